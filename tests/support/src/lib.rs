@@ -1,0 +1,87 @@
+//! Where tests find the golden answers (`tests/fixtures`, committed) and the real test data (weights,
+//! photographs, videos: never committed), and how a test without its data is reported as skipped.
+//!
+//! A test that needs data starts with [`require!`]:
+//!
+//! ```
+//! # fn street_is_read() {
+//! let video = facepipe_test_support::require!("videos/street-1080p.mp4");
+//! # let _ = video;
+//! # }
+//! ```
+//!
+//! Where the file is missing, the test ends there, and a line with its name and the reason goes to standard
+//! error and to the file named by `FACEPIPE_SKIP_LOG`, from which `make test` counts. With `CI=true` it fails.
+
+#![allow(
+    clippy::panic,
+    clippy::expect_used,
+    reason = "this crate is linked into tests only: a panic is how a test fails"
+)]
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// The root of the workspace.
+pub fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).expect("tests/support lies two levels below the root").to_path_buf()
+}
+
+/// The folder of downloaded models, `FACEPIPE_MODELS` or `models/` of the workspace.
+pub fn models_dir() -> PathBuf {
+    env::var_os("FACEPIPE_MODELS").map_or_else(|| workspace_root().join("models"), PathBuf::from)
+}
+
+/// The golden answers of a reference implementation, `tests/fixtures/<name>`.
+pub fn fixture(name: &str) -> serde_json::Value {
+    let path = workspace_root().join("tests/fixtures").join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Finds a file or folder of test data by its path as in the mirror, for example `models/pnet.pt`,
+/// `lfw10/Tony_Blair`, `scenes/multiface.jpg`: first what `facepipe models fetch` put in the models folder, then
+/// `FACEPIPE_MIRROR`.
+pub fn find(relative: &str) -> Option<PathBuf> {
+    let models = models_dir();
+    let fetched = match relative.strip_prefix("models/") {
+        Some(file) => models.join(file),
+        None => models.join("assets").join(relative),
+    };
+    let mirrored = env::var_os("FACEPIPE_MIRROR").map(|m| PathBuf::from(m).join(relative));
+    [Some(fetched), mirrored].into_iter().flatten().find(|p| p.exists())
+}
+
+/// Reports that the current test ends without having tested anything, and why; fails it with `CI=true`.
+pub fn skip(reason: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("unnamed test");
+    eprintln!("SKIPPED {test}: {reason}");
+    if let Some(log) = env::var_os("FACEPIPE_SKIP_LOG") {
+        let line = format!("{test}: {reason}\n");
+        let file = fs::OpenOptions::new().create(true).append(true).open(&log);
+        file.and_then(|mut f| f.write_all(line.as_bytes())).expect("the skip log can be written");
+    }
+    assert!(env::var("CI").as_deref() != Ok("true"), "skipped in CI: {reason}");
+}
+
+/// The path of one piece of test data, or the end of the test (reported as skipped) where it cannot be had.
+#[macro_export]
+macro_rules! require {
+    ($relative:expr) => {
+        match $crate::find($relative) {
+            Some(path) => path,
+            None => {
+                $crate::skip(&format!(
+                    "no {}: run `facepipe models fetch`, or set FACEPIPE_MIRROR to a folder that has it",
+                    $relative
+                ));
+                return;
+            }
+        }
+    };
+}
