@@ -1,0 +1,61 @@
+# Everything starts here: `make demo` and `make test` need nothing but Debian 12 and Rust (rustup).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Weights, photographs and videos come from this folder where it exists, from their public sources otherwise.
+FACEPIPE_MIRROR ?= $(shell test -d ../shared/mirror && cd ../shared/mirror && pwd)
+ifneq ($(FACEPIPE_MIRROR),)
+export FACEPIPE_MIRROR
+else
+unexport FACEPIPE_MIRROR
+endif
+
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+FACEPIPE := $(TARGET)/debug/facepipe
+PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
+CARGO_DENY := .runtime/tools/bin/cargo-deny
+
+.PHONY: help setup packages build models plugins demo test lint audit fmt bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: packages build models plugins ## packages, programs, models, plugin folder: quick when nothing is missing
+
+packages:
+	@scripts/packages.sh
+
+build: packages
+	@cargo build --workspace --all-targets --locked
+
+models: build
+	@$(FACEPIPE) models fetch
+
+plugins: build
+	@scripts/plugin-folder.sh "$(TARGET)/debug" "$(PLUGINS)"
+
+demo: setup ## the main job on real input; VIDEO=file and FACES=folder-per-person replace the defaults
+	@$(FACEPIPE) demo $(if $(VIDEO),--video "$(VIDEO)") $(if $(FACES),--faces "$(FACES)")
+
+test: setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
+	@scripts/test.sh
+
+lint: packages $(CARGO_DENY)
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	@$(CARGO_DENY) --log-level error check bans licenses sources
+
+$(CARGO_DENY): scripts/cargo-deny.sh
+	@scripts/cargo-deny.sh
+
+audit: $(CARGO_DENY) ## known vulnerabilities of dependencies (downloads the advisory database)
+	@$(CARGO_DENY) check advisories
+
+fmt: ## formats the code
+	@cargo fmt --all
+
+bench: setup ## speed of the kernels (criterion)
+	@cargo bench --workspace --locked
+
+clean: ## removes what was built; keeps models and tools
+	@cargo clean

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building, testing and the demo need; quick when none is missing.
+set -euo pipefail
+
+packages=(
+    # building: C compiler, GStreamer's headers, the database clients that diesel links
+    build-essential pkg-config
+    libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
+    libpq-dev default-libmysqlclient-dev
+    # running: decoders, gst-launch-1.0, gst-inspect-1.0
+    gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
+    gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
+    # models that are published inside Python wheels are fetched by pip
+    python3 python3-pip
+    ca-certificates curl
+)
+
+missing=()
+for package in "${packages[@]}"; do
+    [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null) == ii* ]] || missing+=("$package")
+done
+
+if ((${#missing[@]})); then
+    as_root=()
+    if ((EUID != 0)); then
+        command -v sudo >/dev/null || {
+            echo "These packages are missing, and neither root nor sudo is here to install them:" >&2
+            echo "  apt-get install ${missing[*]}" >&2
+            exit 1
+        }
+        as_root=(sudo)
+    fi
+    echo "Installing ${#missing[@]} Debian packages: ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        "${missing[@]}" >/dev/null
+fi
+
+command -v cargo >/dev/null || {
+    echo "Rust is missing: install it with rustup (https://rustup.rs), then run this again." >&2
+    exit 1
+}
