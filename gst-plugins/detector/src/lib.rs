@@ -1,1 +1,34 @@
-//! placeholder
+//! Finds faces in video frames with the Ultra-Light networks, fast enough for one core of a small edge box.
+//!
+//! A [`Frame`] borrows the planes as a decoder made them (NV12, I420, RGB and its kin); a [`Detector`] samples the
+//! network's input straight from them, in one pass, and runs the network in ONNX Runtime.
+//!
+//! ```no_run
+//! use facepipe_detector::{Detector, DetectorConfig, Frame, models};
+//!
+//! # fn main() -> Result<(), facepipe_detector::DetectorError> {
+//! let model = models::resolve("auto", Some(1920), &[])?;
+//! let mut detector = Detector::open(&DetectorConfig { model, ..DetectorConfig::default() })?;
+//! let pixels = vec![0; 1920 * 1080 * 3];
+//! for face in detector.detect(&Frame::rgb(&pixels, 1920, 1080)?)? {
+//!     println!("{} x {} pixels", face.right - face.left, face.bottom - face.top);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod detector;
+mod error;
+mod frame;
+pub mod models;
+mod nms;
+pub mod onnx_strip;
+pub mod runtime;
+mod sample;
+mod search;
+
+pub use detector::{Detector, DetectorConfig, ExecutionProvider};
+pub use error::DetectorError;
+pub use frame::{ColorMatrix, ColorRange, Frame, PixelFormat};
+pub use nms::Detection;
+pub use sample::Sampler;

@@ -1,0 +1,348 @@
+//! The detector: one network in one ONNX Runtime session, with its own buffers.
+
+use std::{fmt, fs, path::PathBuf, str::FromStr};
+
+use ort::{
+    ep,
+    session::{Session, builder::SessionBuilder},
+    value::{Outlet, Tensor, TensorElementType},
+};
+
+use crate::{Detection, DetectorError, Frame, Sampler, nms::Selection, onnx_strip, runtime};
+
+/// Finds faces in frames. Each detector has its own session and buffers, so one per stream.
+///
+/// `Send`, so it can move to a streaming thread; a frame needs `&mut self`, because buffers are reused.
+#[derive(Debug)]
+pub struct Detector {
+    session: Session,
+    outputs: Outputs,
+    sampler: Sampler,
+    /// The network's input, `[1, 3, height, width]`.
+    input: Tensor<f32>,
+    selection: Selection,
+    candidates: Vec<Detection>,
+    faces: Vec<Detection>,
+}
+
+/// How a detector is opened.
+#[derive(Debug, Clone)]
+pub struct DetectorConfig {
+    /// The ONNX file, see [`models::resolve`](crate::models::resolve). No default.
+    pub model: PathBuf,
+    /// Threads that work on one frame, at least 1. Default 1.
+    pub threads: usize,
+    /// Where the network runs. Default [`ExecutionProvider::Cpu`].
+    pub execution_provider: ExecutionProvider,
+    /// Candidates must score higher, 0 to 1. Default 0.6.
+    pub score_threshold: f32,
+    /// Of two boxes that overlap by more than this IoU (0 to 1) the weaker one goes. Default 0.3.
+    pub nms_threshold: f32,
+    /// At most so many faces per frame, those with the highest scores; 0 (default) for all.
+    pub max_faces: usize,
+    /// Folders near which the ONNX Runtime library may lie (a plugin gives its own), see [`runtime::load`]. Without
+    /// effect once the library is loaded.
+    pub library_hints: Vec<PathBuf>,
+}
+
+impl Default for DetectorConfig {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            threads: 1,
+            execution_provider: ExecutionProvider::Cpu,
+            score_threshold: 0.6,
+            nms_threshold: 0.3,
+            max_faces: 0,
+            library_hints: Vec::new(),
+        }
+    }
+}
+
+/// Where the network runs. One that cannot be had is an error, never a quiet run on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ExecutionProvider {
+    /// ONNX Runtime's own kernels.
+    #[default]
+    Cpu,
+    /// NVIDIA CUDA.
+    Cuda,
+    /// NVIDIA TensorRT; parts of a network that it cannot take run on CUDA.
+    TensorRt,
+    /// Intel OpenVINO.
+    OpenVino,
+}
+
+impl ExecutionProvider {
+    /// All of them, `cpu` first.
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::Cuda, Self::TensorRt, Self::OpenVino];
+
+    /// The name used in configuration: `cpu`, `cuda`, `tensorrt`, `openvino`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+            Self::OpenVino => "openvino",
+        }
+    }
+}
+
+impl fmt::Display for ExecutionProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ExecutionProvider {
+    type Err = DetectorError;
+
+    fn from_str(name: &str) -> Result<Self, DetectorError> {
+        Self::ALL.into_iter().find(|provider| provider.name() == name).ok_or_else(|| {
+            DetectorError::InvalidConfig {
+                field: "execution-provider",
+                value: name.to_owned(),
+                limit: "expected cpu, cuda, tensorrt or openvino",
+            }
+        })
+    }
+}
+
+/// Names of the network's outputs, and its number of candidate boxes.
+#[derive(Debug)]
+struct Outputs {
+    scores: String,
+    boxes: String,
+}
+
+/// Far above any Ultra-Light model (1.6 MB), far below what would exhaust an edge box.
+const MAX_MODEL_BYTES: u64 = 256 << 20;
+
+/// Bounds of a plausible input side, in pixels.
+const INPUT_SIDES: std::ops::RangeInclusive<i64> = 16..=4096;
+
+impl Detector {
+    /// Loads ONNX Runtime (once per process) and the model.
+    ///
+    /// # Errors
+    ///
+    /// [`DetectorError`], all variants but `InvalidFrame`, `Inference` and `UnknownModel`.
+    pub fn open(config: &DetectorConfig) -> Result<Self, DetectorError> {
+        let selection = Selection {
+            score_threshold: checked_share("score-threshold", config.score_threshold)?,
+            nms_threshold: checked_share("nms-threshold", config.nms_threshold)?,
+            max_faces: config.max_faces,
+        };
+        if config.threads == 0 || config.threads > 1024 {
+            return Err(DetectorError::InvalidConfig {
+                field: "threads",
+                value: config.threads.to_string(),
+                limit: "expected 1 to 1024",
+            });
+        }
+        let model = read_model(config)?;
+        let runtime = runtime::load(&config.library_hints)?;
+        let provider = config.execution_provider;
+        if !runtime.has(provider) {
+            let reason = format!("{} was built without it", runtime.path().display());
+            return Err(DetectorError::ProviderUnavailable { provider, reason });
+        }
+        let session = build_session(runtime, config, &model)?;
+        let (width, height) = input_size(config, session.inputs())?;
+        let outputs = Outputs {
+            scores: output(config, session.outputs(), 2, "scores, [1, N, 2]")?,
+            boxes: output(config, session.outputs(), 4, "boxes, [1, N, 4]")?,
+        };
+        let input = Tensor::from_array(([1, 3, height, width], vec![0.0; 3 * width * height]))
+            .map_err(|e| DetectorError::Inference(e.to_string()))?;
+        Ok(Self {
+            session,
+            outputs,
+            sampler: Sampler::new(width, height),
+            input,
+            selection,
+            candidates: Vec::new(),
+            faces: Vec::new(),
+        })
+    }
+
+    /// Width and height of the network's input in pixels. A frame is stretched to it.
+    pub const fn input_size(&self) -> (usize, usize) {
+        self.sampler.size()
+    }
+
+    /// Candidates must score higher than this from the next frame on.
+    ///
+    /// # Errors
+    ///
+    /// [`DetectorError::InvalidConfig`] outside 0 to 1.
+    pub fn set_score_threshold(&mut self, threshold: f32) -> Result<(), DetectorError> {
+        self.selection.score_threshold = checked_share("score-threshold", threshold)?;
+        Ok(())
+    }
+
+    /// Boxes may overlap by this IoU from the next frame on.
+    ///
+    /// # Errors
+    ///
+    /// [`DetectorError::InvalidConfig`] outside 0 to 1.
+    pub fn set_nms_threshold(&mut self, threshold: f32) -> Result<(), DetectorError> {
+        self.selection.nms_threshold = checked_share("nms-threshold", threshold)?;
+        Ok(())
+    }
+
+    /// At most so many faces per frame from the next one on, 0 for all.
+    pub const fn set_max_faces(&mut self, max_faces: usize) {
+        self.selection.max_faces = max_faces;
+    }
+
+    /// The faces of one frame, highest score first, in pixels of the frame, unclipped.
+    ///
+    /// # Errors
+    ///
+    /// [`DetectorError::Inference`] where ONNX Runtime fails.
+    pub fn detect(&mut self, frame: &Frame<'_>) -> Result<Vec<Detection>, DetectorError> {
+        let failed = |e: ort::Error| DetectorError::Inference(e.to_string());
+        self.sampler.sample(frame, self.input.extract_tensor_mut().1);
+        let outputs = self.session.run(ort::inputs![&self.input]).map_err(failed)?;
+        let values = |name: &str| {
+            let value =
+                outputs.get(name).ok_or_else(|| DetectorError::Inference(format!("no output {name}")))?;
+            Ok(value.try_extract_tensor::<f32>().map_err(failed)?.1)
+        };
+        let (scores, boxes) = (values(&self.outputs.scores)?, values(&self.outputs.boxes)?);
+        #[expect(clippy::cast_precision_loss, reason = "sides are at most 32,768 pixels")]
+        let size = (frame.width() as f32, frame.height() as f32);
+        self.selection.select(scores, boxes, size, &mut self.candidates, &mut self.faces);
+        Ok(self.faces.clone())
+    }
+}
+
+fn checked_share(field: &'static str, value: f32) -> Result<f32, DetectorError> {
+    // A NaN is in no range.
+    if (0.0..=1.0).contains(&value) {
+        return Ok(value);
+    }
+    Err(DetectorError::InvalidConfig { field, value: value.to_string(), limit: "expected 0 to 1" })
+}
+
+/// The model's bytes, without the weights in its list of inputs.
+fn read_model(config: &DetectorConfig) -> Result<Vec<u8>, DetectorError> {
+    let path = &config.model;
+    let unreadable = |source| DetectorError::ModelUnreadable { path: path.clone(), source };
+    let corrupt = |reason| DetectorError::ModelCorrupt { path: path.clone(), reason };
+    let bytes = fs::metadata(path)
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => missing(config),
+            _ => unreadable(e),
+        })?
+        .len();
+    if bytes > MAX_MODEL_BYTES {
+        return Err(corrupt(format!("it has {bytes} bytes, at most {MAX_MODEL_BYTES} are read")));
+    }
+    let model = fs::read(path).map_err(unreadable)?;
+    onnx_strip::strip(&model).map_err(|e| corrupt(e.to_string()))
+}
+
+fn missing(config: &DetectorConfig) -> DetectorError {
+    let path = &config.model;
+    DetectorError::ModelMissing {
+        name: path.display().to_string(),
+        file: path.file_name().unwrap_or_default().display().to_string(),
+        searched: path.parent().unwrap_or(path).display().to_string(),
+    }
+}
+
+fn build_session(
+    runtime: &runtime::Runtime,
+    config: &DetectorConfig,
+    model: &[u8],
+) -> Result<Session, DetectorError> {
+    let provider = config.execution_provider;
+    let mut builder = configure(runtime, config).map_err(|e| DetectorError::RuntimeFailed {
+        path: runtime.path().to_path_buf(),
+        reason: e.to_string(),
+    })?;
+    let mut accelerate = || -> ort::Result<()> {
+        if provider == ExecutionProvider::Cpu {
+            return Ok(());
+        }
+        let mut accelerated = builder.clone().with_execution_providers(dispatches(provider))?;
+        // Without this, whatever the provider refuses, even all of the network, would quietly run on the CPU.
+        accelerated = accelerated.with_disable_cpu_fallback()?;
+        builder = accelerated;
+        Ok(())
+    };
+    let unavailable = |e: ort::Error| DetectorError::ProviderUnavailable { provider, reason: e.to_string() };
+    accelerate().map_err(unavailable)?;
+    builder.commit_from_memory(model).map_err(|e| match provider {
+        ExecutionProvider::Cpu => {
+            DetectorError::ModelCorrupt { path: config.model.clone(), reason: e.to_string() }
+        }
+        _ => unavailable(e),
+    })
+}
+
+fn configure(runtime: &runtime::Runtime, config: &DetectorConfig) -> ort::Result<SessionBuilder> {
+    Ok(Session::builder(runtime.environment())?
+        .with_no_environment_execution_providers()?
+        .with_intra_threads(config.threads)?
+        .with_inter_threads(1)?
+        .with_parallel_execution(false)?
+        // Between two frames, a spinning thread would burn a core that the decoder needs.
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?)
+}
+
+fn dispatches(provider: ExecutionProvider) -> Vec<ep::ExecutionProviderDispatch> {
+    let providers = match provider {
+        ExecutionProvider::Cpu => Vec::new(),
+        ExecutionProvider::Cuda => vec![ep::CUDA::default().build()],
+        ExecutionProvider::TensorRt => vec![ep::TensorRT::default().build(), ep::CUDA::default().build()],
+        ExecutionProvider::OpenVino => vec![ep::OpenVINO::default().build()],
+    };
+    providers.into_iter().map(ep::ExecutionProviderDispatch::error_on_failure).collect()
+}
+
+/// The one input must be `[1, 3, height, width]` of f32.
+fn input_size(config: &DetectorConfig, inputs: &[Outlet]) -> Result<(usize, usize), DetectorError> {
+    let unsupported = |reason: String| DetectorError::ModelUnsupported { path: config.model.clone(), reason };
+    let [input] = inputs else {
+        return Err(unsupported(format!("it has {} inputs, expected 1", inputs.len())));
+    };
+    let shape: &[i64] = input.dtype().tensor_shape().map_or(&[], |shape| shape);
+    let sides = match *shape {
+        [1, 3, height, width] if INPUT_SIDES.contains(&height) && INPUT_SIDES.contains(&width) => {
+            usize::try_from(width).ok().zip(usize::try_from(height).ok())
+        }
+        _ => None,
+    };
+    match sides {
+        Some(sides) if input.dtype().tensor_type() == Some(TensorElementType::Float32) => Ok(sides),
+        _ => Err(unsupported(format!(
+            "its input {} is {}, expected f32 of [1, 3, height, width] with sides of {} to {} pixels",
+            input.name(),
+            input.dtype(),
+            INPUT_SIDES.start(),
+            INPUT_SIDES.end()
+        ))),
+    }
+}
+
+/// The name of the output whose last dimension is `last`.
+fn output(
+    config: &DetectorConfig,
+    outputs: &[Outlet],
+    last: i64,
+    what: &str,
+) -> Result<String, DetectorError> {
+    let found = outputs.iter().find(|output| {
+        let shape: &[i64] = output.dtype().tensor_shape().map_or(&[], |shape| shape);
+        output.dtype().tensor_type() == Some(TensorElementType::Float32)
+            && matches!(*shape, [_, _, size] if size == last)
+    });
+    found.map(|output| output.name().to_owned()).ok_or_else(|| DetectorError::ModelUnsupported {
+        path: config.model.clone(),
+        reason: format!("it has no output with {what}"),
+    })
+}

@@ -1,0 +1,194 @@
+//! Loads the ONNX Runtime library, once per process, from wherever it is installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use ort::{
+    environment::Environment,
+    ep::{self, ExecutionProvider as _},
+};
+
+use crate::{DetectorError, ExecutionProvider, search};
+
+/// The loaded ONNX Runtime. There is one per process, and it stays loaded until the process ends.
+#[derive(Debug)]
+pub struct Runtime {
+    environment: Environment,
+    path: PathBuf,
+}
+
+/// ONNX Runtime allows one environment per process, and a loaded library cannot be exchanged.
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+
+/// Loads the library, or returns the one that is loaded already (whatever the hints).
+///
+/// Search order: the file named by `ORT_DYLIB_PATH`, and then nothing else; `libonnxruntime.so*` in each of `hints`,
+/// the program's folder and up to three folders above each, and in `.runtime/` below them, newest version first;
+/// the system's library path. Of several, the first that loads is taken. Folders that anybody may write to are not
+/// searched, since whoever can put a library there could run code in this process.
+///
+/// # Errors
+///
+/// [`DetectorError::RuntimeMissing`] where no library is found, or none that is new enough;
+/// [`DetectorError::RuntimeFailed`] where it loads but does not start.
+pub fn load(hints: &[PathBuf]) -> Result<&'static Runtime, DetectorError> {
+    static LOADING: Mutex<()> = Mutex::new(());
+
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    // The lock guards no data, so a panic while it was held leaves nothing half-done.
+    let _guard = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let runtime = open_first(&candidates(hints))?;
+    Ok(RUNTIME.get_or_init(|| runtime))
+}
+
+impl Runtime {
+    /// The file that was loaded, or the bare name where the system found it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the library says of its own build: version, commit, compiler flags.
+    pub fn build_info(&self) -> &'static str {
+        ort::info()
+    }
+
+    /// Whether the library was built with this provider. The machine may still lack what the provider needs.
+    pub fn has(&self, provider: ExecutionProvider) -> bool {
+        let available = match provider {
+            ExecutionProvider::Cpu => ep::CPU::is_available(),
+            ExecutionProvider::Cuda => ep::CUDA::is_available(),
+            ExecutionProvider::TensorRt => ep::TensorRT::is_available(),
+            ExecutionProvider::OpenVino => ep::OpenVINO::is_available(),
+        };
+        available.unwrap_or(false)
+    }
+
+    pub(crate) const fn environment(&self) -> &Environment {
+        &self.environment
+    }
+}
+
+fn candidates(hints: &[PathBuf]) -> Vec<PathBuf> {
+    if let Some(named) = search::path_variable("ORT_DYLIB_PATH") {
+        return vec![named];
+    }
+    let name = library_name();
+    let mut found = Vec::new();
+    for folder in search::folders(hints) {
+        for place in [folder.join(".runtime"), folder] {
+            if !anybody_may_write(&place) {
+                found.extend(libraries(&place, &name));
+            }
+        }
+    }
+    // Bare names go to the system's loader.
+    found.extend([PathBuf::from(&name), PathBuf::from(format!("{name}.1"))]);
+    found
+}
+
+/// `libonnxruntime.so` on Linux.
+fn library_name() -> String {
+    format!("{}onnxruntime{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
+}
+
+/// The libraries in one folder, newest first; `libonnxruntime.so` without a version comes last.
+fn libraries(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut found: Vec<(Vec<u32>, PathBuf)> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let file = entry.file_name();
+            let version = file.to_str()?.strip_prefix(name)?;
+            let version = match version.strip_prefix('.') {
+                None if version.is_empty() => Vec::new(),
+                None => return None,
+                Some(numbers) => numbers.split('.').map(str::parse).collect::<Result<_, _>>().ok()?,
+            };
+            Some((version, entry.path()))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, path)| path).collect()
+}
+
+#[cfg(unix)]
+fn anybody_may_write(folder: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::metadata(folder).is_ok_and(|data| data.permissions().mode() & 0o002 != 0)
+}
+
+#[cfg(not(unix))]
+fn anybody_may_write(_folder: &Path) -> bool {
+    false
+}
+
+fn open_first(candidates: &[PathBuf]) -> Result<Runtime, DetectorError> {
+    let mut tried = Vec::new();
+    for path in candidates {
+        // `init_from` reports what `ort`'s own lazy loading would panic about.
+        match ort::init_from(path) {
+            Ok(builder) => {
+                let environment =
+                    builder.with_name("facepipe").with_telemetry(false).build().map_err(|e| {
+                        DetectorError::RuntimeFailed { path: path.clone(), reason: e.to_string() }
+                    })?;
+                return Ok(Runtime { environment, path: path.clone() });
+            }
+            Err(error) => tried.push(reason(path, &error)),
+        }
+    }
+    Err(DetectorError::RuntimeMissing { tried: tried.join("; ") })
+}
+
+fn reason(path: &Path, error: &ort::LoadDynamicError) -> String {
+    match error {
+        ort::LoadDynamicError::BadVersion { version_str, .. } => {
+            format!("{} is version {version_str}, which is too old", path.display())
+        }
+        ort::LoadDynamicError::MissingApi { .. } => {
+            format!("{} is not an ONNX Runtime library", path.display())
+        }
+        ort::LoadDynamicError::Dlopen { error, .. } => {
+            format!("{} does not load ({error})", path.display())
+        }
+        ort::LoadDynamicError::InvalidVersionString => {
+            format!("{} does not tell its version", path.display())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_library_of_a_folder_comes_first_and_its_providers_are_no_runtime() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = ["so", "so.1.9.0", "so.1.23.2", "so.1", "so.1.23.2.part", "so.old"];
+        for file in files {
+            fs::write(folder.path().join(format!("libonnxruntime.{file}")), "").unwrap();
+        }
+        fs::write(folder.path().join("libonnxruntime_providers_cuda.so"), "").unwrap();
+        let names: Vec<String> = libraries(folder.path(), "libonnxruntime.so")
+            .iter()
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "libonnxruntime.so.1.23.2",
+                "libonnxruntime.so.1.9.0",
+                "libonnxruntime.so.1",
+                "libonnxruntime.so"
+            ]
+        );
+    }
+}
