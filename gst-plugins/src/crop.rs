@@ -1,0 +1,337 @@
+//! Cuts a face out of a frame as a small JPEG picture. Only the pixels of the crop are read, they are averaged down to
+//! the crop's size in the frame's own colour space, and only what is left is converted to RGB.
+
+use facepipe_detector::{ColorMatrix, ColorRange, Frame, PixelFormat};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+
+use crate::roi::FaceRegion;
+
+/// What to cut out, and how large and how good.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CropSettings {
+    /// Added on each side, as a share of the face's width (left and right) and height (top and bottom).
+    pub margin: f64,
+    /// Faces whose shorter side is less than this are left out, pixels.
+    pub min_size: u32,
+    /// Crops whose longer side is more than this are shrunk to it, pixels. Crops are never enlarged.
+    pub max_size: u16,
+    /// JPEG quality, 1 to 100.
+    pub quality: u8,
+}
+
+impl Default for CropSettings {
+    fn default() -> Self {
+        Self { margin: 0.25, min_size: 30, max_size: 150, quality: 90 }
+    }
+}
+
+/// A rectangle inside a frame, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CropRegion {
+    /// Left edge.
+    pub left: u32,
+    /// Top edge.
+    pub top: u32,
+    /// Width, at least 1.
+    pub width: u32,
+    /// Height, at least 1.
+    pub height: u32,
+}
+
+/// Why a crop could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CropError {
+    /// The region is empty or reaches beyond the frame.
+    #[error("crop region {region:?} does not lie inside the frame of {width}x{height} pixels")]
+    Outside {
+        /// The region.
+        region: CropRegion,
+        /// Width of the frame.
+        width: usize,
+        /// Height of the frame.
+        height: usize,
+    },
+    /// The JPEG encoder refused the picture.
+    #[error("the crop cannot be encoded as JPEG: {0}")]
+    Encode(#[from] jpeg_encoder::EncodingError),
+}
+
+impl CropSettings {
+    /// The region to cut out around a face: the face and the margin, clamped at the frame. `None` for a face that is
+    /// smaller than `min_size` or lies outside the frame; of a face that lies partly outside only the inner part counts.
+    pub fn region(&self, face: &FaceRegion, frame_width: u32, frame_height: u32) -> Option<CropRegion> {
+        let (x0, x1) = self.side(face.left, face.width, frame_width)?;
+        let (y0, y1) = self.side(face.top, face.height, frame_height)?;
+        Some(CropRegion { left: x0, top: y0, width: x1 - x0, height: y1 - y0 })
+    }
+
+    /// One axis of [`region`](Self::region): start and end, end beyond start.
+    fn side(&self, start: u32, length: u32, limit: u32) -> Option<(u32, u32)> {
+        let end = start.saturating_add(length).min(limit);
+        let inside = end.checked_sub(start).filter(|&inside| inside >= self.min_size.max(1))?;
+        let margin = to_pixels(self.margin * f64::from(inside));
+        Some((start.saturating_sub(margin), end.saturating_add(margin).min(limit)))
+    }
+
+    /// Width and height of the picture made of a region: the region's own, or shrunk to `max_size`.
+    pub fn output_size(&self, region: &CropRegion) -> (u16, u16) {
+        let longer = region.width.max(region.height);
+        let scale = (f64::from(self.max_size.max(1)) / f64::from(longer.max(1))).min(1.0);
+        let side = |pixels: u32| u16::try_from(to_pixels(f64::from(pixels) * scale).max(1)).unwrap_or(u16::MAX);
+        (side(region.width), side(region.height))
+    }
+}
+
+/// Makes the pictures. Keeps its buffers from one to the next.
+#[derive(Debug, Default)]
+pub struct Cropper {
+    rgb: Vec<u8>,
+    planes: [Vec<f32>; 3],
+    row: Vec<f32>,
+}
+
+impl Cropper {
+    /// Cuts `region` out of `frame` and encodes it as a baseline JPEG (4:2:0) of
+    /// [`CropSettings::output_size`] pixels, shrunk by area averaging.
+    ///
+    /// # Errors
+    ///
+    /// A region that doesn't lie inside the frame.
+    pub fn jpeg(
+        &mut self,
+        frame: &Frame<'_>,
+        region: &CropRegion,
+        settings: &CropSettings,
+    ) -> Result<Vec<u8>, CropError> {
+        let (width, height) = settings.output_size(region);
+        self.shrink_to_rgb(frame, region, usize::from(width), usize::from(height))?;
+        let mut jpeg = Vec::with_capacity(usize::from(width) * usize::from(height) / 2 + 1024);
+        let mut encoder = Encoder::new(&mut jpeg, settings.quality.clamp(1, 100));
+        encoder.set_sampling_factor(SamplingFactor::F_2_2);
+        // Of a small picture the standard tables are a tenth; its own ones are smaller and code better.
+        encoder.set_optimized_huffman_tables(true);
+        encoder.encode(&self.rgb, width, height, ColorType::Rgb)?;
+        Ok(jpeg)
+    }
+
+    /// Fills `self.rgb`, `[height, width, 3]`.
+    fn shrink_to_rgb(
+        &mut self,
+        frame: &Frame<'_>,
+        region: &CropRegion,
+        width: usize,
+        height: usize,
+    ) -> Result<(), CropError> {
+        let range = |start: u32, length: u32| -> Option<(usize, usize)> {
+            let length = usize::try_from(length).ok().filter(|&l| l > 0)?;
+            Some((usize::try_from(start).ok()?, length))
+        };
+        let inside = |start: u32, length: u32, limit: usize| {
+            range(start, length).filter(|(start, length)| start.checked_add(*length).is_some_and(|end| end <= limit))
+        };
+        let (Some(columns), Some(rows)) = (
+            inside(region.left, region.width, frame.width()),
+            inside(region.top, region.height, frame.height()),
+        ) else {
+            return Err(CropError::Outside { region: *region, width: frame.width(), height: frame.height() });
+        };
+
+        let across = Spans::new(columns, width, 1);
+        let down = Spans::new(rows, height, 1);
+        let Self { rgb, planes: [first, second, third], row } = self;
+        rgb.clear();
+        let packed = |order: [usize; 4], channels: usize| (order, channels);
+        let (order, channels) = match frame.format() {
+            PixelFormat::Nv12 | PixelFormat::I420 => {
+                let (half_across, half_down) = (Spans::new(columns, width, 2), Spans::new(rows, height, 2));
+                average(frame, 0, 1, &across, &down, row, first);
+                average(
+                    frame,
+                    1,
+                    if frame.format() == PixelFormat::Nv12 { 2 } else { 1 },
+                    &half_across,
+                    &half_down,
+                    row,
+                    second,
+                );
+                let coefficients = YuvToRgb::new(frame.matrix(), frame.range());
+                if frame.format() == PixelFormat::Nv12 {
+                    let chroma = second.as_chunks::<2>().0;
+                    rgb.extend(first.iter().zip(chroma).flat_map(|(&y, &[u, v])| coefficients.convert(y, u, v)));
+                } else {
+                    average(frame, 2, 1, &half_across, &half_down, row, third);
+                    let chroma = second.iter().zip(third.iter());
+                    rgb.extend(
+                        first.iter().zip(chroma).flat_map(|(&y, (&u, &v))| coefficients.convert(y, u, v)),
+                    );
+                }
+                return Ok(());
+            }
+            PixelFormat::Rgb => packed([0, 1, 2, 0], 3),
+            PixelFormat::Bgr => packed([2, 1, 0, 0], 3),
+            PixelFormat::Rgbx | PixelFormat::Rgba => packed([0, 1, 2, 3], 4),
+            PixelFormat::Bgrx | PixelFormat::Bgra => packed([2, 1, 0, 3], 4),
+        };
+        average(frame, 0, channels, &across, &down, row, first);
+        let [red, green, blue, _] = order;
+        for pixel in first.chunks_exact(channels) {
+            let channel = |index: usize| to_byte(pixel.get(index).copied().unwrap_or(0.0));
+            rgb.extend([channel(red), channel(green), channel(blue)]);
+        }
+        Ok(())
+    }
+}
+
+/// For each output pixel along one axis, the source samples that it covers, with weights that sum to 1.
+struct Spans {
+    /// First source sample of any span, and the number of them that all spans cover.
+    source: (usize, usize),
+    /// Per output pixel: its first sample relative to `source`, and its weights' range in `weights`.
+    spans: Vec<(usize, std::ops::Range<usize>)>,
+    weights: Vec<f32>,
+}
+
+impl Spans {
+    /// `outputs` pixels over the source pixels `(start, length)`, on a plane that has one sample for every `subsampling`
+    /// pixels. A chroma sample is taken as a patch over its pixels; the quarter pixel by which MPEG sites it to the left
+    /// is not visible in a crop.
+    fn new((start, length): (usize, usize), outputs: usize, subsampling: usize) -> Self {
+        let per_sample = to_f64(subsampling);
+        let first = start / subsampling;
+        let samples = (start + length).div_ceil(subsampling) - first;
+        let origin = to_f64(start) / per_sample - to_f64(first);
+        let step = to_f64(length) / per_sample / to_f64(outputs);
+        let mut spans = Vec::with_capacity(outputs);
+        let mut weights = Vec::new();
+        for output in 0..outputs {
+            let from = origin + to_f64(output) * step;
+            let to = from + step;
+            let first_sample = floor(from).min(samples - 1);
+            let begin = weights.len();
+            let mut sum = 0.0;
+            for sample in first_sample..samples {
+                let covered = (to_f64(sample) + 1.0).min(to) - to_f64(sample).max(from);
+                // A sliver is rounding, not coverage; but the first sample always counts.
+                if covered < 1e-6 && sample > first_sample {
+                    break;
+                }
+                let covered = covered.max(1e-9);
+                sum += covered;
+                weights.push(covered);
+            }
+            if let Some(own) = weights.get_mut(begin..) {
+                own.iter_mut().for_each(|weight| *weight /= sum);
+            }
+            spans.push((first_sample, begin..weights.len()));
+        }
+        Self { source: (first, samples), spans, weights: weights.into_iter().map(to_f32).collect() }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        self.spans.iter().map(|(first, range)| (*first, self.weights.get(range.clone()).unwrap_or_default()))
+    }
+}
+
+/// Averages one plane of `channels` interleaved components down to `out`, `[down, across, channels]`. Rows first: that
+/// pass runs along memory and is most of the work.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "`shrink_to_rgb` has checked that the region, and with it every span, lies inside the frame"
+)]
+fn average(
+    frame: &Frame<'_>,
+    plane: usize,
+    channels: usize,
+    across: &Spans,
+    down: &Spans,
+    row: &mut Vec<f32>,
+    out: &mut Vec<f32>,
+) {
+    let (left, columns) = across.source;
+    let (top, _) = down.source;
+    let bytes = left * channels..(left + columns) * channels;
+    out.clear();
+    out.reserve(down.spans.len() * across.spans.len() * channels);
+    for (first_row, row_weights) in down.iter() {
+        row.clear();
+        row.resize(columns * channels, 0.0);
+        for (offset, &weight) in row_weights.iter().enumerate() {
+            let source = &frame.row(plane, top + first_row + offset)[bytes.clone()];
+            for (sum, &sample) in row.iter_mut().zip(source) {
+                *sum += weight * f32::from(sample);
+            }
+        }
+        for (first_column, weights) in across.iter() {
+            for channel in 0..channels {
+                let samples = row[first_column * channels + channel..].iter().step_by(channels);
+                out.push(samples.zip(weights).map(|(sample, weight)| sample * weight).sum());
+            }
+        }
+    }
+}
+
+/// Y'CbCr to R'G'B' for one matrix and range (ITU-R BT.601 and BT.709, section "signal format").
+struct YuvToRgb {
+    luma_offset: f32,
+    luma: f32,
+    red_v: f32,
+    green_u: f32,
+    green_v: f32,
+    blue_u: f32,
+}
+
+impl YuvToRgb {
+    fn new(matrix: ColorMatrix, range: ColorRange) -> Self {
+        let (kr, kb) = match matrix {
+            ColorMatrix::Bt601 => (0.299, 0.114),
+            ColorMatrix::Bt709 => (0.2126, 0.0722),
+        };
+        let kg = 1.0 - kr - kb;
+        let (luma_offset, luma, chroma) = match range {
+            ColorRange::Full => (0.0, 1.0, 1.0),
+            ColorRange::Limited => (16.0, 255.0 / 219.0, 255.0 / 224.0),
+        };
+        Self {
+            luma_offset,
+            luma,
+            red_v: chroma * 2.0 * (1.0 - kr),
+            green_u: chroma * 2.0 * (1.0 - kb) * kb / kg,
+            green_v: chroma * 2.0 * (1.0 - kr) * kr / kg,
+            blue_u: chroma * 2.0 * (1.0 - kb),
+        }
+    }
+
+    fn convert(&self, y: f32, u: f32, v: f32) -> [u8; 3] {
+        let (y, u, v) = ((y - self.luma_offset) * self.luma, u - 128.0, v - 128.0);
+        [
+            to_byte(y + self.red_v * v),
+            to_byte(y - self.green_u * u - self.green_v * v),
+            to_byte(y + self.blue_u * u),
+        ]
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u8")]
+fn to_byte(value: f32) -> u8 {
+    (value + 0.5).clamp(0.0, 255.0) as u8
+}
+
+/// Rounds a number of pixels; what is negative becomes 0.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates at the range of u32")]
+fn to_pixels(value: f64) -> u32 {
+    value.round() as u32
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates at the range of usize")]
+fn floor(value: f64) -> usize {
+    value.floor() as usize
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "weights of 0 to 1 lose only precision")]
+fn to_f32(value: f64) -> f32 {
+    value as f32
+}
+
+fn to_f64(value: usize) -> f64 {
+    value as f64
+}

@@ -1,0 +1,190 @@
+//! The face metadata: the only place that writes it to buffers or reads it from them.
+//!
+//! A **frame** carries one `GstVideoRegionOfInterestMeta` per face:
+//!
+//! | part | content |
+//! |---|---|
+//! | `roi_type` | `face` |
+//! | rectangle | bounding box in pixels of the frame, rounded outwards, inside the frame |
+//! | `id` | track id, from 1 on; 0 while nothing tracks the faces |
+//! | parameter structure `detection` | `confidence` (double, 0 to 1), `label_name` (string, `face`) |
+//!
+//! These are the names that DL Streamer uses, so that its elements and ours understand each other.
+//!
+//! A **crop** (`image/jpeg`) carries one `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`. Its rectangle
+//! is the bounding box in the *full frame* that the crop was taken from, `id` and `detection` are those of the
+//! face, and a parameter structure `facepipe-crop` adds `frame-width` and `frame-height` (uint, pixels) and,
+//! where it is known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC). Other elements keep these
+//! buffers what they are, pictures; decoders drop the metadata, since it doesn't describe the crop's own pixels.
+
+use std::time::Duration;
+
+use gst_video::VideoRegionOfInterestMeta;
+
+const FACE: &str = "face";
+const FACE_CROP: &str = "face-crop";
+const DETECTION: &str = "detection";
+const CROP: &str = "facepipe-crop";
+
+/// One face of a frame.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaceRegion {
+    /// Left edge, pixels of the full frame.
+    pub left: u32,
+    /// Top edge, pixels of the full frame.
+    pub top: u32,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// The detector's score, 0 to 1; 0 where another element wrote a region without one.
+    pub confidence: f64,
+    /// Track id, where a tracker gave one.
+    pub track_id: Option<i32>,
+}
+
+/// What is known about the face on a crop.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CropFacts {
+    /// The face, in pixels of the full frame.
+    pub face: FaceRegion,
+    /// Width of the full frame in pixels.
+    pub frame_width: u32,
+    /// Height of the full frame in pixels.
+    pub frame_height: u32,
+    /// When the frame was captured, since 1970-01-01 UTC.
+    pub captured_at: Option<Duration>,
+}
+
+/// Adds a face to a frame.
+pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
+    attach(buffer, FACE, face, None);
+}
+
+/// The faces of a frame, in the order in which they were attached.
+pub fn faces(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
+    regions(buffer, FACE).map(|meta| read_face(&meta)).collect()
+}
+
+/// Adds the facts about the face to a crop.
+pub fn attach_crop(buffer: &mut gst::BufferRef, facts: &CropFacts) {
+    let mut structure = gst::Structure::builder(CROP)
+        .field("frame-width", facts.frame_width)
+        .field("frame-height", facts.frame_height);
+    if let Some(nanoseconds) = facts.captured_at.and_then(|t| u64::try_from(t.as_nanos()).ok()) {
+        structure = structure.field("captured-at", nanoseconds);
+    }
+    attach(buffer, FACE_CROP, &facts.face, Some(structure.build()));
+}
+
+/// The facts about the face on a crop; `None` on a picture that [`attach_crop`] has not seen.
+pub fn crop_facts(buffer: &gst::BufferRef) -> Option<CropFacts> {
+    regions(buffer, FACE_CROP).find_map(|meta| {
+        let crop = meta.param(CROP)?;
+        Some(CropFacts {
+            face: read_face(&meta),
+            frame_width: crop.get("frame-width").ok()?,
+            frame_height: crop.get("frame-height").ok()?,
+            captured_at: crop.get("captured-at").ok().map(Duration::from_nanos),
+        })
+    })
+}
+
+fn attach(buffer: &mut gst::BufferRef, roi_type: &str, face: &FaceRegion, extra: Option<gst::Structure>) {
+    let rectangle = (face.left, face.top, face.width, face.height);
+    let mut meta = VideoRegionOfInterestMeta::add(buffer, roi_type, rectangle);
+    meta.set_id(face.track_id.unwrap_or(0));
+    meta.add_param(
+        gst::Structure::builder(DETECTION)
+            .field("confidence", face.confidence)
+            .field("label_name", FACE)
+            .build(),
+    );
+    if let Some(extra) = extra {
+        meta.add_param(extra);
+    }
+}
+
+fn regions<'a>(
+    buffer: &'a gst::BufferRef,
+    roi_type: &'static str,
+) -> impl Iterator<Item = gst::MetaRef<'a, VideoRegionOfInterestMeta>> {
+    buffer.iter_meta::<VideoRegionOfInterestMeta>().filter(move |meta| meta.roi_type() == roi_type)
+}
+
+fn read_face(meta: &VideoRegionOfInterestMeta) -> FaceRegion {
+    let (left, top, width, height) = meta.rect();
+    FaceRegion {
+        left,
+        top,
+        width,
+        height,
+        confidence: meta.param(DETECTION).and_then(|d| d.get("confidence").ok()).unwrap_or(0.0),
+        track_id: Some(meta.id()).filter(|&id| id > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACE_1: FaceRegion =
+        FaceRegion { left: 3, top: 5, width: 40, height: 50, confidence: 0.875, track_id: None };
+    const FACE_2: FaceRegion =
+        FaceRegion { left: 100, top: 0, width: 7, height: 9, confidence: 0.5, track_id: Some(12) };
+
+    #[test]
+    fn faces_come_back_as_attached_and_other_regions_are_ignored() {
+        gst::init().unwrap();
+        let mut buffer = gst::Buffer::new();
+        let frame = buffer.make_mut();
+        attach_face(frame, &FACE_1);
+        VideoRegionOfInterestMeta::add(frame, "vehicle", (0, 0, 9, 9));
+        attach_face(frame, &FACE_2);
+        assert_eq!(faces(&buffer), [FACE_1, FACE_2]);
+        assert_eq!(crop_facts(&buffer), None);
+    }
+
+    #[test]
+    fn the_written_form_is_that_of_dl_streamer() {
+        gst::init().unwrap();
+        let mut buffer = gst::Buffer::new();
+        attach_face(buffer.make_mut(), &FACE_2);
+        let meta = buffer.meta::<VideoRegionOfInterestMeta>().unwrap();
+        assert_eq!((meta.roi_type(), meta.id(), meta.rect()), ("face", 12, (100, 0, 7, 9)));
+        let detection = meta.param("detection").unwrap();
+        assert_eq!(detection.get::<f64>("confidence"), Ok(0.5));
+        assert_eq!(detection.get::<&str>("label_name"), Ok("face"));
+    }
+
+    #[test]
+    fn a_region_without_a_score_is_read_with_score_zero() {
+        gst::init().unwrap();
+        let mut buffer = gst::Buffer::new();
+        VideoRegionOfInterestMeta::add(buffer.make_mut(), "face", (1, 2, 3, 4));
+        assert_eq!(
+            faces(&buffer),
+            [FaceRegion { left: 1, top: 2, width: 3, height: 4, confidence: 0.0, track_id: None }]
+        );
+    }
+
+    #[test]
+    fn the_facts_of_a_crop_survive_a_copy_of_the_buffer() {
+        gst::init().unwrap();
+        let mut buffer = gst::Buffer::new();
+        let with_time = CropFacts {
+            face: FACE_2,
+            frame_width: 1920,
+            frame_height: 1080,
+            captured_at: Some(Duration::new(1_700_000_000, 123_456_789)),
+        };
+        attach_crop(buffer.make_mut(), &with_time);
+        assert_eq!(crop_facts(&buffer.copy()), Some(with_time));
+        assert!(faces(&buffer).is_empty(), "the rectangle is no region of the crop's own pixels");
+
+        let mut buffer = gst::Buffer::new();
+        let without_time = CropFacts { captured_at: None, ..with_time };
+        attach_crop(buffer.make_mut(), &without_time);
+        assert_eq!(crop_facts(&buffer), Some(without_time));
+    }
+}

@@ -1,0 +1,173 @@
+//! The one HTTP client: keep-alive connections, TLS where the URL asks for it, and a count of the bytes that really
+//! cross the socket.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Uri;
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{
+        self,
+        connect::{Connected, Connection, HttpConnector},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tower_service::Service;
+
+use super::UploadError;
+
+pub(super) type Client = legacy::Client<HttpsConnector<CountingConnector>, Full<Bytes>>;
+
+/// Longest time to wait for a connection, within the limit of the request.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections that no request used for so long are closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes that crossed the client's sockets.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) written: AtomicU64,
+    pub(super) read: AtomicU64,
+}
+
+pub(super) fn client(uri: &Uri, timeout: Duration, traffic: Arc<Traffic>) -> Result<Client, UploadError> {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(timeout.min(CONNECT_TIMEOUT)));
+
+    let builder = HttpsConnectorBuilder::new();
+    let builder = if uri.scheme_str() == Some("https") {
+        builder
+            .with_provider_and_native_roots(ring::default_provider())
+            .map_err(|e| UploadError::Certificates(e.to_string()))?
+    } else {
+        // Plain HTTP must also work on a system without certificates, so none are looked for.
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| UploadError::Certificates(e.to_string()))?
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        builder.with_tls_config(config)
+    };
+    let connector =
+        builder.https_or_http().enable_http1().wrap_connector(CountingConnector { http, traffic });
+    Ok(legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_timer(TokioTimer::new())
+        .build(connector))
+}
+
+/// Connects, and counts what the connections carry.
+#[derive(Clone)]
+pub(super) struct CountingConnector {
+    http: HttpConnector,
+    traffic: Arc<Traffic>,
+}
+
+impl Service<Uri> for CountingConnector {
+    type Response = TokioIo<CountingStream>;
+    type Error = <HttpConnector as Service<Uri>>::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.http.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.http.call(uri);
+        let traffic = Arc::clone(&self.traffic);
+        Box::pin(async move {
+            let stream = connecting.await?.into_inner();
+            Ok(TokioIo::new(CountingStream { stream, traffic }))
+        })
+    }
+}
+
+/// A TCP connection that counts.
+pub(super) struct CountingStream {
+    stream: TcpStream,
+    traffic: Arc<Traffic>,
+}
+
+impl CountingStream {
+    fn count_written(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            count(&self.traffic.written, *bytes);
+        }
+        result
+    }
+}
+
+fn count(counter: &AtomicU64, bytes: usize) {
+    counter.fetch_add(u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+}
+
+impl Connection for CountingStream {
+    fn connected(&self) -> Connected {
+        self.stream.connected()
+    }
+}
+
+impl AsyncRead for CountingStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        count(&self.traffic.read, buffer.filled().len().saturating_sub(before));
+        result
+    }
+}
+
+impl AsyncWrite for CountingStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.count_written(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.count_written(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,114 @@
+//! When a request is repeated, and after how long.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode, header};
+use rand::Rng;
+use time::{OffsetDateTime, format_description::well_known::Rfc2822};
+
+/// A server that asks for more patience than this is asked again after it all the same.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// Exponential back-off with jitter: the n-th repetition waits a random time between half and the whole of
+/// `initial * 2^n`, `maximum` at most, so that many cameras don't return to a backend all at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// Before the first repetition.
+    pub initial: Duration,
+    /// Upper limit.
+    pub maximum: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Duration::from_millis(500), maximum: Duration::from_secs(10) }
+    }
+}
+
+impl Backoff {
+    /// How long to wait after the attempt numbered `attempt`, the first being 0.
+    pub(super) fn delay(&self, attempt: u32) -> Duration {
+        let factor = 1_u32.checked_shl(attempt).unwrap_or(u32::MAX);
+        let whole = self.initial.saturating_mul(factor).min(self.maximum);
+        whole.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+}
+
+/// What an answer means for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Accepted,
+    /// Repeating won't help.
+    Rejected,
+    /// The backend is well but has no time; repeat after the time it asks for, or after the back-off.
+    Busy(Option<Duration>),
+    /// The backend, or what stands before it, is not well; repeat likewise.
+    Failing(Option<Duration>),
+}
+
+pub(super) fn judge(status: StatusCode, headers: &HeaderMap) -> Verdict {
+    match status.as_u16() {
+        200..=299 => Verdict::Accepted,
+        // Request timeout, too early, too many requests.
+        408 | 425 | 429 => Verdict::Busy(retry_after(headers, OffsetDateTime::now_utc())),
+        500..=599 => Verdict::Failing(retry_after(headers, OffsetDateTime::now_utc())),
+        _ => Verdict::Rejected,
+    }
+}
+
+/// Reads `Retry-After` in either of its forms, seconds or an HTTP date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let until = OffsetDateTime::parse(value, &Rfc2822).ok()?;
+            Duration::try_from(until - now).unwrap_or(Duration::ZERO)
+        }
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_back_off_doubles_with_jitter_up_to_its_maximum() {
+        let backoff = Backoff { initial: Duration::from_millis(100), maximum: Duration::from_millis(900) };
+        for (attempt, whole) in [(0, 100), (1, 200), (2, 400), (3, 800), (4, 900), (31, 900), (40, 900)] {
+            let whole = Duration::from_millis(whole);
+            let delays: Vec<_> = (0..50).map(|_| backoff.delay(attempt)).collect();
+            assert!(delays.iter().all(|d| (whole / 2..=whole).contains(d)), "attempt {attempt}: {delays:?}");
+            assert!(delays.iter().any(|d| d != &delays[0]), "attempt {attempt}: no jitter");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let now = OffsetDateTime::parse("Sun, 06 Nov 1994 08:49:37 GMT", &Rfc2822).unwrap();
+        let read = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value.parse().unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(read("7"), Some(Duration::from_secs(7)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO), "a moment that is past");
+        assert_eq!(read("86400"), Some(MAX_RETRY_AFTER));
+        assert_eq!(read("soon"), None);
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn only_what_may_help_is_repeated() {
+        let judge = |status| judge(StatusCode::from_u16(status).unwrap(), &HeaderMap::new());
+        assert_eq!(judge(201), Verdict::Accepted);
+        assert_eq!(judge(204), Verdict::Accepted);
+        assert_eq!(judge(429), Verdict::Busy(None));
+        assert_eq!(judge(503), Verdict::Failing(None));
+        for status in [301, 400, 401, 404, 413, 422] {
+            assert_eq!(judge(status), Verdict::Rejected, "{status}");
+        }
+    }
+}
