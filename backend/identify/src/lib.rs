@@ -1,1 +1,35 @@
-//! placeholder
+//! Vectors in, identities out: who a face embedding belongs to, and whether it belongs to anybody at all.
+//!
+//! A [`Model`] is trained on labelled embeddings of one embedder. It answers with a probability for every enrolled
+//! person and with an open-set [`Decision`]: the most probable person counts as `known` only when the cosine between
+//! the embedding and that person's mean embedding reaches the threshold. No images and no HTTP in here.
+//!
+//! ```
+//! use facepipe_identify::{Decision, Model, Sample, TrainOptions};
+//!
+//! let sample = |label: &str, embedding: [f32; 3]| Sample { label: label.into(), embedding: embedding.into() };
+//! let samples = [sample("ada", [1.0, 0.1, 0.0]), sample("bob", [0.0, 1.0, 0.1])];
+//! let model = Model::train("example-3d", &samples, &TrainOptions::default())?;
+//!
+//! let answer = model.identify(&[0.9, 0.0, 0.1], 0.5)?;
+//! assert_eq!(answer.decision, Decision::Known);
+//! assert_eq!(answer.top.map(|top| top.label).as_deref(), Some("ada"));
+//!
+//! let stranger = model.identify(&[0.0, 0.0, 1.0], 0.5)?;
+//! assert_eq!(stranger.decision, Decision::Unknown);
+//! # Ok::<(), facepipe_identify::IdentifyError>(())
+//! ```
+
+mod classifier;
+mod embedding;
+mod error;
+pub mod evaluate;
+mod format;
+mod model;
+mod svm;
+
+pub use classifier::{Classifier, ClassifierKind};
+pub use error::IdentifyError;
+pub use format::FORMAT_VERSION;
+pub use model::{Decision, Identification, MAX_NAME_LENGTH, Model, Prediction, Sample, TrainOptions};
+pub use svm::{LinearSvm, MAX_SVM_SAMPLES};

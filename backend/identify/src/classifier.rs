@@ -1,0 +1,56 @@
+//! The seam behind which classifiers live: a new solver is a new file that implements [`Classifier`], a new
+//! [`ClassifierKind`] and a line in `decode`.
+
+use std::{fmt, sync::Arc};
+
+use crate::{IdentifyError, LinearSvm, format::Reader};
+
+/// Maps an embedding to one probability per enrolled person. Classes are numbered as [`Model::labels`] lists them.
+///
+/// [`Model::labels`]: crate::Model::labels
+pub trait Classifier: fmt::Debug + Send + Sync {
+    /// Which implementation this is, as stored in the model's bytes.
+    fn kind(&self) -> ClassifierKind;
+
+    /// The number of classes, at least 1.
+    fn classes(&self) -> usize;
+
+    /// The number of components of an embedding.
+    fn dimensions(&self) -> usize;
+
+    /// Probabilities `[classes]`, each in 0..=1, with sum 1. `embedding` is L2-normalised and has
+    /// [`dimensions`](Self::dimensions) components; the caller has checked that.
+    fn probabilities(&self, embedding: &[f32]) -> Vec<f32>;
+
+    /// Appends all parameters in little-endian order, without classes and dimensions, which the model keeps.
+    fn encode(&self, out: &mut Vec<u8>);
+}
+
+/// The implementations of [`Classifier`]; the numbers are part of the stored form and never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClassifierKind {
+    /// [`LinearSvm`]: one hyperplane and one calibration per class.
+    LinearSvm,
+}
+
+impl ClassifierKind {
+    pub(crate) const fn tag(self) -> u8 {
+        match self {
+            Self::LinearSvm => 1,
+        }
+    }
+
+    /// Reads a classifier as its `encode` wrote it.
+    pub(crate) fn decode(
+        tag: u8,
+        reader: &mut Reader<'_>,
+        classes: usize,
+        dimensions: usize,
+    ) -> Result<Arc<dyn Classifier>, IdentifyError> {
+        match tag {
+            1 => Ok(Arc::new(LinearSvm::decode(reader, classes, dimensions)?)),
+            _ => Err(IdentifyError::Corrupt(format!("classifier kind {tag} is unknown"))),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Checks and arithmetic on single embeddings. Everything past this module is finite, of one length, and L2-normalised.
+
+use crate::IdentifyError;
+
+/// The L2-normalised copy of `embedding`, whose length may be anything but 0 or non-finite. `subject` names it in errors.
+pub(crate) fn normalised(embedding: &[f32], subject: impl Fn() -> String) -> Result<Vec<f32>, IdentifyError> {
+    if embedding.is_empty() {
+        return Err(IdentifyError::Empty { subject: subject() });
+    }
+    if let Some((component, &value)) = embedding.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+        return Err(IdentifyError::NotFinite { subject: subject(), component, value });
+    }
+    let length = dot(embedding, embedding).sqrt();
+    if length == 0.0 {
+        return Err(IdentifyError::NoDirection { subject: subject() });
+    }
+    Ok(embedding.iter().map(|&v| to_f32(f64::from(v) / length)).collect())
+}
+
+/// The inner product, summed in double precision; the cosine where both are L2-normalised.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+}
+
+/// Rounds to the nearest single.
+#[expect(clippy::cast_possible_truncation, reason = "rounding to single precision is what this is for")]
+pub(crate) fn to_f32(value: f64) -> f32 {
+    value as f32
+}

@@ -1,0 +1,373 @@
+//! The trained model: who is enrolled, the classifier, and each person's mean embedding for the open-set decision.
+
+use std::{cmp::Ordering, collections::BTreeMap, fmt, sync::Arc};
+
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Classifier, ClassifierKind, IdentifyError, LinearSvm,
+    embedding::{dot, normalised, to_f32},
+    format::{Reader, corrupt, put_f32s, put_str, seal, unseal},
+    svm::TrainingSet,
+};
+
+/// The longest label or embedder name, in characters.
+pub const MAX_NAME_LENGTH: usize = 64;
+
+/// Everything that identification needs, immutable once trained or loaded.
+#[derive(Clone)]
+pub struct Model {
+    embedder: String,
+    dimensions: usize,
+    /// Sorted and unique; class `i` of the classifier is `labels[i]`.
+    labels: Vec<String>,
+    /// L2-normalised mean embedding of each class, `[classes][dimensions]`.
+    means: Vec<Vec<f32>>,
+    /// None where nobody is enrolled.
+    classifier: Option<Arc<dyn Classifier>>,
+}
+
+/// One labelled embedding.
+#[derive(Clone, PartialEq)]
+pub struct Sample {
+    /// Whose face it is: 1 to [`MAX_NAME_LENGTH`] characters, none of them a control character.
+    pub label: String,
+    /// Components of the embedding, of any length but 0: training normalises.
+    pub embedding: Vec<f32>,
+}
+
+/// How to train. The defaults suit L2-normalised face embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainOptions {
+    /// The SVM's penalty C of a sample inside the margin, more than 0: the larger, the closer to a hard margin.
+    pub c: f64,
+    /// At which violation of the optimality conditions the SVM's solver stops, more than 0 and at most 0.1.
+    pub tolerance: f64,
+    /// Folds of the cross-validation behind the probabilities, 2 to 10; a person with fewer samples gets fewer folds.
+    pub calibration_folds: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self { c: 1.0, tolerance: 1e-5, calibration_folds: 3 }
+    }
+}
+
+/// Whether a face belongs to somebody who is enrolled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decision {
+    /// The most probable person is near enough to be taken for the one seen.
+    Known,
+    /// Nobody who is enrolled, as far as the threshold tells.
+    Unknown,
+}
+
+/// One person and how probable it is that the face is theirs, if it is anybody's who is enrolled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// The person's label.
+    pub label: String,
+    /// Probability in 0..=1. With one person enrolled it is 1: only the decision tells anything then.
+    pub confidence: f32,
+}
+
+/// The answer to one embedding.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identification {
+    /// Known if and only if `score` reaches `threshold`.
+    pub decision: Decision,
+    /// The most probable person, also where the decision is unknown; none where nobody is enrolled.
+    pub top: Option<Prediction>,
+    /// Cosine (-1..=1) between the embedding and the mean embedding of the person in `top`.
+    pub score: Option<f32>,
+    /// The threshold that was applied, a cosine.
+    pub threshold: f32,
+    /// Everybody enrolled by falling probability, equal ones by label; the probabilities sum to 1.
+    pub all: Vec<Prediction>,
+}
+
+impl Model {
+    /// Trains on the samples of `embedder`, in any order: the same set of samples gives the same bytes.
+    ///
+    /// A sample that occurs more than once under one label counts once. No samples at all give a model that knows
+    /// nobody; samples of one person only give one that always names them and leaves all to the decision.
+    ///
+    /// # Errors
+    /// A name that is empty, longer than [`MAX_NAME_LENGTH`] characters or has control characters; an embedding that
+    /// is empty, not finite, zero or of another length than the first; one embedding under two labels; a person whose
+    /// embeddings cancel out; an option out of its range; more samples than the classifier takes
+    /// ([`MAX_SVM_SAMPLES`](crate::MAX_SVM_SAMPLES)).
+    pub fn train(embedder: &str, samples: &[Sample], options: &TrainOptions) -> Result<Self, IdentifyError> {
+        check_name(embedder).map_err(|problem| IdentifyError::Embedder { problem })?;
+        options.check()?;
+
+        let dimensions = samples.first().map_or(0, |s| s.embedding.len());
+        let mut rows = Vec::with_capacity(samples.len());
+        for (index, sample) in samples.iter().enumerate() {
+            check_name(&sample.label).map_err(|problem| IdentifyError::Label { sample: index, problem })?;
+            let subject = || format!("sample {index}");
+            let vector = normalised(&sample.embedding, subject)?;
+            if vector.len() != dimensions {
+                return Err(IdentifyError::Dimensions {
+                    subject: subject(),
+                    found: vector.len(),
+                    expected: dimensions,
+                });
+            }
+            rows.push(Row { label: &sample.label, vector, index });
+        }
+        let rows = distinct(rows)?;
+
+        let mut people: BTreeMap<&str, Vec<&Row<'_>>> = BTreeMap::new();
+        for row in &rows {
+            people.entry(row.label).or_default().push(row);
+        }
+        let labels: Vec<String> = people.keys().map(ToString::to_string).collect();
+        let means = people.values().map(|rows| mean(rows, dimensions)).collect::<Result<Vec<_>, _>>()?;
+
+        let classifier = if labels.is_empty() {
+            None
+        } else {
+            // `rows` is sorted by label, as the classes are.
+            let classes =
+                people.values().enumerate().flat_map(|(class, rows)| vec![class; rows.len()]).collect();
+            let flat = rows.iter().flat_map(|r| r.vector.iter().copied().map(f64::from)).collect();
+            let records = Array2::from_shape_vec((rows.len(), dimensions), flat)
+                .map_err(|e| IdentifyError::Training(e.to_string()))?;
+            let set = TrainingSet { records, classes, count: labels.len() };
+            Some(Arc::new(LinearSvm::train(&set, options)?) as Arc<dyn Classifier>)
+        };
+        Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
+    }
+
+    /// Who the embedding belongs to; `threshold` is the cosine to the mean embedding from which on a person counts as
+    /// known (each embedder has its own).
+    ///
+    /// # Errors
+    /// An embedding that is empty, not finite, zero or of another length than the model's (any length is right while
+    /// nobody is enrolled); a threshold outside -1..=1.
+    pub fn identify(&self, embedding: &[f32], threshold: f32) -> Result<Identification, IdentifyError> {
+        if !(-1.0..=1.0).contains(&threshold) {
+            return Err(IdentifyError::Threshold { value: threshold });
+        }
+        let subject = || "embedding".to_owned();
+        let embedding = normalised(embedding, subject)?;
+        let Some(classifier) = &self.classifier else {
+            return Ok(Identification {
+                decision: Decision::Unknown,
+                top: None,
+                score: None,
+                threshold,
+                all: Vec::new(),
+            });
+        };
+        if embedding.len() != self.dimensions {
+            return Err(IdentifyError::Dimensions {
+                subject: subject(),
+                found: embedding.len(),
+                expected: self.dimensions,
+            });
+        }
+
+        let probabilities = classifier.probabilities(&embedding);
+        let mut ranked: Vec<(f32, &String, &Vec<f32>)> = probabilities
+            .into_iter()
+            .zip(self.labels.iter().zip(&self.means))
+            .map(|(confidence, (label, mean))| (confidence, label, mean))
+            .collect();
+        // Stable, and the labels are sorted: ties come out by label.
+        ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+
+        let score = ranked.first().map(|(_, _, mean)| to_f32(dot(mean, &embedding).clamp(-1.0, 1.0)));
+        let all: Vec<Prediction> = ranked
+            .into_iter()
+            .map(|(confidence, label, _)| Prediction { label: label.clone(), confidence })
+            .collect();
+        let known = score.is_some_and(|s| s >= threshold);
+        let decision = if known { Decision::Known } else { Decision::Unknown };
+        Ok(Identification { decision, top: all.first().cloned(), score, threshold, all })
+    }
+
+    /// The enrolled people, sorted.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// The name of the embedder whose embeddings the model was trained on. Others mean nothing to it.
+    pub fn embedder(&self) -> &str {
+        &self.embedder
+    }
+
+    /// The number of components of an embedding; 0 where nobody is enrolled.
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// Which classifier is inside; none where nobody is enrolled.
+    pub fn classifier(&self) -> Option<ClassifierKind> {
+        self.classifier.as_ref().map(|c| c.kind())
+    }
+
+    /// The L2-normalised mean embedding of a person.
+    pub fn mean_embedding(&self, label: &str) -> Option<&[f32]> {
+        let class = self.labels.binary_search_by(|l| l.as_str().cmp(label)).ok()?;
+        self.means.get(class).map(Vec::as_slice)
+    }
+
+    /// The stored form: versioned, with a checksum, the same for the same model.
+    ///
+    /// Payload: embedder; `u32` dimensions; `u32` classes; the labels; the mean embeddings `[classes, dimensions]` as
+    /// `f32`; and where there are classes, `u8` kind of the classifier and its parameters. Names are UTF-8 after
+    /// their length in bytes as `u16`.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut payload = Vec::new();
+        put_str(&mut payload, &self.embedder);
+        // Neither count nears the limit: a model of 2^32 people or components would not fit the memory.
+        for count in [self.dimensions, self.labels.len()] {
+            payload.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        for label in &self.labels {
+            put_str(&mut payload, label);
+        }
+        for mean in &self.means {
+            put_f32s(&mut payload, mean);
+        }
+        if let Some(classifier) = &self.classifier {
+            payload.push(classifier.kind().tag());
+            classifier.encode(&mut payload);
+        }
+        seal(&payload)
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    /// [`IdentifyError::Version`] for a model of another format version, [`IdentifyError::Corrupt`] for everything
+    /// else that is not a whole, undamaged model.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, IdentifyError> {
+        let mut reader = Reader::new(unseal(bytes)?);
+        let embedder = reader.str()?.to_owned();
+        check_name(&embedder).map_err(|p| IdentifyError::Corrupt(format!("embedder: {p}")))?;
+        let dimensions = reader.count()?;
+        let classes = reader.count()?;
+        if (dimensions == 0) != (classes == 0) {
+            return Err(IdentifyError::Corrupt(format!("{classes} people with {dimensions} dimensions")));
+        }
+        let mut labels: Vec<String> = Vec::new();
+        for _ in 0..classes {
+            let label = reader.str()?;
+            check_name(label).map_err(|p| IdentifyError::Corrupt(format!("label: {p}")))?;
+            if labels.last().is_some_and(|last| last.as_str() >= label) {
+                return Err(corrupt("the labels are not sorted"));
+            }
+            labels.push(label.to_owned());
+        }
+        let mut means = Vec::new();
+        for _ in 0..classes {
+            means.push(reader.f32s(dimensions)?);
+        }
+        let classifier = if classes == 0 {
+            None
+        } else {
+            let tag = reader.u8()?;
+            Some(ClassifierKind::decode(tag, &mut reader, classes, dimensions)?)
+        };
+        reader.finish()?;
+        Ok(Self { embedder, dimensions, labels, means, classifier })
+    }
+}
+
+/// Without names and embeddings, so that a model may be logged.
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("embedder", &self.embedder)
+            .field("dimensions", &self.dimensions)
+            .field("people", &self.labels.len())
+            .field("classifier", &self.classifier())
+            .finish()
+    }
+}
+
+/// Without name and embedding, so that a sample may be logged.
+impl fmt::Debug for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sample").field("dimensions", &self.embedding.len()).finish_non_exhaustive()
+    }
+}
+
+impl TrainOptions {
+    fn check(&self) -> Result<(), IdentifyError> {
+        let wrong = |option, value, limit| Err(IdentifyError::Option { option, value, limit });
+        if !(self.c.is_finite() && self.c > 0.0) {
+            return wrong("c", self.c, "a finite number above 0");
+        }
+        if !(self.tolerance > 0.0 && self.tolerance <= 0.1) {
+            return wrong("tolerance", self.tolerance, "more than 0 and at most 0.1");
+        }
+        if !(2..=10).contains(&self.calibration_folds) {
+            return wrong("calibration_folds", self.calibration_folds as f64, "2 to 10");
+        }
+        Ok(())
+    }
+}
+
+/// A checked sample: normalised, with its position in the input for messages.
+struct Row<'a> {
+    label: &'a str,
+    vector: Vec<f32>,
+    index: usize,
+}
+
+/// Sorts by label, then by components, so that the result depends on the set of samples and not on their order, and
+/// drops repetitions.
+fn distinct(mut rows: Vec<Row<'_>>) -> Result<Vec<Row<'_>>, IdentifyError> {
+    let by_vector = |a: &Row<'_>, b: &Row<'_>| {
+        let pairs = a.vector.iter().zip(&b.vector);
+        pairs.map(|(x, y)| x.total_cmp(y)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
+    };
+    // The position last, so that messages do not depend on how the sort treats equal rows.
+    rows.sort_unstable_by(|a, b| by_vector(a, b).then(a.label.cmp(b.label)).then(a.index.cmp(&b.index)));
+    for pair in rows.windows(2) {
+        if let [a, b] = pair
+            && by_vector(a, b).is_eq()
+            && a.label != b.label
+        {
+            let (first, second) = (a.index.min(b.index), a.index.max(b.index));
+            return Err(IdentifyError::Conflict { first, second });
+        }
+    }
+    rows.dedup_by(|b, a| by_vector(a, b).is_eq());
+    // Stable: within a label the rows stay sorted by their components.
+    rows.sort_by(|a, b| a.label.cmp(b.label));
+    Ok(rows)
+}
+
+/// The L2-normalised mean of L2-normalised vectors.
+fn mean(rows: &[&Row<'_>], dimensions: usize) -> Result<Vec<f32>, IdentifyError> {
+    let mut sum = vec![0.0_f64; dimensions];
+    for row in rows {
+        for (s, &v) in sum.iter_mut().zip(&row.vector) {
+            *s += f64::from(v);
+        }
+    }
+    let mean: Vec<f32> = sum.iter().map(|&s| to_f32(s / rows.len() as f64)).collect();
+    let sample = rows.iter().map(|r| r.index).min().unwrap_or(0);
+    normalised(&mean, || format!("the mean embedding of the person of sample {sample}"))
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let length = name.chars().count();
+    if length == 0 {
+        Err(format!("is empty, expected 1 to {MAX_NAME_LENGTH} characters"))
+    } else if length > MAX_NAME_LENGTH {
+        Err(format!("has {length} characters, expected 1 to {MAX_NAME_LENGTH}"))
+    } else if name.chars().any(char::is_control) {
+        Err("has a control character, expected none".into())
+    } else {
+        Ok(())
+    }
+}
