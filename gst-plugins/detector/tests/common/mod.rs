@@ -1,0 +1,144 @@
+//! What several tests of the detector need: an opened detector, pictures, and a converter to NV12.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::path::Path;
+
+use facepipe_detector::{
+    ColorMatrix, ColorRange, Detector, DetectorConfig, DetectorError, Frame, PixelFormat, runtime,
+};
+use image::RgbImage;
+
+/// The detector with this model, or the end of the test (reported as skipped) where there is no ONNX Runtime.
+#[macro_export]
+macro_rules! open_or_skip {
+    ($config:expr) => {
+        match $crate::common::open($config) {
+            Some(detector) => detector,
+            None => return,
+        }
+    };
+}
+
+pub fn open(config: DetectorConfig) -> Option<Detector> {
+    let library_hints = vec![facepipe_test_support::workspace_root()];
+    match Detector::open(&DetectorConfig { library_hints, ..config }) {
+        Ok(detector) => Some(detector),
+        Err(error @ DetectorError::RuntimeMissing { .. }) => {
+            facepipe_test_support::skip(&error.to_string());
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Whether there is an ONNX Runtime; reports the test as skipped where not.
+pub fn runtime_or_skip() -> bool {
+    let found = runtime::load(&[facepipe_test_support::workspace_root()]);
+    if let Err(error) = &found {
+        facepipe_test_support::skip(&error.to_string());
+    }
+    found.is_ok()
+}
+
+pub fn picture(path: &Path) -> RgbImage {
+    image::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).to_rgb8()
+}
+
+pub fn rgb_frame(picture: &RgbImage) -> Frame<'_> {
+    Frame::rgb(picture, picture.width(), picture.height()).unwrap()
+}
+
+/// Kr and Kb of ITU-R BT.601 and BT.709.
+pub fn luma_weights(matrix: ColorMatrix) -> (f64, f64) {
+    match matrix {
+        ColorMatrix::Bt601 => (0.299, 0.114),
+        ColorMatrix::Bt709 => (0.2126, 0.0722),
+    }
+}
+
+/// Y'CbCr of one pixel by the definition in ITU-R BT.601 and BT.709, not yet rounded.
+pub fn to_ycbcr(rgb: [f64; 3], matrix: ColorMatrix, range: ColorRange) -> [f64; 3] {
+    let (kr, kb) = luma_weights(matrix);
+    let [r, g, b] = rgb.map(|v| v / 255.0);
+    let y = kr * r + (1.0 - kr - kb) * g + kb * b;
+    let (cb, cr) = ((b - y) / (2.0 * (1.0 - kb)), (r - y) / (2.0 * (1.0 - kr)));
+    match range {
+        ColorRange::Full => [255.0 * y, 255.0 * cb + 128.0, 255.0 * cr + 128.0],
+        ColorRange::Limited => [219.0 * y + 16.0, 224.0 * cb + 128.0, 224.0 * cr + 128.0],
+    }
+}
+
+/// A picture in planes of its own, with padding behind each row.
+pub struct Planes {
+    pub format: PixelFormat,
+    pub width: u32,
+    pub height: u32,
+    pub planes: Vec<Vec<u8>>,
+    pub strides: Vec<usize>,
+    pub matrix: ColorMatrix,
+    pub range: ColorRange,
+}
+
+impl Planes {
+    /// Converts an RGB picture; chroma is the mean of the (up to) four pixels it stands for. Padding is filled with
+    /// values that would show in the result.
+    pub fn of(
+        picture: &RgbImage,
+        format: PixelFormat,
+        matrix: ColorMatrix,
+        range: ColorRange,
+        padding: usize,
+    ) -> Self {
+        let (width, height) = picture.dimensions();
+        let pixel = |x: u32, y: u32| picture.get_pixel(x, y).0.map(f64::from);
+        let round = |v: f64| v.round().clamp(0.0, 255.0) as u8;
+        let chroma = |x: u32, y: u32, index: usize| {
+            let xs = 2 * x..width.min(2 * x + 2);
+            let ys = 2 * y..height.min(2 * y + 2);
+            let block: Vec<f64> = ys
+                .flat_map(|y| xs.clone().map(move |x| (x, y)))
+                .map(|(x, y)| to_ycbcr(pixel(x, y), matrix, range)[index])
+                .collect();
+            round(block.iter().sum::<f64>() / block.len() as f64)
+        };
+        let mut planes = Vec::new();
+        let mut strides = Vec::new();
+        for plane in 0..format.planes() {
+            let (bytes, rows) = format.plane_size(plane, width as usize, height as usize);
+            let stride = bytes + padding;
+            let mut data = vec![0xa5; stride * rows];
+            for (y, row) in data.chunks_exact_mut(stride).enumerate() {
+                let y = y as u32;
+                for (at, value) in row[..bytes].iter_mut().enumerate() {
+                    let at = at as u32;
+                    let rgb = |x: u32, order: [usize; 4], size: u32| {
+                        picture.get_pixel(x, y).0.get(order[(at % size) as usize]).copied().unwrap_or(7)
+                    };
+                    *value = match (format, plane) {
+                        (PixelFormat::Nv12 | PixelFormat::I420, 0) => {
+                            round(to_ycbcr(pixel(at, y), matrix, range)[0])
+                        }
+                        (PixelFormat::Nv12, _) => chroma(at / 2, y, 1 + at as usize % 2),
+                        (PixelFormat::I420, _) => chroma(at, y, plane),
+                        (PixelFormat::Rgb, _) => rgb(at / 3, [0, 1, 2, 0], 3),
+                        (PixelFormat::Bgr, _) => rgb(at / 3, [2, 1, 0, 0], 3),
+                        (PixelFormat::Rgbx | PixelFormat::Rgba, _) => rgb(at / 4, [0, 1, 2, 3], 4),
+                        (PixelFormat::Bgrx | PixelFormat::Bgra, _) => rgb(at / 4, [2, 1, 0, 3], 4),
+                    };
+                }
+            }
+            // The last row need not be padded.
+            data.truncate(stride * (rows - 1) + bytes);
+            planes.push(data);
+            strides.push(stride);
+        }
+        Self { format, width, height, planes, strides, matrix, range }
+    }
+
+    pub fn frame(&self) -> Frame<'_> {
+        let planes: Vec<&[u8]> = self.planes.iter().map(Vec::as_slice).collect();
+        Frame::new(self.format, self.width, self.height, &planes, &self.strides, self.matrix, self.range)
+            .unwrap()
+    }
+}
