@@ -77,7 +77,8 @@ impl CropSettings {
     pub fn output_size(&self, region: &CropRegion) -> (u16, u16) {
         let longer = region.width.max(region.height);
         let scale = (f64::from(self.max_size.max(1)) / f64::from(longer.max(1))).min(1.0);
-        let side = |pixels: u32| u16::try_from(to_pixels(f64::from(pixels) * scale).max(1)).unwrap_or(u16::MAX);
+        let side =
+            |pixels: u32| u16::try_from(to_pixels(f64::from(pixels) * scale).max(1)).unwrap_or(u16::MAX);
         (side(region.width), side(region.height))
     }
 }
@@ -127,7 +128,8 @@ impl Cropper {
             Some((usize::try_from(start).ok()?, length))
         };
         let inside = |start: u32, length: u32, limit: usize| {
-            range(start, length).filter(|(start, length)| start.checked_add(*length).is_some_and(|end| end <= limit))
+            range(start, length)
+                .filter(|(start, length)| start.checked_add(*length).is_some_and(|end| end <= limit))
         };
         let (Some(columns), Some(rows)) = (
             inside(region.left, region.width, frame.width()),
@@ -157,7 +159,9 @@ impl Cropper {
                 let coefficients = YuvToRgb::new(frame.matrix(), frame.range());
                 if frame.format() == PixelFormat::Nv12 {
                     let chroma = second.as_chunks::<2>().0;
-                    rgb.extend(first.iter().zip(chroma).flat_map(|(&y, &[u, v])| coefficients.convert(y, u, v)));
+                    rgb.extend(
+                        first.iter().zip(chroma).flat_map(|(&y, &[u, v])| coefficients.convert(y, u, v)),
+                    );
                 } else {
                     average(frame, 2, 1, &half_across, &half_down, row, third);
                     let chroma = second.iter().zip(third.iter());
@@ -317,12 +321,20 @@ fn to_byte(value: f32) -> u8 {
 }
 
 /// Rounds a number of pixels; what is negative becomes 0.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates at the range of u32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates at the range of u32"
+)]
 fn to_pixels(value: f64) -> u32 {
     value.round() as u32
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates at the range of usize")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates at the range of usize"
+)]
 fn floor(value: f64) -> usize {
     value.floor() as usize
 }

@@ -1,5 +1,70 @@
 //! GStreamer elements that find, crop and upload faces at the edge.
+//!
+//! | element | does |
+//! |---|---|
+//! | `facedetect` | finds faces in raw video and attaches them to the frames as metadata |
+//! | `facecrop` | makes a small JPEG picture of each face |
+//! | `facesink-http` | uploads the pictures to the backend |
+//!
+//! Each is also registered with the prefix `facepipe-`, under which no other plugin can hide it. The crate is built as
+//! the plugin `libgstfacepipe.so`, and as a Rust library for programs that bring the elements with them:
+//!
+//! ```
+//! # fn main() -> Result<(), gst::glib::BoolError> {
+//! gst::init().map_err(|e| gst::glib::bool_error!("{e}"))?;
+//! gstfacepipe::register_static()?;
+//! assert!(gst::ElementFactory::find("facepipe-facedetect").is_some());
+//! # Ok(())
+//! # }
+//! ```
+
+use gst::glib;
+
+mod capture_time;
 pub mod crop;
+mod crop_properties;
+pub mod facecrop;
+pub mod facedetect;
+pub mod facesink_http;
 pub mod frame;
 pub mod roi;
 pub mod upload;
+
+fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
+    facedetect::register(plugin)?;
+    facecrop::register(plugin)?;
+    facesink_http::register(plugin)
+}
+
+/// Registers an element's type under its name and under `facepipe-<name>`.
+fn register_both(plugin: &gst::Plugin, name: &str, element: glib::Type) -> Result<(), glib::BoolError> {
+    for name in [name, &format!("facepipe-{name}")] {
+        gst::Element::register(Some(plugin), name, gst::Rank::NONE, element)?;
+    }
+    Ok(())
+}
+
+/// Registers the elements in this process without a plugin file. [`gst::init`] must have been called.
+///
+/// # Errors
+///
+/// GStreamer refused the registration.
+pub fn register_static() -> Result<(), glib::BoolError> {
+    plugin::plugin_register_static()
+}
+
+mod plugin {
+    use super::plugin_init;
+
+    gst::plugin_define!(
+        facepipe,
+        env!("CARGO_PKG_DESCRIPTION"),
+        plugin_init,
+        concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+        "MIT/X11",
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_NAME"),
+        env!("CARGO_PKG_REPOSITORY"),
+        env!("BUILD_REL_DATE")
+    );
+}

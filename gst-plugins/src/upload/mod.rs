@@ -46,7 +46,10 @@ pub enum Endpoint {
     #[enum_value(name = "Recognise and store each face as a detection", nick = "store-results")]
     StoreResults,
     /// Each recognised face is forwarded to the external API that the backend is configured with.
-    #[enum_value(name = "Recognise and forward each face to the backend's external API", nick = "send-results")]
+    #[enum_value(
+        name = "Recognise and forward each face to the backend's external API",
+        nick = "send-results"
+    )]
     SendResults,
     /// The faces are recognised and nothing is kept.
     #[enum_value(name = "Recognise and keep nothing", nick = "get-results")]
@@ -210,7 +213,9 @@ pub enum UploadError {
         reason: String,
     },
     /// No certificates to check the backend's against.
-    #[error("backend-url is https, but no root certificates were found ({0}): install the package ca-certificates")]
+    #[error(
+        "backend-url is https, but no root certificates were found ({0}): install the package ca-certificates"
+    )]
     Certificates(String),
     /// The threads of the uploader.
     #[error("cannot start the uploader's threads: {0}")]
@@ -220,7 +225,7 @@ pub enum UploadError {
 /// Uploads crops in the background. Stops when dropped.
 pub struct Uploader {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Uploader {
@@ -258,13 +263,17 @@ impl Uploader {
                 })
             })
             .collect();
-        Ok(Self { shared, workers })
+        Ok(Self { shared, workers: Mutex::new(workers) })
     }
 
     /// Queues a crop and returns at once. True if the queue was full, and the oldest crop gave way.
     pub fn push(&self, crop: Crop) -> bool {
         let shared = &self.shared;
         let mut state = shared.lock();
+        if state.closed {
+            shared.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
         let full = state.queue.len() >= shared.config.max_queue.max(1);
         if full {
             state.queue.pop_front();
@@ -314,14 +323,11 @@ impl Uploader {
         self.shared.stats()
     }
 
-    /// Ends every request under way, gives up what waits (counted as dropped) and returns the final counts.
-    pub fn stop(mut self) -> Stats {
-        self.shut_down();
-        self.shared.stats()
-    }
-
-    fn shut_down(&mut self) {
-        for worker in self.workers.drain(..) {
+    /// Ends every request under way, gives up what waits (counted as dropped) and returns the final counts. What is
+    /// pushed afterwards is dropped.
+    pub fn stop(&self) -> Stats {
+        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        for worker in workers {
             worker.abort();
         }
         let mut state = self.shared.lock();
@@ -332,12 +338,13 @@ impl Uploader {
         self.shared.counts.dropped.fetch_add(left, Ordering::Relaxed);
         drop(state);
         self.shared.idle.notify_all();
+        self.shared.stats()
     }
 }
 
 impl Drop for Uploader {
     fn drop(&mut self) {
-        self.shut_down();
+        self.stop();
     }
 }
 
@@ -589,6 +596,9 @@ impl Shared {
 
     fn done(&self, count: u64) {
         let mut state = self.lock();
+        if state.closed {
+            return;
+        }
         state.in_flight = state.in_flight.saturating_sub(count);
         let idle = state.pending() == 0;
         drop(state);

@@ -1,0 +1,411 @@
+//! The class of the element `facedetect`: an in-place transform around [`facepipe_detector::Detector`].
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+};
+
+use facepipe_detector::{Detection, Detector, DetectorConfig, DetectorError, models};
+use gst::{glib, prelude::*, subclass::prelude::*};
+use gst_base::subclass::{BaseTransformMode, prelude::*};
+use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
+
+use crate::{
+    frame,
+    roi::{self, FaceRegion},
+};
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new("facepipe-facedetect", gst::DebugColorFlags::empty(), Some("Face detection"))
+});
+
+/// The model that is chosen by the frame's width.
+const AUTO: &str = "auto";
+
+/// Where the network runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstFacepipeExecutionProvider")]
+#[repr(i32)]
+enum ExecutionProvider {
+    #[default]
+    #[enum_value(name = "CPU", nick = "cpu")]
+    Cpu,
+    #[enum_value(name = "NVIDIA CUDA", nick = "cuda")]
+    Cuda,
+    #[enum_value(name = "NVIDIA TensorRT", nick = "tensorrt")]
+    TensorRt,
+    #[enum_value(name = "Intel OpenVINO", nick = "openvino")]
+    OpenVino,
+}
+
+impl From<ExecutionProvider> for facepipe_detector::ExecutionProvider {
+    fn from(provider: ExecutionProvider) -> Self {
+        match provider {
+            ExecutionProvider::Cpu => Self::Cpu,
+            ExecutionProvider::Cuda => Self::Cuda,
+            ExecutionProvider::TensorRt => Self::TensorRt,
+            ExecutionProvider::OpenVino => Self::OpenVino,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Settings {
+    model: String,
+    score_threshold: f32,
+    nms_threshold: f32,
+    interval: u32,
+    threads: u32,
+    execution_provider: ExecutionProvider,
+    max_faces: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            model: AUTO.into(),
+            score_threshold: 0.6,
+            nms_threshold: 0.3,
+            interval: 1,
+            threads: 1,
+            execution_provider: ExecutionProvider::default(),
+            max_faces: 0,
+        }
+    }
+}
+
+/// What lives from `start` to `stop`.
+#[derive(Default)]
+struct State {
+    detector: Option<OpenDetector>,
+    info: Option<VideoInfo>,
+    /// Frames seen since the start, a flush or a change of caps.
+    frames: u64,
+}
+
+struct OpenDetector {
+    model: PathBuf,
+    detector: Detector,
+}
+
+#[derive(Default)]
+pub struct FaceDetect {
+    settings: Mutex<Settings>,
+    state: Mutex<Option<State>>,
+}
+
+impl FaceDetect {
+    fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the configured model for frames of this width, unless it is open already.
+    fn open(&self, open: &mut Option<OpenDetector>, frame_width: Option<u32>) -> Result<(), DetectorError> {
+        let settings = self.settings().clone();
+        let folders = self.plugin_folder();
+        let model = models::resolve(&settings.model, frame_width, &folders)?;
+        if open.as_ref().is_some_and(|open| open.model == model) {
+            return Ok(());
+        }
+        let detector = Detector::open(&DetectorConfig {
+            model: model.clone(),
+            threads: usize::try_from(settings.threads).unwrap_or(1),
+            execution_provider: settings.execution_provider.into(),
+            score_threshold: settings.score_threshold,
+            nms_threshold: settings.nms_threshold,
+            max_faces: usize::try_from(settings.max_faces).unwrap_or(0),
+            library_hints: folders,
+        })?;
+        gst::info!(CAT, imp = self, "opened {}, input {:?}", model.display(), detector.input_size());
+        *open = Some(OpenDetector { model, detector });
+        Ok(())
+    }
+
+    /// The folder of the plugin's file: models and libraries may lie beside it.
+    fn plugin_folder(&self) -> Vec<PathBuf> {
+        let file = self.obj().factory().and_then(|f| f.plugin()).and_then(|plugin| plugin.filename());
+        let file = file.map(|file| file.canonicalize().unwrap_or(file));
+        file.as_deref().and_then(Path::parent).map(Path::to_path_buf).into_iter().collect()
+    }
+
+    fn detect(
+        state: &mut State,
+        settings: &Settings,
+        buffer: &gst::BufferRef,
+    ) -> Result<Vec<FaceRegion>, gst::ErrorMessage> {
+        let State { detector: Some(OpenDetector { detector, .. }), info: Some(info), .. } = state else {
+            return Err(gst::error_msg!(gst::CoreError::Negotiation, ["a frame came before its caps"]));
+        };
+        detector.set_score_threshold(settings.score_threshold).map_err(|e| error_message(&e))?;
+        detector.set_nms_threshold(settings.nms_threshold).map_err(|e| error_message(&e))?;
+        detector.set_max_faces(usize::try_from(settings.max_faces).unwrap_or(0));
+        let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| {
+            gst::error_msg!(gst::ResourceError::Read, ["a frame cannot be mapped for reading"])
+        })?;
+        let described = frame::describe(&mapped).map_err(|e| error_message(&e))?;
+        let detections = detector.detect(&described).map_err(|e| error_message(&e))?;
+        Ok(detections.iter().filter_map(|d| to_region(d, info.width(), info.height())).collect())
+    }
+}
+
+/// The whole pixels that a detection touches, inside the frame.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "clipped to the frame, whose sides are at most 32,768 pixels"
+)]
+fn to_region(detection: &Detection, width: u32, height: u32) -> Option<FaceRegion> {
+    let inside = detection.clipped(width as f32, height as f32)?;
+    let (left, top) = (inside.left.floor() as u32, inside.top.floor() as u32);
+    let (right, bottom) = (inside.right.ceil() as u32, inside.bottom.ceil() as u32);
+    Some(FaceRegion {
+        left,
+        top,
+        width: right.min(width).checked_sub(left)?,
+        height: bottom.min(height).checked_sub(top)?,
+        confidence: f64::from(inside.score),
+        track_id: None,
+    })
+}
+
+fn error_message(error: &DetectorError) -> gst::ErrorMessage {
+    match error {
+        DetectorError::RuntimeMissing { .. } | DetectorError::ModelMissing { .. } => {
+            gst::error_msg!(gst::ResourceError::NotFound, ["{error}"])
+        }
+        DetectorError::ModelUnreadable { .. }
+        | DetectorError::ModelCorrupt { .. }
+        | DetectorError::ModelUnsupported { .. } => {
+            gst::error_msg!(gst::ResourceError::OpenRead, ["{error}"])
+        }
+        DetectorError::UnknownModel { .. }
+        | DetectorError::InvalidConfig { .. }
+        | DetectorError::ProviderUnavailable { .. } => {
+            gst::error_msg!(gst::ResourceError::Settings, ["{error}"])
+        }
+        _ => gst::error_msg!(gst::LibraryError::Failed, ["{error}"]),
+    }
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for FaceDetect {
+    const NAME: &'static str = "GstFacepipeFaceDetect";
+    type Type = super::FaceDetect;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for FaceDetect {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let defaults = Settings::default();
+            vec![
+                glib::ParamSpecString::builder("model")
+                    .nick("Model")
+                    .blurb(
+                        "Detector: a name (rfb-320, rfb-640, slim-320), the path of an .onnx file, or auto, which is \
+                         rfb-640 for frames of at least 1280 pixels width and rfb-320 for smaller ones",
+                    )
+                    .default_value(Some(AUTO))
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecFloat::builder("score-threshold")
+                    .nick("Score threshold")
+                    .blurb("Faces must score more than this")
+                    .minimum(0.0)
+                    .maximum(1.0)
+                    .default_value(defaults.score_threshold)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecFloat::builder("nms-threshold")
+                    .nick("NMS threshold")
+                    .blurb("Of two faces that overlap by more than this (intersection over union), one is kept")
+                    .minimum(0.0)
+                    .maximum(1.0)
+                    .default_value(defaults.nms_threshold)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("interval")
+                    .nick("Interval")
+                    .blurb("Look for faces in every n-th frame; the others pass without metadata")
+                    .minimum(1)
+                    .default_value(defaults.interval)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("threads")
+                    .nick("Threads")
+                    .blurb("Threads that run the detector")
+                    .minimum(1)
+                    .maximum(1024)
+                    .default_value(defaults.threads)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("execution-provider", defaults.execution_provider)
+                    .nick("Execution provider")
+                    .blurb("Where the detector runs; one that cannot be had is an error, never a run on the CPU")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt::builder("max-faces")
+                    .nick("Maximum number of faces")
+                    .blurb("Keep the faces with the highest scores only, so many per frame (0 = all)")
+                    .default_value(defaults.max_faces)
+                    .mutable_playing()
+                    .build(),
+            ]
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = self.settings();
+        match (pspec.name(), value) {
+            ("model", value) => {
+                let model: Option<String> = value.get().unwrap_or_default();
+                settings.model = model.filter(|m| !m.is_empty()).unwrap_or_else(|| AUTO.into());
+            }
+            ("score-threshold", value) => set(&mut settings.score_threshold, value),
+            ("nms-threshold", value) => set(&mut settings.nms_threshold, value),
+            ("interval", value) => set(&mut settings.interval, value),
+            ("threads", value) => set(&mut settings.threads, value),
+            ("execution-provider", value) => set(&mut settings.execution_provider, value),
+            ("max-faces", value) => set(&mut settings.max_faces, value),
+            (name, _) => gst::error!(CAT, imp = self, "no property {name}"),
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let settings = self.settings();
+        match pspec.name() {
+            "model" => settings.model.to_value(),
+            "score-threshold" => settings.score_threshold.to_value(),
+            "nms-threshold" => settings.nms_threshold.to_value(),
+            "interval" => settings.interval.to_value(),
+            "threads" => settings.threads.to_value(),
+            "execution-provider" => settings.execution_provider.to_value(),
+            "max-faces" => settings.max_faces.to_value(),
+            _ => pspec.default_value().clone(),
+        }
+    }
+}
+
+impl GstObjectImpl for FaceDetect {}
+
+impl ElementImpl for FaceDetect {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "Face detector",
+                "Filter/Analyzer/Video",
+                "Finds faces and attaches them to the frames as region-of-interest metadata",
+                env!("CARGO_PKG_REPOSITORY"),
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let caps = frame::raw_video_caps();
+            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
+                .into_iter()
+                .filter_map(|(name, direction)| {
+                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
+                })
+                .collect()
+        });
+        &TEMPLATES
+    }
+}
+
+impl BaseTransformImpl for FaceDetect {
+    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        let mut state = State::default();
+        // What doesn't depend on the frames should fail before any frame comes.
+        if self.settings().model != AUTO {
+            self.open(&mut state.detector, None).map_err(|e| error_message(&e))?;
+        }
+        *self.state() = Some(state);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        *self.state() = None;
+        Ok(())
+    }
+
+    fn set_caps(&self, incaps: &gst::Caps, _outcaps: &gst::Caps) -> Result<(), gst::LoggableError> {
+        let info = VideoInfo::from_caps(incaps)
+            .map_err(|_| gst::loggable_error!(CAT, "caps {incaps} are not those of raw video"))?;
+        let mut guard = self.state();
+        let state = guard.get_or_insert_default();
+        if let Err(error) = self.open(&mut state.detector, Some(info.width())) {
+            drop(guard);
+            self.post_error_message(error_message(&error));
+            return Err(gst::loggable_error!(CAT, "{error}"));
+        }
+        state.info = Some(info);
+        state.frames = 0;
+        Ok(())
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        if event.type_() == gst::EventType::FlushStop
+            && let Some(state) = self.state().as_mut()
+        {
+            state.frames = 0;
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn propose_allocation(
+        &self,
+        decide_query: Option<&gst::query::Allocation>,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        self.parent_propose_allocation(decide_query, query)?;
+        // Decoders may then hand over their frames with their own strides instead of copying them.
+        if query.find_allocation_meta::<VideoMeta>().is_none() {
+            query.add_allocation_meta::<VideoMeta>(None);
+        }
+        Ok(())
+    }
+
+    fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let settings = self.settings().clone();
+        let mut guard = self.state();
+        let state = guard.as_mut().ok_or(gst::FlowError::Flushing)?;
+        let number = state.frames;
+        state.frames = number.wrapping_add(1);
+        if !number.is_multiple_of(u64::from(settings.interval.max(1))) {
+            return Ok(gst::FlowSuccess::Ok);
+        }
+        let faces = match Self::detect(state, &settings, buffer) {
+            Ok(faces) => faces,
+            Err(message) => {
+                drop(guard);
+                self.post_error_message(message);
+                return Err(gst::FlowError::Error);
+            }
+        };
+        gst::trace!(CAT, imp = self, "{} faces in frame {number}", faces.len());
+        for face in &faces {
+            roi::attach_face(buffer, face);
+        }
+        Ok(gst::FlowSuccess::Ok)
+    }
+}
+
+/// Takes a property's value; GObject has checked type and range.
+fn set<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value) {
+    if let Ok(value) = value.get() {
+        *field = value;
+    }
+}
