@@ -178,7 +178,7 @@ impl<'a> Frame<'a> {
     /// The pixels of row `y` of a plane, without padding. `plane` and `y` must exist.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "`new` has checked every row of every plane")]
-    pub(crate) fn row(&self, plane: usize, y: usize) -> &'a [u8] {
+    pub fn row(&self, plane: usize, y: usize) -> &'a [u8] {
         let (bytes, _) = self.format.plane_size(plane, self.width, self.height);
         let start = y * self.strides[plane];
         &self.planes[plane][start..start + bytes]
