@@ -37,7 +37,7 @@ impl Noise {
         let planes: Vec<&[u8]> = self.planes.iter().map(Vec::as_slice).collect();
         let (matrix, range) = (ColorMatrix::Bt709, ColorRange::Limited);
         Frame::new(self.format, WIDTH, HEIGHT, &planes, &self.strides, matrix, range)
-            .unwrap_or_else(|e| panic!("{e}"))
+            .unwrap_or_else(|e| unreachable!("{e}"))
     }
 }
 

@@ -346,3 +346,51 @@ fn output(
         reason: format!("it has no output with {what}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The published file and the stripped one are the same function.
+    #[test]
+    fn a_stripped_model_answers_as_the_published_one() {
+        let hints = [facepipe_test_support::workspace_root()];
+        let runtime = match runtime::load(&hints) {
+            Ok(runtime) => runtime,
+            Err(error) => return facepipe_test_support::skip(&error.to_string()),
+        };
+        for file in ["version-RFB-320", "version-slim-320", "version-RFB-640"] {
+            let path = facepipe_test_support::require!(&format!("models/{file}.onnx"));
+            let config = DetectorConfig { model: path.clone(), ..DetectorConfig::default() };
+            let published = fs::read(&path).unwrap();
+            let stripped = read_model(&config).unwrap();
+            assert!(stripped.len() < published.len(), "{file} lists its weights as inputs");
+
+            let answers = [published, stripped].map(|model| {
+                let mut session = build_session(runtime, &config, &model).unwrap();
+                let (width, height) = input_size(&config, session.inputs()).unwrap();
+                // A pattern in -1 to 1 with edges in both directions.
+                let pixels = (0..3 * width * height)
+                    .map(|i| ((i % 97) as f32 / 48.0 - 1.0) * ((i / width) % 61) as f32 / 61.0)
+                    .collect::<Vec<f32>>();
+                let input = Tensor::from_array(([1, 3, height, width], pixels)).unwrap();
+                let outputs = session.run(ort::inputs![&input]).unwrap();
+                outputs
+                    .iter()
+                    .map(|(name, value)| {
+                        (name.to_owned(), value.try_extract_tensor::<f32>().unwrap().1.to_vec())
+                    })
+                    .collect::<Vec<_>>()
+            });
+            let [published, stripped] = answers;
+            assert_eq!(published.len(), 2);
+            for ((name, expected), (stripped_name, got)) in published.iter().zip(&stripped) {
+                assert_eq!(name, stripped_name);
+                assert_eq!(expected.len(), got.len());
+                for (expected, got) in expected.iter().zip(got) {
+                    assert!((expected - got).abs() < 1e-4, "{file} {name}: {got}, expected {expected}");
+                }
+            }
+        }
+    }
+}

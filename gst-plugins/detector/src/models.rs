@@ -110,4 +110,23 @@ mod tests {
         let names: Vec<String> = known().into_iter().map(|model| model.name).collect();
         assert_eq!(names, ["rfb-320", "rfb-640", "slim-320"]);
     }
+
+    #[test]
+    fn a_model_that_is_nowhere_is_named_with_its_file_the_folders_and_the_remedy() {
+        let model = KnownModel {
+            name: "rfb-320".to_owned(),
+            file: "no-such-file.onnx".to_owned(),
+            purpose: String::new(),
+        };
+        let message = find(&model, &[PathBuf::from("/opt/plugins")]).unwrap_err().to_string();
+        for part in [
+            "model rfb-320 is not installed",
+            "no no-such-file.onnx in",
+            "/opt/plugins/models, /opt/models, /models",
+            SYSTEM_MODELS,
+            "Run `facepipe models fetch`",
+        ] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
 }

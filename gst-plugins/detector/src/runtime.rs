@@ -27,8 +27,8 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 ///
 /// Search order: the file named by `ORT_DYLIB_PATH`, and then nothing else; `libonnxruntime.so*` in each of `hints`,
 /// the program's folder and up to three folders above each, and in `.runtime/` below them, newest version first;
-/// the system's library path. Of several, the first that loads is taken. Folders that anybody may write to are not
-/// searched, since whoever can put a library there could run code in this process.
+/// the system's library path. Of several, the first that loads is taken. What lies in a folder that anybody may write
+/// to is passed over, since whoever can put a library there could run code in this process.
 ///
 /// # Errors
 ///
@@ -76,21 +76,27 @@ impl Runtime {
     }
 }
 
-fn candidates(hints: &[PathBuf]) -> Vec<PathBuf> {
-    if let Some(named) = search::path_variable("ORT_DYLIB_PATH") {
-        return vec![named];
+/// A library that may be loaded, if it is safe to.
+#[derive(Debug)]
+struct Candidate {
+    path: PathBuf,
+    safe: bool,
+}
+
+fn candidates(hints: &[PathBuf]) -> Vec<Candidate> {
+    if let Some(path) = search::path_variable("ORT_DYLIB_PATH") {
+        return vec![Candidate { path, safe: true }];
     }
     let name = library_name();
     let mut found = Vec::new();
     for folder in search::folders(hints) {
         for place in [folder.join(".runtime"), folder] {
-            if !anybody_may_write(&place) {
-                found.extend(libraries(&place, &name));
-            }
+            let safe = !anybody_may_write(&place);
+            found.extend(libraries(&place, &name).into_iter().map(|path| Candidate { path, safe }));
         }
     }
     // Bare names go to the system's loader.
-    found.extend([PathBuf::from(&name), PathBuf::from(format!("{name}.1"))]);
+    found.extend([name.clone(), name + ".1"].map(|name| Candidate { path: name.into(), safe: true }));
     found
 }
 
@@ -130,9 +136,13 @@ fn anybody_may_write(_folder: &Path) -> bool {
     false
 }
 
-fn open_first(candidates: &[PathBuf]) -> Result<Runtime, DetectorError> {
+fn open_first(candidates: &[Candidate]) -> Result<Runtime, DetectorError> {
     let mut tried = Vec::new();
-    for path in candidates {
+    for Candidate { path, safe } in candidates {
+        if !safe {
+            tried.push(format!("{} lies in a folder that anybody may write to", path.display()));
+            continue;
+        }
         // `init_from` reports what `ort`'s own lazy loading would panic about.
         match ort::init_from(path) {
             Ok(builder) => {
@@ -190,5 +200,21 @@ mod tests {
                 "libonnxruntime.so"
             ]
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_library_in_a_folder_that_anybody_may_write_to_is_passed_over() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libonnxruntime.so");
+        fs::write(&library, "").unwrap();
+        for (mode, expected) in [(0o777, false), (0o755, true)] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(!anybody_may_write(folder.path()), expected, "mode {mode:o}");
+        }
+        let refused = open_first(&[Candidate { path: library.clone(), safe: false }]).unwrap_err();
+        assert!(refused.to_string().contains("lies in a folder that anybody may write to"), "{refused}");
     }
 }

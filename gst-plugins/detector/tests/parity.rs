@@ -1,5 +1,14 @@
 //! The detector finds what the reference (the same network in ONNX Runtime under Python, OpenCV's resize) finds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the lints exempt test functions, but not the functions that these call"
+)]
+
 mod common;
 
 use common::{Planes, picture, rgb_frame};
