@@ -175,11 +175,16 @@ impl<'a> Frame<'a> {
         self.range
     }
 
-    /// The pixels of row `y` of a plane, without padding. `plane` and `y` must exist.
+    /// The bytes of row `y` of a plane, without padding.
+    ///
+    /// # Panics
+    ///
+    /// Where the format has no such plane, or the plane no such row.
     #[inline]
     #[expect(clippy::indexing_slicing, reason = "`new` has checked every row of every plane")]
     pub fn row(&self, plane: usize, y: usize) -> &'a [u8] {
-        let (bytes, _) = self.format.plane_size(plane, self.width, self.height);
+        let (bytes, rows) = self.format.plane_size(plane, self.width, self.height);
+        assert!(y < rows, "row {y} of a plane of {rows} rows");
         let start = y * self.strides[plane];
         &self.planes[plane][start..start + bytes]
     }
