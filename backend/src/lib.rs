@@ -1,1 +1,15 @@
-//! placeholder
+//! Face recognition over HTTP: datasets, training, recognition and detections. The binary `facepipe-backend` is a
+//! thin shell around [`Application`].
+
+mod api;
+mod application;
+mod config;
+mod error;
+mod face_id;
+pub mod logging;
+mod recognise;
+mod store;
+mod train;
+
+pub use application::{Application, StopHandle};
+pub use config::{Args, Config, LogFormat, Settings};

@@ -1,1 +1,46 @@
-fn main() {}
+//! `facepipe-backend`: reads the configuration, starts the server, and stops it on a signal.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use facepipe_backend::{Application, Args, Config, StopHandle, logging};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("facepipe-backend: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    if args.print_config {
+        print!("{}", config.to_toml()?);
+        return Ok(());
+    }
+    logging::init(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let application = Application::build(config).await?;
+        tokio::spawn(stop_on_signals(application.stop_handle()));
+        application.run().await
+    })
+}
+
+/// The first signal lets accepted requests end, the second one does not.
+async fn stop_on_signals(stop: StopHandle) -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    for graceful in [true, false] {
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+        tracing::info!(graceful, "stopping");
+        stop.stop(graceful);
+    }
+    Ok(())
+}

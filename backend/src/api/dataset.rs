@@ -1,0 +1,136 @@
+//! `/dataset`: whom the server knows.
+
+use actix_multipart::form::MultipartForm;
+use actix_web::{HttpResponse, Responder, http::header, web};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    State, face_id,
+    form::{Form, ImagePart},
+    recognition::BoundingBox,
+};
+use crate::{
+    error::ApiError,
+    store::{Blobs, sql::NewImage},
+};
+
+#[derive(Serialize)]
+struct Dataset {
+    people: Vec<Entry>,
+    meta: Meta,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    face_id: String,
+    images: i64,
+}
+
+#[derive(Serialize)]
+struct Meta {
+    total: usize,
+}
+
+#[derive(Serialize)]
+struct Added {
+    face_id: String,
+}
+
+#[derive(Serialize)]
+struct AddedImage {
+    face_id: String,
+    image_id: String,
+    embedder: &'static str,
+    bounding_box: BoundingBox,
+    detection_confidence: f32,
+}
+
+/// Form of an enrolment.
+#[derive(MultipartForm)]
+pub struct EnrolmentForm {
+    image: Vec<ImagePart>,
+}
+
+/// Every Face ID with its number of images.
+pub async fn list(state: web::Data<State>) -> Result<impl Responder, ApiError> {
+    let rows = state.database.people().await?;
+    let people: Vec<Entry> =
+        rows.into_iter().map(|row| Entry { face_id: row.face_id, images: row.images }).collect();
+    let meta = Meta { total: people.len() };
+    Ok(web::Json(Dataset { people, meta }))
+}
+
+/// Adds a person without images.
+pub async fn add(state: web::Data<State>, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    let id = face_id(path)?;
+    state.database.add_person(&id).await?;
+    Ok(HttpResponse::Created().json(Added { face_id: id.to_string() }))
+}
+
+/// Adds a picture of a person's face and its embedding: both, or nothing.
+pub async fn add_image(
+    state: web::Data<State>,
+    path: web::Path<String>,
+    Form(form): Form<EnrolmentForm>,
+) -> Result<HttpResponse, ApiError> {
+    let id = face_id(path)?;
+    let person = state.database.person(&id).await?;
+    let images = form.image.len();
+    if images > 1 {
+        return Err(ApiError::TooManyImages { images, max: 1 });
+    }
+    let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
+    let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
+    let recognised = state.recogniser.recognise(vec![bytes.clone()]).await?;
+    let mut faces = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
+    if faces.len() > 1 {
+        return Err(ApiError::SeveralFaces { faces: faces.len() });
+    }
+    let face = faces.pop().ok_or(ApiError::NoFace)?;
+
+    let image_id = Uuid::now_v7().to_string();
+    let blob_key = Blobs::image_key(person, &image_id);
+    let embedder = state.recogniser.embedder();
+    let image = NewImage {
+        id: image_id.clone(),
+        blob_key: blob_key.clone(),
+        bytes: size,
+        embedder,
+        embedding: face.embedding,
+    };
+    // First the blob: a row never lacks its blob, and a blob without a row is removed at the next start.
+    state.blobs.put(&blob_key, bytes).await?;
+    if let Err(error) = state.database.add_image(person, image).await {
+        if let Err(left) = state.blobs.delete(&blob_key).await {
+            tracing::error!(error = %left, "an image that was not enrolled is left in the blob store");
+        }
+        return Err(error.into());
+    }
+    let added = AddedImage {
+        face_id: id.to_string(),
+        image_id,
+        embedder,
+        bounding_box: face.bounding_box.into(),
+        detection_confidence: face.detection_confidence,
+    };
+    Ok(HttpResponse::Created().json(added))
+}
+
+/// Erases a person: images, embeddings, name. From now on no answer names that person.
+pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+    let id = face_id(path)?;
+    let blobs = state.database.erase_person(&id).await?;
+    let mut failure = None;
+    for key in blobs {
+        if let Err(error) = state.blobs.delete(&key).await {
+            failure = Some(error);
+        }
+    }
+    state.database.forget_erased().await?;
+    match failure {
+        // The rows are gone, so the next start removes what is left; until then the erasure is not complete.
+        Some(error) => Err(error.into()),
+        None => Ok(HttpResponse::NoContent().insert_header((header::CACHE_CONTROL, "no-store")).finish()),
+    }
+}

@@ -1,0 +1,128 @@
+//! The HTTP API: paths, and what every call shares.
+
+mod database;
+mod dataset;
+mod form;
+mod health;
+mod jobs;
+mod model;
+mod recognition;
+
+pub use form::form_config;
+
+use actix_web::{HttpRequest, web};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{
+    config::Config,
+    error::ApiError,
+    face_id::{FaceId, InvalidFaceId},
+    recognise::Recogniser,
+    store::{Blobs, Database, Micros, from_micros},
+    train::Trainer,
+};
+
+/// What the calls work with; one for the whole process.
+pub struct State {
+    /// The configuration.
+    pub config: Config,
+    /// Rows.
+    pub database: Database,
+    /// Bytes.
+    pub blobs: Blobs,
+    /// Recognition's queue.
+    pub recogniser: Recogniser,
+    /// The trainer's queue.
+    pub trainer: Trainer,
+}
+
+/// Puts the calls at their paths.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource("/dataset")
+                .route(web::get().to(dataset::list))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        // An empty id is a wrong id, not a wrong path.
+        .service(
+            web::resource("/dataset/{id:[^/]*}")
+                .route(web::post().to(dataset::add))
+                .route(web::delete().to(dataset::erase))
+                .default_service(web::to(|request| method_not_allowed(request, "POST, DELETE"))),
+        )
+        .service(
+            web::resource("/dataset/{id:[^/]*}/image")
+                .route(web::post().to(dataset::add_image))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/model/optimized-train")
+                .route(web::post().to(model::optimized_train))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/jobs/{id}")
+                .route(web::get().to(jobs::get))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/face-recognition/get-results")
+                .route(web::get().to(recognition::get_results))
+                .route(web::post().to(recognition::get_results))
+                .default_service(web::to(|request| method_not_allowed(request, "GET, POST"))),
+        )
+        .service(
+            web::resource("/face-recognition/store-results")
+                .route(web::post().to(recognition::store_results))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/face-recognition/dry-run")
+                .route(web::post().to(recognition::dry_run))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/database/people")
+                .route(web::get().to(database::people))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/database/{id:[^/]*}/last-known-location")
+                .route(web::get().to(database::last_known_location))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/livez")
+                .route(web::get().to(health::live))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/readyz")
+                .route(web::get().to(health::ready))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .default_service(web::to(|| async { Err::<&str, _>(ApiError::NotFound) }))
+        .app_data(
+            web::PathConfig::default().error_handler(|_, _| ApiError::from(InvalidFaceId::Encoding).into()),
+        )
+        .app_data(
+            web::QueryConfig::default()
+                .error_handler(|error, _| ApiError::InvalidQuery(error.to_string()).into()),
+        );
+}
+
+async fn method_not_allowed(request: HttpRequest, allowed: &'static str) -> Result<&'static str, ApiError> {
+    Err(ApiError::MethodNotAllowed { method: request.method().to_string(), allowed })
+}
+
+/// The Face ID of a path.
+fn face_id(path: web::Path<String>) -> Result<FaceId, ApiError> {
+    Ok(FaceId::try_from(path.into_inner())?)
+}
+
+/// RFC 3339 in UTC, with the fraction that the moment has.
+fn rfc3339(micros: Micros) -> Result<String, ApiError> {
+    let moment: OffsetDateTime = from_micros(micros)?;
+    moment.format(&Rfc3339).map_err(|error| ApiError::Internal(error.into()))
+}

@@ -1,0 +1,432 @@
+//! `/face-recognition`: who is on pictures, and remembering who was seen.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use actix_multipart::form::MultipartForm;
+use actix_web::{HttpResponse, web};
+use bytes::Bytes;
+use facepipe_vision::DecodeError;
+use serde::Serialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    State,
+    form::{Form, ImagePart, TextPart},
+};
+use crate::{
+    error::{ApiError, ErrorDetail},
+    recognise::IdentifiedFace,
+    store::{
+        Micros, now,
+        sql::{NewUploads, Upload},
+        to_micros,
+    },
+};
+
+/// Characters of `camera_id`, `location` and `key` at most.
+const MAX_CHARACTERS: usize = 200;
+
+/// Form of the recognition calls.
+#[derive(MultipartForm)]
+#[multipart(duplicate_field = "deny")]
+pub struct RecognitionForm {
+    image: Vec<ImagePart>,
+    camera_id: Option<TextPart>,
+    location: Option<TextPart>,
+    captured_at: Vec<TextPart>,
+    track_id: Vec<TextPart>,
+    #[multipart(rename = "box")]
+    frame_box: Vec<TextPart>,
+    key: Vec<TextPart>,
+}
+
+/// Corners in pixels.
+#[derive(Serialize)]
+pub struct BoundingBox {
+    left: f32,
+    top: f32,
+    right: f32,
+    bottom: f32,
+}
+
+impl From<[f32; 4]> for BoundingBox {
+    fn from([left, top, right, bottom]: [f32; 4]) -> Self {
+        Self { left, top, right, bottom }
+    }
+}
+
+#[derive(Serialize)]
+struct Results {
+    model_version: Option<i64>,
+    faces: Vec<Face>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ImageError>,
+}
+
+#[derive(Serialize)]
+struct StoredResults {
+    model_version: Option<i64>,
+    /// Detections that hold for the request's images.
+    stored: usize,
+    /// Images whose key was known: their faces are the first answer's, and nothing was stored again.
+    repeated: usize,
+    faces: Vec<Face>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ImageError>,
+}
+
+#[derive(Serialize)]
+struct Face {
+    /// Which of the request's images, from 0.
+    image: usize,
+    bounding_box: BoundingBox,
+    detection_confidence: f32,
+    top_prediction: Option<Prediction>,
+    decision: Decision,
+    score: Option<f32>,
+    threshold: f32,
+    all_predictions: Vec<Prediction>,
+}
+
+#[derive(Clone, Serialize)]
+struct Prediction {
+    label: String,
+    confidence: f32,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Decision {
+    Known,
+    Unknown,
+}
+
+/// An image that has no answer, beside others that do.
+#[derive(Serialize)]
+struct ImageError {
+    image: usize,
+    error: ErrorDetail,
+}
+
+/// Who is on the pictures. Stores nothing.
+pub async fn get_results(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<HttpResponse, ApiError> {
+    let request = Request::read(form, state.config.max_images)?;
+    let answers = recognise(&state, request.images.into_iter().enumerate().collect()).await?;
+    let errors = answers.errors_beside_others(request.details.len())?;
+    let face_ids = state.database.face_ids().await?;
+    let faces = answers
+        .pictures
+        .iter()
+        .flat_map(|(image, found)| found.iter().map(|face| Face::new(*image, face, &face_ids)))
+        .collect();
+    let results = Results { model_version: answers.model_version, faces, errors };
+    Ok(HttpResponse::Ok().insert_header(answers.timing).json(results))
+}
+
+/// Who is on the pictures, and a detection of each face in the database. A picture whose key was stored before gets
+/// its first answer, and nothing is stored again.
+pub async fn store_results(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<HttpResponse, ApiError> {
+    let received_at = now();
+    let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
+    let location = required("location", form.location.as_ref(), 0)?;
+    let request = Request::read(form, state.config.max_images)?;
+
+    let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
+    let known = state.database.answered_keys(keys).await?;
+    let is_known = |details: &Details| details.key.as_ref().is_some_and(|key| known.contains(key));
+    let fresh = request
+        .images
+        .into_iter()
+        .enumerate()
+        .zip(&request.details)
+        .filter_map(|(image, details)| (!is_known(details)).then_some(image))
+        .collect();
+    let answers = recognise(&state, fresh).await?;
+    let errors = answers.errors_beside_others(request.details.len())?;
+
+    let failed: HashSet<usize> = errors.iter().map(|error| error.image).collect();
+    let mut pictures: HashMap<usize, Vec<IdentifiedFace>> = answers.pictures.into_iter().collect();
+    let (images, uploads): (Vec<usize>, Vec<Upload>) = request
+        .details
+        .into_iter()
+        .enumerate()
+        .filter(|(image, _)| !failed.contains(image))
+        .map(|(image, details)| {
+            let faces = pictures.remove(&image).unwrap_or_default();
+            let captured_at = details.captured_at.unwrap_or(received_at);
+            let Details { track_id, frame_box, key, .. } = details;
+            (image, Upload { key, captured_at, track_id, frame_box, faces })
+        })
+        .unzip();
+    let stored = state
+        .database
+        .store_uploads(NewUploads {
+            camera_id,
+            location,
+            received_at,
+            embedder: state.recogniser.embedder(),
+            model_version: answers.model_version,
+            uploads,
+        })
+        .await?;
+
+    let repeated = stored.uploads.iter().filter(|upload| upload.repeated).count();
+    let first_version = stored.uploads.first().and_then(|upload| upload.answer.model_version);
+    let faces: Vec<Face> = images
+        .into_iter()
+        .zip(&stored.uploads)
+        .flat_map(|(image, upload)| upload.answer.faces.iter().map(move |face| (image, face)))
+        .map(|(image, face)| Face::new(image, face, &stored.face_ids))
+        .collect();
+    let results = StoredResults {
+        model_version: if repeated < stored.uploads.len() { answers.model_version } else { first_version },
+        stored: faces.len(),
+        repeated,
+        faces,
+        errors,
+    };
+    Ok(HttpResponse::Created().insert_header(answers.timing).json(results))
+}
+
+/// Reads the form as the other calls do, and discards it.
+pub async fn dry_run(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<HttpResponse, ApiError> {
+    Request::read(form, state.config.max_images)?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// The images of a form and what it says of each, in the same order.
+struct Request {
+    images: Vec<Result<Bytes, DecodeError>>,
+    details: Vec<Details>,
+}
+
+/// What the sender says of one image.
+#[derive(Default)]
+struct Details {
+    captured_at: Option<Micros>,
+    track_id: Option<i64>,
+    frame_box: Option<[f32; 4]>,
+    key: Option<String>,
+}
+
+impl Request {
+    fn read(form: RecognitionForm, max: usize) -> Result<Self, ApiError> {
+        let images: Vec<_> = form.image.into_iter().map(|part| part.0).collect();
+        match images.len() {
+            0 => return Err(ApiError::ImageMissing),
+            n if n > max => return Err(ApiError::TooManyImages { images: n, max }),
+            _ => (),
+        }
+        let captured_at = per_image("captured_at", &form.captured_at, images.len(), moment)?;
+        let track_id = per_image("track_id", &form.track_id, images.len(), track)?;
+        let frame_box = per_image("box", &form.frame_box, images.len(), corners)?;
+        let key =
+            per_image("key", &form.key, images.len(), |text| characters(text, 1).map(|()| text.to_owned()))?;
+        let mut keys = HashSet::new();
+        if !key.iter().flatten().all(|key| keys.insert(key)) {
+            return Err(invalid("key", "has the same value for two images of one request"));
+        }
+        let details = captured_at
+            .into_iter()
+            .zip(track_id)
+            .zip(frame_box)
+            .zip(key)
+            .map(|(((captured_at, track_id), frame_box), key)| Details {
+                captured_at,
+                track_id,
+                frame_box,
+                key,
+            })
+            .collect();
+        Ok(Self { images, details })
+    }
+}
+
+/// What recognition says of a request's images.
+struct Answers {
+    model_version: Option<i64>,
+    /// Number in the request, and the faces.
+    pictures: Vec<(usize, Vec<IdentifiedFace>)>,
+    errors: Vec<(usize, DecodeError)>,
+    /// How long the request waited and how long it was computed, as `Server-Timing`.
+    timing: (&'static str, String),
+}
+
+impl Answers {
+    /// The errors of single images. Where no image of the request has an answer, the first error is the request's.
+    fn errors_beside_others(&self, images: usize) -> Result<Vec<ImageError>, ApiError> {
+        if let Some((_, first)) = self.errors.first()
+            && self.errors.len() == images
+        {
+            return Err(first.clone().into());
+        }
+        let describe = |(image, error): &(usize, DecodeError)| ImageError {
+            image: *image,
+            error: ApiError::from(error.clone()).detail(),
+        };
+        Ok(self.errors.iter().map(describe).collect())
+    }
+}
+
+async fn recognise(
+    state: &State,
+    images: Vec<(usize, Result<Bytes, DecodeError>)>,
+) -> Result<Answers, ApiError> {
+    let (mut numbers, mut readable, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, image) in images {
+        match image {
+            Ok(bytes) => {
+                numbers.push(number);
+                readable.push(bytes);
+            }
+            Err(error) => errors.push((number, error)),
+        }
+    }
+    let mut answers = Answers {
+        model_version: None,
+        pictures: Vec::new(),
+        errors,
+        timing: timing(Duration::ZERO, Duration::ZERO),
+    };
+    if readable.is_empty() {
+        return Ok(answers);
+    }
+    let recognised = state.recogniser.recognise(readable).await?;
+    answers.model_version = recognised.model_version;
+    answers.timing = timing(recognised.queued, recognised.computed);
+    for (number, picture) in numbers.into_iter().zip(recognised.pictures) {
+        match picture {
+            Ok(faces) => answers.pictures.push((number, faces)),
+            Err(error) => answers.errors.push((number, error)),
+        }
+    }
+    answers.errors.sort_by_key(|(number, _)| *number);
+    Ok(answers)
+}
+
+fn timing(queued: Duration, computed: Duration) -> (&'static str, String) {
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    ("server-timing", format!("queue;dur={:.1}, recognise;dur={:.1}", ms(queued), ms(computed)))
+}
+
+impl Face {
+    fn new(image: usize, face: &IdentifiedFace, face_ids: &HashMap<i64, String>) -> Self {
+        let verdict = face.verdict(|person| face_ids.contains_key(&person));
+        let all_predictions: Vec<Prediction> = verdict
+            .predictions
+            .iter()
+            .filter_map(|(person, confidence)| {
+                Some(Prediction { label: face_ids.get(person)?.clone(), confidence: *confidence })
+            })
+            .collect();
+        Self {
+            image,
+            bounding_box: face.bounding_box.into(),
+            detection_confidence: face.detection_confidence,
+            top_prediction: all_predictions.first().cloned(),
+            decision: if verdict.person.is_some() { Decision::Known } else { Decision::Unknown },
+            score: verdict.score,
+            threshold: face.threshold,
+            all_predictions,
+        }
+    }
+}
+
+/// One value for each image: those of the form, where an empty one stands for none; or none at all.
+fn per_image<T>(
+    field: &str,
+    parts: &[TextPart],
+    images: usize,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<Option<T>>, ApiError> {
+    if parts.is_empty() {
+        return Ok((0..images).map(|_| None).collect());
+    }
+    if parts.len() != images {
+        let reason = format!(
+            "stands in the form {} times beside {images} images: give it for each image in the same order (empty for \
+             none), or not at all",
+            parts.len()
+        );
+        return Err(invalid(field, reason));
+    }
+    let value = |part: &TextPart| match part.0.as_str() {
+        "" => Ok(None),
+        text => parse(text).map(Some).map_err(|reason| invalid(field, reason)),
+    };
+    parts.iter().map(value).collect()
+}
+
+fn required(field: &'static str, part: Option<&TextPart>, least: usize) -> Result<String, ApiError> {
+    let text = &part.ok_or(ApiError::FieldMissing { field })?.0;
+    characters(text, least).map_err(|reason| invalid(field, reason))?;
+    Ok(text.clone())
+}
+
+fn characters(text: &str, least: usize) -> Result<(), String> {
+    let count = text.chars().count();
+    if !(least..=MAX_CHARACTERS).contains(&count) {
+        return Err(format!("has {count} characters, it must have {least} to {MAX_CHARACTERS}"));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(control) => Err(format!("has the control character {control:?}")),
+        None => Ok(()),
+    }
+}
+
+fn moment(text: &str) -> Result<Micros, String> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .map(to_micros)
+        .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())
+}
+
+fn track(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "is not a whole number".to_owned())
+}
+
+fn corners(text: &str) -> Result<[f32; 4], String> {
+    let wrong = || "is not left,top,right,bottom in pixels with left < right and top < bottom".to_owned();
+    let numbers: Vec<f32> =
+        text.split(',').map(|n| n.trim().parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
+    let [left, top, right, bottom] = numbers.try_into().map_err(|_| wrong())?;
+    let finite = [left, top, right, bottom].iter().all(|n: &f32| n.is_finite());
+    if finite && left < right && top < bottom { Ok([left, top, right, bottom]) } else { Err(wrong()) }
+}
+
+fn invalid(field: &str, reason: impl Into<String>) -> ApiError {
+    ApiError::InvalidField { field: field.to_owned(), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_are_four_corners_in_order() {
+        assert_eq!(corners("1,2, 3.5,4"), Ok([1.0, 2.0, 3.5, 4.0]));
+        for wrong in ["1,2,3", "1,2,3,4,5", "3,2,1,4", "1,4,3,2", "1,2,NaN,4", "1,2,inf,4", "a,b,c,d"] {
+            assert!(corners(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn values_belong_to_images_by_their_order() {
+        let parts = |texts: &[&str]| texts.iter().map(|t| TextPart((*t).into())).collect::<Vec<_>>();
+        assert_eq!(per_image("track_id", &parts(&["7", ""]), 2, track).unwrap(), [Some(7), None]);
+        assert_eq!(per_image("track_id", &[], 2, track).unwrap(), [None, None]);
+        let error = per_image("track_id", &parts(&["7"]), 2, track).unwrap_err().to_string();
+        assert!(error.contains("track_id") && error.contains("1 times beside 2 images"), "{error}");
+    }
+}

@@ -1,0 +1,228 @@
+//! The server, put together from its parts.
+
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix_web::{
+    App, HttpServer,
+    dev::{Server, ServerHandle},
+    middleware::from_fn,
+    web,
+};
+use anyhow::Context as _;
+use facepipe_vision::DecodeLimits;
+use sha2::{Digest as _, Sha256};
+use tokio::task::JoinHandle;
+
+use crate::{
+    api,
+    config::Config,
+    logging::log_request,
+    recognise::{ActiveModel, Pipeline, Recogniser, load_tested},
+    store::{Blobs, Database},
+    train::{Trainer, hex},
+};
+
+/// A server that is bound to its port and ready to answer.
+///
+/// ```no_run
+/// # async fn start() -> anyhow::Result<()> {
+/// use facepipe_backend::{Application, Config};
+///
+/// let application = Application::build(Config { listen: "127.0.0.1:0".into(), ..Config::default() }).await?;
+/// println!("http://{}", application.address());
+/// let stop = application.stop_handle();
+/// tokio::spawn(async move { tokio::signal::ctrl_c().await.map(|()| stop.stop(true)) });
+/// application.run().await
+/// # }
+/// ```
+pub struct Application {
+    address: SocketAddr,
+    address_file: Option<PathBuf>,
+    server: Server,
+    trainer: Trainer,
+    training: JoinHandle<()>,
+    shutdown_timeout: Duration,
+}
+
+/// Stops an [`Application`] from elsewhere.
+#[derive(Clone)]
+pub struct StopHandle {
+    server: ServerHandle,
+}
+
+impl StopHandle {
+    /// Stops the server; with `graceful`, after it has answered what it has accepted, within the configured time.
+    pub fn stop(&self, graceful: bool) {
+        // The stop is under way once this returns; its end is seen where the application runs.
+        drop(self.server.stop(graceful));
+    }
+}
+
+impl Application {
+    /// Binds the port, opens the database and the blobs, loads the networks and the active model.
+    ///
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The port is taken, a folder or the database cannot be opened, weights are missing or damaged.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(&config.listen)
+            .with_context(|| format!("cannot listen on {} (setting `listen`)", config.listen))?;
+        let address = listener.local_addr()?;
+        let (database, pipeline) = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || open(&config)).await??
+        };
+        let blobs = Blobs::open(&config.blobs_dir())
+            .with_context(|| format!("cannot open the blobs in {}", config.blobs_dir().display()))?;
+        remove_orphans(&database, &blobs).await?;
+
+        let embedder = pipeline.embedder().name();
+        let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
+        let active = Arc::new(ActiveModel::default());
+        load_active_model(&database, &blobs, &active, embedder).await?;
+        let recogniser = Recogniser::start(
+            pipeline,
+            Arc::clone(&active),
+            threshold,
+            config.queue_images,
+            config.batch_images,
+        )?;
+        let (trainer, training) = Trainer::start(database.clone(), blobs.clone(), active, embedder);
+
+        let shutdown_timeout = Duration::from_secs(config.shutdown_timeout_s);
+        let address_file = config.address_file.clone();
+        let server =
+            serve(listener, api::State { config, database, blobs, recogniser, trainer: trainer.clone() })?;
+        if let Some(file) = &address_file {
+            write_address(file, address)
+                .with_context(|| format!("cannot write the address file {}", file.display()))?;
+        }
+        tracing::info!(%address, embedder, threshold, "ready");
+        Ok(Self { address, address_file, server, trainer, training, shutdown_timeout })
+    }
+
+    /// The address that the server is bound to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What stops the server from elsewhere.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle { server: self.server.handle() }
+    }
+
+    /// Serves until it is stopped.
+    ///
+    /// # Errors
+    /// The server cannot go on.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let outcome = self.server.await;
+        if let Some(file) = &self.address_file {
+            let _ = std::fs::remove_file(file);
+        }
+        self.trainer.stop();
+        if tokio::time::timeout(self.shutdown_timeout, self.training).await.is_err() {
+            tracing::warn!("stopped in the middle of a training; the next start takes it up again");
+        }
+        Ok(outcome?)
+    }
+}
+
+fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
+    let database = Database::open(&config.database_url())?;
+    let limits = DecodeLimits { max_bytes: config.max_image_bytes, max_pixels: config.max_image_pixels };
+    let pipeline = Pipeline::load(&config.models_dir, config.embedder_kind()?, config.min_face_size, limits)?;
+    Ok((database, pipeline))
+}
+
+fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
+    let workers = state.config.http_workers;
+    let request_timeout = Duration::from_secs(state.config.request_timeout_s);
+    let shutdown_timeout_s = state.config.shutdown_timeout_s;
+    let form_config = api::form_config(state.config.max_request_bytes);
+    let state = web::Data::new(state);
+    let app = move || {
+        App::new()
+            .app_data(state.clone())
+            .app_data(form_config.clone())
+            .wrap(from_fn(log_request))
+            .configure(api::routes)
+    };
+    Ok(HttpServer::new(app)
+        .workers(workers)
+        .client_request_timeout(request_timeout)
+        .shutdown_timeout(shutdown_timeout_s)
+        .disable_signals()
+        .listen(listener)?
+        .run())
+}
+
+/// Removes images that were written just before a crash kept their row from being written, or that an erasure could
+/// not remove.
+async fn remove_orphans(database: &Database, blobs: &Blobs) -> anyhow::Result<()> {
+    let kept: std::collections::HashSet<String> = database.image_blob_keys().await?.into_iter().collect();
+    for key in blobs.image_keys().await? {
+        if !kept.contains(&key) {
+            blobs.delete(&key).await?;
+            tracing::warn!(key, "removed an image that no row refers to");
+        }
+    }
+    Ok(())
+}
+
+/// Puts the active model to work. One that cannot be used leaves the server without a model, and says so: people
+/// can still be enrolled and a training mends it.
+async fn load_active_model(
+    database: &Database,
+    blobs: &Blobs,
+    active: &ActiveModel,
+    embedder: &str,
+) -> anyhow::Result<()> {
+    let Some(row) = database.active_model().await? else { return Ok(()) };
+    if row.embedder != embedder {
+        tracing::warn!(
+            model_version = row.version,
+            model_embedder = row.embedder,
+            embedder,
+            "the active model takes another embedder's embeddings: train again"
+        );
+        return Ok(());
+    }
+    let bytes = match blobs.get(&row.blob_key).await {
+        Ok(bytes) if hex(&Sha256::digest(&bytes)) == row.sha256 => bytes,
+        Ok(_) => {
+            tracing::error!(model_version = row.version, "the active model's file is damaged: train again");
+            return Ok(());
+        }
+        Err(error) => {
+            tracing::error!(model_version = row.version, %error, "the active model cannot be read: train again");
+            return Ok(());
+        }
+    };
+    match load_tested(row.version, &bytes) {
+        Ok(model) => active.set(model),
+        Err(error) => {
+            tracing::error!(model_version = row.version, %error, "the active model cannot be used: train again");
+        }
+    }
+    Ok(())
+}
+
+/// Writes the file whole or not at all: whoever waits for it never reads half an address.
+fn write_address(file: &Path, address: SocketAddr) -> std::io::Result<()> {
+    let folder = file.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = folder.join(name);
+    let mut written = std::fs::File::create(&temporary)?;
+    writeln!(written, "{address}")?;
+    written.sync_all()?;
+    std::fs::rename(&temporary, file)
+}

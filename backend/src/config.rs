@@ -1,0 +1,345 @@
+//! Everything that can be configured: built-in defaults, under a file, under the environment, under flags.
+
+use std::{path::PathBuf, str::FromStr};
+
+use anyhow::Context as _;
+use clap::{Parser, ValueEnum};
+use facepipe_vision::EmbedderKind;
+use figment::{
+    Figment,
+    providers::{Format as _, Serialized, Toml},
+};
+use serde::{Deserialize, Serialize};
+
+/// The configuration of a server. Each field is also a key of the configuration file, a flag of
+/// `facepipe-backend` and an environment variable; `--help` explains them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address and port; port 0 takes a free one. `127.0.0.1:8080` by default.
+    pub listen: String,
+    /// File that gets the address once the server is ready, and is removed when it stops.
+    pub address_file: Option<PathBuf>,
+    /// Folder of the embedded database and the blobs. `data` by default.
+    pub data_dir: PathBuf,
+    /// Database, `sqlite://<path>`. `facepipe.db` in `data_dir` by default.
+    pub database_url: Option<String>,
+    /// Folder of the weights. `models` by default.
+    pub models_dir: PathBuf,
+    /// `inception-resnet-v1` or `mobilefacenet`. By default the first of them whose weights are installed.
+    pub embedder: Option<String>,
+    /// Cosine to a person's mean embedding from which a face counts as known, -1 to 1. By default the embedder's.
+    pub match_threshold: Option<f32>,
+    /// Shortest side of a face that is looked for, pixels. 20 by default.
+    pub min_face_size: f32,
+    /// Images that may wait or be computed at a time. 256 by default.
+    pub queue_images: u32,
+    /// Images that are computed together. 16 by default.
+    pub batch_images: usize,
+    /// Images in one request. 64 by default.
+    pub max_images: usize,
+    /// Bytes of one image. 10 MiB by default.
+    pub max_image_bytes: usize,
+    /// Pixels of one image. 50 million by default.
+    pub max_image_pixels: u64,
+    /// Bytes of one request. 64 MiB by default.
+    pub max_request_bytes: usize,
+    /// Seconds that a client may take to send its request. 30 by default.
+    pub request_timeout_s: u64,
+    /// Seconds that accepted requests get to end when the server stops. 30 by default.
+    pub shutdown_timeout_s: u64,
+    /// Threads that speak HTTP. 2 by default: recognition has its own.
+    pub http_workers: usize,
+    /// What is logged, in the syntax of `RUST_LOG`. `info` by default.
+    pub log: String,
+    /// How it is logged. `text` by default.
+    pub log_format: LogFormat,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".into(),
+            address_file: None,
+            data_dir: "data".into(),
+            database_url: None,
+            models_dir: "models".into(),
+            embedder: None,
+            match_threshold: None,
+            min_face_size: 20.0,
+            queue_images: 256,
+            batch_images: 16,
+            max_images: 64,
+            max_image_bytes: 10 * 1024 * 1024,
+            max_image_pixels: 50_000_000,
+            max_request_bytes: 64 * 1024 * 1024,
+            request_timeout_s: 30,
+            shutdown_timeout_s: 30,
+            http_workers: 2,
+            log: "info".into(),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// Face recognition over HTTP: enrol people, train, ask who is on a picture, store who was seen where and when.
+#[derive(Debug, Parser)]
+#[command(
+    name = "facepipe-backend",
+    version,
+    after_help = "\
+Every setting can stand in a TOML file (--config; keys are the long flags with _ for -, e.g. `listen = \"0.0.0.0:8080\"`),
+in the environment, or on the command line; the latter win. SIGTERM and SIGINT stop the server after it has answered
+what it has accepted; a second one stops it at once.
+
+A first visit, in three commands:
+  facepipe-backend &
+  curl -X POST http://127.0.0.1:8080/dataset/Ada
+  curl -F image=@ada.jpg http://127.0.0.1:8080/dataset/Ada/image
+
+Then train and ask:
+  curl -X POST 'http://127.0.0.1:8080/model/optimized-train?wait=true'
+  curl -F image=@visitor.jpg http://127.0.0.1:8080/face-recognition/get-results
+
+There is no authentication: listen on other than the local machine only behind something that has it."
+)]
+pub struct Args {
+    /// Configuration file, TOML
+    #[arg(long, env = "FACEPIPE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the configuration that would be used, as TOML, and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Settings of the environment and of the command line; the latter win.
+#[derive(Debug, Default, clap::Args, Serialize)]
+pub struct Settings {
+    /// Address and port; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, env = "FACEPIPE_LISTEN", value_name = "ADDRESS:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<String>,
+    /// File that gets the address once the server is ready [default: none]
+    #[arg(long, env = "FACEPIPE_ADDRESS_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address_file: Option<PathBuf>,
+    /// Folder of the embedded database and of images and trained models [default: data]
+    #[arg(long, env = "FACEPIPE_DATA_DIR", value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<PathBuf>,
+    /// Database, sqlite://<path> [default: facepipe.db in the data folder]
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
+    /// Folder of the weights that `facepipe models fetch` installs [default: models]
+    #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    models_dir: Option<PathBuf>,
+    /// Network that embeds faces: inception-resnet-v1 or mobilefacenet [default: the first that is installed]
+    #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    embedder: Option<String>,
+    /// Cosine to a person's mean embedding from which a face counts as known, -1 to 1 [default: the embedder's]
+    #[arg(long, env = "FACEPIPE_MATCH_THRESHOLD", value_name = "COSINE", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    match_threshold: Option<f32>,
+    /// Shortest side of a face that is looked for, pixels [default: 20]
+    #[arg(long, env = "FACEPIPE_MIN_FACE_SIZE", value_name = "PIXELS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_face_size: Option<f32>,
+    /// Images that may wait or be computed at a time; more are answered with 429 [default: 256]
+    #[arg(long, env = "FACEPIPE_QUEUE_IMAGES", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_images: Option<u32>,
+    /// Images that are computed together [default: 16]
+    #[arg(long, env = "FACEPIPE_BATCH_IMAGES", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_images: Option<usize>,
+    /// Images in one request [default: 64]
+    #[arg(long, env = "FACEPIPE_MAX_IMAGES", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_images: Option<usize>,
+    /// Bytes of one image [default: 10485760]
+    #[arg(long, env = "FACEPIPE_MAX_IMAGE_BYTES", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_image_bytes: Option<usize>,
+    /// Pixels of one image [default: 50000000]
+    #[arg(long, env = "FACEPIPE_MAX_IMAGE_PIXELS", value_name = "PIXELS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_image_pixels: Option<u64>,
+    /// Bytes of one request [default: 67108864]
+    #[arg(long, env = "FACEPIPE_MAX_REQUEST_BYTES", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_request_bytes: Option<usize>,
+    /// Seconds that a client may take to send its request [default: 30]
+    #[arg(long, env = "FACEPIPE_REQUEST_TIMEOUT_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_timeout_s: Option<u64>,
+    /// Seconds that accepted requests get to end when the server stops [default: 30]
+    #[arg(long, env = "FACEPIPE_SHUTDOWN_TIMEOUT_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shutdown_timeout_s: Option<u64>,
+    /// Threads that speak HTTP; recognition has its own [default: 2]
+    #[arg(long, env = "FACEPIPE_HTTP_WORKERS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_workers: Option<usize>,
+    /// What is logged: error, warn, info, debug, or RUST_LOG's syntax [default: info]
+    #[arg(long, env = "FACEPIPE_LOG", value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+    /// How it is logged [default: text]
+    #[arg(long, env = "FACEPIPE_LOG_FORMAT", value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+}
+
+impl Config {
+    /// Puts defaults, file, environment and flags together and checks the result.
+    ///
+    /// # Errors
+    /// The file cannot be read or has an unknown key; a value is outside of what it may be (the error names the
+    /// setting, the value and the limit).
+    pub fn load(args: &Args) -> anyhow::Result<Self> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = &args.config {
+            let text = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read the configuration file {}", file.display()))?;
+            figment = figment.merge(Toml::string(&text));
+        }
+        let config: Self = figment.merge(Serialized::defaults(&args.settings)).extract()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.embedder_kind()?;
+        if let Some(threshold) = self.match_threshold {
+            anyhow::ensure!(
+                (-1.0..=1.0).contains(&threshold),
+                "match_threshold is {threshold}, it must be from -1 to 1 (a cosine)"
+            );
+        }
+        // MTCNN's first net looks at 12 pixels; below, it would have to enlarge the picture.
+        anyhow::ensure!(
+            (12.0..=10_000.0).contains(&self.min_face_size),
+            "min_face_size is {}, it must be from 12 to 10000 pixels",
+            self.min_face_size
+        );
+        let limits = [
+            ("queue_images", u64::from(self.queue_images), 65_536),
+            ("batch_images", as_u64(self.batch_images), 1024),
+            ("max_images", as_u64(self.max_images), 1024),
+            ("max_image_bytes", as_u64(self.max_image_bytes), 1 << 30),
+            ("max_image_pixels", self.max_image_pixels, 1_000_000_000),
+            ("max_request_bytes", as_u64(self.max_request_bytes), 1 << 34),
+            ("request_timeout_s", self.request_timeout_s, 86_400),
+            ("shutdown_timeout_s", self.shutdown_timeout_s, 86_400),
+            ("http_workers", as_u64(self.http_workers), 1024),
+        ];
+        for (name, value, most) in limits {
+            anyhow::ensure!((1..=most).contains(&value), "{name} is {value}, it must be from 1 to {most}");
+        }
+        Ok(())
+    }
+
+    /// The embedder that was asked for, if one was.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn embedder_kind(&self) -> anyhow::Result<Option<EmbedderKind>> {
+        self.embedder
+            .as_deref()
+            .map(EmbedderKind::from_str)
+            .transpose()
+            .context("embedder must be inception-resnet-v1 or mobilefacenet")
+    }
+
+    /// The database's URL.
+    pub fn database_url(&self) -> String {
+        match &self.database_url {
+            Some(url) => url.clone(),
+            None => format!("sqlite://{}", self.data_dir.join("facepipe.db").display()),
+        }
+    }
+
+    /// The folder of the blobs.
+    pub fn blobs_dir(&self) -> PathBuf {
+        self.data_dir.join("blobs")
+    }
+
+    /// The configuration as the TOML file that would give it, with a database's password left out.
+    ///
+    /// # Errors
+    /// A path is not Unicode.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        let mut shown = self.clone();
+        shown.database_url = Some(without_password(&self.database_url()));
+        Ok(toml::to_string(&shown)?)
+    }
+}
+
+/// `scheme://user:password@host` without the password.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    match rest.rsplit_once('@') {
+        Some((login, host)) => {
+            let user = login.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}:***@{host}")
+        }
+        None => url.to_owned(),
+    }
+}
+
+fn as_u64(value: usize) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_can_stand_in_file_environment_and_flags() {
+        let keys = serde_json::to_value(Config::default()).unwrap();
+        let command = <Args as clap::CommandFactory>::command();
+        for key in keys.as_object().unwrap().keys() {
+            let argument = command.get_arguments().find(|a| a.get_id() == key.as_str());
+            let argument = argument.unwrap_or_else(|| panic!("no flag for {key}"));
+            assert_eq!(argument.get_long().map(|l| l.replace('-', "_")).as_deref(), Some(key.as_str()));
+            assert!(argument.get_env().is_some(), "no environment variable for {key}");
+        }
+    }
+
+    #[test]
+    fn a_value_outside_of_its_limits_is_refused_by_name() {
+        let config = Config { match_threshold: Some(1.5), ..Config::default() };
+        let error = config.check().unwrap_err().to_string();
+        assert!(
+            error.contains("match_threshold") && error.contains("1.5") && error.contains("-1 to 1"),
+            "{error}"
+        );
+        let config = Config { max_images: 0, ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("max_images is 0"));
+        let config = Config { embedder: Some("arcface".into()), ..Config::default() };
+        assert!(format!("{:#}", config.check().unwrap_err()).contains("arcface"));
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_password("postgres://u:p@ss@h/db"), "postgres://u:***@h/db");
+        assert_eq!(without_password("sqlite:///x.db"), "sqlite:///x.db");
+    }
+}

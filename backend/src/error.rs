@@ -1,0 +1,302 @@
+//! Everything that a request can be answered with instead of what was asked for. Each error has one status, one code
+//! that never changes, and a sentence that names the field and the limit.
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
+use facepipe_vision::DecodeError;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{face_id::InvalidFaceId, recognise::RecogniseError, store::StoreError};
+
+/// What went wrong with a request.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No such path.
+    #[error("there is nothing at this path")]
+    NotFound,
+    /// The path is there, the method isn't.
+    #[error("this path does not take {method}, it takes {allowed}")]
+    MethodNotAllowed {
+        /// What was tried.
+        method: String,
+        /// What the path takes.
+        allowed: &'static str,
+    },
+    /// The path's Face ID is none.
+    #[error(transparent)]
+    InvalidFaceId(#[from] InvalidFaceId),
+    /// The query string cannot be read.
+    #[error("the query string cannot be read: {0}")]
+    InvalidQuery(String),
+    /// A person of this Face ID is there.
+    #[error("a person with this Face ID exists already")]
+    PersonExists,
+    /// No person of this Face ID is there.
+    #[error("there is no person with this Face ID")]
+    PersonNotFound,
+    /// The person was never detected.
+    #[error("this person has not been seen yet")]
+    NeverSeen,
+    /// No job of this id is there.
+    #[error("there is no job with this id")]
+    JobNotFound,
+    /// The body is not a form.
+    #[error("the body must be multipart/form-data with a file part `image`")]
+    UnsupportedMediaType,
+    /// The form breaks off or is not one.
+    #[error("the form cannot be read: {0}")]
+    MalformedForm(String),
+    /// The form is too large altogether.
+    #[error("the request is larger than {max} bytes")]
+    RequestTooLarge {
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The client stopped sending.
+    #[error("the request did not arrive within {seconds} seconds")]
+    RequestTimeout {
+        /// Seconds allowed.
+        seconds: u64,
+    },
+    /// A text field is required.
+    #[error("the field `{field}` is missing")]
+    FieldMissing {
+        /// Its name.
+        field: &'static str,
+    },
+    /// A text field has a wrong value.
+    #[error("the field `{field}` {reason}")]
+    InvalidField {
+        /// Its name.
+        field: String,
+        /// What it must be.
+        reason: String,
+    },
+    /// No part `image`.
+    #[error("the form has no file part `image`")]
+    ImageMissing,
+    /// Too many parts `image`.
+    #[error("the form has {images} parts `image`, at most {max} are allowed")]
+    TooManyImages {
+        /// Parts received.
+        images: usize,
+        /// Parts allowed.
+        max: usize,
+    },
+    /// The picture cannot be used.
+    #[error(transparent)]
+    Image(#[from] DecodeError),
+    /// Nobody to enrol on the picture.
+    #[error("there is no face on the image, enrolment needs exactly one")]
+    NoFace,
+    /// More than one person to enrol on the picture.
+    #[error("there are {faces} faces on the image, enrolment needs exactly one")]
+    SeveralFaces {
+        /// Faces found.
+        faces: usize,
+    },
+    /// The queue is full.
+    #[error("{waiting} images wait already, at most {capacity} may: try again in {} s", retry_after.as_secs())]
+    TooBusy {
+        /// Images that wait.
+        waiting: usize,
+        /// Images that may.
+        capacity: u32,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The training that was waited for failed.
+    #[error("the training failed")]
+    TrainingFailed,
+    /// The database is away.
+    #[error("the database cannot be reached, try again in {DATABASE_RETRY_S} s")]
+    DatabaseUnavailable(String),
+    /// Our mistake; the log has it, the answer doesn't.
+    #[error("internal error")]
+    Internal(#[source] anyhow::Error),
+}
+
+const DATABASE_RETRY_S: u64 = 2;
+
+/// The body of every error.
+#[derive(Debug, Serialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize)]
+pub struct ErrorDetail {
+    /// Stable, for programs.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+    /// The numbers of the message, for programs.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub details: Value,
+}
+
+impl ApiError {
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::InvalidFaceId(_) => "invalid_face_id",
+            Self::InvalidQuery(_) => "invalid_query",
+            Self::PersonExists => "person_exists",
+            Self::PersonNotFound => "person_not_found",
+            Self::NeverSeen => "never_seen",
+            Self::JobNotFound => "job_not_found",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::MalformedForm(_) => "malformed_form",
+            Self::RequestTooLarge { .. } => "request_too_large",
+            Self::RequestTimeout { .. } => "request_timeout",
+            Self::FieldMissing { .. } => "field_missing",
+            Self::InvalidField { .. } => "invalid_field",
+            Self::ImageMissing => "image_missing",
+            Self::TooManyImages { .. } => "too_many_images",
+            Self::Image(DecodeError::Empty) => "image_empty",
+            Self::Image(DecodeError::TooManyBytes { .. } | DecodeError::TooManyPixels { .. }) => {
+                "image_too_large"
+            }
+            Self::Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_)) => "image_unreadable",
+            Self::NoFace => "no_face",
+            Self::SeveralFaces { .. } => "several_faces",
+            Self::TooBusy { .. } => "too_busy",
+            Self::TrainingFailed => "training_failed",
+            Self::DatabaseUnavailable(_) => "database_unavailable",
+            Self::Internal(_) => "internal",
+        }
+    }
+
+    fn details(&self) -> Value {
+        match self {
+            Self::MethodNotAllowed { allowed, .. } => json!({ "allowed": allowed }),
+            Self::RequestTooLarge { max } => json!({ "max_bytes": max }),
+            Self::RequestTimeout { seconds } => json!({ "max_seconds": seconds }),
+            Self::FieldMissing { field } => json!({ "field": field }),
+            Self::InvalidField { field, .. } => json!({ "field": field }),
+            Self::ImageMissing => json!({ "field": "image" }),
+            Self::TooManyImages { images, max } => json!({ "images": images, "max_images": max }),
+            Self::Image(DecodeError::TooManyBytes { bytes, max }) => {
+                json!({ "bytes": bytes, "max_bytes": max })
+            }
+            Self::Image(DecodeError::TooManyPixels { width, height, max }) => {
+                json!({ "width": width, "height": height, "max_pixels": max })
+            }
+            Self::NoFace => json!({ "faces": 0 }),
+            Self::SeveralFaces { faces } => json!({ "faces": faces }),
+            Self::TooBusy { waiting, capacity, .. } => json!({ "waiting": waiting, "capacity": capacity }),
+            Self::NotFound
+            | Self::InvalidFaceId(_)
+            | Self::InvalidQuery(_)
+            | Self::PersonExists
+            | Self::PersonNotFound
+            | Self::NeverSeen
+            | Self::JobNotFound
+            | Self::UnsupportedMediaType
+            | Self::MalformedForm(_)
+            | Self::Image(DecodeError::Empty | DecodeError::UnknownFormat | DecodeError::Corrupt(_))
+            | Self::TrainingFailed
+            | Self::DatabaseUnavailable(_)
+            | Self::Internal(_) => Value::Null,
+        }
+    }
+
+    /// What the client reads.
+    pub fn detail(&self) -> ErrorDetail {
+        ErrorDetail { code: self.code(), message: self.to_string(), details: self.details() }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::NotFound | Self::PersonNotFound | Self::NeverSeen | Self::JobNotFound => {
+                StatusCode::NOT_FOUND
+            }
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::InvalidFaceId(_)
+            | Self::InvalidQuery(_)
+            | Self::MalformedForm(_)
+            | Self::FieldMissing { .. }
+            | Self::InvalidField { .. }
+            | Self::ImageMissing
+            | Self::TooManyImages { .. }
+            | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
+            Self::PersonExists => StatusCode::CONFLICT,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::RequestTooLarge { .. }
+            | Self::Image(DecodeError::TooManyBytes { .. } | DecodeError::TooManyPixels { .. }) => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
+            Self::Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_))
+            | Self::NoFace
+            | Self::SeveralFaces { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TrainingFailed | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        match self {
+            Self::Internal(cause) => tracing::error!(error = format!("{cause:#}"), "a request failed"),
+            Self::DatabaseUnavailable(cause) => tracing::error!(error = cause, "the database is away"),
+            _ => (),
+        }
+        let mut response = HttpResponse::build(self.status_code());
+        match self {
+            Self::MethodNotAllowed { allowed, .. } => {
+                response.insert_header((header::ALLOW, *allowed));
+            }
+            Self::TooBusy { retry_after, .. } => {
+                response.insert_header((header::RETRY_AFTER, retry_after.as_secs()));
+            }
+            Self::DatabaseUnavailable(_) => {
+                response.insert_header((header::RETRY_AFTER, DATABASE_RETRY_S));
+            }
+            // The rest of the request is not read, so the connection cannot be used again.
+            Self::RequestTimeout { .. } | Self::RequestTooLarge { .. } => {
+                response.force_close();
+            }
+            _ => (),
+        }
+        response.json(ErrorBody { error: self.detail() })
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::PersonExists => Self::PersonExists,
+            StoreError::PersonNotFound => Self::PersonNotFound,
+            StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),
+            StoreError::Database(_)
+            | StoreError::Blob(_)
+            | StoreError::Damaged(_)
+            | StoreError::Interrupted => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<RecogniseError> for ApiError {
+    fn from(error: RecogniseError) -> Self {
+        match error {
+            RecogniseError::Busy { waiting, capacity, retry_after } => {
+                Self::TooBusy { waiting, capacity, retry_after }
+            }
+            RecogniseError::Vision(_) | RecogniseError::Identify(_) | RecogniseError::Interrupted => {
+                Self::Internal(error.into())
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Recognition: a bounded queue in front of one worker thread that takes whatever waits as one batch.
+//!
+//! Nobody waits for a batch to fill: while the worker computes, the next one gathers by itself. A request that finds
+//! the queue full is turned away at once, and one whose client has gone is skipped.
+
+mod active;
+mod face;
+mod pipeline;
+
+pub use active::{ActiveModel, VersionedModel, load_tested};
+pub use face::IdentifiedFace;
+pub use pipeline::Pipeline;
+
+use std::{
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use facepipe_identify::IdentifyError;
+use facepipe_vision::{DecodeError, Face, VisionError};
+use image::RgbImage;
+use rayon::prelude::*;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use active::identify;
+use pipeline::{FoundFaces, PictureError};
+
+/// Hands pictures to the worker; clones share it.
+#[derive(Clone)]
+pub struct Recogniser {
+    jobs: mpsc::Sender<Job>,
+    room: Arc<Semaphore>,
+    capacity: u32,
+    pace: Arc<Pace>,
+    embedder: &'static str,
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RecogniseError {
+    /// Too much waits already.
+    #[error("{waiting} images wait, at most {capacity} may")]
+    Busy {
+        /// Images that wait or are being computed.
+        waiting: usize,
+        /// Images that may.
+        capacity: u32,
+        /// When it is worth to ask again.
+        retry_after: Duration,
+    },
+    /// The network failed.
+    #[error("recognition failed: {0}")]
+    Vision(#[from] VisionError),
+    /// The model failed.
+    #[error("identification failed: {0}")]
+    Identify(#[from] IdentifyError),
+    /// The worker gave up on the batch.
+    #[error("recognition was cut off")]
+    Interrupted,
+}
+
+/// The answer to one request.
+pub struct Recognised {
+    /// The model that was asked, for all of the request's faces.
+    pub model_version: Option<i64>,
+    /// Picture by picture, in the order of the request.
+    pub pictures: Vec<Result<Vec<IdentifiedFace>, DecodeError>>,
+    /// From the request's arrival to the beginning of its batch.
+    pub queued: Duration,
+    /// From there to the answer.
+    pub computed: Duration,
+}
+
+struct Job {
+    pictures: Vec<Bytes>,
+    reply: oneshot::Sender<Result<Recognised, RecogniseError>>,
+    arrived: Instant,
+    /// Held until the answer is there: what is being computed counts too.
+    _room: OwnedSemaphorePermit,
+}
+
+impl Recogniser {
+    /// Starts the worker. `capacity`: images that may wait or be computed at a time; `batch`: images that the worker
+    /// takes at a time. The worker ends when the last clone is dropped and the queue is empty.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(
+        pipeline: Pipeline,
+        active: Arc<ActiveModel>,
+        threshold: f32,
+        capacity: u32,
+        batch: usize,
+    ) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel();
+        let pace = Arc::new(Pace::default());
+        let embedder = pipeline.embedder().name();
+        let worker = Worker { pipeline, active, threshold, batch, pace: Arc::clone(&pace) };
+        thread::Builder::new().name("recognise".into()).spawn(move || worker.run(&queue))?;
+        let room = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
+        Ok(Self { jobs, room, capacity, pace, embedder })
+    }
+
+    /// The embedder's name.
+    pub fn embedder(&self) -> &'static str {
+        self.embedder
+    }
+
+    /// Finds, embeds and identifies the faces on the pictures of one request.
+    ///
+    /// # Errors
+    /// [`RecogniseError::Busy`] at once where the queue is full; else what went wrong.
+    pub async fn recognise(&self, pictures: Vec<Bytes>) -> Result<Recognised, RecogniseError> {
+        // A request larger than the queue gets in when it has the queue to itself.
+        let size = u32::try_from(pictures.len()).unwrap_or(u32::MAX).min(self.capacity);
+        let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy())?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job { pictures, reply, arrived: Instant::now(), _room: room };
+        self.jobs.send(job).map_err(|_| RecogniseError::Interrupted)?;
+        answer.await.map_err(|_| RecogniseError::Interrupted)?
+    }
+
+    fn busy(&self) -> RecogniseError {
+        let waiting = usize::try_from(self.capacity).unwrap_or(usize::MAX) - self.room.available_permits();
+        RecogniseError::Busy { waiting, capacity: self.capacity, retry_after: self.pace.time_for(waiting) }
+    }
+}
+
+/// The faces of one picture and their embeddings.
+type EmbeddedFaces = Vec<(Face, Vec<f32>)>;
+
+struct Worker {
+    pipeline: Pipeline,
+    active: Arc<ActiveModel>,
+    threshold: f32,
+    batch: usize,
+    pace: Arc<Pace>,
+}
+
+impl Worker {
+    fn run(&self, queue: &mpsc::Receiver<Job>) {
+        while let Ok(first) = queue.recv() {
+            let mut images = first.pictures.len();
+            let mut jobs = vec![first];
+            while images < self.batch
+                && let Ok(next) = queue.try_recv()
+            {
+                images += next.pictures.len();
+                jobs.push(next);
+            }
+            jobs.retain(|job| !job.reply.is_closed());
+            // A panic in a decoder or a network must not end recognition for everybody else: the batch's requests
+            // see their reply dropped, and the worker goes on.
+            match catch_unwind(AssertUnwindSafe(|| self.answer(jobs))) {
+                Ok(Ok(())) => (),
+                Ok(Err(error)) => tracing::error!(images, %error, "a batch could not be embedded"),
+                Err(_) => tracing::error!(images, "a batch was given up after a panic"),
+            }
+        }
+    }
+
+    fn answer(&self, jobs: Vec<Job>) -> Result<(), VisionError> {
+        let begun = Instant::now();
+        let model = self.active.get();
+        let pictures: Vec<(&Job, &Bytes)> =
+            jobs.iter().flat_map(|job| job.pictures.iter().map(move |picture| (job, picture))).collect();
+        let count = pictures.len();
+        let mut found: Vec<Result<FoundFaces, PictureError>> = pictures
+            .into_par_iter()
+            .map(|(job, picture)| {
+                if job.reply.is_closed() {
+                    return Ok(FoundFaces::default());
+                }
+                self.pipeline.find_faces(picture)
+            })
+            .collect();
+
+        let crops: Vec<RgbImage> =
+            found.iter_mut().flatten().flat_map(|faces| mem::take(&mut faces.crops)).collect();
+        let mut embeddings = Vec::with_capacity(crops.len());
+        for chunk in crops.chunks(self.batch) {
+            embeddings.extend(self.pipeline.embedder().embed(chunk)?);
+        }
+        let mut embeddings = embeddings.into_iter();
+        let embedded: Vec<Result<EmbeddedFaces, PictureError>> = found
+            .into_iter()
+            .map(|picture| picture.map(|found| found.faces.into_iter().zip(embeddings.by_ref()).collect()))
+            .collect();
+
+        let mut embedded = embedded.into_iter();
+        for job in jobs {
+            let of_job: Vec<_> = embedded.by_ref().take(job.pictures.len()).collect();
+            let pictures = of_job
+                .into_iter()
+                .map(|picture| self.identify(picture, model.as_deref()))
+                .collect::<Result<_, RecogniseError>>();
+            let answer = pictures.map(|pictures| Recognised {
+                model_version: model.as_ref().map(|m| m.version),
+                pictures,
+                queued: begun.duration_since(job.arrived),
+                computed: begun.elapsed(),
+            });
+            // Whoever asked may be gone by now; then there is nobody to tell.
+            let _ = job.reply.send(answer);
+        }
+        self.pace.measured(count, begun.elapsed());
+        Ok(())
+    }
+
+    fn identify(
+        &self,
+        picture: Result<EmbeddedFaces, PictureError>,
+        model: Option<&VersionedModel>,
+    ) -> Result<Result<Vec<IdentifiedFace>, DecodeError>, RecogniseError> {
+        match picture {
+            Ok(faces) => {
+                let identified = faces
+                    .into_iter()
+                    .map(|(face, embedding)| identify(model, &face, embedding, self.threshold))
+                    .collect::<Result<_, IdentifyError>>()?;
+                Ok(Ok(identified))
+            }
+            Err(PictureError::Decode(error)) => Ok(Err(error)),
+            Err(PictureError::Vision(error)) => Err(error.into()),
+        }
+    }
+}
+
+/// How long an image takes, as a moving average: what a client that was turned away is told to wait.
+#[derive(Default)]
+struct Pace {
+    micros_per_image: AtomicU64,
+}
+
+impl Pace {
+    fn measured(&self, images: usize, took: Duration) {
+        let Some(sample) = u64::try_from(images).ok().and_then(|n| micros(took).checked_div(n)) else {
+            return;
+        };
+        // Only the worker writes, so nothing is lost between the load and the store.
+        let before = self.micros_per_image.load(Ordering::Relaxed);
+        let after = if before == 0 { sample } else { (before * 7 + sample) / 8 };
+        self.micros_per_image.store(after, Ordering::Relaxed);
+    }
+
+    /// When `images` will be done: whole seconds as `Retry-After` has them, 1 to 30.
+    fn time_for(&self, images: usize) -> Duration {
+        let micros = self
+            .micros_per_image
+            .load(Ordering::Relaxed)
+            .saturating_mul(u64::try_from(images).unwrap_or(u64::MAX));
+        Duration::from_secs(micros.div_ceil(1_000_000).clamp(1, 30))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_follows_what_images_take() {
+        let pace = Pace::default();
+        assert_eq!(pace.time_for(1000), Duration::from_secs(1));
+        pace.measured(10, Duration::from_millis(500));
+        assert_eq!(pace.time_for(100), Duration::from_secs(5));
+        assert_eq!(pace.time_for(1_000_000), Duration::from_secs(30));
+        pace.measured(0, Duration::from_secs(9));
+        assert_eq!(pace.time_for(100), Duration::from_secs(5));
+    }
+}

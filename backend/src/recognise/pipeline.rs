@@ -1,0 +1,71 @@
+//! From the bytes of pictures to embedded faces: decode, find, align, embed.
+
+use std::path::Path;
+
+use facepipe_vision::{
+    DecodeError, DecodeLimits, Embedder, EmbedderKind, Face, ModelError, Mtcnn, MtcnnConfig, VisionError,
+    decode_image, installed_embedder, load_embedder,
+};
+use image::RgbImage;
+
+/// The networks, loaded.
+pub struct Pipeline {
+    mtcnn: Mtcnn,
+    embedder: Box<dyn Embedder>,
+    limits: DecodeLimits,
+}
+
+/// The faces of one picture, and what the embedder takes of each, in the same order.
+#[derive(Default)]
+pub struct FoundFaces {
+    /// Where they are.
+    pub faces: Vec<Face>,
+    /// The network's input.
+    pub crops: Vec<RgbImage>,
+}
+
+/// Why a picture has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PictureError {
+    /// The sender's mistake.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// Ours.
+    #[error(transparent)]
+    Vision(#[from] VisionError),
+}
+
+impl Pipeline {
+    /// Loads the face detector and the embedder; without `embedder`, the best one whose weights are installed.
+    ///
+    /// # Errors
+    /// Weights are missing or damaged.
+    pub fn load(
+        models_dir: &Path,
+        embedder: Option<EmbedderKind>,
+        min_face_size: f32,
+        limits: DecodeLimits,
+    ) -> Result<Self, ModelError> {
+        let mtcnn = Mtcnn::load(models_dir, MtcnnConfig { min_face_size, ..MtcnnConfig::default() })?;
+        // Where neither is installed, the smaller one is what the error asks for.
+        let kind = embedder.or_else(|| installed_embedder(models_dir)).unwrap_or(EmbedderKind::MobileFaceNet);
+        Ok(Self { mtcnn, embedder: load_embedder(kind, models_dir)?, limits })
+    }
+
+    /// The embedder.
+    pub fn embedder(&self) -> &dyn Embedder {
+        &*self.embedder
+    }
+
+    /// The faces of a picture, ready to be embedded.
+    ///
+    /// # Errors
+    /// The bytes are no picture within the limits, or the network fails.
+    pub fn find_faces(&self, bytes: &[u8]) -> Result<FoundFaces, PictureError> {
+        let picture = decode_image(bytes, &self.limits)?;
+        let faces = self.mtcnn.detect(&picture)?;
+        // Only the crops leave this function: a batch of whole pictures could fill the memory.
+        let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
+        Ok(FoundFaces { faces, crops })
+    }
+}

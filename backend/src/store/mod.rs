@@ -1,0 +1,74 @@
+//! What outlives the process: rows in a SQL database, bytes in a blob store.
+
+pub mod blobs;
+pub mod sql;
+
+pub use blobs::Blobs;
+pub use sql::Database;
+
+use time::OffsetDateTime;
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody with this Face ID is there already.
+    #[error("the person exists")]
+    PersonExists,
+    /// Nobody with this Face ID is there.
+    #[error("no such person")]
+    PersonNotFound,
+    /// The database did not answer in time, or could not be reached.
+    #[error("the database cannot be reached: {0}")]
+    Unavailable(String),
+    /// The database refused a statement.
+    #[error("the database refused a statement: {0}")]
+    Database(#[from] diesel::result::Error),
+    /// The blob store failed.
+    #[error("the blob store failed: {0}")]
+    Blob(#[from] object_store::Error),
+    /// A row holds what this program never wrote.
+    #[error("damaged row: {0}")]
+    Damaged(String),
+    /// The thread that spoke to the database ended.
+    #[error("a database call was cut off")]
+    Interrupted,
+}
+
+/// A moment as rows hold it: microseconds since 1970-01-01T00:00:00Z.
+pub type Micros = i64;
+
+/// The present moment.
+pub fn now() -> Micros {
+    to_micros(OffsetDateTime::now_utc())
+}
+
+/// A moment as rows hold it. RFC 3339 ends with the year 9999, far inside of the type.
+pub fn to_micros(moment: OffsetDateTime) -> Micros {
+    i64::try_from(moment.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+}
+
+/// The moment that a row holds.
+///
+/// # Errors
+/// [`StoreError::Damaged`] beyond the year 9999.
+pub fn from_micros(micros: Micros) -> Result<OffsetDateTime, StoreError> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000)
+        .map_err(|_| StoreError::Damaged(format!("a time of {micros} microseconds")))
+}
+
+/// An embedding as rows hold it: little-endian f32.
+pub fn vector_to_bytes(vector: &[f32]) -> Vec<u8> {
+    vector.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// The embedding that a row holds.
+///
+/// # Errors
+/// [`StoreError::Damaged`] unless the bytes are whole f32.
+pub fn vector_from_bytes(bytes: &[u8]) -> Result<Vec<f32>, StoreError> {
+    let (chunks, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(StoreError::Damaged(format!("an embedding of {} bytes", bytes.len())));
+    }
+    Ok(chunks.iter().map(|c| f32::from_le_bytes(*c)).collect())
+}

@@ -1,0 +1,219 @@
+//! People, their enrolled images and embeddings.
+
+use std::collections::HashMap;
+
+use diesel::{
+    dsl::{count, count_star},
+    prelude::*,
+    result::{DatabaseErrorKind, Error},
+};
+
+use super::{
+    AnyConnection, Database,
+    schema::{embeddings, images, people},
+};
+use crate::{
+    face_id::FaceId,
+    store::{Micros, StoreError, now, vector_from_bytes, vector_to_bytes},
+};
+
+/// One person.
+pub struct PersonRow {
+    /// The Face ID.
+    pub face_id: String,
+    /// When the person was added.
+    pub created_at: Micros,
+    /// Enrolled images.
+    pub images: i64,
+}
+
+/// An image to be enrolled, whose bytes are in the blob store already.
+pub struct NewImage {
+    /// The image's id, UUID.
+    pub id: String,
+    /// Where its bytes are.
+    pub blob_key: String,
+    /// Size in bytes.
+    pub bytes: i64,
+    /// Which network made the embedding.
+    pub embedder: &'static str,
+    /// The embedding of the image's one face.
+    pub embedding: Vec<f32>,
+}
+
+/// One embedding and whom it shows.
+pub struct TrainingImage {
+    /// The person.
+    pub person: i64,
+    /// The embedding.
+    pub embedding: Vec<f32>,
+}
+
+/// Everything that a training reads.
+pub struct TrainingSet {
+    /// The embeddings by the one embedder.
+    pub images: Vec<TrainingImage>,
+    /// People in the dataset.
+    pub people: i64,
+}
+
+impl Database {
+    /// Adds a person without images.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonExists`].
+    pub async fn add_person(&self, id: &FaceId) -> Result<(), StoreError> {
+        let face_id = id.to_string();
+        self.write(move |connection| {
+            let row = (people::face_id.eq(face_id), people::created_at.eq(now()));
+            match diesel::insert_into(people::table).values(row).execute(connection) {
+                Ok(_) => Ok(()),
+                Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
+                    Err(StoreError::PersonExists)
+                }
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
+
+    /// The row id of a person.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`].
+    pub async fn person(&self, id: &FaceId) -> Result<i64, StoreError> {
+        let face_id = id.to_string();
+        self.read(move |connection| person(connection, &face_id)).await
+    }
+
+    /// All people by Face ID, with the number of their images.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn people(&self) -> Result<Vec<PersonRow>, StoreError> {
+        self.read(|connection| {
+            let counts: HashMap<i64, i64> = images::table
+                .group_by(images::person_id)
+                .select((images::person_id, count_star()))
+                .load::<(i64, i64)>(connection)?
+                .into_iter()
+                .collect();
+            let rows = people::table
+                .select((people::id, people::face_id, people::created_at))
+                .order(people::face_id)
+                .load::<(i64, String, Micros)>(connection)?;
+            let with_count = |(id, face_id, created_at)| PersonRow {
+                face_id,
+                created_at,
+                images: counts.get(&id).copied().unwrap_or(0),
+            };
+            Ok(rows.into_iter().map(with_count).collect())
+        })
+        .await
+    }
+
+    /// The Face IDs of all people by row id: what turns a model's answer into names. Read for every answer, so that
+    /// a person who was erased a moment ago is named no more.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn face_ids(&self) -> Result<HashMap<i64, String>, StoreError> {
+        self.read(face_ids).await
+    }
+
+    /// Adds an image and its embedding to a person.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`] where the person was erased meanwhile.
+    pub async fn add_image(&self, person_id: i64, image: NewImage) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let known: i64 = people::table.find(person_id).select(count_star()).first(connection)?;
+            if known == 0 {
+                return Err(StoreError::PersonNotFound);
+            }
+            let created_at = now();
+            diesel::insert_into(images::table)
+                .values((
+                    images::id.eq(&image.id),
+                    images::person_id.eq(person_id),
+                    images::blob_key.eq(&image.blob_key),
+                    images::bytes.eq(image.bytes),
+                    images::created_at.eq(created_at),
+                ))
+                .execute(connection)?;
+            diesel::insert_into(embeddings::table)
+                .values((
+                    embeddings::image_id.eq(&image.id),
+                    embeddings::embedder.eq(image.embedder),
+                    embeddings::vector.eq(vector_to_bytes(&image.embedding)),
+                    embeddings::created_at.eq(created_at),
+                ))
+                .execute(connection)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Erases a person with images and embeddings; the person's detections stay without a name. Returns the keys of
+    /// the blobs that must go too.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`].
+    pub async fn erase_person(&self, id: &FaceId) -> Result<Vec<String>, StoreError> {
+        let face_id = id.to_string();
+        self.write(move |connection| {
+            let person_id = person(connection, &face_id)?;
+            let blobs = images::table
+                .filter(images::person_id.eq(person_id))
+                .select(images::blob_key)
+                .load::<String>(connection)?;
+            // Foreign keys take images, embeddings and the names of detections along.
+            diesel::delete(people::table.find(person_id)).execute(connection)?;
+            Ok(blobs)
+        })
+        .await
+    }
+
+    /// The keys of all blobs that images refer to.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn image_blob_keys(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|connection| Ok(images::table.select(images::blob_key).load(connection)?)).await
+    }
+
+    /// All embeddings by one embedder, as of one moment.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn training_set(&self, embedder: &'static str) -> Result<TrainingSet, StoreError> {
+        self.read(move |connection| {
+            let rows = embeddings::table
+                .inner_join(images::table)
+                .filter(embeddings::embedder.eq(embedder))
+                .order((images::person_id, images::created_at, images::id))
+                .select((images::person_id, embeddings::vector))
+                .load::<(i64, Vec<u8>)>(connection)?;
+            let images = rows
+                .into_iter()
+                .map(|(person, vector)| Ok(TrainingImage { person, embedding: vector_from_bytes(&vector)? }))
+                .collect::<Result<_, StoreError>>()?;
+            let people = people::table.select(count(people::id)).first(connection)?;
+            Ok(TrainingSet { images, people })
+        })
+        .await
+    }
+}
+
+pub(super) fn person(connection: &mut AnyConnection, face_id: &str) -> Result<i64, StoreError> {
+    people::table
+        .filter(people::face_id.eq(face_id))
+        .select(people::id)
+        .first(connection)
+        .optional()?
+        .ok_or(StoreError::PersonNotFound)
+}
+
+pub(super) fn face_ids(connection: &mut AnyConnection) -> Result<HashMap<i64, String>, StoreError> {
+    Ok(people::table.select((people::id, people::face_id)).load(connection)?.into_iter().collect())
+}

@@ -1,0 +1,105 @@
+//! The tables, as the migrations of every engine make them.
+
+use diesel::{allow_tables_to_appear_in_same_query, joinable, table};
+
+table! {
+    people (id) {
+        id -> BigInt,
+        face_id -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    images (id) {
+        id -> Text,
+        person_id -> BigInt,
+        blob_key -> Text,
+        bytes -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    embeddings (image_id, embedder) {
+        image_id -> Text,
+        embedder -> Text,
+        vector -> Binary,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    models (version) {
+        version -> BigInt,
+        embedder -> Text,
+        blob_key -> Text,
+        sha256 -> Text,
+        people -> BigInt,
+        images -> BigInt,
+        duration_ms -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    active_model (slot) {
+        slot -> Integer,
+        version -> BigInt,
+    }
+}
+
+table! {
+    detections (id) {
+        id -> BigInt,
+        captured_at -> BigInt,
+        received_at -> BigInt,
+        camera_id -> Text,
+        location -> Text,
+        person_id -> Nullable<BigInt>,
+        confidence -> Nullable<Float>,
+        score -> Nullable<Float>,
+        threshold -> Float,
+        detection_confidence -> Float,
+        model_version -> Nullable<BigInt>,
+        embedder -> Text,
+        embedding -> Nullable<Binary>,
+        upload_key -> Nullable<Text>,
+        face -> Integer,
+        box_left -> Float,
+        box_top -> Float,
+        box_right -> Float,
+        box_bottom -> Float,
+        track_id -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    answers (call, upload_key) {
+        call -> Text,
+        upload_key -> Text,
+        model_version -> Nullable<BigInt>,
+        faces -> Text,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    jobs (id) {
+        id -> Text,
+        kind -> Text,
+        status -> Text,
+        result -> Nullable<Text>,
+        error -> Nullable<Text>,
+        created_at -> BigInt,
+        started_at -> Nullable<BigInt>,
+        finished_at -> Nullable<BigInt>,
+    }
+}
+
+joinable!(images -> people (person_id));
+joinable!(embeddings -> images (image_id));
+joinable!(active_model -> models (version));
+joinable!(detections -> people (person_id));
+allow_tables_to_appear_in_same_query!(people, images, embeddings, detections);
+allow_tables_to_appear_in_same_query!(models, active_model);
