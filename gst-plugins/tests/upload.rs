@@ -1,0 +1,394 @@
+//! The uploader on its own, against a server in the test's own process.
+
+mod common;
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use common::server::{Answer, Received, Server, dead_address};
+use gstfacepipe::upload::{Backoff, Crop, Drained, Endpoint, Event, UploadConfig, UploadError, Uploader};
+use time::macros::datetime;
+use uuid::Uuid;
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn config(url: String) -> UploadConfig {
+    UploadConfig {
+        backend_url: url,
+        camera_id: "gate-1".into(),
+        camera_location: "Lobby".into(),
+        backoff: Backoff { initial: Duration::from_millis(20), maximum: Duration::from_millis(100) },
+        ..UploadConfig::default()
+    }
+}
+
+fn crop(number: u8) -> Crop {
+    Crop {
+        jpeg: Bytes::from(vec![number; 100]),
+        captured_at: datetime!(2024-05-06 07:08:09 UTC),
+        track_id: None,
+        bounding_box: Some([1, 2, 3, 4]),
+        key: Uuid::now_v7(),
+    }
+}
+
+type Events = Arc<Mutex<Vec<Event>>>;
+
+fn start(config: UploadConfig) -> (Uploader, Events) {
+    let events = Events::default();
+    let told = Arc::clone(&events);
+    let uploader = Uploader::start(config, Arc::new(move |event| told.lock().unwrap().push(event))).unwrap();
+    (uploader, events)
+}
+
+fn outages(events: &Events) -> usize {
+    events.lock().unwrap().iter().filter(|e| matches!(e, Event::Outage { .. })).count()
+}
+
+fn recoveries(events: &Events) -> usize {
+    events.lock().unwrap().iter().filter(|e| matches!(e, Event::Recovered { .. })).count()
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Lets one worker be busy with a first crop, so that what is pushed afterwards waits together.
+fn occupied(config: UploadConfig, delay: Duration, answer: Answer) -> (Server, Uploader, Events) {
+    let server = Server::answering([Answer::status(204).after(delay), answer]);
+    let (uploader, events) = start(UploadConfig { backend_url: server.url(), workers: 1, ..config });
+    uploader.push(crop(0));
+    server.wait_for(1);
+    (server, uploader, events)
+}
+
+#[test]
+fn a_crop_is_posted_with_its_facts_to_the_endpoint() {
+    for (endpoint, path) in [
+        (Endpoint::StoreResults, "/face-recognition/store-results"),
+        (Endpoint::SendResults, "/face-recognition/send-results"),
+        (Endpoint::GetResults, "/face-recognition/get-results"),
+        (Endpoint::DryRun, "/face-recognition/dry-run"),
+    ] {
+        let server = Server::answering([Answer::status(204)]);
+        let (uploader, _) = start(UploadConfig { endpoint, ..config(server.url()) });
+        let crop = Crop { track_id: Some(9), ..crop(7) };
+        uploader.push(crop.clone());
+        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        let [request] = &server.received()[..] else { panic!("not one request") };
+        assert_eq!(request.line, format!("POST {path} HTTP/1.1"));
+        assert_eq!(request.images(), [vec![7; 100]]);
+        let names: Vec<&str> = request.parts.iter().map(|part| part.name.as_str()).collect();
+        assert_eq!(names, ["camera_id", "location", "image", "captured_at", "key", "box", "track_id"]);
+        assert_eq!(request.field("camera_id"), "gate-1");
+        assert_eq!(request.field("location"), "Lobby");
+        assert_eq!(request.field("captured_at"), "2024-05-06T07:08:09Z");
+        assert_eq!(request.field("key"), crop.key.to_string());
+        assert_eq!(request.field("box"), "1,2,3,4");
+        assert_eq!(request.field("track_id"), "9");
+    }
+}
+
+#[test]
+fn a_path_in_the_backend_url_is_a_prefix() {
+    let server = Server::answering([Answer::status(204)]);
+    let (uploader, _) = start(config(format!("{}/faces/v1/", server.url())));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(server.received()[0].line, "POST /faces/v1/face-recognition/store-results HTTP/1.1");
+}
+
+#[test]
+fn useless_urls_are_refused_with_the_url_and_the_reason() {
+    for (url, reason) in [
+        ("127.0.0.1:8080", "begins with neither http:// nor https://"),
+        ("ftp://backend", "begins with neither"),
+        ("http://", "is not a URL"),
+        ("http://me:secret@backend", "contains a user name"),
+        ("http://backend/?x=1", "contains a query"),
+        ("", "is not a URL"),
+    ] {
+        let error = Uploader::start(config(url.into()), Arc::new(|_| ())).err().unwrap();
+        assert!(matches!(error, UploadError::Url { .. }), "{url}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("`{url}`")) && text.contains(reason), "{url}: {text}");
+    }
+}
+
+#[test]
+fn what_waits_shares_one_request_and_one_connection() {
+    let config = UploadConfig { max_batch: 4, ..config(String::new()) };
+    let (server, uploader, _) = occupied(config, Duration::from_millis(200), Answer::status(204));
+    for number in 1..=6 {
+        uploader.push(crop(number));
+    }
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let numbers: Vec<Vec<u8>> =
+        server.received().iter().map(|r| r.images().iter().map(|image| image[0]).collect()).collect();
+    assert_eq!(numbers, [vec![0], vec![1, 2, 3, 4], vec![5, 6]]);
+    assert_eq!(server.connections(), 1, "the connection is kept");
+}
+
+#[test]
+fn crops_of_one_request_have_the_same_fields() {
+    let (server, uploader, _) =
+        occupied(config(String::new()), Duration::from_millis(200), Answer::status(204));
+    uploader.push(crop(1));
+    uploader.push(Crop { track_id: Some(1), ..crop(2) });
+    uploader.push(Crop { track_id: Some(2), ..crop(3) });
+    uploader.push(Crop { bounding_box: None, track_id: Some(2), ..crop(4) });
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let received = server.received();
+    assert_eq!(received.len(), 4);
+    for request in received {
+        let images = request.images().len();
+        for field in ["captured_at", "key", "box", "track_id"] {
+            assert!([0, images].contains(&request.all(field).len()), "{field} of {images}");
+        }
+    }
+}
+
+#[test]
+fn each_crop_gets_the_faces_that_were_found_on_it() {
+    let body = r#"{"model_version":"7","faces":[
+        {"image":1,"decision":"known","top_prediction":{"label":"Ada","confidence":0.9}},
+        {"image":0,"decision":"unknown"},
+        {"image":1,"decision":"unknown"}]}"#;
+    let (_server, uploader, events) =
+        occupied(config(String::new()), Duration::from_millis(200), Answer::json(201, body));
+    let crops = [crop(1), crop(2), crop(3)];
+    for crop in &crops {
+        uploader.push(crop.clone());
+    }
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let decisions: Vec<(Uuid, u16, Option<String>, Vec<String>)> = events
+        .lock()
+        .unwrap()
+        .iter()
+        .skip(1)
+        .map(|event| match event {
+            Event::Answered { crop, status, model_version, faces } => {
+                let decisions = faces.iter().map(|f| f["decision"].as_str().unwrap().to_owned()).collect();
+                (crop.key, *status, model_version.clone(), decisions)
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let expected = |crop: &Crop, decisions: &[&str]| {
+        (crop.key, 201, Some("7".to_owned()), decisions.iter().map(|&d| d.to_owned()).collect())
+    };
+    assert_eq!(
+        decisions,
+        [
+            expected(&crops[0], &["unknown"]),
+            expected(&crops[1], &["known", "unknown"]),
+            expected(&crops[2], &[])
+        ]
+    );
+}
+
+#[test]
+fn a_failing_backend_gets_the_same_request_again_and_is_reported_once() {
+    let server = Server::answering([
+        Answer::status(503),
+        Answer::status(502),
+        Answer::status(503),
+        Answer::status(201),
+    ]);
+    let (uploader, events) = start(config(server.url()));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let keys: HashSet<String> = server.received().iter().map(|r| r.field("key")).collect();
+    assert_eq!((server.received().len(), keys.len()), (4, 1), "one key for all attempts");
+    assert_eq!((outages(&events), recoveries(&events)), (1, 1));
+    let stats = uploader.stats();
+    assert_eq!((stats.sent, stats.failed, stats.dropped, stats.queued), (1, 0, 0, 0));
+    assert_eq!((stats.requests, stats.retries), (4, 3));
+}
+
+#[test]
+fn a_busy_backend_is_left_alone_for_as_long_as_it_asks_and_is_no_outage() {
+    for status in [429, 503] {
+        let server =
+            Server::answering([Answer::status(status).header("Retry-After", "1"), Answer::status(201)]);
+        let (uploader, events) = start(config(server.url()));
+        uploader.push(crop(1));
+        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        let [first, second] = &server.received()[..] else { panic!("not two requests") };
+        let pause = second.at - first.at;
+        assert!((1.0..3.0).contains(&pause.as_secs_f64()), "{status}: {pause:?}");
+        assert_eq!(first.field("key"), second.field("key"));
+        assert_eq!(outages(&events), usize::from(status == 503), "{status}");
+    }
+}
+
+#[test]
+fn crops_wait_for_a_backend_that_starts_late() {
+    let address = dead_address();
+    let (uploader, events) = start(config(format!("http://{address}")));
+    uploader.push(crop(1));
+    uploader.push(crop(2));
+    wait_until("the outage", || outages(&events) == 1);
+    assert_eq!(uploader.drain(Duration::from_millis(300)), Drained::TimedOut { left: 2 });
+    assert_eq!(outages(&events), 1, "one outage, one report");
+
+    let server = Server::start_at(address, |_| Answer::status(201));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.stats().sent, 2);
+    assert_eq!(recoveries(&events), 1);
+    assert_eq!(server.received().iter().map(|r| r.images().len()).sum::<usize>(), 2);
+}
+
+#[test]
+fn a_backend_that_gives_no_answer_is_an_outage_and_asked_again() {
+    let server = Server::answering([Answer::status(201).after(Duration::from_secs(3)), Answer::status(201)]);
+    let (uploader, events) =
+        start(UploadConfig { timeout: Duration::from_millis(300), workers: 1, ..config(server.url()) });
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!((outages(&events), recoveries(&events)), (1, 1));
+    assert_eq!(uploader.stats().sent, 1);
+}
+
+#[test]
+fn a_refused_crop_is_not_sent_again_and_says_why() {
+    let refusal =
+        r#"{"error":{"code":"invalid_field","message":"camera_id is 90 characters long, at most 64"}}"#;
+    let server = Server::answering([Answer::json(400, refusal)]);
+    let (uploader, events) = start(config(server.url()));
+    for number in 1..=2 {
+        uploader.push(crop(number));
+        assert_eq!(uploader.drain(LONG), Drained::Empty);
+    }
+    assert_eq!(server.received().len(), 2);
+    assert_eq!((uploader.stats().sent, uploader.stats().failed), (0, 2));
+    let told: Vec<_> = events
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|event| match event {
+            Event::Rejected { status, message, first, .. } => (*status, message.clone(), *first),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let message = "camera_id is 90 characters long, at most 64".to_owned();
+    assert_eq!(told, [(400, message.clone(), true), (400, message, false)]);
+}
+
+#[test]
+fn one_bad_picture_does_not_take_the_others_of_its_request_with_it() {
+    let server = Server::start(|request: &Received| {
+        let images = request.images();
+        let bad = images.iter().any(|image| image[0] == 2);
+        let first = images[0][0] == 0;
+        let delay = if first { Duration::from_millis(200) } else { Duration::ZERO };
+        Answer::status(if bad { 422 } else { 201 }).after(delay)
+    });
+    let (uploader, events) = start(UploadConfig { workers: 1, ..config(server.url()) });
+    for number in 0..=3 {
+        uploader.push(crop(number));
+        server.wait_for(1);
+    }
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!((uploader.stats().sent, uploader.stats().failed), (3, 1));
+    let rejected: Vec<u8> = events
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|e| if let Event::Rejected { crop, .. } = e { Some(crop.jpeg[0]) } else { None })
+        .collect();
+    assert_eq!(rejected, [2]);
+}
+
+#[test]
+fn a_crop_on_which_the_backend_fails_again_and_again_is_given_up() {
+    let server = Server::start(|request: &Received| {
+        Answer::status(if request.images()[0][0] == 1 { 500 } else { 201 })
+    });
+    let (uploader, _) = start(UploadConfig { workers: 1, max_batch: 1, ..config(server.url()) });
+    uploader.push(crop(1));
+    uploader.push(crop(2));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!((uploader.stats().failed, uploader.stats().sent), (1, 1));
+    assert_eq!(server.received().len(), 6, "five attempts for the one, one for the other");
+}
+
+#[test]
+fn a_full_queue_loses_its_oldest_crops_and_counts_them() {
+    let config = UploadConfig { max_queue: 3, ..config(String::new()) };
+    let (server, uploader, _) = occupied(config, Duration::from_millis(300), Answer::status(204));
+    let full: Vec<bool> = (1..=5).map(|number| uploader.push(crop(number))).collect();
+    assert_eq!(full, [false, false, false, true, true]);
+    assert_eq!((uploader.stats().dropped, uploader.stats().queued), (2, 4));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let numbers: Vec<u8> =
+        server.received().iter().flat_map(Received::images).map(|image| image[0]).collect();
+    assert_eq!(numbers, [0, 3, 4, 5]);
+}
+
+#[test]
+fn pushing_never_waits() {
+    let (uploader, _) = start(config(format!("http://{}", dead_address())));
+    let begin = Instant::now();
+    for number in 0..10_000_u32 {
+        uploader.push(crop((number % 251) as u8));
+    }
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn the_bytes_counted_are_those_that_cross_the_wire() {
+    let server = Server::answering([Answer::json(201, r#"{"faces":[]}"#)]);
+    let (uploader, _) = start(config(server.url()));
+    for number in 0..20 {
+        uploader.push(crop(number));
+    }
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let arrived: usize = server.received().iter().map(|request| request.bytes).sum();
+    let stats = uploader.stats();
+    assert_eq!(stats.bytes, arrived as u64);
+    let answer =
+        "HTTP/1.1 201 Told\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n".len() + 12;
+    assert_eq!(stats.bytes_received, stats.requests * answer as u64);
+}
+
+#[test]
+fn waiting_for_the_queue_can_be_interrupted() {
+    let (uploader, _) = start(config(format!("http://{}", dead_address())));
+    uploader.push(crop(1));
+    let (send, receive) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| send.send(uploader.drain(LONG)).unwrap());
+        assert!(receive.recv_timeout(Duration::from_millis(200)).is_err(), "it waits");
+        uploader.interrupt();
+        assert_eq!(receive.recv_timeout(Duration::from_secs(1)), Ok(Drained::Interrupted));
+    });
+    uploader.resume();
+    assert_eq!(uploader.drain(Duration::from_millis(50)), Drained::TimedOut { left: 1 });
+}
+
+#[test]
+fn stopping_is_prompt_and_counts_what_is_left() {
+    let server = Server::answering([Answer::status(201).after(Duration::from_secs(30))]);
+    let (uploader, events) = start(config(server.url()));
+    for number in 0..10 {
+        uploader.push(crop(number));
+    }
+    server.wait_for(1);
+    let begin = Instant::now();
+    let stats = uploader.stop();
+    assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+    assert_eq!((stats.dropped, stats.queued, stats.sent), (10, 0, 0));
+    uploader.push(crop(11));
+    assert_eq!(uploader.stats().dropped, 11, "what comes too late is dropped");
+    assert!(events.lock().unwrap().is_empty());
+}
