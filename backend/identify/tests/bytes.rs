@@ -1,0 +1,96 @@
+//! A model survives its stored form unchanged, and anything else than a whole model is refused with the reason.
+
+mod common;
+
+use common::{THRESHOLD, first_photos, people, train};
+use facepipe_identify::{FORMAT_VERSION, IdentifyError, Model, TrainOptions};
+
+fn bytes() -> Vec<u8> {
+    train(&first_photos(people().iter().take(3), 2)).to_bytes()
+}
+
+#[test]
+fn a_loaded_model_answers_as_the_saved_one() {
+    let people = people();
+    let model = train(&first_photos(&people, 3));
+    let loaded = Model::from_bytes(&model.to_bytes()).expect("a whole model");
+    assert_eq!(loaded.to_bytes(), model.to_bytes());
+    assert_eq!(loaded.embedder(), "mobilefacenet");
+    assert_eq!(loaded.dimensions(), 128);
+    assert_eq!(loaded.classifier(), model.classifier());
+    assert_eq!(loaded.labels(), people.keys().cloned().collect::<Vec<_>>());
+    for (person, photos) in &people {
+        assert_eq!(loaded.mean_embedding(person), model.mean_embedding(person));
+        assert_eq!(loaded.identify(&photos[9], THRESHOLD), model.identify(&photos[9], THRESHOLD));
+    }
+    assert_eq!(loaded.mean_embedding("nobody"), None);
+}
+
+#[test]
+fn models_of_nobody_and_of_one_person_survive() {
+    for enrolled in [0, 1] {
+        let model = train(&first_photos(people().iter().take(enrolled), 2));
+        let loaded = Model::from_bytes(&model.to_bytes()).expect("a whole model");
+        assert_eq!(loaded.labels(), model.labels());
+        let photo = &people().into_values().next().expect("people")[5];
+        assert_eq!(loaded.identify(photo, 0.1), model.identify(photo, 0.1));
+    }
+}
+
+#[test]
+fn every_cut_is_refused() {
+    let bytes = bytes();
+    for length in 0..bytes.len() {
+        let error = Model::from_bytes(&bytes[..length]).expect_err("cut off");
+        assert!(matches!(error, IdentifyError::Corrupt(_)), "{length} of {} bytes: {error}", bytes.len());
+    }
+}
+
+#[test]
+fn every_changed_byte_is_refused() {
+    let bytes = bytes();
+    for position in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[position] ^= 0x41;
+        let error = Model::from_bytes(&damaged).expect_err("damaged");
+        let version = matches!(error, IdentifyError::Version { .. });
+        assert_eq!(version, (8..10).contains(&position), "byte {position}: {error}");
+    }
+}
+
+#[test]
+fn bytes_behind_the_end_are_refused() {
+    let mut bytes = bytes();
+    bytes.push(0);
+    assert!(Model::from_bytes(&bytes).expect_err("too long").to_string().contains("cut off or damaged"));
+}
+
+#[test]
+fn another_version_is_named() {
+    let mut bytes = bytes();
+    bytes[8..10].copy_from_slice(&7_u16.to_le_bytes());
+    let error = Model::from_bytes(&bytes).expect_err("version 7");
+    assert_eq!(error, IdentifyError::Version { found: 7, supported: FORMAT_VERSION });
+    assert_eq!(error.to_string(), "model format version 7, this build reads version 1");
+}
+
+#[test]
+fn other_files_are_refused() {
+    for bytes in [&b""[..], b"FPMODEL", b"\xff\xd8\xff\xe0 a JPEG", &[0; 4096]] {
+        let error = Model::from_bytes(bytes).expect_err("no model").to_string();
+        assert!(error.contains("no facepipe model"), "{error}");
+    }
+}
+
+#[test]
+fn a_huge_declared_count_behind_a_right_checksum_allocates_nothing() {
+    // A payload that claims 2^32 - 1 people of 2^32 - 1 dimensions, resealed: the counts are checked against what is there.
+    let empty = Model::train("e", &[], &TrainOptions::default()).expect("a model").to_bytes();
+    let mut forged = empty[..empty.len() - 32].to_vec();
+    let counts = forged.len() - 8;
+    forged[counts..].fill(0xff);
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(&forged);
+    forged.extend_from_slice(&digest);
+    let error = Model::from_bytes(&forged).expect_err("forged").to_string();
+    assert!(error.contains("cut off"), "{error}");
+}

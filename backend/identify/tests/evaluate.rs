@@ -1,0 +1,88 @@
+//! The evaluation's figures on cases small enough to count by hand.
+
+use facepipe_identify::{
+    Decision, Identification, Prediction,
+    evaluate::{
+        Pair, Search, best_verification, open_set_rates, tar_at_far, top1_accuracy, verification_accuracy,
+    },
+};
+
+fn pairs(scores: &[(f32, bool)]) -> Vec<Pair> {
+    scores.iter().map(|&(score, same)| Pair { score, same }).collect()
+}
+
+fn answer(label: &str, decision: Decision) -> Identification {
+    let top = Prediction { label: label.into(), confidence: 1.0 };
+    Identification { decision, top: Some(top.clone()), score: Some(0.5), threshold: 0.4, all: vec![top] }
+}
+
+#[test]
+fn top1_counts_right_labels() {
+    let rows = [("a", Some("a")), ("b", Some("a")), ("c", None), ("d", Some("d"))];
+    assert_eq!(top1_accuracy(rows), Some(0.5));
+    assert_eq!(top1_accuracy([]), None);
+}
+
+#[test]
+fn verification_counts_both_kinds_of_pair() {
+    let pairs = pairs(&[(0.9, true), (0.4, true), (0.5, false), (0.1, false)]);
+    assert_eq!(verification_accuracy(&pairs, 0.45), Some(0.5));
+    assert_eq!(verification_accuracy(&pairs, 0.6), Some(0.75));
+    assert_eq!(verification_accuracy(&pairs, 0.9), Some(0.75));
+    assert_eq!(verification_accuracy(&[], 0.0), None);
+}
+
+#[test]
+fn the_best_threshold_separates_what_can_be_separated() {
+    let best =
+        best_verification(&pairs(&[(0.9, true), (0.7, true), (0.3, false), (0.1, false)])).expect("pairs");
+    assert_eq!((best.accuracy, best.threshold), (1.0, 0.7));
+    let best = best_verification(&pairs(&[(0.9, false), (0.8, false)])).expect("pairs");
+    assert_eq!(best.accuracy, 1.0);
+    assert!(best.threshold > 0.9);
+    // Ties are taken in together: one right, two wrong is worse than none.
+    let best = best_verification(&pairs(&[(0.5, true), (0.5, false), (0.5, false)])).expect("pairs");
+    assert_eq!(best.accuracy, 2.0 / 3.0);
+    assert!(best.threshold > 0.5);
+    assert_eq!(best_verification(&[]), None);
+}
+
+#[test]
+fn tar_at_far_accepts_no_more_strangers_than_allowed() {
+    let pairs = pairs(&[
+        (0.9, true),
+        (0.8, false),
+        (0.7, true),
+        (0.6, false),
+        (0.5, true),
+        (0.4, false),
+        (0.3, false),
+        (0.2, true),
+    ]);
+    assert_eq!(tar_at_far(&pairs, 0.0), Some(0.25));
+    assert_eq!(tar_at_far(&pairs, 0.24), Some(0.25));
+    assert_eq!(tar_at_far(&pairs, 0.25), Some(0.5));
+    assert_eq!(tar_at_far(&pairs, 0.5), Some(0.75));
+    assert_eq!(tar_at_far(&pairs, 1.0), Some(1.0));
+    assert_eq!(tar_at_far(&pairs[..1], 0.1), None);
+}
+
+#[test]
+fn open_set_rates_tell_naming_strangers_from_missing_the_enrolled() {
+    let (known, unknown) = (Decision::Known, Decision::Unknown);
+    let answers = [answer("a", known), answer("b", known), answer("a", unknown), answer("b", unknown)];
+    let search = |truth, index: usize| Search { truth, answer: &answers[index] };
+    let rates = open_set_rates([
+        search(Some("a"), 0), // right
+        search(Some("a"), 1), // somebody else
+        search(Some("a"), 2), // not sure enough
+        search(Some("b"), 1), // right
+        search(None, 0),      // a stranger named
+        search(None, 2),
+        search(None, 3),
+        search(None, 3),
+    ]);
+    assert_eq!((rates.fpir, rates.fnir), (Some(0.25), Some(0.5)));
+    let none = open_set_rates([]);
+    assert_eq!((none.fpir, none.fnir), (None, None));
+}

@@ -1,0 +1,219 @@
+//! What training accepts and refuses, and that its result depends on nothing but the set of samples.
+
+mod common;
+
+use common::{THRESHOLD, first_photos, people, sample, synthetic, train};
+use facepipe_identify::{Decision, IdentifyError, Model, Sample, TrainOptions};
+
+fn try_train(samples: &[Sample]) -> Result<Model, IdentifyError> {
+    Model::train("test", samples, &TrainOptions::default())
+}
+
+#[test]
+fn nobody_enrolled_is_an_answer() {
+    let model = try_train(&[]).expect("an empty model");
+    assert!(model.labels().is_empty());
+    assert_eq!((model.dimensions(), model.classifier()), (0, None));
+    for embedding in [vec![1.0], vec![0.5; 512]] {
+        let answer = model.identify(&embedding, THRESHOLD).expect("an answer");
+        assert_eq!((answer.decision, answer.top, answer.score), (Decision::Unknown, None, None));
+        assert!(answer.all.is_empty());
+        assert_eq!(answer.threshold, THRESHOLD);
+    }
+    assert!(model.identify(&[f32::NAN], THRESHOLD).is_err());
+}
+
+#[test]
+fn one_person_is_told_from_strangers_by_the_decision_alone() {
+    let people = people();
+    for shots in [1, 5] {
+        let model = train(&first_photos(people.iter().take(1), shots));
+        for (index, (person, photos)) in people.iter().enumerate() {
+            let answer = model.identify(&photos[9], THRESHOLD).expect("an answer");
+            let expected = if index == 0 { Decision::Known } else { Decision::Unknown };
+            assert_eq!(answer.decision, expected, "{person}");
+            assert_eq!(answer.all.len(), 1);
+            assert_eq!(answer.all[0].confidence, 1.0);
+        }
+    }
+}
+
+#[test]
+fn two_people_with_one_photograph_each_are_told_apart() {
+    let people = people();
+    let model = train(&first_photos(people.iter().take(2), 1));
+    for (person, photos) in people.iter().take(2) {
+        for photo in &photos[1..] {
+            let answer = model.identify(photo, THRESHOLD).expect("an answer");
+            assert_eq!(&answer.top.expect("somebody").label, person);
+        }
+    }
+}
+
+#[test]
+fn unequal_numbers_of_photographs_cost_nobody_their_identity() {
+    let people = people();
+    let mut samples = Vec::new();
+    for (index, (person, photos)) in people.iter().enumerate() {
+        let shots = if index % 2 == 0 { 1 } else { 9 };
+        samples.extend(photos[..shots].iter().map(|p| sample(person, p)));
+    }
+    let model = train(&samples);
+    for (person, photos) in &people {
+        let answer = model.identify(&photos[9], THRESHOLD).expect("an answer");
+        assert_eq!(&answer.top.expect("somebody").label, person);
+    }
+}
+
+#[test]
+fn the_same_samples_in_any_order_give_the_same_bytes() {
+    let mut samples = first_photos(&people(), 4);
+    let bytes = train(&samples).to_bytes();
+    assert_eq!(train(&samples).to_bytes(), bytes);
+    samples.reverse();
+    assert_eq!(train(&samples).to_bytes(), bytes);
+    samples.rotate_left(7);
+    samples.swap(0, 20);
+    assert_eq!(train(&samples).to_bytes(), bytes);
+}
+
+#[test]
+fn more_than_one_working_set_is_trained_the_same_in_any_order() {
+    let mut samples = synthetic(40, 6, 16);
+    let bytes = train(&samples).to_bytes();
+    samples.reverse();
+    assert_eq!(train(&samples).to_bytes(), bytes);
+}
+
+#[test]
+fn the_length_of_an_embedding_does_not_matter() {
+    let people = people();
+    let samples = first_photos(&people, 3);
+    let model = train(&samples);
+    let longer: Vec<Sample> = samples
+        .iter()
+        .map(|s| sample(&s.label, &s.embedding.iter().map(|v| v * 1000.0).collect::<Vec<_>>()))
+        .collect();
+    let other = train(&longer);
+    for photos in people.values() {
+        let tiny: Vec<f32> = photos[9].iter().map(|v| v * 1e-20).collect();
+        let (a, b) = (model.identify(&photos[9], THRESHOLD), other.identify(&tiny, THRESHOLD));
+        let (a, b) = (a.expect("an answer"), b.expect("an answer"));
+        assert_eq!(a.top.expect("somebody").label, b.top.expect("somebody").label);
+        assert!((a.score.expect("a score") - b.score.expect("a score")).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn a_repeated_sample_counts_once() {
+    let samples = first_photos(&people(), 3);
+    let mut repeated = samples.clone();
+    repeated.extend(samples[..4].iter().cloned());
+    assert_eq!(train(&repeated).to_bytes(), train(&samples).to_bytes());
+}
+
+#[test]
+fn one_embedding_under_two_labels_is_refused() {
+    let samples = [sample("a", &[1.0, 0.0]), sample("b", &[0.0, 1.0]), sample("c", &[2.0, 0.0])];
+    let error = try_train(&samples).expect_err("0 and 2 point the same way");
+    assert_eq!(error, IdentifyError::Conflict { first: 0, second: 2 });
+    assert_eq!(error.to_string(), "samples 0 and 2 are the same embedding under different labels");
+}
+
+#[test]
+fn embeddings_that_mean_nothing_are_refused() {
+    let good = || sample("a", &[1.0, 0.0, 0.0]);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let error = try_train(&[good(), sample("b", &[0.0, bad, 0.0])]).expect_err("not finite");
+        assert!(matches!(error, IdentifyError::NotFinite { component: 1, .. }), "{error}");
+        assert!(error.to_string().starts_with("sample 1: component 1 is "), "{error}");
+    }
+    let error = try_train(&[good(), sample("b", &[0.0; 3])]).expect_err("zero");
+    assert_eq!(error.to_string(), "sample 1 has length 0, expected a vector with a direction");
+    let error = try_train(&[good(), sample("b", &[0.0, 1.0])]).expect_err("mixed dimensions");
+    assert_eq!(error.to_string(), "sample 1 has 2 dimensions, expected 3");
+    let error = try_train(&[sample("a", &[])]).expect_err("empty");
+    assert_eq!(error.to_string(), "sample 0 has 0 dimensions, expected at least 1");
+    let error = try_train(&[sample("a", &[1.0, 0.0]), sample("a", &[-1.0, 0.0])]).expect_err("mean is zero");
+    assert!(error.to_string().starts_with("the mean embedding of the person of sample 0"), "{error}");
+}
+
+#[test]
+fn an_embedding_that_does_not_fit_the_model_is_refused() {
+    let model = train(&first_photos(&people(), 1));
+    let error =
+        |embedding: &[f32]| model.identify(embedding, THRESHOLD).expect_err("must be refused").to_string();
+    assert_eq!(error(&[0.1; 512]), "embedding has 512 dimensions, expected 128");
+    assert_eq!(error(&[]), "embedding has 0 dimensions, expected at least 1");
+    assert_eq!(error(&[0.0; 128]), "embedding has length 0, expected a vector with a direction");
+    let mut nan = [0.1; 128];
+    nan[5] = f32::NAN;
+    assert_eq!(error(&nan), "embedding: component 5 is NaN, expected a finite number");
+}
+
+#[test]
+fn a_threshold_that_is_no_cosine_is_refused() {
+    let model = train(&first_photos(&people(), 1));
+    for threshold in [f32::NAN, -1.1, 1.5, f32::INFINITY] {
+        assert!(matches!(model.identify(&[0.1; 128], threshold), Err(IdentifyError::Threshold { .. })));
+    }
+    for threshold in [-1.0, 0.0, 1.0] {
+        model.identify(&[0.1; 128], threshold).expect("a cosine");
+    }
+}
+
+#[test]
+fn labels_keep_to_the_rules() {
+    let longest = "ß".repeat(64);
+    try_train(&[sample(&longest, &[1.0, 0.0]), sample("Ada L. 2", &[0.0, 1.0])])
+        .expect("64 characters are allowed");
+    for (label, problem) in [
+        (String::new(), "is empty, expected 1 to 64 characters"),
+        ("x".repeat(65), "has 65 characters, expected 1 to 64"),
+        ("a\nb".to_owned(), "has a control character, expected none"),
+    ] {
+        let samples = [sample("ok", &[1.0, 0.0]), sample(&label, &[0.0, 1.0])];
+        let error = try_train(&samples).expect_err("a bad label").to_string();
+        assert_eq!(error, format!("label of sample 1: {problem}"));
+    }
+    assert!(matches!(Model::train("", &[], &TrainOptions::default()), Err(IdentifyError::Embedder { .. })));
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    let train = |options| Model::train("test", &[], &options).expect_err("out of range").to_string();
+    let default = TrainOptions::default();
+    for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(train(TrainOptions { c, ..default }).starts_with("c is "));
+    }
+    for tolerance in [0.0, 0.2, f64::NAN] {
+        assert!(train(TrainOptions { tolerance, ..default }).starts_with("tolerance is "));
+    }
+    for calibration_folds in [0, 1, 11] {
+        let error = train(TrainOptions { calibration_folds, ..default });
+        assert_eq!(error, format!("calibration_folds is {calibration_folds}, expected 2 to 10"));
+    }
+}
+
+#[test]
+fn people_who_cannot_be_told_apart_are_still_answered() {
+    // Two labels whose samples lie across each other: cross-validation finds no rise, training must not fail.
+    let samples = [
+        sample("a", &[1.0, 0.1]),
+        sample("a", &[1.0, -0.1]),
+        sample("b", &[1.0, 0.05]),
+        sample("b", &[1.0, -0.05]),
+    ];
+    let model = try_train(&samples).expect("a model");
+    let answer = model.identify(&[1.0, 0.0], 0.5).expect("an answer");
+    assert_eq!(answer.decision, Decision::Known);
+    let sum: f32 = answer.all.iter().map(|p| p.confidence).sum();
+    assert!((sum - 1.0).abs() < 1e-6 && answer.all.iter().all(|p| p.confidence.is_finite()));
+}
+
+#[test]
+fn a_model_may_be_logged() {
+    let text = format!("{:?} {:?}", train(&first_photos(&people(), 1)), sample("Tony_Blair", &[0.25]));
+    assert!(!text.contains("Blair") && !text.contains("0.25"), "{text}");
+    assert!(text.contains("people: 10"), "{text}");
+}
