@@ -1,6 +1,7 @@
 //! The embeddings of the ten people of the fixture, ten photographs each, made by the reference implementation.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
 
