@@ -9,9 +9,9 @@ const NTP_TO_UNIX: Duration = Duration::from_secs(2_208_988_800);
 
 /// The capture time of a buffer since 1970-01-01 UTC.
 ///
-/// A `GstReferenceTimestampMeta` in NTP or Unix time is the camera's own word and is taken first (`rtspsrc` adds it with
-/// `add-reference-timestamp-meta=true`). Else the buffer's running time is placed on the pipeline's clock, and that on
-/// the system's. Without a clock or timestamp, it is now.
+/// A `GstReferenceTimestampMeta` in NTP or Unix time is the camera's own word and is taken first (`rtspsrc`
+/// adds it with `add-reference-timestamp-meta=true`). Else the buffer's running time is placed on the
+/// pipeline's clock, and that on the system's. Without a clock or timestamp, it is now.
 pub fn capture_time(
     element: &gst::Element,
     segment: Option<&gst::Segment>,

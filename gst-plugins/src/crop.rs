@@ -1,5 +1,6 @@
-//! Cuts a face out of a frame as a small JPEG picture. Only the pixels of the crop are read, they are averaged down to
-//! the crop's size in the frame's own colour space, and only what is left is converted to RGB.
+//! Cuts a face out of a frame as a small JPEG picture. Only the pixels of the crop are read, they are
+//! averaged down to the crop's size in the frame's own colour space, and only what is left is converted to
+//! RGB.
 
 use facepipe_detector::{ColorMatrix, ColorRange, Frame, PixelFormat};
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
@@ -57,8 +58,9 @@ pub enum CropError {
 }
 
 impl CropSettings {
-    /// The region to cut out around a face: the face and the margin, clamped at the frame. `None` for a face that is
-    /// smaller than `min_size` or lies outside the frame; of a face that lies partly outside only the inner part counts.
+    /// The region to cut out around a face: the face and the margin, clamped at the frame. `None` for a face
+    /// that is smaller than `min_size` or lies outside the frame; of a face that lies partly outside only the
+    /// inner part counts.
     pub fn region(&self, face: &FaceRegion, frame_width: u32, frame_height: u32) -> Option<CropRegion> {
         let (x0, x1) = self.side(face.left, face.width, frame_width)?;
         let (y0, y1) = self.side(face.top, face.height, frame_height)?;
@@ -109,8 +111,7 @@ impl Cropper {
         let mut jpeg = Vec::with_capacity(usize::from(width) * usize::from(height) / 2 + 1024);
         let mut encoder = Encoder::new(&mut jpeg, settings.quality.clamp(1, 100));
         encoder.set_sampling_factor(SamplingFactor::F_2_2);
-        // Of a small picture the standard tables are a tenth; its own ones are smaller and code better.
-        encoder.set_optimized_huffman_tables(true);
+        // Not with tables of the picture's own: zune-jpeg, with which the backend decodes, misreads those.
         encoder.encode(&self.rgb, width, height, ColorType::Rgb)?;
         Ok(jpeg)
     }
@@ -196,9 +197,9 @@ struct Spans {
 }
 
 impl Spans {
-    /// `outputs` pixels over the source pixels `(start, length)`, on a plane that has one sample for every `subsampling`
-    /// pixels. A chroma sample is taken as a patch over its pixels; the quarter pixel by which MPEG sites it to the left
-    /// is not visible in a crop.
+    /// `outputs` pixels over the source pixels `(start, length)`, on a plane that has one sample for every
+    /// `subsampling` pixels. A chroma sample is taken as a patch over its pixels; the quarter pixel by which
+    /// MPEG sites it to the left is not visible in a crop.
     fn new((start, length): (usize, usize), outputs: usize, subsampling: usize) -> Self {
         let per_sample = to_f64(subsampling);
         let first = start / subsampling;
@@ -236,8 +237,8 @@ impl Spans {
     }
 }
 
-/// Averages one plane of `channels` interleaved components down to `out`, `[down, across, channels]`. Rows first: that
-/// pass runs along memory and is most of the work.
+/// Averages one plane of `channels` interleaved components down to `out`, `[down, across, channels]`. Rows
+/// first: that pass runs along memory and is most of the work.
 #[expect(
     clippy::indexing_slicing,
     reason = "`shrink_to_rgb` has checked that the region, and with it every span, lies inside the frame"

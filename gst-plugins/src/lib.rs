@@ -6,8 +6,9 @@
 //! | `facecrop` | makes a small JPEG picture of each face |
 //! | `facesink-http` | uploads the pictures to the backend |
 //!
-//! Each is also registered with the prefix `facepipe-`, under which no other plugin can hide it. The crate is built as
-//! the plugin `libgstfacepipe.so`, and as a Rust library for programs that bring the elements with them:
+//! Each is also registered with the prefix `facepipe-`, under which no other plugin can hide it. The crate is
+//! built as the plugin `libgstfacepipe.so`, and as a Rust library for programs that bring the elements with
+//! them:
 //!
 //! ```
 //! # fn main() -> Result<(), gst::glib::BoolError> {

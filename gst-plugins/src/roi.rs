@@ -11,11 +11,13 @@
 //!
 //! These are the names that DL Streamer uses, so that its elements and ours understand each other.
 //!
-//! A **crop** (`image/jpeg`) carries one `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`. Its rectangle
-//! is the bounding box in the *full frame* that the crop was taken from, `id` and `detection` are those of the
-//! face, and a parameter structure `facepipe-crop` adds `frame-width` and `frame-height` (uint, pixels) and,
-//! where it is known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC). Other elements keep these
-//! buffers what they are, pictures; decoders drop the metadata, since it doesn't describe the crop's own pixels.
+//! A **crop** (`image/jpeg`) carries one `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`. Its
+//! rectangle is the bounding box in the *full frame* that the crop was taken from, `id` and `detection` are
+//! those of the face, and a parameter structure `facepipe-crop` adds `frame-width` and `frame-height` (uint,
+//! pixels) and, where it is known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC). To other
+//! elements these buffers are plain pictures. A decoder may hand the metadata on to the picture it makes;
+//! since the rectangle is not one of that picture's own pixels, its type differs from that of a frame's
+//! faces.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The class of the element `facecrop`. One buffer in, any number out: that is beyond `GstBaseTransform`, so it is a
-//! plain element with two pads.
+//! The class of the element `facecrop`. One buffer in, any number out: that is beyond `GstBaseTransform`, so
+//! it is a plain element with two pads.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -73,11 +73,11 @@ impl FaceCrop {
         }
 
         let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| {
-            gst::element_imp_error!(self, gst::ResourceError::Read, ["a frame cannot be mapped for reading"]);
+            gst::element_imp_error!(self, gst::ResourceError::Read, ("a frame cannot be mapped for reading"));
             gst::FlowError::Error
         })?;
         let described = frame::describe(&mapped).map_err(|error| {
-            gst::element_imp_error!(self, gst::StreamError::Format, ["{error}"]);
+            gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
             gst::FlowError::Error
         })?;
         let captured_at = capture_time(self.obj().upcast_ref(), segment.as_ref(), buffer);
@@ -85,7 +85,7 @@ impl FaceCrop {
         let mut crops = Vec::with_capacity(faces.len());
         for (face, region) in faces {
             let jpeg = cropper.jpeg(&described, &region, &settings).map_err(|error| {
-                gst::element_imp_error!(self, gst::StreamError::Encode, ["{error}"]);
+                gst::element_imp_error!(self, gst::StreamError::Encode, ("{error}"));
                 gst::FlowError::Error
             })?;
             gst::trace!(CAT, imp = self, "{region:?} became {} bytes", jpeg.len());

@@ -6,12 +6,13 @@
  * @short_description: Makes a small JPEG picture of each face in a frame
  * @see_also: facedetect, facesink-http
  *
- * For each face that `facedetect` attached to a frame, `facecrop` pushes one `image/jpeg` buffer: the face with a
- * margin around it, shrunk to at most `max-size` pixels. A frame with three faces becomes three buffers, a frame
- * without any becomes a gap event. Only the pixels of the faces are read and converted.
+ * For each face that `facedetect` attached to a frame, `facecrop` pushes one `image/jpeg` buffer: the face
+ * with a margin around it, shrunk to at most `max-size` pixels. A frame with three faces becomes three
+ * buffers, a frame without any becomes a gap event. Only the pixels of the faces are read and converted.
  *
- * Each buffer has the timestamps of its frame and carries a `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`
- * with the face's box in the full frame, its track id and score, the frame's size and the time of capture (Unix time).
+ * Each buffer has the timestamps of its frame and carries a `GstVideoRegionOfInterestMeta` of `roi_type`
+ * `face-crop` with the face's box in the full frame, its track id and score, the frame's size and the time of
+ * capture (Unix time).
  *
  * The same element is also registered as `facepipe-facecrop`.
  *

@@ -138,13 +138,13 @@ impl FaceDetect {
         buffer: &gst::BufferRef,
     ) -> Result<Vec<FaceRegion>, gst::ErrorMessage> {
         let State { detector: Some(OpenDetector { detector, .. }), info: Some(info), .. } = state else {
-            return Err(gst::error_msg!(gst::CoreError::Negotiation, ["a frame came before its caps"]));
+            return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a frame came before its caps")));
         };
         detector.set_score_threshold(settings.score_threshold).map_err(|e| error_message(&e))?;
         detector.set_nms_threshold(settings.nms_threshold).map_err(|e| error_message(&e))?;
         detector.set_max_faces(usize::try_from(settings.max_faces).unwrap_or(0));
         let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| {
-            gst::error_msg!(gst::ResourceError::Read, ["a frame cannot be mapped for reading"])
+            gst::error_msg!(gst::ResourceError::Read, ("a frame cannot be mapped for reading"))
         })?;
         let described = frame::describe(&mapped).map_err(|e| error_message(&e))?;
         let detections = detector.detect(&described).map_err(|e| error_message(&e))?;
@@ -176,19 +176,19 @@ fn to_region(detection: &Detection, width: u32, height: u32) -> Option<FaceRegio
 fn error_message(error: &DetectorError) -> gst::ErrorMessage {
     match error {
         DetectorError::RuntimeMissing { .. } | DetectorError::ModelMissing { .. } => {
-            gst::error_msg!(gst::ResourceError::NotFound, ["{error}"])
+            gst::error_msg!(gst::ResourceError::NotFound, ("{error}"))
         }
         DetectorError::ModelUnreadable { .. }
         | DetectorError::ModelCorrupt { .. }
         | DetectorError::ModelUnsupported { .. } => {
-            gst::error_msg!(gst::ResourceError::OpenRead, ["{error}"])
+            gst::error_msg!(gst::ResourceError::OpenRead, ("{error}"))
         }
         DetectorError::UnknownModel { .. }
         | DetectorError::InvalidConfig { .. }
         | DetectorError::ProviderUnavailable { .. } => {
-            gst::error_msg!(gst::ResourceError::Settings, ["{error}"])
+            gst::error_msg!(gst::ResourceError::Settings, ("{error}"))
         }
-        _ => gst::error_msg!(gst::LibraryError::Failed, ["{error}"]),
+        _ => gst::error_msg!(gst::LibraryError::Failed, ("{error}")),
     }
 }
 

@@ -6,11 +6,12 @@
  * @short_description: Finds faces and attaches them to the frames as metadata
  *
  * `facedetect` runs an Ultra-Light face detector in ONNX Runtime on each frame and attaches one
- * `GstVideoRegionOfInterestMeta` per face: `roi_type` `face`, the bounding box in pixels, and a parameter structure
- * `detection` with `confidence` (double, 0 to 1) and `label_name` (`face`). The pixels are never touched, and no
- * colour conversion is needed before the element.
+ * `GstVideoRegionOfInterestMeta` per face: `roi_type` `face`, the bounding box in pixels, and a parameter
+ * structure `detection` with `confidence` (double, 0 to 1) and `label_name` (`face`). The pixels are never
+ * touched, and no colour conversion is needed before the element.
  *
- * The same element is also registered as `facepipe-facedetect`, since the OpenCV plugin has a `facedetect` too.
+ * The same element is also registered as `facepipe-facedetect`, since the OpenCV plugin has a `facedetect`
+ * too.
  *
  * ## A file
  *

@@ -112,7 +112,8 @@ impl FaceSinkHttp {
             .build()
     }
 
-    /// When a buffer was captured; never in the future, where a recording that runs faster than its clock would be.
+    /// When a buffer was captured; never in the future, where a recording that runs faster than its clock
+    /// would be.
     fn captured_at(
         &self,
         start: Option<OffsetDateTime>,
@@ -142,10 +143,10 @@ impl FaceSinkHttp {
     ) -> Result<Vec<Crop>, gst::ErrorMessage> {
         let segment = self.obj().segment();
         let State { input: Some(input), cropper, capture_start: start, .. } = state else {
-            return Err(gst::error_msg!(gst::CoreError::Negotiation, ["a buffer came before its caps"]));
+            return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a buffer came before its caps")));
         };
         let unreadable =
-            || gst::error_msg!(gst::ResourceError::Read, ["a buffer cannot be mapped for reading"]);
+            || gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"));
         match input {
             Input::Jpeg => {
                 let facts = roi::crop_facts(buffer);
@@ -172,13 +173,13 @@ impl FaceSinkHttp {
                 let mapped =
                     VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| unreadable())?;
                 let described = frame::describe(&mapped)
-                    .map_err(|error| gst::error_msg!(gst::StreamError::Format, ["{error}"]))?;
+                    .map_err(|error| gst::error_msg!(gst::StreamError::Format, ("{error}")))?;
                 faces
                     .into_iter()
                     .map(|(face, region)| {
                         let jpeg = cropper
                             .jpeg(&described, &region, &settings.crop)
-                            .map_err(|error| gst::error_msg!(gst::StreamError::Encode, ["{error}"]))?;
+                            .map_err(|error| gst::error_msg!(gst::StreamError::Encode, ("{error}")))?;
                         Ok(new_crop(Bytes::from(jpeg), captured_at, Some(face)))
                     })
                     .collect()
@@ -196,7 +197,7 @@ impl FaceSinkHttp {
             Drained::TimedOut { left } => gst::element_imp_warning!(
                 self,
                 gst::ResourceError::Write,
-                ["{left} crops were not uploaded within eos-timeout ({limit} s)"]
+                ("{left} crops were not uploaded within eos-timeout ({limit} s)")
             ),
         }
     }
@@ -206,7 +207,8 @@ fn parse_capture_start(text: &str) -> Result<OffsetDateTime, gst::ErrorMessage> 
     OffsetDateTime::parse(text, &Rfc3339).map_err(|error| {
         gst::error_msg!(
             gst::ResourceError::Settings,
-            ["capture-start is `{text}`: {error}; expected a time in RFC 3339 form, such as 2024-05-06T07:08:09Z"]
+            ("capture-start is `{text}`: {error}; expected a time in RFC 3339 form, such as \
+                 2024-05-06T07:08:09Z")
         )
     })
 }
@@ -388,7 +390,7 @@ impl BaseSinkImpl for FaceSinkHttp {
                 }
             }),
         )
-        .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ["{error}"]))?;
+        .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
         *self.state() = Some(State {
             uploader: Arc::new(uploader),
             input: None,

@@ -21,7 +21,7 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
                 gst::element_warning!(
                     element,
                     gst::ResourceError::Write,
-                    ["the backend refuses crops with status {status}: {message}"]
+                    ("the backend refuses crops with status {status}: {message}")
                 );
             }
             let rejected = crop_fields("facepipe-rejected", &crop, status).field("message", message).build();
@@ -32,16 +32,15 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
             gst::element_warning!(
                 element,
                 gst::ResourceError::OpenWrite,
-                [
-                    "the backend {backend} {reason}; crops wait until it answers, the oldest give way when max-queue is reached"
-                ]
+                ("the backend {backend} {reason}; crops wait until it answers, and the oldest give way when \
+                     max-queue is reached")
             );
         }
         Event::Recovered { after } => {
             gst::element_info!(
                 element,
                 gst::ResourceError::OpenWrite,
-                ["the backend answers again after {:.1} s", after.as_secs_f64()]
+                ("the backend answers again after {:.1} s", after.as_secs_f64())
             );
         }
     }

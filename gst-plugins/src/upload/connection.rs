@@ -1,5 +1,5 @@
-//! The one HTTP client: keep-alive connections, TLS where the URL asks for it, and a count of the bytes that really
-//! cross the socket.
+//! The one HTTP client: keep-alive connections, TLS where the URL asks for it, and a count of the bytes that
+//! really cross the socket.
 
 use std::{
     future::Future,

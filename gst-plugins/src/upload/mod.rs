@@ -1,9 +1,10 @@
-//! The uploader: takes face crops from the streaming thread without ever making it wait, and posts them to the
-//! backend from worker tasks. Plain Rust: it knows nothing of GStreamer, the sink element only feeds it.
+//! The uploader: takes face crops from the streaming thread without ever making it wait, and posts them to
+//! the backend from worker tasks. Plain Rust: it knows nothing of GStreamer, the sink element only feeds it.
 //!
-//! What waits is bounded: when the queue is full the oldest crop gives way to the newest. A worker takes whatever
-//! waits, up to [`UploadConfig::max_batch`] crops, into one request. A request that met a dead, failing or busy
-//! backend is repeated, with the same idempotency key per crop, so that a repetition never stores a face twice.
+//! What waits is bounded: when the queue is full the oldest crop gives way to the newest. A worker takes
+//! whatever waits, up to [`UploadConfig::max_batch`] crops, into one request. A request that met a dead,
+//! failing or busy backend is repeated, with the same idempotency key per crop, so that a repetition never
+//! stores a face twice.
 
 mod connection;
 mod multipart;
@@ -119,7 +120,8 @@ pub struct Crop {
     pub captured_at: OffsetDateTime,
     /// Track id, where the faces are tracked.
     pub track_id: Option<i32>,
-    /// Left, top, right, bottom of the face in pixels of the full frame; `None` for a picture of unknown origin.
+    /// Left, top, right, bottom of the face in pixels of the full frame; `None` for a picture of unknown
+    /// origin.
     pub bounding_box: Option<[u32; 4]>,
     /// Idempotency key, unique per crop.
     pub key: Uuid,
@@ -136,8 +138,8 @@ pub enum Event {
         status: u16,
         /// Version of the model that the backend answered with.
         model_version: Option<String>,
-        /// The faces that the backend found on this crop, as its API describes them; empty where the call answers
-        /// without any.
+        /// The faces that the backend found on this crop, as its API describes them; empty where the call
+        /// answers without any.
         faces: Vec<Value>,
     },
     /// The backend refused a crop, and repeating it would not help.
@@ -323,8 +325,8 @@ impl Uploader {
         self.shared.stats()
     }
 
-    /// Ends every request under way, gives up what waits (counted as dropped) and returns the final counts. What is
-    /// pushed afterwards is dropped.
+    /// Ends every request under way, gives up what waits (counted as dropped) and returns the final counts.
+    /// What is pushed afterwards is dropped.
     pub fn stop(&self) -> Stats {
         let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
         for worker in workers {
@@ -426,8 +428,8 @@ impl Shared {
         }
     }
 
-    /// Takes from the front of the queue what fits in one request. Optional fields are matched to the pictures by
-    /// their order, so a request's crops either all have a field or all lack it.
+    /// Takes from the front of the queue what fits in one request. Optional fields are matched to the
+    /// pictures by their order, so a request's crops either all have a field or all lack it.
     fn take_batch(&self) -> Vec<Crop> {
         let mut state = self.lock();
         let mut batch: Vec<Crop> = Vec::new();
@@ -510,8 +512,8 @@ impl Shared {
                         wait
                     }
                 },
-                // A server closes connections that were idle, sometimes just as a request is written to one. That
-                // is no outage: repeat it at once on a fresh connection.
+                // A server closes connections that were idle, sometimes just as a request is written to one.
+                // That is no outage: repeat it at once on a fresh connection.
                 Ok(Err(RequestError::Broken(_))) if attempt == 0 => Some(Duration::ZERO),
                 Ok(Err(error)) => {
                     self.backend_fails(|| error.to_string());

@@ -8,8 +8,8 @@ use super::{Crop, Endpoint, UploadConfig};
 
 /// Returns the content type, with its boundary, and the body.
 ///
-/// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC 3339),
-/// `key`, and where known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
+/// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC
+/// 3339), `key`, and where known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
 pub(super) fn encode(config: &UploadConfig, crops: &[Crop]) -> (String, Bytes) {
     // A random boundary of 122 bits does not occur inside a part.
     let boundary = format!("facepipe-{}", Uuid::new_v4().simple());

@@ -18,6 +18,7 @@ pub fn init() {
 }
 
 pub fn info(format: VideoFormat, width: u32, height: u32) -> VideoInfo {
+    init();
     VideoInfo::builder(format, width, height).fps(gst::Fraction::new(25, 1)).build().unwrap()
 }
 

@@ -1,4 +1,5 @@
-//! A small HTTP/1.1 server in the test's own process, which answers as the test tells it and keeps what it was sent.
+//! A small HTTP/1.1 server in the test's own process, which answers as the test tells it and keeps what it
+//! was sent.
 
 use std::{
     collections::VecDeque,

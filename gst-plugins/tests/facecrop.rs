@@ -1,0 +1,399 @@
+//! `facecrop`: frames with face metadata in, JPEG pictures of the faces out.
+
+mod common;
+
+use common::{bytes, decode, face, info, init, packed_frame, with_faces, yuv_frame};
+use gst::prelude::*;
+use gst_check::Harness;
+use gst_video::{VideoFormat, VideoInfo};
+use gstfacepipe::roi::{self, FaceRegion};
+use image::RgbImage;
+
+fn harness(info: &VideoInfo, properties: &str) -> Harness {
+    init();
+    let mut harness = Harness::new_parse(&format!("facepipe-facecrop name=crop {properties}"));
+    harness.set_src_caps(info.to_caps().unwrap());
+    harness
+}
+
+/// The pictures of one frame's faces.
+fn crops(info: &VideoInfo, properties: &str, frame: gst::Buffer, faces: &[FaceRegion]) -> Vec<RgbImage> {
+    let mut harness = harness(info, properties);
+    harness.push(with_faces(frame, 0, faces)).unwrap();
+    std::iter::from_fn(|| harness.try_pull()).map(|crop| decode(&bytes(&crop))).collect()
+}
+
+fn sizes(crops: &[RgbImage]) -> Vec<(u32, u32)> {
+    crops.iter().map(RgbImage::dimensions).collect()
+}
+
+fn gray(_: u32, _: u32) -> [u8; 3] {
+    [128; 3]
+}
+
+/// Takes the events of a type that the element sent on.
+fn events(harness: &mut Harness, wanted: gst::EventType) -> Vec<gst::Event> {
+    std::iter::from_fn(|| harness.try_pull_event()).filter(|event| event.type_() == wanted).collect()
+}
+
+#[test]
+fn the_margin_surrounds_the_face_and_ends_at_the_frame() {
+    let info = info(VideoFormat::Rgb, 400, 300);
+    let frame = || packed_frame(&info, gray);
+    for (region, size) in [
+        (face(100, 100, 40, 80), (60, 120)),
+        (face(0, 0, 40, 40), (50, 50)),
+        (face(360, 0, 40, 40), (50, 50)),
+        (face(0, 260, 40, 40), (50, 50)),
+        (face(360, 260, 40, 40), (50, 50)),
+        (face(4, 100, 40, 40), (54, 60)),
+    ] {
+        assert_eq!(sizes(&crops(&info, "", frame(), &[region])), [size], "{region:?}");
+    }
+    assert_eq!(sizes(&crops(&info, "margin=0", frame(), &[face(9, 9, 40, 50)])), [(40, 50)]);
+    assert_eq!(
+        sizes(&crops(&info, "margin=0.5 max-size=400", frame(), &[face(90, 90, 40, 50)])),
+        [(80, 100)]
+    );
+    assert_eq!(sizes(&crops(&info, "max-size=1000", frame(), &[face(0, 0, 400, 300)])), [(400, 300)]);
+}
+
+#[test]
+fn of_a_face_beyond_the_frame_only_the_inner_part_counts() {
+    let info = info(VideoFormat::Rgb, 200, 200);
+    let frame = || packed_frame(&info, gray);
+    // 60 of 100 pixels lie inside, and get a quarter of 60 on the one side that has room.
+    assert_eq!(sizes(&crops(&info, "", frame(), &[face(140, 0, 100, 40)])), [(75, 50)]);
+    assert_eq!(sizes(&crops(&info, "", frame(), &[face(180, 0, 100, 100)])), [], "20 pixels are too few");
+    assert_eq!(
+        sizes(&crops(&info, "min-size=0", frame(), &[face(200, 50, 50, 50), face(50, 300, 50, 50)])),
+        []
+    );
+    assert_eq!(sizes(&crops(&info, "min-size=0", frame(), &[face(50, 50, 0, 50)])), []);
+    let huge = face(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
+    assert_eq!(sizes(&crops(&info, "min-size=0", frame(), &[huge])), []);
+    assert_eq!(sizes(&crops(&info, "", frame(), &[face(0, 0, u32::MAX, u32::MAX)])), [(150, 150)]);
+}
+
+#[test]
+fn small_faces_are_left_out_and_large_ones_shrunk_but_none_enlarged() {
+    let info = info(VideoFormat::Rgb, 1000, 800);
+    let frame = || packed_frame(&info, gray);
+    let faces = [face(0, 0, 29, 100), face(0, 0, 100, 29), face(300, 300, 30, 30), face(300, 300, 100, 200)];
+    assert_eq!(sizes(&crops(&info, "", frame(), &faces)), [(46, 46), (75, 150)]);
+    assert_eq!(sizes(&crops(&info, "min-size=101", frame(), &faces)), []);
+    assert_eq!(sizes(&crops(&info, "max-size=60", frame(), &faces[3..])), [(30, 60)]);
+    let sliver = face(0, 0, 1000, 2);
+    assert_eq!(sizes(&crops(&info, "min-size=1 margin=0 max-size=16", frame(), &[sliver])), [(16, 1)]);
+}
+
+#[test]
+fn each_face_becomes_a_buffer_with_the_time_of_its_frame() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    let faces = [face(10, 10, 40, 40), face(100, 100, 50, 50), face(200, 10, 60, 60)];
+    harness.push(with_faces(packed_frame(&info, gray), 1000, &faces)).unwrap();
+    harness.push(with_faces(packed_frame(&info, gray), 1040, &faces[1..2])).unwrap();
+    let times: Vec<(u64, u64)> = std::iter::from_fn(|| harness.try_pull())
+        .map(|crop| (crop.pts().unwrap().mseconds(), crop.duration().unwrap().mseconds()))
+        .collect();
+    assert_eq!(times, [(1000, 40), (1000, 40), (1000, 40), (1040, 40)]);
+}
+
+#[test]
+fn the_facts_of_the_face_travel_with_its_picture() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    let tracked = FaceRegion { track_id: Some(17), confidence: 0.875, ..face(10, 20, 40, 50) };
+    let mut frame = with_faces(packed_frame(&info, gray), 0, &[tracked]);
+    // 2024-05-06 07:08:09 UTC, as a camera says it by RTCP: in NTP time.
+    let unix = 1_714_979_289;
+    let ntp = gst::Caps::builder("timestamp/x-ntp").build();
+    let time = gst::ClockTime::from_seconds(unix + 2_208_988_800);
+    gst::ReferenceTimestampMeta::add(frame.make_mut(), &ntp, time, None);
+    harness.push(frame).unwrap();
+    let crop = harness.pull().unwrap();
+    let facts = roi::crop_facts(&crop).unwrap();
+    assert_eq!(facts.face, tracked);
+    assert_eq!((facts.frame_width, facts.frame_height), (320, 240));
+    assert_eq!(facts.captured_at.unwrap().as_secs(), unix);
+    assert_eq!(crop.meta::<gst::ReferenceTimestampMeta>().unwrap().timestamp(), time);
+}
+
+#[test]
+fn without_a_reference_the_capture_time_is_that_of_the_clock() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    harness.use_systemclock();
+    harness.play();
+    // A frame that was due ten seconds ago.
+    let element = harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("crop").unwrap();
+    let clock_time = element.clock().unwrap().time();
+    element.set_base_time(clock_time - gst::ClockTime::from_seconds(15));
+    harness.push(with_faces(packed_frame(&info, gray), 5000, &[face(10, 10, 40, 40)])).unwrap();
+    let captured_at = roi::crop_facts(&harness.pull().unwrap()).unwrap().captured_at.unwrap();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+    let age = (now - captured_at).as_secs_f64();
+    assert!((9.9..12.0).contains(&age), "{age} s old");
+}
+
+#[test]
+fn a_frame_without_faces_becomes_a_gap() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    harness.push(with_faces(packed_frame(&info, gray), 80, &[])).unwrap();
+    harness.push(with_faces(packed_frame(&info, gray), 120, &[face(0, 0, 10, 10)])).unwrap();
+    assert_eq!(harness.buffers_in_queue(), 0);
+    let gaps: Vec<(u64, Option<u64>)> = events(&mut harness, gst::EventType::Gap)
+        .iter()
+        .map(|event| {
+            let gst::EventView::Gap(gap) = event.view() else { unreachable!() };
+            let (time, duration) = gap.get();
+            (time.mseconds(), duration.map(|d| d.mseconds()))
+        })
+        .collect();
+    assert_eq!(gaps, [(80, Some(40)), (120, Some(40))]);
+}
+
+#[test]
+fn the_caps_are_those_of_jpeg_with_the_rate_of_the_frames_and_follow_theirs() {
+    let first = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&first, "max-size=1000");
+    let whole = face(0, 0, 10_000, 10_000);
+    harness.push(with_faces(packed_frame(&first, gray), 0, &[whole])).unwrap();
+    let second =
+        VideoInfo::builder(VideoFormat::Bgrx, 201, 99).fps(gst::Fraction::new(5, 1)).build().unwrap();
+    harness.set_src_caps(second.to_caps().unwrap());
+    harness.push(with_faces(packed_frame(&second, gray), 40, &[whole])).unwrap();
+    let pictures: Vec<_> =
+        std::iter::from_fn(|| harness.try_pull()).map(|crop| decode(&bytes(&crop)).dimensions()).collect();
+    assert_eq!(pictures, [(320, 240), (201, 99)]);
+    let caps: Vec<String> = events(&mut harness, gst::EventType::Caps)
+        .iter()
+        .map(|event| {
+            let gst::EventView::Caps(caps) = event.view() else { unreachable!() };
+            caps.caps().to_string()
+        })
+        .collect();
+    assert_eq!(caps, ["image/jpeg, framerate=(fraction)25/1", "image/jpeg, framerate=(fraction)5/1"]);
+}
+
+#[test]
+fn segments_flushes_and_the_end_of_the_stream_pass() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    harness.push(with_faces(packed_frame(&info, gray), 0, &[])).unwrap();
+    assert_eq!(events(&mut harness, gst::EventType::Segment).len(), 1);
+    assert!(harness.push_event(gst::event::FlushStart::new()));
+    assert!(harness.push_event(gst::event::FlushStop::new(true)));
+    assert_eq!(events(&mut harness, gst::EventType::FlushStop).len(), 1);
+    assert!(harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())));
+    harness.push(with_faces(packed_frame(&info, gray), 0, &[face(9, 9, 50, 50)])).unwrap();
+    assert_eq!(harness.buffers_in_queue(), 1);
+    assert!(harness.push_event(gst::event::Eos::new()));
+    assert_eq!(events(&mut harness, gst::EventType::Eos).len(), 1);
+}
+
+#[test]
+fn a_frame_before_its_caps_is_refused() {
+    init();
+    let mut harness = Harness::new("facepipe-facecrop");
+    harness.play();
+    let pad = harness.element().unwrap().static_pad("sink").unwrap();
+    pad.send_event(gst::event::StreamStart::new("no caps"));
+    pad.send_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+    assert_eq!(pad.chain(gst::Buffer::new()), Err(gst::FlowError::NotNegotiated));
+}
+
+/// The pattern of the next test: every channel a slow slope of its own.
+fn slopes(x: u32, y: u32) -> [u8; 3] {
+    [(x / 2) as u8, y as u8, (255 - x / 4 - y / 4) as u8]
+}
+
+#[test]
+fn packed_pixels_come_out_where_and_as_they_were() {
+    // JPEG halves the chroma, so up to 6 of 255 are lost on these slopes.
+    let formats = [
+        VideoFormat::Rgb,
+        VideoFormat::Bgr,
+        VideoFormat::Rgbx,
+        VideoFormat::Bgrx,
+        VideoFormat::Rgba,
+        VideoFormat::Bgra,
+    ];
+    for format in formats {
+        // An odd width, so that rows of RGB are padded.
+        let info = info(format, 401, 203);
+        let faces = [face(101, 51, 100, 60)];
+        let [picture] = &crops(&info, "margin=0 quality=100", packed_frame(&info, slopes), &faces)[..] else {
+            panic!("{format}: not one picture");
+        };
+        assert_eq!(picture.dimensions(), (100, 60));
+        for (x, y, pixel) in picture.enumerate_pixels() {
+            let expected = slopes(x + 101, y + 51);
+            let worst = (0..3).map(|c| pixel.0[c].abs_diff(expected[c])).max().unwrap();
+            assert!(worst <= 6, "{format} at {x}, {y}: {:?}, expected {expected:?}", pixel.0);
+        }
+    }
+}
+
+#[test]
+fn shrinking_averages_over_the_area_of_each_pixel() {
+    // Columns black, white, black, white: any sampling of single pixels gives stripes, the average is even
+    // grey.
+    let info = info(VideoFormat::Rgb, 600, 600);
+    let stripes = |x: u32, _| [if x % 2 == 0 { 0 } else { 255 }; 3];
+    let faces = [face(0, 0, 600, 600)];
+    let [even] = &crops(&info, "max-size=150", packed_frame(&info, stripes), &faces)[..] else {
+        panic!("not one picture");
+    };
+    assert!(even.pixels().all(|p| p.0.iter().all(|c| (125..=130).contains(c))), "stripes in the average");
+
+    // A factor that is no whole number: each output pixel covers 2.5 source pixels.
+    let ramp = |x: u32, _| [(x * 255 / 599) as u8; 3];
+    let [ramped] = &crops(&info, "max-size=240 quality=100", packed_frame(&info, ramp), &faces)[..] else {
+        panic!("not one picture");
+    };
+    for (x, y, pixel) in ramped.enumerate_pixels() {
+        let expected = ((f64::from(x) + 0.5) * 2.5 - 0.5) * 255.0 / 599.0;
+        let found = f64::from(pixel.0[0]);
+        assert!((found - expected).abs() <= 3.0, "{x}, {y}: {found}, expected {expected:.1}");
+    }
+}
+
+#[test]
+fn yuv_is_converted_by_the_matrix_and_range_of_its_caps() {
+    // The primaries as the standards code them in 8 bits (BT.709 and BT.601 limited, JPEG full range).
+    let cases: [(&str, [u8; 3], [u8; 3]); 9] = [
+        ("bt709", [63, 102, 240], [255, 0, 0]),
+        ("bt709", [173, 42, 26], [0, 255, 0]),
+        ("bt709", [32, 240, 118], [0, 0, 255]),
+        ("bt601", [81, 90, 240], [255, 0, 0]),
+        ("bt601", [145, 54, 34], [0, 255, 0]),
+        ("bt601", [41, 240, 110], [0, 0, 255]),
+        ("1:4:0:0", [76, 85, 255], [255, 0, 0]),
+        ("1:4:0:0", [150, 44, 21], [0, 255, 0]),
+        ("bt709", [235, 128, 128], [255, 255, 255]),
+    ];
+    for format in [VideoFormat::Nv12, VideoFormat::I420] {
+        for (colorimetry, code, rgb) in cases {
+            let colorimetry = colorimetry.parse().unwrap();
+            let info = VideoInfo::builder(format, 321, 241).colorimetry(&colorimetry).build().unwrap();
+            let faces = [face(101, 51, 80, 60)];
+            let [picture] = &crops(&info, "quality=100", yuv_frame(&info, code), &faces)[..] else {
+                panic!("{format}: not one picture");
+            };
+            for pixel in picture.pixels() {
+                let worst = (0..3).map(|c| pixel.0[c].abs_diff(rgb[c])).max().unwrap();
+                assert!(worst <= 4, "{format} {colorimetry} {code:?}: {:?}, expected {rgb:?}", pixel.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_chroma_of_a_crop_lies_where_its_luma_does() {
+    // Left half red, right half blue, and the edge at an even column; cut at odd ones.
+    for format in [VideoFormat::Nv12, VideoFormat::I420] {
+        let info = info(format, 320, 240);
+        let mut buffer = yuv_frame(&info, [100, 90, 240]);
+        {
+            let writable = buffer.make_mut();
+            let mut frame = gst_video::VideoFrameRef::from_buffer_ref_writable(writable, &info).unwrap();
+            let stride = info.stride()[1] as usize;
+            if format == VideoFormat::Nv12 {
+                let plane = frame.plane_data_mut(1).unwrap();
+                plane.chunks_mut(stride).for_each(|row| {
+                    row[160..320].chunks_exact_mut(2).for_each(|c| c.copy_from_slice(&[240, 110]));
+                });
+            } else {
+                for (plane, value) in [(1, 240), (2, 110)] {
+                    let plane = frame.plane_data_mut(plane).unwrap();
+                    plane.chunks_mut(stride).for_each(|row| row[80..160].fill(value));
+                }
+            }
+        }
+        let faces = [face(131, 101, 59, 59)];
+        let [picture] = &crops(&info, "margin=0 quality=100", buffer, &faces)[..] else {
+            panic!("{format}: not one picture");
+        };
+        // The edge at column 160 is at 29 of the crop; JPEG's own chroma is halved too, so two columns may
+        // blend.
+        for (x, y, pixel) in picture.enumerate_pixels().filter(|(x, ..)| !(27..=30).contains(x)) {
+            let red = pixel.0[0] > pixel.0[2];
+            assert_eq!(red, x < 29, "{format} at {x}, {y}: {:?}", pixel.0);
+        }
+    }
+}
+
+#[test]
+fn rows_are_read_with_the_strides_that_the_buffer_says() {
+    let info = info(VideoFormat::Nv12, 320, 240);
+    let mut harness = harness(&info, "quality=100");
+    // As hardware decoders lay frames out: rows of 512 bytes, and the chroma 256 rows below.
+    let (stride, rows) = (512_usize, 256_usize);
+    let mut data = vec![0; stride * rows * 3 / 2];
+    for (index, row) in data.chunks_mut(stride).enumerate() {
+        if index < rows {
+            row[..320].fill(63);
+        } else {
+            row[..320].chunks_exact_mut(2).for_each(|c| c.copy_from_slice(&[102, 240]));
+        }
+    }
+    let mut buffer = gst::Buffer::from_mut_slice(data);
+    gst_video::VideoMeta::add_full(
+        buffer.make_mut(),
+        gst_video::VideoFrameFlags::empty(),
+        VideoFormat::Nv12,
+        320,
+        240,
+        &[0, stride * rows],
+        &[512, 512],
+    )
+    .unwrap();
+    harness.set_src_caps_str("video/x-raw,format=NV12,width=320,height=240,framerate=25/1,colorimetry=bt709");
+    harness.push(with_faces(buffer, 0, &[face(250, 180, 70, 60)])).unwrap();
+    let picture = decode(&bytes(&harness.pull().unwrap()));
+    for pixel in picture.pixels() {
+        let [r, g, b] = pixel.0;
+        assert!(r > 250 && g < 5 && b < 5, "{:?}", pixel.0);
+    }
+}
+
+#[test]
+fn a_lower_quality_makes_smaller_files() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    // Coarse noise, the same in every run.
+    let noise = |x: u32, y: u32| [((x * 7919 + y * 104_729) % 251) as u8, (x * y % 256) as u8, (x ^ y) as u8];
+    let length = |quality: u32| {
+        let mut harness = harness(&info, &format!("quality={quality}"));
+        harness.push(with_faces(packed_frame(&info, noise), 0, &[face(50, 50, 90, 90)])).unwrap();
+        harness.pull().unwrap().size()
+    };
+    let lengths = [length(20), length(60), length(90), length(100)];
+    assert!(lengths.is_sorted_by(|a, b| a < b), "{lengths:?}");
+}
+
+#[test]
+fn the_pictures_are_what_multifilesink_and_jpegdec_take() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    init();
+    let folder = tempfile::tempdir().unwrap();
+    let mut harness = Harness::new_parse("facepipe-facecrop ! tee name=t ! queue ! jpegdec");
+    harness.set_src_caps(info.to_caps().unwrap());
+    harness.push(with_faces(packed_frame(&info, gray), 0, &[face(50, 50, 40, 40)])).unwrap();
+    let decoded = harness.pull().unwrap();
+    assert!(roi::faces(&decoded).is_empty(), "the face's place in the frame is no region of the crop");
+
+    let pattern = folder.path().join("face-%05d.jpg");
+    let mut files = Harness::new_parse("facepipe-facecrop ! multifilesink name=files");
+    let bin = files.element().unwrap().downcast::<gst::Bin>().unwrap();
+    bin.by_name("files").unwrap().set_property("location", pattern.to_str().unwrap());
+    files.set_src_caps(info.to_caps().unwrap());
+    files.play();
+    let faces = [face(50, 50, 40, 40), face(90, 50, 40, 40)];
+    files.push(with_faces(packed_frame(&info, gray), 0, &faces)).unwrap();
+    files.push_event(gst::event::Eos::new());
+    let written = |index: u32| image::open(folder.path().join(format!("face-{index:05}.jpg"))).unwrap();
+    assert_eq!((written(0).width(), written(1).width()), (60, 60));
+}

@@ -1,0 +1,248 @@
+//! `facedetect` on real pictures.
+
+mod common;
+
+use common::{bytes, init, with_faces};
+use facepipe_test_support::{fixture, require, skip, workspace_root};
+use gst::prelude::*;
+use gst_check::Harness;
+use gst_video::{VideoFormat, VideoInfo, VideoRegionOfInterestMeta};
+use gstfacepipe::roi::{FaceRegion, faces};
+
+const PORTRAIT: &str = "lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg";
+const GROUP: &str = "scenes/multiface.jpg";
+
+/// Loads ONNX Runtime from the checkout, or ends the test.
+macro_rules! runtime {
+    () => {
+        if let Err(error) = facepipe_detector::runtime::load(&[workspace_root()]) {
+            skip(&error.to_string());
+            return;
+        }
+    };
+}
+
+/// A picture as an RGB frame.
+fn picture(path: &std::path::Path) -> (VideoInfo, gst::Buffer) {
+    let image = image::open(path).unwrap().to_rgb8();
+    let info = common::info(VideoFormat::Rgb, image.width(), image.height());
+    let frame = common::packed_frame(&info, |x, y| image.get_pixel(x, y).0);
+    (info, frame)
+}
+
+/// The same frame in another format.
+fn converted(info: &VideoInfo, frame: &gst::Buffer, format: VideoFormat) -> (VideoInfo, gst::Buffer) {
+    let to = common::info(format, info.width(), info.height());
+    let mut harness = Harness::new("videoconvert");
+    harness.set_caps(info.to_caps().unwrap(), to.to_caps().unwrap());
+    let buffer = harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap();
+    let caps = harness.sinkpad().unwrap().current_caps().unwrap();
+    (VideoInfo::from_caps(&caps).unwrap(), buffer)
+}
+
+fn harness(info: &VideoInfo, properties: &str) -> Harness {
+    init();
+    let mut harness = Harness::new_parse(&format!("facepipe-facedetect name=detect {properties}"));
+    harness.set_src_caps(info.to_caps().unwrap());
+    harness
+}
+
+fn element(harness: &Harness) -> gst::Element {
+    harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("detect").unwrap()
+}
+
+/// Intersection over union of a face and a reference box `[x1, y1, x2, y2]`.
+fn iou(face: &FaceRegion, reference: [f64; 4]) -> f64 {
+    let (x1, y1) = (f64::from(face.left), f64::from(face.top));
+    let (x2, y2) = (x1 + f64::from(face.width), y1 + f64::from(face.height));
+    let [u1, v1, u2, v2] = reference;
+    let shared = (x2.min(u2) - x1.max(u1)).max(0.0) * (y2.min(v2) - y1.max(v1)).max(0.0);
+    shared / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared)
+}
+
+/// What the reference found in a picture: boxes clamped at the frame, and scores.
+fn reference(model: &str, picture: &str, info: &VideoInfo) -> Vec<([f64; 4], f64)> {
+    let found = fixture("ultralight.json")["models"][model][picture].as_array().unwrap().clone();
+    let (width, height) = (f64::from(info.width()), f64::from(info.height()));
+    found
+        .iter()
+        .map(|face| {
+            let b: Vec<f64> = face["box"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+            let clamped = [
+                b[0].clamp(0.0, width),
+                b[1].clamp(0.0, height),
+                b[2].clamp(0.0, width),
+                b[3].clamp(0.0, height),
+            ];
+            (clamped, face["score"].as_f64().unwrap())
+        })
+        .collect()
+}
+
+/// Asserts that the faces are the reference's, pixels rounded outwards.
+fn assert_same(found: &[FaceRegion], reference: &[([f64; 4], f64)], what: &str) {
+    assert_eq!(found.len(), reference.len(), "{what}: {found:?}");
+    for (expected, score) in reference {
+        let best = found.iter().max_by(|a, b| iou(a, *expected).total_cmp(&iou(b, *expected))).unwrap();
+        assert!(iou(best, *expected) >= 0.9, "{what}: {best:?}, expected {expected:?}");
+        assert!((best.confidence - score).abs() <= 0.02, "{what}: {best:?}, expected score {score}");
+    }
+}
+
+/// The thresholds of the reference, where they differ from the element's own.
+const AS_REFERENCE: &str = "score-threshold=0.7 nms-threshold=0.5";
+
+#[test]
+fn the_faces_of_a_picture_become_metadata_in_every_format_and_the_pixels_stay() {
+    runtime!();
+    init();
+    let model = require!("models/version-RFB-320.onnx");
+    for name in [PORTRAIT, GROUP] {
+        let path = require!(name);
+        let (rgb_info, rgb) = picture(&path);
+        let expected = reference("version-RFB-320", name, &rgb_info);
+        for format in [
+            VideoFormat::Rgb,
+            VideoFormat::Nv12,
+            VideoFormat::I420,
+            VideoFormat::Bgr,
+            VideoFormat::Rgbx,
+            VideoFormat::Bgrx,
+            VideoFormat::Rgba,
+            VideoFormat::Bgra,
+        ] {
+            let (info, frame) = converted(&rgb_info, &rgb, format);
+            let mut harness = harness(&info, &format!("model={} {AS_REFERENCE}", model.display()));
+            let before = bytes(&frame);
+            let out = harness.push_and_pull(with_faces(frame, 40, &[])).unwrap();
+            assert!(bytes(&out) == before, "{name} {format}: the pixels were touched");
+            assert_eq!(out.pts(), Some(gst::ClockTime::from_mseconds(40)));
+            assert_same(&faces(&out), &expected, &format!("{name} {format}"));
+        }
+    }
+}
+
+#[test]
+fn the_metadata_are_as_documented() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(PORTRAIT));
+    let mut harness = harness(&info, &format!("model={}", model.display()));
+    let out = harness.push_and_pull(with_faces(frame, 0, &[])).unwrap();
+    let metas: Vec<_> = out.iter_meta::<VideoRegionOfInterestMeta>().collect();
+    let [meta] = &metas[..] else { panic!("{} regions", metas.len()) };
+    assert_eq!((meta.roi_type(), meta.id()), ("face", 0));
+    let detection = meta.param("detection").unwrap();
+    assert_eq!(detection.get::<&str>("label_name"), Ok("face"));
+    assert!((0.9..=1.0).contains(&detection.get::<f64>("confidence").unwrap()));
+    let (left, top, width, height) = meta.rect();
+    assert!(left + width <= info.width() && top + height <= info.height());
+}
+
+#[test]
+fn every_nth_frame_is_searched() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(PORTRAIT));
+    let mut harness = harness(&info, &format!("interval=3 model={}", model.display()));
+    let pattern = |harness: &mut Harness, frames: usize| -> Vec<usize> {
+        (0..frames)
+            .map(|_| faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap()).len())
+            .collect()
+    };
+    assert_eq!(pattern(&mut harness, 7), [1, 0, 0, 1, 0, 0, 1]);
+    harness.push_event(gst::event::FlushStart::new());
+    harness.push_event(gst::event::FlushStop::new(true));
+    harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+    assert_eq!(pattern(&mut harness, 2), [1, 0], "a flush begins anew");
+    let element = element(&harness);
+    element.set_property("interval", 1_u32);
+    assert_eq!(pattern(&mut harness, 2), [1, 1], "changed while playing");
+}
+
+#[test]
+fn thresholds_and_the_maximum_number_of_faces_hold_while_playing() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(GROUP));
+    let mut harness = harness(&info, &format!("model={}", model.display()));
+    let element = element(&harness);
+    let mut found = || faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap());
+    let all = found();
+    assert!(all.len() >= 6, "{all:?}");
+    assert!(all.iter().all(|f| f.confidence > 0.6));
+
+    element.set_property("max-faces", 2_u32);
+    let best = found();
+    assert_eq!(best.len(), 2);
+    let weakest = best.iter().map(|f| f.confidence).fold(1.0, f64::min);
+    assert!(all.iter().filter(|f| f.confidence > weakest).count() <= 1, "not the best: {best:?} of {all:?}");
+
+    element.set_property("max-faces", 0_u32);
+    let median = 0.5 * (all[0].confidence + all[all.len() - 1].confidence);
+    element.set_property("score-threshold", median as f32);
+    let strong = found();
+    assert!(!strong.is_empty() && strong.iter().all(|f| f.confidence >= median - 1e-6), "{strong:?}");
+}
+
+/// The error message on the bus of an element that doesn't start, or doesn't take the caps.
+fn error_of(properties: &str) -> String {
+    init();
+    let bus = gst::Bus::new();
+    let element = gst::parse::launch(&format!("facepipe-facedetect {properties}")).unwrap();
+    element.set_bus(Some(&bus));
+    let started = element.set_state(gst::State::Paused);
+    let message = bus.pop_filtered(&[gst::MessageType::Error]);
+    element.set_bus(None::<&gst::Bus>);
+    element.set_state(gst::State::Null).unwrap();
+    assert!(started.is_err(), "{properties}: it started");
+    let message = message.expect("an error message on the bus");
+    let gst::MessageView::Error(error) = message.view() else { unreachable!() };
+    error.error().to_string()
+}
+
+#[test]
+fn a_model_that_cannot_be_had_is_an_error_that_says_what_to_do() {
+    let unknown = error_of("model=yolo");
+    assert!(unknown.contains("\"yolo\"") && unknown.contains("rfb-320"), "{unknown}");
+    let missing = error_of("model=/nowhere/at-all.onnx");
+    assert!(missing.contains("at-all.onnx") && missing.contains("facepipe models fetch"), "{missing}");
+}
+
+#[test]
+fn a_file_that_is_no_model_is_an_error() {
+    runtime!();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("garbage.onnx");
+    std::fs::write(&file, b"this is no ONNX file").unwrap();
+    let error = error_of(&format!("model={}", file.display()));
+    assert!(error.contains("garbage.onnx"), "{error}");
+}
+
+#[test]
+fn an_execution_provider_that_the_library_lacks_is_an_error_and_never_the_cpu() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let runtime = facepipe_detector::runtime::load(&[]).unwrap();
+    for provider in ["cuda", "tensorrt", "openvino"] {
+        if runtime.has(provider.parse().unwrap()) {
+            continue;
+        }
+        let error = error_of(&format!("execution-provider={provider} model={}", model.display()));
+        assert!(error.contains(provider), "{error}");
+    }
+}
+
+#[test]
+fn all_formats_are_offered_in_system_memory_and_no_others() {
+    init();
+    let factory = gst::ElementFactory::find("facepipe-facedetect").unwrap();
+    for format in ["NV12", "I420", "RGB", "BGR", "RGBx", "BGRx", "RGBA", "BGRA"] {
+        let caps = format!("video/x-raw,format={format},width=64,height=64,framerate=25/1");
+        let caps: gst::Caps = caps.parse().unwrap();
+        assert!(factory.can_sink_all_caps(&caps) && factory.can_src_all_caps(&caps), "{format}");
+    }
+    for caps in ["video/x-raw,format=YUY2", "video/x-raw(memory:DMABuf),format=NV12", "image/jpeg"] {
+        assert!(!factory.can_sink_any_caps(&caps.parse::<gst::Caps>().unwrap()), "{caps}");
+    }
+}

@@ -1,0 +1,234 @@
+//! The plugin as users have it: `libgstfacepipe.so` in a folder on `GST_PLUGIN_PATH`, run by GStreamer's own tools.
+
+mod common;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use common::{
+    decode,
+    server::{Answer, Server},
+};
+use facepipe_test_support::{models_dir, require, skip, workspace_root};
+use tempfile::TempDir;
+
+/// A folder with the plugin and nothing else, and the environment in which only that plugin is new.
+struct Installed {
+    folder: TempDir,
+}
+
+impl Installed {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(plugin(), folder.path().join("libgstfacepipe.so")).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A tool that sees the plugin, with a registry of its own and no colours.
+    fn tool(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command
+            .current_dir(self.path())
+            .env("GST_PLUGIN_PATH", self.path())
+            .env("GST_REGISTRY", self.path().join("registry.bin"))
+            .env("GST_DEBUG_NO_COLOR", "1")
+            .env("FACEPIPE_MODELS", models_dir())
+            .env_remove("GST_DEBUG");
+        command
+    }
+
+    /// Runs a pipeline; returns whether it ended well, and what it printed.
+    fn launch(&self, variables: &[(&str, &Path)], pipeline: &str) -> (bool, String) {
+        let mut command = self.tool("gst-launch-1.0");
+        command.envs(variables.iter().copied()).args(["-m", "-e"]);
+        run(command.args(pipeline.split_whitespace()))
+    }
+}
+
+fn run(command: &mut Command) -> (bool, String) {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+}
+
+/// The library that cargo built beside this test.
+fn plugin() -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let plugin = test.parent().unwrap().join("libgstfacepipe.so");
+    assert!(plugin.is_file(), "cargo builds {} before the tests of its crate", plugin.display());
+    plugin
+}
+
+/// The ONNX Runtime library of the checkout, or the end of the test.
+macro_rules! runtime {
+    () => {
+        match facepipe_detector::runtime::load(&[workspace_root()]) {
+            Ok(runtime) => runtime.path().to_path_buf(),
+            Err(error) => {
+                skip(&error.to_string());
+                return;
+            }
+        }
+    };
+}
+
+/// The section of `gst-inspect-1.0`'s page that describes one property.
+fn property(page: &str, name: &str) -> String {
+    let is_heading = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
+    let mut lines = page.lines().skip_while(|line| !line.starts_with(&format!("  {name} ")));
+    let heading = lines.next().unwrap_or_else(|| panic!("no property {name} in {page}"));
+    let rest: Vec<&str> = lines.take_while(|line| !is_heading(line)).collect();
+    format!("{heading}\n{}", rest.join("\n"))
+}
+
+#[test]
+fn every_element_has_its_page_under_both_names() {
+    let installed = Installed::new();
+    let elements: [(&str, &str, &[(&str, &str)]); 3] = [
+        (
+            "facedetect",
+            "Face detector",
+            &[
+                ("model", "Default: \"auto\""),
+                ("score-threshold", "Default:             0.6"),
+                ("nms-threshold", "Default:             0.3"),
+                ("interval", "Default: 1"),
+                ("threads", "Default: 1"),
+                ("execution-provider", "openvino"),
+                ("max-faces", "Default: 0"),
+            ],
+        ),
+        (
+            "facecrop",
+            "Face cropper",
+            &[
+                ("margin", "Default:            0.25"),
+                ("min-size", "Default: 30"),
+                ("max-size", "Default: 150"),
+                ("quality", "Default: 90"),
+            ],
+        ),
+        (
+            "facesink-http",
+            "Face uploader",
+            &[
+                ("backend-url", "Default: \"http://127.0.0.1:8080\""),
+                ("camera-id", "String"),
+                ("camera-location", "String"),
+                ("endpoint", "Default: 0, \"store-results\""),
+                ("timeout", "seconds"),
+                ("max-queue", "Default: 512"),
+                ("eos-timeout", "seconds"),
+                ("capture-start", "RFC 3339"),
+                ("stats", "GstStructure"),
+                ("margin", "Default:            0.25"),
+                ("quality", "Default: 90"),
+            ],
+        ),
+    ];
+    for (element, long_name, properties) in elements {
+        for name in [element.to_owned(), format!("facepipe-{element}")] {
+            let (found, page) = run(installed.tool("gst-inspect-1.0").args(["--no-colors", &name]));
+            assert!(found, "{name}: {page}");
+            assert!(page.contains(&format!("Long-name                {long_name}")), "{page}");
+            assert!(page.contains("License                  MIT/X11"), "{page}");
+            assert!(page.contains("GstFacepipe"), "{page}");
+            for (property_name, expected) in properties {
+                let section = property(&page, property_name);
+                assert!(section.contains(expected), "{name} {property_name}: {section}");
+                assert!(section.contains("changeable") || *property_name == "stats", "{section}");
+            }
+        }
+    }
+}
+
+/// Asserts that these are the faces of the street: many, of faces' sizes.
+fn assert_street(pictures: &[Vec<u8>]) {
+    assert!(pictures.len() > 300, "{} pictures", pictures.len());
+    for picture in pictures {
+        let (width, height) = decode(picture).dimensions();
+        assert!(width.max(height) <= 150 && width.min(height) >= 30, "{width} x {height}");
+    }
+}
+
+#[test]
+fn a_recorded_street_becomes_a_file_per_face() {
+    let runtime = runtime!();
+    let _ = require!("models/version-RFB-640.onnx");
+    let video = require!("videos/street-1080p.mp4");
+    let installed = Installed::new();
+    let line = format!(
+        "filesrc location={} ! decodebin ! facedetect ! facecrop ! multifilesink location=face-%05d.jpg",
+        video.display()
+    );
+    let (ended, output) = installed.launch(&[("ORT_DYLIB_PATH", &runtime)], &line);
+    assert!(ended, "{output}");
+    let files = fs::read_dir(installed.path()).unwrap().map(|entry| entry.unwrap().path());
+    let pictures: Vec<Vec<u8>> =
+        files.filter(|f| f.extension().is_some_and(|e| e == "jpg")).map(|f| fs::read(f).unwrap()).collect();
+    assert_street(&pictures);
+}
+
+#[test]
+fn a_recorded_street_is_uploaded_the_same_whether_facecrop_or_the_sink_cuts() {
+    let runtime = runtime!();
+    let _ = require!("models/version-RFB-640.onnx");
+    let video = require!("videos/street-1080p.mp4");
+    let installed = Installed::new();
+    let mut uploads = Vec::new();
+    for cropper in ["facecrop !", ""] {
+        let server =
+            Server::answering([Answer::json(201, r#"{"model_version":null,"stored":0,"faces":[]}"#)]);
+        let line = format!(
+            "filesrc location={} ! decodebin ! facedetect ! {cropper} facesink-http backend-url={} \
+             camera-id=gate-1 camera-location=Lobby sync=false max-queue=100000",
+            video.display(),
+            server.url()
+        );
+        let (ended, output) = installed.launch(&[("ORT_DYLIB_PATH", &runtime)], &line);
+        assert!(ended, "{output}");
+        let received = server.received();
+        assert!(received.iter().all(|r| r.field("camera_id") == "gate-1" && r.field("location") == "Lobby"));
+        let mut pictures: Vec<Vec<u8>> = received.iter().flat_map(|r| r.images()).collect();
+        assert_eq!(output.matches("facepipe-result").count(), pictures.len(), "one message per crop");
+        assert_street(&pictures);
+        pictures.sort();
+        uploads.push(pictures);
+    }
+    assert!(uploads[0] == uploads[1], "{} and {} pictures", uploads[0].len(), uploads[1].len());
+}
+
+#[test]
+fn auto_takes_the_larger_model_for_frames_of_1280_pixels_and_more() {
+    let runtime = runtime!();
+    let _ = require!("models/version-RFB-320.onnx");
+    let _ = require!("models/version-RFB-640.onnx");
+    let installed = Installed::new();
+    for (width, file) in [(1279, "version-RFB-320.onnx"), (1280, "version-RFB-640.onnx")] {
+        let line = format!(
+            "videotestsrc num-buffers=2 ! video/x-raw,width={width},height=720 ! facedetect ! fakesink"
+        );
+        let variables = [("ORT_DYLIB_PATH", &*runtime), ("GST_DEBUG", Path::new("facepipe-facedetect:4"))];
+        let (ended, output) = installed.launch(&variables, &line);
+        assert!(ended && output.contains(file), "{width}: {output}");
+    }
+}
+
+#[test]
+fn without_the_runtime_library_the_error_says_what_to_do() {
+    let _ = require!("models/version-RFB-320.onnx");
+    let installed = Installed::new();
+    let nowhere = installed.path().join("libonnxruntime.so");
+    let (ended, output) = installed
+        .launch(&[("ORT_DYLIB_PATH", &nowhere)], "videotestsrc num-buffers=2 ! facedetect ! fakesink");
+    assert!(!ended, "{output}");
+    assert!(output.contains("ONNX Runtime") && output.contains("ORT_DYLIB_PATH"), "{output}");
+    assert!(!output.contains("panicked"), "{output}");
+}
