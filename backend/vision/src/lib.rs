@@ -1,1 +1,42 @@
-//! placeholder
+//! Face detection and face embedding on the processor, in candle: from the bytes of an uploaded picture to
+//! L2-normalised vectors.
+//!
+//! ```no_run
+//! use facepipe_vision::{DecodeLimits, EmbedderKind, Mtcnn, MtcnnConfig, decode_image, load_embedder};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let models = std::path::Path::new("models");
+//! let mtcnn = Mtcnn::load(models, MtcnnConfig::default())?;
+//! let embedder = load_embedder(EmbedderKind::MobileFaceNet, models)?;
+//!
+//! let image = decode_image(&std::fs::read("group.jpg")?, &DecodeLimits::default())?;
+//! let faces = mtcnn.detect(&image)?;
+//! let crops: Vec<_> = faces.iter().map(|face| embedder.crop(&image, face)).collect();
+//! let embeddings = embedder.embed(&crops)?;
+//! # let _ = embeddings;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Mtcnn`] and every [`Embedder`] are `Send + Sync` and hold nothing that changes: one instance of each serves
+//! any number of threads.
+
+pub mod align;
+pub mod decode;
+pub mod inception_resnet_v1;
+pub mod mobilefacenet;
+pub mod mtcnn;
+pub mod resample;
+pub mod weights;
+
+mod embedder;
+mod error;
+mod geometry;
+mod layers;
+
+pub use decode::{DecodeError, DecodeLimits, decode_image};
+pub use embedder::{Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder};
+pub use error::{ModelError, VisionError};
+pub use geometry::{BoundingBox, Face};
+pub use inception_resnet_v1::InceptionResnetV1;
+pub use mobilefacenet::MobileFaceNet;
+pub use mtcnn::{Mtcnn, MtcnnConfig};

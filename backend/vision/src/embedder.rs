@@ -1,0 +1,165 @@
+//! The trait behind which the face embedding networks stand, and how one of them is chosen and loaded.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use candle_core::{Device, Tensor};
+use image::RgbImage;
+
+use crate::{Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError};
+
+/// A network that turns a face into a vector, so that vectors of one person lie close together.
+///
+/// Embeddings of different embedders must never be compared.
+pub trait Embedder: Send + Sync {
+    /// The name that stored embeddings carry, for example `mobilefacenet`.
+    fn name(&self) -> &'static str;
+
+    /// Elements of an embedding.
+    fn dimensions(&self) -> usize;
+
+    /// The least cosine to a person's mean embedding at which a face is taken for that person.
+    fn default_threshold(&self) -> f32;
+
+    /// The face of `image` as the square that the network takes; black where that reaches out of the image.
+    fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage;
+
+    /// One embedding a crop, each of length (L2 norm) 1, in the order of the crops.
+    ///
+    /// # Errors
+    ///
+    /// [`VisionError::CropSize`] for a crop that [`Self::crop`] did not make, [`VisionError::NotFinite`] with damaged
+    /// weights, [`VisionError::Compute`].
+    fn embed(&self, crops: &[RgbImage]) -> Result<Vec<Vec<f32>>, VisionError>;
+}
+
+/// The embedders there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EmbedderKind {
+    /// 512 dimensions; [`InceptionResnetV1`].
+    InceptionResnetV1,
+    /// 128 dimensions, a thirteenth of the arithmetic; [`MobileFaceNet`].
+    MobileFaceNet,
+}
+
+impl EmbedderKind {
+    /// All, the preferred first.
+    pub const ALL: [Self; 2] = [Self::InceptionResnetV1, Self::MobileFaceNet];
+
+    /// The name, as in configuration and in stored embeddings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InceptionResnetV1 => "inception-resnet-v1",
+            Self::MobileFaceNet => "mobilefacenet",
+        }
+    }
+
+    /// The file of its weights in `models_dir`, whether it is there or not.
+    pub fn weights_file(self, models_dir: &Path) -> PathBuf {
+        match self {
+            Self::InceptionResnetV1 => weights_file(models_dir, "20180402-114759-vggface2"),
+            Self::MobileFaceNet => models_dir.join("mobilefacenet.onnx"),
+        }
+    }
+}
+
+impl fmt::Display for EmbedderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The name given is that of no embedder.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no embedder `{0}`, only inception-resnet-v1 and mobilefacenet")]
+pub struct UnknownEmbedder(pub String);
+
+impl FromStr for EmbedderKind {
+    type Err = UnknownEmbedder;
+
+    fn from_str(name: &str) -> Result<Self, UnknownEmbedder> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| UnknownEmbedder(name.to_owned()))
+    }
+}
+
+/// Loads an embedder from the weights in `models_dir`.
+///
+/// # Errors
+///
+/// [`ModelError::Missing`] where its weights are not there, or another [`ModelError`] of the file.
+pub fn load_embedder(kind: EmbedderKind, models_dir: &Path) -> Result<Box<dyn Embedder>, ModelError> {
+    let file = kind.weights_file(models_dir);
+    Ok(match kind {
+        EmbedderKind::InceptionResnetV1 => Box::new(InceptionResnetV1::load(&file)?),
+        EmbedderKind::MobileFaceNet => Box::new(MobileFaceNet::load(&file)?),
+    })
+}
+
+/// The preferred one of the embedders whose weights are in `models_dir`.
+pub fn installed_embedder(models_dir: &Path) -> Option<EmbedderKind> {
+    EmbedderKind::ALL.into_iter().find(|kind| kind.weights_file(models_dir).is_file())
+}
+
+/// `<stem>.safetensors` where that is there, else `<stem>.pt`.
+pub(crate) fn weights_file(models_dir: &Path, stem: &str) -> PathBuf {
+    let safetensors = models_dir.join(format!("{stem}.safetensors"));
+    if safetensors.is_file() { safetensors } else { models_dir.join(format!("{stem}.pt")) }
+}
+
+/// Crops that go through a network at once.
+const BATCH: usize = 16;
+
+/// The work that embedders share: checks the crops, runs `network` over batches of them, and brings what it answers to
+/// length 1. `normalise` says for each channel what a value is multiplied with and what is then added.
+pub(crate) fn embed(
+    embedder: &dyn Embedder,
+    side: u32,
+    normalise: [(f32, f32); 3],
+    crops: &[RgbImage],
+    network: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+) -> Result<Vec<Vec<f32>>, VisionError> {
+    for (index, crop) in crops.iter().enumerate() {
+        if crop.dimensions() != (side, side) {
+            let (width, height) = crop.dimensions();
+            return Err(VisionError::CropSize {
+                index,
+                width,
+                height,
+                embedder: embedder.name(),
+                expected: side,
+            });
+        }
+    }
+    let mut embeddings = Vec::with_capacity(crops.len());
+    for batch in crops.chunks(BATCH) {
+        let pixels = batch.iter().flat_map(|crop| crop.as_raw().as_chunks::<3>().0);
+        let mut values = Vec::with_capacity(batch.len() * (side * side * 3) as usize);
+        for pixel in pixels {
+            let [r, g, b] = *pixel;
+            let [red, green, blue] = normalise;
+            values.extend(
+                [(r, red), (g, green), (b, blue)].map(|(v, (scale, add))| f32::from(v) * scale + add),
+            );
+        }
+        let input = Tensor::from_vec(values, (batch.len(), side as usize, side as usize, 3), &Device::Cpu)?;
+        embeddings.extend(l2_normalised(network(&input)?)?);
+    }
+    match embeddings.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
+        Some(index) => Err(VisionError::NotFinite { index, embedder: embedder.name() }),
+        None => Ok(embeddings),
+    }
+}
+
+/// The rows of `[N, D]`, each divided by its length.
+pub(crate) fn l2_normalised(rows: Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
+    let mut rows = rows.to_vec2::<f32>()?;
+    for row in &mut rows {
+        // The floor is PyTorch's, of `functional.normalize`.
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|v| *v /= norm);
+    }
+    Ok(rows)
+}

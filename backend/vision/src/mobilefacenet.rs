@@ -1,0 +1,166 @@
+//! MobileFaceNet (Chen et al. 2018): 128-dimensional face embeddings out of a million weights.
+
+use std::path::Path;
+
+use candle_core::{Result, Tensor};
+use image::RgbImage;
+
+use crate::{
+    Embedder, Face, ModelError, VisionError, align,
+    embedder::{EmbedderKind, embed, l2_normalised},
+    layers::{Activation, Conv2d, Depthwise, Window},
+    weights::onnx::OnnxWeights,
+};
+
+/// The inverted residual blocks: channels inside, channels out, stride.
+const BLOCKS: [(usize, usize, usize); 15] = [
+    (128, 64, 2),
+    (128, 64, 1),
+    (128, 64, 1),
+    (128, 64, 1),
+    (128, 64, 1),
+    (256, 128, 2),
+    (256, 128, 1),
+    (256, 128, 1),
+    (256, 128, 1),
+    (256, 128, 1),
+    (256, 128, 1),
+    (256, 128, 1),
+    (512, 128, 2),
+    (256, 128, 1),
+    (256, 128, 1),
+];
+
+/// Mean and standard deviation of ImageNet, of values from 0 to 1.
+const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
+
+/// The network. Takes faces that [`align`](mod@align) made, in RGB with ImageNet's mean and deviation.
+#[derive(Debug)]
+pub struct MobileFaceNet {
+    conv1: Conv2d,
+    depthwise: Depthwise,
+    pointwise: Conv2d,
+    blocks: Vec<InvertedResidual>,
+    conv2: Conv2d,
+    global_depthwise: Depthwise,
+    conv3: Conv2d,
+}
+
+/// Widens by a 1x1 convolution, filters each channel, narrows again; adds its input where that has the same shape.
+#[derive(Debug)]
+struct InvertedResidual {
+    expand: Conv2d,
+    depthwise: Depthwise,
+    project: Conv2d,
+    residual: bool,
+}
+
+impl InvertedResidual {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = self.depthwise.forward(&self.expand.forward(x)?)?;
+        if self.residual { self.project.forward_add(&inner, x) } else { self.project.forward(&inner) }
+    }
+}
+
+impl MobileFaceNet {
+    /// Elements of an embedding.
+    pub const DIMENSIONS: usize = 128;
+
+    /// Reads `mobilefacenet.onnx`, as foamliu/MobileFaceNet publishes it; its batch norms are folded already.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] of the file.
+    pub fn load(file: &Path) -> std::result::Result<Self, ModelError> {
+        Self::new(&OnnxWeights::read(file)?)
+    }
+
+    /// From the convolutions of that file, which carry the names that PyTorch's exporter gave them.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`] of a missing or misshapen convolution.
+    pub fn new(weights: &OnnxWeights) -> std::result::Result<Self, ModelError> {
+        let conv = |name: &str, c_in, c_out, window: Window, activation| {
+            let (weight, bias) = weights
+                .convolution(&format!("{name}/Conv"), &[c_out, c_in, window.kernel.0, window.kernel.1])?;
+            Ok::<_, ModelError>(Conv2d::new(&weight, &bias, window, activation)?)
+        };
+        let depthwise = |name: &str, channels, window: Window, activation| {
+            let (weight, bias) = weights
+                .convolution(&format!("{name}/Conv"), &[channels, 1, window.kernel.0, window.kernel.1])?;
+            Ok::<_, ModelError>(Depthwise::new(&weight, &bias, window, activation)?)
+        };
+        let three = |stride| Window::same((3, 3), stride);
+        let mut blocks = Vec::with_capacity(BLOCKS.len());
+        let mut c_in = 64;
+        for (i, (inner, c_out, stride)) in BLOCKS.into_iter().enumerate() {
+            let name = |part| format!("/features/features.{i}/conv/{part}");
+            blocks.push(InvertedResidual {
+                expand: conv(&name("conv.0/conv.0.0"), c_in, inner, Window::POINT, Activation::Relu6)?,
+                depthwise: depthwise(&name("conv.1/conv.1.0"), inner, three(stride), Activation::Relu6)?,
+                project: conv(&name("conv.2"), inner, c_out, Window::POINT, Activation::None)?,
+                residual: stride == 1 && c_in == c_out,
+            });
+            c_in = c_out;
+        }
+        Ok(Self {
+            conv1: conv("/conv1/conv1.0", 3, 64, three(2), Activation::Relu6)?,
+            depthwise: depthwise("/dw_conv/depthwise", 64, three(1), Activation::Relu)?,
+            pointwise: conv("/dw_conv/pointwise", 64, 64, Window::POINT, Activation::Relu)?,
+            blocks,
+            conv2: conv("/conv2/conv2.0", 128, 512, Window::POINT, Activation::Relu6)?,
+            global_depthwise: depthwise("/gdconv/depthwise", 512, Window::valid(7, 1), Activation::None)?,
+            conv3: conv("/conv3", 512, Self::DIMENSIONS, Window::POINT, Activation::None)?,
+        })
+    }
+
+    /// The embeddings, each of length 1, of normalised faces `[N, 3, 112, 112]`.
+    ///
+    /// # Errors
+    ///
+    /// candle's, of an input of another shape.
+    pub fn forward(&self, faces: &Tensor) -> Result<Vec<Vec<f32>>> {
+        l2_normalised(self.run(&faces.permute((0, 2, 3, 1))?.contiguous()?)?)
+    }
+
+    /// `[N, 112, 112, 3]` to `[N, 128]`.
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.depthwise.forward(&self.conv1.forward(x)?)?;
+        let mut x = self.pointwise.forward(&x)?;
+        for block in &self.blocks {
+            x = block.forward(&x)?;
+        }
+        let x = self.global_depthwise.forward(&self.conv2.forward(&x)?)?;
+        let x = self.conv3.forward(&x)?;
+        x.reshape((x.dim(0)?, Self::DIMENSIONS))
+    }
+}
+
+impl Embedder for MobileFaceNet {
+    fn name(&self) -> &'static str {
+        EmbedderKind::MobileFaceNet.name()
+    }
+
+    fn dimensions(&self) -> usize {
+        Self::DIMENSIONS
+    }
+
+    /// 0.355, at which pairs of Labeled Faces in the Wild are told apart best.
+    fn default_threshold(&self) -> f32 {
+        0.355
+    }
+
+    fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage {
+        align::align(image, face)
+    }
+
+    fn embed(&self, crops: &[RgbImage]) -> std::result::Result<Vec<Vec<f32>>, VisionError> {
+        let channel = |mean: f32, deviation: f32| (1.0 / (255.0 * deviation), -mean / deviation);
+        let ([r, g, b], [dr, dg, db]) = (MEAN, DEVIATION);
+        embed(self, align::ALIGNED_SIDE, [channel(r, dr), channel(g, dg), channel(b, db)], crops, |x| {
+            self.run(x)
+        })
+    }
+}

@@ -1,0 +1,291 @@
+//! MTCNN (Zhang et al. 2016): faces and their five landmarks, found by three small networks that each look closer
+//! at what the one before let through. Follows facenet-pytorch's `detect_face`.
+
+mod networks;
+
+use std::{ops::Range, path::Path};
+
+use image::RgbImage;
+use rayon::prelude::*;
+
+use crate::{
+    BoundingBox, Face, ModelError, VisionError,
+    geometry::{Overlap, suppress},
+    resample::{PixelRect, area_average},
+    weights::Weights,
+};
+use networks::{Cell, OutputNet, ProposalNet, RefineNet, Refined};
+
+/// How closely MTCNN looks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MtcnnConfig {
+    /// The smallest face that is looked for, side in pixels, 8 to 4096. 20 by default; the time goes with the inverse
+    /// square.
+    pub min_face_size: f32,
+    /// The least probability that passes each of the three networks, 0 to 1. 0.6, 0.7, 0.7 by default.
+    pub thresholds: [f32; 3],
+    /// From one level of the image pyramid to the next, 0.1 to 0.95. 0.709 by default: half the area.
+    pub factor: f32,
+}
+
+impl Default for MtcnnConfig {
+    fn default() -> Self {
+        Self { min_face_size: 20.0, thresholds: [0.6, 0.7, 0.7], factor: 0.709 }
+    }
+}
+
+impl MtcnnConfig {
+    fn check(&self) -> Result<(), ModelError> {
+        let range = |field, value: f32, range: std::ops::RangeInclusive<f32>, limit| {
+            if range.contains(&value) { Ok(()) } else { Err(ModelError::Setting { field, value, limit }) }
+        };
+        range("min_face_size", self.min_face_size, 8.0..=4096.0, "8 to 4096 pixels")?;
+        range("factor", self.factor, 0.1..=0.95, "0.1 to 0.95")?;
+        self.thresholds.iter().try_for_each(|&t| range("thresholds", t, 0.0..=1.0, "0 to 1"))
+    }
+}
+
+/// The receptive field of the first network, pixels.
+const CELL: usize = 12;
+/// Pixels of the image pyramid from one of its outputs to the next.
+const STRIDE: usize = 2;
+/// Pyramid pixels that the first network takes at once. Pictures are cut into strips of about that size, so that
+/// memory does not grow with the picture and strips can go to several threads.
+const STRIP_PIXELS: usize = 64 * 1024;
+/// Crops that the second and third network take at once.
+const BATCH: usize = 32;
+/// Proposals of one pyramid level that go on, the likeliest first. Crowds have some thousands; the limit keeps
+/// hostile pictures from costing the square of their size.
+const MAX_PROPOSALS: usize = 10_000;
+
+/// The detector. Detects in one image at a time, from any number of threads.
+#[derive(Debug)]
+pub struct Mtcnn {
+    config: MtcnnConfig,
+    proposal: ProposalNet,
+    refine: RefineNet,
+    output: OutputNet,
+}
+
+/// A square that may hold a face.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    bounding_box: BoundingBox,
+    score: f32,
+    /// Corrections of left, top, right and bottom, in widths and heights.
+    regression: [f32; 4],
+}
+
+impl Candidate {
+    fn key(&self) -> (BoundingBox, f32) {
+        (self.bounding_box, self.score)
+    }
+
+    /// The box after the network's corrections, which count `edge` more than the difference of the coordinates as its
+    /// width and height.
+    fn corrected(&self, edge: f32) -> BoundingBox {
+        let b = self.bounding_box;
+        let (width, height) = (b.width() + edge, b.height() + edge);
+        let [left, top, right, bottom] = self.regression;
+        BoundingBox {
+            left: b.left + left * width,
+            top: b.top + top * height,
+            right: b.right + right * width,
+            bottom: b.bottom + bottom * height,
+        }
+    }
+}
+
+/// One level of the image pyramid.
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    scale: f64,
+    width: usize,
+    height: usize,
+}
+
+impl Mtcnn {
+    /// Reads `pnet.pt`, `rnet.pt` and `onet.pt` of facenet-pytorch (or the same as `.safetensors`) from `models_dir`.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`], of the configuration or of the files.
+    pub fn load(models_dir: &Path, config: MtcnnConfig) -> Result<Self, ModelError> {
+        let weights = |name| Weights::read(&crate::embedder::weights_file(models_dir, name));
+        Self::new(&weights("pnet")?, &weights("rnet")?, &weights("onet")?, config)
+    }
+
+    /// From the state dicts of the three networks.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`], of the configuration or of a missing or misshapen tensor.
+    pub fn new(
+        pnet: &Weights,
+        rnet: &Weights,
+        onet: &Weights,
+        config: MtcnnConfig,
+    ) -> Result<Self, ModelError> {
+        config.check()?;
+        let (proposal, refine, output) =
+            (ProposalNet::new(pnet)?, RefineNet::new(rnet)?, OutputNet::new(onet)?);
+        Ok(Self { config, proposal, refine, output })
+    }
+
+    /// The faces of `image`, the most confident first.
+    ///
+    /// # Errors
+    ///
+    /// [`VisionError::Compute`].
+    pub fn detect(&self, image: &RgbImage) -> Result<Vec<Face>, VisionError> {
+        let [_, refine_threshold, output_threshold] = self.config.thresholds;
+        let proposals = self.propose(image)?;
+
+        let refined =
+            self.examine(image, proposals, RefineNet::SIDE, |crops, n| self.refine.run(crops, n))?;
+        let refined =
+            refined.into_iter().filter_map(|(candidate, net)| passed(candidate, &net, refine_threshold));
+        let refined = suppress(refined.collect(), 0.7, Overlap::Union, Candidate::key);
+        let squares = refined.iter().map(|c| c.corrected(1.0).squared()).collect();
+
+        let examined = self.examine(image, squares, OutputNet::SIDE, |crops, n| self.output.run(crops, n))?;
+        let faces = examined.into_iter().filter_map(|(square, (net, points))| {
+            let candidate = passed(square, &net, output_threshold)?;
+            let (width, height) = (square.width() + 1.0, square.height() + 1.0);
+            let landmarks =
+                points.map(|[x, y]| [width * x + square.left - 1.0, height * y + square.top - 1.0]);
+            Some(Face { bounding_box: candidate.corrected(1.0), confidence: candidate.score, landmarks })
+        });
+        Ok(suppress(faces.collect(), 0.7, Overlap::SmallerInclusive, |f| (f.bounding_box, f.confidence)))
+    }
+
+    /// Levels from the one in which the smallest face fills a cell to the one in which the image does.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a pyramid level is never larger than 1.5 times the image"
+    )]
+    fn pyramid(&self, image: &RgbImage) -> Vec<Level> {
+        let (width, height) = (f64::from(image.width()), f64::from(image.height()));
+        let factor = shortest_f64(self.config.factor);
+        let mut scale = CELL as f64 / f64::from(self.config.min_face_size);
+        let mut shorter = width.min(height) * scale;
+        let mut levels = Vec::new();
+        while shorter >= CELL as f64 {
+            let (width, height) = ((width * scale + 1.0) as usize, (height * scale + 1.0) as usize);
+            levels.push(Level { scale, width, height });
+            scale *= factor;
+            shorter *= factor;
+        }
+        levels
+    }
+
+    /// The first stage: squares from all levels of the pyramid.
+    fn propose(&self, image: &RgbImage) -> Result<Vec<BoundingBox>, VisionError> {
+        let strips = |level: Level| {
+            let outputs = ProposalNet::outputs(level.height);
+            let rows = (STRIP_PIXELS / level.width).max(4 * CELL) / STRIDE;
+            (0..outputs).step_by(rows).map(move |row| (level, row..(row + rows).min(outputs)))
+        };
+        let levels = self.pyramid(image);
+        let strips = levels.iter().flat_map(|&level| strips(level)).collect::<Vec<_>>();
+        let cells = strips
+            .into_par_iter()
+            .map(|(level, rows)| Ok((level.scale, self.propose_in_strip(image, level, rows)?)))
+            .collect::<Result<Vec<_>, VisionError>>()?;
+
+        let mut proposals = Vec::new();
+        for strips in cells.chunk_by(|(a, _), (b, _)| a == b) {
+            let mut level = strips.iter().flat_map(|(_, found)| found).copied().collect::<Vec<Candidate>>();
+            if level.len() > MAX_PROPOSALS {
+                level.sort_by(|a, b| b.score.total_cmp(&a.score));
+                level.truncate(MAX_PROPOSALS);
+            }
+            proposals.extend(suppress(level, 0.5, Overlap::Union, Candidate::key));
+        }
+        let proposals = suppress(proposals, 0.7, Overlap::Union, Candidate::key);
+        Ok(proposals.iter().map(|c| c.corrected(0.0).squared()).collect())
+    }
+
+    /// Runs the first network over what it needs of a level for the output rows `rows`.
+    fn propose_in_strip(
+        &self,
+        image: &RgbImage,
+        level: Level,
+        rows: Range<usize>,
+    ) -> Result<Vec<Candidate>, VisionError> {
+        let input_rows = rows.start * STRIDE..((rows.end - 1) * STRIDE + CELL).min(level.height);
+        let shape = (input_rows.len(), level.width);
+        let mut pixels = Vec::new();
+        area_average(image, PixelRect::all(image), (level.width, level.height), input_rows, &mut pixels);
+        let cells = self.proposal.run(pixels, shape, self.config.thresholds[0])?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "PyTorch takes the scale as single precision as well"
+        )]
+        let scale = level.scale as f32;
+        Ok(cells.into_iter().map(|cell| candidate(&cell, rows.start, scale)).collect())
+    }
+
+    /// Runs one of the later networks over the crop of each square, `side` pixels wide; squares that miss the image
+    /// are dropped.
+    fn examine<T: Send>(
+        &self,
+        image: &RgbImage,
+        squares: Vec<BoundingBox>,
+        side: usize,
+        network: impl Fn(Vec<f32>, usize) -> candle_core::Result<Vec<T>> + Sync,
+    ) -> Result<Vec<(BoundingBox, T)>, VisionError> {
+        let visible = |square: BoundingBox| Some((square, pixels_of(image, &square)?));
+        let visible = squares.into_iter().filter_map(visible).collect::<Vec<_>>();
+        let batches = visible.par_chunks(BATCH).map(|batch| {
+            let mut crops = Vec::with_capacity(batch.len() * side * side * 3);
+            for (_, rect) in batch {
+                area_average(image, *rect, (side, side), 0..side, &mut crops);
+            }
+            Ok(batch.iter().map(|(square, _)| *square).zip(network(crops, batch.len())?).collect())
+        });
+        let batches = batches.collect::<Result<Vec<Vec<_>>, VisionError>>()?;
+        Ok(batches.into_iter().flatten().collect())
+    }
+}
+
+fn passed(bounding_box: BoundingBox, net: &Refined, threshold: f32) -> Option<Candidate> {
+    (net.score > threshold).then_some(Candidate {
+        bounding_box,
+        score: net.score,
+        regression: net.regression,
+    })
+}
+
+/// The square of the image that an output cell of the first network looked at.
+#[expect(clippy::cast_precision_loss, reason = "single precision is what the reference computes in")]
+fn candidate(cell: &Cell, first_row: usize, scale: f32) -> Candidate {
+    let (x, y) = (cell.column * STRIDE, (cell.row + first_row) * STRIDE);
+    let at = |position: usize, offset: usize| ((position + offset) as f32 / scale).floor();
+    let bounding_box = BoundingBox { left: at(x, 1), top: at(y, 1), right: at(x, CELL), bottom: at(y, CELL) };
+    Candidate { bounding_box, score: cell.score, regression: cell.regression }
+}
+
+/// The pixels of `square` inside the image. MTCNN's boxes count pixels from 1 and include both ends.
+fn pixels_of(image: &RgbImage, square: &BoundingBox) -> Option<PixelRect> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "casts from float saturate, and fractions are to be cut off"
+    )]
+    let whole = |v: f32| i64::from(v as i32);
+    let first = |v: f32| u32::try_from(whole(v).max(1) - 1).ok();
+    let last = |v: f32, size: u32| u32::try_from(whole(v).min(size.into())).ok();
+    let rect = PixelRect {
+        left: first(square.left)?,
+        top: first(square.top)?,
+        right: last(square.right, image.width())?,
+        bottom: last(square.bottom, image.height())?,
+    };
+    (rect.width() > 0 && rect.height() > 0).then_some(rect)
+}
+
+/// The double that was meant by a single: 0.709, not 0.708999991. A level of the pyramid may hang on it.
+fn shortest_f64(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| value.into())
+}

@@ -1,0 +1,209 @@
+//! The three networks of MTCNN. Layers and names as in facenet-pytorch's `PNet`, `RNet` and `ONet`.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::{
+    ModelError,
+    layers::{Activation, Conv2d, MaxPool, Window},
+    weights::Weights,
+};
+
+/// An output cell of the first network whose score passed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cell {
+    pub row: usize,
+    pub column: usize,
+    pub score: f32,
+    pub regression: [f32; 4],
+}
+
+/// What the second and third network say of a crop.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refined {
+    pub score: f32,
+    pub regression: [f32; 4],
+}
+
+/// Convolution `name` with the slopes of PReLU `slopes`, `[out, in, kernel, kernel]` in the file.
+fn conv(
+    weights: &Weights,
+    number: &str,
+    c_in: usize,
+    c_out: usize,
+    side: usize,
+) -> std::result::Result<Conv2d, ModelError> {
+    let weight = weights.get(&format!("conv{number}.weight"), &[c_out, c_in, side, side])?;
+    let bias = weights.get(&format!("conv{number}.bias"), &[c_out])?;
+    let slopes = weights.get(&format!("prelu{number}.weight"), &[c_out])?.to_vec1()?;
+    Ok(Conv2d::new(&weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
+}
+
+/// Several outputs of the same input, computed as one 1x1 convolution: a score for "no face" and "face", and the
+/// regressions. Names and numbers of outputs.
+fn heads(
+    weights: &Weights,
+    names: &[(&str, usize)],
+    inputs: usize,
+    kernel: &[usize],
+) -> std::result::Result<Conv2d, ModelError> {
+    let (mut parts, mut biases) = (Vec::new(), Vec::new());
+    for &(name, outputs) in names {
+        let shape = [&[outputs, inputs], kernel].concat();
+        let weight = weights.get(&format!("{name}.weight"), &shape)?;
+        parts.push(weight.reshape((outputs, inputs, 1, 1))?);
+        biases.push(weights.get(&format!("{name}.bias"), &[outputs])?);
+    }
+    let (weight, bias) = (Tensor::cat(&parts, 0)?, Tensor::cat(&biases, 0)?);
+    Ok(Conv2d::new(&weight, &bias, Window::POINT, Activation::None)?)
+}
+
+/// A dense layer over a `[side, side, channels]` map, as the convolution that it is. PyTorch flattened the map with
+/// columns before rows before channels.
+fn dense(
+    weights: &Weights,
+    number: usize,
+    (side, channels): (usize, usize),
+    outputs: usize,
+) -> std::result::Result<Conv2d, ModelError> {
+    let weight = weights.get(&format!("dense{number}.weight"), &[outputs, side * side * channels])?;
+    let weight = weight.reshape((outputs, side, side, channels))?.permute((0, 3, 2, 1))?;
+    let bias = weights.get(&format!("dense{number}.bias"), &[outputs])?;
+    let slopes = weights.get(&format!("prelu{number}.weight"), &[outputs])?.to_vec1()?;
+    Ok(Conv2d::new(&weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
+}
+
+/// Softmax over "no face" and "face".
+fn probability(no_face: f32, face: f32) -> f32 {
+    1.0 / (1.0 + (no_face - face).exp())
+}
+
+const POOL_2: MaxPool = MaxPool { side: 2, stride: 2, partial: true };
+const POOL_3: MaxPool = MaxPool { side: 3, stride: 2, partial: true };
+
+/// Looks at every 12x12 cell of a pyramid level.
+#[derive(Debug)]
+pub(super) struct ProposalNet {
+    conv1: Conv2d,
+    conv2: Conv2d,
+    conv3: Conv2d,
+    heads: Conv2d,
+}
+
+impl ProposalNet {
+    pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
+        Ok(Self {
+            conv1: conv(weights, "1", 3, 10, 3)?,
+            conv2: conv(weights, "2", 10, 16, 3)?,
+            conv3: conv(weights, "3", 16, 32, 3)?,
+            heads: heads(weights, &[("conv4_1", 2), ("conv4_2", 4)], 32, &[1, 1])?,
+        })
+    }
+
+    /// Rows (or columns) of output for as many of input, at least 12.
+    pub(super) fn outputs(input: usize) -> usize {
+        (input - 2).div_ceil(2) - 4
+    }
+
+    /// Of `pixels` `[height, width, 3]`, the cells with a score of at least `threshold`, row by row.
+    pub(super) fn run(
+        &self,
+        pixels: Vec<f32>,
+        (height, width): (usize, usize),
+        threshold: f32,
+    ) -> Result<Vec<Cell>> {
+        let x = Tensor::from_vec(pixels, (1, height, width, 3), &Device::Cpu)?;
+        let x = POOL_2.forward(&self.conv1.forward(&x)?)?;
+        let x = self.heads.forward(&self.conv3.forward(&self.conv2.forward(&x)?)?)?;
+        let columns = x.dim(2)?;
+        let values = x.flatten_all()?.to_vec1::<f32>()?;
+        let cells = values.as_chunks::<6>().0.iter().enumerate().filter_map(|(i, &[no, yes, l, t, r, b])| {
+            let score = probability(no, yes);
+            let cell = Cell { row: i / columns, column: i % columns, score, regression: [l, t, r, b] };
+            (score >= threshold).then_some(cell)
+        });
+        Ok(cells.collect())
+    }
+}
+
+/// Looks at 24x24 crops.
+#[derive(Debug)]
+pub(super) struct RefineNet {
+    conv1: Conv2d,
+    conv2: Conv2d,
+    conv3: Conv2d,
+    dense4: Conv2d,
+    heads: Conv2d,
+}
+
+impl RefineNet {
+    pub(super) const SIDE: usize = 24;
+
+    pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
+        Ok(Self {
+            conv1: conv(weights, "1", 3, 28, 3)?,
+            conv2: conv(weights, "2", 28, 48, 3)?,
+            conv3: conv(weights, "3", 48, 64, 2)?,
+            dense4: dense(weights, 4, (3, 64), 128)?,
+            heads: heads(weights, &[("dense5_1", 2), ("dense5_2", 4)], 128, &[])?,
+        })
+    }
+
+    /// `crops` is `[n, 24, 24, 3]`.
+    pub(super) fn run(&self, crops: Vec<f32>, n: usize) -> Result<Vec<Refined>> {
+        let x = Tensor::from_vec(crops, (n, Self::SIDE, Self::SIDE, 3), &Device::Cpu)?;
+        let x = POOL_3.forward(&self.conv1.forward(&x)?)?;
+        let x = POOL_3.forward(&self.conv2.forward(&x)?)?;
+        let x = self.dense4.forward(&self.conv3.forward(&x)?)?;
+        let values = self.heads.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
+        let refined = values
+            .as_chunks::<6>()
+            .0
+            .iter()
+            .map(|&[no, yes, l, t, r, b]| Refined { score: probability(no, yes), regression: [l, t, r, b] });
+        Ok(refined.collect())
+    }
+}
+
+/// Looks at 48x48 crops, and says where the landmarks are.
+#[derive(Debug)]
+pub(super) struct OutputNet {
+    conv1: Conv2d,
+    conv2: Conv2d,
+    conv3: Conv2d,
+    conv4: Conv2d,
+    dense5: Conv2d,
+    heads: Conv2d,
+}
+
+impl OutputNet {
+    pub(super) const SIDE: usize = 48;
+
+    pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
+        Ok(Self {
+            conv1: conv(weights, "1", 3, 32, 3)?,
+            conv2: conv(weights, "2", 32, 64, 3)?,
+            conv3: conv(weights, "3", 64, 64, 3)?,
+            conv4: conv(weights, "4", 64, 128, 2)?,
+            dense5: dense(weights, 5, (3, 128), 256)?,
+            heads: heads(weights, &[("dense6_1", 2), ("dense6_2", 4), ("dense6_3", 10)], 256, &[])?,
+        })
+    }
+
+    /// `crops` is `[n, 48, 48, 3]`. The landmarks `[x, y]` are in widths and heights of the crop.
+    pub(super) fn run(&self, crops: Vec<f32>, n: usize) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
+        let x = Tensor::from_vec(crops, (n, Self::SIDE, Self::SIDE, 3), &Device::Cpu)?;
+        let x = POOL_3.forward(&self.conv1.forward(&x)?)?;
+        let x = POOL_3.forward(&self.conv2.forward(&x)?)?;
+        let x = POOL_2.forward(&self.conv3.forward(&x)?)?;
+        let x = self.dense5.forward(&self.conv4.forward(&x)?)?;
+        let values = self.heads.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
+        // The five x come before the five y.
+        let outputs = values.as_chunks::<16>().0.iter().map(
+            |&[no, yes, l, t, r, b, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4]| {
+                let refined = Refined { score: probability(no, yes), regression: [l, t, r, b] };
+                (refined, [[x0, y0], [x1, y1], [x2, y2], [x3, y3], [x4, y4]])
+            },
+        );
+        Ok(outputs.collect())
+    }
+}

@@ -1,0 +1,203 @@
+//! The three ways in which the reference implementations resize or warp a picture, in their arithmetic.
+
+use image::{RgbImage, imageops};
+
+/// A part of an image, in whole pixels; `right` and `bottom` are the first pixels outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PixelRect {
+    /// First column.
+    pub left: u32,
+    /// First row.
+    pub top: u32,
+    /// First column outside.
+    pub right: u32,
+    /// First row outside.
+    pub bottom: u32,
+}
+
+impl PixelRect {
+    /// All of `image`.
+    pub fn all(image: &RgbImage) -> Self {
+        Self { left: 0, top: 0, right: image.width(), bottom: image.height() }
+    }
+
+    /// Columns.
+    pub fn width(&self) -> u32 {
+        self.right.saturating_sub(self.left)
+    }
+
+    /// Rows.
+    pub fn height(&self) -> u32 {
+        self.bottom.saturating_sub(self.top)
+    }
+}
+
+/// First cell and first cell outside of the window of output cell `index`, as PyTorch's `adaptive_avg_pool2d` puts it:
+/// `floor(i * in / out)` to `ceil((i + 1) * in / out)`. Neighbouring windows overlap where the ratio is not whole.
+fn window(index: usize, input: usize, output: usize) -> (usize, usize) {
+    (index * input / output, ((index + 1) * input).div_ceil(output))
+}
+
+/// Appends rows `rows` of the part `rect` of `image`, resized to `width` x `height` by area averaging, to `out`, as
+/// `(value - 127.5) / 128` in the layout `[row, column, channel]`.
+///
+/// The same as `torch.nn.functional.interpolate(mode="area")`, but for the order of the additions: sums are kept in
+/// integers and are exact. A window may hold at most 16 million pixels.
+///
+/// A `rect` that reaches out of the image, or is empty, appends nothing.
+pub fn area_average(
+    image: &RgbImage,
+    rect: PixelRect,
+    (width, height): (usize, usize),
+    rows: std::ops::Range<usize>,
+    out: &mut Vec<f32>,
+) {
+    let stride = image.width() as usize * 3;
+    let (rect_width, rect_height) = (rect.width() as usize, rect.height() as usize);
+    if rect_width == 0 || rect_height == 0 || rect.right > image.width() || rect.bottom > image.height() {
+        return;
+    }
+    out.reserve(rows.len() * width * 3);
+    let columns: Vec<(usize, usize)> = (0..width).map(|x| window(x, rect_width, width)).collect();
+    let mut sums = vec![0u32; rect_width * 3];
+    for y in rows {
+        let (top, bottom) = window(y, rect_height, height);
+        sums.fill(0);
+        let first = (rect.top as usize + top) * stride + rect.left as usize * 3;
+        for line in image.as_raw().get(first..).unwrap_or_default().chunks(stride).take(bottom - top) {
+            for (sum, &value) in sums.iter_mut().zip(line) {
+                *sum += u32::from(value);
+            }
+        }
+        for &(left, right) in &columns {
+            let mut total = [0u32; 3];
+            for pixel in sums.get(left * 3..right * 3).unwrap_or_default().as_chunks::<3>().0 {
+                for (t, &s) in total.iter_mut().zip(pixel) {
+                    *t += s;
+                }
+            }
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "single precision is what the network computes in"
+            )]
+            let scale = 1.0 / (((right - left) * (bottom - top)) as f32);
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "single precision is what the network computes in"
+            )]
+            out.extend(total.map(|t| (t as f32 * scale - 127.5) * 0.007_812_5));
+        }
+    }
+}
+
+/// Resizes the part `rect` of `image` to a square of `side` pixels, as Pillow's `crop(…).resize(…, BILINEAR)` does: a
+/// triangle filter that widens with the reduction. At most one grey level off Pillow, which rounds between its two
+/// passes.
+pub fn triangle(image: &RgbImage, rect: PixelRect, side: u32) -> RgbImage {
+    let part = imageops::crop_imm(image, rect.left, rect.top, rect.width(), rect.height());
+    imageops::resize(&*part, side, side, imageops::FilterType::Triangle)
+}
+
+/// Takes a square of `side` pixels out of `image`: output pixel `(x, y)` is the bilinear value at
+/// `(a x + b y + c, d x + e y + f)` for `transform = [[a, b, c], [d, e, f]]`, counted from pixel centres; black where
+/// that lies outside. As Pillow's `transform(…, AFFINE, …, BILINEAR)`, which cuts fractions off.
+pub fn warp(image: &RgbImage, transform: &[[f64; 3]; 2], side: u32) -> RgbImage {
+    let [[a, b, c], [d, e, f]] = *transform;
+    RgbImage::from_fn(side, side, |x, y| {
+        let (x, y) = (f64::from(x) + 0.5, f64::from(y) + 0.5);
+        image::Rgb(bilinear(image, a * x + b * y + c, d * x + e * y + f).unwrap_or_default())
+    })
+}
+
+/// The value at a point whose coordinates are 0 at the outer edge of the first pixel.
+fn bilinear(image: &RgbImage, x: f64, y: f64) -> Option<[u8; 3]> {
+    let (width, height) = (f64::from(image.width()), f64::from(image.height()));
+    // Written so that an undefined coordinate is outside as well.
+    if !(x >= 0.0 && x < width && y >= 0.0 && y < height) {
+        return None;
+    }
+    let (x, y) = (x - 0.5, y - 0.5);
+    let (left, top) = (x.floor(), y.floor());
+    let (dx, dy) = (x - left, y - top);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the image")]
+    let pixel = |px: f64, py: f64| {
+        image
+            .get_pixel(px.clamp(0.0, width - 1.0) as u32, py.clamp(0.0, height - 1.0) as u32)
+            .0
+            .map(f64::from)
+    };
+    let corners =
+        [pixel(left, top), pixel(left + 1.0, top), pixel(left, top + 1.0), pixel(left + 1.0, top + 1.0)];
+    let [p00, p10, p01, p11] = corners;
+    let mut out = [0u8; 3];
+    for (o, (((v00, v10), v01), v11)) in out.iter_mut().zip(p00.into_iter().zip(p10).zip(p01).zip(p11)) {
+        let upper = v00 + (v10 - v00) * dx;
+        let lower = v01 + (v11 - v01) * dx;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 0 and 255; cut off"
+        )]
+        let value = (upper + (lower - upper) * dy) as u8;
+        *o = value;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels(out: &[f32]) -> Vec<f32> {
+        out.iter().map(|v| v * 128.0 + 127.5).collect()
+    }
+
+    #[test]
+    fn windows_overlap_as_adaptive_average_pooling_has_them() {
+        // 5 cells to 3: [0, 2), [1, 4), [3, 5)
+        assert_eq!((0..3).map(|i| window(i, 5, 3)).collect::<Vec<_>>(), [(0, 2), (1, 4), (3, 5)]);
+        // 2 cells to 3: enlarging repeats cells and averages where they meet
+        assert_eq!((0..3).map(|i| window(i, 2, 3)).collect::<Vec<_>>(), [(0, 1), (0, 2), (1, 2)]);
+    }
+
+    #[test]
+    fn area_averaging_averages_each_window() {
+        let image =
+            RgbImage::from_fn(5, 2, |x, y| image::Rgb([u8::try_from(10 * x + 100 * y).unwrap(), 7, 0]));
+        let mut out = Vec::new();
+        area_average(&image, PixelRect::all(&image), (3, 1), 0..1, &mut out);
+        let got = levels(&out);
+        for (got, want) in got.iter().zip([55.0, 7.0, 0.0, 70.0, 7.0, 0.0, 85.0, 7.0, 0.0]) {
+            assert!((got - want).abs() < 1e-3, "{got} instead of {want}");
+        }
+    }
+
+    #[test]
+    fn area_averaging_of_an_enlarged_part_reads_only_that_part() {
+        let image = RgbImage::from_fn(4, 4, |x, y| image::Rgb([u8::try_from(x * 40 + y).unwrap(); 3]));
+        let part = PixelRect { left: 1, top: 2, right: 3, bottom: 4 };
+        let mut out = Vec::new();
+        area_average(&image, part, (4, 4), 1..2, &mut out);
+        for (got, want) in levels(&out).chunks(3).zip([42.0, 42.0, 82.0, 82.0]) {
+            assert!(got.iter().all(|g| (g - want).abs() < 1e-3), "{got:?} instead of {want}");
+        }
+    }
+
+    #[test]
+    fn a_part_outside_the_image_gives_nothing() {
+        let image = RgbImage::new(4, 4);
+        let mut out = Vec::new();
+        area_average(&image, PixelRect { left: 2, top: 0, right: 6, bottom: 4 }, (2, 2), 0..2, &mut out);
+        area_average(&image, PixelRect { left: 3, top: 0, right: 3, bottom: 4 }, (2, 2), 0..2, &mut out);
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn warping_by_half_a_pixel_averages_neighbours_and_leaves_the_outside_black() {
+        let image = RgbImage::from_fn(4, 4, |x, _| image::Rgb([u8::try_from(x * 10).unwrap(); 3]));
+        let moved = warp(&image, &[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]], 4);
+        assert_eq!((0..4).map(|x| moved.get_pixel(x, 1).0[0]).collect::<Vec<_>>(), [5, 15, 25, 0]);
+        let away = warp(&image, &[[1.0, 0.0, f64::NAN], [0.0, 1.0, 0.0]], 2);
+        assert!(away.as_raw().iter().all(|&v| v == 0));
+    }
+}

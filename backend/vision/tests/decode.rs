@@ -1,0 +1,305 @@
+//! Uploaded pictures of every kind become upright RGB, or a refusal that says why.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and knows its own numbers"
+)]
+
+use std::io::Cursor;
+
+use facepipe_test_support::require;
+use facepipe_vision::{DecodeError, DecodeLimits, decode_image};
+use image::{
+    DynamicImage, ExtendedColorType, Frame, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage,
+    codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
+};
+
+/// Left half red, right half blue, with a green top left corner, so that every turn shows.
+fn sample() -> RgbImage {
+    RgbImage::from_fn(32, 16, |x, y| match (x, y) {
+        (0..8, 0..8) => Rgb([0, 255, 0]),
+        (0..16, _) => Rgb([255, 0, 0]),
+        _ => Rgb([0, 0, 255]),
+    })
+}
+
+fn encoded(format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    DynamicImage::ImageRgb8(sample()).write_to(&mut Cursor::new(&mut bytes), format).unwrap();
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+    decode_image(bytes, &DecodeLimits::default())
+}
+
+fn assert_near(image: &RgbImage, at: (u32, u32), expected: [u8; 3], tolerance: u8) {
+    let found = image.get_pixel(at.0, at.1).0;
+    let worst = found.iter().zip(expected).map(|(f, e)| f.abs_diff(e)).max().unwrap();
+    assert!(worst <= tolerance, "{found:?} at {at:?} instead of {expected:?}");
+}
+
+const FORMATS: [ImageFormat; 5] =
+    [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif];
+
+#[test]
+fn every_format_is_told_by_its_content() {
+    for format in FORMATS {
+        let image = decode(&encoded(format)).unwrap_or_else(|e| panic!("{format:?}: {e}"));
+        assert_eq!(image.dimensions(), (32, 16), "{format:?}");
+        assert_near(&image, (3, 3), [0, 255, 0], 12);
+        assert_near(&image, (10, 12), [255, 0, 0], 12);
+        assert_near(&image, (28, 8), [0, 0, 255], 12);
+    }
+}
+
+#[test]
+fn nothing_is_refused_as_empty() {
+    assert_eq!(decode(b""), Err(DecodeError::Empty));
+}
+
+#[test]
+fn what_is_no_picture_is_refused_as_unknown() {
+    for bytes in [&b"hello"[..], b"%PDF-1.4 ...", b"\0\0\0\x20ftypheic", b"II*\0\x08\0\0\0", b"<svg/>"] {
+        assert_eq!(decode(bytes), Err(DecodeError::UnknownFormat), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_file_that_ends_early_is_refused() {
+    let sizes = |format| encoded(format).len();
+    for format in FORMATS {
+        let whole = encoded(format);
+        for end in [12, whole.len() / 4, whole.len() / 2, whole.len() * 3 / 4] {
+            match decode(&whole[..end.min(sizes(format) - 1)]) {
+                Err(DecodeError::Corrupt(_)) => {}
+                other => panic!("{format:?} of {end} bytes of {}: {other:?}", whole.len()),
+            }
+        }
+    }
+    let jpeg = encoded(ImageFormat::Jpeg);
+    assert!(matches!(decode(&jpeg[..jpeg.len() - 2]), Err(DecodeError::Corrupt(_))));
+}
+
+#[test]
+fn bytes_after_the_end_of_a_jpeg_do_not_matter() {
+    let mut jpeg = encoded(ImageFormat::Jpeg);
+    jpeg.extend(b"\xff\xda motion picture \xff");
+    assert_eq!(decode(&jpeg).unwrap().dimensions(), (32, 16));
+}
+
+#[test]
+fn bytes_and_pixels_are_limited() {
+    let png = encoded(ImageFormat::Png);
+    let limits = DecodeLimits { max_bytes: png.len() - 1, ..DecodeLimits::default() };
+    let too_many = DecodeError::TooManyBytes { bytes: png.len(), max: png.len() - 1 };
+    assert_eq!(decode_image(&png, &limits), Err(too_many));
+    let exact = DecodeLimits { max_bytes: png.len(), max_pixels: 32 * 16 };
+    assert!(decode_image(&png, &exact).is_ok());
+    for format in FORMATS {
+        let limits = DecodeLimits { max_pixels: 32 * 16 - 1, ..DecodeLimits::default() };
+        let too_many = DecodeError::TooManyPixels { width: 32, height: 16, max: 511 };
+        assert_eq!(decode_image(&encoded(format), &limits), Err(too_many), "{format:?}");
+    }
+    assert_eq!(DecodeLimits::default(), DecodeLimits { max_bytes: 10_485_760, max_pixels: 50_000_000 });
+}
+
+/// CRC-32 as PNG has it.
+fn crc(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 })
+    })
+}
+
+#[test]
+fn a_header_that_promises_billions_of_pixels_is_refused_before_they_are_allocated() {
+    let mut png = encoded(ImageFormat::Png);
+    png[16..20].copy_from_slice(&200_000u32.to_be_bytes());
+    png[20..24].copy_from_slice(&200_000u32.to_be_bytes());
+    let sum = crc(&png[12..29]);
+    png[29..33].copy_from_slice(&sum.to_be_bytes());
+    let expected = DecodeError::TooManyPixels { width: 200_000, height: 200_000, max: 50_000_000 };
+    assert_eq!(decode(&png), Err(expected));
+
+    let mut bmp = encoded(ImageFormat::Bmp);
+    bmp[18..22].copy_from_slice(&60_000u32.to_le_bytes());
+    bmp[22..26].copy_from_slice(&60_000u32.to_le_bytes());
+    assert!(matches!(decode(&bmp), Err(DecodeError::TooManyPixels { .. })), "{:?}", decode(&bmp).err());
+
+    let mut gif = encoded(ImageFormat::Gif);
+    gif[6..10].copy_from_slice(&[0xff; 4]);
+    assert!(matches!(decode(&gif), Err(DecodeError::TooManyPixels { .. })), "{:?}", decode(&gif).err());
+}
+
+/// EXIF with nothing but an orientation.
+fn exif(orientation: u8) -> Vec<u8> {
+    let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+    exif
+}
+
+#[test]
+fn every_exif_orientation_is_turned_upright() {
+    // What a camera held that way would have stored; the inverse of what the decoder has to do.
+    let upright = DynamicImage::ImageRgb8(sample());
+    let stored = [
+        upright.clone(),
+        upright.fliph(),
+        upright.rotate180(),
+        upright.flipv(),
+        upright.rotate90().fliph(),
+        upright.rotate270(),
+        upright.rotate270().fliph(),
+        upright.rotate90(),
+    ];
+    for (orientation, stored) in (1..).zip(stored) {
+        let stored = stored.into_rgb8();
+        let (width, height) = stored.dimensions();
+        let mut jpeg = Vec::new();
+        let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, 95);
+        encoder.set_exif_metadata(exif(orientation)).unwrap();
+        encoder.write_image(&stored, width, height, ExtendedColorType::Rgb8).unwrap();
+        let mut png = Vec::new();
+        let mut encoder = PngEncoder::new(&mut png);
+        encoder.set_exif_metadata(exif(orientation)).unwrap();
+        encoder.write_image(&stored, width, height, ExtendedColorType::Rgb8).unwrap();
+        let mut webp = Vec::new();
+        let mut encoder = WebPEncoder::new_lossless(&mut webp);
+        encoder.set_exif_metadata(exif(orientation)).unwrap();
+        encoder.write_image(&stored, width, height, ExtendedColorType::Rgb8).unwrap();
+        for bytes in [jpeg, png, webp] {
+            let image = decode(&bytes).unwrap();
+            assert_eq!(image.dimensions(), (32, 16), "orientation {orientation}");
+            assert_near(&image, (3, 3), [0, 255, 0], 24);
+            assert_near(&image, (4, 13), [255, 0, 0], 24);
+            assert_near(&image, (28, 3), [0, 0, 255], 24);
+        }
+    }
+}
+
+#[test]
+fn damaged_exif_does_not_cost_the_picture() {
+    let mut jpeg = Vec::new();
+    let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, 95);
+    encoder.set_exif_metadata(b"II*\0\xff\xff\xff\xff".to_vec()).unwrap();
+    encoder.write_image(&sample(), 32, 16, ExtendedColorType::Rgb8).unwrap();
+    assert_eq!(decode(&jpeg).unwrap().dimensions(), (32, 16));
+}
+
+#[test]
+fn a_cmyk_jpeg_becomes_rgb() {
+    // Full cyan absorbs red, and so on; no black.
+    let ink = |rgb: [u8; 3]| [255 - rgb[0], 255 - rgb[1], 255 - rgb[2], 0];
+    let image = sample();
+    let cmyk: Vec<u8> = image.pixels().flat_map(|p| ink(p.0)).collect();
+    for kind in [jpeg_encoder::ColorType::Cmyk, jpeg_encoder::ColorType::CmykAsYcck] {
+        let mut jpeg = Vec::new();
+        jpeg_encoder::Encoder::new(&mut jpeg, 95).encode(&cmyk, 32, 16, kind).unwrap();
+        let image = decode(&jpeg).unwrap();
+        assert_eq!(image.dimensions(), (32, 16));
+        assert_near(&image, (3, 3), [0, 255, 0], 24);
+        assert_near(&image, (10, 12), [255, 0, 0], 24);
+        assert_near(&image, (28, 8), [0, 0, 255], 24);
+    }
+}
+
+#[test]
+fn a_progressive_and_a_grey_jpeg_are_read() {
+    let image = sample();
+    let mut jpeg = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut jpeg, 95);
+    encoder.set_progressive(true);
+    encoder.encode(&image, 32, 16, jpeg_encoder::ColorType::Rgb).unwrap();
+    assert_near(&decode(&jpeg).unwrap(), (28, 8), [0, 0, 255], 24);
+    assert!(matches!(decode(&jpeg[..jpeg.len() - 20]), Err(DecodeError::Corrupt(_))));
+
+    let mut grey = Vec::new();
+    let luma = DynamicImage::ImageRgb8(image).into_luma8();
+    DynamicImage::ImageLuma8(luma.clone()).write_to(&mut Cursor::new(&mut grey), ImageFormat::Jpeg).unwrap();
+    let level = luma.get_pixel(28, 8).0[0];
+    assert_near(&decode(&grey).unwrap(), (28, 8), [level; 3], 12);
+}
+
+#[test]
+fn a_jpeg_of_thousands_of_scans_is_refused() {
+    let mut jpeg = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut jpeg, 95);
+    encoder.set_progressive(true);
+    encoder.encode(&sample(), 32, 16, jpeg_encoder::ColorType::Rgb).unwrap();
+    let scan = jpeg.windows(2).rposition(|w| w == [0xff, 0xda]).unwrap();
+    let end = jpeg.len() - 2;
+    let last_scan = jpeg[scan..end].to_vec();
+    let repeated = [&jpeg[..end], &last_scan.repeat(1000), &jpeg[end..]].concat();
+    match decode(&repeated) {
+        Err(DecodeError::Corrupt(reason)) => assert!(reason.contains("scans"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn photographs_decode_as_the_reference_decoded_them() {
+    // Sums of the red, green and blue levels, and the levels in the middle: libjpeg-turbo by way of Pillow 13.
+    for (name, sums, middle) in [
+        ("lfw10/Hugo_Chavez/Hugo_Chavez_0003.jpg", [9816246, 9049548, 8543987], [160, 104, 91]),
+        ("scenes/crowd-10.jpg", [89377592, 82432074, 72471966], [44, 42, 29]),
+        ("scenes/multiface.jpg", [91805599, 84554280, 84085219], [171, 77, 91]),
+    ] {
+        let image = decode(&std::fs::read(require!(name)).unwrap()).unwrap();
+        let mut found = [0u64; 3];
+        for pixel in image.pixels() {
+            found.iter_mut().zip(pixel.0).for_each(|(sum, level)| *sum += u64::from(level));
+        }
+        assert_eq!(found, sums, "{name}");
+        assert_eq!(image.get_pixel(image.width() / 2, image.height() / 2).0, middle, "{name}");
+    }
+}
+
+#[test]
+fn of_an_animation_the_first_picture_is_taken() {
+    let mut gif = Vec::new();
+    let mut encoder = GifEncoder::new(&mut gif);
+    for color in [[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]] {
+        encoder.encode_frame(Frame::new(RgbaImage::from_pixel(20, 10, Rgba(color)))).unwrap();
+    }
+    drop(encoder);
+    let image = decode(&gif).unwrap();
+    assert_eq!(image.dimensions(), (20, 10));
+    assert!(image.pixels().all(|p| p.0 == [255, 0, 0]));
+}
+
+#[test]
+fn sixteen_bits_and_transparency_become_eight_bits_of_rgb() {
+    let deep =
+        image::ImageBuffer::from_fn(8, 4, |x, _| image::Rgb([u16::try_from(x).unwrap() * 8192, 65535, 0]));
+    let mut png = Vec::new();
+    DynamicImage::ImageRgb16(deep).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+    let image = decode(&png).unwrap();
+    for x in 0..8u8 {
+        assert_near(&image, (x.into(), 1), [x * 32, 255, 0], 1);
+    }
+    let clear = RgbaImage::from_pixel(8, 4, Rgba([10, 200, 30, 0]));
+    let mut png = Vec::new();
+    DynamicImage::ImageRgba8(clear).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+    assert!(decode(&png).unwrap().pixels().all(|p| p.0 == [10, 200, 30]));
+}
+
+#[test]
+fn no_damage_to_a_file_makes_the_decoder_panic_or_exceed_its_limits() {
+    let limits = DecodeLimits { max_bytes: 1 << 20, max_pixels: 1 << 16 };
+    for format in FORMATS {
+        let whole = encoded(format);
+        for at in 0..whole.len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut damaged = whole.clone();
+                damaged[at] ^= flip;
+                if let Ok(image) = decode_image(&damaged, &limits) {
+                    assert!(u64::from(image.width()) * u64::from(image.height()) <= limits.max_pixels);
+                }
+            }
+        }
+    }
+}

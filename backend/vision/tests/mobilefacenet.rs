@@ -1,0 +1,150 @@
+//! MobileFaceNet gives the reference's embeddings: of a formula, and of photographs through our own detector and
+//! alignment.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and knows its own numbers"
+)]
+
+mod common;
+
+use common::{cosine, formula_input, numbers, picture};
+use facepipe_test_support::{fixture, require};
+use facepipe_vision::{
+    Embedder, EmbedderKind, Face, MobileFaceNet, ModelError, Mtcnn, MtcnnConfig, VisionError,
+    installed_embedder, load_embedder,
+};
+use image::RgbImage;
+use rayon::prelude::*;
+
+#[test]
+fn the_embedding_of_a_formula_is_the_references() {
+    let file = require!("models/mobilefacenet.onnx");
+    let network = MobileFaceNet::load(&file).unwrap();
+    let expected = numbers(&fixture("mobilefacenet.json")["formula_input"]["embedding"]);
+    let embedding = network.forward(&formula_input("input", &[1, 3, 112, 112])).unwrap().remove(0);
+    assert_eq!(embedding.len(), 128);
+    let worst = embedding.iter().zip(&expected).map(|(o, t)| (f64::from(*o) - t).abs()).fold(0.0, f64::max);
+    println!("worst error {worst:.2e}");
+    assert!(worst <= 1e-4, "{worst}");
+}
+
+/// As the reference chose it: the face nearest to the middle.
+fn middle_face(image: &RgbImage, faces: Vec<Face>) -> Face {
+    let (x, y) = (image.width() as f32 / 2.0, image.height() as f32 / 2.0);
+    let distance = |f: &Face| {
+        let [cx, cy] = f.bounding_box.center();
+        (cx - x).hypot(cy - y)
+    };
+    faces.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap()
+}
+
+#[test]
+fn photographs_embed_as_in_the_reference_and_verify_people() {
+    let file = require!("models/mobilefacenet.onnx");
+    require!("models/pnet.pt");
+    let models = file.parent().unwrap();
+    let mtcnn = Mtcnn::load(models, MtcnnConfig::default()).unwrap();
+    let embedder = load_embedder(EmbedderKind::MobileFaceNet, models).unwrap();
+    let fixture = fixture("mobilefacenet.json");
+    let mut photographs = Vec::new();
+    for (name, expected) in fixture["embeddings"].as_object().unwrap() {
+        photographs.push((name.as_str(), numbers(expected), require!(name)));
+    }
+    assert_eq!(photographs.len(), 100);
+    let crops: Vec<_> = photographs
+        .par_iter()
+        .map(|(_, _, path)| {
+            let image = picture(path);
+            let faces = mtcnn.detect(&image).unwrap();
+            embedder.crop(&image, &middle_face(&image, faces))
+        })
+        .collect();
+    let embeddings = embedder.embed(&crops).unwrap();
+
+    let cosines =
+        embeddings.iter().zip(&photographs).map(|(e, (name, expected, _))| (cosine(e, expected), *name));
+    let (worst, name) = cosines.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    println!("smallest cosine {worst:.5} ({name})");
+    assert!(worst >= 0.99, "{name}: {worst}");
+
+    let person = |i: usize| photographs[i].0.split('/').nth(1).unwrap();
+    let threshold = embedder.default_threshold();
+    let (mut pairs, mut right) = (0u32, 0u32);
+    for i in 0..embeddings.len() {
+        for j in i + 1..embeddings.len() {
+            let cosine: f32 = embeddings[i].iter().zip(&embeddings[j]).map(|(a, b)| a * b).sum();
+            pairs += 1;
+            right += u32::from((cosine >= threshold) == (person(i) == person(j)));
+        }
+    }
+    let accuracy = f64::from(right) / f64::from(pairs);
+    println!("verification accuracy {accuracy:.5} over {pairs} pairs");
+    assert_eq!(pairs, 4950);
+    assert!(accuracy >= 0.999, "{accuracy}");
+}
+
+#[test]
+fn a_batch_gives_what_each_crop_gives_alone_and_vectors_have_length_one() {
+    let file = require!("models/mobilefacenet.onnx");
+    let network = MobileFaceNet::load(&file).unwrap();
+    let crops: Vec<_> = (0..19u8)
+        .map(|i| {
+            RgbImage::from_fn(112, 112, |x, y| image::Rgb([(x * 2) as u8, (y * 2) as u8, i.wrapping_mul(13)]))
+        })
+        .collect();
+    let together = network.embed(&crops).unwrap();
+    assert_eq!(together.len(), crops.len());
+    for (crop, embedding) in crops.iter().zip(&together) {
+        let alone = network.embed(std::slice::from_ref(crop)).unwrap().remove(0);
+        let worst = alone.iter().zip(embedding).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst < 1e-5, "{worst}");
+        let length = embedding.iter().map(|v| v * v).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
+    }
+    assert!(network.embed(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn a_crop_of_another_size_is_refused() {
+    let file = require!("models/mobilefacenet.onnx");
+    let network = MobileFaceNet::load(&file).unwrap();
+    let crops = [RgbImage::new(112, 112), RgbImage::new(112, 113)];
+    match network.embed(&crops) {
+        Err(VisionError::CropSize { index: 1, width: 112, height: 113, expected: 112, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_its_weights_no_embedder_is_installed_and_loading_says_how_to_get_them() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(installed_embedder(folder.path()), None);
+    for kind in EmbedderKind::ALL {
+        let error = load_embedder(kind, folder.path()).err().unwrap();
+        assert!(matches!(error, ModelError::Missing { .. }), "{error:?}");
+        assert!(error.to_string().contains("facepipe models fetch"), "{error}");
+    }
+}
+
+#[test]
+fn the_preferred_embedder_is_the_one_with_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mobilefacenet.onnx"), b"").unwrap();
+    assert_eq!(installed_embedder(folder.path()), Some(EmbedderKind::MobileFaceNet));
+    std::fs::write(folder.path().join("20180402-114759-vggface2.pt"), b"").unwrap();
+    assert_eq!(installed_embedder(folder.path()), Some(EmbedderKind::InceptionResnetV1));
+}
+
+#[test]
+fn embedders_are_chosen_by_name() {
+    for kind in EmbedderKind::ALL {
+        assert_eq!(kind.to_string().parse(), Ok(kind));
+    }
+    let error = "facenet".parse::<EmbedderKind>().unwrap_err();
+    assert!(error.to_string().contains("facenet") && error.to_string().contains("mobilefacenet"), "{error}");
+}

@@ -1,0 +1,170 @@
+//! MTCNN finds what the reference finds, and nothing else.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and knows its own numbers"
+)]
+
+mod common;
+
+use common::{numbers, picture};
+use facepipe_test_support::{fixture, require};
+use facepipe_vision::{Face, ModelError, Mtcnn, MtcnnConfig};
+use image::RgbImage;
+use rayon::prelude::*;
+use serde_json::Value;
+
+struct Reference {
+    corners: [f64; 4],
+    landmarks: Vec<f64>,
+    probability: f64,
+}
+
+fn reference(face: &Value) -> Reference {
+    Reference {
+        corners: numbers(&face["box"]).try_into().unwrap(),
+        landmarks: face["landmarks"].as_array().unwrap().iter().flat_map(numbers).collect(),
+        probability: face["prob"].as_f64().unwrap(),
+    }
+}
+
+/// The largest distance of a corner or landmark coordinate, pixels.
+fn distance(face: &Face, reference: &Reference) -> f64 {
+    let b = face.bounding_box;
+    let corners = [b.left, b.top, b.right, b.bottom];
+    let ours = corners.iter().chain(face.landmarks.iter().flatten()).map(|v| f64::from(*v));
+    let theirs = reference.corners.iter().chain(&reference.landmarks);
+    ours.zip(theirs).map(|(o, t)| (o - t).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn every_confident_face_of_the_reference_is_found_where_it_is_and_hardly_any_other() {
+    let models = require!("models/pnet.pt");
+    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let fixture = fixture("mtcnn.json");
+    let images = fixture["images"].as_object().unwrap();
+    let mut pictures = Vec::new();
+    for (name, faces) in images {
+        pictures.push((name, faces, require!(name)));
+    }
+    assert!(pictures.len() > 100);
+    let results: Vec<_> = pictures
+        .par_iter()
+        .map(|(name, faces, path)| {
+            let found = mtcnn.detect(&picture(path)).unwrap();
+            let expected: Vec<_> = faces.as_array().unwrap().iter().map(reference).collect();
+            let mut problems = Vec::new();
+            let mut worst = (0f64, 0f64);
+            let mut taken = vec![false; found.len()];
+            for face in &expected {
+                let near =
+                    found.iter().enumerate().map(|(i, f)| (distance(f, face), i)).filter(|(_, i)| !taken[*i]);
+                let nearest = near.min_by(|a, b| a.0.total_cmp(&b.0));
+                let error =
+                    nearest.map(|(d, i)| (d, i, (f64::from(found[i].confidence) - face.probability).abs()));
+                match error {
+                    Some((pixels, i, probability)) if pixels <= 1.0 && probability <= 0.005 => {
+                        taken[i] = true;
+                        worst = (worst.0.max(pixels), worst.1.max(probability));
+                    }
+                    _ if face.probability >= 0.95 => {
+                        problems
+                            .push(format!("{name}: {:?} has nothing nearer than {error:?}", face.corners));
+                    }
+                    _ => {}
+                }
+            }
+            let extra = taken.iter().filter(|t| !**t).count();
+            (problems, worst, expected.len(), extra)
+        })
+        .collect();
+    let problems: Vec<_> = results.iter().flat_map(|r| &r.0).collect();
+    assert!(problems.is_empty(), "{problems:#?}");
+    let (expected, extra) = results.iter().fold((0, 0), |sum, r| (sum.0 + r.2, sum.1 + r.3));
+    let worst = results.iter().fold((0f64, 0f64), |w, r| (w.0.max(r.1.0), w.1.max(r.1.1)));
+    println!("{expected} faces, {extra} extra, worst error {:.4} px and {:.6}", worst.0, worst.1);
+    assert!(
+        extra as f64 <= 0.01 * expected as f64,
+        "{extra} faces more than the {expected} of the reference"
+    );
+}
+
+#[test]
+fn the_most_confident_face_comes_first() {
+    let models = require!("models/pnet.pt");
+    let path = require!("scenes/multiface.jpg");
+    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let faces = mtcnn.detect(&picture(&path)).unwrap();
+    assert!(faces.len() > 1);
+    assert!(faces.is_sorted_by(|a, b| a.confidence >= b.confidence));
+}
+
+#[test]
+fn a_picture_smaller_than_the_smallest_face_has_none() {
+    let models = require!("models/pnet.pt");
+    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    for (width, height) in [(0, 0), (1, 1), (19, 500), (500, 19), (20, 20), (21, 400), (3000, 20)] {
+        let faces = mtcnn.detect(&RgbImage::from_pixel(width, height, image::Rgb([120, 130, 140]))).unwrap();
+        assert!(faces.is_empty(), "{} in a plain picture of {width}x{height}", faces.len());
+    }
+}
+
+#[test]
+fn a_larger_minimum_finds_only_larger_faces_and_higher_thresholds_fewer() {
+    let models = require!("models/pnet.pt");
+    let path = require!("scenes/crowd-10.jpg");
+    let image = picture(&path);
+    let detect = |config| Mtcnn::load(models.parent().unwrap(), config).unwrap().detect(&image).unwrap();
+    let all = detect(MtcnnConfig::default());
+    let large = detect(MtcnnConfig { min_face_size: 80.0, ..MtcnnConfig::default() });
+    assert!(large.len() < all.len());
+    assert!(large.iter().all(|f| f.bounding_box.width().max(f.bounding_box.height()) > 50.0));
+    let sure = detect(MtcnnConfig { thresholds: [0.8, 0.9, 0.9999], ..MtcnnConfig::default() });
+    assert!(sure.len() < all.len());
+    assert!(sure.iter().all(|f| f.confidence > 0.9999));
+}
+
+#[test]
+fn settings_outside_their_range_are_refused_by_name() {
+    let models = require!("models/pnet.pt");
+    let default = MtcnnConfig::default();
+    for (config, name) in [
+        (MtcnnConfig { min_face_size: 2.0, ..default }, "min_face_size"),
+        (MtcnnConfig { min_face_size: f32::NAN, ..default }, "min_face_size"),
+        (MtcnnConfig { factor: 1.0, ..default }, "factor"),
+        (MtcnnConfig { thresholds: [0.6, 1.5, 0.7], ..default }, "thresholds"),
+    ] {
+        match Mtcnn::load(models.parent().unwrap(), config) {
+            Err(ModelError::Setting { field, .. }) => assert_eq!(field, name),
+            other => panic!("{config:?} gave {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn one_detector_serves_many_threads() {
+    let models = require!("models/pnet.pt");
+    let path = require!("scenes/crowd-03.jpg");
+    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let image = picture(&path);
+    let alone = mtcnn.detect(&image).unwrap();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| mtcnn.detect(&image).unwrap())).collect();
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), alone);
+        }
+    });
+}
+
+#[test]
+fn missing_weights_are_named_with_the_way_to_get_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Mtcnn::load(folder.path(), MtcnnConfig::default()).unwrap_err();
+    assert!(matches!(error, ModelError::Missing { .. }));
+    let text = error.to_string();
+    assert!(text.contains("pnet.pt") && text.contains("facepipe models fetch"), "{text}");
+}

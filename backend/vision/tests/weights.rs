@@ -1,0 +1,270 @@
+//! Files of weights are read in all their forms; damaged and hostile ones are refused with the reason, quickly and
+//! within bounds.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and knows its own numbers"
+)]
+
+mod common;
+
+use candle_core::{DType, Device, Tensor};
+use common::torch_file::{self, Entry, Pickle};
+use facepipe_test_support::require;
+use facepipe_vision::{
+    ModelError,
+    weights::{Weights, onnx::OnnxWeights},
+};
+
+fn reason(bytes: &[u8]) -> String {
+    match Weights::from_bytes(bytes, "test.pt") {
+        Err(ModelError::Malformed { origin, reason }) => {
+            assert_eq!(origin, "test.pt");
+            reason
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn sample() -> Vec<(String, Tensor)> {
+    let tensor = |shape: &[usize], first: f32| {
+        let count = shape.iter().product::<usize>();
+        Tensor::from_vec((0..count).map(|i| first + i as f32).collect::<Vec<_>>(), shape, &Device::Cpu)
+            .unwrap()
+    };
+    vec![("a.weight".to_owned(), tensor(&[2, 3, 1, 2], 0.5)), ("a.bias".to_owned(), tensor(&[2], -3.0))]
+}
+
+fn assert_sample(weights: &Weights) {
+    for (name, tensor) in sample() {
+        let read = weights.get(&name, tensor.dims()).unwrap();
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(flat(&read), flat(&tensor), "{name}");
+    }
+}
+
+#[test]
+fn published_files_of_the_older_form_are_read() {
+    for (file, tensors, name, shape) in [
+        ("models/pnet.pt", 13, "conv2.weight", vec![16, 10, 3, 3]),
+        ("models/rnet.pt", 16, "dense4.weight", vec![128, 576]),
+        ("models/onet.pt", 21, "dense6_3.weight", vec![10, 256]),
+    ] {
+        let weights = Weights::read(&require!(file)).unwrap();
+        assert_eq!(weights.names().count(), tensors, "{file}");
+        let tensor = weights.get(name, &shape).unwrap();
+        let mean = tensor.abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(mean > 1e-3 && mean < 1.0, "{file}: {mean}");
+    }
+}
+
+#[test]
+fn both_pytorch_forms_and_safetensors_give_the_same_tensors() {
+    assert_sample(&Weights::from_bytes(&torch_file::legacy(&sample()), "legacy").unwrap());
+    assert_sample(&Weights::from_bytes(&torch_file::zip(&sample()), "zip").unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.safetensors");
+    candle_core::safetensors::save(&sample().into_iter().collect(), &file).unwrap();
+    assert_sample(&Weights::read(&file).unwrap());
+}
+
+#[test]
+fn other_floats_become_32_bits_and_counters_are_passed_over() {
+    let entries = [
+        Entry::contiguous("half", "HalfStorage", 0, &[2]),
+        Entry::contiguous("bn.num_batches_tracked", "LongStorage", 1, &[]),
+        Entry::contiguous("double", "DoubleStorage", 2, &[2]),
+    ];
+    let half = [0x00, 0x3c, 0x00, 0xc0].to_vec();
+    let double = [1.5f64, -8.0].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+    let zip = torch_file::archive(
+        &torch_file::state_dict(&entries, false),
+        &[("0".into(), half.clone()), ("1".into(), vec![7; 8]), ("2".into(), double.clone())],
+    );
+    let tail = [("2".into(), 2, double), ("1".into(), 1, vec![7; 8]), ("0".into(), 2, half)];
+    let legacy =
+        [torch_file::legacy_head(), torch_file::state_dict(&entries, true), torch_file::legacy_tail(&tail)];
+    for bytes in [zip, legacy.concat()] {
+        let weights = Weights::from_bytes(&bytes, "test.pt").unwrap();
+        assert_eq!(weights.names().count(), 2);
+        let values = |name| weights.get(name, &[2]).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!((values("half"), values("double")), (vec![1.0, -2.0], vec![1.5, -8.0]));
+        assert_eq!(weights.get("half", &[2]).unwrap().dtype(), DType::F32);
+    }
+}
+
+#[test]
+fn a_part_of_a_storage_is_read_from_its_offset() {
+    let entry = Entry { elements: 6, offset: 2, ..Entry::contiguous("part", "FloatStorage", 0, &[3]) };
+    let content = (0..6u8).flat_map(|v| f32::from(v).to_le_bytes()).collect::<Vec<_>>();
+    let bytes = torch_file::archive(&torch_file::state_dict(&[entry], false), &[("0".into(), content)]);
+    let weights = Weights::from_bytes(&bytes, "test.pt").unwrap();
+    assert_eq!(weights.get("part", &[3]).unwrap().to_vec1::<f32>().unwrap(), [2.0, 3.0, 4.0]);
+}
+
+#[test]
+fn what_is_no_file_of_weights_is_refused() {
+    for bytes in [&b""[..], b"P", b"PK\x03\x04", b"not weights at all", b"\x80\x02", b"{}", &[0xff; 64]] {
+        reason(bytes);
+    }
+    assert!(reason(b"hello, I am a text file").contains("neither"));
+}
+
+#[test]
+fn a_file_that_ends_early_is_refused_wherever_it_ends() {
+    for whole in [torch_file::legacy(&sample()), torch_file::zip(&sample())] {
+        for end in 0..whole.len() {
+            reason(&whole[..end]);
+        }
+    }
+}
+
+#[test]
+fn no_damage_to_a_byte_makes_the_reader_panic() {
+    for whole in [torch_file::legacy(&sample()), torch_file::zip(&sample())] {
+        for at in 0..whole.len() {
+            for value in [0, 1, 0x7f, 0xff, whole[at] ^ 0x20, b'.', b'(', b't', b'R', 0x8a] {
+                let mut damaged = whole.clone();
+                damaged[at] = value;
+                let _ = Weights::from_bytes(&damaged, "test.pt");
+            }
+        }
+    }
+}
+
+fn zip_of(entry: Entry<'_>, content: &[u8]) -> Vec<u8> {
+    torch_file::archive(&torch_file::state_dict(&[entry], false), &[("0".into(), content.to_vec())])
+}
+
+#[test]
+fn sizes_that_the_file_does_not_have_are_refused_before_anything_is_allocated() {
+    let entry = || Entry::contiguous("w", "FloatStorage", 0, &[2]);
+    let huge = usize::try_from(i32::MAX).unwrap();
+    // Said to be stored, but not there
+    let large = Entry { elements: huge, shape: vec![huge], ..entry() };
+    assert!(reason(&zip_of(large, &[0; 8])).contains("instead of"));
+    // One element repeated
+    let repeated = Entry { elements: 1, shape: vec![huge], strides: vec![0], ..entry() };
+    assert!(reason(&zip_of(repeated, &[0; 4])).contains("more than"));
+    let overflowing = Entry { elements: 1, shape: vec![huge; 9], strides: vec![0; 9], ..entry() };
+    assert!(reason(&zip_of(overflowing, &[0; 4])).contains("more than"));
+    let empty = Entry { elements: 1, shape: vec![0, huge, huge, huge], strides: vec![0; 4], ..entry() };
+    assert!(reason(&zip_of(empty, &[0; 4])).contains("shape"));
+    // Beyond the storage
+    let beyond = Entry { offset: 1, ..entry() };
+    assert!(reason(&zip_of(beyond, &[0; 8])).contains("beyond"));
+    let far = Entry { offset: huge, ..entry() };
+    assert!(reason(&zip_of(far, &[0; 8])).contains("beyond"));
+    // The same storage taken again and again
+    let content = vec![0u8; 4 << 20];
+    let names: Vec<_> = (0..300).map(|i| i.to_string()).collect();
+    let many: Vec<_> = names.iter().map(|n| Entry::contiguous(n, "FloatStorage", 0, &[1 << 20])).collect();
+    let bytes = torch_file::archive(&torch_file::state_dict(&many, false), &[("0".into(), content)]);
+    assert!(reason(&bytes).contains("more than"));
+}
+
+#[test]
+fn a_tensor_stored_in_another_order_is_turned() {
+    // [[0, 1, 2], [3, 4, 5]], stored column after column
+    let turned = Entry { strides: vec![1, 2], ..Entry::contiguous("w", "FloatStorage", 0, &[2, 3]) };
+    let content = [0u8, 3, 1, 4, 2, 5].iter().flat_map(|&v| f32::from(v).to_le_bytes()).collect::<Vec<_>>();
+    let weights = Weights::from_bytes(&zip_of(turned, &content), "test.pt").unwrap();
+    let rows = weights.get("w", &[2, 3]).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(rows, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
+    let beyond = Entry { strides: vec![1, 3], ..Entry::contiguous("w", "FloatStorage", 0, &[2, 3]) };
+    assert!(reason(&zip_of(beyond, &content)).contains("beyond"));
+    let overflowing =
+        Entry { strides: vec![1 << 30, 1 << 30], ..Entry::contiguous("w", "FloatStorage", 0, &[2, 3]) };
+    assert!(reason(&zip_of(overflowing, &content)).contains("beyond"));
+    let unequal = Entry { strides: vec![1], ..Entry::contiguous("w", "FloatStorage", 0, &[2, 3]) };
+    assert!(reason(&zip_of(unequal, &content)).contains("beyond"));
+}
+
+#[test]
+fn a_file_of_a_big_endian_machine_is_refused() {
+    let mut legacy = torch_file::legacy(&sample());
+    let flag = legacy.windows(13).position(|w| w == b"little_endian").unwrap() + 13;
+    assert_eq!(legacy[flag], 0x88);
+    legacy[flag] = 0x89;
+    assert!(reason(&legacy).contains("big-endian"));
+}
+
+#[test]
+fn a_pickle_that_would_run_code_or_grow_without_end_is_refused() {
+    let zip = |pickle: &Pickle| torch_file::archive(&pickle.0, &[]);
+    // What Python would execute is a value like any other here, and no state dict.
+    let mut system = Pickle::new();
+    system.global("os", "system").text("exit 1").op(0x85).op(b'R').op(b'.');
+    assert!(reason(&zip(&system)).contains("an object instead of a state dict"));
+    // A text of four gigabytes
+    let mut text = Pickle::new();
+    text.op(b'X');
+    text.0.extend([0xff; 4]);
+    assert!(reason(&zip(&text)).contains("ends early"));
+    // Lists of lists of lists, each ten of the last: ten to the thirtieth values where they were copied
+    let mut nested = Pickle::new();
+    nested.op(b']').op(b'q').op(0);
+    for _ in 0..30 {
+        nested.op(b']').op(b'(');
+        (0..10).for_each(|_| {
+            nested.op(b'h').op(0);
+        });
+        nested.op(b'e').op(b'q').op(0);
+    }
+    nested.op(b'.');
+    assert!(reason(&zip(&nested)).contains("a list instead of a state dict"));
+    // A tuple in a tuple in a tuple, deeper than any stack
+    let mut deep = Pickle::new();
+    deep.op(b')');
+    deep.0.extend(std::iter::repeat_n(0x85, 1 << 20));
+    deep.op(b'.');
+    assert!(reason(&zip(&deep)).contains("a list instead of a state dict"));
+    // More values than any state dict has
+    let mut many = Pickle::new();
+    many.0.extend(std::iter::repeat_n(b'N', 5 << 20));
+    many.op(b'.');
+    assert!(reason(&zip(&many)).contains("values"));
+    // An operation that state dicts do not need
+    let mut foreign = Pickle::new();
+    foreign.op(b'}').op(b'0').op(b'.');
+    assert!(reason(&zip(&foreign)).contains("operation 0x30"));
+}
+
+#[test]
+fn a_missing_file_is_told_from_an_unreadable_one() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(Weights::read(&folder.path().join("none.pt")), Err(ModelError::Missing { .. })));
+    assert!(matches!(Weights::read(folder.path()), Err(ModelError::Unreadable { .. })));
+}
+
+#[test]
+fn the_convolutions_of_an_onnx_file_are_found_by_name_and_checked() {
+    let file = require!("models/mobilefacenet.onnx");
+    let weights = OnnxWeights::read(&file).unwrap();
+    let (weight, bias) = weights.convolution("/conv3/Conv", &[128, 512, 1, 1]).unwrap();
+    assert_eq!((weight.dims(), bias.dims()), (&[128, 512, 1, 1][..], &[128][..]));
+    match weights.convolution("/conv4/Conv", &[1, 1, 1, 1]) {
+        Err(ModelError::NoTensor { name, .. }) => assert_eq!(name, "/conv4/Conv"),
+        other => panic!("{other:?}"),
+    }
+    match weights.convolution("/conv3/Conv", &[512, 128, 1, 1]) {
+        Err(ModelError::TensorShape { found, .. }) => assert_eq!(found, [128, 512, 1, 1]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_damaged_onnx_file_is_refused_and_never_panics() {
+    let file = require!("models/mobilefacenet.onnx");
+    let whole = std::fs::read(file).unwrap();
+    assert!(matches!(OnnxWeights::from_bytes(b"no", "a.onnx"), Err(ModelError::Malformed { .. })));
+    assert!(matches!(OnnxWeights::from_bytes(b"", "a.onnx"), Err(ModelError::Malformed { .. })));
+    for end in (0..whole.len()).step_by(whole.len() / 50) {
+        let _ = OnnxWeights::from_bytes(&whole[..end], "a.onnx");
+    }
+    assert!(OnnxWeights::from_bytes(&whole[..whole.len() / 2], "a.onnx").is_err());
+}
