@@ -111,7 +111,8 @@ impl Cropper {
         let mut jpeg = Vec::with_capacity(usize::from(width) * usize::from(height) / 2 + 1024);
         let mut encoder = Encoder::new(&mut jpeg, settings.quality.clamp(1, 100));
         encoder.set_sampling_factor(SamplingFactor::F_2_2);
-        // Not with tables of the picture's own: zune-jpeg, with which the backend decodes, misreads those.
+        // The standard Huffman tables: tables of the picture's own would save a tenth, but zune-jpeg, the decoder
+        // of the image crate, misreads those.
         encoder.encode(&self.rgb, width, height, ColorType::Rgb)?;
         Ok(jpeg)
     }
@@ -124,67 +125,59 @@ impl Cropper {
         width: usize,
         height: usize,
     ) -> Result<(), CropError> {
-        let range = |start: u32, length: u32| -> Option<(usize, usize)> {
-            let length = usize::try_from(length).ok().filter(|&l| l > 0)?;
-            Some((usize::try_from(start).ok()?, length))
-        };
-        let inside = |start: u32, length: u32, limit: usize| {
-            range(start, length)
-                .filter(|(start, length)| start.checked_add(*length).is_some_and(|end| end <= limit))
-        };
         let (Some(columns), Some(rows)) = (
             inside(region.left, region.width, frame.width()),
             inside(region.top, region.height, frame.height()),
         ) else {
             return Err(CropError::Outside { region: *region, width: frame.width(), height: frame.height() });
         };
-
-        let across = Spans::new(columns, width, 1);
-        let down = Spans::new(rows, height, 1);
-        let Self { rgb, planes: [first, second, third], row } = self;
-        rgb.clear();
-        let packed = |order: [usize; 4], channels: usize| (order, channels);
-        let (order, channels) = match frame.format() {
-            PixelFormat::Nv12 | PixelFormat::I420 => {
-                let (half_across, half_down) = (Spans::new(columns, width, 2), Spans::new(rows, height, 2));
-                average(frame, 0, 1, &across, &down, row, first);
-                average(
-                    frame,
-                    1,
-                    if frame.format() == PixelFormat::Nv12 { 2 } else { 1 },
-                    &half_across,
-                    &half_down,
-                    row,
-                    second,
-                );
-                let coefficients = YuvToRgb::new(frame.matrix(), frame.range());
-                if frame.format() == PixelFormat::Nv12 {
-                    let chroma = second.as_chunks::<2>().0;
-                    rgb.extend(
-                        first.iter().zip(chroma).flat_map(|(&y, &[u, v])| coefficients.convert(y, u, v)),
-                    );
-                } else {
-                    average(frame, 2, 1, &half_across, &half_down, row, third);
-                    let chroma = second.iter().zip(third.iter());
-                    rgb.extend(
-                        first.iter().zip(chroma).flat_map(|(&y, (&u, &v))| coefficients.convert(y, u, v)),
-                    );
-                }
-                return Ok(());
-            }
-            PixelFormat::Rgb => packed([0, 1, 2, 0], 3),
-            PixelFormat::Bgr => packed([2, 1, 0, 0], 3),
-            PixelFormat::Rgbx | PixelFormat::Rgba => packed([0, 1, 2, 3], 4),
-            PixelFormat::Bgrx | PixelFormat::Bgra => packed([2, 1, 0, 3], 4),
+        let grid = |subsampling: usize| Grid {
+            across: Spans::new(columns, width, subsampling),
+            down: Spans::new(rows, height, subsampling),
         };
-        average(frame, 0, channels, &across, &down, row, first);
-        let [red, green, blue, _] = order;
-        for pixel in first.chunks_exact(channels) {
-            let channel = |index: usize| to_byte(pixel.get(index).copied().unwrap_or(0.0));
-            rgb.extend([channel(red), channel(green), channel(blue)]);
+        let Self { rgb, planes: [first, second, third], row } = self;
+        let full = grid(1);
+        rgb.clear();
+        let mut packed = |channels: usize, order: [usize; 3]| {
+            average(frame, 0, channels, &full, row, first);
+            for pixel in first.chunks_exact(channels) {
+                rgb.extend(order.map(|index| to_byte(pixel.get(index).copied().unwrap_or(0.0))));
+            }
+        };
+        match frame.format() {
+            PixelFormat::Rgb => packed(3, [0, 1, 2]),
+            PixelFormat::Bgr => packed(3, [2, 1, 0]),
+            PixelFormat::Rgbx | PixelFormat::Rgba => packed(4, [0, 1, 2]),
+            PixelFormat::Bgrx | PixelFormat::Bgra => packed(4, [2, 1, 0]),
+            PixelFormat::Nv12 => {
+                average(frame, 0, 1, &full, row, first);
+                average(frame, 1, 2, &grid(2), row, second);
+                let chroma = second.as_chunks::<2>().0.iter().map(|&[u, v]| (u, v));
+                rgb.extend(YuvToRgb::of(frame).convert_all(first, chroma));
+            }
+            PixelFormat::I420 => {
+                let half = grid(2);
+                average(frame, 0, 1, &full, row, first);
+                average(frame, 1, 1, &half, row, second);
+                average(frame, 2, 1, &half, row, third);
+                let chroma = second.iter().copied().zip(third.iter().copied());
+                rgb.extend(YuvToRgb::of(frame).convert_all(first, chroma));
+            }
         }
         Ok(())
     }
+}
+
+/// One side of a region, start and length, if it is not empty and ends within `limit`.
+fn inside(start: u32, length: u32, limit: usize) -> Option<(usize, usize)> {
+    let (start, length) = (usize::try_from(start).ok()?, usize::try_from(length).ok()?);
+    (length > 0 && start.checked_add(length)? <= limit).then_some((start, length))
+}
+
+/// Which samples of a plane make up which output pixels, along both axes.
+struct Grid {
+    across: Spans,
+    down: Spans,
 }
 
 /// For each output pixel along one axis, the source samples that it covers, with weights that sum to 1.
@@ -247,11 +240,11 @@ fn average(
     frame: &Frame<'_>,
     plane: usize,
     channels: usize,
-    across: &Spans,
-    down: &Spans,
+    grid: &Grid,
     row: &mut Vec<f32>,
     out: &mut Vec<f32>,
 ) {
+    let Grid { across, down } = grid;
     let (left, columns) = across.source;
     let (top, _) = down.source;
     let bytes = left * channels..(left + columns) * channels;
@@ -286,13 +279,13 @@ struct YuvToRgb {
 }
 
 impl YuvToRgb {
-    fn new(matrix: ColorMatrix, range: ColorRange) -> Self {
-        let (kr, kb) = match matrix {
+    fn of(frame: &Frame<'_>) -> Self {
+        let (kr, kb) = match frame.matrix() {
             ColorMatrix::Bt601 => (0.299, 0.114),
             ColorMatrix::Bt709 => (0.2126, 0.0722),
         };
         let kg = 1.0 - kr - kb;
-        let (luma_offset, luma, chroma) = match range {
+        let (luma_offset, luma, chroma) = match frame.range() {
             ColorRange::Full => (0.0, 1.0, 1.0),
             ColorRange::Limited => (16.0, 255.0 / 219.0, 255.0 / 224.0),
         };
@@ -304,6 +297,10 @@ impl YuvToRgb {
             green_v: chroma * 2.0 * (1.0 - kr) * kr / kg,
             blue_u: chroma * 2.0 * (1.0 - kb),
         }
+    }
+
+    fn convert_all(self, luma: &[f32], chroma: impl Iterator<Item = (f32, f32)>) -> impl Iterator<Item = u8> {
+        luma.iter().zip(chroma).flat_map(move |(&y, (u, v))| self.convert(y, u, v))
     }
 
     fn convert(&self, y: f32, u: f32, v: f32) -> [u8; 3] {

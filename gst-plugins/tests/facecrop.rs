@@ -1,5 +1,15 @@
 //! `facecrop`: frames with face metadata in, JPEG pictures of the faces out.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
+
 mod common;
 
 use common::{bytes, decode, face, info, init, packed_frame, with_faces, yuv_frame};

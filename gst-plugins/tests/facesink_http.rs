@@ -1,5 +1,15 @@
 //! `facesink-http` against a server in the test's own process.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
+
 mod common;
 
 use std::time::{Duration, Instant};

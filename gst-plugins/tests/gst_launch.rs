@@ -1,5 +1,15 @@
 //! The plugin as users have it: `libgstfacepipe.so` in a folder on `GST_PLUGIN_PATH`, run by GStreamer's own tools.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
+
 mod common;
 
 use std::{
@@ -88,10 +98,13 @@ fn property(page: &str, name: &str) -> String {
     format!("{heading}\n{}", rest.join("\n"))
 }
 
+/// Name, long name, and properties each with a part of its description.
+type Page = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
 #[test]
 fn every_element_has_its_page_under_both_names() {
     let installed = Installed::new();
-    let elements: [(&str, &str, &[(&str, &str)]); 3] = [
+    let elements: [Page; 3] = [
         (
             "facedetect",
             "Face detector",

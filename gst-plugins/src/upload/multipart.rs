@@ -2,7 +2,6 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use time::format_description::well_known::Rfc3339;
-use uuid::Uuid;
 
 use super::{Crop, Endpoint, UploadConfig};
 
@@ -11,9 +10,9 @@ use super::{Crop, Endpoint, UploadConfig};
 /// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC
 /// 3339), `key`, and where known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
 pub(super) fn encode(config: &UploadConfig, crops: &[Crop]) -> (String, Bytes) {
-    // A random boundary of 122 bits does not occur inside a part.
-    let boundary = format!("facepipe-{}", Uuid::new_v4().simple());
-    let pictures: usize = crops.iter().map(|crop| crop.jpeg.len() + 700).sum();
+    // 64 random bits don't occur inside a part. The boundary stands before each field, so its length counts.
+    let boundary = format!("facepipe{:016x}", rand::random::<u64>());
+    let pictures: usize = crops.iter().map(|crop| crop.jpeg.len() + 600).sum();
     let mut form = Form { boundary: &boundary, body: BytesMut::with_capacity(pictures + 500) };
 
     let stores = matches!(config.endpoint, Endpoint::StoreResults | Endpoint::SendResults);
@@ -76,6 +75,7 @@ impl Form<'_> {
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
+    use uuid::Uuid;
 
     use super::*;
 
