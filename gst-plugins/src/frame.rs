@@ -1,5 +1,5 @@
 //! The raw video that the elements take: which formats, and how a mapped buffer becomes the borrowed
-//! [`Frame`](facepipe_detector::Frame) that the detector and the cropper read.
+//! [`Frame`] that the detector and the cropper read.
 
 use facepipe_detector::{ColorMatrix, ColorRange, DetectorError, Frame, PixelFormat};
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, prelude::*};

@@ -252,7 +252,7 @@ fn shrinking_averages_over_the_area_of_each_pixel() {
     // Columns black, white, black, white: any sampling of single pixels gives stripes, the average is even
     // grey.
     let info = info(VideoFormat::Rgb, 600, 600);
-    let stripes = |x: u32, _| [if x % 2 == 0 { 0 } else { 255 }; 3];
+    let stripes = |x: u32, _| [if x.is_multiple_of(2) { 0 } else { 255 }; 3];
     let faces = [face(0, 0, 600, 600)];
     let [even] = &crops(&info, "max-size=150", packed_frame(&info, stripes), &faces)[..] else {
         panic!("not one picture");
