@@ -8,7 +8,8 @@
  * `facedetect` runs an Ultra-Light face detector in ONNX Runtime on each frame and attaches one
  * `GstVideoRegionOfInterestMeta` per face: `roi_type` `face`, the bounding box in pixels, and a parameter
  * structure `detection` with `confidence` (double, 0 to 1) and `label_name` (`face`). The pixels are never
- * touched, and no colour conversion is needed before the element where the video is NV12, I420 or one of the RGB formats.
+ * touched, and no colour conversion is needed before the element where the video is NV12, I420 or one of the
+ * RGB formats.
  *
  * The same element is also registered as `facepipe-facedetect`, since the OpenCV plugin has a `facedetect`
  * too.
