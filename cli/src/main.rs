@@ -1,1 +1,40 @@
-fn main() {}
+//! The `facepipe` program: models, demo and tools around the edge plugins and the backend.
+
+mod demo;
+mod models;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Models, demo and tools around the facepipe elements and the facepipe backend.
+#[derive(Debug, Parser)]
+#[command(name = "facepipe", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Options),
+    Models(models::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Only the first call in a process can fail, and only where a provider is there already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let done = match arguments.command {
+        Command::Demo(options) => demo::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Models(options) => models::run(&options),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("facepipe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

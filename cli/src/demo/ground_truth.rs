@@ -1,0 +1,150 @@
+//! The truth beside a rendered crowd video: who walks where in every frame.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// A detection belongs to the walker whose box it overlaps most, if the overlap reaches this IoU. The detector's
+/// boxes are tighter or wider than the rendered ones by up to a third, so 0.5 would lose right matches.
+const MATCH_IOU: f64 = 0.3;
+
+/// `[left, top, right, bottom]` in pixels of the full frame.
+pub type Bounds = [f64; 4];
+
+/// Who walks where: `<video>.json` beside `<video>.mp4`.
+#[derive(Debug, Deserialize)]
+pub struct GroundTruth {
+    fps: f64,
+    walkers: BTreeMap<u64, Walker>,
+    frames: Vec<Vec<Appearance>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Walker {
+    person: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Appearance {
+    id: u64,
+    #[serde(rename = "box")]
+    bounds: Bounds,
+}
+
+/// How well the stored detections agree with the truth.
+#[derive(Debug, Default)]
+pub struct Score {
+    /// Detections whose identity is the walker's.
+    pub right: usize,
+    /// Detections that were judged: all that were stored.
+    pub judged: usize,
+    /// Detections that no walker of their frame explains (counted as wrong).
+    pub unexplained: usize,
+    /// Detections of a walker that were called unknown (counted as wrong).
+    pub unknown: usize,
+    /// Walkers with at least one right identification.
+    pub seen: BTreeSet<u64>,
+}
+
+impl GroundTruth {
+    /// Reads the truth beside `video`, if there is any.
+    ///
+    /// # Errors
+    /// There is a file of that name which cannot be read as ground truth.
+    pub fn beside(video: &Path) -> Result<Option<Self>> {
+        let path = video.with_extension("json");
+        let Ok(text) = fs::read_to_string(&path) else { return Ok(None) };
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} is no ground truth", path.display()))
+            .map(Some)
+    }
+
+    /// The number of walkers of the video.
+    pub fn walkers(&self) -> usize {
+        self.walkers.len()
+    }
+
+    /// Judges one stored detection: `seconds` since the video's start, its box, and the identity (`None`: unknown).
+    pub fn judge(&self, score: &mut Score, seconds: f64, bounds: Bounds, identity: Option<&str>) {
+        score.judged += 1;
+        let Some((id, walker)) = self.walker_at(seconds, bounds) else {
+            score.unexplained += 1;
+            return;
+        };
+        match identity {
+            Some(name) if name == walker.person => {
+                score.right += 1;
+                score.seen.insert(id);
+            }
+            Some(_) => {}
+            None => score.unknown += 1,
+        }
+    }
+
+    fn walker_at(&self, seconds: f64, bounds: Bounds) -> Option<(u64, &Walker)> {
+        let frame = self
+            .frames
+            .iter()
+            .enumerate()
+            .min_by(|(a, _), (b, _)| self.distance(*a, seconds).total_cmp(&self.distance(*b, seconds)))?;
+        let (overlap, nearest) = frame
+            .1
+            .iter()
+            .map(|appearance| (iou(appearance.bounds, bounds), appearance.id))
+            .max_by(|a, b| a.0.total_cmp(&b.0))?;
+        if overlap < MATCH_IOU {
+            return None;
+        }
+        self.walkers.get(&nearest).map(|walker| (nearest, walker))
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "frame numbers are far below 2^52")]
+    fn distance(&self, frame: usize, seconds: f64) -> f64 {
+        (frame as f64 / self.fps - seconds).abs()
+    }
+}
+
+fn iou(a: Bounds, b: Bounds) -> f64 {
+    let [al, at, ar, ab] = a;
+    let [bl, bt, br, bb] = b;
+    let shared = (ar.min(br) - al.max(bl)).max(0.0) * (ab.min(bb) - at.max(bt)).max(0.0);
+    let union = (ar - al) * (ab - at) + (br - bl) * (bb - bt) - shared;
+    if union > 0.0 { shared / union } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn truth() -> GroundTruth {
+        serde_json::from_str(
+            r#"{"fps":6,"size":[1920,1080],"walkers":{"0":{"person":"A"},"3":{"person":"B"}},
+                "frames":[[{"id":0,"box":[0,0,100,100]}],[{"id":0,"box":[10,0,110,100]},{"id":3,"box":[500,0,600,100]}]]}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_detection_counts_for_the_walker_it_overlaps_in_its_frame() {
+        let mut score = Score::default();
+        truth().judge(&mut score, 1.0 / 6.0, [505.0, 5.0, 595.0, 95.0], Some("B"));
+        assert_eq!((score.right, score.judged), (1, 1));
+        assert_eq!(score.seen, BTreeSet::from([3]));
+    }
+
+    #[test]
+    fn wrong_unknown_and_unexplained_detections_count_against_accuracy() {
+        let mut score = Score::default();
+        let truth = truth();
+        truth.judge(&mut score, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
+        truth.judge(&mut score, 0.0, [0.0, 0.0, 100.0, 100.0], None);
+        truth.judge(&mut score, 0.0, [800.0, 800.0, 900.0, 900.0], Some("A"));
+        assert_eq!((score.right, score.judged, score.unknown, score.unexplained), (0, 3, 1, 1));
+        assert!(score.seen.is_empty());
+    }
+}

@@ -1,0 +1,187 @@
+//! Replays a video through the real elements, linked into this program, and collects what the backend answered.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use gst::prelude::*;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::ground_truth::Bounds;
+use crate::progress;
+
+/// `margin` of the crops, set on facecrop and needed again to find a crop's place in its frame.
+const MARGIN: f64 = 0.25;
+
+/// The demo loses nothing: crops that the backend has not taken when the video ends get this long, seconds.
+const DRAIN_LIMIT: u32 = 600;
+
+/// Room for every crop of a video, however slow the backend is.
+const QUEUE: u32 = 100_000;
+
+/// What a replay gave.
+#[derive(Debug)]
+pub struct Replay {
+    /// Length of the video.
+    pub seconds: f64,
+    /// Crops that the backend took.
+    pub sent: u64,
+    /// Crops that it did not.
+    pub failed: u64,
+    /// Request bytes as they went into the sockets.
+    pub uplink_bytes: u64,
+    /// Crops in which the backend found no face.
+    pub crops_without_face: usize,
+    /// The stored detections.
+    pub detections: Vec<Detection>,
+}
+
+/// One stored detection.
+#[derive(Debug)]
+pub struct Detection {
+    /// Since the start of the video.
+    pub seconds: f64,
+    /// The face in pixels of the full frame.
+    pub bounds: Bounds,
+    /// Who it is; `None`: nobody who is enrolled.
+    pub identity: Option<String>,
+}
+
+impl Replay {
+    /// Plays `video` in real time, its faces going to `store-results` of the backend at `url`.
+    ///
+    /// # Errors
+    /// The video cannot be played (missing decoder, not a video), or an element fails.
+    pub fn run(video: &Path, url: &str, camera: &str, location: &str) -> Result<Self> {
+        gst::init().context("GStreamer cannot be initialised")?;
+        gstfacepipe::register_static().context("the elements cannot be registered")?;
+        let started = OffsetDateTime::now_utc();
+        let pipeline = gst::parse::launch(
+            "filesrc name=source ! decodebin ! facepipe-facedetect name=detect ! \
+             facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
+        )?
+        .downcast::<gst::Pipeline>()
+        .map_err(|_| anyhow!("the description gave no pipeline"))?;
+        let element = |name: &str| pipeline.by_name(name).with_context(|| format!("no element {name}"));
+        element("source")?.set_property("location", video);
+        element("crop")?.set_property("margin", MARGIN);
+        let sink = element("sink")?;
+        sink.set_property("backend-url", url);
+        sink.set_property("camera-id", camera);
+        sink.set_property("camera-location", location);
+        sink.set_property("max-queue", QUEUE);
+        sink.set_property("eos-timeout", DRAIN_LIMIT);
+        sink.set_property("capture-start", started.format(&Rfc3339)?);
+
+        let mut replay = Self {
+            seconds: 0.0,
+            sent: 0,
+            failed: 0,
+            uplink_bytes: 0,
+            crops_without_face: 0,
+            detections: Vec::new(),
+        };
+        let played = replay.play(&pipeline, &element("detect")?, started);
+        let stats: gst::Structure = sink.property("stats");
+        let stopped = pipeline.set_state(gst::State::Null);
+        played?;
+        stopped?;
+        replay.sent = stats.get("sent")?;
+        replay.failed = stats.get::<u64>("failed")? + stats.get::<u64>("dropped")?;
+        replay.uplink_bytes = stats.get("bytes")?;
+        Ok(replay)
+    }
+
+    fn play(
+        &mut self,
+        pipeline: &gst::Pipeline,
+        detector: &gst::Element,
+        started: OffsetDateTime,
+    ) -> Result<()> {
+        let bus = pipeline.bus().context("a pipeline without a bus")?;
+        pipeline.set_state(gst::State::Playing)?;
+        let bar = progress::bar(0, "Replaying");
+        loop {
+            let message = bus.timed_pop(gst::ClockTime::from_mseconds(200));
+            if let Some(length) = pipeline.query_duration::<gst::ClockTime>() {
+                self.seconds = Duration::from(length).as_secs_f64();
+                bar.set_length(length.seconds());
+            }
+            if let Some(position) = pipeline.query_position::<gst::ClockTime>() {
+                bar.set_position(position.seconds());
+            }
+            let Some(message) = message else { continue };
+            match message.view() {
+                gst::MessageView::Eos(_) => break,
+                gst::MessageView::Error(error) => {
+                    bail!("{} ({})", error.error(), error.debug().unwrap_or_default());
+                }
+                gst::MessageView::Warning(warning) => bar.println(format!("Warning: {}", warning.error())),
+                gst::MessageView::Element(element) => {
+                    if let Some(result) = element.structure().filter(|s| s.name() == "facepipe-result") {
+                        self.collect(result, detector, started)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn collect(
+        &mut self,
+        result: &gst::StructureRef,
+        detector: &gst::Element,
+        started: OffsetDateTime,
+    ) -> Result<()> {
+        let captured = OffsetDateTime::parse(result.get("captured-at")?, &Rfc3339)?;
+        let seconds = (captured - started).as_seconds_f64();
+        let crop = crop_region(result, detector)?;
+        let faces = result.get::<gst::Array>("faces")?;
+        if faces.is_empty() {
+            self.crops_without_face += 1;
+        }
+        for face in faces.iter() {
+            let face: gst::Structure = face.get()?;
+            let known = face.get::<&str>("decision").is_ok_and(|decision| decision == "known");
+            let identity = if known { Some(face.get::<String>("label")?) } else { None };
+            self.detections.push(Detection { seconds, bounds: crop.to_frame(&face)?, identity });
+        }
+        Ok(())
+    }
+}
+
+/// Where a crop lies in its frame, and how much it was shrunk.
+struct CropRegion {
+    left: f64,
+    top: f64,
+    scale: f64,
+}
+
+/// The element's margin, clamped at the frame's edges, and its default `max-size` of 150 pixels.
+fn crop_region(result: &gst::StructureRef, detector: &gst::Element) -> Result<CropRegion> {
+    let caps = detector.static_pad("sink").and_then(|pad| pad.current_caps()).context("no caps")?;
+    let frame = caps.structure(0).context("empty caps")?;
+    let edge = |name: &str| result.get::<u32>(name).map(f64::from);
+    let (left, top, right, bottom) = (edge("left")?, edge("top")?, edge("right")?, edge("bottom")?);
+    let (across, down) = ((right - left) * MARGIN, (bottom - top) * MARGIN);
+    let frame_width: f64 = frame.get::<i32>("width")?.into();
+    let frame_height: f64 = frame.get::<i32>("height")?.into();
+    let region_left = (left - across).max(0.0);
+    let region_top = (top - down).max(0.0);
+    let width = (right + across).min(frame_width) - region_left;
+    let height = (bottom + down).min(frame_height) - region_top;
+    Ok(CropRegion { left: region_left, top: region_top, scale: (width.max(height) / 150.0).max(1.0) })
+}
+
+impl CropRegion {
+    fn to_frame(&self, face: &gst::StructureRef) -> Result<Bounds> {
+        let at = |name: &str, offset: f64| face.get::<f64>(name).map(|v| offset + v * self.scale);
+        Ok([
+            at("box-left", self.left)?,
+            at("box-top", self.top)?,
+            at("box-right", self.left)?,
+            at("box-bottom", self.top)?,
+        ])
+    }
+}

@@ -1,0 +1,140 @@
+//! What the demo found, for people on the terminal and for programs as `report.json`.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::{
+    ground_truth::{GroundTruth, Score},
+    replay::Replay,
+    server::LastSeen,
+};
+
+/// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
+const VIDEO_MBPS: f64 = 4.0;
+
+/// The demo's result. All rates are taken over the video's own length.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    video: String,
+    /// Length of the video.
+    seconds: f64,
+    embedder: String,
+    faces_uploaded: u64,
+    detections_stored: usize,
+    /// Request bytes as they went into the sockets, HTTP headers included.
+    uplink_bytes: u64,
+    uplink_mbps: f64,
+    /// How many times less than a 4 Mbit/s video.
+    reduction_factor: f64,
+    /// Stored detections per recognised person.
+    identified: BTreeMap<String, usize>,
+    /// Stored detections of faces that are nobody enrolled.
+    unknown: usize,
+    /// Uploaded crops in which the backend found no face.
+    crops_without_face: usize,
+    #[serde(flatten)]
+    accuracy: Option<Accuracy>,
+}
+
+/// How right it was, where the video has ground truth.
+#[derive(Debug, Serialize)]
+struct Accuracy {
+    /// Share of stored detections whose identity is right.
+    identification_accuracy: f64,
+    /// People (appearances) who walked through the video.
+    walkers: usize,
+    /// Those of them with at least one right identification.
+    walkers_seen: usize,
+    detections_right: usize,
+    /// Wrong since called unknown.
+    detections_unknown: usize,
+    /// Wrong since no walker was there.
+    detections_unexplained: usize,
+}
+
+impl Report {
+    /// Sums up a replay; with `truth`, judges it too.
+    #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
+    pub fn new(video: &Path, embedder: &str, replay: &Replay, truth: Option<&GroundTruth>) -> Self {
+        let mut identified = BTreeMap::new();
+        let mut unknown = 0;
+        for detection in &replay.detections {
+            match &detection.identity {
+                Some(name) => *identified.entry(name.clone()).or_insert(0) += 1,
+                None => unknown += 1,
+            }
+        }
+        let accuracy = truth.map(|truth| {
+            let mut score = Score::default();
+            for d in &replay.detections {
+                truth.judge(&mut score, d.seconds, d.bounds, d.identity.as_deref());
+            }
+            Accuracy {
+                identification_accuracy: score.right as f64 / score.judged.max(1) as f64,
+                walkers: truth.walkers(),
+                walkers_seen: score.seen.len(),
+                detections_right: score.right,
+                detections_unknown: score.unknown,
+                detections_unexplained: score.unexplained,
+            }
+        });
+        let mbps = replay.uplink_bytes as f64 * 8.0 / 1e6 / replay.seconds;
+        Self {
+            video: video.display().to_string(),
+            seconds: replay.seconds,
+            embedder: embedder.to_owned(),
+            faces_uploaded: replay.sent,
+            detections_stored: replay.detections.len(),
+            uplink_bytes: replay.uplink_bytes,
+            uplink_mbps: mbps,
+            reduction_factor: VIDEO_MBPS / mbps,
+            identified,
+            unknown,
+            crops_without_face: replay.crops_without_face,
+            accuracy,
+        }
+    }
+
+    /// Prints the table of people and the cost in uplink.
+    pub fn print(&self, last_seen: &BTreeMap<String, LastSeen>, default_location: &str) {
+        println!("\n{:<28} {:>6}  {:<12} last seen", "who", "times", "where");
+        for (person, times) in &self.identified {
+            let (place, time) = match last_seen.get(person) {
+                Some(seen) => (
+                    seen.location.as_deref().unwrap_or(default_location),
+                    format!("{} at {}", seen.captured_at, seen.camera_id),
+                ),
+                None => (default_location, String::new()),
+            };
+            println!("{person:<28} {times:>6}  {place:<12} {time}");
+        }
+        println!("{:<28} {:>6}", "(unknown)", self.unknown);
+        println!(
+            "\n{} crops uploaded, {} detections stored ({} crops held no face for the backend)",
+            self.faces_uploaded, self.detections_stored, self.crops_without_face
+        );
+        println!(
+            "Uplink    {} bytes in {:.1} s = {:.3} Mbit/s, {:.0} times less than {VIDEO_MBPS} Mbit/s of video",
+            self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
+        );
+        if let Some(accuracy) = &self.accuracy {
+            println!(
+                "Accuracy  {:.1} % of the identities are right; {} of {} walkers recognised",
+                accuracy.identification_accuracy * 100.0,
+                accuracy.walkers_seen,
+                accuracy.walkers
+            );
+        }
+    }
+
+    /// Writes the report as JSON.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+    }
+}
