@@ -1,4 +1,4 @@
-//! What the tests that cross crates share: the built programs and the built plugin.
+//! What the tests that cross crates share: the built programs, and a backend for one test.
 
 #![allow(
     clippy::panic,
@@ -6,7 +6,13 @@
     reason = "this crate is linked into tests only: a panic is how a test fails"
 )]
 
-use std::{env, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
+};
 
 /// The folder of built programs: that of the running test, without `deps`.
 pub fn build_dir() -> PathBuf {
@@ -20,4 +26,59 @@ pub fn program(name: &str) -> PathBuf {
     let path = build_dir().join(name);
     assert!(path.is_file(), "{} is not built: run `cargo build --workspace`", path.display());
     path
+}
+
+/// A backend of a test's own: the real program on a free port, with a fresh database. Dropping it ends it.
+pub struct Backend {
+    child: Child,
+    data: tempfile::TempDir,
+    url: String,
+}
+
+impl Backend {
+    /// Starts it with MobileFaceNet from `models`, and waits until it is ready.
+    pub fn start(models: &Path) -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let address = data.path().join("address");
+        let mut child = Command::new(program("facepipe-backend"))
+            .args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log", "warn", "--data-dir"])
+            .arg(data.path())
+            .arg("--address-file")
+            .arg(&address)
+            .arg("--models-dir")
+            .arg(models)
+            .env_remove("DATABASE_URL")
+            .spawn()
+            .expect("the backend starts");
+        let begun = Instant::now();
+        // The file appears when the server is ready.
+        let address = loop {
+            if let Ok(address) = fs::read_to_string(&address) {
+                break address;
+            }
+            if let Some(status) = child.try_wait().expect("the backend can be asked") {
+                panic!("the backend ended at its start: {status}");
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "the backend is not ready after a minute");
+            thread::sleep(Duration::from_millis(50));
+        };
+        Self { child, data, url: format!("http://{}", address.trim()) }
+    }
+
+    /// `http://127.0.0.1:<port>`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The folder of its database and blobs.
+    pub fn data_dir(&self) -> &Path {
+        self.data.path()
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
