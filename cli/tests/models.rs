@@ -452,6 +452,11 @@ fn a_wrong_file_in_the_mirror_is_passed_over() {
     bench.run(&["fetch", "--mirror", &mirror]).ends_with(0).says("from 127.0.0.1");
     assert_eq!(bench.fetched("a"), Some(content()));
 
+    bench
+        .run(&["fetch", "--mirror", "/nowhere"])
+        .ends_with(0)
+        .says("the mirror folder /nowhere is not there");
+
     let bench = Bench::new().file("a", &content(), "");
     bench.run(&["fetch", "--mirror", &mirror]).ends_with(1).says("expected 300000 bytes, found 14");
     assert_eq!(bench.left(), Vec::<String>::new());

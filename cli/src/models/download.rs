@@ -48,8 +48,10 @@ enum Trouble {
     Final(String),
     /// Another attempt may help, after this wait if the server named one.
     Transient(String, Option<Duration>),
-    /// The host cannot be reached.
+    /// The host cannot be reached, and will not be for the next file either.
     Unreachable(String),
+    /// No connection came about, at once: DNS or the host may just be having a moment.
+    Refused(String),
 }
 
 impl Downloader {
@@ -64,6 +66,7 @@ impl Downloader {
             return Err(format!("{host}: {why}"));
         }
         let mut waits = BACK_OFF.iter();
+        let mut refused_before = false;
         loop {
             let trouble = match self.attempt(&url, part, expected) {
                 Ok(arrived) => return Ok(arrived),
@@ -71,7 +74,11 @@ impl Downloader {
             };
             let (problem, wait) = match trouble {
                 Trouble::Final(problem) => return Err(format!("{host}: {problem}")),
-                Trouble::Unreachable(problem) => {
+                Trouble::Refused(problem) if !refused_before => {
+                    refused_before = true;
+                    (problem, None)
+                }
+                Trouble::Unreachable(problem) | Trouble::Refused(problem) => {
                     self.unreachable.insert(host.clone(), problem.clone());
                     return Err(format!("{host}: {problem}"));
                 }
@@ -143,7 +150,11 @@ impl Downloader {
         }
         request.send().map_err(|e| {
             let problem = reason(&e);
-            if e.is_connect() { Trouble::Unreachable(problem) } else { Trouble::Transient(problem, None) }
+            match (e.is_connect(), e.is_timeout()) {
+                (true, true) => Trouble::Unreachable(problem),
+                (true, false) => Trouble::Refused(problem),
+                (false, _) => Trouble::Transient(problem, None),
+            }
         })
     }
 }

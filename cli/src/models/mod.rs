@@ -183,8 +183,12 @@ impl Places {
 
     /// The file in the mirror folder, if there is one.
     fn mirrored(&self, asset: &Asset) -> Option<PathBuf> {
-        let mirror = self.mirror.as_ref().filter(|folder| !folder.as_os_str().is_empty())?;
-        Some(mirror.join(asset.mirror.as_ref()?)).filter(|path| path.is_file())
+        Some(self.mirror()?.join(asset.mirror.as_ref()?)).filter(|path| path.is_file())
+    }
+
+    /// The mirror folder; an empty variable means none.
+    fn mirror(&self) -> Option<&Path> {
+        self.mirror.as_deref().filter(|folder| !folder.as_os_str().is_empty())
     }
 
     fn row<'a>(&self, entry: &'a Entry, look: fn(&Path, &Asset) -> State) -> Row<'a> {
@@ -340,6 +344,9 @@ struct Missing<'a> {
 }
 
 fn fetch(entries: &[&Entry], places: &Places, named: bool) -> ExitCode {
+    if let Some(mirror) = places.mirror().filter(|folder| !folder.is_dir()) {
+        eprintln!("the mirror folder {} is not there: downloading everything", mirror.display());
+    }
     let mut fetcher = Fetcher::new(places);
     let mut missing: Vec<Missing<'_>> = Vec::new();
     for &entry in entries {
