@@ -4,14 +4,19 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use facepipe_test_support::{models_dir, require, workspace_root};
 use facepipe_tests::program;
 use serde_json::Value;
 
+/// Replays run in real time: two at once would starve each other on a small machine.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Runs the demo and returns its report and what it printed.
 fn demo(video: &Path, faces: Option<&Path>, out: &Path, environment: &[(&str, &Path)]) -> (Value, String) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(program("facepipe"));
     command.current_dir(workspace_root()).args(["demo", "--video"]).arg(video).arg("--out").arg(out);
     command.env("FACEPIPE_MODELS", models_dir());
@@ -36,7 +41,6 @@ fn number(report: &Value, field: &str) -> f64 {
     report[field].as_f64().unwrap_or_else(|| panic!("{field} is no number in {report}"))
 }
 
-/// Both crowds in one test, one after the other: two replays in real time at once would starve each other.
 #[test]
 fn the_people_of_a_crowd_are_recognised_within_the_uplink_that_was_promised() {
     let faces = require!("lfw10");
@@ -49,10 +53,9 @@ fn the_people_of_a_crowd_are_recognised_within_the_uplink_that_was_promised() {
         assert!(seen >= 0.9, "{name}: {report}");
         assert!(number(&report, "uplink_mbps") <= limit_mbps, "{name}: {report}");
         assert_eq!(number(&report, "seconds"), 30.0, "{name}: {report}");
-        assert!(
-            number(&report, "faces_uploaded") >= number(&report, "detections_stored"),
-            "{name}: {report}"
-        );
+        // A crop can hold a neighbour's face beside its own, and is then two detections.
+        let with_face = number(&report, "faces_uploaded") - number(&report, "crops_without_face");
+        assert!(number(&report, "detections_stored") >= with_face, "{name}: {report}");
         let bits = number(&report, "uplink_bytes") * 8.0;
         assert!((number(&report, "uplink_mbps") - bits / 30.0 / 1e6).abs() < 1e-9, "{name}: {report}");
         assert!((number(&report, "reduction_factor") - 4.0 / number(&report, "uplink_mbps")).abs() < 1e-6);
