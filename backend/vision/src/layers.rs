@@ -276,22 +276,12 @@ fn finish(out: &mut [f32], bias: &[f32], residual: Option<&[f32]>, activation: &
             *o += r;
         }
     }
-    let pixels = out.chunks_exact_mut(bias.len());
-    match activation {
-        Activation::None => pixels.for_each(|p| p.iter_mut().zip(bias).for_each(|(o, b)| *o += b)),
-        Activation::Relu => {
-            pixels.for_each(|p| p.iter_mut().zip(bias).for_each(|(o, b)| *o = (*o + b).max(0.0)))
+    for pixel in out.chunks_exact_mut(bias.len()) {
+        for (o, b) in pixel.iter_mut().zip(bias) {
+            *o += b;
         }
-        Activation::Relu6 => {
-            pixels.for_each(|p| p.iter_mut().zip(bias).for_each(|(o, b)| *o = (*o + b).clamp(0.0, 6.0)));
-        }
-        Activation::PRelu(slopes) => pixels.for_each(|p| {
-            for ((o, b), slope) in p.iter_mut().zip(bias).zip(slopes) {
-                let value = *o + b;
-                *o = value.max(0.0) + slope * value.min(0.0);
-            }
-        }),
     }
+    activate(out, activation);
 }
 
 /// A convolution that keeps the channels apart, with bias and activation.
@@ -376,50 +366,58 @@ fn depthwise_line(op: &Depthwise, input: &[f32], g: &Geometry, index: usize, out
 }
 
 #[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "the window was fitted into the input by `Window::output`")]
 fn depthwise_line_generic(op: &Depthwise, input: &[f32], g: &Geometry, index: usize, out: &mut [f32]) {
-    let (rows, cols) = op.window.kernel;
+    let cols = op.window.kernel.1;
     let (pad_y, pad_x) = op.window.padding;
     let (image, y) = (index / g.out_h, index % g.out_h * op.window.stride);
-    let row_span = pad_y.saturating_sub(y)..(g.h + pad_y).saturating_sub(y).min(rows);
+    let row_span = pad_y.saturating_sub(y)..(g.h + pad_y).saturating_sub(y).min(op.window.kernel.0);
+    // Where the taps that lie inside the input begin, there and in the weights.
+    let mut taps: Vec<(&[f32], &[f32])> = Vec::with_capacity(op.window.kernel.0 * cols);
     for (out_x, pixel) in out.chunks_exact_mut(g.c).enumerate() {
         let x = out_x * op.window.stride;
         let col_span = pad_x.saturating_sub(x)..(g.w + pad_x).saturating_sub(x).min(cols);
-        for first in (0..g.c).step_by(LANES) {
-            let lanes = LANES.min(g.c - first);
-            let mut sums = [0f32; LANES];
-            sums[..lanes].copy_from_slice(&op.bias[first..first + lanes]);
-            for row in row_span.clone() {
-                let line = (image * g.h + y + row - pad_y) * g.w;
-                for col in col_span.clone() {
-                    let at = (line + x + col - pad_x) * g.c + first;
-                    let tap = (row * cols + col) * g.c + first;
-                    if let (Some(values), Some(weights)) =
-                        (input[at..].first_chunk::<LANES>(), op.weight[tap..].first_chunk::<LANES>())
-                    {
-                        // With fewer than `LANES` channels left, the surplus sums are never stored.
-                        for ((sum, value), weight) in sums.iter_mut().zip(values).zip(weights) {
-                            *sum += value * weight;
-                        }
-                    } else {
-                        for ((sum, value), weight) in
-                            sums.iter_mut().zip(&input[at..at + lanes]).zip(&op.weight[tap..tap + lanes])
-                        {
-                            *sum += value * weight;
-                        }
+        taps.clear();
+        for row in row_span.clone() {
+            for col in col_span.clone() {
+                let at = ((image * g.h + y + row - pad_y) * g.w + x + col - pad_x) * g.c;
+                let tap = (row * cols + col) * g.c;
+                taps.extend(input.get(at..at + g.c).zip(op.weight.get(tap..tap + g.c)));
+            }
+        }
+        let (blocks, rest) = pixel.as_chunks_mut::<LANES>();
+        for (i, (block, bias)) in blocks.iter_mut().zip(op.bias.as_chunks::<LANES>().0).enumerate() {
+            let mut sums = *bias;
+            for (values, weights) in &taps {
+                if let (Some(values), Some(weights)) =
+                    (values.as_chunks::<LANES>().0.get(i), weights.as_chunks::<LANES>().0.get(i))
+                {
+                    for ((sum, value), weight) in sums.iter_mut().zip(values).zip(weights) {
+                        *sum += value * weight;
                     }
                 }
             }
-            let sums = &sums[..lanes];
-            let target = &mut pixel[first..first + lanes];
-            match &op.activation {
-                Activation::None => target.copy_from_slice(sums),
-                Activation::Relu => target.iter_mut().zip(sums).for_each(|(t, s)| *t = s.max(0.0)),
-                Activation::Relu6 => target.iter_mut().zip(sums).for_each(|(t, s)| *t = s.clamp(0.0, 6.0)),
-                Activation::PRelu(slopes) => {
-                    for ((t, s), slope) in target.iter_mut().zip(sums).zip(&slopes[first..]) {
-                        *t = s.max(0.0) + slope * s.min(0.0);
-                    }
+            *block = sums;
+        }
+        for (value, channel) in rest.iter_mut().zip(blocks.len() * LANES..) {
+            let at = |values: &[f32]| values.get(channel).copied().unwrap_or_default();
+            *value =
+                at(&op.bias) + taps.iter().map(|(values, weights)| at(values) * at(weights)).sum::<f32>();
+        }
+    }
+    activate(out, &op.activation);
+}
+
+/// Applies the activation in place, over `[pixels, channels]`.
+#[inline(always)]
+fn activate(values: &mut [f32], activation: &Activation) {
+    match activation {
+        Activation::None => {}
+        Activation::Relu => values.iter_mut().for_each(|v| *v = v.max(0.0)),
+        Activation::Relu6 => values.iter_mut().for_each(|v| *v = v.clamp(0.0, 6.0)),
+        Activation::PRelu(slopes) => {
+            for pixel in values.chunks_exact_mut(slopes.len()) {
+                for (v, slope) in pixel.iter_mut().zip(slopes) {
+                    *v = v.max(0.0) + slope * v.min(0.0);
                 }
             }
         }

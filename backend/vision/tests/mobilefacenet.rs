@@ -46,10 +46,9 @@ fn middle_face(image: &RgbImage, faces: Vec<Face>) -> Face {
 #[test]
 fn photographs_embed_as_in_the_reference_and_verify_people() {
     let file = require!("models/mobilefacenet.onnx");
-    require!("models/pnet.pt");
-    let models = file.parent().unwrap();
-    let mtcnn = Mtcnn::load(models, MtcnnConfig::default()).unwrap();
-    let embedder = load_embedder(EmbedderKind::MobileFaceNet, models).unwrap();
+    let pnet = require!("models/pnet.pt");
+    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let embedder = load_embedder(EmbedderKind::MobileFaceNet, file.parent().unwrap()).unwrap();
     let fixture = fixture("mobilefacenet.json");
     let mut photographs = Vec::new();
     for (name, expected) in fixture["embeddings"].as_object().unwrap() {

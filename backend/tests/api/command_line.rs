@@ -1,0 +1,197 @@
+//! The program itself: its help, its configuration, its start and its end.
+
+use std::{
+    fs,
+    io::Read as _,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use reqwest::{StatusCode, multipart::Form};
+
+use crate::helpers::{Answer, client, photograph};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_facepipe-backend"));
+    let inherited = std::env::vars_os().map(|(name, _)| name);
+    for name in inherited.filter(|name| name.to_string_lossy().starts_with("FACEPIPE_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("DATABASE_URL").stdin(Stdio::null());
+    command
+}
+
+fn setting(output: &Output, key: &str) -> toml::Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table: toml::Table = toml::from_str(&String::from_utf8_lossy(&output.stdout)).unwrap();
+    table[key].clone()
+}
+
+#[test]
+fn flags_win_over_the_environment_over_the_file_over_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("facepipe.toml");
+    fs::write(&file, "max_images = 3\nhttp_workers = 3\nlog = \"debug\"\n").unwrap();
+    let output = program()
+        .env("FACEPIPE_CONFIG", &file)
+        .env("FACEPIPE_HTTP_WORKERS", "4")
+        .env("FACEPIPE_LOG", "warn")
+        .env("DATABASE_URL", "sqlite:///srv/faces.db")
+        .args(["--log", "error", "--print-config"])
+        .output()
+        .unwrap();
+    assert_eq!(setting(&output, "max_images"), 3.into());
+    assert_eq!(setting(&output, "http_workers"), 4.into());
+    assert_eq!(setting(&output, "log"), "error".into());
+    assert_eq!(setting(&output, "database_url"), "sqlite:///srv/faces.db".into());
+    assert_eq!(setting(&output, "queue_images"), 256.into());
+    assert_eq!(setting(&output, "listen"), "127.0.0.1:8080".into());
+
+    // What is printed is a configuration file.
+    let printed = folder.path().join("printed.toml");
+    fs::write(&printed, &output.stdout).unwrap();
+    let again = program().arg("--config").arg(&printed).arg("--print-config").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&again.stdout), String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn mistakes_in_the_configuration_are_told_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("facepipe.toml");
+    for (text, named) in [
+        ("max_imagse = 3", "max_imagse"),
+        ("max_images = \"many\"", "max_images"),
+        ("max_images = 0", "max_images is 0"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let output = program().arg("--config").arg(&file).arg("--print-config").output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(named), "{text}: {told}");
+    }
+    let output = program().args(["--config", "/none/such.toml"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/none/such.toml"));
+    let output = program().args(["--embedder", "arcface"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("arcface"));
+}
+
+#[test]
+fn missing_weights_are_told_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program()
+        .args(["--listen", "127.0.0.1:0", "--models-dir"])
+        .arg(folder.path())
+        .arg("--data-dir")
+        .arg(folder.path().join("data"))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("facepipe models fetch"), "{told}");
+}
+
+#[test]
+fn the_help_teaches() {
+    let output = program().arg("--help").output().unwrap();
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["FACEPIPE_LISTEN", "DATABASE_URL", "--address-file", "curl", "SIGTERM", "127.0.0.1:8080"] {
+        assert!(help.contains(word), "no {word} in\n{help}");
+    }
+}
+
+/// The program, killed if the test ends early.
+struct Running(Child);
+
+impl Running {
+    fn start(folder: &Path, models: &Path) -> (Self, String) {
+        let address_file = folder.join("address");
+        let mut command = program();
+        command.args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log-format", "json"]);
+        command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
+        command.arg("--data-dir").arg(folder.join("data")).stderr(Stdio::piped());
+        let mut running = Self(command.spawn().unwrap());
+        let begun = Instant::now();
+        loop {
+            if let Ok(address) = fs::read_to_string(&address_file) {
+                return (running, format!("http://{}", address.trim()));
+            }
+            assert!(running.0.try_wait().unwrap().is_none(), "the program ended at its start");
+            assert!(begun.elapsed() < Duration::from_secs(60), "the program is not ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name]).arg(self.0.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_lets_accepted_requests_end() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let _ = facepipe_test_support::require!("lfw10");
+    let folder = tempfile::tempdir().unwrap();
+    let (mut running, url) = Running::start(folder.path(), models.parent().unwrap());
+    let client = client();
+
+    // Enough pictures to be at work for a while after the signal.
+    let form = (0..24).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
+    let request = client.post(format!("{url}/face-recognition/get-results")).multipart(form);
+    let answer = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert!(!answer.is_finished(), "the request ended before the signal");
+    running.signal("TERM");
+    let signalled = Instant::now();
+
+    let body = answer.await.unwrap().expect(StatusCode::OK);
+    assert_eq!(body["faces"].as_array().unwrap().len(), 24);
+    let status = tokio::task::spawn_blocking(move || {
+        let status = running.0.wait().unwrap();
+        let mut log = String::new();
+        running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (status, log)
+    });
+    let (status, log) = tokio::time::timeout(Duration::from_secs(20), status).await.unwrap().unwrap();
+    assert!(status.success(), "{status}\n{log}");
+    assert!(signalled.elapsed() < Duration::from_secs(20));
+    assert!(client.get(format!("{url}/livez")).send().await.is_err());
+    assert!(!folder.path().join("address").exists());
+
+    // Structured: each line is an object; a request's line has the path's pattern.
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();
+    assert_eq!(answered["route"], "/face-recognition/get-results");
+    assert_eq!(answered["status"], 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_people_stay_out_of_the_log() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let _ = facepipe_test_support::require!("lfw10");
+    let folder = tempfile::tempdir().unwrap();
+    let (mut running, url) = Running::start(folder.path(), models.parent().unwrap());
+    let client = client();
+    for path in ["/dataset/Tony_Blair", "/dataset/Tony_Blair", "/model/optimized-train?wait=true"] {
+        client.post(format!("{url}{path}")).send().await.unwrap();
+    }
+    client.get(format!("{url}/database/Tony_Blair/last-known-location")).send().await.unwrap();
+    client.delete(format!("{url}/dataset/Tony_Blair")).send().await.unwrap();
+    running.signal("INT");
+    let log = tokio::task::spawn_blocking(move || {
+        let mut log = String::new();
+        running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        log
+    });
+    let log = log.await.unwrap();
+    assert!(log.contains("/dataset/{id") && log.contains("trained a model"), "{log}");
+    assert!(!log.contains("Tony"), "{log}");
+}

@@ -1,0 +1,196 @@
+//! A server for one test, and the calls that tests make.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Once,
+};
+
+use facepipe_backend::{Application, Config, StopHandle};
+use reqwest::{
+    Client, Method, Response, StatusCode,
+    multipart::{Form, Part},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+/// Starts a server, or ends the test as skipped where the weights cannot be had. Takes what the test configures
+/// otherwise.
+macro_rules! start {
+    () => {
+        start!(|_| ())
+    };
+    ($configure:expr) => {{
+        let _ = facepipe_test_support::require!("lfw10");
+        for file in ["rnet.pt", "onet.pt", "mobilefacenet.onnx"] {
+            let _ = facepipe_test_support::require!(&format!("models/{file}"));
+        }
+        let models = facepipe_test_support::require!("models/pnet.pt");
+        $crate::helpers::Server::start(models.parent().unwrap(), $configure).await
+    }};
+}
+pub(crate) use start;
+
+/// A running server with its own data folder.
+pub struct Server {
+    pub url: String,
+    pub client: Client,
+    pub config: Config,
+    pub data: TempDir,
+    stop: StopHandle,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Server {
+    pub async fn start(models: &Path, configure: impl FnOnce(&mut Config)) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            listen: "127.0.0.1:0".into(),
+            data_dir: data.path().to_owned(),
+            models_dir: models.to_owned(),
+            embedder: Some("mobilefacenet".into()),
+            ..Config::default()
+        };
+        configure(&mut config);
+        Self::run(config, data).await
+    }
+
+    async fn run(config: Config, data: TempDir) -> Self {
+        let application = Application::build(config.clone()).await.unwrap();
+        let url = format!("http://{}", application.address());
+        let stop = application.stop_handle();
+        let task = tokio::spawn(application.run());
+        Self { url, client: client(), config, data, stop, task }
+    }
+
+    /// Stops the server and starts another one on the same data.
+    pub async fn restart(self) -> Self {
+        let Self { config, data, stop, task, client, .. } = self;
+        drop(client);
+        stop.stop(true);
+        task.await.unwrap().unwrap();
+        Self::run(config, data).await
+    }
+
+    pub async fn call(&self, method: Method, path: &str) -> Answer {
+        let response = self.client.request(method, format!("{}{path}", self.url)).send().await.unwrap();
+        Answer::read(response).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path).await
+    }
+
+    pub async fn post(&self, path: &str) -> Answer {
+        self.call(Method::POST, path).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.call(Method::DELETE, path).await
+    }
+
+    pub async fn send(&self, path: &str, form: Form) -> Answer {
+        let response = self.client.post(format!("{}{path}", self.url)).multipart(form).send().await.unwrap();
+        Answer::read(response).await
+    }
+
+    /// Adds a person with the photographs of these numbers.
+    pub async fn enrol(&self, person: &str, photographs: &[u32]) {
+        self.post(&format!("/dataset/{person}")).await.expect(StatusCode::CREATED);
+        for number in photographs {
+            let form = Form::new().part("image", photograph(person, *number));
+            self.send(&format!("/dataset/{person}/image"), form).await.expect(StatusCode::CREATED);
+        }
+    }
+
+    /// Trains and returns the training's result.
+    pub async fn train(&self) -> Value {
+        let answer = self.post("/model/optimized-train?wait=true").await.expect(StatusCode::OK);
+        assert_eq!(answer["status"], "done", "{answer}");
+        answer["result"].clone()
+    }
+
+    /// The one face of a photograph, as get-results answers it.
+    pub async fn recognise(&self, person: &str, number: u32) -> Value {
+        let form = Form::new().part("image", photograph(person, number));
+        let answer = self.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+        let faces = answer["faces"].as_array().unwrap();
+        assert_eq!(faces.len(), 1, "{answer}");
+        faces[0].clone()
+    }
+}
+
+/// What a server answered.
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    pub async fn read(response: Response) -> Self {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
+        Self { status, headers, body }
+    }
+
+    /// The body, where the status is as it must be.
+    #[track_caller]
+    pub fn expect(self, status: StatusCode) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        self.body
+    }
+
+    /// The error's message, where status and code are as they must be.
+    #[track_caller]
+    pub fn expect_error(self, status: u16, code: &str) -> String {
+        let error = &self.body["error"];
+        assert_eq!((self.status.as_u16(), error["code"].as_str()), (status, Some(code)), "{}", self.body);
+        error["message"].as_str().unwrap().to_owned()
+    }
+}
+
+pub fn client() -> Client {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| rustls::crypto::ring::default_provider().install_default().unwrap());
+    Client::new()
+}
+
+pub fn photograph_path(person: &str, number: u32) -> PathBuf {
+    facepipe_test_support::find(&format!("lfw10/{person}/{person}_{number:04}.jpg")).unwrap()
+}
+
+pub fn photograph(person: &str, number: u32) -> Part {
+    file(fs::read(photograph_path(person, number)).unwrap())
+}
+
+pub fn file(bytes: Vec<u8>) -> Part {
+    Part::bytes(bytes).file_name("picture.jpg")
+}
+
+/// A picture without a face: a grey ramp.
+pub fn landscape() -> Part {
+    let ramp = image::GrayImage::from_fn(160, 120, |x, y| image::Luma([u8::try_from((x + y) / 2).unwrap()]));
+    let mut png = std::io::Cursor::new(Vec::new());
+    ramp.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    file(png.into_inner())
+}
+
+/// All files under `folder`.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+/// The files under `folder` that have `needle` in them.
+pub fn found_below(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
+    let has_it =
+        |file: &PathBuf| fs::read(file).unwrap().windows(needle.len()).any(|window| window == needle);
+    files_below(folder).into_iter().filter(has_it).collect()
+}

@@ -1,0 +1,57 @@
+//! More requests than the server can take, and clients that go.
+
+use std::time::Duration;
+
+use reqwest::{StatusCode, multipart::Form};
+
+use crate::helpers::{Answer, photograph, start};
+
+#[tokio::test]
+async fn a_full_queue_turns_requests_away_and_recovers() {
+    let server = start!(|config| config.queue_images = 2);
+    let calls = (0..24).map(|_| {
+        let form = Form::new().part("image", photograph("Tony_Blair", 1));
+        let request =
+            server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
+        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+    });
+    let (mut served, mut refused) = (0, 0);
+    for call in calls.collect::<Vec<_>>() {
+        let answer = call.await.unwrap();
+        if answer.status == StatusCode::OK {
+            served += 1;
+        } else {
+            let wait: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+            assert!((1..=30).contains(&wait));
+            let message = answer.expect_error(429, "too_busy");
+            assert!(message.contains("at most 2"), "{message}");
+            refused += 1;
+        }
+    }
+    assert!(served >= 2 && refused >= 1, "{served} served, {refused} refused");
+    // A request that is larger than the queue is served when it has the queue to itself.
+    let form = (0..3).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
+    let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    assert_eq!(answer["faces"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn clients_that_go_make_room() {
+    let server = start!(|config| config.queue_images = 64);
+    // 64 pictures take far longer than the client waits.
+    let form = (0..64).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
+    let request = server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
+    let gone = request.timeout(Duration::from_millis(60)).send().await;
+    assert!(gone.is_err_and(|error| error.is_timeout()));
+    let begun = std::time::Instant::now();
+    loop {
+        let form = Form::new().part("image", photograph("Tony_Blair", 1));
+        let answer = server.send("/face-recognition/get-results", form).await;
+        if answer.status == StatusCode::OK {
+            break;
+        }
+        answer.expect_error(429, "too_busy");
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

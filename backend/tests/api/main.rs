@@ -1,0 +1,10 @@
+//! The API as its clients see it: every test starts a server on a free port with a folder of its own and speaks HTTP.
+
+mod command_line;
+mod dataset;
+mod detections;
+mod helpers;
+mod load;
+mod model;
+mod recognition;
+mod wrong_input;

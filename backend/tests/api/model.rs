@@ -1,0 +1,170 @@
+//! Training, and what a new model changes.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{StatusCode, multipart::Form};
+use serde_json::Value;
+
+use crate::helpers::{photograph, start};
+
+#[tokio::test]
+async fn enrolled_people_are_recognised_and_others_are_not() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2, 3]).await;
+    server.enrol("Hugo_Chavez", &[1, 2, 3]).await;
+    server.post("/dataset/Without_Images").await.expect(StatusCode::CREATED);
+
+    let result = server.train().await;
+    assert_eq!(
+        (
+            &result["model_version"],
+            &result["people"],
+            &result["images"],
+            &result["people_without_embeddings"]
+        ),
+        (&1.into(), &2.into(), &6.into(), &1.into())
+    );
+    assert_eq!(result["embedder"], "mobilefacenet");
+
+    for person in ["Tony_Blair", "Hugo_Chavez"] {
+        for number in [7, 8] {
+            let face = server.recognise(person, number).await;
+            assert_eq!(face["decision"], "known", "{face}");
+            assert_eq!(face["top_prediction"]["label"], *person, "{face}");
+            assert!(face["score"].as_f64().unwrap() >= face["threshold"].as_f64().unwrap(), "{face}");
+            let sum: f64 = probabilities(&face).iter().sum();
+            assert!((sum - 1.0).abs() < 1e-4, "{face}");
+            assert_eq!(face["all_predictions"][0], face["top_prediction"], "{face}");
+        }
+    }
+    for number in [1, 2, 3] {
+        let face = server.recognise("Vladimir_Putin", number).await;
+        assert_eq!(face["decision"], "unknown", "{face}");
+        assert!(face["score"].as_f64().unwrap() < face["threshold"].as_f64().unwrap(), "{face}");
+        // Who is nearest stays in the answer.
+        assert_eq!(probabilities(&face).len(), 2, "{face}");
+    }
+}
+
+fn probabilities(face: &Value) -> Vec<f64> {
+    let all = face["all_predictions"].as_array().unwrap();
+    all.iter().map(|prediction| prediction["confidence"].as_f64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn without_a_model_faces_are_found_and_unknown() {
+    let server = start!();
+    let form = Form::new().part("image", photograph("Tony_Blair", 1));
+    let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    assert!(answer["model_version"].is_null());
+    let face = &answer["faces"][0];
+    assert_eq!(face["decision"], "unknown");
+    assert!(face["top_prediction"].is_null() && face["score"].is_null());
+    assert_eq!(face["all_predictions"], Value::Array(Vec::new()));
+}
+
+#[tokio::test]
+async fn nobody_and_one_person_can_be_trained() {
+    let server = start!();
+    let result = server.train().await;
+    assert_eq!((&result["model_version"], &result["people"]), (&1.into(), &0.into()));
+    assert_eq!(server.recognise("Tony_Blair", 1).await["decision"], "unknown");
+
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    let result = server.train().await;
+    assert_eq!((&result["model_version"], &result["people"]), (&2.into(), &1.into()));
+    let face = server.recognise("Tony_Blair", 3).await;
+    assert_eq!(
+        (&face["decision"], &face["top_prediction"]["label"]),
+        (&"known".into(), &"Tony_Blair".into())
+    );
+    assert_eq!(server.recognise("Hugo_Chavez", 1).await["decision"], "unknown");
+}
+
+#[tokio::test]
+async fn a_training_can_be_followed_by_its_job() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1]).await;
+    let answer = server.post("/model/optimized-train").await;
+    let location = answer.headers["location"].to_str().unwrap().to_owned();
+    let job = answer.expect(StatusCode::ACCEPTED);
+    assert_eq!(location, format!("/jobs/{}", job["job_id"].as_str().unwrap()));
+    assert_eq!(job["kind"], "optimized-train");
+
+    let asked = Instant::now();
+    let job = loop {
+        let job = server.get(&location).await.expect(StatusCode::OK);
+        if job["status"] == "done" {
+            break job;
+        }
+        assert!(["queued", "running"].contains(&job["status"].as_str().unwrap()), "{job}");
+        assert!(asked.elapsed() < Duration::from_secs(20), "{job}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(job["result"]["people"], 1);
+    assert!(job["finished_at"].as_str().unwrap() >= job["started_at"].as_str().unwrap());
+    server.get("/jobs/none-of-this-id").await.expect_error(404, "job_not_found");
+}
+
+#[tokio::test]
+async fn an_erased_person_is_named_no_more_even_when_enrolled_again() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    server.train().await;
+    assert_eq!(server.recognise("Tony_Blair", 3).await["decision"], "known");
+
+    server.delete("/dataset/Tony_Blair").await.expect(StatusCode::NO_CONTENT);
+    let face = server.recognise("Tony_Blair", 3).await;
+    assert_eq!(face["decision"], "unknown", "{face}");
+    assert!(!face.to_string().contains("Tony_Blair"), "{face}");
+    assert_eq!(server.recognise("Hugo_Chavez", 3).await["decision"], "known");
+
+    // The old model must not take a new person of the same name for the erased one.
+    server.post("/dataset/Tony_Blair").await.expect(StatusCode::CREATED);
+    assert_eq!(server.recognise("Tony_Blair", 3).await["decision"], "unknown");
+}
+
+#[tokio::test]
+async fn everything_outlives_a_restart() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    let before = server.recognise("Tony_Blair", 3).await;
+    let people = server.get("/database/people").await.expect(StatusCode::OK);
+
+    let server = server.restart().await;
+
+    assert_eq!(server.recognise("Tony_Blair", 3).await, before);
+    assert_eq!(server.get("/database/people").await.expect(StatusCode::OK), people);
+    assert_eq!(server.get("/dataset").await.expect(StatusCode::OK)["people"][0]["images"], 2);
+    // Versions go on counting, and embeddings are still there to be trained on.
+    let result = server.train().await;
+    assert_eq!((&result["model_version"], &result["images"]), (&2.into(), &2.into()));
+}
+
+#[tokio::test]
+async fn a_damaged_model_leaves_a_server_that_a_training_mends() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1]).await;
+    server.train().await;
+    let models = server.data.path().join("blobs/models");
+    for entry in std::fs::read_dir(models).unwrap() {
+        std::fs::write(entry.unwrap().path(), b"not a model").unwrap();
+    }
+    let server = server.restart().await;
+    assert_eq!(server.recognise("Tony_Blair", 2).await["decision"], "unknown");
+    server.train().await;
+    assert_eq!(server.recognise("Tony_Blair", 2).await["decision"], "known");
+}
+
+#[tokio::test]
+async fn the_threshold_is_configurable() {
+    let server = start!(|config| config.match_threshold = Some(0.999));
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    let face = server.recognise("Tony_Blair", 3).await;
+    assert_eq!(face["decision"], "unknown", "{face}");
+    assert!((face["threshold"].as_f64().unwrap() - 0.999).abs() < 1e-6, "{face}");
+    assert_eq!(face["top_prediction"]["label"], "Tony_Blair", "{face}");
+}

@@ -1,0 +1,73 @@
+//! get-results, dry-run, and several images in one request.
+
+use reqwest::{Method, StatusCode, multipart::Form};
+
+use crate::helpers::{Answer, file, landscape, photograph, start};
+
+#[tokio::test]
+async fn faces_are_located_in_pixels_of_the_picture() {
+    let server = start!();
+    let reference = facepipe_test_support::fixture("mtcnn.json");
+    let face = server.recognise("Tony_Blair", 1).await;
+    let expected = &reference["images"]["lfw10/Tony_Blair/Tony_Blair_0001.jpg"];
+    let corners = expected[0]["box"].as_array().unwrap();
+    for (name, reference) in ["left", "top", "right", "bottom"].iter().zip(corners) {
+        let (found, reference) = (face["bounding_box"][name].as_f64().unwrap(), reference.as_f64().unwrap());
+        assert!((found - reference).abs() <= 1.0, "{name}: {found} instead of {reference}");
+    }
+    assert!(face["detection_confidence"].as_f64().unwrap() > 0.95);
+}
+
+#[tokio::test]
+async fn get_with_a_body_answers_as_post_does() {
+    let server = start!();
+    let mut answers = Vec::new();
+    for method in [Method::GET, Method::POST] {
+        let form = Form::new().part("image", photograph("Tony_Blair", 1));
+        let url = format!("{}/face-recognition/get-results", server.url);
+        let response = server.client.request(method, url).multipart(form).send().await.unwrap();
+        assert!(response.headers()["server-timing"].to_str().unwrap().contains("recognise;dur="));
+        answers.push(Answer::read(response).await.expect(StatusCode::OK));
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert_eq!(answers[0]["faces"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_picture_without_faces_has_an_empty_answer() {
+    let server = start!();
+    let form = Form::new().part("image", landscape());
+    let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    assert_eq!(answer["faces"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn one_bad_image_does_not_spoil_the_others() {
+    let server = start!(|config| config.max_image_bytes = 200_000);
+    let form = Form::new()
+        .part("image", photograph("Tony_Blair", 1))
+        .part("image", file(b"this is text".to_vec()))
+        .part("image", file(Vec::new()))
+        .part("image", file(vec![0; 200_001]))
+        .part("image", photograph("Hugo_Chavez", 1));
+    let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    let images: Vec<_> =
+        answer["faces"].as_array().unwrap().iter().map(|face| face["image"].as_u64().unwrap()).collect();
+    assert_eq!(images, [0, 4]);
+    let errors: Vec<_> = answer["errors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|error| (error["image"].as_u64().unwrap(), error["error"]["code"].as_str().unwrap()))
+        .collect();
+    assert_eq!(errors, [(1, "image_unreadable"), (2, "image_empty"), (3, "image_too_large")]);
+}
+
+#[tokio::test]
+async fn a_dry_run_reads_the_form_and_answers_nothing() {
+    let server = start!();
+    let form = Form::new().part("image", photograph("Tony_Blair", 1)).text("camera_id", "gate-1");
+    assert!(server.send("/face-recognition/dry-run", form).await.expect(StatusCode::NO_CONTENT).is_null());
+    let form = Form::new().text("camera_id", "gate-1");
+    server.send("/face-recognition/dry-run", form).await.expect_error(400, "image_missing");
+}
