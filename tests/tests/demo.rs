@@ -1,6 +1,8 @@
 //! The main job from one end to the other, as `make demo` runs it: real programs, real elements, real weights, real
 //! photographs, and crowds whose walkers are known.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{
     path::{Path, PathBuf},
     process::Command,

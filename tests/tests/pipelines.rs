@@ -1,5 +1,7 @@
 //! The pipelines of the README, as they are written there, by `gst-launch-1.0`, against the real backend.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
 use std::{fs, path::Path, process::Command};
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};

@@ -1,5 +1,13 @@
 //! The API as its clients see it: every test starts a server on a free port with a folder of its own and speaks HTTP.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod command_line;
 mod dataset;
 mod detections;
