@@ -131,12 +131,13 @@ impl Cropper {
         ) else {
             return Err(CropError::Outside { region: *region, width: frame.width(), height: frame.height() });
         };
-        let grid = |subsampling: usize| Grid {
-            across: Spans::new(columns, width, subsampling),
-            down: Spans::new(rows, height, subsampling),
+        let grid = |(across, down): (usize, usize)| Grid {
+            across: Spans::new(columns, width, across),
+            down: Spans::new(rows, height, down),
         };
         let Self { rgb, planes: [first, second, third], row } = self;
-        let full = grid(1);
+        let format = frame.format();
+        let full = grid((1, 1));
         rgb.clear();
         let mut packed = |channels: usize, order: [usize; 3]| {
             average(frame, 0, channels, &full, row, first);
@@ -144,24 +145,38 @@ impl Cropper {
                 rgb.extend(order.map(|index| to_byte(pixel.get(index).copied().unwrap_or(0.0))));
             }
         };
-        match frame.format() {
+        match format {
             PixelFormat::Rgb => packed(3, [0, 1, 2]),
             PixelFormat::Bgr => packed(3, [2, 1, 0]),
             PixelFormat::Rgbx | PixelFormat::Rgba => packed(4, [0, 1, 2]),
             PixelFormat::Bgrx | PixelFormat::Bgra => packed(4, [2, 1, 0]),
-            PixelFormat::Nv12 => {
+            PixelFormat::Nv12 | PixelFormat::Nv21 => {
                 average(frame, 0, 1, &full, row, first);
-                average(frame, 1, 2, &grid(2), row, second);
-                let chroma = second.as_chunks::<2>().0.iter().map(|&[u, v]| (u, v));
-                rgb.extend(YuvToRgb::of(frame).convert_all(first, chroma));
+                average(frame, 1, 2, &grid(format.subsampling()), row, second);
+                let cr_first = format == PixelFormat::Nv21;
+                let pairs = second.as_chunks::<2>().0.iter();
+                let chroma = pairs.map(|&[a, b]| if cr_first { (b, a) } else { (a, b) });
+                rgb.extend(YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma));
             }
-            PixelFormat::I420 => {
-                let half = grid(2);
+            PixelFormat::I420 | PixelFormat::Yv12 | PixelFormat::Y42b | PixelFormat::Y444 => {
+                let (cb, cr) = if format == PixelFormat::Yv12 { (2, 1) } else { (1, 2) };
+                let chroma = grid(format.subsampling());
                 average(frame, 0, 1, &full, row, first);
-                average(frame, 1, 1, &half, row, second);
-                average(frame, 2, 1, &half, row, third);
+                average(frame, cb, 1, &chroma, row, second);
+                average(frame, cr, 1, &chroma, row, third);
                 let chroma = second.iter().copied().zip(third.iter().copied());
-                rgb.extend(YuvToRgb::of(frame).convert_all(first, chroma));
+                rgb.extend(YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma));
+            }
+            PixelFormat::Yuy2 | PixelFormat::Uyvy => {
+                // Once as pixels of a luma and a chroma byte, once as double pixels of four bytes.
+                average(frame, 0, 2, &full, row, first);
+                average(frame, 0, 4, &grid(format.subsampling()), row, second);
+                let luma_first = format == PixelFormat::Yuy2;
+                let pixels = first.as_chunks::<2>().0.iter();
+                let luma = pixels.map(|&[a, b]| if luma_first { a } else { b });
+                let doubles = second.as_chunks::<4>().0.iter();
+                let chroma = doubles.map(|&[a, b, c, d]| if luma_first { (b, d) } else { (a, c) });
+                rgb.extend(YuvToRgb::of(frame).convert_all(luma, chroma));
             }
         }
         Ok(())
@@ -299,8 +314,12 @@ impl YuvToRgb {
         }
     }
 
-    fn convert_all(self, luma: &[f32], chroma: impl Iterator<Item = (f32, f32)>) -> impl Iterator<Item = u8> {
-        luma.iter().zip(chroma).flat_map(move |(&y, (u, v))| self.convert(y, u, v))
+    fn convert_all(
+        self,
+        luma: impl Iterator<Item = f32>,
+        chroma: impl Iterator<Item = (f32, f32)>,
+    ) -> impl Iterator<Item = u8> {
+        luma.zip(chroma).flat_map(move |(y, (u, v))| self.convert(y, u, v))
     }
 
     fn convert(&self, y: f32, u: f32, v: f32) -> [u8; 3] {

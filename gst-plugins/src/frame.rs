@@ -4,21 +4,9 @@
 use facepipe_detector::{ColorMatrix, ColorRange, DetectorError, Frame, PixelFormat};
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, prelude::*};
 
-/// The formats, cheapest first.
-const FORMATS: [VideoFormat; 8] = [
-    VideoFormat::Nv12,
-    VideoFormat::I420,
-    VideoFormat::Rgb,
-    VideoFormat::Bgr,
-    VideoFormat::Rgbx,
-    VideoFormat::Bgrx,
-    VideoFormat::Rgba,
-    VideoFormat::Bgra,
-];
-
 /// Caps of the raw video, in system memory, for pad templates.
 pub fn raw_video_caps() -> gst::Caps {
-    gst_video::VideoCapsBuilder::new().format_list(FORMATS).build()
+    gst_video::VideoCapsBuilder::new().format_list(PixelFormat::ALL.map(video_format)).build()
 }
 
 /// Describes a mapped frame, without copying any of it.
@@ -31,9 +19,10 @@ pub fn describe<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Fram
     let unsupported = || DetectorError::InvalidFrame {
         field: format!("format ({})", info.format()),
         value: 0,
-        limit: "one of NV12, I420, RGB, BGR, RGBx, BGRx, RGBA, BGRA".into(),
+        limit: format!("one of {}", PixelFormat::ALL.map(|f| video_format(f).to_str().as_str()).join(", ")),
     };
-    let format = pixel_format(info.format()).ok_or_else(unsupported)?;
+    let format =
+        PixelFormat::ALL.into_iter().find(|&f| video_format(f) == info.format()).ok_or_else(unsupported)?;
     let mut planes: [&[u8]; 3] = [&[]; 3];
     let mut strides = [0_usize; 3];
     let count = format.planes();
@@ -63,16 +52,22 @@ pub fn describe<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Fram
     )
 }
 
-fn pixel_format(format: VideoFormat) -> Option<PixelFormat> {
-    Some(match format {
-        VideoFormat::Nv12 => PixelFormat::Nv12,
-        VideoFormat::I420 => PixelFormat::I420,
-        VideoFormat::Rgb => PixelFormat::Rgb,
-        VideoFormat::Bgr => PixelFormat::Bgr,
-        VideoFormat::Rgbx => PixelFormat::Rgbx,
-        VideoFormat::Bgrx => PixelFormat::Bgrx,
-        VideoFormat::Rgba => PixelFormat::Rgba,
-        VideoFormat::Bgra => PixelFormat::Bgra,
-        _ => return None,
-    })
+/// GStreamer's name of a format.
+fn video_format(format: PixelFormat) -> VideoFormat {
+    match format {
+        PixelFormat::Nv12 => VideoFormat::Nv12,
+        PixelFormat::I420 => VideoFormat::I420,
+        PixelFormat::Nv21 => VideoFormat::Nv21,
+        PixelFormat::Yv12 => VideoFormat::Yv12,
+        PixelFormat::Yuy2 => VideoFormat::Yuy2,
+        PixelFormat::Uyvy => VideoFormat::Uyvy,
+        PixelFormat::Y42b => VideoFormat::Y42b,
+        PixelFormat::Y444 => VideoFormat::Y444,
+        PixelFormat::Rgb => VideoFormat::Rgb,
+        PixelFormat::Bgr => VideoFormat::Bgr,
+        PixelFormat::Rgbx => VideoFormat::Rgbx,
+        PixelFormat::Bgrx => VideoFormat::Bgrx,
+        PixelFormat::Rgba => VideoFormat::Rgba,
+        PixelFormat::Bgra => VideoFormat::Bgra,
+    }
 }

@@ -12,7 +12,7 @@
 
 mod common;
 
-use common::{bytes, decode, face, info, init, packed_frame, with_faces, yuv_frame};
+use common::{YUV_FORMATS, bytes, decode, face, info, init, packed_frame, with_faces, yuv_frame, yuv_halves};
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo};
@@ -285,7 +285,7 @@ fn yuv_is_converted_by_the_matrix_and_range_of_its_caps() {
         ("1:4:0:0", [150, 44, 21], [0, 255, 0]),
         ("bt709", [235, 128, 128], [255, 255, 255]),
     ];
-    for format in [VideoFormat::Nv12, VideoFormat::I420] {
+    for format in YUV_FORMATS {
         for (colorimetry, code, rgb) in cases {
             let colorimetry = colorimetry.parse().unwrap();
             let info = VideoInfo::builder(format, 321, 241).colorimetry(&colorimetry).build().unwrap();
@@ -302,27 +302,11 @@ fn yuv_is_converted_by_the_matrix_and_range_of_its_caps() {
 }
 
 #[test]
-fn the_chroma_of_a_crop_lies_where_its_luma_does() {
-    // Left half red, right half blue, and the edge at an even column; cut at odd ones.
-    for format in [VideoFormat::Nv12, VideoFormat::I420] {
+fn luma_and_chroma_of_a_crop_lie_where_those_of_the_frame_do() {
+    // Left half bright and reddish, right half dark and bluish, and the edge at an even column; cut at odd ones.
+    for format in YUV_FORMATS {
         let info = info(format, 320, 240);
-        let mut buffer = yuv_frame(&info, [100, 90, 240]);
-        {
-            let writable = buffer.make_mut();
-            let mut frame = gst_video::VideoFrameRef::from_buffer_ref_writable(writable, &info).unwrap();
-            let stride = info.stride()[1] as usize;
-            if format == VideoFormat::Nv12 {
-                let plane = frame.plane_data_mut(1).unwrap();
-                plane.chunks_mut(stride).for_each(|row| {
-                    row[160..320].chunks_exact_mut(2).for_each(|c| c.copy_from_slice(&[240, 110]));
-                });
-            } else {
-                for (plane, value) in [(1, 240), (2, 110)] {
-                    let plane = frame.plane_data_mut(plane).unwrap();
-                    plane.chunks_mut(stride).for_each(|row| row[80..160].fill(value));
-                }
-            }
-        }
+        let buffer = yuv_halves(&info, [100, 110, 150], [60, 150, 110]);
         let faces = [face(131, 101, 59, 59)];
         let [picture] = &crops(&info, "margin=0 quality=100", buffer, &faces)[..] else {
             panic!("{format}: not one picture");
@@ -330,8 +314,11 @@ fn the_chroma_of_a_crop_lies_where_its_luma_does() {
         // The edge at column 160 is at 29 of the crop; JPEG's own chroma is halved too, so two columns may
         // blend.
         for (x, y, pixel) in picture.enumerate_pixels().filter(|(x, ..)| !(27..=30).contains(x)) {
-            let red = pixel.0[0] > pixel.0[2];
-            assert_eq!(red, x < 29, "{format} at {x}, {y}: {:?}", pixel.0);
+            let [r, g, b] = pixel.0.map(f64::from);
+            assert_eq!(r > b, x < 29, "{format} at {x}, {y}: {:?}", pixel.0);
+            // BT.601, limited range: 98 and 51 of 255.
+            let luma = 0.299 * r + 0.587 * g + 0.114 * b;
+            assert_eq!(luma > 75.0, x < 29, "{format} at {x}, {y}: {:?}", pixel.0);
         }
     }
 }

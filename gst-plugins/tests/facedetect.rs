@@ -111,16 +111,15 @@ fn the_faces_of_a_picture_become_metadata_in_every_format_and_the_pixels_stay() 
         let path = require!(name);
         let (rgb_info, rgb) = picture(&path);
         let expected = reference("version-RFB-320", name, &rgb_info);
-        for format in [
+        let packed = [
             VideoFormat::Rgb,
-            VideoFormat::Nv12,
-            VideoFormat::I420,
             VideoFormat::Bgr,
             VideoFormat::Rgbx,
             VideoFormat::Bgrx,
             VideoFormat::Rgba,
             VideoFormat::Bgra,
-        ] {
+        ];
+        for format in packed.into_iter().chain(common::YUV_FORMATS) {
             let (info, frame) = converted(&rgb_info, &rgb, format);
             let mut harness = harness(&info, &format!("model={} {AS_REFERENCE}", model.display()));
             let before = bytes(&frame);
@@ -247,12 +246,15 @@ fn an_execution_provider_that_the_library_lacks_is_an_error_and_never_the_cpu() 
 fn all_formats_are_offered_in_system_memory_and_no_others() {
     init();
     let factory = gst::ElementFactory::find("facepipe-facedetect").unwrap();
-    for format in ["NV12", "I420", "RGB", "BGR", "RGBx", "BGRx", "RGBA", "BGRA"] {
+    for format in [
+        "NV12", "I420", "NV21", "YV12", "YUY2", "UYVY", "Y42B", "Y444", "RGB", "BGR", "RGBx", "BGRx", "RGBA",
+        "BGRA",
+    ] {
         let caps = format!("video/x-raw,format={format},width=64,height=64,framerate=25/1");
         let caps: gst::Caps = caps.parse().unwrap();
         assert!(factory.can_sink_all_caps(&caps) && factory.can_src_all_caps(&caps), "{format}");
     }
-    for caps in ["video/x-raw,format=YUY2", "video/x-raw(memory:DMABuf),format=NV12", "image/jpeg"] {
+    for caps in ["video/x-raw,format=P010_10LE", "video/x-raw(memory:DMABuf),format=NV12", "image/jpeg"] {
         assert!(!factory.can_sink_any_caps(&caps.parse::<gst::Caps>().unwrap()), "{caps}");
     }
 }

@@ -23,6 +23,7 @@ use common::{
     server::{Answer, Server},
 };
 use facepipe_test_support::{models_dir, require, skip, workspace_root};
+use image::RgbImage;
 use tempfile::TempDir;
 
 /// A folder with the plugin and nothing else, and the environment in which only that plugin is new.
@@ -216,6 +217,92 @@ fn a_recorded_street_is_uploaded_the_same_whether_facecrop_or_the_sink_cuts() {
         uploads.push(pictures);
     }
     assert!(uploads[0] == uploads[1], "{} and {} pictures", uploads[0].len(), uploads[1].len());
+}
+
+/// The faces that the pipeline after `source` writes to files whose names begin with `name`.
+fn faces_from(installed: &Installed, runtime: &Path, source: &str, name: &str) -> Vec<RgbImage> {
+    let line =
+        format!("{source} ! facedetect model=rfb-640 ! facecrop ! multifilesink location={name}-%05d.jpg");
+    let (ended, output) = installed.launch(&[("ORT_DYLIB_PATH", runtime)], &line);
+    assert!(ended, "{line}: {output}");
+    let files = (0..).map(|index| installed.path().join(format!("{name}-{index:05}.jpg")));
+    files.map_while(|file| fs::read(file).ok()).map(|picture| decode(&picture)).collect()
+}
+
+/// The mean red, green and blue of all pixels.
+fn mean_colour(pictures: &[RgbImage]) -> [f64; 3] {
+    let pixels = pictures.iter().map(|p| f64::from(p.width() * p.height())).sum::<f64>();
+    [0, 1, 2].map(|channel| {
+        pictures.iter().flat_map(|p| p.pixels()).map(|pixel| f64::from(pixel.0[channel])).sum::<f64>()
+            / pixels
+    })
+}
+
+/// Asserts that so many frames of the group gave the faces that one gives, in its colours.
+fn assert_group(found: &[RgbImage], frames: usize, expected: &[RgbImage], what: &str) {
+    assert_eq!(found.len(), frames * expected.len(), "{what}");
+    let (got, wanted) = (mean_colour(found), mean_colour(expected));
+    // A range taken for the other one changes some channel by at least six levels.
+    let worst = got.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(worst < 3.0, "{what}: mean colour {got:?}, expected {wanted:?}");
+}
+
+#[test]
+fn raw_video_as_webcams_deliver_it_needs_no_conversion() {
+    let runtime = runtime!();
+    let _ = require!("models/version-RFB-640.onnx");
+    let group = require!("scenes/multiface.jpg");
+    let installed = Installed::new();
+    let source = |caps: &str| {
+        format!("filesrc location={} ! decodebin ! videoconvert ! video/x-raw,{caps}", group.display())
+    };
+    let expected = faces_from(&installed, &runtime, &source("format=RGB"), "rgb");
+    assert!(expected.len() >= 6, "{} faces", expected.len());
+    for (name, caps) in [
+        ("limited", "format=YUY2,colorimetry=bt601"),
+        ("full", "format=YUY2,colorimetry=1:4:7:1"),
+        ("uyvy", "format=UYVY,colorimetry=bt709"),
+    ] {
+        let found = faces_from(&installed, &runtime, &source(caps), name);
+        assert_group(&found, 1, &expected, caps);
+    }
+}
+
+#[test]
+fn motion_jpeg_of_any_chroma_goes_from_its_decoder_into_facedetect() {
+    let runtime = runtime!();
+    let _ = require!("models/version-RFB-640.onnx");
+    let group = require!("scenes/multiface.jpg");
+    let installed = Installed::new();
+    let still = format!("filesrc location={} ! decodebin ! videoconvert", group.display());
+    let rgb = format!("{still} ! video/x-raw,format=RGB");
+    let expected = faces_from(&installed, &runtime, &rgb, "rgb");
+    assert!(expected.len() >= 6, "{} faces", expected.len());
+    let (libav, _) = run(installed.tool("gst-inspect-1.0").args(["--exists", "avdec_mjpeg"]));
+    if !libav {
+        skip("without GStreamer's libav plugin, the decoders of 4:2:2 and 4:4:4 are left out");
+    }
+    for format in ["I420", "Y42B", "Y444"] {
+        let (written, output) = installed.launch(
+            &[],
+            &format!(
+                "{still} ! video/x-raw,format={format},colorimetry=1:4:0:0 ! imagefreeze num-buffers=2 \
+                 ! video/x-raw,framerate=5/1 ! jpegenc quality=95 ! avimux ! filesink location={format}.avi"
+            ),
+        );
+        assert!(written, "{format}: {output}");
+        let any = format!("filesrc location={format}.avi ! decodebin");
+        let found = faces_from(&installed, &runtime, &any, &format!("any-{format}"));
+        assert_group(&found, 2, &expected, &any);
+        if libav {
+            // This decoder leaves the chroma as it was coded, as those of hardware do.
+            let exact = format!(
+                "filesrc location={format}.avi ! avidemux ! avdec_mjpeg ! video/x-raw,format={format}"
+            );
+            let found = faces_from(&installed, &runtime, &exact, &format!("exact-{format}"));
+            assert_group(&found, 2, &expected, &exact);
+        }
+    }
 }
 
 #[test]

@@ -44,7 +44,14 @@ impl Noise {
 fn sampling(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("sample 1080p");
     for (width, height) in [(320, 240), (640, 480)] {
-        for format in [PixelFormat::Nv12, PixelFormat::I420, PixelFormat::Bgr, PixelFormat::Bgrx] {
+        for format in [
+            PixelFormat::Nv12,
+            PixelFormat::I420,
+            PixelFormat::Yuy2,
+            PixelFormat::Y42b,
+            PixelFormat::Bgr,
+            PixelFormat::Bgrx,
+        ] {
             let noise = Noise::new(format);
             let mut sampler = Sampler::new(width, height);
             let mut input = vec![0.0; 3 * width * height];

@@ -24,6 +24,19 @@ pub enum PixelFormat {
     Nv12,
     /// Plane of luma, plane of Cb, plane of Cr, the last two halved in both directions (rounded up).
     I420,
+    /// As NV12, with Cr before Cb.
+    Nv21,
+    /// As I420, with the plane of Cr before that of Cb.
+    Yv12,
+    /// Four bytes for two neighbouring pixels: luma, Cb, luma, Cr. What most webcams deliver as raw video.
+    Yuy2,
+    /// Four bytes for two neighbouring pixels: Cb, luma, Cr, luma.
+    Uyvy,
+    /// Plane of luma, plane of Cb, plane of Cr, the last two halved in width only (rounded up). What most JPEG
+    /// pictures of webcams decode to.
+    Y42b,
+    /// Plane of luma, plane of Cb, plane of Cr, all of the frame's size.
+    Y444,
     /// Three bytes per pixel, red first.
     Rgb,
     /// Three bytes per pixel, blue first.
@@ -39,25 +52,57 @@ pub enum PixelFormat {
 }
 
 impl PixelFormat {
-    /// All formats, in the order in which an element should offer them: cheapest to sample first.
-    pub const ALL: [Self; 8] =
-        [Self::Nv12, Self::I420, Self::Rgb, Self::Bgr, Self::Rgbx, Self::Bgrx, Self::Rgba, Self::Bgra];
+    /// All formats, in the order in which an element should offer them: fewest bytes per pixel first, and of those
+    /// the common ones first.
+    pub const ALL: [Self; 14] = [
+        Self::Nv12,
+        Self::I420,
+        Self::Nv21,
+        Self::Yv12,
+        Self::Yuy2,
+        Self::Uyvy,
+        Self::Y42b,
+        Self::Y444,
+        Self::Rgb,
+        Self::Bgr,
+        Self::Rgbx,
+        Self::Bgrx,
+        Self::Rgba,
+        Self::Bgra,
+    ];
 
-    /// Number of planes: 2 for NV12, 3 for I420, 1 for the packed formats.
+    /// Number of planes: 1 for the packed formats, 2 for NV12 and NV21, else 3.
     pub const fn planes(self) -> usize {
         match self {
-            Self::Nv12 => 2,
-            Self::I420 => 3,
+            Self::Nv12 | Self::Nv21 => 2,
+            Self::I420 | Self::Yv12 | Self::Y42b | Self::Y444 => 3,
+            Self::Yuy2 | Self::Uyvy => 1,
             Self::Rgb | Self::Bgr | Self::Rgbx | Self::Bgrx | Self::Rgba | Self::Bgra => 1,
+        }
+    }
+
+    /// For how many pixels across and down one sample of chroma stands: 2 and 2 for the 4:2:0 formats, 2 and 1 for
+    /// 4:2:2, 1 and 1 for 4:4:4 and RGB.
+    pub const fn subsampling(self) -> (usize, usize) {
+        match self {
+            Self::Nv12 | Self::I420 | Self::Nv21 | Self::Yv12 => (2, 2),
+            Self::Yuy2 | Self::Uyvy | Self::Y42b => (2, 1),
+            Self::Y444 => (1, 1),
+            Self::Rgb | Self::Bgr | Self::Rgbx | Self::Bgrx | Self::Rgba | Self::Bgra => (1, 1),
         }
     }
 
     /// Bytes of pixels in one row of `plane`, and the plane's number of rows, for a frame of this size in pixels.
     pub const fn plane_size(self, plane: usize, width: usize, height: usize) -> (usize, usize) {
+        let (across, down) = self.subsampling();
+        let chroma = (width.div_ceil(across), height.div_ceil(down));
         match (self, plane) {
-            (Self::Nv12, 1) => (2 * width.div_ceil(2), height.div_ceil(2)),
-            (Self::I420, 1 | 2) => (width.div_ceil(2), height.div_ceil(2)),
-            (Self::Nv12 | Self::I420, _) => (width, height),
+            (Self::Yuy2 | Self::Uyvy, _) => (4 * chroma.0, height),
+            (Self::Nv12 | Self::Nv21, 1) => (2 * chroma.0, chroma.1),
+            (Self::I420 | Self::Yv12 | Self::Y42b | Self::Y444, 1 | 2) => chroma,
+            (Self::Nv12 | Self::Nv21 | Self::I420 | Self::Yv12 | Self::Y42b | Self::Y444, _) => {
+                (width, height)
+            }
             (Self::Rgb | Self::Bgr, _) => (3 * width, height),
             (Self::Rgbx | Self::Bgrx | Self::Rgba | Self::Bgra, _) => (4 * width, height),
         }

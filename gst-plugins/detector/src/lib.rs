@@ -1,6 +1,6 @@
 //! Finds faces in video frames with the Ultra-Light networks, fast enough for one core of a small edge box.
 //!
-//! A [`Frame`] borrows the planes as a decoder made them (NV12, I420, RGB and its kin); a [`Detector`] samples the
+//! A [`Frame`] borrows the planes as a decoder made them (4:2:0, 4:2:2 and 4:4:4 Y'CbCr, RGB and its kin); a [`Detector`] samples the
 //! network's input straight from them, in one pass, and runs the network in ONNX Runtime.
 //!
 //! ```no_run

@@ -10,8 +10,8 @@ use crate::{ColorMatrix, ColorRange, Frame, PixelFormat};
 /// Fills network inputs of one size from frames of any size and format.
 ///
 /// The picture is stretched to the input's size by bilinear interpolation without antialiasing, half-pixel centres,
-/// edges repeated, as OpenCV's `INTER_LINEAR` does. Chroma of the 4:2:0 formats is interpolated too, each sample
-/// sited in the centre of its four pixels. R'G'B' is clamped to 0..=255 and normalised to `(x - 127) / 128`.
+/// edges repeated, as OpenCV's `INTER_LINEAR` does. Subsampled chroma is interpolated too, each sample sited in the
+/// centre of the pixels it stands for. R'G'B' is clamped to 0..=255 and normalised to `(x - 127) / 128`.
 ///
 /// Tables and row buffers are kept from frame to frame and only made anew when the frame's size or format changes.
 #[derive(Debug)]
@@ -60,11 +60,21 @@ impl Sampler {
         let green = green.chunks_exact_mut(self.width);
         let blue = blue.chunks_exact_mut(self.width);
         let colors = Colors::new(frame.matrix(), frame.range());
+        let swapped = colors.swapped();
         for (y, ((red, green), blue)) in red.zip(green).zip(blue).enumerate() {
             let target = [red, green, blue];
             match frame.format() {
-                PixelFormat::Nv12 | PixelFormat::I420 => {
+                PixelFormat::Nv12
+                | PixelFormat::I420
+                | PixelFormat::Yuy2
+                | PixelFormat::Uyvy
+                | PixelFormat::Y42b
+                | PixelFormat::Y444 => {
                     self.rows.sample_yuv(frame, tables, &colors, self.vector, y, target);
+                }
+                PixelFormat::Nv21 | PixelFormat::Yv12 => {
+                    let [red, green, blue] = target;
+                    self.rows.sample_yuv(frame, tables, &swapped, self.vector, y, [blue, green, red]);
                 }
                 PixelFormat::Rgb | PixelFormat::Rgbx | PixelFormat::Rgba => {
                     self.rows.sample_rgb(frame, tables, self.vector, y, target);
@@ -91,9 +101,11 @@ struct Tables {
 impl Tables {
     fn new(key: (PixelFormat, usize, usize), input_width: usize, input_height: usize) -> Self {
         let (format, width, height) = key;
+        let (across, down) = format.subsampling();
         let (pixel, chroma_pixel) = match format {
-            PixelFormat::Nv12 => (1, 2),
-            PixelFormat::I420 => (1, 1),
+            PixelFormat::Nv12 | PixelFormat::Nv21 => (1, 2),
+            PixelFormat::I420 | PixelFormat::Yv12 | PixelFormat::Y42b | PixelFormat::Y444 => (1, 1),
+            PixelFormat::Yuy2 | PixelFormat::Uyvy => (2, 4),
             PixelFormat::Rgb | PixelFormat::Bgr => (3, 0),
             PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => (4, 0),
         };
@@ -101,8 +113,8 @@ impl Tables {
             key,
             x: Axis::new(width, 1, input_width, pixel),
             y: Axis::new(height, 1, input_height, 1),
-            chroma_x: Axis::new(width, 2, input_width, chroma_pixel),
-            chroma_y: Axis::new(height, 2, input_height, 1),
+            chroma_x: Axis::new(width, across, input_width, chroma_pixel),
+            chroma_y: Axis::new(height, down, input_height, 1),
         }
     }
 }
@@ -184,6 +196,19 @@ impl Colors {
             offsets: [offset(cr_to_red), offset(cb_to_green + cr_to_green), offset(cb_to_blue)],
         }
     }
+
+    /// The same for sources that have Cr in the place of Cb and targets that have blue in the place of red.
+    const fn swapped(self) -> Self {
+        let [red, green, blue] = self.offsets;
+        Self {
+            luma: self.luma,
+            cr_to_red: self.cb_to_blue,
+            cb_to_green: self.cr_to_green,
+            cr_to_green: self.cb_to_green,
+            cb_to_blue: self.cr_to_red,
+            offsets: [blue, green, red],
+        }
+    }
 }
 
 /// 0 and 255, normalised.
@@ -199,6 +224,7 @@ struct Rows {
 }
 
 impl Rows {
+    /// Fills the targets in the order red, green, blue, where `colors` is for Cb before Cr.
     fn sample_yuv(
         &mut self,
         frame: &Frame<'_>,
@@ -210,21 +236,37 @@ impl Rows {
     ) {
         let [luma, upper, lower, _] = &mut self.words;
         let [luma_upper, luma_lower, cb, cr] = &mut self.doubled;
+        // Where in the four bytes of two pixels the first luma and the first chroma lie.
+        let packed = match frame.format() {
+            PixelFormat::Yuy2 => Some((0, 1)),
+            PixelFormat::Uyvy => Some((1, 0)),
+            _ => None,
+        };
 
         let (first, weight) = tables.y.at(y);
         let second = (first + 1).min(frame.height() - 1);
         let above = at_least_two(frame.row(0, first), 1, luma_upper);
         let below = at_least_two(frame.row(0, second), 1, luma_lower);
-        gather_pairs(above, below, &tables.x.offsets, luma);
+        match packed {
+            Some((start, _)) => {
+                let [above, below] = [above, below].map(|row| row.get(start..).unwrap_or_default());
+                gather_alternate_pairs(above, below, &tables.x.offsets, luma);
+            }
+            None => gather_pairs(above, below, &tables.x.offsets, luma),
+        }
 
         let (first, chroma_weight) = tables.chroma_y.at(y);
-        let second = (first + 1).min(frame.height().div_ceil(2) - 1);
-        let planar = frame.format() == PixelFormat::I420;
+        let (_, down) = frame.format().subsampling();
+        let second = (first + 1).min(frame.height().div_ceil(down) - 1);
+        let planar = frame.format().planes() == 3;
         for (row, words) in [(first, &mut *upper), (second, &mut *lower)] {
             if planar {
                 let cb = at_least_two(frame.row(1, row), 1, cb);
                 let cr = at_least_two(frame.row(2, row), 1, cr);
                 gather_pairs(cb, cr, &tables.chroma_x.offsets, words);
+            } else if let Some((_, start)) = packed {
+                let row = at_least_two(frame.row(0, row), 4, cb).get(start..).unwrap_or_default();
+                gather_alternate_quads(row, &tables.chroma_x.offsets, words);
             } else {
                 let chroma = at_least_two(frame.row(1, row), 2, cb);
                 gather_quads(chroma, &tables.chroma_x.offsets, words);
@@ -302,6 +344,26 @@ fn gather_pairs(first: &[u8], second: &[u8], offsets: &[u32], words: &mut [u32])
     }
 }
 
+/// As [`gather_pairs`], of every second byte.
+#[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
+fn gather_alternate_pairs(first: &[u8], second: &[u8], offsets: &[u32], words: &mut [u32]) {
+    for (word, &offset) in words.iter_mut().zip(offsets) {
+        let at = offset as usize;
+        let (a, b) = (&first[at..at + 3], &second[at..at + 3]);
+        *word = u32::from_le_bytes([a[0], a[2], b[0], b[2]]);
+    }
+}
+
+/// As [`gather_quads`], of every second byte.
+#[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
+fn gather_alternate_quads(row: &[u8], offsets: &[u32], words: &mut [u32]) {
+    for (word, &offset) in words.iter_mut().zip(offsets) {
+        let at = offset as usize;
+        let q = &row[at..at + 7];
+        *word = u32::from_le_bytes([q[0], q[2], q[4], q[6]]);
+    }
+}
+
 /// Four neighbouring bytes in each word.
 #[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
 fn gather_quads(row: &[u8], offsets: &[u32], words: &mut [u32]) {
@@ -327,7 +389,7 @@ fn gather_triples(row: &[u8], offsets: &[u32], left: &mut [u32], right: &mut [u3
 struct YuvRow<'a> {
     /// From the lowest byte: upper left, upper right, lower left, lower right.
     luma: &'a [u32],
-    /// Upper and lower row. Semi-planar: Cb, Cr, Cb, Cr; planar: Cb, Cb, Cr, Cr.
+    /// Upper and lower row. Semi-planar and packed: Cb, Cr, Cb, Cr; planar: Cb, Cb, Cr, Cr.
     chroma: [&'a [u32]; 2],
     x: &'a [f32],
     chroma_x: &'a [f32],

@@ -37,7 +37,7 @@ fn noise(width: u32, height: u32) -> RgbImage {
     })
 }
 
-/// Slow changes in all three channels, which survive 4:2:0.
+/// Slow changes in all three channels, which survive subsampled chroma.
 fn gradient(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let (u, v) = (f64::from(x) / f64::from(width), f64::from(y) / f64::from(height));
@@ -66,27 +66,32 @@ fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
         upper * (1.0 - (y - top)) + lower * (y - top)
     };
     let size = (planes.width as usize, planes.height as usize);
-    let half = (size.0.div_ceil(2), size.1.div_ceil(2));
+    let (across, down) = planes.format.subsampling();
+    let samples = (size.0.div_ceil(across), size.1.div_ceil(down));
     let mut input = vec![0.0; 3 * width * height];
     for row in 0..height {
         for column in 0..width {
             let x = (column as f64 + 0.5) * size.0 as f64 / width as f64 - 0.5;
             let y = (row as f64 + 0.5) * size.1 as f64 / height as f64 - 0.5;
-            // The middle of four pixels lies half a pixel right of and below the first one's.
-            let (half_x, half_y) = ((x - 0.5) / 2.0, (y - 0.5) / 2.0);
+            // The middle of two pixels lies half a pixel beyond the first one's.
+            let chroma_x = (x - (across as f64 - 1.0) / 2.0) / across as f64;
+            let chroma_y = (y - (down as f64 - 1.0) / 2.0) / down as f64;
+            // Each component by its plane, the bytes from one sample to the next, and those before the first.
+            let ycbcr = |luma: [usize; 3], [cb, cr]: [[usize; 3]; 2]| {
+                let chroma = |[plane, pixel, offset]: [usize; 3]| {
+                    bilinear(plane, samples, pixel, offset, chroma_x, chroma_y)
+                };
+                to_rgb(planes, bilinear(luma[0], size, luma[1], luma[2], x, y), chroma(cb), chroma(cr))
+            };
             let rgb = match planes.format {
-                PixelFormat::Nv12 => to_rgb(
-                    planes,
-                    bilinear(0, size, 1, 0, x, y),
-                    bilinear(1, half, 2, 0, half_x, half_y),
-                    bilinear(1, half, 2, 1, half_x, half_y),
-                ),
-                PixelFormat::I420 => to_rgb(
-                    planes,
-                    bilinear(0, size, 1, 0, x, y),
-                    bilinear(1, half, 1, 0, half_x, half_y),
-                    bilinear(2, half, 1, 0, half_x, half_y),
-                ),
+                PixelFormat::Nv12 => ycbcr([0, 1, 0], [[1, 2, 0], [1, 2, 1]]),
+                PixelFormat::Nv21 => ycbcr([0, 1, 0], [[1, 2, 1], [1, 2, 0]]),
+                PixelFormat::I420 | PixelFormat::Y42b | PixelFormat::Y444 => {
+                    ycbcr([0, 1, 0], [[1, 1, 0], [2, 1, 0]])
+                }
+                PixelFormat::Yv12 => ycbcr([0, 1, 0], [[2, 1, 0], [1, 1, 0]]),
+                PixelFormat::Yuy2 => ycbcr([0, 2, 0], [[0, 4, 1], [0, 4, 3]]),
+                PixelFormat::Uyvy => ycbcr([0, 2, 1], [[0, 4, 0], [0, 4, 2]]),
                 PixelFormat::Rgb => [0, 1, 2].map(|channel| bilinear(0, size, 3, channel, x, y)),
                 PixelFormat::Bgr => [2, 1, 0].map(|channel| bilinear(0, size, 3, channel, x, y)),
                 PixelFormat::Rgbx | PixelFormat::Rgba => {
@@ -146,8 +151,9 @@ fn all_formats_show_the_same_picture() {
         for format in PixelFormat::ALL {
             for (matrix, range) in COLORIMETRIES {
                 let planes = Planes::of(&picture, format, matrix, range, 5);
-                // The 4:2:0 formats lose up to two levels of 255 to rounding and a little chroma.
-                let levels = if format.planes() == 1 { 0.0 } else { 3.0 };
+                // Y'CbCr loses up to two levels of 255 to rounding, and 4:2:0 a little chroma.
+                let packed = matches!(format, PixelFormat::Yuy2 | PixelFormat::Uyvy);
+                let levels = if format.planes() == 1 && !packed { 0.0 } else { 3.0 };
                 for (got, expected) in sample(&planes.frame(), 80, 60).iter().zip(&expected) {
                     assert!(
                         (got - expected).abs() <= levels / 128.0 + 1e-6,
@@ -234,7 +240,7 @@ fn a_frame_whose_planes_do_not_fit_is_refused_by_name_and_limit() {
     let refused = |format, width, height, planes: &[&[u8]], strides: &[usize]| {
         new(format, width, height, planes, strides).unwrap_err()
     };
-    use PixelFormat::{Bgrx, I420, Nv12, Rgb};
+    use PixelFormat::{Bgrx, I420, Nv12, Rgb, Y42b, Y444, Yuy2};
     assert_eq!(refused(Rgb, 0, 4, &[plane], &[16]), "frame: width is 0, expected 1 to 32768 pixels");
     assert_eq!(
         refused(Rgb, 4, 40_000, &[plane], &[16]),
@@ -253,6 +259,18 @@ fn a_frame_whose_planes_do_not_fit_is_refused_by_name_and_limit() {
     assert_eq!(
         refused(Nv12, 5, 5, &[plane, &plane[..17]], &[5, 6]),
         "frame: length of plane 1 is 17, expected 3 rows of 6 bytes, 6 bytes apart"
+    );
+    assert_eq!(
+        refused(Yuy2, 5, 4, &[plane], &[10]),
+        "frame: stride of plane 0 is 10, expected at least 12 bytes for 5 pixels of Yuy2"
+    );
+    assert_eq!(
+        refused(Y42b, 5, 5, &[&plane[..25], &plane[..15], &plane[..14]], &[5, 3, 3]),
+        "frame: length of plane 2 is 14, expected 5 rows of 3 bytes, 3 bytes apart"
+    );
+    assert_eq!(
+        refused(Y444, 5, 5, &[plane; 3], &[5, 5, 4]),
+        "frame: stride of plane 2 is 4, expected at least 5 bytes for 5 pixels of Y444"
     );
     assert!(refused(Rgb, 5, 4, &[plane], &[usize::MAX / 2]).contains("length of plane 0"));
     // 3 * 16 + 15 bytes: the last row goes without padding.

@@ -25,7 +25,7 @@
  * ## Larger and better pictures of near faces only
  *
  * |[
- * gst-launch-1.0 v4l2src ! decodebin ! videoconvert ! facedetect ! facecrop min-size=80 max-size=400 quality=95 ! multifilesink location=face-%05d.jpg
+ * gst-launch-1.0 v4l2src ! decodebin ! facedetect ! facecrop min-size=80 max-size=400 quality=95 ! multifilesink location=face-%05d.jpg
  * ]|
  */
 mod imp;

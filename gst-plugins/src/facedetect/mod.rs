@@ -8,8 +8,8 @@
  * `facedetect` runs an Ultra-Light face detector in ONNX Runtime on each frame and attaches one
  * `GstVideoRegionOfInterestMeta` per face: `roi_type` `face`, the bounding box in pixels, and a parameter
  * structure `detection` with `confidence` (double, 0 to 1) and `label_name` (`face`). The pixels are never
- * touched, and no colour conversion is needed before the element where the video is NV12, I420 or one of the
- * RGB formats.
+ * touched, and no colour conversion is needed before the element: it reads what decoders and webcams deliver,
+ * NV12, NV21, I420, YV12, YUY2, UYVY, Y42B, Y444 and the RGB formats, by the matrix and range of their caps.
  *
  * The same element is also registered as `facepipe-facedetect`, since the OpenCV plugin has a `facedetect`
  * too.
@@ -22,10 +22,10 @@
  *
  * ## A webcam
  *
- * Many webcams deliver YUY2, which is not among the formats above; `videoconvert` passes all others through.
+ * Raw video and motion JPEG alike.
  *
  * |[
- * gst-launch-1.0 v4l2src ! decodebin ! videoconvert ! facedetect interval=2 ! facecrop ! multifilesink location=face-%05d.jpg
+ * gst-launch-1.0 v4l2src ! decodebin ! facedetect interval=2 ! facecrop ! multifilesink location=face-%05d.jpg
  * ]|
  *
  * ## Without any camera or file

@@ -50,20 +50,38 @@ pub fn packed_frame(info: &VideoInfo, pixel: impl Fn(u32, u32) -> [u8; 3]) -> gs
     buffer
 }
 
-/// An NV12 or I420 frame of one colour, given as Y, Cb, Cr.
-pub fn yuv_frame(info: &VideoInfo, [y, cb, cr]: [u8; 3]) -> gst::Buffer {
-    let mut buffer = gst::Buffer::with_size(info.size()).unwrap();
-    {
-        let mut frame = VideoFrameRef::from_buffer_ref_writable(buffer.make_mut(), info).unwrap();
-        frame.plane_data_mut(0).unwrap().fill(y);
-        if info.format() == VideoFormat::Nv12 {
-            frame.plane_data_mut(1).unwrap().chunks_exact_mut(2).for_each(|c| c.copy_from_slice(&[cb, cr]));
-        } else {
-            frame.plane_data_mut(1).unwrap().fill(cb);
-            frame.plane_data_mut(2).unwrap().fill(cr);
+/// The Y'CbCr formats that the elements take.
+pub const YUV_FORMATS: [VideoFormat; 8] = [
+    VideoFormat::Nv12,
+    VideoFormat::I420,
+    VideoFormat::Nv21,
+    VideoFormat::Yv12,
+    VideoFormat::Yuy2,
+    VideoFormat::Uyvy,
+    VideoFormat::Y42b,
+    VideoFormat::Y444,
+];
+
+/// A Y'CbCr frame of one colour, given as Y, Cb, Cr.
+pub fn yuv_frame(info: &VideoInfo, code: [u8; 3]) -> gst::Buffer {
+    yuv_halves(info, code, code)
+}
+
+/// A Y'CbCr frame with one colour in its left half and another in its right half, each given as Y, Cb, Cr. Where
+/// the samples lie is GStreamer's own word.
+pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffer {
+    let mut bytes = vec![0; info.size()];
+    for (component, (left, right)) in (0_u8..).zip(left.into_iter().zip(right)) {
+        let (width, height) = (info.comp_width(component), info.comp_height(component));
+        for y in 0..height as usize {
+            for x in 0..width as usize {
+                let row = info.comp_offset(component) + y * info.comp_stride(component) as usize;
+                let at = row + x * info.comp_pstride(component) as usize;
+                bytes[at] = if 2 * x < width as usize { left } else { right };
+            }
         }
     }
-    buffer
+    gst::Buffer::from_mut_slice(bytes)
 }
 
 /// A face without track id.

@@ -81,8 +81,8 @@ pub struct Planes {
 }
 
 impl Planes {
-    /// Converts an RGB picture; chroma is the mean of the (up to) four pixels it stands for. Padding is filled with
-    /// values that would show in the result.
+    /// Converts an RGB picture; chroma is the mean of the (up to) four pixels it stands for. Padding, and what packed
+    /// formats have beyond the last pixel of an odd width, is filled with values that would show in the result.
     pub fn of(
         picture: &RgbImage,
         format: PixelFormat,
@@ -93,15 +93,19 @@ impl Planes {
         let (width, height) = picture.dimensions();
         let pixel = |x: u32, y: u32| picture.get_pixel(x, y).0.map(f64::from);
         let round = |v: f64| v.round().clamp(0.0, 255.0) as u8;
+        let (across, down) = format.subsampling();
         let chroma = |x: u32, y: u32, index: usize| {
-            let xs = 2 * x..width.min(2 * x + 2);
-            let ys = 2 * y..height.min(2 * y + 2);
+            let (across, down) = (across as u32, down as u32);
+            let xs = across * x..width.min(across * (x + 1));
+            let ys = down * y..height.min(down * (y + 1));
             let block: Vec<f64> = ys
                 .flat_map(|y| xs.clone().map(move |x| (x, y)))
                 .map(|(x, y)| to_ycbcr(pixel(x, y), matrix, range)[index])
                 .collect();
             round(block.iter().sum::<f64>() / block.len() as f64)
         };
+        let luma =
+            |x: u32, y: u32| if x < width { round(to_ycbcr(pixel(x, y), matrix, range)[0]) } else { 0x5a };
         let mut planes = Vec::new();
         let mut strides = Vec::new();
         for plane in 0..format.planes() {
@@ -116,11 +120,31 @@ impl Planes {
                         picture.get_pixel(x, y).0.get(order[(at % size) as usize]).copied().unwrap_or(7)
                     };
                     *value = match (format, plane) {
-                        (PixelFormat::Nv12 | PixelFormat::I420, 0) => {
-                            round(to_ycbcr(pixel(at, y), matrix, range)[0])
-                        }
+                        (PixelFormat::Yuy2, _) => match at % 4 {
+                            1 => chroma(at / 4, y, 1),
+                            3 => chroma(at / 4, y, 2),
+                            _ => luma(at / 2, y),
+                        },
+                        (PixelFormat::Uyvy, _) => match at % 4 {
+                            0 => chroma(at / 4, y, 1),
+                            2 => chroma(at / 4, y, 2),
+                            _ => luma(at / 2, y),
+                        },
+                        (
+                            PixelFormat::Nv12
+                            | PixelFormat::Nv21
+                            | PixelFormat::I420
+                            | PixelFormat::Yv12
+                            | PixelFormat::Y42b
+                            | PixelFormat::Y444,
+                            0,
+                        ) => luma(at, y),
                         (PixelFormat::Nv12, _) => chroma(at / 2, y, 1 + at as usize % 2),
-                        (PixelFormat::I420, _) => chroma(at, y, plane),
+                        (PixelFormat::Nv21, _) => chroma(at / 2, y, 2 - at as usize % 2),
+                        (PixelFormat::I420 | PixelFormat::Y42b | PixelFormat::Y444, _) => {
+                            chroma(at, y, plane)
+                        }
+                        (PixelFormat::Yv12, _) => chroma(at, y, 3 - plane),
                         (PixelFormat::Rgb, _) => rgb(at / 3, [0, 1, 2, 0], 3),
                         (PixelFormat::Bgr, _) => rgb(at / 3, [2, 1, 0, 0], 3),
                         (PixelFormat::Rgbx | PixelFormat::Rgba, _) => rgb(at / 4, [0, 1, 2, 3], 4),
