@@ -52,7 +52,7 @@
  * ]|
  * Recognise only, and print the answers:
  * |[
- * gst-launch-1.0 -m v4l2src ! decodebin ! videoconvert ! facedetect ! facesink-http endpoint=get-results
+ * gst-launch-1.0 -m v4l2src ! decodebin ! facedetect ! facesink-http endpoint=get-results
  * ]|
  */
 mod imp;
