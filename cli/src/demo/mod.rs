@@ -29,8 +29,9 @@ Examples:
   facepipe demo
   facepipe demo --video entrance.mp4 --faces staff/     (staff/<name>/*.jpg)
 
-Writes report.json, the backend's log and its database below --out. Where <video>.json with ground truth lies beside
-the video, the report also says how many identities were right.")]
+Writes report.json, the backend's log and its database below --out.
+Where <video>.json with ground truth lies beside the video, the report also
+says how many identities were right.")]
 pub struct Options {
     /// Video file to replay, in real time [default: a crowd with ground truth from FACEPIPE_MIRROR, else the
     /// downloaded street]

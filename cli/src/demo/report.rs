@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use super::{
     ground_truth::{GroundTruth, Score},
@@ -104,7 +105,7 @@ impl Report {
             let (place, time) = match last_seen.get(person) {
                 Some(seen) => (
                     seen.location.as_deref().unwrap_or(default_location),
-                    format!("{} at {}", seen.captured_at, seen.camera_id),
+                    format!("{} at {}", to_the_second(&seen.captured_at), seen.camera_id),
                 ),
                 None => (default_location, String::new()),
             };
@@ -137,4 +138,13 @@ impl Report {
         let text = serde_json::to_string_pretty(self)?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// `2026-03-04 05:06:07 UTC` of an RFC 3339 time in UTC; what is none stays as it is.
+fn to_the_second(time: &str) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    OffsetDateTime::parse(time, &Rfc3339)
+        .ok()
+        .and_then(|time| time.to_offset(UtcOffset::UTC).format(&format).ok())
+        .unwrap_or_else(|| time.to_owned())
 }
