@@ -55,8 +55,8 @@ audit: $(CARGO_DENY) ## known vulnerabilities of dependencies (downloads the adv
 fmt: ## formats the code
 	@cargo fmt --all
 
-bench: setup ## speed of the kernels (criterion)
-	@cargo bench --workspace --locked
+bench: setup ## speed of sampling and inference at the edge (criterion)
+	@cargo bench --locked -p facepipe-detector
 
 clean: ## removes what was built; keeps models and tools
 	@cargo clean
