@@ -104,7 +104,7 @@ impl Application {
             write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
         }
-        tracing::info!(%address, embedder, threshold, "ready");
+        tracing::info!(%address, embedder, %threshold, "ready");
         Ok(Self { address, address_file, server, trainer, training, shutdown_timeout })
     }
 

@@ -44,7 +44,12 @@ impl<T: MultipartCollect + 'static> FromRequest for Form<T> {
         let form = MultipartForm::<T>::from_request(request, payload);
         Box::pin(async move {
             match tokio::time::timeout(Duration::from_secs(seconds), form).await {
-                Ok(form) => Ok(Self(form?.into_inner())),
+                Ok(Ok(form)) => Ok(Self(form.into_inner())),
+                // A form without a boundary is refused before the configured handler is asked.
+                Ok(Err(error)) => Err(match error.as_error::<MultipartError>() {
+                    Some(malformed) => ApiError::MalformedForm(malformed.to_string()).into(),
+                    None => error,
+                }),
                 Err(_) => Err(ApiError::RequestTimeout { seconds }.into()),
             }
         })

@@ -143,17 +143,22 @@ async fn forms_that_lack_or_repeat_something_are_told_by_field() {
 }
 
 #[tokio::test]
-async fn a_form_that_breaks_off_is_told() {
+async fn a_form_that_breaks_off_or_is_none_is_told() {
     let server = start!();
-    let response = server
-        .client
-        .post(format!("{}/face-recognition/get-results", server.url))
-        .header("content-type", "multipart/form-data; boundary=B")
-        .body("--B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"x\"\r\n\r\nabc")
-        .send()
-        .await
-        .unwrap();
-    crate::helpers::Answer::read(response).await.expect_error(400, "malformed_form");
+    let part = "--B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"x\"\r\n\r\nabc";
+    for (content_type, body, status, code) in [
+        ("multipart/form-data; boundary=B", part, 400, "malformed_form"),
+        ("multipart/form-data", part, 400, "malformed_form"),
+        ("multipart/form-data; boundary=B", "", 400, "malformed_form"),
+        ("multipart/form-data; boundary=B", "--B\r\nX: y\r\n\r\nabc\r\n--B--\r\n", 400, "malformed_form"),
+        ("multipart/mixed; boundary=B", part, 415, "unsupported_media_type"),
+        ("image/jpeg", "abc", 415, "unsupported_media_type"),
+    ] {
+        let url = format!("{}/face-recognition/get-results", server.url);
+        let request = server.client.post(url).header("content-type", content_type).body(body);
+        let answer = crate::helpers::Answer::read(request.send().await.unwrap()).await;
+        answer.expect_error(status, code);
+    }
 }
 
 #[tokio::test]
