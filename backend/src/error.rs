@@ -39,6 +39,9 @@ pub enum ApiError {
     /// No person of this Face ID is there.
     #[error("there is no person with this Face ID")]
     PersonNotFound,
+    /// The person has no image of this id.
+    #[error("this person has no image with this id")]
+    ImageNotFound,
     /// The person was never detected.
     #[error("this person has not been seen yet")]
     NeverSeen,
@@ -48,6 +51,12 @@ pub enum ApiError {
     /// The body is not a form.
     #[error("the body must be multipart/form-data with a file part `image`")]
     UnsupportedMediaType,
+    /// The body is not JSON by its content type.
+    #[error("the body must be application/json")]
+    JsonExpected,
+    /// The body is not the JSON that the call takes.
+    #[error("the JSON body cannot be read: {0}")]
+    MalformedJson(String),
     /// The form breaks off or is not one.
     #[error("the form cannot be read: {0}")]
     MalformedForm(String),
@@ -152,9 +161,11 @@ impl ApiError {
             Self::InvalidQuery(_) => "invalid_query",
             Self::PersonExists => "person_exists",
             Self::PersonNotFound => "person_not_found",
+            Self::ImageNotFound => "image_not_found",
             Self::NeverSeen => "never_seen",
             Self::JobNotFound => "job_not_found",
-            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::UnsupportedMediaType | Self::JsonExpected => "unsupported_media_type",
+            Self::MalformedJson(_) => "malformed_json",
             Self::MalformedForm(_) => "malformed_form",
             Self::RequestTooLarge { .. } => "request_too_large",
             Self::RequestTimeout { .. } => "request_timeout",
@@ -199,9 +210,12 @@ impl ApiError {
             | Self::InvalidQuery(_)
             | Self::PersonExists
             | Self::PersonNotFound
+            | Self::ImageNotFound
             | Self::NeverSeen
             | Self::JobNotFound
             | Self::UnsupportedMediaType
+            | Self::JsonExpected
+            | Self::MalformedJson(_)
             | Self::MalformedForm(_)
             | Self::Image(DecodeError::Empty | DecodeError::UnknownFormat | DecodeError::Corrupt(_))
             | Self::TrainingFailed
@@ -219,20 +233,23 @@ impl ApiError {
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
-            Self::NotFound | Self::PersonNotFound | Self::NeverSeen | Self::JobNotFound => {
-                StatusCode::NOT_FOUND
-            }
+            Self::NotFound
+            | Self::PersonNotFound
+            | Self::ImageNotFound
+            | Self::NeverSeen
+            | Self::JobNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
             | Self::MalformedForm(_)
+            | Self::MalformedJson(_)
             | Self::FieldMissing { .. }
             | Self::InvalidField { .. }
             | Self::ImageMissing
             | Self::TooManyImages { .. }
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
             Self::PersonExists => StatusCode::CONFLICT,
-            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedMediaType | Self::JsonExpected => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::RequestTooLarge { .. }
             | Self::Image(DecodeError::TooManyBytes { .. } | DecodeError::TooManyPixels { .. }) => {
@@ -279,6 +296,7 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::PersonExists => Self::PersonExists,
             StoreError::PersonNotFound => Self::PersonNotFound,
+            StoreError::ImageNotFound => Self::ImageNotFound,
             StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),
             StoreError::Database(_)
             | StoreError::Blob(_)

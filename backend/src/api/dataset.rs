@@ -2,17 +2,19 @@
 
 use actix_multipart::form::MultipartForm;
 use actix_web::{HttpResponse, Responder, http::header, web};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
     State, face_id,
     form::{Form, ImagePart},
     recognition::BoundingBox,
+    rfc3339,
 };
 use crate::{
     error::ApiError,
-    store::{Blobs, sql::NewImage},
+    face_id::FaceId,
+    store::{Blobs, StoreError, sql::NewImage},
 };
 
 #[derive(Serialize)]
@@ -30,6 +32,28 @@ struct Entry {
 #[derive(Serialize)]
 struct Meta {
     total: usize,
+}
+
+#[derive(Serialize)]
+struct PersonImages {
+    face_id: String,
+    images: Vec<Image>,
+    meta: Meta,
+}
+
+#[derive(Serialize)]
+struct Image {
+    image_id: String,
+    bytes: i64,
+    created_at: String,
+}
+
+/// Body of a renaming.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Renaming {
+    /// The new Face ID.
+    face_id: String,
 }
 
 #[derive(Serialize)]
@@ -59,6 +83,74 @@ pub async fn list(state: web::Data<State>) -> Result<impl Responder, ApiError> {
         rows.into_iter().map(|row| Entry { face_id: row.face_id, images: row.images }).collect();
     let meta = Meta { total: people.len() };
     Ok(web::Json(Dataset { people, meta }))
+}
+
+/// The images of a person, the oldest first.
+pub async fn images(state: web::Data<State>, path: web::Path<String>) -> Result<impl Responder, ApiError> {
+    let id = face_id(path)?;
+    let rows = state.database.images(&id).await?;
+    let images = rows
+        .into_iter()
+        .map(|row| Ok(Image { image_id: row.id, bytes: row.bytes, created_at: rfc3339(row.created_at)? }))
+        .collect::<Result<Vec<_>, ApiError>>()?;
+    let meta = Meta { total: images.len() };
+    Ok(web::Json(PersonImages { face_id: id.to_string(), images, meta }))
+}
+
+/// An enrolled picture, byte by byte as it was sent.
+pub async fn image(
+    state: web::Data<State>,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, ApiError> {
+    let (id, image_id) = path.into_inner();
+    let id = FaceId::try_from(id)?;
+    let key = state.database.image_blob_key(&id, &image_id).await?;
+    let bytes = match state.blobs.get(&key).await {
+        Err(error @ StoreError::Blob(object_store::Error::NotFound { .. })) => {
+            // Erased between the look at its row and this one: then the row is gone as well.
+            state.database.image_blob_key(&id, &image_id).await?;
+            return Err(error.into());
+        }
+        outcome => outcome?,
+    };
+    // Enrolment took nothing but pictures of a format that is known by its first bytes.
+    let format =
+        image::guess_format(&bytes).map_err(|_| StoreError::Damaged("an image of no known format".into()))?;
+    Ok(HttpResponse::Ok()
+        .content_type(format.to_mime_type())
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .body(bytes))
+}
+
+/// Erases an enrolled picture and its embedding. The model that answers forgets it with the next training.
+pub async fn erase_image(
+    state: web::Data<State>,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, ApiError> {
+    let (id, image_id) = path.into_inner();
+    let id = FaceId::try_from(id)?;
+    let key = state.database.erase_image(&id, &image_id).await?;
+    // Should the blob stay, the next start removes it; until then the erasure is not complete.
+    let erased = state.blobs.delete(&key).await;
+    state.database.forget_erased().await?;
+    erased?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Gives a person another Face ID. Answers of the active model and all detections have it at once: they refer to
+/// the person, not to the name.
+pub async fn rename(
+    state: web::Data<State>,
+    path: web::Path<String>,
+    body: web::Json<Renaming>,
+) -> Result<impl Responder, ApiError> {
+    let id = face_id(path)?;
+    let new = FaceId::try_from(body.into_inner().face_id)?;
+    state.database.rename_person(&id, &new).await?;
+    // The old name may have been the reason.
+    state.database.forget_erased().await?;
+    Ok(web::Json(Added { face_id: new.to_string() }))
 }
 
 /// Adds a person without images.

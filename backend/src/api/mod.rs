@@ -10,7 +10,7 @@ mod recognition;
 
 pub use form::form_config;
 
-use actix_web::{HttpRequest, web};
+use actix_web::{HttpRequest, error::JsonPayloadError, web};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -47,14 +47,22 @@ pub fn routes(config: &mut web::ServiceConfig) {
         // An empty id is a wrong id, not a wrong path.
         .service(
             web::resource("/dataset/{id:[^/]*}")
+                .route(web::get().to(dataset::images))
                 .route(web::post().to(dataset::add))
+                .route(web::patch().to(dataset::rename))
                 .route(web::delete().to(dataset::erase))
-                .default_service(web::to(|request| method_not_allowed(request, "POST, DELETE"))),
+                .default_service(web::to(|request| method_not_allowed(request, "GET, POST, PATCH, DELETE"))),
         )
         .service(
             web::resource("/dataset/{id:[^/]*}/image")
                 .route(web::post().to(dataset::add_image))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/dataset/{id:[^/]*}/image/{image_id}")
+                .route(web::get().to(dataset::image))
+                .route(web::delete().to(dataset::erase_image))
+                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
         )
         .service(
             web::resource("/model/optimized-train")
@@ -107,6 +115,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
             web::PathConfig::default().error_handler(|_, _| ApiError::from(InvalidFaceId::Encoding).into()),
         )
         .app_data(
+            web::JsonConfig::default()
+                .limit(MAX_JSON_BYTES)
+                .error_handler(|error, _| json_error(error).into()),
+        )
+        .app_data(
             web::QueryConfig::default()
                 .error_handler(|error, _| ApiError::InvalidQuery(error.to_string()).into()),
         );
@@ -114,6 +127,19 @@ pub fn routes(config: &mut web::ServiceConfig) {
 
 async fn method_not_allowed(request: HttpRequest, allowed: &'static str) -> Result<&'static str, ApiError> {
     Err(ApiError::MethodNotAllowed { method: request.method().to_string(), allowed })
+}
+
+/// Bytes of a JSON body at most.
+const MAX_JSON_BYTES: usize = 16 * 1024;
+
+fn json_error(error: JsonPayloadError) -> ApiError {
+    match error {
+        JsonPayloadError::Overflow { .. } | JsonPayloadError::OverflowKnownLength { .. } => {
+            ApiError::RequestTooLarge { max: MAX_JSON_BYTES }
+        }
+        JsonPayloadError::ContentType => ApiError::JsonExpected,
+        other => ApiError::MalformedJson(other.to_string()),
+    }
 }
 
 /// The Face ID of a path.

@@ -17,6 +17,9 @@ pub enum StoreError {
     /// Nobody with this Face ID is there.
     #[error("no such person")]
     PersonNotFound,
+    /// That person has no image of this id.
+    #[error("no such image")]
+    ImageNotFound,
     /// The database did not answer in time, or could not be reached.
     #[error("the database cannot be reached: {0}")]
     Unavailable(String),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::json;
 
-use crate::helpers::{file, files_below, found_below, landscape, photograph, photograph_path, start};
+use crate::helpers::{Answer, file, files_below, found_below, landscape, photograph, photograph_path, start};
 
 #[tokio::test]
 async fn people_come_and_go() {
@@ -159,4 +159,121 @@ async fn a_picture_without_a_row_is_removed_at_the_next_start() {
     assert!(!orphan.exists());
     let sent = std::fs::read(photograph_path("Tony_Blair", 1)).unwrap();
     assert_eq!(found_below(&server.data.path().join("blobs"), &sent).len(), 1);
+}
+
+#[tokio::test]
+async fn enrolled_pictures_can_be_listed_fetched_and_erased() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.post("/dataset/Hugo_Chavez").await.expect(StatusCode::CREATED);
+
+    let listed = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
+    assert_eq!((&listed["face_id"], &listed["meta"]["total"]), (&"Tony_Blair".into(), &2.into()));
+    for (image, number) in listed["images"].as_array().unwrap().iter().zip([1, 2]) {
+        let sent = std::fs::read(photograph_path("Tony_Blair", number)).unwrap();
+        assert_eq!(image["bytes"], sent.len());
+        assert!(image["created_at"].as_str().unwrap().ends_with('Z'), "{image}");
+        let url = format!("{}/dataset/Tony_Blair/image/{}", server.url, image["image_id"].as_str().unwrap());
+        let answer = server.client.get(url).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()["content-type"], "image/jpeg");
+        assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+        assert_eq!(answer.bytes().await.unwrap(), sent);
+    }
+
+    let first = listed["images"][0]["image_id"].as_str().unwrap();
+    // An image belongs to its person only.
+    let elsewhere = format!("/dataset/Hugo_Chavez/image/{first}");
+    server.get(&elsewhere).await.expect_error(404, "image_not_found");
+    server.delete(&elsewhere).await.expect_error(404, "image_not_found");
+
+    let path = format!("/dataset/Tony_Blair/image/{first}");
+    server.delete(&path).await.expect(StatusCode::NO_CONTENT);
+    server.get(&path).await.expect_error(404, "image_not_found");
+    server.delete(&path).await.expect_error(404, "image_not_found");
+    let sent = std::fs::read(photograph_path("Tony_Blair", 1)).unwrap();
+    assert_eq!(found_below(server.data.path(), &sent), Vec::<std::path::PathBuf>::new());
+    let left = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
+    assert_eq!(left["images"], json!([listed["images"][1]]));
+    // The embedding went along: the next training has one image.
+    assert_eq!(server.train().await["images"], 1);
+
+    server.get("/dataset/Nobody").await.expect_error(404, "person_not_found");
+    server.get("/dataset/Nobody/image/x").await.expect_error(404, "person_not_found");
+    server.delete("/dataset/Nobody/image/x").await.expect_error(404, "person_not_found");
+}
+
+#[tokio::test]
+async fn a_picture_has_the_content_type_of_its_format() {
+    let server = start!();
+    server.post("/dataset/Tony_Blair").await.expect(StatusCode::CREATED);
+    let mut png = std::io::Cursor::new(Vec::new());
+    let picture = image::open(photograph_path("Tony_Blair", 1)).unwrap();
+    picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    // Whatever the sender calls it.
+    let form = Form::new().part("image", file(png.into_inner()));
+    let added = server.send("/dataset/Tony_Blair/image", form).await.expect(StatusCode::CREATED);
+    let url = format!("{}/dataset/Tony_Blair/image/{}", server.url, added["image_id"].as_str().unwrap());
+    let answer = server.client.get(url).send().await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "image/png");
+}
+
+#[tokio::test]
+async fn a_renamed_person_keeps_images_model_and_detections() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.enrol("Hugo_Chavez", &[1]).await;
+    server.train().await;
+    let form = || {
+        Form::new()
+            .text("camera_id", "gate-1")
+            .text("location", "Lobby")
+            .text("key", "k")
+            .part("image", photograph("Tony_Blair", 3))
+    };
+    server.send("/face-recognition/store-results", form()).await.expect(StatusCode::CREATED);
+
+    let renamed = server.patch("/dataset/Tony_Blair", &json!({ "face_id": "Visitor 7" })).await;
+    assert_eq!(renamed.expect(StatusCode::OK), json!({ "face_id": "Visitor 7" }));
+
+    // The model that answers needs no training for it, and an answer that was kept has the new name too.
+    let face = server.recognise("Tony_Blair", 3).await;
+    assert_eq!((&face["decision"], &face["top_prediction"]["label"]), (&"known".into(), &"Visitor 7".into()));
+    let kept = server.send("/face-recognition/store-results", form()).await.expect(StatusCode::CREATED);
+    assert_eq!(
+        (&kept["repeated"], &kept["faces"][0]["top_prediction"]["label"]),
+        (&1.into(), &"Visitor 7".into())
+    );
+    let last = server.get("/database/Visitor%207/last-known-location").await.expect(StatusCode::OK);
+    assert_eq!(last["location"], "Lobby");
+    assert_eq!(server.get("/dataset/Visitor%207").await.expect(StatusCode::OK)["meta"]["total"], 2);
+    server.get("/dataset/Tony_Blair").await.expect_error(404, "person_not_found");
+    // The old name is written nowhere any more.
+    assert_eq!(found_below(server.data.path(), b"Tony_Blair"), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_wrong_renaming_changes_nothing() {
+    let server = start!();
+    for person in ["Ada", "Bob"] {
+        server.post(&format!("/dataset/{person}")).await.expect(StatusCode::CREATED);
+    }
+    let path = "/dataset/Ada";
+    server.patch("/dataset/Nobody", &json!({ "face_id": "Eve" })).await.expect_error(404, "person_not_found");
+    server.patch(path, &json!({ "face_id": "Bob" })).await.expect_error(409, "person_exists");
+    server.patch(path, &json!({ "face_id": "../x" })).await.expect_error(400, "invalid_face_id");
+    server.patch("/dataset/.x", &json!({ "face_id": "Eve" })).await.expect_error(400, "invalid_face_id");
+    let message = server.patch(path, &json!({ "name": "Eve" })).await.expect_error(400, "malformed_json");
+    assert!(message.contains("face_id"), "{message}");
+    server.patch(path, &json!({ "face_id": 7 })).await.expect_error(400, "malformed_json");
+    let long = json!({ "face_id": "x".repeat(20_000) });
+    server.patch(path, &long).await.expect_error(413, "request_too_large");
+    let plain = server.client.patch(format!("{}{path}", server.url)).body("face_id=Eve");
+    Answer::read(plain.send().await.unwrap()).await.expect_error(415, "unsupported_media_type");
+    // To keep one's name is no conflict with oneself.
+    server.patch(path, &json!({ "face_id": "Ada" })).await.expect(StatusCode::OK);
+
+    let listed = server.get("/dataset").await.expect(StatusCode::OK);
+    let names: Vec<_> = listed["people"].as_array().unwrap().iter().map(|p| p["face_id"].clone()).collect();
+    assert_eq!(names, ["Ada", "Bob"]);
 }

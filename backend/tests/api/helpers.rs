@@ -95,6 +95,12 @@ impl Server {
         Answer::read(response).await
     }
 
+    /// PATCH with a JSON body.
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        let request = self.client.patch(format!("{}{path}", self.url)).json(body);
+        Answer::read(request.send().await.unwrap()).await
+    }
+
     /// Adds a person with the photographs of these numbers.
     pub async fn enrol(&self, person: &str, photographs: &[u32]) {
         self.post(&format!("/dataset/{person}")).await.expect(StatusCode::CREATED);

@@ -20,7 +20,8 @@ async fn wrong_paths_and_methods_are_told_in_json() {
     server.post("/face-recognition/nothing").await.expect_error(404, "not_found");
     for (method, path, allowed) in [
         (Method::POST, "/dataset", "GET"),
-        (Method::PATCH, "/dataset/x", "POST, DELETE"),
+        (Method::PUT, "/dataset/x", "GET, POST, PATCH, DELETE"),
+        (Method::POST, "/dataset/x/image/y", "GET, DELETE"),
         (Method::GET, "/dataset/x/image", "POST"),
         (Method::GET, "/model/optimized-train", "POST"),
         (Method::DELETE, "/face-recognition/get-results", "GET, POST"),
@@ -47,6 +48,9 @@ async fn face_ids_are_checked_wherever_they_stand() {
         for (method, path) in [
             (Method::POST, format!("/dataset/{id}")),
             (Method::DELETE, format!("/dataset/{id}")),
+            (Method::GET, format!("/dataset/{id}")),
+            (Method::GET, format!("/dataset/{id}/image/x")),
+            (Method::DELETE, format!("/dataset/{id}/image/x")),
             (Method::GET, format!("/database/{id}/last-known-location")),
         ] {
             let answer = server.call(method.clone(), &path).await;

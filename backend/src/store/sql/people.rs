@@ -27,6 +27,16 @@ pub struct PersonRow {
     pub images: i64,
 }
 
+/// An enrolled image.
+pub struct ImageRow {
+    /// The image's id, UUID.
+    pub id: String,
+    /// Size in bytes.
+    pub bytes: i64,
+    /// When it was enrolled.
+    pub created_at: Micros,
+}
+
 /// An image to be enrolled, whose bytes are in the blob store already.
 pub struct NewImage {
     /// The image's id, UUID.
@@ -154,6 +164,68 @@ impl Database {
         .await
     }
 
+    /// The images of a person, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`].
+    pub async fn images(&self, id: &FaceId) -> Result<Vec<ImageRow>, StoreError> {
+        let face_id = id.to_string();
+        self.read(move |connection| {
+            let person_id = person(connection, &face_id)?;
+            let rows = images::table
+                .filter(images::person_id.eq(person_id))
+                .order((images::created_at, images::id))
+                .select((images::id, images::bytes, images::created_at))
+                .load::<(String, i64, Micros)>(connection)?;
+            Ok(rows.into_iter().map(|(id, bytes, created_at)| ImageRow { id, bytes, created_at }).collect())
+        })
+        .await
+    }
+
+    /// Where the bytes of a person's image are.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
+    pub async fn image_blob_key(&self, id: &FaceId, image: &str) -> Result<String, StoreError> {
+        let (face_id, image) = (id.to_string(), image.to_owned());
+        self.read(move |connection| image_blob_key(connection, &face_id, &image)).await
+    }
+
+    /// Erases an image of a person and its embeddings. Returns the key of the blob that must go too.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
+    pub async fn erase_image(&self, id: &FaceId, image: &str) -> Result<String, StoreError> {
+        let (face_id, image) = (id.to_string(), image.to_owned());
+        self.write(move |connection| {
+            let blob_key = image_blob_key(connection, &face_id, &image)?;
+            // Foreign keys take the embeddings along.
+            diesel::delete(images::table.find(image)).execute(connection)?;
+            Ok(blob_key)
+        })
+        .await
+    }
+
+    /// Gives a person another Face ID. Everything else refers to the person's row, so it follows.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`]; [`StoreError::PersonExists`] where somebody else has the new Face ID.
+    pub async fn rename_person(&self, from: &FaceId, to: &FaceId) -> Result<(), StoreError> {
+        let (from, to) = (from.to_string(), to.to_string());
+        self.write(move |connection| {
+            let person_id = person(connection, &from)?;
+            let row = people::table.find(person_id);
+            match diesel::update(row).set(people::face_id.eq(to)).execute(connection) {
+                Ok(_) => Ok(()),
+                Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
+                    Err(StoreError::PersonExists)
+                }
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
+
     /// Erases a person with images and embeddings; the person's detections stay without a name. Returns the keys of
     /// the blobs that must go too.
     ///
@@ -212,6 +284,17 @@ pub(super) fn person(connection: &mut AnyConnection, face_id: &str) -> Result<i6
         .first(connection)
         .optional()?
         .ok_or(StoreError::PersonNotFound)
+}
+
+fn image_blob_key(connection: &mut AnyConnection, face_id: &str, image: &str) -> Result<String, StoreError> {
+    let person_id = person(connection, face_id)?;
+    images::table
+        .find(image)
+        .filter(images::person_id.eq(person_id))
+        .select(images::blob_key)
+        .first(connection)
+        .optional()?
+        .ok_or(StoreError::ImageNotFound)
 }
 
 pub(super) fn face_ids(connection: &mut AnyConnection) -> Result<HashMap<i64, String>, StoreError> {
