@@ -33,6 +33,28 @@ pub enum ApiError {
     /// The query string cannot be read.
     #[error("the query string cannot be read: {0}")]
     InvalidQuery(String),
+    /// A time range has nothing in it.
+    #[error("`from` ({from}) is not before `to` ({to}): `from` belongs to the range, `to` does not")]
+    InvalidTimeRange {
+        /// Its beginning, as it was sent.
+        from: String,
+        /// Its end, as it was sent.
+        to: String,
+    },
+    /// A page has too many or too few entries.
+    #[error("limit is {limit}, it must be 1 to {max}")]
+    LimitOutOfRange {
+        /// What was sent.
+        limit: String,
+        /// Entries allowed.
+        max: u32,
+    },
+    /// A cursor that no answer to this query has given.
+    #[error(
+        "cursor is none that an answer to this query gave: send `next_cursor` as it is, with the same person, camera, \
+         location, from and to"
+    )]
+    InvalidCursor,
     /// A person of this Face ID is there.
     #[error("a person with this Face ID exists already")]
     PersonExists,
@@ -159,6 +181,9 @@ impl ApiError {
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::InvalidFaceId(_) => "invalid_face_id",
             Self::InvalidQuery(_) => "invalid_query",
+            Self::InvalidTimeRange { .. } => "invalid_time_range",
+            Self::LimitOutOfRange { .. } => "limit_out_of_range",
+            Self::InvalidCursor => "invalid_cursor",
             Self::PersonExists => "person_exists",
             Self::PersonNotFound => "person_not_found",
             Self::ImageNotFound => "image_not_found",
@@ -190,6 +215,8 @@ impl ApiError {
     fn details(&self) -> Value {
         match self {
             Self::MethodNotAllowed { allowed, .. } => json!({ "allowed": allowed }),
+            Self::InvalidTimeRange { from, to } => json!({ "from": from, "to": to }),
+            Self::LimitOutOfRange { limit, max } => json!({ "limit": limit, "min": 1, "max": max }),
             Self::RequestTooLarge { max } => json!({ "max_bytes": max }),
             Self::RequestTimeout { seconds } => json!({ "max_seconds": seconds }),
             Self::FieldMissing { field } => json!({ "field": field }),
@@ -208,6 +235,7 @@ impl ApiError {
             Self::NotFound
             | Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
+            | Self::InvalidCursor
             | Self::PersonExists
             | Self::PersonNotFound
             | Self::ImageNotFound
@@ -241,6 +269,9 @@ impl ResponseError for ApiError {
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
+            | Self::InvalidTimeRange { .. }
+            | Self::LimitOutOfRange { .. }
+            | Self::InvalidCursor
             | Self::MalformedForm(_)
             | Self::MalformedJson(_)
             | Self::FieldMissing { .. }

@@ -1,7 +1,9 @@
 //! The HTTP API: paths, and what every call shares.
 
+mod cameras;
 mod database;
 mod dataset;
+mod detections;
 mod form;
 mod health;
 mod jobs;
@@ -93,6 +95,21 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/database/people")
                 .route(web::get().to(database::people))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/database/detections")
+                .route(web::get().to(detections::list))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/database/{id:[^/]*}/track")
+                .route(web::get().to(detections::track))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/cameras")
+                .route(web::get().to(cameras::list))
                 .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         )
         .service(

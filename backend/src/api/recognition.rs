@@ -386,7 +386,8 @@ fn characters(text: &str, least: usize) -> Result<(), String> {
     }
 }
 
-fn moment(text: &str) -> Result<Micros, String> {
+/// A moment of a field or a query.
+pub fn moment(text: &str) -> Result<Micros, String> {
     OffsetDateTime::parse(text, &Rfc3339)
         .map(to_micros)
         .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())

@@ -166,3 +166,243 @@ async fn an_unreadable_image_is_told_and_the_others_are_stored() {
     assert_eq!(answer["errors"][0]["image"], 0);
     assert_eq!(rows(&server, "SELECT upload_key AS row FROM answers"), ["good"]);
 }
+
+/// Ten detections of Tony Blair, a minute apart from 07:00 on, by two cameras in turn; the last two in the same moment.
+async fn history(server: &Server) {
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    // Not in the order of time: a spool may be drained late.
+    for minute in [3, 0, 9, 1, 2, 5, 4, 7, 6, 9] {
+        let (camera, location) =
+            if minute % 2 == 0 { ("gate-0", "Lobby") } else { ("gate-1", "Yard, \"east\"") };
+        let form = upload(camera, location)
+            .text("captured_at", format!("2024-05-06T07:0{minute}:00Z"))
+            .part("image", photograph("Tony_Blair", 3));
+        server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+    }
+    let form = upload("gate-2", "Roof")
+        .text("captured_at", "2024-05-06T06:00:00Z")
+        .part("image", photograph("Vladimir_Putin", 1));
+    server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+}
+
+/// The minute of each detection of a page.
+fn minutes(page: &Value) -> Vec<u32> {
+    let minute = |detection: &Value| detection["captured_at"].as_str().unwrap()[14..16].parse().unwrap();
+    page["detections"].as_array().unwrap().iter().map(minute).collect()
+}
+
+/// All pages of a query, from page to page by the cursor.
+async fn pages(server: &Server, path: &str) -> Vec<Value> {
+    let mut pages = vec![server.get(path).await.expect(StatusCode::OK)];
+    while let Some(cursor) = pages.last().unwrap()["meta"]["next_cursor"].as_str().map(ToOwned::to_owned) {
+        assert!(pages.len() < 20, "the pages have no end");
+        pages.push(server.get(&format!("{path}&cursor={cursor}")).await.expect(StatusCode::OK));
+    }
+    pages
+}
+
+#[tokio::test]
+async fn detections_come_newest_first_page_by_page() {
+    let server = start!();
+    history(&server).await;
+    let all = server.get("/database/detections").await.expect(StatusCode::OK);
+    assert_eq!(minutes(&all), [9, 9, 7, 6, 5, 4, 3, 2, 1, 0, 0]);
+    assert!(all["meta"]["next_cursor"].is_null());
+    let (newest, oldest) = (&all["detections"][0], &all["detections"][10]);
+    assert_eq!((&newest["face_id"], &newest["camera_id"]), (&"Tony_Blair".into(), &"gate-1".into()));
+    assert_eq!(
+        (&newest["model_version"], &newest["captured_at"]),
+        (&1.into(), &"2024-05-06T07:09:00Z".into())
+    );
+    assert!(newest["score"].as_f64().unwrap() >= newest["threshold"].as_f64().unwrap());
+    assert!(newest["bounding_box"]["right"].as_f64() > newest["bounding_box"]["left"].as_f64());
+    assert_eq!((&oldest["face_id"], &oldest["location"]), (&Value::Null, &"Roof".into()));
+
+    // Pages of any size give the same list, whole and without doubles, also between two of the same moment.
+    for limit in [1, 3, 11] {
+        let pages = pages(&server, &format!("/database/detections?limit={limit}")).await;
+        let joined: Vec<Value> =
+            pages.iter().flat_map(|page| page["detections"].as_array().unwrap().clone()).collect();
+        assert_eq!(Value::Array(joined), all["detections"], "limit {limit}");
+        assert_eq!(pages.len(), 11_usize.div_ceil(limit), "limit {limit}");
+    }
+
+    // What arrives meanwhile moves nothing.
+    let first = server.get("/database/detections?limit=3").await.expect(StatusCode::OK);
+    let form = upload("gate-0", "Lobby")
+        .text("captured_at", "2024-05-06T07:30:00Z")
+        .part("image", photograph("Tony_Blair", 3));
+    server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+    let cursor = first["meta"]["next_cursor"].as_str().unwrap();
+    let second = server.get(&format!("/database/detections?limit=3&cursor={cursor}")).await;
+    assert_eq!(minutes(&second.expect(StatusCode::OK)), [6, 5, 4]);
+}
+
+#[tokio::test]
+async fn detections_are_filtered_by_everything_that_is_given() {
+    let server = start!();
+    history(&server).await;
+    for (query, expected) in [
+        ("person=Tony_Blair", vec![9, 9, 7, 6, 5, 4, 3, 2, 1, 0]),
+        ("camera=gate-1", vec![9, 9, 7, 5, 3, 1]),
+        ("location=Lobby", vec![6, 4, 2, 0]),
+        ("location=Yard%2C+%22east%22&to=2024-05-06T07:05:00Z", vec![3, 1]),
+        // The beginning belongs to a range, the end does not.
+        ("from=2024-05-06T07:03:00Z&to=2024-05-06T07:06:00Z", vec![5, 4, 3]),
+        ("from=2024-05-06T09:06:00%2B02:00&camera=gate-0", vec![6]),
+        ("camera=gate-0&location=Roof", vec![]),
+        ("camera=", vec![]),
+    ] {
+        let page = server.get(&format!("/database/detections?{query}")).await.expect(StatusCode::OK);
+        assert_eq!(minutes(&page), expected, "{query}");
+        let pages = pages(&server, &format!("/database/detections?{query}&limit=2")).await;
+        assert_eq!(pages.iter().flat_map(minutes).collect::<Vec<_>>(), expected, "{query}, two by two");
+    }
+    server.get("/database/detections?person=Nobody").await.expect_error(404, "person_not_found");
+}
+
+#[tokio::test]
+async fn detections_come_as_csv_on_request() {
+    let server = start!();
+    history(&server).await;
+    let url = format!("{}/database/detections?limit=2", server.url);
+    let ask = |accept: &'static str| server.client.get(&url).header("accept", accept).send();
+    let answer = ask("text/csv").await.unwrap();
+    assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/csv"));
+    let cursor = answer.headers()["x-next-cursor"].to_str().unwrap().to_owned();
+    let text = answer.text().await.unwrap();
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let columns = reader.headers().unwrap().clone();
+    assert_eq!(
+        columns.iter().take(6).collect::<Vec<_>>(),
+        ["id", "captured_at", "received_at", "camera_id", "location", "face_id"]
+    );
+    let json = server.get("/database/detections?limit=2").await.expect(StatusCode::OK);
+    assert_eq!(json["meta"]["next_cursor"], cursor);
+    let lines: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(lines.len(), 2);
+    for (line, detection) in lines.iter().zip(json["detections"].as_array().unwrap()) {
+        for (column, value) in columns.iter().zip(line) {
+            let expected = detection.get(column).unwrap_or(&detection["bounding_box"][column]);
+            match expected {
+                Value::Null => assert_eq!(value, "", "{column}"),
+                Value::String(text) => assert_eq!(value, text, "{column}"),
+                // The shortest decimal of an f32 may differ from that of the f64 it was read into.
+                number => {
+                    assert_eq!(
+                        value.parse::<f32>().unwrap(),
+                        number.to_string().parse::<f32>().unwrap(),
+                        "{column}"
+                    )
+                }
+            }
+        }
+    }
+    // Unknown faces have an empty field, and a query without an answer has its header.
+    let empty = server.client.get(format!("{}/database/detections?camera=none", server.url));
+    let text = empty.header("accept", "text/csv").send().await.unwrap().text().await.unwrap();
+    assert_eq!(text.lines().count(), 1);
+
+    for accept in ["*/*", "application/json, text/csv;q=0.5", "text/html"] {
+        let answer = ask(accept).await.unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/json", "{accept}");
+    }
+}
+
+#[tokio::test]
+async fn a_track_is_in_the_order_of_time() {
+    let server = start!();
+    history(&server).await;
+    let track = server.get("/database/Tony_Blair/track").await.expect(StatusCode::OK);
+    assert_eq!(track["face_id"], "Tony_Blair");
+    assert_eq!(minutes(&track), [0, 1, 2, 3, 4, 5, 6, 7, 9, 9]);
+    assert_eq!(track["detections"][1]["location"], "Yard, \"east\"");
+
+    let range = "from=2024-05-06T07:02:00Z&to=2024-05-06T07:09:00Z";
+    let track = server.get(&format!("/database/Tony_Blair/track?{range}")).await.expect(StatusCode::OK);
+    assert_eq!(minutes(&track), [2, 3, 4, 5, 6, 7]);
+    let pages = pages(&server, "/database/Tony_Blair/track?limit=3").await;
+    assert_eq!(
+        pages.iter().map(minutes).collect::<Vec<_>>(),
+        [vec![0, 1, 2], vec![3, 4, 5], vec![6, 7, 9], vec![9]]
+    );
+    server.get("/database/Nobody/track").await.expect_error(404, "person_not_found");
+    server.get("/database/Tony_Blair/track?camera=gate-0").await.expect_error(400, "invalid_query");
+}
+
+#[tokio::test]
+async fn cameras_are_known_with_their_places() {
+    let server = start!();
+    history(&server).await;
+    let form = upload("gate-0", "Roof")
+        .text("captured_at", "2024-05-06T08:00:00Z")
+        .part("image", photograph("Tony_Blair", 3));
+    server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+    let (roof, lobby) = ("2024-05-06T08:00:00Z", "2024-05-06T07:06:00Z");
+    assert_eq!(
+        server.get("/cameras").await.expect(StatusCode::OK),
+        json!({
+            "cameras": [
+                {
+                    "camera_id": "gate-0",
+                    "last_seen": roof,
+                    "locations": [
+                        { "location": "Roof", "last_seen": roof },
+                        { "location": "Lobby", "last_seen": lobby },
+                    ],
+                },
+                {
+                    "camera_id": "gate-1",
+                    "last_seen": "2024-05-06T07:09:00Z",
+                    "locations": [{ "location": "Yard, \"east\"", "last_seen": "2024-05-06T07:09:00Z" }],
+                },
+                {
+                    "camera_id": "gate-2",
+                    "last_seen": "2024-05-06T06:00:00Z",
+                    "locations": [{ "location": "Roof", "last_seen": "2024-05-06T06:00:00Z" }],
+                },
+            ],
+            "meta": { "total": 3 },
+        })
+    );
+}
+
+#[tokio::test]
+async fn wrong_queries_are_told_by_parameter() {
+    let server = start!();
+    history(&server).await;
+    let cursor = server.get("/database/detections?limit=1").await.body["meta"]["next_cursor"].clone();
+    let cursor = cursor.as_str().unwrap();
+    let of_another_query = format!("cursor={cursor}&camera=gate-0");
+    let altered =
+        format!("cursor={}", cursor.replace(&cursor[15..16], if &cursor[15..16] == "0" { "1" } else { "0" }));
+    for path in ["/database/detections", "/database/Tony_Blair/track"] {
+        for (query, code, named) in [
+            ("from=yesterday", "invalid_query", "from"),
+            ("to=2024-05-06", "invalid_query", "to"),
+            ("from=2024-13-06T07:00:00Z", "invalid_query", "from"),
+            ("from=2024-05-06T07:00:00Z&to=2024-05-06T07:00:00Z", "invalid_time_range", "from"),
+            ("from=2024-05-06T07:00:00Z&to=2023-05-06T07:00:00Z", "invalid_time_range", "2023"),
+            ("limit=0", "limit_out_of_range", "1000"),
+            ("limit=1001", "limit_out_of_range", "1001"),
+            ("limit=-1", "limit_out_of_range", "-1"),
+            ("limit=99999999999999999999", "limit_out_of_range", "limit"),
+            ("limit=many", "invalid_query", "many"),
+            ("limit=", "invalid_query", "limit"),
+            ("cursor=", "invalid_cursor", "cursor"),
+            ("cursor=abc", "invalid_cursor", "cursor"),
+            (altered.as_str(), "invalid_cursor", "cursor"),
+            ("kamera=gate-0", "invalid_query", "kamera"),
+            ("limit=1&limit=2", "invalid_query", "limit"),
+        ] {
+            let message = server.get(&format!("{path}?{query}")).await.expect_error(400, code);
+            assert!(message.contains(named), "{query}: {message}");
+        }
+    }
+    let other = format!("/database/Tony_Blair/track?cursor={cursor}");
+    server.get(&other).await.expect_error(400, "invalid_cursor");
+    let other = format!("/database/detections?{of_another_query}");
+    server.get(&other).await.expect_error(400, "invalid_cursor");
+    server.get("/database/detections?person=..%2Fx").await.expect_error(400, "invalid_face_id");
+}

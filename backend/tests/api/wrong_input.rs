@@ -29,6 +29,9 @@ async fn wrong_paths_and_methods_are_told_in_json() {
         (Method::GET, "/face-recognition/dry-run", "POST"),
         (Method::POST, "/database/people", "GET"),
         (Method::POST, "/database/x/last-known-location", "GET"),
+        (Method::POST, "/database/detections", "GET"),
+        (Method::POST, "/database/x/track", "GET"),
+        (Method::POST, "/cameras", "GET"),
         (Method::POST, "/livez", "GET"),
     ] {
         let answer = server.call(method.clone(), path).await;
@@ -52,6 +55,7 @@ async fn face_ids_are_checked_wherever_they_stand() {
             (Method::GET, format!("/dataset/{id}/image/x")),
             (Method::DELETE, format!("/dataset/{id}/image/x")),
             (Method::GET, format!("/database/{id}/last-known-location")),
+            (Method::GET, format!("/database/{id}/track")),
         ] {
             let answer = server.call(method.clone(), &path).await;
             assert_eq!(answer.status, 400, "{method} {path}");

@@ -1,8 +1,12 @@
 //! Who was seen where and when.
 
-use diesel::prelude::*;
+use diesel::{Connection, dsl::max, prelude::*};
 
-use super::{AnyConnection, Database, people::person, schema::detections};
+use super::{
+    AnyConnection, Database,
+    people::person,
+    schema::{detections, people},
+};
 use crate::{
     face_id::FaceId,
     store::{Micros, StoreError, vector_to_bytes},
@@ -44,6 +48,80 @@ pub struct NewDetection {
     pub track_id: Option<i64>,
 }
 
+/// Which detections are asked for: those to which everything applies that is given.
+#[derive(Debug, Clone, Default)]
+pub struct DetectionFilter {
+    /// Whom they show.
+    pub person: Option<FaceId>,
+    /// The camera.
+    pub camera_id: Option<String>,
+    /// Where the camera stood.
+    pub location: Option<String>,
+    /// Taken at this moment or later.
+    pub from: Option<Micros>,
+    /// Taken before this moment.
+    pub to: Option<Micros>,
+}
+
+/// In which order detections come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DetectionOrder {
+    /// By the time of capture, the latest first.
+    NewestFirst,
+    /// By the time of capture, the earliest first.
+    OldestFirst,
+}
+
+/// Where a detection stands in either order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DetectionPosition {
+    /// When the picture was taken.
+    pub captured_at: Micros,
+    /// The detection's row, which puts detections of the same moment in order.
+    pub id: i64,
+}
+
+/// A stored detection.
+#[derive(Queryable)]
+pub struct DetectionRow {
+    /// Its row.
+    pub id: i64,
+    /// When the picture was taken.
+    pub captured_at: Micros,
+    /// When it arrived.
+    pub received_at: Micros,
+    /// The camera.
+    pub camera_id: String,
+    /// Where the camera stood.
+    pub location: String,
+    /// The Face ID of whom it shows, as it is now; `None` for an unknown face and for an erased person.
+    pub face_id: Option<String>,
+    /// Probability of the nearest person, 0 to 1.
+    pub confidence: Option<f32>,
+    /// Cosine to the nearest person's mean embedding.
+    pub score: Option<f32>,
+    /// What the score had to reach.
+    pub threshold: f32,
+    /// Probability that it is a face, 0 to 1.
+    pub detection_confidence: f32,
+    /// The model that was asked.
+    pub model_version: Option<i64>,
+    /// The edge's track.
+    pub track_id: Option<i64>,
+    /// Left, top, right, bottom in pixels.
+    pub bounding_box: (f32, f32, f32, f32),
+}
+
+/// A camera at a place where it has detected somebody.
+pub struct CameraPlace {
+    /// The camera.
+    pub camera_id: String,
+    /// The place.
+    pub location: String,
+    /// When it detected a face there last.
+    pub last_seen: Micros,
+}
+
 /// Where somebody was seen last.
 pub struct LastSeen {
     /// The camera's place.
@@ -82,6 +160,101 @@ impl Database {
                 captured_at,
                 confidence,
             }))
+        })
+        .await
+    }
+
+    /// At most `limit` detections in `order`, from the one that follows the position `after`.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`] where the filter names a person who is not there.
+    pub async fn detections(
+        &self,
+        filter: DetectionFilter,
+        order: DetectionOrder,
+        after: Option<DetectionPosition>,
+        limit: i64,
+    ) -> Result<Vec<DetectionRow>, StoreError> {
+        self.read(move |connection| {
+            let mut query = detections::table
+                .left_join(people::table)
+                .select((
+                    detections::id,
+                    detections::captured_at,
+                    detections::received_at,
+                    detections::camera_id,
+                    detections::location,
+                    people::face_id.nullable(),
+                    detections::confidence,
+                    detections::score,
+                    detections::threshold,
+                    detections::detection_confidence,
+                    detections::model_version,
+                    detections::track_id,
+                    (
+                        detections::box_left,
+                        detections::box_top,
+                        detections::box_right,
+                        detections::box_bottom,
+                    ),
+                ))
+                .into_boxed::<<AnyConnection as Connection>::Backend>();
+            if let Some(face_id) = &filter.person {
+                query = query.filter(detections::person_id.eq(person(connection, &face_id.to_string())?));
+            }
+            if let Some(camera_id) = filter.camera_id {
+                query = query.filter(detections::camera_id.eq(camera_id));
+            }
+            if let Some(location) = filter.location {
+                query = query.filter(detections::location.eq(location));
+            }
+            if let Some(from) = filter.from {
+                query = query.filter(detections::captured_at.ge(from));
+            }
+            if let Some(to) = filter.to {
+                query = query.filter(detections::captured_at.lt(to));
+            }
+            // The first condition alone bounds the range of the index that is read.
+            query = match (order, after) {
+                (_, None) => query,
+                (DetectionOrder::NewestFirst, Some(DetectionPosition { captured_at, id })) => query
+                    .filter(detections::captured_at.le(captured_at))
+                    .filter(detections::captured_at.lt(captured_at).or(detections::id.lt(id))),
+                (DetectionOrder::OldestFirst, Some(DetectionPosition { captured_at, id })) => query
+                    .filter(detections::captured_at.ge(captured_at))
+                    .filter(detections::captured_at.gt(captured_at).or(detections::id.gt(id))),
+            };
+            query = match order {
+                DetectionOrder::NewestFirst => {
+                    query.order((detections::captured_at.desc(), detections::id.desc()))
+                }
+                DetectionOrder::OldestFirst => {
+                    query.order((detections::captured_at.asc(), detections::id.asc()))
+                }
+            };
+            Ok(query.limit(limit).load::<DetectionRow>(connection)?)
+        })
+        .await
+    }
+
+    /// Every camera at every place where it has detected somebody: by camera, the latest place first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn camera_places(&self) -> Result<Vec<CameraPlace>, StoreError> {
+        self.read(|connection| {
+            let rows = detections::table
+                .group_by((detections::camera_id, detections::location))
+                .select((detections::camera_id, detections::location, max(detections::captured_at)))
+                .load::<(String, String, Option<Micros>)>(connection)?;
+            let mut places: Vec<CameraPlace> = rows
+                .into_iter()
+                .filter_map(|(camera_id, location, last)| {
+                    Some(CameraPlace { camera_id, location, last_seen: last? })
+                })
+                .collect();
+            places.sort_by(|a, b| a.camera_id.cmp(&b.camera_id).then(b.last_seen.cmp(&a.last_seen)));
+            Ok(places)
         })
         .await
     }

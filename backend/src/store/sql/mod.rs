@@ -22,6 +22,7 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use super::StoreError;
 
 pub use answers::{NewUploads, Upload};
+pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
 pub use jobs::{Job, JobStatus};
 pub use models::NewModel;
 pub use people::NewImage;

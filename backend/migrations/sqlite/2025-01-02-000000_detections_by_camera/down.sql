@@ -1,0 +1,2 @@
+DROP INDEX detections_by_location;
+DROP INDEX detections_by_camera;
