@@ -84,7 +84,7 @@ struct Job {
     reply: oneshot::Sender<Result<Recognised, RecogniseError>>,
     arrived: Instant,
     /// Held until the answer is there: what is being computed counts too.
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
 }
 
 impl Recogniser {
@@ -123,7 +123,7 @@ impl Recogniser {
         let size = u32::try_from(pictures.len()).unwrap_or(u32::MAX).min(self.capacity);
         let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy())?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { pictures, reply, arrived: Instant::now(), _room: room };
+        let job = Job { pictures, reply, arrived: Instant::now(), room };
         self.jobs.send(job).map_err(|_| RecogniseError::Interrupted)?;
         answer.await.map_err(|_| RecogniseError::Interrupted)?
     }
@@ -208,8 +208,11 @@ impl Worker {
                 queued: begun.duration_since(job.arrived),
                 computed: begun.elapsed(),
             });
+            // Room is made first: whoever has an answer may ask again at once.
+            let Job { reply, room, .. } = job;
+            drop(room);
             // Whoever asked may be gone by now; then there is nobody to tell.
-            let _ = job.reply.send(answer);
+            let _ = reply.send(answer);
         }
         self.pace.measured(count, begun.elapsed());
         Ok(())
