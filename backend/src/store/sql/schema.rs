@@ -94,6 +94,40 @@ table! {
         created_at -> BigInt,
         started_at -> Nullable<BigInt>,
         finished_at -> Nullable<BigInt>,
+        images_done -> BigInt,
+        images_total -> Nullable<BigInt>,
+        attempts -> Integer,
+        cancel -> Bool,
+    }
+}
+
+table! {
+    model_people (version, person_id) {
+        version -> BigInt,
+        person_id -> BigInt,
+    }
+}
+
+table! {
+    leases (name) {
+        name -> Text,
+        holder -> Text,
+        expires_at -> BigInt,
+    }
+}
+
+table! {
+    outbox (id) {
+        id -> BigInt,
+        message_key -> Text,
+        person_id -> Nullable<BigInt>,
+        confidence -> Nullable<Float>,
+        camera_id -> Text,
+        location -> Text,
+        captured_at -> BigInt,
+        created_at -> BigInt,
+        attempts -> Integer,
+        next_attempt_at -> BigInt,
     }
 }
 
@@ -101,5 +135,7 @@ joinable!(images -> people (person_id));
 joinable!(embeddings -> images (image_id));
 joinable!(active_model -> models (version));
 joinable!(detections -> people (person_id));
-allow_tables_to_appear_in_same_query!(people, images, embeddings, detections);
-allow_tables_to_appear_in_same_query!(models, active_model);
+joinable!(model_people -> models (version));
+joinable!(outbox -> people (person_id));
+allow_tables_to_appear_in_same_query!(people, images, embeddings, detections, outbox);
+allow_tables_to_appear_in_same_query!(models, active_model, model_people);

@@ -1,0 +1,11 @@
+DROP TABLE outbox;
+DROP TABLE leases;
+DROP TABLE jobs;
+DROP TABLE answers;
+DROP TABLE detections;
+DROP TABLE model_people;
+DROP TABLE active_model;
+DROP TABLE models;
+DROP TABLE embeddings;
+DROP TABLE images;
+DROP TABLE people;
