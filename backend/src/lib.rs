@@ -6,10 +6,11 @@ mod application;
 mod config;
 mod error;
 mod face_id;
+mod hex;
 pub mod logging;
 mod recognise;
 mod store;
 mod train;
 
 pub use application::{Application, StopHandle};
-pub use config::{Args, Config, LogFormat, Settings};
+pub use config::{Args, Config, ErasedDetections, LogFormat, Settings};

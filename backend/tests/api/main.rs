@@ -12,6 +12,7 @@ mod command_line;
 mod dataset;
 mod detections;
 mod helpers;
+mod jobs;
 mod load;
 mod model;
 mod recognition;
