@@ -149,6 +149,11 @@ pub enum ApiError {
     /// The picture cannot be used.
     #[error(transparent)]
     Image(#[from] DecodeError),
+    /// There is nowhere to send results to.
+    #[error(
+        "this server has no external API to send results to: set results_url (--results-url, FACEPIPE_RESULTS_URL)"
+    )]
+    ResultsUrlMissing,
     /// Nobody to enrol on the picture.
     #[error("there is no face on the image, enrolment needs exactly one")]
     NoFace,
@@ -247,6 +252,7 @@ impl ApiError {
                 "image_too_large"
             }
             Self::Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_)) => "image_unreadable",
+            Self::ResultsUrlMissing => "results_url_missing",
             Self::NoFace => "no_face",
             Self::SeveralFaces { .. } => "several_faces",
             Self::TooBusy { .. } => "too_busy",
@@ -281,6 +287,7 @@ impl ApiError {
                 json!({ "model_embedder": model, "embedder": server })
             }
             Self::NotFound
+            | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
             | Self::ModelNotFound
@@ -334,9 +341,11 @@ impl ResponseError for ApiError {
             | Self::ImageMissing
             | Self::TooManyImages { .. }
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
-            Self::PersonExists | Self::JobEnded | Self::JobCancelled | Self::ModelUnusable(_) => {
-                StatusCode::CONFLICT
-            }
+            Self::PersonExists
+            | Self::ResultsUrlMissing
+            | Self::JobEnded
+            | Self::JobCancelled
+            | Self::ModelUnusable(_) => StatusCode::CONFLICT,
             Self::JobFailed { reason } if reason != INTERNAL => StatusCode::CONFLICT,
             Self::DatasetLocked { .. } => StatusCode::LOCKED,
             Self::StorageFull(_) => StatusCode::INSUFFICIENT_STORAGE,

@@ -8,6 +8,7 @@ mod error;
 mod face_id;
 mod hex;
 pub mod logging;
+mod outbox;
 mod recognise;
 mod store;
 mod train;

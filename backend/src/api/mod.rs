@@ -119,6 +119,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(
+            web::resource("/face-recognition/send-results")
+                .route(web::post().to(recognition::send_results))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
             web::resource("/face-recognition/dry-run")
                 .route(web::post().to(recognition::dry_run))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),

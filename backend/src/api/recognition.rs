@@ -21,7 +21,7 @@ use crate::{
     recognise::IdentifiedFace,
     store::{
         Micros, now,
-        sql::{NewUploads, Upload},
+        sql::{KeyedCall, NewUploads, Upload},
         to_micros,
     },
 };
@@ -58,9 +58,15 @@ impl From<[f32; 4]> for BoundingBox {
     }
 }
 
+/// What an answer says beside its faces where no model is there to name them.
+const NO_MODEL: &str = "no model trained yet: POST /model/optimized-train";
+
 #[derive(Serialize)]
 struct Results {
     model_version: Option<i64>,
+    /// Why every face is unknown, where there is no model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notice: Option<&'static str>,
     faces: Vec<Face>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ImageError>,
@@ -69,9 +75,27 @@ struct Results {
 #[derive(Serialize)]
 struct StoredResults {
     model_version: Option<i64>,
+    /// Why every face is unknown, where there is no model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notice: Option<&'static str>,
     /// Detections that hold for the request's images.
     stored: usize,
     /// Images whose key was known: their faces are the first answer's, and nothing was stored again.
+    repeated: usize,
+    faces: Vec<Face>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ImageError>,
+}
+
+#[derive(Serialize)]
+struct SentResults {
+    model_version: Option<i64>,
+    /// Why every face is unknown, where there is no model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notice: Option<&'static str>,
+    /// Faces of the request's images that were accepted for sending.
+    sent: usize,
+    /// Images whose key was known: their faces are the first answer's, and nothing is sent again.
     repeated: usize,
     faces: Vec<Face>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -125,7 +149,8 @@ pub async fn get_results(
         .iter()
         .flat_map(|(image, found)| found.iter().map(|face| Face::new(*image, face, &face_ids)))
         .collect();
-    let results = Results { model_version: answers.model_version, faces, errors };
+    let model_version = answers.model_version;
+    let results = Results { model_version, notice: notice(model_version), faces, errors };
     Ok(HttpResponse::Ok().insert_header(answers.timing).json(results))
 }
 
@@ -135,13 +160,47 @@ pub async fn store_results(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
 ) -> Result<HttpResponse, ApiError> {
+    let kept = keep(&state, form, KeyedCall::StoreResults).await?;
+    let Kept { model_version, repeated, faces, errors, timing } = kept;
+    let (stored, notice) = (faces.len(), notice(model_version));
+    let results = StoredResults { model_version, notice, stored, repeated, faces, errors };
+    Ok(HttpResponse::Created().insert_header(timing).json(results))
+}
+
+/// Who is on the pictures, and a message for the external API about each face. A picture whose key was sent before
+/// gets its first answer, and nothing is sent again.
+pub async fn send_results(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<HttpResponse, ApiError> {
+    if state.config.results_url.is_none() {
+        return Err(ApiError::ResultsUrlMissing);
+    }
+    let kept = keep(&state, form, KeyedCall::SendResults).await?;
+    let Kept { model_version, repeated, faces, errors, timing } = kept;
+    let (sent, notice) = (faces.len(), notice(model_version));
+    let results = SentResults { model_version, notice, sent, repeated, faces, errors };
+    Ok(HttpResponse::Accepted().insert_header(timing).json(results))
+}
+
+/// What holds for the faces of a request after they were kept.
+struct Kept {
+    model_version: Option<i64>,
+    repeated: usize,
+    faces: Vec<Face>,
+    errors: Vec<ImageError>,
+    timing: (&'static str, String),
+}
+
+/// Recognises the faces of a form and keeps them for what `call` does with them.
+async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<Kept, ApiError> {
     let received_at = now();
     let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
     let location = required("location", form.location.as_ref(), 0)?;
     let request = Request::read(form, state.config.max_images)?;
 
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
-    let known = state.database.answered_keys(keys).await?;
+    let known = state.database.answered_keys(call, keys).await?;
     let is_known = |details: &Details| details.key.as_ref().is_some_and(|key| known.contains(key));
     let fresh = request
         .images
@@ -150,7 +209,7 @@ pub async fn store_results(
         .zip(&request.details)
         .filter_map(|(image, details)| (!is_known(details)).then_some(image))
         .collect();
-    let answers = recognise(&state, fresh).await?;
+    let answers = recognise(state, fresh).await?;
     let errors = answers.errors_beside_others(request.details.len())?;
 
     let failed: HashSet<usize> = errors.iter().map(|error| error.image).collect();
@@ -170,6 +229,8 @@ pub async fn store_results(
     let stored = state
         .database
         .store_uploads(NewUploads {
+            call,
+            keep_unknown_embeddings: state.config.keep_unknown_embeddings,
             camera_id,
             location,
             received_at,
@@ -181,20 +242,23 @@ pub async fn store_results(
 
     let repeated = stored.uploads.iter().filter(|upload| upload.repeated).count();
     let first_version = stored.uploads.first().and_then(|upload| upload.answer.model_version);
-    let faces: Vec<Face> = images
+    let faces = images
         .into_iter()
         .zip(&stored.uploads)
         .flat_map(|(image, upload)| upload.answer.faces.iter().map(move |face| (image, face)))
         .map(|(image, face)| Face::new(image, face, &stored.face_ids))
         .collect();
-    let results = StoredResults {
+    Ok(Kept {
         model_version: if repeated < stored.uploads.len() { answers.model_version } else { first_version },
-        stored: faces.len(),
         repeated,
         faces,
         errors,
-    };
-    Ok(HttpResponse::Created().insert_header(answers.timing).json(results))
+        timing: answers.timing,
+    })
+}
+
+fn notice(model_version: Option<i64>) -> Option<&'static str> {
+    model_version.is_none().then_some(NO_MODEL)
 }
 
 /// Reads the form as the other calls do, and discards it.

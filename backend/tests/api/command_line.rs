@@ -105,6 +105,8 @@ impl Running {
     fn start(folder: &Path, models: &Path) -> (Self, String) {
         let address_file = folder.join("address");
         let mut command = program();
+        // Nobody listens there.
+        command.env("FACEPIPE_RESULTS_URL", "http://somebody:secret-77@127.0.0.1:1/results-77");
         command.args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log-format", "json"]);
         command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
         command.arg("--data-dir").arg(folder.join("data")).stderr(Stdio::piped());
@@ -184,6 +186,16 @@ async fn names_of_people_stay_out_of_the_log() {
         client.post(format!("{url}{path}")).send().await.unwrap();
     }
     client.get(format!("{url}/database/Tony_Blair/last-known-location")).send().await.unwrap();
+    let form = || {
+        let form = Form::new().text("camera_id", "gate-77").text("location", "Lobby-77");
+        form.text("key", "key-77").part("image", photograph("Tony_Blair", 1))
+    };
+    for call in ["store-results", "send-results"] {
+        let sent = client.post(format!("{url}/face-recognition/{call}")).multipart(form()).send().await;
+        assert!(sent.unwrap().status().is_success());
+    }
+    // Long enough for the external API to have been tried.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     client.delete(format!("{url}/dataset/Tony_Blair")).send().await.unwrap();
     running.signal("INT");
     let log = tokio::task::spawn_blocking(move || {
@@ -193,5 +205,6 @@ async fn names_of_people_stay_out_of_the_log() {
     });
     let log = log.await.unwrap();
     assert!(log.contains("/dataset/{id") && log.contains("trained a model"), "{log}");
-    assert!(!log.contains("Tony"), "{log}");
+    assert!(log.contains("did not take a result"), "{log}");
+    assert!(!log.contains("Tony") && !log.contains("-77"), "{log}");
 }

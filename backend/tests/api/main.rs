@@ -15,5 +15,6 @@ mod helpers;
 mod jobs;
 mod load;
 mod model;
+mod outbox;
 mod recognition;
 mod wrong_input;
