@@ -93,6 +93,8 @@ impl Application {
         let pipeline = Arc::new(pipeline);
         let embedder = pipeline.embedder().name();
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
+        let verify_threshold =
+            config.verify_threshold.unwrap_or_else(|| pipeline.embedder().verification_threshold());
         let active = Arc::new(ActiveModel::default());
         let loader =
             Arc::new(ModelLoader::new(database.clone(), blobs.clone(), Arc::clone(&active), embedder));
@@ -124,7 +126,15 @@ impl Application {
         let shutdown_timeout = Duration::from_secs(config.shutdown_timeout_s);
         let address_file = config.address_file.clone();
         let trainer_of_calls = trainer.clone();
-        let state = api::State { config, database, blobs, recogniser, trainer: trainer_of_calls, loader };
+        let state = api::State {
+            config,
+            database,
+            blobs,
+            recogniser,
+            trainer: trainer_of_calls,
+            loader,
+            verify_threshold,
+        };
         let server = serve(listener, state)?;
         if let Some(file) = &address_file {
             write_address(file, address)

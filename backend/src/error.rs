@@ -149,17 +149,36 @@ pub enum ApiError {
     /// The picture cannot be used.
     #[error(transparent)]
     Image(#[from] DecodeError),
+    /// One of two pictures cannot be used.
+    #[error("image {image} (of 0 and 1) cannot be used: {error}")]
+    OneImage {
+        /// Which one.
+        image: usize,
+        /// Why.
+        error: DecodeError,
+    },
+    /// There are not two pictures to compare.
+    #[error("the form has {images} parts `image`, exactly 2 are compared")]
+    TwoImagesExpected {
+        /// Parts received.
+        images: usize,
+    },
     /// There is nowhere to send results to.
     #[error(
         "this server has no external API to send results to: set results_url (--results-url, FACEPIPE_RESULTS_URL)"
     )]
     ResultsUrlMissing,
-    /// Nobody to enrol on the picture.
-    #[error("there is no face on the image, enrolment needs exactly one")]
-    NoFace,
-    /// More than one person to enrol on the picture.
-    #[error("there are {faces} faces on the image, enrolment needs exactly one")]
+    /// Nobody on the picture.
+    #[error("image {image} (counted from 0) shows no face, it must show exactly one")]
+    NoFace {
+        /// Which of the request's images.
+        image: usize,
+    },
+    /// More than one person on the picture.
+    #[error("image {image} (counted from 0) shows {faces} faces, it must show exactly one")]
     SeveralFaces {
+        /// Which of the request's images.
+        image: usize,
         /// Faces found.
         faces: usize,
     },
@@ -253,7 +272,9 @@ impl ApiError {
             }
             Self::Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_)) => "image_unreadable",
             Self::ResultsUrlMissing => "results_url_missing",
-            Self::NoFace => "no_face",
+            Self::OneImage { error, .. } => Self::Image(error.clone()).code(),
+            Self::TwoImagesExpected { .. } => "two_images_expected",
+            Self::NoFace { .. } => "no_face",
             Self::SeveralFaces { .. } => "several_faces",
             Self::TooBusy { .. } => "too_busy",
             Self::JobFailed { .. } => "job_failed",
@@ -280,8 +301,16 @@ impl ApiError {
             Self::Image(DecodeError::TooManyPixels { width, height, max }) => {
                 json!({ "width": width, "height": height, "max_pixels": max })
             }
-            Self::NoFace => json!({ "faces": 0 }),
-            Self::SeveralFaces { faces } => json!({ "faces": faces }),
+            Self::OneImage { image, error } => match Self::Image(error.clone()).details() {
+                Value::Object(mut details) => {
+                    details.insert("image".into(), json!(image));
+                    details.into()
+                }
+                _ => json!({ "image": image }),
+            },
+            Self::TwoImagesExpected { images } => json!({ "images": images, "expected": 2 }),
+            Self::NoFace { image } => json!({ "image": image, "faces": 0 }),
+            Self::SeveralFaces { image, faces } => json!({ "image": image, "faces": faces }),
             Self::TooBusy { waiting, capacity, .. } => json!({ "waiting": waiting, "capacity": capacity }),
             Self::ModelUnusable(ModelProblem::Embedder { model, server }) => {
                 json!({ "model_embedder": model, "embedder": server })
@@ -340,7 +369,9 @@ impl ResponseError for ApiError {
             | Self::InvalidField { .. }
             | Self::ImageMissing
             | Self::TooManyImages { .. }
+            | Self::TwoImagesExpected { .. }
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
+            Self::OneImage { error, .. } => Self::Image(error.clone()).status_code(),
             Self::PersonExists
             | Self::ResultsUrlMissing
             | Self::JobEnded
@@ -356,7 +387,7 @@ impl ResponseError for ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
             Self::Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_))
-            | Self::NoFace
+            | Self::NoFace { .. }
             | Self::SeveralFaces { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,

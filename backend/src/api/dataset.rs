@@ -180,9 +180,9 @@ pub async fn add_image(
     let recognised = state.recogniser.recognise(vec![bytes.clone()]).await?;
     let mut faces = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
     if faces.len() > 1 {
-        return Err(ApiError::SeveralFaces { faces: faces.len() });
+        return Err(ApiError::SeveralFaces { image: 0, faces: faces.len() });
     }
-    let face = faces.pop().ok_or(ApiError::NoFace)?;
+    let face = faces.pop().ok_or(ApiError::NoFace { image: 0 })?;
 
     let image_id = Uuid::now_v7().to_string();
     let blob_key = Blobs::image_key(person, &image_id);

@@ -10,6 +10,7 @@ mod health;
 mod jobs;
 mod model;
 mod recognition;
+mod verify;
 
 pub use form::form_config;
 
@@ -41,6 +42,8 @@ pub struct State {
     pub trainer: Trainer,
     /// What has models answer.
     pub loader: Arc<ModelLoader>,
+    /// Cosine between two faces from which they count as one person's.
+    pub verify_threshold: f32,
 }
 
 /// Puts the calls at their paths.
@@ -121,6 +124,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/face-recognition/send-results")
                 .route(web::post().to(recognition::send_results))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/face-recognition/verify")
+                .route(web::post().to(verify::verify))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(

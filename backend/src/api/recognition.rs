@@ -380,7 +380,8 @@ async fn recognise(
     Ok(answers)
 }
 
-fn timing(queued: Duration, computed: Duration) -> (&'static str, String) {
+/// How long a request waited and how long it was computed, as `Server-Timing`.
+pub fn timing(queued: Duration, computed: Duration) -> (&'static str, String) {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     ("server-timing", format!("queue;dur={:.1}, recognise;dur={:.1}", ms(queued), ms(computed)))
 }

@@ -17,4 +17,5 @@ mod load;
 mod model;
 mod outbox;
 mod recognition;
+mod verify;
 mod wrong_input;

@@ -26,6 +26,8 @@ async fn wrong_paths_and_methods_are_told_in_json() {
         (Method::GET, "/model/optimized-train", "POST"),
         (Method::DELETE, "/face-recognition/get-results", "GET, POST"),
         (Method::GET, "/face-recognition/store-results", "POST"),
+        (Method::GET, "/face-recognition/send-results", "POST"),
+        (Method::GET, "/face-recognition/verify", "POST"),
         (Method::GET, "/face-recognition/dry-run", "POST"),
         (Method::POST, "/database/people", "GET"),
         (Method::POST, "/database/x/last-known-location", "GET"),
