@@ -95,6 +95,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(
+            web::resource("/debug/IP")
+                .route(web::get().to(debug::ip))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/debug/node-name")
+                .route(web::get().to(debug::node_name))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
             web::resource("/debug/unblock-dataset")
                 .route(web::post().to(debug::unblock_dataset))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),

@@ -38,7 +38,9 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
         .env("FACEPIPE_HTTP_WORKERS", "4")
         .env("FACEPIPE_LOG", "warn")
         .env("DATABASE_URL", "sqlite:///srv/faces.db")
-        .args(["--log", "error", "--print-config"])
+        .env("FACEPIPE_RESULTS_URL", "https://user:secret@api.example/faces")
+        .args(["--log", "error", "--keep-unknown-embeddings", "false", "--verify-threshold", "-0.5"])
+        .arg("--print-config")
         .output()
         .unwrap();
     assert_eq!(setting(&output, "max_images"), 3.into());
@@ -47,6 +49,9 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
     assert_eq!(setting(&output, "database_url"), "sqlite:///srv/faces.db".into());
     assert_eq!(setting(&output, "queue_images"), 256.into());
     assert_eq!(setting(&output, "listen"), "127.0.0.1:8080".into());
+    assert_eq!(setting(&output, "keep_unknown_embeddings"), false.into());
+    assert_eq!(setting(&output, "verify_threshold"), (-0.5).into());
+    assert_eq!(setting(&output, "results_url"), "https://user:***@api.example/faces".into());
 
     // What is printed is a configuration file.
     let printed = folder.path().join("printed.toml");
@@ -73,6 +78,8 @@ fn mistakes_in_the_configuration_are_told_by_name() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/none/such.toml"));
     let output = program().args(["--embedder", "arcface"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("arcface"));
+    let output = program().args(["--results-url", "ftp://api.example", "--print-config"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("results_url"));
 }
 
 #[test]
@@ -105,8 +112,8 @@ impl Running {
     fn start(folder: &Path, models: &Path) -> (Self, String) {
         let address_file = folder.join("address");
         let mut command = program();
-        // Nobody listens there.
-        command.env("FACEPIPE_RESULTS_URL", "http://somebody:secret-77@127.0.0.1:1/results-77");
+        command.env("NODE_NAME", "node-7");
+        command.env("FACEPIPE_RESULTS_URL", "http://somebody:secret-77@127.0.0.1:1/results-77"); // nobody listens there
         command.args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log-format", "json"]);
         command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
         command.arg("--data-dir").arg(folder.join("data")).stderr(Stdio::piped());
@@ -186,6 +193,8 @@ async fn names_of_people_stay_out_of_the_log() {
         client.post(format!("{url}{path}")).send().await.unwrap();
     }
     client.get(format!("{url}/database/Tony_Blair/last-known-location")).send().await.unwrap();
+    let node = client.get(format!("{url}/debug/node-name")).send().await.unwrap();
+    assert_eq!(Answer::read(node).await.body["node_name"], "node-7");
     let form = || {
         let form = Form::new().text("camera_id", "gate-77").text("location", "Lobby-77");
         form.text("key", "key-77").part("image", photograph("Tony_Blair", 1))

@@ -10,6 +10,7 @@
 
 mod command_line;
 mod dataset;
+mod debug;
 mod detections;
 mod helpers;
 mod jobs;

@@ -34,6 +34,8 @@ async fn wrong_paths_and_methods_are_told_in_json() {
         (Method::POST, "/database/detections", "GET"),
         (Method::POST, "/database/x/track", "GET"),
         (Method::POST, "/cameras", "GET"),
+        (Method::POST, "/debug/IP", "GET"),
+        (Method::POST, "/debug/node-name", "GET"),
         (Method::POST, "/livez", "GET"),
     ] {
         let answer = server.call(method.clone(), path).await;
