@@ -195,6 +195,7 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
         App::new()
             .app_data(state.clone())
             .app_data(form_config.clone())
+            .wrap(from_fn(api::limit_body_time))
             .wrap(from_fn(log_request))
             .configure(api::routes)
     };

@@ -1,5 +1,6 @@
 //! The HTTP API: paths, and what every call shares.
 
+mod body;
 mod cameras;
 mod database;
 mod dataset;
@@ -12,6 +13,7 @@ mod model;
 mod recognition;
 mod verify;
 
+pub use body::limit_body_time;
 pub use form::form_config;
 
 use std::sync::Arc;
@@ -209,6 +211,9 @@ fn json_error(error: JsonPayloadError) -> ApiError {
             ApiError::RequestTooLarge { max: MAX_JSON_BYTES }
         }
         JsonPayloadError::ContentType => ApiError::JsonExpected,
+        JsonPayloadError::Payload(error) => {
+            body::late(&error).unwrap_or_else(|| ApiError::MalformedJson(error.to_string()))
+        }
         other => ApiError::MalformedJson(other.to_string()),
     }
 }

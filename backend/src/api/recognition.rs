@@ -10,7 +10,7 @@ use actix_web::{HttpResponse, web};
 use bytes::Bytes;
 use facepipe_vision::DecodeError;
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use super::{
     State,
@@ -453,9 +453,14 @@ fn characters(text: &str, least: usize) -> Result<(), String> {
 
 /// A moment of a field or a query.
 pub fn moment(text: &str) -> Result<Micros, String> {
-    OffsetDateTime::parse(text, &Rfc3339)
+    let moment = OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())?;
+    // Answers have it in UTC, where the year must not leave RFC 3339's range either.
+    moment
+        .checked_to_offset(UtcOffset::UTC)
+        .filter(|utc| (0..=9999).contains(&utc.year()))
         .map(to_micros)
-        .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())
+        .ok_or_else(|| "is in UTC not in the years 0 to 9999".to_owned())
 }
 
 fn track(text: &str) -> Result<i64, String> {
@@ -484,6 +489,18 @@ mod tests {
         assert_eq!(corners("1,2, 3.5,4"), Ok([1.0, 2.0, 3.5, 4.0]));
         for wrong in ["1,2,3", "1,2,3,4,5", "3,2,1,4", "1,4,3,2", "1,2,NaN,4", "1,2,inf,4", "a,b,c,d"] {
             assert!(corners(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn moments_are_those_that_answers_can_give() {
+        assert_eq!(moment("1970-01-01T01:00:00.25+01:00"), Ok(250_000));
+        assert!(moment("0000-01-01T00:00:00Z").is_ok() && moment("9999-12-31T23:59:59.999999Z").is_ok());
+        for outside in ["0000-01-01T00:59:59+01:00", "9999-12-31T23:00:00-01:00"] {
+            assert!(moment(outside).unwrap_err().contains("0 to 9999"), "{outside}");
+        }
+        for none in ["", "2024-05-06", "2024-05-06T07:08:09", "2024-02-30T07:08:09Z", "now"] {
+            assert!(moment(none).unwrap_err().contains("RFC 3339"), "{none}");
         }
     }
 

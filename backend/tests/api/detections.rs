@@ -382,6 +382,7 @@ async fn wrong_queries_are_told_by_parameter() {
             ("from=yesterday", "invalid_query", "from"),
             ("to=2024-05-06", "invalid_query", "to"),
             ("from=2024-13-06T07:00:00Z", "invalid_query", "from"),
+            ("to=9999-12-31T23:59:59-01:00", "invalid_query", "0 to 9999"),
             ("from=2024-05-06T07:00:00Z&to=2024-05-06T07:00:00Z", "invalid_time_range", "from"),
             ("from=2024-05-06T07:00:00Z&to=2023-05-06T07:00:00Z", "invalid_time_range", "2023"),
             ("limit=0", "limit_out_of_range", "1000"),
