@@ -113,8 +113,8 @@ impl Running {
         let address_file = folder.join("address");
         let mut command = program();
         command.env("NODE_NAME", "node-7");
-        command
-            .env("FACEPIPE_RESULTS_URL", "http://somebody:unspeakable-secret@127.0.0.1:1/unspeakable-path"); // nobody listens there
+        // Nobody listens there.
+        command.env("FACEPIPE_RESULTS_URL", "http://user:unspeakable-secret@127.0.0.1:1/unspeakable-path");
         command.args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log-format", "json"]);
         command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
         command.arg("--data-dir").arg(folder.join("data")).stderr(Stdio::piped());
