@@ -169,6 +169,10 @@ impl Sender {
         }
         let limit = i64::try_from(free).unwrap_or(i64::MAX);
         let due = self.database.due_messages(self.on_their_way(), limit).await?;
+        // The database may have taken its time.
+        if self.lease_ends.is_none_or(|end| end < Instant::now() + self.options.timeout) {
+            return Ok(());
+        }
         let idle = due.is_empty() && self.tasks.is_empty();
         for message in due {
             self.send(message);
