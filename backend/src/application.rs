@@ -153,7 +153,7 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
             .app_data(state.clone())
             .app_data(form_config.clone())
             .wrap(from_fn(log_request))
-            .configure(api::routes)
+            .configure(api::configure)
     };
     Ok(HttpServer::new(app)
         .workers(workers)

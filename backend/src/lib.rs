@@ -11,5 +11,6 @@ mod recognise;
 mod store;
 mod train;
 
+pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
 pub use config::{Args, Config, LogFormat, Settings};

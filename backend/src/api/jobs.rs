@@ -1,8 +1,8 @@
 //! `/jobs`: what became of long work.
 
-use actix_web::{Responder, web};
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{State, rfc3339};
 use crate::{
@@ -11,24 +11,38 @@ use crate::{
         StoreError,
         sql::{Job, JobStatus},
     },
+    train::TrainingResult,
 };
 
-/// A job, as answers describe it.
-#[derive(Serialize)]
+/// How far long work is.
+#[derive(Serialize, Apiv2Schema)]
+#[openapi(rename = "Job")]
 pub struct JobAnswer {
+    /// What `/jobs/{job_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     job_id: String,
+    /// What is done, the last part of the path that asked for it.
+    #[openapi(example = "optimized-train")]
     kind: String,
-    status: &'static str,
+    /// How far it is.
+    #[openapi(example = "done")]
+    status: JobStatus,
     /// Of a job that is done.
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<Value>,
+    result: Option<TrainingResult>,
     /// Of a job that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorDetail>,
+    /// When it was asked for.
+    #[openapi(example = "2024-05-06T07:08:09Z")]
     created_at: String,
+    /// When it was begun, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "2024-05-06T07:08:09.1Z")]
     started_at: Option<String>,
+    /// When it ended, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "2024-05-06T07:08:10.4Z")]
     finished_at: Option<String>,
 }
 
@@ -45,7 +59,7 @@ impl TryFrom<Job> for JobAnswer {
         Ok(Self {
             job_id: job.id,
             kind: job.kind,
-            status: job.status.as_str(),
+            status: job.status,
             result,
             error: (job.status == JobStatus::Failed).then(|| ApiError::TrainingFailed.detail()),
             created_at: rfc3339(job.created_at)?,
@@ -55,8 +69,9 @@ impl TryFrom<Job> for JobAnswer {
     }
 }
 
-/// How far a job is.
-pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<impl Responder, ApiError> {
+/// How far a job is
+#[api_v2_operation]
+pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<JobAnswer>, ApiError> {
     let job = state.database.job(id.into_inner()).await?.ok_or(ApiError::JobNotFound)?;
     Ok(web::Json(JobAnswer::try_from(job)?))
 }

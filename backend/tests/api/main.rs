@@ -9,10 +9,12 @@
 )]
 
 mod command_line;
+mod contract;
 mod dataset;
 mod detections;
 mod helpers;
 mod load;
 mod model;
+mod openapi;
 mod recognition;
 mod wrong_input;

@@ -1,13 +1,16 @@
 //! Long work that was asked for: it survives a restart.
 
 use diesel::prelude::*;
+use paperclip::actix::Apiv2Schema;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{AnyConnection, Database, schema::jobs};
 use crate::store::{Micros, StoreError, now};
 
 /// How far a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
+#[serde(rename_all = "lowercase")]
 pub enum JobStatus {
     /// Waits for its turn.
     Queued,
