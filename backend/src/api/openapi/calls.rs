@@ -74,6 +74,18 @@ pub struct Call {
     pub also: &'static [(u16, &'static str, &'static str)],
     /// Form fields that this call needs and others with the same form don't.
     pub required: &'static [&'static str],
+    /// What can be called with what a successful answer says.
+    pub links: &'static [Link],
+}
+
+/// A call that another one's answer leads to.
+pub struct Link {
+    /// The answer's status.
+    pub status: u16,
+    /// Method, in capitals, and path of the call.
+    pub to: (&'static str, &'static str),
+    /// Each of its parameters, and where in the answer its value stands: a runtime expression of OpenAPI.
+    pub parameters: &'static [(&'static str, &'static str)],
 }
 
 const fn call(
@@ -82,7 +94,7 @@ const fn call(
     tag: &'static str,
     errors: &'static [&'static [Sample]],
 ) -> Call {
-    Call { method, path, tag, errors, headers: &[], also: &[], required: &[] }
+    Call { method, path, tag, errors, headers: &[], also: &[], required: &[], links: &[] }
 }
 
 /// Every call, in the order of [`TAGS`].
@@ -95,7 +107,13 @@ pub const CALLS: &[Call] = &[
         headers: &[(204, "Cache-Control")],
         ..call("DELETE", "/dataset/{id}", DATASET, &[FACE_ID, PERSON, ROWS])
     },
-    call("POST", "/dataset/{id}/image", DATASET, &[FACE_ID, PERSON, FORM, IMAGE, ONE_FACE, QUEUE, ROWS]),
+    Call {
+        links: &[
+            Link { status: 201, to: ("GET", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
+            Link { status: 201, to: ("DELETE", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
+        ],
+        ..call("POST", "/dataset/{id}/image", DATASET, &[FACE_ID, PERSON, FORM, IMAGE, ONE_FACE, QUEUE, ROWS])
+    },
     Call {
         headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
         ..call("GET", "/dataset/{id}/image/{image_id}", DATASET, &[FACE_ID, PERSON_IMAGE, ROWS])
@@ -103,6 +121,11 @@ pub const CALLS: &[Call] = &[
     call("DELETE", "/dataset/{id}/image/{image_id}", DATASET, &[FACE_ID, PERSON_IMAGE, ROWS]),
     Call {
         headers: &[(200, "Location"), (202, "Location")],
+        links: &[Link {
+            status: 202,
+            to: ("GET", "/jobs/{job_id}"),
+            parameters: &[("job_id", "$response.body#/job_id")],
+        }],
         ..call("POST", "/model/optimized-train", MODEL, &[QUERY, &[|| ApiError::TrainingFailed], ROWS])
     },
     call("GET", "/jobs/{job_id}", MODEL, &[PATH, &[|| ApiError::JobNotFound], ROWS]),
@@ -150,6 +173,10 @@ pub const CALLS: &[Call] = &[
     call("GET", "/readyz", SERVER, &[ROWS]),
     call("GET", "/openapi.json", SERVER, &[]),
 ];
+
+/// Where an enrolled image is.
+const ENROLLED: &[(&str, &str)] =
+    &[("id", "$response.body#/face_id"), ("image_id", "$response.body#/image_id")];
 
 /// Of calls that look at the database, as nearly all do.
 const ROWS: &[Sample] =

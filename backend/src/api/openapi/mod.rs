@@ -197,7 +197,7 @@ impl Builder {
             self.problems.push(format!("{place} has a tag that is none: {}", call.tag));
         }
         let mut operation = Map::new();
-        operation.insert("operationId".into(), operation_id(call).into());
+        operation.insert("operationId".into(), operation_id(call.method, call.path).into());
         operation.insert("tags".into(), json!([call.tag]));
         match raw.get("summary").and_then(Value::as_str) {
             Some(summary) => drop(operation.insert("summary".into(), flowing(summary).into())),
@@ -324,6 +324,20 @@ impl Builder {
         if !headers.is_empty() {
             response.insert("headers".into(), headers.into());
         }
+        let mut links = Map::new();
+        for link in call.links.iter().filter(|link| is_status(link.status)) {
+            let (method, path) = link.to;
+            if !CALLS.iter().any(|call| (call.method, call.path) == link.to) {
+                self.problems.push(format!("{place} leads to {method} {path}, which is no call"));
+            }
+            let operation = operation_id(method, path);
+            let parameters: Map<String, Value> =
+                link.parameters.iter().map(|(name, place)| ((*name).to_owned(), json!(place))).collect();
+            links.insert(operation.clone(), json!({ "operationId": operation, "parameters": parameters }));
+        }
+        if !links.is_empty() {
+            response.insert("links".into(), links.into());
+        }
         response.into()
     }
 
@@ -398,8 +412,8 @@ fn without_patterns(path: &str) -> String {
 }
 
 /// `post_dataset_id_image`: unique, since method and path are.
-fn operation_id(call: &Call) -> String {
-    let words: Vec<String> = format!("{} {}", call.method, call.path)
+fn operation_id(method: &str, path: &str) -> String {
+    let words: Vec<String> = format!("{method} {path}")
         .to_lowercase()
         .split(|c: char| !c.is_ascii_alphanumeric())
         .filter(|word| !word.is_empty())
