@@ -16,16 +16,18 @@ use actix_web::{
 };
 use anyhow::Context as _;
 use facepipe_vision::DecodeLimits;
-use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     api,
     config::Config,
     logging::log_request,
-    recognise::{ActiveModel, Pipeline, Recogniser, load_tested},
-    store::{Blobs, Database},
-    train::{Trainer, hex},
+    recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
+    store::{
+        Blobs, Database,
+        sweep::{SweepOptions, sweep_regularly},
+    },
+    train::{Trainer, TrainerOptions},
 };
 
 /// A server that is bound to its port and ready to answer.
@@ -47,6 +49,8 @@ pub struct Application {
     server: Server,
     trainer: Trainer,
     training: JoinHandle<()>,
+    /// Tells what runs beside the server to end.
+    stop: watch::Sender<bool>,
     shutdown_timeout: Duration,
 }
 
@@ -79,33 +83,50 @@ impl Application {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config)).await??
         };
-        let blobs = Blobs::open(&config.blobs_dir())
-            .with_context(|| format!("cannot open the blobs in {}", config.blobs_dir().display()))?;
-        remove_orphans(&database, &blobs).await?;
-
+        let blobs = match &config.blobs_url {
+            Some(url) => Blobs::open_url(url)?,
+            None => Blobs::open_folder(&config.blobs_dir())?,
+        };
+        let pipeline = Arc::new(pipeline);
         let embedder = pipeline.embedder().name();
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
         let active = Arc::new(ActiveModel::default());
-        load_active_model(&database, &blobs, &active, embedder).await?;
+        let loader =
+            Arc::new(ModelLoader::new(database.clone(), blobs.clone(), Arc::clone(&active), embedder));
+        loader.refresh().await?;
         let recogniser = Recogniser::start(
-            pipeline,
-            Arc::clone(&active),
+            Arc::clone(&pipeline),
+            active,
             threshold,
             config.queue_images,
             config.batch_images,
         )?;
-        let (trainer, training) = Trainer::start(database.clone(), blobs.clone(), active, embedder);
+
+        let stop = watch::Sender::new(false);
+        let poll = Duration::from_millis(config.poll_interval_ms);
+        let options = TrainerOptions { poll, lease: Duration::from_secs(config.lease_s) };
+        let (trainer, training) =
+            Trainer::start(database.clone(), blobs.clone(), Arc::clone(&loader), pipeline, options);
+        let following = Arc::clone(&loader);
+        let stopped = stop.subscribe();
+        tokio::spawn(async move { following.follow(poll, stopped).await });
+        let sweep = SweepOptions {
+            interval: Duration::from_secs(config.sweep_interval_s),
+            min_age: Duration::from_secs(config.sweep_min_age_s),
+        };
+        tokio::spawn(sweep_regularly(database.clone(), blobs.clone(), sweep, stop.subscribe()));
 
         let shutdown_timeout = Duration::from_secs(config.shutdown_timeout_s);
         let address_file = config.address_file.clone();
-        let server =
-            serve(listener, api::State { config, database, blobs, recogniser, trainer: trainer.clone() })?;
+        let trainer_of_calls = trainer.clone();
+        let state = api::State { config, database, blobs, recogniser, trainer: trainer_of_calls, loader };
+        let server = serve(listener, state)?;
         if let Some(file) = &address_file {
             write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
         }
         tracing::info!(%address, embedder, %threshold, "ready");
-        Ok(Self { address, address_file, server, trainer, training, shutdown_timeout })
+        Ok(Self { address, address_file, server, trainer, training, stop, shutdown_timeout })
     }
 
     /// The address that the server is bound to.
@@ -127,16 +148,18 @@ impl Application {
         if let Some(file) = &self.address_file {
             let _ = std::fs::remove_file(file);
         }
+        self.stop.send_replace(true);
         self.trainer.stop();
         if tokio::time::timeout(self.shutdown_timeout, self.training).await.is_err() {
-            tracing::warn!("stopped in the middle of a training; the next start takes it up again");
+            self.trainer.give_up().await;
+            tracing::warn!("stopped in the middle of a job; it will be taken up again");
         }
         Ok(outcome?)
     }
 }
 
 fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
-    let database = Database::open(&config.database_url())?;
+    let database = Database::open(&config.database_options())?;
     let limits = DecodeLimits { max_bytes: config.max_image_bytes, max_pixels: config.max_image_pixels };
     let pipeline = Pipeline::load(&config.models_dir, config.embedder_kind()?, config.min_face_size, limits)?;
     Ok((database, pipeline))
@@ -162,57 +185,6 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
         .disable_signals()
         .listen(listener)?
         .run())
-}
-
-/// Removes images that were written just before a crash kept their row from being written, or that an erasure could
-/// not remove.
-async fn remove_orphans(database: &Database, blobs: &Blobs) -> anyhow::Result<()> {
-    let kept: std::collections::HashSet<String> = database.image_blob_keys().await?.into_iter().collect();
-    for key in blobs.image_keys().await? {
-        if !kept.contains(&key) {
-            blobs.delete(&key).await?;
-            tracing::warn!(key, "removed an image that no row refers to");
-        }
-    }
-    Ok(())
-}
-
-/// Puts the active model to work. One that cannot be used leaves the server without a model, and says so: people
-/// can still be enrolled and a training mends it.
-async fn load_active_model(
-    database: &Database,
-    blobs: &Blobs,
-    active: &ActiveModel,
-    embedder: &str,
-) -> anyhow::Result<()> {
-    let Some(row) = database.active_model().await? else { return Ok(()) };
-    if row.embedder != embedder {
-        tracing::warn!(
-            model_version = row.version,
-            model_embedder = row.embedder,
-            embedder,
-            "the active model takes another embedder's embeddings: train again"
-        );
-        return Ok(());
-    }
-    let bytes = match blobs.get(&row.blob_key).await {
-        Ok(bytes) if hex(&Sha256::digest(&bytes)) == row.sha256 => bytes,
-        Ok(_) => {
-            tracing::error!(model_version = row.version, "the active model's file is damaged: train again");
-            return Ok(());
-        }
-        Err(error) => {
-            tracing::error!(model_version = row.version, %error, "the active model cannot be read: train again");
-            return Ok(());
-        }
-    };
-    match load_tested(row.version, &bytes) {
-        Ok(model) => active.set(model),
-        Err(error) => {
-            tracing::error!(model_version = row.version, %error, "the active model cannot be used: train again");
-        }
-    }
-    Ok(())
 }
 
 /// Writes the file whole or not at all: whoever waits for it never reads half an address.

@@ -1,6 +1,6 @@
 //! Everything that can be configured: built-in defaults, under a file, under the environment, under flags.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
@@ -10,6 +10,8 @@ use figment::{
     providers::{Format as _, Serialized, Toml},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::store::sql::DatabaseOptions;
 
 /// The configuration of a server. Each field is also a key of the configuration file, a flag of
 /// `facepipe-backend` and an environment variable; `--help` explains them.
@@ -22,8 +24,30 @@ pub struct Config {
     pub address_file: Option<PathBuf>,
     /// Folder of the embedded database and the blobs. `data` by default.
     pub data_dir: PathBuf,
-    /// Database, `sqlite://<path>`. `facepipe.db` in `data_dir` by default.
+    /// Database: `sqlite://<path>`, `postgres://…` or `mysql://…`. `facepipe.db` in `data_dir` by default.
     pub database_url: Option<String>,
+    /// Connections to a database server. 8 by default.
+    pub database_connections: u32,
+    /// Seconds that a call waits for a connection before the database counts as away. 5 by default.
+    pub database_timeout_s: u64,
+    /// Seconds that the start waits for a database server that is not there yet. 60 by default.
+    pub database_start_timeout_s: u64,
+    /// Seconds that one statement may take. 30 by default.
+    pub statement_timeout_s: u64,
+    /// Milliseconds after which a change that another replica made is seen, where the database tells of none. 1000
+    /// by default.
+    pub poll_interval_ms: u64,
+    /// Seconds after which the job of a replica that died is taken up by another. 15 by default.
+    pub lease_s: u64,
+    /// Where images and trained models are kept: `s3://bucket/prefix`, `az://container/prefix` or `file:///folder`.
+    /// `blobs` in `data_dir` by default.
+    pub blobs_url: Option<String>,
+    /// Seconds between two sweeps for blobs that no row refers to. 3600 by default.
+    pub sweep_interval_s: u64,
+    /// Seconds that such a blob must be old to be removed. 3600 by default.
+    pub sweep_min_age_s: u64,
+    /// What becomes of a person's detections when the person is erased. `anonymise` by default.
+    pub erase_detections: ErasedDetections,
     /// Folder of the weights. `models` by default.
     pub models_dir: PathBuf,
     /// `inception-resnet-v1` or `mobilefacenet`. By default the first of them whose weights are installed.
@@ -56,6 +80,16 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// What becomes of the detections of a person who is erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErasedDetections {
+    /// They stay, as those of somebody unknown.
+    Anonymise,
+    /// They go with the person.
+    Delete,
+}
+
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -73,6 +107,16 @@ impl Default for Config {
             address_file: None,
             data_dir: "data".into(),
             database_url: None,
+            database_connections: 8,
+            database_timeout_s: 5,
+            database_start_timeout_s: 60,
+            statement_timeout_s: 30,
+            poll_interval_ms: 1000,
+            lease_s: 15,
+            blobs_url: None,
+            sweep_interval_s: 3600,
+            sweep_min_age_s: 3600,
+            erase_detections: ErasedDetections::Anonymise,
             models_dir: "models".into(),
             embedder: None,
             match_threshold: None,
@@ -143,10 +187,51 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_DATA_DIR", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     data_dir: Option<PathBuf>,
-    /// Database, sqlite://<path> [default: facepipe.db in the data folder]
+    /// Database: sqlite://<path>, postgres://… or mysql://… [default: facepipe.db in the data folder]
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     database_url: Option<String>,
+    /// Connections to a database server; SQLite has its own number [default: 8]
+    #[arg(long, env = "FACEPIPE_DATABASE_CONNECTIONS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_connections: Option<u32>,
+    /// Seconds that a call waits for a connection before it is answered with 503 [default: 5]
+    #[arg(long, env = "FACEPIPE_DATABASE_TIMEOUT_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_timeout_s: Option<u64>,
+    /// Seconds that the start waits for a database server that is not there yet [default: 60]
+    #[arg(long, env = "FACEPIPE_DATABASE_START_TIMEOUT_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_start_timeout_s: Option<u64>,
+    /// Seconds that one statement may take [default: 30]
+    #[arg(long, env = "FACEPIPE_STATEMENT_TIMEOUT_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    statement_timeout_s: Option<u64>,
+    /// Milliseconds after which another replica's change is seen where the database tells of none [default: 1000]
+    #[arg(long, env = "FACEPIPE_POLL_INTERVAL_MS", value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    poll_interval_ms: Option<u64>,
+    /// Seconds after which the job of a replica that died is taken up by another [default: 15]
+    #[arg(long, env = "FACEPIPE_LEASE_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_s: Option<u64>,
+    /// Where images and trained models are kept: s3://bucket/prefix, az://container/prefix or file:///folder
+    /// [default: blobs in the data folder]
+    #[arg(long, env = "FACEPIPE_BLOBS_URL", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blobs_url: Option<String>,
+    /// Seconds between two sweeps for blobs that no row refers to [default: 3600]
+    #[arg(long, env = "FACEPIPE_SWEEP_INTERVAL_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sweep_interval_s: Option<u64>,
+    /// Seconds that such a blob must be old to be removed [default: 3600]
+    #[arg(long, env = "FACEPIPE_SWEEP_MIN_AGE_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sweep_min_age_s: Option<u64>,
+    /// What becomes of a person's detections when the person is erased [default: anonymise]
+    #[arg(long, env = "FACEPIPE_ERASE_DETECTIONS", value_name = "POLICY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    erase_detections: Option<ErasedDetections>,
     /// Folder of the weights that `facepipe models fetch` installs [default: models]
     #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -242,6 +327,13 @@ impl Config {
             self.min_face_size
         );
         let limits = [
+            ("database_connections", u64::from(self.database_connections), 1024),
+            ("database_timeout_s", self.database_timeout_s, 3600),
+            ("database_start_timeout_s", self.database_start_timeout_s, 86_400),
+            ("statement_timeout_s", self.statement_timeout_s, 3600),
+            ("poll_interval_ms", self.poll_interval_ms, 3_600_000),
+            ("lease_s", self.lease_s, 3600),
+            ("sweep_interval_s", self.sweep_interval_s, 31_536_000),
             ("queue_images", u64::from(self.queue_images), 65_536),
             ("batch_images", as_u64(self.batch_images), 1024),
             ("max_images", as_u64(self.max_images), 1024),
@@ -278,7 +370,18 @@ impl Config {
         }
     }
 
-    /// The folder of the blobs.
+    /// How to reach the database.
+    pub fn database_options(&self) -> DatabaseOptions {
+        DatabaseOptions {
+            url: self.database_url(),
+            connections: self.database_connections,
+            connect_timeout: Duration::from_secs(self.database_timeout_s),
+            statement_timeout: Duration::from_secs(self.statement_timeout_s),
+            start_timeout: Duration::from_secs(self.database_start_timeout_s),
+        }
+    }
+
+    /// The folder of the blobs, where no URL says otherwise.
     pub fn blobs_dir(&self) -> PathBuf {
         self.data_dir.join("blobs")
     }

@@ -12,7 +12,12 @@ use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{face_id::InvalidFaceId, recognise::RecogniseError, store::StoreError};
+use crate::{
+    face_id::InvalidFaceId,
+    recognise::{ModelProblem, RecogniseError},
+    store::StoreError,
+    train::INTERNAL,
+};
 
 /// What went wrong with a request.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +76,28 @@ pub enum ApiError {
     /// No job of this id is there.
     #[error("there is no job with this id")]
     JobNotFound,
+    /// The job has ended.
+    #[error("this job has ended already")]
+    JobEnded,
+    /// The job that was waited for was cancelled.
+    #[error("the job was cancelled")]
+    JobCancelled,
+    /// No model of this version is there.
+    #[error("there is no model of this version")]
+    ModelNotFound,
+    /// The model cannot be the one that answers.
+    #[error("{0}")]
+    ModelUnusable(ModelProblem),
+    /// The dataset must not change now.
+    #[error(
+        "the dataset is locked while its embeddings are computed anew: try again in {} s, or end it with \
+         POST /debug/unblock-dataset",
+        retry_seconds(*retry_after)
+    )]
+    DatasetLocked {
+        /// When the lock ends unless it is renewed.
+        retry_after: Duration,
+    },
     /// The body is not a form.
     #[error("the body must be multipart/form-data with a file part `image`")]
     UnsupportedMediaType,
@@ -142,9 +169,15 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
-    /// The training that was waited for failed.
-    #[error("the training failed")]
-    TrainingFailed,
+    /// The job that was waited for failed.
+    #[error("the job failed: {reason}")]
+    JobFailed {
+        /// Why, naming nobody.
+        reason: String,
+    },
+    /// The disk is full.
+    #[error("the server has no room to store this")]
+    StorageFull(String),
     /// The database is away.
     #[error("the database cannot be reached, try again in {DATABASE_RETRY_S} s")]
     DatabaseUnavailable(String),
@@ -154,6 +187,11 @@ pub enum ApiError {
 }
 
 const DATABASE_RETRY_S: u64 = 2;
+
+/// Whole seconds, as `Retry-After` has them.
+fn retry_seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+}
 
 /// The body of every error.
 #[derive(Debug, Serialize, Apiv2Schema)]
@@ -193,6 +231,12 @@ impl ApiError {
             Self::ImageNotFound => "image_not_found",
             Self::NeverSeen => "never_seen",
             Self::JobNotFound => "job_not_found",
+            Self::JobEnded => "job_ended",
+            Self::JobCancelled => "job_cancelled",
+            Self::ModelNotFound => "model_not_found",
+            Self::ModelUnusable(ModelProblem::Embedder { .. }) => "embedder_mismatch",
+            Self::ModelUnusable(ModelProblem::Unusable(_)) => "model_unusable",
+            Self::DatasetLocked { .. } => "dataset_locked",
             Self::UnsupportedMediaType | Self::JsonExpected => "unsupported_media_type",
             Self::MalformedJson(_) => "malformed_json",
             Self::MalformedForm(_) => "malformed_form",
@@ -210,7 +254,8 @@ impl ApiError {
             Self::NoFace => "no_face",
             Self::SeveralFaces { .. } => "several_faces",
             Self::TooBusy { .. } => "too_busy",
-            Self::TrainingFailed => "training_failed",
+            Self::JobFailed { .. } => "job_failed",
+            Self::StorageFull(_) => "storage_full",
             Self::DatabaseUnavailable(_) => "database_unavailable",
             Self::Internal(_) => "internal",
         }
@@ -236,7 +281,15 @@ impl ApiError {
             Self::NoFace => json!({ "faces": 0 }),
             Self::SeveralFaces { faces } => json!({ "faces": faces }),
             Self::TooBusy { waiting, capacity, .. } => json!({ "waiting": waiting, "capacity": capacity }),
+            Self::ModelUnusable(ModelProblem::Embedder { model, server }) => {
+                json!({ "model_embedder": model, "embedder": server })
+            }
             Self::NotFound
+            | Self::JobEnded
+            | Self::JobCancelled
+            | Self::ModelNotFound
+            | Self::ModelUnusable(ModelProblem::Unusable(_))
+            | Self::DatasetLocked { .. }
             | Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
             | Self::InvalidCursor
@@ -250,7 +303,8 @@ impl ApiError {
             | Self::MalformedJson(_)
             | Self::MalformedForm(_)
             | Self::Image(DecodeError::Empty | DecodeError::UnknownFormat | DecodeError::Corrupt(_))
-            | Self::TrainingFailed
+            | Self::JobFailed { .. }
+            | Self::StorageFull(_)
             | Self::DatabaseUnavailable(_)
             | Self::Internal(_) => Value::Null,
         }
@@ -270,7 +324,8 @@ impl ResponseError for ApiError {
             | Self::PersonNotFound
             | Self::ImageNotFound
             | Self::NeverSeen
-            | Self::JobNotFound => StatusCode::NOT_FOUND,
+            | Self::JobNotFound
+            | Self::ModelNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
@@ -284,7 +339,12 @@ impl ResponseError for ApiError {
             | Self::ImageMissing
             | Self::TooManyImages { .. }
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
-            Self::PersonExists => StatusCode::CONFLICT,
+            Self::PersonExists | Self::JobEnded | Self::JobCancelled | Self::ModelUnusable(_) => {
+                StatusCode::CONFLICT
+            }
+            Self::JobFailed { reason } if reason != INTERNAL => StatusCode::CONFLICT,
+            Self::DatasetLocked { .. } => StatusCode::LOCKED,
+            Self::StorageFull(_) => StatusCode::INSUFFICIENT_STORAGE,
             Self::UnsupportedMediaType | Self::JsonExpected => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::RequestTooLarge { .. }
@@ -296,7 +356,7 @@ impl ResponseError for ApiError {
             | Self::SeveralFaces { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TrainingFailed | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::JobFailed { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -304,6 +364,7 @@ impl ResponseError for ApiError {
         match self {
             Self::Internal(cause) => tracing::error!(error = format!("{cause:#}"), "a request failed"),
             Self::DatabaseUnavailable(cause) => tracing::error!(error = cause, "the database is away"),
+            Self::StorageFull(cause) => tracing::error!(error = cause, "no room is left"),
             _ => (),
         }
         let mut response = HttpResponse::build(self.status_code());
@@ -313,6 +374,9 @@ impl ResponseError for ApiError {
             }
             Self::TooBusy { retry_after, .. } => {
                 response.insert_header((header::RETRY_AFTER, retry_after.as_secs()));
+            }
+            Self::DatasetLocked { retry_after } => {
+                response.insert_header((header::RETRY_AFTER, retry_seconds(*retry_after)));
             }
             Self::DatabaseUnavailable(_) => {
                 response.insert_header((header::RETRY_AFTER, DATABASE_RETRY_S));
@@ -333,8 +397,12 @@ impl From<StoreError> for ApiError {
             StoreError::PersonExists => Self::PersonExists,
             StoreError::PersonNotFound => Self::PersonNotFound,
             StoreError::ImageNotFound => Self::ImageNotFound,
+            StoreError::ModelNotFound => Self::ModelNotFound,
+            StoreError::DatasetLocked { retry_after } => Self::DatasetLocked { retry_after },
+            StoreError::Full(cause) => Self::StorageFull(cause),
             StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),
-            StoreError::Database(_)
+            StoreError::LeaseLost
+            | StoreError::Database(_)
             | StoreError::Blob(_)
             | StoreError::Damaged(_)
             | StoreError::Interrupted => Self::Internal(error.into()),

@@ -6,6 +6,7 @@ mod application;
 mod config;
 mod error;
 mod face_id;
+mod hex;
 pub mod logging;
 mod recognise;
 mod store;
@@ -13,4 +14,4 @@ mod train;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
-pub use config::{Args, Config, LogFormat, Settings};
+pub use config::{Args, Config, ErasedDetections, LogFormat, Settings};

@@ -88,6 +88,9 @@ pub enum IdentifyError {
     /// The solver came to no usable result.
     #[error("training failed: {0}")]
     Training(String),
+    /// Whoever watched the training asked for its end.
+    #[error("the training was cancelled")]
+    Cancelled,
     /// The bytes are no model: another kind of file, cut off, or damaged.
     #[error("model bytes: {0}")]
     Corrupt(String),

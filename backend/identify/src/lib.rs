@@ -5,7 +5,7 @@
 //! the embedding and that person's mean embedding reaches the threshold. No images and no HTTP in here.
 //!
 //! ```
-//! use facepipe_identify::{Decision, Model, Sample, TrainOptions};
+//! use facepipe_identify::{Decision, Model, Sample, TrainOptions, Watch};
 //!
 //! let sample = |label: &str, embedding: [f32; 3]| Sample { label: label.into(), embedding: embedding.into() };
 //! let samples = [sample("ada", [1.0, 0.1, 0.0]), sample("bob", [0.0, 1.0, 0.1])];
@@ -31,5 +31,5 @@ mod svm;
 pub use classifier::{Classifier, ClassifierKind};
 pub use error::IdentifyError;
 pub use format::FORMAT_VERSION;
-pub use model::{Decision, Identification, MAX_NAME_LENGTH, Model, Prediction, Sample, TrainOptions};
+pub use model::{Decision, Identification, MAX_NAME_LENGTH, Model, Prediction, Sample, TrainOptions, Watch};
 pub use svm::{LinearSvm, MAX_SVM_SAMPLES};

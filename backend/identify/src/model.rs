@@ -1,6 +1,6 @@
 //! The trained model: who is enrolled, the classifier, and each person's mean embedding for the open-set decision.
 
-use std::{cmp::Ordering, collections::BTreeMap, fmt, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, fmt, ops::ControlFlow, sync::Arc};
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,9 @@ pub struct TrainOptions {
     /// Folds of the cross-validation behind the probabilities, 2 to 10; a person with fewer samples gets fewer folds.
     pub calibration_folds: usize,
 }
+
+/// Is told how many different samples are done with, after each person and from any thread, and may end the training.
+pub type Watch<'a> = dyn Fn(usize) -> ControlFlow<()> + Sync + 'a;
 
 impl Default for TrainOptions {
     fn default() -> Self {
@@ -101,6 +104,19 @@ impl Model {
     /// embeddings cancel out; an option out of its range; more samples than the classifier takes
     /// ([`MAX_SVM_SAMPLES`](crate::MAX_SVM_SAMPLES)).
     pub fn train(embedder: &str, samples: &[Sample], options: &TrainOptions) -> Result<Self, IdentifyError> {
+        Self::train_watched(embedder, samples, options, &|_| ControlFlow::Continue(()))
+    }
+
+    /// As [`train`](Self::train), with somebody who sees the progress and may end it.
+    ///
+    /// # Errors
+    /// Those of [`train`](Self::train); [`IdentifyError::Cancelled`] where `watch` asked for the end.
+    pub fn train_watched(
+        embedder: &str,
+        samples: &[Sample],
+        options: &TrainOptions,
+        watch: &Watch<'_>,
+    ) -> Result<Self, IdentifyError> {
         check_name(embedder).map_err(|problem| IdentifyError::Embedder { problem })?;
         options.check()?;
 
@@ -138,7 +154,7 @@ impl Model {
             let records = Array2::from_shape_vec((rows.len(), dimensions), flat)
                 .map_err(|e| IdentifyError::Training(e.to_string()))?;
             let set = TrainingSet { records, classes, count: labels.len() };
-            Some(Arc::new(LinearSvm::train(&set, options)?) as Arc<dyn Classifier>)
+            Some(Arc::new(LinearSvm::train(&set, options, watch)?) as Arc<dyn Classifier>)
         };
         Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
     }

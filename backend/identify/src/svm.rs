@@ -11,7 +11,11 @@
 //! whose regularised targets keep a class of one sample away from 0 and 1. The decision values are cross-validated:
 //! those of training samples lie on the margin by construction and would make every answer look certain.
 
-use std::num::NonZeroUsize;
+use std::{
+    num::NonZeroUsize,
+    ops::ControlFlow,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use linfa::{
     DatasetBase, ParamGuard,
@@ -23,7 +27,7 @@ use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 
 use crate::{
-    Classifier, ClassifierKind, IdentifyError, TrainOptions,
+    Classifier, ClassifierKind, IdentifyError, TrainOptions, Watch,
     embedding::{dot, to_f32},
     format::{Reader, put_f32s},
 };
@@ -74,7 +78,11 @@ pub(crate) struct TrainingSet {
 }
 
 impl LinearSvm {
-    pub(crate) fn train(set: &TrainingSet, options: &TrainOptions) -> Result<Self, IdentifyError> {
+    pub(crate) fn train(
+        set: &TrainingSet,
+        options: &TrainOptions,
+        watch: &Watch<'_>,
+    ) -> Result<Self, IdentifyError> {
         let found = set.classes.len();
         if found > MAX_SVM_SAMPLES {
             return Err(IdentifyError::TooManySamples { found, limit: MAX_SVM_SAMPLES });
@@ -83,9 +91,17 @@ impl LinearSvm {
             vec![Class::only(set)]
         } else {
             let ranks = ranks(&set.classes);
+            let done = AtomicUsize::new(0);
             (0..set.count)
                 .into_par_iter()
-                .map(|class| Class::train(class, set, &ranks, options))
+                .map(|class| {
+                    let trained = Class::train(class, set, &ranks, options)?;
+                    let samples = set.classes.iter().filter(|c| **c == class).count();
+                    match watch(done.fetch_add(samples, Ordering::Relaxed) + samples) {
+                        ControlFlow::Continue(()) => Ok(trained),
+                        ControlFlow::Break(()) => Err(IdentifyError::Cancelled),
+                    }
+                })
                 .collect::<Result<_, _>>()?
         };
         Ok(Self { dimensions: set.records.ncols(), classes })

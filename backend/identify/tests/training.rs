@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::{ops::ControlFlow, sync::Mutex};
+
 use common::{THRESHOLD, first_photos, people, sample, synthetic, train};
 use facepipe_identify::{Decision, IdentifyError, Model, Sample, TrainOptions};
 
@@ -216,4 +218,23 @@ fn a_model_may_be_logged() {
     let text = format!("{:?} {:?}", train(&first_photos(&people(), 1)), sample("Tony_Blair", &[0.25]));
     assert!(!text.contains("Blair") && !text.contains("0.25"), "{text}");
     assert!(text.contains("people: 10"), "{text}");
+}
+
+#[test]
+fn a_training_tells_its_progress_and_can_be_ended() {
+    let samples = first_photos(&people(), 3);
+    let seen = Mutex::new(Vec::new());
+    let watched = Model::train_watched("mobilefacenet", &samples, &TrainOptions::default(), &|done| {
+        seen.lock().expect("nobody panicked").push(done);
+        ControlFlow::Continue(())
+    });
+    assert_eq!(watched.expect("a model").to_bytes(), train(&samples).to_bytes());
+    let mut seen = seen.into_inner().expect("nobody panicked");
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=10).map(|people| people * 3).collect::<Vec<_>>());
+
+    let ended = Model::train_watched("mobilefacenet", &samples, &TrainOptions::default(), &|done| {
+        if done > 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(matches!(ended, Err(IdentifyError::Cancelled)));
 }

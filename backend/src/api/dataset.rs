@@ -15,6 +15,7 @@ use super::{
     rfc3339,
 };
 use crate::{
+    config::ErasedDetections,
     error::ApiError,
     face_id::FaceId,
     store::{Blobs, StoreError, sql::NewImage},
@@ -166,7 +167,7 @@ pub async fn erase_image(
     let (id, image_id) = path.into_inner();
     let id = FaceId::try_from(id)?;
     let key = state.database.erase_image(&id, &image_id).await?;
-    // Should the blob stay, the next start removes it; until then the erasure is not complete.
+    // Should the blob stay, the next sweep removes it; until then the erasure is not complete.
     let erased = state.blobs.delete(&key).await;
     state.database.forget_erased().await?;
     erased?;
@@ -214,6 +215,8 @@ pub async fn add_image(
         return Err(ApiError::TooManyImages { images, max: 1 });
     }
     let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
+    // Not for nothing: recognition takes a while, and the dataset may be locked.
+    state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
     let recognised = state.recogniser.recognise(vec![bytes.clone()]).await?;
     let mut faces = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
@@ -232,7 +235,7 @@ pub async fn add_image(
         embedder,
         embedding: face.embedding,
     };
-    // First the blob: a row never lacks its blob, and a blob without a row is removed at the next start.
+    // First the blob: a row never lacks its blob, and the next sweep removes a blob without a row.
     state.blobs.put(&blob_key, bytes).await?;
     if let Err(error) = state.database.add_image(person, image).await {
         if let Err(left) = state.blobs.delete(&blob_key).await {
@@ -256,7 +259,8 @@ pub async fn add_image(
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<NoContent, ApiError> {
     let id = face_id(path)?;
-    let blobs = state.database.erase_person(&id).await?;
+    let blobs =
+        state.database.erase_person(&id, state.config.erase_detections == ErasedDetections::Delete).await?;
     let mut failure = None;
     for key in blobs {
         if let Err(error) = state.blobs.delete(&key).await {
@@ -265,7 +269,7 @@ pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<N
     }
     state.database.forget_erased().await?;
     match failure {
-        // The rows are gone, so the next start removes what is left; until then the erasure is not complete.
+        // The rows are gone, so the next sweep removes what is left; until then the erasure is not complete.
         Some(error) => Err(error.into()),
         None => Ok(NoContent::new().header(header::CACHE_CONTROL, "no-store")),
     }

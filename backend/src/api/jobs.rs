@@ -1,35 +1,37 @@
-//! `/jobs`: what became of long work.
+//! `/jobs`: how far long work is, and its end.
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
+use serde_json::Value;
 
-use super::{State, rfc3339};
+use super::{
+    State,
+    answer::{Answer, OneOf},
+    rfc3339,
+};
 use crate::{
     error::{ApiError, ErrorDetail},
     store::{
         StoreError,
-        sql::{Job, JobStatus},
+        sql::{Cancelled, Job, JobKind, JobStatus},
     },
-    train::TrainingResult,
 };
 
-/// How far long work is.
+/// Long work, and how far it is.
 #[derive(Serialize, Apiv2Schema)]
 #[openapi(rename = "Job")]
 pub struct JobAnswer {
     /// What `/jobs/{job_id}` takes.
     #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     job_id: String,
-    /// What is done, the last part of the path that asked for it.
-    #[openapi(example = "optimized-train")]
-    kind: String,
-    /// How far it is.
+    kind: JobKind,
     #[openapi(example = "done")]
     status: JobStatus,
-    /// Of a job that is done.
+    progress: Progress,
+    /// Of a job that is done: what it made.
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<TrainingResult>,
+    result: Option<Value>,
     /// Of a job that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorDetail>,
@@ -46,6 +48,20 @@ pub struct JobAnswer {
     finished_at: Option<String>,
 }
 
+/// How far a job is.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Progress {
+    /// Images that are done.
+    #[openapi(minimum = 0, example = "60")]
+    images_done: i64,
+    /// Images altogether. Null before they were counted.
+    #[openapi(minimum = 0, example = "60")]
+    images_total: Option<i64>,
+    /// Of the images. Null before they were counted.
+    #[openapi(minimum = 0, maximum = 100, example = "100")]
+    percent: Option<i64>,
+}
+
 impl TryFrom<Job> for JobAnswer {
     type Error = ApiError;
 
@@ -56,12 +72,20 @@ impl TryFrom<Job> for JobAnswer {
             .map(serde_json::from_str)
             .transpose()
             .map_err(|error| StoreError::Damaged(format!("the result of a job: {error}")))?;
+        let percent = match (job.status, job.images_total) {
+            (JobStatus::Done, Some(_)) => Some(100),
+            (_, Some(total)) => Some((job.images_done * 100).checked_div(total).unwrap_or(0)),
+            (_, None) => None,
+        };
+        let progress = Progress { images_done: job.images_done, images_total: job.images_total, percent };
         Ok(Self {
             job_id: job.id,
             kind: job.kind,
             status: job.status,
+            progress,
             result,
-            error: (job.status == JobStatus::Failed).then(|| ApiError::TrainingFailed.detail()),
+            error: (job.status == JobStatus::Failed)
+                .then(|| ApiError::JobFailed { reason: job.error.unwrap_or_default() }.detail()),
             created_at: rfc3339(job.created_at)?,
             started_at: job.started_at.map(rfc3339).transpose()?,
             finished_at: job.finished_at.map(rfc3339).transpose()?,
@@ -72,6 +96,22 @@ impl TryFrom<Job> for JobAnswer {
 /// How far a job is
 #[api_v2_operation]
 pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<JobAnswer>, ApiError> {
-    let job = state.database.job(id.into_inner()).await?.ok_or(ApiError::JobNotFound)?;
+    let job = state.database.job(&id).await?.ok_or(ApiError::JobNotFound)?;
     Ok(web::Json(JobAnswer::try_from(job)?))
+}
+
+/// Ends a job
+///
+/// One that waits for its turn ends at once (200), one that runs ends soon (202).
+#[api_v2_operation]
+pub async fn cancel(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>, ApiError> {
+    match state.database.cancel_job(&id).await? {
+        Cancelled::AtOnce(job) => Ok(OneOf::First(Answer::new(JobAnswer::try_from(job)?))),
+        Cancelled::Asked(job) => Ok(OneOf::Second(Answer::new(JobAnswer::try_from(job)?))),
+        Cancelled::TooLate => Err(ApiError::JobEnded),
+        Cancelled::NotFound => Err(ApiError::JobNotFound),
+    }
 }

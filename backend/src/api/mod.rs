@@ -4,6 +4,7 @@ mod answer;
 mod cameras;
 mod database;
 mod dataset;
+mod debug;
 mod detections;
 mod form;
 mod health;
@@ -15,6 +16,8 @@ mod recognition;
 pub use form::form_config;
 pub use openapi::document;
 
+use std::sync::Arc;
+
 use actix_web::{HttpRequest, error::JsonPayloadError};
 use paperclip::actix::{Apiv2Schema, web};
 use serde::Serialize;
@@ -24,7 +27,7 @@ use crate::{
     config::Config,
     error::ApiError,
     face_id::{FaceId, InvalidFaceId},
-    recognise::Recogniser,
+    recognise::{ModelLoader, Recogniser},
     store::{Blobs, Database, Micros, from_micros},
     train::Trainer,
 };
@@ -39,8 +42,10 @@ pub struct State {
     pub blobs: Blobs,
     /// Recognition's queue.
     pub recogniser: Recogniser,
-    /// The trainer's queue.
+    /// The queue of jobs.
     pub trainer: Trainer,
+    /// What has models answer.
+    pub loader: Arc<ModelLoader>,
 }
 
 /// Puts the calls and their documentation at their paths, and what answers everything else.
@@ -92,6 +97,31 @@ fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
         )
         .service(
+            web::resource("/model")
+                .route(web::get().to(model::list))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/model/{version}/activate")
+                .route(web::post().to(model::activate))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/model/train")
+                .route(web::post().to(model::train))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/model/generate-emb")
+                .route(web::post().to(model::generate_emb))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/debug/unblock-dataset")
+                .route(web::post().to(debug::unblock_dataset))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
             web::resource("/model/optimized-train")
                 .route(web::post().to(model::optimized_train))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
@@ -99,7 +129,8 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/jobs/{job_id}")
                 .route(web::get().to(jobs::get))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+                .route(web::delete().to(jobs::cancel))
+                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
         )
         .service(
             web::resource("/face-recognition/get-results")

@@ -1,20 +1,58 @@
-//! `/model`: training.
+//! `/model`: training, and which model answers.
 
 use actix_web::{http::header, web};
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    State,
+    ListMeta, State,
     answer::{Answer, OneOf},
     jobs::JobAnswer,
+    rfc3339,
 };
-use crate::{error::ApiError, store::sql::JobStatus};
+use crate::{
+    error::ApiError,
+    store::sql::{JobKind, JobStatus, ModelRow},
+};
 
-/// Query of a training.
+/// All models.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Models {
+    /// The newest first.
+    models: Vec<Model>,
+    meta: ListMeta,
+}
+
+/// What a training made.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Model {
+    /// Grows with each training.
+    #[openapi(minimum = 1, example = "7")]
+    version: i64,
+    /// Whether this one answers.
+    #[openapi(example = "true")]
+    active: bool,
+    /// When it was trained.
+    #[openapi(example = "2024-05-06T07:08:10.4Z")]
+    created_at: String,
+    /// The network whose embeddings it takes.
+    #[openapi(example = "mobilefacenet")]
+    embedder: String,
+    /// People that it tells apart.
+    #[openapi(minimum = 0, example = "10")]
+    people: i64,
+    /// Images that it was trained on.
+    #[openapi(minimum = 0, example = "60")]
+    images: i64,
+    /// How long the training took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
+    duration_ms: i64,
+}
+
+/// Query of a job.
 #[derive(Deserialize, Apiv2Schema)]
 pub struct TrainQuery {
-    /// Whether to answer only when the new model is there. `false` by default.
+    /// Whether to answer only when the job is done. `false` by default.
     wait: Option<String>,
 }
 
@@ -30,6 +68,40 @@ impl TrainQuery {
     }
 }
 
+/// All models, the newest first
+#[api_v2_operation]
+pub async fn list(state: web::Data<State>) -> Result<web::Json<Models>, ApiError> {
+    let (rows, active) = state.database.models().await?;
+    let models = rows
+        .into_iter()
+        .map(|row| {
+            let is_active = active == Some(row.version);
+            Model::new(row, is_active)
+        })
+        .collect::<Result<Vec<_>, ApiError>>()?;
+    let meta = ListMeta { total: models.len() };
+    Ok(web::Json(Models { models, meta }))
+}
+
+/// Has a model answer that was trained before
+///
+/// It is read and tried first; until then the one before it answers.
+#[api_v2_operation]
+pub async fn activate(
+    state: web::Data<State>,
+    version: web::Path<String>,
+) -> Result<web::Json<Model>, ApiError> {
+    let version: i64 = version.parse().map_err(|_| ApiError::ModelNotFound)?;
+    let row = state.database.model(version).await?;
+    state.loader.load(&row).await.map_err(ApiError::ModelUnusable)?;
+    state.database.activate_model(version).await?;
+    state.loader.refresh().await?;
+    Ok(web::Json(Model::new(row, true)?))
+}
+
+/// A job that goes on, or with `wait=true` one that is done.
+type Started = OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>;
+
 /// Trains on the stored embeddings
 ///
 /// Answers 202 and a job that goes on, or with `wait=true` 200 and the job with its result. The new model answers as
@@ -38,19 +110,60 @@ impl TrainQuery {
 pub async fn optimized_train(
     state: web::Data<State>,
     query: web::Query<TrainQuery>,
-) -> Result<OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>, ApiError> {
+) -> Result<Started, ApiError> {
+    start(&state, &query, JobKind::OptimizedTrain).await
+}
+
+/// Trains from the images and stores no embeddings
+///
+/// Answers 202 and a job that goes on, or with `wait=true` 200 and the job with its result. The new model answers as
+/// soon as it is there; until then the one before it does.
+#[api_v2_operation]
+pub async fn train(state: web::Data<State>, query: web::Query<TrainQuery>) -> Result<Started, ApiError> {
+    start(&state, &query, JobKind::Train).await
+}
+
+/// Computes the embeddings of all images anew
+///
+/// The dataset is locked meanwhile: changes of it are answered with 423. Answers 202 and a job that goes on, or with
+/// `wait=true` 200 and the job with its result.
+#[api_v2_operation]
+pub async fn generate_emb(
+    state: web::Data<State>,
+    query: web::Query<TrainQuery>,
+) -> Result<Started, ApiError> {
+    start(&state, &query, JobKind::GenerateEmb).await
+}
+
+async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Started, ApiError> {
     let wait = query.wait()?;
-    let id = state.trainer.enqueue().await?;
-    let location = format!("/jobs/{id}");
-    let job = if wait { state.trainer.wait(&id).await? } else { state.database.job(id).await? };
-    let job = job.ok_or(ApiError::JobNotFound)?;
-    if job.status == JobStatus::Failed {
-        return Err(ApiError::TrainingFailed);
+    let mut job = state.trainer.enqueue(kind).await?;
+    let location = format!("/jobs/{}", job.id);
+    if !wait {
+        let answer = Answer::new(JobAnswer::try_from(job)?);
+        return Ok(OneOf::Second(answer.header(header::LOCATION, location)));
     }
-    let job = JobAnswer::try_from(job)?;
-    Ok(if wait {
-        OneOf::First(Answer::new(job).header(header::LOCATION, location))
-    } else {
-        OneOf::Second(Answer::new(job).header(header::LOCATION, location))
-    })
+    job = state.trainer.wait(&job.id).await?.ok_or(ApiError::JobNotFound)?;
+    match job.status {
+        JobStatus::Failed => Err(ApiError::JobFailed { reason: job.error.unwrap_or_default() }),
+        JobStatus::Cancelled => Err(ApiError::JobCancelled),
+        JobStatus::Done | JobStatus::Queued | JobStatus::Running => {
+            let answer = Answer::new(JobAnswer::try_from(job)?);
+            Ok(OneOf::First(answer.header(header::LOCATION, location)))
+        }
+    }
+}
+
+impl Model {
+    fn new(row: ModelRow, active: bool) -> Result<Self, ApiError> {
+        Ok(Self {
+            version: row.version,
+            active,
+            created_at: rfc3339(row.created_at)?,
+            embedder: row.embedder,
+            people: row.people,
+            images: row.images,
+            duration_ms: row.duration_ms,
+        })
+    }
 }

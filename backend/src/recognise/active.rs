@@ -28,12 +28,9 @@ impl ActiveModel {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on `model` answers, unless a newer one does already.
+    /// From now on `model` answers.
     pub fn set(&self, model: VersionedModel) {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_none_or(|older| older.version < model.version) {
-            *current = Some(Arc::new(model));
-        }
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(model));
     }
 }
 

@@ -5,11 +5,13 @@
 
 mod active;
 mod face;
+mod loader;
 mod pipeline;
 
 pub use active::{ActiveModel, VersionedModel, load_tested};
 pub use face::IdentifiedFace;
-pub use pipeline::Pipeline;
+pub use loader::{ModelLoader, ModelProblem};
+pub use pipeline::{PictureError, Pipeline};
 
 use std::{
     mem,
@@ -31,7 +33,7 @@ use rayon::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use active::identify;
-use pipeline::{FoundFaces, PictureError};
+use pipeline::FoundFaces;
 
 /// Hands pictures to the worker; clones share it.
 #[derive(Clone)]
@@ -94,7 +96,7 @@ impl Recogniser {
     /// # Errors
     /// The thread cannot be started.
     pub fn start(
-        pipeline: Pipeline,
+        pipeline: Arc<Pipeline>,
         active: Arc<ActiveModel>,
         threshold: f32,
         capacity: u32,
@@ -138,7 +140,7 @@ impl Recogniser {
 type EmbeddedFaces = Vec<(Face, Vec<f32>)>;
 
 struct Worker {
-    pipeline: Pipeline,
+    pipeline: Arc<Pipeline>,
     active: Arc<ActiveModel>,
     threshold: f32,
     batch: usize,

@@ -68,4 +68,19 @@ impl Pipeline {
         let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
         Ok(FoundFaces { faces, crops })
     }
+
+    /// The embedding of a picture's largest face; `None` where it has no face.
+    ///
+    /// # Errors
+    /// The bytes are no picture within the limits, or the network fails.
+    pub fn embed_largest_face(&self, bytes: &[u8]) -> Result<Option<Vec<f32>>, PictureError> {
+        let FoundFaces { faces, mut crops } = self.find_faces(bytes)?;
+        let area = |face: &Face| {
+            let corners = face.bounding_box;
+            (corners.right - corners.left) * (corners.bottom - corners.top)
+        };
+        let largest = faces.iter().enumerate().max_by(|(_, a), (_, b)| area(a).total_cmp(&area(b)));
+        let Some((position, _)) = largest else { return Ok(None) };
+        Ok(self.embedder.embed(&[crops.swap_remove(position)])?.pop())
+    }
 }

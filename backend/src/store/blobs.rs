@@ -1,13 +1,18 @@
-//! The bytes of enrolled pictures and trained models, in an object store: a folder.
+//! The bytes of enrolled pictures and trained models, in an object store: a folder, S3 or Azure.
 //!
 //! Keys carry ids, never names: `people/<person>/<image>` and `models/<id>`.
 
 use std::{fs, path::Path, sync::Arc};
 
+use anyhow::Context as _;
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path as Key,
+    ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, aws::AmazonS3Builder,
+    azure::MicrosoftAzureBuilder, local::LocalFileSystem, path::Path as Key, prefix::PrefixStore,
 };
+use time::OffsetDateTime;
+use url::Url;
 
 use super::StoreError;
 
@@ -17,15 +22,56 @@ pub struct Blobs {
     store: Arc<dyn ObjectStore>,
 }
 
+/// A blob as the store lists it.
+pub struct Blob {
+    /// Its key.
+    pub key: String,
+    /// When it was written, to the second.
+    pub modified: OffsetDateTime,
+}
+
 impl Blobs {
-    /// Opens the folder, and makes it where it is missing.
+    /// Opens a folder, and makes it where it is missing.
     ///
     /// # Errors
     /// The folder cannot be made or opened.
-    pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(folder)?;
-        let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true).with_automatic_cleanup(true);
+    pub fn open_folder(folder: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let store = LocalFileSystem::new_with_prefix(folder)
+            .with_context(|| format!("cannot open the blobs in {}", folder.display()))?
+            .with_fsync(true)
+            .with_automatic_cleanup(true);
         Ok(Self { store: Arc::new(store) })
+    }
+
+    /// Opens the store at a URL: `file:///folder`, `s3://bucket/prefix` or `az://container/prefix`. Keys, regions and
+    /// endpoints of the latter two come from the environment, under the names that their own tools use (`AWS_…`,
+    /// `AZURE_STORAGE_…`).
+    ///
+    /// # Errors
+    /// The URL names another kind of store, or the environment lacks what that store needs.
+    pub fn open_url(url: &str) -> anyhow::Result<Self> {
+        let url = Url::parse(url).context("blobs_url is no URL, expected s3://…, az://… or file:///…")?;
+        if url.scheme() == "file" {
+            let folder = url
+                .to_file_path()
+                .map_err(|()| anyhow::anyhow!("blobs_url names no folder of this machine"))?;
+            return Self::open_folder(&folder);
+        }
+        let (scheme, prefix) = ObjectStoreScheme::parse(&url).context("blobs_url")?;
+        let store: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::AmazonS3 => {
+                Arc::new(AmazonS3Builder::from_env().with_url(url.as_str()).build().context("blobs_url")?)
+            }
+            ObjectStoreScheme::MicrosoftAzure => Arc::new(
+                MicrosoftAzureBuilder::from_env().with_url(url.as_str()).build().context("blobs_url")?,
+            ),
+            _ => anyhow::bail!(
+                "blobs_url begins with {}://, it must be s3://…, az://… or file:///…",
+                url.scheme()
+            ),
+        };
+        Ok(Self { store: Arc::new(PrefixStore::new(store, prefix)) })
     }
 
     /// The key of an enrolled picture.
@@ -68,18 +114,21 @@ impl Blobs {
         }
     }
 
-    /// The keys of all enrolled pictures.
+    /// All blobs. What else lies in the store is none of ours and is not listed.
     ///
     /// # Errors
     /// The store fails.
-    pub async fn image_keys(&self) -> Result<Vec<String>, StoreError> {
-        let mut keys = Vec::new();
-        let mut folders = vec![Key::from("people")];
-        while let Some(folder) = folders.pop() {
-            let listed = self.store.list_with_delimiter(Some(&folder)).await?;
-            folders.extend(listed.common_prefixes);
-            keys.extend(listed.objects.into_iter().map(|object| object.location.to_string()));
+    pub async fn list(&self) -> Result<Vec<Blob>, StoreError> {
+        let mut blobs = Vec::new();
+        for prefix in ["people", "models"] {
+            let mut listed = self.store.list(Some(&Key::from(prefix)));
+            while let Some(object) = listed.try_next().await? {
+                let seconds = object.last_modified.timestamp();
+                let modified = OffsetDateTime::from_unix_timestamp(seconds)
+                    .map_err(|_| StoreError::Damaged(format!("a blob written at {seconds} s")))?;
+                blobs.push(Blob { key: object.location.to_string(), modified });
+            }
         }
-        Ok(keys)
+        Ok(blobs)
     }
 }

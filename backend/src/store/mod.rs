@@ -2,9 +2,12 @@
 
 pub mod blobs;
 pub mod sql;
+pub mod sweep;
 
 pub use blobs::Blobs;
 pub use sql::Database;
+
+use std::{io::ErrorKind, time::Duration};
 
 use time::OffsetDateTime;
 
@@ -17,24 +20,98 @@ pub enum StoreError {
     /// Nobody with this Face ID is there.
     #[error("no such person")]
     PersonNotFound,
+    /// There is no model of this version.
+    #[error("no such model")]
+    ModelNotFound,
+    /// The lease under which this was to be written belongs to somebody else by now.
+    #[error("the lease has ended")]
+    LeaseLost,
     /// That person has no image of this id.
     #[error("no such image")]
     ImageNotFound,
     /// The database did not answer in time, or could not be reached.
     #[error("the database cannot be reached: {0}")]
     Unavailable(String),
+    /// Something holds the dataset's lease, and nothing of the dataset may change meanwhile.
+    #[error("the dataset is locked")]
+    DatasetLocked {
+        /// When the lease ends unless it is renewed.
+        retry_after: Duration,
+    },
+    /// The disk has no room.
+    #[error("no room is left: {0}")]
+    Full(String),
     /// The database refused a statement.
     #[error("the database refused a statement: {0}")]
-    Database(#[from] diesel::result::Error),
+    Database(diesel::result::Error),
     /// The blob store failed.
     #[error("the blob store failed: {0}")]
-    Blob(#[from] object_store::Error),
+    Blob(object_store::Error),
     /// A row holds what this program never wrote.
     #[error("damaged row: {0}")]
     Damaged(String),
     /// The thread that spoke to the database ended.
     #[error("a database call was cut off")]
     Interrupted,
+}
+
+/// What engines say when the connection or the server has gone, or answers too slowly to wait for.
+const AWAY: [&str; 17] = [
+    // PostgreSQL
+    "server closed the connection",
+    "terminating connection",
+    "no connection to the server",
+    "could not receive data from server",
+    "could not send data to server",
+    "connection has been closed",
+    "the database system is",
+    "canceling statement due to",
+    "read-only transaction",
+    // MySQL, MariaDB
+    "server has gone away",
+    "Lost connection to",
+    "shutdown in progress",
+    "Connection was killed",
+    "max_statement_time exceeded",
+    "maximum statement execution time exceeded",
+    // SQLite
+    "database is locked",
+    "disk I/O error",
+];
+
+/// What engines say when the disk is full.
+const FULL: [&str; 3] = ["database or disk is full", "No space left on device", "is full"];
+
+impl From<diesel::result::Error> for StoreError {
+    fn from(error: diesel::result::Error) -> Self {
+        use diesel::result::{DatabaseErrorKind, Error};
+        let message = error.to_string();
+        let says = |phrases: &[&str]| phrases.iter().any(|phrase| message.contains(phrase));
+        match error {
+            Error::DatabaseError(DatabaseErrorKind::ClosedConnection, _)
+            | Error::BrokenTransactionManager => Self::Unavailable(message),
+            _ if says(&AWAY) => Self::Unavailable(message),
+            _ if says(&FULL) => Self::Full(message),
+            other => Self::Database(other),
+        }
+    }
+}
+
+impl From<object_store::Error> for StoreError {
+    fn from(error: object_store::Error) -> Self {
+        let mut cause: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(current) = cause {
+            let kind = current.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if matches!(
+                kind,
+                Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+            ) {
+                return Self::Full(error.to_string());
+            }
+            cause = current.source();
+        }
+        Self::Blob(error)
+    }
 }
 
 /// A moment as rows hold it: microseconds since 1970-01-01T00:00:00Z.

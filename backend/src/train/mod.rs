@@ -1,57 +1,35 @@
-//! Trainings: jobs of the database, done one after the other beside recognition.
+//! Jobs: trainings and the computing anew of embeddings. They wait in the database, and one process of the deployment
+//! does them, one after the other, beside recognition.
+
+mod work;
+
+pub use work::{EmbeddingResult, TrainingResult};
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use facepipe_identify::{Model, Sample, TrainOptions};
-use paperclip::actix::Apiv2Schema;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use tokio::{
-    sync::{Notify, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 use uuid::Uuid;
 
 use crate::{
-    recognise::{ActiveModel, load_tested},
+    recognise::{ModelLoader, Pipeline},
     store::{
         Blobs, Database, StoreError,
-        sql::{Job, JobStatus, NewModel},
+        sql::{Job, JobKind, JobOutcome, Lease, Order, Topic},
     },
 };
+use work::{End, Progress, Work, WorkError};
 
-/// The kind of the job that trains on the stored embeddings.
-pub const OPTIMIZED_TRAIN: &str = "optimized-train";
+/// How often the progress of a job is written down, and looked whether it is to end.
+const REPORT: Duration = Duration::from_secs(1);
+
+/// What is told of a failure whose reason is nobody's business but the administrator's.
+pub const INTERNAL: &str = "internal error";
 
 /// How often a waiting request looks whether its job ended, should it miss the signal.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// What a training made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
-pub struct TrainingResult {
-    /// The new model's version; it answers from now on.
-    #[openapi(minimum = 1, example = "7")]
-    pub model_version: i64,
-    /// The embedder whose embeddings it takes.
-    #[openapi(example = "mobilefacenet")]
-    pub embedder: String,
-    /// People that it tells apart.
-    #[openapi(minimum = 0, example = "10")]
-    pub people: i64,
-    /// Images that it was trained on.
-    #[openapi(minimum = 0, example = "60")]
-    pub images: i64,
-    /// People who are not in the model: they have no embedding of this embedder.
-    #[openapi(minimum = 0, example = "0")]
-    pub people_without_embeddings: i64,
-    /// How long it took, milliseconds.
-    #[openapi(minimum = 0, example = "412")]
-    pub duration_ms: i64,
-}
 
 /// Takes jobs and reports their end; clones share it.
 #[derive(Clone)]
@@ -59,27 +37,36 @@ pub struct Trainer {
     shared: Arc<Shared>,
 }
 
+/// How the trainer goes about it.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainerOptions {
+    /// How often it looks for jobs, should it miss the signal.
+    pub poll: Duration,
+    /// How long after the end of a process that did a job another one takes it up.
+    pub lease: Duration,
+}
+
 struct Shared {
     database: Database,
-    blobs: Blobs,
-    active: Arc<ActiveModel>,
-    embedder: &'static str,
-    wake: Notify,
-    ended: watch::Sender<()>,
+    work: Work,
+    options: TrainerOptions,
+    /// Names this process in leases.
+    holder: String,
     stop: watch::Sender<bool>,
 }
 
 impl Trainer {
-    /// Starts the task that does the jobs, beginning with those that an earlier process left.
+    /// Starts the task that does the jobs, beginning with those that another process left.
     pub fn start(
         database: Database,
         blobs: Blobs,
-        active: Arc<ActiveModel>,
-        embedder: &'static str,
+        loader: Arc<ModelLoader>,
+        pipeline: Arc<Pipeline>,
+        options: TrainerOptions,
     ) -> (Self, JoinHandle<()>) {
-        let (ended, stop) = (watch::Sender::new(()), watch::Sender::new(false));
-        let shared = Arc::new(Shared { database, blobs, active, embedder, wake: Notify::new(), ended, stop });
-        let trainer = Self { shared };
+        let work = Work::new(database.clone(), blobs, loader, pipeline, options.lease);
+        let (holder, stop) = (Uuid::new_v4().to_string(), watch::Sender::new(false));
+        let trainer = Self { shared: Arc::new(Shared { database, work, options, holder, stop }) };
         let runner = trainer.clone();
         (trainer, tokio::spawn(async move { runner.run().await }))
     }
@@ -89,44 +76,48 @@ impl Trainer {
         self.shared.stop.send_replace(true);
     }
 
-    /// Asks for a training on the stored embeddings. Returns the job's id.
+    /// Gives the lease back in the middle of a job, so that another process takes the job up at once.
+    pub async fn give_up(&self) {
+        let _ = self.shared.database.release_lease(Lease::Trainer, &self.shared.holder).await;
+    }
+
+    /// Asks for a job.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn enqueue(&self) -> Result<String, StoreError> {
-        let id = self.shared.database.add_job(OPTIMIZED_TRAIN).await?;
-        self.shared.wake.notify_one();
-        Ok(id)
+    pub async fn enqueue(&self, kind: JobKind) -> Result<Job, StoreError> {
+        self.shared.database.add_job(kind).await
     }
 
-    /// Waits until a job ended. `None` where there is no such job.
+    /// Waits until a job ended, and until the model that it made answers here. `None` where there is no such job.
     ///
     /// # Errors
     /// The database fails.
     pub async fn wait(&self, id: &str) -> Result<Option<Job>, StoreError> {
-        let mut ended = self.shared.ended.subscribe();
+        let mut changes = self.shared.database.changes(Topic::Jobs);
         loop {
-            match self.shared.database.job(id.to_owned()).await? {
-                Some(job) if matches!(job.status, JobStatus::Queued | JobStatus::Running) => {
-                    let _ = tokio::time::timeout(LOOK_AGAIN, ended.changed()).await;
+            match self.shared.database.job(id).await? {
+                Some(job) if !job.status.has_ended() => {
+                    let _ = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
                 }
-                other => return Ok(other),
+                ended => {
+                    self.shared.work.loader.refresh().await?;
+                    return Ok(ended);
+                }
             }
         }
     }
 
     async fn run(&self) {
-        let mut stop = self.shared.stop.subscribe();
-        match self.shared.database.requeue_abandoned_jobs().await {
-            Ok(0) => (),
-            Ok(jobs) => tracing::warn!(jobs, "took up jobs again that an earlier process left"),
-            Err(error) => tracing::error!(%error, "cannot look for abandoned jobs"),
-        }
+        let shared = &self.shared;
+        let mut stop = shared.stop.subscribe();
+        let mut changes = shared.database.changes(Topic::Jobs);
         while !*stop.borrow() {
-            match self.shared.database.claim_job().await {
-                Ok(Some(job)) => self.run_job(job).await,
+            match self.next_job().await {
+                Ok(Some(job)) => self.run_job(&job).await,
                 Ok(None) => tokio::select! {
-                    () = self.shared.wake.notified() => (),
+                    _ = changes.changed() => (),
+                    () = tokio::time::sleep(shared.options.poll) => (),
                     _ = stop.changed() => (),
                 },
                 Err(error) => {
@@ -137,80 +128,87 @@ impl Trainer {
         }
     }
 
-    async fn run_job(&self, job: Job) {
-        let outcome = match self.train().await {
-            Ok(result) => {
-                tracing::info!(
-                    job = job.id,
-                    model_version = result.model_version,
-                    people = result.people,
-                    images = result.images,
-                    duration_ms = result.duration_ms,
-                    "trained a model"
-                );
-                serde_json::to_string(&result).map_err(|error| error.to_string())
-            }
-            Err(error) => {
-                tracing::error!(job = job.id, error = format!("{error:#}"), "a training failed");
-                Err(format!("{error:#}"))
-            }
-        };
-        if let Err(error) = self.shared.database.finish_job(job.id, outcome).await {
-            tracing::error!(%error, "cannot write down the end of a job");
+    async fn next_job(&self) -> Result<Option<Job>, StoreError> {
+        let Shared { database, options, holder, .. } = &*self.shared;
+        // Looking costs less than taking the lease.
+        if !database.has_open_jobs().await?
+            || !database.acquire_lease(Lease::Trainer, holder, options.lease).await?
+        {
+            return Ok(None);
         }
-        self.shared.ended.send_replace(());
+        let job = database.claim_job(holder, options.lease).await?;
+        if job.is_none() {
+            database.release_lease(Lease::Trainer, holder).await?;
+        }
+        Ok(job)
     }
 
-    async fn train(&self) -> anyhow::Result<TrainingResult> {
-        let shared = &self.shared;
-        let begun = Instant::now();
-        let set = shared.database.training_set(shared.embedder).await?;
-        let embedder = shared.embedder;
-        let (bytes, people, images) = tokio::task::spawn_blocking(move || {
-            // Labels are row ids: the model's file names nobody, and a renamed person needs no training.
-            let samples: Vec<Sample> = set
-                .images
-                .into_iter()
-                .map(|image| Sample { label: image.person.to_string(), embedding: image.embedding })
-                .collect();
-            let model = Model::train(embedder, &samples, &TrainOptions::default())?;
-            anyhow::Ok((model.to_bytes(), model.labels().len(), samples.len()))
-        })
-        .await??;
-        let sha256 = hex(&Sha256::digest(&bytes));
-        let blob_key = Blobs::model_key(&Uuid::now_v7().to_string());
-        let bytes = Bytes::from(bytes);
-        shared.blobs.put(&blob_key, bytes.clone()).await?;
-        // Tried from the bytes that a restart would read, before it becomes the one that answers.
-        let tested = load_tested(0, &bytes)?;
-        let (people, images) = (i64::try_from(people)?, i64::try_from(images)?);
-        let duration_ms = i64::try_from(begun.elapsed().as_millis())?;
-        let row = NewModel { embedder, blob_key: blob_key.clone(), sha256, people, images, duration_ms };
-        let version = match shared.database.add_active_model(row).await {
-            Ok(version) => version,
-            Err(error) => {
-                let _ = shared.blobs.delete(&blob_key).await;
-                return Err(error.into());
+    async fn run_job(&self, job: &Job) {
+        let Shared { database, options, holder, .. } = &*self.shared;
+        let progress = Arc::new(Progress::default());
+        let outcome = {
+            let work = self.shared.work.run(job, holder, &progress);
+            tokio::pin!(work);
+            let mut beat = tokio::time::interval(REPORT.min(options.lease / 3));
+            let mut heard = Instant::now();
+            loop {
+                tokio::select! {
+                    outcome = &mut work => break outcome,
+                    _ = beat.tick() => {
+                        match database.report_job(&job.id, holder, options.lease, progress.images()).await {
+                            Ok(order) => {
+                                heard = Instant::now();
+                                match order {
+                                    Order::GoOn => (),
+                                    Order::Cancel => progress.end(End::Cancelled),
+                                    Order::LeaseLost => progress.end(End::LeaseLost),
+                                }
+                            }
+                            Err(error) => {
+                                tracing::warn!(%error, "cannot write down a job's progress");
+                                if heard.elapsed() > options.lease {
+                                    progress.end(End::LeaseLost);
+                                }
+                            }
+                        }
+                    }
+                }
             }
         };
-        shared.active.set(crate::recognise::VersionedModel { version, ..tested });
-        Ok(TrainingResult {
-            model_version: version,
-            embedder: embedder.to_owned(),
-            people,
-            images,
-            people_without_embeddings: set.people - people,
-            duration_ms,
-        })
+        let (id, kind) = (&job.id, job.kind.as_str());
+        let outcome = match outcome {
+            Ok(result) => JobOutcome::Done(result),
+            Err(WorkError::Ended(End::Cancelled)) => {
+                tracing::info!(job = id, kind, "a job was cancelled");
+                JobOutcome::Cancelled
+            }
+            // The job stays marked as running until the lease has ended, and is then taken up again.
+            Err(
+                error @ (WorkError::Ended(End::LeaseLost)
+                | WorkError::Store(StoreError::LeaseLost | StoreError::Unavailable(_))),
+            ) => {
+                tracing::warn!(job = id, kind, %error, "gave a job up, to be taken up again");
+                return;
+            }
+            Err(WorkError::Ended(End::Unblocked)) => {
+                tracing::warn!(job = id, kind, "a job ended because the dataset was unblocked");
+                JobOutcome::Failed("the dataset was unblocked before the job was done".into())
+            }
+            Err(error @ (WorkError::Identify(_) | WorkError::Conflict { .. })) => {
+                tracing::error!(job = id, kind, %error, "a job failed");
+                JobOutcome::Failed(error.to_string())
+            }
+            Err(error @ (WorkError::Store(_) | WorkError::Internal(_))) => {
+                tracing::error!(job = id, kind, %error, "a job failed");
+                JobOutcome::Failed(INTERNAL.into())
+            }
+        };
+        let _ = database.report_job(&job.id, holder, options.lease, progress.images()).await;
+        if let Err(error) = database.finish_job(&job.id, holder, options.lease, outcome).await {
+            tracing::error!(job = job.id, %error, "cannot write down the end of a job");
+        }
+        if let Err(error) = database.release_lease(Lease::Trainer, holder).await {
+            tracing::warn!(%error, "cannot give the trainer's lease back");
+        }
     }
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -9,19 +9,6 @@ fn upload(camera: &str, location: &str) -> Form {
     Form::new().text("camera_id", camera.to_owned()).text("location", location.to_owned())
 }
 
-/// Rows of a query on the server's database.
-fn rows(server: &Server, query: &str) -> Vec<String> {
-    use diesel::{Connection as _, RunQueryDsl as _, sql_query, sql_types::Text};
-    #[derive(diesel::QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Text)]
-        row: String,
-    }
-    let file = server.data.path().join("facepipe.db");
-    let mut connection = diesel::SqliteConnection::establish(file.to_str().unwrap()).unwrap();
-    sql_query(query).load::<Row>(&mut connection).unwrap().into_iter().map(|row| row.row).collect()
-}
-
 #[tokio::test]
 async fn who_was_seen_where_and_when_can_be_asked() {
     let server = start!();
@@ -56,12 +43,15 @@ async fn who_was_seen_where_and_when_can_be_asked() {
     let last = server.get("/database/Tony_Blair/last-known-location").await.expect(StatusCode::OK);
     assert_eq!(last["camera_id"], "gate-2");
 
-    let stored = rows(
-        &server,
-        "SELECT camera_id || ' ' || track_id || ' ' || box_left || ' ' || box_bottom || ' ' || \
-         (embedding IS NULL) || ' ' || embedder AS row FROM detections WHERE track_id IS NOT NULL",
+    let stored = server.lines(
+        "SELECT CONCAT(camera_id, ' ', track_id, ' ', CAST(box_left AS DECIMAL(6, 1)), ' ', \
+         CAST(box_bottom AS DECIMAL(6, 1)), ' ', COALESCE(LENGTH(embedding), 0), ' ', embedder) AS line \
+         FROM detections WHERE track_id IS NOT NULL",
     );
-    assert_eq!(stored, ["gate-1 12 100.0 300.0 1 mobilefacenet"]);
+    assert!(
+        ["gate-1 12 100.0 300.0 0 mobilefacenet", "gate-1 12 100 300 0 mobilefacenet"]
+            .contains(&stored.join("; ").as_str())
+    );
     server.get("/database/Nobody/last-known-location").await.expect_error(404, "person_not_found");
 }
 
@@ -71,10 +61,8 @@ async fn unknown_faces_are_detections_with_their_embedding() {
     let form = upload("gate-1", "").part("image", photograph("Vladimir_Putin", 1));
     let answer = server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
     assert_eq!((&answer["model_version"], &answer["stored"]), (&Value::Null, &1.into()));
-    let stored = rows(
-        &server,
-        "SELECT coalesce(person_id, 'nobody') || ' ' || length(embedding) AS row FROM detections",
-    );
+    let stored = server
+        .lines("SELECT CONCAT(CASE WHEN person_id IS NULL THEN 'nobody' END, ' ', LENGTH(embedding)) AS line FROM detections");
     // 128 components of four bytes.
     assert_eq!(stored, ["nobody 512"]);
 }
@@ -102,7 +90,7 @@ async fn a_repeated_key_gets_the_first_answer_and_stores_nothing_twice() {
     assert_eq!(second["repeated"], 2);
     second["repeated"] = 0.into();
     assert_eq!(second, first);
-    assert_eq!(rows(&server, "SELECT upload_key AS row FROM detections ORDER BY 1"), ["k-1", "k-2"]);
+    assert_eq!(server.lines("SELECT upload_key AS line FROM detections ORDER BY 1"), ["k-1", "k-2"]);
 
     // A new image beside a repeated one is recognised by the model of now.
     let form = upload("gate-1", "Lobby")
@@ -131,7 +119,7 @@ async fn the_same_key_many_times_at_once_is_stored_once() {
         repeated += answer["repeated"].as_u64().unwrap();
     }
     assert_eq!(repeated, 5);
-    assert_eq!(rows(&server, "SELECT '' || count(*) AS row FROM detections"), ["1"]);
+    assert_eq!(server.lines("SELECT CONCAT(COUNT(*), '') AS line FROM detections"), ["1"]);
 }
 
 #[tokio::test]
@@ -143,9 +131,10 @@ async fn detections_of_an_erased_person_lose_the_name() {
     server.send("/face-recognition/store-results", form()).await.expect(StatusCode::CREATED);
     server.delete("/dataset/Tony_Blair").await.expect(StatusCode::NO_CONTENT);
 
-    let stored =
-        rows(&server, "SELECT (person_id IS NULL) || ' ' || (embedding IS NULL) AS row FROM detections");
-    assert_eq!(stored, ["1 1"]);
+    let stored = server.lines(
+        "SELECT CONCAT(COALESCE(person_id, 0), ' ', COALESCE(LENGTH(embedding), 0)) AS line FROM detections",
+    );
+    assert_eq!(stored, ["0 0"]);
     server.get("/database/Tony_Blair/last-known-location").await.expect_error(404, "person_not_found");
     // The kept answer names nobody either.
     let answer = server.send("/face-recognition/store-results", form()).await.expect(StatusCode::CREATED);
@@ -164,7 +153,7 @@ async fn an_unreadable_image_is_told_and_the_others_are_stored() {
     let answer = server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
     assert_eq!((&answer["stored"], &answer["faces"][0]["image"]), (&1.into(), &1.into()));
     assert_eq!(answer["errors"][0]["image"], 0);
-    assert_eq!(rows(&server, "SELECT upload_key AS row FROM answers"), ["good"]);
+    assert_eq!(server.lines("SELECT upload_key AS line FROM answers"), ["good"]);
 }
 
 /// Ten detections of Tony Blair, a minute apart from 07:00 on, by two cameras in turn; the last two in the same moment.

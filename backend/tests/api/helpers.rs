@@ -3,9 +3,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::Once,
 };
 
+use diesel::{Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, SqliteConnection};
 use facepipe_backend::{Application, Config, StopHandle};
 use reqwest::{
     Client, Method, Response, StatusCode,
@@ -50,6 +52,8 @@ impl Server {
         let mut config = Config {
             listen: "127.0.0.1:0".into(),
             data_dir: data.path().to_owned(),
+            database_url: Engine::of_this_run().map(Engine::new_database),
+            poll_interval_ms: 100,
             models_dir: models.to_owned(),
             embedder: Some("mobilefacenet".into()),
             ..Config::default()
@@ -125,6 +129,52 @@ impl Server {
         answer["result"].clone()
     }
 
+    /// The embedding that was stored last, as its row has it.
+    pub fn newest_embedding(&self) -> Vec<u8> {
+        let hex = self.lines(match Engine::of_this_run() {
+            Some(Engine::Postgres) => {
+                "SELECT encode(vector, 'hex') AS line FROM embeddings ORDER BY created_at DESC LIMIT 1"
+            }
+            _ => "SELECT hex(vector) AS line FROM embeddings ORDER BY created_at DESC LIMIT 1",
+        });
+        let digits = hex[0].as_bytes().chunks(2);
+        digits.map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    }
+
+    /// What a query on the server's database gives in its one column `line`, a text.
+    pub fn lines(&self, query: &str) -> Vec<String> {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            line: String,
+        }
+        let query = diesel::sql_query(query);
+        let rows: Vec<Row> = match &self.config.database_url {
+            None => {
+                let file = self.data.path().join("facepipe.db");
+                query.load(&mut SqliteConnection::establish(file.to_str().unwrap()).unwrap()).unwrap()
+            }
+            Some(url) if url.starts_with("postgres") => {
+                query.load(&mut PgConnection::establish(url).unwrap()).unwrap()
+            }
+            Some(url) => query.load(&mut MysqlConnection::establish(url).unwrap()).unwrap(),
+        };
+        rows.into_iter().map(|row| row.line).collect()
+    }
+
+    /// Where the server keeps something of `needle`: files of its data folder, and its database.
+    pub fn traces_of(&self, needle: &[u8]) -> Vec<PathBuf> {
+        let mut traces = found_below(self.data.path(), needle);
+        if let Some(url) = &self.config.database_url {
+            let rows = dump(url).to_ascii_lowercase();
+            let hex: String = needle.iter().map(|byte| format!("{byte:02x}")).collect();
+            if contains(&rows, &needle.to_ascii_lowercase()) || contains(&rows, hex.as_bytes()) {
+                traces.push("the database".into());
+            }
+        }
+        traces
+    }
+
     /// The one face of a photograph, as get-results answers it.
     pub async fn recognise(&self, person: &str, number: u32) -> Value {
         let form = Form::new().part("image", photograph(person, number));
@@ -133,6 +183,75 @@ impl Server {
         assert_eq!(faces.len(), 1, "{answer}");
         faces[0].clone()
     }
+}
+
+/// A database server that tests run on instead of the embedded database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    Postgres,
+    Mysql,
+}
+
+impl Engine {
+    /// What `FACEPIPE_TEST_DATABASE` says: `postgres`, `mysql`, or nothing for SQLite.
+    pub fn of_this_run() -> Option<Self> {
+        match std::env::var("FACEPIPE_TEST_DATABASE").as_deref() {
+            Ok("postgres") => Some(Self::Postgres),
+            Ok("mysql") => Some(Self::Mysql),
+            Ok("sqlite") | Err(_) => None,
+            Ok(other) => panic!("FACEPIPE_TEST_DATABASE is {other:?}"),
+        }
+    }
+
+    /// The URL of the server, where `scripts/databases.sh` has started it.
+    pub fn server(self) -> String {
+        let variable = match self {
+            Self::Postgres => "FACEPIPE_TEST_POSTGRES",
+            Self::Mysql => "FACEPIPE_TEST_MYSQL",
+        };
+        std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: see scripts/databases.sh"))
+    }
+
+    /// The URL of a new, empty database.
+    pub fn new_database(self) -> String {
+        let (server, name) = (self.server(), format!("test_{}", uuid::Uuid::new_v4().simple()));
+        let create = diesel::sql_query(format!("CREATE DATABASE {name}"));
+        match self {
+            Self::Postgres => {
+                create.execute(&mut PgConnection::establish(&format!("{server}/postgres")).unwrap()).unwrap()
+            }
+            Self::Mysql => create.execute(&mut MysqlConnection::establish(&server).unwrap()).unwrap(),
+        };
+        format!("{server}/{name}")
+    }
+}
+
+/// Everything that a database server holds of one database, as its own tool writes it out. Bytes are hexadecimal.
+fn dump(url: &str) -> Vec<u8> {
+    let output = if url.starts_with("postgres") {
+        Command::new("pg_dump").args(["--data-only", "--inserts", "--dbname", url]).output().unwrap()
+    } else {
+        let (server, database) = url.rsplit_once('/').unwrap();
+        let (user, address) = server.strip_prefix("mysql://").unwrap().split_once('@').unwrap();
+        let (host, port) = address.split_once(':').unwrap();
+        Command::new("mariadb-dump")
+            .args([
+                "--no-defaults",
+                "--no-create-info",
+                "--hex-blob",
+                "-h",
+                host,
+                "-P",
+                port,
+                "-u",
+                user,
+                database,
+            ])
+            .output()
+            .unwrap()
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 /// What a server answered.
@@ -204,7 +323,9 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
 
 /// The files under `folder` that have `needle` in them.
 pub fn found_below(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
-    let has_it =
-        |file: &PathBuf| fs::read(file).unwrap().windows(needle.len()).any(|window| window == needle);
-    files_below(folder).into_iter().filter(has_it).collect()
+    files_below(folder).into_iter().filter(|file| contains(&fs::read(file).unwrap(), needle)).collect()
+}
+
+fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle)
 }

@@ -13,6 +13,7 @@ mod contract;
 mod dataset;
 mod detections;
 mod helpers;
+mod jobs;
 mod load;
 mod model;
 mod openapi;

@@ -4,7 +4,7 @@
 //! A new call needs `#[api_v2_operation]` on its handler, `Apiv2Schema` on the types of its query, body and answer
 //! (with a doc comment and an example on each field), and an entry in [`CALLS`]. A test names what is missing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::anyhow;
 use facepipe_vision::DecodeError;
@@ -14,13 +14,15 @@ use serde_json::{Value, json};
 use super::super::{
     ListMeta,
     detections::PageMeta,
+    jobs::Progress,
     recognition::{BoundingBox, Decision},
 };
 use crate::{
     error::{ApiError, ErrorBody, ErrorDetail},
     face_id::InvalidFaceId,
-    store::sql::JobStatus,
-    train::TrainingResult,
+    recognise::ModelProblem,
+    store::sql::{JobKind, JobStatus},
+    train::{EmbeddingResult, INTERNAL, TrainingResult},
 };
 
 /// What stands above all calls.
@@ -47,6 +49,7 @@ pub const TAGS: &[(&str, &str)] = &[
     (RECOGNITION, "Who is on a picture."),
     (DATABASE, "Who was seen where and when."),
     (SERVER, "The server itself."),
+    (DEBUG, "For whoever looks into a deployment."),
 ];
 
 const DATASET: &str = "Dataset";
@@ -54,6 +57,7 @@ const MODEL: &str = "Model";
 const RECOGNITION: &str = "Face recognition";
 const DATABASE: &str = "Database";
 const SERVER: &str = "Server";
+const DEBUG: &str = "Debugging";
 
 /// An error as its call may answer it.
 pub type Sample = fn() -> ApiError;
@@ -101,34 +105,46 @@ const fn call(
 pub const CALLS: &[Call] = &[
     call("GET", "/dataset", DATASET, &[ROWS]),
     call("GET", "/dataset/{id}", DATASET, &[FACE_ID, PERSON, ROWS]),
-    call("POST", "/dataset/{id}", DATASET, &[FACE_ID, &[|| ApiError::PersonExists], ROWS]),
-    call("PATCH", "/dataset/{id}", DATASET, &[FACE_ID, JSON, PERSON, &[|| ApiError::PersonExists], ROWS]),
+    call("POST", "/dataset/{id}", DATASET, &[FACE_ID, &[|| ApiError::PersonExists], CHANGE, ROWS]),
+    call(
+        "PATCH",
+        "/dataset/{id}",
+        DATASET,
+        &[FACE_ID, JSON, PERSON, &[|| ApiError::PersonExists], CHANGE, ROWS],
+    ),
     Call {
         headers: &[(204, "Cache-Control")],
-        ..call("DELETE", "/dataset/{id}", DATASET, &[FACE_ID, PERSON, ROWS])
+        ..call("DELETE", "/dataset/{id}", DATASET, &[FACE_ID, PERSON, CHANGE, ROWS])
     },
     Call {
         links: &[
             Link { status: 201, to: ("GET", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
             Link { status: 201, to: ("DELETE", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
         ],
-        ..call("POST", "/dataset/{id}/image", DATASET, &[FACE_ID, PERSON, FORM, IMAGE, ONE_FACE, QUEUE, ROWS])
+        ..call(
+            "POST",
+            "/dataset/{id}/image",
+            DATASET,
+            &[FACE_ID, PERSON, FORM, IMAGE, ONE_FACE, QUEUE, CHANGE, ROWS],
+        )
     },
     Call {
         headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
         ..call("GET", "/dataset/{id}/image/{image_id}", DATASET, &[FACE_ID, PERSON_IMAGE, ROWS])
     },
-    call("DELETE", "/dataset/{id}/image/{image_id}", DATASET, &[FACE_ID, PERSON_IMAGE, ROWS]),
-    Call {
-        headers: &[(200, "Location"), (202, "Location")],
-        links: &[Link {
-            status: 202,
-            to: ("GET", "/jobs/{job_id}"),
-            parameters: &[("job_id", "$response.body#/job_id")],
-        }],
-        ..call("POST", "/model/optimized-train", MODEL, &[QUERY, &[|| ApiError::TrainingFailed], ROWS])
-    },
+    call("DELETE", "/dataset/{id}/image/{image_id}", DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]),
+    job("/model/optimized-train"),
+    job("/model/train"),
+    job("/model/generate-emb"),
+    call("GET", "/model", MODEL, &[ROWS]),
+    call("POST", "/model/{version}/activate", MODEL, &[PATH, MODELS, FULL, ROWS]),
     call("GET", "/jobs/{job_id}", MODEL, &[PATH, &[|| ApiError::JobNotFound], ROWS]),
+    call(
+        "DELETE",
+        "/jobs/{job_id}",
+        MODEL,
+        &[PATH, &[|| ApiError::JobNotFound, || ApiError::JobEnded], FULL, ROWS],
+    ),
     Call {
         headers: &[(200, "Server-Timing")],
         ..call("GET", "/face-recognition/get-results", RECOGNITION, &[FORM, IMAGE, DETAILS, QUEUE, ROWS])
@@ -144,7 +160,7 @@ pub const CALLS: &[Call] = &[
             "POST",
             "/face-recognition/store-results",
             RECOGNITION,
-            &[FORM, IMAGE, &[|| ApiError::FieldMissing { field: "camera_id" }], DETAILS, QUEUE, ROWS],
+            &[FORM, IMAGE, &[|| ApiError::FieldMissing { field: "camera_id" }], DETAILS, QUEUE, FULL, ROWS],
         )
     },
     call("POST", "/face-recognition/dry-run", RECOGNITION, &[FORM, IMAGE_PARTS, DETAILS]),
@@ -172,7 +188,21 @@ pub const CALLS: &[Call] = &[
     call("GET", "/livez", SERVER, &[]),
     call("GET", "/readyz", SERVER, &[ROWS]),
     call("GET", "/openapi.json", SERVER, &[]),
+    call("POST", "/debug/unblock-dataset", DEBUG, &[FULL, ROWS]),
 ];
+
+/// A call that begins a job.
+const fn job(path: &'static str) -> Call {
+    Call {
+        headers: &[(200, "Location"), (202, "Location")],
+        links: &[Link {
+            status: 202,
+            to: ("GET", "/jobs/{job_id}"),
+            parameters: &[("job_id", "$response.body#/job_id")],
+        }],
+        ..call("POST", path, MODEL, &[QUERY, JOB, FULL, ROWS])
+    }
+}
 
 /// Where an enrolled image is.
 const ENROLLED: &[(&str, &str)] =
@@ -181,6 +211,38 @@ const ENROLLED: &[(&str, &str)] =
 /// Of calls that look at the database, as nearly all do.
 const ROWS: &[Sample] =
     &[|| ApiError::DatabaseUnavailable(String::new()), || ApiError::Internal(anyhow!("in the log only"))];
+
+/// Of calls that write.
+const FULL: &[Sample] = &[|| ApiError::StorageFull("in the log only".into())];
+/// Of calls that change the dataset.
+const CHANGE: &[Sample] = &[
+    || ApiError::DatasetLocked { retry_after: Duration::from_secs(10) },
+    || ApiError::StorageFull("in the log only".into()),
+];
+
+/// Of calls that wait for a job.
+const JOB: &[Sample] = &[
+    || {
+        ApiError::JobFailed {
+        reason: "images 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c and 018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d have the same \
+                 embedding but belong to two people: erase one of them, then train again"
+            .into(),
+    }
+    },
+    || ApiError::JobFailed { reason: INTERNAL.into() },
+    || ApiError::JobCancelled,
+];
+/// Of calls that have a model answer.
+const MODELS: &[Sample] = &[
+    || ApiError::ModelNotFound,
+    || {
+        ApiError::ModelUnusable(ModelProblem::Embedder {
+            model: "mobilefacenet".into(),
+            server: "inception-resnet-v1",
+        })
+    },
+    || ApiError::ModelUnusable(ModelProblem::Unusable("its bytes are not those that were written".into())),
+];
 
 const FACE_ID: &[Sample] = &[|| InvalidFaceId::TooLong(65).into()];
 /// Of paths with another id.
@@ -263,6 +325,14 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
             }),
         ),
         (
+            "version",
+            json!({
+                "description": "Which model, as `/model` lists them.",
+                "schema": { "type": "integer", "format": "int64", "minimum": 1 },
+                "example": 7,
+            }),
+        ),
+        (
             "job_id",
             json!({
                 "description": "As the call that began the job answered it.",
@@ -330,8 +400,11 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     PageMeta::update_definitions,
     BoundingBox::update_definitions,
     Decision::update_definitions,
+    JobKind::update_definitions,
     JobStatus::update_definitions,
+    Progress::update_definitions,
     TrainingResult::update_definitions,
+    EmbeddingResult::update_definitions,
 ];
 
 /// The headers of errors, by status.
@@ -349,6 +422,17 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
         ("*", "last_seen", time()),
         ("*", "received_at", time()),
         ("*", "started_at", time()),
+        (
+            "Job",
+            "result",
+            json!({
+                "type": null,
+                "oneOf": [
+                    { "$ref": "#/components/schemas/TrainingResult" },
+                    { "$ref": "#/components/schemas/EmbeddingResult" },
+                ],
+            }),
+        ),
         ("Renaming", "", json!({ "additionalProperties": false })),
         ("Renaming", "face_id", face_id()),
         // Several are read in order to be refused by their number.

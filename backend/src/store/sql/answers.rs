@@ -90,7 +90,7 @@ impl Database {
         self.read(move |connection| {
             let known = answers::table
                 .filter(answers::call.eq(STORE_RESULTS))
-                .filter(answers::upload_key.eq_any(keys))
+                .filter(answers::upload_key.eq_any(&keys))
                 .select(answers::upload_key)
                 .load::<String>(connection)?;
             Ok(known.into_iter().collect())
@@ -109,10 +109,12 @@ impl Database {
             self.write(move |connection| store(connection, &new))
         };
         match attempt().await {
-            // Another process stored the same key between our look and our insert: now it is there to be found.
-            Err(StoreError::Database(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _))) => {
-                attempt().await
-            }
+            // Another process stored the same key between our look and our insert, or erased somebody: now that is
+            // there to be found.
+            Err(StoreError::Database(Error::DatabaseError(
+                DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::ForeignKeyViolation,
+                _,
+            ))) => attempt().await,
             outcome => outcome,
         }
     }

@@ -202,10 +202,10 @@ impl Database {
             if let Some(face_id) = &filter.person {
                 query = query.filter(detections::person_id.eq(person(connection, &face_id.to_string())?));
             }
-            if let Some(camera_id) = filter.camera_id {
+            if let Some(camera_id) = &filter.camera_id {
                 query = query.filter(detections::camera_id.eq(camera_id));
             }
-            if let Some(location) = filter.location {
+            if let Some(location) = &filter.location {
                 query = query.filter(detections::location.eq(location));
             }
             if let Some(from) = filter.from {

@@ -1,12 +1,53 @@
-//! Long work that was asked for: it survives a restart.
+//! Long work that was asked for. It survives the process that does it: whoever gets the trainer's lease next takes it
+//! up again.
+
+use std::time::Duration;
 
 use diesel::prelude::*;
 use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{AnyConnection, Database, schema::jobs};
+use super::{
+    AnyConnection, Database,
+    leases::{Lease, renew},
+    schema::jobs,
+    signals::{Topic, notify_others},
+};
 use crate::store::{Micros, StoreError, now};
+
+/// How often a job is begun before it counts as one that ends its process.
+const MAX_ATTEMPTS: i32 = 3;
+
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Trains on the stored embeddings.
+    OptimizedTrain,
+    /// Trains from the images.
+    Train,
+    /// Computes the embeddings of all images anew.
+    GenerateEmb,
+}
+
+impl JobKind {
+    /// As rows and answers name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OptimizedTrain => "optimized-train",
+            Self::Train => "train",
+            Self::GenerateEmb => "generate-emb",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, StoreError> {
+        [Self::OptimizedTrain, Self::Train, Self::GenerateEmb]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| StoreError::Damaged(format!("a job of kind {text:?}")))
+    }
+}
 
 /// How far a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
@@ -20,6 +61,8 @@ pub enum JobStatus {
     Done,
     /// Ended with an error.
     Failed,
+    /// Ended because somebody asked for it.
+    Cancelled,
 }
 
 impl JobStatus {
@@ -30,11 +73,17 @@ impl JobStatus {
             Self::Running => "running",
             Self::Done => "done",
             Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
         }
     }
 
+    /// Whether nothing more will become of the job.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+
     fn parse(text: &str) -> Result<Self, StoreError> {
-        [Self::Queued, Self::Running, Self::Done, Self::Failed]
+        [Self::Queued, Self::Running, Self::Done, Self::Failed, Self::Cancelled]
             .into_iter()
             .find(|status| status.as_str() == text)
             .ok_or_else(|| StoreError::Damaged(format!("a job of status {text:?}")))
@@ -42,115 +91,235 @@ impl JobStatus {
 }
 
 /// One job.
+#[derive(Debug, Clone)]
 pub struct Job {
     /// UUID.
     pub id: String,
     /// What is to be done.
-    pub kind: String,
+    pub kind: JobKind,
     /// How far it is.
     pub status: JobStatus,
     /// JSON, of a job that is done.
     pub result: Option<String>,
+    /// What went wrong with one that failed; names nobody.
+    pub error: Option<String>,
     /// When it was asked for.
     pub created_at: Micros,
     /// When it was begun.
     pub started_at: Option<Micros>,
     /// When it ended.
     pub finished_at: Option<Micros>,
+    /// Images that are done with.
+    pub images_done: i64,
+    /// Images altogether, once they are counted.
+    pub images_total: Option<i64>,
 }
 
-type Columns = (String, String, String, Option<String>, Micros, Option<Micros>, Option<Micros>);
+/// How a job ended.
+#[derive(Debug)]
+pub enum JobOutcome {
+    /// With a result, JSON.
+    Done(String),
+    /// With an error, which must name nobody.
+    Failed(String),
+    /// On request.
+    Cancelled,
+}
 
-/// What a [`Job`] is read from. The error stays in its row, for whoever runs the server: it may tell too much.
-const COLUMNS: (
-    jobs::id,
-    jobs::kind,
-    jobs::status,
-    jobs::result,
-    jobs::created_at,
-    jobs::started_at,
-    jobs::finished_at,
-) = (jobs::id, jobs::kind, jobs::status, jobs::result, jobs::created_at, jobs::started_at, jobs::finished_at);
+/// What became of the wish to end a job.
+pub enum Cancelled {
+    /// It had not been begun, and will not be.
+    AtOnce(Job),
+    /// Whoever does it will see the wish.
+    Asked(Job),
+    /// It had ended already.
+    TooLate,
+    /// There is no such job.
+    NotFound,
+}
 
-impl Job {
-    fn from_columns(columns: Columns) -> Result<Self, StoreError> {
-        let (id, kind, status, result, created_at, started_at, finished_at) = columns;
-        let status = JobStatus::parse(&status)?;
-        Ok(Self { id, kind, status, result, created_at, started_at, finished_at })
+/// What whoever does a job learns when it reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// To go on.
+    GoOn,
+    /// That the job is to end.
+    Cancel,
+    /// That the lease has ended: somebody else may be doing the job.
+    LeaseLost,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = jobs)]
+struct Row {
+    id: String,
+    kind: String,
+    status: String,
+    result: Option<String>,
+    error: Option<String>,
+    created_at: Micros,
+    started_at: Option<Micros>,
+    finished_at: Option<Micros>,
+    images_done: i64,
+    images_total: Option<i64>,
+}
+
+impl TryFrom<Row> for Job {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.id,
+            kind: JobKind::parse(&row.kind)?,
+            status: JobStatus::parse(&row.status)?,
+            result: row.result,
+            error: row.error,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+            images_done: row.images_done,
+            images_total: row.images_total,
+        })
     }
 }
 
 impl Database {
-    /// Adds a job to the queue. Returns its id.
+    /// Adds a job to the queue. Returns it.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn add_job(&self, kind: &'static str) -> Result<String, StoreError> {
+    pub async fn add_job(&self, kind: JobKind) -> Result<Job, StoreError> {
         let id = Uuid::now_v7().to_string();
-        self.write(move |connection| {
-            diesel::insert_into(jobs::table)
-                .values((
-                    jobs::id.eq(&id),
-                    jobs::kind.eq(kind),
-                    jobs::status.eq(JobStatus::Queued.as_str()),
-                    jobs::created_at.eq(now()),
-                ))
-                .execute(connection)?;
-            Ok(id)
-        })
-        .await
+        let job = self
+            .write(move |connection| {
+                diesel::insert_into(jobs::table)
+                    .values((
+                        jobs::id.eq(&id),
+                        jobs::kind.eq(kind.as_str()),
+                        jobs::status.eq(JobStatus::Queued.as_str()),
+                        jobs::created_at.eq(now()),
+                    ))
+                    .execute(connection)?;
+                notify_others(connection, Topic::Jobs)?;
+                find(connection, &id)?.ok_or(StoreError::Interrupted)
+            })
+            .await?;
+        self.signals.tell(Topic::Jobs);
+        Ok(job)
     }
 
     /// A job by its id.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn job(&self, id: String) -> Result<Option<Job>, StoreError> {
-        self.read(move |connection| {
-            jobs::table
-                .find(id)
-                .select(COLUMNS)
-                .first::<Columns>(connection)
-                .optional()?
-                .map(Job::from_columns)
-                .transpose()
+    pub async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {
+        let id = id.to_owned();
+        self.read(move |connection| find(connection, &id)).await
+    }
+
+    /// Whether any job waits or runs, here or elsewhere.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn has_open_jobs(&self) -> Result<bool, StoreError> {
+        self.read(|connection| {
+            let open = [JobStatus::Queued.as_str(), JobStatus::Running.as_str()];
+            let first = jobs::table
+                .filter(jobs::status.eq_any(open))
+                .select(jobs::id)
+                .first::<String>(connection)
+                .optional()?;
+            Ok(first.is_some())
         })
         .await
     }
 
-    /// Takes the oldest waiting job and marks it as running.
+    /// Takes the oldest waiting job and marks it as running, where `holder` has the trainer's lease and puts its end
+    /// off by `ttl`.
+    ///
+    /// Jobs that are marked as running already belong to a holder that is no more: they go back into the queue, and
+    /// those that were begun too often fail.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn claim_job(&self) -> Result<Option<Job>, StoreError> {
-        self.write(|connection| {
-            let oldest = jobs::table
+    pub async fn claim_job(&self, holder: &str, ttl: Duration) -> Result<Option<Job>, StoreError> {
+        let holder = holder.to_owned();
+        self.write(move |connection| {
+            if !renew(connection, Lease::Trainer, &holder, ttl)? {
+                return Ok(None);
+            }
+            requeue_abandoned(connection)?;
+            let queued = jobs::table
                 .filter(jobs::status.eq(JobStatus::Queued.as_str()))
                 .order((jobs::created_at, jobs::id))
-                .select(COLUMNS)
-                .first::<Columns>(connection)
-                .optional()?;
-            let Some(columns) = oldest else { return Ok(None) };
-            let mut job = Job::from_columns(columns)?;
-            job.status = JobStatus::Running;
-            job.started_at = Some(now());
-            diesel::update(jobs::table.find(&job.id))
-                .set((jobs::status.eq(job.status.as_str()), jobs::started_at.eq(job.started_at)))
-                .execute(connection)?;
-            Ok(Some(job))
+                .select(jobs::id)
+                .load::<String>(connection)?;
+            for id in queued {
+                let begun =
+                    diesel::update(jobs::table.find(&id).filter(jobs::status.eq(JobStatus::Queued.as_str())))
+                        .set((
+                            jobs::status.eq(JobStatus::Running.as_str()),
+                            jobs::started_at.eq(Some(now())),
+                            jobs::attempts.eq(jobs::attempts + 1),
+                            jobs::images_done.eq(0),
+                            jobs::images_total.eq(None::<i64>),
+                        ))
+                        .execute(connection)?;
+                // Else it was cancelled a moment ago.
+                if begun == 1 {
+                    return find(connection, &id);
+                }
+            }
+            Ok(None)
         })
         .await
     }
 
-    /// Ends a job with its result (JSON), or with what went wrong.
+    /// Writes down how far a running job is and puts off the end of the trainer's lease.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn finish_job(&self, id: String, outcome: Result<String, String>) -> Result<(), StoreError> {
+    pub async fn report_job(
+        &self,
+        id: &str,
+        holder: &str,
+        ttl: Duration,
+        (done, total): (i64, Option<i64>),
+    ) -> Result<Order, StoreError> {
+        let (id, holder) = (id.to_owned(), holder.to_owned());
         self.write(move |connection| {
-            let (status, result, error) = match outcome {
-                Ok(result) => (JobStatus::Done, Some(result), None),
-                Err(error) => (JobStatus::Failed, None, Some(error)),
+            if !renew(connection, Lease::Trainer, &holder, ttl)? {
+                return Ok(Order::LeaseLost);
+            }
+            diesel::update(jobs::table.find(&id))
+                .set((jobs::images_done.eq(done), jobs::images_total.eq(total)))
+                .execute(connection)?;
+            let cancel: bool = jobs::table.find(&id).select(jobs::cancel).first(connection)?;
+            Ok(if cancel { Order::Cancel } else { Order::GoOn })
+        })
+        .await
+    }
+
+    /// Ends a job that `holder` does. One that somebody else took up meanwhile is left to them.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn finish_job(
+        &self,
+        id: &str,
+        holder: &str,
+        ttl: Duration,
+        outcome: JobOutcome,
+    ) -> Result<(), StoreError> {
+        let (id, holder) = (id.to_owned(), holder.to_owned());
+        self.write(move |connection| {
+            if !renew(connection, Lease::Trainer, &holder, ttl)? {
+                return Ok(());
+            }
+            let (status, result, error) = match &outcome {
+                JobOutcome::Done(result) => (JobStatus::Done, Some(result), None),
+                JobOutcome::Failed(error) => (JobStatus::Failed, None, Some(error)),
+                JobOutcome::Cancelled => (JobStatus::Cancelled, None, None),
             };
             diesel::update(jobs::table.find(&id))
                 .set((
@@ -160,22 +329,72 @@ impl Database {
                     jobs::finished_at.eq(Some(now())),
                 ))
                 .execute(connection)?;
+            if status == JobStatus::Done {
+                diesel::update(jobs::table.find(&id).filter(jobs::images_total.is_not_null()))
+                    .set(jobs::images_done.eq(jobs::images_total.assume_not_null()))
+                    .execute(connection)?;
+            }
+            notify_others(connection, Topic::Jobs)?;
             Ok(())
         })
-        .await
+        .await?;
+        self.signals.tell(Topic::Jobs);
+        Ok(())
     }
 
-    /// Puts jobs back into the queue that a process took and did not end. Returns how many.
+    /// Ends a job that waits, or asks whoever does it to end it.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn requeue_abandoned_jobs(&self) -> Result<usize, StoreError> {
-        self.write(|connection: &mut AnyConnection| {
-            let abandoned = jobs::table.filter(jobs::status.eq(JobStatus::Running.as_str()));
-            Ok(diesel::update(abandoned)
-                .set((jobs::status.eq(JobStatus::Queued.as_str()), jobs::started_at.eq(None::<Micros>)))
-                .execute(connection)?)
-        })
-        .await
+    pub async fn cancel_job(&self, id: &str) -> Result<Cancelled, StoreError> {
+        let id = id.to_owned();
+        let cancelled = self
+            .write(move |connection| {
+                let of_status =
+                    |status: JobStatus| jobs::table.find(&id).filter(jobs::status.eq(status.as_str()));
+                let at_once = diesel::update(of_status(JobStatus::Queued))
+                    .set((jobs::status.eq(JobStatus::Cancelled.as_str()), jobs::finished_at.eq(Some(now()))))
+                    .execute(connection)?;
+                let asked = diesel::update(of_status(JobStatus::Running))
+                    .set(jobs::cancel.eq(true))
+                    .execute(connection)?;
+                notify_others(connection, Topic::Jobs)?;
+                Ok(match find(connection, &id)? {
+                    None => Cancelled::NotFound,
+                    Some(job) if at_once == 1 => Cancelled::AtOnce(job),
+                    Some(job) if asked == 1 => Cancelled::Asked(job),
+                    Some(_) => Cancelled::TooLate,
+                })
+            })
+            .await?;
+        self.signals.tell(Topic::Jobs);
+        Ok(cancelled)
     }
+}
+
+fn find(connection: &mut AnyConnection, id: &str) -> Result<Option<Job>, StoreError> {
+    let row = jobs::table.find(id).select(Row::as_select()).first::<Row>(connection).optional()?;
+    row.map(Job::try_from).transpose()
+}
+
+fn requeue_abandoned(connection: &mut AnyConnection) -> Result<(), StoreError> {
+    let running = || jobs::table.filter(jobs::status.eq(JobStatus::Running.as_str()));
+    let failed = diesel::update(running().filter(jobs::attempts.ge(MAX_ATTEMPTS)))
+        .set((
+            jobs::status.eq(JobStatus::Failed.as_str()),
+            jobs::error
+                .eq(Some(format!("the process that did it ended {MAX_ATTEMPTS} times before it was done"))),
+            jobs::finished_at.eq(Some(now())),
+        ))
+        .execute(connection)?;
+    let cancelled = diesel::update(running().filter(jobs::cancel.eq(true)))
+        .set((jobs::status.eq(JobStatus::Cancelled.as_str()), jobs::finished_at.eq(Some(now()))))
+        .execute(connection)?;
+    let requeued = diesel::update(running())
+        .set((jobs::status.eq(JobStatus::Queued.as_str()), jobs::started_at.eq(None::<Micros>)))
+        .execute(connection)?;
+    if failed + cancelled + requeued > 0 {
+        tracing::warn!(failed, cancelled, requeued, "found jobs that another process left unfinished");
+    }
+    Ok(())
 }

@@ -1,14 +1,20 @@
-//! Trained models, and which one answers.
+//! Trained models, whom they know, and which one answers.
+
+use std::time::Duration;
 
 use diesel::{dsl::max, prelude::*};
 
 use super::{
-    Database,
-    schema::{active_model, models},
+    AnyConnection, Database,
+    leases::{Lease, renew},
+    schema::{active_model, model_people, models, people},
+    signals::{Topic, notify_others},
 };
-use crate::store::{StoreError, now};
+use crate::store::{Micros, StoreError, now};
 
 /// The row of a model.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = models)]
 pub struct ModelRow {
     /// Counts up from 1.
     pub version: i64,
@@ -18,6 +24,14 @@ pub struct ModelRow {
     pub blob_key: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
+    /// People that it tells apart.
+    pub people: i64,
+    /// Images that it was trained on.
+    pub images: i64,
+    /// How long the training took.
+    pub duration_ms: i64,
+    /// When it was made.
+    pub created_at: Micros,
 }
 
 /// A model to be stored, whose bytes are in the blob store already.
@@ -28,8 +42,8 @@ pub struct NewModel {
     pub blob_key: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
-    /// People that it tells apart.
-    pub people: i64,
+    /// Row ids of the people that it tells apart.
+    pub people: Vec<i64>,
     /// Images that it was trained on.
     pub images: i64,
     /// How long the training took.
@@ -43,51 +57,161 @@ impl Database {
     /// The database fails.
     pub async fn active_model(&self) -> Result<Option<ModelRow>, StoreError> {
         self.read(|connection| {
-            let row = active_model::table
+            Ok(active_model::table
                 .inner_join(models::table)
-                .select((models::version, models::embedder, models::blob_key, models::sha256))
-                .first::<(i64, String, String, String)>(connection)
-                .optional()?;
-            Ok(row.map(|(version, embedder, blob_key, sha256)| ModelRow {
-                version,
-                embedder,
-                blob_key,
-                sha256,
-            }))
+                .select(ModelRow::as_select())
+                .first::<ModelRow>(connection)
+                .optional()?)
         })
         .await
     }
 
-    /// Stores a model under the next version and makes it the one that answers. Returns its version.
+    /// All models, the newest first, and the version of the one that answers.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn add_active_model(&self, model: NewModel) -> Result<i64, StoreError> {
-        self.write(move |connection| {
-            let last: Option<i64> = models::table.select(max(models::version)).first(connection)?;
-            let version = last.unwrap_or(0) + 1;
-            diesel::insert_into(models::table)
-                .values((
-                    models::version.eq(version),
-                    models::embedder.eq(model.embedder),
-                    models::blob_key.eq(&model.blob_key),
-                    models::sha256.eq(&model.sha256),
-                    models::people.eq(model.people),
-                    models::images.eq(model.images),
-                    models::duration_ms.eq(model.duration_ms),
-                    models::created_at.eq(now()),
-                ))
-                .execute(connection)?;
-            let changed = diesel::update(active_model::table)
-                .set(active_model::version.eq(version))
-                .execute(connection)?;
-            if changed == 0 {
-                diesel::insert_into(active_model::table)
-                    .values((active_model::slot.eq(1), active_model::version.eq(version)))
-                    .execute(connection)?;
-            }
-            Ok(version)
+    pub async fn models(&self) -> Result<(Vec<ModelRow>, Option<i64>), StoreError> {
+        self.read(|connection| {
+            let rows = models::table
+                .order(models::version.desc())
+                .select(ModelRow::as_select())
+                .load::<ModelRow>(connection)?;
+            Ok((rows, active_version(connection)?))
         })
         .await
     }
+
+    /// A model by its version.
+    ///
+    /// # Errors
+    /// [`StoreError::ModelNotFound`].
+    pub async fn model(&self, version: i64) -> Result<ModelRow, StoreError> {
+        self.read(move |connection| {
+            models::table
+                .find(version)
+                .select(ModelRow::as_select())
+                .first::<ModelRow>(connection)
+                .optional()?
+                .ok_or(StoreError::ModelNotFound)
+        })
+        .await
+    }
+
+    /// Stores a model under the next version and makes it the one that answers, where `holder` still has the
+    /// trainer's lease. Returns its version.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`].
+    pub async fn add_active_model(
+        &self,
+        model: NewModel,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<i64, StoreError> {
+        let holder = holder.to_owned();
+        let version = self
+            .write(move |connection| {
+                if !renew(connection, Lease::Trainer, &holder, ttl)? {
+                    return Err(StoreError::LeaseLost);
+                }
+                let last: Option<i64> = models::table.select(max(models::version)).first(connection)?;
+                let version = last.unwrap_or(0) + 1;
+                diesel::insert_into(models::table)
+                    .values((
+                        models::version.eq(version),
+                        models::embedder.eq(model.embedder),
+                        models::blob_key.eq(&model.blob_key),
+                        models::sha256.eq(&model.sha256),
+                        models::people.eq(i64::try_from(model.people.len()).unwrap_or(i64::MAX)),
+                        models::images.eq(model.images),
+                        models::duration_ms.eq(model.duration_ms),
+                        models::created_at.eq(now()),
+                    ))
+                    .execute(connection)?;
+                for person in &model.people {
+                    diesel::insert_into(model_people::table)
+                        .values((model_people::version.eq(version), model_people::person_id.eq(person)))
+                        .execute(connection)?;
+                }
+                activate(connection, version)?;
+                Ok(version)
+            })
+            .await?;
+        self.signals.tell(Topic::Model);
+        Ok(version)
+    }
+
+    /// Makes a model the one that answers.
+    ///
+    /// # Errors
+    /// [`StoreError::ModelNotFound`].
+    pub async fn activate_model(&self, version: i64) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let found: Option<i64> =
+                models::table.find(version).select(models::version).first(connection).optional()?;
+            found.ok_or(StoreError::ModelNotFound)?;
+            activate(connection, version)
+        })
+        .await?;
+        self.signals.tell(Topic::Model);
+        Ok(())
+    }
+
+    /// Removes the rows of all models but the active one that know somebody who was erased. Returns the keys of the
+    /// blobs that must go too.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn purge_models(&self) -> Result<Vec<String>, StoreError> {
+        self.write(|connection| {
+            let active = active_version(connection)?.unwrap_or(0);
+            let erased = model_people::person_id.ne_all(people::table.select(people::id));
+            let mut doomed: Vec<i64> = model_people::table
+                .filter(erased)
+                .filter(model_people::version.ne(active))
+                .select(model_people::version)
+                .distinct()
+                .load(connection)?;
+            // Models from before it was written down whom they know.
+            let untold: Vec<i64> = models::table
+                .left_join(model_people::table)
+                .filter(model_people::person_id.is_null())
+                .filter(models::people.gt(0))
+                .filter(models::version.ne(active))
+                .select(models::version)
+                .load(connection)?;
+            doomed.extend(untold);
+            let blobs = models::table
+                .filter(models::version.eq_any(&doomed))
+                .select(models::blob_key)
+                .load(connection)?;
+            diesel::delete(models::table.filter(models::version.eq_any(&doomed))).execute(connection)?;
+            Ok(blobs)
+        })
+        .await
+    }
+
+    /// The keys of all blobs that models refer to.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn model_blob_keys(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|connection| Ok(models::table.select(models::blob_key).load(connection)?)).await
+    }
+}
+
+fn active_version(connection: &mut AnyConnection) -> Result<Option<i64>, StoreError> {
+    Ok(active_model::table.select(active_model::version).first(connection).optional()?)
+}
+
+fn activate(connection: &mut AnyConnection, version: i64) -> Result<(), StoreError> {
+    let changed =
+        diesel::update(active_model::table).set(active_model::version.eq(version)).execute(connection)?;
+    if changed == 0 {
+        diesel::insert_into(active_model::table)
+            .values((active_model::slot.eq(1), active_model::version.eq(version)))
+            .execute(connection)?;
+    }
+    notify_others(connection, Topic::Model)?;
+    Ok(())
 }

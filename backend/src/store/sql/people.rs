@@ -1,6 +1,6 @@
 //! People, their enrolled images and embeddings.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use diesel::{
     dsl::{count, count_star},
@@ -10,7 +10,8 @@ use diesel::{
 
 use super::{
     AnyConnection, Database,
-    schema::{embeddings, images, people},
+    leases::{Lease, ensure_unlocked, renew},
+    schema::{detections, embeddings, images, people},
 };
 use crate::{
     face_id::FaceId,
@@ -51,8 +52,21 @@ pub struct NewImage {
     pub embedding: Vec<f32>,
 }
 
+/// An image as rows tell of it, to be read from the blob store.
+#[derive(Debug, Clone, Queryable)]
+pub struct EnrolledImage {
+    /// The image's id.
+    pub id: String,
+    /// Whom it shows.
+    pub person: i64,
+    /// Where its bytes are.
+    pub blob_key: String,
+}
+
 /// One embedding and whom it shows.
 pub struct TrainingImage {
+    /// The image's id.
+    pub id: String,
     /// The person.
     pub person: i64,
     /// The embedding.
@@ -75,7 +89,8 @@ impl Database {
     pub async fn add_person(&self, id: &FaceId) -> Result<(), StoreError> {
         let face_id = id.to_string();
         self.write(move |connection| {
-            let row = (people::face_id.eq(face_id), people::created_at.eq(now()));
+            ensure_unlocked(connection)?;
+            let row = (people::face_id.eq(&face_id), people::created_at.eq(now()));
             match diesel::insert_into(people::table).values(row).execute(connection) {
                 Ok(_) => Ok(()),
                 Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
@@ -137,29 +152,24 @@ impl Database {
     /// [`StoreError::PersonNotFound`] where the person was erased meanwhile.
     pub async fn add_image(&self, person_id: i64, image: NewImage) -> Result<(), StoreError> {
         self.write(move |connection| {
-            let known: i64 = people::table.find(person_id).select(count_star()).first(connection)?;
-            if known == 0 {
-                return Err(StoreError::PersonNotFound);
-            }
+            ensure_unlocked(connection)?;
             let created_at = now();
-            diesel::insert_into(images::table)
-                .values((
-                    images::id.eq(&image.id),
-                    images::person_id.eq(person_id),
-                    images::blob_key.eq(&image.blob_key),
-                    images::bytes.eq(image.bytes),
-                    images::created_at.eq(created_at),
-                ))
-                .execute(connection)?;
-            diesel::insert_into(embeddings::table)
-                .values((
-                    embeddings::image_id.eq(&image.id),
-                    embeddings::embedder.eq(image.embedder),
-                    embeddings::vector.eq(vector_to_bytes(&image.embedding)),
-                    embeddings::created_at.eq(created_at),
-                ))
-                .execute(connection)?;
-            Ok(())
+            let row = (
+                images::id.eq(&image.id),
+                images::person_id.eq(person_id),
+                images::blob_key.eq(&image.blob_key),
+                images::bytes.eq(image.bytes),
+                images::created_at.eq(created_at),
+            );
+            match diesel::insert_into(images::table).values(row).execute(connection) {
+                Ok(_) => {
+                    insert_embedding(connection, &image.id, image.embedder, &image.embedding, created_at)
+                }
+                Err(Error::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _)) => {
+                    Err(StoreError::PersonNotFound)
+                }
+                Err(error) => Err(error.into()),
+            }
         })
         .await
     }
@@ -198,9 +208,10 @@ impl Database {
     pub async fn erase_image(&self, id: &FaceId, image: &str) -> Result<String, StoreError> {
         let (face_id, image) = (id.to_string(), image.to_owned());
         self.write(move |connection| {
+            ensure_unlocked(connection)?;
             let blob_key = image_blob_key(connection, &face_id, &image)?;
             // Foreign keys take the embeddings along.
-            diesel::delete(images::table.find(image)).execute(connection)?;
+            diesel::delete(images::table.find(&image)).execute(connection)?;
             Ok(blob_key)
         })
         .await
@@ -213,9 +224,10 @@ impl Database {
     pub async fn rename_person(&self, from: &FaceId, to: &FaceId) -> Result<(), StoreError> {
         let (from, to) = (from.to_string(), to.to_string());
         self.write(move |connection| {
+            ensure_unlocked(connection)?;
             let person_id = person(connection, &from)?;
             let row = people::table.find(person_id);
-            match diesel::update(row).set(people::face_id.eq(to)).execute(connection) {
+            match diesel::update(row).set(people::face_id.eq(&to)).execute(connection) {
                 Ok(_) => Ok(()),
                 Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
                     Err(StoreError::PersonExists)
@@ -226,15 +238,22 @@ impl Database {
         .await
     }
 
-    /// Erases a person with images and embeddings; the person's detections stay without a name. Returns the keys of
-    /// the blobs that must go too.
+    /// Erases a person with images and embeddings, and with `with_detections` also where the person was seen;
+    /// otherwise the detections stay without a name. Returns the keys of the blobs that must go too.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn erase_person(&self, id: &FaceId) -> Result<Vec<String>, StoreError> {
+    pub async fn erase_person(&self, id: &FaceId, with_detections: bool) -> Result<Vec<String>, StoreError> {
         let face_id = id.to_string();
         self.write(move |connection| {
+            ensure_unlocked(connection)?;
             let person_id = person(connection, &face_id)?;
+            // An image that is being added either is there already, or will find the person gone.
+            lock_person(connection, person_id)?;
+            if with_detections {
+                diesel::delete(detections::table.filter(detections::person_id.eq(person_id)))
+                    .execute(connection)?;
+            }
             let blobs = images::table
                 .filter(images::person_id.eq(person_id))
                 .select(images::blob_key)
@@ -264,17 +283,93 @@ impl Database {
                 .inner_join(images::table)
                 .filter(embeddings::embedder.eq(embedder))
                 .order((images::person_id, images::created_at, images::id))
-                .select((images::person_id, embeddings::vector))
-                .load::<(i64, Vec<u8>)>(connection)?;
+                .select((images::id, images::person_id, embeddings::vector))
+                .load::<(String, i64, Vec<u8>)>(connection)?;
             let images = rows
                 .into_iter()
-                .map(|(person, vector)| Ok(TrainingImage { person, embedding: vector_from_bytes(&vector)? }))
+                .map(|(id, person, vector)| {
+                    Ok(TrainingImage { id, person, embedding: vector_from_bytes(&vector)? })
+                })
                 .collect::<Result<_, StoreError>>()?;
             let people = people::table.select(count(people::id)).first(connection)?;
             Ok(TrainingSet { images, people })
         })
         .await
     }
+
+    /// All images, as of one moment, and the number of people in the dataset.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn enrolled_images(&self) -> Result<(Vec<EnrolledImage>, i64), StoreError> {
+        self.read(|connection| {
+            let images = images::table
+                .order((images::person_id, images::created_at, images::id))
+                .select((images::id, images::person_id, images::blob_key))
+                .load::<EnrolledImage>(connection)?;
+            Ok((images, people::table.select(count(people::id)).first(connection)?))
+        })
+        .await
+    }
+
+    /// Puts embeddings in the place of those that `embedder` made of the same images before, where `holder` still has
+    /// the dataset's lease; `None` leaves an image without one.
+    ///
+    /// # Errors
+    /// [`StoreError::LeaseLost`].
+    pub async fn replace_embeddings(
+        &self,
+        embedder: &'static str,
+        new: Vec<(String, Option<Vec<f32>>)>,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
+        let holder = holder.to_owned();
+        self.write(move |connection| {
+            if !renew(connection, Lease::Dataset, &holder, ttl)? {
+                return Err(StoreError::LeaseLost);
+            }
+            let created_at = now();
+            for (image, vector) in &new {
+                diesel::delete(embeddings::table.find((image, embedder))).execute(connection)?;
+                if let Some(vector) = vector {
+                    insert_embedding(connection, image, embedder, vector, created_at)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn insert_embedding(
+    connection: &mut AnyConnection,
+    image: &str,
+    embedder: &str,
+    vector: &[f32],
+    created_at: Micros,
+) -> Result<(), StoreError> {
+    diesel::insert_into(embeddings::table)
+        .values((
+            embeddings::image_id.eq(image),
+            embeddings::embedder.eq(embedder),
+            embeddings::vector.eq(vector_to_bytes(vector)),
+            embeddings::created_at.eq(created_at),
+        ))
+        .execute(connection)?;
+    Ok(())
+}
+
+/// Until the transaction ends, no row that refers to this person is added by another one.
+fn lock_person(connection: &mut AnyConnection, person_id: i64) -> Result<(), StoreError> {
+    let row = people::table.find(person_id).select(people::id);
+    match connection {
+        // Has one writer.
+        AnyConnection::Sqlite(_) => (),
+        AnyConnection::Postgres(postgres) => drop(row.for_update().load::<i64>(postgres)?),
+        AnyConnection::Mysql(mysql) => drop(row.for_update().load::<i64>(mysql)?),
+    }
+    Ok(())
 }
 
 pub(super) fn person(connection: &mut AnyConnection, face_id: &str) -> Result<i64, StoreError> {

@@ -138,4 +138,4 @@ joinable!(detections -> people (person_id));
 joinable!(model_people -> models (version));
 joinable!(outbox -> people (person_id));
 allow_tables_to_appear_in_same_query!(people, images, embeddings, detections, outbox);
-allow_tables_to_appear_in_same_query!(models, active_model, model_people);
+allow_tables_to_appear_in_same_query!(people, models, active_model, model_people);

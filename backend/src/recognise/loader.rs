@@ -1,0 +1,108 @@
+//! Keeps the model that answers the same as the one that the database names, on every replica.
+
+use std::{sync::Arc, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Mutex, watch};
+
+use super::{ActiveModel, VersionedModel, active::load_tested};
+use crate::{
+    hex::hex,
+    store::{
+        Blobs, Database, StoreError,
+        sql::{ModelRow, Topic},
+    },
+};
+
+/// Loads models and swaps them in.
+pub struct ModelLoader {
+    database: Database,
+    blobs: Blobs,
+    active: Arc<ActiveModel>,
+    embedder: &'static str,
+    /// The version that could not be used, so that it is told of once. Whoever holds this is the only one to look
+    /// and to swap: what was read last is what answers.
+    refused: Mutex<Option<i64>>,
+}
+
+/// Why a model cannot answer here.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelProblem {
+    /// It takes other embeddings.
+    #[error("the model takes embeddings of {model}, this server computes those of {server}")]
+    Embedder {
+        /// The model's embedder.
+        model: String,
+        /// The server's embedder.
+        server: &'static str,
+    },
+    /// Its bytes are missing or damaged.
+    #[error("the model's file cannot be used: {0}")]
+    Unusable(String),
+}
+
+impl ModelLoader {
+    /// Of the models that take embeddings of `embedder`.
+    pub fn new(database: Database, blobs: Blobs, active: Arc<ActiveModel>, embedder: &'static str) -> Self {
+        Self { database, blobs, active, embedder, refused: Mutex::new(None) }
+    }
+
+    /// Looks which model is to answer and has it answer. One that cannot be used leaves the one before it, or none at
+    /// the start, and says so in the log: people can still be enrolled and a training mends it.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let mut refused = self.refused.lock().await;
+        let Some(row) = self.database.active_model().await? else { return Ok(()) };
+        let version = row.version;
+        if self.active.get().is_some_and(|model| model.version == version) || *refused == Some(version) {
+            return Ok(());
+        }
+        match self.load(&row).await {
+            Ok(model) => {
+                self.active.set(model);
+                *refused = None;
+                tracing::info!(model_version = version, "this model answers from now on");
+            }
+            Err(problem) => {
+                *refused = Some(version);
+                tracing::error!(model_version = version, %problem, "the active model cannot answer: train again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a model and tries it.
+    ///
+    /// # Errors
+    /// It could not answer here.
+    pub async fn load(&self, row: &ModelRow) -> Result<VersionedModel, ModelProblem> {
+        if row.embedder != self.embedder {
+            return Err(ModelProblem::Embedder { model: row.embedder.clone(), server: self.embedder });
+        }
+        let unusable = |problem: String| ModelProblem::Unusable(problem);
+        let bytes = self.blobs.get(&row.blob_key).await.map_err(|error| unusable(error.to_string()))?;
+        if hex(&Sha256::digest(&bytes)) != row.sha256 {
+            return Err(unusable("its bytes are not those that were written".into()));
+        }
+        let version = row.version;
+        let loaded = tokio::task::spawn_blocking(move || load_tested(version, &bytes)).await;
+        loaded.map_err(|error| unusable(error.to_string()))?.map_err(|error| unusable(error.to_string()))
+    }
+
+    /// Follows the database until `stop` says so: on a signal, and at least every `interval`.
+    pub async fn follow(&self, interval: Duration, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.database.changes(Topic::Model);
+        while !*stop.borrow() {
+            tokio::select! {
+                _ = changes.changed() => (),
+                () = tokio::time::sleep(interval) => (),
+                _ = stop.changed() => return,
+            }
+            if let Err(error) = self.refresh().await {
+                tracing::warn!(%error, "cannot look which model is active");
+            }
+        }
+    }
+}

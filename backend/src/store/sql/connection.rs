@@ -1,0 +1,226 @@
+//! One connection type for all engines, and the pools that hold them.
+
+use std::{fmt, path::Path, time::Duration};
+
+use anyhow::Context as _;
+use diesel::{
+    Connection as _, MysqlConnection, PgConnection, QueryResult, RunQueryDsl as _, SqliteConnection,
+    connection::SimpleConnection as _,
+    r2d2::{self, R2D2Connection as _},
+    sql_types::Text,
+};
+
+/// Connections to SQLite that read side by side.
+const SQLITE_READERS: u32 = 4;
+
+/// A connection to whichever engine the deployment uses.
+#[derive(diesel::MultiConnection)]
+pub enum AnyConnection {
+    /// The embedded engine.
+    Sqlite(SqliteConnection),
+    /// PostgreSQL.
+    Postgres(PgConnection),
+    /// MySQL or MariaDB.
+    Mysql(MysqlConnection),
+}
+
+/// How to reach the database, and how long to wait for it.
+#[derive(Debug, Clone)]
+pub struct DatabaseOptions {
+    /// `sqlite://<path>`, `sqlite:<path>`, a plain path, `postgres://…` or `mysql://…`.
+    pub url: String,
+    /// Connections to a database server at most; SQLite has its own number.
+    pub connections: u32,
+    /// How long a call waits for a connection before the database counts as away.
+    pub connect_timeout: Duration,
+    /// How long one statement may take.
+    pub statement_timeout: Duration,
+    /// How long the start waits for a database server that is not there yet.
+    pub start_timeout: Duration,
+}
+
+/// The engines, each with what its client library takes as an address.
+#[derive(Clone)]
+pub(super) enum Engine {
+    Sqlite { path: String },
+    Postgres { url: String },
+    Mysql { url: String },
+}
+
+/// Shown in log lines and errors: never an address, which may hold a password.
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite { .. } => "SQLite",
+            Self::Postgres { .. } => "PostgreSQL",
+            Self::Mysql { .. } => "MySQL",
+        })
+    }
+}
+
+impl Engine {
+    pub(super) fn of(options: &DatabaseOptions) -> anyhow::Result<Self> {
+        let url = options.url.as_str();
+        match url.split_once("://") {
+            Some(("postgres" | "postgresql", _)) => {
+                Ok(Self::Postgres { url: with_timeouts(url, options.connect_timeout) })
+            }
+            Some(("mysql" | "mariadb", rest)) => Ok(Self::Mysql { url: format!("mysql://{rest}") }),
+            Some(("sqlite", path)) => Self::sqlite(path),
+            Some((scheme, _)) => anyhow::bail!(
+                "database_url begins with {scheme}://, it must be sqlite://<path>, postgres://… or mysql://…"
+            ),
+            None => Self::sqlite(url.strip_prefix("sqlite:").unwrap_or(url)),
+        }
+    }
+
+    fn sqlite(path: &str) -> anyhow::Result<Self> {
+        anyhow::ensure!(!path.is_empty(), "database_url names no file, expected sqlite://<path>");
+        if let Some(folder) = Path::new(path).parent() {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make the database's folder {}", folder.display()))?;
+        }
+        Ok(Self::Sqlite { path: path.to_owned() })
+    }
+
+    /// The pools for reading and for writing. SQLite has one writer at a time: a pool of one connection makes
+    /// writers queue for it here, in order, instead of failing on each other's locks.
+    pub(super) fn pools(&self, options: &DatabaseOptions) -> Result<(Pool, Pool), r2d2::PoolError> {
+        let pool = |size| {
+            Pool::builder()
+                .max_size(size)
+                .min_idle(Some(1))
+                .connection_timeout(options.connect_timeout)
+                .build(Manager::new(self.clone(), options.statement_timeout))
+        };
+        match self {
+            Self::Sqlite { .. } => {
+                let writer = pool(1)?;
+                Ok((pool(SQLITE_READERS)?, writer))
+            }
+            Self::Postgres { .. } | Self::Mysql { .. } => {
+                let both = pool(options.connections)?;
+                Ok((both.clone(), both))
+            }
+        }
+    }
+}
+
+/// Without these, a call to a server that vanished from the network hangs for many minutes.
+fn with_timeouts(url: &str, connect_timeout: Duration) -> String {
+    let seconds = connect_timeout.as_secs().max(2);
+    let mut url = url.to_owned();
+    for (name, value) in [
+        ("connect_timeout", seconds.to_string()),
+        ("tcp_user_timeout", (seconds * 1000).to_string()),
+        ("keepalives_idle", "30".to_owned()),
+        ("application_name", "facepipe".to_owned()),
+    ] {
+        if !url.contains(&format!("{name}=")) {
+            url = format!("{url}{}{name}={value}", if url.contains('?') { '&' } else { '?' });
+        }
+    }
+    url
+}
+
+pub(super) type Pool = r2d2::Pool<Manager>;
+
+/// Makes and tests a pool's connections.
+pub(super) struct Manager {
+    engine: Engine,
+    statement_timeout: Duration,
+}
+
+impl Manager {
+    pub(super) fn new(engine: Engine, statement_timeout: Duration) -> Self {
+        Self { engine, statement_timeout }
+    }
+
+    fn set_up(&self, connection: &mut AnyConnection) -> QueryResult<()> {
+        let ms = self.statement_timeout.as_millis();
+        match connection {
+            // busy_timeout comes first: switching to WAL takes a lock. synchronous = FULL: what was answered with
+            // 201 is on the disk. secure_delete: erased rows are overwritten.
+            AnyConnection::Sqlite(sqlite) => sqlite.batch_execute(
+                "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                 PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON;",
+            ),
+            AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
+                "SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms};"
+            )),
+            AnyConnection::Mysql(mysql) => {
+                let version: String =
+                    diesel::select(diesel::dsl::sql::<Text>("VERSION()")).get_result(mysql)?;
+                // The two engines measure in different units, under different names.
+                mysql.batch_execute(&if version.contains("MariaDB") {
+                    format!("SET SESSION max_statement_time = {}", self.statement_timeout.as_secs_f64())
+                } else {
+                    format!("SET SESSION max_execution_time = {ms}")
+                })
+            }
+        }
+    }
+}
+
+impl r2d2::ManageConnection for Manager {
+    type Connection = AnyConnection;
+    type Error = r2d2::Error;
+
+    fn connect(&self) -> Result<AnyConnection, r2d2::Error> {
+        let mut connection = match &self.engine {
+            Engine::Sqlite { path } => SqliteConnection::establish(path).map(AnyConnection::Sqlite),
+            Engine::Postgres { url } => PgConnection::establish(url).map(AnyConnection::Postgres),
+            Engine::Mysql { url } => MysqlConnection::establish(url).map(AnyConnection::Mysql),
+        }
+        .map_err(r2d2::Error::ConnectionError)?;
+        self.set_up(&mut connection).map_err(r2d2::Error::QueryError)?;
+        Ok(connection)
+    }
+
+    fn is_valid(&self, connection: &mut AnyConnection) -> Result<(), r2d2::Error> {
+        connection.ping().map_err(r2d2::Error::QueryError)
+    }
+
+    fn has_broken(&self, connection: &mut AnyConnection) -> bool {
+        std::thread::panicking() || connection.is_broken()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(url: &str) -> anyhow::Result<Engine> {
+        Engine::of(&DatabaseOptions {
+            url: url.into(),
+            connections: 1,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(30),
+            start_timeout: Duration::ZERO,
+        })
+    }
+
+    #[test]
+    fn urls_and_paths_name_the_file() {
+        for url in ["sqlite:///tmp/x.db", "sqlite:/tmp/x.db", "/tmp/x.db"] {
+            assert!(matches!(engine(url).unwrap(), Engine::Sqlite { path } if path == "/tmp/x.db"), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_names_the_engine() {
+        assert!(
+            matches!(engine("mariadb://u@h/db").unwrap(), Engine::Mysql { url } if url == "mysql://u@h/db")
+        );
+        let Engine::Postgres { url } = engine("postgres://u@h/db?connect_timeout=7").unwrap() else {
+            panic!("another engine")
+        };
+        assert!(url.contains("connect_timeout=7&tcp_user_timeout=5000&"), "{url}");
+    }
+
+    #[test]
+    fn another_engine_is_refused_by_name() {
+        let error = engine("oracle://u:secret@host/db").map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("oracle://") && !error.contains("secret"), "{error}");
+    }
+}

@@ -1,0 +1,164 @@
+//! What one process of the deployment may do at a time. A lease has an end that its holder puts off while it works, so
+//! that the lease of a process that died ends by itself.
+
+use std::time::Duration;
+
+use diesel::{dsl::sql, prelude::*, sql_types::BigInt};
+
+use super::{AnyConnection, Database, schema::leases};
+use crate::store::{Micros, StoreError, now};
+
+/// The leases; the migrations make a row for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Doing jobs.
+    Trainer,
+    /// Keeping the dataset as it is.
+    Dataset,
+    /// Sending results to the external API.
+    Outbox,
+    /// Removing what nothing refers to.
+    Sweep,
+}
+
+impl Lease {
+    /// As rows name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Trainer => "trainer",
+            Self::Dataset => "dataset",
+            Self::Outbox => "outbox",
+            Self::Sweep => "sweep",
+        }
+    }
+}
+
+impl Database {
+    /// Takes a lease that nobody holds, or puts off the end of one that `holder` has. Returns whether `holder` has it
+    /// now.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn acquire_lease(&self, lease: Lease, holder: &str, ttl: Duration) -> Result<bool, StoreError> {
+        let holder = holder.to_owned();
+        self.write(move |connection| {
+            let now = database_now(connection)?;
+            let free = leases::table
+                .filter(leases::name.eq(lease.name()))
+                .filter(leases::holder.eq(&holder).or(leases::expires_at.le(now)));
+            let taken = diesel::update(free)
+                .set((leases::holder.eq(&holder), leases::expires_at.eq(now + micros(ttl))))
+                .execute(connection)?;
+            Ok(taken == 1)
+        })
+        .await
+    }
+
+    /// Puts off the end of a lease. Returns whether `holder` had it still; one that has ended is not taken again.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn renew_lease(&self, lease: Lease, holder: &str, ttl: Duration) -> Result<bool, StoreError> {
+        let holder = holder.to_owned();
+        self.write(move |connection| renew(connection, lease, &holder, ttl)).await
+    }
+
+    /// Gives a lease back; one that `holder` has no more stays as it is.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn release_lease(&self, lease: Lease, holder: &str) -> Result<(), StoreError> {
+        let holder = holder.to_owned();
+        self.write(move |connection| {
+            let own = leases::table.filter(leases::name.eq(lease.name())).filter(leases::holder.eq(&holder));
+            diesel::update(own).set((leases::holder.eq(""), leases::expires_at.eq(0))).execute(connection)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends a lease whoever holds it. Returns whether anybody did.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn break_lease(&self, lease: Lease) -> Result<bool, StoreError> {
+        self.write(move |connection| {
+            let now = database_now(connection)?;
+            let held = leases::table.filter(leases::name.eq(lease.name())).filter(leases::expires_at.gt(now));
+            let ended = diesel::update(held)
+                .set((leases::holder.eq(""), leases::expires_at.eq(0)))
+                .execute(connection)?;
+            Ok(ended == 1)
+        })
+        .await
+    }
+
+    /// Whether the dataset may change now. What changes it looks again, in its own transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::DatasetLocked`].
+    pub async fn dataset_unlocked(&self) -> Result<(), StoreError> {
+        self.read(|connection| {
+            let expires_at = leases::table
+                .find(Lease::Dataset.name())
+                .select(leases::expires_at)
+                .first::<Micros>(connection)?;
+            unlocked(connection, expires_at)
+        })
+        .await
+    }
+}
+
+/// Puts off the end of a lease that `holder` has; part of a transaction whose outcome must not hold otherwise.
+pub(super) fn renew(
+    connection: &mut AnyConnection,
+    lease: Lease,
+    holder: &str,
+    ttl: Duration,
+) -> Result<bool, StoreError> {
+    let now = database_now(connection)?;
+    let own = leases::table
+        .filter(leases::name.eq(lease.name()))
+        .filter(leases::holder.eq(holder))
+        .filter(leases::expires_at.gt(now));
+    let renewed = diesel::update(own).set(leases::expires_at.eq(now + micros(ttl))).execute(connection)?;
+    Ok(renewed == 1)
+}
+
+/// For transactions that change the dataset: it is not locked, and does not become so before they end.
+pub(super) fn ensure_unlocked(connection: &mut AnyConnection) -> Result<(), StoreError> {
+    let row = leases::table.find(Lease::Dataset.name()).select(leases::expires_at);
+    let expires_at = match connection {
+        // Has one writer.
+        AnyConnection::Sqlite(sqlite) => row.first::<Micros>(sqlite)?,
+        AnyConnection::Postgres(postgres) => row.for_share().first(postgres)?,
+        AnyConnection::Mysql(mysql) => row.for_share().first(mysql)?,
+    };
+    unlocked(connection, expires_at)
+}
+
+fn unlocked(connection: &mut AnyConnection, expires_at: Micros) -> Result<(), StoreError> {
+    match u64::try_from(expires_at - database_now(connection)?) {
+        Ok(left) if left > 0 => Err(StoreError::DatasetLocked { retry_after: Duration::from_micros(left) }),
+        _ => Ok(()),
+    }
+}
+
+/// The database server's clock: the clocks of replicas differ.
+fn database_now(connection: &mut AnyConnection) -> QueryResult<Micros> {
+    match connection {
+        AnyConnection::Sqlite(_) => Ok(now()),
+        AnyConnection::Postgres(postgres) => {
+            let micros = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
+            diesel::select(sql::<BigInt>(micros)).get_result(postgres)
+        }
+        AnyConnection::Mysql(mysql) => {
+            let micros = "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)";
+            diesel::select(sql::<BigInt>(micros)).get_result(mysql)
+        }
+    }
+}
+
+fn micros(duration: Duration) -> Micros {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX / 2)
+}

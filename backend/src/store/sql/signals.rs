@@ -1,0 +1,118 @@
+//! Tells whoever waits that something has changed, also in other processes where the engine can (Postgres' NOTIFY).
+
+use std::{
+    sync::{Arc, Weak},
+    thread,
+    time::Duration,
+};
+
+use diesel::{
+    Connection as _, PgConnection, QueryResult, RunQueryDsl as _, connection::SimpleConnection as _,
+    sql_types::Text,
+};
+use tokio::sync::watch;
+
+use super::{AnyConnection, connection::Engine};
+
+/// The channel of Postgres; the payload is the topic.
+const CHANNEL: &str = "facepipe";
+
+/// How often the connection that listens looks for what has arrived. Costs no round trip.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long to wait before connecting again.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// What changes are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    /// Which model is active.
+    Model,
+    /// Jobs: new ones, and those that ended.
+    Jobs,
+}
+
+impl Topic {
+    const ALL: [Self; 2] = [Self::Model, Self::Jobs];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Jobs => "jobs",
+        }
+    }
+}
+
+/// One signal for each topic.
+pub(super) struct Signals {
+    model: watch::Sender<()>,
+    jobs: watch::Sender<()>,
+}
+
+impl Signals {
+    /// On Postgres with a thread that listens as long as anybody holds the signals.
+    pub(super) fn start(engine: Engine) -> std::io::Result<Arc<Self>> {
+        let signals = Arc::new(Self { model: watch::Sender::new(()), jobs: watch::Sender::new(()) });
+        if let Engine::Postgres { url } = engine {
+            let listener = Arc::downgrade(&signals);
+            thread::Builder::new().name("listen".into()).spawn(move || listen(&url, &listener))?;
+        }
+        Ok(signals)
+    }
+
+    pub(super) fn subscribe(&self, topic: Topic) -> watch::Receiver<()> {
+        self.sender(topic).subscribe()
+    }
+
+    /// Tells this process.
+    pub(super) fn tell(&self, topic: Topic) {
+        self.sender(topic).send_replace(());
+    }
+
+    fn sender(&self, topic: Topic) -> &watch::Sender<()> {
+        match topic {
+            Topic::Model => &self.model,
+            Topic::Jobs => &self.jobs,
+        }
+    }
+}
+
+/// Has other processes told once the transaction holds, where the engine can.
+pub(super) fn notify_others(connection: &mut AnyConnection, topic: Topic) -> QueryResult<()> {
+    if let AnyConnection::Postgres(postgres) = connection {
+        diesel::sql_query("SELECT pg_notify($1, $2)")
+            .bind::<Text, _>(CHANNEL)
+            .bind::<Text, _>(topic.as_str())
+            .execute(postgres)?;
+    }
+    Ok(())
+}
+
+fn listen(url: &str, signals: &Weak<Signals>) {
+    while signals.strong_count() > 0 {
+        if let Err(error) = listen_once(url, signals) {
+            tracing::warn!(%error, "cannot listen for notifications of the database, changes are seen by looking");
+        }
+        thread::sleep(RECONNECT);
+    }
+}
+
+fn listen_once(url: &str, signals: &Weak<Signals>) -> anyhow::Result<()> {
+    let mut connection = PgConnection::establish(url)?;
+    connection.batch_execute(&format!("LISTEN {CHANNEL}"))?;
+    // What was told while nobody listened is looked for now.
+    if let Some(signals) = signals.upgrade() {
+        Topic::ALL.into_iter().for_each(|topic| signals.tell(topic));
+    }
+    loop {
+        let heard: Vec<_> = connection.notifications_iter().collect::<QueryResult<_>>()?;
+        let Some(signals) = signals.upgrade() else { return Ok(()) };
+        for topic in Topic::ALL {
+            if heard.iter().any(|notification| notification.payload == topic.as_str()) {
+                signals.tell(topic);
+            }
+        }
+        drop(signals);
+        thread::sleep(LOOK);
+    }
+}

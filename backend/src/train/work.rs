@@ -1,0 +1,473 @@
+//! What the jobs do.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use facepipe_identify::{IdentifyError, Model, Sample, TrainOptions};
+use paperclip::actix::Apiv2Schema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::{
+    hex::hex,
+    recognise::{ModelLoader, PictureError, Pipeline, load_tested},
+    store::{
+        Blobs, Database, StoreError,
+        sql::{EnrolledImage, Job, JobKind, Lease, NewModel},
+    },
+};
+
+/// Images that are read, computed and written together: few, so that a job that is to end does so soon.
+const CHUNK: usize = 4;
+
+/// What a training made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct TrainingResult {
+    /// The new model's version; it answers from now on.
+    #[openapi(minimum = 1, example = "7")]
+    pub model_version: i64,
+    /// The embedder whose embeddings it takes.
+    #[openapi(example = "mobilefacenet")]
+    pub embedder: String,
+    /// People that it tells apart.
+    #[openapi(minimum = 0, example = "10")]
+    pub people: i64,
+    /// Images that it was trained on.
+    #[openapi(minimum = 0, example = "60")]
+    pub images: i64,
+    /// People who are not in the model: they have no embedding of this embedder.
+    #[openapi(minimum = 0, example = "0")]
+    pub people_without_embeddings: i64,
+    /// Images that could not be used: no face was found on them, or their bytes are damaged. Always 0 where the
+    /// stored embeddings were taken.
+    #[openapi(minimum = 0, example = "0")]
+    pub images_left_out: i64,
+    /// How long it took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
+    pub duration_ms: i64,
+}
+
+/// What computing the embeddings anew made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct EmbeddingResult {
+    /// The network that made them.
+    #[openapi(example = "mobilefacenet")]
+    pub embedder: String,
+    /// Images that have one now.
+    #[openapi(minimum = 0, example = "60")]
+    pub images: i64,
+    /// Images that have none: no face was found on them, or their bytes are damaged.
+    #[openapi(minimum = 0, example = "0")]
+    pub images_left_out: i64,
+    /// How long it took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
+    pub duration_ms: i64,
+}
+
+/// Why a job came to no result.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// It was asked to end.
+    #[error("ended")]
+    Ended(End),
+    /// Two images show the same face, under two people.
+    #[error(
+        "images {first} and {second} have the same embedding but belong to two people: erase one of them, then train \
+         again"
+    )]
+    Conflict {
+        /// The one image's id.
+        first: String,
+        /// The other's.
+        second: String,
+    },
+    /// The embeddings cannot be trained on.
+    #[error(transparent)]
+    Identify(#[from] IdentifyError),
+    /// Rows or blobs.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Anything else that went wrong.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Why a job is to end before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Somebody asked for it.
+    Cancelled,
+    /// Another process may be doing the job by now.
+    LeaseLost,
+    /// The dataset was unblocked.
+    Unblocked,
+}
+
+/// What the job and whoever reports about it share.
+pub struct Progress {
+    done: AtomicI64,
+    /// Negative before the images were counted.
+    total: AtomicI64,
+    /// 0 to go on, else an [`End`].
+    end: AtomicU8,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { done: AtomicI64::new(0), total: AtomicI64::new(-1), end: AtomicU8::new(0) }
+    }
+}
+
+impl Progress {
+    /// Images done, and images altogether once they are counted.
+    pub fn images(&self) -> (i64, Option<i64>) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.done.load(Ordering::Relaxed), (total >= 0).then_some(total))
+    }
+
+    /// Asks the job to end. The first reason stays.
+    pub fn end(&self, reason: End) {
+        let reason = match reason {
+            End::Cancelled => 1,
+            End::LeaseLost => 2,
+            End::Unblocked => 3,
+        };
+        let _ = self.end.compare_exchange(0, reason, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether the job is to end.
+    pub fn asked_to_end(&self) -> Option<End> {
+        match self.end.load(Ordering::Relaxed) {
+            1 => Some(End::Cancelled),
+            2 => Some(End::LeaseLost),
+            3 => Some(End::Unblocked),
+            _ => None,
+        }
+    }
+
+    fn start(&self, images: usize) {
+        self.total.store(i64::try_from(images).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    fn advance(&self, images: usize) {
+        self.done.fetch_add(i64::try_from(images).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn go_on(&self) -> Result<(), WorkError> {
+        self.asked_to_end().map_or(Ok(()), |end| Err(WorkError::Ended(end)))
+    }
+}
+
+/// What jobs work with.
+pub struct Work {
+    database: Database,
+    blobs: Blobs,
+    /// Has a new model answer.
+    pub loader: Arc<ModelLoader>,
+    pipeline: Arc<Pipeline>,
+    lease: Duration,
+}
+
+/// What a model is made of.
+struct Samples {
+    /// Image, person, embedding.
+    images: Vec<(String, i64, Vec<f32>)>,
+    /// People in the dataset.
+    people: i64,
+    left_out: i64,
+}
+
+impl Work {
+    /// For the jobs of one process. `lease`: how long leases last unless they are renewed.
+    pub fn new(
+        database: Database,
+        blobs: Blobs,
+        loader: Arc<ModelLoader>,
+        pipeline: Arc<Pipeline>,
+        lease: Duration,
+    ) -> Self {
+        Self { database, blobs, loader, pipeline, lease }
+    }
+
+    /// Does a job. Returns its result as JSON.
+    ///
+    /// # Errors
+    /// Whatever kept it from being done.
+    pub async fn run(&self, job: &Job, holder: &str, progress: &Arc<Progress>) -> Result<String, WorkError> {
+        let begun = Instant::now();
+        let json = match job.kind {
+            JobKind::OptimizedTrain => {
+                let set = self.database.training_set(self.embedder()).await?;
+                let images = set.images.into_iter().map(|i| (i.id, i.person, i.embedding)).collect();
+                let samples = Samples { images, people: set.people, left_out: 0 };
+                progress.start(samples.images.len());
+                serde_json::to_string(&self.train(samples, begun, job, holder, progress, true).await?)
+            }
+            JobKind::Train => {
+                let samples = self.compute_samples(progress).await?;
+                serde_json::to_string(&self.train(samples, begun, job, holder, progress, false).await?)
+            }
+            JobKind::GenerateEmb => {
+                let result = self.generate(begun, job, progress).await;
+                // Given back whatever came of it; a lease that is lost is not ours to give.
+                let released = self.database.release_lease(Lease::Dataset, &job.id).await;
+                let result = result?;
+                released?;
+                serde_json::to_string(&result)
+            }
+        };
+        json.map_err(|error| WorkError::Internal(error.to_string()))
+    }
+
+    fn embedder(&self) -> &'static str {
+        self.pipeline.embedder().name()
+    }
+
+    /// Trains, stores the model, has it answer, and removes the models that know somebody who was erased.
+    async fn train(
+        &self,
+        samples: Samples,
+        begun: Instant,
+        job: &Job,
+        holder: &str,
+        progress: &Arc<Progress>,
+        counts: bool,
+    ) -> Result<TrainingResult, WorkError> {
+        let embedder = self.embedder();
+        let Samples { images, people: enrolled, left_out } = samples;
+        let watched = Arc::clone(progress);
+        let (bytes, people, images) = blocking(move || fit(embedder, images, &watched, counts)).await??;
+        progress.go_on()?;
+
+        let sha256 = hex(&Sha256::digest(&bytes));
+        let blob_key = Blobs::model_key(&Uuid::now_v7().to_string());
+        // Tried from the bytes that every replica will read, before it becomes the one that answers.
+        load_tested(0, &bytes)?;
+        self.blobs.put(&blob_key, Bytes::from(bytes)).await?;
+        let known = people.len();
+        let result = |version| -> Result<TrainingResult, WorkError> {
+            let number = |n: usize| i64::try_from(n).map_err(|error| WorkError::Internal(error.to_string()));
+            Ok(TrainingResult {
+                model_version: version,
+                embedder: embedder.to_owned(),
+                people: number(known)?,
+                images: number(images)?,
+                people_without_embeddings: enrolled - number(known)?,
+                images_left_out: left_out,
+                duration_ms: milliseconds(begun.elapsed()),
+            })
+        };
+        let TrainingResult { images, duration_ms, .. } = result(0)?;
+        let row = NewModel { embedder, blob_key: blob_key.clone(), sha256, people, images, duration_ms };
+        let version = match self.database.add_active_model(row, holder, self.lease).await {
+            Ok(version) => version,
+            Err(error) => {
+                let _ = self.blobs.delete(&blob_key).await;
+                return Err(error.into());
+            }
+        };
+        self.loader.refresh().await?;
+        self.purge().await;
+        let result = TrainingResult { model_version: version, duration_ms, ..result(version)? };
+        tracing::info!(
+            job = job.id,
+            model_version = version,
+            people = result.people,
+            images = result.images,
+            duration_ms,
+            "trained a model"
+        );
+        Ok(result)
+    }
+
+    /// Models that know an erased person have done their service once another one answers.
+    async fn purge(&self) {
+        let purged = async {
+            let blobs = self.database.purge_models().await?;
+            for key in &blobs {
+                self.blobs.delete(key).await?;
+            }
+            if !blobs.is_empty() {
+                tracing::info!(models = blobs.len(), "removed models that knew somebody who was erased");
+            }
+            Ok::<_, StoreError>(())
+        };
+        if let Err(error) = purged.await {
+            tracing::error!(%error, "cannot remove models that know somebody who was erased; the next training will");
+        }
+    }
+
+    /// The embeddings of all images, computed and not stored.
+    async fn compute_samples(&self, progress: &Arc<Progress>) -> Result<Samples, WorkError> {
+        let (images, people) = self.database.enrolled_images().await?;
+        progress.start(images.len());
+        let mut samples = Samples { images: Vec::with_capacity(images.len()), people, left_out: 0 };
+        for chunk in images.chunks(CHUNK) {
+            progress.go_on()?;
+            for (image, embedding) in chunk.iter().zip(self.embed(chunk).await?) {
+                match embedding {
+                    Some(embedding) => samples.images.push((image.id.clone(), image.person, embedding)),
+                    None => samples.left_out += 1,
+                }
+            }
+            progress.advance(chunk.len());
+        }
+        Ok(samples)
+    }
+
+    /// Computes all embeddings anew and stores them, while nothing of the dataset may change.
+    async fn generate(
+        &self,
+        begun: Instant,
+        job: &Job,
+        progress: &Arc<Progress>,
+    ) -> Result<EmbeddingResult, WorkError> {
+        // A job that died held the lease under its own id, so it is ours again.
+        let mut tries = 0;
+        while !self.database.acquire_lease(Lease::Dataset, &job.id, self.lease).await? {
+            progress.go_on()?;
+            tries += 1;
+            if tries > 60 {
+                return Err(WorkError::Internal("the dataset's lease does not become free".into()));
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        let embedder = self.embedder();
+        let (images, _) = self.database.enrolled_images().await?;
+        progress.start(images.len());
+        let (mut kept, mut left_out) = (0, 0);
+        for chunk in images.chunks(CHUNK) {
+            progress.go_on()?;
+            let embeddings = self.renewing(progress, job, self.embed(chunk)).await?;
+            let found = embeddings.iter().filter(|embedding| embedding.is_some()).count();
+            let rows = chunk.iter().map(|image| image.id.clone()).zip(embeddings).collect();
+            match self.database.replace_embeddings(embedder, rows, &job.id, self.lease).await {
+                Err(StoreError::LeaseLost) => return Err(WorkError::Ended(End::Unblocked)),
+                outcome => outcome?,
+            }
+            kept += found;
+            left_out += chunk.len() - found;
+            progress.advance(chunk.len());
+        }
+        self.database.forget_erased().await?;
+        let number = |n: usize| i64::try_from(n).map_err(|error| WorkError::Internal(error.to_string()));
+        let result = EmbeddingResult {
+            embedder: embedder.to_owned(),
+            images: number(kept)?,
+            images_left_out: number(left_out)?,
+            duration_ms: milliseconds(begun.elapsed()),
+        };
+        tracing::info!(
+            job = job.id,
+            images = result.images,
+            left_out = result.images_left_out,
+            duration_ms = result.duration_ms,
+            "computed the embeddings anew"
+        );
+        Ok(result)
+    }
+
+    /// Puts off the end of the dataset's lease while `work` takes its time.
+    async fn renewing<T>(
+        &self,
+        progress: &Progress,
+        job: &Job,
+        work: impl Future<Output = Result<T, WorkError>>,
+    ) -> Result<T, WorkError> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                () = tokio::time::sleep(self.lease / 3) => {
+                    if let Ok(false) = self.database.renew_lease(Lease::Dataset, &job.id, self.lease).await {
+                        progress.end(End::Unblocked);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The embedding of the largest face of each image; none where there is no face, where the image was erased
+    /// meanwhile, or where its bytes are damaged.
+    async fn embed(&self, images: &[EnrolledImage]) -> Result<Vec<Option<Vec<f32>>>, WorkError> {
+        let mut pictures = Vec::with_capacity(images.len());
+        for image in images {
+            pictures.push(match self.blobs.get(&image.blob_key).await {
+                Ok(bytes) => Some((image.id.clone(), bytes)),
+                Err(StoreError::Blob(object_store::Error::NotFound { .. })) => None,
+                Err(error) => return Err(error.into()),
+            });
+        }
+        let pipeline = Arc::clone(&self.pipeline);
+        blocking(move || {
+            let embed = |picture: &Option<(String, Bytes)>| {
+                let Some((id, bytes)) = picture else { return Ok(None) };
+                match pipeline.embed_largest_face(bytes) {
+                    Ok(embedding) => Ok(embedding),
+                    Err(PictureError::Decode(error)) => {
+                        tracing::warn!(image = id, %error, "an enrolled image is damaged");
+                        Ok(None)
+                    }
+                    Err(PictureError::Vision(error)) => Err(WorkError::Internal(error.to_string())),
+                }
+            };
+            pictures.iter().map(embed).collect()
+        })
+        .await?
+    }
+}
+
+/// The model's bytes, the people that it knows, and the number of images. With `counts`, people that are trained
+/// count as progress; else the images were counted before.
+fn fit(
+    embedder: &'static str,
+    images: Vec<(String, i64, Vec<f32>)>,
+    progress: &Progress,
+    counts: bool,
+) -> Result<(Vec<u8>, Vec<i64>, usize), WorkError> {
+    // Labels are row ids: the model's file names nobody, and a renamed person needs no training.
+    let (ids, samples): (Vec<String>, Vec<Sample>) = images
+        .into_iter()
+        .map(|(id, person, embedding)| (id, Sample { label: person.to_string(), embedding }))
+        .unzip();
+    let watch = |done: usize| {
+        if counts {
+            progress.done.fetch_max(i64::try_from(done).unwrap_or(0), Ordering::Relaxed);
+        }
+        match progress.asked_to_end() {
+            Some(_) => ControlFlow::Break(()),
+            None => ControlFlow::Continue(()),
+        }
+    };
+    let model = match Model::train_watched(embedder, &samples, &TrainOptions::default(), &watch) {
+        Ok(model) => model,
+        Err(IdentifyError::Cancelled) => {
+            return Err(WorkError::Ended(progress.asked_to_end().unwrap_or(End::Cancelled)));
+        }
+        Err(IdentifyError::Conflict { first, second }) => {
+            let id = |position: usize| ids.get(position).cloned().unwrap_or_default();
+            return Err(WorkError::Conflict { first: id(first), second: id(second) });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let person =
+        |label: &String| label.parse().map_err(|_| WorkError::Internal("a label that is no row id".into()));
+    let people = model.labels().iter().map(person).collect::<Result<_, _>>()?;
+    Ok((model.to_bytes(), people, samples.len()))
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkError> {
+    tokio::task::spawn_blocking(call).await.map_err(|error| WorkError::Internal(error.to_string()))
+}

@@ -1,0 +1,233 @@
+//! Jobs: what they do, how far they are, their end before their time; and which model answers.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{StatusCode, multipart::Form};
+use serde_json::{Value, json};
+
+use crate::helpers::{Server, files_below, photograph, start};
+
+const ALL: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+
+/// The job when `wanted` holds for it.
+async fn job_when(server: &Server, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let begun = Instant::now();
+    loop {
+        let job = server.get(&format!("/jobs/{id}")).await.expect(StatusCode::OK);
+        if wanted(&job) {
+            return job;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{job}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn id_of(job: &Value) -> &str {
+    job["job_id"].as_str().unwrap()
+}
+
+fn has_ended(job: &Value) -> bool {
+    job["status"] != "queued" && job["status"] != "running"
+}
+
+#[tokio::test]
+async fn a_training_from_the_images_needs_and_stores_no_embeddings() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    let trained = server.post("/model/train?wait=true").await.expect(StatusCode::OK);
+    assert_eq!(trained["kind"], "train");
+    assert_eq!(trained["progress"], json!({ "images_done": 4, "images_total": 4, "percent": 100 }));
+    let result = &trained["result"];
+    assert_eq!(
+        (&result["people"], &result["images"], &result["images_left_out"]),
+        (&2.into(), &4.into(), &0.into())
+    );
+    let from_images = server.recognise("Tony_Blair", 3).await;
+    assert_eq!(from_images["top_prediction"]["label"], "Tony_Blair");
+
+    // It gives the same model as the stored embeddings do: they were made of the same images.
+    server.train().await;
+    let from_embeddings = server.recognise("Tony_Blair", 3).await;
+    for field in ["score", "decision"] {
+        assert_eq!(from_images[field], from_embeddings[field]);
+    }
+
+    // A damaged image is left out and counted.
+    let image = files_below(&server.data.path().join("blobs/people")).remove(0);
+    std::fs::write(image, b"damaged").unwrap();
+    let trained = server.post("/model/train?wait=true").await.expect(StatusCode::OK);
+    assert_eq!((&trained["result"]["images"], &trained["result"]["images_left_out"]), (&3.into(), &1.into()));
+}
+
+#[tokio::test]
+async fn computing_the_embeddings_anew_locks_the_dataset_until_it_is_done() {
+    let server = start!();
+    server.enrol("Tony_Blair", &ALL).await;
+    server.enrol("Hugo_Chavez", &ALL).await;
+    server.train().await;
+    let before = server.recognise("Tony_Blair", 3).await;
+
+    let accepted = server.post("/model/generate-emb").await;
+    let location = accepted.headers["location"].to_str().unwrap().to_owned();
+    let job = accepted.expect(StatusCode::ACCEPTED);
+    assert_eq!(location, format!("/jobs/{}", id_of(&job)));
+    job_when(&server, id_of(&job), |job| !job["progress"]["images_total"].is_null()).await;
+    let answer = server.post("/dataset/Somebody").await;
+    let wait: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=15).contains(&wait), "{wait}");
+    let message = answer.expect_error(423, "dataset_locked");
+    assert!(message.contains("unblock-dataset"), "{message}");
+    let form = Form::new().part("image", photograph("Tony_Blair", 1));
+    server.send("/dataset/Tony_Blair/image", form).await.expect_error(423, "dataset_locked");
+    server.delete("/dataset/Tony_Blair").await.expect_error(423, "dataset_locked");
+    server.patch("/dataset/Tony_Blair", &json!({ "face_id": "T" })).await.expect_error(423, "dataset_locked");
+    // Recognition goes on.
+    assert_eq!(server.recognise("Tony_Blair", 3).await, before);
+
+    let job = job_when(&server, id_of(&job), has_ended).await;
+    assert_eq!((&job["status"], &job["progress"]["percent"]), (&"done".into(), &100.into()));
+    assert_eq!((&job["result"]["images"], &job["result"]["images_left_out"]), (&20.into(), &0.into()));
+    server.post("/dataset/Somebody").await.expect(StatusCode::CREATED);
+    server.train().await;
+    assert_eq!(server.recognise("Tony_Blair", 3).await, before);
+}
+
+#[tokio::test]
+async fn unblocking_ends_the_lock_and_the_job_that_held_it() {
+    let server = start!();
+    server.enrol("Tony_Blair", &ALL).await;
+    server.enrol("Hugo_Chavez", &ALL).await;
+    let unblocked = server.post("/debug/unblock-dataset").await.expect(StatusCode::OK);
+    assert_eq!(unblocked, json!({ "was_blocked": false }));
+
+    let job = server.post("/model/generate-emb").await.expect(StatusCode::ACCEPTED);
+    job_when(&server, id_of(&job), |job| !job["progress"]["images_total"].is_null()).await;
+    let unblocked = server.post("/debug/unblock-dataset").await.expect(StatusCode::OK);
+    assert_eq!(unblocked, json!({ "was_blocked": true }));
+    server.post("/dataset/Somebody").await.expect(StatusCode::CREATED);
+    let job = job_when(&server, id_of(&job), has_ended).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"job_failed".into()));
+    assert!(job["error"]["message"].as_str().unwrap().contains("unblocked"), "{job}");
+    // Whatever was computed anew and whatever was not: every image has an embedding still.
+    assert_eq!(server.train().await["images"], 20);
+}
+
+#[tokio::test]
+async fn jobs_can_be_cancelled() {
+    let server = start!();
+    server.enrol("Tony_Blair", &ALL).await;
+    server.enrol("Hugo_Chavez", &ALL).await;
+    let running = server.post("/model/train").await.expect(StatusCode::ACCEPTED);
+    let waiting = server.post("/model/optimized-train").await.expect(StatusCode::ACCEPTED);
+    job_when(&server, id_of(&running), |job| job["status"] == "running").await;
+
+    let cancelled = server.delete(&format!("/jobs/{}", id_of(&waiting))).await.expect(StatusCode::OK);
+    assert_eq!(cancelled["status"], "cancelled");
+    server.delete(&format!("/jobs/{}", id_of(&running))).await.expect(StatusCode::ACCEPTED);
+    let job = job_when(&server, id_of(&running), has_ended).await;
+    assert_eq!(job["status"], "cancelled", "{job}");
+    assert!(job["progress"]["images_done"].as_i64().unwrap() < 20, "{job}");
+    // No model came of either.
+    assert_eq!(server.get("/model").await.expect(StatusCode::OK)["meta"]["total"], 0);
+    server.delete(&format!("/jobs/{}", id_of(&running))).await.expect_error(409, "job_ended");
+    server.delete("/jobs/none-of-this-id").await.expect_error(404, "job_not_found");
+    // The next job is done as ever.
+    server.train().await;
+}
+
+#[tokio::test]
+async fn one_picture_of_two_people_is_named_by_the_failed_training() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.post("/dataset/Double").await.expect(StatusCode::CREATED);
+    let form = Form::new().part("image", photograph("Tony_Blair", 1));
+    let added = server.send("/dataset/Double/image", form).await.expect(StatusCode::CREATED);
+    let message = server.post("/model/optimized-train?wait=true").await.expect_error(409, "job_failed");
+    assert!(message.contains(added["image_id"].as_str().unwrap()), "{message}");
+    assert!(!message.contains("Double") && !message.contains("Blair"), "{message}");
+
+    let path = format!("/dataset/Double/image/{}", added["image_id"].as_str().unwrap());
+    server.delete(&path).await.expect(StatusCode::NO_CONTENT);
+    server.train().await;
+}
+
+#[tokio::test]
+async fn models_are_listed_and_can_be_gone_back_to() {
+    let server = start!();
+    assert_eq!(
+        server.get("/model").await.expect(StatusCode::OK),
+        json!({ "models": [], "meta": { "total": 0 } })
+    );
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    server.train().await;
+    let listed = server.get("/model").await.expect(StatusCode::OK);
+    let brief = |model: &Value| (model["version"].clone(), model["active"].clone(), model["people"].clone());
+    let models: Vec<_> = listed["models"].as_array().unwrap().iter().map(brief).collect();
+    assert_eq!(models, [(2.into(), true.into(), 2.into()), (1.into(), false.into(), 1.into())]);
+    assert_eq!(listed["models"][0]["embedder"], "mobilefacenet");
+    assert_eq!(server.recognise("Hugo_Chavez", 3).await["decision"], "known");
+
+    let activated = server.post("/model/1/activate").await.expect(StatusCode::OK);
+    assert_eq!(brief(&activated), (1.into(), true.into(), 1.into()));
+    assert_eq!(server.recognise("Hugo_Chavez", 3).await["decision"], "unknown");
+    let server = server.restart().await;
+    assert_eq!(server.recognise("Hugo_Chavez", 3).await["decision"], "unknown");
+    server.post("/model/2/activate").await.expect(StatusCode::OK);
+    assert_eq!(server.recognise("Hugo_Chavez", 3).await["decision"], "known");
+
+    for wrong in ["/model/3/activate", "/model/0/activate", "/model/-1/activate", "/model/x/activate"] {
+        server.post(wrong).await.expect_error(404, "model_not_found");
+    }
+    // One that could not answer is refused, and the other goes on answering.
+    let models = server.data.path().join("blobs/models");
+    let oldest = files_below(&models).into_iter().min().unwrap();
+    std::fs::write(&oldest, b"not a model").unwrap();
+    server.post("/model/1/activate").await.expect_error(409, "model_unusable");
+    std::fs::remove_file(&oldest).unwrap();
+    server.post("/model/1/activate").await.expect_error(409, "model_unusable");
+    assert_eq!(server.recognise("Hugo_Chavez", 3).await["decision"], "known");
+}
+
+#[tokio::test]
+async fn a_training_after_an_erasure_removes_the_models_that_knew_the_person() {
+    let server = start!(|config| config.erase_detections = facepipe_backend::ErasedDetections::Delete);
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    server.enrol("Hugo_Chavez", &[1]).await;
+    server.train().await;
+    let store = |key: &'static str, person: &'static str| {
+        let form = Form::new()
+            .text("camera_id", "gate-1")
+            .text("location", "Lobby")
+            .text("key", key)
+            .part("image", photograph(person, 3));
+        server.send("/face-recognition/store-results", form)
+    };
+    store("k", "Hugo_Chavez").await.expect(StatusCode::CREATED);
+    store("l", "Tony_Blair").await.expect(StatusCode::CREATED);
+    // The vector of one's only image is in the embeddings and, as the person's mean, in the model.
+    let models = server.data.path().join("blobs/models");
+    let vector = server.newest_embedding();
+    let traces = server.traces_of(&vector);
+    assert!(traces.iter().any(|file| file.starts_with(&models)), "{traces:?}");
+    assert!(traces.iter().any(|file| !file.starts_with(&models)), "{traces:?}");
+
+    server.delete("/dataset/Hugo_Chavez").await.expect(StatusCode::NO_CONTENT);
+    let left = server.get("/database/detections").await.expect(StatusCode::OK);
+    let seen: Vec<_> = left["detections"].as_array().unwrap().iter().map(|d| d["face_id"].clone()).collect();
+    assert_eq!(seen, ["Tony_Blair"]);
+    server.train().await;
+
+    let listed = server.get("/model").await.expect(StatusCode::OK);
+    let versions: Vec<_> =
+        listed["models"].as_array().unwrap().iter().map(|m| m["version"].clone()).collect();
+    assert_eq!(versions, [3, 1]);
+    assert_eq!(files_below(&models).len(), 2);
+    assert_eq!(server.traces_of(b"Hugo_Chavez"), Vec::<std::path::PathBuf>::new());
+    assert_eq!(server.traces_of(&vector), Vec::<std::path::PathBuf>::new());
+    server.post("/model/2/activate").await.expect_error(404, "model_not_found");
+    assert_eq!(server.recognise("Tony_Blair", 3).await["decision"], "known");
+}
