@@ -77,9 +77,9 @@ fn conform(schema: &'static Value, value: &Value) -> Result<(), String> {
     for part in schema["allOf"].as_array().into_iter().flatten() {
         conform(part, value)?;
     }
-    if let Some(forms) = schema["oneOf"].as_array() {
+    if let Some(forms) = schema["anyOf"].as_array() {
         let mistakes: Vec<_> = forms.iter().filter_map(|form| conform(form, value).err()).collect();
-        return if mistakes.len() + 1 == forms.len() { Ok(()) } else { Err(mistakes.join("; ")) };
+        return if mistakes.len() < forms.len() { Ok(()) } else { Err(mistakes.join("; ")) };
     }
     if let Some(values) = schema["enum"].as_array()
         && !values.contains(value)

@@ -427,7 +427,7 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
             "result",
             json!({
                 "type": null,
-                "oneOf": [
+                "anyOf": [
                     { "$ref": "#/components/schemas/TrainingResult" },
                     { "$ref": "#/components/schemas/EmbeddingResult" },
                 ],

@@ -222,7 +222,7 @@ pub fn example(
     if let Some((name, schema)) = referred(schema, schemas) {
         return example(&name, schema, schemas, problems);
     }
-    if let Some(schema) = schema.pointer("/allOf/0").or(schema.pointer("/oneOf/0")) {
+    if let Some(schema) = schema.pointer("/allOf/0").or(schema.pointer("/anyOf/0")) {
         return example(place, schema, schemas, problems);
     }
     if let Some(first) = schema.pointer("/enum/0") {
