@@ -46,14 +46,18 @@ pub struct RecognitionForm {
     #[openapi(example = "Lobby")]
     location: Option<TextPart>,
     /// For each image when it was taken, RFC 3339. The time of arrival by default.
+    #[openapi(example = "[]")]
     captured_at: Vec<TextPart>,
     /// For each image the face's number in the camera's video, a whole number.
+    #[openapi(example = "[]")]
     track_id: Vec<TextPart>,
     /// For each image where it lies in the camera's frame: `left,top,right,bottom` in pixels.
     #[multipart(rename = "box")]
+    #[openapi(example = "[]")]
     r#box: Vec<TextPart>,
     /// For each image what tells it from all others, 1 to 200 characters: sent again with the same key, it gets its
     /// first answer and is not stored again.
+    #[openapi(example = "[]")]
     key: Vec<TextPart>,
 }
 
@@ -414,7 +418,8 @@ fn per_image<T>(
     images: usize,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<Vec<Option<T>>, ApiError> {
-    if parts.is_empty() {
+    // A browser sends a field that nobody filled in, once, whatever the number of images.
+    if parts.iter().all(|part| part.0.is_empty()) {
         return Ok((0..images).map(|_| None).collect());
     }
     if parts.len() != images {
@@ -490,6 +495,7 @@ mod tests {
         let parts = |texts: &[&str]| texts.iter().map(|t| TextPart((*t).into())).collect::<Vec<_>>();
         assert_eq!(per_image("track_id", &parts(&["7", ""]), 2, track).unwrap(), [Some(7), None]);
         assert_eq!(per_image("track_id", &[], 2, track).unwrap(), [None, None]);
+        assert_eq!(per_image("track_id", &parts(&[""]), 2, track).unwrap(), [None, None]);
         let error = per_image("track_id", &parts(&["7"]), 2, track).unwrap_err().to_string();
         assert!(error.contains("track_id") && error.contains("1 times beside 2 images"), "{error}");
     }
