@@ -197,7 +197,7 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
             .app_data(form_config.clone())
             .wrap(from_fn(api::limit_body_time))
             .wrap(from_fn(log_request))
-            .configure(api::routes)
+            .configure(api::configure)
     };
     Ok(HttpServer::new(app)
         .workers(workers)

@@ -182,6 +182,9 @@ pub struct Args {
     /// Print the configuration that would be used, as TOML, and exit
     #[arg(long)]
     pub print_config: bool,
+    /// Print the API's document, OpenAPI 3.0 as JSON, and exit; the server has it at /openapi.json and /docs
+    #[arg(long)]
+    pub print_openapi: bool,
     /// The settings.
     #[command(flatten)]
     pub settings: Settings,

@@ -8,6 +8,7 @@ use actix_web::{
     http::{StatusCode, header},
 };
 use facepipe_vision::DecodeError;
+use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -217,22 +218,25 @@ fn retry_seconds(wait: Duration) -> u64 {
 }
 
 /// The body of every error.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Apiv2Schema)]
+#[openapi(rename = "Error")]
 pub struct ErrorBody {
     /// What went wrong.
     pub error: ErrorDetail,
 }
 
 /// What went wrong.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Apiv2Schema)]
 pub struct ErrorDetail {
     /// Stable, for programs.
+    #[openapi(example = "person_not_found")]
     pub code: &'static str,
     /// For people.
+    #[openapi(example = "there is no person with this Face ID")]
     pub message: String,
-    /// The numbers of the message, for programs.
-    #[serde(skip_serializing_if = "Value::is_null")]
-    pub details: Value,
+    /// The values of the message, for programs. Which there are depends on the code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Value>,
 }
 
 impl ApiError {
@@ -344,7 +348,8 @@ impl ApiError {
 
     /// What the client reads.
     pub fn detail(&self) -> ErrorDetail {
-        ErrorDetail { code: self.code(), message: self.to_string(), details: self.details() }
+        let details = Some(self.details()).filter(|details| !details.is_null());
+        ErrorDetail { code: self.code(), message: self.to_string(), details }
     }
 }
 

@@ -13,5 +13,6 @@ mod recognise;
 mod store;
 mod train;
 
+pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
 pub use config::{Args, Config, ErasedDetections, LogFormat, Settings};

@@ -1,5 +1,6 @@
 //! The HTTP API: paths, and what every call shares.
 
+mod answer;
 mod body;
 mod cameras;
 mod database;
@@ -10,15 +11,19 @@ mod form;
 mod health;
 mod jobs;
 mod model;
+mod openapi;
 mod recognition;
 mod verify;
 
 pub use body::limit_body_time;
 pub use form::form_config;
+pub use openapi::document;
 
 use std::sync::Arc;
 
-use actix_web::{HttpRequest, error::JsonPayloadError, web};
+use actix_web::{HttpRequest, error::JsonPayloadError};
+use paperclip::actix::{Apiv2Schema, web};
+use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -48,8 +53,28 @@ pub struct State {
     pub verify_threshold: f32,
 }
 
-/// Puts the calls at their paths.
-pub fn routes(config: &mut web::ServiceConfig) {
+/// Puts the calls and their documentation at their paths, and what answers everything else.
+pub fn configure(config: &mut actix_web::web::ServiceConfig) {
+    routes(&mut web::ServiceConfig::from(&mut *config));
+    openapi::page(config);
+    config
+        .default_service(web::to(|| async { Err::<&str, _>(ApiError::NotFound) }))
+        .app_data(
+            web::PathConfig::default().error_handler(|_, _| ApiError::from(InvalidFaceId::Encoding).into()),
+        )
+        .app_data(
+            web::JsonConfig::default()
+                .limit(MAX_JSON_BYTES)
+                .error_handler(|error, _| json_error(error).into()),
+        )
+        .app_data(
+            web::QueryConfig::default()
+                .error_handler(|error, _| ApiError::InvalidQuery(error.to_string()).into()),
+        );
+}
+
+/// The calls. What is put here must also be described in `openapi/calls.rs`.
+fn routes(config: &mut web::ServiceConfig) {
     config
         .service(
             web::resource("/dataset")
@@ -117,7 +142,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(
-            web::resource("/jobs/{id}")
+            web::resource("/jobs/{job_id}")
                 .route(web::get().to(jobs::get))
                 .route(web::delete().to(jobs::cancel))
                 .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
@@ -183,18 +208,10 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .route(web::get().to(health::ready))
                 .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         )
-        .default_service(web::to(|| async { Err::<&str, _>(ApiError::NotFound) }))
-        .app_data(
-            web::PathConfig::default().error_handler(|_, _| ApiError::from(InvalidFaceId::Encoding).into()),
-        )
-        .app_data(
-            web::JsonConfig::default()
-                .limit(MAX_JSON_BYTES)
-                .error_handler(|error, _| json_error(error).into()),
-        )
-        .app_data(
-            web::QueryConfig::default()
-                .error_handler(|error, _| ApiError::InvalidQuery(error.to_string()).into()),
+        .service(
+            web::resource("/openapi.json")
+                .route(web::get().to(openapi::serve))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         );
 }
 
@@ -216,6 +233,14 @@ fn json_error(error: JsonPayloadError) -> ApiError {
         }
         other => ApiError::MalformedJson(other.to_string()),
     }
+}
+
+/// What belongs to a list beside its entries.
+#[derive(Serialize, Apiv2Schema)]
+pub struct ListMeta {
+    /// Entries of the list.
+    #[openapi(minimum = 0, example = "1")]
+    total: usize,
 }
 
 /// The Face ID of a path.

@@ -1,39 +1,54 @@
 //! `/face-recognition/verify`: whether two pictures show the same person, without anybody being enrolled.
 
 use actix_multipart::form::MultipartForm;
-use actix_web::{HttpResponse, web};
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
 use super::{
     State,
+    answer::Answer,
     form::{Form, ImagePart},
     recognition::{BoundingBox, timing},
 };
 use crate::{error::ApiError, recognise::IdentifiedFace};
 
-/// Form of a verification.
-#[derive(MultipartForm)]
+/// Two pictures to compare.
+#[derive(MultipartForm, Apiv2Schema)]
 pub struct VerificationForm {
+    /// Two pictures of exactly one face each: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels
+    /// (both can be configured). Their EXIF orientation is applied.
     image: Vec<ImagePart>,
 }
 
-#[derive(Serialize)]
-struct Verification {
+/// What a comparison of two faces gives.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Verification {
+    /// Whether the similarity reaches the threshold.
+    #[openapi(example = "true")]
     same_person: bool,
-    /// Cosine between the embeddings of the two faces, -1 to 1.
+    /// Cosine between the embeddings of the two faces.
+    #[openapi(minimum = -1, maximum = 1, example = "0.6875")]
     similarity: f32,
-    /// What the similarity must reach.
+    /// What the similarity must reach for one person.
+    #[openapi(minimum = -1, maximum = 1, example = "0.35")]
     threshold: f32,
+    /// Which network embedded the faces.
+    #[openapi(example = "mobilefacenet")]
     embedder: &'static str,
     /// The face of each image.
-    faces: [VerifiedFace; 2],
+    faces: Vec<VerifiedFace>,
 }
 
-#[derive(Serialize)]
+/// The one face of an image.
+#[derive(Serialize, Apiv2Schema)]
 struct VerifiedFace {
     /// Which of the two images, 0 or 1.
+    #[openapi(minimum = 0, maximum = 1, example = "0")]
     image: usize,
     bounding_box: BoundingBox,
+    /// Probability that it is a face.
+    #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
 }
 
@@ -47,11 +62,14 @@ impl VerifiedFace {
     }
 }
 
-/// Whether two pictures, each of one face, show the same person. Stores nothing.
+/// Whether two pictures show the same person
+///
+/// Each must show exactly one face. Nobody needs to be enrolled, and nothing is stored.
+#[api_v2_operation]
 pub async fn verify(
     state: web::Data<State>,
     Form(form): Form<VerificationForm>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<Answer<Verification>, ApiError> {
     let images = form.image.len();
     let Ok([first, second]) = <[ImagePart; 2]>::try_from(form.image) else {
         return Err(ApiError::TwoImagesExpected { images });
@@ -78,8 +96,7 @@ pub async fn verify(
         similarity,
         threshold,
         embedder: state.recogniser.embedder(),
-        faces: [VerifiedFace::new(0, first), VerifiedFace::new(1, second)],
+        faces: vec![VerifiedFace::new(0, first), VerifiedFace::new(1, second)],
     };
-    let timing = timing(recognised.queued, recognised.computed);
-    Ok(HttpResponse::Ok().insert_header(timing).json(verification))
+    Ok(Answer::new(verification).headers([timing(recognised.queued, recognised.computed)]))
 }

@@ -100,7 +100,15 @@ fn missing_weights_are_told_with_what_to_do() {
 fn the_help_teaches() {
     let output = program().arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    for word in ["FACEPIPE_LISTEN", "DATABASE_URL", "--address-file", "curl", "SIGTERM", "127.0.0.1:8080"] {
+    for word in [
+        "FACEPIPE_LISTEN",
+        "DATABASE_URL",
+        "--address-file",
+        "curl",
+        "SIGTERM",
+        "127.0.0.1:8080",
+        "--print-openapi",
+    ] {
         assert!(help.contains(word), "no {word} in\n{help}");
     }
 }

@@ -17,6 +17,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use crate::contract;
+
 /// Starts a server, or ends the test as skipped where the weights cannot be had. Takes what the test configures
 /// otherwise.
 macro_rules! start {
@@ -88,8 +90,10 @@ impl Server {
     }
 
     pub async fn call(&self, method: Method, path: &str) -> Answer {
-        let response = self.client.request(method, format!("{}{path}", self.url)).send().await.unwrap();
-        Answer::read(response).await
+        let request = self.client.request(method.clone(), format!("{}{path}", self.url));
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        contract::check(&method, path, &answer);
+        answer
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -105,14 +109,18 @@ impl Server {
     }
 
     pub async fn send(&self, path: &str, form: Form) -> Answer {
-        let response = self.client.post(format!("{}{path}", self.url)).multipart(form).send().await.unwrap();
-        Answer::read(response).await
+        let request = self.client.post(format!("{}{path}", self.url)).multipart(form);
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        contract::check(&Method::POST, path, &answer);
+        answer
     }
 
     /// PATCH with a JSON body.
     pub async fn patch(&self, path: &str, body: &Value) -> Answer {
         let request = self.client.patch(format!("{}{path}", self.url)).json(body);
-        Answer::read(request.send().await.unwrap()).await
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        contract::check(&Method::PATCH, path, &answer);
+        answer
     }
 
     /// Adds a person with the photographs of these numbers.

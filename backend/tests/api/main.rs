@@ -9,6 +9,7 @@
 )]
 
 mod command_line;
+mod contract;
 mod dataset;
 mod debug;
 mod detections;
@@ -16,6 +17,7 @@ mod helpers;
 mod jobs;
 mod load;
 mod model;
+mod openapi;
 mod outbox;
 mod recognition;
 mod verify;

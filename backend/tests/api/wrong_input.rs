@@ -292,6 +292,15 @@ async fn forms_that_lack_or_repeat_something_are_told_by_field() {
 }
 
 #[tokio::test]
+async fn fields_that_nobody_knows_are_passed_over() {
+    let server = start!();
+    for name in ["", "camera-id", "image[]"] {
+        let form = Form::new().text(name, "x").part("image", photograph("Tony_Blair", 1));
+        server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    }
+}
+
+#[tokio::test]
 async fn a_form_that_breaks_off_or_is_none_is_told() {
     let server = start!();
     let part = "--B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"x\"\r\n\r\nabc";
