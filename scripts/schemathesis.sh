@@ -42,7 +42,8 @@ trap stop EXIT
 
 # Nothing of this shell's settings: they may name a database or a port.
 env -i PATH="$PATH" HOME="$HOME" "$build/facepipe-backend" --listen 127.0.0.1:0 --address-file "$folder/address" \
-    --data-dir "$folder/data" --models-dir "$models" --embedder mobilefacenet 2>"$folder/log" &
+    --data-dir "$folder/data" --models-dir "$models" --embedder mobilefacenet \
+    --results-url http://127.0.0.1:9/nobody 2>"$folder/log" &
 server=$!
 for _ in {1..600}; do
     [[ ! -s $folder/address ]] || break
