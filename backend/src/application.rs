@@ -22,6 +22,7 @@ use crate::{
     api,
     config::Config,
     logging::log_request,
+    outbox::{self, OutboxOptions},
     recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
     store::{
         Blobs, Database,
@@ -49,6 +50,8 @@ pub struct Application {
     server: Server,
     trainer: Trainer,
     training: JoinHandle<()>,
+    /// Where there is an external API.
+    sending: Option<JoinHandle<()>>,
     /// Tells what runs beside the server to end.
     stop: watch::Sender<bool>,
     shutdown_timeout: Duration,
@@ -90,6 +93,8 @@ impl Application {
         let pipeline = Arc::new(pipeline);
         let embedder = pipeline.embedder().name();
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
+        let verify_threshold =
+            config.verify_threshold.unwrap_or_else(|| pipeline.embedder().verification_threshold());
         let active = Arc::new(ActiveModel::default());
         let loader =
             Arc::new(ModelLoader::new(database.clone(), blobs.clone(), Arc::clone(&active), embedder));
@@ -116,17 +121,27 @@ impl Application {
         };
         tokio::spawn(sweep_regularly(database.clone(), blobs.clone(), sweep, stop.subscribe()));
 
+        let sending = start_sending(&config, &database, stop.subscribe()).await?;
+
         let shutdown_timeout = Duration::from_secs(config.shutdown_timeout_s);
         let address_file = config.address_file.clone();
         let trainer_of_calls = trainer.clone();
-        let state = api::State { config, database, blobs, recogniser, trainer: trainer_of_calls, loader };
+        let state = api::State {
+            config,
+            database,
+            blobs,
+            recogniser,
+            trainer: trainer_of_calls,
+            loader,
+            verify_threshold,
+        };
         let server = serve(listener, state)?;
         if let Some(file) = &address_file {
             write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
         }
         tracing::info!(%address, embedder, %threshold, "ready");
-        Ok(Self { address, address_file, server, trainer, training, stop, shutdown_timeout })
+        Ok(Self { address, address_file, server, trainer, training, sending, stop, shutdown_timeout })
     }
 
     /// The address that the server is bound to.
@@ -154,6 +169,11 @@ impl Application {
             self.trainer.give_up().await;
             tracing::warn!("stopped in the middle of a job; it will be taken up again");
         }
+        if let Some(sending) = self.sending
+            && tokio::time::timeout(self.shutdown_timeout, sending).await.is_err()
+        {
+            tracing::warn!("stopped while results were on their way; they will be sent again");
+        }
         Ok(outcome?)
     }
 }
@@ -175,8 +195,9 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
         App::new()
             .app_data(state.clone())
             .app_data(form_config.clone())
+            .wrap(from_fn(api::limit_body_time))
             .wrap(from_fn(log_request))
-            .configure(api::routes)
+            .configure(api::configure)
     };
     Ok(HttpServer::new(app)
         .workers(workers)
@@ -185,6 +206,31 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
         .disable_signals()
         .listen(listener)?
         .run())
+}
+
+/// Starts what sends results to the external API, where there is one. Where there is none any more, results that are
+/// too old for any go.
+async fn start_sending(
+    config: &Config,
+    database: &Database,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<Option<JoinHandle<()>>> {
+    let max_age = Duration::from_secs(config.results_max_age_s);
+    let Some(url) = config.results_url()? else {
+        let results = database.drop_messages_older_than(max_age, Vec::new()).await?;
+        if results > 0 {
+            tracing::warn!(results, "dropped old results: there is no external API (setting results_url)");
+        }
+        return Ok(None);
+    };
+    let options = OutboxOptions {
+        url,
+        max_age,
+        timeout: Duration::from_secs(config.results_timeout_s),
+        poll: Duration::from_millis(config.poll_interval_ms),
+        lease: Duration::from_secs(config.lease_s),
+    };
+    Ok(Some(outbox::start(database.clone(), options, stop)?))
 }
 
 /// Writes the file whole or not at all: whoever waits for it never reads half an address.

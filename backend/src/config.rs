@@ -9,6 +9,7 @@ use figment::{
     Figment,
     providers::{Format as _, Serialized, Toml},
 };
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use crate::store::sql::DatabaseOptions;
@@ -54,6 +55,11 @@ pub struct Config {
     pub embedder: Option<String>,
     /// Cosine to a person's mean embedding from which a face counts as known, -1 to 1. By default the embedder's.
     pub match_threshold: Option<f32>,
+    /// Cosine between the embeddings of two faces from which they count as one person's, -1 to 1. By default the
+    /// embedder's.
+    pub verify_threshold: Option<f32>,
+    /// Whether detections of unknown faces keep their embedding. `true` by default.
+    pub keep_unknown_embeddings: bool,
     /// Shortest side of a face that is looked for, pixels. 20 by default.
     pub min_face_size: f32,
     /// Images that may wait or be computed at a time. 256 by default.
@@ -72,6 +78,13 @@ pub struct Config {
     pub request_timeout_s: u64,
     /// Seconds that accepted requests get to end when the server stops. 30 by default.
     pub shutdown_timeout_s: u64,
+    /// URL of the external API that takes what send-results sends, `http://` or `https://`; a user and a password in it
+    /// are sent as HTTP's basic authentication. None by default: send-results is refused.
+    pub results_url: Option<String>,
+    /// Seconds for which a result that the external API does not take is kept and tried again. 86400 by default.
+    pub results_max_age_s: u64,
+    /// Seconds that the external API may take to answer. 10 by default.
+    pub results_timeout_s: u64,
     /// Threads that speak HTTP. 2 by default: recognition has its own.
     pub http_workers: usize,
     /// What is logged, in the syntax of `RUST_LOG`. `info` by default.
@@ -120,6 +133,8 @@ impl Default for Config {
             models_dir: "models".into(),
             embedder: None,
             match_threshold: None,
+            verify_threshold: None,
+            keep_unknown_embeddings: true,
             min_face_size: 20.0,
             queue_images: 256,
             batch_images: 16,
@@ -129,6 +144,9 @@ impl Default for Config {
             max_request_bytes: 64 * 1024 * 1024,
             request_timeout_s: 30,
             shutdown_timeout_s: 30,
+            results_url: None,
+            results_max_age_s: 86_400,
+            results_timeout_s: 10,
             http_workers: 2,
             log: "info".into(),
             log_format: LogFormat::Text,
@@ -164,6 +182,9 @@ pub struct Args {
     /// Print the configuration that would be used, as TOML, and exit
     #[arg(long)]
     pub print_config: bool,
+    /// Print the API's document, OpenAPI 3.0 as JSON, and exit; the server has it at /openapi.json and /docs
+    #[arg(long)]
+    pub print_openapi: bool,
     /// The settings.
     #[command(flatten)]
     pub settings: Settings,
@@ -241,6 +262,14 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_MATCH_THRESHOLD", value_name = "COSINE", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     match_threshold: Option<f32>,
+    /// Cosine between two faces from which verify takes them for one person, -1 to 1 [default: the embedder's]
+    #[arg(long, env = "FACEPIPE_VERIFY_THRESHOLD", value_name = "COSINE", allow_negative_numbers = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verify_threshold: Option<f32>,
+    /// Whether detections of unknown faces keep their embedding [default: true]
+    #[arg(long, env = "FACEPIPE_KEEP_UNKNOWN_EMBEDDINGS", value_name = "true|false")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_unknown_embeddings: Option<bool>,
     /// Shortest side of a face that is looked for, pixels [default: 20]
     #[arg(long, env = "FACEPIPE_MIN_FACE_SIZE", value_name = "PIXELS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -277,6 +306,19 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_SHUTDOWN_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     shutdown_timeout_s: Option<u64>,
+    /// External API that takes what send-results sends, http:// or https://; user and password in it are sent as basic
+    /// authentication [default: none]
+    #[arg(long, env = "FACEPIPE_RESULTS_URL", value_name = "URL", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results_url: Option<String>,
+    /// Seconds for which a result that the external API does not take is tried again [default: 86400]
+    #[arg(long, env = "FACEPIPE_RESULTS_MAX_AGE_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results_max_age_s: Option<u64>,
+    /// Seconds that the external API may take to answer [default: 10]
+    #[arg(long, env = "FACEPIPE_RESULTS_TIMEOUT_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results_timeout_s: Option<u64>,
     /// Threads that speak HTTP; recognition has its own [default: 2]
     #[arg(long, env = "FACEPIPE_HTTP_WORKERS", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -311,10 +353,14 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         self.embedder_kind()?;
-        if let Some(threshold) = self.match_threshold {
+        self.results_url()?;
+        let thresholds =
+            [("match_threshold", self.match_threshold), ("verify_threshold", self.verify_threshold)];
+        for (name, threshold) in thresholds {
             anyhow::ensure!(
-                (-1.0..=1.0).contains(&threshold),
-                "match_threshold is {threshold}, it must be from -1 to 1 (a cosine)"
+                threshold.is_none_or(|cosine| (-1.0..=1.0).contains(&cosine)),
+                "{name} is {}, it must be from -1 to 1 (a cosine)",
+                threshold.unwrap_or_default()
             );
         }
         // MTCNN's first net looks at 12 pixels; below, it would have to enlarge the picture.
@@ -339,6 +385,8 @@ impl Config {
             ("max_request_bytes", as_u64(self.max_request_bytes), 1 << 34),
             ("request_timeout_s", self.request_timeout_s, 86_400),
             ("shutdown_timeout_s", self.shutdown_timeout_s, 86_400),
+            ("results_max_age_s", self.results_max_age_s, 31_536_000),
+            ("results_timeout_s", self.results_timeout_s, 300),
             ("http_workers", as_u64(self.http_workers), 1024),
         ];
         for (name, value, most) in limits {
@@ -357,6 +405,21 @@ impl Config {
             .map(EmbedderKind::from_str)
             .transpose()
             .context("embedder must be inception-resnet-v1 or mobilefacenet")
+    }
+
+    /// The external API's URL, where there is one.
+    ///
+    /// # Errors
+    /// It is no URL, or of a scheme other than http and https. The message has no password.
+    pub fn results_url(&self) -> anyhow::Result<Option<Url>> {
+        let Some(text) = &self.results_url else { return Ok(None) };
+        let url = Url::parse(text).context("results_url is no URL")?;
+        anyhow::ensure!(
+            matches!(url.scheme(), "http" | "https"),
+            "results_url begins with {}:, it must begin with http:// or https://",
+            url.scheme()
+        );
+        Ok(Some(url))
     }
 
     /// The database's URL.
@@ -383,13 +446,20 @@ impl Config {
         self.data_dir.join("blobs")
     }
 
-    /// The configuration as the TOML file that would give it, with a database's password left out.
+    /// The configuration as the TOML file that would give it, with passwords of URLs left out.
     ///
     /// # Errors
-    /// A path is not Unicode.
+    /// A path is not Unicode, or `results_url` is none.
     pub fn to_toml(&self) -> anyhow::Result<String> {
         let mut shown = self.clone();
         shown.database_url = Some(without_password(&self.database_url()));
+        if let Some(mut url) = self.results_url()?
+            && url.password().is_some()
+        {
+            // Fails for URLs without a host only, which have no password either.
+            let _ = url.set_password(Some("***"));
+            shown.results_url = Some(url.into());
+        }
         Ok(toml::to_string(&shown)?)
     }
 }
@@ -436,13 +506,41 @@ mod tests {
         );
         let config = Config { max_images: 0, ..Config::default() };
         assert!(config.check().unwrap_err().to_string().contains("max_images is 0"));
+        let config = Config { verify_threshold: Some(f32::NAN), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("verify_threshold is NaN"));
+        let config = Config { results_timeout_s: 0, ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("results_timeout_s is 0"));
         let config = Config { embedder: Some("arcface".into()), ..Config::default() };
         assert!(format!("{:#}", config.check().unwrap_err()).contains("arcface"));
+    }
+
+    #[test]
+    fn results_go_to_http_urls_only() {
+        let told = |url: &str| {
+            let config = Config { results_url: Some(url.into()), ..Config::default() };
+            config.check().map_err(|error| format!("{error:#}"))
+        };
+        for url in ["http://127.0.0.1:9000/results", "https://user:secret@api.example/faces?a=b"] {
+            assert_eq!(told(url), Ok(()));
+        }
+        for (url, named) in [
+            ("ftp://user:secret@api.example/", "ftp:"),
+            ("api.example:80/results", "api.example:"),
+            ("/results", "results_url is no URL"),
+            ("http://user:secret@/", "results_url is no URL"),
+            ("", "results_url is no URL"),
+        ] {
+            let error = told(url).unwrap_err();
+            assert!(error.contains("results_url") && error.contains(named), "{url}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]
     fn passwords_are_not_shown() {
         assert_eq!(without_password("postgres://u:p@ss@h/db"), "postgres://u:***@h/db");
         assert_eq!(without_password("sqlite:///x.db"), "sqlite:///x.db");
+        let config = Config { results_url: Some("https://u:secret@h/r@s".into()), ..Config::default() };
+        assert!(config.to_toml().unwrap().contains("\"https://u:***@h/r@s\""));
     }
 }

@@ -8,6 +8,7 @@ use actix_web::{
     http::{StatusCode, header},
 };
 use facepipe_vision::DecodeError;
+use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -149,12 +150,36 @@ pub enum ApiError {
     /// The picture cannot be used.
     #[error(transparent)]
     Image(#[from] DecodeError),
-    /// Nobody to enrol on the picture.
-    #[error("there is no face on the image, enrolment needs exactly one")]
-    NoFace,
-    /// More than one person to enrol on the picture.
-    #[error("there are {faces} faces on the image, enrolment needs exactly one")]
+    /// One of two pictures cannot be used.
+    #[error("image {image} (of 0 and 1) cannot be used: {error}")]
+    OneImage {
+        /// Which one.
+        image: usize,
+        /// Why.
+        error: DecodeError,
+    },
+    /// There are not two pictures to compare.
+    #[error("the form has {images} parts `image`, exactly 2 are compared")]
+    TwoImagesExpected {
+        /// Parts received.
+        images: usize,
+    },
+    /// There is nowhere to send results to.
+    #[error(
+        "this server has no external API to send results to: set results_url (--results-url, FACEPIPE_RESULTS_URL)"
+    )]
+    ResultsUrlMissing,
+    /// Nobody on the picture.
+    #[error("image {image} (counted from 0) shows no face, it must show exactly one")]
+    NoFace {
+        /// Which of the request's images.
+        image: usize,
+    },
+    /// More than one person on the picture.
+    #[error("image {image} (counted from 0) shows {faces} faces, it must show exactly one")]
     SeveralFaces {
+        /// Which of the request's images.
+        image: usize,
         /// Faces found.
         faces: usize,
     },
@@ -193,22 +218,25 @@ fn retry_seconds(wait: Duration) -> u64 {
 }
 
 /// The body of every error.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Apiv2Schema)]
+#[openapi(rename = "Error")]
 pub struct ErrorBody {
     /// What went wrong.
     pub error: ErrorDetail,
 }
 
 /// What went wrong.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Apiv2Schema)]
 pub struct ErrorDetail {
     /// Stable, for programs.
+    #[openapi(example = "person_not_found")]
     pub code: &'static str,
     /// For people.
+    #[openapi(example = "there is no person with this Face ID")]
     pub message: String,
-    /// The numbers of the message, for programs.
-    #[serde(skip_serializing_if = "Value::is_null")]
-    pub details: Value,
+    /// The values of the message, for programs. Which there are depends on the code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Value>,
 }
 
 impl ApiError {
@@ -247,7 +275,10 @@ impl ApiError {
                 "image_too_large"
             }
             Self::Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_)) => "image_unreadable",
-            Self::NoFace => "no_face",
+            Self::ResultsUrlMissing => "results_url_missing",
+            Self::OneImage { error, .. } => Self::Image(error.clone()).code(),
+            Self::TwoImagesExpected { .. } => "two_images_expected",
+            Self::NoFace { .. } => "no_face",
             Self::SeveralFaces { .. } => "several_faces",
             Self::TooBusy { .. } => "too_busy",
             Self::JobFailed { .. } => "job_failed",
@@ -274,13 +305,22 @@ impl ApiError {
             Self::Image(DecodeError::TooManyPixels { width, height, max }) => {
                 json!({ "width": width, "height": height, "max_pixels": max })
             }
-            Self::NoFace => json!({ "faces": 0 }),
-            Self::SeveralFaces { faces } => json!({ "faces": faces }),
+            Self::OneImage { image, error } => match Self::Image(error.clone()).details() {
+                Value::Object(mut details) => {
+                    details.insert("image".into(), json!(image));
+                    details.into()
+                }
+                _ => json!({ "image": image }),
+            },
+            Self::TwoImagesExpected { images } => json!({ "images": images, "expected": 2 }),
+            Self::NoFace { image } => json!({ "image": image, "faces": 0 }),
+            Self::SeveralFaces { image, faces } => json!({ "image": image, "faces": faces }),
             Self::TooBusy { waiting, capacity, .. } => json!({ "waiting": waiting, "capacity": capacity }),
             Self::ModelUnusable(ModelProblem::Embedder { model, server }) => {
                 json!({ "model_embedder": model, "embedder": server })
             }
             Self::NotFound
+            | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
             | Self::ModelNotFound
@@ -308,7 +348,8 @@ impl ApiError {
 
     /// What the client reads.
     pub fn detail(&self) -> ErrorDetail {
-        ErrorDetail { code: self.code(), message: self.to_string(), details: self.details() }
+        let details = Some(self.details()).filter(|details| !details.is_null());
+        ErrorDetail { code: self.code(), message: self.to_string(), details }
     }
 }
 
@@ -333,10 +374,14 @@ impl ResponseError for ApiError {
             | Self::InvalidField { .. }
             | Self::ImageMissing
             | Self::TooManyImages { .. }
+            | Self::TwoImagesExpected { .. }
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
-            Self::PersonExists | Self::JobEnded | Self::JobCancelled | Self::ModelUnusable(_) => {
-                StatusCode::CONFLICT
-            }
+            Self::OneImage { error, .. } => Self::Image(error.clone()).status_code(),
+            Self::PersonExists
+            | Self::ResultsUrlMissing
+            | Self::JobEnded
+            | Self::JobCancelled
+            | Self::ModelUnusable(_) => StatusCode::CONFLICT,
             Self::JobFailed { reason } if reason != INTERNAL => StatusCode::CONFLICT,
             Self::DatasetLocked { .. } => StatusCode::LOCKED,
             Self::StorageFull(_) => StatusCode::INSUFFICIENT_STORAGE,
@@ -347,7 +392,7 @@ impl ResponseError for ApiError {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
             Self::Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_))
-            | Self::NoFace
+            | Self::NoFace { .. }
             | Self::SeveralFaces { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -8,9 +8,11 @@ mod error;
 mod face_id;
 mod hex;
 pub mod logging;
+mod outbox;
 mod recognise;
 mod store;
 mod train;
 
+pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
 pub use config::{Args, Config, ErasedDetections, LogFormat, Settings};

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use facepipe_backend::{Application, Args, Config, StopHandle, logging};
+use facepipe_backend::{Application, Args, Config, StopHandle, logging, openapi_document};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -17,6 +17,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if args.print_openapi {
+        print!("{}", openapi_document());
+        return Ok(());
+    }
     let config = Config::load(args)?;
     if args.print_config {
         print!("{}", config.to_toml()?);

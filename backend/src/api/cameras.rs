@@ -1,39 +1,47 @@
 //! `/cameras`: which cameras have sent something, and where they stood.
 
-use actix_web::{Responder, web};
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
-use super::{State, rfc3339};
+use super::{ListMeta, State, rfc3339};
 use crate::error::ApiError;
 
-#[derive(Serialize)]
-struct Cameras {
+/// Every camera that has a detection.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Cameras {
+    /// By their ids.
     cameras: Vec<Camera>,
-    meta: Meta,
+    meta: ListMeta,
 }
 
-#[derive(Serialize)]
+/// A camera that has sent something.
+#[derive(Serialize, Apiv2Schema)]
 struct Camera {
+    /// As it calls itself.
+    #[openapi(example = "gate-1")]
     camera_id: String,
     /// When it detected a face last.
+    #[openapi(example = "2024-05-06T07:08:09.25Z")]
     last_seen: String,
     /// Where it stood, the latest place first.
     locations: Vec<Place>,
 }
 
-#[derive(Serialize)]
+/// A place of a camera.
+#[derive(Serialize, Apiv2Schema)]
 struct Place {
+    /// As the camera calls it.
+    #[openapi(example = "Lobby")]
     location: String,
+    /// When the camera detected a face there last.
+    #[openapi(example = "2024-05-06T07:08:09.25Z")]
     last_seen: String,
 }
 
-#[derive(Serialize)]
-struct Meta {
-    total: usize,
-}
-
-/// Every camera that has a detection, by its id.
-pub async fn list(state: web::Data<State>) -> Result<impl Responder, ApiError> {
+/// Every camera that has a detection, by its id
+#[api_v2_operation]
+pub async fn list(state: web::Data<State>) -> Result<web::Json<Cameras>, ApiError> {
     let mut cameras: Vec<Camera> = Vec::new();
     for row in state.database.camera_places().await? {
         let last_seen = rfc3339(row.last_seen)?;
@@ -43,6 +51,6 @@ pub async fn list(state: web::Data<State>) -> Result<impl Responder, ApiError> {
             None => cameras.push(Camera { camera_id: row.camera_id, last_seen, locations: vec![place] }),
         }
     }
-    let meta = Meta { total: cameras.len() };
+    let meta = ListMeta { total: cameras.len() };
     Ok(web::Json(Cameras { cameras, meta }))
 }

@@ -1,54 +1,69 @@
 //! `/database`: the people, and where they were seen.
 
-use actix_web::{Responder, web};
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
-use super::{State, face_id, rfc3339};
+use super::{ListMeta, State, face_id, rfc3339};
 use crate::error::ApiError;
 
 /// The People table.
-#[derive(Serialize)]
-struct People {
+#[derive(Serialize, Apiv2Schema)]
+pub struct People {
+    /// By their Face IDs.
     people: Vec<Person>,
-    meta: Meta,
+    meta: ListMeta,
 }
 
-#[derive(Serialize)]
+/// A row of the People table.
+#[derive(Serialize, Apiv2Schema)]
 struct Person {
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
     face_id: String,
+    /// When the person was added.
+    #[openapi(example = "2024-05-01T09:30:00Z")]
     created_at: String,
 }
 
-#[derive(Serialize)]
-struct Meta {
-    total: usize,
-}
-
-#[derive(Serialize)]
-struct LastKnownLocation {
+/// Where a person was seen last.
+#[derive(Serialize, Apiv2Schema)]
+pub struct LastKnownLocation {
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
     face_id: String,
+    /// Where the camera stood.
+    #[openapi(example = "Lobby")]
     location: String,
+    /// Which camera it was.
+    #[openapi(example = "gate-1")]
     camera_id: String,
+    /// When the picture was taken.
+    #[openapi(example = "2024-05-06T07:08:09.25Z")]
     captured_at: String,
+    /// Probability of the name among all enrolled, 0 to 1. Null where the model gave none.
+    #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: Option<f32>,
 }
 
-/// The People table, by Face ID.
-pub async fn people(state: web::Data<State>) -> Result<impl Responder, ApiError> {
+/// The People table, by Face ID
+#[api_v2_operation]
+pub async fn people(state: web::Data<State>) -> Result<web::Json<People>, ApiError> {
     let rows = state.database.people().await?;
     let people = rows
         .into_iter()
         .map(|row| Ok(Person { face_id: row.face_id, created_at: rfc3339(row.created_at)? }))
         .collect::<Result<Vec<_>, ApiError>>()?;
-    let meta = Meta { total: people.len() };
+    let meta = ListMeta { total: people.len() };
     Ok(web::Json(People { people, meta }))
 }
 
-/// Where, by which camera and when a person was seen last.
+/// Where, by which camera and when a person was seen last
+#[api_v2_operation]
 pub async fn last_known_location(
     state: web::Data<State>,
     path: web::Path<String>,
-) -> Result<impl Responder, ApiError> {
+) -> Result<web::Json<LastKnownLocation>, ApiError> {
     let id = face_id(path)?;
     let seen = state.database.last_seen(&id).await?.ok_or(ApiError::NeverSeen)?;
     Ok(web::Json(LastKnownLocation {

@@ -1,12 +1,15 @@
 //! `/dataset`: whom the server knows.
 
 use actix_multipart::form::MultipartForm;
-use actix_web::{HttpResponse, Responder, http::header, web};
+use actix_web::{http::header, web};
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    State, face_id,
+    ListMeta, State,
+    answer::{Answer, NoContent, Picture},
+    face_id,
     form::{Form, ImagePart},
     recognition::BoundingBox,
     rfc3339,
@@ -18,91 +21,124 @@ use crate::{
     store::{Blobs, StoreError, sql::NewImage},
 };
 
-#[derive(Serialize)]
-struct Dataset {
+/// Whom the server knows.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Dataset {
+    /// By their Face IDs.
     people: Vec<Entry>,
-    meta: Meta,
+    meta: ListMeta,
 }
 
-#[derive(Serialize)]
+/// A person of the dataset.
+#[derive(Serialize, Apiv2Schema)]
+#[openapi(rename = "DatasetEntry")]
 struct Entry {
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
     face_id: String,
+    /// Enrolled images.
+    #[openapi(minimum = 0, example = "3")]
     images: i64,
 }
 
-#[derive(Serialize)]
-struct Meta {
-    total: usize,
-}
-
-#[derive(Serialize)]
-struct PersonImages {
+/// The images of a person.
+#[derive(Serialize, Apiv2Schema)]
+pub struct PersonImages {
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
     face_id: String,
+    /// The oldest first.
     images: Vec<Image>,
-    meta: Meta,
+    meta: ListMeta,
 }
 
-#[derive(Serialize)]
+/// An enrolled image.
+#[derive(Serialize, Apiv2Schema)]
 struct Image {
+    /// What `/dataset/{id}/image/{image_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     image_id: String,
+    /// Its size.
+    #[openapi(minimum = 1, example = "48213")]
     bytes: i64,
+    /// When it was enrolled.
+    #[openapi(example = "2024-05-01T09:31:00Z")]
     created_at: String,
 }
 
-/// Body of a renaming.
-#[derive(Deserialize)]
+/// A renaming.
+#[derive(Deserialize, Apiv2Schema)]
 #[serde(deny_unknown_fields)]
 pub struct Renaming {
     /// The new Face ID.
+    #[openapi(example = "Ada Byron")]
     face_id: String,
 }
 
-#[derive(Serialize)]
-struct Added {
+/// The person that was added or renamed.
+#[derive(Serialize, Apiv2Schema)]
+#[openapi(rename = "NamedPerson")]
+pub struct Added {
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
     face_id: String,
 }
 
-#[derive(Serialize)]
-struct AddedImage {
+/// The image that was enrolled.
+#[derive(Serialize, Apiv2Schema)]
+pub struct AddedImage {
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
     face_id: String,
+    /// What `/dataset/{id}/image/{image_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     image_id: String,
+    /// The network whose embedding was stored.
+    #[openapi(example = "mobilefacenet")]
     embedder: &'static str,
     bounding_box: BoundingBox,
+    /// Probability that it is a face.
+    #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
 }
 
-/// Form of an enrolment.
-#[derive(MultipartForm)]
+/// An enrolment.
+#[derive(MultipartForm, Apiv2Schema)]
 pub struct EnrolmentForm {
+    /// A picture of exactly one face: JPEG, PNG, WebP, BMP or GIF, at most 10 MiB and 50 million pixels (both can be
+    /// configured). Its EXIF orientation is applied.
     image: Vec<ImagePart>,
 }
 
-/// Every Face ID with its number of images.
-pub async fn list(state: web::Data<State>) -> Result<impl Responder, ApiError> {
+/// Every Face ID with its number of images
+#[api_v2_operation]
+pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiError> {
     let rows = state.database.people().await?;
     let people: Vec<Entry> =
         rows.into_iter().map(|row| Entry { face_id: row.face_id, images: row.images }).collect();
-    let meta = Meta { total: people.len() };
+    let meta = ListMeta { total: people.len() };
     Ok(web::Json(Dataset { people, meta }))
 }
 
-/// The images of a person, the oldest first.
-pub async fn images(state: web::Data<State>, path: web::Path<String>) -> Result<impl Responder, ApiError> {
+/// The images of a person, the oldest first
+#[api_v2_operation]
+pub async fn images(
+    state: web::Data<State>,
+    path: web::Path<String>,
+) -> Result<web::Json<PersonImages>, ApiError> {
     let id = face_id(path)?;
     let rows = state.database.images(&id).await?;
     let images = rows
         .into_iter()
         .map(|row| Ok(Image { image_id: row.id, bytes: row.bytes, created_at: rfc3339(row.created_at)? }))
         .collect::<Result<Vec<_>, ApiError>>()?;
-    let meta = Meta { total: images.len() };
+    let meta = ListMeta { total: images.len() };
     Ok(web::Json(PersonImages { face_id: id.to_string(), images, meta }))
 }
 
-/// An enrolled picture, byte by byte as it was sent.
-pub async fn image(
-    state: web::Data<State>,
-    path: web::Path<(String, String)>,
-) -> Result<HttpResponse, ApiError> {
+/// An enrolled picture, byte by byte as it was sent
+#[api_v2_operation]
+pub async fn image(state: web::Data<State>, path: web::Path<(String, String)>) -> Result<Picture, ApiError> {
     let (id, image_id) = path.into_inner();
     let id = FaceId::try_from(id)?;
     let key = state.database.image_blob_key(&id, &image_id).await?;
@@ -117,18 +153,17 @@ pub async fn image(
     // Enrolment took nothing but pictures of a format that is known by its first bytes.
     let format =
         image::guess_format(&bytes).map_err(|_| StoreError::Damaged("an image of no known format".into()))?;
-    Ok(HttpResponse::Ok()
-        .content_type(format.to_mime_type())
-        .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .body(bytes))
+    Ok(Picture { bytes, format })
 }
 
-/// Erases an enrolled picture and its embedding. The model that answers forgets it with the next training.
+/// Erases an enrolled picture and its embedding
+///
+/// The model that answers forgets it with the next training.
+#[api_v2_operation]
 pub async fn erase_image(
     state: web::Data<State>,
     path: web::Path<(String, String)>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<NoContent, ApiError> {
     let (id, image_id) = path.into_inner();
     let id = FaceId::try_from(id)?;
     let key = state.database.erase_image(&id, &image_id).await?;
@@ -136,16 +171,18 @@ pub async fn erase_image(
     let erased = state.blobs.delete(&key).await;
     state.database.forget_erased().await?;
     erased?;
-    Ok(HttpResponse::NoContent().finish())
+    Ok(NoContent::new())
 }
 
-/// Gives a person another Face ID. Answers of the active model and all detections have it at once: they refer to
-/// the person, not to the name.
+/// Gives a person another Face ID
+///
+/// Answers of the active model and all detections have it at once: they refer to the person, not to the name.
+#[api_v2_operation]
 pub async fn rename(
     state: web::Data<State>,
     path: web::Path<String>,
     body: web::Json<Renaming>,
-) -> Result<impl Responder, ApiError> {
+) -> Result<web::Json<Added>, ApiError> {
     let id = face_id(path)?;
     let new = FaceId::try_from(body.into_inner().face_id)?;
     state.database.rename_person(&id, &new).await?;
@@ -154,19 +191,23 @@ pub async fn rename(
     Ok(web::Json(Added { face_id: new.to_string() }))
 }
 
-/// Adds a person without images.
-pub async fn add(state: web::Data<State>, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+/// Adds a person without images
+#[api_v2_operation]
+pub async fn add(state: web::Data<State>, path: web::Path<String>) -> Result<Answer<Added, 201>, ApiError> {
     let id = face_id(path)?;
     state.database.add_person(&id).await?;
-    Ok(HttpResponse::Created().json(Added { face_id: id.to_string() }))
+    Ok(Answer::new(Added { face_id: id.to_string() }))
 }
 
-/// Adds a picture of a person's face and its embedding: both, or nothing.
+/// Adds a picture of a person's face and its embedding: both, or nothing
+///
+/// The person can be recognised after the next training.
+#[api_v2_operation]
 pub async fn add_image(
     state: web::Data<State>,
     path: web::Path<String>,
     Form(form): Form<EnrolmentForm>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<Answer<AddedImage, 201>, ApiError> {
     let id = face_id(path)?;
     let person = state.database.person(&id).await?;
     let images = form.image.len();
@@ -180,9 +221,9 @@ pub async fn add_image(
     let recognised = state.recogniser.recognise(vec![bytes.clone()]).await?;
     let mut faces = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
     if faces.len() > 1 {
-        return Err(ApiError::SeveralFaces { faces: faces.len() });
+        return Err(ApiError::SeveralFaces { image: 0, faces: faces.len() });
     }
-    let face = faces.pop().ok_or(ApiError::NoFace)?;
+    let face = faces.pop().ok_or(ApiError::NoFace { image: 0 })?;
 
     let image_id = Uuid::now_v7().to_string();
     let blob_key = Blobs::image_key(person, &image_id);
@@ -209,11 +250,14 @@ pub async fn add_image(
         bounding_box: face.bounding_box.into(),
         detection_confidence: face.detection_confidence,
     };
-    Ok(HttpResponse::Created().json(added))
+    Ok(Answer::new(added))
 }
 
-/// Erases a person: images, embeddings, name. From now on no answer names that person.
-pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+/// Erases a person: images, embeddings, name
+///
+/// From now on no answer names that person.
+#[api_v2_operation]
+pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<NoContent, ApiError> {
     let id = face_id(path)?;
     let blobs =
         state.database.erase_person(&id, state.config.erase_detections == ErasedDetections::Delete).await?;
@@ -227,6 +271,6 @@ pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<H
     match failure {
         // The rows are gone, so the next sweep removes what is left; until then the erasure is not complete.
         Some(error) => Err(error.into()),
-        None => Ok(HttpResponse::NoContent().insert_header((header::CACHE_CONTROL, "no-store")).finish()),
+        None => Ok(NoContent::new().header(header::CACHE_CONTROL, "no-store")),
     }
 }

@@ -1,22 +1,73 @@
 //! `/debug`: for whoever looks into a deployment.
 
-use actix_web::{Responder, web};
+use std::{env, fs};
+
+use actix_web::{HttpRequest, http::header, web};
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
 use super::State;
 use crate::{error::ApiError, store::sql::Lease};
 
-#[derive(Serialize)]
-struct Unblocked {
-    /// Whether anything held the dataset's lease.
+/// What became of the lock of the dataset.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Unblocked {
+    /// Whether anything held it.
+    #[openapi(example = "true")]
     was_blocked: bool,
 }
 
-/// Ends the dataset's lease at once. The job that held it fails, and the dataset may change.
-pub async fn unblock_dataset(state: web::Data<State>) -> Result<impl Responder, ApiError> {
+/// Ends the lock of the dataset at once
+///
+/// The job that held it fails, and the dataset may change.
+#[api_v2_operation]
+pub async fn unblock_dataset(state: web::Data<State>) -> Result<web::Json<Unblocked>, ApiError> {
     let was_blocked = state.database.break_lease(Lease::Dataset).await?;
     if was_blocked {
         tracing::warn!("the dataset was unblocked on request");
     }
     Ok(web::Json(Unblocked { was_blocked }))
+}
+
+/// From where a request comes.
+#[derive(Serialize, Apiv2Schema)]
+pub struct ClientAddress {
+    /// Of the connection: the client's, or the last proxy's.
+    #[openapi(example = "203.0.113.7")]
+    ip: Option<String>,
+    /// The request's `X-Forwarded-For`: what proxies say of whom they forward for. Anybody can write that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "203.0.113.7, 10.0.0.1")]
+    forwarded_for: Option<String>,
+}
+
+/// From where the request comes
+#[api_v2_operation]
+pub async fn ip(request: HttpRequest) -> web::Json<ClientAddress> {
+    let forwarded_for = request.headers().get(header::X_FORWARDED_FOR);
+    web::Json(ClientAddress {
+        ip: request.peer_addr().map(|address| address.ip().to_string()),
+        forwarded_for: forwarded_for.and_then(|value| value.to_str().ok()).map(ToOwned::to_owned),
+    })
+}
+
+/// Which machine answers.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Node {
+    /// The name in the environment variable `NODE_NAME`, as Kubernetes can set it, else the host's. Null where the host
+    /// does not say.
+    #[openapi(example = "node-1")]
+    node_name: Option<String>,
+}
+
+/// Which machine answers
+#[api_v2_operation]
+pub async fn node_name() -> web::Json<Node> {
+    let named = env::var("NODE_NAME").ok();
+    let host =
+        || fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| fs::read_to_string("/etc/hostname"));
+    let node_name = named
+        .filter(|name| !name.is_empty())
+        .or_else(|| host().ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()));
+    web::Json(Node { node_name })
 }

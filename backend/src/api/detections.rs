@@ -1,15 +1,18 @@
 //! `/database/detections` and `/database/{id}/track`: who was seen where and when, page by page.
 
 use actix_web::{
-    HttpRequest, HttpResponse,
-    http::header::{self, Accept, Header as _},
+    HttpRequest,
+    http::header::{self, Accept, Header as _, HeaderName},
     web,
 };
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    State, face_id,
+    State,
+    answer::{Answer, Csv, OneOf},
+    face_id,
     recognition::{BoundingBox, moment},
     rfc3339,
 };
@@ -28,62 +31,106 @@ const MAX_LIMIT: u32 = 1000;
 const LIST_LIMIT: u32 = 100;
 
 /// Query of the list.
-#[derive(Deserialize)]
+#[derive(Deserialize, Apiv2Schema)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
+    /// Only of the person with this Face ID.
     person: Option<String>,
+    /// Only by the camera with this id.
     camera: Option<String>,
+    /// Only at this location.
     location: Option<String>,
+    /// Only those captured at this time or later, RFC 3339. A `+` is sent as `%2B`.
     from: Option<String>,
+    /// Only those captured before this time, RFC 3339.
     to: Option<String>,
+    /// Entries of a page, 100 by default.
     limit: Option<String>,
+    /// `next_cursor` of the page before, with otherwise the same query.
     cursor: Option<String>,
 }
 
 /// Query of a track.
-#[derive(Deserialize)]
+#[derive(Deserialize, Apiv2Schema)]
 #[serde(deny_unknown_fields)]
 pub struct TrackQuery {
+    /// Only what was captured at this time or later, RFC 3339. A `+` is sent as `%2B`.
     from: Option<String>,
+    /// Only what was captured before this time, RFC 3339.
     to: Option<String>,
+    /// Entries of a page, 1000 by default.
     limit: Option<String>,
+    /// `next_cursor` of the page before, with otherwise the same query.
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Detections {
+/// A page of detections.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Detections {
+    /// The newest first.
     detections: Vec<Detection>,
-    meta: Meta,
+    meta: PageMeta,
 }
 
-#[derive(Serialize)]
-struct Track {
+/// A page of a person's detections.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Track {
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
     face_id: String,
+    /// In the order of time.
     detections: Vec<Detection>,
-    meta: Meta,
+    meta: PageMeta,
 }
 
-#[derive(Serialize)]
-struct Meta {
-    /// What gets the next page; null on the last one.
+/// What belongs to a page beside its entries.
+#[derive(Serialize, Apiv2Schema)]
+pub struct PageMeta {
+    /// What gets the next page, as `cursor`. Null on the last one.
+    #[openapi(example = "000617c5a5b3a6d0000000000000002ac3d9f0a1b2c4d5e6")]
     next_cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+/// A face that was seen somewhere at some time.
+#[derive(Serialize, Apiv2Schema)]
 struct Detection {
+    /// Grows with each detection.
+    #[openapi(example = "42")]
     id: i64,
+    /// When the picture was taken.
+    #[openapi(example = "2024-05-06T07:08:09.25Z")]
     captured_at: String,
+    /// When the server got it.
+    #[openapi(example = "2024-05-06T07:08:10.5Z")]
     received_at: String,
+    /// Which camera took it.
+    #[openapi(example = "gate-1")]
     camera_id: String,
+    /// Where the camera stood.
+    #[openapi(example = "Lobby")]
     location: String,
-    /// Null for an unknown face and for an erased person.
+    /// Whom it shows. Null for an unknown face and for an erased person.
+    #[openapi(example = "Ada Lovelace")]
     face_id: Option<String>,
+    /// Probability of the first name among all that were enrolled. Null where the model gave none.
+    #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: Option<f32>,
+    /// Cosine to the nearest person's mean embedding. Null where no model measured it.
+    #[openapi(minimum = -1, maximum = 1, example = "0.8125")]
     score: Option<f32>,
+    /// What the score had to reach for a known face.
+    #[openapi(minimum = -1, maximum = 1, example = "0.355")]
     threshold: f32,
+    /// Probability that it is a face.
+    #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
+    /// The model that identified it. Null where there was none.
+    #[openapi(minimum = 1, example = "7")]
     model_version: Option<i64>,
+    /// The same face's number in the camera's video. Null where the sender gave none.
+    #[openapi(example = "12")]
     track_id: Option<i64>,
+    /// In the camera's frame where the sender gave `box`, otherwise in the picture that was sent.
     bounding_box: BoundingBox,
 }
 
@@ -108,12 +155,17 @@ struct Line {
     bottom: f32,
 }
 
-/// The detections to which the query applies, the newest first; as CSV where `Accept` prefers `text/csv`.
+/// The detections to which the query applies, the newest first
+///
+/// As CSV where `Accept` prefers `text/csv`: a header line, then a line for each detection with the fields of the JSON
+/// form, `bounding_box` as `left`, `top`, `right`, `bottom`, and nothing where JSON has null. A page ends with
+/// `next_cursor`, which CSV has no place for; the header `X-Next-Cursor` has it in both forms.
+#[api_v2_operation]
 pub async fn list(
     state: web::Data<State>,
     request: HttpRequest,
     query: web::Query<ListQuery>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<OneOf<Answer<Detections>, Csv>, ApiError> {
     let ListQuery { person, camera, location, from, to, limit, cursor } = query.into_inner();
     let (from, to) = time_range(from, to)?;
     let person = person.map(FaceId::try_from).transpose()?;
@@ -121,25 +173,25 @@ pub async fn list(
     let page = Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?;
     let (rows, next_cursor) = page.load(&state).await?;
 
-    let mut answer = HttpResponse::Ok();
-    answer.insert_header((header::VARY, "accept"));
+    let mut headers = vec![(header::VARY, "accept".to_owned())];
     if let Some(cursor) = &next_cursor {
-        // CSV has no place for it.
-        answer.insert_header(("x-next-cursor", cursor.as_str()));
+        headers.push((HeaderName::from_static("x-next-cursor"), cursor.clone()));
     }
     if prefers_csv(&request) {
-        return Ok(answer.content_type("text/csv; charset=utf-8; header=present").body(csv(rows)?));
+        return Ok(OneOf::Second(Csv { text: csv(rows)?, headers }));
     }
     let detections = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
-    Ok(answer.json(Detections { detections, meta: Meta { next_cursor } }))
+    let page = Detections { detections, meta: PageMeta { next_cursor } };
+    Ok(OneOf::First(Answer::new(page).headers(headers)))
 }
 
-/// Where a person was, in the order of time.
+/// Where a person was, in the order of time
+#[api_v2_operation]
 pub async fn track(
     state: web::Data<State>,
     path: web::Path<String>,
     query: web::Query<TrackQuery>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<web::Json<Track>, ApiError> {
     let id = face_id(path)?;
     let TrackQuery { from, to, limit, cursor } = query.into_inner();
     let (from, to) = time_range(from, to)?;
@@ -147,7 +199,7 @@ pub async fn track(
     let page = Page::read(filter, DetectionOrder::OldestFirst, limit, MAX_LIMIT, cursor)?;
     let (rows, next_cursor) = page.load(&state).await?;
     let detections = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
-    Ok(HttpResponse::Ok().json(Track { face_id: id.to_string(), detections, meta: Meta { next_cursor } }))
+    Ok(web::Json(Track { face_id: id.to_string(), detections, meta: PageMeta { next_cursor } }))
 }
 
 /// One page of a query.

@@ -1,6 +1,6 @@
-//! Multipart forms: read within limits of bytes, number and time, every failure an [`ApiError`].
+//! Multipart forms: read within limits of bytes and number, every failure an [`ApiError`].
 
-use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
+use std::{future::Future, pin::Pin, rc::Rc};
 
 use actix_multipart::{
     Field, MultipartError,
@@ -15,7 +15,7 @@ use actix_web::{
 use facepipe_vision::DecodeError;
 use futures_util::TryStreamExt as _;
 
-use super::State;
+use super::{State, body};
 use crate::error::ApiError;
 
 /// Bytes of a text field at most.
@@ -40,17 +40,15 @@ impl<T: MultipartCollect + 'static> FromRequest for Form<T> {
         if request.content_type() != "multipart/form-data" {
             return Box::pin(async { Err(ApiError::UnsupportedMediaType.into()) });
         }
-        let seconds = request.app_data::<web::Data<State>>().map_or(30, |s| s.config.request_timeout_s);
         let form = MultipartForm::<T>::from_request(request, payload);
         Box::pin(async move {
-            match tokio::time::timeout(Duration::from_secs(seconds), form).await {
-                Ok(Ok(form)) => Ok(Self(form.into_inner())),
+            match form.await {
+                Ok(form) => Ok(Self(form.into_inner())),
                 // A form without a boundary is refused before the configured handler is asked.
-                Ok(Err(error)) => Err(match error.as_error::<MultipartError>() {
+                Err(error) => Err(match error.as_error::<MultipartError>() {
                     Some(malformed) => ApiError::MalformedForm(malformed.to_string()).into(),
                     None => error,
                 }),
-                Err(_) => Err(ApiError::RequestTimeout { seconds }.into()),
             }
         })
     }
@@ -67,6 +65,9 @@ pub fn form_config(max_request_bytes: usize) -> MultipartFormConfig {
 fn form_error(error: MultipartError, max: usize) -> Error {
     match error {
         MultipartError::Payload(PayloadError::Overflow) => ApiError::RequestTooLarge { max }.into(),
+        MultipartError::Payload(error) => {
+            body::late(&error).unwrap_or_else(|| ApiError::MalformedForm(error.to_string())).into()
+        }
         // What the readers below say.
         MultipartError::Field { source, .. } => source,
         MultipartError::DuplicateField(field) => {

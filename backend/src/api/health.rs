@@ -1,23 +1,31 @@
 //! `/livez` and `/readyz`, for whoever restarts the server or sends it traffic.
 
-use actix_web::{Responder, web};
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
 use super::State;
 use crate::error::ApiError;
 
-#[derive(Serialize)]
-struct Health {
+/// That it works.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Health {
+    /// Always `ok`.
+    #[openapi(example = "ok")]
     status: &'static str,
 }
 
-/// The process answers.
-pub async fn live() -> impl Responder {
+/// Whether the process answers
+#[api_v2_operation]
+pub async fn live() -> web::Json<Health> {
     web::Json(Health { status: "ok" })
 }
 
-/// The database answers and the networks are loaded: without them the server would not have started.
-pub async fn ready(state: web::Data<State>) -> Result<impl Responder, ApiError> {
+/// Whether the database answers
+///
+/// The networks are loaded as well: without them the server would not have started.
+#[api_v2_operation]
+pub async fn ready(state: web::Data<State>) -> Result<web::Json<Health>, ApiError> {
     state.database.ping().await?;
     Ok(web::Json(Health { status: "ok" }))
 }

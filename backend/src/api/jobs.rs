@@ -1,45 +1,64 @@
 //! `/jobs`: how far long work is, and its end.
 
-use actix_web::{HttpResponse, Responder, web};
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{State, rfc3339};
+use super::{
+    State,
+    answer::{Answer, OneOf},
+    rfc3339,
+};
 use crate::{
     error::{ApiError, ErrorDetail},
     store::{
         StoreError,
-        sql::{Cancelled, Job, JobStatus},
+        sql::{Cancelled, Job, JobKind, JobStatus},
     },
 };
 
-/// A job, as answers describe it.
-#[derive(Serialize)]
+/// Long work, and how far it is.
+#[derive(Serialize, Apiv2Schema)]
+#[openapi(rename = "Job")]
 pub struct JobAnswer {
+    /// What `/jobs/{job_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     job_id: String,
-    kind: &'static str,
-    status: &'static str,
+    kind: JobKind,
+    #[openapi(example = "done")]
+    status: JobStatus,
     progress: Progress,
-    /// Of a job that is done.
+    /// Of a job that is done: what it made.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
     /// Of a job that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorDetail>,
+    /// When it was asked for.
+    #[openapi(example = "2024-05-06T07:08:09Z")]
     created_at: String,
+    /// When it was begun, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "2024-05-06T07:08:09.1Z")]
     started_at: Option<String>,
+    /// When it ended, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "2024-05-06T07:08:10.4Z")]
     finished_at: Option<String>,
 }
 
 /// How far a job is.
-#[derive(Serialize)]
+#[derive(Serialize, Apiv2Schema)]
 pub struct Progress {
+    /// Images that are done.
+    #[openapi(minimum = 0, example = "60")]
     images_done: i64,
-    /// Null before they were counted.
+    /// Images altogether. Null before they were counted.
+    #[openapi(minimum = 0, example = "60")]
     images_total: Option<i64>,
-    /// 0 to 100; null before the images were counted.
+    /// Of the images. Null before they were counted.
+    #[openapi(minimum = 0, maximum = 100, example = "100")]
     percent: Option<i64>,
 }
 
@@ -61,8 +80,8 @@ impl TryFrom<Job> for JobAnswer {
         let progress = Progress { images_done: job.images_done, images_total: job.images_total, percent };
         Ok(Self {
             job_id: job.id,
-            kind: job.kind.as_str(),
-            status: job.status.as_str(),
+            kind: job.kind,
+            status: job.status,
             progress,
             result,
             error: (job.status == JobStatus::Failed)
@@ -74,17 +93,24 @@ impl TryFrom<Job> for JobAnswer {
     }
 }
 
-/// How far a job is.
-pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<impl Responder, ApiError> {
+/// How far a job is
+#[api_v2_operation]
+pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<JobAnswer>, ApiError> {
     let job = state.database.job(&id).await?.ok_or(ApiError::JobNotFound)?;
     Ok(web::Json(JobAnswer::try_from(job)?))
 }
 
-/// Ends a job: one that waits at once (200), one that runs soon (202).
-pub async fn cancel(state: web::Data<State>, id: web::Path<String>) -> Result<HttpResponse, ApiError> {
+/// Ends a job
+///
+/// One that waits for its turn ends at once (200), one that runs ends soon (202).
+#[api_v2_operation]
+pub async fn cancel(
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>, ApiError> {
     match state.database.cancel_job(&id).await? {
-        Cancelled::AtOnce(job) => Ok(HttpResponse::Ok().json(JobAnswer::try_from(job)?)),
-        Cancelled::Asked(job) => Ok(HttpResponse::Accepted().json(JobAnswer::try_from(job)?)),
+        Cancelled::AtOnce(job) => Ok(OneOf::First(Answer::new(JobAnswer::try_from(job)?))),
+        Cancelled::Asked(job) => Ok(OneOf::Second(Answer::new(JobAnswer::try_from(job)?))),
         Cancelled::TooLate => Err(ApiError::JobEnded),
         Cancelled::NotFound => Err(ApiError::JobNotFound),
     }

@@ -1,5 +1,7 @@
 //! The HTTP API: paths, and what every call shares.
 
+mod answer;
+mod body;
 mod cameras;
 mod database;
 mod dataset;
@@ -9,13 +11,19 @@ mod form;
 mod health;
 mod jobs;
 mod model;
+mod openapi;
 mod recognition;
+mod verify;
 
+pub use body::limit_body_time;
 pub use form::form_config;
+pub use openapi::document;
 
 use std::sync::Arc;
 
-use actix_web::{HttpRequest, error::JsonPayloadError, web};
+use actix_web::{HttpRequest, error::JsonPayloadError};
+use paperclip::actix::{Apiv2Schema, web};
+use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -41,10 +49,32 @@ pub struct State {
     pub trainer: Trainer,
     /// What has models answer.
     pub loader: Arc<ModelLoader>,
+    /// Cosine between two faces from which they count as one person's.
+    pub verify_threshold: f32,
 }
 
-/// Puts the calls at their paths.
-pub fn routes(config: &mut web::ServiceConfig) {
+/// Puts the calls and their documentation at their paths, and what answers everything else.
+pub fn configure(config: &mut actix_web::web::ServiceConfig) {
+    routes(&mut web::ServiceConfig::from(&mut *config));
+    openapi::page(config);
+    config
+        .default_service(web::to(|| async { Err::<&str, _>(ApiError::NotFound) }))
+        .app_data(
+            web::PathConfig::default().error_handler(|_, _| ApiError::from(InvalidFaceId::Encoding).into()),
+        )
+        .app_data(
+            web::JsonConfig::default()
+                .limit(MAX_JSON_BYTES)
+                .error_handler(|error, _| json_error(error).into()),
+        )
+        .app_data(
+            web::QueryConfig::default()
+                .error_handler(|error, _| ApiError::InvalidQuery(error.to_string()).into()),
+        );
+}
+
+/// The calls. What is put here must also be described in `openapi/calls.rs`.
+fn routes(config: &mut web::ServiceConfig) {
     config
         .service(
             web::resource("/dataset")
@@ -92,6 +122,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(
+            web::resource("/debug/IP")
+                .route(web::get().to(debug::ip))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/debug/node-name")
+                .route(web::get().to(debug::node_name))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
             web::resource("/debug/unblock-dataset")
                 .route(web::post().to(debug::unblock_dataset))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
@@ -102,7 +142,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(
-            web::resource("/jobs/{id}")
+            web::resource("/jobs/{job_id}")
                 .route(web::get().to(jobs::get))
                 .route(web::delete().to(jobs::cancel))
                 .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
@@ -116,6 +156,16 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/face-recognition/store-results")
                 .route(web::post().to(recognition::store_results))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/face-recognition/send-results")
+                .route(web::post().to(recognition::send_results))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/face-recognition/verify")
+                .route(web::post().to(verify::verify))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(
@@ -158,18 +208,10 @@ pub fn routes(config: &mut web::ServiceConfig) {
                 .route(web::get().to(health::ready))
                 .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         )
-        .default_service(web::to(|| async { Err::<&str, _>(ApiError::NotFound) }))
-        .app_data(
-            web::PathConfig::default().error_handler(|_, _| ApiError::from(InvalidFaceId::Encoding).into()),
-        )
-        .app_data(
-            web::JsonConfig::default()
-                .limit(MAX_JSON_BYTES)
-                .error_handler(|error, _| json_error(error).into()),
-        )
-        .app_data(
-            web::QueryConfig::default()
-                .error_handler(|error, _| ApiError::InvalidQuery(error.to_string()).into()),
+        .service(
+            web::resource("/openapi.json")
+                .route(web::get().to(openapi::serve))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         );
 }
 
@@ -186,8 +228,19 @@ fn json_error(error: JsonPayloadError) -> ApiError {
             ApiError::RequestTooLarge { max: MAX_JSON_BYTES }
         }
         JsonPayloadError::ContentType => ApiError::JsonExpected,
+        JsonPayloadError::Payload(error) => {
+            body::late(&error).unwrap_or_else(|| ApiError::MalformedJson(error.to_string()))
+        }
         other => ApiError::MalformedJson(other.to_string()),
     }
+}
+
+/// What belongs to a list beside its entries.
+#[derive(Serialize, Apiv2Schema)]
+pub struct ListMeta {
+    /// Entries of the list.
+    #[openapi(minimum = 0, example = "1")]
+    total: usize,
 }
 
 /// The Face ID of a path.

@@ -1,41 +1,58 @@
 //! `/model`: training, and which model answers.
 
-use actix_web::{HttpResponse, Responder, http::header, web};
+use actix_web::{http::header, web};
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
 
-use super::{State, jobs::JobAnswer, rfc3339};
+use super::{
+    ListMeta, State,
+    answer::{Answer, OneOf},
+    jobs::JobAnswer,
+    rfc3339,
+};
 use crate::{
     error::ApiError,
     store::sql::{JobKind, JobStatus, ModelRow},
 };
 
-#[derive(Serialize)]
-struct Models {
+/// All models.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Models {
+    /// The newest first.
     models: Vec<Model>,
-    meta: Meta,
+    meta: ListMeta,
 }
 
-#[derive(Serialize)]
-struct Model {
+/// What a training made.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Model {
+    /// Grows with each training.
+    #[openapi(minimum = 1, example = "7")]
     version: i64,
     /// Whether this one answers.
+    #[openapi(example = "true")]
     active: bool,
+    /// When it was trained.
+    #[openapi(example = "2024-05-06T07:08:10.4Z")]
     created_at: String,
+    /// The network whose embeddings it takes.
+    #[openapi(example = "mobilefacenet")]
     embedder: String,
+    /// People that it tells apart.
+    #[openapi(minimum = 0, example = "10")]
     people: i64,
+    /// Images that it was trained on.
+    #[openapi(minimum = 0, example = "60")]
     images: i64,
+    /// How long the training took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
     duration_ms: i64,
 }
 
-#[derive(Serialize)]
-struct Meta {
-    total: usize,
-}
-
-/// Query of a training.
-#[derive(Deserialize)]
+/// Query of a job.
+#[derive(Deserialize, Apiv2Schema)]
 pub struct TrainQuery {
-    /// Whether to answer only when the new model is there: `true` or `false`.
+    /// Whether to answer only when the job is done. `false` by default.
     wait: Option<String>,
 }
 
@@ -51,8 +68,9 @@ impl TrainQuery {
     }
 }
 
-/// All models, the newest first.
-pub async fn list(state: web::Data<State>) -> Result<impl Responder, ApiError> {
+/// All models, the newest first
+#[api_v2_operation]
+pub async fn list(state: web::Data<State>) -> Result<web::Json<Models>, ApiError> {
     let (rows, active) = state.database.models().await?;
     let models = rows
         .into_iter()
@@ -61,15 +79,18 @@ pub async fn list(state: web::Data<State>) -> Result<impl Responder, ApiError> {
             Model::new(row, is_active)
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
-    let meta = Meta { total: models.len() };
+    let meta = ListMeta { total: models.len() };
     Ok(web::Json(Models { models, meta }))
 }
 
-/// Has a model answer that was trained before, once it was read and tried.
+/// Has a model answer that was trained before
+///
+/// It is read and tried first; until then the one before it answers.
+#[api_v2_operation]
 pub async fn activate(
     state: web::Data<State>,
     version: web::Path<String>,
-) -> Result<impl Responder, ApiError> {
+) -> Result<web::Json<Model>, ApiError> {
     let version: i64 = version.parse().map_err(|_| ApiError::ModelNotFound)?;
     let row = state.database.model(version).await?;
     state.loader.load(&row).await.map_err(ApiError::ModelUnusable)?;
@@ -78,40 +99,57 @@ pub async fn activate(
     Ok(web::Json(Model::new(row, true)?))
 }
 
-/// Trains on the stored embeddings: 202 and a job, or with `?wait=true` 200 and its result.
+/// A job that goes on, or with `wait=true` one that is done.
+type Started = OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>;
+
+/// Trains on the stored embeddings
+///
+/// Answers 202 and a job that goes on, or with `wait=true` 200 and the job with its result. The new model answers as
+/// soon as it is there; until then the one before it does.
+#[api_v2_operation]
 pub async fn optimized_train(
     state: web::Data<State>,
     query: web::Query<TrainQuery>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<Started, ApiError> {
     start(&state, &query, JobKind::OptimizedTrain).await
 }
 
-/// Trains from the images and stores no embeddings.
-pub async fn train(state: web::Data<State>, query: web::Query<TrainQuery>) -> Result<HttpResponse, ApiError> {
+/// Trains from the images and stores no embeddings
+///
+/// Answers 202 and a job that goes on, or with `wait=true` 200 and the job with its result. The new model answers as
+/// soon as it is there; until then the one before it does.
+#[api_v2_operation]
+pub async fn train(state: web::Data<State>, query: web::Query<TrainQuery>) -> Result<Started, ApiError> {
     start(&state, &query, JobKind::Train).await
 }
 
-/// Computes the embeddings of all images anew; the dataset is locked meanwhile.
+/// Computes the embeddings of all images anew
+///
+/// The dataset is locked meanwhile: changes of it are answered with 423. Answers 202 and a job that goes on, or with
+/// `wait=true` 200 and the job with its result.
+#[api_v2_operation]
 pub async fn generate_emb(
     state: web::Data<State>,
     query: web::Query<TrainQuery>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<Started, ApiError> {
     start(&state, &query, JobKind::GenerateEmb).await
 }
 
-async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<HttpResponse, ApiError> {
+async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Started, ApiError> {
     let wait = query.wait()?;
     let mut job = state.trainer.enqueue(kind).await?;
-    let location = (header::LOCATION, format!("/jobs/{}", job.id));
+    let location = format!("/jobs/{}", job.id);
     if !wait {
-        return Ok(HttpResponse::Accepted().insert_header(location).json(JobAnswer::try_from(job)?));
+        let answer = Answer::new(JobAnswer::try_from(job)?);
+        return Ok(OneOf::Second(answer.header(header::LOCATION, location)));
     }
     job = state.trainer.wait(&job.id).await?.ok_or(ApiError::JobNotFound)?;
     match job.status {
         JobStatus::Failed => Err(ApiError::JobFailed { reason: job.error.unwrap_or_default() }),
         JobStatus::Cancelled => Err(ApiError::JobCancelled),
         JobStatus::Done | JobStatus::Queued | JobStatus::Running => {
-            Ok(HttpResponse::Ok().insert_header(location).json(JobAnswer::try_from(job)?))
+            let answer = Answer::new(JobAnswer::try_from(job)?);
+            Ok(OneOf::First(answer.header(header::LOCATION, location)))
         }
     }
 }

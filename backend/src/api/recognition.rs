@@ -6,14 +6,16 @@ use std::{
 };
 
 use actix_multipart::form::MultipartForm;
-use actix_web::{HttpResponse, web};
+use actix_web::{http::header::HeaderName, web};
 use bytes::Bytes;
 use facepipe_vision::DecodeError;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use super::{
     State,
+    answer::{Answer, NoContent},
     form::{Form, ImagePart, TextPart},
 };
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
     recognise::IdentifiedFace,
     store::{
         Micros, now,
-        sql::{NewUploads, Upload},
+        sql::{KeyedCall, NewUploads, Upload},
         to_micros,
     },
 };
@@ -29,26 +31,50 @@ use crate::{
 /// Characters of `camera_id`, `location` and `key` at most.
 const MAX_CHARACTERS: usize = 200;
 
-/// Form of the recognition calls.
-#[derive(MultipartForm)]
+/// Pictures in which faces are looked for. What stands in the form once for each image stands there in the order of
+/// the images, empty where it says nothing, or not at all.
+#[derive(MultipartForm, Apiv2Schema)]
 #[multipart(duplicate_field = "deny")]
 pub struct RecognitionForm {
+    /// 1 to 64 pictures: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels (all can be
+    /// configured). Their EXIF orientation is applied.
     image: Vec<ImagePart>,
+    /// Which camera took them: 1 to 200 characters, no control characters.
+    #[openapi(example = "gate-1")]
     camera_id: Option<TextPart>,
+    /// Where the camera stands: at most 200 characters, no control characters.
+    #[openapi(example = "Lobby")]
     location: Option<TextPart>,
+    /// For each image when it was taken, RFC 3339. The time of arrival by default.
+    #[openapi(example = "[]")]
     captured_at: Vec<TextPart>,
+    /// For each image the face's number in the camera's video, a whole number.
+    #[openapi(example = "[]")]
     track_id: Vec<TextPart>,
+    /// For each image where it lies in the camera's frame: `left,top,right,bottom` in pixels.
     #[multipart(rename = "box")]
-    frame_box: Vec<TextPart>,
+    #[openapi(example = "[]")]
+    r#box: Vec<TextPart>,
+    /// For each image what tells it from all others, 1 to 200 characters: sent again with the same key, it gets its
+    /// first answer and is not stored or sent again.
+    #[openapi(example = "[]")]
     key: Vec<TextPart>,
 }
 
 /// Corners in pixels.
-#[derive(Serialize)]
+#[derive(Serialize, Apiv2Schema)]
 pub struct BoundingBox {
+    /// From the left side of the picture.
+    #[openapi(example = "112.5")]
     left: f32,
+    /// From the top of the picture.
+    #[openapi(example = "64")]
     top: f32,
+    /// From the left side of the picture.
+    #[openapi(example = "208")]
     right: f32,
+    /// From the top of the picture.
+    #[openapi(example = "186.5")]
     bottom: f32,
 }
 
@@ -58,64 +84,132 @@ impl From<[f32; 4]> for BoundingBox {
     }
 }
 
-#[derive(Serialize)]
-struct Results {
+/// What an answer says beside its faces where no model is there to name them.
+const NO_MODEL: &str = "no model trained yet: POST /model/optimized-train";
+
+/// The faces of the pictures.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Results {
+    /// The model that identified them. Null where nothing was trained yet.
+    #[openapi(minimum = 1, example = "7")]
     model_version: Option<i64>,
+    /// Which call trains, where nothing was trained yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "no model trained yet: POST /model/optimized-train")]
+    notice: Option<String>,
+    /// By image, none for an image without a face.
     faces: Vec<Face>,
+    /// Images that could not be read beside others that could.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ImageError>,
 }
 
-#[derive(Serialize)]
-struct StoredResults {
+/// The faces of the pictures, each stored as a detection.
+#[derive(Serialize, Apiv2Schema)]
+pub struct StoredResults {
+    /// The model that identified them. Null where nothing was trained yet.
+    #[openapi(minimum = 1, example = "7")]
     model_version: Option<i64>,
+    /// Which call trains, where nothing was trained yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "no model trained yet: POST /model/optimized-train")]
+    notice: Option<String>,
     /// Detections that hold for the request's images.
+    #[openapi(minimum = 0, example = "1")]
     stored: usize,
     /// Images whose key was known: their faces are the first answer's, and nothing was stored again.
+    #[openapi(minimum = 0, example = "0")]
     repeated: usize,
+    /// By image, none for an image without a face.
     faces: Vec<Face>,
+    /// Images that could not be read beside others that could.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ImageError>,
 }
 
-#[derive(Serialize)]
+/// The faces of the pictures, each on its way to the external API.
+#[derive(Serialize, Apiv2Schema)]
+pub struct SentResults {
+    /// The model that identified them. Null where nothing was trained yet.
+    #[openapi(minimum = 1, example = "7")]
+    model_version: Option<i64>,
+    /// Which call trains, where nothing was trained yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "no model trained yet: POST /model/optimized-train")]
+    notice: Option<String>,
+    /// Faces of the request's images that were accepted for sending.
+    #[openapi(minimum = 0, example = "1")]
+    sent: usize,
+    /// Images whose key was known: their faces are the first answer's, and nothing is sent again.
+    #[openapi(minimum = 0, example = "0")]
+    repeated: usize,
+    /// By image, none for an image without a face.
+    faces: Vec<Face>,
+    /// Images that could not be read beside others that could.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ImageError>,
+}
+
+/// A face on a picture and whom it shows.
+#[derive(Serialize, Apiv2Schema)]
 struct Face {
     /// Which of the request's images, from 0.
+    #[openapi(minimum = 0, example = "0")]
     image: usize,
     bounding_box: BoundingBox,
+    /// Probability that it is a face.
+    #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
+    /// The first of `all_predictions`. Null where there is none.
     top_prediction: Option<Prediction>,
+    /// Whether it shows the person of `top_prediction`, or nobody who is enrolled.
     decision: Decision,
+    /// Cosine to the mean embedding of the nearest person. Null where no model measured it.
+    #[openapi(minimum = -1, maximum = 1, example = "0.8125")]
     score: Option<f32>,
+    /// What the score must reach for a known face.
+    #[openapi(minimum = -1, maximum = 1, example = "0.355")]
     threshold: f32,
+    /// Everybody whom the model knows, the most probable first.
     all_predictions: Vec<Prediction>,
 }
 
-#[derive(Clone, Serialize)]
+/// How probable a name is.
+#[derive(Clone, Serialize, Apiv2Schema)]
 struct Prediction {
+    /// A Face ID.
+    #[openapi(example = "Ada Lovelace")]
     label: String,
+    /// Its probability among all names, which sum up to 1.
+    #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: f32,
 }
 
-#[derive(Serialize)]
+/// Whether a face shows somebody who is enrolled.
+#[derive(Serialize, Apiv2Schema)]
 #[serde(rename_all = "lowercase")]
-enum Decision {
+pub enum Decision {
     Known,
     Unknown,
 }
 
 /// An image that has no answer, beside others that do.
-#[derive(Serialize)]
+#[derive(Serialize, Apiv2Schema)]
 struct ImageError {
+    /// Which of the request's images, from 0.
+    #[openapi(minimum = 0, example = "1")]
     image: usize,
     error: ErrorDetail,
 }
 
-/// Who is on the pictures. Stores nothing.
+/// Who is on the pictures
+///
+/// Stores nothing. Where no image of the request can be read, the first image's error is the answer.
+#[api_v2_operation]
 pub async fn get_results(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<Answer<Results>, ApiError> {
     let request = Request::read(form, state.config.max_images)?;
     let answers = recognise(&state, request.images.into_iter().enumerate().collect()).await?;
     let errors = answers.errors_beside_others(request.details.len())?;
@@ -125,23 +219,66 @@ pub async fn get_results(
         .iter()
         .flat_map(|(image, found)| found.iter().map(|face| Face::new(*image, face, &face_ids)))
         .collect();
-    let results = Results { model_version: answers.model_version, faces, errors };
-    Ok(HttpResponse::Ok().insert_header(answers.timing).json(results))
+    let model_version = answers.model_version;
+    let results = Results { model_version, notice: notice(model_version), faces, errors };
+    Ok(Answer::new(results).headers([answers.timing]))
 }
 
-/// Who is on the pictures, and a detection of each face in the database. A picture whose key was stored before gets
-/// its first answer, and nothing is stored again.
+/// Who is on the pictures, and a detection of each face in the database
+///
+/// A picture whose key was stored before gets its first answer, and nothing is stored again. Where no image of the
+/// request can be read, the first image's error is the answer.
+#[api_v2_operation]
 pub async fn store_results(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<Answer<StoredResults, 201>, ApiError> {
+    let kept = keep(&state, form, KeyedCall::StoreResults).await?;
+    let Kept { model_version, repeated, faces, errors, timing } = kept;
+    let (stored, notice) = (faces.len(), notice(model_version));
+    let results = StoredResults { model_version, notice, stored, repeated, faces, errors };
+    Ok(Answer::new(results).headers([timing]))
+}
+
+/// Who is on the pictures, and a message to the external API about each face
+///
+/// The messages are sent after the answer, each until the external API (setting `results_url`) takes it or it is too
+/// old: JSON with `face_id` (null for an unknown face), `confidence`, `camera_id`, `location`, `timestamp` and `key`,
+/// which is the picture's key and the face's number. A picture whose key was sent before gets its first answer, and
+/// nothing is sent again. Where no image of the request can be read, the first image's error is the answer.
+#[api_v2_operation]
+pub async fn send_results(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<Answer<SentResults, 202>, ApiError> {
+    if state.config.results_url.is_none() {
+        return Err(ApiError::ResultsUrlMissing);
+    }
+    let kept = keep(&state, form, KeyedCall::SendResults).await?;
+    let Kept { model_version, repeated, faces, errors, timing } = kept;
+    let (sent, notice) = (faces.len(), notice(model_version));
+    let results = SentResults { model_version, notice, sent, repeated, faces, errors };
+    Ok(Answer::new(results).headers([timing]))
+}
+
+/// What holds for the faces of a request after they were kept.
+struct Kept {
+    model_version: Option<i64>,
+    repeated: usize,
+    faces: Vec<Face>,
+    errors: Vec<ImageError>,
+    timing: (HeaderName, String),
+}
+
+/// Recognises the faces of a form and keeps them for what `call` does with them.
+async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<Kept, ApiError> {
     let received_at = now();
     let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
     let location = required("location", form.location.as_ref(), 0)?;
     let request = Request::read(form, state.config.max_images)?;
 
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
-    let known = state.database.answered_keys(keys).await?;
+    let known = state.database.answered_keys(call, keys).await?;
     let is_known = |details: &Details| details.key.as_ref().is_some_and(|key| known.contains(key));
     let fresh = request
         .images
@@ -150,7 +287,7 @@ pub async fn store_results(
         .zip(&request.details)
         .filter_map(|(image, details)| (!is_known(details)).then_some(image))
         .collect();
-    let answers = recognise(&state, fresh).await?;
+    let answers = recognise(state, fresh).await?;
     let errors = answers.errors_beside_others(request.details.len())?;
 
     let failed: HashSet<usize> = errors.iter().map(|error| error.image).collect();
@@ -170,6 +307,8 @@ pub async fn store_results(
     let stored = state
         .database
         .store_uploads(NewUploads {
+            call,
+            keep_unknown_embeddings: state.config.keep_unknown_embeddings,
             camera_id,
             location,
             received_at,
@@ -181,29 +320,35 @@ pub async fn store_results(
 
     let repeated = stored.uploads.iter().filter(|upload| upload.repeated).count();
     let first_version = stored.uploads.first().and_then(|upload| upload.answer.model_version);
-    let faces: Vec<Face> = images
+    let faces = images
         .into_iter()
         .zip(&stored.uploads)
         .flat_map(|(image, upload)| upload.answer.faces.iter().map(move |face| (image, face)))
         .map(|(image, face)| Face::new(image, face, &stored.face_ids))
         .collect();
-    let results = StoredResults {
+    Ok(Kept {
         model_version: if repeated < stored.uploads.len() { answers.model_version } else { first_version },
-        stored: faces.len(),
         repeated,
         faces,
         errors,
-    };
-    Ok(HttpResponse::Created().insert_header(answers.timing).json(results))
+        timing: answers.timing,
+    })
 }
 
-/// Reads the form as the other calls do, and discards it.
+fn notice(model_version: Option<i64>) -> Option<String> {
+    model_version.is_none().then(|| NO_MODEL.to_owned())
+}
+
+/// Reads the form as the other calls do, and discards it
+///
+/// For measurements of the network and of clients.
+#[api_v2_operation]
 pub async fn dry_run(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
-) -> Result<HttpResponse, ApiError> {
+) -> Result<NoContent, ApiError> {
     Request::read(form, state.config.max_images)?;
-    Ok(HttpResponse::NoContent().finish())
+    Ok(NoContent::new())
 }
 
 /// The images of a form and what it says of each, in the same order.
@@ -231,7 +376,7 @@ impl Request {
         }
         let captured_at = per_image("captured_at", &form.captured_at, images.len(), moment)?;
         let track_id = per_image("track_id", &form.track_id, images.len(), track)?;
-        let frame_box = per_image("box", &form.frame_box, images.len(), corners)?;
+        let frame_box = per_image("box", &form.r#box, images.len(), corners)?;
         let key =
             per_image("key", &form.key, images.len(), |text| characters(text, 1).map(|()| text.to_owned()))?;
         let mut keys = HashSet::new();
@@ -261,7 +406,7 @@ struct Answers {
     pictures: Vec<(usize, Vec<IdentifiedFace>)>,
     errors: Vec<(usize, DecodeError)>,
     /// How long the request waited and how long it was computed, as `Server-Timing`.
-    timing: (&'static str, String),
+    timing: (HeaderName, String),
 }
 
 impl Answers {
@@ -316,9 +461,11 @@ async fn recognise(
     Ok(answers)
 }
 
-fn timing(queued: Duration, computed: Duration) -> (&'static str, String) {
+/// How long a request waited and how long it was computed, as `Server-Timing`.
+pub fn timing(queued: Duration, computed: Duration) -> (HeaderName, String) {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
-    ("server-timing", format!("queue;dur={:.1}, recognise;dur={:.1}", ms(queued), ms(computed)))
+    let durations = format!("queue;dur={:.1}, recognise;dur={:.1}", ms(queued), ms(computed));
+    (HeaderName::from_static("server-timing"), durations)
 }
 
 impl Face {
@@ -351,7 +498,8 @@ fn per_image<T>(
     images: usize,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<Vec<Option<T>>, ApiError> {
-    if parts.is_empty() {
+    // A browser sends a field that nobody filled in, once, whatever the number of images.
+    if parts.iter().all(|part| part.0.is_empty()) {
         return Ok((0..images).map(|_| None).collect());
     }
     if parts.len() != images {
@@ -388,9 +536,14 @@ fn characters(text: &str, least: usize) -> Result<(), String> {
 
 /// A moment of a field or a query.
 pub fn moment(text: &str) -> Result<Micros, String> {
-    OffsetDateTime::parse(text, &Rfc3339)
+    let moment = OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())?;
+    // Answers have it in UTC, where the year must not leave RFC 3339's range either.
+    moment
+        .checked_to_offset(UtcOffset::UTC)
+        .filter(|utc| (0..=9999).contains(&utc.year()))
         .map(to_micros)
-        .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())
+        .ok_or_else(|| "is in UTC not in the years 0 to 9999".to_owned())
 }
 
 fn track(text: &str) -> Result<i64, String> {
@@ -423,10 +576,23 @@ mod tests {
     }
 
     #[test]
+    fn moments_are_those_that_answers_can_give() {
+        assert_eq!(moment("1970-01-01T01:00:00.25+01:00"), Ok(250_000));
+        assert!(moment("0000-01-01T00:00:00Z").is_ok() && moment("9999-12-31T23:59:59.999999Z").is_ok());
+        for outside in ["0000-01-01T00:59:59+01:00", "9999-12-31T23:00:00-01:00"] {
+            assert!(moment(outside).unwrap_err().contains("0 to 9999"), "{outside}");
+        }
+        for none in ["", "2024-05-06", "2024-05-06T07:08:09", "2024-02-30T07:08:09Z", "now"] {
+            assert!(moment(none).unwrap_err().contains("RFC 3339"), "{none}");
+        }
+    }
+
+    #[test]
     fn values_belong_to_images_by_their_order() {
         let parts = |texts: &[&str]| texts.iter().map(|t| TextPart((*t).into())).collect::<Vec<_>>();
         assert_eq!(per_image("track_id", &parts(&["7", ""]), 2, track).unwrap(), [Some(7), None]);
         assert_eq!(per_image("track_id", &[], 2, track).unwrap(), [None, None]);
+        assert_eq!(per_image("track_id", &parts(&[""]), 2, track).unwrap(), [None, None]);
         let error = per_image("track_id", &parts(&["7"]), 2, track).unwrap_err().to_string();
         assert!(error.contains("track_id") && error.contains("1 times beside 2 images"), "{error}");
     }

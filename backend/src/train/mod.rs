@@ -3,6 +3,8 @@
 
 mod work;
 
+pub use work::{EmbeddingResult, TrainingResult};
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

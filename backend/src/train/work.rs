@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use facepipe_identify::{IdentifyError, Model, Sample, TrainOptions};
+use paperclip::actix::Apiv2Schema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -28,35 +29,46 @@ use crate::{
 const CHUNK: usize = 4;
 
 /// What a training made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
 pub struct TrainingResult {
     /// The new model's version; it answers from now on.
+    #[openapi(minimum = 1, example = "7")]
     pub model_version: i64,
     /// The embedder whose embeddings it takes.
+    #[openapi(example = "mobilefacenet")]
     pub embedder: String,
     /// People that it tells apart.
+    #[openapi(minimum = 0, example = "10")]
     pub people: i64,
     /// Images that it was trained on.
+    #[openapi(minimum = 0, example = "60")]
     pub images: i64,
     /// People who are not in the model: they have no embedding of this embedder.
+    #[openapi(minimum = 0, example = "0")]
     pub people_without_embeddings: i64,
     /// Images that could not be used: no face was found on them, or their bytes are damaged. Always 0 where the
     /// stored embeddings were taken.
+    #[openapi(minimum = 0, example = "0")]
     pub images_left_out: i64,
     /// How long it took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
     pub duration_ms: i64,
 }
 
 /// What computing the embeddings anew made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
 pub struct EmbeddingResult {
     /// The network that made them.
+    #[openapi(example = "mobilefacenet")]
     pub embedder: String,
     /// Images that have one now.
+    #[openapi(minimum = 0, example = "60")]
     pub images: i64,
     /// Images that have none: no face was found on them, or their bytes are damaged.
+    #[openapi(minimum = 0, example = "0")]
     pub images_left_out: i64,
     /// How long it took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
     pub duration_ms: i64,
 }
 

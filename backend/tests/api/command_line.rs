@@ -38,7 +38,9 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
         .env("FACEPIPE_HTTP_WORKERS", "4")
         .env("FACEPIPE_LOG", "warn")
         .env("DATABASE_URL", "sqlite:///srv/faces.db")
-        .args(["--log", "error", "--print-config"])
+        .env("FACEPIPE_RESULTS_URL", "https://user:secret@api.example/faces")
+        .args(["--log", "error", "--keep-unknown-embeddings", "false", "--verify-threshold", "-0.5"])
+        .arg("--print-config")
         .output()
         .unwrap();
     assert_eq!(setting(&output, "max_images"), 3.into());
@@ -47,6 +49,9 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
     assert_eq!(setting(&output, "database_url"), "sqlite:///srv/faces.db".into());
     assert_eq!(setting(&output, "queue_images"), 256.into());
     assert_eq!(setting(&output, "listen"), "127.0.0.1:8080".into());
+    assert_eq!(setting(&output, "keep_unknown_embeddings"), false.into());
+    assert_eq!(setting(&output, "verify_threshold"), (-0.5).into());
+    assert_eq!(setting(&output, "results_url"), "https://user:***@api.example/faces".into());
 
     // What is printed is a configuration file.
     let printed = folder.path().join("printed.toml");
@@ -73,6 +78,8 @@ fn mistakes_in_the_configuration_are_told_by_name() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/none/such.toml"));
     let output = program().args(["--embedder", "arcface"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("arcface"));
+    let output = program().args(["--results-url", "ftp://api.example", "--print-config"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("results_url"));
 }
 
 #[test]
@@ -93,7 +100,15 @@ fn missing_weights_are_told_with_what_to_do() {
 fn the_help_teaches() {
     let output = program().arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    for word in ["FACEPIPE_LISTEN", "DATABASE_URL", "--address-file", "curl", "SIGTERM", "127.0.0.1:8080"] {
+    for word in [
+        "FACEPIPE_LISTEN",
+        "DATABASE_URL",
+        "--address-file",
+        "curl",
+        "SIGTERM",
+        "127.0.0.1:8080",
+        "--print-openapi",
+    ] {
         assert!(help.contains(word), "no {word} in\n{help}");
     }
 }
@@ -105,6 +120,9 @@ impl Running {
     fn start(folder: &Path, models: &Path) -> (Self, String) {
         let address_file = folder.join("address");
         let mut command = program();
+        command.env("NODE_NAME", "node-7");
+        // Nobody listens there.
+        command.env("FACEPIPE_RESULTS_URL", "http://user:unspeakable-secret@127.0.0.1:1/unspeakable-path");
         command.args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log-format", "json"]);
         command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
         command.arg("--data-dir").arg(folder.join("data")).stderr(Stdio::piped());
@@ -184,6 +202,18 @@ async fn names_of_people_stay_out_of_the_log() {
         client.post(format!("{url}{path}")).send().await.unwrap();
     }
     client.get(format!("{url}/database/Tony_Blair/last-known-location")).send().await.unwrap();
+    let node = client.get(format!("{url}/debug/node-name")).send().await.unwrap();
+    assert_eq!(Answer::read(node).await.body["node_name"], "node-7");
+    let form = || {
+        let form = Form::new().text("camera_id", "unspeakable-gate").text("location", "unspeakable-lobby");
+        form.text("key", "unspeakable-key").part("image", photograph("Tony_Blair", 1))
+    };
+    for call in ["store-results", "send-results"] {
+        let sent = client.post(format!("{url}/face-recognition/{call}")).multipart(form()).send().await;
+        assert!(sent.unwrap().status().is_success());
+    }
+    // Long enough for the external API to have been tried.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     client.delete(format!("{url}/dataset/Tony_Blair")).send().await.unwrap();
     running.signal("INT");
     let log = tokio::task::spawn_blocking(move || {
@@ -193,5 +223,6 @@ async fn names_of_people_stay_out_of_the_log() {
     });
     let log = log.await.unwrap();
     assert!(log.contains("/dataset/{id") && log.contains("trained a model"), "{log}");
-    assert!(!log.contains("Tony"), "{log}");
+    assert!(log.contains("did not take a result"), "{log}");
+    assert!(!log.contains("Tony") && !log.contains("unspeakable"), "{log}");
 }

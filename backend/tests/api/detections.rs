@@ -68,6 +68,17 @@ async fn unknown_faces_are_detections_with_their_embedding() {
 }
 
 #[tokio::test]
+async fn embeddings_of_unknown_faces_can_be_left_out() {
+    let server = start!(|config| config.keep_unknown_embeddings = false);
+    let form = upload("gate-1", "Lobby").part("image", photograph("Vladimir_Putin", 1));
+    let answer = server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+    assert_eq!(answer["stored"], 1);
+    let stored =
+        server.lines("SELECT CONCAT(camera_id, ' ', COALESCE(LENGTH(embedding), 0)) AS line FROM detections");
+    assert_eq!(stored, ["gate-1 0"]);
+}
+
+#[tokio::test]
 async fn a_repeated_key_gets_the_first_answer_and_stores_nothing_twice() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
@@ -371,6 +382,7 @@ async fn wrong_queries_are_told_by_parameter() {
             ("from=yesterday", "invalid_query", "from"),
             ("to=2024-05-06", "invalid_query", "to"),
             ("from=2024-13-06T07:00:00Z", "invalid_query", "from"),
+            ("to=9999-12-31T23:59:59-01:00", "invalid_query", "0 to 9999"),
             ("from=2024-05-06T07:00:00Z&to=2024-05-06T07:00:00Z", "invalid_time_range", "from"),
             ("from=2024-05-06T07:00:00Z&to=2023-05-06T07:00:00Z", "invalid_time_range", "2023"),
             ("limit=0", "limit_out_of_range", "1000"),

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::Once,
+    sync::{Arc, Once},
 };
 
 use diesel::{Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, SqliteConnection};
@@ -16,6 +16,8 @@ use reqwest::{
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+
+use crate::contract;
 
 /// Starts a server, or ends the test as skipped where the weights cannot be had. Takes what the test configures
 /// otherwise.
@@ -39,14 +41,14 @@ pub struct Server {
     pub url: String,
     pub client: Client,
     pub config: Config,
-    pub data: TempDir,
+    pub data: Arc<TempDir>,
     stop: StopHandle,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Server {
     pub async fn start(models: &Path, configure: impl FnOnce(&mut Config)) -> Self {
-        let data = tempfile::tempdir().unwrap();
+        let data = Arc::new(tempfile::tempdir().unwrap());
         let mut config = Config {
             listen: "127.0.0.1:0".into(),
             data_dir: data.path().to_owned(),
@@ -60,7 +62,7 @@ impl Server {
         Self::run(config, data).await
     }
 
-    async fn run(config: Config, data: TempDir) -> Self {
+    async fn run(config: Config, data: Arc<TempDir>) -> Self {
         let application = Application::build(config.clone()).await.unwrap();
         let url = format!("http://{}", application.address());
         let stop = application.stop_handle();
@@ -70,16 +72,28 @@ impl Server {
 
     /// Stops the server and starts another one on the same data.
     pub async fn restart(self) -> Self {
-        let Self { config, data, stop, task, client, .. } = self;
-        drop(client);
-        stop.stop(true);
-        task.await.unwrap().unwrap();
+        let (config, data) = (self.config.clone(), Arc::clone(&self.data));
+        self.stop().await;
         Self::run(config, data).await
     }
 
+    /// Stops the server; its data stay as long as another one has them.
+    pub async fn stop(self) {
+        drop(self.client);
+        self.stop.stop(true);
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// Another server on the same data.
+    pub async fn replica(&self) -> Self {
+        Self::run(self.config.clone(), Arc::clone(&self.data)).await
+    }
+
     pub async fn call(&self, method: Method, path: &str) -> Answer {
-        let response = self.client.request(method, format!("{}{path}", self.url)).send().await.unwrap();
-        Answer::read(response).await
+        let request = self.client.request(method.clone(), format!("{}{path}", self.url));
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        contract::check(&method, path, &answer);
+        answer
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -95,14 +109,18 @@ impl Server {
     }
 
     pub async fn send(&self, path: &str, form: Form) -> Answer {
-        let response = self.client.post(format!("{}{path}", self.url)).multipart(form).send().await.unwrap();
-        Answer::read(response).await
+        let request = self.client.post(format!("{}{path}", self.url)).multipart(form);
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        contract::check(&Method::POST, path, &answer);
+        answer
     }
 
     /// PATCH with a JSON body.
     pub async fn patch(&self, path: &str, body: &Value) -> Answer {
         let request = self.client.patch(format!("{}{path}", self.url)).json(body);
-        Answer::read(request.send().await.unwrap()).await
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        contract::check(&Method::PATCH, path, &answer);
+        answer
     }
 
     /// Adds a person with the photographs of these numbers.
@@ -279,7 +297,10 @@ impl Answer {
 
 pub fn client() -> Client {
     static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| rustls::crypto::ring::default_provider().install_default().unwrap());
+    PROVIDER.call_once(|| {
+        // The server may have installed the same before.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
     Client::new()
 }
 

@@ -9,11 +9,16 @@
 )]
 
 mod command_line;
+mod contract;
 mod dataset;
+mod debug;
 mod detections;
 mod helpers;
 mod jobs;
 mod load;
 mod model;
+mod openapi;
+mod outbox;
 mod recognition;
+mod verify;
 mod wrong_input;

@@ -64,6 +64,27 @@ async fn without_a_model_faces_are_found_and_unknown() {
 }
 
 #[tokio::test]
+async fn without_a_model_answers_say_what_to_do() {
+    // Nobody listens there, so nothing is sent.
+    let server = start!(|config| config.results_url = Some("http://127.0.0.1:1/".into()));
+    let ask = async |call: &str, key: &str| {
+        let form = Form::new().text("camera_id", "gate-1").text("location", "Lobby");
+        let form = form.text("key", key.to_owned()).part("image", photograph("Tony_Blair", 1));
+        server.send(&format!("/face-recognition/{call}"), form).await.body
+    };
+    let calls = ["get-results", "store-results", "send-results"];
+    for call in calls {
+        let answer = ask(call, "first").await;
+        assert_eq!(answer["notice"], "no model trained yet: POST /model/optimized-train", "{answer}");
+    }
+    server.train().await;
+    for call in calls {
+        let answer = ask(call, "second").await;
+        assert_eq!((&answer["model_version"], &answer["notice"]), (&1.into(), &Value::Null), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn nobody_and_one_person_can_be_trained() {
     let server = start!();
     let result = server.train().await;

@@ -1,8 +1,14 @@
 //! get-results, dry-run, and several images in one request.
 
+use std::io::Cursor;
+
+use image::{
+    DynamicImage, ExtendedColorType, Frame, ImageEncoder as _, ImageFormat, RgbaImage,
+    codecs::{gif::GifEncoder, jpeg::JpegEncoder},
+};
 use reqwest::{Method, StatusCode, multipart::Form};
 
-use crate::helpers::{Answer, file, landscape, photograph, start};
+use crate::helpers::{Answer, Server, file, landscape, photograph, photograph_path, start};
 
 #[tokio::test]
 async fn faces_are_located_in_pixels_of_the_picture() {
@@ -70,4 +76,68 @@ async fn a_dry_run_reads_the_form_and_answers_nothing() {
     assert!(server.send("/face-recognition/dry-run", form).await.expect(StatusCode::NO_CONTENT).is_null());
     let form = Form::new().text("camera_id", "gate-1");
     server.send("/face-recognition/dry-run", form).await.expect_error(400, "image_missing");
+}
+
+/// The corners of the one face on a picture.
+async fn corners(server: &Server, picture: Vec<u8>) -> [f64; 4] {
+    let form = Form::new().part("image", file(picture));
+    let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    let faces = answer["faces"].as_array().unwrap();
+    assert_eq!(faces.len(), 1, "{answer}");
+    ["left", "top", "right", "bottom"].map(|corner| faces[0]["bounding_box"][corner].as_f64().unwrap())
+}
+
+#[tokio::test]
+async fn pictures_of_every_kind_show_the_same_face() {
+    let server = start!();
+    // Not square, so that a picture on its side would not pass for an upright one.
+    let upright =
+        image::open(photograph_path("Tony_Blair", 1)).unwrap().crop_imm(0, 10, 250, 220).into_rgb8();
+    let png = |picture: DynamicImage| {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    let expected = corners(&server, png(upright.clone().into())).await;
+
+    let sixteen_bits = png(DynamicImage::from(upright.clone()).into_rgb16().into());
+
+    let mut cmyk = Vec::new();
+    let ink: Vec<u8> = upright.pixels().flat_map(|p| [255 - p.0[0], 255 - p.0[1], 255 - p.0[2], 0]).collect();
+    let (width, height) = (upright.width(), upright.height());
+    jpeg_encoder::Encoder::new(&mut cmyk, 95)
+        .encode(
+            &ink,
+            u16::try_from(width).unwrap(),
+            u16::try_from(height).unwrap(),
+            jpeg_encoder::ColorType::Cmyk,
+        )
+        .unwrap();
+
+    // As a camera stores it that is held on its side: the sixth orientation is turned clockwise to be upright.
+    let lying = image::imageops::rotate270(&upright);
+    let mut turned = Vec::new();
+    let mut encoder = JpegEncoder::new_with_quality(&mut turned, 95);
+    encoder
+        .set_exif_metadata(b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec())
+        .unwrap();
+    encoder.write_image(&lying, lying.width(), lying.height(), ExtendedColorType::Rgb8).unwrap();
+
+    let mut animation = Vec::new();
+    let mut encoder = GifEncoder::new(&mut animation);
+    let first = DynamicImage::from(upright).into_rgba8();
+    for frame in [first, RgbaImage::new(width, height)] {
+        encoder.encode_frame(Frame::new(frame)).unwrap();
+    }
+    drop(encoder);
+
+    for (kind, picture) in
+        [("16 bits", sixteen_bits), ("CMYK", cmyk), ("EXIF-rotated", turned), ("animated", animation)]
+    {
+        let found = corners(&server, picture).await;
+        for (found, expected) in found.iter().zip(expected) {
+            // Colours of a palette and of a JPEG are not quite the same.
+            assert!((found - expected).abs() <= 4.0, "{kind}: {found} instead of {expected}");
+        }
+    }
 }

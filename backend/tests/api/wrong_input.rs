@@ -1,11 +1,16 @@
 //! Every wrong request has its status, its code and a message that says what to change.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
+use flate2::{Compression, Crc, write::ZlibEncoder};
 use reqwest::{
     Method, StatusCode,
     multipart::{Form, Part},
 };
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -26,12 +31,16 @@ async fn wrong_paths_and_methods_are_told_in_json() {
         (Method::GET, "/model/optimized-train", "POST"),
         (Method::DELETE, "/face-recognition/get-results", "GET, POST"),
         (Method::GET, "/face-recognition/store-results", "POST"),
+        (Method::GET, "/face-recognition/send-results", "POST"),
+        (Method::GET, "/face-recognition/verify", "POST"),
         (Method::GET, "/face-recognition/dry-run", "POST"),
         (Method::POST, "/database/people", "GET"),
         (Method::POST, "/database/x/last-known-location", "GET"),
         (Method::POST, "/database/detections", "GET"),
         (Method::POST, "/database/x/track", "GET"),
         (Method::POST, "/cameras", "GET"),
+        (Method::POST, "/debug/IP", "GET"),
+        (Method::POST, "/debug/node-name", "GET"),
         (Method::POST, "/livez", "GET"),
     ] {
         let answer = server.call(method.clone(), path).await;
@@ -46,8 +55,24 @@ async fn wrong_paths_and_methods_are_told_in_json() {
 #[tokio::test]
 async fn face_ids_are_checked_wherever_they_stand() {
     let server = start!();
-    let long = "x".repeat(65);
-    for id in ["%2e%2e%2fx", "..%2Fx", ".hidden", "", "a%00b", "a%0Ab", "%ff", "a%3Cb", &long] {
+    let (long, long_in_bytes) = ("x".repeat(65), "%C3%BC".repeat(65));
+    for id in [
+        "%2e%2e%2f",
+        "%2e%2e%2fx",
+        "..%2Fx",
+        "a%5Cb",
+        ".hidden",
+        "",
+        "a%00b",
+        "a%0Ab",
+        "a%1Bb",
+        "a%7Fb",
+        "a%C2%85b",
+        "%ff",
+        "a%3Cb",
+        &long,
+        &long_in_bytes,
+    ] {
         for (method, path) in [
             (Method::POST, format!("/dataset/{id}")),
             (Method::DELETE, format!("/dataset/{id}")),
@@ -67,6 +92,48 @@ async fn face_ids_are_checked_wherever_they_stand() {
     let form = Form::new().part("image", photograph("Tony_Blair", 1));
     server.send("/dataset/Nobody/image", form).await.expect_error(404, "person_not_found");
     server.post(&format!("/dataset/{}", "x".repeat(64))).await.expect(StatusCode::CREATED);
+    server.post(&format!("/dataset/{}", "%C3%BC".repeat(64))).await.expect(StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn paths_that_climb_lead_nowhere() {
+    let server = start!();
+    // As no well-behaved client would send them.
+    for (target, status, code) in [
+        ("/dataset/../x", 404, "not_found"),
+        ("/dataset/x/../../etc/passwd", 404, "not_found"),
+        ("/dataset/..", 400, "invalid_face_id"),
+        ("/dataset/%2e%2e", 400, "invalid_face_id"),
+        ("/dataset/%2e%2e/image", 405, "method_not_allowed"),
+        ("//dataset/x", 404, "not_found"),
+    ] {
+        let method = if status == 405 { "PUT" } else { "POST" };
+        let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let answer = raw(&server.url, &request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{target}: {answer}");
+        assert!(answer.contains(code), "{target}: {answer}");
+    }
+    assert_eq!(server.get("/dataset").await.expect(StatusCode::OK)["meta"]["total"], 0);
+}
+
+#[tokio::test]
+async fn who_is_not_there_is_told_by_every_call() {
+    let server = start!();
+    for (method, path) in [
+        (Method::GET, "/dataset/Nobody"),
+        (Method::DELETE, "/dataset/Nobody"),
+        (Method::GET, "/dataset/Nobody/image/x"),
+        (Method::DELETE, "/dataset/Nobody/image/x"),
+        (Method::GET, "/database/Nobody/last-known-location"),
+        (Method::GET, "/database/Nobody/track"),
+        (Method::GET, "/database/detections?person=Nobody"),
+    ] {
+        server.call(method, path).await.expect_error(404, "person_not_found");
+    }
+    let renaming = json!({ "face_id": "Somebody" });
+    server.patch("/dataset/Nobody", &renaming).await.expect_error(404, "person_not_found");
+    server.post("/dataset/Somebody").await.expect(StatusCode::CREATED);
+    server.post("/dataset/Somebody").await.expect_error(409, "person_exists");
 }
 
 #[tokio::test]
@@ -100,6 +167,80 @@ async fn pictures_that_cannot_be_used_are_told_apart() {
     let answer = server.send("/dataset/x/image", form).await;
     assert_eq!(answer.body["error"]["details"]["max_bytes"], 300_000);
     assert!(answer.expect_error(413, "image_too_large").contains("300001"));
+}
+
+/// A PNG of `side` times `side` white pixels, one bit each, which is a thousandth of its pixels in bytes.
+fn bomb(side: u32) -> Vec<u8> {
+    let chunk = |kind: &[u8; 4], data: &[u8]| {
+        let mut crc = Crc::new();
+        crc.update(kind);
+        crc.update(data);
+        let length = u32::try_from(data.len()).unwrap();
+        [&length.to_be_bytes()[..], kind, data, &crc.sum().to_be_bytes()].concat()
+    };
+    let (depth, colour) = (1, 0);
+    let header = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[depth, colour, 0, 0, 0]].concat();
+    let row = [vec![0], vec![0xff; usize::try_from(side.div_ceil(8)).unwrap()]].concat();
+    let mut rows = ZlibEncoder::new(Vec::new(), Compression::best());
+    (0..side).for_each(|_| rows.write_all(&row).unwrap());
+    let parts = [
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+        chunk(b"IHDR", &header),
+        chunk(b"IDAT", &rows.finish().unwrap()),
+        chunk(b"IEND", &[]),
+    ];
+    parts.concat()
+}
+
+#[tokio::test]
+async fn pictures_beyond_the_default_limits_are_refused_by_every_call() {
+    let server = start!();
+    server.post("/dataset/x").await.expect(StatusCode::CREATED);
+    // A small one of its kind is a picture; the large one is small as a file.
+    let form = Form::new().part("image", file(bomb(64)));
+    server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    let bomb = bomb(20_000);
+    assert!(bomb.len() < 100_000, "{}", bomb.len());
+    let bytes = 10 * 1024 * 1024;
+    for path in ["/dataset/x/image", "/face-recognition/get-results", "/face-recognition/store-results"] {
+        let form = || Form::new().text("camera_id", "c").text("location", "l");
+        let answer = server.send(path, form().part("image", file(bomb.clone()))).await;
+        assert_eq!(
+            answer.body["error"]["details"],
+            json!({ "width": 20_000, "height": 20_000, "max_pixels": 50_000_000 })
+        );
+        assert!(answer.expect_error(413, "image_too_large").contains("20000x20000"));
+
+        let answer = server.send(path, form().part("image", file(vec![0; bytes + 1]))).await;
+        assert_eq!(answer.body["error"]["details"], json!({ "bytes": bytes + 1, "max_bytes": bytes }));
+        answer.expect_error(413, "image_too_large");
+        // One byte less is refused for what it is.
+        let answer = server.send(path, form().part("image", file(vec![0; bytes]))).await;
+        answer.expect_error(422, "image_unreadable");
+    }
+
+    let form = (0..65).fold(Form::new(), |form, _| form.part("image", file(b"text".to_vec())));
+    let answer = server.send("/face-recognition/get-results", form).await;
+    assert_eq!(answer.body["error"]["details"], json!({ "images": 65, "max_images": 64 }));
+    answer.expect_error(400, "too_many_images");
+}
+
+#[tokio::test]
+async fn forms_without_a_picture_are_told_by_every_call() {
+    let server = start!(|config| config.results_url = Some("http://127.0.0.1:1/".into()));
+    server.post("/dataset/x").await.expect(StatusCode::CREATED);
+    for path in [
+        "/dataset/x/image",
+        "/face-recognition/get-results",
+        "/face-recognition/store-results",
+        "/face-recognition/send-results",
+        "/face-recognition/dry-run",
+    ] {
+        let form = Form::new().text("camera_id", "c").text("location", "l");
+        // Of another name, it is none.
+        let form = form.part("picture", photograph("Tony_Blair", 1));
+        server.send(path, form).await.expect_error(400, "image_missing");
+    }
 }
 
 #[tokio::test]
@@ -151,6 +292,15 @@ async fn forms_that_lack_or_repeat_something_are_told_by_field() {
 }
 
 #[tokio::test]
+async fn fields_that_nobody_knows_are_passed_over() {
+    let server = start!();
+    for name in ["", "camera-id", "image[]"] {
+        let form = Form::new().text(name, "x").part("image", photograph("Tony_Blair", 1));
+        server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    }
+}
+
+#[tokio::test]
 async fn a_form_that_breaks_off_or_is_none_is_told() {
     let server = start!();
     let part = "--B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"x\"\r\n\r\nabc";
@@ -181,18 +331,51 @@ async fn a_request_beyond_its_limit_is_refused() {
 #[tokio::test]
 async fn a_client_that_stops_sending_is_told_and_let_go() {
     let server = start!(|config| config.request_timeout_s = 1);
-    let mut stream = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).await.unwrap();
-    stream
-        .write_all(
-            b"POST /face-recognition/get-results HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\
-              Content-Type: multipart/form-data; boundary=B\r\n\r\n--B\r\n",
+    let head = |method: &str, path: &str, content_type: &str| {
+        format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nContent-Type: {content_type}\r\n\r\n"
         )
-        .await
-        .unwrap();
+    };
+    let form = "multipart/form-data; boundary=B";
+    let cases = [
+        (head("POST", "/face-recognition/get-results", form) + "--B\r\n", "request_timeout"),
+        (head("POST", "/face-recognition/get-results", form), "request_timeout"),
+        (
+            head("POST", "/face-recognition/get-results", form)
+                + "--B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"x\"\r\n\r\nabc",
+            "request_timeout",
+        ),
+        (
+            head("POST", "/face-recognition/get-results", form)
+                + "--B\r\nContent-Disposition: form-data; name=\"camera_id\"\r\n\r\nabc",
+            "request_timeout",
+        ),
+        (head("PATCH", "/dataset/x", "application/json") + "{\"face_id\":", "request_timeout"),
+        // Not even a request yet.
+        ("POST /face-recognition/get-results HTTP/1.1\r\nHost: x\r\nContent-".to_owned(), ""),
+    ];
     let begun = Instant::now();
-    let mut answer = String::new();
-    tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    assert!(answer.contains("request_timeout"), "{answer}");
+    let answers = cases.map(|(request, code)| {
+        let url = server.url.clone();
+        tokio::spawn(async move { (raw(&url, &request).await, request, code) })
+    });
+    // What is answered without its body is answered at once; its connection ends all the same.
+    let answer = raw(&server.url, &head("POST", "/dataset/x", "text/plain")).await;
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    for answer in answers {
+        let (answer, request, code) = answer.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{request}: {answer}");
+        assert!(answer.contains(code), "{request}: {answer}");
+    }
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+}
+
+/// Sends these bytes, and nothing more; returns what is answered until the server closes the connection.
+async fn raw(url: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await;
+    assert!(closed.is_ok(), "the connection stays open after {answer:?}");
+    answer
 }

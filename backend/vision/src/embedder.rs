@@ -24,6 +24,10 @@ pub trait Embedder: Send + Sync {
     /// The least cosine to a person's mean embedding at which a face is taken for that person.
     fn default_threshold(&self) -> f32;
 
+    /// The least cosine between the embeddings of two faces at which they are taken for one person's. A mean of several
+    /// embeddings is nearer to each of them than they are to each other, so this is not [`Self::default_threshold`].
+    fn verification_threshold(&self) -> f32;
+
     /// The face of `image` as the square that the network takes; black where that reaches out of the image.
     fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage;
 

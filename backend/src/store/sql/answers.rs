@@ -1,4 +1,4 @@
-//! Storing what a camera sent, exactly once per idempotency key.
+//! Storing what a camera sent, or putting it into the outbox, exactly once per idempotency key.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,17 +12,37 @@ use diesel::{
 
 use super::{
     AnyConnection, Database,
-    detections::{NewDetection, insert},
+    detections::{self, NewDetection},
+    outbox::{self, NewMessage},
     people::face_ids,
     schema::answers,
+    signals::{Topic, notify_others},
 };
+use uuid::Uuid;
+
 use crate::{
     recognise::IdentifiedFace,
     store::{Micros, StoreError, now},
 };
 
-/// The call whose answers are kept.
-const STORE_RESULTS: &str = "store-results";
+/// The calls whose answers are kept. Each has keys of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyedCall {
+    /// Makes each face a detection.
+    StoreResults,
+    /// Makes each face a message of the outbox.
+    SendResults,
+}
+
+impl KeyedCall {
+    /// As rows name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::StoreResults => "store-results",
+            Self::SendResults => "send-results",
+        }
+    }
+}
 
 /// One picture of a request, recognised.
 pub struct Upload {
@@ -40,6 +60,10 @@ pub struct Upload {
 
 /// The pictures of one request.
 pub struct NewUploads {
+    /// What becomes of the faces.
+    pub call: KeyedCall,
+    /// Whether detections of unknown faces keep their embedding.
+    pub keep_unknown_embeddings: bool,
     /// The camera.
     pub camera_id: String,
     /// Where the camera stands.
@@ -79,17 +103,21 @@ pub struct StoredUploads {
 }
 
 impl Database {
-    /// Those of `keys` that were answered before.
+    /// Those of `keys` that `call` was answered for before.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn answered_keys(&self, keys: Vec<String>) -> Result<HashSet<String>, StoreError> {
+    pub async fn answered_keys(
+        &self,
+        call: KeyedCall,
+        keys: Vec<String>,
+    ) -> Result<HashSet<String>, StoreError> {
         if keys.is_empty() {
             return Ok(HashSet::new());
         }
         self.read(move |connection| {
             let known = answers::table
-                .filter(answers::call.eq(STORE_RESULTS))
+                .filter(answers::call.eq(call.name()))
                 .filter(answers::upload_key.eq_any(&keys))
                 .select(answers::upload_key)
                 .load::<String>(connection)?;
@@ -98,7 +126,7 @@ impl Database {
         .await
     }
 
-    /// Stores a detection for each face, except on pictures whose key is known.
+    /// Stores a detection or a message for each face, except on pictures whose key is known.
     ///
     /// # Errors
     /// The database fails; then nothing of the request is stored.
@@ -108,7 +136,7 @@ impl Database {
             let new = Arc::clone(&new);
             self.write(move |connection| store(connection, &new))
         };
-        match attempt().await {
+        let stored = match attempt().await {
             // Another process stored the same key between our look and our insert, or erased somebody: now that is
             // there to be found.
             Err(StoreError::Database(Error::DatabaseError(
@@ -116,13 +144,21 @@ impl Database {
                 _,
             ))) => attempt().await,
             outcome => outcome,
+        }?;
+        if new.call == KeyedCall::SendResults {
+            self.signals.tell(Topic::Outbox);
         }
+        Ok(stored)
     }
 }
 
-fn stored_answer(connection: &mut AnyConnection, key: &str) -> Result<Option<KeyedAnswer>, StoreError> {
+fn stored_answer(
+    connection: &mut AnyConnection,
+    call: KeyedCall,
+    key: &str,
+) -> Result<Option<KeyedAnswer>, StoreError> {
     let row = answers::table
-        .find((STORE_RESULTS, key))
+        .find((call.name(), key))
         .select((answers::model_version, answers::faces))
         .first::<(Option<i64>, String)>(connection)
         .optional()?;
@@ -138,7 +174,7 @@ fn store(connection: &mut AnyConnection, new: &NewUploads) -> Result<StoredUploa
     let mut uploads = Vec::with_capacity(new.uploads.len());
     for upload in &new.uploads {
         let known = match &upload.key {
-            Some(key) => stored_answer(connection, key)?,
+            Some(key) => stored_answer(connection, new.call, key)?,
             None => None,
         };
         uploads.push(match known {
@@ -159,8 +195,35 @@ fn store_upload(
     upload: &Upload,
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
+    match new.call {
+        KeyedCall::StoreResults => store_detections(connection, new, upload, people)?,
+        KeyedCall::SendResults => store_messages(connection, new, upload, people)?,
+    }
+    if let Some(key) = &upload.key {
+        let faces = serde_json::to_string(&upload.faces)
+            .map_err(|error| StoreError::Damaged(format!("the faces of an answer: {error}")))?;
+        diesel::insert_into(answers::table)
+            .values((
+                answers::call.eq(new.call.name()),
+                answers::upload_key.eq(key),
+                answers::model_version.eq(new.model_version),
+                answers::faces.eq(faces),
+                answers::created_at.eq(now()),
+            ))
+            .execute(connection)?;
+    }
+    Ok(())
+}
+
+fn store_detections(
+    connection: &mut AnyConnection,
+    new: &NewUploads,
+    upload: &Upload,
+    people: &HashSet<i64>,
+) -> Result<(), StoreError> {
     for (number, face) in (0..).zip(&upload.faces) {
         let verdict = face.verdict(|person| people.contains(&person));
+        let keep_embedding = verdict.person.is_none() && new.keep_unknown_embeddings;
         let detection = NewDetection {
             captured_at: upload.captured_at,
             received_at: new.received_at,
@@ -173,26 +236,38 @@ fn store_upload(
             detection_confidence: face.detection_confidence,
             model_version: new.model_version,
             embedder: new.embedder,
-            embedding: verdict.person.is_none().then(|| face.embedding.clone()),
+            embedding: keep_embedding.then(|| face.embedding.clone()),
             upload_key: upload.key.clone(),
             face: number,
             bounding_box: upload.frame_box.unwrap_or(face.bounding_box),
             track_id: upload.track_id,
         };
-        insert(connection, &detection)?;
+        detections::insert(connection, &detection)?;
     }
-    if let Some(key) = &upload.key {
-        let faces = serde_json::to_string(&upload.faces)
-            .map_err(|error| StoreError::Damaged(format!("the faces of an answer: {error}")))?;
-        diesel::insert_into(answers::table)
-            .values((
-                answers::call.eq(STORE_RESULTS),
-                answers::upload_key.eq(key),
-                answers::model_version.eq(new.model_version),
-                answers::faces.eq(faces),
-                answers::created_at.eq(now()),
-            ))
-            .execute(connection)?;
+    Ok(())
+}
+
+fn store_messages(
+    connection: &mut AnyConnection,
+    new: &NewUploads,
+    upload: &Upload,
+    people: &HashSet<i64>,
+) -> Result<(), StoreError> {
+    let picture = upload.key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+    for (number, face) in upload.faces.iter().enumerate() {
+        let verdict = face.verdict(|person| people.contains(&person));
+        let message = NewMessage {
+            key: format!("{picture}/{number}"),
+            person_id: verdict.person,
+            confidence: verdict.predictions.first().map(|(_, confidence)| *confidence),
+            camera_id: &new.camera_id,
+            location: &new.location,
+            captured_at: upload.captured_at,
+        };
+        outbox::insert(connection, &message)?;
+    }
+    if !upload.faces.is_empty() {
+        notify_others(connection, Topic::Outbox)?;
     }
     Ok(())
 }

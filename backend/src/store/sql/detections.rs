@@ -36,7 +36,7 @@ pub struct NewDetection {
     pub model_version: Option<i64>,
     /// Which network made the embedding.
     pub embedder: &'static str,
-    /// Kept of unknown faces only.
+    /// Kept of unknown faces only, and not of those where that is switched off.
     pub embedding: Option<Vec<f32>>,
     /// The picture's idempotency key.
     pub upload_key: Option<String>,

@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use diesel::prelude::*;
+use paperclip::actix::Apiv2Schema;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
@@ -18,7 +20,8 @@ use crate::store::{Micros, StoreError, now};
 const MAX_ATTEMPTS: i32 = 3;
 
 /// What can be asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
+#[serde(rename_all = "kebab-case")]
 pub enum JobKind {
     /// Trains on the stored embeddings.
     OptimizedTrain,
@@ -47,7 +50,8 @@ impl JobKind {
 }
 
 /// How far a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
+#[serde(rename_all = "lowercase")]
 pub enum JobStatus {
     /// Waits for its turn.
     Queued,

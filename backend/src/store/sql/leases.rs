@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use diesel::{dsl::sql, prelude::*, sql_types::BigInt};
+use diesel::{
+    dsl::sql,
+    prelude::*,
+    sql_types::{BigInt, Text},
+};
 
 use super::{AnyConnection, Database, schema::leases};
 use crate::store::{Micros, StoreError, now};
@@ -125,6 +129,13 @@ pub(super) fn renew(
     Ok(renewed == 1)
 }
 
+/// When a lease ends.
+#[derive(QueryableByName)]
+struct End {
+    #[diesel(sql_type = BigInt)]
+    expires_at: Micros,
+}
+
 /// For transactions that change the dataset: it is not locked, and does not become so before they end.
 pub(super) fn ensure_unlocked(connection: &mut AnyConnection) -> Result<(), StoreError> {
     let row = leases::table.find(Lease::Dataset.name()).select(leases::expires_at);
@@ -132,7 +143,13 @@ pub(super) fn ensure_unlocked(connection: &mut AnyConnection) -> Result<(), Stor
         // Has one writer.
         AnyConnection::Sqlite(sqlite) => row.first::<Micros>(sqlite)?,
         AnyConnection::Postgres(postgres) => row.for_share().first(postgres)?,
-        AnyConnection::Mysql(mysql) => row.for_share().first(mysql)?,
+        // MariaDB does not know FOR SHARE.
+        AnyConnection::Mysql(mysql) => {
+            diesel::sql_query("SELECT expires_at FROM leases WHERE name = ? LOCK IN SHARE MODE")
+                .bind::<Text, _>(Lease::Dataset.name())
+                .get_result::<End>(mysql)?
+                .expires_at
+        }
     };
     unlocked(connection, expires_at)
 }

@@ -10,6 +10,7 @@ mod jobs;
 mod leases;
 mod migrations;
 mod models;
+mod outbox;
 mod people;
 mod schema;
 mod signals;
@@ -31,12 +32,13 @@ use super::StoreError;
 use connection::{Engine, Manager, Pool};
 use signals::Signals;
 
-pub use answers::{NewUploads, Upload};
+pub use answers::{KeyedCall, NewUploads, Upload};
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
 pub use jobs::{Cancelled, Job, JobKind, JobOutcome, JobStatus, Order};
 pub use leases::Lease;
 pub use models::{ModelRow, NewModel};
+pub use outbox::Message;
 pub use people::{EnrolledImage, NewImage};
 pub use signals::Topic;
 

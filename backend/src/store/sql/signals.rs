@@ -30,15 +30,18 @@ pub enum Topic {
     Model,
     /// Jobs: new ones, and those that ended.
     Jobs,
+    /// New results to be sent.
+    Outbox,
 }
 
 impl Topic {
-    const ALL: [Self; 2] = [Self::Model, Self::Jobs];
+    const ALL: [Self; 3] = [Self::Model, Self::Jobs, Self::Outbox];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Model => "model",
             Self::Jobs => "jobs",
+            Self::Outbox => "outbox",
         }
     }
 }
@@ -47,12 +50,17 @@ impl Topic {
 pub(super) struct Signals {
     model: watch::Sender<()>,
     jobs: watch::Sender<()>,
+    outbox: watch::Sender<()>,
 }
 
 impl Signals {
     /// On Postgres with a thread that listens as long as anybody holds the signals.
     pub(super) fn start(engine: Engine) -> std::io::Result<Arc<Self>> {
-        let signals = Arc::new(Self { model: watch::Sender::new(()), jobs: watch::Sender::new(()) });
+        let signals = Arc::new(Self {
+            model: watch::Sender::new(()),
+            jobs: watch::Sender::new(()),
+            outbox: watch::Sender::new(()),
+        });
         if let Engine::Postgres { url } = engine {
             let listener = Arc::downgrade(&signals);
             thread::Builder::new().name("listen".into()).spawn(move || listen(&url, &listener))?;
@@ -73,6 +81,7 @@ impl Signals {
         match topic {
             Topic::Model => &self.model,
             Topic::Jobs => &self.jobs,
+            Topic::Outbox => &self.outbox,
         }
     }
 }

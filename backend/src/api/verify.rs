@@ -1,0 +1,102 @@
+//! `/face-recognition/verify`: whether two pictures show the same person, without anybody being enrolled.
+
+use actix_multipart::form::MultipartForm;
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
+use serde::Serialize;
+
+use super::{
+    State,
+    answer::Answer,
+    form::{Form, ImagePart},
+    recognition::{BoundingBox, timing},
+};
+use crate::{error::ApiError, recognise::IdentifiedFace};
+
+/// Two pictures to compare.
+#[derive(MultipartForm, Apiv2Schema)]
+pub struct VerificationForm {
+    /// Two pictures of exactly one face each: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels
+    /// (both can be configured). Their EXIF orientation is applied.
+    image: Vec<ImagePart>,
+}
+
+/// What a comparison of two faces gives.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Verification {
+    /// Whether the similarity reaches the threshold.
+    #[openapi(example = "true")]
+    same_person: bool,
+    /// Cosine between the embeddings of the two faces.
+    #[openapi(minimum = -1, maximum = 1, example = "0.6875")]
+    similarity: f32,
+    /// What the similarity must reach for one person.
+    #[openapi(minimum = -1, maximum = 1, example = "0.35")]
+    threshold: f32,
+    /// Which network embedded the faces.
+    #[openapi(example = "mobilefacenet")]
+    embedder: &'static str,
+    /// The face of each image.
+    faces: Vec<VerifiedFace>,
+}
+
+/// The one face of an image.
+#[derive(Serialize, Apiv2Schema)]
+struct VerifiedFace {
+    /// Which of the two images, 0 or 1.
+    #[openapi(minimum = 0, maximum = 1, example = "0")]
+    image: usize,
+    bounding_box: BoundingBox,
+    /// Probability that it is a face.
+    #[openapi(minimum = 0, maximum = 1, example = "0.996")]
+    detection_confidence: f32,
+}
+
+impl VerifiedFace {
+    fn new(image: usize, face: &IdentifiedFace) -> Self {
+        Self {
+            image,
+            bounding_box: face.bounding_box.into(),
+            detection_confidence: face.detection_confidence,
+        }
+    }
+}
+
+/// Whether two pictures show the same person
+///
+/// Each must show exactly one face. Nobody needs to be enrolled, and nothing is stored.
+#[api_v2_operation]
+pub async fn verify(
+    state: web::Data<State>,
+    Form(form): Form<VerificationForm>,
+) -> Result<Answer<Verification>, ApiError> {
+    let images = form.image.len();
+    let Ok([first, second]) = <[ImagePart; 2]>::try_from(form.image) else {
+        return Err(ApiError::TwoImagesExpected { images });
+    };
+    let unusable = |image| move |error| ApiError::OneImage { image, error };
+    let pictures = vec![first.0.map_err(unusable(0))?, second.0.map_err(unusable(1))?];
+    let recognised = state.recogniser.recognise(pictures).await?;
+    let mut pictures = recognised.pictures.into_iter();
+    let mut only_face = |image: usize| {
+        let mut faces = pictures.next().unwrap_or_else(|| Ok(Vec::new())).map_err(unusable(image))?;
+        match (faces.len(), faces.pop()) {
+            (1, Some(face)) => Ok(face),
+            (0, _) => Err(ApiError::NoFace { image }),
+            (faces, _) => Err(ApiError::SeveralFaces { image, faces }),
+        }
+    };
+    let [first, second] = &[only_face(0)?, only_face(1)?];
+    // Embeddings have length 1; rounding may take the sum a little beyond it.
+    let products = first.embedding.iter().zip(&second.embedding).map(|(a, b)| a * b);
+    let similarity = products.sum::<f32>().clamp(-1.0, 1.0);
+    let threshold = state.verify_threshold;
+    let verification = Verification {
+        same_person: similarity >= threshold,
+        similarity,
+        threshold,
+        embedder: state.recogniser.embedder(),
+        faces: vec![VerifiedFace::new(0, first), VerifiedFace::new(1, second)],
+    };
+    Ok(Answer::new(verification).headers([timing(recognised.queued, recognised.computed)]))
+}

@@ -1,0 +1,476 @@
+//! Results on their way to the external API. One process of the deployment sends at a time; each result is tried again
+//! until the API takes it or it is too old.
+//!
+//! Whatever keeps the process from writing down that a result was taken (a crash, a database that is away) has it sent
+//! again: its receiver tells by the key.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant, SystemTime},
+};
+
+use actix_web::http::header::HttpDate;
+use reqwest::{
+    Client, StatusCode, Url,
+    header::{HeaderMap, RETRY_AFTER},
+    redirect,
+};
+use serde::Serialize;
+use time::format_description::well_known::Rfc3339;
+use tokio::{
+    sync::watch,
+    task::{Id, JoinError, JoinHandle, JoinSet},
+};
+use uuid::Uuid;
+
+use crate::store::{
+    Database, Micros, StoreError, from_micros, now,
+    sql::{Lease, Message, Topic},
+};
+
+/// Results that are on their way at a time.
+const AT_A_TIME: usize = 4;
+/// The shortest wait after a failure. It doubles with each further one.
+const MIN_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait after a failure.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait that the API may ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// How often results that are too old are looked for.
+const DROP_EVERY: Duration = Duration::from_secs(1);
+/// Bytes of an answer that are read, so that its connection can be used again.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Where results go, and how.
+#[derive(Debug, Clone)]
+pub struct OutboxOptions {
+    /// What takes them.
+    pub url: Url,
+    /// How long a result is kept that is not taken.
+    pub max_age: Duration,
+    /// How long the API may take to answer.
+    pub timeout: Duration,
+    /// How often is looked for results, should the signal be missed.
+    pub poll: Duration,
+    /// How long after the end of a process that sent another one goes on, beside the time that an answer may take.
+    pub lease: Duration,
+}
+
+/// Starts the task that sends what is in the outbox, until `stop` says so; it ends when what is on its way has arrived
+/// or failed.
+///
+/// # Errors
+/// The HTTP client cannot be made.
+pub fn start(
+    database: Database,
+    options: OutboxOptions,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<JoinHandle<()>> {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Another thread may have been faster, with the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    let client = Client::builder()
+        .user_agent(concat!("facepipe/", env!("CARGO_PKG_VERSION")))
+        .timeout(options.timeout)
+        // A result goes where it was configured to go, nowhere else.
+        .redirect(redirect::Policy::none())
+        .build()?;
+    let sender = Sender {
+        database,
+        client,
+        options,
+        holder: Uuid::new_v4().to_string(),
+        lease_ends: None,
+        declined_at: None,
+        dropped_at: None,
+        sending: JoinSet::new(),
+        tasks: HashMap::new(),
+        outcomes: Outcomes::default(),
+        health: Health::default(),
+    };
+    Ok(tokio::spawn(sender.run(stop)))
+}
+
+struct Sender {
+    database: Database,
+    client: Client,
+    options: OutboxOptions,
+    /// Names this process in leases.
+    holder: String,
+    /// Until when nobody else sends, where this process holds the lease.
+    lease_ends: Option<Instant>,
+    /// When somebody else had it last.
+    declined_at: Option<Instant>,
+    /// When results that were too old were dropped last.
+    dropped_at: Option<Instant>,
+    sending: JoinSet<Result<(), Refusal>>,
+    /// What each task sends: the message's row and its attempts before this one.
+    tasks: HashMap<Id, (i64, i32)>,
+    outcomes: Outcomes,
+    health: Health,
+}
+
+/// What is still to be written down, by the messages' rows.
+#[derive(Default)]
+struct Outcomes {
+    taken: Vec<i64>,
+    /// With the moment of the next attempt.
+    refused: Vec<(i64, Micros)>,
+}
+
+impl Sender {
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.database.changes(Topic::Outbox);
+        let mut failing = false;
+        while !*stop.borrow() {
+            let step = self.step().await;
+            match &step {
+                // Once, not at every look.
+                Err(error) if !failing => tracing::error!(%error, "the outbox cannot be read or written"),
+                _ => (),
+            }
+            failing = step.is_err();
+            tokio::select! {
+                Some(ended) = self.sending.join_next_with_id() => self.ended(ended),
+                _ = changes.changed(), if !failing => (),
+                () = tokio::time::sleep(self.options.poll) => (),
+                _ = stop.changed() => (),
+            }
+            while let Some(ended) = self.sending.try_join_next_with_id() {
+                self.ended(ended);
+            }
+        }
+        while let Some(ended) = self.sending.join_next_with_id().await {
+            self.ended(ended);
+        }
+        if let Err(error) = self.write_down().await {
+            tracing::error!(%error, "what was sent last cannot be written down and will be sent again");
+        }
+        if let Err(error) = self.give_up_lease().await {
+            tracing::warn!(%error, "cannot give the outbox's lease back");
+        }
+    }
+
+    /// Writes down what has happened, and sends what is due.
+    async fn step(&mut self) -> Result<(), StoreError> {
+        self.write_down().await?;
+        // Looking costs less than taking the lease.
+        if self.lease_ends.is_none() && !self.database.messages_wait().await? {
+            return Ok(());
+        }
+        if !self.hold_lease().await? {
+            return Ok(());
+        }
+        self.drop_old().await?;
+        let free = AT_A_TIME.saturating_sub(self.tasks.len());
+        if free == 0 || self.health.is_paused(Instant::now()) {
+            return Ok(());
+        }
+        let limit = i64::try_from(free).unwrap_or(i64::MAX);
+        let due = self.database.due_messages(self.on_their_way(), limit).await?;
+        // The database may have taken its time.
+        if self.lease_ends.is_none_or(|end| end < Instant::now() + self.options.timeout) {
+            return Ok(());
+        }
+        let idle = due.is_empty() && self.tasks.is_empty();
+        for message in due {
+            self.send(message);
+        }
+        if idle && !self.database.messages_wait().await? {
+            self.give_up_lease().await?;
+        }
+        Ok(())
+    }
+
+    async fn write_down(&mut self) -> Result<(), StoreError> {
+        let Outcomes { taken, refused } = &self.outcomes;
+        if !taken.is_empty() || !refused.is_empty() {
+            self.database.settle_messages(taken.clone(), refused.clone()).await?;
+            self.outcomes = Outcomes::default();
+        }
+        Ok(())
+    }
+
+    /// Whether nobody else sends for at least as long as an answer may take.
+    async fn hold_lease(&mut self) -> Result<bool, StoreError> {
+        let OutboxOptions { timeout, lease, poll, .. } = self.options;
+        let asked = Instant::now();
+        let left = self.lease_ends.map(|end| end.saturating_duration_since(asked)).unwrap_or_default();
+        if left > timeout + lease / 2 {
+            return Ok(true);
+        }
+        // Signals come more often than it is worth to ask.
+        if self.declined_at.is_some_and(|last| last.elapsed() < poll / 2) {
+            return Ok(false);
+        }
+        let held = self.database.acquire_lease(Lease::Outbox, &self.holder, timeout + lease).await?;
+        self.lease_ends = held.then_some(asked + timeout + lease);
+        self.declined_at = (!held).then_some(asked);
+        Ok(held)
+    }
+
+    async fn give_up_lease(&mut self) -> Result<(), StoreError> {
+        if self.lease_ends.is_some() {
+            self.database.release_lease(Lease::Outbox, &self.holder).await?;
+            self.lease_ends = None;
+        }
+        Ok(())
+    }
+
+    async fn drop_old(&mut self) -> Result<(), StoreError> {
+        if self.dropped_at.is_some_and(|last| last.elapsed() < DROP_EVERY) {
+            return Ok(());
+        }
+        let max_age = self.options.max_age;
+        let results = self.database.drop_messages_older_than(max_age, self.on_their_way()).await?;
+        if results > 0 {
+            tracing::error!(results, ?max_age, "dropped results that the external API did not take in time");
+        }
+        self.dropped_at = Some(Instant::now());
+        Ok(())
+    }
+
+    /// The rows of the messages that are being sent.
+    fn on_their_way(&self) -> Vec<i64> {
+        self.tasks.values().map(|(id, _)| *id).collect()
+    }
+
+    fn send(&mut self, message: Message) {
+        let (id, attempts) = (message.id, message.attempts);
+        let task = self.sending.spawn(send(self.client.clone(), self.options.url.clone(), message));
+        self.tasks.insert(task.id(), (id, attempts));
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Result<(), Refusal>), JoinError>) {
+        let (task, outcome) = match ended {
+            Ok(ended) => ended,
+            Err(error) => (error.id(), Err(Refusal::because("sending it ended unexpectedly"))),
+        };
+        let Some((id, attempts)) = self.tasks.remove(&task) else { return };
+        match outcome {
+            Ok(()) => {
+                self.outcomes.taken.push(id);
+                if self.health.taken() {
+                    tracing::info!("the external API takes results again");
+                }
+            }
+            Err(Refusal { reason, status, retry_after }) => {
+                let status = status.map(|status| status.as_u16());
+                let wait = wait_after(attempts).max(retry_after.unwrap_or_default());
+                self.outcomes.refused.push((id, now().saturating_add(micros(wait))));
+                if attempts == 0 {
+                    tracing::warn!(
+                        reason,
+                        status,
+                        "the external API did not take a result; it is tried again"
+                    );
+                }
+                if let Some(pause) = self.health.refused(id, retry_after, Instant::now()) {
+                    let pause_s = pause.as_secs();
+                    tracing::warn!(
+                        reason,
+                        status,
+                        pause_s,
+                        "the external API takes no results; sending pauses"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Whether the external API seems to be there.
+#[derive(Default)]
+struct Health {
+    /// Messages that it did not take since it took one last or since the last pause began.
+    refused: HashSet<i64>,
+    /// Pauses since it took a message last.
+    pauses: i32,
+    paused_until: Option<Instant>,
+}
+
+impl Health {
+    /// It took a message. Returns whether that ends a pause.
+    fn taken(&mut self) -> bool {
+        let ailing = self.paused_until.is_some();
+        *self = Self::default();
+        ailing
+    }
+
+    /// It did not take a message. Returns the pause that begins: a long one where all that could be sent at a time
+    /// failed, or the one that the API asked for. A few messages that it does not like hold up nothing.
+    fn refused(&mut self, id: i64, retry_after: Option<Duration>, now: Instant) -> Option<Duration> {
+        self.refused.insert(id);
+        let mut pause = retry_after;
+        if self.refused.len() >= AT_A_TIME {
+            pause = Some(wait_after(self.pauses).max(retry_after.unwrap_or_default()));
+            self.pauses = self.pauses.saturating_add(1);
+            self.refused.clear();
+        }
+        let until = now + pause?;
+        if self.paused_until.is_some_and(|later| later >= until) {
+            return None;
+        }
+        self.paused_until = Some(until);
+        pause
+    }
+
+    fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
+}
+
+/// How long to wait after a failure that `earlier` others came before: twice as long each time, and up to half of that
+/// less, so that those who failed together do not come again together.
+fn wait_after(earlier: i32) -> Duration {
+    let doublings = u32::try_from(earlier).unwrap_or_default().min(16);
+    let longest = MIN_WAIT.saturating_mul(1 << doublings).min(MAX_WAIT);
+    longest.mul_f64(rand::random_range(0.5..=1.0)).max(MIN_WAIT)
+}
+
+/// What the external API gets.
+#[derive(Serialize)]
+struct Body {
+    face_id: Option<String>,
+    confidence: Option<f32>,
+    camera_id: String,
+    location: String,
+    timestamp: String,
+    key: String,
+}
+
+/// Why a message was not taken. Has nothing of the message.
+struct Refusal {
+    reason: &'static str,
+    status: Option<StatusCode>,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    fn because(reason: &'static str) -> Self {
+        Self { reason, status: None, retry_after: None }
+    }
+}
+
+async fn send(client: Client, url: Url, message: Message) -> Result<(), Refusal> {
+    let timestamp = from_micros(message.captured_at)
+        .ok()
+        .and_then(|moment| moment.format(&Rfc3339).ok())
+        .ok_or(Refusal::because("its row is damaged"))?;
+    let body = Body {
+        face_id: message.face_id,
+        confidence: message.confidence,
+        camera_id: message.camera_id,
+        location: message.location,
+        timestamp,
+        key: message.key,
+    };
+    let mut answer = client.post(url).json(&body).send().await.map_err(|error| {
+        Refusal::because(match &error {
+            error if error.is_timeout() => "no answer in time",
+            error if error.is_connect() => "no connection",
+            _ => "the connection broke",
+        })
+    })?;
+    let (status, retry_after) = (answer.status(), retry_after(answer.status(), answer.headers()));
+    let mut read = 0;
+    while read < MAX_ANSWER_BYTES
+        && let Ok(Some(chunk)) = answer.chunk().await
+    {
+        read += chunk.len();
+    }
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(Refusal { reason: "its answer says so", status: Some(status), retry_after })
+}
+
+/// How long an API that is busy asks to wait: in seconds, or until a date.
+fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        return None;
+    }
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date: SystemTime = text.parse::<HttpDate>().ok()?.into();
+            date.duration_since(SystemTime::now()).unwrap_or_default()
+        }
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+fn micros(duration: Duration) -> Micros {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_minute_and_differ() {
+        for (earlier, longest) in [(0, 1), (1, 2), (3, 8), (5, 32), (6, 60), (1000, 60), (i32::MAX, 60)] {
+            let longest = Duration::from_secs(longest);
+            let waits: Vec<Duration> = (0..50).map(|_| wait_after(earlier)).collect();
+            assert!(
+                waits.iter().all(|wait| (MIN_WAIT.max(longest / 2)..=longest).contains(wait)),
+                "{waits:?}"
+            );
+            assert_eq!(waits.iter().collect::<HashSet<_>>().len() > 1, earlier > 0, "{waits:?}");
+        }
+    }
+
+    #[test]
+    fn one_bad_message_holds_up_nothing_and_a_dead_api_is_left_alone() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        for _ in 0..100 {
+            assert_eq!(health.refused(7, None, now), None);
+        }
+        assert_eq!(health.refused(8, None, now), None);
+        assert_eq!(health.refused(9, None, now), None);
+        assert!(!health.is_paused(now));
+        assert_eq!(health.refused(10, None, now), Some(MIN_WAIT));
+        assert!(health.is_paused(now) && !health.is_paused(now + MIN_WAIT));
+
+        // Each further window that fails as a whole is followed by a longer pause, up to the longest.
+        let mut later = now;
+        let pauses: Vec<Duration> = (0..10)
+            .map(|_| {
+                later += MAX_WAIT;
+                (0..AT_A_TIME).filter_map(|id| health.refused(i64::try_from(id).unwrap(), None, later)).sum()
+            })
+            .collect();
+        assert!(pauses[9] >= MAX_WAIT / 2 && pauses[9] <= MAX_WAIT, "{pauses:?}");
+
+        assert!(health.taken());
+        assert!(!health.is_paused(later) && !health.taken());
+        assert_eq!(health.refused(7, None, later), None);
+    }
+
+    #[test]
+    fn a_busy_api_is_asked_again_when_it_says() {
+        let wait = |status, value: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
+            retry_after(StatusCode::from_u16(status).unwrap(), &headers)
+        };
+        assert_eq!(wait(429, "7"), Some(Duration::from_secs(7)));
+        assert_eq!(wait(503, " 0 "), Some(Duration::ZERO));
+        assert_eq!(wait(503, "99999999999"), Some(MAX_RETRY_AFTER));
+        assert_eq!(wait(503, "Fri, 01 Jan 1999 00:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait(429, "Fri, 01 Jan 2100 00:00:00 GMT"), Some(MAX_RETRY_AFTER));
+        assert_eq!(wait(429, "soon"), None);
+        assert_eq!(wait(500, "7"), None);
+
+        let (mut health, now) = (Health::default(), Instant::now());
+        assert_eq!(health.refused(1, Some(Duration::from_secs(7)), now), Some(Duration::from_secs(7)));
+        assert!(
+            health.is_paused(now + Duration::from_secs(6)) && !health.is_paused(now + Duration::from_secs(7))
+        );
+        // The end of a pause is not brought forward.
+        assert_eq!(health.refused(2, Some(Duration::from_secs(3)), now), None);
+        assert!(health.is_paused(now + Duration::from_secs(6)));
+    }
+}

@@ -1,0 +1,150 @@
+//! Results on their way to the external API.
+
+use std::time::Duration;
+
+use diesel::{dsl::exists, prelude::*};
+
+use super::{
+    AnyConnection, Database,
+    schema::{outbox, people},
+};
+use crate::store::{Micros, StoreError, now};
+
+/// A result that is to be sent.
+pub struct NewMessage<'a> {
+    /// By which its receiver tells it from others.
+    pub key: String,
+    /// Whom the face shows; unknown faces have nobody.
+    pub person_id: Option<i64>,
+    /// Probability of the nearest person, 0 to 1.
+    pub confidence: Option<f32>,
+    /// The camera.
+    pub camera_id: &'a str,
+    /// Where the camera stands.
+    pub location: &'a str,
+    /// When the picture was taken.
+    pub captured_at: Micros,
+}
+
+/// A result that waits to be sent.
+#[derive(Queryable)]
+pub struct Message {
+    /// Its row.
+    pub id: i64,
+    /// By which its receiver tells it from others.
+    pub key: String,
+    /// The Face ID of whom it shows, as it is now; `None` for an unknown face.
+    pub face_id: Option<String>,
+    /// Probability of the nearest person, 0 to 1.
+    pub confidence: Option<f32>,
+    /// The camera.
+    pub camera_id: String,
+    /// Where the camera stood.
+    pub location: String,
+    /// When the picture was taken.
+    pub captured_at: Micros,
+    /// How often it was sent in vain.
+    pub attempts: i32,
+}
+
+impl Database {
+    /// Whether any message is there, due or not.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn messages_wait(&self) -> Result<bool, StoreError> {
+        self.read(|connection| {
+            let any = diesel::select(exists(outbox::table.select(outbox::id))).get_result(connection)?;
+            Ok(any)
+        })
+        .await
+    }
+
+    /// At most `limit` messages whose next attempt is due, the longest due first, without those of the rows `except`.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn due_messages(&self, except: Vec<i64>, limit: i64) -> Result<Vec<Message>, StoreError> {
+        self.read(move |connection| {
+            let rows = outbox::table
+                .left_join(people::table)
+                .filter(outbox::next_attempt_at.le(now()))
+                .filter(outbox::id.ne_all(&except))
+                .order((outbox::next_attempt_at, outbox::id))
+                .limit(limit)
+                .select((
+                    outbox::id,
+                    outbox::message_key,
+                    people::face_id.nullable(),
+                    outbox::confidence,
+                    outbox::camera_id,
+                    outbox::location,
+                    outbox::captured_at,
+                    outbox::attempts,
+                ))
+                .load::<Message>(connection)?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// Removes the messages `taken`, and puts off those of `refused` until the moment beside each.
+    ///
+    /// # Errors
+    /// The database fails; then all of them are as they were.
+    pub async fn settle_messages(
+        &self,
+        taken: Vec<i64>,
+        refused: Vec<(i64, Micros)>,
+    ) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            if !taken.is_empty() {
+                diesel::delete(outbox::table.filter(outbox::id.eq_any(&taken))).execute(connection)?;
+            }
+            for (id, next_attempt_at) in &refused {
+                diesel::update(outbox::table.find(id))
+                    .set((
+                        outbox::attempts.eq(outbox::attempts + 1),
+                        outbox::next_attempt_at.eq(next_attempt_at),
+                    ))
+                    .execute(connection)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes messages that are here for longer than `age`, without those of the rows `except`. Returns how many.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn drop_messages_older_than(
+        &self,
+        age: Duration,
+        except: Vec<i64>,
+    ) -> Result<usize, StoreError> {
+        let oldest = now().saturating_sub(i64::try_from(age.as_micros()).unwrap_or(i64::MAX));
+        self.write(move |connection| {
+            let old = outbox::table.filter(outbox::created_at.lt(oldest)).filter(outbox::id.ne_all(&except));
+            Ok(diesel::delete(old).execute(connection)?)
+        })
+        .await
+    }
+}
+
+pub(super) fn insert(connection: &mut AnyConnection, message: &NewMessage<'_>) -> Result<(), StoreError> {
+    let now = now();
+    diesel::insert_into(outbox::table)
+        .values((
+            outbox::message_key.eq(&message.key),
+            outbox::person_id.eq(message.person_id),
+            outbox::confidence.eq(message.confidence),
+            outbox::camera_id.eq(message.camera_id),
+            outbox::location.eq(message.location),
+            outbox::captured_at.eq(message.captured_at),
+            outbox::created_at.eq(now),
+            outbox::next_attempt_at.eq(now),
+        ))
+        .execute(connection)?;
+    Ok(())
+}

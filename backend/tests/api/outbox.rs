@@ -1,0 +1,508 @@
+//! send-results, and what an external API gets of it whatever state it is in.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, web};
+use reqwest::{StatusCode, multipart::Form};
+use serde_json::{Value, json};
+use tokio::net::TcpSocket;
+
+use crate::helpers::{Answer, Server, photograph, start};
+
+const SEND: &str = "/face-recognition/send-results";
+
+/// How the external API answers.
+#[derive(Clone, Copy)]
+enum Mood {
+    /// It takes everything.
+    Takes,
+    /// It takes everything but messages whose key begins with `bad`.
+    Picky,
+    /// It answers with this status.
+    Fails(u16),
+    /// It answers when nobody waits any more.
+    Hangs,
+    /// It answers 429 and asks for an hour of silence.
+    Busy,
+    /// It sends elsewhere.
+    Redirects,
+}
+
+/// An external API on a free port of this machine, which can go and come back.
+struct ExternalApi {
+    address: SocketAddr,
+    seen: Arc<Seen>,
+    /// Keeps the port while the API is away: bound, but nobody listens.
+    socket: Option<TcpSocket>,
+    running: Option<ServerHandle>,
+}
+
+struct Seen {
+    mood: Mutex<Mood>,
+    /// Messages that were taken, in their order.
+    taken: Mutex<Vec<Value>>,
+    /// Requests, taken or not.
+    requests: Mutex<usize>,
+}
+
+impl ExternalApi {
+    /// One that refuses connections until it is opened.
+    fn closed() -> Self {
+        let socket = bound("127.0.0.1:0".parse().unwrap());
+        let seen = Seen { mood: Mood::Takes.into(), taken: Mutex::default(), requests: Mutex::default() };
+        Self {
+            address: socket.local_addr().unwrap(),
+            seen: Arc::new(seen),
+            socket: Some(socket),
+            running: None,
+        }
+    }
+
+    fn open() -> Self {
+        let mut api = Self::closed();
+        api.come_back();
+        api
+    }
+
+    fn come_back(&mut self) {
+        let seen = web::Data::from(Arc::clone(&self.seen));
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(seen.clone())
+                .route("/results", web::post().to(take))
+                .route("/elsewhere", web::to(take_elsewhere))
+        })
+        .workers(1)
+        .disable_signals()
+        .listen(self.socket.take().unwrap().listen(64).unwrap().into_std().unwrap())
+        .unwrap()
+        .run();
+        self.running = Some(server.handle());
+        tokio::spawn(server);
+    }
+
+    async fn go(&mut self) {
+        self.running.take().unwrap().stop(false).await;
+        self.socket = Some(bound(self.address));
+    }
+
+    fn url(&self) -> String {
+        format!("http://user:pass@{}/results", self.address)
+    }
+
+    fn be(&self, mood: Mood) {
+        *self.seen.mood.lock().unwrap() = mood;
+    }
+
+    fn requests(&self) -> usize {
+        *self.seen.requests.lock().unwrap()
+    }
+
+    fn taken(&self) -> Vec<Value> {
+        self.seen.taken.lock().unwrap().clone()
+    }
+
+    /// The keys of what was taken, sorted.
+    fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> =
+            self.taken().iter().map(|message| message["key"].as_str().unwrap().to_owned()).collect();
+        keys.sort();
+        keys
+    }
+
+    /// What was taken, once that is so many messages and the server has written it down.
+    async fn taken_once(&self, messages: usize, server: &Server) -> Vec<Value> {
+        until(|| self.taken().len() >= messages && waiting(server) == 0).await;
+        self.taken()
+    }
+}
+
+impl Drop for ExternalApi {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            drop(running.stop(false));
+        }
+    }
+}
+
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
+async fn take(
+    seen: web::Data<Seen>,
+    request: HttpRequest,
+    web::Json(message): web::Json<Value>,
+) -> HttpResponse {
+    *seen.requests.lock().unwrap() += 1;
+    assert_eq!(request.headers().get("authorization").unwrap(), "Basic dXNlcjpwYXNz");
+    let mood = *seen.mood.lock().unwrap();
+    match mood {
+        Mood::Picky if message["key"].as_str().unwrap().starts_with("bad") => {
+            return HttpResponse::UnprocessableEntity().finish();
+        }
+        Mood::Takes | Mood::Picky => (),
+        Mood::Fails(status) => return HttpResponse::build(status.try_into().unwrap()).finish(),
+        Mood::Hangs => {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            return HttpResponse::InternalServerError().finish();
+        }
+        Mood::Busy => {
+            return HttpResponse::TooManyRequests().insert_header(("retry-after", "3600")).finish();
+        }
+        Mood::Redirects => {
+            return HttpResponse::TemporaryRedirect().insert_header(("location", "/elsewhere")).finish();
+        }
+    }
+    seen.taken.lock().unwrap().push(message);
+    HttpResponse::Accepted().body("thank you")
+}
+
+async fn take_elsewhere(seen: web::Data<Seen>) -> HttpResponse {
+    seen.taken.lock().unwrap().push("a message that was redirected".into());
+    HttpResponse::Ok().finish()
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come to that");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Messages in the outbox.
+fn waiting(server: &Server) -> usize {
+    server.lines("SELECT CONCAT(COUNT(*), '') AS line FROM outbox")[0].parse().unwrap()
+}
+
+fn form(key: &str) -> Form {
+    Form::new().text("camera_id", "gate-1").text("location", "Lobby").text("key", key.to_owned())
+}
+
+/// Sends a picture of a face under a key.
+async fn send(server: &Server, key: &str, person: &str, number: u32) -> Value {
+    let form = form(key).part("image", photograph(person, number));
+    server.send(SEND, form).await.expect(StatusCode::ACCEPTED)
+}
+
+macro_rules! start_with {
+    ($api:expr) => {
+        start_with!($api, |_| ())
+    };
+    ($api:expr, $configure:expr) => {
+        start!(|config: &mut facepipe_backend::Config| {
+            config.results_url = Some($api.url());
+            let configure: fn(&mut facepipe_backend::Config) = $configure;
+            configure(config);
+        })
+    };
+}
+
+#[tokio::test]
+async fn each_face_is_sent_as_a_message() {
+    let api = ExternalApi::open();
+    let server = start_with!(api);
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    let picture = || photograph("Tony_Blair", 3);
+    let form = form("k-1").text("captured_at", "2024-05-06T09:08:09.25+02:00").part("image", picture());
+    let answer = server.send(SEND, form).await.expect(StatusCode::ACCEPTED);
+    assert_eq!(
+        (&answer["model_version"], &answer["sent"], &answer["repeated"]),
+        (&1.into(), &1.into(), &0.into())
+    );
+    let first = &answer["faces"][0];
+    assert_eq!((&first["decision"], &first["image"]), (&"known".into(), &0.into()));
+
+    assert_eq!(
+        api.taken_once(1, &server).await,
+        [json!({
+            "face_id": "Tony_Blair",
+            "confidence": first["top_prediction"]["confidence"],
+            "camera_id": "gate-1",
+            "location": "Lobby",
+            "timestamp": "2024-05-06T07:08:09.25Z",
+            "key": "k-1/0",
+        })]
+    );
+
+    // An unknown face has no name, and a picture without a key gets one.
+    let group = std::fs::read(facepipe_test_support::require!("scenes/multiface.jpg")).unwrap();
+    let form = Form::new()
+        .text("camera_id", "gate-2")
+        .text("location", "")
+        .part("image", crate::helpers::file(group))
+        .part("image", crate::helpers::landscape());
+    let answer = server.send(SEND, form).await.expect(StatusCode::ACCEPTED);
+    let faces = answer["faces"].as_array().unwrap().len();
+    assert!(faces > 1 && answer["sent"] == faces, "{answer}");
+    let messages = api.taken_once(1 + faces, &server).await;
+    let mut pictures = HashSet::new();
+    let mut numbers = Vec::new();
+    for message in &messages[1..] {
+        assert_eq!((&message["face_id"], &message["camera_id"]), (&Value::Null, &"gate-2".into()));
+        let (picture, number) = message["key"].as_str().unwrap().rsplit_once('/').unwrap();
+        assert_eq!(uuid::Uuid::parse_str(picture).unwrap().get_version_num(), 7);
+        pictures.insert(picture);
+        numbers.push(number.parse::<usize>().unwrap());
+    }
+    numbers.sort_unstable();
+    assert_eq!((pictures.len(), numbers), (1, (0..faces).collect()));
+    // Nothing of it became a detection.
+    let detections = server.get("/database/detections").await.expect(StatusCode::OK);
+    assert_eq!(detections["detections"], json!([]));
+}
+
+#[tokio::test]
+async fn without_an_external_api_nothing_is_accepted() {
+    let server = start!();
+    let form = form("k").part("image", photograph("Tony_Blair", 1));
+    let message = server.send(SEND, form).await.expect_error(409, "results_url_missing");
+    assert!(message.contains("--results-url") && message.contains("FACEPIPE_RESULTS_URL"), "{message}");
+    assert_eq!(waiting(&server), 0);
+}
+
+#[tokio::test]
+async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
+    let api = ExternalApi::open();
+    let server = start_with!(api);
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    let picture = || photograph("Tony_Blair", 3);
+    let calls = (0..6).map(|_| {
+        let form = form("k").part("image", picture());
+        let request = server.client.post(format!("{}{SEND}", server.url)).multipart(form);
+        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+    });
+    let mut answers = Vec::new();
+    for call in calls.collect::<Vec<_>>() {
+        let mut answer = call.await.unwrap().expect(StatusCode::ACCEPTED);
+        answers.push(answer["repeated"].as_u64().unwrap());
+        answer["repeated"] = Value::Null;
+        assert_eq!(answer["faces"][0]["top_prediction"]["label"], "Tony_Blair");
+    }
+    answers.sort_unstable();
+    assert_eq!(answers, [0, 1, 1, 1, 1, 1]);
+    api.taken_once(1, &server).await;
+
+    // Also when the message has been delivered, after a restart, and with another model.
+    let server = server.restart().await;
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    server.train().await;
+    let form = form("k").part("image", picture()).text("key", "k-2").part("image", picture());
+    let answer = server.send(SEND, form).await.expect(StatusCode::ACCEPTED);
+    assert_eq!((&answer["sent"], &answer["repeated"]), (&2.into(), &1.into()));
+    assert_eq!(answer["faces"][0]["all_predictions"].as_array().unwrap().len(), 1);
+    api.taken_once(2, &server).await;
+    assert_eq!(api.keys(), ["k-2/0", "k/0"]);
+
+    // Each of the calls has keys of its own.
+    let form = crate::outbox::form("k").part("image", picture());
+    let stored = server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+    assert_eq!((&stored["stored"], &stored["repeated"]), (&1.into(), &0.into()));
+}
+
+#[tokio::test]
+async fn an_api_that_is_away_fails_and_hangs_loses_nothing_and_holds_up_nobody() {
+    let mut api = ExternalApi::closed();
+    let server = start_with!(api, |config| config.results_timeout_s = 1);
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    let mut keys = Vec::new();
+    let moods = [None, Some(Mood::Fails(500)), Some(Mood::Hangs), Some(Mood::Fails(404))];
+    for (number, mood) in moods.into_iter().enumerate() {
+        if let Some(mood) = mood {
+            api.be(mood);
+            if api.running.is_none() {
+                api.come_back();
+            }
+        }
+        let before = api.requests();
+        for picture in 0..3 {
+            let key = format!("k-{number}-{picture}");
+            send(&server, &key, "Tony_Blair", 3).await;
+            keys.push(format!("{key}/0"));
+            // The other calls answer as ever.
+            let form = form(&key).part("image", photograph("Tony_Blair", 4));
+            server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+            assert_eq!(server.recognise("Tony_Blair", 4).await["decision"], "known");
+        }
+        // It has met that mood.
+        until(|| mood.is_none() || api.requests() > before).await;
+        assert_eq!(api.taken(), Vec::<Value>::new());
+    }
+    assert_eq!(waiting(&server), 12);
+
+    api.be(Mood::Takes);
+    let messages = api.taken_once(12, &server).await;
+    // None is missing, none came twice.
+    assert_eq!((messages.len(), api.keys()), (12, keys));
+    assert!(messages.iter().all(|message| message["face_id"] == "Tony_Blair"), "{messages:?}");
+
+    // And once more: what comes after an outage finds its way at once.
+    api.go().await;
+    send(&server, "last", "Vladimir_Putin", 1).await;
+    api.come_back();
+    api.taken_once(13, &server).await;
+    assert_eq!(waiting(&server), 0);
+}
+
+#[tokio::test]
+async fn messages_outlive_a_restart() {
+    let mut api = ExternalApi::closed();
+    let server = start_with!(api);
+    for key in ["a", "b"] {
+        send(&server, key, "Tony_Blair", 1).await;
+    }
+    let server = server.restart().await;
+    assert_eq!(waiting(&server), 2);
+    api.come_back();
+    api.taken_once(2, &server).await;
+    assert_eq!(api.keys(), ["a/0", "b/0"]);
+}
+
+#[tokio::test]
+async fn messages_that_are_too_old_are_dropped() {
+    let api = ExternalApi::open();
+    api.be(Mood::Fails(500));
+    let server = start_with!(api, |config| config.results_max_age_s = 2);
+    send(&server, "old", "Tony_Blair", 1).await;
+    until(|| waiting(&server) == 0).await;
+    assert!(api.requests() > 0);
+    api.be(Mood::Takes);
+    // Its key stays known.
+    assert_eq!(send(&server, "old", "Tony_Blair", 1).await["repeated"], 1);
+    send(&server, "new", "Tony_Blair", 1).await;
+    api.taken_once(1, &server).await;
+    assert_eq!(api.keys(), ["new/0"]);
+}
+
+#[tokio::test]
+async fn a_server_that_has_no_external_api_any_more_keeps_no_old_messages() {
+    let api = ExternalApi::closed();
+    let mut server = start_with!(api, |config| config.results_max_age_s = 1);
+    send(&server, "old", "Tony_Blair", 1).await;
+    server.config.results_url = None;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let server = server.restart().await;
+    assert_eq!(waiting(&server), 0);
+}
+
+#[tokio::test]
+async fn what_waits_to_be_sent_follows_the_person() {
+    let mut api = ExternalApi::closed();
+    let server = start_with!(api);
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    server.train().await;
+    send(&server, "erased", "Tony_Blair", 3).await;
+    send(&server, "renamed", "Hugo_Chavez", 3).await;
+    send(&server, "nobody", "Vladimir_Putin", 1).await;
+    assert_eq!(waiting(&server), 3);
+
+    server.delete("/dataset/Tony_Blair").await.expect(StatusCode::NO_CONTENT);
+    server.patch("/dataset/Hugo_Chavez", &json!({ "face_id": "Hugo" })).await.expect(StatusCode::OK);
+    assert_eq!(waiting(&server), 2);
+
+    api.come_back();
+    let messages = api.taken_once(2, &server).await;
+    let names: HashMap<&str, &Value> =
+        messages.iter().map(|message| (message["key"].as_str().unwrap(), &message["face_id"])).collect();
+    assert_eq!(names, HashMap::from([("renamed/0", &"Hugo".into()), ("nobody/0", &Value::Null)]));
+    // The kept answer of the erased person names nobody, and nothing is sent again.
+    let answer = send(&server, "erased", "Tony_Blair", 3).await;
+    assert_eq!(
+        (&answer["repeated"], &answer["faces"][0]["decision"]),
+        (&1.into(), &"unknown".into()),
+        "{answer}"
+    );
+    assert_eq!(waiting(&server), 0);
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_liked_holds_up_no_other() {
+    let api = ExternalApi::open();
+    api.be(Mood::Picky);
+    let server = start_with!(api);
+    send(&server, "bad", "Tony_Blair", 1).await;
+    for number in 0..6 {
+        send(&server, &format!("good-{number}"), "Tony_Blair", 1).await;
+    }
+    until(|| api.taken().len() == 6 && waiting(&server) == 1).await;
+    assert_eq!(server.lines("SELECT message_key AS line FROM outbox"), ["bad/0"]);
+    api.be(Mood::Takes);
+    api.taken_once(7, &server).await;
+    assert_eq!(api.keys()[0], "bad/0");
+}
+
+#[tokio::test]
+async fn an_api_that_asks_for_silence_gets_it() {
+    let api = ExternalApi::open();
+    api.be(Mood::Busy);
+    let server = start_with!(api);
+    send(&server, "a", "Tony_Blair", 1).await;
+    until(|| api.requests() == 1).await;
+    // Long enough for the answer to have been read.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for number in 0..5 {
+        send(&server, &format!("b-{number}"), "Tony_Blair", 1).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!((api.requests(), waiting(&server)), (1, 6));
+}
+
+#[tokio::test]
+async fn a_result_goes_nowhere_but_where_it_was_configured_to_go() {
+    let api = ExternalApi::open();
+    api.be(Mood::Redirects);
+    let server = start_with!(api);
+    send(&server, "a", "Tony_Blair", 1).await;
+    until(|| api.requests() >= 2).await;
+    assert_eq!(api.taken(), Vec::<Value>::new());
+    api.be(Mood::Takes);
+    api.taken_once(1, &server).await;
+    assert_eq!(api.keys(), ["a/0"]);
+}
+
+#[tokio::test]
+async fn of_two_replicas_one_sends_and_the_other_takes_over() {
+    let mut api = ExternalApi::closed();
+    let first = start_with!(api);
+    let second = first.replica().await;
+    for number in 0..3 {
+        send(&first, &format!("first-{number}"), "Tony_Blair", 1).await;
+        send(&second, &format!("second-{number}"), "Tony_Blair", 1).await;
+    }
+    // A key is known to both.
+    assert_eq!(send(&second, "first-0", "Tony_Blair", 1).await["repeated"], 1);
+    until(|| holder(&first).is_some()).await;
+    api.come_back();
+    api.taken_once(6, &first).await;
+    assert_eq!(api.keys().len(), 6);
+
+    // The one that is left sends what the other accepted.
+    api.go().await;
+    send(&first, "late", "Tony_Blair", 1).await;
+    first.stop().await;
+    api.come_back();
+    api.taken_once(7, &second).await;
+    let keys = api.keys();
+    assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 7, "{keys:?}");
+    // With nothing to do, nobody holds the lease.
+    until(|| holder(&second).is_none()).await;
+}
+
+/// Who holds the outbox's lease.
+fn holder(server: &Server) -> Option<String> {
+    let holder = server.lines("SELECT CONCAT(holder, '') AS line FROM leases WHERE name = 'outbox'");
+    holder.into_iter().find(|holder| !holder.is_empty())
+}

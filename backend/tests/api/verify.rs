@@ -1,0 +1,108 @@
+//! Whether two pictures show the same person.
+
+use reqwest::{
+    StatusCode,
+    multipart::{Form, Part},
+};
+use serde_json::json;
+
+use crate::helpers::{Answer, Server, file, landscape, photograph, start};
+
+async fn verify(server: &Server, images: impl IntoIterator<Item = Part>) -> Answer {
+    let form = images.into_iter().fold(Form::new(), |form, image| form.part("image", image));
+    server.send("/face-recognition/verify", form).await
+}
+
+#[tokio::test]
+async fn two_pictures_of_one_person_are_told_from_those_of_two_people() {
+    let server = start!();
+    for (first, second, same) in [
+        (("Tony_Blair", 1), ("Tony_Blair", 2), true),
+        (("Hugo_Chavez", 3), ("Hugo_Chavez", 1), true),
+        (("Tony_Blair", 1), ("Hugo_Chavez", 1), false),
+        (("Vladimir_Putin", 1), ("Tony_Blair", 2), false),
+    ] {
+        let pictures = [photograph(first.0, first.1), photograph(second.0, second.1)];
+        let answer = verify(&server, pictures).await;
+        assert!(answer.headers["server-timing"].to_str().unwrap().contains("recognise;dur="));
+        let answer = answer.expect(StatusCode::OK);
+        assert_eq!((&answer["same_person"], &answer["embedder"]), (&same.into(), &"mobilefacenet".into()));
+        let (similarity, threshold) =
+            (answer["similarity"].as_f64().unwrap(), answer["threshold"].as_f64().unwrap());
+        assert_eq!(similarity >= threshold, same, "{answer}");
+        assert!((threshold - 0.35).abs() < 1e-6, "{answer}");
+        for (number, photo) in [first, second].into_iter().enumerate() {
+            let expected = server.recognise(photo.0, photo.1).await;
+            let face = &answer["faces"][number];
+            assert_eq!(
+                *face,
+                json!({
+                    "image": number,
+                    "bounding_box": expected["bounding_box"],
+                    "detection_confidence": expected["detection_confidence"],
+                })
+            );
+        }
+    }
+    // The same picture twice is as similar as can be, and the similarity does not depend on the order.
+    let answer = verify(&server, [photograph("Tony_Blair", 1), photograph("Tony_Blair", 1)]).await;
+    assert!((answer.expect(StatusCode::OK)["similarity"].as_f64().unwrap() - 1.0).abs() < 1e-5);
+    let mut similarities = Vec::new();
+    for pictures in [[("Tony_Blair", 1), ("Tony_Blair", 2)], [("Tony_Blair", 2), ("Tony_Blair", 1)]] {
+        let answer = verify(&server, pictures.map(|(person, number)| photograph(person, number))).await;
+        similarities.push(answer.expect(StatusCode::OK)["similarity"].as_f64().unwrap());
+    }
+    assert!((similarities[0] - similarities[1]).abs() < 1e-5, "{similarities:?}");
+    // It neither needs people nor leaves any.
+    assert_eq!(server.get("/dataset").await.expect(StatusCode::OK)["meta"]["total"], 0);
+    let detections = server.get("/database/detections").await.expect(StatusCode::OK);
+    assert_eq!(detections["detections"], json!([]));
+}
+
+#[tokio::test]
+async fn the_threshold_of_verification_is_configurable() {
+    let server = start!(|config| config.verify_threshold = Some(-1.0));
+    let answer = verify(&server, [photograph("Tony_Blair", 1), photograph("Hugo_Chavez", 1)]).await;
+    let answer = answer.expect(StatusCode::OK);
+    assert_eq!((&answer["same_person"], &answer["threshold"]), (&true.into(), &(-1.0).into()));
+}
+
+#[tokio::test]
+async fn pictures_that_cannot_be_compared_are_told_by_number() {
+    let server = start!();
+    let face = || photograph("Tony_Blair", 1);
+    for pictures in [vec![], vec![face()], vec![face(), face(), face()]] {
+        let images = pictures.len();
+        let answer = if pictures.is_empty() {
+            let form = Form::new().text("camera_id", "gate-1");
+            server.send("/face-recognition/verify", form).await
+        } else {
+            verify(&server, pictures).await
+        };
+        assert_eq!(answer.body["error"]["details"], json!({ "images": images, "expected": 2 }));
+        let message = answer.expect_error(400, "two_images_expected");
+        assert!(message.contains(&images.to_string()), "{message}");
+    }
+
+    let answer = verify(&server, [face(), landscape()]).await;
+    assert_eq!(answer.body["error"]["details"], json!({ "image": 1, "faces": 0 }));
+    assert!(answer.expect_error(422, "no_face").contains("image 1"));
+
+    let group = std::fs::read(facepipe_test_support::require!("scenes/multiface.jpg")).unwrap();
+    let answer = verify(&server, [file(group), face()]).await;
+    let details = answer.body["error"]["details"].clone();
+    let faces = details["faces"].as_u64().unwrap();
+    assert!(details["image"] == 0 && faces > 1, "{details}");
+    assert!(answer.expect_error(422, "several_faces").contains(&format!("{faces} faces")));
+
+    let answer = verify(&server, [face(), file(b"I am not a picture".to_vec())]).await;
+    assert_eq!(answer.body["error"]["details"], json!({ "image": 1 }));
+    assert!(answer.expect_error(422, "image_unreadable").contains("image 1"));
+    let answer = verify(&server, [file(vec![0; 10 * 1024 * 1024 + 1]), face()]).await;
+    assert_eq!(
+        answer.body["error"]["details"],
+        json!({ "image": 0, "bytes": 10_485_761, "max_bytes": 10_485_760 })
+    );
+    answer.expect_error(413, "image_too_large");
+    verify(&server, [file(Vec::new()), face()]).await.expect_error(400, "image_empty");
+}

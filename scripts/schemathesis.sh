@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# schemathesis.sh BUILD_DIR
+# Starts the built server on a free port with a folder of its own and holds its answers against its own document: every
+# call, with requests that the document allows and requests that it does not. Takes half a minute.
+set -euo pipefail
+build=$1
+tool=.runtime/tools/schemathesis
+requirements=tests/schemathesis/requirements.txt
+
+skip() {
+    echo "SKIPPED schemathesis: $1"
+    [[ -z ${FACEPIPE_SKIP_LOG:-} ]] || echo "schemathesis: $1" >>"$FACEPIPE_SKIP_LOG"
+    [[ ${CI:-} != true ]] || exit 1
+    exit 0
+}
+
+# As the tests look for their data: what `facepipe models fetch` installed, then the mirror.
+models=${FACEPIPE_MODELS:-models}
+[[ -e $models/pnet.pt ]] || models=${FACEPIPE_MIRROR:-}/models
+for file in pnet.pt rnet.pt onet.pt mobilefacenet.onnx; do
+    [[ -e $models/$file ]] || skip "no models/$file: run \`facepipe models fetch\`, or set FACEPIPE_MIRROR to a folder that has it"
+done
+export FACEPIPE_PHOTOGRAPHS=${FACEPIPE_MODELS:-models}/assets/lfw10
+[[ -e $FACEPIPE_PHOTOGRAPHS ]] || FACEPIPE_PHOTOGRAPHS=${FACEPIPE_MIRROR:-}/lfw10
+[[ -e $FACEPIPE_PHOTOGRAPHS ]] || skip "no lfw10: run \`facepipe models fetch\`, or set FACEPIPE_MIRROR to a folder that has it"
+
+if ! cmp -s "$requirements" "$tool/installed.txt"; then
+    echo "Installing schemathesis into $tool (once)"
+    rm -rf "$tool"
+    python3 -m venv "$tool"
+    "$tool/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"
+    cp "$requirements" "$tool/installed.txt"
+fi
+
+folder=$(mktemp -d)
+server=
+stop() {
+    [[ -z $server ]] || { kill "$server" 2>/dev/null && wait "$server"; } || true
+    rm -rf "$folder"
+}
+trap stop EXIT
+
+# Nothing of this shell's settings: they may name a database or a port.
+env -i PATH="$PATH" HOME="$HOME" "$build/facepipe-backend" --listen 127.0.0.1:0 --address-file "$folder/address" \
+    --data-dir "$folder/data" --models-dir "$models" --embedder mobilefacenet \
+    --results-url http://127.0.0.1:9/nobody 2>"$folder/log" &
+server=$!
+for _ in {1..600}; do
+    [[ ! -s $folder/address ]] || break
+    kill -0 "$server" 2>/dev/null || break
+    sleep 0.1
+done
+[[ -s $folder/address ]] || { echo "The server does not start:" >&2; cat "$folder/log" >&2; exit 1; }
+url=http://$(<"$folder/address")
+
+# Somebody who is known and was seen.
+call() { curl --silent --show-error --fail --output /dev/null "$@"; }
+photograph=$FACEPIPE_PHOTOGRAPHS/Tony_Blair/Tony_Blair_0001.jpg
+call --request POST "$url/dataset/Tony_Blair"
+call --form image=@"$photograph" "$url/dataset/Tony_Blair/image"
+call --request POST "$url/model/optimized-train?wait=true"
+call --form image=@"$photograph" --form camera_id=gate-1 --form location=Lobby "$url/face-recognition/store-results"
+
+result=0
+HYPOTHESIS_STORAGE_DIRECTORY=target/hypothesis "$tool/bin/schemathesis" \
+    --config-file tests/schemathesis/schemathesis.toml --no-color run "$url/openapi.json" \
+    >"$folder/report" 2>&1 || result=$?
+# A connection that ends without an answer may be taken for a network's fault.
+grep --quiet 'panicked at' "$folder/log" && result=1
+if ((result)); then
+    cat "$folder/report"
+    echo "What the server said last:"
+    grep -v ' INFO ' "$folder/log" | cut -c 1-500 | tail -n 20 || true
+else
+    grep -E '^  [0-9]+ generated' "$folder/report" | sed 's/^ */schemathesis: /'
+fi
+exit "$result"
