@@ -15,7 +15,7 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: help setup packages build models plugins demo test lint audit fmt bench clean
+.PHONY: help setup packages test-packages build models plugins demo test lint audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,7 +38,10 @@ plugins: build
 demo: setup ## the main job on real input; VIDEO=file and FACES=folder-per-person replace the defaults
 	@$(FACEPIPE) demo $(if $(VIDEO),--video "$(VIDEO)") $(if $(FACES),--faces "$(FACES)")
 
-test: setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
+test-packages:
+	@scripts/packages.sh test
+
+test: test-packages setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
 	@scripts/test.sh
 
 lint: packages $(CARGO_DENY)

@@ -12,9 +12,10 @@ user=facepipe
 as_unprivileged() {
     if ((EUID == 0)); then
         # Database servers refuse to run as root.
-        setpriv --reuid=nobody --regid=nogroup --clear-groups -- env HOME="$folder" "$@"
+        setpriv --reuid=nobody --regid=nogroup --clear-groups -- env HOME="$folder" "$@" 3>&-
     else
-        "$@"
+        # A server that kept the descriptor would keep whoever reads the answer waiting.
+        "$@" 3>&-
     fi
 }
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building, testing and the demo need; quick when none is missing.
+# Installs the Debian packages that building and the demo need, with `packages.sh test` also those that tests need; quick
+# when none is missing.
 set -euo pipefail
 
 packages=(
@@ -15,6 +16,11 @@ packages=(
     python3 python3-pip python3-venv
     ca-certificates curl
 )
+
+if [[ ${1:-} == test ]]; then
+    # database servers and a load balancer, which the tests start by themselves
+    packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
+fi
 
 missing=()
 for package in "${packages[@]}"; do
@@ -33,6 +39,12 @@ if ((${#missing[@]})); then
     fi
     echo "Installing ${#missing[@]} Debian packages: ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
+    # What tests start is not to run as a service of this machine.
+    if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
+        "${as_root[@]}" chmod +x /usr/sbin/policy-rc.d
+        trap '"${as_root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         "${missing[@]}" >/dev/null
 fi

@@ -6,8 +6,22 @@ export FACEPIPE_SKIP_LOG=$PWD/target/skipped-tests.txt
 mkdir -p target
 rm -f "$FACEPIPE_SKIP_LOG"
 
+eval "$(scripts/databases.sh start 2>target/databases.log)"
+if [[ -z ${FACEPIPE_TEST_POSTGRES:-} || -z ${FACEPIPE_TEST_MYSQL:-} ]]; then
+    cat target/databases.log
+    echo "PostgreSQL and MariaDB could not be started."
+    exit 1
+fi
+trap 'scripts/databases.sh stop' EXIT
+
 cargo test --workspace --locked
 result=$?
+# The API again, on each of the database servers.
+for engine in postgres mysql; do
+    echo
+    echo "The API's tests on $engine:"
+    FACEPIPE_TEST_DATABASE=$engine cargo test --workspace --locked --test api || result=1
+done
 scripts/schemathesis.sh "${CARGO_TARGET_DIR:-target}/debug" || result=1
 
 if [[ -s $FACEPIPE_SKIP_LOG ]]; then

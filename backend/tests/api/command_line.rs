@@ -12,7 +12,7 @@ use reqwest::{StatusCode, multipart::Form};
 
 use crate::helpers::{Answer, client, photograph};
 
-fn program() -> Command {
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_facepipe-backend"));
     let inherited = std::env::vars_os().map(|(name, _)| name);
     for name in inherited.filter(|name| name.to_string_lossy().starts_with("FACEPIPE_")) {

@@ -20,5 +20,6 @@ mod model;
 mod openapi;
 mod outbox;
 mod recognition;
+mod replicas;
 mod verify;
 mod wrong_input;
