@@ -77,7 +77,8 @@ stop() {
 }
 
 case ${1:-} in
-    start) start 3>&1 >&2 ;;
+    # Not `start 3>&1 >&2`: the shell would keep a copy of the descriptor, and the servers would inherit it.
+    start) exec 3>&1 >&2; start ;;
     stop) stop ;;
     *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

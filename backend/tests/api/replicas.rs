@@ -104,7 +104,7 @@ fn load_balancer(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
     let text = format!(
         "daemon off; master_process off; pid {folder}/nginx.pid; events {{}} http {{ access_log off; {temporary} \
          client_max_body_size 64m; upstream replicas {{ {servers} }} server {{ listen 127.0.0.1:{port}; location / \
-         {{ proxy_pass http://replicas; proxy_read_timeout 120s; proxy_next_upstream off; }} }} }}",
+         {{ proxy_pass http://replicas; proxy_http_version 1.1; proxy_read_timeout 120s; proxy_next_upstream off; }} }} }}",
         folder = folder.display()
     );
     std::fs::write(&configuration, text).unwrap();
