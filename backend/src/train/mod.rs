@@ -23,7 +23,7 @@ use crate::{
 use work::{End, Progress, Work, WorkError};
 
 /// How often the progress of a job is written down, and looked whether it is to end.
-const REPORT: Duration = Duration::from_secs(1);
+const REPORT: Duration = Duration::from_millis(200);
 
 /// What is told of a failure whose reason is nobody's business but the administrator's.
 pub const INTERNAL: &str = "internal error";

@@ -161,6 +161,7 @@ async fn replicas_swap_models_while_requests_go_on() {
     enrol(&client, &url, "Tony_Blair", &[1, 2]).await;
     enrol(&client, &url, "Hugo_Chavez", &[1, 2]).await;
     post(&client, &format!("{url}/model/optimized-train?wait=true")).await.expect(StatusCode::OK);
+    tokio::time::sleep(Duration::from_secs(2)).await;
 
     let done = Arc::new(AtomicBool::new(false));
     let load = [(); 3].map(|()| {
