@@ -11,6 +11,7 @@ pub mod logging;
 mod outbox;
 mod recognise;
 mod store;
+mod tls;
 mod train;
 
 pub use api::document as openapi_document;

@@ -23,9 +23,12 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::store::{
-    Database, Micros, StoreError, from_micros, now,
-    sql::{Lease, Message, Topic},
+use crate::{
+    store::{
+        Database, Micros, StoreError, from_micros, now,
+        sql::{Lease, Message, Topic},
+    },
+    tls,
 };
 
 /// Results that are on their way at a time.
@@ -66,10 +69,7 @@ pub fn start(
     options: OutboxOptions,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Another thread may have been faster, with the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
+    tls::use_ring();
     let client = Client::builder()
         .user_agent(concat!("facepipe/", env!("CARGO_PKG_VERSION")))
         .timeout(options.timeout)

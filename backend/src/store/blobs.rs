@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use url::Url;
 
 use super::StoreError;
+use crate::tls;
 
 /// The blob store; clones share it.
 #[derive(Debug, Clone)]
@@ -58,6 +59,7 @@ impl Blobs {
                 .map_err(|()| anyhow::anyhow!("blobs_url names no folder of this machine"))?;
             return Self::open_folder(&folder);
         }
+        tls::use_ring();
         let (scheme, prefix) = ObjectStoreScheme::parse(&url).context("blobs_url")?;
         let store: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::AmazonS3 => {
