@@ -5,7 +5,6 @@
 set -euo pipefail
 build=$1
 tool=.runtime/tools/schemathesis
-requirements=tests/schemathesis/requirements.txt
 
 skip() {
     echo "SKIPPED schemathesis: $1"
@@ -24,13 +23,7 @@ export FACEPIPE_PHOTOGRAPHS=${FACEPIPE_MODELS:-models}/assets/lfw10
 [[ -e $FACEPIPE_PHOTOGRAPHS ]] || FACEPIPE_PHOTOGRAPHS=${FACEPIPE_MIRROR:-}/lfw10
 [[ -e $FACEPIPE_PHOTOGRAPHS ]] || skip "no lfw10: run \`facepipe models fetch\`, or set FACEPIPE_MIRROR to a folder that has it"
 
-if ! cmp -s "$requirements" "$tool/installed.txt"; then
-    echo "Installing schemathesis into $tool (once)"
-    rm -rf "$tool"
-    python3 -m venv "$tool"
-    "$tool/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"
-    cp "$requirements" "$tool/installed.txt"
-fi
+scripts/python-tool.sh schemathesis
 
 folder=$(mktemp -d)
 server=

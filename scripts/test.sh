@@ -6,6 +6,9 @@ export FACEPIPE_SKIP_LOG=$PWD/target/skipped-tests.txt
 mkdir -p target
 rm -f "$FACEPIPE_SKIP_LOG"
 
+# Serves S3 to the tests of blobs.
+scripts/python-tool.sh moto || echo "moto could not be installed."
+
 eval "$(scripts/databases.sh start 2>target/databases.log)"
 if [[ -z ${FACEPIPE_TEST_POSTGRES:-} || -z ${FACEPIPE_TEST_MYSQL:-} ]]; then
     cat target/databases.log

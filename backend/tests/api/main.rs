@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod blobs;
 mod command_line;
 mod contract;
 mod dataset;

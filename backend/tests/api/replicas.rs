@@ -30,8 +30,10 @@ macro_rules! models {
     }};
 }
 
+pub(crate) use models;
+
 /// A process, killed when dropped.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -40,17 +42,25 @@ impl Drop for Process {
     }
 }
 
-struct Replica {
-    process: Process,
+/// The server as a program of its own.
+pub struct Replica {
+    pub process: Process,
     address_file: PathBuf,
-    url: String,
+    pub url: String,
 }
 
 impl Replica {
-    /// Begins to start; [`ready`](Self::ready) waits for it.
+    /// Begins to start, with the blobs in a folder that is shared; [`ready`](Self::ready) waits for it.
     fn spawn(name: &str, folder: &Path, models: &Path, database: &str) -> Self {
+        let mut command = program();
+        command.arg("--blobs-url").arg(format!("file://{}", folder.join("blobs").display()));
+        Self::spawn_as(command, name, folder, models, database)
+    }
+
+    /// As [`spawn`](Self::spawn), with a command that brings arguments and environment of its own.
+    pub fn spawn_as(mut command: Command, name: &str, folder: &Path, models: &Path, database: &str) -> Self {
         let address_file = folder.join(format!("{name}.address"));
-        let child = program()
+        let child = command
             .args([
                 "--listen",
                 "127.0.0.1:0",
@@ -65,8 +75,6 @@ impl Replica {
             .arg(&address_file)
             .arg("--models-dir")
             .arg(models)
-            .arg("--blobs-url")
-            .arg(format!("file://{}", folder.join("blobs").display()))
             .arg("--data-dir")
             .arg(folder.join(name))
             .env("DATABASE_URL", database)
@@ -75,7 +83,7 @@ impl Replica {
         Self { process: Process(child), address_file, url: String::new() }
     }
 
-    async fn ready(mut self) -> Self {
+    pub async fn ready(mut self) -> Self {
         let begun = Instant::now();
         loop {
             if let Ok(address) = std::fs::read_to_string(&self.address_file) {
@@ -124,11 +132,11 @@ fn load_balancer(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
     (Process(nginx), format!("http://127.0.0.1:{port}"))
 }
 
-async fn post(client: &Client, url: &str) -> Answer {
+pub async fn post(client: &Client, url: &str) -> Answer {
     Answer::read(client.post(url).send().await.unwrap()).await
 }
 
-async fn enrol(client: &Client, url: &str, person: &str, photographs: &[u32]) {
+pub async fn enrol(client: &Client, url: &str, person: &str, photographs: &[u32]) {
     post(client, &format!("{url}/dataset/{person}")).await.expect(StatusCode::CREATED);
     for number in photographs {
         let form = Form::new().part("image", photograph(person, *number));
@@ -137,7 +145,7 @@ async fn enrol(client: &Client, url: &str, person: &str, photographs: &[u32]) {
     }
 }
 
-async fn recognise(client: &Client, url: &str) -> Answer {
+pub async fn recognise(client: &Client, url: &str) -> Answer {
     let form =
         Form::new().part("image", photograph("Tony_Blair", 5)).part("image", photograph("Hugo_Chavez", 5));
     let request = client.post(format!("{url}/face-recognition/get-results")).multipart(form);
