@@ -12,7 +12,11 @@ use reqwest::{StatusCode, multipart::Form};
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
-use crate::helpers::{Answer, Server, photograph, start};
+use crate::{
+    command_line::program,
+    helpers::{Answer, Engine, Server, client, photograph, start},
+    replicas::{Replica, models},
+};
 
 const SEND: &str = "/face-recognition/send-results";
 
@@ -499,6 +503,37 @@ async fn of_two_replicas_one_sends_and_the_other_takes_over() {
     assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 7, "{keys:?}");
     // With nothing to do, nobody holds the lease.
     until(|| holder(&second).is_none()).await;
+}
+
+#[tokio::test]
+async fn a_killed_replica_leaves_its_messages_to_another() {
+    let Some(engine) = Engine::of_this_run() else { return };
+    let models = models!();
+    let folder = tempfile::tempdir().unwrap();
+    let database = engine.new_database();
+    let api = ExternalApi::open();
+    // The one that is killed has a request under way, and its lease has not run out.
+    api.be(Mood::Hangs);
+    let spawn = |name: &str| {
+        let mut command = program();
+        command.args(["--results-url", &api.url()]);
+        Replica::spawn_as(command, name, folder.path(), &models, &database).ready()
+    };
+    let mut killed = spawn("a").await;
+    let client = client();
+    for number in 0..3 {
+        let form = form(&format!("key-{number}")).part("image", photograph("Tony_Blair", 1));
+        let request = client.post(format!("{}{SEND}", killed.url)).multipart(form);
+        Answer::read(request.send().await.unwrap()).await.expect(StatusCode::ACCEPTED);
+    }
+    let other = spawn("b").await;
+    until(|| api.requests() > 0).await;
+    killed.process.0.kill().unwrap();
+    killed.process.0.wait().unwrap();
+    api.be(Mood::Takes);
+    until(|| api.taken().len() >= 3).await;
+    assert_eq!(api.keys(), ["key-0/0", "key-1/0", "key-2/0"]);
+    drop(other);
 }
 
 /// Who holds the outbox's lease.
