@@ -198,11 +198,9 @@ impl State {
         !self.queue.is_empty() || self.storing() > 0
     }
 
-    /// Crops that the backend has not settled, on disk or not.
+    /// Crops that the backend has not answered, and files that are not yet deleted.
     pub fn pending(&self) -> u64 {
-        let settled = self.spool.as_ref().map_or(0, |spool| spool.settled.len());
-        let files = self.spool_counts().files.saturating_sub(count(settled));
-        count(self.live()).saturating_add(files)
+        count(self.live()).saturating_add(self.spool_counts().files)
     }
 
     pub fn push(&mut self, crop: Crop) -> Queued {
