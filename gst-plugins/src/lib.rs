@@ -21,14 +21,17 @@
 
 use gst::glib;
 
+pub mod best_shot;
 mod capture_time;
 pub mod crop;
 mod crop_properties;
+pub mod cutter;
 pub mod facecrop;
 pub mod facedetect;
 pub mod facesink_http;
 pub mod frame;
 pub mod roi;
+pub mod track_events;
 pub mod upload;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {

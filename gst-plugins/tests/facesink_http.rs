@@ -82,7 +82,10 @@ fn crop(content: &[u8], face: FaceRegion, captured_at: Option<Duration>) -> gst:
     let mut buffer = gst::Buffer::from_slice(content.to_vec());
     let writable = buffer.make_mut();
     writable.set_pts(gst::ClockTime::ZERO);
-    roi::attach_crop(writable, &CropFacts { face, frame_width: 1920, frame_height: 1080, captured_at });
+    roi::attach_crop(
+        writable,
+        &CropFacts { face, frame_width: 1920, frame_height: 1080, captured_at, running_time: None },
+    );
     buffer
 }
 
