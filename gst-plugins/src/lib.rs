@@ -5,6 +5,7 @@
 //! | `facedetect` | finds faces in raw video and attaches them to the frames as metadata |
 //! | `facecrop` | makes a small JPEG picture of each face |
 //! | `facesink-http` | uploads the pictures to the backend |
+//! | `faceoverlay` | draws boxes around the faces, and who they are |
 //!
 //! Each is also registered with the prefix `facepipe-`, under which no other plugin can hide it. The crate is
 //! built as the plugin `libgstfacepipe.so`, and as a Rust library for programs that bring the elements with
@@ -28,8 +29,10 @@ mod crop_properties;
 pub mod cutter;
 pub mod facecrop;
 pub mod facedetect;
+pub mod faceoverlay;
 pub mod facesink_http;
 pub mod frame;
+pub mod results;
 pub mod roi;
 pub mod track_events;
 pub mod upload;
@@ -37,6 +40,7 @@ pub mod upload;
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     facedetect::register(plugin)?;
     facecrop::register(plugin)?;
+    faceoverlay::register(plugin)?;
     facesink_http::register(plugin)
 }
 

@@ -4,11 +4,15 @@ use gst::prelude::*;
 use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
 
-use crate::upload::{Crop, Event};
+use crate::{
+    results::{self, FaceResult, Scope, Verdict},
+    upload::{Crop, Endpoint, Event},
+};
 
 pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
     match event {
         Event::Answered { crop, status, model_version, faces } => {
+            hand_on(element, &crop, &faces);
             let faces = faces.iter().map(|face| face_structure(face).to_send_value());
             let result = crop_fields("facepipe-result", &crop, status)
                 .field_if_some("model-version", model_version)
@@ -43,6 +47,40 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
                 ("the backend answers again after {:.1} s", after.as_secs_f64())
             );
         }
+    }
+}
+
+/// Tells the overlays of this process.
+fn hand_on(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
+    // This call answers without looking at the crop.
+    if element.property::<Endpoint>("endpoint") == Endpoint::DryRun {
+        return;
+    }
+    results::publish(&FaceResult {
+        scope: Scope::of(element.upcast_ref()),
+        camera_id: element.property::<Option<String>>("camera-id").unwrap_or_default(),
+        track_id: crop.track_id,
+        bounding_box: crop.bounding_box,
+        verdict: verdict(faces),
+    });
+}
+
+/// What the faces of a crop say about the one it was cut for: a neighbour in the margin is smaller.
+fn verdict(faces: &[Value]) -> Verdict {
+    let number = |face: &Value, pointer: &str| face.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
+    let area = |face: &Value| {
+        let side = |end: &str, start: &str| {
+            number(face, &format!("/bounding_box/{end}")) - number(face, &format!("/bounding_box/{start}"))
+        };
+        side("right", "left") * side("bottom", "top")
+    };
+    let Some(face) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else { return Verdict::NoFace };
+    let label = face.pointer("/top_prediction/label").and_then(Value::as_str);
+    match (face.pointer("/decision").and_then(Value::as_str), label) {
+        (Some("known"), Some(label)) => {
+            Verdict::Known { label: label.to_owned(), confidence: number(face, "/top_prediction/confidence") }
+        }
+        _ => Verdict::Unknown,
     }
 }
 
