@@ -29,6 +29,7 @@ pub mod facedetect;
 pub mod facesink_http;
 pub mod frame;
 pub mod roi;
+pub mod track_events;
 pub mod upload;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
