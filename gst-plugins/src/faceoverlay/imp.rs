@@ -380,7 +380,7 @@ impl BaseTransformImpl for FaceOverlay {
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
         let settings = lock(&self.settings).clone();
         self.collect(&settings);
-        let faces = roi::faces(buffer);
+        let faces = roi::faces_and_predictions(buffer);
         if faces.is_empty() {
             return Ok(gst::FlowSuccess::Ok);
         }
