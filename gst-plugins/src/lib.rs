@@ -3,8 +3,10 @@
 //! | element | does |
 //! |---|---|
 //! | `facedetect` | finds faces in raw video and attaches them to the frames as metadata |
+//! | `facetrack` | gives each face an id that stays the same from frame to frame |
 //! | `facecrop` | makes a small JPEG picture of each face |
 //! | `facesink-http` | uploads the pictures to the backend |
+//! | `faceoverlay` | draws boxes around the faces, and who they are |
 //!
 //! Each is also registered with the prefix `facepipe-`, under which no other plugin can hide it. The crate is
 //! built as the plugin `libgstfacepipe.so`, and as a Rust library for programs that bring the elements with
@@ -21,19 +23,29 @@
 
 use gst::glib;
 
+pub mod best_shot;
 mod capture_time;
 pub mod crop;
 mod crop_properties;
+pub mod cutter;
 pub mod facecrop;
 pub mod facedetect;
+pub mod faceoverlay;
 pub mod facesink_http;
+pub mod facetrack;
 pub mod frame;
+pub mod results;
 pub mod roi;
+pub mod searched;
+pub mod track;
+pub mod track_events;
 pub mod upload;
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     facedetect::register(plugin)?;
+    facetrack::register(plugin)?;
     facecrop::register(plugin)?;
+    faceoverlay::register(plugin)?;
     facesink_http::register(plugin)
 }
 
@@ -43,6 +55,13 @@ fn register_both(plugin: &gst::Plugin, name: &str, element: glib::Type) -> Resul
         gst::Element::register(Some(plugin), name, gst::Rank::NONE, element)?;
     }
     Ok(())
+}
+
+/// Takes a property's value; GObject has checked type and range.
+fn set<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value) {
+    if let Ok(value) = value.get() {
+        *field = value;
+    }
 }
 
 /// Registers the elements in this process without a plugin file. [`gst::init`] must have been called.

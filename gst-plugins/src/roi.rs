@@ -11,22 +11,33 @@
 //!
 //! These are the names that DL Streamer uses, so that its elements and ours understand each other.
 //!
+//! What a tracker has given an id carries a further structure `facepipe-track` with `predicted` (boolean): whether
+//! the box is only where the tracker believes the face to be, in a frame that was not searched. Predicted boxes
+//! are for following and drawing; what is cut out of a frame must have been found in it.
+//!
+//! Boxes of which the detector is not sure have the `roi_type` `face-candidate`, in the same form. Only a tracker
+//! reads them: those that continue a track become faces, the others go.
+//!
 //! A **crop** (`image/jpeg`) carries one `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`. Its
 //! rectangle is the bounding box in the *full frame* that the crop was taken from, `id` and `detection` are
 //! those of the face, and a parameter structure `facepipe-crop` adds `frame-width` and `frame-height` (uint,
-//! pixels) and, where it is known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC). To other
+//! pixels) and, where they are known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC) and `running-time`
+//! (uint64, nanoseconds: that of the frame, which may lie before the buffer's own). To other
 //! elements these buffers are plain pictures. A decoder may hand the metadata on to the picture it makes;
 //! since the rectangle is not one of that picture's own pixels, its type differs from that of a frame's
 //! faces.
 
-use std::time::Duration;
+use std::{ops::ControlFlow, time::Duration};
 
+use gst::buffer::BufferMetaForeachAction;
 use gst_video::VideoRegionOfInterestMeta;
 
 const FACE: &str = "face";
+const FACE_CANDIDATE: &str = "face-candidate";
 const FACE_CROP: &str = "face-crop";
 const DETECTION: &str = "detection";
 const CROP: &str = "facepipe-crop";
+const TRACK: &str = "facepipe-track";
 
 /// One face of a frame.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,6 +54,8 @@ pub struct FaceRegion {
     pub confidence: f64,
     /// Track id, where a tracker gave one.
     pub track_id: Option<i32>,
+    /// Whether nobody has found the face in this frame: it is where a tracker believes it to be.
+    pub predicted: bool,
 }
 
 /// What is known about the face on a crop.
@@ -56,15 +69,61 @@ pub struct CropFacts {
     pub frame_height: u32,
     /// When the frame was captured, since 1970-01-01 UTC.
     pub captured_at: Option<Duration>,
+    /// Running time of the frame. A best shot is sent later than it was taken, under a later timestamp.
+    pub running_time: Option<Duration>,
 }
 
 /// Adds a face to a frame.
 pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
-    attach(buffer, FACE, face, None);
+    attach(buffer, FACE, face, face.track_id.map(|_| track(face.predicted)));
 }
 
-/// The faces of a frame, in the order in which they were attached.
+/// Adds a box of which the detector is not sure.
+pub fn attach_candidate(buffer: &mut gst::BufferRef, face: &FaceRegion) {
+    attach(buffer, FACE_CANDIDATE, face, None);
+}
+
+/// The candidates of a frame, in the order in which they were attached.
+pub fn candidates(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
+    regions(buffer, FACE_CANDIDATE).map(|meta| read_face(&meta)).collect()
+}
+
+/// Writes track ids to a frame: one for each of its [`faces`], whoever attached them, and one for each of its
+/// [`candidates`], in their order. Candidates with an id become faces, the others go.
+pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candidates: &[Option<i32>]) {
+    let regions = buffer.iter_meta_mut::<VideoRegionOfInterestMeta>();
+    let found = regions.filter(|meta| meta.roi_type() == FACE && !read_face(meta).predicted);
+    for (mut meta, id) in found.zip(faces) {
+        meta.set_id(id.unwrap_or(0));
+        if id.is_some() && meta.param(TRACK).is_none() {
+            meta.add_param(track(false));
+        }
+    }
+    let confirmed: Vec<FaceRegion> = self::candidates(buffer)
+        .into_iter()
+        .zip(candidates)
+        .filter_map(|(face, &id)| id.map(|id| FaceRegion { track_id: Some(id), ..face }))
+        .collect();
+    buffer.foreach_meta_mut(|mut meta| {
+        let region = meta.downcast_ref::<VideoRegionOfInterestMeta>();
+        let action = match region.is_some_and(|region| region.roi_type() == FACE_CANDIDATE) {
+            true => BufferMetaForeachAction::Remove,
+            false => BufferMetaForeachAction::Keep,
+        };
+        ControlFlow::Continue(action)
+    });
+    for face in &confirmed {
+        attach_face(buffer, face);
+    }
+}
+
+/// The faces that were found in a frame, in the order in which they were attached.
 pub fn faces(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
+    faces_and_predictions(buffer).into_iter().filter(|face| !face.predicted).collect()
+}
+
+/// The faces of a frame as [`faces`], and those that a tracker believes to be in it: for following and drawing.
+pub fn faces_and_predictions(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
     regions(buffer, FACE).map(|meta| read_face(&meta)).collect()
 }
 
@@ -73,8 +132,10 @@ pub fn attach_crop(buffer: &mut gst::BufferRef, facts: &CropFacts) {
     let mut structure = gst::Structure::builder(CROP)
         .field("frame-width", facts.frame_width)
         .field("frame-height", facts.frame_height);
-    if let Some(nanoseconds) = facts.captured_at.and_then(|t| u64::try_from(t.as_nanos()).ok()) {
-        structure = structure.field("captured-at", nanoseconds);
+    for (name, time) in [("captured-at", facts.captured_at), ("running-time", facts.running_time)] {
+        if let Some(nanoseconds) = time.and_then(|t| u64::try_from(t.as_nanos()).ok()) {
+            structure = structure.field(name, nanoseconds);
+        }
     }
     attach(buffer, FACE_CROP, &facts.face, Some(structure.build()));
 }
@@ -88,6 +149,7 @@ pub fn crop_facts(buffer: &gst::BufferRef) -> Option<CropFacts> {
             frame_width: crop.get("frame-width").ok()?,
             frame_height: crop.get("frame-height").ok()?,
             captured_at: crop.get("captured-at").ok().map(Duration::from_nanos),
+            running_time: crop.get("running-time").ok().map(Duration::from_nanos),
         })
     })
 }
@@ -123,17 +185,36 @@ fn read_face(meta: &VideoRegionOfInterestMeta) -> FaceRegion {
         height,
         confidence: meta.param(DETECTION).and_then(|d| d.get("confidence").ok()).unwrap_or(0.0),
         track_id: Some(meta.id()).filter(|&id| id > 0),
+        predicted: meta.param(TRACK).and_then(|t| t.get("predicted").ok()).unwrap_or(false),
     }
+}
+
+fn track(predicted: bool) -> gst::Structure {
+    gst::Structure::builder(TRACK).field("predicted", predicted).build()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FACE_1: FaceRegion =
-        FaceRegion { left: 3, top: 5, width: 40, height: 50, confidence: 0.875, track_id: None };
-    const FACE_2: FaceRegion =
-        FaceRegion { left: 100, top: 0, width: 7, height: 9, confidence: 0.5, track_id: Some(12) };
+    const FACE_1: FaceRegion = FaceRegion {
+        left: 3,
+        top: 5,
+        width: 40,
+        height: 50,
+        confidence: 0.875,
+        track_id: None,
+        predicted: false,
+    };
+    const FACE_2: FaceRegion = FaceRegion {
+        left: 100,
+        top: 0,
+        width: 7,
+        height: 9,
+        confidence: 0.5,
+        track_id: Some(12),
+        predicted: false,
+    };
 
     #[test]
     fn faces_come_back_as_attached_and_other_regions_are_ignored() {
@@ -166,7 +247,15 @@ mod tests {
         VideoRegionOfInterestMeta::add(buffer.make_mut(), "face", (1, 2, 3, 4));
         assert_eq!(
             faces(&buffer),
-            [FaceRegion { left: 1, top: 2, width: 3, height: 4, confidence: 0.0, track_id: None }]
+            [FaceRegion {
+                left: 1,
+                top: 2,
+                width: 3,
+                height: 4,
+                confidence: 0.0,
+                track_id: None,
+                predicted: false
+            }]
         );
     }
 
@@ -179,13 +268,14 @@ mod tests {
             frame_width: 1920,
             frame_height: 1080,
             captured_at: Some(Duration::new(1_700_000_000, 123_456_789)),
+            running_time: Some(Duration::from_millis(40)),
         };
         attach_crop(buffer.make_mut(), &with_time);
         assert_eq!(crop_facts(&buffer.copy()), Some(with_time));
         assert!(faces(&buffer).is_empty(), "the rectangle is no region of the crop's own pixels");
 
         let mut buffer = gst::Buffer::new();
-        let without_time = CropFacts { captured_at: None, ..with_time };
+        let without_time = CropFacts { captured_at: None, running_time: None, ..with_time };
         attach_crop(buffer.make_mut(), &without_time);
         assert_eq!(crop_facts(&buffer), Some(without_time));
     }

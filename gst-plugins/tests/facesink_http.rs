@@ -104,7 +104,10 @@ fn crop(content: &[u8], face: FaceRegion, captured_at: Option<Duration>) -> gst:
     let mut buffer = gst::Buffer::from_slice(content.to_vec());
     let writable = buffer.make_mut();
     writable.set_pts(gst::ClockTime::ZERO);
-    roi::attach_crop(writable, &CropFacts { face, frame_width: 1920, frame_height: 1080, captured_at });
+    roi::attach_crop(
+        writable,
+        &CropFacts { face, frame_width: 1920, frame_height: 1080, captured_at, running_time: None },
+    );
     buffer
 }
 
@@ -205,13 +208,13 @@ fn raw_video_is_cropped_as_facecrop_does() {
         with_faces(packed_frame(&info, slopes), 0, &faces)
     };
     let caps = info.to_caps().unwrap();
-    let mut cropper = Harness::new("facepipe-facecrop");
+    let mut cropper = Harness::new_parse("facepipe-facecrop policy=every");
     cropper.set_src_caps(caps.clone());
     cropper.push(frame()).unwrap();
     let expected: Vec<Vec<u8>> = std::iter::from_fn(|| cropper.try_pull()).map(|crop| bytes(&crop)).collect();
     assert_eq!(expected.len(), 2, "the third face is too small");
 
-    let mut sink = Sink::start(&server.url(), "");
+    let mut sink = Sink::start(&server.url(), "policy=every");
     sink.harness.set_src_caps(caps);
     sink.harness.play();
     sink.harness.push(with_faces(packed_frame(&info, |_, _| [0; 3]), 0, &[])).unwrap();

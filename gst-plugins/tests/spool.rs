@@ -24,9 +24,10 @@ use std::{
 
 use bytes::Bytes;
 use common::server::{Answer, Received, Server, dead_address};
+use gstfacepipe::crop::Encoding;
 use gstfacepipe::upload::{
-    self, Backoff, Camera, Crop, Drained, Event, Format, Spool, SpoolConfig, SpoolError, Spooled, Trouble,
-    Tuning, UploadConfig, UploadError, Uploader,
+    self, Backoff, Camera, Crop, Drained, Event, Spool, SpoolConfig, SpoolError, Spooled, Trouble, Tuning,
+    UploadConfig, UploadError, Uploader,
 };
 use time::macros::datetime;
 use uuid::Uuid;
@@ -37,7 +38,7 @@ const LONG: Duration = Duration::from_secs(20);
 fn crop(number: u8) -> Crop {
     Crop {
         picture: Bytes::from(vec![number; 1000]),
-        format: if number % 2 == 0 { Format::Jpeg } else { Format::Webp },
+        encoding: if number % 2 == 0 { Encoding::Jpeg } else { Encoding::Webp },
         camera: Arc::new(Camera { id: format!("gate-{}", number % 3), location: "Lobby, \"north\"".into() }),
         captured_at: datetime!(2024-05-06 07:08:09.123456 +02:00) + Duration::from_secs(number.into()),
         track_id: (number % 2 == 0).then_some(number.into()),
@@ -47,7 +48,7 @@ fn crop(number: u8) -> Crop {
 }
 
 fn spooled(number: u8) -> Spooled {
-    Spooled { crop: crop(number), attempts: 0, internal_errors: 0 }
+    Spooled { crop: crop(number), attempts: 0, internal_errors: 0, earlier_run: false }
 }
 
 /// A folder that doesn't exist yet.
@@ -313,8 +314,9 @@ fn what_is_left_at_the_stop_is_sent_by_the_next_run_with_its_own_facts() {
 #[test]
 fn live_crops_overtake_those_of_the_spool() {
     let (_parent, folder) = folder();
-    let stored: Vec<Spooled> =
-        (0..60).map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0 }).collect();
+    let stored: Vec<Spooled> = (0..60)
+        .map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
+        .collect();
     open(&folder, 1 << 20).store(&stored).unwrap();
     let server = Server::answering([Answer::status(201).after(Duration::from_millis(50))]);
     let mut config = config(server.url(), &folder);
@@ -398,8 +400,9 @@ fn a_token_that_is_not_taken_fills_the_spool() {
 #[test]
 fn a_crop_on_the_spool_that_the_backend_fails_on_does_not_block_the_others() {
     let (_parent, folder) = folder();
-    let stored: Vec<Spooled> =
-        (0..20).map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0 }).collect();
+    let stored: Vec<Spooled> = (0..20)
+        .map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
+        .collect();
     open(&folder, 1 << 20).store(&stored).unwrap();
     let server = Server::start(|request: &Received| {
         let poisonous = request.images().iter().any(|image| image[0] == 3);

@@ -21,9 +21,10 @@ use std::{
 
 use bytes::Bytes;
 use common::server::{Answer, Received, Server, dead_address};
+use gstfacepipe::crop::Encoding;
 use gstfacepipe::upload::{
-    self, Backoff, Camera, Crop, Drained, DropPolicy, Endpoint, Event, Format, Pushed, Stats, Token, Trouble,
-    Tuning, UploadConfig, UploadError, Uploader,
+    self, Backoff, Camera, Crop, Drained, DropPolicy, Endpoint, Event, Pushed, Stats, Token, Trouble, Tuning,
+    UploadConfig, UploadError, Uploader,
 };
 use time::macros::datetime;
 use uuid::Uuid;
@@ -53,7 +54,7 @@ fn camera(id: &str, location: &str) -> Arc<Camera> {
 fn crop(number: u8) -> Crop {
     Crop {
         picture: Bytes::from(vec![number; 100]),
-        format: Format::Jpeg,
+        encoding: Encoding::Jpeg,
         camera: camera("gate-1", "Lobby"),
         captured_at: datetime!(2024-05-06 07:08:09 UTC),
         track_id: None,
@@ -480,7 +481,7 @@ fn a_request_names_one_camera() {
 fn webp_goes_under_its_own_name_and_type() {
     let server = Server::answering([Answer::status(204)]);
     let (uploader, _) = start(config(server.url()));
-    uploader.push(Crop { format: Format::Webp, ..crop(1) });
+    uploader.push(Crop { encoding: Encoding::Webp, ..crop(1) });
     assert_eq!(uploader.drain(LONG), Drained::Empty);
     let received = server.received();
     let picture = received[0].parts.iter().find(|part| part.name == "image").unwrap();

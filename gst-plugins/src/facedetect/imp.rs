@@ -13,6 +13,7 @@ use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
 use crate::{
     frame,
     roi::{self, FaceRegion},
+    set,
 };
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -170,6 +171,7 @@ fn to_region(detection: &Detection, width: u32, height: u32) -> Option<FaceRegio
         height: bottom.min(height).checked_sub(top)?,
         confidence: f64::from(inside.score),
         track_id: None,
+        predicted: false,
     })
 }
 
@@ -308,15 +310,7 @@ impl ElementImpl for FaceDetect {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps = frame::raw_video_caps();
-            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
-                .into_iter()
-                .filter_map(|(name, direction)| {
-                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-                })
-                .collect()
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::transform_templates);
         &TEMPLATES
     }
 }
@@ -400,12 +394,5 @@ impl BaseTransformImpl for FaceDetect {
             roi::attach_face(buffer, face);
         }
         Ok(gst::FlowSuccess::Ok)
-    }
-}
-
-/// Takes a property's value; GObject has checked type and range.
-fn set<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value) {
-    if let Ok(value) = value.get() {
-        *field = value;
     }
 }

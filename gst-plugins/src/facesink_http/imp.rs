@@ -9,18 +9,21 @@ use std::{
 use bytes::Bytes;
 use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_base::{prelude::*, subclass::prelude::*};
-use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
+use gst_video::{VideoInfo, VideoMeta};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use crate::{
     capture_time::{capture_time, running_time},
-    crop::{CropSettings, Cropper},
-    crop_properties, frame,
-    roi::{self, FaceRegion},
+    crop::Encoding,
+    crop_properties,
+    cutter::{self, CutterSettings, FaceCutter, Shot},
+    frame,
+    roi::{self, CropFacts, FaceRegion},
+    track_events,
     upload::{
-        self, Camera, Crop, Drained, DropPolicy, Endpoint, Format, Pushed, SpoolConfig, Stats, Token,
-        TokenError, Tuning, UploadConfig, Uploader,
+        self, Camera, Crop, Drained, DropPolicy, Endpoint, Pushed, SpoolConfig, Stats, Token, TokenError,
+        Tuning, UploadConfig, Uploader,
     },
 };
 
@@ -61,7 +64,7 @@ struct Settings {
     /// Seconds.
     stats_interval: u32,
     capture_start: Option<String>,
-    crop: CropSettings,
+    crop: CutterSettings,
 }
 
 impl Default for Settings {
@@ -86,7 +89,7 @@ impl Default for Settings {
             eos_timeout: 30,
             stats_interval: 60,
             capture_start: None,
-            crop: CropSettings::default(),
+            crop: CutterSettings::default(),
         }
     }
 }
@@ -122,7 +125,7 @@ impl Settings {
 struct State {
     uploader: Arc<Uploader>,
     input: Option<Input>,
-    cropper: Cropper,
+    cutter: FaceCutter,
     /// Shared by its crops for as long as it doesn't change.
     camera: Arc<Camera>,
     /// When the recording that is played was begun.
@@ -133,7 +136,7 @@ struct State {
 
 /// What the caps announced.
 enum Input {
-    Picture(Format),
+    Picture(Encoding),
     Raw(VideoInfo),
 }
 
@@ -166,23 +169,31 @@ impl FaceSinkHttp {
         messages::stats(&stats)
     }
 
-    /// When a buffer was captured; never in the future, where a recording that runs faster than its clock
-    /// would be.
+    /// When a buffer, or the frame that it was cut from, was captured; never in the future, where a recording
+    /// that runs faster than its clock would be.
     fn captured_at(
         &self,
         start: Option<OffsetDateTime>,
         segment: &gst::Segment,
-        buffer: &gst::BufferRef,
-        known: Option<Duration>,
+        buffer: Option<&gst::BufferRef>,
+        facts: Option<&CropFacts>,
     ) -> OffsetDateTime {
         if let Some(start) = start {
-            let elapsed = running_time(Some(segment), buffer).map_or(Duration::ZERO, Duration::from);
-            return start.checked_add(elapsed.try_into().unwrap_or_default()).unwrap_or(start);
+            let elapsed = facts.and_then(|facts| facts.running_time).or_else(|| {
+                buffer.and_then(|buffer| running_time(Some(segment), buffer)).map(Duration::from)
+            });
+            return start
+                .checked_add(elapsed.unwrap_or_default().try_into().unwrap_or_default())
+                .unwrap_or(start);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let captured =
-            known.or_else(|| capture_time(self.obj().upcast_ref(), Some(segment), buffer)).unwrap_or(now);
-        let captured = captured.min(now);
+        let captured = facts
+            .and_then(|facts| facts.captured_at)
+            .or_else(|| {
+                buffer.and_then(|buffer| capture_time(self.obj().upcast_ref(), Some(segment), buffer))
+            })
+            .unwrap_or(now)
+            .min(now);
         OffsetDateTime::UNIX_EPOCH
             .checked_add(captured.try_into().unwrap_or_default())
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
@@ -196,47 +207,62 @@ impl FaceSinkHttp {
         buffer: &gst::Buffer,
     ) -> Result<Vec<Crop>, gst::ErrorMessage> {
         let segment = self.obj().segment();
-        let State { input: Some(input), cropper, camera, capture_start: start, .. } = state else {
+        let State { input: Some(input), cutter, camera, capture_start: start, .. } = state else {
             return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a buffer came before its caps")));
         };
-        let unreadable =
-            || gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"));
         match input {
-            Input::Picture(format) => {
+            Input::Picture(encoding) => {
                 let facts = roi::crop_facts(buffer);
-                let captured_at =
-                    self.captured_at(*start, &segment, buffer, facts.and_then(|f| f.captured_at));
+                let captured_at = self.captured_at(*start, &segment, Some(buffer), facts.as_ref());
                 // Shares the memory with the buffer for as long as the crop waits.
-                let picture = Bytes::from_owner(
-                    buffer.clone().into_mapped_buffer_readable().map_err(|_| unreadable())?,
-                );
-                Ok(vec![new_crop(picture, *format, camera, captured_at, facts.map(|f| f.face))])
+                let mapped = buffer.clone().into_mapped_buffer_readable().map_err(|_| {
+                    gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"))
+                })?;
+                let picture = Bytes::from_owner(mapped);
+                Ok(vec![new_crop(picture, *encoding, camera, captured_at, facts.map(|f| f.face))])
             }
             Input::Raw(info) => {
-                let faces: Vec<_> = roi::faces(buffer)
-                    .into_iter()
-                    .filter_map(|face| {
-                        let region = settings.crop.region(&face, info.width(), info.height())?;
-                        Some((face, region))
-                    })
-                    .collect();
-                if faces.is_empty() {
-                    return Ok(Vec::new());
+                let element = self.obj();
+                let input =
+                    cutter::Input { element: element.upcast_ref(), segment: Some(&segment), info, buffer };
+                let shots = cutter.frame(&input, &settings.crop)?;
+                Ok(shots.into_iter().map(|shot| self.crop_of(shot, camera, *start, &segment)).collect())
+            }
+        }
+    }
+
+    fn crop_of(
+        &self,
+        shot: Shot,
+        camera: &Arc<Camera>,
+        start: Option<OffsetDateTime>,
+        segment: &gst::Segment,
+    ) -> Crop {
+        let captured_at = self.captured_at(start, segment, None, Some(&shot.facts));
+        new_crop(Bytes::from(shot.encoded), shot.encoding, camera, captured_at, Some(shot.facts.face))
+    }
+
+    /// Queues the best pictures of tracks that ended: of these, or of all.
+    fn end_tracks(&self, tracks: Option<&[i32]>) {
+        let settings = self.settings().crop;
+        let segment = self.obj().segment();
+        let mut guard = self.state();
+        let Some(state) = guard.as_mut() else { return };
+        let shots = match tracks {
+            Some(tracks) => state.cutter.end(tracks, &settings),
+            None => state.cutter.end_all(&settings),
+        };
+        match shots {
+            Ok(shots) => {
+                for shot in shots {
+                    // Events cannot wait for room as frames can.
+                    let crop = self.crop_of(shot, &state.camera, state.capture_start, &segment);
+                    state.uploader.push_at_once(crop);
                 }
-                let captured_at = self.captured_at(*start, &segment, buffer, None);
-                let mapped =
-                    VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| unreadable())?;
-                let described = frame::describe(&mapped)
-                    .map_err(|error| gst::error_msg!(gst::StreamError::Format, ("{error}")))?;
-                faces
-                    .into_iter()
-                    .map(|(face, region)| {
-                        let jpeg = cropper
-                            .jpeg(&described, &region, &settings.crop)
-                            .map_err(|error| gst::error_msg!(gst::StreamError::Encode, ("{error}")))?;
-                        Ok(new_crop(Bytes::from(jpeg), Format::Jpeg, camera, captured_at, Some(face)))
-                    })
-                    .collect()
+            }
+            Err(message) => {
+                drop(guard);
+                self.post_error_message(message);
             }
         }
     }
@@ -290,14 +316,14 @@ fn parse_capture_start(text: &str) -> Result<OffsetDateTime, gst::ErrorMessage> 
 
 fn new_crop(
     picture: Bytes,
-    format: Format,
+    encoding: Encoding,
     camera: &Arc<Camera>,
     captured_at: OffsetDateTime,
     face: Option<FaceRegion>,
 ) -> Crop {
     Crop {
         picture,
-        format,
+        encoding,
         camera: Arc::clone(camera),
         captured_at,
         track_id: face.and_then(|f| f.track_id),
@@ -560,7 +586,7 @@ impl ElementImpl for FaceSinkHttp {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let pictures = Format::ALL.map(|format| gst::Structure::new_empty(format.media_type()));
+            let pictures = Encoding::ALL.map(|encoding| gst::Structure::new_empty(encoding.media_type()));
             let mut caps: gst::Caps = pictures.into_iter().collect();
             caps.merge(frame::raw_video_caps());
             gst::PadTemplate::new("sink", gst::PadDirection::Sink, gst::PadPresence::Always, &caps)
@@ -609,7 +635,7 @@ impl BaseSinkImpl for FaceSinkHttp {
         *self.state() = Some(State {
             uploader: Arc::new(uploader),
             input: None,
-            cropper: Cropper::default(),
+            cutter: FaceCutter::default(),
             camera: Arc::new(settings.camera()),
             capture_start,
             overflowing: false,
@@ -643,8 +669,8 @@ impl BaseSinkImpl for FaceSinkHttp {
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
         let media_type = caps.structure(0).map(|s| s.name().as_str()).unwrap_or_default();
-        let input = match Format::from_media_type(media_type) {
-            Some(format) => Input::Picture(format),
+        let input = match Encoding::from_media_type(media_type) {
+            Some(encoding) => Input::Picture(encoding),
             None => {
                 let info = VideoInfo::from_caps(caps);
                 Input::Raw(
@@ -665,8 +691,22 @@ impl BaseSinkImpl for FaceSinkHttp {
     }
 
     fn event(&self, event: gst::Event) -> bool {
-        if event.type_() == gst::EventType::Eos {
-            self.drain();
+        match event.type_() {
+            gst::EventType::Eos => {
+                self.end_tracks(None);
+                self.drain();
+            }
+            gst::EventType::CustomDownstream => {
+                if let Some(tracks) = track_events::ended_tracks(&event) {
+                    self.end_tracks(Some(&tracks));
+                }
+            }
+            gst::EventType::FlushStop => {
+                if let Some(state) = self.state().as_mut() {
+                    state.cutter.clear();
+                }
+            }
+            _ => {}
         }
         self.parent_event(event)
     }

@@ -3,11 +3,18 @@
 use gst::prelude::*;
 use serde_json::Value;
 
-use crate::upload::{self, Crop, Event, Stats, Trouble};
+use crate::{
+    results::{self, FaceResult, Scope, Verdict},
+    upload::{self, Crop, Endpoint, Event, Stats, Trouble},
+};
 
 pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
     match event {
-        Event::Answered { crop, status, model_version, faces } => {
+        Event::Answered { crop, status, model_version, faces, earlier_run } => {
+            // Track ids begin anew with each run.
+            if !earlier_run {
+                hand_on(element, &crop, &faces);
+            }
             let faces = faces.iter().map(|face| face_structure(face).to_send_value());
             let result = crop_fields("facepipe-result", &crop, status)
                 .field_if_some("model-version", model_version)
@@ -119,6 +126,40 @@ pub(super) fn stats(stats: &Stats) -> gst::Structure {
 
 pub(super) fn post_stats(element: &super::FaceSinkHttp, counts: &Stats) {
     post_structure(element, stats(counts));
+}
+
+/// Tells the overlays of this process.
+fn hand_on(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
+    // This call answers without looking at the crop.
+    if element.property::<Endpoint>("endpoint") == Endpoint::DryRun {
+        return;
+    }
+    results::publish(&FaceResult {
+        scope: Scope::of(element.upcast_ref()),
+        camera_id: crop.camera.id.clone(),
+        track_id: crop.track_id,
+        bounding_box: crop.bounding_box,
+        verdict: verdict(faces),
+    });
+}
+
+/// What the faces of a crop say about the one it was cut for: a neighbour in the margin is smaller.
+fn verdict(faces: &[Value]) -> Verdict {
+    let number = |face: &Value, pointer: &str| face.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
+    let area = |face: &Value| {
+        let side = |end: &str, start: &str| {
+            number(face, &format!("/bounding_box/{end}")) - number(face, &format!("/bounding_box/{start}"))
+        };
+        side("right", "left") * side("bottom", "top")
+    };
+    let Some(face) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else { return Verdict::NoFace };
+    let label = face.pointer("/top_prediction/label").and_then(Value::as_str);
+    match (face.pointer("/decision").and_then(Value::as_str), label) {
+        (Some("known"), Some(label)) => {
+            Verdict::Known { label: label.to_owned(), confidence: number(face, "/top_prediction/confidence") }
+        }
+        _ => Verdict::Unknown,
+    }
 }
 
 fn post_structure(element: &super::FaceSinkHttp, structure: gst::Structure) {

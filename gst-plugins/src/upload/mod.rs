@@ -44,6 +44,8 @@ use state::{Job, Next, Queued, SpoolWork, State, Waiting, count};
 use token::TokenFile;
 pub use token::{Token, TokenError};
 
+use crate::crop::Encoding;
+
 /// Answers are a few kilobytes; one that is longer than this (bytes) is not from our backend.
 const MAX_ANSWER: usize = 8 << 20;
 
@@ -188,49 +190,13 @@ pub struct Camera {
     pub location: String,
 }
 
-/// The form of a crop's picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
-    /// `image/jpeg`
-    #[default]
-    Jpeg,
-    /// `image/webp`
-    Webp,
-}
-
-impl Format {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Jpeg, Self::Webp];
-
-    /// The media type, which is also the name of GStreamer's caps.
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::Jpeg => "image/jpeg",
-            Self::Webp => "image/webp",
-        }
-    }
-
-    /// The form that has this media type.
-    pub fn from_media_type(media_type: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.media_type() == media_type)
-    }
-
-    /// What a picture is called in a form.
-    fn file_name(self) -> &'static str {
-        match self {
-            Self::Jpeg => "f.jpg",
-            Self::Webp => "f.webp",
-        }
-    }
-}
-
 /// One crop and what is known about it.
 #[derive(Debug, Clone)]
 pub struct Crop {
     /// The encoded picture.
     pub picture: Bytes,
     /// Its form.
-    pub format: Format,
+    pub encoding: Encoding,
     /// Whose it is.
     pub camera: Arc<Camera>,
     /// When the frame was captured.
@@ -269,6 +235,8 @@ pub enum Event {
         /// The faces that the backend found on this crop, as its API describes them; empty where the call
         /// answers without any.
         faces: Vec<Value>,
+        /// True for a crop that an earlier run left on the spool: its track is none of this run's.
+        earlier_run: bool,
     },
     /// The backend refused a crop, and repeating it would not help, or its repetitions were used up.
     Rejected {
@@ -488,7 +456,7 @@ impl Uploader {
         let mut state = shared.lock();
         let mut crop = crop;
         let pushed = loop {
-            match state.push(crop) {
+            match state.push(crop, true) {
                 Queued::Queued => break Pushed::Queued,
                 Queued::Dropped => break Pushed::Dropped,
                 Queued::Full(refused) if state.interrupted => return Pushed::Interrupted(refused),
@@ -499,12 +467,14 @@ impl Uploader {
             }
         };
         drop(state);
-        if matches!(pushed, Pushed::Dropped) {
-            shared.counts.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        shared.filled.notify_one();
-        shared.spool_wanted.notify_one();
+        shared.pushed(matches!(pushed, Pushed::Dropped));
         pushed
+    }
+
+    /// Queues a crop and returns at once: where the policy is [`DropPolicy::Block`], beyond the queue's limit.
+    pub fn push_at_once(&self, crop: Crop) {
+        let queued = self.shared.lock().push(crop, false);
+        self.shared.pushed(matches!(queued, Queued::Dropped));
     }
 
     /// Changes what may be changed. Requests under way end as they began.
@@ -713,6 +683,12 @@ impl Shared {
             bytes_received: load(&self.traffic.read),
             image_bytes: load(&self.counts.image_bytes),
         }
+    }
+
+    fn pushed(&self, dropped: bool) {
+        self.counts.dropped.fetch_add(dropped.into(), Ordering::Relaxed);
+        self.filled.notify_one();
+        self.spool_wanted.notify_one();
     }
 
     async fn tell_stats(&self) {
@@ -995,7 +971,8 @@ impl Shared {
             self.reported().rejecting = false;
             let (crop, model_version) = (waiting.crop.clone(), model_version.clone());
             let status = status.as_u16();
-            (self.observer)(Event::Answered { crop, status, model_version, faces });
+            let earlier_run = waiting.earlier_run;
+            (self.observer)(Event::Answered { crop, status, model_version, faces, earlier_run });
         }
     }
 
@@ -1097,6 +1074,7 @@ impl Shared {
                 crop: waiting.crop.clone(),
                 attempts: waiting.attempts,
                 internal_errors: waiting.internal_errors,
+                earlier_run: waiting.earlier_run,
             })
             .collect();
         let (stored, error) = match spool.store(&to_store) {

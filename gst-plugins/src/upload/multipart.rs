@@ -7,6 +7,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use super::{Crop, Endpoint};
+use crate::crop::Encoding;
 
 /// Room for the fields of one crop, bytes.
 const FIELDS: usize = 512;
@@ -91,7 +92,11 @@ impl Form<'_> {
 
     fn picture(&mut self, crop: &Crop) {
         self.head("image");
-        let (name, media_type) = (crop.format.file_name(), crop.format.media_type());
+        let name = match crop.encoding {
+            Encoding::Jpeg => "f.jpg",
+            Encoding::Webp => "f.webp",
+        };
+        let media_type = crop.encoding.media_type();
         self.body.put_slice(format!(";filename=\"{name}\"\r\nContent-Type:{media_type}\r\n\r\n").as_bytes());
         self.body.put_slice(&crop.picture);
         self.body.put_slice(b"\r\n");
@@ -117,12 +122,12 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::upload::{Camera, Format};
+    use crate::upload::Camera;
 
     fn crop(track_id: Option<i32>, bounding_box: Option<[u32; 4]>) -> Crop {
         Crop {
             picture: Bytes::from_static(b"\xff\xd8picture\xff\xd9"),
-            format: Format::Jpeg,
+            encoding: Encoding::Jpeg,
             camera: Arc::new(Camera { id: "gate-1".into(), location: "Lobby".into() }),
             captured_at: datetime!(2024-05-06 07:08:09.250_499_999 UTC),
             track_id,
@@ -173,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_webp_picture_goes_under_its_own_type_and_name() {
-        let form = form(Endpoint::DryRun, &[Crop { format: Format::Webp, ..crop(None, None) }]);
+        let form = form(Endpoint::DryRun, &[Crop { encoding: Encoding::Webp, ..crop(None, None) }]);
         assert!(form.contains(";filename=\"f.webp\"\r\nContent-Type:image/webp\r\n"), "{form}");
     }
 

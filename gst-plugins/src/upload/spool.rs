@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Camera, Crop, Format};
+use super::{Camera, Crop};
+use crate::crop::Encoding;
 
 const MAGIC: &str = "facepipe-crop 1 ";
 const CROP: &str = ".crop";
@@ -95,6 +96,8 @@ pub struct Spooled {
     pub attempts: u32,
     /// Those of them that the backend answered with 500.
     pub internal_errors: u32,
+    /// It was on the spool when that was opened.
+    pub earlier_run: bool,
 }
 
 /// What the spool holds, and what it lost since it was opened.
@@ -128,6 +131,7 @@ struct Entry {
     bytes: u64,
     attempts: u32,
     internal_errors: u32,
+    earlier_run: bool,
 }
 
 /// An open spool. Only one at a time can be open on a folder.
@@ -217,7 +221,8 @@ impl Spool {
                 _ => continue,
             };
             if let Some(id) = name.strip_suffix(CROP).and_then(SpoolId::parse) {
-                let entry = Entry { bytes: metadata.len(), attempts: 0, internal_errors: 0 };
+                let entry =
+                    Entry { bytes: metadata.len(), attempts: 0, internal_errors: 0, earlier_run: true };
                 self.bytes = self.bytes.saturating_add(entry.bytes);
                 self.waiting.insert(id, entry);
             } else if is_ours(name, TEMPORARY) {
@@ -287,8 +292,8 @@ impl Spool {
             let _ = fs::remove_file(&temporary);
             return Err(error);
         }
-        let Spooled { attempts, internal_errors, .. } = *spooled;
-        self.waiting.insert(id, Entry { bytes, attempts, internal_errors });
+        let Spooled { attempts, internal_errors, earlier_run, .. } = *spooled;
+        self.waiting.insert(id, Entry { bytes, attempts, internal_errors, earlier_run });
         self.bytes = self.bytes.saturating_add(bytes);
         self.stored += 1;
         Ok(())
@@ -322,8 +327,8 @@ impl Spool {
             match read(&self.path(id), id) {
                 Ok(crop) => {
                     self.taken.insert(id, entry);
-                    let Entry { attempts, internal_errors, .. } = entry;
-                    found.push((id, Spooled { crop, attempts, internal_errors }));
+                    let Entry { attempts, internal_errors, earlier_run, .. } = entry;
+                    found.push((id, Spooled { crop, attempts, internal_errors, earlier_run }));
                 }
                 Err(_) => self.put_aside(id, entry),
             }
@@ -420,7 +425,7 @@ fn encode(crop: &Crop) -> io::Result<Vec<u8>> {
         captured_at: crop.captured_at,
         camera_id: crop.camera.id.clone(),
         location: crop.camera.location.clone(),
-        media_type: crop.format.media_type().to_owned(),
+        media_type: crop.encoding.media_type().to_owned(),
         track_id: crop.track_id,
         bounding_box: crop.bounding_box,
         bytes: crop.picture.len(),
@@ -450,13 +455,13 @@ fn read(path: &Path, id: SpoolId) -> io::Result<Crop> {
     }
     let picture = content.slice(length..);
     let facts: Facts = serde_json::from_slice(&content.slice(..length))?;
-    let format = Format::from_media_type(&facts.media_type).ok_or_else(damaged)?;
+    let encoding = Encoding::from_media_type(&facts.media_type).ok_or_else(damaged)?;
     if facts.bytes != picture.len() || facts.key != id.key {
         return Err(damaged());
     }
     Ok(Crop {
         picture,
-        format,
+        encoding,
         camera: Arc::new(Camera { id: facts.camera_id, location: facts.location }),
         captured_at: facts.captured_at,
         track_id: facts.track_id,

@@ -30,6 +30,8 @@ pub(super) struct Waiting {
     pub attempts: u32,
     /// Those of them that the backend answered with 500.
     pub internal_errors: u32,
+    /// An earlier run has left it on the spool.
+    pub earlier_run: bool,
     /// To be sent by itself.
     pub alone: bool,
     /// Its file, if it is from the spool.
@@ -38,13 +40,21 @@ pub(super) struct Waiting {
 
 impl Waiting {
     fn new(crop: Crop) -> Self {
-        Self { crop, since: Instant::now(), attempts: 0, internal_errors: 0, alone: false, spooled: None }
+        Self {
+            crop,
+            since: Instant::now(),
+            attempts: 0,
+            internal_errors: 0,
+            earlier_run: false,
+            alone: false,
+            spooled: None,
+        }
     }
 
     fn from_spool(id: SpoolId, spooled: Spooled) -> Self {
-        let Spooled { crop, attempts, internal_errors } = spooled;
+        let Spooled { crop, attempts, internal_errors, earlier_run } = spooled;
         let alone = internal_errors >= SUSPICIOUS;
-        Self { attempts, internal_errors, alone, spooled: Some(id), ..Self::new(crop) }
+        Self { attempts, internal_errors, earlier_run, alone, spooled: Some(id), ..Self::new(crop) }
     }
 
     /// Fields are matched to the pictures by their order, so a request's crops either all have a field or all lack
@@ -203,19 +213,25 @@ impl State {
         count(self.live()).saturating_add(self.spool_counts().files)
     }
 
-    pub fn push(&mut self, crop: Crop) -> Queued {
+    /// `may_wait`: whoever brings it can wait for room.
+    pub fn push(&mut self, crop: Crop, may_wait: bool) -> Queued {
         if self.closed {
             return Queued::Dropped;
         }
         let full = self.queue.len() >= self.tuning.max_queue.max(1);
+        let mut pushed = Queued::Queued;
         match self.tuning.drop_policy {
             _ if !full => (),
-            DropPolicy::Oldest => drop(self.queue.pop_front()),
+            DropPolicy::Oldest => {
+                self.queue.pop_front();
+                pushed = Queued::Dropped;
+            }
             DropPolicy::Newest => return Queued::Dropped,
-            DropPolicy::Block => return Queued::Full(crop),
+            DropPolicy::Block if may_wait => return Queued::Full(crop),
+            DropPolicy::Block => (),
         }
         self.queue.push_back(Waiting::new(crop));
-        if full { Queued::Dropped } else { Queued::Queued }
+        pushed
     }
 
     /// What the next free worker does: live crops first, then those of the spool.

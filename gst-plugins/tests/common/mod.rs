@@ -86,7 +86,7 @@ pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffe
 
 /// A face without track id.
 pub fn face(left: u32, top: u32, width: u32, height: u32) -> FaceRegion {
-    FaceRegion { left, top, width, height, confidence: 0.75, track_id: None }
+    FaceRegion { left, top, width, height, confidence: 0.75, track_id: None, predicted: false }
 }
 
 /// The buffer with a timestamp in milliseconds, 40 ms long, and these faces.

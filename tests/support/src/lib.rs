@@ -19,6 +19,8 @@
     reason = "this crate is linked into tests only: a panic is how a test fails"
 )]
 
+pub mod tracking;
+
 use std::{
     env, fs,
     io::Write,

@@ -1,0 +1,351 @@
+//! The class of the element `facetrack`: an in-place transform around [`Tracker`].
+
+use std::{
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use gst::{glib, prelude::*, subclass::prelude::*};
+use gst_base::{
+    prelude::*,
+    subclass::{BaseTransformMode, prelude::*},
+};
+
+use crate::{
+    capture_time, roi,
+    roi::FaceRegion,
+    searched,
+    track::{Bounds, Observation, Prediction, Tracker, TrackerConfig},
+    track_events,
+};
+
+static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
+    gst::DebugCategory::new("facepipe-facetrack", gst::DebugColorFlags::empty(), Some("Face tracking"))
+});
+
+/// How long a frame lasts, where neither the frame nor the caps say it.
+const FRAME: Duration = Duration::from_millis(40);
+
+#[derive(Debug, Clone, Copy)]
+struct Settings {
+    /// Milliseconds.
+    max_age: u32,
+    min_hits: u32,
+    iou_threshold: f32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { max_age: 1000, min_hits: 1, iou_threshold: 0.2 }
+    }
+}
+
+impl Settings {
+    fn config(&self) -> TrackerConfig {
+        TrackerConfig {
+            max_age: Duration::from_millis(self.max_age.into()),
+            min_hits: self.min_hits,
+            iou_threshold: self.iou_threshold.into(),
+        }
+    }
+}
+
+/// What the caps say.
+#[derive(Debug, Clone, PartialEq)]
+struct Video {
+    caps: gst::Caps,
+    width: u32,
+    height: u32,
+    frame: Option<Duration>,
+}
+
+/// What lives from `start` to `stop`.
+#[derive(Default)]
+struct State {
+    tracker: Tracker,
+    video: Option<Video>,
+    /// Time of the last frame.
+    time: Duration,
+}
+
+#[derive(Default)]
+pub struct FaceTrack {
+    settings: Mutex<Settings>,
+    state: Mutex<State>,
+}
+
+impl FaceTrack {
+    fn settings(&self) -> MutexGuard<'_, Settings> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the elements behind. No lock may be held: one of them may ask this element something.
+    fn announce(&self, ended: &[i32]) {
+        if ended.is_empty() {
+            return;
+        }
+        gst::debug!(CAT, imp = self, "tracks {ended:?} ended");
+        self.obj().src_pad().push_event(track_events::tracks_ended(ended));
+    }
+
+    /// Ends all tracks.
+    fn reset(&self, why: &str) {
+        let ended = self.state().tracker.reset();
+        gst::debug!(CAT, imp = self, "{why}: {} tracks end", ended.len());
+        self.announce(&ended);
+    }
+
+    /// Running time; for a frame without timestamp, the time of the last one and its length.
+    fn time(&self, state: &State, buffer: &gst::BufferRef) -> Duration {
+        let segment = self.obj().segment();
+        let time = capture_time::running_time(Some(&segment), buffer).map(Duration::from);
+        time.unwrap_or_else(|| {
+            let length = buffer.duration().map(Duration::from);
+            let length = length.or(state.video.as_ref().and_then(|video| video.frame)).unwrap_or(FRAME);
+            state.time.saturating_add(length)
+        })
+    }
+
+    /// Follows the faces of a searched frame; returns the tracks that ended.
+    fn follow(state: &mut State, config: &TrackerConfig, buffer: &mut gst::BufferRef) -> Vec<i32> {
+        let (faces, candidates) = (roi::faces(buffer), roi::candidates(buffer));
+        let strong = faces.iter().map(|face| observation(face, false));
+        let observations: Vec<_> =
+            strong.chain(candidates.iter().map(|face| observation(face, true))).collect();
+        let update = state.tracker.searched(state.time, &observations, config);
+        let (of_faces, of_candidates) = update.ids.split_at_checked(faces.len()).unwrap_or_default();
+        roi::assign_tracks(buffer, of_faces, of_candidates);
+        update.ended
+    }
+
+    /// Attaches the faces of the last searched frame to one that was not searched.
+    fn predict(state: &mut State, config: &TrackerConfig, buffer: &mut gst::BufferRef) -> Vec<i32> {
+        let (predictions, ended) = state.tracker.passed(state.time, config);
+        if let Some(video) = &state.video {
+            for face in predictions.iter().filter_map(|p| predicted_face(p, video.width, video.height)) {
+                roi::attach_face(buffer, &face);
+            }
+        }
+        ended
+    }
+}
+
+fn observation(face: &FaceRegion, weak: bool) -> Observation {
+    let (left, top) = (f64::from(face.left), f64::from(face.top));
+    let bounds =
+        Bounds { left, top, right: left + f64::from(face.width), bottom: top + f64::from(face.height) };
+    Observation { bounds, score: face.confidence, weak }
+}
+
+/// The part of a predicted box within the frame, rounded to whole pixels; nothing where its middle is outside: the
+/// face has left.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the frame, whose sides are u32"
+)]
+fn predicted_face(prediction: &Prediction, width: u32, height: u32) -> Option<FaceRegion> {
+    let (frame_width, frame_height) = (f64::from(width), f64::from(height));
+    let (x, y) = prediction.bounds.centre();
+    if !(0.0..frame_width).contains(&x) || !(0.0..frame_height).contains(&y) {
+        return None;
+    }
+    let inside = |value: f64, most: f64| value.round().clamp(0.0, most) as u32;
+    let Bounds { left, top, right, bottom } = prediction.bounds;
+    let (left, top) = (inside(left, frame_width), inside(top, frame_height));
+    let (right, bottom) = (inside(right, frame_width), inside(bottom, frame_height));
+    let (width, height) = (right.checked_sub(left)?, bottom.checked_sub(top)?);
+    (width > 0 && height > 0).then_some(FaceRegion {
+        left,
+        top,
+        width,
+        height,
+        confidence: prediction.score,
+        track_id: Some(prediction.id),
+        predicted: true,
+    })
+}
+
+/// Reads caps of raw video, also in formats and memories that GStreamer's own reader does not know.
+fn video(caps: &gst::CapsRef) -> Option<Video> {
+    let structure = caps.structure(0)?;
+    let side = |name| structure.get::<i32>(name).ok().and_then(|side| u32::try_from(side).ok());
+    let frame = structure.get::<gst::Fraction>("framerate").ok().and_then(|rate| {
+        let (numer, denom) = (u32::try_from(rate.numer()).ok()?, u32::try_from(rate.denom()).ok()?);
+        Duration::from_secs(denom.into()).checked_div(numer)
+    });
+    Some(Video { caps: caps.to_owned(), width: side("width")?, height: side("height")?, frame })
+}
+
+#[glib::object_subclass]
+impl ObjectSubclass for FaceTrack {
+    const NAME: &'static str = "GstFacepipeFaceTrack";
+    type Type = super::FaceTrack;
+    type ParentType = gst_base::BaseTransform;
+}
+
+impl ObjectImpl for FaceTrack {
+    fn properties() -> &'static [glib::ParamSpec] {
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let defaults = Settings::default();
+            vec![
+                glib::ParamSpecUInt::builder("max-age")
+                    .nick("Maximum age")
+                    .blurb(
+                        "A face that is not found for longer than this many milliseconds is a new one when it comes \
+                         back. Longer bridges longer occlusions, and risks taking somebody else for the first",
+                    )
+                    .maximum(3_600_000)
+                    .default_value(defaults.max_age)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("min-hits")
+                    .nick("Minimum number of hits")
+                    .blurb(
+                        "A face gets its id when it has been found in this many searched frames in a row; until then \
+                         it has id 0. Above 1, what the detector takes for a face in a single frame gets no id, and \
+                         everybody gets theirs later",
+                    )
+                    .minimum(1)
+                    .maximum(1000)
+                    .default_value(defaults.min_hits)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecFloat::builder("iou-threshold")
+                    .nick("Overlap threshold")
+                    .blurb(
+                        "A face continues a track if it overlaps the place where the track should be by at least this \
+                         (intersection over union). Lower follows faster movements, and mixes up neighbours sooner",
+                    )
+                    .minimum(0.01)
+                    .maximum(1.0)
+                    .default_value(defaults.iou_threshold)
+                    .mutable_playing()
+                    .build(),
+            ]
+        });
+        &PROPERTIES
+    }
+
+    fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
+        let mut settings = self.settings();
+        match pspec.name() {
+            "max-age" => crate::set(&mut settings.max_age, value),
+            "min-hits" => crate::set(&mut settings.min_hits, value),
+            "iou-threshold" => crate::set(&mut settings.iou_threshold, value),
+            name => gst::error!(CAT, imp = self, "no property {name}"),
+        }
+    }
+
+    fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        let settings = self.settings();
+        match pspec.name() {
+            "max-age" => settings.max_age.to_value(),
+            "min-hits" => settings.min_hits.to_value(),
+            "iou-threshold" => settings.iou_threshold.to_value(),
+            _ => pspec.default_value().clone(),
+        }
+    }
+}
+
+impl GstObjectImpl for FaceTrack {}
+
+impl ElementImpl for FaceTrack {
+    fn metadata() -> Option<&'static gst::subclass::ElementMetadata> {
+        static METADATA: LazyLock<gst::subclass::ElementMetadata> = LazyLock::new(|| {
+            gst::subclass::ElementMetadata::new(
+                "Face tracker",
+                "Filter/Analyzer/Video",
+                "Gives each face that a detector found an id that stays the same from frame to frame",
+                env!("CARGO_PKG_REPOSITORY"),
+            )
+        });
+        Some(&METADATA)
+    }
+
+    fn pad_templates() -> &'static [gst::PadTemplate] {
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
+            let caps = gst::Caps::builder("video/x-raw").any_features().build();
+            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
+                .into_iter()
+                .filter_map(|(name, direction)| {
+                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
+                })
+                .collect()
+        });
+        &TEMPLATES
+    }
+}
+
+impl BaseTransformImpl for FaceTrack {
+    const MODE: BaseTransformMode = BaseTransformMode::AlwaysInPlace;
+    const PASSTHROUGH_ON_SAME_CAPS: bool = false;
+    const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
+
+    fn start(&self) -> Result<(), gst::ErrorMessage> {
+        *self.state() = State::default();
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), gst::ErrorMessage> {
+        *self.state() = State::default();
+        Ok(())
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        match event.view() {
+            gst::EventView::Caps(caps) => {
+                let Some(new) = video(caps.caps()) else {
+                    gst::error!(CAT, imp = self, "caps {} are not those of raw video", caps.caps());
+                    return false;
+                };
+                let old = self.state().video.replace(new.clone());
+                if old.is_some_and(|old| old != new) {
+                    self.reset("the caps changed");
+                }
+            }
+            gst::EventView::Eos(_) => self.reset("the stream ended"),
+            gst::EventView::FlushStop(_) => {
+                // Until the flush is over, nothing behind would take the news.
+                let passed = self.parent_sink_event(event);
+                self.reset("the stream was flushed");
+                return passed;
+            }
+            _ => {}
+        }
+        self.parent_sink_event(event)
+    }
+
+    fn propose_allocation(
+        &self,
+        decide_query: Option<&gst::query::Allocation>,
+        query: &mut gst::query::Allocation,
+    ) -> Result<(), gst::LoggableError> {
+        // The frames pass as they are, so what may be done with them is for the elements behind to say.
+        if decide_query.is_none() || !self.obj().src_pad().peer_query(query) {
+            self.parent_propose_allocation(decide_query, query)?;
+        }
+        Ok(())
+    }
+
+    fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
+        if buffer.flags().contains(gst::BufferFlags::DISCONT) {
+            self.reset("the stream has a gap");
+        }
+        let config = self.settings().config();
+        let mut state = self.state();
+        state.time = self.time(&state, buffer);
+        // Other detectors search every frame that they let pass.
+        let ended = match searched::was_searched(buffer) {
+            Some(false) => Self::predict(&mut state, &config, buffer),
+            Some(true) | None => Self::follow(&mut state, &config, buffer),
+        };
+        drop(state);
+        self.announce(&ended);
+        Ok(gst::FlowSuccess::Ok)
+    }
+}
