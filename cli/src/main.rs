@@ -1,8 +1,10 @@
 //! The `facepipe` program: models, demo and tools around the edge plugins and the backend.
 
+mod bench;
 mod demo;
 mod models;
 mod progress;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -18,6 +20,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Options),
     Demo(demo::Options),
     Models(models::Options),
 }
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
     // Only the first call in a process can fail, and only where a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let done = match arguments.command {
+        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Demo(options) => demo::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Models(options) => models::run(&options),
     };
