@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod doctor;
 mod models;
 mod progress;
 mod trial;
@@ -22,6 +23,7 @@ struct Arguments {
 enum Command {
     Bench(bench::Options),
     Demo(demo::Options),
+    Doctor(doctor::Options),
     Models(models::Options),
 }
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Demo(options) => demo::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Models(options) => models::run(&options),
     };
     match done {
