@@ -23,12 +23,20 @@ pub enum Encoding {
 }
 
 impl Encoding {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Jpeg, Self::Webp];
+
     /// The media type.
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Jpeg => "image/jpeg",
             Self::Webp => "image/webp",
         }
+    }
+
+    /// The form of this media type.
+    pub fn from_media_type(media_type: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|encoding| encoding.media_type() == media_type)
     }
 }
 

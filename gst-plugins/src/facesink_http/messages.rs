@@ -2,17 +2,19 @@
 
 use gst::prelude::*;
 use serde_json::Value;
-use time::format_description::well_known::Rfc3339;
 
 use crate::{
     results::{self, FaceResult, Scope, Verdict},
-    upload::{Crop, Endpoint, Event},
+    upload::{self, Crop, Endpoint, Event, Stats, Trouble},
 };
 
 pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
     match event {
-        Event::Answered { crop, status, model_version, faces } => {
-            hand_on(element, &crop, &faces);
+        Event::Answered { crop, status, model_version, faces, earlier_run } => {
+            // Track ids begin anew with each run.
+            if !earlier_run {
+                hand_on(element, &crop, &faces);
+            }
             let faces = faces.iter().map(|face| face_structure(face).to_send_value());
             let result = crop_fields("facepipe-result", &crop, status)
                 .field_if_some("model-version", model_version)
@@ -20,34 +22,110 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
                 .build();
             post_structure(element, result);
         }
-        Event::Rejected { crop, status, message, first } => {
+        Event::Rejected { crop, status, code, message, first } => {
             if first {
-                gst::element_warning!(
-                    element,
-                    gst::ResourceError::Write,
-                    ("the backend refuses crops with status {status}: {message}")
-                );
+                let what = match status {
+                    0 => "crops are given up after retries".to_owned(),
+                    status => format!("the backend refuses crops with status {status}"),
+                };
+                gst::element_warning!(element, gst::ResourceError::Write, ("{what}: {message}"));
             }
-            let rejected = crop_fields("facepipe-rejected", &crop, status).field("message", message).build();
+            let rejected = crop_fields("facepipe-rejected", &crop, status)
+                .field_if_some("code", code)
+                .field("message", message)
+                .build();
             post_structure(element, rejected);
         }
-        Event::Outage { reason } => {
+        Event::Trouble { kind, status, reason, wait } => {
             let backend: String = element.property("backend-url");
+            let state = match kind {
+                Trouble::Busy => "busy",
+                Trouble::Away => {
+                    gst::element_warning!(
+                        element,
+                        gst::ResourceError::OpenWrite,
+                        ("the backend {backend} {reason}; crops wait until it answers{}", fate(element))
+                    );
+                    "away"
+                }
+                Trouble::Unauthorized => {
+                    gst::element_warning!(
+                        element,
+                        gst::ResourceError::NotAuthorized,
+                        (
+                            "the backend {backend} doesn't take the token (status {}): {reason}; renew token-file or \
+                             token, no restart is needed; crops wait{}",
+                            status.unwrap_or(0),
+                            fate(element)
+                        )
+                    );
+                    "unauthorized"
+                }
+            };
+            let message = gst::Structure::builder("facepipe-backend")
+                .field("state", state)
+                .field_if_some("status", status.map(u32::from))
+                .field("reason", reason)
+                .field("retry-in", u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+                .build();
+            post_structure(element, message);
+        }
+        Event::Recovered { after, was_busy } => {
+            if !was_busy {
+                gst::element_info!(
+                    element,
+                    gst::ResourceError::OpenWrite,
+                    ("the backend answers again after {:.1} s", after.as_secs_f64())
+                );
+            }
+            post_structure(element, gst::Structure::builder("facepipe-backend").field("state", "ok").build());
+        }
+        Event::SpoolTrouble { reason } => {
+            let folder: Option<String> = element.property("spool-dir");
             gst::element_warning!(
                 element,
-                gst::ResourceError::OpenWrite,
-                ("the backend {backend} {reason}; crops wait until it answers, and the oldest give way when \
-                     max-queue is reached")
+                gst::ResourceError::Write,
+                ("spool-dir {}: {reason}", folder.unwrap_or_default())
             );
         }
-        Event::Recovered { after } => {
-            gst::element_info!(
-                element,
-                gst::ResourceError::OpenWrite,
-                ("the backend answers again after {:.1} s", after.as_secs_f64())
-            );
-        }
+        Event::Stats(counts) => post_stats(element, &counts),
     }
+}
+
+/// What happens to crops that wait.
+fn fate(element: &super::FaceSinkHttp) -> &'static str {
+    let spools = element.property::<Option<String>>("spool-dir").is_some()
+        && element.property::<u64>("spool-max-bytes") > 0;
+    if spools {
+        " on the spool, and the oldest give way when spool-max-bytes is reached"
+    } else {
+        ", and when max-queue is reached drop-policy says which give way"
+    }
+}
+
+/// The counts as the property `stats` and the message have them.
+pub(super) fn stats(stats: &Stats) -> gst::Structure {
+    gst::Structure::builder("facepipe-stats")
+        .field("queued", stats.queued)
+        .field("sent", stats.sent)
+        .field("failed", stats.failed)
+        .field("dropped", stats.dropped)
+        .field("spooled", stats.spooled)
+        .field("spool-files", stats.spool_files)
+        .field("spool-bytes", stats.spool_bytes)
+        .field("spool-dropped", stats.spool_dropped)
+        .field("spool-damaged", stats.spool_damaged)
+        .field("spool-errors", stats.spool_errors)
+        .field("requests", stats.requests)
+        .field("retries", stats.retries)
+        .field("bytes", stats.bytes)
+        .field("bytes-received", stats.bytes_received)
+        .field("image-bytes", stats.image_bytes)
+        .build()
+}
+
+pub(super) fn post_stats(element: &super::FaceSinkHttp, counts: &Stats) {
+    post_structure(element, stats(counts));
 }
 
 /// Tells the overlays of this process.
@@ -58,7 +136,7 @@ fn hand_on(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
     }
     results::publish(&FaceResult {
         scope: Scope::of(element.upcast_ref()),
-        camera_id: element.property::<Option<String>>("camera-id").unwrap_or_default(),
+        camera_id: crop.camera.id.clone(),
         track_id: crop.track_id,
         bounding_box: crop.bounding_box,
         verdict: verdict(faces),
@@ -91,9 +169,9 @@ fn post_structure(element: &super::FaceSinkHttp, structure: gst::Structure) {
 
 fn crop_fields(name: &str, crop: &Crop, status: u16) -> gst::structure::Builder {
     let mut builder = gst::Structure::builder(name)
-        .field("key", crop.key.to_string())
+        .field("key", upload::key(crop.key))
         .field("status", u32::from(status))
-        .field("captured-at", crop.captured_at.format(&Rfc3339).unwrap_or_default())
+        .field("captured-at", upload::captured_at(crop.captured_at))
         .field("track-id", crop.track_id.unwrap_or(0));
     if let Some([left, top, right, bottom]) = crop.bounding_box {
         builder = builder.field("left", left).field("top", top).field("right", right).field("bottom", bottom);
