@@ -119,6 +119,7 @@ impl FaceDetect {
             score_threshold: settings.score_threshold,
             nms_threshold: settings.nms_threshold,
             max_faces: usize::try_from(settings.max_faces).unwrap_or(0),
+            engine_cache: None,
             library_hints: folders,
         })?;
         gst::info!(CAT, imp = self, "opened {}, input {:?}", model.display(), detector.input_size());

@@ -22,7 +22,9 @@
  *
  * Of several results of one track the best is shown: a name wins over none, the surer name over the other.
  *
- * The same element is also registered as `facepipe-faceoverlay`.
+ * The same element is also registered as `facepipe-faceoverlay`. GStreamer's own plugins have a `faceoverlay` of
+ * their own (it puts pictures on faces), and which of the two the short name means is a matter of luck: use the long
+ * one.
  *
  * ## Action signals
  *
@@ -35,11 +37,11 @@
  *
  * Detection only:
  * |[
- * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facetrack ! faceoverlay ! videoconvert ! autovideosink
+ * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facetrack ! facepipe-faceoverlay ! videoconvert ! autovideosink
  * ]|
  * With names, from a backend on this machine:
  * |[
- * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facetrack ! tee name=t t. ! queue ! faceoverlay ! videoconvert ! autovideosink t. ! queue ! facecrop ! facesink-http
+ * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facetrack ! tee name=t t. ! queue ! facepipe-faceoverlay ! videoconvert ! autovideosink t. ! queue ! facecrop ! facesink-http
  * ]|
  */
 mod draw;
