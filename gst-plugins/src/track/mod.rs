@@ -117,7 +117,7 @@ pub struct TrackerConfig {
 
 impl Default for TrackerConfig {
     fn default() -> Self {
-        Self { max_age: Duration::from_secs(1), min_hits: 1, iou_threshold: 0.2 }
+        Self { max_age: Duration::from_secs(2), min_hits: 1, iou_threshold: 0.2 }
     }
 }
 
