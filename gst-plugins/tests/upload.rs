@@ -42,7 +42,6 @@ fn crop(number: u8) -> Crop {
         jpeg: Bytes::from(vec![number; 100]),
         captured_at: datetime!(2024-05-06 07:08:09 UTC),
         track_id: None,
-        predicted: false,
         bounding_box: Some([1, 2, 3, 4]),
         key: Uuid::now_v7(),
     }

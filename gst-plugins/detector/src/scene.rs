@@ -152,6 +152,7 @@ fn sums_of_four(values: &[u32], columns: usize, step: usize) -> (Vec<u32>, usize
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
 mod tests {
     use super::*;
     use crate::{ColorMatrix, ColorRange};
