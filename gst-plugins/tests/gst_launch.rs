@@ -361,3 +361,22 @@ fn without_the_runtime_library_the_error_says_what_to_do() {
     assert!(output.contains("ONNX Runtime") && output.contains("ORT_DYLIB_PATH"), "{output}");
     assert!(!output.contains("panicked"), "{output}");
 }
+
+#[test]
+fn no_output_shows_the_token() {
+    let installed = Installed::new();
+    fs::write(installed.path().join("token"), "s3cret-of-the-backend\n").unwrap();
+    fs::write(installed.path().join("face.jpg"), b"any picture").unwrap();
+    let server = Server::answering([Answer::status(401), Answer::status(201)]);
+    let line = format!(
+        "multifilesrc location=face.jpg num-buffers=2 caps=image/jpeg,framerate=25/1 ! facesink-http \
+         backend-url={} token-file=token",
+        server.url()
+    );
+    let (ended, output) = installed.launch(&[("GST_DEBUG", Path::new("*:6"))], &line);
+    assert!(ended && output.contains("doesn't take the token"), "{output}");
+    let received = server.received();
+    assert!(received.iter().all(|r| r.header("authorization") == Some("Bearer s3cret-of-the-backend")));
+    assert!(output.len() > 100_000, "{} bytes of GStreamer's log", output.len());
+    assert!(!output.contains("s3cret"));
+}

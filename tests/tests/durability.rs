@@ -252,7 +252,8 @@ fn a_killed_pipeline_loses_and_doubles_nothing_that_was_on_its_spool() {
 
     // As fast as it goes, so that the spool is full and the oldest give way while the process is killed.
     let max_bytes = 400_000;
-    let source = replay(&portrait, &detector, 100_000).replace("framerate=5/1", "framerate=500/1");
+    let source =
+        replay(&portrait, &detector, 100_000).replace("framerate=5/1", "framerate=500/1") + " encoding=webp";
     let mut child = launcher.start(&source, &url, max_bytes);
     let size = || -> u64 {
         let entries = fs::read_dir(launcher.spool()).into_iter().flatten();
