@@ -22,6 +22,8 @@
 
 use gst::glib;
 
+#[cfg(feature = "v1_24")]
+mod analytics;
 mod capture_time;
 pub mod crop;
 mod crop_properties;
