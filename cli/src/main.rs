@@ -1,8 +1,11 @@
 //! The `facepipe` program: models, demo and tools around the edge plugins and the backend.
 
+mod bench;
 mod demo;
+mod doctor;
 mod models;
 mod progress;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -18,7 +21,9 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Options),
     Demo(demo::Options),
+    Doctor(doctor::Options),
     Models(models::Options),
 }
 
@@ -27,7 +32,9 @@ fn main() -> ExitCode {
     // Only the first call in a process can fail, and only where a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let done = match arguments.command {
+        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Demo(options) => demo::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Models(options) => models::run(&options),
     };
     match done {

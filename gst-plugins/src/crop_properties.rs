@@ -1,12 +1,13 @@
-//! The properties `margin`, `min-size`, `max-size` and `quality`, which `facecrop` and `facesink-http` share.
+//! The properties of cutting and choosing (`margin`, `min-size`, `policy` and so on), which `facecrop` and
+//! `facesink-http` share.
 
 use gst::{glib, prelude::*};
 
-use crate::crop::CropSettings;
+use crate::cutter::CutterSettings;
 
 /// The specifications; all may be changed while playing.
 pub fn param_specs() -> Vec<glib::ParamSpec> {
-    let defaults = CropSettings::default();
+    let CutterSettings { crop: defaults, policy, limits } = CutterSettings::default();
     vec![
         glib::ParamSpecDouble::builder("margin")
             .nick("Margin")
@@ -36,37 +37,95 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt::builder("quality")
             .nick("Quality")
-            .blurb("JPEG quality")
+            .blurb("Quality of the encoding, on the scale of libjpeg or of libwebp")
             .minimum(1)
             .maximum(100)
             .default_value(defaults.quality.into())
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("encoding", defaults.encoding)
+            .nick("Encoding")
+            .blurb("Form of the pictures; WebP needs a third fewer bytes and more of the CPU")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecEnum::builder_with_default("policy", policy)
+            .nick("Policy")
+            .blurb("Which faces become pictures; best needs track ids (facetrack), faces without one all do")
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecDouble::builder("improvement")
+            .nick("Improvement")
+            .blurb("With policy=best: a further picture of a track must be better by this share of the quality")
+            .minimum(0.0)
+            .maximum(100.0)
+            .default_value(limits.improvement)
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecUInt::builder("max-per-track")
+            .nick("Maximum per track")
+            .blurb("With policy=best: so many pictures of one track at most, the last of them at its end")
+            .minimum(1)
+            .default_value(limits.max_per_track)
+            .mutable_playing()
+            .build(),
+        glib::ParamSpecDouble::builder("min-quality")
+            .nick("Minimum quality")
+            .blurb(
+                "Leave out pictures of less quality: 0.4 for size (full from 160 pixels), 0.3 for sharpness, 0.3 for \
+                 the detector's score, half of it all where the face touches the frame's edge",
+            )
+            .minimum(0.0)
+            .maximum(1.0)
+            .default_value(limits.min_quality)
             .mutable_playing()
             .build(),
     ]
 }
 
 /// Takes a property's value, whose type and range GObject has checked; false for a property of another name.
-pub fn set(settings: &mut CropSettings, value: &glib::Value, name: &str) -> bool {
-    let pixels = || value.get::<u32>().ok();
+pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bool {
+    let CutterSettings { crop, policy, limits } = settings;
     match name {
-        "margin" => settings.margin = value.get().unwrap_or(settings.margin),
-        "min-size" => settings.min_size = pixels().unwrap_or(settings.min_size),
-        "max-size" => {
-            settings.max_size = pixels().and_then(|p| p.try_into().ok()).unwrap_or(settings.max_size);
-        }
-        "quality" => settings.quality = pixels().and_then(|q| q.try_into().ok()).unwrap_or(settings.quality),
+        "margin" => take(&mut crop.margin, value),
+        "min-size" => take(&mut crop.min_size, value),
+        "max-size" => narrow(&mut crop.max_size, value),
+        "quality" => narrow(&mut crop.quality, value),
+        "encoding" => take(&mut crop.encoding, value),
+        "policy" => take(policy, value),
+        "improvement" => take(&mut limits.improvement, value),
+        "max-per-track" => take(&mut limits.max_per_track, value),
+        "min-quality" => take(&mut limits.min_quality, value),
         _ => return false,
     }
     true
 }
 
+fn take<'a, T: glib::value::FromValue<'a>>(setting: &mut T, value: &'a glib::Value) {
+    if let Ok(value) = value.get() {
+        *setting = value;
+    }
+}
+
+/// Takes a number whose range is that of a smaller type than GObject has.
+fn narrow<T: TryFrom<u32>>(setting: &mut T, value: &glib::Value) {
+    if let Some(value) = value.get::<u32>().ok().and_then(|value| value.try_into().ok()) {
+        *setting = value;
+    }
+}
+
 /// A property's value; `None` for a property of another name.
-pub fn get(settings: &CropSettings, name: &str) -> Option<glib::Value> {
+pub fn get(settings: &CutterSettings, name: &str) -> Option<glib::Value> {
+    let CutterSettings { crop, policy, limits } = settings;
     Some(match name {
-        "margin" => settings.margin.to_value(),
-        "min-size" => settings.min_size.to_value(),
-        "max-size" => u32::from(settings.max_size).to_value(),
-        "quality" => u32::from(settings.quality).to_value(),
+        "margin" => crop.margin.to_value(),
+        "min-size" => crop.min_size.to_value(),
+        "max-size" => u32::from(crop.max_size).to_value(),
+        "quality" => u32::from(crop.quality).to_value(),
+        "encoding" => crop.encoding.to_value(),
+        "policy" => policy.to_value(),
+        "improvement" => limits.improvement.to_value(),
+        "max-per-track" => limits.max_per_track.to_value(),
+        "min-quality" => limits.min_quality.to_value(),
         _ => return None,
     })
 }

@@ -6,6 +6,7 @@
 //! | `facetrack` | gives each face an id that stays the same from frame to frame |
 //! | `facecrop` | makes a small JPEG picture of each face |
 //! | `facesink-http` | uploads the pictures to the backend |
+//! | `faceoverlay` | draws boxes around the faces, and who they are |
 //!
 //! Each is also registered with the prefix `facepipe-`, under which no other plugin can hide it. The crate is
 //! built as the plugin `libgstfacepipe.so`, and as a Rust library for programs that bring the elements with
@@ -20,18 +21,24 @@
 //! # }
 //! ```
 
+use std::sync::OnceLock;
+
 use gst::glib;
 
 #[cfg(feature = "v1_24")]
 mod analytics;
+pub mod best_shot;
 mod capture_time;
 pub mod crop;
 mod crop_properties;
+pub mod cutter;
 pub mod facecrop;
 pub mod facedetect;
+pub mod faceoverlay;
 pub mod facesink_http;
 pub mod facetrack;
 pub mod frame;
+pub mod results;
 pub mod roi;
 pub mod searched;
 pub mod track;
@@ -42,6 +49,7 @@ fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     facedetect::register(plugin)?;
     facetrack::register(plugin)?;
     facecrop::register(plugin)?;
+    faceoverlay::register(plugin)?;
     facesink_http::register(plugin)
 }
 
@@ -60,13 +68,16 @@ fn set<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value)
     }
 }
 
-/// Registers the elements in this process without a plugin file. [`gst::init`] must have been called.
+/// Registers the elements in this process without a plugin file; further calls change nothing. [`gst::init`] must
+/// have been called.
 ///
 /// # Errors
 ///
 /// GStreamer refused the registration.
 pub fn register_static() -> Result<(), glib::BoolError> {
-    plugin::plugin_register_static()
+    // A second registration would replace the factories under elements that exist.
+    static REGISTERED: OnceLock<Result<(), glib::BoolError>> = OnceLock::new();
+    REGISTERED.get_or_init(plugin::plugin_register_static).clone()
 }
 
 mod plugin {
@@ -83,4 +94,21 @@ mod plugin {
         env!("CARGO_PKG_REPOSITORY"),
         env!("BUILD_REL_DATE")
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use gst::prelude::*;
+
+    #[test]
+    fn a_second_registration_leaves_elements_their_factories() {
+        gst::init().unwrap();
+        super::register_static().unwrap();
+        let element = gst::ElementFactory::make("facepipe-facedetect").build().unwrap();
+        super::register_static().unwrap();
+        let another = gst::ElementFactory::make("facepipe-facedetect").build().unwrap();
+        for element in [element, another] {
+            assert_eq!(element.factory().unwrap().plugin().unwrap().plugin_name(), "facepipe");
+        }
+    }
 }

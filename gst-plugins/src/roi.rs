@@ -24,7 +24,8 @@
 //! A **crop** (`image/jpeg`) carries one `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`. Its
 //! rectangle is the bounding box in the *full frame* that the crop was taken from, `id` and `detection` are
 //! those of the face, and a parameter structure `facepipe-crop` adds `frame-width` and `frame-height` (uint,
-//! pixels) and, where it is known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC). To other
+//! pixels) and, where they are known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC) and `running-time`
+//! (uint64, nanoseconds: that of the frame, which may lie before the buffer's own). To other
 //! elements these buffers are plain pictures. A decoder may hand the metadata on to the picture it makes;
 //! since the rectangle is not one of that picture's own pixels, its type differs from that of a frame's
 //! faces.
@@ -71,6 +72,8 @@ pub struct CropFacts {
     pub frame_height: u32,
     /// When the frame was captured, since 1970-01-01 UTC.
     pub captured_at: Option<Duration>,
+    /// Running time of the frame. A best shot is sent later than it was taken, under a later timestamp.
+    pub running_time: Option<Duration>,
 }
 
 /// Adds a face to a frame.
@@ -149,8 +152,10 @@ pub fn attach_crop(buffer: &mut gst::BufferRef, facts: &CropFacts) {
     let mut structure = gst::Structure::builder(CROP)
         .field("frame-width", facts.frame_width)
         .field("frame-height", facts.frame_height);
-    if let Some(nanoseconds) = facts.captured_at.and_then(|t| u64::try_from(t.as_nanos()).ok()) {
-        structure = structure.field("captured-at", nanoseconds);
+    for (name, time) in [("captured-at", facts.captured_at), ("running-time", facts.running_time)] {
+        if let Some(nanoseconds) = time.and_then(|t| u64::try_from(t.as_nanos()).ok()) {
+            structure = structure.field(name, nanoseconds);
+        }
     }
     attach(buffer, FACE_CROP, &facts.face, Some(structure.build()));
 }
@@ -164,6 +169,7 @@ pub fn crop_facts(buffer: &gst::BufferRef) -> Option<CropFacts> {
             frame_width: crop.get("frame-width").ok()?,
             frame_height: crop.get("frame-height").ok()?,
             captured_at: crop.get("captured-at").ok().map(Duration::from_nanos),
+            running_time: crop.get("running-time").ok().map(Duration::from_nanos),
         })
     })
 }
@@ -322,13 +328,14 @@ mod tests {
             frame_width: 1920,
             frame_height: 1080,
             captured_at: Some(Duration::new(1_700_000_000, 123_456_789)),
+            running_time: Some(Duration::from_millis(40)),
         };
         attach_crop(buffer.make_mut(), &with_time);
         assert_eq!(crop_facts(&buffer.copy()), Some(with_time));
         assert!(faces(&buffer).is_empty(), "the rectangle is no region of the crop's own pixels");
 
         let mut buffer = gst::Buffer::new();
-        let without_time = CropFacts { captured_at: None, ..with_time };
+        let without_time = CropFacts { captured_at: None, running_time: None, ..with_time };
         attach_crop(buffer.make_mut(), &without_time);
         assert_eq!(crop_facts(&buffer), Some(without_time));
     }

@@ -16,7 +16,10 @@ use common::{YUV_FORMATS, bytes, decode, face, info, init, packed_frame, with_fa
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo};
-use gstfacepipe::roi::{self, FaceRegion};
+use gstfacepipe::{
+    roi::{self, FaceRegion},
+    track_events,
+};
 use image::RgbImage;
 
 fn harness(info: &VideoInfo, properties: &str) -> Harness {
@@ -113,7 +116,7 @@ fn each_face_becomes_a_buffer_with_the_time_of_its_frame() {
 #[test]
 fn the_facts_of_the_face_travel_with_its_picture() {
     let info = info(VideoFormat::Rgb, 320, 240);
-    let mut harness = harness(&info, "");
+    let mut harness = harness(&info, "policy=every");
     let tracked = FaceRegion { track_id: Some(17), confidence: 0.875, ..face(10, 20, 40, 50) };
     let mut frame = with_faces(packed_frame(&info, gray), 0, &[tracked]);
     // 2024-05-06 07:08:09 UTC, as a camera says it by RTCP: in NTP time.
@@ -393,4 +396,159 @@ fn the_pictures_are_what_multifilesink_and_jpegdec_take() {
     files.push_event(gst::event::Eos::new());
     let written = |index: u32| image::open(folder.path().join(format!("face-{index:05}.jpg"))).unwrap();
     assert_eq!((written(0).width(), written(1).width()), (60, 60));
+}
+
+/// Coarse noise: a sharp face.
+fn noise(x: u32, y: u32) -> [u8; 3] {
+    [((x / 2 * 7919 + y / 2 * 104_729) % 251) as u8; 3]
+}
+
+/// A face of a track, so many pixels wide and high.
+fn tracked(track_id: i32, size: u32) -> FaceRegion {
+    FaceRegion { track_id: Some(track_id), ..face(20, 20, size, size) }
+}
+
+/// Pushes a frame with these faces, and returns track id and width of the pictures that come of it.
+fn shots(
+    harness: &mut Harness,
+    info: &VideoInfo,
+    milliseconds: u64,
+    faces: &[FaceRegion],
+) -> Vec<(i32, u32)> {
+    harness.push(with_faces(packed_frame(info, noise), milliseconds, faces)).unwrap();
+    pictures(harness)
+}
+
+fn pictures(harness: &mut Harness) -> Vec<(i32, u32)> {
+    std::iter::from_fn(|| harness.try_pull())
+        .map(|crop| {
+            let face = roi::crop_facts(&crop).unwrap().face;
+            (face.track_id.unwrap(), face.width)
+        })
+        .collect()
+}
+
+#[test]
+fn of_a_track_a_first_picture_goes_out_at_once_then_better_ones_and_the_best_at_its_end() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 60)]), [(1, 60)]);
+    assert_eq!(shots(&mut harness, &info, 40, &[tracked(1, 62)]), [], "hardly better");
+    assert_eq!(shots(&mut harness, &info, 80, &[tracked(1, 140), tracked(2, 60)]), [(1, 140), (2, 60)]);
+    assert_eq!(shots(&mut harness, &info, 120, &[tracked(1, 150), tracked(2, 64)]), []);
+    assert_eq!(shots(&mut harness, &info, 160, &[tracked(1, 80), tracked(2, 30)]), [], "worse");
+    // The tracker says that the first is gone; the event passes too.
+    assert!(harness.push_event(track_events::tracks_ended(&[1])));
+    let best = harness.pull().unwrap();
+    let facts = roi::crop_facts(&best).unwrap();
+    assert_eq!((facts.face.track_id, facts.face.width), (Some(1), 150));
+    assert_eq!(facts.running_time.unwrap().as_millis(), 120, "when the face looked so");
+    assert_eq!(best.pts().unwrap().mseconds(), 160, "timestamps never go back");
+    assert_eq!(events(&mut harness, gst::EventType::CustomDownstream).len(), 1);
+    // The end of the stream ends the second.
+    assert!(harness.push_event(gst::event::Eos::new()));
+    assert_eq!(pictures(&mut harness), [(2, 64)]);
+}
+
+#[test]
+fn the_limits_of_a_track_are_obeyed_and_can_be_changed_while_playing() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "max-per-track=2");
+    assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 40)]), [(1, 40)]);
+    assert_eq!(shots(&mut harness, &info, 40, &[tracked(1, 150)]), [], "the second one is for the end");
+    let element = harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("crop").unwrap();
+    element.set_property("max-per-track", 5_u32);
+    element.set_property("improvement", 0.05_f64);
+    assert_eq!(shots(&mut harness, &info, 80, &[tracked(1, 160)]), [(1, 160)]);
+    element.set_property("policy", policy(&element, "every"));
+    assert_eq!(shots(&mut harness, &info, 120, &[tracked(1, 40)]), [(1, 40)]);
+}
+
+fn policy(element: &gst::Element, nick: &str) -> gst::glib::Value {
+    let class = gst::glib::EnumClass::with_type(element.property_type("policy").unwrap()).unwrap();
+    class.to_value_by_nick(nick).unwrap()
+}
+
+#[test]
+fn a_flush_forgets_what_waited_and_faces_that_nothing_tracks_all_become_pictures() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 60)]), [(1, 60)]);
+    assert_eq!(shots(&mut harness, &info, 40, &[tracked(1, 66)]), []);
+    assert!(harness.push_event(gst::event::FlushStart::new()));
+    assert!(harness.push_event(gst::event::FlushStop::new(true)));
+    assert!(harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())));
+    assert!(harness.push_event(gst::event::Eos::new()));
+    assert_eq!(pictures(&mut harness), []);
+
+    let untracked = [face(20, 20, 60, 60), face(100, 100, 50, 50)];
+    for _ in 0..3 {
+        assert_eq!(crops(&info, "", packed_frame(&info, noise), &untracked).len(), 2);
+    }
+}
+
+#[test]
+fn a_face_at_the_frames_edge_waits_for_a_whole_one() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    let cut = FaceRegion { left: 0, ..tracked(1, 100) };
+    assert_eq!(shots(&mut harness, &info, 0, &[cut]), []);
+    assert_eq!(shots(&mut harness, &info, 40, &[tracked(1, 100)]), [(1, 100)]);
+    assert!(harness.push_event(gst::event::Eos::new()));
+    assert_eq!(pictures(&mut harness), []);
+}
+
+#[test]
+fn blurred_small_and_doubtful_faces_are_left_out_by_min_quality() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let count = |pixel: fn(u32, u32) -> [u8; 3], face| {
+        crops(&info, "min-quality=0.5", packed_frame(&info, pixel), &[face]).len()
+    };
+    let sure = FaceRegion { confidence: 0.95, ..face(20, 20, 100, 100) };
+    assert_eq!(count(noise, sure), 1);
+    assert_eq!(count(gray, FaceRegion { confidence: 0.6, ..sure }), 0, "no edges at all");
+    assert_eq!(count(noise, FaceRegion { width: 30, height: 30, confidence: 0.6, ..sure }), 0);
+}
+
+#[test]
+fn webp_is_smaller_and_shows_the_same() {
+    let info = info(VideoFormat::Nv12, 320, 240);
+    let mut sizes = Vec::new();
+    for encoding in ["jpeg", "webp"] {
+        let mut harness = harness(&info, &format!("margin=0 quality=80 encoding={encoding}"));
+        harness
+            .push(with_faces(
+                yuv_halves(&info, [100, 110, 150], [60, 150, 110]),
+                0,
+                &[face(130, 100, 60, 60)],
+            ))
+            .unwrap();
+        let crop = bytes(&harness.pull().unwrap());
+        let format = image::ImageFormat::from_extension(encoding).unwrap();
+        let picture = image::load_from_memory_with_format(&crop, format).unwrap().to_rgb8();
+        assert_eq!(picture.dimensions(), (60, 60));
+        for (x, expected) in [(5, [129, 84, 62]), (55, [26, 51, 96])] {
+            let pixel = picture.get_pixel(x, 30).0;
+            let worst = (0..3).map(|c| pixel[c].abs_diff(expected[c])).max().unwrap();
+            assert!(worst <= 8, "{encoding} at {x}: {pixel:?}, expected {expected:?}");
+        }
+        let caps = events(&mut harness, gst::EventType::Caps);
+        let gst::EventView::Caps(caps) = caps[0].view() else { unreachable!() };
+        assert_eq!(caps.caps().structure(0).unwrap().name(), format!("image/{encoding}").as_str());
+        sizes.push(crop.len());
+    }
+    assert!(sizes[1] < sizes[0], "{sizes:?}");
+}
+
+#[test]
+fn a_picture_that_webp_cannot_hold_is_an_error_that_names_its_size() {
+    let info = info(VideoFormat::Rgb, 20_000, 40);
+    let mut harness = harness(&info, "margin=0 min-size=1 max-size=20000 encoding=webp");
+    let bus = gst::Bus::new();
+    harness.element().unwrap().set_bus(Some(&bus));
+    let whole = face(0, 0, 20_000, 40);
+    assert!(harness.push(with_faces(packed_frame(&info, gray), 0, &[whole])).is_err());
+    let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
+    let gst::MessageView::Error(error) = message.view() else { unreachable!() };
+    assert!(error.error().message().contains("20000x40"), "{}", error.error());
 }

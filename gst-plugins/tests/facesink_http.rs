@@ -35,7 +35,9 @@ impl Sink {
     /// Starts the element; its clock is not waited for.
     fn start(url: &str, properties: &str) -> Self {
         common::init();
-        let line = format!("facepipe-facesink-http sync=false async=false backend-url={url} {properties}");
+        let line = format!(
+            "facepipe-facesink-http sync=false async=false batch-delay=0 backend-url={url} {properties}"
+        );
         let element = gst::parse::launch(&line).unwrap();
         let bus = gst::Bus::new();
         element.set_bus(Some(&bus));
@@ -59,9 +61,29 @@ impl Sink {
         self.element.property::<gst::Structure>("stats").get(name).unwrap()
     }
 
-    /// The messages of a type that are on the bus now.
+    /// The messages of a type that are on the bus now; takes all others off it.
     fn messages(&self, wanted: gst::MessageType) -> Vec<gst::Message> {
         std::iter::from_fn(|| self.bus.pop_filtered(&[wanted])).collect()
+    }
+
+    /// All messages that are on the bus now.
+    fn all(&self) -> Vec<gst::Message> {
+        std::iter::from_fn(|| self.bus.pop()).collect()
+    }
+
+    /// The element messages of a name that are on the bus now; takes all other messages off it.
+    fn structures(&self, name: &str) -> Vec<gst::Structure> {
+        named(&self.all(), name)
+    }
+
+    /// Waits for an element message of a name.
+    fn wait_for_structure(&self, name: &str) -> gst::Structure {
+        loop {
+            let found = structure(&self.wait_for(gst::MessageType::Element));
+            if found.name() == name {
+                return found;
+            }
+        }
     }
 
     /// Waits for a message of a type.
@@ -82,8 +104,17 @@ fn crop(content: &[u8], face: FaceRegion, captured_at: Option<Duration>) -> gst:
     let mut buffer = gst::Buffer::from_slice(content.to_vec());
     let writable = buffer.make_mut();
     writable.set_pts(gst::ClockTime::ZERO);
-    roi::attach_crop(writable, &CropFacts { face, frame_width: 1920, frame_height: 1080, captured_at });
+    roi::attach_crop(
+        writable,
+        &CropFacts { face, frame_width: 1920, frame_height: 1080, captured_at, running_time: None },
+    );
     buffer
+}
+
+/// The structures of this name.
+fn named(messages: &[gst::Message], name: &str) -> Vec<gst::Structure> {
+    let elements = messages.iter().filter(|message| message.type_() == gst::MessageType::Element);
+    elements.map(structure).filter(|structure| structure.name() == name).collect()
 }
 
 fn structure(message: &gst::Message) -> gst::Structure {
@@ -120,7 +151,8 @@ fn a_crop_is_posted_as_it_is_with_its_facts() {
         assert_eq!(request.field("box"), "10,20,40,60");
         assert_eq!(request.field("track_id"), "3");
         let key = request.field("key");
-        assert_eq!((key.len(), key.as_bytes()[14]), (36, b'7'), "a UUID of version 7: {key}");
+        let short = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        assert!(key.len() == 22 && key.chars().all(short), "128 bits in base64url: {key}");
     }
 }
 
@@ -176,13 +208,13 @@ fn raw_video_is_cropped_as_facecrop_does() {
         with_faces(packed_frame(&info, slopes), 0, &faces)
     };
     let caps = info.to_caps().unwrap();
-    let mut cropper = Harness::new("facepipe-facecrop");
+    let mut cropper = Harness::new_parse("facepipe-facecrop policy=every");
     cropper.set_src_caps(caps.clone());
     cropper.push(frame()).unwrap();
     let expected: Vec<Vec<u8>> = std::iter::from_fn(|| cropper.try_pull()).map(|crop| bytes(&crop)).collect();
     assert_eq!(expected.len(), 2, "the third face is too small");
 
-    let mut sink = Sink::start(&server.url(), "");
+    let mut sink = Sink::start(&server.url(), "policy=every");
     sink.harness.set_src_caps(caps);
     sink.harness.play();
     sink.harness.push(with_faces(packed_frame(&info, |_, _| [0; 3]), 0, &[])).unwrap();
@@ -254,8 +286,12 @@ fn a_busy_backend_is_asked_again_with_the_same_key_and_without_a_warning() {
     let [first, second] = &server.received()[..] else { panic!("not two requests") };
     assert_eq!(first.field("key"), second.field("key"));
     assert!(second.at - first.at >= Duration::from_secs(1));
-    assert!(sink.messages(gst::MessageType::Warning).is_empty());
     assert_eq!((sink.count("sent"), sink.count("retries")), (1, 1));
+    let messages = sink.all();
+    assert!(messages.iter().all(|message| message.type_() != gst::MessageType::Warning));
+    let [busy, ok] = &named(&messages, "facepipe-backend")[..] else { panic!("not two messages") };
+    assert_eq!((busy.get("state"), busy.get("status")), (Ok("busy"), Ok(429_u32)));
+    assert_eq!((busy.get("retry-in"), ok.get("state")), (Ok(1000_u64), Ok("ok")));
 }
 
 #[test]
@@ -293,10 +329,12 @@ fn a_refused_crop_is_reported_and_the_pipeline_goes_on() {
     sink.eos();
     let messages: Vec<gst::Message> = std::iter::from_fn(|| sink.bus.pop()).collect();
     let of_type = |wanted| messages.iter().filter(move |m| m.type_() == wanted).collect::<Vec<_>>();
-    let rejected = of_type(gst::MessageType::Element);
+    let elements = of_type(gst::MessageType::Element);
+    let mut rejected =
+        elements.iter().map(|m| structure(m)).filter(|s| s.name() == "facepipe-rejected").collect::<Vec<_>>();
     assert_eq!(rejected.len(), 2);
-    let rejected = structure(rejected[0]);
-    assert_eq!(rejected.name(), "facepipe-rejected");
+    let rejected = rejected.remove(0);
+    assert_eq!(rejected.get::<&str>("code"), Ok("invalid_camera_id"));
     assert_eq!(rejected.get::<u32>("status"), Ok(400));
     assert_eq!(rejected.get::<&str>("message"), Ok("camera_id is empty"));
     let warnings = of_type(gst::MessageType::Warning);
@@ -408,6 +446,323 @@ fn settings_of_no_use_are_errors_that_name_the_property_and_the_value() {
     assert!(url.contains("backend-url `backend:8080`") && url.contains("http://"), "{url}");
     let start = error_of("capture-start=yesterday");
     assert!(start.contains("capture-start is `yesterday`") && start.contains("RFC 3339"), "{start}");
+    let token = error_of("token=two\\ words");
+    assert!(token.contains("token contains a space") && !token.contains("two"), "{token}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let file = error_of(&format!("token-file={}", path("none")));
+    assert!(file.contains(&path("none")) && file.contains("cannot be read"), "{file}");
+    std::fs::write(path("ca.pem"), "no certificate").unwrap();
+    let ca = error_of(&format!("ca-file={}", path("ca.pem")));
+    assert!(ca.contains(&path("ca.pem")) && ca.contains("no certificate in PEM"), "{ca}");
+    let spool = error_of(&format!("spool-dir={}", path("ca.pem/spool")));
+    assert!(spool.contains("spool-dir") && spool.contains(&path("ca.pem/spool")), "{spool}");
+    std::fs::create_dir(path("open")).unwrap();
+    std::fs::set_permissions(path("open"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let open = error_of(&format!("spool-dir={}", path("open")));
+    assert!(open.contains(&path("open")) && open.contains("0755") && open.contains("chmod 700"), "{open}");
+    let _holder = Sink::start("http://127.0.0.1:1", &format!("spool-dir={}", path("held")));
+    let held = error_of(&format!("spool-dir={}", path("held")));
+    assert!(held.contains(&path("held")) && held.contains("in use by another"), "{held}");
+}
+
+#[test]
+fn trouble_of_every_kind_is_seen_on_the_bus() {
+    let taken = Answer::json(201, r#"{"model_version":null,"stored":0,"faces":[]}"#);
+    for (answer, state, status, warning) in [
+        (Answer::status(429), "busy", Some(429), None),
+        (Answer::status(500), "away", Some(500), Some("answers 500")),
+        (Answer::status(503), "away", Some(503), Some("answers 503")),
+        (Answer::status(404), "away", Some(404), Some("answers 404")),
+        (Answer::status(201).after(Duration::from_secs(3)), "away", None, Some("gave no answer within 1s")),
+        (taken.clone().cut_after(100), "away", None, Some("broke off its answer")),
+        (Answer::status(401), "unauthorized", Some(401), Some("doesn't take the token (status 401)")),
+        (Answer::status(403), "unauthorized", Some(403), Some("renew token-file")),
+    ] {
+        let server = Server::answering([answer, taken.clone()]);
+        let mut sink = Sink::for_jpeg(&server.url(), "timeout=1");
+        sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+        sink.eos();
+        assert_eq!((sink.count("sent"), sink.count("failed")), (1, 0), "{state} {status:?}");
+        let messages = sink.all();
+        let [trouble, ok] = &named(&messages, "facepipe-backend")[..] else { panic!("{messages:?}") };
+        assert_eq!((trouble.get("state"), ok.get("state")), (Ok(state), Ok("ok")));
+        assert_eq!(trouble.get::<u32>("status").ok(), status, "{state}");
+        assert!(!trouble.get::<&str>("reason").unwrap().is_empty() && trouble.has_field("retry-in"));
+        let of_type = |wanted| messages.iter().filter(move |m| m.type_() == wanted).collect::<Vec<_>>();
+        let warnings: Vec<String> =
+            of_type(gst::MessageType::Warning).into_iter().map(warning_text).collect();
+        match warning {
+            None => assert!(warnings.is_empty(), "{warnings:?}"),
+            Some(text) => {
+                assert_eq!(warnings.len(), 1, "{warnings:?}");
+                assert!(warnings[0].contains(text) && warnings[0].contains(&server.url()), "{warnings:?}");
+            }
+        }
+        assert_eq!(of_type(gst::MessageType::Info).len(), usize::from(warning.is_some()), "{state}");
+    }
+}
+
+#[test]
+fn the_token_is_sent_can_be_changed_and_never_read() {
+    let server = Server::answering([Answer::status(201)]);
+    let mut sink = Sink::for_jpeg(&server.url(), "token=first-secret");
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    server.wait_for(1);
+    sink.element.set_property("token", "second-secret");
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    sink.eos();
+    let received = server.received();
+    let sent: Vec<_> = received.iter().map(|request| request.header("authorization").unwrap()).collect();
+    assert_eq!(sent, ["Bearer first-secret", "Bearer second-secret"]);
+    let flags = sink.element.find_property("token").unwrap().flags();
+    assert!(!flags.contains(gst::glib::ParamFlags::READABLE));
+}
+
+#[test]
+fn a_changed_place_is_that_of_the_crops_after_the_change() {
+    let server = Server::answering([Answer::status(201).after(Duration::from_millis(100))]);
+    let mut sink = Sink::for_jpeg(&server.url(), "camera-id=gate-1 camera-location=Lobby batch-delay=500");
+    sink.harness.push(crop(b"before", face(0, 0, 9, 9), None)).unwrap();
+    sink.element.set_property("camera-location", "Yard");
+    sink.harness.push(crop(b"after", face(0, 0, 9, 9), None)).unwrap();
+    sink.eos();
+    let mut found: Vec<_> =
+        server.received().iter().map(|r| (r.images()[0].clone(), r.field("location"))).collect();
+    found.sort();
+    assert_eq!(found, [(b"after".to_vec(), "Yard".into()), (b"before".to_vec(), "Lobby".into())]);
+}
+
+#[test]
+fn webp_crops_go_as_what_they_are() {
+    let server = Server::answering([Answer::status(201)]);
+    let mut sink = Sink::start(&server.url(), "");
+    sink.harness.set_src_caps_str("image/webp,framerate=25/1");
+    sink.harness.play();
+    sink.harness.push(crop(b"RIFF....WEBP", face(0, 0, 9, 9), None)).unwrap();
+    sink.eos();
+    let received = server.received();
+    let picture = received[0].parts.iter().find(|part| part.name == "image").unwrap();
+    assert_eq!(picture.content_type.as_deref(), Some("image/webp"));
+    assert_eq!(picture.file_name.as_deref(), Some("f.webp"));
+    assert_eq!(picture.body, b"RIFF....WEBP");
+}
+
+#[test]
+fn two_cameras_of_one_process_never_mix_their_crops() {
+    let server = Server::answering([Answer::status(201).after(Duration::from_millis(5))]);
+    let url = server.url();
+    let cameras = ["gate", "yard"];
+    std::thread::scope(|scope| {
+        for name in cameras {
+            let url = &url;
+            scope.spawn(move || {
+                let mut sink = Sink::for_jpeg(url, &format!("camera-id={name} camera-location={name}-place"));
+                for number in 0..200 {
+                    let picture = format!("{name} {number}");
+                    sink.harness.push(crop(picture.as_bytes(), face(0, 0, 9, 9), None)).unwrap();
+                }
+                sink.eos();
+                assert_eq!(sink.count("sent"), 200);
+            });
+        }
+    });
+    let mut pictures = Vec::new();
+    for request in server.received() {
+        let camera = request.field("camera_id");
+        assert_eq!(request.field("location"), format!("{camera}-place"));
+        for image in request.images() {
+            let picture = String::from_utf8(image).unwrap();
+            assert!(picture.starts_with(&format!("{camera} ")), "{picture} went under {camera}");
+            pictures.push(picture);
+        }
+    }
+    pictures.sort();
+    pictures.dedup();
+    assert_eq!(pictures.len(), 400);
+}
+
+#[test]
+fn the_statistics_come_as_messages_and_once_more_at_the_end() {
+    let server = Server::answering([Answer::status(201)]);
+    let mut sink = Sink::for_jpeg(&server.url(), "stats-interval=1");
+    sink.harness.push(crop(&[7; 3000], face(0, 0, 9, 9), None)).unwrap();
+    let stats = sink.wait_for_structure("facepipe-stats");
+    for field in [
+        "queued",
+        "sent",
+        "failed",
+        "dropped",
+        "spooled",
+        "spool-files",
+        "spool-bytes",
+        "spool-dropped",
+        "spool-damaged",
+        "spool-errors",
+        "requests",
+        "retries",
+        "bytes",
+        "bytes-received",
+        "image-bytes",
+    ] {
+        let value = stats.get::<u64>(field).unwrap_or_else(|e| panic!("{field}: {e}"));
+        assert_eq!(value, sink.count(field), "{field}");
+    }
+    assert_eq!((stats.get("sent"), stats.get("image-bytes")), (Ok(1_u64), Ok(3000_u64)));
+    sink.element.set_property("stats-interval", 0_u32);
+    sink.structures("facepipe-stats");
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(sink.structures("facepipe-stats").is_empty(), "0 is never");
+    sink.eos();
+    assert_eq!(sink.structures("facepipe-stats").len(), 1, "but at the end");
+}
+
+#[test]
+fn a_stream_that_waits_for_room_is_released_by_a_flush_and_by_the_stop() {
+    for flush in [true, false] {
+        let url = format!("http://{}", dead_address());
+        let mut sink = Sink::for_jpeg(&url, "max-queue=1 drop-policy=block");
+        let (element, pad) = (sink.element.clone(), sink.element.static_pad("sink").unwrap());
+        let releaser = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(500));
+            if flush {
+                pad.send_event(gst::event::FlushStart::new());
+            } else {
+                element.set_state(gst::State::Null).unwrap();
+            }
+        });
+        let begin = Instant::now();
+        let mut pushed = 0;
+        let end = loop {
+            match sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)) {
+                Ok(_) => pushed += 1,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(end, gst::FlowError::Flushing);
+        assert!(pushed < 30, "{pushed}: it waited for room");
+        let waited = begin.elapsed();
+        assert!((0.4..5.0).contains(&waited.as_secs_f64()), "{waited:?}");
+        releaser.join().unwrap();
+        assert_eq!(sink.count("sent"), 0);
+    }
+}
+
+#[test]
+fn a_pause_keeps_a_stream_waiting_for_room_and_playing_lets_it_go_on() {
+    let address = dead_address();
+    let mut sink = Sink::for_jpeg(&format!("http://{address}"), "max-queue=1 drop-policy=block");
+    let element = sink.element.clone();
+    let director = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        element.set_state(gst::State::Paused).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        let server = Server::start_at(address, |_| Answer::status(201));
+        element.set_state(gst::State::Playing).unwrap();
+        server
+    });
+    for number in 0..30_u8 {
+        sink.harness.push(crop(&[number], face(0, 0, 9, 9), None)).unwrap();
+    }
+    let server = director.join().unwrap();
+    sink.eos();
+    assert_eq!((sink.count("sent"), sink.count("dropped")), (30, 0));
+    let mut numbers: Vec<u8> = server.received().iter().flat_map(|r| r.images()).map(|i| i[0]).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..30).collect::<Vec<u8>>());
+}
+
+#[test]
+fn what_the_end_of_the_stream_leaves_on_the_spool_is_sent_when_the_element_runs_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let properties = format!("spool-dir={} eos-timeout=1", spool.display());
+    let mut sink = Sink::for_jpeg(&format!("http://{}", dead_address()), &properties);
+    for number in 0..5_u8 {
+        sink.harness
+            .push(crop(&[number], face(0, 0, 9, 9), Some(Duration::from_secs(1_714_979_289))))
+            .unwrap();
+    }
+    let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
+    assert!(warning.contains("crops wait until it answers on the spool"), "{warning}");
+    sink.eos();
+    let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
+    assert!(
+        warning.contains("0 crops were not uploaded") && warning.contains("5 more are on the spool"),
+        "{warning}"
+    );
+    sink.element.set_state(gst::State::Null).unwrap();
+    assert_eq!((sink.count("dropped"), sink.count("spool-files")), (0, 5));
+
+    let server = Server::answering([Answer::status(201)]);
+    let mut sink = Sink::for_jpeg(&server.url(), &properties);
+    sink.eos();
+    let mut numbers: Vec<u8> = server.received().iter().flat_map(|r| r.images()).map(|i| i[0]).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [0, 1, 2, 3, 4]);
+    assert!(server.received().iter().flat_map(|r| r.all("captured_at")).all(|t| t == "2024-05-06T07:08:09Z"));
+    assert_eq!((sink.count("sent"), sink.count("spool-files")), (5, 0));
+}
+
+/// A certification authority in PEM, and a server's configuration whose certificate for 127.0.0.1 it has signed.
+fn authority() -> (String, rustls::ServerConfig) {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from(leaf.der().to_vec())],
+            PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    (issuer.pem(), config)
+}
+
+#[test]
+fn https_trusts_the_ca_file_and_nobody_unknown() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    let (pem, config) = authority();
+    std::fs::write(&ca_file, pem).unwrap();
+    let server = Server::start_tls(config, |_| Answer::json(201, r#"{"faces":[]}"#));
+    let url = format!("https://{}", server.address);
+    let mut sink = Sink::for_jpeg(&url, &format!("ca-file={} token=secret", ca_file.display()));
+    for _ in 0..3 {
+        sink.harness.push(crop(&[7; 3000], face(0, 0, 9, 9), None)).unwrap();
+    }
+    sink.eos();
+    assert_eq!((sink.count("sent"), sink.count("failed")), (3, 0));
+    assert!(sink.messages(gst::MessageType::Warning).is_empty());
+    let received = server.received();
+    assert!(received.iter().all(|request| request.header("authorization") == Some("Bearer secret")));
+    let plain: usize = received.iter().map(|request| request.bytes).sum();
+    assert!(sink.count("bytes") > plain as u64, "with what TLS adds");
+
+    // Another authority signed nothing of this.
+    std::fs::write(&ca_file, authority().0).unwrap();
+    let mut sink = Sink::for_jpeg(&url, &format!("ca-file={} eos-timeout=0", ca_file.display()));
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
+    assert!(warning.contains("cannot be reached") && warning.contains("certificate"), "{warning}");
+    sink.eos();
+    assert_eq!(server.received().len(), received.len());
+}
+
+#[test]
+fn a_token_over_plain_http_to_another_machine_is_warned_of() {
+    let sink = Sink::for_jpeg("http://192.0.2.1", "token=s3cret");
+    let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
+    assert!(warning.contains("use https") && !warning.contains("s3cret"), "{warning}");
+    let sink = Sink::for_jpeg(&format!("http://{}", dead_address()), "token=s3cret");
+    assert!(sink.messages(gst::MessageType::Warning).is_empty());
 }
 
 #[test]

@@ -21,25 +21,41 @@ use std::{
 
 use bytes::Bytes;
 use common::server::{Answer, Received, Server, dead_address};
-use gstfacepipe::upload::{Backoff, Crop, Drained, Endpoint, Event, UploadConfig, UploadError, Uploader};
+use gstfacepipe::crop::Encoding;
+use gstfacepipe::upload::{
+    self, Backoff, Camera, Crop, Drained, DropPolicy, Endpoint, Event, Pushed, Stats, Token, Trouble, Tuning,
+    UploadConfig, UploadError, Uploader,
+};
 use time::macros::datetime;
 use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(20);
 
+/// Sends at once, and repeats soon.
 fn config(url: String) -> UploadConfig {
     UploadConfig {
         backend_url: url,
-        camera_id: "gate-1".into(),
-        camera_location: "Lobby".into(),
         backoff: Backoff { initial: Duration::from_millis(20), maximum: Duration::from_millis(100) },
+        tuning: Tuning { batch_delay: Duration::ZERO, ..Tuning::default() },
         ..UploadConfig::default()
     }
 }
 
+fn tuned(url: String, tune: impl FnOnce(&mut Tuning)) -> UploadConfig {
+    let mut config = config(url);
+    tune(&mut config.tuning);
+    config
+}
+
+fn camera(id: &str, location: &str) -> Arc<Camera> {
+    Arc::new(Camera { id: id.into(), location: location.into() })
+}
+
 fn crop(number: u8) -> Crop {
     Crop {
-        jpeg: Bytes::from(vec![number; 100]),
+        picture: Bytes::from(vec![number; 100]),
+        encoding: Encoding::Jpeg,
+        camera: camera("gate-1", "Lobby"),
         captured_at: datetime!(2024-05-06 07:08:09 UTC),
         track_id: None,
         bounding_box: Some([1, 2, 3, 4]),
@@ -56,8 +72,13 @@ fn start(config: UploadConfig) -> (Uploader, Events) {
     (uploader, events)
 }
 
+fn troubles(events: &Events, wanted: Trouble) -> usize {
+    let events = events.lock().unwrap();
+    events.iter().filter(|e| matches!(e, Event::Trouble { kind, .. } if *kind == wanted)).count()
+}
+
 fn outages(events: &Events) -> usize {
-    events.lock().unwrap().iter().filter(|e| matches!(e, Event::Outage { .. })).count()
+    troubles(events, Trouble::Away)
 }
 
 fn recoveries(events: &Events) -> usize {
@@ -102,7 +123,7 @@ fn a_crop_is_posted_with_its_facts_to_the_endpoint() {
         assert_eq!(request.field("camera_id"), "gate-1");
         assert_eq!(request.field("location"), "Lobby");
         assert_eq!(request.field("captured_at"), "2024-05-06T07:08:09Z");
-        assert_eq!(request.field("key"), crop.key.to_string());
+        assert_eq!(request.field("key"), upload::key(crop.key));
         assert_eq!(request.field("box"), "1,2,3,4");
         assert_eq!(request.field("track_id"), "9");
     }
@@ -136,7 +157,7 @@ fn useless_urls_are_refused_with_the_url_and_the_reason() {
 
 #[test]
 fn what_waits_shares_one_request_and_one_connection() {
-    let config = UploadConfig { max_batch: 4, ..config(String::new()) };
+    let config = tuned(String::new(), |tuning| tuning.batch_size = 4);
     let (server, uploader, _) = occupied(config, Duration::from_millis(200), Answer::status(204));
     for number in 1..=6 {
         uploader.push(crop(number));
@@ -186,7 +207,7 @@ fn each_crop_gets_the_faces_that_were_found_on_it() {
         .iter()
         .skip(1)
         .map(|event| match event {
-            Event::Answered { crop, status, model_version, faces } => {
+            Event::Answered { crop, status, model_version, faces, .. } => {
                 let decisions = faces.iter().map(|f| f["decision"].as_str().unwrap().to_owned()).collect();
                 (crop.key, *status, model_version.clone(), decisions)
             }
@@ -238,6 +259,8 @@ fn a_busy_backend_is_left_alone_for_as_long_as_it_asks_and_is_no_outage() {
         assert!((1.0..3.0).contains(&pause.as_secs_f64()), "{status}: {pause:?}");
         assert_eq!(first.field("key"), second.field("key"));
         assert_eq!(outages(&events), usize::from(status == 503), "{status}");
+        assert_eq!(troubles(&events, Trouble::Busy), usize::from(status == 429), "{status}");
+        assert_eq!(recoveries(&events), 1, "{status}");
     }
 }
 
@@ -248,7 +271,7 @@ fn crops_wait_for_a_backend_that_starts_late() {
     uploader.push(crop(1));
     uploader.push(crop(2));
     wait_until("the outage", || outages(&events) == 1);
-    assert_eq!(uploader.drain(Duration::from_millis(300)), Drained::TimedOut { left: 2 });
+    assert_eq!(uploader.drain(Duration::from_millis(300)), Drained::TimedOut { left: 2, spooled: 0 });
     assert_eq!(outages(&events), 1, "one outage, one report");
 
     let server = Server::start_at(address, |_| Answer::status(201));
@@ -261,8 +284,7 @@ fn crops_wait_for_a_backend_that_starts_late() {
 #[test]
 fn a_backend_that_gives_no_answer_is_an_outage_and_asked_again() {
     let server = Server::answering([Answer::status(201).after(Duration::from_secs(3)), Answer::status(201)]);
-    let (uploader, events) =
-        start(UploadConfig { timeout: Duration::from_millis(300), workers: 1, ..config(server.url()) });
+    let (uploader, events) = start(tuned(server.url(), |tuning| tuning.timeout = Duration::from_millis(300)));
     uploader.push(crop(1));
     assert_eq!(uploader.drain(LONG), Drained::Empty);
     assert_eq!((outages(&events), recoveries(&events)), (1, 1));
@@ -314,7 +336,7 @@ fn one_bad_picture_does_not_take_the_others_of_its_request_with_it() {
         .lock()
         .unwrap()
         .iter()
-        .filter_map(|e| if let Event::Rejected { crop, .. } = e { Some(crop.jpeg[0]) } else { None })
+        .filter_map(|e| if let Event::Rejected { crop, .. } = e { Some(crop.picture[0]) } else { None })
         .collect();
     assert_eq!(rejected, [2]);
 }
@@ -324,7 +346,7 @@ fn a_crop_on_which_the_backend_fails_again_and_again_is_given_up() {
     let server = Server::start(|request: &Received| {
         Answer::status(if request.images()[0][0] == 1 { 500 } else { 201 })
     });
-    let (uploader, _) = start(UploadConfig { workers: 1, max_batch: 1, ..config(server.url()) });
+    let (uploader, _) = start(tuned(server.url(), |tuning| tuning.batch_size = 1));
     uploader.push(crop(1));
     uploader.push(crop(2));
     assert_eq!(uploader.drain(LONG), Drained::Empty);
@@ -334,9 +356,10 @@ fn a_crop_on_which_the_backend_fails_again_and_again_is_given_up() {
 
 #[test]
 fn a_full_queue_loses_its_oldest_crops_and_counts_them() {
-    let config = UploadConfig { max_queue: 3, ..config(String::new()) };
+    let config = tuned(String::new(), |tuning| tuning.max_queue = 3);
     let (server, uploader, _) = occupied(config, Duration::from_millis(300), Answer::status(204));
-    let full: Vec<bool> = (1..=5).map(|number| uploader.push(crop(number))).collect();
+    let full: Vec<bool> =
+        (1..=5).map(|number| matches!(uploader.push(crop(number)), Pushed::Dropped)).collect();
     assert_eq!(full, [false, false, false, true, true]);
     assert_eq!((uploader.stats().dropped, uploader.stats().queued), (2, 4));
     assert_eq!(uploader.drain(LONG), Drained::Empty);
@@ -363,6 +386,7 @@ fn the_bytes_counted_are_those_that_cross_the_wire() {
         uploader.push(crop(number));
     }
     assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.stats().image_bytes, 2000);
     let arrived: usize = server.received().iter().map(|request| request.bytes).sum();
     let stats = uploader.stats();
     assert_eq!(stats.bytes, arrived as u64);
@@ -383,7 +407,7 @@ fn waiting_for_the_queue_can_be_interrupted() {
         assert_eq!(receive.recv_timeout(Duration::from_secs(1)), Ok(Drained::Interrupted));
     });
     uploader.resume();
-    assert_eq!(uploader.drain(Duration::from_millis(50)), Drained::TimedOut { left: 1 });
+    assert_eq!(uploader.drain(Duration::from_millis(50)), Drained::TimedOut { left: 1, spooled: 0 });
 }
 
 #[test]
@@ -401,4 +425,340 @@ fn stopping_is_prompt_and_counts_what_is_left() {
     uploader.push(crop(11));
     assert_eq!(uploader.stats().dropped, 11, "what comes too late is dropped");
     assert!(events.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_crop_waits_for_company_but_no_longer_than_it_may() {
+    let server = Server::answering([Answer::status(204)]);
+    let (uploader, _) = start(tuned(server.url(), |tuning| {
+        (tuning.batch_size, tuning.batch_delay) = (3, Duration::from_millis(400));
+    }));
+    let begin = Instant::now();
+    uploader.push(crop(0));
+    uploader.push(crop(1));
+    assert!(server.received().is_empty());
+    let [request] = &server.wait_for(1)[..] else { panic!("not one request") };
+    assert!(request.at - begin >= Duration::from_millis(390), "{:?}", request.at - begin);
+    assert_eq!(request.images().len(), 2);
+
+    let begin = Instant::now();
+    (2..5).for_each(|number| drop(uploader.push(crop(number))));
+    let full = &server.wait_for(2)[1];
+    assert!(full.at - begin < Duration::from_millis(300), "a full request waits for nothing");
+    assert_eq!(full.images().len(), 3);
+
+    let begin = Instant::now();
+    uploader.push(crop(5));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert!(begin.elapsed() < Duration::from_millis(300), "nor does the end of the stream");
+}
+
+#[test]
+fn a_request_names_one_camera() {
+    let (server, uploader, _) =
+        occupied(config(String::new()), Duration::from_millis(200), Answer::status(204));
+    for number in 1..=9 {
+        let camera = if number % 3 == 0 { camera("gate-2", "Yard") } else { camera("gate-1", "Lobby") };
+        uploader.push(Crop { camera, ..crop(number) });
+    }
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let mut seen = 0;
+    for request in server.received().iter().skip(1) {
+        let expected = match request.field("camera_id").as_str() {
+            "gate-2" => "Yard",
+            _ => "Lobby",
+        };
+        assert_eq!(request.field("location"), expected);
+        for image in request.images() {
+            assert_eq!(image[0] % 3 == 0, expected == "Yard", "crop {}", image[0]);
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 9);
+}
+
+#[test]
+fn webp_goes_under_its_own_name_and_type() {
+    let server = Server::answering([Answer::status(204)]);
+    let (uploader, _) = start(config(server.url()));
+    uploader.push(Crop { encoding: Encoding::Webp, ..crop(1) });
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let received = server.received();
+    let picture = received[0].parts.iter().find(|part| part.name == "image").unwrap();
+    assert_eq!(picture.content_type.as_deref(), Some("image/webp"));
+    assert_eq!(picture.file_name.as_deref(), Some("f.webp"));
+}
+
+#[test]
+fn what_the_backend_cannot_read_is_refused_and_what_it_can_is_not_sent_again() {
+    let body = r#"{"model_version":7,"stored":1,"faces":[{"image":0,"decision":"unknown"}],
+        "errors":[{"image":1,"error":{"code":"image_unreadable","message":"it is not a picture"}}]}"#;
+    let (server, uploader, events) =
+        occupied(config(String::new()), Duration::from_millis(200), Answer::json(201, body));
+    let crops = [crop(1), crop(2), crop(3)];
+    for crop in &crops {
+        uploader.push(crop.clone());
+    }
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(server.received().len(), 2, "nothing is sent again");
+    let stats = uploader.stats();
+    assert_eq!((stats.sent, stats.failed, stats.image_bytes), (3, 1, 300));
+    let rejected: Vec<_> = events
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Rejected { crop, status, code, message, .. } => {
+                Some((crop.key, *status, code.clone().unwrap(), message.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(rejected, [(crops[1].key, 201, "image_unreadable".into(), "it is not a picture".into())]);
+}
+
+#[test]
+fn a_backend_that_fails_on_one_crop_of_several_still_takes_the_others() {
+    let server = Server::start(|request: &Received| {
+        let poisonous = request.images().iter().any(|image| image[0] == 2);
+        Answer::status(if poisonous { 500 } else { 201 })
+    });
+    let (uploader, _) = start(tuned(server.url(), |tuning| {
+        tuning.batch_delay = Duration::from_millis(50);
+    }));
+    (0..4).for_each(|number| drop(uploader.push(crop(number))));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!((uploader.stats().sent, uploader.stats().failed), (3, 1));
+    let alone = server.received().iter().filter(|r| r.images()[0][0] == 2 && r.images().len() == 1).count();
+    assert_eq!(alone, 2, "three times in company, twice by itself");
+}
+
+#[test]
+fn a_connection_closed_in_the_middle_of_an_answer_is_told_and_the_request_repeated() {
+    for bytes in [60, 100] {
+        let taken = Answer::json(201, r#"{"model_version":null,"stored":0,"faces":[]}"#);
+        let server = Server::answering([taken.clone().cut_after(bytes), taken]);
+        let (uploader, events) = start(config(server.url()));
+        uploader.push(crop(1));
+        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        let keys: HashSet<String> = server.received().iter().map(|r| r.field("key")).collect();
+        assert_eq!((server.received().len(), keys.len()), (2, 1), "after {bytes} bytes");
+        assert_eq!((uploader.stats().sent, uploader.stats().retries), (1, 1));
+        // What ends before its head has come whole may be an idle connection that was just closed.
+        assert_eq!(outages(&events), usize::from(bytes == 100), "after {bytes} bytes");
+    }
+}
+
+#[test]
+fn an_address_that_is_not_the_backends_loses_nothing() {
+    let page = Answer::status(200).header("Content-Type", "text/html");
+    let moved = Answer::status(302).header("Location", "http://login.example/");
+    for wrong in [page, moved, Answer::status(404)] {
+        let server = Server::answering([wrong, Answer::status(201)]);
+        let (uploader, events) = start(config(server.url()));
+        uploader.push(crop(1));
+        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!((uploader.stats().sent, uploader.stats().failed), (1, 0));
+        assert_eq!((outages(&events), recoveries(&events)), (1, 1));
+    }
+}
+
+#[test]
+fn while_the_backend_is_away_one_request_at_a_time_asks_for_it() {
+    let well = Arc::new(Mutex::new(false));
+    let told = Arc::clone(&well);
+    let server = Server::start(move |_| Answer::status(if *told.lock().unwrap() { 201 } else { 503 }));
+    let mut config = tuned(server.url(), |tuning| tuning.batch_size = 1);
+    config.workers = 8;
+    config.backoff = Backoff { initial: Duration::from_millis(100), maximum: Duration::from_millis(100) };
+    let (uploader, _) = start(config);
+    (0..20).for_each(|number| drop(uploader.push(crop(number))));
+    thread::sleep(Duration::from_secs(1));
+    let asked = server.received().len();
+    assert!((5..=8 + 21).contains(&asked), "{asked} requests by 8 workers in 1 s, one each 50 to 100 ms");
+    *well.lock().unwrap() = true;
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.stats().sent, 20);
+}
+
+#[test]
+fn without_a_spool_a_crop_is_given_up_after_its_retries() {
+    let server = Server::answering([Answer::status(503)]);
+    let (uploader, events) = start(tuned(server.url(), |tuning| tuning.retries = Some(2)));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!((server.received().len(), uploader.stats().failed), (3, 1));
+    let events = events.lock().unwrap();
+    let given_up = events.iter().any(|e| matches!(e, Event::Rejected { status: 503, first: true, .. }));
+    assert!(given_up, "{events:?}");
+}
+
+#[test]
+fn the_token_is_sent_and_a_changed_one_after_it() {
+    let server = Server::answering([Answer::status(201)]);
+    let (uploader, _) =
+        start(tuned(server.url(), |tuning| tuning.token = Some(Token::new("first").unwrap())));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let mut changed = config(server.url()).tuning;
+    changed.token = Some(Token::new("second").unwrap());
+    uploader.tune(changed.clone());
+    uploader.push(crop(2));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    changed.token = None;
+    uploader.tune(changed);
+    uploader.push(crop(3));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let received = server.received();
+    let sent: Vec<_> = received.iter().map(|request| request.header("authorization")).collect();
+    assert_eq!(sent, [Some("Bearer first"), Some("Bearer second"), None]);
+}
+
+#[test]
+fn a_token_that_is_not_taken_keeps_the_crops_until_its_file_is_renewed() {
+    for status in [401, 403] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "old\n").unwrap();
+        let server = Server::start(move |request: &Received| {
+            let taken = request.header("authorization") == Some("Bearer new");
+            Answer::status(if taken { 201 } else { status })
+        });
+        let (uploader, events) = start(tuned(server.url(), |tuning| {
+            (tuning.token_file, tuning.retries) = (Some(file.clone()), Some(1));
+        }));
+        (0..3).for_each(|number| drop(uploader.push(crop(number))));
+        server.wait_for(4);
+        let stats = uploader.stats();
+        assert_eq!((stats.queued, stats.failed, stats.dropped), (3, 0, 0), "{status}");
+        assert_eq!(troubles(&events, Trouble::Unauthorized), 1, "{status}");
+        std::fs::write(&file, "new").unwrap();
+        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!((uploader.stats().sent, recoveries(&events)), (3, 1), "{status}");
+        let told = format!("{:?}", events.lock().unwrap());
+        assert!(!told.contains("old") && !told.contains("new"), "{told}");
+    }
+}
+
+#[test]
+fn a_token_file_that_vanishes_is_named_and_its_last_token_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let missing = tuned("http://127.0.0.1:1".into(), |tuning| tuning.token_file = Some(file.clone()));
+    let error = Uploader::start(missing, Arc::new(|_| ())).err().unwrap().to_string();
+    assert!(error.contains(file.to_str().unwrap()) && error.contains("cannot be read"), "{error}");
+
+    std::fs::write(&file, "secret").unwrap();
+    let server = Server::answering([
+        Answer::status(201),
+        Answer::status(401),
+        Answer::status(401),
+        Answer::status(201),
+    ]);
+    let (uploader, events) = start(tuned(server.url(), |tuning| tuning.token_file = Some(file.clone())));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    std::fs::remove_file(&file).unwrap();
+    uploader.push(crop(2));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert!(server.received().iter().all(|r| r.header("authorization") == Some("Bearer secret")));
+    assert_eq!(troubles(&events, Trouble::Unauthorized), 1);
+}
+
+#[test]
+fn the_newest_crop_gives_way_where_the_policy_says_so() {
+    let config = tuned(String::new(), |tuning| {
+        (tuning.max_queue, tuning.drop_policy) = (3, DropPolicy::Newest);
+    });
+    let (server, uploader, _) = occupied(config, Duration::from_millis(300), Answer::status(204));
+    (1..=5).for_each(|number| drop(uploader.push(crop(number))));
+    assert_eq!((uploader.stats().dropped, uploader.stats().queued), (2, 4));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let numbers: Vec<u8> =
+        server.received().iter().flat_map(Received::images).map(|image| image[0]).collect();
+    assert_eq!(numbers, [0, 1, 2, 3]);
+}
+
+#[test]
+fn where_nothing_may_give_way_the_stream_waits_and_can_be_released() {
+    let server = Server::answering([Answer::status(201).after(Duration::from_millis(100))]);
+    let (uploader, _) = start(tuned(server.url(), |tuning| {
+        (tuning.max_queue, tuning.batch_size, tuning.drop_policy) = (2, 1, DropPolicy::Block);
+    }));
+    (0..12).for_each(|number| assert!(matches!(uploader.push(crop(number)), Pushed::Queued)));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!((uploader.stats().sent, uploader.stats().dropped), (12, 0));
+
+    let (uploader, _) = start(tuned(format!("http://{}", dead_address()), |tuning| {
+        (tuning.max_queue, tuning.drop_policy) = (1, DropPolicy::Block);
+    }));
+    thread::scope(|scope| {
+        let (send, receive) = mpsc::channel();
+        let uploader = &uploader;
+        scope.spawn(move || {
+            loop {
+                if let Pushed::Interrupted(back) = uploader.push(crop(7)) {
+                    send.send(back.picture[0]).unwrap();
+                    return;
+                }
+            }
+        });
+        assert!(receive.recv_timeout(Duration::from_millis(300)).is_err(), "it waits");
+        uploader.interrupt();
+        assert_eq!(receive.recv_timeout(Duration::from_secs(1)), Ok(7), "and gets its crop back");
+    });
+}
+
+#[test]
+fn the_statistics_are_told_as_often_as_wanted() {
+    let server = Server::answering([Answer::status(201)]);
+    let (uploader, events) = start(config(server.url()));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let told = || -> Vec<Stats> {
+        let events = events.lock().unwrap();
+        events.iter().filter_map(|e| if let Event::Stats(stats) = e { Some(*stats) } else { None }).collect()
+    };
+    assert!(told().is_empty(), "never, by default");
+    let mut tuning = config(server.url()).tuning;
+    tuning.stats_interval = Duration::from_millis(50);
+    uploader.tune(tuning);
+    wait_until("three statistics", || told().len() >= 3);
+    assert!(told().iter().all(|stats| stats.sent == 1 && *stats == uploader.stats()));
+}
+
+/// What crops of `bytes` bytes cost on the wire beside their pictures, as a share of those.
+fn overhead(bytes: usize, batch_size: usize) -> f64 {
+    let server = Server::answering([Answer::json(201, r#"{"model_version":1,"stored":1,"faces":[]}"#)]);
+    let (uploader, _) = start(tuned(server.url(), |tuning| {
+        (tuning.batch_size, tuning.batch_delay) = (batch_size, Duration::from_secs(5));
+    }));
+    for number in 0..64 {
+        uploader.push(Crop {
+            picture: Bytes::from(vec![number; bytes]),
+            captured_at: datetime!(2024-05-06 07:08:09.123 UTC),
+            track_id: Some(1000),
+            bounding_box: Some([1024, 512, 1134, 622]),
+            ..crop(number)
+        });
+    }
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let stats = uploader.stats();
+    assert_eq!(stats.image_bytes, 64 * bytes as u64);
+    stats.bytes as f64 / stats.image_bytes as f64 - 1.0
+}
+
+#[test]
+fn the_transport_costs_little_beside_the_pictures() {
+    let batch_size = Tuning::default().batch_size;
+    for (bytes, limit, single) in [(3000, 0.14, 0.24), (4000, 0.12, 0.18), (5000, 0.09, 0.15)] {
+        let (together, alone) = (overhead(bytes, batch_size), overhead(bytes, 1));
+        eprintln!(
+            "{bytes} bytes: {:.1} % in batches of {batch_size}, {:.1} % alone",
+            100.0 * together,
+            100.0 * alone
+        );
+        assert!(together <= limit, "{bytes} bytes: {together}");
+        assert!(alone <= single, "{bytes} bytes: {alone}");
+    }
 }

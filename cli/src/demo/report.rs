@@ -6,11 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use super::{
-    ground_truth::{GroundTruth, Score},
-    replay::Replay,
-    server::LastSeen,
-};
+use crate::trial::{GroundTruth, LastSeen, Policy, Replay};
 
 /// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
 const VIDEO_MBPS: f64 = 4.0;
@@ -22,6 +18,7 @@ pub struct Report {
     /// Length of the video.
     seconds: f64,
     embedder: String,
+    policy: &'static str,
     faces_uploaded: u64,
     detections_stored: usize,
     /// Request bytes as they went into the sockets, HTTP headers included.
@@ -58,7 +55,13 @@ struct Accuracy {
 impl Report {
     /// Sums up a replay; with `truth`, judges it too.
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
-    pub fn new(video: &Path, embedder: &str, replay: &Replay, truth: Option<&GroundTruth>) -> Self {
+    pub fn new(
+        video: &Path,
+        embedder: &str,
+        policy: Policy,
+        replay: &Replay,
+        truth: Option<&GroundTruth>,
+    ) -> Self {
         let mut identified = BTreeMap::new();
         let mut unknown = 0;
         for detection in &replay.detections {
@@ -68,10 +71,7 @@ impl Report {
             }
         }
         let accuracy = truth.map(|truth| {
-            let mut score = Score::default();
-            for d in &replay.detections {
-                truth.judge(&mut score, d.seconds, d.bounds, d.identity.as_deref());
-            }
+            let score = replay.judge(truth);
             Accuracy {
                 identification_accuracy: score.right as f64 / score.judged.max(1) as f64,
                 walkers: truth.walkers(),
@@ -86,6 +86,7 @@ impl Report {
             video: video.display().to_string(),
             seconds: replay.seconds,
             embedder: embedder.to_owned(),
+            policy: policy.nick(),
             faces_uploaded: replay.sent,
             detections_stored: replay.detections.len(),
             uplink_bytes: replay.uplink_bytes,

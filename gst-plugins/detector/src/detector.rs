@@ -40,6 +40,9 @@ pub struct DetectorConfig {
     pub nms_threshold: f32,
     /// At most so many faces per frame, those with the highest scores; 0 (default) for all.
     pub max_faces: usize,
+    /// Folder in which TensorRT keeps the engine that it builds for the model, which takes minutes the first time; made
+    /// where it is missing. `None` (default): the engine is built at every start.
+    pub engine_cache: Option<PathBuf>,
     /// Folders near which the ONNX Runtime library may lie (a plugin gives its own), see [`runtime::load`]. Without
     /// effect once the library is loaded.
     pub library_hints: Vec<PathBuf>,
@@ -54,6 +57,7 @@ impl Default for DetectorConfig {
             score_threshold: 0.6,
             nms_threshold: 0.3,
             max_faces: 0,
+            engine_cache: None,
             library_hints: Vec::new(),
         }
     }
@@ -147,7 +151,14 @@ impl Detector {
             let reason = format!("{} was built without it", runtime.path().display());
             return Err(DetectorError::ProviderUnavailable { provider, reason });
         }
-        let session = build_session(runtime, config, &model)?;
+        if let Some(folder) = &config.engine_cache {
+            make_private(folder).map_err(|e| DetectorError::InvalidConfig {
+                field: "engine-cache",
+                value: format!("{}, which cannot be made ({e})", folder.display()),
+                limit: "expected a folder that can be written to",
+            })?;
+        }
+        let mut session = build_session(runtime, config, &model)?;
         let (width, height) = input_size(config, session.inputs())?;
         let outputs = Outputs {
             scores: output(config, session.outputs(), 2, "scores, [1, N, 2]")?,
@@ -155,6 +166,10 @@ impl Detector {
         };
         let input = Tensor::from_array(([1, 3, height, width], vec![0.0; 3 * width * height]))
             .map_err(|e| DetectorError::Inference(e.to_string()))?;
+        if config.execution_provider != ExecutionProvider::Cpu {
+            // Accelerators load kernels and build engines with the first run: not while a camera waits.
+            session.run(ort::inputs![&input]).map_err(|e| DetectorError::Inference(e.to_string()))?;
+        }
         Ok(Self {
             session,
             outputs,
@@ -218,6 +233,15 @@ impl Detector {
     }
 }
 
+/// Makes a folder that others cannot write to: what lies in it is run.
+fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
 fn checked_share(field: &'static str, value: f32) -> Result<f32, DetectorError> {
     // A NaN is in no range.
     if (0.0..=1.0).contains(&value) {
@@ -267,7 +291,7 @@ fn build_session(
         if provider == ExecutionProvider::Cpu {
             return Ok(());
         }
-        let mut accelerated = builder.clone().with_execution_providers(dispatches(provider))?;
+        let mut accelerated = builder.clone().with_execution_providers(dispatches(config))?;
         // Without this, whatever the provider refuses, even all of the network, would quietly run on the CPU.
         accelerated = accelerated.with_disable_cpu_fallback()?;
         builder = accelerated;
@@ -294,11 +318,19 @@ fn configure(runtime: &runtime::Runtime, config: &DetectorConfig) -> ort::Result
         .with_inter_op_spinning(false)?)
 }
 
-fn dispatches(provider: ExecutionProvider) -> Vec<ep::ExecutionProviderDispatch> {
-    let providers = match provider {
+fn dispatches(config: &DetectorConfig) -> Vec<ep::ExecutionProviderDispatch> {
+    let tensor_rt = || match &config.engine_cache {
+        None => ep::TensorRT::default(),
+        Some(folder) => ep::TensorRT::default()
+            .with_engine_cache(true)
+            .with_engine_cache_path(folder.display())
+            .with_timing_cache(true)
+            .with_timing_cache_path(folder.display()),
+    };
+    let providers = match config.execution_provider {
         ExecutionProvider::Cpu => Vec::new(),
         ExecutionProvider::Cuda => vec![ep::CUDA::default().build()],
-        ExecutionProvider::TensorRt => vec![ep::TensorRT::default().build(), ep::CUDA::default().build()],
+        ExecutionProvider::TensorRt => vec![tensor_rt().build(), ep::CUDA::default().build()],
         ExecutionProvider::OpenVino => vec![ep::OpenVINO::default().build()],
     };
     providers.into_iter().map(ep::ExecutionProviderDispatch::error_on_failure).collect()

@@ -4,13 +4,12 @@
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use gst::{glib, prelude::*, subclass::prelude::*};
-use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
+use gst_video::{VideoInfo, VideoMeta};
 
 use crate::{
-    capture_time::capture_time,
-    crop::{CropSettings, Cropper},
-    crop_properties, frame,
-    roi::{self, CropFacts},
+    crop_properties,
+    cutter::{CutterSettings, FaceCutter, Input, Shot},
+    frame, roi, track_events,
 };
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -22,18 +21,20 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 struct State {
     info: Option<VideoInfo>,
     segment: Option<gst::Segment>,
-    cropper: Cropper,
+    cutter: FaceCutter,
+    /// Timestamp of the last frame: that of pictures that are sent after their own frame.
+    position: Option<gst::ClockTime>,
 }
 
 pub struct FaceCrop {
     sinkpad: gst::Pad,
     srcpad: gst::Pad,
-    settings: Mutex<CropSettings>,
+    settings: Mutex<CutterSettings>,
     state: Mutex<State>,
 }
 
 impl FaceCrop {
-    fn settings(&self) -> MutexGuard<'_, CropSettings> {
+    fn settings(&self) -> MutexGuard<'_, CutterSettings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -42,84 +43,101 @@ impl FaceCrop {
     }
 
     fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let crops = self.crops(&buffer)?;
-        if crops.is_empty() {
+        let shots = self.shots(&buffer)?;
+        if shots.is_empty() {
             // Time goes on for whoever waits downstream, also where nobody passes by the camera.
             if let Some(pts) = buffer.pts() {
                 self.srcpad.push_event(gst::event::Gap::builder(pts).duration(buffer.duration()).build());
             }
             return Ok(gst::FlowSuccess::Ok);
         }
-        // The lock is not held here: downstream may block, or ask this element something.
-        for crop in crops {
+        let discont = buffer.flags().contains(gst::BufferFlags::DISCONT);
+        self.push(shots, buffer.pts(), buffer.duration(), discont)
+    }
+
+    /// The pictures that are to be sent now that this frame is here.
+    fn shots(&self, buffer: &gst::BufferRef) -> Result<Vec<Shot>, gst::FlowError> {
+        let settings = *self.settings();
+        let mut state = self.state();
+        let State { info, segment, cutter, position } = &mut *state;
+        let info = info.as_ref().ok_or(gst::FlowError::NotNegotiated)?;
+        *position = buffer.pts().or(*position);
+        let element = self.obj();
+        let input = Input { element: element.upcast_ref(), segment: segment.as_ref(), info, buffer };
+        let shots = cutter.frame(&input, &settings);
+        drop(state);
+        shots.map_err(|message| self.fail(message))
+    }
+
+    fn fail(&self, message: gst::ErrorMessage) -> gst::FlowError {
+        self.post_error_message(message);
+        gst::FlowError::Error
+    }
+
+    /// Sends pictures under one timestamp. No lock is held here: downstream may block, or ask this element
+    /// something.
+    fn push(
+        &self,
+        shots: Vec<Shot>,
+        pts: Option<gst::ClockTime>,
+        duration: Option<gst::ClockTime>,
+        mut discont: bool,
+    ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        for shot in shots {
+            gst::trace!(CAT, imp = self, "{:?} became {} bytes", shot.facts.face, shot.encoded.len());
+            let mut crop = gst::Buffer::from_mut_slice(shot.encoded);
+            let writable = crop.make_mut();
+            writable.set_pts(pts);
+            writable.set_duration(duration);
+            if std::mem::take(&mut discont) {
+                writable.set_flags(gst::BufferFlags::DISCONT);
+            }
+            for (reference, timestamp, duration) in shot.references {
+                gst::ReferenceTimestampMeta::add(writable, &reference, timestamp, duration);
+            }
+            roi::attach_crop(writable, &shot.facts);
             self.srcpad.push(crop)?;
         }
         Ok(gst::FlowSuccess::Ok)
     }
 
-    /// The pictures of the faces in a frame that are large enough.
-    fn crops(&self, buffer: &gst::BufferRef) -> Result<Vec<gst::Buffer>, gst::FlowError> {
+    /// Sends the best pictures of tracks that ended: of these, or of all.
+    fn end(&self, tracks: Option<&[i32]>) -> Result<gst::FlowSuccess, gst::FlowError> {
         let settings = *self.settings();
         let mut state = self.state();
-        let State { info, segment, cropper } = &mut *state;
-        let info = info.as_ref().ok_or(gst::FlowError::NotNegotiated)?;
-        let (width, height) = (info.width(), info.height());
-        let faces: Vec<_> = roi::faces(buffer)
-            .into_iter()
-            .filter_map(|face| settings.region(&face, width, height).map(|region| (face, region)))
-            .collect();
-        if faces.is_empty() {
-            return Ok(Vec::new());
-        }
-
-        let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| {
-            gst::element_imp_error!(self, gst::ResourceError::Read, ("a frame cannot be mapped for reading"));
-            gst::FlowError::Error
-        })?;
-        let described = frame::describe(&mapped).map_err(|error| {
-            gst::element_imp_error!(self, gst::StreamError::Format, ("{error}"));
-            gst::FlowError::Error
-        })?;
-        let captured_at = capture_time(self.obj().upcast_ref(), segment.as_ref(), buffer);
-        let mut discont = buffer.flags().contains(gst::BufferFlags::DISCONT);
-        let mut crops = Vec::with_capacity(faces.len());
-        for (face, region) in faces {
-            let jpeg = cropper.jpeg(&described, &region, &settings).map_err(|error| {
-                gst::element_imp_error!(self, gst::StreamError::Encode, ("{error}"));
-                gst::FlowError::Error
-            })?;
-            gst::trace!(CAT, imp = self, "{region:?} became {} bytes", jpeg.len());
-            let mut crop = gst::Buffer::from_mut_slice(jpeg);
-            let writable = crop.make_mut();
-            writable.set_pts(buffer.pts());
-            writable.set_duration(buffer.duration());
-            if std::mem::take(&mut discont) {
-                writable.set_flags(gst::BufferFlags::DISCONT);
-            }
-            for meta in buffer.iter_meta::<gst::ReferenceTimestampMeta>() {
-                let reference = meta.reference_owned();
-                gst::ReferenceTimestampMeta::add(writable, &reference, meta.timestamp(), meta.duration());
-            }
-            let facts = CropFacts { face, frame_width: width, frame_height: height, captured_at };
-            roi::attach_crop(writable, &facts);
-            crops.push(crop);
-        }
-        Ok(crops)
+        let position = state.position;
+        let shots = match tracks {
+            Some(tracks) => state.cutter.end(tracks, &settings),
+            None => state.cutter.end_all(&settings),
+        };
+        drop(state);
+        self.push(shots.map_err(|message| self.fail(message))?, position, None, false)
     }
 
     fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
+        let mut flow = Ok(gst::FlowSuccess::Ok);
         match event.view() {
-            gst::EventView::Caps(caps) => self.set_caps(caps.caps()),
-            gst::EventView::Segment(segment) => {
-                self.state().segment = Some(segment.segment().clone());
-                gst::Pad::event_default(pad, Some(&*self.obj()), event)
-            }
+            gst::EventView::Caps(caps) => return self.set_caps(caps.caps()),
+            gst::EventView::Segment(segment) => self.state().segment = Some(segment.segment().clone()),
             gst::EventView::FlushStop(_) => {
-                self.state().segment = None;
-                gst::Pad::event_default(pad, Some(&*self.obj()), event)
+                let mut state = self.state();
+                state.segment = None;
+                state.position = None;
+                // What was seen before a flush is to be forgotten.
+                state.cutter.clear();
             }
-            _ => gst::Pad::event_default(pad, Some(&*self.obj()), event),
+            gst::EventView::Eos(_) => flow = self.end(None),
+            gst::EventView::CustomDownstream(_) => {
+                if let Some(tracks) = track_events::ended_tracks(&event) {
+                    flow = self.end(Some(&tracks));
+                }
+            }
+            _ => {}
         }
+        if let Err(error) = flow {
+            gst::debug!(CAT, imp = self, "the last pictures of tracks were not taken: {error}");
+        }
+        gst::Pad::event_default(pad, Some(&*self.obj()), event)
     }
 
     /// The crops' own caps replace those of the frames.
@@ -131,7 +149,8 @@ impl FaceCrop {
         let framerate = info.fps();
         self.state().info = Some(info);
         // Crops differ in size, so the caps have none: it is in each picture.
-        let crops = gst::Caps::builder("image/jpeg").field("framerate", framerate).build();
+        let media_type = self.settings().crop.encoding.media_type();
+        let crops = gst::Caps::builder(media_type).field("framerate", framerate).build();
         self.srcpad.push_event(gst::event::Caps::new(&crops))
     }
 
@@ -212,7 +231,7 @@ impl ElementImpl for FaceCrop {
             gst::subclass::ElementMetadata::new(
                 "Face cropper",
                 "Filter/Converter/Encoder/Image",
-                "Makes a small JPEG picture of each face that facedetect found in a frame",
+                "Makes small pictures of the faces that facedetect found: few good ones of each that facetrack follows",
                 env!("CARGO_PKG_REPOSITORY"),
             )
         });
@@ -221,7 +240,8 @@ impl ElementImpl for FaceCrop {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let jpeg = gst::Caps::builder("image/jpeg").build();
+            let mut pictures = gst::Caps::builder("image/jpeg").build();
+            pictures.merge(gst::Caps::builder("image/webp").build());
             [
                 gst::PadTemplate::new(
                     "sink",
@@ -229,7 +249,7 @@ impl ElementImpl for FaceCrop {
                     gst::PadPresence::Always,
                     &frame::raw_video_caps(),
                 ),
-                gst::PadTemplate::new("src", gst::PadDirection::Src, gst::PadPresence::Always, &jpeg),
+                gst::PadTemplate::new("src", gst::PadDirection::Src, gst::PadPresence::Always, &pictures),
             ]
             .into_iter()
             .flatten()

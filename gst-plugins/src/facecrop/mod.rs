@@ -1,18 +1,38 @@
-//! The element `facecrop`: makes a small JPEG picture of each face in a frame.
+//! The element `facecrop`: makes small pictures of the faces in frames.
 
 /**
  * SECTION:element-facecrop
  * @title: facecrop
- * @short_description: Makes a small JPEG picture of each face in a frame
- * @see_also: facedetect, facesink-http
+ * @short_description: Makes small pictures of the faces in frames
+ * @see_also: facedetect, facetrack, facesink-http
  *
- * For each face that `facedetect` attached to a frame, `facecrop` pushes one `image/jpeg` buffer: the face
- * with a margin around it, shrunk to at most `max-size` pixels. A frame with three faces becomes three
- * buffers, a frame without any becomes a gap event. Only the pixels of the faces are read and converted.
+ * For faces that `facedetect` attached to a frame, `facecrop` pushes one `image/jpeg` (or `image/webp`) buffer
+ * each: the face with a margin around it, shrunk to at most `max-size` pixels. A frame that gives nothing
+ * becomes a gap event. Only the pixels of the faces are read and converted.
  *
- * Each buffer has the timestamps of its frame and carries a `GstVideoRegionOfInterestMeta` of `roi_type`
- * `face-crop` with the face's box in the full frame, its track id and score, the frame's size and the time of
- * capture (Unix time).
+ * ## Which faces
+ *
+ * With `policy=every`, each face of each frame. With `policy=best`, few good pictures of each face that
+ * `facetrack` follows:
+ *
+ * - a first one as soon as it is good: the whole face inside the frame, and a quality of at least 0.35;
+ * - further ones that are better than the best so far by the share `improvement`;
+ * - when the track ends, the best one that was not sent yet, if it is better than those that were.
+ *
+ * That is `max-per-track` at most. Faces without a track id all become pictures, so that the element does its
+ * work without `facetrack` too.
+ *
+ * The quality is 0.4 for the size (the shorter side, full from 160 pixels on), 0.3 for the sharpness (`v / (v +
+ * 150)` of the variance `v` of the Laplacian over the face) and 0.3 for the detector's score (from 0.5 to 1);
+ * half of all that where the face touches the frame's edge. `min-quality` leaves out what is worse, with
+ * either policy.
+ *
+ * ## What the buffers carry
+ *
+ * Each buffer has the timestamps of the frame with which it is sent, and a `GstVideoRegionOfInterestMeta` of
+ * `roi_type` `face-crop` with the face's box in the full frame, its track id and score, the frame's size, its
+ * running time and the time of capture (Unix time). The latter two are those of the frame that the face was
+ * cut from, also where a picture is sent later.
  *
  * The same element is also registered as `facepipe-facecrop`.
  *
@@ -20,6 +40,12 @@
  *
  * |[
  * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facecrop ! multifilesink location=face-%05d.jpg
+ * ]|
+ *
+ * ## Few good pictures of each person who walks by
+ *
+ * |[
+ * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facetrack ! facecrop ! multifilesink location=face-%05d.jpg
  * ]|
  *
  * ## Larger and better pictures of near faces only

@@ -210,6 +210,7 @@ impl FaceDetect {
             score_threshold: settings.score_threshold,
             nms_threshold: settings.nms_threshold,
             max_faces: usize::try_from(settings.max_faces).unwrap_or(0),
+            engine_cache: None,
             library_hints: folders,
         })?;
         gst::info!(CAT, imp = self, "opened {}, input {:?}", model.display(), detector.input_size());
@@ -529,15 +530,7 @@ impl ElementImpl for FaceDetect {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps = frame::raw_video_caps();
-            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
-                .into_iter()
-                .filter_map(|(name, direction)| {
-                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-                })
-                .collect()
-        });
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::transform_templates);
         &TEMPLATES
     }
 }

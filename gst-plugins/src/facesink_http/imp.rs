@@ -1,6 +1,7 @@
 //! The class of the element `facesink-http`: a thin sink around [`Uploader`].
 
 use std::{
+    path::PathBuf,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -8,16 +9,22 @@ use std::{
 use bytes::Bytes;
 use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_base::{prelude::*, subclass::prelude::*};
-use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
+use gst_video::{VideoInfo, VideoMeta};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use crate::{
     capture_time::{capture_time, running_time},
-    crop::{CropSettings, Cropper},
-    crop_properties, frame,
-    roi::{self, FaceRegion},
-    upload::{Crop, Drained, Endpoint, Stats, UploadConfig, Uploader},
+    crop::Encoding,
+    crop_properties,
+    cutter::{self, CutterSettings, FaceCutter, Shot},
+    frame,
+    roi::{self, CropFacts, FaceRegion},
+    track_events,
+    upload::{
+        self, Camera, Crop, Drained, DropPolicy, Endpoint, Pushed, SpoolConfig, Stats, Token, TokenError,
+        Tuning, UploadConfig, Uploader,
+    },
 };
 
 use super::messages;
@@ -25,6 +32,12 @@ use super::messages;
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("facepipe-facesink-http", gst::DebugColorFlags::empty(), Some("Face upload"))
 });
+
+/// `retries` without end.
+const UNLIMITED: i32 = -1;
+
+/// Crops in one request at most: the backend's own limit, unless it is configured otherwise.
+const MAX_BATCH: u32 = 64;
 
 #[derive(Debug, Clone)]
 struct Settings {
@@ -35,10 +48,23 @@ struct Settings {
     /// Seconds.
     timeout: u32,
     max_queue: u32,
+    batch_size: u32,
+    /// Milliseconds.
+    batch_delay: u32,
+    workers: u32,
+    retries: i32,
+    token: Option<Result<Token, TokenError>>,
+    token_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    spool_dir: Option<PathBuf>,
+    spool_max_bytes: u64,
+    drop_policy: DropPolicy,
     /// Seconds.
     eos_timeout: u32,
+    /// Seconds.
+    stats_interval: u32,
     capture_start: Option<String>,
-    crop: CropSettings,
+    crop: CutterSettings,
 }
 
 impl Default for Settings {
@@ -50,10 +76,48 @@ impl Default for Settings {
             endpoint: Endpoint::default(),
             timeout: 15,
             max_queue: 512,
+            batch_size: 8,
+            batch_delay: 300,
+            workers: 2,
+            retries: UNLIMITED,
+            token: None,
+            token_file: None,
+            ca_file: None,
+            spool_dir: None,
+            spool_max_bytes: 256 << 20,
+            drop_policy: DropPolicy::default(),
             eos_timeout: 30,
+            stats_interval: 60,
             capture_start: None,
-            crop: CropSettings::default(),
+            crop: CutterSettings::default(),
         }
+    }
+}
+
+impl Settings {
+    fn tuning(&self) -> Tuning {
+        let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Tuning {
+            timeout: Duration::from_secs(self.timeout.into()),
+            max_queue: size(self.max_queue),
+            batch_size: size(self.batch_size),
+            batch_delay: Duration::from_millis(self.batch_delay.into()),
+            retries: u32::try_from(self.retries).ok(),
+            drop_policy: self.drop_policy,
+            token: self.token.clone().and_then(Result::ok),
+            token_file: self.token_file.clone(),
+            stats_interval: Duration::from_secs(self.stats_interval.into()),
+        }
+    }
+
+    fn spool(&self) -> Option<SpoolConfig> {
+        let folder = self.spool_dir.clone()?;
+        (self.spool_max_bytes > 0).then_some(SpoolConfig { folder, max_bytes: self.spool_max_bytes })
+    }
+
+    fn camera(&self) -> Camera {
+        let id = self.camera_id.clone().unwrap_or_else(|| glib::host_name().into());
+        Camera { id, location: self.camera_location.clone() }
     }
 }
 
@@ -61,7 +125,9 @@ impl Default for Settings {
 struct State {
     uploader: Arc<Uploader>,
     input: Option<Input>,
-    cropper: Cropper,
+    cutter: FaceCutter,
+    /// Shared by its crops for as long as it doesn't change.
+    camera: Arc<Camera>,
     /// When the recording that is played was begun.
     capture_start: Option<OffsetDateTime>,
     /// The queue overflowed with the last crop too: said once per overflow.
@@ -70,7 +136,7 @@ struct State {
 
 /// What the caps announced.
 enum Input {
-    Jpeg,
+    Picture(Encoding),
     Raw(VideoInfo),
 }
 
@@ -100,35 +166,34 @@ impl FaceSinkHttp {
             Some(uploader) => uploader.stats(),
             None => *self.final_stats.lock().unwrap_or_else(PoisonError::into_inner),
         };
-        gst::Structure::builder("facepipe-stats")
-            .field("queued", stats.queued)
-            .field("sent", stats.sent)
-            .field("failed", stats.failed)
-            .field("dropped", stats.dropped)
-            .field("requests", stats.requests)
-            .field("retries", stats.retries)
-            .field("bytes", stats.bytes)
-            .field("bytes-received", stats.bytes_received)
-            .build()
+        messages::stats(&stats)
     }
 
-    /// When a buffer was captured; never in the future, where a recording that runs faster than its clock
-    /// would be.
+    /// When a buffer, or the frame that it was cut from, was captured; never in the future, where a recording
+    /// that runs faster than its clock would be.
     fn captured_at(
         &self,
         start: Option<OffsetDateTime>,
         segment: &gst::Segment,
-        buffer: &gst::BufferRef,
-        known: Option<Duration>,
+        buffer: Option<&gst::BufferRef>,
+        facts: Option<&CropFacts>,
     ) -> OffsetDateTime {
         if let Some(start) = start {
-            let elapsed = running_time(Some(segment), buffer).map_or(Duration::ZERO, Duration::from);
-            return start.checked_add(elapsed.try_into().unwrap_or_default()).unwrap_or(start);
+            let elapsed = facts.and_then(|facts| facts.running_time).or_else(|| {
+                buffer.and_then(|buffer| running_time(Some(segment), buffer)).map(Duration::from)
+            });
+            return start
+                .checked_add(elapsed.unwrap_or_default().try_into().unwrap_or_default())
+                .unwrap_or(start);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let captured =
-            known.or_else(|| capture_time(self.obj().upcast_ref(), Some(segment), buffer)).unwrap_or(now);
-        let captured = captured.min(now);
+        let captured = facts
+            .and_then(|facts| facts.captured_at)
+            .or_else(|| {
+                buffer.and_then(|buffer| capture_time(self.obj().upcast_ref(), Some(segment), buffer))
+            })
+            .unwrap_or(now)
+            .min(now);
         OffsetDateTime::UNIX_EPOCH
             .checked_add(captured.try_into().unwrap_or_default())
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
@@ -142,47 +207,62 @@ impl FaceSinkHttp {
         buffer: &gst::Buffer,
     ) -> Result<Vec<Crop>, gst::ErrorMessage> {
         let segment = self.obj().segment();
-        let State { input: Some(input), cropper, capture_start: start, .. } = state else {
+        let State { input: Some(input), cutter, camera, capture_start: start, .. } = state else {
             return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a buffer came before its caps")));
         };
-        let unreadable =
-            || gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"));
         match input {
-            Input::Jpeg => {
+            Input::Picture(encoding) => {
                 let facts = roi::crop_facts(buffer);
-                let captured_at =
-                    self.captured_at(*start, &segment, buffer, facts.and_then(|f| f.captured_at));
+                let captured_at = self.captured_at(*start, &segment, Some(buffer), facts.as_ref());
                 // Shares the memory with the buffer for as long as the crop waits.
-                let jpeg = Bytes::from_owner(
-                    buffer.clone().into_mapped_buffer_readable().map_err(|_| unreadable())?,
-                );
-                Ok(vec![new_crop(jpeg, captured_at, facts.map(|f| f.face))])
+                let mapped = buffer.clone().into_mapped_buffer_readable().map_err(|_| {
+                    gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"))
+                })?;
+                let picture = Bytes::from_owner(mapped);
+                Ok(vec![new_crop(picture, *encoding, camera, captured_at, facts.map(|f| f.face))])
             }
             Input::Raw(info) => {
-                let faces: Vec<_> = roi::faces(buffer)
-                    .into_iter()
-                    .filter_map(|face| {
-                        let region = settings.crop.region(&face, info.width(), info.height())?;
-                        Some((face, region))
-                    })
-                    .collect();
-                if faces.is_empty() {
-                    return Ok(Vec::new());
+                let element = self.obj();
+                let input =
+                    cutter::Input { element: element.upcast_ref(), segment: Some(&segment), info, buffer };
+                let shots = cutter.frame(&input, &settings.crop)?;
+                Ok(shots.into_iter().map(|shot| self.crop_of(shot, camera, *start, &segment)).collect())
+            }
+        }
+    }
+
+    fn crop_of(
+        &self,
+        shot: Shot,
+        camera: &Arc<Camera>,
+        start: Option<OffsetDateTime>,
+        segment: &gst::Segment,
+    ) -> Crop {
+        let captured_at = self.captured_at(start, segment, None, Some(&shot.facts));
+        new_crop(Bytes::from(shot.encoded), shot.encoding, camera, captured_at, Some(shot.facts.face))
+    }
+
+    /// Queues the best pictures of tracks that ended: of these, or of all.
+    fn end_tracks(&self, tracks: Option<&[i32]>) {
+        let settings = self.settings().crop;
+        let segment = self.obj().segment();
+        let mut guard = self.state();
+        let Some(state) = guard.as_mut() else { return };
+        let shots = match tracks {
+            Some(tracks) => state.cutter.end(tracks, &settings),
+            None => state.cutter.end_all(&settings),
+        };
+        match shots {
+            Ok(shots) => {
+                for shot in shots {
+                    // Events cannot wait for room as frames can.
+                    let crop = self.crop_of(shot, &state.camera, state.capture_start, &segment);
+                    state.uploader.push_at_once(crop);
                 }
-                let captured_at = self.captured_at(*start, &segment, buffer, None);
-                let mapped =
-                    VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| unreadable())?;
-                let described = frame::describe(&mapped)
-                    .map_err(|error| gst::error_msg!(gst::StreamError::Format, ("{error}")))?;
-                faces
-                    .into_iter()
-                    .map(|(face, region)| {
-                        let jpeg = cropper
-                            .jpeg(&described, &region, &settings.crop)
-                            .map_err(|error| gst::error_msg!(gst::StreamError::Encode, ("{error}")))?;
-                        Ok(new_crop(Bytes::from(jpeg), captured_at, Some(face)))
-                    })
-                    .collect()
+            }
+            Err(message) => {
+                drop(guard);
+                self.post_error_message(message);
             }
         }
     }
@@ -194,11 +274,32 @@ impl FaceSinkHttp {
         match uploader.drain(Duration::from_secs(limit.into())) {
             Drained::Empty => gst::debug!(CAT, imp = self, "everything is uploaded"),
             Drained::Interrupted => gst::debug!(CAT, imp = self, "stopped while crops were waiting"),
-            Drained::TimedOut { left } => gst::element_imp_warning!(
-                self,
-                gst::ResourceError::Write,
-                ("{left} crops were not uploaded within eos-timeout ({limit} s)")
-            ),
+            Drained::TimedOut { left, spooled } => {
+                let on_disk = match spooled {
+                    0 => String::new(),
+                    n => format!("; {n} more are on the spool, and are sent when the element runs again"),
+                };
+                gst::element_imp_warning!(
+                    self,
+                    gst::ResourceError::Write,
+                    ("{left} crops were not uploaded within eos-timeout ({limit} s){on_disk}")
+                );
+            }
+        }
+        messages::post_stats(&self.obj(), &uploader.stats());
+    }
+
+    /// Takes over changed settings while it runs.
+    fn apply(&self, settings: &Settings) {
+        if let Some(Err(error)) = &settings.token {
+            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("token {error}: none is sent"));
+        }
+        let mut state = self.state();
+        let Some(state) = state.as_mut() else { return };
+        state.uploader.tune(settings.tuning());
+        let camera = settings.camera();
+        if *state.camera != camera {
+            state.camera = Arc::new(camera);
         }
     }
 }
@@ -213,9 +314,17 @@ fn parse_capture_start(text: &str) -> Result<OffsetDateTime, gst::ErrorMessage> 
     })
 }
 
-fn new_crop(jpeg: Bytes, captured_at: OffsetDateTime, face: Option<FaceRegion>) -> Crop {
+fn new_crop(
+    picture: Bytes,
+    encoding: Encoding,
+    camera: &Arc<Camera>,
+    captured_at: OffsetDateTime,
+    face: Option<FaceRegion>,
+) -> Crop {
     Crop {
-        jpeg,
+        picture,
+        encoding,
+        camera: Arc::clone(camera),
         captured_at,
         track_id: face.and_then(|f| f.track_id),
         bounding_box: face
@@ -245,13 +354,13 @@ impl ObjectImpl for FaceSinkHttp {
                 glib::ParamSpecString::builder("camera-id")
                     .nick("Camera ID")
                     .blurb("Name of the camera, stored with each detection (unset = this machine's host name)")
-                    .mutable_ready()
+                    .mutable_playing()
                     .build(),
                 glib::ParamSpecString::builder("camera-location")
                     .nick("Camera location")
                     .blurb("Where the camera stands, stored with each detection")
                     .default_value(Some(defaults.camera_location.as_str()))
-                    .mutable_ready()
+                    .mutable_playing()
                     .build(),
                 glib::ParamSpecEnum::builder_with_default("endpoint", defaults.endpoint)
                     .nick("Endpoint")
@@ -260,22 +369,114 @@ impl ObjectImpl for FaceSinkHttp {
                     .build(),
                 glib::ParamSpecUInt::builder("timeout")
                     .nick("Timeout")
-                    .blurb("Limit for one request, from connecting to the whole answer (seconds); then it is repeated")
+                    .blurb(
+                        "Limit for one request, from connecting to the whole answer (seconds); then it is repeated",
+                    )
                     .minimum(1)
                     .default_value(defaults.timeout)
-                    .mutable_ready()
+                    .mutable_playing()
                     .build(),
                 glib::ParamSpecUInt::builder("max-queue")
                     .nick("Maximum queue length")
-                    .blurb("Crops that may wait for upload; when it is reached the oldest is dropped")
+                    .blurb(
+                        "Crops that may wait in memory; when it is reached, drop-policy holds. With a spool, what is \
+                         beyond half of it goes to disk",
+                    )
                     .minimum(1)
                     .default_value(defaults.max_queue)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecEnum::builder_with_default("drop-policy", defaults.drop_policy)
+                    .nick("Drop policy")
+                    .blurb("Which crop is lost when max-queue is reached")
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("batch-size")
+                    .nick("Batch size")
+                    .blurb("Crops that share one request at most; more cost fewer bytes and calls")
+                    .minimum(1)
+                    .maximum(MAX_BATCH)
+                    .default_value(defaults.batch_size)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("batch-delay")
+                    .nick("Batch delay")
+                    .blurb(
+                        "How long a crop waits for others to share its request, at most (milliseconds; 0 = not at all)",
+                    )
+                    .default_value(defaults.batch_delay)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("workers")
+                    .nick("Workers")
+                    .blurb(
+                        "Requests under way at the same time, at most; one of them is kept from the spool's crops",
+                    )
+                    .minimum(1)
+                    .maximum(64)
+                    .default_value(defaults.workers)
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecInt::builder("retries")
+                    .nick("Retries")
+                    .blurb(
+                        "How often a crop is sent again before it is given up; with a spool, how often the backend \
+                         may fail in a row before the crops go there (-1 = for ever, and to the spool at once)",
+                    )
+                    .minimum(UNLIMITED)
+                    .default_value(defaults.retries)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecString::builder("token")
+                    .nick("Token")
+                    .blurb(
+                        "Sent as `Authorization: Bearer …`. Can be written only; command lines are visible to other \
+                         users, so prefer token-file",
+                    )
+                    .write_only()
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecString::builder("token-file")
+                    .nick("Token file")
+                    .blurb(
+                        "File with the token, used while token is unset; read again when it changes or the backend \
+                         refuses the token",
+                    )
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecString::builder("ca-file")
+                    .nick("CA file")
+                    .blurb("Certificates (PEM) that are trusted for https beside the system's")
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecString::builder("spool-dir")
+                    .nick("Spool folder")
+                    .blurb(
+                        "Folder of this element's own, on a local disk, where crops wait while the backend is away, \
+                         across restarts; made with mode 0700 (unset = in memory only)",
+                    )
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecUInt64::builder("spool-max-bytes")
+                    .nick("Spool size")
+                    .blurb(
+                        "Size of all files in spool-dir (bytes); beyond it the oldest crops give way (0 = no spool)",
+                    )
+                    .default_value(defaults.spool_max_bytes)
                     .mutable_ready()
                     .build(),
                 glib::ParamSpecUInt::builder("eos-timeout")
                     .nick("EOS timeout")
-                    .blurb("At the end of the stream, wait at most so long for what is queued (seconds)")
+                    .blurb(
+                        "At the end of the stream, wait at most so long for what is queued or on the spool (seconds)",
+                    )
                     .default_value(defaults.eos_timeout)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("stats-interval")
+                    .nick("Statistics interval")
+                    .blurb("How often the statistics are posted as an element message (seconds; 0 = never)")
+                    .default_value(defaults.stats_interval)
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecString::builder("capture-start")
@@ -286,9 +487,10 @@ impl ObjectImpl for FaceSinkHttp {
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
                     .blurb(
-                        "Counts since the start: queued (crops waiting or under way now), sent, failed (refused by \
-                         the backend), dropped, requests, retries, bytes (written to the network, headers included), \
-                         bytes-received",
+                        "Counts since the start. Crops: queued (in memory now), sent, failed (refused, or given up after \
+                         retries), dropped (queue full, or left at the stop), spooled, spool-files (now), spool-dropped, \
+                         spool-damaged; spool-bytes (now), spool-errors; requests, retries; bytes (written to the \
+                         network, headers included), bytes-received, image-bytes (of the pictures sent)",
                     )
                     .read_only()
                     .build(),
@@ -301,22 +503,37 @@ impl ObjectImpl for FaceSinkHttp {
 
     fn set_property(&self, _id: usize, value: &glib::Value, pspec: &glib::ParamSpec) {
         let text = || value.get::<Option<String>>().unwrap_or_default();
+        let filled = || text().filter(|text| !text.is_empty());
         let number = |default: u32| value.get::<u32>().unwrap_or(default);
         let defaults = Settings::default();
         let mut settings = self.settings();
         match pspec.name() {
             "backend-url" => settings.backend_url = text().unwrap_or(defaults.backend_url),
-            "camera-id" => settings.camera_id = text().filter(|id| !id.is_empty()),
+            "camera-id" => settings.camera_id = filled(),
             "camera-location" => settings.camera_location = text().unwrap_or_default(),
             "endpoint" => settings.endpoint = value.get().unwrap_or_default(),
             "timeout" => settings.timeout = number(defaults.timeout),
             "max-queue" => settings.max_queue = number(defaults.max_queue),
+            "drop-policy" => settings.drop_policy = value.get().unwrap_or_default(),
+            "batch-size" => settings.batch_size = number(defaults.batch_size),
+            "batch-delay" => settings.batch_delay = number(defaults.batch_delay),
+            "workers" => settings.workers = number(defaults.workers),
+            "retries" => settings.retries = value.get().unwrap_or(defaults.retries),
+            "token" => settings.token = filled().map(|text| Token::new(&text)),
+            "token-file" => settings.token_file = filled().map(PathBuf::from),
+            "ca-file" => settings.ca_file = filled().map(PathBuf::from),
+            "spool-dir" => settings.spool_dir = filled().map(PathBuf::from),
+            "spool-max-bytes" => settings.spool_max_bytes = value.get().unwrap_or(defaults.spool_max_bytes),
             "eos-timeout" => settings.eos_timeout = number(defaults.eos_timeout),
-            "capture-start" => settings.capture_start = text().filter(|time| !time.is_empty()),
+            "stats-interval" => settings.stats_interval = number(defaults.stats_interval),
+            "capture-start" => settings.capture_start = filled(),
             name => {
                 crop_properties::set(&mut settings.crop, value, name);
+                return;
             }
         }
+        let settings = settings.clone();
+        self.apply(&settings);
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
@@ -324,6 +541,7 @@ impl ObjectImpl for FaceSinkHttp {
             return self.stats().to_value();
         }
         let settings = self.settings();
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).to_value();
         match pspec.name() {
             "backend-url" => settings.backend_url.to_value(),
             "camera-id" => settings.camera_id.to_value(),
@@ -331,7 +549,17 @@ impl ObjectImpl for FaceSinkHttp {
             "endpoint" => settings.endpoint.to_value(),
             "timeout" => settings.timeout.to_value(),
             "max-queue" => settings.max_queue.to_value(),
+            "drop-policy" => settings.drop_policy.to_value(),
+            "batch-size" => settings.batch_size.to_value(),
+            "batch-delay" => settings.batch_delay.to_value(),
+            "workers" => settings.workers.to_value(),
+            "retries" => settings.retries.to_value(),
+            "token-file" => path(&settings.token_file),
+            "ca-file" => path(&settings.ca_file),
+            "spool-dir" => path(&settings.spool_dir),
+            "spool-max-bytes" => settings.spool_max_bytes.to_value(),
             "eos-timeout" => settings.eos_timeout.to_value(),
+            "stats-interval" => settings.stats_interval.to_value(),
             "capture-start" => settings.capture_start.to_value(),
             name => {
                 let value = crop_properties::get(&settings.crop, name);
@@ -358,7 +586,8 @@ impl ElementImpl for FaceSinkHttp {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let mut caps = gst::Caps::builder("image/jpeg").build();
+            let pictures = Encoding::ALL.map(|encoding| gst::Structure::new_empty(encoding.media_type()));
+            let mut caps: gst::Caps = pictures.into_iter().collect();
             caps.merge(frame::raw_video_caps());
             gst::PadTemplate::new("sink", gst::PadDirection::Sink, gst::PadPresence::Always, &caps)
                 .into_iter()
@@ -371,17 +600,29 @@ impl ElementImpl for FaceSinkHttp {
 impl BaseSinkImpl for FaceSinkHttp {
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         let settings = self.settings().clone();
-        let camera_id = settings.camera_id.unwrap_or_else(|| glib::host_name().into());
-        let capture_start = settings.capture_start.map(|text| parse_capture_start(&text)).transpose()?;
+        let refuse =
+            |error: &dyn std::fmt::Display| gst::error_msg!(gst::ResourceError::Settings, ("{error}"));
+        if let Some(Err(error)) = &settings.token {
+            return Err(refuse(&format_args!("token {error}")));
+        }
+        let has_token = settings.token.is_some() || settings.token_file.is_some();
+        if has_token && upload::exposes_tokens(&settings.backend_url) {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::Settings,
+                ("backend-url is http: the token can be read by everybody on the way; use https")
+            );
+        }
+        let capture_start = settings.capture_start.as_deref().map(parse_capture_start).transpose()?;
         let element = self.obj().downgrade();
         let uploader = Uploader::start(
             UploadConfig {
-                backend_url: settings.backend_url,
+                backend_url: settings.backend_url.clone(),
                 endpoint: settings.endpoint,
-                camera_id,
-                camera_location: settings.camera_location,
-                timeout: Duration::from_secs(settings.timeout.into()),
-                max_queue: usize::try_from(settings.max_queue).unwrap_or(usize::MAX),
+                ca_file: settings.ca_file.clone(),
+                workers: usize::try_from(settings.workers).unwrap_or(1),
+                spool: settings.spool(),
+                tuning: settings.tuning(),
                 ..UploadConfig::default()
             },
             Arc::new(move |event| {
@@ -390,11 +631,12 @@ impl BaseSinkImpl for FaceSinkHttp {
                 }
             }),
         )
-        .map_err(|error| gst::error_msg!(gst::ResourceError::Settings, ("{error}")))?;
+        .map_err(|error| refuse(&error))?;
         *self.state() = Some(State {
             uploader: Arc::new(uploader),
             input: None,
-            cropper: Cropper::default(),
+            cutter: FaceCutter::default(),
+            camera: Arc::new(settings.camera()),
             capture_start,
             overflowing: false,
         });
@@ -426,12 +668,15 @@ impl BaseSinkImpl for FaceSinkHttp {
     }
 
     fn set_caps(&self, caps: &gst::Caps) -> Result<(), gst::LoggableError> {
-        let jpeg = caps.structure(0).is_some_and(|s| s.name() == "image/jpeg");
-        let input = if jpeg {
-            Input::Jpeg
-        } else {
-            let info = VideoInfo::from_caps(caps);
-            Input::Raw(info.map_err(|_| gst::loggable_error!(CAT, "caps {caps} are not those of raw video"))?)
+        let media_type = caps.structure(0).map(|s| s.name().as_str()).unwrap_or_default();
+        let input = match Encoding::from_media_type(media_type) {
+            Some(encoding) => Input::Picture(encoding),
+            None => {
+                let info = VideoInfo::from_caps(caps);
+                Input::Raw(
+                    info.map_err(|_| gst::loggable_error!(CAT, "caps {caps} are not those of raw video"))?,
+                )
+            }
         };
         if let Some(state) = self.state().as_mut() {
             state.input = Some(input);
@@ -446,8 +691,22 @@ impl BaseSinkImpl for FaceSinkHttp {
     }
 
     fn event(&self, event: gst::Event) -> bool {
-        if event.type_() == gst::EventType::Eos {
-            self.drain();
+        match event.type_() {
+            gst::EventType::Eos => {
+                self.end_tracks(None);
+                self.drain();
+            }
+            gst::EventType::CustomDownstream => {
+                if let Some(tracks) = track_events::ended_tracks(&event) {
+                    self.end_tracks(Some(&tracks));
+                }
+            }
+            gst::EventType::FlushStop => {
+                if let Some(state) = self.state().as_mut() {
+                    state.cutter.clear();
+                }
+            }
+            _ => {}
         }
         self.parent_event(event)
     }
@@ -464,17 +723,35 @@ impl BaseSinkImpl for FaceSinkHttp {
                 return Err(gst::FlowError::Error);
             }
         };
-        for crop in crops {
-            let full = state.uploader.push(crop);
-            if full && !state.overflowing {
+        let uploader = Arc::clone(&state.uploader);
+        // The queue may make it wait, and meanwhile the state must be free.
+        drop(guard);
+        let mut dropped = false;
+        for mut crop in crops {
+            loop {
+                match uploader.push(crop) {
+                    Pushed::Queued => break,
+                    Pushed::Dropped => {
+                        dropped = true;
+                        break;
+                    }
+                    Pushed::Interrupted(back) => {
+                        crop = back;
+                        self.obj().wait_preroll()?;
+                    }
+                }
+            }
+        }
+        if let Some(state) = self.state().as_mut() {
+            if dropped && !state.overflowing {
                 gst::warning!(
                     CAT,
                     imp = self,
-                    "max-queue ({}) is reached: the oldest crops give way",
+                    "max-queue ({}) is reached: crops are lost",
                     settings.max_queue
                 );
             }
-            state.overflowing = full;
+            state.overflowing = dropped;
         }
         Ok(gst::FlowSuccess::Ok)
     }

@@ -2,13 +2,19 @@
 
 use gst::prelude::*;
 use serde_json::Value;
-use time::format_description::well_known::Rfc3339;
 
-use crate::upload::{Crop, Event};
+use crate::{
+    results::{self, FaceResult, Scope, Verdict},
+    upload::{self, Crop, Endpoint, Event, Stats, Trouble},
+};
 
 pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
     match event {
-        Event::Answered { crop, status, model_version, faces } => {
+        Event::Answered { crop, status, model_version, faces, earlier_run } => {
+            // Track ids begin anew with each run.
+            if !earlier_run {
+                hand_on(element, &crop, &faces);
+            }
             let faces = faces.iter().map(|face| face_structure(face).to_send_value());
             let result = crop_fields("facepipe-result", &crop, status)
                 .field_if_some("model-version", model_version)
@@ -16,33 +22,143 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
                 .build();
             post_structure(element, result);
         }
-        Event::Rejected { crop, status, message, first } => {
+        Event::Rejected { crop, status, code, message, first } => {
             if first {
-                gst::element_warning!(
-                    element,
-                    gst::ResourceError::Write,
-                    ("the backend refuses crops with status {status}: {message}")
-                );
+                let what = match status {
+                    0 => "crops are given up after retries".to_owned(),
+                    status => format!("the backend refuses crops with status {status}"),
+                };
+                gst::element_warning!(element, gst::ResourceError::Write, ("{what}: {message}"));
             }
-            let rejected = crop_fields("facepipe-rejected", &crop, status).field("message", message).build();
+            let rejected = crop_fields("facepipe-rejected", &crop, status)
+                .field_if_some("code", code)
+                .field("message", message)
+                .build();
             post_structure(element, rejected);
         }
-        Event::Outage { reason } => {
+        Event::Trouble { kind, status, reason, wait } => {
             let backend: String = element.property("backend-url");
+            let state = match kind {
+                Trouble::Busy => "busy",
+                Trouble::Away => {
+                    gst::element_warning!(
+                        element,
+                        gst::ResourceError::OpenWrite,
+                        ("the backend {backend} {reason}; crops wait until it answers{}", fate(element))
+                    );
+                    "away"
+                }
+                Trouble::Unauthorized => {
+                    gst::element_warning!(
+                        element,
+                        gst::ResourceError::NotAuthorized,
+                        (
+                            "the backend {backend} doesn't take the token (status {}): {reason}; renew token-file or \
+                             token, no restart is needed; crops wait{}",
+                            status.unwrap_or(0),
+                            fate(element)
+                        )
+                    );
+                    "unauthorized"
+                }
+            };
+            let message = gst::Structure::builder("facepipe-backend")
+                .field("state", state)
+                .field_if_some("status", status.map(u32::from))
+                .field("reason", reason)
+                .field("retry-in", u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+                .build();
+            post_structure(element, message);
+        }
+        Event::Recovered { after, was_busy } => {
+            if !was_busy {
+                gst::element_info!(
+                    element,
+                    gst::ResourceError::OpenWrite,
+                    ("the backend answers again after {:.1} s", after.as_secs_f64())
+                );
+            }
+            post_structure(element, gst::Structure::builder("facepipe-backend").field("state", "ok").build());
+        }
+        Event::SpoolTrouble { reason } => {
+            let folder: Option<String> = element.property("spool-dir");
             gst::element_warning!(
                 element,
-                gst::ResourceError::OpenWrite,
-                ("the backend {backend} {reason}; crops wait until it answers, and the oldest give way when \
-                     max-queue is reached")
+                gst::ResourceError::Write,
+                ("spool-dir {}: {reason}", folder.unwrap_or_default())
             );
         }
-        Event::Recovered { after } => {
-            gst::element_info!(
-                element,
-                gst::ResourceError::OpenWrite,
-                ("the backend answers again after {:.1} s", after.as_secs_f64())
-            );
+        Event::Stats(counts) => post_stats(element, &counts),
+    }
+}
+
+/// What happens to crops that wait.
+fn fate(element: &super::FaceSinkHttp) -> &'static str {
+    let spools = element.property::<Option<String>>("spool-dir").is_some()
+        && element.property::<u64>("spool-max-bytes") > 0;
+    if spools {
+        " on the spool, and the oldest give way when spool-max-bytes is reached"
+    } else {
+        ", and when max-queue is reached drop-policy says which give way"
+    }
+}
+
+/// The counts as the property `stats` and the message have them.
+pub(super) fn stats(stats: &Stats) -> gst::Structure {
+    gst::Structure::builder("facepipe-stats")
+        .field("queued", stats.queued)
+        .field("sent", stats.sent)
+        .field("failed", stats.failed)
+        .field("dropped", stats.dropped)
+        .field("spooled", stats.spooled)
+        .field("spool-files", stats.spool_files)
+        .field("spool-bytes", stats.spool_bytes)
+        .field("spool-dropped", stats.spool_dropped)
+        .field("spool-damaged", stats.spool_damaged)
+        .field("spool-errors", stats.spool_errors)
+        .field("requests", stats.requests)
+        .field("retries", stats.retries)
+        .field("bytes", stats.bytes)
+        .field("bytes-received", stats.bytes_received)
+        .field("image-bytes", stats.image_bytes)
+        .build()
+}
+
+pub(super) fn post_stats(element: &super::FaceSinkHttp, counts: &Stats) {
+    post_structure(element, stats(counts));
+}
+
+/// Tells the overlays of this process.
+fn hand_on(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
+    // This call answers without looking at the crop.
+    if element.property::<Endpoint>("endpoint") == Endpoint::DryRun {
+        return;
+    }
+    results::publish(&FaceResult {
+        scope: Scope::of(element.upcast_ref()),
+        camera_id: crop.camera.id.clone(),
+        track_id: crop.track_id,
+        bounding_box: crop.bounding_box,
+        verdict: verdict(faces),
+    });
+}
+
+/// What the faces of a crop say about the one it was cut for: a neighbour in the margin is smaller.
+fn verdict(faces: &[Value]) -> Verdict {
+    let number = |face: &Value, pointer: &str| face.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
+    let area = |face: &Value| {
+        let side = |end: &str, start: &str| {
+            number(face, &format!("/bounding_box/{end}")) - number(face, &format!("/bounding_box/{start}"))
+        };
+        side("right", "left") * side("bottom", "top")
+    };
+    let Some(face) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else { return Verdict::NoFace };
+    let label = face.pointer("/top_prediction/label").and_then(Value::as_str);
+    match (face.pointer("/decision").and_then(Value::as_str), label) {
+        (Some("known"), Some(label)) => {
+            Verdict::Known { label: label.to_owned(), confidence: number(face, "/top_prediction/confidence") }
         }
+        _ => Verdict::Unknown,
     }
 }
 
@@ -53,9 +169,9 @@ fn post_structure(element: &super::FaceSinkHttp, structure: gst::Structure) {
 
 fn crop_fields(name: &str, crop: &Crop, status: u16) -> gst::structure::Builder {
     let mut builder = gst::Structure::builder(name)
-        .field("key", crop.key.to_string())
+        .field("key", upload::key(crop.key))
         .field("status", u32::from(status))
-        .field("captured-at", crop.captured_at.format(&Rfc3339).unwrap_or_default())
+        .field("captured-at", upload::captured_at(crop.captured_at))
         .field("track-id", crop.track_id.unwrap_or(0));
     if let Some([left, top, right, bottom]) = crop.bounding_box {
         builder = builder.field("left", left).field("top", top).field("right", right).field("bottom", bottom);

@@ -7,7 +7,7 @@
  * @see_also: facedetect, facecrop
  *
  * Takes the crops of `facecrop`, or raw video with face metadata, from which it then cuts the crops itself
- * (with the same properties `margin`, `min-size`, `max-size` and `quality`), and posts them to
+ * (with the same properties `policy`, `margin`, `min-size` and so on), and posts them to
  * `<backend-url>/face-recognition/<endpoint>` as `multipart/form-data`.
  *
  * The streaming thread never waits for the network. Crops wait in a queue of `max-queue`; when it is full the

@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     io,
+    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -24,7 +25,11 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -48,32 +53,54 @@ pub(super) struct Traffic {
     pub(super) read: AtomicU64,
 }
 
-pub(super) fn client(uri: &Uri, timeout: Duration, traffic: Arc<Traffic>) -> Result<Client, UploadError> {
+/// Makes the client for one backend. A PEM file of further roots is trusted beside the system's.
+pub(super) fn client(
+    uri: &Uri,
+    ca_file: Option<&Path>,
+    traffic: Arc<Traffic>,
+) -> Result<Client, UploadError> {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
-    http.set_connect_timeout(Some(timeout.min(CONNECT_TIMEOUT)));
+    http.set_connect_timeout(Some(CONNECT_TIMEOUT));
 
-    let builder = HttpsConnectorBuilder::new();
-    let builder = if uri.scheme_str() == Some("https") {
-        builder
-            .with_provider_and_native_roots(ring::default_provider())
-            .map_err(|e| UploadError::Certificates(e.to_string()))?
-    } else {
-        // Plain HTTP must also work on a system without certificates, so none are looked for.
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| UploadError::Certificates(e.to_string()))?
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth();
-        builder.with_tls_config(config)
-    };
-    let connector =
-        builder.https_or_http().enable_http1().wrap_connector(CountingConnector { http, traffic });
+    let mut roots = RootCertStore::empty();
+    if let Some(file) = ca_file {
+        add_file(&mut roots, file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
+    }
+    // Plain HTTP must also work on a system without certificates, so none are looked for.
+    if uri.scheme_str() == Some("https") {
+        let system = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(system.certs);
+        if roots.is_empty() {
+            let reasons: Vec<String> = system.errors.iter().map(ToString::to_string).collect();
+            return Err(UploadError::Certificates(reasons.join("; ")));
+        }
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| UploadError::Certificates(e.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(config)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(CountingConnector { http, traffic });
     Ok(legacy::Client::builder(TokioExecutor::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_timer(TokioTimer::new())
         .build(connector))
+}
+
+fn add_file(roots: &mut RootCertStore, file: &Path) -> Result<(), String> {
+    let certificates = CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())?;
+    let mut found = 0;
+    for certificate in certificates {
+        roots.add(certificate.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        found += 1;
+    }
+    if found > 0 { Ok(()) } else { Err("contains no certificate in PEM form".into()) }
 }
 
 /// Connects, and counts what the connections carry.

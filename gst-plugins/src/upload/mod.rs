@@ -1,21 +1,29 @@
 //! The uploader: takes face crops from the streaming thread without ever making it wait, and posts them to
 //! the backend from worker tasks. Plain Rust: it knows nothing of GStreamer, the sink element only feeds it.
 //!
-//! What waits is bounded: when the queue is full the oldest crop gives way to the newest. A worker takes
-//! whatever waits, up to [`UploadConfig::max_batch`] crops, into one request. A request that met a dead,
-//! failing or busy backend is repeated, with the same idempotency key per crop, so that a repetition never
-//! stores a face twice.
+//! What waits in memory is bounded; [`DropPolicy`] says what happens when the queue is full. A worker takes what
+//! waits, up to [`Tuning::batch_size`] crops of one camera, into one request. A request that met a dead, failing or
+//! busy backend is repeated, with the same idempotency key per crop, so that a repetition never stores a face
+//! twice. While the backend is not well one request at a time asks whether it is again.
+//!
+//! With a [spool](SpoolConfig) the crops go to disk while the backend is away, when the queue is half full, and
+//! when the uploader stops. A thread of its own does all that: neither the streaming thread nor the workers ever
+//! wait for the disk. Live crops are sent first, those of the spool in order of capture when no live ones wait.
 
 mod connection;
 mod multipart;
 mod retry;
+mod spool;
+mod state;
+mod token;
 
 use std::{
-    collections::VecDeque,
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -28,14 +36,25 @@ use tokio::{runtime::Runtime, sync::Notify, task::JoinHandle};
 use uuid::Uuid;
 
 use connection::{Client, Traffic};
+pub use multipart::{captured_at, key};
 pub use retry::Backoff;
 use retry::Verdict;
+pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolError, SpoolId, Spooled, StoreError};
+use state::{Job, Next, Queued, SpoolWork, State, Waiting, count};
+use token::TokenFile;
+pub use token::{Token, TokenError};
+
+use crate::crop::Encoding;
 
 /// Answers are a few kilobytes; one that is longer than this (bytes) is not from our backend.
 const MAX_ANSWER: usize = 8 << 20;
 
-/// An answer `500` may be the crop's own fault: after so many of them in a row the request is given up.
+/// An answer `500` may be the crop's own fault: after so many of them, the last when it was sent by itself, a crop
+/// is given up.
 const MAX_INTERNAL_ERRORS: u32 = 5;
+
+/// How long the end of a stream waits, after its limit, for the disk to take what is left.
+const SPILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The backend's call that takes the crops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
@@ -72,6 +91,23 @@ impl Endpoint {
     }
 }
 
+/// Which crop is lost when the queue in memory is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstFacepipeDropPolicy")]
+#[repr(i32)]
+pub enum DropPolicy {
+    /// The one that waits longest.
+    #[default]
+    #[enum_value(name = "The crop that waits longest gives way", nick = "oldest")]
+    Oldest,
+    /// The one that has just come.
+    #[enum_value(name = "The crop that has just come is dropped", nick = "newest")]
+    Newest,
+    /// None: whoever brings crops waits. For recordings; a live source would lose frames.
+    #[enum_value(name = "None: the stream waits for room (for recordings)", nick = "block")]
+    Block,
+}
+
 /// Where and how to upload.
 #[derive(Debug, Clone)]
 pub struct UploadConfig {
@@ -79,20 +115,16 @@ pub struct UploadConfig {
     pub backend_url: String,
     /// The call to post to.
     pub endpoint: Endpoint,
-    /// Name of the camera, sent as `camera_id`.
-    pub camera_id: String,
-    /// Where the camera stands, sent as `location`.
-    pub camera_location: String,
-    /// Limit for one request, from connecting to the last byte of the answer.
-    pub timeout: Duration,
-    /// Crops that may wait, at least 1.
-    pub max_queue: usize,
-    /// Crops in one request, at least 1.
-    pub max_batch: usize,
+    /// Roots that are trusted beside the system's, a file in PEM form.
+    pub ca_file: Option<PathBuf>,
     /// Requests under way at the same time, at least 1.
     pub workers: usize,
     /// How long to wait before a request is repeated.
     pub backoff: Backoff,
+    /// Where crops are kept while the backend is away; in memory alone if unset.
+    pub spool: Option<SpoolConfig>,
+    /// What may change later.
+    pub tuning: Tuning,
 }
 
 impl Default for UploadConfig {
@@ -100,22 +132,73 @@ impl Default for UploadConfig {
         Self {
             backend_url: "http://127.0.0.1:8080".into(),
             endpoint: Endpoint::default(),
-            camera_id: String::new(),
-            camera_location: String::new(),
-            timeout: Duration::from_secs(15),
-            max_queue: 256,
-            max_batch: 8,
+            ca_file: None,
             workers: 2,
             backoff: Backoff::default(),
+            spool: None,
+            tuning: Tuning::default(),
         }
     }
+}
+
+/// What may be changed while crops are uploaded.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// Limit for one request, from connecting to the last byte of the answer.
+    pub timeout: Duration,
+    /// Crops that may wait in memory, at least 1.
+    pub max_queue: usize,
+    /// Crops in one request, at least 1.
+    pub batch_size: usize,
+    /// How long a crop waits for others to share its request.
+    pub batch_delay: Duration,
+    /// How often a crop is sent again before it is given up or, with a spool, how often the backend may fail in a
+    /// row before the crops go there. `None`: without end, and to the spool at once.
+    pub retries: Option<u32>,
+    /// What happens when the queue is full.
+    pub drop_policy: DropPolicy,
+    /// Sent with each request.
+    pub token: Option<Token>,
+    /// Read for each request, where `token` is unset.
+    pub token_file: Option<PathBuf>,
+    /// How often [`Event::Stats`] is told; zero: never.
+    pub stats_interval: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(15),
+            max_queue: 512,
+            batch_size: 8,
+            batch_delay: Duration::from_millis(300),
+            retries: None,
+            drop_policy: DropPolicy::default(),
+            token: None,
+            token_file: None,
+            stats_interval: Duration::ZERO,
+        }
+    }
+}
+
+/// A camera, as the detections of its faces name it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Camera {
+    /// Its name, sent as `camera_id`.
+    pub id: String,
+    /// Where it stands, sent as `location`.
+    pub location: String,
 }
 
 /// One crop and what is known about it.
 #[derive(Debug, Clone)]
 pub struct Crop {
     /// The encoded picture.
-    pub jpeg: Bytes,
+    pub picture: Bytes,
+    /// Its form.
+    pub encoding: Encoding,
+    /// Whose it is.
+    pub camera: Arc<Camera>,
     /// When the frame was captured.
     pub captured_at: OffsetDateTime,
     /// Track id, where the faces are tracked.
@@ -125,6 +208,17 @@ pub struct Crop {
     pub bounding_box: Option<[u32; 4]>,
     /// Idempotency key, unique per crop.
     pub key: Uuid,
+}
+
+/// Why crops wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The backend is well but has no time.
+    Busy,
+    /// It cannot be reached, fails, or is not at this address.
+    Away,
+    /// It doesn't take the token.
+    Unauthorized,
 }
 
 /// What happened, as told to the observer.
@@ -141,28 +235,48 @@ pub enum Event {
         /// The faces that the backend found on this crop, as its API describes them; empty where the call
         /// answers without any.
         faces: Vec<Value>,
+        /// True for a crop that an earlier run left on the spool: its track is none of this run's.
+        earlier_run: bool,
     },
-    /// The backend refused a crop, and repeating it would not help.
+    /// The backend refused a crop, and repeating it would not help, or its repetitions were used up.
     Rejected {
         /// The crop.
         crop: Crop,
-        /// Status of the answer.
+        /// Status of the last answer; 0 if there was none. A crop that is refused beside others of its request that
+        /// are taken has their status.
         status: u16,
-        /// What the backend said.
+        /// The backend's name for the reason, where it gave one.
+        code: Option<String>,
+        /// What the backend said, or why there was no answer.
         message: String,
-        /// True if the request before was not rejected: the moment to warn, once.
+        /// True if the crop before was not rejected: the moment to warn, once.
         first: bool,
     },
-    /// The backend cannot be reached, or fails. Told once per outage.
-    Outage {
+    /// Crops wait. Told once for each kind of trouble until the backend is well again.
+    Trouble {
+        /// What kind.
+        kind: Trouble,
+        /// Status of the answer; `None` if there was none.
+        status: Option<u16>,
+        /// What went wrong.
+        reason: String,
+        /// How long nothing is sent.
+        wait: Duration,
+    },
+    /// The backend answers well again.
+    Recovered {
+        /// Since the beginning of the trouble.
+        after: Duration,
+        /// True if it was no more than busy.
+        was_busy: bool,
+    },
+    /// The spool cannot be written, or has torn files. Told once until it is well again.
+    SpoolTrouble {
         /// What went wrong.
         reason: String,
     },
-    /// The backend answers again.
-    Recovered {
-        /// Since the beginning of the outage.
-        after: Duration,
-    },
+    /// The counts, as often as [`Tuning::stats_interval`] says.
+    Stats(Stats),
 }
 
 /// Told of every [`Event`], on a thread of the uploader's: it must not block.
@@ -171,22 +285,36 @@ pub type Observer = Arc<dyn Fn(Event) + Send + Sync>;
 /// Counts since the uploader was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// Crops that wait or are under way now.
+    /// Crops that wait in memory or are under way now.
     pub queued: u64,
     /// Crops that the backend took.
     pub sent: u64,
-    /// Crops that the backend refused.
+    /// Crops that the backend refused, or whose repetitions were used up.
     pub failed: u64,
     /// Crops that gave way in a full queue, or were left when the uploader was stopped.
     pub dropped: u64,
+    /// Crops that went to the spool.
+    pub spooled: u64,
+    /// Crops on the spool now.
+    pub spool_files: u64,
+    /// Bytes of the spool's files now.
+    pub spool_bytes: u64,
+    /// Crops that gave way on a full spool.
+    pub spool_dropped: u64,
+    /// Torn files that were found on the spool.
+    pub spool_damaged: u64,
+    /// Times that the disk refused to take crops.
+    pub spool_errors: u64,
     /// Requests begun, repetitions included.
     pub requests: u64,
-    /// Requests that were repetitions.
+    /// Requests with crops that were sent before.
     pub retries: u64,
     /// Bytes written to the network: bodies, headers, and TLS where it is used.
     pub bytes: u64,
     /// Bytes read from the network.
     pub bytes_received: u64,
+    /// Bytes of the pictures that the backend took.
+    pub image_bytes: u64,
 }
 
 /// How waiting for the queue to empty ended.
@@ -194,13 +322,26 @@ pub struct Stats {
 pub enum Drained {
     /// Nothing waits any more.
     Empty,
-    /// The limit was reached with so many crops left; they are still being sent.
+    /// The limit was reached.
     TimedOut {
-        /// Crops left.
+        /// Crops left in memory, still being sent.
         left: u64,
+        /// Crops left on the spool.
+        spooled: u64,
     },
     /// [`Uploader::interrupt`] was called.
     Interrupted,
+}
+
+/// How queueing a crop ended.
+#[derive(Debug)]
+pub enum Pushed {
+    /// It waits.
+    Queued,
+    /// The queue was full, and a crop gave way.
+    Dropped,
+    /// [`Uploader::interrupt`] was called while there was no room.
+    Interrupted(Crop),
 }
 
 /// Why an uploader cannot be started.
@@ -216,9 +357,29 @@ pub enum UploadError {
     },
     /// No certificates to check the backend's against.
     #[error(
-        "backend-url is https, but no root certificates were found ({0}): install the package ca-certificates"
+        "backend-url is https, but no root certificates were found ({0}): install the package ca-certificates, or \
+         set ca-file"
     )]
     Certificates(String),
+    /// The file of roots cannot be used.
+    #[error("ca-file `{}` cannot be used: {reason}", path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The token's file cannot be used.
+    #[error("token-file `{}` {error}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: TokenError,
+    },
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The threads of the uploader.
     #[error("cannot start the uploader's threads: {0}")]
     Runtime(String),
@@ -227,92 +388,156 @@ pub enum UploadError {
 /// Uploads crops in the background. Stops when dropped.
 pub struct Uploader {
     shared: Arc<Shared>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    spool: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
 impl Uploader {
-    /// Checks the configuration and starts the workers. Does not connect yet.
+    /// Checks the configuration and starts the workers. Does not connect yet. What an earlier run left on the
+    /// spool is sent.
     ///
     /// # Errors
     ///
-    /// A backend URL that cannot be used, and a lack of root certificates or threads.
+    /// A backend URL, token file, CA file or spool that cannot be used, and a lack of root certificates or threads.
     pub fn start(config: UploadConfig, observer: Observer) -> Result<Self, UploadError> {
         let uri = endpoint_uri(&config.backend_url, config.endpoint)?;
+        if let (None, Some(path)) = (&config.tuning.token, &config.tuning.token_file) {
+            Token::read(path).map_err(|error| UploadError::TokenFile { path: path.clone(), error })?;
+        }
         let traffic = Arc::new(Traffic::default());
-        let client = connection::client(&uri, config.timeout, Arc::clone(&traffic))?;
+        let client = connection::client(&uri, config.ca_file.as_deref(), Arc::clone(&traffic))?;
         let runtime = runtime()?;
+        let spool = config.spool.as_ref().map(Spool::open).transpose()?;
         let workers = config.workers.max(1);
         let shared = Arc::new(Shared {
-            config,
+            endpoint: config.endpoint,
+            backoff: config.backoff,
             uri,
             client,
             observer,
             traffic,
-            state: Mutex::default(),
-            idle: Condvar::new(),
+            token_file: tokio::sync::Mutex::default(),
+            state: Mutex::new(State::new(config.tuning, workers, spool.as_ref().map(Spool::counts))),
+            reported: Mutex::default(),
+            changed: Condvar::new(),
+            spool_wanted: Condvar::new(),
             filled: Notify::new(),
-            recovered: Notify::new(),
+            tuned: Notify::new(),
             counts: Counts::default(),
         });
-        let workers = (0..workers)
+        let spool = match spool {
+            None => None,
+            Some(spool) => {
+                let shared = Arc::clone(&shared);
+                let thread = thread::Builder::new().name("facepipe-spool".into());
+                let running = thread.spawn(move || shared.run_spool(spool));
+                Some(running.map_err(|e| UploadError::Runtime(e.to_string()))?)
+            }
+        };
+        let mut tasks: Vec<JoinHandle<()>> = (0..workers)
             .map(|_| {
                 let shared = Arc::clone(&shared);
                 runtime.spawn(async move {
                     loop {
-                        let batch = shared.next_batch().await;
-                        shared.deliver(batch).await;
+                        let job = shared.next_job().await;
+                        shared.deliver(job).await;
                     }
                 })
             })
             .collect();
-        Ok(Self { shared, workers: Mutex::new(workers) })
+        let shared_by_ticker = Arc::clone(&shared);
+        tasks.push(runtime.spawn(async move { shared_by_ticker.tell_stats().await }));
+        Ok(Self { shared, tasks: Mutex::new(tasks), spool: Mutex::new(spool) })
     }
 
-    /// Queues a crop and returns at once. True if the queue was full, and the oldest crop gave way.
-    pub fn push(&self, crop: Crop) -> bool {
+    /// Queues a crop. Returns at once, unless the queue is full and the policy is [`DropPolicy::Block`].
+    pub fn push(&self, crop: Crop) -> Pushed {
         let shared = &self.shared;
         let mut state = shared.lock();
-        if state.closed {
-            shared.counts.dropped.fetch_add(1, Ordering::Relaxed);
-            return false;
-        }
-        let full = state.queue.len() >= shared.config.max_queue.max(1);
-        if full {
-            state.queue.pop_front();
-            shared.counts.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        state.queue.push_back(crop);
+        let mut crop = crop;
+        let pushed = loop {
+            match state.push(crop, true) {
+                Queued::Queued => break Pushed::Queued,
+                Queued::Dropped => break Pushed::Dropped,
+                Queued::Full(refused) if state.interrupted => return Pushed::Interrupted(refused),
+                Queued::Full(refused) => {
+                    crop = refused;
+                    state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
         drop(state);
-        shared.filled.notify_one();
-        full
+        shared.pushed(matches!(pushed, Pushed::Dropped));
+        pushed
     }
 
-    /// Waits until every queued crop was answered, at most `limit`.
+    /// Queues a crop and returns at once: where the policy is [`DropPolicy::Block`], beyond the queue's limit.
+    pub fn push_at_once(&self, crop: Crop) {
+        let queued = self.shared.lock().push(crop, false);
+        self.shared.pushed(matches!(queued, Queued::Dropped));
+    }
+
+    /// Changes what may be changed. Requests under way end as they began.
+    pub fn tune(&self, tuning: Tuning) {
+        self.shared.lock().tuning = Arc::new(tuning);
+        self.shared.filled.notify_waiters();
+        self.shared.tuned.notify_one();
+        self.shared.spool_wanted.notify_one();
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until every crop was answered, those of the spool included, at most `limit`. Crops that are left in
+    /// memory go to the spool, if there is one.
     pub fn drain(&self, limit: Duration) -> Drained {
-        let deadline = Instant::now() + limit;
+        let shared = &self.shared;
+        shared.lock().draining = true;
+        shared.filled.notify_waiters();
+        let drained = self.wait_for(limit, |state| state.pending() == 0);
+        let timed_out = drained == Drained::Interrupted || drained == Drained::Empty;
+        if !timed_out && shared.lock().has_spool() {
+            shared.lock().spill_all = true;
+            shared.spool_wanted.notify_one();
+            // Those under way are still being sent; they return to the queue if they fail.
+            self.wait_for(SPILL_LIMIT.min(limit), |state| !state.has_live_waiting());
+        }
+        let mut state = shared.lock();
+        state.draining = false;
+        state.spill_all = false;
+        match drained {
+            Drained::TimedOut { .. } => {
+                let left = count(state.live());
+                Drained::TimedOut { left, spooled: state.pending().saturating_sub(left) }
+            }
+            other => other,
+        }
+    }
+
+    fn wait_for(&self, limit: Duration, holds: impl Fn(&State) -> bool) -> Drained {
+        let begin = Instant::now();
         let mut state = self.shared.lock();
         loop {
             if state.interrupted {
                 return Drained::Interrupted;
             }
-            if state.pending() == 0 {
+            if holds(&state) {
                 return Drained::Empty;
             }
-            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) else {
-                return Drained::TimedOut { left: state.pending() };
+            let Some(left) = limit.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) else {
+                return Drained::TimedOut { left: 0, spooled: 0 };
             };
             state = self
                 .shared
-                .idle
+                .changed
                 .wait_timeout(state, left)
                 .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
         }
     }
 
-    /// Ends a [`drain`](Self::drain) under way, and every later one until [`resume`](Self::resume).
+    /// Ends a [`drain`](Self::drain) or a [`push`](Self::push) that waits, and every later one until
+    /// [`resume`](Self::resume).
     pub fn interrupt(&self) {
         self.shared.lock().interrupted = true;
-        self.shared.idle.notify_all();
+        self.shared.changed.notify_all();
     }
 
     /// Undoes [`interrupt`](Self::interrupt).
@@ -325,22 +550,23 @@ impl Uploader {
         self.shared.stats()
     }
 
-    /// Ends every request under way, gives up what waits (counted as dropped) and returns the final counts.
-    /// What is pushed afterwards is dropped.
+    /// Ends every request under way, puts what is left on the spool, or gives it up (counted as dropped), and
+    /// returns the final counts. Waits for the disk, not for the network. What is pushed afterwards is dropped.
     pub fn stop(&self) -> Stats {
-        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
-        for worker in workers {
-            worker.abort();
+        let shared = &self.shared;
+        for task in std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner)) {
+            task.abort();
         }
-        let mut state = self.shared.lock();
-        let left = state.pending();
-        state.queue.clear();
-        state.in_flight = 0;
-        state.closed = true;
-        self.shared.counts.dropped.fetch_add(left, Ordering::Relaxed);
-        drop(state);
-        self.shared.idle.notify_all();
-        self.shared.stats()
+        shared.lock().close();
+        shared.spool_wanted.notify_one();
+        shared.changed.notify_all();
+        if let Some(spool) = self.spool.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A panic in that thread was its own end; what it has not stored is counted below.
+            let _ = spool.join();
+        }
+        let left = shared.lock().give_up();
+        shared.counts.dropped.fetch_add(left, Ordering::Relaxed);
+        shared.stats()
     }
 }
 
@@ -351,35 +577,34 @@ impl Drop for Uploader {
 }
 
 struct Shared {
-    config: UploadConfig,
+    endpoint: Endpoint,
+    backoff: Backoff,
     uri: Uri,
     client: Client,
     observer: Observer,
     traffic: Arc<Traffic>,
+    token_file: tokio::sync::Mutex<TokenFile>,
     state: Mutex<State>,
-    /// Signalled when nothing waits and nothing is under way.
-    idle: Condvar,
-    /// One permit: there is something to take.
+    reported: Mutex<Reported>,
+    /// Signalled when crops have left the queue, were settled, or whoever waits is to look again.
+    changed: Condvar,
+    /// Signalled when the spool's thread may have something to do.
+    spool_wanted: Condvar,
+    /// One permit: there is something to send.
     filled: Notify,
-    /// The backend answers again: no need to wait out the back-off.
-    recovered: Notify,
+    /// The interval of the statistics may have changed.
+    tuned: Notify,
     counts: Counts,
 }
 
+/// What was told about the backend's state.
 #[derive(Default)]
-struct State {
-    queue: VecDeque<Crop>,
-    in_flight: u64,
-    interrupted: bool,
-    closed: bool,
-    outage_since: Option<Instant>,
+struct Reported {
+    since: Option<Instant>,
+    busy: bool,
+    away: bool,
+    unauthorized: bool,
     rejecting: bool,
-}
-
-impl State {
-    fn pending(&self) -> u64 {
-        u64::try_from(self.queue.len()).unwrap_or(u64::MAX).saturating_add(self.in_flight)
-    }
 }
 
 #[derive(Default)]
@@ -387,14 +612,42 @@ struct Counts {
     sent: AtomicU64,
     failed: AtomicU64,
     dropped: AtomicU64,
+    spool_errors: AtomicU64,
     requests: AtomicU64,
     retries: AtomicU64,
+    image_bytes: AtomicU64,
 }
 
-/// How the delivery of a batch ended.
-enum Delivery {
-    Accepted { status: StatusCode, body: Bytes },
-    Rejected { status: StatusCode, message: String },
+/// What a request met.
+enum Outcome {
+    Accepted {
+        status: StatusCode,
+        body: Bytes,
+    },
+    Refused(Refusal),
+    Trouble {
+        kind: Trouble,
+        refusal: Refusal,
+        wait: Option<Duration>,
+        internal: bool,
+    },
+    /// The connection was closed before anything was answered.
+    Stale(String),
+}
+
+/// Why crops were not taken.
+#[derive(Clone)]
+struct Refusal {
+    /// 0 without an answer.
+    status: u16,
+    code: Option<String>,
+    message: String,
+}
+
+impl Refusal {
+    fn unanswered(message: String) -> Self {
+        Self { status: 0, code: None, message }
+    }
 }
 
 impl Shared {
@@ -403,153 +656,275 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn reported(&self) -> MutexGuard<'_, Reported> {
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn stats(&self) -> Stats {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (queued, spool) = {
+            let state = self.lock();
+            (count(state.live()), state.spool_counts())
+        };
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
-            queued: self.lock().pending(),
-            sent: count(&self.counts.sent),
-            failed: count(&self.counts.failed),
-            dropped: count(&self.counts.dropped),
-            requests: count(&self.counts.requests),
-            retries: count(&self.counts.retries),
-            bytes: count(&self.traffic.written),
-            bytes_received: count(&self.traffic.read),
+            queued,
+            sent: load(&self.counts.sent),
+            failed: load(&self.counts.failed),
+            dropped: load(&self.counts.dropped),
+            spooled: spool.stored,
+            spool_files: spool.files,
+            spool_bytes: spool.bytes,
+            spool_dropped: spool.dropped,
+            spool_damaged: spool.damaged,
+            spool_errors: load(&self.counts.spool_errors),
+            requests: load(&self.counts.requests),
+            retries: load(&self.counts.retries),
+            bytes: load(&self.traffic.written),
+            bytes_received: load(&self.traffic.read),
+            image_bytes: load(&self.counts.image_bytes),
         }
     }
 
-    async fn next_batch(&self) -> Vec<Crop> {
+    fn pushed(&self, dropped: bool) {
+        self.counts.dropped.fetch_add(dropped.into(), Ordering::Relaxed);
+        self.filled.notify_one();
+        self.spool_wanted.notify_one();
+    }
+
+    async fn tell_stats(&self) {
+        loop {
+            let tuned = self.tuned.notified();
+            let interval = self.lock().tuning.stats_interval;
+            if interval.is_zero() {
+                tuned.await;
+                continue;
+            }
+            tokio::select! {
+                () = tuned => (),
+                () = tokio::time::sleep(interval) => (self.observer)(Event::Stats(self.stats())),
+            }
+        }
+    }
+
+    async fn next_job(&self) -> Job {
         loop {
             let filled = self.filled.notified();
-            let batch = self.take_batch();
-            if !batch.is_empty() {
-                return batch;
+            let (next, more) = {
+                let mut state = self.lock();
+                let next = state.next(Instant::now());
+                (next, state.has_more())
+            };
+            match next {
+                Next::Send(job) => {
+                    if more {
+                        self.filled.notify_one();
+                    }
+                    self.changed.notify_all();
+                    self.spool_wanted.notify_one();
+                    return job;
+                }
+                Next::At(time) => {
+                    let sleep = tokio::time::sleep_until(time.into());
+                    tokio::select! { () = filled => (), () = sleep => () }
+                }
+                Next::Wait => filled.await,
             }
-            filled.await;
         }
     }
 
-    /// Takes from the front of the queue what fits in one request. Optional fields are matched to the
-    /// pictures by their order, so a request's crops either all have a field or all lack it.
-    fn take_batch(&self) -> Vec<Crop> {
+    async fn deliver(&self, job: Job) {
+        let outcome = self.post(&job).await;
+        let now = Instant::now();
+        match outcome {
+            Outcome::Accepted { status, body } => {
+                if self.settle(&job) {
+                    self.recovered();
+                    self.accepted(&job.crops, status, &body);
+                    self.settled(&job.crops);
+                }
+            }
+            // One bad picture must not take the others of its request with it.
+            Outcome::Refused(_) if job.crops.len() > 1 => {
+                self.repeat(job, |state, job| {
+                    state.open_gate();
+                    job.crops.iter_mut().for_each(|waiting| waiting.alone = true);
+                });
+                self.recovered();
+            }
+            Outcome::Refused(refusal) => {
+                if self.settle(&job) {
+                    self.recovered();
+                    self.rejected(&job.crops, &refusal);
+                    self.settled(&job.crops);
+                }
+            }
+            // A server closes connections that were idle, sometimes just as a request is written to one. That is
+            // no outage: repeat it at once on a fresh connection.
+            Outcome::Stale(_) if !job.repeats() => self.repeat(job, |_, _| ()),
+            Outcome::Stale(reason) => {
+                let refusal = Refusal::unanswered(reason);
+                self.trouble(job, now, Trouble::Away, refusal, None, false);
+            }
+            Outcome::Trouble { kind, refusal, wait, internal } => {
+                self.trouble(job, now, kind, refusal, wait, internal);
+            }
+        }
+    }
+
+    /// The backend's answer to these crops is final. False if the uploader was stopped meanwhile.
+    fn settle(&self, job: &Job) -> bool {
         let mut state = self.lock();
-        let mut batch: Vec<Crop> = Vec::new();
-        while batch.len() < self.config.max_batch.max(1) {
-            let fits = match (batch.first(), state.queue.front()) {
-                (_, None) => false,
-                (None, Some(_)) => true,
-                (Some(first), Some(next)) => {
-                    first.track_id.is_some() == next.track_id.is_some()
-                        && first.bounding_box.is_some() == next.bounding_box.is_some()
-                }
-            };
-            match state.queue.pop_front_if(|_| fits) {
-                Some(crop) => batch.push(crop),
-                None => break,
-            }
+        if !state.finish(job) {
+            return false;
         }
-        state.in_flight = state.in_flight.saturating_add(u64::try_from(batch.len()).unwrap_or(0));
-        let more = !state.queue.is_empty();
+        state.settle(&job.crops);
+        state.open_gate();
         drop(state);
-        if more {
-            self.filled.notify_one();
-        }
-        batch
+        self.wake();
+        true
     }
 
-    async fn deliver(&self, batch: Vec<Crop>) {
-        let mut work = VecDeque::from([batch]);
-        while let Some(batch) = work.pop_front() {
-            match self.post(&batch).await {
-                Delivery::Accepted { status, body } => self.accepted(batch, status, &body),
-                // One bad picture must not take the others of its request with it.
-                Delivery::Rejected { status, .. } if batch.len() > 1 && concerns_the_content(status) => {
-                    for crop in batch.into_iter().rev() {
-                        work.push_front(vec![crop]);
-                    }
-                }
-                Delivery::Rejected { status, message } => self.rejected(batch, status, &message),
-            }
-        }
+    fn settled(&self, crops: &[Waiting]) {
+        self.lock().settled(crops);
+        self.wake();
     }
 
-    /// Posts one request, and repeats it for as long as that may help.
-    async fn post(&self, batch: &[Crop]) -> Delivery {
-        let (content_type, body) = multipart::encode(&self.config, batch);
-        let mut internal_errors = 0;
-        let mut attempt = 0;
-        loop {
-            self.counts.requests.fetch_add(1, Ordering::Relaxed);
-            if attempt > 0 {
-                self.counts.retries.fetch_add(1, Ordering::Relaxed);
+    /// Gives the crops back to be sent again.
+    fn repeat(&self, mut job: Job, change: impl FnOnce(&mut State, &mut Job)) {
+        let mut state = self.lock();
+        if !state.finish(&job) {
+            return;
+        }
+        for waiting in &mut job.crops {
+            waiting.attempts = waiting.attempts.saturating_add(1);
+        }
+        change(&mut state, &mut job);
+        state.give_back(job);
+        drop(state);
+        self.wake();
+    }
+
+    fn trouble(
+        &self,
+        mut job: Job,
+        now: Instant,
+        kind: Trouble,
+        refusal: Refusal,
+        wait: Option<Duration>,
+        internal: bool,
+    ) {
+        let mut given_up = Vec::new();
+        let paused = {
+            let mut state = self.lock();
+            if !state.finish(&job) {
+                return;
             }
-            let answer = tokio::time::timeout(self.config.timeout, self.request(&content_type, &body)).await;
-            let wait = match answer {
-                Ok(Ok(answer)) => match retry::judge(answer.status, &answer.headers) {
-                    Verdict::Accepted => {
-                        self.backend_answers();
-                        return Delivery::Accepted { status: answer.status, body: answer.body };
-                    }
-                    Verdict::Rejected => {
-                        self.backend_answers();
-                        let message = error_message(&answer);
-                        return Delivery::Rejected { status: answer.status, message };
-                    }
-                    Verdict::Busy(wait) => {
-                        self.backend_answers();
-                        wait
-                    }
-                    Verdict::Failing(wait) => {
-                        self.backend_fails(|| {
-                            format!("answers {}: {}", answer.status.as_u16(), error_message(&answer))
-                        });
-                        if answer.status == StatusCode::INTERNAL_SERVER_ERROR {
-                            internal_errors += 1;
-                            if internal_errors >= MAX_INTERNAL_ERRORS {
-                                let message = error_message(&answer);
-                                return Delivery::Rejected { status: answer.status, message };
-                            }
-                        }
-                        wait
-                    }
-                },
-                // A server closes connections that were idle, sometimes just as a request is written to one.
-                // That is no outage: repeat it at once on a fresh connection.
-                Ok(Err(RequestError::Broken(_))) if attempt == 0 => Some(Duration::ZERO),
-                Ok(Err(error)) => {
-                    self.backend_fails(|| error.to_string());
-                    None
-                }
-                Err(_) => {
-                    self.backend_fails(|| format!("gave no answer within {:?}", self.config.timeout));
-                    None
-                }
-            };
-            match wait {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => {
-                    let recovered = self.recovered.notified();
-                    let back_off = tokio::time::sleep(self.config.backoff.delay(attempt));
-                    tokio::select! { () = recovered => (), () = back_off => () }
-                }
+            for waiting in &mut job.crops {
+                waiting.attempts = waiting.attempts.saturating_add(1);
+                waiting.internal_errors = waiting.internal_errors.saturating_add(u32::from(internal));
             }
-            attempt = attempt.saturating_add(1);
+            let paused = state.close_gate(&job, now, kind != Trouble::Busy, |failures| {
+                wait.unwrap_or_else(|| self.backoff.delay(failures))
+            });
+            // Only what the backend itself fails on, and without a spool, is not repeated for ever; and that a
+            // token is not taken is never a crop's fault.
+            let keeps = state.has_spool() || kind == Trouble::Unauthorized;
+            let retries = if keeps { None } else { state.tuning.retries };
+            let by_itself = job.crops.len() == 1;
+            given_up.extend(job.crops.extract_if(.., |waiting| {
+                let poisonous = by_itself && waiting.internal_errors >= MAX_INTERNAL_ERRORS;
+                poisonous || retries.is_some_and(|retries| waiting.attempts > retries)
+            }));
+            state.settle(&given_up);
+            state.give_back(job);
+            paused
+        };
+        self.wake();
+        self.report(kind, &refusal, paused);
+        if !given_up.is_empty() {
+            self.rejected(&given_up, &refusal);
+            self.settled(&given_up);
         }
     }
 
-    async fn request(&self, content_type: &str, body: &Bytes) -> Result<Answer, RequestError> {
-        let request = Request::builder()
+    /// Whoever waits looks again.
+    fn wake(&self) {
+        self.filled.notify_waiters();
+        // A permit, for a worker that is just about to look.
+        self.filled.notify_one();
+        self.spool_wanted.notify_one();
+        self.changed.notify_all();
+    }
+
+    /// Posts one request.
+    async fn post(&self, job: &Job) -> Outcome {
+        self.counts.requests.fetch_add(1, Ordering::Relaxed);
+        if job.repeats() {
+            self.counts.retries.fetch_add(1, Ordering::Relaxed);
+        }
+        let tuning = Arc::clone(&self.lock().tuning);
+        let token = self.token(&tuning).await;
+        let crops: Vec<Crop> = job.crops.iter().map(|waiting| waiting.crop.clone()).collect();
+        let (content_type, body) = multipart::encode(self.endpoint, &crops);
+        let request = self.request(&content_type, body, token.as_ref());
+        let away = |message| {
+            let refusal = Refusal::unanswered(message);
+            Outcome::Trouble { kind: Trouble::Away, refusal, wait: None, internal: false }
+        };
+        let answer = match tokio::time::timeout(tuning.timeout, request).await {
+            Err(_) => return away(format!("gave no answer within {:?}", tuning.timeout)),
+            Ok(Err(RequestError::Closed(reason))) => return Outcome::Stale(reason),
+            Ok(Err(error)) => return away(error.to_string()),
+            Ok(Ok(answer)) => answer,
+        };
+        let status = answer.status;
+        let mut refusal = refusal(&answer);
+        let (kind, wait) = match retry::judge(status, &answer.headers) {
+            Verdict::Accepted => return Outcome::Accepted { status, body: answer.body },
+            Verdict::Refused => return Outcome::Refused(refusal),
+            Verdict::Busy(wait) => (Trouble::Busy, wait),
+            Verdict::Failing(wait) => (Trouble::Away, wait),
+            Verdict::Unauthorized(wait) => {
+                let mut file = self.token_file.lock().await;
+                file.distrust();
+                if let Some(problem) = file.problem() {
+                    refusal.message = format!("{} ({problem})", refusal.message);
+                } else if token.is_none() {
+                    refusal.message.push_str(" (no token was sent)");
+                }
+                (Trouble::Unauthorized, wait)
+            }
+        };
+        Outcome::Trouble { kind, refusal, wait, internal: status == StatusCode::INTERNAL_SERVER_ERROR }
+    }
+
+    async fn token(&self, tuning: &Tuning) -> Option<Token> {
+        match (&tuning.token, &tuning.token_file) {
+            (Some(token), _) => Some(token.clone()),
+            (None, Some(path)) => self.token_file.lock().await.token(path).await,
+            (None, None) => None,
+        }
+    }
+
+    async fn request(
+        &self,
+        content_type: &str,
+        body: Bytes,
+        token: Option<&Token>,
+    ) -> Result<Answer, RequestError> {
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(self.uri.clone())
-            .header(header::CONTENT_TYPE, content_type)
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, concat!("facepipe/", env!("CARGO_PKG_VERSION")))
-            .body(Full::new(body.clone()))
-            .map_err(|e| RequestError::Broken(e.to_string()))?;
+            .header(header::CONTENT_TYPE, content_type);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, token.header());
+        }
+        let request = request.body(Full::new(body)).map_err(|e| RequestError::Broken(root_cause(&e)))?;
         let response = self.client.request(request).await.map_err(|e| {
             if e.is_connect() {
                 RequestError::Unreachable(root_cause(&e))
             } else {
-                RequestError::Broken(root_cause(&e))
+                RequestError::Closed(format!("broke the connection: {}", root_cause(&e)))
             }
         })?;
         let (head, body) = response.into_parts();
@@ -561,68 +936,159 @@ impl Shared {
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
-    fn accepted(&self, batch: Vec<Crop>, status: StatusCode, body: &[u8]) {
-        let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
-        self.counts.sent.fetch_add(count, Ordering::Relaxed);
+    fn accepted(&self, crops: &[Waiting], status: StatusCode, body: &[u8]) {
         let answer: Value = serde_json::from_slice(body).unwrap_or_default();
         let model_version = match answer.get("model_version") {
             Some(Value::String(version)) => Some(version.clone()),
             Some(Value::Null) | None => None,
             Some(other) => Some(other.to_string()),
         };
-        let mut faces: Vec<Vec<Value>> = vec![Vec::new(); batch.len()];
-        for face in answer.get("faces").and_then(Value::as_array).into_iter().flatten() {
-            let image = face.get("image").and_then(Value::as_u64).unwrap_or(0);
-            if let Some(of_crop) = usize::try_from(image).ok().and_then(|i| faces.get_mut(i)) {
-                of_crop.push(face.clone());
+        let by_image = |name: &str, found: &mut Vec<Vec<Value>>| {
+            for entry in answer.get(name).and_then(Value::as_array).into_iter().flatten() {
+                let image = entry.get("image").and_then(Value::as_u64).unwrap_or(0);
+                if let Some(of_crop) = usize::try_from(image).ok().and_then(|i| found.get_mut(i)) {
+                    of_crop.push(entry.clone());
+                }
+            }
+        };
+        let mut faces = vec![Vec::new(); crops.len()];
+        let mut errors = vec![Vec::new(); crops.len()];
+        by_image("faces", &mut faces);
+        by_image("errors", &mut errors);
+        for ((waiting, faces), errors) in crops.iter().zip(faces).zip(errors) {
+            // A picture that the backend cannot read, beside others that it can.
+            if let Some(error) = errors.first().and_then(|error| error.get("error")) {
+                let refusal = Refusal {
+                    status: status.as_u16(),
+                    code: text(error, "code"),
+                    message: text(error, "message").unwrap_or_else(|| "no reason given".into()),
+                };
+                self.rejected(std::slice::from_ref(waiting), &refusal);
+                continue;
+            }
+            self.counts.sent.fetch_add(1, Ordering::Relaxed);
+            self.counts.image_bytes.fetch_add(count(waiting.crop.picture.len()), Ordering::Relaxed);
+            self.reported().rejecting = false;
+            let (crop, model_version) = (waiting.crop.clone(), model_version.clone());
+            let status = status.as_u16();
+            let earlier_run = waiting.earlier_run;
+            (self.observer)(Event::Answered { crop, status, model_version, faces, earlier_run });
+        }
+    }
+
+    fn rejected(&self, crops: &[Waiting], refusal: &Refusal) {
+        self.counts.failed.fetch_add(count(crops.len()), Ordering::Relaxed);
+        for Waiting { crop, .. } in crops.iter().cloned() {
+            let first = !std::mem::replace(&mut self.reported().rejecting, true);
+            let Refusal { status, code, message } = refusal.clone();
+            (self.observer)(Event::Rejected { crop, status, code, message, first });
+        }
+    }
+
+    /// Tells of trouble, once for each kind until the backend is well again.
+    fn report(&self, kind: Trouble, refusal: &Refusal, wait: Duration) {
+        let told = {
+            let mut reported = self.reported();
+            reported.since.get_or_insert_with(Instant::now);
+            let told = match kind {
+                Trouble::Busy => &mut reported.busy,
+                Trouble::Away => &mut reported.away,
+                Trouble::Unauthorized => &mut reported.unauthorized,
+            };
+            std::mem::replace(told, true)
+        };
+        if !told {
+            let status = Some(refusal.status).filter(|&status| status > 0);
+            let reason = match (kind, status) {
+                (Trouble::Away, Some(status)) => format!("answers {status}: {}", refusal.message),
+                _ => refusal.message.clone(),
+            };
+            (self.observer)(Event::Trouble { kind, status, reason, wait });
+        }
+    }
+
+    fn recovered(&self) {
+        let ended = {
+            let mut reported = self.reported();
+            let rejecting = reported.rejecting;
+            std::mem::replace(&mut *reported, Reported { rejecting, ..Reported::default() })
+        };
+        if let Some(since) = ended.since {
+            let was_busy = !ended.away && !ended.unauthorized;
+            (self.observer)(Event::Recovered { after: since.elapsed(), was_busy });
+        }
+    }
+
+    /// The spool's thread.
+    fn run_spool(&self, mut spool: Spool) {
+        let mut damage_told = false;
+        loop {
+            let work = {
+                let mut state = self.lock();
+                loop {
+                    let now = Instant::now();
+                    match state.spool_work(now) {
+                        SpoolWork::Wait => {
+                            state = self.spool_wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
+                        }
+                        SpoolWork::WaitUntil(time) => {
+                            let wait = time.saturating_duration_since(now);
+                            state = self
+                                .spool_wanted
+                                .wait_timeout(state, wait)
+                                .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+                        }
+                        work => break work,
+                    }
+                }
+            };
+            match work {
+                SpoolWork::End | SpoolWork::Wait | SpoolWork::WaitUntil(_) => return,
+                SpoolWork::Store(crops) => self.store(&mut spool, crops),
+                SpoolWork::Read(wanted) => {
+                    let found = spool.take(wanted);
+                    self.lock().read(found, spool.counts());
+                }
+                SpoolWork::Forget(ids) => {
+                    spool.forget(&ids);
+                    self.lock().set_spool_counts(spool.counts());
+                }
+            }
+            self.filled.notify_one();
+            self.changed.notify_all();
+            let damaged = spool.counts().damaged;
+            if damaged > 0 && !std::mem::replace(&mut damage_told, true) {
+                let reason = format!(
+                    "{damaged} files on the spool are torn, as after a loss of power; they are set aside as \
+                     *.damaged and counted as spool-damaged"
+                );
+                (self.observer)(Event::SpoolTrouble { reason });
             }
         }
-        for (crop, faces) in batch.into_iter().zip(faces) {
-            let model_version = model_version.clone();
-            (self.observer)(Event::Answered { crop, status: status.as_u16(), model_version, faces });
-        }
-        self.lock().rejecting = false;
-        self.done(count);
     }
 
-    fn rejected(&self, batch: Vec<Crop>, status: StatusCode, message: &str) {
-        let count = u64::try_from(batch.len()).unwrap_or(u64::MAX);
-        self.counts.failed.fetch_add(count, Ordering::Relaxed);
-        for crop in batch {
-            let first = !std::mem::replace(&mut self.lock().rejecting, true);
-            let message = message.to_owned();
-            (self.observer)(Event::Rejected { crop, status: status.as_u16(), message, first });
-        }
-        self.done(count);
-    }
-
-    fn done(&self, count: u64) {
-        let mut state = self.lock();
-        if state.closed {
-            return;
-        }
-        state.in_flight = state.in_flight.saturating_sub(count);
-        let idle = state.pending() == 0;
-        drop(state);
-        if idle {
-            self.idle.notify_all();
-        }
-    }
-
-    fn backend_fails(&self, reason: impl FnOnce() -> String) {
-        let mut state = self.lock();
-        if state.outage_since.is_none() && !state.closed {
-            state.outage_since = Some(Instant::now());
-            drop(state);
-            (self.observer)(Event::Outage { reason: reason() });
-        }
-    }
-
-    fn backend_answers(&self) {
-        let since = self.lock().outage_since.take();
-        if let Some(since) = since {
-            self.recovered.notify_waiters();
-            (self.observer)(Event::Recovered { after: since.elapsed() });
+    fn store(&self, spool: &mut Spool, crops: Vec<Waiting>) {
+        let to_store: Vec<Spooled> = crops
+            .iter()
+            .map(|waiting| Spooled {
+                crop: waiting.crop.clone(),
+                attempts: waiting.attempts,
+                internal_errors: waiting.internal_errors,
+                earlier_run: waiting.earlier_run,
+            })
+            .collect();
+        let (stored, error) = match spool.store(&to_store) {
+            Ok(()) => (crops.len(), None),
+            Err(StoreError { stored, error }) => (stored, Some(error)),
+        };
+        let counts = spool.counts();
+        let first = self.lock().stored(crops, stored, counts, Instant::now());
+        if let Some(error) = error {
+            self.counts.spool_errors.fetch_add(1, Ordering::Relaxed);
+            if first {
+                let reason = format!("the spool cannot be written: {error}; crops stay in memory meanwhile");
+                (self.observer)(Event::SpoolTrouble { reason });
+            }
         }
     }
 }
@@ -637,28 +1103,31 @@ struct Answer {
 enum RequestError {
     #[error("cannot be reached: {0}")]
     Unreachable(String),
-    #[error("broke the connection: {0}")]
+    /// Before the head of an answer.
+    #[error("{0}")]
+    Closed(String),
+    /// In the middle of an answer.
+    #[error("broke off its answer: {0}")]
     Broken(String),
 }
 
 /// What the backend said, in a form fit for a message to people.
-fn error_message(answer: &Answer) -> String {
+fn refusal(answer: &Answer) -> Refusal {
     let json: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let said = json.pointer("/error/message").and_then(Value::as_str);
-    let text = said.or_else(|| answer.status.canonical_reason()).unwrap_or("no reason given");
-    text.chars().filter(|c| !c.is_control()).take(200).collect()
+    let error = json.get("error").unwrap_or(&Value::Null);
+    let message = if answer.status.is_success() && retry::is_web_page(&answer.headers) {
+        "a web page, which is not the backend's".into()
+    } else {
+        let reason = || answer.status.canonical_reason().unwrap_or("no reason given").to_owned();
+        text(error, "message").unwrap_or_else(reason)
+    };
+    Refusal { status: answer.status.as_u16(), code: text(error, "code"), message }
 }
 
-/// True if another content of the same request might be accepted.
-fn concerns_the_content(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::BAD_REQUEST
-            | StatusCode::PAYLOAD_TOO_LARGE
-            | StatusCode::UNSUPPORTED_MEDIA_TYPE
-            | StatusCode::UNPROCESSABLE_ENTITY
-            | StatusCode::INTERNAL_SERVER_ERROR
-    )
+/// A text of the backend's, cut to what fits in a message.
+fn text(value: &Value, name: &str) -> Option<String> {
+    let text = value.get(name)?.as_str()?;
+    Some(text.chars().filter(|c| !c.is_control()).take(200).collect())
 }
 
 /// The innermost error says what happened ("Connection refused"), the outer ones only where.
@@ -668,6 +1137,14 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+/// True if a token sent to this URL could be read on its way: neither TLS nor this machine.
+pub fn exposes_tokens(backend_url: &str) -> bool {
+    let Ok(uri) = backend_url.trim().parse::<Uri>() else { return false };
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    uri.scheme_str() == Some("http") && !local
 }
 
 fn endpoint_uri(backend_url: &str, endpoint: Endpoint) -> Result<Uri, UploadError> {

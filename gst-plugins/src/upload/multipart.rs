@@ -1,33 +1,38 @@
-//! Writes crops and their facts as `multipart/form-data` (RFC 7578), in the fields of the recognition calls.
+//! Writes crops and their facts as `multipart/form-data` (RFC 7578), in the fields of the recognition calls and
+//! in as few bytes as the form allows: with small pictures, what stands around them is the overhead.
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
 
-use super::{Crop, Endpoint, UploadConfig};
+use super::{Crop, Endpoint};
+use crate::crop::Encoding;
 
-/// Returns the content type, with its boundary, and the body.
+/// Room for the fields of one crop, bytes.
+const FIELDS: usize = 512;
+
+/// Returns the content type, with its boundary, and the body. All crops are of one camera.
 ///
 /// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC
 /// 3339), `key`, and where known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
-pub(super) fn encode(config: &UploadConfig, crops: &[Crop]) -> (String, Bytes) {
-    // 64 random bits don't occur inside a part. The boundary stands before each field, so its length counts.
-    let boundary = format!("facepipe{:016x}", rand::random::<u64>());
-    let pictures: usize = crops.iter().map(|crop| crop.jpeg.len() + 600).sum();
-    let mut form = Form { boundary: &boundary, body: BytesMut::with_capacity(pictures + 500) };
+pub(super) fn encode(endpoint: Endpoint, crops: &[Crop]) -> (String, Bytes) {
+    let boundary = boundary(crops);
+    let pictures: usize = crops.iter().map(|crop| crop.picture.len() + FIELDS).sum();
+    let mut form = Form { boundary: &boundary, body: BytesMut::with_capacity(pictures + FIELDS) };
 
-    let stores = matches!(config.endpoint, Endpoint::StoreResults | Endpoint::SendResults);
-    if stores || !config.camera_id.is_empty() {
-        form.text("camera_id", &config.camera_id);
-    }
-    if stores || !config.camera_location.is_empty() {
-        form.text("location", &config.camera_location);
+    if let Some(first) = crops.first() {
+        let stores = matches!(endpoint, Endpoint::StoreResults | Endpoint::SendResults);
+        for (name, value) in [("camera_id", &first.camera.id), ("location", &first.camera.location)] {
+            if stores || !value.is_empty() {
+                form.text(name, value);
+            }
+        }
     }
     for crop in crops {
-        form.jpeg("image", &crop.jpeg);
-        if let Ok(captured_at) = crop.captured_at.format(&Rfc3339) {
-            form.text("captured_at", &captured_at);
-        }
-        form.text("key", &crop.key.to_string());
+        form.picture(crop);
+        form.text("captured_at", &captured_at(crop.captured_at));
+        form.text("key", &key(crop.key));
         if let Some([left, top, right, bottom]) = crop.bounding_box {
             form.text("box", &format!("{left},{top},{right},{bottom}"));
         }
@@ -39,6 +44,39 @@ pub(super) fn encode(config: &UploadConfig, crops: &[Crop]) -> (String, Bytes) {
     (format!("multipart/form-data; boundary={boundary}"), body)
 }
 
+/// RFC 3339 to the millisecond, which is finer than any clock of a camera.
+pub fn captured_at(time: OffsetDateTime) -> String {
+    let milliseconds = time.millisecond();
+    time.replace_millisecond(milliseconds).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
+}
+
+/// The key's 128 bits as 22 characters (base64url, RFC 4648, section 5), where a UUID's own form has 36.
+pub fn key(key: Uuid) -> String {
+    URL_SAFE_NO_PAD.encode(key.as_bytes())
+}
+
+/// Stands before each field, so its length counts. Two letters do, for as long as no line of a value begins with
+/// them.
+fn boundary(crops: &[Crop]) -> String {
+    let mut boundary = String::from("fp");
+    loop {
+        let line = format!("\r\n--{boundary}");
+        let occurs = |value: &[u8]| {
+            value.starts_with(line.trim_start().as_bytes())
+                || value.windows(line.len()).any(|window| window == line.as_bytes())
+        };
+        let in_crop = |crop: &Crop| {
+            [&crop.picture, crop.camera.id.as_bytes(), crop.camera.location.as_bytes()]
+                .into_iter()
+                .any(occurs)
+        };
+        if !crops.iter().any(in_crop) {
+            return boundary;
+        }
+        boundary = format!("fp{:x}", rand::random::<u32>());
+    }
+}
+
 struct Form<'a> {
     boundary: &'a str,
     body: BytesMut,
@@ -46,24 +84,29 @@ struct Form<'a> {
 
 impl Form<'_> {
     fn text(&mut self, name: &str, value: &str) {
-        self.head(&format!("form-data; name=\"{name}\""), None);
+        self.head(name);
+        self.body.put_slice(b"\r\n\r\n");
         self.body.put_slice(value.as_bytes());
         self.body.put_slice(b"\r\n");
     }
 
-    fn jpeg(&mut self, name: &str, jpeg: &[u8]) {
-        self.head(&format!("form-data; name=\"{name}\"; filename=\"face.jpg\""), Some("image/jpeg"));
-        self.body.put_slice(jpeg);
+    fn picture(&mut self, crop: &Crop) {
+        self.head("image");
+        let name = match crop.encoding {
+            Encoding::Jpeg => "f.jpg",
+            Encoding::Webp => "f.webp",
+        };
+        let media_type = crop.encoding.media_type();
+        self.body.put_slice(format!(";filename=\"{name}\"\r\nContent-Type:{media_type}\r\n\r\n").as_bytes());
+        self.body.put_slice(&crop.picture);
         self.body.put_slice(b"\r\n");
     }
 
-    fn head(&mut self, disposition: &str, content_type: Option<&str>) {
-        self.body.put_slice(format!("--{}\r\n", self.boundary).as_bytes());
-        self.body.put_slice(format!("Content-Disposition: {disposition}\r\n").as_bytes());
-        if let Some(content_type) = content_type {
-            self.body.put_slice(format!("Content-Type: {content_type}\r\n").as_bytes());
-        }
-        self.body.put_slice(b"\r\n");
+    fn head(&mut self, name: &str) {
+        let boundary = self.boundary;
+        // White space after the colon and the semicolon is optional (RFC 5322, section 2.2; RFC 2045, section 5.1).
+        self.body
+            .put_slice(format!("--{boundary}\r\nContent-Disposition:form-data;name=\"{name}\"").as_bytes());
     }
 
     fn finish(mut self) -> Bytes {
@@ -74,52 +117,51 @@ impl Form<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use time::macros::datetime;
-    use uuid::Uuid;
 
     use super::*;
+    use crate::upload::Camera;
 
     fn crop(track_id: Option<i32>, bounding_box: Option<[u32; 4]>) -> Crop {
         Crop {
-            jpeg: Bytes::from_static(b"\xff\xd8picture\xff\xd9"),
-            captured_at: datetime!(2024-05-06 07:08:09.25 UTC),
+            picture: Bytes::from_static(b"\xff\xd8picture\xff\xd9"),
+            encoding: Encoding::Jpeg,
+            camera: Arc::new(Camera { id: "gate-1".into(), location: "Lobby".into() }),
+            captured_at: datetime!(2024-05-06 07:08:09.250_499_999 UTC),
             track_id,
             bounding_box,
             key: Uuid::from_u128(7),
         }
     }
 
-    fn form(config: &UploadConfig, crops: &[Crop]) -> String {
-        let (content_type, body) = encode(config, crops);
+    fn form(endpoint: Endpoint, crops: &[Crop]) -> String {
+        let (content_type, body) = encode(endpoint, crops);
         let boundary = content_type.strip_prefix("multipart/form-data; boundary=").unwrap();
-        String::from_utf8_lossy(&body).replace(boundary, "B").replace('\u{fffd}', "?")
+        String::from_utf8_lossy(&body).replace(&format!("--{boundary}"), "--B").replace('\u{fffd}', "?")
     }
 
     #[test]
     fn every_known_fact_becomes_a_field() {
-        let config = UploadConfig {
-            camera_id: "gate-1".into(),
-            camera_location: "Lobby".into(),
-            ..UploadConfig::default()
-        };
         assert_eq!(
-            form(&config, &[crop(Some(4), Some([1, 2, 30, 40]))]),
-            "--B\r\nContent-Disposition: form-data; name=\"camera_id\"\r\n\r\ngate-1\r\n\
-             --B\r\nContent-Disposition: form-data; name=\"location\"\r\n\r\nLobby\r\n\
-             --B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"face.jpg\"\r\n\
-             Content-Type: image/jpeg\r\n\r\n??picture??\r\n\
-             --B\r\nContent-Disposition: form-data; name=\"captured_at\"\r\n\r\n2024-05-06T07:08:09.25Z\r\n\
-             --B\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\n00000000-0000-0000-0000-000000000007\r\n\
-             --B\r\nContent-Disposition: form-data; name=\"box\"\r\n\r\n1,2,30,40\r\n\
-             --B\r\nContent-Disposition: form-data; name=\"track_id\"\r\n\r\n4\r\n\
+            form(Endpoint::StoreResults, &[crop(Some(4), Some([1, 2, 30, 40]))]),
+            "--B\r\nContent-Disposition:form-data;name=\"camera_id\"\r\n\r\ngate-1\r\n\
+             --B\r\nContent-Disposition:form-data;name=\"location\"\r\n\r\nLobby\r\n\
+             --B\r\nContent-Disposition:form-data;name=\"image\";filename=\"f.jpg\"\r\n\
+             Content-Type:image/jpeg\r\n\r\n??picture??\r\n\
+             --B\r\nContent-Disposition:form-data;name=\"captured_at\"\r\n\r\n2024-05-06T07:08:09.25Z\r\n\
+             --B\r\nContent-Disposition:form-data;name=\"key\"\r\n\r\nAAAAAAAAAAAAAAAAAAAABw\r\n\
+             --B\r\nContent-Disposition:form-data;name=\"box\"\r\n\r\n1,2,30,40\r\n\
+             --B\r\nContent-Disposition:form-data;name=\"track_id\"\r\n\r\n4\r\n\
              --B--\r\n"
         );
     }
 
     #[test]
     fn what_is_not_known_is_left_out() {
-        let config = UploadConfig { endpoint: Endpoint::GetResults, ..UploadConfig::default() };
-        let form = form(&config, &[crop(None, None)]);
+        let camera = Arc::new(Camera::default());
+        let form = form(Endpoint::GetResults, &[Crop { camera, ..crop(None, None) }]);
         for field in ["camera_id", "location", "box", "track_id"] {
             assert!(!form.contains(&format!("name=\"{field}\"")), "{field} in {form}");
         }
@@ -128,9 +170,30 @@ mod tests {
     #[test]
     fn several_crops_share_one_request() {
         let crops = [crop(None, None), crop(None, None), crop(None, None)];
-        let form = form(&UploadConfig::default(), &crops);
+        let form = form(Endpoint::StoreResults, &crops);
         assert_eq!(form.matches("name=\"image\"").count(), 3);
         assert_eq!(form.matches("name=\"key\"").count(), 3);
         assert_eq!(form.matches("name=\"camera_id\"").count(), 1);
+    }
+
+    #[test]
+    fn a_webp_picture_goes_under_its_own_type_and_name() {
+        let form = form(Endpoint::DryRun, &[Crop { encoding: Encoding::Webp, ..crop(None, None) }]);
+        assert!(form.contains(";filename=\"f.webp\"\r\nContent-Type:image/webp\r\n"), "{form}");
+    }
+
+    #[test]
+    fn a_value_that_contains_the_boundary_gets_another() {
+        let within = Crop { picture: Bytes::from_static(b"a\r\n--fp--\r\nb"), ..crop(None, None) };
+        let first = Crop { picture: Bytes::from_static(b"--fp--\r\nb"), ..crop(None, None) };
+        let camera = Arc::new(Camera { id: "--fp--".into(), location: String::new() });
+        for crop in [within, first, Crop { camera, ..crop(None, None) }] {
+            let (content_type, body) = encode(Endpoint::DryRun, &[crop]);
+            let boundary = content_type.split_once("boundary=").unwrap().1;
+            assert_ne!(boundary, "fp");
+            let delimiter = format!("--{boundary}\r\n");
+            let fields = body.windows(delimiter.len()).filter(|window| *window == delimiter.as_bytes());
+            assert!((4..=5).contains(&fields.count()));
+        }
     }
 }

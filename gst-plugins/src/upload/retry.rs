@@ -38,22 +38,36 @@ impl Backoff {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Accepted,
-    /// Repeating won't help.
-    Rejected,
+    /// The content is refused, and repeating won't help.
+    Refused,
     /// The backend is well but has no time; repeat after the time it asks for, or after the back-off.
     Busy(Option<Duration>),
-    /// The backend, or what stands before it, is not well; repeat likewise.
+    /// The backend, what stands before it, or the address is not well; repeat likewise.
     Failing(Option<Duration>),
+    /// The backend doesn't take the token; repeat likewise, since a token can be replaced.
+    Unauthorized(Option<Duration>),
 }
 
 pub(super) fn judge(status: StatusCode, headers: &HeaderMap) -> Verdict {
+    let wait = || retry_after(headers, OffsetDateTime::now_utc());
     match status.as_u16() {
+        // A web page is the answer of a network's login page, or of a wrong address.
+        200..=299 if is_web_page(headers) => Verdict::Failing(None),
         200..=299 => Verdict::Accepted,
-        // Request timeout, too early, too many requests.
-        408 | 425 | 429 => Verdict::Busy(retry_after(headers, OffsetDateTime::now_utc())),
-        500..=599 => Verdict::Failing(retry_after(headers, OffsetDateTime::now_utc())),
-        _ => Verdict::Rejected,
+        // Bad request, content too large, unsupported media type, unprocessable content.
+        400 | 413 | 415 | 422 => Verdict::Refused,
+        401 | 403 => Verdict::Unauthorized(wait()),
+        // Request timeout, locked, too early, too many requests.
+        408 | 423 | 425 | 429 => Verdict::Busy(wait()),
+        // Server errors; and redirections, "not found" and the like, which are no fault of the crops.
+        _ => Verdict::Failing(wait()),
     }
+}
+
+/// True for an answer in HTML, which the backend never gives.
+pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
 /// Reads `Retry-After` in either of its forms, seconds or an HTTP date (RFC 9110, section 10.2.3).
@@ -105,10 +119,26 @@ mod tests {
         let judge = |status| judge(StatusCode::from_u16(status).unwrap(), &HeaderMap::new());
         assert_eq!(judge(201), Verdict::Accepted);
         assert_eq!(judge(204), Verdict::Accepted);
-        assert_eq!(judge(429), Verdict::Busy(None));
-        assert_eq!(judge(503), Verdict::Failing(None));
-        for status in [301, 400, 401, 404, 413, 422] {
-            assert_eq!(judge(status), Verdict::Rejected, "{status}");
+        for status in [400, 413, 415, 422] {
+            assert_eq!(judge(status), Verdict::Refused, "{status}");
         }
+        for status in [401, 403] {
+            assert_eq!(judge(status), Verdict::Unauthorized(None), "{status}");
+        }
+        for status in [408, 423, 425, 429] {
+            assert_eq!(judge(status), Verdict::Busy(None), "{status}");
+        }
+        for status in [302, 404, 409, 500, 502, 503, 504, 507] {
+            assert_eq!(judge(status), Verdict::Failing(None), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_web_page_is_not_the_backends_answer() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, "text/html; charset=utf-8".parse().unwrap());
+        assert_eq!(judge(StatusCode::OK, &headers), Verdict::Failing(None));
+        headers.insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+        assert_eq!(judge(StatusCode::OK, &headers), Verdict::Accepted);
     }
 }

@@ -3,8 +3,8 @@
 
 use std::{
     collections::VecDeque,
-    io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -31,6 +31,7 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct Received {
     pub line: String,
+    pub headers: Vec<(String, String)>,
     pub parts: Vec<Part>,
     /// Bytes on the wire, head and body.
     pub bytes: usize,
@@ -40,6 +41,7 @@ pub struct Received {
 #[derive(Clone, Debug)]
 pub struct Part {
     pub name: String,
+    pub file_name: Option<String>,
     pub content_type: Option<String>,
     pub body: Vec<u8>,
 }
@@ -51,11 +53,13 @@ pub struct Answer {
     headers: String,
     body: String,
     delay: Duration,
+    /// Closes the connection after so many bytes of the answer.
+    cut: Option<usize>,
 }
 
 impl Answer {
     pub fn status(status: u16) -> Self {
-        Self { status, headers: String::new(), body: String::new(), delay: Duration::ZERO }
+        Self { status, headers: String::new(), body: String::new(), delay: Duration::ZERO, cut: None }
     }
 
     pub fn json(status: u16, body: &str) -> Self {
@@ -71,9 +75,20 @@ impl Answer {
         self.delay = delay;
         self
     }
+
+    /// Closes the connection after so many bytes of the answer.
+    pub fn cut_after(mut self, bytes: usize) -> Self {
+        self.cut = Some(bytes);
+        self
+    }
 }
 
 impl Received {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
     /// The fields of this name, in the order of the form.
     pub fn all(&self, name: &str) -> Vec<String> {
         let parts = self.parts.iter().filter(|part| part.name == name);
@@ -95,12 +110,20 @@ impl Received {
 
 impl Server {
     pub fn start(handler: impl FnMut(&Received) -> Answer + Send + 'static) -> Self {
-        Self::listen(TcpListener::bind("127.0.0.1:0").unwrap(), handler)
+        Self::listen(TcpListener::bind("127.0.0.1:0").unwrap(), None, handler)
+    }
+
+    /// Speaks TLS.
+    pub fn start_tls(
+        config: rustls::ServerConfig,
+        handler: impl FnMut(&Received) -> Answer + Send + 'static,
+    ) -> Self {
+        Self::listen(TcpListener::bind("127.0.0.1:0").unwrap(), Some(Arc::new(config)), handler)
     }
 
     /// Starts at an address where nothing listened before.
     pub fn start_at(address: SocketAddr, handler: impl FnMut(&Received) -> Answer + Send + 'static) -> Self {
-        Self::listen(TcpListener::bind(address).unwrap(), handler)
+        Self::listen(TcpListener::bind(address).unwrap(), None, handler)
     }
 
     /// Answers with these in turn, and with the last of them for good.
@@ -113,7 +136,11 @@ impl Server {
         )
     }
 
-    fn listen(listener: TcpListener, handler: impl FnMut(&Received) -> Answer + Send + 'static) -> Self {
+    fn listen(
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        handler: impl FnMut(&Received) -> Answer + Send + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared {
             handler: Mutex::new(Box::new(handler)),
             received: Mutex::default(),
@@ -123,9 +150,15 @@ impl Server {
         let server = Self { address: listener.local_addr().unwrap(), shared: Arc::clone(&shared) };
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (Ok(stream), shared) = (stream, Arc::clone(&shared)) else { return };
+                let (Ok(stream), shared, tls) = (stream, Arc::clone(&shared), tls.clone()) else { return };
                 shared.connections.fetch_add(1, Ordering::SeqCst);
-                thread::spawn(move || serve(stream, &shared));
+                thread::spawn(move || match tls {
+                    None => serve(stream, &shared),
+                    Some(config) => {
+                        let connection = rustls::ServerConnection::new(config).unwrap();
+                        serve(rustls::StreamOwned::new(connection, stream), &shared);
+                    }
+                });
             }
         });
         server
@@ -162,18 +195,20 @@ pub fn dead_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn serve(stream: TcpStream, shared: &Shared) {
-    let mut writer = stream.try_clone().unwrap();
-    let mut reader = BufReader::new(stream);
-    while let Some(received) = read_request(&mut reader) {
+fn serve(stream: impl Read + Write, shared: &Shared) {
+    let mut stream = BufReader::new(stream);
+    while let Some(received) = read_request(&mut stream) {
         let answer = (shared.handler.lock().unwrap())(&received);
         shared.received.lock().unwrap().push(received);
         shared.arrived.notify_all();
         thread::sleep(answer.delay);
-        let Answer { status, headers, body, .. } = answer;
+        let Answer { status, headers, body, cut, .. } = answer;
         let length =
             if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        if write!(writer, "HTTP/1.1 {status} Told\r\n{headers}{length}\r\n{body}").is_err() {
+        let text = format!("HTTP/1.1 {status} Told\r\n{headers}{length}\r\n{body}");
+        let sent = &text.as_bytes()[..cut.unwrap_or(text.len())];
+        if stream.get_mut().write_all(sent).and_then(|()| stream.get_mut().flush()).is_err() || cut.is_some()
+        {
             return;
         }
     }
@@ -197,6 +232,8 @@ fn read_request(reader: &mut impl BufRead) -> Option<Received> {
             key.eq_ignore_ascii_case(name).then(|| value.to_owned())
         })
     };
+    let pairs = head.iter().skip(1).filter_map(|line| line.trim_end().split_once(": "));
+    let headers = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let mut body = vec![0; value("content-length").map_or(0, |length| length.parse().unwrap())];
     reader.read_exact(&mut body).ok()?;
     let parts = value("content-type")
@@ -204,6 +241,7 @@ fn read_request(reader: &mut impl BufRead) -> Option<Received> {
         .map_or_else(Vec::new, |boundary| parts(&body, &boundary));
     Some(Received {
         line: head[0].trim_end().to_owned(),
+        headers,
         parts,
         bytes: head.iter().map(String::len).sum::<usize>() + 2 + body.len(),
         at: Instant::now(),
@@ -221,10 +259,12 @@ fn parts(body: &[u8], boundary: &str) -> Vec<Part> {
             let part = &body[pair[0] + delimiter.len() + 2..pair[1] - 2];
             let split = part.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
             let head = String::from_utf8(part[..split].to_vec()).unwrap();
-            let name = head.split("name=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
-            let content_type =
-                head.split("Content-Type: ").nth(1).map(|t| t.lines().next().unwrap().to_owned());
-            Part { name, content_type, body: part[split + 4..].to_vec() }
+            let name = head.split(";name=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+            let value = |after: &str, until: char| {
+                head.split(after).nth(1).map(|rest| rest.split(until).next().unwrap().trim().to_owned())
+            };
+            let (file_name, content_type) = (value("filename=\"", '"'), value("Content-Type:", '\r'));
+            Part { name, file_name, content_type, body: part[split + 4..].to_vec() }
         })
         .collect()
 }

@@ -6,13 +6,33 @@ use anyhow::{Context, Result, anyhow, bail};
 use gst::prelude::*;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::ground_truth::Bounds;
+use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, ground_truth::Bounds};
 use crate::progress;
+
+/// Which faces are uploaded: `facecrop`'s property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Policy {
+    /// A few good pictures of each person who walks by
+    #[default]
+    Best,
+    /// Each face of each frame
+    Every,
+}
+
+impl Policy {
+    /// The name of the property's value.
+    pub fn nick(self) -> &'static str {
+        match self {
+            Self::Best => "best",
+            Self::Every => "every",
+        }
+    }
+}
 
 /// `margin` of the crops, set on facecrop and needed again to find a crop's place in its frame.
 const MARGIN: f64 = 0.25;
 
-/// The demo loses nothing: crops that the backend has not taken when the video ends get this long, seconds.
+/// A trial loses nothing: crops that the backend has not taken when the video ends get this long, seconds.
 const DRAIN_LIMIT: u32 = 600;
 
 /// Room for every crop of a video, however slow the backend is.
@@ -29,6 +49,8 @@ pub struct Replay {
     pub failed: u64,
     /// Request bytes as they went into the sockets.
     pub uplink_bytes: u64,
+    /// Bytes of the pictures in them.
+    pub image_bytes: u64,
     /// Crops in which the backend found no face.
     pub crops_without_face: usize,
     /// The stored detections.
@@ -47,27 +69,30 @@ pub struct Detection {
 }
 
 impl Replay {
-    /// Plays `video` in real time, its faces going to `store-results` of the backend at `url`.
+    /// Plays `video`, in real time or as fast as it goes, its faces going to `store-results` of the backend at `url`.
     ///
     /// # Errors
     /// The video cannot be played (missing decoder, not a video), or an element fails.
-    pub fn run(video: &Path, url: &str, camera: &str, location: &str) -> Result<Self> {
+    pub fn run(video: &Path, url: &str, policy: Policy, real_time: bool) -> Result<Self> {
         gst::init().context("GStreamer cannot be initialised")?;
         gstfacepipe::register_static().context("the elements cannot be registered")?;
         let started = OffsetDateTime::now_utc();
         let pipeline = gst::parse::launch(
             "filesrc name=source ! decodebin ! facepipe-facedetect name=detect ! \
-             facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
+             facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
         )?
         .downcast::<gst::Pipeline>()
         .map_err(|_| anyhow!("the description gave no pipeline"))?;
         let element = |name: &str| pipeline.by_name(name).with_context(|| format!("no element {name}"));
         element("source")?.set_property("location", video);
-        element("crop")?.set_property("margin", MARGIN);
+        let crop = element("crop")?;
+        crop.set_property("margin", MARGIN);
+        crop.set_property_from_str("policy", policy.nick());
         let sink = element("sink")?;
         sink.set_property("backend-url", url);
-        sink.set_property("camera-id", camera);
-        sink.set_property("camera-location", location);
+        sink.set_property("camera-id", CAMERA_ID);
+        sink.set_property("camera-location", CAMERA_LOCATION);
+        sink.set_property("sync", real_time);
         sink.set_property("max-queue", QUEUE);
         sink.set_property("eos-timeout", DRAIN_LIMIT);
         sink.set_property("capture-start", started.format(&Rfc3339)?);
@@ -77,6 +102,7 @@ impl Replay {
             sent: 0,
             failed: 0,
             uplink_bytes: 0,
+            image_bytes: 0,
             crops_without_face: 0,
             detections: Vec::new(),
         };
@@ -88,7 +114,17 @@ impl Replay {
         replay.sent = stats.get("sent")?;
         replay.failed = stats.get::<u64>("failed")? + stats.get::<u64>("dropped")?;
         replay.uplink_bytes = stats.get("bytes")?;
+        replay.image_bytes = stats.get("image-bytes")?;
         Ok(replay)
+    }
+
+    /// How well what was stored agrees with the truth.
+    pub fn judge(&self, truth: &GroundTruth) -> Score {
+        let mut score = Score::default();
+        for detection in &self.detections {
+            truth.judge(&mut score, detection.seconds, detection.bounds, detection.identity.as_deref());
+        }
+        score
     }
 
     fn play(

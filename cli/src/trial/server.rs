@@ -1,5 +1,5 @@
-//! A backend of the demo's own: the real `facepipe-backend` program on a free port with a fresh database, and the
-//! few calls of its API that the demo makes.
+//! A backend of the trial's own: the real `facepipe-backend` program on a free port with a fresh database, and the
+//! few calls of its API that a trial makes.
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,111 @@
+//! `facepipe doctor`: whether this machine has what the pipelines need, and what to do where it has not.
+
+mod checks;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+/// Looks whether this machine has what the pipelines need, and says what to do where it has not.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  facepipe doctor
+  facepipe doctor --server https://faces.example --token-file /etc/facepipe/token
+  facepipe doctor --spool-dir /var/spool/facepipe --json
+
+Exit code 0: nothing is wrong (there may be warnings); 1: something is.")]
+pub struct Options {
+    /// Address of the backend, as facesink-http's backend-url
+    #[arg(long, env = "FACEPIPE_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// Token for the backend
+    #[arg(
+        long,
+        env = "FACEPIPE_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        conflicts_with = "token_file"
+    )]
+    token: Option<String>,
+    /// File with the token for the backend
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Folder in which facesink-http keeps crops while the backend is away
+    #[arg(long, value_name = "DIR")]
+    spool_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    /// Works, but not everything, or not as might be expected.
+    Warning,
+    /// Something will not work.
+    Failed,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    state: State,
+    /// What was found.
+    found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, state: State::Ok, found: found.into(), remedy: None }
+    }
+
+    fn warning(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, state: State::Warning, found: found.into(), remedy: Some(remedy.into()) }
+    }
+
+    fn failed(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, state: State::Failed, found: found.into(), remedy: Some(remedy.into()) }
+    }
+}
+
+#[derive(Serialize)]
+struct Findings {
+    healthy: bool,
+    checks: Vec<Check>,
+}
+
+/// Runs all checks and prints them.
+///
+/// # Errors
+/// The output cannot be written as JSON.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let checks = checks::all(options);
+    let healthy = checks.iter().all(|check| check.state != State::Failed);
+    let findings = Findings { healthy, checks };
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        for check in &findings.checks {
+            let mark = match check.state {
+                State::Ok => "ok     ",
+                State::Warning => "warning",
+                State::Failed => "FAILED ",
+            };
+            println!("{mark}  {:<18} {}", check.name, check.found);
+            if let Some(remedy) = &check.remedy {
+                println!("         {:<18} -> {remedy}", "");
+            }
+        }
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

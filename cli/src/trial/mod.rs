@@ -1,0 +1,140 @@
+//! A trial: a backend of its own with people enrolled, and videos replayed against it through the real elements. What
+//! `facepipe demo` and `facepipe bench` have in common.
+
+mod gallery;
+mod ground_truth;
+mod replay;
+mod server;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+pub use self::{
+    gallery::Person,
+    ground_truth::{GroundTruth, Score},
+    replay::{Policy, Replay},
+    server::{LastSeen, Server},
+};
+
+/// Where the camera of a trial stands. Both names end up in the stored detections.
+pub const CAMERA_ID: &str = "gate-1";
+/// See [`CAMERA_ID`].
+pub const CAMERA_LOCATION: &str = "Lobby";
+
+/// Who is enrolled, and with what the backend works.
+#[derive(Debug, Args)]
+#[group(id = "trial")]
+pub struct Options {
+    /// Folder with one folder of photographs per person [default: ten people of LFW, where they were downloaded]
+    #[arg(long, value_name = "DIR")]
+    faces: Option<PathBuf>,
+    /// Photographs to enrol per person: the first in the order of their names that show exactly one face
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    shots: u16,
+    /// Models folder [default: FACEPIPE_MODELS, else ./models]
+    #[arg(long, env = "FACEPIPE_MODELS", default_value = "models", value_name = "DIR")]
+    models: PathBuf,
+    /// Embedder of the backend [default: inception-resnet-v1 where its weights are, else mobilefacenet]
+    #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = ["inception-resnet-v1", "mobilefacenet"])]
+    embedder: Option<String>,
+    /// The backend's program [default: facepipe-backend beside this program]
+    #[arg(long, value_name = "FILE")]
+    backend: Option<PathBuf>,
+}
+
+/// A running backend that knows people.
+pub struct Trial {
+    /// The backend.
+    pub server: Server,
+    /// What it embeds with.
+    pub embedder: String,
+    /// Who is enrolled.
+    pub gallery: Vec<Person>,
+}
+
+impl Trial {
+    /// Starts a backend with an empty database below `out`, enrols and trains, and says so to `say`.
+    ///
+    /// # Errors
+    /// Something that is needed is missing (the message says how to get it), or the backend fails.
+    pub fn start(options: &Options, out: &Path, say: &dyn Fn(&str)) -> Result<Self> {
+        let embedder = match &options.embedder {
+            Some(name) => name.clone(),
+            None => installed_embedder(&options.models).to_owned(),
+        };
+        let gallery = match &options.faces {
+            Some(folder) => gallery::read(folder)?,
+            None => match default_faces() {
+                Some(folder) => gallery::read(&folder)?,
+                None => Vec::new(),
+            },
+        };
+        fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+        say(&format!("Embedder  {embedder}{}", embedder_note(&embedder, options)));
+        let server = Server::start(&backend_program(options)?, out, &options.models, &embedder)?;
+        say(&format!("Backend   {} (SQLite below {})", server.url(), out.display()));
+        if gallery.is_empty() {
+            say(
+                "Nobody is enrolled: no folder of faces could be had (--faces, or `facepipe models fetch lfw10`). \
+                 Every face will be stored as unknown.",
+            );
+        } else {
+            gallery::enrol(&server, &gallery, options.shots.into(), say)?;
+        }
+        Ok(Self { server, embedder, gallery })
+    }
+}
+
+/// The folder of test data that stands in for downloads.
+pub fn mirror() -> Option<PathBuf> {
+    env::var_os("FACEPIPE_MIRROR").map(PathBuf::from)
+}
+
+/// Where `facepipe models fetch` puts photographs and videos.
+pub fn assets() -> PathBuf {
+    env::var_os("FACEPIPE_MODELS").map_or_else(|| PathBuf::from("models"), PathBuf::from).join("assets")
+}
+
+fn default_faces() -> Option<PathBuf> {
+    [Some(assets()), mirror()]
+        .into_iter()
+        .flatten()
+        .map(|place| place.join("lfw10"))
+        .find(|path| path.is_dir())
+}
+
+fn installed_embedder(models: &Path) -> &'static str {
+    let weights = ["20180402-114759-vggface2.safetensors", "20180402-114759-vggface2.pt"];
+    if weights.iter().any(|file| models.join(file).is_file()) {
+        "inception-resnet-v1"
+    } else {
+        "mobilefacenet"
+    }
+}
+
+fn embedder_note(embedder: &str, options: &Options) -> &'static str {
+    if embedder == "mobilefacenet" && options.embedder.is_none() {
+        " (the weights of Inception-ResNet v1 are not installed: `facepipe models fetch inception-resnet-v1`)"
+    } else {
+        ""
+    }
+}
+
+fn backend_program(options: &Options) -> Result<PathBuf> {
+    let program = match &options.backend {
+        Some(program) => program.clone(),
+        None => env::current_exe()?.with_file_name("facepipe-backend"),
+    };
+    if !program.is_file() {
+        bail!(
+            "no backend at {}: build it (`cargo build -p facepipe-backend`) or name it with --backend",
+            program.display()
+        );
+    }
+    Ok(program)
+}

@@ -1,0 +1,257 @@
+//! Which pictures of a tracked face are worth sending: how good each is, and which of a track's to keep. Plain Rust: what a
+//! picture is made of is the caller's business.
+
+use std::{collections::HashMap, time::Duration};
+
+/// Shorter side of a face, pixels, from which on more pixels don't help: the largest input of the backend's embedders.
+const FULL_SIZE: f64 = 160.0;
+
+/// Variance of the Laplacian (8-bit luma) at which a picture counts as half sharp. Faces of LFW photographs, cut to 150
+/// pixels, have 50 (smooth, evenly lit) to 1,000.
+const HALF_SHARP: f64 = 150.0;
+
+/// The first picture of a track is sent at once if it is at least this good.
+const GOOD: f64 = 0.35;
+
+/// A track that is not seen for so long has ended, also where no tracker says so.
+const IDLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What makes a picture of a face good.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Merits {
+    /// Shorter side of the face in the frame, pixels.
+    pub size: u32,
+    /// Variance of the Laplacian over the face, in squares of 8-bit luma.
+    pub sharpness: f64,
+    /// The detector's score, 0 to 1.
+    pub score: f64,
+    /// The face touches an edge of the frame: a part of it is probably missing.
+    pub cut: bool,
+}
+
+impl Merits {
+    /// The quality, 0 to 1: 0.4 for the size (full from 160 pixels on), 0.3 for the sharpness (`v / (v + 150)` of the
+    /// variance `v`), 0.3 for the score (nothing up to 0.5, full at 1); half of all that for a face that is cut.
+    ///
+    /// The size weighs most since it decides how much an embedder sees at all. The variance of the Laplacian as a measure
+    /// of focus: Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
+    pub fn quality(&self) -> f64 {
+        let size = (f64::from(self.size) / FULL_SIZE).min(1.0);
+        let sharpness = self.sharpness / (self.sharpness + HALF_SHARP);
+        let score = ((self.score - 0.5) * 2.0).clamp(0.0, 1.0);
+        let whole = 0.4 * size + 0.3 * sharpness + 0.3 * score;
+        if self.cut { whole / 2.0 } else { whole }
+    }
+
+    /// The quality that the picture has at most, whatever its sharpness: worth knowing before any pixel is read.
+    pub fn at_best(&self) -> f64 {
+        Self { sharpness: 1e9, ..*self }.quality()
+    }
+}
+
+/// How many pictures of one track are sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// A further picture must be better than the best one sent by this share of its quality.
+    pub improvement: f64,
+    /// Pictures of one track at most, at least 1. The last of them is kept for the end of the track.
+    pub max_per_track: u32,
+    /// Pictures of a lower quality are never sent, 0 to 1.
+    pub min_quality: f64,
+}
+
+/// Follows the pictures of each track. `T` is whatever it takes to send one later.
+#[derive(Debug)]
+pub struct BestShots<T> {
+    tracks: HashMap<i32, Track<T>>,
+}
+
+#[derive(Debug)]
+struct Track<T> {
+    sent: u32,
+    best_sent: f64,
+    /// The best that is better than what was sent, with its quality.
+    waiting: Option<(f64, T)>,
+    last_seen: Duration,
+}
+
+impl<T> Default for BestShots<T> {
+    fn default() -> Self {
+        Self { tracks: HashMap::new() }
+    }
+}
+
+impl<T> Track<T> {
+    fn best(&self) -> f64 {
+        self.waiting.as_ref().map_or(self.best_sent, |(quality, _)| *quality)
+    }
+}
+
+impl<T> BestShots<T> {
+    /// Notes that a track is seen at `now` (any clock that goes on), and says whether a picture of at most this quality
+    /// could be of use.
+    pub fn wants(&mut self, track_id: i32, at_best: f64, now: Duration, limits: &Limits) -> bool {
+        let track = self.tracks.entry(track_id).or_insert_with(|| Track {
+            sent: 0,
+            best_sent: 0.0,
+            waiting: None,
+            last_seen: now,
+        });
+        track.last_seen = now;
+        at_best >= limits.min_quality && at_best > track.best() && track.sent < limits.max_per_track.max(1)
+    }
+
+    /// Takes a picture, and gives it back if it is to be sent at once: the first of a track that is good (whole, and of a
+    /// quality of 0.35 at least), and later ones that are better by `improvement`, as long as one of `max_per_track` is left
+    /// for the end.
+    pub fn offer(&mut self, track_id: i32, merits: &Merits, shot: T, limits: &Limits) -> Option<T> {
+        let quality = merits.quality();
+        let track = self.tracks.get_mut(&track_id)?;
+        if quality < limits.min_quality || quality <= track.best() {
+            return None;
+        }
+        let now = match track.sent {
+            0 => !merits.cut && quality >= GOOD,
+            sent => {
+                sent + 1 < limits.max_per_track && quality >= track.best_sent * (1.0 + limits.improvement)
+            }
+        };
+        if now {
+            track.sent += 1;
+            track.best_sent = quality;
+            track.waiting = None;
+            return Some(shot);
+        }
+        if track.sent < limits.max_per_track.max(1) {
+            track.waiting = Some((quality, shot));
+        }
+        None
+    }
+
+    /// Ends a track. Returns its best picture, unless that was sent.
+    pub fn end(&mut self, track_id: i32) -> Option<T> {
+        self.tracks.remove(&track_id)?.waiting.map(|(_, shot)| shot)
+    }
+
+    /// Ends the tracks that nobody has seen for five seconds before `now`.
+    pub fn end_idle(&mut self, now: Duration) -> Vec<T> {
+        let idle: Vec<i32> = self
+            .tracks
+            .iter()
+            .filter(|(_, track)| now.saturating_sub(track.last_seen) > IDLE_LIMIT)
+            .map(|(&id, _)| id)
+            .collect();
+        self.end_each(idle)
+    }
+
+    /// Ends all tracks, the oldest first.
+    pub fn end_all(&mut self) -> Vec<T> {
+        let all = self.tracks.keys().copied().collect();
+        self.end_each(all)
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.tracks.clear();
+    }
+
+    /// Track ids grow with time.
+    fn end_each(&mut self, mut ids: Vec<i32>) -> Vec<T> {
+        ids.sort_unstable();
+        ids.into_iter().filter_map(|id| self.end(id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { improvement: 0.2, max_per_track: 3, min_quality: 0.2 };
+    const FAIR: Merits = Merits { size: 80, sharpness: 150.0, score: 0.8, cut: false };
+
+    /// Offers pictures of these qualities, made by the size alone.
+    fn offer(shots: &mut BestShots<u32>, track: i32, size: u32) -> Option<u32> {
+        let merits = Merits { size, ..FAIR };
+        let wanted = shots.wants(track, merits.at_best(), Duration::ZERO, &LIMITS);
+        if wanted { shots.offer(track, &merits, size, &LIMITS) } else { None }
+    }
+
+    #[test]
+    fn quality_is_what_is_documented() {
+        assert!((FAIR.quality() - (0.4 * 0.5 + 0.3 * 0.5 + 0.3 * 0.6)).abs() < 1e-12);
+        assert!((Merits { cut: true, ..FAIR }.quality() - FAIR.quality() / 2.0).abs() < 1e-12);
+        let best = Merits { size: 4000, sharpness: 1e12, score: 1.0, cut: false };
+        assert!((best.quality() - 1.0).abs() < 1e-6);
+        let worst = Merits { size: 0, sharpness: 0.0, score: 0.0, cut: false };
+        assert!(worst.quality().abs() < 1e-12);
+        assert!(FAIR.at_best() > FAIR.quality());
+    }
+
+    #[test]
+    fn the_first_is_sent_at_once_then_clearly_better_ones_and_the_best_at_the_end() {
+        let mut shots = BestShots::default();
+        assert_eq!(offer(&mut shots, 1, 60), Some(60));
+        assert_eq!(offer(&mut shots, 1, 70), None, "better, but not clearly");
+        assert_eq!(offer(&mut shots, 1, 65), None, "worse than what waits");
+        assert_eq!(offer(&mut shots, 1, 130), Some(130));
+        assert_eq!(offer(&mut shots, 1, 160), None, "the last one is for the end");
+        assert_eq!(shots.end(1), Some(160));
+        assert_eq!(shots.end(1), None);
+    }
+
+    #[test]
+    fn what_was_sent_is_not_sent_again_at_the_end() {
+        let mut shots = BestShots::default();
+        assert_eq!(offer(&mut shots, 1, 100), Some(100));
+        assert_eq!(offer(&mut shots, 1, 90), None);
+        assert_eq!(shots.end(1), None);
+    }
+
+    #[test]
+    fn a_cut_face_waits_for_a_whole_one() {
+        let mut shots = BestShots::default();
+        let cut = Merits { size: 160, cut: true, ..FAIR };
+        assert!(shots.wants(1, cut.at_best(), Duration::ZERO, &LIMITS));
+        assert_eq!(shots.offer(1, &cut, 1, &LIMITS), None);
+        assert_eq!(shots.end(1), Some(1), "it is all there was");
+
+        assert!(shots.wants(2, cut.at_best(), Duration::ZERO, &LIMITS));
+        assert_eq!(shots.offer(2, &cut, 1, &LIMITS), None);
+        assert_eq!(offer(&mut shots, 2, 80), Some(80));
+        assert_eq!(shots.end(2), None);
+    }
+
+    #[test]
+    fn what_is_too_bad_is_never_sent() {
+        let mut shots = BestShots::default();
+        let bad = Merits { size: 10, sharpness: 1.0, score: 0.6, cut: false };
+        assert!(bad.quality() < LIMITS.min_quality);
+        assert!(shots.wants(1, bad.at_best(), Duration::ZERO, &LIMITS), "it might have been sharp");
+        assert_eq!(shots.offer(1, &bad, 1, &LIMITS), None);
+        assert_eq!(shots.end(1), None);
+    }
+
+    #[test]
+    fn a_track_that_only_ever_sends_one_wants_no_more() {
+        let limits = Limits { max_per_track: 1, ..LIMITS };
+        let mut shots = BestShots::default();
+        assert!(shots.wants(1, FAIR.at_best(), Duration::ZERO, &limits));
+        assert_eq!(shots.offer(1, &FAIR, 1, &limits), Some(1));
+        assert!(!shots.wants(1, 1.0, Duration::ZERO, &limits));
+        assert_eq!(shots.end(1), None);
+    }
+
+    #[test]
+    fn tracks_that_are_gone_end_by_themselves() {
+        let mut shots = BestShots::default();
+        for (track, seconds) in [(7, 0), (8, 4)] {
+            assert!(shots.wants(track, 1.0, Duration::from_secs(seconds), &LIMITS));
+            let cut = Merits { cut: true, size: 160, ..FAIR };
+            assert_eq!(shots.offer(track, &cut, track, &LIMITS), None);
+        }
+        assert!(shots.end_idle(Duration::from_secs(5)).is_empty());
+        assert_eq!(shots.end_idle(Duration::from_secs(6)), [7]);
+        assert_eq!(shots.end_all(), [8]);
+        assert!(shots.end_all().is_empty());
+    }
+}

@@ -1,0 +1,202 @@
+//! Draws rectangles and text straight into the planes of a frame, in the frame's own colour space: only the pixels that
+//! change are touched.
+
+use gst_video::{VideoColorMatrix, VideoColorRange, VideoFrameRef, VideoInfo, prelude::*};
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, RasterizedChar, get_raster, get_raster_width};
+
+/// Red, green, blue.
+pub type Color = [u8; 3];
+
+/// Text is never smaller than this, nor larger unless it is scaled up by whole numbers; pixels.
+const FONTS: [(u32, RasterHeight); 4] = [
+    (32, RasterHeight::Size32),
+    (24, RasterHeight::Size24),
+    (20, RasterHeight::Size20),
+    (16, RasterHeight::Size16),
+];
+
+/// The size of a line of text.
+#[derive(Debug, Clone, Copy)]
+pub struct Font {
+    raster: RasterHeight,
+    scale: i32,
+}
+
+impl Font {
+    /// The largest font whose lines are at most so many pixels high; at least 16.
+    pub fn fitting(height: u32) -> Self {
+        let scale = (height / 32).max(1);
+        let each = height / scale;
+        let raster =
+            FONTS.iter().find(|(size, _)| *size <= each).map_or(RasterHeight::Size16, |(_, raster)| *raster);
+        Self { raster, scale: scale.try_into().unwrap_or(1) }
+    }
+
+    /// Height of a line, pixels.
+    pub fn height(self) -> i32 {
+        i32::try_from(self.raster.val()).unwrap_or(16) * self.scale
+    }
+
+    /// Width of a text, pixels.
+    pub fn width(self, text: &str) -> i32 {
+        let each = i32::try_from(get_raster_width(FontWeight::Bold, self.raster)).unwrap_or(8) * self.scale;
+        i32::try_from(text.chars().count()).unwrap_or(0).saturating_mul(each)
+    }
+}
+
+/// Left, top, right, bottom in pixels; right and bottom are beyond the last pixel.
+pub type Area = [i32; 4];
+
+enum Shape {
+    Fill { area: Area, color: Color, opacity: u8 },
+    Glyph { left: i32, top: i32, scale: i32, raster: RasterizedChar, color: Color },
+}
+
+/// What is to be drawn, in order. What lies outside the frame is left out.
+#[derive(Default)]
+pub struct Drawing {
+    shapes: Vec<Shape>,
+}
+
+impl Drawing {
+    /// Fills an area; an opacity of 255 hides what is under it.
+    pub fn fill(&mut self, area: Area, color: Color, opacity: u8) {
+        self.shapes.push(Shape::Fill { area, color, opacity });
+    }
+
+    /// The border of an area, inside it, so many pixels wide.
+    pub fn border(&mut self, [left, top, right, bottom]: Area, width: i32, color: Color) {
+        let (inner_top, inner_bottom) = (top + width, (bottom - width).max(top + width));
+        self.fill([left, top, right, inner_top], color, 255);
+        self.fill([left, inner_bottom, right, bottom], color, 255);
+        self.fill([left, inner_top, left + width, inner_bottom], color, 255);
+        self.fill([right - width, inner_top, right, inner_bottom], color, 255);
+    }
+
+    /// A line of text; letters that the font doesn't have become question marks.
+    pub fn text(&mut self, mut left: i32, top: i32, text: &str, font: Font, color: Color) {
+        for character in text.chars() {
+            let glyph = |c| get_raster(c, FontWeight::Bold, font.raster);
+            if let Some(raster) = glyph(character).or_else(|| glyph('?')) {
+                self.shapes.push(Shape::Glyph { left, top, scale: font.scale, raster, color });
+            }
+            left += font.width("x");
+        }
+    }
+
+    /// Draws it all.
+    pub fn paint(&self, frame: &mut VideoFrameRef<&mut gst::BufferRef>) {
+        let info = frame.info().clone();
+        for component in 0..3 {
+            if let Some(mut plane) = Plane::of(frame, &info, component) {
+                self.shapes.iter().for_each(|shape| plane.draw(shape, &info));
+            }
+        }
+    }
+}
+
+/// The samples of one colour component.
+struct Plane<'a> {
+    component: usize,
+    data: &'a mut [u8],
+    stride: usize,
+    /// Bytes before the first sample of a row, and from one sample to the next.
+    offset: usize,
+    step: usize,
+    width: i32,
+    height: i32,
+    /// Pixels per sample are 2 to the power of these.
+    shift: (u32, u32),
+}
+
+impl<'a> Plane<'a> {
+    fn of(
+        frame: &'a mut VideoFrameRef<&mut gst::BufferRef>,
+        info: &VideoInfo,
+        component: usize,
+    ) -> Option<Self> {
+        let format = info.format_info();
+        let plane = *format.plane().get(component)?;
+        let stride = usize::try_from(*frame.plane_stride().get(usize::try_from(plane).ok()?)?).ok()?;
+        let index = u8::try_from(component).ok()?;
+        Some(Self {
+            component,
+            stride,
+            offset: usize::try_from(*format.poffset().get(component)?).ok()?,
+            step: usize::try_from(*format.pixel_stride().get(component)?).ok()?,
+            width: format.scale_width(index, info.width()).try_into().ok()?,
+            height: format.scale_height(index, info.height()).try_into().ok()?,
+            shift: (*format.w_sub().get(component)?, *format.h_sub().get(component)?),
+            data: frame.plane_data_mut(plane).ok()?,
+        })
+    }
+
+    fn draw(&mut self, shape: &Shape, info: &VideoInfo) {
+        match shape {
+            Shape::Fill { area, color, opacity } => {
+                let value = self.value(*color, info);
+                self.each(*area, |_, _, sample| blend(sample, value, *opacity));
+            }
+            Shape::Glyph { left, top, scale, raster, color } => {
+                let value = self.value(*color, info);
+                let side = |pixels: usize| i32::try_from(pixels).unwrap_or(0).saturating_mul(*scale);
+                let area = [*left, *top, left + side(raster.width()), top + side(raster.height())];
+                self.each(area, |x, y, sample| {
+                    let at = |pixel: i32, start: i32| usize::try_from((pixel - start) / scale).ok();
+                    let ink = at(x, *left).zip(at(y, *top)).and_then(|(x, y)| raster.pixel(x, y));
+                    blend(sample, value, ink.unwrap_or(0));
+                });
+            }
+        }
+    }
+
+    fn value(&self, color: Color, info: &VideoInfo) -> u8 {
+        let components = if info.is_rgb() { color } else { to_yuv(color, info) };
+        components.get(self.component).copied().unwrap_or(0)
+    }
+
+    /// Visits the samples of an area (pixels), with the pixel that each of them begins at.
+    fn each(&mut self, [left, top, right, bottom]: Area, mut visit: impl FnMut(i32, i32, &mut u8)) {
+        let (across, down) = self.shift;
+        let round_up = |value: i32, shift: u32| (value + (1 << shift) - 1) >> shift;
+        let columns = (left >> across).max(0)..round_up(right, across).min(self.width);
+        for row in (top >> down).max(0)..round_up(bottom, down).min(self.height) {
+            let Ok(start) = usize::try_from(row).map(|row| row * self.stride + self.offset) else { continue };
+            for column in columns.clone() {
+                let at = usize::try_from(column).ok().map(|column| start + column * self.step);
+                if let Some(sample) = at.and_then(|at| self.data.get_mut(at)) {
+                    // Of a sample that the area only touches, the pixel inside it counts.
+                    visit((column << across).max(left), (row << down).max(top), sample);
+                }
+            }
+        }
+    }
+}
+
+fn blend(sample: &mut u8, value: u8, opacity: u8) {
+    let (old, new, opacity) = (u32::from(*sample), u32::from(value), u32::from(opacity));
+    let mixed = (old * (255 - opacity) + new * opacity + 127) / 255;
+    *sample = u8::try_from(mixed).unwrap_or(u8::MAX);
+}
+
+/// R'G'B' to Y'CbCr (ITU-R BT.601 and BT.709, section "signal format").
+fn to_yuv(color: Color, info: &VideoInfo) -> [u8; 3] {
+    let colorimetry = info.colorimetry();
+    let (kr, kb) = match colorimetry.matrix() {
+        VideoColorMatrix::Bt601 | VideoColorMatrix::Fcc | VideoColorMatrix::Smpte240m => (0.299, 0.114),
+        _ => (0.2126, 0.0722),
+    };
+    let [r, g, b] = color.map(|value| f64::from(value) / 255.0);
+    let luma = kr * r + (1.0 - kr - kb) * g + kb * b;
+    let (cb, cr) = ((b - luma) / (2.0 * (1.0 - kb)), (r - luma) / (2.0 * (1.0 - kr)));
+    let (offset, luma_scale, chroma_scale) = match colorimetry.range() {
+        VideoColorRange::Range0_255 => (0.0, 255.0, 255.0),
+        _ => (16.0, 219.0, 224.0),
+    };
+    [offset + luma * luma_scale, 128.0 + cb * chroma_scale, 128.0 + cr * chroma_scale].map(to_byte)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u8")]
+fn to_byte(value: f64) -> u8 {
+    value.round().clamp(0.0, 255.0) as u8
+}

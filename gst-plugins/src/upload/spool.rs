@@ -1,0 +1,471 @@
+//! The spool: a bounded store of crops on disk, for the time in which the backend is away. Plain, blocking file
+//! access; the uploader gives it a thread of its own.
+//!
+//! Each crop is a file `<captured at>-<key>.crop` in one folder: microseconds since 1970 in 18 digits and the
+//! key in hexadecimal, so that names sort in order of capture. It is written under a temporary name, synced and
+//! renamed, and the folder is synced after each group, so that neither `kill -9` nor a loss of power leaves half
+//! a crop or loses one that [`Spool::store`] has taken. Its content:
+//!
+//! ```text
+//! facepipe-crop 1 <CRC-32 of all that follows, hexadecimal> <length of the facts>\n
+//! <the facts, JSON><the picture>
+//! ```
+//!
+//! Faces are biometric data: the folder is 0700, the files are 0600.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Camera, Crop};
+use crate::crop::Encoding;
+
+const MAGIC: &str = "facepipe-crop 1 ";
+const CROP: &str = ".crop";
+const TEMPORARY: &str = ".tmp";
+const DAMAGED: &str = ".damaged";
+const LOCK: &str = ".lock";
+
+/// Larger files (bytes) are not crops of ours.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Where the spool is, and how large it may become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// The folder; made if it is missing.
+    pub folder: PathBuf,
+    /// Bytes of all files in it.
+    pub max_bytes: u64,
+}
+
+/// Why a spool cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The folder cannot be made, read or written.
+    #[error("spool-dir `{}` cannot be used: {error}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What went wrong.
+        error: io::Error,
+    },
+    /// Others could read the crops.
+    #[error(
+        "spool-dir `{}` is open to other users (mode {mode:04o}), and faces are biometric data: `chmod 700` it, or \
+         name a folder that doesn't exist yet",
+        folder.display()
+    )]
+    Open {
+        /// The folder.
+        folder: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Another element has it.
+    #[error("spool-dir `{}` is in use by another facesink-http: give each a folder of its own", folder.display())]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// What tells a spooled crop from the others; sorts in order of capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpoolId {
+    /// Microseconds since 1970-01-01 UTC; 0 for what is before.
+    captured_at: u64,
+    key: Uuid,
+}
+
+/// A crop for the spool, or from it, and what was tried with it in this run.
+#[derive(Debug, Clone)]
+pub struct Spooled {
+    /// The crop.
+    pub crop: Crop,
+    /// Requests that it was part of.
+    pub attempts: u32,
+    /// Those of them that the backend answered with 500.
+    pub internal_errors: u32,
+    /// It was on the spool when that was opened.
+    pub earlier_run: bool,
+}
+
+/// What the spool holds, and what it lost since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpoolCounts {
+    /// Crops on disk.
+    pub files: u64,
+    /// Those of them that were not taken for sending.
+    pub unread: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Crops that were written.
+    pub stored: u64,
+    /// Crops that gave way to newer ones.
+    pub dropped: u64,
+    /// Files that were set aside, since they were torn.
+    pub damaged: u64,
+}
+
+/// How far [`Spool::store`] came before the disk refused.
+#[derive(Debug)]
+pub struct StoreError {
+    /// So many crops, from the first on, are on disk.
+    pub stored: usize,
+    /// What went wrong.
+    pub error: io::Error,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    bytes: u64,
+    attempts: u32,
+    internal_errors: u32,
+    earlier_run: bool,
+}
+
+/// An open spool. Only one at a time can be open on a folder.
+#[derive(Debug)]
+pub struct Spool {
+    folder: PathBuf,
+    /// For syncing the names in it.
+    handle: File,
+    max_bytes: u64,
+    /// Released when closed.
+    _lock: File,
+    waiting: BTreeMap<SpoolId, Entry>,
+    /// Taken for sending: not dropped.
+    taken: HashMap<SpoolId, Entry>,
+    /// Torn files, which go first when room is needed.
+    set_aside: VecDeque<(PathBuf, u64)>,
+    bytes: u64,
+    stored: u64,
+    dropped: u64,
+    damaged: u64,
+}
+
+impl Spool {
+    /// Opens the folder, makes it if it is missing, and finds what an earlier run left.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be made, read or written, is open to other users, or in use.
+    pub fn open(config: &SpoolConfig) -> Result<Self, SpoolError> {
+        let folder = config.folder.clone();
+        let failed = |error| SpoolError::Folder { folder: folder.clone(), error };
+        let made = match fs::metadata(&folder) {
+            Ok(_) => false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+                true
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let mode = fs::metadata(&folder).map_err(failed)?.mode() & 0o7777;
+        // A folder that was there may be anybody's, even /tmp: its mode is not ours to change.
+        if mode & 0o077 != 0 {
+            return Err(SpoolError::Open { folder, mode });
+        }
+        let handle = File::open(&folder).map_err(failed)?;
+        if made && let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
+        }
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(folder.join(LOCK))
+            .map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => (),
+            Err(TryLockError::WouldBlock) => return Err(SpoolError::InUse { folder }),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let mut spool = Self {
+            folder: folder.clone(),
+            handle,
+            max_bytes: config.max_bytes,
+            _lock: lock,
+            waiting: BTreeMap::new(),
+            taken: HashMap::new(),
+            set_aside: VecDeque::new(),
+            bytes: 0,
+            stored: 0,
+            dropped: 0,
+            damaged: 0,
+        };
+        spool.find().map_err(failed)?;
+        spool.make_room(0);
+        Ok(spool)
+    }
+
+    /// Lists the files of an earlier run; those of others stay as they are.
+    fn find(&mut self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let metadata = match entry.metadata() {
+                Ok(metadata) if metadata.is_file() => metadata,
+                _ => continue,
+            };
+            if let Some(id) = name.strip_suffix(CROP).and_then(SpoolId::parse) {
+                let entry =
+                    Entry { bytes: metadata.len(), attempts: 0, internal_errors: 0, earlier_run: true };
+                self.bytes = self.bytes.saturating_add(entry.bytes);
+                self.waiting.insert(id, entry);
+            } else if is_ours(name, TEMPORARY) {
+                // Begun and not finished: its crop was never counted as stored.
+                let _ = fs::remove_file(entry.path());
+            } else if is_ours(name, DAMAGED) {
+                self.bytes = self.bytes.saturating_add(metadata.len());
+                self.set_aside.push_back((entry.path(), metadata.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes crops. When this returns, they survive a loss of power. The oldest on disk give way where the
+    /// room is needed.
+    ///
+    /// # Errors
+    ///
+    /// The disk refused, after so many of the crops.
+    pub fn store(&mut self, crops: &[Spooled]) -> Result<(), StoreError> {
+        let mut stored = 0;
+        let mut failure = None;
+        for spooled in crops {
+            match self.write(spooled) {
+                Ok(()) => stored += 1,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        // The names of those that were written count even if a later one failed.
+        if let Err(error) = self.handle.sync_all() {
+            return Err(StoreError { stored, error });
+        }
+        match failure {
+            None => Ok(()),
+            Some(error) => Err(StoreError { stored, error }),
+        }
+    }
+
+    fn write(&mut self, spooled: &Spooled) -> io::Result<()> {
+        let id = SpoolId::of(&spooled.crop);
+        if self.waiting.contains_key(&id) || self.taken.contains_key(&id) {
+            return Ok(());
+        }
+        let content = encode(&spooled.crop)?;
+        let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        if !self.make_room(bytes) {
+            self.dropped += 1;
+            return Ok(());
+        }
+        let path = self.path(id);
+        let temporary = path.with_added_extension("tmp");
+        let written = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temporary)
+            .and_then(|mut file| {
+                file.write_all(&content)?;
+                file.sync_all()
+            })
+            .and_then(|()| fs::rename(&temporary, &path));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
+        }
+        let Spooled { attempts, internal_errors, earlier_run, .. } = *spooled;
+        self.waiting.insert(id, Entry { bytes, attempts, internal_errors, earlier_run });
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.stored += 1;
+        Ok(())
+    }
+
+    /// Drops until so many more bytes fit; false if they never will.
+    fn make_room(&mut self, bytes: u64) -> bool {
+        while self.bytes.saturating_add(bytes) > self.max_bytes {
+            if let Some((path, size)) = self.set_aside.pop_front() {
+                let _ = fs::remove_file(path);
+                self.bytes = self.bytes.saturating_sub(size);
+            } else if bytes <= self.max_bytes
+                && let Some((id, entry)) = self.waiting.pop_first()
+            {
+                let _ = fs::remove_file(self.path(id));
+                self.bytes = self.bytes.saturating_sub(entry.bytes);
+                self.dropped += 1;
+            } else {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Reads the oldest crops, `count` at most, for sending. They stay on disk until they are [forgotten
+    /// ](Self::forget), but are not given out again. A torn file is set aside and counted.
+    pub fn take(&mut self, count: usize) -> Vec<(SpoolId, Spooled)> {
+        let mut found = Vec::new();
+        while found.len() < count {
+            let Some((id, entry)) = self.waiting.pop_first() else { break };
+            match read(&self.path(id), id) {
+                Ok(crop) => {
+                    self.taken.insert(id, entry);
+                    let Entry { attempts, internal_errors, earlier_run, .. } = entry;
+                    found.push((id, Spooled { crop, attempts, internal_errors, earlier_run }));
+                }
+                Err(_) => self.put_aside(id, entry),
+            }
+        }
+        found
+    }
+
+    fn put_aside(&mut self, id: SpoolId, entry: Entry) {
+        self.damaged += 1;
+        let path = self.path(id);
+        let aside = path.with_added_extension("damaged");
+        if fs::rename(&path, &aside).is_ok() {
+            self.set_aside.push_back((aside, entry.bytes));
+        } else {
+            // It is gone, or cannot be touched: either way it is not ours to count.
+            self.bytes = self.bytes.saturating_sub(entry.bytes);
+        }
+    }
+
+    /// Deletes crops that were taken and are settled. Should a loss of power bring a file back, the backend
+    /// knows its key.
+    pub fn forget(&mut self, ids: &[SpoolId]) {
+        for id in ids {
+            if let Some(entry) = self.taken.remove(id) {
+                let _ = fs::remove_file(self.path(*id));
+                self.bytes = self.bytes.saturating_sub(entry.bytes);
+            }
+        }
+    }
+
+    /// What it holds and lost.
+    pub fn counts(&self) -> SpoolCounts {
+        let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        let unread = count(self.waiting.len());
+        SpoolCounts {
+            files: unread.saturating_add(count(self.taken.len())),
+            unread,
+            bytes: self.bytes,
+            stored: self.stored,
+            dropped: self.dropped,
+            damaged: self.damaged,
+        }
+    }
+
+    fn path(&self, id: SpoolId) -> PathBuf {
+        self.folder.join(id.file_name())
+    }
+}
+
+impl SpoolId {
+    fn of(crop: &Crop) -> Self {
+        let microseconds = crop.captured_at.unix_timestamp_nanos() / 1000;
+        Self { captured_at: u64::try_from(microseconds.max(0)).unwrap_or(u64::MAX), key: crop.key }
+    }
+
+    fn file_name(self) -> String {
+        format!("{:018}-{}{CROP}", self.captured_at, self.key.simple())
+    }
+
+    fn parse(stem: &str) -> Option<Self> {
+        let (captured_at, key) = stem.split_once('-')?;
+        if captured_at.len() < 18 || key.len() != 32 {
+            return None;
+        }
+        Some(Self { captured_at: captured_at.parse().ok()?, key: Uuid::try_parse(key).ok()? })
+    }
+}
+
+/// True for a crop's file with this addition to its name.
+fn is_ours(name: &str, addition: &str) -> bool {
+    name.strip_suffix(addition).and_then(|name| name.strip_suffix(CROP)).and_then(SpoolId::parse).is_some()
+}
+
+/// What a file says of its crop.
+#[derive(Serialize, Deserialize)]
+struct Facts {
+    key: Uuid,
+    #[serde(with = "time::serde::rfc3339")]
+    captured_at: OffsetDateTime,
+    camera_id: String,
+    location: String,
+    media_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    track_id: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bounding_box: Option<[u32; 4]>,
+    /// Bytes of the picture.
+    bytes: usize,
+}
+
+fn encode(crop: &Crop) -> io::Result<Vec<u8>> {
+    let mut content = serde_json::to_vec(&Facts {
+        key: crop.key,
+        captured_at: crop.captured_at,
+        camera_id: crop.camera.id.clone(),
+        location: crop.camera.location.clone(),
+        media_type: crop.encoding.media_type().to_owned(),
+        track_id: crop.track_id,
+        bounding_box: crop.bounding_box,
+        bytes: crop.picture.len(),
+    })?;
+    let facts = content.len();
+    content.extend_from_slice(&crop.picture);
+    let mut file = format!("{MAGIC}{:08x} {facts}\n", crc32fast::hash(&content)).into_bytes();
+    file.append(&mut content);
+    Ok(file)
+}
+
+fn read(path: &Path, id: SpoolId) -> io::Result<Crop> {
+    let damaged = || io::Error::from(io::ErrorKind::InvalidData);
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(damaged());
+    }
+    let file = Bytes::from(fs::read(path)?);
+    let line_end = file.iter().position(|&byte| byte == b'\n').ok_or_else(damaged)?;
+    let line = file.get(..line_end).and_then(|line| str::from_utf8(line).ok()).ok_or_else(damaged)?;
+    let (checksum, length) =
+        line.strip_prefix(MAGIC).and_then(|rest| rest.split_once(' ')).ok_or_else(damaged)?;
+    let checksum = u32::from_str_radix(checksum, 16).map_err(|_| damaged())?;
+    let length: usize = length.parse().map_err(|_| damaged())?;
+    let content = file.slice(line_end + 1..);
+    if length > content.len() || crc32fast::hash(&content) != checksum {
+        return Err(damaged());
+    }
+    let picture = content.slice(length..);
+    let facts: Facts = serde_json::from_slice(&content.slice(..length))?;
+    let encoding = Encoding::from_media_type(&facts.media_type).ok_or_else(damaged)?;
+    if facts.bytes != picture.len() || facts.key != id.key {
+        return Err(damaged());
+    }
+    Ok(Crop {
+        picture,
+        encoding,
+        camera: Arc::new(Camera { id: facts.camera_id, location: facts.location }),
+        captured_at: facts.captured_at,
+        track_id: facts.track_id,
+        bounding_box: facts.bounding_box,
+        key: facts.key,
+    })
+}

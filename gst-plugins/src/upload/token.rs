@@ -1,0 +1,162 @@
+//! The token that the backend knows us by, sent as `Authorization: Bearer …` (RFC 6750): given once, or read
+//! from a file that may be replaced at any time. No message and no debug output ever shows it.
+
+use std::{
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::HeaderValue;
+
+/// Looked for a change of the file at most so often, unless the backend refused the token.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Bytes of a token at most; servers take no longer headers.
+const MAX_TOKEN: usize = 8192;
+
+/// A bearer token. Its `Debug` doesn't show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(HeaderValue);
+
+/// Why a text is no token. Doesn't show the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// There is nothing but white space.
+    #[error("is empty")]
+    Empty,
+    /// A header cannot carry it.
+    #[error("contains a space, a line break or a character that is not ASCII")]
+    Character,
+    /// No server would take it.
+    #[error("has {0} bytes, at most {MAX_TOKEN} are possible")]
+    TooLong(usize),
+    /// The file cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+}
+
+impl Token {
+    /// Takes a token; white space around it, such as a file's last line break, is left out.
+    ///
+    /// # Errors
+    ///
+    /// It is empty, too long, or contains what a header cannot carry.
+    pub fn new(text: &str) -> Result<Self, TokenError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(TokenError::Empty);
+        }
+        if text.len() > MAX_TOKEN {
+            return Err(TokenError::TooLong(text.len()));
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(TokenError::Character);
+        }
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {text}")).map_err(|_| TokenError::Character)?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+
+    /// Reads a token from a file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or contains no token.
+    pub fn read(path: &Path) -> Result<Self, TokenError> {
+        let content = fs::read(path).map_err(|e| TokenError::Unreadable(e.to_string()))?;
+        Self::new(str::from_utf8(&content).map_err(|_| TokenError::Character)?)
+    }
+
+    /// The value of the header `Authorization`.
+    pub(super) fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// The token of a file, as it was when last looked at.
+#[derive(Debug, Default)]
+pub(super) struct TokenFile {
+    path: PathBuf,
+    stamp: Option<Stamp>,
+    checked: Option<Instant>,
+    token: Option<Token>,
+    problem: Option<TokenError>,
+}
+
+/// What changes when a file is written or replaced.
+type Stamp = (SystemTime, u64, u64);
+
+impl TokenFile {
+    /// The token as the file at `path` has it now. If it cannot be read, the last one is kept.
+    pub(super) async fn token(&mut self, path: &Path) -> Option<Token> {
+        if self.path != path {
+            *self = Self { path: path.to_path_buf(), ..Self::default() };
+        }
+        if self.checked.is_none_or(|checked| checked.elapsed() >= CHECK_INTERVAL) {
+            let (path, stamp) = (self.path.clone(), self.stamp);
+            let looked = tokio::task::spawn_blocking(move || look(&path, stamp)).await;
+            match looked {
+                Ok(Ok(Some((stamp, token)))) => {
+                    (self.stamp, self.token, self.problem) = (Some(stamp), Some(token), None);
+                }
+                Ok(Ok(None)) => (),
+                Ok(Err(problem)) => (self.stamp, self.problem) = (None, Some(problem)),
+                Err(_) => (),
+            }
+            self.checked = Some(Instant::now());
+        }
+        self.token.clone()
+    }
+
+    /// The backend refused the token: the file is read again for the next request.
+    pub(super) fn distrust(&mut self) {
+        (self.stamp, self.checked) = (None, None);
+    }
+
+    /// What is wrong with the file now.
+    pub(super) fn problem(&self) -> Option<String> {
+        let problem = self.problem.as_ref()?;
+        Some(format!("token-file `{}` {problem}", self.path.display()))
+    }
+}
+
+fn look(path: &Path, known: Option<Stamp>) -> Result<Option<(Stamp, Token)>, TokenError> {
+    let unreadable = |e: io::Error| TokenError::Unreadable(e.to_string());
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    let stamp = (metadata.modified().map_err(unreadable)?, metadata.len(), metadata.ino());
+    if known == Some(stamp) {
+        return Ok(None);
+    }
+    Ok(Some((stamp, Token::read(path)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_never_shown() {
+        let token = Token::new(" s3cret\n").unwrap();
+        assert_eq!(token.header().as_bytes(), b"Bearer s3cret");
+        assert!(!format!("{token:?} {:?}", token.header()).contains("s3cret"));
+    }
+
+    #[test]
+    fn what_a_header_cannot_carry_is_no_token() {
+        assert_eq!(Token::new(" \n"), Err(TokenError::Empty));
+        assert_eq!(Token::new("two words"), Err(TokenError::Character));
+        assert_eq!(Token::new("a\nb"), Err(TokenError::Character));
+        assert_eq!(Token::new("schlüssel"), Err(TokenError::Character));
+        assert_eq!(Token::new(&"x".repeat(9000)), Err(TokenError::TooLong(9000)));
+        assert!(!Token::new("two words").unwrap_err().to_string().contains("two words"));
+    }
+}

@@ -1,0 +1,474 @@
+//! The spool: on its own, and under an uploader whose backend is away.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
+
+mod common;
+
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use common::server::{Answer, Received, Server, dead_address};
+use gstfacepipe::crop::Encoding;
+use gstfacepipe::upload::{
+    self, Backoff, Camera, Crop, Drained, Event, Spool, SpoolConfig, SpoolError, Spooled, Trouble, Tuning,
+    UploadConfig, UploadError, Uploader,
+};
+use time::macros::datetime;
+use uuid::Uuid;
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A crop of 1000 bytes, captured so many seconds after the others' beginning.
+fn crop(number: u8) -> Crop {
+    Crop {
+        picture: Bytes::from(vec![number; 1000]),
+        encoding: if number % 2 == 0 { Encoding::Jpeg } else { Encoding::Webp },
+        camera: Arc::new(Camera { id: format!("gate-{}", number % 3), location: "Lobby, \"north\"".into() }),
+        captured_at: datetime!(2024-05-06 07:08:09.123456 +02:00) + Duration::from_secs(number.into()),
+        track_id: (number % 2 == 0).then_some(number.into()),
+        bounding_box: Some([1, 2, 3, number.into()]),
+        key: Uuid::now_v7(),
+    }
+}
+
+fn spooled(number: u8) -> Spooled {
+    Spooled { crop: crop(number), attempts: 0, internal_errors: 0, earlier_run: false }
+}
+
+/// A folder that doesn't exist yet.
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("var/spool");
+    (parent, folder)
+}
+
+fn open(folder: &Path, max_bytes: u64) -> Spool {
+    Spool::open(&SpoolConfig { folder: folder.into(), max_bytes }).unwrap()
+}
+
+/// What an uploader would send of them, beside the picture.
+fn facts(crop: &Crop) -> String {
+    format!("{:?}", Crop { picture: Bytes::new(), ..crop.clone() })
+}
+
+fn crop_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|e| e == "crop")).collect();
+    files.sort();
+    files
+}
+
+fn numbers(taken: &[(upload::SpoolId, Spooled)]) -> Vec<u8> {
+    taken.iter().map(|(_, spooled)| spooled.crop.picture[0]).collect()
+}
+
+#[test]
+fn crops_come_back_after_a_restart_in_order_of_capture_with_all_their_facts() {
+    let (_parent, folder) = folder();
+    let stored: Vec<Spooled> = [3, 1, 2, 5, 4].map(spooled).into();
+    let mut spool = open(&folder, 1 << 20);
+    spool.store(&stored).unwrap();
+    drop(spool);
+
+    let mut spool = open(&folder, 1 << 20);
+    assert_eq!(spool.counts().files, 5);
+    let first = spool.take(2);
+    assert_eq!(numbers(&first), [1, 2]);
+    let others = spool.take(10);
+    assert_eq!(numbers(&others), [3, 4, 5], "what is taken is not given out again");
+    for (_, Spooled { crop, .. }) in first.iter().chain(&others) {
+        let original = &stored.iter().find(|s| s.crop.key == crop.key).unwrap().crop;
+        assert_eq!(facts(crop), facts(original));
+        assert_eq!(crop.picture, original.picture);
+    }
+    spool.forget(&first.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    assert_eq!((spool.counts().files, spool.counts().unread), (3, 0));
+    drop(spool);
+    assert_eq!(numbers(&open(&folder, 1 << 20).take(10)), [3, 4, 5], "what was not forgotten stays");
+}
+
+#[test]
+fn nobody_else_can_read_the_crops() {
+    let (_parent, folder) = folder();
+    let mut spool = open(&folder, 1 << 20);
+    spool.store(&[spooled(1)]).unwrap();
+    assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
+    for entry in fs::read_dir(&folder).unwrap() {
+        assert_eq!(entry.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
+    }
+    drop(spool);
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
+    let error = Spool::open(&SpoolConfig { folder: folder.clone(), max_bytes: 1 << 20 }).unwrap_err();
+    assert!(matches!(error, SpoolError::Open { mode: 0o750, .. }), "{error}");
+    assert!(error.to_string().contains(folder.to_str().unwrap()) && error.to_string().contains("chmod 700"));
+    assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o750, "another's folder is left as it is");
+}
+
+#[test]
+fn a_folder_has_one_user_at_a_time() {
+    let (_parent, folder) = folder();
+    let config = SpoolConfig { folder: folder.clone(), max_bytes: 1 << 20 };
+    let spool = Spool::open(&config).unwrap();
+    let error = Spool::open(&config).unwrap_err();
+    assert!(matches!(error, SpoolError::InUse { .. }), "{error}");
+    assert!(error.to_string().contains(folder.to_str().unwrap()));
+    drop(spool);
+    Spool::open(&config).unwrap();
+}
+
+#[test]
+fn the_oldest_give_way_when_the_room_is_used_up() {
+    let (_parent, folder) = folder();
+    let mut spool = open(&folder, 6000);
+    spool.store(&[2, 1, 3].map(spooled)).unwrap();
+    let one = spool.counts().bytes / 3;
+    assert!((1000..1500).contains(&one), "{one} bytes for a crop of 1000");
+    spool.store(&[4, 5, 6, 7].map(spooled)).unwrap();
+    let counts = spool.counts();
+    assert!(counts.bytes <= 6000, "{counts:?}");
+    assert_eq!(counts.files + counts.dropped, 7);
+    let on_disk: u64 = crop_files(&folder).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
+    assert_eq!(on_disk, counts.bytes);
+    let left = numbers(&spool.take(10));
+    assert_eq!(left, (1..=7).skip(counts.dropped as usize).collect::<Vec<u8>>());
+
+    // What is taken is being sent, and not dropped; what then finds no room is counted.
+    spool.store(&[spooled(8)]).unwrap();
+    assert_eq!((spool.counts().files, spool.counts().dropped), (counts.files, counts.dropped + 1));
+    drop(spool);
+    let spool = open(&folder, 2 * one + 100);
+    assert_eq!(spool.counts().files, 2, "a smaller limit holds for what is there");
+}
+
+#[test]
+fn torn_files_are_set_aside_and_foreign_ones_left_alone() {
+    let (_parent, folder) = folder();
+    open(&folder, 1 << 20).store(&(0..8).map(spooled).collect::<Vec<_>>()).unwrap();
+    let files = crop_files(&folder);
+    let content = fs::read(&files[0]).unwrap();
+    fs::write(&files[0], &content[..content.len() - 1]).unwrap();
+    fs::write(&files[1], b"").unwrap();
+    let mut flipped = fs::read(&files[2]).unwrap();
+    flipped[60] ^= 1;
+    fs::write(&files[2], flipped).unwrap();
+    fs::write(&files[3], vec![0; 1500]).unwrap();
+    fs::write(&files[4], b"facepipe-crop 1 00000000 99999999999\n").unwrap();
+    // A crop under another crop's name.
+    fs::copy(&files[6], &files[5]).unwrap();
+    let begun = folder.join(format!("{}.tmp", files[7].file_name().unwrap().to_str().unwrap()));
+    fs::write(&begun, b"half").unwrap();
+    let foreign = ["notes.txt", "1-2.crop", "photo.crop", "x.damaged"].map(|name| folder.join(name));
+    for file in &foreign {
+        fs::write(file, b"mine").unwrap();
+    }
+    fs::create_dir(folder.join("folder.crop")).unwrap();
+
+    let mut spool = open(&folder, 1 << 20);
+    assert_eq!(numbers(&spool.take(100)), [6, 7]);
+    assert_eq!((spool.counts().damaged, spool.counts().files), (6, 2));
+    assert!(!begun.exists());
+    assert!(foreign.iter().all(|file| fs::read(file).unwrap() == b"mine"));
+    let aside = || {
+        let entries = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        entries.filter(|name| name.ends_with(".crop.damaged")).count()
+    };
+    assert_eq!(aside(), 6);
+    drop(spool);
+
+    // They count, and go first when room is needed.
+    let mut spool = open(&folder, 3000);
+    assert_eq!((spool.counts().files, spool.counts().damaged), (2, 0));
+    spool.store(&[spooled(9)]).unwrap();
+    assert_eq!(aside(), 0);
+    assert!(spool.counts().bytes <= 3000);
+}
+
+#[test]
+fn a_file_that_somebody_deleted_is_no_trouble() {
+    let (_parent, folder) = folder();
+    let mut spool = open(&folder, 1 << 20);
+    spool.store(&[1, 2, 3].map(spooled)).unwrap();
+    fs::remove_file(&crop_files(&folder)[1]).unwrap();
+    let taken = spool.take(10);
+    assert_eq!(numbers(&taken), [1, 3]);
+    spool.forget(&taken.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    assert_eq!((spool.counts().files, spool.counts().bytes), (0, 0));
+}
+
+type Events = Arc<Mutex<Vec<Event>>>;
+
+fn config(url: String, folder: &Path) -> UploadConfig {
+    UploadConfig {
+        backend_url: url,
+        backoff: Backoff { initial: Duration::from_millis(20), maximum: Duration::from_millis(100) },
+        spool: Some(SpoolConfig { folder: folder.into(), max_bytes: 1 << 20 }),
+        tuning: Tuning { batch_delay: Duration::ZERO, ..Tuning::default() },
+        ..UploadConfig::default()
+    }
+}
+
+fn start(config: UploadConfig) -> (Uploader, Events) {
+    let events = Events::default();
+    let told = Arc::clone(&events);
+    let uploader = Uploader::start(config, Arc::new(move |event| told.lock().unwrap().push(event))).unwrap();
+    (uploader, events)
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The pictures' numbers, in the order in which they came.
+fn arrived(requests: &[Received]) -> Vec<u8> {
+    requests.iter().flat_map(Received::images).map(|image| image[0]).collect()
+}
+
+/// One camera's crop, so that requests take as many as they may.
+fn one_camera(number: u8) -> Crop {
+    Crop { camera: Arc::default(), track_id: None, ..crop(number) }
+}
+
+#[test]
+fn while_the_backend_is_away_crops_go_to_disk_and_afterwards_leave_it_in_order_of_capture() {
+    let (_parent, folder) = folder();
+    let address = dead_address();
+    let (uploader, events) = start(config(format!("http://{address}"), &folder));
+    let order = [5, 3, 8, 1, 9, 2, 7, 4, 6, 0];
+    for number in order {
+        uploader.push(one_camera(number));
+    }
+    wait_until("all crops on disk", || uploader.stats().spool_files == 10);
+    assert_eq!(crop_files(&folder).len(), 10);
+    let stats = uploader.stats();
+    assert_eq!((stats.queued, stats.spooled, stats.dropped), (0, 10, 0));
+
+    let server = Server::start_at(address, |_| Answer::status(201));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let came = arrived(&server.received());
+    assert_eq!(came.iter().collect::<HashSet<_>>().len(), 10, "{came:?}");
+    assert_eq!(came.len(), 10, "each once: {came:?}");
+    let stats = uploader.stats();
+    assert_eq!((stats.sent, stats.spool_files, stats.spool_bytes), (10, 0, 0));
+    assert!(crop_files(&folder).is_empty());
+    // The first two may have been read for asking after the backend before the others were there.
+    let late: Vec<u8> = came.iter().copied().filter(|number| !order[..2].contains(number)).collect();
+    assert!(late.is_sorted(), "{came:?}");
+    let recovered = events.lock().unwrap().iter().filter(|e| matches!(e, Event::Recovered { .. })).count();
+    assert_eq!(recovered, 1);
+}
+
+#[test]
+fn what_is_left_at_the_stop_is_sent_by_the_next_run_with_its_own_facts() {
+    let (_parent, folder) = folder();
+    let hanging = Server::answering([Answer::status(201).after(Duration::from_secs(30))]);
+    let (uploader, _) = start(config(hanging.url(), &folder));
+    let crops: Vec<Crop> = (0..9).map(crop).collect();
+    for crop in &crops {
+        uploader.push(crop.clone());
+    }
+    hanging.wait_for(1);
+    let begin = Instant::now();
+    let stats = uploader.stop();
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_eq!((stats.dropped, stats.queued, stats.spool_files), (0, 0, 9), "{stats:?}");
+
+    let server = Server::answering([Answer::status(201)]);
+    let (uploader, _) = start(config(server.url(), &folder));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let received = server.received();
+    assert_eq!(arrived(&received), (0..9).collect::<Vec<u8>>(), "in order of capture, each once");
+    for request in &received {
+        for (index, image) in request.images().iter().enumerate() {
+            let original = &crops[usize::from(image[0])];
+            assert_eq!(request.field("camera_id"), original.camera.id);
+            assert_eq!(request.field("location"), original.camera.location);
+            assert_eq!(request.all("key")[index], upload::key(original.key));
+            assert_eq!(request.all("captured_at")[index], upload::captured_at(original.captured_at));
+            assert_eq!(request.all("box")[index], format!("1,2,3,{}", image[0]));
+        }
+    }
+    assert_eq!(uploader.stats().sent, 9);
+}
+
+#[test]
+fn live_crops_overtake_those_of_the_spool() {
+    let (_parent, folder) = folder();
+    let stored: Vec<Spooled> = (0..60)
+        .map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
+        .collect();
+    open(&folder, 1 << 20).store(&stored).unwrap();
+    let server = Server::answering([Answer::status(201).after(Duration::from_millis(50))]);
+    let mut config = config(server.url(), &folder);
+    config.tuning.batch_size = 2;
+    let (uploader, _) = start(config);
+    server.wait_for(3);
+    uploader.push(one_camera(200));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let came = arrived(&server.received());
+    let live = came.iter().position(|&number| number == 200).unwrap();
+    assert!(live <= 3 * 2 + 4, "it came at place {live}");
+    let spooled: Vec<u8> = came.iter().copied().filter(|&number| number != 200).collect();
+    assert_eq!(spooled, (0..60).collect::<Vec<u8>>());
+}
+
+#[test]
+fn a_backend_that_cannot_keep_up_fills_the_spool_and_loses_nothing() {
+    let (_parent, folder) = folder();
+    let server = Server::answering([Answer::status(201).after(Duration::from_millis(20))]);
+    let mut config = config(server.url(), &folder);
+    (config.tuning.max_queue, config.tuning.batch_size) = (20, 4);
+    let (uploader, _) = start(config);
+    for number in 0..200 {
+        uploader.push(one_camera(number));
+        thread::sleep(Duration::from_millis(2));
+    }
+    let stats = uploader.stats();
+    assert!(stats.spooled > 0, "{stats:?}");
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let stats = uploader.stats();
+    assert_eq!((stats.sent, stats.dropped, stats.spool_dropped), (200, 0, 0), "{stats:?}");
+    let mut came = arrived(&server.received());
+    came.sort_unstable();
+    assert_eq!(came, (0..200).collect::<Vec<u8>>());
+}
+
+#[test]
+fn the_end_of_the_stream_leaves_on_disk_what_it_cannot_send() {
+    let (_parent, folder) = folder();
+    let server = Server::answering([Answer::status(429).header("Retry-After", "60")]);
+    let (uploader, _) = start(config(server.url(), &folder));
+    for number in 0..5 {
+        uploader.push(one_camera(number));
+    }
+    server.wait_for(1);
+    let drained = uploader.drain(Duration::from_secs(1));
+    assert_eq!(drained, Drained::TimedOut { left: 0, spooled: 5 });
+    assert_eq!(crop_files(&folder).len(), 5, "before the uploader is stopped");
+}
+
+#[test]
+fn with_retries_the_spool_waits_for_so_many_failures() {
+    let (_parent, folder) = folder();
+    let server = Server::answering([Answer::status(503)]);
+    let mut config = config(server.url(), &folder);
+    config.tuning.retries = Some(2);
+    config.backoff = Backoff { initial: Duration::from_millis(300), maximum: Duration::from_millis(300) };
+    let (uploader, _) = start(config);
+    uploader.push(one_camera(1));
+    server.wait_for(2);
+    assert_eq!(uploader.stats().spooled, 0);
+    wait_until("the crop on disk", || uploader.stats().spool_files == 1);
+    assert!(server.received().len() >= 3);
+    assert_eq!(uploader.stats().failed, 0, "with a spool nothing is given up");
+}
+
+#[test]
+fn a_token_that_is_not_taken_fills_the_spool() {
+    let (_parent, folder) = folder();
+    let server = Server::answering([Answer::status(401)]);
+    let (uploader, events) = start(config(server.url(), &folder));
+    for number in 0..5 {
+        uploader.push(one_camera(number));
+    }
+    wait_until("all crops on disk", || uploader.stats().spool_files == 5);
+    let events = events.lock().unwrap();
+    let told = |e: &Event| matches!(e, Event::Trouble { kind: Trouble::Unauthorized, status: Some(401), .. });
+    assert!(events.iter().any(told), "{events:?}");
+}
+
+#[test]
+fn a_crop_on_the_spool_that_the_backend_fails_on_does_not_block_the_others() {
+    let (_parent, folder) = folder();
+    let stored: Vec<Spooled> = (0..20)
+        .map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
+        .collect();
+    open(&folder, 1 << 20).store(&stored).unwrap();
+    let server = Server::start(|request: &Received| {
+        let poisonous = request.images().iter().any(|image| image[0] == 3);
+        Answer::status(if poisonous { 500 } else { 201 })
+    });
+    let (uploader, _) = start(config(server.url(), &folder));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let stats = uploader.stats();
+    assert_eq!((stats.sent, stats.failed, stats.spool_files), (19, 1, 0), "{stats:?}");
+    assert!(crop_files(&folder).is_empty());
+}
+
+#[test]
+fn a_disk_that_refuses_is_told_once_and_the_crops_stay_in_memory() {
+    let (_parent, folder) = folder();
+    let address = dead_address();
+    let (uploader, events) = start(config(format!("http://{address}"), &folder));
+    // The folder's place is taken by a file: nothing can be written, whoever the user is.
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, b"").unwrap();
+    for number in 0..50 {
+        uploader.push(one_camera(number));
+        thread::sleep(Duration::from_millis(5));
+    }
+    wait_until("the refusal", || uploader.stats().spool_errors > 0);
+    let stats = uploader.stats();
+    assert_eq!((stats.queued, stats.dropped, stats.spool_files), (50, 0, 0), "{stats:?}");
+    let told: Vec<String> = (events.lock().unwrap().iter())
+        .filter_map(|e| if let Event::SpoolTrouble { reason } = e { Some(reason.clone()) } else { None })
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("cannot be written"), "{told:?}");
+
+    let server = Server::start_at(address, |_| Answer::status(201));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.stats().sent, 50);
+    assert_eq!(arrived(&server.received()).len(), 50);
+}
+
+#[test]
+fn an_uploader_whose_spool_is_taken_does_not_start() {
+    let (_parent, folder) = folder();
+    let (_first, _) = start(config(format!("http://{}", dead_address()), &folder));
+    let second = Uploader::start(config("http://127.0.0.1:1".into(), &folder), Arc::new(|_| ()));
+    let error = second.err().unwrap();
+    assert!(matches!(error, UploadError::Spool(SpoolError::InUse { .. })), "{error}");
+}
+
+#[test]
+fn every_crop_is_accounted_for() {
+    let (_parent, folder) = folder();
+    let mut answers = 0_u32;
+    let server = Server::start(move |_| {
+        answers += 1;
+        Answer::status(if answers % 3 == 0 { 201 } else { 503 })
+    });
+    let mut config = config(server.url(), &folder);
+    config.spool = Some(SpoolConfig { folder: folder.clone(), max_bytes: 20_000 });
+    let (uploader, _) = start(config);
+    for number in 0..200 {
+        uploader.push(one_camera(number));
+        thread::sleep(Duration::from_millis(1));
+    }
+    let stats = uploader.stop();
+    let known = stats.sent + stats.failed + stats.dropped + stats.spool_dropped + stats.spool_files;
+    assert_eq!((known, stats.queued), (200, 0), "{stats:?}");
+    assert!(stats.spool_bytes <= 20_000 && stats.spool_files > 0, "{stats:?}");
+    assert_eq!(crop_files(&folder).len() as u64, stats.spool_files);
+}

@@ -1,0 +1,130 @@
+//! `facepipe doctor` on machines on which things are missing.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    path::Path,
+    process::Command,
+};
+
+use facepipe_test_support::{models_dir, require};
+use facepipe_tests::{Backend, build_dir, program};
+use serde_json::Value;
+
+/// Runs it with the plugin alone on the path, or with none.
+fn doctor(folder: &Path, with_plugin: bool, arguments: &[&str]) -> (Option<i32>, Value, String) {
+    let plugins = folder.join("plugins");
+    fs::create_dir_all(&plugins).unwrap();
+    if with_plugin {
+        fs::copy(build_dir().join("libgstfacepipe.so"), plugins.join("libgstfacepipe.so")).unwrap();
+    }
+    let run = |json: &[&str]| {
+        let mut command = Command::new(program("facepipe"));
+        command.arg("doctor").args(arguments).args(json).env("GST_PLUGIN_PATH", &plugins);
+        command.env("GST_REGISTRY", folder.join(format!("registry-{with_plugin}.bin")));
+        command
+            .env("FACEPIPE_MODELS", models_dir())
+            .env_remove("FACEPIPE_SERVER")
+            .env_remove("FACEPIPE_TOKEN");
+        command.output().unwrap()
+    };
+    let output = run(&["--json"]);
+    let text = String::from_utf8_lossy(&run(&[]).stdout).into_owned();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap(), text)
+}
+
+fn state(findings: &Value, name: &str) -> String {
+    let checks = findings["checks"].as_array().unwrap();
+    let check =
+        checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {findings}"));
+    assert_eq!(
+        check["state"] == "ok",
+        check.get("remedy").is_none(),
+        "a remedy where one is needed: {check}"
+    );
+    check["state"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_machine_that_has_everything_is_healthy() {
+    for model in ["pnet.pt", "mobilefacenet.onnx", "version-RFB-320.onnx", "version-RFB-640.onnx"] {
+        let _ = require!(&format!("models/{model}"));
+    }
+    let models = require!("models/version-slim-320.onnx");
+    let backend = Backend::start(models.parent().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("spool");
+    let arguments =
+        ["--server", backend.url(), "--spool-dir", spool.to_str().unwrap(), "--token", "secret-token"];
+    let (code, findings, text) = doctor(folder.path(), true, &arguments);
+    assert_eq!((code, findings["healthy"].as_bool()), (Some(0), Some(true)), "{text}");
+    for name in ["GStreamer", "plugin facepipe", "ONNX Runtime", "spool folder", "backend"] {
+        assert_eq!(state(&findings, name), "ok", "{text}");
+    }
+    // GStreamer's own plugins have a `faceoverlay` too, and which of the two the short name means is a matter of luck.
+    let named =
+        findings["checks"].as_array().unwrap().iter().find(|check| check["name"] == "element names").unwrap();
+    let found = named["found"].as_str().unwrap();
+    assert!(found.ends_with("are ours") || found.contains("faceoverlay is the one of plugin"), "{text}");
+    assert!(!text.contains("secret-token"), "{text}");
+    assert_eq!(fs::read_dir(&spool).unwrap().count(), 0, "nothing is left in the spool");
+}
+
+#[test]
+fn what_is_missing_is_said_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("no-folder");
+    fs::write(&file, "a file").unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dead = format!("http://127.0.0.1:{port}");
+    let arguments = ["--server", &dead, "--spool-dir", file.to_str().unwrap()];
+    let (code, findings, text) = doctor(folder.path(), false, &arguments);
+    assert_eq!((code, findings["healthy"].as_bool()), (Some(1), Some(false)), "{text}");
+    for name in ["plugin facepipe", "spool folder", "backend"] {
+        assert_eq!(state(&findings, name), "failed", "{text}");
+    }
+    for part in ["GST_PLUGIN_PATH", &dead, "Connection refused", "no-folder"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+/// Answers every request with this status, and says that it is the year 1994.
+fn answering(status: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let answer = format!(
+                "HTTP/1.1 {status}\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-length: 0\r\n\
+                 connection: close\r\n\r\n"
+            );
+            // Whoever has gone needs no answer.
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_refused_token_and_a_clock_that_is_wrong_are_failures() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, findings, text) = doctor(folder.path(), true, &["--server", &answering("401 Unauthorized")]);
+    assert_eq!(state(&findings, "backend"), "failed");
+    assert!(text.contains("refuses the token"), "{text}");
+    let (code, findings, text) = doctor(folder.path(), true, &["--server", &answering("200 OK")]);
+    assert_eq!(
+        (state(&findings, "backend").as_str(), state(&findings, "clock").as_str(), code),
+        ("ok", "failed", Some(1))
+    );
+    assert!(text.contains("apart from the backend's"), "{text}");
+    let (_, findings, text) =
+        doctor(folder.path(), true, &["--server", &answering("200 OK"), "--token-file", "/nowhere/token"]);
+    assert_eq!(state(&findings, "backend"), "failed");
+    assert!(text.contains("/nowhere/token"), "{text}");
+}
