@@ -13,7 +13,10 @@ use gst_base::{
 };
 use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
 
-use super::lateness::Lateness;
+use super::{
+    engine::{self, BuildNotice},
+    lateness::Lateness,
+};
 use crate::{
     capture_time::running_time,
     frame,
@@ -64,6 +67,7 @@ struct Settings {
     interval: u32,
     threads: u32,
     execution_provider: ExecutionProvider,
+    engine_cache: Option<PathBuf>,
     max_faces: u32,
     motion_threshold: f32,
     max_gap: u32,
@@ -80,6 +84,7 @@ impl Default for Settings {
             interval: 1,
             threads: 1,
             execution_provider: ExecutionProvider::default(),
+            engine_cache: None,
             max_faces: 0,
             motion_threshold: 0.0,
             max_gap: 30,
@@ -203,6 +208,11 @@ impl FaceDetect {
         if open.as_ref().is_some_and(|open| open.model == model) {
             return Ok(());
         }
+        let tensor_rt = settings.execution_provider == ExecutionProvider::TensorRt;
+        let engine_cache = tensor_rt.then(|| settings.engine_cache.unwrap_or_else(engine::default_cache));
+        let notice = engine_cache
+            .as_deref()
+            .map(|cache| BuildNotice::begin(self.obj().upcast_ref(), &model, cache, engine::PERIOD));
         let detector = Detector::open(&DetectorConfig {
             model: model.clone(),
             threads: usize::try_from(settings.threads).unwrap_or(1),
@@ -210,9 +220,10 @@ impl FaceDetect {
             score_threshold: settings.score_threshold,
             nms_threshold: settings.nms_threshold,
             max_faces: usize::try_from(settings.max_faces).unwrap_or(0),
-            engine_cache: None,
+            engine_cache,
             library_hints: folders,
         })?;
+        drop(notice);
         gst::info!(CAT, imp = self, "opened {}, input {:?}", model.display(), detector.input_size());
         *open = Some(OpenDetector { model, detector });
         Ok(())
@@ -426,6 +437,14 @@ impl ObjectImpl for FaceDetect {
                     .blurb("Where the detector runs; one that cannot be had is an error, never a run on the CPU")
                     .mutable_ready()
                     .build(),
+                glib::ParamSpecString::builder("engine-cache")
+                    .nick("Engine cache")
+                    .blurb(
+                        "Folder for the engines that TensorRT builds, which takes minutes the first time; unset, \
+                         facepipe/tensorrt in the user's cache folder",
+                    )
+                    .mutable_ready()
+                    .build(),
                 glib::ParamSpecUInt::builder("max-faces")
                     .nick("Maximum number of faces")
                     .blurb("Keep the faces with the highest scores only, so many per frame (0 = all)")
@@ -486,6 +505,10 @@ impl ObjectImpl for FaceDetect {
             ("interval", value) => set(&mut settings.interval, value),
             ("threads", value) => set(&mut settings.threads, value),
             ("execution-provider", value) => set(&mut settings.execution_provider, value),
+            ("engine-cache", value) => {
+                let folder: Option<String> = value.get().unwrap_or_default();
+                settings.engine_cache = folder.filter(|f| !f.is_empty()).map(PathBuf::from);
+            }
             ("max-faces", value) => set(&mut settings.max_faces, value),
             ("motion-threshold", value) => set(&mut settings.motion_threshold, value),
             ("max-gap", value) => set(&mut settings.max_gap, value),
@@ -504,6 +527,7 @@ impl ObjectImpl for FaceDetect {
             "interval" => settings.interval.to_value(),
             "threads" => settings.threads.to_value(),
             "execution-provider" => settings.execution_provider.to_value(),
+            "engine-cache" => settings.engine_cache.as_ref().map(|f| f.display().to_string()).to_value(),
             "max-faces" => settings.max_faces.to_value(),
             "motion-threshold" => settings.motion_threshold.to_value(),
             "max-gap" => settings.max_gap.to_value(),

@@ -28,6 +28,12 @@
  *
  * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval`. `stats` counts.
  *
+ * ## Accelerators
+ *
+ * `execution-provider` runs the network on CUDA, TensorRT or OpenVINO, where the ONNX Runtime library has it; what
+ * cannot be had is an error. TensorRT builds an engine for the model and the device, which takes minutes and is kept in
+ * `engine-cache`; meanwhile the element posts progress messages with the code `tensorrt-engine`.
+ *
  * The same element is also registered as `facepipe-facedetect`, since the OpenCV plugin has a `facedetect`
  * too.
  *
@@ -51,6 +57,7 @@
  * gst-launch-1.0 videotestsrc num-buffers=30 ! facedetect model=rfb-320 ! fakesink
  * ]|
  */
+mod engine;
 mod imp;
 mod lateness;
 
