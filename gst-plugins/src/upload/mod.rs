@@ -457,7 +457,7 @@ impl Uploader {
         let mut crop = crop;
         let pushed = loop {
             match state.push(crop, true) {
-                Queued::Queued => break Pushed::Queued,
+                Queued::Waits => break Pushed::Queued,
                 Queued::Dropped => break Pushed::Dropped,
                 Queued::Full(refused) if state.interrupted => return Pushed::Interrupted(refused),
                 Queued::Full(refused) => {

@@ -111,7 +111,7 @@ pub(super) enum SpoolWork {
 /// How queueing a crop ended.
 #[derive(Debug)]
 pub(super) enum Queued {
-    Queued,
+    Waits,
     /// A crop gave way, this one or an older one.
     Dropped,
     /// There is no room, and the policy is to wait for it.
@@ -219,7 +219,7 @@ impl State {
             return Queued::Dropped;
         }
         let full = self.queue.len() >= self.tuning.max_queue.max(1);
-        let mut pushed = Queued::Queued;
+        let mut pushed = Queued::Waits;
         match self.tuning.drop_policy {
             _ if !full => (),
             DropPolicy::Oldest => {
