@@ -171,7 +171,7 @@ impl Default for Tuning {
             timeout: Duration::from_secs(15),
             max_queue: 512,
             batch_size: 8,
-            batch_delay: Duration::from_millis(300),
+            batch_delay: Duration::from_secs(1),
             retries: None,
             drop_policy: DropPolicy::default(),
             token: None,
