@@ -175,9 +175,14 @@ check_source() {
     esac
 }
 
+# Whether GStreamer has an element. Without the version it would ask for a plugin at least as new as GStreamer.
+exists() {
+    gst-inspect-1.0 --exists --atleast-version=0.0 "$1"
+}
+
 needs() {
     local element=$1 purpose=$2 package=$3
-    gst-inspect-1.0 --exists "$element" ||
+    exists "$element" ||
         fail "GStreamer has no element $element ($purpose): install $package, then look with 'facepipe doctor'"
 }
 
@@ -187,11 +192,11 @@ find_plugin() {
     for tool in gst-launch-1.0 gst-inspect-1.0; do
         command -v "$tool" >/dev/null || fail "$tool is missing: install gstreamer1.0-tools"
     done
-    gst-inspect-1.0 --exists facepipe-facesink-http && return
+    exists facepipe-facesink-http && return
     local built=$here/../.runtime/gstreamer-1.0
     if [[ -f $built/libgstfacepipe.so ]]; then
         export GST_PLUGIN_PATH=$built${GST_PLUGIN_PATH:+:$GST_PLUGIN_PATH}
-        gst-inspect-1.0 --exists facepipe-facesink-http && return
+        exists facepipe-facesink-http && return
     fi
     fail "GStreamer does not find the plugin facepipe: run 'make setup', or export GST_PLUGIN_PATH=<folder of" \
         "libgstfacepipe.so>; 'facepipe doctor' says what else is missing"
@@ -208,7 +213,7 @@ choose_decoder() {
             for name in $hardware; do ranks+=$name:NONE,; done
             hardware='' ;;
         *)
-            gst-inspect-1.0 --exists "$decoder" ||
+            exists "$decoder" ||
                 fail "--decoder: GStreamer has no element $decoder; here are: ${hardware:-no hardware decoders}"
             hardware=$decoder ranks=$decoder:MAX, ;;
     esac

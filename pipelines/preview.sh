@@ -32,7 +32,7 @@ prepare
 if [[ -n $output ]]; then
     writable_folder "$(dirname "$output")"
     needs mp4mux 'MP4 files' gstreamer1.0-plugins-good
-    if gst-inspect-1.0 --exists x264enc; then
+    if exists x264enc; then
         encoder=(x264enc speed-preset=veryfast key-int-max=60)
     else
         needs openh264enc 'H.264 encoder; x264enc of gstreamer1.0-plugins-ugly will do too' gstreamer1.0-plugins-bad
