@@ -21,6 +21,8 @@
 //! # }
 //! ```
 
+use std::sync::OnceLock;
+
 use gst::glib;
 
 pub mod best_shot;
@@ -64,13 +66,16 @@ fn set<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value)
     }
 }
 
-/// Registers the elements in this process without a plugin file. [`gst::init`] must have been called.
+/// Registers the elements in this process without a plugin file; further calls change nothing. [`gst::init`] must
+/// have been called.
 ///
 /// # Errors
 ///
 /// GStreamer refused the registration.
 pub fn register_static() -> Result<(), glib::BoolError> {
-    plugin::plugin_register_static()
+    // A second registration would replace the factories under elements that exist.
+    static REGISTERED: OnceLock<Result<(), glib::BoolError>> = OnceLock::new();
+    REGISTERED.get_or_init(plugin::plugin_register_static).clone()
 }
 
 mod plugin {
@@ -87,4 +92,21 @@ mod plugin {
         env!("CARGO_PKG_REPOSITORY"),
         env!("BUILD_REL_DATE")
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use gst::prelude::*;
+
+    #[test]
+    fn a_second_registration_leaves_elements_their_factories() {
+        gst::init().unwrap();
+        super::register_static().unwrap();
+        let element = gst::ElementFactory::make("facepipe-facedetect").build().unwrap();
+        super::register_static().unwrap();
+        let another = gst::ElementFactory::make("facepipe-facedetect").build().unwrap();
+        for element in [element, another] {
+            assert_eq!(element.factory().unwrap().plugin().unwrap().plugin_name(), "facepipe");
+        }
+    }
 }

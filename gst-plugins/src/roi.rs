@@ -27,9 +27,9 @@
 //! since the rectangle is not one of that picture's own pixels, its type differs from that of a frame's
 //! faces.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{ops::ControlFlow, ptr, time::Duration};
 
-use gst::buffer::BufferMetaForeachAction;
+use gst::{buffer::BufferMetaForeachAction, glib, glib::translate::IntoGlib};
 use gst_video::VideoRegionOfInterestMeta;
 
 const FACE: &str = "face";
@@ -92,7 +92,7 @@ pub fn candidates(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
 /// [`candidates`], in their order. Candidates with an id become faces, the others go.
 pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candidates: &[Option<i32>]) {
     let regions = buffer.iter_meta_mut::<VideoRegionOfInterestMeta>();
-    let found = regions.filter(|meta| meta.roi_type() == FACE && !read_face(meta).predicted);
+    let found = regions.filter(|meta| is_of_type(meta, FACE) && !read_face(meta).predicted);
     for (mut meta, id) in found.zip(faces) {
         meta.set_id(id.unwrap_or(0));
         if id.is_some() && meta.param(TRACK).is_none() {
@@ -106,7 +106,7 @@ pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candida
         .collect();
     buffer.foreach_meta_mut(|mut meta| {
         let region = meta.downcast_ref::<VideoRegionOfInterestMeta>();
-        let action = match region.is_some_and(|region| region.roi_type() == FACE_CANDIDATE) {
+        let action = match region.is_some_and(|region| is_of_type(region, FACE_CANDIDATE)) {
             true => BufferMetaForeachAction::Remove,
             false => BufferMetaForeachAction::Keep,
         };
@@ -173,7 +173,15 @@ fn regions<'a>(
     buffer: &'a gst::BufferRef,
     roi_type: &'static str,
 ) -> impl Iterator<Item = gst::MetaRef<'a, VideoRegionOfInterestMeta>> {
-    buffer.iter_meta::<VideoRegionOfInterestMeta>().filter(move |meta| meta.roi_type() == roi_type)
+    buffer.iter_meta::<VideoRegionOfInterestMeta>().filter(move |meta| is_of_type(meta, roi_type))
+}
+
+/// Whether a region has this type. DL Streamer attaches regions of no type at all where a model has no labels, and
+/// `roi_type` of the bindings would read a null pointer there.
+fn is_of_type(meta: &VideoRegionOfInterestMeta, roi_type: &'static str) -> bool {
+    // SAFETY: the bindings' type is a transparent wrapper of this structure.
+    let raw = unsafe { &*ptr::from_ref(meta).cast::<gst_video::ffi::GstVideoRegionOfInterestMeta>() };
+    raw.roi_type == glib::Quark::from_str(roi_type).into_glib()
 }
 
 fn read_face(meta: &VideoRegionOfInterestMeta) -> FaceRegion {
@@ -257,6 +265,38 @@ mod tests {
                 predicted: false
             }]
         );
+    }
+
+    #[test]
+    fn a_region_of_no_type_is_no_face() {
+        gst::init().unwrap();
+        let mut buffer = gst::Buffer::new();
+        attach_face(buffer.make_mut(), &FACE_2);
+        // SAFETY: the buffer is writable, and GStreamer takes a null pointer for no type.
+        unsafe {
+            let buffer = buffer.make_mut().as_mut_ptr();
+            gst_video::ffi::gst_buffer_add_video_region_of_interest_meta(buffer, ptr::null(), 1, 2, 3, 4);
+        }
+        assert_eq!(faces(&buffer), [FACE_2]);
+        assign_tracks(buffer.make_mut(), &[Some(5)], &[]);
+        assert_eq!(faces(&buffer), [FaceRegion { track_id: Some(5), ..FACE_2 }]);
+    }
+
+    #[test]
+    fn candidates_with_an_id_become_faces_and_the_others_go() {
+        gst::init().unwrap();
+        let mut buffer = gst::Buffer::new();
+        let frame = buffer.make_mut();
+        let predicted = FaceRegion { predicted: true, ..FACE_2 };
+        attach_face(frame, &predicted);
+        attach_face(frame, &FACE_1);
+        attach_candidate(frame, &FACE_1);
+        attach_candidate(frame, &FACE_2);
+        assert_eq!((faces(frame), candidates(frame)), (vec![FACE_1], vec![FACE_1, FACE_2]));
+        assign_tracks(frame, &[Some(3)], &[None, Some(8)]);
+        let found = [FaceRegion { track_id: Some(3), ..FACE_1 }, FaceRegion { track_id: Some(8), ..FACE_2 }];
+        assert_eq!((&faces(frame)[..], candidates(frame)), (&found[..], vec![]));
+        assert_eq!(faces_and_predictions(frame), [&[predicted][..], &found[..]].concat());
     }
 
     #[test]

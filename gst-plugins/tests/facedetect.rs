@@ -17,7 +17,10 @@ use facepipe_test_support::{fixture, require, skip, workspace_root};
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo, VideoRegionOfInterestMeta};
-use gstfacepipe::roi::{FaceRegion, faces};
+use gstfacepipe::{
+    roi::{FaceRegion, candidates, faces},
+    searched::was_searched,
+};
 
 const PORTRAIT: &str = "lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg";
 const GROUP: &str = "scenes/multiface.jpg";
@@ -138,7 +141,13 @@ fn the_metadata_are_as_documented() {
     let (info, frame) = picture(&require!(PORTRAIT));
     let mut harness = harness(&info, &format!("model={}", model.display()));
     let out = harness.push_and_pull(with_faces(frame, 0, &[])).unwrap();
-    let metas: Vec<_> = out.iter_meta::<VideoRegionOfInterestMeta>().collect();
+    let (metas, weak): (Vec<_>, Vec<_>) =
+        out.iter_meta::<VideoRegionOfInterestMeta>().partition(|meta| meta.roi_type() == "face");
+    for meta in weak {
+        assert_eq!(meta.roi_type(), "face-candidate");
+        let confidence = meta.param("detection").unwrap().get::<f64>("confidence").unwrap();
+        assert!((0.3..=0.6).contains(&confidence), "{confidence}");
+    }
     let [meta] = &metas[..] else { panic!("{} regions", metas.len()) };
     assert_eq!((meta.roi_type(), meta.id()), ("face", 0));
     let detection = meta.param("detection").unwrap();
@@ -256,5 +265,200 @@ fn all_formats_are_offered_in_system_memory_and_no_others() {
     }
     for caps in ["video/x-raw,format=P010_10LE", "video/x-raw(memory:DMABuf),format=NV12", "image/jpeg"] {
         assert!(!factory.can_sink_any_caps(&caps.parse::<gst::Caps>().unwrap()), "{caps}");
+    }
+}
+
+/// What the element counts: frames, detected, skipped-still, skipped-late, faces.
+fn stats(element: &gst::Element) -> [u64; 5] {
+    let stats = element.property::<gst::Structure>("stats");
+    ["frames", "detected", "skipped-still", "skipped-late", "faces"].map(|name| stats.get(name).unwrap())
+}
+
+#[test]
+fn frames_say_whether_they_were_searched() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(PORTRAIT));
+    let mut harness = harness(&info, &format!("interval=2 model={}", model.display()));
+    let marks: Vec<_> = (0..4)
+        .map(|_| was_searched(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap()))
+        .collect();
+    assert_eq!(marks, [Some(true), Some(false), Some(true), Some(false)]);
+    assert_eq!(stats(&element(&harness)), [4, 2, 0, 0, 2]);
+}
+
+#[test]
+fn weak_boxes_are_candidates_and_no_faces() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(GROUP));
+    let mut harness = harness(&info, &format!("low-score-threshold=1 model={}", model.display()));
+    let element = element(&harness);
+    let mut found = || {
+        let frame = harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap();
+        (faces(&frame), candidates(&frame))
+    };
+    let (all, none) = found();
+    assert_eq!(none, [], "1 is off");
+    // Between the weakest face and the others, a higher threshold makes candidates of what were faces.
+    let weakest = all.iter().map(|f| f.confidence).fold(1.0, f64::min);
+    let strongest = all.iter().map(|f| f.confidence).fold(0.0, f64::max);
+    let between = 0.5 * (weakest + strongest);
+    element.set_property("score-threshold", between as f32);
+    element.set_property("low-score-threshold", 0.6_f32);
+    let (strong, weak) = found();
+    assert!(!strong.is_empty() && strong.iter().all(|f| f.confidence > between - 1e-6), "{strong:?}");
+    assert!(!weak.is_empty() && weak.iter().all(|f| f.confidence <= between + 1e-6), "{weak:?}");
+    assert_eq!([&strong[..], &weak[..]].concat(), all, "the same boxes, in the same order");
+    let counted = stats(&element)[4];
+    assert_eq!(counted, all.len() as u64 + strong.len() as u64, "candidates are no faces");
+}
+
+/// A large still picture with a small portrait at x, y.
+fn scene_with(portrait: &image::RgbImage, x: u32, y: u32) -> impl Fn(u32, u32) -> [u8; 3] {
+    move |px, py| {
+        let inside = px.checked_sub(x).zip(py.checked_sub(y));
+        let face = inside.and_then(|(px, py)| portrait.get_pixel_checked(px, py));
+        face.map_or([((px / 9 + py / 13) % 40 + 90) as u8; 3], |pixel| pixel.0)
+    }
+}
+
+#[test]
+fn a_small_face_that_walks_in_a_corner_wakes_a_detector_that_rests() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let portrait = image::open(require!(PORTRAIT)).unwrap().to_rgb8();
+    // The face on it is 28 pixels wide: a 34th of 960.
+    let portrait = image::imageops::thumbnail(&portrait, 64, 64);
+    let info = common::info(VideoFormat::Rgb, 960, 540);
+    let properties = format!("motion-threshold=3 max-gap=1000 model={}", model.display());
+    for (x, y, step) in [(0, 0, 2), (890, 0, -2), (0, 470, 2), (890, 470, -2)] {
+        let mut harness = harness(&info, &properties);
+        let mut push = |x: i32| {
+            let frame = common::packed_frame(&info, scene_with(&portrait, x as u32, y));
+            harness.push_and_pull(with_faces(frame, 0, &[])).unwrap();
+        };
+        (0..3).for_each(|_| push(x));
+        (1..=10).for_each(|i| push(x + i * step));
+        (0..3).for_each(|_| push(x + 10 * step));
+        let [frames, detected, still, ..] = stats(&element(&harness));
+        // Two pixels per frame: each frame differs from the one before.
+        assert_eq!((frames, detected, still), (16, 11, 5), "from {x}, {y}");
+    }
+}
+
+#[test]
+fn a_still_scene_keeps_its_faces_until_something_changes() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(GROUP));
+    let mut harness = harness(&info, &format!("max-gap=5 model={}", model.display()));
+    let element = element(&harness);
+    let mut push = |frame: &gst::Buffer| {
+        let out = harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap();
+        assert_eq!(was_searched(&out), Some(true), "it shows what the searched one showed");
+        faces(&out)
+    };
+    let first = push(&frame);
+    assert!(first.len() >= 6);
+    (0..3).for_each(|_| assert_eq!(push(&frame), first));
+    assert_eq!(stats(&element)[..3], [4, 4, 0], "off by default");
+
+    element.set_property("motion-threshold", 3.0_f32);
+    (0..12).for_each(|_| assert_eq!(push(&frame), first));
+    // Nothing was remembered before; then frames 0, 5 and 10 of the twelve.
+    assert_eq!(stats(&element)[..3], [16, 7, 9]);
+
+    let gray = common::packed_frame(&info, |_, _| [128; 3]);
+    assert_eq!(push(&gray), [], "another scene");
+    assert_eq!(push(&frame), first, "and the first again");
+    assert_eq!(stats(&element)[..3], [18, 9, 9]);
+
+    element.set_property("max-faces", 2_u32);
+    assert_eq!(push(&frame).len(), 2, "a change of what counts is heard at once");
+    element.set_property("motion-threshold", 0.0_f32);
+    (0..3).for_each(|_| assert_eq!(push(&frame).len(), 2));
+    assert_eq!(stats(&element)[..3], [22, 13, 9]);
+}
+
+#[test]
+fn frames_that_a_sink_calls_late_pass_unsearched() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(PORTRAIT));
+    let mut harness = harness(&info, &format!("max-gap=4 model={}", model.display()));
+    let element = element(&harness);
+    let late = |timestamp: u64, by: i64| {
+        let timestamp = gst::ClockTime::from_mseconds(timestamp);
+        gst::event::Qos::new(gst::QOSType::Underflow, 1.5, by * 1_000_000, timestamp)
+    };
+    let push = |harness: &mut Harness, milliseconds: u64| {
+        let out = harness.push_and_pull(with_faces(frame.copy(), milliseconds, &[])).unwrap();
+        was_searched(&out).unwrap()
+    };
+    assert!(push(&mut harness, 0));
+    harness.push_upstream_event(late(0, 100));
+    assert_eq!([40, 80, 120].map(|ms| push(&mut harness, ms)), [false, false, true], "up to 100 ms");
+    harness.push_upstream_event(late(120, 1000));
+    let searched = [160, 200, 240, 280, 320].map(|ms| push(&mut harness, ms));
+    assert_eq!(searched, [false, false, false, true, false], "but not for longer than max-gap");
+    harness.push_upstream_event(late(320, -30));
+    assert!(push(&mut harness, 360), "in time again");
+    assert_eq!(stats(&element)[..4], [10, 4, 0, 6]);
+
+    harness.push_upstream_event(late(360, 1000));
+    element.set_property("qos", false);
+    assert!(push(&mut harness, 400), "switched off while playing");
+}
+
+/// Plays a source of 40 frames at 25 per second into a slow sink; returns what the element counted.
+fn played(source: &str, properties: &str, sink: &str) -> ([u64; 5], u64) {
+    init();
+    let line = format!(
+        "videotestsrc num-buffers=40 {source} ! video/x-raw,format=I420,width=320,height=240,framerate=25/1 ! \
+         facepipe-facedetect name=detect max-gap=10 {properties} ! identity sleep-time=60000 ! {sink}"
+    );
+    let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
+    let passed = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = passed.clone();
+    let detect = pipeline.by_name("detect").unwrap();
+    detect.static_pad("src").unwrap().add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+        count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        gst::PadProbeReturn::Ok
+    });
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+    let message =
+        pipeline.bus().unwrap().timed_pop_filtered(gst::ClockTime::from_seconds(60), &ends).unwrap();
+    assert_eq!(message.type_(), gst::MessageType::Eos, "{message:?}");
+    let stats = stats(&detect);
+    pipeline.set_state(gst::State::Null).unwrap();
+    (stats, passed.load(std::sync::atomic::Ordering::Relaxed))
+}
+
+/// A frame takes 60 ms where 40 are to be had, so the last one is 800 ms behind.
+#[test]
+fn late_frames_of_a_camera_are_not_searched_and_none_is_dropped() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let properties = format!("model={}", model.display());
+    for sink in ["fakesink sync=false", "fakesink sync=true qos=true"] {
+        let ([frames, detected, _, late, _], passed) = played("is-live=true", &properties, sink);
+        assert_eq!((frames, passed, detected + late), (40, 40, 40), "{sink}");
+        assert!(late >= 10, "{sink}: {late} were late");
+        assert!(detected >= 4, "{sink}: some are searched all the same, {detected}");
+    }
+    let ([.., late, _], _) =
+        played("is-live=true", &format!("{properties} qos=false"), "fakesink sync=false");
+    assert_eq!(late, 0, "switched off");
+}
+
+#[test]
+fn a_recording_has_no_late_frames() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    for sink in ["fakesink sync=false", "fakesink sync=false qos=true"] {
+        let ([frames, detected, ..], passed) = played("", &format!("model={}", model.display()), sink);
+        assert_eq!((frames, detected, passed), (40, 40, 40), "{sink}");
     }
 }

@@ -105,7 +105,7 @@ type Page = (&'static str, &'static str, &'static [(&'static str, &'static str)]
 #[test]
 fn every_element_has_its_page_under_both_names() {
     let installed = Installed::new();
-    let elements: [Page; 3] = [
+    let elements: [Page; 4] = [
         (
             "facedetect",
             "Face detector",
@@ -117,6 +117,20 @@ fn every_element_has_its_page_under_both_names() {
                 ("threads", "Default: 1"),
                 ("execution-provider", "openvino"),
                 ("max-faces", "Default: 0"),
+                ("low-score-threshold", "Default:             0.3"),
+                ("motion-threshold", "Default:               0"),
+                ("max-gap", "Default: 30"),
+                ("qos", "Default: true"),
+                ("stats", "GstStructure"),
+            ],
+        ),
+        (
+            "facetrack",
+            "Face tracker",
+            &[
+                ("max-age", "Default: 2000"),
+                ("min-hits", "Default: 1"),
+                ("iou-threshold", "Default:             0.2"),
             ],
         ),
         (

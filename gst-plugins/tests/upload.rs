@@ -207,7 +207,7 @@ fn each_crop_gets_the_faces_that_were_found_on_it() {
         .iter()
         .skip(1)
         .map(|event| match event {
-            Event::Answered { crop, status, model_version, faces } => {
+            Event::Answered { crop, status, model_version, faces, .. } => {
                 let decisions = faces.iter().map(|f| f["decision"].as_str().unwrap().to_owned()).collect();
                 (crop.key, *status, model_version.clone(), decisions)
             }

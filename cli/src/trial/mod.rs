@@ -28,6 +28,7 @@ pub const CAMERA_LOCATION: &str = "Lobby";
 
 /// Who is enrolled, and with what the backend works.
 #[derive(Debug, Args)]
+#[group(id = "trial")]
 pub struct Options {
     /// Folder with one folder of photographs per person [default: ten people of LFW, where they were downloaded]
     #[arg(long, value_name = "DIR")]

@@ -25,6 +25,7 @@ mod nms;
 pub mod onnx_strip;
 pub mod runtime;
 mod sample;
+mod scene;
 mod search;
 
 pub use detector::{Detector, DetectorConfig, ExecutionProvider};
@@ -32,3 +33,4 @@ pub use error::DetectorError;
 pub use frame::{ColorMatrix, ColorRange, Frame, PixelFormat};
 pub use nms::Detection;
 pub use sample::Sampler;
+pub use scene::Scene;

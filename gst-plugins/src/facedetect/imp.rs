@@ -5,15 +5,23 @@ use std::{
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use facepipe_detector::{Detection, Detector, DetectorConfig, DetectorError, models};
+use facepipe_detector::{Detection, Detector, DetectorConfig, DetectorError, Scene, models};
 use gst::{glib, prelude::*, subclass::prelude::*};
-use gst_base::subclass::{BaseTransformMode, prelude::*};
+use gst_base::{
+    prelude::*,
+    subclass::{BaseTransformMode, prelude::*},
+};
 use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
 
+use super::{
+    engine::{self, BuildNotice},
+    lateness::Lateness,
+};
 use crate::{
+    capture_time::running_time,
     frame,
     roi::{self, FaceRegion},
-    set,
+    searched, set,
 };
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -54,11 +62,16 @@ impl From<ExecutionProvider> for facepipe_detector::ExecutionProvider {
 struct Settings {
     model: String,
     score_threshold: f32,
+    low_score_threshold: f32,
     nms_threshold: f32,
     interval: u32,
     threads: u32,
     execution_provider: ExecutionProvider,
+    engine_cache: Option<PathBuf>,
     max_faces: u32,
+    motion_threshold: f32,
+    max_gap: u32,
+    qos: bool,
 }
 
 impl Default for Settings {
@@ -66,13 +79,56 @@ impl Default for Settings {
         Self {
             model: AUTO.into(),
             score_threshold: 0.6,
+            low_score_threshold: 0.3,
             nms_threshold: 0.3,
             interval: 1,
             threads: 1,
             execution_provider: ExecutionProvider::default(),
+            engine_cache: None,
             max_faces: 0,
+            motion_threshold: 0.0,
+            max_gap: 30,
+            qos: true,
         }
     }
+}
+
+impl Settings {
+    fn selection(&self) -> Selection {
+        Selection {
+            score_threshold: self.score_threshold,
+            // Candidates are what does not even reach the faces' own threshold.
+            lowest: self.low_score_threshold.min(self.score_threshold),
+            nms_threshold: self.nms_threshold,
+            max_faces: self.max_faces,
+        }
+    }
+}
+
+/// Which of the detector's boxes count.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Selection {
+    score_threshold: f32,
+    lowest: f32,
+    nms_threshold: f32,
+    max_faces: u32,
+}
+
+/// What a searched frame shows.
+#[derive(Debug, Clone, Default)]
+struct Faces {
+    faces: Vec<FaceRegion>,
+    candidates: Vec<FaceRegion>,
+}
+
+/// What became of the frames since the start.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stats {
+    frames: u64,
+    detected: u64,
+    skipped_still: u64,
+    skipped_late: u64,
+    faces: u64,
 }
 
 /// What lives from `start` to `stop`.
@@ -82,6 +138,35 @@ struct State {
     info: Option<VideoInfo>,
     /// Frames seen since the start, a flush or a change of caps.
     frames: u64,
+    /// The frame in which the network ran last, and what it found.
+    last: Option<Last>,
+    scene: Scene,
+}
+
+impl State {
+    /// What was seen before counts no more.
+    fn begin_anew(&mut self) {
+        self.frames = 0;
+        self.last = None;
+        self.scene.forget();
+    }
+}
+
+struct Last {
+    number: u64,
+    selection: Selection,
+    found: Faces,
+}
+
+/// What is done with a frame.
+enum Verdict {
+    /// Not searched: not its turn.
+    Passed,
+    /// Not searched: too late.
+    Late,
+    /// As searched: it shows the same as the last one.
+    Still(Faces),
+    Detected(Faces),
 }
 
 struct OpenDetector {
@@ -93,6 +178,9 @@ struct OpenDetector {
 pub struct FaceDetect {
     settings: Mutex<Settings>,
     state: Mutex<Option<State>>,
+    // Apart from the state, which is locked while the network runs.
+    stats: Mutex<Stats>,
+    lateness: Mutex<Lateness>,
 }
 
 impl FaceDetect {
@@ -104,6 +192,14 @@ impl FaceDetect {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn stats(&self) -> MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lateness(&self) -> MutexGuard<'_, Lateness> {
+        self.lateness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Opens the configured model for frames of this width, unless it is open already.
     fn open(&self, open: &mut Option<OpenDetector>, frame_width: Option<u32>) -> Result<(), DetectorError> {
         let settings = self.settings().clone();
@@ -112,6 +208,11 @@ impl FaceDetect {
         if open.as_ref().is_some_and(|open| open.model == model) {
             return Ok(());
         }
+        let tensor_rt = settings.execution_provider == ExecutionProvider::TensorRt;
+        let engine_cache = tensor_rt.then(|| settings.engine_cache.unwrap_or_else(engine::default_cache));
+        let notice = engine_cache
+            .as_deref()
+            .map(|cache| BuildNotice::begin(self.obj().upcast_ref(), &model, cache, engine::PERIOD));
         let detector = Detector::open(&DetectorConfig {
             model: model.clone(),
             threads: usize::try_from(settings.threads).unwrap_or(1),
@@ -119,9 +220,10 @@ impl FaceDetect {
             score_threshold: settings.score_threshold,
             nms_threshold: settings.nms_threshold,
             max_faces: usize::try_from(settings.max_faces).unwrap_or(0),
-            engine_cache: None,
+            engine_cache,
             library_hints: folders,
         })?;
+        drop(notice);
         gst::info!(CAT, imp = self, "opened {}, input {:?}", model.display(), detector.input_size());
         *open = Some(OpenDetector { model, detector });
         Ok(())
@@ -134,23 +236,95 @@ impl FaceDetect {
         file.as_deref().and_then(Path::parent).map(Path::to_path_buf).into_iter().collect()
     }
 
-    fn detect(
+    /// Searches a frame, or finds that it need not be searched.
+    fn look(
+        &self,
         state: &mut State,
         settings: &Settings,
         buffer: &gst::BufferRef,
-    ) -> Result<Vec<FaceRegion>, gst::ErrorMessage> {
-        let State { detector: Some(OpenDetector { detector, .. }), info: Some(info), .. } = state else {
+    ) -> Result<Verdict, gst::ErrorMessage> {
+        let number = state.frames;
+        state.frames = number.wrapping_add(1);
+        if !number.is_multiple_of(u64::from(settings.interval.max(1))) {
+            return Ok(Verdict::Passed);
+        }
+        let State { detector: Some(OpenDetector { detector, .. }), info: Some(info), last, scene, .. } =
+            state
+        else {
             return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a frame came before its caps")));
         };
-        detector.set_score_threshold(settings.score_threshold).map_err(|e| error_message(&e))?;
-        detector.set_nms_threshold(settings.nms_threshold).map_err(|e| error_message(&e))?;
-        detector.set_max_faces(usize::try_from(settings.max_faces).unwrap_or(0));
+        let recent =
+            last.as_ref().filter(|last| number.saturating_sub(last.number) < u64::from(settings.max_gap));
+        // Even where every frame comes late, some are searched.
+        if settings.qos && recent.is_some() && self.is_late(buffer) {
+            return Ok(Verdict::Late);
+        }
+
         let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, info).map_err(|_| {
             gst::error_msg!(gst::ResourceError::Read, ("a frame cannot be mapped for reading"))
         })?;
         let described = frame::describe(&mapped).map_err(|e| error_message(&e))?;
+        let selection = settings.selection();
+        if settings.motion_threshold > 0.0 {
+            let change = scene.change(&described);
+            let still = change.is_some_and(|change| change <= settings.motion_threshold);
+            if let Some(last) = recent.filter(|last| still && last.selection == selection) {
+                return Ok(Verdict::Still(last.found.clone()));
+            }
+            scene.remember();
+        } else {
+            scene.forget();
+        }
+
+        detector.set_score_threshold(selection.lowest).map_err(|e| error_message(&e))?;
+        detector.set_nms_threshold(selection.nms_threshold).map_err(|e| error_message(&e))?;
+        detector.set_max_faces(usize::try_from(selection.max_faces).unwrap_or(0));
         let detections = detector.detect(&described).map_err(|e| error_message(&e))?;
-        Ok(detections.iter().filter_map(|d| to_region(d, info.width(), info.height())).collect())
+        let regions = |wanted: &dyn Fn(&Detection) -> bool| -> Vec<FaceRegion> {
+            let wanted = detections.iter().filter(|detection| wanted(detection));
+            wanted.filter_map(|d| to_region(d, info.width(), info.height())).collect()
+        };
+        let found = Faces {
+            faces: regions(&|d| d.score > selection.score_threshold),
+            candidates: regions(&|d| d.score <= selection.score_threshold),
+        };
+        *last = Some(Last { number, selection, found: found.clone() });
+        Ok(Verdict::Detected(found))
+    }
+
+    fn count(&self, verdict: &Verdict) {
+        let mut stats = self.stats();
+        stats.frames += 1;
+        match verdict {
+            Verdict::Passed => {}
+            Verdict::Late => stats.skipped_late += 1,
+            Verdict::Still(_) => stats.skipped_still += 1,
+            Verdict::Detected(found) => {
+                stats.detected += 1;
+                stats.faces += u64::try_from(found.faces.len()).unwrap_or(0);
+                gst::trace!(CAT, imp = self, "{} faces in frame {}", found.faces.len(), stats.frames);
+            }
+        }
+    }
+
+    fn is_late(&self, buffer: &gst::BufferRef) -> bool {
+        let element = self.obj();
+        let Some(due) = running_time(Some(&element.segment()), buffer) else { return false };
+        let mut lateness = self.lateness();
+        if lateness.wants_latency() {
+            // Downstream may want to say something while upstream answers.
+            drop(lateness);
+            let mut query = gst::query::Latency::new();
+            let answer = element.sink_pad().peer_query(&mut query).then(|| query.result());
+            lateness = self.lateness();
+            lateness.set_latency(answer.map(|(live, minimum, _)| (live, minimum)));
+        }
+        let now = element.current_running_time();
+        let late = lateness.is_late(due, now);
+        if late {
+            gst::debug!(CAT, imp = self, "the frame of {due} came late, at {now:?}");
+        }
+        late
     }
 }
 
@@ -224,6 +398,17 @@ impl ObjectImpl for FaceDetect {
                     .default_value(defaults.score_threshold)
                     .mutable_playing()
                     .build(),
+                glib::ParamSpecFloat::builder("low-score-threshold")
+                    .nick("Low score threshold")
+                    .blurb(
+                        "What scores more than this and not enough for a face is attached as face-candidate, which \
+                         only facetrack reads: it may continue a track, never begin one (1 = none)",
+                    )
+                    .minimum(0.0)
+                    .maximum(1.0)
+                    .default_value(defaults.low_score_threshold)
+                    .mutable_playing()
+                    .build(),
                 glib::ParamSpecFloat::builder("nms-threshold")
                     .nick("NMS threshold")
                     .blurb("Of two faces that overlap by more than this (intersection over union), one is kept")
@@ -234,7 +419,7 @@ impl ObjectImpl for FaceDetect {
                     .build(),
                 glib::ParamSpecUInt::builder("interval")
                     .nick("Interval")
-                    .blurb("Look for faces in every n-th frame; the others pass without metadata")
+                    .blurb("Look for faces in every n-th frame; the others pass without faces, unless facetrack predicts them")
                     .minimum(1)
                     .default_value(defaults.interval)
                     .mutable_playing()
@@ -252,11 +437,55 @@ impl ObjectImpl for FaceDetect {
                     .blurb("Where the detector runs; one that cannot be had is an error, never a run on the CPU")
                     .mutable_ready()
                     .build(),
+                glib::ParamSpecString::builder("engine-cache")
+                    .nick("Engine cache")
+                    .blurb(
+                        "Folder for the engines that TensorRT builds, which takes minutes the first time; unset, \
+                         facepipe/tensorrt in the user's cache folder",
+                    )
+                    .mutable_ready()
+                    .build(),
                 glib::ParamSpecUInt::builder("max-faces")
                     .nick("Maximum number of faces")
                     .blurb("Keep the faces with the highest scores only, so many per frame (0 = all)")
                     .default_value(defaults.max_faces)
                     .mutable_playing()
+                    .build(),
+                glib::ParamSpecFloat::builder("motion-threshold")
+                    .nick("Motion threshold")
+                    .blurb(
+                        "While no part of the picture has changed by more than this since the last search, frames \
+                         keep the faces of then and the detector rests. In grey levels of 255, the mean of a cell of \
+                         1/60 of the frame's longer side; 3 is recommended, more for noisy cameras (0 = off)",
+                    )
+                    .minimum(0.0)
+                    .maximum(255.0)
+                    .default_value(defaults.motion_threshold)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("max-gap")
+                    .nick("Maximum gap")
+                    .blurb("Search at least every n-th frame, however still the scene and however late the frames")
+                    .minimum(1)
+                    .default_value(defaults.max_gap)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecBoolean::builder("qos")
+                    .nick("Quality of service")
+                    .blurb(
+                        "Late frames pass without a search: those that a sink says are late, and in live pipelines \
+                         those that come 200 ms later than the latency allows. No frame is dropped",
+                    )
+                    .default_value(defaults.qos)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                    .nick("Statistics")
+                    .blurb(
+                        "Since the start: frames, detected (frames that the detector searched), skipped-still, \
+                         skipped-late, faces (all that were found); each uint64",
+                    )
+                    .read_only()
                     .build(),
             ]
         });
@@ -271,11 +500,19 @@ impl ObjectImpl for FaceDetect {
                 settings.model = model.filter(|m| !m.is_empty()).unwrap_or_else(|| AUTO.into());
             }
             ("score-threshold", value) => set(&mut settings.score_threshold, value),
+            ("low-score-threshold", value) => set(&mut settings.low_score_threshold, value),
             ("nms-threshold", value) => set(&mut settings.nms_threshold, value),
             ("interval", value) => set(&mut settings.interval, value),
             ("threads", value) => set(&mut settings.threads, value),
             ("execution-provider", value) => set(&mut settings.execution_provider, value),
+            ("engine-cache", value) => {
+                let folder: Option<String> = value.get().unwrap_or_default();
+                settings.engine_cache = folder.filter(|f| !f.is_empty()).map(PathBuf::from);
+            }
             ("max-faces", value) => set(&mut settings.max_faces, value),
+            ("motion-threshold", value) => set(&mut settings.motion_threshold, value),
+            ("max-gap", value) => set(&mut settings.max_gap, value),
+            ("qos", value) => set(&mut settings.qos, value),
             (name, _) => gst::error!(CAT, imp = self, "no property {name}"),
         }
     }
@@ -285,11 +522,17 @@ impl ObjectImpl for FaceDetect {
         match pspec.name() {
             "model" => settings.model.to_value(),
             "score-threshold" => settings.score_threshold.to_value(),
+            "low-score-threshold" => settings.low_score_threshold.to_value(),
             "nms-threshold" => settings.nms_threshold.to_value(),
             "interval" => settings.interval.to_value(),
             "threads" => settings.threads.to_value(),
             "execution-provider" => settings.execution_provider.to_value(),
+            "engine-cache" => settings.engine_cache.as_ref().map(|f| f.display().to_string()).to_value(),
             "max-faces" => settings.max_faces.to_value(),
+            "motion-threshold" => settings.motion_threshold.to_value(),
+            "max-gap" => settings.max_gap.to_value(),
+            "qos" => settings.qos.to_value(),
+            "stats" => stats_structure(*self.stats()).to_value(),
             _ => pspec.default_value().clone(),
         }
     }
@@ -328,6 +571,8 @@ impl BaseTransformImpl for FaceDetect {
             self.open(&mut state.detector, None).map_err(|e| error_message(&e))?;
         }
         *self.state() = Some(state);
+        *self.stats() = Stats::default();
+        *self.lateness() = Lateness::default();
         Ok(())
     }
 
@@ -347,7 +592,7 @@ impl BaseTransformImpl for FaceDetect {
             return Err(gst::loggable_error!(CAT, "{error}"));
         }
         state.info = Some(info);
-        state.frames = 0;
+        state.begin_anew();
         Ok(())
     }
 
@@ -355,9 +600,22 @@ impl BaseTransformImpl for FaceDetect {
         if event.type_() == gst::EventType::FlushStop
             && let Some(state) = self.state().as_mut()
         {
-            state.frames = 0;
+            state.begin_anew();
+            self.lateness().flush();
         }
         self.parent_sink_event(event)
+    }
+
+    fn src_event(&self, event: gst::Event) -> bool {
+        match event.view() {
+            gst::EventView::Qos(qos) => {
+                let (_, _, difference, timestamp) = qos.get();
+                self.lateness().take_qos(difference, timestamp);
+            }
+            gst::EventView::Latency(latency) => self.lateness().configure(latency.latency()),
+            _ => {}
+        }
+        self.parent_src_event(event)
     }
 
     fn propose_allocation(
@@ -377,23 +635,37 @@ impl BaseTransformImpl for FaceDetect {
         let settings = self.settings().clone();
         let mut guard = self.state();
         let state = guard.as_mut().ok_or(gst::FlowError::Flushing)?;
-        let number = state.frames;
-        state.frames = number.wrapping_add(1);
-        if !number.is_multiple_of(u64::from(settings.interval.max(1))) {
-            return Ok(gst::FlowSuccess::Ok);
-        }
-        let faces = match Self::detect(state, &settings, buffer) {
-            Ok(faces) => faces,
+        let verdict = match self.look(state, &settings, buffer) {
+            Ok(verdict) => verdict,
             Err(message) => {
                 drop(guard);
                 self.post_error_message(message);
                 return Err(gst::FlowError::Error);
             }
         };
-        gst::trace!(CAT, imp = self, "{} faces in frame {number}", faces.len());
-        for face in &faces {
+        drop(guard);
+        self.count(&verdict);
+        let found = match verdict {
+            Verdict::Passed | Verdict::Late => None,
+            Verdict::Still(found) | Verdict::Detected(found) => Some(found),
+        };
+        searched::mark(buffer, found.is_some());
+        for face in found.iter().flat_map(|found| &found.faces) {
             roi::attach_face(buffer, face);
+        }
+        for candidate in found.iter().flat_map(|found| &found.candidates) {
+            roi::attach_candidate(buffer, candidate);
         }
         Ok(gst::FlowSuccess::Ok)
     }
+}
+
+fn stats_structure(stats: Stats) -> gst::Structure {
+    gst::Structure::builder("facepipe-facedetect-stats")
+        .field("frames", stats.frames)
+        .field("detected", stats.detected)
+        .field("skipped-still", stats.skipped_still)
+        .field("skipped-late", stats.skipped_late)
+        .field("faces", stats.faces)
+        .build()
 }

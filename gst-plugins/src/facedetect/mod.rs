@@ -11,6 +11,29 @@
  * touched, and no colour conversion is needed before the element: it reads what decoders and webcams deliver,
  * NV12, NV21, I420, YV12, YUY2, UYVY, Y42B, Y444 and the RGB formats, by the matrix and range of their caps.
  *
+ * Boxes that score between `low-score-threshold` and `score-threshold` are attached with the `roi_type`
+ * `face-candidate`. They are for `facetrack`, which turns those that continue a track into faces.
+ *
+ * ## Not every frame is searched
+ *
+ * - `interval=3` searches every third frame. The others carry a mark, so that `facetrack` knows them from frames
+ *   without faces and predicts where the faces are.
+ * - `motion-threshold=3` lets the detector rest while nothing moves: the frame is compared with the one that was
+ *   searched last, cell by cell, on a small picture of luma that is sampled straight from the planes. While no
+ *   cell has changed by more than so many grey levels (of 255), the faces of then are attached again.
+ * - With `qos` (the default), frames that come late pass without being searched, so that a detector that is too
+ *   slow for the camera costs faces and not an ever longer delay. What is late is said by sinks that send QoS
+ *   events (`qos=true sync=true`); where the source is live, frames that come more than 200 ms after the time that
+ *   the pipeline's latency allows are late, too. Recordings that run as fast as they can have no late frames.
+ *
+ * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval`. `stats` counts.
+ *
+ * ## Accelerators
+ *
+ * `execution-provider` runs the network on CUDA, TensorRT or OpenVINO, where the ONNX Runtime library has it; what
+ * cannot be had is an error. TensorRT builds an engine for the model and the device, which takes minutes and is kept in
+ * `engine-cache`; meanwhile the element posts progress messages with the code `tensorrt-engine`.
+ *
  * The same element is also registered as `facepipe-facedetect`, since the OpenCV plugin has a `facedetect`
  * too.
  *
@@ -34,7 +57,9 @@
  * gst-launch-1.0 videotestsrc num-buffers=30 ! facedetect model=rfb-320 ! fakesink
  * ]|
  */
+mod engine;
 mod imp;
+mod lateness;
 
 use gst::{glib, prelude::*};
 

@@ -36,7 +36,7 @@ struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_age: 1000, min_hits: 1, iou_threshold: 0.2 }
+        Self { max_age: 2000, min_hits: 1, iou_threshold: 0.2 }
     }
 }
 

@@ -117,7 +117,7 @@ pub struct TrackerConfig {
 
 impl Default for TrackerConfig {
     fn default() -> Self {
-        Self { max_age: Duration::from_secs(1), min_hits: 1, iou_threshold: 0.2 }
+        Self { max_age: Duration::from_secs(2), min_hits: 1, iou_threshold: 0.2 }
     }
 }
 
@@ -303,4 +303,162 @@ fn widened_overlap(predicted: &Bounds, found: &Bounds, (x, y): (f64, f64)) -> f6
     let (width, height) = (predicted.width().min(found.width()), predicted.height().min(found.height()));
     let margin = (x.min(WIDEN_MOST * width), y.min(WIDEN_MOST * height));
     predicted.widened(margin).iou(&found.widened(margin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn face(left: f64, top: f64) -> Bounds {
+        Bounds { left, top, right: left + 80.0, bottom: top + 100.0 }
+    }
+
+    fn seen(bounds: Bounds) -> Observation {
+        Observation { bounds, score: 0.9, weak: false }
+    }
+
+    fn weak(bounds: Bounds) -> Observation {
+        Observation { weak: true, score: 0.4, ..seen(bounds) }
+    }
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// The tracker and its configuration.
+    struct Run(Tracker, TrackerConfig);
+
+    impl Run {
+        fn new(config: TrackerConfig) -> Self {
+            Self(Tracker::default(), config)
+        }
+
+        fn searched(&mut self, milliseconds: u64, observations: &[Observation]) -> Update {
+            self.0.searched(ms(milliseconds), observations, &self.1)
+        }
+
+        fn ids(&mut self, milliseconds: u64, observations: &[Observation]) -> Vec<Option<i32>> {
+            self.searched(milliseconds, observations).ids
+        }
+    }
+
+    #[test]
+    fn overlap_is_that_of_the_areas() {
+        let a = face(0.0, 0.0);
+        assert_eq!(a.iou(&a), 1.0);
+        assert!((a.iou(&face(40.0, 0.0)) - 1.0 / 3.0).abs() < 1e-12);
+        assert_eq!(a.iou(&face(80.0, 0.0)), 0.0);
+        let none = Bounds { left: 5.0, top: 5.0, right: 5.0, bottom: 5.0 };
+        assert_eq!((a.iou(&none), none.iou(&none)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn faces_at_any_frame_rate_are_followed_by_the_same_settings() {
+        for rate in [6, 10, 15, 30, 60] {
+            let mut run = Run::new(TrackerConfig::default());
+            // Four of its heights per second to the right, down by half a height per second.
+            for frame in 0..3 * rate {
+                let milliseconds = frame * 1000 / rate;
+                let seconds = Duration::from_millis(milliseconds).as_secs_f64();
+                let at = face(100.0 + 400.0 * seconds, 100.0 + 50.0 * seconds);
+                assert_eq!(run.ids(milliseconds, &[seen(at)]), [Some(1)], "{rate} per second, frame {frame}");
+            }
+        }
+    }
+
+    #[test]
+    fn frames_may_come_at_any_time() {
+        let mut run = Run::new(TrackerConfig::default());
+        let mut milliseconds = 0;
+        for step in [33, 33, 500, 33, 120, 33, 700, 33, 33, 1000, 250] {
+            milliseconds += step;
+            let at = face(0.2 * Duration::from_millis(milliseconds).as_secs_f64() * 1000.0, 50.0);
+            assert_eq!(run.ids(milliseconds, &[seen(at)]), [Some(1)], "after {milliseconds} ms");
+        }
+    }
+
+    #[test]
+    fn neighbours_that_stand_close_do_not_take_over_each_other() {
+        let mut run = Run::new(TrackerConfig::default());
+        let (left, right) = (face(100.0, 100.0), face(185.0, 100.0));
+        assert_eq!(run.ids(0, &[seen(left), seen(right)]), [Some(1), Some(2)]);
+        for frame in 1..20 {
+            // One of them is missed at times.
+            let expected = if frame % 3 == 0 { vec![(right, 2)] } else { vec![(right, 2), (left, 1)] };
+            let boxes: Vec<_> = expected.iter().map(|(bounds, _)| seen(*bounds)).collect();
+            let ids: Vec<_> = expected.iter().map(|(_, id)| Some(*id)).collect();
+            assert_eq!(run.ids(frame * 166, &boxes), ids, "frame {frame}");
+        }
+    }
+
+    #[test]
+    fn a_face_of_quite_another_size_is_another() {
+        let mut run = Run::new(TrackerConfig::default());
+        run.searched(0, &[seen(face(100.0, 100.0))]);
+        let small = Bounds { left: 150.0, top: 180.0, right: 175.0, bottom: 210.0 };
+        assert_eq!(run.ids(40, &[seen(small)]), [Some(2)]);
+    }
+
+    #[test]
+    fn the_threshold_decides_how_far_a_face_may_be_from_where_it_should_be() {
+        for (iou_threshold, expected) in [(0.2, Some(1)), (0.6, Some(2))] {
+            let mut run = Run::new(TrackerConfig { iou_threshold, ..TrackerConfig::default() });
+            // It has stood still for so long that its uncertainty is small.
+            for frame in 0..50 {
+                run.searched(frame * 40, &[seen(face(100.0, 100.0))]);
+            }
+            // 40 of 120 pixels overlap.
+            assert_eq!(run.ids(2000, &[seen(face(140.0, 100.0))]), [expected], "{iou_threshold}");
+        }
+    }
+
+    #[test]
+    fn sure_boxes_come_before_weak_ones() {
+        let mut run = Run::new(TrackerConfig::default());
+        run.searched(0, &[seen(face(100.0, 100.0))]);
+        // The weak one fits better.
+        let boxes = [weak(face(100.0, 100.0)), seen(face(130.0, 100.0))];
+        assert_eq!(run.ids(40, &boxes), [None, Some(1)]);
+        assert_eq!(run.ids(80, &[weak(face(135.0, 100.0))]), [Some(1)], "alone it will do");
+        assert_eq!(run.ids(120, &[weak(face(600.0, 100.0))]), [None], "but not begin anything");
+    }
+
+    #[test]
+    fn ids_are_never_given_again_and_ends_are_told_once() {
+        let mut run = Run::new(TrackerConfig { max_age: ms(100), ..TrackerConfig::default() });
+        let mut given = Vec::new();
+        let mut ended = Vec::new();
+        for round in 0..20 {
+            let begin = 1000 * round;
+            let update = run.searched(begin, &[seen(face(100.0, 100.0)), seen(face(600.0, 100.0))]);
+            given.extend(update.ids.into_iter().flatten());
+            ended.extend(update.ended);
+            // Reset, faded away or cut off by a pause without frames, in turn.
+            match round % 3 {
+                0 => ended.extend(run.0.reset()),
+                1 => ended.extend((1..5).flat_map(|i| run.searched(begin + 50 * i, &[]).ended)),
+                _ => {}
+            }
+        }
+        ended.extend(run.0.reset());
+        let all: Vec<i32> = (1..=40).collect();
+        assert_eq!((given, ended), (all.clone(), all));
+    }
+
+    #[test]
+    fn predictions_go_on_from_the_last_search() {
+        let config = TrackerConfig::default();
+        let mut run = Run::new(config);
+        for frame in 0..20_u32 {
+            run.searched(u64::from(frame) * 100, &[seen(face(100.0 + 10.0 * f64::from(frame), 100.0))]);
+        }
+        for (milliseconds, left) in [(1950, 295.0), (2000, 300.0), (2100, 310.0)] {
+            let (predictions, ended) = run.0.passed(ms(milliseconds), &config);
+            assert!(ended.is_empty());
+            let [only] = &predictions[..] else { panic!("{predictions:?}") };
+            assert_eq!((only.id, only.score), (1, 0.9));
+            assert!((only.bounds.left - left).abs() < 1.0, "{milliseconds}: {:?}", only.bounds);
+        }
+        assert_eq!(run.ids(2200, &[seen(face(320.0, 100.0))]), [Some(1)]);
+    }
 }

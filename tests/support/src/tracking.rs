@@ -75,6 +75,11 @@ impl Truth {
         self.walkers.keys().copied().collect()
     }
 
+    /// The number of frames.
+    pub fn frames(&self) -> usize {
+        self.frames.len()
+    }
+
     /// Compares tracks with walkers. In each frame, boxes are paired one to one so that their overlaps sum up to
     /// the most, from `min_iou` on; then each walker gets the one track, and each track the one walker, so that
     /// most pairs are right.
@@ -121,17 +126,6 @@ impl Truth {
             walkers: walkers.len(),
             seen,
         }
-    }
-
-    /// Overlaps of each walker's box with the nearest of the frame's boxes, in all frames.
-    pub fn overlaps(&self, frames: &[Frame]) -> Vec<f64> {
-        let pairs = self.frames.iter().zip(frames);
-        let nearest = |bounds: Bounds, found: &Frame| {
-            found.iter().map(|(_, other)| iou(bounds, *other)).fold(0.0, f64::max)
-        };
-        pairs
-            .flat_map(|(truth, found)| truth.iter().map(move |walker| nearest(walker.bounds, found)))
-            .collect()
     }
 }
 

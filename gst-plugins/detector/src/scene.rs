@@ -1,0 +1,277 @@
+//! Says whether a camera sees the same as before, from a small picture of luma sampled straight from the planes.
+
+use crate::{Frame, PixelFormat};
+
+/// The longer side of a frame is divided into about so many blocks.
+const BLOCKS: usize = 240;
+/// Smallest side of a block in pixels.
+const SMALLEST_BLOCK: usize = 4;
+/// Samples per block across and down. Their mean has a quarter of a pixel's noise.
+const SAMPLES: usize = 4;
+
+/// Remembers a frame and compares others with it.
+///
+/// The frame is divided into blocks of a 240th of its longer side (8 pixels at 1080p, at least 4), each reduced to
+/// the mean luma of 16 of its pixels. Four by four blocks are a cell; cells overlap by half. The change between two
+/// frames is that of the cell that changed most: the mean absolute difference of its blocks, in grey levels (0 to
+/// 255). A mean over the whole frame would not notice a face in a corner, and a single pixel is mostly noise.
+#[derive(Debug, Default)]
+pub struct Scene {
+    key: Option<(PixelFormat, usize, usize)>,
+    columns: usize,
+    /// Blocks of the last frame that was looked at, row by row.
+    current: Vec<u8>,
+    /// Blocks of the remembered frame; empty without one.
+    remembered: Vec<u8>,
+    /// Where the samples of a row of blocks lie across.
+    offsets: Vec<usize>,
+}
+
+impl Scene {
+    /// Looks at a frame; returns how much it differs from the remembered one, in grey levels. Nothing where none of
+    /// its format and size is remembered.
+    pub fn change(&mut self, frame: &Frame<'_>) -> Option<f32> {
+        let key = (frame.format(), frame.width(), frame.height());
+        if self.key != Some(key) {
+            self.key = Some(key);
+            self.remembered.clear();
+        }
+        self.sample(frame);
+        if self.remembered.is_empty() {
+            return None;
+        }
+        Some(greatest_change(&self.current, &self.remembered, self.columns))
+    }
+
+    /// Remembers the frame that was looked at last.
+    pub fn remember(&mut self) {
+        self.remembered.clone_from(&self.current);
+    }
+
+    /// Remembers nothing.
+    pub fn forget(&mut self) {
+        self.remembered.clear();
+    }
+
+    fn sample(&mut self, frame: &Frame<'_>) {
+        let (width, height) = (frame.width(), frame.height());
+        let block = (width.max(height) / BLOCKS).max(SMALLEST_BLOCK);
+        self.columns = width.div_ceil(block);
+        let layout = Layout::of(frame.format());
+        self.offsets.clear();
+        let across = (0..self.columns).flat_map(|column| samples(column, block, width));
+        self.offsets.extend(across.map(|x| layout.first + x * layout.step));
+
+        self.current.clear();
+        let mut sums = vec![0_u32; self.columns];
+        for row in 0..height.div_ceil(block) {
+            sums.fill(0);
+            for y in samples(row, block, height) {
+                let bytes = frame.row(0, y);
+                for (sum, offsets) in sums.iter_mut().zip(self.offsets.as_chunks::<SAMPLES>().0) {
+                    *sum += offsets.iter().map(|&offset| layout.luma(bytes, offset)).sum::<u32>();
+                }
+            }
+            let mean = |sum: &u32| u8::try_from(sum / 16).unwrap_or(u8::MAX);
+            self.current.extend(sums.iter().map(mean));
+        }
+    }
+}
+
+/// Positions of a block's samples along one side, evenly spaced, inside the frame.
+fn samples(block: usize, side: usize, length: usize) -> [usize; SAMPLES] {
+    std::array::from_fn(|i| (block * side + (2 * i + 1) * side / (2 * SAMPLES)).min(length - 1))
+}
+
+/// Where luma lies in a row of the first plane.
+struct Layout {
+    /// Bytes before the first pixel's value.
+    first: usize,
+    /// Bytes from pixel to pixel.
+    step: usize,
+    /// Whether the three bytes from there on are colours and not luma.
+    colors: bool,
+}
+
+impl Layout {
+    const fn of(format: PixelFormat) -> Self {
+        let (first, step, colors) = match format {
+            PixelFormat::Nv12
+            | PixelFormat::I420
+            | PixelFormat::Nv21
+            | PixelFormat::Yv12
+            | PixelFormat::Y42b
+            | PixelFormat::Y444 => (0, 1, false),
+            PixelFormat::Yuy2 => (0, 2, false),
+            PixelFormat::Uyvy => (1, 2, false),
+            PixelFormat::Rgb | PixelFormat::Bgr => (0, 3, true),
+            PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => (0, 4, true),
+        };
+        Self { first, step, colors }
+    }
+
+    fn luma(&self, row: &[u8], offset: usize) -> u32 {
+        if !self.colors {
+            return row.get(offset).copied().unwrap_or(0).into();
+        }
+        // Green as much as red and blue together: near enough to luma, whichever of these two comes first.
+        match row.get(offset..offset + 3) {
+            Some(&[a, green, b]) => (u32::from(a) + 2 * u32::from(green) + u32::from(b)) / 4,
+            _ => 0,
+        }
+    }
+}
+
+/// The largest mean difference of any cell.
+fn greatest_change(current: &[u8], remembered: &[u8], columns: usize) -> f32 {
+    let differences: Vec<u32> =
+        current.iter().zip(remembered).map(|(&a, &b)| u32::from(a.abs_diff(b))).collect();
+    // Quarters of cells first, which up to four cells share.
+    let (quarters, columns) = sums_of_four(&differences, columns, 2);
+    let (cells, _) = sums_of_four(&quarters, columns, 1);
+    let most = cells.into_iter().max().unwrap_or(0);
+    // Of 16 blocks, each 255 at most.
+    u16::try_from(most).map_or(f32::MAX, f32::from) / 16.0
+}
+
+/// Sums over two by two neighbours, starting at every `step`-th row and column; and the columns of the result. At
+/// the right and lower edge, what has no neighbour is its own.
+fn sums_of_four(values: &[u32], columns: usize, step: usize) -> (Vec<u32>, usize) {
+    let rows = values.len() / columns.max(1);
+    let starts = |length: usize| if step == 1 { length.max(2) - 1 } else { length.div_ceil(step) };
+    let neighbours = |start: usize, length: usize| [start, (start + 1).min(length - 1)];
+    let sums = (0..starts(rows)).flat_map(|row| {
+        let rows = neighbours(row * step, rows);
+        (0..starts(columns)).map(move |column| {
+            let columns_of = neighbours(column * step, columns);
+            let places = rows.into_iter().flat_map(|row| columns_of.map(|column| row * columns + column));
+            places.filter_map(|place| values.get(place)).sum()
+        })
+    });
+    (sums.collect(), starts(columns))
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
+mod tests {
+    use super::*;
+    use crate::{ColorMatrix, ColorRange};
+
+    /// A frame whose luma (or grey) at x, y is `luma(x, y)`, in any format, chroma 128, rows 5 bytes longer than
+    /// needed.
+    fn planes(
+        format: PixelFormat,
+        width: usize,
+        height: usize,
+        luma: impl Fn(usize, usize) -> u8,
+    ) -> Vec<(Vec<u8>, usize)> {
+        (0..format.planes())
+            .map(|plane| {
+                let (bytes, rows) = format.plane_size(plane, width, height);
+                let stride = bytes + 5;
+                let mut data = vec![128; stride * rows];
+                let layout = Layout::of(format);
+                if plane == 0 {
+                    for y in 0..height {
+                        for x in 0..width {
+                            let at = y * stride + layout.first + x * layout.step;
+                            let bytes = if layout.colors { 3 } else { 1 };
+                            data[at..at + bytes].fill(luma(x, y));
+                        }
+                    }
+                }
+                (data, stride)
+            })
+            .collect()
+    }
+
+    fn look(
+        scene: &mut Scene,
+        format: PixelFormat,
+        (width, height): (usize, usize),
+        luma: impl Fn(usize, usize) -> u8,
+    ) -> Option<f32> {
+        let planes = planes(format, width, height, luma);
+        let data: Vec<&[u8]> = planes.iter().map(|(data, _)| &data[..]).collect();
+        let strides: Vec<usize> = planes.iter().map(|(_, stride)| *stride).collect();
+        let (matrix, range) = (ColorMatrix::default(), ColorRange::default());
+        let frame = Frame::new(format, width as u32, height as u32, &data, &strides, matrix, range).unwrap();
+        scene.change(&frame)
+    }
+
+    /// Anything but flat, the same each time.
+    fn texture(x: usize, y: usize) -> u8 {
+        ((x / 5 * 37 + y / 7 * 91) % 200) as u8 + 20
+    }
+
+    #[test]
+    fn the_same_scene_has_not_changed_in_any_format() {
+        for format in PixelFormat::ALL {
+            let mut scene = Scene::default();
+            assert_eq!(look(&mut scene, format, (322, 241), texture), None, "nothing is remembered");
+            scene.remember();
+            assert_eq!(look(&mut scene, format, (322, 241), texture), Some(0.0), "{format:?}");
+            let brighter = look(&mut scene, format, (322, 241), |x, y| texture(x, y) + 9);
+            assert_eq!(brighter, Some(9.0), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_small_thing_in_any_corner_is_a_change_wherever_the_cells_lie() {
+        let size = (1920, 1080);
+        for (left, top) in [(0, 0), (1896, 0), (0, 1056), (1896, 1056), (947, 533), (960, 544)] {
+            let mut scene = Scene::default();
+            look(&mut scene, PixelFormat::I420, size, |_, _| 90);
+            scene.remember();
+            // A face of 24 pixels, 40 levels brighter than the wall behind it.
+            let inside = |x: usize, y: usize| (left..left + 24).contains(&x) && (top..top + 24).contains(&y);
+            let change =
+                look(&mut scene, PixelFormat::I420, size, |x, y| if inside(x, y) { 130 } else { 90 });
+            // It fills at least 9 of 16 blocks but for its margins.
+            assert!(change.unwrap() > 14.0, "{left} {top}: {change:?}");
+        }
+    }
+
+    #[test]
+    fn noise_is_far_less_of_a_change_than_its_amplitude() {
+        let noisy = |seed: usize| {
+            move |x: usize, y: usize| {
+                let mut hash = (x * 73_856_093) ^ (y * 19_349_663) ^ (seed * 83_492_791);
+                hash = (hash ^ (hash >> 13)).wrapping_mul(0x5bd1_e995);
+                100 + ((hash >> 15) % 17) as u8
+            }
+        };
+        let mut scene = Scene::default();
+        look(&mut scene, PixelFormat::Nv12, (1280, 720), noisy(1));
+        scene.remember();
+        // Uniform over 17 levels: a standard deviation of 4.9.
+        let change = look(&mut scene, PixelFormat::Nv12, (1280, 720), noisy(2)).unwrap();
+        assert!((0.5..3.0).contains(&change), "{change}");
+    }
+
+    #[test]
+    fn what_is_remembered_stays_until_told_otherwise() {
+        let mut scene = Scene::default();
+        let size = (64, 48);
+        look(&mut scene, PixelFormat::Rgb, size, |_, _| 10);
+        scene.remember();
+        // A slow change adds up.
+        for level in 11..20 {
+            assert_eq!(look(&mut scene, PixelFormat::Rgb, size, |_, _| level), Some(f32::from(level - 10)));
+        }
+        assert_eq!(look(&mut scene, PixelFormat::Rgb, (64, 50), |_, _| 10), None, "another size");
+        scene.remember();
+        scene.forget();
+        assert_eq!(look(&mut scene, PixelFormat::Rgb, (64, 50), |_, _| 10), None);
+    }
+
+    #[test]
+    fn the_smallest_frames_are_compared_too() {
+        for size in [(1, 1), (1, 40), (40, 1), (3, 5), (9, 9), (17, 8)] {
+            let mut scene = Scene::default();
+            look(&mut scene, PixelFormat::I420, size, |_, _| 50);
+            scene.remember();
+            assert_eq!(look(&mut scene, PixelFormat::I420, size, |_, _| 57), Some(7.0), "{size:?}");
+        }
+    }
+}

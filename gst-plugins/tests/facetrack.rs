@@ -1,0 +1,461 @@
+//! `facetrack`: frames with face metadata in, the same with track ids out.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::{face, init, with_faces};
+use gst::prelude::*;
+use gst_check::Harness;
+use gst_video::VideoRegionOfInterestMeta;
+use gstfacepipe::{
+    roi::{self, FaceRegion, attach_candidate, candidates, faces, faces_and_predictions},
+    searched, track_events,
+};
+
+const CAPS: &str = "video/x-raw,format=NV12,width=1920,height=1080,framerate=6/1";
+
+/// What leaves the element, in its order.
+#[derive(Debug, Clone, PartialEq)]
+enum Sent {
+    Frame(u64),
+    Ended(Vec<i32>),
+    Caps,
+    Eos,
+    FlushStop,
+}
+
+/// The element, and what it has sent.
+struct Track {
+    harness: Harness,
+    sent: Arc<Mutex<Vec<Sent>>>,
+}
+
+impl Track {
+    fn new(properties: &str) -> Self {
+        init();
+        let mut harness = Harness::new_parse(&format!("facepipe-facetrack name=track {properties}"));
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let log = sent.clone();
+        let kinds =
+            gst::PadProbeType::BUFFER | gst::PadProbeType::EVENT_DOWNSTREAM | gst::PadProbeType::EVENT_FLUSH;
+        element(&harness).static_pad("src").unwrap().add_probe(kinds, move |_, info| {
+            let sent = match &info.data {
+                Some(gst::PadProbeData::Buffer(frame)) => {
+                    Some(Sent::Frame(frame.pts().map_or(0, |t| t.mseconds())))
+                }
+                Some(gst::PadProbeData::Event(event)) => match event.type_() {
+                    gst::EventType::CustomDownstream => track_events::ended_tracks(event).map(Sent::Ended),
+                    gst::EventType::Caps => Some(Sent::Caps),
+                    gst::EventType::Eos => Some(Sent::Eos),
+                    gst::EventType::FlushStop => Some(Sent::FlushStop),
+                    _ => None,
+                },
+                _ => None,
+            };
+            log.lock().unwrap().extend(sent);
+            gst::PadProbeReturn::Ok
+        });
+        harness.set_src_caps_str(CAPS);
+        sent.lock().unwrap().clear();
+        Self { harness, sent }
+    }
+
+    /// Sends a frame of so many milliseconds through, made by `edit`.
+    fn push(
+        &mut self,
+        milliseconds: u64,
+        faces: &[FaceRegion],
+        edit: impl FnOnce(&mut gst::BufferRef),
+    ) -> gst::Buffer {
+        let mut frame = with_faces(gst::Buffer::new(), milliseconds, faces);
+        edit(frame.make_mut());
+        self.harness.push_and_pull(frame).unwrap()
+    }
+
+    /// The ids that the faces of a frame get, 0 for none.
+    fn ids(&mut self, milliseconds: u64, boxes: &[FaceRegion]) -> Vec<i32> {
+        ids(&faces(&self.push(milliseconds, boxes, |_| {})))
+    }
+
+    /// What was sent since the last call.
+    fn sent(&self) -> Vec<Sent> {
+        std::mem::take(&mut self.sent.lock().unwrap())
+    }
+}
+
+fn element(harness: &Harness) -> gst::Element {
+    harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("track").unwrap()
+}
+
+fn ids(faces: &[FaceRegion]) -> Vec<i32> {
+    faces.iter().map(|face| face.track_id.unwrap_or(0)).collect()
+}
+
+/// A face that walks 8 pixels to the right per 40 ms, from x = 100 on.
+fn walker(milliseconds: u64) -> FaceRegion {
+    face(100 + (milliseconds / 5) as u32, 400, 60, 80)
+}
+
+#[test]
+fn a_walking_face_keeps_its_id_and_its_box() {
+    let mut track = Track::new("");
+    for frame in 0..100 {
+        let expected = FaceRegion { track_id: Some(1), ..walker(40 * frame) };
+        assert_eq!(faces(&track.push(40 * frame, &[walker(40 * frame)], |_| {})), [expected]);
+    }
+    assert!(!track.sent().iter().any(|sent| matches!(sent, Sent::Ended(_))));
+}
+
+#[test]
+fn faces_that_cross_keep_their_ids_at_6_and_at_30_frames_per_second() {
+    for rate in [6, 30] {
+        let mut track = Track::new("");
+        // One walks right, one left, 300 pixels per second each; they meet in the middle, one above the other.
+        for frame in 0..4 * rate {
+            let ms = frame * 1000 / rate;
+            let way = (ms * 3 / 10) as u32;
+            let boxes = [face(300 + way, 400, 60, 80), face(1500 - way, 425, 60, 80)];
+            let swapped = [boxes[1], boxes[0]];
+            let (order, expected) = if frame % 2 == 0 { (boxes, [1, 2]) } else { (swapped, [2, 1]) };
+            assert_eq!(track.ids(ms, &order), expected, "{rate} per second, after {ms} ms");
+        }
+    }
+}
+
+#[test]
+fn a_face_that_walks_its_own_height_per_frame_is_followed() {
+    let mut track = Track::new("");
+    for frame in 0..12 {
+        let right = face(100 + 80 * frame, 400, 64, 80);
+        assert_eq!(track.ids(u64::from(frame) * 1000 / 6, &[right]), [1], "frame {frame}");
+    }
+}
+
+#[test]
+fn a_short_absence_is_bridged_and_a_long_one_ends_the_track() {
+    let mut track = Track::new("max-age=500");
+    assert_eq!(track.ids(0, &[walker(0)]), [1]);
+    assert_eq!(track.ids(40, &[walker(40)]), [1]);
+    for ms in (80..=520).step_by(40) {
+        assert!(track.ids(ms, &[]).is_empty());
+    }
+    assert!(!track.sent().contains(&Sent::Ended(vec![1])), "480 ms are not too long");
+    assert_eq!(track.ids(560, &[walker(560)]), [2], "520 ms are");
+    assert_eq!(track.sent(), [Sent::Ended(vec![1]), Sent::Frame(560)], "told before the frame");
+
+    // Once its speed is known.
+    for ms in (600..=1000).step_by(40) {
+        assert_eq!(track.ids(ms, &[walker(ms)]), [2]);
+    }
+    for ms in (1040..=1440).step_by(40) {
+        assert!(track.ids(ms, &[]).is_empty());
+    }
+    assert_eq!(track.ids(1480, &[walker(1480)]), [2], "it came back in time, where it was to be expected");
+}
+
+#[test]
+fn the_maximum_age_is_heard_while_playing() {
+    let mut track = Track::new("max-age=500");
+    track.ids(0, &[walker(0)]);
+    element(&track.harness).set_property("max-age", 50_u32);
+    track.ids(40, &[]);
+    assert_eq!(track.sent(), [Sent::Frame(0), Sent::Frame(40)]);
+    track.ids(80, &[]);
+    assert_eq!(track.sent(), [Sent::Ended(vec![1]), Sent::Frame(80)]);
+}
+
+#[test]
+fn a_discontinuity_ends_all_tracks() {
+    let mut track = Track::new("");
+    assert_eq!(track.ids(0, &[walker(0), face(900, 100, 50, 50)]), [1, 2]);
+    track.sent();
+    let frame = track.push(40, &[walker(40)], |frame| frame.set_flags(gst::BufferFlags::DISCONT));
+    assert_eq!(ids(&faces(&frame)), [3], "no id is given twice");
+    assert_eq!(track.sent(), [Sent::Ended(vec![1, 2]), Sent::Frame(40)]);
+}
+
+#[test]
+fn a_flush_ends_all_tracks() {
+    let mut track = Track::new("");
+    assert_eq!(track.ids(0, &[walker(0)]), [1]);
+    track.sent();
+    track.harness.push_event(gst::event::FlushStart::new());
+    track.harness.push_event(gst::event::FlushStop::new(true));
+    assert_eq!(track.sent(), [Sent::FlushStop, Sent::Ended(vec![1])], "before it, nobody would take it");
+    track.harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+    assert_eq!(track.ids(0, &[walker(0)]), [2]);
+}
+
+#[test]
+fn other_caps_end_all_tracks_and_the_same_do_not() {
+    let mut track = Track::new("");
+    assert_eq!(track.ids(0, &[walker(0)]), [1]);
+    track.harness.push_event(gst::event::Caps::new(&CAPS.parse().unwrap()));
+    assert_eq!(track.ids(40, &[walker(40)]), [1]);
+    track.sent();
+    let smaller = CAPS.replace("1920", "1280").replace("1080", "720");
+    track.harness.push_event(gst::event::Caps::new(&smaller.parse().unwrap()));
+    assert_eq!(track.sent()[..2], [Sent::Ended(vec![1]), Sent::Caps]);
+    assert_eq!(track.ids(80, &[walker(80)]), [2]);
+}
+
+#[test]
+fn the_end_of_the_stream_ends_all_tracks() {
+    let mut track = Track::new("");
+    track.ids(0, &[walker(0), face(900, 100, 50, 50)]);
+    track.sent();
+    track.harness.push_event(gst::event::Eos::new());
+    assert_eq!(track.sent(), [Sent::Ended(vec![1, 2]), Sent::Eos]);
+}
+
+#[test]
+fn a_pause_without_frames_and_time_that_goes_back_end_all_tracks() {
+    let mut track = Track::new("max-age=1000");
+    assert_eq!(track.ids(5000, &[walker(0)]), [1]);
+    assert_eq!(track.ids(6001, &[walker(0)]), [2]);
+    assert_eq!(track.ids(6000, &[walker(0)]), [3]);
+    let ended: Vec<Sent> = track.sent().into_iter().filter(|sent| matches!(sent, Sent::Ended(_))).collect();
+    assert_eq!(ended, [Sent::Ended(vec![1]), Sent::Ended(vec![2])]);
+}
+
+#[test]
+fn sixteen_faces_in_a_frame_keep_their_ids_in_any_order() {
+    let mut track = Track::new("");
+    let all: Vec<i32> = (1..=16).collect();
+    for frame in 0..30 {
+        let mut boxes: Vec<FaceRegion> = (0..16)
+            .map(|i| face(100 + 400 * (i % 4) + 5 * frame, 50 + 250 * (i / 4), 60 + frame, 80 + frame))
+            .collect();
+        let mut expected = all.clone();
+        boxes.rotate_left(frame as usize % 16);
+        expected.rotate_left(frame as usize % 16);
+        assert_eq!(track.ids(u64::from(frame) * 166, &boxes), expected, "frame {frame}");
+    }
+}
+
+#[test]
+fn two_elements_in_a_process_count_for_themselves() {
+    let (mut first, mut second) = (Track::new(""), Track::new(""));
+    assert_eq!(first.ids(0, &[walker(0), face(900, 100, 50, 50)]), [1, 2]);
+    assert_eq!(second.ids(0, &[face(900, 100, 50, 50)]), [1]);
+    assert_eq!(first.ids(40, &[face(900, 100, 50, 50)]), [2]);
+    assert_eq!(second.ids(40, &[walker(40)]), [2]);
+    second.harness.push_event(gst::event::Eos::new());
+    assert!(!first.sent().iter().any(|sent| matches!(sent, Sent::Ended(_))));
+}
+
+#[test]
+fn frames_that_nobody_searched_carry_the_faces_where_they_should_be() {
+    let mut track = Track::new("");
+    for frame in 0..60 {
+        let ms = 40 * frame;
+        let searched = frame % 3 == 0;
+        let boxes = if searched { vec![walker(ms)] } else { vec![] };
+        let out = track.push(ms, &boxes, |frame| searched::mark(frame, searched));
+        let [seen] = faces_and_predictions(&out)[..] else { panic!("one face in frame {frame}") };
+        assert_eq!((seen.track_id, seen.predicted), (Some(1), !searched), "frame {frame}");
+        assert_eq!(faces(&out).len(), usize::from(searched), "predicted ones are not found ones");
+        // Its speed is known after a while.
+        if frame > 20 {
+            let apart = seen.left.abs_diff(walker(ms).left) + seen.top.abs_diff(400);
+            assert!(apart <= 2, "frame {frame}: {seen:?}, is at {:?}", walker(ms));
+        }
+        let meta = out.meta::<VideoRegionOfInterestMeta>().unwrap();
+        assert_eq!(meta.param("facepipe-track").unwrap().get("predicted"), Ok(!searched));
+        assert!((meta.param("detection").unwrap().get::<f64>("confidence").unwrap() - 0.75).abs() < 1e-9);
+    }
+    // Searched and not found is another thing.
+    let out = track.push(2400, &[], |frame| searched::mark(frame, true));
+    assert_eq!(faces_and_predictions(&out), []);
+    let out = track.push(2440, &[], |frame| searched::mark(frame, false));
+    assert_eq!(faces_and_predictions(&out), [], "what was missing at the last search is not believed in");
+}
+
+#[test]
+fn predicted_faces_stay_inside_the_frame_and_go_when_they_leave_it() {
+    let mut track = Track::new("");
+    // To the right with 1000 pixels per second, leaving at x = 1920.
+    for frame in 0..6 {
+        let ms = 40 * frame;
+        let at = face(1600 + ms as u32, 400, 60, 80);
+        track.push(ms, &[at], |frame| searched::mark(frame, true));
+    }
+    let mut seen = Vec::new();
+    for frame in 6..14 {
+        let out = track.push(40 * frame, &[], |frame| searched::mark(frame, false));
+        seen.push(faces_and_predictions(&out).first().map(|face| (face.left, face.left + face.width)));
+    }
+    assert!(seen.iter().flatten().all(|&(left, right)| left < right && right <= 1920), "{seen:?}");
+    assert!(seen[0].is_some() && seen.last().unwrap().is_none(), "{seen:?}");
+}
+
+#[test]
+fn a_long_pause_of_the_detector_ends_no_track_and_believes_in_none_for_ever() {
+    let mut track = Track::new("max-age=500");
+    let still = face(500, 500, 60, 80);
+    track.push(0, &[still], |frame| searched::mark(frame, true));
+    let mut predicted = Vec::new();
+    for frame in 1..50 {
+        let out = track.push(40 * frame, &[], |frame| searched::mark(frame, false));
+        predicted.push(faces_and_predictions(&out).len());
+    }
+    assert_eq!(predicted.iter().sum::<usize>(), 12, "up to 480 ms");
+    let out = track.push(2000, &[still], |frame| searched::mark(frame, true));
+    assert_eq!(ids(&faces(&out)), [1]);
+}
+
+#[test]
+fn weak_boxes_continue_tracks_and_begin_none() {
+    let mut track = Track::new("");
+    let weak = |milliseconds| FaceRegion { confidence: 0.4, ..walker(milliseconds) };
+    let nobody = FaceRegion { confidence: 0.4, ..face(1200, 700, 50, 60) };
+    track.push(0, &[walker(0)], |_| {});
+    for ms in (40..800).step_by(40) {
+        let out = track.push(ms, &[], |frame| {
+            attach_candidate(frame, &nobody);
+            attach_candidate(frame, &weak(ms));
+        });
+        let expected = FaceRegion { track_id: Some(1), ..weak(ms) };
+        assert_eq!(faces_and_predictions(&out), [expected], "after {ms} ms");
+        assert_eq!(candidates(&out), [], "nobody else need know of them");
+    }
+    // After an absence, a weak box proves nothing.
+    track.push(800, &[], |_| {});
+    let out = track.push(840, &[], |frame| attach_candidate(frame, &weak(840)));
+    assert_eq!(faces(&out), []);
+    // Where both are in the place of a face, the detector's sure one is it.
+    let out = track.push(880, &[walker(880)], |frame| attach_candidate(frame, &weak(880)));
+    assert_eq!(faces(&out), [FaceRegion { track_id: Some(1), ..walker(880) }]);
+}
+
+#[test]
+fn with_min_hits_a_face_waits_for_its_id() {
+    let mut track = Track::new("min-hits=3");
+    assert_eq!(track.ids(0, &[walker(0)]), [0]);
+    assert_eq!(track.ids(40, &[walker(40)]), [0]);
+    assert_eq!(track.ids(80, &[walker(80)]), [1]);
+    // Found twice, missed once, and so never one.
+    let twice = face(900, 100, 50, 50);
+    assert_eq!(track.ids(120, &[walker(120), twice]), [1, 0]);
+    assert_eq!(track.ids(160, &[walker(160), twice]), [1, 0]);
+    assert_eq!(track.ids(200, &[walker(200)]), [1]);
+    assert_eq!(track.ids(240, &[walker(240), twice]), [1, 0]);
+    assert_eq!(track.ids(280, &[walker(280), twice]), [1, 0]);
+    assert_eq!(track.ids(320, &[walker(320), twice]), [1, 2]);
+    track.harness.push_event(gst::event::Eos::new());
+    let ended: Vec<Sent> = track.sent().into_iter().filter(|sent| matches!(sent, Sent::Ended(_))).collect();
+    assert_eq!(ended, [Sent::Ended(vec![1, 2])], "who never had an id doesn't end");
+}
+
+/// As GStreamer 1.22's opencv plugin writes it: a rectangle, and nothing more.
+#[test]
+fn faces_of_the_opencv_plugin_are_followed() {
+    let mut track = Track::new("");
+    for ms in (0..400).step_by(40) {
+        let out = track.push(ms, &[], |frame| {
+            let at = walker(ms);
+            VideoRegionOfInterestMeta::add(frame, "face", (at.left, at.top, at.width, at.height));
+        });
+        assert_eq!(faces(&out), [FaceRegion { track_id: Some(1), confidence: 0.0, ..walker(ms) }]);
+    }
+}
+
+/// As DL Streamer's `gvadetect` writes it, with what its later elements add.
+#[test]
+fn faces_of_dl_streamer_are_followed_and_keep_what_they_carry() {
+    let mut track = Track::new("");
+    for ms in (0..400).step_by(40) {
+        let at = walker(ms);
+        let out = track.push(ms, &[], |frame| {
+            VideoRegionOfInterestMeta::add(frame, "person", (at.left, at.top, 200, 600));
+            let mut meta =
+                VideoRegionOfInterestMeta::add(frame, "face", (at.left, at.top, at.width, at.height));
+            meta.set_id(4711);
+            let detection = gst::Structure::builder("detection")
+                .field("confidence", 0.9)
+                .field("label_id", 1_i32)
+                .field("x_min", f64::from(at.left) / 1920.0)
+                .field("x_max", f64::from(at.left + at.width) / 1920.0)
+                .field("y_min", f64::from(at.top) / 1080.0)
+                .field("y_max", f64::from(at.top + at.height) / 1080.0)
+                .field("model_name", "face-detection")
+                .field("layer_name", "detection_out")
+                .build();
+            meta.add_param(detection);
+            meta.add_param(gst::Structure::builder("emotion").field("label", "neutral").build());
+        });
+        assert_eq!(faces(&out), [FaceRegion { track_id: Some(1), confidence: 0.9, ..at }]);
+        let metas: Vec<_> = out.iter_meta::<VideoRegionOfInterestMeta>().collect();
+        assert_eq!((metas[0].roi_type(), metas[0].id()), ("person", 0), "no face, no id");
+        assert!(metas[1].param("emotion").is_some());
+        assert_eq!(metas[1].param("detection").unwrap().get("label_id"), Ok(1));
+    }
+}
+
+#[test]
+fn boxes_without_an_area_are_nobody() {
+    let mut track = Track::new("");
+    assert_eq!(track.ids(0, &[face(10, 10, 0, 50), face(10, 10, 50, 0), walker(0)]), [0, 0, 1]);
+    let huge = face(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
+    assert_eq!(track.ids(40, &[huge, walker(40)]), [2, 1]);
+}
+
+#[test]
+fn frames_without_timestamps_are_followed_by_their_rate() {
+    let mut track = Track::new("max-age=1000");
+    let mut push = |boxes: &[FaceRegion]| {
+        let mut frame = gst::Buffer::new();
+        boxes.iter().for_each(|face| roi::attach_face(frame.make_mut(), face));
+        ids(&faces(&track.harness.push_and_pull(frame).unwrap()))
+    };
+    assert_eq!(push(&[walker(0)]), [1]);
+    // Six frames per second.
+    (0..5).for_each(|_| assert!(push(&[]).is_empty()));
+    assert_eq!(push(&[walker(0)]), [1], "after one second");
+    (0..6).for_each(|_| assert!(push(&[]).is_empty()));
+    assert_eq!(push(&[walker(0)]), [2], "after more");
+}
+
+#[test]
+fn nobody_for_an_hour_leaves_nothing_behind() {
+    let mut track = Track::new("");
+    track.ids(0, &[walker(0)]);
+    for frame in 1..6 * 3600 {
+        assert!(track.ids(frame * 1000 / 6, &[]).is_empty());
+    }
+    let ended: Vec<Sent> = track.sent().into_iter().filter(|sent| matches!(sent, Sent::Ended(_))).collect();
+    assert_eq!(ended, [Sent::Ended(vec![1])]);
+    assert_eq!(track.ids(3_600_000, &[walker(0)]), [2]);
+}
+
+#[test]
+fn video_of_any_format_in_any_memory_passes() {
+    init();
+    let factory = gst::ElementFactory::find("facepipe-facetrack").unwrap();
+    for caps in [
+        "video/x-raw,format=NV12",
+        "video/x-raw,format=P010_10LE",
+        "video/x-raw(memory:NVMM),format=NV12",
+        "video/x-raw(memory:DMABuf),format=NV12",
+    ] {
+        let caps: gst::Caps = format!("{caps},width=64,height=64,framerate=25/1").parse().unwrap();
+        assert!(factory.can_sink_all_caps(&caps) && factory.can_src_all_caps(&caps), "{caps}");
+    }
+    assert!(!factory.can_sink_any_caps(&"image/jpeg".parse::<gst::Caps>().unwrap()));
+
+    let mut harness = Harness::new("facepipe-facetrack");
+    harness.set_src_caps_str("video/x-raw(memory:NVMM),format=NV12,width=1920,height=1080,framerate=30/1");
+    let out = harness.push_and_pull(with_faces(gst::Buffer::new(), 0, &[walker(0)])).unwrap();
+    assert_eq!(ids(&faces(&out)), [1]);
+}
