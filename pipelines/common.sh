@@ -274,13 +274,11 @@ source_part() {
     esac
 }
 
-# SOURCE SUFFIX: from encoded video to frames with faces that have track ids. Of a camera, frames that come too fast for
-# this machine are left out, so that no delay builds up.
+# SUFFIX: from encoded video to frames with faces that have track ids. Frames of a camera that come too fast for this machine
+# pass facedetect without a search. (A leaky queue would drop them, and leave gaps at which all tracks end.)
 faces_part() {
-    local source=$1 suffix=$2 leaky=''
-    [[ $(kind_of "$source") == file ]] || leaky=leaky=downstream
-    part=(decodebin "name=decode$suffix" !
-        queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 ${leaky:+"$leaky"} !
+    local suffix=$1
+    part=(decodebin "name=decode$suffix" ! queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 !
         facepipe-facedetect "name=detect$suffix" "${detect[@]}" ! facepipe-facetrack "name=track$suffix" "${track[@]}")
 }
 

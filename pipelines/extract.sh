@@ -31,7 +31,7 @@ done
 
 source_part "${sources[0]}" ''
 pipeline=("${part[@]}")
-faces_part "${sources[0]}" ''
+faces_part ''
 # A percent sign has a meaning in the pattern of names.
 pipeline+=(! "${part[@]}" ! facepipe-facecrop name=crop "policy=$policy" "${crop[@]}" !
     multifilesink name=pictures "index=$next" "$(property location "${prefix//%/%%}%05d.jpg")")

@@ -33,7 +33,7 @@ upload_settings=()
 
 source_part "${sources[0]}" ''
 pipeline=("${part[@]}")
-faces_part "${sources[0]}" ''
+faces_part ''
 pipeline+=(! "${part[@]}")
 upload_part "$camera_id" '' "${upload_settings[@]}"
 pipeline+=(! "${part[@]}")

@@ -48,7 +48,7 @@ run_together() {
     for i in "${together[@]}"; do
         source_part "${sources[i]}" "-$i"
         pipeline+=("${part[@]}")
-        faces_part "${sources[i]}" "-$i"
+        faces_part "-$i"
         pipeline+=(! "${part[@]}")
         location=${locations[i]} upload_part "${ids[i]}" "-$i"
         pipeline+=(! "${part[@]}")

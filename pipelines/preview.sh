@@ -46,9 +46,11 @@ fi
 
 source_part "${sources[0]}" ''
 pipeline=("${part[@]}")
-faces_part "${sources[0]}" ''
-# In real time into a file too: the backend's answers come while the face is there.
-pipeline+=(! "${part[@]}" ! identity sync=true ! tee name=faces
+faces_part ''
+pipeline+=(! "${part[@]}")
+# A file in real time when written into a file, too: the backend's answers come while the face is there.
+[[ $(kind_of "${sources[0]}") != file ]] || pipeline+=(! identity sync=true)
+pipeline+=(! tee name=faces
     faces. ! queue ! facepipe-faceoverlay name=overlay "$(property camera-id "$camera_id")" ! videoconvert ! "${show[@]}")
 if [[ -n $backend ]]; then
     endpoint=()

@@ -47,8 +47,11 @@ else
     pipeline+=(! parsebin name=parse)
     record=(queue)
 fi
-faces_part "$source" ''
-pipeline+=(! tee name=both both. ! queue ! "${part[@]}")
+faces_part ''
+# Ten seconds of a camera may wait for a slow decoder; then the faces lose something, and not the recording.
+faces_queue=(queue max-size-buffers=0 max-size-bytes=0 max-size-time=10000000000)
+[[ $kind == file ]] || faces_queue+=(leaky=downstream)
+pipeline+=(! tee name=both both. ! "${faces_queue[@]}" ! "${part[@]}")
 upload_part "$camera_id" ''
 pipeline+=(! "${part[@]}")
 

@@ -22,7 +22,7 @@ needs watchdog 'notices a camera that stalls' gstreamer1.0-plugins-bad
 
 source_part "${sources[0]}" ''
 pipeline=("${part[@]}")
-faces_part "${sources[0]}" ''
+faces_part ''
 pipeline+=(! "${part[@]}")
 upload_part "$camera_id" ''
 pipeline+=(! "${part[@]}")

@@ -29,7 +29,7 @@ needs v4l2src 'cameras of this machine' gstreamer1.0-plugins-good
 
 source_part "${sources[0]}" ''
 pipeline=("${part[@]}")
-faces_part "${sources[0]}" ''
+faces_part ''
 pipeline+=(! "${part[@]}")
 upload_part "$camera_id" ''
 pipeline+=(! "${part[@]}")
