@@ -103,9 +103,19 @@ fn property(page: &str, name: &str) -> String {
 type Page = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
 #[test]
-fn every_element_has_its_page_under_both_names() {
+fn every_element_has_its_page_under_each_name_that_is_its_own() {
     let installed = Installed::new();
-    let elements: [Page; 4] = [
+    let elements: [Page; 5] = [
+        (
+            "faceoverlay",
+            "Face overlay",
+            &[
+                ("camera-id", "Default: null"),
+                ("labels", "Default: true"),
+                ("line-width", "Default: 0"),
+                ("font-size", "Default: 0"),
+            ],
+        ),
         (
             "facedetect",
             "Face detector",
@@ -173,7 +183,9 @@ fn every_element_has_its_page_under_both_names() {
         ),
     ];
     for (element, long_name, properties) in elements {
-        for name in [element.to_owned(), format!("facepipe-{element}")] {
+        // GStreamer's own plugins have a faceoverlay, and either may win.
+        let short = (element != "faceoverlay").then(|| element.to_owned());
+        for name in short.into_iter().chain([format!("facepipe-{element}")]) {
             let (found, page) = run(installed.tool("gst-inspect-1.0").args(["--no-colors", &name]));
             assert!(found, "{name}: {page}");
             assert!(page.contains(&format!("Long-name                {long_name}")), "{page}");

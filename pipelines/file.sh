@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Replays a recorded file: its faces go to the backend as if a camera saw them.
+set -euo pipefail
+# shellcheck source=pipelines/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+synopsis='FILE [options]'
+summary='Replays a recorded file of any format that GStreamer knows: its faces go to the backend as if a camera saw them.'
+own_options='This script:
+  --fast               as fast as decoder, detector and backend can, instead of in real time; no face is left out
+  --capture-start TIME when the recording began (RFC 3339), for the capture time of each face [as if it were now]'
+examples='  file.sh entrance.mp4 --camera-id gate-1 --location Lobby
+  file.sh entrance.mp4 --fast --policy every --capture-start 2024-05-06T07:08:09Z
+  FACEPIPE_SERVER=https://faces.example.com file.sh entrance.mp4 --token-file token.txt --spool-dir spool'
+
+fast=no capture_start=''
+own_option() {
+    case $1 in
+        --fast) fast=yes taken=1 ;;
+        --capture-start) capture_start=$2 ;;
+        *) return 1 ;;
+    esac
+}
+parse "$@"
+one_source
+[[ $(kind_of "${sources[0]}") == file ]] || wrong "${sources[0]} is no file; rtsp.sh and webcam.sh play cameras"
+prepare
+
+upload_settings=()
+# Without the pace of a clock the queue would overflow; so decoding waits for it.
+[[ $fast == no ]] || upload_settings+=(sync=false drop-policy=block)
+[[ -z $capture_start ]] || upload_settings+=("$(property capture-start "$capture_start")")
+
+source_part "${sources[0]}" ''
+pipeline=("${part[@]}")
+faces_part ''
+pipeline+=(! "${part[@]}")
+upload_part "$camera_id" '' "${upload_settings[@]}"
+pipeline+=(! "${part[@]}")
+once run "${pipeline[@]}"

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Uploads the faces of several sources from one process.
+set -euo pipefail
+# shellcheck source=pipelines/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+synopsis='SOURCE --camera-id ID [--location TEXT] [SOURCE --camera-id ID [--location TEXT]...] [options]'
+summary='Uploads the faces of several network cameras, /dev/videoN and files from one process. --camera-id and --location belong
+to the source before them; a --location before the first source is that of all which have none of their own.
+
+A camera that vanishes, stalls or ends its stream is taken out into a process of its own, where it is tried again as by
+rtsp.sh, so that it interrupts the others once at most (for the second or two that they take to begin again).'
+own_options="$rtsp_options
+
+$camera_options"
+examples='  multi-camera.sh rtsp://192.168.1.20/stream1 --camera-id gate-1 --location Lobby \
+                  rtsp://192.168.1.21/stream1 --camera-id gate-2 --location Hall --spool-dir /var/lib/facepipe/spool'
+
+ids=() locations=()
+own_option() {
+    local last=$((${#sources[@]} - 1))
+    case $1 in
+        --camera-id)
+            ((last >= 0)) || wrong "--camera-id '$2' comes before the first source; put it after its source"
+            ids[last]=$2 ;;
+        --location)
+            if ((last >= 0)); then locations[last]=$2; else location=$2; fi ;;
+        *) rtsp_option "$@" || camera_option "$@" ;;
+    esac
+}
+parse "$@"
+((${#sources[@]})) || wrong "a source is needed"
+for i in "${!sources[@]}"; do
+    [[ -n ${ids[i]-} ]] || wrong "${sources[i]} has no --camera-id"
+    for ((j = 0; j < i; j++)); do
+        # Names of spool folders must differ too.
+        [[ $(file_name "${ids[i]}") != "$(file_name "${ids[j]}")" ]] || wrong "two sources have the --camera-id ${ids[i]}"
+    done
+    locations[i]=${locations[i]-$location}
+done
+prepare
+
+together=("${!sources[@]}")
+alone=()
+
+run_together() {
+    local i pipeline=()
+    for i in "${together[@]}"; do
+        source_part "${sources[i]}" "-$i"
+        pipeline+=("${part[@]}")
+        faces_part "-$i"
+        pipeline+=(! "${part[@]}")
+        location=${locations[i]} upload_part "${ids[i]}" "-$i"
+        pipeline+=(! "${part[@]}")
+    done
+    run "${pipeline[@]}"
+}
+
+# INDEX: goes on with a camera in a process of its own.
+take_out() {
+    local i left=() script=rtsp.sh options=() pair
+    for i in "${together[@]}"; do (($1 == i)) || left+=("$i"); done
+    together=("${left[@]}")
+    [[ $(kind_of "${sources[$1]}") == rtsp ]] || script=webcam.sh
+    [[ $script == webcam.sh ]] || options+=(--transport "$transport" --latency "$latency" --stall "$stall")
+    if [[ $script == webcam.sh ]]; then
+        options+=(--format "$format" ${size:+--size "$size"} ${fps:+--fps "$fps"})
+    fi
+    for pair in "${detect[@]}"; do options+=(--detect "$pair"); done
+    for pair in "${track[@]}"; do options+=(--track "$pair"); done
+    for pair in "${crop[@]}"; do options+=(--crop "$pair"); done
+    for pair in "${upload[@]}"; do options+=(--upload "$pair"); done
+    say "the camera ${ids[$1]} is tried again in a process of its own"
+    "$here/$script" "${sources[$1]}" --camera-id "${ids[$1]}" --location "${locations[$1]}" --backend "$backend" \
+        --token-file "$token_file" --ca-file "$ca_file" --spool-dir "$spool_dir" --policy "$policy" \
+        --decoder "$decoder" --retry-max "$retry_max" "${options[@]}" </dev/null &
+    alone+=("$!")
+    children+=("$!")
+}
+
+while ((${#together[@]} && !stopping)); do
+    run_together || true
+    ((stopping == 0)) || break
+    if [[ -z $failed ]]; then
+        # All ended: files are done, and cameras should not have.
+        for i in "${together[@]}"; do
+            [[ $(kind_of "${sources[i]}") == file ]] || take_out "$i"
+        done
+        break
+    fi
+    worth_another || give_up
+    i=${failed##*-}
+    [[ $(kind_of "${sources[i]}") != file ]] || fail "${sources[i]} cannot be played (see above)"
+    take_out "$i"
+done
+
+status=0
+for pid in "${alone[@]}"; do
+    await "$pid" || status=1
+    forget "$pid"
+done
+((status == 0 || stopping)) || fail "a camera was given up (see above)"

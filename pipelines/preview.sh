@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Shows a source with boxes around the faces and, from a backend, names; on screen or in a file.
+set -euo pipefail
+# shellcheck source=pipelines/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+synopsis='SOURCE [options]'
+summary='Shows a file, a network camera or /dev/videoN with boxes around the faces: white = detected, red = the backend found no
+face, blue = nobody that it knows, green = recognised, with name and score. Colours and names need --backend (or
+FACEPIPE_SERVER), to which the faces are then uploaded; without it faces are only detected.'
+own_options="This script:
+  --output FILE.mp4    write into this file instead of onto the screen
+  --ask-only           let the backend recognise the faces, but store nothing
+$rtsp_options
+$camera_options"
+examples='  preview.sh entrance.mp4
+  preview.sh /dev/video0 --backend http://127.0.0.1:8080 --ask-only
+  preview.sh rtsp://192.168.1.20/stream1 --backend http://127.0.0.1:8080 --output preview.mp4      # until Ctrl-C'
+
+output='' ask_only=no
+own_option() {
+    case $1 in
+        --output) output=$2; [[ $2 == *.mp4 ]] || wrong "--output is '$2'; it must end in .mp4" ;;
+        --ask-only) ask_only=yes taken=1 ;;
+        *) rtsp_option "$@" || camera_option "$@" ;;
+    esac
+}
+parse "$@"
+one_source
+prepare
+
+if [[ -n $output ]]; then
+    writable_folder "$(dirname "$output")"
+    needs mp4mux 'MP4 files' gstreamer1.0-plugins-good
+    if exists x264enc; then
+        encoder=(x264enc speed-preset=veryfast key-int-max=60)
+    else
+        needs openh264enc 'H.264 encoder; x264enc of gstreamer1.0-plugins-ugly will do too' gstreamer1.0-plugins-bad
+        encoder=(openh264enc bitrate=4000000)
+    fi
+    show=("${encoder[@]}" ! h264parse ! mp4mux ! filesink name=output "$(property location "$output")")
+else
+    needs autovideosink 'the screen' gstreamer1.0-plugins-good
+    show=(autovideosink name=screen)
+fi
+
+source_part "${sources[0]}" ''
+pipeline=("${part[@]}")
+faces_part ''
+pipeline+=(! "${part[@]}")
+# A file in real time when written into a file, too: the backend's answers come while the face is there.
+[[ $(kind_of "${sources[0]}") != file ]] || pipeline+=(! identity sync=true)
+pipeline+=(! tee name=faces
+    faces. ! queue ! facepipe-faceoverlay name=overlay "$(property camera-id "$camera_id")" ! videoconvert ! "${show[@]}")
+if [[ -n $backend ]]; then
+    endpoint=()
+    [[ $ask_only == no ]] || endpoint=(endpoint=get-results)
+    upload_part "$camera_id" '' sync=false "${endpoint[@]}"
+    pipeline+=(faces. ! queue ! "${part[@]}")
+fi
+once run "${pipeline[@]}"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Uploads the faces of a camera of this machine (V4L2).
+set -euo pipefail
+# shellcheck source=pipelines/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+synopsis='[/dev/videoN] [options]'
+summary='Uploads the faces of a camera of this machine: USB or built in, motion JPEG or raw video. Begins again by itself when
+the camera is unplugged and comes back.'
+own_options="$camera_options
+  --retry-max SECONDS  pauses between attempts double from 1 s up to this [30]"
+examples='  webcam.sh
+  webcam.sh /dev/video2 --format mjpeg --size 1920x1080 --fps 30 --camera-id gate-1 --location Lobby
+  v4l2-ctl --list-formats-ext      # what the cameras offer (package v4l-utils)'
+
+own_option() {
+    case $1 in
+        --retry-max) rtsp_option "$@" ;;
+        *) camera_option "$@" ;;
+    esac
+}
+parse "$@"
+((${#sources[@]})) || sources=(/dev/video0)
+one_source
+[[ $(kind_of "${sources[0]}") == camera ]] || wrong "'${sources[0]}' is no /dev/videoN; file.sh and rtsp.sh play others"
+prepare
+needs v4l2src 'cameras of this machine' gstreamer1.0-plugins-good
+[[ $format == raw ]] || needs jpegdec 'cameras that send JPEG' gstreamer1.0-plugins-good
+
+source_part "${sources[0]}" ''
+pipeline=("${part[@]}")
+faces_part ''
+pipeline+=(! "${part[@]}")
+upload_part "$camera_id" ''
+pipeline+=(! "${part[@]}")
+for_ever run "${pipeline[@]}"
