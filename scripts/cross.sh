@@ -44,6 +44,9 @@ build() {
     scripts/packages.sh cross
     sysroot
     rust_target
+    # Debian 11's libraries before those that come with the cross compiler, which are newer.
+    local flags="-C link-arg=--sysroot=$root -C link-arg=-L$root/lib/aarch64-linux-gnu"
+    flags+=" -C link-arg=-L$root/usr/lib/aarch64-linux-gnu"
     say "building for $target"
     PKG_CONFIG_ALLOW_CROSS=1 \
     PKG_CONFIG_SYSROOT_DIR=$root \
@@ -51,7 +54,7 @@ build() {
     CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc \
     CFLAGS_aarch64_unknown_linux_gnu=--sysroot=$root \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C link-arg=--sysroot=$root" \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS=$flags \
         cargo build --locked --release --target "$target" --target-dir "$build" -p gst-plugin-facepipe -p facepipe-cli
     mkdir -p "$dist"
     install -m 755 "$build/$target/release/libgstfacepipe.so" "$build/$target/release/facepipe" "$dist/"
