@@ -1,11 +1,11 @@
 //! Stand-ins for the elements of a Jetson, with the names, caps and rank that NVIDIA's have, so that pipelines for a Jetson
 //! run where there is none: `nvv4l2decoder` decodes in software, `nvvidconv` copies nothing, `nvarguscamerasrc` plays the
-//! H.264 file named by `MOCK_NV_CAMERA` in real time. What says `memory:NVMM` is ordinary memory here. For tests only.
+//! H.264 file named by `MOCK_NV_CAMERA` in any size and rate. What says `memory:NVMM` is ordinary memory here. For tests only.
 
 use std::{env, sync::LazyLock};
 
 use gst::{glib, prelude::*, subclass::prelude::*};
-use gst_base::{prelude::*, subclass::prelude::*};
+use gst_base::subclass::prelude::*;
 
 /// Memory that on a Jetson the processor cannot read.
 const NVMM: &str = "memory:NVMM";
@@ -197,7 +197,7 @@ glib::wrapper! {
         @extends gst::Bin, gst::Element, gst::Object, @implements gst::ChildProxy;
 }
 
-/// `nvarguscamerasrc`: a CSI camera, here a recording in real time.
+/// `nvarguscamerasrc`: a CSI camera, here a recording.
 mod camera {
     use super::*;
 
@@ -237,7 +237,7 @@ mod camera {
             let recording = env::var("MOCK_NV_CAMERA").unwrap_or_default();
             let description = format!(
                 "filesrc location=\"{recording}\" ! qtdemux ! h264parse ! avdec_h264 ! videoconvert ! \
-                 video/x-raw,format=NV12 ! identity sync=true ! nvvidconv ! \
+                 videoscale ! videorate ! video/x-raw,format=NV12 ! nvvidconv ! \
                  capsfilter name=out caps=video/x-raw(memory:NVMM),format=NV12"
             );
             told(fill(self.obj().upcast_ref(), &description, &[("out", "src")]));
