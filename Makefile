@@ -15,7 +15,7 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: help setup packages test-packages build models plugins demo test lint audit fmt bench clean
+.PHONY: help setup packages test-packages build models plugins demo test cross lint audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ test-packages:
 
 test: test-packages setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
 	@scripts/test.sh
+
+cross: packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run
+	@scripts/cross.sh
 
 lint: packages $(CARGO_DENY)
 	@cargo fmt --all --check
