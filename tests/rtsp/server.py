@@ -11,6 +11,7 @@ with a sound track beside it, as cameras have one. PORT 0 takes a free one; the 
 """
 
 import argparse
+import sys
 import threading
 
 import gi
@@ -44,16 +45,22 @@ class CameraClock(Gst.SystemClock):
         self.set_calibration(0, offset, 1, 1)
 
 
-def rtpbin_of(media):
-    pipeline = media.get_element().get_parent()
-    return next(e for e in pipeline.iterate_elements() if e.get_factory().get_name() == "rtpbin")
+def tell_time_of_clock(media):
+    """Lets the RTCP reports take their time from the pipeline's clock."""
+    elements = media.get_element().get_parent().iterate_elements()
+    result, element = elements.next()
+    while result == Gst.IteratorResult.OK:
+        if element.get_factory().get_name() == "rtpbin":
+            Gst.util_set_object_arg(element, "ntp-time-source", "clock-time")
+            return
+        result, element = elements.next()
+    sys.exit("gst-rtsp-server has no rtpbin")
 
 
 def configure(_factory, media, arguments):
     if arguments.clock_ahead is not None:
-        # The RTCP reports take their time from the pipeline's clock.
         media.set_clock(CameraClock(arguments.clock_ahead))
-        media.connect("prepared", lambda m: rtpbin_of(m).set_property("ntp-time-source", "clock-time"))
+        media.connect("prepared", tell_time_of_clock)
     if arguments.stall_after:
         stall = media.get_element().get_by_name("stall")
         passed = 0
