@@ -44,7 +44,8 @@ test-packages:
 test: test-packages setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
 	@scripts/test.sh
 
-lint: packages $(CARGO_DENY)
+lint: test-packages $(CARGO_DENY)
+	@shellcheck --external-sources scripts/*.sh pipelines/*.sh
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@$(CARGO_DENY) --log-level error check bans licenses sources

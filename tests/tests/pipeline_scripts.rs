@@ -13,7 +13,6 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read},
-    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -92,9 +91,11 @@ impl Machine {
         command
     }
 
-    /// Runs a script that ends by itself, and well.
+    /// Runs a script that ends by itself, and well, within a minute.
     fn run(&self, name: &str, arguments: &[&str]) -> String {
-        let output = self.script(name, arguments).output().unwrap();
+        let mut command = self.program(Path::new("timeout"));
+        command.arg("60").arg(workspace_root().join("pipelines").join(name)).args(arguments);
+        let output = command.output().unwrap();
         let printed = printed(&output);
         assert!(output.status.success(), "{name} {arguments:?}\n{printed}");
         printed
@@ -424,10 +425,13 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
                 backend.url(),
                 "--upload",
                 "batch-delay=20000",
+                "--upload",
+                "batch-size=64",
             ],
         );
-        // Faces wait for others to share their request, so that most are still queued.
+        // Faces wait for others to share their request, so that all are still queued.
         thread::sleep(Duration::from_secs(4));
+        assert!(stored(&backend, &camera).is_empty(), "nothing is sent before the end");
         let (status, printed) = running.end(signal);
         assert!(status.success(), "{status}\n{printed}");
         assert!(printed.contains("what is queued is uploaded first"), "{printed}");
@@ -641,13 +645,13 @@ fn preview_writes_boxes_into_a_file_and_stores_nothing_when_it_only_asks() {
     let begun = Instant::now();
     machine.run("preview.sh", &arguments);
     assert!(begun.elapsed() > Duration::from_secs(4), "in real time, so that answers come in time");
-    assert_eq!(machine.frames_of(&machine.path("preview.mp4")), machine.frames_of(&video));
+    assert_eq!(machine.frames_of(&machine.path("preview.mp4")), 105, "every frame of the recording");
     assert!(cameras(&backend).is_empty(), "get-results stores nothing");
     assert!(with_boxes(&machine, &machine.path("preview.mp4")) > 0, "boxes are drawn");
     assert_eq!(with_boxes(&machine, &video), 0, "and were not there before");
 }
 
-/// In how many of ten frames there is a saturated blue, red or green horizontal line of at least 20 pixels, as no street has.
+/// In how many of eight frames or so a line of at least 80 pixels has the blue of faceoverlay's boxes and labels.
 fn with_boxes(machine: &Machine, video: &Path) -> usize {
     let (width, height) = (1920, 1080);
     let raw = machine.path("frames.rgb");
@@ -660,15 +664,17 @@ fn with_boxes(machine: &Machine, video: &Path) -> usize {
     ));
     assert!(command.status().unwrap().success());
     let bytes = fs::read(&raw).unwrap();
-    let saturated = |pixel: &[u8]| pixel.iter().max().unwrap() - pixel.iter().min().unwrap() > 130;
+    // The encoder changes colours a little.
+    let blue =
+        |pixel: &[u8]| pixel.iter().zip([40_u8, 110, 255]).all(|(&is, wanted)| is.abs_diff(wanted) < 30);
     bytes
         .chunks_exact(width * height * 3)
         .filter(|frame| {
             frame.chunks_exact(width * 3).any(|row| {
                 let mut run = 0;
                 row.chunks_exact(3).any(|pixel| {
-                    run = if saturated(pixel) { run + 1 } else { 0 };
-                    run >= 20
+                    run = if blue(pixel) { run + 1 } else { 0 };
+                    run >= 80
                 })
             })
         })
@@ -681,7 +687,7 @@ fn record_and_detect_keeps_the_newest_segments_as_the_camera_encoded_them() {
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
     let backend = Backend::start(weights.parent().unwrap());
-    // A key frame each second, as cameras send them.
+    // Its key frames come every two seconds.
     let camera = camera!(0, format!("gate={}", video.display()));
     let arguments = [
         &camera.url("gate"),
