@@ -12,6 +12,9 @@ const NTP_TO_UNIX: Duration = Duration::from_secs(2_208_988_800);
 /// A `GstReferenceTimestampMeta` in NTP or Unix time is the camera's own word and is taken first (`rtspsrc`
 /// adds it with `add-reference-timestamp-meta=true`). Else the buffer's running time is placed on the
 /// pipeline's clock, and that on the system's. Without a clock or timestamp, it is now.
+///
+/// PTP time (`timestamp/x-ptp`) is not taken: it counts TAI, which is ahead of UTC by leap seconds that the metadata
+/// doesn't tell, and many grandmasters hand out a time scale of their own.
 pub fn capture_time(
     element: &gst::Element,
     segment: Option<&gst::Segment>,

@@ -25,6 +25,8 @@ use std::sync::OnceLock;
 
 use gst::glib;
 
+#[cfg(feature = "v1_24")]
+mod analytics;
 pub mod best_shot;
 mod capture_time;
 pub mod crop;

@@ -15,6 +15,9 @@
 //! the box is only where the tracker believes the face to be, in a frame that was not searched. Predicted boxes
 //! are for following and drawing; what is cut out of a frame must have been found in it.
 //!
+//! With the cargo feature `v1_24`, faces that were found and their tracks are also written as
+//! `GstAnalyticsRelationMeta`, which nothing here reads.
+//!
 //! Boxes of which the detector is not sure have the `roi_type` `face-candidate`, in the same form. Only a tracker
 //! reads them: those that continue a track become faces, the others go.
 //!
@@ -76,6 +79,10 @@ pub struct CropFacts {
 /// Adds a face to a frame.
 pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE, face, face.track_id.map(|_| track(face.predicted)));
+    #[cfg(feature = "v1_24")]
+    if !face.predicted {
+        crate::analytics::add_face(buffer, face);
+    }
 }
 
 /// Adds a box of which the detector is not sure.
@@ -114,6 +121,19 @@ pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candida
     });
     for face in &confirmed {
         attach_face(buffer, face);
+    }
+}
+
+/// Writes the tracks of a frame's faces to its `GstAnalyticsRelationMeta`, and those faces that are not in it yet.
+/// `first_seen` knows the running time at which a track began.
+#[cfg(feature = "v1_24")]
+pub fn relate_tracks(buffer: &mut gst::BufferRef, first_seen: impl Fn(i32) -> Option<Duration>) {
+    for face in faces(buffer) {
+        let began = face.track_id.and_then(|id| Some((id, gst::ClockTime::try_from(first_seen(id)?).ok()?)));
+        match began {
+            Some((id, began)) => crate::analytics::add_track(buffer, &face, id, began),
+            None => crate::analytics::add_face(buffer, &face),
+        }
     }
 }
 

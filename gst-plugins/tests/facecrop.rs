@@ -552,3 +552,37 @@ fn a_picture_that_webp_cannot_hold_is_an_error_that_names_its_size() {
     let gst::MessageView::Error(error) = message.view() else { unreachable!() };
     assert!(error.error().message().contains("20000x40"), "{}", error.error());
 }
+
+#[test]
+fn sixteen_faces_of_one_frame_become_sixteen_pictures() {
+    let info = info(VideoFormat::Nv12, 1280, 720);
+    let faces: Vec<FaceRegion> = (0..16)
+        .map(|n| FaceRegion {
+            track_id: Some(n + 1),
+            ..face(20 + n as u32 % 8 * 150, 40 + n as u32 / 8 * 300, 100, 120)
+        })
+        .collect();
+    let mut harness = harness(&info, "policy=every");
+    harness.push(with_faces(yuv_frame(&info, [90, 100, 110]), 0, &faces)).unwrap();
+    let ids: Vec<i32> = pictures(&mut harness).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, (1..=16).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_hour_without_a_face_costs_nothing_and_the_next_one_is_cut_at_once() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 100)]), [(1, 100)]);
+    assert_eq!(shots(&mut harness, &info, 40, &[tracked(1, 110)]), []);
+    let empty = packed_frame(&info, gray);
+    assert_eq!(events(&mut harness, gst::EventType::Gap).len(), 1);
+    for second in 1..=3600 {
+        harness.push(with_faces(empty.copy(), second * 1000, &[])).unwrap();
+        let gaps = events(&mut harness, gst::EventType::Gap).len();
+        let pictures = pictures(&mut harness);
+        // Nobody has said that the track ended; after five seconds, it has.
+        assert_eq!(pictures, if second == 6 { vec![(1, 110)] } else { vec![] }, "second {second}");
+        assert_eq!(gaps, usize::from(second != 6), "second {second}");
+    }
+    assert_eq!(shots(&mut harness, &info, 3_601_000, &[tracked(2, 100)]), [(2, 100)]);
+}

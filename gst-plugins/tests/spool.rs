@@ -38,10 +38,10 @@ const LONG: Duration = Duration::from_secs(20);
 fn crop(number: u8) -> Crop {
     Crop {
         picture: Bytes::from(vec![number; 1000]),
-        encoding: if number % 2 == 0 { Encoding::Jpeg } else { Encoding::Webp },
+        encoding: if number.is_multiple_of(2) { Encoding::Jpeg } else { Encoding::Webp },
         camera: Arc::new(Camera { id: format!("gate-{}", number % 3), location: "Lobby, \"north\"".into() }),
         captured_at: datetime!(2024-05-06 07:08:09.123456 +02:00) + Duration::from_secs(number.into()),
-        track_id: (number % 2 == 0).then_some(number.into()),
+        track_id: number.is_multiple_of(2).then_some(number.into()),
         bounding_box: Some([1, 2, 3, number.into()]),
         key: Uuid::now_v7(),
     }
@@ -457,7 +457,7 @@ fn every_crop_is_accounted_for() {
     let mut answers = 0_u32;
     let server = Server::start(move |_| {
         answers += 1;
-        Answer::status(if answers % 3 == 0 { 201 } else { 503 })
+        Answer::status(if answers.is_multiple_of(3) { 201 } else { 503 })
     });
     let mut config = config(server.url(), &folder);
     config.spool = Some(SpoolConfig { folder: folder.clone(), max_bytes: 20_000 });

@@ -32,6 +32,8 @@ pub fn program(name: &str) -> PathBuf {
 pub struct Backend {
     child: Child,
     data: tempfile::TempDir,
+    models: PathBuf,
+    address: String,
     url: String,
 }
 
@@ -39,30 +41,20 @@ impl Backend {
     /// Starts it with MobileFaceNet from `models`, and waits until it is ready.
     pub fn start(models: &Path) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
-        let address = data.path().join("address");
-        let mut child = Command::new(program("facepipe-backend"))
-            .args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log", "warn", "--data-dir"])
-            .arg(data.path())
-            .arg("--address-file")
-            .arg(&address)
-            .arg("--models-dir")
-            .arg(models)
-            .env_remove("DATABASE_URL")
-            .spawn()
-            .expect("the backend starts");
-        let begun = Instant::now();
-        // The file appears when the server is ready.
-        let address = loop {
-            if let Ok(address) = fs::read_to_string(&address) {
-                break address;
-            }
-            if let Some(status) = child.try_wait().expect("the backend can be asked") {
-                panic!("the backend ended at its start: {status}");
-            }
-            assert!(begun.elapsed() < Duration::from_secs(60), "the backend is not ready after a minute");
-            thread::sleep(Duration::from_millis(50));
-        };
-        Self { child, data, url: format!("http://{}", address.trim()) }
+        let (child, address) = run_backend(data.path(), models, "127.0.0.1:0");
+        let url = format!("http://{address}");
+        Self { child, data, models: models.into(), address, url }
+    }
+
+    /// Ends it at once; its data stay.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again after [`stop`](Self::stop), with its data and at its address.
+    pub fn start_again(&mut self) {
+        (self.child, _) = run_backend(self.data.path(), &self.models, &self.address);
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -78,7 +70,34 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
+    }
+}
+
+/// Starts the program, and waits until it is ready; returns its address.
+fn run_backend(data: &Path, models: &Path, listen: &str) -> (Child, String) {
+    let address = data.join("address");
+    let _ = fs::remove_file(&address);
+    let mut child = Command::new(program("facepipe-backend"))
+        .args(["--listen", listen, "--embedder", "mobilefacenet", "--log", "warn", "--data-dir"])
+        .arg(data)
+        .arg("--address-file")
+        .arg(&address)
+        .arg("--models-dir")
+        .arg(models)
+        .env_remove("DATABASE_URL")
+        .spawn()
+        .expect("the backend starts");
+    let begun = Instant::now();
+    // The file appears when the server is ready.
+    loop {
+        if let Ok(address) = fs::read_to_string(&address) {
+            return (child, address.trim().to_owned());
+        }
+        if let Some(status) = child.try_wait().expect("the backend can be asked") {
+            panic!("the backend ended at its start: {status}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "the backend is not ready after a minute");
+        thread::sleep(Duration::from_millis(50));
     }
 }

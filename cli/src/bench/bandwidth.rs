@@ -69,7 +69,7 @@ pub struct Measured {
     pub mean_bytes: f64,
     /// Bytes that went into the sockets.
     pub bytes_on_wire: u64,
-    /// What was sent beside the pictures, as a share of the pictures.
+    /// What was sent beside the pictures, as a share of the bytes on the wire.
     pub overhead: f64,
     /// Bit rate over the length of the video, Mbit/s.
     pub mbps: f64,
@@ -103,7 +103,7 @@ impl Measured {
             faces_per_minute: replay.sent as f64 * 60.0 / replay.seconds,
             mean_bytes: replay.image_bytes as f64 / replay.sent.max(1) as f64,
             bytes_on_wire: replay.uplink_bytes,
-            overhead: beside as f64 / replay.image_bytes.max(1) as f64,
+            overhead: beside as f64 / replay.uplink_bytes.max(1) as f64,
             mbps,
             reduction_factor: VIDEO_MBPS / mbps,
             reduction_factor_file: file_bytes as f64 * per_second / mbps,

@@ -1,4 +1,5 @@
-//! How long one frame takes: sampling from each format at 1080p, and the whole detection with each model.
+//! How long one frame takes: sampling from each format at 1080p, comparing with
+//! the frame before, and the whole detection with each model.
 //!
 //! `cargo bench -p facepipe-detector`. The models and ONNX Runtime come from `facepipe models fetch`.
 
@@ -6,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use facepipe_detector::{
-    ColorMatrix, ColorRange, Detector, DetectorConfig, Frame, PixelFormat, Sampler, models,
+    ColorMatrix, ColorRange, Detector, DetectorConfig, Frame, PixelFormat, Sampler, Scene, models,
 };
 
 const WIDTH: u32 = 1920;
@@ -64,6 +65,20 @@ fn sampling(criterion: &mut Criterion) {
     group.finish();
 }
 
+fn stillness(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("compare 1080p");
+    for format in [PixelFormat::Nv12, PixelFormat::Yuy2, PixelFormat::Bgrx] {
+        let noise = Noise::new(format);
+        let mut scene = Scene::default();
+        scene.change(&noise.frame());
+        scene.remember();
+        group.bench_function(format!("{format:?}"), |bencher| {
+            bencher.iter(|| scene.change(black_box(&noise.frame())));
+        });
+    }
+    group.finish();
+}
+
 fn detection(criterion: &mut Criterion) {
     let root = facepipe_test_support::workspace_root();
     let noise = Noise::new(PixelFormat::Nv12);
@@ -85,5 +100,5 @@ fn detection(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, sampling, detection);
+criterion_group!(benches, sampling, stillness, detection);
 criterion_main!(benches);

@@ -134,21 +134,24 @@ fn greatest_change(current: &[u8], remembered: &[u8], columns: usize) -> f32 {
     u16::try_from(most).map_or(f32::MAX, f32::from) / 16.0
 }
 
-/// Sums over two by two neighbours, starting at every `step`-th row and column; and the columns of the result. At
-/// the right and lower edge, what has no neighbour is its own.
+/// Sums over two by two neighbours, starting at every `step`-th row and column (1 or 2); and the columns of the
+/// result. At the right and lower edge, what has no neighbour is its own.
 fn sums_of_four(values: &[u32], columns: usize, step: usize) -> (Vec<u32>, usize) {
-    let rows = values.len() / columns.max(1);
     let starts = |length: usize| if step == 1 { length.max(2) - 1 } else { length.div_ceil(step) };
-    let neighbours = |start: usize, length: usize| [start, (start + 1).min(length - 1)];
-    let sums = (0..starts(rows)).flat_map(|row| {
-        let rows = neighbours(row * step, rows);
-        (0..starts(columns)).map(move |column| {
-            let columns_of = neighbours(column * step, columns);
-            let places = rows.into_iter().flat_map(|row| columns_of.map(|column| row * columns + column));
-            places.filter_map(|place| values.get(place)).sum()
-        })
-    });
-    (sums.collect(), starts(columns))
+    let rows: Vec<&[u32]> = values.chunks(columns.max(1)).collect();
+    let mut sums = Vec::with_capacity(starts(rows.len()) * starts(columns));
+    let mut of_rows: Vec<u32> = Vec::with_capacity(columns + 1);
+    for row in (0..starts(rows.len())).map(|row| row * step) {
+        let Some(upper) = rows.get(row) else { continue };
+        let lower = rows.get(row + 1).unwrap_or(upper);
+        of_rows.clear();
+        of_rows.extend(upper.iter().zip(*lower).map(|(a, b)| a + b));
+        if columns == 1 || columns % step == 1 {
+            of_rows.extend(of_rows.last().copied());
+        }
+        sums.extend(of_rows.windows(2).step_by(step).map(|pair| pair.iter().sum::<u32>()));
+    }
+    (sums, starts(columns))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ impl Default for Settings {
             timeout: 15,
             max_queue: 512,
             batch_size: 8,
-            batch_delay: 300,
+            batch_delay: 1000,
             workers: 2,
             retries: UNLIMITED,
             token: None,

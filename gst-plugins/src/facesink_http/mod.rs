@@ -10,15 +10,63 @@
  * (with the same properties `policy`, `margin`, `min-size` and so on), and posts them to
  * `<backend-url>/face-recognition/<endpoint>` as `multipart/form-data`.
  *
- * The streaming thread never waits for the network. Crops wait in a queue of `max-queue`; when it is full the
- * oldest give way. Requests that meet a dead, failing or busy backend are repeated with growing pauses, or
- * after the time that the backend asks for in `Retry-After`, under the same `key`, so that no face is stored
- * twice. At the end of the stream the element waits for what is queued, at most `eos-timeout` seconds.
- *
  * As any sink, it takes frames at the speed of the pipeline's clock; `sync=false` lets a recording run as
- * fast as it can, which may fill the queue faster than the backend empties it.
+ * fast as it can. The streaming thread waits neither for the network nor for the disk, whatever the backend
+ * does, unless `drop-policy=block` says so.
  *
  * The same element is also registered as `facepipe-facesink-http`.
+ *
+ * ## From a crop to a request
+ *
+ * Up to `batch-size` crops of one camera share a request; a crop waits at most `batch-delay` milliseconds for
+ * others, one second by default. Crops of 4 KB cost 10 % more bytes than their pictures in requests of 8, the
+ * default, and 16 % in a request for each (`batch-size=1`). `workers` requests are under way at the same time at most, over
+ * connections that are kept.
+ *
+ * Crops wait in memory, up to `max-queue` of them. When that is reached `drop-policy` holds: the `oldest` gives way
+ * (the default), or the `newest`, or the stream waits (`block`: for recordings that are replayed as fast as they
+ * can be; a live source would lose frames). What is lost is counted as `dropped`.
+ *
+ * ## When the backend is away
+ *
+ * Each crop has a `key`, which stays the same however often it is sent, so that the backend stores no face twice.
+ *
+ * | the backend | what happens | on the bus |
+ * |---|---|---|
+ * | takes a crop (2xx) | it is done | `facepipe-result` |
+ * | refuses one of several pictures (`errors` in its answer) | that one is done, the others are not sent again | `facepipe-rejected`, and a warning for the first of a row |
+ * | refuses a request (400, 413, 415, 422) | its crops are sent one by one; those refused again are done | the same |
+ * | has no time (408, 423, 425, 429) | crops wait, as long as `Retry-After` says (5 minutes at most), else for the back-off | `facepipe-backend` with state `busy` |
+ * | fails (5xx), is not at this address (3xx, other 4xx, a web page), cannot be reached, gives no answer within `timeout`, or breaks off in the middle of it | crops wait likewise | a warning, and `facepipe-backend` with state `away` |
+ * | fails with 500 on one crop again and again, five times, at last by itself | that crop is given up | as refused |
+ * | doesn't take the token (401, 403) | crops wait likewise; `token-file` is read again before each attempt | a warning, and `facepipe-backend` with state `unauthorized` |
+ * | is well again | everything is sent | an info message, and `facepipe-backend` with state `ok` |
+ *
+ * The back-off grows from 0.5 to 10 seconds, with jitter, and one request at a time asks whether the backend is
+ * well again. Each kind of trouble is told once until it is. `retries` limits how often a crop is sent again where
+ * there is no spool; then it is given up and told as refused, unless the token was the reason.
+ *
+ * ## The spool
+ *
+ * With `spool-dir`, crops go to disk while the backend is away or doesn't take the token, when `max-queue` is half
+ * full since the backend cannot keep up, when the end of the stream has waited for `eos-timeout`, and when the element
+ * stops. They survive the end of the process, `kill -9` and a loss of power, and are sent afterwards, or by the next
+ * run: live crops first, those of the spool in order of capture when no live ones wait. Each keeps its key, time,
+ * box, track, camera and location. `retries` says how many failures in a row the crops stay in memory before.
+ *
+ * The files take `spool-max-bytes` at most; beyond it the oldest give way, counted as `spool-dropped`. A disk that
+ * is full or cannot be written is one warning; the crops then stay in memory, and the disk is tried again after 10
+ * seconds. Torn files are set aside as `*.damaged`, counted, and are the first to give way; other people's files
+ * are left alone. Faces are biometric data: the folder is made with mode 0700 and its files with 0600, and a folder
+ * that others can enter is refused. Each element needs a folder of its own, on a local disk.
+ *
+ * At the end of the stream the element waits for what is queued or on the spool, at most `eos-timeout` seconds.
+ *
+ * ## Token and TLS
+ *
+ * `token-file`, or `token`, is sent as `Authorization: Bearer …`. The file may be replaced at any time. Neither
+ * appears in messages or logs, and `token` cannot be read back. `ca-file` adds certificates in PEM form to those that
+ * the system trusts.
  *
  * ## Capture time
  *
@@ -36,10 +84,18 @@
  *   `known` or `unknown`), `label` (string) and `confidence` (double) of the top prediction, `threshold`
  *   (double), `detection-confidence` (double), `box-left`, `box-top`, `box-right`, `box-bottom` (double,
  *   pixels of the crop); what the backend left out is absent.
- * - Element message `facepipe-rejected`, for each crop that the backend refused for good: `key`, `status`,
- *   `captured-at`, `track-id`, `left`, `top`, `right`, `bottom` as above, and `message` (string). The first
- *   of a row also comes with a warning.
- * - One warning when the backend cannot be reached or fails, one info message when it answers again.
+ * - Element message `facepipe-rejected`, for each crop that the backend refused for good or that was given up: `key`,
+ *   `captured-at`, `track-id`, `left`, `top`, `right`, `bottom` as above, `status` (uint, of the last answer; 0
+ *   if there was none), `code` (string, the backend's name for the reason, absent if it gave none) and `message`
+ *   (string). The first of a row also comes with a warning.
+ * - Element message `facepipe-backend`, when the backend's state changes: `state` (string `ok`, `busy`, `away` or
+ *   `unauthorized`) and, unless it is `ok`, `status` (uint, absent if there was no answer), `reason` (string) and
+ *   `retry-in` (uint64, milliseconds).
+ * - Element message `facepipe-stats`, each `stats-interval` seconds and at the end of the stream, with the fields of
+ *   the property `stats` (uint64): `queued`, `sent`, `failed`, `dropped`, `spooled`, `spool-files`, `spool-bytes`,
+ *   `spool-dropped`, `spool-damaged`, `spool-errors`, `requests`, `retries`, `bytes`, `bytes-received`,
+ *   `image-bytes`. `bytes` are counted at the socket; `bytes / image-bytes - 1` is what the transport costs.
+ * - Warnings for trouble with the backend or the spool, once each, and an info message when the backend is well again.
  *
  * ## Examples
  *
@@ -49,6 +105,10 @@
  * The same, cut by the sink:
  * |[
  * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facesink-http backend-url=http://127.0.0.1:8080 camera-id=gate-1 camera-location=Lobby
+ * ]|
+ * For months on a box: crops that survive outages and restarts, a token, a certification authority of one's own:
+ * |[
+ * gst-launch-1.0 v4l2src ! decodebin ! facedetect ! facecrop ! facesink-http backend-url=https://faces.example camera-id=gate-1 spool-dir=/var/spool/facepipe/gate-1 token-file=/etc/facepipe/token ca-file=/etc/facepipe/ca.pem
  * ]|
  * Recognise only, and print the answers:
  * |[

@@ -119,6 +119,8 @@ impl FaceTrack {
         let update = state.tracker.searched(state.time, &observations, config);
         let (of_faces, of_candidates) = update.ids.split_at_checked(faces.len()).unwrap_or_default();
         roi::assign_tracks(buffer, of_faces, of_candidates);
+        #[cfg(feature = "v1_24")]
+        roi::relate_tracks(buffer, |id| state.tracker.first_seen(id));
         update.ended
     }
 

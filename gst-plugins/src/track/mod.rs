@@ -128,6 +128,7 @@ struct Track {
     hits: u32,
     /// As of the last searched frame.
     motion: Motion,
+    first_seen: Duration,
     last_seen: Duration,
     score: f64,
 }
@@ -184,6 +185,7 @@ impl Tracker {
                     id: None,
                     hits: 1,
                     motion: Motion::new(&observation.bounds),
+                    first_seen: time,
                     last_seen: time,
                     score: observation.score,
                 });
@@ -223,6 +225,11 @@ impl Tracker {
             Some(Prediction { id, bounds: track.motion.predicted(seconds).bounds(), score: track.score })
         });
         (predictions.collect(), ended)
+    }
+
+    /// The time of the frame in which a track began, as long as it lives.
+    pub fn first_seen(&self, id: i32) -> Option<Duration> {
+        self.tracks.iter().find(|track| track.id == Some(id)).map(|track| track.first_seen)
     }
 
     /// Ends all tracks, and returns their ids. New ones get ids that were never used.
@@ -459,6 +466,7 @@ mod tests {
             assert_eq!((only.id, only.score), (1, 0.9));
             assert!((only.bounds.left - left).abs() < 1.0, "{milliseconds}: {:?}", only.bounds);
         }
-        assert_eq!(run.ids(2200, &[seen(face(320.0, 100.0))]), [Some(1)]);
+        assert_eq!(run.ids(2200, &[seen(face(320.0, 100.0)), seen(face(900.0, 100.0))]), [Some(1), Some(2)]);
+        assert_eq!([1, 2, 3].map(|id| run.0.first_seen(id)), [Some(ms(0)), Some(ms(2200)), None]);
     }
 }

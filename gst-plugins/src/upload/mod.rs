@@ -171,7 +171,7 @@ impl Default for Tuning {
             timeout: Duration::from_secs(15),
             max_queue: 512,
             batch_size: 8,
-            batch_delay: Duration::from_millis(300),
+            batch_delay: Duration::from_secs(1),
             retries: None,
             drop_policy: DropPolicy::default(),
             token: None,
@@ -457,7 +457,7 @@ impl Uploader {
         let mut crop = crop;
         let pushed = loop {
             match state.push(crop, true) {
-                Queued::Queued => break Pushed::Queued,
+                Queued::Waits => break Pushed::Queued,
                 Queued::Dropped => break Pushed::Dropped,
                 Queued::Full(refused) if state.interrupted => return Pushed::Interrupted(refused),
                 Queued::Full(refused) => {

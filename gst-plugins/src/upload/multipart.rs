@@ -97,16 +97,16 @@ impl Form<'_> {
             Encoding::Webp => "f.webp",
         };
         let media_type = crop.encoding.media_type();
-        self.body.put_slice(format!(";filename=\"{name}\"\r\nContent-Type:{media_type}\r\n\r\n").as_bytes());
+        self.body.put_slice(format!(";filename={name}\r\nContent-Type:{media_type}\r\n\r\n").as_bytes());
         self.body.put_slice(&crop.picture);
         self.body.put_slice(b"\r\n");
     }
 
     fn head(&mut self, name: &str) {
         let boundary = self.boundary;
-        // White space after the colon and the semicolon is optional (RFC 5322, section 2.2; RFC 2045, section 5.1).
-        self.body
-            .put_slice(format!("--{boundary}\r\nContent-Disposition:form-data;name=\"{name}\"").as_bytes());
+        // White space after the colon and the semicolon, and quotes around a token, may be left out (RFC 5322,
+        // section 2.2; RFC 2045, section 5.1).
+        self.body.put_slice(format!("--{boundary}\r\nContent-Disposition:form-data;name={name}").as_bytes());
     }
 
     fn finish(mut self) -> Bytes {
@@ -146,14 +146,14 @@ mod tests {
     fn every_known_fact_becomes_a_field() {
         assert_eq!(
             form(Endpoint::StoreResults, &[crop(Some(4), Some([1, 2, 30, 40]))]),
-            "--B\r\nContent-Disposition:form-data;name=\"camera_id\"\r\n\r\ngate-1\r\n\
-             --B\r\nContent-Disposition:form-data;name=\"location\"\r\n\r\nLobby\r\n\
-             --B\r\nContent-Disposition:form-data;name=\"image\";filename=\"f.jpg\"\r\n\
+            "--B\r\nContent-Disposition:form-data;name=camera_id\r\n\r\ngate-1\r\n\
+             --B\r\nContent-Disposition:form-data;name=location\r\n\r\nLobby\r\n\
+             --B\r\nContent-Disposition:form-data;name=image;filename=f.jpg\r\n\
              Content-Type:image/jpeg\r\n\r\n??picture??\r\n\
-             --B\r\nContent-Disposition:form-data;name=\"captured_at\"\r\n\r\n2024-05-06T07:08:09.25Z\r\n\
-             --B\r\nContent-Disposition:form-data;name=\"key\"\r\n\r\nAAAAAAAAAAAAAAAAAAAABw\r\n\
-             --B\r\nContent-Disposition:form-data;name=\"box\"\r\n\r\n1,2,30,40\r\n\
-             --B\r\nContent-Disposition:form-data;name=\"track_id\"\r\n\r\n4\r\n\
+             --B\r\nContent-Disposition:form-data;name=captured_at\r\n\r\n2024-05-06T07:08:09.25Z\r\n\
+             --B\r\nContent-Disposition:form-data;name=key\r\n\r\nAAAAAAAAAAAAAAAAAAAABw\r\n\
+             --B\r\nContent-Disposition:form-data;name=box\r\n\r\n1,2,30,40\r\n\
+             --B\r\nContent-Disposition:form-data;name=track_id\r\n\r\n4\r\n\
              --B--\r\n"
         );
     }
@@ -163,7 +163,7 @@ mod tests {
         let camera = Arc::new(Camera::default());
         let form = form(Endpoint::GetResults, &[Crop { camera, ..crop(None, None) }]);
         for field in ["camera_id", "location", "box", "track_id"] {
-            assert!(!form.contains(&format!("name=\"{field}\"")), "{field} in {form}");
+            assert!(!form.contains(&format!("name={field}")), "{field} in {form}");
         }
     }
 
@@ -171,15 +171,15 @@ mod tests {
     fn several_crops_share_one_request() {
         let crops = [crop(None, None), crop(None, None), crop(None, None)];
         let form = form(Endpoint::StoreResults, &crops);
-        assert_eq!(form.matches("name=\"image\"").count(), 3);
-        assert_eq!(form.matches("name=\"key\"").count(), 3);
-        assert_eq!(form.matches("name=\"camera_id\"").count(), 1);
+        assert_eq!(form.matches("name=image").count(), 3);
+        assert_eq!(form.matches("name=key").count(), 3);
+        assert_eq!(form.matches("name=camera_id").count(), 1);
     }
 
     #[test]
     fn a_webp_picture_goes_under_its_own_type_and_name() {
         let form = form(Endpoint::DryRun, &[Crop { encoding: Encoding::Webp, ..crop(None, None) }]);
-        assert!(form.contains(";filename=\"f.webp\"\r\nContent-Type:image/webp\r\n"), "{form}");
+        assert!(form.contains(";filename=f.webp\r\nContent-Type:image/webp\r\n"), "{form}");
     }
 
     #[test]

@@ -379,7 +379,7 @@ impl Spool {
 }
 
 impl SpoolId {
-    fn of(crop: &Crop) -> Self {
+    pub(super) fn of(crop: &Crop) -> Self {
         let microseconds = crop.captured_at.unix_timestamp_nanos() / 1000;
         Self { captured_at: u64::try_from(microseconds.max(0)).unwrap_or(u64::MAX), key: crop.key }
     }

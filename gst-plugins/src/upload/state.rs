@@ -111,7 +111,7 @@ pub(super) enum SpoolWork {
 /// How queueing a crop ended.
 #[derive(Debug)]
 pub(super) enum Queued {
-    Queued,
+    Waits,
     /// A crop gave way, this one or an older one.
     Dropped,
     /// There is no room, and the policy is to wait for it.
@@ -219,7 +219,7 @@ impl State {
             return Queued::Dropped;
         }
         let full = self.queue.len() >= self.tuning.max_queue.max(1);
-        let mut pushed = Queued::Queued;
+        let mut pushed = Queued::Waits;
         match self.tuning.drop_policy {
             _ if !full => (),
             DropPolicy::Oldest => {
@@ -453,4 +453,134 @@ fn live(crops: &[Waiting]) -> usize {
 
 pub(super) fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::crop::Encoding;
+
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn crop() -> Crop {
+        Crop {
+            picture: Bytes::from_static(b"x"),
+            encoding: Encoding::Jpeg,
+            camera: Arc::default(),
+            captured_at: OffsetDateTime::UNIX_EPOCH,
+            track_id: None,
+            bounding_box: None,
+            key: Uuid::now_v7(),
+        }
+    }
+
+    fn state(spool: Option<SpoolCounts>) -> State {
+        let tuning = Tuning { batch_size: 1, batch_delay: Duration::ZERO, max_queue: 8, ..Tuning::default() };
+        State::new(tuning, 2, spool)
+    }
+
+    /// With so many crops waiting, and the spool's `ready` ones.
+    fn filled(live: usize, ready: usize) -> State {
+        let mut state = state((ready > 0).then(SpoolCounts::default));
+        (0..live).for_each(|_| drop(state.push(crop(), true)));
+        for _ in 0..ready {
+            let spooled = Spooled { crop: crop(), attempts: 0, internal_errors: 0, earlier_run: false };
+            let id = SpoolId::of(&spooled.crop);
+            state.read(vec![(id, spooled)], SpoolCounts::default());
+        }
+        state
+    }
+
+    fn send(state: &mut State, now: Instant) -> Job {
+        match state.next(now) {
+            Next::Send(job) => job,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn live_crops_go_first_and_a_worker_is_kept_for_them() {
+        let now = Instant::now() + PAUSE;
+        let mut state = filled(1, 3);
+        assert!(!send(&mut state, now).from_spool);
+        let from_spool = send(&mut state, now);
+        assert!(from_spool.from_spool);
+        assert!(matches!(state.next(now), Next::Wait), "the second worker waits for live crops");
+        state.push(crop(), true);
+        assert!(!send(&mut state, now).from_spool);
+        assert!(state.finish(&from_spool));
+        assert!(send(&mut state, now).from_spool);
+    }
+
+    #[test]
+    fn after_a_failure_one_request_asks_and_only_its_answer_counts() {
+        let now = Instant::now() + PAUSE;
+        let mut state = filled(4, 0);
+        let (first, straggler) = (send(&mut state, now), send(&mut state, now));
+        let fail = |state: &mut State, job: Job, now| {
+            assert!(state.finish(&job));
+            let wait = state.close_gate(&job, now, true, |failures| PAUSE * (failures + 1));
+            state.give_back(job);
+            wait
+        };
+        assert_eq!(fail(&mut state, first, now), PAUSE);
+        assert_eq!(fail(&mut state, straggler, now), Duration::ZERO, "it met the same failure");
+        assert!(matches!(state.next(now), Next::At(time) if time == now + PAUSE));
+
+        let later = now + PAUSE;
+        let probe = send(&mut state, later);
+        assert!(matches!(state.next(later), Next::Wait), "others wait for its answer");
+        assert_eq!(fail(&mut state, probe, later), 2 * PAUSE);
+        let later = later + 2 * PAUSE;
+        let probe = send(&mut state, later);
+        assert!(state.finish(&probe));
+        state.open_gate();
+        assert!(matches!(state.next(later), Next::Send(_)));
+        assert!(matches!(state.next(later), Next::Send(_)));
+    }
+
+    #[test]
+    fn crops_return_to_their_place() {
+        let now = Instant::now() + PAUSE;
+        let mut state = filled(4, 0);
+        let order: Vec<Uuid> = state.queue.iter().map(|waiting| waiting.crop.key).collect();
+        let (first, _second) = (send(&mut state, now), send(&mut state, now));
+        assert!(state.finish(&first));
+        state.give_back(first);
+        assert_eq!(state.live(), 4);
+        state.close();
+        let mut returned: Vec<Uuid> = state.queue.iter().map(|waiting| waiting.crop.key).collect();
+        returned.sort();
+        assert_eq!(returned, order, "what was under way when it was closed is not lost");
+        assert_eq!(state.give_up(), 4);
+    }
+
+    #[test]
+    fn a_queue_that_is_half_full_and_an_absent_backend_fill_the_spool() {
+        let now = Instant::now() + PAUSE;
+        let mut state = state(Some(SpoolCounts::default()));
+        (0..4).for_each(|_| drop(state.push(crop(), true)));
+        assert!(matches!(state.spool_work(now), SpoolWork::Wait));
+        (0..3).for_each(|_| drop(state.push(crop(), true)));
+        assert!(matches!(state.spool_work(now), SpoolWork::Store(crops) if crops.len() == 3));
+        state.stored(Vec::new(), 0, SpoolCounts::default(), now);
+
+        let job = send(&mut state, now);
+        assert!(state.finish(&job));
+        state.close_gate(&job, now, true, |_| PAUSE);
+        state.give_back(job);
+        let SpoolWork::Store(crops) = state.spool_work(now) else { panic!("nothing to store") };
+        assert_eq!(crops.len(), 4);
+
+        // A disk that refuses keeps them in memory for a while.
+        assert!(state.stored(crops, 1, SpoolCounts::default(), now), "told");
+        assert_eq!(state.live(), 3);
+        assert!(matches!(state.spool_work(now), SpoolWork::WaitUntil(_)));
+        let SpoolWork::Store(crops) = state.spool_work(now + SPOOL_RETRY) else { panic!("not tried again") };
+        assert!(!state.stored(crops, 0, SpoolCounts::default(), now), "told before");
+    }
 }

@@ -259,11 +259,12 @@ fn parts(body: &[u8], boundary: &str) -> Vec<Part> {
             let part = &body[pair[0] + delimiter.len() + 2..pair[1] - 2];
             let split = part.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
             let head = String::from_utf8(part[..split].to_vec()).unwrap();
-            let name = head.split(";name=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
-            let value = |after: &str, until: char| {
-                head.split(after).nth(1).map(|rest| rest.split(until).next().unwrap().trim().to_owned())
+            let value = |after: &str| {
+                let rest = head.split(after).nth(1)?;
+                Some(rest.split([';', '\r']).next().unwrap().trim().to_owned())
             };
-            let (file_name, content_type) = (value("filename=\"", '"'), value("Content-Type:", '\r'));
+            let name = value(";name=").unwrap();
+            let (file_name, content_type) = (value(";filename="), value("Content-Type:"));
             Part { name, file_name, content_type, body: part[split + 4..].to_vec() }
         })
         .collect()

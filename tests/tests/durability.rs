@@ -1,0 +1,292 @@
+//! What the backend's absence and a killed pipeline cost: nothing that was cropped. Real elements, real backend.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
+use facepipe_test_support::{require, skip, workspace_root};
+use facepipe_tests::{Backend, build_dir};
+use gst::prelude::*;
+use time::{Duration as Span, OffsetDateTime, macros::datetime};
+use uuid::Uuid;
+
+const PORTRAIT: &str = "lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg";
+const DETECTOR: &str = "models/version-RFB-320.onnx";
+const EMBEDDER: &str = "models/mobilefacenet.onnx";
+
+/// Frames per second of the replays; each shows one face.
+const RATE: usize = 5;
+
+/// Loads ONNX Runtime from the checkout, or ends the test.
+macro_rules! runtime {
+    () => {
+        match facepipe_detector::runtime::load(&[workspace_root()]) {
+            Ok(runtime) => runtime.path().to_path_buf(),
+            Err(error) => {
+                skip(&error.to_string());
+                return;
+            }
+        }
+    };
+}
+
+#[derive(QueryableByName)]
+struct Stored {
+    #[diesel(sql_type = sql_types::Text)]
+    camera_id: String,
+    #[diesel(sql_type = sql_types::Text)]
+    location: String,
+    #[diesel(sql_type = sql_types::BigInt)]
+    captured_at: i64,
+    #[diesel(sql_type = sql_types::Text)]
+    upload_key: String,
+}
+
+/// All detections.
+fn stored(backend: &Backend) -> Vec<Stored> {
+    let path = backend.data_dir().join("facepipe.db");
+    let mut database = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    sql_query("SELECT camera_id, location, captured_at, upload_key FROM detections ORDER BY captured_at")
+        .load(&mut database)
+        .unwrap()
+}
+
+/// Bytes of this process that are in memory (proc(5), `statm`, in pages of 4 KiB).
+fn resident() -> usize {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// The source of a replay at the clock's pace: so many frames with one face.
+fn replay(portrait: &Path, detector: &Path, frames: usize) -> String {
+    format!(
+        "filesrc location={} ! jpegdec ! imagefreeze num-buffers={frames} ! video/x-raw,framerate={RATE}/1 \
+         ! facepipe-facedetect model={} ! facepipe-facecrop policy=every",
+        portrait.display(),
+        detector.display()
+    )
+}
+
+#[test]
+fn a_backend_that_is_away_costs_neither_frames_nor_memory_nor_crops() {
+    let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require!(EMBEDDER));
+    let _ = runtime!();
+    // FACEPIPE_TEST_OUTAGE_S=60 is what the project promises; less is enough for every day.
+    let outage = env::var("FACEPIPE_TEST_OUTAGE_S").map_or(15, |seconds| seconds.parse().unwrap());
+    let frames = RATE * (outage + 10);
+    gst::init().unwrap();
+    gstfacepipe::register_static().unwrap();
+    let mut backend = Backend::start(weights.parent().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+
+    // Two cameras in one pipeline, one with a spool, one with its memory alone.
+    let cameras = [
+        ("gate", "Lobby", datetime!(2024-05-06 07:08:09 UTC)),
+        ("yard", "Outside", datetime!(2024-05-07 07:08:09 UTC)),
+    ];
+    let sink = |(id, place, start): (&str, &str, OffsetDateTime), more: &str| {
+        let start = start.format(&time::format_description::well_known::Rfc3339).unwrap();
+        format!(
+            "t. ! queue ! facepipe-facesink-http name={id} backend-url={} camera-id={id} camera-location={place} \
+             capture-start={start} eos-timeout=300 {more}",
+            backend.url()
+        )
+    };
+    let spool = format!("spool-dir={}", folder.path().join("spool").display());
+    let line = format!(
+        "{} ! tee name=t {} {}",
+        replay(&portrait, &detector, frames),
+        sink(cameras[0], &spool),
+        sink(cameras[1], &format!("max-queue={frames}"))
+    );
+    let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
+    let arrivals: Vec<Arc<Mutex<Vec<Instant>>>> = cameras
+        .iter()
+        .map(|(id, ..)| {
+            let arrivals = Arc::new(Mutex::new(Vec::new()));
+            let pad = pipeline.by_name(id).unwrap().static_pad("sink").unwrap();
+            let seen = Arc::clone(&arrivals);
+            pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+                seen.lock().unwrap().push(Instant::now());
+                gst::PadProbeReturn::Ok
+            });
+            arrivals
+        })
+        .collect();
+    let count = |id: &str, name: &str| -> u64 {
+        pipeline.by_name(id).unwrap().property::<gst::Structure>("stats").get(name).unwrap()
+    };
+
+    pipeline.set_state(gst::State::Playing).unwrap();
+    thread::sleep(Duration::from_secs(5));
+    assert!(count("gate", "sent") > 0 && count("yard", "sent") > 0, "crops arrive before the outage");
+    backend.stop();
+    let begin = Instant::now();
+    let before = resident();
+    let mut most = 0;
+    let mut most_spooled = 0;
+    while begin.elapsed() < Duration::from_secs(outage.try_into().unwrap()) {
+        thread::sleep(Duration::from_millis(250));
+        most = most.max(resident());
+        most_spooled = most_spooled.max(count("gate", "spool-files"));
+    }
+    backend.start_again();
+
+    let bus = pipeline.bus().unwrap();
+    let mut warnings = Vec::new();
+    let limit = Instant::now() + Duration::from_secs(300);
+    loop {
+        let message = bus.timed_pop(gst::ClockTime::from_seconds(1));
+        assert!(Instant::now() < limit, "the stream doesn't end");
+        match message.as_ref().map(|message| message.view()) {
+            Some(gst::MessageView::Eos(_)) => break,
+            Some(gst::MessageView::Error(error)) => panic!("{error:?}"),
+            Some(gst::MessageView::Warning(warning)) => warnings.push(warning.error().to_string()),
+            _ => (),
+        }
+    }
+    pipeline.set_state(gst::State::Null).unwrap();
+
+    let grown = most.saturating_sub(before);
+    eprintln!("{outage} s away: {} KiB more memory, {most_spooled} crops on the spool at most", grown / 1024);
+    assert!(grown < 16 << 20, "{} MiB more memory", grown >> 20);
+    assert!(most_spooled > 0, "the spool was used");
+    assert_eq!(warnings.len(), 2, "one for each sink: {warnings:?}");
+    for arrivals in &arrivals {
+        let arrivals = arrivals.lock().unwrap();
+        assert_eq!(arrivals.len(), frames);
+        let worst = arrivals.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        eprintln!("longest time between frames: {worst:?}");
+        assert!(worst < Duration::from_millis(700), "a frame came after {worst:?}");
+    }
+
+    let stored = stored(&backend);
+    for (id, place, start) in cameras {
+        assert_eq!((count(id, "sent"), count(id, "dropped")), (frames as u64, 0), "{id}");
+        let of_camera: Vec<&Stored> = stored.iter().filter(|stored| stored.camera_id == id).collect();
+        assert!(of_camera.iter().all(|stored| stored.location == place));
+        let times: Vec<i64> = of_camera.iter().map(|stored| stored.captured_at).collect();
+        let expected: Vec<i64> = (0..frames)
+            .map(|frame| start + Span::milliseconds(i64::try_from(frame * 1000 / RATE).unwrap()))
+            .map(|time| i64::try_from(time.unix_timestamp_nanos() / 1000).unwrap())
+            .collect();
+        assert_eq!(times, expected, "{id}: each crop once, with its own time");
+    }
+}
+
+/// `gst-launch-1.0` with the plugin and nothing else that is new.
+struct Launcher {
+    folder: tempfile::TempDir,
+    runtime: PathBuf,
+}
+
+impl Launcher {
+    fn new(runtime: PathBuf) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let plugins = folder.path().join("plugins");
+        fs::create_dir(&plugins).unwrap();
+        fs::copy(build_dir().join("libgstfacepipe.so"), plugins.join("libgstfacepipe.so")).unwrap();
+        Self { folder, runtime }
+    }
+
+    fn spool(&self) -> PathBuf {
+        self.folder.path().join("spool")
+    }
+
+    /// Starts `source` into a sink with a spool of `max_bytes`.
+    fn start(&self, source: &str, url: &str, max_bytes: u64) -> Child {
+        let sink = format!(
+            "facepipe-facesink-http backend-url={url} camera-id=gate camera-location=Lobby eos-timeout=120 \
+             batch-size=2 spool-dir={} spool-max-bytes={max_bytes}",
+            self.spool().display()
+        );
+        Command::new("gst-launch-1.0")
+            .args(format!("{source} ! {sink}").split_whitespace())
+            .env("GST_PLUGIN_PATH", self.folder.path().join("plugins"))
+            .env("GST_REGISTRY", self.folder.path().join("registry.bin"))
+            .env("ORT_DYLIB_PATH", &self.runtime)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Key and time of capture (microseconds since 1970) of each crop on the spool, from the files' names.
+    fn spooled(&self) -> BTreeMap<String, i64> {
+        let Ok(entries) = fs::read_dir(self.spool()) else { return BTreeMap::new() };
+        entries
+            .filter_map(|entry| {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                let (captured_at, key) = name.strip_suffix(".crop")?.split_once('-')?;
+                let key = gstfacepipe::upload::key(Uuid::parse_str(key).unwrap());
+                Some((key, captured_at.parse().unwrap()))
+            })
+            .collect()
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(120);
+    while !holds() {
+        assert!(Instant::now() < limit, "waited for {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_killed_pipeline_loses_and_doubles_nothing_that_was_on_its_spool() {
+    let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require!(EMBEDDER));
+    let launcher = Launcher::new(runtime!());
+    let mut backend = Backend::start(weights.parent().unwrap());
+    let url = backend.url().to_owned();
+    backend.stop();
+
+    // As fast as it goes, so that the spool is full and the oldest give way while the process is killed.
+    let max_bytes = 400_000;
+    let source =
+        replay(&portrait, &detector, 100_000).replace("framerate=5/1", "framerate=500/1") + " encoding=webp";
+    let mut child = launcher.start(&source, &url, max_bytes);
+    let size = || -> u64 {
+        let entries = fs::read_dir(launcher.spool()).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
+    };
+    wait_until("a full spool", || size() > max_bytes * 95 / 100);
+    // Files come and go all the time now.
+    thread::sleep(Duration::from_millis(500));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = launcher.spooled();
+    assert!(left.len() > 40, "{} crops on the spool", left.len());
+    assert!(size() <= max_bytes + 20_000, "{} bytes", size());
+
+    // Killed again, in the middle of sending; the third run sends the others. Neither brings faces of its own.
+    backend.start_again();
+    let idle = "videotestsrc num-buffers=LENGTH ! video/x-raw,format=NV12,width=64,height=64,framerate=10/1";
+    let mut child = launcher.start(&idle.replace("LENGTH", "10000"), &url, max_bytes);
+    wait_until("some of them at the backend", || (4..left.len()).contains(&stored(&backend).len()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let after_second = launcher.spooled();
+    assert!(!after_second.is_empty() && after_second.len() < left.len(), "{} crops", after_second.len());
+    assert!(after_second.iter().all(|(key, time)| left.get(key) == Some(time)));
+
+    let status = launcher.start(&idle.replace("LENGTH", "5"), &url, max_bytes).wait().unwrap();
+    assert!(status.success());
+    assert!(launcher.spooled().is_empty());
+    let stored = stored(&backend);
+    assert_eq!(stored.len(), left.len(), "each once");
+    let found: BTreeMap<String, i64> =
+        stored.into_iter().map(|stored| (stored.upload_key, stored.captured_at)).collect();
+    // The file's name has microseconds, the request milliseconds.
+    let sent = left.into_iter().map(|(key, time)| (key, time / 1000 * 1000)).collect();
+    assert_eq!(found, sent);
+}
