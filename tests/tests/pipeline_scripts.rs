@@ -387,14 +387,24 @@ fn file_replays_as_fast_as_it_can_with_the_time_of_the_recording() {
     let (id, place) = (r#"gate "1" \ west"#, r#"Lobby, 2nd floor! a=b 'c' "d" $HOME"#);
     let spool = machine.text("spool");
     let video = video.to_str().unwrap();
-    let arguments =
-        [video, "--camera-id", id, "--location", place, "--fast", "--capture-start", "2024-05-06T07:08:09Z"];
+    let arguments = [
+        video,
+        "--camera-id",
+        id,
+        "--location",
+        place,
+        "--fast",
+        "--capture-start",
+        "2024-05-06T07:08:09Z",
+        "--detect",
+        "interval=3",
+    ];
     let mut command = machine.script("file.sh", &arguments);
     command.env("FACEPIPE_SERVER", backend.url()).env("FACEPIPE_SPOOL_DIR", &spool);
     let output = command.env("FACEPIPE_POLICY", "every").output().unwrap();
     assert!(output.status.success(), "{}", printed(&output));
     let found = stored(&backend, id);
-    assert!(found.len() > 60, "{} detections of a busy street", found.len());
+    assert!(found.len() > 25, "{} detections of a busy street", found.len());
     assert!(found.iter().all(|detection| detection.location == place), "{}", found[0].location);
     let start = 1_714_979_289_000_000;
     assert!(
@@ -430,7 +440,7 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
             ],
         );
         // Faces wait for others to share their request, so that all are still queued.
-        thread::sleep(Duration::from_secs(4));
+        thread::sleep(Duration::from_secs(3));
         assert!(stored(&backend, &camera).is_empty(), "nothing is sent before the end");
         let (status, printed) = running.end(signal);
         assert!(status.success(), "{status}\n{printed}");
@@ -458,8 +468,6 @@ fn extract_numbers_the_faces_of_a_second_run_after_those_of_the_first() {
     let both = pictures(&machine.path("faces 100%"));
     assert_eq!(both.len(), 2 * first.len(), "nothing is overwritten");
     assert_eq!(both[..first.len()], first[..]);
-    machine.run("extract.sh", &[video.to_str().unwrap(), "every", "--policy", "every"]);
-    assert!(pictures(&machine.path("every")).len() > 2 * first.len());
 }
 
 #[test]
@@ -524,12 +532,23 @@ fn rtsp_plays_h265_over_udp() {
     assert!(encoded.status.success(), "{}", printed(&encoded));
     let backend = Backend::start(weights.parent().unwrap());
     let camera = camera!(0, format!("gate={}", recording.display()));
-    let arguments =
-        [&camera.url("gate"), "--camera-id", "gate-1", "--backend", backend.url(), "--transport", "udp"];
+    let arguments = [
+        &camera.url("gate"),
+        "--camera-id",
+        "gate-1",
+        "--backend",
+        backend.url(),
+        "--transport",
+        "udp",
+        "--stall",
+        "3",
+    ];
     let running = machine.start("rtsp.sh", &arguments);
-    // The camera ends its stream after three seconds; the script begins again and finds more.
     eventually("faces are stored", || !stored(&backend, "gate-1").is_empty());
-    running.says("the stream ended; next attempt in 1 s");
+    // After three seconds the camera says goodbye in a packet that UDP may lose; then it counts as stalled.
+    running.says("; next attempt in 1 s");
+    let before = stored(&backend, "gate-1").len();
+    eventually("the next attempt finds more", || stored(&backend, "gate-1").len() > before);
     let (status, printed) = running.end("INT");
     assert!(status.success(), "{status}\n{printed}");
 }
