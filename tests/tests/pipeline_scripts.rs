@@ -70,8 +70,9 @@ impl Machine {
 
     /// A program, run in the machine's folder and environment.
     fn program(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(self.folder.path());
+        // Tests may run where SIGINT is ignored (`nohup … &`), and a shell cannot change that for itself.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,QUIT,HUP").arg(program).current_dir(self.folder.path());
         for (name, _) in
             env::vars().filter(|(name, _)| name.starts_with("FACEPIPE_") || name.starts_with("GST_"))
         {
