@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building and the demo need, with `packages.sh test` also those that tests need; quick
-# when none is missing.
+# Installs the Debian packages that building and the demo need, with `packages.sh test` also those that tests need, with
+# `packages.sh cross` those that building for arm64 needs; quick when none is missing.
 set -euo pipefail
 
 packages=(
@@ -20,8 +20,13 @@ packages=(
 if [[ ${1:-} == test ]]; then
     # database servers and a load balancer, which the tests start by themselves
     packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
-    # a network camera for the tests of pipelines/, and the check of all shell scripts
-    packages+=(gir1.2-gst-rtsp-server-1.0 python3-gi shellcheck)
+    # a network camera for the tests of pipelines/
+    packages+=(gir1.2-gst-rtsp-server-1.0 python3-gi)
+    # scripts and services are checked without being run
+    packages+=(shellcheck systemd)
+fi
+if [[ ${1:-} == cross ]]; then
+    packages+=(crossbuild-essential-arm64 mmdebstrap qemu-user)
 fi
 
 missing=()

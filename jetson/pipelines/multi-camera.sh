@@ -1,0 +1,1 @@
+../../pipelines/multi-camera.sh

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Plays a source of any kind with the script for it; what the service runs. Takes the arguments of that script.
+set -euo pipefail
+folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+case ${1-} in
+    csi:*) script=csi.sh ;;
+    rtsp*://*) script=rtsp.sh ;;
+    /dev/*) script=webcam.sh ;;
+    '' | -*)
+        echo "Usage: play.sh rtsp://CAMERA/PATH | csi:N | /dev/videoN | FILE [options of rtsp.sh, csi.sh, webcam.sh, file.sh]" >&2
+        exit 2 ;;
+    *) script=file.sh ;;
+esac
+exec "$folder/$script" "$@"
