@@ -5,7 +5,7 @@
 use std::{env, sync::LazyLock};
 
 use gst::{glib, prelude::*, subclass::prelude::*};
-use gst_base::{prelude::*, subclass::prelude::*};
+use gst_base::subclass::prelude::*;
 
 /// Memory that on a Jetson the processor cannot read.
 const NVMM: &str = "memory:NVMM";
