@@ -47,7 +47,8 @@ test: test-packages setup lint ## formatting, lints, licences, unit, parity, ele
 cross: packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run
 	@scripts/cross.sh
 
-lint: packages $(CARGO_DENY)
+lint: test-packages $(CARGO_DENY)
+	@shellcheck --external-sources scripts/*.sh pipelines/*.sh
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@$(CARGO_DENY) --log-level error check bans licenses sources

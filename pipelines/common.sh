@@ -301,17 +301,24 @@ file_name() {
 }
 
 # Running. Children have process groups of their own (`set -m`), so that Ctrl-C reaches this script alone: gst-launch-1.0
-# takes a second SIGINT for “at once”, and none may come by accident.
+# takes a second SIGINT for “at once”, and none may come by accident. It ends well on SIGINT and on nothing else; the helpers
+# get SIGTERM, since a script that was started with SIGINT ignored (`nohup … &`) has children that ignore it, too.
 set -m
 stopping=0
 children=()
+helpers=()
 scratch=$(mktemp -d)
 trap 'on_exit' EXIT
 trap 'stop' INT TERM HUP
 
 on_exit() {
     rm -rf "$scratch"
+    ask_to_end
+}
+
+ask_to_end() {
     ((${#children[@]} == 0)) || kill -INT "${children[@]}" 2>/dev/null
+    ((${#helpers[@]} == 0)) || kill -TERM "${helpers[@]}" 2>/dev/null
     return 0
 }
 
@@ -319,8 +326,7 @@ on_exit() {
 stop() {
     ((++stopping))
     ((stopping > 1)) || say "ending; what is queued is uploaded first (once more: at once)"
-    ((${#children[@]} == 0)) || kill -INT "${children[@]}" 2>/dev/null
-    return 0
+    ask_to_end
 }
 
 # PID: waits for a child whatever signals come meanwhile, and returns its status.
@@ -418,15 +424,21 @@ for_ever() {
 nap() {
     sleep "$1" &
     local pid=$!
-    children+=("$pid")
+    helpers+=("$pid")
     await "$pid" || true
     forget "$pid"
 }
 
+# PID: it has ended; nobody is to be told any more.
 forget() {
-    local child left=()
-    for child in "${children[@]}"; do
-        [[ -z $child || $child == "$1" ]] || left+=("$child")
+    local pid left=()
+    for pid in "${children[@]}"; do
+        [[ -z $pid || $pid == "$1" ]] || left+=("$pid")
     done
     children=("${left[@]}")
+    left=()
+    for pid in "${helpers[@]}"; do
+        [[ -z $pid || $pid == "$1" ]] || left+=("$pid")
+    done
+    helpers=("${left[@]}")
 }

@@ -75,7 +75,7 @@ take_out() {
         --token-file "$token_file" --ca-file "$ca_file" --spool-dir "$spool_dir" --policy "$policy" \
         --decoder "$decoder" --retry-max "$retry_max" "${options[@]}" </dev/null &
     alone+=("$!")
-    children+=("$!")
+    helpers+=("$!")
 }
 
 while ((${#together[@]} && !stopping)); do

@@ -33,7 +33,8 @@ if [[ -n $output ]]; then
     writable_folder "$(dirname "$output")"
     needs mp4mux 'MP4 files' gstreamer1.0-plugins-good
     if exists x264enc; then
-        encoder=(x264enc speed-preset=veryfast key-int-max=60)
+        # Without look-ahead: the encoder would wait for more frames than the queues hold.
+        encoder=(x264enc tune=zerolatency speed-preset=veryfast key-int-max=60)
     else
         needs openh264enc 'H.264 encoder; x264enc of gstreamer1.0-plugins-ugly will do too' gstreamer1.0-plugins-bad
         encoder=(openh264enc bitrate=4000000)
@@ -55,7 +56,7 @@ pipeline+=(! tee name=faces
 if [[ -n $backend ]]; then
     endpoint=()
     [[ $ask_only == no ]] || endpoint=(endpoint=get-results)
-    upload_part "$camera_id" '' sync=false "${endpoint[@]}"
+    upload_part "$camera_id" '' sync=false async=false "${endpoint[@]}"
     pipeline+=(faces. ! queue ! "${part[@]}")
 fi
 once run "${pipeline[@]}"

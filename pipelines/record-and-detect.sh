@@ -75,7 +75,7 @@ prune_for_ever() {
 if [[ -n $keep ]]; then
     prune_for_ever </dev/null &
     pruning=$!
-    children+=("$pruning")
+    helpers+=("$pruning")
 fi
 
 # Each attempt has names of its own, by its time.
@@ -93,4 +93,4 @@ if [[ $kind == file ]]; then
 else
     for_ever attempt
 fi
-[[ -z $keep ]] || { kill -INT "$pruning" 2>/dev/null || true; await "$pruning" || true; forget "$pruning"; prune; }
+[[ -z $keep ]] || { kill -TERM "$pruning" 2>/dev/null || true; await "$pruning" || true; forget "$pruning"; prune; }

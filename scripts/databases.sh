@@ -25,7 +25,7 @@ free_port() {
 
 start_postgres() {
     local programs port
-    programs=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)
+    programs=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -1)
     port=$(free_port)
     as_unprivileged "$programs/initdb" -D "$folder/postgres" -U "$user" -A trust -E UTF8 --locale=C.UTF-8 --no-sync
     # A test machine's crash may lose test data; a killed server may not, with or without fsync.
@@ -69,7 +69,7 @@ start() {
 stop() {
     folder=${FACEPIPE_TEST_DATABASES:?is not set: nothing was started}
     local programs
-    programs=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -1)
+    programs=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -1)
     as_unprivileged "$programs/pg_ctl" -D "$folder/postgres" -m immediate stop >/dev/null 2>&1 || true
     if [[ -s $folder/mariadb.pid ]]; then kill -9 "$(<"$folder/mariadb.pid")" 2>/dev/null || true; fi
     sleep 0.2

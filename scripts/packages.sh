@@ -20,6 +20,8 @@ packages=(
 if [[ ${1:-} == test ]]; then
     # database servers and a load balancer, which the tests start by themselves
     packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
+    # a network camera for the tests of pipelines/
+    packages+=(gir1.2-gst-rtsp-server-1.0 python3-gi)
     # scripts and services are checked without being run
     packages+=(shellcheck systemd)
 fi

@@ -27,6 +27,7 @@ scripts/python-tool.sh schemathesis
 
 folder=$(mktemp -d)
 server=
+# shellcheck disable=SC2317 # called by the trap
 stop() {
     [[ -z $server ]] || { kill "$server" 2>/dev/null && wait "$server"; } || true
     rm -rf "$folder"

@@ -7,15 +7,16 @@ Each FILE (MP4 or Matroska with H.264 or H.265) is played from its beginning to 
 with a sound track beside it, as cameras have one. PORT 0 takes a free one; the port is printed when the server is ready.
 
 --clock-ahead SECONDS  lets the camera's clock (the NTP time in its RTCP reports) be ahead of this machine's, or behind it
---stall-after N        sends N packets of video, then nothing more, and stays connected
+--stall-after N        sends N frames, then no video any more, and stays connected
 """
 
 import argparse
+import sys
+import threading
 
 import gi
 
 gi.require_version("Gst", "1.0")
-gi.require_version("GstNet", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
@@ -27,8 +28,7 @@ def description(file, stall_after):
     """The pipeline of one stream, in which gst-rtsp-server looks for pay0 (video) and pay1 (sound)."""
     codec = "h265" if "h265" in file else "h264"
     demuxer = "matroskademux" if file.endswith(".mkv") else "qtdemux"
-    # `identity` lets so many buffers pass and then drops all.
-    stall = f"! valve name=stall " if stall_after else ""
+    stall = "! identity name=stall " if stall_after else ""
     return (
         f'( filesrc location="{file}" ! {demuxer} ! {codec}parse {stall}'
         f"! rtp{codec}pay name=pay0 pt=96 config-interval=-1 "
@@ -45,28 +45,35 @@ class CameraClock(Gst.SystemClock):
         self.set_calibration(0, offset, 1, 1)
 
 
-def rtpbin_of(media):
-    pipeline = media.get_element().get_parent()
-    return next(e for e in pipeline.iterate_elements() if e.get_factory().get_name() == "rtpbin")
+def tell_time_of_clock(media):
+    """Lets the RTCP reports take their time from the pipeline's clock."""
+    elements = media.get_element().get_parent().iterate_elements()
+    result, element = elements.next()
+    while result == Gst.IteratorResult.OK:
+        if element.get_factory().get_name() == "rtpbin":
+            Gst.util_set_object_arg(element, "ntp-time-source", "clock-time")
+            return
+        result, element = elements.next()
+    sys.exit("gst-rtsp-server has no rtpbin")
 
 
 def configure(_factory, media, arguments):
     if arguments.clock_ahead is not None:
-        # The RTCP reports take their time from the pipeline's clock.
         media.set_clock(CameraClock(arguments.clock_ahead))
-        media.connect("prepared", lambda m: rtpbin_of(m).set_property("ntp-time-source", "clock-time"))
+        media.connect("prepared", tell_time_of_clock)
     if arguments.stall_after:
-        valve = media.get_element().get_by_name("stall")
+        stall = media.get_element().get_by_name("stall")
         passed = 0
 
-        def count(pad, info):
+        def count(_pad, _info):
             nonlocal passed
             passed += 1
             if passed > arguments.stall_after:
-                return Gst.PadProbeReturn.DROP
+                # Dropped, the rest would run through at once, and end the stream.
+                threading.Event().wait()
             return Gst.PadProbeReturn.OK
 
-        valve.get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, count)
+        stall.get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, count)
 
 
 def main():

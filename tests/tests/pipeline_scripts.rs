@@ -13,7 +13,6 @@
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read},
-    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -71,8 +70,9 @@ impl Machine {
 
     /// A program, run in the machine's folder and environment.
     fn program(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(self.folder.path());
+        // Tests may run where SIGINT is ignored (`nohup … &`), and a shell cannot change that for itself.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,QUIT,HUP").arg(program).current_dir(self.folder.path());
         for (name, _) in
             env::vars().filter(|(name, _)| name.starts_with("FACEPIPE_") || name.starts_with("GST_"))
         {
@@ -92,9 +92,11 @@ impl Machine {
         command
     }
 
-    /// Runs a script that ends by itself, and well.
+    /// Runs a script that ends by itself, and well, within a minute.
     fn run(&self, name: &str, arguments: &[&str]) -> String {
-        let output = self.script(name, arguments).output().unwrap();
+        let mut command = self.program(Path::new("timeout"));
+        command.arg("60").arg(workspace_root().join("pipelines").join(name)).args(arguments);
+        let output = command.output().unwrap();
         let printed = printed(&output);
         assert!(output.status.success(), "{name} {arguments:?}\n{printed}");
         printed
@@ -386,14 +388,24 @@ fn file_replays_as_fast_as_it_can_with_the_time_of_the_recording() {
     let (id, place) = (r#"gate "1" \ west"#, r#"Lobby, 2nd floor! a=b 'c' "d" $HOME"#);
     let spool = machine.text("spool");
     let video = video.to_str().unwrap();
-    let arguments =
-        [video, "--camera-id", id, "--location", place, "--fast", "--capture-start", "2024-05-06T07:08:09Z"];
+    let arguments = [
+        video,
+        "--camera-id",
+        id,
+        "--location",
+        place,
+        "--fast",
+        "--capture-start",
+        "2024-05-06T07:08:09Z",
+        "--detect",
+        "interval=3",
+    ];
     let mut command = machine.script("file.sh", &arguments);
     command.env("FACEPIPE_SERVER", backend.url()).env("FACEPIPE_SPOOL_DIR", &spool);
     let output = command.env("FACEPIPE_POLICY", "every").output().unwrap();
     assert!(output.status.success(), "{}", printed(&output));
     let found = stored(&backend, id);
-    assert!(found.len() > 60, "{} detections of a busy street", found.len());
+    assert!(found.len() > 25, "{} detections of a busy street", found.len());
     assert!(found.iter().all(|detection| detection.location == place), "{}", found[0].location);
     let start = 1_714_979_289_000_000;
     assert!(
@@ -424,10 +436,13 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
                 backend.url(),
                 "--upload",
                 "batch-delay=20000",
+                "--upload",
+                "batch-size=64",
             ],
         );
-        // Faces wait for others to share their request, so that most are still queued.
-        thread::sleep(Duration::from_secs(4));
+        // Faces wait for others to share their request, so that all are still queued.
+        thread::sleep(Duration::from_secs(3));
+        assert!(stored(&backend, &camera).is_empty(), "nothing is sent before the end");
         let (status, printed) = running.end(signal);
         assert!(status.success(), "{status}\n{printed}");
         assert!(printed.contains("what is queued is uploaded first"), "{printed}");
@@ -454,8 +469,6 @@ fn extract_numbers_the_faces_of_a_second_run_after_those_of_the_first() {
     let both = pictures(&machine.path("faces 100%"));
     assert_eq!(both.len(), 2 * first.len(), "nothing is overwritten");
     assert_eq!(both[..first.len()], first[..]);
-    machine.run("extract.sh", &[video.to_str().unwrap(), "every", "--policy", "every"]);
-    assert!(pictures(&machine.path("every")).len() > 2 * first.len());
 }
 
 #[test]
@@ -520,12 +533,23 @@ fn rtsp_plays_h265_over_udp() {
     assert!(encoded.status.success(), "{}", printed(&encoded));
     let backend = Backend::start(weights.parent().unwrap());
     let camera = camera!(0, format!("gate={}", recording.display()));
-    let arguments =
-        [&camera.url("gate"), "--camera-id", "gate-1", "--backend", backend.url(), "--transport", "udp"];
+    let arguments = [
+        &camera.url("gate"),
+        "--camera-id",
+        "gate-1",
+        "--backend",
+        backend.url(),
+        "--transport",
+        "udp",
+        "--stall",
+        "3",
+    ];
     let running = machine.start("rtsp.sh", &arguments);
-    // The camera ends its stream after three seconds; the script begins again and finds more.
     eventually("faces are stored", || !stored(&backend, "gate-1").is_empty());
-    running.says("the stream ended; next attempt in 1 s");
+    // After three seconds the camera says goodbye in a packet that UDP may lose; then it counts as stalled.
+    running.says("; next attempt in 1 s");
+    let before = stored(&backend, "gate-1").len();
+    eventually("the next attempt finds more", || stored(&backend, "gate-1").len() > before);
     let (status, printed) = running.end("INT");
     assert!(status.success(), "{status}\n{printed}");
 }
@@ -641,13 +665,13 @@ fn preview_writes_boxes_into_a_file_and_stores_nothing_when_it_only_asks() {
     let begun = Instant::now();
     machine.run("preview.sh", &arguments);
     assert!(begun.elapsed() > Duration::from_secs(4), "in real time, so that answers come in time");
-    assert_eq!(machine.frames_of(&machine.path("preview.mp4")), machine.frames_of(&video));
+    assert_eq!(machine.frames_of(&machine.path("preview.mp4")), 105, "every frame of the recording");
     assert!(cameras(&backend).is_empty(), "get-results stores nothing");
     assert!(with_boxes(&machine, &machine.path("preview.mp4")) > 0, "boxes are drawn");
     assert_eq!(with_boxes(&machine, &video), 0, "and were not there before");
 }
 
-/// In how many of ten frames there is a saturated blue, red or green horizontal line of at least 20 pixels, as no street has.
+/// In how many of eight frames or so a line of at least 80 pixels has the blue of faceoverlay's boxes and labels.
 fn with_boxes(machine: &Machine, video: &Path) -> usize {
     let (width, height) = (1920, 1080);
     let raw = machine.path("frames.rgb");
@@ -660,15 +684,17 @@ fn with_boxes(machine: &Machine, video: &Path) -> usize {
     ));
     assert!(command.status().unwrap().success());
     let bytes = fs::read(&raw).unwrap();
-    let saturated = |pixel: &[u8]| pixel.iter().max().unwrap() - pixel.iter().min().unwrap() > 130;
+    // The encoder changes colours a little.
+    let blue =
+        |pixel: &[u8]| pixel.iter().zip([40_u8, 110, 255]).all(|(&is, wanted)| is.abs_diff(wanted) < 30);
     bytes
         .chunks_exact(width * height * 3)
         .filter(|frame| {
             frame.chunks_exact(width * 3).any(|row| {
                 let mut run = 0;
                 row.chunks_exact(3).any(|pixel| {
-                    run = if saturated(pixel) { run + 1 } else { 0 };
-                    run >= 20
+                    run = if blue(pixel) { run + 1 } else { 0 };
+                    run >= 80
                 })
             })
         })
@@ -681,7 +707,7 @@ fn record_and_detect_keeps_the_newest_segments_as_the_camera_encoded_them() {
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
     let backend = Backend::start(weights.parent().unwrap());
-    // A key frame each second, as cameras send them.
+    // Its key frames come every two seconds.
     let camera = camera!(0, format!("gate={}", video.display()));
     let arguments = [
         &camera.url("gate"),

@@ -1,8 +1,13 @@
-//! The pipelines of the README, as they are written there, by `gst-launch-1.0`, against the real backend.
+//! The pipelines of the README and of the elements' pages, as they are written there, by `gst-launch-1.0`, against the
+//! real backend.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{models_dir, require, workspace_root};
@@ -59,13 +64,75 @@ fn stored(backend: &Backend) -> Stored {
     .unwrap()
 }
 
+/// The first frames of an MP4 file of H.264, so that the test is short.
+fn beginning(video: &Path, frames: u32, folder: &Path) -> PathBuf {
+    let short = folder.join("beginning.mp4");
+    let line = format!(
+        "gst-launch-1.0 -q filesrc location={} ! qtdemux ! h264parse ! identity eos-after={frames} ! mp4mux ! \
+         filesink location={}",
+        video.display(),
+        short.display()
+    );
+    shell(folder, &line);
+    short
+}
+
+/// The `gst-launch-1.0` commands of the elements' SECTION comments.
+fn pipelines_of_the_pages() -> Vec<String> {
+    let sources = workspace_root().join("gst-plugins/src");
+    let elements = fs::read_dir(sources).unwrap().map(|entry| entry.unwrap().path().join("mod.rs"));
+    let pages = elements
+        .filter_map(|page| fs::read_to_string(page).ok())
+        .filter(|page| page.contains("SECTION:element-"));
+    let lines: Vec<String> = pages
+        .flat_map(|page| {
+            page.lines().map(|line| line.trim_start_matches([' ', '*']).to_owned()).collect::<Vec<_>>()
+        })
+        .filter(|line| line.starts_with("gst-launch-1.0"))
+        .collect();
+    assert!(lines.len() >= 12, "{lines:?}");
+    lines
+}
+
+#[test]
+fn the_pipelines_of_the_elements_pages_run_as_written() {
+    let video = require!("videos/street-1080p.mp4");
+    let weights = require!("models/mobilefacenet.onnx");
+    let backend = Backend::start(weights.parent().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let video = format!("filesrc location={}", beginning(&video, 8, folder.path()).display());
+    // What an administrator would have put there.
+    let place = folder.path().display();
+    fs::write(folder.path().join("token"), "a-token").unwrap();
+    fs::copy("/etc/ssl/certs/ca-certificates.crt", folder.path().join("ca.pem")).unwrap();
+    for pipeline in pipelines_of_the_pages() {
+        let command = pipeline
+            .replace("filesrc location=street-1080p.mp4", &video)
+            .replace("v4l2src", &video)
+            .replace("autovideosink", "fakesink sync=true")
+            .replace("http://127.0.0.1:8080", backend.url())
+            .replace("https://faces.example", backend.url())
+            .replace("/var/spool/facepipe", &format!("{place}/spool"))
+            .replace("/etc/facepipe", &place.to_string());
+        let elsewhere = format!("facesink-http backend-url={}", backend.url());
+        let command = if command.contains("backend-url") {
+            command
+        } else {
+            command.replace("facesink-http", &elsewhere)
+        };
+        shell(folder.path(), &command);
+    }
+    assert!(take_pictures(folder.path()) > 8);
+    assert!(stored(&backend).detections > 0);
+}
+
 #[test]
 fn the_pipelines_of_the_readme_run_as_written() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
-    let video = format!("filesrc location={}", video.display());
     let backend = Backend::start(weights.parent().unwrap());
     let folder = tempfile::tempdir().unwrap();
+    let video = format!("filesrc location={}", beginning(&video, 40, folder.path()).display());
     // Every face of every frame, and the best pictures of each track.
     let (mut every, mut best) = (0, 0);
     let mut already = 0;
