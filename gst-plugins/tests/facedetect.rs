@@ -18,7 +18,7 @@ use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo, VideoRegionOfInterestMeta};
 use gstfacepipe::{
-    roi::{FaceRegion, candidates, faces},
+    roi::{FaceRegion, candidates, crop_facts, faces},
     searched::was_searched,
 };
 
@@ -460,5 +460,38 @@ fn a_recording_has_no_late_frames() {
     for sink in ["fakesink sync=false", "fakesink sync=false qos=true"] {
         let ([frames, detected, ..], passed) = played("", &format!("model={}", model.display()), sink);
         assert_eq!((frames, detected, passed), (40, 40, 40), "{sink}");
+    }
+}
+
+#[test]
+fn a_seek_in_a_recording_goes_on_from_there_with_new_tracks() {
+    runtime!();
+    let video = require!("videos/street-1080p.mp4");
+    let model = require!("models/version-RFB-640.onnx");
+    init();
+    let line = format!(
+        "filesrc location={} ! decodebin ! facepipe-facedetect model={} ! facepipe-facetrack ! facepipe-facecrop \
+         ! appsink name=crops sync=false",
+        video.display(),
+        model.display()
+    );
+    let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
+    let crops = pipeline.by_name("crops").unwrap().downcast::<gst_app::AppSink>().unwrap();
+    let facts = |sample: &gst::Sample| {
+        let buffer = sample.buffer().unwrap();
+        (crop_facts(buffer).unwrap().face.track_id.unwrap(), buffer.pts().unwrap())
+    };
+    pipeline.set_state(gst::State::Paused).unwrap();
+    let (before, _) = facts(&crops.pull_preroll().unwrap());
+    let (start, wait) = (gst::ClockTime::from_seconds(3), gst::ClockTime::from_seconds(30));
+    pipeline.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE, start).unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let after: Vec<_> =
+        std::iter::from_fn(|| crops.try_pull_sample(wait)).map(|sample| facts(&sample)).collect();
+    assert!(crops.is_eos());
+    pipeline.set_state(gst::State::Null).unwrap();
+    assert!(after.len() > 5, "{after:?}");
+    for (id, pts) in &after {
+        assert!(*id > before && *pts >= start, "track {id} at {pts}, first of all was track {before}");
     }
 }
