@@ -86,24 +86,18 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
 pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bool {
     let CutterSettings { crop, policy, limits } = settings;
     match name {
-        "margin" => take(&mut crop.margin, value),
-        "min-size" => take(&mut crop.min_size, value),
+        "margin" => crate::set(&mut crop.margin, value),
+        "min-size" => crate::set(&mut crop.min_size, value),
         "max-size" => narrow(&mut crop.max_size, value),
         "quality" => narrow(&mut crop.quality, value),
-        "encoding" => take(&mut crop.encoding, value),
-        "policy" => take(policy, value),
-        "improvement" => take(&mut limits.improvement, value),
-        "max-per-track" => take(&mut limits.max_per_track, value),
-        "min-quality" => take(&mut limits.min_quality, value),
+        "encoding" => crate::set(&mut crop.encoding, value),
+        "policy" => crate::set(policy, value),
+        "improvement" => crate::set(&mut limits.improvement, value),
+        "max-per-track" => crate::set(&mut limits.max_per_track, value),
+        "min-quality" => crate::set(&mut limits.min_quality, value),
         _ => return false,
     }
     true
-}
-
-fn take<'a, T: glib::value::FromValue<'a>>(setting: &mut T, value: &'a glib::Value) {
-    if let Ok(value) = value.get() {
-        *setting = value;
-    }
 }
 
 /// Takes a number whose range is that of a smaller type than GObject has.

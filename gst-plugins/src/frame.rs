@@ -9,13 +9,12 @@ pub fn raw_video_caps() -> gst::Caps {
     gst_video::VideoCapsBuilder::new().format_list(PixelFormat::ALL.map(video_format)).build()
 }
 
-/// The templates `sink` and `src` of an element that takes and gives the raw video of [`raw_video_caps`].
-pub fn transform_templates() -> Vec<gst::PadTemplate> {
-    let caps = raw_video_caps();
+/// The templates `sink` and `src` of an element that gives what it takes.
+pub fn transform_templates(caps: &gst::Caps) -> Vec<gst::PadTemplate> {
     [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
         .into_iter()
         .filter_map(|(name, direction)| {
-            gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
+            gst::PadTemplate::new(name, direction, gst::PadPresence::Always, caps).ok()
         })
         .collect()
 }

@@ -243,9 +243,9 @@ impl ObjectImpl for FaceOverlay {
                 settings.camera_id =
                     value.get::<Option<String>>().unwrap_or_default().filter(|id| !id.is_empty());
             }
-            "labels" => settings.labels = value.get().unwrap_or(true),
-            "line-width" => settings.line_width = value.get().unwrap_or(0),
-            "font-size" => settings.font_size = value.get().unwrap_or(0),
+            "labels" => crate::set(&mut settings.labels, value),
+            "line-width" => crate::set(&mut settings.line_width, value),
+            "font-size" => crate::set(&mut settings.font_size, value),
             name => gst::error!(CAT, imp = self, "no property {name}"),
         }
     }
@@ -326,7 +326,8 @@ impl ElementImpl for FaceOverlay {
     }
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
-        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(frame::transform_templates);
+        static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> =
+            LazyLock::new(|| frame::transform_templates(&frame::raw_video_caps()));
         &TEMPLATES
     }
 }

@@ -12,8 +12,8 @@ use gst_base::{
 };
 
 use crate::{
-    capture_time, roi,
-    roi::FaceRegion,
+    capture_time, frame,
+    roi::{self, FaceRegion},
     searched,
     track::{Bounds, Observation, Prediction, Tracker, TrackerConfig},
     track_events,
@@ -271,13 +271,7 @@ impl ElementImpl for FaceTrack {
 
     fn pad_templates() -> &'static [gst::PadTemplate] {
         static TEMPLATES: LazyLock<Vec<gst::PadTemplate>> = LazyLock::new(|| {
-            let caps = gst::Caps::builder("video/x-raw").any_features().build();
-            [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
-                .into_iter()
-                .filter_map(|(name, direction)| {
-                    gst::PadTemplate::new(name, direction, gst::PadPresence::Always, &caps).ok()
-                })
-                .collect()
+            frame::transform_templates(&gst::Caps::builder("video/x-raw").any_features().build())
         });
         &TEMPLATES
     }
