@@ -1,19 +1,40 @@
 //! The `facepipe` program: models, demo and tools around the edge plugins and the backend.
 
 mod bench;
+mod client;
+mod connection;
 mod demo;
 mod doctor;
+mod enroll;
+mod exit;
+mod interrupt;
+mod latency;
+mod manage;
 mod models;
+mod output;
+mod pictures;
 mod progress;
+mod recognize;
+mod shell;
+mod train;
 mod trial;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser, Subcommand};
 
-/// Models, demo and tools around the facepipe elements and the facepipe backend.
+/// Face recognition for cameras: enrol people, recognise them in pictures and video, look after the server, measure.
 #[derive(Debug, Parser)]
-#[command(name = "facepipe", version, propagate_version = true)]
+#[command(name = "facepipe", version, propagate_version = true, after_help = format!("\
+A first visit:
+  facepipe demo                                   (everything at once, with a server of its own)
+  facepipe enroll tree staff/ --train             (staff/<name>/*.jpg)
+  facepipe recognize folder visitors/
+
+Where the server is: --server, FACEPIPE_SERVER, or a profile in ~/.config/facepipe/config.toml.
+
+{}", exit::HELP))]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -21,27 +42,60 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Enroll(enroll::Options),
+    Recognize(recognize::Options),
+    Train(train::Options),
+    Locate(manage::LocateOptions),
+    People(manage::PeopleOptions),
+    Detections(manage::DetectionsOptions),
+    Cameras(manage::CamerasOptions),
+    Jobs(manage::JobsOptions),
+    Models(models::Options),
     Bench(bench::Options),
     Demo(demo::Options),
     Doctor(doctor::Options),
-    Models(models::Options),
+    Completions(shell::CompletionsOptions),
+    Man(shell::ManOptions),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // Only the first call in a process can fail, and only where a provider is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let done = match arguments.command {
-        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
-        Command::Demo(options) => demo::run(&options).map(|()| ExitCode::SUCCESS),
-        Command::Doctor(options) => doctor::run(&options),
-        Command::Models(options) => models::run(&options),
-    };
-    match done {
+    match run(arguments.command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("facepipe: {error:#}");
-            ExitCode::FAILURE
+            exit::code(&error)
         }
     }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    let outcome = match command {
+        Command::Enroll(options) => enroll::run(&options),
+        Command::Recognize(options) => recognize::run(&options),
+        Command::Train(options) => train::run(&options),
+        Command::Locate(options) => manage::locate(&options),
+        Command::People(options) => manage::people(&options),
+        Command::Detections(options) => manage::detections(&options),
+        Command::Cameras(options) => manage::cameras(&options),
+        Command::Jobs(options) => manage::jobs(&options),
+        Command::Models(options) => return models::run(&options),
+        Command::Bench(options) => bench::run(&options).map(|()| exit::Outcome::Done),
+        Command::Demo(options) => demo::run(&options).map(|()| exit::Outcome::Done),
+        Command::Doctor(options) => return doctor::run(&options),
+        Command::Completions(options) => shell::completions(&options, Arguments::command()),
+        Command::Man(options) => shell::man(&options, Arguments::command()),
+    };
+    outcome.map(ExitCode::from)
+}
+
+/// What the calls of a program run on.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("no threads for the network can be started")
 }

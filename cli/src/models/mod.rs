@@ -23,6 +23,7 @@ use self::{
     fetch::Fetcher,
     manifest::{Asset, Entry, Kind, Manifest},
 };
+use crate::manage;
 
 /// Lists, fetches and verifies models, the ONNX Runtime, and pictures and videos for demo and tests.
 #[derive(Debug, Args)]
@@ -76,6 +77,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Server(manage::TrainedAction),
 }
 
 #[derive(Debug, Args)]
@@ -139,8 +142,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Some(path) => Manifest::read(path)?,
         None => Manifest::embedded()?,
     };
-    let (Action::List { which, .. } | Action::Fetch { which, .. } | Action::Verify { which, .. }) =
-        &options.action;
+    let which = match &options.action {
+        Action::List { which, .. } | Action::Fetch { which, .. } | Action::Verify { which, .. } => which,
+        Action::Server(action) => return manage::trained(action).map(ExitCode::from),
+    };
     let entries = match manifest.select(&which.names) {
         Ok(entries) => entries,
         Err(error) => {
@@ -168,6 +173,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
                 entries.into_iter().filter(|entry| !entry.optional || *all || named(entry)).collect();
             Ok(fetch(&wanted, places, !which.names.is_empty()))
         }
+        Action::Server(action) => manage::trained(action).map(ExitCode::from),
     }
 }
 

@@ -1,0 +1,52 @@
+//! The calls of the API that this program makes. A test holds each against the OpenAPI document.
+
+use reqwest::Method;
+
+/// A call: its method and its path as the OpenAPI document writes them.
+#[derive(Debug)]
+pub struct Operation {
+    /// GET, POST, …
+    pub method: Method,
+    /// With `{…}` for each value that is filled in.
+    pub path: &'static str,
+}
+
+macro_rules! operations {
+    ($($name:ident: $method:ident $path:literal,)*) => {
+        $(
+            #[doc = concat!("`", stringify!($method), " ", $path, "`")]
+            pub const $name: Operation = Operation { method: Method::$method, path: $path };
+        )*
+        /// All of them.
+        #[cfg(test)]
+        pub const ALL: &[&Operation] = &[$(&$name),*];
+    };
+}
+
+operations! {
+    ACTIVATE_MODEL: POST "/model/{version}/activate",
+    ADD_IMAGE: POST "/dataset/{id}/image",
+    ADD_PERSON: POST "/dataset/{id}",
+    CAMERAS: GET "/cameras",
+    CANCEL_JOB: DELETE "/jobs/{job_id}",
+    DATASET: GET "/dataset",
+    DELETE_MODEL: DELETE "/model/{version}",
+    DETECTION: GET "/database/detections/{id}",
+    DETECTIONS: GET "/database/detections",
+    ERASE_DETECTION: DELETE "/database/detections/{id}",
+    ERASE_PERSON: DELETE "/dataset/{id}",
+    GENERATE_EMBEDDINGS: POST "/model/generate-emb",
+    GET_RESULTS: POST "/face-recognition/get-results",
+    JOB: GET "/jobs/{job_id}",
+    JOBS: GET "/jobs",
+    LAST_KNOWN_LOCATION: GET "/database/{id}/last-known-location",
+    MODELS: GET "/model",
+    OPTIMIZED_TRAIN: POST "/model/optimized-train",
+    PERSON_IMAGES: GET "/dataset/{id}",
+    RECEIVE_ONLY: POST "/face-recognition/dry-run",
+    RENAME_PERSON: PATCH "/dataset/{id}",
+    STORE_RESULTS: POST "/face-recognition/store-results",
+    TRACK: GET "/database/{id}/track",
+    TRAIN: POST "/model/train",
+    VERIFY: POST "/face-recognition/verify",
+}

@@ -1,0 +1,95 @@
+//! The client against the OpenAPI document: its calls are in it, and what it answers is read whole.
+
+use std::{fs, path::Path};
+
+use serde::Serialize;
+
+use super::*;
+
+fn document() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    serde_json::from_str(&fs::read_to_string(path).expect("the document")).expect("JSON")
+}
+
+/// The document's description of a call.
+fn described<'a>(document: &'a Value, operation: &Operation) -> &'a Value {
+    let method = operation.method.as_str().to_ascii_lowercase();
+    let described = &document["paths"][operation.path][&method];
+    assert!(described.is_object(), "{} {} is not in the document", operation.method, operation.path);
+    described
+}
+
+/// Reads the example of a call's answer as `T` and writes it again: the same must come out.
+fn read_whole<T: DeserializeOwned + Serialize>(document: &Value, operation: &Operation, status: &str) {
+    let content = &described(document, operation)["responses"][status]["content"]["application/json"];
+    let example = &content["example"];
+    assert!(example.is_object(), "{} {status} has no example", operation.path);
+    let read: T = serde_json::from_value(example.clone())
+        .unwrap_or_else(|error| panic!("the example of {} cannot be read: {error}", operation.path));
+    let written = serde_json::to_value(&read).expect("JSON");
+    assert_eq!(&rounded(&written), &rounded(example), "{}", operation.path);
+}
+
+/// Numbers as single precision has them: 0.996 as an f32 is written with more digits as an f64.
+fn rounded(value: &Value) -> Value {
+    match value {
+        Value::Number(number) => json!(format!("{:.4}", number.as_f64().expect("a number"))),
+        Value::Array(values) => values.iter().map(rounded).collect(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), rounded(value))).collect(),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn every_call_is_in_the_document() {
+    let document = document();
+    for operation in operation::ALL {
+        described(&document, operation);
+    }
+}
+
+#[test]
+fn answers_are_read_whole() {
+    let document = document();
+    read_whole::<Dataset>(&document, &operation::DATASET, "200");
+    read_whole::<PersonImages>(&document, &operation::PERSON_IMAGES, "200");
+    read_whole::<NamedPerson>(&document, &operation::ADD_PERSON, "201");
+    read_whole::<NamedPerson>(&document, &operation::RENAME_PERSON, "200");
+    read_whole::<AddedImage>(&document, &operation::ADD_IMAGE, "201");
+    read_whole::<Results>(&document, &operation::GET_RESULTS, "200");
+    read_whole::<Job>(&document, &operation::JOB, "200");
+    read_whole::<Job>(&document, &operation::OPTIMIZED_TRAIN, "202");
+    read_whole::<Models>(&document, &operation::MODELS, "200");
+    read_whole::<Model>(&document, &operation::ACTIVATE_MODEL, "200");
+    read_whole::<Detections>(&document, &operation::DETECTIONS, "200");
+    read_whole::<Track>(&document, &operation::TRACK, "200");
+    read_whole::<LastKnownLocation>(&document, &operation::LAST_KNOWN_LOCATION, "200");
+    read_whole::<Cameras>(&document, &operation::CAMERAS, "200");
+}
+
+#[test]
+fn the_fields_of_forms_are_in_the_document() {
+    let document = document();
+    let fields = |form: &str| document["components"]["schemas"][form]["properties"].clone();
+    for name in ["image", "camera_id", "location", "key"] {
+        assert!(fields("RecognitionForm")[name].is_object(), "{name}");
+    }
+    assert!(fields("EnrolmentForm")["image"].is_object());
+    assert!(fields("VerificationForm")["image"].is_object());
+    assert!(fields("Renaming")["face_id"].is_object());
+}
+
+#[test]
+fn names_are_one_segment_of_the_address_whatever_is_in_them() {
+    let server = Url::parse("https://example.org/faces/").expect("an address");
+    let url = address(&server, &operation::PERSON_IMAGES, &["Ada / Lovelace?"], &[("to", "a+b".into())]);
+    assert_eq!(url.as_str(), "https://example.org/faces/dataset/Ada%20%2F%20Lovelace%3F?to=a%2Bb");
+}
+
+#[test]
+fn an_address_that_is_none_is_named() {
+    for wrong in ["127.0.0.1:8080", "ftp://example.org", "http://"] {
+        let error = Client::new(&Settings::of(wrong)).expect_err("refused").to_string();
+        assert!(error.contains("--server") && error.contains(wrong), "{error}");
+    }
+}

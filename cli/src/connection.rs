@@ -1,0 +1,214 @@
+//! Which server is called, and as whom: options, environment, and a configuration file with profiles.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use etcetera::BaseStrategy;
+use figment::{
+    Figment, Profile,
+    providers::{Format, Serialized, Toml},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    client::{ANSWER_LIMIT, Client, PATIENCE, Settings},
+    exit::Failure,
+};
+
+/// Where a backend listens if nothing else is said.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
+
+/// How the server is reached.
+#[derive(Debug, Default, Args)]
+#[group(id = "connection")]
+#[command(next_help_heading = "Server")]
+pub struct Connection {
+    /// The backend's address [default: the profile's, else http://127.0.0.1:8080]
+    #[arg(long, env = "FACEPIPE_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// Bearer token; better in a file, since others on this machine can read command lines
+    #[arg(
+        long,
+        env = "FACEPIPE_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    token: Option<String>,
+    /// File with the bearer token in it
+    #[arg(long, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Certificates (PEM) to trust beside the system's
+    #[arg(long, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// How long one answer may take, seconds [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: Option<u64>,
+    /// Profile of the configuration file: a table with any of server, token_file, token, ca_file, timeout
+    #[arg(long, env = "FACEPIPE_PROFILE", value_name = "NAME")]
+    profile: Option<String>,
+    /// Configuration file, TOML [default: ~/.config/facepipe/config.toml, where it exists]
+    #[arg(long, env = "FACEPIPE_CLI_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// What a profile can say.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProfileSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<u64>,
+}
+
+impl Connection {
+    /// A client for that server. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// The configuration, the address, the token's file or the certificates are wrong or missing.
+    pub fn client(&self) -> Result<Client, Failure> {
+        Client::new(&self.settings()?)
+    }
+
+    /// What holds: options before environment before profile before defaults.
+    ///
+    /// # Errors
+    /// The configuration, the token's file or the certificates are wrong or missing.
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        let ProfileSettings { server, token, token_file, ca_file, timeout } = self.profile()?;
+        let token = match (&self.token, &self.token_file) {
+            (Some(token), _) => Some(checked_token(token, "--token")?),
+            (None, Some(file)) => Some(read_token(file)?),
+            (None, None) => match (token, token_file) {
+                (Some(token), _) => Some(checked_token(&token, "token in the profile")?),
+                (None, Some(file)) => Some(read_token(&file)?),
+                (None, None) => None,
+            },
+        };
+        let ca = match self.ca_file.as_deref().or(ca_file.as_deref()) {
+            Some(file) => Some(fs::read(file).map_err(|error| {
+                Failure::Usage(format!("--ca-file {}: cannot be read: {error}", file.display()))
+            })?),
+            None => None,
+        };
+        let server = self.server.clone().or(server).unwrap_or_else(|| DEFAULT_SERVER.into());
+        let answer_limit = self.timeout.or(timeout).map_or(ANSWER_LIMIT, Duration::from_secs);
+        Ok(Settings { server, token, ca, answer_limit, patience: PATIENCE })
+    }
+
+    fn profile(&self) -> Result<ProfileSettings, Failure> {
+        let file = match &self.config {
+            Some(file) if !file.is_file() => {
+                return Err(Failure::Usage(format!("--config {}: no such file", file.display())));
+            }
+            Some(file) => Some(file.clone()),
+            None => default_file().filter(|file| file.is_file()),
+        };
+        let Some(file) = file else {
+            return match &self.profile {
+                None => Ok(ProfileSettings::default()),
+                Some(name) => Err(Failure::Usage(format!(
+                    "--profile {name}: there is no configuration file{}",
+                    default_file().map(|file| format!(" at {}", file.display())).unwrap_or_default()
+                ))),
+            };
+        };
+        read_profile(&file, self.profile.as_deref())
+    }
+}
+
+/// Reads a profile; the table `default` holds for all of them.
+fn read_profile(file: &Path, name: Option<&str>) -> Result<ProfileSettings, Failure> {
+    let wrong = |error: figment::Error| Failure::Usage(format!("{}: {error}", file.display()));
+    let figment =
+        Figment::from(Serialized::defaults(ProfileSettings::default())).merge(Toml::file(file).nested());
+    // A file that is no TOML has no profiles either: say the first.
+    figment.clone().extract::<figment::value::Value>().map_err(wrong)?;
+    let name = name.unwrap_or("default");
+    if name != "default" && !figment.profiles().any(|profile| *profile == name) {
+        let known: Vec<String> =
+            figment.profiles().map(ToString::to_string).filter(|p| p != "default").collect();
+        return Err(Failure::Usage(format!(
+            "--profile {name}: {} has no such table (it has: {})",
+            file.display(),
+            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+        )));
+    }
+    figment.select(Profile::new(name)).extract().map_err(wrong)
+}
+
+fn default_file() -> Option<PathBuf> {
+    let base = etcetera::choose_base_strategy().ok()?;
+    Some(base.config_dir().join("facepipe/config.toml"))
+}
+
+fn read_token(file: &Path) -> Result<String, Failure> {
+    let text = fs::read_to_string(file).map_err(|error| {
+        Failure::Usage(format!("--token-file {}: cannot be read: {error}", file.display()))
+    })?;
+    checked_token(text.trim(), &format!("--token-file {}", file.display()))
+}
+
+/// A token goes into a header: what cannot stand there is refused here, without repeating it.
+fn checked_token(token: &str, place: &str) -> Result<String, Failure> {
+    let visible = token.bytes().all(|byte| byte.is_ascii_graphic());
+    if token.is_empty() || !visible {
+        let what = if token.is_empty() { "is empty" } else { "has a character that no token has" };
+        return Err(Failure::Usage(format!("{place}: {what}")));
+    }
+    Ok(token.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configured(text: &str, profile: Option<&str>) -> Result<Settings, Failure> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config.toml");
+        fs::write(&file, text).expect("written");
+        let profile = profile.map(str::to_owned);
+        Connection { config: Some(file), profile, ..Connection::default() }.settings()
+    }
+
+    const FILE: &str = r#"
+        [default]
+        timeout = 5
+        [office]
+        server = "https://faces.example.org"
+        token = "0123456789abcdef"
+    "#;
+
+    #[test]
+    fn a_profile_says_what_the_options_leave_open() {
+        let office = configured(FILE, Some("office")).expect("settings");
+        assert_eq!(office.server, "https://faces.example.org");
+        assert_eq!(office.token.as_deref(), Some("0123456789abcdef"));
+        assert_eq!(office.answer_limit, Duration::from_secs(5), "the table `default` holds for all");
+        let none = configured(FILE, None).expect("settings");
+        assert_eq!((none.server.as_str(), none.token), (DEFAULT_SERVER, None));
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_configuration_is_named() {
+        let unknown = configured(FILE, Some("home")).expect_err("refused").to_string();
+        assert!(unknown.contains("home") && unknown.contains("office"), "{unknown}");
+        let field = configured("[default]\nsrever = 'x'", None).expect_err("refused").to_string();
+        assert!(field.contains("srever"), "{field}");
+        let toml = configured("[default", None).expect_err("refused").to_string();
+        assert!(toml.contains("config.toml"), "{toml}");
+        let token = configured("[default]\ntoken = 'two words'", None).expect_err("refused").to_string();
+        assert!(!token.contains("two words"), "a token is never repeated: {token}");
+    }
+}

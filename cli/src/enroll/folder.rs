@@ -1,0 +1,280 @@
+//! `facepipe enroll folder` and `facepipe enroll tree`: pictures from the disk. A second run sends what is missing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+};
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+use super::upload::{Fate, Sent, Upload};
+use crate::{
+    client::{Client, ClientError},
+    connection::Connection,
+    exit::{self, Failure, Outcome},
+    interrupt, output, pictures, progress, runtime, train,
+};
+
+/// Adds all pictures of a folder to one person.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe enroll folder photos/ada --id \"Ada Lovelace\" --create --train
+  facepipe enroll folder photos/ada --id \"Ada Lovelace\" --dry-run
+
+Looks into the folders below as well. Pictures that the server has already are
+not sent again, so a run that was cut off is continued by running it again.
+A picture must show exactly one face.
+
+{}", exit::HELP))]
+pub struct FolderOptions {
+    /// The folder
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Whose pictures they are: the Face ID, 1 to 64 letters, digits, `_`, `-`, `.` and spaces
+    #[arg(long, value_name = "NAME")]
+    id: String,
+    /// Add the person, if the server does not know them yet
+    #[arg(long)]
+    create: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Adds the people of a folder: one folder of pictures for each, named for them.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe enroll tree staff/ --train               (staff/<name>/**/*.jpg)
+  facepipe enroll tree staff/ --dry-run
+  facepipe enroll tree staff/ --json | jq .summary
+
+People whom the server does not know yet are added. Pictures that it has
+already are not sent again, so a run that was cut off is continued by running
+it again. A picture must show exactly one face.
+
+{}", exit::HELP))]
+pub struct TreeOptions {
+    /// The folder of folders
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Only people whom the server knows already; others are passed over
+    #[arg(long)]
+    existing_only: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "enroll_common")]
+struct Common {
+    /// Train when all pictures are sent, and wait for the new model
+    #[arg(long)]
+    train: bool,
+    /// Say what would be sent, and send nothing
+    #[arg(long, conflicts_with = "train")]
+    dry_run: bool,
+    /// Pictures that are sent at a time
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallel: u8,
+    /// Print JSON: each picture with its result, and the sums
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Somebody with pictures.
+struct Person {
+    id: String,
+    pictures: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct PersonReport {
+    face_id: String,
+    /// Whether the person was added by this run.
+    created: bool,
+    /// Why no picture was sent, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    images: Vec<Sent>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    people: Vec<PersonReport>,
+    summary: BTreeMap<Fate, usize>,
+    /// Pictures that nobody came to: the run was interrupted or failed.
+    left: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_version: Option<u64>,
+}
+
+/// Runs `enroll folder`.
+///
+/// # Errors
+/// The folder cannot be read, there is no such person, or the server cannot be reached or refuses the token.
+pub fn folder(options: &FolderOptions) -> Result<Outcome> {
+    let pictures = pictures::below(&options.folder)?;
+    let people = [Person { id: options.id.clone(), pictures }];
+    let absent = if options.create { Absent::Create } else { Absent::Fail };
+    runtime()?.block_on(enroll(&options.common, &people, absent))
+}
+
+/// Runs `enroll tree`.
+///
+/// # Errors
+/// The folder cannot be read, or the server cannot be reached or refuses the token.
+pub fn tree(options: &TreeOptions) -> Result<Outcome> {
+    let mut people = Vec::new();
+    for (id, folder) in pictures::people(&options.folder)? {
+        match pictures::below(&folder) {
+            Ok(pictures) => people.push(Person { id, pictures }),
+            Err(empty) => eprintln!("passed over {empty}"),
+        }
+    }
+    if people.is_empty() {
+        return Err(Failure::input(options.folder.display(), "no picture in any folder of it").into());
+    }
+    let absent = if options.existing_only { Absent::PassOver } else { Absent::Create };
+    runtime()?.block_on(enroll(&options.common, &people, absent))
+}
+
+/// What is done with people whom the server does not know.
+#[derive(Clone, Copy, PartialEq)]
+enum Absent {
+    Create,
+    PassOver,
+    Fail,
+}
+
+async fn enroll(options: &Common, people: &[Person], absent: Absent) -> Result<Outcome> {
+    let client = options.connection.client()?;
+    let total = people.iter().map(|person| person.pictures.len()).sum();
+    let bar = progress::bar(total, if options.dry_run { "Comparing" } else { "Enrolling" });
+    let upload =
+        Upload { client: &client, parallel: options.parallel.into(), dry_run: options.dry_run, bar: &bar };
+    let mut reports = Vec::new();
+    let mut failure = None;
+    for person in people {
+        if interrupt::requested() {
+            break;
+        }
+        match enroll_person(&client, &upload, person, absent).await {
+            Ok((report, None)) => reports.push(report),
+            Ok((report, Some(error))) => {
+                reports.push(report);
+                failure = Some(error.into());
+                break;
+            }
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        }
+    }
+    bar.finish_and_clear();
+
+    let mut report = Report { people: reports, summary: BTreeMap::new(), left: 0, model_version: None };
+    for sent in report.people.iter().flat_map(|person| &person.images) {
+        *report.summary.entry(sent.result).or_default() += 1;
+    }
+    let passed_over = report.people.iter().filter(|person| person.message.is_some()).count();
+    let of_passed_over: usize = report
+        .people
+        .iter()
+        .zip(people)
+        .filter(|(report, _)| report.message.is_some())
+        .map(|(_, person)| person.pictures.len())
+        .sum();
+    report.left = total - of_passed_over - report.summary.values().sum::<usize>();
+
+    let undisturbed = failure.is_none() && !interrupt::requested();
+    if options.train && undisturbed {
+        let trained = train::begin_and_wait(&client, false).await;
+        match trained {
+            Ok(Some(job)) => report.model_version = train::model_version(&job),
+            Ok(None) => {}
+            Err(error) => failure = Some(error),
+        }
+    }
+    if options.json {
+        output::json(&report)?;
+    } else {
+        print(&report, options.dry_run);
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    if interrupt::requested() {
+        eprintln!("Interrupted; run it again to go on.");
+        return Ok(Outcome::Interrupted);
+    }
+    let refused = report.summary.iter().any(|(fate, _)| fate.is_refusal());
+    Ok(if refused || passed_over > 0 { Outcome::Partly } else { Outcome::Done })
+}
+
+/// Sends one person's pictures. The inner error ended it early; what was sent before is in the report.
+async fn enroll_person(
+    client: &Client,
+    upload: &Upload<'_>,
+    person: &Person,
+    absent: Absent,
+) -> Result<(PersonReport, Option<ClientError>)> {
+    let mut report =
+        PersonReport { face_id: person.id.clone(), created: false, message: None, images: Vec::new() };
+    let known: HashSet<String> = match client.person_images(&person.id).await {
+        Ok(Some(images)) => images.images.into_iter().filter_map(|image| image.sha256).collect(),
+        Ok(None) => match absent {
+            Absent::Fail => {
+                return Err(Failure::Usage(format!(
+                    "--id {}: the server knows nobody of that name; --create adds them",
+                    person.id
+                ))
+                .into());
+            }
+            Absent::PassOver => {
+                report.message = Some("the server does not know them".into());
+                upload.bar.println(format!("{}: passed over, the server does not know them", person.id));
+                upload.bar.inc(person.pictures.len().try_into()?);
+                return Ok((report, None));
+            }
+            Absent::Create => {
+                report.created = !upload.dry_run && client.add_person(&person.id).await?;
+                HashSet::new()
+            }
+        },
+        // A folder's name that is no Face ID is that folder's matter.
+        Err(error) if error.code() == Some("invalid_face_id") && absent != Absent::Fail => {
+            upload.bar.println(format!("{}: passed over: {error}", person.id));
+            upload.bar.inc(person.pictures.len().try_into()?);
+            report.message = Some(error.to_string());
+            return Ok((report, None));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let (images, failure) = upload.send(&person.id, &person.pictures, &known).await;
+    report.images = images;
+    Ok((report, failure))
+}
+
+fn print(report: &Report, dry_run: bool) {
+    let created = report.people.iter().filter(|person| person.created).count();
+    if created > 0 {
+        output::line(format!("People    {created} added"));
+    }
+    for (fate, count) in &report.summary {
+        output::line(format!("{count:>7}   {}", fate.words()));
+    }
+    if report.left > 0 {
+        output::line(format!("{:>7}   not sent", report.left));
+    }
+    if let Some(version) = report.model_version {
+        output::line(format!("Trained   model {version}"));
+    } else if !dry_run && report.summary.contains_key(&Fate::Added) {
+        output::line("Nobody is recognised by new pictures before a training: facepipe train --wait");
+    }
+}

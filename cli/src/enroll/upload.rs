@@ -1,0 +1,190 @@
+//! Sends pictures of one person, several at a time, and says of each what became of it.
+
+use std::{collections::HashSet, fs, path::Path};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use indicatif::ProgressBar;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    client::{Client, ClientError},
+    interrupt,
+};
+
+/// What became of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Enrolled.
+    Added,
+    /// The server has it already, from an earlier run or from somebody else.
+    AlreadyThere,
+    /// The same bytes stand in another file of this run.
+    Duplicate,
+    /// It would be sent: a dry run.
+    WouldAdd,
+    /// The server finds no face on it.
+    NoFace,
+    /// The server finds more than one face on it.
+    SeveralFaces,
+    /// It is no picture that the server can read, or the file cannot be read.
+    Unreadable,
+    /// The server refuses it for another reason.
+    Refused,
+}
+
+impl Fate {
+    /// The words for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::AlreadyThere => "already there",
+            Self::Duplicate => "duplicate",
+            Self::WouldAdd => "would be added",
+            Self::NoFace => "no face",
+            Self::SeveralFaces => "several faces",
+            Self::Unreadable => "unreadable",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Whether the picture is not enrolled and will not be by running again.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::NoFace | Self::SeveralFaces | Self::Unreadable | Self::Refused)
+    }
+}
+
+/// A picture and what became of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sent {
+    /// The file.
+    pub file: String,
+    /// What became of it.
+    pub result: Fate,
+    /// The sentence for people, where there is more to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// How pictures are sent.
+pub struct Upload<'a> {
+    /// Whither.
+    pub client: &'a Client,
+    /// Requests at a time.
+    pub parallel: usize,
+    /// Sends nothing.
+    pub dry_run: bool,
+    /// Counts the pictures.
+    pub bar: &'a ProgressBar,
+}
+
+impl Upload<'_> {
+    /// Sends what of `pictures` the server lacks for `person`; `known` are the digests of what it has. Stops early on
+    /// Ctrl-C, with the requests that are under way finished.
+    ///
+    /// # Errors
+    /// The server cannot be reached, lets nobody in, or cannot serve. The pictures that were sent until then are in
+    /// the list.
+    pub async fn send(
+        &self,
+        person: &str,
+        pictures: &[impl AsRef<Path>],
+        known: &HashSet<String>,
+    ) -> (Vec<Sent>, Option<ClientError>) {
+        let mut seen = HashSet::new();
+        let mut done = Vec::new();
+        let mut failure = None;
+        let mut running = stream::iter(pictures)
+            .map(|picture| {
+                let picture = picture.as_ref();
+                // Read in the order of the files, so that of two equal ones the first is the original.
+                let read = fs::read(picture).map(|bytes| {
+                    let digest = hex(&Sha256::digest(&bytes));
+                    let known = if known.contains(&digest) {
+                        Some(Fate::AlreadyThere)
+                    } else if seen.insert(digest) {
+                        None
+                    } else {
+                        Some(Fate::Duplicate)
+                    };
+                    (Bytes::from(bytes), known)
+                });
+                self.one(person, picture, read)
+            })
+            .buffered(self.parallel.max(1));
+        loop {
+            let next = running.next().await;
+            match next {
+                None => break,
+                Some(Ok(Some(sent))) => {
+                    if sent.result.is_refusal() {
+                        let why = sent.message.as_deref().unwrap_or_default();
+                        self.bar.println(format!("{}: {} ({why})", sent.file, sent.result.words()));
+                    }
+                    done.push(sent);
+                }
+                // Asked to end: what is not under way is not begun.
+                Some(Ok(None)) => {}
+                Some(Err(error)) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+            self.bar.inc(1);
+        }
+        (done, failure)
+    }
+
+    /// None where the program is asked to end before the picture is sent.
+    async fn one(
+        &self,
+        person: &str,
+        picture: &Path,
+        read: std::io::Result<(Bytes, Option<Fate>)>,
+    ) -> Result<Option<Sent>, ClientError> {
+        let sent = |result, message: Option<String>| {
+            Ok(Some(Sent { file: picture.display().to_string(), result, message }))
+        };
+        let bytes = match read {
+            Err(error) => return sent(Fate::Unreadable, Some(error.to_string())),
+            Ok((_, Some(fate))) => return sent(fate, None),
+            Ok((_, None)) if self.dry_run => return sent(Fate::WouldAdd, None),
+            Ok((bytes, None)) => bytes,
+        };
+        if interrupt::requested() {
+            return Ok(None);
+        }
+        match self.client.add_image(person, bytes).await {
+            Ok(_) => sent(Fate::Added, None),
+            Err(error) => match fate(&error) {
+                Some(fate) => sent(fate, Some(error.to_string())),
+                None => Err(error),
+            },
+        }
+    }
+}
+
+/// What a refusal means for the picture; none where it is not the picture's fault.
+pub fn fate(error: &ClientError) -> Option<Fate> {
+    Some(match error.code()? {
+        "no_face" => Fate::NoFace,
+        "several_faces" => Fate::SeveralFaces,
+        "duplicate_image" => Fate::AlreadyThere,
+        "image_unreadable" | "image_empty" => Fate::Unreadable,
+        // The person or the dataset is the matter: the next picture will fare the same.
+        "person_not_found" | "invalid_face_id" | "dataset_locked" => return None,
+        _ if error.is_of_the_request() => Fate::Refused,
+        _ => return None,
+    })
+}
+
+fn hex(digest: &[u8]) -> String {
+    use std::fmt::Write as _;
+    digest.iter().fold(String::new(), |mut text, byte| {
+        // Writing into a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

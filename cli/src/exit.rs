@@ -1,0 +1,119 @@
+//! What the program's exit code says: scripts go by it, so each kind of failure has its own.
+
+use std::{fmt::Display, io, process::ExitCode};
+
+use crate::client::ClientError;
+
+/// The codes, as `--help` shows them.
+pub const HELP: &str = "\
+Exit codes:
+  0    done
+  1    failed
+  2    wrong usage or wrong configuration
+  3    done, but not every input was accepted (no face on it, unreadable, …)
+  4    the server cannot be reached, or cannot serve
+  5    the server refused the token
+  6    an input (file, folder, camera) cannot be read, or is empty
+  7    the output cannot be written (full disk, no permission)
+  130  interrupted";
+
+/// How a program ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything was done.
+    Done,
+    /// Done, but not every input was accepted.
+    Partly,
+    /// Ended by Ctrl-C or SIGTERM, with what was done until then in good order.
+    Interrupted,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::SUCCESS,
+            Outcome::Partly => Self::from(3),
+            Outcome::Interrupted => Self::from(130),
+        }
+    }
+}
+
+/// A failure that has an exit code of its own. Everything else is code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// An argument or the configuration is wrong in a way that clap cannot see.
+    #[error("{0}")]
+    Usage(String),
+    /// An input cannot be read, or is empty.
+    #[error("{0}")]
+    Input(String),
+    /// The output cannot be written.
+    #[error("{0}")]
+    Output(String),
+}
+
+impl Failure {
+    /// An input (`what`: its path or address) that cannot be read.
+    pub fn input(what: impl Display, why: impl Display) -> Self {
+        Self::Input(format!("{what}: {why}"))
+    }
+
+    /// An output (`what`: its path) that cannot be written.
+    pub fn output(what: impl Display, why: impl Display) -> Self {
+        Self::Output(format!("{what}: cannot be written: {why}"))
+    }
+}
+
+/// The exit code for a failure, wherever in the chain of causes its kind is told.
+pub fn code(error: &anyhow::Error) -> ExitCode {
+    let code = error.chain().find_map(|cause| {
+        if let Some(failure) = cause.downcast_ref::<Failure>() {
+            return Some(match failure {
+                Failure::Usage(_) => 2,
+                Failure::Input(_) => 6,
+                Failure::Output(_) => 7,
+            });
+        }
+        if let Some(error) = cause.downcast_ref::<ClientError>() {
+            return match error {
+                ClientError::Unreachable { .. } => Some(4),
+                ClientError::Unauthorized { .. } => Some(5),
+                ClientError::Refused { status, .. } if status.is_server_error() || status.as_u16() == 429 => {
+                    Some(4)
+                }
+                ClientError::Refused { .. } | ClientError::UnexpectedAnswer { .. } => None,
+            };
+        }
+        let full = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(full, Some(io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge)).then_some(7)
+    });
+    ExitCode::from(code.unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context as _, anyhow};
+
+    use super::*;
+
+    fn same(error: &anyhow::Error, expected: u8) -> bool {
+        // ExitCode has no equality; its debug form names the number.
+        format!("{:?}", code(error)) == format!("{:?}", ExitCode::from(expected))
+    }
+
+    #[test]
+    fn each_kind_of_failure_has_its_code_under_any_context() {
+        let kinds = [
+            (Failure::Usage("u".into()), 2),
+            (Failure::input("folder", "is empty"), 6),
+            (Failure::output("out.mp4", "no space"), 7),
+        ];
+        for (failure, expected) in kinds {
+            let error = Err::<(), _>(failure).context("while something was done");
+            assert!(same(&error.expect_err("a failure"), expected));
+        }
+        assert!(same(&anyhow!("anything else"), 1));
+        let full = anyhow::Error::from(io::Error::from(io::ErrorKind::StorageFull)).context("index.jsonl");
+        assert!(same(&full, 7));
+    }
+}

@@ -1,0 +1,95 @@
+//! `facepipe locate`: where somebody was seen last, and on what way.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::percent;
+use crate::{
+    connection::Connection,
+    exit::{self, Failure, Outcome},
+    output, runtime,
+};
+
+/// Says where somebody was seen last.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe locate \"Ada Lovelace\"
+  facepipe locate Ada --track --from 2024-05-06T00:00:00Z
+
+Ends with code 3 where the person was never seen.
+
+{}", exit::HELP))]
+pub struct Options {
+    /// Face ID
+    name: String,
+    /// Also the places before, in the order of time
+    #[arg(long)]
+    track: bool,
+    /// With --track: not before this time, RFC 3339
+    #[arg(long, value_name = "TIME", requires = "track")]
+    from: Option<String>,
+    /// With --track: before this time, RFC 3339
+    #[arg(long, value_name = "TIME", requires = "track")]
+    to: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The server cannot be reached, or knows nobody of that name.
+pub fn run(options: &Options) -> Result<Outcome> {
+    runtime()?.block_on(async {
+        let client = options.connection.client()?;
+        let last = match client.last_known_location(&options.name).await {
+            Err(error) if error.code() == Some("person_not_found") => {
+                let why = "the server knows nobody of that name; `facepipe people` lists them";
+                return Err(Failure::input(&options.name, why).into());
+            }
+            answer => answer?,
+        };
+        let mut track = Vec::new();
+        if options.track {
+            let mut cursor = None;
+            loop {
+                let mut query = vec![("limit", "1000".to_owned())];
+                query.extend(options.from.clone().map(|time| ("from", time)));
+                query.extend(options.to.clone().map(|time| ("to", time)));
+                query.extend(cursor.map(|cursor| ("cursor", cursor)));
+                let Some(page) = client.track(&options.name, &query).await? else { break };
+                track.extend(page.detections);
+                cursor = page.meta.next_cursor;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+        }
+        if options.json {
+            if options.track { output::json(&track)? } else { output::json(&last)? }
+        } else {
+            match &last {
+                Some(last) => output::line(format!(
+                    "{}: {} (camera {}) at {}, {}",
+                    last.face_id,
+                    last.location,
+                    last.camera_id,
+                    last.captured_at,
+                    percent(last.confidence)
+                )),
+                None => output::line(format!("{}: never seen", options.name)),
+            }
+            if !track.is_empty() {
+                let rows = track
+                    .into_iter()
+                    .map(|d| [d.captured_at, d.location, d.camera_id, percent(d.confidence)]);
+                output::table(["Time", "Place", "Camera", "Sure"], rows);
+            }
+        }
+        Ok(if last.is_some() { Outcome::Done } else { Outcome::Partly })
+    })
+}

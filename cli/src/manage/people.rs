@@ -1,0 +1,126 @@
+//! `facepipe people`: whom the server knows.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::confirmed;
+use crate::{
+    connection::Connection,
+    exit::{self, Failure, Outcome},
+    output, runtime,
+};
+
+/// Lists, shows, adds, renames and erases the people whom the server knows.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe people                     (or: facepipe people list)
+  facepipe people show Ada
+  facepipe people rename Ada \"Ada Lovelace\"
+  facepipe people delete Ada --yes
+
+{}", exit::HELP))]
+pub struct Options {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Everybody, with the number of their pictures
+    List,
+    /// A person's pictures
+    Show {
+        /// Face ID
+        name: String,
+    },
+    /// Adds a person without pictures
+    Add {
+        /// Face ID
+        name: String,
+    },
+    /// Gives a person another name; pictures and detections stay theirs
+    Rename {
+        /// Face ID
+        name: String,
+        /// The new Face ID
+        new: String,
+    },
+    /// Erases a person: pictures, embeddings and name, for good
+    Delete {
+        /// Face ID
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The server cannot be reached or refuses it.
+pub fn run(options: &Options) -> Result<Outcome> {
+    runtime()?.block_on(async {
+        let client = options.connection.client()?;
+        match options.action.as_ref().unwrap_or(&Action::List) {
+            Action::List => {
+                let dataset = client.dataset().await?;
+                if options.json {
+                    output::json(&dataset)?;
+                } else if dataset.people.is_empty() {
+                    output::line("Nobody yet: facepipe enroll tree DIR");
+                } else {
+                    let rows = dataset.people.into_iter().map(|p| [p.face_id, p.images.to_string()]);
+                    output::table(["Face ID", "Pictures"], rows);
+                }
+            }
+            Action::Show { name } => {
+                let Some(images) = client.person_images(name).await? else { return Err(nobody(name).into()) };
+                if options.json {
+                    output::json(&images)?;
+                } else {
+                    output::line(format!("{}: {} pictures", images.face_id, images.meta.total));
+                    let rows =
+                        images.images.into_iter().map(|i| [i.image_id, i.bytes.to_string(), i.created_at]);
+                    output::table(["Picture", "Bytes", "Enrolled"], rows);
+                }
+            }
+            Action::Add { name } => {
+                let added = client.add_person(name).await?;
+                output::line(if added {
+                    format!("{name} added")
+                } else {
+                    format!("{name} is there already")
+                });
+            }
+            Action::Rename { name, new } => {
+                let renamed = client.rename_person(name, new).await?;
+                output::line(format!("{name} is {} now", renamed.face_id));
+            }
+            Action::Delete { name, yes } => {
+                let Some(images) = client.person_images(name).await? else { return Err(nobody(name).into()) };
+                let question = format!(
+                    "{name} and {} pictures with their embeddings will be erased for good.",
+                    images.meta.total
+                );
+                if !confirmed(&question, *yes)? {
+                    output::line("Nothing was erased.");
+                    return Ok(Outcome::Done);
+                }
+                client.erase_person(name).await?;
+                output::line(format!("{name} is erased"));
+            }
+        }
+        Ok(Outcome::Done)
+    })
+}
+
+fn nobody(name: &str) -> Failure {
+    Failure::Input(format!("{name}: the server knows nobody of that name; `facepipe people` lists them"))
+}

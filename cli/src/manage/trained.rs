@@ -1,0 +1,91 @@
+//! The part of `facepipe models` that is about the server's trained models.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::confirmed;
+use crate::{connection::Connection, exit::Outcome, output, runtime};
+
+/// What is done with trained models.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Lists what the server was trained to, and which model answers.
+    Trained(Target),
+    /// Has a model of the server answer that was trained before.
+    Activate {
+        /// As `trained` lists it.
+        version: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Deletes a model of the server; the one that answers stays.
+    Delete {
+        /// As `trained` lists it.
+        version: u64,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Where, and how it is said.
+#[derive(Debug, Args)]
+#[group(id = "trained_target")]
+pub struct Target {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// The server cannot be reached or refuses it.
+pub fn run(action: &Action) -> Result<Outcome> {
+    runtime()?.block_on(async {
+        match action {
+            Action::Trained(target) => {
+                let models = target.connection.client()?.models().await?;
+                if target.json {
+                    output::json(&models)?;
+                } else if models.models.is_empty() {
+                    output::line("Nothing was trained yet: facepipe train --wait");
+                } else {
+                    let rows = models.models.into_iter().map(|model| {
+                        [
+                            model.version.to_string(),
+                            if model.active { "answers".into() } else { String::new() },
+                            model.people.to_string(),
+                            model.images.to_string(),
+                            model.embedder,
+                            model.created_at,
+                        ]
+                    });
+                    output::table(["Model", "", "People", "Pictures", "Embedder", "Trained"], rows);
+                }
+            }
+            Action::Activate { version, target } => {
+                let model = target.connection.client()?.activate_model(*version).await?;
+                if target.json {
+                    output::json(&model)?;
+                } else {
+                    output::line(format!("Model {} answers now", model.version));
+                }
+            }
+            Action::Delete { version, yes, target } => {
+                let client = target.connection.client()?;
+                if !confirmed(&format!("Model {version} will be deleted for good."), *yes)? {
+                    output::line("Nothing was deleted.");
+                    return Ok(Outcome::Done);
+                }
+                client.delete_model(*version).await?;
+                output::line(format!("Model {version} is deleted"));
+            }
+        }
+        Ok(Outcome::Done)
+    })
+}

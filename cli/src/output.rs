@@ -1,0 +1,51 @@
+//! What the program says on its standard output: lines, tables and JSON, to people and to other programs.
+
+use std::{
+    io::{self, ErrorKind, Write},
+    process,
+};
+
+use anyhow::Result;
+use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+/// Writes a line. Where the reader has gone (`… | head`), the program has nothing more to do and ends.
+pub fn line(text: impl AsRef<str>) {
+    let mut stdout = io::stdout().lock();
+    let written = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush());
+    if let Err(error) = written {
+        if error.kind() != ErrorKind::BrokenPipe {
+            eprintln!("facepipe: standard output cannot be written: {error}");
+        }
+        process::exit(if error.kind() == ErrorKind::BrokenPipe { 0 } else { 7 });
+    }
+}
+
+/// Writes a value as JSON that people can read too.
+///
+/// # Errors
+/// The value cannot be written as JSON.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    line(serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Writes a value as one line of JSON.
+///
+/// # Errors
+/// The value cannot be written as JSON.
+pub fn json_line(value: &impl Serialize) -> Result<()> {
+    line(serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// Writes a table; its columns fit the terminal.
+pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(headings.map(|heading| Cell::new(heading).add_attribute(Attribute::Bold)));
+    for row in rows {
+        table.add_row(row);
+    }
+    line(table.trim_fmt());
+}

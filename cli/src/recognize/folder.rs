@@ -1,0 +1,331 @@
+//! `facepipe recognize folder`: who is on the pictures of a folder, with statistics.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use bytes::Bytes;
+use clap::Args;
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::confusion::{Answer, Confusion};
+use crate::{
+    client::{Client, ClientError, Face, Recognition},
+    connection::Connection,
+    exit::{self, Outcome},
+    interrupt,
+    latency::{Latencies, Percentiles},
+    output, pictures, progress, runtime,
+};
+
+/// Asks the server who is on the pictures of a folder.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe recognize folder visitors/
+  facepipe recognize folder test-set/ --stats       (test-set/<name>/*.jpg: with a table of who was taken for whom)
+  facepipe recognize folder visitors/ --dry-run --stats       (what transport alone costs)
+  facepipe recognize folder visitors/ --store --camera-id door --location Hall
+
+Looks into the folders below as well. With --store, each picture carries a key
+made from its bytes: running it again stores nothing twice.
+
+{}", exit::HELP))]
+#[group(id = "recognize_folder")]
+pub struct Options {
+    /// The folder
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Send the pictures to a call that reads and discards them: nobody is recognised, transport is measured
+    #[arg(long, conflicts_with = "store")]
+    dry_run: bool,
+    /// Also say what it took: time, requests per second, latencies, bytes, and who was taken for whom
+    #[arg(long)]
+    stats: bool,
+    /// Store a detection of each face
+    #[arg(long)]
+    store: bool,
+    /// With --store: the camera's name
+    #[arg(long, default_value = "folder", value_name = "NAME")]
+    camera_id: String,
+    /// With --store: the camera's place
+    #[arg(long, default_value = "folder", value_name = "PLACE")]
+    location: String,
+    /// Requests at a time
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallel: u8,
+    /// Print JSON: each picture with its faces, and the statistics
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// A picture and what the server says of it.
+#[derive(Serialize)]
+struct Picture {
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    faces: Vec<Face>,
+}
+
+#[derive(Serialize)]
+struct Statistics {
+    /// Pictures that were answered, and not.
+    images: usize,
+    failed: usize,
+    faces: usize,
+    known: usize,
+    unknown: usize,
+    images_without_face: usize,
+    seconds: f64,
+    requests_per_second: f64,
+    /// From sending a picture until its answer, with waiting where the server was busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Percentiles>,
+    /// Of the pictures, without headers.
+    bytes: u64,
+    /// Share of the pictures with a face that were answered rightly, where the folders are named for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confusion: Option<Confusion>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    images: Vec<Picture>,
+    statistics: Statistics,
+}
+
+/// One picture's way to the server and back.
+struct Answered {
+    file: PathBuf,
+    bytes: u64,
+    took: Duration,
+    outcome: Result<Vec<Face>, Trouble>,
+}
+
+enum Trouble {
+    File(io::Error),
+    Server(ClientError),
+    Interrupted,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The folder cannot be read, or the server cannot be reached, cannot serve or refuses the token.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let files = pictures::below(&options.folder)?;
+    runtime()?.block_on(recognize(options, &files))
+}
+
+async fn recognize(options: &Options, files: &[PathBuf]) -> Result<Outcome> {
+    let client = options.connection.client()?;
+    let enrolled: HashSet<String> = if options.dry_run {
+        HashSet::new()
+    } else {
+        client.dataset().await?.people.into_iter().map(|person| person.face_id).collect()
+    };
+    let bar = progress::bar(files.len(), if options.dry_run { "Sending" } else { "Asking" });
+    let mut latencies = Latencies::new();
+    let mut images = Vec::new();
+    let mut bytes = 0;
+    let mut failure = None;
+    let begun = Instant::now();
+    let mut answers =
+        stream::iter(files).map(|file| ask(options, &client, file)).buffered(options.parallel.into());
+    while let Some(answered) = answers.next().await {
+        let Answered { file, bytes: size, took, outcome } = answered;
+        let (faces, error) = match outcome {
+            Err(Trouble::Interrupted) => continue,
+            Err(Trouble::Server(error)) if !error.is_of_the_request() => {
+                failure = Some(error);
+                break;
+            }
+            Err(Trouble::Server(error)) => (Vec::new(), Some(error.to_string())),
+            Err(Trouble::File(error)) => (Vec::new(), Some(error.to_string())),
+            Ok(faces) => {
+                latencies.record(took);
+                bytes += size;
+                (faces, None)
+            }
+        };
+        let picture = Picture { file: file.display().to_string(), error, faces };
+        if !options.json && !options.dry_run {
+            bar.suspend(|| output::line(picture.in_words()));
+        } else if let Some(error) = &picture.error {
+            bar.suspend(|| eprintln!("{}: {error}", picture.file));
+        }
+        images.push(picture);
+        bar.inc(1);
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+
+    let confusion = (!options.dry_run).then(|| confusion(&options.folder, files, &images, &enrolled));
+    let statistics =
+        Statistics::new(&images, seconds, &latencies, bytes, confusion.filter(Confusion::is_meaningful));
+    let failed = statistics.failed;
+    if options.json {
+        output::json(&Report { images, statistics })?;
+    } else if options.stats || options.dry_run {
+        statistics.print(options.dry_run);
+    }
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
+    if interrupt::requested() {
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(if failed > 0 { Outcome::Partly } else { Outcome::Done })
+}
+
+async fn ask(options: &Options, client: &Client, file: &Path) -> Answered {
+    let done = |bytes, took, outcome| Answered { file: file.to_owned(), bytes, took, outcome };
+    if interrupt::requested() {
+        return done(0, Duration::ZERO, Err(Trouble::Interrupted));
+    }
+    let image = match fs::read(file) {
+        Ok(bytes) => Bytes::from(bytes),
+        Err(error) => return done(0, Duration::ZERO, Err(Trouble::File(error))),
+    };
+    let size = image.len().try_into().unwrap_or(u64::MAX);
+    let key = options.store.then(|| key(&image));
+    let begun = Instant::now();
+    let answer = if options.dry_run {
+        client.receive_only(image).await.map(|()| Vec::new())
+    } else {
+        let call = if options.store {
+            Recognition::StoreResults { camera_id: &options.camera_id, location: &options.location }
+        } else {
+            Recognition::GetResults
+        };
+        client.recognize(call, image, key.as_deref()).await.map(|results| results.faces)
+    };
+    done(size, begun.elapsed(), answer.map_err(Trouble::Server))
+}
+
+/// The key under which a picture is stored once only: the same bytes have the same.
+fn key(image: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let digest = Sha256::digest(image);
+    digest.iter().take(16).fold(String::from("folder-"), |mut key, byte| {
+        // Writing into a string does not fail.
+        let _ = write!(key, "{byte:02x}");
+        key
+    })
+}
+
+/// Compares the answers with the names of the folders right in `root`. Of several faces on a picture the largest
+/// counts: whoever photographs somebody stands close.
+fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &HashSet<String>) -> Confusion {
+    let answered: HashMap<&str, &Picture> = images.iter().map(|image| (image.file.as_str(), image)).collect();
+    let mut confusion = Confusion::default();
+    for file in files {
+        let below = file.strip_prefix(root).unwrap_or(file);
+        let mut parts = below.components();
+        let (Some(truth), Some(_)) = (parts.next(), parts.next()) else { continue };
+        let truth = truth.as_os_str().to_string_lossy();
+        let shown = file.display().to_string();
+        let Some(image) = answered.get(shown.as_str()).filter(|image| image.error.is_none()) else {
+            continue;
+        };
+        let area = |face: &&Face| {
+            let edges = face.bounding_box;
+            (edges.right - edges.left) * (edges.bottom - edges.top)
+        };
+        let largest = image.faces.iter().max_by(|a, b| area(a).total_cmp(&area(b)));
+        let answer = match largest {
+            None => Answer::NoFace,
+            Some(face) => face.name().map_or(Answer::Unknown, Answer::Named),
+        };
+        confusion.count(&truth, enrolled.contains(truth.as_ref()), &answer);
+    }
+    confusion
+}
+
+impl Picture {
+    fn in_words(&self) -> String {
+        if let Some(error) = &self.error {
+            return format!("{}: {error}", self.file);
+        }
+        if self.faces.is_empty() {
+            return format!("{}: no face", self.file);
+        }
+        let faces: Vec<String> = self
+            .faces
+            .iter()
+            .map(|face| match (face.name(), &face.top_prediction) {
+                (Some(name), Some(top)) => format!("{name} ({:.0} %)", top.confidence * 100.0),
+                _ => "unknown".into(),
+            })
+            .collect();
+        format!("{}: {}", self.file, faces.join(", "))
+    }
+}
+
+impl Statistics {
+    #[expect(clippy::cast_precision_loss, reason = "counts of pictures are far below 2^52")]
+    fn new(
+        images: &[Picture],
+        seconds: f64,
+        latencies: &Latencies,
+        bytes: u64,
+        confusion: Option<Confusion>,
+    ) -> Self {
+        let answered = || images.iter().filter(|image| image.error.is_none());
+        let faces: usize = answered().map(|image| image.faces.len()).sum();
+        let known = answered().flat_map(|image| &image.faces).filter(|face| face.name().is_some()).count();
+        let accuracy = confusion.as_ref().map(Confusion::right).filter(|(_, all)| *all > 0);
+        Self {
+            images: answered().count(),
+            failed: images.len() - answered().count(),
+            faces,
+            known,
+            unknown: faces - known,
+            images_without_face: answered().filter(|image| image.faces.is_empty()).count(),
+            seconds,
+            requests_per_second: if seconds > 0.0 { answered().count() as f64 / seconds } else { 0.0 },
+            latency: latencies.percentiles(),
+            bytes,
+            accuracy: accuracy.map(|(right, all)| right as f64 / all as f64),
+            confusion,
+        }
+    }
+
+    fn print(&self, dry_run: bool) {
+        let row = |name: &str, value: String| output::line(format!("  {name:<26}{value}"));
+        output::line("");
+        row("pictures answered", self.images.to_string());
+        row("pictures not accepted", self.failed.to_string());
+        if !dry_run {
+            row("pictures without a face", self.images_without_face.to_string());
+            row("faces", format!("{} ({} known, {} unknown)", self.faces, self.known, self.unknown));
+        }
+        row("time, s", format!("{:.2}", self.seconds));
+        row("requests per second", format!("{:.1}", self.requests_per_second));
+        if let Some(latency) = self.latency {
+            row(
+                "latency p50/p95/p99, ms",
+                format!("{:.0} / {:.0} / {:.0}", latency.p50_ms, latency.p95_ms, latency.p99_ms),
+            );
+        }
+        row("bytes of the pictures", self.bytes.to_string());
+        if let Some(accuracy) = self.accuracy {
+            row("answered rightly, %", format!("{:.1}", accuracy * 100.0));
+        }
+        if let Some(confusion) = &self.confusion {
+            output::line("");
+            confusion.print();
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! `facepipe recognize`: asks the server who is on pictures.
+
+mod confusion;
+mod folder;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::exit::Outcome;
+
+/// Asks the server who is on pictures, a recording, a stream or before a camera.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(subcommand)]
+    source: Source,
+}
+
+#[derive(Debug, Subcommand)]
+enum Source {
+    Folder(folder::Options),
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The input cannot be read, or the server cannot be reached or refuses everything.
+pub fn run(options: &Options) -> Result<Outcome> {
+    match &options.source {
+        Source::Folder(options) => folder::run(options),
+    }
+}
