@@ -137,7 +137,7 @@ pub fn run(options: &Options) -> Result<()> {
     for video in &options.videos {
         let truth = GroundTruth::beside(video)?;
         for &policy in &policies {
-            let replay = Replay::run(video, trial.server.url(), policy, !options.fast)?;
+            let replay = Replay::run(video, &trial.server.url(), policy, !options.fast)?;
             if replay.failed > 0 {
                 bail!(
                     "{}: {} crops could not be delivered; see {}",

@@ -126,11 +126,6 @@ impl Client {
         error::shown(&self.server)
     }
 
-    /// The same server with another patience.
-    pub fn with_patience(&self, patience: Duration) -> Self {
-        Self { patience, ..self.clone() }
-    }
-
     /// Whom the server knows.
     ///
     /// # Errors
@@ -219,15 +214,6 @@ impl Client {
         let form = Body::Form(vec![("image", Part::Image(image))]);
         self.send(&operation::RECEIVE_ONLY, &[], &[], form).await?;
         Ok(())
-    }
-
-    /// Compares the faces of two pictures.
-    ///
-    /// # Errors
-    /// As every call: see [`ClientError`].
-    pub async fn verify(&self, first: Bytes, second: Bytes) -> Result<Value, ClientError> {
-        let form = Body::Form(vec![("image", Part::Image(first)), ("image", Part::Image(second))]);
-        self.call(&operation::VERIFY, &[], &[], form).await
     }
 
     /// Begins a training: on the stored embeddings, or, if `full`, from the images.

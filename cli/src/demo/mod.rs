@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::report::Report;
-use crate::trial::{self, CAMERA_LOCATION, GroundTruth, Policy, Replay, Trial};
+use crate::trial::{self, GroundTruth, Policy, Replay, Trial};
 
 /// Runs the main job on real input: enrol, train, replay a video, report who was seen.
 #[derive(Debug, Args)]
@@ -53,12 +53,12 @@ pub fn run(options: &Options) -> Result<()> {
     println!("Video     {}", video.display());
     let Trial { server, embedder, gallery } =
         Trial::start(&options.trial, &options.out, &|line| println!("{line}"))?;
-    let replay = Replay::run(&video, server.url(), options.policy, true)?;
+    let replay = Replay::run(&video, &server.url(), options.policy, true)?;
     let last_seen = server.last_seen(gallery.iter().map(|person| person.id.as_str()))?;
     drop(server);
 
     let report = Report::new(&video, &embedder, options.policy, &replay, truth.as_ref());
-    report.print(&last_seen, CAMERA_LOCATION);
+    report.print(&last_seen);
     let path = options.out.join("report.json");
     report.write(&path)?;
     println!("\nReport    {}", path.display());

@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::trial::{GroundTruth, LastSeen, Policy, Replay};
+use crate::{
+    client::LastKnownLocation,
+    trial::{GroundTruth, Policy, Replay},
+};
 
 /// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
 const VIDEO_MBPS: f64 = 4.0;
@@ -100,15 +103,15 @@ impl Report {
     }
 
     /// Prints the table of people and the cost in uplink.
-    pub fn print(&self, last_seen: &BTreeMap<String, LastSeen>, default_location: &str) {
+    pub fn print(&self, last_seen: &BTreeMap<String, LastKnownLocation>) {
         println!("\n{:<28} {:>6}  {:<12} last seen", "who", "times", "where");
         for (person, times) in &self.identified {
             let (place, time) = match last_seen.get(person) {
                 Some(seen) => (
-                    seen.location.as_deref().unwrap_or(default_location),
+                    seen.location.as_str(),
                     format!("{} at {}", to_the_second(&seen.captured_at), seen.camera_id),
                 ),
-                None => (default_location, String::new()),
+                None => ("", String::new()),
             };
             println!("{person:<28} {times:>6}  {place:<12} {time}");
         }

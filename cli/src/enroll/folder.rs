@@ -238,7 +238,7 @@ async fn enroll_person(
             }
             Absent::PassOver => {
                 report.message = Some("the server does not know them".into());
-                upload.bar.println(format!("{}: passed over, the server does not know them", person.id));
+                upload.bar.suspend(|| eprintln!("{}: passed over, the server does not know them", person.id));
                 upload.bar.inc(person.pictures.len().try_into()?);
                 return Ok((report, None));
             }
@@ -249,7 +249,7 @@ async fn enroll_person(
         },
         // A folder's name that is no Face ID is that folder's matter.
         Err(error) if error.code() == Some("invalid_face_id") && absent != Absent::Fail => {
-            upload.bar.println(format!("{}: passed over: {error}", person.id));
+            upload.bar.suspend(|| eprintln!("{}: passed over: {error}", person.id));
             upload.bar.inc(person.pictures.len().try_into()?);
             report.message = Some(error.to_string());
             return Ok((report, None));

@@ -121,7 +121,7 @@ impl Upload<'_> {
                 Some(Ok(Some(sent))) => {
                     if sent.result.is_refusal() {
                         let why = sent.message.as_deref().unwrap_or_default();
-                        self.bar.println(format!("{}: {} ({why})", sent.file, sent.result.words()));
+                        self.bar.suspend(|| eprintln!("{}: {} ({why})", sent.file, sent.result.words()));
                     }
                     done.push(sent);
                 }

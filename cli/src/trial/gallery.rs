@@ -1,14 +1,11 @@
 //! The people who are enrolled: a folder with one folder of photographs for each.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use super::Server;
-use crate::progress;
+use crate::{exit::Failure, pictures, progress};
 
 /// One person of the gallery with the photographs that there are.
 pub struct Person {
@@ -39,7 +36,7 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
                     bar.inc(1);
                 }
                 Err(refusal) => {
-                    refused.push(format!("{}: {} ({})", photograph.display(), refusal.message, refusal.code));
+                    refused.push(format!("{}: {refusal}", photograph.display()));
                 }
             }
         }
@@ -56,37 +53,24 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
     Ok(())
 }
 
-/// Reads `<folder>/<name>/*`, in the order of the names.
+/// Reads `<folder>/<name>/**/*`, in the order of the names.
 ///
 /// # Errors
 /// The folder cannot be read, or has nobody in it.
 pub fn read(folder: &Path) -> Result<Vec<Person>> {
     let mut gallery = Vec::new();
-    for directory in sorted_entries(folder)?.into_iter().filter(|path| path.is_dir()) {
-        let Some(id) = directory.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
-            bail!("{}: the name of a person's folder must be valid UTF-8", directory.display());
-        };
-        let photographs: Vec<PathBuf> =
-            sorted_entries(&directory)?.into_iter().filter(|path| is_picture(path)).collect();
-        if !photographs.is_empty() {
+    for (id, directory) in pictures::people(folder)? {
+        // A folder without a picture is nobody.
+        if let Ok(photographs) = pictures::below(&directory) {
             gallery.push(Person { id, photographs });
         }
     }
     if gallery.is_empty() {
-        bail!("{}: no folder in it has a picture (expected <name>/*.jpg)", folder.display());
+        return Err(Failure::input(
+            folder.display(),
+            "no folder in it has a picture (expected <name>/*.jpg)",
+        )
+        .into());
     }
     Ok(gallery)
-}
-
-fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries =
-        fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
-    let mut paths = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>()?;
-    paths.sort();
-    Ok(paths)
-}
-
-fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    matches!(extension.as_str(), "jpg" | "jpeg" | "png" | "webp" | "bmp" | "gif")
 }

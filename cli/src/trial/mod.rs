@@ -18,7 +18,7 @@ pub use self::{
     gallery::Person,
     ground_truth::{GroundTruth, Score},
     replay::{Policy, Replay},
-    server::{LastSeen, Server},
+    server::Server,
 };
 
 /// Where the camera of a trial stands. Both names end up in the stored detections.

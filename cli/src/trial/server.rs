@@ -4,60 +4,36 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
-use reqwest::blocking::{Client, Response, multipart};
-use serde::Deserialize;
+use anyhow::{Context, Result, bail};
+use tokio::runtime::Runtime;
+
+use crate::{
+    client::{Client, ClientError, LastKnownLocation, Settings},
+    train,
+};
 
 /// How long the backend may take to load its networks and answer `/readyz`. A debug build on a slow disk needs
 /// several seconds; half a minute means that something is wrong.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a training may take.
+const TRAINING_LIMIT: Duration = Duration::from_secs(600);
+
 /// How long the backend may take to finish its requests after SIGTERM before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// A running backend. Dropping it stops the process.
+/// A running backend. Dropping it ends its process.
 pub struct Server {
-    child: Child,
+    // Held for its end.
+    _process: Process,
+    runtime: Runtime,
     client: Client,
-    url: String,
-    log: PathBuf,
-}
-
-/// Why one photograph was not enrolled: the API's stable code and its sentence.
-#[derive(Debug)]
-pub struct Refusal {
-    /// For example `no_face` or `several_faces`.
-    pub code: String,
-    /// The sentence for people.
-    pub message: String,
-}
-
-/// Where and when somebody was seen last.
-#[derive(Debug, Clone, Deserialize)]
-pub struct LastSeen {
-    /// The camera's place.
-    pub location: Option<String>,
-    /// The camera.
-    pub camera_id: String,
-    /// RFC 3339, UTC.
-    pub captured_at: String,
-}
-
-#[derive(Deserialize)]
-struct ErrorBody {
-    error: ErrorFields,
-}
-
-#[derive(Deserialize)]
-struct ErrorFields {
-    code: String,
-    message: String,
 }
 
 impl Server {
@@ -90,42 +66,18 @@ impl Server {
             .stderr(log_file)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
-        let client = Client::builder().timeout(Duration::from_secs(120)).build()?;
-        let mut server = Self { child, client, url: String::new(), log };
-        server.url = server.wait_until_ready(&address_file)?;
-        Ok(server)
-    }
-
-    fn wait_until_ready(&mut self, address_file: &Path) -> Result<String> {
-        let started = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the backend ended at its start ({status}):\n{}", self.log_tail());
-            }
-            if let Ok(address) = fs::read_to_string(address_file) {
-                let url = format!("http://{}", address.trim());
-                let ready = self.client.get(format!("{url}/readyz")).send();
-                if ready.is_ok_and(|r| r.status().is_success()) {
-                    return Ok(url);
-                }
-            }
-            if started.elapsed() > START_LIMIT {
-                bail!("the backend is not ready after {START_LIMIT:?}:\n{}", self.log_tail());
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n");
-        format!("{tail}\n(the whole log: {})", self.log.display())
+        let mut process = Process(child);
+        let address = process.wait_until_ready(&address_file, &log)?;
+        let client = Client::new(&Settings {
+            answer_limit: TRAINING_LIMIT,
+            ..Settings::of(format!("http://{address}"))
+        })?;
+        Ok(Self { _process: process, runtime: crate::runtime()?, client })
     }
 
     /// The address to which pipelines post, `http://127.0.0.1:<port>`.
-    pub fn url(&self) -> &str {
-        &self.url
+    pub fn url(&self) -> String {
+        self.client.address()
     }
 
     /// Adds a person.
@@ -133,7 +85,7 @@ impl Server {
     /// # Errors
     /// Whatever the API refuses.
     pub fn add_person(&self, id: &str) -> Result<()> {
-        accepted(self.client.post(self.path(&["dataset", id])?).send()?)?;
+        self.runtime.block_on(self.client.add_person(id))?;
         Ok(())
     }
 
@@ -141,17 +93,13 @@ impl Server {
     ///
     /// # Errors
     /// The file cannot be read, or the API fails otherwise.
-    pub fn add_image(&self, id: &str, photograph: &Path) -> Result<Result<(), Refusal>> {
+    pub fn add_image(&self, id: &str, photograph: &Path) -> Result<Result<(), ClientError>> {
         let bytes = fs::read(photograph).with_context(|| format!("cannot read {}", photograph.display()))?;
-        let name = photograph.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let form = multipart::Form::new().part("image", multipart::Part::bytes(bytes).file_name(name));
-        let answer = self.client.post(self.path(&["dataset", id, "image"])?).multipart(form).send()?;
-        if answer.status().is_client_error() {
-            let body: ErrorBody = answer.json().context("the error answer has no error object")?;
-            return Ok(Err(Refusal { code: body.error.code, message: body.error.message }));
+        match self.runtime.block_on(self.client.add_image(id, bytes.into())) {
+            Ok(_) => Ok(Ok(())),
+            Err(refusal) if refusal.is_of_the_request() => Ok(Err(refusal)),
+            Err(error) => Err(error.into()),
         }
-        accepted(answer)?;
-        Ok(Ok(()))
     }
 
     /// Trains on the stored embeddings and waits for the new model.
@@ -159,57 +107,72 @@ impl Server {
     /// # Errors
     /// The training fails.
     pub fn train(&self) -> Result<()> {
-        let url = format!("{}/model/optimized-train?wait=true", self.url);
-        accepted(self.client.post(url).timeout(Duration::from_secs(600)).send()?)?;
+        if self.runtime.block_on(train::begin_and_wait(&self.client, false))?.is_none() {
+            bail!("interrupted while the backend was training");
+        }
         Ok(())
     }
 
     /// Where each of `people` was seen last; who was not seen is missing.
     ///
     /// # Errors
-    /// A call fails otherwise than with 404.
-    pub fn last_seen<'a>(&self, people: impl Iterator<Item = &'a str>) -> Result<BTreeMap<String, LastSeen>> {
+    /// A call fails.
+    pub fn last_seen<'a>(
+        &self,
+        people: impl Iterator<Item = &'a str>,
+    ) -> Result<BTreeMap<String, LastKnownLocation>> {
         let mut seen = BTreeMap::new();
         for id in people {
-            let answer = self.client.get(self.path(&["database", id, "last-known-location"])?).send()?;
-            if answer.status() == reqwest::StatusCode::NOT_FOUND {
-                continue;
+            if let Some(last) = self.runtime.block_on(self.client.last_known_location(id))? {
+                seen.insert(id.to_owned(), last);
             }
-            seen.insert(id.to_owned(), accepted(answer)?.json()?);
         }
         Ok(seen)
     }
+}
 
-    fn path(&self, segments: &[&str]) -> Result<reqwest::Url> {
-        let mut url = reqwest::Url::parse(&self.url)?;
-        url.path_segments_mut().map_err(|()| anyhow!("{} is no base address", self.url))?.extend(segments);
-        Ok(url)
+/// The backend's process. Dropping it ends the process.
+struct Process(Child);
+
+impl Process {
+    /// Waits for the file that the program writes when it is ready, and returns the address in it.
+    fn wait_until_ready(&mut self, address_file: &Path, log: &Path) -> Result<String> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                bail!("the backend ended at its start ({status}):\n{}", tail(log));
+            }
+            if let Ok(address) = fs::read_to_string(address_file) {
+                return Ok(address.trim().to_owned());
+            }
+            if started.elapsed() > START_LIMIT {
+                bail!("the backend is not ready after {START_LIMIT:?}:\n{}", tail(log));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
-impl Drop for Server {
+impl Drop for Process {
     fn drop(&mut self) {
         // The program finishes what it has accepted on SIGTERM; `kill` is the one way to send it without `unsafe`.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let asked = Instant::now();
         while asked.elapsed() < STOP_LIMIT {
-            if !matches!(self.child.try_wait(), Ok(None)) {
+            if !matches!(self.0.try_wait(), Ok(None)) {
                 return;
             }
             thread::sleep(Duration::from_millis(50));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
-/// The answer, if its status says success; otherwise the API's own words.
-fn accepted(answer: Response) -> Result<Response> {
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(answer);
-    }
-    let path = answer.url().path().to_owned();
-    let body = answer.text().unwrap_or_default();
-    bail!("{path} answered {status}: {body}")
+/// The last lines of a log, and where the rest is.
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n");
+    format!("{tail}\n(the whole log: {})", log.display())
 }
