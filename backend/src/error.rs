@@ -33,6 +33,12 @@ pub enum ApiError {
         /// What the path takes.
         allowed: &'static str,
     },
+    /// No token, or one that the server does not know.
+    #[error("this server needs a token that it knows, as `Authorization: Bearer <token>`")]
+    Unauthorized,
+    /// A token of another role.
+    #[error("a camera's token allows POST to /face-recognition only, this needs an admin's")]
+    Forbidden,
     /// The path's Face ID is none.
     #[error(transparent)]
     InvalidFaceId(#[from] InvalidFaceId),
@@ -245,6 +251,8 @@ impl ApiError {
         match self {
             Self::NotFound => "not_found",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::InvalidFaceId(_) => "invalid_face_id",
             Self::InvalidQuery(_) => "invalid_query",
             Self::InvalidTimeRange { .. } => "invalid_time_range",
@@ -320,6 +328,8 @@ impl ApiError {
                 json!({ "model_embedder": model, "embedder": server })
             }
             Self::NotFound
+            | Self::Unauthorized
+            | Self::Forbidden
             | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
@@ -363,6 +373,8 @@ impl ResponseError for ApiError {
             | Self::JobNotFound
             | Self::ModelNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
             | Self::InvalidTimeRange { .. }
@@ -411,6 +423,9 @@ impl ResponseError for ApiError {
         match self {
             Self::MethodNotAllowed { allowed, .. } => {
                 response.insert_header((header::ALLOW, *allowed));
+            }
+            Self::Unauthorized => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
             }
             Self::TooBusy { retry_after, .. } => {
                 response.insert_header((header::RETRY_AFTER, retry_after.as_secs()));
