@@ -76,6 +76,12 @@ pub enum ApiError {
     /// The person has no image of this id.
     #[error("this person has no image with this id")]
     ImageNotFound,
+    /// The person has an image of the same bytes.
+    #[error("this person has this very image already, as {image_id}")]
+    DuplicateImage {
+        /// Its id.
+        image_id: String,
+    },
     /// The person was never detected.
     #[error("this person has not been seen yet")]
     NeverSeen,
@@ -261,6 +267,7 @@ impl ApiError {
             Self::PersonExists => "person_exists",
             Self::PersonNotFound => "person_not_found",
             Self::ImageNotFound => "image_not_found",
+            Self::DuplicateImage { .. } => "duplicate_image",
             Self::NeverSeen => "never_seen",
             Self::JobNotFound => "job_not_found",
             Self::JobEnded => "job_ended",
@@ -324,6 +331,7 @@ impl ApiError {
             Self::NoFace { image } => json!({ "image": image, "faces": 0 }),
             Self::SeveralFaces { image, faces } => json!({ "image": image, "faces": faces }),
             Self::TooBusy { waiting, capacity, .. } => json!({ "waiting": waiting, "capacity": capacity }),
+            Self::DuplicateImage { image_id } => json!({ "image_id": image_id }),
             Self::ModelUnusable(ModelProblem::Embedder { model, server }) => {
                 json!({ "model_embedder": model, "embedder": server })
             }
@@ -390,6 +398,7 @@ impl ResponseError for ApiError {
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
             Self::OneImage { error, .. } => Self::Image(error.clone()).status_code(),
             Self::PersonExists
+            | Self::DuplicateImage { .. }
             | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
@@ -452,6 +461,7 @@ impl From<StoreError> for ApiError {
             StoreError::PersonExists => Self::PersonExists,
             StoreError::PersonNotFound => Self::PersonNotFound,
             StoreError::ImageNotFound => Self::ImageNotFound,
+            StoreError::DuplicateImage { image_id } => Self::DuplicateImage { image_id },
             StoreError::ModelNotFound => Self::ModelNotFound,
             StoreError::DatasetLocked { retry_after } => Self::DatasetLocked { retry_after },
             StoreError::Full(cause) => Self::StorageFull(cause),

@@ -131,7 +131,7 @@ pub const CALLS: &[Call] = &[
             "POST",
             "/dataset/{id}/image",
             DATASET,
-            &[FACE_ID, PERSON, FORM, IMAGE, ONE_FACE, QUEUE, CHANGE, ROWS],
+            &[FACE_ID, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUEUE, CHANGE, ROWS],
         )
     },
     Call {
@@ -321,6 +321,8 @@ const DETAILS: &[Sample] = &[|| ApiError::InvalidField {
     field: "captured_at".into(),
     reason: "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".into(),
 }];
+const DUPLICATE: &[Sample] =
+    &[|| ApiError::DuplicateImage { image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into() }];
 const ONE_FACE: &[Sample] =
     &[|| ApiError::NoFace { image: 0 }, || ApiError::SeveralFaces { image: 0, faces: 2 }];
 /// Of forms with two pictures.
@@ -490,6 +492,7 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
                 ],
             }),
         ),
+        ("Image", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
         ("Renaming", "", json!({ "additionalProperties": false })),
         ("Renaming", "face_id", face_id()),
         // Several are read in order to be refused by their number.
