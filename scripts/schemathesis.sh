@@ -34,9 +34,14 @@ stop() {
 }
 trap stop EXIT
 
+# With tokens, so that the checks of authentication have something to check.
+token=$(od -An -N 16 -t x1 /dev/urandom | tr -d ' \n')
+echo "admin $token" >"$folder/tokens"
+authorization="Authorization: Bearer $token"
+
 # Nothing of this shell's settings: they may name a database or a port.
 env -i PATH="$PATH" HOME="$HOME" "$build/facepipe-backend" --listen 127.0.0.1:0 --address-file "$folder/address" \
-    --data-dir "$folder/data" --models-dir "$models" --embedder mobilefacenet \
+    --token-file "$folder/tokens" --data-dir "$folder/data" --models-dir "$models" --embedder mobilefacenet \
     --results-url http://127.0.0.1:9/nobody 2>"$folder/log" &
 server=$!
 for _ in {1..600}; do
@@ -48,7 +53,7 @@ done
 url=http://$(<"$folder/address")
 
 # Somebody who is known and was seen.
-call() { curl --silent --show-error --fail --output /dev/null "$@"; }
+call() { curl --silent --show-error --fail --output /dev/null --header "$authorization" "$@"; }
 photograph=$FACEPIPE_PHOTOGRAPHS/Tony_Blair/Tony_Blair_0001.jpg
 call --request POST "$url/dataset/Tony_Blair"
 call --form image=@"$photograph" "$url/dataset/Tony_Blair/image"
@@ -57,7 +62,7 @@ call --form image=@"$photograph" --form camera_id=gate-1 --form location=Lobby "
 
 result=0
 HYPOTHESIS_STORAGE_DIRECTORY=target/hypothesis "$tool/bin/schemathesis" \
-    --config-file tests/schemathesis/schemathesis.toml --no-color run "$url/openapi.json" \
+    --config-file tests/schemathesis/schemathesis.toml --no-color run "$url/openapi.json" --header "$authorization" \
     >"$folder/report" 2>&1 || result=$?
 # A connection that ends without an answer may be taken for a network's fault.
 grep --quiet 'panicked at' "$folder/log" && result=1

@@ -28,6 +28,7 @@ use crate::{
         Blobs, Database,
         sweep::{SweepOptions, sweep_regularly},
     },
+    tokens::Tokens,
     train::{Trainer, TrainerOptions},
 };
 
@@ -77,11 +78,19 @@ impl Application {
     /// Needs a tokio runtime.
     ///
     /// # Errors
-    /// The port is taken, a folder or the database cannot be opened, weights are missing or damaged.
+    /// The port is taken, a folder, the file of tokens or the database cannot be opened, weights are missing or damaged.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let tokens = open_tokens(&config)?;
         let listener = TcpListener::bind(&config.listen)
             .with_context(|| format!("cannot listen on {} (setting `listen`)", config.listen))?;
         let address = listener.local_addr()?;
+        if tokens.is_none() && !address.ip().to_canonical().is_loopback() {
+            tracing::warn!(
+                %address,
+                "whoever reaches this address can do everything: there is no token_file (--token-file, \
+                 FACEPIPE_TOKEN_FILE)"
+            );
+        }
         let (database, pipeline) = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config)).await??
@@ -115,6 +124,9 @@ impl Application {
         let following = Arc::clone(&loader);
         let stopped = stop.subscribe();
         tokio::spawn(async move { following.follow(poll, stopped).await });
+        if let Some(tokens) = &tokens {
+            tokio::spawn(Arc::clone(tokens).follow(stop.subscribe()));
+        }
         let sweep = SweepOptions {
             interval: Duration::from_secs(config.sweep_interval_s),
             min_age: Duration::from_secs(config.sweep_min_age_s),
@@ -128,6 +140,7 @@ impl Application {
         let trainer_of_calls = trainer.clone();
         let state = api::State {
             config,
+            tokens,
             database,
             blobs,
             recogniser,
@@ -178,6 +191,12 @@ impl Application {
     }
 }
 
+fn open_tokens(config: &Config) -> anyhow::Result<Option<Arc<Tokens>>> {
+    let Some(file) = &config.token_file else { return Ok(None) };
+    let tokens = Tokens::open(file).with_context(|| format!("token_file {}", file.display()))?;
+    Ok(Some(Arc::new(tokens)))
+}
+
 fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
     let database = Database::open(&config.database_options())?;
     let limits = DecodeLimits { max_bytes: config.max_image_bytes, max_pixels: config.max_image_pixels };
@@ -196,6 +215,7 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
             .app_data(state.clone())
             .app_data(form_config.clone())
             .wrap(from_fn(api::limit_body_time))
+            .wrap(from_fn(api::authorise))
             .wrap(from_fn(log_request))
             .configure(api::configure)
     };

@@ -23,6 +23,9 @@ pub struct Config {
     pub listen: String,
     /// File that gets the address once the server is ready, and is removed when it stops.
     pub address_file: Option<PathBuf>,
+    /// File of the bearer tokens that the server takes, a line `camera <token>` or `admin <token>` each. None by
+    /// default: whoever reaches the server can do everything.
+    pub token_file: Option<PathBuf>,
     /// Folder of the embedded database and the blobs. `data` by default.
     pub data_dir: PathBuf,
     /// Database: `sqlite://<path>`, `postgres://…` or `mysql://…`. `facepipe.db` in `data_dir` by default.
@@ -118,6 +121,7 @@ impl Default for Config {
         Self {
             listen: "127.0.0.1:8080".into(),
             address_file: None,
+            token_file: None,
             data_dir: "data".into(),
             database_url: None,
             database_connections: 8,
@@ -173,7 +177,15 @@ Then train and ask:
   curl -X POST 'http://127.0.0.1:8080/model/optimized-train?wait=true'
   curl -F image=@visitor.jpg http://127.0.0.1:8080/face-recognition/get-results
 
-There is no authentication: listen on other than the local machine only behind something that has it."
+Without --token-file, whoever reaches the server can do everything: set it before you listen on other than the local
+machine. The file has a line for each token, of at least 16 characters (`openssl rand -hex 32` makes one): `camera <token>`
+may POST to /face-recognition, `admin <token>` may do everything. Empty lines and # comments are allowed. It is read
+again when it changes, so that tokens come and go without a restart. Clients send `Authorization: Bearer <token>`, which
+anybody on the way can read: put something that speaks TLS in front.
+
+  (umask 077; echo \"admin $(openssl rand -hex 32)\" >tokens)
+  facepipe-backend --token-file tokens &
+  curl -H \"Authorization: Bearer $(cut -d ' ' -f 2 tokens)\" http://127.0.0.1:8080/dataset"
 )]
 pub struct Args {
     /// Configuration file, TOML
@@ -201,6 +213,10 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_ADDRESS_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     address_file: Option<PathBuf>,
+    /// File of the bearer tokens that are taken; without, whoever reaches the server can do everything [default: none]
+    #[arg(long, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<PathBuf>,
     /// Folder of the embedded database and of images and trained models [default: data]
     #[arg(long, env = "FACEPIPE_DATA_DIR", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -33,6 +33,12 @@ pub enum ApiError {
         /// What the path takes.
         allowed: &'static str,
     },
+    /// No token, or one that the server does not know.
+    #[error("this server needs a token that it knows, as `Authorization: Bearer <token>`")]
+    Unauthorized,
+    /// A token of another role.
+    #[error("a camera's token allows POST to /face-recognition only, this needs an admin's")]
+    Forbidden,
     /// The path's Face ID is none.
     #[error(transparent)]
     InvalidFaceId(#[from] InvalidFaceId),
@@ -70,6 +76,12 @@ pub enum ApiError {
     /// The person has no image of this id.
     #[error("this person has no image with this id")]
     ImageNotFound,
+    /// The person has an image of the same bytes.
+    #[error("this person has this very image already, as {image_id}")]
+    DuplicateImage {
+        /// Its id.
+        image_id: String,
+    },
     /// The person was never detected.
     #[error("this person has not been seen yet")]
     NeverSeen,
@@ -245,6 +257,8 @@ impl ApiError {
         match self {
             Self::NotFound => "not_found",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
             Self::InvalidFaceId(_) => "invalid_face_id",
             Self::InvalidQuery(_) => "invalid_query",
             Self::InvalidTimeRange { .. } => "invalid_time_range",
@@ -253,6 +267,7 @@ impl ApiError {
             Self::PersonExists => "person_exists",
             Self::PersonNotFound => "person_not_found",
             Self::ImageNotFound => "image_not_found",
+            Self::DuplicateImage { .. } => "duplicate_image",
             Self::NeverSeen => "never_seen",
             Self::JobNotFound => "job_not_found",
             Self::JobEnded => "job_ended",
@@ -316,10 +331,13 @@ impl ApiError {
             Self::NoFace { image } => json!({ "image": image, "faces": 0 }),
             Self::SeveralFaces { image, faces } => json!({ "image": image, "faces": faces }),
             Self::TooBusy { waiting, capacity, .. } => json!({ "waiting": waiting, "capacity": capacity }),
+            Self::DuplicateImage { image_id } => json!({ "image_id": image_id }),
             Self::ModelUnusable(ModelProblem::Embedder { model, server }) => {
                 json!({ "model_embedder": model, "embedder": server })
             }
             Self::NotFound
+            | Self::Unauthorized
+            | Self::Forbidden
             | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
@@ -363,6 +381,8 @@ impl ResponseError for ApiError {
             | Self::JobNotFound
             | Self::ModelNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
             | Self::InvalidTimeRange { .. }
@@ -378,6 +398,7 @@ impl ResponseError for ApiError {
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
             Self::OneImage { error, .. } => Self::Image(error.clone()).status_code(),
             Self::PersonExists
+            | Self::DuplicateImage { .. }
             | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
@@ -412,6 +433,9 @@ impl ResponseError for ApiError {
             Self::MethodNotAllowed { allowed, .. } => {
                 response.insert_header((header::ALLOW, *allowed));
             }
+            Self::Unauthorized => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+            }
             Self::TooBusy { retry_after, .. } => {
                 response.insert_header((header::RETRY_AFTER, retry_after.as_secs()));
             }
@@ -437,6 +461,7 @@ impl From<StoreError> for ApiError {
             StoreError::PersonExists => Self::PersonExists,
             StoreError::PersonNotFound => Self::PersonNotFound,
             StoreError::ImageNotFound => Self::ImageNotFound,
+            StoreError::DuplicateImage { image_id } => Self::DuplicateImage { image_id },
             StoreError::ModelNotFound => Self::ModelNotFound,
             StoreError::DatasetLocked { retry_after } => Self::DatasetLocked { retry_after },
             StoreError::Full(cause) => Self::StorageFull(cause),

@@ -12,6 +12,7 @@ mod outbox;
 mod recognise;
 mod store;
 mod tls;
+mod tokens;
 mod train;
 
 pub use api::document as openapi_document;

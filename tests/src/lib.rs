@@ -33,6 +33,7 @@ pub struct Backend {
     child: Child,
     data: tempfile::TempDir,
     models: PathBuf,
+    settings: Vec<String>,
     address: String,
     url: String,
 }
@@ -40,10 +41,16 @@ pub struct Backend {
 impl Backend {
     /// Starts it with MobileFaceNet from `models`, and waits until it is ready.
     pub fn start(models: &Path) -> Self {
+        Self::start_with(models, &[])
+    }
+
+    /// Starts it with further settings, flags of the program.
+    pub fn start_with(models: &Path, settings: &[&str]) -> Self {
         let data = tempfile::tempdir().expect("a temporary folder");
-        let (child, address) = run_backend(data.path(), models, "127.0.0.1:0");
+        let settings: Vec<String> = settings.iter().map(|&setting| setting.into()).collect();
+        let (child, address) = run_backend(data.path(), models, &settings, "127.0.0.1:0");
         let url = format!("http://{address}");
-        Self { child, data, models: models.into(), address, url }
+        Self { child, data, models: models.into(), settings, address, url }
     }
 
     /// Ends it at once; its data stay.
@@ -54,7 +61,7 @@ impl Backend {
 
     /// Starts it again after [`stop`](Self::stop), with its data and at its address.
     pub fn start_again(&mut self) {
-        (self.child, _) = run_backend(self.data.path(), &self.models, &self.address);
+        (self.child, _) = run_backend(self.data.path(), &self.models, &self.settings, &self.address);
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -75,7 +82,7 @@ impl Drop for Backend {
 }
 
 /// Starts the program, and waits until it is ready; returns its address.
-fn run_backend(data: &Path, models: &Path, listen: &str) -> (Child, String) {
+fn run_backend(data: &Path, models: &Path, settings: &[String], listen: &str) -> (Child, String) {
     let address = data.join("address");
     let _ = fs::remove_file(&address);
     let mut child = Command::new(program("facepipe-backend"))
@@ -85,6 +92,7 @@ fn run_backend(data: &Path, models: &Path, listen: &str) -> (Child, String) {
         .arg(&address)
         .arg("--models-dir")
         .arg(models)
+        .args(settings)
         .env_remove("DATABASE_URL")
         .spawn()
         .expect("the backend starts");

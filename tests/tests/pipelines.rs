@@ -174,3 +174,20 @@ fn take_pictures(folder: &Path) -> usize {
     }
     pictures.len()
 }
+
+#[test]
+fn a_camera_s_token_gets_its_crops_in() {
+    let video = require!("videos/street-1080p.mp4");
+    let weights = require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::write(&tokens, "camera gate-1-0123456789abcdef\nadmin ops-0123456789abcdef\n").unwrap();
+    let backend = Backend::start_with(weights.parent().unwrap(), &["--token-file", tokens.to_str().unwrap()]);
+    fs::write(folder.path().join("token"), "gate-1-0123456789abcdef\n").unwrap();
+    let video = beginning(&video, 8, folder.path());
+    let crops =
+        format!("filesrc location={} ! decodebin ! facedetect ! facecrop policy=every", video.display());
+    let sink = format!("facesink-http backend-url={} camera-id=gate-1 camera-location=Lobby", backend.url());
+    shell(folder.path(), &format!("gst-launch-1.0 -q {crops} ! {sink} token-file=token"));
+    assert!(stored(&backend).detections > 0);
+}

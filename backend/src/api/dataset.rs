@@ -2,8 +2,10 @@
 
 use actix_multipart::form::MultipartForm;
 use actix_web::{http::header, web};
+use bytes::Bytes;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
@@ -18,6 +20,7 @@ use crate::{
     config::ErasedDetections,
     error::ApiError,
     face_id::FaceId,
+    hex::hex,
     store::{Blobs, StoreError, sql::NewImage},
 };
 
@@ -61,6 +64,9 @@ struct Image {
     /// Its size.
     #[openapi(minimum = 1, example = "48213")]
     bytes: i64,
+    /// SHA-256 of its bytes, hexadecimal. Null for an image that was enrolled before the server kept digests.
+    #[openapi(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    sha256: Option<String>,
     /// When it was enrolled.
     #[openapi(example = "2024-05-01T09:31:00Z")]
     created_at: String,
@@ -130,7 +136,10 @@ pub async fn images(
     let rows = state.database.images(&id).await?;
     let images = rows
         .into_iter()
-        .map(|row| Ok(Image { image_id: row.id, bytes: row.bytes, created_at: rfc3339(row.created_at)? }))
+        .map(|row| {
+            let created_at = rfc3339(row.created_at)?;
+            Ok(Image { image_id: row.id, bytes: row.bytes, sha256: row.sha256, created_at })
+        })
         .collect::<Result<Vec<_>, ApiError>>()?;
     let meta = ListMeta { total: images.len() };
     Ok(web::Json(PersonImages { face_id: id.to_string(), images, meta }))
@@ -201,7 +210,8 @@ pub async fn add(state: web::Data<State>, path: web::Path<String>) -> Result<Ans
 
 /// Adds a picture of a person's face and its embedding: both, or nothing
 ///
-/// The person can be recognised after the next training.
+/// The person can be recognised after the next training. A picture that the person has already, byte by byte, is
+/// refused with 409 `duplicate_image` and the `image_id` under which it is there.
 #[api_v2_operation]
 pub async fn add_image(
     state: web::Data<State>,
@@ -215,7 +225,11 @@ pub async fn add_image(
         return Err(ApiError::TooManyImages { images, max: 1 });
     }
     let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
-    // Not for nothing: recognition takes a while, and the dataset may be locked.
+    // Not for nothing: recognition takes a while, and the picture may be there already, or the dataset be locked.
+    let sha256 = digest(bytes.clone()).await?;
+    if let Some(image_id) = state.database.image_with_digest(person, &sha256).await? {
+        return Err(ApiError::DuplicateImage { image_id });
+    }
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
     let recognised = state.recogniser.recognise(vec![bytes.clone()]).await?;
@@ -232,6 +246,7 @@ pub async fn add_image(
         id: image_id.clone(),
         blob_key: blob_key.clone(),
         bytes: size,
+        sha256,
         embedder,
         embedding: face.embedding,
     };
@@ -251,6 +266,12 @@ pub async fn add_image(
         detection_confidence: face.detection_confidence,
     };
     Ok(Answer::new(added))
+}
+
+/// SHA-256, hexadecimal, away from the threads that speak HTTP: large pictures take milliseconds.
+async fn digest(bytes: Bytes) -> Result<String, ApiError> {
+    let digest = tokio::task::spawn_blocking(move || hex(&Sha256::digest(&bytes)));
+    digest.await.map_err(|error| ApiError::Internal(error.into()))
 }
 
 /// Erases a person: images, embeddings, name

@@ -1,6 +1,7 @@
 //! The HTTP API: paths, and what every call shares.
 
 mod answer;
+mod auth;
 mod body;
 mod cameras;
 mod database;
@@ -15,6 +16,7 @@ mod openapi;
 mod recognition;
 mod verify;
 
+pub use auth::authorise;
 pub use body::limit_body_time;
 pub use form::form_config;
 pub use openapi::document;
@@ -32,6 +34,7 @@ use crate::{
     face_id::{FaceId, InvalidFaceId},
     recognise::{ModelLoader, Recogniser},
     store::{Blobs, Database, Micros, from_micros},
+    tokens::Tokens,
     train::Trainer,
 };
 
@@ -39,6 +42,8 @@ use crate::{
 pub struct State {
     /// The configuration.
     pub config: Config,
+    /// Who may use the server; without, everybody.
+    pub tokens: Option<Arc<Tokens>>,
     /// Rows.
     pub database: Database,
     /// Bytes.

@@ -29,6 +29,12 @@ pub enum StoreError {
     /// That person has no image of this id.
     #[error("no such image")]
     ImageNotFound,
+    /// That person has an image of the same bytes.
+    #[error("the person has this image")]
+    DuplicateImage {
+        /// Its id.
+        image_id: String,
+    },
     /// The database did not answer in time, or could not be reached.
     #[error("the database cannot be reached: {0}")]
     Unavailable(String),

@@ -108,6 +108,8 @@ fn the_help_teaches() {
         "SIGTERM",
         "127.0.0.1:8080",
         "--print-openapi",
+        "FACEPIPE_TOKEN_FILE",
+        "Authorization: Bearer",
     ] {
         assert!(help.contains(word), "no {word} in\n{help}");
     }
@@ -118,12 +120,16 @@ struct Running(Child);
 
 impl Running {
     fn start(folder: &Path, models: &Path) -> (Self, String) {
+        Self::start_with(folder, models, &["--listen", "127.0.0.1:0"])
+    }
+
+    fn start_with(folder: &Path, models: &Path, settings: &[&str]) -> (Self, String) {
         let address_file = folder.join("address");
         let mut command = program();
         command.env("NODE_NAME", "node-7");
         // Nobody listens there.
         command.env("FACEPIPE_RESULTS_URL", "http://user:unspeakable-secret@127.0.0.1:1/unspeakable-path");
-        command.args(["--listen", "127.0.0.1:0", "--embedder", "mobilefacenet", "--log-format", "json"]);
+        command.args(["--embedder", "mobilefacenet", "--log-format", "json"]).args(settings);
         command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
         command.arg("--data-dir").arg(folder.join("data")).stderr(Stdio::piped());
         let mut running = Self(command.spawn().unwrap());
@@ -136,6 +142,14 @@ impl Running {
             assert!(begun.elapsed() < Duration::from_secs(60), "the program is not ready");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Ends it and returns what it logged.
+    fn log(mut self) -> String {
+        self.signal("INT");
+        let mut log = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        log
     }
 
     fn signal(&self, name: &str) {
@@ -196,7 +210,7 @@ async fn names_of_people_stay_out_of_the_log() {
     let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
     let _ = facepipe_test_support::require!("lfw10");
     let folder = tempfile::tempdir().unwrap();
-    let (mut running, url) = Running::start(folder.path(), models.parent().unwrap());
+    let (running, url) = Running::start(folder.path(), models.parent().unwrap());
     let client = client();
     for path in ["/dataset/Tony_Blair", "/dataset/Tony_Blair", "/model/optimized-train?wait=true"] {
         client.post(format!("{url}{path}")).send().await.unwrap();
@@ -215,14 +229,50 @@ async fn names_of_people_stay_out_of_the_log() {
     // Long enough for the external API to have been tried.
     tokio::time::sleep(Duration::from_millis(500)).await;
     client.delete(format!("{url}/dataset/Tony_Blair")).send().await.unwrap();
-    running.signal("INT");
-    let log = tokio::task::spawn_blocking(move || {
-        let mut log = String::new();
-        running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        log
-    });
-    let log = log.await.unwrap();
+    let log = tokio::task::spawn_blocking(move || running.log()).await.unwrap();
     assert!(log.contains("/dataset/{id") && log.contains("trained a model"), "{log}");
     assert!(log.contains("did not take a result"), "{log}");
     assert!(!log.contains("Tony") && !log.contains("unspeakable"), "{log}");
+}
+
+#[test]
+fn an_address_for_everybody_without_tokens_is_warned_of() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::write(&tokens, "admin unspeakable-0123456789\n").unwrap();
+    let tokens = tokens.to_str().unwrap();
+    for (settings, warned) in [
+        (vec!["--listen", "0.0.0.0:0"], true),
+        (vec!["--listen", "127.0.0.1:0"], false),
+        (vec!["--listen", "0.0.0.0:0", "--token-file", tokens], false),
+    ] {
+        let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+        let log = running.log();
+        assert!(log.contains("\"ready\""), "{log}");
+        assert_eq!(log.contains("there is no token_file"), warned, "{settings:?}: {log}");
+        assert!(!log.contains("unspeakable-0123456789"), "{log}");
+    }
+}
+
+#[test]
+fn a_wrong_change_of_the_tokens_is_warned_of_once_and_shows_none() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::write(&tokens, "admin unspeakable-0123456789\n").unwrap();
+    let settings = ["--listen", "127.0.0.1:0", "--token-file", tokens.to_str().unwrap()];
+    let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+    fs::write(&tokens, "admin unspeakable-0123456789\ncamera unspeakable\n").unwrap();
+    // Looked at more than once.
+    std::thread::sleep(Duration::from_millis(2500));
+    fs::write(&tokens, "admin unspeakable-0123456789\ncamera unspeakable-9876543210\n").unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let log = running.log();
+    assert_eq!(log.matches("token_file is not used").count(), 1, "{log}");
+    assert!(log.contains("line 2 has a token of 11 characters"), "{log}");
+    assert!(log.contains("read the changed token_file") && log.contains("\"tokens\":2"), "{log}");
+    assert!(!log.contains("unspeakable"), "{log}");
 }

@@ -19,7 +19,7 @@ pub fn check(method: &Method, path: &str, answer: &Answer) {
         let required = header["required"] == true;
         assert!(!required || answer.headers.contains_key(name), "{method} {path}: no header {name}");
     }
-    for name in ["allow", "location", "retry-after", "server-timing", "x-next-cursor"] {
+    for name in ["allow", "location", "retry-after", "server-timing", "www-authenticate", "x-next-cursor"] {
         let documented = response["headers"]
             .as_object()
             .is_some_and(|headers| headers.keys().any(|documented| documented.eq_ignore_ascii_case(name)));
@@ -56,12 +56,14 @@ fn response(method: &Method, path: &str, answer: &Answer) -> &'static Value {
     match operation {
         // Pages for people are no calls.
         None | Some(Value::Null) if answer.status == 405 => &general["MethodNotAllowed"],
+        None | Some(Value::Null) if answer.status == 401 => &general["Unauthorized"],
+        None | Some(Value::Null) if answer.status == 403 => &general["Forbidden"],
         None | Some(Value::Null) => {
             assert_eq!(answer.status, 404, "{method} {path} is not in the document");
             &general["NotFound"]
         }
         Some(operation) => {
-            let response = &operation["responses"][answer.status.as_str()];
+            let response = resolve(&operation["responses"][answer.status.as_str()]);
             assert!(response.is_object(), "{method} {path}: the status {} of {}", answer.status, answer.body);
             response
         }

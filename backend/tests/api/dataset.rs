@@ -294,3 +294,117 @@ async fn a_wrong_renaming_changes_nothing() {
     let names: Vec<_> = listed["people"].as_array().unwrap().iter().map(|p| p["face_id"].clone()).collect();
     assert_eq!(names, ["Ada", "Bob"]);
 }
+
+/// As `sha256sum` prints it of lfw10's Tony_Blair_0001.jpg.
+const DIGEST: &str = "78ecc405bdf19352df9087a42f3fe3a813f4e34b65bd1ce2c49086b22fafd36a";
+
+#[tokio::test]
+async fn a_picture_that_a_person_has_already_is_refused_and_nothing_is_stored() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.post("/dataset/Hugo_Chavez").await.expect(StatusCode::CREATED);
+    let listed = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
+    assert_eq!(listed["images"][0]["sha256"], DIGEST);
+    let blobs = files_below(&server.data.path().join("blobs")).len();
+
+    let again = || Form::new().part("image", photograph("Tony_Blair", 1));
+    let answer = server.send("/dataset/Tony_Blair/image", again()).await;
+    assert_eq!(answer.body["error"]["details"]["image_id"], listed["images"][0]["image_id"]);
+    answer.expect_error(409, "duplicate_image");
+    assert_eq!(server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK), listed);
+    assert_eq!(files_below(&server.data.path().join("blobs")).len(), blobs);
+
+    // It is that person's own only, whatever the person is called by now.
+    server.send("/dataset/Hugo_Chavez/image", again()).await.expect(StatusCode::CREATED);
+    let renaming = json!({ "face_id": "Visitor 7" });
+    server.patch("/dataset/Tony_Blair", &renaming).await.expect(StatusCode::OK);
+    server.send("/dataset/Visitor%207/image", again()).await.expect_error(409, "duplicate_image");
+
+    // An erased image can come again, and so can those of an erased person.
+    let first = listed["images"][0]["image_id"].as_str().unwrap();
+    server.delete(&format!("/dataset/Visitor%207/image/{first}")).await.expect(StatusCode::NO_CONTENT);
+    server.send("/dataset/Visitor%207/image", again()).await.expect(StatusCode::CREATED);
+    for person in ["Visitor%207", "Hugo_Chavez"] {
+        assert!(!server.traces_of(DIGEST.as_bytes()).is_empty());
+        server.delete(&format!("/dataset/{person}")).await.expect(StatusCode::NO_CONTENT);
+    }
+    assert_eq!(server.traces_of(DIGEST.as_bytes()), Vec::<std::path::PathBuf>::new());
+    server.enrol("Tony_Blair", &[1]).await;
+}
+
+#[tokio::test]
+async fn of_the_same_picture_sent_many_times_at_once_one_is_enrolled() {
+    let server = start!();
+    server.post("/dataset/Tony_Blair").await.expect(StatusCode::CREATED);
+    let calls = (0..8).map(|_| {
+        let form = Form::new().part("image", photograph("Tony_Blair", 1));
+        let request = server.client.post(format!("{}/dataset/Tony_Blair/image", server.url)).multipart(form);
+        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+    });
+    let (mut enrolled, mut refused) = (Vec::new(), Vec::new());
+    for call in calls.collect::<Vec<_>>() {
+        let answer = call.await.unwrap();
+        match answer.status {
+            StatusCode::CREATED => enrolled.push(answer.body["image_id"].clone()),
+            _ => {
+                refused.push(answer.body["error"]["details"]["image_id"].clone());
+                answer.expect_error(409, "duplicate_image");
+            }
+        }
+    }
+    assert_eq!(enrolled.len(), 1);
+    assert_eq!(refused, vec![enrolled[0].clone(); 7]);
+    let listed = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
+    assert_eq!((&listed["meta"]["total"], &listed["images"][0]["image_id"]), (&1.into(), &enrolled[0]));
+    assert_eq!(files_below(&server.data.path().join("blobs")).len(), 1);
+}
+
+#[tokio::test]
+async fn a_picture_that_is_there_already_waits_for_no_network() {
+    let server = start!(|config| config.queue_images = 1);
+    server.enrol("Tony_Blair", &[1]).await;
+    let enrol = async |number| {
+        let form = Form::new().part("image", photograph("Tony_Blair", number));
+        server.send("/dataset/Tony_Blair/image", form).await
+    };
+    let mut fresh = 2..10;
+    let long = loop {
+        // Fills the queue for a while, unless another one is in it.
+        let form = (0..64).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 2)));
+        let url = format!("{}/face-recognition/get-results", server.url);
+        let request = server.client.post(url).multipart(form);
+        let long = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let answer = enrol(fresh.next().unwrap()).await;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            break long;
+        }
+        answer.expect(StatusCode::CREATED);
+        long.await.unwrap();
+    };
+    enrol(1).await.expect_error(409, "duplicate_image");
+    enrol(10).await.expect_error(429, "too_busy");
+    long.await.unwrap().expect(StatusCode::OK);
+}
+
+#[tokio::test]
+async fn images_from_before_digests_were_kept_stay_and_have_none() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    let before = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
+    server.revert("2025-01-04-000000_image_digests");
+    let server = server.restart().await;
+
+    let mut expected = before.clone();
+    for image in expected["images"].as_array_mut().unwrap() {
+        image["sha256"] = json!(null);
+    }
+    assert_eq!(server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK), expected);
+    assert_eq!(server.train().await["images"], 2);
+    // What they are is not known, so the same picture is taken once more, and then no more.
+    let form = || Form::new().part("image", photograph("Tony_Blair", 1));
+    let added = server.send("/dataset/Tony_Blair/image", form()).await.expect(StatusCode::CREATED);
+    let answer = server.send("/dataset/Tony_Blair/image", form()).await;
+    assert_eq!(answer.body["error"]["details"]["image_id"], added["image_id"]);
+    answer.expect_error(409, "duplicate_image");
+}

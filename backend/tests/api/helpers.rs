@@ -7,7 +7,10 @@ use std::{
     sync::{Arc, Once},
 };
 
-use diesel::{Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, SqliteConnection};
+use diesel::{
+    Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, SqliteConnection,
+    connection::SimpleConnection as _,
+};
 use facepipe_backend::{Application, Config, StopHandle};
 use reqwest::{
     Client, Method, Response, StatusCode,
@@ -170,6 +173,35 @@ impl Server {
             Some(url) => query.load(&mut MysqlConnection::establish(url).unwrap()).unwrap(),
         };
         rows.into_iter().map(|row| row.line).collect()
+    }
+
+    /// Runs statements on the server's database.
+    pub fn execute(&self, statements: &str) {
+        match &self.config.database_url {
+            None => {
+                let file = self.data.path().join("facepipe.db");
+                SqliteConnection::establish(file.to_str().unwrap()).unwrap().batch_execute(statements)
+            }
+            Some(url) if url.starts_with("postgres") => {
+                PgConnection::establish(url).unwrap().batch_execute(statements)
+            }
+            Some(url) => MysqlConnection::establish(url).unwrap().batch_execute(statements),
+        }
+        .unwrap();
+    }
+
+    /// Takes a migration back, as though the server were one from before it; the next start runs it again.
+    pub fn revert(&self, migration: &str) {
+        let engine = match Engine::of_this_run() {
+            None => "sqlite",
+            Some(Engine::Postgres) => "postgres",
+            Some(Engine::Mysql) => "mysql",
+        };
+        let backend = facepipe_test_support::workspace_root().join("backend");
+        let folder = backend.join("migrations").join(engine).join(migration);
+        self.execute(&fs::read_to_string(folder.join("down.sql")).unwrap());
+        let version: String = migration.chars().take(17).filter(char::is_ascii_digit).collect();
+        self.execute(&format!("DELETE FROM __diesel_schema_migrations WHERE version = '{version}'"));
     }
 
     /// Where the server keeps something of `needle`: files of its data folder, and its database.

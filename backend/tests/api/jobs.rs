@@ -83,7 +83,8 @@ async fn computing_the_embeddings_anew_locks_the_dataset_until_it_is_done() {
     assert!((1..=15).contains(&wait), "{wait}");
     let message = answer.expect_error(423, "dataset_locked");
     assert!(message.contains("unblock-dataset"), "{message}");
-    let form = Form::new().part("image", photograph("Tony_Blair", 1));
+    // One that Tony Blair does not have yet.
+    let form = Form::new().part("image", photograph("Hugo_Chavez", 1));
     server.send("/dataset/Tony_Blair/image", form).await.expect_error(423, "dataset_locked");
     server.delete("/dataset/Tony_Blair").await.expect_error(423, "dataset_locked");
     server.patch("/dataset/Tony_Blair", &json!({ "face_id": "T" })).await.expect_error(423, "dataset_locked");

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod auth;
 mod blobs;
 mod command_line;
 mod contract;

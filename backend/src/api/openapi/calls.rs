@@ -40,7 +40,11 @@ answered with 404 `not_found`, a method that a path does not take with 405 `meth
 
 **Limits** of images and requests are those of the default configuration; errors name those of the running server.
 
-There is no authentication: whoever can reach the server can use it.";
+**Tokens.** Where the server has a file of tokens (setting `token_file`), a request needs one of them as \
+`Authorization: Bearer <token>`: a camera's for POST to `/face-recognition/…`, an admin's for everything else. Without \
+one that the server knows, the answer is 401 `unauthorized`; where a camera's does not do, 403 `forbidden`. This \
+document, `/docs`, `/livez` and `/readyz` need none. Where the server has no such file, whoever can reach it can use \
+it.";
 
 /// The groups of calls: name and description.
 pub const TAGS: &[(&str, &str)] = &[
@@ -80,6 +84,8 @@ pub struct Call {
     pub required: &'static [&'static str],
     /// What can be called with what a successful answer says.
     pub links: &'static [Link],
+    /// Whether it needs no token.
+    pub open: bool,
 }
 
 /// A call that another one's answer leads to.
@@ -98,7 +104,7 @@ const fn call(
     tag: &'static str,
     errors: &'static [&'static [Sample]],
 ) -> Call {
-    Call { method, path, tag, errors, headers: &[], also: &[], required: &[], links: &[] }
+    Call { method, path, tag, errors, headers: &[], also: &[], required: &[], links: &[], open: false }
 }
 
 /// Every call, in the order of [`TAGS`].
@@ -125,7 +131,7 @@ pub const CALLS: &[Call] = &[
             "POST",
             "/dataset/{id}/image",
             DATASET,
-            &[FACE_ID, PERSON, FORM, IMAGE, ONE_FACE, QUEUE, CHANGE, ROWS],
+            &[FACE_ID, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUEUE, CHANGE, ROWS],
         )
     },
     Call {
@@ -207,9 +213,9 @@ pub const CALLS: &[Call] = &[
         &[FACE_ID, PERSON, &[|| ApiError::NeverSeen], ROWS],
     ),
     call("GET", "/cameras", DATABASE, &[ROWS]),
-    call("GET", "/livez", SERVER, &[]),
-    call("GET", "/readyz", SERVER, &[ROWS]),
-    call("GET", "/openapi.json", SERVER, &[]),
+    Call { open: true, ..call("GET", "/livez", SERVER, &[]) },
+    Call { open: true, ..call("GET", "/readyz", SERVER, &[ROWS]) },
+    Call { open: true, ..call("GET", "/openapi.json", SERVER, &[]) },
     call("GET", "/debug/IP", DEBUG, &[]),
     call("GET", "/debug/node-name", DEBUG, &[]),
     call("POST", "/debug/unblock-dataset", DEBUG, &[FULL, ROWS]),
@@ -315,6 +321,8 @@ const DETAILS: &[Sample] = &[|| ApiError::InvalidField {
     field: "captured_at".into(),
     reason: "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".into(),
 }];
+const DUPLICATE: &[Sample] =
+    &[|| ApiError::DuplicateImage { image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into() }];
 const ONE_FACE: &[Sample] =
     &[|| ApiError::NoFace { image: 0 }, || ApiError::SeveralFaces { image: 0, faces: 2 }];
 /// Of forms with two pictures.
@@ -414,6 +422,7 @@ pub fn headers() -> Vec<(&'static str, Value)> {
                 "queue;dur=0.4, recognise;dur=38.1",
             ),
         ),
+        ("WWW-Authenticate", text(true, "That a token is needed.", "Bearer")),
         ("Vary", text(true, "That the form depends on `Accept`.", "accept")),
         ("X-Content-Type-Options", text(true, "That the type is as it says.", "nosniff")),
         (
@@ -425,6 +434,15 @@ pub fn headers() -> Vec<(&'static str, Value)> {
             ),
         ),
     ]
+}
+
+/// How tokens are sent.
+pub fn token_scheme() -> Value {
+    json!({
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token of the server's `token_file`. A server that has none takes requests without.",
+    })
 }
 
 /// Types that no call takes or answers as they are, and that stand within others as fields only: paperclip does not
@@ -444,8 +462,13 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
 ];
 
 /// The headers of errors, by status.
-pub const ERROR_HEADERS: &[(u16, &str)] =
-    &[(405, "Allow"), (423, "Retry-After"), (429, "Retry-After"), (503, "Retry-After")];
+pub const ERROR_HEADERS: &[(u16, &str)] = &[
+    (401, "WWW-Authenticate"),
+    (405, "Allow"),
+    (423, "Retry-After"),
+    (429, "Retry-After"),
+    (503, "Retry-After"),
+];
 
 /// What derived schemas lack: type, property (empty for the type itself, `*` for every type that has a text of that
 /// name) and what is to be merged in, where null removes.
@@ -469,6 +492,7 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
                 ],
             }),
         ),
+        ("Image", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
         ("Renaming", "", json!({ "additionalProperties": false })),
         ("Renaming", "face_id", face_id()),
         // Several are read in order to be refused by their number.

@@ -28,6 +28,12 @@ use crate::error::{ApiError, ErrorBody};
 const MULTIPART: &str = "multipart/form-data";
 const JSON: &str = "application/json";
 
+/// What the document calls the way in which tokens are sent.
+const TOKEN: &str = "token";
+/// What the document calls the answers to requests whose token does not do.
+const UNAUTHORIZED: &str = "Unauthorized";
+const FORBIDDEN: &str = "Forbidden";
+
 /// The API's document as `/openapi.json` serves it: OpenAPI 3.0, JSON, everything in alphabetical order.
 pub fn document() -> String {
     let (mut document, _) = build();
@@ -95,6 +101,8 @@ fn build() -> (Value, Vec<String>) {
         "NotFound": builder.errors(&[ApiError::NotFound]),
         "MethodNotAllowed":
             builder.errors(&[ApiError::MethodNotAllowed { method: "PUT".into(), allowed: "GET, POST" }]),
+        UNAUTHORIZED: builder.errors(&[ApiError::Unauthorized]),
+        FORBIDDEN: builder.errors(&[ApiError::Forbidden]),
     });
     builder.check_used();
     let document = json!({
@@ -111,7 +119,12 @@ fn build() -> (Value, Vec<String>) {
             .map(|(name, description)| json!({ "name": name, "description": description }))
             .collect::<Value>(),
         "paths": paths,
-        "components": { "schemas": builder.schemas, "responses": responses },
+        "security": [{ TOKEN: [] }],
+        "components": {
+            "schemas": builder.schemas,
+            "responses": responses,
+            "securitySchemes": { TOKEN: calls::token_scheme() },
+        },
     });
     (document, builder.problems)
 }
@@ -228,6 +241,9 @@ impl Builder {
             operation.insert("parameters".into(), parameters.into());
         }
         operation.insert("responses".into(), self.responses(call, &place, raw.get("responses")));
+        if call.open {
+            operation.insert("security".into(), json!([]));
+        }
         operation.into()
     }
 
@@ -289,6 +305,12 @@ impl Builder {
         }
         for (status, errors) in by_status {
             responses.insert(status.to_string(), self.errors(&errors));
+        }
+        if !call.open {
+            for (status, name) in [("401", UNAUTHORIZED), ("403", FORBIDDEN)] {
+                let reference = json!({ "$ref": format!("#/components/responses/{name}") });
+                responses.insert(status.into(), reference);
+            }
         }
         responses.into()
     }

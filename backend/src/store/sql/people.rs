@@ -29,11 +29,14 @@ pub struct PersonRow {
 }
 
 /// An enrolled image.
+#[derive(Queryable)]
 pub struct ImageRow {
     /// The image's id, UUID.
     pub id: String,
     /// Size in bytes.
     pub bytes: i64,
+    /// SHA-256 of its bytes, hexadecimal; `None` for an image from before digests were kept.
+    pub sha256: Option<String>,
     /// When it was enrolled.
     pub created_at: Micros,
 }
@@ -46,6 +49,8 @@ pub struct NewImage {
     pub blob_key: String,
     /// Size in bytes.
     pub bytes: i64,
+    /// SHA-256 of its bytes, hexadecimal.
+    pub sha256: String,
     /// Which network made the embedding.
     pub embedder: &'static str,
     /// The embedding of the image's one face.
@@ -146,13 +151,31 @@ impl Database {
         self.read(face_ids).await
     }
 
+    /// The id of a person's image with these bytes.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn image_with_digest(
+        &self,
+        person_id: i64,
+        sha256: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let sha256 = sha256.to_owned();
+        self.read(move |connection| image_with_digest(connection, person_id, &sha256)).await
+    }
+
     /// Adds an image and its embedding to a person.
     ///
     /// # Errors
-    /// [`StoreError::PersonNotFound`] where the person was erased meanwhile.
+    /// [`StoreError::PersonNotFound`] where the person was erased meanwhile, [`StoreError::DuplicateImage`].
     pub async fn add_image(&self, person_id: i64, image: NewImage) -> Result<(), StoreError> {
         self.write(move |connection| {
             ensure_unlocked(connection)?;
+            // One that adds the same bytes either is there already, or will find these.
+            lock_person(connection, person_id)?;
+            if let Some(image_id) = image_with_digest(connection, person_id, &image.sha256)? {
+                return Err(StoreError::DuplicateImage { image_id });
+            }
             let created_at = now();
             let row = (
                 images::id.eq(&image.id),
@@ -160,6 +183,7 @@ impl Database {
                 images::blob_key.eq(&image.blob_key),
                 images::bytes.eq(image.bytes),
                 images::created_at.eq(created_at),
+                images::sha256.eq(&image.sha256),
             );
             match diesel::insert_into(images::table).values(row).execute(connection) {
                 Ok(_) => {
@@ -182,12 +206,11 @@ impl Database {
         let face_id = id.to_string();
         self.read(move |connection| {
             let person_id = person(connection, &face_id)?;
-            let rows = images::table
+            Ok(images::table
                 .filter(images::person_id.eq(person_id))
                 .order((images::created_at, images::id))
-                .select((images::id, images::bytes, images::created_at))
-                .load::<(String, i64, Micros)>(connection)?;
-            Ok(rows.into_iter().map(|(id, bytes, created_at)| ImageRow { id, bytes, created_at }).collect())
+                .select((images::id, images::bytes, images::sha256, images::created_at))
+                .load::<ImageRow>(connection)?)
         })
         .await
     }
@@ -379,6 +402,19 @@ pub(super) fn person(connection: &mut AnyConnection, face_id: &str) -> Result<i6
         .first(connection)
         .optional()?
         .ok_or(StoreError::PersonNotFound)
+}
+
+fn image_with_digest(
+    connection: &mut AnyConnection,
+    person_id: i64,
+    sha256: &str,
+) -> Result<Option<String>, StoreError> {
+    Ok(images::table
+        .filter(images::person_id.eq(person_id))
+        .filter(images::sha256.eq(sha256))
+        .select(images::id)
+        .first(connection)
+        .optional()?)
 }
 
 fn image_blob_key(connection: &mut AnyConnection, face_id: &str, image: &str) -> Result<String, StoreError> {

@@ -17,6 +17,7 @@ table! {
         blob_key -> Text,
         bytes -> BigInt,
         created_at -> BigInt,
+        sha256 -> Nullable<Text>,
     }
 }
 

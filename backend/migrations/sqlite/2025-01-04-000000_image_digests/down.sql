@@ -1,0 +1,2 @@
+DROP INDEX images_by_digest;
+ALTER TABLE images DROP COLUMN sha256;

@@ -1,0 +1,274 @@
+//! Who may use the server: the bearer tokens of a file, which is read again while the server runs, so that tokens come
+//! and go without a restart. Nothing here keeps or shows a token: only SHA-256 digests are held.
+
+use std::{
+    fmt, fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use sha2::{Digest as _, Sha256};
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+use tokio::sync::watch;
+
+/// Characters of a token at least. 16 of `openssl rand -hex` are 64 bits: too many to try.
+const MIN_CHARACTERS: usize = 16;
+/// Characters of a token at most; clients and proxies take no longer headers.
+const MAX_CHARACTERS: usize = 8192;
+
+/// From one look at the file to the next.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What a token allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// To have faces recognised.
+    Camera,
+    /// Everything.
+    Admin,
+}
+
+/// Why a file holds no tokens. Never shows what the file has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokensError {
+    /// It cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    /// One of its lines is wrong.
+    #[error("line {line} {reason}")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: LineError,
+    },
+    /// Nobody could do anything.
+    #[error("has no token: a line each, `camera <token>` or `admin <token>`")]
+    Empty,
+}
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LineError {
+    /// It begins with something else.
+    #[error("does not begin with a role, `camera` or `admin`")]
+    Role,
+    /// It ends after the role.
+    #[error("has no token after the role")]
+    NoToken,
+    /// It goes on after the token.
+    #[error("goes on after the token: a token has no spaces, and a comment begins with #")]
+    Rest,
+    /// The token could be guessed.
+    #[error("has a token of {0} characters, at least {MIN_CHARACTERS} are needed")]
+    TooShort(usize),
+    /// No header would carry the token.
+    #[error("has a token of {0} characters, at most {MAX_CHARACTERS} are possible")]
+    TooLong(usize),
+    /// A header cannot carry the token.
+    #[error("has a character that is not ASCII")]
+    Character,
+    /// Which role would it be?
+    #[error("has the token of line {0} again")]
+    Repeated(usize),
+}
+
+type Digest = [u8; 32];
+
+/// The tokens of a file as it is now.
+pub struct Tokens {
+    path: PathBuf,
+    known: RwLock<Arc<[(Digest, Role)]>>,
+}
+
+/// What changes when a file is written or replaced.
+type Stamp = (SystemTime, u64, u64);
+
+impl Tokens {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, a line is wrong, or it has no token.
+    pub fn open(path: &Path) -> Result<Self, TokensError> {
+        Ok(Self { path: path.to_owned(), known: RwLock::new(read(path)?) })
+    }
+
+    /// Whose token this is. Takes as long for a token that is nearly right as for any other.
+    pub fn role_of(&self, token: &str) -> Option<Role> {
+        let digest: Digest = Sha256::digest(token).into();
+        let (mut found, mut is_admin) = (Choice::from(0), Choice::from(0));
+        for (known, role) in self.known().iter() {
+            let same = known.ct_eq(&digest);
+            found |= same;
+            is_admin.conditional_assign(&Choice::from(u8::from(*role == Role::Admin)), same);
+        }
+        match (bool::from(found), bool::from(is_admin)) {
+            (false, _) => None,
+            (true, false) => Some(Role::Camera),
+            (true, true) => Some(Role::Admin),
+        }
+    }
+
+    /// Reads the file again whenever it has changed, until `stop` says so. A file that is wrong changes nothing.
+    pub async fn follow(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut last = Last::default();
+        while !*stop.borrow() {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => (),
+                _ = stop.changed() => break,
+            }
+            let tokens = Arc::clone(&self);
+            // A look that was cut off is done again.
+            last = tokio::task::spawn_blocking(move || tokens.look(last)).await.unwrap_or_default();
+        }
+    }
+
+    fn look(&self, last: Last) -> Last {
+        // Before the file is read: what is written meanwhile changes the stamp once more.
+        let stamp = stamp(&self.path);
+        if stamp.is_ok() && stamp.as_ref().ok() == last.stamp.as_ref() {
+            return last;
+        }
+        let (stamp, read) = match stamp {
+            Ok(stamp) => (Some(stamp), read(&self.path)),
+            Err(error) => (None, Err(error)),
+        };
+        let problem = match read {
+            Ok(known) => {
+                if *self.known() != *known {
+                    tracing::info!(tokens = known.len(), "read the changed token_file");
+                    *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+                }
+                None
+            }
+            Err(error) => Some(error),
+        };
+        if let Some(error) = &problem
+            && last.problem.as_ref() != Some(error)
+        {
+            tracing::warn!(file = %self.path.display(), %error, "token_file is not used: the tokens before it stay");
+        }
+        Last { stamp, problem }
+    }
+
+    fn known(&self) -> Arc<[(Digest, Role)]> {
+        Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// What the last look at the file found.
+#[derive(Default)]
+struct Last {
+    stamp: Option<Stamp>,
+    /// Told once, not every second.
+    problem: Option<TokensError>,
+}
+
+fn stamp(path: &Path) -> Result<Stamp, TokensError> {
+    let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
+    let modified = metadata.modified().map_err(|error| unreadable(&error))?;
+    Ok((modified, metadata.len(), metadata.ino()))
+}
+
+fn unreadable(error: &io::Error) -> TokensError {
+    TokensError::Unreadable(error.to_string())
+}
+
+fn read(path: &Path) -> Result<Arc<[(Digest, Role)]>, TokensError> {
+    parse(&fs::read(path).map_err(|error| unreadable(&error))?)
+}
+
+fn parse(content: &[u8]) -> Result<Arc<[(Digest, Role)]>, TokensError> {
+    let mut known: Vec<(usize, Digest, Role)> = Vec::new();
+    for (line, text) in (1..).zip(content.split(|byte| *byte == b'\n')) {
+        let wrong = |reason| TokensError::Line { line, reason };
+        let Some((digest, role)) = parse_line(text).map_err(wrong)? else { continue };
+        if let Some((earlier, ..)) = known.iter().find(|(_, other, _)| *other == digest) {
+            return Err(wrong(LineError::Repeated(*earlier)));
+        }
+        known.push((line, digest, role));
+    }
+    if known.is_empty() {
+        return Err(TokensError::Empty);
+    }
+    Ok(known.into_iter().map(|(_, digest, role)| (digest, role)).collect())
+}
+
+/// The line's token and what it allows; `None` of a line that has none.
+fn parse_line(line: &[u8]) -> Result<Option<(Digest, Role)>, LineError> {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let role = match words.next() {
+        None => return Ok(None),
+        Some(word) if word.starts_with(b"#") => return Ok(None),
+        Some(b"camera") => Role::Camera,
+        Some(b"admin") => Role::Admin,
+        Some(_) => return Err(LineError::Role),
+    };
+    let token = words.next().ok_or(LineError::NoToken)?;
+    if words.next().is_some_and(|word| !word.starts_with(b"#")) {
+        return Err(LineError::Rest);
+    }
+    if !token.iter().all(u8::is_ascii_graphic) {
+        return Err(LineError::Character);
+    }
+    match token.len() {
+        length if length < MIN_CHARACTERS => Err(LineError::TooShort(length)),
+        length if length > MAX_CHARACTERS => Err(LineError::TooLong(length)),
+        _ => Ok(Some((Sha256::digest(token).into(), role))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(content: &str) -> Tokens {
+        Tokens { path: PathBuf::new(), known: RwLock::new(parse(content.as_bytes()).unwrap()) }
+    }
+
+    #[test]
+    fn each_token_has_its_role() {
+        let tokens = tokens(
+            "# of the gate\n\n camera gate-0123456789abc # until May\r\nadmin\tops-0123456789abcd\n\
+             camera #hash-0123456789\n",
+        );
+        assert_eq!(tokens.role_of("gate-0123456789abc"), Some(Role::Camera));
+        assert_eq!(tokens.role_of("ops-0123456789abcd"), Some(Role::Admin));
+        assert_eq!(tokens.role_of("#hash-0123456789"), Some(Role::Camera));
+        for unknown in ["", "gate-0123456789ab", "gate-0123456789abcd", "GATE-0123456789ABC", "camera"] {
+            assert_eq!(tokens.role_of(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_line_is_told_by_its_number_and_never_by_its_token() {
+        let long = format!("admin {}", "s3cret".repeat(2000));
+        for (line, reason) in [
+            ("s3cret-0123456789", LineError::Role),
+            ("Admin s3cret-0123456789", LineError::Role),
+            ("admin", LineError::NoToken),
+            ("camera s3cret-0123456789 s3cret-9876543210", LineError::Rest),
+            ("camera s3cret-01234567", LineError::TooShort(15)),
+            (&long, LineError::TooLong(12_000)),
+            ("camera s3cret-0123456789-ß", LineError::Character),
+            ("camera first-0123456789", LineError::Repeated(2)),
+        ] {
+            let content = format!("# head\nadmin first-0123456789\n{line}\ncamera last-0123456789\n");
+            let error = parse(content.as_bytes()).unwrap_err();
+            assert_eq!(error, TokensError::Line { line: 3, reason }, "{line}");
+            let told = error.to_string();
+            assert!(told.contains("line 3") && !told.contains("s3cret"), "{told}");
+        }
+        for nothing in ["", "\n\n", "# admin s3cret-0123456789\n"] {
+            assert_eq!(parse(nothing.as_bytes()), Err(TokensError::Empty));
+        }
+    }
+}
