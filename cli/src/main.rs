@@ -99,3 +99,13 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .build()
         .context("no threads for the network can be started")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

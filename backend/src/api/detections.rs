@@ -44,6 +44,9 @@ pub struct ListQuery {
     from: Option<String>,
     /// Only those captured before this time, RFC 3339.
     to: Option<String>,
+    /// Only those that arrived after the one with this `id`, in the order of their arrival: how to follow what comes
+    /// in, 0 for all. There is no `next_cursor` then: the `id` of the last one gets the next page.
+    after: Option<String>,
     /// Entries of a page, 100 by default.
     limit: Option<String>,
     /// `next_cursor` of the page before, with otherwise the same query.
@@ -166,11 +169,14 @@ pub async fn list(
     request: HttpRequest,
     query: web::Query<ListQuery>,
 ) -> Result<OneOf<Answer<Detections>, Csv>, ApiError> {
-    let ListQuery { person, camera, location, from, to, limit, cursor } = query.into_inner();
+    let ListQuery { person, camera, location, from, to, after, limit, cursor } = query.into_inner();
     let (from, to) = time_range(from, to)?;
     let person = person.map(FaceId::try_from).transpose()?;
     let filter = DetectionFilter { person, camera_id: camera, location, from, to };
-    let page = Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?;
+    let page = match after {
+        None => Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?,
+        Some(after) => Page::arrivals(filter, &after, limit, cursor)?,
+    };
     let (rows, next_cursor) = page.load(&state).await?;
 
     let mut headers = vec![(header::VARY, "accept".to_owned())];
@@ -230,6 +236,23 @@ impl Page {
         Ok(Self { filter, order, limit, after, scope })
     }
 
+    /// What arrived after a detection. Pages of it have no cursors: rows have numbers.
+    fn arrivals(
+        filter: DetectionFilter,
+        after: &str,
+        limit: Option<String>,
+        cursor: Option<String>,
+    ) -> Result<Self, ApiError> {
+        let id = after.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
+            ApiError::InvalidQuery(format!("after is {after:?}, it must be a detection's id, or 0 for all"))
+        })?;
+        if cursor.is_some() {
+            return Err(ApiError::InvalidCursor);
+        }
+        let page = Self::read(filter, DetectionOrder::Arrival, limit, LIST_LIMIT, None)?;
+        Ok(Self { after: Some(DetectionPosition { captured_at: 0, id }), ..page })
+    }
+
     /// The page's rows, and the cursor of the next one.
     async fn load(self, state: &State) -> Result<(Vec<DetectionRow>, Option<String>), ApiError> {
         let Self { filter, order, limit, after, scope } = self;
@@ -238,14 +261,14 @@ impl Page {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
         rows.truncate(limit);
-        let last = rows.last().filter(|_| more);
+        let last = rows.last().filter(|_| more && order != DetectionOrder::Arrival);
         let next =
             last.map(|row| cursor_of(DetectionPosition { captured_at: row.captured_at, id: row.id }, &scope));
         Ok((rows, next))
     }
 }
 
-fn limit_of(text: String) -> Result<u32, ApiError> {
+pub(super) fn limit_of(text: String) -> Result<u32, ApiError> {
     // A whole number beyond the type is out of range, not unreadable.
     let digits = text.strip_prefix('-').unwrap_or(&text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {

@@ -2,12 +2,13 @@
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    State,
+    ListMeta, State,
     answer::{Answer, OneOf},
+    detections::limit_of,
     rfc3339,
 };
 use crate::{
@@ -47,6 +48,25 @@ pub struct JobAnswer {
     #[openapi(example = "2024-05-06T07:08:10.4Z")]
     finished_at: Option<String>,
 }
+
+/// The newest jobs.
+#[derive(Serialize, Apiv2Schema)]
+pub struct Jobs {
+    /// The newest first.
+    jobs: Vec<JobAnswer>,
+    meta: ListMeta,
+}
+
+/// Query of the list.
+#[derive(Deserialize, Apiv2Schema)]
+#[serde(deny_unknown_fields)]
+pub struct JobsQuery {
+    /// So many at most, 100 by default.
+    limit: Option<String>,
+}
+
+/// How many come if nobody says so.
+const LIST_LIMIT: u32 = 100;
 
 /// How far a job is.
 #[derive(Serialize, Apiv2Schema)]
@@ -91,6 +111,19 @@ impl TryFrom<Job> for JobAnswer {
             finished_at: job.finished_at.map(rfc3339).transpose()?,
         })
     }
+}
+
+/// The jobs that were asked for, the newest first
+#[api_v2_operation]
+pub async fn list(
+    state: web::Data<State>,
+    query: web::Query<JobsQuery>,
+) -> Result<web::Json<Jobs>, ApiError> {
+    let limit = query.into_inner().limit.map_or(Ok(LIST_LIMIT), limit_of)?;
+    let rows = state.database.jobs(limit.into()).await?;
+    let jobs = rows.into_iter().map(JobAnswer::try_from).collect::<Result<Vec<_>, _>>()?;
+    let meta = ListMeta { total: jobs.len() };
+    Ok(web::Json(Jobs { jobs, meta }))
 }
 
 /// How far a job is

@@ -147,6 +147,11 @@ fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
         .service(
+            web::resource("/jobs")
+                .route(web::get().to(jobs::list))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
             web::resource("/jobs/{job_id}")
                 .route(web::get().to(jobs::get))
                 .route(web::delete().to(jobs::cancel))

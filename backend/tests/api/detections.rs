@@ -240,6 +240,31 @@ async fn detections_come_newest_first_page_by_page() {
 }
 
 #[tokio::test]
+async fn what_comes_in_is_followed_in_the_order_of_its_arrival() {
+    let server = start!();
+    history(&server).await;
+    let after = async |id: i64, more: &str| {
+        server.get(&format!("/database/detections?after={id}{more}")).await.expect(StatusCode::OK)
+    };
+    let all = after(0, "").await;
+    assert_eq!(minutes(&all), [3, 0, 9, 1, 2, 5, 4, 7, 6, 9, 0]);
+    let fourth = all["detections"][3]["id"].as_i64().unwrap();
+    let page = after(fourth, "&limit=2").await;
+    assert_eq!((minutes(&page), &page["meta"]["next_cursor"]), (vec![2, 5], &Value::Null));
+    assert_eq!(minutes(&after(fourth, "&camera=gate-1").await), [5, 7, 9]);
+    let last = all["detections"][10]["id"].as_i64().unwrap();
+    assert!(minutes(&after(last, "").await).is_empty());
+    for wrong in ["after=-1", "after=one", "after="] {
+        let message =
+            server.get(&format!("/database/detections?{wrong}")).await.expect_error(400, "invalid_query");
+        assert!(message.contains("after"), "{message}");
+    }
+    let cursor = server.get("/database/detections?limit=1").await.body["meta"]["next_cursor"].clone();
+    let both = format!("/database/detections?after=1&cursor={}", cursor.as_str().unwrap());
+    server.get(&both).await.expect_error(400, "invalid_cursor");
+}
+
+#[tokio::test]
 async fn detections_are_filtered_by_everything_that_is_given() {
     let server = start!();
     history(&server).await;

@@ -244,3 +244,24 @@ async fn a_training_after_an_erasure_removes_the_models_that_knew_the_person() {
     server.post("/model/2/activate").await.expect_error(404, "model_not_found");
     assert_eq!(server.recognise("Tony_Blair", 3).await["decision"], "known");
 }
+
+#[tokio::test]
+async fn jobs_are_listed_the_newest_first() {
+    let server = start!();
+    assert_eq!(
+        server.get("/jobs").await.expect(StatusCode::OK),
+        json!({ "jobs": [], "meta": { "total": 0 } })
+    );
+    server.enrol("Tony_Blair", &[1]).await;
+    let first = server.post("/model/train?wait=true").await.expect(StatusCode::OK);
+    let second = server.post("/model/optimized-train?wait=true").await.expect(StatusCode::OK);
+    let listed = server.get("/jobs").await.expect(StatusCode::OK);
+    assert_eq!(listed, json!({ "jobs": [second, first], "meta": { "total": 2 } }));
+    let newest = server.get("/jobs?limit=1").await.expect(StatusCode::OK);
+    assert_eq!(newest["jobs"], json!([second]));
+    for (limit, code) in
+        [("0", "limit_out_of_range"), ("1001", "limit_out_of_range"), ("many", "invalid_query")]
+    {
+        server.get(&format!("/jobs?limit={limit}")).await.expect_error(400, code);
+    }
+}

@@ -273,38 +273,12 @@ impl Client {
         self.call(&operation::ACTIVATE_MODEL, &[&version.to_string()], &[], Body::Nothing).await
     }
 
-    /// Deletes a model that does not answer.
-    ///
-    /// # Errors
-    /// As every call: see [`ClientError`].
-    pub async fn delete_model(&self, version: u64) -> Result<(), ClientError> {
-        self.send(&operation::DELETE_MODEL, &[&version.to_string()], &[], Body::Nothing).await?;
-        Ok(())
-    }
-
     /// A page of detections.
     ///
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn detections(&self, query: &[(&str, String)]) -> Result<Detections, ClientError> {
         self.call(&operation::DETECTIONS, &[], query, Body::Nothing).await
-    }
-
-    /// One detection.
-    ///
-    /// # Errors
-    /// As every call: see [`ClientError`].
-    pub async fn detection(&self, id: i64) -> Result<Detection, ClientError> {
-        self.call(&operation::DETECTION, &[&id.to_string()], &[], Body::Nothing).await
-    }
-
-    /// Erases a detection.
-    ///
-    /// # Errors
-    /// As every call: see [`ClientError`].
-    pub async fn erase_detection(&self, id: i64) -> Result<(), ClientError> {
-        self.send(&operation::ERASE_DETECTION, &[&id.to_string()], &[], Body::Nothing).await?;
-        Ok(())
     }
 
     /// A page of a person's detections in the order of time; none where there is no such person.

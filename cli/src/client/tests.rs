@@ -60,7 +60,6 @@ fn answers_are_read_whole() {
     read_whole::<Job>(&document, &operation::JOB, "200");
     read_whole::<Job>(&document, &operation::OPTIMIZED_TRAIN, "202");
     read_whole::<Jobs>(&document, &operation::JOBS, "200");
-    read_whole::<Detection>(&document, &operation::DETECTION, "200");
     read_whole::<Models>(&document, &operation::MODELS, "200");
     read_whole::<Model>(&document, &operation::ACTIVATE_MODEL, "200");
     read_whole::<Detections>(&document, &operation::DETECTIONS, "200");

@@ -221,8 +221,8 @@ pub struct Job {
 pub struct Jobs {
     /// The newest first.
     pub jobs: Vec<Job>,
-    /// Beside the page.
-    pub meta: PageMeta,
+    /// Beside the list.
+    pub meta: ListMeta,
 }
 
 /// How far a job is.

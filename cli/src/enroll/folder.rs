@@ -89,6 +89,7 @@ struct Common {
 /// Somebody with pictures.
 struct Person {
     id: String,
+    is_named_by_folder: bool,
     pictures: Vec<PathBuf>,
 }
 
@@ -119,7 +120,7 @@ struct Report {
 /// The folder cannot be read, there is no such person, or the server cannot be reached or refuses the token.
 pub fn folder(options: &FolderOptions) -> Result<Outcome> {
     let pictures = pictures::below(&options.folder)?;
-    let people = [Person { id: options.id.clone(), pictures }];
+    let people = [Person { id: options.id.clone(), is_named_by_folder: false, pictures }];
     let absent = if options.create { Absent::Create } else { Absent::Fail };
     runtime()?.block_on(enroll(&options.common, &people, absent))
 }
@@ -132,7 +133,7 @@ pub fn tree(options: &TreeOptions) -> Result<Outcome> {
     let mut people = Vec::new();
     for (id, folder) in pictures::people(&options.folder)? {
         match pictures::below(&folder) {
-            Ok(pictures) => people.push(Person { id, pictures }),
+            Ok(pictures) => people.push(Person { id, is_named_by_folder: true, pictures }),
             Err(empty) => eprintln!("passed over {empty}"),
         }
     }
@@ -247,8 +248,8 @@ async fn enroll_person(
                 HashSet::new()
             }
         },
-        // A folder's name that is no Face ID is that folder's matter.
-        Err(error) if error.code() == Some("invalid_face_id") && absent != Absent::Fail => {
+        // Of a tree, a folder's name that is no Face ID is that folder's matter.
+        Err(error) if error.code() == Some("invalid_face_id") && person.is_named_by_folder => {
             upload.bar.suspend(|| eprintln!("{}: passed over: {error}", person.id));
             upload.bar.inc(person.pictures.len().try_into()?);
             report.message = Some(error.to_string());

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::Args;
 
-use super::{confirmed, percent};
+use super::percent;
 use crate::{
     client::{Client, Detection},
     connection::Connection,
@@ -27,15 +27,12 @@ Examples:
   facepipe detections --person Ada --from 2024-05-06T00:00:00Z --number 1000
   facepipe detections --camera gate-1 --follow
   facepipe detections --follow --json | jq -r .face_id     (a line of JSON for each)
-  facepipe detections show 42
 
 --follow goes by the order of arrival: what a camera kept while it had no
 network appears when it arrives.
 
 {}", exit::HELP))]
 pub struct Options {
-    #[command(subcommand)]
-    action: Option<Action>,
     /// Only of this person
     #[arg(long, value_name = "NAME")]
     person: Option<String>,
@@ -58,29 +55,10 @@ pub struct Options {
     #[arg(long, short, conflicts_with_all = ["from", "to"])]
     follow: bool,
     /// Print JSON; with --follow a line for each
-    #[arg(long, global = true)]
+    #[arg(long)]
     json: bool,
     #[command(flatten)]
     connection: Connection,
-}
-
-#[derive(Debug, Subcommand)]
-enum Action {
-    /// The newest (also without a word)
-    List,
-    /// One with everything that is known of it
-    Show {
-        /// As the list shows it
-        id: i64,
-    },
-    /// Erases one, for good
-    Delete {
-        /// As the list shows it
-        id: i64,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
 }
 
 /// Runs the program.
@@ -90,26 +68,7 @@ enum Action {
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
         let client = options.connection.client()?;
-        match options.action.as_ref().unwrap_or(&Action::List) {
-            Action::List => return list(options, &client).await,
-            Action::Show { id } => {
-                let detection = client.detection(*id).await?;
-                if options.json {
-                    output::json(&detection)?;
-                } else {
-                    show(&detection);
-                }
-            }
-            Action::Delete { id, yes } => {
-                if !confirmed(&format!("Detection {id} will be erased for good."), *yes)? {
-                    output::line("Nothing was erased.");
-                    return Ok(Outcome::Done);
-                }
-                client.erase_detection(*id).await?;
-                output::line(format!("Detection {id} is erased"));
-            }
-        }
-        Ok(Outcome::Done)
+        list(options, &client).await
     })
 }
 
@@ -202,28 +161,4 @@ fn say(options: &Options, detection: &Detection) -> Result<()> {
     let [id, time, camera, place, who, sure] = row(detection);
     output::line(format!("{id:>8}  {time}  {camera}  {place}  {who}  {sure}"));
     Ok(())
-}
-
-fn show(detection: &Detection) {
-    let row = |name: &str, value: String| output::line(format!("{name:<22}{value}"));
-    let edges = detection.bounding_box;
-    row("detection", detection.id.to_string());
-    row("who", detection.face_id.clone().unwrap_or_else(|| "unknown".into()));
-    row("sure", percent(detection.confidence));
-    row("captured", detection.captured_at.clone());
-    row("received", detection.received_at.clone());
-    row("camera", detection.camera_id.clone());
-    row("place", detection.location.clone());
-    row("track", detection.track_id.map_or_else(|| "-".into(), |track| track.to_string()));
-    row("box, pixels", format!("{:.0},{:.0},{:.0},{:.0}", edges.left, edges.top, edges.right, edges.bottom));
-    row("certainly a face", percent(Some(detection.detection_confidence)));
-    row(
-        "score and threshold",
-        format!(
-            "{} / {:.3}",
-            detection.score.map_or_else(|| "-".into(), |score| format!("{score:.3}")),
-            detection.threshold
-        ),
-    );
-    row("model", detection.model_version.map_or_else(|| "-".into(), |version| version.to_string()));
 }

@@ -3,7 +3,6 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::confirmed;
 use crate::{connection::Connection, exit::Outcome, output, runtime};
 
 /// What is done with trained models.
@@ -14,17 +13,8 @@ pub enum Action {
     /// Has a model of the server answer that was trained before.
     Activate {
         /// As `trained` lists it.
-        version: u64,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Deletes a model of the server; the one that answers stays.
-    Delete {
-        /// As `trained` lists it.
-        version: u64,
-        /// Do not ask.
-        #[arg(long, short)]
-        yes: bool,
+        #[arg(value_name = "VERSION")]
+        model: u64,
         #[command(flatten)]
         target: Target,
     },
@@ -68,22 +58,13 @@ pub fn run(action: &Action) -> Result<Outcome> {
                     output::table(["Model", "", "People", "Pictures", "Embedder", "Trained"], rows);
                 }
             }
-            Action::Activate { version, target } => {
-                let model = target.connection.client()?.activate_model(*version).await?;
+            Action::Activate { model, target } => {
+                let model = target.connection.client()?.activate_model(*model).await?;
                 if target.json {
                     output::json(&model)?;
                 } else {
                     output::line(format!("Model {} answers now", model.version));
                 }
-            }
-            Action::Delete { version, yes, target } => {
-                let client = target.connection.client()?;
-                if !confirmed(&format!("Model {version} will be deleted for good."), *yes)? {
-                    output::line("Nothing was deleted.");
-                    return Ok(Outcome::Done);
-                }
-                client.delete_model(*version).await?;
-                output::line(format!("Model {version} is deleted"));
             }
         }
         Ok(Outcome::Done)

@@ -144,6 +144,7 @@ pub const CALLS: &[Call] = &[
     job("/model/generate-emb"),
     call("GET", "/model", MODEL, &[ROWS]),
     call("POST", "/model/{version}/activate", MODEL, &[PATH, MODELS, FULL, ROWS]),
+    call("GET", "/jobs", MODEL, &[LIMIT, ROWS]),
     call("GET", "/jobs/{job_id}", MODEL, &[PATH, &[|| ApiError::JobNotFound], ROWS]),
     call(
         "DELETE",
@@ -290,6 +291,12 @@ const PAGE: &[Sample] = &[
     || ApiError::InvalidCursor,
 ];
 
+/// Of lists of which the newest come.
+const LIMIT: &[Sample] = &[
+    || ApiError::InvalidQuery("limit is \"many\", it must be a whole number".into()),
+    || ApiError::LimitOutOfRange { limit: "5000".into(), max: 1000 },
+];
+
 /// Of calls with a JSON body.
 const JSON: &[Sample] = &[
     || ApiError::JsonExpected,
@@ -390,6 +397,7 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
         ("location", json!({ "schema": { "type": "string" }, "example": "Lobby" })),
         ("from", time("2024-05-06T00:00:00Z")),
         ("to", time("2024-05-07T00:00:00Z")),
+        ("after", json!({ "schema": { "type": "integer", "format": "int64", "minimum": 0 }, "example": 42 })),
         ("limit", json!({ "schema": { "type": "integer", "minimum": 1, "maximum": 1000 }, "example": 100 })),
         ("cursor", json!({ "schema": { "type": "string", "pattern": "^[0-9a-f]{48}$" } })),
     ]

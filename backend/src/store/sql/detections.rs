@@ -70,6 +70,8 @@ pub enum DetectionOrder {
     NewestFirst,
     /// By the time of capture, the earliest first.
     OldestFirst,
+    /// By their rows, the earliest first.
+    Arrival,
 }
 
 /// Where a detection stands in either order.
@@ -223,6 +225,9 @@ impl Database {
                 (DetectionOrder::OldestFirst, Some(DetectionPosition { captured_at, id })) => query
                     .filter(detections::captured_at.ge(captured_at))
                     .filter(detections::captured_at.gt(captured_at).or(detections::id.gt(id))),
+                (DetectionOrder::Arrival, Some(DetectionPosition { id, .. })) => {
+                    query.filter(detections::id.gt(id))
+                }
             };
             query = match order {
                 DetectionOrder::NewestFirst => {
@@ -231,6 +236,7 @@ impl Database {
                 DetectionOrder::OldestFirst => {
                     query.order((detections::captured_at.asc(), detections::id.asc()))
                 }
+                DetectionOrder::Arrival => query.order(detections::id.asc()),
             };
             Ok(query.limit(limit).load::<DetectionRow>(connection)?)
         })

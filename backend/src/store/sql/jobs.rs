@@ -217,6 +217,20 @@ impl Database {
         self.read(move |connection| find(connection, &id)).await
     }
 
+    /// The newest `limit` jobs, the newest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn jobs(&self, limit: i64) -> Result<Vec<Job>, StoreError> {
+        self.read(move |connection| {
+            let newest = (jobs::created_at.desc(), jobs::id.desc());
+            let rows =
+                jobs::table.order(newest).limit(limit).select(Row::as_select()).load::<Row>(connection)?;
+            rows.into_iter().map(Job::try_from).collect()
+        })
+        .await
+    }
+
     /// Whether any job waits or runs, here or elsewhere.
     ///
     /// # Errors

@@ -1,0 +1,336 @@
+//! The interaction programs from a user's side: the real `facepipe` against the real backend, with real pictures.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use facepipe_test_support::{models_dir, require};
+use facepipe_tests::{Backend, program};
+use serde_json::Value;
+
+const ADMIN: &str = "an-admin-of-this-test";
+
+/// A backend that wants a token, and a folder for a test's own files.
+struct Place {
+    backend: Backend,
+    folder: tempfile::TempDir,
+    faces: PathBuf,
+}
+
+/// What a program said and how it ended.
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Place {
+    fn new(models: &Path, faces: PathBuf) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = folder.path().join("tokens");
+        fs::write(&tokens, format!("admin {ADMIN}\n")).unwrap();
+        let backend = Backend::start_with(models, &["--token-file", tokens.to_str().unwrap()]);
+        Self { backend, folder, faces }
+    }
+
+    /// The program with the server and the token in its environment.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = bare(arguments);
+        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Said {
+        Said::of(self.command(arguments).output().unwrap())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let said = self.run(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&said.stdout)
+            .unwrap_or_else(|_| panic!("{arguments:?}: {} {}", said.stdout, said.stderr))
+    }
+
+    /// A folder with the photographs of these numbers of a person.
+    fn photographs(&self, folder: &str, person: &str, numbers: &[u32]) -> PathBuf {
+        let target = self.folder.path().join(folder).join(person);
+        fs::create_dir_all(&target).unwrap();
+        let mut all: Vec<PathBuf> =
+            fs::read_dir(self.faces.join(person)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        all.sort();
+        for number in numbers {
+            let photograph = &all[usize::try_from(*number).unwrap() - 1];
+            fs::copy(photograph, target.join(photograph.file_name().unwrap())).unwrap();
+        }
+        target
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Said {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    fn expect(self, code: i32, texts: &[&str]) -> Self {
+        let Self { stdout, stderr, .. } = &self;
+        assert_eq!(self.code, Some(code), "{stdout}\n{stderr}");
+        for text in texts {
+            assert!(
+                stdout.contains(text) || stderr.contains(text),
+                "{text:?} is not in:\n{stdout}\n{stderr}"
+            );
+        }
+        self
+    }
+}
+
+/// The program without a server or a configuration of whoever runs the tests.
+fn bare(arguments: &[&str]) -> Command {
+    let mut command = Command::new(program("facepipe"));
+    command.args(arguments);
+    for name in ["SERVER", "TOKEN", "TOKEN_FILE", "CA_FILE", "PROFILE", "CLI_CONFIG"] {
+        command.env_remove(format!("FACEPIPE_{name}"));
+    }
+    command.env("XDG_CONFIG_HOME", "/nonexistent").env("FACEPIPE_MODELS", models_dir());
+    command
+}
+
+fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn people_are_enrolled_recognised_found_renamed_and_erased() {
+    let (models, faces) = (models_dir(), require!("lfw10"));
+    require!("models/mobilefacenet.onnx");
+    let place = Place::new(&models, faces);
+    place.run(&["people"]).expect(0, &["Nobody yet"]);
+
+    // One folder, one person, who must be there or be asked for.
+    let blair = place.photographs("deep/er", "Tony_Blair", &[1, 2]);
+    let deep = place.path("deep");
+    place.run(&["enroll", "folder", &deep, "--id", "Tony_Blair"]).expect(2, &["Tony_Blair", "--create"]);
+    place.run(&["enroll", "folder", &deep, "--id", "a/b", "--create"]).expect(1, &["invalid_face_id"]);
+    let dry = place.json(&["enroll", "folder", &deep, "--id", "Tony_Blair", "--create", "--dry-run"]);
+    assert_eq!(dry["summary"], serde_json::json!({ "would_add": 2 }));
+    assert_eq!(place.json(&["people"])["meta"]["total"], 0, "a dry run adds nobody");
+    fs::copy(blair.join("Tony_Blair_0001.jpg"), blair.join("z.jpg")).unwrap();
+    place
+        .run(&["enroll", "folder", &deep, "--id", "Tony_Blair", "--create"])
+        .expect(0, &["2   added", "1   duplicate", "facepipe train"]);
+    place.run(&["enroll", "folder", &deep, "--id", "Tony_Blair"]).expect(0, &["3   already there"]);
+
+    // A tree with all that can be wrong with a picture in the middle of good ones.
+    for person in ["Tony_Blair", "Hugo_Chavez"] {
+        place.photographs("tree", person, &[3, 4, 5]);
+    }
+    let chavez = place.folder.path().join("tree/Hugo_Chavez");
+    fs::write(chavez.join("Hugo_Chavez_0003b.jpg"), b"no picture").unwrap();
+    fs::copy(require!("scenes/multiface.jpg"), chavez.join("Hugo_Chavez_0003c.jpg")).unwrap();
+    fs::create_dir_all(place.folder.path().join("tree/-bad/")).unwrap();
+    fs::copy(chavez.join("Hugo_Chavez_0003.jpg"), place.folder.path().join("tree/-bad/1.jpg")).unwrap();
+    fs::rename(place.folder.path().join("tree/-bad"), place.folder.path().join("tree/b@d")).unwrap();
+    let tree = place.path("tree");
+    place
+        .run(&["enroll", "tree", &tree, "--train"])
+        .expect(3, &["6   added", "1   several faces", "1   unreadable", "b@d: passed over", "model 1"]);
+
+    let report = place.json(&["recognize", "folder", &tree, "--stats"]);
+    let statistics = &report["statistics"];
+    assert_eq!((&statistics["images"], &statistics["failed"]), (&8.into(), &1.into()), "{statistics}");
+    assert_eq!(
+        statistics["confusion"]["people"]["Tony_Blair"]["named"],
+        serde_json::json!({ "Tony_Blair": 3 })
+    );
+    assert!(statistics["latency"]["p99_ms"].as_f64() >= statistics["latency"]["p50_ms"].as_f64());
+    assert!(statistics["bytes"].as_u64().unwrap() > 10_000);
+    place
+        .run(&["recognize", "folder", &tree, "--stats"])
+        .expect(3, &["Hugo_Chavez", "not enrolled", "p50/p95/p99"]);
+    let dry = place.run(&["recognize", "folder", &tree, "--dry-run"]).expect(0, &["requests per second"]);
+    assert!(!dry.stdout.contains("Taken for"));
+
+    // What is stored can be followed, located, and is there once however often it is sent.
+    let visit = place.photographs("visit", "Tony_Blair", &[6]);
+    let visit = visit.parent().unwrap().to_str().unwrap();
+    let store = ["recognize", "folder", visit, "--store", "--camera-id", "gate-1", "--location", "Lobby"];
+    place.run(&store).expect(0, &["Tony_Blair ("]);
+    place.run(&store).expect(0, &["Tony_Blair ("]);
+    let detections = place.json(&["detections"]);
+    assert_eq!(detections.as_array().unwrap().len(), 1, "{detections}");
+    place.run(&["locate", "Tony_Blair"]).expect(0, &["Lobby (camera gate-1)"]);
+    place.run(&["locate", "Hugo_Chavez"]).expect(3, &["never seen"]);
+    place.run(&["locate", "Nobody"]).expect(6, &["Nobody"]);
+    place.run(&["cameras"]).expect(0, &["gate-1", "Lobby"]);
+    place.run(&["cameras", "show", "gate-2"]).expect(6, &["gate-2"]);
+
+    place.run(&["train", "--wait"]).expect(0, &["model 2: 2 people, 8 pictures"]);
+    place.run(&["jobs"]).expect(0, &["optimized-train", "done", "100 %"]);
+    place.run(&["models", "trained"]).expect(0, &["answers", "mobilefacenet"]);
+    place.run(&["models", "activate", "1"]).expect(0, &["Model 1 answers now"]);
+    place.run(&["models", "activate", "9"]).expect(1, &["model_not_found"]);
+
+    place.run(&["people", "rename", "Hugo_Chavez", "Visitor 7"]).expect(0, &["Visitor 7"]);
+    place.run(&["people", "show", "Visitor 7"]).expect(0, &["3 pictures"]);
+    // Without a terminal nobody can be asked.
+    place.run(&["people", "delete", "Visitor 7"]).expect(2, &["--yes"]);
+    place.run(&["people", "delete", "Visitor 7", "--yes"]).expect(0, &["is erased"]);
+    place.run(&["people", "show", "Visitor 7"]).expect(6, &["nobody of that name"]);
+    assert_eq!(place.json(&["people"])["meta"]["total"], 1);
+}
+
+#[test]
+fn detections_are_followed_as_they_come() {
+    let (models, faces) = (models_dir(), require!("lfw10"));
+    require!("models/mobilefacenet.onnx");
+    let place = Place::new(&models, faces);
+    let mut following =
+        place.command(&["detections", "--follow", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    for (camera, number) in [("gate-1", 1), ("gate-2", 2)] {
+        let visit = place.photographs(camera, "Tony_Blair", &[number]);
+        place
+            .run(&["recognize", "folder", visit.to_str().unwrap(), "--store", "--camera-id", camera])
+            .expect(0, &["unknown"]);
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!((&line["camera_id"], &line["face_id"]), (&camera.into(), &Value::Null));
+    }
+    interrupt(&following);
+    assert!(lines.next().is_none());
+    assert_eq!(following.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn an_enrolment_that_is_interrupted_goes_on_where_it_was() {
+    let (models, faces) = (models_dir(), require!("lfw10"));
+    require!("models/mobilefacenet.onnx");
+    let place = Place::new(&models, faces);
+    let numbers: Vec<u32> = (1..=10).collect();
+    for person in ["Tony_Blair", "Hugo_Chavez", "Colin_Powell", "Jacques_Chirac"] {
+        place.photographs("tree", person, &numbers);
+    }
+    let tree = place.path("tree");
+    let enroll = ["enroll", "tree", &tree, "--parallel", "1", "--json"];
+    let child = place.command(&enroll).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let images = |place: &Place| -> u64 {
+        let people = place.json(&["people"]);
+        people["people"].as_array().unwrap().iter().map(|person| person["images"].as_u64().unwrap()).sum()
+    };
+    let begun = Instant::now();
+    while images(&place) < 2 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "nothing is enrolled");
+        thread::sleep(Duration::from_millis(10));
+    }
+    interrupt(&child);
+    let said = Said::of(child.wait_with_output().unwrap()).expect(130, &["run it again"]);
+    let first: Value = serde_json::from_str(&said.stdout).unwrap();
+    let (added, left) = (first["summary"]["added"].as_u64().unwrap(), first["left"].as_u64().unwrap());
+    assert_eq!(added, images(&place), "what is said is what is stored");
+    assert!(left > 0, "{first}");
+
+    let second = place.json(&["enroll", "tree", &tree]);
+    let of = |fate: &str| second["summary"][fate].as_u64().unwrap_or(0);
+    assert_eq!(of("already_there"), added, "{second}");
+    assert_eq!(second["left"], 0);
+    assert_eq!(images(&place), added + of("added"));
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_own_exit_code() {
+    let (models, faces) = (models_dir(), require!("lfw10"));
+    require!("models/mobilefacenet.onnx");
+    let mut place = Place::new(&models, faces);
+    let good = place.photographs("good", "Tony_Blair", &[1]);
+    let good = good.parent().unwrap().to_str().unwrap().to_owned();
+    fs::create_dir_all(place.folder.path().join("empty")).unwrap();
+    let (empty, nowhere) = (place.path("empty"), place.path("nowhere"));
+
+    let folders: [&[&str]; 3] = [
+        &["enroll", "folder", "DIR", "--id", "Ada", "--create"],
+        &["enroll", "tree", "DIR"],
+        &["recognize", "folder", "DIR"],
+    ];
+    for with in folders {
+        let run = |folder: &str, options: &[&str]| {
+            let filled: Vec<&str> =
+                with.iter().map(|&word| if word == "DIR" { folder } else { word }).collect();
+            place.run(&[&filled, options].concat())
+        };
+        run(&nowhere, &[]).expect(6, &["nowhere", "no such folder"]);
+        run(&empty, &[]).expect(6, &["empty"]);
+        run(&good, &["--token", "not-the-admin-of-this-test"])
+            .expect(5, &["refused the token", "--token-file"]);
+        run(&good, &["--server", "http://127.0.0.1:1"]).expect(4, &["127.0.0.1:1 cannot be reached"]);
+    }
+    let calls: [&[&str]; 7] = [
+        &["people"],
+        &["detections"],
+        &["cameras"],
+        &["jobs"],
+        &["train"],
+        &["locate", "Ada"],
+        &["models", "trained"],
+    ];
+    for call in calls {
+        place
+            .run(&[call, &["--token", "not-the-admin-of-this-test"]].concat())
+            .expect(5, &["refused the token"]);
+    }
+    place.run(&["people", "--server", "nonsense"]).expect(2, &["--server nonsense"]);
+    place.run(&["people", "--nonsense"]).expect(2, &["--nonsense"]);
+    // Standard output on a full disk.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let said = Said::of(place.command(&["people", "--json"]).stdout(full).output().unwrap());
+    said.expect(7, &["standard output cannot be written"]);
+
+    // A profile in place of the options; the token stands in a file of its own.
+    let token = place.path("token");
+    fs::write(&token, format!("{ADMIN}\n")).unwrap();
+    let config = place.path("config.toml");
+    let url = place.backend.url();
+    fs::write(&config, format!("[office]\nserver = {url:?}\ntoken_file = {token:?}\n")).unwrap();
+    let said = bare(&["people", "--config", &config, "--profile", "office"]).output().unwrap();
+    Said::of(said).expect(0, &["Nobody yet"]);
+    place.backend.stop();
+    place.run(&["people"]).expect(4, &["cannot be reached"]);
+}
+
+#[test]
+fn shells_and_man_know_the_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script =
+            Said::of(bare(&["completions", shell]).output().unwrap()).expect(0, &["enroll", "recognize"]);
+        if shell == "bash" {
+            let file = folder.path().join("facepipe.bash");
+            fs::write(&file, script.stdout).unwrap();
+            assert!(Command::new("bash").arg("-n").arg(&file).status().unwrap().success());
+        }
+    }
+    let pages = folder.path().join("man1");
+    Said::of(bare(&["man", pages.to_str().unwrap()]).output().unwrap()).expect(0, &["pages in"]);
+    let page = fs::read_to_string(pages.join("facepipe-enroll-folder.1")).unwrap();
+    assert!(page.contains("Examples") && page.contains("130"), "{page}");
+    Said::of(bare(&["man", "/proc/nowhere"]).output().unwrap()).expect(7, &["/proc/nowhere"]);
+    // Whoever reads the first line only, ends the program and not with a failure.
+    let piped = Command::new("bash")
+        .args(["-c", "set -o pipefail; \"$0\" man | head -1", program("facepipe").to_str().unwrap()])
+        .output()
+        .unwrap();
+    Said::of(piped).expect(0, &[]);
+}
