@@ -11,6 +11,7 @@ mod interrupt;
 mod latency;
 mod manage;
 mod models;
+mod networks;
 mod output;
 mod pictures;
 mod progress;
@@ -82,7 +83,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Cameras(options) => manage::cameras(&options),
         Command::Jobs(options) => manage::jobs(&options),
         Command::Models(options) => return models::run(&options),
-        Command::Bench(options) => bench::run(&options).map(|()| exit::Outcome::Done),
+        Command::Bench(options) => bench::run(&options),
         Command::Demo(options) => demo::run(&options).map(|()| exit::Outcome::Done),
         Command::Doctor(options) => return doctor::run(&options),
         Command::Completions(options) => shell::completions(&options, Arguments::command()),

@@ -1,10 +1,13 @@
 //! `facepipe bench`: measures, with figures that anybody can repeat.
 
 mod bandwidth;
+mod crowd;
 mod plot;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+
+use crate::exit::Outcome;
 
 /// Measures what facepipe costs.
 #[derive(Debug, Args)]
@@ -16,14 +19,16 @@ pub struct Options {
 #[derive(Debug, Subcommand)]
 enum What {
     Bandwidth(bandwidth::Options),
+    Crowd(crowd::Options),
 }
 
 /// Runs a benchmark.
 ///
 /// # Errors
 /// Something that it needs is missing (the message says how to get it), or a part of it fails.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options) -> Result<Outcome> {
     match &options.what {
-        What::Bandwidth(options) => bandwidth::run(options),
+        What::Bandwidth(options) => bandwidth::run(options).map(|()| Outcome::Done),
+        What::Crowd(options) => crowd::run(options),
     }
 }

@@ -1,0 +1,155 @@
+//! Who can walk through a crowd: people of a folder with the photographs that show their face.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use facepipe_vision::{Face, Mtcnn};
+use image::RgbImage;
+
+use super::dice::Dice;
+use crate::{
+    exit::Failure,
+    networks::{self, PassedOver},
+    pictures, progress,
+};
+
+/// A face that the detector is less sure of is not shown.
+const SURE: f32 = 0.99;
+
+/// People who can be shown.
+#[derive(Debug, Default)]
+pub struct Cast {
+    /// At least one, each with at least one photograph.
+    pub people: Vec<Person>,
+    /// Photographs that cannot be read or show no face.
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// Somebody who can be shown.
+#[derive(Debug)]
+pub struct Person {
+    /// The folder's name.
+    pub name: String,
+    /// At least one, in the order of their names.
+    pub photographs: Vec<Photograph>,
+}
+
+/// A photograph with a face.
+#[derive(Debug)]
+pub struct Photograph {
+    /// The file.
+    pub file: PathBuf,
+    /// The middle of the face, pixels from the left and from the top.
+    pub middle: [f64; 2],
+    /// Width and height of the face, pixels.
+    pub size: [f64; 2],
+}
+
+impl Photograph {
+    /// A photograph whose face is there.
+    pub fn new(file: PathBuf, face: &Face) -> Self {
+        let bounds = face.bounding_box;
+        Self {
+            file,
+            middle: bounds.center().map(f64::from),
+            size: [bounds.width(), bounds.height()].map(f64::from),
+        }
+    }
+}
+
+/// Finds `wanted` people below `folder` (all, if there are fewer), in a random order. Only their photographs are
+/// looked at. None where the program was asked to end.
+///
+/// # Errors
+/// The folder cannot be read, nobody in it has a photograph with a face, or the detector fails.
+pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -> Result<Option<Cast>> {
+    let mut candidates: Vec<(String, Vec<PathBuf>)> = by_person(folder)?.into_iter().collect();
+    dice.shuffle(&mut candidates);
+    let mut candidates = candidates.into_iter();
+    let mut cast = Cast::default();
+    let bar = progress::bar(0, "Faces");
+    loop {
+        let round: Vec<(String, Vec<PathBuf>)> =
+            candidates.by_ref().take(wanted.saturating_sub(cast.people.len())).collect();
+        if round.is_empty() {
+            break;
+        }
+        let files: Vec<(usize, PathBuf)> = round
+            .iter()
+            .enumerate()
+            .flat_map(|(person, (_, files))| files.iter().map(move |file| (person, file.clone())))
+            .collect();
+        bar.inc_length(files.len().try_into().unwrap_or_default());
+        let looked_at =
+            networks::in_parallel(&files, &bar, |(person, file)| Ok((*person, look_at(detector, file)?)))?;
+        let Some(looked_at) = looked_at else {
+            bar.finish_and_clear();
+            return Ok(None);
+        };
+        let mut photographs: Vec<Vec<Photograph>> = round.iter().map(|_| Vec::new()).collect();
+        for (person, outcome) in looked_at {
+            match (outcome, photographs.get_mut(person)) {
+                (Ok(photograph), Some(photographs)) => photographs.push(photograph),
+                (Ok(_), None) => {}
+                (Err(passed_over), _) => cast.passed_over.push(passed_over),
+            }
+        }
+        for ((name, _), photographs) in round.into_iter().zip(photographs) {
+            if !photographs.is_empty() {
+                cast.people.push(Person { name, photographs });
+            }
+        }
+    }
+    bar.finish_and_clear();
+    if cast.people.is_empty() {
+        let why = format!("none of its {} pictures shows a face", cast.passed_over.len());
+        return Err(Failure::input(folder.display(), why).into());
+    }
+    Ok(Some(cast))
+}
+
+/// The pictures of each person: `<folder>/<name>/…`.
+fn by_person(folder: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>, Failure> {
+    let mut people: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for file in pictures::below(folder)? {
+        let mut parts = file.strip_prefix(folder).unwrap_or(&file).components();
+        let (Some(name), Some(_)) = (parts.next(), parts.next()) else { continue };
+        let Some(name) = name.as_os_str().to_str() else {
+            return Err(Failure::input(file.display(), "the name of a person's folder must be valid UTF-8"));
+        };
+        people.entry(name.to_owned()).or_default().push(file);
+    }
+    if people.is_empty() {
+        return Err(Failure::input(
+            folder.display(),
+            "no folder in it has a picture (expected <name>/*.jpg)",
+        ));
+    }
+    Ok(people)
+}
+
+/// The photograph's face that is nearest to its middle.
+fn look_at(detector: &Mtcnn, file: &Path) -> Result<Result<Photograph, PassedOver>> {
+    let picture = match networks::read_picture(file) {
+        Ok(picture) => picture,
+        Err(passed_over) => return Ok(Err(passed_over)),
+    };
+    let faces = detector.detect(&picture)?;
+    let nearest = faces
+        .iter()
+        .filter(|face| face.confidence > SURE)
+        .min_by(|a, b| distance_to_middle(&picture, a).total_cmp(&distance_to_middle(&picture, b)));
+    Ok(match nearest {
+        Some(face) => Ok(Photograph::new(file.to_owned(), face)),
+        None => Err(PassedOver::new(file, format!("no face in it whose score is above {SURE}"))),
+    })
+}
+
+fn distance_to_middle(picture: &RgbImage, face: &Face) -> f64 {
+    let [x, y] = face.bounding_box.center().map(f64::from);
+    let (across, down) = (x - f64::from(picture.width()) / 2.0, y - f64::from(picture.height()) / 2.0);
+    across * across + down * down
+}

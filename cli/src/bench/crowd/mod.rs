@@ -1,0 +1,308 @@
+//! `facepipe bench crowd`: renders a crowd video whose walkers are known, so that anybody can repeat the benchmarks
+//! with people and a density of their own.
+
+mod cast;
+mod dice;
+mod encode;
+mod paint;
+mod plan;
+mod scene;
+mod truth;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+
+use self::{
+    cast::Cast,
+    dice::Dice,
+    encode::Encoder,
+    paint::Painter,
+    plan::FPS,
+    truth::{Counts, TruthWriter},
+};
+use crate::{
+    exit::{self, Failure, Outcome},
+    interrupt,
+    networks::{PassedOver, Weights},
+    output, progress,
+};
+
+/// The densities of the thesis' tests, faces per minute.
+const NAMED: [(&str, f64); 3] = [("medium", 305.0), ("high", 865.0), ("very-high", 1479.0)];
+
+/// More than that would not fit before each other in a frame.
+const MOST_DENSE: f64 = 20_000.0;
+
+/// Which numbers of the seed are for what.
+const CAST: u64 = 0;
+const WALKS: u64 = 1;
+const SCENE: u64 = 2;
+
+/// Renders a video of people who walk by, with ground truth beside it.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe bench crowd staff/ crowd.mp4 --density medium --seconds 30
+  facepipe bench crowd lfw/ dense.mp4 --density 2000 --seed 7 --size 1280x720
+  facepipe bench bandwidth crowd.mp4 --faces staff/
+
+FACES_DIR has a folder of photographs for each person. People walk towards the
+camera and are seen on another photograph every 1.5 s; of each photograph the
+face nearest to its middle is shown. The video has 6 frames per second. Who is
+where in which frame goes into OUT.json. A video that is there is replaced once
+the new one is whole. The same seed and photographs give the same frames.
+
+{}", exit::HELP))]
+#[group(id = "crowd")]
+pub struct Options {
+    /// Folder with one folder of photographs per person
+    #[arg(value_name = "FACES_DIR")]
+    faces: PathBuf,
+    /// The video; its name ends in .mp4
+    #[arg(value_name = "OUT.mp4")]
+    out: PathBuf,
+    /// Faces per minute, counted in each frame: a number up to 20000, or medium (305), high (865), very-high (1479)
+    #[arg(long, default_value = "medium", value_name = "FACES")]
+    density: Density,
+    /// Length of the video
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    seconds: u32,
+    /// Another number gives other people, ways and houses
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Width and height, 128x96 to 7680x4320 pixels: the width a multiple of 4, the height of 2
+    #[arg(long, default_value = "1920x1080", value_name = "WxH")]
+    size: Size,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    weights: Weights,
+}
+
+/// Faces per minute.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Density(f64);
+
+impl FromStr for Density {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((_, density)) = NAMED.iter().find(|(name, _)| *name == text) {
+            return Ok(Self(*density));
+        }
+        match text.parse() {
+            Ok(density) if density > 0.0 && density <= MOST_DENSE => Ok(Self(density)),
+            _ => Err(format!("expected medium, high, very-high or a number above 0 and up to {MOST_DENSE}")),
+        }
+    }
+}
+
+/// Width and height in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size([u32; 2]);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed =
+            text.split_once('x').and_then(|(w, h)| Some((w.parse::<u32>().ok()?, h.parse::<u32>().ok()?)));
+        match parsed {
+            // A line of RGB is padded by GStreamer to 4 bytes; one of chroma stands for two.
+            Some((w, h)) if (128..=7680).contains(&w) && w % 4 == 0 && (96..=4320).contains(&h) && h % 2 == 0 => {
+                Ok(Self([w, h]))
+            }
+            _ => Err("expected WIDTHxHEIGHT, the width a multiple of 4 from 128 to 7680, the height a multiple of 2 \
+                      from 96 to 4320"
+                .into()),
+        }
+    }
+}
+
+/// What was rendered.
+#[derive(Serialize)]
+struct Report {
+    video: String,
+    truth: String,
+    size: [u32; 2],
+    fps: u32,
+    seconds: u32,
+    /// Of the video's file.
+    bytes: u64,
+    faces: u64,
+    faces_per_minute: f64,
+    /// What was asked for.
+    density: f64,
+    walkers: usize,
+    people: usize,
+    passed_over: Vec<PassedOver>,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The photographs cannot be read or show no face, or the video cannot be written.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let truth = truth_beside(&options.out)?;
+    let Size(size) = options.size;
+    let Density(density) = options.density;
+    let frames = options.seconds * FPS;
+    let needed = plan::walkers_needed(density, frames);
+    let detector = options.weights.detector()?;
+    let cast = cast::choose(&options.faces, &detector, needed, &mut Dice::new(options.seed, CAST))?;
+    let Some(cast) = cast else { return Ok(Outcome::Interrupted) };
+    drop(detector);
+
+    let Some(counts) = render(options, &cast, size, frames, &truth)? else { return Ok(Outcome::Interrupted) };
+    let report = Report {
+        video: options.out.display().to_string(),
+        truth: truth.display().to_string(),
+        size,
+        fps: FPS,
+        seconds: options.seconds,
+        bytes: fs::metadata(&options.out)
+            .map_err(|error| Failure::output(options.out.display(), error))?
+            .len(),
+        faces: counts.faces,
+        faces_per_minute: faces_per_minute(counts),
+        density,
+        walkers: counts.walkers,
+        people: cast.people.len(),
+        passed_over: cast.passed_over,
+    };
+    let outcome = if report.passed_over.is_empty() { Outcome::Done } else { Outcome::Partly };
+    if options.json {
+        output::json(&report)?;
+    } else {
+        report.print();
+    }
+    Ok(outcome)
+}
+
+/// Renders into a folder beside the video, and moves both files to their places once they are whole. None where the
+/// program was asked to end.
+fn render(
+    options: &Options,
+    cast: &Cast,
+    size: [u32; 2],
+    frames: u32,
+    truth_path: &Path,
+) -> Result<Option<Counts>> {
+    let Density(density) = options.density;
+    let backdrop = scene::backdrop(size, &mut Dice::new(options.seed, SCENE));
+    let walkers =
+        plan::walkers(density, frames, size, cast.people.len(), &mut Dice::new(options.seed, WALKS));
+    let name = |walker: usize| {
+        let person = walkers.get(walker).and_then(|walker| cast.people.get(walker.person));
+        person.map(|person| person.name.as_str()).unwrap_or_default()
+    };
+
+    let out = &options.out;
+    let beside = match out.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let unfinished = tempfile::Builder::new()
+        .prefix(".facepipe-crowd-")
+        .tempdir_in(beside)
+        .map_err(|error| Failure::output(out.display(), error))?;
+    let unfinished_video = unfinished.path().join("video.mp4");
+    let unfinished_truth = unfinished.path().join("truth.json");
+    let truth_failed = |error| Failure::output(truth_path.display(), error);
+
+    let mut truth = TruthWriter::create(&unfinished_truth, size).map_err(truth_failed)?;
+    let mut painter = Painter::new(backdrop, cast, &walkers);
+    let mut encoder = Encoder::start(&unfinished_video, unfinished.path(), out, size)?;
+    let bar = progress::bar(frames.try_into().unwrap_or_default(), "Rendering");
+    for _ in 0..frames {
+        if interrupt::requested() {
+            bar.finish_and_clear();
+            return Ok(None);
+        }
+        let (frame, faces) = painter.next_frame()?;
+        encoder.add(frame)?;
+        truth.add(&faces, name).map_err(truth_failed)?;
+        bar.inc(1);
+    }
+    encoder.finish()?;
+    bar.finish_and_clear();
+    let counts = truth.finish().map_err(truth_failed)?;
+    fs::rename(&unfinished_truth, truth_path).map_err(truth_failed)?;
+    fs::rename(&unfinished_video, out).map_err(|error| Failure::output(out.display(), error))?;
+    Ok(Some(counts))
+}
+
+/// Where the ground truth goes.
+fn truth_beside(video: &Path) -> Result<PathBuf, Failure> {
+    if video.extension().is_none_or(|extension| extension != "mp4") {
+        return Err(Failure::Usage(format!(
+            "{}: the video's name must end in .mp4 (the ground truth goes beside it, with .json)",
+            video.display()
+        )));
+    }
+    Ok(video.with_extension("json"))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "faces of a video are far below 2^52")]
+fn faces_per_minute(counts: Counts) -> f64 {
+    counts.faces as f64 * 60.0 * f64::from(FPS) / counts.frames.max(1) as f64
+}
+
+impl Report {
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a file are far below 2^52")]
+    fn print(&self) {
+        let [width, height] = self.size;
+        output::line(format!(
+            "Video     {} ({} s, {width}x{height}, {} frames per second, {:.1} MB)",
+            self.video,
+            self.seconds,
+            self.fps,
+            self.bytes as f64 / 1e6
+        ));
+        output::line(format!("Truth     {}", self.truth));
+        output::line(format!(
+            "Faces     {}, {:.0} per minute (asked for: {:.0})",
+            self.faces, self.faces_per_minute, self.density
+        ));
+        output::line(format!("Walkers   {} ({} people)", self.walkers, self.people));
+        for PassedOver { file, reason } in &self.passed_over {
+            output::line(format!("          passed over {file}: {reason}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn densities_have_names_and_limits() {
+        assert_eq!("very-high".parse(), Ok(Density(1479.0)));
+        assert_eq!("12.5".parse(), Ok(Density(12.5)));
+        for wrong in ["0", "-3", "20001", "NaN", "dense", ""] {
+            assert!(wrong.parse::<Density>().unwrap_err().contains("20000"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_that_an_encoder_takes() {
+        assert_eq!("1280x720".parse(), Ok(Size([1280, 720])));
+        for wrong in ["1280", "1366x768", "1280x721", "64x64", "8000x4000", "1280x-720", "x"] {
+            assert!(wrong.parse::<Size>().unwrap_err().contains("multiple"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_truth_goes_beside_the_video() {
+        assert_eq!(truth_beside(Path::new("a/b.mp4")).unwrap(), Path::new("a/b.json"));
+        assert!(truth_beside(Path::new("a/b.json")).unwrap_err().to_string().contains(".mp4"));
+    }
+}

@@ -1,0 +1,269 @@
+//! Paints a crowd frame by frame: heads cut from photographs with soft edges, before the backdrop.
+
+use anyhow::Result;
+use image::{
+    Rgb, RgbImage,
+    imageops::{self, FilterType},
+};
+use serde::Serialize;
+
+use super::{
+    cast::{Cast, Photograph},
+    plan::{HEAD, Place, Walker},
+};
+use crate::{exit::Failure, networks};
+
+/// From this share of a head's radius on it becomes transparent, up to its whole radius.
+const SOLID: f64 = 0.75;
+
+/// A face in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Appearance {
+    /// Whose.
+    pub id: usize,
+    /// Left, top, right, bottom in pixels, to a tenth.
+    #[serde(rename = "box")]
+    pub bounds: [f64; 4],
+}
+
+/// Paints the frames of a crowd in their order. Holds the heads of those who are there, and nobody else's.
+pub struct Painter<'a> {
+    backdrop: RgbImage,
+    cast: &'a Cast,
+    /// Who has not come yet, in the order of their coming.
+    expected: &'a [Walker],
+    /// Who is there; the farthest, who came last, first.
+    present: Vec<Present<'a>>,
+    frame: u32,
+}
+
+struct Present<'a> {
+    walker: &'a Walker,
+    head: Option<Head>,
+}
+
+/// What is pasted of a photograph.
+struct Head {
+    /// Which of the walker's photographs.
+    pose: usize,
+    pixels: RgbImage,
+    /// Width of the face as a share of its height.
+    aspect: f64,
+}
+
+impl<'a> Painter<'a> {
+    /// Paints `walkers`, in the order of their coming, before `backdrop`.
+    pub fn new(backdrop: RgbImage, cast: &'a Cast, walkers: &'a [Walker]) -> Self {
+        Self { backdrop, cast, expected: walkers, present: Vec::new(), frame: 0 }
+    }
+
+    /// The next frame, and the faces in it.
+    ///
+    /// # Errors
+    /// A photograph can no longer be read.
+    pub fn next_frame(&mut self) -> Result<(RgbImage, Vec<Appearance>)> {
+        let number = self.frame;
+        self.frame += 1;
+        self.present.retain(|present| !present.walker.has_gone(number));
+        while let Some((walker, rest)) = self.expected.split_first()
+            && walker.has_come(number)
+        {
+            self.expected = rest;
+            if !walker.has_gone(number) {
+                self.present.insert(0, Present { walker, head: None });
+            }
+        }
+        let mut frame = self.backdrop.clone();
+        let mut faces = Vec::new();
+        for present in &mut self.present {
+            let Some(place) = present.walker.place(number, frame.height()) else { continue };
+            let Some(person) = self.cast.people.get(present.walker.person) else { continue };
+            let pose = place.pose % person.photographs.len().max(1);
+            if present.head.as_ref().is_none_or(|head| head.pose != pose) {
+                let Some(photograph) = person.photographs.get(pose) else { continue };
+                present.head = Some(Head::cut(photograph, pose)?);
+            }
+            if let Some(head) = &present.head {
+                faces.push(Appearance { id: present.walker.id, bounds: head.paste(&mut frame, &place) });
+            }
+        }
+        Ok((frame, faces))
+    }
+}
+
+impl Head {
+    /// Cuts the head out of its photograph. Beyond the photograph's edges its last pixels go on.
+    fn cut(photograph: &Photograph, pose: usize) -> Result<Self, Failure> {
+        let picture = networks::read_picture(&photograph.file)
+            .map_err(|passed_over| Failure::input(passed_over.file, passed_over.reason))?;
+        let [face_width, face_height] = photograph.size;
+        let [width, height] = HEAD.map(|times| whole(times * face_height).max(1));
+        let [left, top] = [0, 1].map(|axis: usize| {
+            let (middle, times) =
+                if axis == 0 { (photograph.middle[0], HEAD[0]) } else { (photograph.middle[1], HEAD[1]) };
+            signed(middle - times * face_height / 2.0)
+        });
+        let within = |offset: u32, from: i64, size: u32| {
+            let last = i64::from(size) - 1;
+            u32::try_from((from + i64::from(offset)).clamp(0, last.max(0))).unwrap_or_default()
+        };
+        let pixels = RgbImage::from_fn(width, height, |x, y| {
+            let (x, y) = (within(x, left, picture.width()), within(y, top, picture.height()));
+            picture.get_pixel_checked(x, y).copied().unwrap_or(Rgb([0; 3]))
+        });
+        Ok(Self { pose, pixels, aspect: face_width / face_height })
+    }
+
+    /// Pastes the head, and says where its face is now.
+    fn paste(&self, frame: &mut RgbImage, place: &Place) -> [f64; 4] {
+        let [width, height] = HEAD.map(|times| whole(times * place.size).max(2));
+        let head = imageops::resize(&self.pixels, width, height, FilterType::CatmullRom);
+        let [left, top] = [
+            signed(place.middle[0] - f64::from(width) / 2.0),
+            signed(place.middle[1] - f64::from(height) / 2.0),
+        ];
+        for (x, y, color) in head.enumerate_pixels() {
+            let at = |offset: u32, from: i64| u32::try_from(from + i64::from(offset)).ok();
+            let (Some(to_x), Some(to_y)) = (at(x, left), at(y, top)) else { continue };
+            let Some(under) = frame.get_pixel_mut_checked(to_x, to_y) else { continue };
+            let opacity = opacity([from_middle(x, width), from_middle(y, height)]);
+            for (under, over) in under.0.iter_mut().zip(color.0) {
+                let mixed = (u32::from(over) * opacity + u32::from(*under) * (255 - opacity) + 127) / 255;
+                *under = u8::try_from(mixed).unwrap_or(u8::MAX);
+            }
+        }
+        let (across, down) = (place.size * self.aspect / 2.0, place.size / 2.0);
+        // Where it was pasted, in whole pixels, not where it should have been.
+        let [x, y] = [pasted_middle(left, width), pasted_middle(top, height)];
+        [x - across, y - down, x + across, y + down].map(|edge| (edge * 10.0).round() / 10.0)
+    }
+}
+
+/// From -1 at the first of `size` pixels to 1 at the last.
+fn from_middle(at: u32, size: u32) -> f64 {
+    (f64::from(at) + 0.5) * 2.0 / f64::from(size) - 1.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "within a frame and some heads beside it")]
+fn pasted_middle(from: i64, size: u32) -> f64 {
+    from as f64 + f64::from(size) / 2.0
+}
+
+/// How much of a head is seen there, 0 to 255; `place` as [`from_middle`] gives it.
+fn opacity([x, y]: [f64; 2]) -> u32 {
+    let radius = (x * x + y * y).sqrt();
+    let part = ((1.0 - radius) / (1.0 - SOLID)).clamp(0.0, 1.0);
+    // Without a corner at either end.
+    whole(255.0 * part * part * (3.0 - 2.0 * part))
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts from float saturate")]
+fn whole(value: f64) -> u32 {
+    value.round() as u32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "casts from float saturate")]
+fn signed(value: f64) -> i64 {
+    value.round() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::bench::crowd::{cast::Person, dice::Dice, plan, scene};
+
+    const SIZE: [u32; 2] = [320, 180];
+
+    /// Two people with two photographs each that are pink with a dark middle; nobody's.
+    fn cast(folder: &std::path::Path) -> Cast {
+        let person = |name: &str, red: u8| {
+            let photographs = [40_u8, 90]
+                .into_iter()
+                .map(|dark| {
+                    let file = folder.join(format!("{name}-{dark}.png"));
+                    let picture = RgbImage::from_fn(80, 90, |x, y| {
+                        let middle = x.abs_diff(40) < 15 && y.abs_diff(45) < 20;
+                        Rgb(if middle { [dark, 10, 10] } else { [red, 150, 140] })
+                    });
+                    picture.save(&file).unwrap();
+                    Photograph { file, middle: [40.0, 45.0], size: [30.0, 40.0] }
+                })
+                .collect();
+            Person { name: name.into(), photographs }
+        };
+        Cast { people: vec![person("a", 250), person("b", 200)], passed_over: Vec::new() }
+    }
+
+    fn frames(seed: u64, cast: &Cast) -> Vec<(RgbImage, Vec<Appearance>)> {
+        let backdrop = scene::backdrop(SIZE, &mut Dice::new(seed, 1));
+        let walkers = plan::walkers(865.0, 30, SIZE, cast.people.len(), &mut Dice::new(seed, 0));
+        let mut painter = Painter::new(backdrop, cast, &walkers);
+        (0..30).map(|_| painter.next_frame().unwrap()).collect()
+    }
+
+    fn hash(frames: &[(RgbImage, Vec<Appearance>)]) -> String {
+        let mut hasher = Sha256::new();
+        for (frame, faces) in frames {
+            hasher.update(frame.as_raw());
+            hasher.update(serde_json::to_vec(faces).unwrap());
+        }
+        format!("{:x?}", hasher.finalize())
+    }
+
+    #[test]
+    fn the_same_seed_and_pictures_give_the_same_frames_and_truth_byte_for_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let cast = cast(folder.path());
+        let first = hash(&frames(1, &cast));
+        assert_eq!(first, hash(&frames(1, &cast)));
+        assert_ne!(first, hash(&frames(2, &cast)));
+    }
+
+    #[test]
+    fn the_face_of_the_nearest_is_where_the_truth_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let cast = cast(folder.path());
+        let mut looked_at = 0;
+        for (frame, faces) in frames(1, &cast) {
+            // Pasted last, so nobody covers it.
+            let Some(nearest) = faces.last() else { continue };
+            let [left, top, right, bottom] = nearest.bounds.map(whole);
+            let [x, y] = [u32::midpoint(left, right), u32::midpoint(top, bottom)];
+            let dark = |x: u32, y: u32| frame.get_pixel(x, y).0[1] < 60;
+            assert!(dark(x, y), "{nearest:?}");
+            assert!(
+                dark(left + 2, y) && dark(right - 3, y) && dark(x, top + 2) && dark(x, bottom - 3),
+                "{nearest:?}"
+            );
+            assert!(!dark(left.saturating_sub(2), y) && !dark(right + 2, y), "{nearest:?}");
+            looked_at += 1;
+        }
+        assert!(looked_at > 20, "{looked_at}");
+    }
+
+    #[test]
+    fn a_head_is_solid_in_its_middle_and_has_no_edge() {
+        assert_eq!(opacity([0.0, 0.0]), 255);
+        assert_eq!(opacity([0.7, 0.0]), 255);
+        assert_eq!(opacity([0.0, 1.0]), 0);
+        assert_eq!(opacity([0.8, 0.8]), 0);
+        let across: Vec<u32> = (0..=100).map(|i| opacity([f64::from(i) / 100.0, 0.0])).collect();
+        assert!(
+            across.is_sorted_by(|a, b| a >= b) && across.windows(2).all(|w| w[0] - w[1] <= 16),
+            "{across:?}"
+        );
+    }
+
+    #[test]
+    fn a_photograph_that_has_gone_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let cast = cast(folder.path());
+        drop(folder);
+        let walkers = plan::walkers(865.0, 30, SIZE, 2, &mut Dice::new(1, 0));
+        let mut painter = Painter::new(RgbImage::new(320, 180), &cast, &walkers);
+        let error = (0..30).find_map(|_| painter.next_frame().err()).unwrap().to_string();
+        assert!(error.contains(".png"), "{error}");
+    }
+}

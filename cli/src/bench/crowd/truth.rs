@@ -1,0 +1,99 @@
+//! Writes who walks where while the frames are painted, in the form that `trial::GroundTruth` reads.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use serde::Serialize;
+
+use super::{paint::Appearance, plan::FPS};
+
+/// A file of ground truth that is being written. What is kept in memory does not grow with the frames.
+pub struct TruthWriter {
+    file: BufWriter<File>,
+    walkers: BTreeMap<usize, Shown>,
+    frames: u64,
+    faces: u64,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    person: String,
+}
+
+/// What a whole file has in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// People who walk by.
+    pub walkers: usize,
+    /// Faces in all frames together.
+    pub faces: u64,
+    /// Frames.
+    pub frames: u64,
+}
+
+impl TruthWriter {
+    /// Begins a file for frames of that width and height.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn create(path: &Path, [width, height]: [u32; 2]) -> io::Result<Self> {
+        let mut file = BufWriter::new(File::create(path)?);
+        write!(file, "{{\"fps\":{FPS},\"size\":[{width},{height}],\"frames\":[")?;
+        Ok(Self { file, walkers: BTreeMap::new(), frames: 0, faces: 0 })
+    }
+
+    /// Adds a frame; `name` says who a walker is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn add<'a>(&mut self, faces: &[Appearance], name: impl Fn(usize) -> &'a str) -> io::Result<()> {
+        if self.frames > 0 {
+            self.file.write_all(b",")?;
+        }
+        serde_json::to_writer(&mut self.file, faces)?;
+        for face in faces {
+            self.walkers.entry(face.id).or_insert_with(|| Shown { person: name(face.id).to_owned() });
+        }
+        self.frames += 1;
+        self.faces += u64::try_from(faces.len()).unwrap_or_default();
+        Ok(())
+    }
+
+    /// Ends the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn finish(mut self) -> io::Result<Counts> {
+        self.file.write_all(b"],\"walkers\":")?;
+        serde_json::to_writer(&mut self.file, &self.walkers)?;
+        self.file.write_all(b"}\n")?;
+        self.file.flush()?;
+        Ok(Counts { walkers: self.walkers.len(), faces: self.faces, frames: self.frames })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trial::{GroundTruth, Score};
+
+    #[test]
+    fn what_is_written_is_what_the_judge_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let video = folder.path().join("crowd.mp4");
+        let mut truth = TruthWriter::create(&video.with_extension("json"), [1920, 1080]).unwrap();
+        truth.add(&[], |_| "nobody").unwrap();
+        truth.add(&[Appearance { id: 3, bounds: [10.5, 20.0, 110.5, 140.0] }], |_| "Ada \"L\"").unwrap();
+        let counts = truth.finish().unwrap();
+        assert_eq!(counts, Counts { walkers: 1, faces: 1, frames: 2 });
+        let truth = GroundTruth::beside(&video).unwrap().unwrap();
+        assert_eq!(truth.walkers(), 1);
+        let mut score = Score::default();
+        truth.judge(&mut score, 1.0 / f64::from(FPS), [10.0, 20.0, 110.0, 140.0], Some("Ada \"L\""));
+        assert_eq!(score.right, 1);
+    }
+}

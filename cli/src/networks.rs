@@ -1,0 +1,146 @@
+//! The face networks of the backend run on this machine: where their weights are, and how many pictures go through
+//! them at once.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use facepipe_vision::{DecodeLimits, Mtcnn, MtcnnConfig, decode_image};
+use image::RgbImage;
+use indicatif::ProgressBar;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::Serialize;
+
+use crate::{exit::Failure, interrupt};
+
+/// Where the weights are.
+#[derive(Debug, Args)]
+#[group(id = "weights")]
+pub struct Weights {
+    /// Models folder [default: FACEPIPE_MODELS, else ./models]
+    #[arg(
+        long,
+        env = "FACEPIPE_MODELS",
+        default_value = "models",
+        value_name = "DIR",
+        hide_default_value = true
+    )]
+    pub models: PathBuf,
+}
+
+impl Weights {
+    /// The face detector, as the backend has it unless it is configured otherwise.
+    ///
+    /// # Errors
+    /// Its weights are missing or damaged.
+    pub fn detector(&self) -> Result<Mtcnn, Failure> {
+        Mtcnn::load(&self.models, MtcnnConfig::default()).map_err(|error| Failure::Input(error.to_string()))
+    }
+}
+
+/// A picture that was not used, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PassedOver {
+    /// Its path.
+    pub file: String,
+    /// The reason, in words.
+    pub reason: String,
+}
+
+impl PassedOver {
+    /// `file` was not used because of `reason`.
+    pub fn new(file: &Path, reason: impl Into<String>) -> Self {
+        Self { file: file.display().to_string(), reason: reason.into() }
+    }
+}
+
+/// Reads a picture within the backend's limits, turned upright.
+///
+/// # Errors
+/// The file cannot be read, or is no picture that the backend would take.
+pub fn read_picture(file: &Path) -> Result<RgbImage, PassedOver> {
+    let bytes = fs::read(file).map_err(|error| PassedOver::new(file, format!("cannot be read: {error}")))?;
+    decode_image(&bytes, &DecodeLimits::default()).map_err(|error| PassedOver::new(file, error.to_string()))
+}
+
+/// Does `work` for each of `items`, as many at a time as there are processors; the results come in the order of the
+/// items. None where the program was asked to end before all were done.
+///
+/// Each item has one processor to itself, so that the time that it takes means something: what parallelises inside
+/// `work` stays on that thread.
+///
+/// # Errors
+/// The first error of `work`; threads cannot be started.
+pub fn in_parallel<I: Sync, R: Send>(
+    items: &[I],
+    bar: &ProgressBar,
+    work: impl Fn(&I) -> Result<R> + Sync,
+) -> Result<Option<Vec<R>>> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let pools = (0..processors.min(items.len()))
+        .map(|_| ThreadPoolBuilder::new().num_threads(1).build())
+        .collect::<Result<Vec<ThreadPool>, _>>()
+        .context("no threads for the networks can be started")?;
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    let done = Mutex::new(Vec::with_capacity(items.len()));
+    thread::scope(|scope| {
+        for pool in &pools {
+            // A thread outside of all pools waits for its pool; one inside would take up another item meanwhile.
+            scope.spawn(|| {
+                while !interrupt::requested() && held(&failed).is_none() {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(index) else { return };
+                    match pool.install(|| work(item)) {
+                        Ok(result) => held(&done).push((index, result)),
+                        Err(error) => {
+                            held(&failed).get_or_insert(error);
+                        }
+                    }
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    if let Some(error) = held(&failed).take() {
+        return Err(error);
+    }
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if done.len() < items.len() {
+        return Ok(None);
+    }
+    done.sort_unstable_by_key(|(index, _)| *index);
+    Ok(Some(done.into_iter().map(|(_, result)| result).collect()))
+}
+
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic in `work` ends the scope with a panic of its own; until then what the mutex holds is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items_and_the_first_error_ends_the_work() {
+        let items: Vec<u32> = (0..100).collect();
+        let bar = ProgressBar::hidden();
+        let doubled = in_parallel(&items, &bar, |n| Ok(n * 2)).unwrap().unwrap();
+        assert_eq!(doubled, items.iter().map(|n| n * 2).collect::<Vec<_>>());
+        assert_eq!(bar.position(), 100);
+        assert_eq!(in_parallel(&[], &bar, |_: &u32| Ok(())).unwrap(), Some(vec![]));
+        let error = in_parallel(&items, &bar, |n| if *n == 3 { bail!("three") } else { Ok(()) });
+        assert_eq!(error.unwrap_err().to_string(), "three");
+    }
+}
