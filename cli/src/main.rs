@@ -4,8 +4,10 @@ mod bench;
 mod client;
 mod connection;
 mod demo;
+mod dice;
 mod doctor;
 mod enroll;
+mod eval;
 mod exit;
 mod interrupt;
 mod latency;
@@ -52,6 +54,7 @@ enum Command {
     Cameras(manage::CamerasOptions),
     Jobs(manage::JobsOptions),
     Models(models::Options),
+    Eval(eval::Options),
     Bench(bench::Options),
     Demo(demo::Options),
     Doctor(doctor::Options),
@@ -83,6 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Cameras(options) => manage::cameras(&options),
         Command::Jobs(options) => manage::jobs(&options),
         Command::Models(options) => return models::run(&options),
+        Command::Eval(options) => eval::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Demo(options) => demo::run(&options).map(|()| exit::Outcome::Done),
         Command::Doctor(options) => return doctor::run(&options),
