@@ -33,8 +33,9 @@ fn draw(
     // A rate of zero has no place on this scale: it stands where one half of a false accept would.
     let least = 0.5 / verification.different_pairs.max(1) as f64;
     let decade = 10_f64.powf(least.log10().floor());
-    let lowest = roc.iter().filter(|point| point.far < 0.5).map(|point| point.tar).filter(|tar| *tar > 0.0);
-    let floor = (lowest.fold(1.0, f64::min) * 10.0).floor() / 10.0;
+    // Below what is accepted without any false accept the curve goes straight up.
+    let untouched = roc.iter().filter(|point| point.far <= 0.0).map(|point| point.tar).fold(0.0, f64::max);
+    let floor = (untouched.min(verification.tar) * 10.0 - 0.5).floor() / 10.0;
     let mut chart = ChartBuilder::on(&area)
         .caption(
             format!(
@@ -46,7 +47,7 @@ fn draw(
         .margin(14)
         .x_label_area_size(44)
         .y_label_area_size(56)
-        .build_cartesian_2d((decade..1.0).log_scale(), floor.min(0.9)..1.0)?;
+        .build_cartesian_2d((decade..1.0).log_scale(), floor.clamp(0.0, 0.9)..1.0)?;
     chart
         .configure_mesh()
         .x_desc("false accept rate (logarithmic)")
@@ -55,7 +56,7 @@ fn draw(
         .y_label_formatter(&|tar| format!("{tar:.2}"))
         .draw()?;
     let mut steps: Vec<(f64, f64)> = Vec::new();
-    for point in roc {
+    for point in roc.iter().filter(|point| point.far > 0.0 || point.tar >= untouched) {
         let far = point.far.max(least);
         // Of points at one place only the first and the last can be seen.
         match steps.as_slice() {
