@@ -334,3 +334,100 @@ fn shells_and_man_know_the_programs() {
         .unwrap();
     Said::of(piped).expect(0, &[]);
 }
+
+/// Pixels of all frames of a video, as GStreamer decodes them.
+fn pixels(video: &Path) -> Vec<u8> {
+    let out = video.with_extension("raw");
+    let description = format!(
+        "filesrc location={} ! decodebin ! videoconvert ! video/x-raw,format=GRAY8 ! filesink location={}",
+        video.display(),
+        out.display()
+    );
+    let status = Command::new("gst-launch-1.0").arg("-q").args(description.split(' ')).status().unwrap();
+    assert!(status.success());
+    fs::read(out).unwrap()
+}
+
+#[test]
+fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
+    let lfw = require!("lfw10");
+    require!("models/pnet.pt");
+    let folder = tempfile::tempdir().unwrap();
+    let faces = folder.path().join("faces");
+    for person in ["Tony_Blair", "Hugo_Chavez"] {
+        fs::create_dir_all(faces.join(person)).unwrap();
+        for number in [1, 2] {
+            let name = format!("{person}_000{number}.jpg");
+            fs::copy(lfw.join(person).join(&name), faces.join(person).join(&name)).unwrap();
+        }
+    }
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let crowd = |out: &str, options: &[&str]| {
+        let fixed = ["bench", "crowd", &path("faces"), &path(out), "--seconds", "3", "--size", "640x360"];
+        bare(&[&fixed, options].concat())
+    };
+    let run = |out: &str, options: &[&str]| Said::of(crowd(out, options).output().unwrap());
+
+    let said = run("a.mp4", &["--density", "700", "--seed", "7", "--json"]).expect(0, &[]);
+    let report: Value = serde_json::from_str(&said.stdout).unwrap();
+    run("b.mp4", &["--density", "700", "--seed", "7"]).expect(0, &["Walkers"]);
+    run("c.mp4", &["--density", "700", "--seed", "8"]).expect(0, &[]);
+    let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
+    assert_eq!(read("a.json"), read("b.json"));
+    assert_ne!(read("a.json"), read("c.json"));
+    let (first, second) = (pixels(&folder.path().join("a.mp4")), pixels(&folder.path().join("b.mp4")));
+    assert_eq!(first.len(), 640 * 360 * 18);
+    assert!(first == second, "the same seed gives the same frames");
+
+    let truth: Value = serde_json::from_slice(&read("a.json")).unwrap();
+    let frames = truth["frames"].as_array().unwrap();
+    assert_eq!((frames.len(), &truth["fps"]), (18, &6.into()));
+    let faces: usize = frames.iter().map(|frame| frame.as_array().unwrap().len()).sum();
+    assert_eq!(report["faces"], faces);
+    assert!(faces > 18, "{report}");
+    for face in frames.iter().flat_map(|frame| frame.as_array().unwrap()) {
+        let walker = face["id"].as_u64().unwrap().to_string();
+        let person = truth["walkers"][&walker]["person"].as_str().unwrap();
+        assert!(["Tony_Blair", "Hugo_Chavez"].contains(&person));
+        let edges: Vec<f64> =
+            face["box"].as_array().unwrap().iter().map(|edge| edge.as_f64().unwrap()).collect();
+        assert!(edges[0] >= 0.0 && edges[2] <= 640.0 && edges[3] > edges[1], "{edges:?}");
+    }
+
+    // A photograph that is none is passed over; what cannot be written leaves nothing behind.
+    fs::write(folder.path().join("faces/Tony_Blair/Tony_Blair_0001b.jpg"), b"no picture").unwrap();
+    run("d.mp4", &["--seed", "7"]).expect(3, &["passed over", "Tony_Blair_0001b.jpg"]);
+    run("nowhere/e.mp4", &[]).expect(7, &["e.mp4"]);
+    run("e.avi", &[]).expect(2, &["e.avi", ".mp4"]);
+    let full = crowd("f.mp4", &["--density", "5000"]);
+    let mut limited = Command::new("bash");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "bash"]).arg(full.get_program());
+    limited.args(full.get_args());
+    limited.envs(full.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    Said::of(limited.output().unwrap()).expect(7, &["f.mp4"]);
+
+    let long = ["--seconds", "600", "--density", "5000"];
+    let fixed = ["bench", "crowd", &path("faces"), &path("g.mp4"), "--size", "640x360"];
+    let child = bare(&[&fixed[..], &long].concat()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    let is_at_work = || {
+        let mut names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.any(|name| name.to_str().unwrap().starts_with(".facepipe-crowd-"))
+    };
+    while !is_at_work() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "nothing is rendered");
+        thread::sleep(Duration::from_millis(20));
+    }
+    interrupt(&child);
+    Said::of(child.wait_with_output().unwrap()).expect(130, &[]);
+    assert!(!is_at_work(), "nothing unfinished is left");
+    for name in ["f", "g"] {
+        assert!(!folder.path().join(name).with_extension("mp4").exists(), "{name}.mp4");
+        assert!(!folder.path().join(name).with_extension("json").exists(), "{name}.json");
+    }
+    let nowhere = path("nowhere");
+    let fixed = |faces: &str| bare(&["bench", "crowd", faces, &path("h.mp4")]).output().unwrap();
+    Said::of(fixed(&nowhere)).expect(6, &["nowhere"]);
+    fs::create_dir_all(folder.path().join("empty")).unwrap();
+    Said::of(fixed(&path("empty"))).expect(6, &["empty"]);
+}
