@@ -8,7 +8,15 @@ use crate::latency::Percentiles;
 
 const SIZE: (u32, u32) = (640, 640);
 const BARS: RGBColor = RGBColor(5, 120, 87);
-const LINES: [RGBColor; 3] = [RGBColor(5, 120, 87), RGBColor(217, 119, 6), RGBColor(185, 28, 28)];
+
+/// A line's name, its colour, and what it shows.
+type Line = (&'static str, RGBColor, fn(&Percentiles) -> f64);
+
+const LINES: [Line; 3] = [
+    ("p50", RGBColor(5, 120, 87), |latency| latency.p50_ms),
+    ("p95", RGBColor(217, 119, 6), |latency| latency.p95_ms),
+    ("p99", RGBColor(185, 28, 28), |latency| latency.p99_ms),
+];
 
 /// The plot as an SVG document.
 ///
@@ -71,12 +79,7 @@ fn draw(svg: &mut String, rows: &[Row]) -> Result<(), Box<dyn std::error::Error>
         .x_desc("requests at a time")
         .y_desc("ms (logarithmic)")
         .draw()?;
-    let series: [(&str, fn(&Percentiles) -> f64); 3] = [
-        ("p50", |latency| latency.p50_ms),
-        ("p95", |latency| latency.p95_ms),
-        ("p99", |latency| latency.p99_ms),
-    ];
-    for ((label, of), color) in series.into_iter().zip(LINES) {
+    for (label, color, of) in LINES {
         let points: Vec<(f64, f64)> = times().map(|(index, latency)| (middle(index), of(&latency))).collect();
         chart.draw_series([PathElement::new(points.clone(), color.stroke_width(2))])?;
         chart
