@@ -24,10 +24,7 @@ pub fn is_picture(path: &Path) -> bool {
 /// # Errors
 /// The folder is missing, a part of it cannot be read, or there is no picture in it.
 pub fn below(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    if !folder.is_dir() {
-        let why = if folder.exists() { "is not a folder" } else { "no such folder" };
-        return Err(Failure::input(folder.display(), why));
-    }
+    exists(folder)?;
     let visible = |entry: &DirEntry| {
         entry.depth() == 0 || !entry.file_name().to_str().is_some_and(|name| name.starts_with('.'))
     };
@@ -54,10 +51,7 @@ pub fn below(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// # Errors
 /// The folder is missing or cannot be read, a name is not valid UTF-8, or there is no folder in it.
 pub fn people(folder: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
-    if !folder.is_dir() {
-        let why = if folder.exists() { "is not a folder" } else { "no such folder" };
-        return Err(Failure::input(folder.display(), why));
-    }
+    exists(folder)?;
     let mut found = Vec::new();
     for entry in WalkDir::new(folder).follow_links(true).min_depth(1).max_depth(1).sort_by_file_name() {
         let entry = entry.map_err(|error| Failure::input(folder.display(), error))?;
@@ -77,6 +71,14 @@ pub fn people(folder: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
         return Err(Failure::input(folder.display(), "no folder in it (expected one for each person)"));
     }
     Ok(found)
+}
+
+fn exists(folder: &Path) -> Result<(), Failure> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let why = if folder.exists() { "is not a folder" } else { "no such folder" };
+    Err(Failure::input(folder.display(), why))
 }
 
 /// The pictures of each person, `<folder>/<name>/…`, at any depth. Pictures right in the folder are nobody's and are

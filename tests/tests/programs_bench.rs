@@ -12,19 +12,17 @@ use std::{
 };
 
 use facepipe_test_support::{models_dir, require};
-use facepipe_tests::{Backend, program};
+use facepipe_tests::{
+    Backend,
+    programs::{Said, bare},
+};
 use serde_json::Value;
 
 const ADMIN: &str = "an-admin-of-this-test";
 
-/// The program without a server or a configuration of whoever runs the tests.
+/// The program with its words kept.
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(program("facepipe"));
-    command.args(arguments);
-    for name in ["SERVER", "TOKEN", "TOKEN_FILE", "CA_FILE", "PROFILE", "CLI_CONFIG", "EMBEDDER"] {
-        command.env_remove(format!("FACEPIPE_{name}"));
-    }
-    command.env("XDG_CONFIG_HOME", "/nonexistent").env("FACEPIPE_MODELS", models_dir());
+    let mut command = bare(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -32,13 +30,7 @@ fn command(arguments: &[&str]) -> Command {
 /// What a program said, after it ended with `code` and named all of `texts`.
 #[track_caller]
 fn expect(output: &Output, code: i32, texts: &[&str]) -> String {
-    let [stdout, stderr] =
-        [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned());
-    assert_eq!(output.status.code(), Some(code), "{stdout}\n{stderr}");
-    for text in texts {
-        assert!(stdout.contains(text) || stderr.contains(text), "{text:?} is not in:\n{stdout}\n{stderr}");
-    }
-    stdout
+    Said::of(output.clone()).expect(code, texts).stdout
 }
 
 fn json(text: &str) -> Value {

@@ -216,16 +216,12 @@ fn play(
     Ok(seconds)
 }
 
-/// Why a source cannot be played: its own fault, or that of something else in the pipeline.
+/// What cannot be played: the source, or, where the detector complains, its model.
 fn unplayable(source: &Source, error: &gst::message::Error) -> Failure {
-    let what = error.error();
-    let is_of_the_source =
-        what.kind::<gst::ResourceError>().is_some() || what.kind::<gst::StreamError>().is_some();
-    let from = error.src().map(|element| element.name().to_string()).unwrap_or_default();
-    if is_of_the_source && from != "detect" {
-        return Failure::input(source, what);
+    match error.src() {
+        Some(element) if element.name() == "detect" => Failure::Input(error.error().to_string()),
+        _ => Failure::input(source, error.error()),
     }
-    Failure::Input(format!("{from}: {what}"))
 }
 
 /// The folder of faces with its index.

@@ -1,6 +1,9 @@
 //! Which frames of a video are looked at.
 
-use std::num::NonZeroU32;
+use std::{
+    num::NonZeroU32,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -40,15 +43,9 @@ impl Frames {
         let queue = super::element(pipeline, "frames")?;
         let pad = queue.static_pad("src").context("a queue without a source pad")?;
         let period = u64::from(self.skip_frames) + 1;
-        let mut count = 0_u64;
-        let counter = std::sync::Mutex::new(move || {
-            let looked_at = count.is_multiple_of(period);
-            count += 1;
-            looked_at
-        });
+        let count = AtomicU64::new(0);
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-            let looked_at = counter.lock().map_or(true, |mut counter| counter());
-            if !looked_at {
+            if !count.fetch_add(1, Ordering::Relaxed).is_multiple_of(period) {
                 return gst::PadProbeReturn::Drop;
             }
             // The queue marks the frame after a lost one as a break, at which tracks would end. It is none: the same

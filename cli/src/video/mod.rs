@@ -11,7 +11,7 @@ use gst::prelude::*;
 ///
 /// # Errors
 /// GStreamer cannot be started, or an element is missing: the message names it.
-fn pipeline(description: &str) -> Result<gst::Pipeline> {
+pub fn pipeline(description: &str) -> Result<gst::Pipeline> {
     gst::init().context("GStreamer cannot be started")?;
     gstfacepipe::register_static().context("the elements cannot be registered")?;
     gst::parse::launch(description)?
@@ -20,6 +20,9 @@ fn pipeline(description: &str) -> Result<gst::Pipeline> {
 }
 
 /// An element of a pipeline by its name.
-fn element(pipeline: &gst::Pipeline, name: &str) -> Result<gst::Element> {
+///
+/// # Errors
+/// The pipeline has none of that name.
+pub fn element(pipeline: &gst::Pipeline, name: &str) -> Result<gst::Element> {
     pipeline.by_name(name).with_context(|| format!("no element {name}"))
 }

@@ -188,14 +188,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
 fn read(options: &Options) -> Result<Vec<Bytes>, Failure> {
     let path = match &options.pictures {
         Some(path) => path.clone(),
-        None => [Some(trial::assets()), trial::mirror()]
-            .into_iter()
-            .flatten()
-            .map(|place| place.join("lfw10"))
-            .find(|path| path.is_dir())
-            .ok_or_else(|| {
-                Failure::Usage("no picture to send: name one, or run `facepipe models fetch lfw10`".into())
-            })?,
+        None => trial::default_faces().ok_or_else(|| {
+            Failure::Usage("no picture to send: name one, or run `facepipe models fetch lfw10`".into())
+        })?,
     };
     let files = if path.is_dir() { pictures::below(&path)? } else { vec![path.clone()] };
     let mut pictures = Vec::new();
