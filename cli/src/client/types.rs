@@ -392,3 +392,29 @@ pub struct Place {
     /// When it detected a face there last.
     pub last_seen: String,
 }
+
+/// The answer to a comparison of two pictures.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Verification {
+    /// Whether the similarity reaches the threshold.
+    pub same_person: bool,
+    /// Cosine between the embeddings of the two faces.
+    pub similarity: f32,
+    /// What the similarity must reach.
+    pub threshold: f32,
+    /// The network that embedded the faces.
+    pub embedder: String,
+    /// The face of each picture.
+    pub faces: Vec<VerifiedFace>,
+}
+
+/// The one face of a picture.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VerifiedFace {
+    /// Which of the two pictures, 0 or 1.
+    pub image: usize,
+    /// The face in the picture.
+    pub bounding_box: BoundingBox,
+    /// Probability that it is a face.
+    pub detection_confidence: f32,
+}

@@ -1,4 +1,4 @@
-//! `facepipe enroll`: makes people known to the server, by pictures from folders or from a camera.
+//! `facepipe enroll`: makes people known to the server, by pictures from folders.
 
 mod folder;
 mod upload;
@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::exit::Outcome;
 
-/// Makes people known: adds pictures of their faces, from folders or from a camera.
+/// Makes people known: adds pictures of their faces.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]

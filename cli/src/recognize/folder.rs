@@ -12,12 +12,12 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::confusion::{Answer, Confusion};
 use crate::{
     client::{Client, ClientError, Face, Recognition},
     connection::Connection,
+    digest,
     exit::{self, Outcome},
     interrupt,
     latency::{Latencies, Percentiles},
@@ -216,13 +216,7 @@ async fn ask(options: &Options, client: &Client, file: &Path) -> Answered {
 
 /// The key under which a picture is stored once only: the same bytes have the same.
 fn key(image: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let digest = Sha256::digest(image);
-    digest.iter().take(16).fold(String::from("folder-"), |mut key, byte| {
-        // Writing into a string does not fail.
-        let _ = write!(key, "{byte:02x}");
-        key
-    })
+    format!("folder-{}", digest::sha256(image))
 }
 
 /// Compares the answers with the names of the folders right in `root`. Of several faces on a picture the largest

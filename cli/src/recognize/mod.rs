@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::exit::Outcome;
 
-/// Asks the server who is on pictures, a recording, a stream or before a camera.
+/// Asks the server who is on pictures.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]

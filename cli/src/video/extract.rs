@@ -1,0 +1,338 @@
+//! `facepipe extract`: the faces of a video as files.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use gst::prelude::*;
+use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
+
+use super::{frames::Frames, source::Source};
+use crate::{
+    exit::{self, Failure, Outcome},
+    interrupt, output, progress,
+    trial::Policy,
+};
+
+/// The file with a line for each face.
+const INDEX: &str = "index.jsonl";
+
+/// Takes the faces out of a recording, a stream or a camera's video, one file each.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe extract entrance.mp4 faces/
+  facepipe extract rtsp://camera/stream faces/ --min-size 60 --target-fps 5
+  facepipe extract entrance.mp4 faces/ --policy every --skip-frames 2
+  facepipe extract entrance.mp4 faces/ --resume
+
+Names of files carry when, which track and the detector's score:
+00012.480_t0007_s0.93.jpg is of second 12.48 of the recording; of a stream or a
+camera the name begins with the time of day, UTC. index.jsonl has a line of JSON
+for each face. Nobody but you may read the files. A recording is searched completely, as fast as the machine can;
+of streams and cameras, frames for which there is no time are lost.
+
+{}", exit::HELP))]
+#[group(id = "extract")]
+pub struct Options {
+    /// A file, a camera (/dev/video0) or an address (rtsp://…)
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// Where the faces go; made where it is missing
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    #[command(flatten)]
+    frames: Frames,
+    /// Leave out faces whose shorter side is less, pixels
+    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
+    min_size: u32,
+    /// Leave out faces whose longer side is more, pixels
+    #[arg(long, value_name = "PIXELS")]
+    max_size: Option<u32>,
+    /// Leave out faces of which the detector is less sure, 0 to 1 [default: the detector's own threshold]
+    #[arg(long, value_name = "SCORE")]
+    min_confidence: Option<f32>,
+    /// A few good pictures of each person who walks by, or each face of each frame
+    #[arg(long, value_enum, default_value_t)]
+    policy: Policy,
+    /// Shrink pictures whose longer side, with its margin, is more, pixels
+    #[arg(long, default_value_t = 400, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=4096))]
+    crop_size: u32,
+    /// Go on in a folder that has faces of the same video already
+    #[arg(long)]
+    resume: bool,
+    /// Models folder [default: FACEPIPE_MODELS, else ./models]
+    #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A line of the index.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    file: String,
+    /// Since the beginning of the video.
+    seconds: f64,
+    /// When it was captured, RFC 3339; of streams and cameras only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    captured_at: Option<String>,
+    /// The same face has the same number; 0 for a face that nobody followed.
+    track: i32,
+    score: f64,
+    /// Left, top, right, bottom in pixels of the frame.
+    #[serde(rename = "box")]
+    bounding_box: [u32; 4],
+    /// Width and height of the frame.
+    frame: [u32; 2],
+}
+
+#[derive(Serialize)]
+struct Report {
+    source: String,
+    folder: String,
+    /// Files that were written by this run, and those that were there.
+    files: usize,
+    already_there: usize,
+    tracks: usize,
+    /// Of video, and of work.
+    seconds: f64,
+    took: f64,
+    interrupted: bool,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The source cannot be played, the models are missing, or the folder cannot be written.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let source = Source::parse(&options.source)?;
+    let live = source.is_live();
+    let mut album = Album::open(&options.folder, options.resume)?;
+    let pipeline = super::pipeline(&format!(
+        "{} ! {} ! facepipe-facedetect name=detect ! facepipe-facetrack ! facepipe-facecrop name=crop ! \
+         appsink name=faces sync=false max-buffers=16",
+        source.description(),
+        options.frames.description(live)
+    ))?;
+    let element = |name: &str| super::element(&pipeline, name);
+    source.configure(&element("source")?);
+    options.frames.configure(&pipeline)?;
+    let detect = element("detect")?;
+    if let Some(score) = options.min_confidence {
+        if !(0.0..=1.0).contains(&score) {
+            return Err(Failure::Usage(format!("--min-confidence {score}: expected 0 to 1")).into());
+        }
+        detect.set_property("score-threshold", score);
+    }
+    let crop = element("crop")?;
+    crop.set_property_from_str("policy", options.policy.nick());
+    crop.set_property("min-size", options.min_size);
+    crop.set_property("max-size", options.crop_size);
+    let faces = element("faces")?.downcast::<gst_app::AppSink>().ok().context("no sink for the faces")?;
+
+    let begun = Instant::now();
+    let played = play(options, &source, &pipeline, &faces, &mut album);
+    let stopped = pipeline.set_state(gst::State::Null);
+    let seconds = played?;
+    stopped?;
+    let interrupted = interrupt::requested();
+    let report = Report {
+        source: source.to_string(),
+        folder: options.folder.display().to_string(),
+        files: album.written,
+        already_there: album.earlier.len(),
+        tracks: album.tracks.len(),
+        seconds,
+        took: begun.elapsed().as_secs_f64(),
+        interrupted,
+    };
+    if options.json {
+        output::json(&report)?;
+    } else {
+        let there = if report.already_there > 0 {
+            format!(" ({} were there)", report.already_there)
+        } else {
+            String::new()
+        };
+        output::line(format!(
+            "Faces     {} files of {} tracks in {}{there}",
+            report.files, report.tracks, report.folder
+        ));
+        output::line(format!("Video     {:.1} s in {:.1} s", report.seconds, report.took));
+    }
+    Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// Plays to the end, or until the program is asked to end; returns the seconds of video that were played.
+fn play(
+    options: &Options,
+    source: &Source,
+    pipeline: &gst::Pipeline,
+    faces: &gst_app::AppSink,
+    album: &mut Album,
+) -> Result<f64> {
+    let bus = pipeline.bus().context("a pipeline without a bus")?;
+    let bar = progress::bar(0, "Searching");
+    let mut seconds = 0.0_f64;
+    // What goes wrong at the start is on the bus, in better words than those of the change of state.
+    let started = pipeline.set_state(gst::State::Playing);
+    loop {
+        while let Some(message) = bus.pop_filtered(&[gst::MessageType::Error]) {
+            if let gst::MessageView::Error(error) = message.view() {
+                bar.finish_and_clear();
+                return Err(unplayable(source, error).into());
+            }
+        }
+        if started.is_err() {
+            bail!("{source}: cannot be played");
+        }
+        if interrupt::requested() {
+            break;
+        }
+        if let Some(length) = pipeline.query_duration::<gst::ClockTime>() {
+            bar.set_length(length.seconds());
+        }
+        if let Some(position) = pipeline.query_position::<gst::ClockTime>() {
+            seconds = seconds.max(Duration::from(position).as_secs_f64());
+            bar.set_position(position.seconds());
+        }
+        match faces.try_pull_sample(gst::ClockTime::from_mseconds(100)) {
+            Some(sample) => album.add(options, source.is_live(), &sample)?,
+            None if faces.is_eos() => break,
+            None => {}
+        }
+    }
+    bar.finish_and_clear();
+    Ok(seconds)
+}
+
+/// Why a source cannot be played: its own fault, or that of something else in the pipeline.
+fn unplayable(source: &Source, error: &gst::message::Error) -> Failure {
+    let what = error.error();
+    let is_of_the_source =
+        what.kind::<gst::ResourceError>().is_some() || what.kind::<gst::StreamError>().is_some();
+    let from = error.src().map(|element| element.name().to_string()).unwrap_or_default();
+    if is_of_the_source && from != "detect" {
+        return Failure::input(source, what);
+    }
+    Failure::Input(format!("{from}: {what}"))
+}
+
+/// The folder of faces with its index.
+struct Album {
+    folder: PathBuf,
+    index: File,
+    /// Files of earlier runs, and of this one.
+    earlier: HashSet<String>,
+    seen: HashSet<String>,
+    tracks: HashSet<i32>,
+    written: usize,
+}
+
+impl Album {
+    fn open(folder: &Path, resume: bool) -> Result<Self> {
+        let failed = |error| Failure::output(folder.display(), error);
+        fs::create_dir_all(folder).map_err(failed)?;
+        let path = folder.join(INDEX);
+        let mut earlier = HashSet::new();
+        let mut tracks = HashSet::new();
+        let mut whole = 0_u64;
+        if let Ok(index) = File::open(&path) {
+            // An empty one is left by a source that could not be played.
+            if !resume && index.metadata().map_err(failed)?.len() > 0 {
+                return Err(Failure::Usage(format!(
+                    "{} has faces already: take another folder, or go on in it with --resume",
+                    folder.display()
+                ))
+                .into());
+            }
+            // A last line that was cut off, with the process or the disk, is written anew.
+            for line in BufReader::new(index).split(b'\n') {
+                let line = line.map_err(failed)?;
+                let Ok(entry) = serde_json::from_slice::<Entry>(&line) else { break };
+                whole += u64::try_from(line.len())? + 1;
+                tracks.insert(entry.track);
+                earlier.insert(entry.file);
+            }
+        }
+        let index = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+        if index.metadata().map_err(failed)?.len() > whole {
+            index.set_len(whole).map_err(failed)?;
+        }
+        Ok(Self { folder: folder.to_owned(), index, earlier, seen: HashSet::new(), tracks, written: 0 })
+    }
+
+    /// Writes a face: first its file, under another name until it is whole, then its line.
+    fn add(&mut self, options: &Options, live: bool, sample: &gst::Sample) -> Result<()> {
+        let buffer = sample.buffer().context("a sample without a buffer")?;
+        let facts = gstfacepipe::roi::crop_facts(buffer).context("a crop without its facts")?;
+        let face = facts.face;
+        if options.max_size.is_some_and(|most| face.width.max(face.height) > most) {
+            return Ok(());
+        }
+        let time = facts.running_time.or(buffer.pts().map(Duration::from)).unwrap_or_default();
+        let captured = live.then(|| match facts.captured_at {
+            Some(since_epoch) => OffsetDateTime::UNIX_EPOCH + since_epoch,
+            None => OffsetDateTime::now_utc(),
+        });
+        let track = face.track_id.unwrap_or(0);
+        let when = match captured {
+            Some(captured) => captured.format(format_description!(
+                "[year][month][day]T[hour][minute][second].[subsecond digits:3]Z"
+            ))?,
+            None => format!("{:09.3}", time.as_secs_f64()),
+        };
+        let stem = format!("{when}_t{track:04}_s{:.2}", face.confidence);
+        let name = self.unused(&stem);
+        self.seen.insert(name.clone());
+        // A recording gives the same faces again, so those of the run before are passed over.
+        if self.earlier.contains(&name) {
+            return Ok(());
+        }
+        let entry = Entry {
+            file: name.clone(),
+            seconds: (time.as_secs_f64() * 1000.0).round() / 1000.0,
+            captured_at: captured.map(|captured| captured.format(&Rfc3339)).transpose()?,
+            track,
+            score: (face.confidence * 10_000.0).round() / 10_000.0,
+            bounding_box: [face.left, face.top, face.left + face.width, face.top + face.height],
+            frame: [facts.frame_width, facts.frame_height],
+        };
+        let picture = buffer.map_readable()?;
+        self.write(&name, &picture, &entry)
+            .map_err(|error| Failure::output(self.folder.join(&name).display(), error))?;
+        self.tracks.insert(track);
+        self.written += 1;
+        Ok(())
+    }
+
+    /// Faces that nobody followed may have all of their names in common.
+    fn unused(&self, stem: &str) -> String {
+        let mut name = format!("{stem}.jpg");
+        let mut count = 1;
+        while self.seen.contains(&name) {
+            count += 1;
+            name = format!("{stem}_{count}.jpg");
+        }
+        name
+    }
+
+    fn write(&mut self, name: &str, picture: &[u8], entry: &Entry) -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".unfinished-").tempfile_in(&self.folder)?;
+        file.write_all(picture)?;
+        file.persist(self.folder.join(name)).map_err(|error| error.error)?;
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        self.index.write_all(&line)
+    }
+}
