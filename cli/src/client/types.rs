@@ -222,7 +222,7 @@ pub struct Jobs {
     /// The newest first.
     pub jobs: Vec<Job>,
     /// Beside the list.
-    pub meta: ListMeta,
+    pub meta: PageMeta,
 }
 
 /// How far a job is.
