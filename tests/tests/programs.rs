@@ -131,6 +131,11 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     place.run(&store).expect(0, &["Tony_Blair ("]);
     let detections = place.json(&["detections"]);
     assert_eq!(detections.as_array().unwrap().len(), 1, "{detections}");
+    let stored = detections[0]["id"].to_string();
+    place.run(&["detections", "show", &stored]).expect(0, &["Tony_Blair", "gate-1", "Lobby", "in pixels"]);
+    assert_eq!(place.json(&["detections", "show", &stored]), detections[0]);
+    place.run(&["detections", "show", "999"]).expect(6, &["999"]);
+    place.run(&["detections", "--camera", "gate-1", "show", &stored]).expect(2, &["belongs to the list"]);
     place.run(&["locate", "Tony_Blair"]).expect(0, &["Lobby (camera gate-1)"]);
     place.run(&["locate", "Hugo_Chavez"]).expect(3, &["never seen"]);
     place.run(&["locate", "Nobody"]).expect(6, &["Nobody"]);
@@ -142,6 +147,18 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     place.run(&["models", "trained"]).expect(0, &["answers", "mobilefacenet"]);
     place.run(&["models", "activate", "1"]).expect(0, &["Model 1 answers now"]);
     place.run(&["models", "activate", "9"]).expect(1, &["model_not_found"]);
+    place.run(&["models", "delete", "1", "--yes"]).expect(1, &["model_active"]);
+    place.run(&["models", "delete", "2"]).expect(2, &["--yes"]);
+    place.run(&["models", "delete", "2", "--yes"]).expect(0, &["Model 2 is removed"]);
+    place.run(&["models", "activate", "2"]).expect(1, &["model_not_found"]);
+    assert_eq!(place.json(&["jobs", "list", "-n", "1"]).as_array().unwrap().len(), 1);
+    place.run(&["jobs", "list", "--status", "failed"]).expect(0, &["No such job"]);
+
+    place.run(&["detections", "delete", &stored]).expect(2, &["--yes"]);
+    place
+        .run(&["detections", "delete", &stored, "999", "--yes"])
+        .expect(3, &[&format!("{stored} is erased"), "999 is not there"]);
+    place.run(&["detections"]).expect(0, &["No detection"]);
 
     place.run(&["people", "rename", "Hugo_Chavez", "Visitor 7"]).expect(0, &["Visitor 7"]);
     place.run(&["people", "show", "Visitor 7"]).expect(0, &["3 pictures"]);
