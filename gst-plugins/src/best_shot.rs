@@ -1,7 +1,7 @@
 //! Which pictures of a tracked face are worth sending: how good each is, and which of a track's to keep. Plain Rust: what a
 //! picture is made of is the caller's business.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, mem, time::Duration};
 
 /// Shorter side of a face, pixels, from which on more pixels don't help: the largest input of the backend's embedders.
 const FULL_SIZE: f64 = 160.0;
@@ -60,6 +60,10 @@ pub struct Limits {
     pub min_quality: f64,
 }
 
+/// Where a face is and how sure that is: left, top, width, height and score. The same to the bit twice means that nobody
+/// searched the frame between, since nothing moved.
+pub type Look = [f64; 5];
+
 /// Follows the pictures of each track. `T` is whatever it takes to send one later.
 #[derive(Debug)]
 pub struct BestShots<T> {
@@ -72,6 +76,8 @@ struct Track<T> {
     best_sent: f64,
     /// The best that is better than what was sent, with its quality.
     waiting: Option<(f64, T)>,
+    /// The face as it was last seen.
+    look: Look,
     last_seen: Duration,
 }
 
@@ -89,16 +95,21 @@ impl<T> Track<T> {
 
 impl<T> BestShots<T> {
     /// Notes that a track is seen at `now` (any clock that goes on), and says whether a picture of at most this quality
-    /// could be of use.
-    pub fn wants(&mut self, track_id: i32, at_best: f64, now: Duration, limits: &Limits) -> bool {
+    /// could be of use: not one more of what was judged already.
+    pub fn wants(&mut self, track_id: i32, look: Look, at_best: f64, now: Duration, limits: &Limits) -> bool {
         let track = self.tracks.entry(track_id).or_insert_with(|| Track {
             sent: 0,
             best_sent: 0.0,
             waiting: None,
+            look: [f64::NAN; 5],
             last_seen: now,
         });
         track.last_seen = now;
-        at_best >= limits.min_quality && at_best > track.best() && track.sent < limits.max_per_track.max(1)
+        let before = mem::replace(&mut track.look, look);
+        before != look
+            && at_best >= limits.min_quality
+            && at_best > track.best()
+            && track.sent < limits.max_per_track.max(1)
     }
 
     /// Takes a picture, and gives it back if it is to be sent at once: the first of a track that is good (whole, and of a
@@ -167,12 +178,13 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits { improvement: 0.2, max_per_track: 3, min_quality: 0.2 };
+    const LOOK: Look = [10.0, 10.0, 80.0, 80.0, 0.8];
     const FAIR: Merits = Merits { size: 80, sharpness: 150.0, score: 0.8, cut: false };
 
     /// Offers pictures of these qualities, made by the size alone.
     fn offer(shots: &mut BestShots<u32>, track: i32, size: u32) -> Option<u32> {
         let merits = Merits { size, ..FAIR };
-        let wanted = shots.wants(track, merits.at_best(), Duration::ZERO, &LIMITS);
+        let wanted = shots.wants(track, [f64::from(size); 5], merits.at_best(), Duration::ZERO, &LIMITS);
         if wanted { shots.offer(track, &merits, size, &LIMITS) } else { None }
     }
 
@@ -211,11 +223,11 @@ mod tests {
     fn a_cut_face_waits_for_a_whole_one() {
         let mut shots = BestShots::default();
         let cut = Merits { size: 160, cut: true, ..FAIR };
-        assert!(shots.wants(1, cut.at_best(), Duration::ZERO, &LIMITS));
+        assert!(shots.wants(1, LOOK, cut.at_best(), Duration::ZERO, &LIMITS));
         assert_eq!(shots.offer(1, &cut, 1, &LIMITS), None);
         assert_eq!(shots.end(1), Some(1), "it is all there was");
 
-        assert!(shots.wants(2, cut.at_best(), Duration::ZERO, &LIMITS));
+        assert!(shots.wants(2, LOOK, cut.at_best(), Duration::ZERO, &LIMITS));
         assert_eq!(shots.offer(2, &cut, 1, &LIMITS), None);
         assert_eq!(offer(&mut shots, 2, 80), Some(80));
         assert_eq!(shots.end(2), None);
@@ -226,7 +238,7 @@ mod tests {
         let mut shots = BestShots::default();
         let bad = Merits { size: 10, sharpness: 1.0, score: 0.6, cut: false };
         assert!(bad.quality() < LIMITS.min_quality);
-        assert!(shots.wants(1, bad.at_best(), Duration::ZERO, &LIMITS), "it might have been sharp");
+        assert!(shots.wants(1, LOOK, bad.at_best(), Duration::ZERO, &LIMITS), "it might have been sharp");
         assert_eq!(shots.offer(1, &bad, 1, &LIMITS), None);
         assert_eq!(shots.end(1), None);
     }
@@ -235,17 +247,31 @@ mod tests {
     fn a_track_that_only_ever_sends_one_wants_no_more() {
         let limits = Limits { max_per_track: 1, ..LIMITS };
         let mut shots = BestShots::default();
-        assert!(shots.wants(1, FAIR.at_best(), Duration::ZERO, &limits));
+        assert!(shots.wants(1, LOOK, FAIR.at_best(), Duration::ZERO, &limits));
         assert_eq!(shots.offer(1, &FAIR, 1, &limits), Some(1));
-        assert!(!shots.wants(1, 1.0, Duration::ZERO, &limits));
+        assert!(!shots.wants(1, [1.0; 5], 1.0, Duration::ZERO, &limits));
         assert_eq!(shots.end(1), None);
+    }
+
+    #[test]
+    fn what_was_judged_is_not_judged_again_but_does_not_end() {
+        let mut shots = BestShots::default();
+        assert!(shots.wants(1, LOOK, 1.0, Duration::ZERO, &LIMITS));
+        let dull = Merits { sharpness: 0.0, cut: true, ..FAIR };
+        assert_eq!(shots.offer(1, &dull, 1, &LIMITS), None);
+        for seconds in 1..20 {
+            assert!(!shots.wants(1, LOOK, 1.0, Duration::from_secs(seconds), &LIMITS), "as it was");
+            assert!(shots.end_idle(Duration::from_secs(seconds)).is_empty());
+        }
+        let moved = [11.0, 10.0, 80.0, 80.0, 0.8];
+        assert!(shots.wants(1, moved, 1.0, Duration::from_secs(20), &LIMITS));
     }
 
     #[test]
     fn tracks_that_are_gone_end_by_themselves() {
         let mut shots = BestShots::default();
         for (track, seconds) in [(7, 0), (8, 4)] {
-            assert!(shots.wants(track, 1.0, Duration::from_secs(seconds), &LIMITS));
+            assert!(shots.wants(track, LOOK, 1.0, Duration::from_secs(seconds), &LIMITS));
             let cut = Merits { cut: true, size: 160, ..FAIR };
             assert_eq!(shots.offer(track, &cut, track, &LIMITS), None);
         }

@@ -240,13 +240,13 @@ impl Cropper {
             down: Spans::new(rows, height, down),
         };
         let Self { planes: [first, second, third], row } = self;
-        let mut rgb = Vec::with_capacity(width * height * 3);
+        let mut rgb = vec![0; width * height * 3];
         let format = frame.format();
         let full = grid((1, 1));
         let mut packed = |channels: usize, order: [usize; 3]| {
             average(frame, 0, channels, &full, row, first);
-            for pixel in first.chunks_exact(channels) {
-                rgb.extend(order.map(|index| to_byte(pixel.get(index).copied().unwrap_or(0.0))));
+            for (pixel, output) in first.chunks_exact(channels).zip(rgb.as_chunks_mut::<3>().0) {
+                *output = order.map(|index| to_byte(pixel.get(index).copied().unwrap_or(0.0)));
             }
         };
         match format {
@@ -260,7 +260,7 @@ impl Cropper {
                 let cr_first = format == PixelFormat::Nv21;
                 let pairs = second.as_chunks::<2>().0.iter();
                 let chroma = pairs.map(|&[a, b]| if cr_first { (b, a) } else { (a, b) });
-                rgb.extend(YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma));
+                YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma, &mut rgb);
             }
             PixelFormat::I420 | PixelFormat::Yv12 | PixelFormat::Y42b | PixelFormat::Y444 => {
                 let (cb, cr) = if format == PixelFormat::Yv12 { (2, 1) } else { (1, 2) };
@@ -269,7 +269,7 @@ impl Cropper {
                 average(frame, cb, 1, &chroma, row, second);
                 average(frame, cr, 1, &chroma, row, third);
                 let chroma = second.iter().copied().zip(third.iter().copied());
-                rgb.extend(YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma));
+                YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma, &mut rgb);
             }
             PixelFormat::Yuy2 | PixelFormat::Uyvy => {
                 // Once as pixels of a luma and a chroma byte, once as double pixels of four bytes.
@@ -280,7 +280,7 @@ impl Cropper {
                 let luma = pixels.map(|&[a, b]| if luma_first { a } else { b });
                 let doubles = second.as_chunks::<4>().0.iter();
                 let chroma = doubles.map(|&[a, b, c, d]| if luma_first { (b, d) } else { (a, c) });
-                rgb.extend(YuvToRgb::of(frame).convert_all(luma, chroma));
+                YuvToRgb::of(frame).convert_all(luma, chroma, &mut rgb);
             }
         }
         Ok(rgb)
@@ -368,7 +368,8 @@ fn average(
     let (top, _) = down.source;
     let bytes = left * channels..(left + columns) * channels;
     out.clear();
-    out.reserve(down.spans.len() * across.spans.len() * channels);
+    out.resize(down.spans.len() * across.spans.len() * channels, 0.0);
+    let mut outputs = out.chunks_exact_mut(channels);
     for (first_row, row_weights) in down.iter() {
         row.clear();
         row.resize(columns * channels, 0.0);
@@ -378,10 +379,12 @@ fn average(
                 *sum += weight * f32::from(sample);
             }
         }
-        for (first_column, weights) in across.iter() {
-            for channel in 0..channels {
-                let samples = row[first_column * channels + channel..].iter().step_by(channels);
-                out.push(samples.zip(weights).map(|(sample, weight)| sample * weight).sum());
+        for ((first_column, weights), pixel) in across.iter().zip(outputs.by_ref()) {
+            let samples = &row[first_column * channels..][..weights.len() * channels];
+            for (sample, weight) in samples.chunks_exact(channels).zip(weights) {
+                for (sum, sample) in pixel.iter_mut().zip(sample) {
+                    *sum += sample * weight;
+                }
             }
         }
     }
@@ -422,8 +425,11 @@ impl YuvToRgb {
         self,
         luma: impl Iterator<Item = f32>,
         chroma: impl Iterator<Item = (f32, f32)>,
-    ) -> impl Iterator<Item = u8> {
-        luma.zip(chroma).flat_map(move |(y, (u, v))| self.convert(y, u, v))
+        rgb: &mut [u8],
+    ) {
+        for (pixel, (y, (u, v))) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(luma.zip(chroma)) {
+            *pixel = self.convert(y, u, v);
+        }
     }
 
     fn convert(&self, y: f32, u: f32, v: f32) -> [u8; 3] {

@@ -7,7 +7,7 @@ use gst::glib;
 use gst_video::{VideoFrameRef, VideoInfo};
 
 use crate::{
-    best_shot::{BestShots, Limits, Merits},
+    best_shot::{BestShots, Limits, Look, Merits},
     capture_time::{capture_time, running_time},
     crop::{CropError, CropRegion, CropSettings, Cropper, Encoding, Picture},
     frame,
@@ -117,7 +117,9 @@ impl FaceCutter {
             };
             let at_best = merits.at_best();
             let wants = match track(&face, settings) {
-                Some(id) => self.shots.wants(id, at_best, time.unwrap_or_default(), &settings.limits),
+                Some(id) => {
+                    self.shots.wants(id, look(&face), at_best, time.unwrap_or_default(), &settings.limits)
+                }
                 None => at_best >= settings.limits.min_quality,
             };
             if wants {
@@ -207,6 +209,12 @@ impl FaceCutter {
 /// The track that a face is judged within.
 fn track(face: &FaceRegion, settings: &CutterSettings) -> Option<i32> {
     face.track_id.filter(|_| settings.policy == Policy::Best)
+}
+
+fn look(face: &FaceRegion) -> Look {
+    let place = [face.left, face.top, face.width, face.height].map(f64::from);
+    let [left, top, width, height] = place;
+    [left, top, width, height, face.confidence]
 }
 
 /// True for a face that touches an edge of its frame.
