@@ -70,10 +70,9 @@ def stream(bench, video, path, times):
     return path
 
 
-def still_scene(bench, frame, path, frames):
-    """A video of one picture, as cameras that see nothing move send it."""
-    bench.launch(f"filesrc location={frame} ! jpegdec ! imagefreeze num-buffers={frames} ! videoconvert ! videoscale ! "
-                 f"video/x-raw,format=I420,width=1920,height=1080,framerate=25/1 ! x264enc tune=zerolatency ! h264parse ! "
+def still_scene(bench, video, path, frames):
+    """A video of a recording's first picture, as cameras that see nothing move send it."""
+    bench.launch(f"{DECODE.format(video)} ! imagefreeze num-buffers={frames} ! video/x-raw,framerate=25/1 ! x264enc tune=zerolatency ! h264parse ! "
                  f"video/x-h264,stream-format=byte-stream,alignment=au ! filesink location={path}")
 
 
@@ -115,7 +114,7 @@ def measure(bench, folder):
     entries.append(report.entry("edge_cpu", cpu, floor, "CPU ms/frame", floor / cpu, peak))
 
     still, number = folder / "still.h264", 1500
-    still_scene(bench, options.mirror / "scenes/crowd-01.jpg", still, number)
+    still_scene(bench, video, still, number)
     decode = DECODE.format(still)
     runs, decoding = bench.rounds(
         lambda: bench.launch(f"{decode} ! {DETECT} motion-threshold=3 ! {TRACK} ! fakesink"),

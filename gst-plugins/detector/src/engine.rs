@@ -296,6 +296,11 @@ fn output(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "a pattern, and a test fails by panicking"
+)]
 mod tests {
     use super::*;
     use crate::{ColorMatrix, ColorRange, Detection, Detector, Frame, PixelFormat, runtime};

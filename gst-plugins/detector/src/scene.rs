@@ -1,5 +1,7 @@
 //! Says whether a camera sees the same as before, from a small picture of luma sampled straight from the planes.
 
+use std::iter;
+
 use crate::{Frame, PixelFormat};
 
 /// The longer side of a frame is divided into about so many blocks.
@@ -12,7 +14,7 @@ const SAMPLES: usize = 4;
 /// Remembers a frame and compares others with it.
 ///
 /// The frame is divided into blocks of a 240th of its longer side (8 pixels at 1080p, at least 4), each reduced to
-/// the mean luma of 16 of its pixels. Four by four blocks are a cell; cells overlap by half. The change between two
+/// the mean luma of 16 of its pixels, or of every other row of them where luma has a plane of its own. Four by four blocks are a cell; cells overlap by half. The change between two
 /// frames is that of the cell that changed most: the mean absolute difference of its blocks, in grey levels (0 to
 /// 255). A mean over the whole frame would not notice a face in a corner, and a single pixel is mostly noise.
 #[derive(Debug, Default)]
@@ -66,7 +68,20 @@ impl Scene {
         let mut sums = vec![0_u32; self.columns];
         for row in 0..height.div_ceil(block) {
             sums.fill(0);
-            for y in samples(row, block, height) {
+            let rows = samples(row, block, height);
+            if layout.is_plane() {
+                for y in rows {
+                    add_blocks(&mut sums, frame.row(0, y).get(..width).unwrap_or_default(), block);
+                }
+                let last = SAMPLES * (width - (self.columns - 1) * block);
+                let pixels = iter::repeat_n(SAMPLES * block, self.columns - 1).chain([last]);
+                let mean = |(sum, pixels): (&u32, usize)| {
+                    u8::try_from(*sum / u32::try_from(pixels).unwrap_or(u32::MAX)).unwrap_or(u8::MAX)
+                };
+                self.current.extend(sums.iter().zip(pixels).map(mean));
+                continue;
+            }
+            for y in rows {
                 let bytes = frame.row(0, y);
                 for (sum, offsets) in sums.iter_mut().zip(self.offsets.as_chunks::<SAMPLES>().0) {
                     *sum += offsets.iter().map(|&offset| layout.luma(bytes, offset)).sum::<u32>();
@@ -75,6 +90,34 @@ impl Scene {
             let mean = |sum: &u32| u8::try_from(sum / 16).unwrap_or(u8::MAX);
             self.current.extend(sums.iter().map(mean));
         }
+    }
+}
+
+/// Adds the pixels of a row to the sums of their blocks.
+fn add_blocks(sums: &mut [u32], row: &[u8], block: usize) {
+    // The usual sizes, from small frames to 4K, for which the compiler unrolls the sums.
+    match block {
+        4 => add_whole_blocks::<4>(sums, row),
+        5 => add_whole_blocks::<5>(sums, row),
+        8 => add_whole_blocks::<8>(sums, row),
+        16 => add_whole_blocks::<16>(sums, row),
+        _ => add_chunks(sums, row.chunks(block)),
+    }
+}
+
+fn add_whole_blocks<const BLOCK: usize>(sums: &mut [u32], row: &[u8]) {
+    let (blocks, rest) = row.as_chunks::<BLOCK>();
+    for (sum, block) in sums.iter_mut().zip(blocks) {
+        *sum += block.iter().map(|&pixel| u32::from(pixel)).sum::<u32>();
+    }
+    if !rest.is_empty() {
+        add_chunks(sums.get_mut(blocks.len()..).unwrap_or_default(), iter::once(rest));
+    }
+}
+
+fn add_chunks<'a>(sums: &mut [u32], blocks: impl Iterator<Item = &'a [u8]>) {
+    for (sum, block) in sums.iter_mut().zip(blocks) {
+        *sum += block.iter().map(|&pixel| u32::from(pixel)).sum::<u32>();
     }
 }
 
@@ -108,6 +151,11 @@ impl Layout {
             PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => (0, 4, true),
         };
         Self { first, step, colors }
+    }
+
+    /// Whether the first plane is luma and nothing else.
+    const fn is_plane(&self) -> bool {
+        self.step == 1
     }
 
     fn luma(&self, row: &[u8], offset: usize) -> u32 {
