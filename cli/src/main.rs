@@ -19,6 +19,7 @@ mod recognize;
 mod shell;
 mod train;
 mod trial;
+mod video;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ struct Arguments {
 enum Command {
     Enroll(enroll::Options),
     Recognize(recognize::Options),
+    Extract(video::ExtractOptions),
     Train(train::Options),
     Locate(manage::LocateOptions),
     People(manage::PeopleOptions),
@@ -76,6 +78,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let outcome = match command {
         Command::Enroll(options) => enroll::run(&options),
         Command::Recognize(options) => recognize::run(&options),
+        Command::Extract(options) => video::extract(&options),
         Command::Train(options) => train::run(&options),
         Command::Locate(options) => manage::locate(&options),
         Command::People(options) => manage::people(&options),

@@ -6,6 +6,9 @@
     reason = "this crate is linked into tests only: a panic is how a test fails"
 )]
 
+pub mod camera;
+pub mod programs;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},

@@ -6,13 +6,16 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use facepipe_test_support::{models_dir, require};
-use facepipe_tests::{Backend, program};
+use facepipe_tests::{
+    Backend, program,
+    programs::{Said, bare, interrupt},
+};
 use serde_json::Value;
 
 const ADMIN: &str = "an-admin-of-this-test";
@@ -22,13 +25,6 @@ struct Place {
     backend: Backend,
     folder: tempfile::TempDir,
     faces: PathBuf,
-}
-
-/// What a program said and how it ended.
-struct Said {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
 }
 
 impl Place {
@@ -74,44 +70,6 @@ impl Place {
     fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
-}
-
-impl Said {
-    fn of(output: Output) -> Self {
-        Self {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    #[track_caller]
-    fn expect(self, code: i32, texts: &[&str]) -> Self {
-        let Self { stdout, stderr, .. } = &self;
-        assert_eq!(self.code, Some(code), "{stdout}\n{stderr}");
-        for text in texts {
-            assert!(
-                stdout.contains(text) || stderr.contains(text),
-                "{text:?} is not in:\n{stdout}\n{stderr}"
-            );
-        }
-        self
-    }
-}
-
-/// The program without a server or a configuration of whoever runs the tests.
-fn bare(arguments: &[&str]) -> Command {
-    let mut command = Command::new(program("facepipe"));
-    command.args(arguments);
-    for name in ["SERVER", "TOKEN", "TOKEN_FILE", "CA_FILE", "PROFILE", "CLI_CONFIG"] {
-        command.env_remove(format!("FACEPIPE_{name}"));
-    }
-    command.env("XDG_CONFIG_HOME", "/nonexistent").env("FACEPIPE_MODELS", models_dir());
-    command
-}
-
-fn interrupt(child: &Child) {
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
 }
 
 #[test]

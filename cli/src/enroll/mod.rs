@@ -6,7 +6,7 @@ mod upload;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::exit::Outcome;
+use crate::{exit::Outcome, video};
 
 /// Makes people known: adds pictures of their faces, from folders or from a camera.
 #[derive(Debug, Args)]
@@ -19,6 +19,7 @@ pub struct Options {
 enum Source {
     Folder(folder::FolderOptions),
     Tree(folder::TreeOptions),
+    Camera(video::EnrollOptions),
 }
 
 /// Runs the program.
@@ -29,5 +30,6 @@ pub fn run(options: &Options) -> Result<Outcome> {
     match &options.source {
         Source::Folder(options) => folder::folder(options),
         Source::Tree(options) => folder::tree(options),
+        Source::Camera(options) => video::enroll(options),
     }
 }

@@ -6,7 +6,7 @@ mod folder;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::exit::Outcome;
+use crate::{exit::Outcome, video};
 
 /// Asks the server who is on pictures, a recording, a stream or before a camera.
 #[derive(Debug, Args)]
@@ -18,6 +18,8 @@ pub struct Options {
 #[derive(Debug, Subcommand)]
 enum Source {
     Folder(folder::Options),
+    Video(video::VideoOptions),
+    Camera(video::CameraOptions),
 }
 
 /// Runs the program.
@@ -27,5 +29,7 @@ enum Source {
 pub fn run(options: &Options) -> Result<Outcome> {
     match &options.source {
         Source::Folder(options) => folder::run(options),
+        Source::Video(options) => video::recognize_video(options),
+        Source::Camera(options) => video::recognize_camera(options),
     }
 }
