@@ -62,6 +62,12 @@ ask "the newest page of one camera" "SELECT $columns $from WHERE d.camera_id = '
 ask "the newest page of one place" "SELECT $columns $from WHERE d.location = 'Place 7' $newest"
 ask "the newest page of one person at one place" "SELECT $columns $from WHERE d.person_id = 500
     AND d.location = 'Place 7' $newest"
+after="WHERE d.id > $rows - 5000 AND d.id <= $rows"
+ask "what arrived since: all" "SELECT $columns $from $after ORDER BY d.id LIMIT 100"
+ask "what arrived since: one camera's" "SELECT $columns $from $after
+    AND COALESCE(d.camera_id, '') = 'camera-7' ORDER BY d.id LIMIT 100"
+ask "what arrived since: one person's" "SELECT $columns $from $after
+    AND COALESCE(d.person_id, 0) = 1 ORDER BY d.id LIMIT 100"
 ask "all cameras and their places" "SELECT camera_id, location, max(captured_at) FROM detections
     GROUP BY camera_id, location"
 printf '\n%s' "$summary"

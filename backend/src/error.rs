@@ -63,8 +63,7 @@ pub enum ApiError {
     },
     /// A cursor that no answer to this query has given.
     #[error(
-        "cursor is none that an answer to this query gave: send `next_cursor` as it is, with the same person, camera, \
-         location, from and to"
+        "cursor is none that an answer to this query gave: send `next_cursor` as it is, with otherwise the same query"
     )]
     InvalidCursor,
     /// A person of this Face ID is there.
@@ -97,6 +96,14 @@ pub enum ApiError {
     /// No model of this version is there.
     #[error("there is no model of this version")]
     ModelNotFound,
+    /// The model answers.
+    #[error(
+        "this model is the one that answers: have another one answer first, with POST /model/{{version}}/activate"
+    )]
+    ModelActive,
+    /// No detection of this id is there.
+    #[error("there is no detection with this id")]
+    DetectionNotFound,
     /// The model cannot be the one that answers.
     #[error("{0}")]
     ModelUnusable(ModelProblem),
@@ -273,6 +280,8 @@ impl ApiError {
             Self::JobEnded => "job_ended",
             Self::JobCancelled => "job_cancelled",
             Self::ModelNotFound => "model_not_found",
+            Self::ModelActive => "model_active",
+            Self::DetectionNotFound => "detection_not_found",
             Self::ModelUnusable(ModelProblem::Embedder { .. }) => "embedder_mismatch",
             Self::ModelUnusable(ModelProblem::Unusable(_)) => "model_unusable",
             Self::DatasetLocked { .. } => "dataset_locked",
@@ -342,6 +351,8 @@ impl ApiError {
             | Self::JobEnded
             | Self::JobCancelled
             | Self::ModelNotFound
+            | Self::ModelActive
+            | Self::DetectionNotFound
             | Self::ModelUnusable(ModelProblem::Unusable(_))
             | Self::DatasetLocked { .. }
             | Self::InvalidFaceId(_)
@@ -379,7 +390,8 @@ impl ResponseError for ApiError {
             | Self::ImageNotFound
             | Self::NeverSeen
             | Self::JobNotFound
-            | Self::ModelNotFound => StatusCode::NOT_FOUND,
+            | Self::ModelNotFound
+            | Self::DetectionNotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
@@ -402,6 +414,7 @@ impl ResponseError for ApiError {
             | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
+            | Self::ModelActive
             | Self::ModelUnusable(_) => StatusCode::CONFLICT,
             Self::JobFailed { reason } if reason != INTERNAL => StatusCode::CONFLICT,
             Self::DatasetLocked { .. } => StatusCode::LOCKED,
@@ -463,6 +476,8 @@ impl From<StoreError> for ApiError {
             StoreError::ImageNotFound => Self::ImageNotFound,
             StoreError::DuplicateImage { image_id } => Self::DuplicateImage { image_id },
             StoreError::ModelNotFound => Self::ModelNotFound,
+            StoreError::ModelActive => Self::ModelActive,
+            StoreError::DetectionNotFound => Self::DetectionNotFound,
             StoreError::DatasetLocked { retry_after } => Self::DatasetLocked { retry_after },
             StoreError::Full(cause) => Self::StorageFull(cause),
             StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),

@@ -22,17 +22,18 @@ use crate::{
 /// Where a backend listens if nothing else is said.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
 
-/// How the server is reached.
+/// How the server is reached. The options may stand before and behind the name of an action (`people show Ada`).
 #[derive(Debug, Default, Args)]
 #[group(id = "connection")]
 #[command(next_help_heading = "Server")]
 pub struct Connection {
     /// The backend's address [default: the profile's, else http://127.0.0.1:8080]
-    #[arg(long, env = "FACEPIPE_SERVER", value_name = "URL")]
+    #[arg(long, global = true, env = "FACEPIPE_SERVER", value_name = "URL")]
     server: Option<String>,
     /// Bearer token; better in a file, since others on this machine can read command lines
     #[arg(
         long,
+        global = true,
         env = "FACEPIPE_TOKEN",
         value_name = "TOKEN",
         hide_env_values = true,
@@ -40,20 +41,41 @@ pub struct Connection {
     )]
     token: Option<String>,
     /// File with the bearer token in it
-    #[arg(long, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Certificates (PEM) to trust beside the system's
-    #[arg(long, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// How long one answer may take, seconds [default: 60]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: Option<u64>,
     /// Profile of the configuration file: a table with any of server, token_file, token, ca_file, timeout
-    #[arg(long, env = "FACEPIPE_PROFILE", value_name = "NAME")]
+    #[arg(long, global = true, env = "FACEPIPE_PROFILE", value_name = "NAME")]
     profile: Option<String>,
     /// Configuration file, TOML [default: ~/.config/facepipe/config.toml, where it exists]
-    #[arg(long, env = "FACEPIPE_CLI_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "FACEPIPE_CLI_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// A server, and how what it says is shown.
+#[derive(Debug, Args)]
+#[group(id = "target")]
+pub struct Target {
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Target {
+    /// As [`Connection::client`].
+    ///
+    /// # Errors
+    /// As [`Connection::client`].
+    pub fn client(&self) -> Result<Client, Failure> {
+        self.connection.client()
+    }
 }
 
 /// What a profile can say.

@@ -4,8 +4,11 @@ mod bench;
 mod client;
 mod connection;
 mod demo;
+mod dice;
+mod digest;
 mod doctor;
 mod enroll;
+mod eval;
 mod exit;
 mod interrupt;
 mod latency;
@@ -46,7 +49,7 @@ struct Arguments {
 enum Command {
     Enroll(enroll::Options),
     Recognize(recognize::Options),
-    Extract(video::ExtractOptions),
+    Extract(video::extract::Options),
     Train(train::Options),
     Locate(manage::LocateOptions),
     People(manage::PeopleOptions),
@@ -54,6 +57,7 @@ enum Command {
     Cameras(manage::CamerasOptions),
     Jobs(manage::JobsOptions),
     Models(models::Options),
+    Eval(eval::Options),
     Bench(bench::Options),
     Demo(demo::Options),
     Doctor(doctor::Options),
@@ -78,7 +82,7 @@ fn run(command: Command) -> Result<ExitCode> {
     let outcome = match command {
         Command::Enroll(options) => enroll::run(&options),
         Command::Recognize(options) => recognize::run(&options),
-        Command::Extract(options) => video::extract(&options),
+        Command::Extract(options) => video::extract::run(&options),
         Command::Train(options) => train::run(&options),
         Command::Locate(options) => manage::locate(&options),
         Command::People(options) => manage::people(&options),
@@ -86,6 +90,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Cameras(options) => manage::cameras(&options),
         Command::Jobs(options) => manage::jobs(&options),
         Command::Models(options) => return models::run(&options),
+        Command::Eval(options) => eval::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Demo(options) => demo::run(&options).map(|()| exit::Outcome::Done),
         Command::Doctor(options) => return doctor::run(&options),

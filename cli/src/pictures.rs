@@ -1,6 +1,9 @@
 //! Pictures in folders: which files are taken for one, and in which order.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use walkdir::{DirEntry, WalkDir};
 
@@ -21,10 +24,7 @@ pub fn is_picture(path: &Path) -> bool {
 /// # Errors
 /// The folder is missing, a part of it cannot be read, or there is no picture in it.
 pub fn below(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    if !folder.is_dir() {
-        let why = if folder.exists() { "is not a folder" } else { "no such folder" };
-        return Err(Failure::input(folder.display(), why));
-    }
+    exists(folder)?;
     let visible = |entry: &DirEntry| {
         entry.depth() == 0 || !entry.file_name().to_str().is_some_and(|name| name.starts_with('.'))
     };
@@ -51,10 +51,7 @@ pub fn below(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// # Errors
 /// The folder is missing or cannot be read, a name is not valid UTF-8, or there is no folder in it.
 pub fn people(folder: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
-    if !folder.is_dir() {
-        let why = if folder.exists() { "is not a folder" } else { "no such folder" };
-        return Err(Failure::input(folder.display(), why));
-    }
+    exists(folder)?;
     let mut found = Vec::new();
     for entry in WalkDir::new(folder).follow_links(true).min_depth(1).max_depth(1).sort_by_file_name() {
         let entry = entry.map_err(|error| Failure::input(folder.display(), error))?;
@@ -76,6 +73,38 @@ pub fn people(folder: &Path) -> Result<Vec<(String, PathBuf)>, Failure> {
     Ok(found)
 }
 
+fn exists(folder: &Path) -> Result<(), Failure> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let why = if folder.exists() { "is not a folder" } else { "no such folder" };
+    Err(Failure::input(folder.display(), why))
+}
+
+/// The pictures of each person, `<folder>/<name>/…`, at any depth. Pictures right in the folder are nobody's and are
+/// left out.
+///
+/// # Errors
+/// As [`below`]; a name is not valid UTF-8, or no folder in it has a picture.
+pub fn by_person(folder: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>, Failure> {
+    let mut people: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for file in below(folder)? {
+        let mut parts = file.strip_prefix(folder).unwrap_or(&file).components();
+        let (Some(name), Some(_)) = (parts.next(), parts.next()) else { continue };
+        let Some(name) = name.as_os_str().to_str() else {
+            return Err(Failure::input(file.display(), "the name of a person's folder must be valid UTF-8"));
+        };
+        people.entry(name.to_owned()).or_default().push(file);
+    }
+    if people.is_empty() {
+        return Err(Failure::input(
+            folder.display(),
+            "no folder in it has a picture (expected <name>/*.jpg)",
+        ));
+    }
+    Ok(people)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -95,6 +124,9 @@ mod tests {
         assert_eq!(names, ["a.jpeg", "b/1.jpg", "b/deep/2.PNG"].map(Path::new));
         let people = people(folder.path()).expect("people");
         assert_eq!(people.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["b"]);
+        let theirs = by_person(folder.path()).expect("people");
+        assert_eq!(theirs.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(theirs["b"], found[1..], "a picture that is in nobody's folder is nobody's");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::{
     client::{Client, Job, JobStatus},
-    connection::Connection,
+    connection::Target,
     exit::{self, Outcome},
     interrupt, output, progress, runtime,
 };
@@ -33,11 +33,8 @@ pub struct Options {
     /// Wait for the new model
     #[arg(long)]
     wait: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    connection: Connection,
+    target: Target,
 }
 
 /// Runs the program.
@@ -46,11 +43,11 @@ pub struct Options {
 /// The server cannot be reached or refuses it, or the training fails.
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
-        let client = options.connection.client()?;
+        let client = options.target.client()?;
         let job = client.train(options.full).await?;
         let job = if options.wait { wait(&client, job).await? } else { Some(job) };
         let Some(job) = job else { return Ok(Outcome::Interrupted) };
-        if options.json {
+        if options.target.json {
             output::json(&job)?;
         } else if options.wait {
             output::line(summary(&job));

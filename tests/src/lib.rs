@@ -67,6 +67,11 @@ impl Backend {
         (self.child, _) = run_backend(self.data.path(), &self.models, &self.settings, &self.address);
     }
 
+    /// The number of its process.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `http://127.0.0.1:<port>`.
     pub fn url(&self) -> &str {
         &self.url

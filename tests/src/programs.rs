@@ -45,7 +45,7 @@ impl Said {
 pub fn bare(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("facepipe"));
     command.args(arguments);
-    for name in ["SERVER", "TOKEN", "TOKEN_FILE", "CA_FILE", "PROFILE", "CLI_CONFIG"] {
+    for name in ["SERVER", "TOKEN", "TOKEN_FILE", "CA_FILE", "PROFILE", "CLI_CONFIG", "EMBEDDER"] {
         command.env_remove(format!("FACEPIPE_{name}"));
     }
     command.env("XDG_CONFIG_HOME", "/nonexistent").env("FACEPIPE_MODELS", models_dir());

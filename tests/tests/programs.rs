@@ -249,6 +249,12 @@ fn what_is_wrong_is_said_with_its_own_exit_code() {
             .run(&[call, &["--token", "not-the-admin-of-this-test"]].concat())
             .expect(5, &["refused the token"]);
     }
+    // The options may stand behind the action as well.
+    let stranger = ["--token", "not-the-admin-of-this-test"];
+    place.run(&[&["people", "show", "Ada"], &stranger[..]].concat()).expect(5, &["refused the token"]);
+    place
+        .run(&["jobs", "show", "7", "--server", "http://127.0.0.1:1", "--json"])
+        .expect(4, &["cannot be reached"]);
     place.run(&["people", "--server", "nonsense"]).expect(2, &["--server nonsense"]);
     place.run(&["people", "--nonsense"]).expect(2, &["--nonsense"]);
     // Standard output on a full disk.
@@ -388,4 +394,134 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
     Said::of(fixed(&nowhere)).expect(6, &["nowhere"]);
     fs::create_dir_all(folder.path().join("empty")).unwrap();
     Said::of(fixed(&path("empty"))).expect(6, &["empty"]);
+}
+
+#[test]
+fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
+    let lfw = require!("lfw10");
+    for needed in ["models/pnet.pt", "models/version-RFB-320.onnx"] {
+        require!(needed);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let video = path("crowd.mp4");
+    let crowd = ["bench", "crowd", lfw.to_str().unwrap(), &video, "--seconds", "4", "--size", "1280x720"];
+    Said::of(bare(&[&crowd[..], &["--density", "900", "--seed", "3"]].concat()).output().unwrap())
+        .expect(0, &[]);
+    let extract = |out: &str, options: &[&str]| {
+        Said::of(bare(&[&["extract", &video, &path(out)], options].concat()).output().unwrap())
+    };
+    let index = |out: &str| -> Vec<Value> {
+        let text = fs::read_to_string(folder.path().join(out).join("index.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let pictures = |out: &str| -> Vec<String> {
+        let names = fs::read_dir(folder.path().join(out)).unwrap();
+        let mut names: Vec<String> = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|n| n.ends_with("jpg"))
+            .collect();
+        names.sort();
+        names
+    };
+
+    extract("every", &["--policy", "every"]).expect(0, &["files of", "Video"]);
+    let every = index("every");
+    let mut named: Vec<String> = every.iter().map(|face| face["file"].as_str().unwrap().to_owned()).collect();
+    named.sort();
+    assert_eq!(named, pictures("every"));
+    assert!(every.len() > 24, "{}", every.len());
+    for face in &every {
+        let bytes = fs::read(folder.path().join("every").join(face["file"].as_str().unwrap())).unwrap();
+        assert_eq!(bytes[..2], [0xff, 0xd8], "a JPEG");
+        let edge = |number: usize| face["box"][number].as_u64().unwrap();
+        assert!(edge(0) < edge(2) && edge(2) <= 1280 && edge(1) < edge(3) && edge(3) <= 720, "{face}");
+        let (track, score) = (face["track"].as_i64().unwrap(), face["score"].as_f64().unwrap());
+        let seconds = face["seconds"].as_f64().unwrap();
+        let expected = format!("{seconds:09.3}_t{track:04}_s{score:.2}");
+        assert!(face["file"].as_str().unwrap().starts_with(&expected[..20]), "{face}");
+    }
+
+    // Fewer frames, fewer faces: every third one, or two of a second.
+    for fewer in [["--skip-frames", "2"], ["--target-fps", "2"]] {
+        let out = fewer[0].trim_start_matches('-');
+        extract(out, &[&["--policy", "every"], &fewer[..]].concat()).expect(0, &[]);
+        let (few, all) = (index(out).len(), every.len());
+        assert!(few * 5 > all && few * 2 < all, "{out}: {few} of {all}");
+    }
+    let width = |face: &Value| face["box"][2].as_u64().unwrap() - face["box"][0].as_u64().unwrap();
+    let height = |face: &Value| face["box"][3].as_u64().unwrap() - face["box"][1].as_u64().unwrap();
+    let fits = |face: &&Value| width(face).min(height(face)) >= 60 && width(face).max(height(face)) <= 120;
+    extract("sizes", &["--policy", "every", "--min-size", "60", "--max-size", "120"]).expect(0, &[]);
+    assert_eq!(index("sizes").len(), every.iter().filter(fits).count());
+    extract("best", &[]).expect(0, &[]);
+    assert!(!index("best").is_empty() && index("best").len() < every.len());
+
+    // A run that was cut off within a line goes on: what is whole stays, the rest comes, nothing comes twice.
+    extract("every", &["--policy", "every"]).expect(2, &["--resume"]);
+    let lines = fs::read_to_string(folder.path().join("every/index.jsonl")).unwrap();
+    let cut: usize = lines.lines().take(10).map(|line| line.len() + 1).sum();
+    fs::write(folder.path().join("every/index.jsonl"), &lines[..cut + 7]).unwrap();
+    extract("every", &["--policy", "every", "--resume"]).expect(0, &["10 were there"]);
+    assert_eq!(fs::read_to_string(folder.path().join("every/index.jsonl")).unwrap(), lines);
+
+    // What is wrong is said.
+    let wrong = |source: &str, options: &[&str]| {
+        Said::of(bare(&[&["extract", source, &path("wrong")], options].concat()).output().unwrap())
+    };
+    wrong("/dev/video999", &[]).expect(6, &["no such camera"]);
+    wrong(&path("nowhere.mp4"), &[]).expect(6, &["nowhere.mp4"]);
+    fs::write(path("junk.mp4"), b"no video at all").unwrap();
+    wrong(&path("junk.mp4"), &[]).expect(6, &["junk.mp4"]);
+    wrong("rtsp://127.0.0.1:1/x", &[]).expect(6, &["127.0.0.1:1"]);
+    wrong(&video, &["--min-confidence", "1.5"]).expect(2, &["--min-confidence", "1.5", "0 to 1"]);
+    Said::of(bare(&["extract", &video, "/proc/nowhere"]).output().unwrap()).expect(7, &["/proc/nowhere"]);
+    let full = bare(&["extract", &video, &path("full"), "--policy", "every"]);
+    let mut limited = Command::new("bash");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$@\"", "bash"]).arg(full.get_program());
+    limited.args(full.get_args());
+    limited.envs(full.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    Said::of(limited.output().unwrap()).expect(7, &["cannot be written"]);
+    // The index names what is there.
+    let named: Vec<String> =
+        index("full").iter().map(|face| face["file"].as_str().unwrap().to_owned()).collect();
+    assert!(named.iter().all(|name| pictures("full").contains(name)));
+}
+
+#[test]
+fn an_evaluation_tells_people_from_strangers() {
+    let lfw = require!("lfw10");
+    for needed in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
+        require!(needed);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for person in ["Tony_Blair", "Hugo_Chavez", "Jacques_Chirac", "Colin_Powell"] {
+        fs::create_dir_all(folder.path().join("people").join(person)).unwrap();
+        for number in 1..=4 {
+            let name = format!("{person}_{number:04}.jpg");
+            fs::copy(lfw.join(person).join(&name), folder.path().join("people").join(person).join(&name))
+                .unwrap();
+        }
+    }
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let eval = |of: &str, options: &[&str]| {
+        let fixed = ["eval", of, "--embedder", "mobilefacenet"];
+        Said::of(bare(&[&fixed[..], options].concat()).output().unwrap())
+    };
+    let people = path("people");
+    eval(&people, &["--shots", "2", "--strangers", "1"]).expect(
+        0,
+        &[
+            "3 people, 6 pictures",
+            "6 of people of the gallery, 4 of 1 strangers",
+            "rank-1",
+            "100.00",
+            "equal error rate",
+        ],
+    );
+    eval(&path("nowhere"), &[]).expect(6, &["nowhere"]);
+    fs::create_dir_all(path("empty")).unwrap();
+    eval(&path("empty"), &[]).expect(6, &["empty"]);
+    fs::write(folder.path().join("people/Tony_Blair/Tony_Blair_0003b.jpg"), b"no picture").unwrap();
+    eval(&people, &["--shots", "2"]).expect(3, &["Tony_Blair_0003b.jpg"]);
 }

@@ -1,6 +1,8 @@
 //! How good an embedder and a model are: verification of pairs, closed-set and open-set identification. Pure
 //! functions over scores and answers, terms as in ISO/IEC 19795-1.
 
+use std::iter;
+
 use crate::{Decision, Identification};
 
 /// The score (cosine, higher is more alike) of two embeddings and whether they are of the same person.
@@ -18,6 +20,26 @@ pub struct Verification {
     /// Share of pairs that the threshold puts on the right side, 0..=1.
     pub accuracy: f64,
     /// Pairs that score at least this count as the same person.
+    pub threshold: f32,
+}
+
+/// What one threshold does on pairs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RocPoint {
+    /// Pairs that score at least this are accepted as the same person.
+    pub threshold: f32,
+    /// False accept rate: share of the pairs of different people that are accepted, 0..=1.
+    pub far: f64,
+    /// True accept rate: share of the pairs of the same person that are accepted, 0..=1.
+    pub tar: f64,
+}
+
+/// Where as many pairs of different people are accepted as pairs of the same person are rejected.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EqualErrorRate {
+    /// The rate of both, 0..=1.
+    pub rate: f64,
+    /// The lowest threshold at which no more pairs of the same person are rejected than others accepted.
     pub threshold: f32,
 }
 
@@ -97,6 +119,48 @@ pub fn tar_at_far(pairs: &[Pair], far: f64) -> Option<f64> {
     };
     let same: Vec<f32> = pairs.iter().filter(|p| p.same).map(|p| p.score).collect();
     share(same.iter().filter(|s| **s >= threshold).count(), same.len())
+}
+
+/// The receiver operating characteristic: what each threshold does that makes a difference, from the strictest, which
+/// accepts nothing, to the one that accepts every score; empty without pairs of both kinds. A pair with a NaN score is
+/// accepted by none.
+pub fn roc(pairs: &[Pair]) -> Vec<RocPoint> {
+    let same = pairs.iter().filter(|p| p.same).count();
+    let different = pairs.len() - same;
+    let mut sorted: Vec<Pair> = pairs.iter().copied().filter(|p| !p.score.is_nan()).collect();
+    sorted.sort_by(|a, b| b.score.total_cmp(&a.score));
+    let strictest = sorted.first().map_or(f32::INFINITY, |p| p.score.next_up());
+    let tied = sorted.chunk_by(|a, b| a.score == b.score).filter_map(|tied| {
+        let accepted = tied.iter().filter(|p| p.same).count();
+        Some((tied.first()?.score, accepted, tied.len() - accepted))
+    });
+    let mut accepted = (0, 0);
+    iter::once((strictest, 0, 0))
+        .chain(tied)
+        .filter_map(|(threshold, right, wrong)| {
+            accepted = (accepted.0 + right, accepted.1 + wrong);
+            Some(RocPoint { threshold, far: share(accepted.1, different)?, tar: share(accepted.0, same)? })
+        })
+        .collect()
+}
+
+/// The equal error rate, between two thresholds on the straight line between them; none without pairs of both kinds.
+pub fn equal_error_rate(pairs: &[Pair]) -> Option<EqualErrorRate> {
+    let roc = roc(pairs);
+    let rejected = |point: &RocPoint| 1.0 - point.tar;
+    let crossing = roc.iter().position(|point| point.far >= rejected(point));
+    // With NaN scores the two may never meet: then the loosest threshold is the nearest to it.
+    let Some((index, point)) = crossing.and_then(|index| Some((index, roc.get(index)?))) else {
+        return roc.last().map(|last| EqualErrorRate { rate: rejected(last), threshold: last.threshold });
+    };
+    let rate = match index.checked_sub(1).and_then(|before| roc.get(before)) {
+        None => point.far,
+        Some(before) => {
+            let (gap_before, gap_after) = (rejected(before) - before.far, point.far - rejected(point));
+            before.far + (point.far - before.far) * gap_before / (gap_before + gap_after)
+        }
+    };
+    Some(EqualErrorRate { rate, threshold: point.threshold })
 }
 
 /// FPIR and FNIR of searches.

@@ -3,7 +3,8 @@
 use facepipe_identify::{
     Decision, Identification, Prediction,
     evaluate::{
-        Pair, Search, best_verification, open_set_rates, tar_at_far, top1_accuracy, verification_accuracy,
+        Pair, Search, best_verification, equal_error_rate, open_set_rates, roc, tar_at_far, top1_accuracy,
+        verification_accuracy,
     },
 };
 
@@ -65,6 +66,36 @@ fn tar_at_far_accepts_no_more_strangers_than_allowed() {
     assert_eq!(tar_at_far(&pairs, 0.5), Some(0.75));
     assert_eq!(tar_at_far(&pairs, 1.0), Some(1.0));
     assert_eq!(tar_at_far(&pairs[..1], 0.1), None);
+}
+
+#[test]
+fn the_roc_goes_from_nothing_accepted_to_everything() {
+    let pairs =
+        pairs(&[(0.9, true), (0.7, true), (0.7, false), (0.2, false), (f32::NAN, false), (0.1, false)]);
+    let points: Vec<(f64, f64)> = roc(&pairs).iter().map(|p| (p.far, p.tar)).collect();
+    assert_eq!(points, [(0.0, 0.0), (0.0, 0.5), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0)]);
+    let thresholds: Vec<f32> = roc(&pairs).iter().map(|p| p.threshold).collect();
+    assert!(thresholds[0] > 0.9);
+    assert_eq!(thresholds[1..], [0.9, 0.7, 0.2, 0.1]);
+    assert_eq!(roc(&pairs[..1]), []);
+    assert_eq!(roc(&[]), []);
+}
+
+#[test]
+fn the_equal_error_rate_lies_where_the_two_errors_meet() {
+    let rate = |scores: &[(f32, bool)]| equal_error_rate(&pairs(scores)).map(|eer| (eer.rate, eer.threshold));
+    // Told apart by every threshold between 0.3 and 0.7.
+    assert_eq!(rate(&[(0.9, true), (0.7, true), (0.3, false), (0.1, false)]), Some((0.0, 0.7)));
+    // At 0.5 one of two is rejected and one of two accepted.
+    assert_eq!(rate(&[(0.9, true), (0.5, false), (0.4, true), (0.1, false)]), Some((0.5, 0.5)));
+    // From 1/2 rejected and 0 accepted to 0 rejected and 1/4 accepted: they meet after two thirds of the way.
+    let tied = [(0.9, true), (0.4, true), (0.4, false), (0.3, false), (0.2, false), (0.1, false)];
+    let (found, threshold) = rate(&tied).expect("pairs of both kinds");
+    assert!((found - 1.0 / 6.0).abs() < 1e-12 && threshold == 0.4, "{found} {threshold}");
+    // Upside down.
+    assert_eq!(rate(&[(0.9, false), (0.1, true)]), Some((1.0, 0.9)));
+    assert_eq!(rate(&[(f32::NAN, true), (f32::NAN, false)]).map(|(rate, _)| rate), Some(1.0));
+    assert_eq!(rate(&[(0.9, true)]), None);
 }
 
 #[test]

@@ -7,12 +7,12 @@ use actix_web::{
 };
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::{
     State,
-    answer::{Answer, Csv, OneOf},
+    answer::{Answer, Csv, NoContent, OneOf},
     face_id,
+    page::{self, LIST_LIMIT, MAX_LIMIT, PageMeta, limit_of},
     recognition::{BoundingBox, moment},
     rfc3339,
 };
@@ -24,11 +24,6 @@ use crate::{
         sql::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow},
     },
 };
-
-/// Entries of a page at most.
-const MAX_LIMIT: u32 = 1000;
-/// Entries of a page of detections, unless asked otherwise.
-const LIST_LIMIT: u32 = 100;
 
 /// Query of the list.
 #[derive(Deserialize, Apiv2Schema)]
@@ -45,7 +40,8 @@ pub struct ListQuery {
     /// Only those captured before this time, RFC 3339.
     to: Option<String>,
     /// Only those that arrived after the one with this `id`, in the order of their arrival: how to follow what comes
-    /// in, 0 for all. There is no `next_cursor` then: the `id` of the last one gets the next page.
+    /// in, 0 for all. `next_cursor` is null then: the `id` of the last one gets the next page. Not with `from`, `to` and
+    /// `cursor`.
     after: Option<String>,
     /// Entries of a page, 100 by default.
     limit: Option<String>,
@@ -86,17 +82,9 @@ pub struct Track {
     meta: PageMeta,
 }
 
-/// What belongs to a page beside its entries.
-#[derive(Serialize, Apiv2Schema)]
-pub struct PageMeta {
-    /// What gets the next page, as `cursor`. Null on the last one.
-    #[openapi(example = "000617c5a5b3a6d0000000000000002ac3d9f0a1b2c4d5e6")]
-    next_cursor: Option<String>,
-}
-
 /// A face that was seen somewhere at some time.
 #[derive(Serialize, Apiv2Schema)]
-struct Detection {
+pub struct Detection {
     /// Grows with each detection.
     #[openapi(example = "42")]
     id: i64,
@@ -163,21 +151,27 @@ struct Line {
 /// As CSV where `Accept` prefers `text/csv`: a header line, then a line for each detection with the fields of the JSON
 /// form, `bounding_box` as `left`, `top`, `right`, `bottom`, and nothing where JSON has null. A page ends with
 /// `next_cursor`, which CSV has no place for; the header `X-Next-Cursor` has it in both forms.
+///
+/// With `after` they come in the order of their arrival instead, the earliest first: what a camera kept while it had no
+/// connection comes when it arrives, however long ago it was captured, and nothing is left out or comes twice.
 #[api_v2_operation]
 pub async fn list(
     state: web::Data<State>,
     request: HttpRequest,
     query: web::Query<ListQuery>,
 ) -> Result<OneOf<Answer<Detections>, Csv>, ApiError> {
-    let ListQuery { person, camera, location, from, to, after, limit, cursor } = query.into_inner();
-    let (from, to) = time_range(from, to)?;
-    let person = person.map(FaceId::try_from).transpose()?;
-    let filter = DetectionFilter { person, camera_id: camera, location, from, to };
-    let page = match after {
-        None => Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?,
-        Some(after) => Page::arrivals(filter, &after, limit, cursor)?,
+    let mut query = query.into_inner();
+    let (rows, next_cursor) = match query.after.take() {
+        Some(after) => (arrivals(&state, after, query).await?, None),
+        None => {
+            let ListQuery { person, camera, location, from, to, after: _, limit, cursor } = query;
+            let (from, to) = time_range(from, to)?;
+            let person = person.map(FaceId::try_from).transpose()?;
+            let filter = DetectionFilter { person, camera_id: camera, location, from, to };
+            let page = Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?;
+            page.load(&state).await?
+        }
     };
-    let (rows, next_cursor) = page.load(&state).await?;
 
     let mut headers = vec![(header::VARY, "accept".to_owned())];
     if let Some(cursor) = &next_cursor {
@@ -189,6 +183,29 @@ pub async fn list(
     let detections = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
     let page = Detections { detections, meta: PageMeta { next_cursor } };
     Ok(OneOf::First(Answer::new(page).headers(headers)))
+}
+
+/// One detection
+#[api_v2_operation]
+pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<Detection>, ApiError> {
+    let row = state.database.detection(detection_id(&id)?).await?;
+    Ok(web::Json(Detection::try_from(row)?))
+}
+
+/// Erases one detection
+///
+/// With the embedding that was kept of an unknown face. A picture that is sent again with the same `key` does not bring
+/// it back.
+#[api_v2_operation]
+pub async fn erase(state: web::Data<State>, id: web::Path<String>) -> Result<NoContent, ApiError> {
+    state.database.erase_detection(detection_id(&id)?).await?;
+    state.database.forget_erased_detection().await?;
+    Ok(NoContent::new())
+}
+
+/// What is no number is the id of no detection.
+fn detection_id(text: &str) -> Result<i64, ApiError> {
+    text.parse().map_err(|_| ApiError::DetectionNotFound)
 }
 
 /// Where a person was, in the order of time
@@ -231,53 +248,43 @@ impl Page {
             Some(text) => limit_of(text)?,
         };
         let scope = format!("{order:?} {filter:?}");
-        let position = |text: String| position_of(&text, &scope).ok_or(ApiError::InvalidCursor);
-        let after = cursor.map(position).transpose()?;
+        let position = |text: String| page::position_of(&text, &scope).and_then(detection_position);
+        let after = cursor.map(|text| position(text).ok_or(ApiError::InvalidCursor)).transpose()?;
         Ok(Self { filter, order, limit, after, scope })
-    }
-
-    /// What arrived after a detection. Pages of it have no cursors: rows have numbers.
-    fn arrivals(
-        filter: DetectionFilter,
-        after: &str,
-        limit: Option<String>,
-        cursor: Option<String>,
-    ) -> Result<Self, ApiError> {
-        let id = after.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
-            ApiError::InvalidQuery(format!("after is {after:?}, it must be a detection's id, or 0 for all"))
-        })?;
-        if cursor.is_some() {
-            return Err(ApiError::InvalidCursor);
-        }
-        let page = Self::read(filter, DetectionOrder::Arrival, limit, LIST_LIMIT, None)?;
-        Ok(Self { after: Some(DetectionPosition { captured_at: 0, id }), ..page })
     }
 
     /// The page's rows, and the cursor of the next one.
     async fn load(self, state: &State) -> Result<(Vec<DetectionRow>, Option<String>), ApiError> {
         let Self { filter, order, limit, after, scope } = self;
         // One more than asked for tells whether there is a next page.
-        let mut rows = state.database.detections(filter, order, after, i64::from(limit) + 1).await?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let more = rows.len() > limit;
-        rows.truncate(limit);
-        let last = rows.last().filter(|_| more && order != DetectionOrder::Arrival);
-        let next =
-            last.map(|row| cursor_of(DetectionPosition { captured_at: row.captured_at, id: row.id }, &scope));
+        let rows = state.database.detections(filter, order, after, i64::from(limit) + 1).await?;
+        let (rows, more) = page::cut(rows, limit);
+        let last = rows.last().filter(|_| more);
+        let place = |row: &DetectionRow| DetectionPosition { captured_at: row.captured_at, id: row.id };
+        let next = last.map(|row| page::cursor_of(position(place(row)), &scope));
         Ok((rows, next))
     }
 }
 
-pub(super) fn limit_of(text: String) -> Result<u32, ApiError> {
-    // A whole number beyond the type is out of range, not unreadable.
-    let digits = text.strip_prefix('-').unwrap_or(&text);
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(ApiError::InvalidQuery(format!("limit is {text:?}, it must be a whole number")));
+/// What arrived after the detection `after`, in the order of its arrival.
+async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<DetectionRow>, ApiError> {
+    let ListQuery { person, camera, location, from, to, after: _, limit, cursor } = query;
+    let id = after.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
+        ApiError::InvalidQuery(format!("after is {after:?}, it must be a detection's id, or 0 for all"))
+    })?;
+    let by_time = [("from", from), ("to", to), ("cursor", cursor)];
+    let by_time: Vec<&str> =
+        by_time.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| *name).collect();
+    if !by_time.is_empty() {
+        return Err(ApiError::InvalidQuery(format!(
+            "after goes by arrival, {} by the time of capture: leave out the one or the other",
+            by_time.join(" and ")
+        )));
     }
-    match text.parse() {
-        Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),
-        _ => Err(ApiError::LimitOutOfRange { limit: text, max: MAX_LIMIT }),
-    }
+    let limit = limit.map_or(Ok(LIST_LIMIT), limit_of)?;
+    let person = person.map(FaceId::try_from).transpose()?;
+    let filter = DetectionFilter { person, camera_id: camera, location, ..DetectionFilter::default() };
+    Ok(state.database.detections_after(filter, id, i64::from(limit)).await?)
 }
 
 fn time_range(
@@ -302,20 +309,14 @@ fn time_range(
     Ok((begin, end))
 }
 
-/// A position as clients hand it back: 16 hexadecimal digits each of the time, the row, and a check over them and the
-/// query, so that a cursor of another query is refused instead of giving a page of neither.
-fn cursor_of(position: DetectionPosition, scope: &str) -> String {
-    let DetectionPosition { captured_at, id } = position;
-    let digest: [u8; 32] = Sha256::digest(format!("{captured_at} {id} {scope}")).into();
-    let check = digest.first_chunk().copied().map_or(0, u64::from_be_bytes);
-    format!("{:016x}{:016x}{check:016x}", captured_at.cast_unsigned(), id.cast_unsigned())
+/// Time and row, half of a cursor's position each.
+fn position(DetectionPosition { captured_at, id }: DetectionPosition) -> u128 {
+    u128::from(captured_at.cast_unsigned()) << 64 | u128::from(id.cast_unsigned())
 }
 
-fn position_of(cursor: &str, scope: &str) -> Option<DetectionPosition> {
-    let number = |digits: Option<&str>| Some(u64::from_str_radix(digits?, 16).ok()?.cast_signed());
-    let position =
-        DetectionPosition { captured_at: number(cursor.get(..16))?, id: number(cursor.get(16..32))? };
-    (cursor_of(position, scope) == cursor).then_some(position)
+fn detection_position(position: u128) -> Option<DetectionPosition> {
+    let half = |half: u128| u64::try_from(half & u128::from(u64::MAX)).ok().map(u64::cast_signed);
+    Some(DetectionPosition { captured_at: half(position >> 64)?, id: half(position)? })
 }
 
 fn prefers_csv(request: &HttpRequest) -> bool {
@@ -412,15 +413,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_leads_back_to_its_position_in_its_query_only() {
+    fn a_position_of_a_cursor_leads_back_to_its_detection() {
         for (captured_at, id) in [(0, 1), (-1, i64::MAX), (1_714_979_289_250_000, 77)] {
-            let position = DetectionPosition { captured_at, id };
-            let cursor = cursor_of(position, "a");
-            assert_eq!(position_of(&cursor, "a"), Some(position));
-            assert_eq!(position_of(&cursor, "b"), None);
-        }
-        for wrong in ["", "x", "\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}", &"0".repeat(48)] {
-            assert_eq!(position_of(wrong, "a"), None, "{wrong}");
+            let place = DetectionPosition { captured_at, id };
+            assert_eq!(detection_position(position(place)), Some(place));
         }
     }
 }

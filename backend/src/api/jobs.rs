@@ -4,11 +4,12 @@ use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
-    ListMeta, State,
+    State,
     answer::{Answer, OneOf},
-    detections::limit_of,
+    page::{self, LIST_LIMIT, PageMeta, limit_of},
     rfc3339,
 };
 use crate::{
@@ -49,24 +50,25 @@ pub struct JobAnswer {
     finished_at: Option<String>,
 }
 
-/// The newest jobs.
+/// A page of jobs.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Jobs {
     /// The newest first.
     jobs: Vec<JobAnswer>,
-    meta: ListMeta,
+    meta: PageMeta,
 }
 
 /// Query of the list.
 #[derive(Deserialize, Apiv2Schema)]
 #[serde(deny_unknown_fields)]
 pub struct JobsQuery {
-    /// So many at most, 100 by default.
+    /// Only those that are so far.
+    status: Option<String>,
+    /// Entries of a page, 100 by default.
     limit: Option<String>,
+    /// `next_cursor` of the page before, with otherwise the same query.
+    cursor: Option<String>,
 }
-
-/// How many come if nobody says so.
-const LIST_LIMIT: u32 = 100;
 
 /// How far a job is.
 #[derive(Serialize, Apiv2Schema)]
@@ -119,11 +121,30 @@ pub async fn list(
     state: web::Data<State>,
     query: web::Query<JobsQuery>,
 ) -> Result<web::Json<Jobs>, ApiError> {
-    let limit = query.into_inner().limit.map_or(Ok(LIST_LIMIT), limit_of)?;
-    let rows = state.database.jobs(limit.into()).await?;
+    let JobsQuery { status, limit, cursor } = query.into_inner();
+    let status = status.map(status_of).transpose()?;
+    let limit = limit.map_or(Ok(LIST_LIMIT), limit_of)?;
+    let scope = format!("jobs {}", status.map_or("", JobStatus::as_str));
+    let position = |text: String| page::position_of(&text, &scope).ok_or(ApiError::InvalidCursor);
+    let before = cursor.map(position).transpose()?.map(|id| Uuid::from_u128(id).to_string());
+    // One more than asked for tells whether there is a next page.
+    let (rows, more) = page::cut(state.database.jobs(status, before, i64::from(limit) + 1).await?, limit);
+    let next_cursor = rows.last().filter(|_| more).map(|last| cursor_of(&last.id, &scope)).transpose()?;
     let jobs = rows.into_iter().map(JobAnswer::try_from).collect::<Result<Vec<_>, _>>()?;
-    let meta = ListMeta { total: jobs.len() };
-    Ok(web::Json(Jobs { jobs, meta }))
+    Ok(web::Json(Jobs { jobs, meta: PageMeta { next_cursor } }))
+}
+
+fn status_of(text: String) -> Result<JobStatus, ApiError> {
+    let status = JobStatus::ALL.into_iter().find(|status| status.as_str() == text);
+    status.ok_or_else(|| {
+        let all: Vec<&str> = JobStatus::ALL.map(JobStatus::as_str).into();
+        ApiError::InvalidQuery(format!("status is {text:?}, it must be one of {}", all.join(", ")))
+    })
+}
+
+fn cursor_of(id: &str, scope: &str) -> Result<String, ApiError> {
+    let id = Uuid::parse_str(id).map_err(|_| StoreError::Damaged("the id of a job".into()))?;
+    Ok(page::cursor_of(id.as_u128(), scope))
 }
 
 /// How far a job is

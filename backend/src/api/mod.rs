@@ -13,6 +13,7 @@ mod health;
 mod jobs;
 mod model;
 mod openapi;
+mod page;
 mod recognition;
 mod verify;
 
@@ -146,6 +147,12 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::post().to(model::optimized_train))
                 .default_service(web::to(|request| method_not_allowed(request, "POST"))),
         )
+        // After the paths that are no versions.
+        .service(
+            web::resource("/model/{version}")
+                .route(web::delete().to(model::remove))
+                .default_service(web::to(|request| method_not_allowed(request, "DELETE"))),
+        )
         .service(
             web::resource("/jobs")
                 .route(web::get().to(jobs::list))
@@ -199,13 +206,20 @@ fn routes(config: &mut web::ServiceConfig) {
                 .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         )
         .service(
-            web::resource("/cameras")
-                .route(web::get().to(cameras::list))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
             web::resource("/database/{id:[^/]*}/last-known-location")
                 .route(web::get().to(database::last_known_location))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        // After the paths of a person's: a person may be called “detections”.
+        .service(
+            web::resource("/database/detections/{detection_id:[^/]*}")
+                .route(web::get().to(detections::get))
+                .route(web::delete().to(detections::erase))
+                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
+        )
+        .service(
+            web::resource("/cameras")
+                .route(web::get().to(cameras::list))
                 .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         )
         .service(

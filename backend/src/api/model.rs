@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ListMeta, State,
-    answer::{Answer, OneOf},
+    answer::{Answer, NoContent, OneOf},
     jobs::JobAnswer,
     rfc3339,
 };
@@ -97,6 +97,18 @@ pub async fn activate(
     state.database.activate_model(version).await?;
     state.loader.refresh().await?;
     Ok(web::Json(Model::new(row, true)?))
+}
+
+/// Removes a model that does not answer
+///
+/// It cannot be made to answer again, and no other model gets its version.
+#[api_v2_operation]
+pub async fn remove(state: web::Data<State>, version: web::Path<String>) -> Result<NoContent, ApiError> {
+    let version: i64 = version.parse().map_err(|_| ApiError::ModelNotFound)?;
+    let blob = state.database.remove_model(version).await?;
+    // Should the blob stay, the next sweep removes it.
+    state.blobs.delete(&blob).await?;
+    Ok(NoContent::new())
 }
 
 /// A job that goes on, or with `wait=true` one that is done.

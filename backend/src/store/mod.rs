@@ -23,6 +23,12 @@ pub enum StoreError {
     /// There is no model of this version.
     #[error("no such model")]
     ModelNotFound,
+    /// The model of this version answers.
+    #[error("the model answers")]
+    ModelActive,
+    /// There is no detection of this id.
+    #[error("no such detection")]
+    DetectionNotFound,
     /// The lease under which this was to be written belongs to somebody else by now.
     #[error("the lease has ended")]
     LeaseLost,
@@ -62,7 +68,7 @@ pub enum StoreError {
 }
 
 /// What engines say when the connection or the server has gone, or answers too slowly to wait for.
-const AWAY: [&str; 17] = [
+const AWAY: [&str; 18] = [
     // PostgreSQL
     "server closed the connection",
     "terminating connection",
@@ -80,6 +86,7 @@ const AWAY: [&str; 17] = [
     "Connection was killed",
     "max_statement_time exceeded",
     "maximum statement execution time exceeded",
+    "Lock wait timeout exceeded",
     // SQLite
     "database is locked",
     "disk I/O error",

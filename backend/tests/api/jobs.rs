@@ -248,20 +248,42 @@ async fn a_training_after_an_erasure_removes_the_models_that_knew_the_person() {
 #[tokio::test]
 async fn jobs_are_listed_the_newest_first() {
     let server = start!();
-    assert_eq!(
-        server.get("/jobs").await.expect(StatusCode::OK),
-        json!({ "jobs": [], "meta": { "total": 0 } })
-    );
+    let nothing = json!({ "jobs": [], "meta": { "next_cursor": null } });
+    assert_eq!(server.get("/jobs").await.expect(StatusCode::OK), nothing);
     server.enrol("Tony_Blair", &[1]).await;
     let first = server.post("/model/train?wait=true").await.expect(StatusCode::OK);
     let second = server.post("/model/optimized-train?wait=true").await.expect(StatusCode::OK);
-    let listed = server.get("/jobs").await.expect(StatusCode::OK);
-    assert_eq!(listed, json!({ "jobs": [second, first], "meta": { "total": 2 } }));
-    let newest = server.get("/jobs?limit=1").await.expect(StatusCode::OK);
-    assert_eq!(newest["jobs"], json!([second]));
-    for (limit, code) in
-        [("0", "limit_out_of_range"), ("1001", "limit_out_of_range"), ("many", "invalid_query")]
-    {
-        server.get(&format!("/jobs?limit={limit}")).await.expect_error(400, code);
+    let third = server.post("/model/train?wait=true").await.expect(StatusCode::OK);
+    let all = json!({ "jobs": [third, second, first], "meta": { "next_cursor": null } });
+    assert_eq!(server.get("/jobs").await.expect(StatusCode::OK), all);
+
+    // Page by page, while another one is asked for.
+    let newest = server.get("/jobs?limit=2").await.expect(StatusCode::OK);
+    assert_eq!(newest["jobs"], json!([third, second]));
+    let cursor = newest["meta"]["next_cursor"].as_str().unwrap().to_owned();
+    let fourth = server.post("/model/train?wait=true").await.expect(StatusCode::OK);
+    let rest = server.get(&format!("/jobs?limit=2&cursor={cursor}")).await.expect(StatusCode::OK);
+    assert_eq!(rest, json!({ "jobs": [first], "meta": { "next_cursor": null } }));
+    assert_eq!(server.get("/jobs?limit=1").await.expect(StatusCode::OK)["jobs"], json!([fourth]));
+
+    // By how far they are.
+    let done = server.get("/jobs?status=done&limit=1").await.expect(StatusCode::OK);
+    assert_eq!(done["jobs"], json!([fourth]));
+    assert_eq!(server.get("/jobs?status=failed").await.expect(StatusCode::OK), nothing);
+
+    let of_done = done["meta"]["next_cursor"].as_str().unwrap();
+    for (wrong, code) in [
+        ("limit=0", "limit_out_of_range"),
+        ("limit=1001", "limit_out_of_range"),
+        ("limit=many", "invalid_query"),
+        ("status=Done", "invalid_query"),
+        ("order=oldest", "invalid_query"),
+        ("cursor=x", "invalid_cursor"),
+        // Of another query.
+        (&format!("cursor={of_done}"), "invalid_cursor"),
+    ] {
+        server.get(&format!("/jobs?{wrong}")).await.expect_error(400, code);
     }
+    let message = server.get("/jobs?status=over").await.expect_error(400, "invalid_query");
+    assert!(message.contains("\"over\"") && message.contains("queued, running, done"), "{message}");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::Value;
 
-use crate::helpers::{photograph, start};
+use crate::helpers::{files_below, photograph, start};
 
 #[tokio::test]
 async fn enrolled_people_are_recognised_and_others_are_not() {
@@ -188,4 +188,61 @@ async fn the_threshold_is_configurable() {
     assert_eq!(face["decision"], "unknown", "{face}");
     assert!((face["threshold"].as_f64().unwrap() - 0.999).abs() < 1e-6, "{face}");
     assert_eq!(face["top_prediction"]["label"], "Tony_Blair", "{face}");
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_answer_can_be_removed_and_comes_back_in_no_way() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.delete("/model/1").await.expect_error(404, "model_not_found");
+    for _ in 0..3 {
+        server.train().await;
+    }
+    let blobs = || files_below(&server.data.path().join("blobs/models")).len();
+    let versions = async || -> Vec<i64> {
+        let listed = server.get("/model").await.expect(StatusCode::OK);
+        listed["models"].as_array().unwrap().iter().map(|model| model["version"].as_i64().unwrap()).collect()
+    };
+    assert_eq!((versions().await, blobs()), (vec![3, 2, 1], 3));
+
+    server.delete("/model/3").await.expect_error(409, "model_active");
+    assert_eq!((versions().await, blobs()), (vec![3, 2, 1], 3));
+    assert!(server.delete("/model/2").await.expect(StatusCode::NO_CONTENT).is_null());
+    assert_eq!((versions().await, blobs()), (vec![3, 1], 2));
+    server.delete("/model/2").await.expect_error(404, "model_not_found");
+    server.post("/model/2/activate").await.expect_error(404, "model_not_found");
+
+    // The newest as well, once another one answers; no other model gets its version.
+    server.post("/model/1/activate").await.expect(StatusCode::OK);
+    server.delete("/model/3").await.expect(StatusCode::NO_CONTENT);
+    assert_eq!((versions().await, blobs()), (vec![1], 1));
+    let face = server.recognise("Tony_Blair", 3).await;
+    assert_eq!(face["decision"], "known", "{face}");
+    assert_eq!(server.train().await["model_version"], 4);
+    assert_eq!(versions().await, [4, 1]);
+
+    for wrong in ["0", "-1", "x", "99999999999999999999"] {
+        server.delete(&format!("/model/{wrong}")).await.expect_error(404, "model_not_found");
+    }
+    let answer = server.get("/model/4").await;
+    assert_eq!(answer.headers["allow"], "DELETE");
+    answer.expect_error(405, "method_not_allowed");
+    server.delete("/model/train").await.expect_error(405, "method_not_allowed");
+}
+
+#[tokio::test]
+async fn the_version_of_a_model_that_an_erasure_removed_is_not_given_again() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    server.train().await;
+    // The first, which never knew the person, answers; the next training removes the second.
+    server.post("/model/1/activate").await.expect(StatusCode::OK);
+    server.delete("/dataset/Hugo_Chavez").await.expect(StatusCode::NO_CONTENT);
+    assert_eq!(server.train().await["model_version"], 3);
+    server.post("/model/1/activate").await.expect(StatusCode::OK);
+    server.post("/model/2/activate").await.expect_error(404, "model_not_found");
+    server.delete("/model/3").await.expect(StatusCode::NO_CONTENT);
+    assert_eq!(server.train().await["model_version"], 4);
 }

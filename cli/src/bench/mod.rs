@@ -2,6 +2,7 @@
 
 mod bandwidth;
 mod crowd;
+mod load;
 mod plot;
 
 use anyhow::Result;
@@ -20,6 +21,7 @@ pub struct Options {
 enum What {
     Bandwidth(bandwidth::Options),
     Crowd(crowd::Options),
+    Load(load::Options),
 }
 
 /// Runs a benchmark.
@@ -30,5 +32,6 @@ pub fn run(options: &Options) -> Result<Outcome> {
     match &options.what {
         What::Bandwidth(options) => bandwidth::run(options).map(|()| Outcome::Done),
         What::Crowd(options) => crowd::run(options),
+        What::Load(options) => load::run(options),
     }
 }

@@ -17,7 +17,7 @@ pub use self::{
     error::ClientError,
     types::{
         AddedImage, Cameras, Dataset, Detection, Detections, Face, Job, JobStatus, Jobs, LastKnownLocation,
-        Model, Models, NamedPerson, PersonImages, Results, Track,
+        Model, Models, NamedPerson, PersonImages, Results, Track, Verification,
     },
 };
 use self::{
@@ -214,6 +214,15 @@ impl Client {
         let form = Body::Form(vec![("image", Part::Image(image))]);
         self.send(&operation::RECEIVE_ONLY, &[], &[], form).await?;
         Ok(())
+    }
+
+    /// Compares the faces of two pictures, each of exactly one face.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`].
+    pub async fn verify(&self, first: Bytes, second: Bytes) -> Result<Verification, ClientError> {
+        let form = Body::Form(vec![("image", Part::Image(first)), ("image", Part::Image(second))]);
+        self.call(&operation::VERIFY, &[], &[], form).await
     }
 
     /// Begins a training: on the stored embeddings, or, if `full`, from the images.

@@ -45,4 +45,5 @@ operations! {
     STORE_RESULTS: POST "/face-recognition/store-results",
     TRACK: GET "/database/{id}/track",
     TRAIN: POST "/model/train",
+    VERIFY: POST "/face-recognition/verify",
 }

@@ -57,6 +57,7 @@ fn answers_are_read_whole() {
     read_whole::<NamedPerson>(&document, &operation::RENAME_PERSON, "200");
     read_whole::<AddedImage>(&document, &operation::ADD_IMAGE, "201");
     read_whole::<Results>(&document, &operation::GET_RESULTS, "200");
+    read_whole::<Verification>(&document, &operation::VERIFY, "200");
     read_whole::<Job>(&document, &operation::JOB, "200");
     read_whole::<Job>(&document, &operation::OPTIMIZED_TRAIN, "202");
     read_whole::<Jobs>(&document, &operation::JOBS, "200");
@@ -76,6 +77,7 @@ fn the_fields_of_forms_are_in_the_document() {
         assert!(fields("RecognitionForm")[name].is_object(), "{name}");
     }
     assert!(fields("EnrolmentForm")["image"].is_object());
+    assert!(fields("VerificationForm")["image"].is_object());
     assert!(fields("Renaming")["face_id"].is_object());
 }
 

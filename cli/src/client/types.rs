@@ -133,6 +133,15 @@ pub struct Face {
 }
 
 impl Face {
+    /// Of several faces on a picture the one that is largest: whoever is photographed stands close.
+    pub fn largest(faces: &[Self]) -> Option<&Self> {
+        let area = |face: &&Self| {
+            let edges = face.bounding_box;
+            (edges.right - edges.left) * (edges.bottom - edges.top)
+        };
+        faces.iter().max_by(|a, b| area(a).total_cmp(&area(b)))
+    }
+
     /// Who it is; none for somebody who is not enrolled.
     pub fn name(&self) -> Option<&str> {
         match self.decision {
@@ -222,7 +231,7 @@ pub struct Jobs {
     /// The newest first.
     pub jobs: Vec<Job>,
     /// Beside the list.
-    pub meta: ListMeta,
+    pub meta: PageMeta,
 }
 
 /// How far a job is.
@@ -391,4 +400,30 @@ pub struct Place {
     pub location: String,
     /// When it detected a face there last.
     pub last_seen: String,
+}
+
+/// The answer to a comparison of two pictures.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Verification {
+    /// Whether the similarity reaches the threshold.
+    pub same_person: bool,
+    /// Cosine between the embeddings of the two faces.
+    pub similarity: f32,
+    /// What the similarity must reach.
+    pub threshold: f32,
+    /// The network that embedded the faces.
+    pub embedder: String,
+    /// The face of each picture.
+    pub faces: Vec<VerifiedFace>,
+}
+
+/// The one face of a picture.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VerifiedFace {
+    /// Which of the two pictures, 0 or 1.
+    pub image: usize,
+    /// The face in the picture.
+    pub bounding_box: BoundingBox,
+    /// Probability that it is a face.
+    pub detection_confidence: f32,
 }

@@ -6,11 +6,10 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use indicatif::ProgressBar;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::{
     client::{Client, ClientError},
-    interrupt,
+    digest, interrupt,
 };
 
 /// What became of a picture.
@@ -101,7 +100,7 @@ impl Upload<'_> {
                 let picture = picture.as_ref();
                 // Read in the order of the files, so that of two equal ones the first is the original.
                 let read = fs::read(picture).map(|bytes| {
-                    let digest = hex(&Sha256::digest(&bytes));
+                    let digest = digest::sha256(&bytes);
                     let known = if known.contains(&digest) {
                         Some(Fate::AlreadyThere)
                     } else if seen.insert(digest) {
@@ -121,7 +120,7 @@ impl Upload<'_> {
                 Some(Ok(Some(sent))) => {
                     if sent.result.is_refusal() {
                         let why = sent.message.as_deref().unwrap_or_default();
-                        self.bar.suspend(|| eprintln!("{}: {} ({why})", sent.file, sent.result.words()));
+                        self.bar.suspend(|| eprintln!("{}: {}: {why}", sent.file, sent.result.words()));
                     }
                     done.push(sent);
                 }
@@ -177,14 +176,5 @@ pub fn fate(error: &ClientError) -> Option<Fate> {
         "person_not_found" | "invalid_face_id" | "dataset_locked" => return None,
         _ if error.is_of_the_request() => Fate::Refused,
         _ => return None,
-    })
-}
-
-fn hex(digest: &[u8]) -> String {
-    use std::fmt::Write as _;
-    digest.iter().fold(String::new(), |mut text, byte| {
-        // Writing into a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
     })
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::{
-    connection::Connection,
+    connection::Target,
     exit::{self, Failure, Outcome},
     output, runtime,
 };
@@ -21,11 +21,8 @@ Examples:
 pub struct Options {
     #[command(subcommand)]
     action: Option<Action>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
     #[command(flatten)]
-    connection: Connection,
+    target: Target,
 }
 
 #[derive(Debug, Subcommand)]
@@ -44,10 +41,10 @@ enum Action {
 /// # Errors
 /// The server cannot be reached or refuses it.
 pub fn run(options: &Options) -> Result<Outcome> {
-    let answer = runtime()?
-        .block_on(async { Ok::<_, anyhow::Error>(options.connection.client()?.cameras().await?) })?;
+    let answer =
+        runtime()?.block_on(async { Ok::<_, anyhow::Error>(options.target.client()?.cameras().await?) })?;
     match options.action.as_ref().unwrap_or(&Action::List) {
-        Action::List if options.json => output::json(&answer)?,
+        Action::List if options.target.json => output::json(&answer)?,
         Action::List if answer.cameras.is_empty() => output::line("No camera has sent a face yet."),
         Action::List => {
             let rows = answer.cameras.into_iter().map(|camera| {
@@ -62,7 +59,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 let why = "no camera of that id has sent a face; `facepipe cameras` lists them";
                 return Err(Failure::input(id, why).into());
             };
-            if options.json {
+            if options.target.json {
                 output::json(&camera)?;
             } else {
                 let rows = camera.locations.into_iter().map(|place| [place.location, place.last_seen]);

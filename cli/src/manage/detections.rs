@@ -8,7 +8,7 @@ use clap::Args;
 use super::percent;
 use crate::{
     client::{Client, Detection},
-    connection::Connection,
+    connection::Target,
     exit::{self, Outcome},
     interrupt, output, runtime,
 };
@@ -54,11 +54,8 @@ pub struct Options {
     /// Go on with new ones as they come, until Ctrl-C
     #[arg(long, short, conflicts_with_all = ["from", "to"])]
     follow: bool,
-    /// Print JSON; with --follow a line for each
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    connection: Connection,
+    target: Target,
 }
 
 /// Runs the program.
@@ -67,7 +64,7 @@ pub struct Options {
 /// The server cannot be reached or refuses it.
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
-        let client = options.connection.client()?;
+        let client = options.target.client()?;
         list(options, &client).await
     })
 }
@@ -90,7 +87,7 @@ async fn list(options: &Options, client: &Client) -> Result<Outcome> {
         }
     }
     if !options.follow {
-        if options.json {
+        if options.target.json {
             output::json(&newest)?;
         } else if newest.is_empty() {
             output::line("No detection.");
@@ -155,7 +152,7 @@ fn row(detection: &Detection) -> [String; 6] {
 }
 
 fn say(options: &Options, detection: &Detection) -> Result<()> {
-    if options.json {
+    if options.target.json {
         return output::json_line(detection);
     }
     let [id, time, camera, place, who, sure] = row(detection);

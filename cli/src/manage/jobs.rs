@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     client::Job,
-    connection::Connection,
+    connection::Target,
     exit::{self, Outcome},
     output, runtime, train,
 };
@@ -23,11 +23,8 @@ Examples:
 pub struct Options {
     #[command(subcommand)]
     action: Option<Action>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
     #[command(flatten)]
-    connection: Connection,
+    target: Target,
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,11 +58,11 @@ enum Action {
 /// The server cannot be reached or refuses it, or a job that is waited for fails.
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
-        let client = options.connection.client()?;
+        let client = options.target.client()?;
         let job = match options.action.as_ref().unwrap_or(&Action::List) {
             Action::List => {
                 let jobs = client.jobs().await?;
-                if options.json {
+                if options.target.json {
                     output::json(&jobs)?;
                 } else if jobs.jobs.is_empty() {
                     output::line("No job yet.");
@@ -85,7 +82,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             }
         };
         let Some(job) = job else { return Ok(Outcome::Interrupted) };
-        if options.json {
+        if options.target.json {
             output::json(&job)?;
         } else {
             output::table(["Job", "Kind", "Status", "Done", "Asked for"], [row(&job)]);

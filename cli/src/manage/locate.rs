@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::percent;
 use crate::{
-    connection::Connection,
+    connection::Target,
     exit::{self, Failure, Outcome},
     output, runtime,
 };
@@ -32,11 +32,8 @@ pub struct Options {
     /// With --track: before this time, RFC 3339
     #[arg(long, value_name = "TIME", requires = "track")]
     to: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    connection: Connection,
+    target: Target,
 }
 
 /// Runs the program.
@@ -45,7 +42,7 @@ pub struct Options {
 /// The server cannot be reached, or knows nobody of that name.
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
-        let client = options.connection.client()?;
+        let client = options.target.client()?;
         let last = match client.last_known_location(&options.name).await {
             Err(error) if error.code() == Some("person_not_found") => {
                 let why = "the server knows nobody of that name; `facepipe people` lists them";
@@ -69,7 +66,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 }
             }
         }
-        if options.json {
+        if options.target.json {
             if options.track { output::json(&track)? } else { output::json(&last)? }
         } else {
             match &last {

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 
 use super::confirmed;
 use crate::{
-    connection::Connection,
+    connection::Target,
     exit::{self, Failure, Outcome},
     output, runtime,
 };
@@ -23,11 +23,8 @@ Examples:
 pub struct Options {
     #[command(subcommand)]
     action: Option<Action>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
     #[command(flatten)]
-    connection: Connection,
+    target: Target,
 }
 
 #[derive(Debug, Subcommand)]
@@ -67,11 +64,11 @@ enum Action {
 /// The server cannot be reached or refuses it.
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
-        let client = options.connection.client()?;
+        let client = options.target.client()?;
         match options.action.as_ref().unwrap_or(&Action::List) {
             Action::List => {
                 let dataset = client.dataset().await?;
-                if options.json {
+                if options.target.json {
                     output::json(&dataset)?;
                 } else if dataset.people.is_empty() {
                     output::line("Nobody yet: facepipe enroll tree DIR");
@@ -82,7 +79,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             }
             Action::Show { name } => {
                 let Some(images) = client.person_images(name).await? else { return Err(nobody(name).into()) };
-                if options.json {
+                if options.target.json {
                     output::json(&images)?;
                 } else {
                     output::line(format!("{}: {} pictures", images.face_id, images.meta.total));

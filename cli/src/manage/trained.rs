@@ -1,9 +1,9 @@
 //! The part of `facepipe models` that is about the server's trained models.
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use crate::{connection::Connection, exit::Outcome, output, runtime};
+use crate::{connection::Target, exit::Outcome, output, runtime};
 
 /// What is done with trained models.
 #[derive(Debug, Subcommand)]
@@ -20,17 +20,6 @@ pub enum Action {
     },
 }
 
-/// Where, and how it is said.
-#[derive(Debug, Args)]
-#[group(id = "trained_target")]
-pub struct Target {
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    connection: Connection,
-}
-
 /// Runs it.
 ///
 /// # Errors
@@ -39,7 +28,7 @@ pub fn run(action: &Action) -> Result<Outcome> {
     runtime()?.block_on(async {
         match action {
             Action::Trained(target) => {
-                let models = target.connection.client()?.models().await?;
+                let models = target.client()?.models().await?;
                 if target.json {
                     output::json(&models)?;
                 } else if models.models.is_empty() {
@@ -59,7 +48,7 @@ pub fn run(action: &Action) -> Result<Outcome> {
                 }
             }
             Action::Activate { model, target } => {
-                let model = target.connection.client()?.activate_model(*model).await?;
+                let model = target.client()?.activate_model(*model).await?;
                 if target.json {
                     output::json(&model)?;
                 } else {

@@ -9,6 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::manifest::Expected;
+use crate::digest::hex;
 
 /// What lies at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub fn check(path: &Path, expected: &Expected) -> io::Result<State> {
         }
         hasher.update(read);
     }
-    let sha256: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex(&hasher.finalize());
 
     Ok(match &expected.sha256 {
         Some(pinned) if *pinned != sha256 => {

@@ -12,12 +12,12 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::confusion::{Answer, Confusion};
 use crate::{
     client::{Client, ClientError, Face, Recognition},
     connection::Connection,
+    digest,
     exit::{self, Outcome},
     interrupt,
     latency::{Latencies, Percentiles},
@@ -216,13 +216,7 @@ async fn ask(options: &Options, client: &Client, file: &Path) -> Answered {
 
 /// The key under which a picture is stored once only: the same bytes have the same.
 fn key(image: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let digest = Sha256::digest(image);
-    digest.iter().take(16).fold(String::from("folder-"), |mut key, byte| {
-        // Writing into a string does not fail.
-        let _ = write!(key, "{byte:02x}");
-        key
-    })
+    format!("folder-{}", digest::sha256(image))
 }
 
 /// Compares the answers with the names of the folders right in `root`. Of several faces on a picture the largest
@@ -239,12 +233,7 @@ fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &Hash
         let Some(image) = answered.get(shown.as_str()).filter(|image| image.error.is_none()) else {
             continue;
         };
-        let area = |face: &&Face| {
-            let edges = face.bounding_box;
-            (edges.right - edges.left) * (edges.bottom - edges.top)
-        };
-        let largest = image.faces.iter().max_by(|a, b| area(a).total_cmp(&area(b)));
-        let answer = match largest {
+        let answer = match Face::largest(&image.faces) {
             None => Answer::NoFace,
             Some(face) => face.name().map_or(Answer::Unknown, Answer::Named),
         };

@@ -1,14 +1,18 @@
-//! `facepipe recognize`: asks the server who is on pictures.
+//! `facepipe recognize`: asks the server who is on pictures or in video.
 
+mod annotate;
 mod confusion;
 mod folder;
+mod questions;
+mod report;
+mod video;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{exit::Outcome, video};
+use crate::exit::Outcome;
 
-/// Asks the server who is on pictures, a recording, a stream or before a camera.
+/// Asks the server who is on pictures.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]
@@ -29,7 +33,7 @@ enum Source {
 pub fn run(options: &Options) -> Result<Outcome> {
     match &options.source {
         Source::Folder(options) => folder::run(options),
-        Source::Video(options) => video::recognize_video(options),
-        Source::Camera(options) => video::recognize_camera(options),
+        Source::Video(options) => video::video(options),
+        Source::Camera(options) => video::camera(options),
     }
 }

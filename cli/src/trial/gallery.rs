@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::Server;
-use crate::{exit::Failure, pictures, progress};
+use crate::{pictures, progress};
 
 /// One person of the gallery with the photographs that there are.
 pub struct Person {
@@ -58,19 +58,6 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
 /// # Errors
 /// The folder cannot be read, or has nobody in it.
 pub fn read(folder: &Path) -> Result<Vec<Person>> {
-    let mut gallery = Vec::new();
-    for (id, directory) in pictures::people(folder)? {
-        // A folder without a picture is nobody.
-        if let Ok(photographs) = pictures::below(&directory) {
-            gallery.push(Person { id, photographs });
-        }
-    }
-    if gallery.is_empty() {
-        return Err(Failure::input(
-            folder.display(),
-            "no folder in it has a picture (expected <name>/*.jpg)",
-        )
-        .into());
-    }
-    Ok(gallery)
+    let people = pictures::by_person(folder)?;
+    Ok(people.into_iter().map(|(id, photographs)| Person { id, photographs }).collect())
 }

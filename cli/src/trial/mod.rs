@@ -100,7 +100,8 @@ pub fn assets() -> PathBuf {
     env::var_os("FACEPIPE_MODELS").map_or_else(|| PathBuf::from("models"), PathBuf::from).join("assets")
 }
 
-fn default_faces() -> Option<PathBuf> {
+/// Photographs of ten people, where they were downloaded.
+pub fn default_faces() -> Option<PathBuf> {
     [Some(assets()), mirror()]
         .into_iter()
         .flatten()

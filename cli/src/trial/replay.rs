@@ -2,12 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use gst::prelude::*;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, ground_truth::Bounds};
-use crate::progress;
+use crate::{progress, video};
 
 /// Which faces are uploaded: `facecrop`'s property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -74,16 +74,12 @@ impl Replay {
     /// # Errors
     /// The video cannot be played (missing decoder, not a video), or an element fails.
     pub fn run(video: &Path, url: &str, policy: Policy, real_time: bool) -> Result<Self> {
-        gst::init().context("GStreamer cannot be initialised")?;
-        gstfacepipe::register_static().context("the elements cannot be registered")?;
         let started = OffsetDateTime::now_utc();
-        let pipeline = gst::parse::launch(
+        let pipeline = video::pipeline(
             "filesrc name=source ! decodebin ! facepipe-facedetect name=detect ! \
              facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
-        )?
-        .downcast::<gst::Pipeline>()
-        .map_err(|_| anyhow!("the description gave no pipeline"))?;
-        let element = |name: &str| pipeline.by_name(name).with_context(|| format!("no element {name}"));
+        )?;
+        let element = |name: &str| video::element(&pipeline, name);
         element("source")?.set_property("location", video);
         let crop = element("crop")?;
         crop.set_property("margin", MARGIN);

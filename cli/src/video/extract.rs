@@ -1,75 +1,68 @@
-//! `facepipe extract`: the faces of a video as pictures in a folder.
+//! `facepipe extract`: the faces of a video as files.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    collections::HashSet,
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use gst::prelude::*;
 use gst_app::AppSink;
-use gstfacepipe::{crop::Encoding, roi};
-use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
-use super::{
-    faces::FaceOptions,
-    index::{Earlier, Edges, Entry, Folder, INDEX},
-    player::{self, Part, Player},
-    source::Source,
-};
+use super::{faces::FaceOptions, player::Player, source::Source};
 use crate::{
-    exit::{self, Outcome},
+    exit::{self, Failure, Outcome},
     output,
     trial::Policy,
 };
 
-/// How long the folder waits for a picture before the pipeline is looked at.
-const WAIT: Duration = Duration::from_millis(50);
+/// The file with a line for each face.
+const INDEX: &str = "index.jsonl";
 
-/// Writes the faces of a video into a folder, as pictures and an index.
+/// How long a picture is waited for before the pipeline is looked at.
+const WAIT: gst::ClockTime = gst::ClockTime::from_mseconds(50);
+
+/// Takes the faces out of a recording, a stream or a camera's video, one file each.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
   facepipe extract entrance.mp4 faces/
-  facepipe extract entrance.mp4 faces/ --policy every --target-fps 2 --min-size 60
-  facepipe extract rtsp://192.168.1.20/stream1 faces/ --seconds 60
-  facepipe extract /dev/video0 faces/ --resume            (until Ctrl-C)
+  facepipe extract rtsp://camera/stream faces/ --min-size 60 --target-fps 5
+  facepipe extract entrance.mp4 faces/ --policy every --skip-frames 2
+  facepipe extract entrance.mp4 faces/ --resume
 
-Needs no server. File names carry time, track and score and sort by time:
-00012.480_t0007_s0.93.jpg. {INDEX} has a line of JSON for each. A recording is
-processed whole and as fast as it can be; of a live source, frames that come
-faster than they can be searched are not. After Ctrl-C, --resume goes on where
-the index ends.
+Names of files carry when, which track and the detector's score:
+00012.480_t0007_s0.93.jpg is of second 12.48 of the recording; of a stream or a
+camera the name begins with the time of day, UTC. index.jsonl has a line of JSON
+for each face. Nobody but you may read the files. A recording is searched
+completely, as fast as the machine can; of streams and cameras, frames for which
+there is no time are not searched.
 
 {}", exit::HELP))]
 #[group(id = "extract")]
 pub struct Options {
-    /// File, camera (/dev/videoN) or address (rtsp://, http://, https://)
+    /// A file, a camera (/dev/video0) or an address (rtsp://…, http://…)
     #[arg(value_name = "SRC")]
     source: Source,
-    /// The folder, made where there is none
+    /// Where the faces go; made where it is missing
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Which faces become pictures: a few good ones of each person who passes, or each face of each frame
+    /// A few good pictures of each person who walks by, or each face of each frame
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
-    /// Form of the pictures
-    #[arg(long, value_enum, default_value_t)]
-    encoding: Form,
-    /// Quality of the encoding, 1 to 100
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
-    quality: u8,
-    /// What is added around a face on each side, as a share of its width and height
-    #[arg(long, default_value_t = 0.25, value_name = "SHARE", value_parser = margin)]
-    margin: f64,
-    /// Shrink pictures whose longer side is more than this, pixels [default: as large as in the video]
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(16..))]
-    shrink_to: Option<u16>,
-    /// Go on where an earlier run into this folder ended
-    #[arg(long, conflicts_with = "overwrite")]
-    resume: bool,
-    /// Remove what an earlier run wrote into this folder
+    /// Shrink pictures whose longer side, with its margin, is more, pixels
+    #[arg(long, default_value_t = 400, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=4096))]
+    crop_size: u32,
+    /// Go on in a folder that has faces of the same video already
     #[arg(long)]
-    overwrite: bool,
+    resume: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -77,217 +70,209 @@ pub struct Options {
     faces: FaceOptions,
 }
 
-/// Form of the pictures.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum Form {
-    /// Larger, and quick
-    #[default]
-    Jpeg,
-    /// A third smaller, ten times the work
-    Webp,
-}
-
-impl Form {
-    fn encoding(self) -> Encoding {
-        match self {
-            Self::Jpeg => Encoding::Jpeg,
-            Self::Webp => Encoding::Webp,
-        }
-    }
-
-    fn extension(self) -> &'static str {
-        match self {
-            Self::Jpeg => "jpg",
-            Self::Webp => "webp",
-        }
-    }
-}
-
-fn margin(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| "expected a number from 0 to 10".to_owned())?;
-    if (0.0..=10.0).contains(&number) { Ok(number) } else { Err("must be from 0 to 10".into()) }
+/// A line of the index.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    file: String,
+    /// Since the beginning of the video.
+    seconds: f64,
+    /// When it was captured, RFC 3339; of streams and cameras only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    captured_at: Option<String>,
+    /// The same face has the same number; 0 for a face that nobody followed.
+    track: i32,
+    score: f64,
+    /// Left, top, right, bottom in pixels of the frame.
+    #[serde(rename = "box")]
+    bounding_box: [u32; 4],
+    /// Width and height of the frame.
+    frame: [u32; 2],
 }
 
 #[derive(Serialize)]
-struct Summary {
+struct Report {
     source: String,
     folder: String,
-    /// Frames of the source, and those of them that were searched.
-    frames: u64,
-    searched: u64,
-    late: u64,
-    /// Pictures that were written.
-    faces: u64,
+    /// Files that were written by this run, and those that were there.
+    files: usize,
+    already_there: usize,
     tracks: usize,
-    bytes: u64,
-    /// Length of what was played, and how long it took.
+    /// Of video, and of work.
     seconds: f64,
-    elapsed_seconds: f64,
+    took: f64,
     interrupted: bool,
 }
 
 /// Runs the program.
 ///
 /// # Errors
-/// The source cannot be read, or the folder cannot be written.
+/// The source cannot be played, the models are missing, or the folder cannot be written.
 pub fn run(options: &Options) -> Result<Outcome> {
     options.source.check()?;
-    player::prepare()?;
-    let earlier = match (options.resume, options.overwrite) {
-        (true, _) => Earlier::Resume,
-        (_, true) => Earlier::Overwrite,
-        _ => Earlier::Refuse,
-    };
-    let folder = Folder::open(&options.folder, earlier)?;
-    let mut extraction = Extraction::new(options, folder);
-    let mut player = extraction.player()?;
-    let crops = player
-        .element("crops")?
-        .downcast::<AppSink>()
-        .map_err(|element| anyhow::anyhow!("{} is no appsink", element.name()))?;
+    let mut player = Player::of_faces(
+        &options.source,
+        &options.faces,
+        "Searching",
+        "facepipe-facecrop name=crop ! appsink name=faces sync=false async=false max-buffers=16",
+    )?;
+    let crop = player.element("crop")?;
+    crop.set_property_from_str("policy", options.policy.nick());
+    // The detector's own limit holds already.
+    crop.set_property("min-size", 1_u32);
+    crop.set_property("max-size", options.crop_size);
+    let faces = super::appsink(player.element("faces")?)?;
+    let mut album = Album::open(&options.folder, options.resume)?;
+
     player.start()?;
-    let played = extraction.play(&mut player, &crops);
-    let counts = player.counts();
-    let summary = Summary {
+    let played = play(options.source.is_live(), &mut player, &faces, &mut album);
+    let finished = player.finish();
+    played?;
+    let interrupted = finished?;
+    let report = Report {
         source: options.source.to_string(),
         folder: options.folder.display().to_string(),
-        frames: counts.frames,
-        searched: counts.searched,
-        late: counts.late,
-        faces: extraction.written,
-        tracks: extraction.tracks.len(),
-        bytes: extraction.bytes,
+        files: album.written,
+        already_there: album.earlier.len(),
+        tracks: album.tracks.len(),
         seconds: player.seconds(),
-        elapsed_seconds: player.elapsed().as_secs_f64(),
-        interrupted: false,
+        took: player.elapsed().as_secs_f64(),
+        interrupted,
     };
-    let interrupted = player.finish();
-    let summary = Summary { interrupted: matches!(interrupted, Ok(true)), ..summary };
     if options.json {
-        output::json(&summary)?;
+        output::json(&report)?;
     } else {
-        summary.print();
+        let there = if report.already_there > 0 {
+            format!(" ({} were there)", report.already_there)
+        } else {
+            String::new()
+        };
+        output::line(format!(
+            "Faces     {} files of {} tracks in {}{there}",
+            report.files, report.tracks, report.folder
+        ));
+        output::line(format!("Video     {:.1} s in {:.1} s", report.seconds, report.took));
     }
-    played?;
-    if interrupted? {
-        eprintln!("Interrupted; --resume goes on from here.");
-        return Ok(Outcome::Interrupted);
-    }
-    Ok(Outcome::Done)
+    Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
 
-struct Extraction<'a> {
-    options: &'a Options,
-    folder: Folder,
-    /// Added to the times of a live source, which begin anew with each run.
-    offset: f64,
-    first_track: i32,
-    written: u64,
-    bytes: u64,
-    tracks: std::collections::HashSet<i32>,
+/// Plays to the end, or until the program is asked to end.
+fn play(live: bool, player: &mut Player, faces: &AppSink, album: &mut Album) -> Result<()> {
+    let mut ended = false;
+    loop {
+        let sample = faces.try_pull_sample(WAIT);
+        ended |= player.step(Duration::ZERO);
+        match sample {
+            Some(sample) => album.add(live, &sample)?,
+            // The last faces wait behind the end of which the pipeline has told.
+            None if ended => return Ok(()),
+            None => {}
+        }
+        player.say(format!("{} frames, {} faces", player.frames(), album.written));
+    }
 }
 
-impl<'a> Extraction<'a> {
-    fn new(options: &'a Options, folder: Folder) -> Self {
-        let offset = if options.source.is_live() { folder.ended_at.unwrap_or(0.0) } else { 0.0 };
-        let first_track = folder.last_track;
-        Self { options, folder, offset, first_track, written: 0, bytes: 0, tracks: [].into() }
-    }
+/// The folder of faces with its index.
+struct Album {
+    folder: PathBuf,
+    index: File,
+    /// Files of earlier runs, and of this one.
+    earlier: HashSet<String>,
+    seen: HashSet<String>,
+    tracks: HashSet<i32>,
+    written: usize,
+}
 
-    fn player(&self) -> Result<Player> {
-        let Options { source, faces, .. } = self.options;
-        let mut part = Part::first(faces.seconds);
-        if !source.is_live()
-            && let Some(ended_at) = self.folder.ended_at
-        {
-            // Times are written in full, so that the very frame is found again.
-            part.after = gst::ClockTime::try_from(Duration::try_from_secs_f64(ended_at)?).ok();
-        }
-        let player = Player::of_faces(
-            source,
-            faces,
-            part,
-            "Extracting",
-            "facepipe-facecrop name=crop ! appsink name=crops sync=false async=false max-buffers=16",
-        )?;
-        let crop = player.element("crop")?;
-        crop.set_property_from_str("policy", self.options.policy.nick());
-        crop.set_property("encoding", self.options.encoding.encoding());
-        crop.set_property("quality", u32::from(self.options.quality));
-        crop.set_property("margin", self.options.margin);
-        crop.set_property("max-size", u32::from(self.options.shrink_to.unwrap_or(u16::MAX)));
-        // The detector's own limit holds already.
-        crop.set_property("min-size", 1_u32);
-        Ok(player)
-    }
-
-    fn play(&mut self, player: &mut Player, crops: &AppSink) -> Result<()> {
-        let wait = gst::ClockTime::try_from(WAIT)?;
-        loop {
-            while let Some(sample) = crops.try_pull_sample(wait) {
-                self.write(&sample)?;
-                player.say(format!("{} frames, {} faces", player.frames(), self.written));
-                if crops.is_eos() || player.step(Duration::ZERO, |_| ()) {
-                    break;
-                }
+impl Album {
+    fn open(folder: &Path, resume: bool) -> Result<Self> {
+        let failed = |error| Failure::output(folder.display(), error);
+        fs::create_dir_all(folder).map_err(failed)?;
+        let path = folder.join(INDEX);
+        let mut earlier = HashSet::new();
+        let mut tracks = HashSet::new();
+        let mut whole = 0_u64;
+        if let Ok(index) = File::open(&path) {
+            // An empty one is left by a source that could not be played.
+            if !resume && index.metadata().map_err(failed)?.len() > 0 {
+                return Err(Failure::Usage(format!(
+                    "{} has faces already: take another folder, or go on in it with --resume",
+                    folder.display()
+                ))
+                .into());
             }
-            if player.step(Duration::ZERO, |_| ()) || crops.is_eos() {
-                break;
+            // A last line that was cut off, with the process or the disk, is written anew.
+            for line in BufReader::new(index).split(b'\n') {
+                let line = line.map_err(failed)?;
+                let Ok(entry) = serde_json::from_slice::<Entry>(&line) else { break };
+                whole += u64::try_from(line.len())? + 1;
+                tracks.insert(entry.track);
+                earlier.insert(entry.file);
             }
         }
-        while let Some(sample) = crops.try_pull_sample(gst::ClockTime::ZERO) {
-            self.write(&sample)?;
+        let index = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(failed)?;
+        if index.metadata().map_err(failed)?.len() > whole {
+            index.set_len(whole).map_err(failed)?;
         }
-        Ok(())
+        Ok(Self { folder: folder.to_owned(), index, earlier, seen: HashSet::new(), tracks, written: 0 })
     }
 
-    fn write(&mut self, sample: &gst::Sample) -> Result<()> {
-        let buffer = sample.buffer().context("a sample without a picture")?;
-        let facts = roi::crop_facts(buffer).context("a picture without the facts of its face")?;
-        let picture = buffer.map_readable().context("a picture that cannot be read")?;
-        let time = facts.running_time.unwrap_or_default();
-        let seconds = self.offset + time.as_secs_f64();
-        let captured_at = match facts.captured_at.filter(|_| self.options.source.is_live()) {
-            Some(since_1970) => Some((OffsetDateTime::UNIX_EPOCH + since_1970).format(&Rfc3339)?),
-            None => None,
+    /// Writes a face: first its file, under another name until it is whole, then its line.
+    fn add(&mut self, live: bool, sample: &gst::Sample) -> Result<()> {
+        let buffer = sample.buffer().context("a sample without a buffer")?;
+        let facts = gstfacepipe::roi::crop_facts(buffer).context("a crop without its facts")?;
+        let face = facts.face;
+        let time = facts.running_time.or(buffer.pts().map(Duration::from)).unwrap_or_default();
+        let captured = live.then(|| match facts.captured_at {
+            Some(since_epoch) => OffsetDateTime::UNIX_EPOCH + since_epoch,
+            None => OffsetDateTime::now_utc(),
+        });
+        let track = face.track_id.unwrap_or(0);
+        let when = match captured {
+            Some(captured) => captured.format(format_description!(
+                "[year][month][day]T[hour][minute][second].[subsecond digits:3]Z"
+            ))?,
+            None => format!("{:09.3}", time.as_secs_f64()),
         };
-        let track = facts.face.track_id.map(|id| id.saturating_add(self.first_track));
-        let score = facts.face.confidence;
-        let entry = Entry {
-            file: Entry::name(seconds, track, score, self.options.encoding.extension()),
-            seconds,
-            captured_at,
-            track,
-            score,
-            face: Edges::of(&facts.face),
-            frame: [facts.frame_width, facts.frame_height],
-            bytes: u64::try_from(picture.len())?,
-            policy: self.options.policy.nick().into(),
-        };
-        if self.folder.has(&entry.file) {
+        let stem = format!("{when}_t{track:04}_s{:.2}", face.confidence);
+        let name = self.unused(&stem);
+        self.seen.insert(name.clone());
+        // A recording gives the same faces again, so those of the run before are passed over.
+        if self.earlier.contains(&name) {
             return Ok(());
         }
-        self.folder.add(&entry, &picture)?;
+        let entry = Entry {
+            file: name.clone(),
+            seconds: (time.as_secs_f64() * 1000.0).round() / 1000.0,
+            captured_at: captured.map(|captured| captured.format(&Rfc3339)).transpose()?,
+            track,
+            score: (face.confidence * 10_000.0).round() / 10_000.0,
+            bounding_box: [face.left, face.top, face.left + face.width, face.top + face.height],
+            frame: [facts.frame_width, facts.frame_height],
+        };
+        let picture = buffer.map_readable()?;
+        self.write(&name, &picture, &entry)
+            .map_err(|error| Failure::output(self.folder.join(&name).display(), error))?;
+        self.tracks.insert(track);
         self.written += 1;
-        self.bytes += entry.bytes;
-        self.tracks.extend(track);
         Ok(())
     }
-}
 
-impl Summary {
-    fn print(&self) {
-        let speed = if self.elapsed_seconds > 0.0 { self.seconds / self.elapsed_seconds } else { 0.0 };
-        let late = if self.late > 0 { format!(", {} came too fast", self.late) } else { String::new() };
-        output::line(format!("Frames    {} ({} searched{late})", self.frames, self.searched));
-        output::line(format!(
-            "Faces     {} pictures of {} tracks, {} bytes",
-            self.faces, self.tracks, self.bytes
-        ));
-        output::line(format!("Folder    {} ({INDEX})", self.folder));
-        output::line(format!(
-            "Time      {:.1} s of video in {:.1} s, {speed:.1} times as fast",
-            self.seconds, self.elapsed_seconds
-        ));
+    /// Faces that nobody followed may have all of their names in common.
+    fn unused(&self, stem: &str) -> String {
+        let mut name = format!("{stem}.jpg");
+        let mut count = 1;
+        while self.seen.contains(&name) {
+            count += 1;
+            name = format!("{stem}_{count}.jpg");
+        }
+        name
+    }
+
+    fn write(&mut self, name: &str, picture: &[u8], entry: &Entry) -> std::io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".unfinished-").tempfile_in(&self.folder)?;
+        file.write_all(picture)?;
+        file.persist(self.folder.join(name)).map_err(|error| error.error)?;
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        self.index.write_all(&line)
     }
 }

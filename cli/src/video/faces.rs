@@ -1,9 +1,6 @@
 //! Which faces count and which frames are searched: the options that all programs with video share, and what they set.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-};
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -26,24 +23,24 @@ const MAX_THREADS: usize = 4;
 #[group(id = "faces")]
 #[command(next_help_heading = "Faces and frames")]
 pub struct FaceOptions {
-    /// Leave out faces whose shorter side is less than this, pixels
-    #[arg(long, default_value_t = 30, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=32_768))]
-    pub min_size: u32,
-    /// Leave out faces whose shorter side is more than this, pixels
+    /// Leave out faces whose shorter side is less, pixels
+    #[arg(long, default_value_t = 30, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(0..=32_768))]
+    min_size: u32,
+    /// Leave out faces whose longer side is more, pixels
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=32_768))]
-    pub max_size: Option<u32>,
-    /// Leave out faces of which the detector is less sure, 0 to 1
-    #[arg(long, default_value_t = 0.6, value_name = "SCORE", value_parser = share)]
-    pub min_confidence: f32,
-    /// Frames that are passed over after each one that is searched; where faces are meanwhile is predicted
+    max_size: Option<u32>,
+    /// Leave out faces of which the detector is less sure, 0 to 1 [default: the detector's own threshold]
+    #[arg(long, value_name = "SCORE", value_parser = share)]
+    min_confidence: Option<f32>,
+    /// Frames to leave out after each one that is searched
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
-    pub skip_frames: u32,
-    /// Search at most so many frames in a second of the video
-    #[arg(long, value_name = "FPS", value_parser = rate)]
-    pub target_fps: Option<f64>,
+    skip_frames: u32,
+    /// Frames of a second of video that are searched, at most
+    #[arg(long, value_name = "F", value_parser = rate)]
+    target_fps: Option<f64>,
     /// End after so many seconds of the video
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
-    pub seconds: Option<f64>,
+    seconds: Option<f64>,
 }
 
 fn share(text: &str) -> Result<f32, String> {
@@ -60,7 +57,7 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-pub(super) fn positive(text: &str) -> Result<f64, String> {
+pub fn positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
     if number > 0.0 && number <= 1e9 {
         Ok(number)
@@ -73,14 +70,22 @@ impl FaceOptions {
     /// The part of a pipeline that finds and follows faces.
     pub(super) const DESCRIPTION: &str = "facepipe-facedetect name=detect ! facepipe-facetrack name=track";
 
+    /// The time of the first frame that is not wanted.
+    pub fn until(&self) -> Option<gst::ClockTime> {
+        gst::ClockTime::try_from(Duration::try_from_secs_f64(self.seconds?).ok()?).ok()
+    }
+
     /// Sets that part.
     ///
     /// # Errors
     /// An element is missing.
     pub(super) fn configure(&self, pipeline: &gst::Pipeline, source: &Source) -> Result<()> {
-        let detect = pipeline.by_name("detect").context("a pipeline without a detector")?;
-        let track = pipeline.by_name("track").context("a pipeline without a tracker")?;
-        detect.set_property("score-threshold", self.min_confidence);
+        let (detect, track) = (super::element(pipeline, "detect")?, super::element(pipeline, "track")?);
+        if let Some(score) = self.min_confidence {
+            detect.set_property("score-threshold", score);
+            // Otherwise a face that is followed may be less sure.
+            detect.set_property("low-score-threshold", score);
+        }
         detect.set_property("min-face-size", self.min_size);
         detect.set_property("max-face-size", self.max_size.unwrap_or(0));
         detect.set_property("interval", self.skip_frames.saturating_add(1));
@@ -144,14 +149,6 @@ impl Counts {
     }
 }
 
-/// Something that a pipeline's threads and the program share.
-pub(super) type Shared<T> = Arc<Mutex<T>>;
-
-/// Locks it; a thread that panicked meanwhile leaves it as it was.
-pub(super) fn lock<T>(shared: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +158,7 @@ mod tests {
         let options = FaceOptions {
             min_size: 30,
             max_size: None,
-            min_confidence: 0.6,
+            min_confidence: None,
             skip_frames: 0,
             target_fps: None,
             seconds: None,

@@ -41,7 +41,7 @@ pub fn tell(overlay: &gst::Element, track: i32, verdict: &Verdict) {
 pub struct Panel {
     window: Window,
     /// The oldest first, with their tracks.
-    tiles: Vec<(i32, RgbImage)>,
+    tiles: Vec<(Option<i32>, RgbImage)>,
 }
 
 impl Panel {
@@ -55,16 +55,16 @@ impl Panel {
         Ok(Self { window, tiles: Vec::new() })
     }
 
-    /// Whether whoever looks at it has closed it.
-    pub fn closed(&self) -> bool {
-        self.window.closed()
+    /// Notices that it was closed; then it shows nothing more.
+    pub fn look_after(&self) {
+        self.window.closed();
     }
 
     /// Adds a crop; the oldest gives way. A picture that cannot be decoded is left out.
     ///
     /// # Errors
     /// The picture cannot be handed over.
-    pub fn add(&mut self, track: i32, picture: &[u8]) -> Result<()> {
+    pub fn add(&mut self, track: Option<i32>, picture: &[u8]) -> Result<()> {
         let Ok(picture) = image::load_from_memory(picture) else { return Ok(()) };
         let tile = picture.resize(TILE, TILE, FilterType::Triangle).to_rgb8();
         self.tiles.push((track, tile));
@@ -98,7 +98,7 @@ impl Panel {
                 width: tile.width(),
                 height: tile.height(),
                 confidence: 0.0,
-                track_id: Some(*track),
+                track_id: *track,
                 predicted: false,
             });
         }
@@ -109,7 +109,7 @@ impl Panel {
             roi::attach_face(writable, face);
         }
         let sample = gst::Sample::builder().buffer(&buffer).caps(&info.to_caps()?).build();
-        self.window.show_at_all_events(&sample);
+        self.window.show_in_turn(&sample);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! on Ctrl-C, so that what is written meanwhile is whole.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -22,23 +23,6 @@ use crate::{exit::Failure, interrupt, output, progress};
 /// How long what is on its way may take after the end was asked for.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
-/// Which part of the source is played, in its own time.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Part {
-    /// Frames up to this one, it included, were processed by an earlier run.
-    pub after: Option<gst::ClockTime>,
-    /// Frames from this one on are not wanted.
-    pub until: Option<gst::ClockTime>,
-}
-
-impl Part {
-    /// The first seconds.
-    pub fn first(seconds: Option<f64>) -> Self {
-        let until = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        Self { after: None, until: until.and_then(|until| gst::ClockTime::try_from(until).ok()) }
-    }
-}
-
 /// What the pipeline's thread says about the frames that pass.
 #[derive(Default)]
 struct Passing {
@@ -53,6 +37,8 @@ pub struct Player {
     pipeline: gst::Pipeline,
     bus: gst::Bus,
     source: Source,
+    /// The file that the element `output` is to become, for messages.
+    target: Option<PathBuf>,
     bar: ProgressBar,
     has_length: bool,
     passing: Arc<Passing>,
@@ -65,56 +51,44 @@ pub struct Player {
     failure: Option<anyhow::Error>,
 }
 
-/// Makes GStreamer and the project's elements ready.
-///
-/// # Errors
-/// GStreamer is not whole.
-pub fn prepare() -> Result<()> {
-    gst::init().context("GStreamer cannot be initialised")?;
-    gst::glib::set_application_name("facepipe");
-    gstfacepipe::register_static().context("the elements cannot be registered")
-}
-
 impl Player {
     /// A pipeline from the source through the search for faces to `tail`, written as for `gst-launch-1.0`.
     ///
     /// # Errors
     /// An element is missing.
-    pub fn of_faces(
-        source: &Source,
-        options: &FaceOptions,
-        part: Part,
-        label: &'static str,
-        tail: &str,
-    ) -> Result<Self> {
-        let player = Self::new(source, part, label, &format!("{} ! {tail}", FaceOptions::DESCRIPTION))?;
+    pub fn of_faces(source: &Source, options: &FaceOptions, label: &'static str, tail: &str) -> Result<Self> {
+        let tail = format!("{} ! {tail}", FaceOptions::DESCRIPTION);
+        let player = Self::new(source, options.until(), label, &tail)?;
         options.configure(&player.pipeline, source)?;
         Ok(player)
     }
 
-    /// A pipeline from the source to `tail`.
+    /// A pipeline from the source to `tail`. Frames from the time `until` on are left out.
     ///
     /// # Errors
     /// An element is missing.
-    pub fn new(source: &Source, part: Part, label: &'static str, tail: &str) -> Result<Self> {
-        let description = format!(
+    pub fn new(
+        source: &Source,
+        until: Option<gst::ClockTime>,
+        label: &'static str,
+        tail: &str,
+    ) -> Result<Self> {
+        super::start()?;
+        let pipeline = super::pipeline(&format!(
             "{} ! queue name=entry max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! {tail}",
             source.description()
-        );
-        let pipeline = gst::parse::launch(&description)
-            .context("GStreamer lacks something (`facepipe doctor` says what to install)")?
-            .downcast::<gst::Pipeline>()
-            .map_err(|_| anyhow!("the description gave no pipeline"))?;
-        source.configure(&pipeline)?;
+        ))?;
+        source.configure(&super::element(&pipeline, "source")?);
         let passing = Arc::new(Passing::default());
         let entry =
-            pipeline.by_name("entry").and_then(|queue| queue.static_pad("sink")).context("no entry")?;
-        watch(&entry, &passing, part);
+            super::element(&pipeline, "entry")?.static_pad("sink").context("a queue without a pad")?;
+        watch(&entry, &passing, until);
         let bar = if source.is_live() { progress::spinner(label) } else { progress::bar(0, label) };
         Ok(Self {
             bus: pipeline.bus().context("a pipeline without a bus")?,
             pipeline,
             source: source.clone(),
+            target: None,
             bar,
             has_length: false,
             passing,
@@ -132,7 +106,17 @@ impl Player {
     /// # Errors
     /// There is none of that name.
     pub fn element(&self, name: &str) -> Result<gst::Element> {
-        self.pipeline.by_name(name).with_context(|| format!("no element {name}"))
+        super::element(&self.pipeline, name)
+    }
+
+    /// Has the element `output` write a file that will go to `target`.
+    ///
+    /// # Errors
+    /// The description has no such element.
+    pub fn write(&mut self, file: &Path, target: &Path) -> Result<()> {
+        self.element("output")?.set_property("location", file);
+        self.target = Some(target.to_owned());
+        Ok(())
     }
 
     /// Plays on whatever the user says; for what remains to be done after Ctrl-C.
@@ -147,18 +131,19 @@ impl Player {
     pub fn start(&mut self) -> Result<()> {
         self.begun = Instant::now();
         if self.pipeline.set_state(gst::State::Playing).is_err() {
+            // The bus has it in better words than the change of state.
             while let Some(message) = self.bus.pop() {
                 if let gst::MessageView::Error(error) = message.view() {
                     return Err(self.failure_of(error));
                 }
             }
-            return Err(anyhow!("the pipeline cannot be started"));
+            return Err(anyhow!("{}: cannot be played", self.source));
         }
         Ok(())
     }
 
-    /// Waits at most so long for something to happen, and hands the elements' own messages to `told`. True: it has ended.
-    pub fn step(&mut self, wait: Duration, mut told: impl FnMut(&gst::StructureRef)) -> bool {
+    /// Waits at most so long for something to happen. True: it has ended.
+    pub fn step(&mut self, wait: Duration) -> bool {
         self.show_progress();
         if self.obeys_interrupts && interrupt::requested() && !self.interrupted {
             self.interrupted = true;
@@ -177,22 +162,13 @@ impl Player {
                         self.failure = Some(self.failure_of(error));
                     }
                     // What came before the source failed is brought to a good end.
-                    if !at_source {
+                    if !at_source || self.frames() == 0 {
                         return true;
                     }
                     self.end_soon();
                 }
-                gst::MessageView::Warning(warning) => {
-                    self.print(&format!("Warning: {}", warning.error().message()))
-                }
-                gst::MessageView::Info(info) => self.print(info.error().message()),
                 gst::MessageView::Latency(_) => {
                     let _ = self.pipeline.recalculate_latency();
-                }
-                gst::MessageView::Element(element) => {
-                    if let Some(structure) = element.structure() {
-                        told(structure);
-                    }
                 }
                 _ => {}
             }
@@ -217,6 +193,11 @@ impl Player {
     fn end_soon(&mut self) {
         self.deadline.get_or_insert_with(|| Instant::now() + END_LIMIT);
         self.end();
+    }
+
+    /// Whether something failed.
+    pub fn has_failed(&self) -> bool {
+        self.failure.is_some()
     }
 
     /// Whether somebody waits for the end: it was interrupted, or something failed.
@@ -257,9 +238,14 @@ impl Player {
         self.passing.frames.load(Ordering::Relaxed)
     }
 
+    /// The time of the last frame from the beginning of the source.
+    pub fn position(&self) -> gst::ClockTime {
+        gst::ClockTime::from_nseconds(self.passing.position.load(Ordering::Relaxed))
+    }
+
     /// How much of the source was played, seconds.
     pub fn seconds(&self) -> f64 {
-        Duration::from_nanos(self.passing.position.load(Ordering::Relaxed)).as_secs_f64()
+        Duration::from(self.position()).as_secs_f64()
     }
 
     /// How long that took.
@@ -291,7 +277,7 @@ impl Player {
             self.has_length = true;
             self.bar.set_length(length.seconds());
         }
-        self.bar.set_position(self.passing.position.load(Ordering::Relaxed) / 1_000_000_000);
+        self.bar.set_position(self.position().seconds());
     }
 
     fn failure_of(&self, error: &gst::message::Error) -> anyhow::Error {
@@ -299,12 +285,20 @@ impl Player {
         if is_at_source(error.src()) {
             return self.source.failure(&what).into();
         }
-        if named(error.src()).any(|name| name == "output") {
-            // GStreamer's words end with a full stop, and name the file.
-            return Failure::Output(format!("{} (is the disk full?)", what.message().trim_end_matches('.')))
-                .into();
+        let mut names = named(error.src());
+        if let Some(target) = &self.target
+            && names.any(|name| name == "output")
+        {
+            // The operating system's own words stand at the end of the details, if anywhere.
+            let details = error.debug().unwrap_or_default();
+            let details = details.lines().last().unwrap_or_default().trim().to_owned();
+            return Failure::output(target.display(), format_args!("{} ({details})", sentence(&what))).into();
         }
-        anyhow!("{}", what.message())
+        match error.src() {
+            // What it complains of at its start is its model.
+            Some(element) if element.name() == "detect" => Failure::Input(what.message().to_owned()).into(),
+            _ => anyhow!("{}", what.message()),
+        }
     }
 }
 
@@ -312,6 +306,11 @@ impl Drop for Player {
     fn drop(&mut self) {
         let _ = self.pipeline.set_state(gst::State::Null);
     }
+}
+
+/// GStreamer's sentence without the name of the file, which is a temporary one.
+fn sentence(error: &gst::glib::Error) -> &'static str {
+    if error.matches(gst::ResourceError::NoSpaceLeft) { "no space left" } else { "writing failed" }
 }
 
 /// The names of an object and of what it is in, from the inside.
@@ -324,7 +323,7 @@ fn is_at_source(object: Option<&gst::Object>) -> bool {
 }
 
 /// Counts the frames that enter, and keeps out those that are not wanted.
-fn watch(entry: &gst::Pad, passing: &Arc<Passing>, part: Part) {
+fn watch(entry: &gst::Pad, passing: &Arc<Passing>, until: Option<gst::ClockTime>) {
     let passing = Arc::clone(passing);
     entry.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let Some(buffer) = info.buffer() else { return gst::PadProbeReturn::Ok };
@@ -332,14 +331,11 @@ fn watch(entry: &gst::Pad, passing: &Arc<Passing>, part: Part) {
             event.segment().downcast_ref::<gst::ClockTime>()?.to_running_time(buffer.pts()?)
         });
         if let Some(time) = time {
-            if part.until.is_some_and(|until| time >= until) {
+            if until.is_some_and(|until| time >= until) {
                 passing.beyond.store(true, Ordering::Relaxed);
                 return gst::PadProbeReturn::Drop;
             }
             passing.position.store(time.nseconds(), Ordering::Relaxed);
-            if part.after.is_some_and(|after| time <= after) {
-                return gst::PadProbeReturn::Drop;
-            }
         }
         passing.frames.fetch_add(1, Ordering::Relaxed);
         gst::PadProbeReturn::Ok

@@ -7,7 +7,6 @@ use std::{
     str::FromStr,
 };
 
-use anyhow::{Context, Result};
 use gst::prelude::*;
 use url::Url;
 
@@ -137,12 +136,8 @@ impl Source {
         }
     }
 
-    /// Sets what a description cannot hold as it is.
-    ///
-    /// # Errors
-    /// An element is missing.
-    pub(super) fn configure(&self, pipeline: &gst::Pipeline) -> Result<()> {
-        let source = pipeline.by_name("source").context("a pipeline without a source")?;
+    /// Sets what a description cannot hold as it is, on its element `source`.
+    pub(super) fn configure(&self, source: &gst::Element) {
         match self {
             Self::File(path) => source.set_property("location", path),
             Self::Camera(path) => source.set_property("device", path.display().to_string()),
@@ -160,7 +155,6 @@ impl Source {
             }
             Self::Stream(url) => source.set_property("uri", url.as_str()),
         }
-        Ok(())
     }
 
     /// What failed at this source, from an error of an element in its part of the pipeline.

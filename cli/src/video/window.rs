@@ -3,12 +3,12 @@
 
 use std::{env, sync::Arc};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use gst::prelude::*;
 use gst_app::AppSrc;
 use gst_video::VideoInfo;
 
-use super::faces::{Shared, lock};
+use super::{Shared, lock};
 
 /// A window is at most so large, pixels; the picture is shrunk to it.
 const MAX_WIDTH: i32 = 1280;
@@ -52,19 +52,17 @@ impl Window {
     /// # Errors
     /// An element is missing.
     pub fn open(filter: &str) -> Result<Self> {
+        super::start()?;
         // ximagesink shows on every X server, and the size of its window is that of the picture.
         let x11 = env::var_os("DISPLAY").is_some() && gst::ElementFactory::find("ximagesink").is_some();
         let sink = if x11 { "ximagesink sync=false" } else { "autovideosink sync=false" };
         let filter = if filter.is_empty() { String::new() } else { format!("{filter} ! ") };
-        let pipeline = gst::parse::launch(&format!(
+        let pipeline = super::pipeline(&format!(
             "appsrc name=pictures format=time ! {filter}videoconvert ! videoscale ! \
              video/x-raw,pixel-aspect-ratio=1/1,width=[1,{MAX_WIDTH}],height=[1,{MAX_HEIGHT}] ! {sink}"
         ))
-        .context("a window needs something that GStreamer lacks (gstreamer1.0-x)")?
-        .downcast::<gst::Pipeline>()
-        .map_err(|_| anyhow!("the description gave no pipeline"))?;
-        let source =
-            pipeline.by_name("pictures").and_then(|e| e.downcast::<AppSrc>().ok()).context("no appsrc")?;
+        .context("a window cannot be made (Debian: gstreamer1.0-x)")?;
+        let source = super::element(&pipeline, "pictures")?.downcast::<AppSrc>().ok().context("no appsrc")?;
         let bus = pipeline.bus().context("a pipeline without a bus")?;
         let inner = Arc::new(Inner { pipeline, bus, source, state: Arc::new(State::Open.into()) });
         if inner.pipeline.set_state(gst::State::Playing).is_err() {
@@ -84,7 +82,7 @@ impl Window {
     }
 
     /// Shows a picture after those that wait; for pictures that come seldom.
-    pub fn show_at_all_events(&self, sample: &gst::Sample) {
+    pub fn show_in_turn(&self, sample: &gst::Sample) {
         if *lock(&self.inner.state) == State::Open {
             let _ = self.inner.source.push_sample(sample);
         }
@@ -102,8 +100,8 @@ impl Window {
             if let gst::MessageView::Error(error) = message.view()
                 && *state == State::Open
             {
-                let closed = error.error().matches(gst::ResourceError::NotFound)
-                    && error.error().message().contains("closed");
+                // That is how the sinks say it; its words are in the language of the system.
+                let closed = error.error().matches(gst::ResourceError::NotFound);
                 *state = if closed { State::Closed } else { State::Failed };
                 if !closed {
                     eprintln!("The window is gone, it goes on without: {}", error.error().message());

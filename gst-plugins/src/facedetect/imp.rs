@@ -129,8 +129,9 @@ struct Selection {
     lowest: f32,
     nms_threshold: f32,
     max_faces: u32,
-    /// Limits of a face's shorter side, pixels.
+    /// A face's shorter side at least, pixels.
     min_size: u32,
+    /// A face's longer side at most, pixels.
     max_size: u32,
 }
 
@@ -324,8 +325,11 @@ impl FaceDetect {
         let regions = |wanted: &dyn Fn(&Detection) -> bool| -> Vec<FaceRegion> {
             let wanted = detections.iter().filter(|detection| wanted(detection));
             let regions = wanted.filter_map(|d| to_region(d, info.width(), info.height()));
-            let sizes = selection.min_size..=selection.max_size;
-            regions.filter(|face| sizes.contains(&face.width.min(face.height))).collect()
+            let fits = |face: &FaceRegion| {
+                let (width, height) = (face.width, face.height);
+                width.min(height) >= selection.min_size && width.max(height) <= selection.max_size
+            };
+            regions.filter(fits).collect()
         };
         let found = Faces {
             faces: regions(&|d| d.score > selection.score_threshold),
@@ -486,7 +490,7 @@ impl ObjectImpl for FaceDetect {
                     .build(),
                 glib::ParamSpecUInt::builder("max-face-size")
                     .nick("Maximum face size")
-                    .blurb("Leave out faces whose shorter side is more than this (pixels; 0 = no limit)")
+                    .blurb("Leave out faces whose longer side is more than this (pixels; 0 = no limit)")
                     .default_value(defaults.max_face_size)
                     .mutable_playing()
                     .build(),

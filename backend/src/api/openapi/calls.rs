@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::super::{
     ListMeta,
-    detections::PageMeta,
     jobs::Progress,
+    page::PageMeta,
     recognition::{BoundingBox, Decision},
 };
 use crate::{
@@ -144,6 +144,12 @@ pub const CALLS: &[Call] = &[
     job("/model/generate-emb"),
     call("GET", "/model", MODEL, &[ROWS]),
     call("POST", "/model/{version}/activate", MODEL, &[PATH, MODELS, FULL, ROWS]),
+    call(
+        "DELETE",
+        "/model/{version}",
+        MODEL,
+        &[PATH, &[|| ApiError::ModelNotFound, || ApiError::ModelActive], FULL, ROWS],
+    ),
     call("GET", "/jobs", MODEL, &[LIMIT, ROWS]),
     call("GET", "/jobs/{job_id}", MODEL, &[PATH, &[|| ApiError::JobNotFound], ROWS]),
     call(
@@ -206,6 +212,18 @@ pub const CALLS: &[Call] = &[
         )],
         ..call("GET", "/database/detections", DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
     },
+    call(
+        "GET",
+        "/database/detections/{detection_id}",
+        DATABASE,
+        &[PATH, &[|| ApiError::DetectionNotFound], ROWS],
+    ),
+    call(
+        "DELETE",
+        "/database/detections/{detection_id}",
+        DATABASE,
+        &[PATH, &[|| ApiError::DetectionNotFound], FULL, ROWS],
+    ),
     call("GET", "/database/{id}/track", DATABASE, &[PAGE, FACE_ID, PERSON, ROWS]),
     call(
         "GET",
@@ -291,10 +309,11 @@ const PAGE: &[Sample] = &[
     || ApiError::InvalidCursor,
 ];
 
-/// Of lists of which the newest come.
+/// Of lists that come in pages and go by no time.
 const LIMIT: &[Sample] = &[
     || ApiError::InvalidQuery("limit is \"many\", it must be a whole number".into()),
     || ApiError::LimitOutOfRange { limit: "5000".into(), max: 1000 },
+    || ApiError::InvalidCursor,
 ];
 
 /// Of calls with a JSON body.
@@ -389,6 +408,21 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
                 "description": "As the call that began the job answered it.",
                 "schema": { "type": "string", "minLength": 1 },
                 "example": "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c",
+            }),
+        ),
+        (
+            "detection_id",
+            json!({
+                "description": "The detection's `id`.",
+                "schema": { "type": "integer", "format": "int64", "minimum": 1 },
+                "example": 42,
+            }),
+        ),
+        (
+            "status",
+            json!({
+                "schema": { "type": "string", "enum": JobStatus::ALL.map(JobStatus::as_str) },
+                "example": "running",
             }),
         ),
         ("wait", json!({ "schema": { "type": "boolean", "default": false }, "example": true })),

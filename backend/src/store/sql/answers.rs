@@ -11,7 +11,7 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database,
+    AnyConnection, Database, arrivals,
     detections::{self, NewDetection},
     outbox::{self, NewMessage},
     people::face_ids,
@@ -169,6 +169,9 @@ fn stored_answer(
 }
 
 fn store(connection: &mut AnyConnection, new: &NewUploads) -> Result<StoredUploads, StoreError> {
+    if new.call == KeyedCall::StoreResults {
+        arrivals::announce(connection)?;
+    }
     let face_ids = face_ids(connection)?;
     let people: HashSet<i64> = face_ids.keys().copied().collect();
     let mut uploads = Vec::with_capacity(new.uploads.len());

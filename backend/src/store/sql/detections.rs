@@ -1,6 +1,12 @@
 //! Who was seen where and when.
 
-use diesel::{Connection, dsl::max, prelude::*};
+use diesel::{
+    Connection,
+    dsl::{auto_type, max},
+    expression::functions::define_sql_function,
+    prelude::*,
+    sql_types::{BigInt, Nullable, Text},
+};
 
 use super::{
     AnyConnection, Database,
@@ -70,8 +76,6 @@ pub enum DetectionOrder {
     NewestFirst,
     /// By the time of capture, the earliest first.
     OldestFirst,
-    /// By their rows, the earliest first.
-    Arrival,
 }
 
 /// Where a detection stands in either order.
@@ -178,29 +182,7 @@ impl Database {
         limit: i64,
     ) -> Result<Vec<DetectionRow>, StoreError> {
         self.read(move |connection| {
-            let mut query = detections::table
-                .left_join(people::table)
-                .select((
-                    detections::id,
-                    detections::captured_at,
-                    detections::received_at,
-                    detections::camera_id,
-                    detections::location,
-                    people::face_id.nullable(),
-                    detections::confidence,
-                    detections::score,
-                    detections::threshold,
-                    detections::detection_confidence,
-                    detections::model_version,
-                    detections::track_id,
-                    (
-                        detections::box_left,
-                        detections::box_top,
-                        detections::box_right,
-                        detections::box_bottom,
-                    ),
-                ))
-                .into_boxed::<<AnyConnection as Connection>::Backend>();
+            let mut query = with_names().into_boxed::<<AnyConnection as Connection>::Backend>();
             if let Some(face_id) = &filter.person {
                 query = query.filter(detections::person_id.eq(person(connection, &face_id.to_string())?));
             }
@@ -225,9 +207,6 @@ impl Database {
                 (DetectionOrder::OldestFirst, Some(DetectionPosition { captured_at, id })) => query
                     .filter(detections::captured_at.ge(captured_at))
                     .filter(detections::captured_at.gt(captured_at).or(detections::id.gt(id))),
-                (DetectionOrder::Arrival, Some(DetectionPosition { id, .. })) => {
-                    query.filter(detections::id.gt(id))
-                }
             };
             query = match order {
                 DetectionOrder::NewestFirst => {
@@ -236,9 +215,76 @@ impl Database {
                 DetectionOrder::OldestFirst => {
                     query.order((detections::captured_at.asc(), detections::id.asc()))
                 }
-                DetectionOrder::Arrival => query.order(detections::id.asc()),
             };
             Ok(query.limit(limit).load::<DetectionRow>(connection)?)
+        })
+        .await
+    }
+
+    /// At most `limit` detections in the order of their rows, which is that of their arrival, from the one that follows
+    /// the row `after`. Of the filter, times are not looked at.
+    ///
+    /// Whoever asks again after the last row of an answer gets every detection once, also where several processes add
+    /// some at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`] where the filter names a person who is not there.
+    pub async fn detections_after(
+        &self,
+        filter: DetectionFilter,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<DetectionRow>, StoreError> {
+        let settled = self.settled_detections().await?;
+        self.read(move |connection| {
+            // Hidden from the indexes of what is filtered by: with their own order, all of a person's detections would
+            // be read to find the few new ones. The range of the primary key is short.
+            let mut query = with_names()
+                .filter(detections::id.gt(after))
+                .filter(detections::id.le(settled))
+                .order(detections::id.asc())
+                .limit(limit)
+                .into_boxed::<<AnyConnection as Connection>::Backend>();
+            if let Some(face_id) = &filter.person {
+                let person = person(connection, &face_id.to_string())?;
+                query = query.filter(number_or(detections::person_id, 0).eq(person));
+            }
+            if let Some(camera_id) = &filter.camera_id {
+                query = query.filter(text_or(detections::camera_id, "").eq(camera_id));
+            }
+            if let Some(location) = &filter.location {
+                query = query.filter(text_or(detections::location, "").eq(location));
+            }
+            Ok(query.load::<DetectionRow>(connection)?)
+        })
+        .await
+    }
+
+    /// A detection by its row.
+    ///
+    /// # Errors
+    /// [`StoreError::DetectionNotFound`].
+    pub async fn detection(&self, id: i64) -> Result<DetectionRow, StoreError> {
+        self.read(move |connection| {
+            with_names()
+                .filter(detections::id.eq(id))
+                .first::<DetectionRow>(connection)
+                .optional()?
+                .ok_or(StoreError::DetectionNotFound)
+        })
+        .await
+    }
+
+    /// Erases a detection.
+    ///
+    /// # Errors
+    /// [`StoreError::DetectionNotFound`].
+    pub async fn erase_detection(&self, id: i64) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            match diesel::delete(detections::table.find(id)).execute(connection)? {
+                0 => Err(StoreError::DetectionNotFound),
+                _ => Ok(()),
+            }
         })
         .await
     }
@@ -264,6 +310,35 @@ impl Database {
         })
         .await
     }
+}
+
+define_sql_function! {
+    #[sql_name = "COALESCE"]
+    fn number_or(value: Nullable<BigInt>, other: BigInt) -> BigInt;
+}
+define_sql_function! {
+    #[sql_name = "COALESCE"]
+    fn text_or(value: Text, other: Text) -> Text;
+}
+
+/// Detections with the names that their people have now.
+#[auto_type(no_type_alias)]
+fn with_names() -> _ {
+    detections::table.left_join(people::table).select((
+        detections::id,
+        detections::captured_at,
+        detections::received_at,
+        detections::camera_id,
+        detections::location,
+        people::face_id.nullable(),
+        detections::confidence,
+        detections::score,
+        detections::threshold,
+        detections::detection_confidence,
+        detections::model_version,
+        detections::track_id,
+        (detections::box_left, detections::box_top, detections::box_right, detections::box_bottom),
+    ))
 }
 
 pub(super) fn insert(connection: &mut AnyConnection, detection: &NewDetection) -> Result<(), StoreError> {
@@ -292,4 +367,68 @@ pub(super) fn insert(connection: &mut AnyConnection, detection: &NewDetection) -
         ))
         .execute(connection)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Mutex, time::Duration};
+
+    use diesel::connection::{InstrumentationEvent, set_default_instrumentation};
+
+    use super::*;
+    use crate::store::sql::DatabaseOptions;
+
+    /// The statements of all connections that were opened since.
+    static STATEMENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    #[tokio::test]
+    async fn following_reads_the_primary_key_whatever_is_filtered_by() {
+        set_default_instrumentation(|| {
+            Some(Box::new(|event: InstrumentationEvent<'_>| {
+                if let InstrumentationEvent::StartQuery { query, .. } = event {
+                    STATEMENTS.lock().unwrap().push(query.to_string());
+                }
+            }))
+        })
+        .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&DatabaseOptions {
+            url: folder.path().join("x.db").display().to_string(),
+            connections: 1,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(5),
+            start_timeout: Duration::ZERO,
+        })
+        .unwrap();
+        let person = FaceId::try_from("Ada".to_owned()).unwrap();
+        database.add_person(&person).await.unwrap();
+        let (camera_id, location) = (Some("gate-1".to_owned()), Some("Lobby".to_owned()));
+        for filter in [
+            DetectionFilter::default(),
+            DetectionFilter { person: Some(person), ..DetectionFilter::default() },
+            DetectionFilter { camera_id: camera_id.clone(), ..DetectionFilter::default() },
+            DetectionFilter { location: location.clone(), ..DetectionFilter::default() },
+            DetectionFilter { camera_id, location, ..DetectionFilter::default() },
+        ] {
+            let told = format!("{filter:?}");
+            STATEMENTS.lock().unwrap().clear();
+            database.detections_after(filter, 7, 10).await.unwrap();
+            let statements = STATEMENTS.lock().unwrap().clone();
+            let asked = statements.iter().rfind(|text| text.contains("`detections`.`captured_at`")).unwrap();
+            let explain = format!("EXPLAIN QUERY PLAN {}", asked.split(" -- binds").next().unwrap());
+            let plan = database
+                .read(move |connection| Ok(diesel::sql_query(&explain).load::<Step>(connection)?))
+                .await
+                .unwrap();
+            let plan: Vec<String> = plan.into_iter().map(|step| step.detail).collect();
+            assert!(plan[0].contains("detections USING INTEGER PRIMARY KEY (rowid>?"), "{told}: {plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{told}: {plan:?}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use diesel::prelude::*;
+use diesel::{Connection, prelude::*};
 use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
 use uuid::Uuid;
@@ -66,6 +66,9 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
+    /// In the order in which a job goes through them.
+    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
+
     /// As rows and answers name it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -83,7 +86,7 @@ impl JobStatus {
     }
 
     fn parse(text: &str) -> Result<Self, StoreError> {
-        [Self::Queued, Self::Running, Self::Done, Self::Failed, Self::Cancelled]
+        Self::ALL
             .into_iter()
             .find(|status| status.as_str() == text)
             .ok_or_else(|| StoreError::Damaged(format!("a job of status {text:?}")))
@@ -217,16 +220,30 @@ impl Database {
         self.read(move |connection| find(connection, &id)).await
     }
 
-    /// The newest `limit` jobs, the newest first.
+    /// At most `limit` jobs, the newest first, from the one that follows the job `before`.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn jobs(&self, limit: i64) -> Result<Vec<Job>, StoreError> {
+    pub async fn jobs(
+        &self,
+        status: Option<JobStatus>,
+        before: Option<String>,
+        limit: i64,
+    ) -> Result<Vec<Job>, StoreError> {
         self.read(move |connection| {
-            let newest = (jobs::created_at.desc(), jobs::id.desc());
-            let rows =
-                jobs::table.order(newest).limit(limit).select(Row::as_select()).load::<Row>(connection)?;
-            rows.into_iter().map(Job::try_from).collect()
+            // Ids begin with the time.
+            let mut query = jobs::table
+                .order(jobs::id.desc())
+                .limit(limit)
+                .select(Row::as_select())
+                .into_boxed::<<AnyConnection as Connection>::Backend>();
+            if let Some(status) = status {
+                query = query.filter(jobs::status.eq(status.as_str()));
+            }
+            if let Some(before) = &before {
+                query = query.filter(jobs::id.lt(before));
+            }
+            query.load::<Row>(connection)?.into_iter().map(Job::try_from).collect()
         })
         .await
     }

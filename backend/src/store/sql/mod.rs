@@ -4,6 +4,7 @@
 //! have: no `RETURNING`, no upsert.
 
 mod answers;
+mod arrivals;
 mod connection;
 mod detections;
 mod jobs;
@@ -51,6 +52,8 @@ pub struct Database {
     readers: Pool,
     writer: Pool,
     signals: Arc<Signals>,
+    /// Whether this process alone writes, one transaction after the other.
+    one_writer: bool,
 }
 
 impl Database {
@@ -69,7 +72,8 @@ impl Database {
         drop(connection);
         let (readers, writer) =
             engine.pools(options).with_context(|| format!("cannot open the {engine} database"))?;
-        Ok(Self { readers, writer, signals: Signals::start(engine)? })
+        let one_writer = matches!(engine, Engine::Sqlite { .. });
+        Ok(Self { readers, writer, signals: Signals::start(engine)?, one_writer })
     }
 
     /// Runs `statements` on a thread that may block; everything they read belongs to one moment.
@@ -118,11 +122,25 @@ impl Database {
         self.signals.subscribe(topic)
     }
 
-    /// Removes what erased rows leave behind in the engine's journal.
+    /// Removes what erased people and images leave behind in the engine's journal and pages.
     ///
     /// # Errors
     /// The engine refuses.
     pub async fn forget_erased(&self) -> Result<(), StoreError> {
+        // Takes the erased rows out of their pages. Logs and backups are the server's administrator's.
+        self.forget(Some("VACUUM people, images, embeddings")).await
+    }
+
+    /// Removes what an erased detection leaves behind in the engine's journal. PostgreSQL's pages have it until the
+    /// next of its own vacuums: there may be too many detections to wait for one.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub async fn forget_erased_detection(&self) -> Result<(), StoreError> {
+        self.forget(None).await
+    }
+
+    async fn forget(&self, postgres_vacuum: Option<&'static str>) -> Result<(), StoreError> {
         let pool = self.writer.clone();
         blocking(move || {
             let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
@@ -130,9 +148,8 @@ impl Database {
                 // Pages that held the rows are zeroed by `secure_delete`, but older copies lie in the write-ahead
                 // log until it is folded into the database.
                 AnyConnection::Sqlite(sqlite) => Ok(sqlite.batch_execute("PRAGMA wal_checkpoint(TRUNCATE)")?),
-                // Takes the erased rows out of their pages. Logs and backups are the server's administrator's.
                 AnyConnection::Postgres(postgres) => {
-                    Ok(postgres.batch_execute("VACUUM people, images, embeddings")?)
+                    Ok(postgres_vacuum.map_or(Ok(()), |vacuum| postgres.batch_execute(vacuum))?)
                 }
                 // InnoDB purges erased rows by itself.
                 AnyConnection::Mysql(_) => Ok(()),

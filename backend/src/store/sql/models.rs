@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use diesel::{dsl::max, prelude::*};
+use diesel::{
+    dsl::max,
+    prelude::*,
+    result::{DatabaseErrorKind, Error},
+};
 
 use super::{
     AnyConnection, Database,
@@ -114,8 +118,7 @@ impl Database {
                 if !renew(connection, Lease::Trainer, &holder, ttl)? {
                     return Err(StoreError::LeaseLost);
                 }
-                let last: Option<i64> = models::table.select(max(models::version)).first(connection)?;
-                let version = last.unwrap_or(0) + 1;
+                let version = last_version(connection)? + 1;
                 diesel::insert_into(models::table)
                     .values((
                         models::version.eq(version),
@@ -150,11 +153,37 @@ impl Database {
             let found: Option<i64> =
                 models::table.find(version).select(models::version).first(connection).optional()?;
             found.ok_or(StoreError::ModelNotFound)?;
-            activate(connection, version)
+            match activate(connection, version) {
+                // Removed a moment ago.
+                Err(error) if is_foreign_key_violation(&error) => Err(StoreError::ModelNotFound),
+                outcome => outcome,
+            }
         })
         .await?;
         self.signals.tell(Topic::Model);
         Ok(())
+    }
+
+    /// Removes the row of a model. Returns the key of the blob that must go too.
+    ///
+    /// # Errors
+    /// [`StoreError::ModelNotFound`]; [`StoreError::ModelActive`] for the one that answers.
+    pub async fn remove_model(&self, version: i64) -> Result<String, StoreError> {
+        self.write(move |connection| {
+            let blob: Option<String> =
+                models::table.find(version).select(models::blob_key).first(connection).optional()?;
+            let blob = blob.ok_or(StoreError::ModelNotFound)?;
+            if active_version(connection)? == Some(version) {
+                return Err(StoreError::ModelActive);
+            }
+            match remove(connection, &[version]) {
+                Ok(()) => Ok(blob),
+                // It became so a moment ago.
+                Err(error) if is_foreign_key_violation(&error) => Err(StoreError::ModelActive),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
     /// Removes the rows of all models but the active one that know somebody who was erased. Returns the keys of the
@@ -185,7 +214,7 @@ impl Database {
                 .filter(models::version.eq_any(&doomed))
                 .select(models::blob_key)
                 .load(connection)?;
-            diesel::delete(models::table.filter(models::version.eq_any(&doomed))).execute(connection)?;
+            remove(connection, &doomed)?;
             Ok(blobs)
         })
         .await
@@ -198,6 +227,30 @@ impl Database {
     pub async fn model_blob_keys(&self) -> Result<Vec<String>, StoreError> {
         self.read(|connection| Ok(models::table.select(models::blob_key).load(connection)?)).await
     }
+}
+
+/// The greatest version that a model ever had.
+fn last_version(connection: &mut AnyConnection) -> Result<i64, StoreError> {
+    let there: Option<i64> = models::table.select(max(models::version)).first(connection)?;
+    let removed: Option<i64> =
+        active_model::table.select(active_model::removed_version).first(connection).optional()?;
+    Ok(there.max(removed).unwrap_or(0))
+}
+
+/// Removes rows of models and remembers the greatest of their versions, so that no other model gets it: detections
+/// name the model that identified them. Some model answers, or there would be none to remove.
+fn remove(connection: &mut AnyConnection, versions: &[i64]) -> Result<(), StoreError> {
+    if let Some(greatest) = versions.iter().max() {
+        diesel::update(active_model::table.filter(active_model::removed_version.lt(greatest)))
+            .set(active_model::removed_version.eq(greatest))
+            .execute(connection)?;
+    }
+    diesel::delete(models::table.filter(models::version.eq_any(versions))).execute(connection)?;
+    Ok(())
+}
+
+fn is_foreign_key_violation(error: &StoreError) -> bool {
+    matches!(error, StoreError::Database(Error::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _)))
 }
 
 fn active_version(connection: &mut AnyConnection) -> Result<Option<i64>, StoreError> {

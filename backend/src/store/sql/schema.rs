@@ -47,6 +47,7 @@ table! {
     active_model (slot) {
         slot -> Integer,
         version -> BigInt,
+        removed_version -> BigInt,
     }
 }
 

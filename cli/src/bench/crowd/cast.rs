@@ -1,16 +1,13 @@
 //! Who can walk through a crowd: people of a folder with the photographs that show their face.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use facepipe_vision::{Face, Mtcnn};
 use image::RgbImage;
 
-use super::dice::Dice;
 use crate::{
+    dice::Dice,
     exit::Failure,
     networks::{self, PassedOver},
     pictures, progress,
@@ -66,7 +63,7 @@ impl Photograph {
 /// # Errors
 /// The folder cannot be read, nobody in it has a photograph with a face, or the detector fails.
 pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -> Result<Option<Cast>> {
-    let mut candidates: Vec<(String, Vec<PathBuf>)> = by_person(folder)?.into_iter().collect();
+    let mut candidates: Vec<(String, Vec<PathBuf>)> = pictures::by_person(folder)?.into_iter().collect();
     dice.shuffle(&mut candidates);
     let mut candidates = candidates.into_iter();
     let mut cast = Cast::default();
@@ -109,26 +106,6 @@ pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -
         return Err(Failure::input(folder.display(), why).into());
     }
     Ok(Some(cast))
-}
-
-/// The pictures of each person: `<folder>/<name>/…`.
-fn by_person(folder: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>, Failure> {
-    let mut people: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    for file in pictures::below(folder)? {
-        let mut parts = file.strip_prefix(folder).unwrap_or(&file).components();
-        let (Some(name), Some(_)) = (parts.next(), parts.next()) else { continue };
-        let Some(name) = name.as_os_str().to_str() else {
-            return Err(Failure::input(file.display(), "the name of a person's folder must be valid UTF-8"));
-        };
-        people.entry(name.to_owned()).or_default().push(file);
-    }
-    if people.is_empty() {
-        return Err(Failure::input(
-            folder.display(),
-            "no folder in it has a picture (expected <name>/*.jpg)",
-        ));
-    }
-    Ok(people)
 }
 
 /// The photograph's face that is nearest to its middle.

@@ -2,7 +2,6 @@
 //! with people and a density of their own.
 
 mod cast;
-mod dice;
 mod encode;
 mod paint;
 mod plan;
@@ -21,13 +20,13 @@ use serde::Serialize;
 
 use self::{
     cast::Cast,
-    dice::Dice,
     encode::Encoder,
     paint::Painter,
     plan::FPS,
     truth::{Counts, TruthWriter},
 };
 use crate::{
+    dice::Dice,
     exit::{self, Failure, Outcome},
     interrupt,
     networks::{PassedOver, Weights},

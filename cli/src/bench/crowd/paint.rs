@@ -172,7 +172,10 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     use super::*;
-    use crate::bench::crowd::{cast::Person, dice::Dice, plan, scene};
+    use crate::{
+        bench::crowd::{cast::Person, plan, scene},
+        dice::Dice,
+    };
 
     const SIZE: [u32; 2] = [320, 180];
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::dice::Dice;
+use crate::dice::Dice;
 
 /// Frames per second: what the thesis counts its faces at.
 pub const FPS: u32 = 6;

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use super::dice::Dice;
+use crate::dice::Dice;
 
 /// How many houses stand in a row.
 const HOUSES: u32 = 8;

@@ -3,8 +3,6 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -18,14 +16,11 @@ use gstfacepipe::{
 };
 use tempfile::TempPath;
 
-use super::{
-    faces::{Shared, lock},
-    panel,
-    player::{Part, Player},
-    report::folder_of,
-    source::Source,
+use super::report::folder_of;
+use crate::{
+    exit::Failure,
+    video::{self, Shared, lock, panel, player::Player, source::Source},
 };
-use crate::exit::Failure;
 
 /// How often the pipeline is looked at.
 const WAIT: Duration = Duration::from_millis(100);
@@ -75,15 +70,18 @@ impl Draft {
         &self.temporary
     }
 
+    /// Where it goes.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
     /// Puts it to its place.
     ///
     /// # Errors
     /// That cannot be written.
     pub fn publish(self) -> Result<(), Failure> {
         let Self { temporary, target } = self;
-        let wrong = |error: std::io::Error| Failure::output(target.display(), error);
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o640)).map_err(wrong)?;
-        temporary.persist(&target).map_err(|error| wrong(error.error))
+        temporary.persist(&target).map_err(|error| Failure::output(target.display(), error.error))
     }
 }
 
@@ -92,6 +90,7 @@ impl Draft {
 /// # Errors
 /// GStreamer has no H.264 encoder here.
 pub fn writer(live: bool) -> Result<String> {
+    video::start()?;
     let has = |name| gst::ElementFactory::find(name).is_some();
     let encoder = if has("x264enc") {
         // Look-ahead would hold more frames of a camera than its queues do.
@@ -142,7 +141,7 @@ pub fn draw(
     was_interrupted: bool,
 ) -> Result<bool> {
     let tail = format!("facepipe-faceoverlay name=overlay unanswered=red ! {}", writer(false)?);
-    let mut player = Player::new(source, Part { after: None, until }, "Drawing", &tail)?;
+    let mut player = Player::new(source, until, "Drawing", &tail)?;
     if was_interrupted {
         player.ignore_interrupts();
     }
@@ -150,7 +149,7 @@ pub fn draw(
     for (track, verdict) in verdicts {
         panel::tell(&overlay, *track, verdict);
     }
-    player.element("output")?.set_property("location", draft.path());
+    player.write(draft.path(), draft.target())?;
     let pad = overlay.static_pad("sink").context("an overlay without a pad")?;
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
         if let Some(buffer) = info.buffer_mut()
@@ -164,6 +163,6 @@ pub fn draw(
         gst::PadProbeReturn::Ok
     });
     player.start()?;
-    while !player.step(WAIT, |_| ()) {}
+    while !player.step(WAIT) {}
     player.finish()
 }

@@ -8,8 +8,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use clap::Args;
-use gst::prelude::*;
-use gst_app::{AppSink, AppSinkCallbacks};
+use gst_app::AppSink;
 use gst_video::{VideoFrameRef, VideoInfo};
 use gstfacepipe::{
     crop::{CropRegion, CropSettings, Cropper, Encoding},
@@ -21,30 +20,35 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::{
-    faces::{FaceOptions, positive},
-    panel::Panel,
-    player::{self, Part, Player},
+    nobody,
     shots::{self, Chooser, Fault, Rules, Shot},
-    source::Source,
-    window::{self, Window},
+    upload::{self, Fate},
 };
 use crate::{
-    client::{Client, ClientError},
+    client::Client,
     connection::Connection,
-    exit::{self, Failure, Outcome},
+    exit::{self, Outcome},
     output, runtime, train,
+    video::{
+        self,
+        faces::{FaceOptions, positive},
+        panel::Panel,
+        player::Player,
+        source::Source,
+        window::{self, Window},
+    },
 };
 
 /// How long a frame is waited for before the pipeline is looked at.
-const WAIT: Duration = Duration::from_millis(50);
+const WAIT: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
 /// The pictures that are sent: with so much around the face that the server's own detector finds it, and as large as that
 /// is of use.
 const SENT: CropSettings =
     CropSettings { margin: 0.6, min_size: 1, max_size: 640, quality: 95, encoding: Encoding::Jpeg };
 
-/// How long somebody before a camera is waited for, if nothing else is said, seconds.
-const LIVE_LIMIT: f64 = 120.0;
+/// How long somebody before a camera is waited for, if nothing else is said.
+const LIVE_LIMIT: Duration = Duration::from_secs(120);
 
 /// Adds pictures of the one person before a camera, or in a video.
 #[derive(Debug, Args)]
@@ -62,13 +66,14 @@ pixels, or by a size that differs by 1.4 times. So move your head, come nearer,
 change the light. What the server refuses is not counted, and another one is
 taken. The window shows the face in a purple box, a second one what is sent.
 
-Ends when --count pictures are enrolled; with code 3 where a video, or
---give-up-after, ends before.
+Ends when --count pictures are enrolled; with code 3 where the video, --seconds
+or, before a camera, two minutes end before. A recording that was cut off is
+gone on with by running it again: what the server has already is counted.
 
 {}", exit::HELP))]
 #[group(id = "enroll_camera")]
 pub struct Options {
-    /// Camera (/dev/videoN), file or address (rtsp://, http://, https://)
+    /// A camera, a file or an address (rtsp://…, http://…)
     #[arg(value_name = "SRC", default_value = "/dev/video0")]
     source: Source,
     /// Whose pictures they are: the Face ID, 1 to 64 letters, digits, `_`, `-`, `.` and spaces
@@ -92,9 +97,6 @@ pub struct Options {
     /// Greatest likeness to a picture that was sent, 0 to 1
     #[arg(long, default_value_t = 0.9, value_name = "CORRELATION")]
     max_likeness: f64,
-    /// End after so long with less than --count pictures [default: 120 seconds for a camera, a video's end]
-    #[arg(long, value_name = "SECONDS", value_parser = positive)]
-    give_up_after: Option<f64>,
     /// Show nothing
     #[arg(long)]
     no_window: bool,
@@ -114,8 +116,10 @@ struct Summary {
     /// Whether the person was added by this run.
     created: bool,
     enrolled: u32,
-    /// Pictures that the server refused, by its codes.
-    refused: BTreeMap<String, u32>,
+    /// Pictures that the server had from an earlier run.
+    already_there: u32,
+    /// Pictures that the server refused, by their faults.
+    refused: BTreeMap<Fate, u32>,
     /// Frames that were looked at, and what was wrong with those that were not sent.
     frames: u32,
     frames_without_face: u32,
@@ -137,18 +141,18 @@ pub fn run(options: &Options) -> Result<Outcome> {
     options.source.check()?;
     let runtime = runtime()?;
     let client = options.connection.client()?;
-    let created = runtime.block_on(find_or_create(&client, &options.id, options.create))?;
-    player::prepare()?;
-    let mut session = Session::new(options, &client, &runtime)?;
-    session.summary.face_id.clone_from(&options.id);
-    session.summary.created = created;
+    let is_known = runtime.block_on(client.person_images(&options.id))?.is_some();
+    if !is_known && !options.create {
+        return Err(nobody(&options.id).into());
+    }
+    let mut session = Session::new(options, &client, &runtime, is_known)?;
     let played = session.play();
     let finished = session.player.finish();
     let mut summary = session.summary;
     summary.interrupted = matches!(finished, Ok(true));
 
     let mut failure = played.err().or_else(|| finished.err());
-    let is_complete = summary.enrolled >= options.count;
+    let is_complete = summary.have() >= options.count;
     if options.train && summary.enrolled > 0 && failure.is_none() && !summary.interrupted {
         match runtime.block_on(train::begin_and_wait(&client, false)) {
             Ok(Some(job)) => summary.model_version = train::model_version(&job),
@@ -170,18 +174,6 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(if is_complete { Outcome::Done } else { Outcome::Partly })
 }
 
-/// True: the person was added.
-async fn find_or_create(client: &Client, id: &str, create: bool) -> Result<bool> {
-    if client.person_images(id).await?.is_some() {
-        return Ok(false);
-    }
-    if !create {
-        let why = format!("--id {id}: the server knows nobody of that name; --create adds them");
-        return Err(Failure::Usage(why).into());
-    }
-    Ok(client.add_person(id).await?)
-}
-
 struct Session<'a> {
     options: &'a Options,
     client: &'a Client,
@@ -193,11 +185,13 @@ struct Session<'a> {
     cropper: Cropper,
     chooser: Chooser,
     summary: Summary,
+    /// Whether the server knows the person.
+    is_known: bool,
     several_told: bool,
 }
 
 impl<'a> Session<'a> {
-    fn new(options: &'a Options, client: &'a Client, runtime: &'a Runtime) -> Result<Self> {
+    fn new(options: &'a Options, client: &'a Client, runtime: &'a Runtime, is_known: bool) -> Result<Self> {
         let live = options.source.is_live();
         let (window, panel) = if window::wanted(options.no_window) {
             (Some(Window::open("")?), Some(Panel::open("purple")?))
@@ -218,18 +212,10 @@ impl<'a> Session<'a> {
                 !live
             );
         }
-        let part = Part::first(options.faces.seconds);
-        let player = Player::of_faces(&options.source, &options.faces, part, "Enrolling", &tail)?;
-        let appsink =
-            |name| player.element(name)?.downcast::<AppSink>().map_err(|_| anyhow!("{name} is no appsink"));
-        let frames = appsink("frames")?;
-        if let Some(window) = &window {
-            let window = window.clone();
-            let show = move |sink: &AppSink| {
-                window.show(&sink.pull_sample().map_err(|_| gst::FlowError::Eos)?);
-                Ok(gst::FlowSuccess::Ok)
-            };
-            appsink("view")?.set_callbacks(AppSinkCallbacks::builder().new_sample(show).build());
+        let player = Player::of_faces(&options.source, &options.faces, "Enrolling", &tail)?;
+        let frames = video::appsink(player.element("frames")?)?;
+        if let Some(window) = window.clone() {
+            video::each_sample(&video::appsink(player.element("view")?)?, move |frame| window.show(frame));
         }
         let rules =
             Rules { sharpness: options.min_sharpness, likeness: options.max_likeness, apart: options.apart };
@@ -243,7 +229,8 @@ impl<'a> Session<'a> {
             panel,
             cropper: Cropper::default(),
             chooser: Chooser::new(rules),
-            summary: Summary::default(),
+            summary: Summary { face_id: options.id.clone(), ..Summary::default() },
+            is_known,
             several_told: false,
         })
     }
@@ -251,29 +238,27 @@ impl<'a> Session<'a> {
     fn play(&mut self) -> Result<()> {
         self.player.start()?;
         let begun = Instant::now();
-        let limit =
-            self.options.give_up_after.or_else(|| self.options.source.is_live().then_some(LIVE_LIMIT));
-        let wait = gst::ClockTime::try_from(WAIT)?;
+        let is_limited = self.options.source.is_live() && self.options.faces.until().is_none();
+        let mut ended = false;
         loop {
-            let sample = self.frames.try_pull_sample(wait);
-            let ended = self.player.step(Duration::ZERO, |_| ());
-            if let Some(sample) = &sample
-                && !self.player.is_urgent()
-            {
-                self.consider(sample)?;
+            let sample = self.frames.try_pull_sample(WAIT);
+            ended |= self.player.step(Duration::ZERO);
+            match &sample {
+                Some(sample) if !self.player.is_urgent() => self.consider(sample)?,
+                Some(_) => {}
+                // The last frames wait behind the end of which the pipeline has told.
+                None if ended => return Ok(()),
+                None => {}
             }
             if let Some(panel) = &self.panel {
-                panel.closed();
+                panel.look_after();
             }
-            let full = self.summary.enrolled >= self.options.count;
-            let late = limit.is_some_and(|limit| begun.elapsed().as_secs_f64() > limit);
-            let unwatched = self.window.as_ref().is_some_and(Window::closed);
-            // The last frames may still wait behind the end that the pipeline has told of.
-            let over = (ended && sample.is_none()) || self.frames.is_eos();
-            if full || late || unwatched || over || (ended && self.player.is_urgent()) {
+            let is_late = is_limited && begun.elapsed() > LIVE_LIMIT;
+            let is_unwatched = self.window.as_ref().is_some_and(Window::closed);
+            if self.summary.have() >= self.options.count || is_late || is_unwatched {
                 return Ok(());
             }
-            self.player.say(format!("{} of {}", self.summary.enrolled, self.options.count));
+            self.player.say(format!("{} of {}", self.summary.have(), self.options.count));
         }
     }
 
@@ -343,31 +328,30 @@ impl<'a> Session<'a> {
     fn send(&mut self, picture: Bytes) -> Result<()> {
         if let Some(panel) = &mut self.panel {
             // Each tile is a face of its own.
-            panel.add(i32::try_from(self.summary.frames)?, &picture)?;
+            panel.add(Some(i32::try_from(self.summary.frames)?), &picture)?;
+        }
+        if !self.is_known {
+            self.summary.created = self.runtime.block_on(self.client.add_person(&self.options.id))?;
+            self.is_known = true;
         }
         match self.runtime.block_on(self.client.add_image(&self.options.id, picture)) {
             Ok(_) => {
                 self.summary.enrolled += 1;
                 if !self.options.json {
-                    self.player.line(format!("{:>5} of {}", self.summary.enrolled, self.options.count));
+                    self.player.line(format!("{:>5} of {}", self.summary.have(), self.options.count));
                 }
             }
-            Err(error) => {
-                let code = refusal(&error).map(str::to_owned);
-                let Some(code) = code else { return Err(error.into()) };
-                self.player.print(&format!("Refused, another one is taken: {error}"));
-                *self.summary.refused.entry(code).or_default() += 1;
-            }
+            Err(error) => match upload::fate(&error) {
+                Some(Fate::AlreadyThere) => self.summary.already_there += 1,
+                Some(fate) => {
+                    self.player.print(&format!("Refused, another one is taken: {error}"));
+                    *self.summary.refused.entry(fate).or_default() += 1;
+                }
+                None => return Err(error.into()),
+            },
         }
         Ok(())
     }
-}
-
-/// The code of a refusal that is the picture's fault.
-fn refusal(error: &ClientError) -> Option<&str> {
-    let of_the_picture =
-        ["no_face", "several_faces", "duplicate_image", "image_unreadable", "image_too_large"];
-    error.code().filter(|code| of_the_picture.contains(code))
 }
 
 /// Left, top, right and bottom of a face as shares of the region around it.
@@ -383,6 +367,11 @@ fn inside(face: &FaceRegion, region: &CropRegion) -> [f64; 4] {
 }
 
 impl Summary {
+    /// Pictures that are enrolled, by this run or an earlier one.
+    fn have(&self) -> u32 {
+        self.enrolled + self.already_there
+    }
+
     fn print(&self, count: u32) {
         let row = |number: u32, words: &str| {
             if number > 0 {
@@ -392,9 +381,10 @@ impl Summary {
         if self.created {
             output::line(format!("Added     {}", self.face_id));
         }
-        output::line(format!("Enrolled  {} of {count} pictures", self.enrolled));
-        for (code, number) in &self.refused {
-            row(*number, &format!("refused by the server ({code})"));
+        output::line(format!("Enrolled  {} of {count} pictures", self.have()));
+        row(self.already_there, Fate::AlreadyThere.words());
+        for (fate, number) in &self.refused {
+            row(*number, &format!("refused by the server: {}", fate.words()));
         }
         output::line(format!("Frames    {}", self.frames));
         row(self.frames_without_face, "without a face");

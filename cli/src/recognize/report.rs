@@ -1,10 +1,8 @@
 //! What a recognition found: a line for each face, who was there from when to when, and the files of it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
+    collections::{BTreeMap, HashMap, HashSet},
     io::Write,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -12,30 +10,34 @@ use anyhow::Result;
 use gstfacepipe::results::Verdict;
 use serde::Serialize;
 
-use super::index::Edges;
-use crate::{exit::Failure, output};
+use super::questions::Crop;
+use crate::{
+    exit::Failure,
+    output,
+    video::{player::Player, source::Source},
+};
 
 /// A face that was sent to the server, and the answer.
 #[derive(Debug, Clone, Serialize)]
 pub struct Face {
     /// When, from the beginning of the source.
-    pub seconds: f64,
-    /// The same as a date, where it is known: RFC 3339, UTC.
+    seconds: f64,
+    /// The same as a date, RFC 3339, UTC; of live sources only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub captured_at: Option<String>,
+    captured_at: Option<String>,
     /// Number of the track: faces that are one that was followed have the same.
-    pub track: Option<i32>,
-    /// The face in the frame.
+    track: Option<i32>,
+    /// Left, top, right, bottom in pixels of the frame.
     #[serde(rename = "box")]
-    pub face: Edges,
+    bounding_box: [u32; 4],
     /// How sure the detector at this end is that it is a face, 0 to 1.
-    pub score: f64,
+    score: f64,
     /// What the server says.
-    pub decision: Decision,
+    decision: Decision,
     /// Who it is, where the server knows.
-    pub name: Option<String>,
-    /// How sure the server is of the name, 0 to 1.
-    pub confidence: Option<f64>,
+    name: Option<String>,
+    /// How probable the name is, 0 to 1.
+    confidence: Option<f64>,
 }
 
 /// What the server says of a face.
@@ -53,8 +55,16 @@ pub enum Decision {
 }
 
 impl Face {
+    /// The face of a crop and what the server says of it, with the name and how probable it is.
+    pub fn of(crop: Crop, decision: Decision, known: Option<(String, f32)>) -> Self {
+        let Crop { seconds, captured_at, track, bounding_box, score, .. } = crop;
+        let (name, confidence) = known.unzip();
+        let confidence = confidence.map(f64::from);
+        Self { seconds, captured_at, track, bounding_box, score, decision, name, confidence }
+    }
+
     /// What is drawn for it; nothing where the server said nothing.
-    pub fn verdict(&self) -> Option<Verdict> {
+    fn verdict(&self) -> Option<Verdict> {
         match (self.decision, &self.name) {
             (Decision::Known, Some(name)) => {
                 Some(Verdict::Known { label: name.clone(), confidence: self.confidence.unwrap_or(0.0) })
@@ -68,50 +78,42 @@ impl Face {
 
 /// Somebody who was recognised.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Person {
-    /// Who.
-    pub name: String,
-    /// Faces of them that were sent, and tracks that they belong to.
-    pub faces: u64,
-    /// Tracks.
-    pub tracks: usize,
+struct Person {
+    name: String,
+    /// Faces of them that were sent, and tracks that these belong to.
+    faces: usize,
+    tracks: usize,
     /// Seconds from the beginning of the source.
-    pub first_seconds: f64,
-    /// The same.
-    pub last_seconds: f64,
+    first_seconds: f64,
+    last_seconds: f64,
 }
 
-/// The sums.
-#[derive(Debug, Clone, Serialize)]
-pub struct Summary {
-    /// What was played.
-    pub source: String,
+/// What a recognition found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    source: String,
     /// Frames of the source, and those of them that were searched.
-    pub frames: u64,
-    /// Searched.
-    pub searched: u64,
+    frames: u64,
+    searched: u64,
     /// Frames that a live source sent faster than they could be searched.
-    pub late: u64,
-    /// Faces that were answered.
-    pub faces: usize,
-    /// By decision.
-    pub known: usize,
-    /// By decision.
-    pub unknown: usize,
-    /// By decision.
-    pub no_face: usize,
+    late: u64,
+    /// Faces that were answered, and the same by decision.
+    faces: usize,
+    known: usize,
+    unknown: usize,
+    no_face: usize,
     /// Faces that the server refused.
     pub refused: usize,
-    /// Faces that were not answered: of a live source while the server was slow, or on their way at the end.
-    pub unanswered: u64,
+    /// Faces that were not answered: of a live source while the server was slow or away, or on their way at the end.
+    unanswered: usize,
     /// Length of what was played, and how long it took.
-    pub seconds: f64,
-    /// How long it took.
-    pub elapsed_seconds: f64,
+    seconds: f64,
+    elapsed_seconds: f64,
     /// It was ended by Ctrl-C.
-    pub interrupted: bool,
-    /// Who was there, by name.
-    pub people: Vec<Person>,
+    interrupted: bool,
+    people: Vec<Person>,
+    /// In the order of time.
+    detections: Vec<Face>,
 }
 
 /// The faces, in the order of the answers.
@@ -141,7 +143,7 @@ impl Faces {
     }
 
     /// How many the server says this of.
-    pub fn count(&self, decision: Decision) -> usize {
+    fn count(&self, decision: Decision) -> usize {
         self.all.iter().filter(|face| face.decision == decision).count()
     }
 
@@ -151,32 +153,26 @@ impl Faces {
     }
 
     /// Who was there, by name.
-    pub fn people(&self) -> Vec<Person> {
-        let mut people: BTreeMap<&str, (Person, std::collections::HashSet<i32>)> = BTreeMap::new();
+    fn people(&self) -> Vec<Person> {
+        let mut people: BTreeMap<&str, Vec<&Face>> = BTreeMap::new();
         for face in &self.all {
-            let Some(name) = &face.name else { continue };
-            let (person, tracks) = people.entry(name).or_insert_with(|| {
-                let person = Person {
-                    name: name.clone(),
-                    faces: 0,
-                    tracks: 0,
-                    first_seconds: face.seconds,
-                    last_seconds: face.seconds,
-                };
-                (person, [].into())
-            });
-            person.faces += 1;
-            person.first_seconds = person.first_seconds.min(face.seconds);
-            person.last_seconds = person.last_seconds.max(face.seconds);
-            tracks.extend(face.track);
+            if let Some(name) = &face.name {
+                people.entry(name).or_default().push(face);
+            }
         }
-        people.into_values().map(|(person, tracks)| Person { tracks: tracks.len(), ..person }).collect()
+        let person = |(name, faces): (&str, Vec<&Face>)| Person {
+            name: name.to_owned(),
+            faces: faces.len(),
+            tracks: faces.iter().filter_map(|face| face.track).collect::<HashSet<i32>>().len(),
+            first_seconds: faces.iter().map(|face| face.seconds).fold(f64::INFINITY, f64::min),
+            last_seconds: faces.iter().map(|face| face.seconds).fold(0.0, f64::max),
+        };
+        people.into_iter().map(person).collect()
     }
 
-    fn in_order(&self) -> Vec<&Face> {
-        let mut faces: Vec<&Face> = self.all.iter().collect();
-        faces.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.track.cmp(&b.track)));
-        faces
+    fn into_order(mut self) -> Vec<Face> {
+        self.all.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.track.cmp(&b.track)));
+        self.all
     }
 }
 
@@ -209,13 +205,6 @@ impl std::str::FromStr for ReportFile {
     }
 }
 
-#[derive(Serialize)]
-struct Document<'a> {
-    #[serde(flatten)]
-    summary: &'a Summary,
-    detections: Vec<&'a Face>,
-}
-
 impl ReportFile {
     /// Makes sure that the file can be written, before the work is done.
     ///
@@ -231,30 +220,24 @@ impl ReportFile {
     ///
     /// # Errors
     /// The disk is full or cannot be written.
-    pub fn write(&self, summary: &Summary, faces: &Faces) -> Result<()> {
+    pub fn write(&self, report: &Report) -> Result<()> {
         let content = match self.form {
             Form::Json => {
-                let mut json =
-                    serde_json::to_vec_pretty(&Document { summary, detections: faces.in_order() })?;
+                let mut json = serde_json::to_vec_pretty(report)?;
                 json.push(b'\n');
                 json
             }
-            Form::Csv => csv(&faces.in_order())?,
+            Form::Csv => csv(&report.detections)?,
         };
         let write = || -> std::io::Result<()> {
+            // For its owner alone, as temporary files are: it says who was where and when.
             let mut file = tempfile::NamedTempFile::new_in(folder_of(&self.path))?;
             file.write_all(&content)?;
-            file.as_file().set_permissions(fs::Permissions::from_mode(0o640))?;
             file.persist(&self.path)?;
             Ok(())
         };
         write().map_err(|error| Failure::output(self.path.display(), error))?;
         Ok(())
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 }
 
@@ -263,7 +246,7 @@ pub fn folder_of(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn csv(faces: &[&Face]) -> Result<Vec<u8>> {
+fn csv(faces: &[Face]) -> Result<Vec<u8>> {
     #[derive(Serialize)]
     struct Row<'a> {
         seconds: f64,
@@ -294,7 +277,7 @@ fn csv(faces: &[&Face]) -> Result<Vec<u8>> {
         "confidence",
     ])?;
     for face in faces {
-        let Edges { left, top, right, bottom } = face.face;
+        let [left, top, right, bottom] = face.bounding_box;
         writer.serialize(Row {
             seconds: face.seconds,
             captured_at: face.captured_at.as_deref(),
@@ -312,17 +295,41 @@ fn csv(faces: &[&Face]) -> Result<Vec<u8>> {
     Ok(writer.into_inner()?)
 }
 
-impl Summary {
+impl Report {
+    /// The sums of what was found in what was played.
+    pub fn new(source: &Source, player: &Player, faces: Faces, unanswered: usize, interrupted: bool) -> Self {
+        let counts = player.counts();
+        Self {
+            source: source.to_string(),
+            frames: counts.frames,
+            searched: counts.searched,
+            late: counts.late,
+            faces: faces.len(),
+            known: faces.count(Decision::Known),
+            unknown: faces.count(Decision::Unknown),
+            no_face: faces.count(Decision::NoFace),
+            refused: faces.count(Decision::Refused),
+            unanswered,
+            seconds: player.seconds(),
+            elapsed_seconds: player.elapsed().as_secs_f64(),
+            interrupted,
+            people: faces.people(),
+            detections: faces.into_order(),
+        }
+    }
+
     /// Writes it for people.
     pub fn print(&self) {
         let speed = if self.elapsed_seconds > 0.0 { self.seconds / self.elapsed_seconds } else { 0.0 };
-        let some =
-            |count: u64, words: &str| if count > 0 { format!(", {count} {words}") } else { String::new() };
+        let some = |count: &dyn std::fmt::Display, words: &str| match count.to_string().as_str() {
+            "0" => String::new(),
+            count => format!(", {count} {words}"),
+        };
         output::line(format!(
             "Frames    {} ({} searched{})",
             self.frames,
             self.searched,
-            some(self.late, "came too fast")
+            some(&self.late, "came too fast")
         ));
         output::line(format!(
             "Faces     {}: {} known, {} unknown, {} no face{}{}",
@@ -330,8 +337,8 @@ impl Summary {
             self.known,
             self.unknown,
             self.no_face,
-            some(u64::try_from(self.refused).unwrap_or(0), "refused"),
-            some(self.unanswered, "unanswered"),
+            some(&self.refused, "refused"),
+            some(&self.unanswered, "unanswered"),
         ));
         output::line(format!(
             "Time      {:.1} s of video in {:.1} s, {speed:.1} times as fast",
@@ -341,7 +348,7 @@ impl Summary {
             output::line("");
             let time = |seconds: f64| format!("{seconds:.1} s");
             output::table(
-                ["NAME", "FACES", "TRACKS", "FIRST", "LAST"],
+                ["Name", "Faces", "Tracks", "First", "Last"],
                 self.people.iter().map(|person| {
                     [
                         person.name.clone(),
@@ -365,7 +372,7 @@ mod tests {
             seconds,
             captured_at: None,
             track: Some(track),
-            face: Edges { left: 1, top: 2, right: 3, bottom: 4 },
+            bounding_box: [1, 2, 3, 4],
             score: 0.75,
             decision,
             name: name.map(str::to_owned),
@@ -401,12 +408,12 @@ mod tests {
     fn a_report_is_sorted_by_time_and_its_csv_always_has_headings() {
         let mut faces = Faces::default();
         let headings = "seconds,captured_at,track,left,top,right,bottom,score,decision,name,confidence\n";
-        let text = |faces: &Faces| String::from_utf8(csv(&faces.in_order()).expect("csv")).expect("text");
-        assert_eq!(text(&faces), headings);
+        let text = |faces: Faces| String::from_utf8(csv(&faces.into_order()).expect("csv")).expect("text");
+        assert_eq!(text(Faces::default()), headings);
         faces.add(face(2.5, 1, Decision::Known, Some("Ada, Countess")));
         faces.add(face(1.25, 2, Decision::NoFace, None));
         let rows = "1.25,,2,1,2,3,4,0.75,no_face,,\n2.5,,1,1,2,3,4,0.75,known,\"Ada, Countess\",0.5\n";
-        assert_eq!(text(&faces), format!("{headings}{rows}"));
+        assert_eq!(text(faces), format!("{headings}{rows}"));
         assert!("out.txt".parse::<ReportFile>().is_err());
         let missing: ReportFile = "/nonexistent/out.csv".parse().expect("a file");
         assert!(missing.check().expect_err("refused").to_string().contains("/nonexistent/out.csv"));

@@ -1,0 +1,1 @@
+ALTER TABLE active_model DROP COLUMN removed_version;

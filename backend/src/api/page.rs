@@ -1,0 +1,72 @@
+//! Lists that come in pages: how long a page is, and the cursor that gets the next one.
+
+use paperclip::actix::Apiv2Schema;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::ApiError;
+
+/// Entries of a page at most.
+pub const MAX_LIMIT: u32 = 1000;
+/// Entries of a page, unless asked otherwise.
+pub const LIST_LIMIT: u32 = 100;
+
+/// What belongs to a page beside its entries.
+#[derive(Serialize, Apiv2Schema)]
+pub struct PageMeta {
+    /// What gets the next page, as `cursor`. Null on the last one.
+    #[openapi(example = "000617c5a5b3a6d0000000000000002ac3d9f0a1b2c4d5e6")]
+    pub next_cursor: Option<String>,
+}
+
+/// The length of a page that a query asks for.
+pub fn limit_of(text: String) -> Result<u32, ApiError> {
+    // A whole number beyond the type is out of range, not unreadable.
+    let digits = text.strip_prefix('-').unwrap_or(&text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(ApiError::InvalidQuery(format!("limit is {text:?}, it must be a whole number")));
+    }
+    match text.parse() {
+        Ok(limit) if (1..=MAX_LIMIT).contains(&limit) => Ok(limit),
+        _ => Err(ApiError::LimitOutOfRange { limit: text, max: MAX_LIMIT }),
+    }
+}
+
+/// The rows of a page of `limit` and whether there is a next one, where one row more was asked for.
+pub fn cut<T>(mut rows: Vec<T>, limit: u32) -> (Vec<T>, bool) {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    (rows, more)
+}
+
+/// A position as clients hand it back: 32 hexadecimal digits, and 16 of a check over them and the query, so that a cursor
+/// of another query is refused instead of giving a page of neither.
+pub fn cursor_of(position: u128, scope: &str) -> String {
+    let digest: [u8; 32] = Sha256::digest(format!("{position:032x} {scope}")).into();
+    let check = digest.first_chunk().copied().map_or(0, u64::from_be_bytes);
+    format!("{position:032x}{check:016x}")
+}
+
+/// The position of a cursor that [`cursor_of`] gave for the same query; `None` for every other text.
+pub fn position_of(cursor: &str, scope: &str) -> Option<u128> {
+    let position = u128::from_str_radix(cursor.get(..32)?, 16).ok()?;
+    (cursor_of(position, scope) == cursor).then_some(position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_leads_back_to_its_position_in_its_query_only() {
+        for position in [0, 1, 1 << 64, u128::MAX] {
+            let cursor = cursor_of(position, "a");
+            assert_eq!((cursor.len(), position_of(&cursor, "a")), (48, Some(position)));
+            assert_eq!(position_of(&cursor, "b"), None);
+        }
+        for wrong in ["", "x", "\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}", &"0".repeat(48)] {
+            assert_eq!(position_of(wrong, "a"), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Keeps whoever follows detections by their ids from missing one. Server engines give out ids before the rows can be
+//! seen: a row may appear behind a greater one that was read already. So whoever adds detections shares a lock until
+//! they can be seen, and whoever follows waits for it before asking how far the ids go.
+
+use diesel::{QueryableByName, connection::SimpleConnection as _, dsl::max, prelude::*, sql_types::BigInt};
+
+use super::{AnyConnection, Database, schema::detections};
+use crate::store::{Micros, StoreError};
+
+/// Names the lock on Postgres; any number that nobody else takes for an advisory lock.
+const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7066;
+/// What holds back whoever follows also holds back who comes after: not for long.
+const POSTGRES_PATIENCE: &str = "1s";
+/// Locks the row of MySQL's that stands for it; MariaDB does not know FOR SHARE.
+const MYSQL_SHARE: &str = "SELECT expires_at FROM leases WHERE name = 'arrivals' LOCK IN SHARE MODE";
+const MYSQL_WAIT: &str = "SELECT expires_at FROM leases WHERE name = 'arrivals' FOR UPDATE";
+
+/// What a locking SELECT must read for the row to be locked.
+#[derive(QueryableByName)]
+struct Locked {
+    #[diesel(sql_type = BigInt)]
+    #[expect(dead_code, reason = "the row is all that matters")]
+    expires_at: Micros,
+}
+
+/// For transactions that are about to add detections: until they end, [`Database::settled_detections`] waits.
+pub(super) fn announce(connection: &mut AnyConnection) -> Result<(), StoreError> {
+    match connection {
+        // Has one writer: rows appear in the order of their ids.
+        AnyConnection::Sqlite(_) => (),
+        AnyConnection::Postgres(postgres) => {
+            postgres.batch_execute(&format!("SELECT pg_advisory_xact_lock_shared({POSTGRES_LOCK})"))?;
+        }
+        AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_SHARE).load::<Locked>(mysql)?),
+    }
+    Ok(())
+}
+
+impl Database {
+    /// An id up to which all detections can be seen that will ever be.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] where some take too long to be added.
+    pub(super) async fn settled_detections(&self) -> Result<i64, StoreError> {
+        if self.one_writer {
+            return Ok(i64::MAX);
+        }
+        self.write(|connection| {
+            match connection {
+                AnyConnection::Sqlite(_) => (),
+                AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
+                    "SET LOCAL lock_timeout = '{POSTGRES_PATIENCE}'; SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"
+                ))?,
+                AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_WAIT).load::<Locked>(mysql)?),
+            }
+            // Sees what was added before the lock was there: on Postgres each statement looks anew, on MySQL the first
+            // that locks nothing does.
+            let greatest: Option<i64> = detections::table.select(max(detections::id)).first(connection)?;
+            Ok(greatest.unwrap_or(0))
+        })
+        .await
+    }
+}

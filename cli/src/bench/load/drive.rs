@@ -1,0 +1,268 @@
+//! Sends the requests: each client after its last answer (closed loop), or all at a fixed rate (open loop).
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+
+use super::{
+    Call, is_final,
+    tally::{Row, Tally},
+};
+use crate::{
+    client::{Client, ClientError, Recognition},
+    interrupt, progress,
+};
+
+/// What detections that a benchmark stores carry.
+const CAMERA_ID: &str = "bench-load";
+const LOCATION: &str = "bench";
+
+/// Without any answer for so many requests in a row beyond those under way, the server is gone.
+const UNREACHABLE_IN_A_ROW: u64 = 20;
+/// The same before anything is measured.
+const UNREACHABLE_AT_FIRST: u64 = 1;
+
+/// What is asked of which server.
+#[derive(Debug, Clone)]
+pub struct Work(Arc<Asked>);
+
+#[derive(Debug)]
+struct Asked {
+    client: Client,
+    call: Call,
+    /// At least one.
+    pictures: Vec<Bytes>,
+}
+
+/// How requests follow each other.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// At most so many at a time.
+    pub concurrency: u16,
+    /// Requests begun per second, or each when an answer has come.
+    pub rate: Option<f64>,
+    /// In all; as many as fit into the duration, if nothing is said.
+    pub requests: Option<u64>,
+    /// After so long no request begins.
+    pub duration: Option<Duration>,
+}
+
+/// Why no more requests were sent.
+#[derive(Debug)]
+pub enum Ended {
+    /// They were all sent and answered.
+    AllSent,
+    /// The program was asked to end.
+    Interrupted,
+    /// The server cannot be reached or lets nobody in.
+    Failed(ClientError),
+}
+
+/// A request that has ended.
+pub struct Answer {
+    /// From when it began, or should have begun, until its answer was read.
+    pub took: Duration,
+    /// Of its pictures.
+    pub bytes: u64,
+    /// The faces that were found, where the call looks for faces.
+    pub outcome: Result<Option<usize>, ClientError>,
+}
+
+/// Gives out the numbers of the requests.
+#[derive(Debug)]
+struct Tickets {
+    next: AtomicU64,
+    requests: Option<u64>,
+    until: Option<Instant>,
+}
+
+impl Tickets {
+    fn new(pace: &Pace, begun: Instant) -> Self {
+        let until = pace.duration.and_then(|duration| begun.checked_add(duration));
+        Self { next: AtomicU64::new(0), requests: pace.requests, until }
+    }
+
+    /// The number of a request that begins at `at`; none where no more are to begin.
+    fn draw(&self, at: Instant) -> Option<u64> {
+        if self.until.is_some_and(|until| at >= until) {
+            return None;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.requests.is_none_or(|requests| number < requests).then_some(number)
+    }
+}
+
+impl Work {
+    /// `call` with `pictures` in turn.
+    pub fn new(client: Client, call: Call, pictures: Vec<Bytes>) -> Self {
+        Self(Arc::new(Asked { client, call, pictures }))
+    }
+
+    /// Sends requests that are not measured. A refusal ends nothing: it will be counted when it is measured.
+    pub async fn warm_up(&self, concurrency: u16, requests: u64) -> Ended {
+        let pace = Pace { concurrency, rate: None, requests: Some(requests), duration: None };
+        let bar = progress::bar(requests.try_into().unwrap_or_default(), "Warming");
+        let (_, ended) = self.send_all(&pace, UNREACHABLE_AT_FIRST, &bar).await;
+        bar.finish_and_clear();
+        ended
+    }
+
+    /// Sends requests and counts their answers.
+    pub async fn measure(&self, pace: &Pace) -> (Row, Ended) {
+        let total = pace.requests.unwrap_or_else(|| pace.duration.map_or(0, |duration| duration.as_secs()));
+        let bar = progress::bar(total.try_into().unwrap_or_default(), "Sending");
+        let begun = Instant::now();
+        let patience = UNREACHABLE_IN_A_ROW + u64::from(pace.concurrency);
+        let (tally, ended) = self.send_all(pace, patience, &bar).await;
+        bar.finish_and_clear();
+        (tally.into_row(pace, begun.elapsed()), ended)
+    }
+
+    /// `patience`: requests in a row that cannot reach the server until it is given up.
+    async fn send_all(&self, pace: &Pace, patience: u64, bar: &ProgressBar) -> (Tally, Ended) {
+        let begun = Instant::now();
+        let tickets = Arc::new(Tickets::new(pace, begun));
+        let (sender, mut answers) = mpsc::unbounded_channel();
+        // Dropping the set ends what is in it.
+        let mut senders = JoinSet::new();
+        match pace.rate {
+            Some(rate) => {
+                let concurrency = pace.concurrency.into();
+                senders.spawn(self.clone().open_loop(rate, concurrency, begun, tickets, sender));
+            }
+            None => {
+                for _ in 0..pace.concurrency {
+                    senders.spawn(self.clone().closed_loop(Arc::clone(&tickets), sender.clone()));
+                }
+                drop(sender);
+            }
+        }
+        let mut tally = Tally::new();
+        let mut unreachable = 0;
+        loop {
+            let answer = tokio::select! {
+                answer = answers.recv() => answer,
+                () = interrupt::wait() => return (tally, Ended::Interrupted),
+            };
+            let Some(Answer { took, bytes, outcome }) = answer else { return (tally, Ended::AllSent) };
+            unreachable =
+                if matches!(outcome, Err(ClientError::Unreachable { .. })) { unreachable + 1 } else { 0 };
+            let gone = unreachable >= patience;
+            match outcome {
+                Err(error) if gone || is_final(&error) => return (tally, Ended::Failed(error)),
+                outcome => tally.count(&Answer { took, bytes, outcome }),
+            }
+            match pace.requests {
+                Some(_) => bar.inc(1),
+                None => bar.set_position(begun.elapsed().as_secs()),
+            }
+        }
+    }
+
+    async fn closed_loop(self, tickets: Arc<Tickets>, answers: mpsc::UnboundedSender<Answer>) {
+        loop {
+            let begun = Instant::now();
+            let Some(number) = tickets.draw(begun) else { return };
+            if answers.send(self.ask(number, begun).await).is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn open_loop(
+        self,
+        rate: f64,
+        concurrency: usize,
+        begun: Instant,
+        tickets: Arc<Tickets>,
+        answers: mpsc::UnboundedSender<Answer>,
+    ) {
+        let places = Arc::new(Semaphore::new(concurrency));
+        let mut under_way = JoinSet::new();
+        let mut after = Duration::ZERO;
+        let gap = Duration::from_secs_f64(1.0 / rate);
+        loop {
+            // When it should begin, however late the server makes it.
+            let due = begun + after;
+            after += gap;
+            let Some(number) = tickets.draw(due) else { break };
+            tokio::time::sleep_until(due.into()).await;
+            // The semaphore is never closed.
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+            let (work, answers) = (self.clone(), answers.clone());
+            under_way.spawn(async move {
+                // Where nobody listens any more, the program is ending.
+                let _ = answers.send(work.ask(number, due).await);
+                drop(place);
+            });
+            while under_way.try_join_next().is_some() {}
+        }
+        under_way.join_all().await;
+    }
+
+    /// Makes request `number`, whose time counts from `begun`.
+    async fn ask(&self, number: u64, begun: Instant) -> Answer {
+        let Asked { client, call, .. } = &*self.0;
+        let picture = self.picture(number);
+        let next = self.picture(number + 1);
+        let mut bytes = picture.len();
+        let outcome = match call {
+            Call::GetResults => faces(client.recognize(Recognition::GetResults, picture, None).await),
+            Call::StoreResults => {
+                let call = Recognition::StoreResults { camera_id: CAMERA_ID, location: LOCATION };
+                faces(client.recognize(call, picture, None).await)
+            }
+            Call::Verify => {
+                bytes += next.len();
+                client.verify(picture, next).await.map(|answer| Some(answer.faces.len()))
+            }
+            Call::DryRun => client.receive_only(picture).await.map(|()| None),
+        };
+        Answer { took: begun.elapsed(), bytes: bytes.try_into().unwrap_or(u64::MAX), outcome }
+    }
+
+    fn picture(&self, number: u64) -> Bytes {
+        let pictures = &self.0.pictures;
+        let count = u64::try_from(pictures.len()).unwrap_or(u64::MAX).max(1);
+        let index = usize::try_from(number % count).unwrap_or_default();
+        pictures.get(index).cloned().unwrap_or_default()
+    }
+}
+
+fn faces(answer: Result<crate::client::Results, ClientError>) -> Result<Option<usize>, ClientError> {
+    answer.map(|results| Some(results.faces.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tickets_end_with_the_requests_or_the_time() {
+        let begun = Instant::now();
+        let pace = |requests, seconds: Option<u64>| Pace {
+            concurrency: 1,
+            rate: None,
+            requests,
+            duration: seconds.map(Duration::from_secs),
+        };
+        let tickets = Tickets::new(&pace(Some(2), None), begun);
+        assert_eq!([(); 3].map(|()| tickets.draw(begun)), [Some(0), Some(1), None]);
+        let tickets = Tickets::new(&pace(None, Some(5)), begun);
+        let at = |seconds| tickets.draw(begun + Duration::from_secs(seconds));
+        assert_eq!((at(0), at(4), at(5), at(4)), (Some(0), Some(1), None, Some(2)));
+        let tickets = Tickets::new(&pace(Some(1), Some(5)), begun);
+        assert_eq!(tickets.draw(begun + Duration::from_secs(6)), None);
+    }
+}

@@ -1,0 +1,234 @@
+//! `facepipe bench load`: how many requests a server answers, and how fast, with so many clients at a time or at a
+//! fixed rate.
+
+mod drive;
+mod plot;
+mod tally;
+
+use std::{
+    fs,
+    num::NonZeroU64,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Result;
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use self::{
+    drive::{Ended, Pace, Work},
+    tally::Row,
+};
+use crate::{
+    client::{Client, ClientError, Settings},
+    connection::Connection,
+    exit::{self, Failure, Outcome},
+    output, pictures, runtime, trial,
+};
+
+/// Requests, if nothing is said.
+const REQUESTS: u64 = 100;
+
+/// Requests at a time at a fixed rate, if nothing is said: more than any server should let wait.
+const OPEN_LOOP_CONCURRENCY: u16 = 256;
+
+/// Pictures are held in memory, so that no disk is measured: at most so many bytes of them.
+const MOST_BYTES: usize = 512 * 1024 * 1024;
+
+/// Measures how many requests a server answers, and how fast.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe bench load photo.jpg --requests 1000 --concurrency 1,2,4,8      (a row for each)
+  facepipe bench load visitors/ --duration 60 --concurrency 16 --plot load.svg
+  facepipe bench load visitors/ --rate 20 --duration 60
+  facepipe bench load photo.jpg --call dry-run --requests 5000          (transport alone)
+
+Without --rate each of the clients sends its next request when it has the answer
+to the last one. With --rate requests begin at that rate whatever the answers
+do, and the time of an answer counts from when its request should have begun: a
+server that stalls shows in all requests of that time, not in a few.
+
+Times are those of the requests that were served. A server that is too busy
+says so (429): such answers are counted apart, are not asked again, and are no
+failure of the benchmark. Other refusals and errors are counted by their status
+and code, and make the exit code 3.
+--call store-results stores detections of the camera `bench-load`.
+
+{}", exit::HELP))]
+#[group(id = "load")]
+pub struct Options {
+    /// A picture, or a folder whose pictures are sent in turn [default: the photographs of LFW, where they were
+    /// downloaded]
+    #[arg(value_name = "IMAGE|DIR")]
+    pictures: Option<PathBuf>,
+    /// Requests in all [default: 100, without --duration]
+    #[arg(long, value_name = "N")]
+    requests: Option<NonZeroU64>,
+    /// End after so long, seconds up to a day; what is under way is waited for
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    duration: Option<Duration>,
+    /// Requests at a time, 1 to 1024; several numbers give a row each [default: 1; with --rate: at most 256]
+    #[arg(long, value_name = "C[,C…]", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: Vec<u16>,
+    /// Begin so many requests per second, 0.01 to 100000, whatever the answers do
+    #[arg(long, value_name = "R", value_parser = rate)]
+    rate: Option<f64>,
+    /// Requests before each row that are not measured [default: one for each at a time, up to 16]
+    #[arg(long, value_name = "N")]
+    warm_up: Option<u64>,
+    /// What is asked for
+    #[arg(long, value_enum, default_value_t, value_name = "CALL")]
+    call: Call,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Draw requests per second and times of the rows into this file
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// A call of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Call {
+    /// Who is on a picture
+    #[default]
+    GetResults,
+    /// The same, and a detection of each face is stored
+    StoreResults,
+    /// Whether a picture and the next show one person
+    Verify,
+    /// A picture is read and discarded
+    DryRun,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    server: String,
+    call: Call,
+    pictures: usize,
+    rows: &'a [Row],
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected seconds, 0.1 to 86400".into())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate| (0.01..=100_000.0).contains(rate));
+    rate.ok_or_else(|| "expected requests per second, 0.01 to 100000".into())
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// The pictures cannot be read, the server cannot be reached or refuses the token, or the plot cannot be written.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let pictures = read(options)?;
+    let patience = Duration::ZERO;
+    let client = Client::new(&Settings { patience, ..options.connection.settings()? })?;
+    let server = client.address();
+    let requests = match (options.requests, options.duration) {
+        (Some(requests), _) => Some(requests.get()),
+        (None, Some(_)) => None,
+        (None, None) => Some(REQUESTS),
+    };
+    let concurrencies = match (options.concurrency.as_slice(), options.rate) {
+        ([], None) => vec![1],
+        ([], Some(_)) => vec![OPEN_LOOP_CONCURRENCY],
+        (given, _) => given.to_vec(),
+    };
+    let count = pictures.len();
+    let work = Work::new(client, options.call, pictures);
+    let mut rows = Vec::new();
+    let mut ended = Ended::AllSent;
+    runtime()?.block_on(async {
+        for concurrency in concurrencies {
+            let pace = Pace { concurrency, rate: options.rate, requests, duration: options.duration };
+            let warm_up = options.warm_up.unwrap_or_else(|| u64::from(concurrency.min(16)));
+            ended = work.warm_up(concurrency, warm_up).await;
+            if matches!(ended, Ended::AllSent) {
+                let (row, how) = work.measure(&pace).await;
+                ended = how;
+                rows.push(row);
+            }
+            if !matches!(ended, Ended::AllSent) {
+                break;
+            }
+        }
+    });
+
+    if options.json {
+        output::json(&Report { server, call: options.call, pictures: count, rows: &rows })?;
+    } else if !rows.is_empty() {
+        tally::print(&rows);
+    }
+    match ended {
+        Ended::Failed(error) => return Err(error.into()),
+        Ended::Interrupted => return Ok(Outcome::Interrupted),
+        Ended::AllSent => {}
+    }
+    if let Some(path) = &options.plot {
+        fs::write(path, plot::rows(&rows)?).map_err(|error| Failure::output(path.display(), error))?;
+        if !options.json {
+            output::line(format!("\nPlot      {}", path.display()));
+        }
+    }
+    let refused = rows.iter().any(|row| !row.errors.is_empty());
+    Ok(if refused { Outcome::Partly } else { Outcome::Done })
+}
+
+/// The bytes of all pictures.
+fn read(options: &Options) -> Result<Vec<Bytes>, Failure> {
+    let path = match &options.pictures {
+        Some(path) => path.clone(),
+        None => trial::default_faces().ok_or_else(|| {
+            Failure::Usage("no picture to send: name one, or run `facepipe models fetch lfw10`".into())
+        })?,
+    };
+    let files = if path.is_dir() { pictures::below(&path)? } else { vec![path.clone()] };
+    let mut pictures = Vec::new();
+    let mut bytes = 0;
+    for file in files {
+        let picture = read_one(&file)?;
+        bytes += picture.len();
+        if bytes > MOST_BYTES {
+            let limit = format!("its pictures have more than {MOST_BYTES} bytes; name a smaller folder");
+            return Err(Failure::input(path.display(), limit));
+        }
+        pictures.push(picture);
+    }
+    Ok(pictures)
+}
+
+fn read_one(file: &Path) -> Result<Bytes, Failure> {
+    fs::read(file).map(Bytes::from).map_err(|error| Failure::input(file.display(), error))
+}
+
+/// Whether more requests make no sense after this.
+fn is_final(error: &ClientError) -> bool {
+    matches!(error, ClientError::Unauthorized { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_rates_have_limits() {
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        for wrong in ["0", "-1", "100000", "NaN", "inf", "soon"] {
+            assert!(seconds(wrong).unwrap_err().contains("86400"), "{wrong}");
+        }
+        assert_eq!(rate("0.5"), Ok(0.5));
+        for wrong in ["0", "-1", "1e9", "NaN", "inf", "fast"] {
+            assert!(rate(wrong).unwrap_err().contains("100000"), "{wrong}");
+        }
+    }
+}

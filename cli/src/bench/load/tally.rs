@@ -1,0 +1,209 @@
+//! Counts answers, and puts the counts into a table.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+
+use super::drive::{Answer, Pace};
+use crate::{
+    client::ClientError,
+    latency::{Latencies, Percentiles},
+    output,
+};
+
+/// Answers, counted.
+pub struct Tally {
+    latencies: Latencies,
+    served: u64,
+    without_face: u64,
+    faces: u64,
+    too_busy: u64,
+    bytes: u64,
+    errors: BTreeMap<String, u64>,
+}
+
+/// What one pace gave.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Requests at a time, at most.
+    pub concurrency: u16,
+    /// Requests begun per second; none where each follows an answer.
+    pub rate: Option<f64>,
+    /// Requests that ended.
+    pub requests: u64,
+    /// Requests that were answered with success.
+    pub served: u64,
+    /// Requests that the server was too busy for (429).
+    pub too_busy: u64,
+    /// Others, by status and code.
+    pub errors: BTreeMap<String, u64>,
+    /// Faces in the answers, and answers without any; where the call looks for faces.
+    pub faces: u64,
+    /// See `faces`.
+    pub without_face: u64,
+    /// From the beginning to the last answer.
+    pub seconds: f64,
+    /// Served requests per second.
+    pub requests_per_second: f64,
+    /// Of the pictures of the requests that were served, without headers.
+    pub bytes: u64,
+    /// Of the requests that were served.
+    pub latency: Option<Percentiles>,
+}
+
+impl Tally {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self {
+            latencies: Latencies::new(),
+            served: 0,
+            without_face: 0,
+            faces: 0,
+            too_busy: 0,
+            bytes: 0,
+            errors: BTreeMap::new(),
+        }
+    }
+
+    /// Counts an answer.
+    pub fn count(&mut self, answer: &Answer) {
+        match &answer.outcome {
+            Ok(faces) => {
+                self.served += 1;
+                self.bytes += answer.bytes;
+                self.latencies.record(answer.took);
+                if let Some(faces) = faces {
+                    self.without_face += u64::from(*faces == 0);
+                    self.faces += u64::try_from(*faces).unwrap_or_default();
+                }
+            }
+            Err(ClientError::Refused { status, .. }) if status.as_u16() == 429 => self.too_busy += 1,
+            Err(error) => *self.errors.entry(kind(error)).or_default() += 1,
+        }
+    }
+
+    /// The counts of a time.
+    #[expect(clippy::cast_precision_loss, reason = "counts of requests are far below 2^52")]
+    pub fn into_row(self, pace: &Pace, time: Duration) -> Row {
+        let seconds = time.as_secs_f64();
+        Row {
+            concurrency: pace.concurrency,
+            rate: pace.rate,
+            requests: self.served + self.too_busy + self.errors.values().sum::<u64>(),
+            served: self.served,
+            too_busy: self.too_busy,
+            faces: self.faces,
+            without_face: self.without_face,
+            seconds,
+            requests_per_second: if seconds > 0.0 { self.served as f64 / seconds } else { 0.0 },
+            bytes: self.bytes,
+            latency: self.latencies.percentiles(),
+            errors: self.errors,
+        }
+    }
+}
+
+/// What errors are counted by.
+fn kind(error: &ClientError) -> String {
+    match error {
+        ClientError::Refused { status, code, .. } => format!("{} {code}", status.as_u16()),
+        ClientError::UnexpectedAnswer { status, .. } => format!("{} unexpected answer", status.as_u16()),
+        ClientError::Unreachable { why, .. } => format!("unreachable: {why}"),
+        ClientError::Unauthorized { .. } => "token refused".into(),
+    }
+}
+
+/// Prints a line for each row, and below what went wrong.
+pub fn print(rows: &[Row]) {
+    let headings = [
+        "at a time",
+        "per s",
+        "requests",
+        "429",
+        "errors",
+        "time, s",
+        "served/s",
+        "MB",
+        "p50, ms",
+        "p95",
+        "p99",
+        "max",
+    ];
+    output::table(headings, rows.iter().map(Row::cells));
+    let mut notes = Vec::new();
+    for row in rows {
+        let at = format!("at {} at a time", row.concurrency);
+        if row.without_face > 0 {
+            notes.push(format!("{at}: {} pictures without a face", row.without_face));
+        }
+        notes.extend(row.errors.iter().map(|(kind, count)| format!("{at}: {count} x {kind}")));
+    }
+    if !notes.is_empty() {
+        output::line("");
+        notes.iter().for_each(output::line);
+    }
+}
+
+impl Row {
+    #[expect(clippy::cast_precision_loss, reason = "bytes of a benchmark are far below 2^52")]
+    fn cells(&self) -> [String; 12] {
+        let ms = |of: fn(&Percentiles) -> f64| {
+            self.latency.as_ref().map_or_else(|| "-".into(), |latency| format!("{:.1}", of(latency)))
+        };
+        [
+            self.concurrency.to_string(),
+            self.rate.map_or_else(|| "-".into(), |rate| rate.to_string()),
+            self.requests.to_string(),
+            self.too_busy.to_string(),
+            self.errors.values().sum::<u64>().to_string(),
+            format!("{:.2}", self.seconds),
+            format!("{:.1}", self.requests_per_second),
+            format!("{:.2}", self.bytes as f64 / 1e6),
+            ms(|latency| latency.p50_ms),
+            ms(|latency| latency.p95_ms),
+            ms(|latency| latency.p99_ms),
+            ms(|latency| latency.max_ms),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::StatusCode;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn refused(status: u16, code: &str) -> ClientError {
+        let status = StatusCode::from_u16(status).unwrap();
+        ClientError::Refused { status, code: code.into(), message: String::new(), details: Value::Null }
+    }
+
+    #[test]
+    fn answers_are_counted_by_what_became_of_them() {
+        let mut tally = Tally::new();
+        let mut count =
+            |ms, outcome| tally.count(&Answer { took: Duration::from_millis(ms), bytes: 1000, outcome });
+        count(10, Ok(Some(2)));
+        count(30, Ok(Some(0)));
+        count(20, Ok(None));
+        count(1, Err(refused(429, "too_busy")));
+        count(1, Err(refused(422, "no_face")));
+        count(1, Err(refused(422, "no_face")));
+        count(9000, Err(ClientError::Unreachable { server: "s".into(), why: "no answer in time".into() }));
+        let pace = Pace { concurrency: 4, rate: Some(2.5), requests: None, duration: None };
+        let row = tally.into_row(&pace, Duration::from_secs(2));
+        assert_eq!((row.requests, row.served, row.too_busy), (7, 3, 1));
+        assert_eq!((row.faces, row.without_face, row.bytes), (2, 1, 3000));
+        let errors: Vec<(&str, u64)> =
+            row.errors.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
+        assert_eq!(errors, [("422 no_face", 2), ("unreachable: no answer in time", 1)]);
+        assert!((row.requests_per_second - 1.5).abs() < 1e-9);
+        let latency = row.latency.unwrap();
+        assert!(
+            (latency.p50_ms - 20.0).abs() < 0.1 && (latency.max_ms - 30.0).abs() < 0.1,
+            "only what was served"
+        );
+        assert_eq!(row.cells()[..5], ["4", "2.5", "7", "1", "3"].map(String::from));
+    }
+}

@@ -1,0 +1,240 @@
+//! Which pictures are enrolled and which are searched for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use super::look::{Face, Seen};
+use crate::{dice::Dice, exit::Failure, networks::PassedOver, pictures};
+
+/// Pictures that are enrolled per person, if nothing is said.
+const SHOTS: u16 = 5;
+
+/// What a picture is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Gallery,
+    Probe,
+    /// The first of the person's that can be enrolled are; the others are probes.
+    FirstAreGallery,
+}
+
+/// The pictures of an evaluation.
+#[derive(Debug)]
+pub struct Layout {
+    pictures: Vec<Picture>,
+    shots: usize,
+}
+
+/// A picture and whose it is.
+#[derive(Debug)]
+pub struct Picture {
+    /// The file.
+    pub file: PathBuf,
+    person: String,
+    role: Role,
+}
+
+/// A face with the name that is the right one.
+#[derive(Debug)]
+pub struct Labelled {
+    /// The picture.
+    pub file: PathBuf,
+    /// Whose face it is.
+    pub person: String,
+    /// What the networks say.
+    pub face: Face,
+}
+
+/// Who is enrolled, who is searched for, and what could not be used.
+#[derive(Debug, Default)]
+pub struct Assigned {
+    /// Pictures with exactly one face.
+    pub gallery: Vec<Labelled>,
+    /// Pictures with at least one face, of the people of the gallery and of strangers.
+    pub probes: Vec<Labelled>,
+    /// Pictures that cannot be read, have no face, or cannot be enrolled.
+    pub passed_over: Vec<PassedOver>,
+    /// All pictures.
+    pub pictures: usize,
+}
+
+impl Layout {
+    /// Looks at the folders; no picture is opened.
+    ///
+    /// # Errors
+    /// A folder is missing or empty; an option does not fit.
+    pub fn read(
+        folder: &Path,
+        shots: Option<u16>,
+        strangers: Option<u16>,
+        seed: u64,
+    ) -> Result<Self, Failure> {
+        let [gallery, probe] = ["gallery", "probe"].map(|name| folder.join(name));
+        match (gallery.is_dir(), probe.is_dir()) {
+            (true, true) => {
+                for (option, given) in [("--shots", shots), ("--strangers", strangers)] {
+                    if given.is_some() {
+                        let why = format!("{} has a gallery and probes of its own", folder.display());
+                        return Err(Failure::Usage(format!("{option}: {why}")));
+                    }
+                }
+                let mut pictures = roles(pictures::by_person(&gallery)?, |_| Role::Gallery);
+                pictures.extend(roles(pictures::by_person(&probe)?, |_| Role::Probe));
+                Ok(Self { pictures, shots: usize::MAX })
+            }
+            (true, false) => {
+                Err(Failure::input(probe.display(), "no such folder (the pictures to search for)"))
+            }
+            (false, true) => Err(Failure::input(gallery.display(), "no such folder (the pictures to enrol)")),
+            (false, false) => {
+                let people = pictures::by_person(folder)?;
+                let strangers = usize::from(strangers.unwrap_or_default());
+                if strangers >= people.len() {
+                    return Err(Failure::Usage(format!(
+                        "--strangers {strangers}: there are {} people, at most {} can be left out",
+                        people.len(),
+                        people.len() - 1
+                    )));
+                }
+                let mut names: Vec<String> = people.keys().cloned().collect();
+                Dice::new(seed, 0).shuffle(&mut names);
+                let strangers: BTreeSet<String> = names.into_iter().take(strangers).collect();
+                let role = |person: &str| {
+                    if strangers.contains(person) { Role::Probe } else { Role::FirstAreGallery }
+                };
+                Ok(Self { pictures: roles(people, role), shots: shots.unwrap_or(SHOTS).into() })
+            }
+        }
+    }
+
+    /// All pictures, in the order in which their people and files are named.
+    pub fn pictures(&self) -> &[Picture] {
+        &self.pictures
+    }
+
+    /// Gives the pictures their roles, now that it is known what is on them; `seen` is in the order of
+    /// [`Self::pictures`].
+    pub fn assign(self, seen: Vec<Seen>) -> Assigned {
+        let mut assigned = Assigned { pictures: self.pictures.len(), ..Assigned::default() };
+        // How many pictures are enrolled of everybody who is to be.
+        let mut enrolled: BTreeMap<String, usize> = BTreeMap::new();
+        for (Picture { file, person, role }, seen) in self.pictures.into_iter().zip(seen) {
+            let already = match role {
+                Role::Probe => 0,
+                Role::Gallery | Role::FirstAreGallery => *enrolled.entry(person.clone()).or_default(),
+            };
+            let face = match seen {
+                Ok(face) => face,
+                Err(passed_over) => {
+                    assigned.passed_over.push(passed_over);
+                    continue;
+                }
+            };
+            let faces = face.in_picture;
+            if role == Role::Gallery && faces != 1 {
+                let reason = format!("{faces} faces, a picture of the gallery must show exactly one");
+                assigned.passed_over.push(PassedOver::new(&file, reason));
+                continue;
+            }
+            let into_gallery = match role {
+                Role::Gallery => true,
+                Role::FirstAreGallery => faces == 1 && already < self.shots,
+                Role::Probe => false,
+            };
+            if into_gallery {
+                enrolled.insert(person.clone(), already + 1);
+                assigned.gallery.push(Labelled { file, person, face });
+            } else {
+                assigned.probes.push(Labelled { file, person, face });
+            }
+        }
+        // Whoever was to be enrolled and could not be is no stranger: nothing can be said about them.
+        let lost = assigned.probes.extract_if(.., |probe| enrolled.get(&probe.person) == Some(&0));
+        let why = "no picture of this person could be enrolled";
+        assigned.passed_over.extend(lost.map(|probe| PassedOver::new(&probe.file, why)));
+        assigned
+    }
+}
+
+fn roles(people: BTreeMap<String, Vec<PathBuf>>, role: impl Fn(&str) -> Role) -> Vec<Picture> {
+    let pictures = people.into_iter().flat_map(|(person, files)| {
+        let role = role(&person);
+        files.into_iter().map(move |file| Picture { file, person: person.clone(), role })
+    });
+    pictures.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Empty files of those names.
+    fn tree(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let file = folder.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, b"").unwrap();
+        }
+        folder
+    }
+
+    fn with(in_picture: usize) -> Seen {
+        Ok(Face { in_picture, embedding: vec![1.0] })
+    }
+
+    fn without() -> Seen {
+        Err(PassedOver { file: "x".into(), reason: "no face in it".into() })
+    }
+
+    fn named(pictures: &[Labelled]) -> Vec<&str> {
+        pictures.iter().map(|p| p.file.file_stem().unwrap().to_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_first_pictures_with_one_face_are_the_gallery() {
+        let folder = tree(&["a/1.jpg", "a/2.jpg", "a/3.jpg", "a/4.jpg", "b/5.jpg", "b/6.jpg"]);
+        let layout = Layout::read(folder.path(), Some(2), None, 1).unwrap();
+        let assigned = layout.assign(vec![with(2), with(1), without(), with(1), with(1), with(3)]);
+        assert_eq!(named(&assigned.gallery), ["2", "4", "5"]);
+        assert_eq!(named(&assigned.probes), ["1", "6"]);
+        assert_eq!((assigned.passed_over.len(), assigned.pictures), (1, 6));
+    }
+
+    #[test]
+    fn strangers_are_not_enrolled_and_the_seed_says_who() {
+        let folder = tree(&["a/1.jpg", "b/2.jpg", "c/3.jpg", "d/4.jpg", "e/5.jpg", "f/6.jpg"]);
+        let strangers = |seed| {
+            let layout = Layout::read(folder.path(), None, Some(3), seed).unwrap();
+            let assigned = layout.assign((0..6).map(|_| with(1)).collect());
+            assert_eq!((assigned.gallery.len(), assigned.probes.len()), (3, 3));
+            named(&assigned.probes).join(" ")
+        };
+        assert_eq!(strangers(1), strangers(1));
+        assert!((2..20).any(|seed| strangers(seed) != strangers(1)));
+        let error = Layout::read(folder.path(), None, Some(6), 1).unwrap_err().to_string();
+        assert!(error.contains("--strangers 6") && error.contains("at most 5"), "{error}");
+    }
+
+    #[test]
+    fn a_gallery_and_probes_of_their_own_are_taken_as_they_are() {
+        let folder =
+            tree(&["gallery/a/1.jpg", "gallery/b/2.jpg", "probe/a/3.jpg", "probe/b/4.jpg", "probe/c/5.jpg"]);
+        let layout = Layout::read(folder.path(), None, None, 1).unwrap();
+        // Of b nothing can be enrolled, so its probe says nothing; c is a stranger.
+        let assigned = layout.assign(vec![with(1), with(2), with(1), with(1), with(1)]);
+        assert_eq!(named(&assigned.gallery), ["1"]);
+        assert_eq!(named(&assigned.probes), ["3", "5"]);
+        let reasons: Vec<&str> = assigned.passed_over.iter().map(|p| p.reason.as_str()).collect();
+        assert!(reasons[0].contains("2 faces") && reasons[1].contains("could be enrolled"), "{reasons:?}");
+        let error = Layout::read(folder.path(), Some(1), None, 1).unwrap_err().to_string();
+        assert!(error.contains("--shots"), "{error}");
+        fs::remove_dir_all(folder.path().join("probe")).unwrap();
+        let error = Layout::read(folder.path(), None, None, 1).unwrap_err().to_string();
+        assert!(error.contains("probe: no such folder"), "{error}");
+    }
+}

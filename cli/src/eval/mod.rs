@@ -1,0 +1,105 @@
+//! `facepipe eval`: how well faces of one's own people are told apart, with the backend's networks on this machine.
+
+mod layout;
+mod look;
+mod measure;
+mod plot;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use anyhow::Result;
+use clap::Args;
+use facepipe_identify::evaluate::RocPoint;
+use facepipe_vision::{EmbedderKind, installed_embedder, load_embedder};
+
+use self::{layout::Layout, measure::Figures};
+use crate::{
+    exit::{self, Failure, Outcome},
+    networks::Weights,
+    output,
+};
+
+/// Measures how well people are recognised on pictures of one's own: identification and verification.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe eval test-set/            (test-set/gallery/<name>/*.jpg, test-set/probe/<name>/*.jpg)
+  facepipe eval staff/ --shots 3 --strangers 5           (staff/<name>/*.jpg)
+  facepipe eval staff/ --shots 3 --json --plot roc.svg
+
+Everything is done on this machine; no server is asked. People of the probes who
+are not in the gallery are strangers: naming one is an error.
+As the server does it, a picture is enrolled only if it shows exactly one face;
+of a probe with several faces the largest counts. Two pictures are compared if
+each shows exactly one face.
+
+{}", exit::HELP))]
+#[group(id = "eval")]
+pub struct Options {
+    /// Folder with `gallery` and `probe` in it, each with a folder of pictures per person; or with a folder per person
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// With a folder per person: so many pictures of each are the gallery, the first in the order of their names that
+    /// show exactly one face; all others are probes [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    shots: Option<u16>,
+    /// With a folder per person: so many people are left out of the gallery [default: 0]
+    #[arg(long, value_name = "K")]
+    strangers: Option<u16>,
+    /// Decides who is left out, and which pairs are compared where there are more than two million of a kind
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Embedder [default: inception-resnet-v1 where its weights are, else mobilefacenet]
+    #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = EmbedderKind::from_str)]
+    embedder: Option<EmbedderKind>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Draw the receiver operating characteristic of the verification into this file
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    weights: Weights,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The folder is not as it must be, nobody can be enrolled, the weights are missing, or the plot cannot be written.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let layout = Layout::read(&options.folder, options.shots, options.strangers, options.seed)?;
+    let models = &options.weights.models;
+    let kind = options.embedder.or_else(|| installed_embedder(models)).unwrap_or(EmbedderKind::MobileFaceNet);
+    let embedder = load_embedder(kind, models).map_err(|error| Failure::Input(error.to_string()))?;
+    let detector = options.weights.detector()?;
+    let Some((seen, time)) = look::at(layout.pictures(), &detector, &*embedder)? else {
+        return Ok(Outcome::Interrupted);
+    };
+    let (figures, roc) = Figures::of(layout.assign(seen), time, &*embedder, options.seed)?;
+    if options.json {
+        output::json(&figures)?;
+    } else {
+        figures.print();
+    }
+    if let Some(path) = &options.plot {
+        write_plot(path, &figures, &roc)?;
+        if !options.json {
+            output::line(format!("\nPlot      {}", path.display()));
+        }
+    }
+    Ok(if figures.passed_over.is_empty() { Outcome::Done } else { Outcome::Partly })
+}
+
+fn write_plot(path: &Path, figures: &Figures, roc: &[RocPoint]) -> Result<()> {
+    let Some(verification) = figures.verification.as_ref() else {
+        let why = "there is nothing to draw without pairs of one person and pairs of two";
+        return Err(Failure::Usage(format!("--plot {}: {why}", path.display())).into());
+    };
+    let svg = plot::roc(figures.embedder, verification, roc)?;
+    fs::write(path, svg).map_err(|error| Failure::output(path.display(), error))?;
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! The measuring programs from a user's side: `facepipe eval` on real pictures, `facepipe bench load` against the real
+//! backend.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use facepipe_test_support::{models_dir, require};
+use facepipe_tests::{
+    Backend,
+    programs::{Said, bare},
+};
+use serde_json::Value;
+
+const ADMIN: &str = "an-admin-of-this-test";
+
+/// The program with its words kept.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = bare(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// What a program said, after it ended with `code` and named all of `texts`.
+#[track_caller]
+fn expect(output: &Output, code: i32, texts: &[&str]) -> String {
+    Said::of(output.clone()).expect(code, texts).stdout
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn number(of: &Value, pointer: &str) -> f64 {
+    of.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {pointer} in {of}"))
+}
+
+fn signal(name: &str, process: u32) {
+    assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
+}
+
+/// Waits until the program has a handler for Ctrl-C: from then on its work is under way.
+fn wait_until_at_work(child: &Child) {
+    const INTERRUPT: u64 = 1 << (2 - 1);
+    let begun = Instant::now();
+    loop {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+        if u64::from_str_radix(caught, 16).unwrap() & INTERRUPT != 0 {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "the program has not begun its work");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Copies the photographs of these numbers into a folder named for their person.
+fn photographs(lfw: &Path, folder: &Path, person: &str, numbers: &[u32]) {
+    let target = folder.join(person);
+    fs::create_dir_all(&target).unwrap();
+    for number in numbers {
+        let name = format!("{person}_{number:04}.jpg");
+        fs::copy(lfw.join(person).join(&name), target.join(&name)).unwrap();
+    }
+}
+
+#[test]
+fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
+    let lfw = require!("lfw10");
+    for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
+        let _ = require!(file);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let eval = |arguments: &[&str]| {
+        command(&[&["eval", "--embedder", "mobilefacenet"], arguments].concat()).output().unwrap()
+    };
+    let [gallery, probe] = ["set/gallery", "set/probe"].map(|name| folder.path().join(name));
+    for person in ["Tony_Blair", "Hugo_Chavez", "Jacques_Chirac"] {
+        photographs(&lfw, &gallery, person, &[1, 2, 3]);
+        photographs(&lfw, &probe, person, &[4, 5]);
+    }
+    photographs(&lfw, &probe, "Colin_Powell", &[1, 2]);
+
+    let said = expect(&eval(&[&path("set"), "--json", "--plot", &path("roc.svg")]), 0, &[]);
+    let figures = json(&said);
+    assert_eq!((number(&figures, "/gallery/people"), number(&figures, "/gallery/images")), (3.0, 9.0));
+    assert_eq!((number(&figures, "/probes/mated"), number(&figures, "/probes/non_mated")), (6.0, 2.0));
+    // People this different are told apart without any error.
+    assert_eq!(number(&figures, "/identification/rank1"), 1.0, "{figures}");
+    assert_eq!(number(&figures, "/identification/fpir"), 0.0, "{figures}");
+    assert_eq!(number(&figures, "/identification/fnir"), 0.0, "{figures}");
+    // 3 people with 5 pictures each and one with 2: 3 x 10 + 1 pairs of one person.
+    assert_eq!(number(&figures, "/verification/same_pairs"), 31.0, "{figures}");
+    assert_eq!(number(&figures, "/verification/different_pairs"), f64::from(17 * 16 / 2 - 31), "{figures}");
+    assert!(number(&figures, "/verification/accuracy") > 0.98, "{figures}");
+    assert!(number(&figures, "/verification/equal_error_rate") < 0.02, "{figures}");
+    let told = figures["verification"]["tar_at_far"].as_array().unwrap();
+    assert_eq!(told.len(), 2, "105 pairs do not bear a rate of 1 in 1000: {figures}");
+    assert!(
+        number(&figures, "/time/detection/p50_ms") > 0.0 && number(&figures, "/time/embedding/p50_ms") > 0.0
+    );
+    assert!(fs::read_to_string(path("roc.svg")).unwrap().starts_with("<svg"));
+
+    // A picture in the middle that is none, and one that ends early.
+    fs::write(gallery.join("Hugo_Chavez/Hugo_Chavez_0002.jpg"), b"no picture").unwrap();
+    let whole = fs::read(lfw.join("Tony_Blair/Tony_Blair_0001.jpg")).unwrap();
+    fs::write(probe.join("Tony_Blair/cut.jpg"), &whole[..2000]).unwrap();
+    expect(
+        &eval(&[&path("set")]),
+        3,
+        &["Hugo_Chavez_0002.jpg", "none of JPEG", "cut.jpg", "Passed over: 2 of 18", "rank-1", "100.00"],
+    );
+
+    // A folder per person: the first pictures are the gallery, and somebody is left out.
+    let said = expect(&eval(&[&path("set/probe"), "--shots", "1", "--strangers", "2", "--json"]), 3, &[]);
+    let figures = json(&said);
+    assert_eq!((number(&figures, "/gallery/people"), number(&figures, "/gallery/images")), (2.0, 2.0));
+    assert_eq!(number(&figures, "/probes/mated"), 2.0, "{figures}");
+    assert_eq!(number(&figures, "/probes/strangers"), 2.0, "{figures}");
+
+    expect(&eval(&[&path("set/probe"), "--strangers", "4"]), 2, &["--strangers 4", "at most 3"]);
+    expect(&eval(&[&path("nowhere")]), 6, &["nowhere"]);
+    fs::create_dir_all(folder.path().join("empty")).unwrap();
+    expect(&eval(&[&path("empty")]), 6, &["empty"]);
+    expect(
+        &eval(&[&path("set"), "--models", &path("empty")]),
+        6,
+        &["mobilefacenet.onnx", "facepipe models fetch"],
+    );
+    expect(&eval(&[&path("set"), "--plot", "/dev/full"]), 7, &["/dev/full"]);
+
+    let child = command(&["eval", "--embedder", "mobilefacenet", lfw.to_str().unwrap()]).spawn().unwrap();
+    wait_until_at_work(&child);
+    signal("-INT", child.id());
+    expect(&child.wait_with_output().unwrap(), 130, &[]);
+}
+
+/// A backend that wants a token and lets two pictures wait, and what is sent to it.
+struct Served {
+    backend: Backend,
+    folder: tempfile::TempDir,
+    photograph: PathBuf,
+}
+
+impl Served {
+    fn new(lfw: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let tokens = folder.path().join("tokens");
+        fs::write(&tokens, format!("admin {ADMIN}\n")).unwrap();
+        let settings = ["--token-file", tokens.to_str().unwrap(), "--queue-images", "2"];
+        let backend = Backend::start_with(&models_dir(), &settings);
+        Self { backend, folder, photograph: lfw.join("Tony_Blair/Tony_Blair_0001.jpg") }
+    }
+
+    fn load(&self, arguments: &[&str]) -> Command {
+        let mut command = command(&[&["bench", "load"], arguments].concat());
+        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.load(arguments).output().unwrap()
+    }
+
+    /// The rows of a run that ended with `code`.
+    #[track_caller]
+    fn rows(&self, arguments: &[&str], code: i32) -> Vec<Value> {
+        let said = expect(&self.run(&[arguments, &["--json"]].concat()), code, &[]);
+        json(&said)["rows"].as_array().unwrap().clone()
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_load_test_counts_what_was_served_refused_and_not_reached() {
+    let lfw = require!("lfw10");
+    for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
+        let _ = require!(file);
+    }
+    let served = Served::new(&lfw);
+    let photograph = served.photograph.to_str().unwrap();
+
+    let plot = served.path("load.svg");
+    let rows = served.rows(&[photograph, "--requests", "6", "--concurrency", "1,2", "--plot", &plot], 0);
+    assert_eq!(rows.len(), 2);
+    let bytes = fs::metadata(&served.photograph).unwrap().len();
+    for (row, concurrency) in rows.iter().zip([1, 2]) {
+        assert_eq!(row["concurrency"], concurrency);
+        assert_eq!(
+            (&row["requests"], &row["served"], &row["faces"]),
+            (&6.into(), &6.into(), &6.into()),
+            "{row}"
+        );
+        assert_eq!(row["bytes"], 6 * bytes, "{row}");
+        let (seconds, rate) = (number(row, "/seconds"), number(row, "/requests_per_second"));
+        assert!((rate * seconds - 6.0).abs() < 1e-6, "{row}");
+        let percentile = |name: &str| number(row, &format!("/latency/{name}_ms"));
+        assert!(0.0 < percentile("p50") && percentile("p50") <= percentile("p99"), "{row}");
+        assert!(percentile("max") <= seconds * 1001.0, "{row}");
+    }
+    assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+
+    // Where two pictures may wait, sixteen at a time are too many; that is counted, and is no failure.
+    let rows = served.rows(&[photograph, "--requests", "40", "--concurrency", "16"], 0);
+    assert!(number(&rows[0], "/too_busy") > 0.0 && number(&rows[0], "/served") > 0.0, "{}", rows[0]);
+    assert_eq!(number(&rows[0], "/too_busy") + number(&rows[0], "/served"), 40.0, "{}", rows[0]);
+
+    // The same picture twice is the same person; a picture that is none is counted by its code.
+    assert_eq!(served.rows(&[photograph, "--call", "verify", "--requests", "2"], 0)[0]["served"], 2);
+    let mixed = served.folder.path().join("mixed");
+    photographs(&lfw, &mixed, "Tony_Blair", &[1, 3]);
+    fs::write(mixed.join("Tony_Blair/Tony_Blair_0002.jpg"), b"no picture").unwrap();
+    let rows = served.rows(&[&served.path("mixed"), "--call", "store-results", "--requests", "6"], 3);
+    assert_eq!(
+        (&rows[0]["served"], &rows[0]["errors"]["422 image_unreadable"]),
+        (&4.into(), &2.into()),
+        "{}",
+        rows[0]
+    );
+    let said = served.run(&[&served.path("mixed"), "--requests", "3"]);
+    expect(&said, 3, &["served/s", "p99", "1 x 422 image_unreadable"]);
+
+    let mut stranger = served.load(&[photograph]);
+    expect(&stranger.env("FACEPIPE_TOKEN", "somebody-else-s-token").output().unwrap(), 5, &["token"]);
+    expect(&served.run(&[photograph, "--server", "http://127.0.0.1:1"]), 4, &["cannot be reached"]);
+    expect(&served.run(&[&served.path("nowhere")]), 6, &["nowhere"]);
+    fs::create_dir_all(served.folder.path().join("empty")).unwrap();
+    expect(&served.run(&[&served.path("empty")]), 6, &["empty"]);
+    expect(&served.run(&[photograph, "--requests", "1", "--plot", "/dev/full"]), 7, &["/dev/full"]);
+    expect(&served.run(&[photograph, "--concurrency", "0"]), 2, &["--concurrency"]);
+
+    // Interrupted, it says what there is.
+    let child = served.load(&[photograph, "--duration", "600", "--json"]).spawn().unwrap();
+    wait_until_at_work(&child);
+    thread::sleep(Duration::from_millis(500));
+    signal("-INT", child.id());
+    let report = json(&expect(&child.wait_with_output().unwrap(), 130, &[]));
+    assert!(number(&report, "/rows/0/served") >= 1.0, "{report}");
+}
+
+#[test]
+fn at_a_fixed_rate_a_server_that_stalls_shows_in_all_requests_of_that_time() {
+    let lfw = require!("lfw10");
+    for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
+        let _ = require!(file);
+    }
+    let served = Served::new(&lfw);
+    let photograph = served.photograph.to_str().unwrap();
+    let steady = ["--call", "dry-run", "--rate", "50", "--duration", "2", "--json"];
+    let child = served.load(&[&[photograph], &steady[..]].concat()).spawn().unwrap();
+    wait_until_at_work(&child);
+    thread::sleep(Duration::from_millis(400));
+    signal("-STOP", served.backend.process_id());
+    thread::sleep(Duration::from_secs(1));
+    signal("-CONT", served.backend.process_id());
+    let report = json(&expect(&child.wait_with_output().unwrap(), 0, &[]));
+    // 2 seconds at 50 per second, half of them due while the server stood still for a second: the latest of those had
+    // just begun to wait, the first waited for nearly all of it.
+    assert_eq!(number(&report, "/rows/0/served"), 100.0, "{report}");
+    assert!(number(&report, "/rows/0/latency/p95_ms") > 600.0, "{report}");
+    assert!(number(&report, "/rows/0/latency/max_ms") > 800.0, "{report}");
+    assert!(number(&report, "/rows/0/latency/mean_ms") > 150.0, "{report}");
+}
