@@ -217,22 +217,26 @@ fn faces_beyond_the_limits_of_size_are_left_out() {
     let (info, frame) = picture(&require!(GROUP));
     let mut harness = harness(&info, &format!("model={}", model.display()));
     let element = element(&harness);
-    let mut sizes = || -> Vec<u32> {
+    let mut sizes = || -> Vec<(u32, u32)> {
         let found = faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap());
-        let mut sizes: Vec<u32> = found.iter().map(|face| face.width.min(face.height)).collect();
+        let mut sizes: Vec<_> =
+            found.iter().map(|face| (face.width.min(face.height), face.width.max(face.height))).collect();
         sizes.sort_unstable();
         sizes
     };
     let all = sizes();
-    let (second, last_but_one) = (all[1], all[all.len() - 2]);
-    assert!(all[0] < second && second < last_but_one && last_but_one < all[all.len() - 1], "{all:?}");
-    element.set_property("min-face-size", second);
-    assert_eq!(sizes(), all[1..]);
-    element.set_property("max-face-size", last_but_one);
-    assert_eq!(sizes(), all[1..all.len() - 1]);
-    element.set_property("min-face-size", 0_u32);
-    element.set_property("max-face-size", 0_u32);
-    assert_eq!(sizes(), all);
+    let middle = all[all.len() / 2];
+    let within = |least: u32, most: u32| -> Vec<(u32, u32)> {
+        all.iter().copied().filter(|&(shorter, longer)| shorter >= least && longer <= most).collect()
+    };
+    for (least, most) in [(middle.0 + 1, 0), (0, middle.1 - 1), (middle.0, middle.1), (0, 0)] {
+        element.set_property("min-face-size", least);
+        element.set_property("max-face-size", most);
+        let expected = within(least, if most == 0 { u32::MAX } else { most });
+        assert!(!expected.is_empty(), "{all:?}");
+        assert_eq!(sizes(), expected, "from {least} to {most} pixels");
+    }
+    assert!(within(middle.0 + 1, u32::MAX).len() < all.len() && within(0, middle.1 - 1).len() < all.len());
 }
 
 #[test]

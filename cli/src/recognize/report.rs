@@ -59,7 +59,7 @@ impl Face {
     pub fn of(crop: Crop, decision: Decision, known: Option<(String, f32)>) -> Self {
         let Crop { seconds, captured_at, track, bounding_box, score, .. } = crop;
         let (name, confidence) = known.unzip();
-        let confidence = confidence.map(f64::from);
+        let confidence = confidence.map(|confidence| (f64::from(confidence) * 10_000.0).round() / 10_000.0);
         Self { seconds, captured_at, track, bounding_box, score, decision, name, confidence }
     }
 
@@ -123,9 +123,20 @@ pub struct Faces {
     by_track: HashMap<i32, Verdict>,
 }
 
+/// What is known of a track now.
+#[derive(Debug)]
+pub struct News<'a> {
+    /// Which.
+    pub track: i32,
+    /// The best that the server has said of it.
+    pub verdict: &'a Verdict,
+    /// It is another one, and not only surer.
+    pub is_surprise: bool,
+}
+
 impl Faces {
-    /// Adds a face. The verdict of its track, where it is another one now.
-    pub fn add(&mut self, face: Face) -> Option<(i32, &Verdict)> {
+    /// Adds a face. News, if the verdict of its track is a better one now.
+    pub fn add(&mut self, face: Face) -> Option<News<'_>> {
         let news = face.track.zip(face.verdict());
         self.all.push(face);
         let (track, verdict) = news?;
@@ -133,8 +144,12 @@ impl Faces {
         if earlier.is_some_and(|earlier| *earlier == verdict || !verdict.outweighs(earlier)) {
             return None;
         }
-        self.by_track.insert(track, verdict);
-        self.by_track.get(&track).map(|verdict| (track, verdict))
+        let is_surprise = match (&verdict, earlier) {
+            (Verdict::Known { label, .. }, Some(Verdict::Known { label: earlier, .. })) => label != earlier,
+            _ => true,
+        };
+        let verdict = self.by_track.entry(track).insert_entry(verdict).into_mut();
+        Some(News { track, verdict, is_surprise })
     }
 
     /// How many.
@@ -383,13 +398,20 @@ mod tests {
     #[test]
     fn the_best_of_a_track_counts_and_only_news_are_told() {
         let mut faces = Faces::default();
-        assert_eq!(faces.add(face(1.0, 7, Decision::NoFace, None)), Some((7, &Verdict::NoFace)));
-        assert!(faces.add(face(2.0, 7, Decision::Known, Some("Ada"))).is_some());
-        assert_eq!(faces.add(face(3.0, 7, Decision::Known, Some("Ada"))), None, "said already");
-        assert_eq!(faces.add(face(4.0, 7, Decision::Unknown, None)), None, "less than a name");
-        assert_eq!(faces.add(face(5.0, 8, Decision::Refused, None)), None);
+        let mut add = |track, decision, name: Option<(&str, f64)>| {
+            let mut face = face(1.0, track, decision, name.map(|(name, _)| name));
+            face.confidence = name.map(|(_, confidence)| confidence);
+            faces.add(face).map(|news| news.is_surprise)
+        };
+        assert_eq!(add(7, Decision::NoFace, None), Some(true));
+        assert_eq!(add(7, Decision::Known, Some(("Ada", 0.5))), Some(true));
+        assert_eq!(add(7, Decision::Known, Some(("Ada", 0.5))), None, "said already");
+        assert_eq!(add(7, Decision::Known, Some(("Ada", 0.6))), Some(false), "surer");
+        assert_eq!(add(7, Decision::Known, Some(("Bob", 0.55))), None, "less sure");
+        assert_eq!(add(7, Decision::Unknown, None), None, "less than a name");
+        assert_eq!(add(8, Decision::Refused, None), None);
         assert!(matches!(faces.verdicts().get(&7), Some(Verdict::Known { label, .. }) if label == "Ada"));
-        assert_eq!((faces.len(), faces.count(Decision::Known)), (5, 2));
+        assert_eq!((faces.len(), faces.count(Decision::Known)), (7, 4));
     }
 
     #[test]

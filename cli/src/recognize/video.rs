@@ -9,12 +9,13 @@ use anyhow::{Context, Result};
 use clap::Args;
 use gst::prelude::*;
 use gst_app::AppSink;
+use gstfacepipe::results::Verdict;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
     annotate::{self, Draft, Drawn, VideoFile},
     questions::{Answer, Crop, Questions},
-    report::{Decision, Face, Faces, Report, ReportFile},
+    report::{Decision, Face, Faces, News, Report, ReportFile},
 };
 use crate::{
     client::{self, ClientError},
@@ -409,14 +410,18 @@ impl<'a> Recognition<'a> {
             }
         };
         let seconds = crop.seconds;
-        let Some((track, verdict)) = self.faces.add(Face::of(crop, decision, known)) else { return Ok(()) };
+        let Some(News { track, verdict, is_surprise }) = self.faces.add(Face::of(crop, decision, known))
+        else {
+            return Ok(());
+        };
         if let Some(panel) = &self.panel {
             panel.tell(track, verdict)?;
         }
         if let Some(overlay) = &self.overlay {
             panel::tell(overlay, track, verdict);
         }
-        if let gstfacepipe::results::Verdict::Known { label, confidence } = verdict
+        if let Verdict::Known { label, confidence } = verdict
+            && is_surprise
             && !self.options.json
         {
             self.player.line(format!("{seconds:>9.2} s  #{track:<4} {label} ({:.0} %)", confidence * 100.0));

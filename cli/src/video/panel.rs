@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result};
 use gst::prelude::*;
+use gst_video::{VideoFormat, VideoInfo};
 use gstfacepipe::{
     results::Verdict,
     roi::{self, FaceRegion},
 };
 use image::{RgbImage, imageops, imageops::FilterType};
 
-use super::window::{self, Window};
+use super::window::Window;
 
 const COLUMNS: u32 = 2;
 const ROWS: u32 = 3;
@@ -20,7 +21,9 @@ const TILE: u32 = 192;
 const GAP: u32 = 12;
 const NAME: u32 = 36;
 
+/// A multiple of four: to that GStreamer pads rows of RGB pixels.
 const WIDTH: u32 = GAP + COLUMNS * (TILE + GAP);
+const _: () = assert!(WIDTH.is_multiple_of(4));
 const HEIGHT: u32 = ROWS * (NAME + TILE) + GAP;
 
 /// Dark grey, on which all colours show.
@@ -102,7 +105,8 @@ impl Panel {
                 predicted: false,
             });
         }
-        let (info, mut buffer) = window::picture(WIDTH, HEIGHT, canvas.into_raw())?;
+        let info = VideoInfo::builder(VideoFormat::Rgb, WIDTH, HEIGHT).build()?;
+        let mut buffer = gst::Buffer::from_mut_slice(canvas.into_raw());
         let writable = buffer.get_mut().context("a new buffer is shared")?;
         writable.set_pts(gst::ClockTime::ZERO);
         for face in &faces {

@@ -333,7 +333,8 @@ fn watch(entry: &gst::Pad, passing: &Arc<Passing>, until: Option<gst::ClockTime>
         if let Some(time) = time {
             if until.is_some_and(|until| time >= until) {
                 passing.beyond.store(true, Ordering::Relaxed);
-                return gst::PadProbeReturn::Drop;
+                // `Drop` has GStreamer complain that the bindings have freed the buffer.
+                return gst::PadProbeReturn::Handled;
             }
             passing.position.store(time.nseconds(), Ordering::Relaxed);
         }

@@ -6,7 +6,6 @@ use std::{env, sync::Arc};
 use anyhow::{Context, Result};
 use gst::prelude::*;
 use gst_app::AppSrc;
-use gst_video::VideoInfo;
 
 use super::{Shared, lock};
 
@@ -116,24 +115,4 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let _ = self.pipeline.set_state(gst::State::Null);
     }
-}
-
-/// A picture of 8-bit RGB pixels for a window, with the buffer open for metadata.
-///
-/// # Errors
-/// The size and the number of pixels do not fit.
-pub fn picture(width: u32, height: u32, rgb: Vec<u8>) -> Result<(VideoInfo, gst::Buffer)> {
-    // GStreamer pads rows to four bytes.
-    let info = VideoInfo::builder(gst_video::VideoFormat::Rgb, width, height).build()?;
-    let row = usize::try_from(width)? * 3;
-    let stride = usize::try_from(info.stride().first().copied().unwrap_or_default())?;
-    if stride == row {
-        return Ok((info, gst::Buffer::from_mut_slice(rgb)));
-    }
-    let mut padded = Vec::with_capacity(stride * usize::try_from(height)?);
-    for pixels in rgb.chunks(row) {
-        padded.extend_from_slice(pixels);
-        padded.resize(padded.len() + stride - row, 0);
-    }
-    Ok((info, gst::Buffer::from_mut_slice(padded)))
 }
