@@ -53,8 +53,9 @@ impl Panel {
     /// # Errors
     /// An element is missing.
     pub fn open(unanswered: &str) -> Result<Self> {
-        let window =
-            Window::open(&format!("facepipe-faceoverlay name=overlay font-size=24 unanswered={unanswered}"))?;
+        let window = Window::open(&format!(
+            "facepipe-faceoverlay name=overlay qos=false font-size=24 unanswered={unanswered}"
+        ))?;
         Ok(Self { window, tiles: Vec::new() })
     }
 

@@ -182,7 +182,11 @@ impl Player {
         if std::mem::replace(&mut self.is_ending, true) {
             return;
         }
-        // It waits for its turn behind the frames, maybe for long.
+        // What is shown at its own speed meanwhile is not waited for.
+        if let Some(view) = self.pipeline.by_name("view") {
+            view.set_property("sync", false);
+        }
+        // The event waits for its turn behind the frames, maybe for long.
         self.pipeline.call_async(|pipeline| {
             if let Some(pad) = pipeline.by_name("entry").and_then(|queue| queue.static_pad("sink")) {
                 pad.send_event(gst::event::Eos::new());

@@ -56,8 +56,10 @@ impl Window {
         let x11 = env::var_os("DISPLAY").is_some() && gst::ElementFactory::find("ximagesink").is_some();
         let sink = if x11 { "ximagesink sync=false" } else { "autovideosink sync=false" };
         let filter = if filter.is_empty() { String::new() } else { format!("{filter} ! ") };
+        // Pictures have the time of their video, which says nothing here: a sink's reports on quality of service (qos)
+        // would have them dropped as late.
         let pipeline = super::pipeline(&format!(
-            "appsrc name=pictures format=time ! {filter}videoconvert ! videoscale ! \
+            "appsrc name=pictures format=time ! {filter}videoconvert qos=false ! videoscale qos=false ! \
              video/x-raw,pixel-aspect-ratio=1/1,width=[1,{MAX_WIDTH}],height=[1,{MAX_HEIGHT}] ! {sink}"
         ))
         .context("a window cannot be made (Debian: gstreamer1.0-x)")?;
