@@ -19,7 +19,7 @@ use tempfile::TempPath;
 use super::report::folder_of;
 use crate::{
     exit::Failure,
-    video::{self, Shared, lock, panel, player::Player, source::Source},
+    video::{Shared, lock, panel, player::Player, source::Source},
 };
 
 /// How often the pipeline is looked at.
@@ -86,25 +86,13 @@ impl Draft {
 }
 
 /// The part of a pipeline that writes raw video into the file of the element `output`.
-///
-/// # Errors
-/// GStreamer has no H.264 encoder here.
-pub fn writer(live: bool) -> Result<String> {
-    video::start()?;
-    let has = |name| gst::ElementFactory::find(name).is_some();
-    let encoder = if has("x264enc") {
-        // Look-ahead would hold more frames of a camera than its queues do.
-        let tune = if live { "tune=zerolatency " } else { "" };
-        format!("x264enc {tune}speed-preset=veryfast key-int-max=60")
-    } else if has("openh264enc") {
-        "openh264enc bitrate=4000000".into()
-    } else {
-        return Err(Failure::Usage(
-            "--output: GStreamer has no H.264 encoder; install gstreamer1.0-plugins-ugly".into(),
-        )
-        .into());
-    };
-    Ok(format!("videoconvert ! {encoder} ! h264parse ! mp4mux ! filesink name=output"))
+pub fn writer(live: bool) -> String {
+    // Look-ahead would hold more frames of a camera than its queues do.
+    let tune = if live { "tune=zerolatency " } else { "" };
+    format!(
+        "videoconvert ! x264enc {tune}speed-preset=veryfast key-int-max=60 ! h264parse ! mp4mux ! \
+         filesink name=output"
+    )
 }
 
 /// Keeps the faces of each frame that passes behind the element.
@@ -140,7 +128,7 @@ pub fn draw(
     verdicts: &HashMap<i32, Verdict>,
     was_interrupted: bool,
 ) -> Result<bool> {
-    let tail = format!("facepipe-faceoverlay name=overlay unanswered=red ! {}", writer(false)?);
+    let tail = format!("facepipe-faceoverlay name=overlay unanswered=red ! {}", writer(false));
     let mut player = Player::new(source, until, "Drawing", &tail)?;
     if was_interrupted {
         player.ignore_interrupts();

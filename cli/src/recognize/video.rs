@@ -254,7 +254,7 @@ impl<'a> Recognition<'a> {
                 );
             }
             if live_draft.is_some() {
-                tail += &format!(" drawn. ! {queue} ! {}", annotate::writer(true)?);
+                tail += &format!(" drawn. ! {queue} ! {}", annotate::writer(true));
             }
         }
         let mut player = Player::of_faces(source, &options.faces, "Recognising", &tail)?;
