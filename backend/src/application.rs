@@ -113,6 +113,7 @@ impl Application {
             active,
             threshold,
             config.queue_images,
+            Duration::from_millis(config.queue_budget_ms),
             config.batch_images,
         )?;
 

@@ -67,6 +67,8 @@ pub struct Config {
     pub min_face_size: f32,
     /// Images that may wait or be computed at a time. 256 by default.
     pub queue_images: u32,
+    /// Milliseconds that those may take together, as far as can be told from the last ones. 5000 by default.
+    pub queue_budget_ms: u64,
     /// Images that are computed together. 16 by default.
     pub batch_images: usize,
     /// Images in one request. 64 by default.
@@ -141,6 +143,7 @@ impl Default for Config {
             keep_unknown_embeddings: true,
             min_face_size: 20.0,
             queue_images: 256,
+            queue_budget_ms: 5000,
             batch_images: 16,
             max_images: 64,
             max_image_bytes: 10 * 1024 * 1024,
@@ -294,6 +297,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_QUEUE_IMAGES", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_images: Option<u32>,
+    /// Milliseconds that those may take together, at the pace of the last ones; more are answered with 429
+    /// [default: 5000]
+    #[arg(long, env = "FACEPIPE_QUEUE_BUDGET_MS", value_name = "MS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_budget_ms: Option<u64>,
     /// Images that are computed together [default: 16]
     #[arg(long, env = "FACEPIPE_BATCH_IMAGES", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -394,6 +402,7 @@ impl Config {
             ("lease_s", self.lease_s, 3600),
             ("sweep_interval_s", self.sweep_interval_s, 31_536_000),
             ("queue_images", u64::from(self.queue_images), 65_536),
+            ("queue_budget_ms", self.queue_budget_ms, 3_600_000),
             ("batch_images", as_u64(self.batch_images), 1024),
             ("max_images", as_u64(self.max_images), 1024),
             ("max_image_bytes", as_u64(self.max_image_bytes), 1 << 30),

@@ -202,13 +202,20 @@ pub enum ApiError {
         /// Faces found.
         faces: usize,
     },
-    /// The queue is full.
-    #[error("{waiting} images wait already, at most {capacity} may: try again in {} s", retry_after.as_secs())]
+    /// The queue is full, or too slow.
+    #[error(
+        "{waiting} images wait already, for about {} ms; at most {capacity} may, and for at most {} ms: try again in {} s",
+        wait.as_millis(), budget.as_millis(), retry_after.as_secs()
+    )]
     TooBusy {
         /// Images that wait.
         waiting: usize,
         /// Images that may.
         capacity: u32,
+        /// How long the last of them waits, as far as can be told.
+        wait: Duration,
+        /// How long it may.
+        budget: Duration,
         /// When to try again.
         retry_after: Duration,
     },
@@ -230,6 +237,10 @@ pub enum ApiError {
 }
 
 const DATABASE_RETRY_S: u64 = 2;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Whole seconds, as `Retry-After` has them.
 fn retry_seconds(wait: Duration) -> u64 {
@@ -339,7 +350,12 @@ impl ApiError {
             Self::TwoImagesExpected { images } => json!({ "images": images, "expected": 2 }),
             Self::NoFace { image } => json!({ "image": image, "faces": 0 }),
             Self::SeveralFaces { image, faces } => json!({ "image": image, "faces": faces }),
-            Self::TooBusy { waiting, capacity, .. } => json!({ "waiting": waiting, "capacity": capacity }),
+            Self::TooBusy { waiting, capacity, wait, budget, .. } => json!({
+                "waiting": waiting,
+                "capacity": capacity,
+                "wait_ms": millis(*wait),
+                "budget_ms": millis(*budget),
+            }),
             Self::DuplicateImage { image_id } => json!({ "image_id": image_id }),
             Self::ModelUnusable(ModelProblem::Embedder { model, server }) => {
                 json!({ "model_embedder": model, "embedder": server })
@@ -493,8 +509,8 @@ impl From<StoreError> for ApiError {
 impl From<RecogniseError> for ApiError {
     fn from(error: RecogniseError) -> Self {
         match error {
-            RecogniseError::Busy { waiting, capacity, retry_after } => {
-                Self::TooBusy { waiting, capacity, retry_after }
+            RecogniseError::Busy { waiting, capacity, wait, budget, retry_after } => {
+                Self::TooBusy { waiting, capacity, wait, budget, retry_after }
             }
             RecogniseError::Vision(_) | RecogniseError::Identify(_) | RecogniseError::Interrupted => {
                 Self::Internal(error.into())

@@ -92,7 +92,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Models(options) => return models::run(&options),
         Command::Eval(options) => eval::run(&options),
         Command::Bench(options) => bench::run(&options),
-        Command::Demo(options) => demo::run(&options).map(|()| exit::Outcome::Done),
+        Command::Demo(options) => demo::run(&options),
         Command::Doctor(options) => return doctor::run(&options),
         Command::Completions(options) => shell::completions(&options, Arguments::command()),
         Command::Man(options) => shell::man(&options, Arguments::command()),

@@ -4,13 +4,18 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
+    fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{Mutex, PoisonError},
 };
 
 use facepipe_test_support::{models_dir, require, workspace_root};
-use facepipe_tests::program;
+use facepipe_tests::{
+    program,
+    programs::{Said, bare, interrupt},
+};
 use serde_json::Value;
 
 /// Replays run in real time: two at once would starve each other on a small machine.
@@ -35,7 +40,7 @@ fn demo(video: &Path, faces: Option<&Path>, out: &Path, environment: &[(&str, &P
     let output = command.output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
-    let report = std::fs::read_to_string(out.join("report.json")).unwrap();
+    let report = fs::read_to_string(out.join("report.json")).unwrap();
     (serde_json::from_str(&report).unwrap(), printed)
 }
 
@@ -76,7 +81,7 @@ fn without_a_folder_of_faces_nobody_is_enrolled_and_detections_are_still_shown()
     }
     // A models folder with the models alone: no downloaded photographs beside them.
     let models = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(models_dir()).unwrap() {
+    for entry in fs::read_dir(models_dir()).unwrap() {
         let path: PathBuf = entry.unwrap().path();
         if path.is_file() {
             let path = path.canonicalize().unwrap();
@@ -90,4 +95,46 @@ fn without_a_folder_of_faces_nobody_is_enrolled_and_detections_are_still_shown()
     assert_eq!(number(&report, "unknown"), number(&report, "detections_stored"), "{report}");
     assert_eq!(report["identified"].as_object().unwrap().len(), 0, "{report}");
     assert!(report.get("identification_accuracy").is_none(), "the street has no ground truth: {report}");
+}
+
+#[test]
+fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_code() {
+    let (video, faces) = (require!("videos/street-1080p.mp4"), require!("lfw10"));
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut command = bare(&["demo", "--video"]);
+    command.arg(&video).arg("--faces").arg(&faces).args(["--shots", "1", "--out"]).arg(&out);
+    let mut running = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(running.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("Enrolled")));
+    interrupt(&running);
+    assert_eq!(lines.find(|line| line.contains("Report")), None);
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    let log = fs::read_to_string(out.join("backend.log")).unwrap();
+    assert!(log.contains("stopping"), "{log}");
+
+    let junk = folder.path().join("junk.mp4");
+    fs::write(&junk, b"no video").unwrap();
+    let run = |arguments: &[&str], video: &Path, out: &Path| {
+        let mut command = bare(arguments);
+        command.arg(video).args(["--faces", "/nonexistent", "--out"]).arg(out);
+        Said::of(command.output().unwrap())
+    };
+    for program in [&["demo", "--video"][..], &["bench", "bandwidth"]] {
+        run(program, &folder.path().join("none.mp4"), &out).expect(6, &["none.mp4", "no such file"]);
+        run(program, &junk, &out).expect(6, &["/nonexistent"]);
+    }
+    let one = folder.path().join("one/Tony_Blair");
+    fs::create_dir_all(&one).unwrap();
+    fs::copy(faces.join("Tony_Blair/Tony_Blair_0001.jpg"), one.join("1.jpg")).unwrap();
+    let run = |arguments: &[&str], out: &Path| {
+        let mut command = bare(arguments);
+        command.arg(&junk).arg("--faces").arg(one.parent().unwrap()).arg("--out").arg(out);
+        Said::of(command.output().unwrap())
+    };
+    for program in [&["demo", "--video"][..], &["bench", "bandwidth", "--fast"]] {
+        run(program, &out).expect(6, &["junk.mp4"]);
+        run(program, &junk).expect(7, &["junk.mp4"]);
+    }
 }

@@ -41,6 +41,7 @@ pub struct Recogniser {
     jobs: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
     capacity: u32,
+    budget: Duration,
     pace: Arc<Pace>,
     embedder: &'static str,
 }
@@ -49,12 +50,16 @@ pub struct Recogniser {
 #[derive(Debug, thiserror::Error)]
 pub enum RecogniseError {
     /// Too much waits already.
-    #[error("{waiting} images wait, at most {capacity} may")]
+    #[error("{waiting} images wait for {wait:?}, at most {capacity} may and for {budget:?}")]
     Busy {
         /// Images that wait or are being computed.
         waiting: usize,
         /// Images that may.
         capacity: u32,
+        /// How long the last of them waits, at the pace of the last batches.
+        wait: Duration,
+        /// How long it may.
+        budget: Duration,
         /// When it is worth to ask again.
         retry_after: Duration,
     },
@@ -90,8 +95,8 @@ struct Job {
 }
 
 impl Recogniser {
-    /// Starts the worker. `capacity`: images that may wait or be computed at a time; `batch`: images that the worker
-    /// takes at a time. The worker ends when the last clone is dropped and the queue is empty.
+    /// Starts the worker. `capacity`: images that may wait or be computed at a time; `budget`: how long they may take
+    /// together, at the pace of the last ones; `batch`: images that the worker takes at a time. The worker ends when the last clone is dropped and the queue is empty.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -100,6 +105,7 @@ impl Recogniser {
         active: Arc<ActiveModel>,
         threshold: f32,
         capacity: u32,
+        budget: Duration,
         batch: usize,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
@@ -108,7 +114,7 @@ impl Recogniser {
         let worker = Worker { pipeline, active, threshold, batch, pace: Arc::clone(&pace) };
         thread::Builder::new().name("recognise".into()).spawn(move || worker.run(&queue))?;
         let room = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { jobs, room, capacity, pace, embedder })
+        Ok(Self { jobs, room, capacity, budget, pace, embedder })
     }
 
     /// The embedder's name.
@@ -121,6 +127,12 @@ impl Recogniser {
     /// # Errors
     /// [`RecogniseError::Busy`] at once where the queue is full; else what went wrong.
     pub async fn recognise(&self, pictures: Vec<Bytes>) -> Result<Recognised, RecogniseError> {
+        // What nobody waits for any more is refused before it costs anything. As below, a request that has the queue to
+        // itself gets in, however long it takes.
+        let waiting = self.waiting();
+        if waiting > 0 && self.pace.time_for(waiting) > self.budget {
+            return Err(self.busy());
+        }
         // A request larger than the queue gets in when it has the queue to itself.
         let size = u32::try_from(pictures.len()).unwrap_or(u32::MAX).min(self.capacity);
         let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy())?;
@@ -130,9 +142,20 @@ impl Recogniser {
         answer.await.map_err(|_| RecogniseError::Interrupted)?
     }
 
+    /// Images that wait or are being computed.
+    fn waiting(&self) -> usize {
+        usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_sub(self.room.available_permits())
+    }
+
     fn busy(&self) -> RecogniseError {
-        let waiting = usize::try_from(self.capacity).unwrap_or(usize::MAX) - self.room.available_permits();
-        RecogniseError::Busy { waiting, capacity: self.capacity, retry_after: self.pace.time_for(waiting) }
+        let waiting = self.waiting();
+        RecogniseError::Busy {
+            waiting,
+            capacity: self.capacity,
+            wait: self.pace.time_for(waiting),
+            budget: self.budget,
+            retry_after: self.pace.retry_after(waiting),
+        }
     }
 }
 
@@ -256,13 +279,15 @@ impl Pace {
         self.micros_per_image.store(after, Ordering::Relaxed);
     }
 
-    /// When `images` will be done: whole seconds as `Retry-After` has them, 1 to 30.
+    /// How long `images` take; nothing before any was measured.
     fn time_for(&self, images: usize) -> Duration {
-        let micros = self
-            .micros_per_image
-            .load(Ordering::Relaxed)
-            .saturating_mul(u64::try_from(images).unwrap_or(u64::MAX));
-        Duration::from_secs(micros.div_ceil(1_000_000).clamp(1, 30))
+        let images = u64::try_from(images).unwrap_or(u64::MAX);
+        Duration::from_micros(self.micros_per_image.load(Ordering::Relaxed).saturating_mul(images))
+    }
+
+    /// When they will be done, in whole seconds as `Retry-After` has them, 1 to 30.
+    fn retry_after(&self, images: usize) -> Duration {
+        Duration::from_secs(micros(self.time_for(images)).div_ceil(1_000_000).clamp(1, 30))
     }
 }
 
@@ -277,11 +302,12 @@ mod tests {
     #[test]
     fn the_wait_follows_what_images_take() {
         let pace = Pace::default();
-        assert_eq!(pace.time_for(1000), Duration::from_secs(1));
-        pace.measured(10, Duration::from_millis(500));
-        assert_eq!(pace.time_for(100), Duration::from_secs(5));
-        assert_eq!(pace.time_for(1_000_000), Duration::from_secs(30));
+        assert_eq!((pace.time_for(1000), pace.retry_after(1000)), (Duration::ZERO, Duration::from_secs(1)));
+        pace.measured(10, Duration::from_millis(505));
+        assert_eq!(pace.time_for(100), Duration::from_millis(5050));
+        assert_eq!(pace.retry_after(100), Duration::from_secs(6));
+        assert_eq!(pace.retry_after(1_000_000), Duration::from_secs(30));
         pace.measured(0, Duration::from_secs(9));
-        assert_eq!(pace.time_for(100), Duration::from_secs(5));
+        assert_eq!(pace.time_for(100), Duration::from_millis(5050));
     }
 }

@@ -36,6 +36,33 @@ async fn a_full_queue_turns_requests_away_and_recovers() {
 }
 
 #[tokio::test]
+async fn a_queue_that_takes_too_long_turns_requests_away() {
+    let server = start!(|config| config.queue_budget_ms = 1);
+    let call = || {
+        let form = Form::new().part("image", photograph("Tony_Blair", 1));
+        let url = format!("{}/face-recognition/get-results", server.url);
+        let request = server.client.post(url).multipart(form);
+        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+    };
+    // Alone, a request is served however long it takes; it also tells how long one takes.
+    call().await.unwrap().expect(StatusCode::OK);
+    let (mut served, mut refused) = (0, 0);
+    for answer in (0..12).map(|_| call()).collect::<Vec<_>>() {
+        let answer = answer.await.unwrap();
+        if answer.status == StatusCode::OK {
+            served += 1;
+            continue;
+        }
+        assert!(answer.headers.contains_key("retry-after"));
+        let text = answer.expect_error(429, "too_busy");
+        assert!(text.contains("for at most 1 ms"), "{text}");
+        refused += 1;
+    }
+    assert!(served >= 1 && refused >= 1, "{served} served, {refused} refused");
+    call().await.unwrap().expect(StatusCode::OK);
+}
+
+#[tokio::test]
 async fn clients_that_go_make_room() {
     let server = start!(|config| config.queue_images = 64);
     // 64 pictures take far longer than the client waits.

@@ -6,19 +6,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 
 use super::plot;
-use crate::trial::{self, GroundTruth, Policy, Replay, Trial};
+use crate::{
+    exit::{self, Failure, Outcome},
+    output,
+    trial::{self, GroundTruth, Policy, Replay, Trial},
+};
 
 /// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
 const VIDEO_MBPS: f64 = 4.0;
 
 /// Measures what the faces of a video cost in uplink, and how many of the people are recognised by them.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(after_help = format!("\
 Examples:
   facepipe bench bandwidth entrance.mp4
   facepipe bench bandwidth crowd-*.mp4 --plot bandwidth.svg
@@ -28,7 +32,9 @@ Each video is replayed against a backend of the benchmark's own, once for each
 policy, in real time unless --fast says otherwise. The bytes are counted at the
 sockets: request lines, headers and bodies, without the headers of TCP and IP.
 Where <video>.json with ground truth lies beside the video, the people who
-walk by and those who were recognised are counted too.")]
+walk by and those who were recognised are counted too.
+
+{}", exit::HELP))]
 pub struct Options {
     /// Videos to replay
     #[arg(required = true, value_name = "VIDEO")]
@@ -117,18 +123,20 @@ impl Measured {
 ///
 /// # Errors
 /// A video is missing or cannot be played, the backend cannot be started, or crops could not be delivered.
-pub fn run(options: &Options) -> Result<()> {
+pub fn run(options: &Options) -> Result<Outcome> {
     for video in &options.videos {
         if !video.is_file() {
-            bail!("{}: no such file", video.display());
+            return Err(Failure::Input(format!("{}: no such file", video.display())).into());
         }
     }
     let say = |line: &str| {
         if !options.json {
-            println!("{line}");
+            output::line(line);
         }
     };
-    let trial = Trial::start(&options.trial, &options.out, &say)?;
+    let Some(trial) = Trial::start(&options.trial, &options.out, &say)? else {
+        return Ok(Outcome::Interrupted);
+    };
     let policies = match options.policy {
         Some(policy) => vec![policy],
         None => vec![Policy::Every, Policy::Best],
@@ -137,7 +145,9 @@ pub fn run(options: &Options) -> Result<()> {
     for video in &options.videos {
         let truth = GroundTruth::beside(video)?;
         for &policy in &policies {
-            let replay = Replay::run(video, &trial.server.url(), policy, !options.fast)?;
+            let Some(replay) = Replay::run(video, &trial.server.url(), policy, !options.fast)? else {
+                return Ok(Outcome::Interrupted);
+            };
             if replay.failed > 0 {
                 bail!(
                     "{}: {} crops could not be delivered; see {}",
@@ -150,26 +160,25 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&Results { videos: &measured })?);
+        output::json(&Results { videos: &measured })?;
     } else {
         print(&measured);
     }
     if let Some(path) = &options.plot {
-        fs::write(path, plot::bars(&measured)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, plot::bars(&measured)?).map_err(|error| Failure::output(path.display(), error))?;
         say(&format!("\nPlot      {}", path.display()));
     }
-    Ok(())
+    Ok(Outcome::Done)
 }
 
 /// A table per video, a column per policy.
 fn print(measured: &[Measured]) {
     for group in measured.chunk_by(|a, b| a.video == b.video) {
         let Some(first) = group.first() else { continue };
-        println!("\n{} ({:.1} s)", first.video, first.seconds);
+        output::line(format!("\n{} ({:.1} s)", first.video, first.seconds));
         let row = |name: &str, value: &dyn Fn(&Measured) -> String| {
             let values: String = group.iter().map(|m| format!("{:>12}", value(m))).collect();
-            println!("  {name:<38}{values}");
+            output::line(format!("  {name:<38}{values}"));
         };
         row("policy", &|m| m.policy.into());
         row("faces", &|m| m.faces.to_string());

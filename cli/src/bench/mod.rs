@@ -30,7 +30,7 @@ enum What {
 /// Something that it needs is missing (the message says how to get it), or a part of it fails.
 pub fn run(options: &Options) -> Result<Outcome> {
     match &options.what {
-        What::Bandwidth(options) => bandwidth::run(options).map(|()| Outcome::Done),
+        What::Bandwidth(options) => bandwidth::run(options),
         What::Crowd(options) => crowd::run(options),
         What::Load(options) => load::run(options),
     }

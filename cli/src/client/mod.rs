@@ -242,12 +242,12 @@ impl Client {
         self.call(&operation::GENERATE_EMBEDDINGS, &[], &[], Body::Nothing).await
     }
 
-    /// The newest jobs.
+    /// A page of jobs, the newest first.
     ///
     /// # Errors
     /// As every call: see [`ClientError`].
-    pub async fn jobs(&self) -> Result<Jobs, ClientError> {
-        self.call(&operation::JOBS, &[], &[], Body::Nothing).await
+    pub async fn jobs(&self, query: &[(&str, String)]) -> Result<Jobs, ClientError> {
+        self.call(&operation::JOBS, &[], query, Body::Nothing).await
     }
 
     /// How far a job is.
@@ -280,6 +280,33 @@ impl Client {
     /// As every call: see [`ClientError`].
     pub async fn activate_model(&self, version: u64) -> Result<Model, ClientError> {
         self.call(&operation::ACTIVATE_MODEL, &[&version.to_string()], &[], Body::Nothing).await
+    }
+
+    /// Removes a model that does not answer.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`]; `model_active` for the one that answers.
+    pub async fn delete_model(&self, version: u64) -> Result<(), ClientError> {
+        self.send(&operation::DELETE_MODEL, &[&version.to_string()], &[], Body::Nothing).await?;
+        Ok(())
+    }
+
+    /// A detection; none where there is no such detection.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`].
+    pub async fn detection(&self, id: i64) -> Result<Option<Detection>, ClientError> {
+        let answer = self.call(&operation::DETECTION, &[&id.to_string()], &[], Body::Nothing).await;
+        found("detection_not_found", answer)
+    }
+
+    /// Erases a detection. False: there is no such detection.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`].
+    pub async fn erase_detection(&self, id: i64) -> Result<bool, ClientError> {
+        let answer = self.send(&operation::ERASE_DETECTION, &[&id.to_string()], &[], Body::Nothing).await;
+        Ok(found("detection_not_found", answer)?.is_some())
     }
 
     /// A page of detections.

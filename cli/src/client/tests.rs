@@ -63,6 +63,7 @@ fn answers_are_read_whole() {
     read_whole::<Jobs>(&document, &operation::JOBS, "200");
     read_whole::<Models>(&document, &operation::MODELS, "200");
     read_whole::<Model>(&document, &operation::ACTIVATE_MODEL, "200");
+    read_whole::<Detection>(&document, &operation::DETECTION, "200");
     read_whole::<Detections>(&document, &operation::DETECTIONS, "200");
     read_whole::<Track>(&document, &operation::TRACK, "200");
     read_whole::<LastKnownLocation>(&document, &operation::LAST_KNOWN_LOCATION, "200");

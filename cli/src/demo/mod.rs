@@ -6,15 +6,19 @@ mod report;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 use self::report::Report;
-use crate::trial::{self, GroundTruth, Policy, Replay, Trial};
+use crate::{
+    exit::{self, Failure, Outcome},
+    output,
+    trial::{self, GroundTruth, Policy, Replay, Trial},
+};
 
 /// Runs the main job on real input: enrol, train, replay a video, report who was seen.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(after_help = format!("\
 Examples:
   facepipe demo
   facepipe demo --video entrance.mp4 --faces staff/     (staff/<name>/*.jpg)
@@ -22,7 +26,9 @@ Examples:
 
 Writes report.json, the backend's log and its database below --out.
 Where <video>.json with ground truth lies beside the video, the report also
-says how many identities were right.")]
+says how many identities were right.
+
+{}", exit::HELP))]
 pub struct Options {
     /// Video file to replay, in real time [default: a crowd with ground truth from FACEPIPE_MIRROR, else the
     /// downloaded street]
@@ -42,18 +48,24 @@ pub struct Options {
 ///
 /// # Errors
 /// Something that the demo needs is missing (the message says how to get it), or a part of it fails.
-pub fn run(options: &Options) -> Result<()> {
-    let video = options.video.clone().or_else(default_video).with_context(
-        || "no video to replay: run `facepipe models fetch`, set FACEPIPE_MIRROR, or name one with --video",
-    )?;
+pub fn run(options: &Options) -> Result<Outcome> {
+    let video = options.video.clone().or_else(default_video).ok_or_else(|| {
+        let how = "run `facepipe models fetch`, set FACEPIPE_MIRROR, or name one with --video";
+        Failure::Input(format!("no video to replay: {how}"))
+    })?;
     if !video.is_file() {
-        bail!("--video {}: no such file", video.display());
+        return Err(Failure::Input(format!("--video {}: no such file", video.display())).into());
     }
     let truth = GroundTruth::beside(&video)?;
-    println!("Video     {}", video.display());
-    let Trial { server, embedder, gallery } =
-        Trial::start(&options.trial, &options.out, &|line| println!("{line}"))?;
-    let replay = Replay::run(&video, &server.url(), options.policy, true)?;
+    output::line(format!("Video     {}", video.display()));
+    let Some(Trial { server, embedder, gallery }) =
+        Trial::start(&options.trial, &options.out, &|line| output::line(line))?
+    else {
+        return Ok(Outcome::Interrupted);
+    };
+    let Some(replay) = Replay::run(&video, &server.url(), options.policy, true)? else {
+        return Ok(Outcome::Interrupted);
+    };
     let last_seen = server.last_seen(gallery.iter().map(|person| person.id.as_str()))?;
     drop(server);
 
@@ -61,7 +73,7 @@ pub fn run(options: &Options) -> Result<()> {
     report.print(&last_seen);
     let path = options.out.join("report.json");
     report.write(&path)?;
-    println!("\nReport    {}", path.display());
+    output::line(format!("\nReport    {}", path.display()));
     if replay.failed > 0 {
         bail!(
             "{} crops could not be delivered; see {}",
@@ -69,7 +81,7 @@ pub fn run(options: &Options) -> Result<()> {
             options.out.join("backend.log").display()
         );
     }
-    Ok(())
+    Ok(Outcome::Done)
 }
 
 fn default_video() -> Option<PathBuf> {

@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
     client::LastKnownLocation,
+    exit::Failure,
+    output,
     trial::{GroundTruth, Policy, Replay},
 };
 
@@ -104,7 +106,7 @@ impl Report {
 
     /// Prints the table of people and the cost in uplink.
     pub fn print(&self, last_seen: &BTreeMap<String, LastKnownLocation>) {
-        println!("\n{:<28} {:>6}  {:<12} last seen", "who", "times", "where");
+        output::line(format!("\n{:<28} {:>6}  {:<12} last seen", "who", "times", "where"));
         for (person, times) in &self.identified {
             let (place, time) = match last_seen.get(person) {
                 Some(seen) => (
@@ -113,24 +115,24 @@ impl Report {
                 ),
                 None => ("", String::new()),
             };
-            println!("{person:<28} {times:>6}  {place:<12} {time}");
+            output::line(format!("{person:<28} {times:>6}  {place:<12} {time}"));
         }
-        println!("{:<28} {:>6}", "(unknown)", self.unknown);
-        println!(
+        output::line(format!("{:<28} {:>6}", "(unknown)", self.unknown));
+        output::line(format!(
             "\n{} crops uploaded, {} detections stored ({} crops held no face for the backend)",
             self.faces_uploaded, self.detections_stored, self.crops_without_face
-        );
-        println!(
+        ));
+        output::line(format!(
             "Uplink    {} bytes in {:.1} s = {:.3} Mbit/s, {:.0} times less than {VIDEO_MBPS} Mbit/s of video",
             self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
-        );
+        ));
         if let Some(accuracy) = &self.accuracy {
-            println!(
+            output::line(format!(
                 "Accuracy  {:.1} % of the identities are right; {} of {} walkers recognised",
                 accuracy.identification_accuracy * 100.0,
                 accuracy.walkers_seen,
                 accuracy.walkers
-            );
+            ));
         }
     }
 
@@ -140,7 +142,7 @@ impl Report {
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)?;
-        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+        fs::write(path, text + "\n").map_err(|error| Failure::output(path.display(), error).into())
     }
 }
 

@@ -18,7 +18,7 @@ use super::{Check, Options, State};
 const ELEMENTS: [&str; 5] = ["facedetect", "facetrack", "facecrop", "facesink-http", "faceoverlay"];
 
 /// Elements of other plugins that the pipelines use, what for, and the Debian package that has them.
-const OTHERS: [(&str, &str, &str); 7] = [
+const OTHERS: [(&str, &str, &str); 9] = [
     ("decodebin", "playing files", "gstreamer1.0-plugins-base"),
     ("qtdemux", "MP4 files", "gstreamer1.0-plugins-good"),
     ("rtspsrc", "network cameras", "gstreamer1.0-plugins-good"),
@@ -26,6 +26,8 @@ const OTHERS: [(&str, &str, &str); 7] = [
     ("jpegdec", "cameras that send JPEG", "gstreamer1.0-plugins-good"),
     ("h264parse", "H.264", "gstreamer1.0-plugins-bad"),
     ("h265parse", "H.265", "gstreamer1.0-plugins-bad"),
+    ("x264enc", "writing videos", "gstreamer1.0-plugins-ugly"),
+    ("mp4mux", "writing videos", "gstreamer1.0-plugins-good"),
 ];
 
 /// Decoders, any one of which will do.

@@ -1,25 +1,29 @@
-//! `facepipe detections`: who was seen where and when, and who is seen now.
+//! `facepipe detections`: who was seen where and when, who is seen now, and erasing single detections.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, Subcommand};
+use serde_json::json;
 
-use super::percent;
+use super::{confirmed, percent};
 use crate::{
-    client::{Client, Detection},
+    client::{Client, ClientError, Detection},
     connection::Target,
-    exit::{self, Outcome},
+    exit::{self, Failure, Outcome},
     interrupt, output, runtime,
 };
 
 /// How often `--follow` asks.
 const POLL: Duration = Duration::from_secs(1);
 
+/// How many are listed if nobody says so.
+const NUMBER: usize = 20;
+
 /// The most that one page holds.
 const PAGE: usize = 1000;
 
-/// Lists who was seen where and when, and follows who is seen now.
+/// Lists who was seen where and when, follows who is seen now, and shows and erases single detections.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -27,12 +31,16 @@ Examples:
   facepipe detections --person Ada --from 2024-05-06T00:00:00Z --number 1000
   facepipe detections --camera gate-1 --follow
   facepipe detections --follow --json | jq -r .face_id     (a line of JSON for each)
+  facepipe detections show 42
+  facepipe detections delete 42 43 --yes
 
 --follow goes by the order of arrival: what a camera kept while it had no
 network appears when it arrives.
 
 {}", exit::HELP))]
 pub struct Options {
+    #[command(subcommand)]
+    action: Option<Action>,
     /// Only of this person
     #[arg(long, value_name = "NAME")]
     person: Option<String>,
@@ -48,14 +56,33 @@ pub struct Options {
     /// Before this time, RFC 3339
     #[arg(long, value_name = "TIME")]
     to: Option<String>,
-    /// So many at most, the newest
-    #[arg(long, short, default_value_t = 20, value_name = "N")]
-    number: usize,
+    /// So many at most, the newest [default: 20]
+    #[arg(long, short, value_name = "N")]
+    number: Option<usize>,
     /// Go on with new ones as they come, until Ctrl-C
     #[arg(long, short, conflicts_with_all = ["from", "to"])]
     follow: bool,
     #[command(flatten)]
     target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// All that is kept of one detection
+    Show {
+        /// As the list names it
+        #[arg(value_name = "DETECTION")]
+        id: i64,
+    },
+    /// Erases detections for good, with the embeddings that are kept of unknown faces
+    Delete {
+        /// As the list names them
+        #[arg(value_name = "DETECTION", required = true)]
+        ids: Vec<i64>,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 /// Runs the program.
@@ -65,15 +92,95 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
         let client = options.target.client()?;
-        list(options, &client).await
+        match &options.action {
+            None => list(options, &client).await,
+            Some(_) if options.asks_for_a_list() => Err(Failure::Usage(
+                "show and delete take the numbers of detections: leave out what belongs to the list".into(),
+            )
+            .into()),
+            Some(Action::Show { id }) => show(options, &client, *id).await,
+            Some(Action::Delete { ids, yes }) => delete(options, &client, ids, *yes).await,
+        }
     })
+}
+
+async fn show(options: &Options, client: &Client, id: i64) -> Result<Outcome> {
+    let detection = client.detection(id).await?.ok_or_else(|| none(id))?;
+    if options.target.json {
+        output::json(&detection)?;
+        return Ok(Outcome::Done);
+    }
+    let number = |value: Option<f32>| value.map_or_else(|| "-".into(), |value| format!("{value:.3}"));
+    let corners = detection.bounding_box;
+    let rows = [
+        ("Detection", detection.id.to_string()),
+        ("Who", detection.face_id.clone().unwrap_or_else(|| "unknown".into())),
+        ("Sure", percent(detection.confidence)),
+        ("Score", number(detection.score)),
+        ("Threshold", number(Some(detection.threshold))),
+        ("Model", detection.model_version.map_or_else(|| "-".into(), |version| version.to_string())),
+        ("Captured", detection.captured_at),
+        ("Received", detection.received_at),
+        ("Camera", detection.camera_id),
+        ("Place", detection.location),
+        ("Track", detection.track_id.map_or_else(|| "-".into(), |track| track.to_string())),
+        (
+            "Face",
+            format!(
+                "{:.0}, {:.0} to {:.0}, {:.0} of its picture, in pixels",
+                corners.left, corners.top, corners.right, corners.bottom
+            ),
+        ),
+        ("Sure it is a face", percent(Some(detection.detection_confidence))),
+    ];
+    for (name, value) in rows {
+        output::line(format!("{name:<18}{value}"));
+    }
+    Ok(Outcome::Done)
+}
+
+async fn delete(options: &Options, client: &Client, ids: &[i64], yes: bool) -> Result<Outcome> {
+    let question = match ids {
+        [id] => format!("Detection {id} will be erased for good."),
+        ids => format!("{} detections will be erased for good.", ids.len()),
+    };
+    if !confirmed(&question, yes)? {
+        output::line("Nothing was erased.");
+        return Ok(Outcome::Done);
+    }
+    let (mut erased, mut missing) = (Vec::new(), Vec::new());
+    for id in ids {
+        if interrupt::requested() {
+            break;
+        }
+        let list = if client.erase_detection(*id).await? { &mut erased } else { &mut missing };
+        list.push(*id);
+        if !options.target.json {
+            output::line(format!("{id} {}", if missing.contains(id) { "is not there" } else { "is erased" }));
+        }
+    }
+    if options.target.json {
+        output::json(&json!({ "erased": erased, "not_found": missing }))?;
+    }
+    Ok(if erased.len() + missing.len() < ids.len() {
+        Outcome::Interrupted
+    } else if missing.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Partly
+    })
+}
+
+fn none(id: i64) -> Failure {
+    Failure::Input(format!("{id}: the server has no such detection; `facepipe detections` lists them"))
 }
 
 async fn list(options: &Options, client: &Client) -> Result<Outcome> {
     let mut newest = Vec::new();
     let mut cursor = None;
-    while newest.len() < options.number {
-        let left = options.number - newest.len();
+    let number = options.number.unwrap_or(NUMBER);
+    while newest.len() < number {
+        let left = number - newest.len();
         let mut query = options.filters();
         query.push(("limit", left.min(PAGE).to_string()));
         query.extend(options.from.clone().map(|time| ("from", time)));
@@ -109,11 +216,27 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
     // The list goes by the time of capture, `after` by arrival: what arrived before the latest one shown is old.
     let mut after = shown.iter().map(|detection| detection.id).max().unwrap_or(0);
     let latest = shown.iter().map(|detection| detection.received_at.clone()).max();
+    let mut away = false;
     while !interrupt::requested() {
         let mut query = options.filters();
         query.push(("after", after.to_string()));
         query.push(("limit", PAGE.to_string()));
-        let page = client.detections(&query).await?.detections;
+        let page = match client.detections(&query).await {
+            Ok(page) => page.detections,
+            // What arrives meanwhile is there when the server is back.
+            Err(error @ ClientError::Unreachable { .. }) => {
+                if !away {
+                    eprintln!("{error}; waiting for it");
+                }
+                away = true;
+                pause().await;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if mem::take(&mut away) {
+            eprintln!("The server is back");
+        }
         let is_full = page.len() >= PAGE;
         for detection in page {
             after = after.max(detection.id);
@@ -122,16 +245,28 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
             }
         }
         if !is_full {
-            tokio::select! {
-                () = tokio::time::sleep(POLL) => {}
-                () = interrupt::wait() => {}
-            }
+            pause().await;
         }
     }
     Ok(Outcome::Interrupted)
 }
 
+async fn pause() {
+    tokio::select! {
+        () = tokio::time::sleep(POLL) => {}
+        () = interrupt::wait() => {}
+    }
+}
+
 impl Options {
+    fn asks_for_a_list(&self) -> bool {
+        self.follow
+            || self.number.is_some()
+            || self.from.is_some()
+            || self.to.is_some()
+            || !self.filters().is_empty()
+    }
+
     fn filters(&self) -> Vec<(&'static str, String)> {
         let filters = [("person", &self.person), ("camera", &self.camera), ("location", &self.location)];
         filters.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()

@@ -4,10 +4,10 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::{
-    client::Job,
+    client::{Client, Job, JobStatus},
     connection::Target,
     exit::{self, Outcome},
-    output, runtime, train,
+    interrupt, output, runtime, train,
 };
 
 /// Lists, follows and ends the server's long work: trainings and the computing of embeddings.
@@ -15,6 +15,7 @@ use crate::{
 #[command(after_help = format!("\
 Examples:
   facepipe jobs
+  facepipe jobs list --status failed -n 5
   facepipe jobs show 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c --follow
   facepipe jobs cancel 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c
   facepipe jobs embed --wait
@@ -29,8 +30,8 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// The newest hundred
-    List,
+    /// The newest ones
+    List(List),
     /// How far one is
     Show {
         /// Its number
@@ -52,6 +53,22 @@ enum Action {
     },
 }
 
+#[derive(Debug, Args)]
+struct List {
+    /// Only those that are so far
+    #[arg(long, value_enum)]
+    status: Option<JobStatus>,
+    /// So many at most
+    #[arg(long, short, default_value_t = NUMBER, value_name = "N")]
+    number: usize,
+}
+
+/// How many are listed if nobody says so.
+const NUMBER: usize = 20;
+
+/// The most that one page holds.
+const PAGE: usize = 1000;
+
 /// Runs the program.
 ///
 /// # Errors
@@ -59,15 +76,16 @@ enum Action {
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
         let client = options.target.client()?;
-        let job = match options.action.as_ref().unwrap_or(&Action::List) {
-            Action::List => {
-                let jobs = client.jobs().await?;
+        let newest = Action::List(List { status: None, number: NUMBER });
+        let job = match options.action.as_ref().unwrap_or(&newest) {
+            Action::List(list) => {
+                let jobs = list.load(&client).await?;
                 if options.target.json {
                     output::json(&jobs)?;
-                } else if jobs.jobs.is_empty() {
-                    output::line("No job yet.");
+                } else if jobs.is_empty() {
+                    output::line(if list.status.is_some() { "No such job." } else { "No job yet." });
                 } else {
-                    output::table(["Job", "Kind", "Status", "Done", "Asked for"], jobs.jobs.iter().map(row));
+                    output::table(HEADINGS, jobs.iter().map(row));
                 }
                 return Ok(Outcome::Done);
             }
@@ -85,7 +103,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         if options.target.json {
             output::json(&job)?;
         } else {
-            output::table(["Job", "Kind", "Status", "Done", "Asked for"], [row(&job)]);
+            output::table(HEADINGS, [row(&job)]);
             if let Some(error) = &job.error {
                 output::line(format!("{} ({})", error.message, error.code));
             }
@@ -93,6 +111,27 @@ pub fn run(options: &Options) -> Result<Outcome> {
         Ok(Outcome::Done)
     })
 }
+
+impl List {
+    async fn load(&self, client: &Client) -> Result<Vec<Job>> {
+        let mut newest = Vec::new();
+        let mut cursor = None;
+        while newest.len() < self.number {
+            let mut query = vec![("limit", (self.number - newest.len()).min(PAGE).to_string())];
+            query.extend(self.status.map(|status| ("status", status.word().to_owned())));
+            query.extend(cursor.map(|cursor| ("cursor", cursor)));
+            let page = client.jobs(&query).await?;
+            newest.extend(page.jobs);
+            cursor = page.meta.next_cursor;
+            if cursor.is_none() || interrupt::requested() {
+                break;
+            }
+        }
+        Ok(newest)
+    }
+}
+
+const HEADINGS: [&str; 5] = ["Job", "Kind", "Status", "Done", "Asked for"];
 
 fn row(job: &Job) -> [String; 5] {
     let done = job.progress.percent.map_or_else(|| "-".into(), |percent| format!("{percent} %"));

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Subcommand;
 
+use super::confirmed;
 use crate::{connection::Target, exit::Outcome, output, runtime};
 
 /// What is done with trained models.
@@ -15,6 +16,17 @@ pub enum Action {
         /// As `trained` lists it.
         #[arg(value_name = "VERSION")]
         model: u64,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Removes a model from the server that does not answer; no other one gets its version.
+    Delete {
+        /// As `trained` lists it.
+        #[arg(value_name = "VERSION")]
+        model: u64,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
         #[command(flatten)]
         target: Target,
     },
@@ -54,6 +66,15 @@ pub fn run(action: &Action) -> Result<Outcome> {
                 } else {
                     output::line(format!("Model {} answers now", model.version));
                 }
+            }
+            Action::Delete { model, yes, target } => {
+                let client = target.client()?;
+                if !confirmed(&format!("Model {model} will be removed for good."), *yes)? {
+                    output::line("Nothing was removed.");
+                    return Ok(Outcome::Done);
+                }
+                client.delete_model(*model).await?;
+                output::line(format!("Model {model} is removed"));
             }
         }
         Ok(Outcome::Done)

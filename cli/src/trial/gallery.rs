@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::Server;
-use crate::{pictures, progress};
+use crate::{interrupt, pictures, progress};
 
 /// One person of the gallery with the photographs that there are.
 pub struct Person {
@@ -14,11 +14,12 @@ pub struct Person {
     photographs: Vec<PathBuf>,
 }
 
-/// Enrols everybody with so many photographs each, and trains.
+/// Enrols everybody with so many photographs each, and trains. False where the program was asked to end before that was
+/// done.
 ///
 /// # Errors
 /// The backend fails. A photograph that it refuses is said, and the next one is taken.
-pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&str)) -> Result<()> {
+pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&str)) -> Result<bool> {
     let wanted = gallery.iter().map(|person| person.photographs.len().min(shots)).sum::<usize>();
     let bar = progress::bar(wanted, "Enrolling");
     let mut refused = Vec::new();
@@ -29,6 +30,10 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
         for photograph in &person.photographs {
             if accepted == shots {
                 break;
+            }
+            if interrupt::requested() {
+                bar.finish_and_clear();
+                return Ok(false);
             }
             match server.add_image(&person.id, photograph)? {
                 Ok(()) => {
@@ -48,9 +53,9 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
         say(&format!("          passed over {line}"));
     }
     let trained = progress::spinner("Training");
-    server.train()?;
+    let done = server.train()?;
     trained.finish_and_clear();
-    Ok(())
+    Ok(done)
 }
 
 /// Reads `<folder>/<name>/**/*`, in the order of the names.

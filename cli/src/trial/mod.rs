@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 
 pub use self::{
@@ -20,6 +20,8 @@ pub use self::{
     replay::{Policy, Replay},
     server::Server,
 };
+
+use crate::exit::Failure;
 
 /// Where the camera of a trial stands. Both names end up in the stored detections.
 pub const CAMERA_ID: &str = "gate-1";
@@ -58,11 +60,12 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Starts a backend with an empty database below `out`, enrols and trains, and says so to `say`.
+    /// Starts a backend with an empty database below `out`, enrols and trains, and says so to `say`. None where the
+    /// program was asked to end before that was done.
     ///
     /// # Errors
     /// Something that is needed is missing (the message says how to get it), or the backend fails.
-    pub fn start(options: &Options, out: &Path, say: &dyn Fn(&str)) -> Result<Self> {
+    pub fn start(options: &Options, out: &Path, say: &dyn Fn(&str)) -> Result<Option<Self>> {
         let embedder = match &options.embedder {
             Some(name) => name.clone(),
             None => installed_embedder(&options.models).to_owned(),
@@ -74,7 +77,7 @@ impl Trial {
                 None => Vec::new(),
             },
         };
-        fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+        fs::create_dir_all(out).map_err(|error| Failure::output(out.display(), error))?;
         say(&format!("Embedder  {embedder}{}", embedder_note(&embedder, options)));
         let server = Server::start(&backend_program(options)?, out, &options.models, &embedder)?;
         say(&format!("Backend   {} (SQLite below {})", server.url(), out.display()));
@@ -83,10 +86,10 @@ impl Trial {
                 "Nobody is enrolled: no folder of faces could be had (--faces, or `facepipe models fetch lfw10`). \
                  Every face will be stored as unknown.",
             );
-        } else {
-            gallery::enrol(&server, &gallery, options.shots.into(), say)?;
+        } else if !gallery::enrol(&server, &gallery, options.shots.into(), say)? {
+            return Ok(None);
         }
-        Ok(Self { server, embedder, gallery })
+        Ok(Some(Self { server, embedder, gallery }))
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use gst::prelude::*;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, ground_truth::Bounds};
-use crate::{progress, video};
+use crate::{exit::Failure, interrupt, progress, video};
 
 /// Which faces are uploaded: `facecrop`'s property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -70,10 +70,11 @@ pub struct Detection {
 
 impl Replay {
     /// Plays `video`, in real time or as fast as it goes, its faces going to `store-results` of the backend at `url`.
+    /// None where the program was asked to end before the video did.
     ///
     /// # Errors
     /// The video cannot be played (missing decoder, not a video), or an element fails.
-    pub fn run(video: &Path, url: &str, policy: Policy, real_time: bool) -> Result<Self> {
+    pub fn run(video: &Path, url: &str, policy: Policy, real_time: bool) -> Result<Option<Self>> {
         let started = OffsetDateTime::now_utc();
         let pipeline = video::pipeline(
             "filesrc name=source ! decodebin ! facepipe-facedetect name=detect ! \
@@ -102,16 +103,20 @@ impl Replay {
             crops_without_face: 0,
             detections: Vec::new(),
         };
-        let played = replay.play(&pipeline, &element("detect")?, started);
+        let played = replay
+            .play(&pipeline, &element("detect")?, started)
+            .map_err(|e| e.context(video.display().to_string()));
         let stats: gst::Structure = sink.property("stats");
         let stopped = pipeline.set_state(gst::State::Null);
-        played?;
+        if !played? {
+            return Ok(None);
+        }
         stopped?;
         replay.sent = stats.get("sent")?;
         replay.failed = stats.get::<u64>("failed")? + stats.get::<u64>("dropped")?;
         replay.uplink_bytes = stats.get("bytes")?;
         replay.image_bytes = stats.get("image-bytes")?;
-        Ok(replay)
+        Ok(Some(replay))
     }
 
     /// How well what was stored agrees with the truth.
@@ -123,16 +128,17 @@ impl Replay {
         score
     }
 
+    /// Plays until the end; false where the program was asked to end before.
     fn play(
         &mut self,
         pipeline: &gst::Pipeline,
         detector: &gst::Element,
         started: OffsetDateTime,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let bus = pipeline.bus().context("a pipeline without a bus")?;
         pipeline.set_state(gst::State::Playing)?;
         let bar = progress::bar(0, "Replaying");
-        loop {
+        while !interrupt::requested() {
             let message = bus.timed_pop(gst::ClockTime::from_mseconds(200));
             if let Some(length) = pipeline.query_duration::<gst::ClockTime>() {
                 self.seconds = Duration::from(length).as_secs_f64();
@@ -143,9 +149,15 @@ impl Replay {
             }
             let Some(message) = message else { continue };
             match message.view() {
-                gst::MessageView::Eos(_) => break,
+                gst::MessageView::Eos(_) => {
+                    bar.finish_and_clear();
+                    return Ok(true);
+                }
                 gst::MessageView::Error(error) => {
-                    bail!("{} ({})", error.error(), error.debug().unwrap_or_default());
+                    let why = format!("{} ({})", error.error(), error.debug().unwrap_or_default());
+                    // What reads the video, or what passes its faces on.
+                    let of_sink = message.src().is_some_and(|source| source.name() == "sink");
+                    return Err(if of_sink { anyhow!(why) } else { Failure::Input(why).into() });
                 }
                 gst::MessageView::Warning(warning) => bar.println(format!("Warning: {}", warning.error())),
                 gst::MessageView::Element(element) => {
@@ -157,7 +169,7 @@ impl Replay {
             }
         }
         bar.finish_and_clear();
-        Ok(())
+        Ok(false)
     }
 
     fn collect(

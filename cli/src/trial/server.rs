@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     client::{Client, ClientError, LastKnownLocation, Settings},
+    exit::Failure,
     train,
 };
 
@@ -44,13 +45,13 @@ impl Server {
     pub fn start(program: &Path, workspace: &Path, models: &Path, embedder: &str) -> Result<Self> {
         let data = workspace.join("data");
         if data.exists() {
-            fs::remove_dir_all(&data).with_context(|| format!("cannot clear {}", data.display()))?;
+            fs::remove_dir_all(&data).map_err(|error| Failure::output(data.display(), error))?;
         }
-        fs::create_dir_all(&data).with_context(|| format!("cannot create {}", data.display()))?;
+        fs::create_dir_all(&data).map_err(|error| Failure::output(data.display(), error))?;
         let address_file = workspace.join("backend.address");
         let _ = fs::remove_file(&address_file);
         let log = workspace.join("backend.log");
-        let log_file = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let log_file = fs::File::create(&log).map_err(|error| Failure::output(log.display(), error))?;
         let child = Command::new(program)
             .args(["--listen", "127.0.0.1:0"])
             .arg("--address-file")
@@ -102,15 +103,12 @@ impl Server {
         }
     }
 
-    /// Trains on the stored embeddings and waits for the new model.
+    /// Trains on the stored embeddings and waits for the new model. False where the program was asked to end before.
     ///
     /// # Errors
     /// The training fails.
-    pub fn train(&self) -> Result<()> {
-        if self.runtime.block_on(train::begin_and_wait(&self.client, false))?.is_none() {
-            bail!("interrupted while the backend was training");
-        }
-        Ok(())
+    pub fn train(&self) -> Result<bool> {
+        Ok(self.runtime.block_on(train::begin_and_wait(&self.client, false))?.is_some())
     }
 
     /// Where each of `people` was seen last; who was not seen is missing.

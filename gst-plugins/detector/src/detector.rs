@@ -1,25 +1,17 @@
-//! The detector: one network in one ONNX Runtime session, with its own buffers.
+//! The detector of one stream: its sampler and its choice among the boxes of a network that streams share.
 
 use std::{fmt, fs, path::PathBuf, str::FromStr};
 
-use ort::{
-    ep,
-    session::{Session, builder::SessionBuilder},
-    value::{Outlet, Tensor, TensorElementType},
-};
+use crate::{Detection, DetectorError, Frame, Sampler, engine::Share, nms::Selection, onnx_strip, runtime};
 
-use crate::{Detection, DetectorError, Frame, Sampler, nms::Selection, onnx_strip, runtime};
-
-/// Finds faces in frames. Each detector has its own session and buffers, so one per stream.
+/// Finds faces in frames: one per stream. Those of one model and one way of running it share the networks in a process:
+/// there are as many as can run at a time, however many streams there are.
 ///
 /// `Send`, so it can move to a streaming thread; a frame needs `&mut self`, because buffers are reused.
 #[derive(Debug)]
 pub struct Detector {
-    session: Session,
-    outputs: Outputs,
+    share: Share,
     sampler: Sampler,
-    /// The network's input, `[1, 3, height, width]`.
-    input: Tensor<f32>,
     selection: Selection,
     candidates: Vec<Detection>,
     faces: Vec<Detection>,
@@ -112,18 +104,8 @@ impl FromStr for ExecutionProvider {
     }
 }
 
-/// Names of the network's outputs, and its number of candidate boxes.
-#[derive(Debug)]
-struct Outputs {
-    scores: String,
-    boxes: String,
-}
-
 /// Far above any Ultra-Light model (1.6 MB), far below what would exhaust an edge box.
 const MAX_MODEL_BYTES: u64 = 256 << 20;
-
-/// Bounds of a plausible input side, in pixels.
-const INPUT_SIDES: std::ops::RangeInclusive<i64> = 16..=4096;
 
 impl Detector {
     /// Loads ONNX Runtime (once per process) and the model.
@@ -158,23 +140,11 @@ impl Detector {
                 limit: "expected a folder that can be written to",
             })?;
         }
-        let mut session = build_session(runtime, config, &model)?;
-        let (width, height) = input_size(config, session.inputs())?;
-        let outputs = Outputs {
-            scores: output(config, session.outputs(), 2, "scores, [1, N, 2]")?,
-            boxes: output(config, session.outputs(), 4, "boxes, [1, N, 4]")?,
-        };
-        let input = Tensor::from_array(([1, 3, height, width], vec![0.0; 3 * width * height]))
-            .map_err(|e| DetectorError::Inference(e.to_string()))?;
-        if config.execution_provider != ExecutionProvider::Cpu {
-            // Accelerators load kernels and build engines with the first run: not while a camera waits.
-            session.run(ort::inputs![&input]).map_err(|e| DetectorError::Inference(e.to_string()))?;
-        }
+        let share = Share::of(runtime, config, model)?;
+        let (width, height) = share.input_size();
         Ok(Self {
-            session,
-            outputs,
+            share,
             sampler: Sampler::new(width, height),
-            input,
             selection,
             candidates: Vec::new(),
             faces: Vec::new(),
@@ -217,18 +187,15 @@ impl Detector {
     ///
     /// [`DetectorError::Inference`] where ONNX Runtime fails.
     pub fn detect(&mut self, frame: &Frame<'_>) -> Result<Vec<Detection>, DetectorError> {
-        let failed = |e: ort::Error| DetectorError::Inference(e.to_string());
-        self.sampler.sample(frame, self.input.extract_tensor_mut().1);
-        let outputs = self.session.run(ort::inputs![&self.input]).map_err(failed)?;
-        let values = |name: &str| {
-            let value =
-                outputs.get(name).ok_or_else(|| DetectorError::Inference(format!("no output {name}")))?;
-            Ok(value.try_extract_tensor::<f32>().map_err(failed)?.1)
-        };
-        let (scores, boxes) = (values(&self.outputs.scores)?, values(&self.outputs.boxes)?);
         #[expect(clippy::cast_precision_loss, reason = "sides are at most 32,768 pixels")]
         let size = (frame.width() as f32, frame.height() as f32);
-        self.selection.select(scores, boxes, size, &mut self.candidates, &mut self.faces);
+        let Self { share, sampler, selection, candidates, faces } = self;
+        share.with_network(|network| {
+            network.run(
+                |input| sampler.sample(frame, input),
+                |scores, boxes| selection.select(scores, boxes, size, candidates, faces),
+            )
+        })?;
         Ok(self.faces.clone())
     }
 }
@@ -277,111 +244,12 @@ fn missing(config: &DetectorConfig) -> DetectorError {
     }
 }
 
-fn build_session(
-    runtime: &runtime::Runtime,
-    config: &DetectorConfig,
-    model: &[u8],
-) -> Result<Session, DetectorError> {
-    let provider = config.execution_provider;
-    let mut builder = configure(runtime, config).map_err(|e| DetectorError::RuntimeFailed {
-        path: runtime.path().to_path_buf(),
-        reason: e.to_string(),
-    })?;
-    let mut accelerate = || -> ort::Result<()> {
-        if provider == ExecutionProvider::Cpu {
-            return Ok(());
-        }
-        let mut accelerated = builder.clone().with_execution_providers(dispatches(config))?;
-        // Without this, whatever the provider refuses, even all of the network, would quietly run on the CPU.
-        accelerated = accelerated.with_disable_cpu_fallback()?;
-        builder = accelerated;
-        Ok(())
-    };
-    let unavailable = |e: ort::Error| DetectorError::ProviderUnavailable { provider, reason: e.to_string() };
-    accelerate().map_err(unavailable)?;
-    builder.commit_from_memory(model).map_err(|e| match provider {
-        ExecutionProvider::Cpu => {
-            DetectorError::ModelCorrupt { path: config.model.clone(), reason: e.to_string() }
-        }
-        _ => unavailable(e),
-    })
-}
-
-fn configure(runtime: &runtime::Runtime, config: &DetectorConfig) -> ort::Result<SessionBuilder> {
-    Ok(Session::builder(runtime.environment())?
-        .with_no_environment_execution_providers()?
-        .with_intra_threads(config.threads)?
-        .with_inter_threads(1)?
-        .with_parallel_execution(false)?
-        // Between two frames, a spinning thread would burn a core that the decoder needs.
-        .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?)
-}
-
-fn dispatches(config: &DetectorConfig) -> Vec<ep::ExecutionProviderDispatch> {
-    let tensor_rt = || match &config.engine_cache {
-        None => ep::TensorRT::default(),
-        Some(folder) => ep::TensorRT::default()
-            .with_engine_cache(true)
-            .with_engine_cache_path(folder.display())
-            .with_timing_cache(true)
-            .with_timing_cache_path(folder.display()),
-    };
-    let providers = match config.execution_provider {
-        ExecutionProvider::Cpu => Vec::new(),
-        ExecutionProvider::Cuda => vec![ep::CUDA::default().build()],
-        ExecutionProvider::TensorRt => vec![tensor_rt().build(), ep::CUDA::default().build()],
-        ExecutionProvider::OpenVino => vec![ep::OpenVINO::default().build()],
-    };
-    providers.into_iter().map(ep::ExecutionProviderDispatch::error_on_failure).collect()
-}
-
-/// The one input must be `[1, 3, height, width]` of f32.
-fn input_size(config: &DetectorConfig, inputs: &[Outlet]) -> Result<(usize, usize), DetectorError> {
-    let unsupported = |reason: String| DetectorError::ModelUnsupported { path: config.model.clone(), reason };
-    let [input] = inputs else {
-        return Err(unsupported(format!("it has {} inputs, expected 1", inputs.len())));
-    };
-    let shape: &[i64] = input.dtype().tensor_shape().map_or(&[], |shape| shape);
-    let sides = match *shape {
-        [1, 3, height, width] if INPUT_SIDES.contains(&height) && INPUT_SIDES.contains(&width) => {
-            usize::try_from(width).ok().zip(usize::try_from(height).ok())
-        }
-        _ => None,
-    };
-    match sides {
-        Some(sides) if input.dtype().tensor_type() == Some(TensorElementType::Float32) => Ok(sides),
-        _ => Err(unsupported(format!(
-            "its input {} is {}, expected f32 of [1, 3, height, width] with sides of {} to {} pixels",
-            input.name(),
-            input.dtype(),
-            INPUT_SIDES.start(),
-            INPUT_SIDES.end()
-        ))),
-    }
-}
-
-/// The name of the output whose last dimension is `last`.
-fn output(
-    config: &DetectorConfig,
-    outputs: &[Outlet],
-    last: i64,
-    what: &str,
-) -> Result<String, DetectorError> {
-    let found = outputs.iter().find(|output| {
-        let shape: &[i64] = output.dtype().tensor_shape().map_or(&[], |shape| shape);
-        output.dtype().tensor_type() == Some(TensorElementType::Float32)
-            && matches!(*shape, [_, _, size] if size == last)
-    });
-    found.map(|output| output.name().to_owned()).ok_or_else(|| DetectorError::ModelUnsupported {
-        path: config.model.clone(),
-        reason: format!("it has no output with {what}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use ort::value::Tensor;
+
     use super::*;
+    use crate::engine;
 
     /// The published file and the stripped one are the same function.
     #[test]
@@ -399,8 +267,8 @@ mod tests {
             assert!(stripped.len() < published.len(), "{file} lists its weights as inputs");
 
             let answers = [published, stripped].map(|model| {
-                let mut session = build_session(runtime, &config, &model).unwrap();
-                let (width, height) = input_size(&config, session.inputs()).unwrap();
+                let mut session = engine::build_session(runtime, &config, &model).unwrap();
+                let (width, height) = engine::input_size(&config, session.inputs()).unwrap();
                 // A pattern in -1 to 1 with edges in both directions.
                 let pixels = (0..3 * width * height)
                     .map(|i| ((i % 97) as f32 / 48.0 - 1.0) * ((i / width) % 61) as f32 / 61.0)

@@ -18,6 +18,7 @@
 //! ```
 
 mod detector;
+mod engine;
 mod error;
 mod frame;
 pub mod models;

@@ -362,8 +362,13 @@ const TWO_IMAGES: &[Sample] = &[
     || ApiError::OneImage { image: 1, error: DecodeError::UnknownFormat },
 ];
 /// Of calls that wait for the networks.
-const QUEUE: &[Sample] =
-    &[|| ApiError::TooBusy { waiting: 250, capacity: 256, retry_after: std::time::Duration::from_secs(1) }];
+const QUEUE: &[Sample] = &[|| ApiError::TooBusy {
+    waiting: 250,
+    capacity: 256,
+    wait: Duration::from_millis(5100),
+    budget: Duration::from_millis(5000),
+    retry_after: Duration::from_secs(6),
+}];
 
 /// A Face ID as far as ASCII goes; beyond it, letters and digits of every script are allowed.
 const FACE_ID_PATTERN: &str = r"^[^\x00-\x1f!-,./:-@\[-\^`{-\x7f][^\x00-\x1f!-,/:-@\[-\^`{-\x7f]{0,63}$";

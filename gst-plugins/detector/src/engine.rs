@@ -1,0 +1,363 @@
+//! Networks in ONNX Runtime, shared by the streams of a process: as many as can run at a time, whose memory (tens of
+//! megabytes each) does not grow with the number of cameras.
+
+use std::{
+    iter,
+    num::NonZero,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, TryLockError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use ort::{
+    ep,
+    session::{Session, builder::SessionBuilder},
+    value::{Outlet, Tensor, TensorElementType},
+};
+
+use crate::{DetectorConfig, DetectorError, ExecutionProvider, runtime::Runtime};
+
+/// Bounds of a plausible input side, in pixels.
+const INPUT_SIDES: std::ops::RangeInclusive<i64> = 16..=4096;
+
+/// Those that have users.
+static ENGINES: Mutex<Vec<Weak<Engine>>> = Mutex::new(Vec::new());
+
+/// The networks of one model and one way of running it.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    key: Key,
+    input_size: (usize, usize),
+    first: Mutex<Network>,
+    /// Grows with the users, up to what can run at a time.
+    others: RwLock<Vec<Mutex<Network>>>,
+    /// Numbers the users.
+    users: AtomicUsize,
+}
+
+/// What must be the same for networks to be shared.
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    model: Vec<u8>,
+    threads: usize,
+    provider: ExecutionProvider,
+    engine_cache: Option<PathBuf>,
+}
+
+/// A session with the buffer of its input.
+#[derive(Debug)]
+pub(crate) struct Network {
+    session: Session,
+    outputs: OutputNames,
+    /// `[1, 3, height, width]`
+    input: Tensor<f32>,
+}
+
+#[derive(Debug)]
+struct OutputNames {
+    scores: String,
+    boxes: String,
+}
+
+/// One stream's share of an engine.
+#[derive(Debug)]
+pub(crate) struct Share {
+    engine: Arc<Engine>,
+    /// Which network it waits for where all are at work: not all for the same.
+    number: usize,
+}
+
+impl Share {
+    /// Of the engine for a model (its stripped bytes), with a network more where it may have one more.
+    ///
+    /// # Errors
+    ///
+    /// [`DetectorError::ProviderUnavailable`], [`DetectorError::RuntimeFailed`], [`DetectorError::ModelCorrupt`],
+    /// [`DetectorError::ModelUnsupported`], [`DetectorError::Inference`].
+    pub(crate) fn of(
+        runtime: &Runtime,
+        config: &DetectorConfig,
+        model: Vec<u8>,
+    ) -> Result<Self, DetectorError> {
+        let key = Key {
+            model,
+            threads: config.threads,
+            provider: config.execution_provider,
+            engine_cache: config.engine_cache.clone(),
+        };
+        // Held until the network is there: streams of one pipeline start at the same time.
+        let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
+        engines.retain(|engine| engine.strong_count() > 0);
+        if let Some(engine) = engines.iter().filter_map(Weak::upgrade).find(|engine| engine.key == key) {
+            let number = engine.users.fetch_add(1, Ordering::Relaxed);
+            let there = engine.others.read().unwrap_or_else(PoisonError::into_inner).len() + 1;
+            if there < most_networks(config) {
+                let (network, _) = Network::build(runtime, config, &engine.key.model)?;
+                let mut others = engine.others.write().unwrap_or_else(PoisonError::into_inner);
+                others.push(Mutex::new(network));
+            }
+            return Ok(Self { engine, number });
+        }
+        let (network, input_size) = Network::build(runtime, config, &key.model)?;
+        let (first, others) = (Mutex::new(network), RwLock::default());
+        let engine = Arc::new(Engine { key, input_size, first, others, users: AtomicUsize::new(1) });
+        engines.push(Arc::downgrade(&engine));
+        Ok(Self { engine, number: 0 })
+    }
+
+    /// Width and height of the input in pixels.
+    pub(crate) fn input_size(&self) -> (usize, usize) {
+        self.engine.input_size
+    }
+
+    /// Does work that needs a network, as soon as one has nothing else to do.
+    pub(crate) fn with_network<R>(&self, work: impl FnOnce(&mut Network) -> R) -> R {
+        let Engine { first, others, .. } = &*self.engine;
+        let others = others.read().unwrap_or_else(PoisonError::into_inner);
+        let idle = iter::once(first).chain(others.iter()).find_map(|network| match network.try_lock() {
+            Ok(network) => Some(network),
+            // A panic in the midst of a run leaves the session and the buffer as good as before.
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        });
+        let mut network = idle.unwrap_or_else(|| {
+            let own = (self.number % (others.len() + 1)).checked_sub(1).and_then(|index| others.get(index));
+            own.unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
+        });
+        work(&mut network)
+    }
+}
+
+impl Network {
+    /// Builds one; with it, width and height of its input.
+    fn build(
+        runtime: &Runtime,
+        config: &DetectorConfig,
+        model: &[u8],
+    ) -> Result<(Self, (usize, usize)), DetectorError> {
+        let mut session = build_session(runtime, config, model)?;
+        let (width, height) = input_size(config, session.inputs())?;
+        let outputs = OutputNames {
+            scores: output(config, session.outputs(), 2, "scores, [1, N, 2]")?,
+            boxes: output(config, session.outputs(), 4, "boxes, [1, N, 4]")?,
+        };
+        let input = Tensor::from_array(([1, 3, height, width], vec![0.0; 3 * width * height]))
+            .map_err(|e| failed(&e))?;
+        if config.execution_provider != ExecutionProvider::Cpu {
+            // Accelerators load kernels and build engines with the first run: not while a camera waits.
+            session.run(ort::inputs![&input]).map_err(|e| failed(&e))?;
+        }
+        Ok((Self { session, outputs, input }, (width, height)))
+    }
+
+    /// Runs on what `fill` puts into the input, `[3, height, width]`, and gives scores `[N, 2]` and boxes `[N, 4]` to
+    /// `read`.
+    ///
+    /// # Errors
+    ///
+    /// [`DetectorError::Inference`] where ONNX Runtime fails.
+    pub(crate) fn run<R>(
+        &mut self,
+        fill: impl FnOnce(&mut [f32]),
+        read: impl FnOnce(&[f32], &[f32]) -> R,
+    ) -> Result<R, DetectorError> {
+        fill(self.input.extract_tensor_mut().1);
+        let outputs = self.session.run(ort::inputs![&self.input]).map_err(|e| failed(&e))?;
+        let values = |name: &str| {
+            let value =
+                outputs.get(name).ok_or_else(|| DetectorError::Inference(format!("no output {name}")))?;
+            Ok(value.try_extract_tensor::<f32>().map_err(|e| failed(&e))?.1)
+        };
+        Ok(read(values(&self.outputs.scores)?, values(&self.outputs.boxes)?))
+    }
+}
+
+/// How many networks can run at a time. An accelerator runs one after the other however many there are.
+fn most_networks(config: &DetectorConfig) -> usize {
+    match config.execution_provider {
+        ExecutionProvider::Cpu => {
+            let cores = thread::available_parallelism().map_or(1, NonZero::get);
+            (cores / config.threads).max(1)
+        }
+        ExecutionProvider::Cuda | ExecutionProvider::TensorRt | ExecutionProvider::OpenVino => 1,
+    }
+}
+
+fn failed(error: &ort::Error) -> DetectorError {
+    DetectorError::Inference(error.to_string())
+}
+
+pub(crate) fn build_session(
+    runtime: &Runtime,
+    config: &DetectorConfig,
+    model: &[u8],
+) -> Result<Session, DetectorError> {
+    let provider = config.execution_provider;
+    let mut builder = configure(runtime, config).map_err(|e| DetectorError::RuntimeFailed {
+        path: runtime.path().to_path_buf(),
+        reason: e.to_string(),
+    })?;
+    let mut accelerate = || -> ort::Result<()> {
+        if provider == ExecutionProvider::Cpu {
+            return Ok(());
+        }
+        let mut accelerated = builder.clone().with_execution_providers(dispatches(config))?;
+        // Without this, whatever the provider refuses, even all of the network, would quietly run on the CPU.
+        accelerated = accelerated.with_disable_cpu_fallback()?;
+        builder = accelerated;
+        Ok(())
+    };
+    let unavailable = |e: ort::Error| DetectorError::ProviderUnavailable { provider, reason: e.to_string() };
+    accelerate().map_err(unavailable)?;
+    builder.commit_from_memory(model).map_err(|e| match provider {
+        ExecutionProvider::Cpu => {
+            DetectorError::ModelCorrupt { path: config.model.clone(), reason: e.to_string() }
+        }
+        _ => unavailable(e),
+    })
+}
+
+fn configure(runtime: &Runtime, config: &DetectorConfig) -> ort::Result<SessionBuilder> {
+    Ok(Session::builder(runtime.environment())?
+        .with_no_environment_execution_providers()?
+        .with_intra_threads(config.threads)?
+        .with_inter_threads(1)?
+        .with_parallel_execution(false)?
+        // Between two frames, a spinning thread would burn a core that the decoder needs.
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?)
+}
+
+fn dispatches(config: &DetectorConfig) -> Vec<ep::ExecutionProviderDispatch> {
+    let tensor_rt = || match &config.engine_cache {
+        None => ep::TensorRT::default(),
+        Some(folder) => ep::TensorRT::default()
+            .with_engine_cache(true)
+            .with_engine_cache_path(folder.display())
+            .with_timing_cache(true)
+            .with_timing_cache_path(folder.display()),
+    };
+    let providers = match config.execution_provider {
+        ExecutionProvider::Cpu => Vec::new(),
+        ExecutionProvider::Cuda => vec![ep::CUDA::default().build()],
+        ExecutionProvider::TensorRt => vec![tensor_rt().build(), ep::CUDA::default().build()],
+        ExecutionProvider::OpenVino => vec![ep::OpenVINO::default().build()],
+    };
+    providers.into_iter().map(ep::ExecutionProviderDispatch::error_on_failure).collect()
+}
+
+/// The one input must be `[1, 3, height, width]` of f32.
+pub(crate) fn input_size(
+    config: &DetectorConfig,
+    inputs: &[Outlet],
+) -> Result<(usize, usize), DetectorError> {
+    let unsupported = |reason: String| DetectorError::ModelUnsupported { path: config.model.clone(), reason };
+    let [input] = inputs else {
+        return Err(unsupported(format!("it has {} inputs, expected 1", inputs.len())));
+    };
+    let shape: &[i64] = input.dtype().tensor_shape().map_or(&[], |shape| shape);
+    let sides = match *shape {
+        [1, 3, height, width] if INPUT_SIDES.contains(&height) && INPUT_SIDES.contains(&width) => {
+            usize::try_from(width).ok().zip(usize::try_from(height).ok())
+        }
+        _ => None,
+    };
+    match sides {
+        Some(sides) if input.dtype().tensor_type() == Some(TensorElementType::Float32) => Ok(sides),
+        _ => Err(unsupported(format!(
+            "its input {} is {}, expected f32 of [1, 3, height, width] with sides of {} to {} pixels",
+            input.name(),
+            input.dtype(),
+            INPUT_SIDES.start(),
+            INPUT_SIDES.end()
+        ))),
+    }
+}
+
+/// The name of the output whose last dimension is `last`.
+fn output(
+    config: &DetectorConfig,
+    outputs: &[Outlet],
+    last: i64,
+    what: &str,
+) -> Result<String, DetectorError> {
+    let found = outputs.iter().find(|output| {
+        let shape: &[i64] = output.dtype().tensor_shape().map_or(&[], |shape| shape);
+        output.dtype().tensor_type() == Some(TensorElementType::Float32)
+            && matches!(*shape, [_, _, size] if size == last)
+    });
+    found.map(|output| output.name().to_owned()).ok_or_else(|| DetectorError::ModelUnsupported {
+        path: config.model.clone(),
+        reason: format!("it has no output with {what}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ColorMatrix, ColorRange, Detection, Detector, Frame, PixelFormat, runtime};
+
+    const WIDTH: u32 = 640;
+    const HEIGHT: u32 = 480;
+
+    /// A frame of stripes, others for each seed.
+    fn detect(detector: &mut Detector, seed: u8) -> Vec<Detection> {
+        let pixels: Vec<u8> = (0..WIDTH * HEIGHT * 3)
+            .map(|i| (i / 7 % 251) as u8 ^ seed.wrapping_mul((i / WIDTH) as u8))
+            .collect();
+        let stride = WIDTH as usize * 3;
+        let frame = Frame::new(
+            PixelFormat::Rgb,
+            WIDTH,
+            HEIGHT,
+            &[&pixels],
+            &[stride],
+            ColorMatrix::Bt601,
+            ColorRange::Full,
+        );
+        detector.detect(&frame.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn streams_share_the_networks_that_can_run_at_a_time_and_find_what_one_alone_finds() {
+        let hints = [facepipe_test_support::workspace_root()];
+        let runtime = match runtime::load(&hints) {
+            Ok(runtime) => runtime,
+            Err(error) => return facepipe_test_support::skip(&error.to_string()),
+        };
+        let model = facepipe_test_support::require!("models/version-slim-320.onnx");
+        // Of noise, everything is a candidate.
+        let config = DetectorConfig { model, score_threshold: 0.01, ..DetectorConfig::default() };
+        let mut alone = Detector::open(&config).unwrap();
+        let expected: Vec<_> = (0..6).map(|seed| detect(&mut alone, seed)).collect();
+        assert!(expected.iter().any(|faces| !faces.is_empty()));
+        let mut streams: Vec<Detector> = (0..6).map(|_| Detector::open(&config).unwrap()).collect();
+        thread::scope(|scope| {
+            for (stream, (seed, expected)) in streams.iter_mut().zip((0..).zip(&expected)) {
+                scope.spawn(move || {
+                    for _ in 0..5 {
+                        assert_eq!(detect(stream, seed), *expected);
+                    }
+                });
+            }
+        });
+
+        let bytes = std::fs::read(&config.model).unwrap();
+        let [one, other, apart] = [1, 1, 2].map(|threads| {
+            let config = DetectorConfig { threads, ..config.clone() };
+            Share::of(runtime, &config, bytes.clone()).unwrap()
+        });
+        assert!(Arc::ptr_eq(&one.engine, &other.engine));
+        assert!(!Arc::ptr_eq(&one.engine, &apart.engine), "its networks run with other threads");
+        for _ in 0..70 {
+            let _ = Share::of(runtime, &config, bytes.clone()).unwrap();
+        }
+        assert_eq!(one.engine.others.read().unwrap().len() + 1, most_networks(&config));
+        let engine = Arc::downgrade(&one.engine);
+        drop((one, other));
+        assert_eq!(engine.strong_count(), 0, "nobody uses it any more");
+    }
+}
