@@ -178,6 +178,7 @@ mod tests {
     };
 
     /// A shot of a face with this pattern of grey.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u8")]
     fn shot(seconds: f64, face: FaceRegion, gray: impl Fn(f64, f64) -> f64) -> Shot {
         let mut pixels = Vec::new();
         for y in 0..100_u32 {
