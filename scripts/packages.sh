@@ -11,6 +11,8 @@ packages=(
     # running: decoders, gst-launch-1.0, gst-inspect-1.0
     gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
+    # windows on X11
+    gstreamer1.0-x
     # models that are published inside Python wheels are fetched by pip; schemathesis tests the API from an environment
     # of its own
     python3 python3-pip python3-venv
@@ -22,6 +24,8 @@ if [[ ${1:-} == test ]]; then
     packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
     # a network camera for the tests of pipelines/
     packages+=(gir1.2-gst-rtsp-server-1.0 python3-gi)
+    # a screen for the tests of windows
+    packages+=(xvfb)
     # scripts and services are checked without being run
     packages+=(shellcheck systemd)
 fi

@@ -139,6 +139,21 @@ pub struct Picture {
 }
 
 impl Picture {
+    /// Width in pixels.
+    pub fn width(&self) -> u16 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u16 {
+        self.height
+    }
+
+    /// The pixels, `[height, width, 3]`: red, green, blue.
+    pub fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+
     /// Encodes it as `settings` say.
     ///
     /// # Errors

@@ -179,6 +179,67 @@ fn every_nth_frame_is_searched() {
 }
 
 #[test]
+fn so_many_frames_are_searched_in_a_second_of_the_stream() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(PORTRAIT));
+    let mut harness = harness(&info, &format!("max-fps=4 model={}", model.display()));
+    let mut search = |milliseconds: &[u64]| -> Vec<bool> {
+        milliseconds
+            .iter()
+            .map(|&ms| {
+                let mut buffer = frame.copy();
+                buffer.make_mut().set_pts(gst::ClockTime::from_mseconds(ms));
+                was_searched(&harness.push_and_pull(buffer).unwrap()).unwrap()
+            })
+            .collect()
+    };
+    // Six frames a second: those that come first after each quarter.
+    let sixths: Vec<u64> = (0..12).map(|n| n * 1000 / 6 + 1).collect();
+    let one_second = [true, false, true, true, false, true];
+    assert_eq!(search(&sixths), [one_second, one_second].concat());
+    assert_eq!(search(&[9000, 9100, 9249, 9250, 9400]), [true, false, false, true, false], "after a pause");
+    let element = element(&harness);
+    element.set_property("max-fps", 0.0);
+    harness.push_event(gst::event::FlushStart::new());
+    harness.push_event(gst::event::FlushStop::new(true));
+    harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
+    for _ in 0..2 {
+        let buffer = harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap();
+        assert_eq!(was_searched(&buffer), Some(true), "without a limit");
+    }
+}
+
+#[test]
+fn faces_beyond_the_limits_of_size_are_left_out() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(GROUP));
+    let mut harness = harness(&info, &format!("model={}", model.display()));
+    let element = element(&harness);
+    let mut sizes = || -> Vec<(u32, u32)> {
+        let found = faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap());
+        let mut sizes: Vec<_> =
+            found.iter().map(|face| (face.width.min(face.height), face.width.max(face.height))).collect();
+        sizes.sort_unstable();
+        sizes
+    };
+    let all = sizes();
+    let middle = all[all.len() / 2];
+    let within = |least: u32, most: u32| -> Vec<(u32, u32)> {
+        all.iter().copied().filter(|&(shorter, longer)| shorter >= least && longer <= most).collect()
+    };
+    for (least, most) in [(middle.0 + 1, 0), (0, middle.1 - 1), (middle.0, middle.1), (0, 0)] {
+        element.set_property("min-face-size", least);
+        element.set_property("max-face-size", most);
+        let expected = within(least, if most == 0 { u32::MAX } else { most });
+        assert!(!expected.is_empty(), "{all:?}");
+        assert_eq!(sizes(), expected, "from {least} to {most} pixels");
+    }
+    assert!(within(middle.0 + 1, u32::MAX).len() < all.len() && within(0, middle.1 - 1).len() < all.len());
+}
+
+#[test]
 fn thresholds_and_the_maximum_number_of_faces_hold_while_playing() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");

@@ -117,6 +117,26 @@ fn each_state_of_a_face_has_its_colour_in_every_format() {
 }
 
 #[test]
+fn faces_without_an_answer_are_drawn_as_wished() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let region = tracked(5, face(100, 100, 60, 60));
+    for (unanswered, color) in
+        [("white", WHITE), ("red", RED), ("purple", [160, 50, 220]), ("none", [128, 128, 128])]
+    {
+        let mut overlay = Overlay::new(&info, &format!("labels=false line-width=4 unanswered={unanswered}"));
+        let picture = overlay.draw(packed_frame(&info, gray), &[region]);
+        assert!(
+            near(picture.get_pixel(102, 130), color, 0),
+            "{unanswered}: {:?}",
+            picture.get_pixel(102, 130)
+        );
+        overlay.set(5, "known", "Ada", 0.9);
+        let picture = overlay.draw(packed_frame(&info, gray), &[region]);
+        assert!(near(picture.get_pixel(102, 130), GREEN, 0), "{unanswered}: an answer counts for more");
+    }
+}
+
+#[test]
 fn the_label_stands_above_the_box_or_where_there_is_room() {
     let info = info(VideoFormat::Nv12, 640, 360);
     let black = || yuv_frame(&info, [16, 128, 128]);

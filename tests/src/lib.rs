@@ -6,6 +6,7 @@
     reason = "this crate is linked into tests only: a panic is how a test fails"
 )]
 
+pub mod camera;
 pub mod programs;
 
 use std::{

@@ -1,10 +1,23 @@
-//! The program `facepipe` as a test runs it, and what it said.
+//! The program `facepipe` as a test runs it, what it said, and a backend and a folder for it.
 
-use std::process::{Child, Command, Output};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output},
+    thread,
+    time::{Duration, Instant},
+};
 
 use facepipe_test_support::models_dir;
+use serde_json::Value;
 
-use crate::program;
+use crate::{Backend, program};
+
+/// The token of a [`Place`]'s backend.
+pub const ADMIN: &str = "an-admin-of-this-test";
+
+/// What something may take on a busy machine with two cores.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a program said and how it ended.
 pub struct Said {
@@ -56,4 +69,89 @@ pub fn bare(arguments: &[&str]) -> Command {
 pub fn interrupt(child: &Child) {
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(sent.expect("kill can be run").success());
+}
+
+/// The same program on a disk that is full after so many KiB of a file.
+pub fn on_a_small_disk(limited: &Command, kib: u32) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "bash"]);
+    command.arg(limited.get_program()).args(limited.get_args());
+    for (name, value) in limited.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A backend that wants a token, and a folder for a test's own files.
+pub struct Place {
+    /// The backend.
+    pub backend: Backend,
+    /// The folder.
+    pub folder: tempfile::TempDir,
+    faces: PathBuf,
+}
+
+impl Place {
+    /// Starts the backend; `faces` has a folder of photographs for each person.
+    pub fn new(models: &Path, faces: PathBuf) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let tokens = folder.path().join("tokens");
+        fs::write(&tokens, format!("admin {ADMIN}\n")).expect("written");
+        let backend = Backend::start_with(models, &["--token-file", tokens.to_str().expect("text")]);
+        Self { backend, folder, faces }
+    }
+
+    /// The program with the server and the token in its environment, and without a screen.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = bare(arguments);
+        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN);
+        command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn run(&self, arguments: &[&str]) -> Said {
+        Said::of(self.command(arguments).output().expect("the program can be run"))
+    }
+
+    /// Runs it with `--json`.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let said = self.run(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&said.stdout)
+            .unwrap_or_else(|_| panic!("{arguments:?}: {} {}", said.stdout, said.stderr))
+    }
+
+    /// Copies the photographs of these numbers, from 1, of a person into a folder of their name below `folder`.
+    pub fn photographs(&self, folder: &str, person: &str, numbers: &[usize]) -> PathBuf {
+        let target = self.folder.path().join(folder).join(person);
+        fs::create_dir_all(&target).expect("a folder");
+        let entries = fs::read_dir(self.faces.join(person)).expect("photographs");
+        let mut all: Vec<PathBuf> = entries.map(|entry| entry.expect("a photograph").path()).collect();
+        all.sort();
+        for number in numbers {
+            let photograph = all.get(number - 1).expect("a photograph of that number");
+            let name = photograph.file_name().expect("a name");
+            fs::copy(photograph, target.join(name)).expect("copied");
+        }
+        target
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().expect("text").to_owned()
+    }
 }

@@ -23,7 +23,7 @@ use std::{
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{models_dir, require, skip, workspace_root};
-use facepipe_tests::{Backend, build_dir};
+use facepipe_tests::{Backend, build_dir, camera::Camera};
 use tempfile::TempDir;
 
 const SCRIPTS: [&str; 7] = [
@@ -207,12 +207,6 @@ impl Drop for Running {
     }
 }
 
-/// An RTSP server; dropping it is the camera's sudden end.
-struct Camera {
-    child: Child,
-    port: u16,
-}
-
 /// Starts a [`Camera`], or ends the test where Debian's RTSP server is missing.
 macro_rules! camera {
     ($port:expr, $($argument:expr),+) => {
@@ -224,39 +218,6 @@ macro_rules! camera {
             }
         }
     };
-}
-
-impl Camera {
-    fn start(port: u16, arguments: &[&str]) -> Option<Self> {
-        let mut child = Command::new("/usr/bin/python3")
-            .arg(workspace_root().join("tests/rtsp/server.py"))
-            .arg(port.to_string())
-            .args(arguments)
-            .env_remove("GST_PLUGIN_PATH")
-            .stdout(Stdio::piped())
-            .spawn()
-            .ok()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take()?).read_line(&mut line).ok()?;
-        match line.trim().parse() {
-            Ok(port) => Some(Self { child, port }),
-            Err(_) => {
-                let _ = child.wait();
-                None
-            }
-        }
-    }
-
-    fn url(&self, name: &str) -> String {
-        format!("rtsp://127.0.0.1:{}/{name}", self.port)
-    }
-}
-
-impl Drop for Camera {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[derive(QueryableByName)]
@@ -480,7 +441,7 @@ fn rtsp_comes_back_by_itself_after_a_camera_stalled_and_after_it_vanished() {
     let stream = format!("gate={}", video.display());
     // The camera's clock is an hour slow: capture times tell that it is the camera's.
     let camera = camera!(0, "--clock-ahead=-3600", "--stall-after=30", stream);
-    let port = camera.port;
+    let port = camera.port();
     let url = camera.url("gate").replace("rtsp://", "rtsp://viewer:secret-word@");
     let running = machine.start(
         "rtsp.sh",
@@ -564,7 +525,7 @@ fn multi_camera_keeps_cameras_apart_and_goes_on_without_one_that_vanished() {
     let (one, two) = (format!("one={}", medium.display()), format!("two={}", high.display()));
     let first = camera!(0, one);
     let second = camera!(0, two);
-    let port = second.port;
+    let port = second.port();
     let running = machine.start(
         "multi-camera.sh",
         &[

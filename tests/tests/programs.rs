@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -13,64 +13,10 @@ use std::{
 
 use facepipe_test_support::{models_dir, require};
 use facepipe_tests::{
-    Backend, program,
-    programs::{Said, bare, interrupt},
+    program,
+    programs::{ADMIN, Place, Said, bare, interrupt, on_a_small_disk},
 };
 use serde_json::Value;
-
-const ADMIN: &str = "an-admin-of-this-test";
-
-/// A backend that wants a token, and a folder for a test's own files.
-struct Place {
-    backend: Backend,
-    folder: tempfile::TempDir,
-    faces: PathBuf,
-}
-
-impl Place {
-    fn new(models: &Path, faces: PathBuf) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let tokens = folder.path().join("tokens");
-        fs::write(&tokens, format!("admin {ADMIN}\n")).unwrap();
-        let backend = Backend::start_with(models, &["--token-file", tokens.to_str().unwrap()]);
-        Self { backend, folder, faces }
-    }
-
-    /// The program with the server and the token in its environment.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = bare(arguments);
-        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Said {
-        Said::of(self.command(arguments).output().unwrap())
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let said = self.run(&[arguments, &["--json"]].concat());
-        serde_json::from_str(&said.stdout)
-            .unwrap_or_else(|_| panic!("{arguments:?}: {} {}", said.stdout, said.stderr))
-    }
-
-    /// A folder with the photographs of these numbers of a person.
-    fn photographs(&self, folder: &str, person: &str, numbers: &[u32]) -> PathBuf {
-        let target = self.folder.path().join(folder).join(person);
-        fs::create_dir_all(&target).unwrap();
-        let mut all: Vec<PathBuf> =
-            fs::read_dir(self.faces.join(person)).unwrap().map(|entry| entry.unwrap().path()).collect();
-        all.sort();
-        for number in numbers {
-            let photograph = &all[usize::try_from(*number).unwrap() - 1];
-            fs::copy(photograph, target.join(photograph.file_name().unwrap())).unwrap();
-        }
-        target
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-}
 
 #[test]
 fn people_are_enrolled_recognised_found_renamed_and_erased() {
@@ -203,7 +149,7 @@ fn an_enrolment_that_is_interrupted_goes_on_where_it_was() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
     let place = Place::new(&models, faces);
-    let numbers: Vec<u32> = (1..=10).collect();
+    let numbers: Vec<usize> = (1..=10).collect();
     for person in ["Tony_Blair", "Hugo_Chavez", "Colin_Powell", "Jacques_Chirac"] {
         place.photographs("tree", person, &numbers);
     }
@@ -389,11 +335,7 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
     run("nowhere/e.mp4", &[]).expect(7, &["e.mp4"]);
     run("e.avi", &[]).expect(2, &["e.avi", ".mp4"]);
     let full = crowd("f.mp4", &["--density", "5000"]);
-    let mut limited = Command::new("bash");
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "bash"]).arg(full.get_program());
-    limited.args(full.get_args());
-    limited.envs(full.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    Said::of(limited.output().unwrap()).expect(7, &["f.mp4"]);
+    Said::of(on_a_small_disk(&full, 16).output().unwrap()).expect(7, &["f.mp4"]);
 
     let long = ["--seconds", "600", "--density", "5000"];
     let fixed = ["bench", "crowd", &path("faces"), &path("g.mp4"), "--size", "640x360"];
@@ -499,14 +441,10 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
     fs::write(path("junk.mp4"), b"no video at all").unwrap();
     wrong(&path("junk.mp4"), &[]).expect(6, &["junk.mp4"]);
     wrong("rtsp://127.0.0.1:1/x", &[]).expect(6, &["127.0.0.1:1"]);
-    wrong(&video, &["--min-confidence", "1.5"]).expect(2, &["--min-confidence 1.5"]);
+    wrong(&video, &["--min-confidence", "1.5"]).expect(2, &["--min-confidence", "1.5", "0 to 1"]);
     Said::of(bare(&["extract", &video, "/proc/nowhere"]).output().unwrap()).expect(7, &["/proc/nowhere"]);
     let full = bare(&["extract", &video, &path("full"), "--policy", "every"]);
-    let mut limited = Command::new("bash");
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$@\"", "bash"]).arg(full.get_program());
-    limited.args(full.get_args());
-    limited.envs(full.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    Said::of(limited.output().unwrap()).expect(7, &["cannot be written"]);
+    Said::of(on_a_small_disk(&full, 2).output().unwrap()).expect(7, &["cannot be written"]);
     // The index names what is there.
     let named: Vec<String> =
         index("full").iter().map(|face| face["file"].as_str().unwrap().to_owned()).collect();

@@ -133,6 +133,15 @@ pub struct Face {
 }
 
 impl Face {
+    /// Of several faces on a picture the one that is largest: whoever is photographed stands close.
+    pub fn largest(faces: &[Self]) -> Option<&Self> {
+        let area = |face: &&Self| {
+            let edges = face.bounding_box;
+            (edges.right - edges.left) * (edges.bottom - edges.top)
+        };
+        faces.iter().max_by(|a, b| area(a).total_cmp(&area(b)))
+    }
+
     /// Who it is; none for somebody who is not enrolled.
     pub fn name(&self) -> Option<&str> {
         match self.decision {

@@ -9,7 +9,10 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::upload::{Fate, Sent, Upload};
+use super::{
+    nobody,
+    upload::{Fate, Sent, Upload},
+};
 use crate::{
     client::{Client, ClientError},
     connection::Connection,
@@ -230,13 +233,7 @@ async fn enroll_person(
     let known: HashSet<String> = match client.person_images(&person.id).await {
         Ok(Some(images)) => images.images.into_iter().filter_map(|image| image.sha256).collect(),
         Ok(None) => match absent {
-            Absent::Fail => {
-                return Err(Failure::Usage(format!(
-                    "--id {}: the server knows nobody of that name; --create adds them",
-                    person.id
-                ))
-                .into());
-            }
+            Absent::Fail => return Err(nobody(&person.id).into()),
             Absent::PassOver => {
                 report.message = Some("the server does not know them".into());
                 upload.bar.suspend(|| eprintln!("{}: passed over, the server does not know them", person.id));

@@ -1,12 +1,14 @@
-//! `facepipe enroll`: makes people known to the server, by pictures from folders.
+//! `facepipe enroll`: makes people known to the server, by pictures from folders or from video.
 
+mod camera;
 mod folder;
+mod shots;
 mod upload;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 
 /// Makes people known: adds pictures of their faces.
 #[derive(Debug, Args)]
@@ -19,6 +21,7 @@ pub struct Options {
 enum Source {
     Folder(folder::FolderOptions),
     Tree(folder::TreeOptions),
+    Camera(camera::Options),
 }
 
 /// Runs the program.
@@ -29,5 +32,11 @@ pub fn run(options: &Options) -> Result<Outcome> {
     match &options.source {
         Source::Folder(options) => folder::folder(options),
         Source::Tree(options) => folder::tree(options),
+        Source::Camera(options) => camera::run(options),
     }
+}
+
+/// Somebody is to get pictures whom the server does not know.
+fn nobody(id: &str) -> Failure {
+    Failure::Usage(format!("--id {id}: the server knows nobody of that name; --create adds them"))
 }

@@ -233,12 +233,7 @@ fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &Hash
         let Some(image) = answered.get(shown.as_str()).filter(|image| image.error.is_none()) else {
             continue;
         };
-        let area = |face: &&Face| {
-            let edges = face.bounding_box;
-            (edges.right - edges.left) * (edges.bottom - edges.top)
-        };
-        let largest = image.faces.iter().max_by(|a, b| area(a).total_cmp(&area(b)));
-        let answer = match largest {
+        let answer = match Face::largest(&image.faces) {
             None => Answer::NoFace,
             Some(face) => face.name().map_or(Answer::Unknown, Answer::Named),
         };

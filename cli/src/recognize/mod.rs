@@ -1,7 +1,11 @@
-//! `facepipe recognize`: asks the server who is on pictures.
+//! `facepipe recognize`: asks the server who is on pictures or in video.
 
+mod annotate;
 mod confusion;
 mod folder;
+mod questions;
+mod report;
+mod video;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -18,6 +22,8 @@ pub struct Options {
 #[derive(Debug, Subcommand)]
 enum Source {
     Folder(folder::Options),
+    Video(video::VideoOptions),
+    Camera(video::CameraOptions),
 }
 
 /// Runs the program.
@@ -27,5 +33,7 @@ enum Source {
 pub fn run(options: &Options) -> Result<Outcome> {
     match &options.source {
         Source::Folder(options) => folder::run(options),
+        Source::Video(options) => video::video(options),
+        Source::Camera(options) => video::camera(options),
     }
 }

@@ -6,24 +6,28 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use gst::prelude::*;
+use gst_app::AppSink;
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
-use super::{frames::Frames, source::Source};
+use super::{faces::FaceOptions, player::Player, source::Source};
 use crate::{
     exit::{self, Failure, Outcome},
-    interrupt, output, progress,
+    output,
     trial::Policy,
 };
 
 /// The file with a line for each face.
 const INDEX: &str = "index.jsonl";
+
+/// How long a picture is waited for before the pipeline is looked at.
+const WAIT: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
 /// Takes the faces out of a recording, a stream or a camera's video, one file each.
 #[derive(Debug, Args)]
@@ -37,29 +41,19 @@ Examples:
 Names of files carry when, which track and the detector's score:
 00012.480_t0007_s0.93.jpg is of second 12.48 of the recording; of a stream or a
 camera the name begins with the time of day, UTC. index.jsonl has a line of JSON
-for each face. Nobody but you may read the files. A recording is searched completely, as fast as the machine can;
-of streams and cameras, frames for which there is no time are lost.
+for each face. Nobody but you may read the files. A recording is searched
+completely, as fast as the machine can; of streams and cameras, frames for which
+there is no time are not searched.
 
 {}", exit::HELP))]
 #[group(id = "extract")]
 pub struct Options {
-    /// A file, a camera (/dev/video0) or an address (rtsp://…)
+    /// A file, a camera (/dev/video0) or an address (rtsp://…, http://…)
     #[arg(value_name = "SRC")]
-    source: String,
+    source: Source,
     /// Where the faces go; made where it is missing
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    #[command(flatten)]
-    frames: Frames,
-    /// Leave out faces whose shorter side is less, pixels
-    #[arg(long, default_value_t = 0, value_name = "PIXELS")]
-    min_size: u32,
-    /// Leave out faces whose longer side is more, pixels
-    #[arg(long, value_name = "PIXELS")]
-    max_size: Option<u32>,
-    /// Leave out faces of which the detector is less sure, 0 to 1 [default: the detector's own threshold]
-    #[arg(long, value_name = "SCORE")]
-    min_confidence: Option<f32>,
     /// A few good pictures of each person who walks by, or each face of each frame
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
@@ -69,12 +63,11 @@ pub struct Options {
     /// Go on in a folder that has faces of the same video already
     #[arg(long)]
     resume: bool,
-    /// Models folder [default: FACEPIPE_MODELS, else ./models]
-    #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
-    models: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    faces: FaceOptions,
 }
 
 /// A line of the index.
@@ -115,45 +108,34 @@ struct Report {
 /// # Errors
 /// The source cannot be played, the models are missing, or the folder cannot be written.
 pub fn run(options: &Options) -> Result<Outcome> {
-    let source = Source::parse(&options.source)?;
-    let live = source.is_live();
-    let mut album = Album::open(&options.folder, options.resume)?;
-    let pipeline = super::pipeline(&format!(
-        "{} ! {} ! facepipe-facedetect name=detect ! facepipe-facetrack ! facepipe-facecrop name=crop ! \
-         appsink name=faces sync=false max-buffers=16",
-        source.description(),
-        options.frames.description(live)
-    ))?;
-    let element = |name: &str| super::element(&pipeline, name);
-    source.configure(&element("source")?);
-    options.frames.configure(&pipeline)?;
-    let detect = element("detect")?;
-    if let Some(score) = options.min_confidence {
-        if !(0.0..=1.0).contains(&score) {
-            return Err(Failure::Usage(format!("--min-confidence {score}: expected 0 to 1")).into());
-        }
-        detect.set_property("score-threshold", score);
-    }
-    let crop = element("crop")?;
+    options.source.check()?;
+    let mut player = Player::of_faces(
+        &options.source,
+        &options.faces,
+        "Searching",
+        "facepipe-facecrop name=crop ! appsink name=faces sync=false async=false max-buffers=16",
+    )?;
+    let crop = player.element("crop")?;
     crop.set_property_from_str("policy", options.policy.nick());
-    crop.set_property("min-size", options.min_size);
+    // The detector's own limit holds already.
+    crop.set_property("min-size", 1_u32);
     crop.set_property("max-size", options.crop_size);
-    let faces = element("faces")?.downcast::<gst_app::AppSink>().ok().context("no sink for the faces")?;
+    let faces = super::appsink(player.element("faces")?)?;
+    let mut album = Album::open(&options.folder, options.resume)?;
 
-    let begun = Instant::now();
-    let played = play(options, &source, &pipeline, &faces, &mut album);
-    let stopped = pipeline.set_state(gst::State::Null);
-    let seconds = played?;
-    stopped?;
-    let interrupted = interrupt::requested();
+    player.start()?;
+    let played = play(options.source.is_live(), &mut player, &faces, &mut album);
+    let finished = player.finish();
+    played?;
+    let interrupted = finished?;
     let report = Report {
-        source: source.to_string(),
+        source: options.source.to_string(),
         folder: options.folder.display().to_string(),
         files: album.written,
         already_there: album.earlier.len(),
         tracks: album.tracks.len(),
-        seconds,
-        took: begun.elapsed().as_secs_f64(),
+        seconds: player.seconds(),
+        took: player.elapsed().as_secs_f64(),
         interrupted,
     };
     if options.json {
@@ -173,54 +155,19 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
 
-/// Plays to the end, or until the program is asked to end; returns the seconds of video that were played.
-fn play(
-    options: &Options,
-    source: &Source,
-    pipeline: &gst::Pipeline,
-    faces: &gst_app::AppSink,
-    album: &mut Album,
-) -> Result<f64> {
-    let bus = pipeline.bus().context("a pipeline without a bus")?;
-    let bar = progress::bar(0, "Searching");
-    let mut seconds = 0.0_f64;
-    // What goes wrong at the start is on the bus, in better words than those of the change of state.
-    let started = pipeline.set_state(gst::State::Playing);
+/// Plays to the end, or until the program is asked to end.
+fn play(live: bool, player: &mut Player, faces: &AppSink, album: &mut Album) -> Result<()> {
+    let mut ended = false;
     loop {
-        while let Some(message) = bus.pop_filtered(&[gst::MessageType::Error]) {
-            if let gst::MessageView::Error(error) = message.view() {
-                bar.finish_and_clear();
-                return Err(unplayable(source, error).into());
-            }
-        }
-        if started.is_err() {
-            bail!("{source}: cannot be played");
-        }
-        if interrupt::requested() {
-            break;
-        }
-        if let Some(length) = pipeline.query_duration::<gst::ClockTime>() {
-            bar.set_length(length.seconds());
-        }
-        if let Some(position) = pipeline.query_position::<gst::ClockTime>() {
-            seconds = seconds.max(Duration::from(position).as_secs_f64());
-            bar.set_position(position.seconds());
-        }
-        match faces.try_pull_sample(gst::ClockTime::from_mseconds(100)) {
-            Some(sample) => album.add(options, source.is_live(), &sample)?,
-            None if faces.is_eos() => break,
+        let sample = faces.try_pull_sample(WAIT);
+        ended |= player.step(Duration::ZERO);
+        match sample {
+            Some(sample) => album.add(live, &sample)?,
+            // The last faces wait behind the end of which the pipeline has told.
+            None if ended => return Ok(()),
             None => {}
         }
-    }
-    bar.finish_and_clear();
-    Ok(seconds)
-}
-
-/// What cannot be played: the source, or, where the detector complains, its model.
-fn unplayable(source: &Source, error: &gst::message::Error) -> Failure {
-    match error.src() {
-        Some(element) if element.name() == "detect" => Failure::Input(error.error().to_string()),
-        _ => Failure::input(source, error.error()),
+        player.say(format!("{} frames, {} faces", player.frames(), album.written));
     }
 }
 
@@ -269,13 +216,10 @@ impl Album {
     }
 
     /// Writes a face: first its file, under another name until it is whole, then its line.
-    fn add(&mut self, options: &Options, live: bool, sample: &gst::Sample) -> Result<()> {
+    fn add(&mut self, live: bool, sample: &gst::Sample) -> Result<()> {
         let buffer = sample.buffer().context("a sample without a buffer")?;
         let facts = gstfacepipe::roi::crop_facts(buffer).context("a crop without its facts")?;
         let face = facts.face;
-        if options.max_size.is_some_and(|most| face.width.max(face.height) > most) {
-            return Ok(());
-        }
         let time = facts.running_time.or(buffer.pts().map(Duration::from)).unwrap_or_default();
         let captured = live.then(|| match facts.captured_at {
             Some(since_epoch) => OffsetDateTime::UNIX_EPOCH + since_epoch,

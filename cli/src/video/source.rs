@@ -1,121 +1,267 @@
-//! Where video comes from: a file, a camera of this machine, or an address.
+//! Where video comes from: a file, a camera of this machine, or a stream.
 
-use std::{fmt, fs, path::PathBuf};
+use std::{
+    fmt, fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use gst::prelude::*;
+use url::Url;
 
 use crate::exit::Failure;
 
-/// A place from which video is played.
+/// How long a live source may send nothing before it counts as gone, milliseconds.
+const STALL_LIMIT: u32 = 10_000;
+
+/// How long packets of a network camera wait for those that come late, milliseconds.
+const JITTER: u32 = 200;
+
+/// A source of video.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A recording.
     File(PathBuf),
-    /// A camera of this machine, `/dev/video0`.
-    Device(PathBuf),
-    /// `rtsp://…`, `http://…` and whatever else GStreamer plays.
-    Address(String),
+    /// A V4L2 device.
+    Camera(PathBuf),
+    /// A network camera (`rtsp://`), or a recording or stream over HTTP.
+    Stream(Url),
 }
 
-impl Source {
-    /// Reads what a user names.
-    ///
-    /// # Errors
-    /// There is no such file or camera.
-    pub fn parse(text: &str) -> Result<Self, Failure> {
-        if text.contains("://") {
-            return Ok(Self::Address(text.to_owned()));
-        }
-        let path = PathBuf::from(text);
-        if path.starts_with("/dev") {
-            return if path.exists() {
-                Ok(Self::Device(path))
-            } else {
-                Err(Failure::input(text, format_args!("no such camera ({})", cameras())))
-            };
-        }
-        match fs::metadata(&path) {
-            Ok(found) if found.is_file() => Ok(Self::File(path)),
-            Ok(_) => Err(Failure::input(text, "is not a file")),
-            Err(error) => Err(Failure::input(text, error)),
-        }
-    }
+impl FromStr for Source {
+    type Err = String;
 
-    /// Whether it goes on by itself: then frames for which there is no time are lost, not waited for.
-    pub fn is_live(&self) -> bool {
-        match self {
-            Self::File(_) => false,
-            Self::Device(_) => true,
-            Self::Address(address) => !address.starts_with("http") && !address.starts_with("file:"),
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("is empty; expected a file, /dev/videoN or an address".into());
         }
-    }
-
-    /// The beginning of a pipeline's description: raw video comes out.
-    pub fn description(&self) -> &'static str {
-        match self {
-            Self::File(_) => "filesrc name=source ! decodebin",
-            Self::Device(_) => "v4l2src name=source ! decodebin",
-            Self::Address(_) => "uridecodebin name=source",
+        if !text.contains("://") {
+            return Ok(Self::of_path(text.into()));
         }
-    }
-
-    /// Tells the element `source` of such a pipeline what to play.
-    pub fn configure(&self, source: &gst::Element) {
-        match self {
-            Self::File(path) => source.set_property("location", path),
-            Self::Device(path) => source.set_property("device", path.to_string_lossy().as_ref()),
-            Self::Address(address) => source.set_property("uri", address),
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
+        match url.scheme() {
+            "file" => match url.to_file_path() {
+                Ok(path) => Ok(Self::of_path(path)),
+                Err(()) => {
+                    Err("file:// must name a file of this machine, as file:///home/ada/entrance.mp4".into())
+                }
+            },
+            "rtsp" | "rtsps" | "http" | "https" if url.has_host() => Ok(Self::Stream(url)),
+            scheme => Err(format!(
+                "{scheme}:// is not known; expected a file, /dev/videoN, rtsp://HOST/…, http://HOST/… or https://HOST/…"
+            )),
         }
     }
 }
 
+/// Without the user and the password that an address may hold.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) | Self::Device(path) => path.display().fmt(f),
-            Self::Address(address) => without_password(address).fmt(f),
+            Self::File(path) | Self::Camera(path) => path.display().fmt(f),
+            Self::Stream(url) => {
+                let mut url = url.clone();
+                if !url.username().is_empty() || url.password().is_some() {
+                    // These addresses have a host, so both can be set.
+                    let _ = url.set_username("***");
+                    let _ = url.set_password(None);
+                }
+                f.write_str(url.as_str())
+            }
         }
     }
 }
 
-/// An address as it may be shown: cameras have their passwords in it.
-fn without_password(address: &str) -> String {
-    let Ok(mut url) = url::Url::parse(address) else { return address.to_owned() };
-    if url.password().is_some() {
-        let _ = url.set_password(Some("…"));
+impl Source {
+    fn of_path(path: PathBuf) -> Self {
+        if path.starts_with("/dev") { Self::Camera(path) } else { Self::File(path) }
     }
-    url.into()
+
+    /// Whether frames come when they come, and those that nobody takes are lost.
+    pub fn is_live(&self) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Camera(_) => true,
+            Self::Stream(url) => matches!(url.scheme(), "rtsp" | "rtsps"),
+        }
+    }
+
+    /// Looks whether a file or a camera is there, before anything is begun. A stream shows that only when it is played.
+    ///
+    /// # Errors
+    /// It is missing, empty, or cannot be read; the message says what to do.
+    pub fn check(&self) -> Result<(), Failure> {
+        let (path, is_camera) = match self {
+            Self::File(path) => (path, false),
+            Self::Camera(path) => (path, true),
+            Self::Stream(_) => return Ok(()),
+        };
+        let why = match fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && is_camera => {
+                format!("no such camera; {}", cameras_in_words(&cameras(Path::new("/dev"))))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => "no such file".into(),
+            Err(error) => error.to_string(),
+            Ok(metadata) if metadata.is_dir() => "is a folder; expected a video".into(),
+            Ok(metadata) if metadata.is_file() && metadata.len() == 0 => "is empty".into(),
+            Ok(metadata) if is_camera && metadata.is_file() => "is a file, and no camera".into(),
+            Ok(_) => match fs::File::open(path) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::PermissionDenied && is_camera => {
+                    "this user may not open it; add them to the group `video` and log in again".into()
+                }
+                Err(error) => format!("cannot be read: {error}"),
+            },
+        };
+        Err(Failure::input(self, why))
+    }
+
+    /// The first part of a pipeline, as `gst-launch-1.0` would write it. [`configure`](Self::configure) does the rest.
+    pub(super) fn description(&self) -> String {
+        // Notices a live source that sends nothing any more.
+        let watchdog = if gst::ElementFactory::find("watchdog").is_some() {
+            format!("! watchdog name=source-stall timeout={STALL_LIMIT} ")
+        } else {
+            String::new()
+        };
+        match self {
+            Self::File(_) => "filesrc name=source ! decodebin name=source-decoder".into(),
+            Self::Camera(_) => format!("v4l2src name=source {watchdog}! decodebin name=source-decoder"),
+            // Sound is left where it is.
+            Self::Stream(_) if self.is_live() => format!(
+                "rtspsrc name=source ! application/x-rtp,media=video {watchdog}! decodebin name=source-decoder"
+            ),
+            Self::Stream(_) => "uridecodebin name=source".into(),
+        }
+    }
+
+    /// Sets what a description cannot hold as it is, on its element `source`.
+    pub(super) fn configure(&self, source: &gst::Element) {
+        match self {
+            Self::File(path) => source.set_property("location", path),
+            Self::Camera(path) => source.set_property("device", path.display().to_string()),
+            Self::Stream(url) if self.is_live() => {
+                source.set_property("location", url.as_str());
+                source.set_property("latency", JITTER);
+                // Over TCP nothing is lost, and firewalls let it pass.
+                source.set_property_from_str("protocols", "tcp");
+                source.set_property("tcp-timeout", u64::from(STALL_LIMIT) * 1000);
+                source.set_property("timeout", 0_u64);
+                // The camera's own clock as capture time; from GStreamer 1.22 on.
+                if source.find_property("add-reference-timestamp-meta").is_some() {
+                    source.set_property("add-reference-timestamp-meta", true);
+                }
+            }
+            Self::Stream(url) => source.set_property("uri", url.as_str()),
+        }
+    }
+
+    /// What failed at this source, from an error of an element in its part of the pipeline.
+    pub(super) fn failure(&self, error: &gst::glib::Error) -> Failure {
+        let why = if error.matches(gst::ResourceError::Busy) {
+            "is in use by another program".into()
+        } else if error.matches(gst::ResourceError::NotAuthorized) {
+            "asks for a user and a password: rtsp://USER:PASSWORD@HOST/…".into()
+        } else if error.matches(gst::StreamError::TypeNotFound) || error.matches(gst::StreamError::WrongType)
+        {
+            "is no video that GStreamer can read".into()
+        } else if error.matches(gst::StreamError::CodecNotFound)
+            || error.matches(gst::CoreError::MissingPlugin)
+        {
+            format!(
+                "GStreamer has no decoder for it ({}); `facepipe doctor` says what to install",
+                error.message()
+            )
+        } else {
+            self.masked(error.message())
+        };
+        Failure::input(self, why)
+    }
+
+    /// A text of GStreamer's, without the password that it may repeat.
+    fn masked(&self, text: &str) -> String {
+        match self {
+            Self::Stream(url) => text.replace(url.as_str(), &self.to_string()),
+            _ => text.into(),
+        }
+    }
 }
 
-/// Which cameras there are, in words.
-fn cameras() -> String {
-    let entries = fs::read_dir("/dev").into_iter().flatten().flatten();
-    let mut found: Vec<String> = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("video")))
-        .map(|path| path.display().to_string())
+/// The V4L2 devices of this machine, in the order of their numbers.
+fn cameras(devices: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<(u32, PathBuf)> = fs::read_dir(devices)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.strip_prefix("video")?.parse().ok()?;
+            Some((number, entry.path()))
+        })
         .collect();
     found.sort();
-    if found.is_empty() { "this machine has none".into() } else { format!("there are: {}", found.join(", ")) }
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+fn cameras_in_words(cameras: &[PathBuf]) -> String {
+    if cameras.is_empty() {
+        return "this machine has none (/dev/video*): plug one in, or name a file or rtsp:// address".into();
+    }
+    let names: Vec<String> = cameras.iter().map(|path| path.display().to_string()).collect();
+    format!("there are {}", names.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_named_is_told_apart_and_what_is_missing_is_said() {
-        assert!(matches!(Source::parse("rtsp://camera/1"), Ok(Source::Address(_))));
-        let missing = Source::parse("/dev/video999").expect_err("missing").to_string();
-        assert!(missing.contains("no such camera"), "{missing}");
-        let missing = Source::parse("nowhere.mp4").expect_err("missing").to_string();
-        assert!(missing.starts_with("nowhere.mp4: "), "{missing}");
-        assert!(Source::parse("/").expect_err("a folder").to_string().contains("not a file"));
+    fn source(text: &str) -> Source {
+        text.parse().expect("a source")
     }
 
     #[test]
-    fn a_cameras_password_is_not_shown() {
-        let shown = Source::Address("rtsp://admin:secret@camera/1".into()).to_string();
-        assert!(shown.contains("camera") && !shown.contains("secret"), "{shown}");
+    fn files_cameras_and_addresses_are_told_apart() {
+        assert_eq!(source("a b.mp4"), Source::File("a b.mp4".into()));
+        assert_eq!(source("file:///x/a%20b.mp4"), Source::File("/x/a b.mp4".into()));
+        assert_eq!(source("/dev/video2"), Source::Camera("/dev/video2".into()));
+        assert!(source("/dev/video2").is_live() && source("rtsp://gate/1").is_live());
+        assert!(!source("https://example.org/a.mp4").is_live() && !source("a.mp4").is_live());
+        for (wrong, named) in
+            [("", "empty"), ("ftp://x/y", "ftp://"), ("file://host/x", "file://"), ("rtsp://", "")]
+        {
+            let error = wrong.parse::<Source>().expect_err("refused");
+            assert!(error.contains(named), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_never_shown() {
+        let camera = source("rtsp://viewer:s3cret@gate.example/1");
+        assert_eq!(camera.to_string(), "rtsp://***@gate.example/1");
+        let error = gst::glib::Error::new(
+            gst::ResourceError::OpenRead,
+            "Could not open rtsp://viewer:s3cret@gate.example/1.",
+        );
+        let failure = camera.failure(&error).to_string();
+        assert!(failure.contains("***") && !failure.contains("s3cret"), "{failure}");
+    }
+
+    #[test]
+    fn what_is_missing_is_said_with_what_there_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["video10", "video2", "video", "videox", "media0"] {
+            fs::write(folder.path().join(name), b"x").expect("a file");
+        }
+        let found = cameras(folder.path());
+        assert_eq!(found, ["video2", "video10"].map(|name| folder.path().join(name)));
+        assert!(cameras_in_words(&found).contains("video2, "), "{}", cameras_in_words(&found));
+        assert!(cameras_in_words(&[]).contains("has none"));
+        let text = |path: PathBuf| Source::File(path).check().expect_err("refused").to_string();
+        assert!(text(folder.path().join("nothing.mp4")).contains("no such file"));
+        assert!(text(folder.path().into()).contains("is a folder"));
+        fs::write(folder.path().join("empty.mp4"), b"").expect("a file");
+        assert!(text(folder.path().join("empty.mp4")).contains("is empty"));
+        let camera = Source::Camera("/dev/video-of-nobody".into()).check().expect_err("refused");
+        assert!(camera.to_string().contains("no such camera"), "{camera}");
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use facepipe_detector::{Detection, Detector, DetectorConfig, DetectorError, Scene, models};
@@ -65,6 +66,11 @@ struct Settings {
     low_score_threshold: f32,
     nms_threshold: f32,
     interval: u32,
+    /// 0: no limit.
+    max_fps: f64,
+    min_face_size: u32,
+    /// 0: no limit.
+    max_face_size: u32,
     threads: u32,
     execution_provider: ExecutionProvider,
     engine_cache: Option<PathBuf>,
@@ -82,6 +88,9 @@ impl Default for Settings {
             low_score_threshold: 0.3,
             nms_threshold: 0.3,
             interval: 1,
+            max_fps: 0.0,
+            min_face_size: 0,
+            max_face_size: 0,
             threads: 1,
             execution_provider: ExecutionProvider::default(),
             engine_cache: None,
@@ -101,7 +110,15 @@ impl Settings {
             lowest: self.low_score_threshold.min(self.score_threshold),
             nms_threshold: self.nms_threshold,
             max_faces: self.max_faces,
+            min_size: self.min_face_size,
+            max_size: if self.max_face_size == 0 { u32::MAX } else { self.max_face_size },
         }
+    }
+
+    /// The time from one searched frame to the next, at least.
+    fn period(&self) -> Option<gst::ClockTime> {
+        let seconds = (self.max_fps > 0.0).then(|| 1.0 / self.max_fps)?;
+        gst::ClockTime::try_from(Duration::try_from_secs_f64(seconds).ok()?).ok()
     }
 }
 
@@ -112,6 +129,10 @@ struct Selection {
     lowest: f32,
     nms_threshold: f32,
     max_faces: u32,
+    /// A face's shorter side at least, pixels.
+    min_size: u32,
+    /// A face's longer side at most, pixels.
+    max_size: u32,
 }
 
 /// What a searched frame shows.
@@ -138,6 +159,8 @@ struct State {
     info: Option<VideoInfo>,
     /// Frames seen since the start, a flush or a change of caps.
     frames: u64,
+    /// Timestamp from which on a frame is searched, where `max-fps` limits that.
+    due: Option<gst::ClockTime>,
     /// The frame in which the network ran last, and what it found.
     last: Option<Last>,
     scene: Scene,
@@ -147,8 +170,25 @@ impl State {
     /// What was seen before counts no more.
     fn begin_anew(&mut self) {
         self.frames = 0;
+        self.due = None;
         self.last = None;
         self.scene.forget();
+    }
+
+    /// Whether it is a frame's turn, where so much time lies between two that are searched. A frame that comes a bit late
+    /// does not delay the following ones: on the average, the rate is reached.
+    fn is_due(&mut self, pts: Option<gst::ClockTime>, period: Option<gst::ClockTime>) -> bool {
+        let (Some(pts), Some(period)) = (pts, period) else {
+            self.due = None;
+            return true;
+        };
+        let due = self.due.unwrap_or(pts);
+        if pts < due {
+            return false;
+        }
+        let next = due.saturating_add(period);
+        self.due = Some(if next > pts { next } else { pts.saturating_add(period) });
+        true
     }
 }
 
@@ -245,7 +285,9 @@ impl FaceDetect {
     ) -> Result<Verdict, gst::ErrorMessage> {
         let number = state.frames;
         state.frames = number.wrapping_add(1);
-        if !number.is_multiple_of(u64::from(settings.interval.max(1))) {
+        if !number.is_multiple_of(u64::from(settings.interval.max(1)))
+            || !state.is_due(buffer.pts(), settings.period())
+        {
             return Ok(Verdict::Passed);
         }
         let State { detector: Some(OpenDetector { detector, .. }), info: Some(info), last, scene, .. } =
@@ -282,7 +324,12 @@ impl FaceDetect {
         let detections = detector.detect(&described).map_err(|e| error_message(&e))?;
         let regions = |wanted: &dyn Fn(&Detection) -> bool| -> Vec<FaceRegion> {
             let wanted = detections.iter().filter(|detection| wanted(detection));
-            wanted.filter_map(|d| to_region(d, info.width(), info.height())).collect()
+            let regions = wanted.filter_map(|d| to_region(d, info.width(), info.height()));
+            let fits = |face: &FaceRegion| {
+                let (width, height) = (face.width, face.height);
+                width.min(height) >= selection.min_size && width.max(height) <= selection.max_size
+            };
+            regions.filter(fits).collect()
         };
         let found = Faces {
             faces: regions(&|d| d.score > selection.score_threshold),
@@ -424,6 +471,29 @@ impl ObjectImpl for FaceDetect {
                     .default_value(defaults.interval)
                     .mutable_playing()
                     .build(),
+                glib::ParamSpecDouble::builder("max-fps")
+                    .nick("Maximum rate")
+                    .blurb(
+                        "Search at most so many frames in a second of the stream; the others pass as with interval (0 = \
+                         no limit)",
+                    )
+                    .minimum(0.0)
+                    .maximum(1000.0)
+                    .default_value(defaults.max_fps)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("min-face-size")
+                    .nick("Minimum face size")
+                    .blurb("Leave out faces whose shorter side is less than this (pixels)")
+                    .default_value(defaults.min_face_size)
+                    .mutable_playing()
+                    .build(),
+                glib::ParamSpecUInt::builder("max-face-size")
+                    .nick("Maximum face size")
+                    .blurb("Leave out faces whose longer side is more than this (pixels; 0 = no limit)")
+                    .default_value(defaults.max_face_size)
+                    .mutable_playing()
+                    .build(),
                 glib::ParamSpecUInt::builder("threads")
                     .nick("Threads")
                     .blurb("Threads that run the detector")
@@ -503,6 +573,9 @@ impl ObjectImpl for FaceDetect {
             ("low-score-threshold", value) => set(&mut settings.low_score_threshold, value),
             ("nms-threshold", value) => set(&mut settings.nms_threshold, value),
             ("interval", value) => set(&mut settings.interval, value),
+            ("max-fps", value) => set(&mut settings.max_fps, value),
+            ("min-face-size", value) => set(&mut settings.min_face_size, value),
+            ("max-face-size", value) => set(&mut settings.max_face_size, value),
             ("threads", value) => set(&mut settings.threads, value),
             ("execution-provider", value) => set(&mut settings.execution_provider, value),
             ("engine-cache", value) => {
@@ -525,6 +598,9 @@ impl ObjectImpl for FaceDetect {
             "low-score-threshold" => settings.low_score_threshold.to_value(),
             "nms-threshold" => settings.nms_threshold.to_value(),
             "interval" => settings.interval.to_value(),
+            "max-fps" => settings.max_fps.to_value(),
+            "min-face-size" => settings.min_face_size.to_value(),
+            "max-face-size" => settings.max_face_size.to_value(),
             "threads" => settings.threads.to_value(),
             "execution-provider" => settings.execution_provider.to_value(),
             "engine-cache" => settings.engine_cache.as_ref().map(|f| f.display().to_string()).to_value(),

@@ -18,6 +18,7 @@
  *
  * - `interval=3` searches every third frame. The others carry a mark, so that `facetrack` knows them from frames
  *   without faces and predicts where the faces are.
+ * - `max-fps=5` searches at most five frames in a second of the stream, whatever its rate.
  * - `motion-threshold=3` lets the detector rest while nothing moves: the frame is compared with the one that was
  *   searched last, cell by cell, on a small picture of luma that is sampled straight from the planes. While no
  *   cell has changed by more than so many grey levels (of 255), the faces of then are attached again.
@@ -26,7 +27,7 @@
  *   events (`qos=true sync=true`); where the source is live, frames that come more than 200 ms after the time that
  *   the pipeline's latency allows are late, too. Recordings that run as fast as they can have no late frames.
  *
- * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval`. `stats` counts.
+ * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval` and `max-fps`. `stats` counts.
  *
  * ## Accelerators
  *

@@ -27,6 +27,35 @@ const BLACK: Color = [0, 0, 0];
 const RED: Color = [230, 30, 30];
 const BLUE: Color = [40, 110, 255];
 const GREEN: Color = [30, 200, 60];
+const PURPLE: Color = [160, 50, 220];
+
+/// How faces are drawn of which the backend has said nothing (yet).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
+#[enum_type(name = "GstFacepipeUnanswered")]
+#[repr(i32)]
+enum Unanswered {
+    #[default]
+    #[enum_value(name = "White box", nick = "white")]
+    White,
+    #[enum_value(name = "Red box, as where the backend found no face", nick = "red")]
+    Red,
+    #[enum_value(name = "Purple box, for enrolment", nick = "purple")]
+    Purple,
+    #[enum_value(name = "No box", nick = "none")]
+    None,
+}
+
+impl Unanswered {
+    /// The colours of box and writing.
+    fn colors(self) -> Option<(Color, Color)> {
+        match self {
+            Self::White => Some((WHITE, BLACK)),
+            Self::Red => Some((RED, WHITE)),
+            Self::Purple => Some((PURPLE, WHITE)),
+            Self::None => None,
+        }
+    }
+}
 
 /// Without track ids, a result is taken for the face at the same place for so long.
 const PLACE_LIMIT: Duration = Duration::from_secs(1);
@@ -41,6 +70,7 @@ const MAX_TRACKS: usize = 4096;
 struct Settings {
     camera_id: Option<String>,
     labels: bool,
+    unanswered: Unanswered,
     /// Pixels, 0: by the frame's height.
     line_width: u32,
     /// Pixels, 0: by the frame's height.
@@ -49,7 +79,7 @@ struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { camera_id: None, labels: true, line_width: 0, font_size: 0 }
+        Self { camera_id: None, labels: true, unanswered: Unanswered::default(), line_width: 0, font_size: 0 }
     }
 }
 
@@ -150,12 +180,13 @@ impl FaceOverlay {
             let (left, top) = (pixel(face.left), pixel(face.top));
             let (right, bottom) = (left + pixel(face.width), top + pixel(face.height));
             let verdict = verdicts.of(face);
-            let (color, ink) = match verdict {
-                None => (WHITE, BLACK),
-                Some(Verdict::NoFace) => (RED, WHITE),
-                Some(Verdict::Unknown) => (BLUE, WHITE),
-                Some(Verdict::Known { .. }) => (GREEN, BLACK),
+            let colors = match verdict {
+                None => settings.unanswered.colors(),
+                Some(Verdict::NoFace) => Some((RED, WHITE)),
+                Some(Verdict::Unknown) => Some((BLUE, WHITE)),
+                Some(Verdict::Known { .. }) => Some((GREEN, BLACK)),
             };
+            let Some((color, ink)) = colors else { continue };
             // A dark rim keeps the box visible on a background of its own colour.
             drawing.border([left - 1, top - 1, right + 1, bottom + 1], line + 2, BLACK);
             drawing.border([left, top, right, bottom], line, color);
@@ -217,6 +248,11 @@ impl ObjectImpl for FaceOverlay {
                     .default_value(defaults.labels)
                     .mutable_playing()
                     .build(),
+                glib::ParamSpecEnum::builder_with_default("unanswered", defaults.unanswered)
+                    .nick("Unanswered")
+                    .blurb("How faces are drawn of which the backend has said nothing yet")
+                    .mutable_playing()
+                    .build(),
                 glib::ParamSpecUInt::builder("line-width")
                     .nick("Line width")
                     .blurb("Width of the boxes' lines in pixels (0 = by the height of the frame)")
@@ -244,6 +280,7 @@ impl ObjectImpl for FaceOverlay {
                     value.get::<Option<String>>().unwrap_or_default().filter(|id| !id.is_empty());
             }
             "labels" => crate::set(&mut settings.labels, value),
+            "unanswered" => crate::set(&mut settings.unanswered, value),
             "line-width" => crate::set(&mut settings.line_width, value),
             "font-size" => crate::set(&mut settings.font_size, value),
             name => gst::error!(CAT, imp = self, "no property {name}"),
@@ -255,6 +292,7 @@ impl ObjectImpl for FaceOverlay {
         match pspec.name() {
             "camera-id" => settings.camera_id.to_value(),
             "labels" => settings.labels.to_value(),
+            "unanswered" => settings.unanswered.to_value(),
             "line-width" => settings.line_width.to_value(),
             "font-size" => settings.font_size.to_value(),
             _ => pspec.default_value().clone(),

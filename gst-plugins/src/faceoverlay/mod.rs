@@ -10,7 +10,7 @@
  *
  * | colour | the face | label |
  * |---|---|---|
- * | white | is detected | its track id |
+ * | white | is detected, nothing more is known (`unanswered` chooses another colour, or no box) | its track id |
  * | red | the backend found no face there | `no face` |
  * | blue | the backend knows nobody with that face | `unknown` |
  * | green | is recognised | its Face ID and how sure the backend is |

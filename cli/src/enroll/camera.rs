@@ -1,0 +1,402 @@
+//! `facepipe enroll camera`: pictures of one person from a camera or a video, sharp ones that clearly differ.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
+use clap::Args;
+use gst_app::AppSink;
+use gst_video::{VideoFrameRef, VideoInfo};
+use gstfacepipe::{
+    crop::{CropRegion, CropSettings, Cropper, Encoding},
+    frame,
+    roi::{self, FaceRegion},
+    searched,
+};
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use super::{
+    nobody,
+    shots::{self, Chooser, Fault, Rules, Shot},
+    upload::{self, Fate},
+};
+use crate::{
+    client::Client,
+    connection::Connection,
+    exit::{self, Outcome},
+    output, runtime, train,
+    video::{
+        self,
+        faces::{FaceOptions, positive},
+        panel::Panel,
+        player::Player,
+        source::Source,
+        window::{self, Window},
+    },
+};
+
+/// How long a frame is waited for before the pipeline is looked at.
+const WAIT: gst::ClockTime = gst::ClockTime::from_mseconds(50);
+
+/// The pictures that are sent: with so much around the face that the server's own detector finds it, and as large as that
+/// is of use.
+const SENT: CropSettings =
+    CropSettings { margin: 0.6, min_size: 1, max_size: 640, quality: 95, encoding: Encoding::Jpeg };
+
+/// How long somebody before a camera is waited for, if nothing else is said.
+const LIVE_LIMIT: Duration = Duration::from_secs(120);
+
+/// Adds pictures of the one person before a camera, or in a video.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe enroll camera --id \"Ada Lovelace\" --create --count 20 --train
+  facepipe enroll camera /dev/video2 --id ada --count 10 --no-window
+  facepipe enroll camera ada.mp4 --id ada --create --apart 0.2
+
+Frames with more than one face are passed over. Of the others, those are sent
+in which the face is whole, sharp (--min-sharpness), at least --apart seconds
+after the last one, and clearly unlike each that was sent before: by
+--max-likeness, the correlation of the two faces as grey pictures of 24x24
+pixels, or by a size that differs by 1.4 times. So move your head, come nearer,
+change the light. What the server refuses is not counted, and another one is
+taken. The window shows the face in a purple box, a second one what is sent.
+
+Ends when --count pictures are enrolled; with code 3 where the video, --seconds
+or, before a camera, two minutes end before. A recording that was cut off is
+gone on with by running it again: what the server has already is counted.
+
+{}", exit::HELP))]
+#[group(id = "enroll_camera")]
+pub struct Options {
+    /// A camera, a file or an address (rtsp://…, http://…)
+    #[arg(value_name = "SRC", default_value = "/dev/video0")]
+    source: Source,
+    /// Whose pictures they are: the Face ID, 1 to 64 letters, digits, `_`, `-`, `.` and spaces
+    #[arg(long, value_name = "NAME")]
+    id: String,
+    /// Pictures to enrol
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// Add the person, if the server does not know them yet
+    #[arg(long)]
+    create: bool,
+    /// Train when all pictures are sent, and wait for the new model
+    #[arg(long)]
+    train: bool,
+    /// Least time between two pictures, seconds of the video
+    #[arg(long, default_value_t = 0.5, value_name = "SECONDS", value_parser = positive)]
+    apart: f64,
+    /// Least sharpness: variance of the Laplacian over the face, at most 150 pixels large
+    #[arg(long, default_value_t = 40.0, value_name = "VARIANCE")]
+    min_sharpness: f64,
+    /// Greatest likeness to a picture that was sent, 0 to 1
+    #[arg(long, default_value_t = 0.9, value_name = "CORRELATION")]
+    max_likeness: f64,
+    /// Show nothing
+    #[arg(long)]
+    no_window: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    faces: FaceOptions,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// What became of the frames and of the pictures.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    face_id: String,
+    /// Whether the person was added by this run.
+    created: bool,
+    enrolled: u32,
+    /// Pictures that the server had from an earlier run.
+    already_there: u32,
+    /// Pictures that the server refused, by their faults.
+    refused: BTreeMap<Fate, u32>,
+    /// Frames that were looked at, and what was wrong with those that were not sent.
+    frames: u32,
+    frames_without_face: u32,
+    frames_with_several_faces: u32,
+    frames_cut_off: u32,
+    frames_blurred: u32,
+    frames_alike: u32,
+    frames_too_soon: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model_version: Option<u64>,
+    interrupted: bool,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The source cannot be read, there is no such person, or the server cannot be reached or refuses the token.
+pub fn run(options: &Options) -> Result<Outcome> {
+    options.source.check()?;
+    let runtime = runtime()?;
+    let client = options.connection.client()?;
+    let is_known = runtime.block_on(client.person_images(&options.id))?.is_some();
+    if !is_known && !options.create {
+        return Err(nobody(&options.id).into());
+    }
+    let mut session = Session::new(options, &client, &runtime, is_known)?;
+    let played = session.play();
+    let finished = session.player.finish();
+    let mut summary = session.summary;
+    summary.interrupted = matches!(finished, Ok(true));
+
+    let mut failure = played.err().or_else(|| finished.err());
+    let is_complete = summary.have() >= options.count;
+    if options.train && summary.enrolled > 0 && failure.is_none() && !summary.interrupted {
+        match runtime.block_on(train::begin_and_wait(&client, false)) {
+            Ok(Some(job)) => summary.model_version = train::model_version(&job),
+            Ok(None) => summary.interrupted = true,
+            Err(error) => failure = Some(error),
+        }
+    }
+    if options.json {
+        output::json(&summary)?;
+    } else {
+        summary.print(options.count);
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    if summary.interrupted {
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(if is_complete { Outcome::Done } else { Outcome::Partly })
+}
+
+struct Session<'a> {
+    options: &'a Options,
+    client: &'a Client,
+    runtime: &'a Runtime,
+    player: Player,
+    frames: AppSink,
+    window: Option<Window>,
+    panel: Option<Panel>,
+    cropper: Cropper,
+    chooser: Chooser,
+    summary: Summary,
+    /// Whether the server knows the person.
+    is_known: bool,
+    several_told: bool,
+}
+
+impl<'a> Session<'a> {
+    fn new(options: &'a Options, client: &'a Client, runtime: &'a Runtime, is_known: bool) -> Result<Self> {
+        let live = options.source.is_live();
+        let (window, panel) = if window::wanted(options.no_window) {
+            (Some(Window::open("")?), Some(Panel::open("purple")?))
+        } else {
+            (None, None)
+        };
+        // While a picture is on its way, a camera's frames pass, and a recording waits.
+        let mut tail = format!(
+            "tee name=found found. ! queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! \
+             appsink name=frames sync=false async=false max-buffers=1 drop={live}"
+        );
+        if window.is_some() {
+            let leaky = if live { "leaky=downstream" } else { "" };
+            tail += &format!(
+                " found. ! queue {leaky} max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! \
+                 facepipe-faceoverlay unanswered=purple labels=false ! \
+                 appsink name=view async=false sync={} max-buffers=2 drop={live}",
+                !live
+            );
+        }
+        let player = Player::of_faces(&options.source, &options.faces, "Enrolling", &tail)?;
+        let frames = video::appsink(player.element("frames")?)?;
+        if let Some(window) = window.clone() {
+            video::each_sample(&video::appsink(player.element("view")?)?, move |frame| window.show(frame));
+        }
+        let rules =
+            Rules { sharpness: options.min_sharpness, likeness: options.max_likeness, apart: options.apart };
+        Ok(Self {
+            options,
+            client,
+            runtime,
+            player,
+            frames,
+            window,
+            panel,
+            cropper: Cropper::default(),
+            chooser: Chooser::new(rules),
+            summary: Summary { face_id: options.id.clone(), ..Summary::default() },
+            is_known,
+            several_told: false,
+        })
+    }
+
+    fn play(&mut self) -> Result<()> {
+        self.player.start()?;
+        let begun = Instant::now();
+        let is_limited = self.options.source.is_live() && self.options.faces.until().is_none();
+        let mut ended = false;
+        loop {
+            let sample = self.frames.try_pull_sample(WAIT);
+            ended |= self.player.step(Duration::ZERO);
+            match &sample {
+                Some(sample) if !self.player.is_urgent() => self.consider(sample)?,
+                Some(_) => {}
+                // The last frames wait behind the end of which the pipeline has told.
+                None if ended => return Ok(()),
+                None => {}
+            }
+            if let Some(panel) = &self.panel {
+                panel.look_after();
+            }
+            let is_late = is_limited && begun.elapsed() > LIVE_LIMIT;
+            let is_unwatched = self.window.as_ref().is_some_and(Window::closed);
+            if self.summary.have() >= self.options.count || is_late || is_unwatched {
+                return Ok(());
+            }
+            self.player.say(format!("{} of {}", self.summary.have(), self.options.count));
+        }
+    }
+
+    fn consider(&mut self, sample: &gst::Sample) -> Result<()> {
+        let buffer = sample.buffer().context("a sample without a frame")?;
+        if searched::was_searched(buffer) == Some(false) {
+            return Ok(());
+        }
+        self.summary.frames += 1;
+        let faces = roi::faces(buffer);
+        let [face] = faces[..] else {
+            if faces.is_empty() {
+                self.summary.frames_without_face += 1;
+            } else {
+                self.summary.frames_with_several_faces += 1;
+                if !std::mem::replace(&mut self.several_told, true) {
+                    self.player.print(
+                        "Several faces: such frames are passed over; only the one person may be in view.",
+                    );
+                }
+            }
+            return Ok(());
+        };
+        if let Some(picture) = self.picture(sample, &face)? {
+            self.send(picture)?;
+        }
+        Ok(())
+    }
+
+    /// The picture to send of a frame, unless it has a fault.
+    fn picture(&mut self, sample: &gst::Sample, face: &FaceRegion) -> Result<Option<Bytes>> {
+        let buffer = sample.buffer().context("a sample without a frame")?;
+        let info = VideoInfo::from_caps(sample.caps().context("a sample without caps")?)?;
+        let seconds = buffer.pts().map_or(0.0, |pts| Duration::from(pts).as_secs_f64());
+        let fault = if shots::is_cut(face, info.width(), info.height()) {
+            Fault::Cut
+        } else if self.chooser.is_too_soon(seconds) {
+            Fault::Soon
+        } else {
+            let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, &info)
+                .map_err(|_| anyhow!("a frame cannot be mapped for reading"))?;
+            let described = frame::describe(&mapped)?;
+            let region = |settings: &CropSettings| {
+                settings.region(face, info.width(), info.height()).context("a face outside its frame")
+            };
+            let measured = region(&shots::measure())?;
+            let small = self.cropper.cut(&described, &measured, &shots::measure())?;
+            let shot = Shot::new(seconds, face, &small, inside(face, &measured));
+            match self.chooser.take(shot) {
+                Ok(()) => {
+                    let picture = self.cropper.cut(&described, &region(&SENT)?, &SENT)?;
+                    return Ok(Some(picture.encode(&SENT)?.into()));
+                }
+                Err(fault) => fault,
+            }
+        };
+        let summary = &mut self.summary;
+        match fault {
+            Fault::Cut => summary.frames_cut_off += 1,
+            Fault::Soon => summary.frames_too_soon += 1,
+            Fault::Blurred => summary.frames_blurred += 1,
+            Fault::Alike => summary.frames_alike += 1,
+        }
+        Ok(None)
+    }
+
+    fn send(&mut self, picture: Bytes) -> Result<()> {
+        if let Some(panel) = &mut self.panel {
+            // Each tile is a face of its own.
+            panel.add(Some(i32::try_from(self.summary.frames)?), &picture)?;
+        }
+        if !self.is_known {
+            self.summary.created = self.runtime.block_on(self.client.add_person(&self.options.id))?;
+            self.is_known = true;
+        }
+        match self.runtime.block_on(self.client.add_image(&self.options.id, picture)) {
+            Ok(_) => {
+                self.summary.enrolled += 1;
+                if !self.options.json {
+                    self.player.line(format!("{:>5} of {}", self.summary.have(), self.options.count));
+                }
+            }
+            Err(error) => match upload::fate(&error) {
+                Some(Fate::AlreadyThere) => self.summary.already_there += 1,
+                Some(fate) => {
+                    self.player.print(&format!("Refused, another one is taken: {error}"));
+                    *self.summary.refused.entry(fate).or_default() += 1;
+                }
+                None => return Err(error.into()),
+            },
+        }
+        Ok(())
+    }
+}
+
+/// Left, top, right and bottom of a face as shares of the region around it.
+fn inside(face: &FaceRegion, region: &CropRegion) -> [f64; 4] {
+    let share =
+        |at: u32, start: u32, length: u32| f64::from(at.saturating_sub(start)) / f64::from(length.max(1));
+    [
+        share(face.left, region.left, region.width),
+        share(face.top, region.top, region.height),
+        share(face.left.saturating_add(face.width), region.left, region.width),
+        share(face.top.saturating_add(face.height), region.top, region.height),
+    ]
+}
+
+impl Summary {
+    /// Pictures that are enrolled, by this run or an earlier one.
+    fn have(&self) -> u32 {
+        self.enrolled + self.already_there
+    }
+
+    fn print(&self, count: u32) {
+        let row = |number: u32, words: &str| {
+            if number > 0 {
+                output::line(format!("{number:>7}   {words}"));
+            }
+        };
+        if self.created {
+            output::line(format!("Added     {}", self.face_id));
+        }
+        output::line(format!("Enrolled  {} of {count} pictures", self.have()));
+        row(self.already_there, Fate::AlreadyThere.words());
+        for (fate, number) in &self.refused {
+            row(*number, &format!("refused by the server: {}", fate.words()));
+        }
+        output::line(format!("Frames    {}", self.frames));
+        row(self.frames_without_face, "without a face");
+        row(self.frames_with_several_faces, "with several faces");
+        row(self.frames_cut_off, "with a face that is cut off");
+        row(self.frames_blurred, "not sharp");
+        row(self.frames_alike, "too much like one that was sent");
+        row(self.frames_too_soon, "too soon after the last one");
+        if let Some(version) = self.model_version {
+            output::line(format!("Trained   model {version}"));
+        } else if self.enrolled > 0 {
+            output::line("Nobody is recognised by new pictures before a training: facepipe train --wait");
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! What a recognition found: a line for each face, who was there from when to when, and the files of it.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+use gstfacepipe::results::Verdict;
+use serde::Serialize;
+
+use super::questions::Crop;
+use crate::{
+    exit::Failure,
+    output,
+    video::{player::Player, source::Source},
+};
+
+/// A face that was sent to the server, and the answer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Face {
+    /// When, from the beginning of the source.
+    seconds: f64,
+    /// The same as a date, RFC 3339, UTC; of live sources only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    captured_at: Option<String>,
+    /// Number of the track: faces that are one that was followed have the same.
+    track: Option<i32>,
+    /// Left, top, right, bottom in pixels of the frame.
+    #[serde(rename = "box")]
+    bounding_box: [u32; 4],
+    /// How sure the detector at this end is that it is a face, 0 to 1.
+    score: f64,
+    /// What the server says.
+    decision: Decision,
+    /// Who it is, where the server knows.
+    name: Option<String>,
+    /// How probable the name is, 0 to 1.
+    confidence: Option<f64>,
+}
+
+/// What the server says of a face.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// Somebody who is enrolled.
+    Known,
+    /// Nobody who is enrolled.
+    Unknown,
+    /// No face.
+    NoFace,
+    /// It refused the picture.
+    Refused,
+}
+
+impl Face {
+    /// The face of a crop and what the server says of it, with the name and how probable it is.
+    pub fn of(crop: Crop, decision: Decision, known: Option<(String, f32)>) -> Self {
+        let Crop { seconds, captured_at, track, bounding_box, score, .. } = crop;
+        let (name, confidence) = known.unzip();
+        let confidence = confidence.map(|confidence| (f64::from(confidence) * 10_000.0).round() / 10_000.0);
+        Self { seconds, captured_at, track, bounding_box, score, decision, name, confidence }
+    }
+
+    /// What is drawn for it; nothing where the server said nothing.
+    fn verdict(&self) -> Option<Verdict> {
+        match (self.decision, &self.name) {
+            (Decision::Known, Some(name)) => {
+                Some(Verdict::Known { label: name.clone(), confidence: self.confidence.unwrap_or(0.0) })
+            }
+            (Decision::Known | Decision::Unknown, _) => Some(Verdict::Unknown),
+            (Decision::NoFace, _) => Some(Verdict::NoFace),
+            (Decision::Refused, _) => None,
+        }
+    }
+}
+
+/// Somebody who was recognised.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Person {
+    name: String,
+    /// Faces of them that were sent, and tracks that these belong to.
+    faces: usize,
+    tracks: usize,
+    /// Seconds from the beginning of the source.
+    first_seconds: f64,
+    last_seconds: f64,
+}
+
+/// What a recognition found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    source: String,
+    /// Frames of the source, and those of them that were searched.
+    frames: u64,
+    searched: u64,
+    /// Frames that a live source sent faster than they could be searched.
+    late: u64,
+    /// Faces that were answered, and the same by decision.
+    faces: usize,
+    known: usize,
+    unknown: usize,
+    no_face: usize,
+    /// Faces that the server refused.
+    pub refused: usize,
+    /// Faces that were not answered: of a live source while the server was slow or away, or on their way at the end.
+    unanswered: usize,
+    /// Length of what was played, and how long it took.
+    seconds: f64,
+    elapsed_seconds: f64,
+    /// It was ended by Ctrl-C.
+    interrupted: bool,
+    people: Vec<Person>,
+    /// In the order of time.
+    detections: Vec<Face>,
+}
+
+/// The faces, in the order of the answers.
+#[derive(Debug, Default)]
+pub struct Faces {
+    all: Vec<Face>,
+    by_track: HashMap<i32, Verdict>,
+}
+
+/// What is known of a track now.
+#[derive(Debug)]
+pub struct News<'a> {
+    /// Which.
+    pub track: i32,
+    /// The best that the server has said of it.
+    pub verdict: &'a Verdict,
+    /// It is another one, and not only surer.
+    pub is_surprise: bool,
+}
+
+impl Faces {
+    /// Adds a face. News, if the verdict of its track is a better one now.
+    pub fn add(&mut self, face: Face) -> Option<News<'_>> {
+        let news = face.track.zip(face.verdict());
+        self.all.push(face);
+        let (track, verdict) = news?;
+        let earlier = self.by_track.get(&track);
+        if earlier.is_some_and(|earlier| *earlier == verdict || !verdict.outweighs(earlier)) {
+            return None;
+        }
+        let is_surprise = match (&verdict, earlier) {
+            (Verdict::Known { label, .. }, Some(Verdict::Known { label: earlier, .. })) => label != earlier,
+            _ => true,
+        };
+        let verdict = self.by_track.entry(track).insert_entry(verdict).into_mut();
+        Some(News { track, verdict, is_surprise })
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// How many the server says this of.
+    fn count(&self, decision: Decision) -> usize {
+        self.all.iter().filter(|face| face.decision == decision).count()
+    }
+
+    /// The best that is known of each track.
+    pub fn verdicts(&self) -> &HashMap<i32, Verdict> {
+        &self.by_track
+    }
+
+    /// Who was there, by name.
+    fn people(&self) -> Vec<Person> {
+        let mut people: BTreeMap<&str, Vec<&Face>> = BTreeMap::new();
+        for face in &self.all {
+            if let Some(name) = &face.name {
+                people.entry(name).or_default().push(face);
+            }
+        }
+        let person = |(name, faces): (&str, Vec<&Face>)| Person {
+            name: name.to_owned(),
+            faces: faces.len(),
+            tracks: faces.iter().filter_map(|face| face.track).collect::<HashSet<i32>>().len(),
+            first_seconds: faces.iter().map(|face| face.seconds).fold(f64::INFINITY, f64::min),
+            last_seconds: faces.iter().map(|face| face.seconds).fold(0.0, f64::max),
+        };
+        people.into_iter().map(person).collect()
+    }
+
+    fn into_order(mut self) -> Vec<Face> {
+        self.all.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.track.cmp(&b.track)));
+        self.all
+    }
+}
+
+/// The form of a report's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Json,
+    Csv,
+}
+
+/// The file of a report.
+#[derive(Debug, Clone)]
+pub struct ReportFile {
+    path: PathBuf,
+    form: Form,
+}
+
+impl std::str::FromStr for ReportFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = PathBuf::from(text);
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        let form = match extension.to_ascii_lowercase().as_str() {
+            "json" => Form::Json,
+            "csv" => Form::Csv,
+            _ => return Err("must end in .json or .csv".into()),
+        };
+        Ok(Self { path, form })
+    }
+}
+
+impl ReportFile {
+    /// Makes sure that the file can be written, before the work is done.
+    ///
+    /// # Errors
+    /// Its folder is missing or cannot be written.
+    pub fn check(&self) -> Result<(), Failure> {
+        tempfile::NamedTempFile::new_in(folder_of(&self.path))
+            .map(drop)
+            .map_err(|error| Failure::output(self.path.display(), error))
+    }
+
+    /// Writes the file; it is there whole or not at all.
+    ///
+    /// # Errors
+    /// The disk is full or cannot be written.
+    pub fn write(&self, report: &Report) -> Result<()> {
+        let content = match self.form {
+            Form::Json => {
+                let mut json = serde_json::to_vec_pretty(report)?;
+                json.push(b'\n');
+                json
+            }
+            Form::Csv => csv(&report.detections)?,
+        };
+        let write = || -> std::io::Result<()> {
+            // For its owner alone, as temporary files are: it says who was where and when.
+            let mut file = tempfile::NamedTempFile::new_in(folder_of(&self.path))?;
+            file.write_all(&content)?;
+            file.persist(&self.path)?;
+            Ok(())
+        };
+        write().map_err(|error| Failure::output(self.path.display(), error))?;
+        Ok(())
+    }
+}
+
+/// The folder that a file lies in, or is to lie in.
+pub fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn csv(faces: &[Face]) -> Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Row<'a> {
+        seconds: f64,
+        captured_at: Option<&'a str>,
+        track: Option<i32>,
+        left: u32,
+        top: u32,
+        right: u32,
+        bottom: u32,
+        score: f64,
+        decision: Decision,
+        name: Option<&'a str>,
+        confidence: Option<f64>,
+    }
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    // Written by hand, so that a report without faces has its headings, too.
+    writer.write_record([
+        "seconds",
+        "captured_at",
+        "track",
+        "left",
+        "top",
+        "right",
+        "bottom",
+        "score",
+        "decision",
+        "name",
+        "confidence",
+    ])?;
+    for face in faces {
+        let [left, top, right, bottom] = face.bounding_box;
+        writer.serialize(Row {
+            seconds: face.seconds,
+            captured_at: face.captured_at.as_deref(),
+            track: face.track,
+            left,
+            top,
+            right,
+            bottom,
+            score: face.score,
+            decision: face.decision,
+            name: face.name.as_deref(),
+            confidence: face.confidence,
+        })?;
+    }
+    Ok(writer.into_inner()?)
+}
+
+impl Report {
+    /// The sums of what was found in what was played.
+    pub fn new(source: &Source, player: &Player, faces: Faces, unanswered: usize, interrupted: bool) -> Self {
+        let counts = player.counts();
+        Self {
+            source: source.to_string(),
+            frames: counts.frames,
+            searched: counts.searched,
+            late: counts.late,
+            faces: faces.len(),
+            known: faces.count(Decision::Known),
+            unknown: faces.count(Decision::Unknown),
+            no_face: faces.count(Decision::NoFace),
+            refused: faces.count(Decision::Refused),
+            unanswered,
+            seconds: player.seconds(),
+            elapsed_seconds: player.elapsed().as_secs_f64(),
+            interrupted,
+            people: faces.people(),
+            detections: faces.into_order(),
+        }
+    }
+
+    /// Writes it for people.
+    pub fn print(&self) {
+        let speed = if self.elapsed_seconds > 0.0 { self.seconds / self.elapsed_seconds } else { 0.0 };
+        let some = |count: &dyn std::fmt::Display, words: &str| match count.to_string().as_str() {
+            "0" => String::new(),
+            count => format!(", {count} {words}"),
+        };
+        output::line(format!(
+            "Frames    {} ({} searched{})",
+            self.frames,
+            self.searched,
+            some(&self.late, "came too fast")
+        ));
+        output::line(format!(
+            "Faces     {}: {} known, {} unknown, {} no face{}{}",
+            self.faces,
+            self.known,
+            self.unknown,
+            self.no_face,
+            some(&self.refused, "refused"),
+            some(&self.unanswered, "unanswered"),
+        ));
+        output::line(format!(
+            "Time      {:.1} s of video in {:.1} s, {speed:.1} times as fast",
+            self.seconds, self.elapsed_seconds
+        ));
+        if !self.people.is_empty() {
+            output::line("");
+            let time = |seconds: f64| format!("{seconds:.1} s");
+            output::table(
+                ["Name", "Faces", "Tracks", "First", "Last"],
+                self.people.iter().map(|person| {
+                    [
+                        person.name.clone(),
+                        person.faces.to_string(),
+                        person.tracks.to_string(),
+                        time(person.first_seconds),
+                        time(person.last_seconds),
+                    ]
+                }),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn face(seconds: f64, track: i32, decision: Decision, name: Option<&str>) -> Face {
+        Face {
+            seconds,
+            captured_at: None,
+            track: Some(track),
+            bounding_box: [1, 2, 3, 4],
+            score: 0.75,
+            decision,
+            name: name.map(str::to_owned),
+            confidence: name.map(|_| 0.5),
+        }
+    }
+
+    #[test]
+    fn the_best_of_a_track_counts_and_only_news_are_told() {
+        let mut faces = Faces::default();
+        let mut add = |track, decision, name: Option<(&str, f64)>| {
+            let mut face = face(1.0, track, decision, name.map(|(name, _)| name));
+            face.confidence = name.map(|(_, confidence)| confidence);
+            faces.add(face).map(|news| news.is_surprise)
+        };
+        assert_eq!(add(7, Decision::NoFace, None), Some(true));
+        assert_eq!(add(7, Decision::Known, Some(("Ada", 0.5))), Some(true));
+        assert_eq!(add(7, Decision::Known, Some(("Ada", 0.5))), None, "said already");
+        assert_eq!(add(7, Decision::Known, Some(("Ada", 0.6))), Some(false), "surer");
+        assert_eq!(add(7, Decision::Known, Some(("Bob", 0.55))), None, "less sure");
+        assert_eq!(add(7, Decision::Unknown, None), None, "less than a name");
+        assert_eq!(add(8, Decision::Refused, None), None);
+        assert!(matches!(faces.verdicts().get(&7), Some(Verdict::Known { label, .. }) if label == "Ada"));
+        assert_eq!((faces.len(), faces.count(Decision::Known)), (7, 4));
+    }
+
+    #[test]
+    fn people_have_their_first_and_last_time_whatever_the_order_of_answers() {
+        let mut faces = Faces::default();
+        for (seconds, track, name) in [(3.0, 1, "Ada"), (1.0, 1, "Ada"), (9.0, 4, "Ada"), (2.0, 2, "Bob")] {
+            faces.add(face(seconds, track, Decision::Known, Some(name)));
+        }
+        faces.add(face(0.5, 5, Decision::Unknown, None));
+        let ada = Person { name: "Ada".into(), faces: 3, tracks: 2, first_seconds: 1.0, last_seconds: 9.0 };
+        let bob = Person { name: "Bob".into(), faces: 1, tracks: 1, first_seconds: 2.0, last_seconds: 2.0 };
+        assert_eq!(faces.people(), [ada, bob]);
+    }
+
+    #[test]
+    fn a_report_is_sorted_by_time_and_its_csv_always_has_headings() {
+        let mut faces = Faces::default();
+        let headings = "seconds,captured_at,track,left,top,right,bottom,score,decision,name,confidence\n";
+        let text = |faces: Faces| String::from_utf8(csv(&faces.into_order()).expect("csv")).expect("text");
+        assert_eq!(text(Faces::default()), headings);
+        faces.add(face(2.5, 1, Decision::Known, Some("Ada, Countess")));
+        faces.add(face(1.25, 2, Decision::NoFace, None));
+        let rows = "1.25,,2,1,2,3,4,0.75,no_face,,\n2.5,,1,1,2,3,4,0.75,known,\"Ada, Countess\",0.5\n";
+        assert_eq!(text(faces), format!("{headings}{rows}"));
+        assert!("out.txt".parse::<ReportFile>().is_err());
+        let missing: ReportFile = "/nonexistent/out.csv".parse().expect("a file");
+        assert!(missing.check().expect_err("refused").to_string().contains("/nonexistent/out.csv"));
+    }
+}

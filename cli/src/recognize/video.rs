@@ -1,0 +1,441 @@
+//! `facepipe recognize video` and `facepipe recognize camera`: who is seen in a recording, a stream or before a camera.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use gst::prelude::*;
+use gst_app::AppSink;
+use gstfacepipe::results::Verdict;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    annotate::{self, Draft, Drawn, VideoFile},
+    questions::{Answer, Crop, Questions},
+    report::{Decision, Face, Faces, News, Report, ReportFile},
+};
+use crate::{
+    client::{self, ClientError},
+    connection::Connection,
+    exit::{self, Failure, Outcome},
+    output,
+    trial::Policy,
+    video::{
+        self, Shared,
+        faces::FaceOptions,
+        lock,
+        panel::{self, Panel},
+        player::Player,
+        source::Source,
+        window::{self, Window},
+    },
+};
+
+/// How long a crop or an answer is waited for before the pipeline is looked at.
+const WAIT: Duration = Duration::from_millis(20);
+
+/// How long the last answers are waited for where somebody waits for the end, or a live source has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+/// Asks the server who is seen in a recording or a stream.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe recognize video entrance.mp4
+  facepipe recognize video entrance.mp4 --report who.csv --output annotated.mp4
+  facepipe recognize video entrance.mp4 --policy every --target-fps 5 --parallel 4 --json
+  facepipe recognize video rtsp://192.168.1.20/stream1 --seconds 60
+
+{}
+
+{}", LEGEND, exit::HELP))]
+#[group(id = "recognize_video")]
+pub struct VideoOptions {
+    /// A file, an address (rtsp://…, http://…) or a camera (/dev/video0)
+    #[arg(value_name = "SRC")]
+    source: Source,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Asks the server who stands before a camera.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe recognize camera
+  facepipe recognize camera /dev/video2 --min-size 60 --parallel 4
+  facepipe recognize camera --no-window --seconds 60 --report who.json
+  facepipe recognize camera rtsp://192.168.1.20/stream1 --output seen.mp4       (until Ctrl-C)
+
+{}
+
+{}", LEGEND, exit::HELP))]
+#[group(id = "recognize_camera")]
+pub struct CameraOptions {
+    /// A camera, an address (rtsp://…, http://…) or a file
+    #[arg(value_name = "SRC", default_value = "/dev/video0")]
+    source: Source,
+    #[command(flatten)]
+    common: Common,
+}
+
+const LEGEND: &str = "\
+The window and --output show each face in one of four states:
+  no box   not detected, or beyond --min-size, --max-size or --min-confidence
+  red      a face for the detector here; the server has not said so, or says no
+  blue     a face, of nobody whom the server knows
+  green    recognised, with the name
+A second window shows the latest crops as they were sent. Without a screen
+there are no windows. To close the first ends the program as Ctrl-C does.
+
+A recording is processed completely, and waits for a server that is slow or away
+for a while (--timeout); with a window it is played at its own speed. For --output
+it is played a second time, so that each face has its name from its first frame
+on. A live source waits for nobody: frames that come faster than they can be
+searched pass unsearched, and crops that come faster than they are answered are
+not sent.";
+
+#[derive(Debug, Args)]
+#[group(id = "recognize_common")]
+struct Common {
+    /// A few good pictures of each person who walks by, or each face of each frame
+    #[arg(long, value_enum, default_value_t)]
+    policy: Policy,
+    /// Requests at a time
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    parallel: u8,
+    /// Write the video with boxes and names, MP4 without sound
+    #[arg(long, value_name = "FILE.mp4")]
+    output: Option<VideoFile>,
+    /// Write every face that was sent: time, track, box, score, decision, name
+    #[arg(long, value_name = "FILE.json|csv")]
+    report: Option<ReportFile>,
+    /// Show nothing
+    #[arg(long)]
+    no_window: bool,
+    /// Print JSON, in the form of a report
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    faces: FaceOptions,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Runs `recognize video`.
+///
+/// # Errors
+/// The source cannot be read, the server cannot be reached or refuses the token, or an output cannot be written.
+pub fn video(options: &VideoOptions) -> Result<Outcome> {
+    run(&options.source, &options.common)
+}
+
+/// Runs `recognize camera`.
+///
+/// # Errors
+/// As [`video`].
+pub fn camera(options: &CameraOptions) -> Result<Outcome> {
+    run(&options.source, &options.common)
+}
+
+fn run(source: &Source, options: &Common) -> Result<Outcome> {
+    source.check()?;
+    if let Some(report) = &options.report {
+        report.check()?;
+    }
+    let draft = options.output.as_ref().map(VideoFile::begin).transpose()?;
+    let questions = Questions::new(options.connection.settings()?, source.is_live())?;
+
+    let mut recognition = Recognition::new(source, options, questions, draft.as_ref())?;
+    let begun = recognition.player.start();
+    if begun.is_ok() {
+        recognition.play();
+    }
+    let finished = begun.and_then(|()| recognition.player.finish());
+    let position = recognition.player.position();
+    let Recognition { player, faces, drawn, unanswered, .. } = recognition;
+    let verdicts = faces.verdicts().clone();
+    let report = Report::new(source, &player, faces, unanswered, matches!(finished, Ok(true)));
+    drop(player);
+    if let Some(file) = &options.report {
+        file.write(&report)?;
+    }
+    if options.json {
+        output::json(&report)?;
+    } else {
+        report.print();
+    }
+
+    let mut interrupted = match finished {
+        Ok(interrupted) => interrupted,
+        Err(failure) => {
+            // What was seen of a camera until it vanished is whole.
+            if let Some(draft) = draft.filter(|_| source.is_live() && !is_of_output(&failure)) {
+                draft.publish()?;
+            }
+            return Err(failure);
+        }
+    };
+    if let Some(draft) = draft {
+        if !source.is_live() {
+            let until =
+                if interrupted { Some(position + gst::ClockTime::NSECOND) } else { options.faces.until() };
+            let drawn = std::mem::take(&mut *lock(&drawn));
+            interrupted |= annotate::draw(source, until, &draft, drawn, &verdicts, interrupted)?;
+        }
+        draft.publish()?;
+    }
+    if interrupted {
+        return Ok(Outcome::Interrupted);
+    }
+    Ok(if report.refused > 0 { Outcome::Partly } else { Outcome::Done })
+}
+
+fn is_of_output(failure: &anyhow::Error) -> bool {
+    failure.chain().any(|cause| matches!(cause.downcast_ref(), Some(Failure::Output(_))))
+}
+
+struct Recognition<'a> {
+    options: &'a Common,
+    live: bool,
+    player: Player,
+    crops: AppSink,
+    /// What draws the boxes, where anybody is to see them at once.
+    overlay: Option<gst::Element>,
+    window: Option<Window>,
+    panel: Option<Panel>,
+    /// The boxes, for those who are to see them later.
+    drawn: Shared<Drawn>,
+    /// Crops that are not sent yet, the oldest first.
+    waiting: VecDeque<Crop>,
+    questions: Questions,
+    faces: Faces,
+    /// Crops without an answer.
+    unanswered: usize,
+    /// Whether the server has not answered lately.
+    away: bool,
+}
+
+impl<'a> Recognition<'a> {
+    fn new(
+        source: &Source,
+        options: &'a Common,
+        questions: Questions,
+        draft: Option<&Draft>,
+    ) -> Result<Self> {
+        let live = source.is_live();
+        let (window, panel) = if window::wanted(options.no_window) {
+            (Some(Window::open("")?), Some(Panel::open("red")?))
+        } else {
+            (None, None)
+        };
+        let live_draft = draft.filter(|_| live);
+        let is_drawn = window.is_some() || live_draft.is_some();
+        let mut tail = String::from(
+            "tee name=found found. ! queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! \
+             facepipe-facecrop name=crop min-size=1 ! \
+             appsink name=crops sync=false async=false max-buffers=16",
+        );
+        if is_drawn {
+            // The screen and the encoder never keep the search of a live source waiting.
+            let leaky = if live { "leaky=downstream" } else { "" };
+            let queue = format!("queue {leaky} max-size-buffers=4 max-size-bytes=0 max-size-time=0");
+            tail += &format!(
+                " found. ! {queue} ! facepipe-faceoverlay name=overlay unanswered=red ! tee name=drawn"
+            );
+            if window.is_some() {
+                // A recording is shown at its own speed.
+                tail += &format!(
+                    " drawn. ! {queue} ! appsink name=view async=false sync={} max-buffers=2 drop={live}",
+                    !live
+                );
+            }
+            if live_draft.is_some() {
+                tail += &format!(" drawn. ! {queue} ! {}", annotate::writer(true));
+            }
+        }
+        let mut player = Player::of_faces(source, &options.faces, "Recognising", &tail)?;
+        player.element("crop")?.set_property_from_str("policy", options.policy.nick());
+        if let Some(draft) = live_draft {
+            player.write(draft.path(), draft.target())?;
+        }
+        if let Some(window) = window.clone() {
+            video::each_sample(&video::appsink(player.element("view")?)?, move |frame| window.show(frame));
+        }
+        let drawn = Shared::<Drawn>::default();
+        if draft.is_some() && !live {
+            annotate::remember(&player.element("track")?, &drawn)?;
+        }
+        Ok(Self {
+            options,
+            live,
+            crops: video::appsink(player.element("crops")?)?,
+            overlay: if is_drawn { Some(player.element("overlay")?) } else { None },
+            player,
+            window,
+            panel,
+            drawn,
+            waiting: VecDeque::new(),
+            questions,
+            faces: Faces::default(),
+            unanswered: 0,
+            away: false,
+        })
+    }
+
+    /// Plays to the end, and on until the last answer. What fails is the player's.
+    fn play(&mut self) {
+        let mut ended: Option<Instant> = None;
+        loop {
+            if self.player.step(Duration::ZERO) {
+                ended.get_or_insert_with(Instant::now);
+            }
+            let drained = match self.work() {
+                Ok(drained) => drained,
+                Err(error) => {
+                    self.player.fail(error);
+                    false
+                }
+            };
+            if self.window.as_ref().is_some_and(Window::closed) {
+                self.player.end();
+            }
+            if let Some(ended) = ended {
+                let hurried = self.live || self.player.is_urgent();
+                if drained || (hurried && ended.elapsed() > LAST_ANSWERS) {
+                    break;
+                }
+            }
+            self.player.say(format!("{} frames, {} faces", self.player.frames(), self.faces.len()));
+        }
+        self.unanswered += self.waiting.len() + self.questions.open();
+    }
+
+    /// Takes what has come, asks what can be asked, and waits a little. True: nothing is left to do at the moment.
+    fn work(&mut self) -> Result<bool> {
+        let parallel = usize::from(self.options.parallel);
+        // A recording waits where the server is slow: the pipeline comes to a halt.
+        let mut came = false;
+        // Where something failed, nobody is asked any more, and nobody waits.
+        let hasty = self.live || self.player.has_failed();
+        if hasty || self.waiting.is_empty() {
+            let wait =
+                if self.questions.is_idle() { gst::ClockTime::try_from(WAIT)? } else { gst::ClockTime::ZERO };
+            while let Some(sample) =
+                self.crops.try_pull_sample(if came { gst::ClockTime::ZERO } else { wait })
+            {
+                came = true;
+                self.waiting.push_back(self.crop(&sample)?);
+                if !hasty {
+                    break;
+                }
+            }
+        }
+        let room = if self.player.has_failed() { 0 } else { parallel };
+        while hasty && self.waiting.len() > room {
+            self.waiting.pop_front();
+            self.unanswered += 1;
+        }
+        while self.questions.open() < parallel
+            && let Some(crop) = self.waiting.pop_front()
+        {
+            if let Some(panel) = &mut self.panel {
+                panel.add(crop.track, &crop.picture)?;
+            }
+            self.questions.ask(crop);
+        }
+        let wait = if came || self.questions.is_idle() { Duration::ZERO } else { WAIT };
+        if let Some(answer) = self.questions.answer(wait) {
+            self.take(answer)?;
+            while let Some(answer) = self.questions.answer(Duration::ZERO) {
+                self.take(answer)?;
+            }
+        }
+        if let Some(panel) = &self.panel {
+            panel.look_after();
+        }
+        Ok(!came && self.waiting.is_empty() && self.questions.is_idle())
+    }
+
+    fn crop(&self, sample: &gst::Sample) -> Result<Crop> {
+        let buffer = sample.buffer().context("a sample without a buffer")?;
+        let facts = gstfacepipe::roi::crop_facts(buffer).context("a crop without its facts")?;
+        let face = facts.face;
+        let captured_at = match facts.captured_at.filter(|_| self.live) {
+            Some(since_epoch) => Some((OffsetDateTime::UNIX_EPOCH + since_epoch).format(&Rfc3339)?),
+            None => None,
+        };
+        let time = facts.running_time.unwrap_or_default();
+        Ok(Crop {
+            seconds: (time.as_secs_f64() * 1000.0).round() / 1000.0,
+            captured_at,
+            track: face.track_id,
+            bounding_box: [
+                face.left,
+                face.top,
+                face.left.saturating_add(face.width),
+                face.top.saturating_add(face.height),
+            ],
+            score: (face.confidence * 10_000.0).round() / 10_000.0,
+            picture: buffer.map_readable()?.to_vec().into(),
+        })
+    }
+
+    fn take(&mut self, (crop, answer): Answer) -> Result<()> {
+        let (decision, known) = match answer {
+            Ok(faces) => {
+                if std::mem::take(&mut self.away) {
+                    self.player.print("The server answers again.");
+                }
+                decision(&faces)
+            }
+            Err(error) if error.is_of_the_request() => {
+                self.player.print(&format!("A picture was refused: {error}"));
+                (Decision::Refused, None)
+            }
+            // A camera goes on whatever the server does; the next crop may be answered.
+            Err(error) if self.live && !matches!(error, ClientError::Unauthorized { .. }) => {
+                self.unanswered += 1;
+                if !std::mem::replace(&mut self.away, true) {
+                    self.player.print(&format!("Going on without answers: {error}"));
+                }
+                return Ok(());
+            }
+            Err(error) => {
+                self.unanswered += 1;
+                return Err(error.into());
+            }
+        };
+        let seconds = crop.seconds;
+        let Some(News { track, verdict, is_surprise }) = self.faces.add(Face::of(crop, decision, known))
+        else {
+            return Ok(());
+        };
+        if let Some(panel) = &self.panel {
+            panel.tell(track, verdict)?;
+        }
+        if let Some(overlay) = &self.overlay {
+            panel::tell(overlay, track, verdict);
+        }
+        if let Verdict::Known { label, confidence } = verdict
+            && is_surprise
+            && !self.options.json
+        {
+            self.player.line(format!("{seconds:>9.2} s  #{track:<4} {label} ({:.0} %)", confidence * 100.0));
+        }
+        Ok(())
+    }
+}
+
+/// What an answer says of its crop, with the name and how probable it is. In the crop's margin may be a neighbour: the
+/// largest face counts.
+fn decision(faces: &[client::Face]) -> (Decision, Option<(String, f32)>) {
+    let Some(face) = client::Face::largest(faces) else { return (Decision::NoFace, None) };
+    match (face.name(), &face.top_prediction) {
+        (Some(name), Some(top)) => (Decision::Known, Some((name.to_owned(), top.confidence))),
+        _ => (Decision::Unknown, None),
+    }
+}

@@ -1,0 +1,473 @@
+//! The programs that play video, from a user's side: the real `facepipe` against the real backend, with recordings, a
+//! network camera and a screen. There is no V4L2 camera here; what is asked of one is asked of an RTSP stream.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead, BufReader, Read},
+    ops::Range,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use facepipe_test_support::{models_dir, require, skip};
+use facepipe_tests::{
+    camera::Camera,
+    programs::{Place, Said, bare, eventually, interrupt, on_a_small_disk},
+};
+use gst::prelude::*;
+use serde_json::Value;
+
+/// Cameras and windows run in real time: two tests at once would starve each other on a small machine.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A place with a recording of four seconds in which Tony Blair walks on the left, whom the server knows, and Hugo Chavez in
+/// the middle, whom it does not; both from the first frame on.
+fn place(faces: PathBuf) -> (Place, String) {
+    let place = Place::new(&models_dir(), faces);
+    for known in ["Tony_Blair", "Ariel_Sharon"] {
+        place.photographs("people", known, &[1, 2]);
+    }
+    place.run(&["enroll", "tree", &place.path("people"), "--train"]).expect(0, &["Trained"]);
+    for walker in ["Tony_Blair", "Hugo_Chavez"] {
+        place.photographs("walkers", walker, &[3, 4, 5]);
+    }
+    let video = place.path("crowd.mp4");
+    let crowd = ["bench", "crowd", &place.path("walkers"), &video, "--seconds", "4", "--size", "1280x720"];
+    place.run(&[&crowd[..], &["--density", "700", "--seed", "3"]].concat()).expect(0, &[]);
+    (place, video)
+}
+
+/// Starts a program, and waits until its standard output says something.
+fn started(mut command: Command, says: &str) -> (Child, BufReader<ChildStdout>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(says) {
+        line.clear();
+        let read = stdout.read_line(&mut line).unwrap();
+        assert!(read > 0, "it ended without saying {says:?}");
+    }
+    (child, stdout)
+}
+
+/// Waits for its end.
+fn ended((child, mut stdout): (Child, BufReader<ChildStdout>)) -> Said {
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    let said = Said::of(child.wait_with_output().unwrap());
+    Said { stdout: rest, ..said }
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn read(report: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap()
+}
+
+/// The pictures of a video file: the pixels of each, RGB.
+fn frames(video: &str) -> Vec<Vec<u8>> {
+    gst::init().unwrap();
+    let pipeline = gst::parse::launch(&format!(
+        "filesrc location={video} ! decodebin ! videoconvert ! video/x-raw,format=RGB ! \
+         appsink name=frames sync=false max-buffers=2"
+    ))
+    .unwrap()
+    .downcast::<gst::Pipeline>()
+    .unwrap();
+    let sink = pipeline.by_name("frames").unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let mut frames = Vec::new();
+    while let Some(sample) = sink.emit_by_name::<Option<gst::Sample>>("pull-sample", &[]) {
+        let buffer = sample.buffer().unwrap();
+        frames.push(buffer.map_readable().unwrap().to_vec());
+    }
+    pipeline.set_state(gst::State::Null).unwrap();
+    frames
+}
+
+const RED: [u8; 3] = [230, 30, 30];
+const GREEN: [u8; 3] = [30, 200, 60];
+const BLUE: [u8; 3] = [40, 110, 255];
+const PURPLE: [u8; 3] = [160, 50, 220];
+
+/// How many pixels have a colour, within what an encoder makes of it.
+fn count(pixels: &[u8], color: [u8; 3]) -> usize {
+    pixels.as_chunks::<3>().0.iter().filter(|pixel| is_near(**pixel, color, 40)).count()
+}
+
+fn is_near(pixel: [u8; 3], color: [u8; 3], most: u8) -> bool {
+    pixel.iter().zip(color).all(|(value, of)| value.abs_diff(of) < most)
+}
+
+#[test]
+fn a_recording_is_recognised_reported_and_annotated() {
+    let faces = require!("lfw10");
+    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
+        require!(needed);
+    }
+    let _turn = turn();
+    let (mut place, video) = place(faces);
+    let (report, csv, annotated) = (place.path("out.json"), place.path("out.csv"), place.path("out.mp4"));
+
+    // One walker who is enrolled and one who is not, each in one colour from the first frame on.
+    let recognize = ["recognize", "video", &video];
+    place
+        .run(&[&recognize[..], &["--report", &report, "--output", &annotated]].concat())
+        .expect(0, &["No window is shown", "Tony_Blair (", "Frames    24 (24 searched)"]);
+    let document = read(&report);
+    assert_eq!((&document["frames"], &document["searched"]), (&24.into(), &24.into()));
+    assert_eq!((&document["refused"], &document["unanswered"]), (&0.into(), &0.into()));
+    let detections = document["detections"].as_array().unwrap();
+    assert_eq!(document["faces"], detections.len());
+    let named: BTreeSet<&str> = detections.iter().filter_map(|face| face["name"].as_str()).collect();
+    assert_eq!(named, BTreeSet::from(["Tony_Blair"]), "{detections:?}");
+    assert!(detections.iter().any(|face| face["decision"] == "unknown"), "{detections:?}");
+    assert_eq!(document["people"][0]["name"], "Tony_Blair");
+    let (drawn, plain) = (frames(&annotated), frames(&video));
+    assert_eq!(drawn.len(), 24, "every frame is there");
+    for (number, (drawn, plain)) in drawn.iter().zip(&plain).take(8).enumerate() {
+        for color in [GREEN, BLUE] {
+            let (with, without) = (count(drawn, color), count(plain, color));
+            assert!(with > without + 150, "{color:?} in frame {number}: {with}, {without} without boxes");
+        }
+    }
+
+    // The same as a table, of each face of each frame, by several requests at a time.
+    let every = ["--policy", "every", "--parallel", "3", "--report", &csv];
+    let summary = place.json(&[&recognize[..], &every].concat());
+    let rows = fs::read_to_string(&csv).unwrap();
+    assert!(rows.starts_with("seconds,captured_at,track,left,"), "{rows}");
+    assert_eq!(summary["faces"], rows.lines().count() - 1);
+    assert!(number(&summary["faces"]) > 30.0, "{summary}");
+    assert!(rows.lines().filter(|row| row.contains("known,Tony_Blair,0.")).count() >= 8, "{rows}");
+
+    // Fewer frames, fewer faces.
+    let searched = |options: &[&str]| {
+        let summary = place.json(&[&recognize[..], options].concat());
+        (summary["frames"].as_u64().unwrap(), summary["searched"].as_u64().unwrap(), summary["faces"].clone())
+    };
+    assert_eq!(searched(&["--skip-frames", "2"]).1, 8);
+    assert_eq!(searched(&["--target-fps", "2"]).1, 8);
+    assert_eq!(searched(&["--seconds", "2"]).0, 12);
+    assert_eq!(searched(&["--min-size", "400"]).2, 0);
+    assert_eq!(searched(&["--max-size", "20"]).2, 0);
+    assert_eq!(searched(&["--min-confidence", "1"]).2, 0);
+
+    // What goes wrong, and what is there then.
+    let wrong = |arguments: &[&str]| place.run(&[&recognize[..], arguments].concat());
+    wrong(&["--server", "http://127.0.0.1:1"]).expect(4, &["127.0.0.1:1 cannot be reached"]);
+    wrong(&["--token", "not-the-token-of-this-test"]).expect(5, &["refused the token"]);
+    wrong(&["--output", "out.avi"]).expect(2, &[".mp4"]);
+    wrong(&["--report", "out.txt"]).expect(2, &[".json or .csv"]);
+    wrong(&["--report", "/nonexistent/out.csv"]).expect(7, &["/nonexistent/out.csv"]);
+    wrong(&["--output", "/nonexistent/out.mp4"]).expect(7, &["/nonexistent/out.mp4"]);
+    wrong(&["--help"]).expect(0, &["Examples", "--report who.csv", "130"]);
+    place.run(&["recognize", "camera", "/dev/video999"]).expect(6, &["no such camera"]);
+    place.run(&["recognize", "camera", "--help"]).expect(0, &["Examples", "no box", "/dev/video0"]);
+    let (full, full_report) = (place.path("full.mp4"), place.path("full.json"));
+    for (option, file, kib) in [("--output", &full, 60), ("--report", &full_report, 1)] {
+        let limited = place.command(&[&recognize[..], &[option, file]].concat());
+        Said::of(on_a_small_disk(&limited, kib).output().unwrap()).expect(7, &[file, "cannot be written"]);
+        assert!(!Path::new(file).exists(), "{file} is not whole");
+    }
+
+    // Ctrl-C: what was played until then is reported and drawn.
+    let long = place.path("long.mp4");
+    repeat(&video, &long, 40);
+    let options = ["--policy", "every", "--report", &report, "--output", &annotated];
+    let begun =
+        started(place.command(&[&["recognize", "video", &long], &options[..]].concat()), "Tony_Blair");
+    interrupt(&begun.0);
+    ended(begun).expect(130, &["Frames"]);
+    let document = read(&report);
+    assert_eq!(document["interrupted"], true);
+    let played = document["frames"].as_u64().unwrap();
+    assert!(played > 0 && played < 24 * 40, "{played} frames");
+    let drawn = u64::try_from(frames(&annotated).len()).unwrap();
+    assert!(drawn.abs_diff(played) <= 1, "{drawn} frames are drawn, {played} were played");
+    let left: Vec<_> = fs::read_dir(place.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_str().unwrap().starts_with('.')), "{left:?}");
+
+    // The server goes away in the middle: a recording waits for it, so long as an answer may take.
+    let options = ["--policy", "every", "--parallel", "1", "--report", &report];
+    let begun = started(place.command(&[&recognize[..], &options].concat()), "Tony_Blair");
+    place.backend.stop();
+    thread::sleep(Duration::from_millis(300));
+    place.backend.start_again();
+    ended(begun).expect(0, &["Frames    24 (24 searched)"]);
+    assert_eq!((&read(&report)["faces"], &read(&report)["unanswered"]), (&summary["faces"], &0.into()));
+    let arguments = [&["recognize", "video", &long], &options[..], &["--timeout", "1"]].concat();
+    let begun = started(place.command(&arguments), "Tony_Blair");
+    place.backend.stop();
+    ended(begun).expect(4, &["cannot be reached", "Frames"]);
+    let document = read(&report);
+    assert!(number(&document["faces"]) > 0.0 && number(&document["unanswered"]) > 0.0, "{document}");
+}
+
+/// Writes a video that is another one so many times.
+fn repeat(video: &str, out: &str, times: usize) {
+    gst::init().unwrap();
+    let sources = format!("filesrc location={video} ! qtdemux ! h264parse ! all. ").repeat(times);
+    play(&format!("concat name=all ! h264parse ! mp4mux ! filesink location={out} {sources}"));
+}
+
+/// Plays a pipeline to its end.
+fn play(description: &str) {
+    let pipeline = gst::parse::launch(description).unwrap();
+    pipeline.set_state(gst::State::Playing).unwrap();
+    let messages = [gst::MessageType::Eos, gst::MessageType::Error];
+    let ended =
+        pipeline.bus().unwrap().timed_pop_filtered(gst::ClockTime::from_seconds(60), &messages).unwrap();
+    assert_eq!(ended.type_(), gst::MessageType::Eos, "{ended:?}");
+    pipeline.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn a_network_camera_is_recognised_as_it_comes() {
+    let faces = require!("lfw10");
+    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
+        require!(needed);
+    }
+    let _turn = turn();
+    let (mut place, video) = place(faces);
+    let long = place.path("long.mp4");
+    repeat(&video, &long, 20);
+    let Some(camera) = Camera::start(0, &[&format!("gate={long}")]) else {
+        skip("no RTSP server: install gir1.2-gst-rtsp-server-1.0 and python3-gi");
+        return;
+    };
+    let gate = camera.url("gate");
+    let (report, seen) = (place.path("live.json"), place.path("live.mp4"));
+    let said = place
+        .run(&["recognize", "camera", &gate, "--seconds", "2", "--report", &report, "--output", &seen])
+        .expect(0, &["No window is shown", "Tony_Blair ("]);
+    assert!(!said.stderr.contains("Going on"), "{}", said.stderr);
+    let document = read(&report);
+    let captured = document["detections"][0]["captured_at"].as_str().unwrap();
+    let captured =
+        time::OffsetDateTime::parse(captured, &time::format_description::well_known::Rfc3339).unwrap();
+    assert!((time::OffsetDateTime::now_utc() - captured).whole_seconds().abs() < 60, "{captured}");
+    let seen = frames(&seen);
+    assert!(seen.len() > 5, "a video that can be played: {} frames", seen.len());
+    assert!(seen.iter().any(|frame| count(frame, GREEN) > 150) && seen.iter().any(|f| count(f, BLUE) > 150));
+
+    // Names of extracted faces tell the time of day.
+    let folder = place.path("faces");
+    Said::of(bare(&["extract", &gate, &folder, "--seconds", "1", "--policy", "every"]).output().unwrap())
+        .expect(0, &["Faces"]);
+    let index = fs::read_to_string(Path::new(&folder).join("index.jsonl")).unwrap();
+    let year = time::OffsetDateTime::now_utc().year().to_string();
+    for line in index.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        assert!(
+            line["captured_at"].is_string() && line["file"].as_str().unwrap().starts_with(&year),
+            "{line}"
+        );
+    }
+    assert!(!index.is_empty());
+
+    // The server goes away and comes back: a camera goes on. Then the camera vanishes: what was seen is kept.
+    let options = ["--policy", "every", "--report", &report];
+    let mut begun = started(place.command(&[&["recognize", "camera", &gate], &options[..]].concat()), "Tony");
+    let mut stderr = BufReader::new(begun.0.stderr.take().unwrap()).lines();
+    let mut said =
+        |text: &str| assert!(stderr.any(|line| line.unwrap().contains(text)), "{text:?} is not said");
+    place.backend.stop();
+    said("Going on without answers");
+    place.backend.start_again();
+    said("The server answers again");
+    drop(camera);
+    let code = begun.0.wait().unwrap().code();
+    assert!(matches!(code, Some(0 | 6)), "an end of the stream or a failure of the camera: {code:?}");
+    let document = read(&report);
+    assert!(number(&document["faces"]) > 0.0 && number(&document["unanswered"]) > 0.0, "{document}");
+    place.run(&["recognize", "camera", &gate]).expect(6, &[&gate]);
+}
+
+/// A screen without a monitor, and what is on it.
+struct Screen {
+    server: Child,
+    display: String,
+    memory: tempfile::TempDir,
+}
+
+impl Screen {
+    fn start() -> Option<Self> {
+        let memory = tempfile::tempdir().unwrap();
+        let mut server = Command::new("Xvfb")
+            .args(["-displayfd", "1", "-screen", "0", "1600x1000x24", "-nolisten", "tcp", "-fbdir"])
+            .arg(memory.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .ok()?;
+        let mut line = String::new();
+        BufReader::new(server.stdout.take()?).read_line(&mut line).ok()?;
+        let display = format!(":{}", line.trim());
+        Some(Self { server, display, memory })
+    }
+
+    /// How many pixels in these columns and the rows above `bottom` have this colour. The file is an XWD dump (X11/XWDFile.h): a header of big-endian
+    /// words, colours of 12 bytes each, and here pixels of four bytes: blue, green, red, nothing.
+    fn count(&self, columns: Range<usize>, bottom: usize, color: [u8; 3]) -> usize {
+        let dump = fs::read(self.memory.path().join("Xvfb_screen0")).unwrap();
+        let word = |at: usize| {
+            usize::try_from(u32::from_be_bytes(dump[at * 4..at * 4 + 4].try_into().unwrap())).unwrap()
+        };
+        let (header, width, height) = (word(0), word(4), word(5));
+        let (least_first, bits, row, colors) = (word(7) == 0, word(11), word(12), word(19));
+        assert!(least_first && bits == 32 && width == 1600, "{bits} bits, {width} pixels");
+        let pixels = &dump[header + colors * 12..];
+        pixels
+            .chunks(row)
+            .take(height.min(bottom))
+            .flat_map(|line| line.as_chunks::<4>().0[columns.clone()].iter())
+            .filter(|&&[b, g, r, _]| is_near([r, g, b], color, 24))
+            .count()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// The second window lies over the left part of the first: nobody arranges them here.
+const SECOND_WINDOW: Range<usize> = 0..420;
+const FIRST_WINDOW: Range<usize> = 430..1280;
+
+/// The first row of crops ends here; in the first window, nobody walks above.
+const CROPS: usize = 230;
+
+#[test]
+fn windows_show_who_is_known_and_who_is_not() {
+    let faces = require!("lfw10");
+    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
+        require!(needed);
+    }
+    let _turn = turn();
+    let (place, video) = place(faces);
+    let Some(screen) = Screen::start() else {
+        skip("no screen: install xvfb");
+        return;
+    };
+    let mut watching = place.command(&["recognize", "camera", &video]);
+    watching.env("DISPLAY", &screen.display).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = watching.spawn().unwrap();
+    // Hugo Chavez is in the middle, first without an answer. Of Tony Blair, on the left, the crop is seen.
+    let mut most = [0; 4];
+    eventually("coloured boxes in both windows", || {
+        let now = [
+            screen.count(FIRST_WINDOW, 720, RED),
+            screen.count(FIRST_WINDOW, 720, BLUE),
+            screen.count(SECOND_WINDOW, CROPS, BLUE),
+            screen.count(SECOND_WINDOW, CROPS, GREEN),
+        ];
+        most = std::array::from_fn(|window| most[window].max(now[window]));
+        most.iter().all(|&pixels| pixels > 150)
+    });
+    interrupt(&child);
+    Said::of(child.wait_with_output().unwrap()).expect(130, &["Tony_Blair"]);
+
+    // Where the screen cannot be had, it goes on without.
+    let mut blind = place.command(&["recognize", "camera", &video, "--seconds", "1"]);
+    let said = Said::of(blind.env("DISPLAY", ":987").output().unwrap());
+    said.expect(0, &["The window cannot be opened", "Tony_Blair"]);
+    let mut hidden = place.command(&["recognize", "camera", &video, "--seconds", "1", "--no-window"]);
+    let said = Said::of(hidden.env("DISPLAY", &screen.display).output().unwrap()).expect(0, &["Tony_Blair"]);
+    assert!(!said.stderr.contains("indow"), "{}", said.stderr);
+}
+
+/// A video of photographs, half a second each.
+fn film(pictures: &[PathBuf], folder: &Path, video: &str) {
+    gst::init().unwrap();
+    fs::create_dir_all(folder).unwrap();
+    for (number, picture) in pictures.iter().enumerate() {
+        fs::copy(picture, folder.join(format!("{number:03}.jpg"))).unwrap();
+    }
+    play(&format!(
+        "multifilesrc location={}/%03d.jpg caps=image/jpeg,framerate=2/1 ! jpegdec ! videoconvert ! \
+         video/x-raw,format=I420 ! x264enc quantizer=15 pass=quant ! h264parse ! mp4mux ! filesink location={video}",
+        folder.display()
+    ));
+}
+
+#[test]
+fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
+    let (crowd, faces) = (require!("videos/crowd-very-high-1080p6.mp4"), require!("lfw10"));
+    for needed in ["models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
+        require!(needed);
+    }
+    let _turn = turn();
+    let place = Place::new(&models_dir(), faces);
+    let video = place.path("ada.mp4");
+    let numbers: Vec<usize> = (1..=10).collect();
+    let folder = place.photographs("shots", "Tony_Blair", &numbers);
+    let mut shots: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    shots.sort();
+    // Every photograph twice in a row: the second is like the first.
+    let twice: Vec<PathBuf> = shots.iter().flat_map(|shot| [shot.clone(), shot.clone()]).collect();
+    film(&twice, &place.folder.path().join("frames"), &video);
+
+    let enroll = ["enroll", "camera", &video, "--id", "Ada", "--apart", "0.1"];
+    let run = |arguments: &[&str]| place.run(&[&enroll[..], arguments].concat());
+    run(&["--count", "3"]).expect(2, &["Ada", "--create"]);
+    place.run(&["enroll", "camera", "/dev/video999", "--id", "Ada"]).expect(6, &["no such camera"]);
+    run(&["--server", "http://127.0.0.1:1"]).expect(4, &["cannot be reached"]);
+    run(&["--token", "not-the-token-of-this-test"]).expect(5, &["refused the token"]);
+    run(&["--help"]).expect(0, &["Examples", "--create --count 20 --train", "130"]);
+    run(&["--create", "--count", "3", "--train"])
+        .expect(0, &["Added     Ada", "3 of 3", "Trained   model 1"]);
+    // Again, what is there counts, and the rest comes.
+    let said = run(&["--count", "50", "--json"]).expect(3, &[]);
+    let summary: Value = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(summary["already_there"], 3, "{summary} {}", said.stderr);
+    let enrolled = number(&summary["enrolled"]);
+    assert!((4.0..=7.0).contains(&enrolled), "{summary}");
+    assert!(number(&summary["frames_alike"]) >= 8.0, "the second of each: {summary}");
+    assert_eq!(number(&place.json(&["people"])["people"][0]["images"]), enrolled + 3.0);
+
+    // A crowd is no person, and nobody is added for it.
+    let several = ["enroll", "camera", crowd.to_str().unwrap(), "--id", "Eve", "--create", "--seconds", "2"];
+    place.run(&several).expect(3, &["Several faces", "with several faces", "0 of 20"]);
+    place.run(&["people", "show", "Eve"]).expect(6, &["nobody of that name"]);
+
+    // On a screen: the purple box, and the crop that is sent. Ctrl-C in the middle, and on again.
+    let Some(screen) = Screen::start() else {
+        skip("no screen: install xvfb");
+        return;
+    };
+    let eve = ["enroll", "camera", &video, "--id", "Eve", "--create", "--count", "6"];
+    let mut watched = place.command(&eve);
+    let child = watched
+        .env("DISPLAY", &screen.display)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut both, mut second) = (0, 0);
+    eventually("purple boxes", || {
+        both = both.max(screen.count(0..1280, 1000, PURPLE));
+        second = second.max(screen.count(250..420, 1000, PURPLE));
+        both > 800 && second > 300
+    });
+    interrupt(&child);
+    Said::of(child.wait_with_output().unwrap()).expect(130, &["Enrolled"]);
+    place.run(&eve).expect(0, &["already there", "6 of 6"]);
+    assert_eq!(number(&place.json(&["people", "show", "Eve"])["meta"]["total"]), 6.0);
+}
