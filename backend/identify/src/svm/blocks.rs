@@ -1,0 +1,370 @@
+//! Hyperplanes for thousands of people over one shared table of embeddings.
+//!
+//! A hyperplane rests on a hundred or two of the samples nearest to it; the others only have to be shown to lie
+//! beyond the margin. So each is solved on a working set, and the decision values of all samples are computed for a
+//! block of hyperplanes at once, as one product of two matrices: nothing is as long as the samples are many squared.
+//! Blocks are independent of each other and of how many threads there are.
+
+use std::{
+    borrow::Borrow,
+    num::NonZeroUsize,
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use ndarray::{Array2, ArrayView1, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+use super::{
+    Calibration, Class, Hyperplane, TrainingSet,
+    descent::{Penalties, WorkingSet},
+    history::Start,
+    ranks,
+};
+use crate::{IdentifyError, TrainOptions, Watch, embedding::to_f32};
+
+/// Classes whose decision values are computed together.
+const BLOCK: usize = 32;
+
+/// Samples whose decision values are computed together: with a block's hyperplanes they stay in a core's cache.
+const ROWS: usize = 1024;
+
+/// A working set starts with at most this many samples of each side and grows by at most as many at a time.
+const CHUNK: usize = 128;
+
+/// The first working set is hardly ever the last, so it is solved to this tolerance only.
+const FIRST_TOLERANCE: f64 = 1e-2;
+
+/// The tolerance of cross-validation: decision values that differ by less do not change a calibration.
+const FOLD_TOLERANCE: f64 = 1e-3;
+
+/// Samples whose margin is less than 1 by more than this have their multiplier at the limit.
+const SLACK: f64 = 1e-3;
+
+/// The share by which the limit of a sample on the negative side may have changed.
+const LIMIT_CHANGE: f64 = 1e-4;
+
+/// Blocks of classes, in parallel.
+pub(super) fn train(
+    set: &TrainingSet,
+    options: &TrainOptions,
+    start: &Start<'_>,
+    watch: &Watch<'_>,
+) -> Result<Vec<Class>, IdentifyError> {
+    let plan = Plan::new(set, options, start);
+    let done = AtomicUsize::new(0);
+    let blocks: Vec<Range<usize>> =
+        (0..set.labels.len()).step_by(BLOCK).map(|first| first..(first + BLOCK).min(set.labels.len())).collect();
+    let classes: Vec<Vec<Class>> = blocks
+        .into_par_iter()
+        .map(|block| {
+            let trained = plan.train(block.clone())?;
+            for class in block {
+                let samples = plan.size(class);
+                if watch(done.fetch_add(samples, Ordering::Relaxed) + samples).is_break() {
+                    return Err(IdentifyError::Cancelled);
+                }
+            }
+            Ok(trained)
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(classes.into_iter().flatten().collect())
+}
+
+struct Plan<'a> {
+    set: &'a TrainingSet,
+    options: &'a TrainOptions,
+    start: &'a Start<'a>,
+    /// Each sample's position among those of its class.
+    ranks: Vec<usize>,
+    /// Number of samples of each class.
+    sizes: Vec<usize>,
+}
+
+/// One hyperplane in the making.
+struct Fit {
+    class: usize,
+    /// The fold that it must not see, of how many.
+    held_out: Option<(usize, NonZeroUsize)>,
+    penalties: Penalties,
+    working: WorkingSet,
+    plane: Hyperplane,
+}
+
+impl<'a> Plan<'a> {
+    fn new(set: &'a TrainingSet, options: &'a TrainOptions, start: &'a Start<'a>) -> Self {
+        let mut sizes = vec![0; set.labels.len()];
+        for &class in &set.classes {
+            if let Some(size) = sizes.get_mut(class) {
+                *size += 1;
+            }
+        }
+        Self { set, options, start, ranks: ranks(&set.classes), sizes }
+    }
+
+    fn size(&self, class: usize) -> usize {
+        self.sizes.get(class).copied().unwrap_or_default()
+    }
+
+    /// Whether a sample is kept from a fit.
+    fn held_out(&self, fit: &Fit, row: usize) -> bool {
+        fit.held_out.is_some_and(|(fold, folds)| self.ranks.get(row).is_some_and(|rank| *rank % folds == fold))
+    }
+
+    fn is_positive(&self, class: usize, row: usize) -> bool {
+        self.set.classes.get(row) == Some(&class)
+    }
+
+    fn penalties(&self, positives: usize, all: usize) -> Penalties {
+        let weight = |n: usize| self.options.c * all as f64 / (2.0 * n as f64);
+        Penalties { positive: weight(positives), negative: weight(all - positives) }
+    }
+
+    /// The previous hyperplane and calibration of a class.
+    fn previous(&self, class: usize) -> Option<&'a Class> {
+        self.start.classes.get(class).copied().flatten()
+    }
+
+    fn train(&self, block: Range<usize>) -> Result<Vec<Class>, IdentifyError> {
+        let samples = self.set.classes.len();
+        let begin = |class| self.previous(class).map_or_else(|| self.mean(class), |c| c.hyperplane.clone());
+        let starts: Vec<Hyperplane> = block.clone().map(begin).collect();
+        let mut values = vec![vec![0.0_f32; samples]; block.len()];
+        self.score(&starts, |position, first, scores| {
+            if let Some(to) = values.get_mut(position).and_then(|v| v.get_mut(first..first + scores.len())) {
+                to.copy_from_slice(scores);
+            }
+        });
+
+        let mut classes: Vec<Option<Class>> = block
+            .clone()
+            .zip(&values)
+            .map(|(class, values)| self.previous(class).filter(|_| self.is_still_right(class, values)).cloned())
+            .collect();
+        let mut fits: Vec<Fit> = block
+            .clone()
+            .zip(values.iter().zip(&classes))
+            .filter(|(_, (_, kept))| kept.is_none())
+            .map(|(class, (values, _))| Fit {
+                class,
+                held_out: None,
+                penalties: self.penalties(self.size(class), samples),
+                working: self.first(class, values),
+                plane: Hyperplane { w: Vec::new(), b: 0.0 },
+            })
+            .collect();
+        self.solve(&mut fits, FIRST_TOLERANCE, self.options.tolerance, |fit, row, value| {
+            if let Some(to) = values.get_mut(fit.class - block.start).and_then(|v| v.get_mut(row)) {
+                *to = value;
+            }
+        });
+
+        let mut folds: Vec<Fit> = fits.iter().flat_map(|fit| self.folds(fit)).collect();
+        let tolerance = self.options.tolerance.max(FOLD_TOLERANCE);
+        let mut unseen: Vec<Option<Vec<f32>>> = vec![None; block.len()];
+        for fit in &folds {
+            if let Some(values) = unseen.get_mut(fit.class - block.start) {
+                values.get_or_insert_with(|| vec![0.0; samples]);
+            }
+        }
+        self.solve(&mut folds, tolerance, tolerance, |fit, row, value| {
+            if self.held_out(fit, row)
+                && let Some(Some(values)) = unseen.get_mut(fit.class - block.start)
+                && let Some(to) = values.get_mut(row)
+            {
+                *to = value;
+            }
+        });
+
+        let solved: Vec<(usize, Class)> = fits
+            .into_par_iter()
+            .map(|fit| {
+                let position = fit.class - block.start;
+                let seen = values.get(position).map_or(&[][..], Vec::as_slice);
+                let unseen = unseen.get(position).and_then(Option::as_deref);
+                let calibration = self.calibrate(fit.class, unseen, seen)?;
+                Ok((position, Class { hyperplane: fit.plane, calibration }))
+            })
+            .collect::<Result<_, IdentifyError>>()?;
+        for (position, class) in solved {
+            if let Some(to) = classes.get_mut(position) {
+                *to = Some(class);
+            }
+        }
+        Ok(classes.into_iter().flatten().collect())
+    }
+
+    /// From the decision values of hyperplanes that have not seen a sample, else from those of the one that has.
+    fn calibrate(
+        &self,
+        class: usize,
+        unseen: Option<&[f32]>,
+        seen: &[f32],
+    ) -> Result<Calibration, IdentifyError> {
+        let targets: Vec<bool> = self.set.classes.iter().map(|c| *c == class).collect();
+        let fit = |values: &[f32]| {
+            let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+            Calibration::fit(&values, &targets)
+        };
+        if let Some(calibration) = unseen.map(fit).transpose()?.flatten() {
+            return Ok(calibration);
+        }
+        Ok(fit(seen)?.unwrap_or(Calibration { a: 0.0, b: 0.0 }))
+    }
+
+    /// Whether the previous hyperplane of a class, with these decision values, is the optimum of these samples too: its
+    /// own samples and those that it rests on are the same, and the new ones lie beyond its margin.
+    fn is_still_right(&self, class: usize, values: &[f32]) -> bool {
+        let Some((fresh, solved)) = &self.start.kept else { return false };
+        let positives = self.size(class);
+        let (now, before) =
+            (self.penalties(positives, values.len()), self.penalties(positives, (*solved).max(positives + 1)));
+        let same_limit = (now.negative / before.negative - 1.0).abs() <= LIMIT_CHANGE;
+        values.iter().zip(fresh).enumerate().all(|(row, (&value, &fresh))| {
+            let positive = self.is_positive(class, row);
+            let margin = f64::from(if positive { value } else { -value });
+            if fresh {
+                !positive && margin >= 1.0 - self.options.tolerance
+            } else {
+                // The limits move with the number of samples, and what lies at a limit moves along.
+                margin >= 1.0 - SLACK || (!positive && same_limit)
+            }
+        })
+    }
+
+    /// The fits of a class' cross-validation, each starting from what all samples came to.
+    fn folds(&self, fit: &Fit) -> Vec<Fit> {
+        let positives = self.size(fit.class);
+        let Some(folds) =
+            NonZeroUsize::new(positives.min(self.options.calibration_folds)).filter(|f| f.get() >= 2)
+        else {
+            return Vec::new();
+        };
+        (0..folds.get())
+            .map(|fold| {
+                let kept = |rank: &usize| *rank % folds != fold;
+                let all = self.ranks.iter().filter(|rank| kept(rank)).count();
+                let positives = (0..positives).filter(kept).count();
+                let mut part = Fit {
+                    class: fit.class,
+                    held_out: Some((fold, folds)),
+                    penalties: self.penalties(positives, all),
+                    working: WorkingSet::new(),
+                    plane: Hyperplane { w: Vec::new(), b: 0.0 },
+                };
+                part.working = fit.working.iter().filter(|(row, ..)| !self.held_out(&part, *row)).collect();
+                part
+            })
+            .collect()
+    }
+
+    /// The direction of a class' samples.
+    fn mean(&self, class: usize) -> Hyperplane {
+        let mut sum = vec![0.0_f64; self.set.records.ncols()];
+        for (row, _) in self.set.classes.iter().enumerate().filter(|(_, c)| **c == class) {
+            for (sum, &x) in sum.iter_mut().zip(self.set.records.row(row)) {
+                *sum += f64::from(x);
+            }
+        }
+        Hyperplane { w: sum.into_iter().map(to_f32).collect(), b: 0.0 }
+    }
+
+    /// The samples that are the hardest to separate by decision values.
+    fn first(&self, class: usize, values: &[f32]) -> WorkingSet {
+        let mut sides: [Vec<(f32, usize)>; 2] = [Vec::new(), Vec::new()];
+        let [positives, negatives] = &mut sides;
+        for (row, &value) in values.iter().enumerate() {
+            if self.is_positive(class, row) {
+                positives.push((value, row));
+            } else {
+                negatives.push((-value, row));
+            }
+        }
+        let mut working = WorkingSet::new();
+        for (side, ranked) in [(true, positives), (false, negatives)] {
+            working.extend(lowest(ranked).into_iter().map(|row| (row, side)));
+        }
+        working
+    }
+
+    /// Solves fits until no sample outside a working set violates its margin by more than `tolerance`; the first
+    /// working set only to `first_tolerance`. `report` is told the decision value of every sample in the end (and
+    /// before).
+    fn solve(
+        &self,
+        fits: &mut [Fit],
+        first_tolerance: f64,
+        tolerance: f64,
+        mut report: impl FnMut(&Fit, usize, f32),
+    ) {
+        let limit = to_f32(1.0 - tolerance);
+        let mut open: Vec<&mut Fit> = fits.iter_mut().collect();
+        let mut reached = first_tolerance.max(tolerance);
+        while !open.is_empty() {
+            open.par_iter_mut().for_each(|fit| {
+                fit.plane = fit.working.solve(self.set.records.view(), fit.penalties, reached);
+            });
+            let planes: Vec<&Hyperplane> = open.iter().map(|f| &f.plane).collect();
+            let mut violators: Vec<Vec<(f32, usize)>> = vec![Vec::new(); open.len()];
+            self.score(&planes, |position, first, values| {
+                let (Some(fit), Some(violators)) = (open.get(position), violators.get_mut(position)) else {
+                    return;
+                };
+                for (row, &value) in (first..).zip(values) {
+                    report(fit, row, value);
+                    let margin = if self.is_positive(fit.class, row) { value } else { -value };
+                    if margin < limit
+                        && !self.held_out(fit, row)
+                        && fit.working.rows.binary_search(&row).is_err()
+                    {
+                        violators.push((margin, row));
+                    }
+                }
+            });
+            let mut next = Vec::new();
+            for (fit, mut violators) in open.into_iter().zip(violators) {
+                let class = fit.class;
+                if reached > tolerance || !violators.is_empty() {
+                    let added = lowest(&mut violators).into_iter();
+                    fit.working.extend(added.map(|row| (row, self.is_positive(class, row))));
+                    next.push(fit);
+                }
+            }
+            open = next;
+            reached = tolerance;
+        }
+    }
+
+    /// Decision values of all samples: `each` gets the position of the hyperplane, the first row and the values from
+    /// there on.
+    fn score<P: Borrow<Hyperplane>>(&self, planes: &[P], mut each: impl FnMut(usize, usize, &[f32])) {
+        let (samples, dimensions) = self.set.records.dim();
+        let mut weights = Array2::zeros((planes.len(), dimensions));
+        for (mut row, plane) in weights.outer_iter_mut().zip(planes) {
+            row.assign(&ArrayView1::from(&plane.borrow().w));
+        }
+        let mut scores = Array2::zeros((planes.len(), ROWS));
+        for first in (0..samples).step_by(ROWS) {
+            let end = (first + ROWS).min(samples);
+            let records = self.set.records.slice(s![first..end, ..]);
+            let mut scores = scores.slice_mut(s![.., ..end - first]);
+            general_mat_mul(1.0, &weights, &records.t(), 0.0, &mut scores);
+            for (position, (mut values, plane)) in scores.outer_iter_mut().zip(planes).enumerate() {
+                values += to_f32(plane.borrow().b);
+                if let Some(values) = values.as_slice() {
+                    each(position, first, values);
+                }
+            }
+        }
+    }
+}
+
+/// Up to [`CHUNK`] rows with the lowest numbers, equal ones by row.
+fn lowest(ranked: &mut [(f32, usize)]) -> Vec<usize> {
+    let order = |a: &(f32, usize), b: &(f32, usize)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    let taken = ranked.len().min(CHUNK);
+    if taken < ranked.len() {
+        ranked.select_nth_unstable_by(taken, order);
+    }
+    ranked.iter().take(taken).map(|(_, row)| *row).collect()
+}
