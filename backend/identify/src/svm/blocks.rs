@@ -8,7 +8,7 @@
 use std::{
     borrow::Borrow,
     num::NonZeroUsize,
-    ops::Range,
+    ops::ControlFlow,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -44,7 +44,7 @@ const SLACK: f64 = 1e-3;
 /// The share by which the limit of a sample on the negative side may have changed.
 const LIMIT_CHANGE: f64 = 1e-4;
 
-/// Blocks of classes, in parallel.
+/// First tells which previous hyperplanes stay, then solves the others; both in blocks, in parallel.
 pub(super) fn train(
     set: &TrainingSet,
     options: &TrainOptions,
@@ -53,22 +53,53 @@ pub(super) fn train(
 ) -> Result<Vec<Class>, IdentifyError> {
     let plan = Plan::new(set, options, start);
     let done = AtomicUsize::new(0);
-    let blocks: Vec<Range<usize>> =
-        (0..set.labels.len()).step_by(BLOCK).map(|first| first..(first + BLOCK).min(set.labels.len())).collect();
-    let classes: Vec<Vec<Class>> = blocks
-        .into_par_iter()
+    let report = |class: usize| {
+        let samples = plan.size(class);
+        match watch(done.fetch_add(samples, Ordering::Relaxed) + samples) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(IdentifyError::Cancelled),
+        }
+    };
+    let all: Vec<usize> = (0..set.labels.len()).collect();
+    let begun: Vec<Vec<Begun>> = all
+        .par_chunks(BLOCK)
         .map(|block| {
-            let trained = plan.train(block.clone())?;
-            for class in block {
-                let samples = plan.size(class);
-                if watch(done.fetch_add(samples, Ordering::Relaxed) + samples).is_break() {
-                    return Err(IdentifyError::Cancelled);
-                }
+            let begun = plan.begin(block);
+            for (class, _) in block.iter().zip(&begun).filter(|(_, b)| matches!(b, Begun::Kept(_))) {
+                report(*class)?;
             }
-            Ok(trained)
+            Ok(begun)
         })
-        .collect::<Result<_, _>>()?;
-    Ok(classes.into_iter().flatten().collect())
+        .collect::<Result<_, IdentifyError>>()?;
+
+    let (mut classes, mut open) = (Vec::with_capacity(all.len()), Vec::new());
+    for (class, begun) in begun.into_iter().flatten().enumerate() {
+        match begun {
+            Begun::Kept(kept) => classes.push((class, kept)),
+            Begun::Open(working) => open.push((class, working)),
+        }
+    }
+    let solved: Vec<Vec<(usize, Class)>> = open
+        .par_chunks(BLOCK)
+        .map(|block| {
+            let solved = plan.solve_block(block);
+            for (class, _) in block {
+                report(*class)?;
+            }
+            Ok(solved)
+        })
+        .collect::<Result<_, IdentifyError>>()?;
+    classes.extend(solved.into_iter().flatten());
+    classes.sort_unstable_by_key(|(class, _)| *class);
+    Ok(classes.into_iter().map(|(_, class)| class).collect())
+}
+
+/// A class whose previous hyperplane was looked at.
+enum Begun {
+    /// It is right still.
+    Kept(Class),
+    /// There was none, or it is not: with these samples the search begins.
+    Open(WorkingSet),
 }
 
 struct Plan<'a> {
@@ -83,6 +114,8 @@ struct Plan<'a> {
 
 /// One hyperplane in the making.
 struct Fit {
+    /// Of its class in the block.
+    position: usize,
     class: usize,
     /// The fold that it must not see, of how many.
     held_out: Option<(usize, NonZeroUsize)>,
@@ -125,91 +158,69 @@ impl<'a> Plan<'a> {
         self.start.classes.get(class).copied().flatten()
     }
 
-    fn train(&self, block: Range<usize>) -> Result<Vec<Class>, IdentifyError> {
-        let samples = self.set.classes.len();
-        let begin = |class| self.previous(class).map_or_else(|| self.mean(class), |c| c.hyperplane.clone());
-        let starts: Vec<Hyperplane> = block.clone().map(begin).collect();
-        let mut values = vec![vec![0.0_f32; samples]; block.len()];
+    fn begin(&self, block: &[usize]) -> Vec<Begun> {
+        let begin = |class: &usize| {
+            self.previous(*class).map_or_else(|| self.mean(*class), |previous| previous.hyperplane.clone())
+        };
+        let starts: Vec<Hyperplane> = block.iter().map(begin).collect();
+        let mut values = vec![vec![0.0_f32; self.set.classes.len()]; block.len()];
         self.score(&starts, |position, first, scores| {
             if let Some(to) = values.get_mut(position).and_then(|v| v.get_mut(first..first + scores.len())) {
                 to.copy_from_slice(scores);
             }
         });
+        let judge = |(&class, values): (&usize, &Vec<f32>)| match self.previous(class) {
+            Some(previous) if self.is_still_right(class, values) => Begun::Kept(previous.clone()),
+            _ => Begun::Open(self.first(class, values)),
+        };
+        block.iter().zip(&values).map(judge).collect()
+    }
 
-        let mut classes: Vec<Option<Class>> = block
-            .clone()
-            .zip(&values)
-            .map(|(class, values)| self.previous(class).filter(|_| self.is_still_right(class, values)).cloned())
-            .collect();
+    /// Hyperplanes and calibrations of classes, from the working sets they begin with.
+    fn solve_block(&self, block: &[(usize, WorkingSet)]) -> Vec<(usize, Class)> {
+        let samples = self.set.classes.len();
         let mut fits: Vec<Fit> = block
-            .clone()
-            .zip(values.iter().zip(&classes))
-            .filter(|(_, (_, kept))| kept.is_none())
-            .map(|(class, (values, _))| Fit {
-                class,
+            .iter()
+            .enumerate()
+            .map(|(position, (class, working))| Fit {
+                position,
+                class: *class,
                 held_out: None,
-                penalties: self.penalties(self.size(class), samples),
-                working: self.first(class, values),
+                penalties: self.penalties(self.size(*class), samples),
+                working: working.clone(),
                 plane: Hyperplane { w: Vec::new(), b: 0.0 },
             })
             .collect();
+        let mut seen = vec![vec![0.0_f32; samples]; block.len()];
         self.solve(&mut fits, FIRST_TOLERANCE, self.options.tolerance, |fit, row, value| {
-            if let Some(to) = values.get_mut(fit.class - block.start).and_then(|v| v.get_mut(row)) {
+            if let Some(to) = seen.get_mut(fit.position).and_then(|values| values.get_mut(row)) {
                 *to = value;
             }
         });
 
         let mut folds: Vec<Fit> = fits.iter().flat_map(|fit| self.folds(fit)).collect();
         let tolerance = self.options.tolerance.max(FOLD_TOLERANCE);
-        let mut unseen: Vec<Option<Vec<f32>>> = vec![None; block.len()];
-        for fit in &folds {
-            if let Some(values) = unseen.get_mut(fit.class - block.start) {
-                values.get_or_insert_with(|| vec![0.0; samples]);
-            }
-        }
+        let mut unseen = seen.clone();
         self.solve(&mut folds, tolerance, tolerance, |fit, row, value| {
             if self.held_out(fit, row)
-                && let Some(Some(values)) = unseen.get_mut(fit.class - block.start)
-                && let Some(to) = values.get_mut(row)
+                && let Some(to) = unseen.get_mut(fit.position).and_then(|values| values.get_mut(row))
             {
                 *to = value;
             }
         });
 
-        let solved: Vec<(usize, Class)> = fits
-            .into_par_iter()
-            .map(|fit| {
-                let position = fit.class - block.start;
-                let seen = values.get(position).map_or(&[][..], Vec::as_slice);
-                let unseen = unseen.get(position).and_then(Option::as_deref);
-                let calibration = self.calibrate(fit.class, unseen, seen)?;
-                Ok((position, Class { hyperplane: fit.plane, calibration }))
-            })
-            .collect::<Result<_, IdentifyError>>()?;
-        for (position, class) in solved {
-            if let Some(to) = classes.get_mut(position) {
-                *to = Some(class);
-            }
-        }
-        Ok(classes.into_iter().flatten().collect())
+        let classes = fits.into_par_iter().zip(seen.par_iter().zip(&unseen)).map(|(fit, (seen, unseen))| {
+            let calibration = self.calibration(fit.class, unseen).or_else(|| self.calibration(fit.class, seen));
+            let calibration = calibration.unwrap_or(Calibration::NONE);
+            (fit.class, Class { hyperplane: fit.plane, calibration })
+        });
+        classes.collect()
     }
 
-    /// From the decision values of hyperplanes that have not seen a sample, else from those of the one that has.
-    fn calibrate(
-        &self,
-        class: usize,
-        unseen: Option<&[f32]>,
-        seen: &[f32],
-    ) -> Result<Calibration, IdentifyError> {
+    fn calibration(&self, class: usize, values: &[f32]) -> Option<Calibration> {
         let targets: Vec<bool> = self.set.classes.iter().map(|c| *c == class).collect();
-        let fit = |values: &[f32]| {
-            let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
-            Calibration::fit(&values, &targets)
-        };
-        if let Some(calibration) = unseen.map(fit).transpose()?.flatten() {
-            return Ok(calibration);
-        }
-        Ok(fit(seen)?.unwrap_or(Calibration { a: 0.0, b: 0.0 }))
+        let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+        Calibration::fit(&values, &targets)
     }
 
     /// Whether the previous hyperplane of a class, with these decision values, is the optimum of these samples too: its
@@ -246,6 +257,7 @@ impl<'a> Plan<'a> {
                 let all = self.ranks.iter().filter(|rank| kept(rank)).count();
                 let positives = (0..positives).filter(kept).count();
                 let mut part = Fit {
+                    position: fit.position,
                     class: fit.class,
                     held_out: Some((fold, folds)),
                     penalties: self.penalties(positives, all),

@@ -10,17 +10,15 @@
 //! those of training samples lie on the margin by construction and would make every answer look certain.
 
 mod blocks;
+mod calibration;
 mod descent;
 mod history;
 mod smo;
 
-use linfa::{
-    ParamGuard,
-    composing::platt_scaling::{PlattParams, platt_newton_method},
-};
 use ndarray::{Array2, ArrayView1};
 use serde::{Deserialize, Serialize};
 
+use calibration::Calibration;
 use history::{History, Start};
 
 use crate::{
@@ -33,7 +31,7 @@ use crate::{
 pub const MAX_SVM_SAMPLES: usize = 200_000;
 
 /// From this many samples on, [`Solver::Automatic`] is [`Solver::DualCoordinateDescent`].
-const MANY_SAMPLES: usize = 500;
+const MANY_SAMPLES: usize = 100;
 
 /// What finds the hyperplanes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +66,6 @@ struct Class {
 #[derive(Debug, Clone, PartialEq)]
 struct Hyperplane {
     w: Vec<f32>,
-    b: f64,
-}
-
-/// `p = 1 / (1 + exp(a f + b))`; a is never positive, so a higher decision value is never less probable.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Calibration {
-    a: f64,
     b: f64,
 }
 
@@ -184,7 +175,7 @@ impl Class {
     /// The only class there is: nothing to separate it from, so its probability is 1 whatever the parameters.
     fn only(set: &TrainingSet) -> Self {
         let w = vec![0.0; set.records.ncols()];
-        Self { hyperplane: Hyperplane { w, b: 0.0 }, calibration: Calibration { a: 0.0, b: 0.0 } }
+        Self { hyperplane: Hyperplane { w, b: 0.0 }, calibration: Calibration::NONE }
     }
 
 }
@@ -196,23 +187,6 @@ impl Hyperplane {
 
     fn value_of(&self, record: ArrayView1<'_, f32>) -> f64 {
         self.w.iter().zip(record).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>() + self.b
-    }
-}
-
-impl Calibration {
-    /// None where the decision values do not rise with the targets.
-    fn fit(values: &[f64], targets: &[bool]) -> Result<Option<Self>, IdentifyError> {
-        let failed = |e: &dyn std::error::Error| IdentifyError::Training(format!("calibration: {e}"));
-        let params = PlattParams::<f64, ()>::default().check().map_err(|e| failed(&e))?;
-        let (a, b) = platt_newton_method(ArrayView1::from(values), ArrayView1::from(targets), &params)
-            .map_err(|e| failed(&e))?;
-        Ok((a.is_finite() && b.is_finite() && a < 0.0).then_some(Self { a, b }))
-    }
-
-    /// `ln p` of a decision value, exact also where p itself would underflow.
-    fn log_probability(self, value: f64) -> f64 {
-        let exponent = self.a * value + self.b;
-        -(exponent.max(0.0) + (-exponent.abs()).exp().ln_1p())
     }
 }
 
@@ -254,23 +228,6 @@ mod tests {
         }
         let classes = (0..people * photos).map(|row| row / photos).collect();
         TrainingSet { records, classes, labels: (0..people).map(|p| format!("{p:04}")).collect() }
-    }
-
-    #[test]
-    fn calibration_rises_with_the_decision_value_and_keeps_one_sample_from_certainty() {
-        let calibration =
-            Calibration::fit(&[1.0, -1.0, -1.1, -0.9], &[true, false, false, false]).unwrap().unwrap();
-        let p = |f: f64| calibration.log_probability(f).exp();
-        assert!(p(1.0) > p(0.0) && p(0.0) > p(-1.0));
-        // Platt's targets for 1 positive and 3 negatives: 2/3 and 1/5.
-        assert!((p(1.0) - 2.0 / 3.0).abs() < 0.02, "{}", p(1.0));
-        assert!((p(-1.0) - 0.2).abs() < 0.02, "{}", p(-1.0));
-    }
-
-    #[test]
-    fn calibration_refuses_decision_values_that_fall_with_the_targets() {
-        let targets = [true, true, false, false];
-        assert_eq!(Calibration::fit(&[-1.0, -0.8, 1.0, 0.7], &targets).unwrap(), None);
     }
 
     #[test]

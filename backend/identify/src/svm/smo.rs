@@ -62,7 +62,7 @@ impl Class {
         let positives = targets.iter().filter(|t| **t).count();
         let calibration = match NonZeroUsize::new(positives.min(options.calibration_folds)) {
             Some(folds) if folds.get() >= 2 => match cross_validated(set, &targets, ranks, folds, options)? {
-                Some(values) => Calibration::fit(&values, &targets)?,
+                Some(values) => Calibration::fit(&values, &targets),
                 None => None,
             },
             _ => None,
@@ -73,7 +73,7 @@ impl Class {
             // of the training samples are all there is.
             None => {
                 let values: Vec<f64> = set.records.outer_iter().map(|x| hyperplane.value_of(x)).collect();
-                Calibration::fit(&values, &targets)?.unwrap_or(Calibration { a: 0.0, b: 0.0 })
+                Calibration::fit(&values, &targets).unwrap_or(Calibration::NONE)
             }
         };
         Ok(Self { hyperplane, calibration })
