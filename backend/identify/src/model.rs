@@ -56,7 +56,7 @@ pub type Watch<'a> = dyn Fn(usize) -> ControlFlow<()> + Sync + 'a;
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { c: 1.0, tolerance: 1e-5, calibration_folds: 3, solver: Solver::Automatic }
+        Self { c: 1.0, tolerance: 1e-4, calibration_folds: 3, solver: Solver::Automatic }
     }
 }
 

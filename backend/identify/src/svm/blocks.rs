@@ -36,7 +36,7 @@ const CHUNK: usize = 128;
 const FIRST_TOLERANCE: f64 = 1e-2;
 
 /// The tolerance of cross-validation: decision values that differ by less do not change a calibration.
-const FOLD_TOLERANCE: f64 = 1e-3;
+const FOLD_TOLERANCE: f64 = 1e-2;
 
 /// Samples whose margin is less than 1 by more than this have their multiplier at the limit.
 const SLACK: f64 = 1e-3;
@@ -141,7 +141,8 @@ impl<'a> Plan<'a> {
 
     /// Whether a sample is kept from a fit.
     fn held_out(&self, fit: &Fit, row: usize) -> bool {
-        fit.held_out.is_some_and(|(fold, folds)| self.ranks.get(row).is_some_and(|rank| *rank % folds == fold))
+        fit.held_out
+            .is_some_and(|(fold, folds)| self.ranks.get(row).is_some_and(|rank| *rank % folds == fold))
     }
 
     fn is_positive(&self, class: usize, row: usize) -> bool {
@@ -210,7 +211,8 @@ impl<'a> Plan<'a> {
         });
 
         let classes = fits.into_par_iter().zip(seen.par_iter().zip(&unseen)).map(|(fit, (seen, unseen))| {
-            let calibration = self.calibration(fit.class, unseen).or_else(|| self.calibration(fit.class, seen));
+            let calibration =
+                self.calibration(fit.class, unseen).or_else(|| self.calibration(fit.class, seen));
             let calibration = calibration.unwrap_or(Calibration::NONE);
             (fit.class, Class { hyperplane: fit.plane, calibration })
         });
@@ -228,8 +230,10 @@ impl<'a> Plan<'a> {
     fn is_still_right(&self, class: usize, values: &[f32]) -> bool {
         let Some((fresh, solved)) = &self.start.kept else { return false };
         let positives = self.size(class);
-        let (now, before) =
-            (self.penalties(positives, values.len()), self.penalties(positives, (*solved).max(positives + 1)));
+        let (now, before) = (
+            self.penalties(positives, values.len()),
+            self.penalties(positives, (*solved).max(positives + 1)),
+        );
         let same_limit = (now.negative / before.negative - 1.0).abs() <= LIMIT_CHANGE;
         values.iter().zip(fresh).enumerate().all(|(row, (&value, &fresh))| {
             let positive = self.is_positive(class, row);
@@ -379,4 +383,96 @@ fn lowest(ranked: &mut [(f32, usize)]) -> Vec<usize> {
         ranked.select_nth_unstable_by(taken, order);
     }
     ranked.iter().take(taken).map(|(_, row)| *row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, ops::ControlFlow};
+
+    use ndarray::Array2;
+
+    use super::{super::tests::synthetic, *};
+
+    const EXACT: f64 = 1e-7;
+
+    fn train(set: &TrainingSet, options: &TrainOptions) -> Vec<Class> {
+        blocks(set, options, &Start::cold(set)).unwrap()
+    }
+
+    fn blocks(
+        set: &TrainingSet,
+        options: &TrainOptions,
+        start: &Start<'_>,
+    ) -> Result<Vec<Class>, IdentifyError> {
+        super::train(set, options, start, &|_| ControlFlow::Continue(()))
+    }
+
+    #[test]
+    fn decision_values_are_those_of_scikit_learn() {
+        let embeddings = facepipe_test_support::fixture("mobilefacenet.json");
+        let mut people: BTreeMap<&str, Vec<Vec<f32>>> = BTreeMap::new();
+        for (path, embedding) in embeddings["embeddings"].as_object().unwrap() {
+            let embedding: Vec<f32> = serde_json::from_value(embedding.clone()).unwrap();
+            let embedding = crate::embedding::normalised(&embedding, String::new).unwrap();
+            people.entry(path.split('/').nth(1).unwrap()).or_default().push(embedding);
+        }
+        let flat: Vec<f32> = people.values().flat_map(|photos| photos[..5].concat()).collect();
+        let set = TrainingSet {
+            records: Array2::from_shape_vec((50, 128), flat).unwrap(),
+            classes: (0..50).map(|row| row / 5).collect(),
+            labels: people.keys().map(ToString::to_string).collect(),
+        };
+        let classes = train(&set, &TrainOptions { tolerance: EXACT, ..TrainOptions::default() });
+
+        let golden = facepipe_test_support::fixture("linear_svm.json");
+        for (person, class) in people.keys().zip(&classes) {
+            let theirs: Vec<f64> = serde_json::from_value(golden["decision_values"][person].clone()).unwrap();
+            let ours = people.values().flat_map(|photos| &photos[5..]).map(|x| class.hyperplane.value(x));
+            assert_eq!(theirs.len(), 50);
+            for (ours, theirs) in ours.zip(theirs) {
+                assert!((ours - theirs).abs() < 1e-4, "{person}: {ours}, scikit-learn {theirs}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_tolerance_is_near_the_optimum() {
+        let set = synthetic(70, 6, 40);
+        let (near, exact) = (
+            train(&set, &TrainOptions::default()),
+            train(&set, &TrainOptions { tolerance: EXACT, ..TrainOptions::default() }),
+        );
+        for (near, exact) in near.iter().zip(&exact) {
+            for x in set.records.outer_iter() {
+                assert!((near.hyperplane.value_of(x) - exact.hyperplane.value_of(x)).abs() < 5e-3);
+            }
+        }
+    }
+
+    #[test]
+    fn what_new_samples_do_not_touch_stays_and_the_rest_is_as_if_trained_anew() {
+        let options = TrainOptions::default();
+        let all = synthetic(90, 6, 128);
+        // The last person comes later. Labels are sorted, so the classes of the others are the same.
+        let before = TrainingSet {
+            records: all.records.slice(s![..89 * 6, ..]).to_owned(),
+            classes: all.classes[..89 * 6].to_vec(),
+            labels: all.labels[..89].to_vec(),
+        };
+        let fresh = (0..all.classes.len()).map(|row| row >= 89 * 6).collect();
+        let old = train(&before, &options);
+        let start = Start {
+            classes: old.iter().map(Some).chain([None]).collect(),
+            kept: Some((fresh, before.classes.len())),
+        };
+        let (warm, cold) = (blocks(&all, &options, &start).unwrap(), train(&all, &options));
+        let kept = warm.iter().zip(&old).filter(|(new, old)| new == old).count();
+        assert!((10..89).contains(&kept), "{kept} stayed");
+        for (class, (warm, cold)) in warm.iter().zip(&cold).enumerate() {
+            for x in all.records.outer_iter() {
+                let (warm, cold) = (warm.hyperplane.value_of(x), cold.hyperplane.value_of(x));
+                assert!((warm - cold).abs() < 5e-3, "class {class}: {warm}, anew {cold}");
+            }
+        }
+    }
 }

@@ -121,7 +121,8 @@ mod tests {
         // Overlapping, unbalanced and all but separated.
         for (positives, negatives, gap) in [(40, 50, 0.5), (6, 900, 1.5), (10, 200, 4.0)] {
             let spread = |n: usize, centre: f64| (0..n).map(move |i| centre + (i as f64 * 0.7).sin());
-            let values: Vec<f64> = spread(positives, gap / 2.0).chain(spread(negatives, -gap / 2.0)).collect();
+            let values: Vec<f64> =
+                spread(positives, gap / 2.0).chain(spread(negatives, -gap / 2.0)).collect();
             let targets: Vec<bool> = (0..values.len()).map(|i| i < positives).collect();
             let params = PlattParams::<f64, ()>::default().check().unwrap();
             let (a, b) =

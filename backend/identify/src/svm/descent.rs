@@ -76,11 +76,7 @@ impl WorkingSet {
             .zip(&self.sides)
             .filter_map(|(&row, &side)| {
                 let x = records.slice_move(ndarray::s![row, ..]).to_slice()?;
-                Some(Sample {
-                    x,
-                    sign: if side { 1.0 } else { -1.0 },
-                    limit: penalties.of(side),
-                })
+                Some(Sample { x, sign: if side { 1.0 } else { -1.0 }, limit: penalties.of(side) })
             })
             .collect();
         for (multiplier, sample) in self.multipliers.iter_mut().zip(&samples) {
@@ -249,5 +245,75 @@ fn add_scaled<S: Simd>(simd: S, to: &mut [f32], factor: f32, x: &[f32]) {
     }
     for (to, x) in to_rest.iter_mut().zip(x_rest) {
         *to += factor * x;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::synthetic, *};
+
+    fn solve(people: usize, spoilt: bool, tolerance: f64) -> (WorkingSet, Hyperplane, Vec<f64>, Penalties) {
+        let set = synthetic(people, 5, 24);
+        let penalties = Penalties { positive: 4.0, negative: 0.5 };
+        let mut working = WorkingSet::new();
+        // Spoilt, a person's photographs are spread over both sides, so that many multipliers reach their limits.
+        let side = |row: usize| if spoilt { row.is_multiple_of(3) } else { row < 5 };
+        working.extend((0..set.classes.len()).map(|row| (row, side(row))));
+        let plane = working.solve(set.records.view(), penalties, tolerance);
+        let margins = working
+            .iter()
+            .map(|(row, side, _)| plane.value_of(set.records.row(row)) * if side { 1.0 } else { -1.0 })
+            .collect();
+        (working, plane, margins, penalties)
+    }
+
+    #[test]
+    fn the_conditions_of_the_optimum_hold() {
+        for spoilt in [false, true] {
+            let (working, _, margins, penalties) = solve(12, spoilt, 1e-4);
+            let mut at_limit = 0;
+            for ((_, side, multiplier), margin) in working.iter().zip(margins) {
+                assert!((0.0..=penalties.of(side)).contains(&multiplier));
+                if multiplier == 0.0 {
+                    assert!(margin > 1.0 - 2e-4, "beyond the margin: {margin}");
+                } else if multiplier == penalties.of(side) {
+                    at_limit += 1;
+                    assert!(margin < 1.0 + 2e-4, "within the margin: {margin}");
+                } else {
+                    assert!((margin - 1.0).abs() < 2e-4, "on the margin: {margin}");
+                }
+            }
+            assert_eq!(at_limit > 10, spoilt);
+        }
+    }
+
+    #[test]
+    fn the_duality_gap_closes() {
+        for spoilt in [false, true] {
+            let (working, plane, margins, penalties) = solve(12, spoilt, 1e-5);
+            let square = plane.w.iter().map(|w| f64::from(w * w)).sum::<f64>() + plane.b * plane.b;
+            let losses =
+                working.iter().zip(margins).map(|((_, s, _), m)| penalties.of(s) * (1.0 - m).max(0.0));
+            let primal = square / 2.0 + losses.sum::<f64>();
+            let dual = working.multipliers.iter().sum::<f64>() - square / 2.0;
+            assert!((primal - dual).abs() < 1e-4 * primal, "{primal} and {dual}");
+        }
+    }
+
+    #[test]
+    fn the_inner_product_takes_every_component() {
+        struct Dot<'a>(&'a [f32], &'a [f32]);
+        impl WithSimd for Dot<'_> {
+            type Output = f32;
+            fn with_simd<S: Simd>(self, simd: S) -> f32 {
+                dot(simd, self.0, self.1)
+            }
+        }
+        for length in [1, 7, 8, 31, 32, 33, 100, 513] {
+            let a: Vec<f32> = (0..length).map(|i| (i % 5) as f32 - 2.0).collect();
+            let b: Vec<f32> = (0..length).map(|i| (i % 7) as f32 - 3.0).collect();
+            let expected: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            assert_eq!(Arch::new().dispatch(Dot(&a, &b)), expected, "{length} components");
+        }
     }
 }

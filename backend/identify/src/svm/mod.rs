@@ -177,7 +177,6 @@ impl Class {
         let w = vec![0.0; set.records.ncols()];
         Self { hyperplane: Hyperplane { w, b: 0.0 }, calibration: Calibration::NONE }
     }
-
 }
 
 impl Hyperplane {
@@ -236,11 +235,7 @@ mod tests {
             hyperplane: Hyperplane { w: vec![1.0], b },
             calibration: Calibration { a: -1.0, b: 0.0 },
         };
-        let svm = LinearSvm {
-            dimensions: 1,
-            classes: vec![class(-5000.0), class(-5001.0)],
-            history: None,
-        };
+        let svm = LinearSvm { dimensions: 1, classes: vec![class(-5000.0), class(-5001.0)], history: None };
         let p = svm.probabilities(&[1.0]);
         assert!((p[0] + p[1] - 1.0).abs() < 1e-6);
         assert!((p[0] / p[1] - std::f32::consts::E).abs() < 1e-3, "{p:?}");

@@ -188,7 +188,6 @@ fn nearest(set: &TrainingSet, to: &[usize], of: &[usize]) -> Vec<usize> {
     ranked.into_iter().take(CHUNK).map(|(_, row)| row).collect()
 }
 
-
 #[cfg(test)]
 mod tests {
     use linfa::traits::{Fit, Predict};
