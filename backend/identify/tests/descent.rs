@@ -1,6 +1,8 @@
 //! Training by coordinate descent: as good as by linfa's solver, the same on any number of threads, and from a previous
 //! model as from nothing.
 
+#![allow(clippy::expect_used, reason = "a panic is how a test fails")]
+
 mod common;
 
 use std::{

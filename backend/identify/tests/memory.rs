@@ -16,7 +16,7 @@ fn peak() -> Option<usize> {
 
 #[test]
 fn memory_grows_with_the_samples_and_not_with_their_square() {
-    let samples = synthetic(2100, 2, 16);
+    let samples = synthetic(2100, 2, 64);
     let before = peak();
     let model = train(&samples);
     assert_eq!(model.labels().len(), 2100);
