@@ -6,7 +6,8 @@
 //! * `--runs N`: trains so many times and gives the shortest, 1 if not told;
 //! * `--newcomer`: then adds one person with 12 photographs to the model;
 //! * `--write FOLDER`: writes the samples for others to train on, `train.f32` and `test.f32`, `[people, photographs,
-//!   512]`, and trains nothing.
+//!   512]`, and trains nothing;
+//! * `--worker`: says `ready`, then trains once for each line that it reads, and answers with the seconds.
 //!
 //! The embeddings are clusters on the unit sphere of 512 dimensions with a cosine of 0.5 within a person on average.
 //! As those of faces, they do not fill all dimensions alike: the variance of component i falls as i^-1.5, so that
@@ -15,7 +16,7 @@
 #![allow(clippy::expect_used, reason = "a benchmark that cannot run says why and ends")]
 
 use std::{
-    fs,
+    fs, io,
     ops::ControlFlow,
     path::Path,
     time::{Duration, Instant},
@@ -39,6 +40,7 @@ struct Arguments {
     solver: Solver,
     runs: usize,
     newcomer: bool,
+    worker: bool,
     write: Option<String>,
 }
 
@@ -49,6 +51,7 @@ fn arguments() -> Arguments {
         solver: Solver::Automatic,
         runs: 1,
         newcomer: false,
+        worker: false,
         write: None,
     };
     let mut numbers = Vec::new();
@@ -58,6 +61,7 @@ fn arguments() -> Arguments {
         match argument.as_str() {
             // Cargo's own.
             "--bench" => {}
+            "--worker" => given.worker = true,
             "--newcomer" => given.newcomer = true,
             "--write" => given.write = Some(value()),
             "--runs" => given.runs = value().parse().expect("--runs takes a number"),
@@ -137,6 +141,15 @@ fn main() {
     }
 
     let options = TrainOptions { solver: arguments.solver, ..TrainOptions::default() };
+    if arguments.worker {
+        println!("ready");
+        for _ in io::stdin().lines() {
+            let started = Instant::now();
+            Model::train("benchmark", &samples, &options).expect("it can be trained on");
+            println!("{}", started.elapsed().as_secs_f64());
+        }
+        return;
+    }
     let mut shortest = Duration::MAX;
     let mut trained = None;
     for _ in 0..arguments.runs {
