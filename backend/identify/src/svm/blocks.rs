@@ -15,12 +15,7 @@ use std::{
 use ndarray::{Array2, ArrayView1, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
-use super::{
-    Calibration, Class, Hyperplane, TrainingSet,
-    descent::{Penalties, WorkingSet},
-    history::Start,
-    ranks,
-};
+use super::{Calibration, Class, Hyperplane, TrainingSet, descent::WorkingSet, history::Start, ranks};
 use crate::{IdentifyError, TrainOptions, Watch, embedding::to_f32};
 
 /// Classes whose decision values are computed together.
@@ -35,14 +30,9 @@ const CHUNK: usize = 128;
 /// The first working set is hardly ever the last, so it is solved to this tolerance only.
 const FIRST_TOLERANCE: f64 = 1e-2;
 
-/// The tolerance of cross-validation: decision values that differ by less do not change a calibration.
+/// The tolerance of cross-validation at a penalty of 1 or more, below it in proportion, as decision values are: those that
+/// differ by less do not change a calibration.
 const FOLD_TOLERANCE: f64 = 1e-2;
-
-/// Samples whose margin is less than 1 by more than this have their multiplier at the limit.
-const SLACK: f64 = 1e-3;
-
-/// The share by which the limit of a sample on the negative side may have changed.
-const LIMIT_CHANGE: f64 = 1e-4;
 
 /// First tells which previous hyperplanes stay, then solves the others; both in blocks, in parallel.
 pub(super) fn train(
@@ -119,7 +109,6 @@ struct Fit {
     class: usize,
     /// The fold that it must not see, of how many.
     held_out: Option<(usize, NonZeroUsize)>,
-    penalties: Penalties,
     working: WorkingSet,
     plane: Hyperplane,
 }
@@ -147,11 +136,6 @@ impl<'a> Plan<'a> {
 
     fn is_positive(&self, class: usize, row: usize) -> bool {
         self.set.classes.get(row) == Some(&class)
-    }
-
-    fn penalties(&self, positives: usize, all: usize) -> Penalties {
-        let weight = |n: usize| self.options.c * all as f64 / (2.0 * n as f64);
-        Penalties { positive: weight(positives), negative: weight(all - positives) }
     }
 
     /// The previous hyperplane and calibration of a class.
@@ -187,7 +171,6 @@ impl<'a> Plan<'a> {
                 position,
                 class: *class,
                 held_out: None,
-                penalties: self.penalties(self.size(*class), samples),
                 working: working.clone(),
                 plane: Hyperplane { w: Vec::new(), b: 0.0 },
             })
@@ -200,7 +183,7 @@ impl<'a> Plan<'a> {
         });
 
         let mut folds: Vec<Fit> = fits.iter().flat_map(|fit| self.folds(fit)).collect();
-        let tolerance = self.options.tolerance.max(FOLD_TOLERANCE);
+        let tolerance = self.options.tolerance.max(FOLD_TOLERANCE * self.options.c.min(1.0));
         let mut unseen = seen.clone();
         self.solve(&mut folds, tolerance, tolerance, |fit, row, value| {
             if self.held_out(fit, row)
@@ -226,24 +209,11 @@ impl<'a> Plan<'a> {
     }
 
     /// Whether the previous hyperplane of a class, with these decision values, is the optimum of these samples too: its
-    /// own samples and those that it rests on are the same, and the new ones lie beyond its margin.
+    /// own samples are the same, and the new ones lie beyond its margin, so that their multipliers are 0.
     fn is_still_right(&self, class: usize, values: &[f32]) -> bool {
-        let Some((fresh, solved)) = &self.start.kept else { return false };
-        let positives = self.size(class);
-        let (now, before) = (
-            self.penalties(positives, values.len()),
-            self.penalties(positives, (*solved).max(positives + 1)),
-        );
-        let same_limit = (now.negative / before.negative - 1.0).abs() <= LIMIT_CHANGE;
+        let Some((fresh, _)) = &self.start.kept else { return false };
         values.iter().zip(fresh).enumerate().all(|(row, (&value, &fresh))| {
-            let positive = self.is_positive(class, row);
-            let margin = f64::from(if positive { value } else { -value });
-            if fresh {
-                !positive && margin >= 1.0 - self.options.tolerance
-            } else {
-                // The limits move with the number of samples, and what lies at a limit moves along.
-                margin >= 1.0 - SLACK || (!positive && same_limit)
-            }
+            !fresh || (!self.is_positive(class, row) && f64::from(-value) >= 1.0 - self.options.tolerance)
         })
     }
 
@@ -257,14 +227,10 @@ impl<'a> Plan<'a> {
         };
         (0..folds.get())
             .map(|fold| {
-                let kept = |rank: &usize| *rank % folds != fold;
-                let all = self.ranks.iter().filter(|rank| kept(rank)).count();
-                let positives = (0..positives).filter(kept).count();
                 let mut part = Fit {
                     position: fit.position,
                     class: fit.class,
                     held_out: Some((fold, folds)),
-                    penalties: self.penalties(positives, all),
                     working: WorkingSet::new(),
                     plane: Hyperplane { w: Vec::new(), b: 0.0 },
                 };
@@ -318,7 +284,7 @@ impl<'a> Plan<'a> {
         let mut reached = first_tolerance.max(tolerance);
         while !open.is_empty() {
             open.par_iter_mut().for_each(|fit| {
-                fit.plane = fit.working.solve(self.set.records.view(), fit.penalties, reached);
+                fit.plane = fit.working.solve(self.set.records.view(), self.options.c, reached);
             });
             let planes: Vec<&Hyperplane> = open.iter().map(|f| &f.plane).collect();
             let mut violators: Vec<Vec<(f32, usize)>> = vec![Vec::new(); open.len()];

@@ -25,21 +25,8 @@ pub(super) struct WorkingSet {
     pub(super) rows: Vec<usize>,
     /// On which side each of them is.
     pub(super) sides: Vec<bool>,
-    /// The multiplier of each, 0 to the penalty of its side.
+    /// The multiplier of each, 0 to the penalty.
     pub(super) multipliers: Vec<f64>,
-}
-
-/// Upper limits of the multipliers of samples on the hyperplane's positive and negative side.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Penalties {
-    pub(super) positive: f64,
-    pub(super) negative: f64,
-}
-
-impl Penalties {
-    pub(super) fn of(self, side: bool) -> f64 {
-        if side { self.positive } else { self.negative }
-    }
 }
 
 impl WorkingSet {
@@ -64,27 +51,25 @@ impl WorkingSet {
     }
 
     /// Brings the multipliers to the optimum on these samples, within `tolerance`, starting from what they are.
-    pub(super) fn solve(
-        &mut self,
-        records: ArrayView2<'_, f32>,
-        penalties: Penalties,
-        tolerance: f64,
-    ) -> Hyperplane {
+    pub(super) fn solve(&mut self, records: ArrayView2<'_, f32>, penalty: f64, tolerance: f64) -> Hyperplane {
         let samples: Vec<Sample<'_>> = self
             .rows
             .iter()
             .zip(&self.sides)
             .filter_map(|(&row, &side)| {
                 let x = records.slice_move(ndarray::s![row, ..]).to_slice()?;
-                Some(Sample { x, sign: if side { 1.0 } else { -1.0 }, limit: penalties.of(side) })
+                Some(Sample { x, sign: if side { 1.0 } else { -1.0 } })
             })
             .collect();
-        for (multiplier, sample) in self.multipliers.iter_mut().zip(&samples) {
-            *multiplier = multiplier.min(sample.limit);
-        }
         let mut plane = combination(&samples, &self.multipliers, records.ncols());
         let multipliers = &mut self.multipliers;
-        Arch::new().dispatch(Descent { samples: &samples, multipliers, plane: &mut plane, tolerance });
+        Arch::new().dispatch(Descent {
+            samples: &samples,
+            multipliers,
+            plane: &mut plane,
+            penalty,
+            tolerance,
+        });
         // Anew from the multipliers: thousands of steps in single precision have left their rounding.
         combination(&samples, &self.multipliers, records.ncols())
     }
@@ -106,7 +91,6 @@ struct Sample<'a> {
     x: &'a [f32],
     /// 1 or -1.
     sign: f64,
-    limit: f64,
 }
 
 /// `w = Σ αᵢ yᵢ xᵢ` and `b = Σ αᵢ yᵢ`.
@@ -141,6 +125,7 @@ struct Descent<'a, 'b> {
     samples: &'a [Sample<'a>],
     multipliers: &'b mut [f64],
     plane: &'b mut Hyperplane,
+    penalty: f64,
     tolerance: f64,
 }
 
@@ -149,7 +134,7 @@ impl WithSimd for Descent<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { samples, multipliers, plane, tolerance } = self;
+        let Self { samples, multipliers, plane, penalty, tolerance } = self;
         // The diagonal of the kernel matrix.
         let mut squares = Vec::with_capacity(samples.len());
         // No closure: it would be compiled for any processor.
@@ -177,7 +162,7 @@ impl WithSimd for Descent<'_, '_> {
                 // the passes to come.
                 let (projected, shrinks) = if *multiplier <= 0.0 {
                     (gradient.min(0.0), gradient > before.highest)
-                } else if *multiplier >= sample.limit {
+                } else if *multiplier >= penalty {
                     (gradient.max(0.0), gradient < before.lowest)
                 } else {
                     (gradient, false)
@@ -192,7 +177,7 @@ impl WithSimd for Descent<'_, '_> {
                 seen.lowest = seen.lowest.min(projected);
                 if projected != 0.0 {
                     let old = *multiplier;
-                    *multiplier = (old - gradient / square).clamp(0.0, sample.limit);
+                    *multiplier = (old - gradient / square).clamp(0.0, penalty);
                     let step = (*multiplier - old) * sample.sign;
                     add_scaled(simd, &mut plane.w, to_f32(step), sample.x);
                     plane.b += step;
@@ -252,31 +237,32 @@ fn add_scaled<S: Simd>(simd: S, to: &mut [f32], factor: f32, x: &[f32]) {
 mod tests {
     use super::{super::tests::synthetic, *};
 
-    fn solve(people: usize, spoilt: bool, tolerance: f64) -> (WorkingSet, Hyperplane, Vec<f64>, Penalties) {
+    const PENALTY: f64 = 0.8;
+
+    fn solve(people: usize, spoilt: bool, tolerance: f64) -> (WorkingSet, Hyperplane, Vec<f64>) {
         let set = synthetic(people, 5, 24);
-        let penalties = Penalties { positive: 4.0, negative: 0.5 };
         let mut working = WorkingSet::new();
         // Spoilt, a person's photographs are spread over both sides, so that many multipliers reach their limits.
         let side = |row: usize| if spoilt { row.is_multiple_of(3) } else { row < 5 };
         working.extend((0..set.classes.len()).map(|row| (row, side(row))));
-        let plane = working.solve(set.records.view(), penalties, tolerance);
+        let plane = working.solve(set.records.view(), PENALTY, tolerance);
         let margins = working
             .iter()
             .map(|(row, side, _)| plane.value_of(set.records.row(row)) * if side { 1.0 } else { -1.0 })
             .collect();
-        (working, plane, margins, penalties)
+        (working, plane, margins)
     }
 
     #[test]
     fn the_conditions_of_the_optimum_hold() {
         for spoilt in [false, true] {
-            let (working, _, margins, penalties) = solve(12, spoilt, 1e-4);
+            let (working, _, margins) = solve(12, spoilt, 1e-4);
             let mut at_limit = 0;
-            for ((_, side, multiplier), margin) in working.iter().zip(margins) {
-                assert!((0.0..=penalties.of(side)).contains(&multiplier));
+            for ((.., multiplier), margin) in working.iter().zip(margins) {
+                assert!((0.0..=PENALTY).contains(&multiplier));
                 if multiplier == 0.0 {
                     assert!(margin > 1.0 - 2e-4, "beyond the margin: {margin}");
-                } else if multiplier == penalties.of(side) {
+                } else if multiplier == PENALTY {
                     at_limit += 1;
                     assert!(margin < 1.0 + 2e-4, "within the margin: {margin}");
                 } else {
@@ -290,10 +276,9 @@ mod tests {
     #[test]
     fn the_duality_gap_closes() {
         for spoilt in [false, true] {
-            let (working, plane, margins, penalties) = solve(12, spoilt, 1e-5);
+            let (working, plane, margins) = solve(12, spoilt, 1e-5);
             let square = plane.w.iter().map(|w| f64::from(w * w)).sum::<f64>() + plane.b * plane.b;
-            let losses =
-                working.iter().zip(margins).map(|((_, s, _), m)| penalties.of(s) * (1.0 - m).max(0.0));
+            let losses = working.iter().zip(margins).map(|(_, m)| PENALTY * (1.0 - m).max(0.0));
             let primal = square / 2.0 + losses.sum::<f64>();
             let dual = working.multipliers.iter().sum::<f64>() - square / 2.0;
             assert!((primal - dual).abs() < 1e-4 * primal, "{primal} and {dual}");
