@@ -1,11 +1,11 @@
 """scikit-learn's linear classifiers, one training a line: what `training.py` times ours against.
 
-peer_training.py LinearSVC|SVC FOLDER PHOTOGRAPHS CACHE
+peer_training.py LinearSVC|SVC FOLDER PHOTOGRAPHS CACHE [--whole]
 
 FOLDER holds `train.f32` and `test.f32`, singles `[people, PHOTOGRAPHS and 2, 512]`. Says `ready`, then for each line that it
 reads, trains once and answers with the seconds. More than SAMPLE people are trained on only in part, and the time is that of
 the part times how much more there is, unless CACHE has the time of a whole training on this machine, or
-FACEPIPE_WHOLE_PEERS=1 asks for one. The accuracy of whole trainings goes to the standard error.
+`--whole` asks for one. The accuracy of whole trainings goes to the standard error.
 """
 
 import json
@@ -35,8 +35,8 @@ def processor():
 
 
 class Peer:
-    def __init__(self, kind, folder, photographs, cache):
-        self.kind, self.cache = kind, pathlib.Path(cache) / "training.json"
+    def __init__(self, kind, folder, photographs, cache, whole):
+        self.kind, self.cache, self.may_be_long = kind, pathlib.Path(cache) / "training.json", whole
         self.records, self.labels = self.read(folder, "train.f32", photographs)
         self.unseen = self.read(folder, "test.f32", HELD_OUT)
         self.people = int(self.labels[-1]) + 1
@@ -76,7 +76,7 @@ class Peer:
             return self.whole()
         known = json.loads(self.cache.read_text()) if self.cache.exists() else {}
         if self.key not in known:
-            if os.environ.get("FACEPIPE_WHOLE_PEERS") != "1":
+            if not self.may_be_long:
                 return self.part()
             known[self.key] = self.whole()
             self.cache.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,8 @@ class Peer:
 
 def main():
     warnings.simplefilter("ignore", FutureWarning)
-    kind, folder, photographs, cache = sys.argv[1:]
-    peer = Peer(kind, folder, int(photographs), cache)
+    kind, folder, photographs, cache, *whole = sys.argv[1:]
+    peer = Peer(kind, folder, int(photographs), cache, whole == ["--whole"])
     print("ready", flush=True)
     for _ in sys.stdin:
         print(peer.seconds(), flush=True)
