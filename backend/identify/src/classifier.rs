@@ -22,6 +22,11 @@ pub trait Classifier: fmt::Debug + Send + Sync {
     /// [`dimensions`](Self::dimensions) components; the caller has checked that.
     fn probabilities(&self, embedding: &[f32]) -> Vec<f32>;
 
+    /// The hyperplanes that a next training may start from, where this classifier has such.
+    fn linear_svm(&self) -> Option<&LinearSvm> {
+        None
+    }
+
     /// Appends all parameters in little-endian order, without classes and dimensions, which the model keeps.
     fn encode(&self, out: &mut Vec<u8>);
 }
@@ -30,14 +35,26 @@ pub trait Classifier: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClassifierKind {
-    /// [`LinearSvm`]: one hyperplane and one calibration per class.
+    /// [`LinearSvm`] by [`Solver::Smo`](crate::Solver::Smo): one hyperplane and one calibration per class.
     LinearSvm,
+    /// [`LinearSvm`] by [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent): the same, and what
+    /// the next training must know to start from it.
+    LinearSvmByDescent,
 }
 
 impl ClassifierKind {
     pub(crate) const fn tag(self) -> u8 {
         match self {
             Self::LinearSvm => 1,
+            Self::LinearSvmByDescent => 2,
+        }
+    }
+
+    /// The first format version that has it.
+    pub(crate) const fn since(self) -> u16 {
+        match self {
+            Self::LinearSvm => 1,
+            Self::LinearSvmByDescent => 2,
         }
     }
 
@@ -49,7 +66,7 @@ impl ClassifierKind {
         dimensions: usize,
     ) -> Result<Arc<dyn Classifier>, IdentifyError> {
         match tag {
-            1 => Ok(Arc::new(LinearSvm::decode(reader, classes, dimensions)?)),
+            1 | 2 => Ok(Arc::new(LinearSvm::decode(reader, classes, dimensions, tag == 2)?)),
             _ => Err(IdentifyError::Corrupt(format!("classifier kind {tag} is unknown"))),
         }
     }

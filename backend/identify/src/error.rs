@@ -95,11 +95,11 @@ pub enum IdentifyError {
     #[error("model bytes: {0}")]
     Corrupt(String),
     /// The bytes are a model of a format that this version cannot read.
-    #[error("model format version {found}, this build reads version {supported}")]
+    #[error("model format version {found}, this build reads up to {supported}")]
     Version {
         /// The version the bytes declare.
         found: u16,
-        /// The version this build reads.
+        /// The highest version this build reads.
         supported: u16,
     },
 }

@@ -12,18 +12,20 @@ use sha2::{Digest, Sha256};
 
 use crate::IdentifyError;
 
-/// The format version that [`Model::to_bytes`](crate::Model::to_bytes) writes and
-/// [`Model::from_bytes`](crate::Model::from_bytes) reads.
-pub const FORMAT_VERSION: u16 = 1;
+/// The highest format version that [`Model::from_bytes`](crate::Model::from_bytes) reads, besides all below.
+/// [`Model::to_bytes`](crate::Model::to_bytes) writes the lowest that can hold the model, so that what an older build
+/// can read, it does: 1 by [`Solver::Smo`](crate::Solver::Smo), 2 by
+/// [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent).
+pub const FORMAT_VERSION: u16 = 2;
 
 const MAGIC: &[u8; 8] = b"FPMODEL\0";
 const DIGEST_LENGTH: usize = 32;
 
 /// Wraps a payload with magic, version, length and checksum.
-pub(crate) fn seal(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn seal(version: u16, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(MAGIC.len() + 2 + 8 + payload.len() + DIGEST_LENGTH);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    out.extend_from_slice(&version.to_le_bytes());
     out.extend_from_slice(&(payload.len() as u64).to_le_bytes());
     out.extend_from_slice(payload);
     let digest = Sha256::digest(&out);
@@ -39,7 +41,7 @@ pub(crate) fn unseal(bytes: &[u8]) -> Result<&[u8], IdentifyError> {
     }
     // Before the checksum: another version may well checksum otherwise, and the reader of the message wants to know.
     let found = reader.u16()?;
-    if found != FORMAT_VERSION {
+    if !(1..=FORMAT_VERSION).contains(&found) {
         return Err(IdentifyError::Version { found, supported: FORMAT_VERSION });
     }
     let declared = reader.u64()?;

@@ -32,4 +32,4 @@ pub use classifier::{Classifier, ClassifierKind};
 pub use error::IdentifyError;
 pub use format::FORMAT_VERSION;
 pub use model::{Decision, Identification, MAX_NAME_LENGTH, Model, Prediction, Sample, TrainOptions, Watch};
-pub use svm::{LinearSvm, MAX_SVM_SAMPLES};
+pub use svm::{LinearSvm, MAX_SVM_SAMPLES, Solver};

@@ -6,7 +6,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Classifier, ClassifierKind, IdentifyError, LinearSvm,
+    Classifier, ClassifierKind, IdentifyError, LinearSvm, Solver,
     embedding::{dot, normalised, to_f32},
     format::{Reader, corrupt, put_f32s, put_str, seal, unseal},
     svm::TrainingSet,
@@ -47,6 +47,8 @@ pub struct TrainOptions {
     pub tolerance: f64,
     /// Folds of the cross-validation behind the probabilities, 2 to 10; a person with fewer samples gets fewer folds.
     pub calibration_folds: usize,
+    /// What finds the hyperplanes.
+    pub solver: Solver,
 }
 
 /// Is told how many different samples are done with, after each person and from any thread, and may end the training.
@@ -54,7 +56,7 @@ pub type Watch<'a> = dyn Fn(usize) -> ControlFlow<()> + Sync + 'a;
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { c: 1.0, tolerance: 1e-5, calibration_folds: 3 }
+        Self { c: 1.0, tolerance: 1e-4, calibration_folds: 3, solver: Solver::Automatic }
     }
 }
 
@@ -117,6 +119,36 @@ impl Model {
         options: &TrainOptions,
         watch: &Watch<'_>,
     ) -> Result<Self, IdentifyError> {
+        Self::train_from(None, embedder, samples, options, watch)
+    }
+
+    /// As [`train_watched`](Self::train_watched), sooner where `self` was trained by
+    /// [`Solver::DualCoordinateDescent`] on most of these samples: hyperplanes that the new samples do not touch stay,
+    /// the others start from what they were. The result is that of [`train`](Self::train) within the tolerance; only
+    /// the calibration of a hyperplane that stayed is that of before the new samples, until they are a tenth of all.
+    /// Where a sample is gone, every hyperplane is solved anew, so that nothing of it stays.
+    ///
+    /// A model of another embedder or dimension is nothing to start from, so all is as without it.
+    ///
+    /// # Errors
+    /// Those of [`train_watched`](Self::train_watched).
+    pub fn retrain(
+        &self,
+        embedder: &str,
+        samples: &[Sample],
+        options: &TrainOptions,
+        watch: &Watch<'_>,
+    ) -> Result<Self, IdentifyError> {
+        Self::train_from(Some(self), embedder, samples, options, watch)
+    }
+
+    fn train_from(
+        previous: Option<&Self>,
+        embedder: &str,
+        samples: &[Sample],
+        options: &TrainOptions,
+        watch: &Watch<'_>,
+    ) -> Result<Self, IdentifyError> {
         check_name(embedder).map_err(|problem| IdentifyError::Embedder { problem })?;
         options.check()?;
 
@@ -150,11 +182,14 @@ impl Model {
             // `rows` is sorted by label, as the classes are.
             let classes =
                 people.values().enumerate().flat_map(|(class, rows)| vec![class; rows.len()]).collect();
-            let flat = rows.iter().flat_map(|r| r.vector.iter().copied().map(f64::from)).collect();
+            let flat = rows.iter().flat_map(|r| r.vector.iter().copied()).collect();
             let records = Array2::from_shape_vec((rows.len(), dimensions), flat)
                 .map_err(|e| IdentifyError::Training(e.to_string()))?;
-            let set = TrainingSet { records, classes, count: labels.len() };
-            Some(Arc::new(LinearSvm::train(&set, options, watch)?) as Arc<dyn Classifier>)
+            let set = TrainingSet { records, classes, labels: labels.clone() };
+            let previous = previous
+                .filter(|p| p.embedder == embedder)
+                .and_then(|p| Some((p.classifier.as_ref()?.linear_svm()?, p.labels.as_slice())));
+            Some(Arc::new(LinearSvm::train(&set, options, previous, watch)?) as Arc<dyn Classifier>)
         };
         Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
     }
@@ -255,7 +290,7 @@ impl Model {
             payload.push(classifier.kind().tag());
             classifier.encode(&mut payload);
         }
-        seal(&payload)
+        seal(self.classifier().map_or(1, ClassifierKind::since), &payload)
     }
 
     /// Reads what [`to_bytes`](Self::to_bytes) wrote.

@@ -71,7 +71,7 @@ fn another_version_is_named() {
     bytes[8..10].copy_from_slice(&7_u16.to_le_bytes());
     let error = Model::from_bytes(&bytes).expect_err("version 7");
     assert_eq!(error, IdentifyError::Version { found: 7, supported: FORMAT_VERSION });
-    assert_eq!(error.to_string(), "model format version 7, this build reads version 1");
+    assert_eq!(error.to_string(), "model format version 7, this build reads up to 2");
 }
 
 #[test]
@@ -93,4 +93,31 @@ fn a_huge_declared_count_behind_a_right_checksum_allocates_nothing() {
     forged.extend_from_slice(&digest);
     let error = Model::from_bytes(&forged).expect_err("forged").to_string();
     assert!(error.contains("cut off"), "{error}");
+}
+
+/// Written by the first release: format version 1, three people of three dimensions.
+const FIRST_FORMAT: &str = "\
+    46504d4f44454c000100b5000000000000000a006578616d706c652d3364030000000300000003006164610300626f620400 \
+    636c656fbb497f3f4e594c3d84ca623d84ca623dbb497f3f4e594c3d000000009bc8cb3dc2ba7e3f017009b13fe1ba44bfb5 \
+    d81ebf5514d5d67397d3bf87f96323938af7bfab9ee9afbb74dd3fbfef30bf98f2bb3fbbd443bf02b49ad1cea2d8bf1f0e33 \
+    ffcefaf6bfb8f573beefa4e03f0ed42cbf30f02abffddcaa3f713c88ef5ac1d0bf28c1b1ecf347f3bf2483b35b3cf2e03fee \
+    f6a053197aba87018060472f6bf8428afdde4305e2399922a7e857b1c480ab";
+
+#[test]
+fn a_model_of_the_first_format_answers_as_when_it_was_written() {
+    let digits: Vec<u8> = FIRST_FORMAT.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte =
+        |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("two digits");
+    let bytes: Vec<u8> = digits.chunks(2).map(byte).collect();
+    let model = Model::from_bytes(&bytes).expect("it still loads");
+    assert_eq!((model.embedder(), model.labels().len()), ("example-3d", 3));
+    assert_eq!(model.to_bytes(), bytes);
+    let answer = model.identify(&[0.8, 0.2, 0.1], 0.5).expect("an answer");
+    let named: Vec<(&str, f32)> = answer.all.iter().map(|p| (p.label.as_str(), p.confidence)).collect();
+    let expected = [("ada", 0.670_575_44), ("cleo", 0.166_426_88), ("bob", 0.162_997_66)];
+    for ((label, confidence), (expected_label, expected)) in named.into_iter().zip(expected) {
+        assert_eq!(label, expected_label);
+        assert!((confidence - expected).abs() < 1e-6, "{label}: {confidence}");
+    }
+    assert!((answer.score.expect("a score") - 0.979_086).abs() < 1e-6);
 }

@@ -47,6 +47,11 @@ impl ModelLoader {
         Self { database, blobs, active, embedder, refused: Mutex::new(None) }
     }
 
+    /// The model that answers at this moment.
+    pub fn active(&self) -> Option<Arc<VersionedModel>> {
+        self.active.get()
+    }
+
     /// Looks which model is to answer and has it answer. One that cannot be used leaves the one before it, or none at
     /// the start, and says so in the log: people can still be enrolled and a training mends it.
     ///

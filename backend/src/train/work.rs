@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     hex::hex,
-    recognise::{ModelLoader, PictureError, Pipeline, load_tested},
+    recognise::{ModelLoader, PictureError, Pipeline, VersionedModel, load_tested},
     store::{
         Blobs, Database, StoreError,
         sql::{EnrolledImage, Job, JobKind, Lease, NewModel},
@@ -244,7 +244,10 @@ impl Work {
         let embedder = self.embedder();
         let Samples { images, people: enrolled, left_out } = samples;
         let watched = Arc::clone(progress);
-        let (bytes, people, images) = blocking(move || fit(embedder, images, &watched, counts)).await??;
+        // Where embeddings were computed anew, everything else is, too.
+        let previous = if counts { self.loader.active() } else { None };
+        let (bytes, people, images) =
+            blocking(move || fit(embedder, images, previous.as_deref(), &watched, counts)).await??;
         progress.go_on()?;
 
         let sha256 = hex(&Sha256::digest(&bytes));
@@ -425,11 +428,12 @@ impl Work {
     }
 }
 
-/// The model's bytes, the people that it knows, and the number of images. With `counts`, people that are trained
-/// count as progress; else the images were counted before.
+/// The model's bytes, the people that it knows, and the number of images. It starts from what `previous` came to. With
+/// `counts`, people that are trained count as progress; else the images were counted before.
 fn fit(
     embedder: &'static str,
     images: Vec<(String, i64, Vec<f32>)>,
+    previous: Option<&VersionedModel>,
     progress: &Progress,
     counts: bool,
 ) -> Result<(Vec<u8>, Vec<i64>, usize), WorkError> {
@@ -447,7 +451,12 @@ fn fit(
             None => ControlFlow::Continue(()),
         }
     };
-    let model = match Model::train_watched(embedder, &samples, &TrainOptions::default(), &watch) {
+    let options = TrainOptions::default();
+    let trained = match previous {
+        Some(previous) => previous.model.retrain(embedder, &samples, &options, &watch),
+        None => Model::train_watched(embedder, &samples, &options, &watch),
+    };
+    let model = match trained {
         Ok(model) => model,
         Err(IdentifyError::Cancelled) => {
             return Err(WorkError::Ended(progress.asked_to_end().unwrap_or(End::Cancelled)));

@@ -1,0 +1,243 @@
+//! Linear multiclass support vector machine, one against all, with one probability calibration per class.
+//!
+//! For a linear kernel the solution folds into one normal vector, `w = Σ αᵢ xᵢ` with the signed multipliers αᵢ, so a
+//! stored model needs no training sample. Two solvers find it: [`Solver::Smo`] for few samples,
+//! [`Solver::DualCoordinateDescent`] for many.
+//!
+//! Probabilities are Platt's: `p = 1 / (1 + exp(A f + B))` of the decision value `f = w·x + b`, with A and B from the
+//! Newton method of Lin, Lin and Weng, "A note on Platt's probabilistic outputs for support vector machines" (2007),
+//! whose regularised targets keep a class of one sample away from 0 and 1. The decision values are cross-validated:
+//! those of training samples lie on the margin by construction and would make every answer look certain.
+
+mod blocks;
+mod calibration;
+mod descent;
+mod history;
+mod smo;
+
+use ndarray::{Array2, ArrayView1};
+use serde::{Deserialize, Serialize};
+
+use calibration::Calibration;
+use history::{History, Start};
+
+use crate::{
+    Classifier, ClassifierKind, IdentifyError, TrainOptions, Watch,
+    embedding::{dot, to_f32},
+    format::{Reader, put_f32s},
+};
+
+/// The most samples that [`LinearSvm`] is trained on.
+pub const MAX_SVM_SAMPLES: usize = 200_000;
+
+/// From this many samples on, [`Solver::Automatic`] is [`Solver::DualCoordinateDescent`].
+const MANY_SAMPLES: usize = 100;
+
+/// What finds the hyperplanes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Solver {
+    /// Whichever is faster for the number of samples.
+    #[default]
+    Automatic,
+    /// linfa's sequential minimal optimisation.
+    Smo,
+    /// Coordinate descent in the dual.
+    DualCoordinateDescent,
+}
+
+/// One hyperplane and one calibration per class.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinearSvm {
+    dimensions: usize,
+    classes: Vec<Class>,
+    /// Of a model by coordinate descent.
+    history: Option<History>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Class {
+    hyperplane: Hyperplane,
+    calibration: Calibration,
+}
+
+/// `f(x) = w·x + b`, positive on the side of the class.
+#[derive(Debug, Clone, PartialEq)]
+struct Hyperplane {
+    w: Vec<f32>,
+    b: f64,
+}
+
+/// Checked samples: L2-normalised `records` `[n, dimensions]`, the class of each, and the labels of the classes, each of
+/// which occurs.
+pub(crate) struct TrainingSet {
+    pub(crate) records: Array2<f32>,
+    pub(crate) classes: Vec<usize>,
+    pub(crate) labels: Vec<String>,
+}
+
+impl LinearSvm {
+    /// Starts from a previous classifier, given with its labels, where there is one and the solver can.
+    pub(crate) fn train(
+        set: &TrainingSet,
+        options: &TrainOptions,
+        previous: Option<(&Self, &[String])>,
+        watch: &Watch<'_>,
+    ) -> Result<Self, IdentifyError> {
+        let found = set.classes.len();
+        if found > MAX_SVM_SAMPLES {
+            return Err(IdentifyError::TooManySamples { found, limit: MAX_SVM_SAMPLES });
+        }
+        let dimensions = set.records.ncols();
+        if set.labels.len() == 1 {
+            return Ok(Self { dimensions, classes: vec![Class::only(set)], history: None });
+        }
+        let descends = match options.solver {
+            Solver::Automatic => found >= MANY_SAMPLES,
+            Solver::Smo => false,
+            Solver::DualCoordinateDescent => true,
+        };
+        if !descends {
+            return Ok(Self { dimensions, classes: smo::train(set, options, watch)?, history: None });
+        }
+        let start = previous.map_or_else(
+            || Start::cold(set),
+            |(previous, labels)| Start::warm(previous, labels, set, options),
+        );
+        let classes = blocks::train(set, options, &start, watch)?;
+        let solved = start.kept.map_or(found, |(_, solved)| solved);
+        Ok(Self { dimensions, classes, history: Some(History::new(set, options, solved)) })
+    }
+
+    pub(crate) fn decode(
+        reader: &mut Reader<'_>,
+        classes: usize,
+        dimensions: usize,
+        by_descent: bool,
+    ) -> Result<Self, IdentifyError> {
+        let mut read = Vec::new();
+        for _ in 0..classes {
+            let hyperplane = Hyperplane { w: reader.f32s(dimensions)?, b: reader.f64()? };
+            let calibration = Calibration { a: reader.f64()?, b: reader.f64()? };
+            read.push(Class { hyperplane, calibration });
+        }
+        let history = by_descent.then(|| History::decode(reader)).transpose()?;
+        Ok(Self { dimensions, classes: read, history })
+    }
+}
+
+impl Classifier for LinearSvm {
+    fn kind(&self) -> ClassifierKind {
+        if self.history.is_some() { ClassifierKind::LinearSvmByDescent } else { ClassifierKind::LinearSvm }
+    }
+
+    fn linear_svm(&self) -> Option<&LinearSvm> {
+        Some(self)
+    }
+
+    fn classes(&self) -> usize {
+        self.classes.len()
+    }
+
+    fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// The calibrated probability of each class, scaled to sum 1. In logarithms: far from every hyperplane all of
+    /// them underflow, and their ratios still mean something.
+    fn probabilities(&self, embedding: &[f32]) -> Vec<f32> {
+        let logs: Vec<f64> = self
+            .classes
+            .iter()
+            .map(|c| c.calibration.log_probability(c.hyperplane.value(embedding)))
+            .collect();
+        let highest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let scaled: Vec<f64> = logs.iter().map(|l| (l - highest).exp()).collect();
+        let sum: f64 = scaled.iter().sum();
+        scaled.iter().map(|s| to_f32(s / sum)).collect()
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        for Class { hyperplane, calibration } in &self.classes {
+            put_f32s(out, &hyperplane.w);
+            for value in [hyperplane.b, calibration.a, calibration.b] {
+                out.extend_from_slice(&value.to_le_bytes());
+            }
+        }
+        if let Some(history) = &self.history {
+            history.encode(out);
+        }
+    }
+}
+
+impl Class {
+    /// The only class there is: nothing to separate it from, so its probability is 1 whatever the parameters.
+    fn only(set: &TrainingSet) -> Self {
+        let w = vec![0.0; set.records.ncols()];
+        Self { hyperplane: Hyperplane { w, b: 0.0 }, calibration: Calibration::NONE }
+    }
+}
+
+impl Hyperplane {
+    fn value(&self, embedding: &[f32]) -> f64 {
+        dot(&self.w, embedding) + self.b
+    }
+
+    fn value_of(&self, record: ArrayView1<'_, f32>) -> f64 {
+        self.w.iter().zip(record).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>() + self.b
+    }
+}
+
+/// Each sample's position among the samples of its class.
+fn ranks(classes: &[usize]) -> Vec<usize> {
+    let mut seen = std::collections::HashMap::new();
+    classes
+        .iter()
+        .map(|class| {
+            let next = seen.entry(class).or_insert(0);
+            let rank = *next;
+            *next += 1;
+            rank
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array1;
+
+    use super::*;
+
+    /// `people` directions with `photos` noisy copies each, L2-normalised, from a small linear congruential generator.
+    pub(super) fn synthetic(people: usize, photos: usize, dimensions: usize) -> TrainingSet {
+        let mut state = 11_u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            f64::from(u16::try_from(state >> 48).unwrap()) / 32_768.0 - 1.0
+        };
+        let mut records = Array2::<f32>::zeros((people * photos, dimensions));
+        for person in 0..people {
+            let centre = Array1::from_shape_fn(dimensions, |_| noise());
+            for photo in 0..photos {
+                let vector = &centre + &Array1::from_shape_fn(dimensions, |_| 0.8 * noise());
+                let length = vector.dot(&vector).sqrt();
+                records.row_mut(person * photos + photo).assign(&(vector / length).mapv(to_f32));
+            }
+        }
+        let classes = (0..people * photos).map(|row| row / photos).collect();
+        TrainingSet { records, classes, labels: (0..people).map(|p| format!("{p:04}")).collect() }
+    }
+
+    #[test]
+    fn far_from_every_hyperplane_probabilities_still_sum_to_1() {
+        let class = |b| Class {
+            hyperplane: Hyperplane { w: vec![1.0], b },
+            calibration: Calibration { a: -1.0, b: 0.0 },
+        };
+        let svm = LinearSvm { dimensions: 1, classes: vec![class(-5000.0), class(-5001.0)], history: None };
+        let p = svm.probabilities(&[1.0]);
+        assert!((p[0] + p[1] - 1.0).abs() < 1e-6);
+        assert!((p[0] / p[1] - std::f32::consts::E).abs() < 1e-3, "{p:?}");
+    }
+}
