@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::{
     BoundingBox, Face, ModelError, VisionError,
     geometry::{Overlap, suppress},
+    layers::{Map, Size, Workspace, Workspaces},
     resample::{PixelRect, area_average},
     weights::Weights,
 };
@@ -65,6 +66,7 @@ pub struct Mtcnn {
     proposal: ProposalNet,
     refine: RefineNet,
     output: OutputNet,
+    workspaces: Workspaces,
 }
 
 /// A square that may hold a face.
@@ -129,7 +131,7 @@ impl Mtcnn {
         config.check()?;
         let (proposal, refine, output) =
             (ProposalNet::new(pnet)?, RefineNet::new(rnet)?, OutputNet::new(onet)?);
-        Ok(Self { config, proposal, refine, output })
+        Ok(Self { config, proposal, refine, output, workspaces: Workspaces::default() })
     }
 
     /// The faces of `image`, the most confident first.
@@ -141,14 +143,16 @@ impl Mtcnn {
         let [_, refine_threshold, output_threshold] = self.config.thresholds;
         let proposals = self.propose(image)?;
 
-        let refined =
-            self.examine(image, proposals, RefineNet::SIDE, |crops, n| self.refine.run(crops, n))?;
+        let refined = self.examine(image, proposals, RefineNet::SIDE, |workspace, crops| {
+            self.refine.run(workspace, crops)
+        })?;
         let refined =
             refined.into_iter().filter_map(|(candidate, net)| passed(candidate, &net, refine_threshold));
         let refined = suppress(refined.collect(), 0.7, Overlap::Union, Candidate::key);
         let squares = refined.iter().map(|c| c.corrected(1.0).squared()).collect();
 
-        let examined = self.examine(image, squares, OutputNet::SIDE, |crops, n| self.output.run(crops, n))?;
+        let examined = self
+            .examine(image, squares, OutputNet::SIDE, |workspace, crops| self.output.run(workspace, crops))?;
         let faces = examined.into_iter().filter_map(|(square, (net, points))| {
             let candidate = passed(square, &net, output_threshold)?;
             let (width, height) = (square.width() + 1.0, square.height() + 1.0);
@@ -215,16 +219,27 @@ impl Mtcnn {
         rows: Range<usize>,
     ) -> Result<Vec<Candidate>, VisionError> {
         let input_rows = rows.start * STRIDE..((rows.end - 1) * STRIDE + CELL).min(level.height);
-        let shape = (input_rows.len(), level.width);
-        let mut pixels = Vec::new();
-        area_average(image, PixelRect::all(image), (level.width, level.height), input_rows, &mut pixels);
-        let cells = self.proposal.run(pixels, shape, self.config.thresholds[0])?;
         #[expect(
             clippy::cast_possible_truncation,
             reason = "PyTorch takes the scale as single precision as well"
         )]
         let scale = level.scale as f32;
-        Ok(cells.into_iter().map(|cell| candidate(&cell, rows.start, scale)).collect())
+        self.workspaces.with(|workspace| {
+            let size = Size { n: 1, h: input_rows.len(), w: level.width };
+            let mut pixels = workspace.map(size, 3);
+            area_average(
+                image,
+                PixelRect::all(image),
+                (level.width, level.height),
+                input_rows,
+                pixels.values_mut(),
+            );
+            let mut found = Vec::new();
+            self.proposal.run(workspace, pixels, self.config.thresholds[0], |cell| {
+                found.push(candidate(&cell, rows.start, scale));
+            })?;
+            Ok(found)
+        })
     }
 
     /// Runs one of the later networks over the crop of each square, `side` pixels wide; squares that miss the image
@@ -234,16 +249,18 @@ impl Mtcnn {
         image: &RgbImage,
         squares: Vec<BoundingBox>,
         side: usize,
-        network: impl Fn(Vec<f32>, usize) -> candle_core::Result<Vec<T>> + Sync,
+        network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Vec<T>> + Sync,
     ) -> Result<Vec<(BoundingBox, T)>, VisionError> {
         let visible = |square: BoundingBox| Some((square, pixels_of(image, &square)?));
         let visible = squares.into_iter().filter_map(visible).collect::<Vec<_>>();
         let batches = visible.par_chunks(BATCH).map(|batch| {
-            let mut crops = Vec::with_capacity(batch.len() * side * side * 3);
-            for (_, rect) in batch {
-                area_average(image, *rect, (side, side), 0..side, &mut crops);
-            }
-            Ok(batch.iter().map(|(square, _)| *square).zip(network(crops, batch.len())?).collect())
+            self.workspaces.with(|workspace| {
+                let mut crops = workspace.map(Size { n: batch.len(), h: side, w: side }, 3);
+                for (crop, (_, rect)) in crops.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
+                    area_average(image, *rect, (side, side), 0..side, crop);
+                }
+                Ok(batch.iter().map(|(square, _)| *square).zip(network(workspace, crops)?).collect())
+            })
         });
         let batches = batches.collect::<Result<Vec<Vec<_>>, VisionError>>()?;
         Ok(batches.into_iter().flatten().collect())
