@@ -5,7 +5,7 @@
 //! 1x1 kernel, one for each row or each tap of a larger one), and the kernel reads them where they are. Only the weights
 //! are packed, once, in the order in which the kernel reads them.
 
-use std::{array, cell::RefCell, ops::Range};
+use std::{array, cell::RefCell, marker::PhantomData, ops::Range};
 
 use pulp::Simd;
 use rayon::prelude::*;
@@ -20,15 +20,14 @@ const PARALLEL_FROM: usize = 2_000_000;
 /// Floats of input that the tiles of one block read; they should stay in the second-level cache beside the weights of a
 /// panel.
 const BLOCK_FLOATS: usize = 48 * 1024;
-/// Stands for a run of zeros, beyond the edge of a map.
-const OUTSIDE: usize = usize::MAX;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 /// The values of a map, or of some neighbouring channels of one.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Values<'a> {
-    /// From the first value of the first pixel on.
+    /// From the first value of the first pixel on. One more pixel than the map has, the last of zeros, is what lies
+    /// beyond the edges.
     pub data: &'a [f32],
     /// Floats from one pixel to the next.
     pub stride: usize,
@@ -67,8 +66,6 @@ pub(super) struct Packed {
     /// With zeros up to the width of the panels.
     bias: Vec<f32>,
     activation: Activation,
-    /// As long as the longest run that can lie outside.
-    zeros: Vec<f32>,
 }
 
 impl Packed {
@@ -78,7 +75,6 @@ impl Packed {
         weight: &[f32],
         bias: &[f32],
         activation: Activation,
-        run: usize,
     ) -> Self {
         let channels = bias.len();
         let depth = weight.len() / channels.max(1);
@@ -107,7 +103,7 @@ impl Packed {
             Activation::PRelu(slopes) => Activation::PRelu(filled(&slopes)),
             other => other,
         };
-        Self { level, panels, start, depth, channels, bias: filled(bias), activation, zeros: vec![0.0; run] }
+        Self { level, panels, start, depth, channels, bias: filled(bias), activation }
     }
 
     pub(super) fn channels(&self) -> usize {
@@ -208,60 +204,107 @@ impl Convolution<'_> {
         self.packed.level.run(Part { convolution: self, target, pixels, channels });
     }
 
-    /// Lengths of the runs in which the inputs of an output pixel lie, and the sources that they lie in.
-    fn runs(&self) -> Vec<(usize, usize)> {
+    /// The runs in which the inputs of an output pixel lie, in the order of the packed weights.
+    fn runs(&self) -> Vec<Run<'_>> {
         if self.window == Window::POINT {
-            return self.sources.iter().enumerate().map(|(i, source)| (i, source.channels)).collect();
+            let run = |source: &Values<'_>| Run { data: source.data.as_ptr(), len: source.channels, at: 0, _source: PhantomData };
+            return self.sources.iter().map(run).collect();
         }
+        let Some(source) = self.sources.first() else { return Vec::new() };
         let (rows, columns) = self.window.kernel;
-        let channels = self.packed.depth / self.window.taps();
-        if self.whole_rows() {
-            vec![(0, columns * channels); rows]
-        } else {
-            vec![(0, channels); rows * columns]
+        let line = self.input.w * source.stride;
+        let run = |len, at| Run { data: source.data.as_ptr(), len, at, _source: PhantomData };
+        if self.place() == Place::Inside && source.stride == source.channels {
+            return (0..rows).map(|row| run(columns * source.channels, row * line)).collect();
         }
+        let taps = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        let at = |(row, column)| match self.place() {
+            Place::Inside => row * line + column * source.stride,
+            Place::Anywhere => 0,
+        };
+        taps.map(|tap| run(source.channels, at(tap))).collect()
     }
 
-    /// Whether a row of the window is one run: all of the channels, and never partly outside.
-    fn whole_rows(&self) -> bool {
-        self.window.padding.1 == 0 && self.sources.iter().all(|s| s.stride == s.channels)
+    fn place(&self) -> Place {
+        if self.window.padding == (0, 0) && self.sources.len() == 1 { Place::Inside } else { Place::Anywhere }
     }
 
-    /// Appends where the runs of the window of each of `pixels` begin.
+    /// Appends where the window of each of `pixels` begins, or, where it may lie [`Place::Anywhere`], where each of its
+    /// runs does.
+    ///
+    /// # Panics
+    ///
+    /// Where a run would not lie in its source.
     fn offsets(&self, pixels: Range<usize>, offsets: &mut Vec<usize>) {
         let Some(source) = self.sources.first() else { return };
         if self.window == Window::POINT {
-            for pixel in pixels {
-                offsets.extend(self.sources.iter().map(|source| pixel * source.stride));
+            for source in self.sources {
+                assert!(pixels.end * source.stride <= source.data.len(), "a run lies in its map");
             }
+            offsets.extend(pixels.flat_map(|pixel| self.sources.iter().map(move |source| pixel * source.stride)));
             return;
         }
         let (rows, columns) = self.window.kernel;
         let (pad_y, pad_x) = self.window.padding;
-        let whole_rows = self.whole_rows();
-        for pixel in pixels {
-            let (out_x, line) = (pixel % self.output.w, pixel / self.output.w);
-            let (out_y, image) = (line % self.output.h, line / self.output.h);
-            // In the padded input; the unpadded one begins at `padding`.
-            let (x, y) = (out_x * self.window.stride, out_y * self.window.stride);
-            for y in y..y + rows {
-                let inside = y >= pad_y && y < self.input.h + pad_y;
-                let line = (image * self.input.h + y).wrapping_sub(pad_y).wrapping_mul(self.input.w);
-                if whole_rows {
-                    offsets.push(if inside { (line + x) * source.stride } else { OUTSIDE });
-                    continue;
+        let outside = self.input.pixels() * source.stride;
+        let last = match self.place() {
+            Place::Inside => ((rows - 1) * self.input.w + columns - 1) * source.stride,
+            Place::Anywhere => 0,
+        };
+        let mut furthest = 0;
+        let mut pixel = pixels.start;
+        while pixel < pixels.end {
+            // As far as the line goes.
+            let (line, first) = (pixel / self.output.w, pixel % self.output.w);
+            let (image, y) = (line / self.output.h, line % self.output.h * self.window.stride);
+            let xs = first..self.output.w.min(first + pixels.end - pixel);
+            pixel += xs.len();
+            if self.place() == Place::Inside {
+                let start = (image * self.input.h + y) * self.input.w;
+                offsets.extend(xs.map(|x| (start + x * self.window.stride) * source.stride));
+                furthest = furthest.max(offsets.last().copied().unwrap_or_default());
+                continue;
+            }
+            // Counted in the padded input; the unpadded one begins at `padding`.
+            for x in xs.map(|x| x * self.window.stride) {
+                for y in y..y + rows {
+                    let inside = y >= pad_y && y < self.input.h + pad_y;
+                    let line = (image * self.input.h + y).wrapping_sub(pad_y).wrapping_mul(self.input.w);
+                    for x in x..x + columns {
+                        let inside = inside && x >= pad_x && x < self.input.w + pad_x;
+                        let at =
+                            if inside { (line + x).wrapping_sub(pad_x) * source.stride } else { outside };
+                        furthest = furthest.max(at);
+                        offsets.push(at);
+                    }
                 }
-                offsets.extend((x..x + columns).map(|x| {
-                    let inside = inside && x >= pad_x && x < self.input.w + pad_x;
-                    if inside { (line + x - pad_x) * source.stride } else { OUTSIDE }
-                }));
             }
         }
+        assert!(furthest + last + source.channels <= source.data.len(), "a run lies in its map");
     }
 }
 
+/// Where the windows of a convolution can lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Inside of one map, so that the runs are at the same places in all windows.
+    Inside,
+    /// Partly beyond the edges, or in several maps.
+    Anywhere,
+}
+
+/// Inputs that lie side by side in memory.
+struct Run<'a> {
+    /// The values of the map.
+    data: *const f32,
+    len: usize,
+    /// Where it begins, counted from the offset.
+    at: usize,
+    _source: PhantomData<&'a [f32]>,
+}
+
 thread_local! {
-    /// Where the runs of a block begin.
+    /// Where the windows of a block begin.
     static OFFSETS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -310,8 +353,9 @@ impl Kernel for Part<'_> {
 struct Block<'a> {
     op: &'a Convolution<'a>,
     target: Target,
-    runs: &'a [(usize, usize)],
-    /// For each pixel, for each run.
+    /// Together as long as the packed weights are deep.
+    runs: &'a [Run<'a>],
+    /// Of each pixel, or of each run of each pixel: what [`Convolution::offsets`] made of these pixels.
     offsets: &'a [usize],
     pixels: Range<usize>,
 }
@@ -352,25 +396,24 @@ impl Block<'_> {
         let (panel, bias, slopes) = packed.panel(channel, V * S::F32_LANES);
         let (panel, bias) = (vectors::<S, V>(panel), vectors::<S, V>(bias));
         let mut sums = [bias[0]; M];
-        let mut depth = 0;
-        for (run, &(source, len)) in self.runs.iter().enumerate() {
-            let source = self.op.sources[source].data;
-            let rows: [&[f32]; M] = array::from_fn(|m| {
-                let offset = self.offsets[(first + m) * self.runs.len() + run];
-                let (map, offset) = if offset == OUTSIDE { (&*packed.zeros, 0) } else { (source, offset) };
-                &map[offset..][..len]
-            });
-            let weights = &panel[depth..][..len];
-            for k in 0..len {
-                let weight = &weights[k];
+        let each = if self.op.place() == Place::Inside { 1 } else { self.runs.len() };
+        let offsets = &self.offsets[first * each..][..M * each];
+        let mut weights = panel;
+        for (index, run) in self.runs.iter().enumerate() {
+            let (now, later) = weights.split_at(run.len);
+            weights = later;
+            let index = if each == 1 { 0 } else { index };
+            // SAFETY: `Convolution::offsets` asserted that the run, from its offset on, lies in its map.
+            let rows: [*const f32; M] = array::from_fn(|m| unsafe { run.data.add(offsets[m * each + index] + run.at) });
+            for (k, weight) in now.iter().enumerate() {
                 for m in 0..M {
-                    let value = simd.splat_f32s(rows[m][k]);
+                    // SAFETY: `k` is less than the length of the run, which lies in its map from `rows[m]` on.
+                    let value = simd.splat_f32s(unsafe { *rows[m].add(k) });
                     for v in 0..V {
                         sums[m][v] = simd.mul_add_e_f32s(value, weight[v], sums[m][v]);
                     }
                 }
             }
-            depth += len;
         }
         let channels = (packed.channels - channel).min(V * S::F32_LANES);
         for (m, sums) in sums.iter_mut().enumerate() {

@@ -14,8 +14,8 @@ use super::{
 
 /// Multiplications below which a second thread costs more than it saves.
 const PARALLEL_FROM: usize = 1_000_000;
-/// Floats of an input row that are gone over before the next channels are: three such rows stay in the first-level cache.
-const TILE_FLOATS: usize = 1536;
+/// Neighbouring output pixels that are computed together.
+const NEIGHBOURS: usize = 4;
 
 /// A depthwise convolution to be done.
 pub(super) struct Filter<'a> {
@@ -65,26 +65,28 @@ impl Kernel for FilterLines<'_> {
         let small = op.window.kernel == (3, 3);
         // A row outside of the map.
         let zeros = vec![0f32; if small { op.size.w * channels } else { 0 }];
-        let tile = (TILE_FLOATS / (channels * op.window.stride).max(1)).max(4);
         for (index, out) in self.out.chunks_exact_mut(op.output.w * channels).enumerate() {
             let line = Line::new(op, self.first + index);
+            let rows: [&[f32]; 3] = std::array::from_fn(|row| line.row(row).unwrap_or(&zeros));
             let inner = if small { line.inner() } else { 0..0 };
-            for start in (0..op.output.w).step_by(tile) {
-                let xs = start..(start + tile).min(op.output.w);
-                for channel in (0..channels).step_by(S::F32_LANES) {
-                    let whole = channel + S::F32_LANES <= channels;
-                    let fast = if whole {
-                        inner.start.clamp(xs.start, xs.end)..inner.end.clamp(xs.start, xs.end)
-                    } else {
-                        xs.start..xs.start
-                    };
-                    for x in (xs.start..fast.start).chain(fast.end.max(fast.start)..xs.end) {
+            let mut x = 0;
+            while x < op.output.w {
+                let whole = channels / S::F32_LANES * S::F32_LANES;
+                let (pixels, done) = if !inner.contains(&x) {
+                    (1, 0)
+                } else if x + NEIGHBOURS <= inner.end {
+                    line.three_by_three::<S, NEIGHBOURS>(simd, x, rows, out);
+                    (NEIGHBOURS, whole)
+                } else {
+                    line.three_by_three::<S, 1>(simd, x, rows, out);
+                    (1, whole)
+                };
+                for x in x..x + pixels {
+                    for channel in (done..channels).step_by(S::F32_LANES) {
                         line.pixel(simd, x, channel, out);
                     }
-                    if !fast.is_empty() {
-                        line.three_by_three(simd, fast, channel, &zeros, out);
-                    }
                 }
+                x += pixels;
             }
         }
     }
@@ -107,8 +109,8 @@ impl<'a> Line<'a> {
     fn inner(&self) -> Range<usize> {
         let (op, pad) = (self.op, self.op.window.padding.1);
         let first = pad.div_ceil(op.window.stride);
-        let end =
-            (op.size.w + pad).checked_sub(op.window.kernel.1).map_or(0, |last| last / op.window.stride + 1);
+        let last = (op.size.w + pad).checked_sub(op.window.kernel.1);
+        let end = last.map_or(0, |last| last / op.window.stride + 1);
         first..end.min(op.output.w).max(first)
     }
 
@@ -136,53 +138,61 @@ impl<'a> Line<'a> {
         let (op, channels) = (self.op, self.op.bias.len());
         let count = S::F32_LANES.min(channels - channel);
         let (rows, columns) = op.window.kernel;
-        let mut sum = [simd.partial_load_f32s(&op.bias[channel..][..count])];
+        // In the padded input; the unpadded one begins at `padding`.
+        let first = x * op.window.stride;
+        let skip = op.window.padding.1.saturating_sub(first).min(columns);
+        let end = (op.size.w + op.window.padding.1).saturating_sub(first).clamp(skip, columns);
+        let mut sum = [load(simd, &op.bias[channel..][..count])];
         for row in 0..rows {
             let Some(line) = self.row(row) else { continue };
-            for column in 0..columns {
-                let Some(at) = (x * op.window.stride + column).checked_sub(op.window.padding.1) else {
-                    continue;
-                };
-                if at >= op.size.w {
-                    continue;
-                }
-                let value = simd.partial_load_f32s(&line[at * channels + channel..][..count]);
+            for column in skip..end {
+                let at = (first + column - op.window.padding.1) * channels + channel;
                 let weight = &op.weight[(row * columns + column) * channels + channel..][..count];
-                sum[0] = simd.mul_add_e_f32s(value, simd.partial_load_f32s(weight), sum[0]);
+                sum[0] = simd.mul_add_e_f32s(load(simd, &line[at..][..count]), load(simd, weight), sum[0]);
             }
         }
         activate(simd, &mut sum, op.activation, self.slopes(channel));
-        simd.partial_store_f32s(&mut out[x * channels + channel..][..count], sum[0]);
+        store(simd, &mut out[x * channels + channel..][..count], sum[0]);
     }
 
-    /// A whole vector of channels of the output pixels `xs`, whose windows have three columns inside.
+    /// The whole vectors of channels of `P` output pixels from `x` on, whose windows have three columns inside. `rows`
+    /// are those of the window. Neighbours share what is read of the weights.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
-    fn three_by_three<S: Simd>(
-        &self,
-        simd: S,
-        xs: Range<usize>,
-        channel: usize,
-        zeros: &[f32],
-        out: &mut [f32],
-    ) {
+    fn three_by_three<S: Simd, const P: usize>(&self, simd: S, x: usize, rows: [&[f32]; 3], out: &mut [f32]) {
         let (op, channels) = (self.op, self.op.bias.len());
-        let vector = |values: &[f32], at: usize| S::as_simd_f32s(&values[at..][..S::F32_LANES]).0[0];
-        let bias = vector(op.bias, channel);
-        let weights: [S::f32s; 9] = std::array::from_fn(|tap| vector(op.weight, tap * channels + channel));
-        let rows: [&[f32]; 3] = std::array::from_fn(|row| self.row(row).unwrap_or(zeros));
-        let slopes = self.slopes(channel);
-        for x in xs {
-            let at = (x * op.window.stride - op.window.padding.1) * channels + channel;
-            let mut sum = [bias];
-            for (row, weights) in rows.iter().zip(weights.as_chunks::<3>().0) {
-                let values = &row[at..][..2 * channels + S::F32_LANES];
-                for (column, weight) in weights.iter().enumerate() {
-                    sum[0] = simd.mul_add_e_f32s(vector(values, column * channels), *weight, sum[0]);
+        let step = op.window.stride * channels;
+        let start = (x * op.window.stride - op.window.padding.1) * channels;
+        // What the windows need of each row, which begins with the first column of the first window.
+        let needed = (P - 1) * step + 3 * channels;
+        let rows = rows.map(|row| row[start..][..needed].as_ptr());
+        let weights = op.weight[..9 * channels].as_ptr();
+        let out = &mut out[x * channels..][..P * channels];
+        let (bias, out) = (&op.bias[..channels], out.as_mut_ptr());
+        let mut channel = 0;
+        while channel + S::F32_LANES <= channels {
+            // SAFETY: `at` is less than the length of what the pointer points to by at least a vector: a vector from
+            // `channel` on ends before `channels`, of which the weights have 9, the rows `(P - 1) * stride + 3` and the
+            // output `P`, as sliced above. Any bits are floats.
+            let vector = |from: *const f32, at: usize| unsafe { from.add(at).cast::<S::f32s>().read_unaligned() };
+            let mut sums = [vector(bias.as_ptr(), channel); P];
+            for (row, &values) in rows.iter().enumerate() {
+                for column in 0..3 {
+                    let weight = vector(weights, (row * 3 + column) * channels + channel);
+                    for (pixel, sum) in sums.iter_mut().enumerate() {
+                        let value = vector(values, pixel * step + column * channels + channel);
+                        *sum = simd.mul_add_e_f32s(value, weight, *sum);
+                    }
                 }
             }
-            activate(simd, &mut sum, op.activation, slopes);
-            S::as_mut_simd_f32s(&mut out[x * channels + channel..][..S::F32_LANES]).0[0] = sum[0];
+            let slopes = self.slopes(channel);
+            for (pixel, sum) in sums.into_iter().enumerate() {
+                let mut sum = [sum];
+                activate(simd, &mut sum, op.activation, slopes);
+                // SAFETY: as above.
+                unsafe { out.add(pixel * channels + channel).cast::<S::f32s>().write_unaligned(sum[0]) };
+            }
+            channel += S::F32_LANES;
         }
     }
 }
@@ -211,39 +221,62 @@ impl Pooling<'_> {
 
 impl Kernel for Pooling<'_> {
     #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "rows and columns are cut off at the edges of the input")]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
     fn run<S: Registers>(self, simd: S) {
         let (size, channels, window) = (self.size, self.channels, self.window);
-        for (line, out) in
-            self.out.chunks_mut(self.output.w * self.stride).enumerate().take(self.output.n * self.output.h)
-        {
+        let lines = self.output.n * self.output.h;
+        for (line, out) in self.out.chunks_mut(self.output.w * self.stride).enumerate().take(lines) {
             let (image, y) = (line / self.output.h, line % self.output.h * window.stride);
-            let rows = y..(y + window.side).min(size.h);
+            let height = window.side.min(size.h - y);
             for (out_x, out) in out.chunks_mut(self.stride).enumerate() {
                 let x = out_x * window.stride;
-                let columns = (x + window.side).min(size.w) - x;
-                let at = |row: usize| ((image * size.h + row) * size.w + x) * channels;
-                let mut channel = 0;
-                while channel < channels {
-                    let count = S::F32_LANES.min(channels);
-                    // The last vector reaches back over channels that are done, rather than be a part of one.
-                    let first = channel.min(channels - count);
-                    let mut best = simd.splat_f32s(f32::NEG_INFINITY);
-                    for row in rows.clone() {
-                        let line = &self.input[at(row)..][..columns * channels];
-                        for column in 0..columns {
-                            let values = &line[column * channels + first..][..count];
-                            best = simd.max_f32s(best, load(simd, values));
-                        }
-                    }
-                    let out = &mut out[first..][..count];
-                    match S::as_mut_simd_f32s(out).0.first_mut() {
-                        Some(out) => *out = best,
-                        None => simd.partial_store_f32s(out, best),
-                    }
-                    channel += S::F32_LANES;
+                let width = window.side.min(size.w - x);
+                let input = &self.input[((image * size.h + y) * size.w + x) * channels..];
+                let part = Square { input, line: size.w * channels, channels };
+                let out = &mut out[..channels];
+                match (height, width) {
+                    (2, 2) => part.largest::<S, 2>(simd, out),
+                    (3, 3) => part.largest::<S, 3>(simd, out),
+                    _ => part.largest_of(simd, height, width, out),
                 }
             }
+        }
+    }
+}
+
+/// A window of a pooling.
+struct Square<'a> {
+    /// From its first pixel on.
+    input: &'a [f32],
+    /// Floats from a row to the next.
+    line: usize,
+    channels: usize,
+}
+
+impl Square<'_> {
+    /// Of a window that is `N` pixels high and wide, the largest of each channel.
+    #[inline(always)]
+    fn largest<S: Simd, const N: usize>(&self, simd: S, out: &mut [f32]) {
+        self.largest_of(simd, N, N, out);
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+    fn largest_of<S: Simd>(&self, simd: S, height: usize, width: usize, out: &mut [f32]) {
+        let count = S::F32_LANES.min(self.channels);
+        let mut done = 0;
+        while done < self.channels {
+            // The last vector reaches back over channels that are done, rather than be a part of one.
+            let first = done.min(self.channels - count);
+            let mut best = simd.splat_f32s(f32::NEG_INFINITY);
+            for row in 0..height {
+                let row = &self.input[row * self.line + first..][..(width - 1) * self.channels + count];
+                for column in 0..width {
+                    best = simd.max_f32s(best, load(simd, &row[column * self.channels..][..count]));
+                }
+            }
+            store(simd, &mut out[first..][..count], best);
+            done += S::F32_LANES;
         }
     }
 }
@@ -254,5 +287,14 @@ fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
     match S::as_simd_f32s(values).0.first() {
         Some(vector) => *vector,
         None => simd.partial_load_f32s(values),
+    }
+}
+
+/// Stores as many values as there is room for.
+#[inline(always)]
+fn store<S: Simd>(simd: S, out: &mut [f32], values: S::f32s) {
+    match S::as_mut_simd_f32s(out).0.first_mut() {
+        Some(out) => *out = values,
+        None => simd.partial_store_f32s(out, values),
     }
 }

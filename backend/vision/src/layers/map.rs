@@ -15,7 +15,7 @@ use super::conv::{Size, Values};
 pub(crate) struct Map {
     size: Size,
     channels: usize,
-    /// At least as long as the map; what is beyond is left over.
+    /// The map, then a pixel of zeros, then what is left over from before.
     buffer: Vec<f32>,
 }
 
@@ -39,6 +39,15 @@ impl Map {
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         let len = self.len();
         self.buffer.get_mut(..len).unwrap_or_default()
+    }
+
+    /// Makes the pixel of zeros, in a buffer that is long enough.
+    fn end(mut self) -> Self {
+        let len = self.len();
+        if let Some(zeros) = self.buffer.get_mut(len..len + self.channels) {
+            zeros.fill(0.0);
+        }
+        self
     }
 
     /// All channels.
@@ -75,7 +84,8 @@ impl<'a> Part<'a> {
     }
 
     pub(super) fn values(&self) -> Result<Values<'a>> {
-        match self.map.values().get(self.channels.start..) {
+        let end = self.map.len() + self.map.channels;
+        match self.map.buffer.get(self.channels.start..end) {
             Some(data) if self.channels.end <= self.map.channels => {
                 Ok(Values { data, stride: self.map.channels, channels: self.channels.len() })
             }
@@ -94,7 +104,7 @@ pub(crate) struct Workspace {
 impl Workspace {
     /// A map whose values are any.
     pub(crate) fn map(&mut self, size: Size, channels: usize) -> Map {
-        let len = size.pixels() * channels;
+        let len = (size.pixels() + 1) * channels;
         // The smallest that is large enough, else the largest.
         let fit = |buffer: &Vec<f32>| {
             (buffer.len() < len, if buffer.len() < len { usize::MAX - buffer.len() } else { buffer.len() })
@@ -106,14 +116,16 @@ impl Workspace {
             buffer.clear();
             buffer.resize(len, 0.0);
         }
-        Map { size, channels, buffer }
+        Map { size, channels, buffer }.end()
     }
 
     /// A map of a tensor `[n, channels, h, w]`.
     pub(crate) fn map_of(&mut self, tensor: &Tensor) -> Result<Map> {
         let (n, channels, h, w) = tensor.dims4()?;
         let values = tensor.permute((0, 2, 3, 1))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(Map { size: Size { n, h, w }, channels, buffer: values })
+        let mut map = self.map(Size { n, h, w }, channels);
+        map.values_mut().copy_from_slice(&values);
+        Ok(map)
     }
 
     /// Takes back the buffer of a map.

@@ -108,7 +108,7 @@ impl Conv2d {
             bail!("there must be one slope for each of {c_out} channels");
         }
         let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        let packed = Packed::new(level, &weight, &bias.to_vec1()?, activation, columns * c_in);
+        let packed = Packed::new(level, &weight, &bias.to_vec1()?, activation);
         Ok(Self { packed, window, c_in })
     }
 

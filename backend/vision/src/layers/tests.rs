@@ -280,12 +280,12 @@ fn the_mean_is_over_space_only() {
 #[test]
 fn a_buffer_is_used_again_and_what_lay_in_it_is_not_seen() {
     let workspace = &mut Workspace::default();
+    let input = numbers(&[1, 3, 2, 2]);
+    let source = workspace.map_of(&input).unwrap();
     let mut map = workspace.map(Size { n: 1, h: 4, w: 4 }, 3);
     map.values_mut().fill(f32::NAN);
     let address = map.values().as_ptr();
     workspace.give(map);
-    let input = numbers(&[1, 3, 2, 2]);
-    let source = workspace.map_of(&input).unwrap();
     let (weight, bias) = (numbers(&[2, 3, 1, 1]), numbers(&[2]));
     let conv = Conv2d::new(&weight, &bias, Window::POINT, Activation::None).unwrap();
     let out = conv.forward(workspace, source.all()).unwrap();
@@ -306,4 +306,88 @@ fn what_does_not_fit_is_refused() {
         let map = workspace.map_of(&numbers(&shape)).unwrap();
         assert!(conv.forward(workspace, map.all()).is_err(), "{shape:?}");
     }
+}
+
+#[test]
+#[ignore]
+fn tmp_speed() {
+    // n, c_in, h, w, c_out, window
+    let list = [
+        ("P1", 1, 3, 151, 151, 10, Window::valid(3, 1)),
+        ("P2", 1, 10, 75, 75, 16, Window::valid(3, 1)),
+        ("P3", 1, 16, 73, 73, 32, Window::valid(3, 1)),
+        ("P4", 1, 32, 71, 71, 6, Window::POINT),
+        ("R1", 8, 3, 24, 24, 28, Window::valid(3, 1)),
+        ("R2", 8, 28, 11, 11, 48, Window::valid(3, 1)),
+        ("R3", 8, 48, 4, 4, 64, Window::valid(2, 1)),
+        ("R4", 32, 64, 3, 3, 128, Window::valid(3, 1)),
+        ("O1", 2, 3, 48, 48, 32, Window::valid(3, 1)),
+        ("O2", 2, 32, 23, 23, 64, Window::valid(3, 1)),
+        ("O3", 2, 64, 10, 10, 64, Window::valid(3, 1)),
+        ("O4", 2, 64, 4, 4, 128, Window::valid(2, 1)),
+        ("O5", 8, 128, 3, 3, 256, Window::valid(3, 1)),
+        ("1a", 1, 3, 160, 160, 32, Window::valid(3, 2)),
+        ("2a", 1, 32, 79, 79, 32, Window::valid(3, 1)),
+        ("2b", 1, 32, 77, 77, 64, Window::same((3, 3), 1)),
+        ("3b", 1, 64, 38, 38, 80, Window::POINT),
+        ("4a", 1, 80, 38, 38, 192, Window::valid(3, 1)),
+        ("4b", 1, 192, 36, 36, 256, Window::valid(3, 2)),
+        ("35e", 1, 256, 17, 17, 96, Window::POINT),
+        ("35b", 1, 32, 17, 17, 32, Window::same((3, 3), 1)),
+        ("35p", 1, 96, 17, 17, 256, Window::POINT),
+        ("17e", 1, 896, 8, 8, 256, Window::POINT),
+        ("17b", 1, 128, 8, 8, 128, Window::same((1, 7), 1)),
+        ("17p", 1, 256, 8, 8, 896, Window::POINT),
+        ("8e", 1, 1792, 3, 3, 384, Window::POINT),
+        ("8b", 1, 192, 3, 3, 192, Window::same((1, 3), 1)),
+        ("8p", 1, 384, 3, 3, 1792, Window::POINT),
+        ("17e8", 8, 896, 8, 8, 256, Window::POINT),
+        ("8e8", 8, 1792, 3, 3, 384, Window::POINT),
+        ("35e8", 8, 256, 17, 17, 96, Window::POINT),
+        ("m64", 1, 64, 56, 56, 128, Window::POINT),
+        ("m128", 1, 128, 28, 28, 64, Window::POINT),
+        ("mc1", 1, 3, 112, 112, 64, Window::same((3, 3), 2)),
+    ];
+    with_threads(1, || {
+        let workspace = &mut Workspace::default();
+        for (name, n, c_in, h, w, c_out, window) in list {
+            let weight = numbers(&[c_out, c_in, window.kernel.0, window.kernel.1]);
+            let prelu = if name.starts_with(['P', 'R', 'O']) { Activation::PRelu(vec![0.1; c_out]) } else { Activation::Relu };
+            let conv = Conv2d::new(&weight, &numbers(&[c_out]), window, prelu).unwrap();
+            let map = workspace.map_of(&numbers(&[n, c_in, h, w])).unwrap();
+            let mut best = f64::MAX;
+            let mut macs = 0;
+            for _ in 0..60 {
+                let t = std::time::Instant::now();
+                let out = conv.forward(workspace, map.all()).unwrap();
+                best = best.min(t.elapsed().as_secs_f64());
+                macs = out.values().len() * c_in * window.taps();
+                workspace.give(out);
+            }
+            println!("{name:6} {:8.1} us {:6.1} GMAC/s  {:.2} MMAC", best * 1e6, macs as f64 / best / 1e9, macs as f64 / 1e6);
+        }
+        let weight = numbers(&[128, 1, 3, 3]);
+        let dw = Depthwise::new(&weight, &numbers(&[128]), Window::same((3, 3), 1), Activation::Relu6).unwrap();
+        let map = workspace.map_of(&numbers(&[1, 128, 28, 28])).unwrap();
+        let pool = MaxPool { side: 3, stride: 2, partial: true };
+        let pm = workspace.map_of(&numbers(&[8, 28, 22, 22])).unwrap();
+        let pool2 = MaxPool { side: 2, stride: 2, partial: true };
+        let pm2 = workspace.map_of(&numbers(&[1, 10, 149, 149])).unwrap();
+        let (mut a, mut b, mut c) = (f64::MAX, f64::MAX, f64::MAX);
+        for _ in 0..60 {
+            let t = std::time::Instant::now();
+            let out = dw.forward(workspace, &map).unwrap();
+            a = a.min(t.elapsed().as_secs_f64());
+            workspace.give(out);
+            let t = std::time::Instant::now();
+            let out = pool.forward(workspace, &pm).unwrap();
+            b = b.min(t.elapsed().as_secs_f64());
+            workspace.give(out);
+            let t = std::time::Instant::now();
+            let out = pool2.forward(workspace, &pm2).unwrap();
+            c = c.min(t.elapsed().as_secs_f64());
+            workspace.give(out);
+        }
+        println!("dw {:.1} us, poolR {:.1} us, poolP {:.1} us", a * 1e6, b * 1e6, c * 1e6);
+    });
 }
