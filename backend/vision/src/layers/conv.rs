@@ -70,12 +70,7 @@ pub(super) struct Packed {
 
 impl Packed {
     /// From `weight` `[inputs, channels]` and `bias` `[channels]`; slopes of PReLU are one for each channel.
-    pub(super) fn new(
-        level: Level,
-        weight: &[f32],
-        bias: &[f32],
-        activation: Activation,
-    ) -> Self {
+    pub(super) fn new(level: Level, weight: &[f32], bias: &[f32], activation: Activation) -> Self {
         let channels = bias.len();
         let depth = weight.len() / channels.max(1);
         let (lanes, wide) = (level.lanes(), level.tile_channels());
@@ -207,7 +202,12 @@ impl Convolution<'_> {
     /// The runs in which the inputs of an output pixel lie, in the order of the packed weights.
     fn runs(&self) -> Vec<Run<'_>> {
         if self.window == Window::POINT {
-            let run = |source: &Values<'_>| Run { data: source.data.as_ptr(), len: source.channels, at: 0, _source: PhantomData };
+            let run = |source: &Values<'_>| Run {
+                data: source.data.as_ptr(),
+                len: source.channels,
+                at: 0,
+                _source: PhantomData,
+            };
             return self.sources.iter().map(run).collect();
         }
         let Some(source) = self.sources.first() else { return Vec::new() };
@@ -241,7 +241,9 @@ impl Convolution<'_> {
             for source in self.sources {
                 assert!(pixels.end * source.stride <= source.data.len(), "a run lies in its map");
             }
-            offsets.extend(pixels.flat_map(|pixel| self.sources.iter().map(move |source| pixel * source.stride)));
+            offsets.extend(
+                pixels.flat_map(|pixel| self.sources.iter().map(move |source| pixel * source.stride)),
+            );
             return;
         }
         let (rows, columns) = self.window.kernel;
@@ -404,7 +406,8 @@ impl Block<'_> {
             weights = later;
             let index = if each == 1 { 0 } else { index };
             // SAFETY: `Convolution::offsets` asserted that the run, from its offset on, lies in its map.
-            let rows: [*const f32; M] = array::from_fn(|m| unsafe { run.data.add(offsets[m * each + index] + run.at) });
+            let rows: [*const f32; M] =
+                array::from_fn(|m| unsafe { run.data.add(offsets[m * each + index] + run.at) });
             for (k, weight) in now.iter().enumerate() {
                 for m in 0..M {
                     // SAFETY: `k` is less than the length of the run, which lies in its map from `rows[m]` on.

@@ -72,13 +72,18 @@ impl Kernel for FilterLines<'_> {
             let mut x = 0;
             while x < op.output.w {
                 let whole = channels / S::F32_LANES * S::F32_LANES;
-                let (pixels, done) = if !inner.contains(&x) {
+                let (pixels, done) = if !small {
                     (1, 0)
-                } else if x + NEIGHBOURS <= inner.end {
-                    line.three_by_three::<S, NEIGHBOURS>(simd, x, rows, out);
+                } else if inner.contains(&x) && x + NEIGHBOURS <= inner.end {
+                    line.three_by_three::<S, NEIGHBOURS>(simd, x, rows.map(|row| line.columns(row, x)), out);
                     (NEIGHBOURS, whole)
                 } else {
-                    line.three_by_three::<S, 1>(simd, x, rows, out);
+                    line.three_by_three::<S, 1>(
+                        simd,
+                        x,
+                        rows.map(|row| line.padded_columns(row, x, &zeros)),
+                        out,
+                    );
                     (1, whole)
                 };
                 for x in x..x + pixels {
@@ -155,42 +160,75 @@ impl<'a> Line<'a> {
         store(simd, &mut out[x * channels + channel..][..count], sum[0]);
     }
 
-    /// The whole vectors of channels of `P` output pixels from `x` on, whose windows have three columns inside. `rows`
-    /// are those of the window. Neighbours share what is read of the weights.
+    /// The three columns of the window of output pixel `x` in `row`, and all that follows.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "only asked of windows that are inside")]
+    fn columns<'b>(&self, row: &'b [f32], x: usize) -> [&'b [f32]; 3] {
+        let (channels, first) = (self.op.bias.len(), x * self.op.window.stride - self.op.window.padding.1);
+        std::array::from_fn(|column| &row[(first + column) * channels..])
+    }
+
+    /// As [`Self::columns`], with zeros for those that are outside.
+    #[inline(always)]
+    fn padded_columns<'b>(&self, row: &'b [f32], x: usize, zeros: &'b [f32]) -> [&'b [f32]; 3] {
+        let (op, channels) = (self.op, self.op.bias.len());
+        std::array::from_fn(|column| {
+            let at = (x * op.window.stride + column).checked_sub(op.window.padding.1);
+            at.filter(|&at| at < op.size.w).and_then(|at| row.get(at * channels..)).unwrap_or(zeros)
+        })
+    }
+
+    /// The whole vectors of channels of `P` output pixels from `x` on. `taps` are the rows and columns of the window of
+    /// the first. Neighbours share what is read of the weights.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
-    fn three_by_three<S: Simd, const P: usize>(&self, simd: S, x: usize, rows: [&[f32]; 3], out: &mut [f32]) {
+    fn three_by_three<S: Simd, const P: usize>(
+        &self,
+        simd: S,
+        x: usize,
+        taps: [[&[f32]; 3]; 3],
+        out: &mut [f32],
+    ) {
         let (op, channels) = (self.op, self.op.bias.len());
         let step = op.window.stride * channels;
-        let start = (x * op.window.stride - op.window.padding.1) * channels;
-        // What the windows need of each row, which begins with the first column of the first window.
-        let needed = (P - 1) * step + 3 * channels;
-        let rows = rows.map(|row| row[start..][..needed].as_ptr());
+        let needed = (P - 1) * step + channels;
+        let taps = taps.map(|row| row.map(|tap| tap[..needed].as_ptr()));
         let weights = op.weight[..9 * channels].as_ptr();
         let out = &mut out[x * channels..][..P * channels];
         let (bias, out) = (&op.bias[..channels], out.as_mut_ptr());
+        // One way for all activations but PReLU, so that the loop has no branches.
+        let (low, high) = match op.activation {
+            Activation::None | Activation::PRelu(_) => (f32::NEG_INFINITY, f32::INFINITY),
+            Activation::Relu => (0.0, f32::INFINITY),
+            Activation::Relu6 => (0.0, 6.0),
+        };
+        let (low, high) = (simd.splat_f32s(low), simd.splat_f32s(high));
+        let slopes = matches!(op.activation, Activation::PRelu(_));
         let mut channel = 0;
         while channel + S::F32_LANES <= channels {
             // SAFETY: `at` is less than the length of what the pointer points to by at least a vector: a vector from
-            // `channel` on ends before `channels`, of which the weights have 9, the rows `(P - 1) * stride + 3` and the
+            // `channel` on ends before `channels`, of which the weights have 9, each tap `(P - 1) * stride + 1` and the
             // output `P`, as sliced above. Any bits are floats.
-            let vector = |from: *const f32, at: usize| unsafe { from.add(at).cast::<S::f32s>().read_unaligned() };
+            let vector =
+                |from: *const f32, at: usize| unsafe { from.add(at).cast::<S::f32s>().read_unaligned() };
             let mut sums = [vector(bias.as_ptr(), channel); P];
-            for (row, &values) in rows.iter().enumerate() {
-                for column in 0..3 {
-                    let weight = vector(weights, (row * 3 + column) * channels + channel);
-                    for (pixel, sum) in sums.iter_mut().enumerate() {
-                        let value = vector(values, pixel * step + column * channels + channel);
-                        *sum = simd.mul_add_e_f32s(value, weight, *sum);
-                    }
+            for (tap, &values) in taps.as_flattened().iter().enumerate() {
+                let weight = vector(weights, tap * channels + channel);
+                for (pixel, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add_e_f32s(vector(values, pixel * step + channel), weight, *sum);
                 }
             }
-            let slopes = self.slopes(channel);
+            if slopes {
+                for sum in &mut sums {
+                    let mut one = [*sum];
+                    activate(simd, &mut one, op.activation, self.slopes(channel));
+                    *sum = one[0];
+                }
+            }
             for (pixel, sum) in sums.into_iter().enumerate() {
-                let mut sum = [sum];
-                activate(simd, &mut sum, op.activation, slopes);
+                let sum = simd.min_f32s(high, simd.max_f32s(low, sum));
                 // SAFETY: as above.
-                unsafe { out.add(pixel * channels + channel).cast::<S::f32s>().write_unaligned(sum[0]) };
+                unsafe { out.add(pixel * channels + channel).cast::<S::f32s>().write_unaligned(sum) };
             }
             channel += S::F32_LANES;
         }

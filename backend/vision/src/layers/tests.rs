@@ -352,29 +352,39 @@ fn tmp_speed() {
         let workspace = &mut Workspace::default();
         for (name, n, c_in, h, w, c_out, window) in list {
             let weight = numbers(&[c_out, c_in, window.kernel.0, window.kernel.1]);
-            let prelu = if name.starts_with(['P', 'R', 'O']) { Activation::PRelu(vec![0.1; c_out]) } else { Activation::Relu };
+            let prelu = if name.starts_with(['P', 'R', 'O']) {
+                Activation::PRelu(vec![0.1; c_out])
+            } else {
+                Activation::Relu
+            };
             let conv = Conv2d::new(&weight, &numbers(&[c_out]), window, prelu).unwrap();
             let map = workspace.map_of(&numbers(&[n, c_in, h, w])).unwrap();
             let mut best = f64::MAX;
             let mut macs = 0;
-            for _ in 0..60 {
+            for _ in 0..std::env::var("REPS").map_or(60, |r| r.parse().unwrap()) {
                 let t = std::time::Instant::now();
                 let out = conv.forward(workspace, map.all()).unwrap();
                 best = best.min(t.elapsed().as_secs_f64());
                 macs = out.values().len() * c_in * window.taps();
                 workspace.give(out);
             }
-            println!("{name:6} {:8.1} us {:6.1} GMAC/s  {:.2} MMAC", best * 1e6, macs as f64 / best / 1e9, macs as f64 / 1e6);
+            println!(
+                "{name:6} {:8.1} us {:6.1} GMAC/s  {:.2} MMAC",
+                best * 1e6,
+                macs as f64 / best / 1e9,
+                macs as f64 / 1e6
+            );
         }
         let weight = numbers(&[128, 1, 3, 3]);
-        let dw = Depthwise::new(&weight, &numbers(&[128]), Window::same((3, 3), 1), Activation::Relu6).unwrap();
-        let map = workspace.map_of(&numbers(&[1, 128, 28, 28])).unwrap();
+        let dw =
+            Depthwise::new(&weight, &numbers(&[128]), Window::same((3, 3), 1), Activation::Relu6).unwrap();
+        let map = workspace.map_of(&numbers(&[1, 128, 14, 14])).unwrap();
         let pool = MaxPool { side: 3, stride: 2, partial: true };
         let pm = workspace.map_of(&numbers(&[8, 28, 22, 22])).unwrap();
         let pool2 = MaxPool { side: 2, stride: 2, partial: true };
         let pm2 = workspace.map_of(&numbers(&[1, 10, 149, 149])).unwrap();
         let (mut a, mut b, mut c) = (f64::MAX, f64::MAX, f64::MAX);
-        for _ in 0..60 {
+        for _ in 0..std::env::var("REPS").map_or(60, |r| r.parse().unwrap()) {
             let t = std::time::Instant::now();
             let out = dw.forward(workspace, &map).unwrap();
             a = a.min(t.elapsed().as_secs_f64());

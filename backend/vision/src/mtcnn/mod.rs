@@ -11,11 +11,11 @@ use rayon::prelude::*;
 use crate::{
     BoundingBox, Face, ModelError, VisionError,
     geometry::{Overlap, suppress},
-    layers::{Map, Size, Workspace, Workspaces},
+    layers::{Size, Workspaces},
     resample::{PixelRect, area_average},
     weights::Weights,
 };
-use networks::{Cell, OutputNet, ProposalNet, RefineNet, Refined};
+use networks::{Cell, CropNet, OutputNet, ProposalNet, RefineNet, Refined};
 
 /// How closely MTCNN looks.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -143,16 +143,13 @@ impl Mtcnn {
         let [_, refine_threshold, output_threshold] = self.config.thresholds;
         let proposals = self.propose(image)?;
 
-        let refined = self.examine(image, proposals, RefineNet::SIDE, |workspace, crops| {
-            self.refine.run(workspace, crops)
-        })?;
+        let refined = self.examine(image, proposals, &self.refine)?;
         let refined =
             refined.into_iter().filter_map(|(candidate, net)| passed(candidate, &net, refine_threshold));
         let refined = suppress(refined.collect(), 0.7, Overlap::Union, Candidate::key);
         let squares = refined.iter().map(|c| c.corrected(1.0).squared()).collect();
 
-        let examined = self
-            .examine(image, squares, OutputNet::SIDE, |workspace, crops| self.output.run(workspace, crops))?;
+        let examined = self.examine(image, squares, &self.output)?;
         let faces = examined.into_iter().filter_map(|(square, (net, points))| {
             let candidate = passed(square, &net, output_threshold)?;
             let (width, height) = (square.width() + 1.0, square.height() + 1.0);
@@ -242,24 +239,33 @@ impl Mtcnn {
         })
     }
 
-    /// Runs one of the later networks over the crop of each square, `side` pixels wide; squares that miss the image
-    /// are dropped.
-    fn examine<T: Send>(
+    /// Runs one of the later networks over the crop of each square; squares that miss the image are dropped.
+    fn examine<N: CropNet>(
         &self,
         image: &RgbImage,
         squares: Vec<BoundingBox>,
-        side: usize,
-        network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Vec<T>> + Sync,
-    ) -> Result<Vec<(BoundingBox, T)>, VisionError> {
+        network: &N,
+    ) -> Result<Vec<(BoundingBox, N::Output)>, VisionError> {
         let visible = |square: BoundingBox| Some((square, pixels_of(image, &square)?));
         let visible = squares.into_iter().filter_map(visible).collect::<Vec<_>>();
         let batches = visible.par_chunks(BATCH).map(|batch| {
             self.workspaces.with(|workspace| {
-                let mut crops = workspace.map(Size { n: batch.len(), h: side, w: side }, 3);
-                for (crop, (_, rect)) in crops.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
-                    area_average(image, *rect, (side, side), 0..side, crop);
+                let (side, channels) = N::SEEN;
+                let mut seen = workspace.map(Size { n: batch.len(), h: side, w: side }, channels);
+                let size = side * side * channels;
+                for (seen, few) in
+                    seen.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
+                {
+                    let mut crops = workspace.map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
+                    let pixels = crops.values_mut().chunks_exact_mut(N::SIDE * N::SIDE * 3);
+                    for (crop, (_, rect)) in pixels.zip(few) {
+                        area_average(image, *rect, (N::SIDE, N::SIDE), 0..N::SIDE, crop);
+                    }
+                    let maps = network.look(workspace, crops)?;
+                    seen.copy_from_slice(maps.values());
+                    workspace.give(maps);
                 }
-                Ok(batch.iter().map(|(square, _)| *square).zip(network(workspace, crops)?).collect())
+                Ok(batch.iter().map(|(square, _)| *square).zip(network.judge(workspace, seen)?).collect())
             })
         });
         let batches = batches.collect::<Result<Vec<Vec<_>>, VisionError>>()?;

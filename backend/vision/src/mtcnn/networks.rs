@@ -80,6 +80,24 @@ fn probability(no_face: f32, face: f32) -> f32 {
 const POOL_2: MaxPool = MaxPool { side: 2, stride: 2, partial: true };
 const POOL_3: MaxPool = MaxPool { side: 3, stride: 2, partial: true };
 
+/// A network that looks at crops.
+pub(super) trait CropNet: Sync {
+    /// What it says of a crop.
+    type Output: Send;
+    /// Side of the crops, pixels.
+    const SIDE: usize;
+    /// Crops whose widest maps stay in the second-level cache.
+    const AT_ONCE: usize;
+    /// Side and channels of the maps that the convolutions leave of a crop.
+    const SEEN: (usize, usize);
+
+    /// What the convolutions make of `crops` `[n, SIDE, SIDE, 3]`.
+    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map>;
+
+    /// What the dense layers say of that, crop by crop.
+    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Self::Output>>;
+}
+
 /// Looks at every 12x12 cell of a pyramid level.
 #[derive(Debug)]
 pub(super) struct ProposalNet {
@@ -154,8 +172,6 @@ pub(super) struct RefineNet {
 }
 
 impl RefineNet {
-    pub(super) const SIDE: usize = 24;
-
     pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
         Ok(Self {
             conv1: conv(weights, "1", 3, 28, 3)?,
@@ -165,12 +181,24 @@ impl RefineNet {
             heads: heads(weights, &[("dense5_1", 2), ("dense5_2", 4)], 128, &[])?,
         })
     }
+}
 
-    /// `crops` is `[n, 24, 24, 3]`.
-    pub(super) fn run(&self, workspace: &mut Workspace, crops: Map) -> Result<Vec<Refined>> {
+impl CropNet for RefineNet {
+    type Output = Refined;
+    const SIDE: usize = 24;
+    const AT_ONCE: usize = 4;
+    const SEEN: (usize, usize) = (3, 64);
+
+    /// What the convolutions make of `crops` `[n, 24, 24, 3]`: `[n, 3, 3, 64]`.
+    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
         let x = pooled(workspace, &self.conv1, POOL_3, crops)?;
         let x = pooled(workspace, &self.conv2, POOL_3, x)?;
-        let x = through(workspace, &[&self.conv3, &self.dense4, &self.heads], x)?;
+        through(workspace, &[&self.conv3], x)
+    }
+
+    /// What the dense layers say of that.
+    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Refined>> {
+        let x = through(workspace, &[&self.dense4, &self.heads], seen)?;
         let refined = |&[no, yes, l, t, r, b]: &[f32; 6]| Refined {
             score: probability(no, yes),
             regression: [l, t, r, b],
@@ -193,8 +221,6 @@ pub(super) struct OutputNet {
 }
 
 impl OutputNet {
-    pub(super) const SIDE: usize = 48;
-
     pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
         Ok(Self {
             conv1: conv(weights, "1", 3, 32, 3)?,
@@ -205,13 +231,25 @@ impl OutputNet {
             heads: heads(weights, &[("dense6_1", 2), ("dense6_2", 4), ("dense6_3", 10)], 256, &[])?,
         })
     }
+}
 
-    /// `crops` is `[n, 48, 48, 3]`. The landmarks `[x, y]` are in widths and heights of the crop.
-    pub(super) fn run(&self, workspace: &mut Workspace, crops: Map) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
+impl CropNet for OutputNet {
+    type Output = (Refined, [[f32; 2]; 5]);
+    const SIDE: usize = 48;
+    const AT_ONCE: usize = 1;
+    const SEEN: (usize, usize) = (3, 128);
+
+    /// What the convolutions make of `crops` `[n, 48, 48, 3]`: `[n, 3, 3, 128]`.
+    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
         let x = pooled(workspace, &self.conv1, POOL_3, crops)?;
         let x = pooled(workspace, &self.conv2, POOL_3, x)?;
         let x = pooled(workspace, &self.conv3, POOL_2, x)?;
-        let x = through(workspace, &[&self.conv4, &self.dense5, &self.heads], x)?;
+        through(workspace, &[&self.conv4], x)
+    }
+
+    /// What the dense layers say of that. The landmarks `[x, y]` are in widths and heights of the crop.
+    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
+        let x = through(workspace, &[&self.dense5, &self.heads], seen)?;
         // The five x come before the five y.
         let output = |&[no, yes, l, t, r, b, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4]: &[f32; 16]| {
             let refined = Refined { score: probability(no, yes), regression: [l, t, r, b] };
