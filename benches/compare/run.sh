@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
-# benches/compare/run.sh [--rounds N] [--report FILE] [NAME...]
-# Times us and our peers side by side, and writes target/bench/report.json: see compare.py. Installs the Python peers into
-# an environment of their own first (about 6 GB, most of it PyTorch's).
+# benches/compare/run.sh [--rounds N] [NAME...]
+# Times the networks and their Python peers side by side, and writes what came out to target/bench/report.json: see
+# networks.py. Installs the peers into an environment of their own first (about 6 GB, most of it PyTorch's).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-tool=.runtime/tools/peers
+peers=.runtime/tools/peers
 requirements=benches/compare/requirements.txt
-if ! cmp -s "$requirements" "$tool/installed.txt"; then
-    echo "Installing the peers into $tool (once)"
-    rm -rf "$tool"
-    python3 -m venv "$tool"
-    # What facepipe's peers need is listed whole; facenet-pytorch's own limits are older than Python's releases.
-    "$tool/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$requirements"
-    cp "$requirements" "$tool/installed.txt"
+if ! cmp -s "$requirements" "$peers/installed.txt"; then
+    echo "Installing the peers into $peers (once)"
+    rm -rf "$peers"
+    python3 -m venv "$peers"
+    # All that is needed is listed; facenet-pytorch's own limits for what it needs are older than the rest.
+    "$peers/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$requirements"
+    cp "$requirements" "$peers/installed.txt"
 fi
-exec python3 benches/compare/compare.py "$@"
+
+worker=$(cargo bench --locked --no-run --message-format=json -p facepipe-vision --bench worker |
+    python3 -c 'import json, sys
+print(next(m["executable"] for m in map(json.loads, sys.stdin)
+           if m.get("target", {}).get("name") == "worker" and m.get("executable")))')
+models=${FACEPIPE_MODELS:-models}
+pictures=$models/assets
+[[ -d $pictures/lfw10 ]] || pictures=${FACEPIPE_MIRROR:-$pictures}
+"$peers/bin/python" benches/compare/networks.py "$worker" "$models" "$pictures" target/bench/report.json "$@"
