@@ -4,8 +4,9 @@ networks.py WORKER MODELS MIRROR REPORT [--rounds N] [NAME...]
 
 WORKER is the program of `cargo bench -p facepipe-vision --bench worker`. Writes `inception_b1_t1`, `inception_b8_t1`,
 `inception_b1_t2`, `inception_b8_t2` (batch and threads; formula weights, for the speed does not hang on them),
-`mobilefacenet_b1_t1` (ms a forward), `mtcnn_photo` (250x250), `mtcnn_scenes` and `mtcnn_crop` (150x150; ms a picture, one
-thread) to the report, or those that are named.
+`mobilefacenet_b1_t1` (ms a forward), `mtcnn_photo` (250x250), `mtcnn_scenes`, `mtcnn_crop` (150x150) and
+`mtcnn_crop_filling` (ours looking only for faces that fill the crop; ms a picture, one thread) to the report, or those that
+are named.
 
 Ours and the peer's run in a process of their own each, on the same cores, and take turns, so that whatever else the machine
 does meets both. The best of the rounds counts: it is what is least disturbed.
@@ -71,12 +72,14 @@ def comparisons(options):
     work = ["mobilefacenet", 1, 1]
     yield "mobilefacenet_b1_t1", 1, 80, "ms", work, [*work, options.models / "mobilefacenet.onnx"]
     photographs, scenes = sorted(options.mirror.glob("lfw10/*/*_0001.jpg")), sorted(options.mirror.glob("scenes/*.jpg"))
-    for kind, files, rounds in (("photo", photographs, 15), ("scenes", scenes, 6), ("crop", photographs, 25)):
+    for name, ours, theirs, files, rounds in (("photo", "photo", "photo", photographs, 15),
+                                              ("scenes", "scenes", "scenes", scenes, 6),
+                                              ("crop", "crop", "crop", photographs, 25),
+                                              ("crop_filling", "filling", "crop", photographs, 25)):
         if files:
-            work = ["mtcnn", kind, 1, *files]
-            yield f"mtcnn_{kind}", 1, rounds, "ms/picture", work, work
+            yield f"mtcnn_{name}", 1, rounds, "ms/picture", ["mtcnn", ours, 1, *files], ["mtcnn", theirs, 1, *files]
         else:
-            print(f"mtcnn_{kind}: no pictures in {options.mirror}")
+            print(f"mtcnn_{name}: no pictures in {options.mirror}")
 
 
 def main():

@@ -1,6 +1,6 @@
 //! One workload of ours in a process of its own, for `benches/compare`, which runs it in turn with the peer's.
 //!
-//! `worker inception BATCH THREADS | mobilefacenet BATCH THREADS | mtcnn photo|crop|scenes THREADS FILE...`
+//! `worker inception BATCH THREADS | mobilefacenet BATCH THREADS | mtcnn photo|scenes|crop|filling THREADS FILE...`
 //!
 //! Says `ready`, then for each line that it reads, does the work once and answers with the milliseconds.
 
@@ -27,7 +27,7 @@ use std::{
 use common::{formula_input, formula_weights, picture};
 use facepipe_test_support::{fixture, models_dir};
 use facepipe_vision::{InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig, weights::Weights};
-use image::imageops;
+use image::{RgbImage, imageops};
 
 /// The work, and how many units it is.
 fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
@@ -50,7 +50,7 @@ fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
             let middle = |side: u32| (side - 150) / 2;
             let pictures = arguments[3..].iter().map(|file| {
                 let whole = picture(&PathBuf::from(file));
-                if arguments[1] != "crop" {
+                if !matches!(arguments[1].as_str(), "crop" | "filling") {
                     return whole;
                 }
                 let (width, height) = whole.dimensions();
@@ -58,7 +58,11 @@ fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
             });
             let pictures = pictures.collect::<Vec<_>>();
             let units = pictures.len() as f64;
-            (Box::new(move || pictures.iter().for_each(|p| drop(black_box(mtcnn.detect(p).unwrap())))), units)
+            let filling = arguments[1] == "filling";
+            let detect = move |p: &RgbImage| {
+                if filling { mtcnn.detect_filling(p).unwrap() } else { mtcnn.detect(p).unwrap() }
+            };
+            (Box::new(move || pictures.iter().for_each(|p| drop(black_box(detect(p))))), units)
         }
         other => panic!("there is no workload {other}"),
     }

@@ -59,6 +59,10 @@ const BATCH: usize = 32;
 /// hostile pictures from costing the square of their size.
 const MAX_PROPOSALS: usize = 10_000;
 
+/// What a face must take of the shorter side of a picture that was cut out around it, for [`Mtcnn::detect_filling`] to
+/// look for it. At 0.2, one in five hundred crops of the test pictures shows a likelier, smaller face that would be missed.
+const FILLING: f64 = 0.15;
+
 /// The detector. Detects in one image at a time, from any number of threads.
 #[derive(Debug)]
 pub struct Mtcnn {
@@ -140,8 +144,26 @@ impl Mtcnn {
     ///
     /// [`VisionError::Compute`].
     pub fn detect(&self, image: &RgbImage) -> Result<Vec<Face>, VisionError> {
+        self.detect_on(image, self.pyramid(image))
+    }
+
+    /// As [`Self::detect`], of a picture that was cut out around a face, as `facecrop` does: only faces are looked for
+    /// whose side is at least about 0.15 of the picture's shorter side. The first of them is the same; a crop of 150 pixels
+    /// takes a fifth less time, one that was not made smaller much less.
+    ///
+    /// # Errors
+    ///
+    /// [`VisionError::Compute`].
+    pub fn detect_filling(&self, image: &RgbImage) -> Result<Vec<Face>, VisionError> {
+        let least = f64::from(image.width().min(image.height())) * FILLING;
+        let mut levels = self.pyramid(image);
+        levels.retain(|level| CELL as f64 / level.scale >= least);
+        self.detect_on(image, levels)
+    }
+
+    fn detect_on(&self, image: &RgbImage, levels: Vec<Level>) -> Result<Vec<Face>, VisionError> {
         let [_, refine_threshold, output_threshold] = self.config.thresholds;
-        let proposals = self.propose(image)?;
+        let proposals = self.propose(image, &levels)?;
 
         let refined = self.examine(image, proposals, &self.refine)?;
         let refined =
@@ -181,14 +203,13 @@ impl Mtcnn {
         levels
     }
 
-    /// The first stage: squares from all levels of the pyramid.
-    fn propose(&self, image: &RgbImage) -> Result<Vec<BoundingBox>, VisionError> {
+    /// The first stage: squares from levels of the pyramid.
+    fn propose(&self, image: &RgbImage, levels: &[Level]) -> Result<Vec<BoundingBox>, VisionError> {
         let strips = |level: Level| {
             let outputs = ProposalNet::outputs(level.height);
             let rows = (STRIP_PIXELS / level.width).max(4 * CELL) / STRIDE;
             (0..outputs).step_by(rows).map(move |row| (level, row..(row + rows).min(outputs)))
         };
-        let levels = self.pyramid(image);
         let strips = levels.iter().flat_map(|&level| strips(level)).collect::<Vec<_>>();
         let cells = strips
             .into_par_iter()
