@@ -62,8 +62,9 @@ audit: $(CARGO_DENY) ## known vulnerabilities of dependencies (downloads the adv
 fmt: ## formats the code
 	@cargo fmt --all
 
-bench: setup ## speed of sampling and inference at the edge (criterion)
-	@cargo bench --locked -p facepipe-detector
+bench: setup ## speed: parts (criterion), and side by side with the peers, into target/bench/report.json
+	@cargo bench --locked -p facepipe-detector -p facepipe-vision --bench detector --bench networks
+	@benches/compare/run.sh
 
 clean: ## removes what was built; keeps models and tools
 	@cargo clean

@@ -6,10 +6,12 @@ use std::{
     str::FromStr,
 };
 
-use candle_core::{Device, Tensor};
 use image::RgbImage;
 
-use crate::{Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError};
+use crate::{
+    Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
+    layers::{Map, Size, Workspace, Workspaces},
+};
 
 /// A network that turns a face into a vector, so that vectors of one person lie close together.
 ///
@@ -120,10 +122,11 @@ const BATCH: usize = 16;
 /// length 1. `normalise` says for each channel what a value is multiplied with and what is then added.
 pub(crate) fn embed(
     embedder: &dyn Embedder,
+    workspaces: &Workspaces,
     side: u32,
     normalise: [(f32, f32); 3],
     crops: &[RgbImage],
-    network: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+    network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Map>,
 ) -> Result<Vec<Vec<f32>>, VisionError> {
     for (index, crop) in crops.iter().enumerate() {
         if crop.dimensions() != (side, side) {
@@ -137,19 +140,23 @@ pub(crate) fn embed(
             });
         }
     }
+    let side = side as usize;
     let mut embeddings = Vec::with_capacity(crops.len());
     for batch in crops.chunks(BATCH) {
-        let pixels = batch.iter().flat_map(|crop| crop.as_raw().as_chunks::<3>().0);
-        let mut values = Vec::with_capacity(batch.len() * (side * side * 3) as usize);
-        for pixel in pixels {
-            let [r, g, b] = *pixel;
-            let [red, green, blue] = normalise;
-            values.extend(
-                [(r, red), (g, green), (b, blue)].map(|(v, (scale, add))| f32::from(v) * scale + add),
-            );
-        }
-        let input = Tensor::from_vec(values, (batch.len(), side as usize, side as usize, 3), &Device::Cpu)?;
-        embeddings.extend(l2_normalised(network(&input)?)?);
+        embeddings.extend(workspaces.with(|workspace| {
+            let mut input = workspace.map(Size { n: batch.len(), h: side, w: side }, 3);
+            for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
+                for (values, pixel) in
+                    values.as_chunks_mut::<3>().0.iter_mut().zip(crop.as_raw().as_chunks::<3>().0)
+                {
+                    for ((value, &level), (scale, add)) in values.iter_mut().zip(pixel).zip(normalise) {
+                        *value = f32::from(level) * scale + add;
+                    }
+                }
+            }
+            let output = network(workspace, input)?;
+            Ok::<_, VisionError>(l2_normalised(workspace, output))
+        })?);
     }
     match embeddings.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
         Some(index) => Err(VisionError::NotFinite { index, embedder: embedder.name() }),
@@ -157,13 +164,14 @@ pub(crate) fn embed(
     }
 }
 
-/// The rows of `[N, D]`, each divided by its length.
-pub(crate) fn l2_normalised(rows: Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
-    let mut rows = rows.to_vec2::<f32>()?;
-    for row in &mut rows {
+/// The pixels of a map `[N, 1, 1, D]`, each divided by its length; the map is given back.
+pub(crate) fn l2_normalised(workspace: &mut Workspace, map: Map) -> Vec<Vec<f32>> {
+    let normalised = |row: &[f32]| {
         // The floor is PyTorch's, of `functional.normalize`.
         let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
-        row.iter_mut().for_each(|v| *v /= norm);
-    }
-    Ok(rows)
+        row.iter().map(|v| v / norm).collect()
+    };
+    let rows = map.values().chunks_exact(map.channels()).map(normalised).collect();
+    workspace.give(map);
+    rows
 }

@@ -1,7 +1,7 @@
 //! Inception-ResNet v1 (Szegedy et al. 2016; as FaceNet uses it): 512-dimensional face embeddings. Layers, names and
 //! weights as in facenet-pytorch's `InceptionResnetV1`.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use candle_core::{Result, Tensor};
 use image::RgbImage;
@@ -9,7 +9,7 @@ use image::RgbImage;
 use crate::{
     Embedder, Face, ModelError, VisionError,
     embedder::{EmbedderKind, embed, l2_normalised},
-    layers::{Activation, Conv2d, MaxPool, Window},
+    layers::{Activation, Conv2d, Map, MaxPool, Size, Window, Workspace, Workspaces, mean},
     resample::{PixelRect, triangle},
     weights::Weights,
 };
@@ -19,6 +19,8 @@ const EPSILON: f64 = 1e-3;
 const POOL: MaxPool = MaxPool { side: 3, stride: 2, partial: false };
 
 type Loaded<T> = std::result::Result<T, ModelError>;
+/// Is shown what comes out of each stage.
+type Observer<'a> = Option<&'a mut dyn FnMut(&'static str, &Tensor)>;
 
 /// The network. Takes faces as facenet-pytorch's `extract_face` cuts them out: the bounding box, 160x160, RGB,
 /// `(value - 127.5) / 128`.
@@ -37,17 +39,118 @@ pub struct InceptionResnetV1 {
     repeat_3: Vec<Residual>,
     block8: Residual,
     last_linear: Conv2d,
-    /// Scale and shift of the batch norm after the last layer, `[1, 512]`.
-    last_bn: (Tensor, Tensor),
+    /// Scale and shift of the batch norm after the last layer.
+    last_bn: (Vec<f32>, Vec<f32>),
+    workspaces: Workspaces,
 }
 
 /// A layer of a branch: its output channels and its window.
 type Layer = (usize, Window);
 
+/// Branches side by side over one input.
+#[derive(Debug)]
+struct Branches {
+    /// The 1x1 convolutions that branches begin with, as one, so that the input is read once.
+    entry: Option<Conv2d>,
+    branches: Vec<Branch>,
+}
+
+/// What follows the entry in one branch.
+#[derive(Debug)]
+struct Branch {
+    /// Channels of the entry that it goes on from; the input of all branches where there are none.
+    entry: Option<Range<usize>>,
+    layers: Vec<Conv2d>,
+}
+
+impl Branches {
+    /// `<name>.branch<i>`, or `<name>.branch<i>.<j>` where a branch has several layers.
+    fn load(weights: &Weights, name: &str, channels: usize, branches: &[&[Layer]]) -> Loaded<Self> {
+        let layer_name = |i: usize, j: usize, layers: &[Layer]| {
+            if layers.len() == 1 { format!("{name}.branch{i}") } else { format!("{name}.branch{i}.{j}") }
+        };
+        let begins_with_point = |layers: &[Layer]| matches!(layers.first(), Some((_, Window::POINT)));
+        let shared = branches.iter().filter(|layers| begins_with_point(layers)).count() > 1;
+        let (mut entries, mut width, mut loaded) = (Vec::new(), 0, Vec::new());
+        for (i, layers) in branches.iter().enumerate() {
+            let (mut c_in, mut entry) = (channels, None);
+            let mut convolutions = Vec::with_capacity(layers.len());
+            for (j, &(c_out, window)) in layers.iter().enumerate() {
+                let name = layer_name(i, j, layers);
+                if j == 0 && shared && begins_with_point(layers) {
+                    entries.push(folded(weights, &name, c_in, c_out, window)?);
+                    entry = Some(width..width + c_out);
+                    width += c_out;
+                } else {
+                    convolutions.push(basic_conv(weights, &name, c_in, c_out, window)?);
+                }
+                c_in = c_out;
+            }
+            loaded.push(Branch { entry, layers: convolutions });
+        }
+        let entry = if entries.is_empty() {
+            None
+        } else {
+            let (weight, shift): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+            let (weight, shift) = (Tensor::cat(&weight, 0)?, Tensor::cat(&shift, 0)?);
+            Some(Conv2d::new(&weight, &shift, Window::POINT, Activation::Relu)?)
+        };
+        Ok(Self { entry, branches: loaded })
+    }
+
+    /// What the entry makes of `x`, if there is one.
+    fn enter(&self, workspace: &mut Workspace, x: &Map) -> Result<Option<Map>> {
+        self.entry.as_ref().map(|entry| entry.forward(workspace, x.all())).transpose()
+    }
+
+    /// Channels that come out of the layers after the entry, all branches together.
+    fn channels(&self) -> usize {
+        self.branches.iter().filter_map(|branch| branch.layers.last()).map(Conv2d::channels).sum()
+    }
+
+    /// Size of what comes out of those layers.
+    fn output(&self, input: Size) -> Result<Size> {
+        let longest = self.branches.iter().max_by_key(|branch| branch.layers.len());
+        longest.iter().flat_map(|branch| &branch.layers).try_fold(input, |size, layer| layer.output(size))
+    }
+
+    /// Runs those layers, and writes what comes out of each branch to `out`, side by side.
+    fn forward_into(
+        &self,
+        workspace: &mut Workspace,
+        x: &Map,
+        entry: Option<&Map>,
+        out: &mut Map,
+    ) -> Result<()> {
+        let mut channel = 0;
+        for branch in &self.branches {
+            let Some((last, before)) = branch.layers.split_last() else { continue };
+            let input = match (&branch.entry, entry) {
+                (Some(channels), Some(entry)) => entry.part(channels.clone()),
+                _ => x.all(),
+            };
+            let mut between: Option<Map> = None;
+            for layer in before {
+                let next =
+                    layer.forward(workspace, between.as_ref().map_or_else(|| input.clone(), Map::all))?;
+                if let Some(done) = between.replace(next) {
+                    workspace.give(done);
+                }
+            }
+            last.forward_into(between.as_ref().map_or(input, Map::all), out, channel)?;
+            if let Some(done) = between {
+                workspace.give(done);
+            }
+            channel += last.channels();
+        }
+        Ok(())
+    }
+}
+
 /// Branches side by side, their outputs joined along the channels, narrowed by a 1x1 convolution and added to the input.
 #[derive(Debug)]
 struct Residual {
-    branches: Vec<Vec<Conv2d>>,
+    branches: Branches,
     project: Conv2d,
 }
 
@@ -61,7 +164,7 @@ impl Residual {
         activation: Activation,
     ) -> Loaded<Self> {
         let inner = branches.iter().filter_map(|b| Some(b.last()?.0)).sum();
-        let branches = load_branches(weights, name, channels, branches)?;
+        let branches = Branches::load(weights, name, channels, branches)?;
         // The factor of the residual goes into the weights.
         let weight = weights.get(&format!("{name}.conv2d.weight"), &[channels, inner, 1, 1])?;
         let bias = weights.get(&format!("{name}.conv2d.bias"), &[channels])?;
@@ -69,49 +172,39 @@ impl Residual {
         Ok(Self { branches, project })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.project.forward_add(&join(&self.branches, x, None)?, x)
+    fn forward(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
+        let entry = self.branches.enter(workspace, &x)?;
+        let mut others = workspace.map(x.size(), self.branches.channels());
+        self.branches.forward_into(workspace, &x, entry.as_ref(), &mut others)?;
+        // Branches that end with the entry stand first.
+        let ended = self.branches.branches.iter().filter(|branch| branch.layers.is_empty());
+        let mut inputs = Vec::with_capacity(2);
+        for channels in ended.filter_map(|branch| branch.entry.clone()) {
+            inputs.extend(entry.as_ref().map(|entry| entry.part(channels)));
+        }
+        inputs.push(others.all());
+        let out = self.project.forward_add(workspace, &inputs, &x)?;
+        [Some(x), Some(others), entry].into_iter().flatten().for_each(|map| workspace.give(map));
+        Ok(out)
     }
 }
 
 /// Branches side by side with a max pooling, their outputs joined along the channels, at half the size.
 #[derive(Debug)]
 struct Mixed {
-    branches: Vec<Vec<Conv2d>>,
+    branches: Branches,
 }
 
 impl Mixed {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        join(&self.branches, x, Some(POOL.forward(x)?))
+    fn forward(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
+        let entry = self.branches.enter(workspace, &x)?;
+        let own = self.branches.channels();
+        let mut out = workspace.map(self.branches.output(x.size())?, own + x.channels());
+        self.branches.forward_into(workspace, &x, entry.as_ref(), &mut out)?;
+        POOL.forward_into(&x, &mut out, own)?;
+        [Some(x), entry].into_iter().flatten().for_each(|map| workspace.give(map));
+        Ok(out)
     }
-}
-
-fn join(branches: &[Vec<Conv2d>], x: &Tensor, last: Option<Tensor>) -> Result<Tensor> {
-    let run = |branch: &Vec<Conv2d>| branch.iter().try_fold(x.clone(), |x, layer| layer.forward(&x));
-    let mut outputs = branches.iter().map(run).collect::<Result<Vec<_>>>()?;
-    outputs.extend(last);
-    Tensor::cat(&outputs, 3)
-}
-
-/// `<name>.branch<i>`, or `<name>.branch<i>.<j>` where a branch has several layers.
-fn load_branches(
-    weights: &Weights,
-    name: &str,
-    channels: usize,
-    branches: &[&[Layer]],
-) -> Loaded<Vec<Vec<Conv2d>>> {
-    let load = |(i, layers): (usize, &&[Layer])| {
-        let mut c_in = channels;
-        let mut branch = Vec::with_capacity(layers.len());
-        for (j, &(c_out, window)) in layers.iter().enumerate() {
-            let name =
-                if layers.len() == 1 { format!("{name}.branch{i}") } else { format!("{name}.branch{i}.{j}") };
-            branch.push(basic_conv(weights, &name, c_in, c_out, window)?);
-            c_in = c_out;
-        }
-        Ok(branch)
-    };
-    branches.iter().enumerate().map(load).collect()
 }
 
 /// Scale and shift that a batch norm comes to: `weight / sqrt(var + eps)` and `bias - mean * scale`.
@@ -122,12 +215,23 @@ fn batch_norm(weights: &Weights, name: &str, channels: usize) -> Loaded<(Tensor,
     Ok((scale, shift))
 }
 
-/// Convolution without bias, batch norm and ReLU, as one convolution.
-fn basic_conv(weights: &Weights, name: &str, c_in: usize, c_out: usize, window: Window) -> Loaded<Conv2d> {
+/// Weight and bias of a convolution without bias and the batch norm that follows it.
+fn folded(
+    weights: &Weights,
+    name: &str,
+    c_in: usize,
+    c_out: usize,
+    window: Window,
+) -> Loaded<(Tensor, Tensor)> {
     let shape = [c_out, c_in, window.kernel.0, window.kernel.1];
     let weight = weights.get(&format!("{name}.conv.weight"), &shape)?;
     let (scale, shift) = batch_norm(weights, &format!("{name}.bn"), c_out)?;
-    let weight = weight.broadcast_mul(&scale.reshape((c_out, 1, 1, 1))?)?;
+    Ok((weight.broadcast_mul(&scale.reshape((c_out, 1, 1, 1))?)?, shift))
+}
+
+/// Convolution without bias, batch norm and ReLU, as one convolution.
+fn basic_conv(weights: &Weights, name: &str, c_in: usize, c_out: usize, window: Window) -> Loaded<Conv2d> {
+    let (weight, shift) = folded(weights, name, c_in, c_out, window)?;
     Ok(Conv2d::new(&weight, &shift, window, Activation::Relu)?)
 }
 
@@ -171,7 +275,7 @@ impl InceptionResnetV1 {
                 .collect::<Loaded<Vec<_>>>()
         };
         let mixed = |name, channels, branches: &[&[Layer]]| {
-            load_branches(weights, name, channels, branches).map(|branches| Mixed { branches })
+            Branches::load(weights, name, channels, branches).map(|branches| Mixed { branches })
         };
         let block35: [&[Layer]; 3] =
             [&[(32, point)], &[(32, point), (32, three)], &[(32, point), (32, three), (32, three)]];
@@ -204,7 +308,8 @@ impl InceptionResnetV1 {
             repeat_3: repeat("repeat_3", 5, 1792, &block8, 0.20)?,
             block8: Residual::load(weights, "block8", 1792, &block8, 1.0, Activation::None)?,
             last_linear: Conv2d::new(&linear, &no_bias, point, Activation::None)?,
-            last_bn: (scale.unsqueeze(0)?, shift.unsqueeze(0)?),
+            last_bn: (scale.to_vec1()?, shift.to_vec1()?),
+            workspaces: Workspaces::default(),
         })
     }
 
@@ -214,7 +319,7 @@ impl InceptionResnetV1 {
     ///
     /// candle's, of an input of another shape.
     pub fn forward(&self, faces: &Tensor) -> Result<Vec<Vec<f32>>> {
-        self.forward_observed(faces, &mut |_, _| {})
+        self.observed(faces, None)
     }
 
     /// As [`Self::forward`], and shows `observe` what comes out of each stage, by facenet-pytorch's name of it: maps as
@@ -228,32 +333,74 @@ impl InceptionResnetV1 {
         faces: &Tensor,
         observe: &mut dyn FnMut(&'static str, &Tensor),
     ) -> Result<Vec<Vec<f32>>> {
-        l2_normalised(self.run(&faces.permute((0, 2, 3, 1))?.contiguous()?, observe)?)
+        self.observed(faces, Some(observe))
     }
 
-    /// `[N, 160, 160, 3]` to `[N, 512]`.
-    fn run(&self, x: &Tensor, observe: &mut dyn FnMut(&'static str, &Tensor)) -> Result<Tensor> {
-        let mut stage = |name, x: Result<Tensor>| x.inspect(|x| observe(name, x));
-        let blocks = |blocks: &[Residual], x: Tensor| blocks.iter().try_fold(x, |x, block| block.forward(&x));
-        let x = stage("conv2d_1a", self.conv2d_1a.forward(x))?;
-        let x = stage("conv2d_2a", self.conv2d_2a.forward(&x))?;
-        let x = stage("conv2d_2b", self.conv2d_2b.forward(&x))?;
-        let x = stage("maxpool_3a", POOL.forward(&x))?;
-        let x = stage("conv2d_3b", self.conv2d_3b.forward(&x))?;
-        let x = stage("conv2d_4a", self.conv2d_4a.forward(&x))?;
-        let x = stage("conv2d_4b", self.conv2d_4b.forward(&x))?;
-        let x = stage("repeat_1", blocks(&self.repeat_1, x))?;
-        let x = stage("mixed_6a", self.mixed_6a.forward(&x))?;
-        let x = stage("repeat_2", blocks(&self.repeat_2, x))?;
-        let x = stage("mixed_7a", self.mixed_7a.forward(&x))?;
-        let x = stage("repeat_3", blocks(&self.repeat_3, x))?;
-        let x = stage("block8", self.block8.forward(&x))?;
-        let x = stage("avgpool_1a", x.mean((1, 2)))?;
-        let (n, channels) = x.dims2()?;
-        let x = self.last_linear.forward(&x.reshape((n, 1, 1, channels))?)?;
-        let x = stage("last_linear", x.reshape((n, Self::DIMENSIONS)))?;
+    fn observed(&self, faces: &Tensor, observe: Observer<'_>) -> Result<Vec<Vec<f32>>> {
+        self.workspaces.with(|workspace| {
+            let faces = workspace.map_of(faces)?;
+            let embeddings = self.run(workspace, faces, observe)?;
+            Ok(l2_normalised(workspace, embeddings))
+        })
+    }
+
+    /// `[N, 160, 160, 3]` to `[N, 1, 1, 512]`.
+    fn run(&self, workspace: &mut Workspace, x: Map, mut observe: Observer<'_>) -> Result<Map> {
+        let mut stage = |name, x: &Map| match &mut observe {
+            Some(observe) if x.size().h * x.size().w == 1 => {
+                x.to_tensor()?.flatten_from(1).map(|x| observe(name, &x))
+            }
+            Some(observe) => x.to_tensor().map(|x| observe(name, &x)),
+            None => Ok(()),
+        };
+        let conv = |workspace: &mut Workspace, conv: &Conv2d, x: Map| {
+            let out = conv.forward(workspace, x.all())?;
+            workspace.give(x);
+            Ok::<_, candle_core::Error>(out)
+        };
+        let blocks = |workspace: &mut Workspace, blocks: &[Residual], x: Map| {
+            blocks.iter().try_fold(x, |x, block| block.forward(workspace, x))
+        };
+        let x = conv(workspace, &self.conv2d_1a, x)?;
+        stage("conv2d_1a", &x)?;
+        let x = conv(workspace, &self.conv2d_2a, x)?;
+        stage("conv2d_2a", &x)?;
+        let x = conv(workspace, &self.conv2d_2b, x)?;
+        stage("conv2d_2b", &x)?;
+        let pooled = POOL.forward(workspace, &x)?;
+        workspace.give(x);
+        stage("maxpool_3a", &pooled)?;
+        let x = conv(workspace, &self.conv2d_3b, pooled)?;
+        stage("conv2d_3b", &x)?;
+        let x = conv(workspace, &self.conv2d_4a, x)?;
+        stage("conv2d_4a", &x)?;
+        let x = conv(workspace, &self.conv2d_4b, x)?;
+        stage("conv2d_4b", &x)?;
+        let x = blocks(workspace, &self.repeat_1, x)?;
+        stage("repeat_1", &x)?;
+        let x = self.mixed_6a.forward(workspace, x)?;
+        stage("mixed_6a", &x)?;
+        let x = blocks(workspace, &self.repeat_2, x)?;
+        stage("repeat_2", &x)?;
+        let x = self.mixed_7a.forward(workspace, x)?;
+        stage("mixed_7a", &x)?;
+        let x = blocks(workspace, &self.repeat_3, x)?;
+        stage("repeat_3", &x)?;
+        let x = self.block8.forward(workspace, x)?;
+        stage("block8", &x)?;
+        let pooled = mean(workspace, &x);
+        workspace.give(x);
+        stage("avgpool_1a", &pooled)?;
+        let mut x = conv(workspace, &self.last_linear, pooled)?;
+        stage("last_linear", &x)?;
         let (scale, shift) = &self.last_bn;
-        stage("last_bn", x.broadcast_mul(scale)?.broadcast_add(shift))
+        for embedding in x.values_mut().chunks_exact_mut(Self::DIMENSIONS) {
+            for ((value, scale), shift) in embedding.iter_mut().zip(scale).zip(shift) {
+                *value = *value * scale + shift;
+            }
+        }
+        stage("last_bn", &x)?;
+        Ok(x)
     }
 }
 
@@ -284,7 +431,14 @@ impl Embedder for InceptionResnetV1 {
     }
 
     fn embed(&self, crops: &[RgbImage]) -> std::result::Result<Vec<Vec<f32>>, VisionError> {
-        embed(self, Self::SIDE, [(1.0 / 128.0, -127.5 / 128.0); 3], crops, |x| self.run(x, &mut |_, _| {}))
+        embed(
+            self,
+            &self.workspaces,
+            Self::SIDE,
+            [(1.0 / 128.0, -127.5 / 128.0); 3],
+            crops,
+            |workspace, x| self.run(workspace, x, None),
+        )
     }
 }
 

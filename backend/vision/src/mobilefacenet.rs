@@ -8,7 +8,7 @@ use image::RgbImage;
 use crate::{
     Embedder, Face, ModelError, VisionError, align,
     embedder::{EmbedderKind, embed, l2_normalised},
-    layers::{Activation, Conv2d, Depthwise, Window},
+    layers::{Activation, Conv2d, Depthwise, Map, Window, Workspace, Workspaces},
     weights::onnx::OnnxWeights,
 };
 
@@ -45,6 +45,7 @@ pub struct MobileFaceNet {
     conv2: Conv2d,
     global_depthwise: Depthwise,
     conv3: Conv2d,
+    workspaces: Workspaces,
 }
 
 /// Widens by a 1x1 convolution, filters each channel, narrows again; adds its input where that has the same shape.
@@ -57,9 +58,18 @@ struct InvertedResidual {
 }
 
 impl InvertedResidual {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = self.depthwise.forward(&self.expand.forward(x)?)?;
-        if self.residual { self.project.forward_add(&inner, x) } else { self.project.forward(&inner) }
+    fn forward(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
+        let wide = self.expand.forward(workspace, x.all())?;
+        let inner = self.depthwise.forward(workspace, &wide)?;
+        workspace.give(wide);
+        let out = if self.residual {
+            self.project.forward_add(workspace, &[inner.all()], &x)?
+        } else {
+            self.project.forward(workspace, inner.all())?
+        };
+        workspace.give(inner);
+        workspace.give(x);
+        Ok(out)
     }
 }
 
@@ -113,6 +123,7 @@ impl MobileFaceNet {
             conv2: conv("/conv2/conv2.0", 128, 512, Window::POINT, Activation::Relu6)?,
             global_depthwise: depthwise("/gdconv/depthwise", 512, Window::valid(7, 1), Activation::None)?,
             conv3: conv("/conv3", 512, Self::DIMENSIONS, Window::POINT, Activation::None)?,
+            workspaces: Workspaces::default(),
         })
     }
 
@@ -122,19 +133,34 @@ impl MobileFaceNet {
     ///
     /// candle's, of an input of another shape.
     pub fn forward(&self, faces: &Tensor) -> Result<Vec<Vec<f32>>> {
-        l2_normalised(self.run(&faces.permute((0, 2, 3, 1))?.contiguous()?)?)
+        self.workspaces.with(|workspace| {
+            let faces = workspace.map_of(faces)?;
+            let embeddings = self.run(workspace, faces)?;
+            Ok(l2_normalised(workspace, embeddings))
+        })
     }
 
-    /// `[N, 112, 112, 3]` to `[N, 128]`.
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.depthwise.forward(&self.conv1.forward(x)?)?;
-        let mut x = self.pointwise.forward(&x)?;
+    /// `[N, 112, 112, 3]` to `[N, 1, 1, 128]`.
+    fn run(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
+        let conv = |workspace: &mut Workspace, conv: &Conv2d, x: Map| {
+            let out = conv.forward(workspace, x.all())?;
+            workspace.give(x);
+            Ok::<_, candle_core::Error>(out)
+        };
+        let depthwise = |workspace: &mut Workspace, depthwise: &Depthwise, x: Map| {
+            let out = depthwise.forward(workspace, &x)?;
+            workspace.give(x);
+            Ok::<_, candle_core::Error>(out)
+        };
+        let x = conv(workspace, &self.conv1, x)?;
+        let x = depthwise(workspace, &self.depthwise, x)?;
+        let mut x = conv(workspace, &self.pointwise, x)?;
         for block in &self.blocks {
-            x = block.forward(&x)?;
+            x = block.forward(workspace, x)?;
         }
-        let x = self.global_depthwise.forward(&self.conv2.forward(&x)?)?;
-        let x = self.conv3.forward(&x)?;
-        x.reshape((x.dim(0)?, Self::DIMENSIONS))
+        let x = conv(workspace, &self.conv2, x)?;
+        let x = depthwise(workspace, &self.global_depthwise, x)?;
+        conv(workspace, &self.conv3, x)
     }
 }
 
@@ -166,8 +192,9 @@ impl Embedder for MobileFaceNet {
     fn embed(&self, crops: &[RgbImage]) -> std::result::Result<Vec<Vec<f32>>, VisionError> {
         let channel = |mean: f32, deviation: f32| (1.0 / (255.0 * deviation), -mean / deviation);
         let ([r, g, b], [dr, dg, db]) = (MEAN, DEVIATION);
-        embed(self, align::ALIGNED_SIDE, [channel(r, dr), channel(g, dg), channel(b, db)], crops, |x| {
-            self.run(x)
+        let normalise = [channel(r, dr), channel(g, dg), channel(b, db)];
+        embed(self, &self.workspaces, align::ALIGNED_SIDE, normalise, crops, |workspace, x| {
+            self.run(workspace, x)
         })
     }
 }

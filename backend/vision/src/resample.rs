@@ -38,29 +38,28 @@ fn window(index: usize, input: usize, output: usize) -> (usize, usize) {
     (index * input / output, ((index + 1) * input).div_ceil(output))
 }
 
-/// Appends rows `rows` of the part `rect` of `image`, resized to `width` x `height` by area averaging, to `out`, as
+/// Writes rows `rows` of the part `rect` of `image`, resized to `width` x `height` by area averaging, to `out`, as
 /// `(value - 127.5) / 128` in the layout `[row, column, channel]`.
 ///
 /// The same as `torch.nn.functional.interpolate(mode="area")`, but for the order of the additions: sums are kept in
 /// integers and are exact. A window may hold at most 16 million pixels.
 ///
-/// A `rect` that reaches out of the image, or is empty, appends nothing.
+/// A `rect` that reaches out of the image, or is empty, writes nothing.
 pub fn area_average(
     image: &RgbImage,
     rect: PixelRect,
     (width, height): (usize, usize),
     rows: std::ops::Range<usize>,
-    out: &mut Vec<f32>,
+    out: &mut [f32],
 ) {
     let stride = image.width() as usize * 3;
     let (rect_width, rect_height) = (rect.width() as usize, rect.height() as usize);
     if rect_width == 0 || rect_height == 0 || rect.right > image.width() || rect.bottom > image.height() {
         return;
     }
-    out.reserve(rows.len() * width * 3);
     let columns: Vec<(usize, usize)> = (0..width).map(|x| window(x, rect_width, width)).collect();
     let mut sums = vec![0u32; rect_width * 3];
-    for y in rows {
+    for (y, out) in rows.zip(out.chunks_exact_mut((width * 3).max(1))) {
         let (top, bottom) = window(y, rect_height, height);
         sums.fill(0);
         let first = (rect.top as usize + top) * stride + rect.left as usize * 3;
@@ -69,7 +68,7 @@ pub fn area_average(
                 *sum += u32::from(value);
             }
         }
-        for &(left, right) in &columns {
+        for (out, &(left, right)) in out.as_chunks_mut::<3>().0.iter_mut().zip(&columns) {
             let mut total = [0u32; 3];
             for pixel in sums.get(left * 3..right * 3).unwrap_or_default().as_chunks::<3>().0 {
                 for (t, &s) in total.iter_mut().zip(pixel) {
@@ -85,7 +84,8 @@ pub fn area_average(
                 clippy::cast_precision_loss,
                 reason = "single precision is what the network computes in"
             )]
-            out.extend(total.map(|t| (t as f32 * scale - 127.5) * 0.007_812_5));
+            let levels = total.map(|t| (t as f32 * scale - 127.5) * 0.007_812_5);
+            *out = levels;
         }
     }
 }
@@ -164,7 +164,7 @@ mod tests {
     fn area_averaging_averages_each_window() {
         let image =
             RgbImage::from_fn(5, 2, |x, y| image::Rgb([u8::try_from(10 * x + 100 * y).unwrap(), 7, 0]));
-        let mut out = Vec::new();
+        let mut out = [0.0; 9];
         area_average(&image, PixelRect::all(&image), (3, 1), 0..1, &mut out);
         let got = levels(&out);
         for (got, want) in got.iter().zip([55.0, 7.0, 0.0, 70.0, 7.0, 0.0, 85.0, 7.0, 0.0]) {
@@ -176,7 +176,7 @@ mod tests {
     fn area_averaging_of_an_enlarged_part_reads_only_that_part() {
         let image = RgbImage::from_fn(4, 4, |x, y| image::Rgb([u8::try_from(x * 40 + y).unwrap(); 3]));
         let part = PixelRect { left: 1, top: 2, right: 3, bottom: 4 };
-        let mut out = Vec::new();
+        let mut out = [0.0; 12];
         area_average(&image, part, (4, 4), 1..2, &mut out);
         for (got, want) in levels(&out).chunks(3).zip([42.0, 42.0, 82.0, 82.0]) {
             assert!(got.iter().all(|g| (g - want).abs() < 1e-3), "{got:?} instead of {want}");
@@ -186,10 +186,10 @@ mod tests {
     #[test]
     fn a_part_outside_the_image_gives_nothing() {
         let image = RgbImage::new(4, 4);
-        let mut out = Vec::new();
+        let mut out = [7.0; 12];
         area_average(&image, PixelRect { left: 2, top: 0, right: 6, bottom: 4 }, (2, 2), 0..2, &mut out);
         area_average(&image, PixelRect { left: 3, top: 0, right: 3, bottom: 4 }, (2, 2), 0..2, &mut out);
-        assert!(out.is_empty());
+        assert_eq!(out, [7.0; 12]);
     }
 
     #[test]

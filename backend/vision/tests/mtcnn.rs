@@ -168,3 +168,44 @@ fn missing_weights_are_named_with_the_way_to_get_them() {
     let text = error.to_string();
     assert!(text.contains("pnet.pt") && text.contains("facepipe models fetch"), "{text}");
 }
+
+/// The picture around a face with a margin of `share` of its size, as `facecrop` cuts it.
+fn around(image: &RgbImage, face: &Reference, share: f64) -> RgbImage {
+    let [left, top, right, bottom] = face.corners;
+    let (x, y) = ((right - left) * share, (bottom - top) * share);
+    let (left, top) = ((left - x).max(0.0) as u32, (top - y).max(0.0) as u32);
+    let right = ((right + x) as u32).min(image.width());
+    let bottom = ((bottom + y) as u32).min(image.height());
+    image::imageops::crop_imm(image, left, top, right - left, bottom - top).to_image()
+}
+
+#[test]
+fn in_a_crop_the_face_is_found_as_it_is_when_smaller_ones_are_looked_for_too() {
+    let models = require!("models/pnet.pt");
+    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let fixture = fixture("mtcnn.json");
+    let mut crops = Vec::new();
+    for (name, faces) in fixture["images"].as_object().unwrap() {
+        let image = picture(&require!(name));
+        let faces = faces.as_array().unwrap().iter().map(reference);
+        // Smaller ones are not worth to be sent by an edge.
+        let large = faces.filter(|f| f.probability > 0.99 && f.corners[2] - f.corners[0] >= 40.0);
+        crops.extend(large.flat_map(|face| [0.15, 0.25, 0.5].map(|share| around(&image, &face, share))));
+    }
+    assert!(crops.len() > 300, "{}", crops.len());
+    let differing = crops.par_iter().filter(|crop| {
+        let (all, quick) = (mtcnn.detect(crop).unwrap(), mtcnn.detect_filling(crop).unwrap());
+        all.is_empty() || all.first() != quick.first()
+    });
+    assert_eq!(differing.count(), 0, "of {} crops", crops.len());
+}
+
+#[test]
+fn in_a_crop_faces_that_do_not_fill_it_are_not_looked_for() {
+    let models = require!("models/pnet.pt");
+    let path = require!("scenes/crowd-01.jpg");
+    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let image = picture(&path);
+    let (all, quick) = (mtcnn.detect(&image).unwrap(), mtcnn.detect_filling(&image).unwrap());
+    assert!(quick.len() < all.len(), "{} of {}", quick.len(), all.len());
+}

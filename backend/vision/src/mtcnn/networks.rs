@@ -1,10 +1,10 @@
 //! The three networks of MTCNN. Layers and names as in facenet-pytorch's `PNet`, `RNet` and `ONet`.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::{
     ModelError,
-    layers::{Activation, Conv2d, MaxPool, Window},
+    layers::{Activation, Conv2d, Map, MaxPool, Window, Workspace},
     weights::Weights,
 };
 
@@ -80,6 +80,24 @@ fn probability(no_face: f32, face: f32) -> f32 {
 const POOL_2: MaxPool = MaxPool { side: 2, stride: 2, partial: true };
 const POOL_3: MaxPool = MaxPool { side: 3, stride: 2, partial: true };
 
+/// A network that looks at crops.
+pub(super) trait CropNet: Sync {
+    /// What it says of a crop.
+    type Output: Send;
+    /// Side of the crops, pixels.
+    const SIDE: usize;
+    /// Crops whose widest maps stay in the second-level cache.
+    const AT_ONCE: usize;
+    /// Side and channels of the maps that the convolutions leave of a crop.
+    const SEEN: (usize, usize);
+
+    /// What the convolutions make of `crops` `[n, SIDE, SIDE, 3]`.
+    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map>;
+
+    /// What the dense layers say of that, crop by crop.
+    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Self::Output>>;
+}
+
 /// Looks at every 12x12 cell of a pyramid level.
 #[derive(Debug)]
 pub(super) struct ProposalNet {
@@ -104,25 +122,43 @@ impl ProposalNet {
         (input - 2).div_ceil(2) - 4
     }
 
-    /// Of `pixels` `[height, width, 3]`, the cells with a score of at least `threshold`, row by row.
+    /// Of `pixels` `[1, height, width, 3]`, the cells with a score of at least `threshold`, row by row.
     pub(super) fn run(
         &self,
-        pixels: Vec<f32>,
-        (height, width): (usize, usize),
+        workspace: &mut Workspace,
+        pixels: Map,
         threshold: f32,
-    ) -> Result<Vec<Cell>> {
-        let x = Tensor::from_vec(pixels, (1, height, width, 3), &Device::Cpu)?;
-        let x = POOL_2.forward(&self.conv1.forward(&x)?)?;
-        let x = self.heads.forward(&self.conv3.forward(&self.conv2.forward(&x)?)?)?;
-        let columns = x.dim(2)?;
-        let values = x.flatten_all()?.to_vec1::<f32>()?;
-        let cells = values.as_chunks::<6>().0.iter().enumerate().filter_map(|(i, &[no, yes, l, t, r, b])| {
+        mut found: impl FnMut(Cell),
+    ) -> Result<()> {
+        let x = pooled(workspace, &self.conv1, POOL_2, pixels)?;
+        let x = through(workspace, &[&self.conv2, &self.conv3, &self.heads], x)?;
+        let columns = x.size().w;
+        for (i, &[no, yes, l, t, r, b]) in x.values().as_chunks::<6>().0.iter().enumerate() {
             let score = probability(no, yes);
-            let cell = Cell { row: i / columns, column: i % columns, score, regression: [l, t, r, b] };
-            (score >= threshold).then_some(cell)
-        });
-        Ok(cells.collect())
+            if score >= threshold {
+                found(Cell { row: i / columns, column: i % columns, score, regression: [l, t, r, b] });
+            }
+        }
+        workspace.give(x);
+        Ok(())
     }
+}
+
+/// A convolution and the pooling after it.
+fn pooled(workspace: &mut Workspace, conv: &Conv2d, pool: MaxPool, x: Map) -> Result<Map> {
+    let wide = through(workspace, &[conv], x)?;
+    let out = pool.forward(workspace, &wide)?;
+    workspace.give(wide);
+    Ok(out)
+}
+
+/// Convolutions one after the other.
+fn through(workspace: &mut Workspace, layers: &[&Conv2d], x: Map) -> Result<Map> {
+    layers.iter().try_fold(x, |x, layer| {
+        let out = layer.forward(workspace, x.all())?;
+        workspace.give(x);
+        Ok(out)
+    })
 }
 
 /// Looks at 24x24 crops.
@@ -136,8 +172,6 @@ pub(super) struct RefineNet {
 }
 
 impl RefineNet {
-    pub(super) const SIDE: usize = 24;
-
     pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
         Ok(Self {
             conv1: conv(weights, "1", 3, 28, 3)?,
@@ -147,20 +181,31 @@ impl RefineNet {
             heads: heads(weights, &[("dense5_1", 2), ("dense5_2", 4)], 128, &[])?,
         })
     }
+}
 
-    /// `crops` is `[n, 24, 24, 3]`.
-    pub(super) fn run(&self, crops: Vec<f32>, n: usize) -> Result<Vec<Refined>> {
-        let x = Tensor::from_vec(crops, (n, Self::SIDE, Self::SIDE, 3), &Device::Cpu)?;
-        let x = POOL_3.forward(&self.conv1.forward(&x)?)?;
-        let x = POOL_3.forward(&self.conv2.forward(&x)?)?;
-        let x = self.dense4.forward(&self.conv3.forward(&x)?)?;
-        let values = self.heads.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
-        let refined = values
-            .as_chunks::<6>()
-            .0
-            .iter()
-            .map(|&[no, yes, l, t, r, b]| Refined { score: probability(no, yes), regression: [l, t, r, b] });
-        Ok(refined.collect())
+impl CropNet for RefineNet {
+    type Output = Refined;
+    const SIDE: usize = 24;
+    const AT_ONCE: usize = 4;
+    const SEEN: (usize, usize) = (3, 64);
+
+    /// What the convolutions make of `crops` `[n, 24, 24, 3]`: `[n, 3, 3, 64]`.
+    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
+        let x = pooled(workspace, &self.conv1, POOL_3, crops)?;
+        let x = pooled(workspace, &self.conv2, POOL_3, x)?;
+        through(workspace, &[&self.conv3], x)
+    }
+
+    /// What the dense layers say of that.
+    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Refined>> {
+        let x = through(workspace, &[&self.dense4, &self.heads], seen)?;
+        let refined = |&[no, yes, l, t, r, b]: &[f32; 6]| Refined {
+            score: probability(no, yes),
+            regression: [l, t, r, b],
+        };
+        let outputs = x.values().as_chunks::<6>().0.iter().map(refined).collect();
+        workspace.give(x);
+        Ok(outputs)
     }
 }
 
@@ -176,8 +221,6 @@ pub(super) struct OutputNet {
 }
 
 impl OutputNet {
-    pub(super) const SIDE: usize = 48;
-
     pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
         Ok(Self {
             conv1: conv(weights, "1", 3, 32, 3)?,
@@ -188,22 +231,32 @@ impl OutputNet {
             heads: heads(weights, &[("dense6_1", 2), ("dense6_2", 4), ("dense6_3", 10)], 256, &[])?,
         })
     }
+}
 
-    /// `crops` is `[n, 48, 48, 3]`. The landmarks `[x, y]` are in widths and heights of the crop.
-    pub(super) fn run(&self, crops: Vec<f32>, n: usize) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
-        let x = Tensor::from_vec(crops, (n, Self::SIDE, Self::SIDE, 3), &Device::Cpu)?;
-        let x = POOL_3.forward(&self.conv1.forward(&x)?)?;
-        let x = POOL_3.forward(&self.conv2.forward(&x)?)?;
-        let x = POOL_2.forward(&self.conv3.forward(&x)?)?;
-        let x = self.dense5.forward(&self.conv4.forward(&x)?)?;
-        let values = self.heads.forward(&x)?.flatten_all()?.to_vec1::<f32>()?;
+impl CropNet for OutputNet {
+    type Output = (Refined, [[f32; 2]; 5]);
+    const SIDE: usize = 48;
+    const AT_ONCE: usize = 1;
+    const SEEN: (usize, usize) = (3, 128);
+
+    /// What the convolutions make of `crops` `[n, 48, 48, 3]`: `[n, 3, 3, 128]`.
+    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
+        let x = pooled(workspace, &self.conv1, POOL_3, crops)?;
+        let x = pooled(workspace, &self.conv2, POOL_3, x)?;
+        let x = pooled(workspace, &self.conv3, POOL_2, x)?;
+        through(workspace, &[&self.conv4], x)
+    }
+
+    /// What the dense layers say of that. The landmarks `[x, y]` are in widths and heights of the crop.
+    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
+        let x = through(workspace, &[&self.dense5, &self.heads], seen)?;
         // The five x come before the five y.
-        let outputs = values.as_chunks::<16>().0.iter().map(
-            |&[no, yes, l, t, r, b, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4]| {
-                let refined = Refined { score: probability(no, yes), regression: [l, t, r, b] };
-                (refined, [[x0, y0], [x1, y1], [x2, y2], [x3, y3], [x4, y4]])
-            },
-        );
-        Ok(outputs.collect())
+        let output = |&[no, yes, l, t, r, b, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4]: &[f32; 16]| {
+            let refined = Refined { score: probability(no, yes), regression: [l, t, r, b] };
+            (refined, [[x0, y0], [x1, y1], [x2, y2], [x3, y3], [x4, y4]])
+        };
+        let outputs = x.values().as_chunks::<16>().0.iter().map(output).collect();
+        workspace.give(x);
+        Ok(outputs)
     }
 }

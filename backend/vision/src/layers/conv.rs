@@ -1,0 +1,492 @@
+//! The convolution kernel: tiles of output pixels by output channels, held in registers over the whole depth of the
+//! sum, and written once, with bias, residual and activation.
+//!
+//! Channels-last maps need no copying together of windows: the inputs of an output pixel lie in a few runs (one for a
+//! 1x1 kernel, one for each row or each tap of a larger one), and the kernel reads them where they are. Only the weights
+//! are packed, once, in the order in which the kernel reads them.
+
+use std::{array, cell::RefCell, marker::PhantomData, ops::Range};
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::{
+    Activation, Window,
+    level::{Kernel, Level, MAX_ROWS, Registers},
+};
+
+/// Multiplications below which a second thread costs more than it saves.
+const PARALLEL_FROM: usize = 2_000_000;
+/// Floats of input that the tiles of one block read; they should stay in the second-level cache beside the weights of a
+/// panel.
+const BLOCK_FLOATS: usize = 48 * 1024;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// The values of a map, or of some neighbouring channels of one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Values<'a> {
+    /// From the first value of the first pixel on. One more pixel than the map has, the last of zeros, is what lies
+    /// beyond the edges.
+    pub data: &'a [f32],
+    /// Floats from one pixel to the next.
+    pub stride: usize,
+    /// Channels that count.
+    pub channels: usize,
+}
+
+/// Images, height and width of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub n: usize,
+    pub h: usize,
+    pub w: usize,
+}
+
+impl Size {
+    pub(crate) fn pixels(self) -> usize {
+        self.n * self.h * self.w
+    }
+}
+
+/// Weights in the order in which the kernel reads them.
+///
+/// The output channels are cut into panels as wide as a tile. In a panel, the channels of one input stand side by side,
+/// and the inputs follow each other as they do in the window. The last panel is cut off after the vector in which the
+/// channels end, and filled with zeros.
+#[derive(Debug)]
+pub(super) struct Packed {
+    level: Level,
+    /// Begins at `start`, so that no vector crosses a cache line.
+    panels: Vec<f32>,
+    start: usize,
+    /// Inputs of an output: kernel rows * kernel columns * input channels.
+    depth: usize,
+    channels: usize,
+    /// With zeros up to the width of the panels.
+    bias: Vec<f32>,
+    activation: Activation,
+}
+
+impl Packed {
+    /// From `weight` `[inputs, channels]` and `bias` `[channels]`; slopes of PReLU are one for each channel.
+    pub(super) fn new(level: Level, weight: &[f32], bias: &[f32], activation: Activation) -> Self {
+        let channels = bias.len();
+        let depth = weight.len() / channels.max(1);
+        let (lanes, wide) = (level.lanes(), level.tile_channels());
+        let padded = channels.next_multiple_of(lanes);
+        let mut panels = vec![0f32; padded * depth + LINE / size_of::<f32>()];
+        let start = panels.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        let mut at = start;
+        for first in (0..channels).step_by(wide) {
+            let width = wide.min(padded - first);
+            let used = width.min(channels - first);
+            for row in weight.chunks_exact(channels) {
+                if let (Some(to), Some(from)) = (panels.get_mut(at..at + used), row.get(first..first + used))
+                {
+                    to.copy_from_slice(from);
+                }
+                at += width;
+            }
+        }
+        let filled = |values: &[f32]| {
+            let mut values = values.to_vec();
+            values.resize(padded, 0.0);
+            values
+        };
+        let activation = match activation {
+            Activation::PRelu(slopes) => Activation::PRelu(filled(&slopes)),
+            other => other,
+        };
+        Self { level, panels, start, depth, channels, bias: filled(bias), activation }
+    }
+
+    pub(super) fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Weights, and those of bias and channel, of the panel that begins at channel `first`.
+    fn panel(&self, first: usize, width: usize) -> (&[f32], &[f32], &[f32]) {
+        let at = self.start + first * self.depth;
+        let part = |values: &'_ Vec<f32>| first..(first + width).min(values.len());
+        let slopes = match &self.activation {
+            Activation::PRelu(slopes) => slopes.get(part(slopes)),
+            _ => None,
+        };
+        (
+            self.panels.get(at..at + width * self.depth).unwrap_or_default(),
+            self.bias.get(part(&self.bias)).unwrap_or_default(),
+            slopes.unwrap_or_default(),
+        )
+    }
+}
+
+/// One convolution to be done. The sizes were checked against each other by the caller; here they only decide whether
+/// this panics, never what is read or written.
+pub(super) struct Convolution<'a> {
+    pub packed: &'a Packed,
+    pub window: Window,
+    /// The maps whose channels, one after the other, are the input. Windows other than 1x1 take one.
+    pub sources: &'a [Values<'a>],
+    pub input: Size,
+    pub output: Size,
+    /// Added before the activation, `[pixels, channels]`.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// Where the tiles go. Shared by the threads, each of which writes its own part.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    len: usize,
+    /// Floats from one pixel to the next.
+    stride: usize,
+}
+
+// SAFETY: the pointer came from an exclusive borrow that outlives all the threads, and `Target::row` says which of the
+// floats behind it each may touch.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    /// `len` floats of pixel `pixel` from channel `channel` on.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may touch, and the caller may not hold another reference to, these floats.
+    #[inline(always)]
+    unsafe fn row<'a>(self, pixel: usize, channel: usize, len: usize) -> &'a mut [f32] {
+        let at = pixel * self.stride + channel;
+        assert!(at + len <= self.len, "a tile lies in its map");
+        // SAFETY: the floats lie in the borrow that `self` came from (asserted above), and are the caller's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}
+
+impl Convolution<'_> {
+    /// Writes the channels of each output pixel to `out`, which begins at the first of them and has `stride` floats
+    /// from one pixel to the next.
+    pub(super) fn run(&self, out: &mut [f32], stride: usize) {
+        let (pixels, channels) = (self.output.pixels(), self.packed.channels);
+        if pixels == 0 {
+            return;
+        }
+        let target = Target { start: out.as_mut_ptr(), len: out.len(), stride };
+        let threads = rayon::current_num_threads();
+        let weights = self.packed.depth * channels;
+        if threads == 1 || pixels * weights < PARALLEL_FROM {
+            self.part(target, 0..pixels, 0..channels);
+            return;
+        }
+        // Split so that what is larger is read by one thread only: the weights or the map.
+        let wide = self.packed.level.tile_channels();
+        let panels = channels.div_ceil(wide);
+        if panels >= threads && weights > self.input.pixels() * (self.packed.depth / self.window.taps()) {
+            (0..threads).into_par_iter().for_each(|i| {
+                let channel = |i: usize| (i * panels / threads * wide).min(channels);
+                self.part(target, 0..pixels, channel(i)..channel(i + 1));
+            });
+        } else {
+            let tasks = threads.min(pixels.div_ceil(MAX_ROWS));
+            (0..tasks).into_par_iter().for_each(|i| {
+                self.part(target, i * pixels / tasks..(i + 1) * pixels / tasks, 0..channels);
+            });
+        }
+    }
+
+    fn part(&self, target: Target, pixels: Range<usize>, channels: Range<usize>) {
+        self.packed.level.run(Part { convolution: self, target, pixels, channels });
+    }
+
+    /// The runs in which the inputs of an output pixel lie, in the order of the packed weights.
+    fn runs(&self) -> Vec<Run<'_>> {
+        if self.window == Window::POINT {
+            let run = |source: &Values<'_>| Run {
+                data: source.data.as_ptr(),
+                len: source.channels,
+                at: 0,
+                _source: PhantomData,
+            };
+            return self.sources.iter().map(run).collect();
+        }
+        let Some(source) = self.sources.first() else { return Vec::new() };
+        let (rows, columns) = self.window.kernel;
+        let line = self.input.w * source.stride;
+        let run = |len, at| Run { data: source.data.as_ptr(), len, at, _source: PhantomData };
+        if self.place() == Place::Inside && source.stride == source.channels {
+            return (0..rows).map(|row| run(columns * source.channels, row * line)).collect();
+        }
+        let taps = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        let at = |(row, column)| match self.place() {
+            Place::Inside => row * line + column * source.stride,
+            Place::Anywhere => 0,
+        };
+        taps.map(|tap| run(source.channels, at(tap))).collect()
+    }
+
+    fn place(&self) -> Place {
+        if self.window.padding == (0, 0) && self.sources.len() == 1 { Place::Inside } else { Place::Anywhere }
+    }
+
+    /// Appends where the window of each of `pixels` begins, or, where it may lie [`Place::Anywhere`], where each of its
+    /// runs does.
+    ///
+    /// # Panics
+    ///
+    /// Where a run would not lie in its source.
+    fn offsets(&self, pixels: Range<usize>, offsets: &mut Vec<usize>) {
+        let Some(source) = self.sources.first() else { return };
+        if self.window == Window::POINT {
+            for source in self.sources {
+                assert!(pixels.end * source.stride <= source.data.len(), "a run lies in its map");
+            }
+            offsets.extend(
+                pixels.flat_map(|pixel| self.sources.iter().map(move |source| pixel * source.stride)),
+            );
+            return;
+        }
+        let (rows, columns) = self.window.kernel;
+        let (pad_y, pad_x) = self.window.padding;
+        let outside = self.input.pixels() * source.stride;
+        let last = match self.place() {
+            Place::Inside => ((rows - 1) * self.input.w + columns - 1) * source.stride,
+            Place::Anywhere => 0,
+        };
+        let mut furthest = 0;
+        let mut pixel = pixels.start;
+        while pixel < pixels.end {
+            // As far as the line goes.
+            let (line, first) = (pixel / self.output.w, pixel % self.output.w);
+            let (image, y) = (line / self.output.h, line % self.output.h * self.window.stride);
+            let xs = first..self.output.w.min(first + pixels.end - pixel);
+            pixel += xs.len();
+            if self.place() == Place::Inside {
+                let start = (image * self.input.h + y) * self.input.w;
+                offsets.extend(xs.map(|x| (start + x * self.window.stride) * source.stride));
+                furthest = furthest.max(offsets.last().copied().unwrap_or_default());
+                continue;
+            }
+            // Counted in the padded input; the unpadded one begins at `padding`.
+            for x in xs.map(|x| x * self.window.stride) {
+                for y in y..y + rows {
+                    let inside = y >= pad_y && y < self.input.h + pad_y;
+                    let line = (image * self.input.h + y).wrapping_sub(pad_y).wrapping_mul(self.input.w);
+                    for x in x..x + columns {
+                        let inside = inside && x >= pad_x && x < self.input.w + pad_x;
+                        let at =
+                            if inside { (line + x).wrapping_sub(pad_x) * source.stride } else { outside };
+                        furthest = furthest.max(at);
+                        offsets.push(at);
+                    }
+                }
+            }
+        }
+        assert!(furthest + last + source.channels <= source.data.len(), "a run lies in its map");
+    }
+}
+
+/// Where the windows of a convolution can lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Inside of one map, so that the runs are at the same places in all windows.
+    Inside,
+    /// Partly beyond the edges, or in several maps.
+    Anywhere,
+}
+
+/// Inputs that lie side by side in memory.
+struct Run<'a> {
+    /// The values of the map.
+    data: *const f32,
+    len: usize,
+    /// Where it begins, counted from the offset.
+    at: usize,
+    _source: PhantomData<&'a [f32]>,
+}
+
+thread_local! {
+    /// Where the windows of a block begin.
+    static OFFSETS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The share of one thread: these pixels and these channels, which begin at a panel.
+struct Part<'a> {
+    convolution: &'a Convolution<'a>,
+    target: Target,
+    pixels: Range<usize>,
+    channels: Range<usize>,
+}
+
+impl Kernel for Part<'_> {
+    #[inline(always)]
+    fn run<S: Registers>(self, simd: S) {
+        let op = self.convolution;
+        let runs = op.runs();
+        // A pixel's own share of the input, but for what it shares with its neighbours.
+        let own = op.packed.depth / op.window.kernel.0.min(op.window.kernel.1).max(1);
+        let block = (BLOCK_FLOATS / own.max(1)).clamp(8 * S::ROWS, 512).next_multiple_of(S::ROWS);
+        // Taken rather than borrowed in a closure, so that all below is compiled for the instructions of `S`.
+        let mut offsets = OFFSETS.take();
+        let mut first = self.pixels.start;
+        while first < self.pixels.end {
+            let pixels = first..(first + block).min(self.pixels.end);
+            offsets.clear();
+            op.offsets(pixels.clone(), &mut offsets);
+            let block =
+                Block { op, target: self.target, runs: &runs, offsets: &offsets, pixels: pixels.clone() };
+            let mut channel = self.channels.start;
+            while channel < self.channels.end {
+                match (self.channels.end - channel).div_ceil(S::F32_LANES).min(S::VECTORS) {
+                    1 => block.panel::<S, 1>(simd, channel),
+                    2 => block.panel::<S, 2>(simd, channel),
+                    3 => block.panel::<S, 3>(simd, channel),
+                    _ => block.panel::<S, 4>(simd, channel),
+                }
+                channel += S::VECTORS * S::F32_LANES;
+            }
+            first = pixels.end;
+        }
+        OFFSETS.set(offsets);
+    }
+}
+
+/// Neighbouring output pixels whose inputs fit into the cache together.
+struct Block<'a> {
+    op: &'a Convolution<'a>,
+    target: Target,
+    /// Together as long as the packed weights are deep.
+    runs: &'a [Run<'a>],
+    /// Of each pixel, or of each run of each pixel: what [`Convolution::offsets`] made of these pixels.
+    offsets: &'a [usize],
+    pixels: Range<usize>,
+}
+
+impl Block<'_> {
+    /// The `V` vectors of channels from `channel` on, of all pixels of the block.
+    #[inline(always)]
+    fn panel<S: Registers, const V: usize>(&self, simd: S, channel: usize) {
+        if V > S::VECTORS {
+            return;
+        }
+        let count = self.pixels.len();
+        // Tiles of equal height, rather than a low one at the end.
+        let tiles = count.div_ceil(S::ROWS);
+        for tile in 0..tiles {
+            let rows = tile * count / tiles..(tile + 1) * count / tiles;
+            match rows.len() {
+                1 => self.tile::<S, 1, V>(simd, rows.start, channel),
+                2 => self.tile::<S, 2, V>(simd, rows.start, channel),
+                3 => self.tile::<S, 3, V>(simd, rows.start, channel),
+                4 => self.tile::<S, 4, V>(simd, rows.start, channel),
+                5 => self.tile::<S, 5, V>(simd, rows.start, channel),
+                6 => self.tile::<S, 6, V>(simd, rows.start, channel),
+                7 => self.tile::<S, 7, V>(simd, rows.start, channel),
+                _ => self.tile::<S, MAX_ROWS, V>(simd, rows.start, channel),
+            }
+        }
+    }
+
+    /// `M` pixels, from the `first` of the block on, by `V` vectors of channels, from `channel` on.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+    fn tile<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
+        if M > S::ROWS {
+            return;
+        }
+        let packed = self.op.packed;
+        let (panel, bias, slopes) = packed.panel(channel, V * S::F32_LANES);
+        let (panel, bias) = (vectors::<S, V>(panel), vectors::<S, V>(bias));
+        let mut sums = [bias[0]; M];
+        let each = if self.op.place() == Place::Inside { 1 } else { self.runs.len() };
+        let offsets = &self.offsets[first * each..][..M * each];
+        let mut weights = panel;
+        for (index, run) in self.runs.iter().enumerate() {
+            let (now, later) = weights.split_at(run.len);
+            weights = later;
+            let index = if each == 1 { 0 } else { index };
+            // SAFETY: `Convolution::offsets` asserted that the run, from its offset on, lies in its map.
+            let rows: [*const f32; M] =
+                array::from_fn(|m| unsafe { run.data.add(offsets[m * each + index] + run.at) });
+            for (k, weight) in now.iter().enumerate() {
+                for m in 0..M {
+                    // SAFETY: `k` is less than the length of the run, which lies in its map from `rows[m]` on.
+                    let value = simd.splat_f32s(unsafe { *rows[m].add(k) });
+                    for v in 0..V {
+                        sums[m][v] = simd.mul_add_e_f32s(value, weight[v], sums[m][v]);
+                    }
+                }
+            }
+        }
+        let channels = (packed.channels - channel).min(V * S::F32_LANES);
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let pixel = self.pixels.start + first + m;
+            if let Some(residual) = self.op.residual {
+                let residual = &residual[pixel * packed.channels + channel..][..channels];
+                add(simd, sums, residual);
+            }
+            activate(simd, sums, &packed.activation, slopes);
+            // SAFETY: each pixel belongs to one tile of one part, each channel to one panel of one part, and the
+            // reference ends with this iteration.
+            let out = unsafe { self.target.row(pixel, channel, channels) };
+            store(simd, out, sums);
+        }
+    }
+}
+
+/// The floats as rows of `V` vectors.
+#[inline(always)]
+fn vectors<S: Simd, const V: usize>(floats: &[f32]) -> &[[S::f32s; V]] {
+    S::as_simd_f32s(floats).0.as_chunks::<V>().0
+}
+
+#[inline(always)]
+fn add<S: Simd, const V: usize>(simd: S, sums: &mut [S::f32s; V], values: &[f32]) {
+    if values.len() == V * S::F32_LANES {
+        for (sum, value) in sums.iter_mut().zip(S::as_simd_f32s(values).0) {
+            *sum = simd.add_f32s(*sum, *value);
+        }
+    } else {
+        for (sum, value) in sums.iter_mut().zip(values.chunks(S::F32_LANES)) {
+            *sum = simd.add_f32s(*sum, simd.partial_load_f32s(value));
+        }
+    }
+}
+
+#[inline(always)]
+fn store<S: Simd, const V: usize>(simd: S, out: &mut [f32], sums: &[S::f32s; V]) {
+    if out.len() == V * S::F32_LANES {
+        for (out, sum) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sums) {
+            *out = *sum;
+        }
+    } else {
+        for (out, sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
+            simd.partial_store_f32s(out, *sum);
+        }
+    }
+}
+
+/// Applies the activation; `slopes` are those of these channels.
+#[inline(always)]
+pub(super) fn activate<S: Simd, const V: usize>(
+    simd: S,
+    values: &mut [S::f32s; V],
+    activation: &Activation,
+    slopes: &[f32],
+) {
+    let zero = simd.splat_f32s(0.0);
+    match activation {
+        Activation::None => {}
+        Activation::Relu => values.iter_mut().for_each(|v| *v = simd.max_f32s(*v, zero)),
+        Activation::Relu6 => {
+            let six = simd.splat_f32s(6.0);
+            values.iter_mut().for_each(|v| *v = simd.min_f32s(simd.max_f32s(*v, zero), six));
+        }
+        Activation::PRelu(_) => {
+            for (v, slope) in values.iter_mut().zip(S::as_simd_f32s(slopes).0) {
+                let below = simd.min_f32s(*v, zero);
+                *v = simd.mul_add_e_f32s(*slope, below, simd.max_f32s(*v, zero));
+            }
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! The kernels that keep the channels apart: depthwise convolution and max pooling. Channels side by side in memory are
+//! computed side by side in a vector.
+
+use std::ops::Range;
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+use super::{
+    Activation, MaxPool, Window,
+    conv::{Size, activate},
+    level::{Kernel, Level, Registers},
+};
+
+/// Multiplications below which a second thread costs more than it saves.
+const PARALLEL_FROM: usize = 1_000_000;
+/// Neighbouring output pixels that are computed together.
+const NEIGHBOURS: usize = 4;
+
+/// A depthwise convolution to be done.
+pub(super) struct Filter<'a> {
+    pub level: Level,
+    /// `[kernel rows * kernel columns, channels]`
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub activation: &'a Activation,
+    pub window: Window,
+    pub input: &'a [f32],
+    pub size: Size,
+    pub output: Size,
+}
+
+impl Filter<'_> {
+    /// `out` is `[output pixels, channels]`.
+    pub(super) fn run(&self, out: &mut [f32]) {
+        let lines = self.output.n * self.output.h;
+        let line = self.output.w * self.bias.len();
+        if line == 0 {
+            return;
+        }
+        let threads = rayon::current_num_threads();
+        if threads == 1 || out.len() * self.window.taps() < PARALLEL_FROM {
+            self.level.run(FilterLines { op: self, first: 0, out });
+            return;
+        }
+        let share = lines.div_ceil(threads);
+        out.par_chunks_mut(share * line)
+            .enumerate()
+            .for_each(|(i, out)| self.level.run(FilterLines { op: self, first: i * share, out }));
+    }
+}
+
+/// Some lines of output, from line `first` (counted over the images) on.
+struct FilterLines<'a> {
+    op: &'a Filter<'a>,
+    first: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for FilterLines<'_> {
+    #[inline(always)]
+    fn run<S: Registers>(self, simd: S) {
+        let op = self.op;
+        let channels = op.bias.len();
+        let small = op.window.kernel == (3, 3);
+        // A row outside of the map.
+        let zeros = vec![0f32; if small { op.size.w * channels } else { 0 }];
+        for (index, out) in self.out.chunks_exact_mut(op.output.w * channels).enumerate() {
+            let line = Line::new(op, self.first + index);
+            let rows: [&[f32]; 3] = std::array::from_fn(|row| line.row(row).unwrap_or(&zeros));
+            let inner = if small { line.inner() } else { 0..0 };
+            let mut x = 0;
+            while x < op.output.w {
+                let whole = channels / S::F32_LANES * S::F32_LANES;
+                let (pixels, done) = if !small {
+                    (1, 0)
+                } else if inner.contains(&x) && x + NEIGHBOURS <= inner.end {
+                    line.three_by_three::<S, NEIGHBOURS>(simd, x, rows.map(|row| line.columns(row, x)), out);
+                    (NEIGHBOURS, whole)
+                } else {
+                    line.three_by_three::<S, 1>(
+                        simd,
+                        x,
+                        rows.map(|row| line.padded_columns(row, x, &zeros)),
+                        out,
+                    );
+                    (1, whole)
+                };
+                for x in x..x + pixels {
+                    for channel in (done..channels).step_by(S::F32_LANES) {
+                        line.pixel(simd, x, channel, out);
+                    }
+                }
+                x += pixels;
+            }
+        }
+    }
+}
+
+/// One line of output and the lines of input that it is made of.
+struct Line<'a> {
+    op: &'a Filter<'a>,
+    image: usize,
+    /// First row of the window, in the padded input.
+    y: usize,
+}
+
+impl<'a> Line<'a> {
+    fn new(op: &'a Filter<'a>, index: usize) -> Self {
+        Self { op, image: index / op.output.h, y: index % op.output.h * op.window.stride }
+    }
+
+    /// The output pixels whose windows reach over neither the left nor the right edge.
+    fn inner(&self) -> Range<usize> {
+        let (op, pad) = (self.op, self.op.window.padding.1);
+        let first = pad.div_ceil(op.window.stride);
+        let last = (op.size.w + pad).checked_sub(op.window.kernel.1);
+        let end = last.map_or(0, |last| last / op.window.stride + 1);
+        first..end.min(op.output.w).max(first)
+    }
+
+    /// Row `row` of the window, if it is inside.
+    fn row(&self, row: usize) -> Option<&'a [f32]> {
+        let (op, pad) = (self.op, self.op.window.padding.0);
+        let y = (self.y + row).checked_sub(pad).filter(|&y| y < op.size.h)?;
+        let line = op.size.w * op.bias.len();
+        op.input.get((self.image * op.size.h + y) * line..)?.get(..line)
+    }
+
+    /// Slopes of PReLU of the channels from `channel` on, a whole vector at least.
+    #[inline(always)]
+    fn slopes(&self, channel: usize) -> &'a [f32] {
+        match self.op.activation {
+            Activation::PRelu(slopes) => slopes.get(channel..).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// A vector of channels of any output pixel, tap by tap.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+    fn pixel<S: Simd>(&self, simd: S, x: usize, channel: usize, out: &mut [f32]) {
+        let (op, channels) = (self.op, self.op.bias.len());
+        let count = S::F32_LANES.min(channels - channel);
+        let (rows, columns) = op.window.kernel;
+        // In the padded input; the unpadded one begins at `padding`.
+        let first = x * op.window.stride;
+        let skip = op.window.padding.1.saturating_sub(first).min(columns);
+        let end = (op.size.w + op.window.padding.1).saturating_sub(first).clamp(skip, columns);
+        let mut sum = [load(simd, &op.bias[channel..][..count])];
+        for row in 0..rows {
+            let Some(line) = self.row(row) else { continue };
+            for column in skip..end {
+                let at = (first + column - op.window.padding.1) * channels + channel;
+                let weight = &op.weight[(row * columns + column) * channels + channel..][..count];
+                sum[0] = simd.mul_add_e_f32s(load(simd, &line[at..][..count]), load(simd, weight), sum[0]);
+            }
+        }
+        activate(simd, &mut sum, op.activation, self.slopes(channel));
+        store(simd, &mut out[x * channels + channel..][..count], sum[0]);
+    }
+
+    /// The three columns of the window of output pixel `x` in `row`, and all that follows.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "only asked of windows that are inside")]
+    fn columns<'b>(&self, row: &'b [f32], x: usize) -> [&'b [f32]; 3] {
+        let (channels, first) = (self.op.bias.len(), x * self.op.window.stride - self.op.window.padding.1);
+        std::array::from_fn(|column| &row[(first + column) * channels..])
+    }
+
+    /// As [`Self::columns`], with zeros for those that are outside.
+    #[inline(always)]
+    fn padded_columns<'b>(&self, row: &'b [f32], x: usize, zeros: &'b [f32]) -> [&'b [f32]; 3] {
+        let (op, channels) = (self.op, self.op.bias.len());
+        std::array::from_fn(|column| {
+            let at = (x * op.window.stride + column).checked_sub(op.window.padding.1);
+            at.filter(|&at| at < op.size.w).and_then(|at| row.get(at * channels..)).unwrap_or(zeros)
+        })
+    }
+
+    /// The whole vectors of channels of `P` output pixels from `x` on. `taps` are the rows and columns of the window of
+    /// the first. Neighbours share what is read of the weights.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+    fn three_by_three<S: Simd, const P: usize>(
+        &self,
+        simd: S,
+        x: usize,
+        taps: [[&[f32]; 3]; 3],
+        out: &mut [f32],
+    ) {
+        let (op, channels) = (self.op, self.op.bias.len());
+        let step = op.window.stride * channels;
+        let needed = (P - 1) * step + channels;
+        let taps = taps.map(|row| row.map(|tap| tap[..needed].as_ptr()));
+        let weights = op.weight[..9 * channels].as_ptr();
+        let out = &mut out[x * channels..][..P * channels];
+        let (bias, out) = (&op.bias[..channels], out.as_mut_ptr());
+        // One way for all activations but PReLU, so that the loop has no branches.
+        let (low, high) = match op.activation {
+            Activation::None | Activation::PRelu(_) => (f32::NEG_INFINITY, f32::INFINITY),
+            Activation::Relu => (0.0, f32::INFINITY),
+            Activation::Relu6 => (0.0, 6.0),
+        };
+        let (low, high) = (simd.splat_f32s(low), simd.splat_f32s(high));
+        let slopes = matches!(op.activation, Activation::PRelu(_));
+        let mut channel = 0;
+        while channel + S::F32_LANES <= channels {
+            // SAFETY: `at` is less than the length of what the pointer points to by at least a vector: a vector from
+            // `channel` on ends before `channels`, of which the weights have 9, each tap `(P - 1) * stride + 1` and the
+            // output `P`, as sliced above. Any bits are floats.
+            let vector =
+                |from: *const f32, at: usize| unsafe { from.add(at).cast::<S::f32s>().read_unaligned() };
+            let mut sums = [vector(bias.as_ptr(), channel); P];
+            for (tap, &values) in taps.as_flattened().iter().enumerate() {
+                let weight = vector(weights, tap * channels + channel);
+                for (pixel, sum) in sums.iter_mut().enumerate() {
+                    *sum = simd.mul_add_e_f32s(vector(values, pixel * step + channel), weight, *sum);
+                }
+            }
+            if slopes {
+                for sum in &mut sums {
+                    let mut one = [*sum];
+                    activate(simd, &mut one, op.activation, self.slopes(channel));
+                    *sum = one[0];
+                }
+            }
+            for (pixel, sum) in sums.into_iter().enumerate() {
+                let sum = simd.min_f32s(high, simd.max_f32s(low, sum));
+                // SAFETY: as above.
+                unsafe { out.add(pixel * channels + channel).cast::<S::f32s>().write_unaligned(sum) };
+            }
+            channel += S::F32_LANES;
+        }
+    }
+}
+
+/// A max pooling to be done.
+pub(super) struct Pooling<'a> {
+    pub level: Level,
+    pub window: MaxPool,
+    pub input: &'a [f32],
+    pub size: Size,
+    pub channels: usize,
+    pub output: Size,
+    /// Begins at the first pooled channel of the first pixel.
+    pub out: &'a mut [f32],
+    /// Floats from one output pixel to the next.
+    pub stride: usize,
+}
+
+impl Pooling<'_> {
+    pub(super) fn run(self) {
+        if self.channels > 0 && self.output.pixels() > 0 {
+            self.level.run(self);
+        }
+    }
+}
+
+impl Kernel for Pooling<'_> {
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+    fn run<S: Registers>(self, simd: S) {
+        let (size, channels, window) = (self.size, self.channels, self.window);
+        let lines = self.output.n * self.output.h;
+        for (line, out) in self.out.chunks_mut(self.output.w * self.stride).enumerate().take(lines) {
+            let (image, y) = (line / self.output.h, line % self.output.h * window.stride);
+            let height = window.side.min(size.h - y);
+            for (out_x, out) in out.chunks_mut(self.stride).enumerate() {
+                let x = out_x * window.stride;
+                let width = window.side.min(size.w - x);
+                let input = &self.input[((image * size.h + y) * size.w + x) * channels..];
+                let part = Square { input, line: size.w * channels, channels };
+                let out = &mut out[..channels];
+                match (height, width) {
+                    (2, 2) => part.largest::<S, 2>(simd, out),
+                    (3, 3) => part.largest::<S, 3>(simd, out),
+                    _ => part.largest_of(simd, height, width, out),
+                }
+            }
+        }
+    }
+}
+
+/// A window of a pooling.
+struct Square<'a> {
+    /// From its first pixel on.
+    input: &'a [f32],
+    /// Floats from a row to the next.
+    line: usize,
+    channels: usize,
+}
+
+impl Square<'_> {
+    /// Of a window that is `N` pixels high and wide, the largest of each channel.
+    #[inline(always)]
+    fn largest<S: Simd, const N: usize>(&self, simd: S, out: &mut [f32]) {
+        self.largest_of(simd, N, N, out);
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+    fn largest_of<S: Simd>(&self, simd: S, height: usize, width: usize, out: &mut [f32]) {
+        let count = S::F32_LANES.min(self.channels);
+        let mut done = 0;
+        while done < self.channels {
+            // The last vector reaches back over channels that are done, rather than be a part of one.
+            let first = done.min(self.channels - count);
+            let mut best = simd.splat_f32s(f32::NEG_INFINITY);
+            for row in 0..height {
+                let row = &self.input[row * self.line + first..][..(width - 1) * self.channels + count];
+                for column in 0..width {
+                    best = simd.max_f32s(best, load(simd, &row[column * self.channels..][..count]));
+                }
+            }
+            store(simd, &mut out[first..][..count], best);
+            done += S::F32_LANES;
+        }
+    }
+}
+
+/// A vector, of as many values as there are.
+#[inline(always)]
+fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(values).0.first() {
+        Some(vector) => *vector,
+        None => simd.partial_load_f32s(values),
+    }
+}
+
+/// Stores as many values as there is room for.
+#[inline(always)]
+fn store<S: Simd>(simd: S, out: &mut [f32], values: S::f32s) {
+    match S::as_mut_simd_f32s(out).0.first_mut() {
+        Some(out) => *out = values,
+        None => simd.partial_store_f32s(out, values),
+    }
+}

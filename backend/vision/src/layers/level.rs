@@ -1,0 +1,130 @@
+//! The vector instructions that the kernels are compiled for, and the choice among them at run time.
+
+use pulp::{Scalar128b, Simd, WithSimd};
+
+/// What the convolution kernel needs to know of a set of vector instructions beyond the instructions themselves: how
+/// large a tile of outputs its registers hold. On each level the sums take most of the registers; the rest hold a
+/// row of weights and one input.
+pub(super) trait Registers: Simd {
+    /// Output pixels of a tile.
+    const ROWS: usize;
+    /// Vectors of output channels of a tile.
+    const VECTORS: usize;
+}
+
+/// No more than this in any level.
+pub(super) const MAX_ROWS: usize = 8;
+
+#[cfg(target_arch = "x86_64")]
+impl Registers for pulp::x86::V4 {
+    const ROWS: usize = 8;
+    const VECTORS: usize = 2;
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Registers for pulp::x86::V3 {
+    const ROWS: usize = 6;
+    const VECTORS: usize = 2;
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Registers for pulp::aarch64::Neon {
+    const ROWS: usize = 6;
+    const VECTORS: usize = 4;
+}
+
+impl Registers for Scalar128b {
+    const ROWS: usize = 4;
+    const VECTORS: usize = 2;
+}
+
+/// A set of vector instructions that this processor has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Level {
+    /// AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    V4(pulp::x86::V4),
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    V3(pulp::x86::V3),
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+    /// What every processor of the architecture has: four lanes that the compiler makes something of.
+    Portable(Scalar128b),
+}
+
+/// Work that is compiled once for each level.
+pub(super) trait Kernel {
+    fn run<S: Registers>(self, simd: S);
+}
+
+/// Carries a [`Kernel`] through pulp, which compiles what is called in `with_simd` for the instructions of `S`.
+struct Compiled<K, S>(K, S);
+
+impl<K: Kernel, S: Registers> WithSimd for Compiled<K, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<T: Simd>(self, _: T) {
+        self.0.run(self.1);
+    }
+}
+
+impl Level {
+    /// All that this processor has, the widest first.
+    pub(crate) fn available() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let wide = [pulp::x86::V4::try_new().map(Self::V4), pulp::x86::V3::try_new().map(Self::V3)];
+        #[cfg(target_arch = "aarch64")]
+        let wide = [pulp::aarch64::Neon::try_new().map(Self::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let wide = [None];
+        wide.into_iter().flatten().chain([Self::Portable(Scalar128b)]).collect()
+    }
+
+    /// The widest.
+    pub(crate) fn best() -> Self {
+        Self::available().into_iter().next().unwrap_or(Self::Portable(Scalar128b))
+    }
+
+    /// Floats in a vector.
+    pub(super) const fn lanes(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::V4(_) => pulp::x86::V4::F32_LANES,
+            #[cfg(target_arch = "x86_64")]
+            Self::V3(_) => pulp::x86::V3::F32_LANES,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => pulp::aarch64::Neon::F32_LANES,
+            Self::Portable(_) => Scalar128b::F32_LANES,
+        }
+    }
+
+    /// Output channels of a whole tile.
+    pub(super) const fn tile_channels(self) -> usize {
+        let vectors = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::V4(_) => <pulp::x86::V4 as Registers>::VECTORS,
+            #[cfg(target_arch = "x86_64")]
+            Self::V3(_) => <pulp::x86::V3 as Registers>::VECTORS,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => <pulp::aarch64::Neon as Registers>::VECTORS,
+            Self::Portable(_) => <Scalar128b as Registers>::VECTORS,
+        };
+        vectors * self.lanes()
+    }
+
+    /// Runs `kernel` as compiled for this level.
+    pub(super) fn run<K: Kernel>(self, kernel: K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::V4(simd) => Simd::vectorize(simd, Compiled(kernel, simd)),
+            #[cfg(target_arch = "x86_64")]
+            Self::V3(simd) => Simd::vectorize(simd, Compiled(kernel, simd)),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => Simd::vectorize(simd, Compiled(kernel, simd)),
+            Self::Portable(simd) => Simd::vectorize(simd, Compiled(kernel, simd)),
+        }
+    }
+}
