@@ -30,7 +30,8 @@ use crate::{
 /// The most samples that [`LinearSvm`] is trained on.
 pub const MAX_SVM_SAMPLES: usize = 200_000;
 
-/// From this many samples on, [`Solver::Automatic`] is [`Solver::DualCoordinateDescent`].
+/// From this many samples on, [`Solver::Automatic`] is [`Solver::DualCoordinateDescent`]. Of 100 samples linfa's solver makes a
+/// model in 0.15 s, of 200 in 0.85 s, and coordinate descent in 0.01 and 0.03 s; see `docs/performance-training.md`.
 const MANY_SAMPLES: usize = 100;
 
 /// What finds the hyperplanes.
@@ -41,9 +42,11 @@ pub enum Solver {
     /// Whichever is faster for the number of samples.
     #[default]
     Automatic,
-    /// linfa's sequential minimal optimisation.
+    /// linfa's sequential minimal optimisation: a bias that is not regularised, and penalties C n / 2 n₊ and C n / 2 n₋ that
+    /// give both sides the same weight.
     Smo,
-    /// Coordinate descent in the dual.
+    /// Coordinate descent in the dual, as in liblinear: the bias is regularised along, the penalty of every sample is C. Can
+    /// start from a previous model.
     DualCoordinateDescent,
 }
 
