@@ -144,7 +144,7 @@ pub(crate) fn embed(
     let mut embeddings = Vec::with_capacity(crops.len());
     for batch in crops.chunks(BATCH) {
         embeddings.extend(workspaces.with(|workspace| {
-            let mut input = workspace.map(Size { n: batch.len(), h: side, w: side }, 3);
+            let mut input = workspace.own_map(Size { n: batch.len(), h: side, w: side }, 3);
             for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
                 for (values, pixel) in
                     values.as_chunks_mut::<3>().0.iter_mut().zip(crop.as_raw().as_chunks::<3>().0)

@@ -93,7 +93,7 @@ impl Branches {
         } else {
             let (weight, shift): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
             let (weight, shift) = (Tensor::cat(&weight, 0)?, Tensor::cat(&shift, 0)?);
-            Some(Conv2d::new(&weight, &shift, Window::POINT, Activation::Relu)?)
+            Some(Conv2d::new(weights.engine(), &weight, &shift, Window::POINT, Activation::Relu)?)
         };
         Ok(Self { entry, branches: loaded })
     }
@@ -168,7 +168,8 @@ impl Residual {
         // The factor of the residual goes into the weights.
         let weight = weights.get(&format!("{name}.conv2d.weight"), &[channels, inner, 1, 1])?;
         let bias = weights.get(&format!("{name}.conv2d.bias"), &[channels])?;
-        let project = Conv2d::new(&(weight * scale)?, &(bias * scale)?, Window::POINT, activation)?;
+        let project =
+            Conv2d::new(weights.engine(), &(weight * scale)?, &(bias * scale)?, Window::POINT, activation)?;
         Ok(Self { branches, project })
     }
 
@@ -232,7 +233,7 @@ fn folded(
 /// Convolution without bias, batch norm and ReLU, as one convolution.
 fn basic_conv(weights: &Weights, name: &str, c_in: usize, c_out: usize, window: Window) -> Loaded<Conv2d> {
     let (weight, shift) = folded(weights, name, c_in, c_out, window)?;
-    Ok(Conv2d::new(&weight, &shift, window, Activation::Relu)?)
+    Ok(Conv2d::new(weights.engine(), &weight, &shift, window, Activation::Relu)?)
 }
 
 impl InceptionResnetV1 {
@@ -307,9 +308,9 @@ impl InceptionResnetV1 {
             )?,
             repeat_3: repeat("repeat_3", 5, 1792, &block8, 0.20)?,
             block8: Residual::load(weights, "block8", 1792, &block8, 1.0, Activation::None)?,
-            last_linear: Conv2d::new(&linear, &no_bias, point, Activation::None)?,
+            last_linear: Conv2d::new(weights.engine(), &linear, &no_bias, point, Activation::None)?,
             last_bn: (scale.to_vec1()?, shift.to_vec1()?),
-            workspaces: Workspaces::default(),
+            workspaces: Workspaces::new(weights.engine()),
         })
     }
 
@@ -361,6 +362,7 @@ impl InceptionResnetV1 {
         let blocks = |workspace: &mut Workspace, blocks: &[Residual], x: Map| {
             blocks.iter().try_fold(x, |x, block| block.forward(workspace, x))
         };
+        let x = workspace.enter(x)?;
         let x = conv(workspace, &self.conv2d_1a, x)?;
         stage("conv2d_1a", &x)?;
         let x = conv(workspace, &self.conv2d_2a, x)?;
@@ -388,10 +390,11 @@ impl InceptionResnetV1 {
         stage("repeat_3", &x)?;
         let x = self.block8.forward(workspace, x)?;
         stage("block8", &x)?;
-        let pooled = mean(workspace, &x);
+        let pooled = mean(workspace, &x)?;
         workspace.give(x);
         stage("avgpool_1a", &pooled)?;
-        let mut x = conv(workspace, &self.last_linear, pooled)?;
+        let x = conv(workspace, &self.last_linear, pooled)?;
+        let mut x = workspace.leave(x)?;
         stage("last_linear", &x)?;
         let (scale, shift) = &self.last_bn;
         for embedding in x.values_mut().chunks_exact_mut(Self::DIMENSIONS) {

@@ -95,12 +95,12 @@ impl MobileFaceNet {
         let conv = |name: &str, c_in, c_out, window: Window, activation| {
             let (weight, bias) = weights
                 .convolution(&format!("{name}/Conv"), &[c_out, c_in, window.kernel.0, window.kernel.1])?;
-            Ok::<_, ModelError>(Conv2d::new(&weight, &bias, window, activation)?)
+            Ok::<_, ModelError>(Conv2d::new(weights.engine(), &weight, &bias, window, activation)?)
         };
         let depthwise = |name: &str, channels, window: Window, activation| {
             let (weight, bias) = weights
                 .convolution(&format!("{name}/Conv"), &[channels, 1, window.kernel.0, window.kernel.1])?;
-            Ok::<_, ModelError>(Depthwise::new(&weight, &bias, window, activation)?)
+            Ok::<_, ModelError>(Depthwise::new(weights.engine(), &weight, &bias, window, activation)?)
         };
         let three = |stride| Window::same((3, 3), stride);
         let mut blocks = Vec::with_capacity(BLOCKS.len());
@@ -123,7 +123,7 @@ impl MobileFaceNet {
             conv2: conv("/conv2/conv2.0", 128, 512, Window::POINT, Activation::Relu6)?,
             global_depthwise: depthwise("/gdconv/depthwise", 512, Window::valid(7, 1), Activation::None)?,
             conv3: conv("/conv3", 512, Self::DIMENSIONS, Window::POINT, Activation::None)?,
-            workspaces: Workspaces::default(),
+            workspaces: Workspaces::new(weights.engine()),
         })
     }
 
@@ -152,6 +152,7 @@ impl MobileFaceNet {
             workspace.give(x);
             Ok::<_, candle_core::Error>(out)
         };
+        let x = workspace.enter(x)?;
         let x = conv(workspace, &self.conv1, x)?;
         let x = depthwise(workspace, &self.depthwise, x)?;
         let mut x = conv(workspace, &self.pointwise, x)?;
@@ -160,7 +161,8 @@ impl MobileFaceNet {
         }
         let x = conv(workspace, &self.conv2, x)?;
         let x = depthwise(workspace, &self.global_depthwise, x)?;
-        conv(workspace, &self.conv3, x)
+        let x = conv(workspace, &self.conv3, x)?;
+        workspace.leave(x)
     }
 }
 

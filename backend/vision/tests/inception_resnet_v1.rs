@@ -106,6 +106,15 @@ fn both_forms_of_a_pytorch_file_give_the_same_and_the_classifier_is_ignored() {
 }
 
 #[test]
+fn candles_operations_give_the_same_embeddings_and_stages() {
+    let weights = Weights::from_tensors(WEIGHTS.clone(), "formula").unwrap().on(&candle_core::Device::Cpu);
+    let network = InceptionResnetV1::new(&weights).unwrap();
+    let mut stages = 0;
+    assert_embeddings(&network.forward_observed(&input(), &mut |_, _| stages += 1).unwrap());
+    assert_eq!(stages, FIXTURE["stages"].as_object().unwrap().len());
+}
+
+#[test]
 fn a_missing_or_misshapen_tensor_is_named() {
     let without = WEIGHTS.iter().filter(|(name, _)| name != "repeat_2.3.branch1.1.bn.running_var").cloned();
     match InceptionResnetV1::new(&Weights::from_tensors(without, "formula").unwrap()) {

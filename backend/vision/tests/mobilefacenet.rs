@@ -16,7 +16,7 @@ use common::{cosine, formula_input, numbers, picture};
 use facepipe_test_support::{fixture, require};
 use facepipe_vision::{
     Embedder, EmbedderKind, Face, MobileFaceNet, ModelError, Mtcnn, MtcnnConfig, VisionError,
-    installed_embedder, load_embedder,
+    installed_embedder, load_embedder, weights::onnx::OnnxWeights,
 };
 use image::RgbImage;
 use rayon::prelude::*;
@@ -24,13 +24,16 @@ use rayon::prelude::*;
 #[test]
 fn the_embedding_of_a_formula_is_the_references() {
     let file = require!("models/mobilefacenet.onnx");
-    let network = MobileFaceNet::load(&file).unwrap();
+    let by_candle = OnnxWeights::read(&file).unwrap().on(&candle_core::Device::Cpu);
     let expected = numbers(&fixture("mobilefacenet.json")["formula_input"]["embedding"]);
-    let embedding = network.forward(&formula_input("input", &[1, 3, 112, 112])).unwrap().remove(0);
-    assert_eq!(embedding.len(), 128);
-    let worst = embedding.iter().zip(&expected).map(|(o, t)| (f64::from(*o) - t).abs()).fold(0.0, f64::max);
-    println!("worst error {worst:.2e}");
-    assert!(worst <= 1e-4, "{worst}");
+    for network in [MobileFaceNet::load(&file).unwrap(), MobileFaceNet::new(&by_candle).unwrap()] {
+        let embedding = network.forward(&formula_input("input", &[1, 3, 112, 112])).unwrap().remove(0);
+        assert_eq!(embedding.len(), 128);
+        let worst =
+            embedding.iter().zip(&expected).map(|(o, t)| (f64::from(*o) - t).abs()).fold(0.0, f64::max);
+        println!("worst error {worst:.2e}");
+        assert!(worst <= 1e-4, "{worst}");
+    }
 }
 
 /// As the reference chose it: the face nearest to the middle.

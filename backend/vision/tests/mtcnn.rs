@@ -13,7 +13,7 @@ mod common;
 
 use common::{numbers, picture};
 use facepipe_test_support::{fixture, require};
-use facepipe_vision::{Face, ModelError, Mtcnn, MtcnnConfig};
+use facepipe_vision::{Face, ModelError, Mtcnn, MtcnnConfig, weights::Weights};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -158,6 +158,26 @@ fn one_detector_serves_many_threads() {
             assert_eq!(thread.join().unwrap(), alone);
         }
     });
+}
+
+#[test]
+fn candles_operations_find_the_same_faces() {
+    let models = require!("models/pnet.pt");
+    let path = require!("scenes/crowd-03.jpg");
+    let image = picture(&path);
+    let expected =
+        Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap().detect(&image).unwrap();
+    let load = |name| {
+        let file = models.with_file_name(format!("{name}.pt"));
+        Weights::read(&file).unwrap().on(&candle_core::Device::Cpu)
+    };
+    let mtcnn = Mtcnn::new(&load("pnet"), &load("rnet"), &load("onet"), MtcnnConfig::default()).unwrap();
+    let found = mtcnn.detect(&image).unwrap();
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found.bounding_box.left - expected.bounding_box.left).abs() < 0.1, "{found:?} {expected:?}");
+        assert!((found.landmarks[4][1] - expected.landmarks[4][1]).abs() < 0.1, "{found:?} {expected:?}");
+    }
 }
 
 #[test]

@@ -101,10 +101,6 @@ impl Packed {
         Self { level, panels, start, depth, channels, bias: filled(bias), activation }
     }
 
-    pub(super) fn channels(&self) -> usize {
-        self.channels
-    }
-
     /// Weights, and those of bias and channel, of the panel that begins at channel `first`.
     fn panel(&self, first: usize, width: usize) -> (&[f32], &[f32], &[f32]) {
         let at = self.start + first * self.depth;

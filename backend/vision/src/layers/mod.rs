@@ -4,12 +4,13 @@
 //! pictures come in that order. candle's own convolution is channels first, copies both ways, unpacks the weights on
 //! every call and knows neither ceil-mode pooling nor fast depthwise kernels.
 
+mod candle;
 mod conv;
 mod depthwise;
 mod level;
 mod map;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 pub(crate) use self::{
     conv::Size,
@@ -18,6 +19,16 @@ pub(crate) use self::{
 };
 use conv::{Convolution, Packed};
 use depthwise::{Filter, Pooling};
+
+/// What runs the layers.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Engine {
+    /// The kernels of this module, on the processor.
+    #[default]
+    Own,
+    /// candle's own operations, on a device of its.
+    Candle(Device),
+}
 
 /// What follows the bias of a convolution.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,24 +82,34 @@ impl Window {
 /// A convolution with bias and activation.
 #[derive(Debug)]
 pub(crate) struct Conv2d {
-    packed: Packed,
+    weights: ConvWeights,
     window: Window,
     c_in: usize,
+    c_out: usize,
+}
+
+/// As the engine wants them.
+#[derive(Debug)]
+enum ConvWeights {
+    Own(Packed),
+    Candle(candle::Convolution),
 }
 
 impl Conv2d {
     /// From PyTorch's `weight` `[out, in, rows, columns]` and `bias` `[out]`.
     pub(crate) fn new(
+        engine: &Engine,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
         activation: Activation,
     ) -> Result<Self> {
-        Self::for_level(Level::best(), weight, bias, window, activation)
+        Self::for_level(engine, Level::best(), weight, bias, window, activation)
     }
 
     /// As [`Self::new`], for certain vector instructions.
     fn for_level(
+        engine: &Engine,
         level: Level,
         weight: &Tensor,
         bias: &Tensor,
@@ -107,14 +128,21 @@ impl Conv2d {
         if matches!(&activation, Activation::PRelu(slopes) if slopes.len() != c_out) {
             bail!("there must be one slope for each of {c_out} channels");
         }
-        let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        let packed = Packed::new(level, &weight, &bias.to_vec1()?, activation);
-        Ok(Self { packed, window, c_in })
+        let weights = match engine {
+            Engine::Own => {
+                let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+                ConvWeights::Own(Packed::new(level, &weight, &bias.to_vec1()?, activation))
+            }
+            Engine::Candle(device) => {
+                ConvWeights::Candle(candle::Convolution::new(device, weight, bias, window, activation, 1)?)
+            }
+        };
+        Ok(Self { weights, window, c_in, c_out })
     }
 
     /// Output channels.
     pub(crate) fn channels(&self) -> usize {
-        self.packed.channels()
+        self.c_out
     }
 
     /// `[N, H, W, in]` to `[N, H', W', out]`.
@@ -165,24 +193,25 @@ impl Conv2d {
         if residual.is_some_and(|r| (r.size(), r.channels()) != (output, self.channels())) {
             bail!("the residual does not have the shape of the output");
         }
-        let sources = inputs.iter().map(Part::values).collect::<Result<Vec<_>>>()?;
         let stride = out.channels();
         if out.size() != output || channel + self.channels() > stride {
             bail!("the output does not fit into its map");
         }
+        let packed = match &self.weights {
+            ConvWeights::Own(packed) => packed,
+            ConvWeights::Candle(convolution) => {
+                let inputs = inputs.iter().map(Part::tensor).collect::<Result<Vec<_>>>()?;
+                let residual = residual.map(Map::tensor).transpose()?;
+                return out.append(channel, convolution.run(&Tensor::cat(&inputs, 1)?, residual.as_ref())?);
+            }
+        };
+        let sources = inputs.iter().map(Part::values).collect::<Result<Vec<_>>>()?;
         let Some(values) = out.values_mut().get_mut(channel..) else {
             bail!("the output does not fit into its map")
         };
         let residual = residual.map(Map::values);
-        let convolution = Convolution {
-            packed: &self.packed,
-            window: self.window,
-            sources: &sources,
-            input,
-            output,
-            residual,
-        };
-        convolution.run(values, stride);
+        let window = self.window;
+        Convolution { packed, window, sources: &sources, input, output, residual }.run(values, stride);
         Ok(())
     }
 }
@@ -190,32 +219,45 @@ impl Conv2d {
 /// A convolution that keeps the channels apart, with bias and activation.
 #[derive(Debug)]
 pub(crate) struct Depthwise {
-    level: Level,
-    /// `[kernel rows * kernel columns, channels]`
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-    activation: Activation,
+    weights: DepthwiseWeights,
     window: Window,
+    channels: usize,
+}
+
+/// As the engine wants them.
+#[derive(Debug)]
+enum DepthwiseWeights {
+    Own {
+        level: Level,
+        /// `[kernel rows * kernel columns, channels]`
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+        /// Slopes of PReLU go up to the end of a vector.
+        activation: Activation,
+    },
+    Candle(candle::Convolution),
 }
 
 impl Depthwise {
     /// From PyTorch's `weight` `[channels, 1, rows, columns]` and `bias` `[channels]`.
     pub(crate) fn new(
+        engine: &Engine,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
         activation: Activation,
     ) -> Result<Self> {
-        Self::for_level(Level::best(), weight, bias, window, activation)
+        Self::for_level(engine, Level::best(), weight, bias, window, activation)
     }
 
     /// As [`Self::new`], for certain vector instructions.
     fn for_level(
+        engine: &Engine,
         level: Level,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
-        activation: Activation,
+        mut activation: Activation,
     ) -> Result<Self> {
         let (channels, one, rows, columns) = weight.dims4()?;
         if one != 1 || bias.dims() != [channels] || (rows, columns) != window.kernel {
@@ -226,39 +268,42 @@ impl Depthwise {
                 window.kernel
             );
         }
-        let activation = match activation {
-            Activation::PRelu(slopes) if slopes.len() != channels => {
-                bail!("there must be one slope for each of {channels} channels")
+        if matches!(&activation, Activation::PRelu(slopes) if slopes.len() != channels) {
+            bail!("there must be one slope for each of {channels} channels");
+        }
+        let weights = match engine {
+            Engine::Own => {
+                if let Activation::PRelu(slopes) = &mut activation {
+                    slopes.resize(channels.next_multiple_of(level.lanes()), 0.0);
+                }
+                let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+                DepthwiseWeights::Own { level, weight, bias: bias.to_vec1()?, activation }
             }
-            Activation::PRelu(mut slopes) => {
-                slopes.resize(channels.next_multiple_of(level.lanes()), 0.0);
-                Activation::PRelu(slopes)
-            }
-            other => other,
+            Engine::Candle(device) => DepthwiseWeights::Candle(candle::Convolution::new(
+                device, weight, bias, window, activation, channels,
+            )?),
         };
-        let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(Self { level, weight, bias: bias.to_vec1()?, activation, window })
+        Ok(Self { weights, window, channels })
     }
 
     /// `[N, H, W, C]` to `[N, H', W', C]`.
     pub(crate) fn forward(&self, workspace: &mut Workspace, input: &Map) -> Result<Map> {
-        let channels = self.bias.len();
-        if input.channels() != channels {
-            bail!("input has {} channels, the convolution wants {channels}", input.channels());
+        if input.channels() != self.channels {
+            bail!("input has {} channels, the convolution wants {}", input.channels(), self.channels);
         }
         let output = self.window.output(input.size())?;
-        let mut out = workspace.map(output, channels);
-        let filter = Filter {
-            level: self.level,
-            weight: &self.weight,
-            bias: &self.bias,
-            activation: &self.activation,
-            window: self.window,
-            input: input.values(),
-            size: input.size(),
-            output,
-        };
-        filter.run(out.values_mut());
+        let mut out = workspace.map(output, self.channels);
+        match &self.weights {
+            DepthwiseWeights::Candle(convolution) => {
+                out.append(0, convolution.run(&input.tensor()?, None)?)?
+            }
+            DepthwiseWeights::Own { level, weight, bias, activation } => {
+                let (window, size) = (self.window, input.size());
+                let input = input.values();
+                let filter = Filter { level: *level, weight, bias, activation, window, input, size, output };
+                filter.run(out.values_mut());
+            }
+        }
         Ok(out)
     }
 }
@@ -291,6 +336,9 @@ impl MaxPool {
         if out.size() != output || channel + input.channels() > stride {
             bail!("the output does not fit into its map");
         }
+        if !input.is_own() {
+            return out.append(channel, candle::max_pool(self, &input.tensor()?, output)?);
+        }
         let Some(out) = out.values_mut().get_mut(channel..) else {
             bail!("the output does not fit into its map")
         };
@@ -321,10 +369,14 @@ impl MaxPool {
 
 /// The mean of each channel, `[N, H, W, C]` to `[N, 1, 1, C]`.
 #[expect(clippy::cast_precision_loss, reason = "single precision is what the networks compute in")]
-pub(crate) fn mean(workspace: &mut Workspace, input: &Map) -> Map {
+pub(crate) fn mean(workspace: &mut Workspace, input: &Map) -> Result<Map> {
     let Size { n, h, w } = input.size();
     let channels = input.channels();
     let mut out = workspace.map(Size { n, h: 1, w: 1 }, channels);
+    if !input.is_own() {
+        out.append(0, candle::mean(&input.tensor()?)?)?;
+        return Ok(out);
+    }
     let images = input.values().chunks_exact((h * w * channels).max(1));
     for (sums, image) in out.values_mut().chunks_exact_mut(channels.max(1)).zip(images) {
         sums.fill(0.0);
@@ -333,7 +385,7 @@ pub(crate) fn mean(workspace: &mut Workspace, input: &Map) -> Map {
         }
         sums.iter_mut().for_each(|sum| *sum /= (h * w) as f32);
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]

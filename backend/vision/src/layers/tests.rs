@@ -60,7 +60,9 @@ fn a_convolution_agrees_with_candles_own_for_windows_and_sizes_at_the_edges_of_t
                     let input = numbers(&[n, c_in, h, w]);
                     let weight = numbers(&[c_out, c_in, window.kernel.0, window.kernel.1]);
                     let bias = numbers(&[c_out]);
-                    let conv = Conv2d::for_level(level, &weight, &bias, window, Activation::Relu).unwrap();
+                    let conv =
+                        Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::Relu)
+                            .unwrap();
                     let map = workspace.map_of(&input).unwrap();
                     let got = conv.forward(workspace, map.all()).unwrap();
                     assert_close(&got, &expected(&input, &weight, &bias, window).relu().unwrap(), &what);
@@ -76,7 +78,8 @@ fn every_number_of_pixels_is_tiled_without_a_gap() {
     for level in Level::available() {
         let workspace = &mut Workspace::default();
         let (weight, bias) = (numbers(&[20, 5, 1, 1]), numbers(&[20]));
-        let conv = Conv2d::for_level(level, &weight, &bias, Window::POINT, Activation::None).unwrap();
+        let conv =
+            Conv2d::for_level(&Engine::Own, level, &weight, &bias, Window::POINT, Activation::None).unwrap();
         for pixels in 1..40 {
             let input = numbers(&[1, 5, 1, pixels]);
             let map = workspace.map_of(&input).unwrap();
@@ -96,7 +99,8 @@ fn work_that_is_split_among_threads_by_pixels_or_by_channels_gives_the_same() {
         let (weight, bias) = (numbers(&[c_out, c_in, 3, 3]), numbers(&[c_out]));
         let want = expected(&input, &weight, &bias, window);
         for level in Level::available() {
-            let conv = Conv2d::for_level(level, &weight, &bias, window, Activation::None).unwrap();
+            let conv =
+                Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::None).unwrap();
             for threads in [1, 2, 3] {
                 with_threads(threads, || {
                     let workspace = &mut Workspace::default();
@@ -117,7 +121,8 @@ fn a_convolution_reads_some_channels_of_a_map_and_writes_some_of_another() {
         let map = workspace.map_of(&input).unwrap();
         for window in [Window::POINT, Window::valid(3, 1), Window::same((3, 3), 1)] {
             let (weight, bias) = (numbers(&[7, 4, window.kernel.0, window.kernel.1]), numbers(&[7]));
-            let conv = Conv2d::for_level(level, &weight, &bias, window, Activation::None).unwrap();
+            let conv =
+                Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::None).unwrap();
             let mut out = workspace.map(conv.output(map.size()).unwrap(), 12);
             out.values_mut().fill(9.0);
             conv.forward_into(map.part(3..7), &mut out, 2).unwrap();
@@ -148,7 +153,9 @@ fn several_maps_and_a_residual_are_summed_before_the_activation() {
             let (a, b) = (numbers(&[1, 3, 2, 5]), numbers(&[1, 4, 2, 5]).neg().unwrap());
             let residual = numbers(&[1, c_out, 2, 5]);
             let (weight, bias) = (numbers(&[c_out, 5, 1, 1]), numbers(&[c_out]));
-            let conv = Conv2d::for_level(level, &weight, &bias, Window::POINT, Activation::Relu).unwrap();
+            let conv =
+                Conv2d::for_level(&Engine::Own, level, &weight, &bias, Window::POINT, Activation::Relu)
+                    .unwrap();
             let joined = Tensor::cat(&[&a.narrow(1, 1, 2).unwrap(), &b.narrow(1, 0, 3).unwrap()], 1).unwrap();
             let want =
                 (expected(&joined, &weight, &bias, Window::POINT) + &residual).unwrap().relu().unwrap();
@@ -177,7 +184,9 @@ fn a_depthwise_convolution_agrees_with_candles_own() {
                     let input = numbers(&[2, channels, h, w]);
                     let weight = numbers(&[channels, 1, window.kernel.0, window.kernel.1]);
                     let bias = numbers(&[channels]);
-                    let op = Depthwise::for_level(level, &weight, &bias, window, Activation::Relu6).unwrap();
+                    let op =
+                        Depthwise::for_level(&Engine::Own, level, &weight, &bias, window, Activation::Relu6)
+                            .unwrap();
                     let map = workspace.map_of(&input).unwrap();
                     let got = op.forward(workspace, &map).unwrap();
                     let theirs = input.conv2d(&weight, window.padding.0, window.stride, 1, channels).unwrap();
@@ -195,7 +204,9 @@ fn a_depthwise_convolution_over_the_whole_map_gives_one_pixel() {
     for level in Level::available() {
         let workspace = &mut Workspace::default();
         let (input, weight, bias) = (numbers(&[3, 20, 7, 7]), numbers(&[20, 1, 7, 7]), numbers(&[20]));
-        let op = Depthwise::for_level(level, &weight, &bias, Window::valid(7, 1), Activation::None).unwrap();
+        let op =
+            Depthwise::for_level(&Engine::Own, level, &weight, &bias, Window::valid(7, 1), Activation::None)
+                .unwrap();
         let map = workspace.map_of(&input).unwrap();
         let theirs = input.conv2d(&weight, 0, 1, 1, 20).unwrap();
         let theirs = theirs.broadcast_add(&bias.reshape((1, 20, 1, 1)).unwrap()).unwrap();
@@ -206,8 +217,14 @@ fn a_depthwise_convolution_over_the_whole_map_gives_one_pixel() {
 #[test]
 fn a_depthwise_convolution_gives_the_same_on_many_threads() {
     let (input, weight, bias) = (numbers(&[3, 24, 70, 40]), numbers(&[24, 1, 3, 3]), numbers(&[24]));
-    let op =
-        Depthwise::new(&weight, &bias, Window::same((3, 3), 1), Activation::PRelu(vec![0.5; 24])).unwrap();
+    let op = Depthwise::new(
+        &Engine::Own,
+        &weight,
+        &bias,
+        Window::same((3, 3), 1),
+        Activation::PRelu(vec![0.5; 24]),
+    )
+    .unwrap();
     let run = || {
         let workspace = &mut Workspace::default();
         let map = workspace.map_of(&input).unwrap();
@@ -258,11 +275,12 @@ fn prelu_scales_what_is_below_zero() {
         let identity = Tensor::eye(2, DType::F32, &Device::Cpu).unwrap().reshape((2, 2, 1, 1)).unwrap();
         let bias = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
         let slopes = Activation::PRelu(vec![0.5, 0.25]);
-        let op = Conv2d::for_level(level, &identity, &bias, Window::POINT, slopes.clone()).unwrap();
+        let op =
+            Conv2d::for_level(&Engine::Own, level, &identity, &bias, Window::POINT, slopes.clone()).unwrap();
         let map = workspace.map_of(&input).unwrap();
         assert_eq!(op.forward(workspace, map.all()).unwrap().values(), [-1.0, -0.5, 3.0, 3.0]);
         let ones = Tensor::ones((2, 1, 1, 1), DType::F32, &Device::Cpu).unwrap();
-        let op = Depthwise::for_level(level, &ones, &bias, Window::POINT, slopes).unwrap();
+        let op = Depthwise::for_level(&Engine::Own, level, &ones, &bias, Window::POINT, slopes).unwrap();
         assert_eq!(op.forward(workspace, &map).unwrap().values(), [-1.0, -0.5, 3.0, 3.0]);
     }
 }
@@ -273,7 +291,7 @@ fn the_mean_is_over_space_only() {
     let input =
         Tensor::new(&[[[[1f32, 3.0]], [[10.0, 30.0]]], [[[5.0, 5.0]], [[-1.0, 1.0]]]], &Device::Cpu).unwrap();
     let map = workspace.map_of(&input).unwrap();
-    let out = mean(workspace, &map);
+    let out = mean(workspace, &map).unwrap();
     assert_eq!((out.size(), out.values()), (Size { n: 2, h: 1, w: 1 }, &[2.0, 20.0, 5.0, 0.0][..]));
 }
 
@@ -287,7 +305,7 @@ fn a_buffer_is_used_again_and_what_lay_in_it_is_not_seen() {
     let address = map.values().as_ptr();
     workspace.give(map);
     let (weight, bias) = (numbers(&[2, 3, 1, 1]), numbers(&[2]));
-    let conv = Conv2d::new(&weight, &bias, Window::POINT, Activation::None).unwrap();
+    let conv = Conv2d::new(&Engine::Own, &weight, &bias, Window::POINT, Activation::None).unwrap();
     let out = conv.forward(workspace, source.all()).unwrap();
     assert_eq!(out.values().as_ptr(), address);
     assert_close(&out, &expected(&input, &weight, &bias, Window::POINT), "reused");
@@ -298,12 +316,74 @@ fn what_does_not_fit_is_refused() {
     let workspace = &mut Workspace::default();
     let (weight, bias) = (numbers(&[2, 3, 3, 3]), numbers(&[2]));
     let window = Window::valid(3, 1);
-    assert!(Conv2d::new(&weight, &numbers(&[3]), window, Activation::None).is_err());
-    assert!(Conv2d::new(&weight, &bias, Window::POINT, Activation::None).is_err());
-    assert!(Conv2d::new(&weight, &bias, window, Activation::PRelu(vec![1.0])).is_err());
-    let conv = Conv2d::new(&weight, &bias, window, Activation::None).unwrap();
+    assert!(Conv2d::new(&Engine::Own, &weight, &numbers(&[3]), window, Activation::None).is_err());
+    assert!(Conv2d::new(&Engine::Own, &weight, &bias, Window::POINT, Activation::None).is_err());
+    assert!(Conv2d::new(&Engine::Own, &weight, &bias, window, Activation::PRelu(vec![1.0])).is_err());
+    let conv = Conv2d::new(&Engine::Own, &weight, &bias, window, Activation::None).unwrap();
     for shape in [[1, 4, 5, 5], [1, 3, 2, 5], [1, 3, 5, 2]] {
         let map = workspace.map_of(&numbers(&shape)).unwrap();
         assert!(conv.forward(workspace, map.all()).is_err(), "{shape:?}");
     }
+}
+
+#[test]
+fn candles_operations_give_what_our_kernels_give() {
+    let candle = Engine::Candle(Device::Cpu);
+    let (own, theirs) = (&mut Workspace::default(), &mut Workspaces::new(&candle).with(std::mem::take));
+    let input = numbers(&[2, 6, 9, 8]);
+    let [x, y] = [own.map_of(&input).unwrap(), theirs.map_of(&input).unwrap()];
+    let y = theirs.enter(y).unwrap();
+    let activations =
+        [Activation::None, Activation::Relu, Activation::Relu6, Activation::PRelu(vec![0.3; 6])];
+    for window in [Window::POINT, Window::valid(3, 2), Window::same((1, 7), 1), Window::same((3, 3), 1)] {
+        for activation in &activations {
+            let (weight, bias) = (numbers(&[6, 6, window.kernel.0, window.kernel.1]), numbers(&[6]));
+            let load = |engine| Conv2d::new(engine, &weight, &bias, window, activation.clone()).unwrap();
+            let ours = load(&Engine::Own).forward(own, x.all()).unwrap();
+            let got = load(&candle).forward(theirs, y.all()).unwrap();
+            assert_close(
+                &theirs.leave(got).unwrap(),
+                &channels_first(&ours),
+                &format!("{window:?} {activation:?}"),
+            );
+
+            let weight = weight.narrow(1, 0, 1).unwrap();
+            let load = |engine| Depthwise::new(engine, &weight, &bias, window, activation.clone()).unwrap();
+            let ours = load(&Engine::Own).forward(own, &x).unwrap();
+            let got = load(&candle).forward(theirs, &y).unwrap();
+            assert_close(
+                &theirs.leave(got).unwrap(),
+                &channels_first(&ours),
+                &format!("{window:?} {activation:?}"),
+            );
+        }
+    }
+    for (side, partial) in [(2, true), (2, false), (3, true), (3, false)] {
+        let pool = MaxPool { side, stride: 2, partial };
+        let ours = pool.forward(own, &x).unwrap();
+        let got = pool.forward(theirs, &y).unwrap();
+        assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), &format!("{pool:?}"));
+    }
+    let got = mean(theirs, &y).unwrap();
+    let ours = mean(own, &x).unwrap();
+    assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), "mean");
+
+    let point = |engine, c_in| {
+        Conv2d::new(engine, &numbers(&[6, c_in, 1, 1]), &numbers(&[6]), Window::POINT, Activation::Relu)
+            .unwrap()
+    };
+    let parts = |map: &Map, conv: &Conv2d, workspace: &mut Workspace| {
+        conv.forward_add(workspace, &[map.part(1..3), map.part(0..4)], map).unwrap()
+    };
+    let ours = parts(&x, &point(&Engine::Own, 6), own);
+    let got = parts(&y, &point(&candle, 6), theirs);
+    assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), "parts and residual");
+    let mut joined = theirs.map(y.size(), 12);
+    assert!(point(&candle, 6).forward_into(y.all(), &mut joined, 6).is_err());
+    point(&candle, 6).forward_into(y.all(), &mut joined, 0).unwrap();
+    assert!(point(&candle, 6).forward_into(x.all(), &mut joined, 6).is_err());
+}
+
+fn channels_first(map: &Map) -> Tensor {
+    map.to_tensor().unwrap().permute((0, 3, 1, 2)).unwrap().contiguous().unwrap()
 }

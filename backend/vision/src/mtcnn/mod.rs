@@ -135,7 +135,7 @@ impl Mtcnn {
         config.check()?;
         let (proposal, refine, output) =
             (ProposalNet::new(pnet)?, RefineNet::new(rnet)?, OutputNet::new(onet)?);
-        Ok(Self { config, proposal, refine, output, workspaces: Workspaces::default() })
+        Ok(Self { config, proposal, refine, output, workspaces: Workspaces::new(pnet.engine()) })
     }
 
     /// The faces of `image`, the most confident first.
@@ -244,7 +244,7 @@ impl Mtcnn {
         let scale = level.scale as f32;
         self.workspaces.with(|workspace| {
             let size = Size { n: 1, h: input_rows.len(), w: level.width };
-            let mut pixels = workspace.map(size, 3);
+            let mut pixels = workspace.own_map(size, 3);
             area_average(
                 image,
                 PixelRect::all(image),
@@ -272,12 +272,12 @@ impl Mtcnn {
         let batches = visible.par_chunks(BATCH).map(|batch| {
             self.workspaces.with(|workspace| {
                 let (side, channels) = N::SEEN;
-                let mut seen = workspace.map(Size { n: batch.len(), h: side, w: side }, channels);
+                let mut seen = workspace.own_map(Size { n: batch.len(), h: side, w: side }, channels);
                 let size = side * side * channels;
                 for (seen, few) in
                     seen.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
                 {
-                    let mut crops = workspace.map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
+                    let mut crops = workspace.own_map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
                     let pixels = crops.values_mut().chunks_exact_mut(N::SIDE * N::SIDE * 3);
                     for (crop, (_, rect)) in pixels.zip(few) {
                         area_average(image, *rect, (N::SIDE, N::SIDE), 0..N::SIDE, crop);

@@ -35,7 +35,7 @@ fn conv(
     let weight = weights.get(&format!("conv{number}.weight"), &[c_out, c_in, side, side])?;
     let bias = weights.get(&format!("conv{number}.bias"), &[c_out])?;
     let slopes = weights.get(&format!("prelu{number}.weight"), &[c_out])?.to_vec1()?;
-    Ok(Conv2d::new(&weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
+    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
 }
 
 /// Several outputs of the same input, computed as one 1x1 convolution: a score for "no face" and "face", and the
@@ -54,7 +54,7 @@ fn heads(
         biases.push(weights.get(&format!("{name}.bias"), &[outputs])?);
     }
     let (weight, bias) = (Tensor::cat(&parts, 0)?, Tensor::cat(&biases, 0)?);
-    Ok(Conv2d::new(&weight, &bias, Window::POINT, Activation::None)?)
+    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::POINT, Activation::None)?)
 }
 
 /// A dense layer over a `[side, side, channels]` map, as the convolution that it is. PyTorch flattened the map with
@@ -69,7 +69,7 @@ fn dense(
     let weight = weight.reshape((outputs, side, side, channels))?.permute((0, 3, 2, 1))?;
     let bias = weights.get(&format!("dense{number}.bias"), &[outputs])?;
     let slopes = weights.get(&format!("prelu{number}.weight"), &[outputs])?.to_vec1()?;
-    Ok(Conv2d::new(&weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
+    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
 }
 
 /// Softmax over "no face" and "face".
@@ -130,8 +130,10 @@ impl ProposalNet {
         threshold: f32,
         mut found: impl FnMut(Cell),
     ) -> Result<()> {
-        let x = pooled(workspace, &self.conv1, POOL_2, pixels)?;
+        let x = workspace.enter(pixels)?;
+        let x = pooled(workspace, &self.conv1, POOL_2, x)?;
         let x = through(workspace, &[&self.conv2, &self.conv3, &self.heads], x)?;
+        let x = workspace.leave(x)?;
         let columns = x.size().w;
         for (i, &[no, yes, l, t, r, b]) in x.values().as_chunks::<6>().0.iter().enumerate() {
             let score = probability(no, yes);
@@ -191,14 +193,18 @@ impl CropNet for RefineNet {
 
     /// What the convolutions make of `crops` `[n, 24, 24, 3]`: `[n, 3, 3, 64]`.
     fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
-        let x = pooled(workspace, &self.conv1, POOL_3, crops)?;
+        let x = workspace.enter(crops)?;
+        let x = pooled(workspace, &self.conv1, POOL_3, x)?;
         let x = pooled(workspace, &self.conv2, POOL_3, x)?;
-        through(workspace, &[&self.conv3], x)
+        let x = through(workspace, &[&self.conv3], x)?;
+        workspace.leave(x)
     }
 
     /// What the dense layers say of that.
     fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Refined>> {
-        let x = through(workspace, &[&self.dense4, &self.heads], seen)?;
+        let x = workspace.enter(seen)?;
+        let x = through(workspace, &[&self.dense4, &self.heads], x)?;
+        let x = workspace.leave(x)?;
         let refined = |&[no, yes, l, t, r, b]: &[f32; 6]| Refined {
             score: probability(no, yes),
             regression: [l, t, r, b],
@@ -241,15 +247,19 @@ impl CropNet for OutputNet {
 
     /// What the convolutions make of `crops` `[n, 48, 48, 3]`: `[n, 3, 3, 128]`.
     fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
-        let x = pooled(workspace, &self.conv1, POOL_3, crops)?;
+        let x = workspace.enter(crops)?;
+        let x = pooled(workspace, &self.conv1, POOL_3, x)?;
         let x = pooled(workspace, &self.conv2, POOL_3, x)?;
         let x = pooled(workspace, &self.conv3, POOL_2, x)?;
-        through(workspace, &[&self.conv4], x)
+        let x = through(workspace, &[&self.conv4], x)?;
+        workspace.leave(x)
     }
 
     /// What the dense layers say of that. The landmarks `[x, y]` are in widths and heights of the crop.
     fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
-        let x = through(workspace, &[&self.dense5, &self.heads], seen)?;
+        let x = workspace.enter(seen)?;
+        let x = through(workspace, &[&self.dense5, &self.heads], x)?;
+        let x = workspace.leave(x)?;
         // The five x come before the five y.
         let output = |&[no, yes, l, t, r, b, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4]: &[f32; 16]| {
             let refined = Refined { score: probability(no, yes), regression: [l, t, r, b] };

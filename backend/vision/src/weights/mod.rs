@@ -10,7 +10,7 @@ use std::{collections::HashMap, fs, io::Read, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::ModelError;
+use crate::{ModelError, layers::Engine};
 
 /// The largest file that is read: 1 GiB. Inception-ResNet v1's has 107 MB.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -22,6 +22,7 @@ pub const MAX_TENSOR_BYTES: u64 = 1 << 30;
 pub struct Weights {
     origin: String,
     tensors: HashMap<String, Tensor>,
+    engine: Engine,
 }
 
 impl Weights {
@@ -66,7 +67,20 @@ impl Weights {
             .filter(|(_, tensor)| tensor.dtype().is_float())
             .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
             .collect::<Result<_, candle_core::Error>>()?;
-        Ok(Self { origin: origin.to_owned(), tensors })
+        Ok(Self { origin: origin.to_owned(), tensors, engine: Engine::Own })
+    }
+
+    /// Has the networks that are made of these weights run by candle's own operations on `device`, rather than by the
+    /// kernels of this crate on the processor: on `Device::new_cuda(0)?`, which there is with the feature `cuda`. On
+    /// `Device::Cpu` they give the same and take several times as long.
+    #[must_use]
+    pub fn on(mut self, device: &Device) -> Self {
+        self.engine = Engine::Candle(device.clone());
+        self
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// The tensor called `name`, if it has the shape that is wanted.

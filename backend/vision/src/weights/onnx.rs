@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, path::Path};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use prost::Message;
 
 use super::{Element, MAX_TENSOR_BYTES, read_file, reserve};
-use crate::ModelError;
+use crate::{ModelError, layers::Engine};
 
 /// The parts of `onnx.proto` (ONNX 1.16, `onnx/onnx.proto`) that hold weights.
 mod proto {
@@ -59,6 +59,7 @@ pub struct OnnxWeights {
     tensors: HashMap<String, Tensor>,
     /// Node name to the names of its weight and bias.
     convolutions: HashMap<String, (String, String)>,
+    engine: Engine,
 }
 
 impl OnnxWeights {
@@ -95,7 +96,19 @@ impl OnnxWeights {
             let mut inputs = node.input.into_iter().skip(1);
             Some((node.name, (inputs.next()?, inputs.next()?)))
         });
-        Ok(Self { origin: origin.to_owned(), tensors, convolutions: convolutions.collect() })
+        let (origin, convolutions) = (origin.to_owned(), convolutions.collect());
+        Ok(Self { origin, tensors, convolutions, engine: Engine::Own })
+    }
+
+    /// As [`Weights::on`](super::Weights::on).
+    #[must_use]
+    pub fn on(mut self, device: &Device) -> Self {
+        self.engine = Engine::Candle(device.clone());
+        self
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Weight and bias of the convolution called `node`, if the weight has the shape that is wanted and the bias as
