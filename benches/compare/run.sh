@@ -1,26 +1,70 @@
 #!/usr/bin/env bash
-# benches/compare/run.sh [--rounds N] [NAME...]
-# Times the networks and their Python peers side by side, and writes what came out to target/bench/report.json: see
-# networks.py. Installs the peers into an environment of their own first (about 6 GB, most of it PyTorch's).
+# benches/compare/run.sh [PART [OPTIONS]]
+# Times us and our peers in Python side by side, and puts what came out into target/bench/report.json. PART is networks,
+# serving, edge or training, and OPTIONS are those of its script (networks.py and so on say which); without, all of them.
+# Installs the peers into an environment of their own first (about 6 GB, most of it PyTorch's).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 peers=.runtime/tools/peers
 requirements=benches/compare/requirements.txt
-if ! cmp -s "$requirements" "$peers/installed.txt"; then
+target=${CARGO_TARGET_DIR:-target}
+report=target/bench/report.json
+models=$(realpath "${FACEPIPE_MODELS:-models}")
+# Photographs, scenes and videos.
+mirror=$models/assets
+[[ -d $mirror/lfw10 ]] || mirror=${FACEPIPE_MIRROR:-$mirror}
+
+install_peers() {
+    cmp -s "$requirements" "$peers/installed.txt" && return
     echo "Installing the peers into $peers (once)"
     rm -rf "$peers"
     python3 -m venv "$peers"
     # All that is needed is listed; facenet-pytorch's own limits for what it needs are older than the rest.
     "$peers/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$requirements"
     cp "$requirements" "$peers/installed.txt"
-fi
+}
 
-worker=$(cargo bench --locked --no-run --message-format=json -p facepipe-vision --bench worker |
-    python3 -c 'import json, sys
+# The program of a bench target that prints nothing by itself.
+bench_program() {
+    cargo bench --locked --no-run --message-format=json -p "$1" --bench "$2" |
+        python3 -c 'import json, sys
 print(next(m["executable"] for m in map(json.loads, sys.stdin)
-           if m.get("target", {}).get("name") == "worker" and m.get("executable")))')
-models=${FACEPIPE_MODELS:-models}
-pictures=$models/assets
-[[ -d $pictures/lfw10 ]] || pictures=${FACEPIPE_MIRROR:-$pictures}
-"$peers/bin/python" benches/compare/networks.py "$worker" "$models" "$pictures" target/bench/report.json "$@"
+           if m.get("target", {}).get("name") == sys.argv[1] and m.get("executable")))' "$2"
+}
+
+compare() {
+    local part=$1
+    shift
+    echo
+    echo "benches/compare/$part.py:"
+    case $part in
+        networks)
+            "$peers/bin/python" benches/compare/networks.py "$(bench_program facepipe-vision worker)" "$models" "$mirror" \
+                "$report" "$@"
+            ;;
+        serving)
+            cargo build --release --locked -p facepipe-backend -p facepipe-cli
+            "$peers/bin/python" benches/compare/serving.py "$target/release" "$models" "$mirror" "$report" "$@"
+            ;;
+        edge)
+            cargo build --release --locked -p gst-plugin-facepipe
+            scripts/plugin-folder.sh "$target/release" .runtime/gstreamer-1.0-release
+            "$peers/bin/python" benches/compare/edge.py "$PWD/.runtime/gstreamer-1.0-release" "$models" "$mirror" "$report" "$@"
+            ;;
+        training) benches/compare/training.sh "$@" ;;
+        *)
+            echo "There is no part $part: networks, serving, edge or training" >&2
+            exit 2
+            ;;
+    esac
+}
+
+install_peers
+if (($# > 0)); then
+    compare "$@"
+else
+    for part in networks serving edge training; do
+        compare "$part"
+    done
+fi
