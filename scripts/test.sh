@@ -5,7 +5,7 @@
 # measure must not wait for a processor, so they have priority. The other has everything else, one after the other.
 set -uo pipefail
 
-real_time=(bandwidth demo durability jetson pipeline_scripts pipelines)
+real_time=(bandwidth demo durability jetson pipeline_scripts pipelines programs_video)
 
 export FACEPIPE_SKIP_LOG=$PWD/target/skipped-tests.txt
 mkdir -p target
