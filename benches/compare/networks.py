@@ -88,7 +88,7 @@ def main():
         parser.add_argument(name, type=pathlib.Path)
     parser.add_argument("--rounds", type=int, help="turns of each, instead of what suits the comparison")
     parser.add_argument("names", nargs="*", metavar="NAME")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     peer = pathlib.Path(__file__).with_name("peer_networks.py")
     os.environ["FACEPIPE_MODELS"] = str(options.models.resolve())
     todo = [one for one in comparisons(options) if not options.names or one[0] in options.names]

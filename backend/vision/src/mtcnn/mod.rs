@@ -149,7 +149,7 @@ impl Mtcnn {
 
     /// As [`Self::detect`], of a picture that was cut out around a face, as `facecrop` does: only faces are looked for
     /// whose side is at least about 0.15 of the picture's shorter side. The first of them is the same; a crop of 150 pixels
-    /// takes a fifth less time, one that was not made smaller much less.
+    /// takes less time, a larger one much less.
     ///
     /// # Errors
     ///
