@@ -52,7 +52,9 @@ compare() {
             scripts/plugin-folder.sh "$target/release" .runtime/gstreamer-1.0-release
             "$peers/bin/python" benches/compare/edge.py "$PWD/.runtime/gstreamer-1.0-release" "$models" "$mirror" "$report" "$@"
             ;;
-        training) benches/compare/training.sh "$@" ;;
+        training)
+            "$peers/bin/python" benches/compare/training.py "$(bench_program facepipe-identify training)" "$report" "$@"
+            ;;
         *)
             echo "There is no part $part: networks, serving, edge or training" >&2
             exit 2

@@ -84,8 +84,8 @@ class Bench:
 
     def peer(self):
         port = free_port()
-        gunicorn = os.path.join(os.path.dirname(sys.executable), "gunicorn")
-        command = [gunicorn, "--workers", "2", "--bind", f"127.0.0.1:{port}", "--timeout", "300", "peer_backend:app"]
+        command = [sys.executable, "-m", "gunicorn", "--workers", "2", "--bind", f"127.0.0.1:{port}", "--timeout", "300",
+                   "peer_backend:app"]
         return Server(command, port, self.log, cwd=os.path.dirname(os.path.abspath(__file__)))
 
     def ours(self, embedder, models):

@@ -74,6 +74,21 @@ pub struct CropRegion {
     pub height: u32,
 }
 
+impl CropRegion {
+    /// Left, top, right and bottom of a face as shares of this region around it.
+    pub fn shares(&self, face: &FaceRegion) -> [f64; 4] {
+        let share =
+            |at: u32, start: u32, length: u32| f64::from(at.saturating_sub(start)) / f64::from(length.max(1));
+        let [left, top, right, bottom] = face.corners();
+        [
+            share(left, self.left, self.width),
+            share(top, self.top, self.height),
+            share(right, self.left, self.width),
+            share(bottom, self.top, self.height),
+        ]
+    }
+}
+
 /// Why a crop could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CropError {

@@ -113,7 +113,7 @@ impl FaceCutter {
                 size: face.width.min(face.height),
                 sharpness: 0.0,
                 score: face.confidence,
-                cut: is_cut(&face, width, height),
+                cut: face.is_cut(width, height),
             };
             let at_best = merits.at_best();
             let wants = match track(&face, settings) {
@@ -156,7 +156,7 @@ impl FaceCutter {
                 self.cropper.cut(&described, &region, &settings.crop).map_err(|error| refused(&error))?;
             let track = track(&face, settings);
             let sharpness = if track.is_some() || settings.limits.min_quality > 0.0 {
-                picture.sharpness(inside(&face, &region))
+                picture.sharpness(region.shares(&face))
             } else {
                 0.0
             };
@@ -215,27 +215,6 @@ fn look(face: &FaceRegion) -> Look {
     let place = [face.left, face.top, face.width, face.height].map(f64::from);
     let [left, top, width, height] = place;
     [left, top, width, height, face.confidence]
-}
-
-/// True for a face that touches an edge of its frame.
-fn is_cut(face: &FaceRegion, width: u32, height: u32) -> bool {
-    face.left == 0
-        || face.top == 0
-        || face.left.saturating_add(face.width) >= width
-        || face.top.saturating_add(face.height) >= height
-}
-
-/// Left, top, right and bottom of a face as shares of the region around it.
-fn inside(face: &FaceRegion, region: &CropRegion) -> [f64; 4] {
-    let share =
-        |at: u32, start: u32, length: u32| f64::from(at.saturating_sub(start)) / f64::from(length.max(1));
-    let (left, top) = (region.left, region.top);
-    [
-        share(face.left, left, region.width),
-        share(face.top, top, region.height),
-        share(face.left.saturating_add(face.width), left, region.width),
-        share(face.top.saturating_add(face.height), top, region.height),
-    ]
 }
 
 fn encode(cuts: Vec<Cut>, settings: &CutterSettings) -> Result<Vec<Shot>, gst::ErrorMessage> {

@@ -61,6 +61,20 @@ pub struct FaceRegion {
     pub predicted: bool,
 }
 
+impl FaceRegion {
+    /// Left, top, right and bottom edge, pixels of the full frame.
+    pub const fn corners(&self) -> [u32; 4] {
+        let Self { left, top, width, height, .. } = *self;
+        [left, top, left.saturating_add(width), top.saturating_add(height)]
+    }
+
+    /// Whether it touches an edge of its frame: a part of the face is probably missing.
+    pub const fn is_cut(&self, frame_width: u32, frame_height: u32) -> bool {
+        let [left, top, right, bottom] = self.corners();
+        left == 0 || top == 0 || right >= frame_width || bottom >= frame_height
+    }
+}
+
 /// What is known about the face on a crop.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CropFacts {
@@ -243,6 +257,17 @@ mod tests {
         track_id: Some(12),
         predicted: false,
     };
+
+    #[test]
+    fn a_face_at_the_edge_is_cut() {
+        const FACE: FaceRegion = FaceRegion { left: 20, top: 20, width: 60, height: 60, ..FACE_1 };
+        let is_cut = |face: &FaceRegion, width, height| face.is_cut(width, height);
+        assert!(!is_cut(&FACE, 81, 81));
+        assert!(is_cut(&FACE, 80, 100) && is_cut(&FACE, 100, 80));
+        assert!(is_cut(&FaceRegion { left: 0, ..FACE }, 200, 200));
+        assert!(is_cut(&FaceRegion { top: 0, ..FACE }, 200, 200));
+        assert_eq!(FACE.corners(), [20, 20, 80, 80]);
+    }
 
     #[test]
     fn faces_come_back_as_attached_and_other_regions_are_ignored() {

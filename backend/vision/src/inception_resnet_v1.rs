@@ -354,29 +354,24 @@ impl InceptionResnetV1 {
             Some(observe) => x.to_tensor().map(|x| observe(name, &x)),
             None => Ok(()),
         };
-        let conv = |workspace: &mut Workspace, conv: &Conv2d, x: Map| {
-            let out = conv.forward(workspace, x.all())?;
-            workspace.give(x);
-            Ok::<_, candle_core::Error>(out)
-        };
         let blocks = |workspace: &mut Workspace, blocks: &[Residual], x: Map| {
             blocks.iter().try_fold(x, |x, block| block.forward(workspace, x))
         };
         let x = workspace.enter(x)?;
-        let x = conv(workspace, &self.conv2d_1a, x)?;
+        let x = self.conv2d_1a.replace(workspace, x)?;
         stage("conv2d_1a", &x)?;
-        let x = conv(workspace, &self.conv2d_2a, x)?;
+        let x = self.conv2d_2a.replace(workspace, x)?;
         stage("conv2d_2a", &x)?;
-        let x = conv(workspace, &self.conv2d_2b, x)?;
+        let x = self.conv2d_2b.replace(workspace, x)?;
         stage("conv2d_2b", &x)?;
         let pooled = POOL.forward(workspace, &x)?;
         workspace.give(x);
         stage("maxpool_3a", &pooled)?;
-        let x = conv(workspace, &self.conv2d_3b, pooled)?;
+        let x = self.conv2d_3b.replace(workspace, pooled)?;
         stage("conv2d_3b", &x)?;
-        let x = conv(workspace, &self.conv2d_4a, x)?;
+        let x = self.conv2d_4a.replace(workspace, x)?;
         stage("conv2d_4a", &x)?;
-        let x = conv(workspace, &self.conv2d_4b, x)?;
+        let x = self.conv2d_4b.replace(workspace, x)?;
         stage("conv2d_4b", &x)?;
         let x = blocks(workspace, &self.repeat_1, x)?;
         stage("repeat_1", &x)?;
@@ -393,7 +388,7 @@ impl InceptionResnetV1 {
         let pooled = mean(workspace, &x)?;
         workspace.give(x);
         stage("avgpool_1a", &pooled)?;
-        let x = conv(workspace, &self.last_linear, pooled)?;
+        let x = self.last_linear.replace(workspace, pooled)?;
         let mut x = workspace.leave(x)?;
         stage("last_linear", &x)?;
         let (scale, shift) = &self.last_bn;

@@ -142,26 +142,16 @@ impl MobileFaceNet {
 
     /// `[N, 112, 112, 3]` to `[N, 1, 1, 128]`.
     fn run(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
-        let conv = |workspace: &mut Workspace, conv: &Conv2d, x: Map| {
-            let out = conv.forward(workspace, x.all())?;
-            workspace.give(x);
-            Ok::<_, candle_core::Error>(out)
-        };
-        let depthwise = |workspace: &mut Workspace, depthwise: &Depthwise, x: Map| {
-            let out = depthwise.forward(workspace, &x)?;
-            workspace.give(x);
-            Ok::<_, candle_core::Error>(out)
-        };
         let x = workspace.enter(x)?;
-        let x = conv(workspace, &self.conv1, x)?;
-        let x = depthwise(workspace, &self.depthwise, x)?;
-        let mut x = conv(workspace, &self.pointwise, x)?;
+        let x = self.conv1.replace(workspace, x)?;
+        let x = self.depthwise.replace(workspace, x)?;
+        let mut x = self.pointwise.replace(workspace, x)?;
         for block in &self.blocks {
             x = block.forward(workspace, x)?;
         }
-        let x = conv(workspace, &self.conv2, x)?;
-        let x = depthwise(workspace, &self.global_depthwise, x)?;
-        let x = conv(workspace, &self.conv3, x)?;
+        let x = self.conv2.replace(workspace, x)?;
+        let x = self.global_depthwise.replace(workspace, x)?;
+        let x = self.conv3.replace(workspace, x)?;
         workspace.leave(x)
     }
 }

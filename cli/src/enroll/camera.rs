@@ -11,7 +11,7 @@ use clap::Args;
 use gst_app::AppSink;
 use gst_video::{VideoFrameRef, VideoInfo};
 use gstfacepipe::{
-    crop::{CropRegion, CropSettings, Cropper, Encoding},
+    crop::{CropSettings, Cropper, Encoding},
     frame,
     roi::{self, FaceRegion},
     searched,
@@ -293,7 +293,7 @@ impl<'a> Session<'a> {
         let buffer = sample.buffer().context("a sample without a frame")?;
         let info = VideoInfo::from_caps(sample.caps().context("a sample without caps")?)?;
         let seconds = buffer.pts().map_or(0.0, |pts| Duration::from(pts).as_secs_f64());
-        let fault = if shots::is_cut(face, info.width(), info.height()) {
+        let fault = if face.is_cut(info.width(), info.height()) {
             Fault::Cut
         } else if self.chooser.is_too_soon(seconds) {
             Fault::Soon
@@ -306,7 +306,7 @@ impl<'a> Session<'a> {
             };
             let measured = region(&shots::measure())?;
             let small = self.cropper.cut(&described, &measured, &shots::measure())?;
-            let shot = Shot::new(seconds, face, &small, inside(face, &measured));
+            let shot = Shot::new(seconds, face, &small, measured.shares(face));
             match self.chooser.take(shot) {
                 Ok(()) => {
                     let picture = self.cropper.cut(&described, &region(&SENT)?, &SENT)?;
@@ -352,18 +352,6 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
-}
-
-/// Left, top, right and bottom of a face as shares of the region around it.
-fn inside(face: &FaceRegion, region: &CropRegion) -> [f64; 4] {
-    let share =
-        |at: u32, start: u32, length: u32| f64::from(at.saturating_sub(start)) / f64::from(length.max(1));
-    [
-        share(face.left, region.left, region.width),
-        share(face.top, region.top, region.height),
-        share(face.left.saturating_add(face.width), region.left, region.width),
-        share(face.top.saturating_add(face.height), region.top, region.height),
-    ]
 }
 
 impl Summary {

@@ -109,14 +109,6 @@ impl Chooser {
     }
 }
 
-/// True for a face that touches an edge of its frame.
-pub fn is_cut(face: &FaceRegion, width: u32, height: u32) -> bool {
-    face.left == 0
-        || face.top == 0
-        || face.left.saturating_add(face.width) >= width
-        || face.top.saturating_add(face.height) >= height
-}
-
 /// The face as a small grey picture, without its brightness and contrast.
 fn look(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
     let mut sums = vec![(0.0, 0.0); SIDE * SIDE];
@@ -228,13 +220,5 @@ mod tests {
         let nearer = FaceRegion { width: 90, height: 90, ..FACE };
         assert_eq!(chooser.take(shot(2.0, nearer, stripes)), Ok(()), "another distance");
         assert_eq!(chooser.take(shot(3.0, FACE, stripes)), Err(Fault::Alike), "each that was taken counts");
-    }
-
-    #[test]
-    fn a_face_at_the_edge_is_cut() {
-        assert!(!is_cut(&FACE, 81, 81));
-        assert!(is_cut(&FACE, 80, 100) && is_cut(&FACE, 100, 80));
-        assert!(is_cut(&FaceRegion { left: 0, ..FACE }, 200, 200));
-        assert!(is_cut(&FaceRegion { top: 0, ..FACE }, 200, 200));
     }
 }

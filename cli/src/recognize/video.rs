@@ -373,12 +373,7 @@ impl<'a> Recognition<'a> {
             seconds: (time.as_secs_f64() * 1000.0).round() / 1000.0,
             captured_at,
             track: face.track_id,
-            bounding_box: [
-                face.left,
-                face.top,
-                face.left.saturating_add(face.width),
-                face.top.saturating_add(face.height),
-            ],
+            bounding_box: face.corners(),
             score: (face.confidence * 10_000.0).round() / 10_000.0,
             picture: buffer.map_readable()?.to_vec().into(),
         })

@@ -245,7 +245,7 @@ impl Album {
             captured_at: captured.map(|captured| captured.format(&Rfc3339)).transpose()?,
             track,
             score: (face.confidence * 10_000.0).round() / 10_000.0,
-            bounding_box: [face.left, face.top, face.left + face.width, face.top + face.height],
+            bounding_box: face.corners(),
             frame: [facts.frame_width, facts.frame_height],
         };
         let picture = buffer.map_readable()?;

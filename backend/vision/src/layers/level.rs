@@ -1,5 +1,7 @@
 //! The vector instructions that the kernels are compiled for, and the choice among them at run time.
 
+use std::sync::LazyLock;
+
 use pulp::{Scalar128b, Simd, WithSimd};
 
 /// What the convolution kernel needs to know of a set of vector instructions beyond the instructions themselves: how
@@ -85,7 +87,9 @@ impl Level {
 
     /// The widest.
     pub(crate) fn best() -> Self {
-        Self::available().into_iter().next().unwrap_or(Self::Portable(Scalar128b))
+        static BEST: LazyLock<Level> =
+            LazyLock::new(|| Level::available().into_iter().next().unwrap_or(Level::Portable(Scalar128b)));
+        *BEST
     }
 
     /// Floats in a vector.

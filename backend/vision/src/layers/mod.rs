@@ -79,6 +79,34 @@ impl Window {
     }
 }
 
+/// Output channels and those of the input that each is made of, where weight `[out, in, rows, columns]`, bias, window and
+/// activation fit each other.
+fn checked(
+    weight: &Tensor,
+    bias: &Tensor,
+    window: Window,
+    activation: &Activation,
+) -> Result<(usize, usize)> {
+    let (c_out, c_in, rows, columns) = weight.dims4()?;
+    if bias.dims() != [c_out] || (rows, columns) != window.kernel {
+        bail!(
+            "weight {:?} and bias {:?} do not fit the kernel {:?}",
+            weight.dims(),
+            bias.dims(),
+            window.kernel
+        );
+    }
+    if matches!(activation, Activation::PRelu(slopes) if slopes.len() != c_out) {
+        bail!("there must be one slope for each of {c_out} channels");
+    }
+    Ok((c_out, c_in))
+}
+
+/// A weight `[out, in, rows, columns]` as `[rows, columns, in, out]`.
+fn taps_first(weight: &Tensor) -> Result<Vec<f32>> {
+    weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1()
+}
+
 /// A convolution with bias and activation.
 #[derive(Debug)]
 pub(crate) struct Conv2d {
@@ -116,22 +144,10 @@ impl Conv2d {
         window: Window,
         activation: Activation,
     ) -> Result<Self> {
-        let (c_out, c_in, rows, columns) = weight.dims4()?;
-        if bias.dims() != [c_out] || (rows, columns) != window.kernel {
-            bail!(
-                "weight {:?} and bias {:?} do not fit the kernel {:?}",
-                weight.dims(),
-                bias.dims(),
-                window.kernel
-            );
-        }
-        if matches!(&activation, Activation::PRelu(slopes) if slopes.len() != c_out) {
-            bail!("there must be one slope for each of {c_out} channels");
-        }
+        let (c_out, c_in) = checked(weight, bias, window, &activation)?;
         let weights = match engine {
             Engine::Own => {
-                let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-                ConvWeights::Own(Packed::new(level, &weight, &bias.to_vec1()?, activation))
+                ConvWeights::Own(Packed::new(level, &taps_first(weight)?, &bias.to_vec1()?, activation))
             }
             Engine::Candle(device) => {
                 ConvWeights::Candle(candle::Convolution::new(device, weight, bias, window, activation, 1)?)
@@ -148,6 +164,13 @@ impl Conv2d {
     /// `[N, H, W, in]` to `[N, H', W', out]`.
     pub(crate) fn forward(&self, workspace: &mut Workspace, input: Part<'_>) -> Result<Map> {
         self.new_map(workspace, &[input], None)
+    }
+
+    /// As [`Self::forward`], of a map that nobody needs any more.
+    pub(crate) fn replace(&self, workspace: &mut Workspace, input: Map) -> Result<Map> {
+        let out = self.forward(workspace, input.all())?;
+        workspace.give(input);
+        Ok(out)
     }
 
     /// As [`Self::forward`], but adds `residual` `[N, H', W', out]` before the activation, and takes as input the
@@ -259,25 +282,17 @@ impl Depthwise {
         window: Window,
         mut activation: Activation,
     ) -> Result<Self> {
-        let (channels, one, rows, columns) = weight.dims4()?;
-        if one != 1 || bias.dims() != [channels] || (rows, columns) != window.kernel {
-            bail!(
-                "weight {:?} and bias {:?} are not depthwise {:?}",
-                weight.dims(),
-                bias.dims(),
-                window.kernel
-            );
-        }
-        if matches!(&activation, Activation::PRelu(slopes) if slopes.len() != channels) {
-            bail!("there must be one slope for each of {channels} channels");
+        let (channels, inputs) = checked(weight, bias, window, &activation)?;
+        if inputs != 1 {
+            bail!("weight {:?} is not depthwise", weight.dims());
         }
         let weights = match engine {
             Engine::Own => {
                 if let Activation::PRelu(slopes) = &mut activation {
                     slopes.resize(channels.next_multiple_of(level.lanes()), 0.0);
                 }
-                let weight = weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
-                DepthwiseWeights::Own { level, weight, bias: bias.to_vec1()?, activation }
+                let (weight, bias) = (taps_first(weight)?, bias.to_vec1()?);
+                DepthwiseWeights::Own { level, weight, bias, activation }
             }
             Engine::Candle(device) => DepthwiseWeights::Candle(candle::Convolution::new(
                 device, weight, bias, window, activation, channels,
@@ -304,6 +319,13 @@ impl Depthwise {
                 filter.run(out.values_mut());
             }
         }
+        Ok(out)
+    }
+
+    /// As [`Self::forward`], of a map that nobody needs any more.
+    pub(crate) fn replace(&self, workspace: &mut Workspace, input: Map) -> Result<Map> {
+        let out = self.forward(workspace, &input)?;
+        workspace.give(input);
         Ok(out)
     }
 }

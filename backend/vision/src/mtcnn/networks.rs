@@ -156,11 +156,7 @@ fn pooled(workspace: &mut Workspace, conv: &Conv2d, pool: MaxPool, x: Map) -> Re
 
 /// Convolutions one after the other.
 fn through(workspace: &mut Workspace, layers: &[&Conv2d], x: Map) -> Result<Map> {
-    layers.iter().try_fold(x, |x, layer| {
-        let out = layer.forward(workspace, x.all())?;
-        workspace.give(x);
-        Ok(out)
-    })
+    layers.iter().try_fold(x, |x, layer| layer.replace(workspace, x))
 }
 
 /// Looks at 24x24 crops.
