@@ -115,18 +115,16 @@ pub(crate) fn weights_file(models_dir: &Path, stem: &str) -> PathBuf {
     if safetensors.is_file() { safetensors } else { models_dir.join(format!("{stem}.pt")) }
 }
 
-/// Crops that go through a network at once.
-const BATCH: usize = 16;
-
-/// The work that embedders share: checks the crops, runs `network` over batches of them, and brings what it answers to
-/// length 1. `normalise` says for each channel what a value is multiplied with and what is then added.
+/// The work that embedders share: checks the crops, runs `network` over at most `most` of them at a time, and brings what
+/// it answers to length 1. `normalise` says for each channel what a value is multiplied with and what is then added.
 pub(crate) fn embed(
     embedder: &dyn Embedder,
     workspaces: &Workspaces,
     side: u32,
     normalise: [(f32, f32); 3],
     crops: &[RgbImage],
-    network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Map>,
+    most: usize,
+    network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Map> + Sync,
 ) -> Result<Vec<Vec<f32>>, VisionError> {
     for (index, crop) in crops.iter().enumerate() {
         if crop.dimensions() != (side, side) {
@@ -141,23 +139,21 @@ pub(crate) fn embed(
         }
     }
     let side = side as usize;
-    let mut embeddings = Vec::with_capacity(crops.len());
-    for batch in crops.chunks(BATCH) {
-        embeddings.extend(workspaces.with(|workspace| {
-            let mut input = workspace.own_map(Size { n: batch.len(), h: side, w: side }, 3);
-            for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
-                for (values, pixel) in
-                    values.as_chunks_mut::<3>().0.iter_mut().zip(crop.as_raw().as_chunks::<3>().0)
-                {
-                    for ((value, &level), (scale, add)) in values.iter_mut().zip(pixel).zip(normalise) {
-                        *value = f32::from(level) * scale + add;
-                    }
+    let embeddings = workspaces.spread(crops.len(), most, |workspace, share| {
+        let batch = crops.get(share).unwrap_or_default();
+        let mut input = workspace.own_map(Size { n: batch.len(), h: side, w: side }, 3);
+        for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
+            for (values, pixel) in
+                values.as_chunks_mut::<3>().0.iter_mut().zip(crop.as_raw().as_chunks::<3>().0)
+            {
+                for ((value, &level), (scale, add)) in values.iter_mut().zip(pixel).zip(normalise) {
+                    *value = f32::from(level) * scale + add;
                 }
             }
-            let output = network(workspace, input)?;
-            Ok::<_, VisionError>(l2_normalised(workspace, output))
-        })?);
-    }
+        }
+        let output = network(workspace, input)?;
+        Ok::<_, VisionError>(l2_normalised(workspace, output))
+    })?;
     match embeddings.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
         Some(index) => Err(VisionError::NotFinite { index, embedder: embedder.name() }),
         None => Ok(embeddings),

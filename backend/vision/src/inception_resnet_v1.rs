@@ -18,8 +18,13 @@ use crate::{
 const EPSILON: f64 = 1e-3;
 const POOL: MaxPool = MaxPool { side: 3, stride: 2, partial: false };
 
+/// Faces that go through the later layers at once, where weights take longer to read than maps.
+const AT_ONCE: usize = 16;
+
 type Loaded<T> = std::result::Result<T, ModelError>;
-/// Is shown what comes out of each stage.
+/// Is told what comes out of each stage.
+type Stage<'a> = dyn FnMut(&'static str, &Map) -> Result<()> + 'a;
+/// Is shown that as tensors.
 type Observer<'a> = Option<&'a mut dyn FnMut(&'static str, &Tensor)>;
 
 /// The network. Takes faces as facenet-pytorch's `extract_face` cuts them out: the bounding box, 160x160, RGB,
@@ -320,7 +325,11 @@ impl InceptionResnetV1 {
     ///
     /// candle's, of an input of another shape.
     pub fn forward(&self, faces: &Tensor) -> Result<Vec<Vec<f32>>> {
-        self.observed(faces, None)
+        self.workspaces.spread(faces.dim(0)?, AT_ONCE, |workspace, share| {
+            let faces = workspace.map_of(&faces.narrow(0, share.start, share.len())?)?;
+            let embeddings = self.run(workspace, faces, None)?;
+            Ok(l2_normalised(workspace, embeddings))
+        })
     }
 
     /// As [`Self::forward`], and shows `observe` what comes out of each stage, by facenet-pytorch's name of it: maps as
@@ -334,19 +343,16 @@ impl InceptionResnetV1 {
         faces: &Tensor,
         observe: &mut dyn FnMut(&'static str, &Tensor),
     ) -> Result<Vec<Vec<f32>>> {
-        self.observed(faces, Some(observe))
-    }
-
-    fn observed(&self, faces: &Tensor, observe: Observer<'_>) -> Result<Vec<Vec<f32>>> {
         self.workspaces.with(|workspace| {
             let faces = workspace.map_of(faces)?;
-            let embeddings = self.run(workspace, faces, observe)?;
+            let embeddings = self.run(workspace, faces, Some(observe))?;
             Ok(l2_normalised(workspace, embeddings))
         })
     }
 
     /// `[N, 160, 160, 3]` to `[N, 1, 1, 512]`.
     fn run(&self, workspace: &mut Workspace, x: Map, mut observe: Observer<'_>) -> Result<Map> {
+        let observed = observe.is_some();
         let mut stage = |name, x: &Map| match &mut observe {
             Some(observe) if x.size().h * x.size().w == 1 => {
                 x.to_tensor()?.flatten_from(1).map(|x| observe(name, &x))
@@ -354,27 +360,12 @@ impl InceptionResnetV1 {
             Some(observe) => x.to_tensor().map(|x| observe(name, &x)),
             None => Ok(()),
         };
-        let blocks = |workspace: &mut Workspace, blocks: &[Residual], x: Map| {
-            blocks.iter().try_fold(x, |x, block| block.forward(workspace, x))
-        };
         let x = workspace.enter(x)?;
-        let x = self.conv2d_1a.replace(workspace, x)?;
-        stage("conv2d_1a", &x)?;
-        let x = self.conv2d_2a.replace(workspace, x)?;
-        stage("conv2d_2a", &x)?;
-        let x = self.conv2d_2b.replace(workspace, x)?;
-        stage("conv2d_2b", &x)?;
-        let pooled = POOL.forward(workspace, &x)?;
-        workspace.give(x);
-        stage("maxpool_3a", &pooled)?;
-        let x = self.conv2d_3b.replace(workspace, pooled)?;
-        stage("conv2d_3b", &x)?;
-        let x = self.conv2d_4a.replace(workspace, x)?;
-        stage("conv2d_4a", &x)?;
-        let x = self.conv2d_4b.replace(workspace, x)?;
-        stage("conv2d_4b", &x)?;
-        let x = blocks(workspace, &self.repeat_1, x)?;
-        stage("repeat_1", &x)?;
+        let x = if observed {
+            self.early(workspace, x, &mut stage)?
+        } else {
+            workspace.one_by_one(x, |workspace, x| self.early(workspace, x, &mut |_, _| Ok(())))?
+        };
         let x = self.mixed_6a.forward(workspace, x)?;
         stage("mixed_6a", &x)?;
         let x = blocks(workspace, &self.repeat_2, x)?;
@@ -400,6 +391,33 @@ impl InceptionResnetV1 {
         stage("last_bn", &x)?;
         Ok(x)
     }
+
+    /// The layers whose maps are large and whose weights are few, up to `[N, 17, 17, 256]`.
+    fn early(&self, workspace: &mut Workspace, x: Map, stage: &mut Stage<'_>) -> Result<Map> {
+        let x = self.conv2d_1a.replace(workspace, x)?;
+        stage("conv2d_1a", &x)?;
+        let x = self.conv2d_2a.replace(workspace, x)?;
+        stage("conv2d_2a", &x)?;
+        let x = self.conv2d_2b.replace(workspace, x)?;
+        stage("conv2d_2b", &x)?;
+        let pooled = POOL.forward(workspace, &x)?;
+        workspace.give(x);
+        stage("maxpool_3a", &pooled)?;
+        let x = self.conv2d_3b.replace(workspace, pooled)?;
+        stage("conv2d_3b", &x)?;
+        let x = self.conv2d_4a.replace(workspace, x)?;
+        stage("conv2d_4a", &x)?;
+        let x = self.conv2d_4b.replace(workspace, x)?;
+        stage("conv2d_4b", &x)?;
+        let x = blocks(workspace, &self.repeat_1, x)?;
+        stage("repeat_1", &x)?;
+        Ok(x)
+    }
+}
+
+/// The blocks one after the other.
+fn blocks(workspace: &mut Workspace, blocks: &[Residual], x: Map) -> Result<Map> {
+    blocks.iter().try_fold(x, |x, block| block.forward(workspace, x))
 }
 
 impl Embedder for InceptionResnetV1 {
@@ -435,6 +453,7 @@ impl Embedder for InceptionResnetV1 {
             Self::SIDE,
             [(1.0 / 128.0, -127.5 / 128.0); 3],
             crops,
+            AT_ONCE,
             |workspace, x| self.run(workspace, x, None),
         )
     }

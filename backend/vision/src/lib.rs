@@ -36,6 +36,7 @@ mod layers;
 pub use decode::{DecodeError, DecodeLimits, decode_image};
 pub use embedder::{Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder};
 pub use error::{ModelError, VisionError};
+pub use layers::on_one_thread;
 pub use geometry::{BoundingBox, Face};
 pub use inception_resnet_v1::InceptionResnetV1;
 pub use mobilefacenet::MobileFaceNet;

@@ -11,7 +11,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    Activation, Window,
+    Activation, Window, threads,
     level::{Kernel, Level, MAX_ROWS, Registers},
 };
 
@@ -169,7 +169,7 @@ impl Convolution<'_> {
             return;
         }
         let target = Target { start: out.as_mut_ptr(), len: out.len(), stride };
-        let threads = rayon::current_num_threads();
+        let threads = threads();
         let weights = self.packed.depth * channels;
         if threads == 1 || pixels * weights < PARALLEL_FROM {
             self.part(target, 0..pixels, 0..channels);

@@ -10,6 +10,7 @@ use super::{
     Activation, MaxPool, Window,
     conv::{Size, activate},
     level::{Kernel, Level, Registers},
+    threads,
 };
 
 /// Multiplications below which a second thread costs more than it saves.
@@ -38,7 +39,7 @@ impl Filter<'_> {
         if line == 0 {
             return;
         }
-        let threads = rayon::current_num_threads();
+        let threads = threads();
         if threads == 1 || out.len() * self.window.taps() < PARALLEL_FROM {
             self.level.run(FilterLines { op: self, first: 0, out });
             return;

@@ -11,6 +11,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::{
     Engine,
     conv::{Size, Values},
+    parallel::spread,
 };
 
 /// A map `[n, h, w, channels]`.
@@ -224,6 +225,40 @@ impl Workspace {
         }
     }
 
+    /// What `run` makes of each image of a map, side by side again. Where the layers run here, it is given one at a time:
+    /// the maps of one image stay in a cache that those of several would leave.
+    pub(crate) fn one_by_one(
+        &mut self,
+        map: Map,
+        mut run: impl FnMut(&mut Self, Map) -> Result<Map>,
+    ) -> Result<Map> {
+        let (size, channels) = (map.size, map.channels);
+        if size.n <= 1 || !map.is_own() {
+            return run(self, map);
+        }
+        let len = map.len() / size.n;
+        let mut joined: Option<Map> = None;
+        for (index, values) in map.values().chunks_exact(len.max(1)).enumerate() {
+            let mut image = self.own_map(Size { n: 1, ..size }, channels);
+            image.values_mut().copy_from_slice(values);
+            let made = run(self, image)?;
+            let whole = match &mut joined {
+                Some(whole) => whole,
+                none => none.insert(self.own_map(Size { n: size.n, ..made.size }, made.channels)),
+            };
+            match whole.values_mut().get_mut(index * made.len()..(index + 1) * made.len()) {
+                Some(values) => values.copy_from_slice(made.values()),
+                None => bail!("images of one map came to maps of different sizes"),
+            }
+            self.give(made);
+        }
+        self.give(map);
+        match joined {
+            Some(joined) => Ok(joined),
+            None => bail!("a map without values was given to a network"),
+        }
+    }
+
     /// Takes back the buffer of a map.
     pub(crate) fn give(&mut self, map: Map) {
         if let Store::Own(buffer) = map.store {
@@ -253,5 +288,20 @@ impl Workspaces {
         let result = run(&mut workspace);
         free().push(workspace);
         result
+    }
+
+    /// What `run` answers of `count` images, in their order. Here, at most `most` of them go through the network at a
+    /// time, and threads get images of their own as long as there are enough of them; elsewhere, all of them at once.
+    pub(crate) fn spread<T: Send, E: Send>(
+        &self,
+        count: usize,
+        most: usize,
+        run: impl Fn(&mut Workspace, Range<usize>) -> std::result::Result<Vec<T>, E> + Sync,
+    ) -> std::result::Result<Vec<T>, E> {
+        let share = |images| self.with(|workspace| run(workspace, images));
+        match self.engine {
+            Engine::Own => spread(count, most, share),
+            Engine::Candle(_) => share(0..count),
+        }
     }
 }

@@ -9,6 +9,7 @@ mod conv;
 mod depthwise;
 mod level;
 mod map;
+mod parallel;
 
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -16,7 +17,9 @@ pub(crate) use self::{
     conv::Size,
     level::Level,
     map::{Map, Part, Workspace, Workspaces},
+    parallel::threads,
 };
+pub use self::parallel::on_one_thread;
 use conv::{Convolution, Packed};
 use depthwise::{Filter, Pooling};
 

@@ -1,0 +1,100 @@
+//! How many threads a layer may use, and work that is spread over images rather than over the parts of a layer.
+
+use std::{cell::Cell, ops::Range};
+
+use rayon::prelude::*;
+
+thread_local! {
+    /// Whether this thread's layers are to stay on it.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Threads that a layer called from here may use.
+pub(crate) fn threads() -> usize {
+    if ALONE.get() { 1 } else { rayon::current_num_threads() }
+}
+
+/// Runs `work` without splitting what the networks compute in it over threads: for whoever has as many pieces of work as
+/// there are threads, and gives each of them one. Two threads with a picture each are done sooner than both on one
+/// picture and then on the other, because they wait for each other only at the end.
+pub fn on_one_thread<T>(work: impl FnOnce() -> T) -> T {
+    /// Says how it was before, also after a panic.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _before = Before(ALONE.replace(true));
+    work()
+}
+
+/// What `work` answers of `count` images, in their order; it is given at most `most` of them at a time. As many images
+/// as can be divided evenly are, a thread's share to each thread. On the rest, all threads work together.
+pub(super) fn spread<T: Send, E: Send>(
+    count: usize,
+    most: usize,
+    work: impl Fn(Range<usize>) -> Result<Vec<T>, E> + Sync,
+) -> Result<Vec<T>, E> {
+    let threads = threads();
+    let even = count - count % threads;
+    let size = (even / threads).clamp(1, most.max(1));
+    let shares = |range: Range<usize>| range.clone().step_by(size).map(move |i| i..(i + size).min(range.end));
+    let mut answers = Vec::with_capacity(count);
+    if threads > 1 {
+        let done: Result<Vec<_>, E> = shares(0..even)
+            .collect::<Vec<_>>()
+            .into_par_iter()
+            .map(|share| on_one_thread(|| work(share)))
+            .collect();
+        answers.extend(done?.into_iter().flatten());
+    }
+    for share in shares(answers.len()..count) {
+        answers.extend(work(share)?);
+    }
+    Ok(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Mutex};
+
+    use super::*;
+
+    /// The shares of `count` images and the threads that each could use, by the first of the images.
+    fn shares(threads: usize, count: usize, most: usize) -> Vec<(Range<usize>, usize)> {
+        let seen = Mutex::new(Vec::new());
+        let work = |share: Range<usize>| {
+            seen.lock().unwrap().push((share.clone(), super::threads()));
+            Ok::<_, Infallible>(share.collect())
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let answers = pool.install(|| spread(count, most, work)).unwrap();
+        assert_eq!(answers, (0..count).collect::<Vec<_>>());
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort_by_key(|(share, _)| share.start);
+        seen
+    }
+
+    #[test]
+    fn each_thread_gets_a_share_and_all_get_the_rest() {
+        assert_eq!(shares(2, 8, 16), [(0..4, 1), (4..8, 1)]);
+        assert_eq!(shares(2, 5, 16), [(0..2, 1), (2..4, 1), (4..5, 2)]);
+        assert_eq!(shares(2, 1, 16), [(0..1, 2)]);
+        assert_eq!(shares(3, 2, 16), [(0..1, 3), (1..2, 3)]);
+        assert_eq!(shares(2, 8, 3), [(0..3, 1), (3..6, 1), (6..8, 1)]);
+        assert_eq!(shares(1, 3, 16), [(0..3, 1)]);
+        assert_eq!(shares(2, 3, 1), [(0..1, 1), (1..2, 1), (2..3, 2)]);
+        assert_eq!(shares(2, 0, 16), []);
+    }
+
+    #[test]
+    fn a_panic_gives_the_threads_back() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| {
+            let caught = std::panic::catch_unwind(|| on_one_thread(|| panic!("on purpose")));
+            assert!(caught.is_err());
+            assert_eq!(threads(), 2);
+        });
+    }
+}
