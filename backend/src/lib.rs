@@ -17,4 +17,16 @@ mod train;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
+/// What benchmarks measure by itself. No part of the interface.
+#[doc(hidden)]
+pub mod parts {
+    pub use crate::{
+        recognise::IdentifiedFace,
+        store::{
+            Database, now,
+            sql::{KeyedCall, NewUploads, Upload},
+        },
+    };
+}
+
 pub use config::{Args, Config, ErasedDetections, LogFormat, Settings};

@@ -2,170 +2,142 @@
 
 serving.py BUILD_FOLDER MODELS MIRROR REPORT [--rounds N] [--seconds S] [--overload S]
 
-`facepipe bench load` makes the load on both: 8 clients, each with one picture a request. Writes `serve_photo`, `serve_crop`,
-`serve_photo_mobilefacenet` (requests per second), `serve_memory` (MB of a process at its most), `serve_latency` (our p99
-against the peer's p50, ms), `serve_cold_start` (seconds from the start of the process to its first answer) and, with
---overload, `serve_overload` (p99 of what was accepted at four times what the server can do, against twice the queue's
-budget, seconds) to the report.
+`facepipe bench load` makes the load on both: 8 clients, each with one picture a request. Writes to the report:
+
+* `serve_photo`, `serve_crop`, and the same ending in `_mobilefacenet`: requests per second;
+* `serve_memory`: MB of a process at its most;
+* `serve_latency`: our p99 against the peer's p50, ms;
+* `serve_cold_start`: seconds from the start of the process to its first answer;
+* `serve_overload`: p99 of what was accepted, against twice the queue's budget, seconds, at four times what the server can
+  do, for --overload seconds; `serve_overload_memory`: MB at its end against those after a quarter of it;
+* `serve_hangups`: requests per second while other clients send as many requests and hang up at once, against those without;
+* `new_person`: seconds to enrol one person with 12 photographs, train, and have two replicas know them, against the 26 s
+  of the thesis that this project grew out of, whose Python service ran on two virtual processors.
 """
 
 import argparse
-import io
+import concurrent.futures
 import json
-import os
 import pathlib
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 
 import report
+from servers import Bench, Databases, best, memory_mb, models_with_inception, pictures
 
-CLIENTS = 8
 QUEUE_BUDGET_S = 5.0
+# Seconds that the thesis' service took for a person more.
+THESIS_NEW_PERSON_S = 26.0
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def form(fields):
+    """Body and type of a multipart form of (name, content) whose files are JPEGs."""
+    boundary = "----facepipe-benchmark"
+    parts = b"".join(b"--%b\r\nContent-Disposition: form-data; name=\"%b\"; filename=\"a.jpg\"\r\n"
+                     b"Content-Type: image/jpeg\r\n\r\n%b\r\n" % (boundary.encode(), name.encode(), content)
+                     for name, content in fields)
+    return parts + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def processes(root):
-    """A process and all below it."""
-    below = subprocess.run(["ps", "-o", "pid=", "--ppid", str(root)], capture_output=True, text=True).stdout.split()
-    return [root] + [pid for child in below for pid in processes(int(child))]
+class HangUps:
+    """Clients that send whole requests and hang up without waiting for the answer, until the end of the `with`."""
 
+    def __init__(self, server, picture, per_second):
+        parsed = urllib.parse.urlparse(server.url)
+        body, kind = form([("image", picture.read_bytes())])
+        self.address, self.per_second = (parsed.hostname, parsed.port), per_second
+        self.request = (f"POST /face-recognition/get-results HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\n"
+                        f"Content-Length: {len(body)}\r\n\r\n").encode() + body
+        self.ended, self.sent = threading.Event(), 0
 
-def memory_mb(pid, field):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-class Server:
-    """A server's process, up until the end of the `with`."""
-
-    def __init__(self, command, port, log, **options):
-        self.url = f"http://127.0.0.1:{port}"
-        self.begun = time.monotonic()
-        self.process = subprocess.Popen(command, stdout=log, stderr=log, **options)
+    def run(self):
+        begun = time.monotonic()
+        while not self.ended.wait(max(0, begun + self.sent / self.per_second - time.monotonic())):
+            with socket.create_connection(self.address) as connection:
+                connection.sendall(self.request)
+            self.sent += 1
 
     def __enter__(self):
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.url}/readyz", timeout=1):
-                    self.start_s = time.monotonic() - self.begun
-                    return self
-            except (urllib.error.URLError, OSError):
-                if self.process.poll() is not None or time.monotonic() - self.begun > 120:
-                    sys.exit(f"{self.process.args[0]} does not serve; its log tells why")
-                time.sleep(0.02)
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+        return self
 
     def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait()
-
-    def peak_mb(self):
-        """Of its largest process."""
-        return max(memory_mb(pid, "VmHWM") for pid in processes(self.process.pid))
+        self.ended.set()
+        self.thread.join()
 
 
-class Bench:
-    def __init__(self, options, folder):
-        self.options, self.folder = options, pathlib.Path(folder)
-        self.build = pathlib.Path(options.build)
-        self.log = open(self.folder / "servers.log", "w")
+def new_person(bench, models, people, report_entries):
+    """Two replicas on PostgreSQL know nine people; the tenth comes."""
+    import io
 
-    def peer(self):
-        port = free_port()
-        command = [sys.executable, "-m", "gunicorn", "--workers", "2", "--bind", f"127.0.0.1:{port}", "--timeout", "300",
-                   "peer_backend:app"]
-        return Server(command, port, self.log, cwd=os.path.dirname(os.path.abspath(__file__)))
+    import requests
+    from PIL import Image, ImageOps
 
-    def ours(self, embedder, models):
-        port = free_port()
-        command = [self.build / "facepipe-backend", "--listen", f"127.0.0.1:{port}", "--embedder", embedder,
-                   "--models-dir", models, "--data-dir", self.folder / embedder, "--log", "warn"]
-        return Server(command, port, self.log)
+    *known, newcomer = sorted(folder for folder in people.iterdir() if folder.is_dir())
+    photographs = [file.read_bytes() for file in sorted(newcomer.glob("*.jpg"))]
+    # There are ten of each; two more are others' mirror images.
+    for photograph in photographs[:12 - len(photographs)]:
+        mirrored = io.BytesIO()
+        ImageOps.mirror(Image.open(io.BytesIO(photograph))).save(mirrored, "JPEG", quality=95)
+        photographs.append(mirrored.getvalue())
+    some = bench.folder / "people"
+    some.mkdir()
+    for folder in known:
+        (some / folder.name).symlink_to(folder)
+    with Databases() as databases:
+        more = ("--database-url", databases.new_postgres("new_person"))
+        with bench.ours("inception-resnet-v1", models, *more) as one, bench.ours("inception-resnet-v1", models, *more) as two:
+            bench.facepipe(one, "enroll", "tree", some, "--train")
+            name = urllib.parse.quote(newcomer.name)
 
-    def facepipe(self, server, *arguments):
-        command = [self.build / "facepipe", *arguments, "--server", server.url, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode not in (0, 3):
-            sys.exit(f"{' '.join(map(str, command))}: {done.stderr}")
-        return done.stdout
+            def add(photograph):
+                body, kind = form([("image", photograph)])
+                answer = requests.post(f"{one.url}/dataset/{name}/image", data=body, headers={"Content-Type": kind}, timeout=60)
+                # A photograph with several faces on it is refused, as it should be.
+                return answer.status_code
 
-    def load(self, server, picture, *more):
-        arguments = ["--concurrency", str(CLIENTS), "--duration", str(self.options.seconds)] if not more else more
-        rows = json.loads(self.facepipe(server, "bench", "load", picture, *arguments))["rows"]
-        if rows[0]["errors"]:
-            sys.exit(f"{server.url}: {rows[0]['errors']}")
-        return rows[0]
+            def knows(server):
+                body, kind = form([("image", photographs[0])])
+                answer = requests.post(f"{server.url}/face-recognition/get-results", data=body, timeout=60,
+                                       headers={"Content-Type": kind}).json()
+                return any(prediction["label"] == newcomer.name
+                           for face in answer["faces"] for prediction in face["all_predictions"])
 
-    def compare(self, peer, ours, picture):
-        """The rows of both, load on the one and on the other by turns."""
-        rows = [(self.load(peer, picture), self.load(ours, picture)) for _ in range(self.options.rounds)]
-        return [row for row, _ in rows], [row for _, row in rows]
-
-
-def best(rows):
-    return max(row["requests_per_second"] for row in rows)
-
-
-def pictures(mirror, folder):
-    """A photograph of LFW as it is, and a crop as cameras send it: 150 pixels, some 4 KB."""
-    from PIL import Image
-
-    photograph = mirror / "lfw10/Tony_Blair/Tony_Blair_0001.jpg"
-    picture = Image.open(photograph)
-    left, top = (picture.width - 150) // 2, (picture.height - 150) // 2
-    data = io.BytesIO()
-    picture.crop((left, top, left + 150, top + 150)).save(data, "JPEG", quality=90, subsampling=2)
-    crop = folder / "crop.jpg"
-    crop.write_bytes(data.getvalue())
-    return photograph, crop
+            begun = time.monotonic()
+            requests.post(f"{one.url}/dataset/{name}", timeout=60).raise_for_status()
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                added = list(pool.map(add, photographs))
+            requests.post(f"{one.url}/model/optimized-train", params={"wait": "true"}, timeout=60).raise_for_status()
+            while not (knows(one) and knows(two)):
+                time.sleep(0.01)
+            took = time.monotonic() - begun
+            print(f"new_person: {added.count(201)} of {len(photographs)} photographs added")
+            report_entries.append(report.entry("new_person", took, THESIS_NEW_PERSON_S, "s", THESIS_NEW_PERSON_S / took,
+                                               max(one.peak_mb(), two.peak_mb())))
 
 
-def models_with_inception(models, folder):
-    """The models folder, with weights of a formula where those of Inception-ResNet v1 are missing: as fast as the real."""
-    names = [f"20180402-114759-vggface2.{ending}" for ending in ("safetensors", "pt")]
-    if any((models / name).exists() for name in names):
-        return models
-    import torch
-    from facenet_pytorch import InceptionResnetV1
+def overload(bench, server, picture, rate, add):
+    """Four times as much as the server can do."""
+    seconds = bench.options.overload
+    early = {}
 
-    import peer_networks
+    def watch():
+        early["mb"] = memory_mb(server.process.pid, "VmRSS")
 
-    network = InceptionResnetV1(pretrained=None, classify=False).eval()
-    with torch.no_grad():
-        peer_networks.fill(network)
-    whole = folder / "models"
-    whole.mkdir()
-    for file in models.iterdir():
-        if file.is_file():
-            (whole / file.name).symlink_to(file.resolve())
-    write_safetensors(whole / names[0], {name: tensor.numpy() for name, tensor in network.state_dict().items()
-                                         if not name.endswith("num_batches_tracked")})
-    return whole
-
-
-def write_safetensors(path, tensors):
-    """Eight bytes of the header's length, the header in JSON, the numbers."""
-    header, position = {}, 0
-    for name, values in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [position, position + values.nbytes]}
-        position += values.nbytes
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for values in tensors.values():
-            file.write(values.astype("<f4").tobytes())
+    timer = threading.Timer(seconds / 4, watch)
+    timer.start()
+    row = bench.load(server, picture, "--rate", f"{4 * rate:.1f}", "--duration", str(seconds), "--concurrency", "1024")
+    timer.join()
+    late = memory_mb(server.process.pid, "VmRSS")
+    p99 = row["latency"]["p99_ms"] / 1000
+    print(f"overload: {json.dumps(row)}")
+    add("serve_overload", p99, 2 * QUEUE_BUDGET_S, "s", 2 * QUEUE_BUDGET_S / p99, server)
+    add("serve_overload_memory", late, early["mb"], "MB", early["mb"] / late, server)
 
 
 def main():
@@ -174,9 +146,11 @@ def main():
         parser.add_argument(name, type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--overload", type=float, default=0)
+    parser.add_argument("--overload", type=float, default=60, help="0: without")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        # Databases run as another user.
+        pathlib.Path(folder).chmod(0o755)
         measure(Bench(options, folder))
 
 
@@ -202,17 +176,20 @@ def measure(bench):
                 if ending == "":
                     add("serve_memory", ours.peak_mb(), peer.peak_mb(), "MB", peer.peak_mb() / ours.peak_mb(), ours)
                     start = ours.start_s
-                if options.overload and ending:
-                    rate = 4 * best(own)
-                    row = bench.load(ours, crop, "--rate", f"{rate:.1f}", "--duration", str(options.overload))
-                    p99 = row["latency"]["p99_ms"] / 1000
-                    print(f"overload: {row}")
-                    add("serve_overload", p99, 2 * QUEUE_BUDGET_S, "s", 2 * QUEUE_BUDGET_S / p99, ours)
+                    with HangUps(ours, photograph, best(own)) as others:
+                        disturbed = bench.load(ours, photograph)
+                    alone = bench.load(ours, photograph)
+                    rates = [row["requests_per_second"] for row in (disturbed, alone)]
+                    print(f"hang-ups: {others.sent} requests that nobody waited for")
+                    add("serve_hangups", *rates, "requests/s", rates[0] / rates[1], ours)
+                elif options.overload:
+                    overload(bench, ours, crop, best(own), add)
             # A second start, with everything in the page cache as at a restart.
             if ending == "":
                 with bench.ours(embedder, models) as ours:
                     start = min(start, ours.start_s)
                     add("serve_cold_start", start, peer.start_s, "s", peer.start_s / start, ours)
+    new_person(bench, models, options.mirror / "lfw10", entries)
     report.write(options.report, entries)
 
 

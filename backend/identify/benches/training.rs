@@ -7,6 +7,8 @@
 //! * `--newcomer`: then adds one person with 12 photographs to the model;
 //! * `--write FOLDER`: writes the samples for others to train on, `train.f32` and `test.f32`, `[people, photographs,
 //!   512]`, and trains nothing;
+//! * `--search SECONDS`: trains nothing either, but searches among so many people for so long, with hyperplanes that are
+//!   their means, and prints the searches per second;
 //! * `--worker`: says `ready`, then trains once for each line that it reads, and answers with the seconds.
 //!
 //! The embeddings are clusters on the unit sphere of 512 dimensions with a cosine of 0.5 within a person on average.
@@ -25,6 +27,7 @@ use std::{
 use facepipe_identify::{Model, Sample, Solver, TrainOptions};
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use sha2::{Digest as _, Sha256};
 
 const DIMENSIONS: usize = 512;
 const HELD_OUT: usize = 2;
@@ -42,6 +45,7 @@ struct Arguments {
     newcomer: bool,
     worker: bool,
     write: Option<String>,
+    search: Option<f64>,
 }
 
 fn arguments() -> Arguments {
@@ -53,6 +57,7 @@ fn arguments() -> Arguments {
         newcomer: false,
         worker: false,
         write: None,
+        search: None,
     };
     let mut numbers = Vec::new();
     let mut rest = std::env::args().skip(1);
@@ -64,6 +69,7 @@ fn arguments() -> Arguments {
             "--worker" => given.worker = true,
             "--newcomer" => given.newcomer = true,
             "--write" => given.write = Some(value()),
+            "--search" => given.search = Some(value().parse().expect("--search takes seconds")),
             "--runs" => given.runs = value().parse().expect("--runs takes a number"),
             "--solver" => {
                 given.solver =
@@ -124,6 +130,10 @@ fn label(person: usize, embeddings: Vec<Vec<f32>>) -> impl Iterator<Item = Sampl
 
 fn main() {
     let arguments = arguments();
+    if let Some(seconds) = arguments.search {
+        search(arguments.people, Duration::from_secs_f64(seconds));
+        return;
+    }
     let mut people = People::new();
     let (mut samples, mut unseen) = (Vec::new(), Vec::new());
     for person in 0..arguments.people {
@@ -192,6 +202,62 @@ fn main() {
         "peak_rss_mb": peak,
     });
     println!("{line}");
+}
+
+/// Searches for one person after the other for so long.
+fn search(count: usize, long: Duration) {
+    let mut people = People::new();
+    let means: Vec<Vec<f32>> = (0..count).flat_map(|_| people.person(1)).collect();
+    let model = Model::from_bytes(&stored(&means)).expect("it is a model");
+    let begun = Instant::now();
+    let (mut searches, mut found) = (0_u32, 0_u32);
+    for (person, embedding) in means.iter().enumerate().cycle() {
+        let answer = model.identify(embedding, THRESHOLD).expect("an answer");
+        found += u32::from(answer.top.is_some_and(|top| top.label == format!("{person:06}")));
+        searches += 1;
+        if begun.elapsed() >= long {
+            break;
+        }
+    }
+    assert_eq!(found, searches, "everybody is found by their own mean");
+    let line = serde_json::json!({
+        "people": count,
+        "searches_per_second": f64::from(searches) / begun.elapsed().as_secs_f64(),
+        "peak_rss_mb": peak_rss_mb(),
+    });
+    println!("{line}");
+}
+
+/// A model in its stored form, as `Model::to_bytes` describes it, whose hyperplanes are the means. To train so many takes
+/// longer than the search is worth.
+fn stored(means: &[Vec<f32>]) -> Vec<u8> {
+    let text = |payload: &mut Vec<u8>, text: &str| {
+        payload.extend(u16::try_from(text.len()).expect("it is short").to_le_bytes());
+        payload.extend(text.as_bytes());
+    };
+    let numbers =
+        |payload: &mut Vec<u8>, values: &[f32]| payload.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    let mut payload = Vec::new();
+    text(&mut payload, "benchmark");
+    for count in [DIMENSIONS, means.len()] {
+        payload.extend(u32::try_from(count).expect("it is small").to_le_bytes());
+    }
+    (0..means.len()).for_each(|person| text(&mut payload, &format!("{person:06}")));
+    means.iter().for_each(|mean| numbers(&mut payload, mean));
+    // A linear SVM.
+    payload.push(1);
+    for mean in means {
+        numbers(&mut payload, mean);
+        // Threshold of the hyperplane, and the two parameters of its calibration.
+        [0.0_f64, -8.0, 4.0].iter().for_each(|value| payload.extend(value.to_le_bytes()));
+    }
+    let mut bytes = b"FPMODEL\0".to_vec();
+    bytes.extend(1_u16.to_le_bytes());
+    bytes.extend((payload.len() as u64).to_le_bytes());
+    bytes.extend(payload);
+    let digest = Sha256::digest(&bytes);
+    bytes.extend(digest);
+    bytes
 }
 
 /// The most memory that this process had resident so far, megabytes; none where the system does not tell.

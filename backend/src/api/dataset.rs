@@ -232,7 +232,7 @@ pub async fn add_image(
     }
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
-    let recognised = state.recogniser.recognise(vec![bytes.clone()]).await?;
+    let recognised = state.recogniser.recognise(vec![bytes.clone().into()]).await?;
     let mut faces = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
     if faces.len() > 1 {
         return Err(ApiError::SeveralFaces { image: 0, faces: faces.len() });

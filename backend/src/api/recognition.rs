@@ -7,7 +7,6 @@ use std::{
 
 use actix_multipart::form::MultipartForm;
 use actix_web::{http::header::HeaderName, web};
-use bytes::Bytes;
 use facepipe_vision::DecodeError;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
@@ -20,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{ApiError, ErrorDetail},
-    recognise::IdentifiedFace,
+    recognise::{IdentifiedFace, Picture},
     store::{
         Micros, now,
         sql::{KeyedCall, NewUploads, Upload},
@@ -51,7 +50,8 @@ pub struct RecognitionForm {
     /// For each image the face's number in the camera's video, a whole number.
     #[openapi(example = "[]")]
     track_id: Vec<TextPart>,
-    /// For each image where it lies in the camera's frame: `left,top,right,bottom` in pixels.
+    /// For each image where it lies in the camera's frame: `left,top,right,bottom` in pixels. Such an image counts as cut
+    /// out around a face: faces whose side is less than about 0.15 of its shorter side are not looked for.
     #[multipart(rename = "box")]
     #[openapi(example = "[]")]
     r#box: Vec<TextPart>,
@@ -353,7 +353,7 @@ pub async fn dry_run(
 
 /// The images of a form and what it says of each, in the same order.
 struct Request {
-    images: Vec<Result<Bytes, DecodeError>>,
+    images: Vec<Result<Picture, DecodeError>>,
     details: Vec<Details>,
 }
 
@@ -368,21 +368,27 @@ struct Details {
 
 impl Request {
     fn read(form: RecognitionForm, max: usize) -> Result<Self, ApiError> {
-        let images: Vec<_> = form.image.into_iter().map(|part| part.0).collect();
-        match images.len() {
+        match form.image.len() {
             0 => return Err(ApiError::ImageMissing),
             n if n > max => return Err(ApiError::TooManyImages { images: n, max }),
             _ => (),
         }
-        let captured_at = per_image("captured_at", &form.captured_at, images.len(), moment)?;
-        let track_id = per_image("track_id", &form.track_id, images.len(), track)?;
-        let frame_box = per_image("box", &form.r#box, images.len(), corners)?;
-        let key =
-            per_image("key", &form.key, images.len(), |text| characters(text, 1).map(|()| text.to_owned()))?;
+        let count = form.image.len();
+        let captured_at = per_image("captured_at", &form.captured_at, count, moment)?;
+        let track_id = per_image("track_id", &form.track_id, count, track)?;
+        let frame_box = per_image("box", &form.r#box, count, corners)?;
+        let key = per_image("key", &form.key, count, |text| characters(text, 1).map(|()| text.to_owned()))?;
         let mut keys = HashSet::new();
         if !key.iter().flatten().all(|key| keys.insert(key)) {
             return Err(invalid("key", "has the same value for two images of one request"));
         }
+        // Where a picture lies in its camera's frame is said of those that were cut out of it.
+        let images = form
+            .image
+            .into_iter()
+            .zip(&frame_box)
+            .map(|(part, frame_box)| part.0.map(|bytes| Picture { bytes, cut_out: frame_box.is_some() }))
+            .collect();
         let details = captured_at
             .into_iter()
             .zip(track_id)
@@ -427,14 +433,14 @@ impl Answers {
 
 async fn recognise(
     state: &State,
-    images: Vec<(usize, Result<Bytes, DecodeError>)>,
+    images: Vec<(usize, Result<Picture, DecodeError>)>,
 ) -> Result<Answers, ApiError> {
     let (mut numbers, mut readable, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     for (number, image) in images {
         match image {
-            Ok(bytes) => {
+            Ok(picture) => {
                 numbers.push(number);
-                readable.push(bytes);
+                readable.push(picture);
             }
             Err(error) => errors.push((number, error)),
         }

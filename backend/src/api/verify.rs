@@ -75,7 +75,7 @@ pub async fn verify(
         return Err(ApiError::TwoImagesExpected { images });
     };
     let unusable = |image| move |error| ApiError::OneImage { image, error };
-    let pictures = vec![first.0.map_err(unusable(0))?, second.0.map_err(unusable(1))?];
+    let pictures = vec![first.0.map_err(unusable(0))?.into(), second.0.map_err(unusable(1))?.into()];
     let recognised = state.recogniser.recognise(pictures).await?;
     let mut pictures = recognised.pictures.into_iter();
     let mut only_face = |image: usize| {

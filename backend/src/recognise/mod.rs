@@ -11,7 +11,7 @@ mod pipeline;
 pub use active::{ActiveModel, VersionedModel, load_tested};
 pub use face::IdentifiedFace;
 pub use loader::{ModelLoader, ModelProblem};
-pub use pipeline::{PictureError, Pipeline};
+pub use pipeline::{Picture, PictureError, Pipeline};
 
 use std::{
     mem,
@@ -25,7 +25,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use facepipe_identify::IdentifyError;
 use facepipe_vision::{DecodeError, Face, VisionError};
 use image::RgbImage;
@@ -87,7 +86,7 @@ pub struct Recognised {
 }
 
 struct Job {
-    pictures: Vec<Bytes>,
+    pictures: Vec<Picture>,
     reply: oneshot::Sender<Result<Recognised, RecogniseError>>,
     arrived: Instant,
     /// Held until the answer is there: what is being computed counts too.
@@ -126,7 +125,7 @@ impl Recogniser {
     ///
     /// # Errors
     /// [`RecogniseError::Busy`] at once where the queue is full; else what went wrong.
-    pub async fn recognise(&self, pictures: Vec<Bytes>) -> Result<Recognised, RecogniseError> {
+    pub async fn recognise(&self, pictures: Vec<Picture>) -> Result<Recognised, RecogniseError> {
         // What nobody waits for any more is refused before it costs anything. As below, a request that has the queue to
         // itself gets in, however long it takes.
         let waiting = self.waiting();
@@ -195,16 +194,17 @@ impl Worker {
     fn answer(&self, jobs: Vec<Job>) -> Result<(), VisionError> {
         let begun = Instant::now();
         let model = self.active.get();
-        let pictures: Vec<(&Job, &Bytes)> =
+        let pictures: Vec<(&Job, &Picture)> =
             jobs.iter().flat_map(|job| job.pictures.iter().map(move |picture| (job, picture))).collect();
         let count = pictures.len();
+        let enough_for_all = count >= rayon::current_num_threads();
         let mut found: Vec<Result<FoundFaces, PictureError>> = pictures
             .into_par_iter()
             .map(|(job, picture)| {
                 if job.reply.is_closed() {
                     return Ok(FoundFaces::default());
                 }
-                self.pipeline.find_faces(picture)
+                self.pipeline.find_faces(picture, enough_for_all)
             })
             .collect();
 

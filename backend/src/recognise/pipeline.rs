@@ -2,11 +2,31 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use facepipe_vision::{
     DecodeError, DecodeLimits, Embedder, EmbedderKind, Face, ModelError, Mtcnn, MtcnnConfig, VisionError,
-    decode_image, installed_embedder, load_embedder,
+    decode_image, installed_embedder, load_embedder, on_one_thread,
 };
 use image::RgbImage;
+
+/// Pixels from which a picture is searched on all threads, whether or not others wait: they differ too much in size for
+/// the threads to be done at about the same time.
+const SHARED_FROM: u32 = 512 * 512;
+
+/// A picture as it was sent.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// The file.
+    pub bytes: Bytes,
+    /// Whether it was cut out of a larger one around a face: smaller faces beside that are not looked for.
+    pub cut_out: bool,
+}
+
+impl From<Bytes> for Picture {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, cut_out: false }
+    }
+}
 
 /// The networks, loaded.
 pub struct Pipeline {
@@ -57,13 +77,18 @@ impl Pipeline {
         &*self.embedder
     }
 
-    /// The faces of a picture, ready to be embedded.
+    /// The faces of a picture, ready to be embedded. `enough_for_all`: there are so many pictures that each thread should
+    /// take one by itself.
     ///
     /// # Errors
     /// The bytes are no picture within the limits, or the network fails.
-    pub fn find_faces(&self, bytes: &[u8]) -> Result<FoundFaces, PictureError> {
-        let picture = decode_image(bytes, &self.limits)?;
-        let faces = self.mtcnn.detect(&picture)?;
+    pub fn find_faces(&self, picture: &Picture, enough_for_all: bool) -> Result<FoundFaces, PictureError> {
+        let cut_out = picture.cut_out;
+        let picture = decode_image(&picture.bytes, &self.limits)?;
+        let detect =
+            || if cut_out { self.mtcnn.detect_filling(&picture) } else { self.mtcnn.detect(&picture) };
+        let small = picture.width().saturating_mul(picture.height()) < SHARED_FROM;
+        let faces = if enough_for_all && small { on_one_thread(detect) } else { detect() }?;
         // Only the crops leave this function: a batch of whole pictures could fill the memory.
         let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
         Ok(FoundFaces { faces, crops })
@@ -73,8 +98,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// The bytes are no picture within the limits, or the network fails.
-    pub fn embed_largest_face(&self, bytes: &[u8]) -> Result<Option<Vec<f32>>, PictureError> {
-        let FoundFaces { faces, mut crops } = self.find_faces(bytes)?;
+    pub fn embed_largest_face(&self, bytes: Bytes) -> Result<Option<Vec<f32>>, PictureError> {
+        let FoundFaces { faces, mut crops } = self.find_faces(&bytes.into(), false)?;
         let area = |face: &Face| {
             let corners = face.bounding_box;
             (corners.right - corners.left) * (corners.bottom - corners.top)

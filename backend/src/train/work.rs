@@ -413,7 +413,7 @@ impl Work {
         blocking(move || {
             let embed = |picture: &Option<(String, Bytes)>| {
                 let Some((id, bytes)) = picture else { return Ok(None) };
-                match pipeline.embed_largest_face(bytes) {
+                match pipeline.embed_largest_face(bytes.clone()) {
                     Ok(embedding) => Ok(embedding),
                     Err(PictureError::Decode(error)) => {
                         tracing::warn!(image = id, %error, "an enrolled image is damaged");

@@ -11,12 +11,13 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    Activation, Window, threads,
+    Activation, Window,
     level::{Kernel, Level, MAX_ROWS, Registers},
+    threads,
 };
 
 /// Multiplications below which a second thread costs more than it saves.
-const PARALLEL_FROM: usize = 2_000_000;
+pub(super) const PARALLEL_FROM: usize = 2_000_000;
 /// Floats of input that the tiles of one block read; they should stay in the second-level cache beside the weights of a
 /// panel.
 const BLOCK_FLOATS: usize = 48 * 1024;
@@ -101,8 +102,16 @@ impl Packed {
         Self { level, panels, start, depth, channels, bias: filled(bias), activation }
     }
 
+    pub(super) fn level(&self) -> Level {
+        self.level
+    }
+
+    pub(super) fn activation(&self) -> &Activation {
+        &self.activation
+    }
+
     /// Weights, and those of bias and channel, of the panel that begins at channel `first`.
-    fn panel(&self, first: usize, width: usize) -> (&[f32], &[f32], &[f32]) {
+    pub(super) fn panel(&self, first: usize, width: usize) -> (&[f32], &[f32], &[f32]) {
         let at = self.start + first * self.depth;
         let part = |values: &'_ Vec<f32>| first..(first + width).min(values.len());
         let slopes = match &self.activation {
@@ -132,7 +141,7 @@ pub(super) struct Convolution<'a> {
 
 /// Where the tiles go. Shared by the threads, each of which writes its own part.
 #[derive(Clone, Copy)]
-struct Target {
+pub(super) struct Target {
     start: *mut f32,
     len: usize,
     /// Floats from one pixel to the next.
@@ -146,13 +155,18 @@ unsafe impl Send for Target {}
 unsafe impl Sync for Target {}
 
 impl Target {
+    /// All of `out`, which has `stride` floats from one pixel to the next.
+    pub(super) fn new(out: &mut [f32], stride: usize) -> Self {
+        Self { start: out.as_mut_ptr(), len: out.len(), stride }
+    }
+
     /// `len` floats of pixel `pixel` from channel `channel` on.
     ///
     /// # Safety
     ///
     /// No other thread may touch, and the caller may not hold another reference to, these floats.
     #[inline(always)]
-    unsafe fn row<'a>(self, pixel: usize, channel: usize, len: usize) -> &'a mut [f32] {
+    pub(super) unsafe fn row<'a>(self, pixel: usize, channel: usize, len: usize) -> &'a mut [f32] {
         let at = pixel * self.stride + channel;
         assert!(at + len <= self.len, "a tile lies in its map");
         // SAFETY: the floats lie in the borrow that `self` came from (asserted above), and are the caller's alone.
@@ -168,7 +182,7 @@ impl Convolution<'_> {
         if pixels == 0 {
             return;
         }
-        let target = Target { start: out.as_mut_ptr(), len: out.len(), stride };
+        let target = Target::new(out, stride);
         let threads = threads();
         let weights = self.packed.depth * channels;
         if threads == 1 || pixels * weights < PARALLEL_FROM {
@@ -404,15 +418,8 @@ impl Block<'_> {
             // SAFETY: `Convolution::offsets` asserted that the run, from its offset on, lies in its map.
             let rows: [*const f32; M] =
                 array::from_fn(|m| unsafe { run.data.add(offsets[m * each + index] + run.at) });
-            for (k, weight) in now.iter().enumerate() {
-                for m in 0..M {
-                    // SAFETY: `k` is less than the length of the run, which lies in its map from `rows[m]` on.
-                    let value = simd.splat_f32s(unsafe { *rows[m].add(k) });
-                    for v in 0..V {
-                        sums[m][v] = simd.mul_add_e_f32s(value, weight[v], sums[m][v]);
-                    }
-                }
-            }
+            // SAFETY: there is a weight for each float of the run, which lies in its map from `rows[m]` on.
+            unsafe { accumulate(simd, &mut sums, rows, now) };
         }
         let channels = (packed.channels - channel).min(V * S::F32_LANES);
         for (m, sums) in sums.iter_mut().enumerate() {
@@ -430,9 +437,33 @@ impl Block<'_> {
     }
 }
 
+/// Adds to the sums of each row the products of its floats with the weights.
+///
+/// # Safety
+///
+/// From each of `rows` on, there must be as many floats as there are weights.
+#[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "the sizes are the types'")]
+pub(super) unsafe fn accumulate<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; V]; M],
+    rows: [*const f32; M],
+    weights: &[[S::f32s; V]],
+) {
+    for (k, weight) in weights.iter().enumerate() {
+        for m in 0..M {
+            // SAFETY: `k` is less than the number of weights.
+            let value = simd.splat_f32s(unsafe { *rows[m].add(k) });
+            for v in 0..V {
+                sums[m][v] = simd.mul_add_e_f32s(value, weight[v], sums[m][v]);
+            }
+        }
+    }
+}
+
 /// The floats as rows of `V` vectors.
 #[inline(always)]
-fn vectors<S: Simd, const V: usize>(floats: &[f32]) -> &[[S::f32s; V]] {
+pub(super) fn vectors<S: Simd, const V: usize>(floats: &[f32]) -> &[[S::f32s; V]] {
     S::as_simd_f32s(floats).0.as_chunks::<V>().0
 }
 

@@ -10,18 +10,20 @@ mod depthwise;
 mod level;
 mod map;
 mod parallel;
+mod winograd;
 
 use candle_core::{Device, Result, Tensor, bail};
 
+pub use self::parallel::on_one_thread;
 pub(crate) use self::{
     conv::Size,
     level::Level,
     map::{Map, Part, Workspace, Workspaces},
     parallel::threads,
 };
-pub use self::parallel::on_one_thread;
 use conv::{Convolution, Packed};
 use depthwise::{Filter, Pooling};
+use winograd::{Transformed, Winograd};
 
 /// What runs the layers.
 #[derive(Debug, Clone, Default)]
@@ -123,6 +125,7 @@ pub(crate) struct Conv2d {
 #[derive(Debug)]
 enum ConvWeights {
     Own(Packed),
+    Winograd(Transformed),
     Candle(candle::Convolution),
 }
 
@@ -150,7 +153,12 @@ impl Conv2d {
         let (c_out, c_in) = checked(weight, bias, window, &activation)?;
         let weights = match engine {
             Engine::Own => {
-                ConvWeights::Own(Packed::new(level, &taps_first(weight)?, &bias.to_vec1()?, activation))
+                let (weight, bias) = (taps_first(weight)?, bias.to_vec1()?);
+                if window.kernel == (3, 3) && window.stride == 1 && Transformed::pays(c_in, c_out) {
+                    ConvWeights::Winograd(Transformed::new(level, &weight, &bias, &activation))
+                } else {
+                    ConvWeights::Own(Packed::new(level, &weight, &bias, activation))
+                }
             }
             Engine::Candle(device) => {
                 ConvWeights::Candle(candle::Convolution::new(device, weight, bias, window, activation, 1)?)
@@ -223,21 +231,27 @@ impl Conv2d {
         if out.size() != output || channel + self.channels() > stride {
             bail!("the output does not fit into its map");
         }
-        let packed = match &self.weights {
-            ConvWeights::Own(packed) => packed,
-            ConvWeights::Candle(convolution) => {
-                let inputs = inputs.iter().map(Part::tensor).collect::<Result<Vec<_>>>()?;
-                let residual = residual.map(Map::tensor).transpose()?;
-                return out.append(channel, convolution.run(&Tensor::cat(&inputs, 1)?, residual.as_ref())?);
-            }
-        };
+        if let ConvWeights::Candle(convolution) = &self.weights {
+            let inputs = inputs.iter().map(Part::tensor).collect::<Result<Vec<_>>>()?;
+            let residual = residual.map(Map::tensor).transpose()?;
+            return out.append(channel, convolution.run(&Tensor::cat(&inputs, 1)?, residual.as_ref())?);
+        }
         let sources = inputs.iter().map(Part::values).collect::<Result<Vec<_>>>()?;
         let Some(values) = out.values_mut().get_mut(channel..) else {
             bail!("the output does not fit into its map")
         };
         let residual = residual.map(Map::values);
         let window = self.window;
-        Convolution { packed, window, sources: &sources, input, output, residual }.run(values, stride);
+        match (&self.weights, sources.as_slice()) {
+            (ConvWeights::Own(packed), sources) => {
+                Convolution { packed, window, sources, input, output, residual }.run(values, stride);
+            }
+            (ConvWeights::Winograd(weights), &[source]) => {
+                let padding = window.padding;
+                Winograd { weights, padding, source, input, output, residual }.run(values, stride);
+            }
+            _ => bail!("only a 1x1 convolution takes several maps"),
+        }
         Ok(())
     }
 }
