@@ -92,10 +92,12 @@ fn every_number_of_pixels_is_tiled_without_a_gap() {
 
 #[test]
 fn work_that_is_split_among_threads_by_pixels_or_by_channels_gives_the_same() {
-    // A large map and few weights, then the reverse.
-    for (n, c_in, h, c_out) in [(3, 8, 60, 12), (1, 300, 5, 200)] {
+    let (one, two) = (Window::same((3, 3), 1), Window::same((3, 3), 2));
+    // A large map and few weights, then the reverse; by tiles of 2x2 where the stride is 1 and the channels are many.
+    for (n, c_in, h, c_out, window) in
+        [(3, 8, 60, 12, one), (1, 300, 5, 200, two), (1, 300, 5, 200, one), (3, 40, 31, 48, one)]
+    {
         let input = numbers(&[n, c_in, h, h + 3]);
-        let window = Window::same((3, 3), 1);
         let (weight, bias) = (numbers(&[c_out, c_in, 3, 3]), numbers(&[c_out]));
         let want = expected(&input, &weight, &bias, window);
         for level in Level::available() {
@@ -108,6 +110,35 @@ fn work_that_is_split_among_threads_by_pixels_or_by_channels_gives_the_same() {
                     let got = conv.forward(workspace, map.all()).unwrap();
                     assert_close(&got, &want, &format!("{level:?} on {threads} threads"));
                 });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_convolution_by_tiles_reads_some_channels_and_adds_a_residual() {
+    for level in Level::available() {
+        let workspace = &mut Workspace::default();
+        // The scratch memory of a larger one is used again by a smaller one.
+        for (c_in, c_out, h, w) in [(24, 40, 9, 11), (19, 17, 5, 4), (16, 16, 1, 1)] {
+            let what = format!("{level:?} {c_in} to {c_out} channels of {h}x{w}");
+            let input = numbers(&[2, c_in + 9, h, w]);
+            let window = Window::same((3, 3), 1);
+            let (weight, bias) = (numbers(&[c_out, c_in, 3, 3]), numbers(&[c_out]));
+            let residual = numbers(&[2, c_out, h, w]);
+            let conv =
+                Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::Relu).unwrap();
+            assert!(matches!(conv.weights, ConvWeights::Winograd(_)), "{what}");
+            let map = workspace.map_of(&input).unwrap();
+            let added = workspace.map_of(&residual).unwrap();
+            let got = conv.forward_add(workspace, &[map.part(5..5 + c_in)], &added).unwrap();
+            let want = expected(&input.narrow(1, 5, c_in).unwrap(), &weight, &bias, window);
+            assert_close(&got, &(want + residual).unwrap().relu().unwrap(), &what);
+            let mut out = workspace.map(conv.output(map.size()).unwrap(), c_out + 4);
+            out.values_mut().fill(9.0);
+            conv.forward_into(map.part(5..5 + c_in), &mut out, 3).unwrap();
+            for pixel in out.values().chunks(c_out + 4) {
+                assert_eq!((&pixel[..3], pixel[c_out + 3]), (&[9.0; 3][..], 9.0), "{what}");
             }
         }
     }

@@ -227,6 +227,7 @@ fn transform<S: Registers>(simd: S, op: &Winograd<'_>, tile: usize, to: &mut [f3
 /// No other thread may touch the tile's outputs in `target`.
 #[inline(always)]
 #[expect(clippy::indexing_slicing, reason = "what is beyond the buffers panics")]
+#[expect(clippy::needless_range_loop, reason = "both lines of `half` are written in a turn")]
 unsafe fn transform_back<S: Registers>(
     simd: S,
     op: &Winograd<'_>,
