@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # benches/compare/run.sh [PART [OPTIONS]]
 # Times us and our peers in Python side by side, and puts what came out into target/bench/report.json. PART is networks,
-# serving, edge or training, and OPTIONS are those of its script (networks.py and so on say which); without, all of them.
+# serving, edge, training, scaling or instructions, and OPTIONS are those of its script (networks.py and so on say which);
+# without, all of them, and then what came out is held against what was recorded (recorded.py).
 # Installs the peers into an environment of their own first (about 6 GB, most of it PyTorch's).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -18,8 +19,7 @@ mirror=$models/assets
 install_peers() {
     cmp -s "$requirements" "$peers/installed.txt" && return
     echo "Installing the peers into $peers (once)"
-    rm -rf "$peers"
-    python3 -m venv "$peers"
+    [[ -x $peers/bin/python ]] || python3 -m venv "$peers"
     # All that is needed is listed; facenet-pytorch's own limits for what it needs are older than the rest.
     "$peers/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$requirements"
     cp "$requirements" "$peers/installed.txt"
@@ -55,8 +55,16 @@ compare() {
         training)
             "$peers/bin/python" benches/compare/training.py "$(bench_program facepipe-identify training)" "$report" "$@"
             ;;
+        scaling)
+            cargo build --release --locked -p facepipe-backend -p facepipe-cli
+            "$peers/bin/python" benches/compare/scaling.py "$target/release" "$models" "$mirror" "$report" \
+                --searcher "$(bench_program facepipe-identify training)" --store "$(bench_program facepipe-backend store)" "$@"
+            ;;
+        instructions)
+            "$peers/bin/python" benches/compare/instructions.py "$(bench_program facepipe-vision worker)" "$mirror" "$@"
+            ;;
         *)
-            echo "There is no part $part: networks, serving, edge or training" >&2
+            echo "There is no part $part: networks, serving, edge, training, scaling or instructions" >&2
             exit 2
             ;;
     esac
@@ -66,7 +74,8 @@ install_peers
 if (($# > 0)); then
     compare "$@"
 else
-    for part in networks serving edge training; do
+    for part in networks serving edge training scaling instructions; do
         compare "$part"
     done
+    "$peers/bin/python" benches/compare/recorded.py "$report"
 fi

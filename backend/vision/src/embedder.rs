@@ -109,10 +109,12 @@ pub fn installed_embedder(models_dir: &Path) -> Option<EmbedderKind> {
     EmbedderKind::ALL.into_iter().find(|kind| kind.weights_file(models_dir).is_file())
 }
 
-/// `<stem>.safetensors` where that is there, else `<stem>.pt`.
+/// `<stem>.safetensors` where that is there and not older than `<stem>.pt`, which it may have been made of; else the latter.
 pub(crate) fn weights_file(models_dir: &Path, stem: &str) -> PathBuf {
-    let safetensors = models_dir.join(format!("{stem}.safetensors"));
-    if safetensors.is_file() { safetensors } else { models_dir.join(format!("{stem}.pt")) }
+    let [safetensors, pt] = ["safetensors", "pt"].map(|ending| models_dir.join(format!("{stem}.{ending}")));
+    let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
+    // Nothing is less than any time.
+    if safetensors.is_file() && changed(&safetensors) >= changed(&pt) { safetensors } else { pt }
 }
 
 /// The work that embedders share: checks the crops, runs `network` over at most `most` of them at a time, and brings what

@@ -20,6 +20,14 @@ pub enum ModelError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The file cannot be written.
+    #[error("{} cannot be written: {source}", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The file is not of a known form, or is damaged, or goes beyond a limit.
     #[error("{origin} is not a usable file of weights: {reason}")]
     Malformed {

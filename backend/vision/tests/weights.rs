@@ -12,12 +12,14 @@
 
 mod common;
 
+use std::{collections::BTreeSet, fs};
+
 use candle_core::{DType, Device, Tensor};
 use common::torch_file::{self, Entry, Pickle};
 use facepipe_test_support::require;
 use facepipe_vision::{
     ModelError,
-    weights::{Weights, onnx::OnnxWeights},
+    weights::{Weights, convert, onnx::OnnxWeights},
 };
 
 fn reason(bytes: &[u8]) -> String {
@@ -55,7 +57,7 @@ fn published_files_of_the_older_form_are_read() {
         ("models/onet.pt", 21, "dense6_3.weight", vec![10, 256]),
     ] {
         let weights = Weights::read(&require!(file)).unwrap();
-        assert_eq!(weights.names().count(), tensors, "{file}");
+        assert_eq!(weights.names().len(), tensors, "{file}");
         let tensor = weights.get(name, &shape).unwrap();
         let mean = tensor.abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(mean > 1e-3 && mean < 1.0, "{file}: {mean}");
@@ -90,7 +92,7 @@ fn other_floats_become_32_bits_and_counters_are_passed_over() {
         [torch_file::legacy_head(), torch_file::state_dict(&entries, true), torch_file::legacy_tail(&tail)];
     for bytes in [zip, legacy.concat()] {
         let weights = Weights::from_bytes(&bytes, "test.pt").unwrap();
-        assert_eq!(weights.names().count(), 2);
+        assert_eq!(weights.names().len(), 2);
         let values = |name| weights.get(name, &[2]).unwrap().to_vec1::<f32>().unwrap();
         assert_eq!((values("half"), values("double")), (vec![1.0, -2.0], vec![1.5, -8.0]));
         assert_eq!(weights.get("half", &[2]).unwrap().dtype(), DType::F32);
@@ -232,6 +234,37 @@ fn a_pickle_that_would_run_code_or_grow_without_end_is_refused() {
     let mut foreign = Pickle::new();
     foreign.op(b'}').op(b'0').op(b'.');
     assert!(reason(&zip(&foreign)).contains("operation 0x30"));
+}
+
+#[test]
+fn a_pytorch_file_is_converted_once_and_then_mapped_into_memory() {
+    let onet = require!("models/onet.pt");
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("onet.safetensors");
+    convert(&onet, &to).unwrap();
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left there");
+    let (given, mapped) = (Weights::read(&onet).unwrap(), Weights::read(&to).unwrap());
+    assert_eq!(mapped.names().into_iter().collect::<BTreeSet<_>>(), given.names().into_iter().collect());
+    let shape = [128, 64, 2, 2];
+    let values = |weights: &Weights| {
+        weights.get("conv4.weight", &shape).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(values(&mapped), values(&given));
+    assert!(
+        matches!(mapped.get("conv4.weight", &[128]), Err(ModelError::TensorShape { found, .. }) if found == shape)
+    );
+    assert!(matches!(mapped.get("conv9.weight", &shape), Err(ModelError::NoTensor { .. })));
+
+    // Damaged files are refused when they are opened: the header says how long they are.
+    let whole = fs::read(&to).unwrap();
+    let cut = folder.path().join("cut.safetensors");
+    for length in [9, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&cut, &whole[..length]).unwrap();
+        assert!(matches!(Weights::read(&cut), Err(ModelError::Malformed { .. })), "{length} bytes");
+    }
+    let nowhere = folder.path().join("missing/onet.safetensors");
+    let error = convert(&onet, &nowhere).unwrap_err();
+    assert!(matches!(error, ModelError::Unwritable { .. }), "{error}");
 }
 
 #[test]

@@ -381,6 +381,11 @@ fn fetch_entry<'a>(entry: &'a Entry, places: &Places, fetcher: &mut Fetcher<'_>)
                 let from =
                     fetched.from.map_or_else(|| "already there".to_owned(), |from| format!("from {from}"));
                 count(&mut origins, from);
+                if entry.kind == Kind::Embedder
+                    && let Some(converted) = convert(&path)
+                {
+                    count(&mut origins, converted);
+                }
             }
             Err(problems) => {
                 let lost = lost.get_or_insert_with(|| Missing {
@@ -406,6 +411,23 @@ fn fetch_entry<'a>(entry: &'a Entry, places: &Places, fetcher: &mut Fetcher<'_>)
     lost
 }
 
+/// Weights of an embedder in PyTorch's form are unpacked at every start of a server, safetensors are mapped into memory: makes
+/// the latter beside the former, once. What was done, or why not; the server takes either.
+fn convert(pt: &Path) -> Option<String> {
+    if pt.extension()? != "pt" {
+        return None;
+    }
+    let safetensors = pt.with_extension("safetensors");
+    let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
+    if changed(&safetensors) >= changed(pt) {
+        return None;
+    }
+    Some(match facepipe_vision::weights::convert(pt, &safetensors) {
+        Ok(()) => format!("converted to {}", safetensors.display()),
+        Err(error) => format!("not converted to safetensors: {error}"),
+    })
+}
+
 fn count(counts: &mut Vec<(String, usize)>, text: String) {
     match counts.iter_mut().find(|(known, _)| *known == text) {
         Some((_, n)) => *n += 1,
@@ -429,4 +451,26 @@ fn summary(missing: &[Missing<'_>]) -> String {
         let _ = writeln!(text, "  {:20} cannot run: {}", "", entry.consequence());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_converted_is_said_and_what_is_up_to_date_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let pt = folder.path().join("weights.pt");
+        fs::write(&pt, b"neither a zip nor a pickle").unwrap();
+        let problem = convert(&pt).unwrap();
+        assert!(
+            problem.starts_with("not converted to safetensors: ") && problem.contains("weights.pt"),
+            "{problem}"
+        );
+        fs::write(folder.path().join("weights.safetensors"), b"newer").unwrap();
+        assert_eq!(convert(&pt), None);
+        assert_eq!(convert(&folder.path().join("mobilefacenet.onnx")), None);
+    }
 }

@@ -6,9 +6,14 @@
 pub mod onnx;
 mod torch;
 
-use std::{collections::HashMap, fs, io::Read, path::Path};
+use std::{
+    collections::HashMap,
+    fmt, fs,
+    io::{self, Read},
+    path::Path,
+};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
 
 use crate::{ModelError, layers::Engine};
 
@@ -21,18 +26,50 @@ pub const MAX_TENSOR_BYTES: u64 = 1 << 30;
 #[derive(Debug)]
 pub struct Weights {
     origin: String,
-    tensors: HashMap<String, Tensor>,
+    tensors: Tensors,
     engine: Engine,
 }
 
+enum Tensors {
+    Held(HashMap<String, Tensor>),
+    /// In a file that is mapped into memory: a tensor costs memory while a network is made of it.
+    Mapped(MmapedSafetensors),
+}
+
+impl fmt::Debug for Tensors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held(tensors) => f.debug_set().entries(tensors.keys()).finish(),
+            Self::Mapped(_) => f.write_str("a mapped file"),
+        }
+    }
+}
+
 impl Weights {
-    /// Reads a `.pt` (zip, or the older form without) or safetensors file.
+    /// Reads a `.pt` (zip, or the older form without) or safetensors file. The latter is mapped into memory for as long as
+    /// the weights live, and must not be written to meanwhile; to put another in its place, rename that.
     ///
     /// # Errors
     ///
     /// [`ModelError::Missing`], [`ModelError::Unreadable`], or [`ModelError::Malformed`].
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        Self::from_bytes(&read_file(path)?, &path.display().to_string())
+        let origin = path.display().to_string();
+        let file = open(path)?;
+        let mut start = Vec::new();
+        (&file).take(9).read_to_end(&mut start).map_err(|e| unreadable(path, e))?;
+        if !is_safetensors(&start) {
+            return Self::from_bytes(&read_file(path)?, &origin);
+        }
+        let size = file.metadata().map_err(|e| unreadable(path, e))?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(too_large(path));
+        }
+        // SAFETY: the file is not written to while it is mapped, as is asked for above; the programs of this project
+        // replace files of weights by renaming others.
+        let mapped = unsafe { MmapedSafetensors::new(path) };
+        let mapped =
+            mapped.map_err(|e| ModelError::Malformed { origin: origin.clone(), reason: e.to_string() })?;
+        Ok(Self { origin, tensors: Tensors::Mapped(mapped), engine: Engine::Own })
     }
 
     /// As [`Self::read`], of bytes that are there already; `origin` names them in errors.
@@ -44,8 +81,7 @@ impl Weights {
         let tensors = match bytes {
             [b'P', b'K', 3, 4, ..] => torch::read_zip(bytes),
             [0x80, 2, ..] => torch::read_legacy(bytes),
-            // Eight bytes of length, then a JSON object.
-            [_, _, _, _, _, _, _, _, b'{', ..] => read_safetensors(bytes),
+            bytes if is_safetensors(bytes) => read_safetensors(bytes),
             _ => Err("it is neither a PyTorch state dict nor safetensors".to_owned()),
         };
         let tensors =
@@ -67,7 +103,7 @@ impl Weights {
             .filter(|(_, tensor)| tensor.dtype().is_float())
             .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
             .collect::<Result<_, candle_core::Error>>()?;
-        Ok(Self { origin: origin.to_owned(), tensors, engine: Engine::Own })
+        Ok(Self { origin: origin.to_owned(), tensors: Tensors::Held(tensors), engine: Engine::Own })
     }
 
     /// Has the networks that are made of these weights run by candle's own operations on `device`, rather than by the
@@ -90,34 +126,85 @@ impl Weights {
     /// [`ModelError::NoTensor`], [`ModelError::TensorShape`].
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let (origin, name) = (self.origin.clone(), name.to_owned());
-        match self.tensors.get(&name) {
-            Some(tensor) if tensor.dims() == shape => Ok(tensor.clone()),
-            Some(tensor) => {
-                let found = tensor.dims().to_vec();
-                Err(ModelError::TensorShape { origin, name, expected: shape.to_vec(), found })
-            }
-            None => Err(ModelError::NoTensor { origin, name }),
+        let wrong_shape = |name, found: &[usize]| {
+            let (expected, found) = (shape.to_vec(), found.to_vec());
+            Err(ModelError::TensorShape { origin: self.origin.clone(), name, expected, found })
+        };
+        match &self.tensors {
+            Tensors::Held(tensors) => match tensors.get(&name) {
+                Some(tensor) if tensor.dims() == shape => Ok(tensor.clone()),
+                Some(tensor) => wrong_shape(name, tensor.dims()),
+                None => Err(ModelError::NoTensor { origin, name }),
+            },
+            Tensors::Mapped(file) => match file.get(&name).map(|view| view.shape().to_vec()) {
+                Ok(found) if found != shape => wrong_shape(name, &found),
+                Ok(_) => match file.load(&name, &Device::Cpu)? {
+                    tensor if tensor.dtype().is_float() => Ok(tensor.to_dtype(DType::F32)?),
+                    _ => Err(ModelError::NoTensor { origin, name }),
+                },
+                Err(_) => Err(ModelError::NoTensor { origin, name }),
+            },
         }
     }
 
-    /// The names of all tensors, in no order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+    /// The names of all tensors, in no order; of a mapped file also those that are no 32-bit floats.
+    pub fn names(&self) -> Vec<String> {
+        match &self.tensors {
+            Tensors::Held(tensors) => tensors.keys().cloned().collect(),
+            Tensors::Mapped(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
+        }
     }
+}
+
+/// Writes what [`Weights::read`] reads of `from` to `to`, as safetensors: those are mapped into memory, where other forms are
+/// unpacked at every start. `to` appears whole or not at all.
+///
+/// # Errors
+///
+/// Those of [`Weights::read`]; [`ModelError::Unwritable`].
+pub fn convert(from: &Path, to: &Path) -> Result<(), ModelError> {
+    let weights = Weights::read(from)?;
+    let Tensors::Held(tensors) = weights.tensors else { return Ok(()) };
+    let unwritable = |source: io::Error| ModelError::Unwritable { path: to.to_owned(), source };
+    let part = to.with_extension(format!("{}.part", std::process::id()));
+    let written = candle_core::safetensors::save(&tensors, &part)
+        .map_err(|error| unwritable(io::Error::other(error.to_string())))
+        .and_then(|()| fs::File::open(&part).and_then(|file| file.sync_all()).map_err(unwritable))
+        .and_then(|()| fs::rename(&part, to).map_err(unwritable));
+    if written.is_err() {
+        // Half a file is of no use to anybody; that it cannot be removed either says nothing new.
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+/// Whether it begins as such a file: eight bytes of length, then a JSON object.
+fn is_safetensors(start: &[u8]) -> bool {
+    matches!(start, [_, _, _, _, _, _, _, _, b'{', ..])
+}
+
+fn unreadable(path: &Path, source: io::Error) -> ModelError {
+    match source.kind() {
+        io::ErrorKind::NotFound => ModelError::Missing { path: path.to_owned() },
+        _ => ModelError::Unreadable { path: path.to_owned(), source },
+    }
+}
+
+fn too_large(path: &Path) -> ModelError {
+    let reason = format!("it has more than {MAX_FILE_BYTES} bytes");
+    ModelError::Malformed { origin: path.display().to_string(), reason }
+}
+
+fn open(path: &Path) -> Result<fs::File, ModelError> {
+    fs::File::open(path).map_err(|e| unreadable(path, e))
 }
 
 /// The whole of a file of at most [`MAX_FILE_BYTES`].
 fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
-    let unreadable = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => ModelError::Missing { path: path.to_owned() },
-        _ => ModelError::Unreadable { path: path.to_owned(), source },
-    };
-    let file = fs::File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        let reason = format!("it has more than {MAX_FILE_BYTES} bytes");
-        return Err(ModelError::Malformed { origin: path.display().to_string(), reason });
+        return Err(too_large(path));
     }
     Ok(bytes)
 }
