@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1.7
 # The server: the program, the two database clients that it links, and the certificates that it trusts. Weights are not in
-# it: mount a folder of them at /models. Everything that it writes lies in /data; the rest may be read-only.
+# it: mount a folder of them at /models. What it writes lies in /data, or wherever settings say otherwise; several replicas
+# share images and models in /blobs. The rest may be read-only.
 # build.sh builds it as it is published; prove.sh runs these very lines without Docker.
 ARG RUST_IMAGE=docker.io/library/rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082
 ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
@@ -41,7 +42,7 @@ RUN snapshot.sh "${SNAPSHOT}" \
     && apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends ca-certificates libmariadb3 libpq5 \
     && useradd --uid 10001 --user-group --no-log-init --home-dir /nonexistent --shell /usr/sbin/nologin facepipe \
-    && install -d -o facepipe -g facepipe -m 0700 /data \
+    && install -d -o facepipe -g facepipe -m 0700 /data /blobs \
     && install -d /models \
     && rm -rf /usr/local/sbin/snapshot.sh /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old \
         /var/cache/ldconfig/aux-cache /var/log/*
@@ -65,7 +66,7 @@ ENV FACEPIPE_LISTEN=0.0.0.0:8080 \
 # By number, so that Kubernetes sees that it is not root.
 USER 10001:10001
 WORKDIR /data
-VOLUME ["/data"]
+VOLUME ["/data", "/blobs"]
 EXPOSE 8080 9464
 STOPSIGNAL SIGTERM
 # By the program itself: nothing here needs a shell.

@@ -49,6 +49,7 @@ RUN snapshot.sh "${SNAPSHOT}" \
         gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-libav \
     && useradd --uid 10001 --user-group --no-log-init --home-dir /nonexistent --shell /usr/sbin/nologin facepipe \
     && install -d -o facepipe -g facepipe -m 0700 /spool \
+    && install -d -o facepipe -g facepipe -m 0755 /models \
     && rm -rf /usr/local/sbin/snapshot.sh /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old \
         /var/cache/ldconfig/aux-cache /var/log/*
 COPY --from=build /out /opt/facepipe
@@ -74,5 +75,5 @@ USER 10001:10001
 WORKDIR /spool
 VOLUME ["/spool"]
 STOPSIGNAL SIGTERM
-# With `facepipe models fetch` this image also fills the backend's folder of weights.
+# `facepipe models fetch --dir /models` fills the backend's folder of weights.
 CMD ["facepipe", "doctor"]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "target" / "prove"
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 DEBIAN = "http://deb.debian.org/debian"
 
 
@@ -128,13 +129,14 @@ class Builder:
         mount("-t", "proc", "proc", root / "proc")
         mount("--rbind", "/dev", root / "dev")
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-        # What this machine trusts beside Debian's authorities: that is the machine's, not the image's.
         if Path("/etc/pip.conf").exists():
             shutil.copy("/etc/pip.conf", root / "etc/pip.conf")
 
     def rust(self):
         stage = self.stage
         self.shell("apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates gcc libc6-dev >/dev/null")
+        # pip and whoever else asks a registry here must trust what this machine trusts.
+        mount("--bind", "-o", "ro", BUNDLE, stage.inside(BUNDLE))
         home = subprocess.run(["rustc", "--print", "sysroot"], check=True, capture_output=True, text=True).stdout.strip()
         for folder, source in (("/usr/local/rust", home), ("/usr/local/cargo", None)):
             stage.inside(folder).mkdir(parents=True)
