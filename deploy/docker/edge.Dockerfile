@@ -30,7 +30,9 @@ ENV RUSTFLAGS="--remap-path-prefix=/src=facepipe --remap-path-prefix=/usr/local/
     CARGO_INCREMENTAL=0
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo auditable build --release --locked -p gst-plugin-facepipe -p facepipe-cli \
+    # The plugin says when it was released: the day of this file.
+    touch --date "@${SOURCE_DATE_EPOCH:-0}" gst-plugins/Cargo.toml \
+    && cargo auditable build --release --locked -p gst-plugin-facepipe -p facepipe-cli \
     && install -D target/release/facepipe /out/bin/facepipe \
     && install -D -m 0644 target/release/libgstfacepipe.so /out/lib/gstreamer-1.0/libgstfacepipe.so
 # Checked against the hashes of models/manifest.toml.
