@@ -15,7 +15,7 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: help setup packages test-packages build models plugins demo test cross lint prove-images audit fmt bench clean
+.PHONY: help setup packages test-packages build models plugins demo test cross lint images audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,7 +57,7 @@ lint: test-packages $(CARGO_DENY)
 $(CARGO_DENY): scripts/cargo-deny.sh
 	@scripts/cargo-deny.sh
 
-prove-images: ## the Dockerfiles carried out in chroots, without Docker (root, minutes); BUILT=folder takes programs as built
+images: ## the Dockerfiles carried out in chroots, without Docker (root, minutes); BUILT=folder takes programs as built
 	@deploy/docker/prove.sh backend $(if $(BUILT),--built "$(BUILT)")
 	@deploy/docker/prove.sh edge $(if $(BUILT),--built "$(BUILT)")
 
