@@ -70,6 +70,6 @@ VOLUME ["/data", "/blobs"]
 EXPOSE 8080 9464
 STOPSIGNAL SIGTERM
 # By the program itself: nothing here needs a shell.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
     CMD ["/usr/local/bin/facepipe-backend", "health"]
 ENTRYPOINT ["/usr/local/bin/facepipe-backend"]
