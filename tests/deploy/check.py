@@ -78,12 +78,13 @@ def compose():
             # A moving tag is another program tomorrow.
             expect(re.search(r":\d+\.\d+", service["image"]) or re.search(r":v\d+\.\d+\.\d+$", service["image"]), f"{what}: {service['image']}")
         expect(checked, f"{what}: no health check")
+        expect("memory" in service["deploy"]["resources"]["limits"], f"{what}: no limit of memory")
         for variable, value in service.get("environment", {}).items():
             hidden = re.search("PASSWORD|TOKEN|SECRET|KEY", variable)
             harmless = variable.endswith(("_FILE", "RANDOM_ROOT_PASSWORD"))
             expect(not hidden or harmless, f"{what}: {variable} belongs into a file")
     for profile in ("postgres", "mysql", "sqlite"):
-        serving = [s for s in services.values() if profile in s.get("profiles", []) and s["image"] == "facepipe-backend"]
+        serving = [s for s in services.values() if profile in s.get("profiles", []) and s["image"].startswith("facepipe-backend:")]
         expect(len(serving) == 1, f"compose.yaml: {len(serving)} services of the server in the profile {profile}")
         wanted = 1 if profile == "sqlite" else 2
         expect(serving and serving[0]["deploy"]["replicas"] == wanted, f"compose.yaml: replicas of {profile}")
