@@ -57,7 +57,7 @@ shellcheck deploy/*.sh deploy/docker/*.sh
 quietly promtool check config deploy/prometheus/prometheus.yml
 quietly promtool test rules deploy/prometheus/tests/facepipe.yml
 overlays=()
-for overlay in deploy/kubernetes/overlays/*/; do
+for overlay in deploy/kubernetes/overlays/*/ tests/deploy/overlays/*/; do
     name=$(basename "$overlay")
     kustomize "$overlay" >"$work/$name.yaml"
     overlays+=("$work/$name.yaml")

@@ -24,7 +24,7 @@ DASHBOARD = DEPLOY / "grafana/dashboards/facepipe.json"
 # What Prometheus itself knows.
 NOT_OURS = {"up", "ALERTS"}
 # Made by somebody, never by us.
-SECRETS = {"facepipe-tokens", "facepipe-database-app"}
+SECRETS = {"facepipe-tokens", "facepipe-database-app", "facepipe-blobs"}
 
 problems = []
 
@@ -103,6 +103,12 @@ def overlay(path):
     items = [item for item in yaml.safe_load_all(path.read_text()) if item]
     expect(len(items) > 10, f"{path.name}: only {len(items)} objects")
     known = {(item["kind"], item["metadata"]["name"]) for item in items}
+    policies = [item["spec"] for item in items if item["kind"] == "NetworkPolicy"]
+    everything = {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "facepipe"}},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    expect(everything in policies, f"{path.name}: no policy closes what no other one opens")
     for item in items:
         what = f"{path.stem}: {item['kind']} {item['metadata']['name']}"
         expect(item["kind"] != "Secret", f"{what}: secrets are made by somebody, not written down")
@@ -133,6 +139,11 @@ def overlay(path):
         if item["kind"] == "HorizontalPodAutoscaler":
             target = item["spec"]["scaleTargetRef"]
             expect((target["kind"], target["name"]) in known, f"{what}: scales {target['name']}, which is not there")
+        if item["kind"] == "NetworkPolicy":
+            for rule in item["spec"].get("ingress", []):
+                clients = "ingress-nginx" in json.dumps(rule["from"])
+                ports = {port["port"] for port in rule["ports"]}
+                expect(not clients or ports == {8080}, f"{what}: lets clients reach the ports {ports}")
         if item["kind"] == "ConfigMap":
             for name in item["data"]:
                 expect(not re.search("PASSWORD|SECRET|DATABASE_URL|_KEY$", name), f"{what}: {name} belongs into a Secret")
@@ -161,10 +172,15 @@ def refers_to_what_is_there(what, spec, known):
         if secret := volume.get("secret"):
             expect(secret["secretName"] in SECRETS, f"{what}: the Secret {secret['secretName']} is not in the guide")
     for container in spec["containers"]:
+        used = {mount["name"] for mount in container["volumeMounts"]}
+        expect(used == mounted, f"{what}: the volumes {used ^ mounted} are of no use")
         for mount in container["volumeMounts"]:
             expect(mount["name"] in mounted, f"{what}: mounts {mount['name']}, which is no volume")
         for source in container.get("envFrom", []):
-            expect(("ConfigMap", source["configMapRef"]["name"]) in known, f"{what}: {source}")
+            if secret := source.get("secretRef"):
+                expect(secret["name"] in SECRETS, f"{what}: the Secret {secret['name']} is not in the guide")
+            else:
+                expect(("ConfigMap", source["configMapRef"]["name"]) in known, f"{what}: {source}")
         for variable in container.get("env", []):
             if secret := variable.get("valueFrom", {}).get("secretKeyRef"):
                 expect(secret["name"] in SECRETS, f"{what}: the Secret {secret['name']} is not in the guide")
