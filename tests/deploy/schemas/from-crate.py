@@ -1,5 +1,5 @@
 """Writes JSON schemas of custom resources, from the Rust types that kopium made of their published definitions (the crates
-kcr_… on crates.io; README.md has the versions): `from-crate.py REGISTRY_SRC_FOLDER`. Fields that a type does not have are
+kcr_…; README.md has the versions): `from-crate.py REGISTRY_SRC_FOLDER`. Fields that a type does not have are
 refused, as the API server refuses them."""
 
 import json
