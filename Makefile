@@ -15,7 +15,7 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: help setup packages test-packages build models plugins demo test cross lint audit fmt bench clean
+.PHONY: help setup packages test-packages build models plugins demo test cross lint images audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,9 +52,14 @@ lint: test-packages $(CARGO_DENY)
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@$(CARGO_DENY) --log-level error check bans licenses sources
+	@scripts/deploy-check.sh
 
 $(CARGO_DENY): scripts/cargo-deny.sh
 	@scripts/cargo-deny.sh
+
+images: ## the Dockerfiles carried out in chroots, without Docker (root, minutes); BUILT=folder takes programs as built
+	@deploy/docker/prove.sh backend $(if $(BUILT),--built "$(BUILT)")
+	@deploy/docker/prove.sh edge $(if $(BUILT),--built "$(BUILT)")
 
 audit: $(CARGO_DENY) ## known vulnerabilities of dependencies (downloads the advisory database)
 	@$(CARGO_DENY) check advisories

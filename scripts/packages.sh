@@ -22,6 +22,8 @@ packages=(
 if [[ ${1:-} == test ]]; then
     # database servers and a load balancer, which the tests start by themselves
     packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
+    # what watches them, and checks alerts
+    packages+=(prometheus)
     # a network camera for the tests of pipelines/
     packages+=(gir1.2-gst-rtsp-server-1.0 python3-gi)
     # a screen for the tests of windows

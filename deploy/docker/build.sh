@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# build.sh backend|edge [IMAGE[:TAG]] [OPTION…]
+# Builds an image as it is published: for x86_64 and aarch64, from the commit that is checked out, with its time as that of
+# every file, an SBOM and the provenance attached. Further options are those of `docker buildx build`: --push sends it to
+# its registry, --output type=oci,dest=FILE writes it to a file. Needs Docker with buildx, and qemu's binfmt handlers or a
+# builder of each architecture.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+case ${1-} in
+    backend | edge) ;;
+    *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
+name=$1
+image=${2:-facepipe-$name}
+shift $(($# < 2 ? $# : 2))
+[[ -z $(git status --porcelain) ]] || echo "build.sh: the checkout has changes that the image's revision does not name" >&2
+revision=$(git rev-parse HEAD)
+moment=$(git log -1 --format=%ct)
+version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+# rewrite-timestamp goes with an output: --push becomes one.
+outputs=()
+for option in "$@"; do
+    if [[ $option == --push ]]; then
+        outputs+=(--output "type=image,name=$image,push=true,rewrite-timestamp=true")
+    else
+        outputs+=("$option")
+    fi
+done
+exec docker buildx build --file "deploy/docker/$name.Dockerfile" --target "$name" --tag "$image" \
+    --platform "${PLATFORMS:-linux/amd64,linux/arm64}" --sbom=true --provenance=mode=max \
+    --build-arg "SOURCE_DATE_EPOCH=$moment" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
+    --build-arg "CREATED=$(date --utc --date "@$moment" +%FT%TZ)" \
+    "${outputs[@]}" .

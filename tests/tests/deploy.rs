@@ -1,0 +1,333 @@
+//! What `deploy/compose.yaml` puts together, put together of the same programs without Docker: two servers on PostgreSQL behind
+//! nginx, watched by Prometheus, each with the very file of `deploy/`, in which only addresses are others.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use facepipe_test_support::{require, skip, workspace_root};
+use facepipe_tests::{program, programs::eventually};
+use serde_json::Value;
+
+const ADMIN: &str = "an-admin-of-this-test";
+const CAMERA: &str = "a-camera-of-this-test";
+
+/// A process, killed when dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn deploy(path: &str) -> PathBuf {
+    workspace_root().join("deploy").join(path)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(deploy(path)).unwrap()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Puts another text in the place of one that must be there once.
+#[track_caller]
+fn replace(text: &str, old: &str, new: &str) -> String {
+    assert_eq!(text.matches(old).count(), 1, "{old:?} is not there once in:\n{text}");
+    text.replace(old, new)
+}
+
+/// A server as the image runs it, with what compose.yaml and the test's machine set.
+struct Replica {
+    process: Process,
+    address: String,
+    metrics: String,
+}
+
+impl Replica {
+    fn start(folder: &Path, name: &str, models: &Path, database: &str) -> Self {
+        let (address, metrics) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let process = Command::new(program("facepipe-backend"))
+            .env("FACEPIPE_LISTEN", &address)
+            .env("FACEPIPE_METRICS_LISTEN", &metrics)
+            .env("FACEPIPE_DATA_DIR", folder.join(name))
+            .env("FACEPIPE_BLOBS_URL", format!("file://{}", folder.join("blobs").display()))
+            .env("FACEPIPE_TOKEN_FILE", folder.join("tokens"))
+            .env("FACEPIPE_MODELS", models)
+            .env("FACEPIPE_EMBEDDER", "mobilefacenet")
+            .env("FACEPIPE_LOG", "warn")
+            .env("DATABASE_URL", database)
+            .spawn()
+            .unwrap();
+        Self { process: Process(process), address, metrics }
+    }
+
+    /// Waits until the image's own health check is content.
+    fn healthy(&mut self) {
+        let dockerfile = read("docker/backend.Dockerfile");
+        let check = dockerfile.split("    CMD ").nth(1).unwrap().lines().next().unwrap();
+        let check: Vec<String> = serde_json::from_str(check).unwrap();
+        let name = Path::new(&check[0]).file_name().unwrap().to_str().unwrap();
+        eventually("the health check is content", || {
+            assert!(self.process.0.try_wait().unwrap().is_none(), "the server ended at its start");
+            let said = Command::new(program(name))
+                .args(&check[1..])
+                .env("FACEPIPE_LISTEN", &self.address)
+                .output()
+                .unwrap();
+            assert_ne!(said.status.code(), Some(2), "{}", String::from_utf8_lossy(&said.stderr));
+            said.status.success()
+        });
+    }
+}
+
+/// Asks by curl; returns the status and the body.
+fn ask(arguments: &[&str]) -> (u16, String) {
+    let output = Command::new("curl")
+        .args(["-sS", "-m", "30", "-w", "\n%{http_code}"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (body, status) = text.rsplit_once('\n').unwrap();
+    (status.parse().unwrap(), body.to_owned())
+}
+
+#[track_caller]
+fn expect(status: u16, arguments: &[&str]) -> Value {
+    let (got, body) = ask(arguments);
+    assert_eq!(got, status, "{arguments:?}: {body}");
+    serde_json::from_str(&body).unwrap_or(Value::Null)
+}
+
+/// nginx with the file of `deploy/`. Returns it and its root.
+fn load_balancer(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
+    let port = free_port();
+    let servers: Vec<String> =
+        replicas.iter().map(|r| format!("server {} max_fails=2 fail_timeout=5s;", r.address)).collect();
+    let text = read("nginx/nginx.conf");
+    // The names of Docker's network are not known here; whether the line resolves them is for Docker to show.
+    let text = replace(&text, "server backend:8080 max_fails=2 fail_timeout=5s resolve;", &servers.join(" "));
+    let text = replace(&text, "listen 8080;", &format!("listen 127.0.0.1:{port};"));
+    let text = replace(&text, "access_log /dev/stdout facepipe;", "access_log /tmp/access.log facepipe;");
+    let text = text.replace("/tmp/", &format!("{}/", folder.display()));
+    fs::write(folder.join("nginx.conf"), text).unwrap();
+    fs::copy(deploy("nginx/resolver.conf"), folder.join("resolver.conf")).unwrap();
+    let nginx = Command::new("/usr/sbin/nginx")
+        .args(["-g", "daemon off; master_process off;", "-e", "/dev/stderr", "-c"])
+        .arg(folder.join("nginx.conf"))
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("nginx listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    (Process(nginx), format!("http://127.0.0.1:{port}"))
+}
+
+/// Prometheus with the file and the rules of `deploy/`, in a hurry. Returns it and its root.
+fn prometheus(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let text = read("prometheus/prometheus.yml").replace("_interval: 15s\n", "_interval: 1s\n");
+    let found = text.find("    dns_sd_configs:").unwrap();
+    let end = found + text[found..].find("\n\n").unwrap();
+    let targets: Vec<String> = replicas.iter().map(|r| format!("{:?}", r.metrics)).collect();
+    let targets = format!("    static_configs:\n      - targets: [{}]", targets.join(", "));
+    let text = format!("{}{targets}{}", &text[..found], &text[end..]);
+    let text = replace(&text, "localhost:9090", &address);
+    let home = folder.join("prometheus");
+    fs::create_dir_all(home.join("rules")).unwrap();
+    fs::write(home.join("prometheus.yml"), text).unwrap();
+    fs::copy(deploy("prometheus/rules/facepipe.yml"), home.join("rules/facepipe.yml")).unwrap();
+    let process = Command::new("/usr/bin/prometheus")
+        .arg(format!("--config.file={}", home.join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", home.join("data").display()))
+        .arg(format!("--web.listen-address={address}"))
+        .arg("--log.level=warn")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let url = format!("http://{address}");
+    eventually("Prometheus is ready", || ask(&[&format!("{url}/-/ready")]).0 == 200);
+    (Process(process), url)
+}
+
+/// What Prometheus answers to a query: the result's values.
+fn query(prometheus: &str, expression: &str) -> Vec<f64> {
+    let data = format!("query={expression}");
+    let answer = expect(200, &["--data-urlencode", &data, &format!("{prometheus}/api/v1/query")]);
+    assert_eq!(answer["status"], "success", "{expression}: {answer}");
+    let results = answer["data"]["result"].as_array().unwrap();
+    results.iter().map(|result| result["value"][1].as_str().unwrap().parse().unwrap()).collect()
+}
+
+/// The state of each alert: `inactive`, `pending` or `firing`.
+fn alerts(prometheus: &str) -> Vec<(String, String)> {
+    let answer = expect(200, &[&format!("{prometheus}/api/v1/rules")]);
+    let groups = answer["data"]["groups"].as_array().unwrap().iter();
+    let rules = groups.flat_map(|group| group["rules"].as_array().unwrap());
+    let text = |rule: &Value, name: &str| rule[name].as_str().unwrap().to_owned();
+    rules
+        .map(|rule| {
+            assert_ne!(rule["health"], "err", "{rule}");
+            (text(rule, "name"), text(rule, "state"))
+        })
+        .collect()
+}
+
+/// A database of this test's own on the server that the tests have, and its URL.
+fn new_database(server: &str) -> String {
+    let name = format!("deploy_{}", std::process::id());
+    let created = Command::new("psql")
+        .args(["--quiet", "--dbname", &format!("{server}/postgres"), "--command"])
+        .arg(format!("CREATE DATABASE {name}"))
+        .status();
+    assert!(created.unwrap().success());
+    format!("{server}/{name}")
+}
+
+#[test]
+fn what_compose_puts_together_serves_and_is_watched() {
+    let faces = require!("lfw10");
+    let _ = require!("models/mobilefacenet.onnx");
+    let models = require!("models/pnet.pt").parent().unwrap().to_owned();
+    let Ok(server) = env::var("FACEPIPE_TEST_POSTGRES") else {
+        skip("FACEPIPE_TEST_POSTGRES names no server: `scripts/databases.sh start` starts one");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("tokens"), format!("admin {ADMIN}\ncamera {CAMERA}\n")).unwrap();
+    let database = new_database(&server);
+    let [mut a, mut b] = ["a", "b"].map(|name| Replica::start(folder, name, &models, &database));
+    a.healthy();
+    b.healthy();
+    let (_nginx, url) = load_balancer(folder, &[&a, &b]);
+    let (_prometheus, watch) = prometheus(folder, &[&a, &b]);
+
+    // A recognition through the load balancer.
+    let admin = format!("Authorization: Bearer {ADMIN}");
+    let camera = format!("Authorization: Bearer {CAMERA}");
+    let photograph = |person: &str, number: u32| {
+        format!("image=@{}", faces.join(person).join(format!("{person}_{number:04}.jpg")).display())
+    };
+    for person in ["Tony_Blair", "Hugo_Chavez"] {
+        expect(201, &["-H", &admin, "-X", "POST", &format!("{url}/dataset/{person}")]);
+        for number in [1, 2] {
+            let image = photograph(person, number);
+            expect(201, &["-H", &admin, "-F", &image, &format!("{url}/dataset/{person}/image")]);
+        }
+    }
+    expect(200, &["-H", &admin, "-X", "POST", &format!("{url}/model/optimized-train?wait=true")]);
+    let image = photograph("Tony_Blair", 5);
+    let recognise = || {
+        let id = "X-Request-Id: gate-1.4711";
+        let call = format!("{url}/face-recognition/get-results");
+        ask(&["-H", &camera, "-H", id, "-F", &image, &call])
+    };
+    // Either replica has the model within a second or two.
+    eventually("both replicas know who was enrolled", || {
+        (0..4).all(|_| {
+            let (status, body) = recognise();
+            assert_eq!(status, 200, "{body}");
+            let answer: Value = serde_json::from_str(&body).unwrap();
+            answer["faces"][0]["top_prediction"]["label"] == "Tony_Blair"
+        })
+    });
+    let log = fs::read_to_string(folder.join("access.log")).unwrap();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|line| line["request_id"] == "gate-1.4711" && line["status"] == 200));
+    let served: BTreeSet<&str> = lines.iter().filter_map(|line| line["replica"].as_str()).collect();
+    assert_eq!(served, BTreeSet::from([a.address.as_str(), b.address.as_str()]), "both replicas serve");
+    assert!(!log.contains("Blair"), "no person's name is in the log");
+    // Inner numbers stay inside, with or without a token.
+    expect(404, &["-H", &admin, &format!("{url}/metrics")]);
+
+    // Prometheus sees both and what they did, and has the alerts.
+    eventually("both replicas are scraped", || query(&watch, r#"up{job="facepipe"}"#) == [1.0, 1.0]);
+    eventually("the recognised faces are counted", || {
+        query(&watch, r#"sum(facepipe_faces_total{decision="known"})"#)
+            .first()
+            .is_some_and(|&faces| faces >= 4.0)
+    });
+    let written = read("prometheus/rules/facepipe.yml");
+    let names: BTreeSet<&str> =
+        written.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    eventually("all alerts are evaluated and silent", || {
+        let states = alerts(&watch);
+        let known: BTreeSet<&str> = states.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(known, names);
+        states.iter().all(|(_, state)| state == "inactive")
+    });
+    let dashboard: Value = serde_json::from_str(&read("grafana/dashboards/facepipe.json")).unwrap();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expression = target["expr"].as_str().unwrap();
+            let asked = expression.replace("$instance", ".*").replace("$__rate_interval", "1m");
+            // Nothing was dropped, and shares of nothing are no numbers: only that it is a question is looked at.
+            query(&watch, &asked);
+        }
+    }
+
+    // One replica dies: clients do not notice, Prometheus does.
+    drop(a);
+    for _ in 0..6 {
+        let (status, body) = recognise();
+        assert_eq!(status, 200, "{body}");
+    }
+    eventually("the alert of the dead replica is on its way", || {
+        alerts(&watch).contains(&("FacepipeReplicaDown".into(), "pending".into()))
+    });
+}
+
+/// The variables of the server that a file of `deploy/` sets.
+fn variables(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+    words.filter(|word| word.starts_with("FACEPIPE_") && word.len() > 9).map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn every_setting_and_command_that_deploy_names_is_the_servers() {
+    let said = Command::new(program("facepipe-backend")).arg("--help").output().unwrap();
+    let help = String::from_utf8(said.stdout).unwrap();
+    let known = variables(&help);
+    assert!(known.contains("FACEPIPE_LISTEN"), "{help}");
+    // Of compose.yaml itself.
+    let others = BTreeSet::from(["FACEPIPE_PUBLISH".to_owned()]);
+    for file in [
+        "docker/backend.Dockerfile",
+        "compose.yaml",
+        "kubernetes/base/config.yaml",
+        "kubernetes/base/recognise.yaml",
+        "kubernetes/base/manage.yaml",
+        "systemd/facepipe-backend.service",
+        "systemd/backend.env.example",
+    ] {
+        let used = variables(&read(file));
+        let unknown: Vec<&String> = used.difference(&known).filter(|name| !others.contains(*name)).collect();
+        assert!(
+            !used.is_empty() && unknown.is_empty(),
+            "{file} sets {unknown:?}, which the server does not know"
+        );
+    }
+    for file in ["recognise", "manage", "migrate", "periodic"] {
+        let text = read(&format!("kubernetes/base/{file}.yaml"));
+        let lists = text.lines().filter_map(|line| line.trim().strip_prefix("args: ["));
+        let mut lists =
+            lists.map(|list| list.trim_end_matches(']').split(", ").collect::<Vec<_>>()).peekable();
+        assert!(lists.peek().is_some(), "{file}.yaml has no arguments");
+        for arguments in lists {
+            let said =
+                Command::new(program("facepipe-backend")).args(&arguments).arg("--help").output().unwrap();
+            assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
+        }
+    }
+}
