@@ -3,6 +3,7 @@
 
 mod api;
 mod application;
+pub mod commands;
 mod config;
 mod error;
 mod face_id;
@@ -17,4 +18,4 @@ mod train;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
-pub use config::{Args, Config, ErasedDetections, LogFormat, Settings};
+pub use config::{Args, Command, Config, ErasedDetections, LogFormat, ServerRole, Settings};
