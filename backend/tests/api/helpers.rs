@@ -236,7 +236,11 @@ pub fn revert(database: &str, engine: &str, migration: &str) {
 /// Runs statements on a database.
 fn execute(database: &str, statements: &str) {
     match database.split_once("://").unwrap() {
-        ("sqlite", file) => SqliteConnection::establish(file).unwrap().batch_execute(statements),
+        ("sqlite", file) => {
+            let mut connection = SqliteConnection::establish(file).unwrap();
+            connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
+            connection.batch_execute(statements)
+        }
         ("postgres", _) => PgConnection::establish(database).unwrap().batch_execute(statements),
         _ => MysqlConnection::establish(database).unwrap().batch_execute(statements),
     }
