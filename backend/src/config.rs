@@ -266,7 +266,7 @@ pub enum Command {
     /// Ask a running server whether it answers; exit with 0 where it does, else with 1
     Health {
         /// Where the server is [default: where --listen or --address-file says, on this machine]
-        #[arg(long, env = "FACEPIPE_URL", value_name = "URL")]
+        #[arg(long, value_name = "URL")]
         url: Option<String>,
     },
 }

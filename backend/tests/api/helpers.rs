@@ -234,7 +234,7 @@ pub fn revert(database: &str, engine: &str, migration: &str) {
 }
 
 /// Runs statements on a database.
-fn execute(database: &str, statements: &str) {
+pub fn execute(database: &str, statements: &str) {
     match database.split_once("://").unwrap() {
         ("sqlite", file) => {
             let mut connection = SqliteConnection::establish(file).unwrap();

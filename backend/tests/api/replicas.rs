@@ -20,7 +20,7 @@ use tokio::{io::copy_bidirectional, net::TcpStream, sync::watch, task::JoinHandl
 use crate::{
     command_line::program,
     deployment::NEWEST,
-    helpers::{Answer, Engine, client, photograph, revert, start},
+    helpers::{Answer, Engine, client, execute, photograph, revert, start},
 };
 
 /// The folder of the weights, or the end of the test where there are none.
@@ -589,8 +589,10 @@ async fn replicas_are_replaced_under_load_with_a_migration_and_without_an_error(
     let balancer = LoadBalancer::start(folder.path(), &serving.iter().collect::<Vec<_>>(), "off");
     let (url, client) = (balancer.url(), client());
     enrol_and_train(&client, &url).await;
-    // The schema of the version before, which those replicas serve from now on.
+    // The schema of the version before, which those replicas serve from now on. It has a column that the version before
+    // that one used.
     revert(&database, "postgres", NEWEST);
+    execute(&database, "ALTER TABLE detections ADD COLUMN zone BIGINT DEFAULT 0");
 
     let load = Load::start(&url, |_| false);
     load.goes_on(5).await;
@@ -628,6 +630,9 @@ async fn replicas_are_replaced_under_load_with_a_migration_and_without_an_error(
         old.ended().await;
         load.goes_on(5).await;
     }
+    // The contraction takes away what no server uses any more.
+    execute(&database, "ALTER TABLE detections DROP COLUMN zone");
+    load.goes_on(5).await;
     load.check(&database).await;
     let serving: Vec<&Replica> = serving.iter().collect();
     agree_on(1, &client, &serving).await;
