@@ -90,7 +90,8 @@ fn part_of_photograph(person: &str, number: u32) -> Vec<u8> {
     bytes[bytes.len() / 2..][..48].to_vec()
 }
 
-#[tokio::test]
+// What looks for traces takes its time, in which the client must notice that a connection was closed.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restored_backup_recognises_the_same_people_and_nobody_who_was_erased_since() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;

@@ -96,7 +96,7 @@ async fn a_server_that_only_recognises_does_no_jobs() {
 
 #[tokio::test]
 async fn a_server_that_is_to_stop_says_so_while_it_goes_on() {
-    let server = start!(|config| config.drain_delay_s = 1);
+    let server = start!(|config| config.drain_delay_s = 2);
     server.get("/readyz").await.expect(StatusCode::OK);
     server.begin_to_stop();
     let begun = Instant::now();
@@ -108,7 +108,7 @@ async fn a_server_that_is_to_stop_says_so_while_it_goes_on() {
     server.post("/dataset/Ada").await.expect(StatusCode::CREATED);
     let (client, url) = (server.client.clone(), server.url.clone());
     server.stopped().await;
-    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(begun.elapsed() >= Duration::from_secs(2));
     assert!(client.get(format!("{url}/livez")).send().await.is_err());
 }
 

@@ -581,7 +581,7 @@ async fn replicas_are_replaced_under_load_with_a_migration_and_without_an_error(
     let folder = tempfile::tempdir().unwrap();
     let database = Engine::Postgres.new_database();
     let spawn = |name: &str, migrate: &str| {
-        let settings = [("FACEPIPE_MIGRATE_AT_START", migrate), ("FACEPIPE_DRAIN_DELAY_S", "2")];
+        let settings = [("FACEPIPE_MIGRATE_AT_START", migrate), ("FACEPIPE_DRAIN_DELAY_S", "3")];
         Replica::spawn_with(&settings, name, folder.path(), &models, &database)
     };
     let [a, b, c] = ["a", "b", "c"].map(|name| spawn(name, "true")).map(Replica::ready);
@@ -617,7 +617,7 @@ async fn replicas_are_replaced_under_load_with_a_migration_and_without_an_error(
         let begun = Instant::now();
         while client.get(format!("{}/readyz", old.url)).send().await.unwrap().status() == StatusCode::OK {
             assert!(
-                begun.elapsed() < Duration::from_secs(1),
+                begun.elapsed() < Duration::from_secs(2),
                 "a replica that is to stop says that it is ready"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
