@@ -3,8 +3,10 @@
 #
 #     eval "$(scripts/databases.sh start)"    sets FACEPIPE_TEST_POSTGRES, FACEPIPE_TEST_MYSQL, FACEPIPE_TEST_DATABASES
 #     scripts/databases.sh stop               stops them and removes the folder ($FACEPIPE_TEST_DATABASES)
+#     scripts/databases.sh restart-postgres   has PostgreSQL end its connections, stop and start again
 #
-# The two variables are URLs without a database: a test makes its own.
+# The two variables are URLs without a database: a test makes its own. `start postgres` and `start mariadb` start that
+# one alone: for a test that restarts it.
 set -euo pipefail
 
 user=facepipe
@@ -58,12 +60,20 @@ start_mariadb() {
 }
 
 start() {
+    local engines=("$@") engine
+    ((${#engines[@]})) || engines=(postgres mariadb)
     folder=$(mktemp -d "${TMPDIR:-/tmp}/facepipe-databases.XXXXXX")
     chmod 755 "$folder"
     if ((EUID == 0)); then chown nobody:nogroup "$folder"; fi
     echo "export FACEPIPE_TEST_DATABASES=$folder" >&3
-    start_postgres
-    start_mariadb
+    for engine in "${engines[@]}"; do "start_$engine"; done
+}
+
+restart_postgres() {
+    folder=${FACEPIPE_TEST_DATABASES:?is not set: nothing was started}
+    local programs
+    programs=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -1)
+    as_unprivileged "$programs/pg_ctl" -D "$folder/postgres" -w -t 60 -m fast -l "$folder/postgres.log" restart
 }
 
 stop() {
@@ -78,7 +88,8 @@ stop() {
 
 case ${1:-} in
     # Not `start 3>&1 >&2`: the shell would keep a copy of the descriptor, and the servers would inherit it.
-    start) exec 3>&1 >&2; start ;;
+    start) exec 3>&1 >&2; start "${@:2}" ;;
     stop) stop ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    restart-postgres) restart_postgres ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

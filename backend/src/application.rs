@@ -4,8 +4,11 @@ use std::{
     io::Write as _,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use actix_web::{
@@ -20,12 +23,15 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     api,
-    config::Config,
+    config::{Config, ErasedDetections},
     logging::log_request,
     outbox::{self, OutboxOptions},
     recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
     store::{
-        Blobs, Database,
+        Blobs, Database, StoreError,
+        ledger::{self, Reapplied},
+        retention::retain_regularly,
+        sql::JobKind,
         sweep::{SweepOptions, sweep_regularly},
     },
     tokens::Tokens,
@@ -50,25 +56,40 @@ pub struct Application {
     address_file: Option<PathBuf>,
     server: Server,
     trainer: Trainer,
-    training: JoinHandle<()>,
+    /// Where this process does jobs.
+    training: Option<JoinHandle<()>>,
     /// Where there is an external API.
     sending: Option<JoinHandle<()>>,
     /// Tells what runs beside the server to end.
     stop: watch::Sender<bool>,
     shutdown_timeout: Duration,
+    draining: Arc<AtomicBool>,
+    drain_delay: Duration,
 }
 
 /// Stops an [`Application`] from elsewhere.
 #[derive(Clone)]
 pub struct StopHandle {
     server: ServerHandle,
+    draining: Arc<AtomicBool>,
+    drain_delay: Duration,
 }
 
 impl StopHandle {
-    /// Stops the server; with `graceful`, after it has answered what it has accepted, within the configured time.
+    /// Stops the server; with `graceful`, after it has gone on for the configured delay while it says that it is not
+    /// ready, and has answered what it has accepted, within the configured time. Needs a tokio runtime.
     pub fn stop(&self, graceful: bool) {
+        self.draining.store(true, Ordering::Relaxed);
         // The stop is under way once this returns; its end is seen where the application runs.
-        drop(self.server.stop(graceful));
+        if !graceful || self.drain_delay.is_zero() {
+            drop(self.server.stop(graceful));
+            return;
+        }
+        let Self { server, drain_delay, .. } = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(drain_delay).await;
+            drop(server.stop(true));
+        });
     }
 }
 
@@ -95,10 +116,8 @@ impl Application {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open(&config)).await??
         };
-        let blobs = match &config.blobs_url {
-            Some(url) => Blobs::open_url(url)?,
-            None => Blobs::open_folder(&config.blobs_dir())?,
-        };
+        let blobs = config.open_blobs()?;
+        erase_again(&config, &database, &blobs).await?;
         let pipeline = Arc::new(pipeline);
         let embedder = pipeline.embedder().name();
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
@@ -120,24 +139,32 @@ impl Application {
         let stop = watch::Sender::new(false);
         let poll = Duration::from_millis(config.poll_interval_ms);
         let options = TrainerOptions { poll, lease: Duration::from_secs(config.lease_s) };
-        let (trainer, training) =
-            Trainer::start(database.clone(), blobs.clone(), Arc::clone(&loader), pipeline, options);
+        let trainer = Trainer::new(database.clone(), blobs.clone(), Arc::clone(&loader), pipeline, options);
+        let manages = config.role.manages();
+        let training = manages.then(|| trainer.start());
         let following = Arc::clone(&loader);
         let stopped = stop.subscribe();
         tokio::spawn(async move { following.follow(poll, stopped).await });
         if let Some(tokens) = &tokens {
             tokio::spawn(Arc::clone(tokens).follow(stop.subscribe()));
         }
-        let sweep = SweepOptions {
-            interval: Duration::from_secs(config.sweep_interval_s),
-            min_age: Duration::from_secs(config.sweep_min_age_s),
-        };
-        tokio::spawn(sweep_regularly(database.clone(), blobs.clone(), sweep, stop.subscribe()));
-
-        let sending = start_sending(&config, &database, stop.subscribe()).await?;
+        let mut sending = None;
+        if manages {
+            let sweep = SweepOptions {
+                interval: Duration::from_secs(config.sweep_interval_s),
+                min_age: Duration::from_secs(config.sweep_min_age_s),
+            };
+            tokio::spawn(sweep_regularly(database.clone(), blobs.clone(), sweep, stop.subscribe()));
+            if let Some(max_age) = config.detections_max_age() {
+                tokio::spawn(retain_regularly(database.clone(), max_age, stop.subscribe()));
+            }
+            sending = start_sending(&config, &database, stop.subscribe()).await?;
+        }
 
         let shutdown_timeout = Duration::from_secs(config.shutdown_timeout_s);
-        let address_file = config.address_file.clone();
+        let drain_delay = Duration::from_secs(config.drain_delay_s);
+        let draining = Arc::new(AtomicBool::new(false));
+        let (address_file, role) = (config.address_file.clone(), config.role.as_str());
         let trainer_of_calls = trainer.clone();
         let state = api::State {
             config,
@@ -148,14 +175,26 @@ impl Application {
             trainer: trainer_of_calls,
             loader,
             verify_threshold,
+            draining: Arc::clone(&draining),
         };
         let server = serve(listener, state)?;
         if let Some(file) = &address_file {
             write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
         }
-        tracing::info!(%address, embedder, %threshold, "ready");
-        Ok(Self { address, address_file, server, trainer, training, sending, stop, shutdown_timeout })
+        tracing::info!(%address, role, embedder, %threshold, "ready");
+        Ok(Self {
+            address,
+            address_file,
+            server,
+            trainer,
+            training,
+            sending,
+            stop,
+            shutdown_timeout,
+            draining,
+            drain_delay,
+        })
     }
 
     /// The address that the server is bound to.
@@ -165,7 +204,11 @@ impl Application {
 
     /// What stops the server from elsewhere.
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle { server: self.server.handle() }
+        StopHandle {
+            server: self.server.handle(),
+            draining: Arc::clone(&self.draining),
+            drain_delay: self.drain_delay,
+        }
     }
 
     /// Serves until it is stopped.
@@ -179,7 +222,9 @@ impl Application {
         }
         self.stop.send_replace(true);
         self.trainer.stop();
-        if tokio::time::timeout(self.shutdown_timeout, self.training).await.is_err() {
+        if let Some(training) = self.training
+            && tokio::time::timeout(self.shutdown_timeout, training).await.is_err()
+        {
             self.trainer.give_up().await;
             tracing::warn!("stopped in the middle of a job; it will be taken up again");
         }
@@ -205,6 +250,36 @@ fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
     Ok((database, pipeline))
 }
 
+/// Erases again what the ledger of erasures names, before anything is answered: the database may have been restored
+/// from a backup that is older than the ledger. The model that answers may know one of those people, so another one is
+/// trained then.
+async fn erase_again(config: &Config, database: &Database, blobs: &Blobs) -> anyhow::Result<()> {
+    let with_detections = config.erase_detections == ErasedDetections::Delete;
+    let begun = Instant::now();
+    let patience = Duration::from_secs(config.database_start_timeout_s);
+    let reapplied = loop {
+        match ledger::apply(database, blobs, with_detections).await {
+            Err(StoreError::DatasetLocked { retry_after }) if begun.elapsed() < patience => {
+                tokio::time::sleep(retry_after.min(Duration::from_secs(1))).await;
+            }
+            outcome => break outcome.context("cannot apply the ledger of erasures")?,
+        }
+    };
+    let Reapplied { people, images } = reapplied;
+    if reapplied == Reapplied::default() {
+        return Ok(());
+    }
+    tracing::warn!(people, images, "the database had what was erased before; it is erased again");
+    if database.active_model_knows_erased().await? {
+        let job = database.add_job(JobKind::OptimizedTrain).await?;
+        tracing::warn!(
+            job = job.id,
+            "the model that answers knows somebody who is erased; another one is trained"
+        );
+    }
+    Ok(())
+}
+
 fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
     let workers = state.config.http_workers;
     let request_timeout = Duration::from_secs(state.config.request_timeout_s);
@@ -216,12 +291,16 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
             .app_data(state.clone())
             .app_data(form_config.clone())
             .wrap(from_fn(api::limit_body_time))
+            .wrap(from_fn(api::serve_role))
             .wrap(from_fn(api::authorise))
             .wrap(from_fn(log_request))
             .configure(api::configure)
     };
     Ok(HttpServer::new(app)
         .workers(workers)
+        // Whoever closes the connection is not waiting for an answer any more: the call ends where it is, and what is in
+        // the queue for it costs nothing.
+        .h1_allow_half_closed(false)
         .client_request_timeout(request_timeout)
         .shutdown_timeout(shutdown_timeout_s)
         .disable_signals()

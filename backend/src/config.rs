@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::Context as _;
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use facepipe_vision::EmbedderKind;
 use figment::{
     Figment,
@@ -12,13 +12,15 @@ use figment::{
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use crate::store::sql::DatabaseOptions;
+use crate::store::{Blobs, sql::DatabaseOptions};
 
 /// The configuration of a server. Each field is also a key of the configuration file, a flag of
 /// `facepipe-backend` and an environment variable; `--help` explains them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// Which calls this process serves, and which of the deployment's work it does. `all` by default.
+    pub role: ServerRole,
     /// Address and port; port 0 takes a free one. `127.0.0.1:8080` by default.
     pub listen: String,
     /// File that gets the address once the server is ready, and is removed when it stops.
@@ -36,6 +38,9 @@ pub struct Config {
     pub database_timeout_s: u64,
     /// Seconds that the start waits for a database server that is not there yet. 60 by default.
     pub database_start_timeout_s: u64,
+    /// Whether the start brings the schema up to date. `true` by default; otherwise it waits for a schema that is new
+    /// enough, for as long as `database_start_timeout_s`.
+    pub migrate_at_start: bool,
     /// Seconds that one statement may take. 30 by default.
     pub statement_timeout_s: u64,
     /// Milliseconds after which a change that another replica made is seen, where the database tells of none. 1000
@@ -52,6 +57,8 @@ pub struct Config {
     pub sweep_min_age_s: u64,
     /// What becomes of a person's detections when the person is erased. `anonymise` by default.
     pub erase_detections: ErasedDetections,
+    /// Days after their capture for which detections are kept. None by default: for ever.
+    pub detections_max_age_days: Option<u32>,
     /// Folder of the weights. `models` by default.
     pub models_dir: PathBuf,
     /// `inception-resnet-v1` or `mobilefacenet`. By default the first of them whose weights are installed.
@@ -81,6 +88,9 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// Seconds that a client may take to send its request. 30 by default.
     pub request_timeout_s: u64,
+    /// Seconds that a server that is to stop goes on serving while `/readyz` says 503, so that no load balancer sends
+    /// anything when its port closes. 0 by default.
+    pub drain_delay_s: u64,
     /// Seconds that accepted requests get to end when the server stops. 30 by default.
     pub shutdown_timeout_s: u64,
     /// URL of the external API that takes what send-results sends, `http://` or `https://`; a user and a password in it
@@ -96,6 +106,34 @@ pub struct Config {
     pub log: String,
     /// How it is logged. `text` by default.
     pub log_format: LogFormat,
+}
+
+/// What a process of a deployment is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerRole {
+    /// Answers `/face-recognition/…` and does none of the deployment's work in the background.
+    Recognize,
+    /// Answers everything else, trains, sends results to the external API, sweeps, and deletes old detections.
+    Manage,
+    /// Both.
+    All,
+}
+
+impl ServerRole {
+    /// As settings and errors name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Recognize => "recognize",
+            Self::Manage => "manage",
+            Self::All => "all",
+        }
+    }
+
+    /// Whether it does the deployment's work in the background.
+    pub fn manages(self) -> bool {
+        self != Self::Recognize
+    }
 }
 
 /// What becomes of the detections of a person who is erased.
@@ -121,6 +159,7 @@ pub enum LogFormat {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            role: ServerRole::All,
             listen: "127.0.0.1:8080".into(),
             address_file: None,
             token_file: None,
@@ -129,6 +168,7 @@ impl Default for Config {
             database_connections: 8,
             database_timeout_s: 5,
             database_start_timeout_s: 60,
+            migrate_at_start: true,
             statement_timeout_s: 30,
             poll_interval_ms: 1000,
             lease_s: 15,
@@ -136,6 +176,7 @@ impl Default for Config {
             sweep_interval_s: 3600,
             sweep_min_age_s: 3600,
             erase_detections: ErasedDetections::Anonymise,
+            detections_max_age_days: None,
             models_dir: "models".into(),
             embedder: None,
             match_threshold: None,
@@ -150,6 +191,7 @@ impl Default for Config {
             max_image_pixels: 50_000_000,
             max_request_bytes: 64 * 1024 * 1024,
             request_timeout_s: 30,
+            drain_delay_s: 0,
             shutdown_timeout_s: 30,
             results_url: None,
             results_max_age_s: 86_400,
@@ -168,8 +210,12 @@ impl Default for Config {
     version,
     after_help = "\
 Every setting can stand in a TOML file (--config; keys are the long flags with _ for -, e.g. `listen = \"0.0.0.0:8080\"`),
-in the environment, or on the command line; the latter win. SIGTERM and SIGINT stop the server after it has answered
-what it has accepted; a second one stops it at once.
+in the environment, or on the command line, before or after a command; the latter win. SIGTERM and SIGINT stop the
+server after it has answered what it has accepted; a second one stops it at once.
+
+Several servers may share a database server and the blobs. With --role, some of them only recognise and others do the
+rest; --drain-delay-s lets a load balancer take one out before it stops. `/startupz`, `/livez` and `/readyz` are for
+whoever starts, restarts, or sends traffic; `facepipe-backend health` asks for whoever has no HTTP client.
 
 A first visit, in three commands:
   facepipe-backend &
@@ -200,14 +246,55 @@ pub struct Args {
     /// Print the API's document, OpenAPI 3.0 as JSON, and exit; the server has it at /openapi.json and /docs
     #[arg(long)]
     pub print_openapi: bool,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// The settings.
     #[command(flatten)]
     pub settings: Settings,
 }
 
+/// What `facepipe-backend` does instead of serving, with the same settings.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Bring the database's schema up to date, and exit
+    Migrate,
+    /// Remove images and models that no row refers to, once, and exit
+    Sweep,
+    /// Delete detections that are older than --detections-max-age-days, once, and exit
+    Retain,
+    /// Ask a running server whether it answers; exit with 0 where it does, else with 1
+    Health {
+        /// Where the server is [default: where --listen or --address-file says, on this machine]
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+    },
+}
+
+impl Args {
+    /// Reads the command line and the environment. A mistake, `--help` and `--version` end the process.
+    pub fn read() -> Self {
+        let matches = Self::command_of_all_settings().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// The commands take every setting as well.
+    fn command_of_all_settings() -> clap::Command {
+        Self::command().mut_args(|argument| {
+            let of_the_server = argument.get_id().as_str().starts_with("print_");
+            argument.global(!of_the_server)
+        })
+    }
+}
+
 /// Settings of the environment and of the command line; the latter win.
 #[derive(Debug, Default, clap::Args, Serialize)]
 pub struct Settings {
+    /// What this server is for: recognize answers /face-recognition only, manage everything else and does the work in
+    /// the background [default: all]
+    #[arg(long, env = "FACEPIPE_ROLE", value_name = "ROLE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<ServerRole>,
     /// Address and port; port 0 takes a free one [default: 127.0.0.1:8080]
     #[arg(long, env = "FACEPIPE_LISTEN", value_name = "ADDRESS:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -240,6 +327,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_DATABASE_START_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     database_start_timeout_s: Option<u64>,
+    /// Whether the start brings the schema up to date; with false it waits for `facepipe-backend migrate` to have done
+    /// so, as long as --database-start-timeout-s [default: true]
+    #[arg(long, env = "FACEPIPE_MIGRATE_AT_START", value_name = "true|false")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    migrate_at_start: Option<bool>,
     /// Seconds that one statement may take [default: 30]
     #[arg(long, env = "FACEPIPE_STATEMENT_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -269,6 +361,10 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_ERASE_DETECTIONS", value_name = "POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     erase_detections: Option<ErasedDetections>,
+    /// Days after their capture for which detections are kept [default: for ever]
+    #[arg(long, env = "FACEPIPE_DETECTIONS_MAX_AGE_DAYS", value_name = "DAYS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detections_max_age_days: Option<u32>,
     /// Folder of the weights that `facepipe models fetch` installs [default: models]
     #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -326,6 +422,10 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_REQUEST_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     request_timeout_s: Option<u64>,
+    /// Seconds that a server that is to stop goes on serving while /readyz says 503 [default: 0]
+    #[arg(long, env = "FACEPIPE_DRAIN_DELAY_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_delay_s: Option<u64>,
     /// Seconds that accepted requests get to end when the server stops [default: 30]
     #[arg(long, env = "FACEPIPE_SHUTDOWN_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -417,6 +517,17 @@ impl Config {
         for (name, value, most) in limits {
             anyhow::ensure!((1..=most).contains(&value), "{name} is {value}, it must be from 1 to {most}");
         }
+        anyhow::ensure!(
+            self.drain_delay_s <= 3600,
+            "drain_delay_s is {}, it must be from 0 to 3600",
+            self.drain_delay_s
+        );
+        if let Some(days) = self.detections_max_age_days {
+            anyhow::ensure!(
+                (1..=36_500).contains(&days),
+                "detections_max_age_days is {days}, it must be from 1 to 36500"
+            );
+        }
         Ok(())
     }
 
@@ -460,9 +571,26 @@ impl Config {
         DatabaseOptions {
             url: self.database_url(),
             connections: self.database_connections,
+            migrate_at_start: self.migrate_at_start,
             connect_timeout: Duration::from_secs(self.database_timeout_s),
             statement_timeout: Duration::from_secs(self.statement_timeout_s),
             start_timeout: Duration::from_secs(self.database_start_timeout_s),
+        }
+    }
+
+    /// For how long detections are kept; `None` for ever.
+    pub fn detections_max_age(&self) -> Option<Duration> {
+        self.detections_max_age_days.map(|days| Duration::from_secs(u64::from(days) * 86_400))
+    }
+
+    /// Opens the store of images and models.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open_blobs(&self) -> anyhow::Result<Blobs> {
+        match &self.blobs_url {
+            Some(url) => Blobs::open_url(url),
+            None => Blobs::open_folder(&self.blobs_dir()),
         }
     }
 
@@ -512,7 +640,8 @@ mod tests {
     #[test]
     fn every_setting_can_stand_in_file_environment_and_flags() {
         let keys = serde_json::to_value(Config::default()).unwrap();
-        let command = <Args as clap::CommandFactory>::command();
+        let command = Args::command_of_all_settings();
+        command.clone().debug_assert();
         for key in keys.as_object().unwrap().keys() {
             let argument = command.get_arguments().find(|a| a.get_id() == key.as_str());
             let argument = argument.unwrap_or_else(|| panic!("no flag for {key}"));
@@ -535,6 +664,10 @@ mod tests {
         assert!(config.check().unwrap_err().to_string().contains("verify_threshold is NaN"));
         let config = Config { results_timeout_s: 0, ..Config::default() };
         assert!(config.check().unwrap_err().to_string().contains("results_timeout_s is 0"));
+        let config = Config { detections_max_age_days: Some(0), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("detections_max_age_days is 0"));
+        let config = Config { drain_delay_s: 3601, ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("drain_delay_s is 3601"));
         let config = Config { embedder: Some("arcface".into()), ..Config::default() };
         assert!(format!("{:#}", config.check().unwrap_err()).contains("arcface"));
     }

@@ -25,6 +25,17 @@ pub enum ApiError {
     /// No such path.
     #[error("there is nothing at this path")]
     NotFound,
+    /// Another process of the deployment serves this call.
+    #[error("this server's role is {role}, this call is for one whose role is {served_by} or all")]
+    OtherRole {
+        /// This server's role.
+        role: &'static str,
+        /// The role that the call belongs to.
+        served_by: &'static str,
+    },
+    /// The server is about to stop.
+    #[error("this server is about to stop: send requests to another one")]
+    Draining,
     /// The path is there, the method isn't.
     #[error("this path does not take {method}, it takes {allowed}")]
     MethodNotAllowed {
@@ -274,6 +285,8 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
+            Self::OtherRole { .. } => "other_role",
+            Self::Draining => "draining",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
@@ -325,6 +338,7 @@ impl ApiError {
 
     fn details(&self) -> Value {
         match self {
+            Self::OtherRole { role, served_by } => json!({ "role": role, "served_by": served_by }),
             Self::MethodNotAllowed { allowed, .. } => json!({ "allowed": allowed }),
             Self::InvalidTimeRange { from, to } => json!({ "from": from, "to": to }),
             Self::LimitOutOfRange { limit, max } => json!({ "limit": limit, "min": 1, "max": max }),
@@ -361,6 +375,7 @@ impl ApiError {
                 json!({ "model_embedder": model, "embedder": server })
             }
             Self::NotFound
+            | Self::Draining
             | Self::Unauthorized
             | Self::Forbidden
             | Self::ResultsUrlMissing
@@ -402,6 +417,7 @@ impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
             Self::NotFound
+            | Self::OtherRole { .. }
             | Self::PersonNotFound
             | Self::ImageNotFound
             | Self::NeverSeen
@@ -445,7 +461,7 @@ impl ResponseError for ApiError {
             | Self::NoFace { .. }
             | Self::SeveralFaces { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Draining | Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::JobFailed { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -471,7 +487,7 @@ impl ResponseError for ApiError {
             Self::DatasetLocked { retry_after } => {
                 response.insert_header((header::RETRY_AFTER, retry_seconds(*retry_after)));
             }
-            Self::DatabaseUnavailable(_) => {
+            Self::Draining | Self::DatabaseUnavailable(_) => {
                 response.insert_header((header::RETRY_AFTER, DATABASE_RETRY_S));
             }
             // The rest of the request is not read, so the connection cannot be used again.

@@ -3,6 +3,7 @@
 
 mod api;
 mod application;
+pub mod commands;
 mod config;
 mod error;
 mod face_id;
@@ -17,6 +18,8 @@ mod train;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
+pub use config::{Args, Command, Config, ErasedDetections, LogFormat, ServerRole, Settings};
+
 /// What benchmarks measure by itself. No part of the interface.
 #[doc(hidden)]
 pub mod parts {
@@ -28,5 +31,3 @@ pub mod parts {
         },
     };
 }
-
-pub use config::{Args, Config, ErasedDetections, LogFormat, Settings};

@@ -1,13 +1,13 @@
-//! `facepipe-backend`: reads the configuration, starts the server, and stops it on a signal.
+//! `facepipe-backend`: reads the configuration, starts the server, and stops it on a signal; or does what a command asks
+//! for.
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use facepipe_backend::{Application, Args, Config, StopHandle, logging, openapi_document};
+use facepipe_backend::{Application, Args, Command, Config, StopHandle, commands, logging, openapi_document};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    match run(&Args::read()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("facepipe-backend: {error:#}");
@@ -27,7 +27,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     logging::init(&config)?;
+    if let Some(command @ Command::Health { .. }) = &args.command {
+        // Asked every few seconds: one thread will do.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(commands::run(command, config));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let Some(command) = &args.command {
+        return runtime.block_on(commands::run(command, config));
+    }
     runtime.block_on(async {
         let application = Application::build(config).await?;
         tokio::spawn(stop_on_signals(application.stop_handle()));

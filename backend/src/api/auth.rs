@@ -46,7 +46,8 @@ fn allowed(request: &ServiceRequest, tokens: &Arc<Tokens>) -> Result<(), ApiErro
 /// Whether a path needs no token: whoever restarts the server or sends it traffic has none, and the document is
 /// public.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/livez" | "/readyz" | "/openapi.json" | "/docs") || path.starts_with("/docs/")
+    matches!(path, "/startupz" | "/livez" | "/readyz" | "/openapi.json" | "/docs")
+        || path.starts_with("/docs/")
 }
 
 fn may(role: Role, method: &Method, path: &str) -> bool {

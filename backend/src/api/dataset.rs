@@ -21,7 +21,7 @@ use crate::{
     error::ApiError,
     face_id::FaceId,
     hex::hex,
-    store::{Blobs, StoreError, sql::NewImage},
+    store::{Blobs, StoreError, ledger, sql::NewImage},
 };
 
 /// Whom the server knows.
@@ -175,11 +175,10 @@ pub async fn erase_image(
 ) -> Result<NoContent, ApiError> {
     let (id, image_id) = path.into_inner();
     let id = FaceId::try_from(id)?;
-    let key = state.database.erase_image(&id, &image_id).await?;
-    // Should the blob stay, the next sweep removes it; until then the erasure is not complete.
-    let erased = state.blobs.delete(&key).await;
+    let erased = state.database.erase_image(&id, &image_id).await?;
+    let finished = ledger::finish(&state.blobs, &erased).await;
     state.database.forget_erased().await?;
-    erased?;
+    finished?;
     Ok(NoContent::new())
 }
 
@@ -276,22 +275,15 @@ async fn digest(bytes: Bytes) -> Result<String, ApiError> {
 
 /// Erases a person: images, embeddings, name
 ///
-/// From now on no answer names that person.
+/// From now on no answer names that person, also where the database is restored from an older backup. The same Face ID
+/// may be enrolled again.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<NoContent, ApiError> {
     let id = face_id(path)?;
-    let blobs =
-        state.database.erase_person(&id, state.config.erase_detections == ErasedDetections::Delete).await?;
-    let mut failure = None;
-    for key in blobs {
-        if let Err(error) = state.blobs.delete(&key).await {
-            failure = Some(error);
-        }
-    }
+    let with_detections = state.config.erase_detections == ErasedDetections::Delete;
+    let erased = state.database.erase_person(&id, with_detections).await?;
+    let finished = ledger::finish(&state.blobs, &erased).await;
     state.database.forget_erased().await?;
-    match failure {
-        // The rows are gone, so the next sweep removes what is left; until then the erasure is not complete.
-        Some(error) => Err(error.into()),
-        None => Ok(NoContent::new().header(header::CACHE_CONTROL, "no-store")),
-    }
+    finished?;
+    Ok(NoContent::new().header(header::CACHE_CONTROL, "no-store"))
 }

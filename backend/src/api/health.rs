@@ -1,4 +1,6 @@
-//! `/livez` and `/readyz`, for whoever restarts the server or sends it traffic.
+//! `/startupz`, `/livez` and `/readyz`, for whoever starts the server, restarts it, or sends it traffic.
+
+use std::sync::atomic::Ordering;
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -15,17 +17,32 @@ pub struct Health {
     status: &'static str,
 }
 
+/// Whether the server has started
+///
+/// Nothing is answered before: the schema is new enough, the networks are loaded, and who is in the ledger of erasures
+/// is erased.
+#[api_v2_operation]
+pub async fn started() -> web::Json<Health> {
+    web::Json(Health { status: "ok" })
+}
+
 /// Whether the process answers
+///
+/// Whatever else is away: a restart of the server would not bring it back.
 #[api_v2_operation]
 pub async fn live() -> web::Json<Health> {
     web::Json(Health { status: "ok" })
 }
 
-/// Whether the database answers
+/// Whether requests may come
 ///
-/// The networks are loaded as well: without them the server would not have started.
+/// Not while the database is away, and not any more once the server is about to stop. The networks are loaded: without
+/// them the server would not have started.
 #[api_v2_operation]
 pub async fn ready(state: web::Data<State>) -> Result<web::Json<Health>, ApiError> {
+    if state.draining.load(Ordering::Relaxed) {
+        return Err(ApiError::Draining);
+    }
     state.database.ping().await?;
     Ok(web::Json(Health { status: "ok" }))
 }

@@ -15,14 +15,16 @@ mod model;
 mod openapi;
 mod page;
 mod recognition;
+mod roles;
 mod verify;
 
 pub use auth::authorise;
 pub use body::limit_body_time;
 pub use form::form_config;
 pub use openapi::document;
+pub use roles::serve_role;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use actix_web::{HttpRequest, error::JsonPayloadError};
 use paperclip::actix::{Apiv2Schema, web};
@@ -57,6 +59,8 @@ pub struct State {
     pub loader: Arc<ModelLoader>,
     /// Cosine between two faces from which they count as one person's.
     pub verify_threshold: f32,
+    /// Whether the server is about to stop.
+    pub draining: Arc<AtomicBool>,
 }
 
 /// Puts the calls and their documentation at their paths, and what answers everything else.
@@ -220,6 +224,11 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/cameras")
                 .route(web::get().to(cameras::list))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/startupz")
+                .route(web::get().to(health::started))
                 .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         )
         .service(

@@ -1,6 +1,6 @@
-//! The bytes of enrolled pictures and trained models, in an object store: a folder, S3 or Azure.
+//! The bytes of enrolled pictures and trained models, and the ledger of erasures, in an object store: a folder, S3 or Azure.
 //!
-//! Keys carry ids, never names: `people/<person>/<image>` and `models/<id>`.
+//! Keys carry ids, never names: `people/<person>/<image>`, `models/<id>` and `erasures/<digest>`.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -116,7 +116,7 @@ impl Blobs {
         }
     }
 
-    /// All blobs. What else lies in the store is none of ours and is not listed.
+    /// All pictures and models. What else lies in the store is none of ours and is not listed.
     ///
     /// # Errors
     /// The store fails.
@@ -132,5 +132,18 @@ impl Blobs {
             }
         }
         Ok(blobs)
+    }
+
+    /// The names of all objects in a folder.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn names(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let mut names = Vec::new();
+        let mut listed = self.store.list(Some(&Key::from(folder)));
+        while let Some(object) = listed.try_next().await? {
+            names.extend(object.location.filename().map(str::to_owned));
+        }
+        Ok(names)
     }
 }

@@ -1,6 +1,8 @@
 //! What outlives the process: rows in a SQL database, bytes in a blob store.
 
 pub mod blobs;
+pub mod ledger;
+pub mod retention;
 pub mod sql;
 pub mod sweep;
 

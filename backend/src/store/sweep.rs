@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Blobs, Database, StoreError, sql::Lease};
+use super::{Blobs, Database, StoreError, ledger, sql::Lease};
 
 /// How long a sweep may take before another process may begin one.
 const LEASE: Duration = Duration::from_secs(600);
@@ -28,16 +28,8 @@ pub async fn sweep_regularly(
     options: SweepOptions,
     mut stop: watch::Receiver<bool>,
 ) {
-    let holder = Uuid::new_v4().to_string();
     while !*stop.borrow() {
-        let swept = async {
-            if database.acquire_lease(Lease::Sweep, &holder, LEASE).await? {
-                sweep(&database, &blobs, options.min_age).await?;
-                database.release_lease(Lease::Sweep, &holder).await?;
-            }
-            Ok::<_, StoreError>(())
-        };
-        if let Err(error) = swept.await {
+        if let Err(error) = sweep_once(&database, &blobs, options.min_age).await {
             tracing::warn!(%error, "cannot look for blobs that nothing refers to");
         }
         tokio::select! {
@@ -47,21 +39,44 @@ pub async fn sweep_regularly(
     }
 }
 
-/// Removes blobs of at least `min_age` that no row refers to.
+/// Removes blobs of at least `min_age` that no row refers to, and completes the ledger of erasures. Returns how many it
+/// removed; `None` where another process is at it.
 ///
 /// # Errors
 /// Rows or blobs cannot be read.
-pub async fn sweep(database: &Database, blobs: &Blobs, min_age: Duration) -> Result<(), StoreError> {
+pub async fn sweep_once(
+    database: &Database,
+    blobs: &Blobs,
+    min_age: Duration,
+) -> Result<Option<usize>, StoreError> {
+    let holder = Uuid::new_v4().to_string();
+    if !database.acquire_lease(Lease::Sweep, &holder, LEASE).await? {
+        return Ok(None);
+    }
+    let swept = async {
+        let removed = sweep(database, blobs, min_age).await?;
+        // An erasure whose entry could not be written to the blobs is in the database only.
+        ledger::synchronise(database, blobs).await?;
+        Ok(removed)
+    };
+    let swept = swept.await;
+    database.release_lease(Lease::Sweep, &holder).await?;
+    swept.map(Some)
+}
+
+async fn sweep(database: &Database, blobs: &Blobs, min_age: Duration) -> Result<usize, StoreError> {
     // Blobs are listed before rows: what gets its row in between is not taken for garbage.
     let listed = blobs.list().await?;
     let mut referred: HashSet<String> = database.image_blob_keys().await?.into_iter().collect();
     referred.extend(database.model_blob_keys().await?);
     let newest = OffsetDateTime::now_utc() - min_age;
+    let mut removed = 0;
     for blob in listed {
         if !referred.contains(&blob.key) && blob.modified <= newest {
             blobs.delete(&blob.key).await?;
+            removed += 1;
             tracing::warn!(key = blob.key, "removed a blob that no row refers to");
         }
     }
-    Ok(())
+    Ok(removed)
 }

@@ -56,19 +56,23 @@ struct Shared {
 }
 
 impl Trainer {
-    /// Starts the task that does the jobs, beginning with those that another process left.
-    pub fn start(
+    /// Takes jobs; [`start`](Self::start) has this process do some.
+    pub fn new(
         database: Database,
         blobs: Blobs,
         loader: Arc<ModelLoader>,
         pipeline: Arc<Pipeline>,
         options: TrainerOptions,
-    ) -> (Self, JoinHandle<()>) {
+    ) -> Self {
         let work = Work::new(database.clone(), blobs, loader, pipeline, options.lease);
         let (holder, stop) = (Uuid::new_v4().to_string(), watch::Sender::new(false));
-        let trainer = Self { shared: Arc::new(Shared { database, work, options, holder, stop }) };
-        let runner = trainer.clone();
-        (trainer, tokio::spawn(async move { runner.run().await }))
+        Self { shared: Arc::new(Shared { database, work, options, holder, stop }) }
+    }
+
+    /// Starts the task that does the jobs, beginning with those that another process left.
+    pub fn start(&self) -> JoinHandle<()> {
+        let runner = self.clone();
+        tokio::spawn(async move { runner.run().await })
     }
 
     /// Ends the task after the job that it is at.

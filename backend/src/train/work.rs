@@ -20,7 +20,7 @@ use crate::{
     hex::hex,
     recognise::{ModelLoader, PictureError, Pipeline, VersionedModel, load_tested},
     store::{
-        Blobs, Database, StoreError,
+        Blobs, Database, StoreError, ledger,
         sql::{EnrolledImage, Job, JobKind, Lease, NewModel},
     },
 };
@@ -293,18 +293,13 @@ impl Work {
 
     /// Models that know an erased person have done their service once another one answers.
     async fn purge(&self) {
-        let purged = async {
-            let blobs = self.database.purge_models().await?;
-            for key in &blobs {
-                self.blobs.delete(key).await?;
-            }
-            if !blobs.is_empty() {
-                tracing::info!(models = blobs.len(), "removed models that knew somebody who was erased");
-            }
-            Ok::<_, StoreError>(())
-        };
-        if let Err(error) = purged.await {
-            tracing::error!(%error, "cannot remove models that know somebody who was erased; the next training will");
+        match ledger::purge_models(&self.database, &self.blobs).await {
+            Ok(0) => (),
+            Ok(models) => tracing::info!(models, "removed models that knew somebody who was erased"),
+            Err(error) => tracing::error!(
+                %error,
+                "cannot remove models that know somebody who was erased; the next training will"
+            ),
         }
     }
 

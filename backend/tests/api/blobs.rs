@@ -146,6 +146,8 @@ async fn pictures_and_models_lie_in_s3() {
     loop {
         let left = keys(&client, &endpoint).await;
         if left.iter().filter(|key| key.contains("/people/")).count() == 2 {
+            let ledger: Vec<_> = left.iter().filter(|key| key.starts_with("site-1/erasures/")).collect();
+            assert_eq!(ledger.len(), 1, "{left:?}");
             break;
         }
         assert!(begun.elapsed() < Duration::from_secs(20), "{left:?}");

@@ -109,10 +109,32 @@ fn the_help_teaches() {
         "127.0.0.1:8080",
         "--print-openapi",
         "FACEPIPE_TOKEN_FILE",
+        "FACEPIPE_ROLE",
+        "FACEPIPE_MIGRATE_AT_START",
+        "FACEPIPE_DETECTIONS_MAX_AGE_DAYS",
+        "FACEPIPE_DRAIN_DELAY_S",
+        "migrate",
+        "retain",
+        "health",
+        "/startupz",
         "Authorization: Bearer",
     ] {
         assert!(help.contains(word), "no {word} in\n{help}");
     }
+}
+
+#[test]
+fn commands_take_the_settings_of_the_server() {
+    for command in ["migrate", "sweep", "retain", "health"] {
+        let output = program().args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(help.contains("--data-dir") && help.contains("DATABASE_URL"), "{help}");
+        assert!(!help.contains("--print-config"), "{help}");
+    }
+    let output = program().args(["sweep", "--max-images", "0"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("max_images is 0"));
+    let output = program().arg("serve").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
 }
 
 /// The program, killed if the test ends early.

@@ -65,7 +65,8 @@ impl Server {
         Self::run(config, data).await
     }
 
-    async fn run(config: Config, data: Arc<TempDir>) -> Self {
+    /// Starts a server of this configuration on data that are there already.
+    pub async fn run(config: Config, data: Arc<TempDir>) -> Self {
         let application = Application::build(config.clone()).await.unwrap();
         let url = format!("http://{}", application.address());
         let stop = application.stop_handle();
@@ -78,6 +79,16 @@ impl Server {
         let (config, data) = (self.config.clone(), Arc::clone(&self.data));
         self.stop().await;
         Self::run(config, data).await
+    }
+
+    /// Has the server begin to stop, as the first signal does.
+    pub fn begin_to_stop(&self) {
+        self.stop.stop(true);
+    }
+
+    /// Waits until the server has stopped.
+    pub async fn stopped(self) {
+        self.task.await.unwrap().unwrap();
     }
 
     /// Stops the server; its data stay as long as another one has them.
@@ -177,17 +188,7 @@ impl Server {
 
     /// Runs statements on the server's database.
     pub fn execute(&self, statements: &str) {
-        match &self.config.database_url {
-            None => {
-                let file = self.data.path().join("facepipe.db");
-                SqliteConnection::establish(file.to_str().unwrap()).unwrap().batch_execute(statements)
-            }
-            Some(url) if url.starts_with("postgres") => {
-                PgConnection::establish(url).unwrap().batch_execute(statements)
-            }
-            Some(url) => MysqlConnection::establish(url).unwrap().batch_execute(statements),
-        }
-        .unwrap();
+        execute(&self.config.database_url(), statements);
     }
 
     /// Takes a migration back, as though the server were one from before it; the next start runs it again.
@@ -197,18 +198,14 @@ impl Server {
             Some(Engine::Postgres) => "postgres",
             Some(Engine::Mysql) => "mysql",
         };
-        let backend = facepipe_test_support::workspace_root().join("backend");
-        let folder = backend.join("migrations").join(engine).join(migration);
-        self.execute(&fs::read_to_string(folder.join("down.sql")).unwrap());
-        let version: String = migration.chars().take(17).filter(char::is_ascii_digit).collect();
-        self.execute(&format!("DELETE FROM __diesel_schema_migrations WHERE version = '{version}'"));
+        revert(&self.config.database_url(), engine, migration);
     }
 
     /// Where the server keeps something of `needle`: files of its data folder, and its database.
     pub fn traces_of(&self, needle: &[u8]) -> Vec<PathBuf> {
         let mut traces = found_below(self.data.path(), needle);
         if let Some(url) = &self.config.database_url {
-            let rows = dump(url).to_ascii_lowercase();
+            let rows = output_of(rows_of(url)).to_ascii_lowercase();
             let hex: String = needle.iter().map(|byte| format!("{byte:02x}")).collect();
             if contains(&rows, &needle.to_ascii_lowercase()) || contains(&rows, hex.as_bytes()) {
                 traces.push("the database".into());
@@ -225,6 +222,29 @@ impl Server {
         assert_eq!(faces.len(), 1, "{answer}");
         faces[0].clone()
     }
+}
+
+/// Takes a migration of a database back; `engine` is the folder of its migrations.
+pub fn revert(database: &str, engine: &str, migration: &str) {
+    let backend = facepipe_test_support::workspace_root().join("backend");
+    let folder = backend.join("migrations").join(engine).join(migration);
+    execute(database, &fs::read_to_string(folder.join("down.sql")).unwrap());
+    let version: String = migration.chars().take(17).filter(char::is_ascii_digit).collect();
+    execute(database, &format!("DELETE FROM __diesel_schema_migrations WHERE version = '{version}'"));
+}
+
+/// Runs statements on a database.
+pub fn execute(database: &str, statements: &str) {
+    match database.split_once("://").unwrap() {
+        ("sqlite", file) => {
+            let mut connection = SqliteConnection::establish(file).unwrap();
+            connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
+            connection.batch_execute(statements)
+        }
+        ("postgres", _) => PgConnection::establish(database).unwrap().batch_execute(statements),
+        _ => MysqlConnection::establish(database).unwrap().batch_execute(statements),
+    }
+    .unwrap();
 }
 
 /// A database server that tests run on instead of the embedded database.
@@ -268,30 +288,59 @@ impl Engine {
     }
 }
 
-/// Everything that a database server holds of one database, as its own tool writes it out. Bytes are hexadecimal.
-fn dump(url: &str) -> Vec<u8> {
-    let output = if url.starts_with("postgres") {
-        Command::new("pg_dump").args(["--data-only", "--inserts", "--dbname", url]).output().unwrap()
+/// What writes out everything that a database server holds of one database: the engine's own tool.
+pub fn dump(url: &str) -> Command {
+    let mut command = if url.starts_with("postgres") {
+        Command::new("pg_dump")
     } else {
-        let (server, database) = url.rsplit_once('/').unwrap();
-        let (user, address) = server.strip_prefix("mysql://").unwrap().split_once('@').unwrap();
-        let (host, port) = address.split_once(':').unwrap();
-        Command::new("mariadb-dump")
-            .args([
-                "--no-defaults",
-                "--no-create-info",
-                "--hex-blob",
-                "-h",
-                host,
-                "-P",
-                port,
-                "-u",
-                user,
-                database,
-            ])
-            .output()
-            .unwrap()
+        let mut command = Command::new("mariadb-dump");
+        command.args(["--no-defaults", "--hex-blob", "--single-transaction"]);
+        command
     };
+    command.args(address_of(url));
+    command
+}
+
+/// What runs the statements of a dump on a database: the engine's own tool. They come from standard input.
+pub fn restore(url: &str) -> Command {
+    let mut command = if url.starts_with("postgres") {
+        let mut command = Command::new("psql");
+        command.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"]);
+        command
+    } else {
+        let mut command = Command::new("mariadb");
+        command.arg("--no-defaults");
+        command
+    };
+    command.args(address_of(url));
+    command
+}
+
+/// The rows alone, bytes in hexadecimal.
+fn rows_of(url: &str) -> Command {
+    let mut command = dump(url);
+    if url.starts_with("postgres") {
+        command.args(["--data-only", "--inserts"]);
+    } else {
+        command.arg("--no-create-info");
+    }
+    command
+}
+
+/// How the engines' own tools are told of a database.
+fn address_of(url: &str) -> Vec<String> {
+    if url.starts_with("postgres") {
+        return vec![format!("--dbname={url}")];
+    }
+    let (server, database) = url.rsplit_once('/').unwrap();
+    let (user, address) = server.strip_prefix("mysql://").unwrap().split_once('@').unwrap();
+    let (host, port) = address.split_once(':').unwrap();
+    ["-h", host, "-P", port, "-u", user, database].map(str::to_owned).to_vec()
+}
+
+/// What a command writes, where it succeeds.
+pub fn output_of(mut command: Command) -> Vec<u8> {
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }

@@ -9,11 +9,13 @@
 )]
 
 mod auth;
+mod backup;
 mod blobs;
 mod command_line;
 mod contract;
 mod dataset;
 mod debug;
+mod deployment;
 mod detections;
 mod helpers;
 mod jobs;

@@ -1,24 +1,26 @@
 //! Several processes on one database server and one folder of blobs, and a database that goes away.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use diesel::{Connection as _, PgConnection, RunQueryDsl as _};
 use reqwest::{Client, StatusCode, multipart::Form};
 use serde_json::Value;
-use tokio::{io::copy_bidirectional, net::TcpStream, sync::watch};
+use tokio::{io::copy_bidirectional, net::TcpStream, sync::watch, task::JoinHandle};
 
 use crate::{
     command_line::program,
-    helpers::{Answer, Engine, client, photograph, start},
+    deployment::NEWEST,
+    helpers::{Answer, Engine, client, execute, photograph, revert, start},
 };
 
 /// The folder of the weights, or the end of the test where there are none.
@@ -52,7 +54,19 @@ pub struct Replica {
 impl Replica {
     /// Begins to start, with the blobs in a folder that is shared; [`ready`](Self::ready) waits for it.
     fn spawn(name: &str, folder: &Path, models: &Path, database: &str) -> Self {
+        Self::spawn_with(&[], name, folder, models, database)
+    }
+
+    /// As [`spawn`](Self::spawn), with further settings as the environment has them.
+    fn spawn_with(
+        settings: &[(&str, &str)],
+        name: &str,
+        folder: &Path,
+        models: &Path,
+        database: &str,
+    ) -> Self {
         let mut command = program();
+        command.envs(settings.iter().copied());
         command.arg("--blobs-url").arg(format!("file://{}", folder.join("blobs").display()));
         Self::spawn_as(command, name, folder, models, database)
     }
@@ -60,17 +74,13 @@ impl Replica {
     /// As [`spawn`](Self::spawn), with a command that brings arguments and environment of its own.
     pub fn spawn_as(mut command: Command, name: &str, folder: &Path, models: &Path, database: &str) -> Self {
         let address_file = folder.join(format!("{name}.address"));
+        // A replica that was killed leaves it.
+        let _ = std::fs::remove_file(&address_file);
+        if !command.get_envs().any(|(name, value)| name == "FACEPIPE_LISTEN" && value.is_some()) {
+            command.env("FACEPIPE_LISTEN", "127.0.0.1:0");
+        }
         let child = command
-            .args([
-                "--listen",
-                "127.0.0.1:0",
-                "--embedder",
-                "mobilefacenet",
-                "--log",
-                "warn",
-                "--lease-s",
-                "2",
-            ])
+            .args(["--embedder", "mobilefacenet", "--log", "warn", "--lease-s", "2"])
             .arg("--address-file")
             .arg(&address_file)
             .arg("--models-dir")
@@ -81,6 +91,19 @@ impl Replica {
             .spawn()
             .unwrap();
         Self { process: Process(child), address_file, url: String::new() }
+    }
+
+    /// Waits until it has ended by itself, as it must after a signal.
+    async fn ended(mut self) {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.process.0.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(40), "the program does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub async fn ready(mut self) -> Self {
@@ -97,39 +120,83 @@ impl Replica {
     }
 }
 
-/// nginx in front of the replicas. Returns it and its URL.
-fn load_balancer(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let servers: String = replicas
-        .iter()
-        .map(|replica| format!("server {};", replica.url.strip_prefix("http://").unwrap()))
-        .collect();
+/// nginx in front of the replicas; ended when dropped.
+struct LoadBalancer {
+    nginx: Child,
+    folder: PathBuf,
+    port: u16,
+    /// To which other replica nginx hands a request on: its `proxy_next_upstream`.
+    hands_on: &'static str,
+}
+
+impl LoadBalancer {
+    fn start(folder: &Path, replicas: &[&Replica], hands_on: &'static str) -> Self {
+        let urls: Vec<&str> = replicas.iter().map(|replica| replica.url.as_str()).collect();
+        Self::configure(folder, free_port(), hands_on, &urls)
+    }
+
+    fn configure(folder: &Path, port: u16, hands_on: &'static str, urls: &[&str]) -> Self {
+        write_configuration(folder, port, hands_on, urls);
+        let nginx = Command::new("/usr/sbin/nginx")
+            .arg("-e")
+            .arg(folder.join("nginx.log"))
+            .arg("-c")
+            .arg(folder.join("nginx.conf"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nginx does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { nginx, folder: folder.to_owned(), port, hands_on }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Sends new requests to these from now on; those that are on their way end where they are.
+    fn send_to(&self, urls: &[&str]) {
+        write_configuration(&self.folder, self.port, self.hands_on, urls);
+        signal(&self.nginx, "HUP");
+    }
+}
+
+impl Drop for LoadBalancer {
+    fn drop(&mut self) {
+        // Its workers go with it, as they would not were it killed.
+        signal(&self.nginx, "TERM");
+        let _ = self.nginx.wait();
+    }
+}
+
+fn write_configuration(folder: &Path, port: u16, hands_on: &str, urls: &[&str]) {
+    let servers: String =
+        urls.iter().map(|url| format!("server {};", url.strip_prefix("http://").unwrap())).collect();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
         .map(|kind| format!("{kind}_temp_path {}/{kind};", folder.display()))
         .collect();
-    let configuration = folder.join("nginx.conf");
+    // Workers of another user could not write below the test's folder.
     let text = format!(
-        "daemon off; master_process off; pid {folder}/nginx.pid; events {{}} http {{ access_log off; {temporary} \
-         client_max_body_size 64m; upstream replicas {{ {servers} }} server {{ listen 127.0.0.1:{port}; location / \
-         {{ proxy_pass http://replicas; proxy_http_version 1.1; proxy_read_timeout 120s; proxy_next_upstream off; }} }} }}",
+        "daemon off; user root root; worker_processes 1; pid {folder}/nginx.pid; events {{}} http {{ access_log off; \
+         {temporary} client_max_body_size 64m; upstream replicas {{ {servers} }} server {{ listen 127.0.0.1:{port}; \
+         location / {{ proxy_pass http://replicas; proxy_http_version 1.1; proxy_read_timeout 120s; \
+         proxy_next_upstream {hands_on}; }} }} }}",
         folder = folder.display()
     );
-    std::fs::write(&configuration, text).unwrap();
-    let nginx = Command::new("/usr/sbin/nginx")
-        .arg("-e")
-        .arg(folder.join("nginx.log"))
-        .arg("-c")
-        .arg(&configuration)
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "nginx does not listen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    (Process(nginx), format!("http://127.0.0.1:{port}"))
+    std::fs::write(folder.join("nginx.conf"), text).unwrap();
+}
+
+fn signal(process: &Child, name: &str) {
+    let status = Command::new("kill").args(["-s", name]).arg(process.id().to_string()).status().unwrap();
+    assert!(status.success());
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub async fn post(client: &Client, url: &str) -> Answer {
@@ -164,8 +231,8 @@ async fn replicas_swap_models_while_requests_go_on() {
     let started = ["a", "b"].map(|name| Replica::spawn(name, folder.path(), &models, &database));
     let [a, b] = started.map(Replica::ready);
     let (a, b) = (a.await, b.await);
-    let (_nginx, url) = load_balancer(folder.path(), &[&a, &b]);
-    let client = client();
+    let balancer = LoadBalancer::start(folder.path(), &[&a, &b], "off");
+    let (url, client) = (balancer.url(), client());
     enrol(&client, &url, "Tony_Blair", &[1, 2]).await;
     enrol(&client, &url, "Hugo_Chavez", &[1, 2]).await;
     post(&client, &format!("{url}/model/optimized-train?wait=true")).await.expect(StatusCode::OK);
@@ -303,4 +370,272 @@ async fn a_database_that_goes_away_is_503_and_comes_back_by_itself() {
     let listed = server.get("/dataset").await.expect(StatusCode::OK);
     assert_eq!(listed["people"][0]["face_id"], "Ada");
     server.train().await;
+}
+
+/// Cameras that upload pictures, one after the other, each with a key, and again until it is taken.
+struct Load {
+    done: Arc<AtomicBool>,
+    accepted: Arc<AtomicUsize>,
+    cameras: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    /// `may_fail` tells of an answer's status, or of none where the connection failed, whether the picture is sent
+    /// again; any other end of a request than 201 fails the test.
+    fn start(url: &str, may_fail: fn(Option<StatusCode>) -> bool) -> Self {
+        let (done, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let cameras = (0..3)
+            .map(|camera| {
+                let (done, accepted) = (Arc::clone(&done), Arc::clone(&accepted));
+                let url = format!("{url}/face-recognition/store-results");
+                tokio::spawn(async move {
+                    // A connection that is kept is closed under a request when nginx is told anew where to send.
+                    let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
+                    let mut keys = Vec::new();
+                    while !done.load(Ordering::Relaxed) {
+                        let key = format!("{camera}-{}", keys.len());
+                        while !upload(&client, &url, &key, may_fail).await {
+                            tokio::time::sleep(Duration::from_millis(50)).await;
+                        }
+                        accepted.fetch_add(1, Ordering::Relaxed);
+                        keys.push(key);
+                    }
+                    keys
+                })
+            })
+            .collect();
+        Self { done, accepted, cameras }
+    }
+
+    /// Waits until so many more pictures were taken.
+    async fn goes_on(&self, pictures: usize) {
+        let (before, begun) = (self.accepted.load(Ordering::Relaxed), Instant::now());
+        while self.accepted.load(Ordering::Relaxed) < before + pictures {
+            if self.cameras.iter().any(JoinHandle::is_finished) {
+                panic!("a camera gave up");
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "no pictures are taken");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Ends it and holds what was taken against what the database has: each face once.
+    async fn check(self, database: &str) {
+        #[derive(diesel::QueryableByName)]
+        struct Stored {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            upload_key: String,
+            #[diesel(sql_type = diesel::sql_types::BigInt)]
+            faces: i64,
+        }
+        self.done.store(true, Ordering::Relaxed);
+        let mut accepted = BTreeMap::new();
+        for camera in self.cameras {
+            accepted.extend(camera.await.unwrap().into_iter().map(|key| (key, 1)));
+        }
+        let stored: Vec<Stored> =
+            diesel::sql_query("SELECT upload_key, COUNT(*) AS faces FROM detections GROUP BY upload_key")
+                .load(&mut PgConnection::establish(database).unwrap())
+                .unwrap();
+        let stored: BTreeMap<String, i64> =
+            stored.into_iter().map(|row| (row.upload_key, row.faces)).collect();
+        assert_eq!(stored, accepted);
+    }
+}
+
+/// Whether a picture was taken.
+async fn upload(client: &Client, url: &str, key: &str, may_fail: fn(Option<StatusCode>) -> bool) -> bool {
+    let form = Form::new().text("camera_id", "gate-1").text("location", "Lobby").text("key", key.to_owned());
+    let form = form.part("image", photograph("Tony_Blair", 5));
+    match client.post(url).multipart(form).send().await {
+        Ok(answer) if answer.status() == StatusCode::CREATED => {
+            // An answer that breaks off is none.
+            answer.bytes().await.is_ok() || {
+                assert!(may_fail(None), "{key}: an answer broke off");
+                false
+            }
+        }
+        Ok(answer) => {
+            let status = answer.status();
+            let text = answer.text().await.unwrap_or_default();
+            assert!(may_fail(Some(status)), "{key}: {status} {text}");
+            false
+        }
+        Err(error) => {
+            assert!(may_fail(None), "{key}: {error:?}");
+            false
+        }
+    }
+}
+
+/// What a client sends again: the picture has its key.
+fn retriable(status: Option<StatusCode>) -> bool {
+    status.is_none_or(|status| matches!(status.as_u16(), 429 | 502..=504))
+}
+
+/// Every replica has this model answer.
+async fn agree_on(version: i64, client: &Client, replicas: &[&Replica]) {
+    for replica in replicas {
+        let begun = Instant::now();
+        loop {
+            let answer = recognise(client, &replica.url).await.expect(StatusCode::OK);
+            if answer["model_version"] == version {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "{answer}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+async fn enrol_and_train(client: &Client, url: &str) {
+    enrol(client, url, "Tony_Blair", &[1, 2]).await;
+    enrol(client, url, "Hugo_Chavez", &[1, 2]).await;
+    post(client, &format!("{url}/model/optimized-train?wait=true")).await.expect(StatusCode::OK);
+}
+
+/// A PostgreSQL of a test's own: it is restarted, which others would notice.
+struct Postgres {
+    folder: String,
+    url: String,
+}
+
+impl Postgres {
+    fn start() -> Self {
+        let output = databases(&["start", "postgres"], None);
+        let value = |name: &str| {
+            let line = output.lines().find_map(|line| line.strip_prefix(&format!("export {name}=")));
+            line.unwrap_or_else(|| panic!("no {name} in {output}")).to_owned()
+        };
+        let url = format!("{}/postgres", value("FACEPIPE_TEST_POSTGRES"));
+        Self { folder: value("FACEPIPE_TEST_DATABASES"), url }
+    }
+
+    fn restart(&self) {
+        databases(&["restart-postgres"], Some(&self.folder));
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        databases(&["stop"], Some(&self.folder));
+    }
+}
+
+fn databases(arguments: &[&str], folder: Option<&str>) -> String {
+    let mut command = Command::new(facepipe_test_support::workspace_root().join("scripts/databases.sh"));
+    command.args(arguments).stdin(Stdio::null());
+    if let Some(folder) = folder {
+        command.env("FACEPIPE_TEST_DATABASES", folder);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_accepted_result_is_lost_or_doubled_when_replicas_and_the_database_go_away() {
+    if Engine::of_this_run() != Some(Engine::Postgres) {
+        return;
+    }
+    let models = models!();
+    let folder = tempfile::tempdir().unwrap();
+    let postgres = Postgres::start();
+    let ports = [(); 3].map(|()| format!("127.0.0.1:{}", free_port()));
+    let spawn = |number: usize| {
+        let settings = [("FACEPIPE_LISTEN", ports[number].as_str()), ("FACEPIPE_DRAIN_DELAY_S", "1")];
+        let name = ["a", "b", "c"][number];
+        Replica::spawn_with(&settings, name, folder.path(), &models, &postgres.url)
+    };
+    let [a, b, c] = [0, 1, 2].map(spawn).map(Replica::ready);
+    let (mut a, b, c) = (a.await, b.await, c.await);
+    let balancer = LoadBalancer::start(folder.path(), &[&a, &b, &c], "error timeout");
+    let (url, client) = (balancer.url(), client());
+    enrol_and_train(&client, &url).await;
+
+    let load = Load::start(&url, retriable);
+    load.goes_on(10).await;
+    a.process.0.kill().unwrap();
+    load.goes_on(10).await;
+    signal(&b.process.0, "TERM");
+    b.ended().await;
+    load.goes_on(5).await;
+    tokio::task::block_in_place(|| postgres.restart());
+    load.goes_on(10).await;
+    let trained = post(&client, &format!("{}/model/optimized-train?wait=true", c.url)).await;
+    assert_eq!(trained.expect(StatusCode::OK)["result"]["model_version"], 2);
+    drop(a);
+    let [a, b] = [0, 1].map(spawn).map(Replica::ready);
+    let (a, b) = (a.await, b.await);
+    load.goes_on(10).await;
+    load.check(&postgres.url).await;
+    agree_on(2, &client, &[&a, &b, &c]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_replaced_under_load_with_a_migration_and_without_an_error() {
+    if Engine::of_this_run() != Some(Engine::Postgres) {
+        return;
+    }
+    let models = models!();
+    let folder = tempfile::tempdir().unwrap();
+    let database = Engine::Postgres.new_database();
+    let spawn = |name: &str, migrate: &str| {
+        let settings = [("FACEPIPE_MIGRATE_AT_START", migrate), ("FACEPIPE_DRAIN_DELAY_S", "3")];
+        Replica::spawn_with(&settings, name, folder.path(), &models, &database)
+    };
+    let [a, b, c] = ["a", "b", "c"].map(|name| spawn(name, "true")).map(Replica::ready);
+    let mut serving = VecDeque::from([a.await, b.await, c.await]);
+    let balancer = LoadBalancer::start(folder.path(), &serving.iter().collect::<Vec<_>>(), "off");
+    let (url, client) = (balancer.url(), client());
+    enrol_and_train(&client, &url).await;
+    // The schema of the version before, which those replicas serve from now on. It has a column that the version before
+    // that one used.
+    revert(&database, "postgres", NEWEST);
+    execute(&database, "ALTER TABLE detections ADD COLUMN zone BIGINT DEFAULT 0");
+
+    let load = Load::start(&url, |_| false);
+    load.goes_on(5).await;
+    // The first of the new version waits for its schema.
+    let mut next = Some(spawn("new-1", "false"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let waiting = next.as_mut().unwrap();
+    assert!(waiting.process.0.try_wait().unwrap().is_none() && !waiting.address_file.exists());
+    let migrated = program().arg("migrate").env("DATABASE_URL", &database).output().unwrap();
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    load.goes_on(5).await;
+    let mut replaced = 0;
+    while let Some(ready) = next.take() {
+        serving.push_back(ready.ready().await);
+        replaced += 1;
+        let old = serving.pop_front().unwrap();
+        let addresses = |serving: &VecDeque<Replica>| -> Vec<String> {
+            serving.iter().map(|replica| replica.url.clone()).collect()
+        };
+        signal(&old.process.0, "TERM");
+        // As whatever sends traffic sees it.
+        let begun = Instant::now();
+        while client.get(format!("{}/readyz", old.url)).send().await.unwrap().status() == StatusCode::OK {
+            assert!(
+                begun.elapsed() < Duration::from_secs(2),
+                "a replica that is to stop says that it is ready"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let urls = addresses(&serving);
+        balancer.send_to(&urls.iter().map(String::as_str).collect::<Vec<_>>());
+        if replaced < 3 {
+            next = Some(spawn(&format!("new-{}", replaced + 1), "false"));
+        }
+        old.ended().await;
+        load.goes_on(5).await;
+    }
+    // The contraction takes away what no server uses any more.
+    execute(&database, "ALTER TABLE detections DROP COLUMN zone");
+    load.goes_on(5).await;
+    load.check(&database).await;
+    let serving: Vec<&Replica> = serving.iter().collect();
+    agree_on(1, &client, &serving).await;
+    let erased = client.delete(format!("{url}/dataset/Hugo_Chavez")).send().await.unwrap();
+    assert_eq!(erased.status(), StatusCode::NO_CONTENT, "the new schema is used");
 }

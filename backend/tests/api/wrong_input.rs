@@ -41,6 +41,7 @@ async fn wrong_paths_and_methods_are_told_in_json() {
         (Method::POST, "/cameras", "GET"),
         (Method::POST, "/debug/IP", "GET"),
         (Method::POST, "/debug/node-name", "GET"),
+        (Method::POST, "/startupz", "GET"),
         (Method::POST, "/livez", "GET"),
     ] {
         let answer = server.call(method.clone(), path).await;
@@ -48,6 +49,7 @@ async fn wrong_paths_and_methods_are_told_in_json() {
         let message = answer.expect_error(405, "method_not_allowed");
         assert!(message.contains(method.as_str()) && message.contains(allowed), "{message}");
     }
+    server.get("/startupz").await.expect(StatusCode::OK);
     server.get("/livez").await.expect(StatusCode::OK);
     server.get("/readyz").await.expect(StatusCode::OK);
 }

@@ -43,8 +43,11 @@ answered with 404 `not_found`, a method that a path does not take with 405 `meth
 **Tokens.** Where the server has a file of tokens (setting `token_file`), a request needs one of them as \
 `Authorization: Bearer <token>`: a camera's for POST to `/face-recognition/…`, an admin's for everything else. Without \
 one that the server knows, the answer is 401 `unauthorized`; where a camera's does not do, 403 `forbidden`. This \
-document, `/docs`, `/livez` and `/readyz` need none. Where the server has no such file, whoever can reach it can use \
-it.";
+document, `/docs`, `/startupz`, `/livez` and `/readyz` need none. Where the server has no such file, whoever can reach it can \
+use it.
+
+**Roles.** A deployment may have servers that answer `/face-recognition/…` and others that answer the rest (setting \
+`role`). A call that the other ones serve is answered with 404 `other_role`.";
 
 /// The groups of calls: name and description.
 pub const TAGS: &[(&str, &str)] = &[
@@ -232,8 +235,9 @@ pub const CALLS: &[Call] = &[
         &[FACE_ID, PERSON, &[|| ApiError::NeverSeen], ROWS],
     ),
     call("GET", "/cameras", DATABASE, &[ROWS]),
+    Call { open: true, ..call("GET", "/startupz", SERVER, &[]) },
     Call { open: true, ..call("GET", "/livez", SERVER, &[]) },
-    Call { open: true, ..call("GET", "/readyz", SERVER, &[ROWS]) },
+    Call { open: true, ..call("GET", "/readyz", SERVER, &[&[|| ApiError::Draining], ROWS]) },
     Call { open: true, ..call("GET", "/openapi.json", SERVER, &[]) },
     call("GET", "/debug/IP", DEBUG, &[]),
     call("GET", "/debug/node-name", DEBUG, &[]),

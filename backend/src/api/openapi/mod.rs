@@ -22,8 +22,14 @@ use paperclip::{
 use serde_json::{Map, Value, json};
 
 use self::calls::{CALLS, Call};
-use super::form::{Form, ImagePart, TextPart};
-use crate::error::{ApiError, ErrorBody};
+use super::{
+    form::{Form, ImagePart, TextPart},
+    roles::role_of,
+};
+use crate::{
+    config::ServerRole,
+    error::{ApiError, ErrorBody},
+};
 
 const MULTIPART: &str = "multipart/form-data";
 const JSON: &str = "application/json";
@@ -301,6 +307,16 @@ impl Builder {
         let mut by_status: BTreeMap<u16, Vec<ApiError>> = BTreeMap::new();
         for sample in call.errors.iter().copied().flatten() {
             let error = sample();
+            by_status.entry(error.status_code().as_u16()).or_default().push(error);
+        }
+        let served_by = role_of(call.path);
+        let other = match served_by {
+            ServerRole::All => None,
+            ServerRole::Recognize => Some(ServerRole::Manage),
+            ServerRole::Manage => Some(ServerRole::Recognize),
+        };
+        if let Some(role) = other {
+            let error = ApiError::OtherRole { role: role.as_str(), served_by: served_by.as_str() };
             by_status.entry(error.status_code().as_u16()).or_default().push(error);
         }
         for (status, errors) in by_status {

@@ -126,6 +126,20 @@ impl Database {
         .await
     }
 
+    /// Forgets at most `limit` answers that were given before `cutoff`: they tell who was seen as detections do.
+    /// Returns how many.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn delete_answers_before(&self, cutoff: Micros, limit: i64) -> Result<usize, StoreError> {
+        self.write(move |connection| {
+            let old = answers::table.filter(answers::created_at.lt(cutoff));
+            let keys: Vec<String> = old.limit(limit).select(answers::upload_key).load(connection)?;
+            Ok(diesel::delete(old.filter(answers::upload_key.eq_any(&keys))).execute(connection)?)
+        })
+        .await
+    }
+
     /// Stores a detection or a message for each face, except on pictures whose key is known.
     ///
     /// # Errors

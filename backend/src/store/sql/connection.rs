@@ -31,11 +31,13 @@ pub struct DatabaseOptions {
     pub url: String,
     /// Connections to a database server at most; SQLite has its own number.
     pub connections: u32,
+    /// Whether the start brings the schema up to date; otherwise it waits until that was done.
+    pub migrate_at_start: bool,
     /// How long a call waits for a connection before the database counts as away.
     pub connect_timeout: Duration,
     /// How long one statement may take.
     pub statement_timeout: Duration,
-    /// How long the start waits for a database server that is not there yet.
+    /// How long the start waits for a database server that is not there yet, or for a schema that is new enough.
     pub start_timeout: Duration,
 }
 
@@ -194,6 +196,7 @@ mod tests {
         Engine::of(&DatabaseOptions {
             url: url.into(),
             connections: 1,
+            migrate_at_start: true,
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(30),
             start_timeout: Duration::ZERO,

@@ -289,6 +289,23 @@ impl Database {
         .await
     }
 
+    /// Deletes at most `limit` detections that were captured before `cutoff`. Returns how many.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn delete_detections_before(&self, cutoff: Micros, limit: i64) -> Result<usize, StoreError> {
+        self.write(move |connection| {
+            let old: Vec<i64> = detections::table
+                .filter(detections::captured_at.lt(cutoff))
+                .order((detections::captured_at, detections::id))
+                .limit(limit)
+                .select(detections::id)
+                .load(connection)?;
+            Ok(diesel::delete(detections::table.filter(detections::id.eq_any(&old))).execute(connection)?)
+        })
+        .await
+    }
+
     /// Every camera at every place where it has detected somebody: by camera, the latest place first.
     ///
     /// # Errors
@@ -401,6 +418,7 @@ mod tests {
         let database = Database::open(&DatabaseOptions {
             url: folder.path().join("x.db").display().to_string(),
             connections: 1,
+            migrate_at_start: true,
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(5),
             start_timeout: Duration::ZERO,

@@ -23,6 +23,8 @@ pub enum Lease {
     Outbox,
     /// Removing what nothing refers to.
     Sweep,
+    /// Deleting detections that are too old.
+    Retain,
 }
 
 impl Lease {
@@ -33,6 +35,7 @@ impl Lease {
             Self::Dataset => "dataset",
             Self::Outbox => "outbox",
             Self::Sweep => "sweep",
+            Self::Retain => "retain",
         }
     }
 }

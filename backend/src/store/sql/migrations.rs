@@ -1,8 +1,16 @@
 //! Brings the schema up to date, one process of a deployment at a time.
 
+use std::collections::HashSet;
+
 use diesel::{
     MysqlConnection, PgConnection, QueryableByName, RunQueryDsl as _, SqliteConnection,
-    connection::SimpleConnection as _, sql_types::BigInt,
+    backend::Backend,
+    connection::SimpleConnection as _,
+    migration::{MigrationName, MigrationSource},
+    mysql::Mysql,
+    pg::Pg,
+    sql_types::{BigInt, Text},
+    sqlite::Sqlite,
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
@@ -19,16 +27,52 @@ const MYSQL_LOCK: &str = "CONCAT('facepipe-migrations-', DATABASE())";
 
 /// Runs what is pending under a lock that every process takes, so that replicas may start at the same time. The lock
 /// goes with the connection, which is to be closed then.
-pub(super) fn migrate(connection: &mut AnyConnection) -> anyhow::Result<()> {
+/// Returns the versions that were pending.
+pub(super) fn migrate(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
     let versions = match connection {
         AnyConnection::Sqlite(sqlite) => migrate_sqlite(sqlite)?,
         AnyConnection::Postgres(postgres) => migrate_postgres(postgres)?,
         AnyConnection::Mysql(mysql) => migrate_mysql(mysql)?,
     };
-    for version in versions {
+    for version in &versions {
         tracing::info!(version, "migrated the database");
     }
-    Ok(())
+    Ok(versions)
+}
+
+/// A row of diesel's own table.
+#[derive(QueryableByName)]
+struct Applied {
+    #[diesel(sql_type = Text)]
+    version: String,
+}
+
+/// The names of the migrations that this program has and the database lacks. Only reads: whoever serves may lack the
+/// right to make tables.
+///
+/// # Errors
+/// The table of migrations cannot be read, for one because there is none.
+pub(super) fn missing(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
+    let query = match connection {
+        AnyConnection::Mysql(_) => "SELECT CAST(version AS CHAR) AS version FROM __diesel_schema_migrations",
+        _ => "SELECT version FROM __diesel_schema_migrations",
+    };
+    let applied: Vec<Applied> = diesel::sql_query(query).load(connection)?;
+    let applied: HashSet<String> = applied.into_iter().map(|row| row.version).collect();
+    let known = match connection {
+        AnyConnection::Sqlite(_) => names::<Sqlite>(&SQLITE),
+        AnyConnection::Postgres(_) => names::<Pg>(&POSTGRES),
+        AnyConnection::Mysql(_) => names::<Mysql>(&MYSQL),
+    }?;
+    let lacking = known.into_iter().filter(|(version, _)| !applied.contains(version));
+    Ok(lacking.map(|(_, name)| name).collect())
+}
+
+/// Versions as rows have them, and whole names.
+fn names<D: Backend>(migrations: &EmbeddedMigrations) -> anyhow::Result<Vec<(String, String)>> {
+    let migrations = MigrationSource::<D>::migrations(migrations).map_err(|error| anyhow::anyhow!(error))?;
+    let both = |name: &dyn MigrationName| (name.version().to_string(), name.to_string());
+    Ok(migrations.iter().map(|migration| both(migration.name())).collect())
 }
 
 fn migrate_sqlite(connection: &mut SqliteConnection) -> anyhow::Result<Vec<String>> {
@@ -56,8 +100,59 @@ fn migrate_mysql(connection: &mut MysqlConnection) -> anyhow::Result<Vec<String>
 fn run<C, D>(connection: &mut C, migrations: EmbeddedMigrations) -> anyhow::Result<Vec<String>>
 where
     C: MigrationHarness<D>,
-    D: diesel::backend::Backend,
+    D: Backend,
 {
     let done = connection.run_pending_migrations(migrations).map_err(|error| anyhow::anyhow!(error))?;
     Ok(done.iter().map(ToString::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    /// From here on: what came before was written for servers that stop while the schema changes.
+    const FIRST: &str = "2025-01-07";
+
+    #[test]
+    fn a_migration_leaves_what_the_version_before_uses_unless_it_says_that_nothing_does() {
+        let mut looked_at = 0;
+        for engine in ["sqlite", "postgres", "mysql"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(engine);
+            for entry in fs::read_dir(folder).unwrap() {
+                let folder = entry.unwrap().path();
+                let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+                if name.as_str() < FIRST {
+                    continue;
+                }
+                let text = fs::read_to_string(folder.join("up.sql")).unwrap();
+                if let Err(word) = expands(&text) {
+                    panic!("{engine}/{name}: {word} is for a contraction, see docs/upgrades.md");
+                }
+                looked_at += 1;
+            }
+        }
+        assert!(looked_at >= 3, "{looked_at}");
+    }
+
+    /// Whether a migration only adds, or says from which version on nothing uses what it takes away. Returns the first
+    /// word that takes something away.
+    fn expands(text: &str) -> Result<(), &'static str> {
+        if text.starts_with("-- Contracts: ") {
+            return Ok(());
+        }
+        let statements: Vec<&str> =
+            text.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
+        let statements = statements.join("\n").to_uppercase();
+        let taking_away =
+            ["DROP ", "RENAME ", "TRUNCATE ", "DELETE ", " MODIFY ", " CHANGE ", "ALTER COLUMN"];
+        taking_away.into_iter().find(|word| statements.contains(word)).map_or(Ok(()), Err)
+    }
+
+    #[test]
+    fn what_takes_something_away_is_seen() {
+        assert_eq!(expands("-- DROP nothing\nALTER TABLE a ADD COLUMN b BIGINT;"), Ok(()));
+        assert_eq!(expands("ALTER TABLE a\n  drop column b;"), Err("DROP "));
+        assert_eq!(expands("ALTER TABLE a RENAME TO b;"), Err("RENAME "));
+        assert_eq!(expands("-- Contracts: b, unused since 0.3\nALTER TABLE a DROP COLUMN b;"), Ok(()));
+    }
 }

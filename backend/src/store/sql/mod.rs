@@ -7,6 +7,7 @@ mod answers;
 mod arrivals;
 mod connection;
 mod detections;
+mod erasures;
 mod jobs;
 mod leases;
 mod migrations;
@@ -36,11 +37,12 @@ use signals::Signals;
 pub use answers::{KeyedCall, NewUploads, Upload};
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
+pub use erasures::{Erasure, Identity};
 pub use jobs::{Cancelled, Job, JobKind, JobOutcome, JobStatus, Order};
 pub use leases::Lease;
 pub use models::{ModelRow, NewModel};
 pub use outbox::Message;
-pub use people::{EnrolledImage, NewImage};
+pub use people::{EnrolledImage, Erased, NewImage};
 pub use signals::Topic;
 
 /// How often a transaction is tried that another one got in the way of.
@@ -57,23 +59,36 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens the database and brings its schema up to date. Blocks, on a server that is not there yet for as long as
-    /// the options say.
+    /// Opens the database and brings its schema up to date, or waits until that was done. Blocks, on a server that is
+    /// not there yet and on a schema that is too old for as long as the options say.
     ///
     /// # Errors
-    /// The database cannot be opened, or a migration fails.
+    /// The database cannot be opened, a migration fails, or the schema stays too old.
     pub fn open(options: &DatabaseOptions) -> anyhow::Result<Self> {
         let engine = Engine::of(options)?;
-        // Its own connection, without a limit to what a statement may take, closed with whatever locks it has.
-        let mut connection = wait_for(&engine, options.start_timeout)
-            .with_context(|| format!("cannot open the {engine} database (setting database_url)"))?;
-        migrations::migrate(&mut connection)
-            .with_context(|| format!("cannot bring the {engine} database up to date"))?;
-        drop(connection);
+        if options.migrate_at_start {
+            Self::migrate(options)?;
+        } else {
+            wait_for_schema(&engine, options.start_timeout)?;
+        }
         let (readers, writer) =
             engine.pools(options).with_context(|| format!("cannot open the {engine} database"))?;
         let one_writer = matches!(engine, Engine::Sqlite { .. });
         Ok(Self { readers, writer, signals: Signals::start(engine)?, one_writer })
+    }
+
+    /// Brings the schema of a database up to date. Blocks as [`open`](Self::open) does. Returns the versions that were
+    /// missing.
+    ///
+    /// # Errors
+    /// The database cannot be opened, or a migration fails.
+    pub fn migrate(options: &DatabaseOptions) -> anyhow::Result<Vec<String>> {
+        let engine = Engine::of(options)?;
+        // Its own connection, without a limit to what a statement may take, closed with whatever locks it has.
+        let mut connection =
+            wait_for(&engine, options.start_timeout).with_context(|| cannot_open(&engine))?;
+        migrations::migrate(&mut connection)
+            .with_context(|| format!("cannot bring the {engine} database up to date"))
     }
 
     /// Runs `statements` on a thread that may block; everything they read belongs to one moment.
@@ -159,9 +174,42 @@ impl Database {
     }
 }
 
+/// How often the start looks for a database that is not there yet, or not as it must be.
+const PAUSE: Duration = Duration::from_millis(500);
+
+fn cannot_open(engine: &Engine) -> String {
+    format!("cannot open the {engine} database (setting database_url)")
+}
+
+/// Returns once somebody has brought the schema up to date. A newer one will do: what a later version adds does not
+/// disturb this one.
+fn wait_for_schema(engine: &Engine, patience: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        let left = patience.saturating_sub(begun.elapsed());
+        let mut connection = wait_for(engine, left).with_context(|| cannot_open(engine))?;
+        let problem = match migrations::missing(&mut connection) {
+            Ok(missing) if missing.is_empty() => return Ok(()),
+            Ok(missing) => format!("it lacks {}", missing.join(", ")),
+            Err(error) => error.to_string(),
+        };
+        if begun.elapsed() >= patience {
+            anyhow::bail!(
+                "the {engine} database's schema is too old: {problem}; run `facepipe-backend migrate`, or start with \
+                 migrate_at_start = true"
+            );
+        }
+        if !told {
+            tracing::info!(problem, "waiting for the database's schema to be brought up to date");
+            told = true;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// A connection as soon as the server takes one.
 fn wait_for(engine: &Engine, patience: Duration) -> anyhow::Result<AnyConnection> {
-    const PAUSE: Duration = Duration::from_millis(500);
     let manager = Manager::new(engine.clone(), Duration::ZERO);
     let begun = Instant::now();
     loop {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use diesel::{
-    dsl::max,
+    dsl::{exists, max},
     prelude::*,
     result::{DatabaseErrorKind, Error},
 };
@@ -182,6 +182,21 @@ impl Database {
                 Err(error) if is_foreign_key_violation(&error) => Err(StoreError::ModelActive),
                 Err(error) => Err(error),
             }
+        })
+        .await
+    }
+
+    /// Whether the model that answers knows somebody who was erased.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn active_model_knows_erased(&self) -> Result<bool, StoreError> {
+        self.read(|connection| {
+            let active = active_version(connection)?.unwrap_or(0);
+            let erased = model_people::table
+                .filter(model_people::version.eq(active))
+                .filter(model_people::person_id.ne_all(people::table.select(people::id)));
+            Ok(diesel::select(exists(erased)).get_result(connection)?)
         })
         .await
     }

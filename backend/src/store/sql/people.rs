@@ -10,6 +10,7 @@ use diesel::{
 
 use super::{
     AnyConnection, Database,
+    erasures::{Erasure, Identity, note},
     leases::{Lease, ensure_unlocked, renew},
     schema::{detections, embeddings, images, people},
 };
@@ -66,6 +67,14 @@ pub struct EnrolledImage {
     pub person: i64,
     /// Where its bytes are.
     pub blob_key: String,
+}
+
+/// What was erased from the database, and is to be erased elsewhere.
+pub struct Erased {
+    /// The keys of the blobs that must go too.
+    pub blobs: Vec<String>,
+    /// What the ledger in the blob store is to have as well.
+    pub erasure: Erasure,
 }
 
 /// One embedding and whom it shows.
@@ -224,18 +233,31 @@ impl Database {
         self.read(move |connection| image_blob_key(connection, &face_id, &image)).await
     }
 
-    /// Erases an image of a person and its embeddings. Returns the key of the blob that must go too.
+    /// Erases an image of a person and its embeddings.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
-    pub async fn erase_image(&self, id: &FaceId, image: &str) -> Result<String, StoreError> {
+    pub async fn erase_image(&self, id: &FaceId, image: &str) -> Result<Erased, StoreError> {
         let (face_id, image) = (id.to_string(), image.to_owned());
         self.write(move |connection| {
             ensure_unlocked(connection)?;
             let blob_key = image_blob_key(connection, &face_id, &image)?;
-            // Foreign keys take the embeddings along.
-            diesel::delete(images::table.find(&image)).execute(connection)?;
-            Ok(blob_key)
+            erase_image(connection, &image, blob_key)
+        })
+        .await
+    }
+
+    /// Erases an image whosever it is, as [`erase_image`](Self::erase_image) does. `None` where it is not there.
+    ///
+    /// # Errors
+    /// [`StoreError::DatasetLocked`].
+    pub async fn erase_image_row(&self, image: &str) -> Result<Option<Erased>, StoreError> {
+        let image = image.to_owned();
+        self.write(move |connection| {
+            ensure_unlocked(connection)?;
+            let blob_key: Option<String> =
+                images::table.find(&image).select(images::blob_key).first(connection).optional()?;
+            blob_key.map(|blob_key| erase_image(connection, &image, blob_key)).transpose()
         })
         .await
     }
@@ -262,30 +284,54 @@ impl Database {
     }
 
     /// Erases a person with images and embeddings, and with `with_detections` also where the person was seen;
-    /// otherwise the detections stay without a name. Returns the keys of the blobs that must go too.
+    /// otherwise the detections stay without a name.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn erase_person(&self, id: &FaceId, with_detections: bool) -> Result<Vec<String>, StoreError> {
+    pub async fn erase_person(&self, id: &FaceId, with_detections: bool) -> Result<Erased, StoreError> {
         let face_id = id.to_string();
         self.write(move |connection| {
             ensure_unlocked(connection)?;
             let person_id = person(connection, &face_id)?;
-            // An image that is being added either is there already, or will find the person gone.
-            lock_person(connection, person_id)?;
-            if with_detections {
-                diesel::delete(detections::table.filter(detections::person_id.eq(person_id)))
-                    .execute(connection)?;
-            }
-            let blobs = images::table
-                .filter(images::person_id.eq(person_id))
-                .select(images::blob_key)
-                .load::<String>(connection)?;
-            // Foreign keys take images, embeddings and the names of detections along.
-            diesel::delete(people::table.find(person_id)).execute(connection)?;
-            Ok(blobs)
+            erase_person(connection, person_id, with_detections)?.ok_or(StoreError::PersonNotFound)
         })
         .await
+    }
+
+    /// Erases a person as [`erase_person`](Self::erase_person) does. `None` where nobody has the row.
+    ///
+    /// # Errors
+    /// [`StoreError::DatasetLocked`].
+    pub async fn erase_person_row(
+        &self,
+        person_id: i64,
+        with_detections: bool,
+    ) -> Result<Option<Erased>, StoreError> {
+        self.write(move |connection| {
+            ensure_unlocked(connection)?;
+            erase_person(connection, person_id, with_detections)
+        })
+        .await
+    }
+
+    /// What tells the people from each other that the database holds, by their rows.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn identities(&self) -> Result<Vec<(i64, Identity)>, StoreError> {
+        self.read(|connection| {
+            let rows = people::table.select((people::id, people::created_at)).load(connection)?;
+            Ok(rows.into_iter().map(|(id, created_at)| (id, Identity::Person { id, created_at })).collect())
+        })
+        .await
+    }
+
+    /// The ids of all images.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn image_ids(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|connection| Ok(images::table.select(images::id).load(connection)?)).await
     }
 
     /// The keys of all blobs that images refer to.
@@ -381,6 +427,38 @@ fn insert_embedding(
         ))
         .execute(connection)?;
     Ok(())
+}
+
+/// Erases an image's row and writes that into the ledger.
+fn erase_image(connection: &mut AnyConnection, image: &str, blob_key: String) -> Result<Erased, StoreError> {
+    // Foreign keys take the embeddings along.
+    diesel::delete(images::table.find(image)).execute(connection)?;
+    let erasure = note(connection, &Identity::Image { id: image.to_owned() })?;
+    Ok(Erased { blobs: vec![blob_key], erasure })
+}
+
+/// Erases a person's row with all that belongs to it and writes that into the ledger.
+fn erase_person(
+    connection: &mut AnyConnection,
+    person_id: i64,
+    with_detections: bool,
+) -> Result<Option<Erased>, StoreError> {
+    // An image that is being added either is there already, or will find the person gone.
+    lock_person(connection, person_id)?;
+    let created_at: Option<Micros> =
+        people::table.find(person_id).select(people::created_at).first(connection).optional()?;
+    let Some(created_at) = created_at else { return Ok(None) };
+    if with_detections {
+        diesel::delete(detections::table.filter(detections::person_id.eq(person_id))).execute(connection)?;
+    }
+    let blobs = images::table
+        .filter(images::person_id.eq(person_id))
+        .select(images::blob_key)
+        .load::<String>(connection)?;
+    // Foreign keys take images, embeddings and the names of detections along.
+    diesel::delete(people::table.find(person_id)).execute(connection)?;
+    let erasure = note(connection, &Identity::Person { id: person_id, created_at })?;
+    Ok(Some(Erased { blobs, erasure }))
 }
 
 /// Until the transaction ends, no row that refers to this person is added by another one.

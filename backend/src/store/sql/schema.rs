@@ -119,6 +119,14 @@ table! {
 }
 
 table! {
+    erasures (digest) {
+        digest -> Text,
+        salt -> Text,
+        erased_at -> BigInt,
+    }
+}
+
+table! {
     outbox (id) {
         id -> BigInt,
         message_key -> Text,

@@ -1,0 +1,2 @@
+DROP TABLE erasures;
+DELETE FROM leases WHERE name = 'retain';

@@ -1,0 +1,117 @@
+//! What `facepipe-backend` does instead of serving: for containers and timers.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+
+use crate::{
+    config::{Command, Config},
+    store::{Database, retention, sweep},
+    tls,
+};
+
+/// How long a server may take to say that it lives.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Does what a command asks for and prints what came of it.
+///
+/// # Errors
+/// It could not be done.
+pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
+    match command {
+        Command::Migrate => {
+            let options = config.database_options();
+            let migrated = tokio::task::spawn_blocking(move || Database::migrate(&options)).await??;
+            match migrated.as_slice() {
+                [] => println!("The schema is up to date."),
+                versions => println!("The schema is up to date: added {}.", versions.join(", ")),
+            }
+        }
+        Command::Sweep => {
+            let (database, blobs) = (open(&config).await?, config.open_blobs()?);
+            let min_age = Duration::from_secs(config.sweep_min_age_s);
+            match sweep::sweep_once(&database, &blobs, min_age).await? {
+                Some(removed) => println!("Removed {removed} blobs that no row refers to."),
+                None => println!("Another process sweeps at the moment."),
+            }
+        }
+        Command::Retain => {
+            let max_age = config.detections_max_age().context(
+                "detections_max_age_days is not set (--detections-max-age-days, FACEPIPE_DETECTIONS_MAX_AGE_DAYS): \
+                 detections are kept for ever",
+            )?;
+            match retention::retain(&open(&config).await?, max_age).await? {
+                Some(deleted) => println!(
+                    "Deleted {} detections and {} answers that were too old.",
+                    deleted.detections, deleted.answers
+                ),
+                None => println!("Another process deletes old detections at the moment."),
+            }
+        }
+        Command::Health { url } => {
+            let base = match url {
+                Some(url) => url.clone(),
+                None => local_url(&config)?,
+            };
+            ask(&format!("{}/livez", base.trim_end_matches('/'))).await?;
+            println!("ok");
+        }
+    }
+    Ok(())
+}
+
+async fn open(config: &Config) -> anyhow::Result<Database> {
+    let options = config.database_options();
+    tokio::task::spawn_blocking(move || Database::open(&options)).await?
+}
+
+/// Where the server of this configuration is, as seen from its own machine.
+fn local_url(config: &Config) -> anyhow::Result<String> {
+    let written = config.address_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+    let listen = written.as_deref().unwrap_or(&config.listen).trim();
+    let Ok(mut address) = listen.parse::<SocketAddr>() else {
+        return Ok(format!("http://{listen}"));
+    };
+    anyhow::ensure!(
+        address.port() != 0,
+        "listen is {listen}, which names no port: say --url or --address-file"
+    );
+    // Connections to “every address” go nowhere on some systems.
+    match address.ip() {
+        ip if !ip.is_unspecified() => (),
+        IpAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(_) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+    }
+    Ok(format!("http://{address}"))
+}
+
+async fn ask(url: &str) -> anyhow::Result<()> {
+    tls::use_ring();
+    let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build()?;
+    let answer = client.get(url).send().await.with_context(|| format!("{url} does not answer"))?;
+    anyhow::ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_is_asked_where_it_listens() {
+        let url = |listen: &str| local_url(&Config { listen: listen.into(), ..Config::default() });
+        for (listen, expected) in [
+            ("127.0.0.1:8080", "http://127.0.0.1:8080"),
+            ("0.0.0.0:80", "http://127.0.0.1:80"),
+            ("[::]:8080", "http://[::1]:8080"),
+            ("10.0.0.7:8080", "http://10.0.0.7:8080"),
+            ("localhost:8080", "http://localhost:8080"),
+        ] {
+            assert_eq!(url(listen).unwrap(), expected);
+        }
+        assert!(url("127.0.0.1:0").unwrap_err().to_string().contains("--address-file"));
+    }
+}

@@ -1,0 +1,144 @@
+//! The ledger of erasures: who and what was erased stays so when the database is restored from an older backup. It lies
+//! in the database and, an object per entry, with the blobs; whichever is newer, both have all entries after the next
+//! start.
+//!
+//! An entry is the salted digest of the row that was erased, not of a name: a person who is enrolled again is another
+//! row, which no entry names.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Blobs, Database, Micros, StoreError,
+    sql::{Erased, Erasure, Identity},
+};
+
+/// The folder of the entries in the blob store.
+pub const FOLDER: &str = "erasures";
+
+/// What an entry's object holds; its key is the digest.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    salt: String,
+    erased_at: Micros,
+}
+
+/// What was erased again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reapplied {
+    /// People.
+    pub people: usize,
+    /// Images of people who stay.
+    pub images: usize,
+}
+
+/// Finishes an erasure outside of the database: its entry of the ledger, then its blobs.
+///
+/// # Errors
+/// The blob store fails. The next sweep does the rest; until then the erasure is not complete.
+pub async fn finish(blobs: &Blobs, erased: &Erased) -> Result<(), StoreError> {
+    let mut outcome = write(blobs, &erased.erasure).await;
+    for key in &erased.blobs {
+        outcome = outcome.and(blobs.delete(key).await);
+    }
+    outcome
+}
+
+async fn write(blobs: &Blobs, erasure: &Erasure) -> Result<(), StoreError> {
+    let entry = Entry { salt: erasure.salt.clone(), erased_at: erasure.erased_at };
+    let bytes = serde_json::to_vec(&entry)
+        .map_err(|error| StoreError::Damaged(format!("an entry of the ledger of erasures: {error}")))?;
+    match blobs.put(&format!("{FOLDER}/{}", erasure.digest), Bytes::from(bytes)).await {
+        // Another process wrote the same.
+        Err(StoreError::Blob(object_store::Error::AlreadyExists { .. })) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+async fn read(blobs: &Blobs, digest: String) -> Result<Erasure, StoreError> {
+    let key = format!("{FOLDER}/{digest}");
+    let Entry { salt, erased_at } = serde_json::from_slice(&blobs.get(&key).await?)
+        .map_err(|error| StoreError::Damaged(format!("the blob {key}: {error}")))?;
+    Ok(Erasure { digest, salt, erased_at })
+}
+
+/// Gives database and blob store those entries that only the other one has. Returns all.
+///
+/// # Errors
+/// The database or the blob store fails, or an entry cannot be read.
+pub async fn synchronise(database: &Database, blobs: &Blobs) -> Result<Vec<Erasure>, StoreError> {
+    let mut entries = database.erasures().await?;
+    let listed: BTreeSet<String> = blobs.names(FOLDER).await?.into_iter().collect();
+    for entry in entries.iter().filter(|entry| !listed.contains(&entry.digest)) {
+        write(blobs, entry).await?;
+    }
+    let rows: HashSet<String> = entries.iter().map(|entry| entry.digest.clone()).collect();
+    let mut new = Vec::new();
+    for digest in listed.into_iter().filter(|digest| !rows.contains(digest)) {
+        new.push(read(blobs, digest).await?);
+    }
+    if !new.is_empty() {
+        database.add_erasures(new.clone()).await?;
+        entries.extend(new);
+    }
+    Ok(entries)
+}
+
+/// Erases again who and what the ledger names and the database still, or again, has: images, embeddings, models that
+/// knew an erased person except the one that answers, and with `with_detections` where the person was seen.
+///
+/// # Errors
+/// As [`synchronise`]; [`StoreError::DatasetLocked`].
+pub async fn apply(
+    database: &Database,
+    blobs: &Blobs,
+    with_detections: bool,
+) -> Result<Reapplied, StoreError> {
+    let entries = synchronise(database, blobs).await?;
+    let mut reapplied = Reapplied::default();
+    if entries.is_empty() {
+        return Ok(reapplied);
+    }
+    let mut by_salt: HashMap<&str, HashSet<&str>> = HashMap::new();
+    for entry in &entries {
+        by_salt.entry(&entry.salt).or_default().insert(&entry.digest);
+    }
+    let erased = |identity: &Identity| {
+        by_salt.iter().any(|(salt, digests)| digests.contains(identity.digest(salt).as_str()))
+    };
+    for (id, identity) in database.identities().await? {
+        if erased(&identity)
+            && let Some(person) = database.erase_person_row(id, with_detections).await?
+        {
+            finish(blobs, &person).await?;
+            reapplied.people += 1;
+        }
+    }
+    for id in database.image_ids().await? {
+        if erased(&Identity::Image { id: id.clone() })
+            && let Some(image) = database.erase_image_row(&id).await?
+        {
+            finish(blobs, &image).await?;
+            reapplied.images += 1;
+        }
+    }
+    if reapplied != Reapplied::default() {
+        database.forget_erased().await?;
+        purge_models(database, blobs).await?;
+    }
+    Ok(reapplied)
+}
+
+/// Removes all models that know somebody who was erased, except the one that answers. Returns how many.
+///
+/// # Errors
+/// The database or the blob store fails.
+pub async fn purge_models(database: &Database, blobs: &Blobs) -> Result<usize, StoreError> {
+    let purged = database.purge_models().await?;
+    for key in &purged {
+        blobs.delete(key).await?;
+    }
+    Ok(purged.len())
+}

@@ -1,0 +1,133 @@
+//! The ledger of erasures as the database has it: who and what must not come back with an older backup.
+
+use std::collections::HashSet;
+
+use diesel::prelude::*;
+use sha2::{Digest as _, Sha256};
+
+use super::{AnyConnection, Database, schema::erasures};
+use crate::{
+    hex::hex,
+    store::{Micros, StoreError, now},
+};
+
+/// What tells a row from every other one that a deployment ever has, also after its ids went back to those of an older
+/// backup, and whatever a person was called at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// A person.
+    Person {
+        /// The row.
+        id: i64,
+        /// When the person was added.
+        created_at: Micros,
+    },
+    /// An enrolled image.
+    Image {
+        /// A UUID.
+        id: String,
+    },
+}
+
+impl Identity {
+    /// SHA-256 with a salt, hexadecimal.
+    pub fn digest(&self, salt: &str) -> String {
+        let hash = Sha256::new().chain_update(salt);
+        let hash = match self {
+            Self::Person { id, created_at } => hash
+                .chain_update(b"/person/")
+                .chain_update(id.to_le_bytes())
+                .chain_update(created_at.to_le_bytes()),
+            Self::Image { id } => hash.chain_update(b"/image/").chain_update(id),
+        };
+        hex(&hash.finalize())
+    }
+}
+
+/// An entry of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Queryable)]
+pub struct Erasure {
+    /// [`Identity::digest`] of what was erased.
+    pub digest: String,
+    /// With this salt, hexadecimal. A deployment has one, unless two processes wrote its first entries at a time.
+    pub salt: String,
+    /// When it was erased.
+    pub erased_at: Micros,
+}
+
+impl Database {
+    /// All entries.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn erasures(&self) -> Result<Vec<Erasure>, StoreError> {
+        self.read(|connection| Ok(erasures::table.load::<Erasure>(connection)?)).await
+    }
+
+    /// Adds those entries that are not there yet.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn add_erasures(&self, entries: Vec<Erasure>) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            let there: Vec<String> = erasures::table.select(erasures::digest).load(connection)?;
+            let there: HashSet<String> = there.into_iter().collect();
+            for entry in entries.iter().filter(|entry| !there.contains(&entry.digest)) {
+                insert(connection, entry)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Writes an erasure down; part of the transaction that erases.
+pub(super) fn note(connection: &mut AnyConnection, erased: &Identity) -> Result<Erasure, StoreError> {
+    let used: Option<String> = erasures::table
+        .order(erasures::erased_at.desc())
+        .select(erasures::salt)
+        .first(connection)
+        .optional()?;
+    let salt = used.unwrap_or_else(|| hex(&rand::random::<[u8; 32]>()));
+    let entry = Erasure { digest: erased.digest(&salt), salt, erased_at: now() };
+    // What is erased again, after a restore, is there already.
+    let there: Option<Erasure> = erasures::table.find(&entry.digest).first(connection).optional()?;
+    match there {
+        Some(there) => Ok(there),
+        None => {
+            insert(connection, &entry)?;
+            Ok(entry)
+        }
+    }
+}
+
+fn insert(connection: &mut AnyConnection, entry: &Erasure) -> Result<(), StoreError> {
+    diesel::insert_into(erasures::table)
+        .values((
+            erasures::digest.eq(&entry.digest),
+            erasures::salt.eq(&entry.salt),
+            erasures::erased_at.eq(entry.erased_at),
+        ))
+        .execute(connection)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_tells_rows_and_salts_apart_and_stays_what_it_was() {
+        let person = Identity::Person { id: 3, created_at: 1_700_000_000_000_000 };
+        // The ledger of every deployment has digests of this form: sha256("aa" "/person/" 3i64 1700000000000000i64).
+        assert_eq!(person.digest("aa"), "95c6655c8afe5f4f48e31158ab111b34e39803f20d802f99b015450587ca2bee");
+        let others = [
+            person.digest("ab"),
+            Identity::Person { id: 4, created_at: 1_700_000_000_000_000 }.digest("aa"),
+            Identity::Person { id: 3, created_at: 1_700_000_000_000_001 }.digest("aa"),
+            Identity::Image { id: "3".into() }.digest("aa"),
+        ];
+        let distinct: HashSet<&String> = others.iter().collect();
+        assert!(distinct.len() == 4 && !distinct.contains(&person.digest("aa")), "{others:?}");
+    }
+}
