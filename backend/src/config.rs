@@ -23,6 +23,8 @@ pub struct Config {
     pub listen: String,
     /// File that gets the address once the server is ready, and is removed when it stops.
     pub address_file: Option<PathBuf>,
+    /// Address and port of `/metrics`, or `off`. `127.0.0.1:9464` by default, unless another server has it.
+    pub metrics_listen: Option<String>,
     /// File of the bearer tokens that the server takes, a line `camera <token>` or `admin <token>` each. None by
     /// default: whoever reaches the server can do everything.
     pub token_file: Option<PathBuf>,
@@ -123,6 +125,7 @@ impl Default for Config {
         Self {
             listen: "127.0.0.1:8080".into(),
             address_file: None,
+            metrics_listen: None,
             token_file: None,
             data_dir: "data".into(),
             database_url: None,
@@ -216,6 +219,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_ADDRESS_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     address_file: Option<PathBuf>,
+    /// Address and port of /metrics for Prometheus, which anybody may read who reaches it; `off` for none
+    /// [default: 127.0.0.1:9464, unless another server has it]
+    #[arg(long, env = "FACEPIPE_METRICS_LISTEN", value_name = "ADDRESS:PORT|off")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics_listen: Option<String>,
     /// File of the bearer tokens that are taken; without, whoever reaches the server can do everything [default: none]
     #[arg(long, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -12,6 +12,7 @@ mod form;
 mod health;
 mod jobs;
 mod model;
+mod observe;
 mod openapi;
 mod page;
 mod recognition;
@@ -20,6 +21,7 @@ mod verify;
 pub use auth::authorise;
 pub use body::limit_body_time;
 pub use form::form_config;
+pub use observe::observe;
 pub use openapi::document;
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use crate::{
     config::Config,
     error::ApiError,
     face_id::{FaceId, InvalidFaceId},
+    metrics::Metrics,
     recognise::{ModelLoader, Recogniser},
     store::{Blobs, Database, Micros, from_micros},
     tokens::Tokens,
@@ -57,6 +60,8 @@ pub struct State {
     pub loader: Arc<ModelLoader>,
     /// Cosine between two faces from which they count as one person's.
     pub verify_threshold: f32,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Puts the calls and their documentation at their paths, and what answers everything else.

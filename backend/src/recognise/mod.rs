@@ -35,6 +35,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use active::identify;
 use pipeline::FoundFaces;
 
+use crate::metrics::{Metrics, Refused, Stage};
+
 /// Hands pictures to the worker; clones share it.
 #[derive(Clone)]
 pub struct Recogniser {
@@ -44,6 +46,7 @@ pub struct Recogniser {
     budget: Duration,
     pace: Arc<Pace>,
     embedder: &'static str,
+    metrics: Arc<Metrics>,
 }
 
 /// Why a request got no answer.
@@ -107,14 +110,17 @@ impl Recogniser {
         capacity: u32,
         budget: Duration,
         batch: usize,
+        metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let pace = Arc::new(Pace::default());
         let embedder = pipeline.embedder().name();
-        let worker = Worker { pipeline, active, threshold, batch, pace: Arc::clone(&pace) };
+        let (pace_of_worker, metrics_of_worker) = (Arc::clone(&pace), Arc::clone(&metrics));
+        let worker =
+            Worker { pipeline, active, threshold, batch, pace: pace_of_worker, metrics: metrics_of_worker };
         thread::Builder::new().name("recognise".into()).spawn(move || worker.run(&queue))?;
         let room = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { jobs, room, capacity, budget, pace, embedder })
+        Ok(Self { jobs, room, capacity, budget, pace, embedder, metrics })
     }
 
     /// The embedder's name.
@@ -131,11 +137,12 @@ impl Recogniser {
         // itself gets in, however long it takes.
         let waiting = self.waiting();
         if waiting > 0 && self.pace.time_for(waiting) > self.budget {
-            return Err(self.busy());
+            return Err(self.busy(Refused::QueueSlow));
         }
         // A request larger than the queue gets in when it has the queue to itself.
         let size = u32::try_from(pictures.len()).unwrap_or(u32::MAX).min(self.capacity);
-        let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy())?;
+        let room =
+            Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy(Refused::QueueFull))?;
         let (reply, answer) = oneshot::channel();
         let job = Job { pictures, reply, arrived: Instant::now(), room };
         self.jobs.send(job).map_err(|_| RecogniseError::Interrupted)?;
@@ -143,11 +150,17 @@ impl Recogniser {
     }
 
     /// Images that wait or are being computed.
-    fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_sub(self.room.available_permits())
     }
 
-    fn busy(&self) -> RecogniseError {
+    /// Images that may.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn busy(&self, reason: Refused) -> RecogniseError {
+        self.metrics.refused(reason);
         let waiting = self.waiting();
         RecogniseError::Busy {
             waiting,
@@ -168,6 +181,7 @@ struct Worker {
     threshold: f32,
     batch: usize,
     pace: Arc<Pace>,
+    metrics: Arc<Metrics>,
 }
 
 impl Worker {
@@ -198,13 +212,24 @@ impl Worker {
         let pictures: Vec<(&Job, &Bytes)> =
             jobs.iter().flat_map(|job| job.pictures.iter().map(move |picture| (job, picture))).collect();
         let count = pictures.len();
+        if count > 0 {
+            self.metrics.batch(count);
+        }
+        for job in &jobs {
+            self.metrics.queued(begun.duration_since(job.arrived));
+        }
         let mut found: Vec<Result<FoundFaces, PictureError>> = pictures
             .into_par_iter()
             .map(|(job, picture)| {
                 if job.reply.is_closed() {
                     return Ok(FoundFaces::default());
                 }
-                self.pipeline.find_faces(picture)
+                let found = self.pipeline.find_faces(picture)?;
+                if let Some((_, decoded, detected)) = found.took {
+                    self.metrics.stage(Stage::Decode, decoded);
+                    self.metrics.stage(Stage::Detect, detected);
+                }
+                Ok(found)
             })
             .collect();
 
@@ -212,7 +237,9 @@ impl Worker {
             found.iter_mut().flatten().flat_map(|faces| mem::take(&mut faces.crops)).collect();
         let mut embeddings = Vec::with_capacity(crops.len());
         for chunk in crops.chunks(self.batch) {
+            let embedding = Instant::now();
             embeddings.extend(self.pipeline.embedder().embed(chunk)?);
+            self.metrics.stage(Stage::Embed, embedding.elapsed());
         }
         let mut embeddings = embeddings.into_iter();
         let embedded: Vec<Result<EmbeddedFaces, PictureError>> = found
@@ -223,10 +250,15 @@ impl Worker {
         let mut embedded = embedded.into_iter();
         for job in jobs {
             let of_job: Vec<_> = embedded.by_ref().take(job.pictures.len()).collect();
+            let classifying = Instant::now();
             let pictures = of_job
                 .into_iter()
                 .map(|picture| self.identify(picture, model.as_deref()))
-                .collect::<Result<_, RecogniseError>>();
+                .collect::<Result<Vec<_>, RecogniseError>>();
+            self.metrics.stage(Stage::Classify, classifying.elapsed());
+            for face in pictures.iter().flatten().flatten().flatten() {
+                self.metrics.face(face.known);
+            }
             let answer = pictures.map(|pictures| Recognised {
                 model_version: model.as_ref().map(|m| m.version),
                 pictures,

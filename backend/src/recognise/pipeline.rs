@@ -1,6 +1,9 @@
 //! From the bytes of pictures to embedded faces: decode, find, align, embed.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use facepipe_vision::{
     DecodeError, DecodeLimits, Embedder, EmbedderKind, Face, ModelError, Mtcnn, MtcnnConfig, VisionError,
@@ -22,6 +25,9 @@ pub struct FoundFaces {
     pub faces: Vec<Face>,
     /// The network's input.
     pub crops: Vec<RgbImage>,
+    /// When its bytes were taken up, how long they took to decode, and how long finding the faces took; `None` for a
+    /// picture that was left out.
+    pub took: Option<(Instant, Duration, Duration)>,
 }
 
 /// Why a picture has no answer.
@@ -62,11 +68,14 @@ impl Pipeline {
     /// # Errors
     /// The bytes are no picture within the limits, or the network fails.
     pub fn find_faces(&self, bytes: &[u8]) -> Result<FoundFaces, PictureError> {
+        let begun = Instant::now();
         let picture = decode_image(bytes, &self.limits)?;
+        let decoded = begun.elapsed();
         let faces = self.mtcnn.detect(&picture)?;
         // Only the crops leave this function: a batch of whole pictures could fill the memory.
         let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
-        Ok(FoundFaces { faces, crops })
+        let took = Some((begun, decoded, begun.elapsed().saturating_sub(decoded)));
+        Ok(FoundFaces { faces, crops, took })
     }
 
     /// The embedding of a picture's largest face; `None` where it has no face.
@@ -74,7 +83,7 @@ impl Pipeline {
     /// # Errors
     /// The bytes are no picture within the limits, or the network fails.
     pub fn embed_largest_face(&self, bytes: &[u8]) -> Result<Option<Vec<f32>>, PictureError> {
-        let FoundFaces { faces, mut crops } = self.find_faces(bytes)?;
+        let FoundFaces { faces, mut crops, .. } = self.find_faces(bytes)?;
         let area = |face: &Face| {
             let corners = face.bounding_box;
             (corners.right - corners.left) * (corners.bottom - corners.top)

@@ -5,6 +5,7 @@
 
 mod answers;
 mod arrivals;
+mod backlog;
 mod connection;
 mod detections;
 mod jobs;
@@ -17,7 +18,10 @@ mod schema;
 mod signals;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -34,6 +38,7 @@ use connection::{Engine, Manager, Pool};
 use signals::Signals;
 
 pub use answers::{KeyedCall, NewUploads, Upload};
+pub use backlog::Backlog;
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
 pub use jobs::{Cancelled, Job, JobKind, JobOutcome, JobStatus, Order};
@@ -54,6 +59,19 @@ pub struct Database {
     signals: Arc<Signals>,
     /// Whether this process alone writes, one transaction after the other.
     one_writer: bool,
+    /// Calls that failed for the database's sake.
+    errors: Arc<AtomicU64>,
+}
+
+/// Connections to the database at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Those that nobody uses.
+    pub idle: u32,
+    /// Those that somebody uses.
+    pub used: u32,
+    /// Both together at most.
+    pub limit: u32,
 }
 
 impl Database {
@@ -73,7 +91,7 @@ impl Database {
         let (readers, writer) =
             engine.pools(options).with_context(|| format!("cannot open the {engine} database"))?;
         let one_writer = matches!(engine, Engine::Sqlite { .. });
-        Ok(Self { readers, writer, signals: Signals::start(engine)?, one_writer })
+        Ok(Self { readers, writer, signals: Signals::start(engine)?, one_writer, errors: Arc::default() })
     }
 
     /// Runs `statements` on a thread that may block; everything they read belongs to one moment.
@@ -85,7 +103,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        in_transaction(self.readers.clone(), move |connection| {
+        self.in_transaction(self.readers.clone(), move |connection| {
             // Elsewhere a transaction sees one moment by itself.
             if let AnyConnection::Postgres(postgres) = connection {
                 postgres.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")?;
@@ -105,7 +123,26 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        in_transaction(self.writer.clone(), statements).await
+        self.in_transaction(self.writer.clone(), statements).await
+    }
+
+    /// Calls since the start that failed because the database could not be reached in time or refused a statement.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// The connections of this moment.
+    pub fn connections(&self) -> Connections {
+        // A database server's one pool serves readers and writers.
+        let pools = if self.one_writer { vec![&self.readers, &self.writer] } else { vec![&self.writer] };
+        pools.into_iter().fold(Connections { idle: 0, used: 0, limit: 0 }, |sum, pool| {
+            let state = pool.state();
+            Connections {
+                idle: sum.idle + state.idle_connections,
+                used: sum.used + state.connections.saturating_sub(state.idle_connections),
+                limit: sum.limit + pool.max_size(),
+            }
+        })
     }
 
     /// Whether the database answers.
@@ -142,7 +179,7 @@ impl Database {
 
     async fn forget(&self, postgres_vacuum: Option<&'static str>) -> Result<(), StoreError> {
         let pool = self.writer.clone();
-        blocking(move || {
+        self.blocking(move || {
             let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
             match &mut *connection {
                 // Pages that held the rows are zeroed by `secure_delete`, but older copies lie in the write-ahead
@@ -156,6 +193,40 @@ impl Database {
             }
         })
         .await
+    }
+
+    async fn in_transaction<T, F>(&self, pool: Pool, statements: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.blocking(move || {
+            for attempt in 1.. {
+                let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
+                match diesel::Connection::transaction(&mut *connection, &statements) {
+                    Err(error) if attempt < ATTEMPTS && gave_way(&error) => (),
+                    outcome => return outcome,
+                }
+            }
+            Err(StoreError::Interrupted)
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let errors = Arc::clone(&self.errors);
+        // Counted by the thread itself: whoever waits for it may be gone by then.
+        let counted = move || {
+            call().inspect_err(|error| {
+                if error.is_the_databases() {
+                    errors.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        tokio::task::spawn_blocking(counted).await.map_err(|_| StoreError::Interrupted)?
     }
 }
 
@@ -176,24 +247,6 @@ fn wait_for(engine: &Engine, patience: Duration) -> anyhow::Result<AnyConnection
     }
 }
 
-async fn in_transaction<T, F>(pool: Pool, statements: F) -> Result<T, StoreError>
-where
-    T: Send + 'static,
-    F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
-{
-    blocking(move || {
-        for attempt in 1.. {
-            let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
-            match diesel::Connection::transaction(&mut *connection, &statements) {
-                Err(error) if attempt < ATTEMPTS && gave_way(&error) => (),
-                outcome => return outcome,
-            }
-        }
-        Err(StoreError::Interrupted)
-    })
-    .await
-}
-
 /// Whether the engine ended this transaction because it and another one waited for each other.
 fn gave_way(error: &StoreError) -> bool {
     match error {
@@ -203,10 +256,4 @@ fn gave_way(error: &StoreError) -> bool {
         }
         _ => false,
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(call).await.map_err(|_| StoreError::Interrupted)?
 }
