@@ -98,6 +98,9 @@ pub struct Config {
     pub log: String,
     /// How it is logged. `text` by default.
     pub log_format: LogFormat,
+    /// Collector of OpenTelemetry traces, `http://` or `https://`: OTLP, protobuf over HTTP, to `v1/traces` below it.
+    /// None by default: nothing is traced.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// What becomes of the detections of a person who is erased.
@@ -160,6 +163,7 @@ impl Default for Config {
             http_workers: 2,
             log: "info".into(),
             log_format: LogFormat::Text,
+            otlp_endpoint: None,
         }
     }
 }
@@ -363,6 +367,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_LOG_FORMAT", value_name = "FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<LogFormat>,
+    /// Collector of OpenTelemetry traces, http:// or https://, e.g. http://127.0.0.1:4318; OTEL_* variables say of
+    /// sampling, batches, headers and resources what they always say [default: none, nothing is traced]
+    #[arg(long, env = "FACEPIPE_OTLP_ENDPOINT", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_endpoint: Option<String>,
 }
 
 impl Config {
@@ -386,6 +395,7 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         self.embedder_kind()?;
         self.results_url()?;
+        self.otlp_endpoint()?;
         let thresholds =
             [("match_threshold", self.match_threshold), ("verify_threshold", self.verify_threshold)];
         for (name, threshold) in thresholds {
@@ -445,14 +455,15 @@ impl Config {
     /// # Errors
     /// It is no URL, or of a scheme other than http and https. The message has no password.
     pub fn results_url(&self) -> anyhow::Result<Option<Url>> {
-        let Some(text) = &self.results_url else { return Ok(None) };
-        let url = Url::parse(text).context("results_url is no URL")?;
-        anyhow::ensure!(
-            matches!(url.scheme(), "http" | "https"),
-            "results_url begins with {}:, it must begin with http:// or https://",
-            url.scheme()
-        );
-        Ok(Some(url))
+        http_url("results_url", self.results_url.as_deref())
+    }
+
+    /// The collector's URL, where there is one.
+    ///
+    /// # Errors
+    /// It is no URL, or of a scheme other than http and https.
+    pub fn otlp_endpoint(&self) -> anyhow::Result<Option<Url>> {
+        http_url("otlp_endpoint", self.otlp_endpoint.as_deref())
     }
 
     /// The database's URL.
@@ -495,6 +506,18 @@ impl Config {
         }
         Ok(toml::to_string(&shown)?)
     }
+}
+
+/// The URL of a setting.
+fn http_url(setting: &'static str, text: Option<&str>) -> anyhow::Result<Option<Url>> {
+    let Some(text) = text else { return Ok(None) };
+    let url = Url::parse(text).with_context(|| format!("{setting} is no URL"))?;
+    anyhow::ensure!(
+        matches!(url.scheme(), "http" | "https"),
+        "{setting} begins with {}:, it must begin with http:// or https://",
+        url.scheme()
+    );
+    Ok(Some(url))
 }
 
 /// `scheme://user:password@host` without the password.
@@ -543,6 +566,8 @@ mod tests {
         assert!(config.check().unwrap_err().to_string().contains("verify_threshold is NaN"));
         let config = Config { results_timeout_s: 0, ..Config::default() };
         assert!(config.check().unwrap_err().to_string().contains("results_timeout_s is 0"));
+        let config = Config { otlp_endpoint: Some("grpc://127.0.0.1:4317".into()), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("otlp_endpoint begins with grpc:"));
         let config = Config { embedder: Some("arcface".into()), ..Config::default() };
         assert!(format!("{:#}", config.check().unwrap_err()).contains("arcface"));
     }

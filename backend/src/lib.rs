@@ -15,6 +15,7 @@ mod request_id;
 mod store;
 mod tls;
 mod tokens;
+pub mod traces;
 mod train;
 
 pub use api::document as openapi_document;

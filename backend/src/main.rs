@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use facepipe_backend::{Application, Args, Config, StopHandle, logging, openapi_document};
+use facepipe_backend::{Application, Args, Config, StopHandle, logging, openapi_document, traces::Traces};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -27,6 +27,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     logging::init(&config)?;
+    let _traces = Traces::start(config.otlp_endpoint()?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let application = Application::build(config).await?;

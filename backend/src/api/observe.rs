@@ -10,10 +10,14 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use tracing::Instrument as _;
+use opentelemetry::context::FutureExt as _;
+use tracing::{Instrument as _, field::Empty};
 
 use super::State;
-use crate::request_id::{self, RequestId};
+use crate::{
+    request_id::{self, RequestId},
+    traces,
+};
 
 /// Gives a request its id, answers with it, and notes the answer.
 ///
@@ -28,9 +32,16 @@ pub async fn observe(
     let (method, route) = (request.method().clone(), route(&request));
     let metrics = request.app_data::<web::Data<State>>().map(|state| state.metrics.clone());
     // Of the highest level, so that no filter of the log takes the id from the lines that it lets through.
-    let span = tracing::error_span!("request", request_id = %id);
-    let answering = id.clone().scope(next.call(request));
-    let answer = answering.instrument(span.clone()).await;
+    let span = tracing::error_span!("request", request_id = %id, trace_id = Empty);
+    let trace = traces::begin_request(request.headers(), &method, &route, &id);
+    if let Some(trace) = &trace {
+        span.record("trace_id", traces::trace_id(trace));
+    }
+    let answering = id.clone().scope(next.call(request)).instrument(span.clone());
+    let answer = match &trace {
+        Some(trace) => answering.with_context(trace.clone()).await,
+        None => answering.await,
+    };
     let status = match &answer {
         Ok(answer) => answer.status(),
         Err(error) => error.as_response_error().status_code(),
@@ -38,6 +49,9 @@ pub async fn observe(
     let took = begun.elapsed();
     if let Some(metrics) = metrics {
         metrics.answered(&method, &route, status, took);
+    }
+    if let Some(trace) = &trace {
+        traces::end_request(trace, status);
     }
     span.in_scope(|| {
         tracing::info!(

@@ -90,7 +90,7 @@ impl Metrics {
         let faces = counters(
             &registry,
             "facepipe_faces_total",
-            "Faces that were recognised, by what was decided.",
+            "Faces that the calls of recognition found, by what was decided.",
             &["decision"],
         )?;
         let metrics = Self {
@@ -112,7 +112,7 @@ impl Metrics {
             queue_seconds: histogram(
                 &registry,
                 "facepipe_queue_seconds",
-                "Time that a request waited for recognition to begin.",
+                "Time that a request waited for its images' turn.",
                 &STAGE_SECONDS,
             )?,
             decode: stages.with_label_values(&["decode"]),
@@ -187,7 +187,7 @@ impl Metrics {
         self.batch_images.observe(images as f64);
     }
 
-    /// A face was recognised.
+    /// A call of recognition found a face.
     pub fn face(&self, known: bool) {
         if known { self.known.inc() } else { self.unknown.inc() }
     }

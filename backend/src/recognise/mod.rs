@@ -29,13 +29,20 @@ use bytes::Bytes;
 use facepipe_identify::IdentifyError;
 use facepipe_vision::{DecodeError, Face, VisionError};
 use image::RgbImage;
+use opentelemetry::{
+    Context,
+    trace::{SpanContext, TraceContextExt as _},
+};
 use rayon::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use active::identify;
 use pipeline::FoundFaces;
 
-use crate::metrics::{Metrics, Refused, Stage};
+use crate::{
+    metrics::{Metrics, Refused, Stage},
+    traces::{self, Step},
+};
 
 /// Hands pictures to the worker; clones share it.
 #[derive(Clone)]
@@ -93,6 +100,8 @@ struct Job {
     pictures: Vec<Bytes>,
     reply: oneshot::Sender<Result<Recognised, RecogniseError>>,
     arrived: Instant,
+    /// Where it is traced.
+    trace: Option<Context>,
     /// Held until the answer is there: what is being computed counts too.
     room: OwnedSemaphorePermit,
 }
@@ -144,7 +153,7 @@ impl Recogniser {
         let room =
             Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy(Refused::QueueFull))?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { pictures, reply, arrived: Instant::now(), room };
+        let job = Job { pictures, reply, arrived: Instant::now(), trace: traces::current(), room };
         self.jobs.send(job).map_err(|_| RecogniseError::Interrupted)?;
         answer.await.map_err(|_| RecogniseError::Interrupted)?
     }
@@ -216,7 +225,11 @@ impl Worker {
             self.metrics.batch(count);
         }
         for job in &jobs {
-            self.metrics.queued(begun.duration_since(job.arrived));
+            let queued = begun.duration_since(job.arrived);
+            self.metrics.queued(queued);
+            Step::new("queue", job.arrived, queued)
+                .count("facepipe.images", job.pictures.len())
+                .record(job.trace.as_ref());
         }
         let mut found: Vec<Result<FoundFaces, PictureError>> = pictures
             .into_par_iter()
@@ -225,7 +238,12 @@ impl Worker {
                     return Ok(FoundFaces::default());
                 }
                 let found = self.pipeline.find_faces(picture)?;
-                if let Some((_, decoded, detected)) = found.took {
+                if let Some((begun, decoded, detected)) = found.took {
+                    let trace = job.trace.as_ref();
+                    Step::new("decode", begun, decoded).record(trace);
+                    Step::new("detect", begun + decoded, detected)
+                        .count("facepipe.faces", found.faces.len())
+                        .record(trace);
                     self.metrics.stage(Stage::Decode, decoded);
                     self.metrics.stage(Stage::Detect, detected);
                 }
@@ -239,7 +257,9 @@ impl Worker {
         for chunk in crops.chunks(self.batch) {
             let embedding = Instant::now();
             embeddings.extend(self.pipeline.embedder().embed(chunk)?);
-            self.metrics.stage(Stage::Embed, embedding.elapsed());
+            let took = embedding.elapsed();
+            self.metrics.stage(Stage::Embed, took);
+            trace_embedding(&jobs, embedding, took, chunk.len());
         }
         let mut embeddings = embeddings.into_iter();
         let embedded: Vec<Result<EmbeddedFaces, PictureError>> = found
@@ -254,11 +274,10 @@ impl Worker {
             let pictures = of_job
                 .into_iter()
                 .map(|picture| self.identify(picture, model.as_deref()))
-                .collect::<Result<Vec<_>, RecogniseError>>();
-            self.metrics.stage(Stage::Classify, classifying.elapsed());
-            for face in pictures.iter().flatten().flatten().flatten() {
-                self.metrics.face(face.known);
-            }
+                .collect::<Result<_, RecogniseError>>();
+            let took = classifying.elapsed();
+            self.metrics.stage(Stage::Classify, took);
+            Step::new("classify", classifying, took).record(job.trace.as_ref());
             let answer = pictures.map(|pictures| Recognised {
                 model_version: model.as_ref().map(|m| m.version),
                 pictures,
@@ -291,6 +310,23 @@ impl Worker {
             Err(PictureError::Decode(error)) => Ok(Err(error)),
             Err(PictureError::Vision(error)) => Err(error.into()),
         }
+    }
+}
+
+/// A batch is embedded for all of its requests at once: each has the span, with links to the others.
+fn trace_embedding(jobs: &[Job], begun: Instant, took: Duration, faces: usize) {
+    let traced: Vec<(&Context, SpanContext)> = jobs
+        .iter()
+        .filter_map(|job| job.trace.as_ref())
+        .map(|trace| (trace, trace.span().span_context().clone()))
+        .collect();
+    for (trace, own) in &traced {
+        let others = traced.iter().map(|(_, other)| other).filter(|other| *other != own).cloned();
+        Step::new("embed", begun, took)
+            .count("facepipe.batch.faces", faces)
+            .count("facepipe.batch.requests", jobs.len())
+            .linked(others)
+            .record(Some(trace));
     }
 }
 

@@ -184,7 +184,9 @@ impl Server {
         match &self.config.database_url {
             None => {
                 let file = self.data.path().join("facepipe.db");
-                SqliteConnection::establish(file.to_str().unwrap()).unwrap().batch_execute(statements)
+                let mut sqlite = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+                sqlite.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
+                sqlite.batch_execute(statements)
             }
             Some(url) if url.starts_with("postgres") => {
                 PgConnection::establish(url).unwrap().batch_execute(statements)

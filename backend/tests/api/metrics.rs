@@ -96,10 +96,10 @@ async fn known_requests_have_exact_counts() {
     assert_eq!(scrape.sum("facepipe_request_duration_seconds_count"), 12.0);
     assert_eq!(scrape.sum("facepipe_requests_refused_total"), 0.0);
 
-    // Enrolling and training are not what is measured of recognition.
-    assert_eq!(scrape.value("facepipe_queue_seconds_count"), 2.0);
-    assert_eq!(scrape.value("facepipe_batch_images_sum"), 3.0);
-    for (stage, count) in [("decode", 3.0), ("detect", 3.0), ("embed", 2.0), ("classify", 2.0)] {
+    // Enrolled images wait in the same queue, but are nobody's decision.
+    assert_eq!(scrape.value("facepipe_queue_seconds_count"), 6.0);
+    assert_eq!(scrape.value("facepipe_batch_images_sum"), 7.0);
+    for (stage, count) in [("decode", 7.0), ("detect", 7.0), ("embed", 6.0), ("classify", 6.0)] {
         assert_eq!(scrape.value(&format!("facepipe_stage_seconds_count{{stage=\"{stage}\"}}")), count);
     }
     let expected = [decision.as_str(), second];

@@ -18,6 +18,7 @@ mod schema;
 mod signals;
 
 use std::{
+    any::type_name,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -34,6 +35,7 @@ use diesel::{
 use tokio::sync::watch;
 
 use super::StoreError;
+use crate::traces;
 use connection::{Engine, Manager, Pool};
 use signals::Signals;
 
@@ -61,6 +63,8 @@ pub struct Database {
     one_writer: bool,
     /// Calls that failed for the database's sake.
     errors: Arc<AtomicU64>,
+    /// The engine, as traces name it.
+    system: &'static str,
 }
 
 /// Connections to the database at one moment.
@@ -91,7 +95,15 @@ impl Database {
         let (readers, writer) =
             engine.pools(options).with_context(|| format!("cannot open the {engine} database"))?;
         let one_writer = matches!(engine, Engine::Sqlite { .. });
-        Ok(Self { readers, writer, signals: Signals::start(engine)?, one_writer, errors: Arc::default() })
+        let system = engine.system();
+        Ok(Self {
+            readers,
+            writer,
+            signals: Signals::start(engine)?,
+            one_writer,
+            errors: Arc::default(),
+            system,
+        })
     }
 
     /// Runs `statements` on a thread that may block; everything they read belongs to one moment.
@@ -103,7 +115,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.in_transaction(self.readers.clone(), move |connection| {
+        self.in_transaction(self.readers.clone(), type_name::<F>(), move |connection| {
             // Elsewhere a transaction sees one moment by itself.
             if let AnyConnection::Postgres(postgres) = connection {
                 postgres.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")?;
@@ -123,7 +135,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.in_transaction(self.writer.clone(), statements).await
+        self.in_transaction(self.writer.clone(), type_name::<F>(), statements).await
     }
 
     /// Calls since the start that failed because the database could not be reached in time or refused a statement.
@@ -179,7 +191,7 @@ impl Database {
 
     async fn forget(&self, postgres_vacuum: Option<&'static str>) -> Result<(), StoreError> {
         let pool = self.writer.clone();
-        self.blocking(move || {
+        self.blocking("forget", move || {
             let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
             match &mut *connection {
                 // Pages that held the rows are zeroed by `secure_delete`, but older copies lie in the write-ahead
@@ -195,12 +207,18 @@ impl Database {
         .await
     }
 
-    async fn in_transaction<T, F>(&self, pool: Pool, statements: F) -> Result<T, StoreError>
+    /// `name` is that of the statements' type.
+    async fn in_transaction<T, F>(
+        &self,
+        pool: Pool,
+        name: &'static str,
+        statements: F,
+    ) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.blocking(move || {
+        self.blocking(name, move || {
             for attempt in 1.. {
                 let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
                 match diesel::Connection::transaction(&mut *connection, &statements) {
@@ -215,12 +233,15 @@ impl Database {
 
     async fn blocking<T: Send + 'static>(
         &self,
+        name: &'static str,
         call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let errors = Arc::clone(&self.errors);
+        let (span, trace, system) = (tracing::Span::current(), traces::current(), self.system);
         // Counted by the thread itself: whoever waits for it may be gone by then.
         let counted = move || {
-            call().inspect_err(|error| {
+            let _span = span.entered();
+            traces::database_call(trace.as_ref(), system, name, call).inspect_err(|error| {
                 if error.is_the_databases() {
                     errors.fetch_add(1, Ordering::Relaxed);
                 }
