@@ -18,7 +18,7 @@ use opentelemetry::{
     Context, KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
     trace::{
-        Link, Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, Tracer as _,
+        Link, Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _,
         TracerProvider as _,
     },
 };
@@ -31,7 +31,7 @@ use opentelemetry_sdk::{
 };
 use reqwest::{Url, redirect};
 
-use crate::{request_id::RequestId, tls};
+use crate::{request_id::RequestId, store::StoreError, tls};
 
 /// Where the OTLP protocol takes traces, below the collector's address.
 const PATH: &str = "v1/traces";
@@ -212,19 +212,19 @@ impl Step {
 }
 
 /// Runs a call of the database, whose name is that of the function that `call` was written in, within a span of its own.
-pub fn database_call<T, E>(
+pub fn database_call<T>(
     parent: Option<&Context>,
     system: &'static str,
     name: &'static str,
-    call: impl FnOnce() -> Result<T, E>,
-) -> Result<T, E> {
+    call: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
     let (Some(tracer), Some(parent)) = (TRACER.get(), parent) else { return call() };
     let mut span = SpanBuilder::from_name(function(name))
         .with_kind(SpanKind::Client)
         .with_attributes([KeyValue::new("db.system.name", system)])
         .start_with_context(tracer, parent);
     let outcome = call();
-    if outcome.is_err() {
+    if outcome.as_ref().is_err_and(StoreError::is_the_databases) {
         span.set_status(Status::error(""));
     }
     span.end();

@@ -68,6 +68,16 @@
  * appears in messages or logs, and `token` cannot be read back. `ca-file` adds certificates in PEM form to those that
  * the system trusts.
  *
+ * ## Traces
+ *
+ * Each request carries `traceparent` (W3C Trace Context) and `X-Request-Id`: the backend's traces and log lines belong to
+ * those. With `otlp-endpoint`, the element sends its own spans to an OpenTelemetry collector (OTLP, protobuf over HTTP, to
+ * `v1/traces` below it; `ca-file` holds for it too): `crop`, from its cutting until the backend has taken or refused it, in
+ * it `queue` or `spool` while it waits, and `upload`, one for each request. A crop's trace follows from its key, so it goes
+ * on after an outage or a restart. The request of several crops is in the first one's trace, with links to and from the
+ * others'. A crop that gives way or is given up has no span `crop`. Where the collector is away spans are lost, with one warning. Spans have
+ * times, counts and statuses, and nothing of a face.
+ *
  * ## Capture time
  *
  * Each crop is sent with `captured_at`: the camera's own time, where the source knows it (`rtspsrc
