@@ -103,7 +103,7 @@ impl Attempt {
 
     /// The header `X-Request-Id`: the first crop's key, and how often it was sent.
     pub fn request_id(&self) -> String {
-        format!("{}.{}", self.first, self.number)
+        format!("{}.{}", super::key(self.first), self.number)
     }
 }
 
@@ -278,12 +278,15 @@ impl HttpClient for Collector {
     {
         let request = self.client.request(request.map(Full::new));
         // The exporter's thread has no runtime of its own.
-        let sending = self.runtime.spawn(tokio::time::timeout(TIMEOUT, async move {
-            let (head, body) = request.await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
-            Ok(Response::from_parts(head, body))
-        }));
-        Box::pin(async move { sending.await?? })
+        let sending = self.runtime.spawn(async move {
+            let answer = async {
+                let (head, body) = request.await?.into_parts();
+                let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+                Ok(Response::from_parts(head, body))
+            };
+            tokio::time::timeout(TIMEOUT, answer).await?
+        });
+        Box::pin(async move { sending.await? })
     }
 }
 
