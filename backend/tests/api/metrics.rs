@@ -140,15 +140,16 @@ async fn known_requests_have_exact_counts() {
 fn documented() -> BTreeSet<(String, String, String)> {
     let path = facepipe_test_support::workspace_root().join("docs/metrics.md");
     let text = std::fs::read_to_string(path).unwrap();
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")).map(|line| {
+    let ours = |line: &&str| line.starts_with("facepipe_") || line.starts_with("process_");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")).filter(ours);
+    rows.map(|line| {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let name = cells[0].trim_end_matches('`');
         let labels: BTreeSet<&str> = cells[2].split(", ").map(|label| label.trim_matches('`')).collect();
         assert!(!cells[3].is_empty() && !cells[4].is_empty(), "{line}");
-        (name.into(), cells[1].into(), labels.into_iter().collect::<Vec<_>>().join(", "))
-    });
-    rows.filter(|(name, ..): &(String, _, _)| name.starts_with("facepipe_") || name.starts_with("process_"))
-        .collect()
+        let labels = labels.into_iter().collect::<Vec<_>>().join(", ");
+        (cells[0].trim_end_matches('`').into(), cells[1].into(), labels)
+    })
+    .collect()
 }
 
 /// Prometheus' own checks, where its tool is installed.

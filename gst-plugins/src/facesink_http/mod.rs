@@ -70,8 +70,8 @@
  *
  * ## Traces
  *
- * Each request carries `traceparent` (W3C Trace Context) and `X-Request-Id`: the backend's traces and log lines belong to
- * those. With `otlp-endpoint`, the element sends its own spans to an OpenTelemetry collector (OTLP, protobuf over HTTP, to
+ * Each request carries `traceparent` (W3C Trace Context) and the same span's id as `X-Request-Id`, about 100 bytes: the
+ * backend's traces and log lines belong to those. With `otlp-endpoint`, the element sends its own spans to an OpenTelemetry collector (OTLP, protobuf over HTTP, to
  * `v1/traces` below it; `ca-file` holds for it too): `crop`, from its cutting until the backend has taken or refused it, in
  * it `queue` or `spool` while it waits, and `upload`, one for each request. A crop's trace follows from its key, so it goes
  * on after an outage or a restart. The request of several crops is in the first one's trace, with links to and from the

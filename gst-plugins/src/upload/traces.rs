@@ -101,9 +101,9 @@ impl Attempt {
         format!("00-{}-{}-01", self.context.trace_id(), self.context.span_id())
     }
 
-    /// The header `X-Request-Id`: the first crop's key, and how often it was sent.
+    /// The header `X-Request-Id`: the span's id, which no other request has. Each byte counts.
     pub fn request_id(&self) -> String {
-        format!("{}.{}", super::key(self.first), self.number)
+        self.context.span_id().to_string()
     }
 }
 
@@ -163,7 +163,6 @@ impl Tracer {
             KeyValue::new("http.request.method", "POST"),
             KeyValue::new("facepipe.crops", i64::try_from(crops.len()).unwrap_or(i64::MAX)),
             KeyValue::new("facepipe.attempt", i64::from(attempt.number)),
-            KeyValue::new("facepipe.request_id", attempt.request_id()),
         ];
         attributes.extend(
             status.map(|status| KeyValue::new("http.response.status_code", i64::from(status.as_u16()))),
