@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::{Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncoder, proto::MetricFamily};
+use prometheus::{Counter, Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncoder, proto::MetricFamily};
 use tokio::sync::Mutex;
 
-use super::Metrics;
+use super::{Metrics, process};
 use crate::{
     recognise::{ModelLoader, Recogniser},
     store::{
@@ -125,6 +125,15 @@ impl Exposition {
             &[("version", env!("CARGO_PKG_VERSION")), ("embedder", recogniser.embedder())],
             1.0,
         )?;
+        for process::Reading { name, help, counter, value } in process::readings() {
+            if counter {
+                let seconds = Counter::new(name, help)?;
+                seconds.inc_by(value);
+                moment.0.register(Box::new(seconds))?;
+            } else {
+                moment.gauge(name, help, value)?;
+            }
+        }
         if let Some(backlog) = backlog {
             let jobs: Vec<(&str, f64)> = JobStatus::ALL
                 .iter()

@@ -2,6 +2,7 @@
 
 mod listener;
 mod live;
+mod process;
 
 pub use listener::{bind, serve};
 pub use live::{Exposition, Sources};
@@ -11,7 +12,6 @@ use std::time::Duration;
 use actix_web::http::{Method, StatusCode};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
-    process_collector::ProcessCollector,
 };
 
 use crate::store::sql::{JobKind, JobStatus};
@@ -148,7 +148,6 @@ impl Metrics {
                 metrics.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]);
             }
         }
-        metrics.registry.register(Box::new(ProcessCollector::for_self()))?;
         Ok(metrics)
     }
 
