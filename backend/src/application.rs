@@ -24,7 +24,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use crate::{
     api,
     config::{Config, ErasedDetections},
-    logging::log_request,
+    metrics::{self, Exposition, Metrics, Sources},
     outbox::{self, OutboxOptions},
     recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
     store::{
@@ -55,6 +55,8 @@ pub struct Application {
     address: SocketAddr,
     address_file: Option<PathBuf>,
     server: Server,
+    /// Where metrics are served, and what serves them.
+    metrics: Option<(SocketAddr, Server)>,
     trainer: Trainer,
     /// Where this process does jobs.
     training: Option<JoinHandle<()>>,
@@ -105,6 +107,7 @@ impl Application {
         let listener = TcpListener::bind(&config.listen)
             .with_context(|| format!("cannot listen on {} (setting `listen`)", config.listen))?;
         let address = listener.local_addr()?;
+        let metrics_listener = metrics::bind(config.metrics_listen.as_deref())?;
         if tokens.is_none() && !address.ip().to_canonical().is_loopback() {
             tracing::warn!(
                 %address,
@@ -123,6 +126,7 @@ impl Application {
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
         let verify_threshold =
             config.verify_threshold.unwrap_or_else(|| pipeline.embedder().verification_threshold());
+        let metrics = Arc::new(Metrics::new()?);
         let active = Arc::new(ActiveModel::default());
         let loader =
             Arc::new(ModelLoader::new(database.clone(), blobs.clone(), Arc::clone(&active), embedder));
@@ -134,12 +138,32 @@ impl Application {
             config.queue_images,
             Duration::from_millis(config.queue_budget_ms),
             config.batch_images,
+            Arc::clone(&metrics),
         )?;
+        let metrics_server = metrics_listener
+            .map(|listener| {
+                let address = listener.local_addr()?;
+                let sources = Sources {
+                    metrics: Arc::clone(&metrics),
+                    recogniser: recogniser.clone(),
+                    loader: Arc::clone(&loader),
+                    database: database.clone(),
+                };
+                Ok::<_, std::io::Error>((address, metrics::serve(listener, Exposition::new(sources))?))
+            })
+            .transpose()?;
 
         let stop = watch::Sender::new(false);
         let poll = Duration::from_millis(config.poll_interval_ms);
         let options = TrainerOptions { poll, lease: Duration::from_secs(config.lease_s) };
-        let trainer = Trainer::new(database.clone(), blobs.clone(), Arc::clone(&loader), pipeline, options);
+        let trainer = Trainer::new(
+            database.clone(),
+            blobs.clone(),
+            Arc::clone(&loader),
+            pipeline,
+            options,
+            Arc::clone(&metrics),
+        );
         let manages = config.role.manages();
         let training = manages.then(|| trainer.start());
         let following = Arc::clone(&loader);
@@ -158,7 +182,7 @@ impl Application {
             if let Some(max_age) = config.detections_max_age() {
                 tokio::spawn(retain_regularly(database.clone(), max_age, stop.subscribe()));
             }
-            sending = start_sending(&config, &database, stop.subscribe()).await?;
+            sending = start_sending(&config, &database, &metrics, stop.subscribe()).await?;
         }
 
         let shutdown_timeout = Duration::from_secs(config.shutdown_timeout_s);
@@ -176,17 +200,21 @@ impl Application {
             loader,
             verify_threshold,
             draining: Arc::clone(&draining),
+            metrics,
         };
         let server = serve(listener, state)?;
         if let Some(file) = &address_file {
             write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
         }
-        tracing::info!(%address, role, embedder, %threshold, "ready");
+        let metrics = metrics_server.as_ref().map(|(address, _)| tracing::field::display(*address));
+        tracing::info!(%address, metrics, role, embedder, %threshold, "ready");
+        let metrics = metrics_server;
         Ok(Self {
             address,
             address_file,
             server,
+            metrics,
             trainer,
             training,
             sending,
@@ -200,6 +228,11 @@ impl Application {
     /// The address that the server is bound to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address that serves `/metrics`, where one does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(|(address, _)| *address)
     }
 
     /// What stops the server from elsewhere.
@@ -216,6 +249,7 @@ impl Application {
     /// # Errors
     /// The server cannot go on.
     pub async fn run(self) -> anyhow::Result<()> {
+        let metrics = self.metrics.map(|(_, server)| (server.handle(), tokio::spawn(server)));
         let outcome = self.server.await;
         if let Some(file) = &self.address_file {
             let _ = std::fs::remove_file(file);
@@ -232,6 +266,10 @@ impl Application {
             && tokio::time::timeout(self.shutdown_timeout, sending).await.is_err()
         {
             tracing::warn!("stopped while results were on their way; they will be sent again");
+        }
+        // Last, so that the end can be watched.
+        if let Some((handle, _)) = metrics {
+            handle.stop(false).await;
         }
         Ok(outcome?)
     }
@@ -293,7 +331,7 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
             .wrap(from_fn(api::limit_body_time))
             .wrap(from_fn(api::serve_role))
             .wrap(from_fn(api::authorise))
-            .wrap(from_fn(log_request))
+            .wrap(from_fn(api::observe))
             .configure(api::configure)
     };
     Ok(HttpServer::new(app)
@@ -313,12 +351,14 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
 async fn start_sending(
     config: &Config,
     database: &Database,
+    metrics: &Arc<Metrics>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<Option<JoinHandle<()>>> {
     let max_age = Duration::from_secs(config.results_max_age_s);
     let Some(url) = config.results_url()? else {
         let results = database.drop_messages_older_than(max_age, Vec::new()).await?;
         if results > 0 {
+            metrics.outbox_dropped(results);
             tracing::warn!(results, "dropped old results: there is no external API (setting results_url)");
         }
         return Ok(None);
@@ -330,7 +370,7 @@ async fn start_sending(
         poll: Duration::from_millis(config.poll_interval_ms),
         lease: Duration::from_secs(config.lease_s),
     };
-    Ok(Some(outbox::start(database.clone(), options, stop)?))
+    Ok(Some(outbox::start(database.clone(), options, Arc::clone(metrics), stop)?))
 }
 
 /// Writes the file whole or not at all: whoever waits for it never reads half an address.

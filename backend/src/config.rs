@@ -25,6 +25,8 @@ pub struct Config {
     pub listen: String,
     /// File that gets the address once the server is ready, and is removed when it stops.
     pub address_file: Option<PathBuf>,
+    /// Address and port of `/metrics`, or `off`. `127.0.0.1:9464` by default, unless another server has it.
+    pub metrics_listen: Option<String>,
     /// File of the bearer tokens that the server takes, a line `camera <token>` or `admin <token>` each. None by
     /// default: whoever reaches the server can do everything.
     pub token_file: Option<PathBuf>,
@@ -106,6 +108,9 @@ pub struct Config {
     pub log: String,
     /// How it is logged. `text` by default.
     pub log_format: LogFormat,
+    /// Collector of OpenTelemetry traces, `http://` or `https://`: OTLP, protobuf over HTTP, to `v1/traces` below it.
+    /// None by default: nothing is traced.
+    pub otlp_endpoint: Option<String>,
 }
 
 /// What a process of a deployment is for.
@@ -162,6 +167,7 @@ impl Default for Config {
             role: ServerRole::All,
             listen: "127.0.0.1:8080".into(),
             address_file: None,
+            metrics_listen: None,
             token_file: None,
             data_dir: "data".into(),
             database_url: None,
@@ -199,6 +205,7 @@ impl Default for Config {
             http_workers: 2,
             log: "info".into(),
             log_format: LogFormat::Text,
+            otlp_endpoint: None,
         }
     }
 }
@@ -303,6 +310,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_ADDRESS_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     address_file: Option<PathBuf>,
+    /// Address and port of /metrics for Prometheus, which anybody may read who reaches it; `off` for none
+    /// [default: 127.0.0.1:9464, unless another server has it]
+    #[arg(long, env = "FACEPIPE_METRICS_LISTEN", value_name = "ADDRESS:PORT|off")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics_listen: Option<String>,
     /// File of the bearer tokens that are taken; without, whoever reaches the server can do everything [default: none]
     #[arg(long, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -455,6 +467,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_LOG_FORMAT", value_name = "FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<LogFormat>,
+    /// Collector of OpenTelemetry traces, http:// or https://, e.g. http://127.0.0.1:4318; OTEL_* variables say of
+    /// sampling, batches, headers and resources what they always say [default: none, nothing is traced]
+    #[arg(long, env = "FACEPIPE_OTLP_ENDPOINT", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_endpoint: Option<String>,
 }
 
 impl Config {
@@ -478,6 +495,7 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         self.embedder_kind()?;
         self.results_url()?;
+        self.otlp_endpoint()?;
         let thresholds =
             [("match_threshold", self.match_threshold), ("verify_threshold", self.verify_threshold)];
         for (name, threshold) in thresholds {
@@ -548,14 +566,15 @@ impl Config {
     /// # Errors
     /// It is no URL, or of a scheme other than http and https. The message has no password.
     pub fn results_url(&self) -> anyhow::Result<Option<Url>> {
-        let Some(text) = &self.results_url else { return Ok(None) };
-        let url = Url::parse(text).context("results_url is no URL")?;
-        anyhow::ensure!(
-            matches!(url.scheme(), "http" | "https"),
-            "results_url begins with {}:, it must begin with http:// or https://",
-            url.scheme()
-        );
-        Ok(Some(url))
+        http_url("results_url", self.results_url.as_deref())
+    }
+
+    /// The collector's URL, where there is one.
+    ///
+    /// # Errors
+    /// It is no URL, or of a scheme other than http and https.
+    pub fn otlp_endpoint(&self) -> anyhow::Result<Option<Url>> {
+        http_url("otlp_endpoint", self.otlp_endpoint.as_deref())
     }
 
     /// The database's URL.
@@ -617,6 +636,18 @@ impl Config {
     }
 }
 
+/// The URL of a setting.
+fn http_url(setting: &'static str, text: Option<&str>) -> anyhow::Result<Option<Url>> {
+    let Some(text) = text else { return Ok(None) };
+    let url = Url::parse(text).with_context(|| format!("{setting} is no URL"))?;
+    anyhow::ensure!(
+        matches!(url.scheme(), "http" | "https"),
+        "{setting} begins with {}:, it must begin with http:// or https://",
+        url.scheme()
+    );
+    Ok(Some(url))
+}
+
 /// `scheme://user:password@host` without the password.
 fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
@@ -668,6 +699,8 @@ mod tests {
         assert!(config.check().unwrap_err().to_string().contains("detections_max_age_days is 0"));
         let config = Config { drain_delay_s: 3601, ..Config::default() };
         assert!(config.check().unwrap_err().to_string().contains("drain_delay_s is 3601"));
+        let config = Config { otlp_endpoint: Some("grpc://127.0.0.1:4317".into()), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("otlp_endpoint begins with grpc:"));
         let config = Config { embedder: Some("arcface".into()), ..Config::default() };
         assert!(format!("{:#}", config.check().unwrap_err()).contains("arcface"));
     }

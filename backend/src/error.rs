@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     face_id::InvalidFaceId,
     recognise::{ModelProblem, RecogniseError},
+    request_id::RequestId,
     store::StoreError,
     train::INTERNAL,
 };
@@ -278,6 +279,10 @@ pub struct ErrorDetail {
     /// The values of the message, for programs. Which there are depends on the code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<Value>,
+    /// The request's id, as the header X-Request-Id has it: by it the server's log is searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "0190f5a2-7c1e-7b6e-9a51-3d1c5b0f8e11")]
+    pub request_id: Option<String>,
 }
 
 impl ApiError {
@@ -409,7 +414,7 @@ impl ApiError {
     /// What the client reads.
     pub fn detail(&self) -> ErrorDetail {
         let details = Some(self.details()).filter(|details| !details.is_null());
-        ErrorDetail { code: self.code(), message: self.to_string(), details }
+        ErrorDetail { code: self.code(), message: self.to_string(), details, request_id: None }
     }
 }
 
@@ -496,7 +501,8 @@ impl ResponseError for ApiError {
             }
             _ => (),
         }
-        response.json(ErrorBody { error: self.detail() })
+        let request_id = RequestId::current().map(|id| id.to_string());
+        response.json(ErrorBody { error: ErrorDetail { request_id, ..self.detail() } })
     }
 }
 

@@ -9,11 +9,14 @@ mod error;
 mod face_id;
 mod hex;
 pub mod logging;
+mod metrics;
 mod outbox;
 mod recognise;
+mod request_id;
 mod store;
 mod tls;
 mod tokens;
+pub mod traces;
 mod train;
 
 pub use api::document as openapi_document;

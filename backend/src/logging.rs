@@ -1,16 +1,7 @@
-//! Log lines: one for each request, with the path's pattern and never the path itself, which may name a person.
+//! Where log lines go, and in which form.
 
-use std::{
-    io::{self, IsTerminal},
-    time::Instant,
-};
+use std::io::{self, IsTerminal};
 
-use actix_web::{
-    Error,
-    body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
-    middleware::Next,
-};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogFormat};
@@ -28,28 +19,8 @@ pub fn init(config: &Config) -> anyhow::Result<()> {
         .with_ansi(io::stderr().is_terminal());
     match config.log_format {
         LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
+        // A line's one span is the request's, with its id.
+        LogFormat::Json => log.json().flatten_event(true).with_span_list(false).try_init(),
     }
     .map_err(|error| anyhow::anyhow!(error))
-}
-
-/// Logs a request when it was answered.
-///
-/// # Errors
-/// Those of the request.
-pub async fn log_request(
-    request: ServiceRequest,
-    next: Next<impl MessageBody>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let begun = Instant::now();
-    let answer = next.call(request).await?;
-    let request = answer.request();
-    tracing::info!(
-        method = %request.method(),
-        route = request.match_pattern().as_deref().unwrap_or("-"),
-        status = answer.status().as_u16(),
-        duration_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "answered"
-    );
-    Ok(answer)
 }

@@ -3,7 +3,9 @@
 
 use std::process::ExitCode;
 
-use facepipe_backend::{Application, Args, Command, Config, StopHandle, commands, logging, openapi_document};
+use facepipe_backend::{
+    Application, Args, Command, Config, StopHandle, commands, logging, openapi_document, traces::Traces,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -32,6 +34,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return runtime.block_on(commands::run(command, config));
     }
+    let _traces = Traces::start(config.otlp_endpoint()?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(command) = &args.command {
         return runtime.block_on(commands::run(command, config));

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -24,6 +25,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    metrics::Metrics,
     store::{
         Database, Micros, StoreError, from_micros, now,
         sql::{Lease, Message, Topic},
@@ -67,6 +69,7 @@ pub struct OutboxOptions {
 pub fn start(
     database: Database,
     options: OutboxOptions,
+    metrics: Arc<Metrics>,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
     tls::use_ring();
@@ -88,6 +91,7 @@ pub fn start(
         tasks: HashMap::new(),
         outcomes: Outcomes::default(),
         health: Health::default(),
+        metrics,
     };
     Ok(tokio::spawn(sender.run(stop)))
 }
@@ -109,6 +113,7 @@ struct Sender {
     tasks: HashMap<Id, (i64, i32)>,
     outcomes: Outcomes,
     health: Health,
+    metrics: Arc<Metrics>,
 }
 
 /// What is still to be written down, by the messages' rows.
@@ -225,6 +230,7 @@ impl Sender {
         let max_age = self.options.max_age;
         let results = self.database.drop_messages_older_than(max_age, self.on_their_way()).await?;
         if results > 0 {
+            self.metrics.outbox_dropped(results);
             tracing::error!(results, ?max_age, "dropped results that the external API did not take in time");
         }
         self.dropped_at = Some(Instant::now());

@@ -751,7 +751,7 @@ fn overhead(bytes: usize, batch_size: usize) -> f64 {
 #[test]
 fn the_transport_costs_little_beside_the_pictures() {
     let batch_size = Tuning::default().batch_size;
-    for (bytes, limit, single) in [(3000, 0.14, 0.24), (4000, 0.12, 0.18), (5000, 0.09, 0.15)] {
+    for (bytes, limit, single) in [(3000, 0.14, 0.26), (4000, 0.12, 0.20), (5000, 0.09, 0.16)] {
         let (together, alone) = (overhead(bytes, batch_size), overhead(bytes, 1));
         eprintln!(
             "{bytes} bytes: {:.1} % in batches of {batch_size}, {:.1} % alone",
@@ -760,5 +760,52 @@ fn the_transport_costs_little_beside_the_pictures() {
         );
         assert!(together <= limit, "{bytes} bytes: {together}");
         assert!(alone <= single, "{bytes} bytes: {alone}");
+    }
+}
+
+#[test]
+fn each_request_names_its_trace_and_itself() {
+    let server = Server::answering([Answer::status(503), Answer::status(204)]);
+    let (uploader, _) = start(config(server.url()));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let received = server.received();
+    let [first, second] = &received[..] else { panic!("not two requests") };
+    let trace = |request: &Received| {
+        let parts: Vec<String> =
+            request.header("traceparent").unwrap().split('-').map(str::to_owned).collect();
+        assert_eq!(parts.iter().map(String::len).collect::<Vec<_>>(), [2, 32, 16, 2], "{parts:?}");
+        assert!(parts.iter().flat_map(|part| part.chars()).all(|c| c.is_ascii_hexdigit()), "{parts:?}");
+        assert_eq!((parts[0].as_str(), parts[3].as_str()), ("00", "01"));
+        (parts[1].clone(), parts[2].clone())
+    };
+    // A repetition is another step of the same trace.
+    let ((trace, span), (again, other)) = (trace(first), trace(second));
+    assert!(trace == again && span != other, "{trace} {again} {span} {other}");
+    assert_eq!(first.header("x-request-id"), Some(span.as_str()));
+    assert_eq!(second.header("x-request-id"), Some(other.as_str()));
+}
+
+#[test]
+fn a_collector_that_is_away_costs_its_spans_alone_and_is_told_once() {
+    let server = Server::answering([Answer::status(204)]);
+    let collector = Some(format!("http://{}", dead_address()));
+    let (uploader, events) = start(UploadConfig { otlp_endpoint: collector, ..config(server.url()) });
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    // What was not sent yet is tried at the end.
+    assert_eq!(uploader.stop().sent, 1);
+    let lost = |event: &&Event| matches!(event, Event::SpansLost { .. });
+    wait_until("the warning", || events.lock().unwrap().iter().filter(lost).count() == 1);
+    assert_eq!(outages(&events), 0);
+}
+
+#[test]
+fn a_useless_collector_is_refused() {
+    for endpoint in ["127.0.0.1:4318", "grpc://collector:4317", "http://"] {
+        let config = UploadConfig { otlp_endpoint: Some(endpoint.into()), ..config("http://backend".into()) };
+        let error = Uploader::start(config, Arc::new(|_| ())).err().unwrap();
+        assert!(matches!(error, UploadError::Collector { .. }), "{endpoint}: {error}");
+        assert!(error.to_string().contains(&format!("otlp-endpoint `{endpoint}`")), "{error}");
     }
 }

@@ -163,7 +163,10 @@ pub async fn cancel(
     id: web::Path<String>,
 ) -> Result<OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>, ApiError> {
     match state.database.cancel_job(&id).await? {
-        Cancelled::AtOnce(job) => Ok(OneOf::First(Answer::new(JobAnswer::try_from(job)?))),
+        Cancelled::AtOnce(job) => {
+            state.metrics.job_finished(job.kind, job.status);
+            Ok(OneOf::First(Answer::new(JobAnswer::try_from(job)?)))
+        }
         Cancelled::Asked(job) => Ok(OneOf::Second(Answer::new(JobAnswer::try_from(job)?))),
         Cancelled::TooLate => Err(ApiError::JobEnded),
         Cancelled::NotFound => Err(ApiError::JobNotFound),

@@ -12,6 +12,7 @@ mod form;
 mod health;
 mod jobs;
 mod model;
+mod observe;
 mod openapi;
 mod page;
 mod recognition;
@@ -21,6 +22,7 @@ mod verify;
 pub use auth::authorise;
 pub use body::limit_body_time;
 pub use form::form_config;
+pub use observe::observe;
 pub use openapi::document;
 pub use roles::serve_role;
 
@@ -35,6 +37,7 @@ use crate::{
     config::Config,
     error::ApiError,
     face_id::{FaceId, InvalidFaceId},
+    metrics::Metrics,
     recognise::{ModelLoader, Recogniser},
     store::{Blobs, Database, Micros, from_micros},
     tokens::Tokens,
@@ -61,6 +64,8 @@ pub struct State {
     pub verify_threshold: f32,
     /// Whether the server is about to stop.
     pub draining: Arc<AtomicBool>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Puts the calls and their documentation at their paths, and what answers everything else.

@@ -459,7 +459,10 @@ async fn recognise(
     answers.timing = timing(recognised.queued, recognised.computed);
     for (number, picture) in numbers.into_iter().zip(recognised.pictures) {
         match picture {
-            Ok(faces) => answers.pictures.push((number, faces)),
+            Ok(faces) => {
+                faces.iter().for_each(|face| state.metrics.face(face.known));
+                answers.pictures.push((number, faces));
+            }
             Err(error) => answers.errors.push((number, error)),
         }
     }

@@ -6,11 +6,14 @@ use facepipe_identify::{Decision, Identification, IdentifyError, Model};
 use facepipe_vision::Face;
 
 use super::IdentifiedFace;
+use crate::store::Micros;
 
 /// A trained model and its version.
 pub struct VersionedModel {
     /// Its row's version.
     pub version: i64,
+    /// When it was made.
+    pub created_at: Micros,
     /// Labels are row ids of people.
     pub model: Model,
 }
@@ -38,7 +41,7 @@ impl ActiveModel {
 ///
 /// # Errors
 /// The bytes are damaged, or the model gives no answer.
-pub fn load_tested(version: i64, bytes: &[u8]) -> Result<VersionedModel, IdentifyError> {
+pub fn load_tested(version: i64, created_at: Micros, bytes: &[u8]) -> Result<VersionedModel, IdentifyError> {
     let model = Model::from_bytes(bytes)?;
     if !model.labels().is_empty() {
         let mut probe = vec![0.0; model.dimensions()];
@@ -47,7 +50,7 @@ pub fn load_tested(version: i64, bytes: &[u8]) -> Result<VersionedModel, Identif
         }
         model.identify(&probe, 1.0)?;
     }
-    Ok(VersionedModel { version, model })
+    Ok(VersionedModel { version, created_at, model })
 }
 
 /// What `model` says of a face; without a model, or without people in it, the face is unknown.

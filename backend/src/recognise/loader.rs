@@ -91,8 +91,8 @@ impl ModelLoader {
         if hex(&Sha256::digest(&bytes)) != row.sha256 {
             return Err(unusable("its bytes are not those that were written".into()));
         }
-        let version = row.version;
-        let loaded = tokio::task::spawn_blocking(move || load_tested(version, &bytes)).await;
+        let (version, created_at) = (row.version, row.created_at);
+        let loaded = tokio::task::spawn_blocking(move || load_tested(version, created_at, &bytes)).await;
         loaded.map_err(|error| unusable(error.to_string()))?.map_err(|error| unusable(error.to_string()))
     }
 

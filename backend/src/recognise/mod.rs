@@ -28,11 +28,20 @@ use std::{
 use facepipe_identify::IdentifyError;
 use facepipe_vision::{DecodeError, Face, VisionError};
 use image::RgbImage;
+use opentelemetry::{
+    Context,
+    trace::{SpanContext, TraceContextExt as _},
+};
 use rayon::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use active::identify;
 use pipeline::FoundFaces;
+
+use crate::{
+    metrics::{Metrics, Refused, Stage},
+    traces::{self, Step},
+};
 
 /// Hands pictures to the worker; clones share it.
 #[derive(Clone)]
@@ -43,6 +52,7 @@ pub struct Recogniser {
     budget: Duration,
     pace: Arc<Pace>,
     embedder: &'static str,
+    metrics: Arc<Metrics>,
 }
 
 /// Why a request got no answer.
@@ -89,6 +99,8 @@ struct Job {
     pictures: Vec<Picture>,
     reply: oneshot::Sender<Result<Recognised, RecogniseError>>,
     arrived: Instant,
+    /// Where it is traced.
+    trace: Option<Context>,
     /// Held until the answer is there: what is being computed counts too.
     room: OwnedSemaphorePermit,
 }
@@ -106,14 +118,17 @@ impl Recogniser {
         capacity: u32,
         budget: Duration,
         batch: usize,
+        metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
         let (jobs, queue) = mpsc::channel();
         let pace = Arc::new(Pace::default());
         let embedder = pipeline.embedder().name();
-        let worker = Worker { pipeline, active, threshold, batch, pace: Arc::clone(&pace) };
+        let (pace_of_worker, metrics_of_worker) = (Arc::clone(&pace), Arc::clone(&metrics));
+        let worker =
+            Worker { pipeline, active, threshold, batch, pace: pace_of_worker, metrics: metrics_of_worker };
         thread::Builder::new().name("recognise".into()).spawn(move || worker.run(&queue))?;
         let room = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { jobs, room, capacity, budget, pace, embedder })
+        Ok(Self { jobs, room, capacity, budget, pace, embedder, metrics })
     }
 
     /// The embedder's name.
@@ -130,23 +145,30 @@ impl Recogniser {
         // itself gets in, however long it takes.
         let waiting = self.waiting();
         if waiting > 0 && self.pace.time_for(waiting) > self.budget {
-            return Err(self.busy());
+            return Err(self.busy(Refused::QueueSlow));
         }
         // A request larger than the queue gets in when it has the queue to itself.
         let size = u32::try_from(pictures.len()).unwrap_or(u32::MAX).min(self.capacity);
-        let room = Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy())?;
+        let room =
+            Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy(Refused::QueueFull))?;
         let (reply, answer) = oneshot::channel();
-        let job = Job { pictures, reply, arrived: Instant::now(), room };
+        let job = Job { pictures, reply, arrived: Instant::now(), trace: traces::current(), room };
         self.jobs.send(job).map_err(|_| RecogniseError::Interrupted)?;
         answer.await.map_err(|_| RecogniseError::Interrupted)?
     }
 
     /// Images that wait or are being computed.
-    fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_sub(self.room.available_permits())
     }
 
-    fn busy(&self) -> RecogniseError {
+    /// Images that may.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    fn busy(&self, reason: Refused) -> RecogniseError {
+        self.metrics.refused(reason);
         let waiting = self.waiting();
         RecogniseError::Busy {
             waiting,
@@ -167,6 +189,7 @@ struct Worker {
     threshold: f32,
     batch: usize,
     pace: Arc<Pace>,
+    metrics: Arc<Metrics>,
 }
 
 impl Worker {
@@ -198,13 +221,33 @@ impl Worker {
             jobs.iter().flat_map(|job| job.pictures.iter().map(move |picture| (job, picture))).collect();
         let count = pictures.len();
         let enough_for_all = count >= rayon::current_num_threads();
+        if count > 0 {
+            self.metrics.batch(count);
+        }
+        for job in &jobs {
+            let queued = begun.duration_since(job.arrived);
+            self.metrics.queued(queued);
+            Step::new("queue", job.arrived, queued)
+                .count("facepipe.images", job.pictures.len())
+                .record(job.trace.as_ref());
+        }
         let mut found: Vec<Result<FoundFaces, PictureError>> = pictures
             .into_par_iter()
             .map(|(job, picture)| {
                 if job.reply.is_closed() {
                     return Ok(FoundFaces::default());
                 }
-                self.pipeline.find_faces(picture, enough_for_all)
+                let found = self.pipeline.find_faces(picture, enough_for_all)?;
+                if let Some((begun, decoded, detected)) = found.took {
+                    let trace = job.trace.as_ref();
+                    Step::new("decode", begun, decoded).record(trace);
+                    Step::new("detect", begun + decoded, detected)
+                        .count("facepipe.faces", found.faces.len())
+                        .record(trace);
+                    self.metrics.stage(Stage::Decode, decoded);
+                    self.metrics.stage(Stage::Detect, detected);
+                }
+                Ok(found)
             })
             .collect();
 
@@ -212,7 +255,11 @@ impl Worker {
             found.iter_mut().flatten().flat_map(|faces| mem::take(&mut faces.crops)).collect();
         let mut embeddings = Vec::with_capacity(crops.len());
         for chunk in crops.chunks(self.batch) {
+            let embedding = Instant::now();
             embeddings.extend(self.pipeline.embedder().embed(chunk)?);
+            let took = embedding.elapsed();
+            self.metrics.stage(Stage::Embed, took);
+            trace_embedding(&jobs, embedding, took, chunk.len());
         }
         let mut embeddings = embeddings.into_iter();
         let embedded: Vec<Result<EmbeddedFaces, PictureError>> = found
@@ -223,10 +270,14 @@ impl Worker {
         let mut embedded = embedded.into_iter();
         for job in jobs {
             let of_job: Vec<_> = embedded.by_ref().take(job.pictures.len()).collect();
+            let classifying = Instant::now();
             let pictures = of_job
                 .into_iter()
                 .map(|picture| self.identify(picture, model.as_deref()))
                 .collect::<Result<_, RecogniseError>>();
+            let took = classifying.elapsed();
+            self.metrics.stage(Stage::Classify, took);
+            Step::new("classify", classifying, took).record(job.trace.as_ref());
             let answer = pictures.map(|pictures| Recognised {
                 model_version: model.as_ref().map(|m| m.version),
                 pictures,
@@ -259,6 +310,23 @@ impl Worker {
             Err(PictureError::Decode(error)) => Ok(Err(error)),
             Err(PictureError::Vision(error)) => Err(error.into()),
         }
+    }
+}
+
+/// A batch is embedded for all of its requests at once: each has the span, with links to the others.
+fn trace_embedding(jobs: &[Job], begun: Instant, took: Duration, faces: usize) {
+    let traced: Vec<(&Context, SpanContext)> = jobs
+        .iter()
+        .filter_map(|job| job.trace.as_ref())
+        .map(|trace| (trace, trace.span().span_context().clone()))
+        .collect();
+    for (trace, own) in &traced {
+        let others = traced.iter().map(|(_, other)| other).filter(|other| *other != own).cloned();
+        Step::new("embed", begun, took)
+            .count("facepipe.batch.faces", faces)
+            .count("facepipe.batch.requests", jobs.len())
+            .linked(others)
+            .record(Some(trace));
     }
 }
 

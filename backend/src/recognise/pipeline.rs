@@ -1,6 +1,9 @@
 //! From the bytes of pictures to embedded faces: decode, find, align, embed.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use facepipe_vision::{
@@ -42,6 +45,9 @@ pub struct FoundFaces {
     pub faces: Vec<Face>,
     /// The network's input.
     pub crops: Vec<RgbImage>,
+    /// When its bytes were taken up, how long they took to decode, and how long finding the faces took; `None` for a
+    /// picture that was left out.
+    pub took: Option<(Instant, Duration, Duration)>,
 }
 
 /// Why a picture has no answer.
@@ -84,14 +90,17 @@ impl Pipeline {
     /// The bytes are no picture within the limits, or the network fails.
     pub fn find_faces(&self, picture: &Picture, enough_for_all: bool) -> Result<FoundFaces, PictureError> {
         let cut_out = picture.cut_out;
+        let begun = Instant::now();
         let picture = decode_image(&picture.bytes, &self.limits)?;
+        let decoded = begun.elapsed();
         let detect =
             || if cut_out { self.mtcnn.detect_filling(&picture) } else { self.mtcnn.detect(&picture) };
         let small = picture.width().saturating_mul(picture.height()) < SHARED_FROM;
         let faces = if enough_for_all && small { on_one_thread(detect) } else { detect() }?;
         // Only the crops leave this function: a batch of whole pictures could fill the memory.
         let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
-        Ok(FoundFaces { faces, crops })
+        let took = Some((begun, decoded, begun.elapsed().saturating_sub(decoded)));
+        Ok(FoundFaces { faces, crops, took })
     }
 
     /// The embedding of a picture's largest face; `None` where it has no face.
@@ -99,7 +108,7 @@ impl Pipeline {
     /// # Errors
     /// The bytes are no picture within the limits, or the network fails.
     pub fn embed_largest_face(&self, bytes: Bytes) -> Result<Option<Vec<f32>>, PictureError> {
-        let FoundFaces { faces, mut crops } = self.find_faces(&bytes.into(), false)?;
+        let FoundFaces { faces, mut crops, .. } = self.find_faces(&bytes.into(), false)?;
         let area = |face: &Face| {
             let corners = face.bounding_box;
             (corners.right - corners.left) * (corners.bottom - corners.top)

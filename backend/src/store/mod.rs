@@ -97,6 +97,13 @@ const AWAY: [&str; 18] = [
 /// What engines say when the disk is full.
 const FULL: [&str; 3] = ["database or disk is full", "No space left on device", "is full"];
 
+impl StoreError {
+    /// Whether the database failed, rather than what was asked of it.
+    pub fn is_the_databases(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Full(_) | Self::Database(_) | Self::Interrupted)
+    }
+}
+
 impl From<diesel::result::Error> for StoreError {
     fn from(error: diesel::result::Error) -> Self {
         use diesel::result::{DatabaseErrorKind, Error};

@@ -14,6 +14,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use uuid::Uuid;
 
 use crate::{
+    metrics::Metrics,
     recognise::{ModelLoader, Pipeline},
     store::{
         Blobs, Database, StoreError,
@@ -52,6 +53,7 @@ struct Shared {
     options: TrainerOptions,
     /// Names this process in leases.
     holder: String,
+    metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
 }
 
@@ -63,10 +65,11 @@ impl Trainer {
         loader: Arc<ModelLoader>,
         pipeline: Arc<Pipeline>,
         options: TrainerOptions,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let work = Work::new(database.clone(), blobs, loader, pipeline, options.lease);
         let (holder, stop) = (Uuid::new_v4().to_string(), watch::Sender::new(false));
-        Self { shared: Arc::new(Shared { database, work, options, holder, stop }) }
+        Self { shared: Arc::new(Shared { database, work, options, holder, metrics, stop }) }
     }
 
     /// Starts the task that does the jobs, beginning with those that another process left.
@@ -148,7 +151,7 @@ impl Trainer {
     }
 
     async fn run_job(&self, job: &Job) {
-        let Shared { database, options, holder, .. } = &*self.shared;
+        let Shared { database, options, holder, metrics, .. } = &*self.shared;
         let progress = Arc::new(Progress::default());
         let outcome = {
             let work = self.shared.work.run(job, holder, &progress);
@@ -208,8 +211,12 @@ impl Trainer {
             }
         };
         let _ = database.report_job(&job.id, holder, options.lease, progress.images()).await;
-        if let Err(error) = database.finish_job(&job.id, holder, options.lease, outcome).await {
-            tracing::error!(job = job.id, %error, "cannot write down the end of a job");
+        let status = outcome.status();
+        match database.finish_job(&job.id, holder, options.lease, outcome).await {
+            Ok(true) => metrics.job_finished(job.kind, status),
+            // Somebody else took it up.
+            Ok(false) => (),
+            Err(error) => tracing::error!(job = job.id, %error, "cannot write down the end of a job"),
         }
         if let Err(error) = database.release_lease(Lease::Trainer, holder).await {
             tracing::warn!(%error, "cannot give the trainer's lease back");

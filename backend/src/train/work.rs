@@ -20,7 +20,7 @@ use crate::{
     hex::hex,
     recognise::{ModelLoader, PictureError, Pipeline, VersionedModel, load_tested},
     store::{
-        Blobs, Database, StoreError, ledger,
+        Blobs, Database, StoreError, ledger, now,
         sql::{EnrolledImage, Job, JobKind, Lease, NewModel},
     },
 };
@@ -253,7 +253,7 @@ impl Work {
         let sha256 = hex(&Sha256::digest(&bytes));
         let blob_key = Blobs::model_key(&Uuid::now_v7().to_string());
         // Tried from the bytes that every replica will read, before it becomes the one that answers.
-        load_tested(0, &bytes)?;
+        load_tested(0, now(), &bytes)?;
         self.blobs.put(&blob_key, Bytes::from(bytes)).await?;
         let known = people.len();
         let result = |version| -> Result<TrainingResult, WorkError> {

@@ -198,7 +198,8 @@ async fn sigterm_lets_accepted_requests_end() {
 
     // Enough pictures to be at work for a while after the signal.
     let form = (0..24).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
-    let request = client.post(format!("{url}/face-recognition/get-results")).multipart(form);
+    let request = client.post(format!("{url}/face-recognition/get-results")).header("X-Request-Id", "edge-7");
+    let request = request.multipart(form);
     let answer = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert!(!answer.is_finished(), "the request ended before the signal");
@@ -224,6 +225,7 @@ async fn sigterm_lets_accepted_requests_end() {
     let answered = lines.iter().find(|line| line["message"] == "answered").unwrap();
     assert_eq!(answered["route"], "/face-recognition/get-results");
     assert_eq!(answered["status"], 200);
+    assert_eq!(answered["span"], serde_json::json!({ "name": "request", "request_id": "edge-7" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -297,4 +299,20 @@ fn a_wrong_change_of_the_tokens_is_warned_of_once_and_shows_none() {
     assert!(log.contains("line 2 has a token of 11 characters"), "{log}");
     assert!(log.contains("read the changed token_file") && log.contains("\"tokens\":2"), "{log}");
     assert!(!log.contains("unspeakable"), "{log}");
+}
+
+#[test]
+fn a_second_server_goes_without_metrics_and_says_so() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    // If somebody else has it, all the better.
+    let _taken = std::net::TcpListener::bind("127.0.0.1:9464");
+    for (settings, warned) in [(vec![], true), (vec!["--metrics-listen", "off"], false)] {
+        let settings = [vec!["--listen", "127.0.0.1:0"], settings].concat();
+        let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+        let log = running.log();
+        assert!(log.contains("\"ready\""), "{log}");
+        assert_eq!(log.contains("metrics are not served"), warned, "{log}");
+    }
 }

@@ -42,6 +42,8 @@ pub(crate) use start;
 /// A running server with its own data folder.
 pub struct Server {
     pub url: String,
+    /// Where its metrics are, if the test asked for them.
+    pub metrics: Option<String>,
     pub client: Client,
     pub config: Config,
     pub data: Arc<TempDir>,
@@ -54,6 +56,7 @@ impl Server {
         let data = Arc::new(tempfile::tempdir().unwrap());
         let mut config = Config {
             listen: "127.0.0.1:0".into(),
+            metrics_listen: Some("off".into()),
             data_dir: data.path().to_owned(),
             database_url: Engine::of_this_run().map(Engine::new_database),
             poll_interval_ms: 100,
@@ -69,9 +72,10 @@ impl Server {
     pub async fn run(config: Config, data: Arc<TempDir>) -> Self {
         let application = Application::build(config.clone()).await.unwrap();
         let url = format!("http://{}", application.address());
+        let metrics = application.metrics_address().map(|address| format!("http://{address}/metrics"));
         let stop = application.stop_handle();
         let task = tokio::spawn(application.run());
-        Self { url, client: client(), config, data, stop, task }
+        Self { url, metrics, client: client(), config, data, stop, task }
     }
 
     /// Stops the server and starts another one on the same data.

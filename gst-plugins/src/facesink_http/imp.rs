@@ -56,6 +56,7 @@ struct Settings {
     token: Option<Result<Token, TokenError>>,
     token_file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
+    otlp_endpoint: Option<String>,
     spool_dir: Option<PathBuf>,
     spool_max_bytes: u64,
     drop_policy: DropPolicy,
@@ -83,6 +84,7 @@ impl Default for Settings {
             token: None,
             token_file: None,
             ca_file: None,
+            otlp_endpoint: None,
             spool_dir: None,
             spool_max_bytes: 256 << 20,
             drop_policy: DropPolicy::default(),
@@ -449,6 +451,14 @@ impl ObjectImpl for FaceSinkHttp {
                     .blurb("Certificates (PEM) that are trusted for https beside the system's")
                     .mutable_ready()
                     .build(),
+                glib::ParamSpecString::builder("otlp-endpoint")
+                    .nick("Traces endpoint")
+                    .blurb(
+                        "Collector that gets OpenTelemetry traces of the uploads, http:// or https:// (OTLP over HTTP; \
+                         unset = none)",
+                    )
+                    .mutable_ready()
+                    .build(),
                 glib::ParamSpecString::builder("spool-dir")
                     .nick("Spool folder")
                     .blurb(
@@ -522,6 +532,7 @@ impl ObjectImpl for FaceSinkHttp {
             "token" => settings.token = filled().map(|text| Token::new(&text)),
             "token-file" => settings.token_file = filled().map(PathBuf::from),
             "ca-file" => settings.ca_file = filled().map(PathBuf::from),
+            "otlp-endpoint" => settings.otlp_endpoint = filled(),
             "spool-dir" => settings.spool_dir = filled().map(PathBuf::from),
             "spool-max-bytes" => settings.spool_max_bytes = value.get().unwrap_or(defaults.spool_max_bytes),
             "eos-timeout" => settings.eos_timeout = number(defaults.eos_timeout),
@@ -556,6 +567,7 @@ impl ObjectImpl for FaceSinkHttp {
             "retries" => settings.retries.to_value(),
             "token-file" => path(&settings.token_file),
             "ca-file" => path(&settings.ca_file),
+            "otlp-endpoint" => settings.otlp_endpoint.to_value(),
             "spool-dir" => path(&settings.spool_dir),
             "spool-max-bytes" => settings.spool_max_bytes.to_value(),
             "eos-timeout" => settings.eos_timeout.to_value(),
@@ -621,6 +633,7 @@ impl BaseSinkImpl for FaceSinkHttp {
                 endpoint: settings.endpoint,
                 ca_file: settings.ca_file.clone(),
                 workers: usize::try_from(settings.workers).unwrap_or(1),
+                otlp_endpoint: settings.otlp_endpoint.clone(),
                 spool: settings.spool(),
                 tuning: settings.tuning(),
                 ..UploadConfig::default()

@@ -88,6 +88,14 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
                 ("spool-dir {}: {reason}", folder.unwrap_or_default())
             );
         }
+        Event::SpansLost { reason } => {
+            let collector: Option<String> = element.property("otlp-endpoint");
+            gst::element_warning!(
+                element,
+                gst::ResourceError::Write,
+                ("otlp-endpoint {}: spans are lost: {reason}", collector.unwrap_or_default())
+            );
+        }
         Event::Stats(counts) => post_stats(element, &counts),
     }
 }

@@ -16,6 +16,7 @@ mod retry;
 mod spool;
 mod state;
 mod token;
+mod traces;
 
 use std::{
     path::PathBuf,
@@ -43,6 +44,7 @@ pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolError, SpoolId, Spooled, S
 use state::{Job, Next, Queued, SpoolWork, State, Waiting, count};
 use token::TokenFile;
 pub use token::{Token, TokenError};
+use traces::{Attempt, Tracer};
 
 use crate::crop::Encoding;
 
@@ -121,6 +123,9 @@ pub struct UploadConfig {
     pub workers: usize,
     /// How long to wait before a request is repeated.
     pub backoff: Backoff,
+    /// Collector of OpenTelemetry traces, `http://` or `https://`: OTLP, protobuf over HTTP, to `v1/traces` below it.
+    /// Nothing is traced if unset.
+    pub otlp_endpoint: Option<String>,
     /// Where crops are kept while the backend is away; in memory alone if unset.
     pub spool: Option<SpoolConfig>,
     /// What may change later.
@@ -135,6 +140,7 @@ impl Default for UploadConfig {
             ca_file: None,
             workers: 2,
             backoff: Backoff::default(),
+            otlp_endpoint: None,
             spool: None,
             tuning: Tuning::default(),
         }
@@ -275,6 +281,11 @@ pub enum Event {
         /// What went wrong.
         reason: String,
     },
+    /// The collector of traces did not take spans. Told once until it takes some.
+    SpansLost {
+        /// What went wrong.
+        reason: String,
+    },
     /// The counts, as often as [`Tuning::stats_interval`] says.
     Stats(Stats),
 }
@@ -361,6 +372,14 @@ pub enum UploadError {
          set ca-file"
     )]
     Certificates(String),
+    /// The collector's address is of no use.
+    #[error("otlp-endpoint `{url}` {reason}; give it as http://host:port or https://host:port")]
+    Collector {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The file of roots cannot be used.
     #[error("ca-file `{}` cannot be used: {reason}", path.display())]
     CaFile {
@@ -398,7 +417,8 @@ impl Uploader {
     ///
     /// # Errors
     ///
-    /// A backend URL, token file, CA file or spool that cannot be used, and a lack of root certificates or threads.
+    /// A backend URL, collector's URL, token file, CA file or spool that cannot be used, and a lack of root certificates
+    /// or threads.
     pub fn start(config: UploadConfig, observer: Observer) -> Result<Self, UploadError> {
         let uri = endpoint_uri(&config.backend_url, config.endpoint)?;
         if let (None, Some(path)) = (&config.tuning.token, &config.tuning.token_file) {
@@ -407,6 +427,14 @@ impl Uploader {
         let traffic = Arc::new(Traffic::default());
         let client = connection::client(&uri, config.ca_file.as_deref(), Arc::clone(&traffic))?;
         let runtime = runtime()?;
+        let tracer = config
+            .otlp_endpoint
+            .as_deref()
+            .map(|endpoint| {
+                let (ca_file, runtime) = (config.ca_file.as_deref(), runtime.handle().clone());
+                Tracer::start(endpoint, ca_file, runtime, Arc::clone(&observer))
+            })
+            .transpose()?;
         let spool = config.spool.as_ref().map(Spool::open).transpose()?;
         let workers = config.workers.max(1);
         let shared = Arc::new(Shared {
@@ -414,6 +442,7 @@ impl Uploader {
             backoff: config.backoff,
             uri,
             client,
+            tracer: Mutex::new(tracer.map(Arc::new)),
             observer,
             traffic,
             token_file: tokio::sync::Mutex::default(),
@@ -566,6 +595,9 @@ impl Uploader {
         }
         let left = shared.lock().give_up();
         shared.counts.dropped.fetch_add(left, Ordering::Relaxed);
+        // The last to have it sends what is left of the spans.
+        let tracer = shared.tracer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(tracer);
         shared.stats()
     }
 }
@@ -581,6 +613,8 @@ struct Shared {
     backoff: Backoff,
     uri: Uri,
     client: Client,
+    /// Until the uploader stops.
+    tracer: Mutex<Option<Arc<Tracer>>>,
     observer: Observer,
     traffic: Arc<Traffic>,
     token_file: tokio::sync::Mutex<TokenFile>,
@@ -633,6 +667,19 @@ enum Outcome {
     },
     /// The connection was closed before anything was answered.
     Stale(String),
+}
+
+impl Outcome {
+    /// The answer's status, if there was an answer.
+    fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Accepted { status, .. } => Some(*status),
+            Self::Refused(refusal) | Self::Trouble { refusal, .. } => {
+                StatusCode::from_u16(refusal.status).ok()
+            }
+            Self::Stale(_) => None,
+        }
+    }
 }
 
 /// Why crops were not taken.
@@ -733,7 +780,17 @@ impl Shared {
     }
 
     async fn deliver(&self, job: Job) {
-        let outcome = self.post(&job).await;
+        let tracer = self.tracer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let attempt = Attempt::begin(&job.crops);
+        let outcome = self.post(&job, attempt.as_ref()).await;
+        if let (Some(tracer), Some(attempt)) = (&tracer, &attempt) {
+            tracer.attempted(attempt, &job.crops, outcome.status());
+            match &outcome {
+                Outcome::Accepted { .. } => tracer.ended(attempt, &job.crops, true),
+                Outcome::Refused(_) if job.crops.len() == 1 => tracer.ended(attempt, &job.crops, false),
+                _ => (),
+            }
+        }
         let now = Instant::now();
         match outcome {
             Outcome::Accepted { status, body } => {
@@ -857,7 +914,7 @@ impl Shared {
     }
 
     /// Posts one request.
-    async fn post(&self, job: &Job) -> Outcome {
+    async fn post(&self, job: &Job, attempt: Option<&Attempt>) -> Outcome {
         self.counts.requests.fetch_add(1, Ordering::Relaxed);
         if job.repeats() {
             self.counts.retries.fetch_add(1, Ordering::Relaxed);
@@ -866,7 +923,7 @@ impl Shared {
         let token = self.token(&tuning).await;
         let crops: Vec<Crop> = job.crops.iter().map(|waiting| waiting.crop.clone()).collect();
         let (content_type, body) = multipart::encode(self.endpoint, &crops);
-        let request = self.request(&content_type, body, token.as_ref());
+        let request = self.request(&content_type, body, token.as_ref(), attempt);
         let away = |message| {
             let refusal = Refusal::unanswered(message);
             Outcome::Trouble { kind: Trouble::Away, refusal, wait: None, internal: false }
@@ -911,6 +968,7 @@ impl Shared {
         content_type: &str,
         body: Bytes,
         token: Option<&Token>,
+        attempt: Option<&Attempt>,
     ) -> Result<Answer, RequestError> {
         let mut request = Request::builder()
             .method(Method::POST)
@@ -918,6 +976,10 @@ impl Shared {
             .header(header::CONTENT_TYPE, content_type);
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, token.header());
+        }
+        if let Some(attempt) = attempt {
+            request = request.header("traceparent", attempt.traceparent());
+            request = request.header("x-request-id", attempt.request_id());
         }
         let request = request.body(Full::new(body)).map_err(|e| RequestError::Broken(root_cause(&e)))?;
         let response = self.client.request(request).await.map_err(|e| {

@@ -26,6 +26,8 @@ const SUSPICIOUS: u32 = 3;
 pub(super) struct Waiting {
     pub crop: Crop,
     since: Instant,
+    /// It was in a request since then.
+    requested: bool,
     /// Requests that it was part of.
     pub attempts: u32,
     /// Those of them that the backend answered with 500.
@@ -43,6 +45,7 @@ impl Waiting {
         Self {
             crop,
             since: Instant::now(),
+            requested: false,
             attempts: 0,
             internal_errors: 0,
             earlier_run: false,
@@ -55,6 +58,16 @@ impl Waiting {
         let Spooled { crop, attempts, internal_errors, earlier_run } = spooled;
         let alone = internal_errors >= SUSPICIOUS;
         Self { attempts, internal_errors, earlier_run, alone, spooled: Some(id), ..Self::new(crop) }
+    }
+
+    /// Since when it waits in memory.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Whether it was in no request since it began to wait.
+    pub fn first_time(&self) -> bool {
+        !self.requested
     }
 
     /// Fields are matched to the pictures by their order, so a request's crops either all have a field or all lack
@@ -337,6 +350,7 @@ impl State {
         let queue = if job.from_spool { &mut self.ready } else { &mut self.queue };
         for mut waiting in job.crops.into_iter().rev() {
             waiting.alone |= waiting.internal_errors >= SUSPICIOUS;
+            waiting.requested = true;
             queue.push_front(waiting);
         }
     }

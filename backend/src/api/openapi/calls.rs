@@ -34,6 +34,10 @@ Face recognition over HTTP: enrol people, train, ask who is on a picture, store 
 answered with 404 `not_found`, a method that a path does not take with 405 `method_not_allowed` and the header \
 `Allow`. A field that this document does not know may be added to an answer at any time.
 
+**Request ids.** Every answer has the header `X-Request-Id`, and an error's body the same as `request_id`: by it the \
+server's log is searched. It is the request's own, where that has 1 to 128 letters, digits, `-`, `_` and `.`. A request \
+may have `traceparent` (W3C Trace Context).
+
 **Times** are RFC 3339. Answers give them in UTC; requests may have any offset, and a fraction down to microseconds.
 
 **Pages.** Lists that can be long come in pages: `meta.next_cursor` is what gets the next one, and null on the last.

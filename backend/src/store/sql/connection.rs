@@ -76,6 +76,15 @@ impl Engine {
         }
     }
 
+    /// Its name in OpenTelemetry's conventions.
+    pub(super) fn system(&self) -> &'static str {
+        match self {
+            Self::Sqlite { .. } => "sqlite",
+            Self::Postgres { .. } => "postgresql",
+            Self::Mysql { .. } => "mysql",
+        }
+    }
+
     fn sqlite(path: &str) -> anyhow::Result<Self> {
         anyhow::ensure!(!path.is_empty(), "database_url names no file, expected sqlite://<path>");
         if let Some(folder) = Path::new(path).parent() {

@@ -32,6 +32,9 @@ pub enum JobKind {
 }
 
 impl JobKind {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::OptimizedTrain, Self::Train, Self::GenerateEmb];
+
     /// As rows and answers name it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -42,7 +45,7 @@ impl JobKind {
     }
 
     fn parse(text: &str) -> Result<Self, StoreError> {
-        [Self::OptimizedTrain, Self::Train, Self::GenerateEmb]
+        Self::ALL
             .into_iter()
             .find(|kind| kind.as_str() == text)
             .ok_or_else(|| StoreError::Damaged(format!("a job of kind {text:?}")))
@@ -127,6 +130,17 @@ pub enum JobOutcome {
     Failed(String),
     /// On request.
     Cancelled,
+}
+
+impl JobOutcome {
+    /// What the job is from then on.
+    pub fn status(&self) -> JobStatus {
+        match self {
+            Self::Done(_) => JobStatus::Done,
+            Self::Failed(_) => JobStatus::Failed,
+            Self::Cancelled => JobStatus::Cancelled,
+        }
+    }
 }
 
 /// What became of the wish to end a job.
@@ -331,7 +345,8 @@ impl Database {
         .await
     }
 
-    /// Ends a job that `holder` does. One that somebody else took up meanwhile is left to them.
+    /// Ends a job that `holder` does. One that somebody else took up meanwhile is left to them: then the answer is
+    /// `false`.
     ///
     /// # Errors
     /// The database fails.
@@ -341,36 +356,38 @@ impl Database {
         holder: &str,
         ttl: Duration,
         outcome: JobOutcome,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let (id, holder) = (id.to_owned(), holder.to_owned());
-        self.write(move |connection| {
-            if !renew(connection, Lease::Trainer, &holder, ttl)? {
-                return Ok(());
-            }
-            let (status, result, error) = match &outcome {
-                JobOutcome::Done(result) => (JobStatus::Done, Some(result), None),
-                JobOutcome::Failed(error) => (JobStatus::Failed, None, Some(error)),
-                JobOutcome::Cancelled => (JobStatus::Cancelled, None, None),
-            };
-            diesel::update(jobs::table.find(&id))
-                .set((
-                    jobs::status.eq(status.as_str()),
-                    jobs::result.eq(result),
-                    jobs::error.eq(error),
-                    jobs::finished_at.eq(Some(now())),
-                ))
-                .execute(connection)?;
-            if status == JobStatus::Done {
-                diesel::update(jobs::table.find(&id).filter(jobs::images_total.is_not_null()))
-                    .set(jobs::images_done.eq(jobs::images_total.assume_not_null()))
+        let ended = self
+            .write(move |connection| {
+                if !renew(connection, Lease::Trainer, &holder, ttl)? {
+                    return Ok(false);
+                }
+                let status = outcome.status();
+                let (result, error) = match &outcome {
+                    JobOutcome::Done(result) => (Some(result), None),
+                    JobOutcome::Failed(error) => (None, Some(error)),
+                    JobOutcome::Cancelled => (None, None),
+                };
+                diesel::update(jobs::table.find(&id))
+                    .set((
+                        jobs::status.eq(status.as_str()),
+                        jobs::result.eq(result),
+                        jobs::error.eq(error),
+                        jobs::finished_at.eq(Some(now())),
+                    ))
                     .execute(connection)?;
-            }
-            notify_others(connection, Topic::Jobs)?;
-            Ok(())
-        })
-        .await?;
+                if status == JobStatus::Done {
+                    diesel::update(jobs::table.find(&id).filter(jobs::images_total.is_not_null()))
+                        .set(jobs::images_done.eq(jobs::images_total.assume_not_null()))
+                        .execute(connection)?;
+                }
+                notify_others(connection, Topic::Jobs)?;
+                Ok(true)
+            })
+            .await?;
         self.signals.tell(Topic::Jobs);
-        Ok(())
+        Ok(ended)
     }
 
     /// Ends a job that waits, or asks whoever does it to end it.

@@ -5,6 +5,7 @@
 
 mod answers;
 mod arrivals;
+mod backlog;
 mod connection;
 mod detections;
 mod erasures;
@@ -18,7 +19,11 @@ mod schema;
 mod signals;
 
 use std::{
-    sync::Arc,
+    any::type_name,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,10 +36,12 @@ use diesel::{
 use tokio::sync::watch;
 
 use super::StoreError;
+use crate::traces;
 use connection::{Engine, Manager, Pool};
 use signals::Signals;
 
 pub use answers::{KeyedCall, NewUploads, Upload};
+pub use backlog::Backlog;
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
 pub use erasures::{Erasure, Identity};
@@ -56,6 +63,21 @@ pub struct Database {
     signals: Arc<Signals>,
     /// Whether this process alone writes, one transaction after the other.
     one_writer: bool,
+    /// Calls that failed for the database's sake.
+    errors: Arc<AtomicU64>,
+    /// The engine, as traces name it.
+    system: &'static str,
+}
+
+/// Connections to the database at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Those that nobody uses.
+    pub idle: u32,
+    /// Those that somebody uses.
+    pub used: u32,
+    /// Both together at most.
+    pub limit: u32,
 }
 
 impl Database {
@@ -74,7 +96,15 @@ impl Database {
         let (readers, writer) =
             engine.pools(options).with_context(|| format!("cannot open the {engine} database"))?;
         let one_writer = matches!(engine, Engine::Sqlite { .. });
-        Ok(Self { readers, writer, signals: Signals::start(engine)?, one_writer })
+        let system = engine.system();
+        Ok(Self {
+            readers,
+            writer,
+            signals: Signals::start(engine)?,
+            one_writer,
+            errors: Arc::default(),
+            system,
+        })
     }
 
     /// Brings the schema of a database up to date. Blocks as [`open`](Self::open) does. Returns the versions that were
@@ -100,7 +130,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        in_transaction(self.readers.clone(), move |connection| {
+        self.in_transaction(self.readers.clone(), type_name::<F>(), move |connection| {
             // Elsewhere a transaction sees one moment by itself.
             if let AnyConnection::Postgres(postgres) = connection {
                 postgres.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")?;
@@ -120,7 +150,26 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        in_transaction(self.writer.clone(), statements).await
+        self.in_transaction(self.writer.clone(), type_name::<F>(), statements).await
+    }
+
+    /// Calls since the start that failed because the database could not be reached in time or refused a statement.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// The connections of this moment.
+    pub fn connections(&self) -> Connections {
+        // A database server's one pool serves readers and writers.
+        let pools = if self.one_writer { vec![&self.readers, &self.writer] } else { vec![&self.writer] };
+        pools.into_iter().fold(Connections { idle: 0, used: 0, limit: 0 }, |sum, pool| {
+            let state = pool.state();
+            Connections {
+                idle: sum.idle + state.idle_connections,
+                used: sum.used + state.connections.saturating_sub(state.idle_connections),
+                limit: sum.limit + pool.max_size(),
+            }
+        })
     }
 
     /// Whether the database answers.
@@ -157,7 +206,7 @@ impl Database {
 
     async fn forget(&self, postgres_vacuum: Option<&'static str>) -> Result<(), StoreError> {
         let pool = self.writer.clone();
-        blocking(move || {
+        self.blocking("forget", move || {
             let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
             match &mut *connection {
                 // Pages that held the rows are zeroed by `secure_delete`, but older copies lie in the write-ahead
@@ -171,6 +220,49 @@ impl Database {
             }
         })
         .await
+    }
+
+    /// `name` is that of the statements' type.
+    async fn in_transaction<T, F>(
+        &self,
+        pool: Pool,
+        name: &'static str,
+        statements: F,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
+    {
+        self.blocking(name, move || {
+            for attempt in 1.. {
+                let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
+                match diesel::Connection::transaction(&mut *connection, &statements) {
+                    Err(error) if attempt < ATTEMPTS && gave_way(&error) => (),
+                    outcome => return outcome,
+                }
+            }
+            Err(StoreError::Interrupted)
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let errors = Arc::clone(&self.errors);
+        let (span, trace, system) = (tracing::Span::current(), traces::current(), self.system);
+        // Counted by the thread itself: whoever waits for it may be gone by then.
+        let counted = move || {
+            let _span = span.entered();
+            traces::database_call(trace.as_ref(), system, name, call).inspect_err(|error| {
+                if error.is_the_databases() {
+                    errors.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        tokio::task::spawn_blocking(counted).await.map_err(|_| StoreError::Interrupted)?
     }
 }
 
@@ -224,24 +316,6 @@ fn wait_for(engine: &Engine, patience: Duration) -> anyhow::Result<AnyConnection
     }
 }
 
-async fn in_transaction<T, F>(pool: Pool, statements: F) -> Result<T, StoreError>
-where
-    T: Send + 'static,
-    F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
-{
-    blocking(move || {
-        for attempt in 1.. {
-            let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
-            match diesel::Connection::transaction(&mut *connection, &statements) {
-                Err(error) if attempt < ATTEMPTS && gave_way(&error) => (),
-                outcome => return outcome,
-            }
-        }
-        Err(StoreError::Interrupted)
-    })
-    .await
-}
-
 /// Whether the engine ended this transaction because it and another one waited for each other.
 fn gave_way(error: &StoreError) -> bool {
     match error {
@@ -251,10 +325,4 @@ fn gave_way(error: &StoreError) -> bool {
         }
         _ => false,
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(call).await.map_err(|_| StoreError::Interrupted)?
 }

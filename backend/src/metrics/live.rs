@@ -1,0 +1,199 @@
+//! What a scrape gets: the counters, and what is looked up at that moment.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use prometheus::{Counter, Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncoder, proto::MetricFamily};
+use tokio::sync::Mutex;
+
+use super::{Metrics, process};
+use crate::{
+    recognise::{ModelLoader, Recogniser},
+    store::{
+        Database, now,
+        sql::{Backlog, JobStatus},
+    },
+};
+
+/// How long a scrape waits for the database.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(1);
+/// For how long what the database said, or that it did not answer, holds: several scrapers cost as much as one.
+const DATABASE_KEPT: Duration = Duration::from_secs(3);
+
+/// What is looked at when somebody scrapes.
+pub struct Sources {
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// The queue.
+    pub recogniser: Recogniser,
+    /// The model that answers.
+    pub loader: Arc<ModelLoader>,
+    /// Jobs, the outbox, connections.
+    pub database: Database,
+}
+
+/// Writes the metrics of one server.
+pub struct Exposition {
+    sources: Sources,
+    backlog: Mutex<Option<(Instant, Option<Backlog>)>>,
+}
+
+impl Exposition {
+    /// Of what `sources` tell.
+    pub fn new(sources: Sources) -> Self {
+        Self { sources, backlog: Mutex::new(None) }
+    }
+
+    /// All metrics in Prometheus' text format. Where the database does not answer, those that it would tell are left
+    /// out.
+    ///
+    /// # Errors
+    /// A metric cannot be written down.
+    pub async fn text(&self) -> prometheus::Result<String> {
+        let backlog = self.backlog().await;
+        let mut families = self.sources.metrics.registry.gather();
+        families.extend(self.live(backlog)?);
+        families.sort_by(|one, other| one.name().cmp(other.name()));
+        TextEncoder::new().encode_to_string(&families)
+    }
+
+    async fn backlog(&self) -> Option<Backlog> {
+        let mut kept = self.backlog.lock().await;
+        if let Some((read_at, backlog)) = *kept
+            && read_at.elapsed() < DATABASE_KEPT
+        {
+            return backlog;
+        }
+        let read = tokio::time::timeout(DATABASE_PATIENCE, self.sources.database.backlog()).await;
+        let backlog = read.ok().and_then(Result::ok);
+        *kept = Some((Instant::now(), backlog));
+        backlog
+    }
+
+    fn live(&self, backlog: Option<Backlog>) -> prometheus::Result<Vec<MetricFamily>> {
+        let Sources { recogniser, loader, database, .. } = &self.sources;
+        let moment = Moment(Registry::new());
+        moment.gauge(
+            "facepipe_queue_images",
+            "Images that wait for recognition or are being recognised.",
+            recogniser.waiting() as f64,
+        )?;
+        moment.gauge(
+            "facepipe_queue_images_limit",
+            "Images that may wait or be recognised at a time.",
+            f64::from(recogniser.capacity()),
+        )?;
+        if let Some(model) = loader.active() {
+            moment.gauge(
+                "facepipe_model_version",
+                "Version of the model that answers.",
+                model.version as f64,
+            )?;
+            moment.gauge(
+                "facepipe_model_age_seconds",
+                "Time since the model that answers was trained.",
+                seconds_since(model.created_at),
+            )?;
+        }
+        let connections = database.connections();
+        moment.gauges(
+            "facepipe_database_connections",
+            "Connections to the database.",
+            "state",
+            &[("idle", f64::from(connections.idle)), ("used", f64::from(connections.used))],
+        )?;
+        moment.gauge(
+            "facepipe_database_connections_limit",
+            "Connections to the database at most.",
+            f64::from(connections.limit),
+        )?;
+        moment.counter(
+            "facepipe_database_errors_total",
+            "Calls of the database that failed: it could not be reached in time, or refused a statement.",
+            database.errors(),
+        )?;
+        moment.gauge(
+            "facepipe_inference_threads",
+            "Threads that networks run on.",
+            rayon::current_num_threads() as f64,
+        )?;
+        moment.labelled(
+            "facepipe_build_info",
+            "Always 1: which program with which embedder this is.",
+            &[("version", env!("CARGO_PKG_VERSION")), ("embedder", recogniser.embedder())],
+            1.0,
+        )?;
+        for process::Reading { name, help, counter, value } in process::readings() {
+            if counter {
+                let seconds = Counter::new(name, help)?;
+                seconds.inc_by(value);
+                moment.0.register(Box::new(seconds))?;
+            } else {
+                moment.gauge(name, help, value)?;
+            }
+        }
+        if let Some(backlog) = backlog {
+            let jobs: Vec<(&str, f64)> = JobStatus::ALL
+                .iter()
+                .zip(backlog.jobs)
+                .map(|(status, jobs)| (status.as_str(), jobs as f64))
+                .collect();
+            moment.gauges("facepipe_jobs", "Jobs of the deployment.", "status", &jobs)?;
+            moment.gauge(
+                "facepipe_outbox_messages",
+                "Results of the deployment that wait to be sent to the external API.",
+                backlog.messages as f64,
+            )?;
+            moment.gauge(
+                "facepipe_outbox_oldest_seconds",
+                "Time that the oldest of those waits; 0 where none does.",
+                backlog.oldest_message.map_or(0.0, seconds_since),
+            )?;
+        }
+        Ok(moment.0.gather())
+    }
+}
+
+fn seconds_since(moment: i64) -> f64 {
+    now().saturating_sub(moment).max(0) as f64 / 1e6
+}
+
+/// Values of one moment. What is not known has no series, which a gauge that stays registered could not say.
+struct Moment(Registry);
+
+impl Moment {
+    fn gauge(&self, name: &str, help: &str, value: f64) -> prometheus::Result<()> {
+        self.labelled(name, help, &[], value)
+    }
+
+    fn labelled(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[(&str, &str)],
+        value: f64,
+    ) -> prometheus::Result<()> {
+        let options = labels
+            .iter()
+            .fold(Opts::new(name, help), |options, (label, value)| options.const_label(*label, *value));
+        let gauge = Gauge::with_opts(options)?;
+        gauge.set(value);
+        self.0.register(Box::new(gauge))
+    }
+
+    fn gauges(&self, name: &str, help: &str, label: &str, values: &[(&str, f64)]) -> prometheus::Result<()> {
+        let gauges = GaugeVec::new(Opts::new(name, help), &[label])?;
+        for (of, value) in values {
+            gauges.with_label_values(&[*of]).set(*value);
+        }
+        self.0.register(Box::new(gauges))
+    }
+
+    fn counter(&self, name: &str, help: &str, value: u64) -> prometheus::Result<()> {
+        let counter = IntCounter::new(name, help)?;
+        counter.inc_by(value);
+        self.0.register(Box::new(counter))
+    }
+}

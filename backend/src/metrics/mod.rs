@@ -1,0 +1,247 @@
+//! What one server counts and measures, as Prometheus reads it. docs/metrics.md explains each; no label names a person.
+
+mod listener;
+mod live;
+mod process;
+
+pub use listener::{bind, serve};
+pub use live::{Exposition, Sources};
+
+use std::time::Duration;
+
+use actix_web::http::{Method, StatusCode};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
+};
+
+use crate::store::sql::{JobKind, JobStatus};
+
+/// Upper bounds in seconds of what requests take: from an empty answer to a training that is waited for.
+const REQUEST_SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Upper bounds in seconds of a step of recognition.
+const STAGE_SECONDS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Upper bounds of the images of a batch.
+const BATCH_IMAGES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// A step of recognition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// From an image's bytes to its pixels.
+    Decode,
+    /// Finding the faces of an image and cutting them out.
+    Detect,
+    /// Computing the embeddings of a batch.
+    Embed,
+    /// Telling whom the faces of a request show.
+    Classify,
+}
+
+/// Why a request was turned away before anything was computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// As many images wait as may.
+    QueueFull,
+    /// Those that wait take longer than they may.
+    QueueSlow,
+}
+
+/// The counters of one server.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    queue_full: IntCounter,
+    queue_slow: IntCounter,
+    queue_seconds: Histogram,
+    decode: Histogram,
+    detect: Histogram,
+    embed: Histogram,
+    classify: Histogram,
+    batch_images: Histogram,
+    known: IntCounter,
+    unknown: IntCounter,
+    jobs_finished: IntCounterVec,
+    outbox_dropped: IntCounter,
+}
+
+impl Metrics {
+    /// Counters that stand at zero.
+    ///
+    /// # Errors
+    /// Two have the same name, or one has a name that Prometheus does not take.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let refused = counters(
+            &registry,
+            "facepipe_requests_refused_total",
+            "Requests that were answered 429 before anything was computed.",
+            &["reason"],
+        )?;
+        let stages = histograms(
+            &registry,
+            "facepipe_stage_seconds",
+            "Time that a step of recognition took: decode and detect for an image, embed for a batch, classify for a \
+             request.",
+            &STAGE_SECONDS,
+            &["stage"],
+        )?;
+        let faces = counters(
+            &registry,
+            "facepipe_faces_total",
+            "Faces that the calls of recognition found, by what was decided.",
+            &["decision"],
+        )?;
+        let metrics = Self {
+            requests: counters(
+                &registry,
+                "facepipe_requests_total",
+                "Requests that were answered.",
+                &["method", "route", "status"],
+            )?,
+            request_seconds: histograms(
+                &registry,
+                "facepipe_request_duration_seconds",
+                "Time from a request's head to the head of its answer.",
+                &REQUEST_SECONDS,
+                &["route"],
+            )?,
+            queue_full: refused.with_label_values(&["queue_full"]),
+            queue_slow: refused.with_label_values(&["queue_slow"]),
+            queue_seconds: histogram(
+                &registry,
+                "facepipe_queue_seconds",
+                "Time that a request waited for its images' turn.",
+                &STAGE_SECONDS,
+            )?,
+            decode: stages.with_label_values(&["decode"]),
+            detect: stages.with_label_values(&["detect"]),
+            embed: stages.with_label_values(&["embed"]),
+            classify: stages.with_label_values(&["classify"]),
+            batch_images: histogram(
+                &registry,
+                "facepipe_batch_images",
+                "Images that were recognised together.",
+                &BATCH_IMAGES,
+            )?,
+            known: faces.with_label_values(&["known"]),
+            unknown: faces.with_label_values(&["unknown"]),
+            jobs_finished: counters(
+                &registry,
+                "facepipe_jobs_finished_total",
+                "Jobs that ended in this process.",
+                &["kind", "status"],
+            )?,
+            outbox_dropped: register(
+                &registry,
+                IntCounter::new(
+                    "facepipe_outbox_dropped_total",
+                    "Results that this process dropped because the external API did not take them in time.",
+                )?,
+            )?,
+            registry,
+        };
+        // Series that are there from the beginning: the increase of one that appears with its first event is not seen.
+        for kind in JobKind::ALL {
+            for status in JobStatus::ALL.into_iter().filter(|status| status.has_ended()) {
+                metrics.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]);
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// A request was answered. `route` is the pattern of its path.
+    pub fn answered(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
+        self.requests.with_label_values(&[method_label(method), route, status.as_str()]).inc();
+        self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// A request was turned away.
+    pub fn refused(&self, reason: Refused) {
+        match reason {
+            Refused::QueueFull => self.queue_full.inc(),
+            Refused::QueueSlow => self.queue_slow.inc(),
+        }
+    }
+
+    /// A request's turn came after this time.
+    pub fn queued(&self, waited: Duration) {
+        self.queue_seconds.observe(waited.as_secs_f64());
+    }
+
+    /// A step took this time.
+    pub fn stage(&self, stage: Stage, took: Duration) {
+        let histogram = match stage {
+            Stage::Decode => &self.decode,
+            Stage::Detect => &self.detect,
+            Stage::Embed => &self.embed,
+            Stage::Classify => &self.classify,
+        };
+        histogram.observe(took.as_secs_f64());
+    }
+
+    /// So many images were recognised together.
+    pub fn batch(&self, images: usize) {
+        self.batch_images.observe(images as f64);
+    }
+
+    /// A call of recognition found a face.
+    pub fn face(&self, known: bool) {
+        if known { self.known.inc() } else { self.unknown.inc() }
+    }
+
+    /// A job ended.
+    pub fn job_finished(&self, kind: JobKind, status: JobStatus) {
+        self.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]).inc();
+    }
+
+    /// So many results were dropped.
+    pub fn outbox_dropped(&self, results: usize) {
+        self.outbox_dropped.inc_by(u64::try_from(results).unwrap_or(u64::MAX));
+    }
+}
+
+/// A method as a label: clients may send any word as one.
+fn method_label(method: &Method) -> &str {
+    let known = [
+        Method::GET,
+        Method::POST,
+        Method::PATCH,
+        Method::PUT,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+    ];
+    if known.contains(method) { method.as_str() } else { "other" }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, bounds: &[f64]) -> prometheus::Result<Histogram> {
+    let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
+    register(registry, Histogram::with_opts(options)?)
+}
+
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    bounds: &[f64],
+    labels: &[&str],
+) -> prometheus::Result<HistogramVec> {
+    let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
+    register(registry, HistogramVec::new(options, labels)?)
+}

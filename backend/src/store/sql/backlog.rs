@@ -1,0 +1,47 @@
+//! What waits in the database, for whoever watches the deployment.
+
+use diesel::{
+    dsl::{count_star, min},
+    prelude::*,
+};
+
+use super::{
+    Database,
+    jobs::JobStatus,
+    schema::{jobs, outbox},
+};
+use crate::store::{Micros, StoreError};
+
+/// Jobs and results of the whole deployment at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    /// Jobs by their status, in the order of [`JobStatus::ALL`].
+    pub jobs: [i64; 5],
+    /// Results that wait to be sent.
+    pub messages: i64,
+    /// Since when the oldest of them waits.
+    pub oldest_message: Option<Micros>,
+}
+
+impl Database {
+    /// Counts what waits.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn backlog(&self) -> Result<Backlog, StoreError> {
+        self.read(|connection| {
+            let counts =
+                jobs::table
+                    .group_by(jobs::status)
+                    .select((jobs::status, count_star()))
+                    .load::<(String, i64)>(connection)?;
+            let of = |status: JobStatus| {
+                counts.iter().find(|(of, _)| of == status.as_str()).map_or(0, |(_, jobs)| *jobs)
+            };
+            let (messages, oldest_message) =
+                outbox::table.select((count_star(), min(outbox::created_at))).first(connection)?;
+            Ok(Backlog { jobs: JobStatus::ALL.map(of), messages, oldest_message })
+        })
+        .await
+    }
+}

@@ -1,0 +1,272 @@
+//! OpenTelemetry traces, where a collector is configured: of each request, of the steps of its recognition, and of the
+//! database's calls. Spans have durations, counts and statuses; no face, no name, no path and no statement.
+//!
+//! As the log, they are the process's. Where there is no collector, each place that could make a span asks one static
+//! whether there is, and nothing more.
+
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use actix_web::http::{Method, StatusCode, header::HeaderMap};
+use opentelemetry::{
+    Context, KeyValue,
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::{
+        Link, Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _,
+        TracerProvider as _,
+    },
+};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    error::OTelSdkResult,
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, SdkTracerProvider, SpanData},
+};
+use reqwest::{Url, redirect};
+
+use crate::{request_id::RequestId, store::StoreError, tls};
+
+/// Where the OTLP protocol takes traces, below the collector's address.
+const PATH: &str = "v1/traces";
+/// How long the collector may take to answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// Sends the process's spans until it is dropped, which sends what is left.
+pub struct Traces(Option<SdkTracerProvider>);
+
+impl Traces {
+    /// Begins to send spans to the collector `endpoint`, if there is one: OTLP, protobuf over HTTP, to `v1/traces` below
+    /// it. What the environment's `OTEL_…` variables say of sampling, batches, headers and resources holds.
+    ///
+    /// Must not be called within an asynchronous runtime.
+    ///
+    /// # Errors
+    /// The HTTP client cannot be made, or the variables say what cannot be.
+    pub fn start(endpoint: Option<&Url>) -> anyhow::Result<Self> {
+        let Some(endpoint) = endpoint else { return Ok(Self(None)) };
+        tls::use_ring();
+        let client = reqwest::blocking::Client::builder()
+            .user_agent(concat!("facepipe/", env!("CARGO_PKG_VERSION")))
+            .timeout(TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .build()?;
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_endpoint(format!("{}/{PATH}", endpoint.as_str().trim_end_matches('/')))
+            .build()?;
+        let mut resource =
+            Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+        if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+            resource = resource.with_service_name("facepipe-backend");
+        }
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(Watched { exporter, failing: AtomicBool::new(false) })
+            .with_resource(resource.build())
+            .build();
+        let _ = TRACER.set(provider.tracer("facepipe"));
+        Ok(Self(Some(provider)))
+    }
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.0 {
+            // Whatever keeps the last spans from being sent was told of by the exporter.
+            let _ = provider.shutdown();
+        }
+    }
+}
+
+/// Says in the log, once, that spans are lost.
+struct Watched {
+    exporter: SpanExporter,
+    failing: AtomicBool,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").finish_non_exhaustive()
+    }
+}
+
+impl opentelemetry_sdk::trace::SpanExporter for Watched {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let sent = self.exporter.export(batch).await;
+        match &sent {
+            Ok(()) if self.failing.swap(false, Ordering::Relaxed) => {
+                tracing::info!("the collector takes spans again");
+            }
+            Ok(()) => (),
+            Err(error) if !self.failing.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(spans, %error, "the collector did not take spans; they are lost");
+            }
+            Err(_) => (),
+        }
+        sent
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
+/// The span of a request, to be attached to what answers it; `None` without a collector.
+pub fn begin_request(headers: &HeaderMap, method: &Method, route: &str, id: &RequestId) -> Option<Context> {
+    let tracer = TRACER.get()?;
+    let client = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+    let span = SpanBuilder::from_name(format!("{method} {route}"))
+        .with_kind(SpanKind::Server)
+        .with_attributes([
+            KeyValue::new("http.request.method", method.to_string()),
+            KeyValue::new("http.route", route.to_owned()),
+            KeyValue::new("facepipe.request_id", id.to_string()),
+        ])
+        .start_with_context(tracer, &client);
+    Some(Context::new().with_span(span))
+}
+
+/// Ends the span of a request.
+pub fn end_request(request: &Context, status: StatusCode) {
+    let span = request.span();
+    span.set_attribute(KeyValue::new("http.response.status_code", i64::from(status.as_u16())));
+    if status.is_server_error() {
+        span.set_status(Status::error(""));
+    }
+    span.end();
+}
+
+/// The trace that a request belongs to, as log lines name it.
+pub fn trace_id(request: &Context) -> String {
+    request.span().span_context().trace_id().to_string()
+}
+
+/// What the spans of the request that is being answered belong to; `None` where nothing is traced.
+pub fn current() -> Option<Context> {
+    TRACER.get()?;
+    let context = Context::current();
+    context.has_active_span().then_some(context)
+}
+
+/// A span of which the beginning and the end are known.
+pub struct Step {
+    /// What was done.
+    pub name: &'static str,
+    /// When it began.
+    pub begun: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// Counts.
+    pub attributes: Vec<KeyValue>,
+    /// The other requests for which it was done.
+    pub links: Vec<SpanContext>,
+}
+
+impl Step {
+    /// A step of this name.
+    pub fn new(name: &'static str, begun: Instant, took: Duration) -> Self {
+        Self { name, begun, took, attributes: Vec::new(), links: Vec::new() }
+    }
+
+    /// The same with a count.
+    pub fn count(mut self, name: &'static str, count: usize) -> Self {
+        self.attributes.push(KeyValue::new(name, i64::try_from(count).unwrap_or(i64::MAX)));
+        self
+    }
+
+    /// The same, done for other requests too.
+    pub fn linked(mut self, others: impl IntoIterator<Item = SpanContext>) -> Self {
+        self.links.extend(others);
+        self
+    }
+
+    /// Writes the span down as one of `parent`'s, where that is traced.
+    pub fn record(self, parent: Option<&Context>) {
+        let (Some(tracer), Some(parent)) = (TRACER.get(), parent) else { return };
+        let begun = moment(self.begun);
+        SpanBuilder::from_name(self.name)
+            .with_start_time(begun)
+            .with_attributes(self.attributes)
+            .with_links(self.links.into_iter().map(|link| Link::new(link, Vec::new(), 0)).collect())
+            .start_with_context(tracer, parent)
+            .end_with_timestamp(begun + self.took);
+    }
+}
+
+/// Runs a call of the database, whose name is that of the function that `call` was written in, within a span of its own.
+pub fn database_call<T>(
+    parent: Option<&Context>,
+    system: &'static str,
+    name: &'static str,
+    call: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let (Some(tracer), Some(parent)) = (TRACER.get(), parent) else { return call() };
+    let mut span = SpanBuilder::from_name(function(name))
+        .with_kind(SpanKind::Client)
+        .with_attributes([KeyValue::new("db.system.name", system)])
+        .start_with_context(tracer, parent);
+    let outcome = call();
+    if outcome.as_ref().is_err_and(StoreError::is_the_databases) {
+        span.set_status(Status::error(""));
+    }
+    span.end();
+    outcome
+}
+
+/// `…::jobs::<impl Database>::add_job::{{closure}}::{{closure}}` as `add_job`.
+fn function(type_name: &'static str) -> &'static str {
+    type_name.rsplit("::").find(|part| !part.starts_with('{')).unwrap_or("call")
+}
+
+fn moment(instant: Instant) -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(instant.elapsed()).unwrap_or(now)
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(|name| name.as_str()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_named_after_their_functions() {
+        fn name_of<F: Fn()>(_: &F) -> &'static str {
+            function(std::any::type_name::<F>())
+        }
+        let nested = || {
+            let inner = || ();
+            assert_eq!(name_of(&inner), "calls_are_named_after_their_functions");
+        };
+        nested();
+        assert_eq!(name_of(&nested), "calls_are_named_after_their_functions");
+    }
+}
