@@ -50,9 +50,9 @@ const MAX_ANSWER: usize = 1 << 20;
 /// The trace of a crop and its span, which lasts from its cutting to its end.
 fn crop_context(key: Uuid) -> SpanContext {
     let number = key.as_u128();
-    // Samplers look at the lower half of a trace's id. There, a key has two bits that are always the same: they go to
-    // the other end.
-    let trace = TraceId::from_bytes(number.rotate_left(2).to_be_bytes());
+    // Samplers look at the lower half of a trace's id, where a key counts the crops of its millisecond. Its last four
+    // bytes are chance alone: they come to the top of that half.
+    let trace = TraceId::from_bytes(number.rotate_left(32).to_be_bytes());
     let [.., a, b, c, d, e, f, g, h] = number.to_be_bytes();
     let span = SpanId::from_bytes([a, b, c, d, e, f, g, h]);
     SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE)
