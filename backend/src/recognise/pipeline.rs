@@ -8,13 +8,9 @@ use std::{
 use bytes::Bytes;
 use facepipe_vision::{
     DecodeError, DecodeLimits, Embedder, EmbedderKind, Face, ModelError, Mtcnn, MtcnnConfig, VisionError,
-    decode_image, installed_embedder, load_embedder, on_one_thread,
+    decode_image, installed_embedder, load_embedder,
 };
 use image::RgbImage;
-
-/// Pixels from which a picture is searched on all threads, whether or not others wait: they differ too much in size for
-/// the threads to be done at about the same time.
-const SHARED_FROM: u32 = 512 * 512;
 
 /// A picture as it was sent.
 #[derive(Debug, Clone)]
@@ -39,15 +35,13 @@ pub struct Pipeline {
 }
 
 /// The faces of one picture, and what the embedder takes of each, in the same order.
-#[derive(Default)]
 pub struct FoundFaces {
     /// Where they are.
     pub faces: Vec<Face>,
     /// The network's input.
     pub crops: Vec<RgbImage>,
-    /// When its bytes were taken up, how long they took to decode, and how long finding the faces took; `None` for a
-    /// picture that was left out.
-    pub took: Option<(Instant, Duration, Duration)>,
+    /// When its bytes were taken up, how long they took to decode, and how long finding the faces took.
+    pub took: (Instant, Duration, Duration),
 }
 
 /// Why a picture has no answer.
@@ -83,23 +77,19 @@ impl Pipeline {
         &*self.embedder
     }
 
-    /// The faces of a picture, ready to be embedded. `enough_for_all`: there are so many pictures that each thread should
-    /// take one by itself.
+    /// The faces of a picture, ready to be embedded.
     ///
     /// # Errors
     /// The bytes are no picture within the limits, or the network fails.
-    pub fn find_faces(&self, picture: &Picture, enough_for_all: bool) -> Result<FoundFaces, PictureError> {
+    pub fn find_faces(&self, picture: &Picture) -> Result<FoundFaces, PictureError> {
         let cut_out = picture.cut_out;
         let begun = Instant::now();
         let picture = decode_image(&picture.bytes, &self.limits)?;
         let decoded = begun.elapsed();
-        let detect =
-            || if cut_out { self.mtcnn.detect_filling(&picture) } else { self.mtcnn.detect(&picture) };
-        let small = picture.width().saturating_mul(picture.height()) < SHARED_FROM;
-        let faces = if enough_for_all && small { on_one_thread(detect) } else { detect() }?;
+        let faces = if cut_out { self.mtcnn.detect_filling(&picture) } else { self.mtcnn.detect(&picture) }?;
         // Only the crops leave this function: a batch of whole pictures could fill the memory.
         let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
-        let took = Some((begun, decoded, begun.elapsed().saturating_sub(decoded)));
+        let took = (begun, decoded, begun.elapsed().saturating_sub(decoded));
         Ok(FoundFaces { faces, crops, took })
     }
 
@@ -108,7 +98,7 @@ impl Pipeline {
     /// # Errors
     /// The bytes are no picture within the limits, or the network fails.
     pub fn embed_largest_face(&self, bytes: Bytes) -> Result<Option<Vec<f32>>, PictureError> {
-        let FoundFaces { faces, mut crops, .. } = self.find_faces(&bytes.into(), false)?;
+        let FoundFaces { faces, mut crops, .. } = self.find_faces(&bytes.into())?;
         let area = |face: &Face| {
             let corners = face.bounding_box;
             (corners.right - corners.left) * (corners.bottom - corners.top)

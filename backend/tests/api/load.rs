@@ -1,10 +1,14 @@
 //! More requests than the server can take, and clients that go.
 
-use std::time::Duration;
+use std::{fs, io::Write as _, net::TcpStream, time::Duration};
 
+use facepipe_backend::Config;
 use reqwest::{StatusCode, multipart::Form};
 
-use crate::helpers::{Answer, photograph, start};
+use crate::{
+    helpers::{Answer, photograph, photograph_path, start},
+    metrics::{Scrape, with_metrics},
+};
 
 #[tokio::test]
 async fn a_full_queue_turns_requests_away_and_recovers() {
@@ -81,4 +85,58 @@ async fn clients_that_go_make_room() {
         assert!(begun.elapsed() < Duration::from_secs(20));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn clients_that_hang_up_cost_no_inference() {
+    const KEPT: usize = 24;
+    const LEFT: usize = 20;
+    let server = start!(|config: &mut Config| {
+        with_metrics(config);
+        config.queue_images = 128;
+        config.queue_budget_ms = 600_000;
+    });
+    // Keeps the workers busy while others come and go.
+    let form = (0..KEPT).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
+    let request = server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
+    let kept = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+    while Scrape::of(&server).await.value("facepipe_queue_images") < KEPT as f64 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    let picture = fs::read(photograph_path("Tony_Blair", 2)).unwrap();
+    let head = "--b\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.jpg\"\r\n\r\n";
+    let body = [head.as_bytes(), &picture, b"\r\n--b--\r\n"].concat();
+    let address = server.url.strip_prefix("http://").unwrap();
+    let connections: Vec<TcpStream> = (0..LEFT)
+        .map(|_| {
+            let mut connection = TcpStream::connect(address).unwrap();
+            let head = format!(
+                "POST /face-recognition/get-results HTTP/1.1\r\nHost: {address}\r\n\
+                 Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            connection.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+            connection
+        })
+        .collect();
+    // All of them have come in.
+    while Scrape::of(&server).await.value("facepipe_queue_images") < (KEPT + LEFT) as f64 {
+        assert!(!kept.is_finished(), "nobody had to wait");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(connections);
+
+    let answer = kept.await.unwrap().expect(StatusCode::OK);
+    assert_eq!(answer["faces"].as_array().unwrap().len(), KEPT);
+    let form = Form::new().part("image", photograph("Tony_Blair", 3));
+    server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
+    let scrape = Scrape::of(&server).await;
+    for stage in ["decode", "detect", "classify"] {
+        let computed = scrape.value(&format!("facepipe_stage_seconds_count{{stage=\"{stage}\"}}"));
+        let wanted = if stage == "classify" { 2 } else { KEPT + 1 };
+        // One may have been taken up before it was noticed that its client had gone.
+        assert!((wanted..wanted + LEFT / 4).contains(&(computed as usize)), "{stage}: {computed}");
+    }
+    assert_eq!(scrape.value("facepipe_queue_images"), 0.0);
 }

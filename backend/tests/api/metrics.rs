@@ -13,13 +13,13 @@ use reqwest::{StatusCode, multipart::Form};
 use crate::helpers::{Server, landscape, photograph, start};
 
 /// A server's metrics: the text, and the value of each series.
-struct Scrape {
+pub struct Scrape {
     text: String,
     series: BTreeMap<String, f64>,
 }
 
 impl Scrape {
-    async fn of(server: &Server) -> Self {
+    pub async fn of(server: &Server) -> Self {
         let answer = server.client.get(server.metrics.as_ref().unwrap()).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
@@ -32,7 +32,7 @@ impl Scrape {
     }
 
     #[track_caller]
-    fn value(&self, series: &str) -> f64 {
+    pub fn value(&self, series: &str) -> f64 {
         *self.series.get(series).unwrap_or_else(|| panic!("no {series} in\n{}", self.text))
     }
 
@@ -62,7 +62,7 @@ impl Scrape {
     }
 }
 
-fn with_metrics(config: &mut Config) {
+pub fn with_metrics(config: &mut Config) {
     config.metrics_listen = Some("127.0.0.1:0".into());
 }
 
