@@ -38,6 +38,7 @@ fn request(client: usize, number: usize) -> NewUploads {
         camera_id: format!("camera-{client}"),
         location: "benchmark".into(),
         received_at: moment,
+        request_id: None,
         embedder: "inception-resnet-v1",
         model_version: None,
         uploads: vec![Upload {

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use crate::{
     metrics::Metrics,
+    request_id,
     store::{
         Database, Micros, StoreError, from_micros, now,
         sql::{Lease, Message, Topic},
@@ -109,11 +110,20 @@ struct Sender {
     /// When results that were too old were dropped last.
     dropped_at: Option<Instant>,
     sending: JoinSet<Result<(), Refusal>>,
-    /// What each task sends: the message's row and its attempts before this one.
-    tasks: HashMap<Id, (i64, i32)>,
+    tasks: HashMap<Id, Task>,
     outcomes: Outcomes,
     health: Health,
     metrics: Arc<Metrics>,
+}
+
+/// What a task sends.
+struct Task {
+    /// The message's row.
+    id: i64,
+    /// Its attempts before this one.
+    attempts: i32,
+    /// The request that it is from.
+    request_id: Option<String>,
 }
 
 /// What is still to be written down, by the messages' rows.
@@ -239,13 +249,13 @@ impl Sender {
 
     /// The rows of the messages that are being sent.
     fn on_their_way(&self) -> Vec<i64> {
-        self.tasks.values().map(|(id, _)| *id).collect()
+        self.tasks.values().map(|task| task.id).collect()
     }
 
     fn send(&mut self, message: Message) {
-        let (id, attempts) = (message.id, message.attempts);
+        let (id, attempts, request_id) = (message.id, message.attempts, message.request_id.clone());
         let task = self.sending.spawn(send(self.client.clone(), self.options.url.clone(), message));
-        self.tasks.insert(task.id(), (id, attempts));
+        self.tasks.insert(task.id(), Task { id, attempts, request_id });
     }
 
     fn ended(&mut self, ended: Result<(Id, Result<(), Refusal>), JoinError>) {
@@ -253,7 +263,7 @@ impl Sender {
             Ok(ended) => ended,
             Err(error) => (error.id(), Err(Refusal::because("sending it ended unexpectedly"))),
         };
-        let Some((id, attempts)) = self.tasks.remove(&task) else { return };
+        let Some(Task { id, attempts, request_id }) = self.tasks.remove(&task) else { return };
         match outcome {
             Ok(()) => {
                 self.outcomes.taken.push(id);
@@ -269,6 +279,7 @@ impl Sender {
                     tracing::warn!(
                         reason,
                         status,
+                        request_id,
                         "the external API did not take a result; it is tried again"
                     );
                 }
@@ -372,7 +383,11 @@ async fn send(client: Client, url: Url, message: Message) -> Result<(), Refusal>
         timestamp,
         key: message.key,
     };
-    let mut answer = client.post(url).json(&body).send().await.map_err(|error| {
+    let mut request = client.post(url).json(&body);
+    if let Some(id) = message.request_id {
+        request = request.header(request_id::HEADER.as_str(), id);
+    }
+    let mut answer = request.send().await.map_err(|error| {
         Refusal::because(match &error {
             error if error.is_timeout() => "no answer in time",
             error if error.is_connect() => "no connection",

@@ -80,7 +80,8 @@ class Bench:
     def ours(self, embedder, models, *more):
         port = free_port()
         command = [self.build / "facepipe-backend", "--listen", f"127.0.0.1:{port}", "--embedder", embedder,
-                   "--models-dir", models, "--data-dir", self.folder / embedder, "--log", "warn", *more]
+                   "--models-dir", models, "--data-dir", self.folder / embedder, "--log", "warn", "--metrics-listen", "off",
+                   *more]
         return Server(command, port, self.log)
 
     def facepipe(self, server, *arguments):

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     error::{ApiError, ErrorDetail},
     recognise::{IdentifiedFace, Picture},
+    request_id::RequestId,
     store::{
         Micros, now,
         sql::{KeyedCall, NewUploads, Upload},
@@ -312,6 +313,7 @@ async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<K
             camera_id,
             location,
             received_at,
+            request_id: RequestId::current().map(|id| id.to_string()),
             embedder: state.recogniser.embedder(),
             model_version: answers.model_version,
             uploads,

@@ -108,8 +108,15 @@ impl Recogniser {
         let entrance = Arc::new(Entrance(Arc::clone(&queue)));
         let pace = Arc::new(Pace::default());
         let embedder = pipeline.embedder().name();
-        let worker =
-            Worker { queue, pipeline, active, threshold, batch, pace: Arc::clone(&pace), metrics: Arc::clone(&metrics) };
+        let worker = Worker {
+            queue,
+            pipeline,
+            active,
+            threshold,
+            batch,
+            pace: Arc::clone(&pace),
+            metrics: Arc::clone(&metrics),
+        };
         for number in 0..workers {
             let worker = worker.clone();
             thread::Builder::new().name(format!("recognise-{number}")).spawn(move || worker.run())?;

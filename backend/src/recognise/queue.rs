@@ -66,8 +66,8 @@ impl Queue {
     /// counts too.
     pub fn push(&self, pictures: Vec<Picture>, reply: Reply, room: OwnedSemaphorePermit) {
         let request = Arc::new(Request::new(pictures, reply, room));
-        let waiting = (0..request.pictures.len())
-            .map(|number| Waiting { request: Arc::clone(&request), number });
+        let waiting =
+            (0..request.pictures.len()).map(|number| Waiting { request: Arc::clone(&request), number });
         self.state().waiting.extend(waiting);
         self.changed.notify_all();
     }

@@ -82,7 +82,8 @@ impl Worker {
             turn.pictures.iter().filter_map(|waiting| Some((waiting, self.find_faces(waiting)?))).collect();
 
         // Clients go while others' faces are looked for, too.
-        let mut awaited: Vec<_> = found.into_iter().filter(|(waiting, _)| waiting.request.is_awaited()).collect();
+        let mut awaited: Vec<_> =
+            found.into_iter().filter(|(waiting, _)| waiting.request.is_awaited()).collect();
         let crops: Vec<RgbImage> = awaited
             .iter_mut()
             .filter_map(|(_, found)| found.as_mut().ok())
@@ -125,7 +126,9 @@ impl Worker {
         let (begun, decoded, detected) = found.took;
         let trace = request.trace.as_ref();
         Step::new("decode", begun, decoded).record(trace);
-        Step::new("detect", begun + decoded, detected).count("facepipe.faces", found.faces.len()).record(trace);
+        Step::new("detect", begun + decoded, detected)
+            .count("facepipe.faces", found.faces.len())
+            .record(trace);
         self.metrics.stage(Stage::Decode, decoded);
         self.metrics.stage(Stage::Detect, detected);
         Some(Ok(found))

@@ -50,6 +50,8 @@ struct Seen {
     mood: Mutex<Mood>,
     /// Messages that were taken, in their order.
     taken: Mutex<Vec<Value>>,
+    /// `X-Request-Id` of each.
+    request_ids: Mutex<Vec<String>>,
     /// Requests, taken or not.
     requests: Mutex<usize>,
 }
@@ -58,7 +60,12 @@ impl ExternalApi {
     /// One that refuses connections until it is opened.
     fn closed() -> Self {
         let socket = bound("127.0.0.1:0".parse().unwrap());
-        let seen = Seen { mood: Mood::Takes.into(), taken: Mutex::default(), requests: Mutex::default() };
+        let seen = Seen {
+            mood: Mood::Takes.into(),
+            taken: Mutex::default(),
+            request_ids: Mutex::default(),
+            requests: Mutex::default(),
+        };
         Self {
             address: socket.local_addr().unwrap(),
             seen: Arc::new(seen),
@@ -166,6 +173,8 @@ async fn take(
             return HttpResponse::TemporaryRedirect().insert_header(("location", "/elsewhere")).finish();
         }
     }
+    let request_id = request.headers().get("x-request-id").unwrap().to_str().unwrap();
+    seen.request_ids.lock().unwrap().push(request_id.to_owned());
     seen.taken.lock().unwrap().push(message);
     HttpResponse::Accepted().body("thank you")
 }
@@ -246,10 +255,14 @@ async fn each_face_is_sent_as_a_message() {
         .text("location", "")
         .part("image", crate::helpers::file(group))
         .part("image", crate::helpers::landscape());
-    let answer = server.send(SEND, form).await.expect(StatusCode::ACCEPTED);
+    let answer = server.send(SEND, form).await;
+    let request_id = answer.headers["x-request-id"].to_str().unwrap().to_owned();
+    let answer = answer.expect(StatusCode::ACCEPTED);
     let faces = answer["faces"].as_array().unwrap().len();
     assert!(faces > 1 && answer["sent"] == faces, "{answer}");
     let messages = api.taken_once(1 + faces, &server).await;
+    let request_ids = api.seen.request_ids.lock().unwrap().clone();
+    assert_eq!(request_ids[1..], vec![request_id; faces]);
     let mut pictures = HashSet::new();
     let mut numbers = Vec::new();
     for message in &messages[1..] {

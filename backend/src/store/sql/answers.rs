@@ -70,6 +70,8 @@ pub struct NewUploads {
     pub location: String,
     /// When the request arrived.
     pub received_at: Micros,
+    /// Its `X-Request-Id`.
+    pub request_id: Option<String>,
     /// Which network made the embeddings.
     pub embedder: &'static str,
     /// The model that was asked.
@@ -280,6 +282,7 @@ fn store_messages(
             camera_id: &new.camera_id,
             location: &new.location,
             captured_at: upload.captured_at,
+            request_id: new.request_id.as_deref(),
         };
         outbox::insert(connection, &message)?;
     }

@@ -24,6 +24,8 @@ pub struct NewMessage<'a> {
     pub location: &'a str,
     /// When the picture was taken.
     pub captured_at: Micros,
+    /// `X-Request-Id` of the request that brought it.
+    pub request_id: Option<&'a str>,
 }
 
 /// A result that waits to be sent.
@@ -45,6 +47,8 @@ pub struct Message {
     pub captured_at: Micros,
     /// How often it was sent in vain.
     pub attempts: i32,
+    /// `X-Request-Id` of the request that brought it.
+    pub request_id: Option<String>,
 }
 
 impl Database {
@@ -81,6 +85,7 @@ impl Database {
                     outbox::location,
                     outbox::captured_at,
                     outbox::attempts,
+                    outbox::request_id,
                 ))
                 .load::<Message>(connection)?;
             Ok(rows)
@@ -144,6 +149,7 @@ pub(super) fn insert(connection: &mut AnyConnection, message: &NewMessage<'_>) -
             outbox::captured_at.eq(message.captured_at),
             outbox::created_at.eq(now),
             outbox::next_attempt_at.eq(now),
+            outbox::request_id.eq(message.request_id),
         ))
         .execute(connection)?;
     Ok(())

@@ -138,6 +138,7 @@ table! {
         created_at -> BigInt,
         attempts -> Integer,
         next_attempt_at -> BigInt,
+        request_id -> Nullable<Text>,
     }
 }
 
