@@ -15,7 +15,7 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: help setup packages test-packages build models plugins demo test cross lint images audit fmt bench clean
+.PHONY: help setup packages test-packages bench-packages build models plugins demo test cross lint images audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,7 +67,10 @@ audit: $(CARGO_DENY) ## known vulnerabilities of dependencies (downloads the adv
 fmt: ## formats the code
 	@cargo fmt --all
 
-bench: setup ## speed: parts (criterion), and side by side with the peers, into target/bench/report.json
+bench-packages:
+	@scripts/packages.sh bench
+
+bench: bench-packages setup ## speed: parts (criterion), and side by side with the peers, into target/bench/report.json
 	@cargo bench --locked -p facepipe-detector -p facepipe-vision --bench detector --bench networks
 	@benches/compare/run.sh
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building and the demo need, with `packages.sh test` also those that tests need, with
-# `packages.sh cross` those that building for arm64 needs; quick when none is missing.
+# Installs the Debian packages that building and the demo need; with `packages.sh test` also those that tests need, with
+# `packages.sh bench` those that benchmarks need, with `packages.sh cross` those that building for arm64 needs; quick when
+# none is missing.
 set -euo pipefail
 
 packages=(
@@ -19,9 +20,15 @@ packages=(
     ca-certificates curl
 )
 
-if [[ ${1:-} == test ]]; then
-    # database servers and a load balancer, which the tests start by themselves
+if [[ ${1:-} == test || ${1:-} == bench ]]; then
+    # database servers and a load balancer, which tests and benchmarks start by themselves
     packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
+fi
+if [[ ${1:-} == bench ]]; then
+    # counts instructions
+    packages+=(valgrind)
+fi
+if [[ ${1:-} == test ]]; then
     # what watches them, and checks alerts
     packages+=(prometheus)
     # a network camera for the tests of pipelines/
