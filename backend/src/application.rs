@@ -284,7 +284,8 @@ fn open_tokens(config: &Config) -> anyhow::Result<Option<Arc<Tokens>>> {
 fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
     let database = Database::open(&config.database_options())?;
     let limits = DecodeLimits { max_bytes: config.max_image_bytes, max_pixels: config.max_image_pixels };
-    let pipeline = Pipeline::load(&config.models_dir, config.embedder_kind()?, config.min_face_size, limits)?;
+    let (embedder, device) = (config.embedder_kind()?, config.device_kind()?);
+    let pipeline = Pipeline::load(&config.models_dir, embedder, device, config.min_face_size, limits)?;
     Ok((database, pipeline))
 }
 

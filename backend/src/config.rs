@@ -4,7 +4,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use facepipe_vision::EmbedderKind;
+use facepipe_vision::{DeviceKind, EmbedderKind};
 use figment::{
     Figment,
     providers::{Format as _, Serialized, Toml},
@@ -65,6 +65,9 @@ pub struct Config {
     pub models_dir: PathBuf,
     /// `inception-resnet-v1` or `mobilefacenet`. By default the first of them whose weights are installed.
     pub embedder: Option<String>,
+    /// What the networks run on: `cpu`, or `cuda:<number>` where the program was built with the feature `cuda`. `cpu` by
+    /// default.
+    pub device: String,
     /// Cosine to a person's mean embedding from which a face counts as known, -1 to 1. By default the embedder's.
     pub match_threshold: Option<f32>,
     /// Cosine between the embeddings of two faces from which they count as one person's, -1 to 1. By default the
@@ -185,6 +188,7 @@ impl Default for Config {
             detections_max_age_days: None,
             models_dir: "models".into(),
             embedder: None,
+            device: DeviceKind::default().to_string(),
             match_threshold: None,
             verify_threshold: None,
             keep_unknown_embeddings: true,
@@ -385,6 +389,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     embedder: Option<String>,
+    /// What the networks run on: cpu, or cuda:<number> for NVIDIA's device of that number, which needs a program built
+    /// with the feature cuda [default: cpu]
+    #[arg(long, env = "FACEPIPE_DEVICE", value_name = "DEVICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
     /// Cosine to a person's mean embedding from which a face counts as known, -1 to 1 [default: the embedder's]
     #[arg(long, env = "FACEPIPE_MATCH_THRESHOLD", value_name = "COSINE", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -494,6 +503,7 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         self.embedder_kind()?;
+        self.device_kind()?;
         self.results_url()?;
         self.otlp_endpoint()?;
         let thresholds =
@@ -559,6 +569,14 @@ impl Config {
             .map(EmbedderKind::from_str)
             .transpose()
             .context("embedder must be inception-resnet-v1 or mobilefacenet")
+    }
+
+    /// What the networks run on.
+    ///
+    /// # Errors
+    /// There is no device of that name.
+    pub fn device_kind(&self) -> anyhow::Result<DeviceKind> {
+        self.device.parse().context("device must be cpu, cuda or cuda:<number>")
     }
 
     /// The external API's URL, where there is one.

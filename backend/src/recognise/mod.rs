@@ -1,4 +1,4 @@
-//! Recognition: a bounded queue of pictures in front of as many workers as the networks have threads.
+//! Recognition: a bounded queue of pictures in front of as many workers as the networks have threads on the processor.
 //!
 //! Nobody waits for a batch to fill: while the workers compute, the next ones gather by themselves, and a worker that is
 //! done takes its share of them. A request that finds the queue full is turned away at once, and one whose client has gone
@@ -103,7 +103,7 @@ impl Recogniser {
         batch: usize,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let workers = rayon::current_num_threads();
+        let workers = pipeline.workers();
         let queue = Arc::new(Queue::new(workers));
         let entrance = Arc::new(Entrance(Arc::clone(&queue)));
         let pace = Arc::new(Pace::default());

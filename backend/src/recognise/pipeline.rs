@@ -7,8 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use facepipe_vision::{
-    DecodeError, DecodeLimits, Embedder, EmbedderKind, Face, ModelError, Mtcnn, MtcnnConfig, VisionError,
-    decode_image, installed_embedder, load_embedder,
+    DecodeError, DecodeLimits, DeviceKind, Embedder, EmbedderKind, Face, ModelError, Mtcnn, MtcnnConfig,
+    VisionError, decode_image, installed_embedder, load_embedder_on,
 };
 use image::RgbImage;
 
@@ -31,6 +31,7 @@ impl From<Bytes> for Picture {
 pub struct Pipeline {
     mtcnn: Mtcnn,
     embedder: Box<dyn Embedder>,
+    device: DeviceKind,
     limits: DecodeLimits,
 }
 
@@ -59,17 +60,30 @@ impl Pipeline {
     /// Loads the face detector and the embedder; without `embedder`, the best one whose weights are installed.
     ///
     /// # Errors
-    /// Weights are missing or damaged.
+    /// Weights are missing or damaged, or there is no such device.
     pub fn load(
         models_dir: &Path,
         embedder: Option<EmbedderKind>,
+        device: DeviceKind,
         min_face_size: f32,
         limits: DecodeLimits,
     ) -> Result<Self, ModelError> {
-        let mtcnn = Mtcnn::load(models_dir, MtcnnConfig { min_face_size, ..MtcnnConfig::default() })?;
+        let opened = device.open()?;
+        let config = MtcnnConfig { min_face_size, ..MtcnnConfig::default() };
+        let mtcnn = Mtcnn::load_on(models_dir, config, opened.as_ref())?;
         // Where neither is installed, the smaller one is what the error asks for.
         let kind = embedder.or_else(|| installed_embedder(models_dir)).unwrap_or(EmbedderKind::MobileFaceNet);
-        Ok(Self { mtcnn, embedder: load_embedder(kind, models_dir)?, limits })
+        let embedder = load_embedder_on(kind, models_dir, opened.as_ref())?;
+        Ok(Self { mtcnn, embedder, device, limits })
+    }
+
+    /// How many should take pictures at a time.
+    pub fn workers(&self) -> usize {
+        match self.device {
+            DeviceKind::Cpu => rayon::current_num_threads(),
+            // One has the device compute, another decodes meanwhile; more would only make batches smaller.
+            DeviceKind::Cuda(_) => 2,
+        }
     }
 
     /// The embedder.

@@ -29,6 +29,25 @@ fn setting(output: &Output, key: &str) -> toml::Value {
 }
 
 #[test]
+fn a_device_that_is_none_or_was_not_built_in_is_told_at_the_start() {
+    let start = |device: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = program();
+        command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--device", device]);
+        command.arg("--data-dir").arg(folder.path()).arg("--models-dir").arg(folder.path());
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let told = start("gpu");
+    assert!(told.contains("device must be cpu, cuda or cuda:<number>") && told.contains("`gpu`"), "{told}");
+    if cfg!(not(feature = "cuda")) {
+        let told = start("cuda:1");
+        assert!(told.contains("cannot run on cuda:1") && told.contains("feature `cuda`"), "{told}");
+    }
+}
+
+#[test]
 fn flags_win_over_the_environment_over_the_file_over_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("facepipe.toml");

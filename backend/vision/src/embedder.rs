@@ -6,11 +6,13 @@ use std::{
     str::FromStr,
 };
 
+use candle_core::Device;
 use image::RgbImage;
 
 use crate::{
     Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
     layers::{Map, Size, Workspace, Workspaces},
+    weights::{Weights, onnx::OnnxWeights},
 };
 
 /// A network that turns a face into a vector, so that vectors of one person lie close together.
@@ -97,10 +99,25 @@ impl FromStr for EmbedderKind {
 ///
 /// [`ModelError::Missing`] where its weights are not there, or another [`ModelError`] of the file.
 pub fn load_embedder(kind: EmbedderKind, models_dir: &Path) -> Result<Box<dyn Embedder>, ModelError> {
+    load_embedder_on(kind, models_dir, None)
+}
+
+/// The same on a device that [`DeviceKind::open`](crate::DeviceKind::open) opened.
+///
+/// # Errors
+///
+/// As [`load_embedder`]; [`ModelError::Layout`] where the weights do not get there.
+pub fn load_embedder_on(
+    kind: EmbedderKind,
+    models_dir: &Path,
+    device: Option<&Device>,
+) -> Result<Box<dyn Embedder>, ModelError> {
     let file = kind.weights_file(models_dir);
     Ok(match kind {
-        EmbedderKind::InceptionResnetV1 => Box::new(InceptionResnetV1::load(&file)?),
-        EmbedderKind::MobileFaceNet => Box::new(MobileFaceNet::load(&file)?),
+        EmbedderKind::InceptionResnetV1 => {
+            Box::new(InceptionResnetV1::new(&Weights::read(&file)?.on(device))?)
+        }
+        EmbedderKind::MobileFaceNet => Box::new(MobileFaceNet::new(&OnnxWeights::read(&file)?.on(device))?),
     })
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::DeviceKind;
+
 /// Why a network could not be made ready.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -65,6 +67,14 @@ pub enum ModelError {
         value: f32,
         /// What it may be.
         limit: &'static str,
+    },
+    /// The networks cannot run where they should.
+    #[error("the networks cannot run on {device}: {reason}")]
+    Device {
+        /// The device that was asked for.
+        device: DeviceKind,
+        /// Why not.
+        reason: String,
     },
     /// candle refused to make a tensor of the weights.
     #[error("the weights cannot be laid out for the network: {0}")]

@@ -22,6 +22,7 @@
 
 pub mod align;
 pub mod decode;
+pub mod device;
 pub mod inception_resnet_v1;
 pub mod mobilefacenet;
 pub mod mtcnn;
@@ -34,7 +35,10 @@ mod geometry;
 mod layers;
 
 pub use decode::{DecodeError, DecodeLimits, decode_image};
-pub use embedder::{Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder};
+pub use device::DeviceKind;
+pub use embedder::{
+    Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder, load_embedder_on,
+};
 pub use error::{ModelError, VisionError};
 pub use geometry::{BoundingBox, Face};
 pub use inception_resnet_v1::InceptionResnetV1;

@@ -167,11 +167,8 @@ fn candles_operations_find_the_same_faces() {
     let image = picture(&path);
     let expected =
         Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap().detect(&image).unwrap();
-    let load = |name| {
-        let file = models.with_file_name(format!("{name}.pt"));
-        Weights::read(&file).unwrap().on(&candle_core::Device::Cpu)
-    };
-    let mtcnn = Mtcnn::new(&load("pnet"), &load("rnet"), &load("onet"), MtcnnConfig::default()).unwrap();
+    let device = Some(&candle_core::Device::Cpu);
+    let mtcnn = Mtcnn::load_on(models.parent().unwrap(), MtcnnConfig::default(), device).unwrap();
     let found = mtcnn.detect(&image).unwrap();
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {

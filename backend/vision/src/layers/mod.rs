@@ -35,6 +35,13 @@ pub(crate) enum Engine {
     Candle(Device),
 }
 
+impl Engine {
+    /// The kernels, or candle on a device.
+    pub fn of(device: Option<&Device>) -> Self {
+        device.cloned().map_or(Self::Own, Self::Candle)
+    }
+}
+
 /// What follows the bias of a convolution.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Activation {

@@ -5,6 +5,7 @@ mod networks;
 
 use std::{ops::Range, path::Path};
 
+use candle_core::Device;
 use image::RgbImage;
 use rayon::prelude::*;
 
@@ -117,7 +118,23 @@ impl Mtcnn {
     ///
     /// [`ModelError`], of the configuration or of the files.
     pub fn load(models_dir: &Path, config: MtcnnConfig) -> Result<Self, ModelError> {
-        let weights = |name| Weights::read(&crate::embedder::weights_file(models_dir, name));
+        Self::load_on(models_dir, config, None)
+    }
+
+    /// The same on a device that [`DeviceKind::open`](crate::DeviceKind::open) opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`]; [`ModelError::Layout`] where the weights do not get there.
+    pub fn load_on(
+        models_dir: &Path,
+        config: MtcnnConfig,
+        device: Option<&Device>,
+    ) -> Result<Self, ModelError> {
+        let weights = |name| {
+            let file = crate::embedder::weights_file(models_dir, name);
+            Weights::read(&file).map(|weights| weights.on(device))
+        };
         Self::new(&weights("pnet")?, &weights("rnet")?, &weights("onet")?, config)
     }
 

@@ -108,10 +108,10 @@ impl Weights {
 
     /// Has the networks that are made of these weights run by candle's own operations on `device`, rather than by the
     /// kernels of this crate on the processor: on `Device::new_cuda(0)?`, which there is with the feature `cuda`. On
-    /// `Device::Cpu` they give the same and take several times as long.
+    /// `Device::Cpu` they give the same and take several times as long. `None` leaves the networks to the kernels.
     #[must_use]
-    pub fn on(mut self, device: &Device) -> Self {
-        self.engine = Engine::Candle(device.clone());
+    pub fn on<'d>(mut self, device: impl Into<Option<&'d Device>>) -> Self {
+        self.engine = Engine::of(device.into());
         self
     }
 

@@ -102,8 +102,8 @@ impl OnnxWeights {
 
     /// As [`Weights::on`](super::Weights::on).
     #[must_use]
-    pub fn on(mut self, device: &Device) -> Self {
-        self.engine = Engine::Candle(device.clone());
+    pub fn on<'d>(mut self, device: impl Into<Option<&'d Device>>) -> Self {
+        self.engine = Engine::of(device.into());
         self
     }
 

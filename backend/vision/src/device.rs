@@ -1,0 +1,108 @@
+//! What the networks run on.
+
+use std::{fmt, str::FromStr};
+
+use candle_core::Device;
+
+use crate::ModelError;
+
+/// The processor, or a graphics processor that CUDA reaches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// The processor, with this crate's own kernels.
+    #[default]
+    Cpu,
+    /// NVIDIA's device of this number, with candle's operations. Needs the feature `cuda`.
+    Cuda(usize),
+}
+
+impl DeviceKind {
+    /// Opens the device for [`Mtcnn::load_on`](crate::Mtcnn::load_on) and [`load_embedder_on`](crate::load_embedder_on);
+    /// `None` stands for the processor.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError::Device`] where the program was built without the feature `cuda`, or there is no such device.
+    pub fn open(self) -> Result<Option<Device>, ModelError> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda(_) if !cfg!(feature = "cuda") => Err(ModelError::Device {
+                device: self,
+                reason: "this program was built without it (feature `cuda`)".into(),
+            }),
+            Self::Cuda(number) => Device::new_cuda(number)
+                .map(Some)
+                .map_err(|error| ModelError::Device { device: self, reason: error.to_string() }),
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// The name given is that of no device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no device `{0}`, only cpu, cuda and cuda:<number>")]
+pub struct UnknownDevice(pub String);
+
+impl FromStr for DeviceKind {
+    type Err = UnknownDevice;
+
+    fn from_str(name: &str) -> Result<Self, UnknownDevice> {
+        let unknown = || UnknownDevice(name.to_owned());
+        match name.split_once(':') {
+            None if name == "cpu" => Ok(Self::Cpu),
+            None if name == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) if number.bytes().all(|b| b.is_ascii_digit()) => {
+                number.parse().map(Self::Cuda).map_err(|_| unknown())
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        for (name, kind) in
+            [("cpu", DeviceKind::Cpu), ("cuda:0", DeviceKind::Cuda(0)), ("cuda:12", DeviceKind::Cuda(12))]
+        {
+            assert_eq!((name.parse(), kind.to_string().as_str()), (Ok(kind), name));
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceKind::Cuda(0)));
+        for name in [
+            "",
+            "gpu",
+            "CPU",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:one",
+            "cuda:99999999999999999999",
+            "cpu:0",
+        ] {
+            assert_eq!(name.parse::<DeviceKind>(), Err(UnknownDevice(name.into())));
+        }
+    }
+
+    #[test]
+    fn the_processor_is_always_there() {
+        assert!(DeviceKind::default().open().unwrap().is_none());
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_device_that_was_not_built_in_is_told() {
+        let error = DeviceKind::Cuda(3).open().unwrap_err().to_string();
+        assert!(error.contains("cuda:3") && error.contains("built without"), "{error}");
+    }
+}
