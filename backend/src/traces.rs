@@ -154,6 +154,13 @@ pub fn end_request(request: &Context, status: StatusCode) {
     span.end();
 }
 
+/// Ends the span of a request whose client went before the answer.
+pub fn abandon_request(request: &Context) {
+    let span = request.span();
+    span.set_status(Status::error("the client went"));
+    span.end();
+}
+
 /// The trace that a request belongs to, as log lines name it.
 pub fn trace_id(request: &Context) -> String {
     request.span().span_context().trace_id().to_string()

@@ -1,7 +1,7 @@
 //! What is noted of every request: a line in the log and the metrics, with the path's pattern and never the path itself,
 //! which may name a person.
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
 use actix_web::{
     Error,
@@ -10,11 +10,12 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use opentelemetry::context::FutureExt as _;
+use opentelemetry::{Context, context::FutureExt as _};
 use tracing::{Instrument as _, field::Empty};
 
 use super::State;
 use crate::{
+    metrics::Metrics,
     request_id::{self, RequestId},
     traces,
 };
@@ -37,11 +38,13 @@ pub async fn observe(
     if let Some(trace) = &trace {
         span.record("trace_id", traces::trace_id(trace));
     }
+    let unanswered = Unanswered { metrics: metrics.as_deref(), trace: trace.as_ref() };
     let answering = id.clone().scope(next.call(request)).instrument(span.clone());
     let answer = match &trace {
         Some(trace) => answering.with_context(trace.clone()).await,
         None => answering.await,
     };
+    mem::forget(unanswered);
     let status = match &answer {
         Ok(answer) => answer.status(),
         Err(error) => error.as_response_error().status_code(),
@@ -67,6 +70,24 @@ pub async fn observe(
         answer.headers_mut().insert(request_id::HEADER, id);
     }
     Ok(answer)
+}
+
+/// Dropped while a request is being answered: its client went.
+struct Unanswered<'a> {
+    metrics: Option<&'a Metrics>,
+    trace: Option<&'a Context>,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.metrics {
+            metrics.abandoned();
+        }
+        if let Some(trace) = self.trace {
+            traces::abandon_request(trace);
+        }
+        tracing::debug!("the client went before the answer");
+    }
 }
 
 /// The pattern of a request's path without what its parameters must look like, `-` where there is nothing at the path.

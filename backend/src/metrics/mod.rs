@@ -51,6 +51,7 @@ pub enum Refused {
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    abandoned: IntCounter,
     request_seconds: HistogramVec,
     queue_full: IntCounter,
     queue_slow: IntCounter,
@@ -99,6 +100,13 @@ impl Metrics {
                 "facepipe_requests_total",
                 "Requests that were answered.",
                 &["method", "route", "status"],
+            )?,
+            abandoned: register(
+                &registry,
+                IntCounter::new(
+                    "facepipe_requests_abandoned_total",
+                    "Requests whose client went before the answer.",
+                )?,
             )?,
             request_seconds: histograms(
                 &registry,
@@ -155,6 +163,11 @@ impl Metrics {
     pub fn answered(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
         self.requests.with_label_values(&[method_label(method), route, status.as_str()]).inc();
         self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// A request's client went before the answer.
+    pub fn abandoned(&self) {
+        self.abandoned.inc();
     }
 
     /// A request was turned away.

@@ -139,4 +139,5 @@ async fn clients_that_hang_up_cost_no_inference() {
         assert!((wanted..wanted + LEFT / 4).contains(&(computed as usize)), "{stage}: {computed}");
     }
     assert_eq!(scrape.value("facepipe_queue_images"), 0.0);
+    assert_eq!(scrape.value("facepipe_requests_abandoned_total"), LEFT as f64);
 }
