@@ -13,7 +13,7 @@ mod common;
 
 use common::{numbers, picture};
 use facepipe_test_support::{fixture, require};
-use facepipe_vision::{Face, ModelError, Mtcnn, MtcnnConfig, weights::Weights};
+use facepipe_vision::{Face, ModelError, Mtcnn, MtcnnConfig};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::Value;
