@@ -9,7 +9,7 @@ mod conv;
 mod depthwise;
 mod level;
 mod map;
-mod parallel;
+pub(crate) mod parallel;
 mod winograd;
 
 use candle_core::{Device, Result, Tensor, bail};

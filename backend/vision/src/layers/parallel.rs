@@ -29,6 +29,21 @@ pub fn on_one_thread<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
+/// What `work` answers of each item, in their order; on all threads that may be used.
+pub(crate) fn map<I: Send, T: Send, E: Send>(
+    items: Vec<I>,
+    work: impl Fn(I) -> Result<T, E> + Send + Sync,
+) -> Result<Vec<T>, E> {
+    // Iterators of rayon's hand work to its pool from wherever they are: also from a thread that is to do it alone.
+    let threads = threads();
+    if threads == 1 {
+        return items.into_iter().map(work).collect();
+    }
+    // Where there are enough of them, parts of an item are not worth to be handed about.
+    let enough = items.len() >= threads;
+    items.into_par_iter().map(|item| if enough { on_one_thread(|| work(item)) } else { work(item) }).collect()
+}
+
 /// What `work` answers of `count` images, in their order; it is given at most `most` of them at a time. As many images
 /// as can be divided evenly are, a thread's share to each thread. On the rest, all threads work together.
 pub(super) fn spread<T: Send, E: Send>(
@@ -86,6 +101,16 @@ mod tests {
         assert_eq!(shares(1, 3, 16), [(0..3, 1)]);
         assert_eq!(shares(2, 3, 1), [(0..1, 1), (1..2, 1), (2..3, 2)]);
         assert_eq!(shares(2, 0, 16), []);
+    }
+
+    #[test]
+    fn items_stay_on_a_thread_that_works_alone() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let own = std::thread::current().id();
+        let where_it_ran = |_| Ok::<_, Infallible>(std::thread::current().id());
+        assert_eq!(on_one_thread(|| map(vec![(); 8], where_it_ran)), Ok(vec![own; 8]));
+        assert!(!pool.install(|| map(vec![(); 8], where_it_ran)).unwrap().contains(&own));
+        assert_eq!(map(vec![1, 2, 3], |i| if i < 2 { Ok(i) } else { Err(i) }), Err(2));
     }
 
     #[test]

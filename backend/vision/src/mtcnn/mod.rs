@@ -7,12 +7,11 @@ use std::{ops::Range, path::Path};
 
 use candle_core::Device;
 use image::RgbImage;
-use rayon::prelude::*;
 
 use crate::{
     BoundingBox, Face, ModelError, VisionError,
     geometry::{Overlap, suppress},
-    layers::{Size, Workspaces},
+    layers::{Size, Workspaces, parallel},
     resample::{PixelRect, area_average},
     weights::Weights,
 };
@@ -228,10 +227,9 @@ impl Mtcnn {
             (0..outputs).step_by(rows).map(move |row| (level, row..(row + rows).min(outputs)))
         };
         let strips = levels.iter().flat_map(|&level| strips(level)).collect::<Vec<_>>();
-        let cells = strips
-            .into_par_iter()
-            .map(|(level, rows)| Ok((level.scale, self.propose_in_strip(image, level, rows)?)))
-            .collect::<Result<Vec<_>, VisionError>>()?;
+        let cells = parallel::map(strips, |(level, rows)| {
+            Ok::<_, VisionError>((level.scale, self.propose_in_strip(image, level, rows)?))
+        })?;
 
         let mut proposals = Vec::new();
         for strips in cells.chunk_by(|(a, _), (b, _)| a == b) {
@@ -286,28 +284,29 @@ impl Mtcnn {
     ) -> Result<Vec<(BoundingBox, N::Output)>, VisionError> {
         let visible = |square: BoundingBox| Some((square, pixels_of(image, &square)?));
         let visible = squares.into_iter().filter_map(visible).collect::<Vec<_>>();
-        let batches = visible.par_chunks(BATCH).map(|batch| {
-            self.workspaces.with(|workspace| {
-                let (side, channels) = N::SEEN;
-                let mut seen = workspace.own_map(Size { n: batch.len(), h: side, w: side }, channels);
-                let size = side * side * channels;
-                for (seen, few) in
-                    seen.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
-                {
-                    let mut crops = workspace.own_map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
-                    let pixels = crops.values_mut().chunks_exact_mut(N::SIDE * N::SIDE * 3);
-                    for (crop, (_, rect)) in pixels.zip(few) {
-                        area_average(image, *rect, (N::SIDE, N::SIDE), 0..N::SIDE, crop);
+        let batches: Result<Vec<Vec<_>>, VisionError> =
+            parallel::map(visible.chunks(BATCH).collect(), |batch| {
+                self.workspaces.with(|workspace| {
+                    let (side, channels) = N::SEEN;
+                    let mut seen = workspace.own_map(Size { n: batch.len(), h: side, w: side }, channels);
+                    let size = side * side * channels;
+                    for (seen, few) in
+                        seen.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
+                    {
+                        let mut crops = workspace.own_map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
+                        let pixels = crops.values_mut().chunks_exact_mut(N::SIDE * N::SIDE * 3);
+                        for (crop, (_, rect)) in pixels.zip(few) {
+                            area_average(image, *rect, (N::SIDE, N::SIDE), 0..N::SIDE, crop);
+                        }
+                        let maps = network.look(workspace, crops)?;
+                        seen.copy_from_slice(maps.values());
+                        workspace.give(maps);
                     }
-                    let maps = network.look(workspace, crops)?;
-                    seen.copy_from_slice(maps.values());
-                    workspace.give(maps);
-                }
-                Ok(batch.iter().map(|(square, _)| *square).zip(network.judge(workspace, seen)?).collect())
-            })
-        });
-        let batches = batches.collect::<Result<Vec<Vec<_>>, VisionError>>()?;
-        Ok(batches.into_iter().flatten().collect())
+                    let squares = batch.iter().map(|(square, _)| *square);
+                    Ok(squares.zip(network.judge(workspace, seen)?).collect::<Vec<_>>())
+                })
+            });
+        Ok(batches?.into_iter().flatten().collect())
     }
 }
 
