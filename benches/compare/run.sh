@@ -25,6 +25,11 @@ install_peers() {
     cp "$requirements" "$peers/installed.txt"
 }
 
+# All in one command: each alone would have what they share built once more, with other features.
+programs() {
+    cargo build --release --locked -p gst-plugin-facepipe -p facepipe-backend -p facepipe-cli
+}
+
 # The program of a bench target that prints nothing by itself.
 bench_program() {
     cargo bench --locked --no-run --message-format=json -p "$1" --bench "$2" |
@@ -44,11 +49,11 @@ compare() {
                 "$report" "$@"
             ;;
         serving)
-            cargo build --release --locked -p facepipe-backend -p facepipe-cli
+            programs
             "$peers/bin/python" benches/compare/serving.py "$target/release" "$models" "$mirror" "$report" "$@"
             ;;
         edge)
-            cargo build --release --locked -p gst-plugin-facepipe
+            programs
             scripts/plugin-folder.sh "$target/release" .runtime/gstreamer-1.0-release
             "$peers/bin/python" benches/compare/edge.py "$PWD/.runtime/gstreamer-1.0-release" "$models" "$mirror" "$report" "$@"
             ;;
@@ -56,7 +61,7 @@ compare() {
             "$peers/bin/python" benches/compare/training.py "$(bench_program facepipe-identify training)" "$report" "$@"
             ;;
         scaling)
-            cargo build --release --locked -p facepipe-backend -p facepipe-cli
+            programs
             "$peers/bin/python" benches/compare/scaling.py "$target/release" "$models" "$mirror" "$report" \
                 --searcher "$(bench_program facepipe-identify training)" --store "$(bench_program facepipe-backend store)" "$@"
             ;;

@@ -94,7 +94,7 @@ impl Queue {
         let share = state.waiting.len().div_ceil(self.workers).clamp(1, most.max(1));
         let pictures = state.waiting.drain(..share).collect();
         state.busy += 1;
-        let on_all_threads = state.waiting.is_empty() && state.busy * 2 <= self.workers;
+        let on_all_threads = state.waiting.is_empty() && state.busy == 1;
         Some(Turn { pictures, on_all_threads, queue: self })
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use facepipe_identify::IdentifyError;
-use facepipe_vision::{DecodeError, VisionError, on_one_thread};
+use facepipe_vision::{DecodeError, VisionError, all_together, on_one_thread};
 use image::RgbImage;
 use opentelemetry::{
     Context,
@@ -53,7 +53,8 @@ impl Worker {
             // A panic in a decoder or a network must not end recognition for everybody else: whoever waits for one of the
             // batch's pictures is told, and the worker goes on.
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                if turn.on_all_threads { self.compute(&turn) } else { on_one_thread(|| self.compute(&turn)) }
+                let compute = || self.compute(&turn);
+                if turn.on_all_threads { all_together(compute) } else { on_one_thread(compute) }
             }));
             match outcome {
                 Ok(Ok(())) => continue,

@@ -26,7 +26,7 @@ use std::{
 
 use common::{formula_input, formula_weights, picture};
 use facepipe_test_support::{fixture, models_dir};
-use facepipe_vision::{InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig, weights::Weights};
+use facepipe_vision::{InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig, all_together, weights::Weights};
 use image::{RgbImage, imageops};
 
 /// The work, and how many units it is.
@@ -77,8 +77,8 @@ fn main() {
     }
     rayon::ThreadPoolBuilder::new().num_threads(arguments[2].parse().unwrap()).build_global().unwrap();
     let (run, units) = workload(&arguments);
-    // As a server does: on a thread of the pool.
-    let run = || rayon::scope(|_| run());
+    // As a server does for a picture that comes alone.
+    let run = || all_together(&run);
     run();
     println!("ready");
     for _ in stdin().lock().lines() {

@@ -42,6 +42,6 @@ pub use embedder::{
 pub use error::{ModelError, VisionError};
 pub use geometry::{BoundingBox, Face};
 pub use inception_resnet_v1::InceptionResnetV1;
-pub use layers::on_one_thread;
+pub use layers::{all_together, on_one_thread};
 pub use mobilefacenet::MobileFaceNet;
 pub use mtcnn::{Mtcnn, MtcnnConfig};

@@ -14,7 +14,7 @@ mod winograd;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-pub use self::parallel::on_one_thread;
+pub use self::parallel::{all_together, on_one_thread};
 pub(crate) use self::{
     conv::Size,
     level::Level,

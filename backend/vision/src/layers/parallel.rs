@@ -1,6 +1,10 @@
 //! How many threads a layer may use, and work that is spread over images rather than over the parts of a layer.
 
-use std::{cell::Cell, ops::Range};
+use std::{
+    cell::Cell,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use rayon::prelude::*;
 
@@ -27,6 +31,35 @@ pub fn on_one_thread<T>(work: impl FnOnce() -> T) -> T {
     }
     let _before = Before(ALONE.replace(true));
     work()
+}
+
+/// Runs `work` on a thread of rayon's pool while the others stay awake and wait for parts of it: for a single piece of work
+/// that is to be done soon. A layer takes about as long as it takes to wake a thread.
+///
+/// Whatever else the pool is given meanwhile may delay the end.
+pub fn all_together<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    /// Says that it is over, also after a panic.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let over = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let others = threads().saturating_sub(1);
+        for _ in 0..others {
+            scope.spawn(|_| {
+                while !over.load(Ordering::Acquire) {
+                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+        }
+        let _over = Over(&over);
+        work()
+    })
 }
 
 /// What `work` answers of each item, in their order; on all threads that may be used.
@@ -111,6 +144,20 @@ mod tests {
         assert_eq!(on_one_thread(|| map(vec![(); 8], where_it_ran)), Ok(vec![own; 8]));
         assert!(!pool.install(|| map(vec![(); 8], where_it_ran)).unwrap().contains(&own));
         assert_eq!(map(vec![1, 2, 3], |i| if i < 2 { Ok(i) } else { Err(i) }), Err(2));
+    }
+
+    #[test]
+    fn all_work_together_until_it_is_over_or_panics() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let sum = || (0..1000_u64).into_par_iter().map(|i| i * i).sum::<u64>();
+        pool.install(|| {
+            for _ in 0..100 {
+                assert_eq!(all_together(|| (sum(), threads())), (332_833_500, 3));
+            }
+            let caught = std::panic::catch_unwind(|| all_together(|| panic!("on purpose")));
+            assert!(caught.is_err());
+            assert_eq!(all_together(sum), 332_833_500);
+        });
     }
 
     #[test]
