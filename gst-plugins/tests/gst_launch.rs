@@ -129,7 +129,7 @@ fn every_element_has_its_page_under_each_name_that_is_its_own() {
                 ("max-faces", "Default: 0"),
                 ("low-score-threshold", "Default:             0.3"),
                 ("motion-threshold", "Default:               0"),
-                ("max-gap", "Default: 30"),
+                ("max-gap", "Default: 60"),
                 ("qos", "Default: true"),
                 ("stats", "GstStructure"),
             ],

@@ -59,6 +59,9 @@ impl From<ExecutionProvider> for facepipe_detector::ExecutionProvider {
     }
 }
 
+/// Frames at most that pass one after the other because they came late.
+const MAX_LATE: u64 = 30;
+
 #[derive(Debug, Clone)]
 struct Settings {
     model: String,
@@ -96,7 +99,7 @@ impl Default for Settings {
             engine_cache: None,
             max_faces: 0,
             motion_threshold: 0.0,
-            max_gap: 30,
+            max_gap: 60,
             qos: true,
         }
     }
@@ -295,10 +298,11 @@ impl FaceDetect {
         else {
             return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a frame came before its caps")));
         };
-        let recent =
-            last.as_ref().filter(|last| number.saturating_sub(last.number) < u64::from(settings.max_gap));
+        let since = last.as_ref().map(|last| number.saturating_sub(last.number));
+        let recent = last.as_ref().filter(|_| since < Some(settings.max_gap.into()));
         // Even where every frame comes late, some are searched.
-        if settings.qos && recent.is_some() && self.is_late(buffer) {
+        let may_pass = recent.is_some() && since < Some(MAX_LATE);
+        if settings.qos && may_pass && self.is_late(buffer) {
             return Ok(Verdict::Late);
         }
 
@@ -535,7 +539,7 @@ impl ObjectImpl for FaceDetect {
                     .build(),
                 glib::ParamSpecUInt::builder("max-gap")
                     .nick("Maximum gap")
-                    .blurb("Search at least every n-th frame, however still the scene and however late the frames")
+                    .blurb("Search at least every n-th frame, however still the scene; where all come late, every 30th at least")
                     .minimum(1)
                     .default_value(defaults.max_gap)
                     .mutable_playing()

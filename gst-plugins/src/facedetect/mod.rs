@@ -27,7 +27,8 @@
  *   events (`qos=true sync=true`); where the source is live, frames that come more than 200 ms after the time that
  *   the pipeline's latency allows are late, too. Recordings that run as fast as they can have no late frames.
  *
- * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval` and `max-fps`. `stats` counts.
+ * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval` and `max-fps`; where all frames
+ * come late, every 30th. `stats` counts.
  *
  * ## Accelerators
  *
