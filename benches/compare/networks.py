@@ -18,8 +18,11 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 import report
+
+PAUSE_S = 0.05
 
 
 class Worker:
@@ -53,6 +56,8 @@ def compare(name, threads, rounds, unit, ours, peer):
     for turn in range(rounds):
         # Who goes first changes.
         for which in ([0, 1], [1, 0])[turn % 2]:
+            # Threads of the other may still be waiting for more to do, busily.
+            time.sleep(PAUSE_S)
             samples[which].append(workers[which].sample())
     memory = workers[0].peak_mb()
     for worker in workers:

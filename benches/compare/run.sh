@@ -34,8 +34,10 @@ programs() {
 bench_program() {
     cargo bench --locked --no-run --message-format=json -p "$1" --bench "$2" |
         python3 -c 'import json, sys
-print(next(m["executable"] for m in map(json.loads, sys.stdin)
-           if m.get("target", {}).get("name") == sys.argv[1] and m.get("executable")))' "$2"
+# All is read: cargo goes on after the line that is wanted.
+programs = [m["executable"] for m in map(json.loads, sys.stdin)
+            if m.get("target", {}).get("name") == sys.argv[1] and m.get("executable")]
+print(programs[0])' "$2"
 }
 
 compare() {

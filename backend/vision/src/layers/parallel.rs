@@ -8,6 +8,9 @@ use std::{
 
 use rayon::prelude::*;
 
+/// How often a thread that stays awake looks for work before it lets others have its core.
+const SPINS: u32 = 100;
+
 thread_local! {
     /// Whether this thread's layers are to stay on it.
     static ALONE: Cell<bool> = const { Cell::new(false) };
@@ -50,10 +53,14 @@ pub fn all_together<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         let others = threads().saturating_sub(1);
         for _ in 0..others {
             scope.spawn(|_| {
+                let mut idle = 0_u32;
                 while !over.load(Ordering::Acquire) {
-                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                        std::hint::spin_loop();
-                    }
+                    idle = match rayon::yield_now() {
+                        Some(rayon::Yield::Executed) => 0,
+                        _ => idle.saturating_add(1),
+                    };
+                    // Whoever else wants this core has it: the thread that has the work, for one.
+                    if idle > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
                 }
             });
         }
