@@ -301,6 +301,10 @@ async fn erase_again(config: &Config, database: &Database, blobs: &Blobs) -> any
             Err(StoreError::DatasetLocked { retry_after }) if begun.elapsed() < patience => {
                 tokio::time::sleep(retry_after.min(Duration::from_secs(1))).await;
             }
+            // SQLite has one writer, which may be a server before this one at its end.
+            Err(StoreError::Unavailable(_)) if begun.elapsed() < patience => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
             outcome => break outcome.context("cannot apply the ledger of erasures")?,
         }
     };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use facepipe_backend::{
     Application, Args, Command, Config, StopHandle, commands, logging, openapi_document, traces::Traces,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 fn main() -> ExitCode {
     match run(&Args::read()) {
@@ -39,23 +39,51 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(command) = &args.command {
         return runtime.block_on(commands::run(command, config));
     }
-    runtime.block_on(async {
-        let application = Application::build(config).await?;
-        tokio::spawn(stop_on_signals(application.stop_handle()));
-        application.run().await
-    })
+    let served: anyhow::Result<bool> = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let application = tokio::select! {
+            application = Application::build(config) => application?,
+            () = signals.next() => {
+                tracing::info!("stopped before it was ready");
+                return Ok(false);
+            }
+        };
+        tokio::spawn(stop_on_signals(signals, application.stop_handle()));
+        application.run().await.map(|()| true)
+    });
+    if let Ok(false) = served {
+        // Whatever the start was waiting for.
+        runtime.shutdown_background();
+    }
+    served.map(|_| ())
+}
+
+/// SIGTERM and SIGINT. None is lost between the start and the end of the server, also where a shell has a program in the
+/// background ignore one of them.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
 }
 
 /// The first signal lets accepted requests end, the second one does not.
-async fn stop_on_signals(stop: StopHandle) -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+async fn stop_on_signals(mut signals: Signals, stop: StopHandle) {
     for graceful in [true, false] {
-        tokio::select! {
-            _ = terminate.recv() => (),
-            _ = interrupt.recv() => (),
-        }
+        signals.next().await;
         tracing::info!(graceful, "stopping");
         stop.stop(graceful);
     }
-    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{BufRead as _, BufReader, Read as _},
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -318,6 +318,24 @@ fn a_wrong_change_of_the_tokens_is_warned_of_once_and_shows_none() {
     assert!(log.contains("line 2 has a token of 11 characters"), "{log}");
     assert!(log.contains("read the changed token_file") && log.contains("\"tokens\":2"), "{log}");
     assert!(!log.contains("unspeakable"), "{log}");
+}
+
+#[test]
+fn a_server_that_waits_for_its_database_ends_when_it_is_told_to() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program();
+    command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--log-format", "json"]);
+    command.args(["--database-url", "postgres://nobody@127.0.0.1:1/none"]).arg("--models-dir");
+    command.arg(models.parent().unwrap()).arg("--data-dir").arg(folder.path()).stderr(Stdio::piped());
+    let mut running = Running(command.spawn().unwrap());
+    let mut lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("waiting for the database")));
+    running.signal("TERM");
+    let signalled = Instant::now();
+    assert!(lines.any(|line| line.unwrap().contains("stopped before it was ready")));
+    assert!(running.0.wait().unwrap().success());
+    assert!(signalled.elapsed() < Duration::from_secs(20));
 }
 
 #[test]
