@@ -58,6 +58,7 @@ $(CARGO_DENY): scripts/cargo-deny.sh
 	@scripts/cargo-deny.sh
 
 images: ## the Dockerfiles carried out in chroots, without Docker (root, minutes); BUILT=folder takes programs as built
+	@scripts/packages.sh images
 	@deploy/docker/prove.sh backend $(if $(BUILT),--built "$(BUILT)")
 	@deploy/docker/prove.sh edge $(if $(BUILT),--built "$(BUILT)")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and the demo need; with `packages.sh test` also those that tests need, with
-# `packages.sh bench` those that benchmarks need, with `packages.sh cross` those that building for arm64 needs; quick when
-# none is missing.
+# `packages.sh bench` those that benchmarks need, with `packages.sh images` those that carrying out
+# Dockerfiles needs, with `packages.sh cross` those that building for arm64 needs; quick when none is missing.
 set -euo pipefail
 
 packages=(
@@ -37,6 +37,9 @@ if [[ ${1:-} == test ]]; then
     packages+=(xvfb)
     # scripts and services are checked without being run
     packages+=(shellcheck systemd)
+fi
+if [[ ${1:-} == images ]]; then
+    packages+=(debootstrap)
 fi
 if [[ ${1:-} == cross ]]; then
     packages+=(crossbuild-essential-arm64 mmdebstrap qemu-user)
