@@ -77,6 +77,11 @@ impl Pipeline {
         Ok(Self { mtcnn, embedder, device, limits })
     }
 
+    /// Whether the networks run on the processor, so that its threads can share them.
+    pub fn on_processor(&self) -> bool {
+        self.device == DeviceKind::Cpu
+    }
+
     /// How many should take pictures at a time.
     pub fn workers(&self) -> usize {
         match self.device {

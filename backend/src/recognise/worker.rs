@@ -54,7 +54,8 @@ impl Worker {
             // batch's pictures is told, and the worker goes on.
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let compute = || self.compute(&turn);
-                if turn.on_all_threads { all_together(compute) } else { on_one_thread(compute) }
+                let on_all_threads = turn.on_all_threads && self.pipeline.on_processor();
+                if on_all_threads { all_together(compute) } else { on_one_thread(compute) }
             }));
             match outcome {
                 Ok(Ok(())) => continue,
