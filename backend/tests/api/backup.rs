@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::{Duration, Instant},
@@ -121,7 +121,7 @@ async fn a_restored_backup_recognises_the_same_people_and_nobody_who_was_erased_
     );
     let data = Arc::clone(&server.data);
     let ledger = data.path().join("blobs/erasures");
-    assert_eq!(files_below(&ledger).len(), 2);
+    assert_eq!(entries(&ledger).len(), 2);
     server.stop().await;
 
     // The backup alone is as things were.
@@ -179,6 +179,13 @@ async fn a_restored_backup_recognises_the_same_people_and_nobody_who_was_erased_
     restored.stop().await;
 }
 
+/// The ledger's entries. A sweep may be writing one that is there already, under a temporary name with a `#`.
+fn entries(ledger: &Path) -> Vec<PathBuf> {
+    let mut files = files_below(ledger);
+    files.retain(|file| !file.to_string_lossy().contains('#'));
+    files
+}
+
 #[tokio::test]
 async fn the_ledger_is_completed_from_either_side_and_never_skipped() {
     let server = start!();
@@ -187,7 +194,7 @@ async fn the_ledger_is_completed_from_either_side_and_never_skipped() {
     server.delete("/dataset/Tony_Blair").await.expect(StatusCode::NO_CONTENT);
     let ledger = server.data.path().join("blobs/erasures");
     let rows = |server: &Server| server.lines("SELECT digest AS line FROM erasures");
-    let [entry] = files_below(&ledger).try_into().unwrap();
+    let [entry] = entries(&ledger).try_into().unwrap();
     let (digest, text) = (entry.file_name().unwrap().to_owned(), fs::read(&entry).unwrap());
     assert_eq!(rows(&server), [digest.to_str().unwrap()]);
     assert!(!String::from_utf8_lossy(&text).contains("Tony"));
