@@ -14,9 +14,10 @@ const SAMPLES: usize = 4;
 /// Remembers a frame and compares others with it.
 ///
 /// The frame is divided into blocks of a 240th of its longer side (8 pixels at 1080p, at least 4), each reduced to
-/// the mean luma of 16 of its pixels, or of every other row of them where luma has a plane of its own. Four by four blocks are a cell; cells overlap by half. The change between two
-/// frames is that of the cell that changed most: the mean absolute difference of its blocks, in grey levels (0 to
-/// 255). A mean over the whole frame would not notice a face in a corner, and a single pixel is mostly noise.
+/// the mean luma of 16 of its pixels, or of whole rows of them, at least 16 in all, where luma has a plane of its own.
+/// Four by four blocks are a cell; cells overlap by half. The change between two frames is that of the cell that
+/// changed most: the mean absolute difference of its blocks, in grey levels (0 to 255). A mean over the whole frame
+/// would not notice a face in a corner, and a single pixel is mostly noise.
 #[derive(Debug, Default)]
 pub struct Scene {
     key: Option<(PixelFormat, usize, usize)>,
@@ -67,20 +68,13 @@ impl Scene {
         self.current.clear();
         let mut sums = vec![0_u32; self.columns];
         for row in 0..height.div_ceil(block) {
-            sums.fill(0);
             let rows = samples(row, block, height);
             if layout.is_plane() {
-                for y in rows {
-                    add_blocks(&mut sums, frame.row(0, y).get(..width).unwrap_or_default(), block);
-                }
-                let last = SAMPLES * (width - (self.columns - 1) * block);
-                let pixels = iter::repeat_n(SAMPLES * block, self.columns - 1).chain([last]);
-                let mean = |(sum, pixels): (&u32, usize)| {
-                    u8::try_from(*sum / u32::try_from(pixels).unwrap_or(u32::MAX)).unwrap_or(u8::MAX)
-                };
-                self.current.extend(sums.iter().zip(pixels).map(mean));
+                let rows = rows.map(|y| frame.row(0, y).get(..width).unwrap_or_default());
+                add_means(&rows, block, &mut self.current);
                 continue;
             }
+            sums.fill(0);
             for y in rows {
                 let bytes = frame.row(0, y);
                 for (sum, offsets) in sums.iter_mut().zip(self.offsets.as_chunks::<SAMPLES>().0) {
@@ -93,32 +87,50 @@ impl Scene {
     }
 }
 
-/// Adds the pixels of a row to the sums of their blocks.
-fn add_blocks(sums: &mut [u32], row: &[u8], block: usize) {
+/// Adds the means of a row of blocks, of `rows` of their pixels: of all or, where half of them have 16 pixels of a
+/// block, of every other.
+fn add_means(rows: &[&[u8]; SAMPLES], block: usize, means: &mut Vec<u8>) {
+    let &[first, _, third, _] = rows;
     // The usual sizes, from small frames to 4K, for which the compiler unrolls the sums.
-    match block {
-        4 => add_whole_blocks::<4>(sums, row),
-        5 => add_whole_blocks::<5>(sums, row),
-        8 => add_whole_blocks::<8>(sums, row),
-        16 => add_whole_blocks::<16>(sums, row),
-        _ => add_chunks(sums, row.chunks(block)),
-    }
+    let rest = match block {
+        4 => add_whole_blocks::<4, SAMPLES>(rows, means),
+        5 => add_whole_blocks::<5, SAMPLES>(rows, means),
+        8 => add_whole_blocks::<8, 2>(&[first, third], means),
+        16 => add_whole_blocks::<16, 2>(&[first, third], means),
+        _ => 0,
+    };
+    let [mut first, mut second, mut third, mut fourth] =
+        rows.map(|row| row.get(rest..).unwrap_or_default().chunks(block));
+    let chunks = iter::from_fn(|| Some([first.next()?, second.next()?, third.next()?, fourth.next()?]));
+    means.extend(chunks.map(mean_of));
 }
 
-fn add_whole_blocks<const BLOCK: usize>(sums: &mut [u32], row: &[u8]) {
-    let (blocks, rest) = row.as_chunks::<BLOCK>();
-    for (sum, block) in sums.iter_mut().zip(blocks) {
-        *sum += block.iter().map(|&pixel| u32::from(pixel)).sum::<u32>();
+/// Adds the means of all blocks that are whole; returns where the rest of each row begins.
+fn add_whole_blocks<const BLOCK: usize, const ROWS: usize>(
+    rows: &[&[u8]; ROWS],
+    means: &mut Vec<u8>,
+) -> usize {
+    let rows = rows.map(|row| row.as_chunks::<BLOCK>().0);
+    let blocks = rows.iter().map(|row| row.len()).min().unwrap_or(0);
+    let start = means.len();
+    means.resize(start + blocks, 0);
+    let Some(means) = means.get_mut(start..) else { return 0 };
+    let rows = rows.map(|row| row.get(..blocks).unwrap_or_default());
+    for (column, mean) in means.iter_mut().enumerate() {
+        #[expect(clippy::indexing_slicing, reason = "all rows are cut to the number of means")]
+        let block = rows.map(|row| &row[column]);
+        *mean = mean_of(block);
     }
-    if !rest.is_empty() {
-        add_chunks(sums.get_mut(blocks.len()..).unwrap_or_default(), iter::once(rest));
-    }
+    blocks * BLOCK
 }
 
-fn add_chunks<'a>(sums: &mut [u32], blocks: impl Iterator<Item = &'a [u8]>) {
-    for (sum, block) in sums.iter_mut().zip(blocks) {
-        *sum += block.iter().map(|&pixel| u32::from(pixel)).sum::<u32>();
-    }
+/// The mean of some rows of a block.
+#[inline(always)]
+fn mean_of<const ROWS: usize, R: AsRef<[u8]>>(rows: [R; ROWS]) -> u8 {
+    let sum: u32 =
+        rows.iter().map(|row| row.as_ref().iter().map(|&pixel| u32::from(pixel)).sum::<u32>()).sum();
+    let pixels: usize = rows.iter().map(|row| row.as_ref().len()).sum();
+    u8::try_from(sum / u32::try_from(pixels).unwrap_or(u32::MAX)).unwrap_or(u8::MAX)
 }
 
 /// Positions of a block's samples along one side, evenly spaced, inside the frame.

@@ -12,7 +12,7 @@ use gst_base::{
     prelude::*,
     subclass::{BaseTransformMode, prelude::*},
 };
-use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
+use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::{
     engine::{self, BuildNotice},
@@ -704,10 +704,9 @@ impl BaseTransformImpl for FaceDetect {
         decide_query: Option<&gst::query::Allocation>,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        self.parent_propose_allocation(decide_query, query)?;
-        // Decoders may then hand over their frames with their own strides instead of copying them.
-        if query.find_allocation_meta::<VideoMeta>().is_none() {
-            query.add_allocation_meta::<VideoMeta>(None);
+        // The frames pass as they are, so what may be done with them is for the elements behind to say.
+        if !self.obj().src_pad().peer_query(query) {
+            self.parent_propose_allocation(decide_query, query)?;
         }
         Ok(())
     }

@@ -7,8 +7,11 @@ use std::{
 };
 
 use gst::{glib, prelude::*, subclass::prelude::*};
-use gst_base::subclass::{BaseTransformMode, prelude::*};
-use gst_video::{VideoFrameRef, VideoInfo, VideoMeta};
+use gst_base::{
+    prelude::*,
+    subclass::{BaseTransformMode, prelude::*},
+};
+use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::draw::{Color, Drawing, Font};
 use crate::{
@@ -409,9 +412,9 @@ impl BaseTransformImpl for FaceOverlay {
         decide_query: Option<&gst::query::Allocation>,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        self.parent_propose_allocation(decide_query, query)?;
-        if query.find_allocation_meta::<VideoMeta>().is_none() {
-            query.add_allocation_meta::<VideoMeta>(None);
+        // The frames pass as they are, so what may be done with them is for the elements behind to say.
+        if !self.obj().src_pad().peer_query(query) {
+            self.parent_propose_allocation(decide_query, query)?;
         }
         Ok(())
     }

@@ -322,7 +322,7 @@ impl BaseTransformImpl for FaceTrack {
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
         // The frames pass as they are, so what may be done with them is for the elements behind to say.
-        if decide_query.is_none() || !self.obj().src_pad().peer_query(query) {
+        if !self.obj().src_pad().peer_query(query) {
             self.parent_propose_allocation(decide_query, query)?;
         }
         Ok(())
