@@ -273,20 +273,18 @@ impl Cropper {
         let mut rgb = vec![0; width * height * 3];
         let format = frame.format();
         let full = grid((1, 1));
-        let mut packed = |channels: usize, order: [usize; 3]| {
-            average(frame, 0, channels, &full, row, first);
-            for (pixel, output) in first.chunks_exact(channels).zip(rgb.as_chunks_mut::<3>().0) {
-                *output = order.map(|index| to_byte(pixel.get(index).copied().unwrap_or(0.0)));
-            }
-        };
         match format {
-            PixelFormat::Rgb => packed(3, [0, 1, 2]),
-            PixelFormat::Bgr => packed(3, [2, 1, 0]),
-            PixelFormat::Rgbx | PixelFormat::Rgba => packed(4, [0, 1, 2]),
-            PixelFormat::Bgrx | PixelFormat::Bgra => packed(4, [2, 1, 0]),
+            PixelFormat::Rgb => average_packed::<3>(frame, &full, row, first, [0, 1, 2], &mut rgb),
+            PixelFormat::Bgr => average_packed::<3>(frame, &full, row, first, [2, 1, 0], &mut rgb),
+            PixelFormat::Rgbx | PixelFormat::Rgba => {
+                average_packed::<4>(frame, &full, row, first, [0, 1, 2], &mut rgb)
+            }
+            PixelFormat::Bgrx | PixelFormat::Bgra => {
+                average_packed::<4>(frame, &full, row, first, [2, 1, 0], &mut rgb)
+            }
             PixelFormat::Nv12 | PixelFormat::Nv21 => {
-                average(frame, 0, 1, &full, row, first);
-                average(frame, 1, 2, &grid(format.subsampling()), row, second);
+                average::<1>(frame, 0, &full, row, first);
+                average::<2>(frame, 1, &grid(format.subsampling()), row, second);
                 let cr_first = format == PixelFormat::Nv21;
                 let pairs = second.as_chunks::<2>().0.iter();
                 let chroma = pairs.map(|&[a, b]| if cr_first { (b, a) } else { (a, b) });
@@ -295,16 +293,16 @@ impl Cropper {
             PixelFormat::I420 | PixelFormat::Yv12 | PixelFormat::Y42b | PixelFormat::Y444 => {
                 let (cb, cr) = if format == PixelFormat::Yv12 { (2, 1) } else { (1, 2) };
                 let chroma = grid(format.subsampling());
-                average(frame, 0, 1, &full, row, first);
-                average(frame, cb, 1, &chroma, row, second);
-                average(frame, cr, 1, &chroma, row, third);
+                average::<1>(frame, 0, &full, row, first);
+                average::<1>(frame, cb, &chroma, row, second);
+                average::<1>(frame, cr, &chroma, row, third);
                 let chroma = second.iter().copied().zip(third.iter().copied());
                 YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma, &mut rgb);
             }
             PixelFormat::Yuy2 | PixelFormat::Uyvy => {
                 // Once as pixels of a luma and a chroma byte, once as double pixels of four bytes.
-                average(frame, 0, 2, &full, row, first);
-                average(frame, 0, 4, &grid(format.subsampling()), row, second);
+                average::<2>(frame, 0, &full, row, first);
+                average::<4>(frame, 0, &grid(format.subsampling()), row, second);
                 let luma_first = format == PixelFormat::Yuy2;
                 let pixels = first.as_chunks::<2>().0.iter();
                 let luma = pixels.map(|&[a, b]| if luma_first { a } else { b });
@@ -379,16 +377,15 @@ impl Spans {
     }
 }
 
-/// Averages one plane of `channels` interleaved components down to `out`, `[down, across, channels]`. Rows
-/// first: that pass runs along memory and is most of the work.
+/// Averages one plane of `CHANNELS` interleaved components down to `out`, `[down, across, CHANNELS]`. Rows
+/// first: that pass runs along memory and is most of the work. Where nothing is shrunk, samples are only copied.
 #[expect(
     clippy::indexing_slicing,
     reason = "`shrink_to_rgb` has checked that the region, and with it every span, lies inside the frame"
 )]
-fn average(
+fn average<const CHANNELS: usize>(
     frame: &Frame<'_>,
     plane: usize,
-    channels: usize,
     grid: &Grid,
     row: &mut Vec<f32>,
     out: &mut Vec<f32>,
@@ -396,27 +393,59 @@ fn average(
     let Grid { across, down } = grid;
     let (left, columns) = across.source;
     let (top, _) = down.source;
-    let bytes = left * channels..(left + columns) * channels;
+    let bytes = left * CHANNELS..(left + columns) * CHANNELS;
+    let length = across.spans.len() * CHANNELS;
     out.clear();
-    out.resize(down.spans.len() * across.spans.len() * channels, 0.0);
-    let mut outputs = out.chunks_exact_mut(channels);
-    for (first_row, row_weights) in down.iter() {
+    out.resize(down.spans.len() * length, 0.0);
+    let mut before = None;
+    for (line, (first_row, row_weights)) in down.iter().enumerate() {
+        let start = line * length;
+        let source = |offset: usize| &frame.row(plane, top + first_row + offset)[bytes.clone()];
         row.clear();
-        row.resize(columns * channels, 0.0);
-        for (offset, &weight) in row_weights.iter().enumerate() {
-            let source = &frame.row(plane, top + first_row + offset)[bytes.clone()];
-            for (sum, &sample) in row.iter_mut().zip(source) {
-                *sum += weight * f32::from(sample);
+        if let [_] = row_weights {
+            // Of subsampled chroma, neighbouring lines are made of the same row.
+            if before.replace(first_row) == Some(first_row) {
+                out.copy_within(start - length..start, start);
+                continue;
+            }
+            row.extend(source(0).iter().map(|&sample| f32::from(sample)));
+        } else {
+            before = None;
+            row.resize(columns * CHANNELS, 0.0);
+            for (offset, &weight) in row_weights.iter().enumerate() {
+                for (sum, &sample) in row.iter_mut().zip(source(offset)) {
+                    *sum += weight * f32::from(sample);
+                }
             }
         }
-        for ((first_column, weights), pixel) in across.iter().zip(outputs.by_ref()) {
-            let samples = &row[first_column * channels..][..weights.len() * channels];
-            for (sample, weight) in samples.chunks_exact(channels).zip(weights) {
+        let samples = row.as_chunks::<CHANNELS>().0;
+        let pixels = out[start..start + length].as_chunks_mut::<CHANNELS>().0;
+        for ((first_column, weights), pixel) in across.iter().zip(pixels) {
+            if let [_] = weights {
+                *pixel = samples[first_column];
+                continue;
+            }
+            for (sample, weight) in samples[first_column..][..weights.len()].iter().zip(weights) {
                 for (sum, sample) in pixel.iter_mut().zip(sample) {
                     *sum += sample * weight;
                 }
             }
         }
+    }
+}
+
+/// Averages packed R'G'B' pixels of `CHANNELS` bytes, of which `order` are red, green and blue.
+fn average_packed<const CHANNELS: usize>(
+    frame: &Frame<'_>,
+    grid: &Grid,
+    row: &mut Vec<f32>,
+    averages: &mut Vec<f32>,
+    order: [usize; 3],
+    rgb: &mut [u8],
+) {
+    average::<CHANNELS>(frame, 0, grid, row, averages);
+    for (pixel, output) in averages.as_chunks::<CHANNELS>().0.iter().zip(rgb.as_chunks_mut::<3>().0) {
+        *output = order.map(|index| to_byte(pixel.get(index).copied().unwrap_or(0.0)));
     }
 }
 

@@ -21,6 +21,7 @@ mod detector;
 mod engine;
 mod error;
 mod frame;
+mod gather;
 pub mod models;
 mod nms;
 pub mod onnx_strip;

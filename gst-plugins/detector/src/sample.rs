@@ -5,7 +5,7 @@
 //! around each sampling point into contiguous words, and a blend, which is arithmetic over contiguous words only and
 //! so becomes vector code.
 
-use crate::{ColorMatrix, ColorRange, Frame, PixelFormat};
+use crate::{ColorMatrix, ColorRange, Frame, PixelFormat, gather::Gather};
 
 /// Fills network inputs of one size from frames of any size and format.
 ///
@@ -31,7 +31,7 @@ impl Sampler {
             width,
             height,
             tables: None,
-            rows: Rows { words: [row(), row(), row(), row()], doubled: [[0; 8]; 4] },
+            rows: Rows { words: [row(), row(), row(), row()], chroma: [None; 2], doubled: [[0; 8]; 4] },
             vector: Vector::detect(),
         }
     }
@@ -61,6 +61,7 @@ impl Sampler {
         let blue = blue.chunks_exact_mut(self.width);
         let colors = Colors::new(frame.matrix(), frame.range());
         let swapped = colors.swapped();
+        self.rows.chroma = [None; 2];
         for (y, ((red, green), blue)) in red.zip(green).zip(blue).enumerate() {
             let target = [red, green, blue];
             match frame.format() {
@@ -92,9 +93,11 @@ impl Sampler {
 #[derive(Debug)]
 struct Tables {
     key: (PixelFormat, usize, usize),
-    x: Axis,
+    x: Gather,
+    x_weights: Vec<f32>,
     y: Axis,
-    chroma_x: Axis,
+    chroma_x: Gather,
+    chroma_x_weights: Vec<f32>,
     chroma_y: Axis,
 }
 
@@ -102,18 +105,36 @@ impl Tables {
     fn new(key: (PixelFormat, usize, usize), input_width: usize, input_height: usize) -> Self {
         let (format, width, height) = key;
         let (across, down) = format.subsampling();
-        let (pixel, chroma_pixel) = match format {
-            PixelFormat::Nv12 | PixelFormat::Nv21 => (1, 2),
-            PixelFormat::I420 | PixelFormat::Yv12 | PixelFormat::Y42b | PixelFormat::Y444 => (1, 1),
-            PixelFormat::Yuy2 | PixelFormat::Uyvy => (2, 4),
-            PixelFormat::Rgb | PixelFormat::Bgr => (3, 0),
-            PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => (4, 0),
+        let row = |plane: usize| format.plane_size(plane, width, height).0;
+        // Bytes from pixel to pixel, and which are taken at each: how many, how far apart, in a row of which length.
+        let (luma, chroma) = match format {
+            PixelFormat::Nv12 | PixelFormat::Nv21 => ((1, 2, 1, row(0)), (2, 4, 1, row(1))),
+            PixelFormat::I420 | PixelFormat::Yv12 | PixelFormat::Y42b | PixelFormat::Y444 => {
+                ((1, 2, 1, row(0)), (1, 2, 1, row(1)))
+            }
+            PixelFormat::Yuy2 | PixelFormat::Uyvy => {
+                let length = row(0).saturating_sub(1);
+                ((2, 2, 2, length), (4, 4, 2, length))
+            }
+            // Twice, of the pixel and, in a row that begins so much later, of the next.
+            PixelFormat::Rgb | PixelFormat::Bgr => ((3, 4, 1, row(0).saturating_sub(2)), (0, 4, 1, 0)),
+            PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => {
+                ((4, 4, 1, row(0).saturating_sub(4)), (0, 4, 1, 0))
+            }
         };
+        let gather = |subsampling, (pixel, bytes, every, length)| {
+            let Axis { offsets, weights } = Axis::new(width, subsampling, input_width, pixel);
+            (Gather::new(offsets, bytes, every, length), weights)
+        };
+        let (x, x_weights) = gather(1, luma);
+        let (chroma_x, chroma_x_weights) = gather(across, chroma);
         Self {
             key,
-            x: Axis::new(width, 1, input_width, pixel),
+            x,
+            x_weights,
             y: Axis::new(height, 1, input_height, 1),
-            chroma_x: Axis::new(width, across, input_width, chroma_pixel),
+            chroma_x,
+            chroma_x_weights,
             chroma_y: Axis::new(height, down, input_height, 1),
         }
     }
@@ -219,6 +240,8 @@ const BRIGHTEST: f32 = 1.0;
 #[derive(Debug)]
 struct Rows {
     words: [Vec<u32>; 4],
+    /// Which rows of chroma the second and the third of them hold.
+    chroma: [Option<usize>; 2],
     /// Rows of a single sample, written twice: every sampling point lies between two samples.
     doubled: [[u8; 8]; 4],
 }
@@ -247,36 +270,41 @@ impl Rows {
         let second = (first + 1).min(frame.height() - 1);
         let above = at_least_two(frame.row(0, first), 1, luma_upper);
         let below = at_least_two(frame.row(0, second), 1, luma_lower);
-        match packed {
-            Some((start, _)) => {
-                let [above, below] = [above, below].map(|row| row.get(start..).unwrap_or_default());
-                gather_alternate_pairs(above, below, &tables.x.offsets, luma);
-            }
-            None => gather_pairs(above, below, &tables.x.offsets, luma),
-        }
+        let start = packed.map_or(0, |(luma, _)| luma);
+        let [above, below] = [above, below].map(|row| row.get(start..).unwrap_or_default());
+        tables.x.pairs(above, below, luma);
 
         let (first, chroma_weight) = tables.chroma_y.at(y);
         let (_, down) = frame.format().subsampling();
         let second = (first + 1).min(frame.height().div_ceil(down) - 1);
         let planar = frame.format().planes() == 3;
-        for (row, words) in [(first, &mut *upper), (second, &mut *lower)] {
+        // Most rows of chroma are needed for more than one row of the input.
+        if self.chroma[1] == Some(first) {
+            std::mem::swap(upper, lower);
+            self.chroma.swap(0, 1);
+        }
+        for ((row, words), held) in
+            [(first, &mut *upper), (second, &mut *lower)].into_iter().zip(&mut self.chroma)
+        {
+            if held.replace(row) == Some(row) {
+                continue;
+            }
             if planar {
                 let cb = at_least_two(frame.row(1, row), 1, cb);
                 let cr = at_least_two(frame.row(2, row), 1, cr);
-                gather_pairs(cb, cr, &tables.chroma_x.offsets, words);
+                tables.chroma_x.pairs(cb, cr, words);
             } else if let Some((_, start)) = packed {
                 let row = at_least_two(frame.row(0, row), 4, cb).get(start..).unwrap_or_default();
-                gather_alternate_quads(row, &tables.chroma_x.offsets, words);
+                tables.chroma_x.quads(row, words);
             } else {
-                let chroma = at_least_two(frame.row(1, row), 2, cb);
-                gather_quads(chroma, &tables.chroma_x.offsets, words);
+                tables.chroma_x.quads(at_least_two(frame.row(1, row), 2, cb), words);
             }
         }
-        let chroma_x = &tables.chroma_x.weights;
+        let chroma_x = &tables.chroma_x_weights;
         let source = YuvRow {
             luma,
             chroma: [upper, lower],
-            x: &tables.x.weights,
+            x: &tables.x_weights,
             chroma_x,
             y: weight,
             chroma_y: chroma_weight,
@@ -307,16 +335,18 @@ impl Rows {
             (second, &mut *lower_left, &mut *lower_right, doubled_lower),
         ] {
             let row = at_least_two(frame.row(0, row), bytes, doubled);
+            tables.x.quads(row, left);
             if three {
-                gather_triples(row, &tables.x.offsets, left, right);
+                // The next pixel lies three bytes on; with the byte before it, no word ends beyond the row.
+                tables.x.quads(row.get(2..).unwrap_or_default(), right);
+                right.iter_mut().for_each(|word| *word >>= 8);
             } else {
-                gather_quads(row, &tables.x.offsets, left);
-                gather_quads(row.get(4..).unwrap_or_default(), &tables.x.offsets, right);
+                tables.x.quads(row.get(4..).unwrap_or_default(), right);
             }
         }
         let source = RgbRow {
             corners: [upper_left, upper_right, lower_left, lower_right],
-            x: &tables.x.weights,
+            x: &tables.x_weights,
             y: weight,
         };
         vector.blend_rgb(&source, target);
@@ -332,57 +362,6 @@ fn at_least_two<'a>(row: &'a [u8], bytes: usize, doubled: &'a mut [u8; 8]) -> &'
         *target = byte;
     }
     doubled.get(..2 * bytes).unwrap_or_default()
-}
-
-/// Two neighbouring bytes of `first` in the low half of each word, of `second` in the high half.
-#[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
-fn gather_pairs(first: &[u8], second: &[u8], offsets: &[u32], words: &mut [u32]) {
-    for (word, &offset) in words.iter_mut().zip(offsets) {
-        let at = offset as usize;
-        let (a, b) = (&first[at..at + 2], &second[at..at + 2]);
-        *word = u32::from_le_bytes([a[0], a[1], b[0], b[1]]);
-    }
-}
-
-/// As [`gather_pairs`], of every second byte.
-#[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
-fn gather_alternate_pairs(first: &[u8], second: &[u8], offsets: &[u32], words: &mut [u32]) {
-    for (word, &offset) in words.iter_mut().zip(offsets) {
-        let at = offset as usize;
-        let (a, b) = (&first[at..at + 3], &second[at..at + 3]);
-        *word = u32::from_le_bytes([a[0], a[2], b[0], b[2]]);
-    }
-}
-
-/// As [`gather_quads`], of every second byte.
-#[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
-fn gather_alternate_quads(row: &[u8], offsets: &[u32], words: &mut [u32]) {
-    for (word, &offset) in words.iter_mut().zip(offsets) {
-        let at = offset as usize;
-        let q = &row[at..at + 7];
-        *word = u32::from_le_bytes([q[0], q[2], q[4], q[6]]);
-    }
-}
-
-/// Four neighbouring bytes in each word.
-#[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
-fn gather_quads(row: &[u8], offsets: &[u32], words: &mut [u32]) {
-    for (word, &offset) in words.iter_mut().zip(offsets) {
-        let at = offset as usize;
-        let q = &row[at..at + 4];
-        *word = u32::from_le_bytes([q[0], q[1], q[2], q[3]]);
-    }
-}
-
-/// Two neighbouring three-byte pixels in the low bytes of each pair of words.
-#[expect(clippy::indexing_slicing, reason = "tables are made for rows of this length")]
-fn gather_triples(row: &[u8], offsets: &[u32], left: &mut [u32], right: &mut [u32]) {
-    for ((left, right), &offset) in left.iter_mut().zip(right).zip(offsets) {
-        let at = offset as usize;
-        let p = &row[at..at + 6];
-        *left = u32::from_le_bytes([p[0], p[1], p[2], p[3]]);
-        *right = u32::from_le_bytes([p[2], p[3], p[4], p[5]]) >> 8;
-    }
 }
 
 /// One row's gathered Y'CbCr, and the weights of its second samples.

@@ -184,32 +184,34 @@ impl Layout {
 
 /// The largest mean difference of any cell.
 fn greatest_change(current: &[u8], remembered: &[u8], columns: usize) -> f32 {
-    let differences: Vec<u32> =
-        current.iter().zip(remembered).map(|(&a, &b)| u32::from(a.abs_diff(b))).collect();
-    // Quarters of cells first, which up to four cells share.
-    let (quarters, columns) = sums_of_four(&differences, columns, 2);
-    let (cells, _) = sums_of_four(&quarters, columns, 1);
-    let most = cells.into_iter().max().unwrap_or(0);
-    // Of 16 blocks, each 255 at most.
-    u16::try_from(most).map_or(f32::MAX, f32::from) / 16.0
+    let differences: Vec<u16> =
+        current.iter().zip(remembered).map(|(&a, &b)| u16::from(a.abs_diff(b))).collect();
+    // Quarters of cells first, which up to four cells share. The largest sum is that of 16 blocks, each 255 at most.
+    let (quarters, columns) = sums_of_four::<2>(&differences, columns);
+    let (cells, _) = sums_of_four::<1>(&quarters, columns);
+    f32::from(cells.into_iter().max().unwrap_or(0)) / 16.0
 }
 
-/// Sums over two by two neighbours, starting at every `step`-th row and column (1 or 2); and the columns of the
+/// Sums over two by two neighbours, starting at every `STEP`-th row and column (1 or 2); and the columns of the
 /// result. At the right and lower edge, what has no neighbour is its own.
-fn sums_of_four(values: &[u32], columns: usize, step: usize) -> (Vec<u32>, usize) {
-    let starts = |length: usize| if step == 1 { length.max(2) - 1 } else { length.div_ceil(step) };
-    let rows: Vec<&[u32]> = values.chunks(columns.max(1)).collect();
+fn sums_of_four<const STEP: usize>(values: &[u16], columns: usize) -> (Vec<u16>, usize) {
+    let starts = |length: usize| if STEP == 1 { length.max(2) - 1 } else { length.div_ceil(STEP) };
+    let rows: Vec<&[u16]> = values.chunks(columns.max(1)).collect();
     let mut sums = Vec::with_capacity(starts(rows.len()) * starts(columns));
-    let mut of_rows: Vec<u32> = Vec::with_capacity(columns + 1);
-    for row in (0..starts(rows.len())).map(|row| row * step) {
+    let mut of_rows: Vec<u16> = Vec::with_capacity(columns + 1);
+    for row in (0..starts(rows.len())).map(|row| row * STEP) {
         let Some(upper) = rows.get(row) else { continue };
         let lower = rows.get(row + 1).unwrap_or(upper);
         of_rows.clear();
         of_rows.extend(upper.iter().zip(*lower).map(|(a, b)| a + b));
-        if columns == 1 || columns % step == 1 {
+        if columns == 1 || columns % STEP == 1 {
             of_rows.extend(of_rows.last().copied());
         }
-        sums.extend(of_rows.windows(2).step_by(step).map(|pair| pair.iter().sum::<u32>()));
+        if STEP == 1 {
+            sums.extend(of_rows.array_windows::<2>().map(|[a, b]| a + b));
+        } else {
+            sums.extend(of_rows.as_chunks::<2>().0.iter().map(|[a, b]| a + b));
+        }
     }
     (sums, starts(columns))
 }
