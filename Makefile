@@ -72,7 +72,7 @@ bench-packages:
 	@scripts/packages.sh bench
 
 bench: bench-packages setup ## speed: parts (criterion), and side by side with the peers, into target/bench/report.json
-	@cargo bench --locked -p facepipe-detector -p facepipe-vision --bench detector --bench networks
+	@cargo bench --locked -p facepipe-detector -p gst-plugin-facepipe -p facepipe-vision --bench detector --bench crop --bench networks
 	@benches/compare/run.sh
 
 clean: ## removes what was built; keeps models and tools
