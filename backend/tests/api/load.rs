@@ -50,20 +50,25 @@ async fn a_queue_that_takes_too_long_turns_requests_away() {
     };
     // Alone, a request is served however long it takes; it also tells how long one takes.
     call().await.unwrap().expect(StatusCode::OK);
-    // Many pictures are in the queue before or after one that is sent beside them: one of the two is turned away.
-    let form = (0..32).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
-    let request = server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
-    let crowd = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+    // Many pictures and, beside them, single ones: whichever meets another in the queue is turned away. On a busy machine
+    // they may miss each other, so they are sent again.
+    let crowd = || {
+        let form = (0..32).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
+        let request =
+            server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
+        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+    };
     let (mut served, mut refused) = (0, Vec::new());
-    while refused.is_empty() && !crowd.is_finished() {
-        let answer = call().await.unwrap();
-        if answer.status == StatusCode::OK { served += 1 } else { refused.push(answer) }
-    }
-    let crowd = crowd.await.unwrap();
-    if crowd.status == StatusCode::OK {
-        served += 1
-    } else {
-        refused.push(crowd)
+    for _ in 0..20 {
+        let mut sent = vec![crowd()];
+        sent.extend((0..8).map(|_| call()));
+        for answer in sent {
+            let answer = answer.await.unwrap();
+            if answer.status == StatusCode::OK { served += 1 } else { refused.push(answer) }
+        }
+        if !refused.is_empty() {
+            break;
+        }
     }
     assert!(served >= 1 && !refused.is_empty(), "{served} served, {} refused", refused.len());
     for answer in refused {
