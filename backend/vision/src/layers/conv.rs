@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::{
     Activation, Window,
+    aligned::Floats,
     level::{Kernel, Level, MAX_ROWS, Registers},
     threads,
 };
@@ -21,8 +22,6 @@ pub(super) const PARALLEL_FROM: usize = 2_000_000;
 /// Floats of input that the tiles of one block read; they should stay in the second-level cache beside the weights of a
 /// panel.
 const BLOCK_FLOATS: usize = 48 * 1024;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// The values of a map, or of some neighbouring channels of one.
 #[derive(Debug, Clone, Copy)]
@@ -58,9 +57,7 @@ impl Size {
 #[derive(Debug)]
 pub(super) struct Packed {
     level: Level,
-    /// Begins at `start`, so that no vector crosses a cache line.
-    panels: Vec<f32>,
-    start: usize,
+    panels: Floats,
     /// Inputs of an output: kernel rows * kernel columns * input channels.
     depth: usize,
     channels: usize,
@@ -76,9 +73,8 @@ impl Packed {
         let depth = weight.len() / channels.max(1);
         let (lanes, wide) = (level.lanes(), level.tile_channels());
         let padded = channels.next_multiple_of(lanes);
-        let mut panels = vec![0f32; padded * depth + LINE / size_of::<f32>()];
-        let start = panels.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
-        let mut at = start;
+        let mut panels = Floats::zeros(padded * depth);
+        let mut at = 0;
         for first in (0..channels).step_by(wide) {
             let width = wide.min(padded - first);
             let used = width.min(channels - first);
@@ -99,7 +95,7 @@ impl Packed {
             Activation::PRelu(slopes) => Activation::PRelu(filled(&slopes)),
             other => other,
         };
-        Self { level, panels, start, depth, channels, bias: filled(bias), activation }
+        Self { level, panels, depth, channels, bias: filled(bias), activation }
     }
 
     pub(super) fn level(&self) -> Level {
@@ -112,7 +108,7 @@ impl Packed {
 
     /// Weights, and those of bias and channel, of the panel that begins at channel `first`.
     pub(super) fn panel(&self, first: usize, width: usize) -> (&[f32], &[f32], &[f32]) {
-        let at = self.start + first * self.depth;
+        let at = first * self.depth;
         let part = |values: &'_ Vec<f32>| first..(first + width).min(values.len());
         let slopes = match &self.activation {
             Activation::PRelu(slopes) => slopes.get(part(slopes)),
@@ -171,6 +167,35 @@ impl Target {
         assert!(at + len <= self.len, "a tile lies in its map");
         // SAFETY: the floats lie in the borrow that `self` came from (asserted above), and are the caller's alone.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}
+
+impl Target {
+    /// Writes whole vectors to the channels from `channel` on of `M` pixels from `pixel` on.
+    ///
+    /// # Safety
+    ///
+    /// No other thread may touch, and the caller may not hold a reference to, these floats.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "the sizes are the types'")]
+    unsafe fn write<S: Simd, const M: usize, const V: usize>(
+        self,
+        pixel: usize,
+        channel: usize,
+        values: &[[S::f32s; V]; M],
+    ) {
+        let at = pixel * self.stride + channel;
+        assert!(at + (M - 1) * self.stride + V * S::F32_LANES <= self.len, "a tile lies in its map");
+        for m in 0..M {
+            for v in 0..V {
+                // SAFETY: the last of the vectors lies in the borrow that `self` came from (asserted above), and they are
+                // the caller's alone.
+                unsafe {
+                    let out = self.start.add(at + m * self.stride + v * S::F32_LANES);
+                    out.cast::<S::f32s>().write_unaligned(values[m][v]);
+                }
+            }
+        }
     }
 }
 
@@ -382,18 +407,21 @@ impl Block<'_> {
         let count = self.pixels.len();
         // Tiles of equal height, rather than a low one at the end.
         let tiles = count.div_ceil(S::ROWS);
+        let (height, higher) = (count / tiles, count % tiles);
+        let mut first = 0;
         for tile in 0..tiles {
-            let rows = tile * count / tiles..(tile + 1) * count / tiles;
-            match rows.len() {
-                1 => self.tile::<S, 1, V>(simd, rows.start, channel),
-                2 => self.tile::<S, 2, V>(simd, rows.start, channel),
-                3 => self.tile::<S, 3, V>(simd, rows.start, channel),
-                4 => self.tile::<S, 4, V>(simd, rows.start, channel),
-                5 => self.tile::<S, 5, V>(simd, rows.start, channel),
-                6 => self.tile::<S, 6, V>(simd, rows.start, channel),
-                7 => self.tile::<S, 7, V>(simd, rows.start, channel),
-                _ => self.tile::<S, MAX_ROWS, V>(simd, rows.start, channel),
+            let rows = height + usize::from(tile < higher);
+            match rows {
+                1 => self.tile::<S, 1, V>(simd, first, channel),
+                2 => self.tile::<S, 2, V>(simd, first, channel),
+                3 => self.tile::<S, 3, V>(simd, first, channel),
+                4 => self.tile::<S, 4, V>(simd, first, channel),
+                5 => self.tile::<S, 5, V>(simd, first, channel),
+                6 => self.tile::<S, 6, V>(simd, first, channel),
+                7 => self.tile::<S, 7, V>(simd, first, channel),
+                _ => self.tile::<S, MAX_ROWS, V>(simd, first, channel),
             }
+            first += rows;
         }
     }
 
@@ -422,17 +450,25 @@ impl Block<'_> {
             unsafe { accumulate(simd, &mut sums, rows, now) };
         }
         let channels = (packed.channels - channel).min(V * S::F32_LANES);
-        for (m, sums) in sums.iter_mut().enumerate() {
-            let pixel = self.pixels.start + first + m;
-            if let Some(residual) = self.op.residual {
-                let residual = &residual[pixel * packed.channels + channel..][..channels];
-                add(simd, sums, residual);
+        let pixel = self.pixels.start + first;
+        if let Some(residual) = self.op.residual {
+            let residual = &residual[pixel * packed.channels + channel..];
+            add(simd, &mut sums, residual, packed.channels, channels);
+        }
+        activate(simd, &mut sums, &packed.activation, slopes);
+        if channels == V * S::F32_LANES {
+            // SAFETY: each pixel belongs to one tile of one part, each channel to one panel of one part.
+            unsafe { self.target.write::<S, M, V>(pixel, channel, &sums) };
+            return;
+        }
+        // A copy, so that the sums themselves need no address and stay in registers.
+        let copy = sums;
+        for (m, sums) in copy.iter().enumerate() {
+            // SAFETY: as above, and the reference ends with this iteration.
+            let out = unsafe { self.target.row(pixel + m, channel, channels) };
+            for (out, sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
+                simd.partial_store_f32s(out, *sum);
             }
-            activate(simd, sums, &packed.activation, slopes);
-            // SAFETY: each pixel belongs to one tile of one part, each channel to one panel of one part, and the
-            // reference ends with this iteration.
-            let out = unsafe { self.target.row(pixel, channel, channels) };
-            store(simd, out, sums);
         }
     }
 }
@@ -467,52 +503,81 @@ pub(super) fn vectors<S: Simd, const V: usize>(floats: &[f32]) -> &[[S::f32s; V]
     S::as_simd_f32s(floats).0.as_chunks::<V>().0
 }
 
+/// Adds a residual, whose first row is that of `sums`, with `stride` floats from one row to the next, `channels` of which
+/// count.
 #[inline(always)]
-fn add<S: Simd, const V: usize>(simd: S, sums: &mut [S::f32s; V], values: &[f32]) {
-    if values.len() == V * S::F32_LANES {
-        for (sum, value) in sums.iter_mut().zip(S::as_simd_f32s(values).0) {
-            *sum = simd.add_f32s(*sum, *value);
+#[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+fn add<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; V]; M],
+    residual: &[f32],
+    stride: usize,
+    channels: usize,
+) {
+    let mut values = [[simd.splat_f32s(0.0); V]; M];
+    if channels == V * S::F32_LANES {
+        let residual = residual[..(M - 1) * stride + channels].as_ptr();
+        for m in 0..M {
+            for v in 0..V {
+                let at = m * stride + v * S::F32_LANES;
+                // SAFETY: `at` and a vector end before row `m` does, up to which the residual was cut. Any bits are
+                // floats.
+                values[m][v] = unsafe { residual.add(at).cast::<S::f32s>().read_unaligned() };
+            }
         }
     } else {
-        for (sum, value) in sums.iter_mut().zip(values.chunks(S::F32_LANES)) {
-            *sum = simd.add_f32s(*sum, simd.partial_load_f32s(value));
+        for (m, values) in values.iter_mut().enumerate() {
+            let row = residual[m * stride..][..channels].chunks(S::F32_LANES);
+            for (value, part) in values.iter_mut().zip(row) {
+                *value = simd.partial_load_f32s(part);
+            }
         }
     }
-}
-
-#[inline(always)]
-fn store<S: Simd, const V: usize>(simd: S, out: &mut [f32], sums: &[S::f32s; V]) {
-    if out.len() == V * S::F32_LANES {
-        for (out, sum) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sums) {
-            *out = *sum;
-        }
-    } else {
-        for (out, sum) in out.chunks_mut(S::F32_LANES).zip(sums) {
-            simd.partial_store_f32s(out, *sum);
+    for m in 0..M {
+        for v in 0..V {
+            sums[m][v] = simd.add_f32s(sums[m][v], values[m][v]);
         }
     }
 }
 
 /// Applies the activation; `slopes` are those of these channels.
+///
+/// Here and above, loops over the types' sizes with bodies of one instruction, which the compiler unrolls; then the sums
+/// stay in registers.
 #[inline(always)]
-pub(super) fn activate<S: Simd, const V: usize>(
+#[expect(clippy::indexing_slicing, reason = "the sizes are the types'")]
+pub(super) fn activate<S: Simd, const M: usize, const V: usize>(
     simd: S,
-    values: &mut [S::f32s; V],
+    values: &mut [[S::f32s; V]; M],
     activation: &Activation,
     slopes: &[f32],
 ) {
     let zero = simd.splat_f32s(0.0);
     match activation {
         Activation::None => {}
-        Activation::Relu => values.iter_mut().for_each(|v| *v = simd.max_f32s(*v, zero)),
+        Activation::Relu => {
+            for m in 0..M {
+                for v in 0..V {
+                    values[m][v] = simd.max_f32s(values[m][v], zero);
+                }
+            }
+        }
         Activation::Relu6 => {
             let six = simd.splat_f32s(6.0);
-            values.iter_mut().for_each(|v| *v = simd.min_f32s(simd.max_f32s(*v, zero), six));
+            for m in 0..M {
+                for v in 0..V {
+                    values[m][v] = simd.min_f32s(simd.max_f32s(values[m][v], zero), six);
+                }
+            }
         }
         Activation::PRelu(_) => {
-            for (v, slope) in values.iter_mut().zip(S::as_simd_f32s(slopes).0) {
-                let below = simd.min_f32s(*v, zero);
-                *v = simd.mul_add_e_f32s(*slope, below, simd.max_f32s(*v, zero));
+            let slopes = vectors::<S, V>(slopes)[0];
+            for m in 0..M {
+                for v in 0..V {
+                    let below = simd.min_f32s(values[m][v], zero);
+                    let above = simd.max_f32s(values[m][v], zero);
+                    values[m][v] = simd.mul_add_e_f32s(slopes[v], below, above);
+                }
             }
         }
     }

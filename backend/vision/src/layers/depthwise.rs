@@ -148,17 +148,18 @@ impl<'a> Line<'a> {
         let first = x * op.window.stride;
         let skip = op.window.padding.1.saturating_sub(first).min(columns);
         let end = (op.size.w + op.window.padding.1).saturating_sub(first).clamp(skip, columns);
-        let mut sum = [load(simd, &op.bias[channel..][..count])];
+        let mut sum = load(simd, &op.bias[channel..][..count]);
         for row in 0..rows {
             let Some(line) = self.row(row) else { continue };
             for column in skip..end {
                 let at = (first + column - op.window.padding.1) * channels + channel;
                 let weight = &op.weight[(row * columns + column) * channels + channel..][..count];
-                sum[0] = simd.mul_add_e_f32s(load(simd, &line[at..][..count]), load(simd, weight), sum[0]);
+                sum = simd.mul_add_e_f32s(load(simd, &line[at..][..count]), load(simd, weight), sum);
             }
         }
-        activate(simd, &mut sum, op.activation, self.slopes(channel));
-        store(simd, &mut out[x * channels + channel..][..count], sum[0]);
+        let mut sums = [[sum]];
+        activate(simd, &mut sums, op.activation, self.slopes(channel));
+        store(simd, &mut out[x * channels + channel..][..count], sums[0][0]);
     }
 
     /// The three columns of the window of output pixel `x` in `row`, and all that follows.
@@ -221,9 +222,9 @@ impl<'a> Line<'a> {
             }
             if slopes {
                 for sum in &mut sums {
-                    let mut one = [*sum];
+                    let mut one = [[*sum]];
                     activate(simd, &mut one, op.activation, self.slopes(channel));
-                    *sum = one[0];
+                    *sum = one[0][0];
                 }
             }
             for (pixel, sum) in sums.into_iter().enumerate() {

@@ -10,6 +10,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::{
     Engine,
+    aligned::Floats,
     conv::{Size, Values},
     parallel::spread,
 };
@@ -26,7 +27,7 @@ pub(crate) struct Map {
 #[derive(Debug)]
 enum Store {
     /// Here, channels last. The map, then a pixel of zeros, then what is left over from before.
-    Own(Vec<f32>),
+    Own(Floats),
     /// In candle's tensors `[n, c, h, w]`, whose channels follow each other.
     Candle(Vec<Tensor>),
 }
@@ -164,7 +165,7 @@ impl<'a> Part<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
     engine: Engine,
-    free: Vec<Vec<f32>>,
+    free: Vec<Floats>,
 }
 
 impl Workspace {
@@ -180,17 +181,13 @@ impl Workspace {
     pub(crate) fn own_map(&mut self, size: Size, channels: usize) -> Map {
         let len = (size.pixels() + 1) * channels;
         // The smallest that is large enough, else the largest.
-        let fit = |buffer: &Vec<f32>| {
+        let fit = |buffer: &Floats| {
             let short = buffer.len() < len;
             (short, if short { usize::MAX - buffer.len() } else { buffer.len() })
         };
         let best = self.free.iter().enumerate().min_by_key(|(_, buffer)| fit(buffer)).map(|(i, _)| i);
         let mut buffer = best.map(|i| self.free.swap_remove(i)).unwrap_or_default();
-        if buffer.len() < len {
-            // Nothing in it is worth to be copied along.
-            buffer.clear();
-            buffer.resize(len, 0.0);
-        }
+        buffer.grow(len);
         Map { size, channels, store: Store::Own(buffer) }.end()
     }
 

@@ -4,6 +4,7 @@
 //! pictures come in that order. candle's own convolution is channels first, copies both ways, unpacks the weights on
 //! every call and knows neither ceil-mode pooling nor fast depthwise kernels.
 
+mod aligned;
 mod candle;
 mod conv;
 mod depthwise;

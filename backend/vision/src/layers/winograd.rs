@@ -12,6 +12,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
+    aligned::Floats,
     conv::{PARALLEL_FROM, Packed, Size, Target, Values, accumulate, activate, vectors},
     level::{Kernel, Level, MAX_ROWS, Registers},
     threads,
@@ -135,7 +136,7 @@ impl Winograd<'_> {
 
 thread_local! {
     /// Transformed input and output of the tiles of a block.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    static SCRATCH: RefCell<(Floats, Floats)> = const { RefCell::new((Floats::EMPTY, Floats::EMPTY)) };
 }
 
 /// The share of one thread.
@@ -156,8 +157,8 @@ impl Kernel for Tiles<'_> {
         let (mut before, mut after) = SCRATCH.take();
         let (apart_before, apart_after) = (most * inputs + APART, most * channels + APART);
         // What is there already is overwritten before it is read.
-        before.resize(before.len().max(VALUES * apart_before), 0.0);
-        after.resize(after.len().max(VALUES * apart_after), 0.0);
+        before.grow(VALUES * apart_before);
+        after.grow(VALUES * apart_after);
         let mut first = self.tiles.start;
         while first < self.tiles.end {
             let tiles = first..(first + most).min(self.tiles.end);
@@ -267,18 +268,18 @@ unsafe fn transform_back<S: Registers>(
                     continue;
                 }
                 let pixel = (image * output.h + y) * output.w + x;
-                let mut value = [simd.add_f32s(*value, bias)];
+                let mut value = [[simd.add_f32s(*value, bias)]];
                 if let Some(residual) = op.residual {
                     let residual = load(simd, &residual[pixel * channels + channel..][..count]);
-                    value[0] = simd.add_f32s(value[0], residual);
+                    value[0][0] = simd.add_f32s(value[0][0], residual);
                 }
                 activate(simd, &mut value, weights.activation(), slopes);
                 // SAFETY: the tile is the caller's alone, and the reference ends with this iteration.
                 let out = unsafe { target.row(pixel, channel, count) };
                 if count == S::F32_LANES {
-                    S::as_mut_simd_f32s(out).0[0] = value[0];
+                    S::as_mut_simd_f32s(out).0[0] = value[0][0];
                 } else {
-                    simd.partial_store_f32s(out, value[0]);
+                    simd.partial_store_f32s(out, value[0][0]);
                 }
             }
         }
