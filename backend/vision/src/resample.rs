@@ -2,6 +2,8 @@
 
 use image::{RgbImage, imageops};
 
+use crate::layers::{Kernel, Level, Registers};
+
 /// A part of an image, in whole pixels; `right` and `bottom` are the first pixels outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PixelRect {
@@ -42,7 +44,7 @@ fn window(index: usize, input: usize, output: usize) -> (usize, usize) {
 /// `(value - 127.5) / 128` in the layout `[row, column, channel]`.
 ///
 /// The same as `torch.nn.functional.interpolate(mode="area")`, but for the order of the additions: sums are kept in
-/// integers and are exact. A window may hold at most 16 million pixels.
+/// integers and are exact. A window may hold at most 8 million pixels.
 ///
 /// A `rect` that reaches out of the image, or is empty, writes nothing.
 pub fn area_average(
@@ -52,40 +54,78 @@ pub fn area_average(
     rows: std::ops::Range<usize>,
     out: &mut [f32],
 ) {
-    let stride = image.width() as usize * 3;
     let (rect_width, rect_height) = (rect.width() as usize, rect.height() as usize);
     if rect_width == 0 || rect_height == 0 || rect.right > image.width() || rect.bottom > image.height() {
         return;
     }
-    let columns: Vec<(usize, usize)> = (0..width).map(|x| window(x, rect_width, width)).collect();
-    let mut sums = vec![0u32; rect_width * 3];
-    for (y, out) in rows.zip(out.chunks_exact_mut((width * 3).max(1))) {
-        let (top, bottom) = window(y, rect_height, height);
-        sums.fill(0);
-        let first = (rect.top as usize + top) * stride + rect.left as usize * 3;
-        for line in image.as_raw().get(first..).unwrap_or_default().chunks(stride).take(bottom - top) {
-            for (sum, &value) in sums.iter_mut().zip(line) {
-                *sum += u32::from(value);
-            }
-        }
-        for (out, &(left, right)) in out.as_chunks_mut::<3>().0.iter_mut().zip(&columns) {
-            let mut total = [0u32; 3];
-            for pixel in sums.get(left * 3..right * 3).unwrap_or_default().as_chunks::<3>().0 {
-                for (t, &s) in total.iter_mut().zip(pixel) {
-                    *t += s;
+    let columns = (0..width).map(|x| window(x, rect_width, width)).collect::<Vec<_>>();
+    let rows = rows.map(|y| window(y, rect_height, height)).collect::<Vec<_>>();
+    Level::best().run(AreaAverage { image, rect, columns: &columns, rows: &rows, out });
+}
+
+/// An [`area_average`] to be done.
+struct AreaAverage<'a> {
+    image: &'a RgbImage,
+    rect: PixelRect,
+    /// The windows of the output columns and rows, counted from the corner of `rect`.
+    columns: &'a [(usize, usize)],
+    rows: &'a [(usize, usize)],
+    out: &'a mut [f32],
+}
+
+impl Kernel for AreaAverage<'_> {
+    /// The compiler makes vectors of the loops: of the channels of neighbouring pixels in the first, of the channels of one
+    /// pixel (and one value more) in the others.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "windows lie in `rect`, which lies in the image")]
+    fn run<S: Registers>(self, _: S) {
+        let width = self.rect.width() as usize;
+        let stride = self.image.width() as usize * 3;
+        // Of the pixels of a column in the window, and one value more.
+        let mut sums = vec![0u32; width * 3 + 1];
+        // Of all pixels before a column. They may wrap; their differences don't.
+        let mut before = vec![[0u32; 4]; width + 1];
+        // One over the pixels of a window, by how much wider than the narrowest it is.
+        let widths = || self.columns.iter().map(|&(left, right)| right - left);
+        let (least, most) = (widths().min().unwrap_or_default(), widths().max().unwrap_or_default());
+        let mut scales = vec![0f32; most + 1 - least];
+        for (&(top, bottom), out) in self.rows.iter().zip(self.out.chunks_exact_mut(self.columns.len() * 3)) {
+            let sums_of_pixels = &mut sums[..width * 3];
+            sums_of_pixels.fill(0);
+            for y in self.rect.top as usize + top..self.rect.top as usize + bottom {
+                let line = &self.image.as_raw()[y * stride + self.rect.left as usize * 3..][..width * 3];
+                for (sum, &value) in sums_of_pixels.iter_mut().zip(line) {
+                    *sum += u32::from(value);
                 }
             }
+            let mut total = [0u32; 4];
+            for (before, pixel) in before[1..].iter_mut().zip(sums.windows(4).step_by(3)) {
+                for (total, value) in total.iter_mut().zip(pixel) {
+                    *total = total.wrapping_add(*value);
+                }
+                *before = total;
+            }
             #[expect(
                 clippy::cast_precision_loss,
                 reason = "single precision is what the network computes in"
             )]
-            let scale = 1.0 / (((right - left) * (bottom - top)) as f32);
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "single precision is what the network computes in"
-            )]
-            let levels = total.map(|t| (t as f32 * scale - 127.5) * 0.007_812_5);
-            *out = levels;
+            for (scale, width) in scales.iter_mut().zip(least..) {
+                *scale = 1.0 / ((width * (bottom - top)) as f32);
+            }
+            for (out, &(left, right)) in out.as_chunks_mut::<3>().0.iter_mut().zip(self.columns) {
+                let scale = scales[right - left - least];
+                #[expect(
+                    clippy::cast_precision_loss,
+                    clippy::cast_possible_wrap,
+                    reason = "single precision is what the network computes in; sums of a window are positive as \
+                              signed numbers as well, which are quicker to convert"
+                )]
+                let value = |(after, before): (u32, u32)| {
+                    (after.wrapping_sub(before) as i32 as f32 * scale - 127.5) * 0.007_812_5
+                };
+                let ([a, b, c, _], [x, y, z, _]) = (before[right], before[left]);
+                *out = [(a, x), (b, y), (c, z)].map(value);
+            }
         }
     }
 }

@@ -177,8 +177,7 @@ impl Target {
     ///
     /// No other thread may touch, and the caller may not hold a reference to, these floats.
     #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "the sizes are the types'")]
-    unsafe fn write<S: Simd, const M: usize, const V: usize>(
+    pub(super) unsafe fn write<S: Simd, const M: usize, const V: usize>(
         self,
         pixel: usize,
         channel: usize,
@@ -186,13 +185,13 @@ impl Target {
     ) {
         let at = pixel * self.stride + channel;
         assert!(at + (M - 1) * self.stride + V * S::F32_LANES <= self.len, "a tile lies in its map");
-        for m in 0..M {
-            for v in 0..V {
+        for (m, row) in values.iter().enumerate() {
+            for (v, value) in row.iter().enumerate() {
                 // SAFETY: the last of the vectors lies in the borrow that `self` came from (asserted above), and they are
                 // the caller's alone.
                 unsafe {
                     let out = self.start.add(at + m * self.stride + v * S::F32_LANES);
-                    out.cast::<S::f32s>().write_unaligned(values[m][v]);
+                    out.cast::<S::f32s>().write_unaligned(*value);
                 }
             }
         }
@@ -517,12 +516,12 @@ fn add<S: Simd, const M: usize, const V: usize>(
     let mut values = [[simd.splat_f32s(0.0); V]; M];
     if channels == V * S::F32_LANES {
         let residual = residual[..(M - 1) * stride + channels].as_ptr();
-        for m in 0..M {
-            for v in 0..V {
+        for (m, row) in values.iter_mut().enumerate() {
+            for (v, value) in row.iter_mut().enumerate() {
                 let at = m * stride + v * S::F32_LANES;
                 // SAFETY: `at` and a vector end before row `m` does, up to which the residual was cut. Any bits are
                 // floats.
-                values[m][v] = unsafe { residual.add(at).cast::<S::f32s>().read_unaligned() };
+                *value = unsafe { residual.add(at).cast::<S::f32s>().read_unaligned() };
             }
         }
     } else {
@@ -533,10 +532,8 @@ fn add<S: Simd, const M: usize, const V: usize>(
             }
         }
     }
-    for m in 0..M {
-        for v in 0..V {
-            sums[m][v] = simd.add_f32s(sums[m][v], values[m][v]);
-        }
+    for (sum, value) in sums.as_flattened_mut().iter_mut().zip(values.as_flattened()) {
+        *sum = simd.add_f32s(*sum, *value);
     }
 }
 
@@ -556,27 +553,22 @@ pub(super) fn activate<S: Simd, const M: usize, const V: usize>(
     match activation {
         Activation::None => {}
         Activation::Relu => {
-            for m in 0..M {
-                for v in 0..V {
-                    values[m][v] = simd.max_f32s(values[m][v], zero);
-                }
+            for value in values.as_flattened_mut() {
+                *value = simd.max_f32s(*value, zero);
             }
         }
         Activation::Relu6 => {
             let six = simd.splat_f32s(6.0);
-            for m in 0..M {
-                for v in 0..V {
-                    values[m][v] = simd.min_f32s(simd.max_f32s(values[m][v], zero), six);
-                }
+            for value in values.as_flattened_mut() {
+                *value = simd.min_f32s(simd.max_f32s(*value, zero), six);
             }
         }
         Activation::PRelu(_) => {
             let slopes = vectors::<S, V>(slopes)[0];
-            for m in 0..M {
-                for v in 0..V {
-                    let below = simd.min_f32s(values[m][v], zero);
-                    let above = simd.max_f32s(values[m][v], zero);
-                    values[m][v] = simd.mul_add_e_f32s(slopes[v], below, above);
+            for row in values {
+                for (value, slope) in row.iter_mut().zip(slopes) {
+                    let below = simd.min_f32s(*value, zero);
+                    *value = simd.mul_add_e_f32s(slope, below, simd.max_f32s(*value, zero));
                 }
             }
         }

@@ -7,7 +7,7 @@ use pulp::{Scalar128b, Simd, WithSimd};
 /// What the convolution kernel needs to know of a set of vector instructions beyond the instructions themselves: how
 /// large a tile of outputs its registers hold. On each level the sums take most of the registers; the rest hold a
 /// row of weights and one input.
-pub(super) trait Registers: Simd {
+pub(crate) trait Registers: Simd {
     /// Output pixels of a tile.
     const ROWS: usize;
     /// Vectors of output channels of a tile.
@@ -57,7 +57,7 @@ pub(crate) enum Level {
 }
 
 /// Work that is compiled once for each level.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     fn run<S: Registers>(self, simd: S);
 }
 
@@ -120,7 +120,7 @@ impl Level {
     }
 
     /// Runs `kernel` as compiled for this level.
-    pub(super) fn run<K: Kernel>(self, kernel: K) {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::V4(simd) => Simd::vectorize(simd, Compiled(kernel, simd)),

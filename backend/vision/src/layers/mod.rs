@@ -18,7 +18,7 @@ use candle_core::{Device, Result, Tensor, bail};
 pub use self::parallel::{all_together, on_one_thread};
 pub(crate) use self::{
     conv::Size,
-    level::Level,
+    level::{Kernel, Level, Registers},
     map::{Map, Part, Workspace, Workspaces},
     parallel::threads,
 };

@@ -120,14 +120,25 @@ impl Winograd<'_> {
         let (image, y, x) = self.place(tile);
         let (pad_y, pad_x) = self.padding;
         let outside = self.input.pixels();
-        let pixels = array::from_fn(|i| {
-            // Counted in the padded input; the unpadded one begins at `padding`.
-            let (y, x) = (y + i / 4, x + i % 4);
-            let inside = y >= pad_y && y < self.input.h + pad_y && x >= pad_x && x < self.input.w + pad_x;
-            let pixel =
-                if inside { (image * self.input.h + y - pad_y) * self.input.w + x - pad_x } else { outside };
-            pixel * self.source.stride
-        });
+        // Counted in the padded input, as below.
+        let whole =
+            y >= pad_y && y + 4 <= self.input.h + pad_y && x >= pad_x && x + 4 <= self.input.w + pad_x;
+        let pixels = if whole {
+            let first = (image * self.input.h + y - pad_y) * self.input.w + x - pad_x;
+            array::from_fn(|i| (first + i / 4 * self.input.w + i % 4) * self.source.stride)
+        } else {
+            array::from_fn(|i| {
+                // Counted in the padded input; the unpadded one begins at `padding`.
+                let (y, x) = (y + i / 4, x + i % 4);
+                let inside = y >= pad_y && y < self.input.h + pad_y && x >= pad_x && x < self.input.w + pad_x;
+                let pixel = if inside {
+                    (image * self.input.h + y - pad_y) * self.input.w + x - pad_x
+                } else {
+                    outside
+                };
+                pixel * self.source.stride
+            })
+        };
         let furthest = pixels.iter().max().copied().unwrap_or_default();
         assert!(furthest + self.source.channels <= self.source.data.len(), "a pixel lies in its map");
         pixels
@@ -167,6 +178,7 @@ impl Kernel for Tiles<'_> {
             }
             let values = before.chunks(apart_before).zip(after.chunks_mut(apart_after));
             for (product, (before, after)) in op.weights.products.iter().zip(values) {
+                let after = Target::new(after, channels);
                 let product = Product { weights: product, before, inputs, after, channels };
                 product.run::<S>(simd, tiles.len());
             }
@@ -317,14 +329,14 @@ struct Product<'a> {
     before: &'a [f32],
     /// Floats from one tile to the next.
     inputs: usize,
-    after: &'a mut [f32],
-    /// Floats from one tile to the next.
+    after: Target,
+    /// Floats of a tile in that.
     channels: usize,
 }
 
 impl Product<'_> {
     #[inline(always)]
-    fn run<S: Registers>(mut self, simd: S, tiles: usize) {
+    fn run<S: Registers>(&self, simd: S, tiles: usize) {
         let wide = S::VECTORS * S::F32_LANES;
         for channel in (0..self.channels).step_by(wide) {
             match (self.channels - channel).div_ceil(S::F32_LANES).min(S::VECTORS) {
@@ -337,31 +349,34 @@ impl Product<'_> {
     }
 
     #[inline(always)]
-    fn panel<S: Registers, const V: usize>(&mut self, simd: S, channel: usize, count: usize) {
+    fn panel<S: Registers, const V: usize>(&self, simd: S, channel: usize, count: usize) {
         if V > S::VECTORS {
             return;
         }
         // Of equal height, rather than a low one at the end.
         let blocks = count.div_ceil(S::ROWS);
+        let (height, higher) = (count / blocks, count % blocks);
+        let mut first = 0;
         for block in 0..blocks {
-            let rows = block * count / blocks..(block + 1) * count / blocks;
-            match rows.len() {
-                1 => self.rows::<S, 1, V>(simd, rows.start, channel),
-                2 => self.rows::<S, 2, V>(simd, rows.start, channel),
-                3 => self.rows::<S, 3, V>(simd, rows.start, channel),
-                4 => self.rows::<S, 4, V>(simd, rows.start, channel),
-                5 => self.rows::<S, 5, V>(simd, rows.start, channel),
-                6 => self.rows::<S, 6, V>(simd, rows.start, channel),
-                7 => self.rows::<S, 7, V>(simd, rows.start, channel),
-                _ => self.rows::<S, MAX_ROWS, V>(simd, rows.start, channel),
+            let rows = height + usize::from(block < higher);
+            match rows {
+                1 => self.rows::<S, 1, V>(simd, first, channel),
+                2 => self.rows::<S, 2, V>(simd, first, channel),
+                3 => self.rows::<S, 3, V>(simd, first, channel),
+                4 => self.rows::<S, 4, V>(simd, first, channel),
+                5 => self.rows::<S, 5, V>(simd, first, channel),
+                6 => self.rows::<S, 6, V>(simd, first, channel),
+                7 => self.rows::<S, 7, V>(simd, first, channel),
+                _ => self.rows::<S, MAX_ROWS, V>(simd, first, channel),
             }
+            first += rows;
         }
     }
 
     /// `M` tiles from the `first` on by `V` vectors of channels.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "what is beyond the buffers panics")]
-    fn rows<S: Registers, const M: usize, const V: usize>(&mut self, simd: S, first: usize, channel: usize) {
+    fn rows<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
         if M > S::ROWS {
             return;
         }
@@ -372,9 +387,7 @@ impl Product<'_> {
         let mut sums = [[simd.splat_f32s(0.0); V]; M];
         // SAFETY: each row was cut to as many floats as there are weights.
         unsafe { accumulate(simd, &mut sums, rows, panel) };
-        for (m, sums) in sums.iter().enumerate() {
-            let after = &mut self.after[(first + m) * self.channels + channel..][..V * S::F32_LANES];
-            S::as_mut_simd_f32s(after).0.copy_from_slice(sums);
-        }
+        // SAFETY: the scratch is this thread's own, and nothing refers to it meanwhile.
+        unsafe { self.after.write::<S, M, V>(first, channel, &sums) };
     }
 }

@@ -288,8 +288,8 @@ impl Mtcnn {
             parallel::map(visible.chunks(BATCH).collect(), |batch| {
                 self.workspaces.with(|workspace| {
                     let (side, channels) = N::SEEN;
-                    let mut seen = workspace.own_map(Size { n: batch.len(), h: side, w: side }, channels);
                     let size = side * side * channels;
+                    let mut seen = workspace.own_map(Size { n: batch.len(), h: 1, w: 1 }, size);
                     for (seen, few) in
                         seen.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
                     {

@@ -57,8 +57,8 @@ fn heads(
     Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::POINT, Activation::None)?)
 }
 
-/// A dense layer over a `[side, side, channels]` map, as the convolution that it is. PyTorch flattened the map with
-/// columns before rows before channels.
+/// A dense layer over the values of a `[side, side, channels]` map. PyTorch flattened that with columns before rows before
+/// channels; here they stay as they lie, rows before columns.
 fn dense(
     weights: &Weights,
     number: usize,
@@ -66,10 +66,11 @@ fn dense(
     outputs: usize,
 ) -> std::result::Result<Conv2d, ModelError> {
     let weight = weights.get(&format!("dense{number}.weight"), &[outputs, side * side * channels])?;
-    let weight = weight.reshape((outputs, side, side, channels))?.permute((0, 3, 2, 1))?;
+    let weight = weight.reshape((outputs, side, side, channels))?.transpose(1, 2)?.contiguous()?;
+    let weight = weight.reshape((outputs, side * side * channels, 1, 1))?;
     let bias = weights.get(&format!("dense{number}.bias"), &[outputs])?;
     let slopes = weights.get(&format!("prelu{number}.weight"), &[outputs])?.to_vec1()?;
-    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
+    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::POINT, Activation::PRelu(slopes))?)
 }
 
 /// Softmax over "no face" and "face".
@@ -94,7 +95,7 @@ pub(super) trait CropNet: Sync {
     /// What the convolutions make of `crops` `[n, SIDE, SIDE, 3]`.
     fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map>;
 
-    /// What the dense layers say of that, crop by crop.
+    /// What the dense layers say of that, `[n, 1, 1, all values of a map]`, crop by crop.
     fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Self::Output>>;
 }
 
