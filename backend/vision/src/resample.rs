@@ -91,11 +91,13 @@ impl Kernel for AreaAverage<'_> {
         let mut scales = vec![0f32; most + 1 - least];
         for (&(top, bottom), out) in self.rows.iter().zip(self.out.chunks_exact_mut(self.columns.len() * 3)) {
             let sums_of_pixels = &mut sums[..width * 3];
-            sums_of_pixels.fill(0);
-            for y in self.rect.top as usize + top..self.rect.top as usize + bottom {
-                let line = &self.image.as_raw()[y * stride + self.rect.left as usize * 3..][..width * 3];
-                for (sum, &value) in sums_of_pixels.iter_mut().zip(line) {
-                    *sum += u32::from(value);
+            for y in top..bottom {
+                let first = (self.rect.top as usize + y) * stride + self.rect.left as usize * 3;
+                let line = sums_of_pixels.iter_mut().zip(&self.image.as_raw()[first..][..width * 3]);
+                if y == top {
+                    line.for_each(|(sum, &value)| *sum = u32::from(value));
+                } else {
+                    line.for_each(|(sum, &value)| *sum += u32::from(value));
                 }
             }
             let mut total = [0u32; 4];

@@ -146,24 +146,27 @@ impl Winograd<'_> {
     ///
     /// Where one would not lie in its map.
     #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "a tile has pixels")]
     fn pixels<const T: usize>(&self, tile: usize) -> [[usize; T]; T] {
         let (image, y, x) = self.place(tile);
         let (pad_y, pad_x) = self.padding;
         let Size { h, w, .. } = self.input;
-        let outside = self.input.pixels();
+        let stride = self.source.stride;
         // Counted in the padded input; the unpadded one begins at `padding`.
-        let inside = |y: usize, x: usize| y >= pad_y && y < h + pad_y && x >= pad_x && x < w + pad_x;
+        let (rows, columns) = (pad_y..h + pad_y, pad_x..w + pad_x);
         let first = (image * h + y).wrapping_sub(pad_y).wrapping_mul(w).wrapping_add(x).wrapping_sub(pad_x);
-        let whole = inside(y, x) && inside(y + T - 1, x + T - 1);
-        let pixels = array::from_fn(|row| {
-            array::from_fn(|column| {
-                let there = whole || inside(y + row, x + column);
-                let pixel = first.wrapping_add(row * w + column);
-                (if there { pixel } else { outside }) * self.source.stride
-            })
-        });
-        let furthest = pixels.as_flattened().iter().max().copied().unwrap_or_default();
+        let mut pixels = [[self.input.pixels() * stride; T]; T];
+        let whole = y >= pad_y && x >= pad_x && y + T <= rows.end && x + T <= columns.end;
+        // The last of them, or the pixel of zeros.
+        let furthest = if whole { (first + (T - 1) * (w + 1)) * stride } else { pixels[0][0] };
         assert!(furthest + self.source.channels <= self.source.data.len(), "a pixel lies in its map");
+        for (row, pixels) in pixels.iter_mut().enumerate() {
+            for (column, pixel) in pixels.iter_mut().enumerate() {
+                if whole || (rows.contains(&(y + row)) && columns.contains(&(x + column))) {
+                    *pixel = first.wrapping_add(row * w + column) * stride;
+                }
+            }
+        }
         pixels
     }
 }
