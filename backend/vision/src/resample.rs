@@ -144,46 +144,56 @@ pub fn triangle(image: &RgbImage, rect: PixelRect, side: u32) -> RgbImage {
 /// `(a x + b y + c, d x + e y + f)` for `transform = [[a, b, c], [d, e, f]]`, counted from pixel centres; black where
 /// that lies outside. As Pillow's `transform(…, AFFINE, …, BILINEAR)`, which cuts fractions off.
 pub fn warp(image: &RgbImage, transform: &[[f64; 3]; 2], side: u32) -> RgbImage {
-    let [[a, b, c], [d, e, f]] = *transform;
-    RgbImage::from_fn(side, side, |x, y| {
-        let (x, y) = (f64::from(x) + 0.5, f64::from(y) + 0.5);
-        image::Rgb(bilinear(image, a * x + b * y + c, d * x + e * y + f).unwrap_or_default())
-    })
+    let mut out = RgbImage::new(side, side);
+    Level::best().run(Warp { image, transform, out: &mut out });
+    out
 }
 
-/// The value at a point whose coordinates are 0 at the outer edge of the first pixel.
-fn bilinear(image: &RgbImage, x: f64, y: f64) -> Option<[u8; 3]> {
-    let (width, height) = (f64::from(image.width()), f64::from(image.height()));
-    // Written so that an undefined coordinate is outside as well.
-    if !(x >= 0.0 && x < width && y >= 0.0 && y < height) {
-        return None;
+/// A [`warp`] to be done, to a black picture.
+struct Warp<'a> {
+    image: &'a RgbImage,
+    transform: &'a [[f64; 3]; 2],
+    out: &'a mut RgbImage,
+}
+
+impl Kernel for Warp<'_> {
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "points lie in the image, and values between 0 and 255, where fractions are to be cut off"
+    )]
+    #[expect(clippy::indexing_slicing, reason = "corners are clamped to the image")]
+    fn run<S: Registers>(self, _: S) {
+        let [[a, b, c], [d, e, f]] = *self.transform;
+        let (width, height) = (f64::from(self.image.width()), f64::from(self.image.height()));
+        let stride = self.image.width() as usize * 3;
+        let pixels = self.image.as_raw();
+        for (x, y, out) in self.out.enumerate_pixels_mut() {
+            let (x, y) = (f64::from(x) + 0.5, f64::from(y) + 0.5);
+            // 0 at the outer edge of the first pixel.
+            let (x, y) = (a * x + b * y + c, d * x + e * y + f);
+            // Written so that an undefined coordinate is outside as well.
+            if !(x >= 0.0 && x < width && y >= 0.0 && y < height) {
+                continue;
+            }
+            let (x, y) = (x - 0.5, y - 0.5);
+            let (left, top) = (x.floor(), y.floor());
+            let (dx, dy) = (x - left, y - top);
+            let column = |x: f64| x.clamp(0.0, width - 1.0) as usize * 3;
+            let row = |y: f64| y.clamp(0.0, height - 1.0) as usize * stride;
+            let corner = |row: usize, column: usize| &pixels[row + column..][..3];
+            let (columns, rows) = ([column(left), column(left + 1.0)], [row(top), row(top + 1.0)]);
+            let (p00, p10) = (corner(rows[0], columns[0]), corner(rows[0], columns[1]));
+            let (p01, p11) = (corner(rows[1], columns[0]), corner(rows[1], columns[1]));
+            for (channel, out) in out.0.iter_mut().enumerate() {
+                let value = |corner: &[u8]| f64::from(corner[channel]);
+                let upper = value(p00) + (value(p10) - value(p00)) * dx;
+                let lower = value(p01) + (value(p11) - value(p01)) * dx;
+                *out = (upper + (lower - upper) * dy) as u8;
+            }
+        }
     }
-    let (x, y) = (x - 0.5, y - 0.5);
-    let (left, top) = (x.floor(), y.floor());
-    let (dx, dy) = (x - left, y - top);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the image")]
-    let pixel = |px: f64, py: f64| {
-        image
-            .get_pixel(px.clamp(0.0, width - 1.0) as u32, py.clamp(0.0, height - 1.0) as u32)
-            .0
-            .map(f64::from)
-    };
-    let corners =
-        [pixel(left, top), pixel(left + 1.0, top), pixel(left, top + 1.0), pixel(left + 1.0, top + 1.0)];
-    let [p00, p10, p01, p11] = corners;
-    let mut out = [0u8; 3];
-    for (o, (((v00, v10), v01), v11)) in out.iter_mut().zip(p00.into_iter().zip(p10).zip(p01).zip(p11)) {
-        let upper = v00 + (v10 - v00) * dx;
-        let lower = v01 + (v11 - v01) * dx;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "between 0 and 255; cut off"
-        )]
-        let value = (upper + (lower - upper) * dy) as u8;
-        *o = value;
-    }
-    Some(out)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The kernels that keep the channels apart: depthwise convolution and max pooling. Channels side by side in memory are
 //! computed side by side in a vector.
 
-use std::ops::Range;
+use std::{array, ops::Range};
 
 use pulp::Simd;
 use rayon::prelude::*;
@@ -66,34 +66,21 @@ impl Kernel for FilterLines<'_> {
         let small = op.window.kernel == (3, 3);
         // A row outside of the map.
         let zeros = vec![0f32; if small { op.size.w * channels } else { 0 }];
-        for (index, out) in self.out.chunks_exact_mut(op.output.w * channels).enumerate() {
-            let line = Line::new(op, self.first + index);
-            let rows: [&[f32]; 3] = std::array::from_fn(|row| line.row(row).unwrap_or(&zeros));
-            let inner = if small { line.inner() } else { 0..0 };
-            let mut x = 0;
-            while x < op.output.w {
-                let whole = channels / S::F32_LANES * S::F32_LANES;
-                let (pixels, done) = if !small {
-                    (1, 0)
-                } else if inner.contains(&x) && x + NEIGHBOURS <= inner.end {
-                    line.three_by_three::<S, NEIGHBOURS>(simd, x, rows.map(|row| line.columns(row, x)), out);
-                    (NEIGHBOURS, whole)
-                } else {
-                    line.three_by_three::<S, 1>(
-                        simd,
-                        x,
-                        rows.map(|row| line.padded_columns(row, x, &zeros)),
-                        out,
-                    );
-                    (1, whole)
-                };
-                for x in x..x + pixels {
-                    for channel in (done..channels).step_by(S::F32_LANES) {
-                        line.pixel(simd, x, channel, out);
-                    }
-                }
-                x += pixels;
+        let line = op.output.w * channels;
+        let mut done = 0;
+        while done < self.out.len() / line {
+            let out = self.out.get_mut(done * line..).unwrap_or_default();
+            let current = Line::new(op, self.first + done);
+            let next = Line::new(op, self.first + done + 1);
+            let two = small && op.window.stride == 1 && out.len() > line && next.image == current.image;
+            let rows: [&[f32]; 4] = array::from_fn(|row| current.row(row).unwrap_or(&zeros));
+            let (out, after) = out.split_at_mut(line);
+            let shared = if two { current.two_lines(simd, rows, out, after) } else { 0..0 };
+            current.run(simd, [rows[0], rows[1], rows[2]], shared.clone(), &zeros, out);
+            if two {
+                next.run(simd, [rows[1], rows[2], rows[3]], shared, &zeros, after);
             }
+            done += 1 + usize::from(two);
         }
     }
 }
@@ -137,6 +124,101 @@ impl<'a> Line<'a> {
         }
     }
 
+    /// Computes the line but for the whole vectors of channels of the pixels `done`. `rows` are those of the window, `zeros`
+    /// a row outside of the map; both count only for windows of 3x3.
+    #[inline(always)]
+    fn run<S: Simd>(&self, simd: S, rows: [&[f32]; 3], done: Range<usize>, zeros: &[f32], out: &mut [f32]) {
+        let (op, channels) = (self.op, self.op.bias.len());
+        let small = op.window.kernel == (3, 3);
+        let inner = if small { self.inner() } else { 0..0 };
+        let whole = if small { channels / S::F32_LANES * S::F32_LANES } else { 0 };
+        let mut x = 0;
+        while x < op.output.w {
+            let pixels = if done.contains(&x) {
+                done.len()
+            } else if inner.contains(&x) && x + NEIGHBOURS <= inner.end {
+                self.three_by_three::<S, NEIGHBOURS>(simd, x, rows.map(|row| self.columns(row, x)), out);
+                NEIGHBOURS
+            } else {
+                if small {
+                    let taps = rows.map(|row| self.padded_columns(row, x, zeros));
+                    self.three_by_three::<S, 1>(simd, x, taps, out);
+                }
+                1
+            };
+            for x in x..x + pixels {
+                for channel in (whole..channels).step_by(S::F32_LANES) {
+                    self.pixel(simd, x, channel, out);
+                }
+            }
+            x += pixels;
+        }
+    }
+
+    /// The whole vectors of channels of as many pixels of this line and the next as [`NEIGHBOURS`] divide, for windows of 3x3
+    /// and stride 1; `rows` are those of both lines' windows. Says which pixels.
+    ///
+    /// What is read of the input serves up to six outputs.
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
+    fn two_lines<S: Simd>(
+        &self,
+        simd: S,
+        rows: [&[f32]; 4],
+        out: &mut [f32],
+        after: &mut [f32],
+    ) -> Range<usize> {
+        const COLUMNS: usize = NEIGHBOURS + 2;
+        let (op, channels) = (self.op, self.op.bias.len());
+        let inner = self.inner();
+        let end = inner.start + inner.len() / NEIGHBOURS * NEIGHBOURS;
+        let weights = op.weight[..9 * channels].as_ptr();
+        let bias = op.bias[..channels].as_ptr();
+        for x in (inner.start..end).step_by(NEIGHBOURS) {
+            let first = (x - op.window.padding.1) * channels;
+            let rows = rows.map(|row| row[first..][..COLUMNS * channels].as_ptr());
+            let out =
+                [&mut *out, &mut *after].map(|out| out[x * channels..][..NEIGHBOURS * channels].as_mut_ptr());
+            let mut channel = 0;
+            while channel + S::F32_LANES <= channels {
+                // SAFETY: a vector from `channel` on ends before `channels`, of which the weights have 9, each row 6 and
+                // each output 4, as sliced above. Any bits are floats.
+                let vector = |from: *const f32, at: usize| unsafe {
+                    from.add(at * channels + channel).cast::<S::f32s>().read_unaligned()
+                };
+                let mut sums = [[[vector(bias, 0)]; NEIGHBOURS]; 2];
+                let mut taps = [[vector(bias, 0); 3]; 3];
+                for (tap, weight) in taps.as_flattened_mut().iter_mut().enumerate() {
+                    *weight = vector(weights, tap);
+                }
+                for (row, &values) in rows.iter().enumerate() {
+                    for column in 0..COLUMNS {
+                        let value = vector(values, column);
+                        for line in 0..2 {
+                            for pixel in 0..NEIGHBOURS {
+                                if row >= line && row < line + 3 && column >= pixel && column < pixel + 3 {
+                                    let sum = &mut sums[line][pixel][0];
+                                    *sum = simd.mul_add_e_f32s(value, taps[row - line][column - pixel], *sum);
+                                }
+                            }
+                        }
+                    }
+                }
+                for (sums, out) in sums.iter_mut().zip(out) {
+                    activate(simd, sums, op.activation, self.slopes(channel));
+                    for (pixel, sum) in sums.iter().enumerate() {
+                        // SAFETY: as above.
+                        unsafe {
+                            out.add(pixel * channels + channel).cast::<S::f32s>().write_unaligned(sum[0])
+                        };
+                    }
+                }
+                channel += S::F32_LANES;
+            }
+        }
+        inner.start..end
+    }
+
     /// A vector of channels of any output pixel, tap by tap.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
@@ -167,14 +249,14 @@ impl<'a> Line<'a> {
     #[expect(clippy::indexing_slicing, reason = "only asked of windows that are inside")]
     fn columns<'b>(&self, row: &'b [f32], x: usize) -> [&'b [f32]; 3] {
         let (channels, first) = (self.op.bias.len(), x * self.op.window.stride - self.op.window.padding.1);
-        std::array::from_fn(|column| &row[(first + column) * channels..])
+        array::from_fn(|column| &row[(first + column) * channels..])
     }
 
     /// As [`Self::columns`], with zeros for those that are outside.
     #[inline(always)]
     fn padded_columns<'b>(&self, row: &'b [f32], x: usize, zeros: &'b [f32]) -> [&'b [f32]; 3] {
         let (op, channels) = (self.op, self.op.bias.len());
-        std::array::from_fn(|column| {
+        array::from_fn(|column| {
             let at = (x * op.window.stride + column).checked_sub(op.window.padding.1);
             at.filter(|&at| at < op.size.w).and_then(|at| row.get(at * channels..)).unwrap_or(zeros)
         })

@@ -146,7 +146,6 @@ impl Winograd<'_> {
     ///
     /// Where one would not lie in its map.
     #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "a tile has pixels")]
     fn pixels<const T: usize>(&self, tile: usize) -> [[usize; T]; T] {
         let (image, y, x) = self.place(tile);
         let (pad_y, pad_x) = self.padding;
@@ -358,7 +357,6 @@ fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
 
 /// B^T d of the values in a line.
 #[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "there are four or six")]
 fn differences<S: Simd, const T: usize>(simd: S, d: [S::f32s; T]) -> [S::f32s; T] {
     let mut to = d;
     if T == 4 {
@@ -382,7 +380,6 @@ fn differences<S: Simd, const T: usize>(simd: S, d: [S::f32s; T]) -> [S::f32s; T
 
 /// A^T m of the values in a line.
 #[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "there are four or six, and two fewer outputs")]
 fn joined<S: Simd, const O: usize, const T: usize>(simd: S, m: [S::f32s; T]) -> [S::f32s; O] {
     let (sum, difference) = (simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[1], m[2]));
     let mut to = [sum; O];
