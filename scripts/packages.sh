@@ -5,8 +5,8 @@
 set -euo pipefail
 
 packages=(
-    # building: C compiler, GStreamer's headers, the database clients that diesel links
-    build-essential pkg-config
+    # building: C compiler, assembler of the JPEG decoder, GStreamer's headers, the database clients that diesel links
+    build-essential nasm pkg-config
     libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
     libpq-dev default-libmysqlclient-dev
     # running: decoders, gst-launch-1.0, gst-inspect-1.0

@@ -14,7 +14,7 @@ COPY deploy/docker/snapshot.sh /usr/local/sbin/
 # hadolint ignore=DL3008
 RUN snapshot.sh "${SNAPSHOT}" \
     && apt-get update -qq \
-    && apt-get install -y -qq --no-install-recommends g++ make pkg-config libpq-dev default-libmysqlclient-dev \
+    && apt-get install -y -qq --no-install-recommends g++ make nasm pkg-config libpq-dev default-libmysqlclient-dev \
     && rm -rf /var/lib/apt/lists/*
 # Writes the list of crates into the program, where scanners and BuildKit's SBOM find it.
 RUN cargo install --locked --quiet --version 0.7.7 cargo-auditable

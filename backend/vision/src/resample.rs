@@ -74,10 +74,11 @@ struct AreaAverage<'a> {
 }
 
 impl Kernel for AreaAverage<'_> {
-    /// The compiler makes vectors of the loops: of the channels of neighbouring pixels in the first, of the channels of one
-    /// pixel (and one value more) in the others.
+    /// The compiler makes vectors of the loops: of the values of neighbouring pixels in the first, of the channels of one pixel
+    /// (and one value more) in the others.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "windows lie in `rect`, which lies in the image")]
+    #[expect(clippy::cast_precision_loss, reason = "single precision is what the network computes in")]
     fn run<S: Registers>(self, _: S) {
         let width = self.rect.width() as usize;
         let stride = self.image.width() as usize * 3;
@@ -90,10 +91,9 @@ impl Kernel for AreaAverage<'_> {
         let (least, most) = (widths().min().unwrap_or_default(), widths().max().unwrap_or_default());
         let mut scales = vec![0f32; most + 1 - least];
         for (&(top, bottom), out) in self.rows.iter().zip(self.out.chunks_exact_mut(self.columns.len() * 3)) {
-            let sums_of_pixels = &mut sums[..width * 3];
             for y in top..bottom {
                 let first = (self.rect.top as usize + y) * stride + self.rect.left as usize * 3;
-                let line = sums_of_pixels.iter_mut().zip(&self.image.as_raw()[first..][..width * 3]);
+                let line = sums.iter_mut().zip(&self.image.as_raw()[first..][..width * 3]);
                 if y == top {
                     line.for_each(|(sum, &value)| *sum = u32::from(value));
                 } else {
@@ -107,26 +107,22 @@ impl Kernel for AreaAverage<'_> {
                 }
                 *before = total;
             }
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "single precision is what the network computes in"
-            )]
             for (scale, width) in scales.iter_mut().zip(least..) {
                 *scale = 1.0 / ((width * (bottom - top)) as f32);
             }
             for (out, &(left, right)) in out.as_chunks_mut::<3>().0.iter_mut().zip(self.columns) {
                 let scale = scales[right - left - least];
                 #[expect(
-                    clippy::cast_precision_loss,
                     clippy::cast_possible_wrap,
-                    reason = "single precision is what the network computes in; sums of a window are positive as \
-                              signed numbers as well, which are quicker to convert"
+                    reason = "sums of a window are positive as signed numbers as well, which are quicker to convert"
                 )]
-                let value = |(after, before): (u32, u32)| {
-                    (after.wrapping_sub(before) as i32 as f32 * scale - 127.5) * 0.007_812_5
-                };
-                let ([a, b, c, _], [x, y, z, _]) = (before[right], before[left]);
-                *out = [(a, x), (b, y), (c, z)].map(value);
+                let value = |sum: u32| (sum as i32 as f32 * scale - 127.5) * 0.007_812_5;
+                let (mut sum, less) = (before[right], before[left]);
+                for (sum, less) in sum.iter_mut().zip(less) {
+                    *sum = sum.wrapping_sub(less);
+                }
+                let [red, green, blue, _] = sum.map(value);
+                *out = [red, green, blue];
             }
         }
     }

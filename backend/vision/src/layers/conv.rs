@@ -275,9 +275,13 @@ impl Convolution<'_> {
             for source in self.sources {
                 assert!(pixels.end * source.stride <= source.data.len(), "a run lies in its map");
             }
-            offsets.extend(
-                pixels.flat_map(|pixel| self.sources.iter().map(move |source| pixel * source.stride)),
-            );
+            if self.sources.len() == 1 {
+                offsets.extend(pixels.map(|pixel| pixel * source.stride));
+            } else {
+                offsets.extend(
+                    pixels.flat_map(|pixel| self.sources.iter().map(move |source| pixel * source.stride)),
+                );
+            }
             return;
         }
         let (rows, columns) = self.window.kernel;
