@@ -276,7 +276,7 @@ impl Convolution<'_> {
                 assert!(pixels.end * source.stride <= source.data.len(), "a run lies in its map");
             }
             if self.sources.len() == 1 {
-                offsets.extend(pixels.map(|pixel| pixel * source.stride));
+                offsets.extend(evenly(pixels.start * source.stride, source.stride, pixels.len()));
             } else {
                 offsets.extend(
                     pixels.flat_map(|pixel| self.sources.iter().map(move |source| pixel * source.stride)),
@@ -301,7 +301,8 @@ impl Convolution<'_> {
             pixel += xs.len();
             if self.place() == Place::Inside {
                 let start = (image * self.input.h + y) * self.input.w;
-                offsets.extend(xs.map(|x| (start + x * self.window.stride) * source.stride));
+                let first = (start + xs.start * self.window.stride) * source.stride;
+                offsets.extend(evenly(first, self.window.stride * source.stride, xs.len()));
                 furthest = furthest.max(offsets.last().copied().unwrap_or_default());
                 continue;
             }
@@ -322,6 +323,16 @@ impl Convolution<'_> {
         }
         assert!(furthest + last + source.channels <= source.data.len(), "a run lies in its map");
     }
+}
+
+/// `count` numbers, each `step` more than the one before. By additions, of which the compiler makes vectors.
+fn evenly(first: usize, step: usize, count: usize) -> impl ExactSizeIterator<Item = usize> {
+    let mut next = first;
+    (0..count).map(move |_| {
+        let this = next;
+        next += step;
+        this
+    })
 }
 
 /// Where the windows of a convolution can lie.
