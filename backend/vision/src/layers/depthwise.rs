@@ -336,7 +336,7 @@ pub(super) struct Pooling<'a> {
 impl Pooling<'_> {
     pub(super) fn run(self) {
         if self.channels > 0 && self.output.pixels() > 0 {
-            self.level.run(self);
+            self.level.no_wider_than(self.channels).run(self);
         }
     }
 }
@@ -385,19 +385,35 @@ impl Square<'_> {
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
     fn largest_of<S: Simd>(&self, simd: S, height: usize, width: usize, out: &mut [f32]) {
-        let count = S::F32_LANES.min(self.channels);
+        let input = &self.input[..(height - 1) * self.line + width * self.channels];
+        let out = &mut out[..self.channels];
+        let lowest = simd.splat_f32s(f32::NEG_INFINITY);
+        if self.channels < S::F32_LANES {
+            let mut best = lowest;
+            for row in 0..height {
+                for column in 0..width {
+                    let at = row * self.line + column * self.channels;
+                    best = simd.max_f32s(best, load(simd, &input[at..][..self.channels]));
+                }
+            }
+            store(simd, out, best);
+            return;
+        }
         let mut done = 0;
         while done < self.channels {
             // The last vector reaches back over channels that are done, rather than be a part of one.
-            let first = done.min(self.channels - count);
-            let mut best = simd.splat_f32s(f32::NEG_INFINITY);
+            let first = done.min(self.channels - S::F32_LANES);
+            let mut best = lowest;
             for row in 0..height {
-                let row = &self.input[row * self.line + first..][..(width - 1) * self.channels + count];
                 for column in 0..width {
-                    best = simd.max_f32s(best, load(simd, &row[column * self.channels..][..count]));
+                    let at = row * self.line + column * self.channels + first;
+                    // SAFETY: a vector from `first` on ends with the channels of its pixel, up to the last of which the input
+                    // was cut. Any bits are floats.
+                    let value = unsafe { input.as_ptr().add(at).cast::<S::f32s>().read_unaligned() };
+                    best = simd.max_f32s(best, value);
                 }
             }
-            store(simd, &mut out[first..][..count], best);
+            store(simd, &mut out[first..][..S::F32_LANES], best);
             done += S::F32_LANES;
         }
     }

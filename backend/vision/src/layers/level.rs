@@ -92,6 +92,16 @@ impl Level {
         *BEST
     }
 
+    /// The widest from this on whose vectors are no wider than `floats`, where there is one: a part of a vector costs more than
+    /// several whole ones.
+    pub(super) fn no_wider_than(self, floats: usize) -> Self {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::V4(_) if floats < self.lanes() => pulp::x86::V3::try_new().map_or(self, Self::V3),
+            other => other,
+        }
+    }
+
     /// Floats in a vector.
     pub(super) const fn lanes(self) -> usize {
         match self {
