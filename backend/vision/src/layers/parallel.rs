@@ -3,7 +3,8 @@
 use std::{
     cell::Cell,
     ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::{Duration, Instant},
 };
 
 use rayon::prelude::*;
@@ -36,8 +37,38 @@ pub fn on_one_thread<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Runs `work` on a thread of rayon's pool while the others stay awake and wait for parts of it: for a single piece of work
-/// that is to be done soon. A layer takes about as long as it takes to wake a thread.
+/// How long the thread that has the work waits for the others to wake. Longer than waking takes, shorter than a layer.
+const WAKING: Duration = Duration::from_micros(100);
+
+/// The core that this thread runs on; of no other system than Linux known.
+fn core() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    return Some(rustix::thread::sched_getcpu());
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// Moves this thread from the core that it runs on to another, if it may run on another.
+///
+/// Linux often wakes a thread on the core of the thread that wakes it, and for some milliseconds doesn't see that another core
+/// is idle.
+fn leave_core() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
+        let Ok(allowed) = sched_getaffinity(None) else { return };
+        let mut others = allowed;
+        others.unset(sched_getcpu());
+        // Where it is refused, things stay as they are.
+        if others.count() > 0 && sched_setaffinity(None, &others).is_ok() {
+            let _ = sched_setaffinity(None, &allowed);
+        }
+    }
+}
+
+/// Runs `work` on a thread of rayon's pool while the others stay awake and wait for parts of it, each on a core of its own if
+/// there are enough: for a single piece of work that is to be done soon. A layer takes about as long as it takes to wake a
+/// thread.
 ///
 /// Whatever else the pool is given meanwhile may delay the end.
 pub fn all_together<T: Send>(work: impl FnOnce() -> T + Send) -> T {
@@ -48,23 +79,41 @@ pub fn all_together<T: Send>(work: impl FnOnce() -> T + Send) -> T {
             self.0.store(true, Ordering::Release);
         }
     }
-    let over = AtomicBool::new(false);
+    let (over, awake) = (&AtomicBool::new(false), &AtomicUsize::new(0));
     rayon::scope(|scope| {
         let others = threads().saturating_sub(1);
+        let taken = core();
         for _ in 0..others {
-            scope.spawn(|_| {
+            scope.spawn(move |_| {
+                if taken.is_some() && core() == taken {
+                    leave_core();
+                }
+                awake.fetch_add(1, Ordering::Release);
                 let mut idle = 0_u32;
                 while !over.load(Ordering::Acquire) {
                     idle = match rayon::yield_now() {
                         Some(rayon::Yield::Executed) => 0,
                         _ => idle.saturating_add(1),
                     };
-                    // Whoever else wants this core has it: the thread that has the work, for one.
-                    if idle > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+                    if idle <= SPINS {
+                        std::hint::spin_loop();
+                        continue;
+                    }
+                    // Whoever else wants this core has it. If that is for long, it may be the thread that has the work.
+                    let begun = Instant::now();
+                    std::thread::yield_now();
+                    if begun.elapsed() > WAKING {
+                        leave_core();
+                    }
                 }
             });
         }
-        let _over = Over(&over);
+        let _over = Over(over);
+        // Those that were woken on this core get it, and leave it.
+        let begun = Instant::now();
+        while awake.load(Ordering::Acquire) < others && begun.elapsed() < WAKING {
+            std::thread::yield_now();
+        }
         work()
     })
 }
