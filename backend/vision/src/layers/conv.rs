@@ -168,9 +168,7 @@ impl Target {
         // SAFETY: the floats lie in the borrow that `self` came from (asserted above), and are the caller's alone.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
     }
-}
 
-impl Target {
     /// Writes whole vectors to the channels from `channel` on of `M` pixels from `pixel` on.
     ///
     /// # Safety

@@ -40,7 +40,7 @@ pub fn on_one_thread<T>(work: impl FnOnce() -> T) -> T {
 /// How long the thread that has the work waits for the others to wake. Longer than waking takes, shorter than a layer.
 const WAKING: Duration = Duration::from_micros(100);
 
-/// The core that this thread runs on; of no other system than Linux known.
+/// The core that this thread runs on; known on Linux only.
 fn core() -> Option<usize> {
     #[cfg(target_os = "linux")]
     return Some(rustix::thread::sched_getcpu());
@@ -214,6 +214,22 @@ mod tests {
             assert!(caught.is_err());
             assert_eq!(all_together(sum), 332_833_500);
         });
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_thread_that_leaves_its_core_may_run_everywhere_again() {
+        use rustix::thread::sched_getaffinity;
+        std::thread::spawn(|| {
+            let allowed = sched_getaffinity(None).unwrap();
+            for _ in 0..10 {
+                leave_core();
+                assert!(allowed.is_set(core().unwrap()));
+                assert_eq!(sched_getaffinity(None).unwrap(), allowed);
+            }
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]
