@@ -90,7 +90,9 @@ impl Kernel for AreaAverage<'_> {
         let widths = || self.columns.iter().map(|&(left, right)| right - left);
         let (least, most) = (widths().min().unwrap_or_default(), widths().max().unwrap_or_default());
         let mut scales = vec![0f32; most + 1 - least];
-        for (&(top, bottom), out) in self.rows.iter().zip(self.out.chunks_exact_mut(self.columns.len() * 3)) {
+        for (&(top, bottom), out) in
+            self.rows.iter().zip(self.out.chunks_exact_mut((self.columns.len() * 3).max(1)))
+        {
             for y in top..bottom {
                 let first = (self.rect.top as usize + y) * stride + self.rect.left as usize * 3;
                 let line = sums.iter_mut().zip(&self.image.as_raw()[first..][..width * 3]);
@@ -237,6 +239,7 @@ mod tests {
         let mut out = [7.0; 12];
         area_average(&image, PixelRect { left: 2, top: 0, right: 6, bottom: 4 }, (2, 2), 0..2, &mut out);
         area_average(&image, PixelRect { left: 3, top: 0, right: 3, bottom: 4 }, (2, 2), 0..2, &mut out);
+        area_average(&image, PixelRect::all(&image), (0, 2), 0..2, &mut out);
         assert_eq!(out, [7.0; 12]);
     }
 

@@ -382,44 +382,40 @@ impl Kernel for Part<'_> {
             op.offsets(pixels.clone(), &mut offsets);
             let block =
                 Block { op, target: self.target, runs: &runs, offsets: &offsets, pixels: pixels.clone() };
-            let mut channel = self.channels.start;
-            while channel < self.channels.end {
-                match (self.channels.end - channel).div_ceil(S::F32_LANES).min(S::VECTORS) {
-                    1 => block.panel::<S, 1>(simd, channel),
-                    2 => block.panel::<S, 2>(simd, channel),
-                    3 => block.panel::<S, 3>(simd, channel),
-                    _ => block.panel::<S, 4>(simd, channel),
-                }
-                channel += S::VECTORS * S::F32_LANES;
-            }
+            block.panels::<S>(simd, pixels.len(), self.channels.clone());
             first = pixels.end;
         }
         OFFSETS.set(offsets);
     }
 }
 
-/// Neighbouring output pixels whose inputs fit into the cache together.
-struct Block<'a> {
-    op: &'a Convolution<'a>,
-    target: Target,
-    /// Together as long as the packed weights are deep.
-    runs: &'a [Run<'a>],
-    /// Of each pixel, or of each run of each pixel: what [`Convolution::offsets`] made of these pixels.
-    offsets: &'a [usize],
-    pixels: Range<usize>,
-}
+/// Work that is done in tiles of rows by vectors of channels, whose sums fit into the registers.
+pub(super) trait Tiled {
+    /// `M` rows from the `first` on, by `V` vectors of channels from `channel` on.
+    fn tile<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize);
 
-impl Block<'_> {
-    /// The `V` vectors of channels from `channel` on, of all pixels of the block.
+    /// All tiles of `rows` rows and of `channels`, which begin at a panel.
     #[inline(always)]
-    fn panel<S: Registers, const V: usize>(&self, simd: S, channel: usize) {
-        if V > S::VECTORS {
+    fn panels<S: Registers>(&self, simd: S, rows: usize, channels: Range<usize>) {
+        for channel in channels.clone().step_by(S::VECTORS * S::F32_LANES) {
+            match (channels.end - channel).div_ceil(S::F32_LANES).min(S::VECTORS) {
+                1 => self.panel::<S, 1>(simd, rows, channel),
+                2 => self.panel::<S, 2>(simd, rows, channel),
+                3 => self.panel::<S, 3>(simd, rows, channel),
+                _ => self.panel::<S, 4>(simd, rows, channel),
+            }
+        }
+    }
+
+    /// The `V` vectors of channels from `channel` on, of all rows.
+    #[inline(always)]
+    fn panel<S: Registers, const V: usize>(&self, simd: S, rows: usize, channel: usize) {
+        if V > S::VECTORS || rows == 0 {
             return;
         }
-        let count = self.pixels.len();
         // Tiles of equal height, rather than a low one at the end.
-        let tiles = count.div_ceil(S::ROWS);
-        let (height, higher) = (count / tiles, count % tiles);
+        let tiles = rows.div_ceil(S::ROWS);
+        let (height, higher) = (rows / tiles, rows % tiles);
         let mut first = 0;
         for tile in 0..tiles {
             let rows = height + usize::from(tile < higher);
@@ -436,7 +432,20 @@ impl Block<'_> {
             first += rows;
         }
     }
+}
 
+/// Neighbouring output pixels whose inputs fit into the cache together.
+struct Block<'a> {
+    op: &'a Convolution<'a>,
+    target: Target,
+    /// Together as long as the packed weights are deep.
+    runs: &'a [Run<'a>],
+    /// Of each pixel, or of each run of each pixel: what [`Convolution::offsets`] made of these pixels.
+    offsets: &'a [usize],
+    pixels: Range<usize>,
+}
+
+impl Tiled for Block<'_> {
     /// `M` pixels, from the `first` of the block on, by `V` vectors of channels, from `channel` on.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]

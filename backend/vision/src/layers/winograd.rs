@@ -14,8 +14,8 @@ use rayon::prelude::*;
 
 use super::{
     aligned::Floats,
-    conv::{PARALLEL_FROM, Packed, Size, Target, Values, accumulate, activate, vectors},
-    level::{Kernel, Level, MAX_ROWS, Registers},
+    conv::{PARALLEL_FROM, Packed, Size, Target, Tiled, Values, accumulate, activate, vectors},
+    level::{Kernel, Level, Registers},
     threads,
 };
 
@@ -204,8 +204,8 @@ impl<const O: usize, const T: usize> Kernel for Tiles<'_, O, T> {
             let values = before.chunks(apart_before).zip(after.chunks_mut(apart_after));
             for (product, (before, after)) in op.weights.products.iter().zip(values) {
                 let after = Target::new(after, channels);
-                let product = Product { weights: product, before, inputs, after, channels };
-                product.run::<S>(simd, tiles.len());
+                let product = Product { weights: product, before, inputs, after };
+                product.panels::<S>(simd, tiles.len(), 0..channels);
             }
             for (index, tile) in tiles.enumerate() {
                 let at = index * channels;
@@ -404,53 +404,13 @@ struct Product<'a> {
     /// Floats from one tile to the next.
     inputs: usize,
     after: Target,
-    /// Floats of a tile in that.
-    channels: usize,
 }
 
-impl Product<'_> {
-    #[inline(always)]
-    fn run<S: Registers>(&self, simd: S, tiles: usize) {
-        let wide = S::VECTORS * S::F32_LANES;
-        for channel in (0..self.channels).step_by(wide) {
-            match (self.channels - channel).div_ceil(S::F32_LANES).min(S::VECTORS) {
-                1 => self.panel::<S, 1>(simd, channel, tiles),
-                2 => self.panel::<S, 2>(simd, channel, tiles),
-                3 => self.panel::<S, 3>(simd, channel, tiles),
-                _ => self.panel::<S, 4>(simd, channel, tiles),
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn panel<S: Registers, const V: usize>(&self, simd: S, channel: usize, count: usize) {
-        if V > S::VECTORS {
-            return;
-        }
-        // Of equal height, rather than a low one at the end.
-        let blocks = count.div_ceil(S::ROWS);
-        let (height, higher) = (count / blocks, count % blocks);
-        let mut first = 0;
-        for block in 0..blocks {
-            let rows = height + usize::from(block < higher);
-            match rows {
-                1 => self.rows::<S, 1, V>(simd, first, channel),
-                2 => self.rows::<S, 2, V>(simd, first, channel),
-                3 => self.rows::<S, 3, V>(simd, first, channel),
-                4 => self.rows::<S, 4, V>(simd, first, channel),
-                5 => self.rows::<S, 5, V>(simd, first, channel),
-                6 => self.rows::<S, 6, V>(simd, first, channel),
-                7 => self.rows::<S, 7, V>(simd, first, channel),
-                _ => self.rows::<S, MAX_ROWS, V>(simd, first, channel),
-            }
-            first += rows;
-        }
-    }
-
+impl Tiled for Product<'_> {
     /// `M` tiles from the `first` on by `V` vectors of channels.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "what is beyond the buffers panics")]
-    fn rows<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
+    fn tile<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
         if M > S::ROWS {
             return;
         }
