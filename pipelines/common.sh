@@ -234,6 +234,8 @@ prepare() {
     local source
     for source in "${sources[@]}"; do check_source "$source"; done
     find_plugin
+    needs videoconvert 'other formats of video' gstreamer1.0-plugins-base
+    needs videoflip 'video of phones' gstreamer1.0-plugins-good
     choose_decoder
 }
 
@@ -274,11 +276,22 @@ source_part() {
     esac
 }
 
+# SUFFIX: from raw video to frames that facedetect can search. Formats that it reads pass as they are, and so does video that
+# is upright: videoconvert and videoflip then only hand the frames on. Cameras have no tags that say which way is up, and
+# videoflip knows fewer formats than facedetect (not the P010_10LE of hardware decoders), so it stands behind files alone.
+upright_part() {
+    local suffix=$1 source=${sources[0]}
+    [[ -z $suffix ]] || source=${sources[${suffix#-}]}
+    part=(videoconvert "name=convert$suffix")
+    [[ $(kind_of "$source") != file ]] || part+=(! videoflip "name=upright$suffix" video-direction=auto)
+}
+
 # SUFFIX: from encoded video to frames with faces that have track ids. Frames of a camera that come too fast for this machine
 # pass facedetect without a search. (A leaky queue would drop them, and leave gaps at which all tracks end.)
 faces_part() {
     local suffix=$1
-    part=(decodebin "name=decode$suffix" ! queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 !
+    upright_part "$suffix"
+    part=(decodebin "name=decode$suffix" ! queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! "${part[@]}" !
         facepipe-facedetect "name=detect$suffix" "${detect[@]}" ! facepipe-facetrack "name=track$suffix" "${track[@]}")
 }
 
@@ -346,6 +359,7 @@ relay() {
         line=$(mask "$line")
         case $line in
             ERROR:* | 'WARNING: erroneous pipeline'*) printf '%s\n' "$line" | tee -a "$scratch/errors" >&2 ;;
+            *'reason not-negotiated'*) : >"$scratch/formats"; printf '%s\n' "$line" ;;
             *) printf '%s\n' "$line" ;;
         esac
     done
@@ -365,6 +379,7 @@ failed=''
 run() {
     local messages relaying pid status=0
     : >"$scratch/errors"
+    rm -f "$scratch/formats"
     exec {messages}> >(relay)
     relaying=$!
     gst-launch-1.0 --eos-on-shutdown "$@" >&"$messages" 2>&1 {messages}>&- </dev/null &
@@ -377,6 +392,9 @@ run() {
     forget "$pid"
     await "$relaying" || true
     failed=''
+    [[ ! -e $scratch/formats ]] ||
+        say "two elements could not agree on a format of the video; 'gst-inspect-1.0 facepipe-facedetect' lists those that" \
+            "faces are found in, and videoconvert makes one of them of whatever is in system memory"
     if ((status)); then
         # ERROR: from element /GstPipeline:pipeline0/GstDecodeBin:decode-2/…: …
         failed=$(sed -nE 's|^ERROR: from element /[^/]*/[A-Za-z0-9]+:([a-z]+(-[0-9]+)?)[/:].*|\1|p' "$scratch/errors" | head -n 1)

@@ -60,6 +60,24 @@ pub struct Limits {
     pub min_quality: f64,
 }
 
+/// Why no picture of a face was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It was smaller than the limit.
+    TooSmall,
+    /// Its quality was below the limit.
+    TooPoor,
+}
+
+/// Tracks that ended without a picture, by what kept their faces out last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// Their faces were smaller than the limit.
+    pub too_small: u64,
+    /// The quality of their faces was below the limit.
+    pub too_poor: u64,
+}
+
 /// Where a face is and how sure that is: left, top, width, height and score. The same to the bit twice means that nobody
 /// searched the frame between, since nothing moved.
 pub type Look = [f64; 5];
@@ -68,6 +86,7 @@ pub type Look = [f64; 5];
 #[derive(Debug)]
 pub struct BestShots<T> {
     tracks: HashMap<i32, Track<T>>,
+    unseen: Unseen,
 }
 
 #[derive(Debug)]
@@ -79,15 +98,21 @@ struct Track<T> {
     /// The face as it was last seen.
     look: Look,
     last_seen: Duration,
+    /// Why its last face that was of no use was of none.
+    refused: Option<Refusal>,
 }
 
 impl<T> Default for BestShots<T> {
     fn default() -> Self {
-        Self { tracks: HashMap::new() }
+        Self { tracks: HashMap::new(), unseen: Unseen::default() }
     }
 }
 
 impl<T> Track<T> {
+    fn new(now: Duration) -> Self {
+        Self { sent: 0, best_sent: 0.0, waiting: None, look: [f64::NAN; 5], last_seen: now, refused: None }
+    }
+
     fn best(&self) -> f64 {
         self.waiting.as_ref().map_or(self.best_sent, |(quality, _)| *quality)
     }
@@ -97,19 +122,25 @@ impl<T> BestShots<T> {
     /// Notes that a track is seen at `now` (any clock that goes on), and says whether a picture of at most this quality
     /// could be of use: not one more of what was judged already.
     pub fn wants(&mut self, track_id: i32, look: Look, at_best: f64, now: Duration, limits: &Limits) -> bool {
-        let track = self.tracks.entry(track_id).or_insert_with(|| Track {
-            sent: 0,
-            best_sent: 0.0,
-            waiting: None,
-            look: [f64::NAN; 5],
-            last_seen: now,
-        });
+        let track = self.tracks.entry(track_id).or_insert_with(|| Track::new(now));
         track.last_seen = now;
         let before = mem::replace(&mut track.look, look);
         before != look
             && at_best >= limits.min_quality
             && at_best > track.best()
             && track.sent < limits.max_per_track.max(1)
+    }
+
+    /// Notes that a track is seen at `now`, but not as the limits want it.
+    pub fn refuse(&mut self, track_id: i32, why: Refusal, now: Duration) {
+        let track = self.tracks.entry(track_id).or_insert_with(|| Track::new(now));
+        track.last_seen = now;
+        track.refused = Some(why);
+    }
+
+    /// The tracks until now that ended without a picture.
+    pub fn unseen(&self) -> Unseen {
+        self.unseen
     }
 
     /// Takes a picture, and gives it back if it is to be sent at once: the first of a track that is good (whole, and of a
@@ -141,7 +172,13 @@ impl<T> BestShots<T> {
 
     /// Ends a track. Returns its best picture, unless that was sent.
     pub fn end(&mut self, track_id: i32) -> Option<T> {
-        self.tracks.remove(&track_id)?.waiting.map(|(_, shot)| shot)
+        let track = self.tracks.remove(&track_id)?;
+        match (track.sent, &track.waiting, track.refused) {
+            (0, None, Some(Refusal::TooSmall)) => self.unseen.too_small += 1,
+            (0, None, Some(Refusal::TooPoor)) => self.unseen.too_poor += 1,
+            _ => {}
+        }
+        track.waiting.map(|(_, shot)| shot)
     }
 
     /// Ends the tracks that nobody has seen for five seconds before `now`.
@@ -265,6 +302,24 @@ mod tests {
         }
         let moved = [11.0, 10.0, 80.0, 80.0, 0.8];
         assert!(shots.wants(1, moved, 1.0, Duration::from_secs(20), &LIMITS));
+    }
+
+    #[test]
+    fn tracks_that_end_without_a_picture_are_counted_by_the_reason() {
+        let mut shots = BestShots::default();
+        let now = Duration::ZERO;
+        shots.refuse(1, Refusal::TooSmall, now);
+        shots.refuse(2, Refusal::TooSmall, now);
+        shots.refuse(2, Refusal::TooPoor, now);
+        shots.refuse(3, Refusal::TooSmall, now);
+        assert_eq!(offer(&mut shots, 3, 100), Some(100), "it has come nearer");
+        shots.refuse(4, Refusal::TooSmall, now);
+        let cut = Merits { cut: true, ..FAIR };
+        assert!(shots.wants(4, LOOK, cut.at_best(), now, &LIMITS));
+        assert_eq!(shots.offer(4, &cut, 4, &LIMITS), None);
+        assert_eq!(shots.unseen(), Unseen::default(), "none has ended");
+        assert_eq!(shots.end_all(), [4]);
+        assert_eq!(shots.unseen(), Unseen { too_small: 1, too_poor: 1 });
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! are read, they are averaged down to the crop's size in the frame's own colour space, and only what is left
 //! is converted to RGB.
 
+use std::iter;
+
 use facepipe_detector::{ColorMatrix, ColorRange, Frame, PixelFormat};
 use gst::glib;
 use jpeg_encoder::{ColorType, SamplingFactor};
@@ -38,6 +40,19 @@ impl Encoding {
     pub fn from_media_type(media_type: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|encoding| encoding.media_type() == media_type)
     }
+}
+
+/// The longer side of a frame has so many of the smallest faces that are cut out, unless a limit is set.
+const FACES_ALONG: f64 = 64.0;
+
+/// Faces of fewer pixels are of no use to the backend: it searches a crop for faces from this size on.
+const SMALLEST: u32 = 20;
+
+/// The shorter side of the smallest faces that are cut out of a frame of this size in square pixels, unless a limit is set: a
+/// 64th of its longer side, from 20 to 30 pixels. Whoever is far away in the picture of a large sensor is as small as whoever
+/// is near in that of a small one, so a limit that fits 1080p leaves out the usable faces of 360p.
+pub fn default_min_size(width: f64, height: f64) -> u32 {
+    to_pixels(width.max(height) / FACES_ALONG).clamp(SMALLEST, CropSettings::default().min_size)
 }
 
 /// What to cut out, and how large and how good.
@@ -135,13 +150,13 @@ impl CropSettings {
         Some((start.saturating_sub(margin), end.saturating_add(margin).min(limit)))
     }
 
-    /// Width and height of the picture made of a region: the region's own, or shrunk to `max_size`.
-    pub fn output_size(&self, region: &CropRegion) -> (u16, u16) {
-        let longer = region.width.max(region.height);
-        let scale = (f64::from(self.max_size.max(1)) / f64::from(longer.max(1))).min(1.0);
-        let side =
-            |pixels: u32| u16::try_from(to_pixels(f64::from(pixels) * scale).max(1)).unwrap_or(u16::MAX);
-        (side(region.width), side(region.height))
+    /// Width and height of the picture made of a region: the region's own, once `stretch` (across and down) has made its
+    /// pixels square, or shrunk to `max_size`.
+    pub fn output_size(&self, region: &CropRegion, [across, down]: [f64; 2]) -> (u16, u16) {
+        let (width, height) = (f64::from(region.width) * across, f64::from(region.height) * down);
+        let scale = (f64::from(self.max_size.max(1)) / width.max(height).max(1.0)).min(1.0);
+        let side = |pixels: f64| u16::try_from(to_pixels(pixels * scale).max(1)).unwrap_or(u16::MAX);
+        (side(width), side(height))
     }
 }
 
@@ -235,7 +250,8 @@ pub struct Cropper {
 }
 
 impl Cropper {
-    /// Cuts `region` out of `frame`, shrunk by area averaging to [`CropSettings::output_size`].
+    /// Cuts `region` out of `frame`, shrunk by area averaging to [`CropSettings::output_size`]. Where the frame's pixels are
+    /// not square, the picture's are.
     ///
     /// # Errors
     ///
@@ -246,7 +262,7 @@ impl Cropper {
         region: &CropRegion,
         settings: &CropSettings,
     ) -> Result<Picture, CropError> {
-        let (width, height) = settings.output_size(region);
+        let (width, height) = settings.output_size(region, frame.stretch());
         let rgb = self.shrink_to_rgb(frame, region, usize::from(width), usize::from(height))?;
         Ok(Picture { rgb, width, height })
     }
@@ -265,13 +281,14 @@ impl Cropper {
         ) else {
             return Err(CropError::Outside { region: *region, width: frame.width(), height: frame.height() });
         };
+        let [stretched_across, stretched_down] = frame.stretch().map(|factor| factor > 1.0);
         let grid = |(across, down): (usize, usize)| Grid {
-            across: Spans::new(columns, width, across),
-            down: Spans::new(rows, height, down),
+            across: Spans::new(columns, width, across, stretched_across),
+            down: Spans::new(rows, height, down, stretched_down),
         };
         let Self { planes: [first, second, third], row } = self;
         let mut rgb = vec![0; width * height * 3];
-        let format = frame.format();
+        let format = frame.format().eight_bit();
         let full = grid((1, 1));
         match format {
             PixelFormat::Rgb => average_packed::<3>(frame, &full, row, first, [0, 1, 2], &mut rgb),
@@ -310,6 +327,12 @@ impl Cropper {
                 let chroma = doubles.map(|&[a, b, c, d]| if luma_first { (b, d) } else { (a, c) });
                 YuvToRgb::of(frame).convert_all(luma, chroma, &mut rgb);
             }
+            // The 10-bit formats have become those of 8.
+            PixelFormat::Gray8 | PixelFormat::P010 | PixelFormat::I420Ten | PixelFormat::I422Ten => {
+                average::<1>(frame, 0, &full, row, first);
+                let chroma = iter::repeat((128.0, 128.0));
+                YuvToRgb::of(frame).convert_all(first.iter().copied(), chroma, &mut rgb);
+            }
         }
         Ok(rgb)
     }
@@ -339,8 +362,9 @@ struct Spans {
 impl Spans {
     /// `outputs` pixels over the source pixels `(start, length)`, on a plane that has one sample for every
     /// `subsampling` pixels. A chroma sample is taken as a patch over its pixels; the quarter pixel by which
-    /// MPEG sites it to the left is not visible in a crop.
-    fn new((start, length): (usize, usize), outputs: usize, subsampling: usize) -> Self {
+    /// MPEG sites it to the left is not visible in a crop. With `smooth`, output pixels that are smaller than a
+    /// sample are interpolated between two of them.
+    fn new((start, length): (usize, usize), outputs: usize, subsampling: usize, smooth: bool) -> Self {
         let per_sample = to_f64(subsampling);
         let first = start / subsampling;
         let samples = (start + length).div_ceil(subsampling) - first;
@@ -349,8 +373,14 @@ impl Spans {
         let mut spans = Vec::with_capacity(outputs);
         let mut weights = Vec::new();
         for output in 0..outputs {
-            let from = origin + to_f64(output) * step;
-            let to = from + step;
+            let mut from = origin + to_f64(output) * step;
+            let mut to = from + step;
+            if smooth && step < 1.0 {
+                // As wide as a sample, so that it covers parts of two; at the ends, of the one there is.
+                let middle = f64::midpoint(from, to);
+                from = (middle - 0.5).clamp(0.0, to_f64(samples - 1));
+                to = from + 1.0;
+            }
             let first_sample = floor(from).min(samples - 1);
             let begin = weights.len();
             let mut sum = 0.0;
@@ -394,13 +424,13 @@ fn average<const CHANNELS: usize>(
     let (left, columns) = across.source;
     let (top, _) = down.source;
     let bytes = left * CHANNELS..(left + columns) * CHANNELS;
+    let mut scratch = Vec::new();
     let length = across.spans.len() * CHANNELS;
     out.clear();
     out.resize(down.spans.len() * length, 0.0);
     let mut before = None;
     for (line, (first_row, row_weights)) in down.iter().enumerate() {
         let start = line * length;
-        let source = |offset: usize| &frame.row(plane, top + first_row + offset)[bytes.clone()];
         row.clear();
         if let [_] = row_weights {
             // Of subsampled chroma, neighbouring lines are made of the same row.
@@ -408,12 +438,14 @@ fn average<const CHANNELS: usize>(
                 out.copy_within(start - length..start, start);
                 continue;
             }
-            row.extend(source(0).iter().map(|&sample| f32::from(sample)));
+            let source = frame.samples(plane, top + first_row, bytes.clone(), &mut scratch);
+            row.extend(source.iter().map(|&sample| f32::from(sample)));
         } else {
             before = None;
             row.resize(columns * CHANNELS, 0.0);
             for (offset, &weight) in row_weights.iter().enumerate() {
-                for (sum, &sample) in row.iter_mut().zip(source(offset)) {
+                let source = frame.samples(plane, top + first_row + offset, bytes.clone(), &mut scratch);
+                for (sum, &sample) in row.iter_mut().zip(source) {
                     *sum += weight * f32::from(sample);
                 }
             }

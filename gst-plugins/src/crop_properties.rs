@@ -7,7 +7,7 @@ use crate::cutter::CutterSettings;
 
 /// The specifications; all may be changed while playing.
 pub fn param_specs() -> Vec<glib::ParamSpec> {
-    let CutterSettings { crop: defaults, policy, limits } = CutterSettings::default();
+    let CutterSettings { crop: defaults, policy, limits, .. } = CutterSettings::default();
     vec![
         glib::ParamSpecDouble::builder("margin")
             .nick("Margin")
@@ -21,7 +21,10 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt::builder("min-size")
             .nick("Minimum size")
-            .blurb("Leave out faces whose shorter side, without margin, is less than this (pixels)")
+            .blurb(
+                "Leave out faces whose shorter side, without margin, is less than this (pixels; 0 = none). Unless it is \
+                 set, a 64th of the frame's longer side counts, from 20 to 30; stats says how much",
+            )
             .default_value(defaults.min_size)
             .mutable_playing()
             .build(),
@@ -84,10 +87,10 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
 
 /// Takes a property's value, whose type and range GObject has checked; false for a property of another name.
 pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bool {
-    let CutterSettings { crop, policy, limits } = settings;
+    let CutterSettings { crop, min_size, policy, limits } = settings;
     match name {
         "margin" => crate::set(&mut crop.margin, value),
-        "min-size" => crate::set(&mut crop.min_size, value),
+        "min-size" => *min_size = value.get().ok(),
         "max-size" => narrow(&mut crop.max_size, value),
         "quality" => narrow(&mut crop.quality, value),
         "encoding" => crate::set(&mut crop.encoding, value),
@@ -109,10 +112,10 @@ fn narrow<T: TryFrom<u32>>(setting: &mut T, value: &glib::Value) {
 
 /// A property's value; `None` for a property of another name.
 pub fn get(settings: &CutterSettings, name: &str) -> Option<glib::Value> {
-    let CutterSettings { crop, policy, limits } = settings;
+    let CutterSettings { crop, min_size, policy, limits } = settings;
     Some(match name {
         "margin" => crop.margin.to_value(),
-        "min-size" => crop.min_size.to_value(),
+        "min-size" => min_size.unwrap_or(crop.min_size).to_value(),
         "max-size" => u32::from(crop.max_size).to_value(),
         "quality" => u32::from(crop.quality).to_value(),
         "encoding" => crop.encoding.to_value(),

@@ -7,12 +7,18 @@ use gst::glib;
 use gst_video::{VideoFrameRef, VideoInfo};
 
 use crate::{
-    best_shot::{BestShots, Limits, Look, Merits},
+    best_shot::{BestShots, Limits, Look, Merits, Refusal},
     capture_time::{capture_time, running_time},
-    crop::{CropError, CropRegion, CropSettings, Cropper, Encoding, Picture},
+    crop::{CropError, CropRegion, CropSettings, Cropper, Encoding, Picture, default_min_size},
     frame,
     roi::{self, CropFacts, FaceRegion},
 };
+
+/// The shorter side of the smallest faces that count in such video, unless a limit is set: see [`default_min_size`].
+pub fn min_size_in(video: &VideoInfo) -> u32 {
+    let [across, down] = frame::stretch(video);
+    default_min_size(f64::from(video.width()) * across, f64::from(video.height()) * down)
+}
 
 /// Which of the faces are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
@@ -34,8 +40,11 @@ pub enum Policy {
 /// What becomes a picture, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CutterSettings {
-    /// The cut and the encoding.
+    /// The cut and the encoding; its `min_size` counts no more than [`min_size`](Self::min_size) says.
     pub crop: CropSettings,
+    /// Faces whose shorter side is less than this are left out, pixels; where none is set, by the frame's size, see
+    /// [`default_min_size`].
+    pub min_size: Option<u32>,
     /// Which faces.
     pub policy: Policy,
     /// How many of one track.
@@ -46,9 +55,41 @@ impl Default for CutterSettings {
     fn default() -> Self {
         Self {
             crop: CropSettings::default(),
+            min_size: None,
             policy: Policy::default(),
             limits: Limits { improvement: 0.2, max_per_track: 4, min_quality: 0.0 },
         }
+    }
+}
+
+/// What became of the faces since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Faces that were found in frames, each of each frame.
+    pub faces: u64,
+    /// Pictures that were made of them.
+    pub pictures: u64,
+    /// Of the faces, those smaller than the limit.
+    pub below_min_size: u64,
+    /// Of the faces, those whose picture would have been, or was, below the quality that is asked for.
+    pub below_min_quality: u64,
+    /// Tracks that ended without a picture since their faces were too small.
+    pub tracks_below_min_size: u64,
+    /// Tracks that ended without a picture since these would have been too poor.
+    pub tracks_below_min_quality: u64,
+    /// The smallest face that counts in frames as the last one: its shorter side, pixels; 0 before the first frame.
+    pub min_size: u32,
+}
+
+impl Counts {
+    /// Adds what was left out, and the limit, to the fields of a structure for `stats`; each uint64.
+    pub fn add_to(&self, structure: gst::structure::Builder) -> gst::structure::Builder {
+        structure
+            .field("below-min-size", self.below_min_size)
+            .field("below-min-quality", self.below_min_quality)
+            .field("tracks-below-min-size", self.tracks_below_min_size)
+            .field("tracks-below-min-quality", self.tracks_below_min_quality)
+            .field("min-size", u64::from(self.min_size))
     }
 }
 
@@ -90,6 +131,7 @@ struct Cut {
 pub struct FaceCutter {
     cropper: Cropper,
     shots: BestShots<Cut>,
+    counts: Counts,
 }
 
 impl FaceCutter {
@@ -105,23 +147,39 @@ impl FaceCutter {
     ) -> Result<Vec<Shot>, gst::ErrorMessage> {
         let time = running_time(input.segment, input.buffer).map(Duration::from);
         let mut cuts = self.shots.end_idle(time.unwrap_or_default());
+        let now = time.unwrap_or_default();
         let (width, height) = (input.info.width(), input.info.height());
+        let stretch = frame::stretch(input.info);
+        let min_size = settings.min_size.unwrap_or_else(|| min_size_in(input.info));
+        self.counts.min_size = min_size;
+        let crop = CropSettings { min_size: 0, ..settings.crop };
         let mut wanted = Vec::new();
         for face in roi::faces(input.buffer) {
-            let Some(region) = settings.crop.region(&face, width, height) else { continue };
+            self.counts.faces += 1;
+            // Outside the frame there is nothing to cut out.
+            let Some(region) = crop.region(&face, width, height) else { continue };
+            if inner_size(&face, width, height, stretch) < min_size {
+                self.counts.below_min_size += 1;
+                if let Some(id) = track(&face, settings) {
+                    self.shots.refuse(id, Refusal::TooSmall, now);
+                }
+                continue;
+            }
             let merits = Merits {
-                size: face.width.min(face.height),
+                size: square_size(face.width, face.height, stretch),
                 sharpness: 0.0,
                 score: face.confidence,
                 cut: face.is_cut(width, height),
             };
             let at_best = merits.at_best();
+            let good_enough = at_best >= settings.limits.min_quality;
             let wants = match track(&face, settings) {
-                Some(id) => {
-                    self.shots.wants(id, look(&face), at_best, time.unwrap_or_default(), &settings.limits)
-                }
-                None => at_best >= settings.limits.min_quality,
+                Some(id) => self.shots.wants(id, look(&face), at_best, now, &settings.limits),
+                None => good_enough,
             };
+            if !good_enough {
+                self.too_poor(track(&face, settings), now);
+            }
             if wants {
                 wanted.push((face, region, merits));
             }
@@ -129,7 +187,30 @@ impl FaceCutter {
         if !wanted.is_empty() {
             self.cut(input, time, settings, wanted, &mut cuts)?;
         }
-        encode(cuts, settings)
+        self.encode(cuts, settings)
+    }
+
+    fn too_poor(&mut self, track: Option<i32>, now: Duration) {
+        self.counts.below_min_quality += 1;
+        if let Some(id) = track {
+            self.shots.refuse(id, Refusal::TooPoor, now);
+        }
+    }
+
+    /// What became of the faces until now.
+    pub fn counts(&self) -> Counts {
+        let unseen = self.shots.unseen();
+        Counts {
+            tracks_below_min_size: unseen.too_small,
+            tracks_below_min_quality: unseen.too_poor,
+            ..self.counts
+        }
+    }
+
+    fn encode(&mut self, cuts: Vec<Cut>, settings: &CutterSettings) -> Result<Vec<Shot>, gst::ErrorMessage> {
+        let shots = encode(cuts, settings)?;
+        self.counts.pictures += u64::try_from(shots.len()).unwrap_or(0);
+        Ok(shots)
     }
 
     fn cut(
@@ -161,6 +242,10 @@ impl FaceCutter {
                 0.0
             };
             let merits = Merits { sharpness, ..merits };
+            if settings.limits.min_quality > 0.0 && merits.quality() < settings.limits.min_quality {
+                self.too_poor(track, running_time.unwrap_or_default());
+                continue;
+            }
             let facts = CropFacts {
                 face,
                 frame_width: input.info.width(),
@@ -171,12 +256,7 @@ impl FaceCutter {
             let cut = Cut { picture, facts, references: references.clone() };
             match track {
                 Some(id) => cuts.extend(self.shots.offer(id, &merits, cut, &settings.limits)),
-                None if settings.limits.min_quality == 0.0
-                    || merits.quality() >= settings.limits.min_quality =>
-                {
-                    cuts.push(cut);
-                }
-                None => {}
+                None => cuts.push(cut),
             }
         }
         Ok(())
@@ -188,7 +268,8 @@ impl FaceCutter {
     ///
     /// A picture cannot be encoded.
     pub fn end(&mut self, tracks: &[i32], settings: &CutterSettings) -> Result<Vec<Shot>, gst::ErrorMessage> {
-        encode(tracks.iter().filter_map(|&id| self.shots.end(id)).collect(), settings)
+        let ended = tracks.iter().filter_map(|&id| self.shots.end(id)).collect();
+        self.encode(ended, settings)
     }
 
     /// The best pictures of all tracks, which end here.
@@ -197,7 +278,8 @@ impl FaceCutter {
     ///
     /// A picture cannot be encoded.
     pub fn end_all(&mut self, settings: &CutterSettings) -> Result<Vec<Shot>, gst::ErrorMessage> {
-        encode(self.shots.end_all(), settings)
+        let ended = self.shots.end_all();
+        self.encode(ended, settings)
     }
 
     /// Forgets what waits, as a flush asks for.
@@ -209,6 +291,24 @@ impl FaceCutter {
 /// The track that a face is judged within.
 fn track(face: &FaceRegion, settings: &CutterSettings) -> Option<i32> {
     face.track_id.filter(|_| settings.policy == Policy::Best)
+}
+
+/// The shorter side of the part of a face that lies in its frame, in square pixels.
+fn inner_size(face: &FaceRegion, frame_width: u32, frame_height: u32, stretch: [f64; 2]) -> u32 {
+    let [left, top, right, bottom] = face.corners();
+    let width = right.min(frame_width).saturating_sub(left);
+    let height = bottom.min(frame_height).saturating_sub(top);
+    square_size(width, height, stretch)
+}
+
+/// The shorter side of a box, in square pixels, rounded.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates at the range of u32"
+)]
+fn square_size(width: u32, height: u32, [across, down]: [f64; 2]) -> u32 {
+    (f64::from(width) * across).min(f64::from(height) * down).round() as u32
 }
 
 fn look(face: &FaceRegion) -> Look {

@@ -1,12 +1,57 @@
 //! The raw video that the elements take: which formats, and how a mapped buffer becomes the borrowed
 //! [`Frame`] that the detector and the cropper read.
 
-use facepipe_detector::{ColorMatrix, ColorRange, DetectorError, Frame, PixelFormat};
-use gst_video::{VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, prelude::*};
+use facepipe_detector::{
+    ChromaSite, ColorMatrix, ColorRange, DetectorError, Frame, PixelFormat, square_pixels,
+};
+use gst_video::{
+    VideoChromaSite, VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo, prelude::*,
+};
 
 /// Caps of the raw video, in system memory, for pad templates.
 pub fn raw_video_caps() -> gst::Caps {
     gst_video::VideoCapsBuilder::new().format_list(PixelFormat::ALL.map(video_format)).build()
+}
+
+/// The names of the formats, for messages.
+pub fn format_names() -> String {
+    PixelFormat::ALL.map(|format| video_format(format).to_str().as_str()).join(", ")
+}
+
+/// Why an element that reads [`raw_video_caps`] refuses fixed caps, and what to do: a sentence for people. Nothing for caps
+/// that it takes, and for those that describe no video frames.
+pub fn refusal(element: &gst::Element, caps: &gst::CapsRef) -> Option<gst::ErrorMessage> {
+    let structure = caps.structure(0).filter(|structure| structure.name() == "video/x-raw")?;
+    if !caps.is_fixed() || caps.is_subset(&raw_video_caps()) {
+        return None;
+    }
+    let name = element.factory().map_or_else(|| element.name().to_string(), |f| f.name().to_string());
+    let memory =
+        caps.features(0).filter(|features| !features.is_equal(&gst::CAPS_FEATURES_MEMORY_SYSTEM_MEMORY));
+    let why = match memory {
+        Some(memory) => format!(
+            "{name} reads frames in system memory only, and these are in {memory}: put what downloads them before it (vapostproc, \
+             nvvidconv, gldownload, cudadownload), then videoconvert"
+        ),
+        None => format!(
+            "{name} cannot read frames of the format {}: put videoconvert before it, or have the source send one of {}",
+            structure.get::<&str>("format").unwrap_or("that has no name"),
+            format_names()
+        ),
+    };
+    Some(gst::error_msg!(gst::StreamError::Format, ("{why}"), ["the caps are {caps}"]))
+}
+
+/// By how much a frame must be stretched across and down for its pixels to be square, each at least 1.
+pub fn stretch(info: &VideoInfo) -> [f64; 2] {
+    let (width, height) = pixel_aspect(info);
+    square_pixels(width, height)
+}
+
+/// Width and height of a pixel, to each other.
+fn pixel_aspect(info: &VideoInfo) -> (u32, u32) {
+    let aspect = info.par();
+    (u32::try_from(aspect.numer()).unwrap_or(0), u32::try_from(aspect.denom()).unwrap_or(0))
 }
 
 /// The templates `sink` and `src` of an element that gives what it takes.
@@ -29,7 +74,7 @@ pub fn describe<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Fram
     let unsupported = || DetectorError::InvalidFrame {
         field: format!("format ({})", info.format()),
         value: 0,
-        limit: format!("one of {}", PixelFormat::ALL.map(|f| video_format(f).to_str().as_str()).join(", ")),
+        limit: format!("one of {}", format_names()),
     };
     let format =
         PixelFormat::ALL.into_iter().find(|&f| video_format(f) == info.format()).ok_or_else(unsupported)?;
@@ -51,7 +96,13 @@ pub fn describe<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Fram
         VideoColorRange::Range0_255 => ColorRange::Full,
         _ => ColorRange::Limited,
     };
-    Frame::new(
+    let site = info.chroma_site();
+    let site = ChromaSite {
+        cosited_across: site.contains(VideoChromaSite::H_COSITED),
+        cosited_down: site.contains(VideoChromaSite::V_COSITED),
+    };
+    let (pixel_width, pixel_height) = pixel_aspect(info);
+    let described = Frame::new(
         format,
         frame.width(),
         frame.height(),
@@ -59,7 +110,8 @@ pub fn describe<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Fram
         strides.get(..count).unwrap_or_default(),
         matrix,
         range,
-    )
+    )?;
+    Ok(described.with_chroma_site(site).with_pixel_aspect(pixel_width, pixel_height))
 }
 
 /// GStreamer's name of a format.
@@ -79,5 +131,9 @@ fn video_format(format: PixelFormat) -> VideoFormat {
         PixelFormat::Bgrx => VideoFormat::Bgrx,
         PixelFormat::Rgba => VideoFormat::Rgba,
         PixelFormat::Bgra => VideoFormat::Bgra,
+        PixelFormat::P010 => VideoFormat::P01010le,
+        PixelFormat::I420Ten => VideoFormat::I42010le,
+        PixelFormat::I422Ten => VideoFormat::I42210le,
+        PixelFormat::Gray8 => VideoFormat::Gray8,
     }
 }

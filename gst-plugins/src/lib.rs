@@ -37,6 +37,7 @@ pub mod facedetect;
 pub mod faceoverlay;
 pub mod facesink_http;
 pub mod facetrack;
+pub mod facts;
 pub mod frame;
 pub mod results;
 pub mod roi;

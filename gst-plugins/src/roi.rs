@@ -15,6 +15,10 @@
 //! the box is only where the tracker believes the face to be, in a frame that was not searched. Predicted boxes
 //! are for following and drawing; what is cut out of a frame must have been found in it.
 //!
+//! Converters of GStreamer 1.20 and 1.22 move the regions but lose their parameter structures. So the score and whether a
+//! box is predicted also stand in a meta of our own, [`facts`](crate::facts), which they keep; of a region that has neither,
+//! the frame's mark ([`searched`]) says whether it can have been found.
+//!
 //! With the cargo feature `v1_24`, faces that were found and their tracks are also written as
 //! `GstAnalyticsRelationMeta`, which nothing here reads.
 //!
@@ -34,6 +38,11 @@ use std::{ops::ControlFlow, ptr, time::Duration};
 
 use gst::{buffer::BufferMetaForeachAction, glib, glib::translate::IntoGlib};
 use gst_video::VideoRegionOfInterestMeta;
+
+use crate::{
+    facts::{self, Facts},
+    searched,
+};
 
 const FACE: &str = "face";
 const FACE_CANDIDATE: &str = "face-candidate";
@@ -68,6 +77,16 @@ impl FaceRegion {
         [left, top, left.saturating_add(width), top.saturating_add(height)]
     }
 
+    /// As region metadata has it: left, top, width, height.
+    const fn rectangle(&self) -> [u32; 4] {
+        let Self { left, top, width, height, .. } = *self;
+        [left, top, width, height]
+    }
+
+    const fn facts(&self) -> Facts {
+        Facts { rectangle: self.rectangle(), confidence: self.confidence, predicted: self.predicted }
+    }
+
     /// Whether it touches an edge of its frame: a part of the face is probably missing.
     pub const fn is_cut(&self, frame_width: u32, frame_height: u32) -> bool {
         let [left, top, right, bottom] = self.corners();
@@ -93,6 +112,7 @@ pub struct CropFacts {
 /// Adds a face to a frame.
 pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE, face, face.track_id.map(|_| track(face.predicted)));
+    facts::attach(buffer, &face.facts());
     #[cfg(feature = "v1_24")]
     if !face.predicted {
         crate::analytics::add_face(buffer, face);
@@ -102,28 +122,32 @@ pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
 /// Adds a box of which the detector is not sure.
 pub fn attach_candidate(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE_CANDIDATE, face, None);
+    facts::attach(buffer, &face.facts());
 }
 
 /// The candidates of a frame, in the order in which they were attached.
 pub fn candidates(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
-    regions(buffer, FACE_CANDIDATE).map(|meta| read_face(&meta)).collect()
+    regions(buffer, FACE_CANDIDATE).map(|meta| read_face(buffer, &meta)).collect()
 }
 
 /// Writes track ids to a frame: one for each of its [`faces`], whoever attached them, and one for each of its
 /// [`candidates`], in their order. Candidates with an id become faces, the others go.
 pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candidates: &[Option<i32>]) {
+    let predicted: Vec<bool> = faces_and_predictions(buffer).iter().map(|face| face.predicted).collect();
     let regions = buffer.iter_meta_mut::<VideoRegionOfInterestMeta>();
-    let found = regions.filter(|meta| is_of_type(meta, FACE) && !read_face(meta).predicted);
+    let regions = regions.filter(|meta| is_of_type(meta, FACE)).zip(predicted);
+    let found = regions.filter_map(|(meta, predicted)| (!predicted).then_some(meta));
     for (mut meta, id) in found.zip(faces) {
         meta.set_id(id.unwrap_or(0));
         if id.is_some() && meta.param(TRACK).is_none() {
             meta.add_param(track(false));
         }
     }
-    let confirmed: Vec<FaceRegion> = self::candidates(buffer)
-        .into_iter()
+    let all = self::candidates(buffer);
+    let confirmed: Vec<FaceRegion> = all
+        .iter()
         .zip(candidates)
-        .filter_map(|(face, &id)| id.map(|id| FaceRegion { track_id: Some(id), ..face }))
+        .filter_map(|(face, &id)| id.map(|id| FaceRegion { track_id: Some(id), ..*face }))
         .collect();
     buffer.foreach_meta_mut(|mut meta| {
         let region = meta.downcast_ref::<VideoRegionOfInterestMeta>();
@@ -133,6 +157,7 @@ pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candida
         };
         ControlFlow::Continue(action)
     });
+    facts::remove(buffer, |rectangle| all.iter().any(|face| face.rectangle() == rectangle));
     for face in &confirmed {
         attach_face(buffer, face);
     }
@@ -158,7 +183,7 @@ pub fn faces(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
 
 /// The faces of a frame as [`faces`], and those that a tracker believes to be in it: for following and drawing.
 pub fn faces_and_predictions(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
-    regions(buffer, FACE).map(|meta| read_face(&meta)).collect()
+    regions(buffer, FACE).map(|meta| read_face(buffer, &meta)).collect()
 }
 
 /// Adds the facts about the face to a crop.
@@ -179,7 +204,7 @@ pub fn crop_facts(buffer: &gst::BufferRef) -> Option<CropFacts> {
     regions(buffer, FACE_CROP).find_map(|meta| {
         let crop = meta.param(CROP)?;
         Some(CropFacts {
-            face: read_face(&meta),
+            face: read_face(buffer, &meta),
             frame_width: crop.get("frame-width").ok()?,
             frame_height: crop.get("frame-height").ok()?,
             captured_at: crop.get("captured-at").ok().map(Duration::from_nanos),
@@ -218,16 +243,25 @@ fn is_of_type(meta: &VideoRegionOfInterestMeta, roi_type: &'static str) -> bool 
     raw.roi_type == glib::Quark::from_str(roi_type).into_glib()
 }
 
-fn read_face(meta: &VideoRegionOfInterestMeta) -> FaceRegion {
+fn read_face(buffer: &gst::BufferRef, meta: &VideoRegionOfInterestMeta) -> FaceRegion {
     let (left, top, width, height) = meta.rect();
+    let track_id = Some(meta.id()).filter(|&id| id > 0);
+    let confidence: Option<f64> = meta.param(DETECTION).and_then(|d| d.get("confidence").ok());
+    let predicted: Option<bool> = meta.param(TRACK).and_then(|t| t.get("predicted").ok());
+    // What a converter has lost.
+    let facts = match (confidence, predicted) {
+        (Some(_), Some(_)) => None,
+        _ => facts::of(buffer, [left, top, width, height]),
+    };
+    let unfound = || track_id.is_some() && searched::was_searched(buffer) == Some(false);
     FaceRegion {
         left,
         top,
         width,
         height,
-        confidence: meta.param(DETECTION).and_then(|d| d.get("confidence").ok()).unwrap_or(0.0),
-        track_id: Some(meta.id()).filter(|&id| id > 0),
-        predicted: meta.param(TRACK).and_then(|t| t.get("predicted").ok()).unwrap_or(false),
+        confidence: confidence.or(facts.map(|facts| facts.confidence)).unwrap_or(0.0),
+        track_id,
+        predicted: predicted.or(facts.map(|facts| facts.predicted)).unwrap_or_else(unfound),
     }
 }
 

@@ -77,7 +77,8 @@ fn of_a_face_beyond_the_frame_only_the_inner_part_counts() {
     let frame = || packed_frame(&info, gray);
     // 60 of 100 pixels lie inside, and get a quarter of 60 on the one side that has room.
     assert_eq!(sizes(&crops(&info, "", frame(), &[face(140, 0, 100, 40)])), [(75, 50)]);
-    assert_eq!(sizes(&crops(&info, "", frame(), &[face(180, 0, 100, 100)])), [], "20 pixels are too few");
+    let inner = [face(180, 0, 100, 100)];
+    assert_eq!(sizes(&crops(&info, "min-size=21", frame(), &inner)), [], "20 pixels are too few");
     assert_eq!(
         sizes(&crops(&info, "min-size=0", frame(), &[face(200, 50, 50, 50), face(50, 300, 50, 50)])),
         []
@@ -93,7 +94,7 @@ fn small_faces_are_left_out_and_large_ones_shrunk_but_none_enlarged() {
     let info = info(VideoFormat::Rgb, 1000, 800);
     let frame = || packed_frame(&info, gray);
     let faces = [face(0, 0, 29, 100), face(0, 0, 100, 29), face(300, 300, 30, 30), face(300, 300, 100, 200)];
-    assert_eq!(sizes(&crops(&info, "", frame(), &faces)), [(46, 46), (75, 150)]);
+    assert_eq!(sizes(&crops(&info, "min-size=30", frame(), &faces)), [(46, 46), (75, 150)]);
     assert_eq!(sizes(&crops(&info, "min-size=101", frame(), &faces)), []);
     assert_eq!(sizes(&crops(&info, "max-size=60", frame(), &faces[3..])), [(30, 60)]);
     let sliver = face(0, 0, 1000, 2);
@@ -587,4 +588,216 @@ fn an_hour_without_a_face_costs_nothing_and_the_next_one_is_cut_at_once() {
         assert_eq!(gaps, usize::from(second != 6), "second {second}");
     }
     assert_eq!(shots(&mut harness, &info, 3_601_000, &[tracked(2, 100)]), [(2, 100)]);
+}
+
+/// What the element counts.
+fn stats(harness: &Harness) -> gst::Structure {
+    let bin = harness.element().unwrap().downcast::<gst::Bin>().unwrap();
+    bin.by_name("crop").unwrap().property("stats")
+}
+
+fn counted(harness: &Harness, names: &[&str]) -> Vec<u64> {
+    let stats = stats(harness);
+    names.iter().map(|name| stats.get(*name).unwrap()).collect()
+}
+
+#[test]
+fn the_smallest_face_goes_with_the_frames_size_unless_it_is_set() {
+    for (width, height, least) in [
+        (1920, 1080, 30),
+        (1080, 1920, 30),
+        (3840, 2160, 30),
+        (1280, 720, 20),
+        (1440, 900, 23),
+        (640, 360, 20),
+        (320, 240, 20),
+    ] {
+        let info = info(VideoFormat::Gray8, width, height);
+        let frame = || yuv_frame(&info, [90; 3]);
+        let faces = [face(10, 10, least - 1, 60), face(10, 100, 60, least)];
+        let mut harness = harness(&info, "policy=every");
+        harness.push(with_faces(frame(), 0, &faces)).unwrap();
+        assert_eq!(harness.buffers_in_queue(), 1, "{width}x{height}");
+        assert_eq!(counted(&harness, &["min-size"]), [u64::from(least)], "{width}x{height}");
+        assert_eq!(sizes(&crops(&info, "margin=0 min-size=5", frame(), &[face(0, 0, 5, 5)])), [(5, 5)]);
+    }
+}
+
+#[test]
+fn faces_that_are_left_out_are_counted_also_after_the_end() {
+    let info = info(VideoFormat::Rgb, 640, 360);
+    let mut harness = harness(&info, "policy=every min-size=40 min-quality=0.3");
+    let faces = [face(0, 50, 30, 90), face(50, 50, 39, 60), face(100, 50, 40, 40), face(200, 50, 160, 160)];
+    harness.push(with_faces(packed_frame(&info, gray), 0, &faces)).unwrap();
+    let names = ["faces", "pictures", "below-min-size", "below-min-quality", "min-size"];
+    assert_eq!(counted(&harness, &names), [4, 1, 2, 1, 40]);
+    let element = harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("crop").unwrap();
+    element.set_state(gst::State::Ready).unwrap();
+    assert_eq!(counted(&harness, &names), [4, 1, 2, 1, 40], "until it starts again");
+    element.set_state(gst::State::Paused).unwrap();
+    assert_eq!(counted(&harness, &names), [0; 5]);
+    element.set_state(gst::State::Null).unwrap();
+}
+
+#[test]
+fn tracks_that_end_without_a_picture_are_counted() {
+    let info = info(VideoFormat::Rgb, 640, 360);
+    let mut harness = harness(&info, "min-size=40 min-quality=0.3");
+    let tracked = |id: i32, region: FaceRegion| FaceRegion { track_id: Some(id), ..region };
+    let far = |milliseconds: u64| {
+        let faces = [
+            tracked(1, face(300, 50, 39, 60)),
+            tracked(2, face(100, 50, 30, 30)),
+            tracked(3, face(10, 200, 41, 41)),
+        ];
+        with_faces(packed_frame(&info, gray), milliseconds, &faces)
+    };
+    harness.push(far(0)).unwrap();
+    harness.push(far(40)).unwrap();
+    let near = [tracked(2, face(100, 50, 160, 160))];
+    harness.push(with_faces(packed_frame(&info, gray), 80, &near)).unwrap();
+    harness.push_event(track_events::tracks_ended(&[1, 2, 3]));
+    let names = ["tracks-below-min-size", "tracks-below-min-quality", "below-min-size", "pictures"];
+    assert_eq!(counted(&harness, &names), [1, 1, 4, 1], "the second came near");
+}
+
+/// A frame with what a tracker attaches where a frame was not searched.
+fn predicted(frame: gst::Buffer, milliseconds: u64, region: FaceRegion) -> gst::Buffer {
+    let believed = FaceRegion { track_id: Some(3), predicted: true, ..region };
+    let mut frame = with_faces(frame, milliseconds, &[believed]);
+    gstfacepipe::searched::mark(frame.make_mut(), false);
+    frame
+}
+
+#[test]
+fn converters_change_nothing_of_what_is_cut_out() {
+    let nv12 = info(VideoFormat::Nv12, 640, 360);
+    for between in [
+        "identity",
+        "videoconvert ! capsfilter caps=video/x-raw,format=BGRx",
+        "videoscale ! capsfilter caps=video/x-raw,width=1280,height=720",
+        "videoconvert ! videoscale ! capsfilter caps=video/x-raw,format=I420,width=320,height=180",
+    ] {
+        init();
+        let mut harness =
+            Harness::new_parse(&format!("{between} ! facepipe-facecrop name=crop policy=every min-size=1"));
+        harness.set_src_caps(nv12.to_caps().unwrap());
+        let found = FaceRegion { track_id: Some(3), confidence: 0.875, ..face(40, 80, 120, 160) };
+        let other = FaceRegion { track_id: Some(4), confidence: 0.625, ..face(400, 80, 80, 80) };
+        let frame = || yuv_frame(&nv12, [90, 100, 150]);
+        harness.push(predicted(frame(), 0, found)).unwrap();
+        harness.push(with_faces(frame(), 40, &[found, other])).unwrap();
+        harness.push(predicted(frame(), 80, found)).unwrap();
+        let cut: Vec<_> =
+            std::iter::from_fn(|| harness.try_pull()).map(|crop| roi::crop_facts(&crop).unwrap()).collect();
+        assert_eq!(cut.len(), 2, "{between}: only what was found is cut out");
+        let scale = |pixels: u32| pixels * cut[0].frame_width / 640;
+        for (facts, face) in cut.iter().zip([found, other]) {
+            let moved = FaceRegion {
+                left: scale(face.left),
+                top: scale(face.top),
+                width: scale(face.width),
+                height: scale(face.height),
+                ..face
+            };
+            assert_eq!(facts.face, moved, "{between}");
+        }
+    }
+}
+
+/// Of a region that has lost all but its place and id, the frame's mark says whether it was found.
+#[test]
+fn a_bare_region_of_a_frame_that_was_not_searched_is_not_cut_out() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let cut = |searched: Option<bool>| {
+        let mut harness = harness(&info, "policy=every");
+        let mut frame = with_faces(packed_frame(&info, gray), 0, &[]);
+        let writable = frame.make_mut();
+        gst_video::VideoRegionOfInterestMeta::add(writable, "face", (10, 10, 60, 60)).set_id(7);
+        if let Some(searched) = searched {
+            gstfacepipe::searched::mark(writable, searched);
+        }
+        harness.push(frame).unwrap();
+        harness.buffers_in_queue()
+    };
+    assert_eq!((cut(None), cut(Some(true)), cut(Some(false))), (1, 1, 0));
+}
+
+#[test]
+fn pixels_that_are_not_square_become_square_ones() {
+    for (aspect, size) in [((1, 1), (60, 90)), ((2, 1), (120, 90)), ((1, 2), (60, 180)), ((4, 3), (80, 90))] {
+        for format in [VideoFormat::Rgb, VideoFormat::Nv12, VideoFormat::Gray8] {
+            let info = VideoInfo::builder(format, 400, 300)
+                .par(gst::Fraction::new(aspect.0, aspect.1))
+                .fps(gst::Fraction::new(25, 1))
+                .build()
+                .unwrap();
+            let frame = || {
+                if info.is_rgb() { packed_frame(&info, gray) } else { yuv_halves(&info, [90; 3], [200; 3]) }
+            };
+            let region = face(100, 100, 60, 90);
+            let pictures = crops(&info, "margin=0 max-size=1000", frame(), &[region]);
+            assert_eq!(sizes(&pictures), [size], "{format} {aspect:?}");
+            // Limits, and the boxes of what is known, are in the frame's pixels no more or still.
+            let mut harness = harness(&info, "margin=0 max-size=100");
+            harness.push(with_faces(frame(), 0, &[region])).unwrap();
+            let crop = harness.pull().unwrap();
+            assert_eq!(roi::crop_facts(&crop).unwrap().face, region);
+            let (width, height) = decode(&bytes(&crop)).dimensions();
+            assert_eq!(width.max(height), if size == (60, 90) { 90 } else { size.0.max(size.1).min(100) });
+            let near = |a: f64, b: f64| (a - b).abs() < 0.02;
+            let shape = f64::from(width) / f64::from(height);
+            assert!(near(shape, f64::from(size.0) / f64::from(size.1)), "{width}x{height} of {size:?}");
+        }
+    }
+    // 20 pixels across are 40 square ones.
+    let info = VideoInfo::builder(VideoFormat::Rgb, 960, 1080).par(gst::Fraction::new(2, 1)).build().unwrap();
+    let frame = packed_frame(&info, gray);
+    let faces = [face(100, 100, 20, 40), face(200, 100, 14, 40)];
+    assert_eq!(sizes(&crops(&info, "margin=0", frame, &faces)), [(40, 40)]);
+}
+
+/// A ramp across, stretched: no pixel is merely doubled.
+#[test]
+fn what_is_stretched_is_interpolated() {
+    let info = VideoInfo::builder(VideoFormat::Rgb, 64, 64)
+        .par(gst::Fraction::new(2, 1))
+        .fps(gst::Fraction::new(25, 1))
+        .build()
+        .unwrap();
+    let ramp = packed_frame(&info, |x, _| [(x * 4) as u8; 3]);
+    let pictures = crops(&info, "margin=0 quality=100 min-size=1", ramp, &[face(0, 0, 64, 64)]);
+    assert_eq!(sizes(&pictures), [(128, 64)]);
+    let row: Vec<i32> = (0..128).map(|x| i32::from(pictures[0].get_pixel(x, 32).0[1])).collect();
+    let steps: Vec<i32> = row.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(steps[2..125].iter().all(|step| (1..=3).contains(step)), "{row:?}");
+}
+
+#[test]
+fn grey_frames_become_grey_pictures() {
+    let info = info(VideoFormat::Gray8, 161, 121);
+    let pictures =
+        crops(&info, "margin=0 quality=100", yuv_halves(&info, [60; 3], [180; 3]), &[face(40, 20, 81, 60)]);
+    let picture = &pictures[0];
+    for (x, expected) in [(5, 60), (75, 180)] {
+        let pixel = picture.get_pixel(x, 30).0;
+        assert!(pixel.iter().all(|&value| value.abs_diff(expected) <= 2), "{pixel:?} at {x}");
+    }
+}
+
+#[test]
+fn frames_that_cannot_be_cut_are_refused_with_the_formats_that_can() {
+    let info = info(VideoFormat::I420, 64, 48);
+    let mut harness = harness(&info, "");
+    let bus = gst::Bus::new();
+    let element = harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("crop").unwrap();
+    element.set_bus(Some(&bus));
+    let caps = "video/x-raw,format=GRAY16_LE,width=64,height=48,framerate=25/1";
+    harness.push_event(gst::event::Caps::new(&caps.parse::<gst::Caps>().unwrap()));
+    element.set_bus(None::<&gst::Bus>);
+    let message = bus.pop_filtered(&[gst::MessageType::Error]).expect("an error on the bus");
+    let gst::MessageView::Error(error) = message.view() else { unreachable!() };
+    let sentence = error.error().to_string();
+    assert!(sentence.contains("facecrop") && sentence.contains("GRAY16_LE"), "{sentence}");
+    assert!(sentence.contains("videoconvert") && sentence.contains("P010_10LE"), "{sentence}");
 }

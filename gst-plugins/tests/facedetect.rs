@@ -264,6 +264,209 @@ fn thresholds_and_the_maximum_number_of_faces_hold_while_playing() {
     assert!(!strong.is_empty() && strong.iter().all(|f| f.confidence >= median - 1e-6), "{strong:?}");
 }
 
+/// What the settings left out: below-min-face-size, above-max-face-size, above-max-faces.
+fn left_out(element: &gst::Element) -> [u64; 3] {
+    let stats = element.property::<gst::Structure>("stats");
+    ["below-min-face-size", "above-max-face-size", "above-max-faces"].map(|name| stats.get(name).unwrap())
+}
+
+#[test]
+fn faces_that_the_settings_leave_out_are_counted() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(GROUP));
+    let count = |properties: &str| {
+        let mut harness = harness(&info, &format!("model={} {properties}", model.display()));
+        let found = faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap());
+        let element = element(&harness);
+        assert_eq!(stats(&element)[4], found.len() as u64);
+        (found, left_out(&element))
+    };
+    let (all, none) = count("");
+    assert_eq!(none, [0; 3]);
+    let total = all.len() as u64;
+    let shorter = |face: &FaceRegion| face.width.min(face.height);
+    let middle = all.iter().map(shorter).max().unwrap();
+    let small = all.iter().filter(|face| shorter(face) < middle).count() as u64;
+    assert!(small > 0 && small < total);
+    assert_eq!(count(&format!("min-face-size={middle}")).1, [small, 0, 0]);
+    assert_eq!(count("max-face-size=1").1, [0, total, 0]);
+    assert_eq!(count("max-faces=2").1, [0, 0, total - 2]);
+    // What is too small is not among the few that count.
+    let (kept, counted) = count(&format!("max-faces=1 min-face-size={middle}"));
+    assert_eq!((kept.len(), counted), (1, [small, 0, total - small - 1]));
+}
+
+#[test]
+fn a_camera_that_switches_to_grey_is_searched_on() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (rgb_info, rgb) = picture(&require!(GROUP));
+    let (day, colours) = converted(&rgb_info, &rgb, VideoFormat::I420);
+    let (night, greys) = converted(&rgb_info, &rgb, VideoFormat::Gray8);
+    let mut harness = harness(&day, &format!("model={}", model.display()));
+    let mut found = |info: Option<&VideoInfo>, frame: &gst::Buffer| {
+        if let Some(info) = info {
+            harness.set_src_caps(info.to_caps().unwrap());
+        }
+        faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap())
+    };
+    let by_day = found(None, &colours);
+    let by_night = found(Some(&night), &greys);
+    let again = found(Some(&day), &colours);
+    assert_eq!(by_day, again);
+    assert!(by_day.len() >= 6, "{by_day:?}");
+    let seen = by_day.iter().filter(|face| {
+        let (left, top) = (f64::from(face.left), f64::from(face.top));
+        let place = [left, top, left + f64::from(face.width), top + f64::from(face.height)];
+        by_night.iter().any(|other| iou(other, place) > 0.6)
+    });
+    assert!(seen.count() + 1 >= by_day.len(), "{by_night:?} by night, {by_day:?} by day");
+}
+
+#[test]
+fn limits_of_size_are_in_square_pixels_and_boxes_in_those_of_the_frame() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (square, frame) = picture(&require!(GROUP));
+    // Every second column: the same picture of pixels that are twice as wide as high.
+    let bytes = bytes(&frame);
+    let stride = square.stride()[0] as usize;
+    let narrow = common::info(VideoFormat::Rgb, square.width() / 2, square.height());
+    let squeezed = common::packed_frame(&narrow, |x, y| {
+        let at = y as usize * stride + 6 * x as usize;
+        [bytes[at], bytes[at + 1], bytes[at + 2]]
+    });
+    let narrow = VideoInfo::builder(VideoFormat::Rgb, narrow.width(), narrow.height())
+        .par(gst::Fraction::new(2, 1))
+        .build()
+        .unwrap();
+    let found = |info: &VideoInfo, frame: &gst::Buffer, properties: &str| {
+        let mut harness = harness(info, &format!("model={} {properties}", model.display()));
+        faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap())
+    };
+    let (as_square, anamorphic) = (found(&square, &frame, ""), found(&narrow, &squeezed, ""));
+    assert!(anamorphic.len() + 1 >= as_square.len(), "{anamorphic:?} of {as_square:?}");
+    for face in &anamorphic {
+        let (left, top) = (2.0 * f64::from(face.left), f64::from(face.top));
+        let place = [left, top, left + 2.0 * f64::from(face.width), top + f64::from(face.height)];
+        assert!(as_square.iter().any(|other| iou(other, place) > 0.7), "{face:?} of {as_square:?}");
+    }
+    let widest = as_square.iter().map(|face| face.width.min(face.height)).max().unwrap();
+    let limit = format!("min-face-size={}", widest * 2 / 3);
+    assert!(!found(&narrow, &squeezed, &limit).is_empty(), "the limit is one of square pixels");
+}
+
+/// The messages of a type that an element posts while `act` has its harness.
+fn messages(
+    harness: &mut Harness,
+    wanted: gst::MessageType,
+    act: impl FnOnce(&mut Harness),
+) -> Vec<gst::Message> {
+    let bus = gst::Bus::new();
+    element(harness).set_bus(Some(&bus));
+    act(harness);
+    element(harness).set_bus(None::<&gst::Bus>);
+    std::iter::from_fn(|| bus.pop_filtered(&[wanted])).collect()
+}
+
+#[test]
+fn frames_that_cannot_be_read_are_refused_with_the_formats_that_can() {
+    runtime!();
+    require!("models/version-RFB-320.onnx");
+    let good = common::info(VideoFormat::I420, 64, 48);
+    let mut harness = harness(&good, "model=rfb-320");
+    let refused = messages(&mut harness, gst::MessageType::Error, |harness| {
+        harness.push_event(gst::event::Caps::new(
+            &"video/x-raw,format=Y444_12LE,width=64,height=48,framerate=25/1".parse::<gst::Caps>().unwrap(),
+        ));
+    });
+    let text = |message: &gst::Message| match message.view() {
+        gst::MessageView::Error(error) => error.error().to_string(),
+        _ => unreachable!(),
+    };
+    let sentence = text(refused.first().expect("an error on the bus"));
+    for part in ["facedetect", "Y444_12LE", "videoconvert", "NV12", "I420_10LE", "GRAY8"] {
+        assert!(sentence.contains(part), "{part}: {sentence}");
+    }
+    let elsewhere = messages(&mut harness, gst::MessageType::Error, |harness| {
+        harness.push_event(gst::event::Caps::new(
+            &"video/x-raw(memory:DMABuf),format=NV12,width=64,height=48,framerate=25/1"
+                .parse::<gst::Caps>()
+                .unwrap(),
+        ));
+    });
+    assert!(text(&elsewhere[0]).contains("memory:DMABuf"), "{}", text(&elsewhere[0]));
+    let accepted = messages(&mut harness, gst::MessageType::Error, |harness| {
+        harness.set_src_caps(common::info(VideoFormat::Gray8, 64, 48).to_caps().unwrap());
+    });
+    assert!(accepted.is_empty());
+}
+
+/// A tag that says how the picture must be turned.
+fn orientation(value: &str) -> gst::Event {
+    let mut tags = gst::TagList::new();
+    tags.make_mut().add::<gst::tags::ImageOrientation>(&value, gst::TagMergeMode::Replace);
+    gst::event::Tag::new(tags)
+}
+
+#[test]
+fn video_that_lies_on_its_side_is_warned_of_once_unless_something_turns_it() {
+    runtime!();
+    require!("models/version-RFB-320.onnx");
+    let info = common::info(VideoFormat::I420, 64, 48);
+    let warnings = |line: &str, tags: &[&str]| {
+        init();
+        let mut harness = Harness::new_parse(line);
+        harness.set_src_caps(info.to_caps().unwrap());
+        messages(&mut harness, gst::MessageType::Warning, |harness| {
+            for value in tags {
+                harness.push_event(orientation(value));
+            }
+        })
+    };
+    let alone = "facepipe-facedetect name=detect model=rfb-320";
+    assert!(warnings(alone, &["rotate-0", "flip-rotate-0"]).is_empty(), "faces are upright");
+    let sideways = warnings(alone, &["rotate-90", "rotate-270"]);
+    assert_eq!(sideways.len(), 1);
+    let gst::MessageView::Warning(warning) = sideways[0].view() else { unreachable!() };
+    let text = warning.error().to_string();
+    assert!(text.contains("rotate-90") && text.contains("videoflip video-direction=auto"), "{text}");
+    assert_eq!(warnings(alone, &["flip-rotate-180"]).len(), 1, "heads are below");
+    for turned in ["video-direction=auto", "video-direction=90r"] {
+        let line = format!("videoflip {turned} ! queue ! {alone}");
+        assert!(warnings(&line, &["rotate-90"]).is_empty(), "{turned}");
+    }
+    let line = format!("videoflip ! {alone}");
+    assert_eq!(warnings(&line, &["rotate-90"]).len(), 1, "which turns nothing");
+}
+
+#[test]
+fn a_video_on_its_side_is_searched_upright_where_videoflip_stands_before() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (upright, frame) = picture(&require!(GROUP));
+    let (width, height) = (upright.width(), upright.height());
+    let (rgb, stride) = (bytes(&frame), upright.stride()[0] as usize);
+    // As a phone records it: turned left, to be turned right again.
+    let side = common::info(VideoFormat::Rgb, height, width);
+    let lying = common::packed_frame(&side, |x, y| {
+        let at = x as usize * stride + 3 * (width - 1 - y) as usize;
+        [rgb[at], rgb[at + 1], rgb[at + 2]]
+    });
+    let found = |line: &str, info: &VideoInfo, frame: &gst::Buffer| {
+        init();
+        let mut harness = Harness::new_parse(line);
+        harness.set_src_caps(info.to_caps().unwrap());
+        harness.push_event(orientation("rotate-90"));
+        faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap())
+    };
+    let alone = format!("facepipe-facedetect name=detect model={}", model.display());
+    let turned = found(&format!("videoconvert ! videoflip video-direction=auto ! {alone}"), &side, &lying);
+    assert_eq!(turned, found(&alone, &upright, &frame));
+    assert!(turned.len() >= 6);
+}
+
 /// The error message on the bus of an element that doesn't start, or doesn't take the caps.
 fn error_of(properties: &str) -> String {
     init();
@@ -317,14 +520,30 @@ fn all_formats_are_offered_in_system_memory_and_no_others() {
     init();
     let factory = gst::ElementFactory::find("facepipe-facedetect").unwrap();
     for format in [
-        "NV12", "I420", "NV21", "YV12", "YUY2", "UYVY", "Y42B", "Y444", "RGB", "BGR", "RGBx", "BGRx", "RGBA",
+        "NV12",
+        "I420",
+        "NV21",
+        "YV12",
+        "YUY2",
+        "UYVY",
+        "Y42B",
+        "Y444",
+        "RGB",
+        "BGR",
+        "RGBx",
+        "BGRx",
+        "RGBA",
         "BGRA",
+        "P010_10LE",
+        "I420_10LE",
+        "I422_10LE",
+        "GRAY8",
     ] {
         let caps = format!("video/x-raw,format={format},width=64,height=64,framerate=25/1");
         let caps: gst::Caps = caps.parse().unwrap();
         assert!(factory.can_sink_all_caps(&caps) && factory.can_src_all_caps(&caps), "{format}");
     }
-    for caps in ["video/x-raw,format=P010_10LE", "video/x-raw(memory:DMABuf),format=NV12", "image/jpeg"] {
+    for caps in ["video/x-raw,format=Y444_12LE", "video/x-raw(memory:DMABuf),format=NV12", "image/jpeg"] {
         assert!(!factory.can_sink_any_caps(&caps.parse::<gst::Caps>().unwrap()), "{caps}");
     }
 }

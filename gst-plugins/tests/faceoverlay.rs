@@ -54,7 +54,7 @@ impl Overlay {
     fn draw(&mut self, frame: gst::Buffer, faces: &[FaceRegion]) -> RgbImage {
         self.harness.push(with_faces(frame, 0, faces)).unwrap();
         let buffer = self.harness.pull().unwrap();
-        // The converter keeps the regions, but not their scores.
+        // The converter keeps the regions.
         assert_eq!(roi::faces(&buffer).len(), faces.len());
         let caps = self.harness.sinkpad().unwrap().current_caps().unwrap();
         let info = VideoInfo::from_caps(&caps).unwrap();

@@ -88,7 +88,11 @@ faces_part() {
     local decode=(decodebin "name=decode$suffix" !)
     # There is nothing to decode, and no need to find that out.
     [[ $(kind_of "${sources[0]}") != csi ]] || decode=()
-    part=("${decode[@]}" nvvidconv "name=convert$suffix" ! "$frames" !
+    local source=${sources[0]} upright=()
+    [[ -z $suffix ]] || source=${sources[${suffix#-}]}
+    # Of files the tags say which way is up; nvvidconv doesn't read them.
+    [[ $(kind_of "$source") != file ]] || upright=(videoflip "name=upright$suffix" video-direction=auto !)
+    part=("${decode[@]}" nvvidconv "name=convert$suffix" ! "$frames" ! "${upright[@]}"
         queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 !
         facepipe-facedetect "name=detect$suffix" "${detect[@]}" ! facepipe-facetrack "name=track$suffix" "${track[@]}")
     if [[ -n ${WATCHDOG_USEC-} ]]; then

@@ -77,8 +77,8 @@ impl Replay {
     pub fn run(video: &Path, url: &str, policy: Policy, real_time: bool) -> Result<Option<Self>> {
         let started = OffsetDateTime::now_utc();
         let pipeline = video::pipeline(
-            "filesrc name=source ! decodebin ! facepipe-facedetect name=detect ! \
-             facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
+            "filesrc name=source ! decodebin ! videoconvert ! videoflip video-direction=auto ! \
+             facepipe-facedetect name=detect ! facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
         )?;
         let element = |name: &str| video::element(&pipeline, name);
         element("source")?.set_property("location", video);
@@ -195,37 +195,40 @@ impl Replay {
     }
 }
 
-/// Where a crop lies in its frame, and how much it was shrunk.
+/// Where a crop lies in its frame, and how many pixels of the frame one of its own has across and down.
 struct CropRegion {
     left: f64,
     top: f64,
-    scale: f64,
+    scale: [f64; 2],
 }
 
 /// The element's margin, clamped at the frame's edges, and its default `max-size` of 150 pixels.
 fn crop_region(result: &gst::StructureRef, detector: &gst::Element) -> Result<CropRegion> {
     let caps = detector.static_pad("sink").and_then(|pad| pad.current_caps()).context("no caps")?;
-    let frame = caps.structure(0).context("empty caps")?;
+    let info = gst_video::VideoInfo::from_caps(&caps)?;
+    let [stretched_across, stretched_down] = gstfacepipe::frame::stretch(&info);
     let edge = |name: &str| result.get::<u32>(name).map(f64::from);
     let (left, top, right, bottom) = (edge("left")?, edge("top")?, edge("right")?, edge("bottom")?);
     let (across, down) = ((right - left) * MARGIN, (bottom - top) * MARGIN);
-    let frame_width: f64 = frame.get::<i32>("width")?.into();
-    let frame_height: f64 = frame.get::<i32>("height")?.into();
+    let (frame_width, frame_height) = (f64::from(info.width()), f64::from(info.height()));
     let region_left = (left - across).max(0.0);
     let region_top = (top - down).max(0.0);
     let width = (right + across).min(frame_width) - region_left;
     let height = (bottom + down).min(frame_height) - region_top;
-    Ok(CropRegion { left: region_left, top: region_top, scale: (width.max(height) / 150.0).max(1.0) })
+    let shrunk = ((width * stretched_across).max(height * stretched_down) / 150.0).max(1.0);
+    let scale = [shrunk / stretched_across, shrunk / stretched_down];
+    Ok(CropRegion { left: region_left, top: region_top, scale })
 }
 
 impl CropRegion {
     fn to_frame(&self, face: &gst::StructureRef) -> Result<Bounds> {
-        let at = |name: &str, offset: f64| face.get::<f64>(name).map(|v| offset + v * self.scale);
+        let [across, down] = self.scale;
+        let at = |name: &str, offset: f64, scale: f64| face.get::<f64>(name).map(|v| offset + v * scale);
         Ok([
-            at("box-left", self.left)?,
-            at("box-top", self.top)?,
-            at("box-right", self.left)?,
-            at("box-bottom", self.top)?,
+            at("box-left", self.left, across)?,
+            at("box-top", self.top, down)?,
+            at("box-right", self.left, across)?,
+            at("box-bottom", self.top, down)?,
         ])
     }
 }

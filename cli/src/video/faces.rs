@@ -23,9 +23,9 @@ const MAX_THREADS: usize = 4;
 #[group(id = "faces")]
 #[command(next_help_heading = "Faces and frames")]
 pub struct FaceOptions {
-    /// Leave out faces whose shorter side is less, pixels
-    #[arg(long, default_value_t = 30, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(0..=32_768))]
-    min_size: u32,
+    /// Leave out faces whose shorter side is less, pixels [default: a 64th of the frame's longer side, from 20 to 30]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(0..=32_768))]
+    min_size: Option<u32>,
     /// Leave out faces whose longer side is more, pixels
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=32_768))]
     max_size: Option<u32>,
@@ -86,7 +86,7 @@ impl FaceOptions {
             // Otherwise a face that is followed may be less sure.
             detect.set_property("low-score-threshold", score);
         }
-        detect.set_property("min-face-size", self.min_size);
+        detect.set_property("min-face-size", self.min_size.unwrap_or(0));
         detect.set_property("max-face-size", self.max_size.unwrap_or(0));
         detect.set_property("interval", self.skip_frames.saturating_add(1));
         detect.set_property("max-fps", self.target_fps.unwrap_or(0.0));
@@ -94,17 +94,21 @@ impl FaceOptions {
         detect.set_property("qos", source.is_live());
         let threads = (thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, MAX_THREADS);
         detect.set_property("threads", u32::try_from(threads).unwrap_or(1));
-        self.let_tracks_live(&detect, &track)
+        self.fit_to_video(&detect, &track)
     }
 
-    /// Where seconds lie between two searches, tracks must outlive them.
-    fn let_tracks_live(&self, detect: &gst::Element, track: &gst::Element) -> Result<()> {
+    /// What goes with the video: the smallest face that counts, unless it is set, and how long tracks live. Where seconds lie
+    /// between two searches, they must outlive them.
+    fn fit_to_video(&self, detect: &gst::Element, track: &gst::Element) -> Result<()> {
         let pad = detect.static_pad("sink").context("a detector without a pad")?;
-        let (options, track) = (self.clone(), track.clone());
+        let (options, track, detect) = (self.clone(), track.clone(), detect.downgrade());
         pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
             if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view())
                 && let Ok(video) = VideoInfo::from_caps(caps.caps())
             {
+                if let (None, Some(detect)) = (options.min_size, detect.upgrade()) {
+                    detect.set_property("min-face-size", gstfacepipe::cutter::min_size_in(&video));
+                }
                 track.set_property(
                     "max-age",
                     options.max_age(f64::from(video.fps().numer()) / f64::from(video.fps().denom())),
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn tracks_outlive_the_time_between_two_searches() {
         let options = FaceOptions {
-            min_size: 30,
+            min_size: None,
             max_size: None,
             min_confidence: None,
             skip_frames: 0,

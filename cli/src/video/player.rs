@@ -75,8 +75,9 @@ impl Player {
     ) -> Result<Self> {
         super::start()?;
         let pipeline = super::pipeline(&format!(
-            "{} ! queue name=entry max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! {tail}",
-            source.description()
+            "{} ! queue name=entry max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! {} ! {tail}",
+            source.description(),
+            source.upright()
         ))?;
         source.configure(&super::element(&pipeline, "source")?);
         let passing = Arc::new(Passing::default());
@@ -287,7 +288,7 @@ impl Player {
     fn failure_of(&self, error: &gst::message::Error) -> anyhow::Error {
         let what = error.error();
         if is_at_source(error.src()) {
-            return self.source.failure(&what).into();
+            return self.source.failure(&what, &error.debug().unwrap_or_default()).into();
         }
         let mut names = named(error.src());
         if let Some(target) = &self.target

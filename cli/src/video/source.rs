@@ -136,6 +136,17 @@ impl Source {
         }
     }
 
+    /// What makes frames of what the source has decoded that can be searched for faces: of a format that the elements read, and
+    /// upright, where tags say which way is up. Frames that are so already only pass. Cameras have no such tags.
+    pub(super) fn upright(&self) -> &'static str {
+        match self.is_live() {
+            true => "videoconvert name=source-converter",
+            false => {
+                "videoconvert name=source-converter ! videoflip name=source-upright video-direction=auto"
+            }
+        }
+    }
+
     /// Sets what a description cannot hold as it is, on its element `source`.
     pub(super) fn configure(&self, source: &gst::Element) {
         match self {
@@ -157,9 +168,13 @@ impl Source {
         }
     }
 
-    /// What failed at this source, from an error of an element in its part of the pipeline.
-    pub(super) fn failure(&self, error: &gst::glib::Error) -> Failure {
-        let why = if error.matches(gst::ResourceError::Busy) {
+    /// What failed at this source, from an error of an element in its part of the pipeline and its details.
+    pub(super) fn failure(&self, error: &gst::glib::Error, details: &str) -> Failure {
+        let why = if details.contains("reason not-negotiated") {
+            "its frames come in a form that cannot be searched for faces: not as raw video in system memory that \
+             GStreamer's videoconvert knows"
+                .into()
+        } else if error.matches(gst::ResourceError::Busy) {
             "is in use by another program".into()
         } else if error.matches(gst::ResourceError::NotAuthorized) {
             "asks for a user and a password: rtsp://USER:PASSWORD@HOST/…".into()
@@ -242,8 +257,18 @@ mod tests {
             gst::ResourceError::OpenRead,
             "Could not open rtsp://viewer:s3cret@gate.example/1.",
         );
-        let failure = camera.failure(&error).to_string();
+        let failure = camera.failure(&error, "").to_string();
         assert!(failure.contains("***") && !failure.contains("s3cret"), "{failure}");
+    }
+
+    #[test]
+    fn formats_that_do_not_fit_are_said_to_be_that() {
+        let error = gst::glib::Error::new(gst::StreamError::Failed, "Internal data stream error.");
+        let details =
+            "gstbasesrc.c(3132): gst_base_src_loop (): streaming stopped, reason not-negotiated (-4)";
+        let failure = source("/dev/video2").failure(&error, details).to_string();
+        assert!(failure.contains("/dev/video2") && failure.contains("videoconvert"), "{failure}");
+        assert!(!failure.contains("Internal data stream error"), "{failure}");
     }
 
     #[test]

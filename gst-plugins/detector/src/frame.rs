@@ -1,6 +1,11 @@
 //! A borrowed video frame: pixel format, colorimetry and planes exactly as a decoder left them.
 
+use std::ops::Range;
+
 use crate::DetectorError;
+
+/// Pixels that are more than so many times as long as wide, or the other way round, are a mistake of the caps.
+const MAX_STRETCH: f64 = 8.0;
 
 /// Longest side of a frame in pixels. Four times 8K; keeps every offset far from overflow.
 const MAX_SIDE: u32 = 32_768;
@@ -15,9 +20,12 @@ pub struct Frame<'a> {
     strides: [usize; 3],
     matrix: ColorMatrix,
     range: ColorRange,
+    chroma_site: ChromaSite,
+    stretch: [f64; 2],
 }
 
-/// Memory layout of a frame, 8 bits per component. Names as in GStreamer's video formats.
+/// Memory layout of a frame: 8 bits per component, or 10 bits in two bytes, the lower one first. Names as in GStreamer's
+/// video formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PixelFormat {
     /// Plane of luma, then plane of Cb and Cr interleaved, each halved in both directions (rounded up).
@@ -49,12 +57,20 @@ pub enum PixelFormat {
     Rgba,
     /// Four bytes per pixel: blue, green, red, alpha. Alpha is ignored.
     Bgra,
+    /// As NV12, 10 bits in the upper part of two bytes (P010_10LE). What hardware decoders make of 10-bit video.
+    P010,
+    /// As I420, 10 bits in the lower part of two bytes (I420_10LE). What software decoders make of 10-bit video.
+    I420Ten,
+    /// As Y42B, 10 bits in the lower part of two bytes (I422_10LE).
+    I422Ten,
+    /// Plane of luma and nothing else (GRAY8). What cameras deliver by night.
+    Gray8,
 }
 
 impl PixelFormat {
     /// All formats, in the order in which an element should offer them: fewest bytes per pixel first, and of those
     /// the common ones first.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Nv12,
         Self::I420,
         Self::Nv21,
@@ -69,26 +85,48 @@ impl PixelFormat {
         Self::Bgrx,
         Self::Rgba,
         Self::Bgra,
+        Self::P010,
+        Self::I420Ten,
+        Self::I422Ten,
+        // Last, since whoever can choose should not leave the colours out.
+        Self::Gray8,
     ];
+
+    /// The format of the same planes with 8 bits per component: itself for all but those of 10 bits.
+    pub const fn eight_bit(self) -> Self {
+        match self {
+            Self::P010 => Self::Nv12,
+            Self::I420Ten => Self::I420,
+            Self::I422Ten => Self::Y42b,
+            other => other,
+        }
+    }
+
+    /// Of the formats of 10 bits, by how many bits a sample is shifted right to leave its upper 8.
+    pub const fn excess_bits(self) -> Option<u32> {
+        match self {
+            Self::P010 => Some(8),
+            Self::I420Ten | Self::I422Ten => Some(2),
+            _ => None,
+        }
+    }
 
     /// Number of planes: 1 for the packed formats, 2 for NV12 and NV21, else 3.
     pub const fn planes(self) -> usize {
-        match self {
+        match self.eight_bit() {
             Self::Nv12 | Self::Nv21 => 2,
             Self::I420 | Self::Yv12 | Self::Y42b | Self::Y444 => 3,
-            Self::Yuy2 | Self::Uyvy => 1,
-            Self::Rgb | Self::Bgr | Self::Rgbx | Self::Bgrx | Self::Rgba | Self::Bgra => 1,
+            _ => 1,
         }
     }
 
     /// For how many pixels across and down one sample of chroma stands: 2 and 2 for the 4:2:0 formats, 2 and 1 for
-    /// 4:2:2, 1 and 1 for 4:4:4 and RGB.
+    /// 4:2:2, 1 and 1 for 4:4:4, RGB and grey.
     pub const fn subsampling(self) -> (usize, usize) {
-        match self {
+        match self.eight_bit() {
             Self::Nv12 | Self::I420 | Self::Nv21 | Self::Yv12 => (2, 2),
             Self::Yuy2 | Self::Uyvy | Self::Y42b => (2, 1),
-            Self::Y444 => (1, 1),
-            Self::Rgb | Self::Bgr | Self::Rgbx | Self::Bgrx | Self::Rgba | Self::Bgra => (1, 1),
+            _ => (1, 1),
         }
     }
 
@@ -96,15 +134,17 @@ impl PixelFormat {
     pub const fn plane_size(self, plane: usize, width: usize, height: usize) -> (usize, usize) {
         let (across, down) = self.subsampling();
         let chroma = (width.div_ceil(across), height.div_ceil(down));
+        if self.excess_bits().is_some() {
+            let (bytes, rows) = self.eight_bit().plane_size(plane, width, height);
+            return (2 * bytes, rows);
+        }
         match (self, plane) {
             (Self::Yuy2 | Self::Uyvy, _) => (4 * chroma.0, height),
             (Self::Nv12 | Self::Nv21, 1) => (2 * chroma.0, chroma.1),
             (Self::I420 | Self::Yv12 | Self::Y42b | Self::Y444, 1 | 2) => chroma,
-            (Self::Nv12 | Self::Nv21 | Self::I420 | Self::Yv12 | Self::Y42b | Self::Y444, _) => {
-                (width, height)
-            }
             (Self::Rgb | Self::Bgr, _) => (3 * width, height),
             (Self::Rgbx | Self::Bgrx | Self::Rgba | Self::Bgra, _) => (4 * width, height),
+            _ => (width, height),
         }
     }
 }
@@ -129,12 +169,23 @@ pub enum ColorRange {
     Limited,
 }
 
+/// Where the samples of subsampled chroma lie. Ignored for formats without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ChromaSite {
+    /// On the left one of the pixels that a sample stands for, as MPEG-2, H.264 and H.265 have it; else in their middle, as
+    /// JPEG has it.
+    pub cosited_across: bool,
+    /// On the upper one of these pixels; else in their middle.
+    pub cosited_down: bool,
+}
+
 impl<'a> Frame<'a> {
     /// Describes a frame of `width` x `height` pixels.
     ///
     /// `planes` and `strides` (bytes from one row to the next) have as many entries as the format has planes.
     /// Bytes of a row beyond the pixels, and of a plane beyond the last row, are ignored; the last row need not be
-    /// padded to the stride.
+    /// padded to the stride. Chroma lies in the middle of its pixels and these are square, unless
+    /// [`with_chroma_site`](Self::with_chroma_site) and [`with_pixel_aspect`](Self::with_pixel_aspect) say otherwise.
     ///
     /// # Errors
     ///
@@ -157,7 +208,17 @@ impl<'a> Frame<'a> {
                 return Err(invalid(field, len, format!("{count} for {format:?}")));
             }
         }
-        let mut frame = Self { format, width, height, planes: [&[]; 3], strides: [0; 3], matrix, range };
+        let mut frame = Self {
+            format,
+            width,
+            height,
+            planes: [&[]; 3],
+            strides: [0; 3],
+            matrix,
+            range,
+            chroma_site: ChromaSite::default(),
+            stretch: [1.0; 2],
+        };
         let slots = frame.planes.iter_mut().zip(&mut frame.strides);
         for (index, ((slot, slot_stride), (&plane, &stride))) in
             slots.zip(planes.iter().zip(strides)).enumerate()
@@ -195,6 +256,20 @@ impl<'a> Frame<'a> {
         Self::new(PixelFormat::Rgb, width, height, &[pixels], &[stride], matrix, range)
     }
 
+    /// The same frame with its chroma samples there.
+    #[must_use]
+    pub const fn with_chroma_site(mut self, site: ChromaSite) -> Self {
+        self.chroma_site = site;
+        self
+    }
+
+    /// The same frame with pixels whose width is to their height as `width` to `height`; with square ones where either is 0.
+    #[must_use]
+    pub fn with_pixel_aspect(mut self, width: u32, height: u32) -> Self {
+        self.stretch = square_pixels(width, height);
+        self
+    }
+
     /// Layout of the planes.
     pub const fn format(&self) -> PixelFormat {
         self.format
@@ -220,6 +295,42 @@ impl<'a> Frame<'a> {
         self.range
     }
 
+    /// Where chroma lies.
+    pub const fn chroma_site(&self) -> ChromaSite {
+        self.chroma_site
+    }
+
+    /// By how much the frame must be stretched across and down for its pixels to be square, see [`square_pixels`].
+    pub const fn stretch(&self) -> [f64; 2] {
+        self.stretch
+    }
+
+    /// The `samples` of row `y` of a plane with 8 bits each: those of the frame, or, where it has 10, rounded into
+    /// `scratch`.
+    ///
+    /// # Panics
+    ///
+    /// As [`row`](Self::row), and where the row has no such samples.
+    #[inline]
+    #[expect(clippy::indexing_slicing, reason = "documented to panic")]
+    pub fn samples<'s>(
+        &self,
+        plane: usize,
+        y: usize,
+        samples: Range<usize>,
+        scratch: &'s mut Vec<u8>,
+    ) -> &'s [u8]
+    where
+        'a: 's,
+    {
+        let row = self.row(plane, y);
+        let Some(excess) = self.format.excess_bits() else { return &row[samples] };
+        scratch.clear();
+        let wide = &row.as_chunks::<2>().0[samples];
+        scratch.extend(wide.iter().map(|&bytes| narrow(u16::from_le_bytes(bytes), excess)));
+        scratch
+    }
+
     /// The bytes of row `y` of a plane, without padding.
     ///
     /// # Panics
@@ -233,6 +344,24 @@ impl<'a> Frame<'a> {
         let start = y * self.strides[plane];
         &self.planes[plane][start..start + bytes]
     }
+}
+
+/// By how much a frame must be stretched across and down for its pixels to be square, each 1 to 8: where their width is to
+/// their height as `width` to `height`, the longer of these sides stays as it is. 1 and 1 where either is 0.
+pub fn square_pixels(width: u32, height: u32) -> [f64; 2] {
+    if width == 0 || height == 0 {
+        return [1.0; 2];
+    }
+    let ratio = f64::from(width) / f64::from(height);
+    [ratio.clamp(1.0, MAX_STRETCH), ratio.recip().clamp(1.0, MAX_STRETCH)]
+}
+
+/// The upper 8 bits, rounded.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "at most 255")]
+const fn narrow(sample: u16, excess: u32) -> u8 {
+    let rounded = sample.saturating_add(1 << (excess - 1)) >> excess;
+    (if rounded < 255 { rounded } else { 255 }) as u8
 }
 
 fn side(field: &'static str, pixels: u32) -> Result<usize, DetectorError> {

@@ -1,7 +1,7 @@
 //! Finds faces in video frames with the Ultra-Light networks, fast enough for one core of a small edge box.
 //!
-//! A [`Frame`] borrows the planes as a decoder made them (4:2:0, 4:2:2 and 4:4:4 Y'CbCr, RGB and its kin); a [`Detector`] samples the
-//! network's input straight from them, in one pass, and runs the network in ONNX Runtime.
+//! A [`Frame`] borrows the planes as a decoder made them (4:2:0, 4:2:2 and 4:4:4 Y'CbCr of 8 or 10 bits, RGB and its kin,
+//! grey); a [`Detector`] samples the network's input straight from them, in one pass, and runs the network in ONNX Runtime.
 //!
 //! ```no_run
 //! use facepipe_detector::{Detector, DetectorConfig, Frame, models};
@@ -32,7 +32,7 @@ mod search;
 
 pub use detector::{Detector, DetectorConfig, ExecutionProvider};
 pub use error::DetectorError;
-pub use frame::{ColorMatrix, ColorRange, Frame, PixelFormat};
+pub use frame::{ChromaSite, ColorMatrix, ColorRange, Frame, PixelFormat, square_pixels};
 pub use nms::Detection;
 pub use sample::Sampler;
 pub use scene::Scene;

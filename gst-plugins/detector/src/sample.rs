@@ -5,13 +5,16 @@
 //! around each sampling point into contiguous words, and a blend, which is arithmetic over contiguous words only and
 //! so becomes vector code.
 
-use crate::{ColorMatrix, ColorRange, Frame, PixelFormat, gather::Gather};
+use crate::{ChromaSite, ColorMatrix, ColorRange, Frame, PixelFormat, gather::Gather};
+
+/// Stands for the rows of chroma of a format without chroma.
+const NO_CHROMA: Option<usize> = Some(usize::MAX);
 
 /// Fills network inputs of one size from frames of any size and format.
 ///
 /// The picture is stretched to the input's size by bilinear interpolation without antialiasing, half-pixel centres,
-/// edges repeated, as OpenCV's `INTER_LINEAR` does. Subsampled chroma is interpolated too, each sample sited in the
-/// centre of the pixels it stands for. R'G'B' is clamped to 0..=255 and normalised to `(x - 127) / 128`.
+/// edges repeated, as OpenCV's `INTER_LINEAR` does. Subsampled chroma is interpolated too, each sample sited where
+/// the frame says. R'G'B' is clamped to 0..=255 and normalised to `(x - 127) / 128`.
 ///
 /// Tables and row buffers are kept from frame to frame and only made anew when the frame's size or format changes.
 #[derive(Debug)]
@@ -31,7 +34,12 @@ impl Sampler {
             width,
             height,
             tables: None,
-            rows: Rows { words: [row(), row(), row(), row()], chroma: [None; 2], doubled: [[0; 8]; 4] },
+            rows: Rows {
+                words: [row(), row(), row(), row()],
+                chroma: [None; 2],
+                doubled: [[0; 8]; 4],
+                narrow: [Vec::new(), Vec::new()],
+            },
             vector: Vector::detect(),
         }
     }
@@ -49,7 +57,7 @@ impl Sampler {
     pub fn sample(&mut self, frame: &Frame<'_>, input: &mut [f32]) {
         let area = self.width * self.height;
         assert_eq!(input.len(), 3 * area, "the input has three planes of {area} values");
-        let key = (frame.format(), frame.width(), frame.height());
+        let key = (frame.format(), frame.width(), frame.height(), frame.chroma_site());
         if self.tables.as_ref().is_none_or(|tables| tables.key != key) {
             self.tables = Some(Tables::new(key, self.width, self.height));
         }
@@ -64,15 +72,7 @@ impl Sampler {
         self.rows.chroma = [None; 2];
         for (y, ((red, green), blue)) in red.zip(green).zip(blue).enumerate() {
             let target = [red, green, blue];
-            match frame.format() {
-                PixelFormat::Nv12
-                | PixelFormat::I420
-                | PixelFormat::Yuy2
-                | PixelFormat::Uyvy
-                | PixelFormat::Y42b
-                | PixelFormat::Y444 => {
-                    self.rows.sample_yuv(frame, tables, &colors, self.vector, y, target);
-                }
+            match frame.format().eight_bit() {
                 PixelFormat::Nv21 | PixelFormat::Yv12 => {
                     let [red, green, blue] = target;
                     self.rows.sample_yuv(frame, tables, &swapped, self.vector, y, [blue, green, red]);
@@ -84,15 +84,19 @@ impl Sampler {
                     let [red, green, blue] = target;
                     self.rows.sample_rgb(frame, tables, self.vector, y, [blue, green, red]);
                 }
+                _ => self.rows.sample_yuv(frame, tables, &colors, self.vector, y, target),
             }
         }
     }
 }
 
+/// Format, width, height and siting of chroma.
+type Key = (PixelFormat, usize, usize, ChromaSite);
+
 /// Where the input's pixels lie in a frame of one format and size.
 #[derive(Debug)]
 struct Tables {
-    key: (PixelFormat, usize, usize),
+    key: Key,
     x: Gather,
     x_weights: Vec<f32>,
     y: Axis,
@@ -102,8 +106,9 @@ struct Tables {
 }
 
 impl Tables {
-    fn new(key: (PixelFormat, usize, usize), input_width: usize, input_height: usize) -> Self {
-        let (format, width, height) = key;
+    fn new(key: Key, input_width: usize, input_height: usize) -> Self {
+        let (format, width, height, site) = key;
+        let format = format.eight_bit();
         let (across, down) = format.subsampling();
         let row = |plane: usize| format.plane_size(plane, width, height).0;
         // Bytes from pixel to pixel, and which are taken at each: how many, how far apart, in a row of which length.
@@ -121,21 +126,25 @@ impl Tables {
             PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => {
                 ((4, 4, 1, row(0).saturating_sub(4)), (0, 4, 1, 0))
             }
+            // Chroma is the same everywhere; the 10-bit formats have become those of 8.
+            PixelFormat::Gray8 | PixelFormat::P010 | PixelFormat::I420Ten | PixelFormat::I422Ten => {
+                ((1, 2, 1, row(0)), (0, 2, 1, 0))
+            }
         };
-        let gather = |subsampling, (pixel, bytes, every, length)| {
-            let Axis { offsets, weights } = Axis::new(width, subsampling, input_width, pixel);
+        let gather = |subsampling, cosited, (pixel, bytes, every, length)| {
+            let Axis { offsets, weights } = Axis::new(width, subsampling, cosited, input_width, pixel);
             (Gather::new(offsets, bytes, every, length), weights)
         };
-        let (x, x_weights) = gather(1, luma);
-        let (chroma_x, chroma_x_weights) = gather(across, chroma);
+        let (x, x_weights) = gather(1, false, luma);
+        let (chroma_x, chroma_x_weights) = gather(across, site.cosited_across, chroma);
         Self {
             key,
             x,
             x_weights,
-            y: Axis::new(height, 1, input_height, 1),
+            y: Axis::new(height, 1, false, input_height, 1),
             chroma_x,
             chroma_x_weights,
-            chroma_y: Axis::new(height, down, input_height, 1),
+            chroma_y: Axis::new(height, down, site.cosited_down, input_height, 1),
         }
     }
 }
@@ -150,19 +159,22 @@ struct Axis {
 }
 
 impl Axis {
-    /// `pixels` of the frame along this side, one sample for each `subsampling` of them, stretched to `length`.
+    /// `pixels` of the frame along this side, one sample for each `subsampling` of them, in their middle or (`cosited`) on
+    /// the first of them, stretched to `length`.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "positions lie within 0 to 32,768"
     )]
-    fn new(pixels: usize, subsampling: usize, length: usize, bytes: u32) -> Self {
+    fn new(pixels: usize, subsampling: usize, cosited: bool, length: usize, bytes: u32) -> Self {
+        // The first sample's place, from the frame's edge.
+        let first = if cosited { 0.5 / subsampling as f64 } else { 0.5 };
         let samples = pixels.div_ceil(subsampling);
         let step = pixels as f64 / (length * subsampling) as f64;
         let (offsets, weights) = (0..length)
             .map(|i| {
-                let position = ((i as f64 + 0.5) * step - 0.5).clamp(0.0, (samples - 1) as f64);
+                let position = ((i as f64 + 0.5) * step - first).clamp(0.0, (samples - 1) as f64);
                 // The last sample of a row is the second of its pair, so that every pair exists.
                 let first = position.floor().min(samples.saturating_sub(2) as f64);
                 (first as u32 * bytes, (position - first) as f32)
@@ -244,6 +256,8 @@ struct Rows {
     chroma: [Option<usize>; 2],
     /// Rows of a single sample, written twice: every sampling point lies between two samples.
     doubled: [[u8; 8]; 4],
+    /// Two rows of frames of 10 bits.
+    narrow: [Vec<u8>; 2],
 }
 
 impl Rows {
@@ -259,6 +273,7 @@ impl Rows {
     ) {
         let [luma, upper, lower, _] = &mut self.words;
         let [luma_upper, luma_lower, cb, cr] = &mut self.doubled;
+        let [narrow_first, narrow_second] = &mut self.narrow;
         // Where in the four bytes of two pixels the first luma and the first chroma lie.
         let packed = match frame.format() {
             PixelFormat::Yuy2 => Some((0, 1)),
@@ -268,8 +283,8 @@ impl Rows {
 
         let (first, weight) = tables.y.at(y);
         let second = (first + 1).min(frame.height() - 1);
-        let above = at_least_two(frame.row(0, first), 1, luma_upper);
-        let below = at_least_two(frame.row(0, second), 1, luma_lower);
+        let above = at_least_two(whole_row(frame, 0, first, narrow_first), 1, luma_upper);
+        let below = at_least_two(whole_row(frame, 0, second, narrow_second), 1, luma_lower);
         let start = packed.map_or(0, |(luma, _)| luma);
         let [above, below] = [above, below].map(|row| row.get(start..).unwrap_or_default());
         tables.x.pairs(above, below, luma);
@@ -278,26 +293,34 @@ impl Rows {
         let (_, down) = frame.format().subsampling();
         let second = (first + 1).min(frame.height().div_ceil(down) - 1);
         let planar = frame.format().planes() == 3;
+        let gray = frame.format() == PixelFormat::Gray8;
+        if gray && self.chroma != [NO_CHROMA; 2] {
+            // 128 stands for no colour.
+            upper.fill(0x8080_8080);
+            lower.fill(0x8080_8080);
+            self.chroma = [NO_CHROMA; 2];
+        }
         // Most rows of chroma are needed for more than one row of the input.
-        if self.chroma[1] == Some(first) {
+        if !gray && self.chroma[1] == Some(first) {
             std::mem::swap(upper, lower);
             self.chroma.swap(0, 1);
         }
         for ((row, words), held) in
             [(first, &mut *upper), (second, &mut *lower)].into_iter().zip(&mut self.chroma)
         {
-            if held.replace(row) == Some(row) {
+            if gray || held.replace(row) == Some(row) {
                 continue;
             }
             if planar {
-                let cb = at_least_two(frame.row(1, row), 1, cb);
-                let cr = at_least_two(frame.row(2, row), 1, cr);
+                let cb = at_least_two(whole_row(frame, 1, row, narrow_first), 1, cb);
+                let cr = at_least_two(whole_row(frame, 2, row, narrow_second), 1, cr);
                 tables.chroma_x.pairs(cb, cr, words);
             } else if let Some((_, start)) = packed {
                 let row = at_least_two(frame.row(0, row), 4, cb).get(start..).unwrap_or_default();
                 tables.chroma_x.quads(row, words);
             } else {
-                tables.chroma_x.quads(at_least_two(frame.row(1, row), 2, cb), words);
+                let row = whole_row(frame, 1, row, narrow_first);
+                tables.chroma_x.quads(at_least_two(row, 2, cb), words);
             }
         }
         let chroma_x = &tables.chroma_x_weights;
@@ -351,6 +374,12 @@ impl Rows {
         };
         vector.blend_rgb(&source, target);
     }
+}
+
+/// A row of a plane with 8 bits a sample.
+fn whole_row<'a>(frame: &Frame<'a>, plane: usize, y: usize, scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    let (samples, _) = frame.format().eight_bit().plane_size(plane, frame.width(), frame.height());
+    frame.samples(plane, y, 0..samples, scratch)
 }
 
 /// The row itself, or its only sample of `bytes` bytes twice.

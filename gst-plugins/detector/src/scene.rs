@@ -144,25 +144,40 @@ struct Layout {
     first: usize,
     /// Bytes from pixel to pixel.
     step: usize,
-    /// Whether the three bytes from there on are colours and not luma.
-    colors: bool,
+    kind: Samples,
+}
+
+/// What the bytes at a pixel's place are.
+#[derive(Clone, Copy, PartialEq)]
+enum Samples {
+    /// One of luma.
+    Luma,
+    /// Two, the lower one first, of luma with 10 bits.
+    WideLuma,
+    /// Three colours, green in the middle.
+    Colors,
 }
 
 impl Layout {
     const fn of(format: PixelFormat) -> Self {
-        let (first, step, colors) = match format {
+        let (first, step, kind) = match format {
             PixelFormat::Nv12
             | PixelFormat::I420
             | PixelFormat::Nv21
             | PixelFormat::Yv12
             | PixelFormat::Y42b
-            | PixelFormat::Y444 => (0, 1, false),
-            PixelFormat::Yuy2 => (0, 2, false),
-            PixelFormat::Uyvy => (1, 2, false),
-            PixelFormat::Rgb | PixelFormat::Bgr => (0, 3, true),
-            PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => (0, 4, true),
+            | PixelFormat::Y444
+            | PixelFormat::Gray8 => (0, 1, Samples::Luma),
+            PixelFormat::Yuy2 => (0, 2, Samples::Luma),
+            // Of P010 the upper byte, which has 8 of the 10 bits.
+            PixelFormat::Uyvy | PixelFormat::P010 => (1, 2, Samples::Luma),
+            PixelFormat::I420Ten | PixelFormat::I422Ten => (0, 2, Samples::WideLuma),
+            PixelFormat::Rgb | PixelFormat::Bgr => (0, 3, Samples::Colors),
+            PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => {
+                (0, 4, Samples::Colors)
+            }
         };
-        Self { first, step, colors }
+        Self { first, step, kind }
     }
 
     /// Whether the first plane is luma and nothing else.
@@ -171,12 +186,13 @@ impl Layout {
     }
 
     fn luma(&self, row: &[u8], offset: usize) -> u32 {
-        if !self.colors {
-            return row.get(offset).copied().unwrap_or(0).into();
-        }
-        // Green as much as red and blue together: near enough to luma, whichever of these two comes first.
-        match row.get(offset..offset + 3) {
-            Some(&[a, green, b]) => (u32::from(a) + 2 * u32::from(green) + u32::from(b)) / 4,
+        match (self.kind, row.get(offset..).unwrap_or_default()) {
+            (Samples::Luma, &[luma, ..]) => luma.into(),
+            (Samples::WideLuma, &[low, high, ..]) => {
+                (u32::from(u16::from_le_bytes([low, high])) / 4).min(255)
+            }
+            // Green as much as red and blue together: near enough to luma, whichever of these two comes first.
+            (Samples::Colors, &[a, green, b, ..]) => (u32::from(a) + 2 * u32::from(green) + u32::from(b)) / 4,
             _ => 0,
         }
     }
@@ -240,8 +256,14 @@ mod tests {
                     for y in 0..height {
                         for x in 0..width {
                             let at = y * stride + layout.first + x * layout.step;
-                            let bytes = if layout.colors { 3 } else { 1 };
-                            data[at..at + bytes].fill(luma(x, y));
+                            match layout.kind {
+                                Samples::Luma => data[at] = luma(x, y),
+                                Samples::WideLuma => {
+                                    let wide = u16::from(luma(x, y)) * 4;
+                                    data[at..at + 2].copy_from_slice(&wide.to_le_bytes());
+                                }
+                                Samples::Colors => data[at..at + 3].fill(luma(x, y)),
+                            }
                         }
                     }
                 }

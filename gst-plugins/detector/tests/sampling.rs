@@ -13,7 +13,7 @@
 mod common;
 
 use common::{Planes, luma_weights};
-use facepipe_detector::{ColorMatrix, ColorRange, Frame, PixelFormat, Sampler};
+use facepipe_detector::{ChromaSite, ColorMatrix, ColorRange, Frame, PixelFormat, Sampler};
 use image::{Rgb, RgbImage};
 
 const COLORIMETRIES: [(ColorMatrix, ColorRange); 4] = [
@@ -53,6 +53,7 @@ fn sample(frame: &Frame<'_>, width: usize, height: usize) -> Vec<f32> {
 
 /// The same by the definition, in f64, one pixel at a time: `[3, height, width]`.
 fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
+    let planes = planes.eight_bit.as_deref().unwrap_or(planes);
     // One component at a position in samples, edges repeated.
     let bilinear = |plane: usize, size: (usize, usize), pixel: usize, offset: usize, x: f64, y: f64| {
         let at = |x: f64, y: f64| {
@@ -74,8 +75,10 @@ fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
             let x = (column as f64 + 0.5) * size.0 as f64 / width as f64 - 0.5;
             let y = (row as f64 + 0.5) * size.1 as f64 / height as f64 - 0.5;
             // The middle of two pixels lies half a pixel beyond the first one's.
-            let chroma_x = (x - (across as f64 - 1.0) / 2.0) / across as f64;
-            let chroma_y = (y - (down as f64 - 1.0) / 2.0) / down as f64;
+            let middle =
+                |cosited: bool, pixels: usize| if cosited { 0.0 } else { (pixels as f64 - 1.0) / 2.0 };
+            let chroma_x = (x - middle(planes.site.cosited_across, across)) / across as f64;
+            let chroma_y = (y - middle(planes.site.cosited_down, down)) / down as f64;
             // Each component by its plane, the bytes from one sample to the next, and those before the first.
             let ycbcr = |luma: [usize; 3], [cb, cr]: [[usize; 3]; 2]| {
                 let chroma = |[plane, pixel, offset]: [usize; 3]| {
@@ -92,6 +95,7 @@ fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
                 PixelFormat::Yv12 => ycbcr([0, 1, 0], [[2, 1, 0], [1, 1, 0]]),
                 PixelFormat::Yuy2 => ycbcr([0, 2, 0], [[0, 4, 1], [0, 4, 3]]),
                 PixelFormat::Uyvy => ycbcr([0, 2, 1], [[0, 4, 0], [0, 4, 2]]),
+                PixelFormat::Gray8 => to_rgb(planes, bilinear(0, size, 1, 0, x, y), 128.0, 128.0),
                 PixelFormat::Rgb => [0, 1, 2].map(|channel| bilinear(0, size, 3, channel, x, y)),
                 PixelFormat::Bgr => [2, 1, 0].map(|channel| bilinear(0, size, 3, channel, x, y)),
                 PixelFormat::Rgbx | PixelFormat::Rgba => {
@@ -100,6 +104,7 @@ fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
                 PixelFormat::Bgrx | PixelFormat::Bgra => {
                     [2, 1, 0].map(|channel| bilinear(0, size, 4, channel, x, y))
                 }
+                other => panic!("{other:?} has 10 bits"),
             };
             for (channel, value) in rgb.into_iter().enumerate() {
                 input[(channel * height + row) * width + column] = (value - 127.0) / 128.0;
@@ -144,11 +149,59 @@ fn every_format_size_stride_and_colorimetry_is_sampled_by_the_definition() {
 }
 
 #[test]
+fn chroma_is_taken_from_where_it_lies() {
+    for (width, height) in [(1, 1), (9, 1), (33, 47), (201, 113)] {
+        let picture = noise(width, height);
+        for format in PixelFormat::ALL {
+            for (cosited_across, cosited_down) in [(true, false), (false, true), (true, true)] {
+                let mut planes = Planes::of(&picture, format, ColorMatrix::Bt709, ColorRange::Limited, 3);
+                let site = ChromaSite { cosited_across, cosited_down };
+                planes.site = site;
+                if let Some(eight_bit) = &mut planes.eight_bit {
+                    eight_bit.site = site;
+                }
+                let got = sample(&planes.frame(), 64, 48);
+                for (at, (got, expected)) in got.iter().zip(reference(&planes, 64, 48)).enumerate() {
+                    assert!(
+                        (f64::from(*got) - expected).abs() < 1e-4,
+                        "{format:?} {width}x{height} {site:?}: value {at} is {got}, expected {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sampler_follows_a_change_of_siting() {
+    let picture = noise(64, 48);
+    let mut planes = Planes::of(&picture, PixelFormat::Nv12, ColorMatrix::Bt709, ColorRange::Limited, 0);
+    let mut sampler = Sampler::new(32, 24);
+    let mut input = vec![0.0; 3 * 32 * 24];
+    sampler.sample(&planes.frame(), &mut input);
+    let centred = input.clone();
+    planes.site.cosited_across = true;
+    sampler.sample(&planes.frame(), &mut input);
+    assert_ne!(input, centred);
+    assert_eq!(input, sample(&planes.frame(), 32, 24));
+}
+
+#[test]
+fn pixels_are_squared_by_stretching_their_shorter_side() {
+    use facepipe_detector::square_pixels;
+    assert_eq!(square_pixels(1, 1), [1.0, 1.0]);
+    assert_eq!(square_pixels(2, 1), [2.0, 1.0]);
+    assert_eq!(square_pixels(8, 9), [1.0, 1.125]);
+    assert_eq!(square_pixels(0, 1), [1.0, 1.0]);
+    assert_eq!(square_pixels(u32::MAX, 1), [8.0, 1.0], "nobody's pixels");
+}
+
+#[test]
 fn all_formats_show_the_same_picture() {
     for (width, height) in [(320, 240), (161, 121)] {
         let picture = gradient(width, height);
         let expected = sample(&common::rgb_frame(&picture), 80, 60);
-        for format in PixelFormat::ALL {
+        for format in PixelFormat::ALL.into_iter().filter(|&format| format != PixelFormat::Gray8) {
             for (matrix, range) in COLORIMETRIES {
                 let planes = Planes::of(&picture, format, matrix, range, 5);
                 // Y'CbCr loses up to two levels of 255 to rounding, and 4:2:0 a little chroma.

@@ -8,7 +8,7 @@ use gst_video::{VideoInfo, VideoMeta};
 
 use crate::{
     crop_properties,
-    cutter::{CutterSettings, FaceCutter, Input, Shot},
+    cutter::{Counts, CutterSettings, FaceCutter, Input, Shot},
     frame, roi, track_events,
 };
 
@@ -155,6 +155,11 @@ impl FaceCrop {
     }
 
     fn sink_query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
+        if let gst::QueryView::AcceptCaps(accept) = query.view()
+            && let Some(refusal) = frame::refusal(self.obj().upcast_ref(), accept.caps())
+        {
+            self.post_error_message(refusal);
+        }
         match query.view_mut() {
             gst::QueryViewMut::Allocation(allocation) => {
                 allocation.add_allocation_meta::<VideoMeta>(None);
@@ -199,7 +204,22 @@ impl ObjectSubclass for FaceCrop {
 
 impl ObjectImpl for FaceCrop {
     fn properties() -> &'static [glib::ParamSpec] {
-        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(crop_properties::param_specs);
+        static PROPERTIES: LazyLock<Vec<glib::ParamSpec>> = LazyLock::new(|| {
+            let mut specs = crop_properties::param_specs();
+            specs.push(
+                glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
+                    .nick("Statistics")
+                    .blurb(
+                        "Since the start: faces (found in frames), pictures (made of them), below-min-size and \
+                         below-min-quality (faces that were left out), tracks-below-min-size and \
+                         tracks-below-min-quality (tracks that ended without a picture for that), min-size (what counts \
+                         in frames as the last one, pixels); each uint64",
+                    )
+                    .read_only()
+                    .build(),
+            );
+            specs
+        });
         &PROPERTIES
     }
 
@@ -208,6 +228,9 @@ impl ObjectImpl for FaceCrop {
     }
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
+        if pspec.name() == "stats" {
+            return stats_structure(&self.state().cutter.counts()).to_value();
+        }
         let value = crop_properties::get(&self.settings(), pspec.name());
         value.unwrap_or_else(|| pspec.default_value().clone())
     }
@@ -262,10 +285,24 @@ impl ElementImpl for FaceCrop {
         &self,
         transition: gst::StateChange,
     ) -> Result<gst::StateChangeSuccess, gst::StateChangeError> {
+        if transition == gst::StateChange::ReadyToPaused {
+            *self.state() = State::default();
+        }
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::PausedToReady {
-            *self.state() = State::default();
+            let mut state = self.state();
+            // What was counted can still be asked for.
+            let mut cutter = std::mem::take(&mut state.cutter);
+            cutter.clear();
+            *state = State { cutter, ..State::default() };
         }
         Ok(success)
     }
+}
+
+fn stats_structure(counts: &Counts) -> gst::Structure {
+    let structure = gst::Structure::builder("facepipe-facecrop-stats")
+        .field("faces", counts.faces)
+        .field("pictures", counts.pictures);
+    counts.add_to(structure).build()
 }

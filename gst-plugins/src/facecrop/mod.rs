@@ -27,6 +27,16 @@
  * half of all that where the face touches the frame's edge. `min-quality` leaves out what is worse, with
  * either policy.
  *
+ * Faces whose shorter side is less than `min-size` are left out. Unless it is set, a 64th of the frame's longer side
+ * counts, from 20 to 30 pixels: 30 in 1080p, 20 in 720p and below, since cameras of a low resolution show faces smaller.
+ *
+ * `stats` counts faces and pictures, and what was left out: `below-min-size` and `below-min-quality` are faces, each in
+ * each frame; `tracks-below-min-size` and `tracks-below-min-quality` are tracks that ended without a picture for that
+ * reason, with `policy=best`; `min-size` is the limit that counts.
+ *
+ * Where the frame's pixels are not square (`pixel-aspect-ratio`), those of the pictures are: a frame is stretched
+ * along its coarser side, never squeezed. Limits to sizes are in square pixels, boxes in those of the frame.
+ *
  * ## What the buffers carry
  *
  * Each buffer has the timestamps of the frame with which it is sent, and a `GstVideoRegionOfInterestMeta` of

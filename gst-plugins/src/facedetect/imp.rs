@@ -17,6 +17,7 @@ use gst_video::{VideoFrameRef, VideoInfo};
 use super::{
     engine::{self, BuildNotice},
     lateness::Lateness,
+    orientation,
 };
 use crate::{
     capture_time::running_time,
@@ -132,9 +133,9 @@ struct Selection {
     lowest: f32,
     nms_threshold: f32,
     max_faces: u32,
-    /// A face's shorter side at least, pixels.
+    /// A face's shorter side at least, square pixels.
     min_size: u32,
-    /// A face's longer side at most, pixels.
+    /// A face's longer side at most, square pixels.
     max_size: u32,
 }
 
@@ -143,6 +144,50 @@ struct Selection {
 struct Faces {
     faces: Vec<FaceRegion>,
     candidates: Vec<FaceRegion>,
+    left_out: LeftOut,
+}
+
+/// Faces that were found, and that the settings do not want.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct LeftOut {
+    too_small: u64,
+    too_large: u64,
+    too_many: u64,
+}
+
+impl Selection {
+    /// Of what the detector found, highest score first, what counts. `stretch` makes the frame's pixels square.
+    fn select(&self, detections: &[Detection], (width, height): (u32, u32), stretch: [f64; 2]) -> Faces {
+        let mut found = Faces::default();
+        let most = if self.max_faces == 0 {
+            usize::MAX
+        } else {
+            usize::try_from(self.max_faces).unwrap_or(usize::MAX)
+        };
+        let [across, down] = stretch;
+        for detection in detections {
+            let Some(region) = to_region(detection, width, height) else { continue };
+            let is_face = detection.score > self.score_threshold;
+            let (width, height) = (f64::from(region.width) * across, f64::from(region.height) * down);
+            let reason = if width.min(height) < f64::from(self.min_size) {
+                Some(&mut found.left_out.too_small)
+            } else if width.max(height) > f64::from(self.max_size) {
+                Some(&mut found.left_out.too_large)
+            } else if found.faces.len() + found.candidates.len() >= most {
+                Some(&mut found.left_out.too_many)
+            } else {
+                None
+            };
+            match (reason, is_face) {
+                (None, true) => found.faces.push(region),
+                (None, false) => found.candidates.push(region),
+                // What is no face for sure is nobody's loss.
+                (Some(count), true) => *count += 1,
+                (Some(_), false) => {}
+            }
+        }
+        found
+    }
 }
 
 /// What became of the frames since the start.
@@ -153,6 +198,7 @@ struct Stats {
     skipped_still: u64,
     skipped_late: u64,
     faces: u64,
+    left_out: LeftOut,
 }
 
 /// What lives from `start` to `stop`.
@@ -167,6 +213,7 @@ struct State {
     /// The frame in which the network ran last, and what it found.
     last: Option<Last>,
     scene: Scene,
+    has_warned_of_orientation: bool,
 }
 
 impl State {
@@ -243,11 +290,11 @@ impl FaceDetect {
         self.lateness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the configured model for frames of this width, unless it is open already.
-    fn open(&self, open: &mut Option<OpenDetector>, frame_width: Option<u32>) -> Result<(), DetectorError> {
+    /// Opens the configured model for frames of so many square pixels on the longer side, unless it is open already.
+    fn open(&self, open: &mut Option<OpenDetector>, longer_side: Option<u32>) -> Result<(), DetectorError> {
         let settings = self.settings().clone();
         let folders = self.plugin_folder();
-        let model = models::resolve(&settings.model, frame_width, &folders)?;
+        let model = models::resolve(&settings.model, longer_side, &folders)?;
         if open.as_ref().is_some_and(|open| open.model == model) {
             return Ok(());
         }
@@ -262,7 +309,8 @@ impl FaceDetect {
             execution_provider: settings.execution_provider.into(),
             score_threshold: settings.score_threshold,
             nms_threshold: settings.nms_threshold,
-            max_faces: usize::try_from(settings.max_faces).unwrap_or(0),
+            // The settings choose among all that were found, to know how many they leave out.
+            max_faces: 0,
             engine_cache,
             library_hints: folders,
         })?;
@@ -324,23 +372,33 @@ impl FaceDetect {
 
         detector.set_score_threshold(selection.lowest).map_err(|e| error_message(&e))?;
         detector.set_nms_threshold(selection.nms_threshold).map_err(|e| error_message(&e))?;
-        detector.set_max_faces(usize::try_from(selection.max_faces).unwrap_or(0));
         let detections = detector.detect(&described).map_err(|e| error_message(&e))?;
-        let regions = |wanted: &dyn Fn(&Detection) -> bool| -> Vec<FaceRegion> {
-            let wanted = detections.iter().filter(|detection| wanted(detection));
-            let regions = wanted.filter_map(|d| to_region(d, info.width(), info.height()));
-            let fits = |face: &FaceRegion| {
-                let (width, height) = (face.width, face.height);
-                width.min(height) >= selection.min_size && width.max(height) <= selection.max_size
-            };
-            regions.filter(fits).collect()
-        };
-        let found = Faces {
-            faces: regions(&|d| d.score > selection.score_threshold),
-            candidates: regions(&|d| d.score <= selection.score_threshold),
-        };
+        let found = selection.select(&detections, (info.width(), info.height()), frame::stretch(info));
         *last = Some(Last { number, selection, found: found.clone() });
         Ok(Verdict::Detected(found))
+    }
+
+    /// Says once, until the element stops, that the video lies on its side or stands on its head.
+    fn look_upright(&self, tags: &gst::TagListRef) {
+        let Some(orientation) = tags.get::<gst::tags::ImageOrientation>() else { return };
+        let orientation = orientation.get();
+        let element = self.obj();
+        if orientation::is_upright(orientation) || orientation::is_turned_before(element.upcast_ref()) {
+            return;
+        }
+        if let Some(state) = self.state().as_mut()
+            && !std::mem::replace(&mut state.has_warned_of_orientation, true)
+        {
+            gst::element_imp_warning!(
+                self,
+                gst::StreamError::Format,
+                (
+                    "the video is not upright (its orientation is {orientation}), and nothing before {} turns it: most \
+                     faces will not be found. Put videoflip video-direction=auto before it",
+                    element.name()
+                )
+            );
+        }
     }
 
     fn count(&self, verdict: &Verdict) {
@@ -353,6 +411,9 @@ impl FaceDetect {
             Verdict::Detected(found) => {
                 stats.detected += 1;
                 stats.faces += u64::try_from(found.faces.len()).unwrap_or(0);
+                stats.left_out.too_small += found.left_out.too_small;
+                stats.left_out.too_large += found.left_out.too_large;
+                stats.left_out.too_many += found.left_out.too_many;
                 gst::trace!(CAT, imp = self, "{} faces in frame {}", found.faces.len(), stats.frames);
             }
         }
@@ -377,6 +438,17 @@ impl FaceDetect {
         }
         late
     }
+}
+
+/// The longer side of a frame, in square pixels.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates at the range of u32"
+)]
+fn longer_side(info: &VideoInfo) -> u32 {
+    let [across, down] = frame::stretch(info);
+    (f64::from(info.width()) * across).max(f64::from(info.height()) * down).round() as u32
 }
 
 /// The whole pixels that a detection touches, inside the frame.
@@ -436,7 +508,8 @@ impl ObjectImpl for FaceDetect {
                     .nick("Model")
                     .blurb(
                         "Detector: a name (rfb-320, rfb-640, slim-320), the path of an .onnx file, or auto, which is \
-                         rfb-640 for frames of at least 1280 pixels width and rfb-320 for smaller ones",
+                         rfb-640 for frames whose longer side has at least 1280 square pixels and rfb-320 for smaller \
+                         ones",
                     )
                     .default_value(Some(AUTO))
                     .mutable_ready()
@@ -488,13 +561,13 @@ impl ObjectImpl for FaceDetect {
                     .build(),
                 glib::ParamSpecUInt::builder("min-face-size")
                     .nick("Minimum face size")
-                    .blurb("Leave out faces whose shorter side is less than this (pixels)")
+                    .blurb("Leave out faces whose shorter side is less than this (square pixels)")
                     .default_value(defaults.min_face_size)
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecUInt::builder("max-face-size")
                     .nick("Maximum face size")
-                    .blurb("Leave out faces whose longer side is more than this (pixels; 0 = no limit)")
+                    .blurb("Leave out faces whose longer side is more than this (square pixels; 0 = no limit)")
                     .default_value(defaults.max_face_size)
                     .mutable_playing()
                     .build(),
@@ -557,7 +630,8 @@ impl ObjectImpl for FaceDetect {
                     .nick("Statistics")
                     .blurb(
                         "Since the start: frames, detected (frames that the detector searched), skipped-still, \
-                         skipped-late, faces (all that were found); each uint64",
+                         skipped-late, faces (all that were attached), and those that were found and left out: \
+                         below-min-face-size, above-max-face-size, above-max-faces; each uint64",
                     )
                     .read_only()
                     .build(),
@@ -667,7 +741,7 @@ impl BaseTransformImpl for FaceDetect {
             .map_err(|_| gst::loggable_error!(CAT, "caps {incaps} are not those of raw video"))?;
         let mut guard = self.state();
         let state = guard.get_or_insert_default();
-        if let Err(error) = self.open(&mut state.detector, Some(info.width())) {
+        if let Err(error) = self.open(&mut state.detector, Some(longer_side(&info))) {
             drop(guard);
             self.post_error_message(error_message(&error));
             return Err(gst::loggable_error!(CAT, "{error}"));
@@ -677,12 +751,28 @@ impl BaseTransformImpl for FaceDetect {
         Ok(())
     }
 
-    fn sink_event(&self, event: gst::Event) -> bool {
-        if event.type_() == gst::EventType::FlushStop
-            && let Some(state) = self.state().as_mut()
+    fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
+        let accepted = self.parent_accept_caps(direction, caps);
+        if !accepted
+            && direction == gst::PadDirection::Sink
+            && let Some(refusal) = frame::refusal(self.obj().upcast_ref(), caps)
         {
-            state.begin_anew();
-            self.lateness().flush();
+            // Whoever sends such frames would only say that the stream failed.
+            self.post_error_message(refusal);
+        }
+        accepted
+    }
+
+    fn sink_event(&self, event: gst::Event) -> bool {
+        match event.view() {
+            gst::EventView::FlushStop(_) => {
+                if let Some(state) = self.state().as_mut() {
+                    state.begin_anew();
+                    self.lateness().flush();
+                }
+            }
+            gst::EventView::Tag(tag) => self.look_upright(tag.tag()),
+            _ => {}
         }
         self.parent_sink_event(event)
     }
@@ -747,5 +837,8 @@ fn stats_structure(stats: Stats) -> gst::Structure {
         .field("skipped-still", stats.skipped_still)
         .field("skipped-late", stats.skipped_late)
         .field("faces", stats.faces)
+        .field("below-min-face-size", stats.left_out.too_small)
+        .field("above-max-face-size", stats.left_out.too_large)
+        .field("above-max-faces", stats.left_out.too_many)
         .build()
 }

@@ -8,8 +8,17 @@
  * `facedetect` runs an Ultra-Light face detector in ONNX Runtime on each frame and attaches one
  * `GstVideoRegionOfInterestMeta` per face: `roi_type` `face`, the bounding box in pixels, and a parameter
  * structure `detection` with `confidence` (double, 0 to 1) and `label_name` (`face`). The pixels are never
- * touched, and no colour conversion is needed before the element: it reads what decoders and webcams deliver,
- * NV12, NV21, I420, YV12, YUY2, UYVY, Y42B, Y444 and the RGB formats, by the matrix and range of their caps.
+ * touched, and no colour conversion is needed before the element: it reads what decoders and cameras deliver, NV12,
+ * NV21, I420, YV12, YUY2, UYVY, Y42B, Y444, the RGB formats, 10-bit P010_10LE, I420_10LE and I422_10LE, and GRAY8, by
+ * the matrix, the range and the chroma siting of their caps. They may change in the middle of a stream, as where a
+ * camera switches to night. For whatever else there may be, put `videoconvert` before it, which passes all of these
+ * on as they are. Frames in system memory only.
+ *
+ * Where pixels are not square (`pixel-aspect-ratio`), boxes are in pixels of the frame, and limits to sizes in square
+ * ones.
+ *
+ * The detector finds upright faces. Of video whose tags say that it lies on its side, as of phones, it warns once,
+ * unless an element before it turns it, such as `videoflip video-direction=auto`.
  *
  * Boxes that score between `low-score-threshold` and `score-threshold` are attached with the `roi_type`
  * `face-candidate`. They are for `facetrack`, which turns those that continue a track into faces.
@@ -28,7 +37,8 @@
  *   the pipeline's latency allows are late, too. Recordings that run as fast as they can have no late frames.
  *
  * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval` and `max-fps`; where all frames
- * come late, every 30th. `stats` counts.
+ * come late, every 30th. `stats` counts, also the faces that were found and that `min-face-size`, `max-face-size` and
+ * `max-faces` left out: `below-min-face-size`, `above-max-face-size` and `above-max-faces`, each in each searched frame.
  *
  * ## Accelerators
  *
@@ -42,7 +52,7 @@
  * ## A file
  *
  * |[
- * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facecrop ! multifilesink location=face-%05d.jpg
+ * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! videoconvert ! videoflip video-direction=auto ! facedetect ! facecrop ! multifilesink location=face-%05d.jpg
  * ]|
  *
  * ## A webcam
@@ -62,6 +72,7 @@
 mod engine;
 mod imp;
 mod lateness;
+mod orientation;
 
 use gst::{glib, prelude::*};
 

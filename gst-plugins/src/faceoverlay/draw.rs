@@ -87,7 +87,8 @@ impl Drawing {
     /// Draws it all.
     pub fn paint(&self, frame: &mut VideoFrameRef<&mut gst::BufferRef>) {
         let info = frame.info().clone();
-        for component in 0..3 {
+        let components = usize::try_from(info.n_components()).unwrap_or(0).min(3);
+        for component in 0..components {
             if let Some(mut plane) = Plane::of(frame, &info, component) {
                 self.shapes.iter().for_each(|shape| plane.draw(shape, &info));
             }
@@ -107,6 +108,24 @@ struct Plane<'a> {
     height: i32,
     /// Pixels per sample are 2 to the power of these.
     shift: (u32, u32),
+    /// Of samples of more than 8 bits, which have two bytes.
+    wide: Option<Wide>,
+}
+
+/// Where a sample of more than 8 bits lies in its two bytes, the lower one first.
+#[derive(Clone, Copy)]
+struct Wide {
+    /// Bits beyond the 8 of a value.
+    excess: u32,
+    /// Of those, the ones below the sample, which stay 0.
+    unused: u32,
+}
+
+impl Wide {
+    fn of(depth: u32, shift: u32) -> Option<Self> {
+        let excess = depth.checked_sub(8)?.checked_add(shift)?;
+        (depth > 8 && excess <= 8).then_some(Self { excess, unused: shift })
+    }
 }
 
 impl<'a> Plane<'a> {
@@ -119,14 +138,18 @@ impl<'a> Plane<'a> {
         let plane = *format.plane().get(component)?;
         let stride = usize::try_from(*frame.plane_stride().get(usize::try_from(plane).ok()?)?).ok()?;
         let index = u8::try_from(component).ok()?;
+        let wide = Wide::of(*format.depth().get(component)?, *format.shift().get(component)?);
+        let offset = usize::try_from(*format.poffset().get(component)?).ok()?;
         Some(Self {
             component,
             stride,
-            offset: usize::try_from(*format.poffset().get(component)?).ok()?,
+            // Of P010, GStreamer 1.22 gives Cr's place in samples and not in bytes.
+            offset: if wide.is_some() { offset.next_multiple_of(2) } else { offset },
             step: usize::try_from(*format.pixel_stride().get(component)?).ok()?,
             width: format.scale_width(index, info.width()).try_into().ok()?,
             height: format.scale_height(index, info.height()).try_into().ok()?,
             shift: (*format.w_sub().get(component)?, *format.h_sub().get(component)?),
+            wide,
             data: frame.plane_data_mut(plane).ok()?,
         })
     }
@@ -135,16 +158,16 @@ impl<'a> Plane<'a> {
         match shape {
             Shape::Fill { area, color, opacity } => {
                 let value = self.value(*color, info);
-                self.each(*area, |_, _, sample| blend(sample, value, *opacity));
+                self.each(*area, value, |_, _| *opacity);
             }
             Shape::Glyph { left, top, scale, raster, color } => {
                 let value = self.value(*color, info);
                 let side = |pixels: usize| i32::try_from(pixels).unwrap_or(0).saturating_mul(*scale);
                 let area = [*left, *top, left + side(raster.width()), top + side(raster.height())];
-                self.each(area, |x, y, sample| {
+                self.each(area, value, |x, y| {
                     let at = |pixel: i32, start: i32| usize::try_from((pixel - start) / scale).ok();
                     let ink = at(x, *left).zip(at(y, *top)).and_then(|(x, y)| raster.pixel(x, y));
-                    blend(sample, value, ink.unwrap_or(0));
+                    ink.unwrap_or(0)
                 });
             }
         }
@@ -155,28 +178,45 @@ impl<'a> Plane<'a> {
         components.get(self.component).copied().unwrap_or(0)
     }
 
-    /// Visits the samples of an area (pixels), with the pixel that each of them begins at.
-    fn each(&mut self, [left, top, right, bottom]: Area, mut visit: impl FnMut(i32, i32, &mut u8)) {
+    /// Blends a value into the samples of an area (pixels), as opaque as is said of the pixel that each begins at.
+    fn each(&mut self, [left, top, right, bottom]: Area, value: u8, opacity: impl Fn(i32, i32) -> u8) {
         let (across, down) = self.shift;
         let round_up = |value: i32, shift: u32| (value + (1 << shift) - 1) >> shift;
         let columns = (left >> across).max(0)..round_up(right, across).min(self.width);
         for row in (top >> down).max(0)..round_up(bottom, down).min(self.height) {
             let Ok(start) = usize::try_from(row).map(|row| row * self.stride + self.offset) else { continue };
             for column in columns.clone() {
-                let at = usize::try_from(column).ok().map(|column| start + column * self.step);
-                if let Some(sample) = at.and_then(|at| self.data.get_mut(at)) {
-                    // Of a sample that the area only touches, the pixel inside it counts.
-                    visit((column << across).max(left), (row << down).max(top), sample);
+                let Ok(at) = usize::try_from(column).map(|column| start + column * self.step) else {
+                    continue;
+                };
+                let sample = self.data.get_mut(at..).unwrap_or_default();
+                // Of a sample that the area only touches, the pixel inside it counts.
+                let opacity = opacity((column << across).max(left), (row << down).max(top));
+                match (self.wide, sample) {
+                    (None, [sample, ..]) => *sample = blend(*sample, value, opacity),
+                    (Some(wide), [low, high, ..]) => {
+                        let sample = u16::from_le_bytes([*low, *high]);
+                        [*low, *high] = blend_wide(sample, value, opacity, wide).to_le_bytes();
+                    }
+                    _ => {}
                 }
             }
         }
     }
 }
 
-fn blend(sample: &mut u8, value: u8, opacity: u8) {
-    let (old, new, opacity) = (u32::from(*sample), u32::from(value), u32::from(opacity));
-    let mixed = (old * (255 - opacity) + new * opacity + 127) / 255;
-    *sample = u8::try_from(mixed).unwrap_or(u8::MAX);
+fn blend(sample: u8, value: u8, opacity: u8) -> u8 {
+    u8::try_from(mix(sample.into(), value.into(), opacity)).unwrap_or(u8::MAX)
+}
+
+fn blend_wide(sample: u16, value: u8, opacity: u8, wide: Wide) -> u16 {
+    let mixed = mix(sample.into(), u32::from(value) << wide.excess, opacity);
+    u16::try_from(mixed >> wide.unused << wide.unused).unwrap_or(u16::MAX)
+}
+
+fn mix(old: u32, new: u32, opacity: u8) -> u32 {
+    let opacity = u32::from(opacity);
+    (old * (255 - opacity) + new * opacity + 127) / 255
 }
 
 /// R'G'B' to Y'CbCr (ITU-R BT.601 and BT.709, section "signal format").

@@ -397,6 +397,17 @@ impl BaseTransformImpl for FaceOverlay {
         Ok(())
     }
 
+    fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
+        let accepted = self.parent_accept_caps(direction, caps);
+        if !accepted
+            && direction == gst::PadDirection::Sink
+            && let Some(refusal) = frame::refusal(self.obj().upcast_ref(), caps)
+        {
+            self.post_error_message(refusal);
+        }
+        accepted
+    }
+
     fn sink_event(&self, event: gst::Event) -> bool {
         if let Some(ended) = track_events::ended_tracks(&event) {
             let mut verdicts = lock(&self.verdicts);

@@ -17,7 +17,7 @@ use crate::{
     capture_time::{capture_time, running_time},
     crop::Encoding,
     crop_properties,
-    cutter::{self, CutterSettings, FaceCutter, Shot},
+    cutter::{self, Counts, CutterSettings, FaceCutter, Shot},
     frame,
     roi::{self, CropFacts, FaceRegion},
     track_events,
@@ -148,6 +148,7 @@ pub struct FaceSinkHttp {
     state: Mutex<Option<State>>,
     /// The counts of the last run, which can still be asked for after it.
     final_stats: Mutex<Stats>,
+    final_counts: Mutex<Counts>,
 }
 
 impl FaceSinkHttp {
@@ -168,7 +169,15 @@ impl FaceSinkHttp {
             Some(uploader) => uploader.stats(),
             None => *self.final_stats.lock().unwrap_or_else(PoisonError::into_inner),
         };
-        messages::stats(&stats)
+        messages::stats(&stats, &self.counts())
+    }
+
+    /// What became of the faces of frames.
+    pub(super) fn counts(&self) -> Counts {
+        match self.state().as_ref() {
+            Some(state) => state.cutter.counts(),
+            None => *self.final_counts.lock().unwrap_or_else(PoisonError::into_inner),
+        }
     }
 
     /// When a buffer, or the frame that it was cut from, was captured; never in the future, where a recording
@@ -500,7 +509,10 @@ impl ObjectImpl for FaceSinkHttp {
                         "Counts since the start. Crops: queued (in memory now), sent, failed (refused, or given up after \
                          retries), dropped (queue full, or left at the stop), spooled, spool-files (now), spool-dropped, \
                          spool-damaged; spool-bytes (now), spool-errors; requests, retries; bytes (written to the \
-                         network, headers included), bytes-received, image-bytes (of the pictures sent)",
+                         network, headers included), bytes-received, image-bytes (of the pictures sent). Of raw video: \
+                         below-min-size and below-min-quality (faces that were left out), tracks-below-min-size and \
+                         tracks-below-min-quality (tracks that ended without a picture for that), min-size (what counts \
+                         in frames as the last one, pixels)",
                     )
                     .read_only()
                     .build(),
@@ -659,6 +671,7 @@ impl BaseSinkImpl for FaceSinkHttp {
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         let state = self.state().take();
         if let Some(state) = state {
+            *self.final_counts.lock().unwrap_or_else(PoisonError::into_inner) = state.cutter.counts();
             let stats = state.uploader.stop();
             gst::info!(CAT, imp = self, "{stats:?}");
             *self.final_stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
@@ -701,6 +714,17 @@ impl BaseSinkImpl for FaceSinkHttp {
         self.parent_propose_allocation(query)?;
         query.add_allocation_meta::<VideoMeta>(None);
         Ok(())
+    }
+
+    fn query(&self, query: &mut gst::QueryRef) -> bool {
+        let understood = BaseSinkImplExt::parent_query(self, query);
+        if let gst::QueryView::AcceptCaps(accept) = query.view()
+            && !accept.result()
+            && let Some(refusal) = frame::refusal(self.obj().upcast_ref(), accept.caps())
+        {
+            self.post_error_message(refusal);
+        }
+        understood
     }
 
     fn event(&self, event: gst::Event) -> bool {

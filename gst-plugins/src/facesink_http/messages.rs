@@ -1,9 +1,10 @@
 //! Turns what the uploader tells into messages on the bus. Their fields are documented with the element.
 
-use gst::prelude::*;
+use gst::{prelude::*, subclass::prelude::*};
 use serde_json::Value;
 
 use crate::{
+    cutter::Counts,
     results::{self, FaceResult, Scope, Verdict},
     upload::{self, Crop, Endpoint, Event, Stats, Trouble},
 };
@@ -112,8 +113,8 @@ fn fate(element: &super::FaceSinkHttp) -> &'static str {
 }
 
 /// The counts as the property `stats` and the message have them.
-pub(super) fn stats(stats: &Stats) -> gst::Structure {
-    gst::Structure::builder("facepipe-stats")
+pub(super) fn stats(stats: &Stats, counts: &Counts) -> gst::Structure {
+    let structure = gst::Structure::builder("facepipe-stats")
         .field("queued", stats.queued)
         .field("sent", stats.sent)
         .field("failed", stats.failed)
@@ -128,12 +129,12 @@ pub(super) fn stats(stats: &Stats) -> gst::Structure {
         .field("retries", stats.retries)
         .field("bytes", stats.bytes)
         .field("bytes-received", stats.bytes_received)
-        .field("image-bytes", stats.image_bytes)
-        .build()
+        .field("image-bytes", stats.image_bytes);
+    counts.add_to(structure).build()
 }
 
 pub(super) fn post_stats(element: &super::FaceSinkHttp, counts: &Stats) {
-    post_structure(element, stats(counts));
+    post_structure(element, stats(counts, &element.imp().counts()));
 }
 
 /// Tells the overlays of this process.

@@ -104,7 +104,8 @@
  * - Element message `facepipe-stats`, each `stats-interval` seconds and at the end of the stream, with the fields of
  *   the property `stats` (uint64): `queued`, `sent`, `failed`, `dropped`, `spooled`, `spool-files`, `spool-bytes`,
  *   `spool-dropped`, `spool-damaged`, `spool-errors`, `requests`, `retries`, `bytes`, `bytes-received`,
- *   `image-bytes`. `bytes` are counted at the socket; `bytes / image-bytes - 1` is what the transport costs.
+ *   `image-bytes`, and of raw video what `facecrop` counts as left out: `below-min-size`, `below-min-quality`,
+ *   `tracks-below-min-size`, `tracks-below-min-quality`, and `min-size`, the limit that counts. `bytes` are counted at the socket; `bytes / image-bytes - 1` is what the transport costs.
  * - Warnings for trouble with the backend or the spool, once each, and an info message when the backend is well again.
  *
  * ## Examples

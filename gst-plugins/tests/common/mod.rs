@@ -51,7 +51,7 @@ pub fn packed_frame(info: &VideoInfo, pixel: impl Fn(u32, u32) -> [u8; 3]) -> gs
 }
 
 /// The Y'CbCr formats that the elements take.
-pub const YUV_FORMATS: [VideoFormat; 8] = [
+pub const YUV_FORMATS: [VideoFormat; 11] = [
     VideoFormat::Nv12,
     VideoFormat::I420,
     VideoFormat::Nv21,
@@ -60,24 +60,38 @@ pub const YUV_FORMATS: [VideoFormat; 8] = [
     VideoFormat::Uyvy,
     VideoFormat::Y42b,
     VideoFormat::Y444,
+    VideoFormat::P01010le,
+    VideoFormat::I42010le,
+    VideoFormat::I42210le,
 ];
 
-/// A Y'CbCr frame of one colour, given as Y, Cb, Cr.
+/// A Y'CbCr frame of one colour, given as Y, Cb, Cr in 8 bits each.
 pub fn yuv_frame(info: &VideoInfo, code: [u8; 3]) -> gst::Buffer {
     yuv_halves(info, code, code)
 }
 
-/// A Y'CbCr frame with one colour in its left half and another in its right half, each given as Y, Cb, Cr. Where
-/// the samples lie is GStreamer's own word.
+/// A Y'CbCr frame with one colour in its left half and another in its right half, each given as Y, Cb, Cr in 8
+/// bits each; of grey frames only Y counts. Where the samples lie is GStreamer's own word.
 pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffer {
     let mut bytes = vec![0; info.size()];
-    for (component, (left, right)) in (0_u8..).zip(left.into_iter().zip(right)) {
+    let components = info.n_components() as usize;
+    for (component, (left, right)) in (0_u8..).zip(left.into_iter().zip(right)).take(components) {
+        let index = usize::from(component);
+        let (depth, shift) = (info.format_info().depth()[index], info.format_info().shift()[index]);
         let (width, height) = (info.comp_width(component), info.comp_height(component));
         for y in 0..height as usize {
             for x in 0..width as usize {
                 let row = info.comp_offset(component) + y * info.comp_stride(component) as usize;
                 let at = row + x * info.comp_pstride(component) as usize;
-                bytes[at] = if 2 * x < width as usize { left } else { right };
+                let value = if 2 * x < width as usize { left } else { right };
+                if depth == 8 {
+                    bytes[at] = value;
+                } else {
+                    // GStreamer 1.22 says of P010 that Cr begins one byte after Cb, and writes it after two.
+                    let at = at.next_multiple_of(2);
+                    let wide = u16::from(value) << (depth - 8 + shift);
+                    bytes[at..at + 2].copy_from_slice(&wide.to_le_bytes());
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use facepipe_detector::{
-    ColorMatrix, ColorRange, Detector, DetectorConfig, DetectorError, Frame, PixelFormat, runtime,
+    ChromaSite, ColorMatrix, ColorRange, Detector, DetectorConfig, DetectorError, Frame, PixelFormat, runtime,
 };
 use image::RgbImage;
 
@@ -78,6 +78,9 @@ pub struct Planes {
     pub strides: Vec<usize>,
     pub matrix: ColorMatrix,
     pub range: ColorRange,
+    pub site: ChromaSite,
+    /// Of a format of 10 bits: the same picture with 8.
+    pub eight_bit: Option<Box<Planes>>,
 }
 
 impl Planes {
@@ -90,6 +93,9 @@ impl Planes {
         range: ColorRange,
         padding: usize,
     ) -> Self {
+        if format.excess_bits().is_some() {
+            return Self::of(picture, format.eight_bit(), matrix, range, padding).widened(format, padding);
+        }
         let (width, height) = picture.dimensions();
         let pixel = |x: u32, y: u32| picture.get_pixel(x, y).0.map(f64::from);
         let round = |v: f64| v.round().clamp(0.0, 255.0) as u8;
@@ -136,7 +142,8 @@ impl Planes {
                             | PixelFormat::I420
                             | PixelFormat::Yv12
                             | PixelFormat::Y42b
-                            | PixelFormat::Y444,
+                            | PixelFormat::Y444
+                            | PixelFormat::Gray8,
                             0,
                         ) => luma(at, y),
                         (PixelFormat::Nv12, _) => chroma(at / 2, y, 1 + at as usize % 2),
@@ -149,6 +156,7 @@ impl Planes {
                         (PixelFormat::Bgr, _) => rgb(at / 3, [2, 1, 0, 0], 3),
                         (PixelFormat::Rgbx | PixelFormat::Rgba, _) => rgb(at / 4, [0, 1, 2, 3], 4),
                         (PixelFormat::Bgrx | PixelFormat::Bgra, _) => rgb(at / 4, [2, 1, 0, 3], 4),
+                        (other, plane) => panic!("{other:?} has no plane {plane}"),
                     };
                 }
             }
@@ -157,12 +165,37 @@ impl Planes {
             planes.push(data);
             strides.push(stride);
         }
-        Self { format, width, height, planes, strides, matrix, range }
+        let site = ChromaSite::default();
+        Self { format, width, height, planes, strides, matrix, range, site, eight_bit: None }
+    }
+
+    /// The same with 10 bits a sample, of which the lowest is noise that rounding takes away again.
+    fn widened(self, format: PixelFormat, padding: usize) -> Self {
+        let (width, height) = (self.width as usize, self.height as usize);
+        let mut planes = Vec::new();
+        let mut strides = Vec::new();
+        for (plane, (data, stride)) in self.planes.iter().zip(&self.strides).enumerate() {
+            let (bytes, rows) = format.plane_size(plane, width, height);
+            let mut wide = Vec::new();
+            for row in data.chunks(*stride) {
+                let samples = row[..bytes / 2].iter().map(|&sample| u16::from(sample) * 4 + 1);
+                let samples = samples.map(|s| if format == PixelFormat::P010 { s << 6 } else { s });
+                wide.extend(samples.flat_map(u16::to_le_bytes));
+                wide.extend(vec![0xa5; padding]);
+            }
+            wide.truncate((bytes + padding) * (rows - 1) + bytes);
+            planes.push(wide);
+            strides.push(bytes + padding);
+        }
+        let Self { width, height, matrix, range, site, .. } = self;
+        let eight_bit = Some(Box::new(self));
+        Self { format, width, height, planes, strides, matrix, range, site, eight_bit }
     }
 
     pub fn frame(&self) -> Frame<'_> {
         let planes: Vec<&[u8]> = self.planes.iter().map(Vec::as_slice).collect();
         Frame::new(self.format, self.width, self.height, &planes, &self.strides, self.matrix, self.range)
             .unwrap()
+            .with_chroma_site(self.site)
     }
 }
