@@ -28,10 +28,10 @@ use crate::{
     outbox::{self, OutboxOptions},
     recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
     store::{
-        Blobs, Database, StoreError,
+        Blobs, Database, ServerLock, StoreError,
         ledger::{self, Reapplied},
         retention::retain_regularly,
-        sql::JobKind,
+        sql,
         sweep::{SweepOptions, sweep_regularly},
     },
     tokens::Tokens,
@@ -62,12 +62,42 @@ pub struct Application {
     training: Option<JoinHandle<()>>,
     /// Where there is an external API.
     sending: Option<JoinHandle<()>>,
+    /// Whatever else goes on beside the server.
+    background: Background,
+    database: Database,
+    /// Of an embedded database; given back when everything is closed.
+    lock: Option<ServerLock>,
     /// Tells what runs beside the server to end.
     stop: watch::Sender<bool>,
     shutdown_timeout: Duration,
     draining: Arc<AtomicBool>,
     drain_delay: Duration,
 }
+
+/// Tasks that end once they are told to stop.
+#[derive(Default)]
+struct Background(Vec<JoinHandle<()>>);
+
+impl Background {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(tokio::spawn(task));
+    }
+
+    /// Waits until all have ended.
+    async fn join(self, patience: Duration) {
+        let end = Instant::now() + patience;
+        for task in self.0 {
+            let abort = task.abort_handle();
+            if tokio::time::timeout_at(end.into(), task).await.is_err() {
+                abort.abort();
+                tracing::warn!("stopped in the middle of work in the background; the next start takes it up");
+            }
+        }
+    }
+}
+
+/// How long a start that failed waits for whoever reads the embedded database.
+const FOLD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Stops an [`Application`] from elsewhere.
 #[derive(Clone)]
@@ -101,12 +131,30 @@ impl Application {
     /// Needs a tokio runtime.
     ///
     /// # Errors
-    /// The port is taken, a folder, the file of tokens or the database cannot be opened, weights are missing or damaged.
+    /// The port is taken, a folder, the file of tokens or the database cannot be opened, another server has the embedded
+    /// database or its data folder, weights are missing or damaged.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let file = config.database_options().sqlite_file()?;
+        let lock = file.as_deref().map(|file| ServerLock::take(file, &config.data_dir)).transpose()?;
+        let built = Self::build_locked(config, lock).await;
+        if let Some(file) = file.filter(|_| built.is_err()) {
+            // Its pools are gone, or about to be; migrations may have been run.
+            let folded = tokio::task::spawn_blocking(move || sql::fold(&file, FOLD_PATIENCE)).await;
+            if let Ok(Err(error)) = folded {
+                tracing::warn!(%error, "cannot empty the write-ahead log");
+            }
+        }
+        built
+    }
+
+    async fn build_locked(config: Config, mut lock: Option<ServerLock>) -> anyhow::Result<Self> {
         let tokens = open_tokens(&config)?;
         let listener = TcpListener::bind(&config.listen)
             .with_context(|| format!("cannot listen on {} (setting `listen`)", config.listen))?;
         let address = listener.local_addr()?;
+        if let Some(lock) = &mut lock {
+            lock.answers_at(address)?;
+        }
         let metrics_listener = metrics::bind(config.metrics_listen.as_deref())?;
         if tokens.is_none() && !address.ip().to_canonical().is_loopback() {
             tracing::warn!(
@@ -168,9 +216,10 @@ impl Application {
         let training = manages.then(|| trainer.start());
         let following = Arc::clone(&loader);
         let stopped = stop.subscribe();
-        tokio::spawn(async move { following.follow(poll, stopped).await });
+        let mut background = Background::default();
+        background.spawn(async move { following.follow(poll, stopped).await });
         if let Some(tokens) = &tokens {
-            tokio::spawn(Arc::clone(tokens).follow(stop.subscribe()));
+            background.spawn(Arc::clone(tokens).follow(stop.subscribe()));
         }
         let mut sending = None;
         if manages {
@@ -178,9 +227,9 @@ impl Application {
                 interval: Duration::from_secs(config.sweep_interval_s),
                 min_age: Duration::from_secs(config.sweep_min_age_s),
             };
-            tokio::spawn(sweep_regularly(database.clone(), blobs.clone(), sweep, stop.subscribe()));
+            background.spawn(sweep_regularly(database.clone(), blobs.clone(), sweep, stop.subscribe()));
             if let Some(max_age) = config.detections_max_age() {
-                tokio::spawn(retain_regularly(database.clone(), max_age, stop.subscribe()));
+                background.spawn(retain_regularly(database.clone(), max_age, stop.subscribe()));
             }
             sending = start_sending(&config, &database, &metrics, stop.subscribe()).await?;
         }
@@ -190,6 +239,7 @@ impl Application {
         let draining = Arc::new(AtomicBool::new(false));
         let (address_file, role) = (config.address_file.clone(), config.role.as_str());
         let trainer_of_calls = trainer.clone();
+        let database_of_all = database.clone();
         let state = api::State {
             config,
             tokens,
@@ -218,6 +268,9 @@ impl Application {
             trainer,
             training,
             sending,
+            background,
+            database: database_of_all,
+            lock,
             stop,
             shutdown_timeout,
             draining,
@@ -244,7 +297,8 @@ impl Application {
         }
     }
 
-    /// Serves until it is stopped.
+    /// Serves until it is stopped. Nothing of it goes on after that, and the database is closed: the file of an embedded
+    /// one has everything.
     ///
     /// # Errors
     /// The server cannot go on.
@@ -256,17 +310,27 @@ impl Application {
         }
         self.stop.send_replace(true);
         self.trainer.stop();
-        if let Some(training) = self.training
-            && tokio::time::timeout(self.shutdown_timeout, training).await.is_err()
-        {
-            self.trainer.give_up().await;
-            tracing::warn!("stopped in the middle of a job; it will be taken up again");
+        let patience = self.shutdown_timeout;
+        let trained = async {
+            if let Some(training) = self.training
+                && tokio::time::timeout(patience, training).await.is_err()
+            {
+                self.trainer.give_up().await;
+                tracing::warn!("stopped in the middle of a job; it will be taken up again");
+            }
+        };
+        let sent = async {
+            if let Some(sending) = self.sending
+                && tokio::time::timeout(patience, sending).await.is_err()
+            {
+                tracing::warn!("stopped while results were on their way; they will be sent again");
+            }
+        };
+        tokio::join!(trained, sent, self.background.join(patience));
+        if let Err(error) = self.database.close(patience).await {
+            tracing::warn!(%error, "the database is not closed as it should be");
         }
-        if let Some(sending) = self.sending
-            && tokio::time::timeout(self.shutdown_timeout, sending).await.is_err()
-        {
-            tracing::warn!("stopped while results were on their way; they will be sent again");
-        }
+        drop(self.lock);
         // Last, so that the end can be watched.
         if let Some((handle, _)) = metrics {
             handle.stop(false).await;
@@ -313,13 +377,7 @@ async fn erase_again(config: &Config, database: &Database, blobs: &Blobs) -> any
         return Ok(());
     }
     tracing::warn!(people, images, "the database had what was erased before; it is erased again");
-    if database.active_model_knows_erased().await? {
-        let job = database.add_job(JobKind::OptimizedTrain).await?;
-        tracing::warn!(
-            job = job.id,
-            "the model that answers knows somebody who is erased; another one is trained"
-        );
-    }
+    ledger::train_without_erased(database).await?;
     Ok(())
 }
 

@@ -2,14 +2,16 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
 use anyhow::Context as _;
 
 use crate::{
+    backup::{self, Manifest},
     config::{Command, Config},
-    store::{Database, retention, sweep},
+    store::{Database, retention, sql, sweep},
     tls,
 };
 
@@ -33,7 +35,9 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
         Command::Sweep => {
             let (database, blobs) = (open(&config).await?, config.open_blobs()?);
             let min_age = Duration::from_secs(config.sweep_min_age_s);
-            match sweep::sweep_once(&database, &blobs, min_age).await? {
+            let swept = sweep::sweep_once(&database, &blobs, min_age).await;
+            close(&database).await;
+            match swept? {
                 Some(removed) => println!("Removed {removed} blobs that no row refers to."),
                 None => println!("Another process sweeps at the moment."),
             }
@@ -43,12 +47,45 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                 "detections_max_age_days is not set (--detections-max-age-days, FACEPIPE_DETECTIONS_MAX_AGE_DAYS): \
                  detections are kept for ever",
             )?;
-            match retention::retain(&open(&config).await?, max_age).await? {
+            let database = open(&config).await?;
+            let retained = retention::retain(&database, max_age).await;
+            close(&database).await;
+            match retained? {
                 Some(deleted) => println!(
                     "Deleted {} detections and {} answers that were too old.",
                     deleted.detections, deleted.answers
                 ),
                 None => println!("Another process deletes old detections at the moment."),
+            }
+        }
+        Command::Backup { folder } => {
+            let done = backup::back_up(&config, folder).await?;
+            let Manifest { engine, images, models, erasures, bytes, .. } = &done.manifest;
+            println!(
+                "Backed up into {}: the {engine} database, {images} images, {models} models and {erasures} entries of the \
+                 ledger of erasures, {bytes} bytes.\nSHA-256 of its SHA256SUMS: {}",
+                folder.display(),
+                done.fingerprint
+            );
+            if done.lacking > 0 {
+                eprintln!("{} blobs that rows refer to are not in the blob store.", done.lacking);
+            }
+        }
+        Command::Restore { folder, erasures } => {
+            let done = backup::restore(&config, folder, erasures.as_deref()).await?;
+            let Manifest { created_at, program, images, models, .. } = &done.manifest;
+            println!(
+                "Restored the backup of {created_at} by facepipe-backend {program}: {images} images and {models} models. \
+                 Erased again: {} people and {} images of others.",
+                done.erased.people, done.erased.images
+            );
+            if done.retrained {
+                println!(
+                    "The model that answers knows somebody who is erased: the next start trains another one."
+                );
+            }
+            if done.lacking > 0 {
+                eprintln!("{} blobs that rows refer to are not in the backup.", done.lacking);
             }
         }
         Command::Health { url } => {
@@ -63,9 +100,23 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Has the file of an embedded database contain everything, where a start was broken off that had begun to use it.
+pub fn fold(file: &Path) {
+    if let Err(error) = sql::fold(file, PATIENCE) {
+        tracing::warn!(%error, "cannot empty the write-ahead log");
+    }
+}
+
 async fn open(config: &Config) -> anyhow::Result<Database> {
     let options = config.database_options();
     tokio::task::spawn_blocking(move || Database::open(&options)).await?
+}
+
+/// A server that goes on beside the command has the write-ahead log in use, which is nobody's fault.
+async fn close(database: &Database) {
+    if let Err(error) = database.close(PATIENCE).await {
+        tracing::debug!(%error, "the database is not closed as it should be");
+    }
 }
 
 /// Where the server of this configuration is, as seen from its own machine.

@@ -43,6 +43,9 @@ pub struct Config {
     /// Whether the start brings the schema up to date. `true` by default; otherwise it waits for a schema that is new
     /// enough, for as long as `database_start_timeout_s`.
     pub migrate_at_start: bool,
+    /// Whether a schema will do that is newer than this program knows: for going back to the version before after an
+    /// upgrade, and for starting it while one is under way. `false` by default.
+    pub allow_newer_schema: bool,
     /// Seconds that one statement may take. 30 by default.
     pub statement_timeout_s: u64,
     /// Milliseconds after which a change that another replica made is seen, where the database tells of none. 1000
@@ -178,6 +181,7 @@ impl Default for Config {
             database_timeout_s: 5,
             database_start_timeout_s: 60,
             migrate_at_start: true,
+            allow_newer_schema: false,
             statement_timeout_s: 30,
             poll_interval_ms: 1000,
             lease_s: 15,
@@ -274,6 +278,23 @@ pub enum Command {
     Sweep,
     /// Delete detections that are older than --detections-max-age-days, once, and exit
     Retain,
+    /// Copy database and blobs into a new folder, while servers go on, and exit. PostgreSQL and MySQL are copied by their
+    /// own tools, which must be installed: pg_dump, mariadb-dump or mysqldump
+    Backup {
+        /// The folder; it must not be there yet, and appears when it is whole
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+    /// Restore a backup into a new data folder or an empty database, erase from it who was erased since, and exit.
+    /// PostgreSQL and MySQL need pg_restore, mariadb or mysql
+    Restore {
+        /// The folder that `backup` wrote
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// Folder with further entries of the ledger of erasures: a copy of `erasures/` that is newer than the backup
+        #[arg(long, value_name = "DIR")]
+        erasures: Option<PathBuf>,
+    },
     /// Ask a running server whether it answers; exit with 0 where it does, else with 1
     Health {
         /// Where the server is [default: where --listen or --address-file says, on this machine]
@@ -348,6 +369,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_MIGRATE_AT_START", value_name = "true|false")]
     #[serde(skip_serializing_if = "Option::is_none")]
     migrate_at_start: Option<bool>,
+    /// Whether a schema will do that is newer than this program knows, for going back by one version after an upgrade
+    /// [default: false]
+    #[arg(long, env = "FACEPIPE_ALLOW_NEWER_SCHEMA", value_name = "true|false")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allow_newer_schema: Option<bool>,
     /// Seconds that one statement may take [default: 30]
     #[arg(long, env = "FACEPIPE_STATEMENT_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -612,6 +638,7 @@ impl Config {
             connect_timeout: Duration::from_secs(self.database_timeout_s),
             statement_timeout: Duration::from_secs(self.statement_timeout_s),
             start_timeout: Duration::from_secs(self.database_start_timeout_s),
+            allow_newer_schema: self.allow_newer_schema,
         }
     }
 
@@ -628,6 +655,17 @@ impl Config {
         match &self.blobs_url {
             Some(url) => Blobs::open_url(url),
             None => Blobs::open_folder(&self.blobs_dir()),
+        }
+    }
+
+    /// The folder of the blobs, where they lie in one; `None` of S3 and Azure.
+    ///
+    /// # Errors
+    /// `blobs_url` is no URL, or of a folder of another machine.
+    pub fn blobs_folder(&self) -> anyhow::Result<Option<PathBuf>> {
+        match &self.blobs_url {
+            Some(url) => Blobs::folder_of(url),
+            None => Ok(Some(self.blobs_dir())),
         }
     }
 

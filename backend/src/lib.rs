@@ -3,6 +3,7 @@
 
 mod api;
 mod application;
+mod backup;
 pub mod commands;
 mod config;
 mod error;

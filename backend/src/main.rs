@@ -39,6 +39,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(command) = &args.command {
         return runtime.block_on(commands::run(command, config));
     }
+    let database = config.database_options().sqlite_file()?;
     let served: anyhow::Result<bool> = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let application = tokio::select! {
@@ -54,6 +55,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Ok(false) = served {
         // Whatever the start was waiting for.
         runtime.shutdown_background();
+        if let Some(file) = database {
+            commands::fold(&file);
+        }
     }
     served.map(|_| ())
 }

@@ -2,7 +2,11 @@
 //!
 //! Keys carry ids, never names: `people/<person>/<image>`, `models/<id>` and `erasures/<digest>`.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -52,11 +56,8 @@ impl Blobs {
     /// # Errors
     /// The URL names another kind of store, or the environment lacks what that store needs.
     pub fn open_url(url: &str) -> anyhow::Result<Self> {
-        let url = Url::parse(url).context("blobs_url is no URL, expected s3://…, az://… or file:///…")?;
-        if url.scheme() == "file" {
-            let folder = url
-                .to_file_path()
-                .map_err(|()| anyhow::anyhow!("blobs_url names no folder of this machine"))?;
+        let url = parse(url)?;
+        if let Some(folder) = folder_of(&url)? {
             return Self::open_folder(&folder);
         }
         tls::use_ring();
@@ -74,6 +75,14 @@ impl Blobs {
             ),
         };
         Ok(Self { store: Arc::new(PrefixStore::new(store, prefix)) })
+    }
+
+    /// The folder at a URL, where it is one's.
+    ///
+    /// # Errors
+    /// It is no URL, or of a folder of another machine.
+    pub fn folder_of(url: &str) -> anyhow::Result<Option<PathBuf>> {
+        folder_of(&parse(url)?)
     }
 
     /// The key of an enrolled picture.
@@ -134,6 +143,15 @@ impl Blobs {
         Ok(blobs)
     }
 
+    /// The keys of all objects below a folder.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn keys(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let listed = self.store.list(Some(&Key::from(folder)));
+        Ok(listed.map_ok(|object| object.location.to_string()).try_collect().await?)
+    }
+
     /// The names of all objects in a folder.
     ///
     /// # Errors
@@ -146,4 +164,16 @@ impl Blobs {
         }
         Ok(names)
     }
+}
+
+fn parse(url: &str) -> anyhow::Result<Url> {
+    Url::parse(url).context("blobs_url is no URL, expected s3://…, az://… or file:///…")
+}
+
+fn folder_of(url: &Url) -> anyhow::Result<Option<PathBuf>> {
+    if url.scheme() != "file" {
+        return Ok(None);
+    }
+    let folder = url.to_file_path();
+    Ok(Some(folder.map_err(|()| anyhow::anyhow!("blobs_url names no folder of this machine"))?))
 }

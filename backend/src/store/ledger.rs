@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Blobs, Database, Micros, StoreError,
-    sql::{Erased, Erasure, Identity},
+    sql::{Erased, Erasure, Identity, JobKind},
 };
 
 /// The folder of the entries in the blob store.
@@ -129,6 +129,22 @@ pub async fn apply(
         purge_models(database, blobs).await?;
     }
     Ok(reapplied)
+}
+
+/// Asks for another training where the model that answers knows somebody who is erased. Returns whether it does.
+///
+/// # Errors
+/// The database fails.
+pub async fn train_without_erased(database: &Database) -> Result<bool, StoreError> {
+    if !database.active_model_knows_erased().await? {
+        return Ok(false);
+    }
+    let job = database.add_job(JobKind::OptimizedTrain).await?;
+    tracing::warn!(
+        job = job.id,
+        "the model that answers knows somebody who is erased; another one is trained"
+    );
+    Ok(true)
 }
 
 /// Removes all models that know somebody who was erased, except the one that answers. Returns how many.

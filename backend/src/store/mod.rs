@@ -2,11 +2,13 @@
 
 pub mod blobs;
 pub mod ledger;
+pub mod lock;
 pub mod retention;
 pub mod sql;
 pub mod sweep;
 
 pub use blobs::Blobs;
+pub use lock::ServerLock;
 pub use sql::Database;
 
 use std::{io::ErrorKind, time::Duration};

@@ -13,6 +13,8 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 const LEASE: Duration = Duration::from_secs(60);
 /// Rows that are deleted in one transaction: few, so that nobody waits for it.
 const BATCH: i64 = 1000;
+/// From one transaction to the next: whoever waits for the one writer of SQLite comes in between.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a pass deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +69,7 @@ async fn delete(database: &Database, holder: &str, max_age: Duration) -> Result<
         if detections == 0 || !database.renew_lease(Lease::Retain, holder, LEASE).await? {
             break;
         }
+        tokio::time::sleep(PAUSE).await;
     }
     loop {
         let answers = database.delete_answers_before(cutoff, BATCH).await?;
@@ -74,6 +77,7 @@ async fn delete(database: &Database, holder: &str, max_age: Duration) -> Result<
         if answers == 0 || !database.renew_lease(Lease::Retain, holder, LEASE).await? {
             break;
         }
+        tokio::time::sleep(PAUSE).await;
     }
     if deleted != Deleted::default() {
         database.forget_erased_detection().await?;

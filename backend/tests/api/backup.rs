@@ -2,9 +2,13 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Stdio,
-    sync::Arc,
+    process::{Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,19 +17,22 @@ use reqwest::{StatusCode, multipart::Form};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::helpers::{
-    Engine, Server, dump, files_below, output_of, photograph, photograph_path, restore, start,
+use crate::{
+    deployment::with,
+    helpers::{Engine, Server, dump, files_below, output_of, photograph, photograph_path, restore, start},
 };
 
-/// A dump of the database and a copy of the blobs, taken in this order.
+/// A dump of the database and a copy of the blobs, taken in this order; and what the program's own command makes.
 struct Backup {
     folder: TempDir,
     config: Config,
 }
 
 impl Backup {
-    fn of(server: &Server) -> Self {
+    async fn of(server: &Server) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let whole = folder.path().join("whole");
+        succeeds(&with(&server.config, &["backup", whole.to_str().unwrap()]).await);
         let dumped = folder.path().join("database");
         match &server.config.database_url {
             None => server.execute(&format!("VACUUM INTO '{}'", dumped.display())),
@@ -33,6 +40,21 @@ impl Backup {
         }
         copy(&server.data.path().join("blobs"), &folder.path().join("blobs"));
         Self { folder, config: server.config.clone() }
+    }
+
+    /// An empty deployment into which the command restores what the command backed up.
+    async fn restored_by_command(&self, ledger: Option<&Path>) -> Server {
+        let data = Arc::new(tempfile::tempdir().unwrap());
+        let database_url = Engine::of_this_run().map(Engine::new_database);
+        let config = Config { data_dir: data.path().to_owned(), database_url, ..self.config.clone() };
+        let whole = self.folder.path().join("whole");
+        let mut arguments = vec!["restore", whole.to_str().unwrap()];
+        if let Some(ledger) = ledger {
+            arguments.extend(["--erasures", ledger.to_str().unwrap()]);
+        }
+        succeeds(&with(&config, &arguments).await);
+        closed(data.path());
+        Server::run(config, data).await
     }
 
     /// An empty deployment that gets the backup, and the ledger of erasures as it is today where there is one.
@@ -56,6 +78,32 @@ impl Backup {
         let mut config = Config { data_dir: data.path().to_owned(), database_url, ..self.config.clone() };
         configure(&mut config);
         Server::run(config, data).await
+    }
+}
+
+#[track_caller]
+fn succeeds(output: &Output) {
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(!told.contains("that rows refer to"), "{told}");
+}
+
+/// Why a command did not do what was asked.
+#[track_caller]
+fn refusal(output: &Output) -> String {
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Nobody else may look into a folder.
+fn closed(folder: &Path) {
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(folder), 0o700, "{}", folder.display());
+    for file in files_below(folder) {
+        assert_eq!(mode(&file), 0o600, "{}", file.display());
+        for above in file.ancestors().skip(1).take_while(|above| above.starts_with(folder)) {
+            assert_eq!(mode(above), 0o700, "{}", above.display());
+        }
     }
 }
 
@@ -103,7 +151,7 @@ async fn a_restored_backup_recognises_the_same_people_and_nobody_who_was_erased_
     server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
     let (tony, hugo) = (server.recognise("Tony_Blair", 5).await, server.recognise("Hugo_Chavez", 5).await);
     assert_eq!(tony["top_prediction"]["label"], "Tony_Blair");
-    let backup = Backup::of(&server);
+    let backup = Backup::of(&server).await;
 
     // After the backup, a person is renamed and erased, and so is an image of another one.
     let renamed = serde_json::json!({ "face_id": "Somebody" });
@@ -125,7 +173,8 @@ async fn a_restored_backup_recognises_the_same_people_and_nobody_who_was_erased_
     server.stop().await;
 
     // The backup alone is as things were.
-    let restored = backup.restored(None, |_| ()).await;
+    closed(&backup.folder.path().join("whole"));
+    let restored = backup.restored_by_command(None).await;
     assert_eq!(
         people(&restored).await,
         [("Colin_Powell".into(), 2), ("Hugo_Chavez".into(), 2), ("Tony_Blair".into(), 2)]
@@ -136,7 +185,7 @@ async fn a_restored_backup_recognises_the_same_people_and_nobody_who_was_erased_
     restored.stop().await;
 
     // With the ledger, who was erased is erased before anything is answered.
-    let restored = backup.restored(Some(&ledger), |_| ()).await;
+    let restored = backup.restored_by_command(Some(&ledger)).await;
     assert_eq!(people(&restored).await, [("Colin_Powell".into(), 1), ("Hugo_Chavez".into(), 2)]);
     let stranger = restored.recognise("Tony_Blair", 5).await;
     assert!(!stranger.to_string().contains("Tony_Blair"), "{stranger}");
@@ -215,4 +264,127 @@ async fn the_ledger_is_completed_from_either_side_and_never_skipped() {
     let Err(error) = Application::build(config).await else { panic!("started without the ledger") };
     assert!(format!("{error:#}").contains("erasures/0123"), "{error:#}");
     drop(data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_taken_while_images_come_and_go_has_the_blob_of_every_row() {
+    let server = start!();
+    let (first, second) = (photograph_path("Tony_Blair", 1), photograph_path("Tony_Blair", 2));
+    server.enrol("Tony_Blair", &[3]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let changes = AtomicUsize::new(0);
+    let backed_up = async {
+        for number in 0..3 {
+            // In the middle of them.
+            let before = changes.load(Ordering::Relaxed);
+            while changes.load(Ordering::Relaxed) == before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let backup = folder.path().join(number.to_string());
+            succeeds(&with(&server.config, &["backup", backup.to_str().unwrap()]).await);
+        }
+    };
+    let changing = async {
+        loop {
+            for path in [&first, &second] {
+                let form = Form::new().part("image", crate::helpers::file(fs::read(path).unwrap()));
+                let added = server.send("/dataset/Tony_Blair/image", form).await.expect(StatusCode::CREATED);
+                let image = added["image_id"].as_str().unwrap();
+                server
+                    .delete(&format!("/dataset/Tony_Blair/image/{image}"))
+                    .await
+                    .expect(StatusCode::NO_CONTENT);
+                changes.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    tokio::select! {
+        () = backed_up => (),
+        () = changing => (),
+    }
+    for number in 0..3 {
+        let data = tempfile::tempdir().unwrap();
+        let database_url = Engine::of_this_run().map(Engine::new_database);
+        let config = Config { data_dir: data.path().join("new"), database_url, ..server.config.clone() };
+        let backup = folder.path().join(number.to_string());
+        succeeds(&with(&config, &["restore", backup.to_str().unwrap()]).await);
+        closed(&config.data_dir);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_backed_up_or_restored_is_refused_with_the_reason_and_leaves_nothing() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let name = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    succeeds(&with(&server.config, &["backup", &name("whole")]).await);
+
+    // Backups go into new folders, whose parents are there.
+    let told = refusal(&with(&server.config, &["backup", &name("whole")]).await);
+    assert!(told.contains("is not empty") && told.contains("new folder"), "{told}");
+    let told = refusal(&with(&server.config, &["backup", &name("none/such")]).await);
+    assert!(told.contains(&format!("there is no folder {}", name("none"))), "{told}");
+    if Engine::of_this_run().is_none() {
+        let config = Config { data_dir: folder.path().join("elsewhere"), ..server.config.clone() };
+        let told = refusal(&with(&config, &["backup", &name("nothing")]).await);
+        assert!(told.contains("there is no database at") && told.contains("elsewhere"), "{told}");
+        assert!(!config.data_dir.exists());
+    }
+
+    // Not into what is there.
+    let told = refusal(&with(&server.config, &["restore", &name("whole")]).await);
+    assert!(told.contains("already") && told.contains("Nothing was changed"), "{told}");
+    server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
+
+    let database_url = Engine::of_this_run().map(Engine::new_database);
+    let new = Config { data_dir: folder.path().join("new"), database_url, ..server.config.clone() };
+    let restored = |folder: String| {
+        let new = new.clone();
+        async move { with(&new, &["restore", &folder]).await }
+    };
+    let told = refusal(&restored(name("none")).await);
+    assert!(told.contains("is no backup"), "{told}");
+    let other = match Engine::of_this_run() {
+        None => "postgres://nobody@127.0.0.1:1/none".to_owned(),
+        Some(_) => format!("sqlite://{}", folder.path().join("new/x.db").display()),
+    };
+    let other = Config { database_url: Some(other), ..new.clone() };
+    let told = refusal(&with(&other, &["restore", &name("whole")]).await);
+    assert!(told.contains("its own kind only"), "{told}");
+
+    // A damaged one, whatever of it is.
+    for (damaged, change) in [("truncated", 0), ("changed", 1)] {
+        copy(&folder.path().join("whole"), &folder.path().join(damaged));
+        let files = files_below(&folder.path().join(damaged));
+        let file = match change {
+            0 => {
+                files.iter().find(|file| file.file_name().unwrap().to_str().unwrap().starts_with("database."))
+            }
+            _ => files.iter().find(|file| file.to_str().unwrap().contains("blobs/people")),
+        };
+        let mut bytes = fs::read(file.unwrap()).unwrap();
+        match change {
+            0 => bytes.truncate(bytes.len() / 2),
+            _ => bytes[100] ^= 1,
+        }
+        fs::write(file.unwrap(), bytes).unwrap();
+        let told = refusal(&restored(name(damaged)).await);
+        assert!(told.contains("is damaged") && told.contains("is not what was written"), "{told}");
+    }
+
+    // One of a later version.
+    server.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('20991231000000')");
+    let told = refusal(&with(&server.config, &["backup", &name("newer")]).await);
+    assert!(told.contains("newer than facepipe-backend"), "{told}");
+    let knowing = ["backup", "--allow-newer-schema", "true", &name("newer")];
+    succeeds(&with(&server.config, &knowing).await);
+    let told = refusal(&restored(name("newer")).await);
+    assert!(told.contains("migration 20991231000000") && told.contains("later one"), "{told}");
+
+    assert!(!new.data_dir.exists(), "a refused restore leaves nothing");
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_str().unwrap().contains("partial")), "{left:?}");
+    // And the whole one is whole.
+    succeeds(&restored(name("whole")).await);
 }

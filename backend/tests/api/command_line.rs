@@ -2,9 +2,11 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -134,6 +136,8 @@ fn the_help_teaches() {
         "FACEPIPE_DRAIN_DELAY_S",
         "migrate",
         "retain",
+        "backup",
+        "restore",
         "health",
         "/startupz",
         "Authorization: Bearer",
@@ -144,7 +148,7 @@ fn the_help_teaches() {
 
 #[test]
 fn commands_take_the_settings_of_the_server() {
-    for command in ["migrate", "sweep", "retain", "health"] {
+    for command in ["migrate", "sweep", "retain", "backup", "restore", "health"] {
         let output = program().args([command, "--help"]).output().unwrap();
         let help = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(help.contains("--data-dir") && help.contains("DATABASE_URL"), "{help}");
@@ -157,7 +161,11 @@ fn commands_take_the_settings_of_the_server() {
 }
 
 /// The program, killed if the test ends early.
-struct Running(Child);
+struct Running {
+    process: Child,
+    logged: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
 
 impl Running {
     fn start(folder: &Path, models: &Path) -> (Self, String) {
@@ -172,37 +180,77 @@ impl Running {
         command.env("FACEPIPE_RESULTS_URL", "http://user:unspeakable-secret@127.0.0.1:1/unspeakable-path");
         command.args(["--embedder", "mobilefacenet", "--log-format", "json"]).args(settings);
         command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
-        command.arg("--data-dir").arg(folder.join("data")).stderr(Stdio::piped());
-        let mut running = Self(command.spawn().unwrap());
+        command.arg("--data-dir").arg(folder.join("data"));
+        let mut running = Self::spawn(command);
         let begun = Instant::now();
         loop {
             if let Ok(address) = fs::read_to_string(&address_file) {
                 return (running, format!("http://{}", address.trim()));
             }
-            assert!(running.0.try_wait().unwrap().is_none(), "the program ended at its start");
+            assert!(running.process.try_wait().unwrap().is_none(), "the program ended at its start");
             assert!(begun.elapsed() < Duration::from_secs(60), "the program is not ready");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
+    /// Starts a command and reads what it logs.
+    fn spawn(mut command: Command) -> Self {
+        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let logged = Arc::new(Mutex::new(String::new()));
+        let log = Arc::clone(&logged);
+        let reader = std::thread::spawn(move || {
+            for line in lines {
+                *log.lock().unwrap() += &format!("{}\n", line.unwrap());
+            }
+        });
+        Self { process, logged, reader: Some(reader) }
+    }
+
+    /// Waits until the program has logged something. Returns all that it has logged until then.
+    fn logs(&self, what: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let logged = self.logged.lock().unwrap().clone();
+            if logged.contains(what) {
+                return logged;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "no {what} in\n{logged}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Where it serves metrics, as it says itself.
+    fn metrics(&self) -> String {
+        let logged = self.logs("\"ready\"");
+        let ready = logged.lines().find(|line| line.contains("\"ready\"")).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(ready).unwrap();
+        format!("http://{}/metrics", ready["metrics"].as_str().unwrap())
+    }
+
     /// Ends it and returns what it logged.
-    fn log(mut self) -> String {
+    fn log(self) -> String {
         self.signal("INT");
-        let mut log = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        log
+        self.ended()
+    }
+
+    /// Waits for its end and returns what it logged.
+    fn ended(mut self) -> String {
+        self.reader.take().unwrap().join().unwrap();
+        self.logged.lock().unwrap().clone()
     }
 
     fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name]).arg(self.0.id().to_string()).status().unwrap();
+        let id = self.process.id().to_string();
+        let status = Command::new("kill").args(["-s", name]).arg(id).status().unwrap();
         assert!(status.success());
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -212,27 +260,32 @@ async fn sigterm_lets_accepted_requests_end() {
     let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
     let _ = facepipe_test_support::require!("lfw10");
     let folder = tempfile::tempdir().unwrap();
-    let (mut running, url) = Running::start(folder.path(), models.parent().unwrap());
-    let client = client();
+    let settings = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
+    let (mut running, url) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+    let (client, metrics) = (client(), running.metrics());
 
     // Enough pictures to be at work for a while after the signal.
     let form = (0..24).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request = client.post(format!("{url}/face-recognition/get-results")).header("X-Request-Id", "edge-7");
     let request = request.multipart(form);
     let answer = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    // Accepted once its pictures are in the queue.
+    let begun = Instant::now();
+    loop {
+        let told = client.get(&metrics).send().await.unwrap().text().await.unwrap();
+        let waiting = told.lines().find_map(|line| line.strip_prefix("facepipe_queue_images "));
+        if waiting.unwrap().parse::<f64>().unwrap() > 0.0 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "the request is not accepted");
+    }
     assert!(!answer.is_finished(), "the request ended before the signal");
     running.signal("TERM");
     let signalled = Instant::now();
 
     let body = answer.await.unwrap().expect(StatusCode::OK);
     assert_eq!(body["faces"].as_array().unwrap().len(), 24);
-    let status = tokio::task::spawn_blocking(move || {
-        let status = running.0.wait().unwrap();
-        let mut log = String::new();
-        running.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        (status, log)
-    });
+    let status = tokio::task::spawn_blocking(move || (running.process.wait().unwrap(), running.ended()));
     let (status, log) = tokio::time::timeout(Duration::from_secs(20), status).await.unwrap().unwrap();
     assert!(status.success(), "{status}\n{log}");
     assert!(signalled.elapsed() < Duration::from_secs(20));
@@ -269,8 +322,11 @@ async fn names_of_people_stay_out_of_the_log() {
         let sent = client.post(format!("{url}/face-recognition/{call}")).multipart(form()).send().await;
         assert!(sent.unwrap().status().is_success());
     }
-    // Long enough for the external API to have been tried.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let running = tokio::task::spawn_blocking(move || {
+        running.logs("did not take a result");
+        running
+    });
+    let running = running.await.unwrap();
     client.delete(format!("{url}/dataset/Tony_Blair")).send().await.unwrap();
     let log = tokio::task::spawn_blocking(move || running.log()).await.unwrap();
     assert!(log.contains("/dataset/{id") && log.contains("trained a model"), "{log}");
@@ -309,10 +365,11 @@ fn a_wrong_change_of_the_tokens_is_warned_of_once_and_shows_none() {
     let settings = ["--listen", "127.0.0.1:0", "--token-file", tokens.to_str().unwrap()];
     let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
     fs::write(&tokens, "admin unspeakable-0123456789\ncamera unspeakable\n").unwrap();
-    // Looked at more than once.
-    std::thread::sleep(Duration::from_millis(2500));
-    fs::write(&tokens, "admin unspeakable-0123456789\ncamera unspeakable-9876543210\n").unwrap();
+    running.logs("token_file is not used");
+    // Looked at again.
     std::thread::sleep(Duration::from_millis(1500));
+    fs::write(&tokens, "admin unspeakable-0123456789\ncamera unspeakable-9876543210\n").unwrap();
+    running.logs("read the changed token_file");
     let log = running.log();
     assert_eq!(log.matches("token_file is not used").count(), 1, "{log}");
     assert!(log.contains("line 2 has a token of 11 characters"), "{log}");
@@ -327,14 +384,13 @@ fn a_server_that_waits_for_its_database_ends_when_it_is_told_to() {
     let mut command = program();
     command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--log-format", "json"]);
     command.args(["--database-url", "postgres://nobody@127.0.0.1:1/none"]).arg("--models-dir");
-    command.arg(models.parent().unwrap()).arg("--data-dir").arg(folder.path()).stderr(Stdio::piped());
-    let mut running = Running(command.spawn().unwrap());
-    let mut lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("waiting for the database")));
+    command.arg(models.parent().unwrap()).arg("--data-dir").arg(folder.path());
+    let mut running = Running::spawn(command);
+    running.logs("waiting for the database");
     running.signal("TERM");
     let signalled = Instant::now();
-    assert!(lines.any(|line| line.unwrap().contains("stopped before it was ready")));
-    assert!(running.0.wait().unwrap().success());
+    running.logs("stopped before it was ready");
+    assert!(running.process.wait().unwrap().success());
     assert!(signalled.elapsed() < Duration::from_secs(20));
 }
 

@@ -27,5 +27,6 @@ mod outbox;
 mod recognition;
 mod replicas;
 mod request_id;
+mod sqlite;
 mod verify;
 mod wrong_input;

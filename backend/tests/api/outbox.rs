@@ -468,8 +468,8 @@ async fn an_api_that_asks_for_silence_gets_it() {
     let server = start_with!(api);
     send(&server, "a", "Tony_Blair", 1).await;
     until(|| api.requests() == 1).await;
-    // Long enough for the answer to have been read.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Written down once the answer has been read.
+    until(|| server.lines("SELECT message_key AS line FROM outbox WHERE attempts > 0") == ["a/0"]).await;
     for number in 0..5 {
         send(&server, &format!("b-{number}"), "Tony_Blair", 1).await;
     }
@@ -492,6 +492,8 @@ async fn a_result_goes_nowhere_but_where_it_was_configured_to_go() {
 
 #[tokio::test]
 async fn of_two_replicas_one_sends_and_the_other_takes_over() {
+    // SQLite serves one server.
+    let Some(_) = Engine::of_this_run() else { return };
     let mut api = ExternalApi::closed();
     let first = start_with!(api);
     let second = first.replica().await;

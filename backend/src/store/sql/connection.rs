@@ -1,17 +1,28 @@
 //! One connection type for all engines, and the pools that hold them.
 
-use std::{fmt, path::Path, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use diesel::{
-    Connection as _, MysqlConnection, PgConnection, QueryResult, RunQueryDsl as _, SqliteConnection,
-    connection::SimpleConnection as _,
+    Connection, MysqlConnection, PgConnection, QueryResult, QueryableByName, RunQueryDsl as _,
+    SqliteConnection,
+    connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager as _},
     r2d2::{self, R2D2Connection as _},
-    sql_types::Text,
+    result::Error,
+    sql_types::{Integer, Text},
 };
 
 /// Connections to SQLite that read side by side.
 const SQLITE_READERS: u32 = 4;
+
+/// From one look to the next whether another process' transaction on SQLite has ended. SQLite's own pauses grow to a
+/// tenth of a second: against a process that writes one transaction after the other, that is never.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A connection to whichever engine the deployment uses.
 #[derive(diesel::MultiConnection)]
@@ -39,6 +50,21 @@ pub struct DatabaseOptions {
     pub statement_timeout: Duration,
     /// How long the start waits for a database server that is not there yet, or for a schema that is new enough.
     pub start_timeout: Duration,
+    /// Whether a schema with migrations that this program does not know will do.
+    pub allow_newer_schema: bool,
+}
+
+impl DatabaseOptions {
+    /// The file of an embedded database.
+    ///
+    /// # Errors
+    /// The URL is of no engine that there is.
+    pub fn sqlite_file(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(match Engine::of(self)? {
+            Engine::Sqlite { path } => Some(path.into()),
+            Engine::Postgres { .. } | Engine::Mysql { .. } => None,
+        })
+    }
 }
 
 /// The engines, each with what its client library takes as an address.
@@ -87,30 +113,37 @@ impl Engine {
 
     fn sqlite(path: &str) -> anyhow::Result<Self> {
         anyhow::ensure!(!path.is_empty(), "database_url names no file, expected sqlite://<path>");
-        if let Some(folder) = Path::new(path).parent() {
+        Ok(Self::Sqlite { path: path.to_owned() })
+    }
+
+    /// Makes the folder of an embedded database where it is missing.
+    pub(super) fn make_folder(&self) -> anyhow::Result<()> {
+        if let Self::Sqlite { path } = self
+            && let Some(folder) = Path::new(path).parent()
+        {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make the database's folder {}", folder.display()))?;
         }
-        Ok(Self::Sqlite { path: path.to_owned() })
+        Ok(())
     }
 
     /// The pools for reading and for writing. SQLite has one writer at a time: a pool of one connection makes
     /// writers queue for it here, in order, instead of failing on each other's locks.
     pub(super) fn pools(&self, options: &DatabaseOptions) -> Result<(Pool, Pool), r2d2::PoolError> {
-        let pool = |size| {
+        let pool = |size, purpose| {
             Pool::builder()
                 .max_size(size)
                 .min_idle(Some(1))
                 .connection_timeout(options.connect_timeout)
-                .build(Manager::new(self.clone(), options.statement_timeout))
+                .build(Manager { purpose, ..Manager::new(self.clone(), options.statement_timeout) })
         };
         match self {
             Self::Sqlite { .. } => {
-                let writer = pool(1)?;
-                Ok((pool(SQLITE_READERS)?, writer))
+                let writer = pool(1, Purpose::Write)?;
+                Ok((pool(SQLITE_READERS, Purpose::Read)?, writer))
             }
             Self::Postgres { .. } | Self::Mysql { .. } => {
-                let both = pool(options.connections)?;
+                let both = pool(options.connections, Purpose::Any)?;
                 Ok((both.clone(), both))
             }
         }
@@ -136,15 +169,26 @@ fn with_timeouts(url: &str, connect_timeout: Duration) -> String {
 
 pub(super) type Pool = r2d2::Pool<Manager>;
 
+/// What connections are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Any,
+    /// On SQLite, statements that write are refused: they belong into transactions that begin as such.
+    Read,
+    /// On SQLite, [`begin_writing`] waits for other processes, not the engine.
+    Write,
+}
+
 /// Makes and tests a pool's connections.
 pub(super) struct Manager {
     engine: Engine,
     statement_timeout: Duration,
+    purpose: Purpose,
 }
 
 impl Manager {
     pub(super) fn new(engine: Engine, statement_timeout: Duration) -> Self {
-        Self { engine, statement_timeout }
+        Self { engine, statement_timeout, purpose: Purpose::Any }
     }
 
     fn set_up(&self, connection: &mut AnyConnection) -> QueryResult<()> {
@@ -152,10 +196,17 @@ impl Manager {
         match connection {
             // busy_timeout comes first: switching to WAL takes a lock. synchronous = FULL: what was answered with
             // 201 is on the disk. secure_delete: erased rows are overwritten.
-            AnyConnection::Sqlite(sqlite) => sqlite.batch_execute(
-                "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                 PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON;",
-            ),
+            AnyConnection::Sqlite(sqlite) => {
+                sqlite.batch_execute(
+                    "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                     PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON;",
+                )?;
+                match self.purpose {
+                    Purpose::Any => Ok(()),
+                    Purpose::Read => sqlite.batch_execute("PRAGMA query_only = ON"),
+                    Purpose::Write => sqlite.batch_execute("PRAGMA busy_timeout = 0"),
+                }
+            }
             AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
                 "SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms};"
             )),
@@ -197,6 +248,85 @@ impl r2d2::ManageConnection for Manager {
     }
 }
 
+/// Begins a transaction that may write. On SQLite it takes the lock for writing at once, and waits for other processes
+/// to give it back: one that has read before it asks for the lock is refused without any waiting where somebody else has
+/// written in between.
+///
+/// # Errors
+/// Another process still holds the lock after `patience`, or the connection is broken.
+pub(super) fn begin_writing(connection: &mut AnyConnection, patience: Duration) -> QueryResult<()> {
+    match connection {
+        AnyConnection::Sqlite(sqlite) => begin(sqlite, "BEGIN IMMEDIATE", patience),
+        other => <AnyConnection as Connection>::TransactionManager::begin_transaction(other),
+    }
+}
+
+/// Begins a transaction by `statement` as soon as no other process holds the lock for writing.
+///
+/// # Errors
+/// As [`begin_writing`].
+pub(super) fn begin(
+    connection: &mut SqliteConnection,
+    statement: &str,
+    patience: Duration,
+) -> QueryResult<()> {
+    let begun = Instant::now();
+    loop {
+        match AnsiTransactionManager::begin_transaction_sql(connection, statement) {
+            Err(error) if is_locked(&error) && begun.elapsed() < patience => thread::sleep(LOOK_AGAIN),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Ends a transaction that [`begin_writing`] or [`begin`] began: what it did holds where `outcome` is a success.
+pub(super) fn end<C, T, E>(connection: &mut C, outcome: Result<T, E>) -> Result<T, E>
+where
+    C: Connection,
+    E: From<Error>,
+{
+    match outcome {
+        Ok(value) => {
+            C::TransactionManager::commit_transaction(connection)?;
+            Ok(value)
+        }
+        Err(error) => match C::TransactionManager::rollback_transaction(connection) {
+            Ok(()) | Err(Error::BrokenTransactionManager) => Err(error),
+            Err(broken) => Err(broken.into()),
+        },
+    }
+}
+
+fn is_locked(error: &Error) -> bool {
+    // SQLite has a code for it, which diesel does not hand on.
+    matches!(error, Error::DatabaseError(_, information) if information.message().contains("database is locked"))
+}
+
+/// What the engine says of a checkpoint.
+#[derive(QueryableByName)]
+struct Checkpoint {
+    #[diesel(sql_type = Integer)]
+    busy: i32,
+}
+
+/// Writes the whole write-ahead log of SQLite into the database, and empties it. Returns whether that was done: as long
+/// as somebody reads what was before, it is not.
+///
+/// # Errors
+/// The disk fails.
+pub(super) fn empty_log(connection: &mut SqliteConnection, patience: Duration) -> QueryResult<bool> {
+    let begun = Instant::now();
+    loop {
+        let done = diesel::sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result::<Checkpoint>(connection);
+        match done {
+            Ok(Checkpoint { busy: 0 }) => return Ok(true),
+            Err(error) if !is_locked(&error) => return Err(error),
+            _ if begun.elapsed() >= patience => return Ok(false),
+            _ => thread::sleep(LOOK_AGAIN),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +339,7 @@ mod tests {
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(30),
             start_timeout: Duration::ZERO,
+            allow_newer_schema: false,
         })
     }
 

@@ -422,6 +422,7 @@ mod tests {
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(5),
             start_timeout: Duration::ZERO,
+            allow_newer_schema: false,
         })
         .unwrap();
         let person = FaceId::try_from("Ada".to_owned()).unwrap();

@@ -28,6 +28,9 @@ pub enum Lease {
 }
 
 impl Lease {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain];
+
     /// As rows name it.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
 //! Brings the schema up to date, one process of a deployment at a time.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use diesel::{
     MysqlConnection, PgConnection, QueryableByName, RunQueryDsl as _, SqliteConnection,
@@ -14,7 +14,7 @@ use diesel::{
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::connection::AnyConnection;
+use super::connection::{self, AnyConnection, Engine};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
@@ -26,11 +26,15 @@ const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7065;
 const MYSQL_LOCK: &str = "CONCAT('facepipe-migrations-', DATABASE())";
 
 /// Runs what is pending under a lock that every process takes, so that replicas may start at the same time. The lock
-/// goes with the connection, which is to be closed then.
+/// goes with the connection, which is to be closed then. On SQLite, waits as long as `patience` for whoever writes.
 /// Returns the versions that were pending.
-pub(super) fn migrate(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
+pub(super) fn migrate(connection: &mut AnyConnection, patience: Duration) -> anyhow::Result<Vec<String>> {
+    // Nobody who writes is disturbed where nothing is to be done.
+    if missing(connection).is_ok_and(|missing| missing.is_empty()) {
+        return Ok(Vec::new());
+    }
     let versions = match connection {
-        AnyConnection::Sqlite(sqlite) => migrate_sqlite(sqlite)?,
+        AnyConnection::Sqlite(sqlite) => migrate_sqlite(sqlite, patience)?,
         AnyConnection::Postgres(postgres) => migrate_postgres(postgres)?,
         AnyConnection::Mysql(mysql) => migrate_mysql(mysql)?,
     };
@@ -47,25 +51,95 @@ struct Applied {
     version: String,
 }
 
+#[derive(QueryableByName)]
+struct Tables {
+    #[diesel(sql_type = BigInt)]
+    tables: i64,
+}
+
 /// The names of the migrations that this program has and the database lacks. Only reads: whoever serves may lack the
 /// right to make tables.
 ///
 /// # Errors
 /// The table of migrations cannot be read, for one because there is none.
 pub(super) fn missing(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
+    let applied: HashSet<String> = applied(connection)?.into_iter().collect();
+    let lacking = known(connection)?.into_iter().filter(|(version, _)| !applied.contains(version));
+    Ok(lacking.map(|(_, name)| name).collect())
+}
+
+/// The versions of the migrations that the database has and this program does not know, in order. Only reads.
+///
+/// # Errors
+/// The table of migrations cannot be read.
+pub(super) fn unknown(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
+    if !is_there(connection)? {
+        return Ok(Vec::new());
+    }
+    let known: HashSet<String> = known(connection)?.into_iter().map(|(version, _)| version).collect();
+    let mut unknown = applied(connection)?;
+    unknown.retain(|version| !known.contains(version));
+    Ok(unknown)
+}
+
+/// Whether the table of migrations is there.
+///
+/// # Errors
+/// The engine does not say.
+pub(super) fn is_there(connection: &mut AnyConnection) -> anyhow::Result<bool> {
+    let query = match connection {
+        AnyConnection::Sqlite(_) => {
+            "SELECT COUNT(*) AS tables FROM sqlite_master WHERE name = '__diesel_schema_migrations'"
+        }
+        AnyConnection::Postgres(_) => {
+            "SELECT CAST(to_regclass('__diesel_schema_migrations') IS NOT NULL AS INTEGER)::BIGINT AS tables"
+        }
+        AnyConnection::Mysql(_) => {
+            "SELECT COUNT(*) AS tables FROM information_schema.tables \
+             WHERE table_schema = DATABASE() AND table_name = '__diesel_schema_migrations'"
+        }
+    };
+    let Tables { tables } = diesel::sql_query(query).get_result(connection)?;
+    Ok(tables > 0)
+}
+
+/// The versions of the migrations that the database has, in order. Only reads.
+///
+/// # Errors
+/// The table of migrations cannot be read, for one because there is none.
+pub(super) fn applied(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
     let query = match connection {
         AnyConnection::Mysql(_) => "SELECT CAST(version AS CHAR) AS version FROM __diesel_schema_migrations",
         _ => "SELECT version FROM __diesel_schema_migrations",
     };
     let applied: Vec<Applied> = diesel::sql_query(query).load(connection)?;
-    let applied: HashSet<String> = applied.into_iter().map(|row| row.version).collect();
-    let known = match connection {
+    let mut versions: Vec<String> = applied.into_iter().map(|row| row.version).collect();
+    versions.sort_unstable();
+    Ok(versions)
+}
+
+/// Versions and whole names of the migrations that this program has for an engine.
+fn known(connection: &AnyConnection) -> anyhow::Result<Vec<(String, String)>> {
+    match connection {
         AnyConnection::Sqlite(_) => names::<Sqlite>(&SQLITE),
         AnyConnection::Postgres(_) => names::<Pg>(&POSTGRES),
         AnyConnection::Mysql(_) => names::<Mysql>(&MYSQL),
-    }?;
-    let lacking = known.into_iter().filter(|(version, _)| !applied.contains(version));
-    Ok(lacking.map(|(_, name)| name).collect())
+    }
+}
+
+/// The versions of all migrations that this program has for an engine, in order.
+///
+/// # Errors
+/// One of their names is none.
+pub(super) fn known_to(engine: &Engine) -> anyhow::Result<Vec<String>> {
+    let known = match engine {
+        Engine::Sqlite { .. } => names::<Sqlite>(&SQLITE),
+        Engine::Postgres { .. } => names::<Pg>(&POSTGRES),
+        Engine::Mysql { .. } => names::<Mysql>(&MYSQL),
+    };
+    let mut versions: Vec<String> = known?.into_iter().map(|(version, _)| version).collect();
+    versions.sort_unstable();
+    Ok(versions)
 }
 
 /// Versions as rows have them, and whole names.
@@ -75,8 +149,11 @@ fn names<D: Backend>(migrations: &EmbeddedMigrations) -> anyhow::Result<Vec<(Str
     Ok(migrations.iter().map(|migration| both(migration.name())).collect())
 }
 
-fn migrate_sqlite(connection: &mut SqliteConnection) -> anyhow::Result<Vec<String>> {
-    connection.exclusive_transaction(|connection| run(connection, SQLITE))
+fn migrate_sqlite(connection: &mut SqliteConnection, patience: Duration) -> anyhow::Result<Vec<String>> {
+    connection.batch_execute("PRAGMA busy_timeout = 0")?;
+    connection::begin(connection, "BEGIN EXCLUSIVE", patience)?;
+    let outcome = run(connection, SQLITE);
+    connection::end(connection, outcome)
 }
 
 fn migrate_postgres(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {

@@ -6,6 +6,7 @@
 mod answers;
 mod arrivals;
 mod backlog;
+mod backup;
 mod connection;
 mod detections;
 mod erasures;
@@ -20,8 +21,9 @@ mod signals;
 
 use std::{
     any::type_name,
+    path::Path,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -42,6 +44,7 @@ use signals::Signals;
 
 pub use answers::{KeyedCall, NewUploads, Upload};
 pub use backlog::Backlog;
+pub use backup::{Source, engine_of, is_empty, known_schema};
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
 pub use erasures::{Erasure, Identity};
@@ -55,11 +58,17 @@ pub use signals::Topic;
 /// How often a transaction is tried that another one got in the way of.
 const ATTEMPTS: u32 = 4;
 
+/// From one look to the next whether calls have ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// The database; clones share its connections.
 #[derive(Clone)]
 pub struct Database {
-    readers: Pool,
-    writer: Pool,
+    /// None once it is closed.
+    pools: Arc<RwLock<Option<Arc<Pools>>>>,
+    engine: Engine,
+    /// How long a call waits for a connection, and a writer on SQLite for those of other processes.
+    patience: Duration,
     signals: Arc<Signals>,
     /// Whether this process alone writes, one transaction after the other.
     one_writer: bool,
@@ -67,6 +76,19 @@ pub struct Database {
     errors: Arc<AtomicU64>,
     /// The engine, as traces name it.
     system: &'static str,
+}
+
+/// The connections: on SQLite its own ones for readers, else the same for both.
+struct Pools {
+    readers: Pool,
+    writer: Pool,
+}
+
+/// What a transaction is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Read,
+    Write,
 }
 
 /// Connections to the database at one moment.
@@ -85,21 +107,24 @@ impl Database {
     /// not there yet and on a schema that is too old for as long as the options say.
     ///
     /// # Errors
-    /// The database cannot be opened, a migration fails, or the schema stays too old.
+    /// The database cannot be opened, a migration fails, the schema stays too old, or it is newer than this program
+    /// knows.
     pub fn open(options: &DatabaseOptions) -> anyhow::Result<Self> {
         let engine = Engine::of(options)?;
+        engine.make_folder()?;
         if options.migrate_at_start {
             Self::migrate(options)?;
         } else {
-            wait_for_schema(&engine, options.start_timeout)?;
+            wait_for_schema(&engine, options)?;
         }
         let (readers, writer) =
             engine.pools(options).with_context(|| format!("cannot open the {engine} database"))?;
         let one_writer = matches!(engine, Engine::Sqlite { .. });
         let system = engine.system();
         Ok(Self {
-            readers,
-            writer,
+            pools: Arc::new(RwLock::new(Some(Arc::new(Pools { readers, writer })))),
+            engine: engine.clone(),
+            patience: options.connect_timeout,
             signals: Signals::start(engine)?,
             one_writer,
             errors: Arc::default(),
@@ -111,14 +136,46 @@ impl Database {
     /// missing.
     ///
     /// # Errors
-    /// The database cannot be opened, or a migration fails.
+    /// The database cannot be opened, its schema is newer than this program knows, or a migration fails.
     pub fn migrate(options: &DatabaseOptions) -> anyhow::Result<Vec<String>> {
         let engine = Engine::of(options)?;
+        engine.make_folder()?;
         // Its own connection, without a limit to what a statement may take, closed with whatever locks it has.
         let mut connection =
             wait_for(&engine, options.start_timeout).with_context(|| cannot_open(&engine))?;
-        migrations::migrate(&mut connection)
+        refuse_newer_schema(&engine, &mut connection, options)?;
+        migrations::migrate(&mut connection, options.start_timeout)
             .with_context(|| format!("cannot bring the {engine} database up to date"))
+    }
+
+    /// Closes all connections, after the calls that are under way have ended or `patience` has; later calls fail. On
+    /// SQLite the file alone has everything then, as [`fold`] says.
+    ///
+    /// # Errors
+    /// Calls go on, or SQLite's write-ahead log cannot be emptied.
+    pub async fn close(&self, patience: Duration) -> anyhow::Result<()> {
+        let taken = self.pools.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut pools) = taken else { return Ok(()) };
+        let begun = Instant::now();
+        let pools = loop {
+            match Arc::try_unwrap(pools) {
+                Ok(pools) => break Some(pools),
+                Err(_) if begun.elapsed() >= patience => break None,
+                Err(shared) => pools = shared,
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
+        let (engine, ended) = (self.engine.clone(), pools.is_some());
+        let closed = tokio::task::spawn_blocking(move || {
+            drop(pools);
+            match engine {
+                Engine::Sqlite { path } => fold(Path::new(&path), patience),
+                Engine::Postgres { .. } | Engine::Mysql { .. } => Ok(()),
+            }
+        });
+        closed.await.context("the database was not closed")??;
+        anyhow::ensure!(ended, "calls to the database go on after {} s", patience.as_secs());
+        Ok(())
     }
 
     /// Runs `statements` on a thread that may block; everything they read belongs to one moment.
@@ -130,7 +187,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.in_transaction(self.readers.clone(), type_name::<F>(), move |connection| {
+        self.in_transaction(Access::Read, type_name::<F>(), move |connection| {
             // Elsewhere a transaction sees one moment by itself.
             if let AnyConnection::Postgres(postgres) = connection {
                 postgres.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")?;
@@ -150,7 +207,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        self.in_transaction(self.writer.clone(), type_name::<F>(), statements).await
+        self.in_transaction(Access::Write, type_name::<F>(), statements).await
     }
 
     /// Calls since the start that failed because the database could not be reached in time or refused a statement.
@@ -161,8 +218,10 @@ impl Database {
     /// The connections of this moment.
     pub fn connections(&self) -> Connections {
         // A database server's one pool serves readers and writers.
-        let pools = if self.one_writer { vec![&self.readers, &self.writer] } else { vec![&self.writer] };
-        pools.into_iter().fold(Connections { idle: 0, used: 0, limit: 0 }, |sum, pool| {
+        let none = Connections { idle: 0, used: 0, limit: 0 };
+        let Ok(pools) = self.pools() else { return none };
+        let pools = if self.one_writer { vec![&pools.readers, &pools.writer] } else { vec![&pools.writer] };
+        pools.into_iter().fold(none, |sum, pool| {
             let state = pool.state();
             Connections {
                 idle: sum.idle + state.idle_connections,
@@ -205,13 +264,21 @@ impl Database {
     }
 
     async fn forget(&self, postgres_vacuum: Option<&'static str>) -> Result<(), StoreError> {
-        let pool = self.writer.clone();
+        let (pools, patience) = (self.pools()?, self.patience);
         self.blocking("forget", move || {
-            let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
+            let mut connection = pools.writer.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
             match &mut *connection {
                 // Pages that held the rows are zeroed by `secure_delete`, but older copies lie in the write-ahead
                 // log until it is folded into the database.
-                AnyConnection::Sqlite(sqlite) => Ok(sqlite.batch_execute("PRAGMA wal_checkpoint(TRUNCATE)")?),
+                AnyConnection::Sqlite(sqlite) => {
+                    if !connection::empty_log(sqlite, patience)? {
+                        tracing::warn!(
+                            "what was erased stays in the write-ahead log as long as somebody reads the database, for \
+                             one to back it up; a backup's end and that of this server empty it"
+                        );
+                    }
+                    Ok(())
+                }
                 AnyConnection::Postgres(postgres) => {
                     Ok(postgres_vacuum.map_or(Ok(()), |vacuum| postgres.batch_execute(vacuum))?)
                 }
@@ -225,7 +292,7 @@ impl Database {
     /// `name` is that of the statements' type.
     async fn in_transaction<T, F>(
         &self,
-        pool: Pool,
+        access: Access,
         name: &'static str,
         statements: F,
     ) -> Result<T, StoreError>
@@ -233,10 +300,19 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
+        let (pools, patience) = (self.pools()?, self.patience);
         self.blocking(name, move || {
+            let pool = match access {
+                Access::Read => &pools.readers,
+                Access::Write => &pools.writer,
+            };
             for attempt in 1.. {
                 let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
-                match diesel::Connection::transaction(&mut *connection, &statements) {
+                let outcome = match access {
+                    Access::Read => diesel::Connection::transaction(&mut *connection, &statements),
+                    Access::Write => write_in(&mut connection, patience, &statements),
+                };
+                match outcome {
                     Err(error) if attempt < ATTEMPTS && gave_way(&error) => (),
                     outcome => return outcome,
                 }
@@ -244,6 +320,12 @@ impl Database {
             Err(StoreError::Interrupted)
         })
         .await
+    }
+
+    /// The connections, which stay open as long as somebody has them.
+    fn pools(&self) -> Result<Arc<Pools>, StoreError> {
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        pools.clone().ok_or_else(|| StoreError::Unavailable("it is closed".into()))
     }
 
     async fn blocking<T: Send + 'static>(
@@ -269,18 +351,73 @@ impl Database {
 /// How often the start looks for a database that is not there yet, or not as it must be.
 const PAUSE: Duration = Duration::from_millis(500);
 
+fn write_in<T>(
+    connection: &mut AnyConnection,
+    patience: Duration,
+    statements: impl Fn(&mut AnyConnection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    connection::begin_writing(connection, patience)?;
+    let outcome = statements(connection);
+    connection::end(connection, outcome)
+}
+
+/// Has the file of an embedded database contain everything, so that a copy of it alone is whole: the write-ahead log
+/// goes into it and is emptied. Does nothing where there is no such file.
+///
+/// # Errors
+/// The file cannot be opened, or somebody reads it for longer than `patience`.
+pub fn fold(file: &Path, patience: Duration) -> anyhow::Result<()> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let Some(path) = file.to_str() else { anyhow::bail!("{} is no Unicode", file.display()) };
+    let manager = Manager::new(Engine::Sqlite { path: path.to_owned() }, Duration::ZERO);
+    if let AnyConnection::Sqlite(sqlite) = &mut manager.connect()? {
+        anyhow::ensure!(
+            connection::empty_log(sqlite, patience)?,
+            "another process reads the database: {path}-wal belongs to {path} until it has ended"
+        );
+    }
+    Ok(())
+}
+
 fn cannot_open(engine: &Engine) -> String {
     format!("cannot open the {engine} database (setting database_url)")
 }
 
-/// Returns once somebody has brought the schema up to date. A newer one will do: what a later version adds does not
-/// disturb this one.
-fn wait_for_schema(engine: &Engine, patience: Duration) -> anyhow::Result<()> {
+/// What a later version has changed may be what this one counts on: it says so instead of failing, or worse, somewhere.
+fn refuse_newer_schema(
+    engine: &Engine,
+    connection: &mut AnyConnection,
+    options: &DatabaseOptions,
+) -> anyhow::Result<()> {
+    let unknown = migrations::unknown(connection)?;
+    let Some(newest) = unknown.last() else { return Ok(()) };
+    if options.allow_newer_schema {
+        tracing::warn!(
+            newest,
+            "the schema is newer than this program; allow_newer_schema says that it will do"
+        );
+        return Ok(());
+    }
+    anyhow::bail!(
+        "the {engine} database's schema is newer than facepipe-backend {} knows: migration {newest} is none of its own. \
+         Run the version that made it or a later one, or restore a backup from before the upgrade. Where the notes of \
+         that version say that this one still works beside it: --allow-newer-schema true \
+         (FACEPIPE_ALLOW_NEWER_SCHEMA, allow_newer_schema)",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// Returns once somebody has brought the schema up to date.
+fn wait_for_schema(engine: &Engine, options: &DatabaseOptions) -> anyhow::Result<()> {
+    let patience = options.start_timeout;
     let begun = Instant::now();
     let mut told = false;
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let mut connection = wait_for(engine, left).with_context(|| cannot_open(engine))?;
+        refuse_newer_schema(engine, &mut connection, options)?;
         let problem = match migrations::missing(&mut connection) {
             Ok(missing) if missing.is_empty() => return Ok(()),
             Ok(missing) => format!("it lacks {}", missing.join(", ")),

@@ -1,0 +1,264 @@
+//! Files of backups: for their owner only, on the disk before anything counts on them, and all of them or none.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, ErrorKind, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
+    path::{Component, Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::hex::hex;
+
+/// Of folders: names, pictures and embeddings are in them.
+const FOLDER_MODE: u32 = 0o700;
+/// Of files.
+const FILE_MODE: u32 = 0o600;
+
+/// Size and SHA-256 of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sum {
+    pub bytes: u64,
+    /// Hexadecimal.
+    pub sha256: String,
+}
+
+impl Sum {
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
+    }
+
+    pub fn of_file(path: &Path) -> anyhow::Result<Self> {
+        let read = || -> io::Result<Self> {
+            let (mut file, mut hash, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+            let mut part = vec![0; 1 << 20];
+            loop {
+                match file.read(&mut part)? {
+                    0 => return Ok(Self { bytes, sha256: hex(&hash.finalize()) }),
+                    length => {
+                        hash.update(part.get(..length).unwrap_or_default());
+                        bytes += length as u64;
+                    }
+                }
+            }
+        };
+        read().with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+/// A folder that is to appear whole.
+pub struct Target {
+    folder: PathBuf,
+}
+
+impl Target {
+    /// # Errors
+    /// Something lies there, or the folder above it is missing.
+    pub fn new(folder: &Path) -> anyhow::Result<Self> {
+        let folder = std::path::absolute(folder)?;
+        let above = folder.parent().with_context(|| format!("{} is no folder's name", folder.display()))?;
+        anyhow::ensure!(
+            above.is_dir(),
+            "there is no folder {}, in which the backup would lie: make it, or mount it",
+            above.display()
+        );
+        anyhow::ensure!(
+            is_empty_or_missing(&folder)?,
+            "{} is there already and is not empty: a backup is written into a new folder, such as {}",
+            folder.display(),
+            folder.join("2025-01-31").display()
+        );
+        Ok(Self { folder })
+    }
+
+    /// Makes the folder under a temporary name.
+    pub fn stage(&self) -> anyhow::Result<Stage> {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(self.folder.file_name().unwrap_or_default());
+        name.push(format!(".partial-{}", std::process::id()));
+        let path = self.folder.with_file_name(name);
+        make_folder(&path)?;
+        Ok(Stage { path, target: self.folder.clone(), published: false })
+    }
+}
+
+/// A folder under a temporary name, removed unless it is published.
+pub struct Stage {
+    path: PathBuf,
+    target: PathBuf,
+    published: bool,
+}
+
+impl Stage {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the folder its name. Its files are on the disk already; their names follow here.
+    pub fn publish(mut self) -> anyhow::Result<()> {
+        each_folder(&self.path, &mut |folder| sync_folder(folder))?;
+        fs::rename(&self.path, &self.target)
+            .with_context(|| format!("cannot give the folder its name {}", self.target.display()))?;
+        self.published = true;
+        sync_folder(self.target.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The path of a key below a folder.
+///
+/// # Errors
+/// The key leads out of it.
+pub fn below(folder: &Path, key: &str) -> anyhow::Result<PathBuf> {
+    let relative = Path::new(key);
+    let normal = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    anyhow::ensure!(normal && !key.is_empty(), "{key:?} is no name of a file in a backup");
+    Ok(folder.join(relative))
+}
+
+/// Makes a folder that is not there yet.
+pub fn make_folder(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .mode(FOLDER_MODE)
+        .create(path)
+        .with_context(|| format!("cannot make the folder {}", path.display()))
+}
+
+/// Makes a folder and those above it where they are missing.
+pub fn make_folders(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(FOLDER_MODE)
+        .create(path)
+        .with_context(|| format!("cannot make the folder {}", path.display()))
+}
+
+/// Writes a file that is not there yet, in folders that it makes.
+pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    make_folders(path.parent().unwrap_or(Path::new(".")))?;
+    let written = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    written().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Copies a file to a place where none is yet, in folders that it makes.
+pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    make_folders(to.parent().unwrap_or(Path::new(".")))?;
+    let copied = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(to)?;
+        io::copy(&mut File::open(from)?, &mut file)?;
+        file.sync_all()
+    };
+    copied().with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+/// Has a file that another program wrote be its owner's only, and on the disk.
+pub fn close(path: &Path) -> anyhow::Result<()> {
+    let closed = || -> io::Result<()> {
+        fs::set_permissions(path, Permissions::from_mode(FILE_MODE))?;
+        File::open(path)?.sync_all()
+    };
+    closed().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Has a folder be its owner's only.
+pub fn close_folder(path: &Path) -> io::Result<()> {
+    fs::set_permissions(path, Permissions::from_mode(FOLDER_MODE))
+}
+
+pub fn sync_folder(path: &Path) -> anyhow::Result<()> {
+    let synced = File::open(path).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("cannot write the folder {}", path.display()))
+}
+
+/// Whether there is nothing at a path, or a folder with nothing in it but what a new file system has.
+pub fn is_empty_or_missing(path: &Path) -> anyhow::Result<bool> {
+    has_only(path, &["lost+found".into()])
+}
+
+/// Whether there is nothing at a path, or a folder with nothing but these names in it.
+pub fn has_only(path: &Path, names: &[std::ffi::OsString]) -> anyhow::Result<bool> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    for entry in entries {
+        if !names.contains(&entry?.file_name()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// All files below a folder, by their paths from there.
+pub fn all_below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    each_folder(folder, &mut |inside| {
+        for entry in fs::read_dir(inside)? {
+            let path = entry?.path();
+            if !path.is_dir() || path.is_symlink() {
+                files.push(path.strip_prefix(folder)?.to_owned());
+            }
+        }
+        Ok(())
+    })?;
+    Ok(files)
+}
+
+fn each_folder(folder: &Path, visit: &mut dyn FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    visit(folder)?;
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() && !path.is_symlink() {
+            each_folder(&path, visit)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whose files are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    pub user: u32,
+    pub group: u32,
+}
+
+impl Owner {
+    pub fn of(path: &Path) -> anyhow::Result<Self> {
+        let about = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Self { user: about.uid(), group: about.gid() })
+    }
+}
+
+/// Has a folder or a file and all below it be its owner's only. Whose they are changes where this process may say so,
+/// that is, for the superuser.
+pub fn hand_over(path: &Path, owner: Owner) -> anyhow::Result<()> {
+    let about = fs::symlink_metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if about.is_dir() {
+        for entry in fs::read_dir(path)? {
+            hand_over(&entry?.path(), owner)?;
+        }
+    }
+    let mode = if about.is_dir() { FOLDER_MODE } else { FILE_MODE };
+    fs::set_permissions(path, Permissions::from_mode(mode))
+        .with_context(|| format!("cannot change the mode of {}", path.display()))?;
+    if about.uid() == 0 && owner != (Owner { user: about.uid(), group: about.gid() }) {
+        chown(path, Some(owner.user), Some(owner.group))
+            .with_context(|| format!("cannot give {} to user {}", path.display(), owner.user))?;
+    }
+    Ok(())
+}

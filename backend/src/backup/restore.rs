@@ -1,0 +1,360 @@
+//! A backup is restored into a place that is empty: a new data folder, an empty database, a store without blobs. What
+//! was erased since the backup is erased from it before anything has its name.
+
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use tokio::task::spawn_blocking;
+
+use super::{
+    BLOBS, LEDGER, Manifest, REFERRED,
+    files::{self, Owner},
+    manifest, tools,
+};
+use crate::{
+    config::{Config, ErasedDetections},
+    store::{
+        Blobs, Database, ServerLock, StoreError,
+        ledger::{self, Reapplied},
+        sql::{self, DatabaseOptions, Lease},
+        sweep,
+    },
+};
+
+/// How long the end waits for statements that go on.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What came of a restore.
+#[derive(Debug)]
+pub struct Restored {
+    /// What the backup says of itself.
+    pub manifest: Manifest,
+    /// Who and what was in the backup, and was erased since.
+    pub erased: Reapplied,
+    /// Whether the model that answers knows somebody who is erased, so that the next server trains another one.
+    pub retrained: bool,
+    /// Blobs that rows refer to and that the backup does not have.
+    pub lacking: usize,
+}
+
+/// Restores a backup into the database and the blob store of a configuration. `ledger` is a folder with further entries
+/// of the ledger of erasures: a newer copy of `erasures/` than the backup has.
+///
+/// # Errors
+/// The backup is damaged, of another engine, or newer than this program; something is where it would go. Nothing of it
+/// is left then, except in a database server: the message says so.
+pub async fn restore(config: &Config, backup: &Path, ledger: Option<&Path>) -> anyhow::Result<Restored> {
+    let (folder, options) = (backup.to_owned(), config.database_options());
+    let manifest = {
+        let options = options.clone();
+        let further = ledger.map(Path::to_owned);
+        spawn_blocking(move || {
+            anyhow::ensure!(
+                further.as_deref().is_none_or(Path::is_dir),
+                "there is no folder {}",
+                further.unwrap_or_default().display()
+            );
+            let manifest = manifest::read_verified(&folder)?;
+            fits(&manifest, &options)?;
+            Ok(manifest)
+        })
+        .await??
+    };
+    let mut place = Place::prepare(config, &options).await?;
+    let outcome = place.fill(config, options, backup, ledger, &manifest).await;
+    if outcome.is_err() {
+        place.clear();
+    }
+    let (erased, retrained, lacking) = outcome?;
+    Ok(Restored { manifest, erased, retrained, lacking })
+}
+
+/// Whether a backup can be restored here.
+fn fits(manifest: &Manifest, options: &DatabaseOptions) -> anyhow::Result<()> {
+    let known = sql::known_schema(options)?;
+    let engine = sql::engine_of(options)?;
+    anyhow::ensure!(
+        manifest.engine == engine,
+        "the backup is of a {} database, and database_url is of {engine}: it can be restored into its own kind only",
+        manifest.engine
+    );
+    if let Some(unknown) = manifest.schema.iter().find(|version| !known.contains(version)) {
+        anyhow::bail!(
+            "the backup's schema is newer than facepipe-backend {} knows (migration {unknown}): restore it with version \
+             {}, which wrote it, or a later one",
+            env!("CARGO_PKG_VERSION"),
+            manifest.program
+        );
+    }
+    if let Some(file) = options.sqlite_file()? {
+        anyhow::ensure!(
+            !file.exists(),
+            "{} is there already: a backup is restored into a new folder only (another --data-dir, or move the old one \
+             away). Nothing was changed",
+            file.display()
+        );
+    }
+    anyhow::ensure!(
+        sql::is_empty(options)?,
+        "the database has tables already: a backup is restored into an empty database only. Nothing was changed"
+    );
+    Ok(())
+}
+
+/// Where a backup goes.
+struct Place {
+    data_dir: PathBuf,
+    /// Whose the data folder was, where it was there already.
+    owner: Owner,
+    /// Of an embedded database.
+    database: Option<PathBuf>,
+    /// Where blobs lie in a folder.
+    blobs: Option<PathBuf>,
+    /// What to remove should the restore fail.
+    made: Vec<PathBuf>,
+    _lock: Option<ServerLock>,
+}
+
+impl Place {
+    async fn prepare(config: &Config, options: &DatabaseOptions) -> anyhow::Result<Self> {
+        let data_dir = std::path::absolute(&config.data_dir)?;
+        let database = options.sqlite_file()?.map(std::path::absolute).transpose()?;
+        let blobs = config.blobs_folder()?.map(std::path::absolute).transpose()?;
+        let refused = |what: &Path| {
+            anyhow::anyhow!(
+                "{} is not empty: a backup is restored into a new folder only (another --data-dir, or move the old one \
+                 away). Nothing was changed",
+                what.display()
+            )
+        };
+        if let Some(database) = &database {
+            // A new file system's, and those of a lock that nobody has.
+            let mut names: Vec<OsString> = vec!["lost+found".into()];
+            for lock in ServerLock::files(database, &data_dir) {
+                names.extend(lock.file_name().map(OsString::from));
+            }
+            // An empty folder for the blobs.
+            let empty = blobs.as_deref().map_or(Ok(true), files::is_empty_or_missing)?;
+            names.extend(blobs.iter().filter(|_| empty).filter_map(|b| b.file_name()).map(OsString::from));
+            if !files::has_only(&data_dir, &names)? {
+                return Err(refused(&data_dir));
+            }
+        }
+        match &blobs {
+            Some(folder) => {
+                if !files::is_empty_or_missing(folder)? {
+                    return Err(refused(folder));
+                }
+            }
+            None => {
+                let store = config.open_blobs()?;
+                for folder in REFERRED {
+                    anyhow::ensure!(
+                        store.keys(folder).await?.is_empty(),
+                        "the blob store has something in {folder}/: a backup is restored into an empty store, bucket or \
+                         prefix (setting blobs_url). Nothing was changed"
+                    );
+                }
+            }
+        }
+        let owner = Owner::of(data_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")))?;
+        let mut made = Vec::new();
+        for folder in [Some(data_dir.as_path()), database.as_deref().and_then(Path::parent)] {
+            let missing = folder.filter(|folder| !folder.exists());
+            // All that is made above it as well.
+            if let Some(first) =
+                missing.and_then(|f| f.ancestors().take_while(|above| !above.exists()).last())
+            {
+                made.push(first.to_owned());
+            }
+            if let Some(folder) = missing {
+                files::make_folders(folder)?;
+            }
+        }
+        let lock = database.as_deref().map(|file| ServerLock::take(file, &data_dir)).transpose();
+        let mut place = Self { data_dir, owner, database, blobs, made, _lock: None };
+        match lock {
+            Ok(lock) => place._lock = lock,
+            Err(error) => {
+                place.clear();
+                return Err(error);
+            }
+        }
+        Ok(place)
+    }
+
+    async fn fill(
+        &mut self,
+        config: &Config,
+        options: DatabaseOptions,
+        backup: &Path,
+        ledger: Option<&Path>,
+        manifest: &Manifest,
+    ) -> anyhow::Result<(Reapplied, bool, usize)> {
+        let staged_blobs = self.blobs.as_deref().map(staged);
+        let blobs = self.fill_blobs(config, staged_blobs.as_deref(), backup, ledger).await?;
+        let dumped = backup.join(&manifest.database);
+        let staged_database = self.database.as_deref().map(staged);
+        let mut options = DatabaseOptions { migrate_at_start: true, ..options };
+        if let Some(staged) = &staged_database {
+            self.made.push(staged.clone());
+            options.url = format!("sqlite://{}", staged.display());
+        }
+        let (url, to) = (options.url.clone(), staged_database.clone());
+        spawn_blocking(move || match to {
+            Some(to) => files::copy(&dumped, &to),
+            None => tools::fill(&url, &dumped),
+        })
+        .await??;
+
+        let embedded = staged_database.is_some();
+        let settled = settle(config, options, &blobs).await;
+        let settled = if embedded {
+            settled?
+        } else {
+            settled.context(
+                "the database server's database is restored, and has to be emptied before another try",
+            )?
+        };
+        let hand_over = |path: &Path| files::hand_over(path, self.owner);
+        for (staged, place) in [(staged_blobs, &self.blobs), (staged_database, &self.database)] {
+            let (Some(staged), Some(place)) = (staged, place) else { continue };
+            hand_over(&staged)?;
+            if place.is_dir() {
+                // Empty, as was seen before.
+                fs::remove_dir(place).with_context(|| format!("cannot replace {}", place.display()))?;
+            }
+            fs::rename(&staged, place)
+                .with_context(|| format!("cannot give {} its name", place.display()))?;
+            self.made.push(place.clone());
+            files::sync_folder(place.parent().unwrap_or(Path::new(".")))?;
+        }
+        for made in &self.made {
+            // The folders above the data folder stay as they are made: closed, which is on the safe side.
+            if made.exists() {
+                hand_over(made)?;
+            }
+        }
+        // A folder that was there may be a volume's, which is not ours to close; what is in it is closed anyway.
+        let _ = files::close_folder(&self.data_dir);
+        if let Some(database) = &self.database {
+            for lock in ServerLock::files(database, &self.data_dir) {
+                hand_over(&lock)?;
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Puts the blobs into the store, those in a folder under a temporary name. Returns the store.
+    async fn fill_blobs(
+        &mut self,
+        config: &Config,
+        staged: Option<&Path>,
+        backup: &Path,
+        ledger: Option<&Path>,
+    ) -> anyhow::Result<Blobs> {
+        let store = match staged {
+            Some(folder) => {
+                files::make_folders(folder.parent().unwrap_or(Path::new(".")))?;
+                files::make_folder(folder)?;
+                self.made.push(folder.to_owned());
+                Blobs::open_folder(folder)?
+            }
+            None => config.open_blobs()?,
+        };
+        let from = backup.join(BLOBS);
+        for folder in [REFERRED.as_slice(), &[LEDGER]].concat() {
+            copy_into(&store, staged, &from.join(folder), folder).await?;
+        }
+        if let Some(ledger) = ledger {
+            copy_into(&store, staged, ledger, LEDGER).await?;
+        }
+        Ok(store)
+    }
+
+    /// Removes what a restore that failed has made.
+    fn clear(&mut self) {
+        for path in self.made.drain(..).rev() {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            for more in ["-wal", "-shm", "-journal"] {
+                let mut name = path.clone().into_os_string();
+                name.push(more);
+                let _ = fs::remove_file(name);
+            }
+        }
+    }
+}
+
+/// The temporary name of what gets a name in the end.
+fn staged(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".restoring-{}", std::process::id()));
+    path.with_file_name(name)
+}
+
+/// Copies the files below `from` into the store's `folder`; what is there already stays.
+async fn copy_into(store: &Blobs, staged: Option<&Path>, from: &Path, folder: &str) -> anyhow::Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    let from = from.to_owned();
+    let found = {
+        let from = from.clone();
+        spawn_blocking(move || files::all_below(&from)).await??
+    };
+    for file in found {
+        let key = format!("{folder}/{}", file.to_str().context("a blob's name is no Unicode")?);
+        let source = from.join(&file);
+        if let Some(staged) = staged {
+            let to = files::below(staged, &key)?;
+            spawn_blocking(move || if to.exists() { Ok(()) } else { files::copy(&source, &to) }).await??;
+            continue;
+        }
+        let read = tokio::fs::read(&source).await;
+        let bytes = read.with_context(|| format!("cannot read {}", source.display()))?;
+        match store.put(&key, Bytes::from(bytes)).await {
+            Ok(()) | Err(StoreError::Blob(object_store::Error::AlreadyExists { .. })) => (),
+            Err(error) => return Err(error).with_context(|| format!("cannot store the blob {key}")),
+        }
+    }
+    Ok(())
+}
+
+/// Brings the schema up to date, and erases again what the ledger names: with its blobs, and those that no row refers
+/// to.
+async fn settle(
+    config: &Config,
+    options: DatabaseOptions,
+    blobs: &Blobs,
+) -> anyhow::Result<(Reapplied, bool, usize)> {
+    let database = spawn_blocking(move || Database::open(&options)).await??;
+    let settled = async {
+        // Whoever held them is not of this deployment.
+        for lease in Lease::ALL {
+            database.break_lease(lease).await?;
+        }
+        let with_detections = config.erase_detections == ErasedDetections::Delete;
+        let erased = ledger::apply(&database, blobs, with_detections)
+            .await
+            .context("cannot apply the ledger of erasures")?;
+        let retrained = erased != Reapplied::default() && ledger::train_without_erased(&database).await?;
+        sweep::sweep_once(&database, blobs, Duration::ZERO).await?;
+        let mut there = Vec::new();
+        for folder in REFERRED {
+            there.extend(blobs.keys(folder).await?);
+        }
+        let mut lacking = database.image_blob_keys().await?;
+        lacking.extend(database.model_blob_keys().await?);
+        lacking.retain(|key| !there.contains(key));
+        anyhow::Ok((erased, retrained, lacking.len()))
+    };
+    let settled = settled.await;
+    database.close(PATIENCE).await?;
+    settled
+}
