@@ -12,9 +12,9 @@ use std::{
 };
 
 use actix_web::{
-    App, HttpServer,
+    App,
     dev::{Server, ServerHandle},
-    middleware::from_fn,
+    middleware::{Condition, from_fn},
     web,
 };
 use anyhow::Context as _;
@@ -24,6 +24,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use crate::{
     api,
     config::{Config, ErasedDetections},
+    connection::{self, ConnectionOptions},
     metrics::{self, Exposition, Metrics, Sources},
     outbox::{self, OutboxOptions},
     recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
@@ -240,7 +241,11 @@ impl Application {
         let (address_file, role) = (config.address_file.clone(), config.role.as_str());
         let trainer_of_calls = trainer.clone();
         let database_of_all = database.clone();
+        let public_url = config.public_url()?;
+        let document = api::document_at(public_url.as_deref());
         let state = api::State {
+            public_url,
+            document: document.into(),
             config,
             tokens,
             database,
@@ -385,28 +390,24 @@ fn serve(listener: TcpListener, state: api::State) -> anyhow::Result<Server> {
     let workers = state.config.http_workers;
     let request_timeout = Duration::from_secs(state.config.request_timeout_s);
     let shutdown_timeout_s = state.config.shutdown_timeout_s;
-    let form_config = api::form_config(state.config.max_request_bytes);
+    let keep_alive = Duration::from_secs(state.config.keep_alive_s);
+    let origins = state.config.cors_origins()?;
     let state = web::Data::new(state);
     let app = move || {
         App::new()
             .app_data(state.clone())
-            .app_data(form_config.clone())
             .wrap(from_fn(api::limit_body_time))
+            .wrap(from_fn(api::answer_head))
             .wrap(from_fn(api::serve_role))
             .wrap(from_fn(api::authorise))
+            // Browsers ask without a token whether a page may use one.
+            .wrap(Condition::new(!origins.is_empty(), api::allow_origins(&origins)))
+            .wrap(from_fn(api::keep_alive))
             .wrap(from_fn(api::observe))
             .configure(api::configure)
     };
-    Ok(HttpServer::new(app)
-        .workers(workers)
-        // Whoever closes the connection is not waiting for an answer any more: the call ends where it is, and what is in
-        // the queue for it costs nothing.
-        .h1_allow_half_closed(false)
-        .client_request_timeout(request_timeout)
-        .shutdown_timeout(shutdown_timeout_s)
-        .disable_signals()
-        .listen(listener)?
-        .run())
+    let options = ConnectionOptions { workers, request_timeout, keep_alive, shutdown_timeout_s };
+    Ok(connection::serve(listener, options, app)?)
 }
 
 /// Starts what sends results to the external API, where there is one. Where there is none any more, results that are

@@ -96,6 +96,15 @@ pub struct Config {
     pub max_request_bytes: usize,
     /// Seconds that a client may take to send its request. 30 by default.
     pub request_timeout_s: u64,
+    /// Seconds for which a connection without a request is kept, as `Keep-Alive: timeout=…` announces. 75 by default:
+    /// longer than proxies keep theirs, so that no request meets a connection that is being closed.
+    pub keep_alive_s: u64,
+    /// Origins of the web pages whose scripts may use the server from a browser, as CORS has them:
+    /// `https://dashboard.example`, with a port where it is not the scheme's. None by default.
+    pub cors_origins: Vec<String>,
+    /// Where clients find the server, `https://example.org/faces`, where that is not what they would take from the
+    /// request: behind a proxy that takes a path away. None by default.
+    pub public_url: Option<String>,
     /// Seconds that a server that is to stop goes on serving while `/readyz` says 503, so that no load balancer sends
     /// anything when its port closes. 0 by default.
     pub drain_delay_s: u64,
@@ -205,6 +214,9 @@ impl Default for Config {
             max_image_pixels: 50_000_000,
             max_request_bytes: 64 * 1024 * 1024,
             request_timeout_s: 30,
+            keep_alive_s: 75,
+            cors_origins: Vec::new(),
+            public_url: None,
             drain_delay_s: 0,
             shutdown_timeout_s: 30,
             results_url: None,
@@ -469,6 +481,21 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_REQUEST_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     request_timeout_s: Option<u64>,
+    /// Seconds for which a connection without a request is kept, and announced as `Keep-Alive: timeout=...`: more than
+    /// the proxy in front keeps its own [default: 75]
+    #[arg(long, env = "FACEPIPE_KEEP_ALIVE_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_alive_s: Option<u64>,
+    /// Origins of web pages whose scripts may use the server (CORS), separated by commas, e.g.
+    /// https://dashboard.example,http://localhost:3000 [default: none]
+    #[arg(long, env = "FACEPIPE_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cors_origins: Option<Vec<String>>,
+    /// Where clients find the server behind a proxy that takes a path away, e.g. https://example.org/faces: the document's
+    /// server, and what Location begins with [default: none, the root of whatever host was asked]
+    #[arg(long, env = "FACEPIPE_PUBLIC_URL", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_url: Option<String>,
     /// Seconds that a server that is to stop goes on serving while /readyz says 503 [default: 0]
     #[arg(long, env = "FACEPIPE_DRAIN_DELAY_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -532,6 +559,8 @@ impl Config {
         self.device_kind()?;
         self.results_url()?;
         self.otlp_endpoint()?;
+        self.public_url()?;
+        self.cors_origins()?;
         let thresholds =
             [("match_threshold", self.match_threshold), ("verify_threshold", self.verify_threshold)];
         for (name, threshold) in thresholds {
@@ -563,6 +592,7 @@ impl Config {
             ("max_image_pixels", self.max_image_pixels, 1_000_000_000),
             ("max_request_bytes", as_u64(self.max_request_bytes), 1 << 34),
             ("request_timeout_s", self.request_timeout_s, 86_400),
+            ("keep_alive_s", self.keep_alive_s, 3600),
             ("shutdown_timeout_s", self.shutdown_timeout_s, 86_400),
             ("results_max_age_s", self.results_max_age_s, 31_536_000),
             ("results_timeout_s", self.results_timeout_s, 300),
@@ -619,6 +649,49 @@ impl Config {
     /// It is no URL, or of a scheme other than http and https.
     pub fn otlp_endpoint(&self) -> anyhow::Result<Option<Url>> {
         http_url("otlp_endpoint", self.otlp_endpoint.as_deref())
+    }
+
+    /// Where clients find the server, without a `/` at its end.
+    ///
+    /// # Errors
+    /// It is no URL, of a scheme other than http and https, or has a user, a query or a fragment.
+    pub fn public_url(&self) -> anyhow::Result<Option<String>> {
+        let Some(url) = http_url("public_url", self.public_url.as_deref())? else { return Ok(None) };
+        anyhow::ensure!(
+            url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none(),
+            "public_url must be scheme://host/path, without a user, a query or a fragment"
+        );
+        Ok(Some(url.as_str().trim_end_matches('/').to_owned()))
+    }
+
+    /// The origins of pages that may use the server, as browsers write them.
+    ///
+    /// # Errors
+    /// One is no origin of http or https.
+    pub fn cors_origins(&self) -> anyhow::Result<Vec<String>> {
+        let origin = |text: &String| {
+            let url = http_url("cors_origins", Some(text)).with_context(|| {
+                format!("cors_origins has {text:?}, an origin is scheme://host or scheme://host:port")
+            })?;
+            let url = url.filter(|url| {
+                url.path() == "/"
+                    && url.username().is_empty()
+                    && url.password().is_none()
+                    && url.query().is_none()
+                    && url.fragment().is_none()
+                    && !url.host_str().unwrap_or_default().contains('*')
+            });
+            let url = url.with_context(|| {
+                format!(
+                    "cors_origins has {text:?}, an origin is scheme://host or scheme://host:port: no path, no user, no *"
+                )
+            })?;
+            Ok(url.origin().ascii_serialization())
+        };
+        self.cors_origins.iter().map(origin).collect()
     }
 
     /// The database's URL.
@@ -780,6 +853,44 @@ mod tests {
             let error = told(url).unwrap_err();
             assert!(error.contains("results_url") && error.contains(named), "{url}: {error}");
             assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn origins_are_those_that_browsers_write() {
+        let read = |origins: &[&str]| {
+            let cors_origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
+            let config = Config { cors_origins, ..Config::default() };
+            config.check().and_then(|()| config.cors_origins()).map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(
+            read(&["https://Dashboard.example:443/", "http://localhost:3000", "http://[::1]:80"]).unwrap(),
+            ["https://dashboard.example", "http://localhost:3000", "http://[::1]"]
+        );
+        for wrong in
+            ["*", "null", "", "https://*.example", "https://a.example/path", "ftp://a.example", "a.example"]
+        {
+            let error = read(&["https://good.example", wrong]).unwrap_err();
+            assert!(error.contains(&format!("cors_origins has {wrong:?}")), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_public_url_is_a_place_and_nothing_else() {
+        let read = |url: &str| {
+            let config = Config { public_url: Some(url.into()), ..Config::default() };
+            config.check().and_then(|()| config.public_url()).map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(read("https://example.org/faces/").unwrap().as_deref(), Some("https://example.org/faces"));
+        assert_eq!(read("http://10.0.0.7:8080").unwrap().as_deref(), Some("http://10.0.0.7:8080"));
+        for wrong in [
+            "/faces",
+            "example.org",
+            "ftp://example.org",
+            "https://u@example.org",
+            "https://example.org/?a=b",
+        ] {
+            assert!(read(wrong).unwrap_err().contains("public_url"), "{wrong}");
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     face_id::InvalidFaceId,
-    recognise::{ModelProblem, RecogniseError},
+    recognise::{ModelProblem, RecogniseError, Rotation},
     request_id::RequestId,
     store::StoreError,
     train::INTERNAL,
@@ -43,7 +43,7 @@ pub enum ApiError {
         /// What was tried.
         method: String,
         /// What the path takes.
-        allowed: &'static str,
+        allowed: String,
     },
     /// No token, or one that the server does not know.
     #[error("this server needs a token that it knows, as `Authorization: Bearer <token>`")]
@@ -201,18 +201,23 @@ pub enum ApiError {
     )]
     ResultsUrlMissing,
     /// Nobody on the picture.
-    #[error("image {image} (counted from 0) shows no face, it must show exactly one")]
+    #[error("image {image} (counted from 0) shows no face, it must show exactly one{}", how_to_turn(*turned))]
     NoFace {
         /// Which of the request's images.
         image: usize,
+        /// How it must be turned to show one.
+        turned: Option<Rotation>,
     },
     /// More than one person on the picture.
-    #[error("image {image} (counted from 0) shows {faces} faces, it must show exactly one")]
+    #[error(
+        "image {image} (counted from 0) shows {} faces, it must show exactly one; they are at {}",
+        faces.len(), places(faces)
+    )]
     SeveralFaces {
         /// Which of the request's images.
         image: usize,
-        /// Faces found.
-        faces: usize,
+        /// Faces found: left, top, right, bottom in pixels of the upright picture, and how probable each is.
+        faces: Vec<([f32; 4], f32)>,
     },
     /// The queue is full, or too slow.
     #[error(
@@ -246,6 +251,37 @@ pub enum ApiError {
     /// Our mistake; the log has it, the answer doesn't.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
+}
+
+/// A number with the digits that answers write of it.
+fn decimal(number: f32) -> Value {
+    number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+fn how_to_turn(turned: Option<Rotation>) -> String {
+    turned.map_or_else(String::new, |turn| {
+        format!(
+            "; turned clockwise by {} degrees it shows one: send it upright, or with the EXIF orientation that says so",
+            turn.degrees()
+        )
+    })
+}
+
+/// Boxes that a message names at most.
+const NAMED_BOXES: usize = 4;
+
+/// Boxes for people, in whole pixels.
+fn places(faces: &[([f32; 4], f32)]) -> String {
+    let named = faces.iter().take(NAMED_BOXES);
+    let mut text: Vec<String> = named
+        .map(|([left, top, right, bottom], confidence)| {
+            format!("{left:.0},{top:.0},{right:.0},{bottom:.0} (confidence {confidence:.2})")
+        })
+        .collect();
+    if faces.len() > NAMED_BOXES {
+        text.push(format!("{} more in the details", faces.len() - NAMED_BOXES));
+    }
+    format!("{} (left,top,right,bottom in pixels)", text.join("; "))
 }
 
 const DATABASE_RETRY_S: u64 = 2;
@@ -367,8 +403,24 @@ impl ApiError {
                 _ => json!({ "image": image }),
             },
             Self::TwoImagesExpected { images } => json!({ "images": images, "expected": 2 }),
-            Self::NoFace { image } => json!({ "image": image, "faces": 0 }),
-            Self::SeveralFaces { image, faces } => json!({ "image": image, "faces": faces }),
+            Self::NoFace { image, turned } => {
+                json!({ "image": image, "faces": 0, "turned": turned.map(Rotation::degrees) })
+            }
+            Self::SeveralFaces { image, faces } => {
+                let boxes: Vec<Value> = faces
+                    .iter()
+                    .map(|([left, top, right, bottom], confidence)| {
+                        json!({
+                            "bounding_box": {
+                                "left": decimal(*left), "top": decimal(*top),
+                                "right": decimal(*right), "bottom": decimal(*bottom),
+                            },
+                            "detection_confidence": decimal(*confidence),
+                        })
+                    })
+                    .collect();
+                json!({ "image": image, "faces": faces.len(), "boxes": boxes })
+            }
             Self::TooBusy { waiting, capacity, wait, budget, .. } => json!({
                 "waiting": waiting,
                 "capacity": capacity,
@@ -481,7 +533,7 @@ impl ResponseError for ApiError {
         let mut response = HttpResponse::build(self.status_code());
         match self {
             Self::MethodNotAllowed { allowed, .. } => {
-                response.insert_header((header::ALLOW, *allowed));
+                response.insert_header((header::ALLOW, allowed.as_str()));
             }
             Self::Unauthorized => {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));

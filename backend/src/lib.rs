@@ -6,6 +6,7 @@ mod application;
 mod backup;
 pub mod commands;
 mod config;
+mod connection;
 mod error;
 mod face_id;
 mod hex;

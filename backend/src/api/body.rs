@@ -1,8 +1,9 @@
-//! How long a request's body may take to arrive, whatever reads it.
+//! How long a request's body may take to arrive, whatever reads it, and what its connection is told of that.
 
 use std::{
     future::Future as _,
     io,
+    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use actix_web::{
 use futures_util::{StreamExt as _, stream};
 
 use super::State;
-use crate::error::ApiError;
+use crate::{connection::CallState, error::ApiError};
 
 /// What a body that takes too long ends with.
 #[derive(Debug, thiserror::Error)]
@@ -38,17 +39,44 @@ pub async fn limit_body_time(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let seconds = request.app_data::<web::Data<State>>().map_or(30, |s| s.config.request_timeout_s);
     let mut body = request.take_payload();
-    if !matches!(body, Payload::None) {
+    let has_body = !matches!(body, Payload::None);
+    let call = request.conn_data::<Rc<CallState>>().cloned();
+    // Until the answer is there: its own bytes are the connection's.
+    let _running = call.as_ref().map(|call| call.begin(has_body));
+    if has_body {
+        let reading = Reading(call.clone());
         let mut timeout = Box::pin(tokio::time::sleep(Duration::from_secs(seconds)));
         let limited = stream::poll_fn(move |context: &mut Context<'_>| match body.poll_next_unpin(context) {
             Poll::Pending => timeout.as_mut().poll(context).map(|()| {
                 Some(Err(PayloadError::Io(io::Error::new(io::ErrorKind::TimedOut, Late { seconds }))))
             }),
-            arrived => arrived,
+            arrived => {
+                reading.arrived();
+                arrived
+            }
         });
         request.set_payload(Payload::Stream { payload: limited.boxed_local() });
     }
     next.call(request).await
+}
+
+/// A body that is being read. Whoever has read enough of it drops it.
+struct Reading(Option<Rc<CallState>>);
+
+impl Reading {
+    fn arrived(&self) {
+        if let Some(call) = &self.0 {
+            call.took_chunk();
+        }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(call) = &self.0 {
+            call.took_body();
+        }
+    }
 }
 
 /// What a request is answered with whose body came too late; `None` for other failures of a body.

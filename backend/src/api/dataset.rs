@@ -1,6 +1,5 @@
 //! `/dataset`: whom the server knows.
 
-use actix_multipart::form::MultipartForm;
 use actix_web::{http::header, web};
 use bytes::Bytes;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -12,8 +11,8 @@ use super::{
     ListMeta, State,
     answer::{Answer, NoContent, Picture},
     face_id,
-    form::{Form, ImagePart},
-    recognition::BoundingBox,
+    form::{Form, FormField, FormFields, ImagePart},
+    recognition::{BoundingBox, ImageNote},
     rfc3339,
 };
 use crate::{
@@ -21,6 +20,7 @@ use crate::{
     error::ApiError,
     face_id::FaceId,
     hex::hex,
+    recognise::Picture as RecognisedPicture,
     store::{Blobs, StoreError, ledger, sql::NewImage},
 };
 
@@ -106,14 +106,23 @@ pub struct AddedImage {
     /// Probability that it is a face.
     #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
+    /// What is to be said of the image's file; absent for most images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<ImageNote>,
 }
 
 /// An enrolment.
-#[derive(MultipartForm, Apiv2Schema)]
+#[derive(Default, Apiv2Schema)]
 pub struct EnrolmentForm {
     /// A picture of exactly one face: JPEG, PNG, WebP, BMP or GIF, at most 10 MiB and 50 million pixels (both can be
     /// configured). Its EXIF orientation is applied.
     image: Vec<ImagePart>,
+}
+
+impl FormFields for EnrolmentForm {
+    fn field(&mut self, name: &str) -> Option<FormField<'_>> {
+        (name == "image").then_some(FormField::Images(&mut self.image))
+    }
 }
 
 /// Every Face ID with its number of images
@@ -231,12 +240,9 @@ pub async fn add_image(
     }
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
-    let recognised = state.recogniser.recognise(vec![bytes.clone().into()]).await?;
-    let mut faces = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
-    if faces.len() > 1 {
-        return Err(ApiError::SeveralFaces { image: 0, faces: faces.len() });
-    }
-    let face = faces.pop().ok_or(ApiError::NoFace { image: 0 })?;
+    let recognised = state.recogniser.recognise(vec![RecognisedPicture::of_a_face(bytes.clone())]).await?;
+    let (face, notes) =
+        recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??.only_face(0)?;
 
     let image_id = Uuid::now_v7().to_string();
     let blob_key = Blobs::image_key(person, &image_id);
@@ -263,6 +269,7 @@ pub async fn add_image(
         embedder,
         bounding_box: face.bounding_box.into(),
         detection_confidence: face.detection_confidence,
+        notes: notes.into_iter().map(|note| ImageNote::new(0, note)).collect(),
     };
     Ok(Answer::new(added))
 }

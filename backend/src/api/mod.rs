@@ -4,11 +4,14 @@ mod answer;
 mod auth;
 mod body;
 mod cameras;
+mod connection;
+mod cors;
 mod database;
 mod dataset;
 mod debug;
 mod detections;
 mod form;
+mod head;
 mod health;
 mod jobs;
 mod model;
@@ -21,14 +24,17 @@ mod verify;
 
 pub use auth::authorise;
 pub use body::limit_body_time;
-pub use form::form_config;
+pub use connection::keep_alive;
+pub use cors::allow_origins;
+pub use head::answer_head;
 pub use observe::observe;
-pub use openapi::document;
+pub use openapi::{document, document_at};
 pub use roles::serve_role;
 
 use std::sync::{Arc, atomic::AtomicBool};
 
 use actix_web::{HttpRequest, error::JsonPayloadError};
+use bytes::Bytes;
 use paperclip::actix::{Apiv2Schema, web};
 use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -48,6 +54,10 @@ use crate::{
 pub struct State {
     /// The configuration.
     pub config: Config,
+    /// Where clients find the server, without a `/` at its end; `None` where that is the root of the host they ask.
+    pub public_url: Option<String>,
+    /// The API's document.
+    pub document: Bytes,
     /// Who may use the server; without, everybody.
     pub tokens: Option<Arc<Tokens>>,
     /// Rows.
@@ -254,7 +264,10 @@ fn routes(config: &mut web::ServiceConfig) {
 }
 
 async fn method_not_allowed(request: HttpRequest, allowed: &'static str) -> Result<&'static str, ApiError> {
-    Err(ApiError::MethodNotAllowed { method: request.method().to_string(), allowed })
+    Err(ApiError::MethodNotAllowed {
+        method: head::asked_method(&request).to_string(),
+        allowed: head::with_head(allowed),
+    })
 }
 
 /// Bytes of a JSON body at most.

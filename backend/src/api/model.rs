@@ -150,7 +150,7 @@ pub async fn generate_emb(
 async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Started, ApiError> {
     let wait = query.wait()?;
     let mut job = state.trainer.enqueue(kind).await?;
-    let location = format!("/jobs/{}", job.id);
+    let location = format!("{}/jobs/{}", state.public_url.as_deref().unwrap_or_default(), job.id);
     if !wait {
         let answer = Answer::new(JobAnswer::try_from(job)?);
         return Ok(OneOf::Second(answer.header(header::LOCATION, location)));

@@ -5,9 +5,8 @@ use std::{
     time::Duration,
 };
 
-use actix_multipart::form::MultipartForm;
 use actix_web::{http::header::HeaderName, web};
-use facepipe_vision::DecodeError;
+use facepipe_vision::{DecodeError, DecodeNote};
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
@@ -15,11 +14,11 @@ use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use super::{
     State,
     answer::{Answer, NoContent},
-    form::{Form, ImagePart, TextPart},
+    form::{Form, FormField, FormFields, ImagePart, TextPart},
 };
 use crate::{
     error::{ApiError, ErrorDetail},
-    recognise::{IdentifiedFace, Picture},
+    recognise::{IdentifiedFace, Picture, SeenPicture},
     request_id::RequestId,
     store::{
         Micros, now,
@@ -33,8 +32,7 @@ const MAX_CHARACTERS: usize = 200;
 
 /// Pictures in which faces are looked for. What stands in the form once for each image stands there in the order of
 /// the images, empty where it says nothing, or not at all.
-#[derive(MultipartForm, Apiv2Schema)]
-#[multipart(duplicate_field = "deny")]
+#[derive(Default, Apiv2Schema)]
 pub struct RecognitionForm {
     /// 1 to 64 pictures: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels (all can be
     /// configured). Their EXIF orientation is applied.
@@ -53,13 +51,27 @@ pub struct RecognitionForm {
     track_id: Vec<TextPart>,
     /// For each image where it lies in the camera's frame: `left,top,right,bottom` in pixels. Such an image counts as cut
     /// out around a face: faces whose side is less than about 0.15 of its shorter side are not looked for.
-    #[multipart(rename = "box")]
     #[openapi(example = "[]")]
     r#box: Vec<TextPart>,
     /// For each image what tells it from all others, 1 to 200 characters: sent again with the same key, it gets its
     /// first answer and is not stored or sent again.
     #[openapi(example = "[]")]
     key: Vec<TextPart>,
+}
+
+impl FormFields for RecognitionForm {
+    fn field(&mut self, name: &str) -> Option<FormField<'_>> {
+        Some(match name {
+            "image" => FormField::Images(&mut self.image),
+            "camera_id" => FormField::Text(&mut self.camera_id),
+            "location" => FormField::Text(&mut self.location),
+            "captured_at" => FormField::Texts(&mut self.captured_at),
+            "track_id" => FormField::Texts(&mut self.track_id),
+            "box" => FormField::Texts(&mut self.r#box),
+            "key" => FormField::Texts(&mut self.key),
+            _ => return None,
+        })
+    }
 }
 
 /// Corners in pixels.
@@ -103,6 +115,9 @@ pub struct Results {
     /// Images that could not be read beside others that could.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ImageError>,
+    /// What is to be said of images that could be read; absent for most requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<ImageNote>,
 }
 
 /// The faces of the pictures, each stored as a detection.
@@ -126,6 +141,9 @@ pub struct StoredResults {
     /// Images that could not be read beside others that could.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ImageError>,
+    /// What is to be said of images that could be read; absent for most requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<ImageNote>,
 }
 
 /// The faces of the pictures, each on its way to the external API.
@@ -149,6 +167,9 @@ pub struct SentResults {
     /// Images that could not be read beside others that could.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ImageError>,
+    /// What is to be said of images that could be read; absent for most requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<ImageNote>,
 }
 
 /// A face on a picture and whom it shows.
@@ -203,6 +224,28 @@ struct ImageError {
     error: ErrorDetail,
 }
 
+/// What is to be said of an image that could be read although something is wrong with its file.
+#[derive(Serialize, Apiv2Schema)]
+pub struct ImageNote {
+    /// Which of the request's images, from 0.
+    #[openapi(minimum = 0, example = "0")]
+    image: usize,
+    /// Stable, for programs. `jpeg_end_missing`: a JPEG has all of its pixels and no end marker; whatever sent it cut off
+    /// its last bytes.
+    #[openapi(example = "jpeg_end_missing")]
+    code: &'static str,
+    /// For people.
+    #[openapi(example = "the JPEG has no end marker; its pixels are complete")]
+    message: String,
+}
+
+impl ImageNote {
+    /// Of an image of this number in its request.
+    pub fn new(image: usize, note: DecodeNote) -> Self {
+        Self { image, code: note.code(), message: note.to_string() }
+    }
+}
+
 /// Who is on the pictures
 ///
 /// Stores nothing. Where no image of the request can be read, the first image's error is the answer.
@@ -221,7 +264,8 @@ pub async fn get_results(
         .flat_map(|(image, found)| found.iter().map(|face| Face::new(*image, face, &face_ids)))
         .collect();
     let model_version = answers.model_version;
-    let results = Results { model_version, notice: notice(model_version), faces, errors };
+    let results =
+        Results { model_version, notice: notice(model_version), faces, errors, notes: answers.notes };
     Ok(Answer::new(results).headers([answers.timing]))
 }
 
@@ -235,9 +279,9 @@ pub async fn store_results(
     Form(form): Form<RecognitionForm>,
 ) -> Result<Answer<StoredResults, 201>, ApiError> {
     let kept = keep(&state, form, KeyedCall::StoreResults).await?;
-    let Kept { model_version, repeated, faces, errors, timing } = kept;
+    let Kept { model_version, repeated, faces, errors, notes, timing } = kept;
     let (stored, notice) = (faces.len(), notice(model_version));
-    let results = StoredResults { model_version, notice, stored, repeated, faces, errors };
+    let results = StoredResults { model_version, notice, stored, repeated, faces, errors, notes };
     Ok(Answer::new(results).headers([timing]))
 }
 
@@ -256,9 +300,9 @@ pub async fn send_results(
         return Err(ApiError::ResultsUrlMissing);
     }
     let kept = keep(&state, form, KeyedCall::SendResults).await?;
-    let Kept { model_version, repeated, faces, errors, timing } = kept;
+    let Kept { model_version, repeated, faces, errors, notes, timing } = kept;
     let (sent, notice) = (faces.len(), notice(model_version));
-    let results = SentResults { model_version, notice, sent, repeated, faces, errors };
+    let results = SentResults { model_version, notice, sent, repeated, faces, errors, notes };
     Ok(Answer::new(results).headers([timing]))
 }
 
@@ -268,6 +312,7 @@ struct Kept {
     repeated: usize,
     faces: Vec<Face>,
     errors: Vec<ImageError>,
+    notes: Vec<ImageNote>,
     timing: (HeaderName, String),
 }
 
@@ -333,6 +378,7 @@ async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<K
         repeated,
         faces,
         errors,
+        notes: answers.notes,
         timing: answers.timing,
     })
 }
@@ -389,7 +435,9 @@ impl Request {
             .image
             .into_iter()
             .zip(&frame_box)
-            .map(|(part, frame_box)| part.0.map(|bytes| Picture { bytes, cut_out: frame_box.is_some() }))
+            .map(|(part, frame_box)| {
+                part.0.map(|bytes| Picture { cut_out: frame_box.is_some(), ..bytes.into() })
+            })
             .collect();
         let details = captured_at
             .into_iter()
@@ -413,6 +461,7 @@ struct Answers {
     /// Number in the request, and the faces.
     pictures: Vec<(usize, Vec<IdentifiedFace>)>,
     errors: Vec<(usize, DecodeError)>,
+    notes: Vec<ImageNote>,
     /// How long the request waited and how long it was computed, as `Server-Timing`.
     timing: (HeaderName, String),
 }
@@ -451,6 +500,7 @@ async fn recognise(
         model_version: None,
         pictures: Vec::new(),
         errors,
+        notes: Vec::new(),
         timing: timing(Duration::ZERO, Duration::ZERO),
     };
     if readable.is_empty() {
@@ -461,7 +511,8 @@ async fn recognise(
     answers.timing = timing(recognised.queued, recognised.computed);
     for (number, picture) in numbers.into_iter().zip(recognised.pictures) {
         match picture {
-            Ok(faces) => {
+            Ok(SeenPicture { faces, notes, .. }) => {
+                answers.notes.extend(notes.into_iter().map(|note| ImageNote::new(number, note)));
                 faces.iter().for_each(|face| state.metrics.face(face.known));
                 answers.pictures.push((number, faces));
             }

@@ -1,12 +1,9 @@
-//! Which calls a process answers, by its role, and what it does with connections once it is about to stop.
-
-use std::sync::atomic::Ordering;
+//! Which calls a process answers, by its role.
 
 use actix_web::{
     Error,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{ConnectionType, header},
     middleware::Next,
     web,
 };
@@ -14,8 +11,7 @@ use actix_web::{
 use super::State;
 use crate::{config::ServerRole, error::ApiError};
 
-/// Answers a call that a process of another role serves, and hands on every other one. While the server is about to
-/// stop, connections end with their next answer: nobody is to send another request on one.
+/// Answers a call that a process of another role serves, and hands on every other one.
 ///
 /// # Errors
 /// Those of the request.
@@ -23,23 +19,16 @@ pub async fn serve_role(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let state = request.app_data::<web::Data<State>>().cloned();
-    let role = state.as_ref().map_or(ServerRole::All, |state| state.config.role);
+    let role = request.app_data::<web::Data<State>>().map_or(ServerRole::All, |state| state.config.role);
     // What is at no path is so for every role.
     let served_by = request.match_pattern().map_or(ServerRole::All, |pattern| role_of(&pattern));
-    let mut response = if role == served_by || role == ServerRole::All || served_by == ServerRole::All {
-        next.call(request).await?.map_into_left_body()
+    if role == served_by || role == ServerRole::All || served_by == ServerRole::All {
+        Ok(next.call(request).await?.map_into_left_body())
     } else {
         let error = ApiError::OtherRole { role: role.as_str(), served_by: served_by.as_str() };
         // An answer, not an error: what is outside of this logs answers.
-        request.error_response(error).map_into_right_body()
-    };
-    if state.is_some_and(|state| state.draining.load(Ordering::Relaxed)) {
-        let head = response.response_mut().head_mut();
-        head.set_connection_type(ConnectionType::Close);
-        head.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        Ok(request.error_response(error).map_into_right_body())
     }
-    Ok(response)
 }
 
 /// The role that the call at a path belongs to; [`ServerRole::All`] for what every process answers about itself.

@@ -1,6 +1,5 @@
 //! `/face-recognition/verify`: whether two pictures show the same person, without anybody being enrolled.
 
-use actix_multipart::form::MultipartForm;
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
@@ -8,17 +7,26 @@ use serde::Serialize;
 use super::{
     State,
     answer::Answer,
-    form::{Form, ImagePart},
-    recognition::{BoundingBox, timing},
+    form::{Form, FormField, FormFields, ImagePart},
+    recognition::{BoundingBox, ImageNote, timing},
 };
-use crate::{error::ApiError, recognise::IdentifiedFace};
+use crate::{
+    error::ApiError,
+    recognise::{IdentifiedFace, Picture, SeenPicture},
+};
 
 /// Two pictures to compare.
-#[derive(MultipartForm, Apiv2Schema)]
+#[derive(Default, Apiv2Schema)]
 pub struct VerificationForm {
     /// Two pictures of exactly one face each: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels
     /// (both can be configured). Their EXIF orientation is applied.
     image: Vec<ImagePart>,
+}
+
+impl FormFields for VerificationForm {
+    fn field(&mut self, name: &str) -> Option<FormField<'_>> {
+        (name == "image").then_some(FormField::Images(&mut self.image))
+    }
 }
 
 /// What a comparison of two faces gives.
@@ -38,6 +46,9 @@ pub struct Verification {
     embedder: &'static str,
     /// The face of each image.
     faces: Vec<VerifiedFace>,
+    /// What is to be said of the images' files; absent for most requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<ImageNote>,
 }
 
 /// The one face of an image.
@@ -75,16 +86,19 @@ pub async fn verify(
         return Err(ApiError::TwoImagesExpected { images });
     };
     let unusable = |image| move |error| ApiError::OneImage { image, error };
-    let pictures = vec![first.0.map_err(unusable(0))?.into(), second.0.map_err(unusable(1))?.into()];
+    let pictures = vec![
+        Picture::of_a_face(first.0.map_err(unusable(0))?),
+        Picture::of_a_face(second.0.map_err(unusable(1))?),
+    ];
     let recognised = state.recogniser.recognise(pictures).await?;
     let mut pictures = recognised.pictures.into_iter();
+    let mut notes = Vec::new();
     let mut only_face = |image: usize| {
-        let mut faces = pictures.next().unwrap_or_else(|| Ok(Vec::new())).map_err(unusable(image))?;
-        match (faces.len(), faces.pop()) {
-            (1, Some(face)) => Ok(face),
-            (0, _) => Err(ApiError::NoFace { image }),
-            (faces, _) => Err(ApiError::SeveralFaces { image, faces }),
-        }
+        let picture =
+            pictures.next().unwrap_or_else(|| Ok(SeenPicture::default())).map_err(unusable(image))?;
+        let (face, said) = picture.only_face(image)?;
+        notes.extend(said.into_iter().map(|note| ImageNote::new(image, note)));
+        Ok::<_, ApiError>(face)
     };
     let [first, second] = &[only_face(0)?, only_face(1)?];
     // Embeddings have length 1; rounding may take the sum a little beyond it.
@@ -97,6 +111,7 @@ pub async fn verify(
         threshold,
         embedder: state.recogniser.embedder(),
         faces: vec![VerifiedFace::new(0, first), VerifiedFace::new(1, second)],
+        notes,
     };
     Ok(Answer::new(verification).headers([timing(recognised.queued, recognised.computed)]))
 }

@@ -40,7 +40,12 @@ pub fn bind(setting: Option<&str>) -> anyhow::Result<Option<TcpListener>> {
 /// The port cannot be listened on.
 pub fn serve(listener: TcpListener, exposition: Exposition) -> std::io::Result<Server> {
     let exposition = web::Data::new(exposition);
-    let app = move || App::new().app_data(exposition.clone()).route("/metrics", web::get().to(scrape));
+    let app = move || {
+        App::new()
+            .app_data(exposition.clone())
+            .route("/metrics", web::get().to(scrape))
+            .route("/metrics", web::head().to(scrape))
+    };
     Ok(HttpServer::new(app).workers(1).disable_signals().listen(listener)?.run())
 }
 

@@ -15,16 +15,19 @@ mod worker;
 pub use active::{ActiveModel, VersionedModel, load_tested};
 pub use face::IdentifiedFace;
 pub use loader::{ModelLoader, ModelProblem};
-pub use pipeline::{Picture, PictureError, Pipeline};
+pub use pipeline::{Picture, PictureError, Pipeline, Rotation};
 
 use std::{sync::Arc, thread, time::Duration};
 
 use facepipe_identify::IdentifyError;
-use facepipe_vision::{DecodeError, VisionError};
+use facepipe_vision::{DecodeError, DecodeNote, VisionError};
 use tokio::sync::{Semaphore, oneshot};
 
 use self::{pace::Pace, queue::Queue, worker::Worker};
-use crate::metrics::{Metrics, Refused};
+use crate::{
+    error::ApiError,
+    metrics::{Metrics, Refused},
+};
 
 /// Hands pictures to the workers; clones share them.
 #[derive(Clone)]
@@ -71,11 +74,41 @@ pub struct Recognised {
     /// The model that was asked, for all of the request's faces.
     pub model_version: Option<i64>,
     /// Picture by picture, in the order of the request.
-    pub pictures: Vec<Result<Vec<IdentifiedFace>, DecodeError>>,
+    pub pictures: Vec<Result<SeenPicture, DecodeError>>,
     /// From the request's arrival until a worker took up its first picture.
     pub queued: Duration,
     /// From there to the answer.
     pub computed: Duration,
+}
+
+/// What is said of one picture.
+#[derive(Default)]
+pub struct SeenPicture {
+    /// Its faces.
+    pub faces: Vec<IdentifiedFace>,
+    /// What is to be said of its file.
+    pub notes: Vec<DecodeNote>,
+    /// How it must be turned to show a face, where it shows none and [`Picture::must_show_face`] is set.
+    pub turned: Option<Rotation>,
+}
+
+impl SeenPicture {
+    /// The one face of the picture of this number in its request, and what is to be said of its file.
+    ///
+    /// # Errors
+    /// It shows no face, or several.
+    pub fn only_face(self, image: usize) -> Result<(IdentifiedFace, Vec<DecodeNote>), ApiError> {
+        let Self { mut faces, notes, turned } = self;
+        match (faces.len(), faces.pop()) {
+            (1, Some(face)) => Ok((face, notes)),
+            (_, None) => Err(ApiError::NoFace { image, turned }),
+            (_, Some(last)) => {
+                faces.push(last);
+                let faces = faces.iter().map(|face| (face.bounding_box, face.detection_confidence)).collect();
+                Err(ApiError::SeveralFaces { image, faces })
+            }
+        }
+    }
 }
 
 /// What goes in comes to the workers. They end when it is dropped and the queue is empty.

@@ -7,10 +7,10 @@ use std::{
 
 use bytes::Bytes;
 use facepipe_vision::{
-    DecodeError, DecodeLimits, DeviceKind, Embedder, EmbedderKind, Face, ModelError, Mtcnn, MtcnnConfig,
-    VisionError, decode_image, installed_embedder, load_embedder_on,
+    DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder, EmbedderKind, Face, ModelError,
+    Mtcnn, MtcnnConfig, VisionError, decode_with_notes, installed_embedder, load_embedder_on,
 };
-use image::RgbImage;
+use image::{RgbImage, imageops};
 
 /// A picture as it was sent.
 #[derive(Debug, Clone)]
@@ -19,13 +19,25 @@ pub struct Picture {
     pub bytes: Bytes,
     /// Whether it was cut out of a larger one around a face: smaller faces beside that are not looked for.
     pub cut_out: bool,
+    /// Whether it is looked at turned as well where it shows no face, to tell its sender.
+    pub must_show_face: bool,
 }
 
 impl From<Bytes> for Picture {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, cut_out: false }
+        Self { bytes, cut_out: false, must_show_face: false }
     }
 }
+
+impl Picture {
+    /// One that is of no use without a face.
+    pub fn of_a_face(bytes: Bytes) -> Self {
+        Self { bytes, cut_out: false, must_show_face: true }
+    }
+}
+
+/// Probability from which a face on a turned picture counts.
+const SURE: f32 = 0.95;
 
 /// The networks, loaded.
 pub struct Pipeline {
@@ -35,12 +47,48 @@ pub struct Pipeline {
     limits: DecodeLimits,
 }
 
+/// How a picture that shows no face must be turned to show one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// By 90 degrees clockwise.
+    Right,
+    /// By 180 degrees.
+    UpsideDown,
+    /// By 270 degrees clockwise.
+    Left,
+}
+
+impl Rotation {
+    const ALL: [Self; 3] = [Self::Right, Self::UpsideDown, Self::Left];
+
+    /// Clockwise, in degrees.
+    pub fn degrees(self) -> u16 {
+        match self {
+            Self::Right => 90,
+            Self::UpsideDown => 180,
+            Self::Left => 270,
+        }
+    }
+
+    fn of(self, picture: &RgbImage) -> RgbImage {
+        match self {
+            Self::Right => imageops::rotate90(picture),
+            Self::UpsideDown => imageops::rotate180(picture),
+            Self::Left => imageops::rotate270(picture),
+        }
+    }
+}
+
 /// The faces of one picture, and what the embedder takes of each, in the same order.
 pub struct FoundFaces {
     /// Where they are.
     pub faces: Vec<Face>,
     /// The network's input.
     pub crops: Vec<RgbImage>,
+    /// What is to be said of the picture's file.
+    pub notes: Vec<DecodeNote>,
+    /// How it must be turned to show a face, where it shows none as it is and that was asked.
+    pub turned: Option<Rotation>,
     /// When its bytes were taken up, how long they took to decode, and how long finding the faces took.
     pub took: (Instant, Duration, Duration),
 }
@@ -103,13 +151,30 @@ impl Pipeline {
     pub fn find_faces(&self, picture: &Picture) -> Result<FoundFaces, PictureError> {
         let cut_out = picture.cut_out;
         let begun = Instant::now();
-        let picture = decode_image(&picture.bytes, &self.limits)?;
+        let must_show_face = picture.must_show_face;
+        let Decoded { image: picture, notes } = decode_with_notes(&picture.bytes, &self.limits)?;
         let decoded = begun.elapsed();
         let faces = if cut_out { self.mtcnn.detect_filling(&picture) } else { self.mtcnn.detect(&picture) }?;
         // Only the crops leave this function: a batch of whole pictures could fill the memory.
         let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
+        let turned = if faces.is_empty() && must_show_face { self.turn_of(&picture)? } else { None };
         let took = (begun, decoded, begun.elapsed().saturating_sub(decoded));
-        Ok(FoundFaces { faces, crops, took })
+        Ok(FoundFaces { faces, crops, notes, turned, took })
+    }
+
+    /// How a picture without a face must be turned to show one; of several ways the one with the surest face.
+    fn turn_of(&self, picture: &RgbImage) -> Result<Option<Rotation>, VisionError> {
+        let mut best = None;
+        for turn in Rotation::ALL {
+            let faces = self.mtcnn.detect(&turn.of(picture))?;
+            let surest = faces.iter().map(|face| face.confidence).max_by(f32::total_cmp);
+            if let Some(confidence) = surest.filter(|&confidence| confidence >= SURE)
+                && best.is_none_or(|(best, _)| confidence > best)
+            {
+                best = Some((confidence, turn));
+            }
+        }
+        Ok(best.map(|(_, turn)| turn))
     }
 
     /// The embedding of a picture's largest face; `None` where it has no face.

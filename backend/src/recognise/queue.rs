@@ -7,15 +7,23 @@ use std::{
     time::Instant,
 };
 
-use facepipe_vision::Face;
+use facepipe_vision::{DecodeNote, Face};
 use opentelemetry::Context;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{ActiveModel, Picture, PictureError, RecogniseError, Recognised, VersionedModel};
+use super::{ActiveModel, Picture, PictureError, RecogniseError, Recognised, Rotation, VersionedModel};
 use crate::traces;
 
-/// The faces of one picture and their embeddings.
-pub type EmbeddedFaces = Vec<(Face, Vec<f32>)>;
+/// What came out for one picture.
+#[derive(Default)]
+pub struct Embedded {
+    /// Its faces and their embeddings.
+    pub faces: Vec<(Face, Vec<f32>)>,
+    /// What is to be said of its file.
+    pub notes: Vec<DecodeNote>,
+    /// How it must be turned to show a face.
+    pub turned: Option<Rotation>,
+}
 
 type Reply = oneshot::Sender<Result<Recognised, RecogniseError>>;
 
@@ -125,7 +133,7 @@ struct Progress {
     asker: Option<(Reply, OwnedSemaphorePermit)>,
     begun: Option<Begun>,
     /// Picture by picture.
-    faces: Vec<Result<EmbeddedFaces, PictureError>>,
+    faces: Vec<Result<Embedded, PictureError>>,
     left: usize,
 }
 
@@ -143,13 +151,13 @@ pub struct Computed {
     /// When the first was taken up.
     pub begun: Begun,
     /// Picture by picture.
-    pub faces: Vec<Result<EmbeddedFaces, PictureError>>,
+    pub faces: Vec<Result<Embedded, PictureError>>,
 }
 
 impl Request {
     fn new(pictures: Vec<Picture>, reply: Reply, room: OwnedSemaphorePermit) -> Self {
         let left = pictures.len();
-        let faces = (0..left).map(|_| Ok(Vec::new())).collect();
+        let faces = (0..left).map(|_| Ok(Embedded::default())).collect();
         let progress = Progress { asker: Some((reply, room)), begun: None, faces, left };
         let trace = traces::current();
         Self { pictures, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
@@ -169,7 +177,7 @@ impl Request {
     }
 
     /// What came out for a picture that was begun. With the last one, all of it.
-    pub fn computed(&self, number: usize, faces: Result<EmbeddedFaces, PictureError>) -> Option<Computed> {
+    pub fn computed(&self, number: usize, faces: Result<Embedded, PictureError>) -> Option<Computed> {
         let mut progress = self.progress();
         *progress.faces.get_mut(number)? = faces;
         progress.left = progress.left.checked_sub(1)?;
@@ -263,8 +271,8 @@ mod tests {
         let active = ActiveModel::default();
         let begun = Instant::now();
         assert!(request.begin(begun, &active) && !request.begin(Instant::now(), &active));
-        assert!(request.computed(1, Ok(Vec::new())).is_none());
-        let whole = request.computed(0, Ok(Vec::new())).unwrap();
+        assert!(request.computed(1, Ok(Embedded::default())).is_none());
+        let whole = request.computed(0, Ok(Embedded::default())).unwrap();
         assert_eq!((whole.begun.at, whole.faces.len()), (begun, 2));
         request.answer(Err(RecogniseError::Interrupted));
         assert!(matches!(answer.try_recv(), Ok(Err(RecogniseError::Interrupted))));

@@ -15,11 +15,11 @@ use opentelemetry::{
 };
 
 use super::{
-    ActiveModel, IdentifiedFace, Picture, PictureError, Pipeline, RecogniseError, Recognised, VersionedModel,
+    ActiveModel, Picture, PictureError, Pipeline, RecogniseError, Recognised, SeenPicture, VersionedModel,
     active::identify,
     pace::Pace,
     pipeline::FoundFaces,
-    queue::{Computed, EmbeddedFaces, Queue, Request, Turn, Waiting},
+    queue::{Computed, Embedded, Queue, Request, Turn, Waiting},
 };
 use crate::{
     metrics::{Metrics, Stage},
@@ -104,7 +104,10 @@ impl Worker {
 
         let mut embeddings = embeddings.into_iter();
         for (waiting, found) in awaited {
-            let faces = found.map(|found| found.faces.into_iter().zip(embeddings.by_ref()).collect());
+            let faces = found.map(|FoundFaces { faces, notes, turned, .. }| {
+                let faces = faces.into_iter().zip(embeddings.by_ref()).collect();
+                Embedded { faces, notes, turned }
+            });
             if let Some(computed) = waiting.request.computed(waiting.number, faces) {
                 self.answer(&waiting.request, computed);
             }
@@ -156,16 +159,16 @@ impl Worker {
 
     fn identify(
         &self,
-        picture: Result<EmbeddedFaces, PictureError>,
+        picture: Result<Embedded, PictureError>,
         model: Option<&VersionedModel>,
-    ) -> Result<Result<Vec<IdentifiedFace>, DecodeError>, RecogniseError> {
+    ) -> Result<Result<SeenPicture, DecodeError>, RecogniseError> {
         match picture {
-            Ok(faces) => {
-                let identified = faces
+            Ok(Embedded { faces, notes, turned }) => {
+                let faces = faces
                     .into_iter()
                     .map(|(face, embedding)| identify(model, &face, embedding, self.threshold))
                     .collect::<Result<_, IdentifyError>>()?;
-                Ok(Ok(identified))
+                Ok(Ok(SeenPicture { faces, notes, turned }))
             }
             Err(PictureError::Decode(error)) => Ok(Err(error)),
             Err(PictureError::Vision(error)) => Err(error.into()),

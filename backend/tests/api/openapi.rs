@@ -66,6 +66,6 @@ async fn the_page_is_served_whole_and_refers_to_nobody_else() {
     server.get("/docs/none-such.js").await.expect_error(404, "not_found");
     server.get("/docs/..%2f..%2fetc%2fpasswd").await.expect_error(404, "not_found");
     let answer = server.post("/docs").await;
-    assert_eq!(answer.headers["allow"], "GET");
+    assert_eq!(answer.headers["allow"], "GET, HEAD");
     answer.expect_error(405, "method_not_allowed");
 }

@@ -85,7 +85,7 @@ async fn pictures_that_cannot_be_compared_are_told_by_number() {
     }
 
     let answer = verify(&server, [face(), landscape()]).await;
-    assert_eq!(answer.body["error"]["details"], json!({ "image": 1, "faces": 0 }));
+    assert_eq!(answer.body["error"]["details"], json!({ "image": 1, "faces": 0, "turned": null }));
     assert!(answer.expect_error(422, "no_face").contains("image 1"));
 
     let group = std::fs::read(facepipe_test_support::require!("scenes/multiface.jpg")).unwrap();

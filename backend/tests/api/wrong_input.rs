@@ -24,25 +24,25 @@ async fn wrong_paths_and_methods_are_told_in_json() {
     server.get("/").await.expect_error(404, "not_found");
     server.post("/face-recognition/nothing").await.expect_error(404, "not_found");
     for (method, path, allowed) in [
-        (Method::POST, "/dataset", "GET"),
-        (Method::PUT, "/dataset/x", "GET, POST, PATCH, DELETE"),
-        (Method::POST, "/dataset/x/image/y", "GET, DELETE"),
+        (Method::POST, "/dataset", "GET, HEAD"),
+        (Method::PUT, "/dataset/x", "GET, HEAD, POST, PATCH, DELETE"),
+        (Method::POST, "/dataset/x/image/y", "GET, HEAD, DELETE"),
         (Method::GET, "/dataset/x/image", "POST"),
         (Method::GET, "/model/optimized-train", "POST"),
-        (Method::DELETE, "/face-recognition/get-results", "GET, POST"),
+        (Method::DELETE, "/face-recognition/get-results", "GET, HEAD, POST"),
         (Method::GET, "/face-recognition/store-results", "POST"),
         (Method::GET, "/face-recognition/send-results", "POST"),
         (Method::GET, "/face-recognition/verify", "POST"),
         (Method::GET, "/face-recognition/dry-run", "POST"),
-        (Method::POST, "/database/people", "GET"),
-        (Method::POST, "/database/x/last-known-location", "GET"),
-        (Method::POST, "/database/detections", "GET"),
-        (Method::POST, "/database/x/track", "GET"),
-        (Method::POST, "/cameras", "GET"),
-        (Method::POST, "/debug/IP", "GET"),
-        (Method::POST, "/debug/node-name", "GET"),
-        (Method::POST, "/startupz", "GET"),
-        (Method::POST, "/livez", "GET"),
+        (Method::POST, "/database/people", "GET, HEAD"),
+        (Method::POST, "/database/x/last-known-location", "GET, HEAD"),
+        (Method::POST, "/database/detections", "GET, HEAD"),
+        (Method::POST, "/database/x/track", "GET, HEAD"),
+        (Method::POST, "/cameras", "GET, HEAD"),
+        (Method::POST, "/debug/IP", "GET, HEAD"),
+        (Method::POST, "/debug/node-name", "GET, HEAD"),
+        (Method::POST, "/startupz", "GET, HEAD"),
+        (Method::POST, "/livez", "GET, HEAD"),
     ] {
         let answer = server.call(method.clone(), path).await;
         assert_eq!(answer.headers["allow"], allowed, "{path}");

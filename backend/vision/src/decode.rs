@@ -56,6 +56,32 @@ pub enum DecodeError {
     Corrupt(String),
 }
 
+/// What is said of a picture that was decoded although something is wrong with its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeNote {
+    /// A JPEG has all of its pixels and no end marker: whatever sent it cut off its last bytes.
+    #[error("the JPEG has no end marker; its pixels are complete")]
+    EndMissing,
+}
+
+impl DecodeNote {
+    /// For programs; never changes.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::EndMissing => "jpeg_end_missing",
+        }
+    }
+}
+
+/// A picture and what is to be said of its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoded {
+    /// Upright.
+    pub image: RgbImage,
+    /// None for most pictures.
+    pub notes: Vec<DecodeNote>,
+}
+
 /// Room for a decoder's own buffers (rows, tables, a palette) beside the pixels.
 const DECODER_OVERHEAD: u64 = 64 * 1024 * 1024;
 /// 16-bit RGBA, the widest pixel that a decoder hands out.
@@ -68,9 +94,18 @@ const MAX_BYTES_PER_PIXEL: u64 = 8;
 ///
 /// # Errors
 ///
-/// [`DecodeError`]. Bytes and pixels are checked before pixels are allocated; a file that ends early is
+/// [`DecodeError`]. Bytes and pixels are checked before pixels are allocated; a file that ends before its last pixel is
 /// [`DecodeError::Corrupt`], never a picture with a grey remainder.
 pub fn decode_image(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    decode_with_notes(bytes, limits).map(|decoded| decoded.image)
+}
+
+/// As [`decode_image`], and says what is wrong with the file of a picture that could be decoded all the same.
+///
+/// # Errors
+///
+/// As for [`decode_image`].
+pub fn decode_with_notes(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
@@ -86,16 +121,49 @@ pub fn decode_image(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, Dec
     })
 }
 
-fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, DecodeError> {
+    let mut notes = Vec::new();
+    let image = match jpeg_end(bytes).map_err(|reason| DecodeError::Corrupt(reason.to_owned()))? {
+        JpegEnd::Missing { next_restart } => {
+            notes.push(DecodeNote::EndMissing);
+            decode_without_end(bytes, next_restart, limits)?
+        }
+        JpegEnd::Marker | JpegEnd::NoJpeg => decode_whole(bytes, limits)?,
+    };
+    Ok(Decoded { image, notes })
+}
+
+/// Decodes a JPEG that lacks its end marker, if that is all that it lacks.
+///
+/// libjpeg warns and fills what is missing with zeros, which the crate that wraps it does not tell. So the data are
+/// continued in several ways: nothing of that shows in a picture that is complete, since decoders pass over what follows
+/// its last pixel, and pixels that are missing come out differently.
+fn decode_without_end(
+    bytes: &[u8],
+    next_restart: Option<u8>,
+    limits: &DecodeLimits,
+) -> Result<RgbImage, DecodeError> {
+    // Half of the marker, or of a byte of the data.
+    let data = bytes.get(..bytes.len() - bytes.iter().rev().take_while(|&&b| b == 0xff).count());
+    let continued = |more: &[u8]| decode_whole(&[data.unwrap_or_default(), more, &END].concat(), limits);
+    const END: [u8; 2] = [0xff, 0xd9];
+    let noise: [u8; 64] = std::array::from_fn(|i| [0xd6, 0xae, 0x9b, 0xc5, 0xf3, 0xb9, 0xea][i % 7]);
+    let image = continued(&[])?;
+    let mut same = continued(&noise)? == image;
+    // Pixels that are missing from a restart interval on are not reached otherwise.
+    if let Some(marker) = next_restart {
+        same &= continued(&[&[0xff, marker], &noise[..]].concat())? == image;
+    }
+    if same { Ok(image) } else { Err(DecodeError::Corrupt("the JPEG ends before its last pixel".to_owned())) }
+}
+
+fn decode_whole(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
     let reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| DecodeError::Corrupt(e.to_string()))?;
     let Some(format) = reader.format().filter(ImageFormat::reading_enabled) else {
         return Err(DecodeError::UnknownFormat);
     };
-    if format == ImageFormat::Jpeg {
-        check_jpeg_segments(bytes).map_err(|reason| DecodeError::Corrupt(reason.to_owned()))?;
-    }
     let mut decoder = reader.into_decoder().map_err(refuse)?;
     let (width, height) = decoder.dimensions();
     let too_many_pixels = DecodeError::TooManyPixels { width, height, max: limits.max_pixels };
@@ -153,37 +221,118 @@ fn decode_jpeg(bytes: &[u8], (width, height): (u32, u32)) -> Result<Option<RgbIm
 /// bytes it has.
 const MAX_JPEG_SCANS: usize = 64;
 
+/// How a file ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum JpegEnd {
+    /// It is no JPEG.
+    NoJpeg,
+    /// With the end marker, whatever follows that.
+    Marker,
+    /// In the data of a scan that may be the last one.
+    Missing {
+        /// The restart marker that would follow the data so far, where there are any.
+        next_restart: Option<u8>,
+    },
+}
+
 /// Follows the marker segments and scans of a JPEG to its end marker (ITU-T T.81, annex B), and says what is wrong
-/// where that is not reached.
+/// where neither that is reached nor all that the scans are to bring.
 ///
 /// The decoders fill the rest of a truncated picture with grey; a face in it would be stored as a worse face.
-fn check_jpeg_segments(bytes: &[u8]) -> Result<(), &'static str> {
-    const START_OF_SCAN: u8 = 0xda;
-    const END_OF_IMAGE: u8 = 0xd9;
-    let early = || "the JPEG ends before its end marker";
-    let mut scans = 0;
+fn jpeg_end(bytes: &[u8]) -> Result<JpegEnd, &'static str> {
+    const RESTART: std::ops::RangeInclusive<u8> = 0xd0..=0xd7;
+    let early = "the JPEG ends before its end marker";
+    if !bytes.starts_with(&[0xff, 0xd8, 0xff]) {
+        return Ok(JpegEnd::NoJpeg);
+    }
+    let mut scans = Scans::default();
     let mut rest = bytes;
-    loop {
-        // Entropy-coded data holds 0xff only before 0x00, a restart marker or fill, so this finds the next marker
-        // from the inside of a scan as well.
-        let at = rest.iter().position(|&b| b == 0xff).ok_or_else(early)?;
-        let (&marker, after) = rest.get(at + 1..).and_then(<[u8]>::split_first).ok_or_else(early)?;
+    // Entropy-coded data holds 0xff only before 0x00, a restart marker or fill, so this finds the next marker from the
+    // inside of a scan as well.
+    while let Some((&marker, after)) =
+        rest.iter().position(|&b| b == 0xff).and_then(|at| rest.get(at + 1..)).and_then(<[u8]>::split_first)
+    {
         rest = after;
         match marker {
-            END_OF_IMAGE => return Ok(()),
+            0xd9 => return Ok(JpegEnd::Marker),
             // Fill: the marker is still to come.
             0xff => rest = bytes.get(bytes.len() - after.len() - 1..).unwrap_or_default(),
             // No segment follows: stuffing, TEM, restart markers, start of image.
-            0x00 | 0x01 | 0xd0..=0xd8 => {}
+            0x00 | 0x01 | 0xd8 => {}
+            _ if RESTART.contains(&marker) => scans.restarts = scans.restarts.wrapping_add(1),
             _ => {
-                let [high, low] = *after.first_chunk().ok_or_else(early)?;
-                let length = usize::from(u16::from_be_bytes([high, low]));
-                rest = after.get(length.max(2)..).ok_or_else(early)?;
-                scans += usize::from(marker == START_OF_SCAN);
-                if scans > MAX_JPEG_SCANS {
-                    return Err("the JPEG has more than 64 scans");
-                }
+                let [high, low] = *after.first_chunk().ok_or(early)?;
+                let length = usize::from(u16::from_be_bytes([high, low])).max(2);
+                let segment = after.get(2..length).ok_or(early)?;
+                rest = after.get(length..).ok_or(early)?;
+                scans.segment(marker, segment)?;
             }
         }
+    }
+    if !scans.all_begun() {
+        return Err(early);
+    }
+    let next_restart = (scans.restart_interval > 0).then(|| RESTART.start() + scans.restarts % 8);
+    Ok(JpegEnd::Missing { next_restart })
+}
+
+/// What the segments of a JPEG say of its scans.
+#[derive(Default)]
+struct Scans {
+    count: usize,
+    progressive: bool,
+    /// By component of the frame: its id, and for each coefficient of a block the bits of it that no scan so far has
+    /// brought; [`NOTHING`] before the first scan with it.
+    components: Vec<(u8, [u8; 64])>,
+    restart_interval: u16,
+    /// Restart markers since the last scan began.
+    restarts: u8,
+}
+
+/// More bits than a coefficient has.
+const NOTHING: u8 = u8::MAX;
+
+impl Scans {
+    fn segment(&mut self, marker: u8, segment: &[u8]) -> Result<(), &'static str> {
+        match marker {
+            // Start of frame: precision, height, width, components of three bytes each.
+            0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
+                self.progressive = matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
+                let ids = segment.get(6..).unwrap_or_default().chunks(3).filter_map(|c| c.first());
+                self.components = ids.map(|&id| (id, [NOTHING; 64])).collect();
+            }
+            0xdd => {
+                self.restart_interval = segment.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes))
+            }
+            // Start of scan: the number of its components, two bytes each of them, which coefficients, which bits.
+            0xda => {
+                self.count += 1;
+                self.restarts = 0;
+                if self.count > MAX_JPEG_SCANS {
+                    return Err("the JPEG has more than 64 scans");
+                }
+                let (&count, after) = segment.split_first().ok_or("the JPEG has an empty scan")?;
+                let (ids, after) = after
+                    .split_at_checked(usize::from(count) * 2)
+                    .ok_or("the JPEG has a scan of more components than it names")?;
+                let (first, last, bits) = match (self.progressive, after) {
+                    (true, &[first, last, bits, ..]) => (usize::from(first), usize::from(last), bits & 0x0f),
+                    _ => (0, 63, 0),
+                };
+                for id in ids.iter().step_by(2) {
+                    let component = self.components.iter_mut().find(|(component, _)| component == id);
+                    let coefficients = component.and_then(|(_, left)| left.get_mut(first..=last));
+                    coefficients.into_iter().flatten().for_each(|left| *left = bits);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the last bits of all coefficients were in one of the scans, or would be in the last.
+    fn all_begun(&self) -> bool {
+        !self.components.is_empty()
+            && self.components.iter().all(|(_, left)| left.iter().all(|&bits| bits == 0))
     }
 }

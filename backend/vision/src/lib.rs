@@ -34,7 +34,7 @@ mod error;
 mod geometry;
 mod layers;
 
-pub use decode::{DecodeError, DecodeLimits, decode_image};
+pub use decode::{DecodeError, DecodeLimits, DecodeNote, Decoded, decode_image, decode_with_notes};
 pub use device::DeviceKind;
 pub use embedder::{
     Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder, load_embedder_on,

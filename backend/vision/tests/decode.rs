@@ -12,7 +12,7 @@
 use std::io::Cursor;
 
 use facepipe_test_support::require;
-use facepipe_vision::{DecodeError, DecodeLimits, decode_image};
+use facepipe_vision::{DecodeError, DecodeLimits, DecodeNote, decode_image, decode_with_notes};
 use image::{
     DynamicImage, ExtendedColorType, Frame, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage,
     codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
@@ -81,8 +81,78 @@ fn a_file_that_ends_early_is_refused() {
             }
         }
     }
-    let jpeg = encoded(ImageFormat::Jpeg);
-    assert!(matches!(decode(&jpeg[..jpeg.len() - 2]), Err(DecodeError::Corrupt(_))));
+}
+
+/// JPEGs of a noisy picture in which every bit shows: sequential and progressive, with and without restart intervals,
+/// grey, and with coarser colours.
+fn jpegs() -> Vec<(String, Vec<u8>)> {
+    use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+    let (width, height) = (75_u16, 52_u16);
+    let mut state = 1_u32;
+    let mut noise = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let pixels: Vec<u8> = (0..usize::from(width) * usize::from(height) * 3).map(|_| noise()).collect();
+    let mut made = Vec::new();
+    for progressive in [false, true] {
+        for restart in [0, 1, 4] {
+            for (sampling, colour) in [
+                (SamplingFactor::R_4_4_4, ColorType::Rgb),
+                (SamplingFactor::R_4_2_0, ColorType::Rgb),
+                (SamplingFactor::R_4_4_4, ColorType::Luma),
+            ] {
+                let mut bytes = Vec::new();
+                let mut encoder = Encoder::new(&mut bytes, 90);
+                encoder.set_progressive(progressive);
+                encoder.set_sampling_factor(sampling);
+                if restart > 0 {
+                    encoder.set_restart_interval(restart);
+                }
+                let channels = if colour == ColorType::Luma { 1 } else { 3 };
+                let pixels = &pixels[..usize::from(width) * usize::from(height) * channels];
+                encoder.encode(pixels, width, height, colour).unwrap();
+                made.push((
+                    format!("progressive {progressive}, restart {restart}, {sampling:?} {colour:?}"),
+                    bytes,
+                ));
+            }
+        }
+    }
+    made
+}
+
+#[test]
+fn a_jpeg_that_lacks_its_end_marker_alone_is_decoded_with_a_note() {
+    for (kind, jpeg) in jpegs() {
+        assert_eq!(jpeg[jpeg.len() - 2..], [0xff, 0xd9], "{kind}");
+        let whole = decode_with_notes(&jpeg, &DecodeLimits::default()).unwrap();
+        assert_eq!(whole.notes, [], "{kind}");
+        // Without the marker, and with its first half.
+        for lacking in [2, 1] {
+            let decoded = decode_with_notes(&jpeg[..jpeg.len() - lacking], &DecodeLimits::default());
+            let decoded = decoded.unwrap_or_else(|error| panic!("{kind} without {lacking} bytes: {error}"));
+            assert_eq!(decoded.notes, [DecodeNote::EndMissing], "{kind}");
+            assert!(decoded.image == whole.image, "{kind}");
+        }
+    }
+}
+
+#[test]
+fn a_jpeg_that_lacks_pixels_is_refused_wherever_it_ends() {
+    for (kind, jpeg) in jpegs() {
+        // The last bytes hold the last blocks; further ahead every place is like every other.
+        let ends = (3..80).chain((80..jpeg.len()).step_by(61));
+        for lacking in ends.filter(|lacking| *lacking < jpeg.len() - 4) {
+            match decode(&jpeg[..jpeg.len() - lacking]) {
+                Err(DecodeError::Corrupt(reason)) => {
+                    assert!(reason.contains("ends before"), "{kind}: {reason}")
+                }
+                Ok(_) => panic!("{kind} without {lacking} of {} bytes is decoded", jpeg.len()),
+                Err(other) => panic!("{kind} without {lacking} bytes: {other}"),
+            }
+        }
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::super::{
 use crate::{
     error::{ApiError, ErrorBody, ErrorDetail},
     face_id::InvalidFaceId,
-    recognise::ModelProblem,
+    recognise::{ModelProblem, Rotation},
     store::sql::{JobKind, JobStatus},
     train::{EmbeddingResult, INTERNAL, TrainingResult},
 };
@@ -32,11 +32,23 @@ Face recognition over HTTP: enrol people, train, ask who is on a picture, store 
 **Answers** are JSON unless said otherwise. Every error has the form of `Error`: a `code` that never changes, a \
 `message` that names the field and the limit, and the message's values as `details`. A path that does not exist is \
 answered with 404 `not_found`, a method that a path does not take with 405 `method_not_allowed` and the header \
-`Allow`. A field that this document does not know may be added to an answer at any time.
+`Allow`. HEAD is answered wherever GET is, the same without the body. A field that this document does not know may be added to an answer at any time.
+
+**Faces.** Where a picture must show exactly one face and shows several, the error `several_faces` has `boxes` in its \
+`details`: of each face the `bounding_box`, in pixels of the picture after its EXIF orientation was applied, and the \
+`detection_confidence`. Where it shows none, the details of `no_face` have `turned`: by how many degrees (90, 180 or 270) \
+the picture must be turned clockwise to show a face, or null where that does not help. Of a picture that was read although \
+something is wrong with its file, an answer has `notes`: `jpeg_end_missing` says that a JPEG was cut off after its last \
+pixel. One that lacks pixels is refused by every call, with `image_unreadable`.
 
 **Request ids.** Every answer has the header `X-Request-Id`, and an error's body the same as `request_id`: by it the \
 server's log is searched. It is the request's own, where that has 1 to 128 letters, digits, `-`, `_` and `.`. A request \
 may have `traceparent` (W3C Trace Context).
+
+**Connections** are kept for a while after an answer, as its header `Keep-Alive: timeout=75` says in seconds (setting \
+`keep_alive_s`). A client that has sent its request may close its side of the connection and read the answer.
+
+**Browsers.** Scripts of other origins may make calls where the setting `cors_origins` names the origin of their page.
 
 **Times** are RFC 3339. Answers give them in UTC; requests may have any offset, and a fraction down to microseconds.
 
@@ -357,8 +369,13 @@ const DETAILS: &[Sample] = &[|| ApiError::InvalidField {
 }];
 const DUPLICATE: &[Sample] =
     &[|| ApiError::DuplicateImage { image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into() }];
-const ONE_FACE: &[Sample] =
-    &[|| ApiError::NoFace { image: 0 }, || ApiError::SeveralFaces { image: 0, faces: 2 }];
+const ONE_FACE: &[Sample] = &[
+    || ApiError::NoFace { image: 0, turned: Some(Rotation::Right) },
+    || ApiError::SeveralFaces {
+        image: 0,
+        faces: vec![([112.5, 64.0, 208.0, 186.5], 0.996), ([320.0, 71.25, 402.5, 180.0], 0.988)],
+    },
+];
 /// Of forms with two pictures.
 const TWO_IMAGES: &[Sample] = &[
     || ApiError::TwoImagesExpected { images: 3 },
@@ -563,13 +580,18 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
 pub const OFTEN_ABSENT: &[(&str, &str)] = &[
     ("Job", "error"),
     ("RecognitionForm", "captured_at"),
+    ("AddedImage", "notes"),
+    ("Verification", "notes"),
     ("RecognitionForm", "track_id"),
     ("RecognitionForm", "box"),
     ("RecognitionForm", "key"),
     ("Results", "errors"),
     ("Results", "notice"),
+    ("Results", "notes"),
     ("SentResults", "errors"),
     ("SentResults", "notice"),
+    ("SentResults", "notes"),
     ("StoredResults", "errors"),
     ("StoredResults", "notice"),
+    ("StoredResults", "notes"),
 ];

@@ -42,7 +42,16 @@ const FORBIDDEN: &str = "Forbidden";
 
 /// The API's document as `/openapi.json` serves it: OpenAPI 3.0, JSON, everything in alphabetical order.
 pub fn document() -> String {
+    document_at(None)
+}
+
+/// The document of a server that its clients find at a URL, without a `/` at its end.
+pub fn document_at(public_url: Option<&str>) -> String {
     let (mut document, _) = build();
+    if let Some(url) = public_url {
+        document["servers"] =
+            json!([{ "url": url, "description": "The server that this document is from." }]);
+    }
     document.sort_all_objects();
     // A Value can always be written.
     let text = serde_json::to_string_pretty(&document).unwrap_or_default();
@@ -106,7 +115,7 @@ fn build() -> (Value, Vec<String>) {
     let responses = json!({
         "NotFound": builder.errors(&[ApiError::NotFound]),
         "MethodNotAllowed":
-            builder.errors(&[ApiError::MethodNotAllowed { method: "PUT".into(), allowed: "GET, POST" }]),
+            builder.errors(&[ApiError::MethodNotAllowed { method: "PUT".into(), allowed: "GET, HEAD, POST".into() }]),
         UNAUTHORIZED: builder.errors(&[ApiError::Unauthorized]),
         FORBIDDEN: builder.errors(&[ApiError::Forbidden]),
     });

@@ -9,6 +9,7 @@ use actix_web::{
     http::header::{self, ContentType},
     web,
 };
+use bytes::Bytes;
 use paperclip::{
     actix::{OperationModifier, api_v2_operation},
     v2::{
@@ -18,19 +19,17 @@ use paperclip::{
 };
 use utoipa_swagger_ui::Config;
 
-use super::super::{answer::describe, method_not_allowed};
+use super::super::{State, answer::describe, method_not_allowed};
 use crate::error::ApiError;
 
 /// The API's document.
-pub struct Document;
-
-static TEXT: LazyLock<String> = LazyLock::new(super::document);
+pub struct Document(Bytes);
 
 impl Responder for Document {
     type Body = BoxBody;
 
     fn respond_to(self, _: &HttpRequest) -> HttpResponse {
-        HttpResponse::Ok().content_type(ContentType::json()).body(TEXT.as_str())
+        HttpResponse::Ok().content_type(ContentType::json()).body(self.0)
     }
 }
 
@@ -52,8 +51,8 @@ impl OperationModifier for Document {
 ///
 /// `/docs` shows it in a browser and tries its calls out.
 #[api_v2_operation]
-pub async fn serve() -> Document {
-    Document
+pub async fn serve(state: web::Data<State>) -> Document {
+    Document(state.document.clone())
 }
 
 static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
