@@ -37,7 +37,7 @@ impl Picture {
 }
 
 /// Probability from which a face on a turned picture counts.
-const SURE: f32 = 0.95;
+const SURE: f32 = 0.99;
 
 /// The networks, loaded.
 pub struct Pipeline {

@@ -133,6 +133,9 @@ fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, DecodeError> {
     Ok(Decoded { image, notes })
 }
 
+/// Bytes by which a JPEG is continued: some blocks.
+const NOISE_BYTES: usize = 64;
+
 /// Decodes a JPEG that lacks its end marker, if that is all that it lacks.
 ///
 /// libjpeg warns and fills what is missing with zeros, which the crate that wraps it does not tell. So the data are
@@ -144,15 +147,16 @@ fn decode_without_end(
     limits: &DecodeLimits,
 ) -> Result<RgbImage, DecodeError> {
     // Half of the marker, or of a byte of the data.
-    let data = bytes.get(..bytes.len() - bytes.iter().rev().take_while(|&&b| b == 0xff).count());
-    let continued = |more: &[u8]| decode_whole(&[data.unwrap_or_default(), more, &END].concat(), limits);
-    const END: [u8; 2] = [0xff, 0xd9];
-    let noise: [u8; 64] = std::array::from_fn(|i| [0xd6, 0xae, 0x9b, 0xc5, 0xf3, 0xb9, 0xea][i % 7]);
+    let half = bytes.iter().rev().take_while(|&&b| b == 0xff).count();
+    let data = bytes.get(..bytes.len() - half).unwrap_or_default();
+    let continued = |more: &[u8]| decode_whole(&[data, more, &[0xff, 0xd9]].concat(), limits);
+    let noise: Vec<u8> =
+        [0xd6, 0xae, 0x9b, 0xc5, 0xf3, 0xb9, 0xea].into_iter().cycle().take(NOISE_BYTES).collect();
     let image = continued(&[])?;
     let mut same = continued(&noise)? == image;
     // Pixels that are missing from a restart interval on are not reached otherwise.
     if let Some(marker) = next_restart {
-        same &= continued(&[&[0xff, marker], &noise[..]].concat())? == image;
+        same &= continued(&[&[0xff, marker], noise.as_slice()].concat())? == image;
     }
     if same { Ok(image) } else { Err(DecodeError::Corrupt("the JPEG ends before its last pixel".to_owned())) }
 }

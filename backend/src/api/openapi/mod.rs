@@ -48,9 +48,9 @@ pub fn document() -> String {
 /// The document of a server that its clients find at a URL, without a `/` at its end.
 pub fn document_at(public_url: Option<&str>) -> String {
     let (mut document, _) = build();
-    if let Some(url) = public_url {
-        document["servers"] =
-            json!([{ "url": url, "description": "The server that this document is from." }]);
+    if let (Some(url), Some(document)) = (public_url, document.as_object_mut()) {
+        let server = json!({ "url": url, "description": "The server that this document is from." });
+        document.insert("servers".into(), json!([server]));
     }
     document.sort_all_objects();
     // A Value can always be written.
