@@ -14,6 +14,7 @@ camera_id=${FACEPIPE_CAMERA_ID:-$(hostname)}
 location=${FACEPIPE_LOCATION:-}
 token_file=${FACEPIPE_TOKEN_FILE:-}
 ca_file=${FACEPIPE_CA_FILE:-}
+pinned_sha256=${FACEPIPE_PINNED_SHA256:-}
 spool_dir=${FACEPIPE_SPOOL_DIR:-}
 policy=${FACEPIPE_POLICY:-best}
 decoder=${FACEPIPE_DECODER:-auto}
@@ -27,7 +28,10 @@ common_options='Common options (in brackets the environment variable that sets t
   --camera-id ID       name of the camera, stored with each detection [FACEPIPE_CAMERA_ID; the host name]
   --location TEXT      where the camera stands, stored with each detection [FACEPIPE_LOCATION]
   --token-file FILE    file with the token that the backend asks for [FACEPIPE_TOKEN_FILE]
-  --ca-file FILE       certificates (PEM) to trust for https beside the system'"'"'s [FACEPIPE_CA_FILE]
+  --ca-file FILE       certificates (PEM) to trust for https beside the system'"'"'s, authorities'"'"' or the backend'"'"'s own
+                       [FACEPIPE_CA_FILE]
+  --pinned-sha256 PIN  digest of the backend'"'"'s public key, sha256//BASE64: who has this key is the backend; several with
+                       semicolons between them [FACEPIPE_PINNED_SHA256]
   --spool-dir DIR      keep faces in DIR/<camera id> while the backend is away, across restarts [FACEPIPE_SPOOL_DIR;
                        in memory only]
   --policy best|every  few good pictures of each person, or each face of each frame [FACEPIPE_POLICY; best]
@@ -82,6 +86,7 @@ parse() {
                 --location) location=${2-} ;;
                 --token-file) token_file=${2-} ;;
                 --ca-file) ca_file=${2-} ;;
+                --pinned-sha256) pinned_sha256=${2-} ;;
                 --spool-dir) spool_dir=${2-} ;;
                 --policy) policy=${2-} ;;
                 --decoder) decoder=${2-} ;;
@@ -287,7 +292,7 @@ upright_part() {
 }
 
 # SUFFIX: from encoded video to frames with faces that have track ids. Frames of a camera that come too fast for this machine
-# pass facedetect without a search. (A leaky queue would drop them, and leave gaps at which all tracks end.)
+# pass facedetect without a search, and get predicted faces. (A leaky queue would drop them, for whoever follows as well.)
 faces_part() {
     local suffix=$1
     upright_part "$suffix"
@@ -303,14 +308,52 @@ upload_part() {
         "$(property camera-id "$id")" "$(property camera-location "$location")" "policy=$policy" "${crop[@]}")
     [[ -z $token_file ]] || part+=("$(property token-file "$token_file")")
     [[ -z $ca_file ]] || part+=("$(property ca-file "$ca_file")")
-    [[ -z $spool_dir ]] || part+=("$(property spool-dir "$spool_dir/$(file_name "$id")")")
+    [[ -z $pinned_sha256 ]] || part+=("$(property pinned-sha256 "$pinned_sha256")")
+    if [[ -n $spool_dir ]]; then
+        take_over "$id"
+        part+=("$(property spool-dir "$spool_dir/$(file_name "$id")")")
+    fi
     part+=("$@" "${upload[@]}")
 }
 
-# A camera's id as the name of a file or folder.
+# A camera's id as the name of a file or folder: bytes that are no ASCII letters, digits, dots within it, hyphens and underscores
+# as %XX, so that no two ids have the same. File systems take 255 bytes; of longer names the end becomes a digest of the id.
 file_name() {
-    local name=${1//[^A-Za-z0-9._-]/_}
-    printf '%s' "${name/#./_}"
+    local LC_ALL=C id=$1 name='' byte code i
+    for ((i = 0; i < ${#id}; i++)); do
+        byte=${id:i:1}
+        if [[ $byte != [A-Za-z0-9._-] || $name$byte == . ]]; then
+            printf -v code '%d' "'$byte"
+            printf -v byte '%%%02X' "$((code & 255))"
+        fi
+        name+=$byte
+    done
+    if ((${#name} > 200)); then
+        name=${name:0:150} name=${name%"%"} name=${name%"%"?}
+        name+='~'$(printf '%s' "$id" | sha256sum | head -c 32)
+    fi
+    printf '%s' "$name"
+}
+
+# CAMERA_ID: earlier versions of these scripts wrote an underscore for each character that is now written as %XX, so that cameras
+# could share a spool folder, in turns. What lies there is moved to where it is sent from now; each crop knows its camera. A
+# folder that another camera is using is left to that one, which sends all that is in it.
+take_over() {
+    local id=$1 new old found
+    new=$spool_dir/$(file_name "$id")
+    local names=("${id//[^A-Za-z0-9._-]/_}")
+    local LC_ALL=C
+    names+=("${id//[^A-Za-z0-9._-]/_}")
+    for old in "${names[@]}"; do
+        old=$spool_dir/${old/#./_}
+        [[ $old != "$new" && -d $old ]] || continue
+        found=$(find "$old" -maxdepth 1 -type f -name '*.crop' | wc -l) || continue
+        ((found)) || continue
+        [[ -d $new ]] || mkdir -m 700 -- "$new" || continue
+        if flock --nonblock "$old/.lock" find "$old" -maxdepth 1 -type f -name '*.crop' -exec mv -n -t "$new" -- {} +; then
+            say "$found faces that waited in $old now wait in $new"
+        fi
+    done
 }
 
 # Running. Children have process groups of their own (`set -m`), so that Ctrl-C reaches this script alone: gst-launch-1.0

@@ -33,8 +33,7 @@ parse "$@"
 for i in "${!sources[@]}"; do
     [[ -n ${ids[i]-} ]] || wrong "${sources[i]} has no --camera-id"
     for ((j = 0; j < i; j++)); do
-        # Names of spool folders must differ too.
-        [[ $(file_name "${ids[i]}") != "$(file_name "${ids[j]}")" ]] || wrong "two sources have the --camera-id ${ids[i]}"
+        [[ ${ids[i]} != "${ids[j]}" ]] || wrong "two sources have the --camera-id ${ids[i]}"
     done
     locations[i]=${locations[i]-$location}
 done
@@ -72,7 +71,7 @@ take_out() {
     for pair in "${upload[@]}"; do options+=(--upload "$pair"); done
     say "the camera ${ids[$1]} is tried again in a process of its own"
     "$here/$script" "${sources[$1]}" --camera-id "${ids[$1]}" --location "${locations[$1]}" --backend "$backend" \
-        --token-file "$token_file" --ca-file "$ca_file" --spool-dir "$spool_dir" --policy "$policy" \
+        --token-file "$token_file" --ca-file "$ca_file" --pinned-sha256 "$pinned_sha256" --spool-dir "$spool_dir" --policy "$policy" \
         --decoder "$decoder" --retry-max "$retry_max" "${options[@]}" </dev/null &
     alone+=("$!")
     helpers+=("$!")

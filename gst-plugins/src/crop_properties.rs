@@ -1,13 +1,18 @@
 //! The properties of cutting and choosing (`margin`, `min-size`, `policy` and so on), which `facecrop` and
 //! `facesink-http` share.
 
+use std::time::Duration;
+
 use gst::{glib, prelude::*};
 
-use crate::cutter::CutterSettings;
+use crate::cutter::{ClockLimit, CutterSettings};
+
+/// `max-clock-offset` without a limit.
+const ALWAYS: i32 = -1;
 
 /// The specifications; all may be changed while playing.
 pub fn param_specs() -> Vec<glib::ParamSpec> {
-    let CutterSettings { crop: defaults, policy, limits, .. } = CutterSettings::default();
+    let CutterSettings { crop: defaults, policy, limits, clock, .. } = CutterSettings::default();
     vec![
         glib::ParamSpecDouble::builder("margin")
             .nick("Margin")
@@ -82,12 +87,21 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .default_value(limits.min_quality)
             .mutable_playing()
             .build(),
+        glib::ParamSpecInt::builder("max-clock-offset")
+            .nick("Maximum clock offset")
+            .blurb(
+                "The camera's clock is taken for the time of capture while it is within so many seconds of this machine's,                  else this machine's (0 = never the camera's, -1 = always)",
+            )
+            .minimum(ALWAYS)
+            .default_value(clock_seconds(clock))
+            .mutable_playing()
+            .build(),
     ]
 }
 
 /// Takes a property's value, whose type and range GObject has checked; false for a property of another name.
 pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bool {
-    let CutterSettings { crop, min_size, policy, limits } = settings;
+    let CutterSettings { crop, min_size, policy, limits, clock } = settings;
     match name {
         "margin" => crate::set(&mut crop.margin, value),
         "min-size" => *min_size = value.get().ok(),
@@ -98,6 +112,15 @@ pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bo
         "improvement" => crate::set(&mut limits.improvement, value),
         "max-per-track" => crate::set(&mut limits.max_per_track, value),
         "min-quality" => crate::set(&mut limits.min_quality, value),
+        "max-clock-offset" => {
+            if let Ok(seconds) = value.get::<i32>() {
+                *clock = match u64::try_from(seconds) {
+                    Err(_) => ClockLimit::Always,
+                    Ok(0) => ClockLimit::Never,
+                    Ok(seconds) => ClockLimit::Within(Duration::from_secs(seconds)),
+                };
+            }
+        }
         _ => return false,
     }
     true
@@ -112,7 +135,7 @@ fn narrow<T: TryFrom<u32>>(setting: &mut T, value: &glib::Value) {
 
 /// A property's value; `None` for a property of another name.
 pub fn get(settings: &CutterSettings, name: &str) -> Option<glib::Value> {
-    let CutterSettings { crop, min_size, policy, limits } = settings;
+    let CutterSettings { crop, min_size, policy, limits, clock } = settings;
     Some(match name {
         "margin" => crop.margin.to_value(),
         "min-size" => min_size.unwrap_or(crop.min_size).to_value(),
@@ -123,6 +146,15 @@ pub fn get(settings: &CutterSettings, name: &str) -> Option<glib::Value> {
         "improvement" => limits.improvement.to_value(),
         "max-per-track" => limits.max_per_track.to_value(),
         "min-quality" => limits.min_quality.to_value(),
+        "max-clock-offset" => clock_seconds(*clock).to_value(),
         _ => return None,
     })
+}
+
+fn clock_seconds(limit: ClockLimit) -> i32 {
+    match limit {
+        ClockLimit::Never => 0,
+        ClockLimit::Always => ALWAYS,
+        ClockLimit::Within(limit) => i32::try_from(limit.as_secs()).unwrap_or(i32::MAX),
+    }
 }

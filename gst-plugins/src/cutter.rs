@@ -8,11 +8,14 @@ use gst_video::{VideoFrameRef, VideoInfo};
 
 use crate::{
     best_shot::{BestShots, Limits, Look, Merits, Refusal},
-    capture_time::{capture_time, running_time},
+    capture_time::{CaptureClock, Captured, running_time},
     crop::{CropError, CropRegion, CropSettings, Cropper, Encoding, Picture, default_min_size},
     frame,
     roi::{self, CropFacts, FaceRegion},
+    timeline::{Timeline, frame_length},
 };
+
+pub use crate::capture_time::ClockLimit;
 
 /// The shorter side of the smallest faces that count in such video, unless a limit is set: see [`default_min_size`].
 pub fn min_size_in(video: &VideoInfo) -> u32 {
@@ -49,6 +52,8 @@ pub struct CutterSettings {
     pub policy: Policy,
     /// How many of one track.
     pub limits: Limits,
+    /// When the camera's clock is taken.
+    pub clock: ClockLimit,
 }
 
 impl Default for CutterSettings {
@@ -58,6 +63,7 @@ impl Default for CutterSettings {
             min_size: None,
             policy: Policy::default(),
             limits: Limits { improvement: 0.2, max_per_track: 4, min_quality: 0.0 },
+            clock: ClockLimit::default(),
         }
     }
 }
@@ -132,6 +138,8 @@ pub struct FaceCutter {
     cropper: Cropper,
     shots: BestShots<Cut>,
     counts: Counts,
+    timeline: Timeline,
+    clock: CaptureClock,
 }
 
 impl FaceCutter {
@@ -145,9 +153,13 @@ impl FaceCutter {
         input: &Input<'_>,
         settings: &CutterSettings,
     ) -> Result<Vec<Shot>, gst::ErrorMessage> {
-        let time = running_time(input.segment, input.buffer).map(Duration::from);
-        let mut cuts = self.shots.end_idle(time.unwrap_or_default());
-        let now = time.unwrap_or_default();
+        let running_time = running_time(input.segment, input.buffer).map(Duration::from);
+        let length = frame_length(input.buffer, Some(input.info.fps()));
+        let time = self.timeline.frame(running_time, length).time;
+        // Of every frame, so that the camera's clock is known when the first face comes.
+        let captured =
+            self.clock.captured(input.element, running_time.map(|_| time), input.buffer, settings.clock);
+        let mut cuts = self.shots.end_idle(time);
         let (width, height) = (input.info.width(), input.info.height());
         let stretch = frame::stretch(input.info);
         let min_size = settings.min_size.unwrap_or_else(|| min_size_in(input.info));
@@ -161,7 +173,7 @@ impl FaceCutter {
             if inner_size(&face, width, height, stretch) < min_size {
                 self.counts.below_min_size += 1;
                 if let Some(id) = track(&face, settings) {
-                    self.shots.refuse(id, Refusal::TooSmall, now);
+                    self.shots.refuse(id, Refusal::TooSmall, time);
                 }
                 continue;
             }
@@ -174,18 +186,18 @@ impl FaceCutter {
             let at_best = merits.at_best();
             let good_enough = at_best >= settings.limits.min_quality;
             let wants = match track(&face, settings) {
-                Some(id) => self.shots.wants(id, look(&face), at_best, now, &settings.limits),
+                Some(id) => self.shots.wants(id, look(&face), at_best, time, &settings.limits),
                 None => good_enough,
             };
             if !good_enough {
-                self.too_poor(track(&face, settings), now);
+                self.too_poor(track(&face, settings), time);
             }
             if wants {
                 wanted.push((face, region, merits));
             }
         }
         if !wanted.is_empty() {
-            self.cut(input, time, settings, wanted, &mut cuts)?;
+            self.cut(input, (time, captured), settings, wanted, &mut cuts)?;
         }
         self.encode(cuts, settings)
     }
@@ -216,7 +228,7 @@ impl FaceCutter {
     fn cut(
         &mut self,
         input: &Input<'_>,
-        running_time: Option<Duration>,
+        (time, captured): (Duration, Captured),
         settings: &CutterSettings,
         wanted: Vec<(FaceRegion, CropRegion, Merits)>,
         cuts: &mut Vec<Cut>,
@@ -226,7 +238,6 @@ impl FaceCutter {
         })?;
         let described = frame::describe(&mapped)
             .map_err(|error| gst::error_msg!(gst::StreamError::Format, ("{error}")))?;
-        let captured_at = capture_time(input.element, input.segment, input.buffer);
         let references: Vec<_> = input
             .buffer
             .iter_meta::<gst::ReferenceTimestampMeta>()
@@ -243,15 +254,16 @@ impl FaceCutter {
             };
             let merits = Merits { sharpness, ..merits };
             if settings.limits.min_quality > 0.0 && merits.quality() < settings.limits.min_quality {
-                self.too_poor(track, running_time.unwrap_or_default());
+                self.too_poor(track, time);
                 continue;
             }
             let facts = CropFacts {
                 face,
                 frame_width: input.info.width(),
                 frame_height: input.info.height(),
-                captured_at,
-                running_time,
+                captured_at: Some(captured.at),
+                running_time: Some(time),
+                clock_refused: captured.clock_refused,
             };
             let cut = Cut { picture, facts, references: references.clone() };
             match track {
@@ -285,6 +297,12 @@ impl FaceCutter {
     /// Forgets what waits, as a flush asks for.
     pub fn clear(&mut self) {
         self.shots.clear();
+        self.timeline = Timeline::default();
+    }
+
+    /// A sentence for the bus, once, when the camera's clock is not taken.
+    pub fn take_notice(&mut self) -> Option<String> {
+        self.clock.take_notice()
     }
 }
 

@@ -29,7 +29,8 @@
 //! rectangle is the bounding box in the *full frame* that the crop was taken from, `id` and `detection` are
 //! those of the face, and a parameter structure `facepipe-crop` adds `frame-width` and `frame-height` (uint,
 //! pixels) and, where they are known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC) and `running-time`
-//! (uint64, nanoseconds: that of the frame, which may lie before the buffer's own). To other
+//! (uint64, nanoseconds: that of the frame, which may lie before the buffer's own), and `clock-refused` (boolean, true)
+//! where the camera's clock was not taken for `captured-at`. To other
 //! elements these buffers are plain pictures. A decoder may hand the metadata on to the picture it makes;
 //! since the rectangle is not one of that picture's own pixels, its type differs from that of a frame's
 //! faces.
@@ -105,8 +106,11 @@ pub struct CropFacts {
     pub frame_height: u32,
     /// When the frame was captured, since 1970-01-01 UTC.
     pub captured_at: Option<Duration>,
-    /// Running time of the frame. A best shot is sent later than it was taken, under a later timestamp.
+    /// Running time of the frame, which goes on where timestamps fall or are missing. A best shot is sent later than it was
+    /// taken, under a later timestamp.
     pub running_time: Option<Duration>,
+    /// The camera's clock was not taken for `captured_at`, since it is too far from this machine's.
+    pub clock_refused: bool,
 }
 
 /// Adds a face to a frame.
@@ -123,6 +127,11 @@ pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
 pub fn attach_candidate(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE_CANDIDATE, face, None);
     facts::attach(buffer, &face.facts());
+}
+
+/// Whether a frame carries regions of interest, of faces or of anything else.
+pub fn has_regions(buffer: &gst::BufferRef) -> bool {
+    buffer.iter_meta::<VideoRegionOfInterestMeta>().next().is_some()
 }
 
 /// The candidates of a frame, in the order in which they were attached.
@@ -196,6 +205,9 @@ pub fn attach_crop(buffer: &mut gst::BufferRef, facts: &CropFacts) {
             structure = structure.field(name, nanoseconds);
         }
     }
+    if facts.clock_refused {
+        structure = structure.field("clock-refused", true);
+    }
     attach(buffer, FACE_CROP, &facts.face, Some(structure.build()));
 }
 
@@ -209,6 +221,7 @@ pub fn crop_facts(buffer: &gst::BufferRef) -> Option<CropFacts> {
             frame_height: crop.get("frame-height").ok()?,
             captured_at: crop.get("captured-at").ok().map(Duration::from_nanos),
             running_time: crop.get("running-time").ok().map(Duration::from_nanos),
+            clock_refused: crop.get("clock-refused").unwrap_or(false),
         })
     })
 }
@@ -388,13 +401,15 @@ mod tests {
             frame_height: 1080,
             captured_at: Some(Duration::new(1_700_000_000, 123_456_789)),
             running_time: Some(Duration::from_millis(40)),
+            clock_refused: true,
         };
         attach_crop(buffer.make_mut(), &with_time);
         assert_eq!(crop_facts(&buffer.copy()), Some(with_time));
         assert!(faces(&buffer).is_empty(), "the rectangle is no region of the crop's own pixels");
 
         let mut buffer = gst::Buffer::new();
-        let without_time = CropFacts { captured_at: None, running_time: None, ..with_time };
+        let without_time =
+            CropFacts { captured_at: None, running_time: None, clock_refused: false, ..with_time };
         attach_crop(buffer.make_mut(), &without_time);
         assert_eq!(crop_facts(&buffer), Some(without_time));
     }

@@ -117,7 +117,7 @@ fn each_face_becomes_a_buffer_with_the_time_of_its_frame() {
 #[test]
 fn the_facts_of_the_face_travel_with_its_picture() {
     let info = info(VideoFormat::Rgb, 320, 240);
-    let mut harness = harness(&info, "policy=every");
+    let mut harness = harness(&info, "policy=every max-clock-offset=-1");
     let tracked = FaceRegion { track_id: Some(17), confidence: 0.875, ..face(10, 20, 40, 50) };
     let mut frame = with_faces(packed_frame(&info, gray), 0, &[tracked]);
     // 2024-05-06 07:08:09 UTC, as a camera says it by RTCP: in NTP time.
@@ -132,6 +132,73 @@ fn the_facts_of_the_face_travel_with_its_picture() {
     assert_eq!((facts.frame_width, facts.frame_height), (320, 240));
     assert_eq!(facts.captured_at.unwrap().as_secs(), unix);
     assert_eq!(crop.meta::<gst::ReferenceTimestampMeta>().unwrap().timestamp(), time);
+}
+
+/// A camera of 20 frames whose clock is so far ahead; every third frame, from the fourth on, says its time. Of each crop: how
+/// many seconds after the time of this machine it was captured, and whether the camera's clock was refused.
+fn captured(properties: &str, ahead: i64) -> (Vec<(i64, bool)>, Vec<String>) {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, &format!("policy=every {properties}"));
+    let bus = gst::Bus::new();
+    let element = harness.element().unwrap();
+    element.set_bus(Some(&bus));
+    let unix = gst::Caps::builder("timestamp/x-unix").build();
+    let mut found = Vec::new();
+    for n in 0..20 {
+        let mut frame = with_faces(packed_frame(&info, gray), 10 * n, &[face(10, 20, 40, 50)]);
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+        if n % 3 == 0 && n > 0 {
+            let said = now.as_nanos() as i64 + ahead * 1_000_000_000;
+            let said = gst::ClockTime::from_nseconds(said as u64);
+            gst::ReferenceTimestampMeta::add(frame.make_mut(), &unix, said, None);
+        }
+        harness.push(frame).unwrap();
+        let facts = roi::crop_facts(&harness.pull().unwrap()).unwrap();
+        let after = facts.captured_at.unwrap().as_secs_f64() - now.as_secs_f64();
+        found.push((after.round() as i64, facts.clock_refused));
+    }
+    let warnings = std::iter::from_fn(|| bus.pop_filtered(&[gst::MessageType::Warning]));
+    let text = |message: &gst::Message| match message.view() {
+        gst::MessageView::Warning(warning) => warning.error().to_string(),
+        _ => unreachable!(),
+    };
+    let warnings = warnings.map(|message| text(&message)).collect();
+    element.set_bus(None::<&gst::Bus>);
+    (found, warnings)
+}
+
+#[test]
+fn a_cameras_clock_is_taken_while_it_is_plausible_and_for_all_frames_or_none() {
+    let year = 31_557_600;
+    for ahead in [-300, 300, -26 * year] {
+        let (times, warnings) = captured("", ahead);
+        assert!(
+            times[..3].iter().all(|t| *t == (0, false)) && times[3..].iter().all(|t| *t == (0, true)),
+            "{times:?}"
+        );
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let expected = if ahead > 0 {
+            "300 s ahead of"
+        } else if ahead == -300 {
+            "300 s behind"
+        } else {
+            "26 years behind"
+        };
+        assert!(
+            warnings[0].contains(expected) && warnings[0].contains("max-clock-offset is 60 s"),
+            "{warnings:?}"
+        );
+    }
+    for (properties, ahead) in
+        [("", -20), ("max-clock-offset=600", -300), ("max-clock-offset=-1", -26 * year)]
+    {
+        let (times, warnings) = captured(properties, ahead);
+        assert!(times[..3].iter().all(|t| *t == (0, false)), "{times:?}");
+        assert!(times[3..].iter().all(|t| *t == (ahead, false)), "{properties}: {times:?}");
+        assert!(warnings.is_empty(), "{warnings:?}");
+    }
+    let (times, warnings) = captured("max-clock-offset=0", -2);
+    assert!(times.iter().all(|t| *t == (0, false)) && warnings.is_empty(), "never: {times:?}");
 }
 
 #[test]

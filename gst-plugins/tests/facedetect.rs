@@ -210,6 +210,49 @@ fn so_many_frames_are_searched_in_a_second_of_the_stream() {
     }
 }
 
+/// Of so many frames with these timestamps (milliseconds) and segments before them, how many are searched.
+fn searches(
+    harness: &mut Harness,
+    frame: &gst::Buffer,
+    timestamps: impl IntoIterator<Item = Option<u64>>,
+) -> usize {
+    let searched = |timestamp: &Option<u64>| {
+        let mut buffer = with_faces(frame.copy(), 0, &[]);
+        buffer.make_mut().set_pts(timestamp.map(gst::ClockTime::from_mseconds));
+        was_searched(&harness.push_and_pull(buffer).unwrap()).unwrap()
+    };
+    timestamps.into_iter().filter(searched).count()
+}
+
+#[test]
+fn the_rate_of_searches_is_kept_whatever_timestamps_do() {
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (info, frame) = picture(&require!(PORTRAIT));
+    let started = || harness(&info, &format!("max-fps=5 model={}", model.display()));
+    // 25 frames a second, so every fifth is searched.
+    let hour = 3_600_000;
+    let mut falling = started();
+    let timestamps = (0..50).map(|n| Some(40 * n + if n < 20 { hour } else { 0 }));
+    assert_eq!(searches(&mut falling, &frame, timestamps), 10, "from 1 h to 0");
+    let leaping = (0..50).map(|n| Some(40 * n + if n == 20 { 100 * hour } else { 0 }));
+    let found = searches(&mut started(), &frame, leaping);
+    assert!((10..=12).contains(&found), "{found} with one far ahead");
+    let early = (0..50).map(|n| Some(40 * n - if n % 5 == 4 { 60 } else { 0 }));
+    assert_eq!(searches(&mut started(), &frame, early), 10, "every fifth 60 ms early");
+    assert_eq!(searches(&mut started(), &frame, [Some(1000); 50]), 10, "one timestamp");
+    assert_eq!(searches(&mut started(), &frame, [None; 50]), 10, "no timestamps");
+    // A loop without a flush, three rounds.
+    let mut looping = started();
+    for round in 0..3 {
+        let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        segment.set_base(gst::ClockTime::from_mseconds(2000 * round));
+        looping.push_event(gst::event::Segment::new(&segment));
+        let found = searches(&mut looping, &frame, (0..50).map(|n| Some(40 * n)));
+        assert_eq!(found, 10, "round {round}");
+    }
+}
+
 #[test]
 fn faces_beyond_the_limits_of_size_are_left_out() {
     runtime!();

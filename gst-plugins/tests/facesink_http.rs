@@ -106,7 +106,14 @@ fn crop(content: &[u8], face: FaceRegion, captured_at: Option<Duration>) -> gst:
     writable.set_pts(gst::ClockTime::ZERO);
     roi::attach_crop(
         writable,
-        &CropFacts { face, frame_width: 1920, frame_height: 1080, captured_at, running_time: None },
+        &CropFacts {
+            face,
+            frame_width: 1920,
+            frame_height: 1080,
+            captured_at,
+            running_time: None,
+            clock_refused: false,
+        },
     );
     buffer
 }
@@ -191,6 +198,125 @@ fn the_capture_time_is_never_in_the_future_and_that_of_a_recording_counts_from_i
     sink.harness.push(late).unwrap();
     sink.eos();
     assert_eq!(server.received()[0].field("captured_at"), "2024-05-06T07:09:10.5+02:00");
+}
+
+#[test]
+fn crops_without_their_cameras_time_are_counted() {
+    let server = Server::answering([Answer::status(204)]);
+    let mut sink = Sink::for_jpeg(&server.url(), "");
+    for clock_refused in [true, false, true] {
+        let mut buffer = gst::Buffer::from_slice(b"x");
+        let now = std::time::UNIX_EPOCH.elapsed().ok();
+        let facts = CropFacts {
+            face: face(0, 0, 9, 9),
+            frame_width: 1920,
+            frame_height: 1080,
+            captured_at: now,
+            running_time: None,
+            clock_refused,
+        };
+        roi::attach_crop(buffer.make_mut(), &facts);
+        sink.harness.push(buffer).unwrap();
+    }
+    assert_eq!(sink.count("clock-refused"), 2);
+    // Pictures that facecrop has not made, by a camera that believes to be in 2000.
+    let mut picture = gst::Buffer::from_slice(b"from elsewhere");
+    let unix = gst::Caps::builder("timestamp/x-unix").build();
+    let said = gst::ClockTime::from_seconds(946_684_800);
+    gst::ReferenceTimestampMeta::add(picture.make_mut(), &unix, said, None);
+    sink.harness.push(picture).unwrap();
+    sink.eos();
+    assert_eq!(sink.count("clock-refused"), 3);
+    let received = server.received();
+    assert!(received.iter().flat_map(|r| r.all("captured_at")).all(|time| !time.starts_with("2000")));
+    assert_eq!(sink.messages(gst::MessageType::Warning).len(), 1, "its clock is told of");
+}
+
+#[test]
+fn a_recording_whose_timestamps_fall_goes_on_from_its_start() {
+    let server = Server::answering([Answer::status(204)]);
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let start = "capture-start=2024-05-06T07:08:09Z policy=every batch-size=1 workers=1";
+    let mut sink = Sink::start(&server.url(), start);
+    sink.harness.set_src_caps(info.to_caps().unwrap());
+    sink.harness.play();
+    for ms in [0, 1000, 2000, 40, 1040] {
+        let frame = with_faces(packed_frame(&info, |_, _| [90; 3]), ms, &[face(50, 50, 60, 60)]);
+        sink.harness.push(frame).unwrap();
+    }
+    sink.eos();
+    let times: Vec<String> = server.received().iter().flat_map(|r| r.all("captured_at")).collect();
+    let seconds = ["09Z", "10Z", "11Z", "11.04Z", "12.04Z"].map(|s| format!("2024-05-06T07:08:{s}"));
+    assert_eq!(times, seconds);
+}
+
+/// The warnings of an element for frames that nobody searched, and for such as `edit` makes of the last.
+fn unsearched(sink: &mut Sink, frames: u64, edit: impl Fn(&mut gst::BufferRef)) -> Vec<String> {
+    let info = info(VideoFormat::Rgb, 32, 32);
+    sink.harness.set_src_caps(info.to_caps().unwrap());
+    sink.harness.play();
+    for frame in 0..frames {
+        let mut buffer = with_faces(packed_frame(&info, |_, _| [90; 3]), 40 * frame, &[]);
+        if frame == frames - 1 {
+            edit(buffer.make_mut());
+        }
+        sink.harness.push(buffer).unwrap();
+    }
+    sink.eos();
+    sink.messages(gst::MessageType::Warning).iter().map(warning_text).collect()
+}
+
+#[test]
+fn frames_that_nobody_searched_are_told_of_once() {
+    let server = Server::answering([Answer::status(204)]);
+    for frames in [5, 300, 700] {
+        let warnings = unsearched(&mut Sink::start(&server.url(), ""), frames, |_| {});
+        assert_eq!(warnings.len(), 1, "{frames}: {warnings:?}");
+        assert!(warnings[0].contains("put facedetect before"), "{warnings:?}");
+    }
+    // A face of another detector, and a frame in which ours found nobody.
+    let other = |frame: &mut gst::BufferRef| {
+        gst_video::VideoRegionOfInterestMeta::add(frame, "face", (1, 1, 9, 9));
+    };
+    let ours = |frame: &mut gst::BufferRef| gstfacepipe::searched::mark(frame, true);
+    assert!(unsearched(&mut Sink::start(&server.url(), ""), 299, other).is_empty());
+    assert!(unsearched(&mut Sink::start(&server.url(), ""), 299, ours).is_empty());
+}
+
+#[test]
+fn a_pipeline_without_a_detector_says_so_once() {
+    common::init();
+    let server = Server::answering([Answer::status(204)]);
+    let elements = [
+        "facepipe-facetrack".to_owned(),
+        "facepipe-facetrack ! facepipe-facecrop".to_owned(),
+        "facepipe-facecrop".to_owned(),
+        "facepipe-faceoverlay".to_owned(),
+        format!(
+            "facepipe-facetrack ! queue ! facepipe-faceoverlay ! facepipe-facesink-http backend-url={}",
+            server.url()
+        ),
+    ];
+    for elements in elements {
+        let sink = if elements.contains("sink") { "" } else { " ! fakesink" };
+        let line = format!(
+            "videotestsrc num-buffers=320 ! video/x-raw,format=I420,width=32,height=32,framerate=1000/1 ! {elements}{sink}"
+        );
+        let pipeline = gst::parse::launch(&line).unwrap();
+        pipeline.set_state(gst::State::Playing).unwrap();
+        let bus = pipeline.bus().unwrap();
+        let wanted = [gst::MessageType::Eos, gst::MessageType::Error, gst::MessageType::Warning];
+        let mut warnings = Vec::new();
+        loop {
+            let message = bus.timed_pop_filtered(gst::ClockTime::from_seconds(20), &wanted).expect("an end");
+            match message.type_() {
+                gst::MessageType::Warning => warnings.push(warning_text(&message)),
+                kind => break assert_eq!(kind, gst::MessageType::Eos, "{elements}: {message:?}"),
+            }
+        }
+        pipeline.set_state(gst::State::Null).unwrap();
+        assert_eq!(warnings.len(), 1, "{elements}: {warnings:?}");
+    }
 }
 
 #[test]
@@ -754,6 +880,145 @@ fn https_trusts_the_ca_file_and_nobody_unknown() {
     assert!(warning.contains("cannot be reached") && warning.contains("certificate"), "{warning}");
     sink.eos();
     assert_eq!(server.received().len(), received.len());
+}
+
+/// A certificate that signs itself and its key's pin, and a server that has it.
+fn self_signed(edit: impl FnOnce(&mut rcgen::CertificateParams)) -> (String, String, rustls::ServerConfig) {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    // As `openssl req -x509` makes them: an authority's, with a common name.
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "faces.example");
+    edit(&mut params);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let der = CertificateDer::from(certificate.der().to_vec());
+    let parsed = rustls::server::ParsedCertificate::try_from(&der).unwrap();
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(parsed.subject_public_key_info());
+    let pin = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, digest);
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![der.clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    (certificate.pem(), pin, config)
+}
+
+/// What a crop over TLS meets: nothing, or the warning.
+fn upload_over_tls(config: rustls::ServerConfig, properties: &str) -> Result<(), String> {
+    let server = Server::start_tls(config, |_| Answer::json(201, r#"{"faces":[]}"#));
+    let url = format!("https://{}", server.address);
+    let mut sink = Sink::for_jpeg(&url, &format!("eos-timeout=0 {properties}"));
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    let wanted = [gst::MessageType::Warning, gst::MessageType::Element];
+    let message = sink.bus.timed_pop_filtered(gst::ClockTime::from_seconds(10), &wanted).unwrap();
+    let result = match message.type_() {
+        gst::MessageType::Warning => Err(warning_text(&message)),
+        _ => {
+            assert_eq!(structure(&message).name(), "facepipe-result");
+            Ok(())
+        }
+    };
+    sink.eos();
+    result
+}
+
+#[test]
+fn a_certificate_that_signs_itself_is_taken_where_it_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("backend.pem");
+    let named = format!("ca-file={}", ca_file.display());
+    let host = |host: &str| rcgen::SanType::IpAddress(host.parse().unwrap());
+    let not_authority = |params: &mut rcgen::CertificateParams| params.is_ca = rcgen::IsCa::NoCa;
+
+    for (what, edit) in [
+        ("as openssl makes it", &(|_: &mut _| ()) as &dyn Fn(&mut rcgen::CertificateParams)),
+        ("with a name", &|params| params.subject_alt_names.push(host("127.0.0.1"))),
+        ("of no authority", &not_authority),
+    ] {
+        let (pem, _, config) = self_signed(|params| edit(params));
+        std::fs::write(&ca_file, pem).unwrap();
+        assert_eq!(upload_over_tls(config, &named), Ok(()), "{what}");
+    }
+
+    // What else is wrong with it counts.
+    let (pem, _, config) = self_signed(|params| params.subject_alt_names.push(host("192.0.2.1")));
+    std::fs::write(&ca_file, pem).unwrap();
+    let warning = upload_over_tls(config, &named).unwrap_err();
+    assert!(warning.contains("certificate") && warning.contains("192.0.2.1"), "another host: {warning}");
+    let (pem, _, config) = self_signed(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    std::fs::write(&ca_file, pem).unwrap();
+    let warning = upload_over_tls(config, &named).unwrap_err();
+    assert!(warning.contains("expired"), "{warning}");
+    // Another that looks the same.
+    let (_, _, config) = self_signed(|_| ());
+    std::fs::write(&ca_file, self_signed(|_| ()).0).unwrap();
+    let warning = upload_over_tls(config, &named).unwrap_err();
+    assert!(warning.contains("name this certificate in ca-file, or its key in pinned-sha256"), "{warning}");
+}
+
+#[test]
+fn a_pinned_key_is_the_backends_whatever_its_certificate_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = |params: &mut rcgen::CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let (_, pin, config) = self_signed(old);
+    assert_eq!(upload_over_tls(config.clone(), &format!("pinned-sha256={pin}")), Ok(()));
+    // The next key beside it, so that it can be changed at any time.
+    let (_, next, next_config) = self_signed(|_| ());
+    for config in [config.clone(), next_config.clone()] {
+        assert_eq!(
+            upload_over_tls(config, &format!("pinned-sha256=\"sha256//{next};sha256//{pin}\"")),
+            Ok(())
+        );
+    }
+    let warning = upload_over_tls(next_config, &format!("pinned-sha256={pin}")).unwrap_err();
+    assert!(warning.contains(&format!("the key of its certificate is sha256//{next}")), "{warning}");
+    // With a file of authorities, both must hold.
+    let (pem, authority) = authority();
+    let ca_file = folder.path().join("ca.pem");
+    std::fs::write(&ca_file, pem).unwrap();
+    let both = format!("ca-file={} pinned-sha256={pin}", ca_file.display());
+    assert!(upload_over_tls(authority, &both).unwrap_err().contains("pinned-sha256 does not name"));
+    assert!(upload_over_tls(config, &both).unwrap_err().contains("certificate"));
+}
+
+#[test]
+fn a_camera_that_the_backend_would_refuse_is_an_error_at_the_start() {
+    let long = "x".repeat(201);
+    for (property, value, expected) in [
+        ("camera-id", long.as_str(), "has 201 characters, it must have 1 to 200"),
+        ("camera-id", "gate\n1", "camera-id `gate\\n1` has the control character '\\n'"),
+        ("camera-location", long.as_str(), "has 201 characters, it must have 0 to 200"),
+        ("camera-location", "Lobby\u{7}", "has the control character"),
+    ] {
+        common::init();
+        let element =
+            gst::ElementFactory::make("facepipe-facesink-http").property(property, value).build().unwrap();
+        let bus = gst::Bus::new();
+        element.set_bus(Some(&bus));
+        assert!(element.set_state(gst::State::Paused).is_err(), "{property}");
+        let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
+        let gst::MessageView::Error(error) = message.view() else { unreachable!() };
+        let text = error.error().to_string();
+        assert!(text.contains(property) && text.contains(expected), "{text}");
+        element.set_state(gst::State::Null).unwrap();
+        element.set_bus(None::<&gst::Bus>);
+    }
+    // Characters count, and not bytes.
+    let server = Server::answering([Answer::status(204)]);
+    let mut sink = Sink::for_jpeg(&server.url(), "");
+    let wide = "入".repeat(200);
+    sink.element.set_property("camera-id", &wide);
+    sink.element.set_property("camera-location", "no\tplace");
+    let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
+    assert!(warning.contains("camera-location `no\\tplace`") && warning.contains("former"), "{warning}");
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    sink.eos();
+    let received = server.received();
+    assert_eq!(received[0].field("camera_id"), wide);
+    assert_eq!(received[0].all("location").concat(), "");
 }
 
 #[test]

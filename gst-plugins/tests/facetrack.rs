@@ -176,13 +176,105 @@ fn the_maximum_age_is_heard_while_playing() {
 }
 
 #[test]
-fn a_discontinuity_ends_all_tracks() {
+fn lost_frames_end_no_track() {
     let mut track = Track::new("");
-    assert_eq!(track.ids(0, &[walker(0), face(900, 100, 50, 50)]), [1, 2]);
+    let beside = |ms| FaceRegion { left: walker(ms).left + 800, ..walker(ms) };
+    assert_eq!(track.ids(0, &[walker(0), beside(0)]), [1, 2]);
+    // A leaky queue before a slow element, or lost packets: a discontinuity at each frame.
+    for ms in (150..3000).step_by(150) {
+        let frame = track.push(ms, &[walker(ms), beside(ms)], |f| f.set_flags(gst::BufferFlags::DISCONT));
+        assert_eq!(ids(&faces(&frame)), [1, 2], "after {ms} ms");
+    }
+    assert!(!track.sent().iter().any(|sent| matches!(sent, Sent::Ended(_))));
+}
+
+#[test]
+fn timestamps_in_disorder_standing_still_or_missing_end_no_track() {
+    let early = |n: u64| Some(40 * n - if n % 5 == 4 { 60 } else { 0 });
+    let swapped = |n: u64| Some(40 * (n ^ 1));
+    let shaking = |n: u64| Some(if n % 2 == 0 { 40 * n } else { 40 * n + 70 });
+    let same = |_| Some(1000);
+    let none = |_| None;
+    let timestamps: [&dyn Fn(u64) -> Option<u64>; 5] = [&early, &swapped, &shaking, &same, &none];
+    for (kind, timestamp) in timestamps.into_iter().enumerate() {
+        let mut track = Track::new("max-age=300");
+        for n in 0..200 {
+            // Faces as they are when the frames come in turn.
+            let boxes = [walker(40 * n), face(900, 100, 50, 50)];
+            let frame = track.push(0, &boxes, |frame| {
+                frame.set_pts(timestamp(n).map(gst::ClockTime::from_mseconds));
+            });
+            assert_eq!(ids(&faces(&frame)), [1, 2], "kind {kind}, frame {n}");
+        }
+        // And still no track lives for ever: 300 ms are eight frames.
+        let missing: Vec<_> = (200..220)
+            .flat_map(|n| {
+                track.sent();
+                track.push(0, &[], |f| f.set_pts(timestamp(n).map(gst::ClockTime::from_mseconds)));
+                track.sent()
+            })
+            .filter(|sent| matches!(sent, Sent::Ended(_)))
+            .collect();
+        assert_eq!(missing, [Sent::Ended(vec![1, 2])], "kind {kind}");
+    }
+}
+
+#[test]
+fn predictions_and_speeds_do_not_suffer_from_timestamps_in_disorder() {
+    let mut track = Track::new("");
+    for n in 0..90_u64 {
+        let searched = n % 3 == 0;
+        let boxes = if searched { vec![walker(40 * n)] } else { vec![] };
+        let out = track.push(40 * n - if n % 5 == 4 { 60 } else { 0 }, &boxes, |frame| {
+            searched::mark(frame, searched);
+        });
+        let [seen] = faces_and_predictions(&out)[..] else { panic!("one face in frame {n}") };
+        assert_eq!(seen.track_id, Some(1));
+        let apart = seen.left.abs_diff(walker(40 * n).left);
+        assert!(n < 20 || apart <= 3, "frame {n}: {seen:?}, is at {:?}", walker(40 * n));
+    }
+}
+
+fn segment(edit: impl FnOnce(&mut gst::FormattedSegment<gst::ClockTime>)) -> gst::Event {
+    let mut segment = gst::FormattedSegment::<gst::ClockTime>::new();
+    edit(&mut segment);
+    gst::event::Segment::new(&segment)
+}
+
+#[test]
+fn another_segment_ends_all_tracks_and_the_same_again_does_not() {
+    let seconds = gst::ClockTime::from_seconds;
+    let mut track = Track::new("");
+    assert_eq!(track.ids(0, &[walker(0)]), [1]);
+    track.harness.push_event(segment(|_| {}));
+    assert_eq!(track.ids(40, &[walker(40)]), [1], "the same");
+    track.harness.push_event(segment(|s| s.set_stop(seconds(60))));
+    assert_eq!(track.ids(80, &[walker(80)]), [1], "it is known by now when it ends");
+    // As demuxers of fragments have it: each begins where it is, and timestamps mean what they meant.
+    track.harness.push_event(segment(|s| {
+        s.set_start(gst::ClockTime::from_mseconds(100));
+        s.set_time(gst::ClockTime::from_mseconds(100));
+        s.set_base(gst::ClockTime::from_mseconds(100));
+    }));
+    assert_eq!(track.ids(120, &[walker(120)]), [1], "a fragment");
     track.sent();
-    let frame = track.push(40, &[walker(40)], |frame| frame.set_flags(gst::BufferFlags::DISCONT));
-    assert_eq!(ids(&faces(&frame)), [3], "no id is given twice");
-    assert_eq!(track.sent(), [Sent::Ended(vec![1, 2]), Sent::Frame(40)]);
+    // A loop without a flush: running time goes on, and the recording begins again.
+    track.harness.push_event(segment(|s| s.set_base(gst::ClockTime::from_mseconds(160))));
+    assert_eq!(track.ids(0, &[walker(160)]), [2], "a loop");
+    assert_eq!(track.sent(), [Sent::Ended(vec![1]), Sent::Frame(0)]);
+}
+
+#[test]
+fn another_stream_ends_all_tracks_and_the_same_again_does_not() {
+    let mut track = Track::new("");
+    let start = |id: &str| gst::event::StreamStart::new(id);
+    track.harness.push_event(start("camera-1"));
+    track.sent();
+    assert_eq!(track.ids(0, &[walker(0)]), [1]);
+    track.harness.push_event(start("camera-1"));
+    assert_eq!(track.ids(40, &[walker(40)]), [1]);
+    track.harness.push_event(start("camera-2"));
+    assert_eq!(track.ids(80, &[walker(80)]), [2]);
 }
 
 #[test]
@@ -220,13 +312,17 @@ fn the_end_of_the_stream_ends_all_tracks() {
 }
 
 #[test]
-fn a_pause_without_frames_and_time_that_goes_back_end_all_tracks() {
+fn a_pause_without_frames_and_timestamps_that_begin_again_end_all_tracks() {
     let mut track = Track::new("max-age=1000");
     assert_eq!(track.ids(5000, &[walker(0)]), [1]);
     assert_eq!(track.ids(6001, &[walker(0)]), [2]);
-    assert_eq!(track.ids(6000, &[walker(0)]), [3]);
+    assert_eq!(track.ids(5001, &[walker(0)]), [2], "as long as max-age");
+    assert_eq!(track.ids(4000, &[walker(0)]), [3]);
+    assert_eq!(track.ids(4040, &[walker(0)]), [3], "and from there it goes on");
+    assert_eq!(track.ids(1_000_000_000, &[walker(0)]), [4]);
+    assert_eq!(track.ids(4080, &[walker(0)]), [5]);
     let ended: Vec<Sent> = track.sent().into_iter().filter(|sent| matches!(sent, Sent::Ended(_))).collect();
-    assert_eq!(ended, [Sent::Ended(vec![1]), Sent::Ended(vec![2])]);
+    assert_eq!(ended, (1..=4).map(|id| Sent::Ended(vec![id])).collect::<Vec<_>>());
 }
 
 #[test]

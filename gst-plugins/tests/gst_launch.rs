@@ -171,6 +171,8 @@ fn every_element_has_its_page_under_each_name_that_is_its_own() {
                 ("token", "writable"),
                 ("token-file", "String"),
                 ("ca-file", "PEM"),
+                ("pinned-sha256", "base64"),
+                ("max-clock-offset", "Default: 60"),
                 ("spool-dir", "0700"),
                 ("spool-max-bytes", "Default: 268435456"),
                 ("eos-timeout", "seconds"),

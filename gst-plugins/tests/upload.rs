@@ -31,6 +31,9 @@ use uuid::Uuid;
 
 const LONG: Duration = Duration::from_secs(20);
 
+/// The backend's own words.
+const UNREADABLE: &str = r#"{"error":{"code":"image_unreadable","message":"the picture cannot be read"}}"#;
+
 /// Sends at once, and repeats soon.
 fn config(url: String) -> UploadConfig {
     UploadConfig {
@@ -323,7 +326,7 @@ fn one_bad_picture_does_not_take_the_others_of_its_request_with_it() {
         let bad = images.iter().any(|image| image[0] == 2);
         let first = images[0][0] == 0;
         let delay = if first { Duration::from_millis(200) } else { Duration::ZERO };
-        Answer::status(if bad { 422 } else { 201 }).after(delay)
+        if bad { Answer::json(422, UNREADABLE) } else { Answer::status(201) }.after(delay)
     });
     let (uploader, events) = start(UploadConfig { workers: 1, ..config(server.url()) });
     for number in 0..=3 {
@@ -551,16 +554,55 @@ fn a_connection_closed_in_the_middle_of_an_answer_is_told_and_the_request_repeat
 
 #[test]
 fn an_address_that_is_not_the_backends_loses_nothing() {
-    let page = Answer::status(200).header("Content-Type", "text/html");
+    let page = |status| Answer::html(status, "<html><body>Go away</body></html>");
     let moved = Answer::status(302).header("Location", "http://login.example/");
-    for wrong in [page, moved, Answer::status(404)] {
+    let text = Answer::json(200, "welcome");
+    let api = Answer::json(422, r#"{"detail":[{"loc":["body"],"msg":"field required"}]}"#);
+    let pages = [200, 400, 403, 404, 407, 413, 415, 422, 502].map(page);
+    let others = [moved, text, api, Answer::status(404), Answer::status(400)];
+    for wrong in pages.into_iter().chain(others) {
+        let told = format!("{wrong:?}");
         let server = Server::answering([wrong, Answer::status(201)]);
         let (uploader, events) = start(config(server.url()));
         uploader.push(crop(1));
         assert_eq!(uploader.drain(LONG), Drained::Empty);
-        assert_eq!((uploader.stats().sent, uploader.stats().failed), (1, 0));
-        assert_eq!((outages(&events), recoveries(&events)), (1, 1));
+        assert_eq!((uploader.stats().sent, uploader.stats().failed), (1, 0), "{told}");
+        assert_eq!((outages(&events), recoveries(&events)), (1, 1), "{told}");
     }
+}
+
+#[test]
+fn a_proxys_refusal_is_told_as_what_it_is() {
+    let server = Server::answering([
+        Answer::html(400, "<html>Request Header Or Cookie Too Large"),
+        Answer::status(201),
+    ]);
+    let (uploader, events) = start(config(server.url()));
+    uploader.push(crop(1));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    let events = events.lock().unwrap();
+    let reason = events.iter().find_map(|event| match event {
+        Event::Trouble { kind: Trouble::Away, status: Some(400), reason, .. } => Some(reason.clone()),
+        _ => None,
+    });
+    assert_eq!(reason.unwrap(), "answers 400: Bad Request, a web page, which is not the backend's");
+}
+
+#[test]
+fn what_a_proxy_takes_for_too_large_is_sent_by_itself() {
+    let server = Server::start(|request: &Received| {
+        let images = request.images();
+        let delay = if images[0][0] == 0 { Duration::from_millis(200) } else { Duration::ZERO };
+        let large = images.len() > 1;
+        if large { Answer::html(413, "<html>Too large") } else { Answer::status(201) }.after(delay)
+    });
+    let (uploader, _) = start(UploadConfig { workers: 1, ..config(server.url()) });
+    uploader.push(crop(0));
+    server.wait_for(1);
+    (1..=3).for_each(|number| drop(uploader.push(crop(number))));
+    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!((uploader.stats().sent, uploader.stats().failed), (4, 0));
+    assert_eq!(server.received().iter().filter(|request| request.images().len() > 1).count(), 1);
 }
 
 #[test]

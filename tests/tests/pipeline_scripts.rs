@@ -348,6 +348,10 @@ fn file_replays_as_fast_as_it_can_with_the_time_of_the_recording() {
     // Whatever a shell or gst-launch-1.0 could take for its own.
     let (id, place) = (r#"gate "1" \ west"#, r#"Lobby, 2nd floor! a=b 'c' "d" $HOME"#);
     let spool = machine.text("spool");
+    // An earlier version let cameras share this folder. What it left is torn, which is told by the element that opens it.
+    let left = machine.path("spool/gate__1____west/000000000000000001-0123456789abcdef0123456789abcdef.crop");
+    std::fs::create_dir_all(left.parent().unwrap()).unwrap();
+    std::fs::write(&left, "torn").unwrap();
     let video = video.to_str().unwrap();
     let arguments = [
         video,
@@ -376,7 +380,9 @@ fn file_replays_as_fast_as_it_can_with_the_time_of_the_recording() {
     );
     assert!(found.iter().any(|d| d.captured_at > start + 3_000_000), "the end of the recording is there");
     assert_eq!(cameras(&backend), [id]);
-    assert!(machine.path("spool/gate__1____west").is_dir(), "each camera has a spool folder of its own");
+    let own = machine.path("spool/gate%20%221%22%20%5C%20west");
+    assert!(own.is_dir(), "each camera has a spool folder of its own");
+    assert!(!left.exists() && own.join(left.file_name().unwrap()).with_added_extension("damaged").exists());
 }
 
 #[test]
@@ -457,6 +463,8 @@ fn rtsp_comes_back_by_itself_after_a_camera_stalled_and_after_it_vanished() {
             "3",
             "--retry-max",
             "1",
+            "--upload",
+            "max-clock-offset=7200",
         ],
     );
     running.says("the stream failed at 'stall'; next attempt in 1 s");
@@ -471,8 +479,8 @@ fn rtsp_comes_back_by_itself_after_a_camera_stalled_and_after_it_vanished() {
     assert!(!printed.contains("secret-word"), "a password in the log:\n{printed}");
     let found = stored(&backend, "gate-1");
     assert!(found.iter().all(|detection| detection.location == "Lobby"));
-    let late = found.iter().filter(|d| (3500..3700).contains(&((d.received_at - d.captured_at) / 1_000_000)));
-    assert!(late.count() > 0, "no capture time is of the camera's own clock");
+    let by_camera = |d: &Detection| (3500..3700).contains(&((d.received_at - d.captured_at) / 1_000_000));
+    assert!(found.iter().any(by_camera), "no capture time is of the camera's own clock");
     drop(camera);
 }
 

@@ -9,6 +9,7 @@ use gst_video::{VideoInfo, VideoMeta};
 use crate::{
     crop_properties,
     cutter::{Counts, CutterSettings, FaceCutter, Input, Shot},
+    detector_watch::{self, DetectorWatch},
     frame, roi, track_events,
 };
 
@@ -24,6 +25,7 @@ struct State {
     cutter: FaceCutter,
     /// Timestamp of the last frame: that of pictures that are sent after their own frame.
     position: Option<gst::ClockTime>,
+    watch: DetectorWatch,
 }
 
 pub struct FaceCrop {
@@ -59,14 +61,27 @@ impl FaceCrop {
     fn shots(&self, buffer: &gst::BufferRef) -> Result<Vec<Shot>, gst::FlowError> {
         let settings = *self.settings();
         let mut state = self.state();
-        let State { info, segment, cutter, position } = &mut *state;
+        let State { info, segment, cutter, position, watch } = &mut *state;
         let info = info.as_ref().ok_or(gst::FlowError::NotNegotiated)?;
         *position = buffer.pts().or(*position);
         let element = self.obj();
         let input = Input { element: element.upcast_ref(), segment: segment.as_ref(), info, buffer };
         let shots = cutter.frame(&input, &settings);
+        let notice = cutter.take_notice();
+        let unsearched = watch.frame(buffer);
         drop(state);
+        self.warn(unsearched);
+        if let Some(notice) = notice {
+            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{notice}"));
+        }
         shots.map_err(|message| self.fail(message))
+    }
+
+    /// Says that there is nothing to do here.
+    fn warn(&self, text: Option<String>) {
+        let Some(text) = text else { return };
+        gst::element_imp_warning!(self, gst::StreamError::Failed, ("{text}"));
+        self.srcpad.push_event(detector_watch::told());
     }
 
     fn fail(&self, message: gst::ErrorMessage) -> gst::FlowError {
@@ -126,8 +141,13 @@ impl FaceCrop {
                 // What was seen before a flush is to be forgotten.
                 state.cutter.clear();
             }
-            gst::EventView::Eos(_) => flow = self.end(None),
+            gst::EventView::Eos(_) => {
+                let unsearched = self.state().watch.end();
+                self.warn(unsearched);
+                flow = self.end(None);
+            }
             gst::EventView::CustomDownstream(_) => {
+                self.state().watch.event(&event);
                 if let Some(tracks) = track_events::ended_tracks(&event) {
                     flow = self.end(Some(&tracks));
                 }

@@ -42,7 +42,11 @@
  * Each buffer has the timestamps of the frame with which it is sent, and a `GstVideoRegionOfInterestMeta` of
  * `roi_type` `face-crop` with the face's box in the full frame, its track id and score, the frame's size, its
  * running time and the time of capture (Unix time). The latter two are those of the frame that the face was
- * cut from, also where a picture is sent later.
+ * cut from, also where a picture is sent later. The time of capture is the camera's own (reference timestamps of `rtspsrc
+ * add-reference-timestamp-meta=true`) while its clock is within `max-clock-offset` seconds of this machine's, for all frames of
+ * the stream or for none; see `facesink-http`, which counts the pictures whose camera's clock was not taken.
+ *
+ * Where no detector has looked at the frames (`facedetect`, or another that marks faces), one warning says so.
  *
  * The same element is also registered as `facepipe-facecrop`.
  *

@@ -24,6 +24,7 @@ use crate::{
     frame,
     roi::{self, FaceRegion},
     searched, set,
+    timeline::{Moment, Timeline, frame_length},
 };
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
@@ -120,9 +121,9 @@ impl Settings {
     }
 
     /// The time from one searched frame to the next, at least.
-    fn period(&self) -> Option<gst::ClockTime> {
+    fn period(&self) -> Option<Duration> {
         let seconds = (self.max_fps > 0.0).then(|| 1.0 / self.max_fps)?;
-        gst::ClockTime::try_from(Duration::try_from_secs_f64(seconds).ok()?).ok()
+        Duration::try_from_secs_f64(seconds).ok()
     }
 }
 
@@ -208,8 +209,9 @@ struct State {
     info: Option<VideoInfo>,
     /// Frames seen since the start, a flush or a change of caps.
     frames: u64,
-    /// Timestamp from which on a frame is searched, where `max-fps` limits that.
-    due: Option<gst::ClockTime>,
+    timeline: Timeline,
+    /// Time from which on a frame is searched, where `max-fps` limits that.
+    due: Option<Duration>,
     /// The frame in which the network ran last, and what it found.
     last: Option<Last>,
     scene: Scene,
@@ -220,6 +222,7 @@ impl State {
     /// What was seen before counts no more.
     fn begin_anew(&mut self) {
         self.frames = 0;
+        self.timeline = Timeline::default();
         self.due = None;
         self.last = None;
         self.scene.forget();
@@ -227,17 +230,17 @@ impl State {
 
     /// Whether it is a frame's turn, where so much time lies between two that are searched. A frame that comes a bit late
     /// does not delay the following ones: on the average, the rate is reached.
-    fn is_due(&mut self, pts: Option<gst::ClockTime>, period: Option<gst::ClockTime>) -> bool {
-        let (Some(pts), Some(period)) = (pts, period) else {
+    fn is_due(&mut self, moment: Moment, period: Option<Duration>) -> bool {
+        let Some(period) = period else {
             self.due = None;
             return true;
         };
-        let due = self.due.unwrap_or(pts);
-        if pts < due {
+        let due = self.due.filter(|_| !moment.begins_again()).unwrap_or(moment.time);
+        if moment.time < due {
             return false;
         }
         let next = due.saturating_add(period);
-        self.due = Some(if next > pts { next } else { pts.saturating_add(period) });
+        self.due = Some(if next > moment.time { next } else { moment.time.saturating_add(period) });
         true
     }
 }
@@ -336,8 +339,14 @@ impl FaceDetect {
     ) -> Result<Verdict, gst::ErrorMessage> {
         let number = state.frames;
         state.frames = number.wrapping_add(1);
+        let due = running_time(Some(&self.obj().segment()), buffer);
+        let length = frame_length(buffer, state.info.as_ref().map(VideoInfo::fps));
+        let moment = state.timeline.frame(due.map(Duration::from), length);
+        if moment.begins_again() {
+            self.lateness().begin_again();
+        }
         if !number.is_multiple_of(u64::from(settings.interval.max(1)))
-            || !state.is_due(buffer.pts(), settings.period())
+            || !state.is_due(moment, settings.period())
         {
             return Ok(Verdict::Passed);
         }
@@ -350,7 +359,7 @@ impl FaceDetect {
         let recent = last.as_ref().filter(|_| since < Some(settings.max_gap.into()));
         // Even where every frame comes late, some are searched.
         let may_pass = recent.is_some() && since < Some(MAX_LATE);
-        if settings.qos && may_pass && self.is_late(buffer) {
+        if settings.qos && may_pass && due.is_some_and(|due| self.is_late(due)) {
             return Ok(Verdict::Late);
         }
 
@@ -419,9 +428,9 @@ impl FaceDetect {
         }
     }
 
-    fn is_late(&self, buffer: &gst::BufferRef) -> bool {
+    /// Whether the frame with this running time comes late.
+    fn is_late(&self, due: gst::ClockTime) -> bool {
         let element = self.obj();
-        let Some(due) = running_time(Some(&element.segment()), buffer) else { return false };
         let mut lateness = self.lateness();
         if lateness.wants_latency() {
             // Downstream may want to say something while upstream answers.

@@ -6,6 +6,9 @@ use gst::ClockTime;
 /// decoders for a backlog.
 const TOLERANCE: ClockTime = ClockTime::from_mseconds(200);
 
+/// A live frame cannot come before its time. One that seems to come earlier than this has a timestamp that leapt.
+const EARLIEST: ClockTime = ClockTime::from_seconds(1);
+
 /// What sinks, pipeline and sources say about time.
 #[derive(Debug, Default)]
 pub(super) struct Lateness {
@@ -15,6 +18,10 @@ pub(super) struct Lateness {
     configured: Option<ClockTime>,
     /// What the source was found to be.
     source: Source,
+    /// By how many nanoseconds timestamps are behind the clock (below 0: ahead) since they began again or leapt.
+    shift: i128,
+    /// They have begun again: the next frame is taken to be in time.
+    begins_again: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -55,17 +62,30 @@ impl Lateness {
 
     /// What was late before a flush says nothing about what comes after.
     pub(super) fn flush(&mut self) {
+        (self.late_until, self.shift, self.begins_again) = (None, 0, false);
+    }
+
+    /// Timestamps have fallen: they no longer say when their frames are due. How late the following ones are is measured
+    /// from the next.
+    pub(super) fn begin_again(&mut self) {
         self.late_until = None;
+        self.begins_again = true;
     }
 
     /// Whether the frame with running time `due` is late at `now`, where the pipeline has a clock.
-    pub(super) fn is_late(&self, due: ClockTime, now: Option<ClockTime>) -> bool {
+    pub(super) fn is_late(&mut self, due: ClockTime, now: Option<ClockTime>) -> bool {
         if self.late_until.is_some_and(|until| due <= until) {
             return true;
         }
         let (Source::Live(latency), Some(now)) = (self.source, now) else { return false };
         let allowed = latency.max(self.configured.unwrap_or_default()).saturating_add(TOLERANCE);
-        now > due.saturating_add(allowed)
+        let [due, now, allowed, earliest] =
+            [due, now, allowed, EARLIEST].map(|time| i128::from(time.nseconds()));
+        if self.begins_again || due + self.shift > now + earliest {
+            self.begins_again = false;
+            self.shift = now - due;
+        }
+        now > due + self.shift + allowed
     }
 }
 
@@ -108,5 +128,26 @@ mod tests {
             lateness.set_latency(answer);
             assert!(!lateness.is_late(ms(1000), Some(ms(99_000))));
         }
+    }
+
+    #[test]
+    fn timestamps_that_fall_or_leap_make_no_frame_late_for_ever() {
+        let mut lateness = Lateness::default();
+        lateness.set_latency(Some((true, ms(100))));
+        let hour = ms(3_600_000);
+        assert!(!lateness.is_late(hour, Some(hour)));
+        lateness.take_qos(300_000_000, Some(hour));
+        // From 1 h to 0: a camera that was switched off and on.
+        lateness.begin_again();
+        assert!(!lateness.is_late(ms(0), Some(hour + ms(40))));
+        assert!(
+            !lateness.is_late(ms(40), Some(hour + ms(80))) && !lateness.is_late(ms(80), Some(hour + ms(420)))
+        );
+        assert!(lateness.is_late(ms(120), Some(hour + ms(461))), "301 ms behind the first");
+        // One timestamp far ahead, and back.
+        assert!(!lateness.is_late(hour + hour, Some(hour + ms(500))));
+        lateness.begin_again();
+        assert!(!lateness.is_late(ms(200), Some(hour + ms(600))));
+        assert!(lateness.is_late(ms(240), Some(hour + ms(941))));
     }
 }

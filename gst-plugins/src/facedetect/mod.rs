@@ -27,7 +27,8 @@
  *
  * - `interval=3` searches every third frame. The others carry a mark, so that `facetrack` knows them from frames
  *   without faces and predicts where the faces are.
- * - `max-fps=5` searches at most five frames in a second of the stream, whatever its rate.
+ * - `max-fps=5` searches at most five frames in a second of the stream, whatever its rate. It goes by running time; where
+ *   timestamps begin again or leap, it goes on from there, and where they are missing or stand still, by the rate of the caps.
  * - `motion-threshold=3` lets the detector rest while nothing moves: the frame is compared with the one that was
  *   searched last, cell by cell, on a small picture of luma that is sampled straight from the planes. While no
  *   cell has changed by more than so many grey levels (of 255), the faces of then are attached again.

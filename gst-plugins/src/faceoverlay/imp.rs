@@ -15,6 +15,7 @@ use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::draw::{Color, Drawing, Font};
 use crate::{
+    detector_watch::{self, DetectorWatch},
     frame,
     results::{FaceResult, Inbox, Scope, Verdict},
     roi::{self, FaceRegion},
@@ -147,6 +148,7 @@ pub struct FaceOverlay {
     verdicts: Mutex<Verdicts>,
     info: Mutex<Option<VideoInfo>>,
     inbox: Mutex<Option<Arc<Inbox>>>,
+    watch: Mutex<DetectorWatch>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -154,6 +156,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FaceOverlay {
+    /// Says that there is nothing to do here.
+    fn warn(&self, text: Option<String>) {
+        let Some(text) = text else { return };
+        gst::element_imp_warning!(self, gst::StreamError::Failed, ("{text}"));
+        self.obj().src_pad().push_event(detector_watch::told());
+    }
+
     /// Takes over what facesink-http has published for this pipeline since the last frame.
     fn collect(&self, settings: &Settings) {
         let inbox = lock(&self.inbox).clone();
@@ -380,6 +389,7 @@ impl BaseTransformImpl for FaceOverlay {
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
         *lock(&self.inbox) = Some(Inbox::subscribe());
+        *lock(&self.watch) = DetectorWatch::default();
         Ok(())
     }
 
@@ -415,6 +425,11 @@ impl BaseTransformImpl for FaceOverlay {
                 verdicts.tracks.remove(&track);
             }
         }
+        lock(&self.watch).event(&event);
+        if event.type_() == gst::EventType::Eos {
+            let unsearched = lock(&self.watch).end();
+            self.warn(unsearched);
+        }
         self.parent_sink_event(event)
     }
 
@@ -433,6 +448,8 @@ impl BaseTransformImpl for FaceOverlay {
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
         let settings = lock(&self.settings).clone();
         self.collect(&settings);
+        let unsearched = lock(&self.watch).frame(buffer);
+        self.warn(unsearched);
         let faces = roi::faces_and_predictions(buffer);
         if faces.is_empty() {
             return Ok(gst::FlowSuccess::Ok);

@@ -2,8 +2,11 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,10 +17,11 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use crate::{
-    capture_time::{capture_time, running_time},
+    capture_time::{CaptureClock, Captured, not_after_now, running_time},
     crop::Encoding,
     crop_properties,
     cutter::{self, Counts, CutterSettings, FaceCutter, Shot},
+    detector_watch::DetectorWatch,
     frame,
     roi::{self, CropFacts, FaceRegion},
     track_events,
@@ -56,6 +60,7 @@ struct Settings {
     token: Option<Result<Token, TokenError>>,
     token_file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
+    pinned_sha256: Option<String>,
     otlp_endpoint: Option<String>,
     spool_dir: Option<PathBuf>,
     spool_max_bytes: u64,
@@ -84,6 +89,7 @@ impl Default for Settings {
             token: None,
             token_file: None,
             ca_file: None,
+            pinned_sha256: None,
             otlp_endpoint: None,
             spool_dir: None,
             spool_max_bytes: 256 << 20,
@@ -128,6 +134,9 @@ struct State {
     uploader: Arc<Uploader>,
     input: Option<Input>,
     cutter: FaceCutter,
+    /// Of pictures that facecrop has not made.
+    clock: CaptureClock,
+    watch: DetectorWatch,
     /// Shared by its crops for as long as it doesn't change.
     camera: Arc<Camera>,
     /// When the recording that is played was begun.
@@ -146,6 +155,8 @@ enum Input {
 pub struct FaceSinkHttp {
     settings: Mutex<Settings>,
     state: Mutex<Option<State>>,
+    /// Crops of this run that got this machine's time since their camera's clock was not taken.
+    clock_refused: AtomicU64,
     /// The counts of the last run, which can still be asked for after it.
     final_stats: Mutex<Stats>,
     final_counts: Mutex<Counts>,
@@ -169,7 +180,7 @@ impl FaceSinkHttp {
             Some(uploader) => uploader.stats(),
             None => *self.final_stats.lock().unwrap_or_else(PoisonError::into_inner),
         };
-        messages::stats(&stats, &self.counts())
+        messages::stats(&stats, &self.counts(), self.clock_refused())
     }
 
     /// What became of the faces of frames.
@@ -180,31 +191,26 @@ impl FaceSinkHttp {
         }
     }
 
-    /// When a buffer, or the frame that it was cut from, was captured; never in the future, where a recording
-    /// that runs faster than its clock would be.
+    pub(super) fn clock_refused(&self) -> u64 {
+        self.clock_refused.load(Ordering::Relaxed)
+    }
+
+    /// When a picture, or the frame that it was cut from, was captured: for a recording counted from its start, else never in
+    /// the future, where a recording that runs faster than its clock would be.
     fn captured_at(
         &self,
         start: Option<OffsetDateTime>,
-        segment: &gst::Segment,
-        buffer: Option<&gst::BufferRef>,
-        facts: Option<&CropFacts>,
+        running_time: Option<Duration>,
+        captured: Option<Captured>,
     ) -> OffsetDateTime {
         if let Some(start) = start {
-            let elapsed = facts.and_then(|facts| facts.running_time).or_else(|| {
-                buffer.and_then(|buffer| running_time(Some(segment), buffer)).map(Duration::from)
-            });
-            return start
-                .checked_add(elapsed.unwrap_or_default().try_into().unwrap_or_default())
-                .unwrap_or(start);
+            let elapsed = running_time.unwrap_or_default();
+            return start.checked_add(elapsed.try_into().unwrap_or_default()).unwrap_or(start);
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let captured = facts
-            .and_then(|facts| facts.captured_at)
-            .or_else(|| {
-                buffer.and_then(|buffer| capture_time(self.obj().upcast_ref(), Some(segment), buffer))
-            })
-            .unwrap_or(now)
-            .min(now);
+        if captured.is_some_and(|captured| captured.clock_refused) {
+            self.clock_refused.fetch_add(1, Ordering::Relaxed);
+        }
+        let captured = not_after_now(captured.map(|captured| captured.at));
         OffsetDateTime::UNIX_EPOCH
             .checked_add(captured.try_into().unwrap_or_default())
             .unwrap_or(OffsetDateTime::UNIX_EPOCH)
@@ -218,13 +224,19 @@ impl FaceSinkHttp {
         buffer: &gst::Buffer,
     ) -> Result<Vec<Crop>, gst::ErrorMessage> {
         let segment = self.obj().segment();
-        let State { input: Some(input), cutter, camera, capture_start: start, .. } = state else {
+        let State { input: Some(input), cutter, clock, camera, capture_start: start, .. } = state else {
             return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a buffer came before its caps")));
         };
         match input {
             Input::Picture(encoding) => {
                 let facts = roi::crop_facts(buffer);
-                let captured_at = self.captured_at(*start, &segment, Some(buffer), facts.as_ref());
+                let running_time = facts
+                    .and_then(|facts| facts.running_time)
+                    .or_else(|| running_time(Some(&segment), buffer).map(Duration::from));
+                let captured = facts.and_then(|facts| captured(&facts)).unwrap_or_else(|| {
+                    clock.captured(self.obj().upcast_ref(), running_time, buffer, settings.crop.clock)
+                });
+                let captured_at = self.captured_at(*start, running_time, Some(captured));
                 // Shares the memory with the buffer for as long as the crop waits.
                 let mapped = buffer.clone().into_mapped_buffer_readable().map_err(|_| {
                     gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"))
@@ -237,26 +249,19 @@ impl FaceSinkHttp {
                 let input =
                     cutter::Input { element: element.upcast_ref(), segment: Some(&segment), info, buffer };
                 let shots = cutter.frame(&input, &settings.crop)?;
-                Ok(shots.into_iter().map(|shot| self.crop_of(shot, camera, *start, &segment)).collect())
+                Ok(shots.into_iter().map(|shot| self.crop_of(shot, camera, *start)).collect())
             }
         }
     }
 
-    fn crop_of(
-        &self,
-        shot: Shot,
-        camera: &Arc<Camera>,
-        start: Option<OffsetDateTime>,
-        segment: &gst::Segment,
-    ) -> Crop {
-        let captured_at = self.captured_at(start, segment, None, Some(&shot.facts));
+    fn crop_of(&self, shot: Shot, camera: &Arc<Camera>, start: Option<OffsetDateTime>) -> Crop {
+        let captured_at = self.captured_at(start, shot.facts.running_time, captured(&shot.facts));
         new_crop(Bytes::from(shot.encoded), shot.encoding, camera, captured_at, Some(shot.facts.face))
     }
 
     /// Queues the best pictures of tracks that ended: of these, or of all.
     fn end_tracks(&self, tracks: Option<&[i32]>) {
         let settings = self.settings().crop;
-        let segment = self.obj().segment();
         let mut guard = self.state();
         let Some(state) = guard.as_mut() else { return };
         let shots = match tracks {
@@ -267,7 +272,7 @@ impl FaceSinkHttp {
             Ok(shots) => {
                 for shot in shots {
                     // Events cannot wait for room as frames can.
-                    let crop = self.crop_of(shot, &state.camera, state.capture_start, &segment);
+                    let crop = self.crop_of(shot, &state.camera, state.capture_start);
                     state.uploader.push_at_once(crop);
                 }
             }
@@ -275,6 +280,12 @@ impl FaceSinkHttp {
                 drop(guard);
                 self.post_error_message(message);
             }
+        }
+    }
+
+    fn warn(&self, text: Option<String>) {
+        if let Some(text) = text {
+            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{text}"));
         }
     }
 
@@ -305,14 +316,30 @@ impl FaceSinkHttp {
         if let Some(Err(error)) = &settings.token {
             gst::element_imp_warning!(self, gst::ResourceError::Settings, ("token {error}: none is sent"));
         }
-        let mut state = self.state();
-        let Some(state) = state.as_mut() else { return };
+        let mut guard = self.state();
+        let Some(state) = guard.as_mut() else { return };
         state.uploader.tune(settings.tuning());
         let camera = settings.camera();
-        if *state.camera != camera {
-            state.camera = Arc::new(camera);
+        if *state.camera == camera {
+            return;
+        }
+        match camera.check() {
+            Ok(()) => state.camera = Arc::new(camera),
+            Err(error) => {
+                drop(guard);
+                gst::element_imp_warning!(
+                    self,
+                    gst::ResourceError::Settings,
+                    ("{error}: the camera keeps its former name and place")
+                );
+            }
         }
     }
+}
+
+/// What a crop says of the time of its frame.
+fn captured(facts: &CropFacts) -> Option<Captured> {
+    facts.captured_at.map(|at| Captured { at, clock_refused: facts.clock_refused })
 }
 
 fn parse_capture_start(text: &str) -> Result<OffsetDateTime, gst::ErrorMessage> {
@@ -457,7 +484,19 @@ impl ObjectImpl for FaceSinkHttp {
                     .build(),
                 glib::ParamSpecString::builder("ca-file")
                     .nick("CA file")
-                    .blurb("Certificates (PEM) that are trusted for https beside the system's")
+                    .blurb(
+                        "Certificates (PEM) that are trusted for https beside the system's: those of authorities, or the \
+                         backend's own, also one that signs itself",
+                    )
+                    .mutable_ready()
+                    .build(),
+                glib::ParamSpecString::builder("pinned-sha256")
+                    .nick("Pinned keys")
+                    .blurb(
+                        "SHA-256 of the backend's public key in base64, with or without sha256// before it (RFC 7469), \
+                         several with semicolons between them: who has one of these keys is the backend, whatever its \
+                         certificate says; with ca-file, the certificate is checked as well",
+                    )
                     .mutable_ready()
                     .build(),
                 glib::ParamSpecString::builder("otlp-endpoint")
@@ -508,8 +547,9 @@ impl ObjectImpl for FaceSinkHttp {
                     .blurb(
                         "Counts since the start. Crops: queued (in memory now), sent, failed (refused, or given up after \
                          retries), dropped (queue full, or left at the stop), spooled, spool-files (now), spool-dropped, \
-                         spool-damaged; spool-bytes (now), spool-errors; requests, retries; bytes (written to the \
-                         network, headers included), bytes-received, image-bytes (of the pictures sent). Of raw video: \
+                         spool-damaged, clock-refused (with this machine's time instead of the camera's); spool-bytes \
+                         (now), spool-errors; requests, retries; bytes (written to the network, headers included), \
+                         bytes-received, image-bytes (of the pictures sent). Of raw video: \
                          below-min-size and below-min-quality (faces that were left out), tracks-below-min-size and \
                          tracks-below-min-quality (tracks that ended without a picture for that), min-size (what counts \
                          in frames as the last one, pixels)",
@@ -544,6 +584,7 @@ impl ObjectImpl for FaceSinkHttp {
             "token" => settings.token = filled().map(|text| Token::new(&text)),
             "token-file" => settings.token_file = filled().map(PathBuf::from),
             "ca-file" => settings.ca_file = filled().map(PathBuf::from),
+            "pinned-sha256" => settings.pinned_sha256 = filled(),
             "otlp-endpoint" => settings.otlp_endpoint = filled(),
             "spool-dir" => settings.spool_dir = filled().map(PathBuf::from),
             "spool-max-bytes" => settings.spool_max_bytes = value.get().unwrap_or(defaults.spool_max_bytes),
@@ -579,6 +620,7 @@ impl ObjectImpl for FaceSinkHttp {
             "retries" => settings.retries.to_value(),
             "token-file" => path(&settings.token_file),
             "ca-file" => path(&settings.ca_file),
+            "pinned-sha256" => settings.pinned_sha256.to_value(),
             "otlp-endpoint" => settings.otlp_endpoint.to_value(),
             "spool-dir" => path(&settings.spool_dir),
             "spool-max-bytes" => settings.spool_max_bytes.to_value(),
@@ -629,6 +671,8 @@ impl BaseSinkImpl for FaceSinkHttp {
         if let Some(Err(error)) = &settings.token {
             return Err(refuse(&format_args!("token {error}")));
         }
+        let camera = settings.camera();
+        camera.check().map_err(|error| refuse(&error))?;
         let has_token = settings.token.is_some() || settings.token_file.is_some();
         if has_token && upload::exposes_tokens(&settings.backend_url) {
             gst::element_imp_warning!(
@@ -644,6 +688,7 @@ impl BaseSinkImpl for FaceSinkHttp {
                 backend_url: settings.backend_url.clone(),
                 endpoint: settings.endpoint,
                 ca_file: settings.ca_file.clone(),
+                pinned_sha256: settings.pinned_sha256.clone(),
                 workers: usize::try_from(settings.workers).unwrap_or(1),
                 otlp_endpoint: settings.otlp_endpoint.clone(),
                 spool: settings.spool(),
@@ -657,11 +702,14 @@ impl BaseSinkImpl for FaceSinkHttp {
             }),
         )
         .map_err(|error| refuse(&error))?;
+        self.clock_refused.store(0, Ordering::Relaxed);
         *self.state() = Some(State {
             uploader: Arc::new(uploader),
             input: None,
             cutter: FaceCutter::default(),
-            camera: Arc::new(settings.camera()),
+            clock: CaptureClock::default(),
+            watch: DetectorWatch::default(),
+            camera: Arc::new(camera),
             capture_start,
             overflowing: false,
         });
@@ -730,10 +778,15 @@ impl BaseSinkImpl for FaceSinkHttp {
     fn event(&self, event: gst::Event) -> bool {
         match event.type_() {
             gst::EventType::Eos => {
+                let unsearched = self.state().as_mut().and_then(|state| state.watch.end());
+                self.warn(unsearched);
                 self.end_tracks(None);
                 self.drain();
             }
             gst::EventType::CustomDownstream => {
+                if let Some(state) = self.state().as_mut() {
+                    state.watch.event(&event);
+                }
                 if let Some(tracks) = track_events::ended_tracks(&event) {
                     self.end_tracks(Some(&tracks));
                 }
@@ -760,9 +813,17 @@ impl BaseSinkImpl for FaceSinkHttp {
                 return Err(gst::FlowError::Error);
             }
         };
+        let notice = state.cutter.take_notice().or_else(|| state.clock.take_notice());
+        let notice = notice.filter(|_| settings.capture_start.is_none());
+        let unsearched = match state.input {
+            Some(Input::Raw(_)) => state.watch.frame(buffer),
+            _ => None,
+        };
         let uploader = Arc::clone(&state.uploader);
         // The queue may make it wait, and meanwhile the state must be free.
         drop(guard);
+        self.warn(notice);
+        self.warn(unsearched);
         let mut dropped = false;
         for mut crop in crops {
             loop {

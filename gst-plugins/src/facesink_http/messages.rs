@@ -112,8 +112,9 @@ fn fate(element: &super::FaceSinkHttp) -> &'static str {
     }
 }
 
-/// The counts as the property `stats` and the message have them.
-pub(super) fn stats(stats: &Stats, counts: &Counts) -> gst::Structure {
+/// The counts as the property `stats` and the message have them: those of the uploader, of the cutter, and the crops whose
+/// camera's clock was not taken.
+pub(super) fn stats(stats: &Stats, counts: &Counts, clock_refused: u64) -> gst::Structure {
     let structure = gst::Structure::builder("facepipe-stats")
         .field("queued", stats.queued)
         .field("sent", stats.sent)
@@ -125,6 +126,7 @@ pub(super) fn stats(stats: &Stats, counts: &Counts) -> gst::Structure {
         .field("spool-dropped", stats.spool_dropped)
         .field("spool-damaged", stats.spool_damaged)
         .field("spool-errors", stats.spool_errors)
+        .field("clock-refused", clock_refused)
         .field("requests", stats.requests)
         .field("retries", stats.retries)
         .field("bytes", stats.bytes)
@@ -134,7 +136,8 @@ pub(super) fn stats(stats: &Stats, counts: &Counts) -> gst::Structure {
 }
 
 pub(super) fn post_stats(element: &super::FaceSinkHttp, counts: &Stats) {
-    post_structure(element, stats(counts, &element.imp().counts()));
+    let sink = element.imp();
+    post_structure(element, stats(counts, &sink.counts(), sink.clock_refused()));
 }
 
 /// Tells the overlays of this process.

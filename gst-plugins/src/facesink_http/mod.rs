@@ -35,12 +35,16 @@
  * |---|---|---|
  * | takes a crop (2xx) | it is done | `facepipe-result` |
  * | refuses one of several pictures (`errors` in its answer) | that one is done, the others are not sent again | `facepipe-rejected`, and a warning for the first of a row |
- * | refuses a request (400, 413, 415, 422) | its crops are sent one by one; those refused again are done | the same |
+ * | refuses a request in its own words (400, 413, 415, 422, with `error.code` in JSON) | its crops are sent one by one; those refused again are done | the same |
  * | has no time (408, 423, 425, 429) | crops wait, as long as `Retry-After` says (5 minutes at most), else for the back-off | `facepipe-backend` with state `busy` |
- * | fails (5xx), is not at this address (3xx, other 4xx, a web page), cannot be reached, gives no answer within `timeout`, or breaks off in the middle of it | crops wait likewise | a warning, and `facepipe-backend` with state `away` |
+ * | fails (5xx), is not who answers (3xx, other 4xx, a web page or whatever else is not in its form: a proxy, a network's login page, another server), cannot be reached, gives no answer within `timeout`, or breaks off in the middle of it | crops wait likewise | a warning, and `facepipe-backend` with state `away` |
  * | fails with 500 on one crop again and again, five times, at last by itself | that crop is given up | as refused |
  * | doesn't take the token (401, 403) | crops wait likewise; `token-file` is read again before each attempt | a warning, and `facepipe-backend` with state `unauthorized` |
  * | is well again | everything is sent | an info message, and `facepipe-backend` with state `ok` |
+ *
+ * Only the backend's own words end a crop's life. Crops that a proxy takes for too large together (413) are sent one by
+ * one. `camera-id` and `camera-location`, which come with every request, must be as the backend takes them: 1 to 200 and 0
+ * to 200 characters, none of them a control character. Others are an error at the start, and a warning while it plays.
  *
  * The back-off grows from 0.5 to 10 seconds, with jitter, and one request at a time asks whether the backend is
  * well again. Each kind of trouble is told once until it is. `retries` limits how often a crop is sent again where
@@ -65,8 +69,21 @@
  * ## Token and TLS
  *
  * `token-file`, or `token`, is sent as `Authorization: Bearer …`. The file may be replaced at any time. Neither
- * appears in messages or logs, and `token` cannot be read back. `ca-file` adds certificates in PEM form to those that
- * the system trusts.
+ * appears in messages or logs, and `token` cannot be read back.
+ *
+ * `ca-file` adds certificates in PEM form to those that the system trusts: those of authorities, or the backend's own, also
+ * one that signs itself. Such a one is taken as the file has it, byte by byte, until it expires, and for the hosts in its
+ * `subjectAltName`, or for any where it has none:
+ * |[
+ * openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -keyout key.pem -out cert.pem -subj /CN=faces.example -addext subjectAltName=DNS:faces.example
+ * ]|
+ * `pinned-sha256` names the backend's public key by its SHA-256 in base64 (RFC 7469; as curl has it, with `sha256//` before
+ * it). Who proves to have the key is then the backend, whatever its certificate says of names, dates and authorities. With
+ * `ca-file`, the certificate is checked as well. Several keys have semicolons between them: name the next one before the
+ * backend changes to it.
+ * |[
+ * openssl x509 -in cert.pem -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | openssl base64
+ * ]|
  *
  * ## Traces
  *
@@ -83,6 +100,14 @@
  * Each crop is sent with `captured_at`: the camera's own time, where the source knows it (`rtspsrc
  * add-reference-timestamp-meta=true`), else the time at which the frame was due on the pipeline's clock. For
  * a recording, `capture-start` (RFC 3339) says when it began.
+ *
+ * The camera's clock is taken while it is within `max-clock-offset` seconds (60) of this machine's. A camera that
+ * believes to be in 2000 after a loss of power gives no capture times, then: faces get this machine's, one warning
+ * says by how much the clocks differ, and `clock-refused` counts the crops. It holds for the whole stream: many frames do not
+ * carry the camera's time (those before its first RTCP report, others where a decoder loses it), and the difference
+ * of the clocks gives theirs. A clock that is set while it plays, here or there, is followed after five frames that agree. For a
+ * recorder that replays over RTSP with the times of then, `max-clock-offset=-1` takes them as they are; 0 never asks
+ * the camera. A machine whose own clock was not set since it was switched on (it is before 2025) believes a camera that is.
  *
  * ## Messages
  *
@@ -103,10 +128,12 @@
  *   `retry-in` (uint64, milliseconds).
  * - Element message `facepipe-stats`, each `stats-interval` seconds and at the end of the stream, with the fields of
  *   the property `stats` (uint64): `queued`, `sent`, `failed`, `dropped`, `spooled`, `spool-files`, `spool-bytes`,
- *   `spool-dropped`, `spool-damaged`, `spool-errors`, `requests`, `retries`, `bytes`, `bytes-received`,
+ *   `spool-dropped`, `spool-damaged`, `spool-errors`, `clock-refused`, `requests`, `retries`, `bytes`, `bytes-received`,
  *   `image-bytes`, and of raw video what `facecrop` counts as left out: `below-min-size`, `below-min-quality`,
  *   `tracks-below-min-size`, `tracks-below-min-quality`, and `min-size`, the limit that counts. `bytes` are counted at the socket; `bytes / image-bytes - 1` is what the transport costs.
  * - Warnings for trouble with the backend or the spool, once each, and an info message when the backend is well again.
+ * - A warning, once, where raw video comes that no detector has looked at: after 300 frames, or at the end of the stream.
+ *   (Elements between may have said it before.)
  *
  * ## Examples
  *

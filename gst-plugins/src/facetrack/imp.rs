@@ -12,9 +12,12 @@ use gst_base::{
 };
 
 use crate::{
-    capture_time, frame,
+    capture_time,
+    detector_watch::{self, DetectorWatch},
+    frame,
     roi::{self, FaceRegion},
     searched,
+    timeline::{DISORDER, Timeline, frame_length},
     track::{Bounds, Observation, Prediction, Tracker, TrackerConfig},
     track_events,
 };
@@ -22,9 +25,6 @@ use crate::{
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("facepipe-facetrack", gst::DebugColorFlags::empty(), Some("Face tracking"))
 });
-
-/// How long a frame lasts, where neither the frame nor the caps say it.
-const FRAME: Duration = Duration::from_millis(40);
 
 #[derive(Debug, Clone, Copy)]
 struct Settings {
@@ -56,7 +56,7 @@ struct Video {
     caps: gst::Caps,
     width: u32,
     height: u32,
-    frame: Option<Duration>,
+    rate: Option<gst::Fraction>,
 }
 
 /// What lives from `start` to `stop`.
@@ -64,8 +64,10 @@ struct Video {
 struct State {
     tracker: Tracker,
     video: Option<Video>,
-    /// Time of the last frame.
-    time: Duration,
+    timeline: Timeline,
+    /// Id of the stream, where it has one.
+    stream: Option<String>,
+    watch: DetectorWatch,
 }
 
 #[derive(Default)]
@@ -94,39 +96,63 @@ impl FaceTrack {
 
     /// Ends all tracks.
     fn reset(&self, why: &str) {
-        let ended = self.state().tracker.reset();
+        let mut state = self.state();
+        state.timeline = Timeline::default();
+        let ended = state.tracker.reset();
+        drop(state);
         gst::debug!(CAT, imp = self, "{why}: {} tracks end", ended.len());
         self.announce(&ended);
     }
 
-    /// Running time; for a frame without timestamp, the time of the last one and its length.
-    fn time(&self, state: &State, buffer: &gst::BufferRef) -> Duration {
-        let segment = self.obj().segment();
-        let time = capture_time::running_time(Some(&segment), buffer).map(Duration::from);
-        time.unwrap_or_else(|| {
-            let length = buffer.duration().map(Duration::from);
-            let length = length.or(state.video.as_ref().and_then(|video| video.frame)).unwrap_or(FRAME);
-            state.time.saturating_add(length)
-        })
+    /// Whether another segment begins with this event, and not the same one again: with a new end, or where a pad repeats
+    /// it. What counts is that timestamps mean the same times as before.
+    fn is_another_segment(&self, new: &gst::Segment) -> bool {
+        let old = self.obj().segment();
+        // Before the first segment, and after a flush, there is none.
+        let Some(old) = old.downcast_ref::<gst::ClockTime>() else { return false };
+        let Some(new) = new.downcast_ref::<gst::ClockTime>() else { return true };
+        let position = new.start().unwrap_or_default();
+        (old.rate(), old.applied_rate()) != (new.rate(), new.applied_rate())
+            || old.to_running_time_full(position) != new.to_running_time_full(position)
+            || old.to_stream_time_full(position) != new.to_stream_time_full(position)
+    }
+
+    /// Says that there is nothing to do here.
+    fn warn(&self, text: Option<String>) {
+        let Some(text) = text else { return };
+        gst::element_imp_warning!(self, gst::StreamError::Failed, ("{text}"));
+        self.obj().src_pad().push_event(detector_watch::told());
+    }
+
+    fn running_time(&self, buffer: &gst::BufferRef) -> Option<Duration> {
+        capture_time::running_time(Some(&self.obj().segment()), buffer).map(Duration::from)
     }
 
     /// Follows the faces of a searched frame; returns the tracks that ended.
-    fn follow(state: &mut State, config: &TrackerConfig, buffer: &mut gst::BufferRef) -> Vec<i32> {
+    fn follow(
+        state: &mut State,
+        config: &TrackerConfig,
+        time: Duration,
+        buffer: &mut gst::BufferRef,
+    ) -> Vec<i32> {
         let (faces, candidates) = (roi::faces(buffer), roi::candidates(buffer));
         let strong = faces.iter().map(|face| observation(face, false));
         let observations: Vec<_> =
             strong.chain(candidates.iter().map(|face| observation(face, true))).collect();
-        let update = state.tracker.searched(state.time, &observations, config);
+        let update = state.tracker.searched(time, &observations, config);
         let (of_faces, of_candidates) = update.ids.split_at_checked(faces.len()).unwrap_or_default();
         roi::assign_tracks(buffer, of_faces, of_candidates);
-        #[cfg(feature = "v1_24")]
-        roi::relate_tracks(buffer, |id| state.tracker.first_seen(id));
         update.ended
     }
 
     /// Attaches the faces of the last searched frame to one that was not searched.
-    fn predict(state: &mut State, config: &TrackerConfig, buffer: &mut gst::BufferRef) -> Vec<i32> {
-        let (predictions, ended) = state.tracker.passed(state.time, config);
+    fn predict(
+        state: &mut State,
+        config: &TrackerConfig,
+        time: Duration,
+        buffer: &mut gst::BufferRef,
+    ) -> Vec<i32> {
+        let (predictions, ended) = state.tracker.passed(time, config);
         if let Some(video) = &state.video {
             for face in predictions.iter().filter_map(|p| predicted_face(p, video.width, video.height)) {
                 roi::attach_face(buffer, &face);
@@ -176,11 +202,8 @@ fn predicted_face(prediction: &Prediction, width: u32, height: u32) -> Option<Fa
 fn video(caps: &gst::CapsRef) -> Option<Video> {
     let structure = caps.structure(0)?;
     let side = |name| structure.get::<i32>(name).ok().and_then(|side| u32::try_from(side).ok());
-    let frame = structure.get::<gst::Fraction>("framerate").ok().and_then(|rate| {
-        let (numer, denom) = (u32::try_from(rate.numer()).ok()?, u32::try_from(rate.denom()).ok()?);
-        Duration::from_secs(denom.into()).checked_div(numer)
-    });
-    Some(Video { caps: caps.to_owned(), width: side("width")?, height: side("height")?, frame })
+    let rate = structure.get::<gst::Fraction>("framerate").ok();
+    Some(Video { caps: caps.to_owned(), width: side("width")?, height: side("height")?, rate })
 }
 
 #[glib::object_subclass]
@@ -304,7 +327,24 @@ impl BaseTransformImpl for FaceTrack {
                     self.reset("the caps changed");
                 }
             }
-            gst::EventView::Eos(_) => self.reset("the stream ended"),
+            gst::EventView::StreamStart(start) => {
+                let id = start.stream_id().to_owned();
+                let before = self.state().stream.replace(id.clone());
+                if before.is_some_and(|before| before != id) {
+                    self.reset("another stream begins");
+                }
+            }
+            gst::EventView::Segment(segment) => {
+                if self.is_another_segment(segment.segment()) {
+                    self.reset("another segment begins");
+                }
+            }
+            gst::EventView::Eos(_) => {
+                let unsearched = self.state().watch.end();
+                self.warn(unsearched);
+                self.reset("the stream ended");
+            }
+            gst::EventView::CustomDownstream(_) => self.state().watch.event(&event),
             gst::EventView::FlushStop(_) => {
                 // Until the flush is over, nothing behind would take the news.
                 let passed = self.parent_sink_event(event);
@@ -329,18 +369,31 @@ impl BaseTransformImpl for FaceTrack {
     }
 
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
-        if buffer.flags().contains(gst::BufferFlags::DISCONT) {
-            self.reset("the stream has a gap");
-        }
         let config = self.settings().config();
-        let mut state = self.state();
-        state.time = self.time(&state, buffer);
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let unsearched = state.watch.frame(buffer);
+        let running_time = self.running_time(buffer);
+        let length = frame_length(buffer, state.video.as_ref().and_then(|video| video.rate));
+        let moment = state.timeline.frame(running_time, length);
+        // Frames that were lost before this one (DISCONT), and timestamps in disorder, do not make the same faces others:
+        // tracks live as long as `max-age` lets them.
+        let mut ended =
+            if moment.fell > config.max_age.max(DISORDER) { state.tracker.reset() } else { Vec::new() };
         // Other detectors search every frame that they let pass.
-        let ended = match searched::was_searched(buffer) {
-            Some(false) => Self::predict(&mut state, &config, buffer),
-            Some(true) | None => Self::follow(&mut state, &config, buffer),
-        };
-        drop(state);
+        ended.extend(match searched::was_searched(buffer) {
+            Some(false) => Self::predict(state, &config, moment.time, buffer),
+            Some(true) | None => Self::follow(state, &config, moment.time, buffer),
+        });
+        #[cfg(feature = "v1_24")]
+        if searched::was_searched(buffer) != Some(false) {
+            let now = running_time.unwrap_or(moment.time);
+            let age = |first_seen| moment.time.saturating_sub(first_seen);
+            let first_seen = |id| state.tracker.first_seen(id).map(|seen| now.saturating_sub(age(seen)));
+            roi::relate_tracks(buffer, first_seen);
+        }
+        drop(guard);
+        self.warn(unsearched);
         self.announce(&ended);
         Ok(gst::FlowSuccess::Ok)
     }

@@ -23,8 +23,12 @@
  *
  * A track begins with a face that belongs to no other. It has its id from its first frame on, so that a person
  * who passes quickly is not missed; with `min-hits` above 1, the faces before that many have id 0. A track ends
- * when its face has not been found for longer than `max-age`, and all end at a discontinuity (buffer flag
- * DISCONT), a flush, a change of caps, a pause longer than `max-age` without frames, and the end of the stream.
+ * when its face has not been found for longer than `max-age`, by the timestamps of the frames. Lost frames (buffer
+ * flag DISCONT, a leaky queue, lost packets) therefore end no track by themselves, and neither do timestamps that step
+ * back by less, stand still or are missing: a frame whose timestamp does not rise counts as one frame later than the one
+ * before it. All tracks end at a pause longer than `max-age` without frames, where timestamps fall by more than
+ * `max-age` (and more than 500 ms), at a flush, at other caps, at another stream, at a segment that gives timestamps
+ * another meaning than the one before it, and at the end of the stream.
  * Before the first frame without them, a serialized event `facepipe-tracks-ended` tells the elements behind with
  * their `ids` (array of int), so that they can let go of what they keep for each track.
  *

@@ -130,6 +130,8 @@ struct Track {
     motion: Motion,
     first_seen: Duration,
     last_seen: Duration,
+    /// The searched frame in which it was last seen.
+    seen_in: u64,
     score: f64,
 }
 
@@ -142,29 +144,32 @@ pub struct Tracker {
     last_frame: Option<Duration>,
     /// The last searched frame.
     last_search: Option<Duration>,
+    /// Searched frames so far. Frames may follow each other in no time, so they are told apart by number.
+    searches: u64,
 }
 
 impl Tracker {
-    /// A frame in which a detector has looked for faces, `time` after any fixed moment.
+    /// A frame in which a detector has looked for faces, `time` after any fixed moment. Time does not go backwards; a frame
+    /// that comes before the last one is taken to come with it.
     ///
-    /// After a pause longer than `max_age` without any frame, and where time goes backwards, all tracks end first.
+    /// After a pause longer than `max_age` without any frame, all tracks end first.
     pub fn searched(
         &mut self,
         time: Duration,
         observations: &[Observation],
         config: &TrackerConfig,
     ) -> Update {
-        let mut ended = self.frame(time, config);
+        let (time, mut ended) = self.frame(time, config);
         let seconds = self.last_search.map_or(0.0, |last| time.saturating_sub(last).as_secs_f64());
-        let last_search = self.last_search;
+        let searches = self.searches;
         self.end(&mut ended, |track| {
-            let missed = last_search.is_some_and(|last| track.last_seen < last);
-            missed && time.saturating_sub(track.last_seen) > config.max_age
+            track.seen_in < searches && time.saturating_sub(track.last_seen) > config.max_age
         });
         for track in &mut self.tracks {
             track.motion = track.motion.predicted(seconds);
         }
 
+        let search = searches.saturating_add(1);
         let mut owners: Vec<Option<usize>> = vec![None; observations.len()];
         let mut taken = vec![false; self.tracks.len()];
         for (weak, widened) in [(false, false), (false, true), (true, false)] {
@@ -175,6 +180,7 @@ impl Tracker {
                 track.motion.correct(&observation.bounds);
                 track.hits = track.hits.saturating_add(1);
                 track.last_seen = time;
+                track.seen_in = search;
                 track.score = observation.score;
             }
         }
@@ -187,12 +193,13 @@ impl Tracker {
                     motion: Motion::new(&observation.bounds),
                     first_seen: time,
                     last_seen: time,
+                    seen_in: search,
                     score: observation.score,
                 });
             }
         }
         for track in &mut self.tracks {
-            if track.id.is_none() && track.last_seen == time && track.hits >= config.min_hits {
+            if track.id.is_none() && track.seen_in == search && track.hits >= config.min_hits {
                 self.ids = self.ids.saturating_add(1);
                 track.id = Some(self.ids);
             }
@@ -202,10 +209,11 @@ impl Tracker {
         let ids = owners.iter().map(id).collect();
         self.end(&mut ended, |track| {
             // Seen too seldom to be called a track, and now not at all.
-            let unconfirmed = track.id.is_none() && track.last_seen < time;
+            let unconfirmed = track.id.is_none() && track.seen_in < search;
             unconfirmed || time.saturating_sub(track.last_seen) > config.max_age
         });
         self.last_search = Some(time);
+        self.searches = search;
         ended.sort_unstable();
         Update { ids, ended }
     }
@@ -216,11 +224,11 @@ impl Tracker {
     /// Time alone ends no track before `max_age` has passed without any frame: only where somebody looked, a face
     /// can be missing.
     pub fn passed(&mut self, time: Duration, config: &TrackerConfig) -> (Vec<Prediction>, Vec<i32>) {
-        let ended = self.frame(time, config);
+        let (time, ended) = self.frame(time, config);
         let Some(searched) = self.last_search else { return (Vec::new(), ended) };
         let seconds = time.saturating_sub(searched).as_secs_f64();
         let predictions = self.tracks.iter().filter_map(|track| {
-            let seen = track.last_seen == searched && time.saturating_sub(searched) <= config.max_age;
+            let seen = track.seen_in == self.searches && time.saturating_sub(searched) <= config.max_age;
             let id = track.id.filter(|_| seen)?;
             Some(Prediction { id, bounds: track.motion.predicted(seconds).bounds(), score: track.score })
         });
@@ -240,13 +248,13 @@ impl Tracker {
         ended
     }
 
-    /// Notes that a frame is here.
-    fn frame(&mut self, time: Duration, config: &TrackerConfig) -> Vec<i32> {
-        let broken =
-            self.last_frame.is_some_and(|last| time < last || time.saturating_sub(last) > config.max_age);
-        let ended = if broken { self.reset() } else { Vec::new() };
+    /// Notes that a frame is here. Returns its time and the tracks that ended in a pause before it.
+    fn frame(&mut self, time: Duration, config: &TrackerConfig) -> (Duration, Vec<i32>) {
+        let time = self.last_frame.map_or(time, |last| time.max(last));
+        let paused = self.last_frame.is_some_and(|last| time.saturating_sub(last) > config.max_age);
+        let ended = if paused { self.reset() } else { Vec::new() };
         self.last_frame = Some(time);
-        ended
+        (time, ended)
     }
 
     fn end(&mut self, ended: &mut Vec<i32>, is_over: impl Fn(&Track) -> bool) {
@@ -274,7 +282,7 @@ impl Tracker {
         };
         let boxes: Vec<(usize, Bounds)> = observations.iter().enumerate().filter_map(wanted).collect();
         let free = |(index, track): (usize, &Track)| {
-            let lost = self.last_search.is_none_or(|last| track.last_seen < last);
+            let lost = track.seen_in < self.searches;
             // A weak box in the place of a face that has been missing for a while is most likely nothing.
             let free = taken.get(index) == Some(&false) && !(weak && lost);
             let (x, y) = track.motion.uncertainty();

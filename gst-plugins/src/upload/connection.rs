@@ -25,18 +25,17 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject},
-};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 use tower_service::Service;
 
-use super::UploadError;
+use super::{
+    UploadError,
+    tls::{self, KeyPin, Verifier},
+};
 
 pub(super) type Client = legacy::Client<HttpsConnector<CountingConnector>, Full<Bytes>>;
 
@@ -53,10 +52,11 @@ pub(super) struct Traffic {
     pub(super) read: AtomicU64,
 }
 
-/// Makes the client for one backend. A PEM file of further roots is trusted beside the system's.
+/// Makes the client for one backend, whose certificate is checked as [`Verifier`] says.
 pub(super) fn client(
     uri: &Uri,
     ca_file: Option<&Path>,
+    pins: &[KeyPin],
     traffic: Arc<Traffic>,
 ) -> Result<Client, UploadError> {
     let mut http = HttpConnector::new();
@@ -64,24 +64,21 @@ pub(super) fn client(
     http.set_nodelay(true);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
 
-    let mut roots = RootCertStore::empty();
-    if let Some(file) = ca_file {
-        add_file(&mut roots, file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
-    }
-    // Plain HTTP must also work on a system without certificates, so none are looked for.
-    if uri.scheme_str() == Some("https") {
-        let system = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(system.certs);
-        if roots.is_empty() {
-            let reasons: Vec<String> = system.errors.iter().map(ToString::to_string).collect();
-            return Err(UploadError::Certificates(reasons.join("; ")));
-        }
-    }
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|e| UploadError::Certificates(e.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .map_err(|e| UploadError::Certificates(e.to_string()))?;
+    let config = if uri.scheme_str() == Some("https") {
+        let verifier = Verifier::new(&provider, ca_file, pins)?;
+        config.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+    } else {
+        // Plain HTTP must also work on a system without certificates, so none are looked for. The file must be one that
+        // could be used, all the same.
+        if let Some(file) = ca_file {
+            tls::read(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
+        }
+        config.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
+    };
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(config)
         .https_or_http()
@@ -91,16 +88,6 @@ pub(super) fn client(
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_timer(TokioTimer::new())
         .build(connector))
-}
-
-fn add_file(roots: &mut RootCertStore, file: &Path) -> Result<(), String> {
-    let certificates = CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())?;
-    let mut found = 0;
-    for certificate in certificates {
-        roots.add(certificate.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-        found += 1;
-    }
-    if found > 0 { Ok(()) } else { Err("contains no certificate in PEM form".into()) }
 }
 
 /// Connects, and counts what the connections carry.

@@ -15,6 +15,7 @@ mod multipart;
 mod retry;
 mod spool;
 mod state;
+mod tls;
 mod token;
 mod traces;
 
@@ -42,6 +43,7 @@ pub use retry::Backoff;
 use retry::Verdict;
 pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolError, SpoolId, Spooled, StoreError};
 use state::{Job, Next, Queued, SpoolWork, State, Waiting, count};
+pub use tls::KeyPin;
 use token::TokenFile;
 pub use token::{Token, TokenError};
 use traces::{Attempt, Tracer};
@@ -117,8 +119,11 @@ pub struct UploadConfig {
     pub backend_url: String,
     /// The call to post to.
     pub endpoint: Endpoint,
-    /// Roots that are trusted beside the system's, a file in PEM form.
+    /// Certificates that are trusted beside the system's, a file in PEM form: authorities', or the backend's own.
     pub ca_file: Option<PathBuf>,
+    /// Digests of the backend's public key as [`KeyPin::parse_all`] reads them. Who has one of these keys is the backend; with
+    /// `ca_file`, the certificate is checked as well.
+    pub pinned_sha256: Option<String>,
     /// Requests under way at the same time, at least 1.
     pub workers: usize,
     /// How long to wait before a request is repeated.
@@ -138,6 +143,7 @@ impl Default for UploadConfig {
             backend_url: "http://127.0.0.1:8080".into(),
             endpoint: Endpoint::default(),
             ca_file: None,
+            pinned_sha256: None,
             workers: 2,
             backoff: Backoff::default(),
             otlp_endpoint: None,
@@ -187,6 +193,36 @@ impl Default for Tuning {
     }
 }
 
+/// Characters of a camera's id and of its location at most: the backend's own limit.
+const MAX_CHARACTERS: usize = 200;
+
+/// What the backend would refuse with each request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CameraError {
+    /// Too many characters, or none.
+    #[error("{field} `{shown}` has {characters} characters, it must have {least} to 200")]
+    Length {
+        /// The property.
+        field: &'static str,
+        /// How it begins.
+        shown: String,
+        /// Its characters.
+        characters: usize,
+        /// So many it must have.
+        least: usize,
+    },
+    /// A line break, a tab or the like.
+    #[error("{field} `{shown}` has the control character {control:?}, and it must have none")]
+    Control {
+        /// The property.
+        field: &'static str,
+        /// How it begins, with its control characters as Rust writes them.
+        shown: String,
+        /// The first of them.
+        control: char,
+    },
+}
+
 /// A camera, as the detections of its faces name it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Camera {
@@ -194,6 +230,27 @@ pub struct Camera {
     pub id: String,
     /// Where it stands, sent as `location`.
     pub location: String,
+}
+
+impl Camera {
+    /// Whether the backend takes such a camera.
+    ///
+    /// # Errors
+    ///
+    /// The id has not 1 to 200 characters, the location more than 200, or one of them has control characters.
+    pub fn check(&self) -> Result<(), CameraError> {
+        for (field, text, least) in [("camera-id", &self.id, 1), ("camera-location", &self.location, 0)] {
+            let characters = text.chars().count();
+            let shown = || text.chars().take(40).flat_map(char::escape_debug).collect();
+            if !(least..=MAX_CHARACTERS).contains(&characters) {
+                return Err(CameraError::Length { field, shown: shown(), characters, least });
+            }
+            if let Some(control) = text.chars().find(|c| c.is_control()) {
+                return Err(CameraError::Control { field, shown: shown(), control });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One crop and what is known about it.
@@ -388,6 +445,16 @@ pub enum UploadError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The backend's keys are not named as they must be.
+    #[error(
+        "pinned-sha256 `{0}` is not the SHA-256 digest of a public key in base64, such as sha256//{example}; several have \
+         semicolons between them",
+        example = "YLh1dUR9y6Kja30RrAn7JKnbQG/uEtLMkBgFF2Fuihg="
+    )]
+    Pin(String),
+    /// Keys are named, and none is asked for.
+    #[error("pinned-sha256 is given, and backend-url `{0}` is not https: nobody would prove a key")]
+    PinWithoutTls(String),
     /// The token's file cannot be used.
     #[error("token-file `{}` {error}", path.display())]
     TokenFile {
@@ -424,8 +491,12 @@ impl Uploader {
         if let (None, Some(path)) = (&config.tuning.token, &config.tuning.token_file) {
             Token::read(path).map_err(|error| UploadError::TokenFile { path: path.clone(), error })?;
         }
+        let pins = config.pinned_sha256.as_deref().map(KeyPin::parse_all).transpose()?.unwrap_or_default();
+        if !pins.is_empty() && uri.scheme_str() != Some("https") {
+            return Err(UploadError::PinWithoutTls(config.backend_url));
+        }
         let traffic = Arc::new(Traffic::default());
-        let client = connection::client(&uri, config.ca_file.as_deref(), Arc::clone(&traffic))?;
+        let client = connection::client(&uri, config.ca_file.as_deref(), &pins, Arc::clone(&traffic))?;
         let runtime = runtime()?;
         let tracer = config
             .otlp_endpoint
@@ -879,6 +950,8 @@ impl Shared {
             for waiting in &mut job.crops {
                 waiting.attempts = waiting.attempts.saturating_add(1);
                 waiting.internal_errors = waiting.internal_errors.saturating_add(u32::from(internal));
+                // A proxy that takes no large requests may take small ones.
+                waiting.alone |= refusal.status == StatusCode::PAYLOAD_TOO_LARGE;
             }
             let paused = state.close_gate(&job, now, kind != Trouble::Busy, |failures| {
                 wait.unwrap_or_else(|| self.backoff.delay(failures))
@@ -936,7 +1009,7 @@ impl Shared {
         };
         let status = answer.status;
         let mut refusal = refusal(&answer);
-        let (kind, wait) = match retry::judge(status, &answer.headers) {
+        let (kind, wait) = match retry::judge(status, &answer.headers, &answer.body) {
             Verdict::Accepted => return Outcome::Accepted { status, body: answer.body },
             Verdict::Refused => return Outcome::Refused(refusal),
             Verdict::Busy(wait) => (Trouble::Busy, wait),
@@ -984,7 +1057,8 @@ impl Shared {
         let request = request.body(Full::new(body)).map_err(|e| RequestError::Broken(root_cause(&e)))?;
         let response = self.client.request(request).await.map_err(|e| {
             if e.is_connect() {
-                RequestError::Unreachable(root_cause(&e))
+                // What TLS has no word of its own for is ours.
+                RequestError::Unreachable(root_cause(&e).trim_start_matches("unexpected error: ").into())
             } else {
                 RequestError::Closed(format!("broke the connection: {}", root_cause(&e)))
             }
@@ -1177,11 +1251,18 @@ enum RequestError {
 fn refusal(answer: &Answer) -> Refusal {
     let json: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     let error = json.get("error").unwrap_or(&Value::Null);
-    let message = if answer.status.is_success() && retry::is_web_page(&answer.headers) {
-        "a web page, which is not the backend's".into()
-    } else {
-        let reason = || answer.status.canonical_reason().unwrap_or("no reason given").to_owned();
-        text(error, "message").unwrap_or_else(reason)
+    let reason = || answer.status.canonical_reason().unwrap_or("no reason given");
+    // A proxy's answer, that of a network's login page, or of quite another server.
+    let foreign = || match retry::is_web_page(&answer.headers) {
+        true => "a web page, which is not the backend's",
+        false => "which is not the backend's own answer",
+    };
+    let message = match text(error, "message") {
+        Some(message) => message,
+        None if answer.status.is_success() => foreign().into(),
+        // Who is in front of a backend that is away says so in its own words.
+        None if answer.status.is_server_error() => reason().into(),
+        None => format!("{}, {}", reason(), foreign()),
     };
     Refusal { status: answer.status.as_u16(), code: text(error, "code"), message }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
 use rand::Rng;
+use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 /// A server that asks for more patience than this is asked again after it all the same.
@@ -48,20 +49,33 @@ pub(super) enum Verdict {
     Unauthorized(Option<Duration>),
 }
 
-pub(super) fn judge(status: StatusCode, headers: &HeaderMap) -> Verdict {
+/// Only the backend's own word ends a crop's life. Whatever stands between may answer with any status: proxies, firewalls,
+/// a network's login page, or another server at this address.
+pub(super) fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Verdict {
     let wait = || retry_after(headers, OffsetDateTime::now_utc());
     match status.as_u16() {
-        // A web page is the answer of a network's login page, or of a wrong address.
-        200..=299 if is_web_page(headers) => Verdict::Failing(None),
+        200..=299 if is_web_page(headers) || !(body.is_empty() || is_object(body)) => Verdict::Failing(None),
         200..=299 => Verdict::Accepted,
         // Bad request, content too large, unsupported media type, unprocessable content.
-        400 | 413 | 415 | 422 => Verdict::Refused,
+        400 | 413 | 415 | 422 if is_error(body) => Verdict::Refused,
+        403 if is_web_page(headers) => Verdict::Failing(wait()),
         401 | 403 => Verdict::Unauthorized(wait()),
         // Request timeout, locked, too early, too many requests.
         408 | 423 | 425 | 429 => Verdict::Busy(wait()),
-        // Server errors; and redirections, "not found" and the like, which are no fault of the crops.
+        // Server errors; redirections, "not found" and the like, which are no fault of the crops; and what is not the
+        // backend's.
         _ => Verdict::Failing(wait()),
     }
+}
+
+fn is_object(body: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(body).is_ok_and(|answer| answer.is_object())
+}
+
+/// True for an error in the form of the backend: `{"error": {"code": "…", …}}`.
+fn is_error(body: &[u8]) -> bool {
+    let answer = serde_json::from_slice::<Value>(body).unwrap_or_default();
+    answer.pointer("/error/code").is_some_and(Value::is_string)
 }
 
 /// True for an answer in HTML, which the backend never gives.
@@ -116,20 +130,27 @@ mod tests {
 
     #[test]
     fn only_what_may_help_is_repeated() {
-        let judge = |status| judge(StatusCode::from_u16(status).unwrap(), &HeaderMap::new());
-        assert_eq!(judge(201), Verdict::Accepted);
-        assert_eq!(judge(204), Verdict::Accepted);
+        let error = br#"{"error":{"code":"image_unreadable","message":"unreadable"}}"#;
+        let judge =
+            |status, body: &[u8]| judge(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body);
+        assert_eq!(judge(201, b"{}"), Verdict::Accepted);
+        assert_eq!(judge(204, b""), Verdict::Accepted);
         for status in [400, 413, 415, 422] {
-            assert_eq!(judge(status), Verdict::Refused, "{status}");
+            assert_eq!(judge(status, error), Verdict::Refused, "{status}");
+            for foreign in
+                ["", "<html>", "{}", r#"{"error":"no"}"#, r#"{"error":{"code":7}}"#, r#"["error"]"#]
+            {
+                assert_eq!(judge(status, foreign.as_bytes()), Verdict::Failing(None), "{status} {foreign}");
+            }
         }
         for status in [401, 403] {
-            assert_eq!(judge(status), Verdict::Unauthorized(None), "{status}");
+            assert_eq!(judge(status, error), Verdict::Unauthorized(None), "{status}");
         }
         for status in [408, 423, 425, 429] {
-            assert_eq!(judge(status), Verdict::Busy(None), "{status}");
+            assert_eq!(judge(status, error), Verdict::Busy(None), "{status}");
         }
-        for status in [302, 404, 409, 500, 502, 503, 504, 507] {
-            assert_eq!(judge(status), Verdict::Failing(None), "{status}");
+        for status in [302, 404, 407, 409, 451, 500, 502, 503, 504, 507, 511] {
+            assert_eq!(judge(status, error), Verdict::Failing(None), "{status}");
         }
     }
 
@@ -137,8 +158,12 @@ mod tests {
     fn a_web_page_is_not_the_backends_answer() {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, "text/html; charset=utf-8".parse().unwrap());
-        assert_eq!(judge(StatusCode::OK, &headers), Verdict::Failing(None));
+        assert_eq!(judge(StatusCode::OK, &headers, b""), Verdict::Failing(None));
+        assert_eq!(judge(StatusCode::FORBIDDEN, &headers, b"blocked"), Verdict::Failing(None));
+        assert_eq!(judge(StatusCode::UNAUTHORIZED, &headers, b"401"), Verdict::Unauthorized(None));
         headers.insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
-        assert_eq!(judge(StatusCode::OK, &headers), Verdict::Accepted);
+        assert_eq!(judge(StatusCode::OK, &headers, b"{}"), Verdict::Accepted);
+        headers.insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
+        assert_eq!(judge(StatusCode::OK, &headers, b"welcome"), Verdict::Failing(None));
     }
 }

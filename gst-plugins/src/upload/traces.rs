@@ -127,7 +127,7 @@ impl Tracer {
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
             return Err(refuse("begins with neither http:// nor https://".into()));
         }
-        let client = Collector { client: connection::client(&uri, ca_file, Arc::default())?, runtime };
+        let client = Collector { client: connection::client(&uri, ca_file, &[], Arc::default())?, runtime };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(client)

@@ -66,6 +66,10 @@ impl Answer {
         Self { body: body.into(), ..Self::status(status) }.header("Content-Type", "application/json")
     }
 
+    pub fn html(status: u16, body: &str) -> Self {
+        Self { body: body.into(), ..Self::status(status) }.header("Content-Type", "text/html")
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers += &format!("{name}: {value}\r\n");
         self

@@ -1,0 +1,232 @@
+//! Whether a server is the backend: by the authorities that are trusted, by a certificate that `ca-file` names itself, or by
+//! the key that `pinned-sha256` names.
+
+use std::{path::Path, sync::Arc};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
+    },
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
+};
+use sha2::{Digest, Sha256};
+
+use super::UploadError;
+
+/// SHA-256 of a certificate's public key: of its `SubjectPublicKeyInfo` in DER, as in RFC 7469, section 2.4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyPin([u8; 32]);
+
+impl KeyPin {
+    /// Reads digests in base64, each with or without `sha256//` before it, with semicolons, commas or white space between
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// Something that is no such digest, or nothing at all.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, UploadError> {
+        let words = text.split(|c: char| matches!(c, ';' | ',') || c.is_whitespace());
+        let pins: Vec<Self> =
+            words.filter(|word| !word.is_empty()).map(Self::parse).collect::<Result<_, _>>()?;
+        if pins.is_empty() { Err(UploadError::Pin(text.into())) } else { Ok(pins) }
+    }
+
+    fn parse(word: &str) -> Result<Self, UploadError> {
+        let digest = STANDARD.decode(word.strip_prefix("sha256//").unwrap_or(word)).ok();
+        let digest = digest.and_then(|digest| digest.try_into().ok());
+        digest.map(Self).ok_or_else(|| UploadError::Pin(word.into()))
+    }
+
+    fn of(certificate: &ParsedCertificate<'_>) -> Self {
+        Self(Sha256::digest(certificate.subject_public_key_info()).into())
+    }
+}
+
+impl std::fmt::Display for KeyPin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "sha256//{}", STANDARD.encode(self.0))
+    }
+}
+
+/// Reads a file of certificates in PEM form.
+pub(super) fn read(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())?;
+    let certificates: Vec<_> = certificates.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+    if certificates.is_empty() { Err("contains no certificate in PEM form".into()) } else { Ok(certificates) }
+}
+
+/// Checks the backend's certificate.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    /// None where the key alone decides.
+    authorities: Option<Arc<WebPkiServerVerifier>>,
+    /// The certificates of `ca-file`. One of them may be the backend's own.
+    named: Vec<CertificateDer<'static>>,
+    /// Any of these keys will do; none: any key.
+    pins: Vec<KeyPin>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Verifier {
+    /// Trusts the system's authorities and the certificates of a PEM file, and the keys alone where there are pins and no
+    /// such file.
+    pub(super) fn new(
+        provider: &Arc<CryptoProvider>,
+        ca_file: Option<&Path>,
+        pins: &[KeyPin],
+    ) -> Result<Self, UploadError> {
+        let named = match ca_file {
+            Some(file) => read(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?,
+            None => Vec::new(),
+        };
+        let mut verifier = Self {
+            authorities: None,
+            named,
+            pins: pins.to_vec(),
+            algorithms: provider.signature_verification_algorithms,
+        };
+        if let (None, false) = (ca_file, pins.is_empty()) {
+            return Ok(verifier);
+        }
+        let mut roots = RootCertStore::empty();
+        for certificate in &verifier.named {
+            let added = roots.add(certificate.clone());
+            let refused = |reason: Error| UploadError::CaFile {
+                path: ca_file.unwrap_or(Path::new("")).into(),
+                reason: reason.to_string(),
+            };
+            added.map_err(refused)?;
+        }
+        let system = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(system.certs);
+        if roots.is_empty() {
+            let reasons: Vec<String> = system.errors.iter().map(ToString::to_string).collect();
+            return Err(UploadError::Certificates(reasons.join("; ")));
+        }
+        let authorities = WebPkiServerVerifier::builder_with_provider(roots.into(), Arc::clone(provider));
+        let authorities = authorities.build().map_err(|e| UploadError::Certificates(e.to_string()))?;
+        verifier.authorities = Some(authorities);
+        Ok(verifier)
+    }
+
+    fn check_key(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
+        let pin = KeyPin::of(&ParsedCertificate::try_from(certificate)?);
+        if self.pins.contains(&pin) {
+            return Ok(());
+        }
+        Err(Error::General(format!("the key of its certificate is {pin}, which pinned-sha256 does not name")))
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.check_key(end_entity)?;
+        let Some(authorities) = &self.authorities else { return Ok(ServerCertVerified::assertion()) };
+        let error = match authorities.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        ) {
+            Ok(verified) => return Ok(verified),
+            Err(error) => error,
+        };
+        // `openssl req -x509` makes a certificate that is an authority's and signs itself, which is not to be a server's. Its
+        // owner has named just this one, so it is taken; what else is wrong with it counts, and dates were looked at before.
+        let named = self.named.iter().any(|named| named.as_ref() == end_entity.as_ref());
+        let error = match error {
+            error if !named => error,
+            error if is_authority(&error) => {
+                match verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name) {
+                    Ok(()) => return Ok(ServerCertVerified::assertion()),
+                    Err(error) => error,
+                }
+            }
+            error => error,
+        };
+        if named && has_no_names(&error) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        if is_authority(&error) {
+            return Err(Error::General(
+                "its certificate signs itself, and ca-file does not name it: name this certificate in ca-file, or its key \
+                 in pinned-sha256"
+                    .into(),
+            ));
+        }
+        Err(error)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// True if a server's certificate was refused since it is an authority's. The verifier looks at the dates before that.
+fn is_authority(error: &Error) -> bool {
+    // rustls hands on what its verifier says, whose type it does not publish.
+    matches!(error, Error::InvalidCertificate(CertificateError::Other(other))
+        if other.0.to_string() == "CaUsedAsEndEntity")
+}
+
+/// True if a certificate was refused since it has no `subjectAltName` at all. Names are not looked for elsewhere in it.
+fn has_no_names(error: &Error) -> bool {
+    matches!(error, Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. })
+        if presented.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_read_as_curl_has_them_and_without_their_prefix() {
+        let (one, two) = (KeyPin([1; 32]), KeyPin([2; 32]));
+        let bare = one.to_string().replace("sha256//", "");
+        for text in [one.to_string(), bare.clone(), format!(" {bare}\n")] {
+            assert_eq!(KeyPin::parse_all(&text).unwrap(), [one], "{text}");
+        }
+        for between in [";", ",", " ", "; "] {
+            assert_eq!(KeyPin::parse_all(&format!("{one}{between}{two}")).unwrap(), [one, two]);
+        }
+        for text in ["", ";", "sha256//", "sha1//AAAA", &bare[1..], &format!("{one};x"), &"ab".repeat(32)] {
+            let error = KeyPin::parse_all(text).unwrap_err().to_string();
+            assert!(error.starts_with("pinned-sha256") && error.contains("base64"), "{text}: {error}");
+        }
+    }
+}
