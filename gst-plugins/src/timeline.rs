@@ -66,7 +66,7 @@ impl Timeline {
                     (None, true) => now,
                     (Some(step), _) => now.saturating_add(step),
                 };
-                if time.saturating_add(before).saturating_sub(after) > DISORDER {
+                if now.saturating_add(before).saturating_sub(after) > DISORDER {
                     *anchor = Anchor { running_time, time: following, last: running_time };
                     following
                 } else {
