@@ -327,7 +327,7 @@ fn raw_video_is_cropped_as_facecrop_does() {
     let faces = [
         FaceRegion { track_id: Some(1), ..face(10, 10, 40, 50) },
         FaceRegion { track_id: Some(2), ..face(200, 100, 100, 100) },
-        FaceRegion { track_id: Some(3), ..face(0, 0, 20, 20) },
+        FaceRegion { track_id: Some(3), ..face(0, 0, 19, 19) },
     ];
     let frame = || {
         let slopes = |x: u32, y: u32| [(x / 2) as u8, y as u8, 200];
