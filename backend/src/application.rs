@@ -32,7 +32,7 @@ use crate::{
         Blobs, Database, ServerLock, StoreError,
         ledger::{self, Reapplied},
         retention::retain_regularly,
-        sql,
+        sql::{self, Renamed},
         sweep::{SweepOptions, sweep_regularly},
     },
     tokens::Tokens,
@@ -170,11 +170,14 @@ impl Application {
         };
         let blobs = config.open_blobs()?;
         erase_again(&config, &database, &blobs).await?;
+        complete_people(&database).await?;
         let pipeline = Arc::new(pipeline);
         let embedder = pipeline.embedder().name();
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
         let verify_threshold =
             config.verify_threshold.unwrap_or_else(|| pipeline.embedder().verification_threshold());
+        let same_picture_threshold =
+            config.same_picture_threshold.unwrap_or_else(|| pipeline.embedder().same_picture_threshold());
         let metrics = Arc::new(Metrics::new()?);
         let active = Arc::new(ActiveModel::default());
         let loader =
@@ -204,7 +207,8 @@ impl Application {
 
         let stop = watch::Sender::new(false);
         let poll = Duration::from_millis(config.poll_interval_ms);
-        let options = TrainerOptions { poll, lease: Duration::from_secs(config.lease_s) };
+        let lease = Duration::from_secs(config.lease_s);
+        let options = TrainerOptions { poll, lease, same_picture: same_picture_threshold };
         let trainer = Trainer::new(
             database.clone(),
             blobs.clone(),
@@ -254,6 +258,7 @@ impl Application {
             trainer: trainer_of_calls,
             loader,
             verify_threshold,
+            same_picture_threshold,
             draining: Arc::clone(&draining),
             metrics,
         };
@@ -351,7 +356,7 @@ fn open_tokens(config: &Config) -> anyhow::Result<Option<Arc<Tokens>>> {
 }
 
 fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
-    let database = Database::open(&config.database_options())?;
+    let database = Database::open(&config.database_options())?.naming(config.same_name());
     let limits = DecodeLimits { max_bytes: config.max_image_bytes, max_pixels: config.max_image_pixels };
     let (embedder, device) = (config.embedder_kind()?, config.device_kind()?);
     let pipeline = Pipeline::load(&config.models_dir, embedder, device, config.min_face_size, limits)?;
@@ -383,6 +388,31 @@ async fn erase_again(config: &Config, database: &Database, blobs: &Blobs) -> any
     }
     tracing::warn!(people, images, "the database had what was erased before; it is erased again");
     ledger::train_without_erased(database).await?;
+    Ok(())
+}
+
+/// Brings the names of people who were added by an earlier version, or under another rule of names, under the rule. After
+/// what was erased is: nobody gets a number for the sake of somebody who is not there any more.
+async fn complete_people(database: &Database) -> anyhow::Result<()> {
+    let Renamed { normalised, numbered, sharing } = database
+        .complete_people()
+        .await
+        .context("cannot bring the names of people under the rule of names")?;
+    if normalised > 0 {
+        tracing::warn!(
+            people = normalised,
+            numbered,
+            "names were written in several ways (Unicode, white space around them) and are now in one; whoever had the \
+             very name of somebody else then has a number after it"
+        );
+    }
+    if sharing > 0 {
+        tracing::warn!(
+            people = sharing,
+            "people have a name that counts as another one's (setting face_ids_ignore_case) and keep it: see \
+             same_name_as in GET /dataset"
+        );
+    }
     Ok(())
 }
 

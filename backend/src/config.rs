@@ -12,7 +12,10 @@ use figment::{
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Blobs, sql::DatabaseOptions};
+use crate::{
+    face_id::SameName,
+    store::{Blobs, sql::DatabaseOptions},
+};
 
 /// The configuration of a server. Each field is also a key of the configuration file, a flag of
 /// `facepipe-backend` and an environment variable; `--help` explains them.
@@ -60,6 +63,9 @@ pub struct Config {
     pub sweep_interval_s: u64,
     /// Seconds that such a blob must be old to be removed. 3600 by default.
     pub sweep_min_age_s: u64,
+    /// Whether Face IDs that differ only in capital and small letters are the same person's. `true` by default. All
+    /// servers of a deployment must have the same.
+    pub face_ids_ignore_case: bool,
     /// What becomes of a person's detections when the person is erased. `anonymise` by default.
     pub erase_detections: ErasedDetections,
     /// Days after their capture for which detections are kept. None by default: for ever.
@@ -76,6 +82,9 @@ pub struct Config {
     /// Cosine between the embeddings of two faces from which they count as one person's, -1 to 1. By default the
     /// embedder's.
     pub verify_threshold: Option<f32>,
+    /// Cosine between the embeddings of two people's images from which they are the same picture, so that nobody can tell
+    /// whom it shows, -1 to 1. By default the embedder's.
+    pub same_picture_threshold: Option<f32>,
     /// Whether detections of unknown faces keep their embedding. `true` by default.
     pub keep_unknown_embeddings: bool,
     /// Shortest side of a face that is looked for, pixels. 20 by default.
@@ -197,6 +206,7 @@ impl Default for Config {
             blobs_url: None,
             sweep_interval_s: 3600,
             sweep_min_age_s: 3600,
+            face_ids_ignore_case: true,
             erase_detections: ErasedDetections::Anonymise,
             detections_max_age_days: None,
             models_dir: "models".into(),
@@ -204,6 +214,7 @@ impl Default for Config {
             device: DeviceKind::default().to_string(),
             match_threshold: None,
             verify_threshold: None,
+            same_picture_threshold: None,
             keep_unknown_embeddings: true,
             min_face_size: 20.0,
             queue_images: 256,
@@ -411,6 +422,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_SWEEP_MIN_AGE_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     sweep_min_age_s: Option<u64>,
+    /// Whether Face IDs that differ only in capital and small letters are the same person's; the same on all servers of a
+    /// deployment [default: true]
+    #[arg(long, env = "FACEPIPE_FACE_IDS_IGNORE_CASE", value_name = "true|false")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    face_ids_ignore_case: Option<bool>,
     /// What becomes of a person's detections when the person is erased [default: anonymise]
     #[arg(long, env = "FACEPIPE_ERASE_DETECTIONS", value_name = "POLICY")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -440,6 +456,16 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_VERIFY_THRESHOLD", value_name = "COSINE", allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     verify_threshold: Option<f32>,
+    /// Cosine between images of two people from which they are the same picture: enrolling the second is warned of, and a
+    /// training leaves both out, -1 to 1 [default: the embedder's]
+    #[arg(
+        long,
+        env = "FACEPIPE_SAME_PICTURE_THRESHOLD",
+        value_name = "COSINE",
+        allow_negative_numbers = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    same_picture_threshold: Option<f32>,
     /// Whether detections of unknown faces keep their embedding [default: true]
     #[arg(long, env = "FACEPIPE_KEEP_UNKNOWN_EMBEDDINGS", value_name = "true|false")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -561,8 +587,11 @@ impl Config {
         self.otlp_endpoint()?;
         self.public_url()?;
         self.cors_origins()?;
-        let thresholds =
-            [("match_threshold", self.match_threshold), ("verify_threshold", self.verify_threshold)];
+        let thresholds = [
+            ("match_threshold", self.match_threshold),
+            ("verify_threshold", self.verify_threshold),
+            ("same_picture_threshold", self.same_picture_threshold),
+        ];
         for (name, threshold) in thresholds {
             anyhow::ensure!(
                 threshold.is_none_or(|cosine| (-1.0..=1.0).contains(&cosine)),
@@ -713,6 +742,11 @@ impl Config {
             start_timeout: Duration::from_secs(self.database_start_timeout_s),
             allow_newer_schema: self.allow_newer_schema,
         }
+    }
+
+    /// Which Face IDs are the same person's.
+    pub fn same_name(&self) -> SameName {
+        if self.face_ids_ignore_case { SameName::IgnoringCase } else { SameName::MindingCase }
     }
 
     /// For how long detections are kept; `None` for ever.

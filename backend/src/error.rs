@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     face_id::InvalidFaceId,
+    person_id::PersonId,
     recognise::{ModelProblem, RecogniseError, Rotation},
     request_id::RequestId,
     store::StoreError,
@@ -78,11 +79,17 @@ pub enum ApiError {
         "cursor is none that an answer to this query gave: send `next_cursor` as it is, with otherwise the same query"
     )]
     InvalidCursor,
-    /// A person of this Face ID is there.
-    #[error("a person with this Face ID exists already")]
-    PersonExists,
-    /// No person of this Face ID is there.
-    #[error("there is no person with this Face ID")]
+    /// A person of this Face ID is there, or of one that counts as the same.
+    #[error(
+        "a person with this Face ID exists already, or with one that differs only in capital and small letters, spaces \
+         or the kind of apostrophe"
+    )]
+    PersonExists {
+        /// The person, unless that one came at the same moment.
+        person_id: Option<PersonId>,
+    },
+    /// No person of this Face ID or id is there.
+    #[error("there is no person with this Face ID or person id")]
     PersonNotFound,
     /// The person has no image of this id.
     #[error("this person has no image with this id")]
@@ -92,7 +99,23 @@ pub enum ApiError {
     DuplicateImage {
         /// Its id.
         image_id: String,
+        /// The person's.
+        person_id: PersonId,
     },
+    /// Another person has an image of the same bytes.
+    #[error(
+        "this very image is enrolled under another person, {person_id}, as {image_id}: it shows one of the two, so erase \
+         it there or leave it there"
+    )]
+    ImageOfAnother {
+        /// Its id.
+        image_id: String,
+        /// That other person's.
+        person_id: PersonId,
+    },
+    /// No image of this id is there, whosever.
+    #[error("there is no image with this id")]
+    NoSuchImage,
     /// The person was never detected.
     #[error("this person has not been seen yet")]
     NeverSeen,
@@ -310,7 +333,7 @@ pub struct ErrorDetail {
     #[openapi(example = "person_not_found")]
     pub code: &'static str,
     /// For people.
-    #[openapi(example = "there is no person with this Face ID")]
+    #[openapi(example = "there is no person with this Face ID or person id")]
     pub message: String,
     /// The values of the message, for programs. Which there are depends on the code.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -336,10 +359,11 @@ impl ApiError {
             Self::InvalidTimeRange { .. } => "invalid_time_range",
             Self::LimitOutOfRange { .. } => "limit_out_of_range",
             Self::InvalidCursor => "invalid_cursor",
-            Self::PersonExists => "person_exists",
+            Self::PersonExists { .. } => "person_exists",
             Self::PersonNotFound => "person_not_found",
-            Self::ImageNotFound => "image_not_found",
+            Self::ImageNotFound | Self::NoSuchImage => "image_not_found",
             Self::DuplicateImage { .. } => "duplicate_image",
+            Self::ImageOfAnother { .. } => "image_of_another",
             Self::NeverSeen => "never_seen",
             Self::JobNotFound => "job_not_found",
             Self::JobEnded => "job_ended",
@@ -427,7 +451,12 @@ impl ApiError {
                 "wait_ms": millis(*wait),
                 "budget_ms": millis(*budget),
             }),
-            Self::DuplicateImage { image_id } => json!({ "image_id": image_id }),
+            Self::PersonExists { person_id: Some(person_id) } => {
+                json!({ "person_id": person_id.to_string() })
+            }
+            Self::DuplicateImage { image_id, person_id } | Self::ImageOfAnother { image_id, person_id } => {
+                json!({ "image_id": image_id, "person_id": person_id.to_string() })
+            }
             Self::ModelUnusable(ModelProblem::Embedder { model, server }) => {
                 json!({ "model_embedder": model, "embedder": server })
             }
@@ -446,9 +475,10 @@ impl ApiError {
             | Self::InvalidFaceId(_)
             | Self::InvalidQuery(_)
             | Self::InvalidCursor
-            | Self::PersonExists
+            | Self::PersonExists { person_id: None }
             | Self::PersonNotFound
             | Self::ImageNotFound
+            | Self::NoSuchImage
             | Self::NeverSeen
             | Self::JobNotFound
             | Self::UnsupportedMediaType
@@ -477,6 +507,7 @@ impl ResponseError for ApiError {
             | Self::OtherRole { .. }
             | Self::PersonNotFound
             | Self::ImageNotFound
+            | Self::NoSuchImage
             | Self::NeverSeen
             | Self::JobNotFound
             | Self::ModelNotFound
@@ -498,8 +529,9 @@ impl ResponseError for ApiError {
             | Self::TwoImagesExpected { .. }
             | Self::Image(DecodeError::Empty) => StatusCode::BAD_REQUEST,
             Self::OneImage { error, .. } => Self::Image(error.clone()).status_code(),
-            Self::PersonExists
+            Self::PersonExists { .. }
             | Self::DuplicateImage { .. }
+            | Self::ImageOfAnother { .. }
             | Self::ResultsUrlMissing
             | Self::JobEnded
             | Self::JobCancelled
@@ -561,10 +593,15 @@ impl ResponseError for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::PersonExists => Self::PersonExists,
+            StoreError::PersonExists { person_id } => Self::PersonExists { person_id },
             StoreError::PersonNotFound => Self::PersonNotFound,
             StoreError::ImageNotFound => Self::ImageNotFound,
-            StoreError::DuplicateImage { image_id } => Self::DuplicateImage { image_id },
+            StoreError::DuplicateImage { image_id, person_id } => {
+                Self::DuplicateImage { image_id, person_id }
+            }
+            StoreError::ImageOfAnother { image_id, person_id } => {
+                Self::ImageOfAnother { image_id, person_id }
+            }
             StoreError::ModelNotFound => Self::ModelNotFound,
             StoreError::ModelActive => Self::ModelActive,
             StoreError::DetectionNotFound => Self::DetectionNotFound,

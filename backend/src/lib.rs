@@ -13,6 +13,7 @@ mod hex;
 pub mod logging;
 mod metrics;
 mod outbox;
+mod person_id;
 mod recognise;
 mod request_id;
 mod store;

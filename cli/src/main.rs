@@ -14,6 +14,7 @@ mod interrupt;
 mod latency;
 mod manage;
 mod models;
+mod names;
 mod networks;
 mod output;
 mod pictures;
@@ -53,6 +54,7 @@ enum Command {
     Train(train::Options),
     Locate(manage::LocateOptions),
     People(manage::PeopleOptions),
+    Images(manage::ImagesOptions),
     Detections(manage::DetectionsOptions),
     Cameras(manage::CamerasOptions),
     Jobs(manage::JobsOptions),
@@ -86,6 +88,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Train(options) => train::run(&options),
         Command::Locate(options) => manage::locate(&options),
         Command::People(options) => manage::people(&options),
+        Command::Images(options) => manage::images(&options),
         Command::Detections(options) => manage::detections(&options),
         Command::Cameras(options) => manage::cameras(&options),
         Command::Jobs(options) => manage::jobs(&options),

@@ -5,7 +5,7 @@ use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
 use super::{ListMeta, State, face_id, rfc3339};
-use crate::error::ApiError;
+use crate::{error::ApiError, store::sql::Who};
 
 /// The People table.
 #[derive(Serialize, Apiv2Schema)]
@@ -29,6 +29,9 @@ struct Person {
 /// Where a person was seen last.
 #[derive(Serialize, Apiv2Schema)]
 pub struct LastKnownLocation {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: String,
     /// The name under which the person is enrolled.
     #[openapi(example = "Ada Lovelace")]
     face_id: String,
@@ -49,10 +52,10 @@ pub struct LastKnownLocation {
 /// The People table, by Face ID
 #[api_v2_operation]
 pub async fn people(state: web::Data<State>) -> Result<web::Json<People>, ApiError> {
-    let rows = state.database.people().await?;
+    let rows = state.database.people(state.recogniser.embedder()).await?;
     let people = rows
         .into_iter()
-        .map(|row| Ok(Person { face_id: row.face_id, created_at: rfc3339(row.created_at)? }))
+        .map(|row| Ok(Person { face_id: row.person.face_id, created_at: rfc3339(row.created_at)? }))
         .collect::<Result<Vec<_>, ApiError>>()?;
     let meta = ListMeta { total: people.len() };
     Ok(web::Json(People { people, meta }))
@@ -64,10 +67,16 @@ pub async fn last_known_location(
     state: web::Data<State>,
     path: web::Path<String>,
 ) -> Result<web::Json<LastKnownLocation>, ApiError> {
-    let id = face_id(path)?;
-    let seen = state.database.last_seen(&id).await?.ok_or(ApiError::NeverSeen)?;
+    last_location_of(&state, &Who::Named(face_id(path)?)).await
+}
+
+/// Where somebody was seen last.
+pub async fn last_location_of(state: &State, who: &Who) -> Result<web::Json<LastKnownLocation>, ApiError> {
+    let (person, seen) = state.database.last_seen(who).await?;
+    let seen = seen.ok_or(ApiError::NeverSeen)?;
     Ok(web::Json(LastKnownLocation {
-        face_id: id.to_string(),
+        person_id: person.id.to_string(),
+        face_id: person.face_id,
         location: seen.location,
         camera_id: seen.camera_id,
         captured_at: rfc3339(seen.captured_at)?,

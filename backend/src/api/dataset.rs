@@ -21,7 +21,11 @@ use crate::{
     face_id::FaceId,
     hex::hex,
     recognise::Picture as RecognisedPicture,
-    store::{Blobs, StoreError, ledger, sql::NewImage},
+    store::{
+        Blobs, StoreError, ledger,
+        sql::{self, Erased, NewImage, Person, Who},
+    },
+    train::{Conflict, ConflictingImage},
 };
 
 /// Whom the server knows.
@@ -29,6 +33,10 @@ use crate::{
 pub struct Dataset {
     /// By their Face IDs.
     people: Vec<Entry>,
+    /// Images of different people that are nearly the same picture, as the enrolments and the last training found them,
+    /// the most similar first, at most 100 pairs. A training leaves both of a pair out: erase the one that does not show
+    /// its person.
+    conflicts: Vec<Conflict>,
     meta: ListMeta,
 }
 
@@ -36,17 +44,32 @@ pub struct Dataset {
 #[derive(Serialize, Apiv2Schema)]
 #[openapi(rename = "DatasetEntry")]
 struct Entry {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: String,
     /// The name under which the person is enrolled.
     #[openapi(example = "Ada Lovelace")]
     face_id: String,
     /// Enrolled images.
     #[openapi(minimum = 0, example = "3")]
     images: i64,
+    /// Those of them that a training on the stored embeddings uses: with an embedding, and not nearly the same as another
+    /// person's. Without any, the next model does not know the person.
+    #[openapi(minimum = 0, example = "3")]
+    usable_images: i64,
+    /// The id of an older person whose name counts as the same: both were there before the server's rule of names was, and
+    /// each is found by the exact text of the name, the older one by every other form of it, too. Renaming either ends
+    /// that. Null where no other name counts as the same.
+    #[openapi(example = "018f4c9a-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
+    same_name_as: Option<String>,
 }
 
 /// The images of a person.
 #[derive(Serialize, Apiv2Schema)]
 pub struct PersonImages {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: String,
     /// The name under which the person is enrolled.
     #[openapi(example = "Ada Lovelace")]
     face_id: String,
@@ -72,6 +95,25 @@ struct Image {
     created_at: String,
 }
 
+/// What a person is called. In a body, it stands in no log of addresses.
+#[derive(Deserialize, Apiv2Schema)]
+#[serde(deny_unknown_fields)]
+pub struct PersonName {
+    /// The Face ID.
+    #[openapi(example = "Ada Lovelace")]
+    face_id: String,
+}
+
+impl PersonName {
+    /// The name, checked.
+    ///
+    /// # Errors
+    /// It is no Face ID.
+    pub fn checked(self) -> Result<FaceId, ApiError> {
+        Ok(FaceId::try_from(self.face_id)?)
+    }
+}
+
 /// A renaming.
 #[derive(Deserialize, Apiv2Schema)]
 #[serde(deny_unknown_fields)]
@@ -81,10 +123,13 @@ pub struct Renaming {
     face_id: String,
 }
 
-/// The person that was added or renamed.
+/// A person that was added, renamed or found.
 #[derive(Serialize, Apiv2Schema)]
 #[openapi(rename = "NamedPerson")]
 pub struct Added {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: String,
     /// The name under which the person is enrolled.
     #[openapi(example = "Ada Lovelace")]
     face_id: String,
@@ -93,6 +138,9 @@ pub struct Added {
 /// The image that was enrolled.
 #[derive(Serialize, Apiv2Schema)]
 pub struct AddedImage {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: String,
     /// The name under which the person is enrolled.
     #[openapi(example = "Ada Lovelace")]
     face_id: String,
@@ -109,6 +157,57 @@ pub struct AddedImage {
     /// What is to be said of the image's file; absent for most images.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<ImageNote>,
+    /// Where other people have nearly the same picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<Warning>,
+}
+
+/// What is wrong with an image that was enrolled all the same.
+#[derive(Serialize, Apiv2Schema)]
+#[openapi(rename = "EnrolmentWarning")]
+pub struct Warning {
+    /// Stable, for programs.
+    #[openapi(example = "similar_image")]
+    code: &'static str,
+    /// For people.
+    #[openapi(example = "nearly the same picture is enrolled under another person: …")]
+    message: String,
+    /// The images of others, the most similar first.
+    images: Vec<SimilarImage>,
+}
+
+/// An image of another person that is nearly the same picture.
+#[derive(Serialize, Apiv2Schema)]
+pub struct SimilarImage {
+    /// What `/images/{image_id}` takes.
+    #[openapi(example = "018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
+    image_id: String,
+    /// Whom it is enrolled under, as `/people/{person_id}` takes it.
+    #[openapi(example = "018f4c9a-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
+    person_id: String,
+    /// The name under which that person is enrolled.
+    #[openapi(example = "Ada Byron")]
+    face_id: String,
+    /// Cosine between the embeddings of the two images.
+    #[openapi(minimum = -1, maximum = 1, example = "0.995")]
+    similarity: f32,
+}
+
+/// Images of others that a warning names at most.
+const SIMILAR_LISTED: usize = 10;
+
+const SIMILAR: &str = "nearly the same picture is enrolled under another person: a training leaves both out, since nobody \
+                       can tell whom they show; erase the one that does not show its person";
+
+impl From<sql::SimilarImage> for SimilarImage {
+    fn from(image: sql::SimilarImage) -> Self {
+        Self {
+            image_id: image.image_id,
+            person_id: image.person.id.to_string(),
+            face_id: image.person.face_id,
+            similarity: image.similarity,
+        }
+    }
 }
 
 /// An enrolment.
@@ -128,12 +227,38 @@ impl FormFields for EnrolmentForm {
 /// Every Face ID with its number of images
 #[api_v2_operation]
 pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiError> {
-    let rows = state.database.people().await?;
-    let people: Vec<Entry> =
-        rows.into_iter().map(|row| Entry { face_id: row.face_id, images: row.images }).collect();
-    let meta = ListMeta { total: people.len() };
-    Ok(web::Json(Dataset { people, meta }))
+    everybody(&state).await
 }
+
+/// Whom the server knows.
+pub async fn everybody(state: &State) -> Result<web::Json<Dataset>, ApiError> {
+    let rows = state.database.people(state.recogniser.embedder()).await?;
+    let (pairs, _) = state.database.similar_pairs(CONFLICTS_LISTED).await?;
+    let people: Vec<Entry> = rows
+        .into_iter()
+        .map(|row| Entry {
+            person_id: row.person.id.to_string(),
+            face_id: row.person.face_id,
+            images: row.images,
+            usable_images: row.usable_images,
+            same_name_as: row.same_name_as.map(|id| id.to_string()),
+        })
+        .collect();
+    let image = |(image_id, person): (String, Person)| ConflictingImage {
+        image_id,
+        person_id: person.id.to_string(),
+        face_id: Some(person.face_id),
+    };
+    let conflicts = pairs
+        .into_iter()
+        .map(|pair| Conflict { images: pair.images.map(image).into(), similarity: pair.similarity })
+        .collect();
+    let meta = ListMeta { total: people.len() };
+    Ok(web::Json(Dataset { people, conflicts, meta }))
+}
+
+/// Pairs of images that the list of people has at most.
+const CONFLICTS_LISTED: i64 = 100;
 
 /// The images of a person, the oldest first
 #[api_v2_operation]
@@ -141,8 +266,12 @@ pub async fn images(
     state: web::Data<State>,
     path: web::Path<String>,
 ) -> Result<web::Json<PersonImages>, ApiError> {
-    let id = face_id(path)?;
-    let rows = state.database.images(&id).await?;
+    images_of(&state, &Who::Named(face_id(path)?)).await
+}
+
+/// Somebody's images, the oldest first.
+pub async fn images_of(state: &State, who: &Who) -> Result<web::Json<PersonImages>, ApiError> {
+    let (person, rows) = state.database.images(who).await?;
     let images = rows
         .into_iter()
         .map(|row| {
@@ -151,19 +280,26 @@ pub async fn images(
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
     let meta = ListMeta { total: images.len() };
-    Ok(web::Json(PersonImages { face_id: id.to_string(), images, meta }))
+    Ok(web::Json(PersonImages { person_id: person.id.to_string(), face_id: person.face_id, images, meta }))
 }
 
 /// An enrolled picture, byte by byte as it was sent
 #[api_v2_operation]
 pub async fn image(state: web::Data<State>, path: web::Path<(String, String)>) -> Result<Picture, ApiError> {
     let (id, image_id) = path.into_inner();
-    let id = FaceId::try_from(id)?;
-    let key = state.database.image_blob_key(&id, &image_id).await?;
-    let bytes = match state.blobs.get(&key).await {
+    let who = Who::Named(FaceId::try_from(id)?);
+    picture_of(&state, async || Ok(state.database.image_blob_key(&who, &image_id).await?)).await
+}
+
+/// The enrolled picture that lies under a key, which is looked up in its row.
+pub async fn picture_of(
+    state: &State,
+    key: impl AsyncFn() -> Result<String, ApiError>,
+) -> Result<Picture, ApiError> {
+    let bytes = match state.blobs.get(&key().await?).await {
         Err(error @ StoreError::Blob(object_store::Error::NotFound { .. })) => {
             // Erased between the look at its row and this one: then the row is gone as well.
-            state.database.image_blob_key(&id, &image_id).await?;
+            key().await?;
             return Err(error.into());
         }
         outcome => outcome?,
@@ -183,12 +319,17 @@ pub async fn erase_image(
     path: web::Path<(String, String)>,
 ) -> Result<NoContent, ApiError> {
     let (id, image_id) = path.into_inner();
-    let id = FaceId::try_from(id)?;
-    let erased = state.database.erase_image(&id, &image_id).await?;
-    let finished = ledger::finish(&state.blobs, &erased).await;
-    state.database.forget_erased().await?;
-    finished?;
+    let who = Who::Named(FaceId::try_from(id)?);
+    let erased = state.database.erase_image(&who, &image_id).await?;
+    finish_erasure(&state, &erased).await?;
     Ok(NoContent::new())
+}
+
+/// Finishes an erasure outside of the rows.
+pub async fn finish_erasure(state: &State, erased: &Erased) -> Result<(), ApiError> {
+    let finished = ledger::finish(&state.blobs, erased).await;
+    state.database.forget_erased().await?;
+    Ok(finished?)
 }
 
 /// Gives a person another Face ID
@@ -200,34 +341,46 @@ pub async fn rename(
     path: web::Path<String>,
     body: web::Json<Renaming>,
 ) -> Result<web::Json<Added>, ApiError> {
-    let id = face_id(path)?;
-    let new = FaceId::try_from(body.into_inner().face_id)?;
-    state.database.rename_person(&id, &new).await?;
+    rename_to(&state, &Who::Named(face_id(path)?), body.into_inner()).await
+}
+
+/// Gives somebody another Face ID.
+pub async fn rename_to(state: &State, who: &Who, renaming: Renaming) -> Result<web::Json<Added>, ApiError> {
+    let new = FaceId::try_from(renaming.face_id)?;
+    let person = state.database.rename_person(who, &new).await?;
     // The old name may have been the reason.
     state.database.forget_erased().await?;
-    Ok(web::Json(Added { face_id: new.to_string() }))
+    Ok(web::Json(person.into()))
 }
 
 /// Adds a person without images
 #[api_v2_operation]
 pub async fn add(state: web::Data<State>, path: web::Path<String>) -> Result<Answer<Added, 201>, ApiError> {
-    let id = face_id(path)?;
-    state.database.add_person(&id).await?;
-    Ok(Answer::new(Added { face_id: id.to_string() }))
+    Ok(Answer::new(state.database.add_person(&face_id(path)?).await?.into()))
 }
 
 /// Adds a picture of a person's face and its embedding: both, or nothing
 ///
-/// The person can be recognised after the next training. A picture that the person has already, byte by byte, is
-/// refused with 409 `duplicate_image` and the `image_id` under which it is there.
+/// The person can be recognised after the next training. A picture that is there already, byte by byte, is refused with
+/// 409 and the `image_id` and `person_id` under which it is there: `duplicate_image` where the person has it,
+/// `image_of_another` where somebody else does. One that is nearly the same as another person's (a copy in another size
+/// or quality) is taken with a `warning`: a training leaves both out, until one of them is erased.
 #[api_v2_operation]
 pub async fn add_image(
     state: web::Data<State>,
     path: web::Path<String>,
     Form(form): Form<EnrolmentForm>,
 ) -> Result<Answer<AddedImage, 201>, ApiError> {
-    let id = face_id(path)?;
-    let person = state.database.person(&id).await?;
+    enrol(&state, &Who::Named(face_id(path)?), form).await
+}
+
+/// Adds a picture of somebody's face and its embedding.
+pub async fn enrol(
+    state: &State,
+    who: &Who,
+    form: EnrolmentForm,
+) -> Result<Answer<AddedImage, 201>, ApiError> {
+    let person = state.database.person(who).await?;
     let images = form.image.len();
     if images > 1 {
         return Err(ApiError::TooManyImages { images, max: 1 });
@@ -235,9 +388,7 @@ pub async fn add_image(
     let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
     // Not for nothing: recognition takes a while, and the picture may be there already, or the dataset be locked.
     let sha256 = digest(bytes.clone()).await?;
-    if let Some(image_id) = state.database.image_with_digest(person, &sha256).await? {
-        return Err(ApiError::DuplicateImage { image_id });
-    }
+    state.database.no_image_with(person.row, &sha256).await?;
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
     let recognised = state.recogniser.recognise(vec![RecognisedPicture::of_a_face(bytes.clone())]).await?;
@@ -245,8 +396,18 @@ pub async fn add_image(
         recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??.only_face(0)?;
 
     let image_id = Uuid::now_v7().to_string();
-    let blob_key = Blobs::image_key(person, &image_id);
+    let blob_key = Blobs::image_key(person.row, &image_id);
     let embedder = state.recogniser.embedder();
+    let similar = state
+        .database
+        .similar_images(
+            person.row,
+            embedder,
+            face.embedding.clone(),
+            state.same_picture_threshold,
+            SIMILAR_LISTED,
+        )
+        .await?;
     let image = NewImage {
         id: image_id.clone(),
         blob_key: blob_key.clone(),
@@ -257,19 +418,32 @@ pub async fn add_image(
     };
     // First the blob: a row never lacks its blob, and the next sweep removes a blob without a row.
     state.blobs.put(&blob_key, bytes).await?;
-    if let Err(error) = state.database.add_image(person, image).await {
+    if let Err(error) = state.database.add_image(person.row, image).await {
         if let Err(left) = state.blobs.delete(&blob_key).await {
             tracing::error!(error = %left, "an image that was not enrolled is left in the blob store");
         }
         return Err(error.into());
     }
+    if !similar.is_empty() {
+        let pair = |other: &sql::SimilarImage| (image_id.clone(), other.image_id.clone(), other.similarity);
+        if let Err(error) = state.database.note_similar(similar.iter().map(pair).collect()).await {
+            tracing::warn!(%error, "cannot write down which images are nearly the same; the next training does");
+        }
+    }
+    let warning = (!similar.is_empty()).then(|| Warning {
+        code: "similar_image",
+        message: SIMILAR.to_owned(),
+        images: similar.into_iter().map(SimilarImage::from).collect(),
+    });
     let added = AddedImage {
-        face_id: id.to_string(),
+        person_id: person.id.to_string(),
+        face_id: person.face_id,
         image_id,
         embedder,
         bounding_box: face.bounding_box.into(),
         detection_confidence: face.detection_confidence,
         notes: notes.into_iter().map(|note| ImageNote::new(0, note)).collect(),
+        warning,
     };
     Ok(Answer::new(added))
 }
@@ -286,11 +460,19 @@ async fn digest(bytes: Bytes) -> Result<String, ApiError> {
 /// may be enrolled again.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<NoContent, ApiError> {
-    let id = face_id(path)?;
+    erase_whom(&state, &Who::Named(face_id(path)?)).await
+}
+
+/// Erases somebody.
+pub async fn erase_whom(state: &State, who: &Who) -> Result<NoContent, ApiError> {
     let with_detections = state.config.erase_detections == ErasedDetections::Delete;
-    let erased = state.database.erase_person(&id, with_detections).await?;
-    let finished = ledger::finish(&state.blobs, &erased).await;
-    state.database.forget_erased().await?;
-    finished?;
+    let erased = state.database.erase_person(who, with_detections).await?;
+    finish_erasure(state, &erased).await?;
     Ok(NoContent::new().header(header::CACHE_CONTROL, "no-store"))
+}
+
+impl From<Person> for Added {
+    fn from(person: Person) -> Self {
+        Self { person_id: person.id.to_string(), face_id: person.face_id }
+    }
 }

@@ -19,9 +19,10 @@ use super::{
 use crate::{
     error::ApiError,
     face_id::FaceId,
+    person_id::PersonId,
     store::{
         Micros,
-        sql::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow},
+        sql::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow, Who},
     },
 };
 
@@ -31,6 +32,8 @@ use crate::{
 pub struct ListQuery {
     /// Only of the person with this Face ID.
     person: Option<String>,
+    /// Only of the person with this id: instead of `person`, so that no name stands in an address.
+    person_id: Option<String>,
     /// Only by the camera with this id.
     camera: Option<String>,
     /// Only at this location.
@@ -74,6 +77,9 @@ pub struct Detections {
 /// A page of a person's detections.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Track {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: String,
     /// The name under which the person is enrolled.
     #[openapi(example = "Ada Lovelace")]
     face_id: String,
@@ -103,6 +109,9 @@ pub struct Detection {
     /// Whom it shows. Null for an unknown face and for an erased person.
     #[openapi(example = "Ada Lovelace")]
     face_id: Option<String>,
+    /// The same person as `/people/{person_id}` takes it. Null where `face_id` is.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: Option<String>,
     /// Probability of the first name among all that were enrolled. Null where the model gave none.
     #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: Option<f32>,
@@ -144,6 +153,7 @@ struct Line {
     top: f32,
     right: f32,
     bottom: f32,
+    person_id: Option<String>,
 }
 
 /// The detections to which the query applies, the newest first
@@ -164,9 +174,9 @@ pub async fn list(
     let (rows, next_cursor) = match query.after.take() {
         Some(after) => (arrivals(&state, after, query).await?, None),
         None => {
-            let ListQuery { person, camera, location, from, to, after: _, limit, cursor } = query;
+            let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
             let (from, to) = time_range(from, to)?;
-            let person = person.map(FaceId::try_from).transpose()?;
+            let person = whom(person, person_id)?;
             let filter = DetectionFilter { person, camera_id: camera, location, from, to };
             let page = Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?;
             page.load(&state).await?
@@ -215,14 +225,20 @@ pub async fn track(
     path: web::Path<String>,
     query: web::Query<TrackQuery>,
 ) -> Result<web::Json<Track>, ApiError> {
-    let id = face_id(path)?;
-    let TrackQuery { from, to, limit, cursor } = query.into_inner();
+    track_of(&state, Who::Named(face_id(path)?), query.into_inner()).await
+}
+
+/// Where somebody was, in the order of time.
+pub async fn track_of(state: &State, who: Who, query: TrackQuery) -> Result<web::Json<Track>, ApiError> {
+    let TrackQuery { from, to, limit, cursor } = query;
     let (from, to) = time_range(from, to)?;
-    let filter = DetectionFilter { person: Some(id.clone()), from, to, ..DetectionFilter::default() };
+    let person = state.database.person(&who).await?;
+    let filter = DetectionFilter { person: Some(who), from, to, ..DetectionFilter::default() };
     let page = Page::read(filter, DetectionOrder::OldestFirst, limit, MAX_LIMIT, cursor)?;
-    let (rows, next_cursor) = page.load(&state).await?;
+    let (rows, next_cursor) = page.load(state).await?;
     let detections = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
-    Ok(web::Json(Track { face_id: id.to_string(), detections, meta: PageMeta { next_cursor } }))
+    let meta = PageMeta { next_cursor };
+    Ok(web::Json(Track { person_id: person.id.to_string(), face_id: person.face_id, detections, meta }))
 }
 
 /// One page of a query.
@@ -268,7 +284,7 @@ impl Page {
 
 /// What arrived after the detection `after`, in the order of its arrival.
 async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<DetectionRow>, ApiError> {
-    let ListQuery { person, camera, location, from, to, after: _, limit, cursor } = query;
+    let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
     let id = after.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
         ApiError::InvalidQuery(format!("after is {after:?}, it must be a detection's id, or 0 for all"))
     })?;
@@ -282,9 +298,21 @@ async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<
         )));
     }
     let limit = limit.map_or(Ok(LIST_LIMIT), limit_of)?;
-    let person = person.map(FaceId::try_from).transpose()?;
+    let person = whom(person, person_id)?;
     let filter = DetectionFilter { person, camera_id: camera, location, ..DetectionFilter::default() };
     Ok(state.database.detections_after(filter, id, i64::from(limit)).await?)
+}
+
+/// Whom a query is about, by name or by id.
+fn whom(face_id: Option<String>, person_id: Option<String>) -> Result<Option<Who>, ApiError> {
+    match (face_id, person_id) {
+        (None, None) => Ok(None),
+        (Some(face_id), None) => Ok(Some(Who::Named(FaceId::try_from(face_id)?))),
+        (None, Some(id)) => Ok(Some(Who::Numbered(PersonId::parse(&id).ok_or(ApiError::PersonNotFound)?))),
+        (Some(_), Some(_)) => {
+            Err(ApiError::InvalidQuery("person and person_id name a person each: leave out the one".into()))
+        }
+    }
 }
 
 fn time_range(
@@ -351,6 +379,7 @@ fn csv(rows: Vec<DetectionRow>) -> Result<Vec<u8>, ApiError> {
             "top",
             "right",
             "bottom",
+            "person_id",
         ])
         .map_err(internal)?;
     for row in rows {
@@ -364,6 +393,7 @@ impl TryFrom<DetectionRow> for Detection {
 
     fn try_from(row: DetectionRow) -> Result<Self, ApiError> {
         let (left, top, right, bottom) = row.bounding_box;
+        let person_id = row.person_id().map(|id| id.to_string());
         Ok(Self {
             id: row.id,
             captured_at: rfc3339(row.captured_at)?,
@@ -371,6 +401,7 @@ impl TryFrom<DetectionRow> for Detection {
             camera_id: row.camera_id,
             location: row.location,
             face_id: row.face_id,
+            person_id,
             confidence: row.confidence,
             score: row.score,
             threshold: row.threshold,
@@ -387,6 +418,7 @@ impl TryFrom<DetectionRow> for Line {
 
     fn try_from(row: DetectionRow) -> Result<Self, ApiError> {
         let (left, top, right, bottom) = row.bounding_box;
+        let person_id = row.person_id().map(|id| id.to_string());
         Ok(Self {
             id: row.id,
             captured_at: rfc3339(row.captured_at)?,
@@ -394,6 +426,7 @@ impl TryFrom<DetectionRow> for Line {
             camera_id: row.camera_id,
             location: row.location,
             face_id: row.face_id,
+            person_id,
             confidence: row.confidence,
             score: row.score,
             threshold: row.threshold,

@@ -1,5 +1,7 @@
 //! `/jobs`: how far long work is, and its end.
 
+use std::collections::HashSet;
+
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,7 @@ use crate::{
         StoreError,
         sql::{Cancelled, Job, JobKind, JobStatus},
     },
+    train::TrainingResult,
 };
 
 /// Long work, and how far it is.
@@ -84,16 +87,39 @@ pub struct Progress {
     percent: Option<i64>,
 }
 
-impl TryFrom<Job> for JobAnswer {
-    type Error = ApiError;
+/// What a job made, as its row has it.
+enum Made {
+    Model(TrainingResult),
+    Embeddings(Value),
+}
 
-    fn try_from(job: Job) -> Result<Self, ApiError> {
-        let result = job
-            .result
-            .as_deref()
-            .map(serde_json::from_str)
-            .transpose()
-            .map_err(|error| StoreError::Damaged(format!("the result of a job: {error}")))?;
+impl JobAnswer {
+    /// A job, with the names that the people of its result have now.
+    pub async fn of(state: &State, job: Job) -> Result<Self, ApiError> {
+        let mut answers = Self::of_all(state, vec![job]).await?;
+        answers.pop().ok_or(ApiError::JobNotFound)
+    }
+
+    async fn of_all(state: &State, jobs: Vec<Job>) -> Result<Vec<Self>, ApiError> {
+        let mut made = jobs.iter().map(Made::of).collect::<Result<Vec<_>, ApiError>>()?;
+        let mut results: Vec<&mut TrainingResult> =
+            made.iter_mut().filter_map(|made| made.as_mut().and_then(Made::model)).collect();
+        let ids: HashSet<String> = results
+            .iter_mut()
+            .flat_map(|result| result.people_named())
+            .map(|(id, _)| id.to_owned())
+            .collect();
+        if !ids.is_empty() {
+            let names = state.database.face_ids_of(ids).await?;
+            for (id, face_id) in results.iter_mut().flat_map(|result| result.people_named()) {
+                *face_id = names.get(id).cloned();
+            }
+        }
+        let answers = jobs.into_iter().zip(made);
+        answers.map(|(job, made)| Self::new(job, made.map(Made::into_json).transpose()?)).collect()
+    }
+
+    fn new(job: Job, result: Option<Value>) -> Result<Self, ApiError> {
         let percent = match (job.status, job.images_total) {
             (JobStatus::Done, Some(_)) => Some(100),
             (_, Some(total)) => Some((job.images_done * 100).checked_div(total).unwrap_or(0)),
@@ -115,6 +141,33 @@ impl TryFrom<Job> for JobAnswer {
     }
 }
 
+impl Made {
+    fn of(job: &Job) -> Result<Option<Self>, ApiError> {
+        let Some(text) = &job.result else { return Ok(None) };
+        let made = match job.kind {
+            JobKind::Train | JobKind::OptimizedTrain => serde_json::from_str(text).map(Self::Model),
+            JobKind::GenerateEmb => serde_json::from_str(text).map(Self::Embeddings),
+        };
+        Ok(Some(made.map_err(|error| StoreError::Damaged(format!("the result of a job: {error}")))?))
+    }
+
+    fn model(&mut self) -> Option<&mut TrainingResult> {
+        match self {
+            Self::Model(result) => Some(result),
+            Self::Embeddings(_) => None,
+        }
+    }
+
+    fn into_json(self) -> Result<Value, ApiError> {
+        match self {
+            Self::Model(result) => {
+                serde_json::to_value(result).map_err(|error| ApiError::Internal(error.into()))
+            }
+            Self::Embeddings(result) => Ok(result),
+        }
+    }
+}
+
 /// The jobs that were asked for, the newest first
 #[api_v2_operation]
 pub async fn list(
@@ -130,7 +183,7 @@ pub async fn list(
     // One more than asked for tells whether there is a next page.
     let (rows, more) = page::cut(state.database.jobs(status, before, i64::from(limit) + 1).await?, limit);
     let next_cursor = rows.last().filter(|_| more).map(|last| cursor_of(&last.id, &scope)).transpose()?;
-    let jobs = rows.into_iter().map(JobAnswer::try_from).collect::<Result<Vec<_>, _>>()?;
+    let jobs = JobAnswer::of_all(&state, rows).await?;
     Ok(web::Json(Jobs { jobs, meta: PageMeta { next_cursor } }))
 }
 
@@ -151,7 +204,7 @@ fn cursor_of(id: &str, scope: &str) -> Result<String, ApiError> {
 #[api_v2_operation]
 pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<JobAnswer>, ApiError> {
     let job = state.database.job(&id).await?.ok_or(ApiError::JobNotFound)?;
-    Ok(web::Json(JobAnswer::try_from(job)?))
+    Ok(web::Json(JobAnswer::of(&state, job).await?))
 }
 
 /// Ends a job
@@ -165,9 +218,9 @@ pub async fn cancel(
     match state.database.cancel_job(&id).await? {
         Cancelled::AtOnce(job) => {
             state.metrics.job_finished(job.kind, job.status);
-            Ok(OneOf::First(Answer::new(JobAnswer::try_from(job)?)))
+            Ok(OneOf::First(Answer::new(JobAnswer::of(&state, job).await?)))
         }
-        Cancelled::Asked(job) => Ok(OneOf::Second(Answer::new(JobAnswer::try_from(job)?))),
+        Cancelled::Asked(job) => Ok(OneOf::Second(Answer::new(JobAnswer::of(&state, job).await?))),
         Cancelled::TooLate => Err(ApiError::JobEnded),
         Cancelled::NotFound => Err(ApiError::JobNotFound),
     }

@@ -13,11 +13,13 @@ mod detections;
 mod form;
 mod head;
 mod health;
+mod images;
 mod jobs;
 mod model;
 mod observe;
 mod openapi;
 mod page;
+mod people;
 mod recognition;
 mod roles;
 mod verify;
@@ -72,6 +74,8 @@ pub struct State {
     pub loader: Arc<ModelLoader>,
     /// Cosine between two faces from which they count as one person's.
     pub verify_threshold: f32,
+    /// Cosine between images of two people from which they are the same picture.
+    pub same_picture_threshold: f32,
     /// Whether the server is about to stop.
     pub draining: Arc<AtomicBool>,
     /// What is counted.
@@ -125,6 +129,50 @@ fn routes(config: &mut web::ServiceConfig) {
                 .route(web::get().to(dataset::image))
                 .route(web::delete().to(dataset::erase_image))
                 .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
+        )
+        .service(
+            web::resource("/people")
+                .route(web::get().to(people::list))
+                .route(web::post().to(people::add))
+                .default_service(web::to(|request| method_not_allowed(request, "GET, POST"))),
+        )
+        .service(
+            web::resource("/people/search")
+                .route(web::post().to(people::search))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/people/{person_id}")
+                .route(web::get().to(people::images))
+                .route(web::patch().to(people::rename))
+                .route(web::delete().to(people::erase))
+                .default_service(web::to(|request| method_not_allowed(request, "GET, PATCH, DELETE"))),
+        )
+        .service(
+            web::resource("/people/{person_id}/images")
+                .route(web::post().to(people::add_image))
+                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
+        )
+        .service(
+            web::resource("/people/{person_id}/track")
+                .route(web::get().to(people::track))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/people/{person_id}/last-known-location")
+                .route(web::get().to(people::last_known_location))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
+        .service(
+            web::resource("/images/{image_id}")
+                .route(web::get().to(images::get))
+                .route(web::delete().to(images::erase))
+                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
+        )
+        .service(
+            web::resource("/images/{image_id}/content")
+                .route(web::get().to(images::content))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
         )
         .service(
             web::resource("/model")

@@ -152,7 +152,7 @@ async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Start
     let mut job = state.trainer.enqueue(kind).await?;
     let location = format!("{}/jobs/{}", state.public_url.as_deref().unwrap_or_default(), job.id);
     if !wait {
-        let answer = Answer::new(JobAnswer::try_from(job)?);
+        let answer = Answer::new(JobAnswer::of(state, job).await?);
         return Ok(OneOf::Second(answer.header(header::LOCATION, location)));
     }
     job = state.trainer.wait(&job.id).await?.ok_or(ApiError::JobNotFound)?;
@@ -160,7 +160,7 @@ async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Start
         JobStatus::Failed => Err(ApiError::JobFailed { reason: job.error.unwrap_or_default() }),
         JobStatus::Cancelled => Err(ApiError::JobCancelled),
         JobStatus::Done | JobStatus::Queued | JobStatus::Running => {
-            let answer = Answer::new(JobAnswer::try_from(job)?);
+            let answer = Answer::new(JobAnswer::of(state, job).await?);
             Ok(OneOf::First(answer.header(header::LOCATION, location)))
         }
     }

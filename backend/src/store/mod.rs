@@ -15,12 +15,17 @@ use std::{io::ErrorKind, time::Duration};
 
 use time::OffsetDateTime;
 
+use crate::person_id::PersonId;
+
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody with this Face ID is there already.
+    /// Somebody with this Face ID, or one that counts as the same, is there already.
     #[error("the person exists")]
-    PersonExists,
+    PersonExists {
+        /// Who; `None` where that somebody came at the same moment.
+        person_id: Option<PersonId>,
+    },
     /// Nobody with this Face ID is there.
     #[error("no such person")]
     PersonNotFound,
@@ -44,6 +49,16 @@ pub enum StoreError {
     DuplicateImage {
         /// Its id.
         image_id: String,
+        /// The person's.
+        person_id: PersonId,
+    },
+    /// Another person has an image of the same bytes.
+    #[error("another person has this image")]
+    ImageOfAnother {
+        /// Its id.
+        image_id: String,
+        /// That other person's.
+        person_id: PersonId,
     },
     /// The database did not answer in time, or could not be reached.
     #[error("the database cannot be reached: {0}")]

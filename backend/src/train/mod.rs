@@ -1,9 +1,10 @@
 //! Jobs: trainings and the computing anew of embeddings. They wait in the database, and one process of the deployment
 //! does them, one after the other, beside recognition.
 
+mod pairs;
 mod work;
 
-pub use work::{EmbeddingResult, TrainingResult};
+pub use work::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut};
 
 use std::{
     sync::Arc,
@@ -45,6 +46,8 @@ pub struct TrainerOptions {
     pub poll: Duration,
     /// How long after the end of a process that did a job another one takes it up.
     pub lease: Duration,
+    /// Cosine between the embeddings of two people's images from which they are the same picture.
+    pub same_picture: f32,
 }
 
 struct Shared {
@@ -67,7 +70,7 @@ impl Trainer {
         options: TrainerOptions,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let work = Work::new(database.clone(), blobs, loader, pipeline, options.lease);
+        let work = Work::new(database.clone(), blobs, loader, pipeline, options.lease, options.same_picture);
         let (holder, stop) = (Uuid::new_v4().to_string(), watch::Sender::new(false));
         Self { shared: Arc::new(Shared { database, work, options, holder, metrics, stop }) }
     }

@@ -1,6 +1,7 @@
 //! What the jobs do.
 
 use std::{
+    collections::{HashMap, HashSet},
     ops::ControlFlow,
     sync::{
         Arc,
@@ -16,12 +17,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::pairs::same_pictures;
 use crate::{
     hex::hex,
+    person_id::PersonId,
     recognise::{ModelLoader, PictureError, Pipeline, VersionedModel, load_tested},
     store::{
         Blobs, Database, StoreError, ledger, now,
-        sql::{EnrolledImage, Job, JobKind, Lease, NewModel},
+        sql::{Enrolled, EnrolledImage, Job, JobKind, Lease, NewModel, TrainingImage},
     },
 };
 
@@ -29,7 +32,7 @@ use crate::{
 const CHUNK: usize = 4;
 
 /// What a training made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Apiv2Schema)]
 pub struct TrainingResult {
     /// The new model's version; it answers from now on.
     #[openapi(minimum = 1, example = "7")]
@@ -43,16 +46,93 @@ pub struct TrainingResult {
     /// Images that it was trained on.
     #[openapi(minimum = 0, example = "60")]
     pub images: i64,
-    /// People who are not in the model: they have no embedding of this embedder.
-    #[openapi(minimum = 0, example = "0")]
+    /// People who are not in the model: no picture of them can be used. `people_left_out` says who.
+    #[openapi(minimum = 0, example = "1")]
     pub people_without_embeddings: i64,
     /// Images that could not be used: no face was found on them, or their bytes are damaged. Always 0 where the
     /// stored embeddings were taken.
     #[openapi(minimum = 0, example = "0")]
     pub images_left_out: i64,
+    /// Images that were left out since another person has nearly the same picture: nobody can tell whom it shows.
+    #[serde(default)]
+    #[openapi(minimum = 0, example = "2")]
+    pub images_in_conflict: i64,
+    /// Who is not in the model, by Face ID, the first 100 of `people_without_embeddings`.
+    #[serde(default)]
+    pub people_left_out: Vec<LeftOut>,
+    /// Which images those of `images_in_conflict` are, the most similar first, at most 100 pairs. Erase the one of each
+    /// that does not show its person.
+    #[serde(default)]
+    pub conflicts: Vec<Conflict>,
     /// How long it took, milliseconds.
     #[openapi(minimum = 0, example = "412")]
     pub duration_ms: i64,
+}
+
+/// Entries of a result's list at most.
+const LISTED: usize = 100;
+
+/// Somebody who is not in a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct LeftOut {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    pub person_id: String,
+    /// The name that the person has now. Null for one who was erased since.
+    #[openapi(example = "Ada Lovelace")]
+    pub face_id: Option<String>,
+    /// The person's images when it was trained, with a face or without.
+    #[openapi(minimum = 0, example = "0")]
+    pub images: i64,
+    #[openapi(example = "no_images")]
+    pub reason: WhyLeftOut,
+}
+
+/// Why somebody is not in a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhyLeftOut {
+    /// Nothing is enrolled.
+    NoImages,
+    /// No enrolled image has an embedding of the model's embedder.
+    NoEmbeddings,
+    /// Another person has the same pictures.
+    InConflict,
+}
+
+/// Two images of different people that are nearly the same picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Apiv2Schema)]
+pub struct Conflict {
+    /// The two.
+    pub images: Vec<ConflictingImage>,
+    /// Cosine between their embeddings.
+    #[openapi(minimum = -1, maximum = 1, example = "1")]
+    pub similarity: f32,
+}
+
+/// An image that is nearly the same picture as another person's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct ConflictingImage {
+    /// What `/images/{image_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    pub image_id: String,
+    /// Whom it is enrolled under, as `/people/{person_id}` takes it.
+    #[openapi(example = "018f4c9a-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
+    pub person_id: String,
+    /// The name that the person has now. Null for one who was erased since.
+    #[openapi(example = "Ada Lovelace")]
+    pub face_id: Option<String>,
+}
+
+impl TrainingResult {
+    /// Everybody whom the result is about: id, and where the name is to be put. Results are kept without names, so that
+    /// an erasure and a renaming reach them.
+    pub fn people_named(&mut self) -> impl Iterator<Item = (&str, &mut Option<String>)> {
+        let left_out =
+            self.people_left_out.iter_mut().map(|left| (left.person_id.as_str(), &mut left.face_id));
+        let conflicting = self.conflicts.iter_mut().flat_map(|conflict| &mut conflict.images);
+        left_out.chain(conflicting.map(|image| (image.person_id.as_str(), &mut image.face_id)))
+    }
 }
 
 /// What computing the embeddings anew made.
@@ -174,27 +254,36 @@ pub struct Work {
     pub loader: Arc<ModelLoader>,
     pipeline: Arc<Pipeline>,
     lease: Duration,
+    /// Cosine from which images of two people are the same picture.
+    same_picture: f32,
 }
 
 /// What a model is made of.
 struct Samples {
-    /// Image, person, embedding.
-    images: Vec<(String, i64, Vec<f32>)>,
-    /// People in the dataset.
-    people: i64,
+    images: Vec<TrainingImage>,
+    /// Everybody in the dataset.
+    people: Vec<Enrolled>,
     left_out: i64,
 }
 
+/// Images of two people that are the same picture, and whose they are.
+struct Contradiction {
+    images: [(String, i64); 2],
+    similarity: f32,
+}
+
 impl Work {
-    /// For the jobs of one process. `lease`: how long leases last unless they are renewed.
+    /// For the jobs of one process. `lease`: how long leases last unless they are renewed. `same_picture`: cosine from
+    /// which images of two people are the same picture.
     pub fn new(
         database: Database,
         blobs: Blobs,
         loader: Arc<ModelLoader>,
         pipeline: Arc<Pipeline>,
         lease: Duration,
+        same_picture: f32,
     ) -> Self {
-        Self { database, blobs, loader, pipeline, lease }
+        Self { database, blobs, loader, pipeline, lease, same_picture }
     }
 
     /// Does a job. Returns its result as JSON.
@@ -206,8 +295,7 @@ impl Work {
         let json = match job.kind {
             JobKind::OptimizedTrain => {
                 let set = self.database.training_set(self.embedder()).await?;
-                let images = set.images.into_iter().map(|i| (i.id, i.person, i.embedding)).collect();
-                let samples = Samples { images, people: set.people, left_out: 0 };
+                let samples = Samples { images: set.images, people: set.people, left_out: 0 };
                 progress.start(samples.images.len());
                 serde_json::to_string(&self.train(samples, begun, job, holder, progress, true).await?)
             }
@@ -243,6 +331,11 @@ impl Work {
     ) -> Result<TrainingResult, WorkError> {
         let embedder = self.embedder();
         let Samples { images, people: enrolled, left_out } = samples;
+        let with_embeddings: HashSet<i64> = images.iter().map(|image| image.person).collect();
+        let (watched, same_picture) = (Arc::clone(progress), self.same_picture);
+        let (images, contradictions) =
+            blocking(move || without_contradictions(images, same_picture, &watched)).await??;
+        self.note(&contradictions).await?;
         let watched = Arc::clone(progress);
         // Where embeddings were computed anew, everything else is, too.
         let previous = if counts { self.loader.active() } else { None };
@@ -256,19 +349,32 @@ impl Work {
         load_tested(0, now(), &bytes)?;
         self.blobs.put(&blob_key, Bytes::from(bytes)).await?;
         let known = people.len();
-        let result = |version| -> Result<TrainingResult, WorkError> {
-            let number = |n: usize| i64::try_from(n).map_err(|error| WorkError::Internal(error.to_string()));
-            Ok(TrainingResult {
-                model_version: version,
-                embedder: embedder.to_owned(),
-                people: number(known)?,
-                images: number(images)?,
-                people_without_embeddings: enrolled - number(known)?,
-                images_left_out: left_out,
-                duration_ms: milliseconds(begun.elapsed()),
-            })
+        let number = |n: usize| i64::try_from(n).map_err(|error| WorkError::Internal(error.to_string()));
+        let in_model: HashSet<i64> = people.iter().copied().collect();
+        let mut people_left_out: Vec<LeftOut> = enrolled
+            .iter()
+            .filter(|person| !in_model.contains(&person.row))
+            .map(|person| left_out_person(person, &with_embeddings))
+            .collect();
+        let people_without_embeddings = number(people_left_out.len())?;
+        people_left_out.truncate(LISTED);
+        let in_conflict: HashSet<&str> = contradictions
+            .iter()
+            .flat_map(|contradiction| contradiction.images.iter().map(|(image, _)| image.as_str()))
+            .collect();
+        let result = TrainingResult {
+            model_version: 0,
+            embedder: embedder.to_owned(),
+            people: number(known)?,
+            images: number(images)?,
+            people_without_embeddings,
+            images_left_out: left_out,
+            images_in_conflict: number(in_conflict.len())?,
+            people_left_out,
+            conflicts: conflicts(&contradictions, &enrolled),
+            duration_ms: milliseconds(begun.elapsed()),
         };
-        let TrainingResult { images, duration_ms, .. } = result(0)?;
+        let TrainingResult { images, duration_ms, .. } = result;
         let row = NewModel { embedder, blob_key: blob_key.clone(), sha256, people, images, duration_ms };
         let version = match self.database.add_active_model(row, holder, self.lease).await {
             Ok(version) => version,
@@ -279,16 +385,29 @@ impl Work {
         };
         self.loader.refresh().await?;
         self.purge().await;
-        let result = TrainingResult { model_version: version, duration_ms, ..result(version)? };
+        let result = TrainingResult { model_version: version, ..result };
         tracing::info!(
             job = job.id,
             model_version = version,
             people = result.people,
             images = result.images,
+            people_left_out = result.people_without_embeddings,
+            images_in_conflict = result.images_in_conflict,
             duration_ms,
             "trained a model"
         );
         Ok(result)
+    }
+
+    /// Writes down which images contradict each other, for whoever mends the dataset; also where nothing comes of the
+    /// training.
+    async fn note(&self, contradictions: &[Contradiction]) -> Result<(), WorkError> {
+        let pair = |contradiction: &Contradiction| {
+            let [(first, _), (second, _)] = &contradiction.images;
+            (first.clone(), second.clone(), contradiction.similarity)
+        };
+        let pairs = contradictions.iter().take(NOTED).map(pair).collect();
+        Ok(self.database.replace_similar(pairs).await?)
     }
 
     /// Models that know an erased person have done their service once another one answers.
@@ -312,7 +431,11 @@ impl Work {
             progress.go_on()?;
             for (image, embedding) in chunk.iter().zip(self.embed(chunk).await?) {
                 match embedding {
-                    Some(embedding) => samples.images.push((image.id.clone(), image.person, embedding)),
+                    Some(embedding) => samples.images.push(TrainingImage {
+                        id: image.id.clone(),
+                        person: image.person,
+                        embedding,
+                    }),
                     None => samples.left_out += 1,
                 }
             }
@@ -423,11 +546,63 @@ impl Work {
     }
 }
 
+/// Pairs of images that are written down at most.
+const NOTED: usize = 10_000;
+
+/// The images that show one person each as far as can be told, and those that are two people's, the most similar first.
+fn without_contradictions(
+    images: Vec<TrainingImage>,
+    same_picture: f32,
+    progress: &Progress,
+) -> Result<(Vec<TrainingImage>, Vec<Contradiction>), WorkError> {
+    let compared: Vec<(i64, &[f32])> =
+        images.iter().map(|image| (image.person, image.embedding.as_slice())).collect();
+    let pairs = same_pictures(&compared, same_picture, &|| progress.asked_to_end().is_none());
+    let mut pairs =
+        pairs.ok_or_else(|| WorkError::Ended(progress.asked_to_end().unwrap_or(End::Cancelled)))?;
+    pairs.sort_by(|one, other| other.similarity.total_cmp(&one.similarity));
+    let side = |place: usize| images.get(place).map(|image| (image.id.clone(), image.person));
+    let contradictions = pairs
+        .iter()
+        .filter_map(|pair| {
+            let images = [side(pair.first)?, side(pair.second)?];
+            Some(Contradiction { images, similarity: pair.similarity })
+        })
+        .collect();
+    let out: HashSet<usize> = pairs.iter().flat_map(|pair| [pair.first, pair.second]).collect();
+    let kept = images.into_iter().enumerate().filter(|(place, _)| !out.contains(place));
+    Ok((kept.map(|(_, image)| image).collect(), contradictions))
+}
+
+fn left_out_person(person: &Enrolled, with_embeddings: &HashSet<i64>) -> LeftOut {
+    let reason = if person.images == 0 {
+        WhyLeftOut::NoImages
+    } else if with_embeddings.contains(&person.row) {
+        WhyLeftOut::InConflict
+    } else {
+        WhyLeftOut::NoEmbeddings
+    };
+    LeftOut { person_id: person.id.to_string(), face_id: None, images: person.images, reason }
+}
+
+fn conflicts(contradictions: &[Contradiction], enrolled: &[Enrolled]) -> Vec<Conflict> {
+    let ids: HashMap<i64, PersonId> = enrolled.iter().map(|person| (person.row, person.id)).collect();
+    let image = |(image_id, person): &(String, i64)| {
+        let person_id = ids.get(person)?.to_string();
+        Some(ConflictingImage { image_id: image_id.clone(), person_id, face_id: None })
+    };
+    let conflict = |contradiction: &Contradiction| {
+        let images = contradiction.images.iter().map(image).collect::<Option<Vec<_>>>()?;
+        Some(Conflict { images, similarity: contradiction.similarity })
+    };
+    contradictions.iter().take(LISTED).filter_map(conflict).collect()
+}
+
 /// The model's bytes, the people that it knows, and the number of images. It starts from what `previous` came to. With
 /// `counts`, people that are trained count as progress; else the images were counted before.
 fn fit(
     embedder: &'static str,
-    images: Vec<(String, i64, Vec<f32>)>,
+    images: Vec<TrainingImage>,
     previous: Option<&VersionedModel>,
     progress: &Progress,
     counts: bool,
@@ -435,7 +610,7 @@ fn fit(
     // Labels are row ids: the model's file names nobody, and a renamed person needs no training.
     let (ids, samples): (Vec<String>, Vec<Sample>) = images
         .into_iter()
-        .map(|(id, person, embedding)| (id, Sample { label: person.to_string(), embedding }))
+        .map(|TrainingImage { id, person, embedding }| (id, Sample { label: person.to_string(), embedding }))
         .unzip();
     let watch = |done: usize| {
         if counts {

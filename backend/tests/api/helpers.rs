@@ -141,6 +141,14 @@ impl Server {
         answer
     }
 
+    /// POST with a JSON body.
+    pub async fn post_json(&self, path: &str, body: &Value) -> Answer {
+        let request = self.client.post(format!("{}{path}", self.url)).json(body);
+        let answer = Answer::read(request.send().await.unwrap()).await;
+        contract::check(&Method::POST, path, &answer);
+        answer
+    }
+
     /// Adds a person with the photographs of these numbers.
     pub async fn enrol(&self, person: &str, photographs: &[u32]) {
         self.post(&format!("/dataset/{person}")).await.expect(StatusCode::CREATED);
@@ -421,7 +429,13 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
 
 /// The files under `folder` that have `needle` in them.
 pub fn found_below(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
-    files_below(folder).into_iter().filter(|file| contains(&fs::read(file).unwrap(), needle)).collect()
+    let has_needle = |file: &PathBuf| match fs::read(file) {
+        Ok(bytes) => contains(&bytes, needle),
+        // Gone since it was listed: written under another name, or removed.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => panic!("{}: {error}", file.display()),
+    };
+    files_below(folder).into_iter().filter(has_needle).collect()
 }
 
 fn contains(bytes: &[u8], needle: &[u8]) -> bool {

@@ -32,6 +32,10 @@ pub trait Embedder: Send + Sync {
     /// embeddings is nearer to each of them than they are to each other, so this is not [`Self::default_threshold`].
     fn verification_threshold(&self) -> f32;
 
+    /// The least cosine between the embeddings of two pictures at which they are one and the same picture, perhaps in
+    /// another size or quality: more than any two pictures of one person reach that were taken apart from each other.
+    fn same_picture_threshold(&self) -> f32;
+
     /// The face of `image` as the square that the network takes; black where that reaches out of the image.
     fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage;
 

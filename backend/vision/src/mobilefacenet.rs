@@ -181,6 +181,13 @@ impl Embedder for MobileFaceNet {
         0.35
     }
 
+    /// 0.94, from which on are 98 to 100 % of copies of photographs of Labeled Faces in the Wild in JPEG of quality 50 and
+    /// more, in 4/5 of the size or twice the size, 1 of 937 pairs of files of one person (the same
+    /// photograph twice), and none of 86,216 pairs of two people, whose greatest cosine is 0.49.
+    fn same_picture_threshold(&self) -> f32 {
+        0.94
+    }
+
     fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage {
         align::align(image, face)
     }

@@ -6,7 +6,11 @@ mod operation;
 mod tests;
 mod types;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use reqwest::{Certificate, RequestBuilder, Response, StatusCode, Url, header::RETRY_AFTER, multipart};
@@ -16,8 +20,9 @@ use serde_json::{Value, json};
 pub use self::{
     error::ClientError,
     types::{
-        AddedImage, Cameras, Dataset, Detection, Detections, Face, Job, JobStatus, Jobs, LastKnownLocation,
-        Model, Models, NamedPerson, PersonImages, Results, Track, Verification,
+        AddedImage, Cameras, Conflict, ConflictingImage, Dataset, DatasetEntry, Detection, Detections, Face,
+        ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models, NamedPerson, PersonImages,
+        Results, Track, Verification,
     },
 };
 use self::{
@@ -63,6 +68,9 @@ impl Settings {
 /// A backend that is called. Cheap to clone; clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Client {
+    /// The ids of people by the names that were asked for: names stand in bodies, never in addresses, which proxies write
+    /// down.
+    ids: Arc<Mutex<HashMap<String, String>>>,
     http: reqwest::Client,
     server: Url,
     token: Option<String>,
@@ -118,7 +126,13 @@ impl Client {
         let http = builder
             .build()
             .map_err(|error| Failure::Usage(format!("no HTTP client can be made: {error}")))?;
-        Ok(Self { http, server, token: settings.token.clone(), patience: settings.patience })
+        Ok(Self {
+            ids: Arc::default(),
+            http,
+            server,
+            token: settings.token.clone(),
+            patience: settings.patience,
+        })
     }
 
     /// The server's address, for messages.
@@ -139,7 +153,8 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn add_person(&self, id: &str) -> Result<bool, ClientError> {
-        match self.call::<NamedPerson>(&operation::ADD_PERSON, &[id], &[], Body::Nothing).await {
+        let name = Body::Json(json!({ "face_id": id }));
+        match self.call::<NamedPerson>(&operation::ADD_PERSON, &[], &[], name).await {
             Ok(_) => Ok(true),
             Err(error) if error.code() == Some("person_exists") => Ok(false),
             Err(error) => Err(error),
@@ -151,7 +166,7 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn person_images(&self, id: &str) -> Result<Option<PersonImages>, ClientError> {
-        found("person_not_found", self.call(&operation::PERSON_IMAGES, &[id], &[], Body::Nothing).await)
+        found("person_not_found", self.of_person(&operation::PERSON_IMAGES, id, &[], Body::Nothing).await)
     }
 
     /// Enrols a picture.
@@ -161,7 +176,24 @@ impl Client {
     /// use the picture.
     pub async fn add_image(&self, id: &str, image: Bytes) -> Result<AddedImage, ClientError> {
         let form = Body::Form(vec![("image", Part::Image(image))]);
-        self.call(&operation::ADD_IMAGE, &[id], &[], form).await
+        self.of_person(&operation::ADD_IMAGE, id, &[], form).await
+    }
+
+    /// Whose an image is, and what else is known of it; none where there is no such image.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`].
+    pub async fn image(&self, id: &str) -> Result<Option<ImageDetails>, ClientError> {
+        found("image_not_found", self.call(&operation::IMAGE, &[id], &[], Body::Nothing).await)
+    }
+
+    /// Erases an image, whosever it is. False: there is no such image.
+    ///
+    /// # Errors
+    /// As every call: see [`ClientError`].
+    pub async fn erase_image(&self, id: &str) -> Result<bool, ClientError> {
+        let answer = self.send(&operation::ERASE_IMAGE, &[id], &[], Body::Nothing).await;
+        Ok(found("image_not_found", answer)?.is_some())
     }
 
     /// Gives a person another name.
@@ -169,7 +201,10 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn rename_person(&self, id: &str, new: &str) -> Result<NamedPerson, ClientError> {
-        self.call(&operation::RENAME_PERSON, &[id], &[], Body::Json(json!({ "face_id": new }))).await
+        let name = Body::Json(json!({ "face_id": new }));
+        let renamed = self.of_person(&operation::RENAME_PERSON, id, &[], name).await?;
+        self.forget(id);
+        Ok(renamed)
     }
 
     /// Erases a person.
@@ -177,7 +212,9 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn erase_person(&self, id: &str) -> Result<(), ClientError> {
-        self.send(&operation::ERASE_PERSON, &[id], &[], Body::Nothing).await?;
+        let person = self.person_id(id).await?;
+        self.send(&operation::ERASE_PERSON, &[&person], &[], Body::Nothing).await?;
+        self.forget(id);
         Ok(())
     }
 
@@ -309,12 +346,18 @@ impl Client {
         Ok(found("detection_not_found", answer)?.is_some())
     }
 
-    /// A page of detections.
+    /// A page of detections. A `person` of the query is a Face ID.
     ///
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn detections(&self, query: &[(&str, String)]) -> Result<Detections, ClientError> {
-        self.call(&operation::DETECTIONS, &[], query, Body::Nothing).await
+        let mut query = query.to_vec();
+        for (name, value) in &mut query {
+            if *name == "person" {
+                (*name, *value) = ("person_id", self.person_id(value).await?);
+            }
+        }
+        self.call(&operation::DETECTIONS, &[], &query, Body::Nothing).await
     }
 
     /// A page of a person's detections in the order of time; none where there is no such person.
@@ -322,7 +365,7 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn track(&self, id: &str, query: &[(&str, String)]) -> Result<Option<Track>, ClientError> {
-        found("person_not_found", self.call(&operation::TRACK, &[id], query, Body::Nothing).await)
+        found("person_not_found", self.of_person(&operation::TRACK, id, query, Body::Nothing).await)
     }
 
     /// Where a person was seen last; none for one who was never seen.
@@ -330,7 +373,8 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`]; `person_not_found` for a name that nobody has.
     pub async fn last_known_location(&self, id: &str) -> Result<Option<LastKnownLocation>, ClientError> {
-        found("never_seen", self.call(&operation::LAST_KNOWN_LOCATION, &[id], &[], Body::Nothing).await)
+        let seen = self.of_person(&operation::LAST_KNOWN_LOCATION, id, &[], Body::Nothing).await;
+        found("never_seen", seen)
     }
 
     /// Every camera that has a detection.
@@ -339,6 +383,46 @@ impl Client {
     /// As every call: see [`ClientError`].
     pub async fn cameras(&self) -> Result<Cameras, ClientError> {
         self.call(&operation::CAMERAS, &[], &[], Body::Nothing).await
+    }
+
+    /// The id of whoever has a name; asked for once, as long as nobody has turned out to have it no more.
+    async fn person_id(&self, name: &str) -> Result<String, ClientError> {
+        if let Some(id) = self.ids.lock().ok().and_then(|ids| ids.get(name).cloned()) {
+            return Ok(id);
+        }
+        let body = Body::Json(json!({ "face_id": name }));
+        let person: NamedPerson = self.call(&operation::FIND_PERSON, &[], &[], body).await?;
+        let id = person.person_id.unwrap_or_default();
+        if let Ok(mut ids) = self.ids.lock() {
+            ids.insert(name.to_owned(), id.clone());
+        }
+        Ok(id)
+    }
+
+    fn forget(&self, name: &str) {
+        if let Ok(mut ids) = self.ids.lock() {
+            ids.remove(name);
+        }
+    }
+
+    /// A call about a person of a name.
+    async fn of_person<T: DeserializeOwned>(
+        &self,
+        operation: &Operation,
+        name: &str,
+        query: &[(&str, String)],
+        body: Body,
+    ) -> Result<T, ClientError> {
+        let id = self.person_id(name).await?;
+        match self.call(operation, &[&id], query, body.clone()).await {
+            // Erased, and perhaps enrolled again under the same name, since the id was asked for.
+            Err(error) if error.code() == Some("person_not_found") => {
+                self.forget(name);
+                let id = self.person_id(name).await?;
+                self.call(operation, &[&id], query, body).await
+            }
+            answer => answer,
+        }
     }
 
     async fn call<T: DeserializeOwned>(

@@ -49,13 +49,22 @@ fn every_call_is_in_the_document() {
 }
 
 #[test]
+fn no_address_has_a_name() {
+    for operation in operation::ALL {
+        assert!(!operation.path.contains("{id}"), "{}", operation.path);
+    }
+}
+
+#[test]
 fn answers_are_read_whole() {
     let document = document();
     read_whole::<Dataset>(&document, &operation::DATASET, "200");
     read_whole::<PersonImages>(&document, &operation::PERSON_IMAGES, "200");
     read_whole::<NamedPerson>(&document, &operation::ADD_PERSON, "201");
     read_whole::<NamedPerson>(&document, &operation::RENAME_PERSON, "200");
+    read_whole::<NamedPerson>(&document, &operation::FIND_PERSON, "200");
     read_whole::<AddedImage>(&document, &operation::ADD_IMAGE, "201");
+    read_whole::<ImageDetails>(&document, &operation::IMAGE, "200");
     read_whole::<Results>(&document, &operation::GET_RESULTS, "200");
     read_whole::<Verification>(&document, &operation::VERIFY, "200");
     read_whole::<Job>(&document, &operation::JOB, "200");
@@ -80,13 +89,14 @@ fn the_fields_of_forms_are_in_the_document() {
     assert!(fields("EnrolmentForm")["image"].is_object());
     assert!(fields("VerificationForm")["image"].is_object());
     assert!(fields("Renaming")["face_id"].is_object());
+    assert!(fields("PersonName")["face_id"].is_object());
 }
 
 #[test]
-fn names_are_one_segment_of_the_address_whatever_is_in_them() {
+fn ids_are_one_segment_of_the_address_whatever_is_in_them() {
     let server = Url::parse("https://example.org/faces/").expect("an address");
     let url = address(&server, &operation::PERSON_IMAGES, &["Ada / Lovelace?"], &[("to", "a+b".into())]);
-    assert_eq!(url.as_str(), "https://example.org/faces/dataset/Ada%20%2F%20Lovelace%3F?to=a%2Bb");
+    assert_eq!(url.as_str(), "https://example.org/faces/people/Ada%20%2F%20Lovelace%3F?to=a%2Bb");
 }
 
 #[test]

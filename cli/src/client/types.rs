@@ -9,6 +9,9 @@ use serde_json::Value;
 pub struct Dataset {
     /// By their Face IDs.
     pub people: Vec<DatasetEntry>,
+    /// Images of different people that are nearly the same picture.
+    #[serde(default)]
+    pub conflicts: Vec<Conflict>,
     /// Beside the list.
     pub meta: ListMeta,
 }
@@ -16,10 +19,93 @@ pub struct Dataset {
 /// A person of the dataset.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DatasetEntry {
+    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    #[serde(default)]
+    pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
     /// Enrolled images.
     pub images: u64,
+    /// Those that a training uses.
+    #[serde(default)]
+    pub usable_images: Option<u64>,
+    /// Whose name counts as the same, by id.
+    #[serde(default)]
+    pub same_name_as: Option<String>,
+}
+
+/// Two images of different people that are nearly the same picture; a training leaves both out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Conflict {
+    /// The two.
+    pub images: Vec<ConflictingImage>,
+    /// Cosine between their embeddings.
+    pub similarity: f32,
+}
+
+/// One of two images that are nearly the same picture.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConflictingImage {
+    /// Its number in the server.
+    pub image_id: String,
+    /// Whom it is enrolled under.
+    pub person_id: String,
+    /// The Face ID; none for somebody who was erased since.
+    pub face_id: Option<String>,
+}
+
+/// `GET /images/{image_id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageDetails {
+    /// Its number in the server.
+    pub image_id: String,
+    /// Whom it is enrolled under.
+    pub person_id: String,
+    /// The Face ID.
+    pub face_id: String,
+    /// Its size.
+    pub bytes: u64,
+    /// SHA-256 of its bytes in hexadecimal digits; none for one that was enrolled before servers kept them.
+    pub sha256: Option<String>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// By embedder.
+    pub embeddings: Vec<ImageEmbedding>,
+    /// Images of others that are nearly the same picture.
+    pub similar: Vec<SimilarImage>,
+}
+
+/// That an image has an embedding.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageEmbedding {
+    /// The network that made it.
+    pub embedder: String,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+}
+
+/// An image of another person that is nearly the same picture.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SimilarImage {
+    /// Its number in the server.
+    pub image_id: String,
+    /// Whom it is enrolled under.
+    pub person_id: String,
+    /// The Face ID.
+    pub face_id: String,
+    /// Cosine between the embeddings of both.
+    pub similarity: f32,
+}
+
+/// What is wrong with an image that was enrolled all the same.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnrolmentWarning {
+    /// For programs.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// The images of others.
+    pub images: Vec<SimilarImage>,
 }
 
 /// Beside a list.
@@ -39,6 +125,9 @@ pub struct PageMeta {
 /// `GET /dataset/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PersonImages {
+    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    #[serde(default)]
+    pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
     /// The oldest first.
@@ -64,6 +153,9 @@ pub struct Image {
 /// The answer to an enrolled image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AddedImage {
+    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    #[serde(default)]
+    pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
     /// Its number in the server.
@@ -74,11 +166,17 @@ pub struct AddedImage {
     pub bounding_box: BoundingBox,
     /// Probability that it is a face.
     pub detection_confidence: f32,
+    /// Where other people have nearly the same picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<EnrolmentWarning>,
 }
 
 /// A person that was added or renamed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NamedPerson {
+    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    #[serde(default)]
+    pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
 }
@@ -331,6 +429,9 @@ pub struct Detection {
     pub location: String,
     /// Whom it shows; none for an unknown face.
     pub face_id: Option<String>,
+    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    #[serde(default)]
+    pub person_id: Option<String>,
     /// Probability of the name.
     pub confidence: Option<f32>,
     /// Cosine to the nearest person's mean embedding.
@@ -350,6 +451,9 @@ pub struct Detection {
 /// `GET /database/{id}/track`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Track {
+    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    #[serde(default)]
+    pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
     /// In the order of time.
@@ -361,6 +465,9 @@ pub struct Track {
 /// Where a person was seen last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LastKnownLocation {
+    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    #[serde(default)]
+    pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
     /// The camera's place.

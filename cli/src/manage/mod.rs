@@ -2,6 +2,7 @@
 
 mod cameras;
 mod detections;
+mod images;
 mod jobs;
 mod locate;
 mod people;
@@ -13,12 +14,12 @@ use anyhow::Result;
 
 pub use self::{
     cameras::Options as CamerasOptions, detections::Options as DetectionsOptions,
-    jobs::Options as JobsOptions, locate::Options as LocateOptions, people::Options as PeopleOptions,
-    trained::Action as TrainedAction,
+    images::Options as ImagesOptions, jobs::Options as JobsOptions, locate::Options as LocateOptions,
+    people::Options as PeopleOptions, trained::Action as TrainedAction,
 };
 pub use self::{
-    cameras::run as cameras, detections::run as detections, jobs::run as jobs, locate::run as locate,
-    people::run as people, trained::run as trained,
+    cameras::run as cameras, detections::run as detections, images::run as images, jobs::run as jobs,
+    locate::run as locate, people::run as people, trained::run as trained,
 };
 use crate::exit::Failure;
 

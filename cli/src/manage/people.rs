@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 
 use super::confirmed;
 use crate::{
+    client::{Conflict, ConflictingImage, DatasetEntry},
     connection::Target,
     exit::{self, Failure, Outcome},
     output, runtime,
@@ -73,8 +74,14 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 } else if dataset.people.is_empty() {
                     output::line("Nobody yet: facepipe enroll tree DIR");
                 } else {
-                    let rows = dataset.people.into_iter().map(|p| [p.face_id, p.images.to_string()]);
-                    output::table(["Face ID", "Pictures"], rows);
+                    let rows = dataset.people.into_iter().map(|person| {
+                        let note = note(&person);
+                        [person.face_id, person.images.to_string(), note]
+                    });
+                    output::table(["Face ID", "Pictures", ""], rows);
+                    for conflict in dataset.conflicts {
+                        output::line(conflict_line(&conflict));
+                    }
                 }
             }
             Action::Show { name } => {
@@ -116,6 +123,25 @@ pub fn run(options: &Options) -> Result<Outcome> {
         }
         Ok(Outcome::Done)
     })
+}
+
+/// What is to be said of a person in the list, if anything.
+fn note(person: &DatasetEntry) -> String {
+    match (person.usable_images, &person.same_name_as) {
+        (Some(0), _) => "no usable picture: not in the next model".into(),
+        (_, Some(_)) => "a name that counts as another one's: rename one of both".into(),
+        (Some(usable), None) if usable < person.images => format!("{usable} of them usable"),
+        _ => String::new(),
+    }
+}
+
+/// A pair of pictures that contradict each other, for whoever is to erase one of them.
+fn conflict_line(conflict: &Conflict) -> String {
+    let side = |image: &ConflictingImage| {
+        format!("{} ({})", image.image_id, image.face_id.as_deref().unwrap_or("erased"))
+    };
+    let sides: Vec<String> = conflict.images.iter().map(side).collect();
+    format!("Nearly the same picture: {}; facepipe images delete one of them", sides.join(" and "))
 }
 
 fn nobody(name: &str) -> Failure {

@@ -1,7 +1,7 @@
 //! `facepipe recognize folder`: who is on the pictures of a folder, with statistics.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -21,6 +21,7 @@ use crate::{
     exit::{self, Outcome},
     interrupt,
     latency::{Latencies, Percentiles},
+    names::Names,
     output, pictures, progress, runtime,
 };
 
@@ -130,10 +131,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
 
 async fn recognize(options: &Options, files: &[PathBuf]) -> Result<Outcome> {
     let client = options.connection.client()?;
-    let enrolled: HashSet<String> = if options.dry_run {
-        HashSet::new()
+    let enrolled = if options.dry_run {
+        Names::of([])
     } else {
-        client.dataset().await?.people.into_iter().map(|person| person.face_id).collect()
+        Names::of(client.dataset().await?.people.into_iter().map(|person| person.face_id))
     };
     let bar = progress::bar(files.len(), if options.dry_run { "Sending" } else { "Asking" });
     let mut latencies = Latencies::new();
@@ -221,7 +222,7 @@ fn key(image: &[u8]) -> String {
 
 /// Compares the answers with the names of the folders right in `root`. Of several faces on a picture the largest
 /// counts: whoever photographs somebody stands close.
-fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &HashSet<String>) -> Confusion {
+fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &Names) -> Confusion {
     let answered: HashMap<&str, &Picture> = images.iter().map(|image| (image.file.as_str(), image)).collect();
     let mut confusion = Confusion::default();
     for file in files {
@@ -237,7 +238,8 @@ fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &Hash
             None => Answer::NoFace,
             Some(face) => face.name().map_or(Answer::Unknown, Answer::Named),
         };
-        confusion.count(&truth, enrolled.contains(truth.as_ref()), &answer);
+        let person = enrolled.face_id(&truth);
+        confusion.count(person.unwrap_or(&truth), person.is_some(), &answer);
     }
     confusion
 }

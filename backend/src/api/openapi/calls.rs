@@ -20,9 +20,10 @@ use super::super::{
 use crate::{
     error::{ApiError, ErrorBody, ErrorDetail},
     face_id::InvalidFaceId,
+    person_id::PersonId,
     recognise::{ModelProblem, Rotation},
     store::sql::{JobKind, JobStatus},
-    train::{EmbeddingResult, INTERNAL, TrainingResult},
+    train::{Conflict, ConflictingImage, EmbeddingResult, INTERNAL, LeftOut, TrainingResult, WhyLeftOut},
 };
 
 /// What stands above all calls.
@@ -49,6 +50,11 @@ may have `traceparent` (W3C Trace Context).
 `keep_alive_s`). A client that has sent its request may close its side of the connection and read the answer.
 
 **Browsers.** Scripts of other origins may make calls where the setting `cors_origins` names the origin of their page.
+
+**Names and ids.** A person has a Face ID, a name in any script, and a `person_id`, which never changes and says nothing \
+of anybody. Two Face IDs that differ only in Unicode's forms, in capital and small letters, in spaces or in the kind of \
+apostrophe are one person's. What has a Face ID in its address has a twin below `/people/{person_id}`, for whoever does not \
+want names in the logs of proxies.
 
 **Times** are RFC 3339. Answers give them in UTC; requests may have any offset, and a fraction down to microseconds.
 
@@ -130,13 +136,8 @@ const fn call(
 pub const CALLS: &[Call] = &[
     call("GET", "/dataset", DATASET, &[ROWS]),
     call("GET", "/dataset/{id}", DATASET, &[FACE_ID, PERSON, ROWS]),
-    call("POST", "/dataset/{id}", DATASET, &[FACE_ID, &[|| ApiError::PersonExists], CHANGE, ROWS]),
-    call(
-        "PATCH",
-        "/dataset/{id}",
-        DATASET,
-        &[FACE_ID, JSON, PERSON, &[|| ApiError::PersonExists], CHANGE, ROWS],
-    ),
+    call("POST", "/dataset/{id}", DATASET, &[FACE_ID, EXISTS, CHANGE, ROWS]),
+    call("PATCH", "/dataset/{id}", DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]),
     Call {
         headers: &[(204, "Cache-Control")],
         ..call("DELETE", "/dataset/{id}", DATASET, &[FACE_ID, PERSON, CHANGE, ROWS])
@@ -145,6 +146,11 @@ pub const CALLS: &[Call] = &[
         links: &[
             Link { status: 201, to: ("GET", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
             Link { status: 201, to: ("DELETE", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
+            Link {
+                status: 201,
+                to: ("GET", "/images/{image_id}"),
+                parameters: &[("image_id", "$response.body#/image_id")],
+            },
         ],
         ..call(
             "POST",
@@ -158,6 +164,27 @@ pub const CALLS: &[Call] = &[
         ..call("GET", "/dataset/{id}/image/{image_id}", DATASET, &[FACE_ID, PERSON_IMAGE, ROWS])
     },
     call("DELETE", "/dataset/{id}/image/{image_id}", DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]),
+    call("GET", "/people", DATASET, &[ROWS]),
+    call("POST", "/people", DATASET, &[FACE_ID, JSON, EXISTS, CHANGE, ROWS]),
+    call("POST", "/people/search", DATASET, &[FACE_ID, JSON, PERSON, ROWS]),
+    call("GET", "/people/{person_id}", DATASET, &[PATH, PERSON, ROWS]),
+    call("PATCH", "/people/{person_id}", DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]),
+    Call {
+        headers: &[(204, "Cache-Control")],
+        ..call("DELETE", "/people/{person_id}", DATASET, &[PATH, PERSON, CHANGE, ROWS])
+    },
+    call(
+        "POST",
+        "/people/{person_id}/images",
+        DATASET,
+        &[PATH, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUEUE, CHANGE, ROWS],
+    ),
+    call("GET", "/images/{image_id}", DATASET, &[PATH, NO_IMAGE, ROWS]),
+    Call {
+        headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
+        ..call("GET", "/images/{image_id}/content", DATASET, &[PATH, NO_IMAGE, ROWS])
+    },
+    call("DELETE", "/images/{image_id}", DATASET, &[PATH, NO_IMAGE, CHANGE, ROWS]),
     job("/model/optimized-train"),
     job("/model/train"),
     job("/model/generate-emb"),
@@ -225,9 +252,9 @@ pub const CALLS: &[Call] = &[
             200,
             "text/csv",
             "id,captured_at,received_at,camera_id,location,face_id,confidence,score,threshold,detection_confidence,\
-             model_version,track_id,left,top,right,bottom\n\
+             model_version,track_id,left,top,right,bottom,person_id\n\
              42,2024-05-06T07:08:09.25Z,2024-05-06T07:08:10.5Z,gate-1,Lobby,Ada Lovelace,0.875,0.8125,0.355,0.996,\
-             7,12,112.5,64.0,208.0,186.5\n",
+             7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c\n",
         )],
         ..call("GET", "/database/detections", DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
     },
@@ -249,6 +276,13 @@ pub const CALLS: &[Call] = &[
         "/database/{id}/last-known-location",
         DATABASE,
         &[FACE_ID, PERSON, &[|| ApiError::NeverSeen], ROWS],
+    ),
+    call("GET", "/people/{person_id}/track", DATABASE, &[PAGE, PATH, PERSON, ROWS]),
+    call(
+        "GET",
+        "/people/{person_id}/last-known-location",
+        DATABASE,
+        &[PATH, PERSON, &[|| ApiError::NeverSeen], ROWS],
     ),
     call("GET", "/cameras", DATABASE, &[ROWS]),
     Call { open: true, ..call("GET", "/startupz", SERVER, &[]) },
@@ -316,6 +350,7 @@ const MODELS: &[Sample] = &[
 const FACE_ID: &[Sample] = &[|| InvalidFaceId::TooLong(65).into()];
 /// Of paths with another id.
 const PATH: &[Sample] = &[|| InvalidFaceId::Encoding.into()];
+const EXISTS: &[Sample] = &[|| ApiError::PersonExists { person_id: Some(PersonId::of_row(1, 0)) }];
 const PERSON: &[Sample] = &[|| ApiError::PersonNotFound];
 const PERSON_IMAGE: &[Sample] = &[|| ApiError::PersonNotFound, || ApiError::ImageNotFound];
 
@@ -367,8 +402,17 @@ const DETAILS: &[Sample] = &[|| ApiError::InvalidField {
     field: "captured_at".into(),
     reason: "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".into(),
 }];
-const DUPLICATE: &[Sample] =
-    &[|| ApiError::DuplicateImage { image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into() }];
+const DUPLICATE: &[Sample] = &[
+    || ApiError::DuplicateImage {
+        image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into(),
+        person_id: PersonId::of_row(1, 0),
+    },
+    || ApiError::ImageOfAnother {
+        image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into(),
+        person_id: PersonId::of_row(2, 0),
+    },
+];
+const NO_IMAGE: &[Sample] = &[|| ApiError::NoSuchImage];
 const ONE_FACE: &[Sample] = &[
     || ApiError::NoFace { image: 0, turned: Some(Rotation::Right) },
     || ApiError::SeveralFaces {
@@ -395,8 +439,8 @@ const QUEUE: &[Sample] = &[|| ApiError::TooBusy {
     retry_after: Duration::from_secs(6),
 }];
 
-/// A Face ID as far as ASCII goes; beyond it, letters and digits of every script are allowed.
-const FACE_ID_PATTERN: &str = r"^[^\x00-\x1f!-,./:-@\[-\^`{-\x7f][^\x00-\x1f!-,/:-@\[-\^`{-\x7f]{0,63}$";
+/// A Face ID as far as ASCII goes; beyond it, whatever can be seen is allowed.
+const FACE_ID_PATTERN: &str = r"^[^\x00-\x1f%+./<->@\\\x7f][^\x00-\x1f%/<>\\\x7f]{0,63}$";
 
 fn face_id() -> Value {
     json!({ "type": "string", "minLength": 1, "maxLength": 64, "pattern": FACE_ID_PATTERN })
@@ -411,9 +455,21 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
         (
             "id",
             json!({
-                "description": "Face ID: 1 to 64 letters, digits, `_`, `-`, `.` and spaces, not starting with a dot.",
+                "description": "Face ID, what the person is called, in any script: 1 to 64 characters (Unicode code points in \
+                                normalisation form C, in which names are kept; white space around it is taken away). Not \
+                                `/`, `\\\\`, `%`, `<`, `>`, control characters and those that nothing is to be seen of, but \
+                                for joiners within words; not beginning with `.`, `=`, `+` or `@`. Capital and small letters \
+                                do not tell two people apart (setting `face_ids_ignore_case`).",
                 "schema": face_id(),
                 "example": "Ada Lovelace",
+            }),
+        ),
+        (
+            "person_id",
+            json!({
+                "description": "What stands for a person where a name must not: as enrolments and lists of people have it.",
+                "schema": { "type": "string", "format": "uuid" },
+                "example": "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c",
             }),
         ),
         (
@@ -530,6 +586,10 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     JobStatus::update_definitions,
     Progress::update_definitions,
     TrainingResult::update_definitions,
+    LeftOut::update_definitions,
+    WhyLeftOut::update_definitions,
+    Conflict::update_definitions,
+    ConflictingImage::update_definitions,
     EmbeddingResult::update_definitions,
 ];
 
@@ -564,9 +624,13 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
                 ],
             }),
         ),
+        ("Conflict", "images", json!({ "minItems": 2, "maxItems": 2 })),
         ("Image", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
+        ("ImageDetails", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
         ("Renaming", "", json!({ "additionalProperties": false })),
         ("Renaming", "face_id", face_id()),
+        ("PersonName", "", json!({ "additionalProperties": false })),
+        ("PersonName", "face_id", face_id()),
         // Several are read in order to be refused by their number.
         ("EnrolmentForm", "image", json!({ "type": "string", "format": "binary", "items": null })),
         ("RecognitionForm", "image", json!({ "minItems": 1 })),
@@ -578,6 +642,7 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
 /// Properties that are left out where there is nothing to say, though their type is no `Option`, and those that a
 /// usual answer, such as an example, does not have.
 pub const OFTEN_ABSENT: &[(&str, &str)] = &[
+    ("AddedImage", "warning"),
     ("Job", "error"),
     ("RecognitionForm", "captured_at"),
     ("AddedImage", "notes"),

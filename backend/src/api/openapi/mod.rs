@@ -276,7 +276,12 @@ impl Builder {
         }
         self.used.insert(name.to_owned());
         match (self.parameters.get(name).and_then(Value::as_object), parameter.as_object_mut()) {
-            (Some(more), Some(parameter)) => parameter.extend(more.clone()),
+            // What stands at the type of a query goes before what the table says of the same name in paths.
+            (Some(more), Some(parameter)) => {
+                for (key, value) in more {
+                    parameter.entry(key.as_str()).or_insert_with(|| value.clone());
+                }
+            }
             _ => self
                 .problems
                 .push(format!("the parameter {name} of {place} is not in the table of parameters")),

@@ -10,11 +10,12 @@ use diesel::{
 
 use super::{
     AnyConnection, Database,
+    names::{Person, Who, person_id},
     people::person,
     schema::{detections, people},
 };
 use crate::{
-    face_id::FaceId,
+    person_id::PersonId,
     store::{Micros, StoreError, vector_to_bytes},
 };
 
@@ -58,7 +59,7 @@ pub struct NewDetection {
 #[derive(Debug, Clone, Default)]
 pub struct DetectionFilter {
     /// Whom they show.
-    pub person: Option<FaceId>,
+    pub person: Option<Who>,
     /// The camera.
     pub camera_id: Option<String>,
     /// Where the camera stood.
@@ -116,6 +117,16 @@ pub struct DetectionRow {
     pub track_id: Option<i64>,
     /// Left, top, right, bottom in pixels.
     pub bounding_box: (f32, f32, f32, f32),
+    /// Row, moment of enrolment and id of whom it shows.
+    person: (Option<i64>, Option<Micros>, Option<String>),
+}
+
+impl DetectionRow {
+    /// The id of whom it shows; `None` for an unknown face and for an erased person.
+    pub fn person_id(&self) -> Option<PersonId> {
+        let (row, created_at, id) = &self.person;
+        Some(person_id((*row)?, (*created_at)?, id.as_deref()))
+    }
 }
 
 /// A camera at a place where it has detected somebody.
@@ -141,16 +152,16 @@ pub struct LastSeen {
 }
 
 impl Database {
-    /// Where a person was seen last; `None` where never.
+    /// A person, and where the person was seen last; `None` where never.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn last_seen(&self, id: &FaceId) -> Result<Option<LastSeen>, StoreError> {
-        let face_id = id.to_string();
+    pub async fn last_seen(&self, who: &Who) -> Result<(Person, Option<LastSeen>), StoreError> {
+        let sought = self.sought(who);
         self.read(move |connection| {
-            let person_id = person(connection, &face_id)?;
+            let person = person(connection, &sought)?;
             let row = detections::table
-                .filter(detections::person_id.eq(person_id))
+                .filter(detections::person_id.eq(person.row))
                 .order((detections::captured_at.desc(), detections::id.desc()))
                 .select((
                     detections::location,
@@ -160,12 +171,13 @@ impl Database {
                 ))
                 .first::<(String, String, Micros, Option<f32>)>(connection)
                 .optional()?;
-            Ok(row.map(|(location, camera_id, captured_at, confidence)| LastSeen {
+            let seen = row.map(|(location, camera_id, captured_at, confidence)| LastSeen {
                 location,
                 camera_id,
                 captured_at,
                 confidence,
-            }))
+            });
+            Ok((person, seen))
         })
         .await
     }
@@ -181,10 +193,11 @@ impl Database {
         after: Option<DetectionPosition>,
         limit: i64,
     ) -> Result<Vec<DetectionRow>, StoreError> {
+        let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
             let mut query = with_names().into_boxed::<<AnyConnection as Connection>::Backend>();
-            if let Some(face_id) = &filter.person {
-                query = query.filter(detections::person_id.eq(person(connection, &face_id.to_string())?));
+            if let Some(sought) = &sought {
+                query = query.filter(detections::person_id.eq(person(connection, sought)?.row));
             }
             if let Some(camera_id) = &filter.camera_id {
                 query = query.filter(detections::camera_id.eq(camera_id));
@@ -236,6 +249,7 @@ impl Database {
         limit: i64,
     ) -> Result<Vec<DetectionRow>, StoreError> {
         let settled = self.settled_detections().await?;
+        let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
             // Hidden from the indexes of what is filtered by: with their own order, all of a person's detections would
             // be read to find the few new ones. The range of the primary key is short.
@@ -245,8 +259,8 @@ impl Database {
                 .order(detections::id.asc())
                 .limit(limit)
                 .into_boxed::<<AnyConnection as Connection>::Backend>();
-            if let Some(face_id) = &filter.person {
-                let person = person(connection, &face_id.to_string())?;
+            if let Some(sought) = &sought {
+                let person = person(connection, sought)?.row;
                 query = query.filter(number_or(detections::person_id, 0).eq(person));
             }
             if let Some(camera_id) = &filter.camera_id {
@@ -355,6 +369,7 @@ fn with_names() -> _ {
         detections::model_version,
         detections::track_id,
         (detections::box_left, detections::box_top, detections::box_right, detections::box_bottom),
+        (detections::person_id, people::created_at.nullable(), people::public_id.nullable()),
     ))
 }
 
@@ -393,7 +408,7 @@ mod tests {
     use diesel::connection::{InstrumentationEvent, set_default_instrumentation};
 
     use super::*;
-    use crate::store::sql::DatabaseOptions;
+    use crate::{face_id::FaceId, store::sql::DatabaseOptions};
 
     /// The statements of all connections that were opened since.
     static STATEMENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -430,7 +445,7 @@ mod tests {
         let (camera_id, location) = (Some("gate-1".to_owned()), Some("Lobby".to_owned()));
         for filter in [
             DetectionFilter::default(),
-            DetectionFilter { person: Some(person), ..DetectionFilter::default() },
+            DetectionFilter { person: Some(Who::Named(person)), ..DetectionFilter::default() },
             DetectionFilter { camera_id: camera_id.clone(), ..DetectionFilter::default() },
             DetectionFilter { location: location.clone(), ..DetectionFilter::default() },
             DetectionFilter { camera_id, location, ..DetectionFilter::default() },

@@ -219,7 +219,8 @@ mod tests {
         }
         let statements: Vec<&str> =
             text.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
-        let statements = statements.join("\n").to_uppercase();
+        // What a key does when somebody deletes later takes nothing away now.
+        let statements = statements.join("\n").to_uppercase().replace("ON DELETE ", "");
         let taking_away =
             ["DROP ", "RENAME ", "TRUNCATE ", "DELETE ", " MODIFY ", " CHANGE ", "ALTER COLUMN"];
         taking_away.into_iter().find(|word| statements.contains(word)).map_or(Ok(()), Err)
@@ -228,6 +229,8 @@ mod tests {
     #[test]
     fn what_takes_something_away_is_seen() {
         assert_eq!(expands("-- DROP nothing\nALTER TABLE a ADD COLUMN b BIGINT;"), Ok(()));
+        assert_eq!(expands("CREATE TABLE a (b REFERENCES c ON DELETE CASCADE);"), Ok(()));
+        assert_eq!(expands("DELETE FROM a;"), Err("DELETE "));
         assert_eq!(expands("ALTER TABLE a\n  drop column b;"), Err("DROP "));
         assert_eq!(expands("ALTER TABLE a RENAME TO b;"), Err("RENAME "));
         assert_eq!(expands("-- Contracts: b, unused since 0.3\nALTER TABLE a DROP COLUMN b;"), Ok(()));

@@ -14,10 +14,12 @@ mod jobs;
 mod leases;
 mod migrations;
 mod models;
+mod names;
 mod outbox;
 mod people;
 mod schema;
 mod signals;
+mod similar;
 
 use std::{
     any::type_name,
@@ -38,7 +40,7 @@ use diesel::{
 use tokio::sync::watch;
 
 use super::StoreError;
-use crate::traces;
+use crate::{face_id::SameName, traces};
 use connection::{Engine, Manager, Pool};
 use signals::Signals;
 
@@ -51,9 +53,11 @@ pub use erasures::{Erasure, Identity};
 pub use jobs::{Cancelled, Job, JobKind, JobOutcome, JobStatus, Order};
 pub use leases::Lease;
 pub use models::{ModelRow, NewModel};
+pub use names::{Person, Renamed, Who};
 pub use outbox::Message;
-pub use people::{EnrolledImage, Erased, NewImage};
+pub use people::{Enrolled, EnrolledImage, Erased, NewImage, TrainingImage};
 pub use signals::Topic;
+pub use similar::SimilarImage;
 
 /// How often a transaction is tried that another one got in the way of.
 const ATTEMPTS: u32 = 4;
@@ -76,6 +80,8 @@ pub struct Database {
     errors: Arc<AtomicU64>,
     /// The engine, as traces name it.
     system: &'static str,
+    /// Which Face IDs are the same person's.
+    same_name: SameName,
 }
 
 /// The connections: on SQLite its own ones for readers, else the same for both.
@@ -129,7 +135,13 @@ impl Database {
             one_writer,
             errors: Arc::default(),
             system,
+            same_name: SameName::IgnoringCase,
         })
+    }
+
+    /// The same with another rule of which Face IDs are one person's. All processes of a deployment must have the same.
+    pub fn naming(self, same_name: SameName) -> Self {
+        Self { same_name, ..self }
     }
 
     /// Brings the schema of a database up to date. Blocks as [`open`](Self::open) does. Returns the versions that were

@@ -1,32 +1,44 @@
 //! People, their enrolled images and embeddings.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use diesel::{
-    dsl::{count, count_star},
+    dsl::count_star,
     prelude::*,
     result::{DatabaseErrorKind, Error},
 };
 
 use super::{
-    AnyConnection, Database,
+    ATTEMPTS, AnyConnection, Database,
     erasures::{Erasure, Identity, note},
     leases::{Lease, ensure_unlocked, renew},
-    schema::{detections, embeddings, images, people},
+    names::{self, Name, Person, Sought, Who},
+    schema::{detections, embeddings, images, people, similar_images},
+    similar::{SimilarImage, similar_to},
 };
 use crate::{
     face_id::FaceId,
+    person_id::PersonId,
     store::{Micros, StoreError, now, vector_from_bytes, vector_to_bytes},
 };
 
-/// One person.
+/// One person of the dataset.
 pub struct PersonRow {
-    /// The Face ID.
-    pub face_id: String,
+    /// Who it is.
+    pub person: Person,
     /// When the person was added.
     pub created_at: Micros,
     /// Enrolled images.
     pub images: i64,
+    /// Those of them that a training uses: with an embedding, and not also another person's.
+    pub usable_images: i64,
+    /// Whoever is found by this person's name, where it is not this person but for the very text: both were there before
+    /// the rule of names was.
+    pub same_name_as: Option<PersonId>,
 }
 
 /// An enrolled image.
@@ -69,6 +81,20 @@ pub struct EnrolledImage {
     pub blob_key: String,
 }
 
+/// An image with all that is known of it.
+pub struct ImageDetails {
+    /// The image.
+    pub row: ImageRow,
+    /// Where its bytes are.
+    pub blob_key: String,
+    /// Whom it is enrolled under.
+    pub person: Person,
+    /// The embedders that made embeddings of it, and when.
+    pub embeddings: Vec<(String, Micros)>,
+    /// Images of others that are nearly the same picture.
+    pub similar: Vec<SimilarImage>,
+}
+
 /// What was erased from the database, and is to be erased elsewhere.
 pub struct Erased {
     /// The keys of the blobs that must go too.
@@ -91,8 +117,19 @@ pub struct TrainingImage {
 pub struct TrainingSet {
     /// The embeddings by the one embedder.
     pub images: Vec<TrainingImage>,
-    /// People in the dataset.
-    pub people: i64,
+    /// Everybody in the dataset.
+    pub people: Vec<Enrolled>,
+}
+
+/// A person of the dataset, as a training reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Enrolled {
+    /// The row.
+    pub row: i64,
+    /// The id.
+    pub id: PersonId,
+    /// Images, with an embedding or without.
+    pub images: i64,
 }
 
 impl Database {
@@ -100,37 +137,59 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonExists`].
-    pub async fn add_person(&self, id: &FaceId) -> Result<(), StoreError> {
-        let face_id = id.to_string();
+    pub async fn add_person(&self, id: &FaceId) -> Result<Person, StoreError> {
+        let (name, id) = (self.name(id), PersonId::new());
         self.write(move |connection| {
             ensure_unlocked(connection)?;
-            let row = (people::face_id.eq(&face_id), people::created_at.eq(now()));
+            nobody_has(connection, &name, None)?;
+            let row = (
+                people::face_id.eq(&name.face_id),
+                people::created_at.eq(now()),
+                people::face_key.eq(Some(&name.key)),
+                people::public_id.eq(Some(id.to_string())),
+            );
             match diesel::insert_into(people::table).values(row).execute(connection) {
-                Ok(_) => Ok(()),
-                Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
-                    Err(StoreError::PersonExists)
+                Ok(_) => {
+                    let row = people::table.filter(people::public_id.eq(id.to_string()));
+                    let row = row.select(people::id).first(connection)?;
+                    Ok(Person { row, id, face_id: name.face_id.clone() })
                 }
-                Err(error) => Err(error.into()),
+                Err(error) => Err(name_taken(error)),
             }
         })
         .await
     }
 
-    /// The row id of a person.
+    /// A person.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn person(&self, id: &FaceId) -> Result<i64, StoreError> {
-        let face_id = id.to_string();
-        self.read(move |connection| person(connection, &face_id)).await
+    pub async fn person(&self, who: &Who) -> Result<Person, StoreError> {
+        let sought = self.sought(who);
+        self.read(move |connection| person(connection, &sought)).await
     }
 
-    /// All people by Face ID, with the number of their images.
+    /// All people by Face ID, with the number of their images and of those that a training on the embeddings by
+    /// `embedder` uses.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn people(&self) -> Result<Vec<PersonRow>, StoreError> {
-        self.read(|connection| {
+    pub async fn people(&self, embedder: &'static str) -> Result<Vec<PersonRow>, StoreError> {
+        self.read(move |connection| {
+            let embedded =
+                embeddings::table.inner_join(images::table).filter(embeddings::embedder.eq(embedder));
+            let mut usable: HashMap<i64, i64> = embedded
+                .group_by(images::person_id)
+                .select((images::person_id, count_star()))
+                .load::<(i64, i64)>(connection)?
+                .into_iter()
+                .collect();
+            let contradicted = images::id
+                .eq_any(similar_images::table.select(similar_images::image_id))
+                .or(images::id.eq_any(similar_images::table.select(similar_images::other_image_id)));
+            for person in embedded.filter(contradicted).select(images::person_id).load::<i64>(connection)? {
+                usable.entry(person).and_modify(|images| *images -= 1);
+            }
             let counts: HashMap<i64, i64> = images::table
                 .group_by(images::person_id)
                 .select((images::person_id, count_star()))
@@ -138,15 +197,29 @@ impl Database {
                 .into_iter()
                 .collect();
             let rows = people::table
-                .select((people::id, people::face_id, people::created_at))
+                .select((
+                    (people::id, people::face_id, people::created_at, people::public_id),
+                    people::face_key,
+                ))
                 .order(people::face_id)
-                .load::<(i64, String, Micros)>(connection)?;
-            let with_count = |(id, face_id, created_at)| PersonRow {
-                face_id,
-                created_at,
-                images: counts.get(&id).copied().unwrap_or(0),
+                .load::<(names::PersonColumns, Option<String>)>(connection)?;
+            let holders: HashMap<String, PersonId> = rows
+                .iter()
+                .filter_map(|((row, _, created_at, id), key)| {
+                    Some((key.clone()?, names::person_id(*row, *created_at, id.as_deref())))
+                })
+                .collect();
+            let row = |(columns, key): (names::PersonColumns, Option<String>)| PersonRow {
+                created_at: columns.2,
+                images: counts.get(&columns.0).copied().unwrap_or(0),
+                usable_images: usable.get(&columns.0).copied().unwrap_or(0),
+                same_name_as: key
+                    .as_deref()
+                    .and_then(names::shared_key)
+                    .and_then(|shared| holders.get(shared).copied()),
+                person: names::person_of(columns),
             };
-            Ok(rows.into_iter().map(with_count).collect())
+            Ok(rows.into_iter().map(row).collect())
         })
         .await
     }
@@ -160,66 +233,78 @@ impl Database {
         self.read(face_ids).await
     }
 
-    /// The id of a person's image with these bytes.
+    /// Fails where an image with these bytes is there, whosever it is.
     ///
     /// # Errors
-    /// The database fails.
-    pub async fn image_with_digest(
-        &self,
-        person_id: i64,
-        sha256: &str,
-    ) -> Result<Option<String>, StoreError> {
+    /// [`StoreError::DuplicateImage`], [`StoreError::ImageOfAnother`].
+    pub async fn no_image_with(&self, person_id: i64, sha256: &str) -> Result<(), StoreError> {
         let sha256 = sha256.to_owned();
-        self.read(move |connection| image_with_digest(connection, person_id, &sha256)).await
+        self.read(move |connection| no_image_with(connection, person_id, &sha256)).await
     }
 
     /// Adds an image and its embedding to a person.
     ///
     /// # Errors
-    /// [`StoreError::PersonNotFound`] where the person was erased meanwhile, [`StoreError::DuplicateImage`].
+    /// [`StoreError::PersonNotFound`] where the person was erased meanwhile, [`StoreError::DuplicateImage`],
+    /// [`StoreError::ImageOfAnother`].
     pub async fn add_image(&self, person_id: i64, image: NewImage) -> Result<(), StoreError> {
-        self.write(move |connection| {
-            ensure_unlocked(connection)?;
-            // One that adds the same bytes either is there already, or will find these.
-            lock_person(connection, person_id)?;
-            if let Some(image_id) = image_with_digest(connection, person_id, &image.sha256)? {
-                return Err(StoreError::DuplicateImage { image_id });
+        let image = Arc::new(image);
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let added = Arc::clone(&image);
+            match self.write(move |connection| add_image(connection, person_id, &added)).await {
+                // Somebody adds the same bytes at the same moment: they are there to be seen by now.
+                Err(StoreError::Database(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
+                    if attempt < ATTEMPTS => {}
+                outcome => return outcome,
             }
-            let created_at = now();
-            let row = (
-                images::id.eq(&image.id),
-                images::person_id.eq(person_id),
-                images::blob_key.eq(&image.blob_key),
-                images::bytes.eq(image.bytes),
-                images::created_at.eq(created_at),
-                images::sha256.eq(&image.sha256),
-            );
-            match diesel::insert_into(images::table).values(row).execute(connection) {
-                Ok(_) => {
-                    insert_embedding(connection, &image.id, image.embedder, &image.embedding, created_at)
-                }
-                Err(Error::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _)) => {
-                    Err(StoreError::PersonNotFound)
-                }
-                Err(error) => Err(error.into()),
-            }
+        }
+    }
+
+    /// An image with all that is known of it.
+    ///
+    /// # Errors
+    /// [`StoreError::ImageNotFound`].
+    pub async fn image(&self, image: &str) -> Result<ImageDetails, StoreError> {
+        let image = image.to_owned();
+        self.read(move |connection| {
+            let (row, blob_key, person) = images::table
+                .inner_join(people::table)
+                .filter(images::id.eq(&image))
+                .select((
+                    (images::id, images::bytes, images::sha256, images::created_at),
+                    images::blob_key,
+                    (people::id, people::face_id, people::created_at, people::public_id),
+                ))
+                .first::<(ImageRow, String, names::PersonColumns)>(connection)
+                .optional()?
+                .ok_or(StoreError::ImageNotFound)?;
+            let embeddings = embeddings::table
+                .filter(embeddings::image_id.eq(&image))
+                .order(embeddings::embedder)
+                .select((embeddings::embedder, embeddings::created_at))
+                .load::<(String, Micros)>(connection)?;
+            let similar = similar_to(connection, &image)?;
+            Ok(ImageDetails { row, blob_key, person: names::person_of(person), embeddings, similar })
         })
         .await
     }
 
-    /// The images of a person, the oldest first.
+    /// A person and the person's images, the oldest first.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn images(&self, id: &FaceId) -> Result<Vec<ImageRow>, StoreError> {
-        let face_id = id.to_string();
+    pub async fn images(&self, who: &Who) -> Result<(Person, Vec<ImageRow>), StoreError> {
+        let sought = self.sought(who);
         self.read(move |connection| {
-            let person_id = person(connection, &face_id)?;
-            Ok(images::table
-                .filter(images::person_id.eq(person_id))
+            let person = person(connection, &sought)?;
+            let rows = images::table
+                .filter(images::person_id.eq(person.row))
                 .order((images::created_at, images::id))
                 .select((images::id, images::bytes, images::sha256, images::created_at))
-                .load::<ImageRow>(connection)?)
+                .load::<ImageRow>(connection)?;
+            Ok((person, rows))
         })
         .await
     }
@@ -228,20 +313,36 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
-    pub async fn image_blob_key(&self, id: &FaceId, image: &str) -> Result<String, StoreError> {
-        let (face_id, image) = (id.to_string(), image.to_owned());
-        self.read(move |connection| image_blob_key(connection, &face_id, &image)).await
+    pub async fn image_blob_key(&self, who: &Who, image: &str) -> Result<String, StoreError> {
+        let (sought, image) = (self.sought(who), image.to_owned());
+        self.read(move |connection| image_blob_key(connection, &sought, &image)).await
+    }
+
+    /// The people of these ids, by id.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn face_ids_of(&self, ids: HashSet<String>) -> Result<HashMap<String, String>, StoreError> {
+        self.read(move |connection| {
+            let found = people::table
+                .select((people::id, people::face_id, people::created_at, people::public_id))
+                .load::<names::PersonColumns>(connection)?;
+            let people = found.into_iter().map(names::person_of);
+            let named = people.map(|person| (person.id.to_string(), person.face_id));
+            Ok(named.filter(|(id, _)| ids.contains(id)).collect())
+        })
+        .await
     }
 
     /// Erases an image of a person and its embeddings.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
-    pub async fn erase_image(&self, id: &FaceId, image: &str) -> Result<Erased, StoreError> {
-        let (face_id, image) = (id.to_string(), image.to_owned());
+    pub async fn erase_image(&self, who: &Who, image: &str) -> Result<Erased, StoreError> {
+        let (sought, image) = (self.sought(who), image.to_owned());
         self.write(move |connection| {
             ensure_unlocked(connection)?;
-            let blob_key = image_blob_key(connection, &face_id, &image)?;
+            let blob_key = image_blob_key(connection, &sought, &image)?;
             erase_image(connection, &image, blob_key)
         })
         .await
@@ -266,19 +367,21 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`]; [`StoreError::PersonExists`] where somebody else has the new Face ID.
-    pub async fn rename_person(&self, from: &FaceId, to: &FaceId) -> Result<(), StoreError> {
-        let (from, to) = (from.to_string(), to.to_string());
+    pub async fn rename_person(&self, from: &Who, to: &FaceId) -> Result<Person, StoreError> {
+        let (from, to) = (self.sought(from), self.name(to));
         self.write(move |connection| {
             ensure_unlocked(connection)?;
-            let person_id = person(connection, &from)?;
-            let row = people::table.find(person_id);
-            match diesel::update(row).set(people::face_id.eq(&to)).execute(connection) {
-                Ok(_) => Ok(()),
-                Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {
-                    Err(StoreError::PersonExists)
-                }
-                Err(error) => Err(error.into()),
+            let person = person(connection, &from)?;
+            if person.face_id == to.face_id {
+                return Ok(person);
             }
+            nobody_has(connection, &to, Some(person.row))?;
+            let row = people::table.find(person.row);
+            let key: Option<String> = row.select(people::face_key).first(connection)?;
+            let renamed = (people::face_id.eq(&to.face_id), people::face_key.eq(Some(&to.key)));
+            diesel::update(row).set(renamed).execute(connection).map_err(name_taken)?;
+            names::hand_on(connection, key.as_deref())?;
+            Ok(Person { face_id: to.face_id.clone(), ..person })
         })
         .await
     }
@@ -288,12 +391,12 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn erase_person(&self, id: &FaceId, with_detections: bool) -> Result<Erased, StoreError> {
-        let face_id = id.to_string();
+    pub async fn erase_person(&self, who: &Who, with_detections: bool) -> Result<Erased, StoreError> {
+        let sought = self.sought(who);
         self.write(move |connection| {
             ensure_unlocked(connection)?;
-            let person_id = person(connection, &face_id)?;
-            erase_person(connection, person_id, with_detections)?.ok_or(StoreError::PersonNotFound)
+            let person = person(connection, &sought)?;
+            erase_person(connection, person.row, with_detections)?.ok_or(StoreError::PersonNotFound)
         })
         .await
     }
@@ -360,23 +463,22 @@ impl Database {
                     Ok(TrainingImage { id, person, embedding: vector_from_bytes(&vector)? })
                 })
                 .collect::<Result<_, StoreError>>()?;
-            let people = people::table.select(count(people::id)).first(connection)?;
-            Ok(TrainingSet { images, people })
+            Ok(TrainingSet { images, people: enrolled(connection)? })
         })
         .await
     }
 
-    /// All images, as of one moment, and the number of people in the dataset.
+    /// All images, as of one moment, and everybody in the dataset.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn enrolled_images(&self) -> Result<(Vec<EnrolledImage>, i64), StoreError> {
+    pub async fn enrolled_images(&self) -> Result<(Vec<EnrolledImage>, Vec<Enrolled>), StoreError> {
         self.read(|connection| {
             let images = images::table
                 .order((images::person_id, images::created_at, images::id))
                 .select((images::id, images::person_id, images::blob_key))
                 .load::<EnrolledImage>(connection)?;
-            Ok((images, people::table.select(count(people::id)).first(connection)?))
+            Ok((images, enrolled(connection)?))
         })
         .await
     }
@@ -409,6 +511,25 @@ impl Database {
         })
         .await
     }
+}
+
+fn enrolled(connection: &mut AnyConnection) -> Result<Vec<Enrolled>, StoreError> {
+    let images: HashMap<i64, i64> = images::table
+        .group_by(images::person_id)
+        .select((images::person_id, count_star()))
+        .load::<(i64, i64)>(connection)?
+        .into_iter()
+        .collect();
+    let rows = people::table
+        .order(people::face_id)
+        .select((people::id, people::created_at, people::public_id))
+        .load::<(i64, Micros, Option<String>)>(connection)?;
+    let person = |(row, created_at, id): (i64, Micros, Option<String>)| Enrolled {
+        row,
+        id: names::person_id(row, created_at, id.as_deref()),
+        images: images.get(&row).copied().unwrap_or(0),
+    };
+    Ok(rows.into_iter().map(person).collect())
 }
 
 fn insert_embedding(
@@ -445,9 +566,12 @@ fn erase_person(
 ) -> Result<Option<Erased>, StoreError> {
     // An image that is being added either is there already, or will find the person gone.
     lock_person(connection, person_id)?;
-    let created_at: Option<Micros> =
-        people::table.find(person_id).select(people::created_at).first(connection).optional()?;
-    let Some(created_at) = created_at else { return Ok(None) };
+    let row: Option<(Micros, Option<String>)> = people::table
+        .find(person_id)
+        .select((people::created_at, people::face_key))
+        .first(connection)
+        .optional()?;
+    let Some((created_at, key)) = row else { return Ok(None) };
     if with_detections {
         diesel::delete(detections::table.filter(detections::person_id.eq(person_id))).execute(connection)?;
     }
@@ -457,6 +581,7 @@ fn erase_person(
         .load::<String>(connection)?;
     // Foreign keys take images, embeddings and the names of detections along.
     diesel::delete(people::table.find(person_id)).execute(connection)?;
+    names::hand_on(connection, key.as_deref())?;
     let erasure = note(connection, &Identity::Person { id: person_id, created_at })?;
     Ok(Some(Erased { blobs, erasure }))
 }
@@ -473,30 +598,80 @@ fn lock_person(connection: &mut AnyConnection, person_id: i64) -> Result<(), Sto
     Ok(())
 }
 
-pub(super) fn person(connection: &mut AnyConnection, face_id: &str) -> Result<i64, StoreError> {
-    people::table
-        .filter(people::face_id.eq(face_id))
-        .select(people::id)
-        .first(connection)
-        .optional()?
-        .ok_or(StoreError::PersonNotFound)
+pub(super) fn person(connection: &mut AnyConnection, sought: &Sought) -> Result<Person, StoreError> {
+    names::find(connection, sought)?.ok_or(StoreError::PersonNotFound)
 }
 
-fn image_with_digest(
-    connection: &mut AnyConnection,
-    person_id: i64,
-    sha256: &str,
-) -> Result<Option<String>, StoreError> {
-    Ok(images::table
-        .filter(images::person_id.eq(person_id))
+/// Fails where somebody other than `except` has a name already. Sees also whom a server of the version before has added,
+/// without a key.
+fn nobody_has(connection: &mut AnyConnection, name: &Name, except: Option<i64>) -> Result<(), StoreError> {
+    match names::find(connection, &Sought::Named(name.clone()))? {
+        Some(person) if Some(person.row) != except => {
+            Err(StoreError::PersonExists { person_id: Some(person.id) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a name that cannot be written down means: somebody else got it a moment ago.
+fn name_taken(error: Error) -> StoreError {
+    match error {
+        Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => {
+            StoreError::PersonExists { person_id: None }
+        }
+        error => error.into(),
+    }
+}
+
+/// Fails where an image with these bytes is there. The person's own goes before another one's.
+fn no_image_with(connection: &mut AnyConnection, person_id: i64, sha256: &str) -> Result<(), StoreError> {
+    let same = images::table
+        .inner_join(people::table)
         .filter(images::sha256.eq(sha256))
-        .select(images::id)
-        .first(connection)
-        .optional()?)
+        .order(images::id)
+        .select((images::id, (people::id, people::face_id, people::created_at, people::public_id)))
+        .load::<(String, names::PersonColumns)>(connection)?;
+    let same: Vec<(String, Person)> =
+        same.into_iter().map(|(image, columns)| (image, names::person_of(columns))).collect();
+    let own = same.iter().position(|(_, person)| person.row == person_id);
+    match same.into_iter().nth(own.unwrap_or(0)) {
+        None => Ok(()),
+        Some((image_id, person)) if own.is_some() => {
+            Err(StoreError::DuplicateImage { image_id, person_id: person.id })
+        }
+        Some((image_id, person)) => Err(StoreError::ImageOfAnother { image_id, person_id: person.id }),
+    }
 }
 
-fn image_blob_key(connection: &mut AnyConnection, face_id: &str, image: &str) -> Result<String, StoreError> {
-    let person_id = person(connection, face_id)?;
+fn add_image(connection: &mut AnyConnection, person_id: i64, image: &NewImage) -> Result<(), StoreError> {
+    ensure_unlocked(connection)?;
+    lock_person(connection, person_id)?;
+    no_image_with(connection, person_id, &image.sha256)?;
+    let created_at = now();
+    let row = (
+        images::id.eq(&image.id),
+        images::person_id.eq(person_id),
+        images::blob_key.eq(&image.blob_key),
+        images::bytes.eq(image.bytes),
+        images::created_at.eq(created_at),
+        images::sha256.eq(&image.sha256),
+        images::unique_sha256.eq(&image.sha256),
+    );
+    match diesel::insert_into(images::table).values(row).execute(connection) {
+        Ok(_) => insert_embedding(connection, &image.id, image.embedder, &image.embedding, created_at),
+        Err(Error::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _)) => {
+            Err(StoreError::PersonNotFound)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn image_blob_key(
+    connection: &mut AnyConnection,
+    sought: &Sought,
+    image: &str,
+) -> Result<String, StoreError> {
+    let person_id = person(connection, sought)?.row;
     images::table
         .find(image)
         .filter(images::person_id.eq(person_id))

@@ -7,6 +7,8 @@ table! {
         id -> BigInt,
         face_id -> Text,
         created_at -> BigInt,
+        face_key -> Nullable<Text>,
+        public_id -> Nullable<Text>,
     }
 }
 
@@ -18,6 +20,15 @@ table! {
         bytes -> BigInt,
         created_at -> BigInt,
         sha256 -> Nullable<Text>,
+        unique_sha256 -> Nullable<Text>,
+    }
+}
+
+table! {
+    similar_images (image_id, other_image_id) {
+        image_id -> Text,
+        other_image_id -> Text,
+        similarity -> Float,
     }
 }
 
@@ -148,5 +159,5 @@ joinable!(active_model -> models (version));
 joinable!(detections -> people (person_id));
 joinable!(model_people -> models (version));
 joinable!(outbox -> people (person_id));
-allow_tables_to_appear_in_same_query!(people, images, embeddings, detections, outbox);
+allow_tables_to_appear_in_same_query!(people, images, embeddings, similar_images, detections, outbox);
 allow_tables_to_appear_in_same_query!(people, models, active_model, model_people);

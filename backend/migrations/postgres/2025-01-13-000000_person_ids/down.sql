@@ -1,0 +1,2 @@
+DROP INDEX people_by_public_id;
+ALTER TABLE people DROP COLUMN public_id;

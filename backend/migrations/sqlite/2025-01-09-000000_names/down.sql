@@ -1,0 +1,3 @@
+DROP INDEX people_by_key;
+ALTER TABLE people DROP COLUMN face_key;
+DELETE FROM leases WHERE name = 'names';

@@ -1,0 +1,102 @@
+//! `/images`: from an image to its person.
+
+use actix_web::web;
+use paperclip::actix::{Apiv2Schema, api_v2_operation};
+use serde::Serialize;
+
+use super::{
+    State,
+    answer::{NoContent, Picture},
+    dataset::{SimilarImage, finish_erasure, picture_of},
+    rfc3339,
+};
+use crate::error::ApiError;
+
+/// An enrolled image and all that is known of it.
+#[derive(Serialize, Apiv2Schema)]
+pub struct ImageDetails {
+    /// The image's id.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    image_id: String,
+    /// Whom it is enrolled under, as `/people/{person_id}` takes it.
+    #[openapi(example = "018f4c9a-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
+    person_id: String,
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
+    face_id: String,
+    /// Its size.
+    #[openapi(minimum = 1, example = "48213")]
+    bytes: i64,
+    /// SHA-256 of its bytes, hexadecimal. Null for an image that was enrolled before the server kept digests.
+    #[openapi(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    sha256: Option<String>,
+    /// When it was enrolled.
+    #[openapi(example = "2024-05-01T09:31:00Z")]
+    created_at: String,
+    /// Its embeddings, by embedder; none where no face was found on it.
+    embeddings: Vec<Embedding>,
+    /// Images of other people that are nearly the same picture, the most similar first. A training leaves all of them
+    /// out.
+    similar: Vec<SimilarImage>,
+}
+
+/// That an image has an embedding.
+#[derive(Serialize, Apiv2Schema)]
+struct Embedding {
+    /// The network that made it.
+    #[openapi(example = "mobilefacenet")]
+    embedder: String,
+    /// When it was made.
+    #[openapi(example = "2024-05-01T09:31:00Z")]
+    created_at: String,
+}
+
+fn missing(error: ApiError) -> ApiError {
+    match error {
+        ApiError::ImageNotFound => ApiError::NoSuchImage,
+        other => other,
+    }
+}
+
+/// Whose an image is, and what else is known of it
+#[api_v2_operation]
+pub async fn get(
+    state: web::Data<State>,
+    image_id: web::Path<String>,
+) -> Result<web::Json<ImageDetails>, ApiError> {
+    let image = state.database.image(&image_id).await.map_err(|error| missing(error.into()))?;
+    let embeddings = image
+        .embeddings
+        .into_iter()
+        .map(|(embedder, created_at)| Ok(Embedding { embedder, created_at: rfc3339(created_at)? }))
+        .collect::<Result<Vec<_>, ApiError>>()?;
+    Ok(web::Json(ImageDetails {
+        image_id: image.row.id,
+        person_id: image.person.id.to_string(),
+        face_id: image.person.face_id,
+        bytes: image.row.bytes,
+        sha256: image.row.sha256,
+        created_at: rfc3339(image.row.created_at)?,
+        embeddings,
+        similar: image.similar.into_iter().map(SimilarImage::from).collect(),
+    }))
+}
+
+/// An enrolled picture, byte by byte as it was sent
+///
+/// As `GET /dataset/{id}/image/{image_id}` has it, with no name in the address.
+#[api_v2_operation]
+pub async fn content(state: web::Data<State>, image_id: web::Path<String>) -> Result<Picture, ApiError> {
+    let key = async || Ok::<_, ApiError>(state.database.image(&image_id).await?.blob_key);
+    picture_of(&state, key).await.map_err(missing)
+}
+
+/// Erases an enrolled picture and its embeddings, whosever it is
+///
+/// The model that answers forgets it with the next training.
+#[api_v2_operation]
+pub async fn erase(state: web::Data<State>, image_id: web::Path<String>) -> Result<NoContent, ApiError> {
+    let erased = state.database.erase_image_row(&image_id).await?.ok_or(ApiError::NoSuchImage)?;
+    finish_erasure(&state, &erased).await?;
+    Ok(NoContent::new())
+}

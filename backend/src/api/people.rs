@@ -1,0 +1,106 @@
+//! `/people`: the same as `/dataset` and `/database` have of a person, with an id in the address where those have a name. An
+//! address is written down by every proxy and log on the way, a body is not.
+
+use actix_web::web;
+use paperclip::actix::api_v2_operation;
+
+use super::{
+    State,
+    answer::{Answer, NoContent},
+    database::{self, LastKnownLocation},
+    dataset::{self, Added, AddedImage, Dataset, EnrolmentForm, PersonImages, PersonName, Renaming},
+    detections::{self, Track, TrackQuery},
+    form::Form,
+};
+use crate::{error::ApiError, person_id::PersonId, store::sql::Who};
+
+/// What is no id is nobody's.
+fn who(path: &str) -> Result<Who, ApiError> {
+    PersonId::parse(path).map(Who::Numbered).ok_or(ApiError::PersonNotFound)
+}
+
+/// Everybody, by Face ID
+#[api_v2_operation]
+pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiError> {
+    dataset::everybody(&state).await
+}
+
+/// Adds a person without images, with no name in the address
+#[api_v2_operation]
+pub async fn add(
+    state: web::Data<State>,
+    body: web::Json<PersonName>,
+) -> Result<Answer<Added, 201>, ApiError> {
+    let name = body.into_inner().checked()?;
+    Ok(Answer::new(state.database.add_person(&name).await?.into()))
+}
+
+/// Whoever has a Face ID, with no name in the address
+#[api_v2_operation]
+pub async fn search(
+    state: web::Data<State>,
+    body: web::Json<PersonName>,
+) -> Result<web::Json<Added>, ApiError> {
+    let name = body.into_inner().checked()?;
+    Ok(web::Json(state.database.person(&Who::Named(name)).await?.into()))
+}
+
+/// A person and the person's images, the oldest first
+#[api_v2_operation]
+pub async fn images(
+    state: web::Data<State>,
+    path: web::Path<String>,
+) -> Result<web::Json<PersonImages>, ApiError> {
+    dataset::images_of(&state, &who(&path)?).await
+}
+
+/// Gives a person another Face ID, with no name in the address
+///
+/// The id stays. Answers of the active model and all detections have the new name at once.
+#[api_v2_operation]
+pub async fn rename(
+    state: web::Data<State>,
+    path: web::Path<String>,
+    body: web::Json<Renaming>,
+) -> Result<web::Json<Added>, ApiError> {
+    dataset::rename_to(&state, &who(&path)?, body.into_inner()).await
+}
+
+/// Erases a person: images, embeddings, name, id
+///
+/// As `DELETE /dataset/{id}` does.
+#[api_v2_operation]
+pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<NoContent, ApiError> {
+    dataset::erase_whom(&state, &who(&path)?).await
+}
+
+/// Adds a picture of a person's face and its embedding, with no name in the address
+///
+/// As `POST /dataset/{id}/image` does.
+#[api_v2_operation]
+pub async fn add_image(
+    state: web::Data<State>,
+    path: web::Path<String>,
+    Form(form): Form<EnrolmentForm>,
+) -> Result<Answer<AddedImage, 201>, ApiError> {
+    dataset::enrol(&state, &who(&path)?, form).await
+}
+
+/// Where a person was, in the order of time, with no name in the address
+#[api_v2_operation]
+pub async fn track(
+    state: web::Data<State>,
+    path: web::Path<String>,
+    query: web::Query<TrackQuery>,
+) -> Result<web::Json<Track>, ApiError> {
+    detections::track_of(&state, who(&path)?, query.into_inner()).await
+}
+
+/// Where, by which camera and when a person was seen last, with no name in the address
+#[api_v2_operation]
+pub async fn last_known_location(
+    state: web::Data<State>,
+    path: web::Path<String>,
+) -> Result<web::Json<LastKnownLocation>, ApiError> {
+    database::last_location_of(&state, &who(&path)?).await
+}

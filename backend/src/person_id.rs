@@ -1,0 +1,70 @@
+//! What stands for a person where a name must not, in addresses for one: it says nothing of anybody and never changes.
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+use uuid::{Builder, Uuid};
+
+/// A person's id: a UUID, the same for as long as the person is enrolled, whatever the person is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PersonId(Uuid);
+
+impl PersonId {
+    /// The id of a person who is being added.
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The id of a person who was added, at that many microseconds since 1970, before people had ids. It follows from the
+    /// row, so that it is the same again after an older backup was restored.
+    pub fn of_row(row: i64, created_at: i64) -> Self {
+        let digest = Sha256::new()
+            .chain_update(b"facepipe/person/")
+            .chain_update(row.to_le_bytes())
+            .chain_update(created_at.to_le_bytes())
+            .finalize();
+        let mut bytes = [0; 16];
+        for (byte, of_digest) in bytes.iter_mut().zip(digest) {
+            *byte = of_digest;
+        }
+        Self(Builder::from_custom_bytes(bytes).into_uuid())
+    }
+
+    /// Reads an id in the form in which it is written, in small or capital letters. `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let hyphenated = text.len() == 36;
+        Uuid::try_parse(text).ok().filter(|_| hyphenated).map(Self)
+    }
+}
+
+impl fmt::Display for PersonId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_it_is_written() {
+        let id = PersonId::new();
+        assert_eq!(PersonId::parse(&id.to_string()), Some(id));
+        assert_eq!(PersonId::parse(&id.to_string().to_uppercase()), Some(id));
+        for other in
+            ["", "7", "Ada", "{018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c}", "018f4c9a7b1e7c3d9a2f5d6e7f8a9b0c"]
+        {
+            assert_eq!(PersonId::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_row_from_before_ids_always_has_the_same() {
+        assert_eq!(PersonId::of_row(7, 1_714_555_800_000_000), PersonId::of_row(7, 1_714_555_800_000_000));
+        assert_ne!(PersonId::of_row(7, 1), PersonId::of_row(8, 1));
+        assert_ne!(PersonId::of_row(7, 1), PersonId::of_row(7, 2));
+        let written = PersonId::of_row(7, 1).to_string();
+        assert_eq!((written.len(), &written[14..15]), (36, "8"), "{written}");
+    }
+}

@@ -1,0 +1,380 @@
+//! Whom a name or an id stands for, and the keys by which the database keeps two people from having the same name.
+//!
+//! `people.face_key` is the key of a person's Face ID ([`FaceId::key`]) and unique. People who were there before the rule,
+//! or another one, and whose names are the same by it, all stay: the oldest has the key, the others have it with an end of
+//! their own and are found by the exact text of their name.
+
+use std::collections::{HashMap, HashSet};
+
+use diesel::{
+    prelude::*,
+    result::{DatabaseErrorKind, Error},
+};
+use unicode_normalization::UnicodeNormalization as _;
+
+use super::{
+    AnyConnection, Database,
+    schema::{leases, people},
+};
+use crate::{
+    face_id::{self, FaceId, InvalidFaceId, MAX_CHARACTERS, SameName},
+    person_id::PersonId,
+    store::{Micros, StoreError},
+};
+
+/// Stands between a key that is somebody else's and the row's number. No Face ID has it.
+const SHARED: char = '\u{1}';
+/// The character after it.
+const AFTER_SHARED: char = '\u{2}';
+
+/// Names the row of `leases` that whoever gives names and ids to rows locks. Never held as a lease.
+const LOCK: &str = "names";
+
+/// How often people are looked through while others are being added.
+const ATTEMPTS: u32 = 8;
+
+/// Whom a call is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever has this Face ID.
+    Named(FaceId),
+    /// Whoever has this id.
+    Numbered(PersonId),
+}
+
+/// A person, as everything else refers to one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Person {
+    /// The row.
+    pub row: i64,
+    /// The id.
+    pub id: PersonId,
+    /// The Face ID as it is kept.
+    pub face_id: String,
+}
+
+/// Whom a statement looks for.
+#[derive(Debug, Clone)]
+pub(super) enum Sought {
+    Named(Name),
+    Numbered(PersonId),
+}
+
+/// A Face ID as rows have it.
+#[derive(Debug, Clone)]
+pub(super) struct Name {
+    pub face_id: String,
+    pub key: String,
+}
+
+/// What was done to rows from before the rule of names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Renamed {
+    /// People whose Face ID is written in another way now: normalised, without white space around it.
+    pub normalised: usize,
+    /// Of those, people who got a number after their name, since somebody else has the very same.
+    pub numbered: usize,
+    /// People whose name is the same as an older person's by the rule, and who keep it.
+    pub sharing: usize,
+}
+
+/// A row of people as it is looked through.
+type Row = (i64, String, Micros, Option<String>, Option<String>);
+
+/// What a row is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Change {
+    row: i64,
+    face_id: String,
+    key: String,
+    id: String,
+}
+
+impl Database {
+    pub(super) fn name(&self, id: &FaceId) -> Name {
+        Name { face_id: id.to_string(), key: id.key(self.same_name) }
+    }
+
+    pub(super) fn sought(&self, who: &Who) -> Sought {
+        match who {
+            Who::Named(id) => Sought::Named(self.name(id)),
+            Who::Numbered(id) => Sought::Numbered(*id),
+        }
+    }
+
+    /// Gives every person a name by the rule, its key, and an id: to those who were there before there were such, and to
+    /// all keys where the rule is another one than before. All of it or nothing; it may be done again at any time, and
+    /// by several processes at a time. Returns what was done to names.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn complete_people(&self) -> Result<Renamed, StoreError> {
+        let rule = self.same_name;
+        // Mostly there is nothing to do.
+        let done = self.read(move |connection| Ok(plan(&rows(connection)?, rule).0.is_empty())).await?;
+        if done {
+            return Ok(Renamed::default());
+        }
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match self.write(move |connection| complete(connection, rule)).await {
+                // Somebody was added meanwhile, with a name that a row was to have.
+                Err(StoreError::Database(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
+                    if attempt < ATTEMPTS => {}
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+fn rows(connection: &mut AnyConnection) -> Result<Vec<Row>, StoreError> {
+    Ok(people::table
+        .select((people::id, people::face_id, people::created_at, people::face_key, people::public_id))
+        .order(people::id)
+        .load(connection)?)
+}
+
+fn complete(connection: &mut AnyConnection, rule: SameName) -> Result<Renamed, StoreError> {
+    // To write first takes the lock before anything is read, on every engine.
+    diesel::update(leases::table.find(LOCK)).set(leases::expires_at.eq(0)).execute(connection)?;
+    let rows = rows(connection)?;
+    let (changes, renamed) = plan(&rows, rule);
+    // Keys may go from one row to another one.
+    for change in &changes {
+        let none: Option<String> = None;
+        diesel::update(people::table.find(change.row)).set(people::face_key.eq(none)).execute(connection)?;
+    }
+    for Change { row, face_id, key, id } in changes {
+        let complete =
+            (people::face_id.eq(face_id), people::face_key.eq(Some(key)), people::public_id.eq(Some(id)));
+        diesel::update(people::table.find(row)).set(complete).execute(connection)?;
+    }
+    Ok(renamed)
+}
+
+/// What is to be done to the rows, which come by their numbers, the oldest first.
+fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, Renamed) {
+    let mut renamed = Renamed::default();
+    let normal: Vec<String> = rows.iter().map(|(row, face_id, ..)| normalised(*row, face_id)).collect();
+    // Whose name is as it must be keeps it; nobody who asks for it gets somebody else.
+    let mut taken: HashSet<String> = rows
+        .iter()
+        .zip(&normal)
+        .filter(|((_, old, ..), new)| old == *new)
+        .map(|(_, new)| new.clone())
+        .collect();
+    let mut names = Vec::with_capacity(rows.len());
+    for ((_, old, ..), new) in rows.iter().zip(normal) {
+        if *old == new {
+            names.push(new);
+            continue;
+        }
+        renamed.normalised += 1;
+        let free = if taken.contains(&new) {
+            renamed.numbered += 1;
+            numbered(&new, &taken)
+        } else {
+            new
+        };
+        taken.insert(free.clone());
+        names.push(free);
+    }
+    // The oldest of those who share a name has the key, whatever the rule was before.
+    let mut holders: HashMap<String, i64> = HashMap::new();
+    let keys: Vec<String> = names.iter().map(|name| face_id::key(name, rule)).collect();
+    for ((row, ..), key) in rows.iter().zip(&keys) {
+        holders.entry(key.clone()).or_insert(*row);
+    }
+    let mut changes = Vec::new();
+    for (((row, old_name, created_at, old_key, old_id), face_id), key) in rows.iter().zip(names).zip(keys) {
+        let key = if holders.get(&key) == Some(row) {
+            key
+        } else {
+            renamed.sharing += 1;
+            format!("{key}{SHARED}{row}")
+        };
+        let id = old_id.clone().unwrap_or_else(|| PersonId::of_row(*row, *created_at).to_string());
+        if *old_name != face_id || old_key.as_ref() != Some(&key) || old_id.is_none() {
+            changes.push(Change { row: *row, face_id, key, id });
+        }
+    }
+    (changes, renamed)
+}
+
+/// A row's Face ID as it is written now.
+fn normalised(row: i64, old: &str) -> String {
+    match FaceId::try_from(old.to_owned()) {
+        Ok(id) => id.to_string(),
+        // Nothing to be seen: the name is made up.
+        Err(InvalidFaceId::Empty) => format!("unnamed {row}"),
+        // Nobody could be called so before either, but for names that grow by being normalised.
+        Err(_) => old.to_owned(),
+    }
+}
+
+/// The name with the first number after it that nobody has yet.
+fn numbered(name: &str, taken: &HashSet<String>) -> String {
+    let mut number = 2_u32;
+    loop {
+        let end = format!(" ({number})");
+        let begin: String = name.chars().take(MAX_CHARACTERS.saturating_sub(end.len())).collect();
+        let free: String = format!("{}{end}", begin.trim_end()).nfc().collect();
+        if !taken.contains(&free) {
+            return free;
+        }
+        number = number.saturating_add(1);
+    }
+}
+
+/// The key that somebody else has, where a row's key is one of those.
+pub(super) fn shared_key(key: &str) -> Option<&str> {
+    key.split_once(SHARED).map(|(shared, _)| shared)
+}
+
+/// Has the next of those who share a name be the one who is found by it, once nobody has its key any more.
+pub(super) fn hand_on(connection: &mut AnyConnection, key: Option<&str>) -> Result<(), StoreError> {
+    let Some(key) = key.filter(|key| shared_key(key).is_none()) else { return Ok(()) };
+    let held: i64 = people::table.filter(people::face_key.eq(key)).count().get_result(connection)?;
+    if held > 0 {
+        return Ok(());
+    }
+    let next: Option<i64> = people::table
+        .filter(people::face_key.gt(format!("{key}{SHARED}")))
+        .filter(people::face_key.lt(format!("{key}{AFTER_SHARED}")))
+        .order(people::id)
+        .select(people::id)
+        .first(connection)
+        .optional()?;
+    if let Some(next) = next {
+        diesel::update(people::table.find(next)).set(people::face_key.eq(Some(key))).execute(connection)?;
+    }
+    Ok(())
+}
+
+/// Who is sought, if anybody. Who has a name letter by letter goes before who has it by the rule.
+pub(super) fn find(connection: &mut AnyConnection, sought: &Sought) -> Result<Option<Person>, StoreError> {
+    match sought {
+        Sought::Named(name) => {
+            let found = people::table
+                .filter(people::face_key.eq(&name.key).or(people::face_id.eq(&name.face_id)))
+                .select((people::id, people::face_id, people::created_at, people::public_id))
+                .load::<PersonColumns>(connection)?;
+            let exact = found.iter().position(|(_, face_id, ..)| *face_id == name.face_id);
+            Ok(found.into_iter().nth(exact.unwrap_or(0)).map(person_of))
+        }
+        Sought::Numbered(id) => {
+            let columns = (people::id, people::face_id, people::created_at, people::public_id);
+            let found = people::table
+                .filter(people::public_id.eq(id.to_string()))
+                .select(columns)
+                .first::<PersonColumns>(connection)
+                .optional()?;
+            if let Some(found) = found {
+                return Ok(Some(person_of(found)));
+            }
+            // A server of the version before gives nobody an id; the next start does.
+            let without = people::table
+                .filter(people::public_id.is_null())
+                .select(columns)
+                .load::<PersonColumns>(connection)?;
+            Ok(without.into_iter().map(person_of).find(|person| person.id == *id))
+        }
+    }
+}
+
+/// Row, Face ID, moment of enrolment, id.
+pub(super) type PersonColumns = (i64, String, Micros, Option<String>);
+
+pub(super) fn person_of((row, face_id, created_at, id): PersonColumns) -> Person {
+    Person { row, id: person_id(row, created_at, id.as_deref()), face_id }
+}
+
+/// The id of a row, also of one that has none yet.
+pub(super) fn person_id(row: i64, created_at: Micros, id: Option<&str>) -> PersonId {
+    id.and_then(PersonId::parse).unwrap_or_else(|| PersonId::of_row(row, created_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: SameName = SameName::IgnoringCase;
+
+    fn old(row: i64, face_id: &str) -> Row {
+        (row, face_id.to_owned(), row * 1000, None, None)
+    }
+
+    /// The rows after the plan was carried out.
+    fn carried_out(rows: &[Row], rule: SameName) -> Vec<Row> {
+        let (changes, _) = plan(rows, rule);
+        let mut rows = rows.to_vec();
+        for change in changes {
+            let row = rows.iter_mut().find(|(row, ..)| *row == change.row).unwrap();
+            (row.1, row.3, row.4) = (change.face_id, Some(change.key), Some(change.id));
+        }
+        rows
+    }
+
+    fn names(rows: &[Row]) -> Vec<&str> {
+        rows.iter().map(|(_, face_id, ..)| face_id.as_str()).collect()
+    }
+
+    #[test]
+    fn rows_from_before_the_rule_get_keys_and_ids_and_then_nothing_more_is_done() {
+        let rows = [old(1, "Ann"), old(2, "Bob Lee"), old(3, "Jos\u{e9}")];
+        let (changes, renamed) = plan(&rows, RULE);
+        assert_eq!((changes.len(), renamed), (3, Renamed::default()));
+        let rows = carried_out(&rows, RULE);
+        assert_eq!(names(&rows), ["Ann", "Bob Lee", "Jos\u{e9}"]);
+        assert_eq!(rows[1].3.as_deref(), Some("bob lee"));
+        assert_eq!(rows[1].4, Some(PersonId::of_row(2, 2000).to_string()));
+        assert_eq!(plan(&rows, RULE).0, []);
+    }
+
+    #[test]
+    fn names_that_become_the_very_same_get_a_number_and_those_that_need_no_change_keep_theirs() {
+        let hangul = "\u{1100}\u{1175}\u{11b7}";
+        let rows = [
+            old(1, hangul),
+            old(2, " ann"),
+            old(3, "\u{ae40}"),
+            old(4, "ann"),
+            old(5, "ann "),
+            old(6, "   "),
+        ];
+        let (changes, renamed) = plan(&rows, RULE);
+        assert_eq!(changes.len(), 6);
+        assert_eq!(renamed, Renamed { normalised: 4, numbered: 3, sharing: 0 });
+        let rows = carried_out(&rows, RULE);
+        assert_eq!(names(&rows), ["\u{ae40} (2)", "ann (2)", "\u{ae40}", "ann", "ann (3)", "unnamed 6"]);
+        assert_eq!(rows.iter().map(|row| row.3.clone()).collect::<HashSet<_>>().len(), 6);
+        assert_eq!(plan(&rows, RULE).0, []);
+    }
+
+    #[test]
+    fn a_long_name_keeps_its_length_with_a_number() {
+        let long = "x".repeat(64);
+        let rows = carried_out(&[old(1, &long), old(2, &format!("{long} "))], RULE);
+        assert_eq!(names(&rows), [long.as_str(), &format!("{} (2)", "x".repeat(60))]);
+    }
+
+    #[test]
+    fn names_that_differ_in_case_stay_and_the_oldest_has_the_key() {
+        let rows = [old(1, "Ann"), old(2, "ann"), old(3, "ANN")];
+        let (_, renamed) = plan(&rows, RULE);
+        assert_eq!(renamed, Renamed { sharing: 2, ..Renamed::default() });
+        let rows = carried_out(&rows, RULE);
+        assert_eq!(names(&rows), ["Ann", "ann", "ANN"]);
+        assert_eq!(rows[0].3.as_deref(), Some("ann"));
+        assert_eq!(rows[2].3.as_deref().and_then(shared_key), Some("ann"));
+        assert_eq!(plan(&rows, RULE).0, []);
+        // Another rule, and back.
+        let minding = carried_out(&rows, SameName::MindingCase);
+        assert_eq!(
+            minding.iter().map(|row| row.3.as_deref().unwrap()).collect::<Vec<_>>(),
+            ["Ann", "ann", "ANN"]
+        );
+        assert_eq!(carried_out(&minding, RULE), rows);
+    }
+}

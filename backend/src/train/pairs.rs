@@ -1,0 +1,100 @@
+//! Pictures of two people that are one and the same: which of the two it shows, no training can know.
+
+/// Two images of different people whose embeddings are nearly the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pair {
+    /// Where the one stands among the samples.
+    pub first: usize,
+    /// Where the other one stands, behind it.
+    pub second: usize,
+    /// Cosine between their embeddings.
+    pub similarity: f32,
+}
+
+/// How many numbers of two embeddings are compared at a time.
+const STEP: usize = 16;
+
+/// The pairs of samples of different people whose cosine is at least `threshold`; embeddings have length 1. `go_on` is
+/// asked now and then, false ends it early.
+///
+/// All pairs are looked at. Of most, a few numbers suffice: the squared distance, which is 2 - 2 cos, only grows with
+/// each.
+pub fn same_pictures(
+    samples: &[(i64, &[f32])],
+    threshold: f32,
+    go_on: &dyn Fn() -> bool,
+) -> Option<Vec<Pair>> {
+    let farthest = (2.0 - 2.0 * threshold).max(0.0);
+    let mut pairs = Vec::new();
+    for (first, (person, embedding)) in samples.iter().enumerate() {
+        if !go_on() {
+            return None;
+        }
+        for (second, (other, compared)) in samples.iter().enumerate().skip(first + 1) {
+            if person != other && is_near(embedding, compared, farthest) {
+                let cosine: f32 = embedding.iter().zip(*compared).map(|(a, b)| a * b).sum();
+                // The very same may come to a little less than 1.
+                if cosine >= threshold || embedding == compared {
+                    pairs.push(Pair { first, second, similarity: cosine.clamp(-1.0, 1.0) });
+                }
+            }
+        }
+    }
+    Some(pairs)
+}
+
+/// Whether the squared distance of two vectors is not certainly more than `farthest`.
+fn is_near(one: &[f32], other: &[f32], farthest: f32) -> bool {
+    // Rounding must leave no pair out; the cosine decides.
+    let farthest = farthest + 1e-4;
+    let mut distance = 0.0;
+    for (a, b) in one.chunks(STEP).zip(other.chunks(STEP)) {
+        distance += a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+        if distance > farthest {
+            return false;
+        }
+    }
+    one.len() == other.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        vector.iter_mut().for_each(|x| *x /= length);
+        vector
+    }
+
+    /// A vector at this cosine from another one, and a random one.
+    fn at(cosine: f32, from: &[f32], random: &mut StdRng) -> Vec<f32> {
+        let other = unit((0..from.len()).map(|_| random.random_range(-1.0_f32..1.0)).collect());
+        let along: f32 = from.iter().zip(&other).map(|(a, b)| a * b).sum();
+        let across = unit(from.iter().zip(&other).map(|(a, b)| b - along * a).collect());
+        let sine = (1.0 - cosine * cosine).sqrt();
+        unit(from.iter().zip(&across).map(|(a, b)| cosine * a + sine * b).collect())
+    }
+
+    #[test]
+    fn pairs_of_two_people_are_found_exactly_from_the_threshold_on() {
+        let mut random = StdRng::seed_from_u64(7);
+        let mut vectors: Vec<(i64, Vec<f32>)> = (0..60)
+            .map(|person| (person, unit((0..128).map(|_| random.random_range(-1.0_f32..1.0)).collect())))
+            .collect();
+        for (person, cosine) in [(100, 0.999), (101, 0.981), (102, 0.979), (103, 0.5), (104, 1.0)] {
+            let copied = vectors[usize::try_from(person - 100).unwrap()].1.clone();
+            vectors.push((person, at(cosine, &copied, &mut random)));
+        }
+        // The same person's own copy is none.
+        vectors.push((5, vectors[5].1.clone()));
+        let samples: Vec<(i64, &[f32])> = vectors.iter().map(|(person, v)| (*person, v.as_slice())).collect();
+        let pairs = same_pictures(&samples, 0.98, &|| true).unwrap();
+        let places: Vec<(usize, usize)> = pairs.iter().map(|pair| (pair.first, pair.second)).collect();
+        assert_eq!(places, [(0, 60), (1, 61), (4, 64)]);
+        assert!((pairs[1].similarity - 0.981).abs() < 1e-3, "{}", pairs[1].similarity);
+        assert_eq!(same_pictures(&samples, 0.98, &|| false), None);
+    }
+}

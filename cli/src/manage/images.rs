@@ -1,0 +1,97 @@
+//! `facepipe images`: from an enrolled picture to its person.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::confirmed;
+use crate::{
+    connection::Target,
+    exit::{self, Failure, Outcome},
+    output, runtime,
+};
+
+/// Shows whose an enrolled picture is, and erases it.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+A picture's number is in `facepipe people show NAME`, in errors of the server, and in the conflicts of `facepipe people`.
+
+Examples:
+  facepipe images show 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c
+  facepipe images delete 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c --yes
+
+{}", exit::HELP))]
+pub struct Options {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Whose a picture is, and which pictures of others are nearly the same
+    Show {
+        /// The picture's number
+        image: String,
+    },
+    /// Erases a picture and its embeddings, for good
+    Delete {
+        /// The picture's number
+        image: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The server cannot be reached or refuses it.
+pub fn run(options: &Options) -> Result<Outcome> {
+    runtime()?.block_on(async {
+        let client = options.target.client()?;
+        match &options.action {
+            Action::Show { image } => {
+                let Some(details) = client.image(image).await? else { return Err(none(image).into()) };
+                if options.target.json {
+                    output::json(&details)?;
+                } else {
+                    output::line(format!("Face ID   {}", details.face_id));
+                    output::line(format!("Enrolled  {}", details.created_at));
+                    output::line(format!("Bytes     {}", details.bytes));
+                    let embedders: Vec<String> = details.embeddings.into_iter().map(|e| e.embedder).collect();
+                    let embedders = if embedders.is_empty() { "none".into() } else { embedders.join(", ") };
+                    output::line(format!("Embedded  {embedders}"));
+                    if !details.similar.is_empty() {
+                        output::line(
+                            "Nearly the same picture, so trainings leave all of them out:".to_owned(),
+                        );
+                        let rows = details.similar.into_iter();
+                        let rows = rows.map(|s| [s.face_id, s.image_id, format!("{:.3}", s.similarity)]);
+                        output::table(["Face ID", "Picture", "Similarity"], rows);
+                    }
+                }
+            }
+            Action::Delete { image, yes } => {
+                let Some(details) = client.image(image).await? else { return Err(none(image).into()) };
+                let question = format!("This picture of {} will be erased for good.", details.face_id);
+                if !confirmed(&question, *yes)? {
+                    output::line("Nothing was erased.");
+                    return Ok(Outcome::Done);
+                }
+                if !client.erase_image(image).await? {
+                    return Err(none(image).into());
+                }
+                output::line(format!("{image} of {} is erased", details.face_id));
+            }
+        }
+        Ok(Outcome::Done)
+    })
+}
+
+fn none(image: &str) -> Failure {
+    Failure::Input(format!(
+        "{image}: the server has no picture of that number; `facepipe people show NAME` lists a person's"
+    ))
+}
