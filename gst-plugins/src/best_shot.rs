@@ -13,6 +13,16 @@ const HALF_SHARP: f64 = 150.0;
 /// The first picture of a track is sent at once if it is at least this good.
 const GOOD: f64 = 0.35;
 
+/// A single look of this score makes sure of a face. On a street where people are seen from all sides, every crop of such a
+/// score had a face for the backend too.
+const SURE_AT_ONCE: f64 = 0.97;
+
+/// Looks that reach the certainty asked for, that make sure of a face.
+const SURE_LOOKS: u32 = 2;
+
+/// A track that ends before it is sure sends its best picture if one look scored as much as this.
+const LIKELY: f64 = 0.9;
+
 /// A track that is not seen for so long has ended, also where no tracker says so.
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -58,6 +68,9 @@ pub struct Limits {
     pub max_per_track: u32,
     /// Pictures of a lower quality are never sent, 0 to 1.
     pub min_quality: f64,
+    /// Nothing of a track is sent before two of its looks have this score, or one has 0.97; where it ends without, only if one
+    /// had 0.9. The detector is never that sure for long of ears, necks and hair, and soon is of a face. 0: off.
+    pub certainty: f64,
 }
 
 /// Why no picture of a face was taken.
@@ -76,6 +89,8 @@ pub struct Unseen {
     pub too_small: u64,
     /// The quality of their faces was below the limit.
     pub too_poor: u64,
+    /// The detector was never sure enough of their faces.
+    pub uncertain: u64,
 }
 
 /// Where a face is and how sure that is: left, top, width, height and score. The same to the bit twice means that nobody
@@ -93,13 +108,26 @@ pub struct BestShots<T> {
 struct Track<T> {
     sent: u32,
     best_sent: f64,
-    /// The best that is better than what was sent, with its quality.
-    waiting: Option<(f64, T)>,
+    /// The best that is better than what was sent.
+    waiting: Option<Waiting<T>>,
     /// The face as it was last seen.
     look: Look,
     last_seen: Duration,
     /// Why its last face that was of no use was of none.
     refused: Option<Refusal>,
+    /// Looks that reached the certainty asked for.
+    sure_looks: u32,
+    /// Whether it is sure enough to be sent, and whether it is at its end.
+    is_sure: bool,
+    is_likely: bool,
+}
+
+/// A picture that may still be sent.
+#[derive(Debug)]
+struct Waiting<T> {
+    quality: f64,
+    is_good: bool,
+    shot: T,
 }
 
 impl<T> Default for BestShots<T> {
@@ -110,11 +138,28 @@ impl<T> Default for BestShots<T> {
 
 impl<T> Track<T> {
     fn new(now: Duration) -> Self {
-        Self { sent: 0, best_sent: 0.0, waiting: None, look: [f64::NAN; 5], last_seen: now, refused: None }
+        Self {
+            sent: 0,
+            best_sent: 0.0,
+            waiting: None,
+            look: [f64::NAN; 5],
+            last_seen: now,
+            refused: None,
+            sure_looks: 0,
+            is_sure: false,
+            is_likely: false,
+        }
+    }
+
+    fn note_score(&mut self, score: f64, certainty: f64) {
+        self.sure_looks = self.sure_looks.saturating_add(u32::from(score >= certainty));
+        let at_once = score >= SURE_AT_ONCE.max(certainty);
+        self.is_sure |= certainty <= 0.0 || at_once || self.sure_looks >= SURE_LOOKS;
+        self.is_likely |= self.is_sure || score >= LIKELY;
     }
 
     fn best(&self) -> f64 {
-        self.waiting.as_ref().map_or(self.best_sent, |(quality, _)| *quality)
+        self.waiting.as_ref().map_or(self.best_sent, |waiting| waiting.quality)
     }
 }
 
@@ -125,10 +170,24 @@ impl<T> BestShots<T> {
         let track = self.tracks.entry(track_id).or_insert_with(|| Track::new(now));
         track.last_seen = now;
         let before = mem::replace(&mut track.look, look);
+        if before != look {
+            let [.., score] = look;
+            track.note_score(score, limits.certainty);
+        }
         before != look
             && at_best >= limits.min_quality
             && at_best > track.best()
             && track.sent < limits.max_per_track.max(1)
+    }
+
+    /// Takes out the first picture of a track that has waited for the detector to be sure, and is good.
+    pub fn due(&mut self, track_id: i32) -> Option<T> {
+        let track = self.tracks.get_mut(&track_id)?;
+        let is_due = track.is_sure && track.sent == 0;
+        let waiting = track.waiting.take_if(|waiting| is_due && waiting.is_good)?;
+        track.sent = 1;
+        track.best_sent = waiting.quality;
+        Some(waiting.shot)
     }
 
     /// Notes that a track is seen at `now`, but not as the limits want it.
@@ -143,8 +202,8 @@ impl<T> BestShots<T> {
         self.unseen
     }
 
-    /// Takes a picture, and gives it back if it is to be sent at once: the first of a track that is good (whole, and of a
-    /// quality of 0.35 at least), and later ones that are better by `improvement`, as long as one of `max_per_track` is left
+    /// Takes a picture, and gives it back if it is to be sent at once: the first of a track that is sure (see [`Limits`]) and
+    /// good (whole, and of a quality of 0.35 at least), and later ones that are better by `improvement`, as long as one of `max_per_track` is left
     /// for the end.
     pub fn offer(&mut self, track_id: i32, merits: &Merits, shot: T, limits: &Limits) -> Option<T> {
         let quality = merits.quality();
@@ -152,8 +211,9 @@ impl<T> BestShots<T> {
         if quality < limits.min_quality || quality <= track.best() {
             return None;
         }
+        let is_good = !merits.cut && quality >= GOOD;
         let now = match track.sent {
-            0 => !merits.cut && quality >= GOOD,
+            0 => is_good && track.is_sure,
             sent => {
                 sent + 1 < limits.max_per_track && quality >= track.best_sent * (1.0 + limits.improvement)
             }
@@ -165,20 +225,30 @@ impl<T> BestShots<T> {
             return Some(shot);
         }
         if track.sent < limits.max_per_track.max(1) {
-            track.waiting = Some((quality, shot));
+            track.waiting = Some(Waiting { quality, is_good, shot });
         }
         None
     }
 
-    /// Ends a track. Returns its best picture, unless that was sent.
+    /// Ends a track. Returns its best picture, unless that was sent, or the detector was never sure of a face.
     pub fn end(&mut self, track_id: i32) -> Option<T> {
         let track = self.tracks.remove(&track_id)?;
-        match (track.sent, &track.waiting, track.refused) {
-            (0, None, Some(Refusal::TooSmall)) => self.unseen.too_small += 1,
-            (0, None, Some(Refusal::TooPoor)) => self.unseen.too_poor += 1,
-            _ => {}
+        match (track.sent, track.waiting, track.refused) {
+            (0, Some(_), _) if !track.is_likely => {
+                self.unseen.uncertain += 1;
+                None
+            }
+            (_, Some(waiting), _) => Some(waiting.shot),
+            (0, None, Some(Refusal::TooSmall)) => {
+                self.unseen.too_small += 1;
+                None
+            }
+            (0, None, Some(Refusal::TooPoor)) => {
+                self.unseen.too_poor += 1;
+                None
+            }
+            _ => None,
         }
-        track.waiting.map(|(_, shot)| shot)
     }
 
     /// Ends the tracks that nobody has seen for five seconds before `now`.
@@ -214,7 +284,7 @@ impl<T> BestShots<T> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { improvement: 0.2, max_per_track: 3, min_quality: 0.2 };
+    const LIMITS: Limits = Limits { improvement: 0.2, max_per_track: 3, min_quality: 0.2, certainty: 0.0 };
     const LOOK: Look = [10.0, 10.0, 80.0, 80.0, 0.8];
     const FAIR: Merits = Merits { size: 80, sharpness: 150.0, score: 0.8, cut: false };
 
@@ -319,7 +389,56 @@ mod tests {
         assert_eq!(shots.offer(4, &cut, 4, &LIMITS), None);
         assert_eq!(shots.unseen(), Unseen::default(), "none has ended");
         assert_eq!(shots.end_all(), [4]);
-        assert_eq!(shots.unseen(), Unseen { too_small: 1, too_poor: 1 });
+        assert_eq!(shots.unseen(), Unseen { too_small: 1, too_poor: 1, uncertain: 0 });
+    }
+
+    /// Offers pictures of these scores, each a bit larger than the one before, and says which are sent.
+    fn by_scores(shots: &mut BestShots<u32>, track: i32, scores: &[f64]) -> Vec<u32> {
+        let limits = Limits { certainty: 0.8, ..LIMITS };
+        let mut sent = Vec::new();
+        for (number, &score) in (0..).zip(scores) {
+            let merits = Merits { size: 80 + number, score, ..FAIR };
+            let look = [f64::from(number), 0.0, 80.0, 80.0, score];
+            let wanted = shots.wants(track, look, merits.at_best(), Duration::ZERO, &limits);
+            sent.extend(shots.due(track));
+            if wanted {
+                sent.extend(shots.offer(track, &merits, number, &limits));
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn a_face_is_sent_once_the_detector_is_sure_of_it() {
+        let mut shots = BestShots::default();
+        assert_eq!(by_scores(&mut shots, 1, &[0.97]), [0], "at once");
+        assert_eq!(
+            by_scores(&mut shots, 2, &[0.62, 0.7, 0.82, 0.65, 0.81]),
+            [2],
+            "the best of those until then"
+        );
+        assert_eq!(by_scores(&mut shots, 3, &[0.62, 0.95, 0.7]), [] as [u32; 0]);
+        assert_eq!(shots.end(3), Some(1), "at the end, since it was likely once");
+        assert_eq!(shots.unseen(), Unseen::default());
+    }
+
+    #[test]
+    fn what_the_detector_is_never_sure_of_is_not_sent() {
+        let mut shots = BestShots::default();
+        assert_eq!(by_scores(&mut shots, 1, &[0.62, 0.83, 0.7, 0.69]), [] as [u32; 0]);
+        assert_eq!(shots.end(1), None);
+        assert_eq!(shots.unseen(), Unseen { uncertain: 1, ..Unseen::default() });
+        // A scene that stands still is one look.
+        let limits = Limits { certainty: 0.8, ..LIMITS };
+        for seconds in 0..3 {
+            let wanted = shots.wants(2, LOOK, FAIR.at_best(), Duration::from_secs(seconds), &limits);
+            assert_eq!(wanted, seconds == 0);
+            assert_eq!(shots.due(2), None);
+            if wanted {
+                assert_eq!(shots.offer(2, &FAIR, 9, &limits), None);
+            }
+        }
+        assert_eq!(shots.end(2), None);
     }
 
     #[test]

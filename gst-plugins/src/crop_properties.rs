@@ -96,6 +96,17 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .default_value(clock_seconds(clock))
             .mutable_playing()
             .build(),
+        glib::ParamSpecDouble::builder("certainty")
+            .nick("Certainty")
+            .blurb(
+                "With policy=best: a track sends nothing before two of its looks have this score of the detector, or one \
+                 has 0.97; where it ends without, only if one had 0.9. Keeps back ears, necks and hair (0 = off)",
+            )
+            .minimum(0.0)
+            .maximum(1.0)
+            .default_value(limits.certainty)
+            .mutable_playing()
+            .build(),
     ]
 }
 
@@ -121,6 +132,7 @@ pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bo
                 };
             }
         }
+        "certainty" => crate::set(&mut limits.certainty, value),
         _ => return false,
     }
     true
@@ -147,6 +159,7 @@ pub fn get(settings: &CutterSettings, name: &str) -> Option<glib::Value> {
         "max-per-track" => limits.max_per_track.to_value(),
         "min-quality" => limits.min_quality.to_value(),
         "max-clock-offset" => clock_seconds(*clock).to_value(),
+        "certainty" => limits.certainty.to_value(),
         _ => return None,
     })
 }

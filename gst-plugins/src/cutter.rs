@@ -62,7 +62,7 @@ impl Default for CutterSettings {
             crop: CropSettings::default(),
             min_size: None,
             policy: Policy::default(),
-            limits: Limits { improvement: 0.2, max_per_track: 4, min_quality: 0.0 },
+            limits: Limits { improvement: 0.2, max_per_track: 4, min_quality: 0.0, certainty: 0.8 },
             clock: ClockLimit::default(),
         }
     }
@@ -83,6 +83,8 @@ pub struct Counts {
     pub tracks_below_min_size: u64,
     /// Tracks that ended without a picture since these would have been too poor.
     pub tracks_below_min_quality: u64,
+    /// Tracks that ended without a picture since the detector was never sure of a face.
+    pub tracks_below_certainty: u64,
     /// The smallest face that counts in frames as the last one: its shorter side, pixels; 0 before the first frame.
     pub min_size: u32,
 }
@@ -95,6 +97,7 @@ impl Counts {
             .field("below-min-quality", self.below_min_quality)
             .field("tracks-below-min-size", self.tracks_below_min_size)
             .field("tracks-below-min-quality", self.tracks_below_min_quality)
+            .field("tracks-below-certainty", self.tracks_below_certainty)
             .field("min-size", u64::from(self.min_size))
     }
 }
@@ -189,6 +192,7 @@ impl FaceCutter {
                 Some(id) => self.shots.wants(id, look(&face), at_best, time, &settings.limits),
                 None => good_enough,
             };
+            cuts.extend(track(&face, settings).and_then(|id| self.shots.due(id)));
             if !good_enough {
                 self.too_poor(track(&face, settings), time);
             }
@@ -215,6 +219,7 @@ impl FaceCutter {
         Counts {
             tracks_below_min_size: unseen.too_small,
             tracks_below_min_quality: unseen.too_poor,
+            tracks_below_certainty: unseen.uncertain,
             ..self.counts
         }
     }

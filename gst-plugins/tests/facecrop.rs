@@ -24,7 +24,8 @@ use image::RgbImage;
 
 fn harness(info: &VideoInfo, properties: &str) -> Harness {
     init();
-    let mut harness = Harness::new_parse(&format!("facepipe-facecrop name=crop {properties}"));
+    // The faces of these tests score too little for a detector to be sure of them.
+    let mut harness = Harness::new_parse(&format!("facepipe-facecrop name=crop certainty=0 {properties}"));
     harness.set_src_caps(info.to_caps().unwrap());
     harness
 }
@@ -867,4 +868,30 @@ fn frames_that_cannot_be_cut_are_refused_with_the_formats_that_can() {
     let sentence = error.error().to_string();
     assert!(sentence.contains("facecrop") && sentence.contains("GRAY16_LE"), "{sentence}");
     assert!(sentence.contains("videoconvert") && sentence.contains("P010_10LE"), "{sentence}");
+}
+
+#[test]
+fn a_track_sends_nothing_before_the_detector_is_sure_of_its_face() {
+    let info = info(VideoFormat::Rgb, 640, 360);
+    let mut harness = harness(&info, "certainty=0.8");
+    let look = |harness: &mut Harness, milliseconds: u64, faces: &[(i32, f64)]| {
+        let regions: Vec<_> = faces
+            .iter()
+            .map(|&(id, confidence)| {
+                let left = 150 * id as u32 - 140 + milliseconds as u32 / 40;
+                FaceRegion { track_id: Some(id), confidence, ..face(left, 50, 120, 120) }
+            })
+            .collect();
+        harness.push(with_faces(packed_frame(&info, gray), milliseconds, &regions)).unwrap();
+        std::iter::from_fn(|| harness.try_pull())
+            .map(|crop| roi::crop_facts(&crop).unwrap().face.track_id.unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(look(&mut harness, 0, &[(1, 0.98), (2, 0.82), (3, 0.7)]), [1]);
+    assert_eq!(look(&mut harness, 40, &[(1, 0.98), (2, 0.62), (3, 0.83)]), [] as [i32; 0]);
+    assert_eq!(look(&mut harness, 80, &[(2, 0.81), (3, 0.64)]), [2], "the second time");
+    harness.push_event(track_events::tracks_ended(&[1, 2, 3]));
+    let rest = std::iter::from_fn(|| harness.try_pull());
+    assert!(rest.map(|crop| roi::crop_facts(&crop).unwrap().face.track_id).all(|id| id != Some(3)));
+    assert_eq!(counted(&harness, &["tracks-below-certainty"]), [1]);
 }

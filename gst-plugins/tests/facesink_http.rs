@@ -36,7 +36,7 @@ impl Sink {
     fn start(url: &str, properties: &str) -> Self {
         common::init();
         let line = format!(
-            "facepipe-facesink-http sync=false async=false batch-delay=0 backend-url={url} {properties}"
+            "facepipe-facesink-http sync=false async=false batch-delay=0 certainty=0 backend-url={url} {properties}"
         );
         let element = gst::parse::launch(&line).unwrap();
         let bus = gst::Bus::new();

@@ -232,7 +232,8 @@ impl ObjectImpl for FaceCrop {
                     .blurb(
                         "Since the start: faces (found in frames), pictures (made of them), below-min-size and \
                          below-min-quality (faces that were left out), tracks-below-min-size and \
-                         tracks-below-min-quality (tracks that ended without a picture for that), min-size (what counts \
+                         tracks-below-min-quality and \
+                         tracks-below-certainty (tracks that ended without a picture for that), min-size (what counts \
                          in frames as the last one, pixels); each uint64",
                     )
                     .read_only()

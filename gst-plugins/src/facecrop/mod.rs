@@ -15,11 +15,13 @@
  * With `policy=every`, each face of each frame. With `policy=best`, few good pictures of each face that
  * `facetrack` follows:
  *
- * - a first one as soon as it is good: the whole face inside the frame, and a quality of at least 0.35;
+ * - a first one as soon as it is good: the whole face inside the frame, and a quality of at least 0.35, and the
+ *   detector is sure that there is a face: a score of at least `certainty` in two of the frames, or 0.97 in one;
  * - further ones that are better than the best so far by the share `improvement`;
  * - when the track ends, the best one that was not sent yet, if it is better than those that were.
  *
- * That is `max-per-track` at most. Faces without a track id all become pictures, so that the element does its
+ * That is `max-per-track` at most. Of a track of which the detector was never sure, nothing is sent unless one score was
+ * at least 0.9: people who are seen from behind have ears and necks that look like faces for a moment. Faces without a track id all become pictures, so that the element does its
  * work without `facetrack` too.
  *
  * The quality is 0.4 for the size (the shorter side, full from 160 pixels on), 0.3 for the sharpness (`v / (v +
@@ -31,8 +33,8 @@
  * counts, from 20 to 30 pixels: 30 in 1080p, 20 in 720p and below, since cameras of a low resolution show faces smaller.
  *
  * `stats` counts faces and pictures, and what was left out: `below-min-size` and `below-min-quality` are faces, each in
- * each frame; `tracks-below-min-size` and `tracks-below-min-quality` are tracks that ended without a picture for that
- * reason, with `policy=best`; `min-size` is the limit that counts.
+ * each frame; `tracks-below-min-size`, `tracks-below-min-quality` and `tracks-below-certainty` are tracks that ended
+ * without a picture for that reason, with `policy=best`; `min-size` is the limit that counts.
  *
  * Where the frame's pixels are not square (`pixel-aspect-ratio`), those of the pictures are: a frame is stretched
  * along its coarser side, never squeezed. Limits to sizes are in square pixels, boxes in those of the frame.

@@ -551,7 +551,8 @@ impl ObjectImpl for FaceSinkHttp {
                          (now), spool-errors; requests, retries; bytes (written to the network, headers included), \
                          bytes-received, image-bytes (of the pictures sent). Of raw video: \
                          below-min-size and below-min-quality (faces that were left out), tracks-below-min-size and \
-                         tracks-below-min-quality (tracks that ended without a picture for that), min-size (what counts \
+                         tracks-below-min-quality and \
+                         tracks-below-certainty (tracks that ended without a picture for that), min-size (what counts \
                          in frames as the last one, pixels)",
                     )
                     .read_only()

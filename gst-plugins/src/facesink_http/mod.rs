@@ -130,7 +130,7 @@
  *   the property `stats` (uint64): `queued`, `sent`, `failed`, `dropped`, `spooled`, `spool-files`, `spool-bytes`,
  *   `spool-dropped`, `spool-damaged`, `spool-errors`, `clock-refused`, `requests`, `retries`, `bytes`, `bytes-received`,
  *   `image-bytes`, and of raw video what `facecrop` counts as left out: `below-min-size`, `below-min-quality`,
- *   `tracks-below-min-size`, `tracks-below-min-quality`, and `min-size`, the limit that counts. `bytes` are counted at the socket; `bytes / image-bytes - 1` is what the transport costs.
+ *   `tracks-below-min-size`, `tracks-below-min-quality`, `tracks-below-certainty`, and `min-size`, the limit that counts. `bytes` are counted at the socket; `bytes / image-bytes - 1` is what the transport costs.
  * - Warnings for trouble with the backend or the spool, once each, and an info message when the backend is well again.
  * - A warning, once, where raw video comes that no detector has looked at: after 300 frames, or at the end of the stream.
  *   (Elements between may have said it before.)
