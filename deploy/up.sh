@@ -5,13 +5,19 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# The folder is closed to others, its files are open: they are mounted one by one, for users of other numbers.
+# The folder is closed to everybody else, whatever git and umask made of it; its files are open: they are mounted one by one,
+# into containers whose users have other numbers and do not pass through the folder.
 umask 077
 mkdir -p secrets
+chmod 700 secrets
+if [[ $(stat -L -c %a secrets) != 700 ]]; then
+    echo "up.sh: other users of this machine can read deploy/secrets: its file system keeps no modes. Put the checkout elsewhere" >&2
+    exit 1
+fi
 secret() {
     [[ -s secrets/$1 ]] && return
     cat >"secrets/$1.new"
-    chmod 444 "secrets/$1.new"
+    chmod 644 "secrets/$1.new"
     mv "secrets/$1.new" "secrets/$1"
     echo "made deploy/secrets/$1"
 }
@@ -34,3 +40,7 @@ cat <<END
 
 docker compose --project-directory deploy down    stops it; with --volumes, removes everything that it has
 END
+if [[ -z ${FACEPIPE_DETECTIONS_MAX_AGE_DAYS-} ]] && ! grep -qs '^FACEPIPE_DETECTIONS_MAX_AGE_DAYS=.' .env; then
+    echo
+    echo "Detections are kept for ever: FACEPIPE_DETECTIONS_MAX_AGE_DAYS=30 in deploy/.env keeps them for 30 days"
+fi

@@ -7,6 +7,7 @@ use std::{
     collections::BTreeSet,
     env, fs,
     net::{TcpListener, TcpStream},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -330,4 +331,80 @@ fn every_setting_and_command_that_deploy_names_is_the_servers() {
             assert!(said.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said.stderr));
         }
     }
+}
+
+/// Makes the secrets in a copy of `deploy/` as `prepare` left it, under that umask. Returns the copy's `secrets`.
+fn make_secrets(checkout: &Path, umask: &str, prepare: impl FnOnce(&Path)) -> PathBuf {
+    let copy = checkout.join("deploy");
+    fs::create_dir_all(copy.join("secrets")).unwrap();
+    fs::copy(deploy("up.sh"), copy.join("up.sh")).unwrap();
+    prepare(&copy.join("secrets"));
+    let script = format!("umask {umask}; exec '{}' --secrets-only", copy.join("up.sh").display());
+    let output = Command::new("bash").arg("-c").arg(script).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    copy.join("secrets")
+}
+
+/// What a user of this number reads of a file, where this test may become somebody else.
+fn read_as(user: u32, file: &Path) -> Result<String, String> {
+    let user = user.to_string();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--no-new-privs", "cat"]).arg(file);
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+#[test]
+fn secrets_of_compose_are_closed_to_other_users_and_open_in_containers() {
+    const NOBODY: u32 = 65_534;
+    // Of the images: the server, PostgreSQL and MariaDB, Grafana.
+    const USERS_OF_CONTAINERS: [u32; 3] = [10_001, 999, 472];
+    const SECRETS: [&str; 5] =
+        ["backend-mysql.toml", "backend-postgres.toml", "database-password", "grafana-password", "tokens"];
+    // A folder that everybody may look into, as /home/somebody usually is.
+    let home = tempfile::tempdir().unwrap();
+    open_to(home.path(), 0o755);
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    for (umask, mode) in [("000", 0o755), ("022", 0o777), ("077", 0o700)] {
+        let checkout = home.path().join(umask);
+        fs::create_dir(&checkout).unwrap();
+        open_to(&checkout, 0o755);
+        // As git leaves it.
+        let secrets = make_secrets(&checkout, umask, |folder| {
+            open_to(folder.parent().unwrap(), 0o755);
+            open_to(folder, mode);
+        });
+        assert_eq!(fs::metadata(&secrets).unwrap().mode() & 0o7777, 0o700, "{umask}");
+        let names: BTreeSet<String> = fs::read_dir(&secrets)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(names, SECRETS.map(str::to_owned).into());
+        if !is_root {
+            continue;
+        }
+        for name in SECRETS {
+            let file = secrets.join(name);
+            let told = read_as(NOBODY, &file).expect_err("another user reads a secret");
+            assert!(told.contains("Permission denied"), "{told}");
+            // A container gets the file alone, at another path, by the same inode.
+            let mounted = home.path().join("mounted");
+            fs::hard_link(&file, &mounted).unwrap();
+            for user in USERS_OF_CONTAINERS {
+                assert_eq!(read_as(user, &mounted).unwrap(), fs::read_to_string(&file).unwrap(), "{user}");
+            }
+            fs::remove_file(mounted).unwrap();
+        }
+    }
+    // Secrets stay as they are when it is done again, and a folder that somebody opened is closed again.
+    let checkout = home.path().join("022");
+    let before = fs::read_to_string(checkout.join("deploy/secrets/tokens")).unwrap();
+    let secrets = make_secrets(&checkout, "022", |folder| open_to(folder, 0o755));
+    assert_eq!(fs::read_to_string(secrets.join("tokens")).unwrap(), before);
+    assert_eq!(fs::metadata(&secrets).unwrap().mode() & 0o7777, 0o700);
+}
+
+fn open_to(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
