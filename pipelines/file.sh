@@ -8,7 +8,8 @@ synopsis='FILE [options]'
 summary='Replays a recorded file of any format that GStreamer knows: its faces go to the backend as if a camera saw them.'
 own_options='This script:
   --fast               as fast as decoder, detector and backend can, instead of in real time; no face is left out
-  --capture-start TIME when the recording began (RFC 3339), for the capture time of each face [as if it were now]'
+  --capture-start TIME when the recording began (RFC 3339), for the capture time of each face; the server
+                       decides how old it may be (30 days, if nobody has said more) [as if it were now]'
 examples='  file.sh entrance.mp4 --camera-id gate-1 --location Lobby
   file.sh entrance.mp4 --fast --policy every --capture-start 2024-05-06T07:08:09Z
   FACEPIPE_SERVER=https://faces.example.com file.sh entrance.mp4 --token-file token.txt --spool-dir spool'

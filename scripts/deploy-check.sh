@@ -55,7 +55,7 @@ END
 shellcheck deploy/*.sh deploy/docker/*.sh
 "$tool/hadolint" deploy/docker/*.Dockerfile
 quietly promtool check config deploy/prometheus/prometheus.yml
-quietly promtool test rules deploy/prometheus/tests/facepipe.yml
+quietly promtool test rules deploy/prometheus/tests/*.yml
 overlays=()
 for overlay in deploy/kubernetes/overlays/*/ tests/deploy/overlays/*/; do
     name=$(basename "$overlay")

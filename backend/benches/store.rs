@@ -13,7 +13,7 @@ use std::{
 
 use facepipe_backend::{
     Config,
-    parts::{Database, IdentifiedFace, KeyedCall, NewUploads, Upload, now},
+    parts::{CaptureTime, Database, IdentifiedFace, KeyedCall, NewUploads, Upload, now},
 };
 
 const DIMENSIONS: usize = 512;
@@ -43,7 +43,7 @@ fn request(client: usize, number: usize) -> NewUploads {
         model_version: None,
         uploads: vec![Upload {
             key: Some(format!("{client}-{number}-{moment}")),
-            captured_at: moment,
+            time: CaptureTime { captured_at: moment, claimed_at: None },
             track_id: i64::try_from(number).ok(),
             frame_box: Some([400.0, 200.0, 480.0, 300.0]),
             faces: vec![face()],

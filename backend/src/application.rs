@@ -18,7 +18,7 @@ use actix_web::{
     web,
 };
 use anyhow::Context as _;
-use facepipe_vision::DecodeLimits;
+use facepipe_vision::{DecodeLimits, ModelError};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     config::{Config, ErasedDetections},
     connection::{self, ConnectionOptions},
     metrics::{self, Exposition, Metrics, Sources},
+    mistakes::{self, mistake},
     outbox::{self, OutboxOptions},
     recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
     store::{
@@ -109,6 +110,11 @@ pub struct StopHandle {
 }
 
 impl StopHandle {
+    /// Whether somebody has stopped the server.
+    pub fn is_stopping(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// Stops the server; with `graceful`, after it has gone on for the configured delay while it says that it is not
     /// ready, and has answered what it has accepted, within the configured time. Needs a tokio runtime.
     pub fn stop(&self, graceful: bool) {
@@ -151,7 +157,7 @@ impl Application {
     async fn build_locked(config: Config, mut lock: Option<ServerLock>) -> anyhow::Result<Self> {
         let tokens = open_tokens(&config)?;
         let listener = TcpListener::bind(&config.listen)
-            .with_context(|| format!("cannot listen on {} (setting `listen`)", config.listen))?;
+            .map_err(|error| mistakes::cannot_listen(error, "listen", &config.listen))?;
         let address = listener.local_addr()?;
         if let Some(lock) = &mut lock {
             lock.answers_at(address)?;
@@ -162,6 +168,12 @@ impl Application {
                 %address,
                 "whoever reaches this address can do everything: there is no token_file (--token-file, \
                  FACEPIPE_TOKEN_FILE)"
+            );
+        }
+        if config.role.manages() && config.detections_max_age_days.is_none() {
+            tracing::warn!(
+                "detections are kept for ever: detections_max_age_days is not set (--detections-max-age-days, \
+                 FACEPIPE_DETECTIONS_MAX_AGE_DAYS)"
             );
         }
         let (database, pipeline) = {
@@ -200,6 +212,8 @@ impl Application {
                     recogniser: recogniser.clone(),
                     loader: Arc::clone(&loader),
                     database: database.clone(),
+                    role: config.role.as_str(),
+                    folders: config.folders(),
                 };
                 Ok::<_, std::io::Error>((address, metrics::serve(listener, Exposition::new(sources))?))
             })
@@ -232,10 +246,21 @@ impl Application {
                 interval: Duration::from_secs(config.sweep_interval_s),
                 min_age: Duration::from_secs(config.sweep_min_age_s),
             };
-            background.spawn(sweep_regularly(database.clone(), blobs.clone(), sweep, stop.subscribe()));
-            if let Some(max_age) = config.detections_max_age() {
-                background.spawn(retain_regularly(database.clone(), max_age, stop.subscribe()));
-            }
+            let counted = Arc::clone(&metrics);
+            background.spawn(sweep_regularly(
+                database.clone(),
+                blobs.clone(),
+                sweep,
+                counted,
+                stop.subscribe(),
+            ));
+            let counted = Arc::clone(&metrics);
+            background.spawn(retain_regularly(
+                database.clone(),
+                config.retention(),
+                counted,
+                stop.subscribe(),
+            ));
             sending = start_sending(&config, &database, &metrics, stop.subscribe()).await?;
         }
 
@@ -351,7 +376,9 @@ impl Application {
 
 fn open_tokens(config: &Config) -> anyhow::Result<Option<Arc<Tokens>>> {
     let Some(file) = &config.token_file else { return Ok(None) };
-    let tokens = Tokens::open(file).with_context(|| format!("token_file {}", file.display()))?;
+    let tokens = Tokens::open(file).map_err(|error| {
+        mistake(anyhow::Error::new(error).context(format!("token_file {}", file.display())))
+    })?;
     Ok(Some(Arc::new(tokens)))
 }
 
@@ -359,7 +386,12 @@ fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
     let database = Database::open(&config.database_options())?.naming(config.same_name());
     let limits = DecodeLimits { max_bytes: config.max_image_bytes, max_pixels: config.max_image_pixels };
     let (embedder, device) = (config.embedder_kind()?, config.device_kind()?);
-    let pipeline = Pipeline::load(&config.models_dir, embedder, device, config.min_face_size, limits)?;
+    let pipeline = Pipeline::load(&config.models_dir, embedder, device, config.min_face_size, limits);
+    let pipeline = pipeline.map_err(|error| {
+        // Weights may yet come, and a device's driver; what was not built in does not.
+        let not_built_in = matches!(error, ModelError::Device { .. }) && cfg!(not(feature = "cuda"));
+        if not_built_in { mistake(error) } else { error.into() }
+    })?;
     Ok((database, pipeline))
 }
 

@@ -11,7 +11,13 @@ use anyhow::Context as _;
 use crate::{
     backup::{self, Manifest},
     config::{Command, Config},
-    store::{Database, retention, sql, sweep},
+    mistakes::mistake,
+    store::{
+        Database, Micros, now,
+        retention::{self, Pass},
+        sql::{self, DatabaseOptions, Task},
+        sweep,
+    },
     tls,
 };
 
@@ -42,23 +48,29 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                 None => println!("Another process sweeps at the moment."),
             }
         }
-        Command::Retain => {
-            let max_age = config.detections_max_age().context(
-                "detections_max_age_days is not set (--detections-max-age-days, FACEPIPE_DETECTIONS_MAX_AGE_DAYS): \
-                 detections are kept for ever",
-            )?;
+        Command::Retain { trust_clock } => {
+            if config.detections_max_age().is_none() {
+                return Err(mistake(anyhow::anyhow!(
+                    "detections_max_age_days is not set (--detections-max-age-days, \
+                     FACEPIPE_DETECTIONS_MAX_AGE_DAYS): detections are kept for ever"
+                )));
+            }
             let database = open(&config).await?;
-            let retained = retention::retain(&database, max_age).await;
+            let retained = retention::retain(&database, config.retention(), *trust_clock).await;
             close(&database).await;
             match retained? {
-                Some(deleted) => println!(
+                Pass::Done(deleted) => println!(
                     "Deleted {} detections and {} answers that were too old.",
                     deleted.detections, deleted.answers
                 ),
-                None => println!("Another process deletes old detections at the moment."),
+                Pass::Doubted(doubt) => anyhow::bail!(
+                    "{doubt} Nothing was deleted. Where the clock is right, say so once: --trust-clock"
+                ),
+                Pass::Busy => println!("Another process deletes old detections at the moment."),
             }
         }
         Command::Backup { folder } => {
+            let begun = now();
             let done = backup::back_up(&config, folder).await?;
             let Manifest { engine, images, models, erasures, bytes, .. } = &done.manifest;
             println!(
@@ -69,6 +81,9 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             );
             if done.lacking > 0 {
                 eprintln!("{} blobs that rows refer to are not in the blob store.", done.lacking);
+            } else if let Err(error) = note_backup(&config, begun).await {
+                // The backup is whole all the same.
+                eprintln!("The servers' metrics will not tell of this backup: {error:#}");
             }
         }
         Command::Restore { folder, erasures } => {
@@ -110,6 +125,20 @@ pub fn fold(file: &Path) {
 async fn open(config: &Config) -> anyhow::Result<Database> {
     let options = config.database_options();
     tokio::task::spawn_blocking(move || Database::open(&options)).await?
+}
+
+/// Has the servers of the deployment tell in their metrics when it was backed up. Of a database whose schema is older there
+/// is nothing to tell.
+async fn note_backup(config: &Config, moment: Micros) -> anyhow::Result<()> {
+    let options = DatabaseOptions {
+        migrate_at_start: false,
+        start_timeout: Duration::ZERO,
+        ..config.database_options()
+    };
+    let database = tokio::task::spawn_blocking(move || Database::open(&options)).await??;
+    let noted = database.task_finished(Task::Backup, moment).await;
+    close(&database).await;
+    Ok(noted?)
 }
 
 /// A server that goes on beside the command has the write-ahead log in use, which is nobody's fault.

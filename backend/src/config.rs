@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     face_id::SameName,
-    store::{Blobs, sql::DatabaseOptions},
+    metrics::Folder,
+    mistakes::{self, mistake},
+    store::{Blobs, clock::PlausibleRange, retention::RetentionOptions, sql::DatabaseOptions},
 };
 
 /// The configuration of a server. Each field is also a key of the configuration file, a flag of
@@ -70,6 +72,12 @@ pub struct Config {
     pub erase_detections: ErasedDetections,
     /// Days after their capture for which detections are kept. None by default: for ever.
     pub detections_max_age_days: Option<u32>,
+    /// Minutes by which the capture time that a sender gives may be ahead of its arrival; beyond, the arrival counts. 5 by
+    /// default.
+    pub captured_at_max_ahead_minutes: u32,
+    /// Days by which the capture time that a sender gives may be behind its arrival, as long as crops may wait on a spool;
+    /// beyond, the arrival counts. 30 by default.
+    pub captured_at_max_behind_days: u32,
     /// Folder of the weights. `models` by default.
     pub models_dir: PathBuf,
     /// `inception-resnet-v1` or `mobilefacenet`. By default the first of them whose weights are installed.
@@ -209,6 +217,8 @@ impl Default for Config {
             face_ids_ignore_case: true,
             erase_detections: ErasedDetections::Anonymise,
             detections_max_age_days: None,
+            captured_at_max_ahead_minutes: 5,
+            captured_at_max_behind_days: 30,
             models_dir: "models".into(),
             embedder: None,
             device: DeviceKind::default().to_string(),
@@ -300,7 +310,11 @@ pub enum Command {
     /// Remove images and models that no row refers to, once, and exit
     Sweep,
     /// Delete detections that are older than --detections-max-age-days, once, and exit
-    Retain,
+    Retain {
+        /// Believe this machine's clock, also where it is far ahead of the last time that this was done
+        #[arg(long)]
+        trust_clock: bool,
+    },
     /// Copy database and blobs into a new folder, while servers go on, and exit. PostgreSQL and MySQL are copied by their
     /// own tools, which must be installed: pg_dump, mariadb-dump or mysqldump
     Backup {
@@ -435,6 +449,15 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_DETECTIONS_MAX_AGE_DAYS", value_name = "DAYS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     detections_max_age_days: Option<u32>,
+    /// Minutes by which a capture time may be ahead of its arrival; beyond, the arrival counts [default: 5]
+    #[arg(long, env = "FACEPIPE_CAPTURED_AT_MAX_AHEAD_MINUTES", value_name = "MINUTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    captured_at_max_ahead_minutes: Option<u32>,
+    /// Days by which a capture time may be behind its arrival, as long as crops may wait on a spool; beyond, the arrival
+    /// counts. 36500 takes recordings of any age at their own time [default: 30]
+    #[arg(long, env = "FACEPIPE_CAPTURED_AT_MAX_BEHIND_DAYS", value_name = "DAYS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    captured_at_max_behind_days: Option<u32>,
     /// Folder of the weights that `facepipe models fetch` installs [default: models]
     #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -567,12 +590,21 @@ impl Config {
     ///
     /// # Errors
     /// The file cannot be read or has an unknown key; a value is outside of what it may be (the error names the
-    /// setting, the value and the limit).
+    /// setting, the value and the limit). All of them are [mistakes](mistakes::is_mistake).
     pub fn load(args: &Args) -> anyhow::Result<Self> {
+        Self::put_together(args).map_err(mistake)
+    }
+
+    fn put_together(args: &Args) -> anyhow::Result<Self> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(file) = &args.config {
             let text = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read the configuration file {}", file.display()))?;
+            // What is no TOML is told by figment.
+            let unknown = text.parse().map(|table| mistakes::unknown_keys(&table)).unwrap_or_default();
+            if let Some(key) = unknown.first() {
+                anyhow::bail!("the configuration file {} has {key}, which is no setting", file.display());
+            }
             figment = figment.merge(Toml::string(&text));
         }
         let config: Self = figment.merge(Serialized::defaults(&args.settings)).extract()?;
@@ -626,6 +658,8 @@ impl Config {
             ("results_max_age_s", self.results_max_age_s, 31_536_000),
             ("results_timeout_s", self.results_timeout_s, 300),
             ("http_workers", as_u64(self.http_workers), 1024),
+            ("captured_at_max_ahead_minutes", u64::from(self.captured_at_max_ahead_minutes), 52_560_000),
+            ("captured_at_max_behind_days", u64::from(self.captured_at_max_behind_days), 36_500),
         ];
         for (name, value, most) in limits {
             anyhow::ensure!((1..=most).contains(&value), "{name} is {value}, it must be from 1 to {most}");
@@ -754,6 +788,19 @@ impl Config {
         self.detections_max_age_days.map(|days| Duration::from_secs(u64::from(days) * 86_400))
     }
 
+    /// How far a capture time may be from its arrival.
+    pub(crate) fn plausible_times(&self) -> PlausibleRange {
+        PlausibleRange::new(
+            Duration::from_secs(u64::from(self.captured_at_max_ahead_minutes) * 60),
+            Duration::from_secs(u64::from(self.captured_at_max_behind_days) * 86_400),
+        )
+    }
+
+    /// What is kept for how long.
+    pub(crate) fn retention(&self) -> RetentionOptions {
+        RetentionOptions { max_age: self.detections_max_age(), ahead: self.plausible_times().ahead }
+    }
+
     /// Opens the store of images and models.
     ///
     /// # Errors
@@ -779,6 +826,17 @@ impl Config {
     /// The folder of the blobs, where no URL says otherwise.
     pub fn blobs_dir(&self) -> PathBuf {
         self.data_dir.join("blobs")
+    }
+
+    /// The folders that this process writes to: that of its data, and that of the blobs where it lies elsewhere.
+    pub(crate) fn folders(&self) -> Vec<Folder> {
+        let mut folders = vec![Folder { name: "data", path: self.data_dir.clone() }];
+        let blobs = self.blobs_url.as_deref().and_then(|url| Url::parse(url).ok());
+        let blobs = blobs.filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok());
+        if let Some(path) = blobs.filter(|path| !path.starts_with(&self.data_dir)) {
+            folders.push(Folder { name: "blobs", path });
+        }
+        folders
     }
 
     /// The configuration as the TOML file that would give it, with passwords of URLs left out.

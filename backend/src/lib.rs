@@ -12,6 +12,8 @@ mod face_id;
 mod hex;
 pub mod logging;
 mod metrics;
+pub mod mistakes;
+pub mod notify;
 mod outbox;
 mod person_id;
 mod recognise;
@@ -32,7 +34,9 @@ pub mod parts {
     pub use crate::{
         recognise::IdentifiedFace,
         store::{
-            Database, now,
+            Database,
+            clock::CaptureTime,
+            now,
             sql::{KeyedCall, NewUploads, Upload},
         },
     };

@@ -4,7 +4,10 @@ use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, LogFormat};
+use crate::{
+    config::{Config, LogFormat},
+    mistakes::mistake,
+};
 
 /// Sends the process's log to standard error as configured.
 ///
@@ -12,7 +15,7 @@ use crate::config::{Config, LogFormat};
 /// The filter cannot be parsed, or the process logs already.
 pub fn init(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log)
-        .map_err(|error| anyhow::anyhow!("log is {:?}, which is no filter: {error}", config.log))?;
+        .map_err(|error| mistake(anyhow::anyhow!("log is {:?}, which is no filter: {error}", config.log)))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -4,7 +4,11 @@
 use std::process::ExitCode;
 
 use facepipe_backend::{
-    Application, Args, Command, Config, StopHandle, commands, logging, openapi_document, traces::Traces,
+    Application, Args, Command, Config, StopHandle, commands, logging,
+    mistakes::{self, UnknownName},
+    notify::ServiceManager,
+    openapi_document,
+    traces::Traces,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -13,7 +17,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("facepipe-backend: {error:#}");
-            ExitCode::FAILURE
+            if mistakes::is_mistake(&error) { mistakes::EXIT_CODE.into() } else { ExitCode::FAILURE }
         }
     }
 }
@@ -24,7 +28,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let config = Config::load(args)?;
+    let unknown = mistakes::unknown_variables(environment());
     if args.print_config {
+        for name in unknown {
+            eprintln!("facepipe-backend: warning: {}", no_setting(&name));
+        }
         print!("{}", config.to_toml()?);
         return Ok(());
     }
@@ -34,12 +42,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return runtime.block_on(commands::run(command, config));
     }
+    for name in unknown {
+        tracing::warn!("{}", no_setting(&name));
+    }
     let _traces = Traces::start(config.otlp_endpoint()?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(command) = &args.command {
         return runtime.block_on(commands::run(command, config));
     }
     let database = config.database_options().sqlite_file()?;
+    let manager = ServiceManager::of_environment()?;
     let served: anyhow::Result<bool> = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let application = tokio::select! {
@@ -49,7 +61,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
                 return Ok(false);
             }
         };
-        tokio::spawn(stop_on_signals(signals, application.stop_handle()));
+        let stop = application.stop_handle();
+        manager.ready();
+        let (watched, address) = (stop.clone(), application.address());
+        tokio::spawn(manager.clone().keep_watchdog(address, move || watched.is_stopping()));
+        tokio::spawn(stop_on_signals(signals, stop, manager));
         application.run().await.map(|()| true)
     });
     if let Ok(false) = served {
@@ -60,6 +76,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     served.map(|_| ())
+}
+
+/// Names of the environment's variables; those that are not Unicode are none of ours.
+fn environment() -> impl Iterator<Item = String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
+}
+
+fn no_setting(name: &UnknownName) -> String {
+    format!("the environment has {name}, which nothing reads: `facepipe-backend --help` lists every setting")
 }
 
 /// SIGTERM and SIGINT. None is lost between the start and the end of the server, also where a shell has a program in the
@@ -84,10 +109,11 @@ impl Signals {
 }
 
 /// The first signal lets accepted requests end, the second one does not.
-async fn stop_on_signals(mut signals: Signals, stop: StopHandle) {
+async fn stop_on_signals(mut signals: Signals, stop: StopHandle, manager: ServiceManager) {
     for graceful in [true, false] {
         signals.next().await;
         tracing::info!(graceful, "stopping");
+        manager.stopping();
         stop.stop(graceful);
     }
 }

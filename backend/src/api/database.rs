@@ -4,7 +4,7 @@ use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
-use super::{ListMeta, State, face_id, rfc3339};
+use super::{ListMeta, State, detections::TimeBasis, face_id, rfc3339};
 use crate::{error::ApiError, store::sql::Who};
 
 /// The People table.
@@ -41,9 +41,17 @@ pub struct LastKnownLocation {
     /// Which camera it was.
     #[openapi(example = "gate-1")]
     camera_id: String,
-    /// When the picture was taken.
+    /// When the picture was taken: the time that counts.
     #[openapi(example = "2024-05-06T07:08:09.25Z")]
     captured_at: String,
+    /// When the server got it.
+    #[openapi(example = "2024-05-06T07:08:10.5Z")]
+    received_at: String,
+    /// What the sender gave as `captured_at`, where that is too far from the arrival to count. Null where it counts, and
+    /// where the sender gave none.
+    #[openapi(example = "2036-01-01T00:00:00Z")]
+    claimed_at: Option<String>,
+    time_basis: TimeBasis,
     /// Probability of the name among all enrolled, 0 to 1. Null where the model gave none.
     #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: Option<f32>,
@@ -80,6 +88,9 @@ pub async fn last_location_of(state: &State, who: &Who) -> Result<web::Json<Last
         location: seen.location,
         camera_id: seen.camera_id,
         captured_at: rfc3339(seen.captured_at)?,
+        received_at: rfc3339(seen.received_at)?,
+        claimed_at: seen.claimed_at.map(rfc3339).transpose()?,
+        time_basis: TimeBasis::of(seen.captured_at, seen.claimed_at, seen.received_at),
         confidence: seen.confidence,
     }))
 }

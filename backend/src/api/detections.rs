@@ -94,9 +94,14 @@ pub struct Detection {
     /// Grows with each detection.
     #[openapi(example = "42")]
     id: i64,
-    /// When the picture was taken.
+    /// When the picture was taken: the time that counts, by which lists, filters and retention go.
     #[openapi(example = "2024-05-06T07:08:09.25Z")]
     captured_at: String,
+    /// What the sender gave as `captured_at`, where that is too far from the arrival to count. Null where it counts, and
+    /// where the sender gave none.
+    #[openapi(example = "2036-01-01T00:00:00Z")]
+    claimed_at: Option<String>,
+    time_basis: TimeBasis,
     /// When the server got it.
     #[openapi(example = "2024-05-06T07:08:10.5Z")]
     received_at: String,
@@ -134,6 +139,22 @@ pub struct Detection {
     bounding_box: BoundingBox,
 }
 
+/// Where the `captured_at` of a detection comes from: `claim`, from its sender; `arrival`, from the server's clock, since the
+/// sender said nothing, or what cannot be, which is `claimed_at` then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeBasis {
+    Arrival,
+    Claim,
+}
+
+impl TimeBasis {
+    /// Of a detection's row.
+    pub fn of(captured_at: Micros, claimed_at: Option<Micros>, received_at: Micros) -> Self {
+        if claimed_at.is_some() || captured_at == received_at { Self::Arrival } else { Self::Claim }
+    }
+}
+
 /// A line of the CSV form: the same fields, where nothing is null and nothing is nested.
 #[derive(Serialize)]
 struct Line {
@@ -154,6 +175,8 @@ struct Line {
     right: f32,
     bottom: f32,
     person_id: Option<String>,
+    claimed_at: Option<String>,
+    time_basis: TimeBasis,
 }
 
 /// The detections to which the query applies, the newest first
@@ -380,6 +403,8 @@ fn csv(rows: Vec<DetectionRow>) -> Result<Vec<u8>, ApiError> {
             "right",
             "bottom",
             "person_id",
+            "claimed_at",
+            "time_basis",
         ])
         .map_err(internal)?;
     for row in rows {
@@ -397,6 +422,8 @@ impl TryFrom<DetectionRow> for Detection {
         Ok(Self {
             id: row.id,
             captured_at: rfc3339(row.captured_at)?,
+            claimed_at: row.claimed_at.map(rfc3339).transpose()?,
+            time_basis: TimeBasis::of(row.captured_at, row.claimed_at, row.received_at),
             received_at: rfc3339(row.received_at)?,
             camera_id: row.camera_id,
             location: row.location,
@@ -422,6 +449,8 @@ impl TryFrom<DetectionRow> for Line {
         Ok(Self {
             id: row.id,
             captured_at: rfc3339(row.captured_at)?,
+            claimed_at: row.claimed_at.map(rfc3339).transpose()?,
+            time_basis: TimeBasis::of(row.captured_at, row.claimed_at, row.received_at),
             received_at: rfc3339(row.received_at)?,
             camera_id: row.camera_id,
             location: row.location,

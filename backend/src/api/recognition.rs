@@ -2,7 +2,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use actix_web::{http::header::HeaderName, web};
@@ -15,6 +16,7 @@ use super::{
     State,
     answer::{Answer, NoContent},
     form::{Form, FormField, FormFields, ImagePart, TextPart},
+    rfc3339,
 };
 use crate::{
     error::{ApiError, ErrorDetail},
@@ -26,6 +28,9 @@ use crate::{
         to_micros,
     },
 };
+
+/// At most so often the log tells of a capture time that does not count.
+const CLOCKS_TOLD_EVERY: Duration = Duration::from_secs(600);
 
 /// Characters of `camera_id`, `location` and `key` at most.
 const MAX_CHARACTERS: usize = 200;
@@ -43,7 +48,8 @@ pub struct RecognitionForm {
     /// Where the camera stands: at most 200 characters, no control characters.
     #[openapi(example = "Lobby")]
     location: Option<TextPart>,
-    /// For each image when it was taken, RFC 3339. The time of arrival by default.
+    /// For each image when it was taken, RFC 3339. The time of arrival by default, and where this is more than 5 minutes
+    /// ahead of it or 30 days behind it (both can be configured).
     #[openapi(example = "[]")]
     captured_at: Vec<TextPart>,
     /// For each image the face's number in the camera's video, a whole number.
@@ -336,6 +342,7 @@ async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<K
     let answers = recognise(state, fresh).await?;
     let errors = answers.errors_beside_others(request.details.len())?;
 
+    let plausible = state.config.plausible_times();
     let failed: HashSet<usize> = errors.iter().map(|error| error.image).collect();
     let mut pictures: HashMap<usize, Vec<IdentifiedFace>> = answers.pictures.into_iter().collect();
     let (images, uploads): (Vec<usize>, Vec<Upload>) = request
@@ -345,11 +352,12 @@ async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<K
         .filter(|(image, _)| !failed.contains(image))
         .map(|(image, details)| {
             let faces = pictures.remove(&image).unwrap_or_default();
-            let captured_at = details.captured_at.unwrap_or(received_at);
+            let time = plausible.judge(details.captured_at, received_at);
             let Details { track_id, frame_box, key, .. } = details;
-            (image, Upload { key, captured_at, track_id, frame_box, faces })
+            (image, Upload { key, time, track_id, frame_box, faces })
         })
         .unzip();
+    warn_of_clocks(state, &camera_id, &uploads);
     let stored = state
         .database
         .store_uploads(NewUploads {
@@ -381,6 +389,26 @@ async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<K
         notes: answers.notes,
         timing: answers.timing,
     })
+}
+
+/// Counts capture times that do not count, and tells of them from time to time.
+fn warn_of_clocks(state: &State, camera_id: &str, uploads: &[Upload]) {
+    static TOLD: Mutex<Option<Instant>> = Mutex::new(None);
+    let replaced: Vec<Micros> = uploads.iter().filter_map(|upload| upload.time.claimed_at).collect();
+    let Some(claimed) = replaced.first() else { return };
+    for _ in &replaced {
+        state.metrics.time_replaced();
+    }
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if told.is_none_or(|at| at.elapsed() >= CLOCKS_TOLD_EVERY) {
+        *told = Some(Instant::now());
+        tracing::warn!(
+            camera_id,
+            captured_at = rfc3339(*claimed).ok(),
+            "a capture time is too far from its arrival to count: the arrival does. Is that camera's clock right? Old \
+             recordings keep their own time with captured_at_max_behind_days"
+        );
+    }
 }
 
 fn notice(model_version: Option<i64>) -> Option<String> {

@@ -3,10 +3,10 @@
 use std::net::TcpListener;
 
 use actix_web::{App, HttpResponse, HttpServer, dev::Server, error::InternalError, http::StatusCode, web};
-use anyhow::Context as _;
 use prometheus::TEXT_FORMAT;
 
 use super::Exposition;
+use crate::mistakes;
 
 /// Where metrics are served unless the configuration says otherwise.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9464";
@@ -21,7 +21,7 @@ pub fn bind(setting: Option<&str>) -> anyhow::Result<Option<TcpListener>> {
         Some("off") => Ok(None),
         Some(address) => TcpListener::bind(address)
             .map(Some)
-            .with_context(|| format!("cannot listen on {address} (setting `metrics_listen`)")),
+            .map_err(|error| mistakes::cannot_listen(error, "metrics_listen", address)),
         None => Ok(TcpListener::bind(DEFAULT_ADDRESS)
             .inspect_err(|error| {
                 tracing::warn!(

@@ -8,12 +8,12 @@ use std::{
 use prometheus::{Counter, Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncoder, proto::MetricFamily};
 use tokio::sync::Mutex;
 
-use super::{Metrics, process};
+use super::{Folder, Metrics, process};
 use crate::{
     recognise::{ModelLoader, Recogniser},
     store::{
         Database, now,
-        sql::{Backlog, JobStatus},
+        sql::{Backlog, JobStatus, Task},
     },
 };
 
@@ -32,6 +32,10 @@ pub struct Sources {
     pub loader: Arc<ModelLoader>,
     /// Jobs, the outbox, connections.
     pub database: Database,
+    /// What this process is for.
+    pub role: &'static str,
+    /// What it writes to.
+    pub folders: Vec<Folder>,
 }
 
 /// Writes the metrics of one server.
@@ -73,7 +77,7 @@ impl Exposition {
     }
 
     fn live(&self, backlog: Option<Backlog>) -> prometheus::Result<Vec<MetricFamily>> {
-        let Sources { recogniser, loader, database, .. } = &self.sources;
+        let Sources { recogniser, loader, database, role, folders, .. } = &self.sources;
         let moment = Moment(Registry::new());
         moment.gauge(
             "facepipe_queue_images",
@@ -121,10 +125,20 @@ impl Exposition {
         )?;
         moment.labelled(
             "facepipe_build_info",
-            "Always 1: which program with which embedder this is.",
-            &[("version", env!("CARGO_PKG_VERSION")), ("embedder", recogniser.embedder())],
+            "Always 1: which program this is, with which embedder and for what.",
+            &[("version", env!("CARGO_PKG_VERSION")), ("embedder", recogniser.embedder()), ("role", role)],
             1.0,
         )?;
+        let disks: Vec<_> = folders.iter().filter_map(|folder| Some((folder.name, folder.disk()?))).collect();
+        let free: Vec<(&str, f64)> = disks.iter().map(|(name, disk)| (*name, disk.free as f64)).collect();
+        let size: Vec<(&str, f64)> = disks.iter().map(|(name, disk)| (*name, disk.size as f64)).collect();
+        moment.gauges(
+            "facepipe_disk_free_bytes",
+            "What this process may still write on the disk of a folder.",
+            "folder",
+            &free,
+        )?;
+        moment.gauges("facepipe_disk_size_bytes", "The disk of a folder in all.", "folder", &size)?;
         for process::Reading { name, help, counter, value } in process::readings() {
             if counter {
                 let seconds = Counter::new(name, help)?;
@@ -150,6 +164,25 @@ impl Exposition {
                 "facepipe_outbox_oldest_seconds",
                 "Time that the oldest of those waits; 0 where none does.",
                 backlog.oldest_message.map_or(0.0, seconds_since),
+            )?;
+            let last_runs = Task::ALL.into_iter().zip(backlog.task_runs);
+            let last_runs: Vec<(Task, f64)> =
+                last_runs.filter_map(|(task, finished_at)| Some((task, finished_at? as f64 / 1e6))).collect();
+            let (backups, others): (Vec<_>, Vec<_>) =
+                last_runs.into_iter().partition(|(task, _)| *task == Task::Backup);
+            if let [(_, finished_at)] = backups.as_slice() {
+                moment.gauge(
+                    "facepipe_last_backup_timestamp_seconds",
+                    "When the deployment's last backup began that ended well, since 1970.",
+                    *finished_at,
+                )?;
+            }
+            let others: Vec<(&str, f64)> = others.into_iter().map(|(task, at)| (task.name(), at)).collect();
+            moment.gauges(
+                "facepipe_task_last_success_timestamp_seconds",
+                "When recurring work of the deployment was done to its end last, since 1970.",
+                "task",
+                &others,
             )?;
         }
         Ok(moment.0.gather())

@@ -1,9 +1,11 @@
 //! What one server counts and measures, as Prometheus reads it. docs/metrics.md explains each; no label names a person.
 
+mod disk;
 mod listener;
 mod live;
 mod process;
 
+pub use disk::Folder;
 pub use listener::{bind, serve};
 pub use live::{Exposition, Sources};
 
@@ -14,7 +16,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
 };
 
-use crate::store::sql::{JobKind, JobStatus};
+use crate::store::sql::{JobKind, JobStatus, Task};
 
 /// Upper bounds in seconds of what requests take: from an empty answer to a training that is waited for.
 const REQUEST_SECONDS: [f64; 14] =
@@ -65,6 +67,8 @@ pub struct Metrics {
     unknown: IntCounter,
     jobs_finished: IntCounterVec,
     outbox_dropped: IntCounter,
+    task_failures: IntCounterVec,
+    times_replaced: IntCounter,
 }
 
 impl Metrics {
@@ -148,6 +152,19 @@ impl Metrics {
                     "Results that this process dropped because the external API did not take them in time.",
                 )?,
             )?,
+            task_failures: counters(
+                &registry,
+                "facepipe_task_failures_total",
+                "Recurring work of the deployment that this process could not do to its end.",
+                &["task"],
+            )?,
+            times_replaced: register(
+                &registry,
+                IntCounter::new(
+                    "facepipe_capture_times_replaced_total",
+                    "Images whose capture time was too far from their arrival to count.",
+                )?,
+            )?,
             registry,
         };
         // Series that are there from the beginning: the increase of one that appears with its first event is not seen.
@@ -155,6 +172,9 @@ impl Metrics {
             for status in JobStatus::ALL.into_iter().filter(|status| status.has_ended()) {
                 metrics.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]);
             }
+        }
+        for task in [Task::Retain, Task::Sweep] {
+            metrics.task_failures.with_label_values(&[task.name()]);
         }
         Ok(metrics)
     }
@@ -207,6 +227,16 @@ impl Metrics {
     /// A job ended.
     pub fn job_finished(&self, kind: JobKind, status: JobStatus) {
         self.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]).inc();
+    }
+
+    /// Recurring work was not done to its end.
+    pub fn task_failed(&self, task: Task) {
+        self.task_failures.with_label_values(&[task.name()]).inc();
+    }
+
+    /// A sender's capture time did not count.
+    pub fn time_replaced(&self) {
+        self.times_replaced.inc();
     }
 
     /// So many results were dropped.

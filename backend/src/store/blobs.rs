@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 use url::Url;
 
 use super::StoreError;
-use crate::tls;
+use crate::{mistakes::mistake, tls};
 
 /// The blob store; clones share it.
 #[derive(Debug, Clone)]
@@ -60,8 +60,12 @@ impl Blobs {
         if let Some(folder) = folder_of(&url)? {
             return Self::open_folder(&folder);
         }
+        Self::open_remote(&url).map_err(mistake)
+    }
+
+    fn open_remote(url: &Url) -> anyhow::Result<Self> {
         tls::use_ring();
-        let (scheme, prefix) = ObjectStoreScheme::parse(&url).context("blobs_url")?;
+        let (scheme, prefix) = ObjectStoreScheme::parse(url).context("blobs_url")?;
         let store: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::AmazonS3 => {
                 Arc::new(AmazonS3Builder::from_env().with_url(url.as_str()).build().context("blobs_url")?)
@@ -167,7 +171,7 @@ impl Blobs {
 }
 
 fn parse(url: &str) -> anyhow::Result<Url> {
-    Url::parse(url).context("blobs_url is no URL, expected s3://…, az://… or file:///…")
+    Url::parse(url).context("blobs_url is no URL, expected s3://…, az://… or file:///…").map_err(mistake)
 }
 
 fn folder_of(url: &Url) -> anyhow::Result<Option<PathBuf>> {
@@ -175,5 +179,6 @@ fn folder_of(url: &Url) -> anyhow::Result<Option<PathBuf>> {
         return Ok(None);
     }
     let folder = url.to_file_path();
-    Ok(Some(folder.map_err(|()| anyhow::anyhow!("blobs_url names no folder of this machine"))?))
+    let wrong = |()| mistake(anyhow::anyhow!("blobs_url names no folder of this machine"));
+    Ok(Some(folder.map_err(wrong)?))
 }

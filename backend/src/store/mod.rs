@@ -1,6 +1,7 @@
 //! What outlives the process: rows in a SQL database, bytes in a blob store.
 
 pub mod blobs;
+pub mod clock;
 pub mod ledger;
 pub mod lock;
 pub mod retention;

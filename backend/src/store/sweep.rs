@@ -1,13 +1,17 @@
 //! Removes blobs that no row refers to: a crash between the blob and its row leaves them, and so does an erasure whose
 //! blob could not be deleted.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Blobs, Database, StoreError, ledger, sql::Lease};
+use super::{
+    Blobs, Database, StoreError, ledger, now,
+    sql::{Lease, Task},
+};
+use crate::metrics::Metrics;
 
 /// How long a sweep may take before another process may begin one.
 const LEASE: Duration = Duration::from_secs(600);
@@ -26,10 +30,12 @@ pub async fn sweep_regularly(
     database: Database,
     blobs: Blobs,
     options: SweepOptions,
+    metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
 ) {
     while !*stop.borrow() {
         if let Err(error) = sweep_once(&database, &blobs, options.min_age).await {
+            metrics.task_failed(Task::Sweep);
             tracing::warn!(%error, "cannot look for blobs that nothing refers to");
         }
         tokio::select! {
@@ -57,6 +63,7 @@ pub async fn sweep_once(
         let removed = sweep(database, blobs, min_age).await?;
         // An erasure whose entry could not be written to the blobs is in the database only.
         ledger::synchronise(database, blobs).await?;
+        database.task_finished(Task::Sweep, now()).await?;
         Ok(removed)
     };
     let swept = swept.await;

@@ -38,7 +38,7 @@ fn a_device_that_is_none_or_was_not_built_in_is_told_at_the_start() {
         command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--device", device]);
         command.arg("--data-dir").arg(folder.path()).arg("--models-dir").arg(folder.path());
         let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(2));
         String::from_utf8(output.stderr).unwrap()
     };
     let told = start("gpu");
@@ -161,7 +161,7 @@ fn commands_take_the_settings_of_the_server() {
 }
 
 /// The program, killed if the test ends early.
-struct Running {
+pub struct Running {
     process: Child,
     logged: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
@@ -173,9 +173,19 @@ impl Running {
     }
 
     fn start_with(folder: &Path, models: &Path, settings: &[&str]) -> (Self, String) {
+        Self::start_in(folder, models, settings, &[])
+    }
+
+    /// With these variables as well.
+    pub fn start_in(
+        folder: &Path,
+        models: &Path,
+        settings: &[&str],
+        environment: &[(&str, &str)],
+    ) -> (Self, String) {
         let address_file = folder.join("address");
         let mut command = program();
-        command.env("NODE_NAME", "node-7");
+        command.env("NODE_NAME", "node-7").envs(environment.iter().copied());
         // Nobody listens there.
         command.env("FACEPIPE_RESULTS_URL", "http://user:unspeakable-secret@127.0.0.1:1/unspeakable-path");
         command.args(["--embedder", "mobilefacenet", "--log-format", "json"]).args(settings);
@@ -229,7 +239,7 @@ impl Running {
     }
 
     /// Ends it and returns what it logged.
-    fn log(self) -> String {
+    pub fn log(self) -> String {
         self.signal("INT");
         self.ended()
     }
@@ -240,7 +250,7 @@ impl Running {
         self.logged.lock().unwrap().clone()
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let id = self.process.id().to_string();
         let status = Command::new("kill").args(["-s", name]).arg(id).status().unwrap();
         assert!(status.success());

@@ -19,7 +19,7 @@ use crate::{
 pub const NEWEST: &str = "2025-01-07-000000_erasures";
 
 /// The program with the settings of a server, to do something else while the server goes on.
-async fn beside(server: &Server, arguments: &[&str]) -> Output {
+pub async fn beside(server: &Server, arguments: &[&str]) -> Output {
     with(&server.config, arguments).await
 }
 
@@ -34,7 +34,7 @@ pub async fn with(config: &Config, arguments: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

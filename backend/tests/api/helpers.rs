@@ -62,6 +62,8 @@ impl Server {
             poll_interval_ms: 100,
             models_dir: models.to_owned(),
             embedder: Some("mobilefacenet".into()),
+            // Tests give the times that they look for, of any year.
+            captured_at_max_behind_days: 36_500,
             ..Config::default()
         };
         configure(&mut config);

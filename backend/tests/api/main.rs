@@ -33,5 +33,7 @@ mod recognition;
 mod replicas;
 mod request_id;
 mod sqlite;
+mod startup;
+mod times;
 mod verify;
 mod wrong_input;

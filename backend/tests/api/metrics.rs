@@ -5,12 +5,16 @@ use std::{
     io::Write as _,
     net::TcpListener,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use facepipe_backend::{Application, Config};
 use reqwest::{StatusCode, multipart::Form};
 
-use crate::helpers::{Server, landscape, photograph, start};
+use crate::{
+    deployment::{beside, said},
+    helpers::{Server, landscape, photograph, start},
+};
 
 /// A server's metrics: the text, and the value of each series.
 pub struct Scrape {
@@ -80,6 +84,14 @@ async fn known_requests_have_exact_counts() {
     server.get("/nowhere/Nobody").await.expect_error(404, "not_found");
     server.delete("/livez").await.expect_error(405, "method_not_allowed");
 
+    // Done at the start of the server, beside everything else.
+    server.execute("UPDATE task_runs SET finished_at = 1780000000000000 WHERE task = 'backup'");
+    let begun = Instant::now();
+    while !server.lines("SELECT task AS line FROM task_runs WHERE finished_at IS NULL").is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no sweep and no retention");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
     let scrape = Scrape::of(&server).await;
     let requests = |method: &str, route: &str, status: u16| {
         let labels = format!("method=\"{method}\",route=\"{route}\",status=\"{status}\"");
@@ -120,10 +132,16 @@ async fn known_requests_have_exact_counts() {
     assert_eq!(scrape.value("facepipe_outbox_oldest_seconds"), 0.0);
     assert_eq!(scrape.value("facepipe_outbox_dropped_total"), 0.0);
     assert_eq!(scrape.value("facepipe_database_errors_total"), 0.0);
+    assert_eq!(scrape.value("facepipe_last_backup_timestamp_seconds"), 1_780_000_000.0);
+    let swept = scrape.value("facepipe_task_last_success_timestamp_seconds{task=\"sweep\"}");
+    assert!(swept > 1_700_000_000.0, "{swept}");
+    assert_eq!(scrape.sum("facepipe_task_failures_total"), 0.0);
+    let free = scrape.value("facepipe_disk_free_bytes{folder=\"data\"}");
+    assert!(free > 0.0 && free <= scrape.value("facepipe_disk_size_bytes{folder=\"data\"}"));
     let connections = scrape.sum("facepipe_database_connections");
     assert!((1.0..=scrape.value("facepipe_database_connections_limit")).contains(&connections));
     let build = format!(
-        "facepipe_build_info{{embedder=\"mobilefacenet\",version=\"{}\"}}",
+        "facepipe_build_info{{embedder=\"mobilefacenet\",role=\"all\",version=\"{}\"}}",
         env!("CARGO_PKG_VERSION")
     );
     assert_eq!(scrape.value(&build), 1.0);
@@ -218,4 +236,16 @@ async fn a_port_that_was_asked_for_must_be_free() {
     };
     let error = Application::build(config).await.err().map(|error| format!("{error:#}")).unwrap();
     assert!(error.contains(&address) && error.contains("metrics_listen"), "{error}");
+}
+
+#[tokio::test]
+async fn a_backup_is_told_of() {
+    let server = start!(with_metrics);
+    let folder = tempfile::tempdir().unwrap();
+    let begun = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let backup = folder.path().join("backup");
+    said(&beside(&server, &["backup", backup.to_str().unwrap()]).await);
+    let scrape = Scrape::of(&server).await;
+    let told = scrape.value("facepipe_last_backup_timestamp_seconds");
+    assert!((begun - 1.0..begun + 60.0).contains(&told), "{told}");
 }

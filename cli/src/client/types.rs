@@ -421,6 +421,12 @@ pub struct Detection {
     pub id: i64,
     /// RFC 3339, UTC.
     pub captured_at: String,
+    /// What the sender claimed instead, where that could not be.
+    #[serde(default)]
+    pub claimed_at: Option<String>,
+    /// `claim` or `arrival`: whose clock `captured_at` is of. Empty from servers that believed every sender.
+    #[serde(default)]
+    pub time_basis: String,
     /// When the server got it.
     pub received_at: String,
     /// Which camera.
@@ -476,6 +482,15 @@ pub struct LastKnownLocation {
     pub camera_id: String,
     /// RFC 3339, UTC.
     pub captured_at: String,
+    /// When the server got the picture.
+    #[serde(default)]
+    pub received_at: String,
+    /// What the sender claimed instead, where that could not be.
+    #[serde(default)]
+    pub claimed_at: Option<String>,
+    /// `claim` or `arrival`: whose clock `captured_at` is of. Empty from servers that believed every sender.
+    #[serde(default)]
+    pub time_basis: String,
     /// Probability of the name.
     pub confidence: Option<f32>,
 }

@@ -119,7 +119,7 @@ async fn show(options: &Options, client: &Client, id: i64) -> Result<Outcome> {
         ("Score", number(detection.score)),
         ("Threshold", number(Some(detection.threshold))),
         ("Model", detection.model_version.map_or_else(|| "-".into(), |version| version.to_string())),
-        ("Captured", detection.captured_at),
+        ("Captured", captured(&detection.captured_at, detection.claimed_at.as_deref())),
         ("Received", detection.received_at),
         ("Camera", detection.camera_id),
         ("Place", detection.location),
@@ -270,6 +270,16 @@ impl Options {
     fn filters(&self) -> Vec<(&'static str, String)> {
         let filters = [("person", &self.person), ("camera", &self.camera), ("location", &self.location)];
         filters.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
+    }
+}
+
+/// The time that counts, and the sender's where that could not be.
+pub(super) fn captured(captured_at: &str, claimed_at: Option<&str>) -> String {
+    match claimed_at {
+        Some(claimed_at) => {
+            format!("{captured_at} (the time of arrival: the camera's clock said {claimed_at})")
+        }
+        None => captured_at.to_owned(),
     }
 }
 

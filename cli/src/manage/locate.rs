@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::percent;
+use super::{detections::captured, percent};
 use crate::{
     connection::Target,
     exit::{self, Failure, Outcome},
@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     last.face_id,
                     last.location,
                     last.camera_id,
-                    last.captured_at,
+                    captured(&last.captured_at, last.claimed_at.as_deref()),
                     percent(last.confidence)
                 )),
                 None => output::line(format!("{}: never seen", options.name)),

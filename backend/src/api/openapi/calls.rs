@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::{
     ListMeta,
+    detections::TimeBasis,
     jobs::Progress,
     page::PageMeta,
     recognition::{BoundingBox, Decision},
@@ -252,9 +253,9 @@ pub const CALLS: &[Call] = &[
             200,
             "text/csv",
             "id,captured_at,received_at,camera_id,location,face_id,confidence,score,threshold,detection_confidence,\
-             model_version,track_id,left,top,right,bottom,person_id\n\
+             model_version,track_id,left,top,right,bottom,person_id,claimed_at,time_basis\n\
              42,2024-05-06T07:08:09.25Z,2024-05-06T07:08:10.5Z,gate-1,Lobby,Ada Lovelace,0.875,0.8125,0.355,0.996,\
-             7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c\n",
+             7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,,claim\n",
         )],
         ..call("GET", "/database/detections", DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
     },
@@ -582,6 +583,7 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     PageMeta::update_definitions,
     BoundingBox::update_definitions,
     Decision::update_definitions,
+    TimeBasis::update_definitions,
     JobKind::update_definitions,
     JobStatus::update_definitions,
     Progress::update_definitions,
@@ -608,6 +610,7 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
     let time = || json!({ "format": "date-time" });
     vec![
         ("*", "captured_at", time()),
+        ("*", "claimed_at", time()),
         ("*", "created_at", time()),
         ("*", "finished_at", time()),
         ("*", "last_seen", time()),

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::{
     recognise::IdentifiedFace,
-    store::{Micros, StoreError, now},
+    store::{Micros, StoreError, clock::CaptureTime, now},
 };
 
 /// The calls whose answers are kept. Each has keys of its own.
@@ -48,8 +48,8 @@ impl KeyedCall {
 pub struct Upload {
     /// Idempotency key, if the sender gave one.
     pub key: Option<String>,
-    /// When it was taken.
-    pub captured_at: Micros,
+    /// When it was taken: the time that counts, and what the sender claims where that does not.
+    pub time: CaptureTime,
     /// The edge's track, if it tracks.
     pub track_id: Option<i64>,
     /// Where the face is in the camera's frame, if the edge says so: left, top, right, bottom in pixels.
@@ -244,7 +244,8 @@ fn store_detections(
         let verdict = face.verdict(|person| people.contains(&person));
         let keep_embedding = verdict.person.is_none() && new.keep_unknown_embeddings;
         let detection = NewDetection {
-            captured_at: upload.captured_at,
+            captured_at: upload.time.captured_at,
+            claimed_at: upload.time.claimed_at,
             received_at: new.received_at,
             camera_id: new.camera_id.clone(),
             location: new.location.clone(),
@@ -281,7 +282,7 @@ fn store_messages(
             confidence: verdict.predictions.first().map(|(_, confidence)| *confidence),
             camera_id: &new.camera_id,
             location: &new.location,
-            captured_at: upload.captured_at,
+            captured_at: upload.time.captured_at,
             request_id: new.request_id.as_deref(),
         };
         outbox::insert(connection, &message)?;

@@ -8,7 +8,8 @@ use diesel::{
 use super::{
     Database,
     jobs::JobStatus,
-    schema::{jobs, outbox},
+    schema::{jobs, outbox, task_runs},
+    task_runs::Task,
 };
 use crate::store::{Micros, StoreError};
 
@@ -21,6 +22,8 @@ pub struct Backlog {
     pub messages: i64,
     /// Since when the oldest of them waits.
     pub oldest_message: Option<Micros>,
+    /// When each task was done to its end last, in the order of [`Task::ALL`].
+    pub task_runs: [Option<Micros>; 3],
 }
 
 impl Database {
@@ -40,7 +43,17 @@ impl Database {
             };
             let (messages, oldest_message) =
                 outbox::table.select((count_star(), min(outbox::created_at))).first(connection)?;
-            Ok(Backlog { jobs: JobStatus::ALL.map(of), messages, oldest_message })
+            let runs =
+                task_runs::table
+                    .select((task_runs::task, task_runs::finished_at))
+                    .load::<(String, Option<Micros>)>(connection)?;
+            let last = |task: Task| runs.iter().find(|(of, _)| of == task.name()).and_then(|(_, at)| *at);
+            Ok(Backlog {
+                jobs: JobStatus::ALL.map(of),
+                messages,
+                oldest_message,
+                task_runs: Task::ALL.map(last),
+            })
         })
         .await
     }

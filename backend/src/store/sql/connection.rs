@@ -12,10 +12,12 @@ use diesel::{
     Connection, MysqlConnection, PgConnection, QueryResult, QueryableByName, RunQueryDsl as _,
     SqliteConnection,
     connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager as _},
-    r2d2::{self, R2D2Connection as _},
+    r2d2::{self, ManageConnection as _, R2D2Connection as _},
     result::Error,
     sql_types::{Integer, Text},
 };
+
+use crate::mistakes::mistake;
 
 /// Connections to SQLite that read side by side.
 const SQLITE_READERS: u32 = 4;
@@ -86,7 +88,48 @@ impl fmt::Display for Engine {
     }
 }
 
+/// What client libraries say of a URL that they cannot read. They quote the part that they do not understand, which may be
+/// of a password: none of it is shown.
+const UNREADABLE: [&str; 9] = [
+    "invalid URI",
+    "invalid port number",
+    "invalid integer value",
+    "invalid percent-encoded token",
+    "forbidden value %00",
+    "missing \"=\" after",
+    "missing key/value separator",
+    "extra key/value separator",
+    "end of string reached when looking for matching",
+];
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum NoConnection {
+    /// The URL cannot be read; it will not be later either.
+    UnreadableUrl,
+    /// What the client library or the server says, in one line and without the password.
+    Refused(String),
+}
+
 impl Engine {
+    /// Makes a connection.
+    pub(super) fn connect(&self, manager: &Manager) -> Result<AnyConnection, NoConnection> {
+        use diesel::ConnectionError::InvalidConnectionUrl;
+        manager.connect().map_err(|error| {
+            if let r2d2::Error::ConnectionError(InvalidConnectionUrl(_)) = &error {
+                return NoConnection::UnreadableUrl;
+            }
+            let said = error.to_string();
+            match self {
+                Self::Postgres { .. } if UNREADABLE.iter().any(|phrase| said.contains(phrase)) => {
+                    NoConnection::UnreadableUrl
+                }
+                Self::Postgres { url } | Self::Mysql { url } => NoConnection::Refused(in_public(&said, url)),
+                Self::Sqlite { .. } => NoConnection::Refused(said),
+            }
+        })
+    }
+
     pub(super) fn of(options: &DatabaseOptions) -> anyhow::Result<Self> {
         let url = options.url.as_str();
         match url.split_once("://") {
@@ -95,9 +138,9 @@ impl Engine {
             }
             Some(("mysql" | "mariadb", rest)) => Ok(Self::Mysql { url: format!("mysql://{rest}") }),
             Some(("sqlite", path)) => Self::sqlite(path),
-            Some((scheme, _)) => anyhow::bail!(
+            Some((scheme, _)) => Err(mistake(anyhow::anyhow!(
                 "database_url begins with {scheme}://, it must be sqlite://<path>, postgres://… or mysql://…"
-            ),
+            ))),
             None => Self::sqlite(url.strip_prefix("sqlite:").unwrap_or(url)),
         }
     }
@@ -112,7 +155,9 @@ impl Engine {
     }
 
     fn sqlite(path: &str) -> anyhow::Result<Self> {
-        anyhow::ensure!(!path.is_empty(), "database_url names no file, expected sqlite://<path>");
+        if path.is_empty() {
+            return Err(mistake(anyhow::anyhow!("database_url names no file, expected sqlite://<path>")));
+        }
         Ok(Self::Sqlite { path: path.to_owned() })
     }
 
@@ -148,6 +193,21 @@ impl Engine {
             }
         }
     }
+}
+
+/// A message about a database, in one line and without the password of its URL, however that is written.
+fn in_public(message: &str, url: &str) -> String {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let login = url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(login, _)| login);
+    let in_query = url.split(['?', '&']).find_map(|pair| pair.strip_prefix("password="));
+    let passwords = [login.and_then(|login| login.split_once(':')).map(|(_, password)| password), in_query];
+    passwords.into_iter().flatten().filter(|password| !password.is_empty()).fold(
+        message,
+        |message, password| {
+            let decoded = percent_encoding::percent_decode_str(password).decode_utf8_lossy();
+            message.replace(password, "***").replace(&*decoded, "***")
+        },
+    )
 }
 
 /// Without these, a call to a server that vanished from the network hangs for many minutes.
@@ -362,8 +422,21 @@ mod tests {
     }
 
     #[test]
+    fn passwords_are_in_no_message() {
+        let said = "connection to server at \"h\" failed:\n\tFATAL: no login as u with p@ss or p%40ss";
+        assert_eq!(
+            in_public(said, "postgres://u:p%40ss@h/db"),
+            "connection to server at \"h\" failed: FATAL: no login as u with *** or ***"
+        );
+        assert_eq!(in_public("no s3cret", "postgres://h/db?user=u&password=s3cret"), "no ***");
+        assert_eq!(in_public("a  b", "postgres://u@h/db"), "a b");
+    }
+
+    #[test]
     fn another_engine_is_refused_by_name() {
-        let error = engine("oracle://u:secret@host/db").map(|_| ()).unwrap_err().to_string();
+        let error = engine("oracle://u:secret@host/db").map(|_| ()).unwrap_err();
+        assert!(crate::mistakes::is_mistake(&error));
+        let error = error.to_string();
         assert!(error.contains("oracle://") && !error.contains("secret"), "{error}");
     }
 }

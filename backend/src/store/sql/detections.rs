@@ -16,13 +16,15 @@ use super::{
 };
 use crate::{
     person_id::PersonId,
-    store::{Micros, StoreError, vector_to_bytes},
+    store::{Micros, StoreError, clock::CLOCK_UNSET_BEFORE, vector_to_bytes},
 };
 
 /// A face to be stored.
 pub struct NewDetection {
-    /// When the picture was taken.
+    /// When the picture was taken: the time that counts.
     pub captured_at: Micros,
+    /// What the sender claims, where that does not count.
+    pub claimed_at: Option<Micros>,
     /// When it arrived here.
     pub received_at: Micros,
     /// The camera.
@@ -93,8 +95,10 @@ pub struct DetectionPosition {
 pub struct DetectionRow {
     /// Its row.
     pub id: i64,
-    /// When the picture was taken.
+    /// When the picture was taken: the time that counts.
     pub captured_at: Micros,
+    /// What the sender claims, where that does not count.
+    pub claimed_at: Option<Micros>,
     /// When it arrived.
     pub received_at: Micros,
     /// The camera.
@@ -140,13 +144,18 @@ pub struct CameraPlace {
 }
 
 /// Where somebody was seen last.
+#[derive(Queryable)]
 pub struct LastSeen {
     /// The camera's place.
     pub location: String,
     /// The camera.
     pub camera_id: String,
-    /// When.
+    /// When: the time that counts.
     pub captured_at: Micros,
+    /// What the sender claims, where that does not count.
+    pub claimed_at: Option<Micros>,
+    /// When it arrived.
+    pub received_at: Micros,
     /// Probability, 0 to 1.
     pub confidence: Option<f32>,
 }
@@ -167,17 +176,73 @@ impl Database {
                     detections::location,
                     detections::camera_id,
                     detections::captured_at,
+                    detections::claimed_at,
+                    detections::received_at,
                     detections::confidence,
                 ))
-                .first::<(String, String, Micros, Option<f32>)>(connection)
+                .first::<LastSeen>(connection)
                 .optional()?;
-            let seen = row.map(|(location, camera_id, captured_at, confidence)| LastSeen {
-                location,
-                camera_id,
-                captured_at,
-                confidence,
-            });
-            Ok((person, seen))
+            Ok((person, row))
+        })
+        .await
+    }
+
+    /// Gives at most `limit` detections the time that counts whose time cannot be right, as far as `now`, a clock that is
+    /// right, tells: those of a later moment than `now` and `ahead`, and those that arrived by a clock that was not set
+    /// yet. Servers whose clock was wrong leave such rows, and so do servers of a version that believed every camera.
+    /// Returns how many there were.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn correct_times(&self, now: Micros, ahead: Micros, limit: i64) -> Result<usize, StoreError> {
+        let latest = now.saturating_add(ahead);
+        self.write(move |connection| {
+            // Two queries, each of which reads a range of the index of times.
+            let columns =
+                (detections::id, detections::captured_at, detections::claimed_at, detections::received_at);
+            let mut rows: Vec<(i64, Micros, Option<Micros>, Micros)> = detections::table
+                .filter(detections::captured_at.gt(latest))
+                .order((detections::captured_at, detections::id))
+                .limit(limit)
+                .select(columns)
+                .load(connection)?;
+            rows.extend(
+                detections::table
+                    .filter(detections::captured_at.lt(CLOCK_UNSET_BEFORE))
+                    .filter(detections::received_at.lt(CLOCK_UNSET_BEFORE))
+                    .order((detections::captured_at, detections::id))
+                    .limit(limit)
+                    .select(columns)
+                    .load::<(i64, Micros, Option<Micros>, Micros)>(connection)?,
+            );
+            for (id, captured_at, claimed_at, received_at) in &rows {
+                let claim = claimed_at.unwrap_or(*captured_at);
+                let possible = CLOCK_UNSET_BEFORE..=latest;
+                let (captured_at, claimed_at) = if possible.contains(received_at) {
+                    (*received_at, Some(claim))
+                } else if possible.contains(&claim) {
+                    (claim, None)
+                } else {
+                    // All that is known of it: it is here by now.
+                    (now, Some(claim))
+                };
+                diesel::update(detections::table.find(id))
+                    .set((detections::captured_at.eq(captured_at), detections::claimed_at.eq(claimed_at)))
+                    .execute(connection)?;
+            }
+            Ok(rows.len())
+        })
+        .await
+    }
+
+    /// When the detection that was stored last arrived; `None` where there is none.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn newest_arrival(&self) -> Result<Option<Micros>, StoreError> {
+        self.read(|connection| {
+            let newest = detections::table.order(detections::id.desc()).select(detections::received_at);
+            Ok(newest.first(connection).optional()?)
         })
         .await
     }
@@ -358,6 +423,7 @@ fn with_names() -> _ {
     detections::table.left_join(people::table).select((
         detections::id,
         detections::captured_at,
+        detections::claimed_at,
         detections::received_at,
         detections::camera_id,
         detections::location,
@@ -378,6 +444,7 @@ pub(super) fn insert(connection: &mut AnyConnection, detection: &NewDetection) -
     diesel::insert_into(detections::table)
         .values((
             detections::captured_at.eq(detection.captured_at),
+            detections::claimed_at.eq(detection.claimed_at),
             detections::received_at.eq(detection.received_at),
             detections::camera_id.eq(&detection.camera_id),
             detections::location.eq(&detection.location),

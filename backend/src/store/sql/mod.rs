@@ -20,6 +20,7 @@ mod people;
 mod schema;
 mod signals;
 mod similar;
+mod task_runs;
 
 use std::{
     any::type_name,
@@ -40,8 +41,8 @@ use diesel::{
 use tokio::sync::watch;
 
 use super::StoreError;
-use crate::{face_id::SameName, traces};
-use connection::{Engine, Manager, Pool};
+use crate::{face_id::SameName, mistakes::mistake, traces};
+use connection::{Engine, Manager, NoConnection, Pool};
 use signals::Signals;
 
 pub use answers::{KeyedCall, NewUploads, Upload};
@@ -58,6 +59,7 @@ pub use outbox::Message;
 pub use people::{Enrolled, EnrolledImage, Erased, NewImage, TrainingImage};
 pub use signals::Topic;
 pub use similar::SimilarImage;
+pub use task_runs::Task;
 
 /// How often a transaction is tried that another one got in the way of.
 const ATTEMPTS: u32 = 4;
@@ -362,6 +364,8 @@ impl Database {
 
 /// How often the start looks for a database that is not there yet, or not as it must be.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often the log says that it still is not, unless the reason has changed.
+const WAITING_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 fn write_in<T>(
     connection: &mut AnyConnection,
@@ -453,15 +457,29 @@ fn wait_for_schema(engine: &Engine, options: &DatabaseOptions) -> anyhow::Result
 fn wait_for(engine: &Engine, patience: Duration) -> anyhow::Result<AnyConnection> {
     let manager = Manager::new(engine.clone(), Duration::ZERO);
     let begun = Instant::now();
+    let mut told: Option<(Instant, String)> = None;
     loop {
-        match manager.connect() {
+        let reason = match engine.connect(&manager) {
             Ok(connection) => return Ok(connection),
-            Err(_) if !matches!(engine, Engine::Sqlite { .. }) && begun.elapsed() < patience => {
-                tracing::info!(%engine, "waiting for the database");
-                std::thread::sleep(PAUSE);
+            Err(NoConnection::UnreadableUrl) => {
+                return Err(mistake(anyhow::anyhow!(
+                    "database_url cannot be read as a URL; in user and password, characters such as @ : / ? # % are \
+                     written as %40 %3A %2F %3F %23 %25"
+                )));
             }
-            Err(error) => return Err(error.into()),
+            Err(NoConnection::Refused(reason)) => reason,
+        };
+        if matches!(engine, Engine::Sqlite { .. }) || begun.elapsed() >= patience {
+            anyhow::bail!("{reason}");
         }
+        let news =
+            told.as_ref().is_none_or(|(at, last)| *last != reason || at.elapsed() >= WAITING_TOLD_EVERY);
+        if news {
+            let left_s = patience.saturating_sub(begun.elapsed()).as_secs();
+            tracing::warn!(%engine, reason, left_s, "waiting for the database");
+            told = Some((Instant::now(), reason));
+        }
+        std::thread::sleep(PAUSE);
     }
 }
 

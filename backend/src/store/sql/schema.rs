@@ -84,6 +84,7 @@ table! {
         box_right -> Float,
         box_bottom -> Float,
         track_id -> Nullable<BigInt>,
+        claimed_at -> Nullable<BigInt>,
     }
 }
 
@@ -158,6 +159,13 @@ joinable!(embeddings -> images (image_id));
 joinable!(active_model -> models (version));
 joinable!(detections -> people (person_id));
 joinable!(model_people -> models (version));
+table! {
+    task_runs (task) {
+        task -> Text,
+        finished_at -> Nullable<BigInt>,
+    }
+}
+
 joinable!(outbox -> people (person_id));
 allow_tables_to_appear_in_same_query!(people, images, embeddings, similar_images, detections, outbox);
 allow_tables_to_appear_in_same_query!(people, models, active_model, model_people);

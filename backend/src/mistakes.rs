@@ -1,0 +1,246 @@
+//! Mistakes of configuration: those that no restart mends, and names that nobody knows.
+
+use std::fmt;
+
+use clap::CommandFactory as _;
+
+use crate::config::{Args, Config};
+
+/// The exit code of a mistake of configuration, as of a wrong command line: a service manager that knows it starts the
+/// program no more (`RestartPreventExitStatus`). Everything else that ends the program is 1: it may pass.
+pub const EXIT_CODE: u8 = 2;
+
+/// How alike a name must be to be suggested, 0 to 1.
+const ALIKE: f64 = 0.6;
+/// What our variables begin with.
+const PREFIX: &str = "FACEPIPE_";
+
+/// Variables of our other programs, scripts and tests, without their prefix: on one machine they stand in one environment.
+const OF_OTHERS: [&str; 19] = [
+    "CAMERA_ID",
+    "CA_FILE",
+    "CHECKED_PLUGIN",
+    "CLI_CONFIG",
+    "DECODER",
+    "LOCATION",
+    "MIRROR",
+    "OPTIONS",
+    "PHOTOGRAPHS",
+    "PINNED_SHA256",
+    "POLICY",
+    "PROFILE",
+    "PUBLISH",
+    "RUNTIME",
+    "SERVER",
+    "SKIP_LOG",
+    "SOURCE",
+    "SPOOL_DIR",
+    "TOKEN",
+];
+/// What those of tests begin with, after the prefix.
+const OF_TESTS: &str = "TEST_";
+
+/// An error that stays until somebody changes the configuration.
+#[derive(Debug)]
+struct Mistake(anyhow::Error);
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+/// Marks an error as a mistake of configuration.
+pub fn mistake(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    anyhow::Error::new(Mistake(error.into()))
+}
+
+/// Marks an error of an address that was to be listened on as a mistake, where trying again cannot help.
+pub fn cannot_listen(error: std::io::Error, setting: &str, address: &str) -> anyhow::Error {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied};
+    let permanent = matches!(error.kind(), InvalidInput | PermissionDenied);
+    let error =
+        anyhow::Error::new(error).context(format!("cannot listen on {address} (setting `{setting}`)"));
+    if permanent { mistake(error) } else { error }
+}
+
+/// Whether an error is a mistake of configuration.
+pub fn is_mistake(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<Mistake>())
+}
+
+/// A name that nobody knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownName {
+    /// The name.
+    pub name: String,
+    /// What may have been meant.
+    pub nearest: Option<String>,
+}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        self.nearest.as_ref().map_or(Ok(()), |nearest| write!(f, " (did you mean {nearest}?)"))
+    }
+}
+
+/// Those of `names` that begin as our variables do and are none: nothing reads them.
+pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<UnknownName> {
+    let known = variables();
+    let is_known = |name: &str| {
+        known.iter().any(|known| known == name)
+            || name.strip_prefix(PREFIX).is_none_or(|rest| {
+                OF_OTHERS.contains(&rest) || rest.starts_with(OF_TESTS) || is_of_a_service(name)
+            })
+    };
+    let mut unknown: Vec<UnknownName> = names
+        .into_iter()
+        .filter(|name| !is_known(name))
+        .map(|name| UnknownName { nearest: nearest(&name, known.iter().map(String::as_str)), name })
+        .collect();
+    unknown.sort_by(|one, other| one.name.cmp(&other.name));
+    unknown
+}
+
+/// The keys of a configuration file that are no settings.
+pub fn unknown_keys(table: &toml::Table) -> Vec<UnknownName> {
+    let settings = serde_json::to_value(Config::default()).unwrap_or_default();
+    let known: Vec<&str> = settings.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+    let unknown = table.keys().filter(|key| !known.contains(&key.as_str()));
+    unknown
+        .map(|key| UnknownName { name: key.clone(), nearest: nearest(key, known.iter().copied()) })
+        .collect()
+}
+
+/// The environment variables that the program reads.
+fn variables() -> Vec<String> {
+    let command = Args::command();
+    let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+    variables.map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+/// Kubernetes and Docker's links tell of each service whose name begins with ours: `FACEPIPE_SERVICE_HOST`,
+/// `FACEPIPE_MANAGE_PORT_8080_TCP_ADDR`.
+fn is_of_a_service(name: &str) -> bool {
+    let after_port = name.split_once("_PORT").map(|(_, rest)| rest);
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || after_port.is_some_and(|rest| {
+            rest.is_empty()
+                || rest.strip_prefix('_').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        })
+}
+
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+    let wanted = bare(name);
+    let alike = known.map(|known| (strsim::normalized_damerau_levenshtein(&wanted, &bare(known)), known));
+    let best = alike.filter(|(alike, _)| *alike >= ALIKE).max_by(|(one, _), (other, _)| one.total_cmp(other));
+    best.map(|(_, known)| known.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    fn unknown(names: &[&str]) -> Vec<String> {
+        let names = names.iter().map(|name| (*name).to_owned());
+        unknown_variables(names).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_named_with_what_was_meant() {
+        assert_eq!(
+            unknown(&["FACEPIPE_DETECTION_MAX_AGE_DAYS", "FACEPIPE_DATABASE_URL", "FACEPIPE_QQQ", "HOME"]),
+            [
+                "FACEPIPE_DATABASE_URL (did you mean DATABASE_URL?)",
+                "FACEPIPE_DETECTION_MAX_AGE_DAYS (did you mean FACEPIPE_DETECTIONS_MAX_AGE_DAYS?)",
+                "FACEPIPE_QQQ",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_kubernetes_says_of_services_is_nobodys_mistake() {
+        let told = [
+            "FACEPIPE_SERVICE_HOST",
+            "FACEPIPE_SERVICE_PORT",
+            "FACEPIPE_MANAGE_SERVICE_PORT_HTTP",
+            "FACEPIPE_PORT",
+            "FACEPIPE_RECOGNISE_PORT_8080_TCP",
+            "FACEPIPE_RECOGNISE_PORT_8080_TCP_ADDR",
+        ];
+        assert_eq!(unknown(&told), Vec::<String>::new());
+        assert_eq!(unknown(&["FACEPIPE_PORTS", "FACEPIPE_LISTEN_PORT_X"]).len(), 2);
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_what_was_meant() {
+        let table = "max_images = 3\nmax_imagse = 3\nzzz = true".parse().unwrap();
+        let told: Vec<String> = unknown_keys(&table).iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["max_imagse (did you mean max_images?)", "zzz"]);
+    }
+
+    #[test]
+    fn every_variable_that_this_project_names_is_known() {
+        // Names that are wrong on purpose, here and in tests that look for them; and ends of sentences about all.
+        let wrong = [
+            "FACEPIPE_DETECTION_MAX_AGE_DAYS",
+            "FACEPIPE_DATABASE_URL",
+            "FACEPIPE_QQQ",
+            "FACEPIPE_PORTS",
+            "FACEPIPE_LISTEN_PORT_X",
+            "FACEPIPE_",
+            "FACEPIPE_TEST",
+        ];
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut names = Vec::new();
+        let folders = [
+            "backend/src",
+            "backend/tests",
+            "benches",
+            "cli",
+            "deploy",
+            "docs",
+            "gst-plugins",
+            "jetson",
+            "pipelines",
+            "scripts",
+            "tests",
+        ];
+        let mut waiting: Vec<_> = folders.iter().map(|folder| root.join(folder)).collect();
+        while let Some(folder) = waiting.pop() {
+            for entry in fs::read_dir(&folder).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    waiting.push(entry.path());
+                } else if let Ok(text) = fs::read_to_string(entry.path()) {
+                    let found = text.match_indices(PREFIX).map(|(at, _)| &text[at..]);
+                    names.extend(found.map(|rest| {
+                        let end =
+                            rest.find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+                        rest[..end.unwrap_or(rest.len())].to_owned()
+                    }));
+                }
+            }
+        }
+        assert!(names.len() > 100, "{}", names.len());
+        names.retain(|name| !wrong.contains(&name.as_str()));
+        let mut unknown: Vec<String> = unknown_variables(names).iter().map(ToString::to_string).collect();
+        unknown.dedup();
+        assert_eq!(unknown, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_mistake_is_seen_below_what_was_said_of_it() {
+        let error = mistake(anyhow::anyhow!("max_images is 0").context("the file x")).context("cannot start");
+        assert!(is_mistake(&error));
+        assert_eq!(format!("{error:#}"), "cannot start: the file x: max_images is 0");
+        assert!(!is_mistake(&anyhow::anyhow!("the database is away").context("cannot start")));
+    }
+}

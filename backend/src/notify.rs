@@ -1,0 +1,107 @@
+//! Tells systemd how the program is doing: sd_notify(3), datagrams to the socket that `NOTIFY_SOCKET` names.
+
+use std::{
+    ffi::OsStr,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr as UnixAddr, UnixDatagram},
+        },
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream};
+
+/// How long the server may take to say that it lives.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The service manager, where there is one.
+#[derive(Clone)]
+pub struct ServiceManager {
+    socket: Option<Arc<(UnixDatagram, UnixAddr)>>,
+    watchdog: Option<Duration>,
+}
+
+impl ServiceManager {
+    /// The one that the environment names. Nobody is told anything where there is none.
+    ///
+    /// # Errors
+    /// `NOTIFY_SOCKET` names no socket that can be written to.
+    pub fn of_environment() -> io::Result<Self> {
+        let socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
+        let socket = socket.map(|name| open(&name)).transpose()?.map(Arc::new);
+        let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+        // Meant for another process where it names another one.
+        let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let watchdog = number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0).map(Duration::from_micros);
+        Ok(Self { watchdog: watchdog.filter(|_| socket.is_some()), socket })
+    }
+
+    /// The server answers.
+    pub fn ready(&self) {
+        self.tell("READY=1\nSTATUS=serving");
+    }
+
+    /// The server is about to end.
+    pub fn stopping(&self) {
+        self.tell("STOPPING=1\nSTATUS=answering what was accepted");
+    }
+
+    /// Has the watchdog wait as long as `/livez` at `address` answers, where systemd watches at all. Never ends then.
+    pub async fn keep_watchdog(self, address: SocketAddr, stopping: impl Fn() -> bool) {
+        let Some(within) = self.watchdog else { return };
+        loop {
+            // While it ends, the service manager has another limit.
+            if stopping() || lives(address).await {
+                self.tell("WATCHDOG=1");
+            } else {
+                tracing::error!(%address, "the server does not answer itself");
+            }
+            tokio::time::sleep(within / 3).await;
+        }
+    }
+
+    fn tell(&self, state: &str) {
+        let Some(socket) = &self.socket else { return };
+        let (socket, address) = &**socket;
+        if let Err(error) = socket.send_to_addr(state.as_bytes(), address) {
+            tracing::warn!(%error, "systemd cannot be told how the service is doing");
+        }
+    }
+}
+
+/// A path, or with `@` in front a name of the abstract namespace.
+fn open(name: &OsStr) -> io::Result<(UnixDatagram, UnixAddr)> {
+    let address = match name.as_bytes() {
+        [b'@', rest @ ..] => UnixAddr::from_abstract_name(rest)?,
+        [b'/', ..] => UnixAddr::from_pathname(name)?,
+        _ => {
+            let told = format!("NOTIFY_SOCKET is {name:?}, it must begin with / or @");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, told));
+        }
+    };
+    Ok((UnixDatagram::unbound()?, address))
+}
+
+/// Whether the server at `address` answers `/livez`.
+async fn lives(mut address: SocketAddr) -> bool {
+    // Connections to “every address” go nowhere on some systems.
+    match address.ip() {
+        ip if !ip.is_unspecified() => (),
+        IpAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(_) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+    }
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await?;
+        io::Result::Ok(status == *b"HTTP/1.1 200")
+    };
+    matches!(tokio::time::timeout(PATIENCE, ask).await, Ok(Ok(true)))
+}

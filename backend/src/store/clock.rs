@@ -1,0 +1,99 @@
+//! Which time counts for a detection, and whether this machine's own clock can be believed.
+
+use std::time::Duration;
+
+use super::Micros;
+
+/// 2025-01-01T00:00:00Z. No server of this program ran before: a clock that says so is not set yet, as on a board without
+/// a battery before it has reached a time server.
+pub const CLOCK_UNSET_BEFORE: Micros = 1_735_689_600_000_000;
+
+/// How far the capture time that a sender claims may be from its arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlausibleRange {
+    /// Later than the arrival, microseconds.
+    pub ahead: Micros,
+    /// Earlier than the arrival, microseconds.
+    pub behind: Micros,
+}
+
+/// The time of a detection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureTime {
+    /// What counts.
+    pub captured_at: Micros,
+    /// What the sender claims, where something else counts.
+    pub claimed_at: Option<Micros>,
+}
+
+impl PlausibleRange {
+    /// Of settings.
+    pub fn new(ahead: Duration, behind: Duration) -> Self {
+        let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+        Self { ahead: micros(ahead), behind: micros(behind) }
+    }
+
+    /// The time that counts for a picture that arrived at `received_at`: what its sender claims while that is within the
+    /// range, else the arrival. An arrival by a clock that is not set yet says nothing: then any claim by a clock that
+    /// is set counts.
+    pub fn judge(self, claimed: Option<Micros>, received_at: Micros) -> CaptureTime {
+        let Some(claimed) = claimed else {
+            return CaptureTime { captured_at: received_at, claimed_at: None };
+        };
+        let plausible = if received_at < CLOCK_UNSET_BEFORE {
+            claimed >= CLOCK_UNSET_BEFORE
+        } else {
+            let earliest = received_at.saturating_sub(self.behind);
+            (earliest..=received_at.saturating_add(self.ahead)).contains(&claimed)
+        };
+        if plausible {
+            CaptureTime { captured_at: claimed, claimed_at: None }
+        } else {
+            CaptureTime { captured_at: received_at, claimed_at: Some(claimed) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Micros = 1_000_000;
+    const DAY: Micros = 86_400 * SECOND;
+    const NOW: Micros = 1_780_000_000 * SECOND;
+
+    fn judge(claimed: Micros, received_at: Micros) -> CaptureTime {
+        let range = PlausibleRange::new(Duration::from_secs(300), Duration::from_secs(30 * 86_400));
+        range.judge(Some(claimed), received_at)
+    }
+
+    #[test]
+    fn a_claim_counts_within_the_range_of_its_arrival() {
+        for claimed in [NOW, NOW + 300 * SECOND, NOW - 30 * DAY, NOW - 300 * SECOND] {
+            assert_eq!(judge(claimed, NOW), CaptureTime { captured_at: claimed, claimed_at: None });
+        }
+        for claimed in [NOW + 300 * SECOND + 1, NOW - 30 * DAY - 1, 0, i64::MIN, i64::MAX] {
+            assert_eq!(judge(claimed, NOW), CaptureTime { captured_at: NOW, claimed_at: Some(claimed) });
+        }
+    }
+
+    #[test]
+    fn who_claims_nothing_is_not_marked() {
+        let range = PlausibleRange::new(Duration::ZERO, Duration::ZERO);
+        assert_eq!(range.judge(None, NOW), CaptureTime { captured_at: NOW, claimed_at: None });
+        let widest = PlausibleRange::new(Duration::MAX, Duration::MAX);
+        for claimed in [i64::MIN, 0, i64::MAX] {
+            assert_eq!(widest.judge(Some(claimed), NOW).captured_at, claimed);
+        }
+    }
+
+    #[test]
+    fn a_server_whose_clock_is_not_set_believes_those_whose_clock_is() {
+        let unset = 60 * SECOND;
+        assert_eq!(judge(NOW, unset), CaptureTime { captured_at: NOW, claimed_at: None });
+        assert_eq!(
+            judge(7 * SECOND, unset),
+            CaptureTime { captured_at: unset, claimed_at: Some(7 * SECOND) }
+        );
+    }
+}

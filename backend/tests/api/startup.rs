@@ -1,0 +1,184 @@
+//! What the program says at its start and of its end: to the log, to service managers, by its exit code.
+
+use std::{
+    fs,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::command_line::{Running, program};
+
+/// The program with a data folder of its own, no metrics and a free port.
+fn in_folder(folder: &Path) -> Command {
+    let mut command = program();
+    // By variables, so that tests can say otherwise by flags.
+    command.env("FACEPIPE_LISTEN", "127.0.0.1:0").env("FACEPIPE_METRICS_LISTEN", "off");
+    command.env("FACEPIPE_LOG_FORMAT", "json").env("FACEPIPE_DATA_DIR", folder.join("data"));
+    command
+}
+
+/// The exit code, and what it says.
+fn ended(mut command: Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn mistakes_that_stay_end_with_2_and_what_may_pass_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let file = |name: &str, text: &str| {
+        fs::write(folder.join(name), text).unwrap();
+        folder.join(name).to_str().unwrap().to_owned()
+    };
+    let (misspelt, not_toml) = (file("misspelt", "max_imagse = 3"), file("not-toml", "max_images = = 3"));
+    let (out_of_range, no_tokens) =
+        (file("out-of-range", "max_images = 0"), file("no-tokens", "# none yet\n"));
+    for (arguments, named) in [
+        (vec!["--no-such-flag"], "--no-such-flag"),
+        (vec!["--max-images", "many"], "many"),
+        (vec!["--config", &misspelt], "max_imagse (did you mean max_images?)"),
+        (vec!["--config", &not_toml], "TOML"),
+        (vec!["--config", &out_of_range], "max_images is 0"),
+        (vec!["--config", "/none/such.toml"], "/none/such.toml"),
+        (vec!["--token-file", "/none/such"], "token_file /none/such"),
+        (vec!["--token-file", &no_tokens], "token_file"),
+        (vec!["--listen", "nonsense"], "setting `listen`"),
+        (vec!["--metrics-listen", "nonsense"], "setting `metrics_listen`"),
+        (vec!["--log", "a=b=c"], "log is"),
+        (vec!["--database-url", "oracle://h/db"], "oracle://"),
+        (vec!["--database-url", "postgres://u:a/s3cret@h/db"], "%2F"),
+        (vec!["--database-url", "mysql://u:a/s3cret@h/db"], "%2F"),
+        (vec!["--device", "gpu"], "gpu"),
+        (vec!["sweep", "--blobs-url", "ftp://h/x"], "blobs_url"),
+        (vec!["retain"], "detections_max_age_days is not set"),
+    ] {
+        let mut command = in_folder(folder);
+        command.args(&arguments);
+        let (code, told) = ended(command);
+        assert_eq!(code, Some(2), "{arguments:?}: {told}");
+        assert!(told.contains(named), "{arguments:?}: {told}");
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let away = ["--database-url", "postgres://nobody@127.0.0.1:1/none", "--database-start-timeout-s", "1"];
+    for (arguments, named) in [
+        (vec!["--listen", &taken], "cannot listen"),
+        (away.to_vec(), "PostgreSQL"),
+        (vec!["--models-dir", "/none"], "facepipe models fetch"),
+    ] {
+        let mut command = in_folder(folder);
+        command.args(&arguments);
+        let (code, told) = ended(command);
+        assert_eq!(code, Some(1), "{arguments:?}: {told}");
+        assert!(told.contains(named), "{arguments:?}: {told}");
+    }
+}
+
+#[test]
+fn waiting_for_the_database_says_why_once_and_not_the_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = in_folder(folder.path());
+    command.args(["--database-url", "postgres://nobody:unspeakable-secret@127.0.0.1:1/none"]);
+    // Tried every half second.
+    command.args(["--database-start-timeout-s", "3"]);
+    let (code, told) = ended(command);
+    assert_eq!(code, Some(1), "{told}");
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("waiting for the database")).collect();
+    assert_eq!(lines.len(), 1, "{told}");
+    assert!(lines[0].contains("Connection refused") && lines[0].contains("\"left_s\":"), "{told}");
+    let last = told.lines().last().unwrap();
+    assert!(
+        last.contains("cannot open the PostgreSQL database") && last.contains("Connection refused"),
+        "{told}"
+    );
+    assert!(!told.contains("unspeakable-secret"), "{told}");
+}
+
+#[test]
+fn what_nothing_reads_and_what_is_kept_for_ever_is_warned_of() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let misspelt = [
+        ("FACEPIPE_DETECTION_MAX_AGE_DAYS", "unspeakable"),
+        ("FACEPIPE_SERVER", "http://127.0.0.1:1"),
+        ("FACEPIPE_SERVICE_HOST", "10.0.0.1"),
+    ];
+    for (settings, for_ever) in [
+        (vec![], true),
+        (vec!["--detections-max-age-days", "30"], false),
+        // Another server of the deployment deletes them, or does not.
+        (vec!["--role", "recognize"], false),
+    ] {
+        let settings = [vec!["--listen", "127.0.0.1:0", "--metrics-listen", "off"], settings].concat();
+        let (running, _) = Running::start_in(folder.path(), models.parent().unwrap(), &settings, &misspelt);
+        let log = running.log();
+        assert!(log.contains("\"ready\""), "{log}");
+        assert_eq!(log.matches("detections are kept for ever").count(), usize::from(for_ever), "{log}");
+        let told = "FACEPIPE_DETECTION_MAX_AGE_DAYS (did you mean FACEPIPE_DETECTIONS_MAX_AGE_DAYS?)";
+        assert_eq!(log.matches(told).count(), 1, "{log}");
+        assert_eq!(log.matches("which nothing reads").count(), 1, "{log}");
+        assert!(!log.contains("unspeakable"), "{log}");
+    }
+    // Also where the configuration is only looked at.
+    let mut command = in_folder(folder.path());
+    command.env("FACEPIPE_DATABASE_URL", "postgres://h/db").args(["--print-config"]);
+    let (code, told) = ended(command);
+    assert!(code == Some(0) && told.contains("FACEPIPE_DATABASE_URL (did you mean DATABASE_URL?)"), "{told}");
+}
+
+#[test]
+fn systemd_is_told_when_the_server_answers_lives_and_ends() {
+    let models = facepipe_test_support::require!("models/pnet.pt");
+    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let abstract_name = format!("facepipe-test-{}", std::process::id());
+    let sockets = [
+        (UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap().to_owned()),
+        (
+            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&abstract_name).unwrap()).unwrap(),
+            format!("@{abstract_name}"),
+        ),
+    ];
+    for (socket, name) in sockets {
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let next = || {
+            let mut text = [0; 256];
+            let length = socket.recv(&mut text).unwrap();
+            String::from_utf8(text[..length].to_vec()).unwrap()
+        };
+        let settings = ["--listen", "0.0.0.0:0", "--metrics-listen", "off"];
+        let told = [("NOTIFY_SOCKET", name.as_str()), ("WATCHDOG_USEC", "300000")];
+        let (running, _) = Running::start_in(folder.path(), models.parent().unwrap(), &settings, &told);
+        assert!(next().starts_with("READY=1\n"), "nothing comes before");
+        for _ in 0..3 {
+            assert_eq!(next(), "WATCHDOG=1");
+        }
+        running.signal("TERM");
+        let begun = Instant::now();
+        while !next().starts_with("STOPPING=1\n") {
+            assert!(begun.elapsed() < Duration::from_secs(30), "its end is not told");
+        }
+        drop(running);
+    }
+
+    // A service manager that cannot be told would end the server after a while: better to say why at once.
+    let output = in_folder(folder.path())
+        .env("NOTIFY_SOCKET", "nonsense")
+        .arg("--models-dir")
+        .arg(models.parent().unwrap())
+        .stdout(Stdio::null())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("NOTIFY_SOCKET is \"nonsense\""), "{told}");
+}
