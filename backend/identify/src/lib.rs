@@ -2,7 +2,8 @@
 //!
 //! A [`Model`] is trained on labelled embeddings of one embedder. It answers with a probability for every enrolled
 //! person and with an open-set [`Decision`]: the most probable person counts as `known` only when the cosine between
-//! the embedding and that person's mean embedding reaches the threshold. No images and no HTTP in here.
+//! the embedding and that person's mean embedding reaches the threshold, and nobody else is nearer unless the probabilities
+//! leave no doubt. No images and no HTTP in here.
 //!
 //! ```
 //! use facepipe_identify::{Decision, Model, Sample, TrainOptions, Watch};

@@ -15,6 +15,9 @@ use crate::{
 /// The longest label or embedder name, in characters.
 pub const MAX_NAME_LENGTH: usize = 64;
 
+/// From this probability on a person is more probable than everybody else together, so they need not be the nearest one.
+const CLEAR: f32 = 0.5;
+
 /// Everything that identification needs, immutable once trained or loaded.
 #[derive(Clone)]
 pub struct Model {
@@ -45,8 +48,6 @@ pub struct TrainOptions {
     pub c: f64,
     /// At which violation of the optimality conditions the SVM's solver stops, more than 0 and at most 0.1.
     pub tolerance: f64,
-    /// Folds of the cross-validation behind the probabilities, 2 to 10; a person with fewer samples gets fewer folds.
-    pub calibration_folds: usize,
     /// What finds the hyperplanes.
     pub solver: Solver,
 }
@@ -56,7 +57,7 @@ pub type Watch<'a> = dyn Fn(usize) -> ControlFlow<()> + Sync + 'a;
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { c: 1.0, tolerance: 1e-4, calibration_folds: 3, solver: Solver::Automatic }
+        Self { c: 1.0, tolerance: 1e-4, solver: Solver::Automatic }
     }
 }
 
@@ -82,7 +83,8 @@ pub struct Prediction {
 /// The answer to one embedding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identification {
-    /// Known if and only if `score` reaches `threshold`.
+    /// Known if and only if `score` reaches `threshold`, and the person in `top` is also the nearest, by the cosine to the
+    /// mean embedding, or more probable than everybody else together.
     pub decision: Decision,
     /// The most probable person, also where the decision is unknown; none where nobody is enrolled.
     pub top: Option<Prediction>,
@@ -124,8 +126,7 @@ impl Model {
 
     /// As [`train_watched`](Self::train_watched), sooner where `self` was trained by
     /// [`Solver::DualCoordinateDescent`] on most of these samples: hyperplanes that the new samples do not touch stay,
-    /// the others start from what they were. The result is that of [`train`](Self::train) within the tolerance; only
-    /// the calibration of a hyperplane that stayed is that of before the new samples, until they are a tenth of all.
+    /// the others start from what they were. The result is that of [`train`](Self::train) within the tolerance.
     /// Where a sample is gone, every hyperplane is solved anew, so that nothing of it stays.
     ///
     /// A model of another embedder or dimension is nothing to start from, so all is as without it.
@@ -189,13 +190,14 @@ impl Model {
             let previous = previous
                 .filter(|p| p.embedder == embedder)
                 .and_then(|p| Some((p.classifier.as_ref()?.linear_svm()?, p.labels.as_slice())));
-            Some(Arc::new(LinearSvm::train(&set, options, previous, watch)?) as Arc<dyn Classifier>)
+            Some(Arc::new(LinearSvm::train(&set, &means, options, previous, watch)?) as Arc<dyn Classifier>)
         };
         Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
     }
 
-    /// Who the embedding belongs to; `threshold` is the cosine to the mean embedding from which on a person counts as
-    /// known (each embedder has its own).
+    /// Who the embedding belongs to; `threshold` is the cosine to the mean embedding from which on a person can count as
+    /// known (each embedder has its own). Where the most probable person is not the nearest, nor more probable than all
+    /// others together, nobody is: the two ways of looking at it contradict each other, as they do about strangers.
     ///
     /// # Errors
     /// An embedding that is empty, not finite, zero or of another length than the model's (any length is right while
@@ -232,12 +234,17 @@ impl Model {
         // Stable, and the labels are sorted: ties come out by label.
         ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
 
-        let score = ranked.first().map(|(_, _, mean)| to_f32(dot(mean, &embedding).clamp(-1.0, 1.0)));
+        let cosine = |mean: &[f32]| to_f32(dot(mean, &embedding).clamp(-1.0, 1.0));
+        let score = ranked.first().map(|(_, _, mean)| cosine(mean));
+        let clear = ranked.first().is_some_and(|(confidence, ..)| *confidence >= CLEAR);
+        let known = score.is_some_and(|score| {
+            // Looked for last: it takes as long as the probabilities, and hardly any face needs it.
+            score >= threshold && (clear || !self.means.iter().any(|mean| cosine(mean) > score))
+        });
         let all: Vec<Prediction> = ranked
             .into_iter()
             .map(|(confidence, label, _)| Prediction { label: label.clone(), confidence })
             .collect();
-        let known = score.is_some_and(|s| s >= threshold);
         let decision = if known { Decision::Known } else { Decision::Unknown };
         Ok(Identification { decision, top: all.first().cloned(), score, threshold, all })
     }
@@ -358,9 +365,6 @@ impl TrainOptions {
         }
         if !(self.tolerance > 0.0 && self.tolerance <= 0.1) {
             return wrong("tolerance", self.tolerance, "more than 0 and at most 0.1");
-        }
-        if !(2..=10).contains(&self.calibration_folds) {
-            return wrong("calibration_folds", self.calibration_folds as f64, "2 to 10");
         }
         Ok(())
     }

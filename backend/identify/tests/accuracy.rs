@@ -1,6 +1,7 @@
 //! The classifier is at least as good as the reference's linear classifiers, and strangers stay strangers.
 
 mod common;
+mod mixtures;
 
 use std::{
     collections::BTreeMap,

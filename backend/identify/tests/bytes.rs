@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::ops::ControlFlow;
+
 use common::{THRESHOLD, first_photos, people, train};
-use facepipe_identify::{FORMAT_VERSION, IdentifyError, Model, TrainOptions};
+use facepipe_identify::{ClassifierKind, FORMAT_VERSION, IdentifyError, Model, Sample, Solver, TrainOptions};
 
 fn bytes() -> Vec<u8> {
     train(&first_photos(people().iter().take(3), 2)).to_bytes()
@@ -103,15 +105,65 @@ const FIRST_FORMAT: &str = "\
     ffcefaf6bfb8f573beefa4e03f0ed42cbf30f02abffddcaa3f713c88ef5ac1d0bf28c1b1ecf347f3bf2483b35b3cf2e03fee \
     f6a053197aba87018060472f6bf8428afdde4305e2399922a7e857b1c480ab";
 
-#[test]
-fn a_model_of_the_first_format_answers_as_when_it_was_written() {
+fn first_format() -> Vec<u8> {
     let digits: Vec<u8> = FIRST_FORMAT.bytes().filter(u8::is_ascii_hexdigit).collect();
     let byte =
         |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("two digits");
-    let bytes: Vec<u8> = digits.chunks(2).map(byte).collect();
+    digits.chunks(2).map(byte).collect()
+}
+
+/// The same model as coordinate descent wrote it while probabilities were cross-validated: format version 2, kind 2, and
+/// behind the classes the history of three samples, of which all were solved, with three folds.
+fn second_format() -> Vec<u8> {
+    let first = first_format();
+    let mut payload = first[18..first.len() - 32].to_vec();
+    // The kind stands before three people's normal vectors, thresholds and calibrations.
+    let kind = payload.len() - 3 * (3 * 4 + 3 * 8) - 1;
+    payload[kind] = 2;
+    payload.extend([3_u32; 3].iter().flat_map(|count| count.to_le_bytes()));
+    payload.extend([1.0_f64, 1e-4].iter().flat_map(|value| value.to_le_bytes()));
+    payload.extend([7_u64, 8, 9].iter().flat_map(|digest| digest.to_le_bytes()));
+    let mut bytes = b"FPMODEL\0\x02\0".to_vec();
+    bytes.extend((payload.len() as u64).to_le_bytes());
+    bytes.extend(payload);
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+    bytes.extend_from_slice(&digest);
+    bytes
+}
+
+#[test]
+fn a_model_of_the_first_format_answers_as_when_it_was_written() {
+    let bytes = first_format();
     let model = Model::from_bytes(&bytes).expect("it still loads");
-    assert_eq!((model.embedder(), model.labels().len()), ("example-3d", 3));
     assert_eq!(model.to_bytes(), bytes);
+    answers_as_when_it_was_written(&model);
+}
+
+#[test]
+fn a_model_of_the_second_format_answers_as_when_it_was_written_and_is_a_start() {
+    let model = Model::from_bytes(&second_format()).expect("it still loads");
+    assert_eq!(model.classifier(), Some(ClassifierKind::LinearSvmByDescent));
+    answers_as_when_it_was_written(&model);
+    let again = Model::from_bytes(&model.to_bytes()).expect("what it writes can be read");
+    answers_as_when_it_was_written(&again);
+
+    let options = TrainOptions { solver: Solver::DualCoordinateDescent, ..TrainOptions::default() };
+    let samples: Vec<Sample> =
+        [("ada", [1.0, 0.1, 0.0]), ("bob", [0.0, 1.0, 0.2]), ("cleo", [0.1, 0.0, 1.0])]
+            .map(|(label, embedding)| Sample { label: label.into(), embedding: embedding.into() })
+            .into();
+    let go_on = |_| ControlFlow::Continue(());
+    let warm = model.retrain("example-3d", &samples, &options, &go_on).expect("training works");
+    let cold = Model::train("example-3d", &samples, &options).expect("training works");
+    let answer = |model: &Model| model.identify(&[0.8, 0.2, 0.1], 0.5).expect("an answer").all;
+    for (warm, cold) in answer(&warm).iter().zip(answer(&cold)) {
+        assert_eq!(warm.label, cold.label);
+        assert!((warm.confidence - cold.confidence).abs() < 1e-3, "{warm:?}, anew {cold:?}");
+    }
+}
+
+fn answers_as_when_it_was_written(model: &Model) {
+    assert_eq!((model.embedder(), model.labels().len()), ("example-3d", 3));
     let answer = model.identify(&[0.8, 0.2, 0.1], 0.5).expect("an answer");
     let named: Vec<(&str, f32)> = answer.all.iter().map(|p| (p.label.as_str(), p.confidence)).collect();
     let expected = [("ada", 0.670_575_44), ("cleo", 0.166_426_88), ("bob", 0.162_997_66)];

@@ -13,8 +13,7 @@ use std::{
 use common::{Noise, THRESHOLD, first_photos, people, sample, synthetic};
 use facepipe_identify::{ClassifierKind, Decision, IdentifyError, Model, Sample, Solver, TrainOptions};
 
-const DESCENT: TrainOptions =
-    TrainOptions { c: 1.0, tolerance: 1e-4, calibration_folds: 3, solver: Solver::DualCoordinateDescent };
+const DESCENT: TrainOptions = TrainOptions { c: 1.0, tolerance: 1e-4, solver: Solver::DualCoordinateDescent };
 
 fn train(samples: &[Sample]) -> Model {
     Model::train("mobilefacenet", samples, &DESCENT).expect("training works")

@@ -120,7 +120,7 @@ pub struct Detection {
     /// Probability of the first name among all that were enrolled. Null where the model gave none.
     #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: Option<f32>,
-    /// Cosine to the nearest person's mean embedding. Null where no model measured it.
+    /// Cosine to the mean embedding of the most probable person. Null where no model measured it.
     #[openapi(minimum = -1, maximum = 1, example = "0.8125")]
     score: Option<f32>,
     /// What the score had to reach for a known face.

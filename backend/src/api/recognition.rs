@@ -190,9 +190,10 @@ struct Face {
     detection_confidence: f32,
     /// The first of `all_predictions`. Null where there is none.
     top_prediction: Option<Prediction>,
-    /// Whether it shows the person of `top_prediction`, or nobody who is enrolled.
+    /// Whether it shows the person of `top_prediction`, or nobody who is enrolled. Unknown where the score does not reach the
+    /// threshold, and where somebody else's mean embedding is nearer and no name has a probability of 0.5.
     decision: Decision,
-    /// Cosine to the mean embedding of the nearest person. Null where no model measured it.
+    /// Cosine to the mean embedding of the person of `top_prediction`. Null where no model measured it.
     #[openapi(minimum = -1, maximum = 1, example = "0.8125")]
     score: Option<f32>,
     /// What the score must reach for a known face.

@@ -10,9 +10,9 @@ pub struct IdentifiedFace {
     pub bounding_box: [f32; 4],
     /// Probability that it is a face, 0 to 1.
     pub detection_confidence: f32,
-    /// Whether the score reaches the threshold.
+    /// Whether it shows the most probable person: the score reaches the threshold, and nothing contradicts it.
     pub known: bool,
-    /// Cosine to the nearest person's mean embedding; absent without a model or without people in it.
+    /// Cosine to the mean embedding of the most probable person; absent without a model or without people in it.
     pub score: Option<f32>,
     /// What the score must reach.
     pub threshold: f32,
@@ -37,7 +37,7 @@ pub struct Verdict {
 impl IdentifiedFace {
     /// Leaves out people who are no more enrolled.
     ///
-    /// A face whose nearest person was erased is unknown: the cosine to the next one was never measured, and most
+    /// A face whose most probable person was erased is unknown: the cosine to the next one was never measured, and most
     /// likely it shows the erased one.
     pub fn verdict(&self, enrolled: impl Fn(i64) -> bool) -> Verdict {
         let mut predictions: Vec<(i64, f32)> =
@@ -48,10 +48,10 @@ impl IdentifiedFace {
                 predictions.iter_mut().for_each(|(_, probability)| *probability /= sum);
             }
         }
-        let nearest = self.predictions.first().map(|(person, _)| *person).filter(|person| enrolled(*person));
+        let first = self.predictions.first().map(|(person, _)| *person).filter(|person| enrolled(*person));
         Verdict {
-            person: nearest.filter(|_| self.known),
-            score: self.score.filter(|_| nearest.is_some()),
+            person: first.filter(|_| self.known),
+            score: self.score.filter(|_| first.is_some()),
             predictions,
         }
     }

@@ -222,7 +222,7 @@ pub struct Face {
     pub top_prediction: Option<Prediction>,
     /// Whether it shows that person.
     pub decision: Decision,
-    /// Cosine to the nearest person's mean embedding.
+    /// Cosine to the mean embedding of the most probable person.
     pub score: Option<f32>,
     /// What the score must reach.
     pub threshold: f32,
@@ -440,7 +440,7 @@ pub struct Detection {
     pub person_id: Option<String>,
     /// Probability of the name.
     pub confidence: Option<f32>,
-    /// Cosine to the nearest person's mean embedding.
+    /// Cosine to the mean embedding of the most probable person.
     pub score: Option<f32>,
     /// What the score had to reach.
     pub threshold: f32,

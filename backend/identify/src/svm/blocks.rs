@@ -7,7 +7,6 @@
 
 use std::{
     borrow::Borrow,
-    num::NonZeroUsize,
     ops::ControlFlow,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -15,7 +14,7 @@ use std::{
 use ndarray::{Array2, ArrayView1, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
-use super::{Calibration, Class, Hyperplane, TrainingSet, descent::WorkingSet, history::Start, ranks};
+use super::{Hyperplane, TrainingSet, descent::WorkingSet, history::Start};
 use crate::{IdentifyError, TrainOptions, Watch, embedding::to_f32};
 
 /// Classes whose decision values are computed together.
@@ -30,17 +29,13 @@ const CHUNK: usize = 128;
 /// The first working set is hardly ever the last, so it is solved to this tolerance only.
 const FIRST_TOLERANCE: f64 = 1e-2;
 
-/// The tolerance of cross-validation at a penalty of 1 or more, below it in proportion, as decision values are: those that
-/// differ by less do not change a calibration.
-const FOLD_TOLERANCE: f64 = 1e-2;
-
 /// First tells which previous hyperplanes stay, then solves the others; both in blocks, in parallel.
 pub(super) fn train(
     set: &TrainingSet,
     options: &TrainOptions,
     start: &Start<'_>,
     watch: &Watch<'_>,
-) -> Result<Vec<Class>, IdentifyError> {
+) -> Result<Vec<Hyperplane>, IdentifyError> {
     let plan = Plan::new(set, options, start);
     let done = AtomicUsize::new(0);
     let report = |class: usize| {
@@ -62,14 +57,14 @@ pub(super) fn train(
         })
         .collect::<Result<_, IdentifyError>>()?;
 
-    let (mut classes, mut open) = (Vec::with_capacity(all.len()), Vec::new());
+    let (mut planes, mut open) = (Vec::with_capacity(all.len()), Vec::new());
     for (class, begun) in begun.into_iter().flatten().enumerate() {
         match begun {
-            Begun::Kept(kept) => classes.push((class, kept)),
+            Begun::Kept(kept) => planes.push((class, kept)),
             Begun::Open(working) => open.push((class, working)),
         }
     }
-    let solved: Vec<Vec<(usize, Class)>> = open
+    let solved: Vec<Vec<(usize, Hyperplane)>> = open
         .par_chunks(BLOCK)
         .map(|block| {
             let solved = plan.solve_block(block);
@@ -79,15 +74,15 @@ pub(super) fn train(
             Ok(solved)
         })
         .collect::<Result<_, IdentifyError>>()?;
-    classes.extend(solved.into_iter().flatten());
-    classes.sort_unstable_by_key(|(class, _)| *class);
-    Ok(classes.into_iter().map(|(_, class)| class).collect())
+    planes.extend(solved.into_iter().flatten());
+    planes.sort_unstable_by_key(|(class, _)| *class);
+    Ok(planes.into_iter().map(|(_, plane)| plane).collect())
 }
 
 /// A class whose previous hyperplane was looked at.
 enum Begun {
     /// It is right still.
-    Kept(Class),
+    Kept(Hyperplane),
     /// There was none, or it is not: with these samples the search begins.
     Open(WorkingSet),
 }
@@ -96,19 +91,13 @@ struct Plan<'a> {
     set: &'a TrainingSet,
     options: &'a TrainOptions,
     start: &'a Start<'a>,
-    /// Each sample's position among those of its class.
-    ranks: Vec<usize>,
     /// Number of samples of each class.
     sizes: Vec<usize>,
 }
 
 /// One hyperplane in the making.
 struct Fit {
-    /// Of its class in the block.
-    position: usize,
     class: usize,
-    /// The fold that it must not see, of how many.
-    held_out: Option<(usize, NonZeroUsize)>,
     working: WorkingSet,
     plane: Hyperplane,
 }
@@ -121,32 +110,24 @@ impl<'a> Plan<'a> {
                 *size += 1;
             }
         }
-        Self { set, options, start, ranks: ranks(&set.classes), sizes }
+        Self { set, options, start, sizes }
     }
 
     fn size(&self, class: usize) -> usize {
         self.sizes.get(class).copied().unwrap_or_default()
     }
 
-    /// Whether a sample is kept from a fit.
-    fn held_out(&self, fit: &Fit, row: usize) -> bool {
-        fit.held_out
-            .is_some_and(|(fold, folds)| self.ranks.get(row).is_some_and(|rank| *rank % folds == fold))
-    }
-
     fn is_positive(&self, class: usize, row: usize) -> bool {
         self.set.classes.get(row) == Some(&class)
     }
 
-    /// The previous hyperplane and calibration of a class.
-    fn previous(&self, class: usize) -> Option<&'a Class> {
-        self.start.classes.get(class).copied().flatten()
+    /// The previous hyperplane of a class.
+    fn previous(&self, class: usize) -> Option<&'a Hyperplane> {
+        self.start.planes.get(class).copied().flatten()
     }
 
     fn begin(&self, block: &[usize]) -> Vec<Begun> {
-        let begin = |class: &usize| {
-            self.previous(*class).map_or_else(|| self.mean(*class), |previous| previous.hyperplane.clone())
-        };
+        let begin = |class: &usize| self.previous(*class).cloned().unwrap_or_else(|| self.mean(*class));
         let starts: Vec<Hyperplane> = block.iter().map(begin).collect();
         let mut values = vec![vec![0.0_f32; self.set.classes.len()]; block.len()];
         self.score(&starts, |position, first, scores| {
@@ -161,83 +142,25 @@ impl<'a> Plan<'a> {
         block.iter().zip(&values).map(judge).collect()
     }
 
-    /// Hyperplanes and calibrations of classes, from the working sets they begin with.
-    fn solve_block(&self, block: &[(usize, WorkingSet)]) -> Vec<(usize, Class)> {
-        let samples = self.set.classes.len();
-        let mut fits: Vec<Fit> = block
-            .iter()
-            .enumerate()
-            .map(|(position, (class, working))| Fit {
-                position,
-                class: *class,
-                held_out: None,
-                working: working.clone(),
-                plane: Hyperplane { w: Vec::new(), b: 0.0 },
-            })
-            .collect();
-        let mut seen = vec![vec![0.0_f32; samples]; block.len()];
-        self.solve(&mut fits, FIRST_TOLERANCE, self.options.tolerance, |fit, row, value| {
-            if let Some(to) = seen.get_mut(fit.position).and_then(|values| values.get_mut(row)) {
-                *to = value;
-            }
-        });
-
-        let mut folds: Vec<Fit> = fits.iter().flat_map(|fit| self.folds(fit)).collect();
-        let tolerance = self.options.tolerance.max(FOLD_TOLERANCE * self.options.c.min(1.0));
-        let mut unseen = seen.clone();
-        self.solve(&mut folds, tolerance, tolerance, |fit, row, value| {
-            if self.held_out(fit, row)
-                && let Some(to) = unseen.get_mut(fit.position).and_then(|values| values.get_mut(row))
-            {
-                *to = value;
-            }
-        });
-
-        let classes = fits.into_par_iter().zip(seen.par_iter().zip(&unseen)).map(|(fit, (seen, unseen))| {
-            let calibration =
-                self.calibration(fit.class, unseen).or_else(|| self.calibration(fit.class, seen));
-            let calibration = calibration.unwrap_or(Calibration::NONE);
-            (fit.class, Class { hyperplane: fit.plane, calibration })
-        });
-        classes.collect()
-    }
-
-    fn calibration(&self, class: usize, values: &[f32]) -> Option<Calibration> {
-        let targets: Vec<bool> = self.set.classes.iter().map(|c| *c == class).collect();
-        let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
-        Calibration::fit(&values, &targets)
+    /// The hyperplanes of classes, from the working sets they begin with.
+    fn solve_block(&self, block: &[(usize, WorkingSet)]) -> Vec<(usize, Hyperplane)> {
+        let fit = |(class, working): &(usize, WorkingSet)| Fit {
+            class: *class,
+            working: working.clone(),
+            plane: Hyperplane { w: Vec::new(), b: 0.0 },
+        };
+        let mut fits: Vec<Fit> = block.iter().map(fit).collect();
+        self.solve(&mut fits);
+        fits.into_iter().map(|fit| (fit.class, fit.plane)).collect()
     }
 
     /// Whether the previous hyperplane of a class, with these decision values, is the optimum of these samples too: its
     /// own samples are the same, and the new ones lie beyond its margin, so that their multipliers are 0.
     fn is_still_right(&self, class: usize, values: &[f32]) -> bool {
-        let Some((fresh, _)) = &self.start.kept else { return false };
+        let Some(fresh) = &self.start.fresh else { return false };
         values.iter().zip(fresh).enumerate().all(|(row, (&value, &fresh))| {
             !fresh || (!self.is_positive(class, row) && f64::from(-value) >= 1.0 - self.options.tolerance)
         })
-    }
-
-    /// The fits of a class' cross-validation, each starting from what all samples came to.
-    fn folds(&self, fit: &Fit) -> Vec<Fit> {
-        let positives = self.size(fit.class);
-        let Some(folds) =
-            NonZeroUsize::new(positives.min(self.options.calibration_folds)).filter(|f| f.get() >= 2)
-        else {
-            return Vec::new();
-        };
-        (0..folds.get())
-            .map(|fold| {
-                let mut part = Fit {
-                    position: fit.position,
-                    class: fit.class,
-                    held_out: Some((fold, folds)),
-                    working: WorkingSet::new(),
-                    plane: Hyperplane { w: Vec::new(), b: 0.0 },
-                };
-                part.working = fit.working.iter().filter(|(row, ..)| !self.held_out(&part, *row)).collect();
-                part
-            })
-            .collect()
     }
 
     /// The direction of a class' samples.
@@ -269,19 +192,13 @@ impl<'a> Plan<'a> {
         working
     }
 
-    /// Solves fits until no sample outside a working set violates its margin by more than `tolerance`; the first
-    /// working set only to `first_tolerance`. `report` is told the decision value of every sample in the end (and
-    /// before).
-    fn solve(
-        &self,
-        fits: &mut [Fit],
-        first_tolerance: f64,
-        tolerance: f64,
-        mut report: impl FnMut(&Fit, usize, f32),
-    ) {
+    /// Solves fits until no sample outside a working set violates its margin by more than the tolerance; the first
+    /// working set only to [`FIRST_TOLERANCE`].
+    fn solve(&self, fits: &mut [Fit]) {
+        let tolerance = self.options.tolerance;
         let limit = to_f32(1.0 - tolerance);
         let mut open: Vec<&mut Fit> = fits.iter_mut().collect();
-        let mut reached = first_tolerance.max(tolerance);
+        let mut reached = FIRST_TOLERANCE.max(tolerance);
         while !open.is_empty() {
             open.par_iter_mut().for_each(|fit| {
                 fit.plane = fit.working.solve(self.set.records.view(), self.options.c, reached);
@@ -293,12 +210,8 @@ impl<'a> Plan<'a> {
                     return;
                 };
                 for (row, &value) in (first..).zip(values) {
-                    report(fit, row, value);
                     let margin = if self.is_positive(fit.class, row) { value } else { -value };
-                    if margin < limit
-                        && !self.held_out(fit, row)
-                        && fit.working.rows.binary_search(&row).is_err()
-                    {
+                    if margin < limit && fit.working.rows.binary_search(&row).is_err() {
                         violators.push((margin, row));
                     }
                 }
@@ -361,7 +274,7 @@ mod tests {
 
     const EXACT: f64 = 1e-7;
 
-    fn train(set: &TrainingSet, options: &TrainOptions) -> Vec<Class> {
+    fn train(set: &TrainingSet, options: &TrainOptions) -> Vec<Hyperplane> {
         blocks(set, options, &Start::cold(set)).unwrap()
     }
 
@@ -369,7 +282,7 @@ mod tests {
         set: &TrainingSet,
         options: &TrainOptions,
         start: &Start<'_>,
-    ) -> Result<Vec<Class>, IdentifyError> {
+    ) -> Result<Vec<Hyperplane>, IdentifyError> {
         super::train(set, options, start, &|_| ControlFlow::Continue(()))
     }
 
@@ -393,7 +306,7 @@ mod tests {
         let golden = facepipe_test_support::fixture("linear_svm.json");
         for (person, class) in people.keys().zip(&classes) {
             let theirs: Vec<f64> = serde_json::from_value(golden["decision_values"][person].clone()).unwrap();
-            let ours = people.values().flat_map(|photos| &photos[5..]).map(|x| class.hyperplane.value(x));
+            let ours = people.values().flat_map(|photos| &photos[5..]).map(|x| class.value(x));
             assert_eq!(theirs.len(), 50);
             for (ours, theirs) in ours.zip(theirs) {
                 assert!((ours - theirs).abs() < 1e-4, "{person}: {ours}, scikit-learn {theirs}");
@@ -410,7 +323,7 @@ mod tests {
         );
         for (near, exact) in near.iter().zip(&exact) {
             for x in set.records.outer_iter() {
-                assert!((near.hyperplane.value_of(x) - exact.hyperplane.value_of(x)).abs() < 5e-3);
+                assert!((near.value_of(x) - exact.value_of(x)).abs() < 5e-3);
             }
         }
     }
@@ -427,16 +340,13 @@ mod tests {
         };
         let fresh = (0..all.classes.len()).map(|row| row >= 89 * 6).collect();
         let old = train(&before, &options);
-        let start = Start {
-            classes: old.iter().map(Some).chain([None]).collect(),
-            kept: Some((fresh, before.classes.len())),
-        };
+        let start = Start { planes: old.iter().map(Some).chain([None]).collect(), fresh: Some(fresh) };
         let (warm, cold) = (blocks(&all, &options, &start).unwrap(), train(&all, &options));
         let kept = warm.iter().zip(&old).filter(|(new, old)| new == old).count();
         assert!((10..89).contains(&kept), "{kept} stayed");
         for (class, (warm, cold)) in warm.iter().zip(&cold).enumerate() {
             for x in all.records.outer_iter() {
-                let (warm, cold) = (warm.hyperplane.value_of(x), cold.hyperplane.value_of(x));
+                let (warm, cold) = (warm.value_of(x), cold.value_of(x));
                 assert!((warm - cold).abs() < 5e-3, "class {class}: {warm}, anew {cold}");
             }
         }

@@ -1,102 +1,75 @@
-//! Probabilities of decision values.
+//! Decision values of different people made comparable, and probabilities of them.
+//!
+//! A hyperplane that rests on one photograph gives smaller decision values than one that rests on ten, also to the face
+//! that it belongs to: its normal vector is shorter and its threshold lower. What does not hang on the number of
+//! photographs is the cosine `c` between an embedding and the normal vector. It is normalised by what the other people's
+//! mean embeddings give with the same normal vector (Z-norm: Li and Porter, "Normalizations and selection of speech
+//! segments for speaker recognition scoring", 1988): `z = (c - m) / s`, with m and s as [`Calibration::of`] estimates them.
+//! The probability that a face is of person k, if it is of anybody who is enrolled, is `exp(SLOPE z_k)` of the sum over all.
+//!
+//! No fold is held out for it, so people with one photograph are treated like everybody else.
 
-/// `p = 1 / (1 + exp(a f + b))`; a is never positive, so a higher decision value is never less probable.
+use ndarray::{Array2, ArrayView1};
+use rayon::prelude::*;
+
+use super::Hyperplane;
+use crate::embedding::to_f32;
+
+/// `p = 1 / (1 + exp(a f + b))` of a decision value f; a is never positive, so a higher decision value is never less
+/// probable. Only the ratios of the probabilities of different people count.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Calibration {
     pub(super) a: f64,
     pub(super) b: f64,
 }
 
-/// Newton steps at most, and how short a part of one may be tried.
-const MAX_STEPS: usize = 100;
-const SHORTEST_STEP: f64 = 1e-10;
+/// How much the logarithm of a person's probability rises with z. Of 1, 1.5, 2, 2.5, 3 and 4 the one with the least
+/// logarithmic loss on photographs that were not trained on, over galleries of 10 to 600 people; see
+/// `docs/decisions/0010-scores-of-people-with-few-photographs.md`.
+const SLOPE: f64 = 2.0;
 
-/// Is added to the diagonal of the Hessian matrix, so that it has an inverse.
-const RIDGE: f64 = 1e-12;
+/// Is added to every b. So far out, `p` is `exp(-a f - b)` to the last digit, and the ratios of the probabilities are those
+/// of the normalised exponentials. A z is at most 2 sqrt(people + dimensions), far less in practice.
+const OFFSET: f64 = 10_000.0;
 
-/// It is done where the gradient is less than this for each sample.
-const GRADIENT: f64 = 1e-5;
-
-/// A factor of 2 more is far from what a double can hold.
-const LARGE_PRODUCT: f64 = 1e300;
-
-/// The negative logarithm of the likelihood at one point, with its derivatives.
-struct Likelihood {
-    value: f64,
-    gradient: [f64; 2],
-    /// The second derivatives: twice after a, after a and b, twice after b.
-    hessian: [f64; 3],
-}
+/// Hyperplanes whose scores are computed together.
+const BLOCK: usize = 64;
 
 impl Calibration {
-    /// What says nothing: a probability of one half whatever the decision value.
+    /// What says nothing: the same probability whatever the decision value.
     pub(super) const NONE: Self = Self { a: 0.0, b: 0.0 };
 
-    /// The most likely a and b, by Newton's method with backtracking (Lin, Lin and Weng, 2007). None where the
-    /// decision values do not rise with the targets.
-    pub(super) fn fit(values: &[f64], targets: &[bool]) -> Option<Self> {
-        let positives = targets.iter().filter(|t| **t).count() as f64;
-        let negatives = targets.len() as f64 - positives;
-        let aims = ((positives + 1.0) / (positives + 2.0), 1.0 / (negatives + 2.0));
-        let mut at = Self { a: 0.0, b: ((negatives + 1.0) / (positives + 1.0)).ln() };
-        let mut here = at.likelihood(values, targets, aims);
-        let enough = GRADIENT * values.len() as f64;
-        for _ in 0..MAX_STEPS {
-            let ([g1, g2], [h11, h12, h22]) = (here.gradient, here.hessian);
-            if g1.abs() < enough && g2.abs() < enough {
-                break;
-            }
-            let (h11, h22) = (h11 + RIDGE, h22 + RIDGE);
-            let determinant = h11 * h22 - h12 * h12;
-            let (step_a, step_b) = ((h12 * g2 - h22 * g1) / determinant, (h12 * g1 - h11 * g2) / determinant);
-            let slope = g1 * step_a + g2 * step_b;
-            let mut part = 1.0;
-            let better = loop {
-                let next = Self { a: at.a + part * step_a, b: at.b + part * step_b };
-                let there = next.likelihood(values, targets, aims);
-                if there.value < here.value + 1e-4 * part * slope {
-                    break Some((next, there));
-                }
-                part /= 2.0;
-                if part < SHORTEST_STEP {
-                    break None;
-                }
-            };
-            // As near as rounding lets it come.
-            let Some(better) = better else { break };
-            (at, here) = better;
+    /// Calibrations of hyperplanes, given the L2-normalised mean embedding `[people, dimensions]` of each person.
+    ///
+    /// m and s² are the mean and the variance of the cosines with the means of the other n = people - 1. Training has
+    /// pushed those apart from the normal vector, with as many degrees of freedom as there are dimensions d; so both are
+    /// drawn towards what was known before, as by d further observations: the average m over all people, and 1/d, the
+    /// variance of the cosine of two random directions (the conjugate prior of a normal distribution).
+    pub(super) fn of(planes: &[Hyperplane], means: &Array2<f32>) -> Vec<Self> {
+        let (people, dimensions) = means.dim();
+        if people < 2 {
+            return vec![Self::NONE; planes.len()];
         }
-        (at.a.is_finite() && at.b.is_finite() && at.a < 0.0).then_some(at)
-    }
-
-    /// `aims`: the probabilities of a positive and of a negative sample, away from 1 and 0.
-    fn likelihood(self, values: &[f64], targets: &[bool], aims: (f64, f64)) -> Likelihood {
-        let mut sum = Likelihood { value: 0.0, gradient: [0.0; 2], hessian: [0.0; 3] };
-        // One logarithm of a product for many: no factor is more than 2.
-        let mut product = 1.0;
-        for (&value, &target) in values.iter().zip(targets) {
-            let aim = if target { aims.0 } else { aims.1 };
-            let exponent = self.a * value + self.b;
-            let small = (-exponent.abs()).exp();
-            let p = if exponent >= 0.0 { small } else { 1.0 } / (1.0 + small);
-            let away = if exponent >= 0.0 { aim } else { aim - 1.0 };
-            sum.value += away * exponent;
-            product *= 1.0 + small;
-            if product > LARGE_PRODUCT {
-                sum.value += f64::ln(product);
-                product = 1.0;
+        let spreads: Vec<Spread> = planes
+            .par_chunks(BLOCK)
+            .enumerate()
+            .flat_map_iter(|(block, planes)| Spread::of(block * BLOCK, planes, means))
+            .collect();
+        let (others, prior) = ((people - 1) as f64, dimensions as f64);
+        let average = spreads.iter().map(|spread| spread.mean).sum::<f64>() / people as f64;
+        let calibration = |(plane, spread): (&Hyperplane, &Spread)| {
+            if spread.length <= 0.0 {
+                return Self { a: 0.0, b: OFFSET };
             }
-            let (first, second) = (aim - p, small / ((1.0 + small) * (1.0 + small)));
-            let [g1, g2] = &mut sum.gradient;
-            *g1 += value * first;
-            *g2 += first;
-            let [h11, h12, h22] = &mut sum.hessian;
-            *h11 += value * value * second;
-            *h12 += value * second;
-            *h22 += second;
-        }
-        sum.value += f64::ln(product);
-        sum
+            let mean = (prior * average + others * spread.mean) / (prior + others);
+            let deviation = ((1.0 + others * spread.variance) / (prior + others)).sqrt();
+            // z = (c - m) / s with c = (f - threshold) / |w|.
+            Self {
+                a: -SLOPE / (spread.length * deviation),
+                b: OFFSET + SLOPE * (plane.b / spread.length + mean) / deviation,
+            }
+        };
+        planes.iter().zip(&spreads).map(calibration).collect()
     }
 
     /// `ln p` of a decision value, exact also where p itself would underflow.
@@ -106,45 +79,109 @@ impl Calibration {
     }
 }
 
+/// What a normal vector makes of the means of other people.
+struct Spread {
+    /// The length of the normal vector.
+    length: f64,
+    /// Mean and variance of its cosines with them; 0 where it has no direction.
+    mean: f64,
+    variance: f64,
+}
+
+impl Spread {
+    /// Of some hyperplanes, the first of which is that of person `first`.
+    fn of(first: usize, planes: &[Hyperplane], means: &Array2<f32>) -> Vec<Self> {
+        let lengths: Vec<f64> = planes.iter().map(Hyperplane::length).collect();
+        let mut directions = Array2::zeros((planes.len(), means.ncols()));
+        for ((mut row, plane), &length) in directions.outer_iter_mut().zip(planes).zip(&lengths) {
+            if length > 0.0 {
+                row.assign(&ArrayView1::from(&plane.w));
+                row /= to_f32(length);
+            }
+        }
+        let cosines = directions.dot(&means.t());
+        let spread = |(position, (row, &length)): (usize, (ArrayView1<'_, f32>, &f64))| {
+            let others = || {
+                let others = row.iter().enumerate().filter(move |(person, _)| *person != first + position);
+                others.map(|(_, &cosine)| f64::from(cosine))
+            };
+            let count = (row.len() - 1) as f64;
+            let mean = others().sum::<f64>() / count;
+            let variance = others().map(|c| (c - mean) * (c - mean)).sum::<f64>() / count;
+            Self { length, mean, variance }
+        };
+        cosines.outer_iter().zip(&lengths).enumerate().map(spread).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use linfa::{
-        ParamGuard,
-        composing::platt_scaling::{PlattParams, platt_newton_method},
-    };
-    use ndarray::ArrayView1;
+    use ndarray::arr2;
 
     use super::*;
 
+    /// The greatest difference between `ln p` of two people, and what `exp(SLOPE z)` would make it.
     #[test]
-    fn it_is_what_linfa_comes_to() {
-        // Overlapping, unbalanced and all but separated.
-        for (positives, negatives, gap) in [(40, 50, 0.5), (6, 900, 1.5), (10, 200, 4.0)] {
-            let spread = |n: usize, centre: f64| (0..n).map(move |i| centre + (i as f64 * 0.7).sin());
-            let values: Vec<f64> =
-                spread(positives, gap / 2.0).chain(spread(negatives, -gap / 2.0)).collect();
-            let targets: Vec<bool> = (0..values.len()).map(|i| i < positives).collect();
-            let params = PlattParams::<f64, ()>::default().check().unwrap();
-            let (a, b) =
-                platt_newton_method(ArrayView1::from(&values), ArrayView1::from(&targets), &params).unwrap();
-            let ours = Calibration::fit(&values, &targets).unwrap();
-            assert!((ours.a - a).abs() < 1e-4 && (ours.b - b).abs() < 1e-4, "{ours:?}, linfa {a} {b}");
+    fn ratios_of_probabilities_are_those_of_the_normalised_scores() {
+        let means = arr2(&[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]);
+        let planes = [
+            Hyperplane { w: vec![3.0, -4.0], b: 0.5 },
+            Hyperplane { w: vec![0.0, 0.1], b: -0.7 },
+            Hyperplane { w: vec![1.0, 1.0], b: 0.0 },
+        ];
+        // Cosines of the normal vectors with the other two means.
+        let half = 0.5_f64.sqrt();
+        let others = [[-0.8, 0.6 * 0.6 - 0.8 * 0.8], [0.0, 0.8], [half, half]];
+        let average = others.iter().flatten().sum::<f64>() / 6.0;
+        let x = [0.28_f32, 0.96];
+        let cosines = [0.6 * 0.28 - 0.8 * 0.96, 0.96, half * (0.28 + 0.96)];
+        let z: Vec<f64> = others
+            .iter()
+            .zip(cosines)
+            .map(|([a, b], cosine)| {
+                let mean = (a + b) / 2.0;
+                let variance = ((a - mean) * (a - mean) + (b - mean) * (b - mean)) / 2.0;
+                // Two dimensions, two others.
+                let (mean, variance) = ((2.0 * average + 2.0 * mean) / 4.0, (1.0 + 2.0 * variance) / 4.0);
+                (cosine - mean) / variance.sqrt()
+            })
+            .collect();
+        let logs: Vec<f64> = Calibration::of(&planes, &means)
+            .iter()
+            .zip(&planes)
+            .map(|(calibration, plane)| calibration.log_probability(plane.value(&x)))
+            .collect();
+        for (i, j) in [(0, 1), (1, 2), (2, 0)] {
+            let (ours, theirs) = (logs[i] - logs[j], SLOPE * (z[i] - z[j]));
+            assert!((ours - theirs).abs() < 1e-4, "{i} and {j}: {ours}, expected {theirs}");
         }
     }
 
     #[test]
-    fn it_rises_with_the_decision_value_and_keeps_one_sample_from_certainty() {
-        let calibration = Calibration::fit(&[1.0, -1.0, -1.1, -0.9], &[true, false, false, false]).unwrap();
-        let p = |f: f64| calibration.log_probability(f).exp();
-        assert!(p(1.0) > p(0.0) && p(0.0) > p(-1.0));
-        // Platt's targets for 1 positive and 3 negatives: 2/3 and 1/5.
-        assert!((p(1.0) - 2.0 / 3.0).abs() < 0.02, "{}", p(1.0));
-        assert!((p(-1.0) - 0.2).abs() < 0.02, "{}", p(-1.0));
+    fn neither_the_length_of_a_normal_vector_nor_its_threshold_matters() {
+        let means = arr2(&[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
+        let plane = |w: [f32; 3], b| Hyperplane { w: w.to_vec(), b };
+        let planes = [plane([1.0, 0.0, 0.0], 0.0), plane([0.0, 1.0, 0.0], 0.0), plane([0.0, 0.0, 1.0], 0.0)];
+        // As of one photograph among people with ten: short, and low.
+        let uneven =
+            [plane([0.05, 0.0, 0.0], -0.9), plane([0.0, 4.0, 0.0], 0.3), plane([0.0, 0.0, 1.0], -0.2)];
+        let logs = |planes: &[Hyperplane]| -> Vec<f64> {
+            let calibrations = Calibration::of(planes, &means);
+            let log = |(c, p): (&Calibration, &Hyperplane)| c.log_probability(p.value(&[0.7, 0.6, 0.4]));
+            calibrations.iter().zip(planes).map(log).collect()
+        };
+        for (even, uneven) in logs(&planes).into_iter().zip(logs(&uneven)) {
+            assert!((even - uneven).abs() < 1e-4, "{even} and {uneven}");
+        }
     }
 
     #[test]
-    fn decision_values_that_fall_with_the_targets_give_none() {
-        let targets = [true, true, false, false];
-        assert_eq!(Calibration::fit(&[-1.0, -0.8, 1.0, 0.7], &targets), None);
+    fn a_hyperplane_without_a_direction_is_answered() {
+        let means = arr2(&[[1.0, 0.0], [1.0, 0.0]]);
+        let planes = [Hyperplane { w: vec![0.0, 0.0], b: 0.0 }, Hyperplane { w: vec![0.0, 0.0], b: -1.0 }];
+        let calibrations = Calibration::of(&planes, &means);
+        let logs: Vec<f64> =
+            calibrations.iter().zip(&planes).map(|(c, p)| c.log_probability(p.value(&[1.0, 0.0]))).collect();
+        assert!(logs.iter().all(|l| l.is_finite()) && logs[0] == logs[1], "{logs:?}");
     }
 }

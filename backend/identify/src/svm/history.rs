@@ -4,53 +4,41 @@ use std::collections::HashSet;
 
 use sha2::{Digest, Sha256};
 
-use super::{Class, LinearSvm, TrainingSet};
+use super::{Hyperplane, LinearSvm, TrainingSet};
 use crate::{
     IdentifyError, TrainOptions,
     format::{Reader, corrupt},
 };
-
-/// Hyperplanes are kept until the samples have become more by this share since all were last solved: what a new
-/// sample changes in the calibration of a hyperplane that it leaves alone is left out until then.
-const GROWTH: f64 = 0.1;
 
 /// The samples and options that a model was trained with.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct History {
     /// A digest of each sample with its label, rising. Eight bytes of SHA-256 lead back to no embedding.
     samples: Vec<u64>,
-    /// How many samples there were when all hyperplanes were last solved.
-    pub(super) solved: usize,
     c: f64,
     tolerance: f64,
-    calibration_folds: usize,
 }
 
 /// What a training starts from.
 pub(super) struct Start<'a> {
     /// The previous hyperplane of each class, where it had one.
-    pub(super) classes: Vec<Option<&'a Class>>,
-    /// Where hyperplanes that are still right may stay: which samples are new, and with how many all were last solved.
-    pub(super) kept: Option<(Vec<bool>, usize)>,
+    pub(super) planes: Vec<Option<&'a Hyperplane>>,
+    /// Where hyperplanes that are still right may stay: which samples are new.
+    pub(super) fresh: Option<Vec<bool>>,
 }
 
 impl History {
-    /// Of a training that solved all hyperplanes when there were `solved` samples.
-    pub(super) fn new(set: &TrainingSet, options: &TrainOptions, solved: usize) -> Self {
+    /// Of a training on these samples.
+    pub(super) fn new(set: &TrainingSet, options: &TrainOptions) -> Self {
         let mut samples = digests(set);
         samples.sort_unstable();
-        Self {
-            samples,
-            solved,
-            c: options.c,
-            tolerance: options.tolerance,
-            calibration_folds: options.calibration_folds,
-        }
+        Self { samples, c: options.c, tolerance: options.tolerance }
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        // Neither count nears the limit: MAX_SVM_SAMPLES and 10.
-        for count in [self.samples.len(), self.solved, self.calibration_folds] {
+        // The number of samples does not near the limit, MAX_SVM_SAMPLES. It was written a second time, and behind it the
+        // number of folds of a cross-validation; a build that does those keeps no hyperplane of a model that had none.
+        for count in [self.samples.len(), self.samples.len(), 0] {
             out.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
         }
         for value in [self.c, self.tolerance] {
@@ -60,19 +48,17 @@ impl History {
     }
 
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, IdentifyError> {
-        let (count, solved, calibration_folds) = (reader.count()?, reader.count()?, reader.count()?);
+        let (count, _, _) = (reader.count()?, reader.count()?, reader.count()?);
         let (c, tolerance) = (reader.f64()?, reader.f64()?);
         let length = count.checked_mul(8).ok_or_else(|| corrupt("a length is impossible"))?;
         let (chunks, _) = reader.take(length)?.as_chunks::<8>();
         let samples = chunks.iter().map(|chunk| u64::from_le_bytes(*chunk)).collect();
-        Ok(Self { samples, solved, c, tolerance, calibration_folds })
+        Ok(Self { samples, c, tolerance })
     }
 
     /// Which samples of `set` are new, unless something else than new samples sets the two trainings apart.
     fn grown(&self, set: &TrainingSet, options: &TrainOptions) -> Option<Vec<bool>> {
-        let same_options = (self.c, self.tolerance, self.calibration_folds)
-            == (options.c, options.tolerance, options.calibration_folds);
-        if !same_options || set.classes.len() as f64 > self.solved as f64 * (1.0 + GROWTH) {
+        if (self.c, self.tolerance) != (options.c, options.tolerance) {
             return None;
         }
         let known: HashSet<u64> = self.samples.iter().copied().collect();
@@ -86,7 +72,7 @@ impl History {
 impl<'a> Start<'a> {
     /// From nothing.
     pub(super) fn cold(set: &TrainingSet) -> Self {
-        Self { classes: vec![None; set.labels.len()], kept: None }
+        Self { planes: vec![None; set.labels.len()], fresh: None }
     }
 
     /// From a previous classifier, whose classes have these labels.
@@ -100,9 +86,9 @@ impl<'a> Start<'a> {
         if previous.dimensions != set.records.ncols() || previous.classes.len() < 2 {
             return Self::cold(set);
         }
-        let class = |label| previous.classes.get(labels.binary_search(label).ok()?);
-        let kept = previous.history.as_ref().and_then(|h| Some((h.grown(set, options)?, h.solved)));
-        Self { classes: set.labels.iter().map(class).collect(), kept }
+        let plane = |label| Some(&previous.classes.get(labels.binary_search(label).ok()?)?.hyperplane);
+        let fresh = previous.history.as_ref().and_then(|history| history.grown(set, options));
+        Self { planes: set.labels.iter().map(plane).collect(), fresh }
     }
 }
 

@@ -4,10 +4,9 @@
 //! stored model needs no training sample. Two solvers find it: [`Solver::Smo`] for few samples,
 //! [`Solver::DualCoordinateDescent`] for many.
 //!
-//! Probabilities are Platt's: `p = 1 / (1 + exp(A f + B))` of the decision value `f = w·x + b`, with A and B from the
-//! Newton method of Lin, Lin and Weng, "A note on Platt's probabilistic outputs for support vector machines" (2007),
-//! whose regularised targets keep a class of one sample away from 0 and 1. The decision values are cross-validated:
-//! those of training samples lie on the margin by construction and would make every answer look certain.
+//! Probabilities are `p = 1 / (1 + exp(A f + B))` of the decision value `f = w·x + b`, scaled to sum 1. A and B make the
+//! decision values of people with few and with many photographs comparable (`calibration.rs`). Models of earlier builds
+//! have A and B of Platt's method, and answer as they did.
 
 mod blocks;
 mod calibration;
@@ -81,9 +80,11 @@ pub(crate) struct TrainingSet {
 }
 
 impl LinearSvm {
-    /// Starts from a previous classifier, given with its labels, where there is one and the solver can.
+    /// Starts from a previous classifier, given with its labels, where there is one and the solver can. `means`: the
+    /// L2-normalised mean embedding of each class, `[classes, dimensions]`.
     pub(crate) fn train(
         set: &TrainingSet,
+        means: &[Vec<f32>],
         options: &TrainOptions,
         previous: Option<(&Self, &[String])>,
         watch: &Watch<'_>,
@@ -101,16 +102,21 @@ impl LinearSvm {
             Solver::Smo => false,
             Solver::DualCoordinateDescent => true,
         };
-        if !descends {
-            return Ok(Self { dimensions, classes: smo::train(set, options, watch)?, history: None });
-        }
-        let start = previous.map_or_else(
-            || Start::cold(set),
-            |(previous, labels)| Start::warm(previous, labels, set, options),
-        );
-        let classes = blocks::train(set, options, &start, watch)?;
-        let solved = start.kept.map_or(found, |(_, solved)| solved);
-        Ok(Self { dimensions, classes, history: Some(History::new(set, options, solved)) })
+        let (planes, history) = if descends {
+            let start = previous.map_or_else(
+                || Start::cold(set),
+                |(previous, labels)| Start::warm(previous, labels, set, options),
+            );
+            (blocks::train(set, options, &start, watch)?, Some(History::new(set, options)))
+        } else {
+            (smo::train(set, options, watch)?, None)
+        };
+        let means = Array2::from_shape_vec((means.len(), dimensions), means.concat())
+            .map_err(|error| IdentifyError::Training(error.to_string()))?;
+        // Anew for all of them: whoever is new is somebody else to everybody.
+        let calibrations = Calibration::of(&planes, &means);
+        let class = |(hyperplane, calibration)| Class { hyperplane, calibration };
+        Ok(Self { dimensions, classes: planes.into_iter().zip(calibrations).map(class).collect(), history })
     }
 
     pub(crate) fn decode(
@@ -187,23 +193,14 @@ impl Hyperplane {
         dot(&self.w, embedding) + self.b
     }
 
+    /// Of the normal vector.
+    fn length(&self) -> f64 {
+        self.w.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt()
+    }
+
     fn value_of(&self, record: ArrayView1<'_, f32>) -> f64 {
         self.w.iter().zip(record).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>() + self.b
     }
-}
-
-/// Each sample's position among the samples of its class.
-fn ranks(classes: &[usize]) -> Vec<usize> {
-    let mut seen = std::collections::HashMap::new();
-    classes
-        .iter()
-        .map(|class| {
-            let next = seen.entry(class).or_insert(0);
-            let rank = *next;
-            *next += 1;
-            rank
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@
 //! photographs 25 times sooner.
 
 use std::{
-    num::NonZeroUsize,
     ops::ControlFlow,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -16,7 +15,7 @@ use linfa_svm::Svm;
 use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 
-use super::{Calibration, Class, Hyperplane, TrainingSet, ranks};
+use super::{Hyperplane, TrainingSet};
 use crate::{IdentifyError, TrainOptions, Watch, embedding::to_f32};
 
 /// The working set starts with at most this many samples of each side and grows by at most as many at a time.
@@ -31,53 +30,21 @@ pub(super) fn train(
     set: &TrainingSet,
     options: &TrainOptions,
     watch: &Watch<'_>,
-) -> Result<Vec<Class>, IdentifyError> {
-    let ranks = ranks(&set.classes);
+) -> Result<Vec<Hyperplane>, IdentifyError> {
     let done = AtomicUsize::new(0);
     (0..set.labels.len())
         .into_par_iter()
         .map(|class| {
-            let trained = Class::train(class, set, &ranks, options)?;
-            let samples = set.classes.iter().filter(|c| **c == class).count();
+            let targets: Vec<bool> = set.classes.iter().map(|&c| c == class).collect();
+            let all: Vec<usize> = (0..targets.len()).collect();
+            let plane = Hyperplane::fit(set, &targets, &all, options)?;
+            let samples = targets.iter().filter(|t| **t).count();
             match watch(done.fetch_add(samples, Ordering::Relaxed) + samples) {
-                ControlFlow::Continue(()) => Ok(trained),
+                ControlFlow::Continue(()) => Ok(plane),
                 ControlFlow::Break(()) => Err(IdentifyError::Cancelled),
             }
         })
         .collect()
-}
-
-impl Class {
-    /// `ranks` gives each sample's position among those of its class.
-    fn train(
-        class: usize,
-        set: &TrainingSet,
-        ranks: &[usize],
-        options: &TrainOptions,
-    ) -> Result<Self, IdentifyError> {
-        let targets: Vec<bool> = set.classes.iter().map(|&c| c == class).collect();
-        let all: Vec<usize> = (0..targets.len()).collect();
-        let hyperplane = Hyperplane::fit(set, &targets, &all, options)?;
-
-        let positives = targets.iter().filter(|t| **t).count();
-        let calibration = match NonZeroUsize::new(positives.min(options.calibration_folds)) {
-            Some(folds) if folds.get() >= 2 => match cross_validated(set, &targets, ranks, folds, options)? {
-                Some(values) => Calibration::fit(&values, &targets),
-                None => None,
-            },
-            _ => None,
-        };
-        let calibration = match calibration {
-            Some(calibration) => calibration,
-            // One sample, or photographs so unlike each other that they do not even predict one another: the values
-            // of the training samples are all there is.
-            None => {
-                let values: Vec<f64> = set.records.outer_iter().map(|x| hyperplane.value_of(x)).collect();
-                Calibration::fit(&values, &targets).unwrap_or(Calibration::NONE)
-            }
-        };
-        Ok(Self { hyperplane, calibration })
-    }
 }
 
 impl Hyperplane {
@@ -150,33 +117,6 @@ impl Hyperplane {
     }
 }
 
-/// The decision value of every sample from a hyperplane that has not seen it; none where a fold would leave one side
-/// without samples.
-fn cross_validated(
-    set: &TrainingSet,
-    targets: &[bool],
-    ranks: &[usize],
-    folds: NonZeroUsize,
-    options: &TrainOptions,
-) -> Result<Option<Vec<f64>>, IdentifyError> {
-    let mut values = vec![0.0; targets.len()];
-    for fold in 0..folds.get() {
-        let held_out = |row: &usize| ranks.get(*row).is_some_and(|rank| *rank % folds == fold);
-        let (held_out, kept): (Vec<usize>, Vec<usize>) = (0..targets.len()).partition(held_out);
-        let positives = kept.iter().filter(|&&r| targets.get(r) == Some(&true)).count();
-        if positives == 0 || positives == kept.len() {
-            return Ok(None);
-        }
-        let hyperplane = Hyperplane::fit(set, targets, &kept, options)?;
-        for row in held_out {
-            if let Some(value) = values.get_mut(row) {
-                *value = hyperplane.value_of(set.records.row(row));
-            }
-        }
-    }
-    Ok(Some(values))
-}
-
 /// Up to [`CHUNK`] of the rows `of` with the greatest cosine to the mean of the rows `to`.
 fn nearest(set: &TrainingSet, to: &[usize], of: &[usize]) -> Vec<usize> {
     if of.len() <= CHUNK {
@@ -191,7 +131,6 @@ fn nearest(set: &TrainingSet, to: &[usize], of: &[usize]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use linfa::traits::{Fit, Predict};
-    use ndarray::s;
 
     use super::{super::tests::synthetic, *};
 
@@ -241,19 +180,5 @@ mod tests {
         for x in set.records.outer_iter() {
             assert!((plane.value_of(x) - (svm.weighted_sum(&x.mapv(f64::from)) - svm.rho)).abs() < 1e-6);
         }
-    }
-
-    #[test]
-    fn a_hyperplane_held_out_of_a_fold_has_not_seen_it() {
-        // Decision values of the class' own samples must be lower than when trained on them.
-        let set = synthetic(6, 6, 64);
-        let options = TrainOptions::default();
-        let targets: Vec<bool> = set.classes.iter().map(|&c| c == 1).collect();
-        let folds = NonZeroUsize::new(3).unwrap();
-        let values = cross_validated(&set, &targets, &ranks(&set.classes), folds, &options).unwrap().unwrap();
-        let rows: Vec<usize> = (0..set.classes.len()).collect();
-        let plane = Hyperplane::fit(&set, &targets, &rows, &options).unwrap();
-        let trained: f64 = set.records.slice(s![6..12, ..]).outer_iter().map(|x| plane.value_of(x)).sum();
-        assert!(values[6..12].iter().sum::<f64>() < trained - 0.5);
     }
 }

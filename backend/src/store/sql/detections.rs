@@ -33,9 +33,9 @@ pub struct NewDetection {
     pub location: String,
     /// Whom the face shows; unknown faces have nobody.
     pub person_id: Option<i64>,
-    /// Probability of the nearest person, 0 to 1.
+    /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
-    /// Cosine to the nearest person's mean embedding.
+    /// Cosine to the mean embedding of the most probable person.
     pub score: Option<f32>,
     /// What the score must reach.
     pub threshold: f32,
@@ -107,9 +107,9 @@ pub struct DetectionRow {
     pub location: String,
     /// The Face ID of whom it shows, as it is now; `None` for an unknown face and for an erased person.
     pub face_id: Option<String>,
-    /// Probability of the nearest person, 0 to 1.
+    /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
-    /// Cosine to the nearest person's mean embedding.
+    /// Cosine to the mean embedding of the most probable person.
     pub score: Option<f32>,
     /// What the score had to reach.
     pub threshold: f32,

@@ -16,7 +16,7 @@ pub struct NewMessage<'a> {
     pub key: String,
     /// Whom the face shows; unknown faces have nobody.
     pub person_id: Option<i64>,
-    /// Probability of the nearest person, 0 to 1.
+    /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
     /// The camera.
     pub camera_id: &'a str,
@@ -37,7 +37,7 @@ pub struct Message {
     pub key: String,
     /// The Face ID of whom it shows, as it is now; `None` for an unknown face.
     pub face_id: Option<String>,
-    /// Probability of the nearest person, 0 to 1.
+    /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
     /// The camera.
     pub camera_id: String,
