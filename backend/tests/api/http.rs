@@ -84,7 +84,9 @@ async fn raw(server: &Server, request: Vec<u8>) -> Raw {
 async fn head_is_answered_as_get_is_without_the_body() {
     let server = start!();
     server.enrol("Tony_Blair", &[1]).await;
-    let image = server.get("/dataset/Tony_Blair").await.body["images"][0]["image_id"].clone();
+    let person = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
+    let id = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let (person, image) = (id(&person["person_id"]), id(&person["images"][0]["image_id"]));
     let mut paths: Vec<String> = DOCUMENT["paths"]
         .as_object()
         .unwrap()
@@ -92,7 +94,8 @@ async fn head_is_answered_as_get_is_without_the_body() {
         .filter(|(_, item)| item["get"].is_object())
         .map(|(path, _)| {
             path.replace("{id}", "Tony_Blair")
-                .replace("{image_id}", image.as_str().unwrap())
+                .replace("{person_id}", &person)
+                .replace("{image_id}", &image)
                 .replace("{detection_id}", "1")
                 .replace("{job_id}", "none")
         })
