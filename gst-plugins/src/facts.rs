@@ -21,6 +21,8 @@ pub struct Facts {
     pub confidence: f64,
     /// Whether the face was not found in this frame, but is where a tracker believes it to be.
     pub predicted: bool,
+    /// Whether the detector is not sure of it.
+    pub candidate: bool,
 }
 
 /// Adds the facts about a region of a frame.
@@ -34,20 +36,24 @@ pub fn attach(buffer: &mut gst::BufferRef, facts: &Facts) {
             meta.rectangle = facts.rectangle;
             meta.confidence = facts.confidence;
             meta.predicted = facts.predicted.into_glib();
+            meta.candidate = facts.candidate.into_glib();
         }
     }
 }
 
-/// The facts about the region that has this rectangle.
-pub fn of(buffer: &gst::BufferRef, rectangle: [u32; 4]) -> Option<Facts> {
-    buffer.iter_meta::<FactsMeta>().map(|meta| meta.facts()).find(|facts| facts.rectangle == rectangle)
+/// The facts about the face, or the candidate, that has this rectangle.
+pub fn of(buffer: &gst::BufferRef, rectangle: [u32; 4], candidate: bool) -> Option<Facts> {
+    buffer
+        .iter_meta::<FactsMeta>()
+        .map(|meta| meta.facts())
+        .find(|facts| facts.rectangle == rectangle && facts.candidate == candidate)
 }
 
-/// Removes the facts about the regions whose rectangle is `gone`.
-pub fn remove(buffer: &mut gst::BufferRef, gone: impl Fn([u32; 4]) -> bool) {
+/// Removes the facts about all candidates.
+pub fn remove_candidates(buffer: &mut gst::BufferRef) {
     buffer.foreach_meta_mut(|mut meta| {
         let facts = meta.downcast_ref::<FactsMeta>().map(|meta| meta.facts());
-        let action = match facts.is_some_and(|facts| gone(facts.rectangle)) {
+        let action = match facts.is_some_and(|facts| facts.candidate) {
             true => BufferMetaForeachAction::Remove,
             false => BufferMetaForeachAction::Keep,
         };
@@ -61,6 +67,7 @@ struct Raw {
     rectangle: [u32; 4],
     confidence: f64,
     predicted: glib::ffi::gboolean,
+    candidate: glib::ffi::gboolean,
 }
 
 #[repr(transparent)]
@@ -68,8 +75,9 @@ struct FactsMeta(Raw);
 
 impl FactsMeta {
     fn facts(&self) -> Facts {
-        let Raw { rectangle, confidence, predicted, .. } = self.0;
-        Facts { rectangle, confidence, predicted: predicted != glib::ffi::GFALSE }
+        let Raw { rectangle, confidence, predicted, candidate, .. } = self.0;
+        let [predicted, candidate] = [predicted, candidate].map(|flag| flag != glib::ffi::GFALSE);
+        Facts { rectangle, confidence, predicted, candidate }
     }
 }
 
@@ -140,6 +148,7 @@ unsafe extern "C" fn init(
         (*raw).rectangle = [0; 4];
         (*raw).confidence = 0.0;
         (*raw).predicted = glib::ffi::GFALSE;
+        (*raw).candidate = glib::ffi::GFALSE;
     }
     glib::ffi::GTRUE
 }
@@ -185,20 +194,22 @@ fn scale((pixels, (before, after)): (u32, (i32, i32))) -> Option<u32> {
 mod tests {
     use super::*;
 
-    const FACTS: Facts = Facts { rectangle: [3, 5, 40, 50], confidence: 0.875, predicted: true };
+    const FACTS: Facts =
+        Facts { rectangle: [3, 5, 40, 50], confidence: 0.875, predicted: true, candidate: false };
 
     #[test]
     fn facts_are_read_back_copied_and_removed() {
         gst::init().unwrap();
         let mut buffer = gst::Buffer::with_size(4).unwrap();
-        let other = Facts { rectangle: [0, 0, 9, 9], confidence: 0.5, predicted: false };
+        let other = Facts { confidence: 0.5, predicted: false, candidate: true, ..FACTS };
         attach(buffer.make_mut(), &FACTS);
         attach(buffer.make_mut(), &other);
         let mut copy = buffer.copy_deep().unwrap();
-        assert_eq!(of(&copy, FACTS.rectangle), Some(FACTS));
-        assert_eq!(of(&copy, other.rectangle), Some(other));
-        assert_eq!(of(&copy, [3, 5, 40, 51]), None);
-        remove(copy.make_mut(), |rectangle| rectangle == FACTS.rectangle);
-        assert_eq!((of(&copy, FACTS.rectangle), of(&copy, other.rectangle)), (None, Some(other)));
+        assert_eq!(of(&copy, FACTS.rectangle, false), Some(FACTS));
+        assert_eq!(of(&copy, FACTS.rectangle, true), Some(other), "at the same place");
+        assert_eq!(of(&copy, [3, 5, 40, 51], false), None);
+        remove_candidates(copy.make_mut());
+        assert_eq!(of(&copy, FACTS.rectangle, false), Some(FACTS));
+        assert_eq!(of(&copy, FACTS.rectangle, true), None);
     }
 }

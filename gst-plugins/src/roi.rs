@@ -84,8 +84,9 @@ impl FaceRegion {
         [left, top, width, height]
     }
 
-    const fn facts(&self) -> Facts {
-        Facts { rectangle: self.rectangle(), confidence: self.confidence, predicted: self.predicted }
+    const fn facts(&self, candidate: bool) -> Facts {
+        let Self { confidence, predicted, .. } = *self;
+        Facts { rectangle: self.rectangle(), confidence, predicted, candidate }
     }
 
     /// Whether it touches an edge of its frame: a part of the face is probably missing.
@@ -116,7 +117,7 @@ pub struct CropFacts {
 /// Adds a face to a frame.
 pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE, face, face.track_id.map(|_| track(face.predicted)));
-    facts::attach(buffer, &face.facts());
+    facts::attach(buffer, &face.facts(false));
     #[cfg(feature = "v1_24")]
     if !face.predicted {
         crate::analytics::add_face(buffer, face);
@@ -126,7 +127,7 @@ pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
 /// Adds a box of which the detector is not sure.
 pub fn attach_candidate(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE_CANDIDATE, face, None);
-    facts::attach(buffer, &face.facts());
+    facts::attach(buffer, &face.facts(true));
 }
 
 /// Whether a frame carries regions of interest, of faces or of anything else.
@@ -152,11 +153,10 @@ pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candida
             meta.add_param(track(false));
         }
     }
-    let all = self::candidates(buffer);
-    let confirmed: Vec<FaceRegion> = all
-        .iter()
+    let confirmed: Vec<FaceRegion> = self::candidates(buffer)
+        .into_iter()
         .zip(candidates)
-        .filter_map(|(face, &id)| id.map(|id| FaceRegion { track_id: Some(id), ..*face }))
+        .filter_map(|(face, &id)| id.map(|id| FaceRegion { track_id: Some(id), ..face }))
         .collect();
     buffer.foreach_meta_mut(|mut meta| {
         let region = meta.downcast_ref::<VideoRegionOfInterestMeta>();
@@ -166,7 +166,7 @@ pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candida
         };
         ControlFlow::Continue(action)
     });
-    facts::remove(buffer, |rectangle| all.iter().any(|face| face.rectangle() == rectangle));
+    facts::remove_candidates(buffer);
     for face in &confirmed {
         attach_face(buffer, face);
     }
@@ -264,7 +264,7 @@ fn read_face(buffer: &gst::BufferRef, meta: &VideoRegionOfInterestMeta) -> FaceR
     // What a converter has lost.
     let facts = match (confidence, predicted) {
         (Some(_), Some(_)) => None,
-        _ => facts::of(buffer, [left, top, width, height]),
+        _ => facts::of(buffer, [left, top, width, height], is_of_type(meta, FACE_CANDIDATE)),
     };
     let unfound = || track_id.is_some() && searched::was_searched(buffer) == Some(false);
     FaceRegion {

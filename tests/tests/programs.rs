@@ -363,6 +363,40 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
     Said::of(fixed(&path("empty"))).expect(6, &["empty"]);
 }
 
+/// As phones record: the picture lies on its side, and the file says how to turn it.
+#[test]
+fn a_video_that_lies_on_its_side_is_searched_upright() {
+    let group = require!("scenes/multiface.jpg");
+    require!("models/version-RFB-320.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let video = folder.path().join("phone.mp4");
+    let description = format!(
+        "filesrc location={} ! jpegdec ! imagefreeze num-buffers=4 ! video/x-raw,framerate=4/1 ! videoconvert ! \
+         videoflip video-direction=90l ! video/x-raw,format=I420 ! x264enc tune=zerolatency ! mp4mux ! filesink location={}",
+        group.display(),
+        video.display()
+    );
+    let status = Command::new("gst-launch-1.0").arg("-q").args(description.split(' ')).status().unwrap();
+    assert!(status.success());
+    let faces = |out: &str| {
+        let out = folder.path().join(out);
+        let arguments = ["extract", video.to_str().unwrap(), out.to_str().unwrap(), "--policy", "every"];
+        Said::of(bare(&arguments).output().unwrap()).expect(0, &[]);
+        fs::read_to_string(out.join("index.jsonl")).unwrap().lines().count()
+    };
+    let lying = faces("lying");
+    // The matrix of the track's header (ISO/IEC 14496-12, 8.3.2), 44 bytes behind the box's name: to the right by 90
+    // degrees.
+    let mut bytes = fs::read(&video).unwrap();
+    let at = bytes.windows(4).position(|name| name == b"tkhd").unwrap() + 44;
+    for (index, value) in [0_i32, 0x1_0000, 0, -0x1_0000, 0, 0, 0, 0, 0x4000_0000].into_iter().enumerate() {
+        bytes[at + 4 * index..][..4].copy_from_slice(&value.to_be_bytes());
+    }
+    fs::write(&video, bytes).unwrap();
+    let turned = faces("turned");
+    assert!(turned >= 20 && lying < 10, "{turned} faces of a video that says how it lies, {lying} without");
+}
+
 #[test]
 fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
     let lfw = require!("lfw10");

@@ -18,8 +18,10 @@ use super::{Check, Options, State};
 const ELEMENTS: [&str; 5] = ["facedetect", "facetrack", "facecrop", "facesink-http", "faceoverlay"];
 
 /// Elements of other plugins that the pipelines use, what for, and the Debian package that has them.
-const OTHERS: [(&str, &str, &str); 9] = [
+const OTHERS: [(&str, &str, &str); 11] = [
     ("decodebin", "playing files", "gstreamer1.0-plugins-base"),
+    ("videoconvert", "other formats of video", "gstreamer1.0-plugins-base"),
+    ("videoflip", "videos of phones", "gstreamer1.0-plugins-good"),
     ("qtdemux", "MP4 files", "gstreamer1.0-plugins-good"),
     ("rtspsrc", "network cameras", "gstreamer1.0-plugins-good"),
     ("v4l2src", "cameras of this machine", "gstreamer1.0-plugins-good"),
