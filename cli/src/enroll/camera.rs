@@ -15,6 +15,7 @@ use gstfacepipe::{
     frame,
     roi::{self, FaceRegion},
     searched,
+    timeline::{Timeline, frame_length},
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -184,6 +185,7 @@ struct Session<'a> {
     panel: Option<Panel>,
     cropper: Cropper,
     chooser: Chooser,
+    timeline: Timeline,
     summary: Summary,
     /// Whether the server knows the person.
     is_known: bool,
@@ -229,6 +231,7 @@ impl<'a> Session<'a> {
             panel,
             cropper: Cropper::default(),
             chooser: Chooser::new(rules),
+            timeline: Timeline::default(),
             summary: Summary { face_id: options.id.clone(), ..Summary::default() },
             is_known,
             several_told: false,
@@ -292,7 +295,13 @@ impl<'a> Session<'a> {
     fn picture(&mut self, sample: &gst::Sample, face: &FaceRegion) -> Result<Option<Bytes>> {
         let buffer = sample.buffer().context("a sample without a frame")?;
         let info = VideoInfo::from_caps(sample.caps().context("a sample without caps")?)?;
-        let seconds = buffer.pts().map_or(0.0, |pts| Duration::from(pts).as_secs_f64());
+        // Motion JPEG over HTTP has no timestamps, and some cameras begin theirs again.
+        let running_time = sample
+            .segment()
+            .and_then(|segment| segment.downcast_ref::<gst::ClockTime>()?.to_running_time(buffer.pts()?));
+        let length = frame_length(buffer, Some(info.fps()));
+        let moment = self.timeline.frame(running_time.map(Duration::from), length);
+        let seconds = moment.time.as_secs_f64();
         let fault = if face.is_cut(info.width(), info.height()) {
             Fault::Cut
         } else if self.chooser.is_too_soon(seconds) {

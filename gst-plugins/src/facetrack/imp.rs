@@ -334,10 +334,8 @@ impl BaseTransformImpl for FaceTrack {
                     self.reset("another stream begins");
                 }
             }
-            gst::EventView::Segment(segment) => {
-                if self.is_another_segment(segment.segment()) {
-                    self.reset("another segment begins");
-                }
+            gst::EventView::Segment(segment) if self.is_another_segment(segment.segment()) => {
+                self.reset("another segment begins");
             }
             gst::EventView::Eos(_) => {
                 let unsearched = self.state().watch.end();
