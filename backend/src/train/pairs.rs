@@ -1,5 +1,7 @@
 //! Pictures of two people that are one and the same: which of the two it shows, no training can know.
 
+use rayon::prelude::*;
+
 /// Two images of different people whose embeddings are nearly the same.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pair {
@@ -11,8 +13,8 @@ pub struct Pair {
     pub similarity: f32,
 }
 
-/// How many numbers of two embeddings are compared at a time.
-const STEP: usize = 16;
+/// The first numbers of an embedding, which tell most pairs apart: one line of the processor's cache.
+type Head = [f32; 16];
 
 /// The pairs of samples of different people whose cosine is at least `threshold`; embeddings have length 1. `go_on` is
 /// asked now and then, false ends it early.
@@ -22,39 +24,50 @@ const STEP: usize = 16;
 pub fn same_pictures(
     samples: &[(i64, &[f32])],
     threshold: f32,
-    go_on: &dyn Fn() -> bool,
+    go_on: &(dyn Fn() -> bool + Sync),
 ) -> Option<Vec<Pair>> {
-    let farthest = (2.0 - 2.0 * threshold).max(0.0);
-    let mut pairs = Vec::new();
-    for (first, (person, embedding)) in samples.iter().enumerate() {
+    // Rounding must leave no pair out; the cosine decides.
+    let farthest = (2.0 - 2.0 * threshold).max(0.0) + 1e-4;
+    let heads: Vec<(i64, Head)> =
+        samples.iter().map(|(person, embedding)| (*person, head(embedding))).collect();
+    let of_one = |(first, (person, one)): (usize, &(i64, Head))| {
         if !go_on() {
             return None;
         }
-        for (second, (other, compared)) in samples.iter().enumerate().skip(first + 1) {
-            if person != other && is_near(embedding, compared, farthest) {
-                let cosine: f32 = embedding.iter().zip(*compared).map(|(a, b)| a * b).sum();
-                // The very same may come to a little less than 1.
-                if cosine >= threshold || embedding == compared {
-                    pairs.push(Pair { first, second, similarity: cosine.clamp(-1.0, 1.0) });
-                }
-            }
-        }
-    }
-    Some(pairs)
+        let behind = heads.iter().enumerate().skip(first + 1);
+        let near = behind.filter(|(_, (other, head))| distance(one, head) <= farthest && other != person);
+        Some(near.filter_map(|(second, _)| pair(samples, first, second, threshold)).collect::<Vec<_>>())
+    };
+    let found: Option<Vec<Vec<Pair>>> = heads.par_iter().enumerate().map(of_one).collect();
+    Some(found?.into_iter().flatten().collect())
 }
 
-/// Whether the squared distance of two vectors is not certainly more than `farthest`.
-fn is_near(one: &[f32], other: &[f32], farthest: f32) -> bool {
-    // Rounding must leave no pair out; the cosine decides.
-    let farthest = farthest + 1e-4;
-    let mut distance = 0.0;
-    for (a, b) in one.chunks(STEP).zip(other.chunks(STEP)) {
-        distance += a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
-        if distance > farthest {
-            return false;
+fn head(embedding: &[f32]) -> Head {
+    let mut head = Head::default();
+    for (place, number) in head.iter_mut().zip(embedding) {
+        *place = *number;
+    }
+    head
+}
+
+/// The squared distance. In lanes, since a sum in order cannot be computed side by side.
+fn distance(one: &Head, other: &Head) -> f32 {
+    let mut lanes = [0.0_f32; 8];
+    for (one, other) in one.as_chunks::<8>().0.iter().zip(other.as_chunks::<8>().0) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(one.iter().zip(other)) {
+            *lane += (a - b) * (a - b);
         }
     }
-    one.len() == other.len()
+    lanes.iter().sum()
+}
+
+/// Two samples as a pair, if they are one.
+fn pair(samples: &[(i64, &[f32])], first: usize, second: usize, threshold: f32) -> Option<Pair> {
+    let ((_, one), (_, other)) = (samples.get(first)?, samples.get(second)?);
+    let cosine: f32 = one.iter().zip(*other).map(|(a, b)| a * b).sum();
+    // The very same may come to a little less than 1.
+    let is_pair = one.len() == other.len() && (cosine >= threshold || one == other);
+    is_pair.then(|| Pair { first, second, similarity: cosine.clamp(-1.0, 1.0) })
 }
 
 #[cfg(test)]

@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 pub use self::{
     error::ClientError,
     types::{
-        AddedImage, Cameras, Conflict, ConflictingImage, Dataset, DatasetEntry, Detection, Detections, Face,
-        ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models, NamedPerson, PersonImages,
-        Results, Track, Verification,
+        AddedImage, Cameras, Conflict, ConflictingImage, Dataset, DatasetEntry, Detection, Detections,
+        EnrolmentWarning, Face, ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models,
+        NamedPerson, PersonImages, Results, Track, Verification,
     },
 };
 use self::{

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::{
-    client::{Client, ClientError},
+    client::{Client, ClientError, EnrolmentWarning},
     digest, interrupt,
 };
 
@@ -118,7 +118,8 @@ impl Upload<'_> {
             match next {
                 None => break,
                 Some(Ok(Some(sent))) => {
-                    if sent.result.is_refusal() {
+                    let is_warned = sent.result == Fate::Added && sent.message.is_some();
+                    if sent.result.is_refusal() || is_warned {
                         let why = sent.message.as_deref().unwrap_or_default();
                         self.bar.suspend(|| eprintln!("{}: {}: {why}", sent.file, sent.result.words()));
                     }
@@ -156,13 +157,20 @@ impl Upload<'_> {
             return Ok(None);
         }
         match self.client.add_image(person, bytes).await {
-            Ok(_) => sent(Fate::Added, None),
+            Ok(added) => sent(Fate::Added, added.warning.as_ref().map(in_words)),
             Err(error) => match fate(&error) {
                 Some(fate) => sent(fate, Some(error.to_string())),
                 None => Err(error),
             },
         }
     }
+}
+
+/// What the server says of a picture that it took all the same, with whom it may show.
+fn in_words(warning: &EnrolmentWarning) -> String {
+    let others: Vec<String> =
+        warning.images.iter().map(|image| format!("{} ({})", image.face_id, image.image_id)).collect();
+    format!("{}: {}", warning.message, others.join(", "))
 }
 
 /// What a refusal means for the picture; none where it is not the picture's fault.
