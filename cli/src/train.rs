@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use serde_json::Value;
 
 use crate::{
     client::{Client, Job, JobStatus},
@@ -51,6 +52,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             output::json(&job)?;
         } else if options.wait {
             output::line(summary(&job));
+            left_out(&job).iter().for_each(output::line);
         } else {
             output::line(format!("Job       {} ({})", job.job_id, job.status.word()));
         }
@@ -113,5 +115,80 @@ pub fn summary(job: &Job) -> String {
             format!("Trained   model {version}: {people} people, {images} pictures, {ms} ms")
         }
         _ => format!("Job       {} {}", job.job_id, job.status.word()),
+    }
+}
+
+/// Lines on whom a training left out and why, none where everybody is in the model.
+pub fn left_out(job: &Job) -> Vec<String> {
+    let list = |name: &str| job.result.as_ref().and_then(|result| result.get(name)).and_then(Value::as_array);
+    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
+    let name = |value: &Value| text(value, "face_id").unwrap_or_else(|| "somebody erased since".into());
+    let mut lines = Vec::new();
+    for person in list("people_left_out").into_iter().flatten() {
+        let why = match text(person, "reason").as_deref() {
+            Some("no_images") => "no picture",
+            Some("in_conflict") => "another person has the same pictures",
+            _ => "no picture with a face that can be used",
+        };
+        lines.push(format!("Left out  {}: {why}", name(person)));
+    }
+    for conflict in list("conflicts").into_iter().flatten() {
+        let images = conflict.get("images").and_then(Value::as_array).into_iter().flatten();
+        let images: Vec<String> = images
+            .map(|image| format!("{} ({})", text(image, "image_id").unwrap_or_default(), name(image)))
+            .collect();
+        lines.push(format!(
+            "Left out  nearly the same picture: {}; `facepipe images delete` the wrong one",
+            images.join(" and ")
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn whom_a_training_left_out_is_said_by_name_with_the_reason() {
+        let job = |result: Value| -> Job {
+            serde_json::from_value(json!({
+                "job_id": "j",
+                "kind": "optimized-train",
+                "status": "done",
+                "progress": { "images_done": 1, "images_total": 1, "percent": 100 },
+                "result": result,
+                "created_at": "2024-05-06T07:08:09Z",
+            }))
+            .expect("a job")
+        };
+        let lines = left_out(&job(json!({
+            "people_left_out": [
+                { "person_id": "1", "face_id": "Ann", "images": 0, "reason": "no_images" },
+                { "person_id": "2", "face_id": "Bob", "images": 3, "reason": "no_embeddings" },
+                { "person_id": "3", "face_id": null, "images": 1, "reason": "in_conflict" },
+            ],
+            "conflicts": [{
+                "images": [
+                    { "image_id": "a", "person_id": "3", "face_id": null },
+                    { "image_id": "b", "person_id": "4", "face_id": "Eve" },
+                ],
+                "similarity": 1.0,
+            }],
+        })));
+        assert_eq!(
+            lines,
+            [
+                "Left out  Ann: no picture",
+                "Left out  Bob: no picture with a face that can be used",
+                "Left out  somebody erased since: another person has the same pictures",
+                "Left out  nearly the same picture: a (somebody erased since) and b (Eve); `facepipe images delete` the \
+                 wrong one",
+            ]
+        );
+        // By a server from before there was such a list.
+        assert_eq!(left_out(&job(json!({ "model_version": 1 }))), Vec::<String>::new());
     }
 }
