@@ -250,8 +250,10 @@ fn results_of_the_sink_in_the_same_pipeline_are_drawn_and_those_of_others_are_no
     };
     answered(&with_it);
     answered(&other_camera);
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(show(&with_it), GREEN);
+    let begun = std::time::Instant::now();
+    while show(&with_it) != GREEN {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the result is not drawn");
+    }
     assert_eq!(show(&other_camera), WHITE, "results of another camera");
     assert_eq!(show(&other_pipeline), WHITE, "results of another pipeline");
     for pipeline in [with_it, other_camera, other_pipeline] {

@@ -86,6 +86,15 @@ impl Sink {
         }
     }
 
+    /// Waits until something holds.
+    fn wait_until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !holds(self) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "waited for {what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits for a message of a type.
     fn wait_for(&self, wanted: gst::MessageType) -> gst::Message {
         let timeout = gst::ClockTime::from_seconds(10);
@@ -429,11 +438,9 @@ fn a_backend_that_is_down_is_one_warning_and_its_return_one_message() {
     }
     let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
     assert!(warning.contains(&address.to_string()) && warning.contains("cannot be reached"), "{warning}");
-    // Long enough for several further attempts.
-    std::thread::sleep(Duration::from_secs(2));
+    sink.wait_until("several further attempts", |sink| sink.count("retries") >= 2);
     assert!(sink.messages(gst::MessageType::Warning).is_empty(), "one outage, one warning");
     assert!(sink.messages(gst::MessageType::Error).is_empty());
-    assert!(sink.count("retries") >= 2);
 
     let server = Server::start_at(address, |_| Answer::status(201));
     sink.eos();
@@ -519,13 +526,12 @@ fn stopping_interrupts_the_end_of_the_stream() {
 
 #[test]
 fn what_a_full_queue_loses_is_counted() {
-    let server = Server::answering([Answer::status(201).after(Duration::from_millis(800))]);
+    let server = Server::answering([Answer::status(201).after(Duration::from_secs(2))]);
     let mut sink = Sink::for_jpeg(&server.url(), "max-queue=4");
-    for _ in 0..2 {
+    for requests in 1..=2 {
         sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
-        std::thread::sleep(Duration::from_millis(100));
+        server.wait_for(requests);
     }
-    server.wait_for(2);
     for _ in 0..10 {
         sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
     }
@@ -749,6 +755,7 @@ fn a_stream_that_waits_for_room_is_released_by_a_flush_and_by_the_stop() {
         let url = format!("http://{}", dead_address());
         let mut sink = Sink::for_jpeg(&url, "max-queue=1 drop-policy=block");
         let (element, pad) = (sink.element.clone(), sink.element.static_pad("sink").unwrap());
+        let begin = Instant::now();
         let releaser = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(500));
             if flush {
@@ -757,7 +764,6 @@ fn a_stream_that_waits_for_room_is_released_by_a_flush_and_by_the_stop() {
                 element.set_state(gst::State::Null).unwrap();
             }
         });
-        let begin = Instant::now();
         let mut pushed = 0;
         let end = loop {
             match sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)) {
@@ -768,7 +774,7 @@ fn a_stream_that_waits_for_room_is_released_by_a_flush_and_by_the_stop() {
         assert_eq!(end, gst::FlowError::Flushing);
         assert!(pushed < 30, "{pushed}: it waited for room");
         let waited = begin.elapsed();
-        assert!((0.4..5.0).contains(&waited.as_secs_f64()), "{waited:?}");
+        assert!((0.4..30.0).contains(&waited.as_secs_f64()), "{waited:?}");
         releaser.join().unwrap();
         assert_eq!(sink.count("sent"), 0);
     }

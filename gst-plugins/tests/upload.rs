@@ -614,10 +614,12 @@ fn while_the_backend_is_away_one_request_at_a_time_asks_for_it() {
     config.workers = 8;
     config.backoff = Backoff { initial: Duration::from_millis(100), maximum: Duration::from_millis(100) };
     let (uploader, _) = start(config);
+    let begun = Instant::now();
     (0..20).for_each(|number| drop(uploader.push(crop(number))));
-    thread::sleep(Duration::from_secs(1));
-    let asked = server.received().len();
-    assert!((5..=8 + 21).contains(&asked), "{asked} requests by 8 workers in 1 s, one each 50 to 100 ms");
+    server.wait_for(8 + 10);
+    let (asked, passed) = (server.received().len(), begun.elapsed());
+    let most = 8 + 1 + usize::try_from(passed.as_millis() / 50).unwrap();
+    assert!(asked <= most, "{asked} requests by 8 workers in {passed:?}, one each 50 to 100 ms");
     *well.lock().unwrap() = true;
     assert_eq!(uploader.drain(LONG), Drained::Empty);
     assert_eq!(uploader.stats().sent, 20);

@@ -5,6 +5,8 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -145,6 +147,7 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
 /// A backend that wants a token and lets two pictures wait, and what is sent to it.
 struct Served {
     backend: Backend,
+    metrics: SocketAddr,
     folder: tempfile::TempDir,
     photograph: PathBuf,
 }
@@ -154,9 +157,33 @@ impl Served {
         let folder = tempfile::tempdir().unwrap();
         let tokens = folder.path().join("tokens");
         fs::write(&tokens, format!("admin {ADMIN}\n")).unwrap();
+        let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listen = metrics.to_string();
         let settings = ["--token-file", tokens.to_str().unwrap(), "--queue-images", "2"];
+        let settings = [&settings[..], &["--metrics-listen", &listen]].concat();
         let backend = Backend::start_with(&models_dir(), &settings);
-        Self { backend, folder, photograph: lfw.join("Tony_Blair/Tony_Blair_0001.jpg") }
+        Self { backend, metrics, folder, photograph: lfw.join("Tony_Blair/Tony_Blair_0001.jpg") }
+    }
+
+    /// How many requests for recognition the backend has answered with faces, as it counts them itself.
+    fn answered(&self) -> f64 {
+        let mut connection = TcpStream::connect(self.metrics).unwrap();
+        connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut told = String::new();
+        connection.read_to_string(&mut told).unwrap();
+        let lines = told.lines().filter(|line| line.starts_with("facepipe_requests_total{"));
+        let of_recognition =
+            lines.filter(|line| line.contains("/face-recognition/") && line.contains("\"200\""));
+        of_recognition.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+
+    /// Waits until it has answered more of them than `before`.
+    fn wait_for_more_than(&self, before: f64) {
+        let begun = Instant::now();
+        while self.answered() <= before {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing is answered");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn load(&self, arguments: &[&str]) -> Command {
@@ -240,9 +267,11 @@ fn a_load_test_counts_what_was_served_refused_and_not_reached() {
     expect(&served.run(&[photograph, "--concurrency", "0"]), 2, &["--concurrency"]);
 
     // Interrupted, it says what there is.
+    let before = served.answered();
     let child = served.load(&[photograph, "--duration", "600", "--json"]).spawn().unwrap();
     wait_until_at_work(&child);
-    thread::sleep(Duration::from_millis(500));
+    // The first of them are not measured.
+    served.wait_for_more_than(before + 3.0);
     signal("-INT", child.id());
     let report = json(&expect(&child.wait_with_output().unwrap(), 130, &[]));
     assert!(number(&report, "/rows/0/served") >= 1.0, "{report}");
@@ -259,7 +288,8 @@ fn at_a_fixed_rate_a_server_that_stalls_shows_in_all_requests_of_that_time() {
     let steady = ["--call", "dry-run", "--rate", "50", "--duration", "2", "--json"];
     let child = served.load(&[&[photograph], &steady[..]].concat()).spawn().unwrap();
     wait_until_at_work(&child);
-    thread::sleep(Duration::from_millis(400));
+    // Sixteen that are not measured, and the first of those that are.
+    served.wait_for_more_than(20.0);
     signal("-STOP", served.backend.process_id());
     thread::sleep(Duration::from_secs(1));
     signal("-CONT", served.backend.process_id());
