@@ -48,7 +48,7 @@ pub struct Restored {
 ///
 /// # Errors
 /// The backup is damaged, of another engine, or newer than this program; something is where it would go. Nothing of it
-/// is left then, except in a database server: the message says so.
+/// is left then, except in a database server, S3 and Azure: the message says so.
 pub async fn restore(config: &Config, backup: &Path, ledger: Option<&Path>) -> anyhow::Result<Restored> {
     let (folder, options) = (backup.to_owned(), config.database_options());
     let manifest = {
@@ -68,10 +68,18 @@ pub async fn restore(config: &Config, backup: &Path, ledger: Option<&Path>) -> a
     };
     let mut place = Place::prepare(config, &options).await?;
     let outcome = place.fill(config, options, backup, ledger, &manifest).await;
-    if outcome.is_err() {
-        place.clear();
-    }
-    let (erased, retrained, lacking) = outcome?;
+    let (erased, retrained, lacking) = match outcome {
+        Ok(settled) => settled,
+        Err(error) => {
+            place.clear();
+            return Err(match place.blobs {
+                Some(_) => error,
+                None => {
+                    error.context("the blob store has parts of the backup now: empty it before another try")
+                }
+            });
+        }
+    };
     Ok(Restored { manifest, erased, retrained, lacking })
 }
 
