@@ -165,7 +165,7 @@ impl Served {
         Self { backend, metrics, folder, photograph: lfw.join("Tony_Blair/Tony_Blair_0001.jpg") }
     }
 
-    /// How many requests for recognition the backend has answered with faces, as it counts them itself.
+    /// How many requests for recognition the backend has served, as it counts them itself.
     fn answered(&self) -> f64 {
         let mut connection = TcpStream::connect(self.metrics).unwrap();
         connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
@@ -173,7 +173,7 @@ impl Served {
         connection.read_to_string(&mut told).unwrap();
         let lines = told.lines().filter(|line| line.starts_with("facepipe_requests_total{"));
         let of_recognition =
-            lines.filter(|line| line.contains("/face-recognition/") && line.contains("\"200\""));
+            lines.filter(|line| line.contains("/face-recognition/") && line.contains("status=\"20"));
         of_recognition.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
 
