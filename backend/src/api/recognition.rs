@@ -80,7 +80,7 @@ impl FormFields for RecognitionForm {
     }
 }
 
-/// Corners in pixels.
+/// Corners in pixels. The box of a face that the picture's edge cuts reaches out of it, by 0.3 of its side at most.
 #[derive(Serialize, Apiv2Schema)]
 pub struct BoundingBox {
     /// From the left side of the picture.

@@ -154,7 +154,7 @@ impl Pipeline {
         let must_show_face = picture.must_show_face;
         let Decoded { image: picture, notes } = decode_with_notes(&picture.bytes, &self.limits)?;
         let decoded = begun.elapsed();
-        let faces = if cut_out { self.mtcnn.detect_filling(&picture) } else { self.mtcnn.detect(&picture) }?;
+        let faces = self.mtcnn.detect_inside(&picture, cut_out)?;
         // Only the crops leave this function: a batch of whole pictures could fill the memory.
         let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
         let turned = if faces.is_empty() && must_show_face { self.turn_of(&picture)? } else { None };

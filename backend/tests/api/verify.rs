@@ -6,7 +6,7 @@ use reqwest::{
 };
 use serde_json::json;
 
-use crate::helpers::{Answer, Server, file, landscape, photograph, start};
+use crate::helpers::{Answer, Server, file, landscape, photograph, photograph_path, start};
 
 async fn verify(server: &Server, images: impl IntoIterator<Item = Part>) -> Answer {
     let form = images.into_iter().fold(Form::new(), |form, image| form.part("image", image));
@@ -105,4 +105,30 @@ async fn pictures_that_cannot_be_compared_are_told_by_number() {
     );
     answer.expect_error(413, "image_too_large");
     verify(&server, [file(Vec::new()), face()]).await.expect_error(400, "image_empty");
+}
+
+/// The middle of a photograph of Labeled Faces in the Wild, 250 pixels wide, whose faces are about 100 wide.
+fn middle(person: &str, number: u32, side: u32) -> Part {
+    let photograph = image::open(photograph_path(person, number)).unwrap().to_rgb8();
+    let corner = [photograph.width(), photograph.height()].map(|size| (size - side) / 2);
+    let crop = image::imageops::crop_imm(&photograph, corner[0], corner[1], side, side).to_image();
+    let mut bytes = Vec::new();
+    crop.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
+    file(bytes)
+}
+
+#[tokio::test]
+async fn a_crop_tighter_than_the_face_shows_the_person_of_the_photograph() {
+    let server = start!();
+    for (person, number) in [("Tony_Blair", 1), ("Hugo_Chavez", 3)] {
+        let answer = verify(&server, [photograph(person, number), middle(person, number, 80)]).await;
+        let answer = answer.expect(StatusCode::OK);
+        assert_eq!(answer["same_person"], true, "{answer}");
+        let face = &answer["faces"][1]["bounding_box"];
+        for (side, within) in
+            [("left", -24.0..40.0), ("top", -24.0..40.0), ("right", 40.0..104.0), ("bottom", 40.0..104.0)]
+        {
+            assert!(within.contains(&face[side].as_f64().unwrap()), "{answer}");
+        }
+    }
 }

@@ -161,3 +161,90 @@ fn embedders_are_chosen_by_name() {
     let error = "facenet".parse::<EmbedderKind>().unwrap_err();
     assert!(error.to_string().contains("facenet") && error.to_string().contains("mobilefacenet"), "{error}");
 }
+
+/// A square of `image` around `centre`, its corner and side in pixels, as a picture of 224x224.
+fn square(image: &RgbImage, [x, y]: [f32; 2], side: f32) -> (RgbImage, [f32; 2], f32) {
+    let side = side.round() as u32;
+    let corner = [x, y].map(|centre| (centre - side as f32 / 2.0).round().max(0.0) as u32);
+    let seen = image::imageops::crop_imm(image, corner[0], corner[1], side, side).to_image();
+    let picture = image::imageops::resize(&seen, 224, 224, image::imageops::FilterType::CatmullRom);
+    (picture, corner.map(|c| c as f32), seen.width() as f32)
+}
+
+#[test]
+fn a_crop_tighter_than_the_face_is_found_and_embedded_like_the_whole_photograph() {
+    let file = require!("models/mobilefacenet.onnx");
+    let pnet = require!("models/pnet.pt");
+    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let embedder = load_embedder(EmbedderKind::MobileFaceNet, file.parent().unwrap()).unwrap();
+    let mut photographs = Vec::new();
+    for name in fixture("mobilefacenet.json")["embeddings"].as_object().unwrap().keys().skip(7).step_by(5) {
+        photographs.push(require!(name));
+    }
+    for (share, least, found) in [(0.6, 0.7, 0.8), (0.7, 0.8, 0.95), (0.8, 0.87, 1.0), (0.9, 0.9, 1.0)] {
+        let crops: Vec<Option<f64>> = photographs
+            .par_iter()
+            .map(|path| {
+                let image = picture(path);
+                let face = middle_face(&image, mtcnn.detect(&image).unwrap());
+                let side = share * face.bounding_box.width().max(face.bounding_box.height());
+                let (crop, corner, shown) = square(&image, face.bounding_box.center(), side);
+                let faces = mtcnn.detect_inside(&crop, false).unwrap();
+                assert!(faces.len() <= 1, "{}: {faces:?}", path.display());
+                let again = faces.first()?;
+                // In pixels of the crop: the eyes and the mouth of the whole photograph lie there.
+                for (again, [x, y]) in again.landmarks.iter().zip(face.landmarks) {
+                    let expected = [x - corner[0], y - corner[1]].map(|v| v * 224.0 / shown);
+                    let off = (again[0] - expected[0]).hypot(again[1] - expected[1]);
+                    assert!(off < 0.15 * 224.0, "{}: {off} pixels", path.display());
+                }
+                let crops = [embedder.crop(&image, &face), embedder.crop(&crop, again)];
+                let embeddings = embedder.embed(&crops).unwrap();
+                Some(cosine(&embeddings[0], &embeddings[1].iter().map(|v| f64::from(*v)).collect::<Vec<_>>()))
+            })
+            .collect();
+        let cosines: Vec<f64> = crops.iter().flatten().copied().collect();
+        let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+        println!("{share} of the box: {} of {} found, mean cosine {mean:.3}", cosines.len(), crops.len());
+        assert!(cosines.len() as f64 >= found * crops.len() as f64, "{share}: {crops:?}");
+        assert!(mean >= least, "{share}: {mean}, {crops:?}");
+        // None is embedded as nobody.
+        assert!(cosines.iter().all(|cosine| *cosine >= 0.35), "{share}: {cosines:?}");
+    }
+}
+
+#[test]
+fn whole_photographs_show_what_they_showed_but_for_boxes_that_leave_them() {
+    let pnet = require!("models/pnet.pt");
+    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let names =
+        fixture("mobilefacenet.json")["embeddings"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let mut photographs = vec![require!("scenes/multiface.jpg"), require!("scenes/crowd-03.jpg")];
+    for name in names.iter().step_by(3) {
+        photographs.push(require!(name));
+    }
+    let counts: Vec<(usize, usize)> = photographs
+        .par_iter()
+        .map(|path| {
+            let image = picture(path);
+            let (width, height) = (image.width() as f32, image.height() as f32);
+            let leaves = |face: &Face| {
+                let b = face.bounding_box;
+                let most = (-b.left).max(-b.top).max(b.right - width).max(b.bottom - height);
+                most / b.width().max(b.height())
+            };
+            let before = mtcnn.detect(&image).unwrap();
+            let after = mtcnn.detect_inside(&image, false).unwrap();
+            // What lies inside stays as it is.
+            for face in before.iter().filter(|face| leaves(face) <= 0.05) {
+                assert!(after.contains(face), "{}: {face:?}", path.display());
+            }
+            assert!(after.iter().all(|face| leaves(face) <= 0.3), "{}: {after:?}", path.display());
+            assert!(after.is_sorted_by(|a, b| a.confidence >= b.confidence));
+            (before.len(), after.len())
+        })
+        .collect();
+    let (before, after) = counts.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    println!("{before} faces, of which {after} are in the pictures");
+    assert!(after <= before && after * 100 >= before * 95, "{before} {after}");
+}

@@ -80,7 +80,7 @@ fn look(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder) -> Result<
         Ok(image) => image,
         Err(passed_over) => return Ok(Look { seen: Err(passed_over), detection: None, embedding: None }),
     };
-    let faces = detector.detect(&image)?;
+    let faces = detector.detect_inside(&image, false)?;
     let detection = Some(begun.elapsed());
     let area = |face: &FoundFace| face.bounding_box.width() * face.bounding_box.height();
     // As the backend does where one face must do.

@@ -1,6 +1,7 @@
 //! MTCNN (Zhang et al. 2016): faces and their five landmarks, found by three small networks that each look closer
 //! at what the one before let through. Follows facenet-pytorch's `detect_face`.
 
+mod edge;
 mod networks;
 
 use std::{ops::Range, path::Path};
@@ -172,9 +173,7 @@ impl Mtcnn {
     /// [`VisionError::Compute`].
     pub fn detect_filling(&self, image: &RgbImage) -> Result<Vec<Face>, VisionError> {
         let least = f64::from(image.width().min(image.height())) * FILLING;
-        let mut levels = self.pyramid(image);
-        levels.retain(|level| CELL as f64 / level.scale >= least);
-        self.detect_on(image, levels)
+        self.detect_on(image, tall_enough(self.pyramid(image), least))
     }
 
     fn detect_on(&self, image: &RgbImage, levels: Vec<Level>) -> Result<Vec<Face>, VisionError> {
@@ -308,6 +307,12 @@ impl Mtcnn {
             });
         Ok(batches?.into_iter().flatten().collect())
     }
+}
+
+/// The levels whose cells are at least `least` pixels of the picture wide.
+fn tall_enough(mut levels: Vec<Level>, least: f64) -> Vec<Level> {
+    levels.retain(|level| CELL as f64 / level.scale >= least);
+    levels
 }
 
 fn passed(bounding_box: BoundingBox, net: &Refined, threshold: f32) -> Option<Candidate> {
