@@ -48,11 +48,11 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     fs::copy(require!("scenes/multiface.jpg"), chavez.join("Hugo_Chavez_0003c.jpg")).unwrap();
     fs::create_dir_all(place.folder.path().join("tree/-bad/")).unwrap();
     fs::copy(chavez.join("Hugo_Chavez_0003.jpg"), place.folder.path().join("tree/-bad/1.jpg")).unwrap();
-    fs::rename(place.folder.path().join("tree/-bad"), place.folder.path().join("tree/b@d")).unwrap();
+    fs::rename(place.folder.path().join("tree/-bad"), place.folder.path().join("tree/b%d")).unwrap();
     let tree = place.path("tree");
     place
         .run(&["enroll", "tree", &tree, "--train"])
-        .expect(3, &["6   added", "1   several faces", "1   unreadable", "b@d: passed over", "model 1"]);
+        .expect(3, &["6   added", "1   several faces", "1   unreadable", "b%d: passed over", "model 1"]);
 
     let report = place.json(&["recognize", "folder", &tree, "--stats"]);
     let statistics = &report["statistics"];
