@@ -90,7 +90,8 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
         glib::ParamSpecInt::builder("max-clock-offset")
             .nick("Maximum clock offset")
             .blurb(
-                "The camera's clock is taken for the time of capture while it is within so many seconds of this machine's,                  else this machine's (0 = never the camera's, -1 = always)",
+                "The camera's clock is taken for the time of capture while it is within so many seconds of this \
+                 machine's, else this machine's (0 = never the camera's, -1 = always)",
             )
             .minimum(ALWAYS)
             .default_value(clock_seconds(clock))
