@@ -64,9 +64,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     let embedders = if embedders.is_empty() { "none".into() } else { embedders.join(", ") };
                     output::line(format!("Embedded  {embedders}"));
                     if !details.similar.is_empty() {
-                        output::line(
-                            "Nearly the same picture, so trainings leave all of them out:".to_owned(),
-                        );
+                        output::line("Nearly the same picture, so trainings leave all of them out:");
                         let rows = details.similar.into_iter();
                         let rows = rows.map(|s| [s.face_id, s.image_id, format!("{:.3}", s.similarity)]);
                         output::table(["Face ID", "Picture", "Similarity"], rows);
