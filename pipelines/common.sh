@@ -43,13 +43,15 @@ common_options='Common options (in brackets the environment variable that sets t
   -h, --help           this text
 
 Ctrl-C or SIGTERM ends the stream and uploads what is queued (at most eos-timeout of facesink-http); a second one ends
-at once. Exit status: 0 when the stream ended or was ended so, 1 when something failed, 2 for wrong arguments.'
+at once. Exit status: 0 when the stream ended or was ended so and the backend has all faces, 1 when something failed or
+faces could not be uploaded, 2 for wrong arguments.'
 
 rtsp_options='Network cameras:
   --transport tcp|udp  how the video comes; tcp loses nothing and passes firewalls [tcp]
   --latency MS         how long packets wait for those that come late, milliseconds [200]
   --stall SECONDS      how long nothing may come before the camera counts as gone [10]
-  --retry-max SECONDS  pauses between attempts double from 1 s up to this [30]'
+  --retry-max SECONDS  pauses between attempts double from 1 s up to this [30]
+  Cameras that send motion JPEG over HTTP are named by http:// or https://; --stall and --retry-max hold for them, too.'
 
 camera_options='Cameras of this machine:
   --format WHICH       what the camera is to send: mjpeg, raw, or auto for what it offers first [auto]
@@ -158,9 +160,10 @@ one_source() {
     ((${#sources[@]} == 1)) || wrong "one source is needed, and ${#sources[@]} were given"
 }
 
-# rtsp, camera or file.
+# rtsp, http, camera or file.
 kind_of() {
     case $1 in
+        http://?* | https://?*) echo http ;;
         rtsp://?* | rtsps://?* | rtspt://?* | rtspu://?* | rtsph://?*) echo rtsp ;;
         /dev/*) echo camera ;;
         *) echo file ;;
@@ -174,10 +177,28 @@ check_source() {
             [[ -c $1 ]] || fail "$1: no such camera; 'ls /dev/video*' lists those that are there"
             [[ -r $1 ]] || fail "$1 cannot be opened by $(id -un); add this user to the group $(stat -c %G "$1")" ;;
         file)
-            [[ $1 != *://* ]] || wrong "$1: only files, rtsp:// addresses and /dev/video* are known"
+            [[ $1 != *://* ]] || wrong "$1: only files, addresses with rtsp:// or http:// and /dev/video* are known"
             [[ -f $1 ]] || fail "$1: no such file"
-            [[ -r $1 ]] || fail "$1 cannot be read by $(id -un)" ;;
+            [[ -r $1 ]] || fail "$1 cannot be read by $(id -un)"
+            [[ -s $1 ]] || fail "$1 is empty"
+            check_video "$1" ;;
     esac
+}
+
+# Fails where a file is a picture: GStreamer would show it once, and some animations for ever.
+check_video() {
+    local start animated=''
+    start=$(head -c 12 -- "$1" | od -An -v -tx1 | tr -d ' \n')
+    case $start in
+        474946383?61*) animated="; 'facepipe recognize video' and 'facepipe extract' play animated ones" ;;
+        ffd8ff*)
+            # A recording of bare motion JPEG begins like a picture.
+            [[ ${1,,} != *.mjp?(e)g ]] || return 0 ;;
+        89504e470d0a1a0a* | 52494646????????57454250* | 49492a00* | 4d4d002a*) ;;
+        ????????667479706865* | ????????667479706d696631* | ????????6674797061766966*) ;; # ftyphe.., ftypmif1, ftypavif
+        *) return 0 ;;
+    esac
+    fail "$1 is a picture, and no video: 'facepipe recognize folder' says who is on the pictures of a folder$animated"
 }
 
 # Whether GStreamer has an element. Without the version it would ask for a plugin at least as new as GStreamer.
@@ -250,6 +271,12 @@ property() {
     printf '%s="%s"' "$1" "${value//\"/\\\"}"
 }
 
+# A part of an address with its %XX as what they mean.
+decoded() {
+    local text=${1//\\/\\\\}
+    printf '%b' "${text//%/\\x}"
+}
+
 # The parts of a pipeline. Each fills the array `part`; SUFFIX tells the elements of several cameras apart, and `watch_ends`
 # reads from an element's name what has failed.
 part=()
@@ -268,6 +295,16 @@ source_part() {
             fi
             # Sound is left where it is. The watchdog fails when nothing comes any more.
             part+=(! 'application/x-rtp,media=video' ! watchdog "name=stall$suffix" "timeout=$((stall * 1000))") ;;
+        http)
+            # Motion JPEG has no times of its own: frames get the time at which they come.
+            part=(souphttpsrc "name=camera$suffix" is-live=true do-timestamp=true "timeout=$stall" retries=0)
+            if [[ $source =~ ^(https?://)([^/@]*)@(.*)$ ]]; then
+                local user=${BASH_REMATCH[2]%%:*} password=''
+                [[ ${BASH_REMATCH[2]} != *:* ]] || password=${BASH_REMATCH[2]#*:}
+                part+=("$(property user-id "$(decoded "$user")")" "$(property user-pw "$(decoded "$password")")")
+                source=${BASH_REMATCH[1]}${BASH_REMATCH[3]}
+            fi
+            part+=("$(property location "$source")" ! watchdog "name=stall$suffix" "timeout=$((stall * 1000))") ;;
         camera)
             local limits=''
             [[ -z $size ]] || limits+=",width=${size%x*},height=${size#*x}"
@@ -403,6 +440,9 @@ relay() {
         case $line in
             ERROR:* | 'WARNING: erroneous pipeline'*) printf '%s\n' "$line" | tee -a "$scratch/errors" >&2 ;;
             *'reason not-negotiated'*) : >"$scratch/formats"; printf '%s\n' "$line" ;;
+            # What facesink-http says at the end of a stream.
+            WARNING:*' crops were not uploaded '* | WARNING:*' crops were lost: '*)
+                printf '%s\n' "$line" | tee -a "$scratch/losses" >&2 ;;
             *) printf '%s\n' "$line" ;;
         esac
     done
@@ -423,6 +463,7 @@ run() {
     local messages relaying pid status=0
     : >"$scratch/errors"
     rm -f "$scratch/formats"
+    : >"$scratch/losses"
     exec {messages}> >(relay)
     relaying=$!
     gst-launch-1.0 --eos-on-shutdown "$@" >&"$messages" 2>&1 {messages}>&- </dev/null &
@@ -457,9 +498,23 @@ give_up() {
     fail "the pipeline failed at '$failed' (see above); 'facepipe doctor' says whether this machine lacks something"
 }
 
+# Fails where faces were found that the backend does not have.
+nothing_lost() {
+    [[ -s $scratch/losses ]] || return 0
+    # The last part of the line is the element's own sentence.
+    local sentences
+    sentences=$(sed -E 's/^WARNING: from element [^ ]*: //' "$scratch/losses" | paste -sd';' | sed 's/;/; /g')
+    if grep -q 'are on the spool' "$scratch/losses"; then
+        fail "not all faces are with the backend yet: $sentences (what is on the spool is sent when this runs again)"
+    fi
+    fail "not all faces are with the backend: $sentences; with --spool-dir they wait on disk, and --upload" \
+        "eos-timeout=SECONDS waits longer at the end"
+}
+
 # COMMAND...: a run that is not repeated; its failure is the script's.
 once() {
     "$@" || ((stopping)) || give_up
+    nothing_lost
 }
 
 # COMMAND...: repeats a run with growing pauses when the camera vanishes, stalls or ends the stream.
@@ -468,7 +523,10 @@ for_ever() {
     while :; do
         begun=$SECONDS
         "$@" || true
-        ((stopping == 0)) || return 0
+        if ((stopping)); then
+            nothing_lost
+            return
+        fi
         worth_another || give_up
         # It was well for a while: this is a new failure, not the same one again.
         ((SECONDS - begun < 60)) || pause=1

@@ -60,7 +60,7 @@ take_out() {
     local i left=() script=rtsp.sh options=() pair
     for i in "${together[@]}"; do (($1 == i)) || left+=("$i"); done
     together=("${left[@]}")
-    [[ $(kind_of "${sources[$1]}") == rtsp ]] || script=webcam.sh
+    [[ $(kind_of "${sources[$1]}") != camera ]] || script=webcam.sh
     [[ $script == webcam.sh ]] || options+=(--transport "$transport" --latency "$latency" --stall "$stall")
     if [[ $script == webcam.sh ]]; then
         options+=(--format "$format" ${size:+--size "$size"} ${fps:+--fps "$fps"})
@@ -99,3 +99,4 @@ for pid in "${alone[@]}"; do
     forget "$pid"
 done
 ((status == 0 || stopping)) || fail "a camera was given up (see above)"
+nothing_lost

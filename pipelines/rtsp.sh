@@ -4,20 +4,28 @@ set -euo pipefail
 # shellcheck source=pipelines/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-synopsis='rtsp://CAMERA/PATH [options]'
-summary='Uploads the faces of a network camera (H.264, H.265, JPEG), and begins again by itself when the camera vanishes,
-stalls or ends the stream. The capture time is the camera'"'"'s own where GStreamer (from 1.22 on) can tell it.'
+synopsis='rtsp://CAMERA/PATH | http://CAMERA/PATH [options]'
+summary='Uploads the faces of a network camera (H.264, H.265, JPEG; motion JPEG over HTTP), and begins again by itself when the camera vanishes,
+stalls or ends the stream. The capture time is the camera'"'"'s own where GStreamer (from 1.22 on) can tell it; over
+HTTP it is when the frame came.'
 own_options=$rtsp_options
 examples='  rtsp.sh rtsp://192.168.1.20/stream1 --camera-id gate-1 --location Lobby --spool-dir /var/lib/facepipe/spool
   rtsp.sh rtsp://viewer:secret@192.168.1.20/stream1 --transport udp --latency 500
+  rtsp.sh http://viewer:secret@192.168.1.21/video.mjpg
   rtsp.sh rtsp://192.168.1.20/stream1 --detect interval=3     # a weak computer: every third frame is searched'
 
 own_option() { rtsp_option "$@"; }
 parse "$@"
 one_source
-[[ $(kind_of "${sources[0]}") == rtsp ]] || wrong "'${sources[0]}' is no rtsp:// address; file.sh and webcam.sh play others"
+kind=$(kind_of "${sources[0]}")
+[[ $kind == rtsp || $kind == http ]] ||
+    wrong "'${sources[0]}' is no rtsp://, http:// or https:// address; file.sh plays files, webcam.sh /dev/videoN"
 prepare
-needs rtspsrc 'network cameras' gstreamer1.0-plugins-good
+if [[ $kind == rtsp ]]; then
+    needs rtspsrc 'network cameras' gstreamer1.0-plugins-good
+else
+    needs souphttpsrc 'cameras over HTTP' gstreamer1.0-plugins-good
+fi
 needs watchdog 'notices a camera that stalls' gstreamer1.0-plugins-bad
 
 source_part "${sources[0]}" ''

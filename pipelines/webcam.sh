@@ -22,7 +22,7 @@ own_option() {
 parse "$@"
 ((${#sources[@]})) || sources=(/dev/video0)
 one_source
-[[ $(kind_of "${sources[0]}") == camera ]] || wrong "'${sources[0]}' is no /dev/videoN; file.sh and rtsp.sh play others"
+[[ $(kind_of "${sources[0]}") == camera ]] || wrong "'${sources[0]}' is no /dev/videoN; file.sh plays files, rtsp.sh network cameras (rtsp://, http://)"
 prepare
 needs v4l2src 'cameras of this machine' gstreamer1.0-plugins-good
 [[ $format == raw ]] || needs jpegdec 'cameras that send JPEG' gstreamer1.0-plugins-good

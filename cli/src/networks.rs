@@ -2,7 +2,6 @@
 //! them at once.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -17,9 +16,12 @@ use facepipe_vision::{DecodeLimits, Mtcnn, MtcnnConfig, decode_image};
 use image::RgbImage;
 use indicatif::ProgressBar;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use serde::Serialize;
 
-use crate::{exit::Failure, interrupt};
+use crate::{
+    exit::Failure,
+    interrupt,
+    pictures::{self, PassedOver},
+};
 
 /// Where the weights are.
 #[derive(Debug, Args)]
@@ -46,28 +48,12 @@ impl Weights {
     }
 }
 
-/// A picture that was not used, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PassedOver {
-    /// Its path.
-    pub file: String,
-    /// The reason, in words.
-    pub reason: String,
-}
-
-impl PassedOver {
-    /// `file` was not used because of `reason`.
-    pub fn new(file: &Path, reason: impl Into<String>) -> Self {
-        Self { file: file.display().to_string(), reason: reason.into() }
-    }
-}
-
 /// Reads a picture within the backend's limits, turned upright.
 ///
 /// # Errors
 /// The file cannot be read, or is no picture that the backend would take.
 pub fn read_picture(file: &Path) -> Result<RgbImage, PassedOver> {
-    let bytes = fs::read(file).map_err(|error| PassedOver::new(file, format!("cannot be read: {error}")))?;
+    let bytes = pictures::read(file).map_err(|why| PassedOver::new(file, why))?;
     decode_image(&bytes, &DecodeLimits::default()).map_err(|error| PassedOver::new(file, error.to_string()))
 }
 

@@ -578,6 +578,8 @@ fn settings_of_no_use_are_errors_that_name_the_property_and_the_value() {
     assert!(url.contains("backend-url `backend:8080`") && url.contains("http://"), "{url}");
     let start = error_of("capture-start=yesterday");
     assert!(start.contains("capture-start is `yesterday`") && start.contains("RFC 3339"), "{start}");
+    let zone = error_of("capture-start=2024-05-06T07:08:09");
+    assert!(zone.contains("no time zone") && zone.contains("2024-05-06T07:08:09Z for UTC"), "{zone}");
     let token = error_of("token=two\\ words");
     assert!(token.contains("token contains a space") && !token.contains("two"), "{token}");
     let folder = tempfile::tempdir().unwrap();
@@ -633,6 +635,26 @@ fn trouble_of_every_kind_is_seen_on_the_bus() {
         }
         assert_eq!(of_type(gst::MessageType::Info).len(), usize::from(warning.is_some()), "{state}");
     }
+}
+
+#[test]
+fn a_timeout_of_zero_is_no_limit() {
+    let server = Server::answering([Answer::status(201).after(Duration::from_millis(1500))]);
+    let mut sink = Sink::for_jpeg(&server.url(), "timeout=0");
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    sink.eos();
+    assert_eq!((sink.count("sent"), sink.count("requests"), server.received().len()), (1, 1, 1));
+}
+
+#[test]
+fn what_the_backend_refused_is_said_again_at_the_end() {
+    let server = Server::answering([Answer::json(400, r#"{"error":{"code":"image_unreadable","message":"none"}}"#)]);
+    let mut sink = Sink::for_jpeg(&server.url(), "");
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    sink.eos();
+    let warnings: Vec<String> =
+        sink.all().iter().filter(|m| m.type_() == gst::MessageType::Warning).map(warning_text).collect();
+    assert!(warnings.last().unwrap().contains("1 crops were lost: 1 were refused or given up"), "{warnings:?}");
 }
 
 #[test]

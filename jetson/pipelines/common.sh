@@ -20,10 +20,11 @@ done
 
 common_options=${common_options/'auto: hardware where there is one, else software; software; or an element such as vah264dec'/'auto: nvv4l2decoder, or an error where it is missing; software'}
 
-# csi, rtsp, camera or file.
+# csi, rtsp, http, camera or file.
 kind_of() {
     case $1 in
         csi:*) echo csi ;;
+        http://?* | https://?*) echo http ;;
         rtsp://?* | rtsps://?* | rtspt://?* | rtspu://?* | rtsph://?*) echo rtsp ;;
         /dev/*) echo camera ;;
         *) echo file ;;
@@ -41,13 +42,14 @@ check_source() {
 
 # decodebin takes the decoder of the highest rank. NVIDIA's stands above those in software; where the variable is known that
 # says so, it is made sure, and in GStreamer 1.16 it is looked at, since decoding in software would pass unnoticed. The JPEG
-# of USB cameras is decoded in software: nvv4l2decoder takes it only with a property that decodebin doesn't set.
+# of USB cameras, and of those that send it over HTTP, is decoded in software: nvv4l2decoder takes it only with a property that
+# decodebin doesn't set.
 choose_decoder() {
     local minor rank
     [[ $decoder == auto || $decoder == software ]] || wrong "--decoder is '$decoder'; on a Jetson it must be auto or software"
     needs nvvidconv 'brings frames to the processor' nvidia-l4t-gstreamer
     minor=$(gst-launch-1.0 --version | sed -n 's/^GStreamer 1\.\([0-9]*\).*/\1/p')
-    if [[ $decoder == software || $(kind_of "${sources[0]}") == camera ]]; then
+    if [[ $decoder == software || $(kind_of "${sources[0]}") == @(camera|http) ]]; then
         [[ $decoder == auto ]] || ((${minor:-0} >= 18)) ||
             fail "--decoder software needs GStreamer 1.18 or later, and this is 1.$minor"
         export GST_PLUGIN_FEATURE_RANK=nvv4l2decoder:NONE,${GST_PLUGIN_FEATURE_RANK-}

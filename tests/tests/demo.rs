@@ -58,6 +58,7 @@ fn the_people_of_a_crowd_are_recognised_within_the_uplink_that_was_promised() {
         assert!(number(&report, "identification_accuracy") >= 0.95, "{name}: {report}");
         let seen = number(&report, "walkers_seen") / number(&report, "walkers");
         assert!(seen >= 0.9, "{name}: {report}");
+        assert_eq!(number(&report, "walkers_enrolled"), number(&report, "walkers"), "{name}: {report}");
         assert!(number(&report, "uplink_mbps") <= limit_mbps, "{name}: {report}");
         assert_eq!(number(&report, "seconds"), 30.0, "{name}: {report}");
         // A crop can hold a neighbour's face beside its own, and is then two detections.
@@ -128,13 +129,17 @@ fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_
     let one = folder.path().join("one/Tony_Blair");
     fs::create_dir_all(&one).unwrap();
     fs::copy(faces.join("Tony_Blair/Tony_Blair_0001.jpg"), one.join("1.jpg")).unwrap();
+    let none = folder.path().join("one/Nobody");
+    fs::create_dir_all(&none).unwrap();
+    fs::write(none.join("notes.txt"), "no picture").unwrap();
     let run = |arguments: &[&str], out: &Path| {
         let mut command = bare(arguments);
         command.arg(&junk).arg("--faces").arg(one.parent().unwrap()).arg("--out").arg(out);
         Said::of(command.output().unwrap())
     };
     for program in [&["demo", "--video"][..], &["bench", "bandwidth", "--fast"]] {
-        run(program, &out).expect(6, &["junk.mp4"]);
+        let said = ["junk.mp4", "Enrolled  1 people with 1 photographs", "so not enrolled: Nobody"];
+        run(program, &out).expect(6, &said);
         run(program, &junk).expect(7, &["junk.mp4"]);
     }
 }

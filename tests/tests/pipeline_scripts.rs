@@ -12,18 +12,19 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{models_dir, require, skip, workspace_root};
-use facepipe_tests::{Backend, build_dir, camera::Camera};
+use facepipe_tests::{Backend, build_dir, camera::Camera, program};
 use tempfile::TempDir;
 
 const SCRIPTS: [&str; 7] = [
@@ -294,7 +295,9 @@ fn every_script_says_what_it_takes_and_what_is_wrong() {
     }
     let video = machine.text("video.mp4");
     fs::write(&video, "no video").unwrap();
-    let refused: [(&str, &[&str], i32, &str); 12] = [
+    let picture = machine.text("picture.mp4");
+    fs::write(&picture, b"GIF89a\x01\0\x01\0\0\0\0;").unwrap();
+    let refused: [(&str, &[&str], i32, &str); 16] = [
         ("file.sh", &["nowhere.mp4"], 1, "nowhere.mp4: no such file"),
         ("file.sh", &[&video, "--policy", "nice"], 2, "--policy is 'nice'; it must be best or every"),
         ("file.sh", &[&video, "--backend", "faces.example.com"], 2, "it must begin with http"),
@@ -302,7 +305,16 @@ fn every_script_says_what_it_takes_and_what_is_wrong() {
         ("file.sh", &[&video, "--decoder", "nosuchdec"], 1, "no element nosuchdec"),
         ("file.sh", &[&video, "--location"], 2, "--location needs a value"),
         ("file.sh", &[&video], 1, "failed at 'decode'"),
-        ("rtsp.sh", &["http://camera"], 2, "no rtsp:// address"),
+        ("file.sh", &[&picture], 1, "picture.mp4 is a picture, and no video: 'facepipe recognize folder'"),
+        ("file.sh", &["http://camera/video"], 2, "rtsp.sh plays network cameras (rtsp://, http://)"),
+        (
+            "file.sh",
+            &[&video, "--capture-start", "2024-05-06T07:08:09"],
+            2,
+            "without a time zone; write 2024-05-06T07:08:09Z for UTC",
+        ),
+        ("file.sh", &[&video, "--capture-start", "yesterday"], 2, "it must be like 2024-05-06T07:08:09Z"),
+        ("rtsp.sh", &[&video], 2, "is no rtsp://, http:// or https:// address; file.sh plays files"),
         (
             "rtsp.sh",
             &["rtsp://camera", "--stall", "0"],
@@ -420,6 +432,163 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
             found.iter().all(|d| d.received_at - d.captured_at < 20_000_000),
             "nothing waited for the batch to fill"
         );
+    }
+}
+
+#[test]
+fn a_replay_whose_faces_do_not_reach_the_backend_has_failed() {
+    let video = require!("videos/street-1080p.mp4");
+    let machine = Machine::new();
+    // Nobody listens there.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dead = format!("http://127.0.0.1:{port}");
+    let replay = |more: &[&str]| {
+        let fixed = [video.to_str().unwrap(), "--fast", "--detect", "interval=12", "--backend", &dead];
+        let limits = ["--upload", "eos-timeout=1", "--camera-id", "gate"];
+        let output = machine.script("file.sh", &[&fixed[..], &limits, more].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", printed(&output));
+        printed(&output)
+    };
+    let lost = replay(&[]);
+    assert!(lost.contains("file.sh: not all faces are with the backend: "), "{lost}");
+    assert!(lost.contains("crops were not uploaded within eos-timeout (1 s); with --spool-dir"), "{lost}");
+    let kept = replay(&["--spool-dir", &machine.text("spool")]);
+    assert!(kept.contains("not all faces are with the backend yet: "), "{kept}");
+    assert!(kept.contains("is sent when this runs again"), "{kept}");
+}
+
+/// A camera that sends motion JPEG over HTTP: the picture, so often, ten times a second, to everybody who asks.
+fn http_camera(picture: Vec<u8>, times: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/video.mjpg", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let mut send = || -> std::io::Result<()> {
+                let boundary = "multipart/x-mixed-replace; boundary=frame";
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: {boundary}\r\nConnection: close\r\n\r\n")?;
+                for _ in 0..times {
+                    let length = picture.len();
+                    write!(stream, "--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n")?;
+                    stream.write_all(&picture)?;
+                    stream.write_all(b"\r\n")?;
+                    thread::sleep(Duration::from_millis(100));
+                }
+                write!(stream, "--frame--\r\n")
+            };
+            // Whoever has seen enough goes.
+            let _ = send();
+        }
+    });
+    url
+}
+
+#[test]
+fn a_camera_that_sends_motion_jpeg_over_http_is_played_with_the_time_that_passes() {
+    let picture = fs::read(require!("scenes/multiface.jpg")).unwrap();
+    let machine = Machine::new();
+    let camera = http_camera(picture, 15);
+    machine.run("extract.sh", &[&camera, "faces", "--camera-id", "gate-1", "--policy", "every"]);
+    assert!(pictures(&machine.path("faces")).len() > 6, "several frames of a group");
+
+    // A network camera's script begins again by itself.
+    let running = machine.start("rtsp.sh", &[&camera, "--upload", "endpoint=dry-run"]);
+    running.says("next attempt in 1 s");
+    running.end("INT");
+
+    // The program has the faces of the last frame after a good second, not all at the beginning.
+    let mut command = machine.program(&program("facepipe"));
+    let output = command.args(["extract", &camera, "more", "--policy", "every", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", printed(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let seconds = report["seconds"].as_f64().unwrap();
+    assert!(seconds > 0.9, "{report}");
+    let last = pictures(&machine.path("more")).pop().unwrap();
+    assert!(!last.starts_with("00000.0"), "{last}");
+}
+
+/// A proxy that hands requests on to `backend` whatever host they name, refuses tunnels, and keeps the heads.
+fn http_proxy(backend: &str) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let backend = backend.trim_start_matches("http://").to_owned();
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&heads);
+    let serve = move |mut client: TcpStream| -> std::io::Result<()> {
+        let mut reader = BufReader::new(client.try_clone()?);
+        let mut head = String::new();
+        while reader.read_line(&mut head)? > 2 {}
+        told.lock().unwrap().push(head.clone());
+        if head.starts_with("CONNECT ") {
+            return client.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+        }
+        let (line, rest) = head.split_once("\r\n").unwrap();
+        let (method, target) = line.split_once(' ').unwrap();
+        let path = target.strip_prefix("http://faces.example:8080").expect("the whole address");
+        let mut server = TcpStream::connect(&backend)?;
+        write!(server, "{method} {path}\r\nConnection: close\r\n{rest}")?;
+        let mut answers = server.try_clone()?;
+        thread::spawn(move || std::io::copy(&mut answers, &mut client).and_then(|_| client.shutdown(Shutdown::Both)));
+        std::io::copy(&mut reader, &mut server).map(drop)
+    };
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (serve, client) = (Arc::clone(&serve), client.unwrap());
+            // Whoever breaks off is its own matter.
+            thread::spawn(move || serve(client));
+        }
+    });
+    (port, heads)
+}
+
+#[test]
+fn the_sink_and_the_doctor_obey_the_environment_s_proxy_alike() {
+    let video = require!("videos/street-1080p.mp4");
+    let weights = require!("models/mobilefacenet.onnx");
+    let machine = Machine::new();
+    let backend = Backend::start(weights.parent().unwrap());
+    let (port, heads) = http_proxy(backend.url());
+    let proxy = format!("http://edge:s3cret@127.0.0.1:{port}");
+    let ask = |server: &str, no_proxy: &str| {
+        let fixed = [video.to_str().unwrap(), "--fast", "--detect", "interval=12", "--upload", "eos-timeout=2"];
+        let mut sink = machine.script("file.sh", &[&fixed[..], &["--backend", server]].concat());
+        let mut doctor = machine.program(&program("facepipe"));
+        doctor.args(["doctor", "--json", "--server", server]);
+        let [sink, doctor] = [&mut sink, &mut doctor].map(|command| {
+            command.env("http_proxy", &proxy).env("https_proxy", &proxy).env("NO_PROXY", no_proxy);
+            heads.lock().unwrap().clear();
+            let output = command.output().unwrap();
+            assert!(!printed(&output).contains("s3cret"), "{}", printed(&output));
+            (output.status.code(), printed(&output), std::mem::take(&mut *heads.lock().unwrap()))
+        });
+        (sink, doctor)
+    };
+
+    let ((code, said, sent), (_, findings, asked)) = ask("http://faces.example:8080", "other.example");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(sent[0].starts_with("POST http://faces.example:8080/face-recognition/store-results "), "{sent:?}");
+    assert!(asked[0].starts_with("GET http://faces.example:8080/readyz "), "{asked:?}");
+    for head in [&sent[0], &asked[0]] {
+        let head = head.to_lowercase();
+        assert!(head.contains("proxy-authorization: basic zwrnztpzm2nyzxq="), "{head}");
+    }
+    let through = format!("answers through the proxy http://127.0.0.1:{port}");
+    assert!(findings.contains(&through), "{findings}");
+
+    let ((code, said, sent), (_, findings, asked)) = ask("https://faces.example", "");
+    assert_eq!(code, Some(1), "{said}");
+    for (head, said) in [(&sent[0], &said), (&asked[0], &findings)] {
+        assert!(head.starts_with("CONNECT faces.example:443 "), "{head}");
+        assert!(said.contains(&format!("proxy http://127.0.0.1:{port}")), "{said}");
+    }
+
+    for (server, no_proxy) in [("http://faces.example:8080", ".example"), ("http://127.0.0.1:9", "")] {
+        let ((code, said, sent), (_, findings, asked)) = ask(server, no_proxy);
+        assert_eq!((code, sent.len(), asked.len()), (Some(1), 0, 0), "{server}: {said}");
+        assert!(findings.contains("cannot be reached"), "{findings}");
     }
 }
 

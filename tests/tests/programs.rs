@@ -44,7 +44,8 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
         place.photographs("tree", person, &[3, 4, 5]);
     }
     let chavez = place.folder.path().join("tree/Hugo_Chavez");
-    fs::write(chavez.join("Hugo_Chavez_0003b.jpg"), b"no picture").unwrap();
+    let whole = fs::read(chavez.join("Hugo_Chavez_0003.jpg")).unwrap();
+    fs::write(chavez.join("Hugo_Chavez_0003b.jpg"), &whole[..2000]).unwrap();
     fs::copy(require!("scenes/multiface.jpg"), chavez.join("Hugo_Chavez_0003c.jpg")).unwrap();
     fs::create_dir_all(place.folder.path().join("tree/-bad/")).unwrap();
     fs::copy(chavez.join("Hugo_Chavez_0003.jpg"), place.folder.path().join("tree/-bad/1.jpg")).unwrap();
@@ -113,6 +114,77 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     place.run(&["people", "delete", "Visitor 7", "--yes"]).expect(0, &["is erased"]);
     place.run(&["people", "show", "Visitor 7"]).expect(6, &["nobody of that name"]);
     assert_eq!(place.json(&["people"])["meta"]["total"], 1);
+}
+
+/// A photograph as HEIC.
+fn heic(jpeg: &Path) -> Vec<u8> {
+    let picture = image::open(jpeg).unwrap().into_rgb8();
+    let (width, height) = picture.dimensions();
+    heifer::encode_rgb8(width, height, &picture, &heifer::EncodeOptions::default()).unwrap()
+}
+
+#[test]
+fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
+    let (models, faces) = (models_dir(), require!("lfw10"));
+    require!("models/mobilefacenet.onnx");
+    let place = Place::new(&models, faces);
+    let [blair, phone] =
+        ["mixed/Tony_Blair", "mixed/Phone_Only"].map(|name| place.folder.path().join(name));
+    place.photographs("mixed", "Tony_Blair", &[1, 2, 3]);
+    place.photographs("mixed", "Hugo_Chavez", &[1, 2]);
+    // Names that say nothing or something else.
+    fs::rename(blair.join("Tony_Blair_0001.jpg"), blair.join("scan.jfif")).unwrap();
+    fs::rename(blair.join("Tony_Blair_0002.jpg"), blair.join("IMG_0002")).unwrap();
+    // A phone's own, a scanner's, and what was left by systems.
+    fs::create_dir_all(&phone).unwrap();
+    fs::write(phone.join("IMG_0003.HEIC"), heic(&blair.join("Tony_Blair_0003.jpg"))).unwrap();
+    fs::write(blair.join("scan.jpg"), b"II*\0\x08\0\0\0").unwrap();
+    fs::write(blair.join("notes.txt"), "taken in May").unwrap();
+    fs::create_dir_all(blair.join("@eaDir/scan.jfif")).unwrap();
+    let thumbnail = place.photographs("other", "Tony_Blair", &[4]).join("Tony_Blair_0004.jpg");
+    fs::copy(&thumbnail, blair.join("@eaDir/scan.jfif/SYNOPHOTO_THUMB_M.jpg")).unwrap();
+    fs::create_dir_all(place.folder.path().join("mixed/Nobody")).unwrap();
+    fs::write(place.folder.path().join("mixed/Nobody/holidays.mp4"), b"\0\0\0\x14ftypisom\0\0\0\0isom").unwrap();
+    fs::create_dir_all(place.folder.path().join("mixed/Crowd")).unwrap();
+    fs::copy(require!("scenes/multiface.jpg"), place.folder.path().join("mixed/Crowd/party.jpg")).unwrap();
+    fs::copy(&thumbnail, place.folder.path().join("mixed/lost.jpg")).unwrap();
+    std::os::unix::fs::symlink("/nonexistent/1.jpg", place.folder.path().join("mixed/Hugo_Chavez/0.jpg")).unwrap();
+
+    let mixed = place.path("mixed");
+    place.run(&["enroll", "tree", &mixed]).expect(
+        3,
+        &[
+            "People    4 added",
+            "6   added",
+            "1   several faces",
+            "5   passed over",
+            "scan.jpg: passed over: TIFF",
+            "mogrify -format jpg",
+            "notes.txt: passed over: text",
+            "holidays.mp4: passed over: a video (MP4 or QuickTime)",
+            "facepipe enroll camera FILE",
+            "mixed/lost.jpg: passed over: lies in nobody's folder",
+            "Hugo_Chavez/0.jpg: passed over: is a link to nothing",
+            "Nobody: no picture in their folder",
+            "Without   a usable picture, so that nobody will recognise them: Crowd, Nobody",
+            "Left out: 1 hidden",
+        ],
+    );
+    assert_eq!(place.json(&["people"])["meta"]["total"], 4, "somebody without any picture is not added");
+    let again = place.json(&["enroll", "tree", &mixed]);
+    assert_eq!(again["summary"]["already_there"], 6, "HEIC is the same picture each time: {again}");
+    assert_eq!(again["without_picture"], serde_json::json!(["Crowd", "Nobody"]), "{again}");
+    assert_eq!(again["passed_over"].as_array().unwrap().len(), 5, "{again}");
+    assert_eq!(again["hidden"], 1, "{again}");
+
+    let said = place.run(&["enroll", "folder", &place.path("mixed/Nobody"), "--id", "Nobody", "--create"]);
+    said.expect(6, &["holidays.mp4: passed over: a video", "no picture in it; passed over: 1"]);
+    let report = place.json(&["recognize", "folder", &mixed]);
+    assert_eq!(report["statistics"]["images"], 8, "{report}");
+    let reasons: Vec<&str> =
+        report["passed_over"].as_array().unwrap().iter().map(|p| p["reason"].as_str().unwrap()).collect();
+    assert_eq!(reasons.len(), 4, "a picture beside the folders is one here: {reasons:?}");
+    place.run(&["recognize", "folder", &mixed, "--stats"]).expect(3, &["files passed over", "IMG_0003.HEIC: unknown"]);
 }
 
 #[test]
@@ -520,5 +592,7 @@ fn an_evaluation_tells_people_from_strangers() {
     fs::create_dir_all(path("empty")).unwrap();
     eval(&path("empty"), &[]).expect(6, &["empty"]);
     fs::write(folder.path().join("people/Tony_Blair/Tony_Blair_0003b.jpg"), b"no picture").unwrap();
-    eval(&people, &["--shots", "2"]).expect(3, &["Tony_Blair_0003b.jpg"]);
+    fs::create_dir_all(folder.path().join("people/Nobody")).unwrap();
+    eval(&people, &["--shots", "2"])
+        .expect(3, &["Tony_Blair_0003b.jpg: text, no picture", "people/Nobody: no picture in this person's folder"]);
 }

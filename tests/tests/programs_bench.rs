@@ -117,7 +117,7 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
     expect(
         &eval(&[&path("set")]),
         3,
-        &["Hugo_Chavez_0002.jpg", "none of JPEG", "cut.jpg", "Passed over: 2 of 18", "rank-1", "100.00"],
+        &["Hugo_Chavez_0002.jpg: text, no picture", "cut.jpg", "Passed over: 2 of 18", "rank-1", "100.00"],
     );
 
     // A folder per person: the first pictures are the gallery, and somebody is left out.

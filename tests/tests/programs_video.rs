@@ -402,6 +402,53 @@ fn windows_show_who_is_known_and_who_is_not() {
     assert!(!said.stderr.contains("indow"), "{}", said.stderr);
 }
 
+#[test]
+fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_once() {
+    let (scene, faces) = (require!("scenes/multiface.jpg"), require!("lfw10"));
+    require!("models/version-RFB-640.onnx");
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let extract = |source: &str, more: &[&str]| {
+        let fixed = ["extract", source, &path("faces"), "--policy", "every", "--resume"];
+        Said::of(bare(&[&fixed[..], more].concat()).output().unwrap())
+    };
+
+    // Two seconds of a group, and a still picture.
+    let group = image::open(scene).unwrap().into_rgba8();
+    let gif = |name: &str, frames: u32| {
+        let mut encoder = image::codecs::gif::GifEncoder::new_with_speed(fs::File::create(path(name)).unwrap(), 30);
+        let delay = image::Delay::from_numer_denom_ms(500, 1);
+        let frame = |_| image::Frame::from_parts(group.clone(), 0, 0, delay);
+        encoder.encode_frames((0..frames).map(frame)).unwrap();
+        path(name)
+    };
+    let said = extract(&gif("group.gif", 4), &[]).expect(0, &["Video     1.5 s"]);
+    assert!(said.stdout.contains("Faces     "), "{}", said.stdout);
+    let written: Vec<String> =
+        fs::read_dir(path("faces")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    for second in ["00000.000", "00000.500", "00001.000", "00001.500"] {
+        assert!(written.iter().any(|name| name.starts_with(second)), "{second}: {written:?}");
+    }
+    let photograph = faces.join("Tony_Blair/Tony_Blair_0001.jpg");
+    for (picture, what) in [(photograph.to_str().unwrap(), "is a picture"), (&gif("still.gif", 1), "is a picture")] {
+        extract(picture, &[]).expect(6, &[what, "facepipe recognize folder"]);
+        Said::of(bare(&["recognize", "video", picture]).output().unwrap()).expect(6, &[what]);
+    }
+
+    // Somebody holds the other end of a pipe and says nothing.
+    let pipe = path("silent.mp4");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let _silent = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    extract(&pipe, &["--first-frame", "1"]).expect(6, &["silent.mp4", "no frame of it came within 1 s", "--first-frame"]);
+
+    // Sound alone.
+    gst::init().unwrap();
+    let sound = path("sound.ogg");
+    play(&format!("audiotestsrc num-buffers=50 ! vorbisenc ! oggmux ! filesink location={sound}"));
+    extract(&sound, &[]).expect(6, &["sound.ogg", "has no video in it"]);
+}
+
 /// A video of photographs, half a second each.
 fn film(pictures: &[PathBuf], folder: &Path, video: &str) {
     gst::init().unwrap();

@@ -2,6 +2,7 @@
 //! them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -15,6 +16,7 @@ use crate::{
     exit::{self, Failure, Outcome},
     output,
     trial::{self, GroundTruth, Policy, Replay, Trial},
+    video::source::Source,
 };
 
 /// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
@@ -85,7 +87,9 @@ pub struct Measured {
     pub reduction_factor_file: f64,
     /// People who walk by, where that is known.
     pub walkers: Option<usize>,
-    /// Those of them who were recognised at least once.
+    /// Those of them who are enrolled.
+    pub walkers_enrolled: Option<usize>,
+    /// Those of these who were recognised at least once.
     pub walkers_recognized: Option<usize>,
 }
 
@@ -96,7 +100,13 @@ struct Results<'a> {
 
 impl Measured {
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
-    fn new(video: &Path, policy: Policy, replay: &Replay, truth: Option<&GroundTruth>) -> Result<Self> {
+    fn new(
+        video: &Path,
+        policy: Policy,
+        replay: &Replay,
+        truth: Option<&GroundTruth>,
+        enrolled: &BTreeSet<&str>,
+    ) -> Result<Self> {
         let file_bytes = fs::metadata(video)?.len();
         let per_second = 8.0 / 1e6 / replay.seconds;
         let mbps = replay.uplink_bytes as f64 * per_second;
@@ -114,7 +124,8 @@ impl Measured {
             reduction_factor: VIDEO_MBPS / mbps,
             reduction_factor_file: file_bytes as f64 * per_second / mbps,
             walkers: truth.map(GroundTruth::walkers),
-            walkers_recognized: truth.map(|truth| replay.judge(truth).seen.len()),
+            walkers_enrolled: truth.map(|truth| truth.enrolled_walkers(enrolled)),
+            walkers_recognized: truth.map(|truth| replay.judge(truth, enrolled).seen.len()),
         })
     }
 }
@@ -125,9 +136,7 @@ impl Measured {
 /// A video is missing or cannot be played, the backend cannot be started, or crops could not be delivered.
 pub fn run(options: &Options) -> Result<Outcome> {
     for video in &options.videos {
-        if !video.is_file() {
-            return Err(Failure::Input(format!("{}: no such file", video.display())).into());
-        }
+        Source::File(video.clone()).check()?;
     }
     let say = |line: &str| {
         if !options.json {
@@ -145,7 +154,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     for video in &options.videos {
         let truth = GroundTruth::beside(video)?;
         for &policy in &policies {
-            let Some(replay) = Replay::run(video, &trial.server.url(), policy, !options.fast)? else {
+            let Some(replay) = Replay::run(video, &trial, policy, !options.fast)? else {
                 return Ok(Outcome::Interrupted);
             };
             if replay.failed > 0 {
@@ -156,7 +165,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     options.out.join("backend.log").display()
                 );
             }
-            measured.push(Measured::new(video, policy, &replay, truth.as_ref())?);
+            measured.push(Measured::new(video, policy, &replay, truth.as_ref(), &trial.enrolled())?);
         }
     }
     if options.json {
@@ -189,8 +198,8 @@ fn print(measured: &[Measured]) {
         row("bit rate, Mbit/s", &|m| format!("{:.4}", m.mbps));
         row("reduction factor against 4 Mbit/s", &|m| format!("{:.0}", m.reduction_factor));
         row("reduction factor against the file", &|m| format!("{:.0}", m.reduction_factor_file));
-        if let Some(walkers) = first.walkers {
-            row(&format!("recognised of {walkers} walkers"), &|m| {
+        if let Some(walkers) = first.walkers_enrolled {
+            row(&format!("recognised of {walkers} enrolled walkers"), &|m| {
                 m.walkers_recognized.unwrap_or_default().to_string()
             });
         }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use reqwest::{Certificate, RequestBuilder, Response, StatusCode, Url, header::RETRY_AFTER, multipart};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use url::Host;
 
 pub use self::{
     error::ClientError,
@@ -105,6 +106,16 @@ pub enum Recognition<'a> {
     },
 }
 
+/// Whether an address is this machine's own.
+fn is_this_machine(server: &Url) -> bool {
+    match server.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
 impl Client {
     /// # Errors
     /// The address is none, or the certificates cannot be read.
@@ -122,6 +133,11 @@ impl Client {
         if let Some(pem) = &settings.ca {
             let wrong = |error| Failure::Usage(format!("--ca-file: no certificate in PEM form: {error}"));
             builder = builder.tls_certs_merge(Certificate::from_pem_bundle(pem).map_err(wrong)?);
+        }
+        // What http_proxy, https_proxy, all_proxy and no_proxy name, as facesink-http does; this machine itself is never
+        // called through a proxy.
+        if is_this_machine(&server) {
+            builder = builder.no_proxy();
         }
         let http = builder
             .build()

@@ -14,6 +14,7 @@ use crate::{
     exit::{self, Failure, Outcome},
     output,
     trial::{self, GroundTruth, Policy, Replay, Trial},
+    video::source::Source,
 };
 
 /// Runs the main job on real input: enrol, train, replay a video, report who was seen.
@@ -53,23 +54,18 @@ pub fn run(options: &Options) -> Result<Outcome> {
         let how = "run `facepipe models fetch`, set FACEPIPE_MIRROR, or name one with --video";
         Failure::Input(format!("no video to replay: {how}"))
     })?;
-    if !video.is_file() {
-        return Err(Failure::Input(format!("--video {}: no such file", video.display())).into());
-    }
+    Source::File(video.clone()).check()?;
     let truth = GroundTruth::beside(&video)?;
     output::line(format!("Video     {}", video.display()));
-    let Some(Trial { server, embedder, gallery }) =
-        Trial::start(&options.trial, &options.out, &|line| output::line(line))?
-    else {
+    let Some(trial) = Trial::start(&options.trial, &options.out, &|line| output::line(line))? else {
         return Ok(Outcome::Interrupted);
     };
-    let Some(replay) = Replay::run(&video, &server.url(), options.policy, true)? else {
+    let Some(replay) = Replay::run(&video, &trial, options.policy, true)? else {
         return Ok(Outcome::Interrupted);
     };
-    let last_seen = server.last_seen(gallery.iter().map(|person| person.id.as_str()))?;
-    drop(server);
-
-    let report = Report::new(&video, &embedder, options.policy, &replay, truth.as_ref());
+    let last_seen = trial.server.last_seen(trial.enrolled().into_iter())?;
+    let report = Report::new(&video, &trial, options.policy, &replay, truth.as_ref());
+    drop(trial);
     report.print(&last_seen);
     let path = options.out.join("report.json");
     report.write(&path)?;

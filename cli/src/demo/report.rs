@@ -10,7 +10,7 @@ use crate::{
     client::LastKnownLocation,
     exit::Failure,
     output,
-    trial::{GroundTruth, Policy, Replay},
+    trial::{GroundTruth, Policy, Replay, Trial},
 };
 
 /// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
@@ -35,6 +35,10 @@ pub struct Report {
     identified: BTreeMap<String, usize>,
     /// Stored detections of faces that are nobody enrolled.
     unknown: usize,
+    /// People who were enrolled.
+    people_enrolled: usize,
+    /// People of whom no photograph could be used.
+    people_without_photograph: Vec<String>,
     /// Uploaded crops in which the backend found no face.
     crops_without_face: usize,
     #[serde(flatten)]
@@ -44,15 +48,21 @@ pub struct Report {
 /// How right it was, where the video has ground truth.
 #[derive(Debug, Serialize)]
 struct Accuracy {
-    /// Share of stored detections whose identity is right.
+    /// Share of stored detections whose identity is right; unknown is right for who is not enrolled.
     identification_accuracy: f64,
     /// People (appearances) who walked through the video.
     walkers: usize,
-    /// Those of them with at least one right identification.
+    /// Those of them who are enrolled.
+    walkers_enrolled: usize,
+    /// Those of these with at least one right identification.
     walkers_seen: usize,
     detections_right: usize,
+    /// Those of them that were called unknown, and are of people who are not enrolled.
+    detections_rightly_unknown: usize,
     /// Wrong since called unknown.
     detections_unknown: usize,
+    /// Wrong since called by somebody else's name.
+    detections_misnamed: usize,
     /// Wrong since no walker was there.
     detections_unexplained: usize,
 }
@@ -62,7 +72,7 @@ impl Report {
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
     pub fn new(
         video: &Path,
-        embedder: &str,
+        trial: &Trial,
         policy: Policy,
         replay: &Replay,
         truth: Option<&GroundTruth>,
@@ -76,12 +86,16 @@ impl Report {
             }
         }
         let accuracy = truth.map(|truth| {
-            let score = replay.judge(truth);
+            let enrolled = trial.enrolled();
+            let score = replay.judge(truth, &enrolled);
             Accuracy {
                 identification_accuracy: score.right as f64 / score.judged.max(1) as f64,
                 walkers: truth.walkers(),
+                walkers_enrolled: truth.enrolled_walkers(&enrolled),
                 walkers_seen: score.seen.len(),
                 detections_right: score.right,
+                detections_rightly_unknown: score.rightly_unknown,
+                detections_misnamed: score.misnamed,
                 detections_unknown: score.unknown,
                 detections_unexplained: score.unexplained,
             }
@@ -90,7 +104,7 @@ impl Report {
         Self {
             video: video.display().to_string(),
             seconds: replay.seconds,
-            embedder: embedder.to_owned(),
+            embedder: trial.embedder.clone(),
             policy: policy.nick(),
             faces_uploaded: replay.sent,
             detections_stored: replay.detections.len(),
@@ -99,6 +113,8 @@ impl Report {
             reduction_factor: VIDEO_MBPS / mbps,
             identified,
             unknown,
+            people_enrolled: trial.enrolled().len(),
+            people_without_photograph: trial.without_photograph(),
             crops_without_face: replay.crops_without_face,
             accuracy,
         }
@@ -127,11 +143,15 @@ impl Report {
             self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
         ));
         if let Some(accuracy) = &self.accuracy {
+            let strangers = match accuracy.walkers - accuracy.walkers_enrolled {
+                0 => String::new(),
+                strangers => format!("; {strangers} are not enrolled, unknown is right for them"),
+            };
             output::line(format!(
-                "Accuracy  {:.1} % of the identities are right; {} of {} walkers recognised",
+                "Accuracy  {:.1} % of the identities are right; {} of {} walkers recognised{strangers}",
                 accuracy.identification_accuracy * 100.0,
                 accuracy.walkers_seen,
-                accuracy.walkers
+                accuracy.walkers_enrolled
             ));
         }
     }

@@ -9,7 +9,8 @@ use std::{
 
 use facepipe_detector::{ExecutionProvider, models, runtime};
 use gst::prelude::*;
-use reqwest::{StatusCode, blocking::Client, header};
+use gstfacepipe::upload::{self, Spool, SpoolError};
+use reqwest::{Certificate, StatusCode, blocking::Client, header};
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::{Check, Options, State};
@@ -228,8 +229,14 @@ fn spool(folder: Option<&Path>) -> Check {
         );
     };
     let remedy = "make it, and let the user who runs the pipeline write there (mode 0700)";
+    // Looked at as facesink-http does, which makes it where it is missing.
+    match Spool::check(folder) {
+        Ok(()) => {}
+        Err(error @ SpoolError::Folder { .. }) => return Check::failed(NAME, error.to_string(), remedy),
+        Err(error) => return Check::failed(NAME, error.to_string(), "as it says: facesink-http will not start"),
+    }
     let probe = folder.join(".facepipe-doctor");
-    let written = fs::create_dir_all(folder).and_then(|()| fs::write(&probe, b"probe"));
+    let written = fs::write(&probe, b"probe");
     // What could not be written cannot be removed either.
     let _ = fs::remove_file(&probe);
     match written {
@@ -259,9 +266,22 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         },
         (None, None) => None,
     };
+    let ca = match options.ca_file.as_deref().map(certificates).transpose() {
+        Ok(ca) => ca.unwrap_or_default(),
+        Err(why) => {
+            let remedy = "name a file of certificates in PEM form, readable for the user who runs the pipeline";
+            return (Check::failed(NAME, format!("the certificates' file {why}"), remedy), None);
+        }
+    };
+    let through = match upload::proxy(server) {
+        Ok(proxy) => proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default(),
+        Err(error) => return (Check::failed(NAME, error.to_string(), "as it says"), None),
+    };
     let ask = || -> reqwest::Result<(StatusCode, Option<OffsetDateTime>)> {
         let base = server.trim_end_matches('/');
-        let client = Client::builder().timeout(ANSWER_LIMIT).build()?;
+        let client = Client::builder().timeout(ANSWER_LIMIT).tls_certs_merge(ca.clone());
+        // This machine is called without a proxy, as facesink-http does.
+        let client = if through.is_empty() { client.no_proxy() } else { client }.build()?;
         // The list of cameras needs the token where one is needed; readiness alone may not.
         let mut request = client.get(format!("{base}/readyz"));
         if let Some(token) = &token {
@@ -285,19 +305,18 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
             while let Some(source) = cause.source() {
                 cause = source;
             }
-            let found = format!("{server} cannot be reached: {cause}");
-            (
-                Check::failed(
-                    NAME,
-                    found,
-                    "is it running, is the address right, does a firewall stand between?",
-                ),
-                None,
-            )
+            let found = format!("{server} cannot be reached{through}: {cause}");
+            let remedy = match cause.to_string().contains("certificate") {
+                true if options.ca_file.is_none() => {
+                    "a certificate of an authority of one's own is trusted by --ca-file, and by ca-file of facesink-http"
+                }
+                _ => "is it running, is the address right, does a firewall stand between?",
+            };
+            (Check::failed(NAME, found, remedy), None)
         }
         Ok((status, date)) if status.is_success() => {
             let with = if token.is_some() { " with this token" } else { "" };
-            (Check::ok(NAME, format!("{server} answers{with}")), date)
+            (Check::ok(NAME, format!("{server} answers{with}{through}")), date)
         }
         Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), date)) => {
             let found = format!("{server} refuses the token ({status})");
@@ -313,6 +332,17 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         Ok((status, date)) => {
             (Check::failed(NAME, format!("{server} answers {status}"), "is that a facepipe backend?"), date)
         }
+    }
+}
+
+/// The certificates of a file; otherwise its name and what is wrong with it.
+fn certificates(file: &Path) -> Result<Vec<Certificate>, String> {
+    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", file.display());
+    let pem = fs::read(file).map_err(|error| failed(&error))?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if certificates.is_empty() => Err(failed(&"contains no certificate in PEM form")),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(failed(&error)),
     }
 }
 

@@ -14,7 +14,11 @@ use serde::Serialize;
 Examples:
   facepipe doctor
   facepipe doctor --server https://faces.example --token-file /etc/facepipe/token
+  facepipe doctor --server https://faces.example --ca-file /etc/facepipe/ca.pem
   facepipe doctor --spool-dir /var/spool/facepipe --json
+
+The backend is called through the proxy that http_proxy, https_proxy, all_proxy
+and no_proxy name, as facesink-http does; this machine itself never is.
 
 Exit code 0: nothing is wrong (there may be warnings); 1: something is.")]
 pub struct Options {
@@ -31,10 +35,13 @@ pub struct Options {
     )]
     token: Option<String>,
     /// File with the token for the backend
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Certificates (PEM) to trust beside the system's, as facesink-http's ca-file
+    #[arg(long, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// Folder in which facesink-http keeps crops while the backend is away
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "FACEPIPE_SPOOL_DIR", value_name = "DIR")]
     spool_dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]

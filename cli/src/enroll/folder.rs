@@ -16,8 +16,10 @@ use super::{
 use crate::{
     client::{Client, ClientError},
     connection::Connection,
-    exit::{self, Failure, Outcome},
-    interrupt, output, pictures, progress, runtime, train,
+    exit::{self, Outcome},
+    interrupt, output,
+    pictures::{self, Found, PassedOver, People},
+    progress, runtime, train,
 };
 
 /// Adds all pictures of a folder to one person.
@@ -27,9 +29,12 @@ Examples:
   facepipe enroll folder photos/ada --id \"Ada Lovelace\" --create --train
   facepipe enroll folder photos/ada --id \"Ada Lovelace\" --dry-run
 
-Looks into the folders below as well. Pictures that the server has already are
-not sent again, so a run that was cut off is continued by running it again.
-A picture must show exactly one face.
+Looks into the folders below as well, but not into hidden ones and those of
+systems (@eaDir, .thumbnails, __MACOSX). Pictures are JPEG, PNG, WebP, BMP, GIF
+and HEIC, by their content, whatever their names; every other file is named, and
+the exit code is 3. Pictures that the server has already are not sent again, so
+a run that was cut off is continued by running it again. A picture must show
+exactly one face.
 
 {}", exit::HELP))]
 pub struct FolderOptions {
@@ -50,13 +55,16 @@ pub struct FolderOptions {
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
-  facepipe enroll tree staff/ --train               (staff/<name>/**/*.jpg)
+  facepipe enroll tree staff/ --train               (staff/<name>/…/picture)
   facepipe enroll tree staff/ --dry-run
   facepipe enroll tree staff/ --json | jq .summary
 
-People whom the server does not know yet are added. Pictures that it has
-already are not sent again, so a run that was cut off is continued by running
-it again. A picture must show exactly one face.
+People whom the server does not know yet are added. Pictures are JPEG, PNG, WebP,
+BMP, GIF and HEIC, by their content, whatever their names; every other file is
+named, and so is everybody who is left without a picture: the exit code is 3.
+Hidden folders and those of systems (@eaDir, .thumbnails, __MACOSX) are left
+out. Pictures that the server has already are not sent again, so a run that was
+cut off is continued by running it again. A picture must show exactly one face.
 
 {}", exit::HELP))]
 pub struct TreeOptions {
@@ -105,12 +113,29 @@ struct PersonReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
     images: Vec<Sent>,
+    /// Pictures of theirs that the server had before.
+    #[serde(skip)]
+    had: usize,
+}
+
+impl PersonReport {
+    /// Whether the server has no picture of theirs, so that it cannot recognise them.
+    fn is_without_picture(&self) -> bool {
+        let has_one = |sent: &Sent| !sent.result.is_refusal();
+        self.had == 0 && !self.images.iter().any(has_one)
+    }
 }
 
 #[derive(Serialize)]
 struct Report {
     people: Vec<PersonReport>,
     summary: BTreeMap<Fate, usize>,
+    /// Files that are no pictures, cannot be read, or lie in nobody's folder.
+    passed_over: Vec<PassedOver>,
+    /// Hidden and systems' own files and folders that were left out.
+    hidden: usize,
+    /// People of whom the server has no picture, so that nobody will recognise them.
+    without_picture: Vec<String>,
     /// Pictures that nobody came to: the run was interrupted or failed.
     left: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,10 +147,10 @@ struct Report {
 /// # Errors
 /// The folder cannot be read, there is no such person, or the server cannot be reached or refuses the token.
 pub fn folder(options: &FolderOptions) -> Result<Outcome> {
-    let pictures = pictures::below(&options.folder)?;
-    let people = [Person { id: options.id.clone(), is_named_by_folder: false, pictures }];
+    let Found { pictures, passed_over, hidden } = pictures::below(&options.folder)?.told(&options.folder)?;
+    let people = vec![Person { id: options.id.clone(), is_named_by_folder: false, pictures }];
     let absent = if options.create { Absent::Create } else { Absent::Fail };
-    runtime()?.block_on(enroll(&options.common, &people, absent))
+    runtime()?.block_on(enroll(&options.common, Work { people, passed_over, hidden }, absent))
 }
 
 /// Runs `enroll tree`.
@@ -133,18 +158,18 @@ pub fn folder(options: &FolderOptions) -> Result<Outcome> {
 /// # Errors
 /// The folder cannot be read, or the server cannot be reached or refuses the token.
 pub fn tree(options: &TreeOptions) -> Result<Outcome> {
-    let mut people = Vec::new();
-    for (id, folder) in pictures::people(&options.folder)? {
-        match pictures::below(&folder) {
-            Ok(pictures) => people.push(Person { id, is_named_by_folder: true, pictures }),
-            Err(empty) => eprintln!("passed over {empty}"),
-        }
-    }
-    if people.is_empty() {
-        return Err(Failure::input(options.folder.display(), "no picture in any folder of it").into());
-    }
+    let People { pictures, passed_over, hidden } = pictures::by_person(&options.folder)?.told(&options.folder)?;
+    let person = |(id, pictures)| Person { id, is_named_by_folder: true, pictures };
+    let people = pictures.into_iter().map(person).collect();
     let absent = if options.existing_only { Absent::PassOver } else { Absent::Create };
-    runtime()?.block_on(enroll(&options.common, &people, absent))
+    runtime()?.block_on(enroll(&options.common, Work { people, passed_over, hidden }, absent))
+}
+
+/// What the disk has.
+struct Work {
+    people: Vec<Person>,
+    passed_over: Vec<PassedOver>,
+    hidden: usize,
 }
 
 /// What is done with people whom the server does not know.
@@ -155,7 +180,8 @@ enum Absent {
     Fail,
 }
 
-async fn enroll(options: &Common, people: &[Person], absent: Absent) -> Result<Outcome> {
+async fn enroll(options: &Common, work: Work, absent: Absent) -> Result<Outcome> {
+    let Work { people, passed_over, hidden } = work;
     let client = options.connection.client()?;
     let total = people.iter().map(|person| person.pictures.len()).sum();
     let bar = progress::bar(total, if options.dry_run { "Comparing" } else { "Enrolling" });
@@ -163,7 +189,7 @@ async fn enroll(options: &Common, people: &[Person], absent: Absent) -> Result<O
         Upload { client: &client, parallel: options.parallel.into(), dry_run: options.dry_run, bar: &bar };
     let mut reports = Vec::new();
     let mut failure = None;
-    for person in people {
+    for person in &people {
         if interrupt::requested() {
             break;
         }
@@ -182,21 +208,36 @@ async fn enroll(options: &Common, people: &[Person], absent: Absent) -> Result<O
     }
     bar.finish_and_clear();
 
-    let mut report = Report { people: reports, summary: BTreeMap::new(), left: 0, model_version: None };
+    let mut report = Report {
+        people: reports,
+        summary: BTreeMap::new(),
+        passed_over,
+        hidden,
+        without_picture: Vec::new(),
+        left: 0,
+        model_version: None,
+    };
     for sent in report.people.iter().flat_map(|person| &person.images) {
         *report.summary.entry(sent.result).or_default() += 1;
     }
-    let passed_over = report.people.iter().filter(|person| person.message.is_some()).count();
+    let someone_passed_over = report.people.iter().any(|person| person.message.is_some());
     let of_passed_over: usize = report
         .people
         .iter()
-        .zip(people)
+        .zip(&people)
         .filter(|(report, _)| report.message.is_some())
         .map(|(_, person)| person.pictures.len())
         .sum();
     report.left = total - of_passed_over - report.summary.values().sum::<usize>();
 
     let undisturbed = failure.is_none() && !interrupt::requested();
+    if undisturbed {
+        // Who was passed over with pictures is told as such.
+        let without = report.people.iter().zip(&people).filter(|(report, person)| {
+            (report.message.is_none() || person.pictures.is_empty()) && report.is_without_picture()
+        });
+        report.without_picture = without.map(|(report, _)| report.face_id.clone()).collect();
+    }
     if options.train && undisturbed {
         let trained = train::begin_and_wait(&client, false).await;
         match trained {
@@ -218,7 +259,11 @@ async fn enroll(options: &Common, people: &[Person], absent: Absent) -> Result<O
         return Ok(Outcome::Interrupted);
     }
     let refused = report.summary.iter().any(|(fate, _)| fate.is_refusal());
-    Ok(if refused || passed_over > 0 { Outcome::Partly } else { Outcome::Done })
+    let incomplete = refused
+        || someone_passed_over
+        || !report.passed_over.is_empty()
+        || !report.without_picture.is_empty();
+    Ok(if incomplete { Outcome::Partly } else { Outcome::Done })
 }
 
 /// Sends one person's pictures. The inner error ended it early; what was sent before is in the report.
@@ -229,9 +274,12 @@ async fn enroll_person(
     absent: Absent,
 ) -> Result<(PersonReport, Option<ClientError>)> {
     let mut report =
-        PersonReport { face_id: person.id.clone(), created: false, message: None, images: Vec::new() };
+        PersonReport { face_id: person.id.clone(), created: false, message: None, images: Vec::new(), had: 0 };
     let known: HashSet<String> = match client.person_images(&person.id).await {
-        Ok(Some(images)) => images.images.into_iter().filter_map(|image| image.sha256).collect(),
+        Ok(Some(images)) => {
+            report.had = images.images.len();
+            images.images.into_iter().filter_map(|image| image.sha256).collect()
+        }
         Ok(None) => match absent {
             Absent::Fail => return Err(nobody(&person.id).into()),
             Absent::PassOver => {
@@ -240,6 +288,8 @@ async fn enroll_person(
                 upload.bar.inc(person.pictures.len().try_into()?);
                 return Ok((report, None));
             }
+            // Somebody without a picture is nobody yet.
+            Absent::Create if person.pictures.is_empty() => HashSet::new(),
             Absent::Create => {
                 report.created = !upload.dry_run && client.add_person(&person.id).await?;
                 HashSet::new()
@@ -254,6 +304,11 @@ async fn enroll_person(
         }
         Err(error) => return Err(error.into()),
     };
+    if person.pictures.is_empty() {
+        report.message = Some("no picture in their folder".into());
+        upload.bar.suspend(|| eprintln!("{}: no picture in their folder", person.id));
+        return Ok((report, None));
+    }
     let (images, failure) = upload.send(&person.id, &person.pictures, &known).await;
     report.images = images;
     Ok((report, failure))
@@ -267,8 +322,15 @@ fn print(report: &Report, dry_run: bool) {
     for (fate, count) in &report.summary {
         output::line(format!("{count:>7}   {}", fate.words()));
     }
+    if !report.passed_over.is_empty() {
+        output::line(format!("{:>7}   passed over, no pictures", report.passed_over.len()));
+    }
     if report.left > 0 {
         output::line(format!("{:>7}   not sent", report.left));
+    }
+    if !report.without_picture.is_empty() {
+        let names = report.without_picture.join(", ");
+        output::line(format!("Without   a usable picture, so that nobody will recognise them: {names}"));
     }
     if let Some(version) = report.model_version {
         output::line(format!("Trained   model {version}"));

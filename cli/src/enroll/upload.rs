@@ -1,6 +1,6 @@
 //! Sends pictures of one person, several at a time, and says of each what became of it.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{collections::HashSet, path::Path};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     client::{Client, ClientError, EnrolmentWarning},
-    digest, interrupt,
+    digest, interrupt, pictures,
 };
 
 /// What became of a picture.
@@ -99,7 +99,7 @@ impl Upload<'_> {
             .map(|picture| {
                 let picture = picture.as_ref();
                 // Read in the order of the files, so that of two equal ones the first is the original.
-                let read = fs::read(picture).map(|bytes| {
+                let read = pictures::read(picture).map(|bytes| {
                     let digest = digest::sha256(&bytes);
                     let known = if known.contains(&digest) {
                         Some(Fate::AlreadyThere)
@@ -142,13 +142,13 @@ impl Upload<'_> {
         &self,
         person: &str,
         picture: &Path,
-        read: std::io::Result<(Bytes, Option<Fate>)>,
+        read: Result<(Bytes, Option<Fate>), String>,
     ) -> Result<Option<Sent>, ClientError> {
         let sent = |result, message: Option<String>| {
             Ok(Some(Sent { file: picture.display().to_string(), result, message }))
         };
         let bytes = match read {
-            Err(error) => return sent(Fate::Unreadable, Some(error.to_string())),
+            Err(why) => return sent(Fate::Unreadable, Some(why)),
             Ok((_, Some(fate))) => return sent(fate, None),
             Ok((_, None)) if self.dry_run => return sent(Fate::WouldAdd, None),
             Ok((bytes, None)) => bytes,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::look::{Face, Seen};
-use crate::{dice::Dice, exit::Failure, networks::PassedOver, pictures};
+use crate::{dice::Dice, exit::Failure, pictures::{self, PassedOver, People}};
 
 /// Pictures that are enrolled per person, if nothing is said.
 const SHOTS: u16 = 5;
@@ -24,6 +24,8 @@ enum Role {
 #[derive(Debug)]
 pub struct Layout {
     pictures: Vec<Picture>,
+    /// Files that are no pictures.
+    passed_over: Vec<PassedOver>,
     shots: usize,
 }
 
@@ -54,14 +56,14 @@ pub struct Assigned {
     pub gallery: Vec<Labelled>,
     /// Pictures with at least one face, of the people of the gallery and of strangers.
     pub probes: Vec<Labelled>,
-    /// Pictures that cannot be read, have no face, or cannot be enrolled.
+    /// Files that are no pictures, and pictures that cannot be read, have no face, or cannot be enrolled.
     pub passed_over: Vec<PassedOver>,
-    /// All pictures.
+    /// All pictures, and what was taken for one at first.
     pub pictures: usize,
 }
 
 impl Layout {
-    /// Looks at the folders; no picture is opened.
+    /// Looks at the folders; no picture is decoded.
     ///
     /// # Errors
     /// A folder is missing or empty; an option does not fit.
@@ -80,16 +82,19 @@ impl Layout {
                         return Err(Failure::Usage(format!("{option}: {why}")));
                     }
                 }
-                let mut pictures = roles(pictures::by_person(&gallery)?, |_| Role::Gallery);
-                pictures.extend(roles(pictures::by_person(&probe)?, |_| Role::Probe));
-                Ok(Self { pictures, shots: usize::MAX })
+                let (mut enrolled, mut searched) = (people(&gallery)?, people(&probe)?);
+                let mut passed_over = std::mem::take(&mut enrolled.passed_over);
+                passed_over.append(&mut searched.passed_over);
+                let mut pictures = roles(enrolled.pictures, |_| Role::Gallery);
+                pictures.extend(roles(searched.pictures, |_| Role::Probe));
+                Ok(Self { pictures, passed_over, shots: usize::MAX })
             }
             (true, false) => {
                 Err(Failure::input(probe.display(), "no such folder (the pictures to search for)"))
             }
             (false, true) => Err(Failure::input(gallery.display(), "no such folder (the pictures to enrol)")),
             (false, false) => {
-                let people = pictures::by_person(folder)?;
+                let People { pictures: people, passed_over, .. } = people(folder)?;
                 let strangers = usize::from(strangers.unwrap_or_default());
                 if strangers >= people.len() {
                     return Err(Failure::Usage(format!(
@@ -104,7 +109,7 @@ impl Layout {
                 let role = |person: &str| {
                     if strangers.contains(person) { Role::Probe } else { Role::FirstAreGallery }
                 };
-                Ok(Self { pictures: roles(people, role), shots: shots.unwrap_or(SHOTS).into() })
+                Ok(Self { pictures: roles(people, role), passed_over, shots: shots.unwrap_or(SHOTS).into() })
             }
         }
     }
@@ -117,7 +122,11 @@ impl Layout {
     /// Gives the pictures their roles, now that it is known what is on them; `seen` is in the order of
     /// [`Self::pictures`].
     pub fn assign(self, seen: Vec<Seen>) -> Assigned {
-        let mut assigned = Assigned { pictures: self.pictures.len(), ..Assigned::default() };
+        let mut assigned = Assigned {
+            pictures: self.pictures.len() + self.passed_over.len(),
+            passed_over: self.passed_over,
+            ..Assigned::default()
+        };
         // How many pictures are enrolled of everybody who is to be.
         let mut enrolled: BTreeMap<String, usize> = BTreeMap::new();
         for (Picture { file, person, role }, seen) in self.pictures.into_iter().zip(seen) {
@@ -158,6 +167,21 @@ impl Layout {
     }
 }
 
+/// The people of a folder who have pictures; somebody must have one.
+fn people(folder: &Path) -> Result<People, Failure> {
+    let mut people = pictures::by_person(folder)?;
+    if people.pictures.values().all(Vec::is_empty) {
+        return people.told(folder);
+    }
+    // Each file is named with the figures.
+    pictures::advise(&people.passed_over, people.hidden);
+    for name in people.without_pictures() {
+        let why = "no picture in this person's folder";
+        people.passed_over.push(PassedOver::new(&folder.join(name), why));
+    }
+    Ok(people)
+}
+
 fn roles(people: BTreeMap<String, Vec<PathBuf>>, role: impl Fn(&str) -> Role) -> Vec<Picture> {
     let pictures = people.into_iter().flat_map(|(person, files)| {
         let role = role(&person);
@@ -172,13 +196,13 @@ mod tests {
 
     use super::*;
 
-    /// Empty files of those names.
+    /// Files of those names that look like pictures.
     fn tree(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for name in names {
             let file = folder.path().join(name);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
-            fs::write(file, b"").unwrap();
+            fs::write(file, b"\xff\xd8\xff\xe0").unwrap();
         }
         folder
     }
@@ -203,6 +227,16 @@ mod tests {
         assert_eq!(named(&assigned.gallery), ["2", "4", "5"]);
         assert_eq!(named(&assigned.probes), ["1", "6"]);
         assert_eq!((assigned.passed_over.len(), assigned.pictures), (1, 6));
+    }
+
+    #[test]
+    fn what_is_no_picture_is_named_and_so_is_who_has_none() {
+        let folder = tree(&["a/1.jpg", "b/2.jpg"]);
+        fs::write(folder.path().join("b/2.jpg"), "notes").unwrap();
+        let assigned = Layout::read(folder.path(), None, None, 1).unwrap().assign(vec![with(1)]);
+        assert_eq!(named(&assigned.gallery), ["1"]);
+        let told: Vec<&str> = assigned.passed_over.iter().map(|p| p.reason.as_str()).collect();
+        assert_eq!(told, ["text, no picture", "no picture in this person's folder"]);
     }
 
     #[test]

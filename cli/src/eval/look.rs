@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::layout::Picture;
 use crate::{
     latency::{Latencies, Percentiles},
-    networks::{self, PassedOver},
+    networks,
+    pictures::PassedOver,
     progress,
 };
 

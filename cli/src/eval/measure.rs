@@ -14,7 +14,7 @@ use super::{
     layout::{Assigned, Labelled},
     look::Time,
 };
-use crate::{dice::Dice, exit::Failure, networks::PassedOver, output};
+use crate::{dice::Dice, exit::Failure, output, pictures::PassedOver};
 
 /// Pairs of a kind that are compared at most; where there are more, chance decides which.
 const MOST_PAIRS: usize = 2_000_000;
@@ -193,8 +193,8 @@ impl Figures {
             self.several_faces.iter().for_each(|file| output::line(format!("  {file}")));
         }
         if !self.passed_over.is_empty() {
-            output::line(format!("\nPassed over: {} of {} pictures", self.passed_over.len(), self.images));
-            for PassedOver { file, reason } in &self.passed_over {
+            output::line(format!("\nPassed over: {} of {} files", self.passed_over.len(), self.images));
+            for PassedOver { file, reason, .. } in &self.passed_over {
                 output::line(format!("  {file}: {reason}"));
             }
         }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -22,7 +21,9 @@ use crate::{
     interrupt,
     latency::{Latencies, Percentiles},
     names::Names,
-    output, pictures, progress, runtime,
+    output,
+    pictures::{self, Found, PassedOver},
+    progress, runtime,
 };
 
 /// Asks the server who is on the pictures of a folder.
@@ -34,7 +35,10 @@ Examples:
   facepipe recognize folder visitors/ --dry-run --stats       (what transport alone costs)
   facepipe recognize folder visitors/ --store --camera-id door --location Hall
 
-Looks into the folders below as well. With --store, each picture carries a key
+Looks into the folders below as well, but not into hidden ones and those of
+systems (@eaDir, .thumbnails, __MACOSX). Pictures are JPEG, PNG, WebP, BMP, GIF
+and HEIC, by their content, whatever their names; every other file is named, and
+the exit code is 3. With --store, each picture carries a key
 made from its bytes: running it again stores nothing twice.
 
 {}", exit::HELP))]
@@ -103,6 +107,10 @@ struct Statistics {
 #[derive(Serialize)]
 struct Report {
     images: Vec<Picture>,
+    /// Files that are no pictures, or cannot be read.
+    passed_over: Vec<PassedOver>,
+    /// Hidden and systems' own files and folders that were left out.
+    hidden: usize,
     statistics: Statistics,
 }
 
@@ -115,7 +123,7 @@ struct Answered {
 }
 
 enum Trouble {
-    File(io::Error),
+    File(String),
     Server(ClientError),
     Interrupted,
 }
@@ -125,11 +133,12 @@ enum Trouble {
 /// # Errors
 /// The folder cannot be read, or the server cannot be reached, cannot serve or refuses the token.
 pub fn run(options: &Options) -> Result<Outcome> {
-    let files = pictures::below(&options.folder)?;
-    runtime()?.block_on(recognize(options, &files))
+    let found = pictures::below(&options.folder)?.told(&options.folder)?;
+    runtime()?.block_on(recognize(options, found))
 }
 
-async fn recognize(options: &Options, files: &[PathBuf]) -> Result<Outcome> {
+async fn recognize(options: &Options, found: Found) -> Result<Outcome> {
+    let Found { pictures: files, passed_over, hidden } = found;
     let client = options.connection.client()?;
     let enrolled = if options.dry_run {
         Names::of([])
@@ -143,7 +152,7 @@ async fn recognize(options: &Options, files: &[PathBuf]) -> Result<Outcome> {
     let mut failure = None;
     let begun = Instant::now();
     let mut answers =
-        stream::iter(files).map(|file| ask(options, &client, file)).buffered(options.parallel.into());
+        stream::iter(&files).map(|file| ask(options, &client, file)).buffered(options.parallel.into());
     while let Some(answered) = answers.next().await {
         let Answered { file, bytes: size, took, outcome } = answered;
         let (faces, error) = match outcome {
@@ -153,7 +162,7 @@ async fn recognize(options: &Options, files: &[PathBuf]) -> Result<Outcome> {
                 break;
             }
             Err(Trouble::Server(error)) => (Vec::new(), Some(error.to_string())),
-            Err(Trouble::File(error)) => (Vec::new(), Some(error.to_string())),
+            Err(Trouble::File(why)) => (Vec::new(), Some(why)),
             Ok(faces) => {
                 latencies.record(took);
                 bytes += size;
@@ -172,14 +181,14 @@ async fn recognize(options: &Options, files: &[PathBuf]) -> Result<Outcome> {
     let seconds = begun.elapsed().as_secs_f64();
     bar.finish_and_clear();
 
-    let confusion = (!options.dry_run).then(|| confusion(&options.folder, files, &images, &enrolled));
+    let confusion = (!options.dry_run).then(|| confusion(&options.folder, &files, &images, &enrolled));
     let statistics =
         Statistics::new(&images, seconds, &latencies, bytes, confusion.filter(Confusion::is_meaningful));
-    let failed = statistics.failed;
+    let complete = statistics.failed == 0 && passed_over.is_empty();
     if options.json {
-        output::json(&Report { images, statistics })?;
+        output::json(&Report { images, passed_over, hidden, statistics })?;
     } else if options.stats || options.dry_run {
-        statistics.print(options.dry_run);
+        statistics.print(options.dry_run, passed_over.len());
     }
     if let Some(failure) = failure {
         return Err(failure.into());
@@ -187,7 +196,7 @@ async fn recognize(options: &Options, files: &[PathBuf]) -> Result<Outcome> {
     if interrupt::requested() {
         return Ok(Outcome::Interrupted);
     }
-    Ok(if failed > 0 { Outcome::Partly } else { Outcome::Done })
+    Ok(if complete { Outcome::Done } else { Outcome::Partly })
 }
 
 async fn ask(options: &Options, client: &Client, file: &Path) -> Answered {
@@ -195,9 +204,9 @@ async fn ask(options: &Options, client: &Client, file: &Path) -> Answered {
     if interrupt::requested() {
         return done(0, Duration::ZERO, Err(Trouble::Interrupted));
     }
-    let image = match fs::read(file) {
+    let image = match pictures::read(file) {
         Ok(bytes) => Bytes::from(bytes),
-        Err(error) => return done(0, Duration::ZERO, Err(Trouble::File(error))),
+        Err(why) => return done(0, Duration::ZERO, Err(Trouble::File(why))),
     };
     let size = image.len().try_into().unwrap_or(u64::MAX);
     let key = options.store.then(|| key(&image));
@@ -293,11 +302,14 @@ impl Statistics {
         }
     }
 
-    fn print(&self, dry_run: bool) {
+    fn print(&self, dry_run: bool, passed_over: usize) {
         let row = |name: &str, value: String| output::line(format!("  {name:<26}{value}"));
         output::line("");
         row("pictures answered", self.images.to_string());
         row("pictures not accepted", self.failed.to_string());
+        if passed_over > 0 {
+            row("files passed over", passed_over.to_string());
+        }
         if !dry_run {
             row("pictures without a face", self.images_without_face.to_string());
             row("faces", format!("{} ({} known, {} unknown)", self.faces, self.known, self.unknown));

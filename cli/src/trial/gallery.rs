@@ -12,6 +12,15 @@ pub struct Person {
     /// Their Face ID.
     pub id: String,
     photographs: Vec<PathBuf>,
+    /// Photographs that the backend took.
+    enrolled: usize,
+}
+
+impl Person {
+    /// Whether the backend has a photograph of theirs: nobody else can be recognised.
+    pub fn is_enrolled(&self) -> bool {
+        self.enrolled > 0
+    }
 }
 
 /// Enrols everybody with so many photographs each, and trains. False where the program was asked to end before that was
@@ -19,16 +28,16 @@ pub struct Person {
 ///
 /// # Errors
 /// The backend fails. A photograph that it refuses is said, and the next one is taken.
-pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&str)) -> Result<bool> {
+pub fn enrol(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn(&str)) -> Result<bool> {
     let wanted = gallery.iter().map(|person| person.photographs.len().min(shots)).sum::<usize>();
     let bar = progress::bar(wanted, "Enrolling");
     let mut refused = Vec::new();
-    let mut enrolled = 0;
-    for person in gallery {
-        server.add_person(&person.id)?;
-        let mut accepted = 0;
+    for person in gallery.iter_mut() {
+        if !person.photographs.is_empty() {
+            server.add_person(&person.id)?;
+        }
         for photograph in &person.photographs {
-            if accepted == shots {
+            if person.enrolled == shots {
                 break;
             }
             if interrupt::requested() {
@@ -37,7 +46,7 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
             }
             match server.add_image(&person.id, photograph)? {
                 Ok(()) => {
-                    accepted += 1;
+                    person.enrolled += 1;
                     bar.inc(1);
                 }
                 Err(refusal) => {
@@ -45,12 +54,20 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
                 }
             }
         }
-        enrolled += accepted;
     }
     bar.finish_and_clear();
-    say(&format!("Enrolled  {} people with {enrolled} photographs", gallery.len()));
+    let (enrolled, without): (Vec<&Person>, Vec<&Person>) = gallery.iter().partition(|p| p.is_enrolled());
+    let photographs: usize = enrolled.iter().map(|person| person.enrolled).sum();
+    say(&format!("Enrolled  {} people with {photographs} photographs", enrolled.len()));
     for line in refused {
         say(&format!("          passed over {line}"));
+    }
+    if !without.is_empty() {
+        let names: Vec<&str> = without.iter().map(|person| person.id.as_str()).collect();
+        say(&format!("          without a usable photograph, so not enrolled: {}", names.join(", ")));
+    }
+    if enrolled.is_empty() {
+        return Ok(true);
     }
     let trained = progress::spinner("Training");
     let done = server.train()?;
@@ -58,11 +75,12 @@ pub fn enrol(server: &Server, gallery: &[Person], shots: usize, say: &dyn Fn(&st
     Ok(done)
 }
 
-/// Reads `<folder>/<name>/**/*`, in the order of the names.
+/// Reads `<folder>/<name>/**/*`, in the order of the names. Somebody may have no photograph.
 ///
 /// # Errors
 /// The folder cannot be read, or has nobody in it.
 pub fn read(folder: &Path) -> Result<Vec<Person>> {
-    let people = pictures::by_person(folder)?;
-    Ok(people.into_iter().map(|(id, photographs)| Person { id, photographs }).collect())
+    let people = pictures::by_person(folder)?.told(folder)?.pictures;
+    let person = |(id, photographs)| Person { id, photographs, enrolled: 0 };
+    Ok(people.into_iter().map(person).collect())
 }

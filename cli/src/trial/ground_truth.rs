@@ -39,14 +39,18 @@ struct Appearance {
 /// How well the stored detections agree with the truth.
 #[derive(Debug, Default)]
 pub struct Score {
-    /// Detections whose identity is the walker's.
+    /// Detections whose identity is the walker's: the name of somebody who is enrolled, unknown for everybody else.
     pub right: usize,
+    /// Those of them that were called unknown.
+    pub rightly_unknown: usize,
     /// Detections that were judged: all that were stored.
     pub judged: usize,
     /// Detections that no walker of their frame explains (counted as wrong).
     pub unexplained: usize,
-    /// Detections of a walker that were called unknown (counted as wrong).
+    /// Detections of a walker who is enrolled that were called unknown (counted as wrong).
     pub unknown: usize,
+    /// Detections that were given a name that is not the walker's (counted as wrong).
+    pub misnamed: usize,
     /// Walkers with at least one right identification.
     pub seen: BTreeSet<u64>,
 }
@@ -69,8 +73,21 @@ impl GroundTruth {
         self.walkers.len()
     }
 
+    /// Those of them who are among `enrolled`: who can be recognised.
+    pub fn enrolled_walkers(&self, enrolled: &BTreeSet<&str>) -> usize {
+        self.walkers.values().filter(|walker| enrolled.contains(walker.person.as_str())).count()
+    }
+
     /// Judges one stored detection: `seconds` since the video's start, its box, and the identity (`None`: unknown).
-    pub fn judge(&self, score: &mut Score, seconds: f64, bounds: Bounds, identity: Option<&str>) {
+    /// For a walker who is not among `enrolled`, unknown is the right one.
+    pub fn judge(
+        &self,
+        score: &mut Score,
+        enrolled: &BTreeSet<&str>,
+        seconds: f64,
+        bounds: Bounds,
+        identity: Option<&str>,
+    ) {
         score.judged += 1;
         let Some((id, walker)) = self.walker_at(seconds, bounds) else {
             score.unexplained += 1;
@@ -81,8 +98,12 @@ impl GroundTruth {
                 score.right += 1;
                 score.seen.insert(id);
             }
-            Some(_) => {}
-            None => score.unknown += 1,
+            Some(_) => score.misnamed += 1,
+            None if enrolled.contains(walker.person.as_str()) => score.unknown += 1,
+            None => {
+                score.right += 1;
+                score.rightly_unknown += 1;
+            }
         }
     }
 
@@ -132,7 +153,8 @@ mod tests {
     #[test]
     fn a_detection_counts_for_the_walker_it_overlaps_in_its_frame() {
         let mut score = Score::default();
-        truth().judge(&mut score, 1.0 / 6.0, [505.0, 5.0, 595.0, 95.0], Some("B"));
+        let enrolled = BTreeSet::from(["A", "B"]);
+        truth().judge(&mut score, &enrolled, 1.0 / 6.0, [505.0, 5.0, 595.0, 95.0], Some("B"));
         assert_eq!((score.right, score.judged), (1, 1));
         assert_eq!(score.seen, BTreeSet::from([3]));
     }
@@ -140,11 +162,23 @@ mod tests {
     #[test]
     fn wrong_unknown_and_unexplained_detections_count_against_accuracy() {
         let mut score = Score::default();
-        let truth = truth();
-        truth.judge(&mut score, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
-        truth.judge(&mut score, 0.0, [0.0, 0.0, 100.0, 100.0], None);
-        truth.judge(&mut score, 0.0, [800.0, 800.0, 900.0, 900.0], Some("A"));
+        let (truth, enrolled) = (truth(), BTreeSet::from(["A", "B"]));
+        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
+        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
+        truth.judge(&mut score, &enrolled, 0.0, [800.0, 800.0, 900.0, 900.0], Some("A"));
         assert_eq!((score.right, score.judged, score.unknown, score.unexplained), (0, 3, 1, 1));
+        assert_eq!((score.misnamed, score.rightly_unknown), (1, 0));
         assert!(score.seen.is_empty());
+    }
+
+    #[test]
+    fn unknown_is_right_for_a_walker_who_is_not_enrolled_and_a_name_is_wrong() {
+        let mut score = Score::default();
+        let (truth, enrolled) = (truth(), BTreeSet::from(["B"]));
+        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
+        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
+        assert_eq!((score.right, score.rightly_unknown, score.misnamed, score.unknown), (1, 1, 1, 0));
+        assert!(score.seen.is_empty(), "nobody who is not enrolled is recognised");
+        assert_eq!((truth.walkers(), truth.enrolled_walkers(&enrolled)), (2, 1));
     }
 }

@@ -7,8 +7,10 @@ mod replay;
 mod server;
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Result, bail};
@@ -21,7 +23,7 @@ pub use self::{
     server::Server,
 };
 
-use crate::exit::Failure;
+use crate::{exit::Failure, video::faces::positive};
 
 /// Where the camera of a trial stands. Both names end up in the stored detections.
 pub const CAMERA_ID: &str = "gate-1";
@@ -44,6 +46,9 @@ pub struct Options {
     /// Embedder of the backend [default: inception-resnet-v1 where its weights are, else mobilefacenet]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = ["inception-resnet-v1", "mobilefacenet"])]
     embedder: Option<String>,
+    /// How long a video may take to its first frame, seconds
+    #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = positive)]
+    first_frame: f64,
     /// The backend's program [default: facepipe-backend beside this program]
     #[arg(long, value_name = "FILE")]
     backend: Option<PathBuf>,
@@ -55,8 +60,22 @@ pub struct Trial {
     pub server: Server,
     /// What it embeds with.
     pub embedder: String,
-    /// Who is enrolled.
+    /// Who was to be enrolled.
     pub gallery: Vec<Person>,
+    /// How long a video may take to its first frame.
+    first_frame_limit: Duration,
+}
+
+impl Trial {
+    /// Who can be recognised.
+    pub fn enrolled(&self) -> BTreeSet<&str> {
+        self.gallery.iter().filter(|person| person.is_enrolled()).map(|person| person.id.as_str()).collect()
+    }
+
+    /// Who cannot, for lack of a photograph that could be used.
+    pub fn without_photograph(&self) -> Vec<String> {
+        self.gallery.iter().filter(|person| !person.is_enrolled()).map(|person| person.id.clone()).collect()
+    }
 }
 
 impl Trial {
@@ -70,7 +89,7 @@ impl Trial {
             Some(name) => name.clone(),
             None => installed_embedder(&options.models).to_owned(),
         };
-        let gallery = match &options.faces {
+        let mut gallery = match &options.faces {
             Some(folder) => gallery::read(folder)?,
             None => match default_faces() {
                 Some(folder) => gallery::read(&folder)?,
@@ -86,10 +105,11 @@ impl Trial {
                 "Nobody is enrolled: no folder of faces could be had (--faces, or `facepipe models fetch lfw10`). \
                  Every face will be stored as unknown.",
             );
-        } else if !gallery::enrol(&server, &gallery, options.shots.into(), say)? {
+        } else if !gallery::enrol(&server, &mut gallery, options.shots.into(), say)? {
             return Ok(None);
         }
-        Ok(Some(Self { server, embedder, gallery }))
+        let first_frame_limit = Duration::from_secs_f64(options.first_frame);
+        Ok(Some(Self { server, embedder, gallery, first_frame_limit }))
     }
 }
 

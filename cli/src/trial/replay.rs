@@ -1,13 +1,20 @@
 //! Replays a video through the real elements, linked into this program, and collects what the backend answered.
 
-use std::{path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
 use gst::prelude::*;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, ground_truth::Bounds};
-use crate::{exit::Failure, interrupt, progress, video};
+use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, Trial, ground_truth::Bounds};
+use crate::{
+    interrupt, progress,
+    video::{self, source::Source},
+};
 
 /// Which faces are uploaded: `facecrop`'s property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -69,24 +76,28 @@ pub struct Detection {
 }
 
 impl Replay {
-    /// Plays `video`, in real time or as fast as it goes, its faces going to `store-results` of the backend at `url`.
+    /// Plays `video`, in real time or as fast as it goes, its faces going to `store-results` of the backend of the trial.
     /// None where the program was asked to end before the video did.
     ///
     /// # Errors
-    /// The video cannot be played (missing decoder, not a video), or an element fails.
-    pub fn run(video: &Path, url: &str, policy: Policy, real_time: bool) -> Result<Option<Self>> {
+    /// The video cannot be played (missing decoder, not a video), no frame of it comes in time, or an element fails.
+    pub fn run(video: &Path, trial: &Trial, policy: Policy, real_time: bool) -> Result<Option<Self>> {
         let started = OffsetDateTime::now_utc();
-        let pipeline = video::pipeline(
-            "filesrc name=source ! decodebin ! videoconvert ! videoflip video-direction=auto ! \
-             facepipe-facedetect name=detect ! facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
-        )?;
+        let source = Source::File(video.to_owned());
+        source.check()?;
+        let pipeline = video::pipeline(&format!(
+            "{} ! {} ! facepipe-facedetect name=detect ! \
+             facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
+            source.description(),
+            source.upright()
+        ))?;
         let element = |name: &str| video::element(&pipeline, name);
-        element("source")?.set_property("location", video);
+        source.configure(&element("source")?);
         let crop = element("crop")?;
         crop.set_property("margin", MARGIN);
         crop.set_property_from_str("policy", policy.nick());
         let sink = element("sink")?;
-        sink.set_property("backend-url", url);
+        sink.set_property("backend-url", trial.server.url());
         sink.set_property("camera-id", CAMERA_ID);
         sink.set_property("camera-location", CAMERA_LOCATION);
         sink.set_property("sync", real_time);
@@ -103,11 +114,9 @@ impl Replay {
             crops_without_face: 0,
             detections: Vec::new(),
         };
-        let played = replay
-            .play(&pipeline, &element("detect")?, started)
-            .map_err(|e| e.context(video.display().to_string()));
+        let played = replay.play(&pipeline, &source, trial.first_frame_limit, started);
         let stats: gst::Structure = sink.property("stats");
-        let stopped = pipeline.set_state(gst::State::Null);
+        let stopped = video::stop(&pipeline);
         if !played? {
             return Ok(None);
         }
@@ -119,11 +128,12 @@ impl Replay {
         Ok(Some(replay))
     }
 
-    /// How well what was stored agrees with the truth.
-    pub fn judge(&self, truth: &GroundTruth) -> Score {
+    /// How well what was stored agrees with the truth, where these people are enrolled.
+    pub fn judge(&self, truth: &GroundTruth, enrolled: &BTreeSet<&str>) -> Score {
         let mut score = Score::default();
         for detection in &self.detections {
-            truth.judge(&mut score, detection.seconds, detection.bounds, detection.identity.as_deref());
+            let identity = detection.identity.as_deref();
+            truth.judge(&mut score, enrolled, detection.seconds, detection.bounds, identity);
         }
         score
     }
@@ -132,37 +142,56 @@ impl Replay {
     fn play(
         &mut self,
         pipeline: &gst::Pipeline,
-        detector: &gst::Element,
+        source: &Source,
+        first_frame_limit: Duration,
         started: OffsetDateTime,
     ) -> Result<bool> {
         let bus = pipeline.bus().context("a pipeline without a bus")?;
+        let detector = video::element(pipeline, "detect")?;
+        let frames = || video::faces::Counts::of(pipeline).frames;
+        let begun = Instant::now();
+        let mut played = Duration::ZERO;
         pipeline.set_state(gst::State::Playing)?;
         let bar = progress::bar(0, "Replaying");
         while !interrupt::requested() {
             let message = bus.timed_pop(gst::ClockTime::from_mseconds(200));
+            if begun.elapsed() > first_frame_limit && frames() == 0 {
+                bar.finish_and_clear();
+                return Err(source.nothing_came(first_frame_limit).into());
+            }
             if let Some(length) = pipeline.query_duration::<gst::ClockTime>() {
                 self.seconds = Duration::from(length).as_secs_f64();
                 bar.set_length(length.seconds());
             }
             if let Some(position) = pipeline.query_position::<gst::ClockTime>() {
                 bar.set_position(position.seconds());
+                played = Duration::from(position);
             }
             let Some(message) = message else { continue };
             match message.view() {
                 gst::MessageView::Eos(_) => {
                     bar.finish_and_clear();
+                    if self.seconds == 0.0 {
+                        // It doesn't tell its length, as an animated picture.
+                        let played = if played.is_zero() { begun.elapsed() } else { played };
+                        self.seconds = played.as_secs_f64();
+                    }
                     return Ok(true);
                 }
                 gst::MessageView::Error(error) => {
-                    let why = format!("{} ({})", error.error(), error.debug().unwrap_or_default());
+                    let (what, details) = (error.error(), error.debug().unwrap_or_default());
                     // What reads the video, or what passes its faces on.
                     let of_sink = message.src().is_some_and(|source| source.name() == "sink");
-                    return Err(if of_sink { anyhow!(why) } else { Failure::Input(why).into() });
+                    return Err(if of_sink {
+                        anyhow!("{source}: {what} ({details})")
+                    } else {
+                        source.failure(&what, &details).into()
+                    });
                 }
                 gst::MessageView::Warning(warning) => bar.println(format!("Warning: {}", warning.error())),
                 gst::MessageView::Element(element) => {
                     if let Some(result) = element.structure().filter(|s| s.name() == "facepipe-result") {
-                        self.collect(result, detector, started)?;
+                        self.collect(result, &detector, started)?;
                     }
                 }
                 _ => {}

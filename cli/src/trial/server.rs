@@ -14,9 +14,9 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
 use crate::{
-    client::{Client, ClientError, LastKnownLocation, Settings},
+    client::{Client, LastKnownLocation, Settings},
     exit::Failure,
-    train,
+    pictures, train,
 };
 
 /// How long the backend may take to load its networks and answer `/readyz`. A debug build on a slow disk needs
@@ -93,12 +93,15 @@ impl Server {
     /// Adds a photograph of a person; the inner error is a photograph that the backend cannot use.
     ///
     /// # Errors
-    /// The file cannot be read, or the API fails otherwise.
-    pub fn add_image(&self, id: &str, photograph: &Path) -> Result<Result<(), ClientError>> {
-        let bytes = fs::read(photograph).with_context(|| format!("cannot read {}", photograph.display()))?;
+    /// The API fails.
+    pub fn add_image(&self, id: &str, photograph: &Path) -> Result<Result<(), String>> {
+        let bytes = match pictures::read(photograph) {
+            Ok(bytes) => bytes,
+            Err(why) => return Ok(Err(why)),
+        };
         match self.runtime.block_on(self.client.add_image(id, bytes.into())) {
             Ok(_) => Ok(Ok(())),
-            Err(refusal) if refusal.is_of_the_request() => Ok(Err(refusal)),
+            Err(refusal) if refusal.is_of_the_request() => Ok(Err(refusal.to_string())),
             Err(error) => Err(error.into()),
         }
     }

@@ -38,6 +38,9 @@ pub struct FaceOptions {
     /// Frames of a second of video that are searched, at most
     #[arg(long, value_name = "F", value_parser = rate)]
     target_fps: Option<f64>,
+    /// How long a recording may take to its first frame, seconds; a camera counts as gone after 10 s without one
+    #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = positive)]
+    first_frame: f64,
     /// End after so many seconds of the video
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     seconds: Option<f64>,
@@ -73,6 +76,11 @@ impl FaceOptions {
     /// The time of the first frame that is not wanted.
     pub fn until(&self) -> Option<gst::ClockTime> {
         gst::ClockTime::try_from(Duration::try_from_secs_f64(self.seconds?).ok()?).ok()
+    }
+
+    /// How long a recording may take to its first frame.
+    pub fn first_frame_limit(&self) -> Duration {
+        Duration::from_secs_f64(self.first_frame)
     }
 
     /// Sets that part.
@@ -145,7 +153,7 @@ pub struct Counts {
 
 impl Counts {
     /// Asks the detector of a pipeline.
-    pub(super) fn of(pipeline: &gst::Pipeline) -> Self {
+    pub fn of(pipeline: &gst::Pipeline) -> Self {
         let Some(detect) = pipeline.by_name("detect") else { return Self::default() };
         let stats: gst::Structure = detect.property("stats");
         let count = |name| stats.get::<u64>(name).unwrap_or_default();
@@ -165,6 +173,7 @@ mod tests {
             min_confidence: None,
             skip_frames: 0,
             target_fps: None,
+            first_frame: 20.0,
             seconds: None,
         };
         assert_eq!(options.max_age(25.0), 2000);

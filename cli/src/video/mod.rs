@@ -1,6 +1,7 @@
 //! Playing video, through our own elements, which are linked into this program: what the programs with video have in
 //! common, and the extraction of faces.
 
+mod animation;
 pub mod extract;
 pub mod faces;
 pub mod panel;
@@ -8,7 +9,11 @@ pub mod player;
 pub mod source;
 pub mod window;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use gst::prelude::*;
@@ -33,6 +38,26 @@ pub fn pipeline(description: &str) -> Result<gst::Pipeline> {
         .context("GStreamer lacks something (`facepipe doctor` says what to install)")?
         .downcast::<gst::Pipeline>()
         .map_err(|_| anyhow!("the description gave no pipeline"))
+}
+
+/// How long a pipeline may take to stop before it is left to itself.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Stops a pipeline. One of whose elements does not come to an end is left behind, and ends with the program.
+///
+/// # Errors
+/// It failed at stopping.
+pub fn stop(pipeline: &gst::Pipeline) -> Result<()> {
+    let (told, stopped) = mpsc::channel();
+    let pipeline = pipeline.clone();
+    thread::spawn(move || {
+        // Nobody may be waiting any more.
+        let _ = told.send(pipeline.set_state(gst::State::Null));
+    });
+    match stopped.recv_timeout(STOP_LIMIT) {
+        Ok(stopped) => stopped.map(drop).map_err(Into::into),
+        Err(_) => Ok(()),
+    }
 }
 
 /// An element of a pipeline by its name.

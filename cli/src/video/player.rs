@@ -4,7 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -22,6 +22,12 @@ use crate::{exit::Failure, interrupt, output, progress};
 
 /// How long what is on its way may take after the end was asked for.
 const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a recording may take to its first frame, if nothing else is said.
+const FIRST_FRAME_LIMIT: Duration = Duration::from_secs(20);
+
+/// Frames of a second of a recording that says nothing of times and rates (bare motion JPEG, for example).
+const USUAL_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 
 /// What the pipeline's thread says about the frames that pass.
 #[derive(Default)]
@@ -43,11 +49,13 @@ pub struct Player {
     has_length: bool,
     passing: Arc<Passing>,
     begun: Instant,
+    first_frame_limit: Duration,
     is_ending: bool,
     /// Until when what is on its way may take.
     deadline: Option<Instant>,
     obeys_interrupts: bool,
     interrupted: bool,
+    is_stopped: bool,
     failure: Option<anyhow::Error>,
 }
 
@@ -58,7 +66,8 @@ impl Player {
     /// An element is missing.
     pub fn of_faces(source: &Source, options: &FaceOptions, label: &'static str, tail: &str) -> Result<Self> {
         let tail = format!("{} ! {tail}", FaceOptions::DESCRIPTION);
-        let player = Self::new(source, options.until(), label, &tail)?;
+        let mut player = Self::new(source, options.until(), label, &tail)?;
+        player.first_frame_limit = options.first_frame_limit();
         options.configure(&player.pipeline, source)?;
         Ok(player)
     }
@@ -83,7 +92,7 @@ impl Player {
         let passing = Arc::new(Passing::default());
         let entry =
             super::element(&pipeline, "entry")?.static_pad("sink").context("a queue without a pad")?;
-        watch(&entry, &passing, until);
+        watch(&entry, &passing, until, matches!(source, Source::File(_)));
         let bar = if source.is_live() { progress::spinner(label) } else { progress::bar(0, label) };
         Ok(Self {
             bus: pipeline.bus().context("a pipeline without a bus")?,
@@ -94,10 +103,12 @@ impl Player {
             has_length: false,
             passing,
             begun: Instant::now(),
+            first_frame_limit: FIRST_FRAME_LIMIT,
             is_ending: false,
             deadline: None,
             obeys_interrupts: true,
             interrupted: false,
+            is_stopped: false,
             failure: None,
         })
     }
@@ -148,10 +159,22 @@ impl Player {
         self.show_progress();
         if self.obeys_interrupts && interrupt::requested() && !self.interrupted {
             self.interrupted = true;
+            if self.frames() == 0 {
+                // Nothing is on its way.
+                return true;
+            }
             self.end_soon();
         }
         if self.passing.beyond.load(Ordering::Relaxed) {
             self.end();
+        }
+        if self.frames() == 0
+            && !self.source.is_live()
+            && !self.is_ending
+            && self.begun.elapsed() > self.first_frame_limit
+        {
+            self.failure = Some(self.source.nothing_came(self.first_frame_limit).into());
+            return true;
         }
         let mut message = self.bus.timed_pop(gst::ClockTime::try_from(wait).unwrap_or(gst::ClockTime::ZERO));
         while let Some(next) = message {
@@ -264,7 +287,8 @@ impl Player {
     /// What failed meanwhile.
     pub fn finish(&mut self) -> Result<bool> {
         self.bar.finish_and_clear();
-        let stopped = self.pipeline.set_state(gst::State::Null);
+        let stopped = super::stop(&self.pipeline);
+        self.is_stopped = true;
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
@@ -309,8 +333,20 @@ impl Player {
 
 impl Drop for Player {
     fn drop(&mut self) {
-        let _ = self.pipeline.set_state(gst::State::Null);
+        if !self.is_stopped {
+            // What fails now is of no interest any more.
+            let _ = super::stop(&self.pipeline);
+        }
     }
+}
+
+/// The time of a frame of a recording, by its number and the rate that the caps tell.
+fn by_rate(pad: &gst::Pad, number: u64) -> Option<gst::ClockTime> {
+    let caps = pad.current_caps();
+    let rate = caps.as_ref().and_then(|caps| caps.structure(0)?.get::<gst::Fraction>("framerate").ok());
+    let rate = rate.filter(|rate| rate.numer() > 0 && rate.denom() > 0).unwrap_or(USUAL_RATE);
+    let second = u64::try_from(rate.denom()).ok()? * gst::ClockTime::SECOND.nseconds();
+    number.mul_div_round(second, u64::try_from(rate.numer()).ok()?).map(gst::ClockTime::from_nseconds)
 }
 
 /// GStreamer's sentence without the name of the file, which is a temporary one.
@@ -327,11 +363,21 @@ fn is_at_source(object: Option<&gst::Object>) -> bool {
     named(object).any(|name| name.starts_with("source"))
 }
 
-/// Counts the frames that enter, and keeps out those that are not wanted.
-fn watch(entry: &gst::Pad, passing: &Arc<Passing>, until: Option<gst::ClockTime>) {
+/// Counts the frames that enter, gives those a time that have none, and keeps out those that are not wanted.
+fn watch(entry: &gst::Pad, passing: &Arc<Passing>, until: Option<gst::ClockTime>, is_file: bool) {
     let passing = Arc::clone(passing);
+    let first = OnceLock::new();
     entry.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
-        let Some(buffer) = info.buffer() else { return gst::PadProbeReturn::Ok };
+        let Some(buffer) = info.buffer_mut() else { return gst::PadProbeReturn::Ok };
+        if buffer.pts().is_none() {
+            let time = if is_file {
+                by_rate(pad, passing.frames.load(Ordering::Relaxed))
+            } else {
+                // When it came, as with every camera that doesn't tell.
+                gst::ClockTime::try_from(first.get_or_init(Instant::now).elapsed()).ok()
+            };
+            buffer.make_mut().set_pts(time);
+        }
         let time = pad.sticky_event::<gst::event::Segment>(0).and_then(|event| {
             event.segment().downcast_ref::<gst::ClockTime>()?.to_running_time(buffer.pts()?)
         });

@@ -5,12 +5,18 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use gst::prelude::*;
+use gst_app::AppSrc;
 use url::Url;
 
-use crate::exit::Failure;
+use super::animation;
+use crate::{
+    exit::Failure,
+    pictures::{self, Kind, Remedy},
+};
 
 /// How long a live source may send nothing before it counts as gone, milliseconds.
 const STALL_LIMIT: u32 = 10_000;
@@ -105,9 +111,15 @@ impl Source {
             Err(error) => error.to_string(),
             Ok(metadata) if metadata.is_dir() => "is a folder; expected a video".into(),
             Ok(metadata) if metadata.is_file() && metadata.len() == 0 => "is empty".into(),
+            // A pipe is read by whoever plays it.
+            Ok(metadata) if !is_camera && !metadata.is_file() => return Ok(()),
             Ok(metadata) if is_camera && metadata.is_file() => "is a file, and no camera".into(),
             Ok(_) => match fs::File::open(path) {
-                Ok(_) => return Ok(()),
+                Ok(_) if is_camera => return Ok(()),
+                Ok(_) => match still_picture(path) {
+                    Some(what) => what,
+                    None => return Ok(()),
+                },
                 Err(error) if error.kind() == ErrorKind::PermissionDenied && is_camera => {
                     "this user may not open it; add them to the group `video` and log in again".into()
                 }
@@ -118,7 +130,7 @@ impl Source {
     }
 
     /// The first part of a pipeline, as `gst-launch-1.0` would write it. [`configure`](Self::configure) does the rest.
-    pub(super) fn description(&self) -> String {
+    pub fn description(&self) -> String {
         // Notices a live source that sends nothing any more.
         let watchdog = if gst::ElementFactory::find("watchdog").is_some() {
             format!("! watchdog name=source-stall timeout={STALL_LIMIT} ")
@@ -126,6 +138,7 @@ impl Source {
             String::new()
         };
         match self {
+            Self::File(path) if animation::is_one(path) => "appsrc name=source".into(),
             Self::File(_) => "filesrc name=source ! decodebin name=source-decoder".into(),
             Self::Camera(_) => format!("v4l2src name=source {watchdog}! decodebin name=source-decoder"),
             // Sound is left where it is.
@@ -138,7 +151,7 @@ impl Source {
 
     /// What makes frames of what the source has decoded that can be searched for faces: of a format that the elements read, and
     /// upright, where tags say which way is up. Frames that are so already only pass. Cameras have no such tags.
-    pub(super) fn upright(&self) -> &'static str {
+    pub fn upright(&self) -> &'static str {
         match self.is_live() {
             true => "videoconvert name=source-converter",
             false => {
@@ -148,9 +161,12 @@ impl Source {
     }
 
     /// Sets what a description cannot hold as it is, on its element `source`.
-    pub(super) fn configure(&self, source: &gst::Element) {
+    pub fn configure(&self, source: &gst::Element) {
         match self {
-            Self::File(path) => source.set_property("location", path),
+            Self::File(path) => match source.downcast_ref::<AppSrc>() {
+                Some(source) => animation::play(source, path),
+                None => source.set_property("location", path),
+            },
             Self::Camera(path) => source.set_property("device", path.display().to_string()),
             Self::Stream(url) if self.is_live() => {
                 source.set_property("location", url.as_str());
@@ -169,8 +185,11 @@ impl Source {
     }
 
     /// What failed at this source, from an error of an element in its part of the pipeline and its details.
-    pub(super) fn failure(&self, error: &gst::glib::Error, details: &str) -> Failure {
-        let why = if details.contains("reason not-negotiated") {
+    pub fn failure(&self, error: &gst::glib::Error, details: &str) -> Failure {
+        // What a decoder finds is linked to the search for faces only if it is video.
+        let why = if error.matches(gst::StreamError::Failed) && details.contains("not-linked") {
+            "has no video in it that GStreamer can read".into()
+        } else if details.contains("reason not-negotiated") {
             "its frames come in a form that cannot be searched for faces: not as raw video in system memory that \
              GStreamer's videoconvert knows"
                 .into()
@@ -194,6 +213,15 @@ impl Source {
         Failure::input(self, why)
     }
 
+    /// A recording of which no frame came within `limit`.
+    pub fn nothing_came(&self, limit: Duration) -> Failure {
+        let why = format!(
+            "no frame of it came within {} s: is it a video, and whole? (--first-frame SECONDS waits longer)",
+            limit.as_secs_f64()
+        );
+        Failure::input(self, why)
+    }
+
     /// A text of GStreamer's, without the password that it may repeat.
     fn masked(&self, text: &str) -> String {
         match self {
@@ -201,6 +229,21 @@ impl Source {
             _ => text.into(),
         }
     }
+}
+
+/// Why a file cannot be played that is a single picture, with what to do instead; none for other files.
+fn still_picture(path: &Path) -> Option<String> {
+    let what = match pictures::kind_of(path).ok()? {
+        Kind::Picture if animation::is_one(path) => return None,
+        Kind::Picture => "a picture",
+        Kind::Heic => "HEIC",
+        Kind::Other { what, remedy: Some(Remedy::Convert) } => what,
+        Kind::Other { .. } => return None,
+    };
+    Some(format!(
+        "is {what}, and no video; `facepipe recognize folder DIR` says who is on the pictures of a folder, `facepipe \
+         enroll folder DIR` enrols them"
+    ))
 }
 
 /// The V4L2 devices of this machine, in the order of their numbers.
@@ -286,6 +329,8 @@ mod tests {
         assert!(text(folder.path().into()).contains("is a folder"));
         fs::write(folder.path().join("empty.mp4"), b"").expect("a file");
         assert!(text(folder.path().join("empty.mp4")).contains("is empty"));
+        fs::write(folder.path().join("picture.mp4"), b"\xff\xd8\xff\xe0").expect("a file");
+        assert!(text(folder.path().join("picture.mp4")).contains("recognize folder"));
         let camera = Source::Camera("/dev/video-of-nobody".into()).check().expect_err("refused");
         assert!(camera.to_string().contains("no such camera"), "{camera}");
     }

@@ -308,7 +308,20 @@ impl FaceSinkHttp {
                 );
             }
         }
-        messages::post_stats(&self.obj(), &uploader.stats());
+        let stats = uploader.stats();
+        if stats.failed > 0 || stats.dropped > 0 {
+            gst::element_imp_warning!(
+                self,
+                gst::ResourceError::Write,
+                (
+                    "{} crops were lost: {} were refused or given up, {} gave way in a full queue",
+                    stats.failed.saturating_add(stats.dropped),
+                    stats.failed,
+                    stats.dropped
+                )
+            );
+        }
+        messages::post_stats(&self.obj(), &stats);
     }
 
     /// Takes over changed settings while it runs.
@@ -344,11 +357,13 @@ fn captured(facts: &CropFacts) -> Option<Captured> {
 
 fn parse_capture_start(text: &str) -> Result<OffsetDateTime, gst::ErrorMessage> {
     OffsetDateTime::parse(text, &Rfc3339).map_err(|error| {
-        gst::error_msg!(
-            gst::ResourceError::Settings,
-            ("capture-start is `{text}`: {error}; expected a time in RFC 3339 form, such as \
-                 2024-05-06T07:08:09Z")
-        )
+        let zoned = format!("{}Z", text.trim());
+        let why = if OffsetDateTime::parse(&zoned, &Rfc3339).is_ok() {
+            format!("it has no time zone; write {zoned} for UTC, or end it with the distance to UTC, such as +02:00")
+        } else {
+            format!("{error}; expected a time in RFC 3339 form, such as 2024-05-06T07:08:09Z")
+        };
+        gst::error_msg!(gst::ResourceError::Settings, ("capture-start is `{text}`: {why}"))
     })
 }
 
@@ -408,9 +423,9 @@ impl ObjectImpl for FaceSinkHttp {
                 glib::ParamSpecUInt::builder("timeout")
                     .nick("Timeout")
                     .blurb(
-                        "Limit for one request, from connecting to the whole answer (seconds); then it is repeated",
+                        "Limit for one request, from connecting to the whole answer (seconds); then it is repeated (0 = no \
+                         limit: only a connection that breaks ends it)",
                     )
-                    .minimum(1)
                     .default_value(defaults.timeout)
                     .mutable_playing()
                     .build(),

@@ -62,9 +62,11 @@
  * is full or cannot be written is one warning; the crops then stay in memory, and the disk is tried again after 10
  * seconds. Torn files are set aside as `*.damaged`, counted, and are the first to give way; other people's files
  * are left alone. Faces are biometric data: the folder is made with mode 0700 and its files with 0600, and a folder
- * that others can enter is refused. Each element needs a folder of its own, on a local disk.
+ * that others can enter is refused; where the mount knows no modes (vfat, exfat, NTFS, CIFS), what helps is an option of
+ * mounting it, which the error names. Each element needs a folder of its own, on a local disk.
  *
- * At the end of the stream the element waits for what is queued or on the spool, at most `eos-timeout` seconds.
+ * At the end of the stream the element waits for what is queued or on the spool, at most `eos-timeout` seconds, and warns of
+ * what was not uploaded, was refused, or gave way until then.
  *
  * ## Token and TLS
  *
@@ -85,6 +87,13 @@
  * openssl x509 -in cert.pem -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | openssl base64
  * ]|
  *
+ * ## Proxies
+ *
+ * The backend is called through the proxy that `http_proxy`, `https_proxy` or `all_proxy` of the environment names
+ * (`http://USER:PASSWORD@HOST:PORT`), unless `no_proxy` excepts it, as `facepipe doctor` and all programs call it: https
+ * through a tunnel, http by asking the proxy. `localhost` and loopback addresses are never called through one. The same holds
+ * for `otlp-endpoint`.
+ *
  * ## Traces
  *
  * Each request carries `traceparent` (W3C Trace Context) and the same span's id as `X-Request-Id`, about 100 bytes: the
@@ -99,7 +108,7 @@
  *
  * Each crop is sent with `captured_at`: the camera's own time, where the source knows it (`rtspsrc
  * add-reference-timestamp-meta=true`), else the time at which the frame was due on the pipeline's clock. For
- * a recording, `capture-start` (RFC 3339) says when it began.
+ * a recording, `capture-start` (RFC 3339, with its time zone) says when it began.
  *
  * The camera's clock is taken while it is within `max-clock-offset` seconds (60) of this machine's. A camera that
  * believes to be in 2000 after a loss of power gives no capture times, then: faces get this machine's, one warning

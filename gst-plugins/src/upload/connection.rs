@@ -1,5 +1,5 @@
-//! The one HTTP client: keep-alive connections, TLS where the URL asks for it, and a count of the bytes that
-//! really cross the socket.
+//! The one HTTP client: keep-alive connections, TLS where the URL asks for it, the proxy that the environment names,
+//! and a count of the bytes that really cross the socket.
 
 use std::{
     future::Future,
@@ -15,13 +15,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Uri;
+use http::{HeaderValue, Request, Uri, header};
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{
-        self,
-        connect::{Connected, Connection, HttpConnector},
+    client::{
+        legacy::{
+            self, ResponseFuture,
+            connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
+        },
+        proxy::matcher::{Intercept, Matcher},
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
@@ -33,11 +36,26 @@ use tokio::{
 use tower_service::Service;
 
 use super::{
-    UploadError,
+    UploadError, is_this_machine, root_cause,
     tls::{self, KeyPin, Verifier},
 };
 
-pub(super) type Client = legacy::Client<HttpsConnector<CountingConnector>, Full<Bytes>>;
+/// A client of one backend.
+#[derive(Debug)]
+pub(super) struct Client {
+    inner: legacy::Client<HttpsConnector<ProxyConnector>, Full<Bytes>>,
+    /// For a proxy that reads the requests themselves.
+    proxy_authorization: Option<HeaderValue>,
+}
+
+impl Client {
+    pub(super) fn request(&self, mut request: Request<Full<Bytes>>) -> ResponseFuture {
+        if let Some(value) = &self.proxy_authorization {
+            request.headers_mut().insert(header::PROXY_AUTHORIZATION, value.clone());
+        }
+        self.inner.request(request)
+    }
+}
 
 /// Longest time to wait for a connection, within the limit of the request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +70,32 @@ pub(super) struct Traffic {
     pub(super) read: AtomicU64,
 }
 
+/// The proxy through which a backend is called: what `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` of the
+/// environment say, as for every program. This machine itself is never called through one.
+fn proxy_of(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
+    if uri.host().is_some_and(is_this_machine) {
+        return Ok(None);
+    }
+    let proxy = Matcher::from_env().intercept(uri);
+    match &proxy {
+        Some(proxy) if proxy.uri().scheme_str() != Some("http") => {
+            Err(UploadError::Proxy { proxy: proxy.uri().to_string() })
+        }
+        _ => Ok(proxy),
+    }
+}
+
+/// The address of the proxy through which a backend is called, if it is called through one.
+///
+/// # Errors
+/// The address of the backend is none, or the proxy is of a kind that is not supported.
+pub fn proxy(backend_url: &str) -> Result<Option<String>, UploadError> {
+    let reason = "is not a URL".into();
+    let uri =
+        backend_url.trim().parse().map_err(|_| UploadError::Url { url: backend_url.into(), reason })?;
+    Ok(proxy_of(&uri)?.map(|proxy| proxy.uri().to_string()))
+}
+
 /// Makes the client for one backend, whose certificate is checked as [`Verifier`] says.
 pub(super) fn client(
     uri: &Uri,
@@ -59,6 +103,7 @@ pub(super) fn client(
     pins: &[KeyPin],
     traffic: Arc<Traffic>,
 ) -> Result<Client, UploadError> {
+    let proxy = proxy_of(uri)?;
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -83,11 +128,15 @@ pub(super) fn client(
         .with_tls_config(config)
         .https_or_http()
         .enable_http1()
-        .wrap_connector(CountingConnector { http, traffic });
-    Ok(legacy::Client::builder(TokioExecutor::new())
+        .wrap_connector(ProxyConnector { direct: CountingConnector { http, traffic }, proxy: proxy.clone() });
+    let inner = legacy::Client::builder(TokioExecutor::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_timer(TokioTimer::new())
-        .build(connector))
+        .build(connector);
+    // Within a tunnel, the proxy has read it when the tunnel was made.
+    let proxy = proxy.filter(|_| uri.scheme_str() == Some("http"));
+    let proxy_authorization = proxy.and_then(|proxy| proxy.basic_auth().cloned());
+    Ok(Client { inner, proxy_authorization })
 }
 
 /// Connects, and counts what the connections carry.
@@ -111,7 +160,50 @@ impl Service<Uri> for CountingConnector {
         let traffic = Arc::clone(&self.traffic);
         Box::pin(async move {
             let stream = connecting.await?.into_inner();
-            Ok(TokioIo::new(CountingStream { stream, traffic }))
+            Ok(TokioIo::new(CountingStream { stream, traffic, is_proxied: false }))
+        })
+    }
+}
+
+/// Connects to the backend itself or, where there is a proxy, through that: a tunnel to what speaks TLS, and all else by
+/// asking the proxy.
+#[derive(Clone)]
+pub(super) struct ProxyConnector {
+    direct: CountingConnector,
+    proxy: Option<Intercept>,
+}
+
+impl Service<Uri> for ProxyConnector {
+    type Response = TokioIo<CountingStream>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.direct.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Some(proxy) = self.proxy.clone() else {
+            let connecting = self.direct.call(uri);
+            return Box::pin(async move { Ok(connecting.await?) });
+        };
+        let mut direct = self.direct.clone();
+        Box::pin(async move {
+            let through = |error: &(dyn std::error::Error + 'static)| {
+                // Whoever reads it must know that it is not the backend that fails.
+                io::Error::other(format!("proxy {}: {}", proxy.uri(), root_cause(error)))
+            };
+            if uri.scheme_str() == Some("https") {
+                let tunnel = Tunnel::new(proxy.uri().clone(), direct);
+                let mut tunnel = match proxy.basic_auth() {
+                    Some(value) => tunnel.with_auth(value.clone()),
+                    None => tunnel,
+                };
+                return tunnel.call(uri).await.map_err(|error| through(&error).into());
+            }
+            let mut stream = direct.call(proxy.uri().clone()).await.map_err(|error| through(&error))?;
+            stream.inner_mut().is_proxied = true;
+            Ok(stream)
         })
     }
 }
@@ -120,6 +212,8 @@ impl Service<Uri> for CountingConnector {
 pub(super) struct CountingStream {
     stream: TcpStream,
     traffic: Arc<Traffic>,
+    /// Requests go to a proxy that reads them: they must name the backend.
+    is_proxied: bool,
 }
 
 impl CountingStream {
@@ -137,7 +231,7 @@ fn count(counter: &AtomicU64, bytes: usize) {
 
 impl Connection for CountingStream {
     fn connected(&self) -> Connected {
-        self.stream.connected()
+        self.stream.connected().proxy(self.is_proxied)
     }
 }
 

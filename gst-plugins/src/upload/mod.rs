@@ -37,6 +37,7 @@ use time::OffsetDateTime;
 use tokio::{runtime::Runtime, sync::Notify, task::JoinHandle};
 use uuid::Uuid;
 
+pub use connection::proxy;
 use connection::{Client, Traffic};
 pub use multipart::{captured_at, key};
 pub use retry::Backoff;
@@ -156,7 +157,7 @@ impl Default for UploadConfig {
 /// What may be changed while crops are uploaded.
 #[derive(Debug, Clone)]
 pub struct Tuning {
-    /// Limit for one request, from connecting to the last byte of the answer.
+    /// Limit for one request, from connecting to the last byte of the answer; zero: none.
     pub timeout: Duration,
     /// Crops that may wait in memory, at least 1.
     pub max_queue: usize,
@@ -436,6 +437,15 @@ pub enum UploadError {
         url: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The proxy that the environment names is of a kind that is not supported.
+    #[error(
+        "the proxy `{proxy}`, which the environment names (http_proxy, https_proxy or all_proxy), is not supported; \
+         give one as http://host:port, or except the backend by no_proxy"
+    )]
+    Proxy {
+        /// Its address.
+        proxy: String,
     },
     /// The file of roots cannot be used.
     #[error("ca-file `{}` cannot be used: {reason}", path.display())]
@@ -1001,7 +1011,9 @@ impl Shared {
             let refusal = Refusal::unanswered(message);
             Outcome::Trouble { kind: Trouble::Away, refusal, wait: None, internal: false }
         };
-        let answer = match tokio::time::timeout(tuning.timeout, request).await {
+        // Without a limit of its own, only a connection that breaks ends it.
+        let limit = if tuning.timeout.is_zero() { Duration::MAX } else { tuning.timeout };
+        let answer = match tokio::time::timeout(limit, request).await {
             Err(_) => return away(format!("gave no answer within {:?}", tuning.timeout)),
             Ok(Err(RequestError::Closed(reason))) => return Outcome::Stale(reason),
             Ok(Err(error)) => return away(error.to_string()),
@@ -1285,9 +1297,13 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 /// True if a token sent to this URL could be read on its way: neither TLS nor this machine.
 pub fn exposes_tokens(backend_url: &str) -> bool {
     let Ok(uri) = backend_url.trim().parse::<Uri>() else { return false };
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    uri.scheme_str() == Some("http") && !local
+    uri.scheme_str() == Some("http") && !is_this_machine(uri.host().unwrap_or_default())
+}
+
+/// Whether a URL's host is this machine under one of its own names.
+fn is_this_machine(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn endpoint_uri(backend_url: &str, endpoint: Endpoint) -> Result<Uri, UploadError> {

@@ -71,6 +71,22 @@ pub enum SpoolError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Others could read the crops, and no mode can keep them out.
+    #[error(
+        "spool-dir `{}` lies on a mount that knows no modes{}: all of it is open to other users (mode {mode:04o}) \
+         whatever chmod says, and faces are biometric data; mount it with the options uid=USER,umask=0077 (vfat, \
+         exfat, ntfs) or uid=USER,dir_mode=0700,file_mode=0600 (cifs), or name a folder on a disk that knows modes",
+        folder.display(),
+        filesystem.as_deref().map(|name| format!(" ({name})")).unwrap_or_default()
+    )]
+    NoModes {
+        /// The folder.
+        folder: PathBuf,
+        /// Its permission bits, as the mount gives them to everything.
+        mode: u32,
+        /// The kind of the file system, where it is known.
+        filesystem: Option<String>,
+    },
     /// Another element has it.
     #[error("spool-dir `{}` is in use by another facesink-http: give each a folder of its own", folder.display())]
     InUse {
@@ -117,6 +133,41 @@ pub struct SpoolCounts {
     pub damaged: u64,
 }
 
+/// Why a folder that others can enter is refused.
+fn too_open(folder: &Path, mode: u32, modes_are_kept: bool) -> SpoolError {
+    let folder = folder.to_owned();
+    if modes_are_kept {
+        return SpoolError::Open { folder, mode };
+    }
+    let filesystem = fs::canonicalize(&folder)
+        .and_then(|folder| Ok(filesystem(&fs::read_to_string("/proc/self/mountinfo")?, &folder)))
+        .unwrap_or_default();
+    SpoolError::NoModes { folder, mode, filesystem }
+}
+
+/// Whether what is made in a folder gets the mode that it is made with. Mounts of vfat, exfat, NTFS and CIFS give all of
+/// it the same. Where nothing can be made in it, it is taken for a folder of somebody else's.
+fn keeps_modes(folder: &Path) -> bool {
+    let probe = folder.join(format!(".{}{TEMPORARY}", Uuid::now_v7().simple()));
+    let made = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&probe);
+    let mode = made.and_then(|file| Ok(file.metadata()?.mode()));
+    // What could not be made cannot be removed either.
+    let _ = fs::remove_file(&probe);
+    mode.map_or(true, |mode| mode & 0o077 == 0)
+}
+
+/// The kind of file system that a folder lies on, from the text of `/proc/self/mountinfo`.
+fn filesystem(mounts: &str, folder: &Path) -> Option<String> {
+    let kind = |line: &str| {
+        // 36 35 98:0 /root /mount/point options - type source options
+        let (mount, rest) = line.split_once(" - ")?;
+        let point = mount.split(' ').nth(4)?.replace("\\040", " ");
+        folder.starts_with(&point).then(|| (point.len(), rest.split(' ').next().unwrap_or_default().to_owned()))
+    };
+    // Of two mounts on one point, the later hides the earlier.
+    mounts.lines().filter_map(kind).max_by_key(|(length, _)| *length).map(|(_, kind)| kind)
+}
+
 /// How far [`Spool::store`] came before the disk refused.
 #[derive(Debug)]
 pub struct StoreError {
@@ -155,6 +206,34 @@ pub struct Spool {
 }
 
 impl Spool {
+    /// Makes the folder if it is missing, and looks whether a spool may be in it.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be made or read, or is open to other users.
+    pub fn check(folder: &Path) -> Result<(), SpoolError> {
+        Self::prepare(folder).map(drop)
+    }
+
+    /// Whether the folder was made.
+    fn prepare(folder: &Path) -> Result<bool, SpoolError> {
+        let failed = |error| SpoolError::Folder { folder: folder.to_owned(), error };
+        let made = match fs::metadata(folder) {
+            Ok(_) => false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+                true
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let mode = fs::metadata(folder).map_err(failed)?.mode() & 0o7777;
+        // A folder that was there may be anybody's, even /tmp: its mode is not ours to change.
+        if mode & 0o077 != 0 {
+            return Err(too_open(folder, mode, !made && keeps_modes(folder)));
+        }
+        Ok(made)
+    }
+
     /// Opens the folder, makes it if it is missing, and finds what an earlier run left.
     ///
     /// # Errors
@@ -163,19 +242,7 @@ impl Spool {
     pub fn open(config: &SpoolConfig) -> Result<Self, SpoolError> {
         let folder = config.folder.clone();
         let failed = |error| SpoolError::Folder { folder: folder.clone(), error };
-        let made = match fs::metadata(&folder) {
-            Ok(_) => false,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
-                true
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let mode = fs::metadata(&folder).map_err(failed)?.mode() & 0o7777;
-        // A folder that was there may be anybody's, even /tmp: its mode is not ours to change.
-        if mode & 0o077 != 0 {
-            return Err(SpoolError::Open { folder, mode });
-        }
+        let made = Self::prepare(&folder)?;
         let handle = File::open(&folder).map_err(failed)?;
         if made && let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
@@ -468,4 +535,33 @@ fn read(path: &Path, id: SpoolId) -> io::Result<Crop> {
         bounding_box: facts.bounding_box,
         key: facts.key,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_open_is_refused_with_what_helps_where_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(keeps_modes(folder.path()));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left of the trial");
+        let open = too_open(folder.path(), 0o755, true).to_string();
+        assert!(open.contains("chmod 700") && open.contains("0755"), "{open}");
+        let no_modes = too_open(folder.path(), 0o755, false).to_string();
+        assert!(no_modes.contains("umask=0077") && no_modes.contains("whatever chmod says"), "{no_modes}");
+        assert!(!no_modes.contains("`chmod 700`"), "{no_modes}");
+    }
+
+    #[test]
+    fn the_mount_that_is_nearest_to_a_folder_says_its_file_system() {
+        let mounts = "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                      40 21 8:17 / /media/usb\\040stick rw,nosuid shared:5 - vfat /dev/sdb1 rw,uid=1000\n\
+                      41 21 0:40 / /media rw - tmpfs tmpfs rw\n";
+        let kind = |folder: &str| filesystem(mounts, Path::new(folder));
+        assert_eq!(kind("/media/usb stick/spool").as_deref(), Some("vfat"));
+        assert_eq!(kind("/media/other").as_deref(), Some("tmpfs"));
+        assert_eq!(kind("/var/spool").as_deref(), Some("ext4"));
+        assert_eq!(filesystem("", Path::new("/var")), None);
+    }
 }

@@ -9,8 +9,9 @@ use image::RgbImage;
 use crate::{
     dice::Dice,
     exit::Failure,
-    networks::{self, PassedOver},
-    pictures, progress,
+    networks,
+    pictures::{self, PassedOver},
+    progress,
 };
 
 /// A face that the detector is less sure of is not shown.
@@ -63,9 +64,12 @@ impl Photograph {
 /// # Errors
 /// The folder cannot be read, nobody in it has a photograph with a face, or the detector fails.
 pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -> Result<Option<Cast>> {
-    let mut candidates: Vec<(String, Vec<PathBuf>)> = pictures::by_person(folder)?.into_iter().collect();
+    let mut found = pictures::by_person(folder)?.told(folder)?;
+    found.without_pictures();
+    let mut candidates: Vec<(String, Vec<PathBuf>)> = found.pictures.into_iter().collect();
     dice.shuffle(&mut candidates);
     let mut candidates = candidates.into_iter();
+    // What is no picture was told already.
     let mut cast = Cast::default();
     let bar = progress::bar(0, "Faces");
     loop {

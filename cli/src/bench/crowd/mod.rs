@@ -29,8 +29,10 @@ use crate::{
     dice::Dice,
     exit::{self, Failure, Outcome},
     interrupt,
-    networks::{PassedOver, Weights},
-    output, progress,
+    networks::Weights,
+    output,
+    pictures::PassedOver,
+    progress,
 };
 
 /// The densities of the thesis' tests, faces per minute.
@@ -272,7 +274,7 @@ impl Report {
             self.faces, self.faces_per_minute, self.density
         ));
         output::line(format!("Walkers   {} ({} people)", self.walkers, self.people));
-        for PassedOver { file, reason } in &self.passed_over {
+        for PassedOver { file, reason, .. } in &self.passed_over {
             output::line(format!("          passed over {file}: {reason}"));
         }
     }

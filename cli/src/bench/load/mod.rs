@@ -192,7 +192,7 @@ fn read(options: &Options) -> Result<Vec<Bytes>, Failure> {
             Failure::Usage("no picture to send: name one, or run `facepipe models fetch lfw10`".into())
         })?,
     };
-    let files = if path.is_dir() { pictures::below(&path)? } else { vec![path.clone()] };
+    let files = if path.is_dir() { pictures::below(&path)?.told(&path)?.pictures } else { vec![path.clone()] };
     let mut pictures = Vec::new();
     let mut bytes = 0;
     for file in files {
@@ -208,7 +208,7 @@ fn read(options: &Options) -> Result<Vec<Bytes>, Failure> {
 }
 
 fn read_one(file: &Path) -> Result<Bytes, Failure> {
-    fs::read(file).map(Bytes::from).map_err(|error| Failure::input(file.display(), error))
+    pictures::read(file).map(Bytes::from).map_err(|why| Failure::input(file.display(), why))
 }
 
 /// Whether more requests make no sense after this.

@@ -1,0 +1,388 @@
+//! Pictures in folders: which files are taken for one, in which order, and what is said of all others.
+
+mod heic;
+mod kind;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use walkdir::{DirEntry, WalkDir};
+
+pub use self::kind::{Kind, Remedy};
+use crate::exit::Failure;
+
+/// What systems leave among pictures, beside what begins with a dot: thumbnails and indexes of NAS systems (Synology,
+/// QNAP), of macOS in archives, and of Windows. Without regard to case.
+const OF_SYSTEMS: [&str; 13] = [
+    "@eadir",
+    "@recycle",
+    "@recently-snapshot",
+    "@sharebin",
+    "#recycle",
+    "#snapshot",
+    "__macosx",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+];
+
+/// A file that was not used, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PassedOver {
+    /// Its path.
+    pub file: String,
+    /// The reason, in words.
+    pub reason: String,
+    /// What can be done about it, for its kind.
+    #[serde(skip)]
+    pub remedy: Option<Remedy>,
+}
+
+impl PassedOver {
+    /// `file` was not used because of `reason`.
+    pub fn new(file: &Path, reason: impl Into<String>) -> Self {
+        Self { file: file.display().to_string(), reason: reason.into(), remedy: None }
+    }
+}
+
+/// What a folder holds.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The pictures, at any depth, in the order of their paths.
+    pub pictures: Vec<PathBuf>,
+    /// Files and folders that are no pictures or cannot be read.
+    pub passed_over: Vec<PassedOver>,
+    /// Hidden and systems' own files and folders that were not looked at.
+    pub hidden: usize,
+}
+
+/// What a folder of people holds: a folder of pictures for each.
+#[derive(Debug, Default)]
+pub struct People {
+    /// The pictures of everybody who has a folder; none where nothing in it is a picture.
+    pub pictures: BTreeMap<String, Vec<PathBuf>>,
+    /// Files and folders that are no pictures, cannot be read, or are nobody's.
+    pub passed_over: Vec<PassedOver>,
+    /// Hidden and systems' own files and folders that were not looked at.
+    pub hidden: usize,
+}
+
+/// What lies below a folder, whatever the names of the files are. Links are followed; what is hidden or a system's own is
+/// left out.
+///
+/// # Errors
+/// The folder is missing or cannot be read.
+pub fn below(folder: &Path) -> Result<Found, Failure> {
+    let mut found = Found::default();
+    found.hidden = walk(folder, |file, passed_over| match passed_over {
+        None => found.pictures.push(file.to_owned()),
+        Some(passed_over) => found.passed_over.push(passed_over),
+    })?;
+    Ok(found)
+}
+
+/// What lies below a folder of people. Who has a folder is somebody, whatever is in it; what lies beside the folders is
+/// nobody's.
+///
+/// # Errors
+/// The folder is missing or cannot be read, or there is no folder in it.
+pub fn by_person(folder: &Path) -> Result<People, Failure> {
+    let mut people = People::default();
+    for entry in fs::read_dir(folder).map_err(|error| cannot_be_read(folder, &error))?.flatten() {
+        let name = entry.file_name();
+        if !entry.path().is_dir() || is_of_a_system(&name.to_string_lossy()) {
+            continue;
+        }
+        if let Ok(name) = name.into_string() {
+            people.pictures.insert(name, Vec::new());
+        }
+    }
+    people.hidden = walk(folder, |file, passed_over| {
+        let mut parts = file.strip_prefix(folder).unwrap_or(file).components();
+        let (person, is_in_a_folder) = (parts.next(), parts.next().is_some());
+        let name = person.and_then(|person| person.as_os_str().to_str());
+        let passed_over = match (passed_over, name.and_then(|name| people.pictures.get_mut(name))) {
+            (Some(passed_over), _) => passed_over,
+            (None, Some(pictures)) if is_in_a_folder => return pictures.push(file.to_owned()),
+            (None, _) if is_in_a_folder => {
+                PassedOver::new(file, "the name of a person's folder must be valid UTF-8")
+            }
+            (None, _) => PassedOver::new(file, "lies in nobody's folder"),
+        };
+        people.passed_over.push(passed_over);
+    })?;
+    if people.pictures.is_empty() {
+        tell(&people.passed_over, people.hidden);
+        return Err(Failure::input(folder.display(), "no folder in it (expected one for each person)"));
+    }
+    Ok(people)
+}
+
+impl Found {
+    /// Names what was passed over.
+    ///
+    /// # Errors
+    /// There is no picture.
+    pub fn told(self, folder: &Path) -> Result<Self, Failure> {
+        tell(&self.passed_over, self.hidden);
+        if self.pictures.is_empty() {
+            return Err(no_picture(folder, &self.passed_over));
+        }
+        Ok(self)
+    }
+}
+
+impl People {
+    /// Names what was passed over.
+    ///
+    /// # Errors
+    /// Nobody has a picture.
+    pub fn told(self, folder: &Path) -> Result<Self, Failure> {
+        tell(&self.passed_over, self.hidden);
+        if self.pictures.values().all(Vec::is_empty) {
+            return Err(no_picture(folder, &self.passed_over));
+        }
+        Ok(self)
+    }
+
+    /// Takes out those who have no picture; their names.
+    pub fn without_pictures(&mut self) -> Vec<String> {
+        self.pictures.extract_if(.., |_, pictures| pictures.is_empty()).map(|(name, _)| name).collect()
+    }
+}
+
+/// Reads a picture's file, as the backend takes it: HEIC becomes JPEG.
+///
+/// # Errors
+/// The file cannot be read, or is HEIC that cannot be decoded; in words.
+pub fn read(file: &Path) -> Result<Vec<u8>, String> {
+    let bytes = fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
+    match kind::of(&bytes) {
+        Kind::Heic => heic::to_jpeg(&bytes),
+        _ => Ok(bytes),
+    }
+}
+
+/// Looks into a file that somebody names.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn kind_of(file: &Path) -> std::io::Result<Kind> {
+    kind::of_file(file)
+}
+
+/// Names what was passed over, with what can be done about each kind, to the standard error.
+fn tell(passed_over: &[PassedOver], hidden: usize) {
+    for PassedOver { file, reason, .. } in passed_over {
+        eprintln!("{file}: passed over: {reason}");
+    }
+    advise(passed_over, hidden);
+}
+
+/// Says what can be done about what was passed over, and how much was left out, to the standard error.
+pub fn advise(passed_over: &[PassedOver], hidden: usize) {
+    let mut remedies: Vec<Remedy> = passed_over.iter().filter_map(|passed_over| passed_over.remedy).collect();
+    remedies.sort_unstable();
+    remedies.dedup();
+    for remedy in remedies {
+        eprintln!("{}", remedy.words());
+    }
+    if hidden > 0 {
+        eprintln!("Left out: {hidden} hidden or systems' own files and folders (.thumbnails, @eaDir, Thumbs.db, …)");
+    }
+}
+
+fn no_picture(folder: &Path, passed_over: &[PassedOver]) -> Failure {
+    let why = match passed_over.len() {
+        0 => "no picture in it".to_owned(),
+        count => format!("no picture in it; passed over: {count}"),
+    };
+    Failure::input(folder.display(), why)
+}
+
+fn cannot_be_read(folder: &Path, error: &std::io::Error) -> Failure {
+    let why = match error.kind() {
+        ErrorKind::NotFound => "no such folder".to_owned(),
+        ErrorKind::NotADirectory => "is not a folder".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    };
+    Failure::input(folder.display(), why)
+}
+
+fn is_of_a_system(name: &str) -> bool {
+    name.starts_with('.') || OF_SYSTEMS.contains(&name.to_lowercase().as_str())
+}
+
+/// Hands each file below a folder to `take`, in the order of the paths, with the reason where it is no picture. What
+/// cannot be read is told like that as well, and the rest goes on. Returns how much was left out as hidden.
+fn walk(folder: &Path, mut take: impl FnMut(&Path, Option<PassedOver>)) -> Result<usize, Failure> {
+    fs::read_dir(folder).map_err(|error| cannot_be_read(folder, &error))?;
+    let mut hidden = 0;
+    let mut visible = |entry: &DirEntry| {
+        let visible = entry.depth() == 0 || !is_of_a_system(&entry.file_name().to_string_lossy());
+        hidden += usize::from(!visible);
+        visible
+    };
+    let entries = WalkDir::new(folder).follow_links(true).sort_by_file_name();
+    for entry in entries.into_iter().filter_entry(&mut visible) {
+        match entry {
+            Ok(entry) if entry.file_type().is_dir() => {}
+            Ok(entry) => take(entry.path(), look(&entry)),
+            Err(error) => {
+                let path = error.path().unwrap_or(folder).to_owned();
+                // The target of a link is looked at before its name is.
+                if path.file_name().is_some_and(|name| is_of_a_system(&name.to_string_lossy())) {
+                    continue;
+                }
+                take(&path, Some(PassedOver::new(&path, unreadable(&error))));
+            }
+        }
+    }
+    Ok(hidden)
+}
+
+/// Why a file is no picture; nothing where it is one.
+fn look(entry: &DirEntry) -> Option<PassedOver> {
+    let path = entry.path();
+    if !entry.file_type().is_file() {
+        return Some(PassedOver::new(path, "is no file, but a pipe, a socket or a device"));
+    }
+    match kind::of_file(path) {
+        Ok(Kind::Picture | Kind::Heic) => None,
+        Ok(Kind::Other { what, remedy }) => Some(PassedOver { remedy, ..PassedOver::new(path, what) }),
+        Err(error) => Some(PassedOver::new(path, format!("cannot be read: {error}"))),
+    }
+}
+
+fn unreadable(error: &walkdir::Error) -> String {
+    if let Some(ancestor) = error.loop_ancestor() {
+        return format!("is a link to {}, in which it lies itself", ancestor.display());
+    }
+    match error.io_error() {
+        Some(error) if error.kind() == ErrorKind::NotFound => "is a link to nothing".into(),
+        Some(error) => format!("cannot be read: {error}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const JPEG: &[u8] = b"\xff\xd8\xff\xe0\x00\x10JFIF\0";
+
+    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, content) in files {
+            let file = folder.path().join(name);
+            fs::create_dir_all(file.parent().expect("a parent")).expect("folders");
+            fs::write(file, content).expect("a file");
+        }
+        folder
+    }
+
+    fn names(folder: &Path, files: &[PathBuf]) -> Vec<String> {
+        files.iter().map(|p| p.strip_prefix(folder).expect("below").display().to_string()).collect()
+    }
+
+    #[test]
+    fn pictures_are_found_by_their_content_at_any_depth_in_order() {
+        let folder = folder(&[
+            ("b/deep/2.PNG", b"\x89PNG\r\n\x1a\n"),
+            ("a.jfif", JPEG),
+            ("b/without-extension", JPEG),
+            ("b/1.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+            ("b/3.jpg", b"\0\0\0\x18ftypavif\0\0\0\0mif1avif"),
+            ("b/4.jpg", b"II*\0\x08\0\0\0"),
+            ("notes.txt", b"text"),
+        ]);
+        let found = below(folder.path()).expect("found");
+        assert_eq!(names(folder.path(), &found.pictures), [
+            "a.jfif",
+            "b/1.jpg",
+            "b/deep/2.PNG",
+            "b/without-extension"
+        ]);
+        let told: Vec<_> = found.passed_over.iter().map(|p| (p.reason.as_str(), p.remedy)).collect();
+        assert_eq!(told, [
+            ("AVIF", Some(Remedy::Convert)),
+            ("TIFF or a camera's raw picture", Some(Remedy::Convert)),
+            ("text, no picture", None)
+        ]);
+        let mut people = by_person(folder.path()).expect("people");
+        assert_eq!(people.pictures["b"], found.pictures[1..], "a picture in nobody's folder is nobody's");
+        let nobodys: Vec<_> = people.passed_over.iter().map(|p| p.reason.as_str()).collect();
+        assert_eq!(nobodys[0], "lies in nobody's folder");
+        assert_eq!(nobodys.len(), 4, "{nobodys:?}");
+        assert!(people.without_pictures().is_empty());
+    }
+
+    #[test]
+    fn what_systems_leave_among_pictures_is_counted_and_not_looked_at() {
+        let folder = folder(&[
+            ("ann/1.jpg", JPEG),
+            ("ann/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", JPEG),
+            ("ann/.thumbnails/1.jpg", JPEG),
+            ("ann/._1.jpg", b"\0\x05\x16\x07"),
+            ("ann/.DS_Store", b"\0\0\0\x01Bud1"),
+            ("ann/Thumbs.db", b"\xd0\xcf\x11\xe0"),
+            ("__MACOSX/ann/._1.jpg", b"\0\x05\x16\x07"),
+            ("@eaDir/ann/1.jpg", JPEG),
+        ]);
+        let people = by_person(folder.path()).expect("people").told(folder.path()).expect("pictures");
+        assert_eq!(people.pictures.keys().collect::<Vec<_>>(), ["ann"]);
+        assert_eq!(names(folder.path(), &people.pictures["ann"]), ["ann/1.jpg"]);
+        assert_eq!((people.hidden, people.passed_over), (7, vec![]));
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_or_back_costs_nothing_but_itself() {
+        let folder = folder(&[("ann/2.jpg", JPEG), ("bob/1.jpg", JPEG), ("eve/notes.txt", b"text")]);
+        let at = |name: &str| folder.path().join(name);
+        symlink("/nonexistent/1.jpg", at("ann/1.jpg")).expect("a link");
+        symlink("..", at("ann/back")).expect("a link");
+        symlink(at("bob"), at("robert")).expect("a link");
+        symlink("/nonexistent", at("zoe")).expect("a link");
+        std::os::unix::net::UnixListener::bind(at("bob/socket")).expect("a socket");
+        let mut people = by_person(folder.path()).expect("people");
+        assert_eq!(people.without_pictures(), ["eve"]);
+        assert_eq!(people.pictures.keys().collect::<Vec<_>>(), ["ann", "bob", "robert"]);
+        assert!(people.pictures.values().all(|pictures| pictures.len() == 1), "{people:?}");
+        let told: Vec<String> = people
+            .passed_over
+            .iter()
+            .map(|p| format!("{}: {}", Path::new(&p.file).strip_prefix(folder.path()).expect("below").display(), p.reason))
+            .collect();
+        assert_eq!(told.len(), 6, "{told:?}");
+        assert_eq!(told[0], "ann/1.jpg: is a link to nothing");
+        assert!(told[1].starts_with("ann/back: is a link to "), "{told:?}");
+        assert_eq!(told[2], "bob/socket: is no file, but a pipe, a socket or a device");
+        assert_eq!(told[3], "eve/notes.txt: text, no picture");
+        assert!(told[4].starts_with("robert/socket: "), "{told:?}");
+        assert_eq!(told[5], "zoe: is a link to nothing");
+    }
+
+    #[test]
+    fn a_missing_and_an_empty_folder_are_named() {
+        let folder = folder(&[("file", b"x")]);
+        let refused = |path: &Path| below(path).and_then(|found| found.told(path)).expect_err("refused").to_string();
+        let missing = refused(&folder.path().join("nowhere"));
+        assert!(missing.contains("nowhere") && missing.contains("no such folder"), "{missing}");
+        let file = refused(&folder.path().join("file"));
+        assert!(file.contains("is not a folder"), "{file}");
+        let empty = refused(folder.path());
+        assert!(empty.contains("no picture in it; passed over: 1"), "{empty}");
+        let nobody = by_person(folder.path()).expect_err("refused").to_string();
+        assert!(nobody.contains("no folder in it"), "{nobody}");
+    }
+}
