@@ -648,13 +648,17 @@ fn a_timeout_of_zero_is_no_limit() {
 
 #[test]
 fn what_the_backend_refused_is_said_again_at_the_end() {
-    let server = Server::answering([Answer::json(400, r#"{"error":{"code":"image_unreadable","message":"none"}}"#)]);
+    let server =
+        Server::answering([Answer::json(400, r#"{"error":{"code":"image_unreadable","message":"none"}}"#)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
     sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
     sink.eos();
     let warnings: Vec<String> =
         sink.all().iter().filter(|m| m.type_() == gst::MessageType::Warning).map(warning_text).collect();
-    assert!(warnings.last().unwrap().contains("1 crops were lost: 1 were refused or given up"), "{warnings:?}");
+    assert!(
+        warnings.last().unwrap().contains("1 crops were lost: 1 were refused or given up"),
+        "{warnings:?}"
+    );
 }
 
 #[test]

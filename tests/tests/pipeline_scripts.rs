@@ -471,7 +471,10 @@ fn http_camera(picture: Vec<u8>, times: usize) -> String {
                 write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: {boundary}\r\nConnection: close\r\n\r\n")?;
                 for _ in 0..times {
                     let length = picture.len();
-                    write!(stream, "--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n")?;
+                    write!(
+                        stream,
+                        "--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {length}\r\n\r\n"
+                    )?;
                     stream.write_all(&picture)?;
                     stream.write_all(b"\r\n")?;
                     thread::sleep(Duration::from_millis(100));
@@ -530,7 +533,9 @@ fn http_proxy(backend: &str) -> (u16, Arc<Mutex<Vec<String>>>) {
         let mut server = TcpStream::connect(&backend)?;
         write!(server, "{method} {path}\r\nConnection: close\r\n{rest}")?;
         let mut answers = server.try_clone()?;
-        thread::spawn(move || std::io::copy(&mut answers, &mut client).and_then(|_| client.shutdown(Shutdown::Both)));
+        thread::spawn(move || {
+            std::io::copy(&mut answers, &mut client).and_then(|_| client.shutdown(Shutdown::Both))
+        });
         std::io::copy(&mut reader, &mut server).map(drop)
     };
     let serve = Arc::new(serve);
@@ -553,7 +558,8 @@ fn the_sink_and_the_doctor_obey_the_environment_s_proxy_alike() {
     let (port, heads) = http_proxy(backend.url());
     let proxy = format!("http://edge:s3cret@127.0.0.1:{port}");
     let ask = |server: &str, no_proxy: &str| {
-        let fixed = [video.to_str().unwrap(), "--fast", "--detect", "interval=12", "--upload", "eos-timeout=2"];
+        let fixed =
+            [video.to_str().unwrap(), "--fast", "--detect", "interval=12", "--upload", "eos-timeout=2"];
         let mut sink = machine.script("file.sh", &[&fixed[..], &["--backend", server]].concat());
         let mut doctor = machine.program(&program("facepipe"));
         doctor.args(["doctor", "--json", "--server", server]);
@@ -569,7 +575,10 @@ fn the_sink_and_the_doctor_obey_the_environment_s_proxy_alike() {
 
     let ((code, said, sent), (_, findings, asked)) = ask("http://faces.example:8080", "other.example");
     assert_eq!(code, Some(0), "{said}");
-    assert!(sent[0].starts_with("POST http://faces.example:8080/face-recognition/store-results "), "{sent:?}");
+    assert!(
+        sent[0].starts_with("POST http://faces.example:8080/face-recognition/store-results "),
+        "{sent:?}"
+    );
     assert!(asked[0].starts_with("GET http://faces.example:8080/readyz "), "{asked:?}");
     for head in [&sent[0], &asked[0]] {
         let head = head.to_lowercase();

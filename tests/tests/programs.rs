@@ -128,8 +128,7 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
     let place = Place::new(&models, faces);
-    let [blair, phone] =
-        ["mixed/Tony_Blair", "mixed/Phone_Only"].map(|name| place.folder.path().join(name));
+    let [blair, phone] = ["mixed/Tony_Blair", "mixed/Phone_Only"].map(|name| place.folder.path().join(name));
     place.photographs("mixed", "Tony_Blair", &[1, 2, 3]);
     place.photographs("mixed", "Hugo_Chavez", &[1, 2]);
     // Names that say nothing or something else.
@@ -144,11 +143,13 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
     let thumbnail = place.photographs("other", "Tony_Blair", &[4]).join("Tony_Blair_0004.jpg");
     fs::copy(&thumbnail, blair.join("@eaDir/scan.jfif/SYNOPHOTO_THUMB_M.jpg")).unwrap();
     fs::create_dir_all(place.folder.path().join("mixed/Nobody")).unwrap();
-    fs::write(place.folder.path().join("mixed/Nobody/holidays.mp4"), b"\0\0\0\x14ftypisom\0\0\0\0isom").unwrap();
+    fs::write(place.folder.path().join("mixed/Nobody/holidays.mp4"), b"\0\0\0\x14ftypisom\0\0\0\0isom")
+        .unwrap();
     fs::create_dir_all(place.folder.path().join("mixed/Crowd")).unwrap();
     fs::copy(require!("scenes/multiface.jpg"), place.folder.path().join("mixed/Crowd/party.jpg")).unwrap();
     fs::copy(&thumbnail, place.folder.path().join("mixed/lost.jpg")).unwrap();
-    std::os::unix::fs::symlink("/nonexistent/1.jpg", place.folder.path().join("mixed/Hugo_Chavez/0.jpg")).unwrap();
+    std::os::unix::fs::symlink("/nonexistent/1.jpg", place.folder.path().join("mixed/Hugo_Chavez/0.jpg"))
+        .unwrap();
 
     let mixed = place.path("mixed");
     place.run(&["enroll", "tree", &mixed]).expect(
@@ -184,7 +185,9 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
     let reasons: Vec<&str> =
         report["passed_over"].as_array().unwrap().iter().map(|p| p["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons.len(), 4, "a picture beside the folders is one here: {reasons:?}");
-    place.run(&["recognize", "folder", &mixed, "--stats"]).expect(3, &["files passed over", "IMG_0003.HEIC: unknown"]);
+    place
+        .run(&["recognize", "folder", &mixed, "--stats"])
+        .expect(3, &["files passed over", "IMG_0003.HEIC: unknown"]);
 }
 
 #[test]
@@ -593,6 +596,8 @@ fn an_evaluation_tells_people_from_strangers() {
     eval(&path("empty"), &[]).expect(6, &["empty"]);
     fs::write(folder.path().join("people/Tony_Blair/Tony_Blair_0003b.jpg"), b"no picture").unwrap();
     fs::create_dir_all(folder.path().join("people/Nobody")).unwrap();
-    eval(&people, &["--shots", "2"])
-        .expect(3, &["Tony_Blair_0003b.jpg: text, no picture", "people/Nobody: no picture in this person's folder"]);
+    eval(&people, &["--shots", "2"]).expect(
+        3,
+        &["Tony_Blair_0003b.jpg: text, no picture", "people/Nobody: no picture in this person's folder"],
+    );
 }

@@ -417,7 +417,8 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
     // Two seconds of a group, and a still picture.
     let group = image::open(scene).unwrap().into_rgba8();
     let gif = |name: &str, frames: u32| {
-        let mut encoder = image::codecs::gif::GifEncoder::new_with_speed(fs::File::create(path(name)).unwrap(), 30);
+        let mut encoder =
+            image::codecs::gif::GifEncoder::new_with_speed(fs::File::create(path(name)).unwrap(), 30);
         let delay = image::Delay::from_numer_denom_ms(500, 1);
         let frame = |_| image::Frame::from_parts(group.clone(), 0, 0, delay);
         encoder.encode_frames((0..frames).map(frame)).unwrap();
@@ -431,7 +432,9 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
         assert!(written.iter().any(|name| name.starts_with(second)), "{second}: {written:?}");
     }
     let photograph = faces.join("Tony_Blair/Tony_Blair_0001.jpg");
-    for (picture, what) in [(photograph.to_str().unwrap(), "is a picture"), (&gif("still.gif", 1), "is a picture")] {
+    for (picture, what) in
+        [(photograph.to_str().unwrap(), "is a picture"), (&gif("still.gif", 1), "is a picture")]
+    {
         extract(picture, &[]).expect(6, &[what, "facepipe recognize folder"]);
         Said::of(bare(&["recognize", "video", picture]).output().unwrap()).expect(6, &[what]);
     }
@@ -440,7 +443,8 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
     let pipe = path("silent.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let _silent = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
-    extract(&pipe, &["--first-frame", "1"]).expect(6, &["silent.mp4", "no frame of it came within 1 s", "--first-frame"]);
+    extract(&pipe, &["--first-frame", "1"])
+        .expect(6, &["silent.mp4", "no frame of it came within 1 s", "--first-frame"]);
 
     // Sound alone.
     gst::init().unwrap();

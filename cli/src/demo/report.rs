@@ -11,6 +11,7 @@ use crate::{
     exit::Failure,
     output,
     trial::{GroundTruth, Policy, Replay, Trial},
+    video::faces::LeftOut,
 };
 
 /// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
@@ -41,6 +42,8 @@ pub struct Report {
     people_without_photograph: Vec<String>,
     /// Uploaded crops in which the backend found no face.
     crops_without_face: usize,
+    /// Faces that were found and left out.
+    left_out: LeftOut,
     #[serde(flatten)]
     accuracy: Option<Accuracy>,
 }
@@ -116,6 +119,7 @@ impl Report {
             people_enrolled: trial.enrolled().len(),
             people_without_photograph: trial.without_photograph(),
             crops_without_face: replay.crops_without_face,
+            left_out: replay.left_out,
             accuracy,
         }
     }
@@ -142,6 +146,7 @@ impl Report {
             "Uplink    {} bytes in {:.1} s = {:.3} Mbit/s, {:.0} times less than {VIDEO_MBPS} Mbit/s of video",
             self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
         ));
+        self.left_out.words().iter().for_each(output::line);
         if let Some(accuracy) = &self.accuracy {
             let strangers = match accuracy.walkers - accuracy.walkers_enrolled {
                 0 => String::new(),

@@ -233,7 +233,9 @@ fn spool(folder: Option<&Path>) -> Check {
     match Spool::check(folder) {
         Ok(()) => {}
         Err(error @ SpoolError::Folder { .. }) => return Check::failed(NAME, error.to_string(), remedy),
-        Err(error) => return Check::failed(NAME, error.to_string(), "as it says: facesink-http will not start"),
+        Err(error) => {
+            return Check::failed(NAME, error.to_string(), "as it says: facesink-http will not start");
+        }
     }
     let probe = folder.join(".facepipe-doctor");
     let written = fs::write(&probe, b"probe");
@@ -269,7 +271,8 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
     let ca = match options.ca_file.as_deref().map(certificates).transpose() {
         Ok(ca) => ca.unwrap_or_default(),
         Err(why) => {
-            let remedy = "name a file of certificates in PEM form, readable for the user who runs the pipeline";
+            let remedy =
+                "name a file of certificates in PEM form, readable for the user who runs the pipeline";
             return (Check::failed(NAME, format!("the certificates' file {why}"), remedy), None);
         }
     };

@@ -32,7 +32,7 @@ use crate::{
     output, runtime, train,
     video::{
         self,
-        faces::{FaceOptions, positive},
+        faces::{FaceOptions, LeftOut, positive},
         panel::Panel,
         player::Player,
         source::Source,
@@ -129,6 +129,8 @@ struct Summary {
     frames_blurred: u32,
     frames_alike: u32,
     frames_too_soon: u32,
+    /// Faces that were found and left out.
+    left_out: LeftOut,
     #[serde(skip_serializing_if = "Option::is_none")]
     model_version: Option<u64>,
     interrupted: bool,
@@ -148,6 +150,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
     let mut session = Session::new(options, &client, &runtime, is_known)?;
     let played = session.play();
+    session.summary.left_out = session.player.counts().left_out;
     let finished = session.player.finish();
     let mut summary = session.summary;
     summary.interrupted = matches!(finished, Ok(true));
@@ -390,6 +393,7 @@ impl Summary {
         row(self.frames_blurred, "not sharp");
         row(self.frames_alike, "too much like one that was sent");
         row(self.frames_too_soon, "too soon after the last one");
+        self.left_out.words().iter().for_each(output::line);
         if let Some(version) = self.model_version {
             output::line(format!("Trained   model {version}"));
         } else if self.enrolled > 0 {

@@ -158,7 +158,8 @@ pub fn folder(options: &FolderOptions) -> Result<Outcome> {
 /// # Errors
 /// The folder cannot be read, or the server cannot be reached or refuses the token.
 pub fn tree(options: &TreeOptions) -> Result<Outcome> {
-    let People { pictures, passed_over, hidden } = pictures::by_person(&options.folder)?.told(&options.folder)?;
+    let People { pictures, passed_over, hidden } =
+        pictures::by_person(&options.folder)?.told(&options.folder)?;
     let person = |(id, pictures)| Person { id, is_named_by_folder: true, pictures };
     let people = pictures.into_iter().map(person).collect();
     let absent = if options.existing_only { Absent::PassOver } else { Absent::Create };
@@ -273,8 +274,13 @@ async fn enroll_person(
     person: &Person,
     absent: Absent,
 ) -> Result<(PersonReport, Option<ClientError>)> {
-    let mut report =
-        PersonReport { face_id: person.id.clone(), created: false, message: None, images: Vec::new(), had: 0 };
+    let mut report = PersonReport {
+        face_id: person.id.clone(),
+        created: false,
+        message: None,
+        images: Vec::new(),
+        had: 0,
+    };
     let known: HashSet<String> = match client.person_images(&person.id).await {
         Ok(Some(images)) => {
             report.had = images.images.len();

@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::look::{Face, Seen};
-use crate::{dice::Dice, exit::Failure, pictures::{self, PassedOver, People}};
+use crate::{
+    dice::Dice,
+    exit::Failure,
+    pictures::{self, PassedOver, People},
+};
 
 /// Pictures that are enrolled per person, if nothing is said.
 const SHOTS: u16 = 5;
@@ -212,7 +216,7 @@ mod tests {
     }
 
     fn without() -> Seen {
-        Err(PassedOver { file: "x".into(), reason: "no face in it".into() })
+        Err(PassedOver::new(Path::new("x"), "no face in it"))
     }
 
     fn named(pictures: &[Labelled]) -> Vec<&str> {

@@ -86,14 +86,20 @@ pub fn of(head: &[u8]) -> Kind {
         _ if starts(b"%PDF-") => other("PDF", Some(Remedy::Convert)),
         _ if starts(b"RIFF") && at(8, b"AVI ") => other("a video (AVI)", Some(Remedy::Video)),
         _ if starts(b"\x1a\x45\xdf\xa3") => other("a video (Matroska or WebM)", Some(Remedy::Video)),
-        _ if starts(b"\0\0\x01\xba") || starts(b"\0\0\x01\xb3") => other("a video (MPEG)", Some(Remedy::Video)),
+        _ if starts(b"\0\0\x01\xba") || starts(b"\0\0\x01\xb3") => {
+            other("a video (MPEG)", Some(Remedy::Video))
+        }
         _ if starts(b"G") && at(188, b"G") => other("a video (MPEG transport stream)", Some(Remedy::Video)),
         _ if starts(b"FLV\x01") => other("a video (Flash)", Some(Remedy::Video)),
         _ if starts(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11") => {
             other("a video (Windows Media)", Some(Remedy::Video))
         }
         _ if starts(b"PK\x03\x04") => other("a ZIP archive or an office document", Some(Remedy::Unpack)),
-        _ if starts(b"\x1f\x8b") || starts(b"7z\xbc\xaf\x27\x1c") || starts(b"Rar!\x1a\x07") || at(257, b"ustar") => {
+        _ if starts(b"\x1f\x8b")
+            || starts(b"7z\xbc\xaf\x27\x1c")
+            || starts(b"Rar!\x1a\x07")
+            || at(257, b"ustar") =>
+        {
             other("an archive", Some(Remedy::Unpack))
         }
         _ if is_text(head) => other("text, no picture", None),

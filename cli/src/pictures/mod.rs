@@ -196,7 +196,9 @@ pub fn advise(passed_over: &[PassedOver], hidden: usize) {
         eprintln!("{}", remedy.words());
     }
     if hidden > 0 {
-        eprintln!("Left out: {hidden} hidden or systems' own files and folders (.thumbnails, @eaDir, Thumbs.db, …)");
+        eprintln!(
+            "Left out: {hidden} hidden or systems' own files and folders (.thumbnails, @eaDir, Thumbs.db, …)"
+        );
     }
 }
 
@@ -307,18 +309,19 @@ mod tests {
             ("notes.txt", b"text"),
         ]);
         let found = below(folder.path()).expect("found");
-        assert_eq!(names(folder.path(), &found.pictures), [
-            "a.jfif",
-            "b/1.jpg",
-            "b/deep/2.PNG",
-            "b/without-extension"
-        ]);
+        assert_eq!(
+            names(folder.path(), &found.pictures),
+            ["a.jfif", "b/1.jpg", "b/deep/2.PNG", "b/without-extension"]
+        );
         let told: Vec<_> = found.passed_over.iter().map(|p| (p.reason.as_str(), p.remedy)).collect();
-        assert_eq!(told, [
-            ("AVIF", Some(Remedy::Convert)),
-            ("TIFF or a camera's raw picture", Some(Remedy::Convert)),
-            ("text, no picture", None)
-        ]);
+        assert_eq!(
+            told,
+            [
+                ("AVIF", Some(Remedy::Convert)),
+                ("TIFF or a camera's raw picture", Some(Remedy::Convert)),
+                ("text, no picture", None)
+            ]
+        );
         let mut people = by_person(folder.path()).expect("people");
         assert_eq!(people.pictures["b"], found.pictures[1..], "a picture in nobody's folder is nobody's");
         let nobodys: Vec<_> = people.passed_over.iter().map(|p| p.reason.as_str()).collect();
@@ -361,7 +364,13 @@ mod tests {
         let told: Vec<String> = people
             .passed_over
             .iter()
-            .map(|p| format!("{}: {}", Path::new(&p.file).strip_prefix(folder.path()).expect("below").display(), p.reason))
+            .map(|p| {
+                format!(
+                    "{}: {}",
+                    Path::new(&p.file).strip_prefix(folder.path()).expect("below").display(),
+                    p.reason
+                )
+            })
             .collect();
         assert_eq!(told.len(), 6, "{told:?}");
         assert_eq!(told[0], "ann/1.jpg: is a link to nothing");
@@ -375,7 +384,8 @@ mod tests {
     #[test]
     fn a_missing_and_an_empty_folder_are_named() {
         let folder = folder(&[("file", b"x")]);
-        let refused = |path: &Path| below(path).and_then(|found| found.told(path)).expect_err("refused").to_string();
+        let refused =
+            |path: &Path| below(path).and_then(|found| found.told(path)).expect_err("refused").to_string();
         let missing = refused(&folder.path().join("nowhere"));
         assert!(missing.contains("nowhere") && missing.contains("no such folder"), "{missing}");
         let file = refused(&folder.path().join("file"));

@@ -14,7 +14,7 @@ use super::questions::Crop;
 use crate::{
     exit::Failure,
     output,
-    video::{player::Player, source::Source},
+    video::{faces::LeftOut, player::Player, source::Source},
 };
 
 /// A face that was sent to the server, and the answer.
@@ -97,6 +97,8 @@ pub struct Report {
     searched: u64,
     /// Frames that a live source sent faster than they could be searched.
     late: u64,
+    /// Faces that were found and left out.
+    left_out: LeftOut,
     /// Faces that were answered, and the same by decision.
     faces: usize,
     known: usize,
@@ -319,6 +321,7 @@ impl Report {
             frames: counts.frames,
             searched: counts.searched,
             late: counts.late,
+            left_out: counts.left_out,
             faces: faces.len(),
             known: faces.count(Decision::Known),
             unknown: faces.count(Decision::Unknown),
@@ -359,6 +362,7 @@ impl Report {
             "Time      {:.1} s of video in {:.1} s, {speed:.1} times as fast",
             self.seconds, self.elapsed_seconds
         ));
+        self.left_out.words().iter().for_each(output::line);
         if !self.people.is_empty() {
             output::line("");
             let time = |seconds: f64| format!("{seconds:.1} s");

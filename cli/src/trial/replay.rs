@@ -13,7 +13,11 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, Trial, ground_truth::Bounds};
 use crate::{
     interrupt, progress,
-    video::{self, source::Source},
+    video::{
+        self,
+        faces::{Counts, LeftOut},
+        source::Source,
+    },
 };
 
 /// Which faces are uploaded: `facecrop`'s property.
@@ -60,6 +64,8 @@ pub struct Replay {
     pub image_bytes: u64,
     /// Crops in which the backend found no face.
     pub crops_without_face: usize,
+    /// Faces that were found and left out.
+    pub left_out: LeftOut,
     /// The stored detections.
     pub detections: Vec<Detection>,
 }
@@ -112,10 +118,12 @@ impl Replay {
             uplink_bytes: 0,
             image_bytes: 0,
             crops_without_face: 0,
+            left_out: LeftOut::default(),
             detections: Vec::new(),
         };
         let played = replay.play(&pipeline, &source, trial.first_frame_limit, started);
         let stats: gst::Structure = sink.property("stats");
+        replay.left_out = Counts::of(&pipeline).left_out;
         let stopped = video::stop(&pipeline);
         if !played? {
             return Ok(None);
@@ -148,7 +156,7 @@ impl Replay {
     ) -> Result<bool> {
         let bus = pipeline.bus().context("a pipeline without a bus")?;
         let detector = video::element(pipeline, "detect")?;
-        let frames = || video::faces::Counts::of(pipeline).frames;
+        let frames = || Counts::of(pipeline).frames;
         let begun = Instant::now();
         let mut played = Duration::ZERO;
         pipeline.set_state(gst::State::Playing)?;

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use gst::prelude::*;
 use gst_app::{AppSrc, AppSrcCallbacks};
 use gst_video::{VideoFormat, VideoInfo};
 use image::{
@@ -22,7 +21,9 @@ const DELAY: Duration = Duration::from_millis(100);
 
 /// Whether the file is a picture of more than one frame.
 pub fn is_one(path: &Path) -> bool {
-    frames(path).is_ok_and(|frames| frames.is_some_and(|mut frames| frames.nth(1).is_some()))
+    // What is read of a pipe is gone.
+    path.is_file()
+        && frames(path).is_ok_and(|frames| frames.is_some_and(|mut frames| frames.nth(1).is_some()))
 }
 
 /// The frames of an animation; none for another file.

@@ -16,7 +16,11 @@ use gst_app::AppSink;
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
-use super::{faces::FaceOptions, player::Player, source::Source};
+use super::{
+    faces::{FaceOptions, LeftOut},
+    player::Player,
+    source::Source,
+};
 use crate::{
     exit::{self, Failure, Outcome},
     output,
@@ -97,6 +101,8 @@ struct Report {
     files: usize,
     already_there: usize,
     tracks: usize,
+    /// Faces that were found and left out.
+    left_out: LeftOut,
     /// Of video, and of work.
     seconds: f64,
     took: f64,
@@ -125,6 +131,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
 
     player.start()?;
     let played = play(options.source.is_live(), &mut player, &faces, &mut album);
+    let left_out = player.counts().left_out;
     let finished = player.finish();
     played?;
     let interrupted = finished?;
@@ -134,6 +141,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         files: album.written,
         already_there: album.earlier.len(),
         tracks: album.tracks.len(),
+        left_out,
         seconds: player.seconds(),
         took: player.elapsed().as_secs_f64(),
         interrupted,
@@ -151,6 +159,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             report.files, report.tracks, report.folder
         ));
         output::line(format!("Video     {:.1} s in {:.1} s", report.seconds, report.took));
+        left_out.words().iter().for_each(output::line);
     }
     Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
 }

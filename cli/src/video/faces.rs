@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use gst::prelude::*;
 use gst_video::VideoInfo;
+use serde::Serialize;
 
 use super::source::Source;
 
@@ -149,6 +150,37 @@ pub struct Counts {
     pub searched: u64,
     /// Frames that a live source sent faster than they could be searched.
     pub late: u64,
+    /// What was found and does not count.
+    pub left_out: LeftOut,
+}
+
+/// Faces that were found and left out, each in each searched frame.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Faces that are smaller than the least size.
+    pub too_small: u64,
+    /// Faces that are larger than the greatest size.
+    pub too_large: u64,
+    /// Faces beyond the greatest number in a frame.
+    pub too_many: u64,
+    /// The least size, pixels of a face's shorter side.
+    pub min_size: u32,
+}
+
+impl LeftOut {
+    /// A line for people; none where nothing was left out.
+    pub fn words(&self) -> Option<String> {
+        let some = |count: u64, why: String| (count > 0).then(|| format!("{count} {why}"));
+        let parts: Vec<String> = [
+            some(self.too_small, format!("faces smaller than {} px (--min-size)", self.min_size)),
+            some(self.too_large, "faces larger than --max-size".into()),
+            some(self.too_many, "faces beyond the greatest number in a frame".into()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        (!parts.is_empty()).then(|| format!("Left out  {}", parts.join(", ")))
+    }
 }
 
 impl Counts {
@@ -157,7 +189,13 @@ impl Counts {
         let Some(detect) = pipeline.by_name("detect") else { return Self::default() };
         let stats: gst::Structure = detect.property("stats");
         let count = |name| stats.get::<u64>(name).unwrap_or_default();
-        Self { frames: count("frames"), searched: count("detected"), late: count("skipped-late") }
+        let left_out = LeftOut {
+            too_small: count("below-min-face-size"),
+            too_large: count("above-max-face-size"),
+            too_many: count("above-max-faces"),
+            min_size: detect.property("min-face-size"),
+        };
+        Self { frames: count("frames"), searched: count("detected"), late: count("skipped-late"), left_out }
     }
 }
 
@@ -180,6 +218,14 @@ mod tests {
         assert_eq!(FaceOptions { skip_frames: 24, ..options.clone() }.max_age(25.0), 3000);
         assert_eq!(FaceOptions { target_fps: Some(0.5), ..options.clone() }.max_age(25.0), 6000);
         assert_eq!(FaceOptions { skip_frames: 9, ..options }.max_age(0.0), 2000, "of an unknown rate");
+    }
+
+    #[test]
+    fn what_was_left_out_is_said_with_the_option_that_decides() {
+        assert_eq!(LeftOut { min_size: 30, ..LeftOut::default() }.words(), None);
+        let left_out = LeftOut { too_small: 12, too_large: 0, too_many: 3, min_size: 30 };
+        let said = "Left out  12 faces smaller than 30 px (--min-size), 3 faces beyond the greatest number in a frame";
+        assert_eq!(left_out.words().as_deref(), Some(said));
     }
 
     #[test]

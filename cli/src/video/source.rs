@@ -235,6 +235,8 @@ impl Source {
 fn still_picture(path: &Path) -> Option<String> {
     let what = match pictures::kind_of(path).ok()? {
         Kind::Picture if animation::is_one(path) => return None,
+        // A recording of bare motion JPEG begins like a picture.
+        Kind::Picture if is_named_for_motion_jpeg(path) => return None,
         Kind::Picture => "a picture",
         Kind::Heic => "HEIC",
         Kind::Other { what, remedy: Some(Remedy::Convert) } => what,
@@ -244,6 +246,11 @@ fn still_picture(path: &Path) -> Option<String> {
         "is {what}, and no video; `facepipe recognize folder DIR` says who is on the pictures of a folder, `facepipe \
          enroll folder DIR` enrols them"
     ))
+}
+
+fn is_named_for_motion_jpeg(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|name| name.eq_ignore_ascii_case("mjpeg") || name.eq_ignore_ascii_case("mjpg"))
 }
 
 /// The V4L2 devices of this machine, in the order of their numbers.
@@ -331,6 +338,8 @@ mod tests {
         assert!(text(folder.path().join("empty.mp4")).contains("is empty"));
         fs::write(folder.path().join("picture.mp4"), b"\xff\xd8\xff\xe0").expect("a file");
         assert!(text(folder.path().join("picture.mp4")).contains("recognize folder"));
+        fs::write(folder.path().join("recording.mjpeg"), b"\xff\xd8\xff\xe0").expect("a file");
+        assert!(Source::File(folder.path().join("recording.mjpeg")).check().is_ok());
         let camera = Source::Camera("/dev/video-of-nobody".into()).check().expect_err("refused");
         assert!(camera.to_string().contains("no such camera"), "{camera}");
     }

@@ -91,8 +91,7 @@ fn proxy_of(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
 /// The address of the backend is none, or the proxy is of a kind that is not supported.
 pub fn proxy(backend_url: &str) -> Result<Option<String>, UploadError> {
     let reason = "is not a URL".into();
-    let uri =
-        backend_url.trim().parse().map_err(|_| UploadError::Url { url: backend_url.into(), reason })?;
+    let uri = backend_url.trim().parse().map_err(|_| UploadError::Url { url: backend_url.into(), reason })?;
     Ok(proxy_of(&uri)?.map(|proxy| proxy.uri().to_string()))
 }
 

@@ -162,7 +162,9 @@ fn filesystem(mounts: &str, folder: &Path) -> Option<String> {
         // 36 35 98:0 /root /mount/point options - type source options
         let (mount, rest) = line.split_once(" - ")?;
         let point = mount.split(' ').nth(4)?.replace("\\040", " ");
-        folder.starts_with(&point).then(|| (point.len(), rest.split(' ').next().unwrap_or_default().to_owned()))
+        folder
+            .starts_with(&point)
+            .then(|| (point.len(), rest.split(' ').next().unwrap_or_default().to_owned()))
     };
     // Of two mounts on one point, the later hides the earlier.
     mounts.lines().filter_map(kind).max_by_key(|(length, _)| *length).map(|(_, kind)| kind)

@@ -93,7 +93,14 @@ mod tests {
         let truth = GroundTruth::beside(&video).unwrap().unwrap();
         assert_eq!(truth.walkers(), 1);
         let mut score = Score::default();
-        truth.judge(&mut score, 1.0 / f64::from(FPS), [10.0, 20.0, 110.0, 140.0], Some("Ada \"L\""));
+        let enrolled = std::collections::BTreeSet::from(["Ada \"L\""]);
+        truth.judge(
+            &mut score,
+            &enrolled,
+            1.0 / f64::from(FPS),
+            [10.0, 20.0, 110.0, 140.0],
+            Some("Ada \"L\""),
+        );
         assert_eq!(score.right, 1);
     }
 }

@@ -192,7 +192,8 @@ fn read(options: &Options) -> Result<Vec<Bytes>, Failure> {
             Failure::Usage("no picture to send: name one, or run `facepipe models fetch lfw10`".into())
         })?,
     };
-    let files = if path.is_dir() { pictures::below(&path)?.told(&path)?.pictures } else { vec![path.clone()] };
+    let files =
+        if path.is_dir() { pictures::below(&path)?.told(&path)?.pictures } else { vec![path.clone()] };
     let mut pictures = Vec::new();
     let mut bytes = 0;
     for file in files {
