@@ -91,6 +91,7 @@ impl Replay {
         let started = OffsetDateTime::now_utc();
         let source = Source::File(video.to_owned());
         source.check()?;
+        video::start()?;
         let pipeline = video::pipeline(&format!(
             "{} ! {} ! facepipe-facedetect name=detect ! \
              facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",

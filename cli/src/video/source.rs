@@ -180,7 +180,17 @@ impl Source {
                     source.set_property("add-reference-timestamp-meta", true);
                 }
             }
-            Self::Stream(url) => source.set_property("uri", url.as_str()),
+            Self::Stream(url) => {
+                source.set_property("uri", url.as_str());
+                source.connect("source-setup", false, |values| {
+                    // Motion JPEG has no times of its own; what has some takes no notice.
+                    let reader = values.get(1)?.get::<gst::Element>().ok()?;
+                    if reader.find_property("do-timestamp").is_some() {
+                        reader.set_property("do-timestamp", true);
+                    }
+                    None
+                });
+            }
         }
     }
 
