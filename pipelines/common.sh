@@ -440,7 +440,8 @@ relay() {
         case $line in
             ERROR:* | 'WARNING: erroneous pipeline'*) printf '%s\n' "$line" | tee -a "$scratch/errors" >&2 ;;
             *'reason not-negotiated'*) : >"$scratch/formats"; printf '%s\n' "$line" ;;
-            # What facesink-http says at the end of a stream.
+            # What the elements say at the end of a stream.
+            INFO:*' were left out ('*) printf '%s\n' "$line" >>"$scratch/left-out" ;;
             WARNING:*' crops were not uploaded '* | WARNING:*' crops were lost: '*)
                 printf '%s\n' "$line" | tee -a "$scratch/losses" >&2 ;;
             *) printf '%s\n' "$line" ;;
@@ -464,6 +465,7 @@ run() {
     : >"$scratch/errors"
     rm -f "$scratch/formats"
     : >"$scratch/losses"
+    : >"$scratch/left-out"
     exec {messages}> >(relay)
     relaying=$!
     gst-launch-1.0 --eos-on-shutdown "$@" >&"$messages" 2>&1 {messages}>&- </dev/null &
@@ -498,12 +500,17 @@ give_up() {
     fail "the pipeline failed at '$failed' (see above); 'facepipe doctor' says whether this machine lacks something"
 }
 
-# Fails where faces were found that the backend does not have.
+# FILE: the elements' own sentences, in one line.
+sentences_of() {
+    sed -E 's/^[A-Z]+: from element [^ ]*: //' "$1" | paste -sd'|' | sed 's/|/; /g'
+}
+
+# Says what was left out, and fails where faces were found that the backend does not have.
 nothing_lost() {
+    [[ ! -s $scratch/left-out ]] || say "$(sentences_of "$scratch/left-out")"
     [[ -s $scratch/losses ]] || return 0
-    # The last part of the line is the element's own sentence.
     local sentences
-    sentences=$(sed -E 's/^WARNING: from element [^ ]*: //' "$scratch/losses" | paste -sd';' | sed 's/;/; /g')
+    sentences=$(sentences_of "$scratch/losses")
     if grep -q 'are on the spool' "$scratch/losses"; then
         fail "not all faces are with the backend yet: $sentences (what is on the spool is sent when this runs again)"
     fi

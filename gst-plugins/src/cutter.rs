@@ -90,6 +90,26 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// What was left out, as a sentence for people; none where nothing was.
+    pub fn left_out(&self) -> Option<String> {
+        let some = |count: u64, why: String| (count > 0).then(|| format!("{count} {why}"));
+        let parts: Vec<String> = [
+            some(
+                self.below_min_size,
+                format!("faces smaller than {} pixels were left out (min-size)", self.min_size),
+            ),
+            some(self.below_min_quality, "faces of too poor a picture were left out (min-quality)".into()),
+            some(
+                self.tracks_below_min_size.saturating_add(self.tracks_below_min_quality),
+                "tracks ended without any picture for that".into(),
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
     /// Adds what was left out, and the limit, to the fields of a structure for `stats`; each uint64.
     pub fn add_to(&self, structure: gst::structure::Builder) -> gst::structure::Builder {
         structure

@@ -606,7 +606,8 @@ fn the_sink_and_the_doctor_obey_the_environment_s_proxy_alike() {
 fn extract_numbers_the_faces_of_a_second_run_after_those_of_the_first() {
     let video = require!("videos/street-1080p.mp4");
     let machine = Machine::new();
-    let arguments = [video.to_str().unwrap(), "faces 100%", "--camera-id", "gate-1"];
+    let video = video.to_str().unwrap();
+    let arguments = [video, "faces 100%", "--camera-id", "gate-1"];
     machine.run("extract.sh", &arguments);
     let first = pictures(&machine.path("faces 100%"));
     assert!((5..100).contains(&first.len()), "{} pictures: few good ones of each person", first.len());
@@ -615,6 +616,14 @@ fn extract_numbers_the_faces_of_a_second_run_after_those_of_the_first() {
     let both = pictures(&machine.path("faces 100%"));
     assert_eq!(both.len(), 2 * first.len(), "nothing is overwritten");
     assert_eq!(both[..first.len()], first[..]);
+    let said =
+        machine.run("extract.sh", &[video, "none", "--detect", "interval=12", "--crop", "min-size=900"]);
+    let last = said.lines().last().unwrap();
+    assert!(
+        last.starts_with("extract.sh: ") && last.contains(" faces smaller than 900 pixels were left out"),
+        "{last}"
+    );
+    assert!(pictures(&machine.path("none")).is_empty());
 }
 
 #[test]

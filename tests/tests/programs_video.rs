@@ -431,6 +431,13 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
     for second in ["00000.000", "00000.500", "00001.000", "00001.500"] {
         assert!(written.iter().any(|name| name.starts_with(second)), "{second}: {written:?}");
     }
+    // What is left out is the last that is said.
+    let said = extract(&gif("group.gif", 2), &["--min-size", "2000"]).expect(0, &["Faces     0 files"]);
+    let last = said.stdout.lines().last().unwrap();
+    assert!(
+        last.starts_with("Left out  ") && last.ends_with(" faces smaller than 2000 px (--min-size)"),
+        "{last}"
+    );
     let photograph = faces.join("Tony_Blair/Tony_Blair_0001.jpg");
     for (picture, what) in
         [(photograph.to_str().unwrap(), "is a picture"), (&gif("still.gif", 1), "is a picture")]

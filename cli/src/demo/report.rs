@@ -146,7 +146,7 @@ impl Report {
             "Uplink    {} bytes in {:.1} s = {:.3} Mbit/s, {:.0} times less than {VIDEO_MBPS} Mbit/s of video",
             self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
         ));
-        self.left_out.words().iter().for_each(output::line);
+        self.left_out.words("min-size of facecrop").iter().for_each(output::line);
         if let Some(accuracy) = &self.accuracy {
             let strangers = match accuracy.walkers - accuracy.walkers_enrolled {
                 0 => String::new(),

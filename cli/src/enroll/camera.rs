@@ -393,7 +393,7 @@ impl Summary {
         row(self.frames_blurred, "not sharp");
         row(self.frames_alike, "too much like one that was sent");
         row(self.frames_too_soon, "too soon after the last one");
-        self.left_out.words().iter().for_each(output::line);
+        self.left_out.words("--min-size").iter().for_each(output::line);
         if let Some(version) = self.model_version {
             output::line(format!("Trained   model {version}"));
         } else if self.enrolled > 0 {

@@ -362,7 +362,7 @@ impl Report {
             "Time      {:.1} s of video in {:.1} s, {speed:.1} times as fast",
             self.seconds, self.elapsed_seconds
         ));
-        self.left_out.words().iter().for_each(output::line);
+        self.left_out.words("--min-size").iter().for_each(output::line);
         if !self.people.is_empty() {
             output::line("");
             let time = |seconds: f64| format!("{seconds:.1} s");

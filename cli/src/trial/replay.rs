@@ -124,7 +124,7 @@ impl Replay {
         };
         let played = replay.play(&pipeline, &source, trial.first_frame_limit, started);
         let stats: gst::Structure = sink.property("stats");
-        replay.left_out = Counts::of(&pipeline).left_out;
+        replay.left_out = Counts::of(&pipeline).left_out.with(&crop.property("stats"));
         let stopped = video::stop(&pipeline);
         if !played? {
             return Ok(None);

@@ -159,7 +159,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             report.files, report.tracks, report.folder
         ));
         output::line(format!("Video     {:.1} s in {:.1} s", report.seconds, report.took));
-        left_out.words().iter().for_each(output::line);
+        left_out.words("--min-size").iter().for_each(output::line);
     }
     Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
 }

@@ -168,11 +168,19 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// A line for people; none where nothing was left out.
-    pub fn words(&self) -> Option<String> {
+    /// The same with what `facecrop` has left out beside, from its `stats`.
+    #[must_use]
+    pub fn with(self, crop: &gst::Structure) -> Self {
+        let count = |name| crop.get::<u64>(name).unwrap_or_default();
+        let min_size = u32::try_from(count("min-size")).unwrap_or(u32::MAX);
+        Self { too_small: self.too_small + count("below-min-size"), min_size, ..self }
+    }
+
+    /// A line for people, with the option or property that decides about small faces; none where nothing was left out.
+    pub fn words(&self, min_size: &str) -> Option<String> {
         let some = |count: u64, why: String| (count > 0).then(|| format!("{count} {why}"));
         let parts: Vec<String> = [
-            some(self.too_small, format!("faces smaller than {} px (--min-size)", self.min_size)),
+            some(self.too_small, format!("faces smaller than {} px ({min_size})", self.min_size)),
             some(self.too_large, "faces larger than --max-size".into()),
             some(self.too_many, "faces beyond the greatest number in a frame".into()),
         ]
@@ -222,10 +230,10 @@ mod tests {
 
     #[test]
     fn what_was_left_out_is_said_with_the_option_that_decides() {
-        assert_eq!(LeftOut { min_size: 30, ..LeftOut::default() }.words(), None);
+        assert_eq!(LeftOut { min_size: 30, ..LeftOut::default() }.words("--min-size"), None);
         let left_out = LeftOut { too_small: 12, too_large: 0, too_many: 3, min_size: 30 };
         let said = "Left out  12 faces smaller than 30 px (--min-size), 3 faces beyond the greatest number in a frame";
-        assert_eq!(left_out.words().as_deref(), Some(said));
+        assert_eq!(left_out.words("--min-size").as_deref(), Some(said));
     }
 
     #[test]

@@ -145,6 +145,10 @@ impl FaceCrop {
                 let unsearched = self.state().watch.end();
                 self.warn(unsearched);
                 flow = self.end(None);
+                let left_out = self.state().cutter.counts().left_out();
+                if let Some(left_out) = left_out {
+                    gst::element_imp_info!(self, gst::StreamError::Encode, ("{left_out}"));
+                }
             }
             gst::EventView::CustomDownstream(_) => {
                 self.state().watch.event(&event);

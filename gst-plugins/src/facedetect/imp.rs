@@ -156,6 +156,31 @@ struct LeftOut {
     too_many: u64,
 }
 
+impl LeftOut {
+    /// A sentence for people; none where nothing was left out.
+    fn words(&self, settings: &Settings) -> Option<String> {
+        let some = |count: u64, why: String| (count > 0).then(|| format!("{count} {why}"));
+        let parts: Vec<String> = [
+            some(
+                self.too_small,
+                format!("faces smaller than {} pixels were left out (min-face-size)", settings.min_face_size),
+            ),
+            some(
+                self.too_large,
+                format!("faces larger than {} pixels were left out (max-face-size)", settings.max_face_size),
+            ),
+            some(
+                self.too_many,
+                format!("faces beyond {} in a frame were left out (max-faces)", settings.max_faces),
+            ),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+}
+
 impl Selection {
     /// Of what the detector found, highest score first, what counts. `stretch` makes the frame's pixels square.
     fn select(&self, detections: &[Detection], (width, height): (u32, u32), stretch: [f64; 2]) -> Faces {
@@ -781,6 +806,13 @@ impl BaseTransformImpl for FaceDetect {
                 }
             }
             gst::EventView::Tag(tag) => self.look_upright(tag.tag()),
+            gst::EventView::Eos(_) => {
+                let left_out = self.stats().left_out;
+                let said = left_out.words(&self.settings());
+                if let Some(left_out) = said {
+                    gst::element_imp_info!(self, gst::StreamError::Decode, ("{left_out}"));
+                }
+            }
             _ => {}
         }
         self.parent_sink_event(event)

@@ -308,6 +308,9 @@ impl FaceSinkHttp {
                 );
             }
         }
+        if let Some(left_out) = self.counts().left_out() {
+            gst::element_imp_info!(self, gst::StreamError::Encode, ("{left_out}"));
+        }
         let stats = uploader.stats();
         if stats.failed > 0 || stats.dropped > 0 {
             gst::element_imp_warning!(
