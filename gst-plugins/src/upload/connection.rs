@@ -123,11 +123,10 @@ pub(super) fn client(
         }
         config.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
     };
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(config)
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(ProxyConnector { direct: CountingConnector { http, traffic }, proxy: proxy.clone() });
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(
+            ProxyConnector { direct: CountingConnector { http, traffic }, proxy: proxy.clone() },
+        );
     let inner = legacy::Client::builder(TokioExecutor::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_timer(TokioTimer::new())
