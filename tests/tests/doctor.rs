@@ -127,4 +127,12 @@ fn a_refused_token_and_a_clock_that_is_wrong_are_failures() {
         doctor(folder.path(), true, &["--server", &answering("200 OK"), "--token-file", "/nowhere/token"]);
     assert_eq!(state(&findings, "backend"), "failed");
     assert!(text.contains("/nowhere/token"), "{text}");
+    fs::write(folder.path().join("ca.pem"), "no certificate").unwrap();
+    for (file, why) in [("/nowhere/ca.pem", "No such file"), ("ca.pem", "no certificate in PEM form")] {
+        let file = folder.path().join(file);
+        let ca = ["--server", &answering("200 OK"), "--ca-file", file.to_str().unwrap()];
+        let (_, findings, text) = doctor(folder.path(), true, &ca);
+        assert_eq!(state(&findings, "backend"), "failed");
+        assert!(text.contains(file.to_str().unwrap()) && text.contains(why), "{text}");
+    }
 }

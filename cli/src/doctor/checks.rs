@@ -10,7 +10,7 @@ use std::{
 use facepipe_detector::{ExecutionProvider, models, runtime};
 use gst::prelude::*;
 use gstfacepipe::upload::{self, Spool, SpoolError};
-use reqwest::{Certificate, StatusCode, blocking::Client, header};
+use reqwest::{StatusCode, blocking::Client, header};
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::{Check, Options, State};
@@ -268,13 +268,17 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         },
         (None, None) => None,
     };
-    let ca = match options.ca_file.as_deref().map(certificates).transpose() {
-        Ok(ca) => ca.unwrap_or_default(),
-        Err(why) => {
-            let remedy =
-                "name a file of certificates in PEM form, readable for the user who runs the pipeline";
-            return (Check::failed(NAME, format!("the certificates' file {why}"), remedy), None);
-        }
+    // As facesink-http checks it.
+    let tls = match options.ca_file.is_some() || server.starts_with("https:") {
+        true => match upload::tls(options.ca_file.as_deref(), &[]) {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                let remedy =
+                    "name a file of certificates in PEM form, readable for the user who runs the pipeline";
+                return (Check::failed(NAME, error.to_string(), remedy), None);
+            }
+        },
+        false => None,
     };
     let through = match upload::proxy(server) {
         Ok(proxy) => proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default(),
@@ -282,7 +286,11 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
     };
     let ask = || -> reqwest::Result<(StatusCode, Option<OffsetDateTime>)> {
         let base = server.trim_end_matches('/');
-        let client = Client::builder().timeout(ANSWER_LIMIT).tls_certs_merge(ca.clone());
+        let client = Client::builder().timeout(ANSWER_LIMIT);
+        let client = match &tls {
+            Some(tls) => client.tls_backend_preconfigured(tls.clone()),
+            None => client,
+        };
         // This machine is called without a proxy, as facesink-http does.
         let client = if through.is_empty() { client.no_proxy() } else { client }.build()?;
         // The list of cameras needs the token where one is needed; readiness alone may not.
@@ -335,17 +343,6 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         Ok((status, date)) => {
             (Check::failed(NAME, format!("{server} answers {status}"), "is that a facepipe backend?"), date)
         }
-    }
-}
-
-/// The certificates of a file; otherwise its name and what is wrong with it.
-fn certificates(file: &Path) -> Result<Vec<Certificate>, String> {
-    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", file.display());
-    let pem = fs::read(file).map_err(|error| failed(&error))?;
-    match Certificate::from_pem_bundle(&pem) {
-        Ok(certificates) if certificates.is_empty() => Err(failed(&"contains no certificate in PEM form")),
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(failed(&error)),
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Options {
     #[arg(long, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Folder in which facesink-http keeps crops while the backend is away
-    #[arg(long, env = "FACEPIPE_SPOOL_DIR", value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     spool_dir: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]

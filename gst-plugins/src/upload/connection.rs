@@ -28,7 +28,10 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{
+    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier,
+    crypto::{CryptoProvider, ring},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -37,7 +40,7 @@ use tower_service::Service;
 
 use super::{
     UploadError, is_this_machine, root_cause,
-    tls::{self, KeyPin, Verifier},
+    tls::{KeyPin, Verifier, read},
 };
 
 /// A client of one backend.
@@ -108,20 +111,17 @@ pub(super) fn client(
     http.set_nodelay(true);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
 
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| UploadError::Certificates(e.to_string()))?;
     let config = if uri.scheme_str() == Some("https") {
-        let verifier = Verifier::new(&provider, ca_file, pins)?;
-        config.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+        tls(ca_file, pins)?
     } else {
         // Plain HTTP must also work on a system without certificates, so none are looked for. The file must be one that
         // could be used, all the same.
         if let Some(file) = ca_file {
-            tls::read(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
+            read(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
         }
-        config.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
+        tls_of(&Arc::new(ring::default_provider()))?
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth()
     };
     let connector =
         HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(
@@ -135,6 +135,23 @@ pub(super) fn client(
     let proxy = proxy.filter(|_| uri.scheme_str() == Some("http"));
     let proxy_authorization = proxy.and_then(|proxy| proxy.basic_auth().cloned());
     Ok(Client { inner, proxy_authorization })
+}
+
+/// How the certificate of a backend is checked: as [`Verifier`] says.
+///
+/// # Errors
+/// The file cannot be used, or there is nothing to check against.
+pub fn tls(ca_file: Option<&Path>, pins: &[KeyPin]) -> Result<ClientConfig, UploadError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Verifier::new(&provider, ca_file, pins)?;
+    let config = tls_of(&provider)?;
+    Ok(config.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+}
+
+fn tls_of(provider: &Arc<CryptoProvider>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, UploadError> {
+    ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| UploadError::Certificates(e.to_string()))
 }
 
 /// Connects, and counts what the connections carry.

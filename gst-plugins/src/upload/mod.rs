@@ -37,8 +37,8 @@ use time::OffsetDateTime;
 use tokio::{runtime::Runtime, sync::Notify, task::JoinHandle};
 use uuid::Uuid;
 
-pub use connection::proxy;
 use connection::{Client, Traffic};
+pub use connection::{proxy, tls};
 pub use multipart::{captured_at, key};
 pub use retry::Backoff;
 use retry::Verdict;
