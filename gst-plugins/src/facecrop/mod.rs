@@ -35,6 +35,7 @@
  * `stats` counts faces and pictures, and what was left out: `below-min-size` and `below-min-quality` are faces, each in
  * each frame; `tracks-below-min-size`, `tracks-below-min-quality` and `tracks-below-certainty` are tracks that ended
  * without a picture for that reason, with `policy=best`; `min-size` is the limit that counts.
+ * At the end of the stream an info message says so, where anything was left out.
  *
  * Where the frame's pixels are not square (`pixel-aspect-ratio`), those of the pictures are: a frame is stretched
  * along its coarser side, never squeezed. Limits to sizes are in square pixels, boxes in those of the frame.

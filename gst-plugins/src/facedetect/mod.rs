@@ -40,6 +40,7 @@
  * Whatever happens, every `max-gap`-th frame is searched, so long as it is one of `interval` and `max-fps`; where all frames
  * come late, every 30th. `stats` counts, also the faces that were found and that `min-face-size`, `max-face-size` and
  * `max-faces` left out: `below-min-face-size`, `above-max-face-size` and `above-max-faces`, each in each searched frame.
+ * At the end of the stream an info message says so, where any were left out.
  *
  * ## Accelerators
  *
