@@ -441,7 +441,7 @@ relay() {
             ERROR:* | 'WARNING: erroneous pipeline'*) printf '%s\n' "$line" | tee -a "$scratch/errors" >&2 ;;
             *'reason not-negotiated'*) : >"$scratch/formats"; printf '%s\n' "$line" ;;
             # What the elements say at the end of a stream.
-            INFO:*' were left out ('*) printf '%s\n' "$line" >>"$scratch/left-out" ;;
+            *' were left out ('*) printf '%s\n' "$line" >>"$scratch/left-out" ;;
             WARNING:*' crops were not uploaded '* | WARNING:*' crops were lost: '*)
                 printf '%s\n' "$line" | tee -a "$scratch/losses" >&2 ;;
             *) printf '%s\n' "$line" ;;

@@ -145,6 +145,10 @@ impl Source {
             Self::Stream(_) if self.is_live() => format!(
                 "rtspsrc name=source ! application/x-rtp,media=video {watchdog}! decodebin name=source-decoder"
             ),
+            // Motion JPEG has no times of its own: its frames get the time at which they come.
+            Self::Stream(url) if sends_motion_jpeg(url) => format!(
+                "souphttpsrc name=source is-live=true do-timestamp=true {watchdog}! decodebin name=source-decoder"
+            ),
             Self::Stream(_) => "uridecodebin name=source".into(),
         }
     }
@@ -181,15 +185,8 @@ impl Source {
                 }
             }
             Self::Stream(url) => {
-                source.set_property("uri", url.as_str());
-                source.connect("source-setup", false, |values| {
-                    // Motion JPEG has no times of its own; what has some takes no notice.
-                    let reader = values.get(1)?.get::<gst::Element>().ok()?;
-                    if reader.find_property("do-timestamp").is_some() {
-                        reader.set_property("do-timestamp", true);
-                    }
-                    None
-                });
+                let name = if source.find_property("uri").is_some() { "uri" } else { "location" };
+                source.set_property(name, url.as_str());
             }
         }
     }
@@ -239,6 +236,17 @@ impl Source {
             _ => text.into(),
         }
     }
+}
+
+/// Whether a camera answers there with one JPEG after another. What cannot be reached is left to whoever plays it.
+fn sends_motion_jpeg(url: &Url) -> bool {
+    let client =
+        reqwest::blocking::Client::builder().timeout(Duration::from_millis(STALL_LIMIT.into())).build();
+    let answer = client.and_then(|client| client.get(url.clone()).send());
+    answer.is_ok_and(|answer| {
+        let kind = answer.headers().get(reqwest::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/"))
+    })
 }
 
 /// Why a file cannot be played that is a single picture, with what to do instead; none for other files.

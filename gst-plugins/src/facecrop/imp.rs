@@ -147,7 +147,8 @@ impl FaceCrop {
                 flow = self.end(None);
                 let left_out = self.state().cutter.counts().left_out();
                 if let Some(left_out) = left_out {
-                    gst::element_imp_info!(self, gst::StreamError::Encode, ("{left_out}"));
+                    // gst-launch-1.0 prints the details alone.
+                    gst::element_imp_info!(self, gst::StreamError::Encode, ("{left_out}"), ["{left_out}"]);
                 }
             }
             gst::EventView::CustomDownstream(_) => {

@@ -810,7 +810,8 @@ impl BaseTransformImpl for FaceDetect {
                 let left_out = self.stats().left_out;
                 let said = left_out.words(&self.settings());
                 if let Some(left_out) = said {
-                    gst::element_imp_info!(self, gst::StreamError::Decode, ("{left_out}"));
+                    // gst-launch-1.0 prints the details alone.
+                    gst::element_imp_info!(self, gst::StreamError::Decode, ("{left_out}"), ["{left_out}"]);
                 }
             }
             _ => {}

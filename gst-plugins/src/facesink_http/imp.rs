@@ -309,7 +309,8 @@ impl FaceSinkHttp {
             }
         }
         if let Some(left_out) = self.counts().left_out() {
-            gst::element_imp_info!(self, gst::StreamError::Encode, ("{left_out}"));
+            // gst-launch-1.0 prints the details alone.
+            gst::element_imp_info!(self, gst::StreamError::Encode, ("{left_out}"), ["{left_out}"]);
         }
         let stats = uploader.stats();
         if stats.failed > 0 || stats.dropped > 0 {
