@@ -103,6 +103,10 @@ impl Counts {
                 self.tracks_below_min_size.saturating_add(self.tracks_below_min_quality),
                 "tracks ended without any picture for that".into(),
             ),
+            some(
+                self.tracks_below_certainty,
+                "tracks were left out (certainty), since the detector was never sure of a face".into(),
+            ),
         ]
         .into_iter()
         .flatten()
