@@ -60,13 +60,15 @@ pub fn run(options: &Options) -> Result<Outcome> {
     })
 }
 
-/// Trains and waits; none where the wait was interrupted. The training goes on then.
+/// Trains and waits, and says whom it left out; none where the wait was interrupted. The training goes on then.
 ///
 /// # Errors
 /// The server cannot be reached or refuses it, or the training fails.
 pub async fn begin_and_wait(client: &Client, full: bool) -> Result<Option<Job>> {
     let job = client.train(full).await?;
-    wait(client, job).await
+    let job = wait(client, job).await?;
+    job.iter().flat_map(left_out).for_each(|line| eprintln!("{line}"));
+    Ok(job)
 }
 
 /// Waits until a job has ended well; none where the wait was interrupted.
@@ -92,41 +94,12 @@ pub async fn wait(client: &Client, mut job: Job) -> Result<Option<Job>> {
     }
     bar.finish_and_clear();
     match job.status {
-        JobStatus::Done => {
-            left_out(&job).iter().for_each(|line| eprintln!("{line}"));
-            Ok(Some(job))
-        }
+        JobStatus::Done => Ok(Some(job)),
         _ => {
             let why = job.error.as_ref().map(|error| format!(": {} ({})", error.message, error.code));
             bail!("job {} {}{}", job.job_id, job.status.word(), why.unwrap_or_default())
         }
     }
-}
-
-/// Whom and what a training left out, a line for each kind.
-fn left_out(job: &Job) -> Vec<String> {
-    let number = |name: &str| job.result.as_ref().and_then(|result| result.get(name)?.as_u64()).unwrap_or(0);
-    let mut lines = Vec::new();
-    let without = number("people_without_embeddings");
-    if without > 0 {
-        let people = job.result.as_ref().and_then(|result| result.get("people_left_out")?.as_array());
-        let mut names: Vec<&str> =
-            people.into_iter().flatten().filter_map(|person| person.get("face_id")?.as_str()).collect();
-        if u64::try_from(names.len()).unwrap_or(u64::MAX) < without {
-            names.push("…");
-        }
-        let names = names.join(", ");
-        lines.push(format!("Not in the model, for lack of a picture that can be used: {without} ({names})"));
-    }
-    let conflicts = number("images_in_conflict");
-    if conflicts > 0 {
-        lines.push(format!(
-            "Left out, since another person has nearly the same: {conflicts} pictures; `conflicts` of the job's result \
-             says which (facepipe jobs show {} --json)",
-            job.job_id
-        ));
-    }
-    lines
 }
 
 /// The model that a training made.

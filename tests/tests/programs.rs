@@ -179,9 +179,7 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
     assert_eq!(again["passed_over"].as_array().unwrap().len(), 5, "{again}");
     assert_eq!(again["hidden"], 1, "{again}");
 
-    place
-        .run(&["train", "--wait"])
-        .expect(0, &["Not in the model, for lack of a picture that can be used: 1 (Crowd)", "3 people"]);
+    place.run(&["train", "--wait"]).expect(0, &["Left out  Crowd: no picture", "3 people"]);
 
     let said = place.run(&["enroll", "folder", &place.path("mixed/Nobody"), "--id", "Nobody", "--create"]);
     said.expect(6, &["holidays.mp4: passed over: a video", "no picture in it; passed over: 1"]);
