@@ -270,6 +270,7 @@ mod tests {
     ) -> Vec<f64> {
         let frames = says.into_iter().enumerate().map(|(number, ahead)| {
             let local = NOW + Duration::from_millis(100) * u32::try_from(number).unwrap();
+            #[expect(clippy::cast_possible_truncation, reason = "years in nanoseconds fit")]
             let reference = ahead.map(|ahead| duration(nanoseconds(local) + (ahead * 1e9) as i128));
             // It came 200 ms after it was captured.
             let captured = clock.judge(local + s(0.2), local, reference, limit);

@@ -192,7 +192,7 @@ fn lost_frames_end_no_track() {
 fn timestamps_in_disorder_standing_still_or_missing_end_no_track() {
     let early = |n: u64| Some(40 * n - if n % 5 == 4 { 60 } else { 0 });
     let swapped = |n: u64| Some(40 * (n ^ 1));
-    let shaking = |n: u64| Some(if n % 2 == 0 { 40 * n } else { 40 * n + 70 });
+    let shaking = |n: u64| Some(if n.is_multiple_of(2) { 40 * n } else { 40 * n + 70 });
     let same = |_| Some(1000);
     let none = |_| None;
     let timestamps: [&dyn Fn(u64) -> Option<u64>; 5] = [&early, &swapped, &shaking, &same, &none];

@@ -1,5 +1,7 @@
 //! A model survives its stored form unchanged, and anything else than a whole model is refused with the reason.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
+
 mod common;
 
 use std::ops::ControlFlow;

@@ -1,13 +1,7 @@
 //! Animated pictures (GIF, WebP, PNG) played as video. GStreamer's demuxer of GIF repeats the animation for ever, or turns
 //! around itself without any frame, so they are decoded by what decodes pictures everywhere else here.
 
-use std::{
-    fs::File,
-    io::BufReader,
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::{fs::File, io::BufReader, path::Path, thread, time::Duration};
 
 use gst_app::{AppSrc, AppSrcCallbacks};
 use gst_video::{VideoFormat, VideoInfo};
@@ -65,7 +59,7 @@ pub fn play(source: &AppSrc, path: &Path) {
     source.set_callbacks(AppSrcCallbacks::builder().need_data(begin).build());
 }
 
-fn hand_out(source: &AppSrc, path: &PathBuf) {
+fn hand_out(source: &AppSrc, path: &Path) {
     let failed = |error: &dyn std::fmt::Display| {
         gst::element_error!(source, gst::StreamError::Decode, ("the animation cannot be decoded: {error}"));
     };

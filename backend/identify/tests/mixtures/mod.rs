@@ -1,6 +1,8 @@
 //! Galleries of people with different numbers of photographs, of the ones that the networks embed here and now: who can be
 //! told by the person's own photograph is named, however many photographs the others have.
 
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -416,13 +416,13 @@ fn refuse_newer_schema(
         );
         return Ok(());
     }
-    anyhow::bail!(
+    Err(mistake(anyhow::anyhow!(
         "the {engine} database's schema is newer than facepipe-backend {} knows: migration {newest} is none of its own. \
          Run the version that made it or a later one, or restore a backup from before the upgrade. Where the notes of \
          that version say that this one still works beside it: --allow-newer-schema true \
          (FACEPIPE_ALLOW_NEWER_SCHEMA, allow_newer_schema)",
         env!("CARGO_PKG_VERSION")
-    )
+    )))
 }
 
 /// Returns once somebody has brought the schema up to date.
