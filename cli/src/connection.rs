@@ -118,15 +118,10 @@ impl Connection {
                 (None, None) => None,
             },
         };
-        let ca = match self.ca_file.as_deref().or(ca_file.as_deref()) {
-            Some(file) => Some(fs::read(file).map_err(|error| {
-                Failure::Usage(format!("--ca-file {}: cannot be read: {error}", file.display()))
-            })?),
-            None => None,
-        };
+        let ca_file = self.ca_file.clone().or(ca_file);
         let server = self.server.clone().or(server).unwrap_or_else(|| DEFAULT_SERVER.into());
         let answer_limit = self.timeout.or(timeout).map_or(ANSWER_LIMIT, Duration::from_secs);
-        Ok(Settings { server, token, ca, answer_limit, patience: PATIENCE })
+        Ok(Settings { server, token, ca_file, answer_limit, patience: PATIENCE })
     }
 
     fn profile(&self) -> Result<ProfileSettings, Failure> {

@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::TcpListener,
     path::Path,
-    process::Command,
+    process::{Child, Command, Stdio},
 };
 
 use facepipe_test_support::{models_dir, require};
@@ -135,4 +135,73 @@ fn a_refused_token_and_a_clock_that_is_wrong_are_failures() {
         assert_eq!(state(&findings, "backend"), "failed");
         assert!(text.contains(file.to_str().unwrap()) && text.contains(why), "{text}");
     }
+}
+
+/// A server whose certificate is its own authority, as `openssl req -x509` makes it; it answers every call with 501.
+struct SelfSigned {
+    child: Child,
+    url: String,
+}
+
+impl SelfSigned {
+    fn start(folder: &Path) -> Self {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
+            .args([
+                "-addext",
+                "subjectAltName=DNS:localhost,IP:127.0.0.1",
+                "-keyout",
+                "key.pem",
+                "-out",
+                "ca.pem",
+            ])
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let server = "import http.server, ssl\n\
+            server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.BaseHTTPRequestHandler)\n\
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
+            context.load_cert_chain('ca.pem', 'key.pem')\n\
+            server.socket = context.wrap_socket(server.socket, server_side=True)\n\
+            print(server.server_port, flush=True)\n\
+            server.serve_forever()";
+        let mut command = Command::new("python3");
+        command.args(["-c", server]).current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Self { child, url: format!("https://127.0.0.1:{}", port.trim()) }
+    }
+}
+
+impl Drop for SelfSigned {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn programs_take_a_self_signed_certificate_that_is_named_as_the_doctor_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = SelfSigned::start(folder.path());
+    let ca = folder.path().join("ca.pem");
+    let people = |ca: &[&str]| {
+        let mut command = Command::new(program("facepipe"));
+        command.args(["people", "list", "--server", &server.url]).args(ca);
+        command.env_remove("FACEPIPE_TOKEN").env("FACEPIPE_CLI_CONFIG", "");
+        String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned()
+    };
+    let named = people(&["--ca-file", ca.to_str().unwrap()]);
+    assert!(named.contains("501"), "the server was not reached: {named}");
+    let unnamed = people(&[]);
+    assert!(unnamed.contains("certificate") && !unnamed.contains("501"), "{unnamed}");
+    let missing = people(&["--ca-file", "/nowhere/ca.pem"]);
+    assert!(missing.contains("--ca-file") && missing.contains("/nowhere/ca.pem"), "{missing}");
+
+    let arguments = ["--server", &server.url, "--ca-file", ca.to_str().unwrap()];
+    let (_, _, text) = doctor(folder.path(), true, &arguments);
+    assert!(text.contains("501"), "{text}");
 }

@@ -405,7 +405,7 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
     let backend = Backend::start(weights.parent().unwrap());
     for signal in ["INT", "TERM"] {
         let camera = format!("gate-{signal}");
-        let running = machine.start(
+        let mut script = machine.script(
             "file.sh",
             &[
                 video.to_str().unwrap(),
@@ -420,7 +420,10 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
             ],
         );
         // Faces wait for others to share their request, so that all are still queued.
-        thread::sleep(Duration::from_secs(3));
+        let running = Running::start(
+            script.env("GST_DEBUG", "facepipe-facesink-http:6").env("GST_DEBUG_NO_COLOR", "1"),
+        );
+        running.says("a crop is queued");
         assert!(stored(&backend, &camera).is_empty(), "nothing is sent before the end");
         let (status, printed) = running.end(signal);
         assert!(status.success(), "{status}\n{printed}");

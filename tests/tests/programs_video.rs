@@ -152,7 +152,11 @@ fn a_recording_is_recognised_reported_and_annotated() {
     assert!(rows.starts_with("seconds,captured_at,track,left,"), "{rows}");
     assert_eq!(summary["faces"], rows.lines().count() - 1);
     assert!(number(&summary["faces"]) > 30.0, "{summary}");
-    assert!(rows.lines().filter(|row| row.contains("known,Tony_Blair,0.")).count() >= 8, "{rows}");
+    let confident = |row: &&str| {
+        let confidence = row.split_once("known,Tony_Blair,").and_then(|(_, rest)| rest.parse::<f64>().ok());
+        confidence.is_some_and(|confidence| (0.5..=1.0).contains(&confidence))
+    };
+    assert!(rows.lines().filter(confident).count() >= 8, "{rows}");
 
     // Fewer frames, fewer faces.
     let searched = |options: &[&str]| {
@@ -519,6 +523,8 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
         skip("no screen: install xvfb");
         return;
     };
+    // A picture is one person's: Ada's go before Eve gets them.
+    place.run(&["people", "delete", "Ada", "--yes"]).expect(0, &[]);
     let eve = ["enroll", "camera", &video, "--id", "Eve", "--create", "--count", "6"];
     let mut watched = place.command(&eve);
     let child = watched

@@ -80,6 +80,9 @@ struct Load {
     clients: Vec<JoinHandle<()>>,
 }
 
+/// How long a call is waited for; what is accepted later counts as not accepted.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
 /// No two people have the same name.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
@@ -95,9 +98,9 @@ impl Load {
             tokio::spawn(async move {
                 while !end.load(Ordering::Relaxed) {
                     let person = format!("P{}", NEXT.fetch_add(1, Ordering::Relaxed));
-                    let Ok(answer) = client.post(format!("{url}/dataset/{person}")).send().await else {
-                        return;
-                    };
+                    // A client may not notice that its connection ended between two calls.
+                    let call = client.post(format!("{url}/dataset/{person}")).timeout(ANSWER_LIMIT);
+                    let Ok(answer) = call.send().await else { return };
                     *statuses.lock().unwrap().entry(answer.status().as_u16()).or_default() += 1;
                     if answer.status() == StatusCode::CREATED {
                         added.lock().unwrap().insert(person);

@@ -8,12 +8,14 @@ mod types;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use reqwest::{Certificate, RequestBuilder, Response, StatusCode, Url, header::RETRY_AFTER, multipart};
+use gstfacepipe::upload;
+use reqwest::{RequestBuilder, Response, StatusCode, Url, header::RETRY_AFTER, multipart};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use url::Host;
@@ -51,8 +53,8 @@ pub struct Settings {
     pub server: String,
     /// Bearer token.
     pub token: Option<String>,
-    /// Certificates (PEM) to trust beside the system's.
-    pub ca: Option<Vec<u8>>,
+    /// File of certificates (PEM) to trust beside the system's; one of them may be the server's own.
+    pub ca_file: Option<PathBuf>,
     /// See [`ANSWER_LIMIT`].
     pub answer_limit: Duration,
     /// See [`PATIENCE`]; zero asks once.
@@ -62,7 +64,13 @@ pub struct Settings {
 impl Settings {
     /// A server without token, with the usual limits.
     pub fn of(server: impl Into<String>) -> Self {
-        Self { server: server.into(), token: None, ca: None, answer_limit: ANSWER_LIMIT, patience: PATIENCE }
+        Self {
+            server: server.into(),
+            token: None,
+            ca_file: None,
+            answer_limit: ANSWER_LIMIT,
+            patience: PATIENCE,
+        }
     }
 }
 
@@ -130,9 +138,11 @@ impl Client {
         }
         let mut builder =
             reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).timeout(settings.answer_limit);
-        if let Some(pem) = &settings.ca {
-            let wrong = |error| Failure::Usage(format!("--ca-file: no certificate in PEM form: {error}"));
-            builder = builder.tls_certs_merge(Certificate::from_pem_bundle(pem).map_err(wrong)?);
+        if let Some(file) = &settings.ca_file {
+            // Checked as facesink-http and the doctor do: what one of them takes, all take.
+            let tls = upload::tls(Some(file), &[])
+                .map_err(|error| Failure::Usage(format!("--ca-file: {error}")))?;
+            builder = builder.tls_backend_preconfigured(tls);
         }
         // What http_proxy, https_proxy, all_proxy and no_proxy name, as facesink-http does; this machine itself is never
         // called through a proxy.

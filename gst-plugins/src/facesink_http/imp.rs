@@ -848,7 +848,10 @@ impl BaseSinkImpl for FaceSinkHttp {
         for mut crop in crops {
             loop {
                 match uploader.push(crop) {
-                    Pushed::Queued => break,
+                    Pushed::Queued => {
+                        gst::log!(CAT, imp = self, "a crop is queued");
+                        break;
+                    }
                     Pushed::Dropped => {
                         dropped = true;
                         break;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::{
     ListMeta,
+    dataset::{SimilarImage, Warning},
     detections::TimeBasis,
     jobs::Progress,
     page::PageMeta,
@@ -593,6 +594,8 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     Conflict::update_definitions,
     ConflictingImage::update_definitions,
     EmbeddingResult::update_definitions,
+    Warning::update_definitions,
+    SimilarImage::update_definitions,
 ];
 
 /// The headers of errors, by status.
