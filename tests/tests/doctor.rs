@@ -191,7 +191,7 @@ fn programs_take_a_self_signed_certificate_that_is_named_as_the_doctor_does() {
     let people = |ca: &[&str]| {
         let mut command = Command::new(program("facepipe"));
         command.args(["people", "list", "--server", &server.url]).args(ca);
-        command.env_remove("FACEPIPE_TOKEN").env("FACEPIPE_CLI_CONFIG", "");
+        command.env_remove("FACEPIPE_TOKEN").env_remove("FACEPIPE_CLI_CONFIG").env("HOME", folder.path());
         String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned()
     };
     let named = people(&["--ca-file", ca.to_str().unwrap()]);

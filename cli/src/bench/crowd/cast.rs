@@ -64,13 +64,17 @@ impl Photograph {
 /// # Errors
 /// The folder cannot be read, nobody in it has a photograph with a face, or the detector fails.
 pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -> Result<Option<Cast>> {
-    let mut found = pictures::by_person(folder)?.told(folder)?;
+    let mut found = pictures::by_person(folder)?;
+    if found.pictures.values().all(Vec::is_empty) {
+        found = found.told(folder)?;
+    }
+    // Each file is named with the figures.
+    pictures::advise(&found.passed_over, found.hidden);
     found.without_pictures();
     let mut candidates: Vec<(String, Vec<PathBuf>)> = found.pictures.into_iter().collect();
     dice.shuffle(&mut candidates);
     let mut candidates = candidates.into_iter();
-    // What is no picture was told already.
-    let mut cast = Cast::default();
+    let mut cast = Cast { passed_over: found.passed_over, ..Cast::default() };
     let bar = progress::bar(0, "Faces");
     loop {
         let round: Vec<(String, Vec<PathBuf>)> =
