@@ -252,7 +252,7 @@ pub fn execute(database: &str, statements: &str) {
     match database.split_once("://").unwrap() {
         ("sqlite", file) => {
             let mut connection = SqliteConnection::establish(file).unwrap();
-            connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
+            connection.batch_execute("PRAGMA busy_timeout = 60000").unwrap();
             connection.batch_execute(statements)
         }
         ("postgres", _) => PgConnection::establish(database).unwrap().batch_execute(statements),

@@ -637,5 +637,6 @@ async fn replicas_are_replaced_under_load_with_a_migration_and_without_an_error(
     let serving: Vec<&Replica> = serving.iter().collect();
     agree_on(1, &client, &serving).await;
     let erased = client.delete(format!("{url}/dataset/Hugo_Chavez")).send().await.unwrap();
-    assert_eq!(erased.status(), StatusCode::NO_CONTENT, "the new schema is used");
+    let log = std::fs::read_to_string(folder.path().join("nginx.log")).unwrap_or_default();
+    assert_eq!(erased.status(), StatusCode::NO_CONTENT, "the new schema is used: {log}");
 }
