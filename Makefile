@@ -15,17 +15,17 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: help setup packages test-packages bench-packages build models plugins demo test cross lint images audit fmt bench clean
+.PHONY: help setup debian-packages test-packages bench-packages build models plugins demo test cross lint images audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: packages build models plugins ## packages, programs, models, plugin folder: quick when nothing is missing
+setup: debian-packages build models plugins ## packages, programs, models, plugin folder: quick when nothing is missing
 
-packages:
+debian-packages:
 	@scripts/packages.sh
 
-build: packages
+build: debian-packages
 	@cargo build --workspace --all-targets --locked
 
 # What cannot be fetched is named, and so is what then cannot run; the rest works without it.
@@ -44,7 +44,7 @@ test-packages:
 test: test-packages setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
 	@scripts/test.sh
 
-cross: packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run
+cross: debian-packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run
 	@scripts/cross.sh
 
 lint: test-packages $(CARGO_DENY)
