@@ -12,7 +12,7 @@
 
 mod common;
 
-use common::{bytes, init, with_faces};
+use common::{bytes, decode, init, with_faces};
 use facepipe_test_support::{fixture, require, skip, workspace_root};
 use gst::prelude::*;
 use gst_check::Harness;
@@ -365,6 +365,42 @@ fn a_camera_that_switches_to_grey_is_searched_on() {
         by_night.iter().any(|other| iou(other, place) > 0.6)
     });
     assert!(seen.count() + 1 >= by_day.len(), "{by_night:?} by night, {by_day:?} by day");
+}
+
+#[test]
+fn a_camera_that_switches_to_grey_is_tracked_and_cropped_on() {
+    init();
+    runtime!();
+    let model = require!("models/version-RFB-320.onnx");
+    let (rgb_info, rgb) = picture(&require!(GROUP));
+    let (day, colours) = converted(&rgb_info, &rgb, VideoFormat::I420);
+    let (night, greys) = converted(&rgb_info, &rgb, VideoFormat::Gray8);
+    let mut harness = Harness::new_parse(&format!(
+        "facepipe-facedetect model={} ! facepipe-facetrack ! facepipe-facecrop min-size=20",
+        model.display()
+    ));
+    let mut cropped = |frames: u64, from: u64, info: &VideoInfo, frame: &gst::Buffer| {
+        harness.set_src_caps(info.to_caps().unwrap());
+        for number in from..from + frames {
+            harness.push(with_faces(frame.copy(), number * 200, &[])).unwrap();
+        }
+        // What waits for a better shot of a face is sent at the end of its track, which the next switch is.
+        std::iter::from_fn(|| harness.try_pull()).map(|crop| decode(&bytes(&crop))).collect::<Vec<_>>()
+    };
+    let is_grey = |crop: &image::RgbImage| crop.pixels().all(|pixel| pixel.0.iter().all(|&c| c == pixel[0]));
+    let mut crops = cropped(8, 0, &day, &colours);
+    let at_day = crops.len();
+    crops.extend(cropped(8, 8, &night, &greys));
+    crops.extend(cropped(8, 16, &day, &colours));
+    let by_night = crops.iter().filter(|crop| is_grey(crop)).count();
+    assert!(at_day >= 6, "{at_day}");
+    assert!(by_night + 1 >= at_day, "{by_night} by night, {at_day} by day");
+    // By day again, as many as before.
+    assert!(
+        crops.len() - by_night >= 2 * at_day,
+        "{} in all, {by_night} by night, {at_day} at first",
+        crops.len()
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! was erased since the backup is erased from it before anything has its name.
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
@@ -353,7 +354,7 @@ async fn settle(
             .context("cannot apply the ledger of erasures")?;
         let retrained = erased != Reapplied::default() && ledger::train_without_erased(&database).await?;
         sweep::sweep_once(&database, blobs, Duration::ZERO).await?;
-        let mut there = Vec::new();
+        let mut there = HashSet::new();
         for folder in REFERRED {
             there.extend(blobs.keys(folder).await?);
         }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use percent_encoding::percent_decode_str;
 use url::Url;
 
 /// What of a tool's complaints is told at most, bytes.
@@ -163,22 +164,7 @@ fn mysql_address(url: &Url, mariadb: bool) -> Vec<String> {
 
 /// `%40` as `@`.
 fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, others)) = rest.split_first() {
-        let digits = others.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) if *first == b'%' => {
-                bytes.push(byte);
-                rest = others.get(2..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = others;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 fn run(mut command: Command, package: &str) -> anyhow::Result<()> {
