@@ -30,7 +30,7 @@ build: debian-packages
 
 # What cannot be fetched is named, and so is what then cannot run; the rest works without it.
 models: build
-	@$(FACEPIPE) models fetch || echo "Going on with what is there."
+	@scripts/models.sh $(FACEPIPE)
 
 plugins: build
 	@scripts/plugin-folder.sh "$(TARGET)/debug" "$(PLUGINS)"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and the demo need; with `packages.sh test` also those that tests need, with
 # `packages.sh bench` those that benchmarks need, with `packages.sh images` those that carrying out
-# Dockerfiles needs, with `packages.sh cross` those that building for arm64 needs; quick when none is missing.
+# Dockerfiles needs, with `packages.sh cross` those that building for arm64 needs, with `packages.sh npm` the client of
+# npm, which some models need where their publishers cannot be reached; quick when none is missing.
 set -euo pipefail
 
 packages=(
@@ -37,6 +38,10 @@ if [[ ${1:-} == test ]]; then
     packages+=(xvfb)
     # scripts and services are checked without being run
     packages+=(shellcheck systemd)
+fi
+# where npm is from elsewhere, nothing is missing
+if [[ ${1:-} == npm ]] && ! command -v npm >/dev/null; then
+    packages+=(npm)
 fi
 if [[ ${1:-} == images ]]; then
     packages+=(debootstrap)

