@@ -205,15 +205,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             Ok(if rows.iter().any(is_bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         Action::Fetch { which, all, set } => {
-            let named = |entry: &Entry| which.names.iter().any(|name| entry.is_called(name));
+            let request = Request { names: &which.names, set: *set };
             let in_set = |entry: &Entry| match set {
                 Set::Default => !entry.is_fallback(),
                 Set::Registries => entry.is_in_registries(),
             };
-            let is_wanted = |entry: &&Entry| *all || named(entry) || (!entry.optional && in_set(entry));
+            let is_wanted =
+                |entry: &&Entry| *all || request.names(entry) || (!entry.optional && in_set(entry));
             let wanted: Vec<&Entry> = entries.into_iter().filter(is_wanted).collect();
-            let asked = !which.names.is_empty() || *set == Set::Registries;
-            Ok(fetch(&manifest, &wanted, places, asked, *set == Set::Registries))
+            Ok(fetch(&manifest, &wanted, places, &request))
         }
         Action::Server(action) => manage::trained(action).map(ExitCode::from),
     }
@@ -420,35 +420,56 @@ fn print(text: &str) -> io::Result<()> {
     }
 }
 
-fn fetch(
-    manifest: &Manifest,
-    wanted: &[&Entry],
-    places: &Places,
-    asked: bool,
-    only_registries: bool,
-) -> ExitCode {
-    if let Some(mirror) = places.mirror().filter(|folder| !folder.is_dir()) {
-        eprintln!("the mirror folder {} is not there: downloading everything", mirror.display());
+/// What `fetch` was asked for.
+struct Request<'a> {
+    /// Names and kinds.
+    names: &'a [String],
+    set: Set,
+}
+
+impl Request<'_> {
+    /// Whether the entry was asked for by its name or file name.
+    fn names(&self, entry: &Entry) -> bool {
+        self.names.iter().any(|name| entry.is_called(name))
     }
-    let mut fetcher = Fetcher::new(places, only_registries);
-    let mut missing: Vec<Missing<'_>> = Vec::new();
-    for &entry in wanted {
-        missing.extend(fetch_entry(entry, places, &mut fetcher));
+
+    /// Whether a fallback does as well. Who names an entry, or a set that has fallbacks already, means just that.
+    fn takes_fallbacks(&self, entry: &Entry) -> bool {
+        self.set == Set::Default && !self.names(entry)
     }
-    if !asked {
-        let is_wanted = |entry: &Entry| wanted.iter().any(|other| std::ptr::eq(*other, entry));
+
+    /// The fallbacks of what is missing that are not among `wanted`, each once.
+    fn fallbacks<'m>(
+        &self,
+        manifest: &'m Manifest,
+        wanted: &[&Entry],
+        missing: &[Missing<'_>],
+    ) -> Vec<&'m Entry> {
         let mut fallbacks: Vec<&Entry> = Vec::new();
-        for lost in &missing {
+        for lost in missing.iter().filter(|lost| self.takes_fallbacks(lost.entry)) {
             for fallback in manifest.fallbacks(lost.entry) {
-                if !is_wanted(fallback) && !fallbacks.iter().any(|other| std::ptr::eq(*other, fallback)) {
+                let is_same = |other: &&Entry| std::ptr::eq(*other, fallback);
+                if !wanted.iter().any(is_same) && !fallbacks.iter().any(is_same) {
                     fallbacks.push(fallback);
                 }
             }
         }
-        for fallback in fallbacks {
-            println!("{:<20} is fetched instead of {}", fallback.name, fallback.fallback_for.join(", "));
-            missing.extend(fetch_entry(fallback, places, &mut fetcher));
-        }
+        fallbacks
+    }
+}
+
+fn fetch(manifest: &Manifest, wanted: &[&Entry], places: &Places, request: &Request<'_>) -> ExitCode {
+    if let Some(mirror) = places.mirror().filter(|folder| !folder.is_dir()) {
+        eprintln!("the mirror folder {} is not there: downloading everything", mirror.display());
+    }
+    let mut fetcher = Fetcher::new(places, request.set == Set::Registries);
+    let mut missing: Vec<Missing<'_>> = Vec::new();
+    for &entry in wanted {
+        missing.extend(fetch_entry(entry, places, &mut fetcher));
+    }
+    for fallback in request.fallbacks(manifest, wanted, &missing) {
+        println!("{:<20} is fetched instead of {}", fallback.name, fallback.fallback_for.join(", "));
+        missing.extend(fetch_entry(fallback, places, &mut fetcher));
     }
     if missing.is_empty() {
         return ExitCode::SUCCESS;
@@ -458,7 +479,9 @@ fn fetch(
         return ExitCode::from(LACKS_NPM);
     }
     let is_error = |lost: &Missing<'_>| {
-        asked || (lost.entry.required() && places.fallback(manifest, lost.entry, by_size).is_none())
+        let asked = lost.entry.required() || !request.names.is_empty();
+        let stood_in = || places.fallback(manifest, lost.entry, by_size).is_some();
+        !request.takes_fallbacks(lost.entry) || (asked && !stood_in())
     };
     if missing.iter().any(is_error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -345,6 +345,10 @@ fn a_fallback_is_fetched_only_where_the_preferred_file_cannot_be_had() {
     assert_eq!(rows[0]["stood_in_by"], "second");
     assert_eq!(rows[1]["fallback_for"][0], "best");
     assert_eq!(rows[1]["files"][0]["sources"][0], "a_b-1.0/data/m.bin in the source package A.b==1.0");
+    // A kind is all of it, with its fallbacks.
+    fs::remove_file(alone.path("models/second.bin")).expect("removed");
+    with_path(&alone, &["fetch", "detector"], &variables).ends_with(0);
+    assert_eq!(alone.left(), ["second.bin"]);
     // Who asks for the preferred file by its name wants that one.
     with_path(&alone, &["fetch", "best"], &variables).ends_with(1);
     // A damaged fallback stands in for nothing.
