@@ -184,7 +184,7 @@ impl Application {
         erase_again(&config, &database, &blobs).await?;
         complete_people(&database).await?;
         let pipeline = Arc::new(pipeline);
-        let embedder = pipeline.embedder().name();
+        let (embedder, remark) = (pipeline.embedder().name(), pipeline.embedder().remark());
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
         let verify_threshold =
             config.verify_threshold.unwrap_or_else(|| pipeline.embedder().verification_threshold());
@@ -294,6 +294,9 @@ impl Application {
         }
         let metrics = metrics_server.as_ref().map(|(address, _)| tracing::field::display(*address));
         tracing::info!(%address, metrics, role, embedder, %threshold, "ready");
+        if let Some(remark) = remark {
+            tracing::warn!(embedder, "{remark}");
+        }
         let metrics = metrics_server;
         Ok(Self {
             address,

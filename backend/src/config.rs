@@ -80,7 +80,7 @@ pub struct Config {
     pub captured_at_max_behind_days: u32,
     /// Folder of the weights. `models` by default.
     pub models_dir: PathBuf,
-    /// `inception-resnet-v1` or `mobilefacenet`. By default the first of them whose weights are installed.
+    /// `inception-resnet-v1`, `mobilefacenet` or `dlib-resnet`. By default the first of them whose weights are installed.
     pub embedder: Option<String>,
     /// What the networks run on: `cpu`, or `cuda:<number>` where the program was built with the feature `cuda`. `cpu` by
     /// default.
@@ -462,7 +462,8 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     models_dir: Option<PathBuf>,
-    /// Network that embeds faces: inception-resnet-v1 or mobilefacenet [default: the first that is installed]
+    /// Network that embeds faces: inception-resnet-v1, mobilefacenet or dlib-resnet [default: the first that is
+    /// installed]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     embedder: Option<String>,
@@ -687,7 +688,7 @@ impl Config {
             .as_deref()
             .map(EmbedderKind::from_str)
             .transpose()
-            .context("embedder must be inception-resnet-v1 or mobilefacenet")
+            .context("embedder must be inception-resnet-v1, mobilefacenet or dlib-resnet")
     }
 
     /// What the networks run on.

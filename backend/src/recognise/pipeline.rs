@@ -119,7 +119,7 @@ impl Pipeline {
         let opened = device.open()?;
         let config = MtcnnConfig { min_face_size, ..MtcnnConfig::default() };
         let mtcnn = Mtcnn::load_on(models_dir, config, opened.as_ref())?;
-        // Where neither is installed, the smaller one is what the error asks for.
+        // Where none is installed, the small and accurate one is what the error asks for.
         let kind = embedder.or_else(|| installed_embedder(models_dir)).unwrap_or(EmbedderKind::MobileFaceNet);
         let embedder = load_embedder_on(kind, models_dir, opened.as_ref())?;
         Ok(Self { mtcnn, embedder, device, limits })

@@ -21,8 +21,11 @@ use std::hint::black_box;
 use common::{formula_input, formula_weights, picture};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use facepipe_test_support::{find, fixture, models_dir};
-use facepipe_vision::{InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig, weights::Weights};
-use image::imageops;
+use facepipe_vision::{
+    DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig,
+    weights::Weights,
+};
+use image::{Rgb, RgbImage, imageops};
 
 fn embedders(criterion: &mut Criterion) {
     let weights = formula_weights(&fixture("inception_resnet_v1.json")["state_dict"]);
@@ -47,6 +50,20 @@ fn embedders(criterion: &mut Criterion) {
         let input = formula_input("input", &[batch, 3, 112, 112]);
         group.bench_function(BenchmarkId::from_parameter(batch), |bencher| {
             bencher.iter(|| black_box(network.forward(black_box(&input)).unwrap()));
+        });
+    }
+    group.finish();
+
+    let file = EmbedderKind::DlibResnet.weights_file(&models_dir());
+    let Ok(network) = DlibResnet::load(&file) else {
+        println!("no {}", file.display());
+        return;
+    };
+    let mut group = criterion.benchmark_group("dlib-resnet");
+    for batch in [1, 8] {
+        let crops = vec![RgbImage::from_fn(150, 150, |x, y| Rgb([x, y, x ^ y].map(|v| v as u8))); batch];
+        group.bench_function(BenchmarkId::from_parameter(batch), |bencher| {
+            bencher.iter(|| black_box(network.embed(black_box(&crops)).unwrap()));
         });
     }
 }

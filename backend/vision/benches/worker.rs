@@ -1,6 +1,6 @@
 //! One workload of ours in a process of its own, for `benches/compare`, which runs it in turn with the peer's.
 //!
-//! `worker inception BATCH THREADS | mobilefacenet BATCH THREADS | mtcnn photo|scenes|crop|filling THREADS FILE...`
+//! `worker inception BATCH THREADS | mobilefacenet BATCH THREADS | dlib BATCH THREADS | mtcnn photo|scenes|crop|filling THREADS FILE...`
 //!
 //! Says `ready`, then for each line that it reads, does the work once and answers with the milliseconds.
 
@@ -26,7 +26,10 @@ use std::{
 
 use common::{formula_input, formula_weights, picture};
 use facepipe_test_support::{fixture, models_dir};
-use facepipe_vision::{InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig, all_together, weights::Weights};
+use facepipe_vision::{
+    DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig, all_together,
+    weights::Weights,
+};
 use image::{RgbImage, imageops};
 
 /// The work, and how many units it is.
@@ -44,6 +47,11 @@ fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
             let network = MobileFaceNet::load(&models_dir().join("mobilefacenet.onnx")).unwrap();
             let input = formula_input("input", &[batch(), 3, 112, 112]);
             (Box::new(move || drop(black_box(network.forward(&input).unwrap()))), 1.0)
+        }
+        "dlib" => {
+            let network = DlibResnet::load(&EmbedderKind::DlibResnet.weights_file(&models_dir())).unwrap();
+            let crops = vec![RgbImage::new(DlibResnet::SIDE, DlibResnet::SIDE); batch()];
+            (Box::new(move || drop(black_box(network.embed(&crops).unwrap()))), 1.0)
         }
         "mtcnn" => {
             let mtcnn = Mtcnn::load(&models_dir(), MtcnnConfig::default()).unwrap();

@@ -1,4 +1,4 @@
-//! A face turned upright and to one size by its five landmarks, as MobileFaceNet was trained on it.
+//! A face turned upright and to one size by its five landmarks, as MobileFaceNet and dlib's ResNet were trained on it.
 
 use image::RgbImage;
 
@@ -15,10 +15,15 @@ pub const TEMPLATE: [[f64; 2]; 5] =
 /// The face of `image` as a 112x112 crop, its landmarks as near to [`TEMPLATE`] as turning, scaling and shifting
 /// bring them (least squares); black beyond the edges of the image, and all black where the landmarks coincide.
 pub fn align(image: &RgbImage, face: &Face) -> RgbImage {
+    align_to(image, face, &TEMPLATE, ALIGNED_SIDE)
+}
+
+/// As [`align`], to another template in a square of `side` pixels.
+pub fn align_to(image: &RgbImage, face: &Face, template: &[[f64; 2]; 5], side: u32) -> RgbImage {
     let landmarks = face.landmarks.map(|p| p.map(f64::from));
-    match similarity(&TEMPLATE, &landmarks) {
-        Some(transform) => resample::warp(image, &transform, ALIGNED_SIDE),
-        None => RgbImage::new(ALIGNED_SIDE, ALIGNED_SIDE),
+    match similarity(template, &landmarks) {
+        Some(transform) => resample::warp(image, &transform, side),
+        None => RgbImage::new(side, side),
     }
 }
 

@@ -10,7 +10,7 @@ use candle_core::Device;
 use image::RgbImage;
 
 use crate::{
-    Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
+    DlibResnet, Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
     layers::{Map, Size, Workspace, Workspaces},
     weights::{Weights, onnx::OnnxWeights},
 };
@@ -24,6 +24,11 @@ pub trait Embedder: Send + Sync {
 
     /// Elements of an embedding.
     fn dimensions(&self) -> usize;
+
+    /// What whoever runs a server with it should know, where there is something: that it is a fallback.
+    fn remark(&self) -> Option<&'static str> {
+        None
+    }
 
     /// The least cosine to a person's mean embedding at which a face is taken for that person.
     fn default_threshold(&self) -> f32;
@@ -55,17 +60,20 @@ pub enum EmbedderKind {
     InceptionResnetV1,
     /// 128 dimensions, a thirteenth of the arithmetic; [`MobileFaceNet`].
     MobileFaceNet,
+    /// 128 dimensions, less accurate than both: for where only package registries can be reached; [`DlibResnet`].
+    DlibResnet,
 }
 
 impl EmbedderKind {
     /// All, the preferred first.
-    pub const ALL: [Self; 2] = [Self::InceptionResnetV1, Self::MobileFaceNet];
+    pub const ALL: [Self; 3] = [Self::InceptionResnetV1, Self::MobileFaceNet, Self::DlibResnet];
 
     /// The name, as in configuration and in stored embeddings.
     pub const fn name(self) -> &'static str {
         match self {
             Self::InceptionResnetV1 => "inception-resnet-v1",
             Self::MobileFaceNet => "mobilefacenet",
+            Self::DlibResnet => "dlib-resnet",
         }
     }
 
@@ -74,6 +82,7 @@ impl EmbedderKind {
         match self {
             Self::InceptionResnetV1 => weights_file(models_dir, "20180402-114759-vggface2"),
             Self::MobileFaceNet => models_dir.join("mobilefacenet.onnx"),
+            Self::DlibResnet => models_dir.join("face_recognition_model.bin"),
         }
     }
 }
@@ -86,7 +95,7 @@ impl fmt::Display for EmbedderKind {
 
 /// The name given is that of no embedder.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no embedder `{0}`, only inception-resnet-v1 and mobilefacenet")]
+#[error("there is no embedder `{0}`, only inception-resnet-v1, mobilefacenet and dlib-resnet")]
 pub struct UnknownEmbedder(pub String);
 
 impl FromStr for EmbedderKind {
@@ -122,6 +131,7 @@ pub fn load_embedder_on(
             Box::new(InceptionResnetV1::new(&Weights::read(&file)?.on(device))?)
         }
         EmbedderKind::MobileFaceNet => Box::new(MobileFaceNet::new(&OnnxWeights::read(&file)?.on(device))?),
+        EmbedderKind::DlibResnet => Box::new(DlibResnet::new(&DlibResnet::read(&file)?.on(device))?),
     })
 }
 
@@ -138,9 +148,23 @@ pub(crate) fn weights_file(models_dir: &Path, stem: &str) -> PathBuf {
     if safetensors.is_file() && changed(&safetensors) >= changed(&pt) { safetensors } else { pt }
 }
 
-/// The work that embedders share: checks the crops, runs `network` over at most `most` of them at a time, and brings what
-/// it answers to length 1. `normalise` says for each channel what a value is multiplied with and what is then added.
+/// The work that embedders share: what [`outputs`] gives, brought to length 1.
 pub(crate) fn embed(
+    embedder: &dyn Embedder,
+    workspaces: &Workspaces,
+    side: u32,
+    normalise: [(f32, f32); 3],
+    crops: &[RgbImage],
+    most: usize,
+    network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Map> + Sync,
+) -> Result<Vec<Vec<f32>>, VisionError> {
+    let outputs = outputs(embedder, workspaces, side, normalise, crops, most, network)?;
+    Ok(outputs.iter().map(|row| normalised(row)).collect())
+}
+
+/// Checks the crops and runs `network` over at most `most` of them at a time. `normalise` says for each channel what a
+/// value is multiplied with and what is then added.
+pub(crate) fn outputs(
     embedder: &dyn Embedder,
     workspaces: &Workspaces,
     side: u32,
@@ -162,7 +186,7 @@ pub(crate) fn embed(
         }
     }
     let side = side as usize;
-    let embeddings = workspaces.spread(crops.len(), most, |workspace, share| {
+    let outputs = workspaces.spread(crops.len(), most, |workspace, share| {
         let batch = crops.get(share).unwrap_or_default();
         let mut input = workspace.own_map(Size { n: batch.len(), h: side, w: side }, 3);
         for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
@@ -175,21 +199,25 @@ pub(crate) fn embed(
             }
         }
         let output = network(workspace, input)?;
-        Ok::<_, VisionError>(l2_normalised(workspace, output))
+        let rows = output.values().chunks_exact(output.channels()).map(<[f32]>::to_vec).collect();
+        workspace.give(output);
+        Ok::<_, VisionError>(rows)
     })?;
-    match embeddings.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
+    match outputs.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
         Some(index) => Err(VisionError::NotFinite { index, embedder: embedder.name() }),
-        None => Ok(embeddings),
+        None => Ok(outputs),
     }
+}
+
+/// `row` divided by its length.
+fn normalised(row: &[f32]) -> Vec<f32> {
+    // The floor is PyTorch's, of `functional.normalize`.
+    let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
+    row.iter().map(|v| v / norm).collect()
 }
 
 /// The pixels of a map `[N, 1, 1, D]`, each divided by its length; the map is given back.
 pub(crate) fn l2_normalised(workspace: &mut Workspace, map: Map) -> Vec<Vec<f32>> {
-    let normalised = |row: &[f32]| {
-        // The floor is PyTorch's, of `functional.normalize`.
-        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
-        row.iter().map(|v| v / norm).collect()
-    };
     let rows = map.values().chunks_exact(map.channels()).map(normalised).collect();
     workspace.give(map);
     rows

@@ -23,6 +23,7 @@
 pub mod align;
 pub mod decode;
 pub mod device;
+pub mod dlib_resnet;
 pub mod inception_resnet_v1;
 pub mod mobilefacenet;
 pub mod mtcnn;
@@ -36,6 +37,7 @@ mod layers;
 
 pub use decode::{DecodeError, DecodeLimits, DecodeNote, Decoded, decode_image, decode_with_notes};
 pub use device::DeviceKind;
+pub use dlib_resnet::DlibResnet;
 pub use embedder::{
     Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder, load_embedder_on,
 };

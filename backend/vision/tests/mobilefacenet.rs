@@ -11,6 +11,7 @@
 )]
 
 mod common;
+mod dlib_resnet;
 
 use common::{cosine, formula_input, numbers, picture};
 use facepipe_test_support::{fixture, require};
@@ -147,6 +148,8 @@ fn without_its_weights_no_embedder_is_installed_and_loading_says_how_to_get_them
 #[test]
 fn the_preferred_embedder_is_the_one_with_weights() {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::write(EmbedderKind::DlibResnet.weights_file(folder.path()), b"").unwrap();
+    assert_eq!(installed_embedder(folder.path()), Some(EmbedderKind::DlibResnet));
     std::fs::write(folder.path().join("mobilefacenet.onnx"), b"").unwrap();
     assert_eq!(installed_embedder(folder.path()), Some(EmbedderKind::MobileFaceNet));
     std::fs::write(folder.path().join("20180402-114759-vggface2.pt"), b"").unwrap();

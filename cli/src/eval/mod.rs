@@ -53,7 +53,8 @@ pub struct Options {
     /// Decides who is left out, and which pairs are compared where there are more than two million of a kind
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// Embedder [default: inception-resnet-v1 where its weights are, else mobilefacenet]
+    /// Embedder: inception-resnet-v1, mobilefacenet or dlib-resnet [default: the first of them whose weights are
+    /// installed]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = EmbedderKind::from_str)]
     embedder: Option<EmbedderKind>,
     /// Print JSON

@@ -14,7 +14,8 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, builder::PossibleValuesParser};
+use facepipe_vision::{EmbedderKind, installed_embedder};
 
 pub use self::{
     gallery::Person,
@@ -43,8 +44,8 @@ pub struct Options {
     /// Models folder [default: FACEPIPE_MODELS, else ./models]
     #[arg(long, env = "FACEPIPE_MODELS", default_value = "models", value_name = "DIR")]
     models: PathBuf,
-    /// Embedder of the backend [default: inception-resnet-v1 where its weights are, else mobilefacenet]
-    #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = ["inception-resnet-v1", "mobilefacenet"])]
+    /// Embedder of the backend [default: the first of them whose weights are installed]
+    #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = PossibleValuesParser::new(EmbedderKind::ALL.map(EmbedderKind::name)))]
     embedder: Option<String>,
     /// How long a video may take to its first frame, seconds
     #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = positive)]
@@ -87,7 +88,10 @@ impl Trial {
     pub fn start(options: &Options, out: &Path, say: &dyn Fn(&str)) -> Result<Option<Self>> {
         let embedder = match &options.embedder {
             Some(name) => name.clone(),
-            None => installed_embedder(&options.models).to_owned(),
+            // Where none is installed, the small and accurate one is what the backend's error asks for.
+            None => {
+                installed_embedder(&options.models).unwrap_or(EmbedderKind::MobileFaceNet).name().to_owned()
+            }
         };
         let mut gallery = match &options.faces {
             Some(folder) => gallery::read(folder)?,
@@ -132,17 +136,11 @@ pub fn default_faces() -> Option<PathBuf> {
         .find(|path| path.is_dir())
 }
 
-fn installed_embedder(models: &Path) -> &'static str {
-    let weights = ["20180402-114759-vggface2.safetensors", "20180402-114759-vggface2.pt"];
-    if weights.iter().any(|file| models.join(file).is_file()) {
-        "inception-resnet-v1"
-    } else {
-        "mobilefacenet"
-    }
-}
-
 fn embedder_note(embedder: &str, options: &Options) -> &'static str {
-    if embedder == "mobilefacenet" && options.embedder.is_none() {
+    if embedder == EmbedderKind::DlibResnet.name() {
+        " (the fallback where only package registries can be reached, less accurate than MobileFaceNet: `facepipe models \
+         fetch mobilefacenet`)"
+    } else if embedder == EmbedderKind::MobileFaceNet.name() && options.embedder.is_none() {
         " (the weights of Inception-ResNet v1 are not installed: `facepipe models fetch inception-resnet-v1`)"
     } else {
         ""

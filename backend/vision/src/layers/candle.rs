@@ -79,3 +79,13 @@ pub(super) fn max_pool(pool: &MaxPool, input: &Tensor, output: Size) -> Result<T
 pub(super) fn mean(input: &Tensor) -> Result<Tensor> {
     input.mean_keepdim(3)?.mean_keepdim(2)
 }
+
+/// As [`super::shortcut`] has it.
+pub(super) fn shortcut(input: &Tensor, added: &Tensor) -> Result<Tensor> {
+    let half = input.avg_pool2d(2)?;
+    let (_, channels, h, w) = half.dims4()?;
+    let (_, wanted, rows, columns) = added.dims4()?;
+    let half = half.pad_with_zeros(1, 0, wanted.saturating_sub(channels))?;
+    let added = added.pad_with_zeros(2, 0, h.saturating_sub(rows))?;
+    (half + added.pad_with_zeros(3, 0, w.saturating_sub(columns))?)?.relu()
+}

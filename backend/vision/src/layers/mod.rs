@@ -414,6 +414,48 @@ impl MaxPool {
     }
 }
 
+/// How dlib's residual blocks halve a map: `max(0, half + added)`, where `half` is the mean of each 2x2 pixels of `input`
+/// (a last odd row or column left out), its channels followed by zeros up to those of `added`, and `added`, which may be
+/// smaller, is followed by rows and columns of zeros. `[N, H, W, C]` to `[N, H / 2, W / 2, C']`.
+pub(crate) fn shortcut(workspace: &mut Workspace, input: &Map, added: &Map) -> Result<Map> {
+    let (size, channels) = (input.size(), added.channels());
+    let output = Size { n: size.n, h: size.h / 2, w: size.w / 2 };
+    let small = added.size();
+    if small.n != size.n || small.h > output.h || small.w > output.w || input.channels() > channels {
+        bail!("a map of {small:?} and {channels} channels is not half of {size:?} and {}", input.channels());
+    }
+    let mut out = workspace.map(output, channels);
+    if !input.is_own() {
+        out.append(0, candle::shortcut(&input.tensor()?, &added.tensor()?)?)?;
+        return Ok(out);
+    }
+    // Rows of all images, one after the other.
+    let (c_in, width) = (input.channels(), size.w * input.channels());
+    let images = input.values().chunks_exact((size.h * width).max(1));
+    let sums = added.values().chunks_exact((small.h * small.w * channels).max(1));
+    let halves = out.values_mut().chunks_exact_mut((output.h * output.w * channels).max(1));
+    for ((out, image), added) in halves.zip(images).zip(sums) {
+        let rows = image.chunks_exact((2 * width).max(1));
+        let mut added = added.chunks_exact((small.w * channels).max(1));
+        for (out, rows) in out.chunks_exact_mut((output.w * channels).max(1)).zip(rows) {
+            let (upper, lower) = rows.split_at(width);
+            let squares = upper.chunks_exact(2 * c_in).zip(lower.chunks_exact(2 * c_in));
+            for (out, (upper, lower)) in out.chunks_exact_mut(channels).zip(squares) {
+                let (half, beyond) = out.split_at_mut(c_in);
+                beyond.fill(0.0);
+                let ((a, b), (c, d)) = (upper.split_at(c_in), lower.split_at(c_in));
+                for ((((out, a), b), c), d) in half.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    *out = (a + b + c + d) * 0.25;
+                }
+            }
+            let added = added.next().unwrap_or_default();
+            out.iter_mut().zip(added).for_each(|(out, added)| *out += added);
+            out.iter_mut().for_each(|out| *out = out.max(0.0));
+        }
+    }
+    Ok(out)
+}
+
 /// The mean of each channel, `[N, H, W, C]` to `[N, 1, 1, C]`.
 #[expect(clippy::cast_precision_loss, reason = "single precision is what the networks compute in")]
 pub(crate) fn mean(workspace: &mut Workspace, input: &Map) -> Result<Map> {

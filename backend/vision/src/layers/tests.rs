@@ -328,6 +328,33 @@ fn the_mean_is_over_space_only() {
 }
 
 #[test]
+fn a_shortcut_halves_a_map_and_adds_one_that_may_be_smaller_and_deeper() {
+    let workspace = &mut Workspace::default();
+    // 3x3 pixels, of which a row and a column are left out; then the values of a smaller map, two channels.
+    let input = Tensor::arange(0f32, 9.0, &Device::Cpu).unwrap().reshape((1, 1, 3, 3)).unwrap();
+    let input = workspace.map_of(&input).unwrap();
+    let added = Tensor::new(&[[[[1f32]], [[-5.0]]]], &Device::Cpu).unwrap();
+    let added = workspace.map_of(&added).unwrap();
+    let out = shortcut(workspace, &input, &added).unwrap();
+    assert_eq!((out.size(), out.values()), (Size { n: 1, h: 1, w: 1 }, &[3.0, 0.0][..]));
+
+    // Two images; beside a map that is smaller, what is beyond it is the half alone.
+    let input = workspace.map_of(&numbers(&[2, 3, 4, 4])).unwrap();
+    let small = workspace.map_of(&numbers(&[2, 5, 1, 1])).unwrap();
+    let out = shortcut(workspace, &input, &small).unwrap();
+    let half = input.to_tensor().unwrap().permute((0, 3, 1, 2)).unwrap().avg_pool2d(2).unwrap();
+    let small = small.to_tensor().unwrap().permute((0, 3, 1, 2)).unwrap();
+    let small = small.pad_with_zeros(2, 0, 1).unwrap().pad_with_zeros(3, 0, 1).unwrap();
+    let expected = (half.pad_with_zeros(1, 0, 2).unwrap() + small).unwrap().relu().unwrap();
+    assert_close(&out, &expected, "two images");
+
+    let deep = workspace.map_of(&numbers(&[2, 2, 2, 2])).unwrap();
+    assert!(shortcut(workspace, &input, &deep).is_err(), "fewer channels");
+    let large = workspace.map_of(&numbers(&[2, 5, 3, 2])).unwrap();
+    assert!(shortcut(workspace, &input, &large).is_err(), "more rows");
+}
+
+#[test]
 fn a_buffer_is_used_again_and_what_lay_in_it_is_not_seen() {
     let workspace = &mut Workspace::default();
     let input = numbers(&[1, 3, 2, 2]);
@@ -399,6 +426,15 @@ fn candles_operations_give_what_our_kernels_give() {
     let got = mean(theirs, &y).unwrap();
     let ours = mean(own, &x).unwrap();
     assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), "mean");
+
+    for (rows, columns) in [(4, 4), (3, 4), (2, 1)] {
+        let added = numbers(&[2, 8, rows, columns]);
+        let (a, b) = (own.map_of(&added).unwrap(), theirs.map_of(&added).unwrap());
+        let b = theirs.enter(b).unwrap();
+        let ours = shortcut(own, &x, &a).unwrap();
+        let got = shortcut(theirs, &y, &b).unwrap();
+        assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), "shortcut");
+    }
 
     let point = |engine, c_in| {
         Conv2d::new(engine, &numbers(&[6, c_in, 1, 1]), &numbers(&[6]), Window::POINT, Activation::Relu)

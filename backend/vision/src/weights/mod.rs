@@ -200,7 +200,7 @@ fn open(path: &Path) -> Result<fs::File, ModelError> {
 }
 
 /// The whole of a file of at most [`MAX_FILE_BYTES`].
-fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
     let mut bytes = Vec::new();
     open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {

@@ -1,0 +1,129 @@
+//! dlib's ResNet gives the descriptors of the package that its weights come from, tells people apart through our own
+//! detector and alignment, and takes no other file for its weights.
+
+use facepipe_test_support::{fixture, require};
+use facepipe_vision::{DlibResnet, Embedder, EmbedderKind, ModelError, Mtcnn, MtcnnConfig, load_embedder};
+use image::{Rgb, RgbImage};
+use rayon::prelude::*;
+
+use crate::{
+    common::{numbers, picture},
+    middle_face,
+};
+
+const WEIGHTS: &str = "models/face_recognition_model.bin";
+
+#[test]
+fn the_descriptor_of_a_formula_is_the_packages() {
+    let file = require!(WEIGHTS);
+    let by_candle = DlibResnet::read(&file).unwrap().on(&candle_core::Device::Cpu);
+    let expected = numbers(&fixture("dlib_resnet.json")["formula_input"]["descriptor"]);
+    let level = |x: u32, y: u32, c: u32| ((7 * x + 13 * y + 29 * c + (x * y) % 31) % 256) as u8;
+    let input = RgbImage::from_fn(150, 150, |x, y| Rgb([0, 1, 2].map(|c| level(x, y, c))));
+    for network in [DlibResnet::load(&file).unwrap(), DlibResnet::new(&by_candle).unwrap()] {
+        let descriptor = network.descriptors(std::slice::from_ref(&input)).unwrap().remove(0);
+        assert_eq!((descriptor.len(), expected.len()), (128, 128));
+        let worst =
+            descriptor.iter().zip(&expected).map(|(o, t)| (f64::from(*o) - t).abs()).fold(0.0, f64::max);
+        println!("worst error {worst:.2e}");
+        assert!(worst <= 1e-3, "{worst}");
+    }
+}
+
+#[test]
+fn faces_that_our_detector_finds_are_told_apart() {
+    let file = require!(WEIGHTS);
+    let pnet = require!("models/pnet.pt");
+    let people = require!("lfw10");
+    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let embedder = load_embedder(EmbedderKind::DlibResnet, file.parent().unwrap()).unwrap();
+    let photographs: Vec<_> = fixture("dlib_resnet.json")["pictures"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|picture| picture["file"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(photographs.len(), 100);
+    let crops: Vec<_> = photographs
+        .par_iter()
+        .map(|name| {
+            let image = picture(&people.join(name));
+            let faces = mtcnn.detect(&image).unwrap();
+            embedder.crop(&image, &middle_face(&image, faces))
+        })
+        .collect();
+    let embeddings = embedder.embed(&crops).unwrap();
+
+    let person = |i: usize| photographs[i].split('/').next().unwrap();
+    let (mut same, mut different) = (Vec::new(), Vec::new());
+    for i in 0..embeddings.len() {
+        for j in i + 1..embeddings.len() {
+            let cosine: f32 = embeddings[i].iter().zip(&embeddings[j]).map(|(a, b)| a * b).sum();
+            if person(i) == person(j) { same.push(cosine) } else { different.push(cosine) }
+        }
+    }
+    assert_eq!((same.len(), different.len()), (450, 4500));
+    different.sort_unstable_by(|a, b| b.total_cmp(a));
+    let errors = |threshold: f32| {
+        let rejected = same.iter().filter(|cosine| **cosine < threshold).count();
+        (rejected, different.iter().filter(|cosine| **cosine >= threshold).count())
+    };
+    // The fifth of 4500 is beyond one in a thousand.
+    let accepted = same.iter().filter(|cosine| **cosine > different[4]).count();
+    for threshold in [embedder.verification_threshold(), embedder.default_threshold()] {
+        println!("at {threshold} of 450 and 4500 pairs wrong: {:?}", errors(threshold));
+    }
+    println!("true accepts at a false accept rate of 1e-3: {accepted} of 450");
+    // The package itself: an accuracy of 0.9934 at its best threshold, and a true accept rate of 0.9348.
+    let reference = &fixture("dlib_resnet.json")["verification_lfw10"];
+    let least = reference["tar_at_far_1e-3"].as_f64().unwrap();
+    assert!(accepted as f64 / 450.0 >= least, "{accepted}");
+    // The threshold is one that other people's faces gave.
+    let (rejected, wrong) = errors(embedder.verification_threshold());
+    assert!(1.0 - (rejected + wrong) as f64 / 4950.0 >= 0.99, "{rejected} {wrong}");
+}
+
+#[test]
+fn a_batch_gives_what_each_crop_gives_alone() {
+    let file = require!(WEIGHTS);
+    let network = DlibResnet::load(&file).unwrap();
+    let crops: Vec<_> = (0..17u8)
+        .map(|i| RgbImage::from_fn(150, 150, |x, y| Rgb([x as u8, y as u8, i.wrapping_mul(13)])))
+        .collect();
+    let together = network.embed(&crops).unwrap();
+    assert_eq!(together.len(), crops.len());
+    for (crop, embedding) in crops.iter().zip(&together) {
+        let alone = network.embed(std::slice::from_ref(crop)).unwrap().remove(0);
+        let worst = alone.iter().zip(embedding).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst < 1e-5, "{worst}");
+        let length = embedding.iter().map(|v| v * v).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
+    }
+    assert!(network.embed(&[RgbImage::new(112, 112)]).is_err());
+}
+
+#[test]
+fn any_other_file_is_refused_with_what_is_wrong_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = EmbedderKind::DlibResnet.weights_file(folder.path());
+    let reason = || match DlibResnet::load(&file) {
+        Err(error @ ModelError::Malformed { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    // Cut off, too long, a page of a proxy, and of the right size.
+    for (bytes, said) in [
+        (vec![0; 3_000_000], "it has 3000000 bytes"),
+        (vec![0; 6_444_033], "it has 6444033 bytes"),
+        (b"<!DOCTYPE html>".to_vec(), "it has 15 bytes"),
+        (vec![0; 6_444_032], "its SHA-256 is "),
+    ] {
+        std::fs::write(&file, bytes).unwrap();
+        let reason = reason();
+        for said in [said, "face_recognition_model.bin", "@vladmandic/face-api 1.7.15"] {
+            assert!(reason.contains(said), "{reason}");
+        }
+    }
+    std::fs::remove_file(&file).unwrap();
+    let missing = DlibResnet::load(&file).unwrap_err().to_string();
+    assert!(missing.contains("facepipe models fetch"), "{missing}");
+}
