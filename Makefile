@@ -42,6 +42,7 @@ test-packages:
 	@scripts/packages.sh test
 
 test: test-packages setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
+	@scripts/models.sh $(FACEPIPE) dlib-resnet
 	@scripts/test.sh
 
 cross: debian-packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run

@@ -549,7 +549,9 @@ mod tests {
     #[test]
     fn the_embedded_manifest_is_sound() {
         let manifest = Manifest::embedded().unwrap();
-        for name in ["rfb-320", "mtcnn", "mobilefacenet", "pnet.pt", "lfw10", "inception-resnet-v1"] {
+        for name in
+            ["rfb-320", "mtcnn", "mobilefacenet", "pnet.pt", "lfw10", "inception-resnet-v1", "dlib-resnet"]
+        {
             assert!(!manifest.select(&[name.to_owned()]).unwrap().is_empty(), "{name}");
         }
         let lfw10 = manifest.select(&["lfw10".to_owned()]).unwrap();
@@ -557,6 +559,10 @@ mod tests {
         let required: Vec<&str> =
             manifest.select(&[]).unwrap().iter().filter(|e| e.required()).map(|e| e.name.as_str()).collect();
         assert!(required.contains(&"mobilefacenet") && !required.contains(&"inception-resnet-v1"));
+        let mobilefacenet = manifest.select(&["mobilefacenet".to_owned()]).unwrap();
+        let fallbacks: Vec<&str> =
+            manifest.fallbacks(mobilefacenet[0]).map(|entry| entry.name.as_str()).collect();
+        assert_eq!(fallbacks, ["dlib-resnet"]);
     }
 
     #[test]

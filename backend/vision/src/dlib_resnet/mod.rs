@@ -39,9 +39,9 @@ const AT_ONCE: usize = 16;
 const EARLY: usize = 7;
 
 /// What a server says at its start.
-const REMARK: &str = "dlib-resnet is the embedder for where only package registries can be reached: less accurate than \
-                      mobilefacenet, which `facepipe models fetch mobilefacenet` installs (at a false accept rate of 1e-3, \
-                      94 % of the pairs of one person are accepted, instead of 99.7 %)";
+const REMARK: &str = "dlib-resnet is the fallback for where only package registries can be reached: its verification accuracy is \
+                      99.3 % on ten people of Labeled Faces in the Wild, that of mobilefacenet 99.96 % (`facepipe models fetch \
+                      mobilefacenet` installs it)";
 
 const POOL: MaxPool = MaxPool { side: 3, stride: 2, partial: false };
 
@@ -71,7 +71,7 @@ impl Storage {
         )]
         let values: Vec<f32> = match self {
             Self::Eight { scale, min } => {
-                bytes.iter().map(|&byte| f64::from(byte).mul_add(scale, min) as f32).collect()
+                bytes.iter().map(|&byte| (min + scale * f64::from(byte)) as f32).collect()
             }
             Self::Float => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
         };
@@ -274,8 +274,11 @@ impl Embedder for DlibResnet {
         0.928
     }
 
+    /// 0.99, from which on are 98 to 100 % of 143 copies of photographs of Labeled Faces in the Wild in JPEG of quality 50 and
+    /// more, in 4/5 of the size or twice the size, 2 of 1,323 pairs of files of one person, and none of 478,387 pairs of two
+    /// people, whose greatest cosine is 0.957.
     fn same_picture_threshold(&self) -> f32 {
-        0.992
+        0.99
     }
 
     fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage {
