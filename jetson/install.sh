@@ -28,6 +28,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 checkout=$(dirname "$here")
 plugin='' program='' onnxruntime='' models='' root='' dry=no
 detectors=(version-RFB-320.onnx version-RFB-640.onnx version-slim-320.onnx)
+# What stands in for them, on the processor alone.
+mtcnn=(pnet.pt rnet.pt onet.pt)
 # The oldest ONNX Runtime that the plugin can use, 1.x.
 oldest_runtime=17
 # Rust's version that the plugin needs, 1.x: rust-version of Cargo.toml.
@@ -239,15 +241,25 @@ runtime() {
 }
 
 detector_models() {
-    local file
+    local file there=() lacking=()
     if [[ -n $models ]]; then
         for file in "${detectors[@]}"; do
-            [[ -f $models/$file ]] || fail "--models $models has no $file"
-            place 644 "$models/$file" "$opt/models/$file"
+            if [[ -f $models/$file ]]; then there+=("$file"); else lacking+=("$file"); fi
         done
+        if ((${#lacking[@]})); then
+            for file in "${mtcnn[@]}"; do
+                [[ -f $models/$file ]] || fail "--models $models has no ${lacking[*]}, and no $file to do without"
+                there+=("$file")
+            done
+            say "--models $models has no ${lacking[*]}: where they are wanted, MTCNN runs, and on the processor alone"
+        fi
+        for file in "${there[@]}"; do place 644 "$models/$file" "$opt/models/$file"; done
     elif [[ -n $program ]]; then
         run mkdir -p "$opt/models"
-        run env FACEPIPE_MODELS="$opt/models" "$program" models fetch detector
+        if ! run env FACEPIPE_MODELS="$opt/models" "$program" models fetch detector; then
+            say "not all detectors can be had, so MTCNN is fetched, which runs on the processor alone"
+            run env FACEPIPE_MODELS="$opt/models" "$program" models fetch mtcnn
+        fi
     else
         fail "--models is needed, since without the program facepipe none can be downloaded"
     fi

@@ -158,6 +158,27 @@ fn the_metadata_are_as_documented() {
 }
 
 #[test]
+fn thresholds_are_those_of_the_model_unless_they_are_set() {
+    runtime!();
+    let [ultra_light, mtcnn] = [require!("models/version-RFB-320.onnx"), require!("models/pnet.pt")];
+    let (info, frame) = picture(&require!(PORTRAIT));
+    let thresholds = |element: &gst::Element| {
+        ["score-threshold", "low-score-threshold"].map(|name| element.property::<f32>(name))
+    };
+    for (model, expected) in [(&ultra_light, [0.6, 0.3]), (&mtcnn, [0.8, 0.5])] {
+        let mut harness = harness(&info, &format!("model={}", model.display()));
+        assert_eq!(thresholds(&element(&harness)), expected, "{}", model.display());
+        let out = harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap();
+        let found = faces(&out);
+        assert!(found.len() == 1 && found[0].confidence > 0.95, "{}: {found:?}", model.display());
+        let weak = candidates(&out);
+        assert!(weak.iter().all(|face| face.confidence > f64::from(expected[1])), "{weak:?}");
+    }
+    let harness = harness(&info, &format!("score-threshold=0.9 model={}", mtcnn.display()));
+    assert_eq!(thresholds(&element(&harness)), [0.9, 0.5]);
+}
+
+#[test]
 fn every_nth_frame_is_searched() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");

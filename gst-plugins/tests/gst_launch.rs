@@ -364,6 +364,59 @@ fn auto_takes_the_larger_model_for_frames_of_1280_pixels_and_more() {
     }
 }
 
+/// A folder with the weights of MTCNN alone, as where no Ultra-Light model can be had.
+fn mtcnn_alone() -> Option<TempDir> {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["pnet.pt", "rnet.pt", "onet.pt"] {
+        let Some(path) = facepipe_test_support::find(&format!("models/{file}")) else {
+            skip(&format!("no models/{file}: run `facepipe models fetch`"));
+            return None;
+        };
+        fs::copy(path, folder.path().join(file)).unwrap();
+    }
+    Some(folder)
+}
+
+#[test]
+fn without_an_ultra_light_model_auto_takes_mtcnn_says_so_and_the_street_becomes_faces() {
+    let runtime = runtime!();
+    let video = require!("videos/street-1080p.mp4");
+    let Some(models) = mtcnn_alone() else { return };
+    let installed = Installed::new();
+    let line = format!(
+        "filesrc location={} ! decodebin ! facedetect name=detect interval=8 ! facetrack ! facecrop ! \
+         multifilesink location=face-%05d.jpg",
+        video.display()
+    );
+    let variables = [("ORT_DYLIB_PATH", &*runtime), ("FACEPIPE_MODELS", models.path())];
+    let (ended, output) = installed.launch(&variables, &line);
+    assert!(ended, "{output}");
+    assert!(output.contains("model rfb-640 is not installed, so mtcnn is used: "), "{output}");
+    assert_eq!(output.matches("so mtcnn is used").count(), 1, "once: {output}");
+    let pictures = fs::read_dir(installed.path()).unwrap().map(|entry| entry.unwrap().path());
+    let pictures = pictures.filter(|f| f.extension().is_some_and(|e| e == "jpg")).count();
+    println!("{pictures} pictures");
+    assert!((8..40).contains(&pictures), "{pictures} pictures of about nine people");
+}
+
+#[test]
+fn weights_of_mtcnn_that_are_damaged_are_an_error_with_the_file_and_the_remedy() {
+    let runtime = runtime!();
+    let Some(models) = mtcnn_alone() else { return };
+    let installed = Installed::new();
+    let file = models.path().join("rnet.pt");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let variables = [("ORT_DYLIB_PATH", &*runtime), ("FACEPIPE_MODELS", models.path())];
+    let line = "videotestsrc num-buffers=2 ! facedetect model=mtcnn ! fakesink";
+    let (ended, output) = installed.launch(&variables, line);
+    assert!(!ended && !output.contains("panicked"), "{output}");
+    assert!(
+        output.contains(file.to_str().unwrap()) && output.contains("Run `facepipe models verify`"),
+        "{output}"
+    );
+}
+
 #[test]
 fn without_the_runtime_library_the_error_says_what_to_do() {
     let _ = require!("models/version-RFB-320.onnx");

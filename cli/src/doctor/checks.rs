@@ -210,12 +210,21 @@ fn detector_models(hints: &[PathBuf]) -> Check {
         }
     }
     let remedy = "`facepipe models fetch`, and FACEPIPE_MODELS=<its folder> where pipelines run";
-    // These two are what model=auto takes.
-    let needed = absent.iter().any(|name| name.starts_with("rfb"));
-    match (absent.is_empty(), needed) {
+    if present.is_empty() {
+        return Check::failed(NAME, format!("missing: {}", absent.join(", ")), remedy);
+    }
+    // These two are what model=auto wants. MTCNN only stands in for them.
+    let taken = [("wide frames", 1920), ("frames of less than 1280 pixels", 640)].map(|(frames, side)| {
+        let choice = models::choose("auto", Some(side), hints).ok()?;
+        let (name, wanted) = (choice.name?, choice.instead_of?);
+        Some(format!("for {frames} model=auto takes {name} instead of {wanted}"))
+    });
+    let missing = absent.iter().filter(|name| *name != "mtcnn").cloned().collect::<Vec<_>>().join(", ");
+    let said: Vec<String> = taken.into_iter().flatten().collect();
+    match (missing.is_empty(), said.is_empty()) {
         (true, _) => Check::ok(NAME, present.join(", ")),
-        (false, false) => Check::warning(NAME, format!("missing: {}", absent.join(", ")), remedy),
-        (false, true) => Check::failed(NAME, format!("missing: {}", absent.join(", ")), remedy),
+        (false, true) => Check::warning(NAME, format!("missing: {missing}"), remedy),
+        (false, false) => Check::warning(NAME, format!("missing: {missing}; {}", said.join(", ")), remedy),
     }
 }
 

@@ -83,7 +83,7 @@ fn detection(criterion: &mut Criterion) {
     let root = facepipe_test_support::workspace_root();
     let noise = Noise::new(PixelFormat::Nv12);
     let mut group = criterion.benchmark_group("detect in 1080p NV12");
-    for name in ["rfb-320", "slim-320", "rfb-640"] {
+    for name in ["rfb-320", "slim-320", "rfb-640", "mtcnn"] {
         let hints = vec![root.clone()];
         let opened = models::resolve(name, None, &hints).and_then(|model| {
             Detector::open(&DetectorConfig { model, library_hints: hints, ..DetectorConfig::default() })

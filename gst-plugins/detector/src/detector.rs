@@ -2,7 +2,13 @@
 
 use std::{fmt, fs, path::PathBuf, str::FromStr};
 
-use crate::{Detection, DetectorError, Frame, Sampler, engine::Share, nms::Selection, onnx_strip, runtime};
+use crate::{
+    Detection, DetectorError, Family, Frame, Sampler,
+    engine::{Model, Network, Share},
+    mtcnn::{self, Search},
+    nms::Selection,
+    onnx_strip, runtime,
+};
 
 /// Finds faces in frames: one per stream. Those of one model and one way of running it share the networks in a process:
 /// there are as many as can run at a time, however many streams there are.
@@ -11,8 +17,10 @@ use crate::{Detection, DetectorError, Frame, Sampler, engine::Share, nms::Select
 #[derive(Debug)]
 pub struct Detector {
     share: Share,
+    family: Family,
     sampler: Sampler,
     selection: Selection,
+    min_face_size: u32,
     candidates: Vec<Detection>,
     faces: Vec<Detection>,
 }
@@ -20,7 +28,8 @@ pub struct Detector {
 /// How a detector is opened.
 #[derive(Debug, Clone)]
 pub struct DetectorConfig {
-    /// The ONNX file, see [`models::resolve`](crate::models::resolve). No default.
+    /// The ONNX file, or `pnet.pt` of MTCNN beside the files of its other two networks, see
+    /// [`models::resolve`](crate::models::resolve). No default.
     pub model: PathBuf,
     /// Threads that work on one frame, at least 1. Default 1.
     pub threads: usize,
@@ -32,6 +41,9 @@ pub struct DetectorConfig {
     pub nms_threshold: f32,
     /// At most so many faces per frame, those with the highest scores; 0 (default) for all.
     pub max_faces: usize,
+    /// The smallest face that MTCNN looks for, square pixels, 12 at least; its time goes with the inverse square. 0 (default):
+    /// 1/27 of the frame's shorter side, at least 20. Of no effect on the other detectors.
+    pub min_face_size: u32,
     /// Folder in which TensorRT keeps the engine that it builds for the model, which takes minutes the first time; made
     /// where it is missing. `None` (default): the engine is built at every start.
     pub engine_cache: Option<PathBuf>,
@@ -49,6 +61,7 @@ impl Default for DetectorConfig {
             score_threshold: 0.6,
             nms_threshold: 0.3,
             max_faces: 0,
+            min_face_size: 0,
             engine_cache: None,
             library_hints: Vec::new(),
         }
@@ -126,9 +139,21 @@ impl Detector {
                 limit: "expected 1 to 1024",
             });
         }
-        let model = read_model(config)?;
-        let runtime = runtime::load(&config.library_hints)?;
+        let family = Family::of(&config.model);
         let provider = config.execution_provider;
+        if family == Family::Mtcnn && provider != ExecutionProvider::Cpu {
+            return Err(DetectorError::InvalidConfig {
+                field: "execution-provider",
+                value: provider.to_string(),
+                limit: "expected cpu, since the model is mtcnn, whose first network takes pictures of many sizes; \
+                        accelerators run rfb-320, rfb-640 and slim-320",
+            });
+        }
+        let model = match family {
+            Family::UltraLight => Model::UltraLight(read_model(config)?),
+            Family::Mtcnn => Model::Mtcnn(mtcnn::read_models(config)?),
+        };
+        let runtime = runtime::load(&config.library_hints)?;
         if !runtime.has(provider) {
             let reason = format!("{} was built without it", runtime.path().display());
             return Err(DetectorError::ProviderUnavailable { provider, reason });
@@ -141,19 +166,33 @@ impl Detector {
             })?;
         }
         let share = Share::of(runtime, config, model)?;
-        let (width, height) = share.input_size();
+        // MTCNN's depends on the frame.
+        let (width, height) = share.input_size().unwrap_or((16, 16));
         Ok(Self {
             share,
+            family,
             sampler: Sampler::new(width, height),
             selection,
+            min_face_size: config.min_face_size,
             candidates: Vec::new(),
             faces: Vec::new(),
         })
     }
 
-    /// Width and height of the network's input in pixels. A frame is stretched to it.
-    pub const fn input_size(&self) -> (usize, usize) {
-        self.sampler.size()
+    /// Width and height of the network's input in pixels, to which a frame is stretched. Nothing for MTCNN, which keeps the
+    /// frame's shape and goes by its size.
+    pub fn input_size(&self) -> Option<(usize, usize)> {
+        self.share.input_size()
+    }
+
+    /// Which kind of network it runs.
+    pub const fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The smallest face that MTCNN looks for from the next frame on, see [`DetectorConfig::min_face_size`].
+    pub const fn set_min_face_size(&mut self, pixels: u32) {
+        self.min_face_size = pixels;
     }
 
     /// Candidates must score higher than this from the next frame on.
@@ -189,12 +228,18 @@ impl Detector {
     pub fn detect(&mut self, frame: &Frame<'_>) -> Result<Vec<Detection>, DetectorError> {
         #[expect(clippy::cast_precision_loss, reason = "sides are at most 32,768 pixels")]
         let size = (frame.width() as f32, frame.height() as f32);
-        let Self { share, sampler, selection, candidates, faces } = self;
-        share.with_network(|network| {
-            network.run(
+        let Self { share, sampler, selection, candidates, faces, .. } = self;
+        let search = Search { min_face_size: self.min_face_size, score_threshold: selection.score_threshold };
+        share.with_network(|network| match network {
+            Network::UltraLight(network) => network.run(
                 |input| sampler.sample(frame, input),
                 |scores, boxes| selection.select(scores, boxes, size, candidates, faces),
-            )
+            ),
+            Network::Mtcnn(cascade) => {
+                cascade.find(frame, sampler, search, candidates)?;
+                selection.keep(candidates, faces);
+                Ok(())
+            }
         })?;
         Ok(self.faces.clone())
     }

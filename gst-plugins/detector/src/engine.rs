@@ -18,7 +18,7 @@ use ort::{
     value::{Outlet, Tensor, TensorElementType},
 };
 
-use crate::{DetectorConfig, DetectorError, ExecutionProvider, runtime::Runtime};
+use crate::{DetectorConfig, DetectorError, ExecutionProvider, mtcnn::Cascade, runtime::Runtime};
 
 /// Bounds of a plausible input side, in pixels.
 const INPUT_SIDES: std::ops::RangeInclusive<i64> = 16..=4096;
@@ -30,7 +30,7 @@ static ENGINES: Mutex<Vec<Weak<Engine>>> = Mutex::new(Vec::new());
 #[derive(Debug)]
 pub(crate) struct Engine {
     key: Key,
-    input_size: (usize, usize),
+    input_size: Option<(usize, usize)>,
     first: Mutex<Network>,
     /// Grows with the users, up to what can run at a time.
     others: RwLock<Vec<Mutex<Network>>>,
@@ -41,15 +41,33 @@ pub(crate) struct Engine {
 /// What must be the same for networks to be shared.
 #[derive(Debug, PartialEq, Eq)]
 struct Key {
-    model: Vec<u8>,
+    model: Model,
     threads: usize,
     provider: ExecutionProvider,
     engine_cache: Option<PathBuf>,
 }
 
+/// What ONNX Runtime is given: ONNX models whose weights are not among their inputs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Model {
+    /// An Ultra-Light detector.
+    UltraLight(Vec<u8>),
+    /// The three networks of MTCNN.
+    Mtcnn([Vec<u8>; 3]),
+}
+
+/// What finds faces in one frame at a time.
+#[derive(Debug)]
+pub(crate) enum Network {
+    /// An Ultra-Light detector.
+    UltraLight(UltraLight),
+    /// MTCNN.
+    Mtcnn(Box<Cascade>),
+}
+
 /// A session with the buffer of its input.
 #[derive(Debug)]
-pub(crate) struct Network {
+pub(crate) struct UltraLight {
     session: Session,
     outputs: OutputNames,
     /// `[1, 3, height, width]`
@@ -71,7 +89,7 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Of the engine for a model (its stripped bytes), with a network more where it may have one more.
+    /// Of the engine for a model, with a network more where it may have one more.
     ///
     /// # Errors
     ///
@@ -80,7 +98,7 @@ impl Share {
     pub(crate) fn of(
         runtime: &Runtime,
         config: &DetectorConfig,
-        model: Vec<u8>,
+        model: Model,
     ) -> Result<Self, DetectorError> {
         let key = Key {
             model,
@@ -108,8 +126,8 @@ impl Share {
         Ok(Self { engine, number: 0 })
     }
 
-    /// Width and height of the input in pixels.
-    pub(crate) fn input_size(&self) -> (usize, usize) {
+    /// Width and height of the input in pixels, where it is always the same.
+    pub(crate) fn input_size(&self) -> Option<(usize, usize)> {
         self.engine.input_size
     }
 
@@ -132,6 +150,23 @@ impl Share {
 }
 
 impl Network {
+    /// Builds one; with it, width and height of its input, where that is always the same.
+    fn build(
+        runtime: &Runtime,
+        config: &DetectorConfig,
+        model: &Model,
+    ) -> Result<(Self, Option<(usize, usize)>), DetectorError> {
+        Ok(match model {
+            Model::UltraLight(model) => {
+                let (network, input_size) = UltraLight::build(runtime, config, model)?;
+                (Self::UltraLight(network), Some(input_size))
+            }
+            Model::Mtcnn(models) => (Self::Mtcnn(Box::new(Cascade::build(runtime, config, models)?)), None),
+        })
+    }
+}
+
+impl UltraLight {
     /// Builds one; with it, width and height of its input.
     fn build(
         runtime: &Runtime,
@@ -353,12 +388,12 @@ mod tests {
         let bytes = std::fs::read(&config.model).unwrap();
         let [one, other, apart] = [1, 1, 2].map(|threads| {
             let config = DetectorConfig { threads, ..config.clone() };
-            Share::of(runtime, &config, bytes.clone()).unwrap()
+            Share::of(runtime, &config, Model::UltraLight(bytes.clone())).unwrap()
         });
         assert!(Arc::ptr_eq(&one.engine, &other.engine));
         assert!(!Arc::ptr_eq(&one.engine, &apart.engine), "its networks run with other threads");
         for _ in 0..70 {
-            let _ = Share::of(runtime, &config, bytes.clone()).unwrap();
+            let _ = Share::of(runtime, &config, Model::UltraLight(bytes.clone())).unwrap();
         }
         assert_eq!(one.engine.others.read().unwrap().len() + 1, most_networks(&config));
         let engine = Arc::downgrade(&one.engine);

@@ -39,7 +39,7 @@ pub enum DetectorError {
     },
 
     /// The name is neither `auto`, nor a detector of the manifest, nor a path.
-    #[error("model {name:?} is unknown: expected {known}, or the path of an .onnx file")]
+    #[error("model {name:?} is unknown: expected {known}, or the path of an .onnx or .pt file")]
     UnknownModel {
         /// The name as given.
         name: String,

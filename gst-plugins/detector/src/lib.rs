@@ -1,4 +1,4 @@
-//! Finds faces in video frames with the Ultra-Light networks, fast enough for one core of a small edge box.
+//! Finds faces in video frames with the Ultra-Light networks, fast enough for one core of a small edge box, or with MTCNN.
 //!
 //! A [`Frame`] borrows the planes as a decoder made them (4:2:0, 4:2:2 and 4:4:4 Y'CbCr of 8 or 10 bits, RGB and its kin,
 //! grey); a [`Detector`] samples the network's input straight from them, in one pass, and runs the network in ONNX Runtime.
@@ -23,6 +23,7 @@ mod error;
 mod frame;
 mod gather;
 pub mod models;
+mod mtcnn;
 mod nms;
 pub mod onnx_strip;
 pub mod runtime;
@@ -33,6 +34,7 @@ mod search;
 pub use detector::{Detector, DetectorConfig, ExecutionProvider};
 pub use error::DetectorError;
 pub use frame::{ChromaSite, ColorMatrix, ColorRange, Frame, PixelFormat, square_pixels};
+pub use models::Family;
 pub use nms::Detection;
 pub use sample::Sampler;
 pub use scene::Scene;

@@ -1,10 +1,10 @@
-//! From a model's name to its file: `auto`, a detector of `models/manifest.toml`, or a path.
+//! From a model's name to its file: `auto`, a detector of `models/manifest.toml`, `mtcnn`, or a path.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{DetectorError, search};
+use crate::{DetectorError, mtcnn, search};
 
 /// Frames at least this wide get the 640x480 model from `auto`: a face of 60 pixels in a 1080p frame would be 10
 /// pixels wide in a 320x240 input, which is as small as the model can see.
@@ -13,23 +13,80 @@ const WIDE_FRAME: u32 = 1280;
 /// Where a distribution's package would put the models.
 const SYSTEM_MODELS: &str = "/usr/share/facepipe/models";
 
+/// The backend's detector, at the edge.
+const MTCNN: &str = "mtcnn";
+
 const MANIFEST: &str = include_str!("../../../models/manifest.toml");
+
+/// The kind of network that a detector runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// One network that looks at the whole frame, stretched to its input.
+    UltraLight,
+    /// Three networks, the first of which looks at the frame in many sizes: several times the work, on the CPU only.
+    Mtcnn,
+}
+
+impl Family {
+    /// That of a model's file: `pnet.pt` is MTCNN's, all others are Ultra-Light.
+    pub fn of(file: &Path) -> Self {
+        if mtcnn::is_first_file(file) { Self::Mtcnn } else { Self::UltraLight }
+    }
+
+    /// The score that a face has at least, unless told otherwise. MTCNN's scores are nearer to 0 and 1.
+    pub const fn score_threshold(self) -> f32 {
+        match self {
+            Self::UltraLight => 0.6,
+            Self::Mtcnn => 0.8,
+        }
+    }
+
+    /// The score from which on a box may continue a track, unless told otherwise.
+    pub const fn low_score_threshold(self) -> f32 {
+        match self {
+            Self::UltraLight => 0.3,
+            Self::Mtcnn => 0.5,
+        }
+    }
+}
 
 /// A face detector listed in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownModel {
     /// The name by which it is asked for, for example `rfb-320`.
     pub name: String,
-    /// The file's name in the models folder.
-    pub file: String,
+    /// The names of its files in the models folder, at least one. The first stands for all of them.
+    pub files: Vec<String>,
     /// What it is for, in a few words.
     pub purpose: String,
 }
 
+/// The file of a model, and how it came to be that one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The file.
+    pub path: PathBuf,
+    /// The model's name, where it was found by its name.
+    pub name: Option<String>,
+    /// The model that `auto` would have taken, where that is not installed.
+    pub instead_of: Option<String>,
+}
+
+/// What `auto` takes for frames whose longer side has so many square pixels: the first of these that is installed.
+///
+/// MTCNN finds nearly what `rfb-640` finds, for a multiple of the work; the smaller networks miss small faces.
+pub fn auto_order(longer_side: Option<u32>) -> [&'static str; 4] {
+    if longer_side.is_some_and(|side| side >= WIDE_FRAME) {
+        ["rfb-640", MTCNN, "rfb-320", "slim-320"]
+    } else {
+        ["rfb-320", "slim-320", "rfb-640", MTCNN]
+    }
+}
+
 /// Finds the file of a model.
 ///
-/// `name_or_path` is `auto` (`rfb-640` where `frame_width` is at least 1280 pixels, else `rfb-320`), a detector's
-/// name in the manifest, or a path, which is recognised by a separator or by its ending `.onnx`.
+/// `name_or_path` is `auto` (the first of [`auto_order`] that is installed), a detector's name in the manifest, `mtcnn`, or a
+/// path, which is recognised by a separator or by its ending `.onnx` or `.pt`.
 ///
 /// Named models are looked for in `$FACEPIPE_MODELS`; in `models/` below each of `hints`, the program's folder and
 /// up to three folders above each; in `./models`; in `/usr/share/facepipe/models`.
@@ -37,25 +94,39 @@ pub struct KnownModel {
 /// # Errors
 ///
 /// [`DetectorError::UnknownModel`] for a name that the manifest lacks, [`DetectorError::ModelMissing`] where the
-/// file is nowhere.
+/// file is nowhere; for `auto`, where none of the detectors is installed.
 pub fn resolve(
     name_or_path: &str,
-    frame_width: Option<u32>,
+    longer_side: Option<u32>,
     hints: &[PathBuf],
 ) -> Result<PathBuf, DetectorError> {
-    let name = match name_or_path {
-        "auto" if frame_width.is_some_and(|width| width >= WIDE_FRAME) => "rfb-640",
-        "auto" => "rfb-320",
-        other => other,
-    };
+    choose(name_or_path, longer_side, hints).map(|choice| choice.path)
+}
+
+/// As [`resolve`], with what was chosen.
+///
+/// # Errors
+///
+/// As [`resolve`].
+pub fn choose(
+    name_or_path: &str,
+    longer_side: Option<u32>,
+    hints: &[PathBuf],
+) -> Result<Choice, DetectorError> {
+    let name = name_or_path;
     let known = known();
+    if name == "auto" {
+        return choose_first(&auto_order(longer_side), &known, &model_folders(hints));
+    }
     if let Some(model) = known.iter().find(|model| model.name == name) {
-        return find(model, hints);
+        let path = find(model, &model_folders(hints))?;
+        return Ok(Choice { path, name: Some(model.name.clone()), instead_of: None });
     }
     let path = Path::new(name);
-    if path.components().count() > 1 || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx")) {
+    let is_model = |e: &std::ffi::OsStr| e.eq_ignore_ascii_case("onnx") || e.eq_ignore_ascii_case("pt");
+    if path.components().count() > 1 || path.extension().is_some_and(is_model) {
         if path.is_file() {
-            return Ok(path.to_path_buf());
+            return Ok(Choice { path: path.to_path_buf(), name: None, instead_of: None });
         }
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         return Err(DetectorError::ModelMissing {
@@ -68,7 +139,25 @@ pub fn resolve(
     Err(DetectorError::UnknownModel { name: name.to_owned(), known: format!("auto, {}", names.join(", ")) })
 }
 
-/// The face detectors of the manifest, in its order.
+/// The first of these models that is installed.
+fn choose_first(order: &[&str], known: &[KnownModel], folders: &[PathBuf]) -> Result<Choice, DetectorError> {
+    let mut first_error = None;
+    let mut instead_of = None;
+    for &name in order {
+        let Some(model) = known.iter().find(|model| model.name == name) else { continue };
+        match find(model, folders) {
+            Ok(path) => return Ok(Choice { path, name: Some(name.to_owned()), instead_of }),
+            Err(error) => {
+                instead_of.get_or_insert_with(|| name.to_owned());
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    Err(first_error
+        .unwrap_or_else(|| DetectorError::UnknownModel { name: "auto".to_owned(), known: order.join(", ") }))
+}
+
+/// The face detectors of the manifest, in its order, and MTCNN, whose three files the backend needs as well.
 pub fn known() -> Vec<KnownModel> {
     #[derive(Deserialize)]
     struct Manifest {
@@ -84,21 +173,42 @@ pub fn known() -> Vec<KnownModel> {
     // The manifest is part of the program; a test proves that it parses.
     let manifest = toml::from_str(MANIFEST).unwrap_or(Manifest { file: Vec::new() });
     let detectors = manifest.file.into_iter().filter(|entry| entry.kind == "detector");
-    detectors.map(|e| KnownModel { name: e.name, file: e.file, purpose: e.purpose }).collect()
+    let detectors = detectors.map(|e| KnownModel { name: e.name, files: vec![e.file], purpose: e.purpose });
+    let mtcnn = KnownModel {
+        name: MTCNN.to_owned(),
+        files: mtcnn::FILES.map(str::to_owned).to_vec(),
+        purpose: "face detector of the backend, at the edge: where no Ultra-Light model can be had"
+            .to_owned(),
+    };
+    detectors.chain([mtcnn]).collect()
 }
 
-fn find(model: &KnownModel, hints: &[PathBuf]) -> Result<PathBuf, DetectorError> {
+/// The folders in which models are looked for, in their order.
+fn model_folders(hints: &[PathBuf]) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = search::path_variable("FACEPIPE_MODELS").into_iter().collect();
     folders.extend(search::folders(hints).iter().map(|folder| folder.join("models")));
     folders.push(PathBuf::from("models"));
     folders.push(PathBuf::from(SYSTEM_MODELS));
-    folders.iter().map(|folder| folder.join(&model.file)).find(|path| path.is_file()).ok_or_else(|| {
-        DetectorError::ModelMissing {
-            name: model.name.clone(),
-            file: model.file.clone(),
-            searched: search::listed(&folders),
-        }
-    })
+    folders
+}
+
+/// The first file of a model, in the first folder that has all of them.
+fn find(model: &KnownModel, folders: &[PathBuf]) -> Result<PathBuf, DetectorError> {
+    let lacking = |folder: &PathBuf| model.files.iter().find(|file| !folder.join(file).is_file());
+    let first = model.files.first().map(String::as_str).unwrap_or_default();
+    if let Some(folder) = folders.iter().find(|folder| lacking(folder).is_none()) {
+        return Ok(folder.join(first));
+    }
+    // Where a part of it lies, the rest is what is missing.
+    let part = folders.iter().find_map(|folder| {
+        let file = lacking(folder)?;
+        (model.files.iter().any(|file| folder.join(file).is_file())).then_some((file, folder))
+    });
+    let (file, searched) = part.map_or_else(
+        || (first, search::listed(folders)),
+        |(file, folder)| (file.as_str(), folder.display().to_string()),
+    );
+    Err(DetectorError::ModelMissing { name: model.name.clone(), file: file.to_owned(), searched })
 }
 
 #[cfg(test)]
@@ -106,19 +216,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manifest_lists_the_three_detectors_and_nothing_else() {
+    fn the_manifest_lists_the_three_detectors_and_the_files_of_mtcnn() {
         let names: Vec<String> = known().into_iter().map(|model| model.name).collect();
-        assert_eq!(names, ["rfb-320", "rfb-640", "slim-320"]);
+        assert_eq!(names, ["rfb-320", "rfb-640", "slim-320", "mtcnn"]);
+        for file in mtcnn::FILES {
+            assert!(MANIFEST.contains(&format!("file = \"{file}\"\nkind = \"mtcnn\"")), "{file}");
+        }
+        for side in [None, Some(640), Some(1920)] {
+            let mut order = auto_order(side).map(str::to_owned);
+            order.sort();
+            assert_eq!(order, ["mtcnn", "rfb-320", "rfb-640", "slim-320"], "auto knows all of them");
+        }
+    }
+
+    #[test]
+    fn auto_takes_what_is_installed_in_its_order_and_says_instead_of_what() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = [folder.path().join("nothing"), folder.path().to_path_buf()];
+        let choose = |side| choose_first(&auto_order(Some(side)), &known(), &folders);
+        let error = choose(1920).unwrap_err().to_string();
+        assert!(error.contains("model rfb-640 is not installed: no version-RFB-640.onnx in"), "{error}");
+
+        for file in ["pnet.pt", "rnet.pt"] {
+            std::fs::write(folder.path().join(file), "").unwrap();
+        }
+        assert!(choose(1920).is_err(), "a part of a model is none");
+        let error = find(&known()[3], &folders).unwrap_err().to_string();
+        let expected = format!("model mtcnn is not installed: no onet.pt in {}", folder.path().display());
+        assert!(error.contains(&expected), "{error}");
+
+        std::fs::write(folder.path().join("onet.pt"), "").unwrap();
+        let chosen = choose(1920).unwrap();
+        assert_eq!(chosen.path, folder.path().join("pnet.pt"));
+        assert_eq!((chosen.name.as_deref(), chosen.instead_of.as_deref()), (Some("mtcnn"), Some("rfb-640")));
+        assert_eq!(Family::of(&chosen.path), Family::Mtcnn);
+
+        std::fs::write(folder.path().join("version-slim-320.onnx"), "").unwrap();
+        let chosen = |side| choose(side).unwrap().name.unwrap();
+        assert_eq!((chosen(1920).as_str(), chosen(640).as_str()), ("mtcnn", "slim-320"));
+        std::fs::write(folder.path().join("version-RFB-640.onnx"), "").unwrap();
+        assert_eq!(choose(1920).unwrap().instead_of, None);
     }
 
     #[test]
     fn a_model_that_is_nowhere_is_named_with_its_file_the_folders_and_the_remedy() {
         let model = KnownModel {
             name: "rfb-320".to_owned(),
-            file: "no-such-file.onnx".to_owned(),
+            files: vec!["no-such-file.onnx".to_owned()],
             purpose: String::new(),
         };
-        let message = find(&model, &[PathBuf::from("/opt/plugins")]).unwrap_err().to_string();
+        let message = find(&model, &model_folders(&[PathBuf::from("/opt/plugins")])).unwrap_err().to_string();
         for part in [
             "model rfb-320 is not installed",
             "no no-such-file.onnx in",

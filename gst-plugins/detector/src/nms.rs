@@ -87,6 +87,11 @@ impl Selection {
                 })
             },
         ));
+        self.keep(candidates, kept);
+    }
+
+    /// Fills `kept` with those of the candidates that stay, highest score first.
+    pub(crate) fn keep(&self, candidates: &mut [Detection], kept: &mut Vec<Detection>) {
         candidates.sort_unstable_by(|a, b| b.score.partial_cmp(&a.score).unwrap_or(Ordering::Equal));
 
         kept.clear();

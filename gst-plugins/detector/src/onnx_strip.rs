@@ -215,7 +215,7 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn push_varint(bytes: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         let [low, ..] = value.to_le_bytes();
         bytes.push(low | 0x80);

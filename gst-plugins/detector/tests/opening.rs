@@ -191,7 +191,59 @@ fn a_missing_model_says_how_to_get_it() {
     let unknown = models::resolve("rfb-1280", None, &[]).unwrap_err().to_string();
     assert_eq!(
         unknown,
-        "model \"rfb-1280\" is unknown: expected auto, rfb-320, rfb-640, slim-320, or the path of an .onnx file"
+        "model \"rfb-1280\" is unknown: expected auto, rfb-320, rfb-640, slim-320, mtcnn, or the path of an .onnx or .pt file"
+    );
+}
+
+#[test]
+fn files_of_mtcnn_that_are_absent_cut_off_or_mixed_up_are_named_with_the_remedy() {
+    let files = ["pnet.pt", "rnet.pt", "onet.pt"];
+    let [first, second, third] =
+        [require!("models/pnet.pt"), require!("models/rnet.pt"), require!("models/onet.pt")];
+    if !common::runtime_or_skip() {
+        return;
+    }
+    let whole = [first, second, third].map(|path| fs::read(path).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("pnet.pt");
+    let install = || {
+        files.iter().zip(&whole).for_each(|(file, bytes)| fs::write(folder.path().join(file), bytes).unwrap())
+    };
+    install();
+    assert!(common::open(with_model(&model)).is_some());
+
+    let says = |parts: &[&str]| {
+        let message = refused(&with_model(&model)).to_string();
+        for part in parts {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    };
+    for (file, bytes) in files.iter().zip(&whole) {
+        let path = folder.path().join(file);
+        for kept in [0, 1, 40, 300, 1_000, 2_000, bytes.len() / 2, bytes.len() - 1] {
+            fs::write(&path, &bytes[..kept]).unwrap();
+            says(&[
+                path.to_str().unwrap(),
+                "is damaged: ",
+                "Run `facepipe models verify`, then `facepipe models fetch`",
+            ]);
+        }
+        fs::write(&path, "<html>not found</html>").unwrap();
+        says(&[path.to_str().unwrap(), "is damaged: "]);
+        fs::remove_file(&path).unwrap();
+        says(&[file, folder.path().to_str().unwrap(), "is not installed", "Run `facepipe models fetch`"]);
+        install();
+    }
+    fs::copy(folder.path().join("rnet.pt"), &model).unwrap();
+    says(&[
+        "pnet.pt is damaged: its tensor conv1.weight has the shape [28, 3, 3, 3], expected [10, 3, 3, 3]",
+    ]);
+    install();
+    let cuda = DetectorConfig { execution_provider: ExecutionProvider::Cuda, ..with_model(&model) };
+    let message = refused(&cuda).to_string();
+    assert!(
+        message.contains("execution-provider is cuda: expected cpu, since the model is mtcnn"),
+        "{message}"
     );
 }
 
@@ -268,7 +320,7 @@ fn rfb_640_sees_the_faces_of_a_crowd_that_mtcnn_sees() {
     let model = require!("models/version-RFB-640.onnx");
     let fixture = facepipe_test_support::fixture("mtcnn.json");
     let mut detector = open_or_skip!(with_model(&model));
-    assert_eq!(detector.input_size(), (640, 480));
+    assert_eq!(detector.input_size(), Some((640, 480)));
     let (mut seen, mut all) = (0, 0);
     for name in ["scenes/crowd-01.jpg", "scenes/crowd-06.jpg", "scenes/multiface.jpg"] {
         let picture = picture(&require!(name));

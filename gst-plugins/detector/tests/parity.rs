@@ -98,6 +98,117 @@ fn from_nv12(detector: &mut Detector, picture: &RgbImage) -> Vec<Detection> {
     detector.detect(&planes.frame()).unwrap()
 }
 
+/// MTCNN looking as closely as the reference did. Nothing where data is missing.
+fn mtcnn() -> Option<Detector> {
+    let model = facepipe_test_support::find("models/pnet.pt");
+    let Some(model) = model else {
+        facepipe_test_support::skip("no models/pnet.pt: run `facepipe models fetch`");
+        return None;
+    };
+    common::open(DetectorConfig {
+        model,
+        score_threshold: 0.7,
+        nms_threshold: 1.0,
+        min_face_size: 20,
+        ..DetectorConfig::default()
+    })
+}
+
+/// Pictures of facenet-pytorch's answers (`mtcnn.json`), with its boxes and probabilities, each `every`-th of the portraits.
+fn facenet_pytorch(every: usize) -> Vec<(RgbImage, Vec<Detection>)> {
+    let fixture = facepipe_test_support::fixture("mtcnn.json");
+    let number = |value: &Value| value.as_f64().unwrap() as f32;
+    let mut found = Vec::new();
+    for (index, (name, faces)) in fixture["images"].as_object().unwrap().iter().enumerate() {
+        if !name.starts_with("scenes") && index % every != 0 {
+            continue;
+        }
+        let Some(path) = facepipe_test_support::find(name) else { continue };
+        let face = |face: &Value| Detection {
+            left: number(&face["box"][0]),
+            top: number(&face["box"][1]),
+            right: number(&face["box"][2]),
+            bottom: number(&face["box"][3]),
+            score: number(&face["prob"]),
+        };
+        found.push((picture(&path), faces.as_array().unwrap().iter().map(face).collect()));
+    }
+    if found.is_empty() {
+        facepipe_test_support::skip(
+            "none of the pictures of mtcnn.json: set FACEPIPE_MIRROR to a folder that has them",
+        );
+    }
+    found
+}
+
+/// How many of the reference's faces have a box that overlaps by more than `iou`, of how many, and how many boxes are left.
+fn overlapping(reference: &[Detection], found: &[Detection], iou: f32) -> (usize, usize) {
+    let mut left: Vec<&Detection> = found.iter().collect();
+    let mut matched = 0;
+    for expected in reference {
+        if let Some(at) = left.iter().position(|d| d.iou(expected) >= iou) {
+            left.swap_remove(at);
+            matched += 1;
+        }
+    }
+    (matched, left.len())
+}
+
+#[test]
+fn mtcnn_finds_what_facenet_pytorch_finds() {
+    let Some(mut detector) = mtcnn() else { return };
+    // The reference resizes crops by its own rule, which counts where a face has few pixels.
+    let (mut faces, mut matched, mut extra) = (0, 0, 0);
+    for (picture, reference) in facenet_pytorch(10) {
+        let found = detector.detect(&rgb_frame(&picture)).unwrap();
+        let (same, left) = overlapping(&reference, &found, 0.7);
+        (faces, matched, extra) = (faces + reference.len(), matched + same, extra + left);
+    }
+    println!("{faces} faces, {matched} found, {extra} extra");
+    assert!(matched * 100 >= faces * 97, "{matched} of {faces}");
+    assert!(extra * 100 <= faces * 4, "{extra} besides {faces}");
+}
+
+#[test]
+fn mtcnn_finds_a_face_in_every_format_and_with_pixels_that_are_not_square() {
+    let Some(mut detector) = mtcnn() else { return };
+    detector.set_min_face_size(0);
+    let portraits = facenet_pytorch(10).into_iter().filter(|(p, faces)| p.width() == 250 && faces.len() == 1);
+    for (picture, reference) in portraits.take(2) {
+        for format in PixelFormat::ALL {
+            let planes = Planes::of(&picture, format, ColorMatrix::Bt709, ColorRange::Limited, 0);
+            let found = detector.detect(&planes.frame()).unwrap();
+            assert_eq!(overlapping(&reference, &found, 0.75), (1, 0), "{format:?}: {found:?}, {reference:?}");
+        }
+        let narrow = image::imageops::resize(&picture, 125, 250, image::imageops::FilterType::Triangle);
+        let found = detector.detect(&rgb_frame(&narrow).with_pixel_aspect(2, 1)).unwrap();
+        let wide: Vec<Detection> =
+            found.iter().map(|d| Detection { left: 2.0 * d.left, right: 2.0 * d.right, ..*d }).collect();
+        assert_eq!(overlapping(&reference, &wide, 0.75), (1, 0), "{found:?}, {reference:?}");
+    }
+}
+
+#[test]
+fn mtcnn_looks_for_faces_from_the_size_on_that_it_is_told() {
+    let Some(mut detector) = mtcnn() else { return };
+    let Some(path) = facepipe_test_support::find("scenes/multiface.jpg") else {
+        return facepipe_test_support::skip("no scenes/multiface.jpg: run `facepipe models fetch`");
+    };
+    let picture = picture(&path);
+    let all = detector.detect(&rgb_frame(&picture)).unwrap();
+    let size = |d: &Detection| (d.right - d.left).max(d.bottom - d.top);
+    let smallest = all.iter().map(size).fold(f32::MAX, f32::min);
+    detector.set_min_face_size((2.0 * smallest) as u32);
+    let large = detector.detect(&rgb_frame(&picture)).unwrap();
+    assert!(large.len() < all.len(), "{} of {}", large.len(), all.len());
+    assert!(large.iter().all(|d| size(d) > smallest), "{smallest}: {large:?}");
+    for side in [1, 2, 16, 40] {
+        let pixels = vec![90; side * side * 3];
+        let tiny = facepipe_detector::Frame::rgb(&pixels, side as u32, side as u32).unwrap();
+        assert!(detector.detect(&tiny).unwrap().is_empty(), "a frame of {side} pixels");
+    }
+}
+
 #[test]
 fn rfb_320_finds_99_percent_of_the_reference_from_rgb() {
     if let Some(tally) = tally("version-RFB-320", from_rgb) {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use facepipe_detector::{Detection, Detector, DetectorConfig, DetectorError, Scene, models};
+use facepipe_detector::{Detection, Detector, DetectorConfig, DetectorError, Family, Scene, models};
 use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_base::{
     prelude::*,
@@ -67,8 +67,10 @@ const MAX_LATE: u64 = 30;
 #[derive(Debug, Clone)]
 struct Settings {
     model: String,
-    score_threshold: f32,
-    low_score_threshold: f32,
+    /// Unset: the model's.
+    score_threshold: Option<f32>,
+    /// Unset: the model's.
+    low_score_threshold: Option<f32>,
     nms_threshold: f32,
     interval: u32,
     /// 0: no limit.
@@ -89,8 +91,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model: AUTO.into(),
-            score_threshold: 0.6,
-            low_score_threshold: 0.3,
+            score_threshold: None,
+            low_score_threshold: None,
             nms_threshold: 0.3,
             interval: 1,
             max_fps: 0.0,
@@ -108,11 +110,20 @@ impl Default for Settings {
 }
 
 impl Settings {
-    fn selection(&self) -> Selection {
+    fn score_threshold(&self, family: Family) -> f32 {
+        self.score_threshold.unwrap_or_else(|| family.score_threshold())
+    }
+
+    fn low_score_threshold(&self, family: Family) -> f32 {
+        self.low_score_threshold.unwrap_or_else(|| family.low_score_threshold())
+    }
+
+    fn selection(&self, family: Family) -> Selection {
+        let score_threshold = self.score_threshold(family);
         Selection {
-            score_threshold: self.score_threshold,
+            score_threshold,
             // Candidates are what does not even reach the faces' own threshold.
-            lowest: self.low_score_threshold.min(self.score_threshold),
+            lowest: self.low_score_threshold(family).min(score_threshold),
             nms_threshold: self.nms_threshold,
             max_faces: self.max_faces,
             min_size: self.min_face_size,
@@ -298,6 +309,7 @@ pub struct FaceDetect {
     state: Mutex<Option<State>>,
     // Apart from the state, which is locked while the network runs.
     stats: Mutex<Stats>,
+    family: Mutex<Option<Family>>,
     lateness: Mutex<Lateness>,
 }
 
@@ -314,6 +326,12 @@ impl FaceDetect {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// That of the model that was opened last.
+    fn family(&self) -> Family {
+        let family = *self.family.lock().unwrap_or_else(PoisonError::into_inner);
+        family.unwrap_or(Family::UltraLight)
+    }
+
     fn lateness(&self) -> MutexGuard<'_, Lateness> {
         self.lateness.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -322,12 +340,20 @@ impl FaceDetect {
     fn open(&self, open: &mut Option<OpenDetector>, longer_side: Option<u32>) -> Result<(), DetectorError> {
         let settings = self.settings().clone();
         let folders = self.plugin_folder();
-        let model = models::resolve(&settings.model, longer_side, &folders)?;
+        let choice = models::choose(&settings.model, longer_side, &folders)?;
+        let model = choice.path;
         if open.as_ref().is_some_and(|open| open.model == model) {
             return Ok(());
         }
+        if let (Some(name), Some(wanted)) = (&choice.name, &choice.instead_of) {
+            let text = format!("model {wanted} is not installed, so {name} is used: {}", price(name));
+            gst::warning!(CAT, imp = self, "{text}");
+            // gst-launch-1.0 prints the details alone.
+            gst::element_imp_info!(self, gst::LibraryError::Settings, ("{text}"), ["{text}"]);
+        }
         let tensor_rt = settings.execution_provider == ExecutionProvider::TensorRt;
-        let engine_cache = tensor_rt.then(|| settings.engine_cache.unwrap_or_else(engine::default_cache));
+        let engine_cache =
+            tensor_rt.then(|| settings.engine_cache.clone().unwrap_or_else(engine::default_cache));
         let notice = engine_cache
             .as_deref()
             .map(|cache| BuildNotice::begin(self.obj().upcast_ref(), &model, cache, engine::PERIOD));
@@ -335,8 +361,9 @@ impl FaceDetect {
             model: model.clone(),
             threads: usize::try_from(settings.threads).unwrap_or(1),
             execution_provider: settings.execution_provider.into(),
-            score_threshold: settings.score_threshold,
+            score_threshold: settings.score_threshold(Family::of(&model)),
             nms_threshold: settings.nms_threshold,
+            min_face_size: settings.min_face_size,
             // The settings choose among all that were found, to know how many they leave out.
             max_faces: 0,
             engine_cache,
@@ -344,6 +371,7 @@ impl FaceDetect {
         })?;
         drop(notice);
         gst::info!(CAT, imp = self, "opened {}, input {:?}", model.display(), detector.input_size());
+        *self.family.lock().unwrap_or_else(PoisonError::into_inner) = Some(detector.family());
         *open = Some(OpenDetector { model, detector });
         Ok(())
     }
@@ -392,7 +420,7 @@ impl FaceDetect {
             gst::error_msg!(gst::ResourceError::Read, ("a frame cannot be mapped for reading"))
         })?;
         let described = frame::describe(&mapped).map_err(|e| error_message(&e))?;
-        let selection = settings.selection();
+        let selection = settings.selection(detector.family());
         if settings.motion_threshold > 0.0 {
             let change = scene.change(&described);
             let still = change.is_some_and(|change| change <= settings.motion_threshold);
@@ -406,6 +434,7 @@ impl FaceDetect {
 
         detector.set_score_threshold(selection.lowest).map_err(|e| error_message(&e))?;
         detector.set_nms_threshold(selection.nms_threshold).map_err(|e| error_message(&e))?;
+        detector.set_min_face_size(settings.min_face_size);
         let detections = detector.detect(&described).map_err(|e| error_message(&e))?;
         let found = selection.select(&detections, (info.width(), info.height()), frame::stretch(info));
         *last = Some(Last { number, selection, found: found.clone() });
@@ -471,6 +500,18 @@ impl FaceDetect {
             gst::debug!(CAT, imp = self, "the frame of {due} came late, at {now:?}");
         }
         late
+    }
+}
+
+/// What a model costs that `auto` took instead of another one.
+fn price(model: &str) -> &'static str {
+    match model {
+        "mtcnn" => {
+            "it finds about as many faces, for several times the work, and on the CPU only. Where that is too slow, \
+             interval, max-fps or a larger min-face-size help, or `facepipe models fetch detector`"
+        }
+        "rfb-640" => "it finds smaller faces, for several times the work",
+        _ => "it misses small faces. `facepipe models fetch detector` gets the other",
     }
 }
 
@@ -541,30 +582,32 @@ impl ObjectImpl for FaceDetect {
                 glib::ParamSpecString::builder("model")
                     .nick("Model")
                     .blurb(
-                        "Detector: a name (rfb-320, rfb-640, slim-320), the path of an .onnx file, or auto, which is \
-                         rfb-640 for frames whose longer side has at least 1280 square pixels and rfb-320 for smaller \
-                         ones",
+                        "Detector: a name (rfb-320, rfb-640, slim-320, mtcnn), the path of an .onnx file or of a pnet.pt \
+                         beside rnet.pt and onet.pt, or auto: the first that is installed of rfb-640, mtcnn, rfb-320, \
+                         slim-320 for frames whose longer side has at least 1280 square pixels, of rfb-320, slim-320, \
+                         rfb-640, mtcnn for smaller ones",
                     )
                     .default_value(Some(AUTO))
                     .mutable_ready()
                     .build(),
                 glib::ParamSpecFloat::builder("score-threshold")
                     .nick("Score threshold")
-                    .blurb("Faces must score more than this")
+                    .blurb("Faces must score more than this. Unless it is set, it is the model's: 0.6, of mtcnn 0.8")
                     .minimum(0.0)
                     .maximum(1.0)
-                    .default_value(defaults.score_threshold)
+                    .default_value(Family::UltraLight.score_threshold())
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecFloat::builder("low-score-threshold")
                     .nick("Low score threshold")
                     .blurb(
                         "What scores more than this and not enough for a face is attached as face-candidate, which \
-                         only facetrack reads: it may continue a track, never begin one (1 = none)",
+                         only facetrack reads: it may continue a track, never begin one (1 = none). Unless it is set, it \
+                         is the model's: 0.3, of mtcnn 0.5",
                     )
                     .minimum(0.0)
                     .maximum(1.0)
-                    .default_value(defaults.low_score_threshold)
+                    .default_value(Family::UltraLight.low_score_threshold())
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecFloat::builder("nms-threshold")
@@ -595,7 +638,11 @@ impl ObjectImpl for FaceDetect {
                     .build(),
                 glib::ParamSpecUInt::builder("min-face-size")
                     .nick("Minimum face size")
-                    .blurb("Leave out faces whose shorter side is less than this (square pixels)")
+                    .blurb(
+                        "Leave out faces whose shorter side is less than this (square pixels). With mtcnn it also says \
+                         how closely to look, and the time goes with its inverse square; 0 is 1/27 of the frame's \
+                         shorter side there, at least 20",
+                    )
                     .default_value(defaults.min_face_size)
                     .mutable_playing()
                     .build(),
@@ -681,8 +728,8 @@ impl ObjectImpl for FaceDetect {
                 let model: Option<String> = value.get().unwrap_or_default();
                 settings.model = model.filter(|m| !m.is_empty()).unwrap_or_else(|| AUTO.into());
             }
-            ("score-threshold", value) => set(&mut settings.score_threshold, value),
-            ("low-score-threshold", value) => set(&mut settings.low_score_threshold, value),
+            ("score-threshold", value) => settings.score_threshold = value.get().ok(),
+            ("low-score-threshold", value) => settings.low_score_threshold = value.get().ok(),
             ("nms-threshold", value) => set(&mut settings.nms_threshold, value),
             ("interval", value) => set(&mut settings.interval, value),
             ("max-fps", value) => set(&mut settings.max_fps, value),
@@ -706,8 +753,8 @@ impl ObjectImpl for FaceDetect {
         let settings = self.settings();
         match pspec.name() {
             "model" => settings.model.to_value(),
-            "score-threshold" => settings.score_threshold.to_value(),
-            "low-score-threshold" => settings.low_score_threshold.to_value(),
+            "score-threshold" => settings.score_threshold(self.family()).to_value(),
+            "low-score-threshold" => settings.low_score_threshold(self.family()).to_value(),
             "nms-threshold" => settings.nms_threshold.to_value(),
             "interval" => settings.interval.to_value(),
             "max-fps" => settings.max_fps.to_value(),

@@ -5,7 +5,7 @@
  * @title: facedetect
  * @short_description: Finds faces and attaches them to the frames as metadata
  *
- * `facedetect` runs an Ultra-Light face detector in ONNX Runtime on each frame and attaches one
+ * `facedetect` runs an Ultra-Light face detector (or MTCNN) in ONNX Runtime on each frame and attaches one
  * `GstVideoRegionOfInterestMeta` per face: `roi_type` `face`, the bounding box in pixels, and a parameter
  * structure `detection` with `confidence` (double, 0 to 1) and `label_name` (`face`). The pixels are never
  * touched, and no colour conversion is needed before the element: it reads what decoders and cameras deliver, NV12,
@@ -22,6 +22,18 @@
  *
  * Boxes that score between `low-score-threshold` and `score-threshold` are attached with the `roi_type`
  * `face-candidate`. They are for `facetrack`, which turns those that continue a track into faces.
+ *
+ * ## Models
+ *
+ * `model=auto` takes the first that is installed of `rfb-640`, `mtcnn`, `rfb-320`, `slim-320` for frames whose longer side has
+ * at least 1280 pixels, and of `rfb-320`, `slim-320`, `rfb-640`, `mtcnn` for smaller ones. Where that is not the first, an info
+ * message and the log say which it is and what that costs. The Ultra-Light models are a file each, and look at the whole
+ * frame, stretched to their input. `mtcnn` runs the three networks of the backend's detector (`pnet.pt`, `rnet.pt`, `onet.pt`),
+ * which come from PyPI as well: it takes several times the work of `rfb-640`, finds about as many faces, and takes less for a
+ * face that is none. It runs on the CPU only. What it takes goes with `min-face-size`: twice the size is a quarter of the work.
+ *
+ * Scores of different models are not the same: unless they are set, `score-threshold` and `low-score-threshold` are 0.6 and
+ * 0.3 for the Ultra-Light models, 0.8 and 0.5 for `mtcnn`.
  *
  * ## Not every frame is searched
  *
