@@ -37,7 +37,7 @@ impl Family {
     pub const fn score_threshold(self) -> f32 {
         match self {
             Self::UltraLight => 0.6,
-            Self::Mtcnn => 0.8,
+            Self::Mtcnn => 0.9,
         }
     }
 

@@ -592,7 +592,7 @@ impl ObjectImpl for FaceDetect {
                     .build(),
                 glib::ParamSpecFloat::builder("score-threshold")
                     .nick("Score threshold")
-                    .blurb("Faces must score more than this. Unless it is set, it is the model's: 0.6, of mtcnn 0.8")
+                    .blurb("Faces must score more than this. Unless it is set, it is the model's: 0.6, of mtcnn 0.9")
                     .minimum(0.0)
                     .maximum(1.0)
                     .default_value(Family::UltraLight.score_threshold())

@@ -33,7 +33,7 @@
  * face that is none. It runs on the CPU only. What it takes goes with `min-face-size`: twice the size is a quarter of the work.
  *
  * Scores of different models are not the same: unless they are set, `score-threshold` and `low-score-threshold` are 0.6 and
- * 0.3 for the Ultra-Light models, 0.8 and 0.5 for `mtcnn`.
+ * 0.3 for the Ultra-Light models, 0.9 and 0.5 for `mtcnn`.
  *
  * ## Not every frame is searched
  *

@@ -305,7 +305,9 @@ impl Machine {
                 self.push(call(&function, &arguments)?);
             }
             other => {
-                return Err(format!("its pickle has the instruction {other:#04x}, which no state dict needs"));
+                return Err(format!(
+                    "its pickle has the instruction {other:#04x}, which no state dict needs"
+                ));
             }
         }
         Ok(None)
