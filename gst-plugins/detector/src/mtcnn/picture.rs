@@ -196,13 +196,17 @@ mod tests {
             let mut cut = vec![0.0; 3 * width * height];
             pictures.cut(rect, width, height, &mut cut);
             let [left, top, right, bottom] = rect;
+            // Where a part ends within a pixel, that pixel counts as if it had one value all over.
+            let part = (right - left) / float(width) + (bottom - top) / float(height);
             for (at, value) in cut.iter().enumerate() {
                 let (plane, x, y) = (at / (width * height), at % width, at / width % height);
                 let x = left + (float(x) + 0.5) * (right - left) / float(width);
                 let y = top + (float(y) + 0.5) * (bottom - top) / float(height);
                 let expected = [x, y, x + y][plane];
-                // 384 pixels to 12 are steps of 32, and the smallest picture has half of that.
-                assert!((value - expected).abs() < 0.01, "{rect:?} to {width}: {value}, expected {expected}");
+                assert!(
+                    (value - expected).abs() < part / 8.0,
+                    "{rect:?} to {width}: {value}, expected {expected}"
+                );
             }
         }
     }
