@@ -30,7 +30,8 @@ fn draw(svg: &mut String, groups: &[&[Measured]]) -> Result<(), Box<dyn std::err
         .margin(12)
         .x_label_area_size(34)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..groups.len() as f64, (floor..10.0).log_scale())?;
+        // The legend has the topmost decade for itself.
+        .build_cartesian_2d(0.0..groups.len() as f64, (floor..100.0).log_scale())?;
     let names: Vec<String> =
         groups.iter().map(|g| g.first().map(|m| m.video.clone()).unwrap_or_default()).collect();
     let name = |at: &f64| {
@@ -64,7 +65,7 @@ fn draw(svg: &mut String, groups: &[&[Measured]]) -> Result<(), Box<dyn std::err
             .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], color.filled()));
         chart.draw_series(rates.iter().map(|&(index, mbps)| {
             let text = if mbps >= 1.0 { format!("{mbps:.1}") } else { format!("{mbps:.3}") };
-            Text::new(text, (left(index) + 0.02, mbps * 1.25), ("sans-serif", 13))
+            Text::new(text, (left(index) + 0.02, mbps * 1.35), ("sans-serif", 13))
         }))?;
     }
     chart
