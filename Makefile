@@ -15,7 +15,7 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: help setup debian-packages test-packages bench-packages build models plugins demo test cross lint images audit fmt bench clean
+.PHONY: docs help setup debian-packages test-packages bench-packages build models plugins demo test cross lint images audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,12 +45,18 @@ test: test-packages setup lint ## formatting, lints, licences, unit, parity, ele
 	@scripts/models.sh $(FACEPIPE) dlib-resnet
 	@scripts/test.sh
 
+docs: ## the guide, one site that can be searched and needs no network, into target/guide
+	@scripts/packages.sh
+	@cargo build --workspace --lib --bins --locked
+	@scripts/guide.sh "$(TARGET)/debug" "$(TARGET)/guide"
+
 cross: debian-packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run
 	@scripts/cross.sh
 
 lint: test-packages $(CARGO_DENY)
 	@shellcheck --external-sources scripts/*.sh pipelines/*.sh
 	@cargo fmt --all --check
+	@scripts/guide.py check
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@$(CARGO_DENY) --log-level error check bans licenses sources
 	@scripts/deploy-check.sh

@@ -1,4 +1,4 @@
-//! The pipelines of the README and of the elements' pages, as they are written there, by `gst-launch-1.0`, against the
+//! The pipelines of the README, of docs/first-steps.md and of the elements' pages, as they are written there, by `gst-launch-1.0`, against the
 //! real backend.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
@@ -13,12 +13,18 @@ use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_que
 use facepipe_test_support::{models_dir, require, workspace_root};
 use facepipe_tests::{Backend, build_dir};
 
-/// The `gst-launch-1.0` commands of the README's shell blocks, continued lines joined.
-fn readme_pipelines() -> Vec<String> {
-    let readme = fs::read_to_string(workspace_root().join("README.md")).unwrap().replace("\\\n", " ");
-    let pipelines: Vec<String> =
-        readme.lines().filter(|line| line.starts_with("gst-launch-1.0")).map(str::to_owned).collect();
-    assert_eq!(pipelines.len(), 5, "the README shows five pipelines");
+/// The `gst-launch-1.0` commands of a page's shell blocks, continued lines joined.
+fn pipelines_of(page: &str) -> Vec<String> {
+    let text = fs::read_to_string(workspace_root().join(page)).unwrap().replace("\\\n", " ");
+    text.lines().filter(|line| line.starts_with("gst-launch-1.0")).map(str::to_owned).collect()
+}
+
+/// Those of the first steps, among which are the README's.
+fn first_pipelines() -> Vec<String> {
+    let (readme, pipelines) = (pipelines_of("README.md"), pipelines_of("docs/first-steps.md"));
+    assert_eq!((readme.len(), pipelines.len()), (2, 5), "README.md and docs/first-steps.md");
+    let other = readme.iter().find(|pipeline| !pipelines.contains(pipeline));
+    assert_eq!(other, None, "docs/first-steps.md lacks a pipeline of README.md");
     pipelines
 }
 
@@ -52,7 +58,7 @@ struct Stored {
     keys: i64,
 }
 
-/// Detections of the camera and place that the README names, and how many different crops they came from.
+/// Detections of the camera and place that the pages name, and how many different crops they came from.
 fn stored(backend: &Backend) -> Stored {
     let path = backend.data_dir().join("facepipe.db");
     let mut database = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
@@ -127,7 +133,7 @@ fn the_pipelines_of_the_elements_pages_run_as_written() {
 }
 
 #[test]
-fn the_pipelines_of_the_readme_run_as_written() {
+fn the_pipelines_of_the_first_steps_run_as_written() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let backend = Backend::start(weights.parent().unwrap());
@@ -136,7 +142,7 @@ fn the_pipelines_of_the_readme_run_as_written() {
     // Every face of every frame, and the best pictures of each track.
     let (mut every, mut best) = (0, 0);
     let mut already = 0;
-    for pipeline in readme_pipelines() {
+    for pipeline in first_pipelines() {
         let command = ["filesrc location=street.mp4", "rtspsrc location=rtsp://camera/stream", "v4l2src"]
             .iter()
             .fold(pipeline.clone(), |command, source| command.replace(source, &video))

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# guide.sh BUILD_DIR OUT
+# Builds the guide from the programs and the plugin in BUILD_DIR: by the mdBook of the PATH where that is a 0.5, else by one
+# that is installed into .runtime/tools/guide.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mdbook=$(command -v mdbook || true)
+if [[ -z $mdbook || $("$mdbook" --version) != "mdbook v0.5."* ]]; then
+    scripts/python-tool.sh guide
+    mdbook=.runtime/tools/guide/bin/mdbook
+fi
+exec scripts/guide.py build "$mdbook" "$1" "$2"
