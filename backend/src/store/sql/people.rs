@@ -190,12 +190,7 @@ impl Database {
             for person in embedded.filter(contradicted).select(images::person_id).load::<i64>(connection)? {
                 usable.entry(person).and_modify(|images| *images -= 1);
             }
-            let counts: HashMap<i64, i64> = images::table
-                .group_by(images::person_id)
-                .select((images::person_id, count_star()))
-                .load::<(i64, i64)>(connection)?
-                .into_iter()
-                .collect();
+            let counts = images_by_person(connection)?;
             let rows = people::table
                 .select((
                     (people::id, people::face_id, people::created_at, people::public_id),
@@ -513,13 +508,14 @@ impl Database {
     }
 }
 
+/// How many images each person has who has any, by the person's row.
+fn images_by_person(connection: &mut AnyConnection) -> Result<HashMap<i64, i64>, StoreError> {
+    let counted = images::table.group_by(images::person_id).select((images::person_id, count_star()));
+    Ok(counted.load::<(i64, i64)>(connection)?.into_iter().collect())
+}
+
 fn enrolled(connection: &mut AnyConnection) -> Result<Vec<Enrolled>, StoreError> {
-    let images: HashMap<i64, i64> = images::table
-        .group_by(images::person_id)
-        .select((images::person_id, count_star()))
-        .load::<(i64, i64)>(connection)?
-        .into_iter()
-        .collect();
+    let images = images_by_person(connection)?;
     let rows = people::table
         .order(people::face_id)
         .select((people::id, people::created_at, people::public_id))
