@@ -40,6 +40,7 @@ pub mod facesink_http;
 pub mod facetrack;
 pub mod facts;
 pub mod frame;
+mod meta;
 pub mod results;
 pub mod roi;
 pub mod searched;

@@ -1,12 +1,14 @@
 //! The mark by which a frame says whether somebody has looked for faces in it: without it, a frame in which
 //! nobody was found is like one that nobody searched.
 //!
-//! It is a `GstMeta` of our own, since GStreamer's custom metas came with 1.20. It has no tags, so elements that
+//! It is a `GstMeta` of our own. It has no tags, so elements that
 //! copy or convert frames hand it on.
 
-use std::{ffi::c_char, fmt, mem, ptr, sync::OnceLock};
+use std::{fmt, sync::OnceLock};
 
 use gst::{glib, glib::translate::*, prelude::*};
+
+use crate::meta::Registered;
 
 const API: &std::ffi::CStr = c"GstFacepipeSearchedMetaAPI";
 const IMPLEMENTATION: &std::ffi::CStr = c"GstFacepipeSearchedMeta";
@@ -17,14 +19,8 @@ pub fn mark(buffer: &mut gst::BufferRef, searched: bool) {
         meta.0.searched = searched.into_glib();
         return;
     }
-    let Some(info) = registered() else { return };
-    // SAFETY: `info` is registered with the size of `Raw`, so what is returned, unless null, points to a `Raw`
-    // within the buffer, which is writable and outlives this borrow. `init` has set every field.
-    unsafe {
-        let meta = gst::ffi::gst_buffer_add_meta(buffer.as_mut_ptr(), info.0, ptr::null_mut()).cast::<Raw>();
-        if let Some(meta) = meta.as_mut() {
-            meta.searched = searched.into_glib();
-        }
+    if let Some(meta) = registered().and_then(|registered| registered.add(buffer)) {
+        meta.searched = searched.into_glib();
     }
 }
 
@@ -52,8 +48,7 @@ unsafe impl MetaAPI for SearchedMeta {
     type GstType = Raw;
 
     fn meta_api() -> glib::Type {
-        // SAFETY: a registered information is never freed.
-        registered().map_or(glib::Type::INVALID, |info| unsafe { from_glib((*info.0).api) })
+        registered().map_or(glib::Type::INVALID, Registered::api)
     }
 }
 
@@ -63,38 +58,12 @@ impl fmt::Debug for SearchedMeta {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Info(*const gst::ffi::GstMetaInfo);
-
-// SAFETY: it is written once, by GStreamer, before anybody has the pointer.
-unsafe impl Send for Info {}
-// SAFETY: as above.
-unsafe impl Sync for Info {}
-
-/// Registers the meta once per process. `None` only if GStreamer refuses, of which it then warns.
-fn registered() -> Option<Info> {
-    static INFO: OnceLock<Option<Info>> = OnceLock::new();
-    *INFO.get_or_init(|| {
-        // SAFETY: names and list of tags are terminated, the size is that of what the functions below expect. The
-        // linked library and the plugin may both be in a process: the second takes what the first registered.
-        unsafe {
-            let present = gst::ffi::gst_meta_get_info(IMPLEMENTATION.as_ptr());
-            if !present.is_null() {
-                return Some(Info(present));
-            }
-            let mut tags: [*const c_char; 1] = [ptr::null()];
-            let api = gst::ffi::gst_meta_api_type_register(API.as_ptr(), tags.as_mut_ptr());
-            let info = gst::ffi::gst_meta_register(
-                api,
-                IMPLEMENTATION.as_ptr(),
-                mem::size_of::<Raw>(),
-                Some(init),
-                None,
-                Some(transform),
-            );
-            (!info.is_null()).then_some(Info(info))
-        }
-    })
+/// Registers the meta once per process.
+fn registered() -> Option<Registered<Raw>> {
+    static REGISTERED: OnceLock<Option<Registered<Raw>>> = OnceLock::new();
+    // SAFETY: `Raw` begins with a `GstMeta`, and the functions are its own.
+    *REGISTERED
+        .get_or_init(|| unsafe { Registered::new(API, IMPLEMENTATION, &[], Some(init), Some(transform)) })
 }
 
 unsafe extern "C" fn init(
