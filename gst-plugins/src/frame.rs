@@ -4,6 +4,7 @@
 use facepipe_detector::{
     ChromaSite, ColorMatrix, ColorRange, DetectorError, Frame, PixelFormat, square_pixels,
 };
+use gst_base::{prelude::*, subclass::prelude::*};
 use gst_video::{
     VideoChromaSite, VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo, prelude::*,
 };
@@ -11,6 +12,26 @@ use gst_video::{
 /// Caps of the raw video, in system memory, for pad templates.
 pub fn raw_video_caps() -> gst::Caps {
     gst_video::VideoCapsBuilder::new().format_list(PixelFormat::ALL.map(video_format)).build()
+}
+
+/// Answers how frames may be allocated for an element through which they pass as they are: what may be done with them is for the
+/// elements behind it to say, and for the element itself only where those say nothing.
+///
+/// # Errors
+/// Those of the element's base class.
+pub fn propose_allocation_of_what_follows<T>(
+    element: &T,
+    decide_query: Option<&gst::query::Allocation>,
+    query: &mut gst::query::Allocation,
+) -> Result<(), gst::LoggableError>
+where
+    T: BaseTransformImpl,
+    T::Type: IsA<gst_base::BaseTransform>,
+{
+    if !element.obj().upcast_ref::<gst_base::BaseTransform>().src_pad().peer_query(query) {
+        element.parent_propose_allocation(decide_query, query)?;
+    }
+    Ok(())
 }
 
 /// The names of the formats, for messages.

@@ -883,11 +883,7 @@ impl BaseTransformImpl for FaceDetect {
         decide_query: Option<&gst::query::Allocation>,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        // The frames pass as they are, so what may be done with them is for the elements behind to say.
-        if !self.obj().src_pad().peer_query(query) {
-            self.parent_propose_allocation(decide_query, query)?;
-        }
-        Ok(())
+        frame::propose_allocation_of_what_follows(self, decide_query, query)
     }
 
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
