@@ -3,6 +3,7 @@
 
     guide.py check                   whether the guide names every page and no link of a page is dead; needs nothing built
     guide.py build MDBOOK BUILD OUT  builds it from the programs and the plugin in BUILD (target/debug) into OUT
+    guide.py sources BUILD OUT       only what mdBook takes, into the new folder OUT
 
 What is made here is Markdown for mdBook, in the order of docs/guide/SUMMARY.md. Pages of the repository keep their links:
 those to other pages lead to them, those to any other file to a copy of it in the site. The elements' pages are from
@@ -336,7 +337,7 @@ def elements(build):
         text = [f"# {name}", "", details["Description"] + ".", "", documented[name], ""]
         text += ["## Pads", ""]
         pads = "\n".join(line[2:].rstrip() for line in parts["Pad Templates"]).strip("\n")
-        text += ["```caps", re.sub(r"\(string\)", "", pads), "```", ""]
+        text += ["```text", re.sub(r"\(string\)", "", pads), "```", ""]
         own = [(key, lines) for key, lines in properties(parts["Element Properties"]) if key not in ("name", "parent")]
         text += ["## Properties", "", *(describe_property(key, lines) for key, lines in own)]
         for heading, lines in parts.items():
@@ -678,6 +679,9 @@ def main(arguments):
             check()
         case ["build", mdbook, build, out]:
             build_site(mdbook, build, out)
+        case ["sources", build, out]:
+            Path(out).mkdir(parents=True)
+            Book(Path(out), Path(build).resolve()).make()
         case _:
             raise Problem(__doc__)
 

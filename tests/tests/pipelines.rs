@@ -11,7 +11,7 @@ use std::{
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{models_dir, require, workspace_root};
-use facepipe_tests::{Backend, build_dir};
+use facepipe_tests::{Backend, build_dir, program};
 
 /// The `gst-launch-1.0` commands of a page's shell blocks, continued lines joined.
 fn pipelines_of(page: &str) -> Vec<String> {
@@ -196,4 +196,80 @@ fn a_camera_s_token_gets_its_crops_in() {
     let sink = format!("facesink-http backend-url={} camera-id=gate-1 camera-location=Lobby", backend.url());
     shell(folder.path(), &format!("gst-launch-1.0 -q {crops} ! {sink} token-file=token"));
     assert!(stored(&backend).detections > 0);
+}
+
+/// Runs the script of the guide that is in a checkout; what it says where it fails.
+fn guide(checkout: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output =
+        Command::new("python3").arg(checkout.join("scripts/guide.py")).args(arguments).output().unwrap();
+    let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
+}
+
+#[test]
+fn the_guide_finds_dead_links_and_pages_that_nobody_is_led_to() {
+    guide(&workspace_root(), &["check"]).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    fs::create_dir(folder.path().join("scripts")).unwrap();
+    fs::copy(workspace_root().join("scripts/guide.py"), folder.path().join("scripts/guide.py")).unwrap();
+    write("docs/guide/SUMMARY.md", "# Summary\n\n[R](../../README.md)\n\n- [A](../a.md)\n");
+    write("docs/a.md", "# A\n\n## Two `words`\n\n```\n[code](none.md)\n```\n\n[up](../README.md#r)\n");
+    write("docs/p.svg", "<svg/>");
+    write(
+        "README.md",
+        "# R\n\n[a](docs/a.md#two-words), ![p](docs/p.svg), `[code](none.md)`, [web](https://x.example/y)\n",
+    );
+    guide(folder.path(), &["check"]).unwrap();
+
+    write("docs/b.md", "# B\n\n[a](a.md#three)\n[b](none.md)\n![c](none.png)\n");
+    let said = guide(folder.path(), &["check"]).unwrap_err();
+    for problem in [
+        "SUMMARY.md lacks docs/b.md",
+        "docs/b.md:3: a dead link: docs/a.md has no heading #three",
+        "docs/b.md:4: a dead link: there is no none.md",
+        "docs/b.md:5: a dead link: there is no none.png",
+    ] {
+        assert!(said.contains(problem), "{problem}: {said}");
+    }
+}
+
+#[test]
+fn the_guide_has_every_element_command_and_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = folder.path().join("sources");
+    // Built, or told to be.
+    let _ = (program("facepipe"), program("facepipe-backend"));
+    guide(&workspace_root(), &["sources", build_dir().to_str().unwrap(), sources.to_str().unwrap()]).unwrap();
+    let page = |name: &str| fs::read_to_string(sources.join("src").join(name)).unwrap();
+
+    let detector = page("elements/facedetect.md");
+    for part in [
+        "# facedetect\n",
+        "### `score-threshold`",
+        "default `0.6`",
+        "| `tensorrt` |",
+        "```sh\ngst-launch-1.0",
+    ] {
+        assert!(detector.contains(part), "{part}: {detector}");
+    }
+    let summary = page("SUMMARY.md");
+    for element in ["facedetect", "facetrack", "facecrop", "facesink-http", "faceoverlay"] {
+        assert!(summary.contains(&format!("    - [{element}](elements/{element}.md)")), "{summary}");
+    }
+    assert!(page("programs/facepipe.md").contains("## `facepipe enroll folder`"));
+    assert!(page("programs/facepipe-backend.md").contains("## `facepipe-backend restore`"));
+    let dataset = page("api/dataset.md");
+    assert!(dataset.contains("## POST `/dataset/{id}/image`") && dataset.contains("`duplicate_image`"));
+    // Links lead to where pages and files lie in the guide.
+    assert!(
+        page("index.md").contains("](deploy.md)")
+            && page("pipelines/index.md").contains("](../operating.md#")
+    );
+    assert!(page("openapi.json").starts_with('{'));
 }
