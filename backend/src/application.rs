@@ -271,7 +271,8 @@ impl Application {
         let trainer_of_calls = trainer.clone();
         let database_of_all = database.clone();
         let public_url = config.public_url()?;
-        let document = api::document_at(public_url.as_deref());
+        let document =
+            api::document_at(public_url.as_deref(), config.guide().join(Config::GUIDE_PAGE).is_file());
         let state = api::State {
             public_url,
             document: document.into(),

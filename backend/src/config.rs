@@ -1,6 +1,10 @@
 //! Everything that can be configured: built-in defaults, under a file, under the environment, under flags.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
@@ -122,6 +126,9 @@ pub struct Config {
     /// Where clients find the server, `https://example.org/faces`, where that is not what they would take from the
     /// request: behind a proxy that takes a path away. None by default.
     pub public_url: Option<String>,
+    /// Folder of the guide that `/docs/guide` serves, as `make docs` builds it. By default
+    /// [`GUIDE_DIR`](Self::GUIDE_DIR), where that is there.
+    pub guide_dir: Option<PathBuf>,
     /// Seconds that a server that is to stop goes on serving while `/readyz` says 503, so that no load balancer sends
     /// anything when its port closes. 0 by default.
     pub drain_delay_s: u64,
@@ -238,6 +245,7 @@ impl Default for Config {
             keep_alive_s: 75,
             cors_origins: Vec::new(),
             public_url: None,
+            guide_dir: None,
             drain_delay_s: 0,
             shutdown_timeout_s: 30,
             results_url: None,
@@ -546,6 +554,11 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_PUBLIC_URL", value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     public_url: Option<String>,
+    /// Folder of the guide that /docs/guide serves, as `make docs` builds it
+    /// [default: /usr/share/facepipe/guide, where a package has installed it]
+    #[arg(long, env = "FACEPIPE_GUIDE_DIR", value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guide_dir: Option<PathBuf>,
     /// Seconds that a server that is to stop goes on serving while /readyz says 503 [default: 0]
     #[arg(long, env = "FACEPIPE_DRAIN_DELAY_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -587,6 +600,11 @@ pub struct Settings {
 }
 
 impl Config {
+    /// Where packages install the guide.
+    pub const GUIDE_DIR: &str = "/usr/share/facepipe/guide";
+    /// The guide's first page.
+    pub(crate) const GUIDE_PAGE: &str = "index.html";
+
     /// Puts defaults, file, environment and flags together and checks the result.
     ///
     /// # Errors
@@ -620,6 +638,14 @@ impl Config {
         self.otlp_endpoint()?;
         self.public_url()?;
         self.cors_origins()?;
+        if let Some(folder) = &self.guide_dir {
+            anyhow::ensure!(
+                folder.join(Self::GUIDE_PAGE).is_file(),
+                "guide_dir is {}, where there is no {}: it must be a folder that `make docs` has built",
+                folder.display(),
+                Self::GUIDE_PAGE
+            );
+        }
         let thresholds = [
             ("match_threshold", self.match_threshold),
             ("verify_threshold", self.verify_threshold),
@@ -713,6 +739,11 @@ impl Config {
     /// It is no URL, or of a scheme other than http and https.
     pub fn otlp_endpoint(&self) -> anyhow::Result<Option<Url>> {
         http_url("otlp_endpoint", self.otlp_endpoint.as_deref())
+    }
+
+    /// The folder of the guide, whether or not it is there.
+    pub fn guide(&self) -> &Path {
+        self.guide_dir.as_deref().unwrap_or(Path::new(Self::GUIDE_DIR))
     }
 
     /// Where clients find the server, without a `/` at its end.

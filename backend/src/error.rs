@@ -27,6 +27,12 @@ pub enum ApiError {
     /// No such path.
     #[error("there is nothing at this path")]
     NotFound,
+    /// No guide is installed where this server looks for it.
+    #[error(
+        "no guide is installed on this server (setting guide_dir): the package facepipe-backend brings it, and \
+         `make docs` builds it from the source; /docs has the API"
+    )]
+    GuideNotInstalled,
     /// Another process of the deployment serves this call.
     #[error("this server's role is {role}, this call is for one whose role is {served_by} or all")]
     OtherRole {
@@ -348,7 +354,7 @@ impl ApiError {
     /// The stable code.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotFound => "not_found",
+            Self::NotFound | Self::GuideNotInstalled => "not_found",
             Self::OtherRole { .. } => "other_role",
             Self::Draining => "draining",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
@@ -461,6 +467,7 @@ impl ApiError {
                 json!({ "model_embedder": model, "embedder": server })
             }
             Self::NotFound
+            | Self::GuideNotInstalled
             | Self::Draining
             | Self::Unauthorized
             | Self::Forbidden
@@ -504,6 +511,7 @@ impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         match self {
             Self::NotFound
+            | Self::GuideNotInstalled
             | Self::OtherRole { .. }
             | Self::PersonNotFound
             | Self::ImageNotFound

@@ -43,10 +43,10 @@ fn allowed(request: &ServiceRequest, tokens: &Arc<Tokens>) -> Result<(), ApiErro
     if may(role, request.method(), request.path()) { Ok(()) } else { Err(ApiError::Forbidden) }
 }
 
-/// Whether a path needs no token: whoever restarts the server or sends it traffic has none, and the document is
-/// public.
+/// Whether a path needs no token: whoever restarts the server or sends it traffic has none, and the document and what
+/// leads to it are public.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/startupz" | "/livez" | "/readyz" | "/openapi.json" | "/docs")
+    matches!(path, "/" | "/startupz" | "/livez" | "/readyz" | "/openapi.json" | "/docs")
         || path.starts_with("/docs/")
 }
 

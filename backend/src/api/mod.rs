@@ -10,7 +10,9 @@ mod database;
 mod dataset;
 mod debug;
 mod detections;
+mod entrance;
 mod form;
+mod guide;
 mod head;
 mod health;
 mod images;
@@ -85,6 +87,8 @@ pub struct State {
 /// Puts the calls and their documentation at their paths, and what answers everything else.
 pub fn configure(config: &mut actix_web::web::ServiceConfig) {
     routes(&mut web::ServiceConfig::from(&mut *config));
+    // Before the page at `/docs`, below which it lies.
+    guide::pages(config);
     openapi::page(config);
     config
         .default_service(web::to(|| async { Err::<&str, _>(ApiError::NotFound) }))
@@ -105,6 +109,11 @@ pub fn configure(config: &mut actix_web::web::ServiceConfig) {
 /// The calls. What is put here must also be described in `openapi/calls.rs`.
 fn routes(config: &mut web::ServiceConfig) {
     config
+        .service(
+            web::resource("/")
+                .route(web::get().to(entrance::enter))
+                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
+        )
         .service(
             web::resource("/dataset")
                 .route(web::get().to(dataset::list))

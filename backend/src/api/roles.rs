@@ -34,9 +34,8 @@ pub async fn serve_role(
 /// The role that the call at a path belongs to; [`ServerRole::All`] for what every process answers about itself.
 pub fn role_of(path: &str) -> ServerRole {
     match path {
-        "/startupz" | "/livez" | "/readyz" | "/openapi.json" | "/docs" | "/debug/IP" | "/debug/node-name" => {
-            ServerRole::All
-        }
+        "/" | "/startupz" | "/livez" | "/readyz" | "/openapi.json" | "/docs" | "/debug/IP"
+        | "/debug/node-name" => ServerRole::All,
         _ if path.starts_with("/docs/") => ServerRole::All,
         _ if path.starts_with("/face-recognition/") => ServerRole::Recognize,
         _ => ServerRole::Manage,

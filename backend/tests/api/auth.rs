@@ -68,7 +68,7 @@ fn calls() -> Vec<(Method, String, bool)> {
 async fn each_call_takes_the_tokens_that_the_document_says() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = start_with_tokens!(folder.path());
-    let open = ["/livez", "/openapi.json", "/readyz", "/startupz"];
+    let open = ["/", "/livez", "/openapi.json", "/readyz", "/startupz"];
     for token in [None, Some(STRANGER), Some(CAMERA), Some(ADMIN)] {
         use_token(&mut server, token);
         for (method, path, is_open) in calls() {

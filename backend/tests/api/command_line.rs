@@ -99,6 +99,9 @@ fn mistakes_in_the_configuration_are_told_by_name() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/none/such.toml"));
     let output = program().args(["--embedder", "arcface"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("arcface"));
+    let output = program().args(["--guide-dir", "/none/such", "--print-config"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("guide_dir is /none/such"));
     let output = program().args(["--results-url", "ftp://api.example", "--print-config"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("results_url"));
 }

@@ -58,6 +58,8 @@ impl Server {
             listen: "127.0.0.1:0".into(),
             metrics_listen: Some("off".into()),
             data_dir: data.path().to_owned(),
+            // Not the one that a package may have installed on this machine.
+            guide_dir: Some(data.path().join("no-guide")),
             database_url: Engine::of_this_run().map(Engine::new_database),
             poll_interval_ms: 100,
             models_dir: models.to_owned(),

@@ -24,10 +24,10 @@ fn address(server: &Server) -> String {
 }
 
 /// An answer as it came over the wire.
-struct Raw {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub struct Raw {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
 }
 
 impl Raw {
@@ -78,6 +78,11 @@ async fn raw(server: &Server, request: Vec<u8>) -> Raw {
         Raw::read_to_end(&mut connection)
     });
     sending.await.unwrap()
+}
+
+/// The answer to GET of a path as it is written here.
+pub async fn raw_get(server: &Server, path: &str) -> Raw {
+    raw(server, format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes()).await
 }
 
 #[tokio::test]

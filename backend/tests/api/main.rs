@@ -18,6 +18,7 @@ mod debug;
 mod deployment;
 mod detections;
 mod duplicates;
+mod guide;
 mod helpers;
 mod http;
 mod jobs;

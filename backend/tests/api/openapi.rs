@@ -63,6 +63,7 @@ async fn the_page_is_served_whole_and_refers_to_nobody_else() {
         server.client.get(format!("{}/docs/swagger-initializer.js", server.url)).send().await.unwrap();
     assert!(begin.text().await.unwrap().contains("../openapi.json"));
 
+    server.get("/docs/guidelines.html").await.expect_error(404, "not_found");
     server.get("/docs/none-such.js").await.expect_error(404, "not_found");
     server.get("/docs/..%2f..%2fetc%2fpasswd").await.expect_error(404, "not_found");
     let answer = server.post("/docs").await;

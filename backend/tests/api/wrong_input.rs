@@ -21,7 +21,8 @@ use crate::helpers::{file, photograph, start};
 #[tokio::test]
 async fn wrong_paths_and_methods_are_told_in_json() {
     let server = start!();
-    server.get("/").await.expect_error(404, "not_found");
+    server.get("/nothing").await.expect_error(404, "not_found");
+    server.get("//").await.expect_error(404, "not_found");
     server.post("/face-recognition/nothing").await.expect_error(404, "not_found");
     for (method, path, allowed) in [
         (Method::POST, "/dataset", "GET, HEAD"),

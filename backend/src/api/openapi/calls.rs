@@ -67,7 +67,7 @@ want names in the logs of proxies.
 **Tokens.** Where the server has a file of tokens (setting `token_file`), a request needs one of them as \
 `Authorization: Bearer <token>`: a camera's for POST to `/face-recognition/…`, an admin's for everything else. Without \
 one that the server knows, the answer is 401 `unauthorized`; where a camera's does not do, 403 `forbidden`. This \
-document, `/docs`, `/startupz`, `/livez` and `/readyz` need none. Where the server has no such file, whoever can reach it can \
+document, `/`, `/docs`, `/startupz`, `/livez` and `/readyz` need none. Where the server has no such file, whoever can reach it can \
 use it.
 
 **Roles.** A deployment may have servers that answer `/face-recognition/…` and others that answer the rest (setting \
@@ -287,6 +287,11 @@ pub const CALLS: &[Call] = &[
         &[PATH, PERSON, &[|| ApiError::NeverSeen], ROWS],
     ),
     call("GET", "/cameras", DATABASE, &[ROWS]),
+    Call {
+        open: true,
+        headers: &[(200, "Vary"), (307, "Location"), (307, "Vary")],
+        ..call("GET", "/", SERVER, &[])
+    },
     Call { open: true, ..call("GET", "/startupz", SERVER, &[]) },
     Call { open: true, ..call("GET", "/livez", SERVER, &[]) },
     Call { open: true, ..call("GET", "/readyz", SERVER, &[&[|| ApiError::Draining], ROWS]) },
@@ -534,7 +539,10 @@ pub fn headers() -> Vec<(&'static str, Value)> {
     vec![
         ("Allow", text(true, "The methods that this path takes.", "GET, POST")),
         ("Cache-Control", text(true, "That nothing keeps it.", "no-store")),
-        ("Location", text(true, "The path of the job.", "/jobs/018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")),
+        (
+            "Location",
+            text(true, "Where the job is, or the page.", "/jobs/018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c"),
+        ),
         (
             "Retry-After",
             json!({

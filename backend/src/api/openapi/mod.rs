@@ -42,15 +42,22 @@ const FORBIDDEN: &str = "Forbidden";
 
 /// The API's document as `/openapi.json` serves it: OpenAPI 3.0, JSON, everything in alphabetical order.
 pub fn document() -> String {
-    document_at(None)
+    document_at(None, false)
 }
 
-/// The document of a server that its clients find at a URL, without a `/` at its end.
-pub fn document_at(public_url: Option<&str>) -> String {
+/// The document of a server that its clients find at a URL, without a `/` at its end, and that may have the guide.
+pub fn document_at(public_url: Option<&str>, has_guide: bool) -> String {
     let (mut document, _) = build();
-    if let (Some(url), Some(document)) = (public_url, document.as_object_mut()) {
-        let server = json!({ "url": url, "description": "The server that this document is from." });
-        document.insert("servers".into(), json!([server]));
+    if let Some(document) = document.as_object_mut() {
+        if let Some(url) = public_url {
+            let server = json!({ "url": url, "description": "The server that this document is from." });
+            document.insert("servers".into(), json!([server]));
+        }
+        if has_guide {
+            let url = format!("{}/docs/guide/", public_url.unwrap_or_default());
+            let guide = "The guide: elements, pipelines, programs, deployment and operation";
+            document.insert("externalDocs".into(), json!({ "url": url, "description": guide }));
+        }
     }
     document.sort_all_objects();
     // A Value can always be written.
@@ -465,6 +472,7 @@ fn without_patterns(path: &str) -> String {
 
 /// `post_dataset_id_image`: unique, since method and path are.
 fn operation_id(method: &str, path: &str) -> String {
+    let path = if path == "/" { "root" } else { path };
     let words: Vec<String> = format!("{method} {path}")
         .to_lowercase()
         .split(|c: char| !c.is_ascii_alphanumeric())
