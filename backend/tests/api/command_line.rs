@@ -191,7 +191,10 @@ impl Running {
         command.env("NODE_NAME", "node-7").envs(environment.iter().copied());
         // Nobody listens there.
         command.env("FACEPIPE_RESULTS_URL", "http://user:unspeakable-secret@127.0.0.1:1/unspeakable-path");
-        command.args(["--embedder", "mobilefacenet", "--log-format", "json"]).args(settings);
+        if !settings.contains(&"--embedder") {
+            command.args(["--embedder", "mobilefacenet"]);
+        }
+        command.args(["--log-format", "json"]).args(settings);
         command.arg("--address-file").arg(&address_file).arg("--models-dir").arg(models);
         command.arg("--data-dir").arg(folder.join("data"));
         let mut running = Self::spawn(command);

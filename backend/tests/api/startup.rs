@@ -136,6 +136,25 @@ fn what_nothing_reads_and_what_is_kept_for_ever_is_warned_of() {
 }
 
 #[test]
+fn the_embedder_that_is_a_fallback_says_so_and_how_accurate_it_is() {
+    let weights = facepipe_test_support::require!("models/face_recognition_model.bin");
+    let pnet = facepipe_test_support::require!("models/pnet.pt");
+    let mobilefacenet = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let detector = ["pnet.pt", "rnet.pt", "onet.pt"].map(|file| pnet.with_file_name(file));
+    for file in [&weights, &mobilefacenet].into_iter().chain(&detector) {
+        std::os::unix::fs::symlink(file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    for (embedder, warnings) in [("dlib-resnet", 1), ("mobilefacenet", 0)] {
+        let settings = ["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--embedder", embedder];
+        let (running, _) = Running::start_in(folder.path(), folder.path(), &settings, &[]);
+        let log = running.log();
+        assert!(log.contains(&format!("\"embedder\":\"{embedder}\"")), "{log}");
+        assert_eq!(log.matches("its verification accuracy is 99.3 %").count(), warnings, "{log}");
+    }
+}
+
+#[test]
 fn systemd_is_told_when_the_server_answers_lives_and_ends() {
     let models = facepipe_test_support::require!("models/pnet.pt");
     let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
