@@ -27,7 +27,7 @@ SUMMARY = "docs/guide/SUMMARY.md"
 # Pages of the summary that are made, not written.
 MADE = ("elements", "api", "facepipe-backend", "facepipe")
 # Markdown of the repository that is no page of the guide: files of tests, and what only stands beside them.
-NO_PAGES = re.compile(r"^(tests/|docs/guide/|\.)")
+NO_PAGES = re.compile(r"^(tests/|packaging/|docs/guide/|\.)")
 
 
 class Problem(Exception):

@@ -125,6 +125,7 @@ async fn the_guide_is_served_with_its_types_and_asked_for_again_only_when_it_cha
     assert_eq!(get(&server, "/docs/", &[]).await.status(), StatusCode::OK);
     let document: serde_json::Value = get(&server, "/openapi.json", &[]).await.json().await.unwrap();
     assert_eq!(document["externalDocs"]["url"], "/docs/guide/");
+    assert!(document["info"]["description"].as_str().unwrap().contains("](/docs/guide/)"));
 }
 
 #[tokio::test]

@@ -55,8 +55,16 @@ pub fn document_at(public_url: Option<&str>, has_guide: bool) -> String {
         }
         if has_guide {
             let url = format!("{}/docs/guide/", public_url.unwrap_or_default());
-            let guide = "The guide: elements, pipelines, programs, deployment and operation";
-            document.insert("externalDocs".into(), json!({ "url": url, "description": guide }));
+            let guide = "elements, pipelines, programs, deployment and operation";
+            // Swagger UI shows no external documentation of a document whose own address is relative.
+            let description = format!("{}\n\n**The [guide]({url})** has {guide}.", calls::DESCRIPTION);
+            if let Some(info) = document.get_mut("info").and_then(Value::as_object_mut) {
+                info.insert("description".into(), description.into());
+            }
+            document.insert(
+                "externalDocs".into(),
+                json!({ "url": url, "description": format!("The guide: {guide}") }),
+            );
         }
     }
     document.sort_all_objects();
