@@ -15,7 +15,7 @@ FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
 
-.PHONY: docs help setup debian-packages test-packages bench-packages build models plugins demo test cross lint images audit fmt bench clean
+.PHONY: docs help setup debian-packages test-packages bench-packages build models plugins demo test cross packages prove-packages release lint images audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,8 +53,21 @@ docs: ## the guide, one site that can be searched and needs no network, into tar
 cross: debian-packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run
 	@scripts/cross.sh
 
+packages: debian-packages ## what users install, for amd64 and arm64, into target/packages/dist; ARCH="amd64" for one of them
+	@scripts/packages.sh packages
+	@packaging/build.sh $(addprefix --arch ,$(ARCH))
+
+prove-packages: ## installs, uses, upgrades and purges them in chroots of Debian 12 and 13, runs arm64 under qemu (root, minutes)
+	@scripts/packages.sh packages
+	@packaging/prove.sh $(PROVE)
+
+release: debian-packages ## from a tag to its artefacts, proved: make release TAG=v0.1.0
+	@scripts/packages.sh packages
+	@packaging/release.sh "$(TAG)"
+
 lint: test-packages $(CARGO_DENY)
-	@shellcheck --external-sources scripts/*.sh pipelines/*.sh
+	@shellcheck --external-sources scripts/*.sh pipelines/*.sh packaging/*.sh
+	@packaging/check.sh
 	@cargo fmt --all --check
 	@scripts/guide.py check
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings

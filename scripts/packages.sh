@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building and the demo need; with `packages.sh test` also those that tests need, with
 # `packages.sh bench` those that benchmarks need, with `packages.sh images` those that carrying out
-# Dockerfiles needs, with `packages.sh cross` those that building for arm64 needs, with `packages.sh npm` the client of
-# npm, which some models need where their publishers cannot be reached; quick when none is missing.
+# Dockerfiles needs, with `packages.sh cross` those that building for arm64 needs, with `packages.sh packages` those that
+# building packages for users needs, with `packages.sh npm` the client of npm, which some models need where their publishers
+# cannot be reached; quick when none is missing.
 set -euo pipefail
 
 packages=(
@@ -46,8 +47,12 @@ fi
 if [[ ${1:-} == images ]]; then
     packages+=(debootstrap)
 fi
-if [[ ${1:-} == cross ]]; then
+if [[ ${1:-} == cross || ${1:-} == packages ]]; then
     packages+=(crossbuild-essential-arm64 mmdebstrap qemu-user)
+fi
+if [[ ${1:-} == packages ]]; then
+    # what judges packages, and what makes the systems in which they are tried
+    packages+=(lintian debootstrap)
 fi
 
 missing=()

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
-use facepipe_vision::{DeviceKind, EmbedderKind};
+use facepipe_vision::{DeviceKind, EmbedderKind, default_models_dir};
 use figment::{
     Figment,
     providers::{Format as _, Serialized, Toml},
@@ -21,6 +21,7 @@ use crate::{
     metrics::Folder,
     mistakes::{self, mistake},
     store::{Blobs, clock::PlausibleRange, retention::RetentionOptions, sql::DatabaseOptions},
+    version::VERSION,
 };
 
 /// The configuration of a server. Each field is also a key of the configuration file, a flag of
@@ -226,7 +227,7 @@ impl Default for Config {
             detections_max_age_days: None,
             captured_at_max_ahead_minutes: 5,
             captured_at_max_behind_days: 30,
-            models_dir: "models".into(),
+            models_dir: default_models_dir(),
             embedder: None,
             device: DeviceKind::default().to_string(),
             match_threshold: None,
@@ -263,7 +264,7 @@ impl Default for Config {
 #[derive(Debug, Parser)]
 #[command(
     name = "facepipe-backend",
-    version,
+    version = VERSION.as_str(),
     after_help = "\
 Every setting can stand in a TOML file (--config; keys are the long flags with _ for -, e.g. `listen = \"0.0.0.0:8080\"`),
 in the environment, or on the command line, before or after a command; the latter win. SIGTERM and SIGINT stop the
@@ -466,7 +467,8 @@ pub struct Settings {
     #[arg(long, env = "FACEPIPE_CAPTURED_AT_MAX_BEHIND_DAYS", value_name = "DAYS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     captured_at_max_behind_days: Option<u32>,
-    /// Folder of the weights that `facepipe models fetch` installs [default: models]
+    /// Folder of the weights that `facepipe models fetch` installs [default: models where there is such a folder, else
+    /// /usr/local/share/facepipe/models]
     #[arg(long, env = "FACEPIPE_MODELS", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     models_dir: Option<PathBuf>,

@@ -23,6 +23,7 @@ mod tls;
 mod tokens;
 pub mod traces;
 mod train;
+mod version;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};

@@ -23,6 +23,7 @@ mod recognize;
 mod shell;
 mod train;
 mod trial;
+mod version;
 mod video;
 
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Face recognition for cameras: enrol people, recognise them in pictures and video, look after the server, measure.
 #[derive(Debug, Parser)]
-#[command(name = "facepipe", version, propagate_version = true, after_help = format!("\
+#[command(name = "facepipe", version = version::VERSION.as_str(), propagate_version = true, after_help = format!("\
 A first visit:
   facepipe demo                                   (everything at once, with a server of its own)
   facepipe enroll tree staff/ --train             (staff/<name>/*.jpg)

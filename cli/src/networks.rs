@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use facepipe_vision::{DecodeLimits, Mtcnn, MtcnnConfig, decode_image};
+use facepipe_vision::{DecodeLimits, Mtcnn, MtcnnConfig, decode_image, default_models_dir};
 use image::RgbImage;
 use indicatif::ProgressBar;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -27,11 +27,11 @@ use crate::{
 #[derive(Debug, Args)]
 #[group(id = "weights")]
 pub struct Weights {
-    /// Models folder [default: FACEPIPE_MODELS, else ./models]
+    /// Models folder [default: FACEPIPE_MODELS, else ./models, else the system's]
     #[arg(
         long,
         env = "FACEPIPE_MODELS",
-        default_value = "models",
+        default_value_os_t = default_models_dir(),
         value_name = "DIR",
         hide_default_value = true
     )]

@@ -26,13 +26,15 @@ COPY gst-plugins gst-plugins
 COPY models models
 COPY tests tests
 ARG SOURCE_DATE_EPOCH
+# Programs say the commit that they are of.
+ARG REVISION=
 # Of cargo: `cuda` for networks on NVIDIA's devices.
 ARG FEATURES=
 ENV RUSTFLAGS="--remap-path-prefix=/src=facepipe --remap-path-prefix=/usr/local/cargo=cargo" \
     CARGO_INCREMENTAL=0
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo auditable build --release --locked -p facepipe-backend --features "${FEATURES}" \
+    FACEPIPE_COMMIT="${REVISION}" cargo auditable build --release --locked -p facepipe-backend --features "${FEATURES}" \
     && install -D target/release/facepipe-backend /out/facepipe-backend
 
 FROM ${DEBIAN_IMAGE} AS backend

@@ -91,12 +91,12 @@ mod plugin {
         facepipe,
         env!("CARGO_PKG_DESCRIPTION"),
         plugin_init,
-        concat!(env!("CARGO_PKG_VERSION"), "-", env!("COMMIT_ID")),
+        concat!(env!("CARGO_PKG_VERSION"), "-", env!("FACEPIPE_COMMIT")),
         "MIT/X11",
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_REPOSITORY"),
-        env!("BUILD_REL_DATE")
+        env!("FACEPIPE_COMMIT_DATE")
     );
 }
 

@@ -50,6 +50,14 @@ fn a_device_that_is_none_or_was_not_built_in_is_told_at_the_start() {
 }
 
 #[test]
+fn the_version_says_the_commit_or_that_nobody_named_it() {
+    let said = String::from_utf8(program().arg("--version").output().unwrap().stdout).unwrap();
+    let commit = option_env!("FACEPIPE_COMMIT").filter(|commit| !commit.is_empty());
+    let expected = commit.unwrap_or("development build");
+    assert_eq!(said, format!("facepipe-backend {} ({expected})\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
 fn flags_win_over_the_environment_over_the_file_over_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("facepipe.toml");

@@ -34,6 +34,7 @@ mod embedder;
 mod error;
 mod geometry;
 mod layers;
+mod places;
 
 pub use decode::{DecodeError, DecodeLimits, DecodeNote, Decoded, decode_image, decode_with_notes};
 pub use device::DeviceKind;
@@ -47,3 +48,4 @@ pub use inception_resnet_v1::InceptionResnetV1;
 pub use layers::{all_together, on_one_thread};
 pub use mobilefacenet::MobileFaceNet;
 pub use mtcnn::{Mtcnn, MtcnnConfig};
+pub use places::{SYSTEM_MODELS, default_models_dir};

@@ -13,6 +13,7 @@ mod pypi;
 mod report;
 
 use std::{
+    env,
     fmt::Write as _,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -21,6 +22,7 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
+use facepipe_vision::default_models_dir;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -116,15 +118,42 @@ struct Which {
 /// The folders.
 #[derive(Debug, Args)]
 struct Places {
-    /// Folder of the models; pictures and videos go to `assets` in it.
-    #[arg(long, value_name = "FOLDER", env = "FACEPIPE_MODELS", default_value = "models", global = true)]
+    /// Folder of the models; pictures and videos go to `assets` in it [default: ./models where there is such a folder, else
+    /// the system's, /usr/local/share/facepipe/models].
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "FACEPIPE_MODELS",
+        default_value_os_t = default_models_dir(),
+        hide_default_value = true,
+        global = true
+    )]
     dir: PathBuf,
-    /// Folder of the ONNX Runtime library.
-    #[arg(long, value_name = "FOLDER", env = "FACEPIPE_RUNTIME", default_value = ".runtime", global = true)]
+    /// Folder of the ONNX Runtime library [default: ./.runtime where there is such a folder, else where a package put the
+    /// library, /usr/lib/facepipe].
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        env = "FACEPIPE_RUNTIME",
+        default_value_os_t = default_runtime_dir(),
+        hide_default_value = true,
+        global = true
+    )]
     runtime_dir: PathBuf,
     /// Folder from which files are taken before anything is downloaded.
     #[arg(long, value_name = "FOLDER", env = "FACEPIPE_MIRROR", global = true)]
     mirror: Option<PathBuf>,
+}
+
+/// `lib/facepipe` beside the `bin` in which the program lies, where packages put the library that belongs to it.
+fn default_runtime_dir() -> PathBuf {
+    let here = PathBuf::from(".runtime");
+    let program = env::current_exe().ok();
+    let beside = program.and_then(|program| Some(program.parent()?.parent()?.join("lib/facepipe")));
+    match beside {
+        Some(beside) if !here.is_dir() && beside.is_dir() => beside,
+        _ => here,
+    }
 }
 
 /// An entry and what is there of it, as `--json` gives it.

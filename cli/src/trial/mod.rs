@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use clap::{Args, builder::PossibleValuesParser};
-use facepipe_vision::{EmbedderKind, installed_embedder};
+use facepipe_vision::{EmbedderKind, default_models_dir, installed_embedder};
 
 pub use self::{
     gallery::Person,
@@ -41,8 +41,14 @@ pub struct Options {
     /// Photographs to enrol per person: the first in the order of their names that show exactly one face
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shots: u16,
-    /// Models folder [default: FACEPIPE_MODELS, else ./models]
-    #[arg(long, env = "FACEPIPE_MODELS", default_value = "models", value_name = "DIR")]
+    /// Models folder [default: FACEPIPE_MODELS, else ./models, else the system's]
+    #[arg(
+        long,
+        env = "FACEPIPE_MODELS",
+        default_value_os_t = default_models_dir(),
+        value_name = "DIR",
+        hide_default_value = true
+    )]
     models: PathBuf,
     /// Embedder of the backend [default: the first of them whose weights are installed]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = PossibleValuesParser::new(EmbedderKind::ALL.map(EmbedderKind::name)))]
@@ -124,7 +130,7 @@ pub fn mirror() -> Option<PathBuf> {
 
 /// Where `facepipe models fetch` puts photographs and videos.
 pub fn assets() -> PathBuf {
-    env::var_os("FACEPIPE_MODELS").map_or_else(|| PathBuf::from("models"), PathBuf::from).join("assets")
+    env::var_os("FACEPIPE_MODELS").map_or_else(default_models_dir, PathBuf::from).join("assets")
 }
 
 /// Photographs of ten people, where they were downloaded.

@@ -10,8 +10,8 @@ use crate::{DetectorError, mtcnn, search};
 /// pixels wide in a 320x240 input, which is as small as the model can see.
 const WIDE_FRAME: u32 = 1280;
 
-/// Where a distribution's package would put the models.
-const SYSTEM_MODELS: &str = "/usr/share/facepipe/models";
+/// Where models lie that serve the whole machine: first what its administrator put there.
+pub const SYSTEM_MODELS: [&str; 2] = ["/usr/local/share/facepipe/models", "/usr/share/facepipe/models"];
 
 /// The backend's detector, at the edge.
 const MTCNN: &str = "mtcnn";
@@ -88,8 +88,8 @@ pub fn auto_order(longer_side: Option<u32>) -> [&'static str; 4] {
 /// `name_or_path` is `auto` (the first of [`auto_order`] that is installed), a detector's name in the manifest, `mtcnn`, or a
 /// path, which is recognised by a separator or by its ending `.onnx` or `.pt`.
 ///
-/// Named models are looked for in `$FACEPIPE_MODELS`; in `models/` below each of `hints`, the program's folder and
-/// up to three folders above each; in `./models`; in `/usr/share/facepipe/models`.
+/// Named models are looked for in `$FACEPIPE_MODELS`; in `models/` and `share/facepipe/models/` below each of `hints`, the
+/// program's folder and up to three folders above each; in `./models`; in [`SYSTEM_MODELS`].
 ///
 /// # Errors
 ///
@@ -186,8 +186,14 @@ pub fn known() -> Vec<KnownModel> {
 /// The folders in which models are looked for, in their order.
 fn model_folders(hints: &[PathBuf]) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = search::path_variable("FACEPIPE_MODELS").into_iter().collect();
-    folders.extend(search::folders(hints).iter().map(|folder| folder.join("models")));
+    for folder in search::folders(hints) {
+        let shared = folder.join("share/facepipe/models");
+        folders.push(folder.join("models"));
+        // Where there is none, a message need not name it.
+        folders.extend(Some(shared).filter(|shared| shared.is_dir()));
+    }
     folders.push(PathBuf::from("models"));
+<<<<<<< HEAD
     folders.push(PathBuf::from(SYSTEM_MODELS));
     folders
 }
@@ -209,6 +215,16 @@ fn find(model: &KnownModel, folders: &[PathBuf]) -> Result<PathBuf, DetectorErro
         |(file, folder)| (file.as_str(), folder.display().to_string()),
     );
     Err(DetectorError::ModelMissing { name: model.name.clone(), file: file.to_owned(), searched })
+=======
+    folders.extend(SYSTEM_MODELS.map(PathBuf::from));
+    folders.iter().map(|folder| folder.join(&model.file)).find(|path| path.is_file()).ok_or_else(|| {
+        DetectorError::ModelMissing {
+            name: model.name.clone(),
+            file: model.file.clone(),
+            searched: search::listed(&folders),
+        }
+    })
+>>>>>>> 1a9bcfc (Packages for Debian and tarballs, built against glibc 2.31; programs say their commit; models and ONNX Runtime of the whole machine are found)
 }
 
 #[cfg(test)]
@@ -259,6 +275,21 @@ mod tests {
     }
 
     #[test]
+    fn models_beside_an_installed_plugin_are_found() {
+        let prefix = tempfile::tempdir().unwrap();
+        let models = prefix.path().join("share/facepipe/models");
+        std::fs::create_dir_all(&models).unwrap();
+        std::fs::write(models.join("only-here.onnx"), "").unwrap();
+        let model = KnownModel {
+            name: "rfb-320".to_owned(),
+            file: "only-here.onnx".to_owned(),
+            purpose: String::new(),
+        };
+        let found = find(&model, &[prefix.path().join("lib/gstreamer-1.0")]);
+        assert_eq!(found.unwrap(), models.join("only-here.onnx"));
+    }
+
+    #[test]
     fn a_model_that_is_nowhere_is_named_with_its_file_the_folders_and_the_remedy() {
         let model = KnownModel {
             name: "rfb-320".to_owned(),
@@ -270,7 +301,7 @@ mod tests {
             "model rfb-320 is not installed",
             "no no-such-file.onnx in",
             "/opt/plugins/models, /opt/models, /models",
-            SYSTEM_MODELS,
+            "/usr/local/share/facepipe/models, /usr/share/facepipe/models",
             "Run `facepipe models fetch`",
         ] {
             assert!(message.contains(part), "{part} in {message}");

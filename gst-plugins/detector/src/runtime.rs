@@ -26,7 +26,8 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 /// Loads the library, or returns the one that is loaded already (whatever the hints).
 ///
 /// Search order: the file named by `ORT_DYLIB_PATH`, and then nothing else; `libonnxruntime.so*` in each of `hints`,
-/// the program's folder and up to three folders above each, and in `.runtime/` below them, newest version first;
+/// the program's folder and up to three folders above each, and in `.runtime/` and `lib/facepipe/` below them, newest version
+/// first;
 /// the system's library path. Of several, the first that loads is taken. What lies in a folder that anybody may write
 /// to is passed over, since whoever can put a library there could run code in this process.
 ///
@@ -88,15 +89,21 @@ fn candidates(hints: &[PathBuf]) -> Vec<Candidate> {
         return vec![Candidate { path, safe: true }];
     }
     let name = library_name();
-    let mut found = Vec::new();
-    for folder in search::folders(hints) {
-        for place in [folder.join(".runtime"), folder] {
-            let safe = !anybody_may_write(&place);
-            found.extend(libraries(&place, &name).into_iter().map(|path| Candidate { path, safe }));
-        }
-    }
+    let mut found = below(search::folders(hints), &name);
     // Bare names go to the system's loader.
     found.extend([name.clone(), name + ".1"].map(|name| Candidate { path: name.into(), safe: true }));
+    found
+}
+
+/// The libraries of these folders, and of those below them in which set-up and packages put one.
+fn below(folders: Vec<PathBuf>, name: &str) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    for folder in folders {
+        for place in [folder.join(".runtime"), folder.join("lib/facepipe"), folder] {
+            let safe = !anybody_may_write(&place);
+            found.extend(libraries(&place, name).into_iter().map(|path| Candidate { path, safe }));
+        }
+    }
     found
 }
 
@@ -200,6 +207,20 @@ mod tests {
                 "libonnxruntime.so"
             ]
         );
+    }
+
+    #[test]
+    fn a_library_that_a_package_brought_is_found_from_the_folders_of_plugins_and_of_programs() {
+        let prefix = tempfile::tempdir().unwrap();
+        let library = prefix.path().join("lib/facepipe/libonnxruntime.so.1.23.2");
+        for folder in ["lib/facepipe", "lib/x86_64-linux-gnu/gstreamer-1.0", "lib/gstreamer-1.0", "bin"] {
+            fs::create_dir_all(prefix.path().join(folder)).unwrap();
+        }
+        fs::write(&library, "").unwrap();
+        for hint in ["lib/x86_64-linux-gnu/gstreamer-1.0", "lib/gstreamer-1.0", "bin"] {
+            let found = below(search::folders(&[prefix.path().join(hint)]), "libonnxruntime.so");
+            assert!(found.iter().any(|candidate| candidate.path == library), "{hint}: {found:?}");
+        }
     }
 
     #[cfg(unix)]

@@ -1,0 +1,262 @@
+#!/usr/bin/env bash
+# build.sh [--arch amd64|arm64]… [--version VERSION] [--out FOLDER] [--reuse]
+# Builds what users install, for both architectures unless told otherwise, into target/packages/dist:
+#
+#   gstreamer1.0-facepipe_*.deb   the elements and ONNX Runtime
+#   facepipe-backend_*.deb        the server and its service
+#   facepipe_*.deb                the program for terminals, its manual and completions
+#   facepipe-*.tar.gz             the same for systems without dpkg, to be unpacked anywhere
+#   facepipe-*.cdx.json           what is in them (SBOM, CycloneDX)
+#   SHA256SUMS
+#
+# They ask for glibc 2.31 or later (scripts/sysroot.sh). The same commit gives the same bytes, whenever and wherever it is
+# built with the same Rust and C compilers. Packages need lintian's approval.
+#
+#   --version V   what packages are called instead of what Cargo.toml says (a trial of upgrades)
+#   --out FOLDER  where they go
+#   --reuse       takes the programs that lie in the target folder, whatever they were built from
+#
+# CARGO_TARGET_DIR moves compilation elsewhere; SOURCE_DATE_EPOCH and FACEPIPE_COMMIT are the commit's own unless set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/sysroot.sh
+. scripts/sysroot.sh
+
+usage() { sed -n '2,20s/^# \{0,1\}//p' "$0"; }
+say() { printf 'packages: %s\n' "$*"; }
+fail() { say "$*" >&2; exit 1; }
+
+architectures=() version='' out=target/packages/dist reuse=no
+while (($#)); do
+    case $1 in
+        --arch) architectures+=("${2:?--arch needs amd64 or arm64}"); shift ;;
+        --version) version=${2:?--version needs one}; shift ;;
+        --out) out=${2:?--out needs a folder}; shift ;;
+        --reuse) reuse=yes ;;
+        -h | --help) usage; exit ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    shift
+done
+((${#architectures[@]})) || architectures=(amd64 arm64)
+for architecture in "${architectures[@]}"; do
+    sysroot_triple "$architecture" >/dev/null || fail "--arch is amd64 or arm64, and not $architecture"
+done
+
+of_cargo=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+if [[ -z ${FACEPIPE_COMMIT:-} ]]; then
+    FACEPIPE_COMMIT=$(git rev-parse --short=12 HEAD) || fail "outside git, FACEPIPE_COMMIT has to name the commit"
+    [[ -z $(git status --porcelain) ]] || FACEPIPE_COMMIT+=+
+fi
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+FACEPIPE_COMMIT_DATE=$(date --utc --date "@$SOURCE_DATE_EPOCH" +%F)
+export FACEPIPE_COMMIT FACEPIPE_COMMIT_DATE SOURCE_DATE_EPOCH LC_ALL=C.UTF-8 TZ=UTC
+if [[ -z $version ]]; then
+    version=$of_cargo
+    # Between releases: earlier than the one that comes, later than that of yesterday.
+    [[ $(git describe --tags --exact-match --match "v$of_cargo" 2>/dev/null) == "v$of_cargo" && $FACEPIPE_COMMIT != *+ ]] ||
+        version+="~$(date --utc --date "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M).${FACEPIPE_COMMIT/+/.modified}"
+fi
+export FACEPIPE_PACKAGE_VERSION=$version
+maintainer='facepipe contributors <facepipe@users.noreply.github.com>'
+crates=(gst-plugin-facepipe facepipe-cli facepipe-backend)
+
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+target_dir=${CARGO_TARGET_DIR:-$PWD/target/packages/build}
+work=$PWD/target/packages/stage
+case $(dpkg --print-architecture) in
+    amd64 | arm64) host=$(dpkg --print-architecture) ;;
+    *) fail "packages are built on amd64 or arm64" ;;
+esac
+
+# What is linked against Debian 11, and no later symbol of glibc than its own.
+compile() {
+    local architecture=$1 target root file newest
+    target=$(sysroot_target "$architecture")
+    root=$PWD/.runtime/cross/debian-11-$architecture
+    say "$architecture: Debian 11's libraries"
+    sysroot_unpack "$architecture" "$root" || fail "Debian 11's packages for $architecture cannot be had (see above)"
+    if [[ $reuse == no ]]; then
+        sysroot_rust "$target" || fail "Rust's standard library for $target cannot be had (see above)"
+        say "$architecture: compiling"
+        (
+            sysroot_environment "$architecture" "$root" "$target_dir"
+            cargo build --locked --profile dist --target "$target" "${crates[@]/#/--package=}"
+        )
+    fi
+    for file in facepipe facepipe-backend libgstfacepipe.so; do
+        file=$target_dir/$target/dist/$file
+        newest=$(sysroot_newest_glibc "$file")
+        sysroot_is_old_enough "$newest" || fail "$file needs glibc $newest, and $SYSROOT_GLIBC is promised"
+    done
+}
+
+# A program for any of the two, on this machine.
+run() {
+    local architecture=$1
+    shift
+    if [[ $architecture == "$host" ]]; then
+        env -u GST_PLUGIN_PATH "$@"
+    else
+        qemu-"${emulator[$architecture]}" -L "$PWD/.runtime/cross/debian-11-$architecture" "$@"
+    fi
+}
+declare -A emulator=([amd64]=x86_64 [arm64]=aarch64)
+
+# A file without what only debuggers read, as Debian's packages have it.
+stripped() {
+    "$triple-strip" --strip-unneeded --remove-section=.comment --remove-section=.note -o "$2" "$1"
+    chmod "$3" "$2"
+}
+
+compressed() {
+    gzip -9n <"$1" >"$2"
+}
+
+# Everything that lies in a prefix: the contents of the tarball, and, below /usr, of the packages.
+prefix() {
+    local prefix=$1 page
+    mkdir -p "$prefix"/{bin,lib/facepipe,lib/gstreamer-1.0,share/doc/facepipe}
+    stripped "$built/facepipe" "$prefix/bin/facepipe" 755
+    stripped "$built/facepipe-backend" "$prefix/bin/facepipe-backend" 755
+    stripped "$built/libgstfacepipe.so" "$prefix/lib/gstreamer-1.0/libgstfacepipe.so" 644
+    # As its publisher built it, or its hash would not be that of the manifest.
+    install -m 644 "$runtime"/libonnxruntime.so.* "$prefix/lib/facepipe/"
+    mkdir -p "$prefix/share/doc/facepipe/onnxruntime"
+    install -m 644 "$runtime/LICENSE" "$runtime/ThirdPartyNotices.txt" "$prefix/share/doc/facepipe/onnxruntime/"
+    mkdir -p "$prefix"/share/{man/man1,man/man8,bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
+    run "$architecture" "$built/facepipe" man "$work/man" >/dev/null
+    for page in "$work"/man/*.1; do
+        compressed "$page" "$prefix/share/man/man1/$(basename "$page").gz"
+    done
+    compressed packaging/facepipe-backend.8 "$prefix/share/man/man8/facepipe-backend.8.gz"
+    run "$architecture" "$built/facepipe" completions bash >"$prefix/share/bash-completion/completions/facepipe"
+    run "$architecture" "$built/facepipe" completions zsh >"$prefix/share/zsh/vendor-completions/_facepipe"
+    run "$architecture" "$built/facepipe" completions fish >"$prefix/share/fish/vendor_completions.d/facepipe.fish"
+    install -m 644 LICENSE-APACHE LICENSE-MIT CHANGELOG.md "$prefix/share/doc/facepipe/"
+    packaging/materials.py licences "$target" "${crates[@]}" >"$work/third-party-licences.txt"
+    compressed "$work/third-party-licences.txt" "$prefix/share/doc/facepipe/third-party-licences.txt.gz"
+    cp -r pipelines "$prefix/share/doc/facepipe/"
+    mkdir -p "$prefix/share/doc/facepipe/nginx" "$prefix/share/doc/facepipe/prometheus"
+    install -m 644 deploy/nginx/virtual-machine.conf "$prefix/share/doc/facepipe/nginx/"
+    install -m 644 deploy/prometheus/rules/* deploy/prometheus/prometheus.yml "$prefix/share/doc/facepipe/prometheus/"
+    # The pages that `make docs` rendered, where it did; the server has them at /docs/guide.
+    [[ ! -e target/docs/index.html ]] || cp -r target/docs "$prefix/share/doc/facepipe/guide"
+}
+
+# package NAME: a folder of files becomes a package, after dpkg-shlibdeps has said which libraries it needs.
+package() {
+    local name=$1 folder=$work/$1 needs size script doc=$work/$1/usr/share/doc/$1
+    mkdir -p "$folder/DEBIAN" "$doc"
+    cp packaging/debian/copyright "$doc/copyright"
+    if [[ $name == gstreamer1.0-facepipe ]]; then
+        cat packaging/debian/copyright.onnxruntime >>"$doc/copyright"
+    fi
+    cp "$tree/share/doc/facepipe/third-party-licences.txt.gz" "$doc/"
+    compressed CHANGELOG.md "$doc/changelog.gz"
+    printf 'facepipe (%s-1) stable; urgency=medium\n\n  * See changelog.gz beside this file.\n\n -- %s  %s\n' \
+        "$version" "$maintainer" "$(date --utc --date "@$SOURCE_DATE_EPOCH" -R)" >"$work/changelog.Debian"
+    compressed "$work/changelog.Debian" "$doc/changelog.Debian.gz"
+    for script in preinst postinst prerm postrm; do
+        [[ -e packaging/debian/$name/$script ]] || continue
+        packaging/maintainer-script.sh "packaging/debian/$name/$script" >"$folder/DEBIAN/$script"
+        chmod 755 "$folder/DEBIAN/$script"
+    done
+    [[ ! -e packaging/debian/$name/conffiles ]] || cp "packaging/debian/$name/conffiles" "$folder/DEBIAN/"
+    if [[ -e packaging/debian/$name/lintian-overrides ]]; then
+        install -D -m 644 "packaging/debian/$name/lintian-overrides" "$folder/usr/share/lintian/overrides/$name"
+    fi
+    # It wants a source package around it.
+    mkdir -p "$work/source/debian"
+    printf 'Source: facepipe\n\nPackage: %s\nArchitecture: any\n' "$name" >"$work/source/debian/control"
+    needs=$(cd "$work/source" && find "$folder/usr" -type f \( -path '*/usr/bin/*' -o -name '*.so*' \) -print0 | sort -z |
+        DEB_HOST_ARCH=$architecture xargs -0 dpkg-shlibdeps -O -xlibgcc1 --ignore-missing-info \
+            --admindir="$work/dpkg" "-l$root/usr/lib/$triple" "-l$root/lib/$triple" 2>"$work/shlibdeps.log") ||
+        { cat "$work/shlibdeps.log" >&2; fail "$name: dpkg-shlibdeps does not know what it needs"; }
+    needs=${needs#shlibs:Depends=}
+    size=$(find "$folder/usr" "$folder/etc" -printf '%y %s\n' 2>/dev/null |
+        awk '{ sum += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print sum }')
+    packaging/control.sh "packaging/debian/$name" "$version-1" "$architecture" "$needs" "$size" >"$folder/DEBIAN/control"
+    (cd "$folder" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
+    chmod -R u+rwX,go+rX,go-w "$folder"
+    find "$folder" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
+    # One thread: with several, the bytes depend on how many there were.
+    DPKG_DEB_THREADS_MAX=1 dpkg-deb --root-owner-group -Zxz --build "$folder" "$out/${name}_$version-1_$architecture.deb" >/dev/null
+    say "${name}_$version-1_$architecture.deb"
+}
+
+# The three packages, out of the tree.
+debian() {
+    local of
+    of=$work/gstreamer1.0-facepipe
+    mkdir -p "$of/usr/lib/$triple/gstreamer-1.0" "$of/usr/share/doc/gstreamer1.0-facepipe/examples"
+    cp "$tree/lib/gstreamer-1.0/libgstfacepipe.so" "$of/usr/lib/$triple/gstreamer-1.0/"
+    cp -r "$tree/lib/facepipe" "$of/usr/lib/"
+    cp -r "$tree/share/doc/facepipe/onnxruntime" "$of/usr/share/doc/gstreamer1.0-facepipe/"
+    compressed "$tree/share/doc/facepipe/onnxruntime/ThirdPartyNotices.txt" \
+        "$of/usr/share/doc/gstreamer1.0-facepipe/onnxruntime/ThirdPartyNotices.txt.gz"
+    rm "$of/usr/share/doc/gstreamer1.0-facepipe/onnxruntime/ThirdPartyNotices.txt" \
+        "$of/usr/share/doc/gstreamer1.0-facepipe/onnxruntime/LICENSE"
+    cp -r pipelines "$of/usr/share/doc/gstreamer1.0-facepipe/examples/"
+    package gstreamer1.0-facepipe
+
+    of=$work/facepipe-backend
+    mkdir -p "$of/usr/bin" "$of/usr/share/man/man8" "$of/usr/share/doc/facepipe-backend/examples" "$of/usr/share/doc/facepipe"
+    cp "$tree/bin/facepipe-backend" "$of/usr/bin/"
+    cp "$tree/share/man/man8/facepipe-backend.8.gz" "$of/usr/share/man/man8/"
+    cp -r "$tree"/share/doc/facepipe/{nginx,prometheus} "$of/usr/share/doc/facepipe-backend/examples/"
+    if [[ -d $tree/share/doc/facepipe/guide ]]; then
+        cp -r "$tree/share/doc/facepipe/guide" "$of/usr/share/doc/facepipe/"
+    else
+        rmdir "$of/usr/share/doc/facepipe"
+    fi
+    mkdir -p "$of/usr/lib/systemd/system" "$of/etc/facepipe"
+    packaging/unit.sh >"$of/usr/lib/systemd/system/facepipe-backend.service"
+    cp deploy/systemd/backend.env.example "$of/etc/facepipe/backend.env"
+    package facepipe-backend
+
+    of=$work/facepipe
+    mkdir -p "$of/usr/bin" "$of/usr/share/man"
+    cp "$tree/bin/facepipe" "$of/usr/bin/"
+    cp -r "$tree/share/man/man1" "$of/usr/share/man/"
+    cp -r "$tree"/share/{bash-completion,zsh,fish} "$of/usr/share/"
+    package facepipe
+}
+
+tarball() {
+    local name=facepipe-$version-$target
+    mkdir -p "$tree/share/facepipe/models" "$tree/share/doc/facepipe/systemd"
+    cp packaging/README.tarball.md "$tree/README.md"
+    cp deploy/systemd/* "$tree/share/doc/facepipe/systemd/"
+    chmod -R u+rwX,go+rX,go-w "$tree"
+    tar --create --sort=name --format=ustar --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
+        --transform="s|^\.|$name|" --directory "$tree" . | gzip -9n >"$out/$name.tar.gz"
+    say "$name.tar.gz"
+}
+
+rm -rf "$work"
+mkdir -p "$work"
+for architecture in "${architectures[@]}"; do
+    compile "$architecture"
+done
+for architecture in "${architectures[@]}"; do
+    target=$(sysroot_target "$architecture") triple=$(sysroot_triple "$architecture")
+    root=$PWD/.runtime/cross/debian-11-$architecture
+    built=$target_dir/$target/dist
+    rm -rf "$work"
+    tree=$work/tree
+    mkdir -p "$work"
+    runtime=$PWD/.runtime/onnxruntime-${triple%%-*}
+    packaging/materials.py runtime "${triple%%-*}" "$runtime"
+    prefix "$tree"
+    sysroot_dpkg "$root" "$work/dpkg"
+    debian
+    tarball
+    packaging/materials.py sbom "$target" "${crates[@]}" >"$out/facepipe-$version-$target.cdx.json"
+done
+(cd "$out" && find . -maxdepth 1 -type f \( -name "*$version*.deb" -o -name "*$version*.tar.gz" -o -name "*$version*.json" \) \
+    -printf '%P\0' | sort -z | xargs -0 sha256sum >SHA256SUMS)
+lintian --fail-on error --tag-display-limit 0 --allow-root "$out"/*"_$version-1_"*.deb
+say "in $out:"
+find "$out" -maxdepth 1 -type f -printf '%12s  %P\n' | sort -k 2

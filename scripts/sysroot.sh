@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Sourced by cross.sh and by packaging/build.sh: what is built for other machines is linked against Debian 11's headers and
+# libraries, whose glibc is that of Ubuntu 20.04 (2.31), so that it loads on JetPack 5, on Debian 11 and on all that came later.
+# Its GStreamer is 1.18.
+
+# The newest glibc whose symbols a program may ask for.
+SYSROOT_GLIBC=2.31
+
+# sysroot_unpack ARCH FOLDER: Debian 11's packages for amd64 or arm64, unpacked only: nothing of this machine is touched, and
+# nothing of theirs runs. What dpkg would know of them goes to var/lib/dpkg (sysroot_dpkg).
+sysroot_unpack() {
+    local architecture=$1 root=$2 link package name
+    [[ ! -e $root/complete-3 ]] || return 0
+    rm -rf "$root"
+    mkdir -p "$(dirname "$root")"
+    # shellcheck disable=SC2016 # the hook's own variables
+    mmdebstrap --quiet --mode=root "--architectures=$architecture" --variant=extract --skip=cleanup/apt \
+        --include="libc6-dev,libgstreamer1.0-dev,libgstreamer-plugins-base1.0-dev,gstreamer1.0-tools,\
+gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,libpq-dev,default-libmysqlclient-dev" \
+        bullseye "$root" 'deb http://deb.debian.org/debian bullseye main' || return
+    mkdir -p "$root/var/lib/dpkg/info"
+    echo 1 >"$root/var/lib/dpkg/info/format"
+    for package in "$root"/var/cache/apt/archives/*.deb; do
+        name=$(dpkg-deb --field "$package" Package)
+        [[ $(dpkg-deb --field "$package" Multi-Arch) != same ]] || name+=:$architecture
+        rm -rf "$root/control"
+        dpkg-deb --control "$package" "$root/control"
+        for link in symbols shlibs; do
+            [[ ! -e $root/control/$link ]] || cp "$root/control/$link" "$root/var/lib/dpkg/info/$name.$link"
+        done
+        dpkg-deb --fsys-tarfile "$package" | tar --list | sed 's|^\./*|/|; s|/$||; s|^$|/.|' \
+            >"$root/var/lib/dpkg/info/$name.list"
+        dpkg-deb --field "$package" | sed '/^Package:/a Status: install ok installed'
+        echo
+    done >"$root/var/lib/dpkg/status"
+    rm -rf "$root/control" "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+    # Links to /… would lead out of the folder.
+    while IFS= read -r -d '' link; do
+        ln -sfn --relative "$root$(readlink "$link")" "$link"
+    done < <(find "$root" -xtype l -lname '/*' -print0)
+    touch "$root/complete-3"
+}
+
+# sysroot_triple ARCH: how Debian's compilers and folders call it.
+sysroot_triple() {
+    case $1 in
+        amd64) echo x86_64-linux-gnu ;;
+        arm64) echo aarch64-linux-gnu ;;
+        *) return 1 ;;
+    esac
+}
+
+# sysroot_target ARCH: how Rust calls it.
+sysroot_target() {
+    case $1 in
+        amd64) echo x86_64-unknown-linux-gnu ;;
+        arm64) echo aarch64-unknown-linux-gnu ;;
+        *) return 1 ;;
+    esac
+}
+
+# sysroot_environment ARCH ROOT TARGET_DIR: has Cargo build for that architecture against that folder, so that nothing of what
+# comes out depends on where on this machine it was built.
+sysroot_environment() {
+    local triple variable cargo=${CARGO_HOME:-$HOME/.cargo}
+    triple=$(sysroot_triple "$1")
+    variable=$(sysroot_target "$1")
+    variable=${variable//-/_}
+    unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CFLAGS
+    export RUSTC_WRAPPER=$PWD/scripts/rustc-for-release.sh \
+        FACEPIPE_RELEASE_CARGO=$cargo FACEPIPE_RELEASE_SOURCE=$PWD FACEPIPE_RELEASE_TARGET=$3 \
+        FACEPIPE_RELEASE_SYSROOT=$2 FACEPIPE_RELEASE_TRIPLE=$triple \
+        CARGO_INCREMENTAL=0 CARGO_TARGET_DIR=$3 \
+        PKG_CONFIG_ALLOW_CROSS=1 \
+        PKG_CONFIG_SYSROOT_DIR=$2 \
+        "PKG_CONFIG_LIBDIR=$2/usr/lib/$triple/pkgconfig:$2/usr/share/pkgconfig" \
+        "PQ_LIB_DIR=$2/usr/lib/$triple" \
+        "CC_$variable=$triple-gcc" \
+        "CFLAGS_$variable=--sysroot=$2 -ffile-prefix-map=$cargo=/cargo -ffile-prefix-map=$3=/target"
+}
+
+# sysroot_rust TARGET: Rust's standard library for it.
+sysroot_rust() {
+    [[ -d $(rustc --print target-libdir --target "$1") ]] && return
+    command -v rustup >/dev/null || { echo "Rust has no standard library for $1, and rustup is not here to get it" >&2; return 1; }
+    rustup target add "$1"
+}
+
+# sysroot_newest_glibc FILE: the newest version of glibc whose symbols a program or library asks for.
+sysroot_newest_glibc() {
+    objdump --dynamic-syms "$1" 2>/dev/null | grep -oP 'GLIBC_\K[0-9.]+' | sort -Vu | tail -n 1
+}
+
+# sysroot_is_old_enough VERSION: whether a system with SYSROOT_GLIBC has it.
+sysroot_is_old_enough() {
+    [[ $(printf '%s\n' "$1" "$SYSROOT_GLIBC" | sort -V | tail -n 1) == "$SYSROOT_GLIBC" ]]
+}
+
+# sysroot_dpkg ROOT FOLDER: makes a database of dpkg in which the files lie where they lie here, for dpkg-shlibdeps --admindir.
+sysroot_dpkg() {
+    rm -rf "$2"
+    cp -r "$1/var/lib/dpkg" "$2"
+    sed -i "s|^|$1|" "$2"/info/*.list
+}
