@@ -175,7 +175,7 @@ package() {
             --admindir="$work/dpkg" "-l$root/usr/lib/$triple" "-l$root/lib/$triple" 2>"$work/shlibdeps.log") ||
         { cat "$work/shlibdeps.log" >&2; fail "$name: dpkg-shlibdeps does not know what it needs"; }
     needs=${needs#shlibs:Depends=}
-    size=$(find "$folder/usr" "$folder/etc" -printf '%y %s\n' 2>/dev/null |
+    size=$(find "$folder" -path "$folder/DEBIAN" -prune -o -printf '%y %s\n' |
         awk '{ sum += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print sum }')
     packaging/control.sh "packaging/debian/$name" "$version-1" "$architecture" "$needs" "$size" >"$folder/DEBIAN/control"
     (cd "$folder" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
