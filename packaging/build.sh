@@ -49,8 +49,7 @@ if [[ -z ${FACEPIPE_COMMIT:-} ]]; then
     [[ -z $(git status --porcelain) ]] || FACEPIPE_COMMIT+=+
 fi
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-FACEPIPE_COMMIT_DATE=$(date --utc --date "@$SOURCE_DATE_EPOCH" +%F)
-export FACEPIPE_COMMIT FACEPIPE_COMMIT_DATE SOURCE_DATE_EPOCH LC_ALL=C.UTF-8 TZ=UTC
+export FACEPIPE_COMMIT SOURCE_DATE_EPOCH LC_ALL=C.UTF-8 TZ=UTC
 if [[ -z $version ]]; then
     version=$of_cargo
     # Between releases: earlier than the one that comes, later than that of yesterday.
@@ -141,8 +140,8 @@ prefix() {
     mkdir -p "$prefix/share/doc/facepipe/nginx" "$prefix/share/doc/facepipe/prometheus"
     install -m 644 deploy/nginx/virtual-machine.conf "$prefix/share/doc/facepipe/nginx/"
     install -m 644 deploy/prometheus/rules/* deploy/prometheus/prometheus.yml "$prefix/share/doc/facepipe/prometheus/"
-    # The pages that `make docs` rendered, where it did; the server has them at /docs/guide.
-    [[ ! -e target/docs/index.html ]] || cp -r target/docs "$prefix/share/doc/facepipe/guide"
+    # The server has it at /docs/guide.
+    [[ ! -d $guide ]] || { mkdir -p "$prefix/share/facepipe" && cp -r "$guide" "$prefix/share/facepipe/guide"; }
 }
 
 # package NAME: a folder of files becomes a package, after dpkg-shlibdeps has said which libraries it needs.
@@ -202,15 +201,11 @@ debian() {
     package gstreamer1.0-facepipe
 
     of=$work/facepipe-backend
-    mkdir -p "$of/usr/bin" "$of/usr/share/man/man8" "$of/usr/share/doc/facepipe-backend/examples" "$of/usr/share/doc/facepipe"
+    mkdir -p "$of/usr/bin" "$of/usr/share/man/man8" "$of/usr/share/doc/facepipe-backend/examples"
     cp "$tree/bin/facepipe-backend" "$of/usr/bin/"
     cp "$tree/share/man/man8/facepipe-backend.8.gz" "$of/usr/share/man/man8/"
     cp -r "$tree"/share/doc/facepipe/{nginx,prometheus} "$of/usr/share/doc/facepipe-backend/examples/"
-    if [[ -d $tree/share/doc/facepipe/guide ]]; then
-        cp -r "$tree/share/doc/facepipe/guide" "$of/usr/share/doc/facepipe/"
-    else
-        rmdir "$of/usr/share/doc/facepipe"
-    fi
+    [[ ! -d $guide ]] || { mkdir -p "$of/usr/share/facepipe" && cp -r "$guide" "$of/usr/share/facepipe/guide"; }
     mkdir -p "$of/usr/lib/systemd/system" "$of/etc/facepipe"
     packaging/unit.sh >"$of/usr/lib/systemd/system/facepipe-backend.service"
     cp deploy/systemd/backend.env.example "$of/etc/facepipe/backend.env"
@@ -240,6 +235,13 @@ mkdir -p "$work"
 for architecture in "${architectures[@]}"; do
     compile "$architecture"
 done
+# The pages of elements and programs come from those of this machine.
+guide=$PWD/target/packages/guide
+rm -rf "$guide"
+if [[ -x $target_dir/$(sysroot_target "$host")/dist/facepipe ]]; then
+    say "guide"
+    scripts/guide.sh "$target_dir/$(sysroot_target "$host")/dist" "$guide" >/dev/null
+fi
 for architecture in "${architectures[@]}"; do
     target=$(sysroot_target "$architecture") triple=$(sysroot_triple "$architecture")
     root=$PWD/.runtime/cross/debian-11-$architecture

@@ -32,8 +32,7 @@ ENV RUSTFLAGS="--remap-path-prefix=/src=facepipe --remap-path-prefix=/usr/local/
     CARGO_INCREMENTAL=0
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    FACEPIPE_COMMIT="${REVISION}" FACEPIPE_COMMIT_DATE="$(date --utc --date "@${SOURCE_DATE_EPOCH:-0}" +%F)" \
-    cargo auditable build --release --locked -p gst-plugin-facepipe -p facepipe-cli \
+    FACEPIPE_COMMIT="${REVISION}" cargo auditable build --release --locked -p gst-plugin-facepipe -p facepipe-cli \
     && install -D target/release/facepipe /out/bin/facepipe \
     && install -D -m 0644 target/release/libgstfacepipe.so /out/lib/gstreamer-1.0/libgstfacepipe.so
 # Checked against the hashes of models/manifest.toml.

@@ -95,8 +95,7 @@ mod plugin {
         "MIT/X11",
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_NAME"),
-        env!("CARGO_PKG_REPOSITORY"),
-        env!("FACEPIPE_COMMIT_DATE")
+        env!("CARGO_PKG_REPOSITORY")
     );
 }
 
