@@ -222,7 +222,7 @@ debian() {
 tarball() {
     local name=facepipe-$version-$target
     mkdir -p "$tree/share/facepipe/models" "$tree/share/doc/facepipe/systemd"
-    cp packaging/README.tarball.md "$tree/README.md"
+    cp packaging/README.tarball "$tree/README.md"
     cp deploy/systemd/* "$tree/share/doc/facepipe/systemd/"
     chmod -R u+rwX,go+rX,go-w "$tree"
     tar --create --sort=name --format=ustar --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \

@@ -193,8 +193,7 @@ fn model_folders(hints: &[PathBuf]) -> Vec<PathBuf> {
         folders.extend(Some(shared).filter(|shared| shared.is_dir()));
     }
     folders.push(PathBuf::from("models"));
-<<<<<<< HEAD
-    folders.push(PathBuf::from(SYSTEM_MODELS));
+    folders.extend(SYSTEM_MODELS.map(PathBuf::from));
     folders
 }
 
@@ -215,16 +214,6 @@ fn find(model: &KnownModel, folders: &[PathBuf]) -> Result<PathBuf, DetectorErro
         |(file, folder)| (file.as_str(), folder.display().to_string()),
     );
     Err(DetectorError::ModelMissing { name: model.name.clone(), file: file.to_owned(), searched })
-=======
-    folders.extend(SYSTEM_MODELS.map(PathBuf::from));
-    folders.iter().map(|folder| folder.join(&model.file)).find(|path| path.is_file()).ok_or_else(|| {
-        DetectorError::ModelMissing {
-            name: model.name.clone(),
-            file: model.file.clone(),
-            searched: search::listed(&folders),
-        }
-    })
->>>>>>> 1a9bcfc (Packages for Debian and tarballs, built against glibc 2.31; programs say their commit; models and ONNX Runtime of the whole machine are found)
 }
 
 #[cfg(test)]
@@ -282,10 +271,10 @@ mod tests {
         std::fs::write(models.join("only-here.onnx"), "").unwrap();
         let model = KnownModel {
             name: "rfb-320".to_owned(),
-            file: "only-here.onnx".to_owned(),
+            files: vec!["only-here.onnx".to_owned()],
             purpose: String::new(),
         };
-        let found = find(&model, &[prefix.path().join("lib/gstreamer-1.0")]);
+        let found = find(&model, &model_folders(&[prefix.path().join("lib/gstreamer-1.0")]));
         assert_eq!(found.unwrap(), models.join("only-here.onnx"));
     }
 
