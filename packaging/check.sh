@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # check.sh
 # Looks at what packages are made of without building them: maintainer scripts by shellcheck as dpkg runs them (with what they
-# share put in), control files by dpkg-deb, the service's path among what is packaged, the server's manual by man.
+# share put in), control files by dpkg-deb, the service's path among what is packaged, the server's manual by man, where there is one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -28,5 +28,7 @@ done
 unit=$(packaging/unit.sh)
 grep -qx 'ExecStart=/usr/bin/facepipe-backend' <<<"$unit" || fail "the service does not start what the package has"
 grep -q '/usr/local/bin' <<<"$unit" && fail "the service has a path of another installation"
-warnings=$(man --warnings --local-file packaging/facepipe-backend.8 2>&1 >/dev/null || true)
-[[ -z $warnings ]] || fail "facepipe-backend.8: $warnings"
+if command -v man >/dev/null; then
+    warnings=$(man --warnings --local-file packaging/facepipe-backend.8 2>&1 >/dev/null || true)
+    [[ -z $warnings ]] || fail "facepipe-backend.8: $warnings"
+fi
