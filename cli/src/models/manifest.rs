@@ -31,6 +31,8 @@ pub struct Entry {
     pub optional: bool,
     /// The entries for which it stands in: it is fetched where one of them cannot be had, by name, or with its set.
     pub fallback_for: Vec<String>,
+    /// What does instead of it and is fetched anyway: a name or a kind, of which all must be there.
+    pub stood_in_by: Option<String>,
     /// The processor architecture it is built for, if for one.
     pub arch: Option<String>,
     /// Where it is from, where nothing can be downloaded.
@@ -191,6 +193,10 @@ impl Manifest {
                 let is_known = entries.iter().any(|other| other.name == *name);
                 ensure!(is_known, "{}: fallback_for {name:?}: no entry is called that", entry.name);
             }
+            if let Some(name) = &entry.stood_in_by {
+                let is_known = entries.iter().any(|other| other.is_meant(name));
+                ensure!(is_known, "{}: stood_in_by {name:?}: no entry is called that", entry.name);
+            }
         }
         Ok(Self { entries })
     }
@@ -212,7 +218,12 @@ impl Manifest {
         Ok(here.into_iter().filter(|e| names.is_empty() || names.iter().any(|n| e.is_meant(n))).collect())
     }
 
-    /// What stands in for an entry, on this machine's processor.
+    /// The entries that a name or kind means, on this machine's processor.
+    pub fn meant(&self, name: &str) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |e| e.fits_this_machine() && e.is_meant(name))
+    }
+
+    /// The fallbacks of an entry, on this machine's processor.
     pub fn fallbacks(&self, entry: &Entry) -> impl Iterator<Item = &Entry> {
         let name = entry.name.clone();
         self.entries.iter().filter(move |e| e.fits_this_machine() && e.fallback_for.contains(&name))
@@ -283,6 +294,7 @@ impl Entry {
             purpose: raw.purpose,
             optional: raw.optional,
             fallback_for: raw.fallback_for,
+            stood_in_by: raw.stood_in_by,
             arch: raw.arch,
             origin: None,
             files: vec![asset],
@@ -315,6 +327,7 @@ impl Entry {
             purpose: raw.purpose,
             optional: raw.optional,
             fallback_for: raw.fallback_for,
+            stood_in_by: None,
             arch: None,
             origin: raw.origin,
             files,
@@ -446,6 +459,7 @@ mod raw {
         pub(super) optional: bool,
         #[serde(default)]
         pub(super) fallback_for: Vec<String>,
+        pub(super) stood_in_by: Option<String>,
         #[serde(default)]
         pub(super) sources: Vec<Source>,
     }

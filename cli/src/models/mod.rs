@@ -167,7 +167,7 @@ struct Row<'a> {
     optional: bool,
     /// What it stands in for.
     fallback_for: &'a [String],
-    /// What stands in for it: a fallback that is there, while it is not.
+    /// What stands in for it while it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     stood_in_by: Option<String>,
     state: &'static str,
@@ -279,21 +279,26 @@ impl Places {
             .map(|entry| {
                 let mut row = self.row(entry, look);
                 if row.state != PRESENT {
-                    row.stood_in_by = self.fallback(manifest, entry, look).map(|other| other.name.clone());
+                    row.stood_in_by = self.stand_in(manifest, entry, look).map(str::to_owned);
                 }
                 row
             })
             .collect()
     }
 
-    /// The fallback of an entry that is there.
-    fn fallback<'a>(
+    /// What is there and does instead of an entry: one of its fallbacks, or what the manifest says stands in for it.
+    fn stand_in<'a>(
         &self,
         manifest: &'a Manifest,
-        entry: &Entry,
+        entry: &'a Entry,
         look: fn(&Path, &Asset) -> State,
-    ) -> Option<&'a Entry> {
-        manifest.fallbacks(entry).find(|other| self.row(other, look).state == PRESENT)
+    ) -> Option<&'a str> {
+        let is_there = |other: &Entry| self.row(other, look).state == PRESENT;
+        if let Some(fallback) = manifest.fallbacks(entry).find(|other| is_there(other)) {
+            return Some(&fallback.name);
+        }
+        let name = entry.stood_in_by.as_deref()?;
+        manifest.meant(name).all(is_there).then_some(name)
     }
 
     fn row<'a>(&self, entry: &'a Entry, look: fn(&Path, &Asset) -> State) -> Row<'a> {
@@ -509,7 +514,7 @@ fn fetch(manifest: &Manifest, wanted: &[&Entry], places: &Places, request: &Requ
     }
     let is_error = |lost: &Missing<'_>| {
         let asked = lost.entry.required() || !request.names.is_empty();
-        let stood_in = || places.fallback(manifest, lost.entry, by_size).is_some();
+        let stood_in = || places.stand_in(manifest, lost.entry, by_size).is_some();
         !request.takes_fallbacks(lost.entry) || (asked && !stood_in())
     };
     if missing.iter().any(is_error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -60,8 +60,8 @@ fn one(text: &mut String, lost: &Missing<'_>, manifest: &Manifest, places: &Plac
         );
         detail(text, "", &all);
     }
-    match places.fallback(manifest, entry, by_size) {
-        Some(fallback) => detail(text, "without it", &format!("{} stands in for it", fallback.name)),
+    match places.stand_in(manifest, entry, by_size) {
+        Some(other) => detail(text, "without it", &format!("{other} stands in for it")),
         None => detail(text, "cannot run", &entry.consequence()),
     }
 }
@@ -74,14 +74,18 @@ fn parts(manifest: &Manifest, places: &Places) -> [(&'static str, String); 3] {
     let there = |kind: Kind| of(kind).filter(is_there).map(|entry| entry.name.as_str()).collect::<Vec<_>>();
     let names = |kind: Kind| of(kind).map(|entry| entry.name.as_str()).collect::<Vec<_>>().join(" or ");
 
-    let (detectors, runtime) = (there(Kind::Detector), there(Kind::Runtime));
+    let has_mtcnn = there(Kind::Mtcnn).len() == of(Kind::Mtcnn).filter(|entry| entry.required()).count();
+    let (mut detectors, runtime) = (there(Kind::Detector), there(Kind::Runtime));
+    if has_mtcnn {
+        // facedetect model=mtcnn, from the same files
+        detectors.push(Kind::Mtcnn.name());
+    }
     let edge = match (detectors.is_empty(), runtime.is_empty()) {
         (false, false) => format!("run, with {}", detectors.join(", ")),
         (false, true) => "run only if the system has an ONNX Runtime (ORT_DYLIB_PATH names it)".into(),
-        (true, _) => format!("cannot run: they need {}", names(Kind::Detector)),
+        (true, _) => format!("cannot run: they need {} or all stages of mtcnn", names(Kind::Detector)),
     };
     let embedders = there(Kind::Embedder);
-    let has_mtcnn = there(Kind::Mtcnn).len() == of(Kind::Mtcnn).filter(|entry| entry.required()).count();
     let server = match (has_mtcnn, embedders.is_empty()) {
         (true, false) => format!("runs, with {}", embedders.join(", ")),
         (false, _) => "cannot run: it needs all stages of MTCNN".into(),
