@@ -74,7 +74,8 @@ fn parts(manifest: &Manifest, places: &Places) -> [(&'static str, String); 3] {
     let there = |kind: Kind| of(kind).filter(is_there).map(|entry| entry.name.as_str()).collect::<Vec<_>>();
     let names = |kind: Kind| of(kind).map(|entry| entry.name.as_str()).collect::<Vec<_>>().join(" or ");
 
-    let has_mtcnn = there(Kind::Mtcnn).len() == of(Kind::Mtcnn).filter(|entry| entry.required()).count();
+    let stages = there(Kind::Mtcnn).len();
+    let has_mtcnn = stages > 0 && stages == of(Kind::Mtcnn).count();
     let (mut detectors, runtime) = (there(Kind::Detector), there(Kind::Runtime));
     if has_mtcnn {
         // facedetect model=mtcnn, from the same files
