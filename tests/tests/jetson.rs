@@ -525,6 +525,30 @@ fn a_dry_run_changes_nothing() {
 }
 
 #[test]
+fn the_installer_takes_mtcnn_where_the_detectors_are_missing() {
+    let built = built!();
+    let machine = Machine::new();
+    machine.pretend_to_be("R36 (release), REVISION: 4.3");
+    let folder = machine.path("weights");
+    fs::create_dir_all(&folder).unwrap();
+    let mut arguments = built.arguments().to_vec();
+    let models = arguments.iter().position(|argument| *argument == "--models").unwrap() + 1;
+    arguments[models] = folder.to_str().unwrap();
+    arguments.push("--dry-run");
+    for file in ["pnet.pt", "rnet.pt"] {
+        fs::write(folder.join(file), "").unwrap();
+    }
+    let (status, said) = machine.install(&arguments);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("has no version-RFB-320.onnx") && said.contains("and no onet.pt"), "{said}");
+    fs::write(folder.join("onet.pt"), "").unwrap();
+    let (status, said) = machine.install(&arguments);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("MTCNN runs, and on the processor alone"), "{said}");
+    assert!(said.contains("opt/facepipe/models/onet.pt") && !said.contains("models/version-RFB"), "{said}");
+}
+
+#[test]
 fn the_installer_refuses_what_cannot_run() {
     let built = built!();
     let machine = Machine::new();

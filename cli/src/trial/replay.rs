@@ -198,6 +198,10 @@ impl Replay {
                     });
                 }
                 gst::MessageView::Warning(warning) => bar.println(format!("Warning: {}", warning.error())),
+                // That the detector is not the one that was wanted.
+                gst::MessageView::Info(info) if info.error().matches(gst::LibraryError::Settings) => {
+                    bar.println(info.error().message());
+                }
                 gst::MessageView::Element(element) => {
                     if let Some(result) = element.structure().filter(|s| s.name() == "facepipe-result") {
                         self.collect(result, &detector, started)?;

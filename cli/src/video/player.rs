@@ -191,6 +191,10 @@ impl Player {
                     }
                     self.end_soon();
                 }
+                // That the detector is not the one that was wanted. Faces that it left out are counted otherwise.
+                gst::MessageView::Info(info) if info.error().matches(gst::LibraryError::Settings) => {
+                    eprintln!("{}", info.error().message());
+                }
                 gst::MessageView::Latency(_) => {
                     let _ = self.pipeline.recalculate_latency();
                 }
