@@ -210,7 +210,7 @@ pub(crate) fn outputs(
 }
 
 /// `row` divided by its length.
-fn normalised(row: &[f32]) -> Vec<f32> {
+pub(crate) fn normalised(row: &[f32]) -> Vec<f32> {
     // The floor is PyTorch's, of `functional.normalize`.
     let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
     row.iter().map(|v| v / norm).collect()
