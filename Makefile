@@ -35,8 +35,10 @@ models: build
 plugins: build
 	@scripts/plugin-folder.sh "$(TARGET)/debug" "$(PLUGINS)"
 
-demo: setup ## the main job on real input; VIDEO=file and FACES=folder-per-person replace the defaults
-	@$(FACEPIPE) demo $(if $(VIDEO),--video "$(VIDEO)") $(if $(FACES),--faces "$(FACES)")
+demo: setup ## the main job on real input; VIDEO=file, FACES=folder-per-person; KEEP=1 keeps its backend (PORT=n); REPORT=clear shows faces
+	@$(FACEPIPE) demo $(if $(VIDEO),--video "$(VIDEO)") $(if $(FACES),--faces "$(FACES)") \
+		$(if $(filter-out 0 no,$(KEEP)),--keep) $(if $(PORT),--port "$(PORT)") \
+		$(if $(REPORT),--thumbnails "$(REPORT)")
 
 test-packages:
 	@scripts/packages.sh test

@@ -104,6 +104,11 @@ fn run(command: Command) -> Result<ExitCode> {
     outcome.map(ExitCode::from)
 }
 
+/// The version, as `--version` says it.
+fn version() -> String {
+    Arguments::command().get_version().unwrap_or_default().to_owned()
+}
+
 /// What the calls of a program run on.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()

@@ -1,8 +1,15 @@
-//! Progress of long work: a bar on a terminal, nothing elsewhere (logs and pipes get the summary lines only).
+//! Progress of long work: a bar on a terminal; elsewhere (logs and pipes) a line a minute.
 
-use std::time::Duration;
+use std::{
+    io::{self, IsTerminal},
+    thread,
+    time::Duration,
+};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle, WeakProgressBar};
+
+/// Between two lines where there is no terminal.
+const LINES: Duration = Duration::from_secs(60);
 
 /// A bar that counts to `total`, with the time that is left.
 pub fn bar(total: usize, label: &'static str) -> ProgressBar {
@@ -11,13 +18,56 @@ pub fn bar(total: usize, label: &'static str) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template("{msg:<9} {wide_bar} {pos}/{len} {eta:>4}") {
         bar.set_style(style);
     }
-    bar.enable_steady_tick(Duration::from_millis(200));
+    show(&bar);
     bar
 }
 
 /// Something that turns while work goes on whose length nobody knows.
 pub fn spinner(label: &'static str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(label);
-    spinner.enable_steady_tick(Duration::from_millis(200));
+    show(&spinner);
     spinner
+}
+
+fn show(bar: &ProgressBar) {
+    if io::stderr().is_terminal() {
+        bar.enable_steady_tick(Duration::from_millis(200));
+    } else {
+        let bar = bar.downgrade();
+        thread::spawn(move || report(&bar, || thread::sleep(LINES), |line| eprintln!("{line}")));
+    }
+}
+
+/// Says how far it is each time that `wait` returns, until the work is done.
+fn report(bar: &WeakProgressBar, wait: impl Fn(), mut say: impl FnMut(String)) {
+    loop {
+        wait();
+        let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) else { return };
+        let how_far = match bar.length() {
+            Some(length) => format!("{} of {length}", bar.position()),
+            None => format!("{} s", bar.elapsed().as_secs()),
+        };
+        say(format!("{}: {how_far}", bar.message()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_there_is_no_terminal_a_line_says_how_far_it_is_until_it_is_done() {
+        let bar = ProgressBar::hidden().with_message("Rendering");
+        bar.set_length(120);
+        let waits = std::cell::Cell::new(0);
+        let mut lines = Vec::new();
+        let wait = || {
+            waits.set(waits.get() + 1);
+            if waits.get() == 3 { bar.finish_and_clear() } else { bar.inc(40) }
+        };
+        report(&bar.downgrade(), wait, |line| lines.push(line));
+        assert_eq!(lines, ["Rendering: 40 of 120", "Rendering: 80 of 120"]);
+        let gone = ProgressBar::hidden().downgrade();
+        report(&gone, || {}, |line| panic!("{line}"));
+    }
 }

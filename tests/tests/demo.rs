@@ -11,11 +11,13 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use facepipe_test_support::{models_dir, require, workspace_root};
 use facepipe_tests::{
     program,
     programs::{Said, bare, interrupt},
 };
+use quick_xml::{Reader, events::Event};
 use serde_json::Value;
 
 /// Replays run in real time: two at once would starve each other on a small machine.
@@ -81,14 +83,7 @@ fn without_a_folder_of_faces_nobody_is_enrolled_and_detections_are_still_shown()
         let _ = require!(model);
     }
     // A models folder with the models alone: no downloaded photographs beside them.
-    let models = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(models_dir()).unwrap() {
-        let path: PathBuf = entry.unwrap().path();
-        if path.is_file() {
-            let path = path.canonicalize().unwrap();
-            std::os::unix::fs::symlink(&path, models.path().join(path.file_name().unwrap())).unwrap();
-        }
-    }
+    let models = models_without(|_| false);
     let out = tempfile::tempdir().unwrap();
     let (report, printed) = demo(&video, None, out.path(), &[("FACEPIPE_MODELS", models.path())]);
     assert!(printed.contains("Nobody is enrolled"), "{printed}");
@@ -142,4 +137,217 @@ fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_
         run(program, &out).expect(6, &said);
         run(program, &junk).expect(7, &["junk.mp4"]);
     }
+}
+
+/// The models without those of which `left_out` is true, and without what was downloaded beside them.
+fn models_without(left_out: impl Fn(&str) -> bool) -> tempfile::TempDir {
+    let models = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(models_dir()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_file() && !left_out(name) {
+            std::os::unix::fs::symlink(path.canonicalize().unwrap(), models.path().join(name)).unwrap();
+        }
+    }
+    models
+}
+
+fn is_embedder(name: &str) -> bool {
+    name.contains("facenet") || name.contains("vggface2") || name.starts_with("face_recognition")
+}
+
+/// A folder of people, each under another name than in `faces`, with their first photographs.
+fn gallery(faces: &Path, people: &[(&str, &str)], photographs: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (person, called) in people {
+        let own = folder.path().join(called);
+        fs::create_dir(&own).unwrap();
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(faces.join(person)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        for file in files.iter().take(photographs) {
+            fs::copy(file, own.join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    folder
+}
+
+/// What somebody is told to paste into a shell.
+fn suggested(lines: &[String]) -> Vec<&str> {
+    let next = lines.iter().position(|line| line == "Try next:").unwrap_or_else(|| panic!("{lines:?}"));
+    let after = lines[next + 1..].iter().map(|line| line.trim());
+    after.filter(|line| line.contains("facepipe") && !line.starts_with('#')).take(3).collect()
+}
+
+/// Looks whether a page is well-formed, whole in itself and usable without seeing it; its pictures.
+fn pictures_of(page: &str) -> Vec<image::RgbImage> {
+    let mut reader = Reader::from_str(page);
+    reader.config_mut().check_end_names = true;
+    let (mut pictures, mut open) = (Vec::new(), 0);
+    loop {
+        let event =
+            reader.read_event().unwrap_or_else(|error| panic!("{error} at {}", reader.buffer_position()));
+        let element = match event {
+            Event::Eof => break,
+            Event::End(_) => {
+                open -= 1;
+                continue;
+            }
+            Event::Start(element) => {
+                open += 1;
+                element
+            }
+            Event::Empty(element) => element,
+            _ => continue,
+        };
+        let name = String::from_utf8(element.name().as_ref().to_vec()).unwrap();
+        let attributes: std::collections::BTreeMap<String, String> = element
+            .attributes()
+            .map(|attribute| {
+                let attribute = attribute.unwrap();
+                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+                (text(attribute.key.as_ref()), text(&attribute.value))
+            })
+            .collect();
+        assert!(!["script", "link", "iframe", "object", "base"].contains(&name.as_str()), "{name}");
+        assert!(!attributes.keys().any(|key| key.starts_with("on") || key == "href"), "{attributes:?}");
+        match name.as_str() {
+            "img" => {
+                assert!(!attributes["alt"].is_empty(), "{attributes:?}");
+                let data = attributes["src"].split_once(";base64,").expect("a data address").1;
+                pictures
+                    .push(image::load_from_memory(&BASE64_STANDARD.decode(data).unwrap()).unwrap().to_rgb8());
+            }
+            "th" => assert!(["col", "row"].contains(&attributes["scope"].as_str())),
+            "svg" => assert!(!attributes["aria-label"].is_empty()),
+            "html" => assert_eq!(attributes["lang"], "en"),
+            _ => {}
+        }
+    }
+    assert_eq!(open, 0, "elements that are not closed");
+    for outside in ["http://", "https://", "url(", "@import"] {
+        assert!(!page.contains(outside), "{outside} in the page");
+    }
+    pictures
+}
+
+/// Whether a picture is made of squares of one colour, at least so many pixels wide.
+fn is_of_blocks(picture: &image::RgbImage, side: u32) -> bool {
+    picture.enumerate_pixels().all(|(x, y, colour)| colour == picture.get_pixel(x - x % side, y - y % side))
+}
+
+#[test]
+fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_for_the_commands_to_try() {
+    let (faces, strangers) = (require!("lfw10"), require!("lfw-open/strangers"));
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let hostile = "<img src=x onerror='alert(1)'> & \"$(id)\"";
+    let people = gallery(&faces, &[("Tony_Blair", hostile), ("Colin_Powell", "Colin Powell")], 3);
+    // No gallery but the one that is named: strangers are those of the mirror.
+    let models = models_without(|_| false);
+    let out = tempfile::tempdir().unwrap();
+    let demo = |options: &[&str]| {
+        let mut command = bare(&["demo", "--faces"]);
+        command.arg(people.path()).arg("--out").arg(out.path()).args(options);
+        command
+            .env("FACEPIPE_MODELS", models.path())
+            .env("FACEPIPE_MIRROR", strangers.ancestors().nth(2).unwrap());
+        command
+    };
+    let mut kept = demo(&["--keep"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut output = BufReader::new(kept.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let lines: Vec<String> = output.by_ref().take_while(|line| !line.contains("Ctrl-C")).collect();
+    let printed = lines.join("\n");
+
+    let report: Value =
+        serde_json::from_str(&fs::read_to_string(out.path().join("report.json")).unwrap()).unwrap();
+    assert_eq!((number(&report, "people_enrolled"), number(&report, "walkers")), (2.0, 8.0), "{report}");
+    assert!(number(&report, "walkers_enrolled") < number(&report, "walkers"), "{report}");
+    assert!(number(&report, "detections_rightly_unknown") >= 1.0, "{report}");
+    assert_eq!(number(&report, "walkers_seen"), number(&report, "walkers_enrolled"), "{report}");
+    assert!(report["identified"].get(hostile).is_some(), "{report}");
+    assert!(
+        ["Crowd ", "who are not enrolled", "Now ", "Times "].iter().all(|said| printed.contains(said)),
+        "{printed}"
+    );
+
+    let page = fs::read_to_string(out.path().join("report.html")).unwrap();
+    let pictures = pictures_of(&page);
+    assert!(pictures.len() >= 4, "{}", pictures.len());
+    assert!(pictures.iter().all(|picture| is_of_blocks(picture, 14)), "a face can be recognised");
+    assert!(page.contains("&lt;img src=x onerror=&#39;alert(1)&#39;&gt; &amp; &quot;$(id)&quot;"), "{page}");
+    assert!(page.contains("UTC") && page.contains("Apache-2.0") && page.contains("Lobby"), "{page}");
+    let said = [&page, &printed, &report.to_string()];
+    for stranger in fs::read_dir(&strangers).unwrap() {
+        let file = stranger.unwrap().path();
+        let (name, _) = file.file_stem().unwrap().to_str().unwrap().rsplit_once('_').unwrap();
+        assert!(said.iter().all(|said| !said.contains(name)), "{name}");
+    }
+
+    let commands = suggested(&lines);
+    assert_eq!(commands.len(), 3, "{printed}");
+    for command in commands {
+        let mut shell = Command::new("bash");
+        shell.args(["-c", command]).env("FACEPIPE_MODELS", models_dir());
+        let said = Said::of(shell.output().unwrap()).expect(0, &[]);
+        assert!(!said.stdout.is_empty(), "{command}");
+    }
+    Said::of(demo(&[]).output().unwrap()).expect(7, &["another facepipe works in this folder", "--out"]);
+    let address = fs::read_to_string(out.path().join("backend.address")).unwrap();
+    let port = address.trim().rsplit_once(':').unwrap().1;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut second = demo(&["--port", port]);
+    Said::of(second.arg("--out").arg(elsewhere.path()).output().unwrap())
+        .expect(2, &[&format!("--port {port}"), "another program listens"]);
+
+    interrupt(&kept);
+    assert!(output.any(|line| line.contains("The backend has ended")));
+    assert_eq!(kept.wait().unwrap().code(), Some(0));
+    assert!(std::net::TcpStream::connect(address.trim()).is_err(), "the backend still listens");
+}
+
+#[test]
+fn what_is_missing_is_named_and_the_rest_runs_without_it() {
+    let (faces, video) = (require!("lfw10"), require!("videos/street-1080p.mp4"));
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let people = gallery(&faces, &[("Tony_Blair", "Tony Blair"), ("Colin_Powell", "Colin Powell")], 4);
+    let out = tempfile::tempdir().unwrap();
+    let demo = |models: &Path, options: &[&str]| {
+        let mut command = bare(&["demo", "--out"]);
+        command.arg(out.path()).args(options).env("FACEPIPE_MODELS", models).env_remove("FACEPIPE_MIRROR");
+        command
+    };
+    let (all, no_embedder) = (models_without(|_| false), models_without(is_embedder));
+    let (people, video) = (people.path().to_str().unwrap(), video.to_str().unwrap());
+    let no_edge = |mut command: Command| {
+        command.env("ORT_DYLIB_PATH", "/nonexistent/libonnxruntime.so");
+        Said::of(command.output().unwrap())
+    };
+
+    // Nobody who could be recognised, and no video that was asked for.
+    let nobody = Said::of(demo(all.path(), &[]).output().unwrap());
+    nobody.expect(6, &["there is nobody to enrol", "--faces", "models fetch"]);
+
+    let edge = Said::of(demo(no_embedder.path(), &["--faces", people, "--video", video]).output().unwrap());
+    let edge = edge.expect(3, &["Missing   an embedder", "mobilefacenet.onnx", "Ran       the edge alone"]);
+    let lines: Vec<String> = edge.stdout.lines().map(str::to_owned).collect();
+    assert_eq!(suggested(&lines).len(), 3, "{lines:?}");
+    let page = fs::read_to_string(out.path().join("report.html")).unwrap();
+    assert!(!pictures_of(&page).is_empty() && page.contains("What is missing"), "{page}");
+    assert!(!page.contains("Blair"), "{page}");
+
+    let backend = no_edge(demo(all.path(), &["--faces", people, "--shots", "2"]));
+    let photos = [
+        "Missing   the edge's face detector",
+        "2 of 2 were given the right name",
+        "Ran       the backend alone",
+    ];
+    // One of two people is left out, so that somebody walks by who is not enrolled.
+    backend.expect(3, &["Enrolled  1 people"]).expect(3, &photos);
+    no_edge(demo(no_embedder.path(), &["--faces", people]))
+        .expect(6, &["nothing of the demo can run", "an embedder", "the edge's face detector"]);
+    fs::create_dir(out.path().join("report.json.d")).unwrap();
+    fs::remove_file(out.path().join("report.json")).ok();
+    fs::rename(out.path().join("report.json.d"), out.path().join("report.json")).unwrap();
+    Said::of(demo(all.path(), &["--faces", people]).output().unwrap())
+        .expect(7, &["report.json", "is a folder"]);
 }

@@ -154,7 +154,14 @@ pub fn run(options: &Options) -> Result<Outcome> {
     for video in &options.videos {
         let truth = GroundTruth::beside(video)?;
         for &policy in &policies {
-            let Some(replay) = Replay::run(video, &trial, policy, !options.fast)? else {
+            let Some(replay) = Replay::run(
+                video,
+                Some(&trial.server.url()),
+                options.trial.first_frame_limit(),
+                policy,
+                !options.fast,
+            )?
+            else {
                 return Ok(Outcome::Interrupted);
             };
             if replay.failed > 0 {

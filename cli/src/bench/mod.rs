@@ -1,7 +1,7 @@
 //! `facepipe bench`: measures, with figures that anybody can repeat.
 
 mod bandwidth;
-mod crowd;
+pub mod crowd;
 mod load;
 mod plot;
 

@@ -23,9 +23,9 @@ use url::Host;
 pub use self::{
     error::ClientError,
     types::{
-        AddedImage, Cameras, Conflict, ConflictingImage, Dataset, DatasetEntry, Detection, Detections,
-        EnrolmentWarning, Face, ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models,
-        NamedPerson, PersonImages, Results, Track, Verification,
+        AddedImage, Cameras, Conflict, ConflictingImage, Dataset, DatasetEntry, Decision, Detection,
+        Detections, EnrolmentWarning, Face, ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model,
+        Models, NamedPerson, PersonImages, Results, Track, Verification,
     },
 };
 use self::{

@@ -1,6 +1,11 @@
 //! What the demo found, for people on the terminal and for programs as `report.json`.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -10,86 +15,152 @@ use crate::{
     client::LastKnownLocation,
     exit::Failure,
     output,
-    trial::{GroundTruth, Policy, Replay, Trial},
+    trial::{CAMERA_ID, CAMERA_LOCATION, Detection, GroundTruth, Policy, Replay, Trial, Verdict},
     video::faces::LeftOut,
 };
 
 /// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
-const VIDEO_MBPS: f64 = 4.0;
+pub const VIDEO_MBPS: f64 = 4.0;
 
 /// The demo's result. All rates are taken over the video's own length.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    video: String,
+    /// Of this program.
+    pub version: String,
+    pub video: String,
     /// Length of the video.
-    seconds: f64,
-    embedder: String,
-    policy: &'static str,
-    faces_uploaded: u64,
-    detections_stored: usize,
-    /// Request bytes as they went into the sockets, HTTP headers included.
-    uplink_bytes: u64,
-    uplink_mbps: f64,
+    pub seconds: f64,
+    /// Of the video's own file, Mbit/s.
+    pub video_mbps: f64,
+    /// When the replay began, RFC 3339 in UTC.
+    pub started_at: String,
+    pub camera_id: &'static str,
+    pub camera_location: &'static str,
+    /// None where there was no backend.
+    pub embedder: Option<String>,
+    pub policy: &'static str,
+    pub faces_uploaded: u64,
+    pub detections_stored: usize,
+    /// Request bytes as they went into the sockets, HTTP headers included; without a backend, bytes of the pictures.
+    pub uplink_bytes: u64,
+    pub uplink_mbps: f64,
     /// How many times less than a 4 Mbit/s video.
-    reduction_factor: f64,
+    pub reduction_factor: f64,
     /// Stored detections per recognised person.
-    identified: BTreeMap<String, usize>,
+    pub identified: BTreeMap<String, usize>,
     /// Stored detections of faces that are nobody enrolled.
-    unknown: usize,
+    pub unknown: usize,
     /// People who were enrolled.
-    people_enrolled: usize,
+    pub people_enrolled: usize,
     /// People of whom no photograph could be used.
-    people_without_photograph: Vec<String>,
+    pub people_without_photograph: Vec<String>,
     /// Uploaded crops in which the backend found no face.
-    crops_without_face: usize,
+    pub crops_without_face: usize,
     /// Faces that were found and left out.
-    left_out: LeftOut,
+    pub left_out: LeftOut,
+    /// When each of those detections was taken, seconds since the start of the video; none: unknown.
+    #[serde(skip)]
+    pub taken: BTreeMap<Option<String>, Vec<f64>>,
+    /// Who walked by, as far as the tracker could follow them, in the order of their coming.
+    pub tracks: Vec<Track>,
+    /// What was missing.
+    pub missing: Vec<String>,
+    /// What was done, and how long it took.
+    pub steps: Vec<Step>,
+    /// Networks and other parts from elsewhere.
+    pub models: Vec<Model>,
     #[serde(flatten)]
-    accuracy: Option<Accuracy>,
+    pub accuracy: Option<Accuracy>,
+}
+
+/// Somebody whom the tracker followed.
+#[derive(Debug, Serialize)]
+pub struct Track {
+    /// The tracker's number.
+    pub track: i32,
+    /// Who it is; none for nobody who is enrolled, and where there was no backend.
+    pub identity: Option<String>,
+    /// How sure the backend is of the name, 0 to 1.
+    pub confidence: f64,
+    /// Pictures in which the backend found the face.
+    pub detections: usize,
+    /// From the first picture to the last, seconds since the start of the video.
+    pub seconds: [f64; 2],
+    /// Whether that is right, where the video has ground truth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<&'static str>,
+    /// The same for the page.
+    #[serde(skip)]
+    pub judged: Option<Verdict>,
+}
+
+/// Something that was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    pub name: &'static str,
+    pub seconds: f64,
+}
+
+impl Step {
+    /// It took so long.
+    pub fn new(name: &'static str, took: Duration) -> Self {
+        Self { name, seconds: took.as_secs_f64() }
+    }
+}
+
+/// A part from elsewhere.
+#[derive(Debug, Clone, Serialize)]
+pub struct Model {
+    pub role: &'static str,
+    pub name: String,
+    pub licence: String,
 }
 
 /// How right it was, where the video has ground truth.
 #[derive(Debug, Serialize)]
-struct Accuracy {
+pub struct Accuracy {
     /// Share of stored detections whose identity is right; unknown is right for who is not enrolled.
-    identification_accuracy: f64,
+    pub identification_accuracy: f64,
     /// People (appearances) who walked through the video.
-    walkers: usize,
+    pub walkers: usize,
     /// Those of them who are enrolled.
-    walkers_enrolled: usize,
+    pub walkers_enrolled: usize,
     /// Those of these with at least one right identification.
-    walkers_seen: usize,
-    detections_right: usize,
+    pub walkers_seen: usize,
+    pub detections_right: usize,
     /// Those of them that were called unknown, and are of people who are not enrolled.
-    detections_rightly_unknown: usize,
+    pub detections_rightly_unknown: usize,
     /// Wrong since called unknown.
-    detections_unknown: usize,
+    pub detections_unknown: usize,
     /// Wrong since called by somebody else's name.
-    detections_misnamed: usize,
+    pub detections_misnamed: usize,
     /// Wrong since no walker was there.
-    detections_unexplained: usize,
+    pub detections_unexplained: usize,
 }
 
 impl Report {
-    /// Sums up a replay; with `truth`, judges it too.
+    /// Sums up a replay, of whose faces nobody was asked who they are where there is no `trial`; with `truth`, judges it
+    /// too.
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
     pub fn new(
         video: &Path,
-        trial: &Trial,
+        trial: Option<&Trial>,
         policy: Policy,
         replay: &Replay,
         truth: Option<&GroundTruth>,
     ) -> Self {
         let mut identified = BTreeMap::new();
         let mut unknown = 0;
+        let mut taken: BTreeMap<Option<String>, Vec<f64>> = BTreeMap::new();
         for detection in &replay.detections {
+            taken.entry(detection.identity.clone()).or_default().push(detection.seconds);
             match &detection.identity {
                 Some(name) => *identified.entry(name.clone()).or_insert(0) += 1,
                 None => unknown += 1,
             }
         }
-        let accuracy = truth.map(|truth| {
-            let enrolled = trial.enrolled();
+        let enrolled = trial.map(Trial::enrolled).unwrap_or_default();
+        let accuracy = truth.filter(|_| trial.is_some()).map(|truth| {
             let score = replay.judge(truth, &enrolled);
             Accuracy {
                 identification_accuracy: score.right as f64 / score.judged.max(1) as f64,
@@ -103,23 +174,36 @@ impl Report {
                 detections_unexplained: score.unexplained,
             }
         });
-        let mbps = replay.uplink_bytes as f64 * 8.0 / 1e6 / replay.seconds;
+        let per_second = 8.0 / 1e6 / replay.seconds;
+        let uplink_bytes = if trial.is_some() { replay.uplink_bytes } else { replay.image_bytes };
+        let mbps = uplink_bytes as f64 * per_second;
+        let file_bytes = fs::metadata(video).map_or(0, |file| file.len());
         Self {
+            version: crate::version(),
             video: video.display().to_string(),
             seconds: replay.seconds,
-            embedder: trial.embedder.clone(),
+            video_mbps: file_bytes as f64 * per_second,
+            started_at: rfc3339(replay.started),
+            camera_id: CAMERA_ID,
+            camera_location: CAMERA_LOCATION,
+            embedder: trial.map(|trial| trial.embedder.clone()),
             policy: policy.nick(),
             faces_uploaded: replay.sent,
             detections_stored: replay.detections.len(),
-            uplink_bytes: replay.uplink_bytes,
+            uplink_bytes,
             uplink_mbps: mbps,
             reduction_factor: VIDEO_MBPS / mbps,
             identified,
             unknown,
-            people_enrolled: trial.enrolled().len(),
-            people_without_photograph: trial.without_photograph(),
+            people_enrolled: enrolled.len(),
+            people_without_photograph: trial.map(Trial::without_photograph).unwrap_or_default(),
             crops_without_face: replay.crops_without_face,
             left_out: replay.left_out,
+            taken,
+            tracks: tracks(replay, truth.map(|truth| (truth, &enrolled)).filter(|_| trial.is_some())),
+            missing: Vec::new(),
+            steps: Vec::new(),
+            models: Vec::new(),
             accuracy,
         }
     }
@@ -137,16 +221,18 @@ impl Report {
             };
             output::line(format!("{person:<28} {times:>6}  {place:<12} {time}"));
         }
+        if self.embedder.is_none() {
+            output::line(format!("{:<28} {:>6}", "(nobody was asked)", self.tracks.len()));
+            output::line(format!("\n{} people were followed", self.tracks.len()));
+            self.print_uplink("Pictures ");
+            return;
+        }
         output::line(format!("{:<28} {:>6}", "(unknown)", self.unknown));
         output::line(format!(
             "\n{} crops uploaded, {} detections stored ({} crops held no face for the backend)",
             self.faces_uploaded, self.detections_stored, self.crops_without_face
         ));
-        output::line(format!(
-            "Uplink    {} bytes in {:.1} s = {:.3} Mbit/s, {:.0} times less than {VIDEO_MBPS} Mbit/s of video",
-            self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
-        ));
-        self.left_out.words("min-size of facecrop").iter().for_each(output::line);
+        self.print_uplink("Uplink   ");
         if let Some(accuracy) = &self.accuracy {
             let strangers = match accuracy.walkers - accuracy.walkers_enrolled {
                 0 => String::new(),
@@ -161,18 +247,91 @@ impl Report {
         }
     }
 
+    fn print_uplink(&self, label: &str) {
+        output::line(format!(
+            "{label} {} bytes in {:.1} s = {:.3} Mbit/s, {:.0} times less than {VIDEO_MBPS} Mbit/s of video",
+            self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
+        ));
+        self.left_out.words("min-size of facecrop").iter().for_each(output::line);
+    }
+
     /// Writes the report as JSON.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)?;
-        fs::write(path, text + "\n").map_err(|error| Failure::output(path.display(), error).into())
+        write_whole(path, &(text + "\n"))
     }
 }
 
+/// Writes a file that is there whole, or as it was before.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_whole(path: &Path, text: &str) -> Result<()> {
+    let new = path.with_added_extension("new");
+    fs::write(&new, text).and_then(|()| fs::rename(&new, path)).map_err(|error| {
+        // What there is of it takes up room on a full disk.
+        let _ = fs::remove_file(&new);
+        Failure::output(path.display(), error).into()
+    })
+}
+
+/// Sums up the detections by track.
+fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Vec<Track> {
+    let mut tracks: BTreeMap<i32, Track> = BTreeMap::new();
+    let new = |id: i32, seconds: [f64; 2]| Track {
+        track: id,
+        identity: None,
+        confidence: 0.0,
+        detections: 0,
+        seconds,
+        verdict: None,
+        judged: None,
+    };
+    if replay.detections.is_empty() && replay.sent == 0 {
+        // Nobody was asked.
+        let seen = replay.pictures.of_tracks.iter().map(|(id, picture)| (*id, new(*id, picture.seconds)));
+        tracks.extend(seen);
+    }
+    for detection in replay.detections.iter().filter(|detection| detection.largest) {
+        let Detection { seconds, bounds, identity, confidence, track, .. } = detection;
+        let entry = tracks.entry(*track).or_insert_with(|| new(*track, [*seconds; 2]));
+        entry.seconds = [entry.seconds[0].min(*seconds), entry.seconds[1].max(*seconds)];
+        entry.detections += 1;
+        // A name is worth more than none, and the surer one more than another.
+        let decides = entry.detections == 1 || (identity.is_some() && *confidence > entry.confidence);
+        if decides {
+            entry.identity.clone_from(identity);
+            entry.confidence = *confidence;
+            entry.judged = truth
+                .map(|(truth, enrolled)| truth.verdict(enrolled, *seconds, *bounds, identity.as_deref()));
+            entry.verdict = entry.judged.map(word);
+        }
+    }
+    let mut tracks: Vec<Track> = tracks.into_values().collect();
+    tracks.sort_by(|a, b| a.seconds[0].total_cmp(&b.seconds[0]));
+    tracks
+}
+
+/// A verdict for programs.
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::RightlyNamed(_) => "right",
+        Verdict::RightlyUnknown => "rightly-unknown",
+        Verdict::Missed => "unknown-though-enrolled",
+        Verdict::Misnamed => "wrong-name",
+        Verdict::Unexplained => "nobody-there",
+    }
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
 /// `2026-03-04 05:06:07 UTC` of an RFC 3339 time in UTC; what is none stays as it is.
-fn to_the_second(time: &str) -> String {
+pub fn to_the_second(time: &str) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     OffsetDateTime::parse(time, &Rfc3339)
         .ok()

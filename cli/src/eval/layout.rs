@@ -173,13 +173,8 @@ impl Layout {
 
 /// The people of a folder who have pictures; somebody must have one.
 fn people(folder: &Path) -> Result<People, Failure> {
-    let mut people = pictures::by_person(folder)?;
-    if people.pictures.values().all(Vec::is_empty) {
-        return people.told(folder);
-    }
-    // Each file is named with the figures.
-    pictures::advise(&people.passed_over, people.hidden);
-    for name in people.without_pictures() {
+    let (mut people, without) = pictures::people(folder)?;
+    for name in without {
         let why = "no picture in this person's folder";
         people.passed_over.push(PassedOver::new(&folder.join(name), why));
     }

@@ -5,7 +5,7 @@ mod check;
 mod client;
 mod download;
 mod fetch;
-mod manifest;
+pub mod manifest;
 mod npm;
 mod packages;
 mod progress;

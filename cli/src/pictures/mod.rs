@@ -126,6 +126,22 @@ pub fn by_person(folder: &Path) -> Result<People, Failure> {
     Ok(people)
 }
 
+/// The people of a folder who have pictures, and the names of those who have a folder without one. The kinds of files that
+/// were passed over are advised on; each of them is left to the caller to name.
+///
+/// # Errors
+/// As [`by_person`], or nobody has a picture.
+pub fn people(folder: &Path) -> Result<(People, Vec<String>), Failure> {
+    let mut people = by_person(folder)?;
+    if people.pictures.values().all(Vec::is_empty) {
+        return people.told(folder).map(|people| (people, Vec::new()));
+    }
+    advise(&people.passed_over, people.hidden);
+    let without = people.pictures.extract_if(.., |_, pictures| pictures.is_empty());
+    let without = without.map(|(name, _)| name).collect();
+    Ok((people, without))
+}
+
 impl Found {
     /// Names what was passed over.
     ///
@@ -151,11 +167,6 @@ impl People {
             return Err(no_picture(folder, &self.passed_over));
         }
         Ok(self)
-    }
-
-    /// Takes out those who have no picture; their names.
-    pub fn without_pictures(&mut self) -> Vec<String> {
-        self.pictures.extract_if(.., |_, pictures| pictures.is_empty()).map(|(name, _)| name).collect()
     }
 }
 
@@ -188,7 +199,7 @@ fn tell(passed_over: &[PassedOver], hidden: usize) {
 }
 
 /// Says what can be done about what was passed over, and how much was left out, to the standard error.
-pub fn advise(passed_over: &[PassedOver], hidden: usize) {
+fn advise(passed_over: &[PassedOver], hidden: usize) {
     let mut remedies: Vec<Remedy> = passed_over.iter().filter_map(|passed_over| passed_over.remedy).collect();
     remedies.sort_unstable();
     remedies.dedup();
@@ -322,12 +333,12 @@ mod tests {
                 ("text, no picture", None)
             ]
         );
-        let mut people = by_person(folder.path()).expect("people");
+        let (people, without) = super::people(folder.path()).expect("people");
         assert_eq!(people.pictures["b"], found.pictures[1..], "a picture in nobody's folder is nobody's");
         let nobodys: Vec<_> = people.passed_over.iter().map(|p| p.reason.as_str()).collect();
         assert_eq!(nobodys[0], "lies in nobody's folder");
         assert_eq!(nobodys.len(), 4, "{nobodys:?}");
-        assert!(people.without_pictures().is_empty());
+        assert!(without.is_empty());
     }
 
     #[test]
@@ -357,8 +368,8 @@ mod tests {
         symlink(at("bob"), at("robert")).expect("a link");
         symlink("/nonexistent", at("zoe")).expect("a link");
         std::os::unix::net::UnixListener::bind(at("bob/socket")).expect("a socket");
-        let mut people = by_person(folder.path()).expect("people");
-        assert_eq!(people.without_pictures(), ["eve"]);
+        let (people, without) = super::people(folder.path()).expect("people");
+        assert_eq!(without, ["eve"]);
         assert_eq!(people.pictures.keys().collect::<Vec<_>>(), ["ann", "bob", "robert"]);
         assert!(people.pictures.values().all(|pictures| pictures.len() == 1), "{people:?}");
         let told: Vec<String> = people

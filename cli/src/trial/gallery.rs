@@ -8,18 +8,20 @@ use super::Server;
 use crate::{interrupt, pictures, progress};
 
 /// One person of the gallery with the photographs that there are.
+#[derive(Debug, Clone)]
 pub struct Person {
     /// Their Face ID.
     pub id: String,
-    photographs: Vec<PathBuf>,
-    /// Photographs that the backend took.
-    enrolled: usize,
+    /// In the order of their names.
+    pub photographs: Vec<PathBuf>,
+    /// Photographs that the backend took: those of the first ones that show exactly one face.
+    pub enrolled: Vec<PathBuf>,
 }
 
 impl Person {
     /// Whether the backend has a photograph of theirs: nobody else can be recognised.
     pub fn is_enrolled(&self) -> bool {
-        self.enrolled > 0
+        !self.enrolled.is_empty()
     }
 }
 
@@ -37,7 +39,7 @@ pub fn enrol(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn
             server.add_person(&person.id)?;
         }
         for photograph in &person.photographs {
-            if person.enrolled == shots {
+            if person.enrolled.len() == shots {
                 break;
             }
             if interrupt::requested() {
@@ -46,7 +48,7 @@ pub fn enrol(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn
             }
             match server.add_image(&person.id, photograph)? {
                 Ok(()) => {
-                    person.enrolled += 1;
+                    person.enrolled.push(photograph.clone());
                     bar.inc(1);
                 }
                 Err(refusal) => {
@@ -57,7 +59,7 @@ pub fn enrol(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn
     }
     bar.finish_and_clear();
     let (enrolled, without): (Vec<&Person>, Vec<&Person>) = gallery.iter().partition(|p| p.is_enrolled());
-    let photographs: usize = enrolled.iter().map(|person| person.enrolled).sum();
+    let photographs: usize = enrolled.iter().map(|person| person.enrolled.len()).sum();
     say(&format!("Enrolled  {} people with {photographs} photographs", enrolled.len()));
     for line in refused {
         say(&format!("          passed over {line}"));
@@ -81,6 +83,6 @@ pub fn enrol(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn
 /// The folder cannot be read, or has nobody in it.
 pub fn read(folder: &Path) -> Result<Vec<Person>> {
     let people = pictures::by_person(folder)?.told(folder)?.pictures;
-    let person = |(id, photographs)| Person { id, photographs, enrolled: 0 };
+    let person = |(id, photographs)| Person { id, photographs, enrolled: Vec::new() };
     Ok(people.into_iter().map(person).collect())
 }

@@ -26,7 +26,30 @@ pub struct GroundTruth {
 
 #[derive(Debug, Deserialize)]
 struct Walker {
-    person: String,
+    /// None for a stranger whose name nobody knows.
+    #[serde(default)]
+    person: Option<String>,
+}
+
+impl Walker {
+    fn is_among(&self, enrolled: &BTreeSet<&str>) -> bool {
+        self.person.as_deref().is_some_and(|person| enrolled.contains(person))
+    }
+}
+
+/// Whether what was said of a face is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The name of the walker with this number.
+    RightlyNamed(u64),
+    /// Unknown, and nobody who is enrolled.
+    RightlyUnknown,
+    /// Unknown, though enrolled.
+    Missed,
+    /// A name that is not the walker's.
+    Misnamed,
+    /// No walker of the frame explains it.
+    Unexplained,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,11 +98,10 @@ impl GroundTruth {
 
     /// Those of them who are among `enrolled`: who can be recognised.
     pub fn enrolled_walkers(&self, enrolled: &BTreeSet<&str>) -> usize {
-        self.walkers.values().filter(|walker| enrolled.contains(walker.person.as_str())).count()
+        self.walkers.values().filter(|walker| walker.is_among(enrolled)).count()
     }
 
-    /// Judges one stored detection: `seconds` since the video's start, its box, and the identity (`None`: unknown).
-    /// For a walker who is not among `enrolled`, unknown is the right one.
+    /// Judges one stored detection and counts it; the arguments are those of [`Self::verdict`].
     pub fn judge(
         &self,
         score: &mut Score,
@@ -89,21 +111,36 @@ impl GroundTruth {
         identity: Option<&str>,
     ) {
         score.judged += 1;
-        let Some((id, walker)) = self.walker_at(seconds, bounds) else {
-            score.unexplained += 1;
-            return;
-        };
-        match identity {
-            Some(name) if name == walker.person => {
+        match self.verdict(enrolled, seconds, bounds, identity) {
+            Verdict::RightlyNamed(walker) => {
                 score.right += 1;
-                score.seen.insert(id);
+                score.seen.insert(walker);
             }
-            Some(_) => score.misnamed += 1,
-            None if enrolled.contains(walker.person.as_str()) => score.unknown += 1,
-            None => {
+            Verdict::RightlyUnknown => {
                 score.right += 1;
                 score.rightly_unknown += 1;
             }
+            Verdict::Missed => score.unknown += 1,
+            Verdict::Misnamed => score.misnamed += 1,
+            Verdict::Unexplained => score.unexplained += 1,
+        }
+    }
+
+    /// Judges one detection: `seconds` since the video's start, its box, and the identity (`None`: unknown).
+    /// For a walker who is not among `enrolled`, unknown is the right one.
+    pub fn verdict(
+        &self,
+        enrolled: &BTreeSet<&str>,
+        seconds: f64,
+        bounds: Bounds,
+        identity: Option<&str>,
+    ) -> Verdict {
+        let Some((id, walker)) = self.walker_at(seconds, bounds) else { return Verdict::Unexplained };
+        match identity {
+            Some(name) if walker.person.as_deref() == Some(name) => Verdict::RightlyNamed(id),
+            Some(_) => Verdict::Misnamed,
+            None if walker.is_among(enrolled) => Verdict::Missed,
+            None => Verdict::RightlyUnknown,
         }
     }
 

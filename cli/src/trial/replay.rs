@@ -1,16 +1,17 @@
 //! Replays a video through the real elements, linked into this program, and collects what the backend answered.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
 use gst::prelude::*;
+use gstfacepipe::roi;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, Trial, ground_truth::Bounds};
+use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, ground_truth::Bounds};
 use crate::{
     interrupt, progress,
     video::{
@@ -68,6 +69,60 @@ pub struct Replay {
     pub left_out: LeftOut,
     /// The stored detections.
     pub detections: Vec<Detection>,
+    /// What was cut out of the video.
+    pub pictures: Pictures,
+    /// When the first frame was captured.
+    pub started: OffsetDateTime,
+}
+
+/// The crops of a replay: how many there were, and the largest of each track.
+#[derive(Debug, Default)]
+pub struct Pictures {
+    /// All of them.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// By track; of a very long video, those that came first.
+    pub of_tracks: BTreeMap<i32, Picture>,
+}
+
+/// The crops of a track.
+#[derive(Debug)]
+pub struct Picture {
+    /// When the first and the last were taken, seconds since the start of the video.
+    pub seconds: [f64; 2],
+    /// The largest one, JPEG.
+    pub jpeg: Vec<u8>,
+    /// Its face's area, square pixels.
+    area: u64,
+}
+
+/// Tracks of which a picture is kept.
+const MOST_TRACKS: usize = 1000;
+
+impl Pictures {
+    /// Looks at a buffer of `facecrop`'s.
+    fn take(&mut self, buffer: &gst::BufferRef) {
+        let (Some(facts), Ok(jpeg)) = (roi::crop_facts(buffer), buffer.map_readable()) else { return };
+        self.count += 1;
+        self.bytes += u64::try_from(jpeg.len()).unwrap_or_default();
+        let track = facts.face.track_id.unwrap_or_default();
+        let area = u64::from(facts.face.width) * u64::from(facts.face.height);
+        let seconds = facts.running_time.unwrap_or_default().as_secs_f64();
+        let has_room = self.of_tracks.len() < MOST_TRACKS;
+        match self.of_tracks.get_mut(&track) {
+            Some(picture) => {
+                picture.seconds = [picture.seconds[0].min(seconds), picture.seconds[1].max(seconds)];
+                if area > picture.area {
+                    (picture.area, picture.jpeg) = (area, jpeg.to_vec());
+                }
+            }
+            None if has_room => {
+                self.of_tracks.insert(track, Picture { seconds: [seconds; 2], jpeg: jpeg.to_vec(), area });
+            }
+            None => {}
+        }
+    }
 }
 
 /// One stored detection.
@@ -79,38 +134,64 @@ pub struct Detection {
     pub bounds: Bounds,
     /// Who it is; `None`: nobody who is enrolled.
     pub identity: Option<String>,
+    /// How sure the backend is of that name, 0 to 1; 0 for nobody.
+    pub confidence: f64,
+    /// The track whose crop it is on.
+    pub track: i32,
+    /// Whether it is the largest face of its crop: a neighbour in the margin is smaller.
+    pub largest: bool,
 }
 
 impl Replay {
-    /// Plays `video`, in real time or as fast as it goes, its faces going to `store-results` of the backend of the trial.
-    /// None where the program was asked to end before the video did.
+    /// Plays `video`, in real time or as fast as it goes, its faces going to `store-results` of `backend`, an address; without
+    /// one they are counted and go nowhere. None where the program was asked to end before the video did.
     ///
     /// # Errors
     /// The video cannot be played (missing decoder, not a video), no frame of it comes in time, or an element fails.
-    pub fn run(video: &Path, trial: &Trial, policy: Policy, real_time: bool) -> Result<Option<Self>> {
+    pub fn run(
+        video: &Path,
+        backend: Option<&str>,
+        first_frame_limit: Duration,
+        policy: Policy,
+        real_time: bool,
+    ) -> Result<Option<Self>> {
+        // As precise as the times that are stored.
         let started = OffsetDateTime::now_utc();
+        let started = started.replace_millisecond(started.millisecond())?;
         let source = Source::File(video.to_owned());
         source.check()?;
         video::start()?;
         let pipeline = video::pipeline(&format!(
             "{} ! {} ! facepipe-facedetect name=detect ! \
-             facepipe-facetrack ! facepipe-facecrop name=crop ! facepipe-facesink-http name=sink",
+             facepipe-facetrack ! facepipe-facecrop name=crop ! {} name=sink",
             source.description(),
-            source.upright()
+            source.upright(),
+            if backend.is_some() { "facepipe-facesink-http" } else { "fakesink" }
         ))?;
         let element = |name: &str| video::element(&pipeline, name);
         source.configure(&element("source")?);
         let crop = element("crop")?;
         crop.set_property("margin", MARGIN);
         crop.set_property_from_str("policy", policy.nick());
+        let pictures = video::Shared::<Pictures>::default();
+        let taken = pictures.clone();
+        let cut = crop.static_pad("src").context("a cutter without a pad")?;
+        cut.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            if let Some(buffer) = info.buffer() {
+                video::lock(&taken).take(buffer);
+            }
+            gst::PadProbeReturn::Ok
+        });
         let sink = element("sink")?;
-        sink.set_property("backend-url", trial.server.url());
-        sink.set_property("camera-id", CAMERA_ID);
-        sink.set_property("camera-location", CAMERA_LOCATION);
         sink.set_property("sync", real_time);
-        sink.set_property("max-queue", QUEUE);
-        sink.set_property("eos-timeout", DRAIN_LIMIT);
-        sink.set_property("capture-start", started.format(&Rfc3339)?);
+        if let Some(backend) = backend {
+            sink.set_property("backend-url", backend);
+            sink.set_property("camera-id", CAMERA_ID);
+            sink.set_property("camera-location", CAMERA_LOCATION);
+            sink.set_property("max-queue", QUEUE);
+            sink.set_property("eos-timeout", DRAIN_LIMIT);
+            sink.set_property("capture-start", started.format(&Rfc3339)?);
+        }
 
         let mut replay = Self {
             seconds: 0.0,
@@ -121,8 +202,10 @@ impl Replay {
             crops_without_face: 0,
             left_out: LeftOut::default(),
             detections: Vec::new(),
+            pictures: Pictures::default(),
+            started,
         };
-        let played = replay.play(&pipeline, &source, trial.first_frame_limit, started);
+        let played = replay.play(&pipeline, &source, first_frame_limit, started);
         let stats: gst::Structure = sink.property("stats");
         replay.left_out = Counts::of(&pipeline).left_out.with(&crop.property("stats"));
         let stopped = video::stop(&pipeline);
@@ -130,6 +213,11 @@ impl Replay {
             return Ok(None);
         }
         stopped?;
+        replay.pictures = std::mem::take(&mut *video::lock(&pictures));
+        if backend.is_none() {
+            replay.image_bytes = replay.pictures.bytes;
+            return Ok(Some(replay));
+        }
         replay.sent = stats.get("sent")?;
         replay.failed = stats.get::<u64>("failed")? + stats.get::<u64>("dropped")?;
         replay.uplink_bytes = stats.get("bytes")?;
@@ -227,14 +315,26 @@ impl Replay {
         if faces.is_empty() {
             self.crops_without_face += 1;
         }
+        let track = result.get("track-id")?;
+        let first = self.detections.len();
         for face in faces.iter() {
             let face: gst::Structure = face.get()?;
             let known = face.get::<&str>("decision").is_ok_and(|decision| decision == "known");
             let identity = if known { Some(face.get::<String>("label")?) } else { None };
-            self.detections.push(Detection { seconds, bounds: crop.to_frame(&face)?, identity });
+            let confidence = if known { face.get("confidence").unwrap_or_default() } else { 0.0 };
+            let bounds = crop.to_frame(&face)?;
+            self.detections.push(Detection { seconds, bounds, identity, confidence, track, largest: false });
+        }
+        let of_crop = self.detections.iter_mut().skip(first);
+        if let Some(largest) = of_crop.max_by(|a, b| area(a.bounds).total_cmp(&area(b.bounds))) {
+            largest.largest = true;
         }
         Ok(())
     }
+}
+
+fn area([left, top, right, bottom]: Bounds) -> f64 {
+    (right - left) * (bottom - top)
 }
 
 /// Where a crop lies in its frame, and how many pixels of the frame one of its own has across and down.

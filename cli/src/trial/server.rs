@@ -14,9 +14,9 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
 use crate::{
-    client::{Client, LastKnownLocation, Settings},
+    client::{Client, Decision, Face, LastKnownLocation, Recognition, Settings},
     exit::Failure,
-    pictures, train,
+    interrupt, pictures, train,
 };
 
 /// How long the backend may take to load its networks and answer `/readyz`. A debug build on a slow disk needs
@@ -31,18 +31,18 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running backend. Dropping it ends its process.
 pub struct Server {
-    // Held for its end.
-    _process: Process,
+    process: Process,
     runtime: Runtime,
     client: Client,
 }
 
 impl Server {
-    /// Starts `program` with an empty data folder under `workspace` and waits until it is ready.
+    /// Starts `program` on a port of this machine (0: any free one) with an empty data folder under `workspace`, and waits
+    /// until it is ready.
     ///
     /// # Errors
     /// The program cannot be started, ends by itself, or is not ready within a minute; the error quotes its log.
-    pub fn start(program: &Path, workspace: &Path, models: &Path, embedder: &str) -> Result<Self> {
+    pub fn start(program: &Path, workspace: &Path, models: &Path, embedder: &str, port: u16) -> Result<Self> {
         let data = workspace.join("data");
         if data.exists() {
             fs::remove_dir_all(&data).map_err(|error| Failure::output(data.display(), error))?;
@@ -53,7 +53,7 @@ impl Server {
         let log = workspace.join("backend.log");
         let log_file = fs::File::create(&log).map_err(|error| Failure::output(log.display(), error))?;
         let child = Command::new(program)
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", &format!("127.0.0.1:{port}")])
             .arg("--address-file")
             .arg(&address_file)
             .arg("--data-dir")
@@ -73,12 +73,45 @@ impl Server {
             answer_limit: TRAINING_LIMIT,
             ..Settings::of(format!("http://{address}"))
         })?;
-        Ok(Self { _process: process, runtime: crate::runtime()?, client })
+        Ok(Self { process, runtime: crate::runtime()?, client })
     }
 
     /// The address to which pipelines post, `http://127.0.0.1:<port>`.
     pub fn url(&self) -> String {
         self.client.address()
+    }
+
+    /// Waits until the program is asked to end.
+    ///
+    /// # Errors
+    /// The backend ended by itself.
+    pub fn keep(&mut self) -> Result<()> {
+        loop {
+            let ended = self.process.0.try_wait()?;
+            // Ctrl-C reaches both, in either order.
+            thread::sleep(Duration::from_millis(200));
+            if interrupt::requested() {
+                return Ok(());
+            }
+            if let Some(status) = ended {
+                bail!("the backend ended by itself ({status})");
+            }
+        }
+    }
+
+    /// Who is on a photograph, of the face that is largest; the outer option is none where no face is on it. Nothing is
+    /// stored.
+    ///
+    /// # Errors
+    /// The API fails, or refuses the photograph.
+    pub fn who_is_on(&self, photograph: &Path) -> Result<Option<Option<String>>> {
+        let bytes = pictures::read(photograph).map_err(|why| Failure::input(photograph.display(), why))?;
+        let asked = self.client.recognize(Recognition::GetResults, bytes.into(), None);
+        let results = self.runtime.block_on(asked)?;
+        Ok(Face::largest(&results.faces).map(|face| match (&face.decision, &face.top_prediction) {
+            (Decision::Known, Some(prediction)) => Some(prediction.label.clone()),
+            _ => None,
+        }))
     }
 
     /// Adds a person.

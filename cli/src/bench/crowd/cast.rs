@@ -1,4 +1,4 @@
-//! Who can walk through a crowd: people of a folder with the photographs that show their face.
+//! Who can walk through a crowd: people with the photographs that show their face.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ const SURE: f32 = 0.99;
 /// People who can be shown.
 #[derive(Debug, Default)]
 pub struct Cast {
-    /// At least one, each with at least one photograph.
+    /// Each with at least one photograph.
     pub people: Vec<Person>,
     /// Photographs that cannot be read or show no face.
     pub passed_over: Vec<PassedOver>,
@@ -29,10 +29,19 @@ pub struct Cast {
 /// Somebody who can be shown.
 #[derive(Debug)]
 pub struct Person {
-    /// The folder's name.
-    pub name: String,
-    /// At least one, in the order of their names.
+    /// The folder's name; none for a stranger whose name nobody knows.
+    pub name: Option<String>,
+    /// At least one, in the order in which they were given.
     pub photographs: Vec<Photograph>,
+}
+
+/// Somebody who may be shown: nobody has looked yet whether the photographs show a face.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// As [`Person::name`].
+    pub name: Option<String>,
+    /// Their photographs.
+    pub photographs: Vec<PathBuf>,
 }
 
 /// A photograph with a face.
@@ -64,20 +73,37 @@ impl Photograph {
 /// # Errors
 /// The folder cannot be read, nobody in it has a photograph with a face, or the detector fails.
 pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -> Result<Option<Cast>> {
-    let mut found = pictures::by_person(folder)?;
-    if found.pictures.values().all(Vec::is_empty) {
-        found = found.told(folder)?;
+    let (found, _) = pictures::people(folder)?;
+    let candidate = |(name, photographs)| Candidate { name: Some(name), photographs };
+    let candidates = found.pictures.into_iter().map(candidate).collect();
+    let Some(mut cast) = among(candidates, false, detector, wanted, dice)? else { return Ok(None) };
+    cast.passed_over.splice(0..0, found.passed_over);
+    if cast.people.is_empty() {
+        let why = format!("none of its {} pictures shows a face", cast.passed_over.len());
+        return Err(Failure::input(folder.display(), why).into());
     }
-    // Each file is named with the figures.
-    pictures::advise(&found.passed_over, found.hidden);
-    found.without_pictures();
-    let mut candidates: Vec<(String, Vec<PathBuf>)> = found.pictures.into_iter().collect();
+    Ok(Some(cast))
+}
+
+/// Finds `wanted` people among the candidates (fewer, if not so many have a photograph with a face), in a random order.
+/// Only their photographs are looked at; `alone`: those that show another face as well, which would walk along, are passed
+/// over. None where the program was asked to end.
+///
+/// # Errors
+/// The detector fails.
+pub fn among(
+    mut candidates: Vec<Candidate>,
+    alone: bool,
+    detector: &Mtcnn,
+    wanted: usize,
+    dice: &mut Dice,
+) -> Result<Option<Cast>> {
     dice.shuffle(&mut candidates);
     let mut candidates = candidates.into_iter();
-    let mut cast = Cast { passed_over: found.passed_over, ..Cast::default() };
+    let mut cast = Cast::default();
     let bar = progress::bar(0, "Faces");
     loop {
-        let round: Vec<(String, Vec<PathBuf>)> =
+        let round: Vec<Candidate> =
             candidates.by_ref().take(wanted.saturating_sub(cast.people.len())).collect();
         if round.is_empty() {
             break;
@@ -85,11 +111,14 @@ pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -
         let files: Vec<(usize, PathBuf)> = round
             .iter()
             .enumerate()
-            .flat_map(|(person, (_, files))| files.iter().map(move |file| (person, file.clone())))
+            .flat_map(|(person, candidate)| {
+                candidate.photographs.iter().map(move |file| (person, file.clone()))
+            })
             .collect();
         bar.inc_length(files.len().try_into().unwrap_or_default());
-        let looked_at =
-            networks::in_parallel(&files, &bar, |(person, file)| Ok((*person, look_at(detector, file)?)))?;
+        let looked_at = networks::in_parallel(&files, &bar, |(person, file)| {
+            Ok((*person, look_at(detector, file, alone)?))
+        })?;
         let Some(looked_at) = looked_at else {
             bar.finish_and_clear();
             return Ok(None);
@@ -102,27 +131,26 @@ pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -
                 (Err(passed_over), _) => cast.passed_over.push(passed_over),
             }
         }
-        for ((name, _), photographs) in round.into_iter().zip(photographs) {
+        for (Candidate { name, .. }, photographs) in round.into_iter().zip(photographs) {
             if !photographs.is_empty() {
                 cast.people.push(Person { name, photographs });
             }
         }
     }
     bar.finish_and_clear();
-    if cast.people.is_empty() {
-        let why = format!("none of its {} pictures shows a face", cast.passed_over.len());
-        return Err(Failure::input(folder.display(), why).into());
-    }
     Ok(Some(cast))
 }
 
 /// The photograph's face that is nearest to its middle.
-fn look_at(detector: &Mtcnn, file: &Path) -> Result<Result<Photograph, PassedOver>> {
+fn look_at(detector: &Mtcnn, file: &Path, alone: bool) -> Result<Result<Photograph, PassedOver>> {
     let picture = match networks::read_picture(file) {
         Ok(picture) => picture,
         Err(passed_over) => return Ok(Err(passed_over)),
     };
     let faces = detector.detect(&picture)?;
+    if alone && faces.len() > 1 {
+        return Ok(Err(PassedOver::new(file, format!("{} faces in it", faces.len()))));
+    }
     let nearest = faces
         .iter()
         .filter(|face| face.confidence > SURE)

@@ -1,7 +1,7 @@
 //! `facepipe bench crowd`: renders a crowd video whose walkers are known, so that anybody can repeat the benchmarks
 //! with people and a density of their own.
 
-mod cast;
+pub mod cast;
 mod encode;
 mod paint;
 mod plan;
@@ -10,6 +10,7 @@ mod truth;
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -18,13 +19,8 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use self::{
-    cast::Cast,
-    encode::Encoder,
-    paint::Painter,
-    plan::FPS,
-    truth::{Counts, TruthWriter},
-};
+use self::{cast::Cast, encode::Encoder, paint::Painter, plan::FPS, truth::TruthWriter};
+pub use self::{plan::walkers_needed, truth::Counts};
 use crate::{
     dice::Dice,
     exit::{self, Failure, Outcome},
@@ -162,7 +158,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let Some(cast) = cast else { return Ok(Outcome::Interrupted) };
     drop(detector);
 
-    let Some(counts) = render(options, &cast, size, frames, &truth)? else { return Ok(Outcome::Interrupted) };
+    let crowd =
+        Crowd { cast: &cast, surely: 0..0, density, frames, quickly: false, seed: options.seed, size };
+    let Some(counts) = crowd.render(&options.out)? else { return Ok(Outcome::Interrupted) };
     let report = Report {
         video: options.out.display().to_string(),
         truth: truth.display().to_string(),
@@ -188,57 +186,81 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Renders into a folder beside the video, and moves both files to their places once they are whole. None where the
-/// program was asked to end.
-fn render(
-    options: &Options,
-    cast: &Cast,
-    size: [u32; 2],
-    frames: u32,
-    truth_path: &Path,
-) -> Result<Option<Counts>> {
-    let Density(density) = options.density;
-    let backdrop = scene::backdrop(size, &mut Dice::new(options.seed, SCENE));
-    let walkers =
-        plan::walkers(density, frames, size, cast.people.len(), &mut Dice::new(options.seed, WALKS));
-    let name = |walker: usize| {
-        let person = walkers.get(walker).and_then(|walker| cast.people.get(walker.person));
-        person.map(|person| person.name.as_str()).unwrap_or_default()
-    };
+/// A crowd that can be rendered.
+#[derive(Debug)]
+pub struct Crowd<'a> {
+    /// Who walks by.
+    pub cast: &'a Cast,
+    /// Which of them are to be seen as long as anybody is: their places in the cast.
+    pub surely: Range<usize>,
+    /// Faces per minute, counted in each frame.
+    pub density: f64,
+    /// Length of the video, at [`FPS`] frames per second.
+    pub frames: u32,
+    /// Encode fast rather than small.
+    pub quickly: bool,
+    /// Another number gives other ways and houses.
+    pub seed: u64,
+    /// Width and height, as [`Size`] allows them.
+    pub size: [u32; 2],
+}
 
-    let out = &options.out;
-    let beside = match out.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let unfinished = tempfile::Builder::new()
-        .prefix(".facepipe-crowd-")
-        .tempdir_in(beside)
-        .map_err(|error| Failure::output(out.display(), error))?;
-    let unfinished_video = unfinished.path().join("video.mp4");
-    let unfinished_truth = unfinished.path().join("truth.json");
-    let truth_failed = |error| Failure::output(truth_path.display(), error);
-
-    let mut truth = TruthWriter::create(&unfinished_truth, size).map_err(truth_failed)?;
-    let mut painter = Painter::new(backdrop, cast, &walkers);
-    let mut encoder = Encoder::start(&unfinished_video, unfinished.path(), out, size)?;
-    let bar = progress::bar(frames.try_into().unwrap_or_default(), "Rendering");
-    for _ in 0..frames {
-        if interrupt::requested() {
-            bar.finish_and_clear();
-            return Ok(None);
-        }
-        let (frame, faces) = painter.next_frame()?;
-        encoder.add(frame)?;
-        truth.add(&faces, name).map_err(truth_failed)?;
-        bar.inc(1);
+impl Crowd<'_> {
+    /// How many frames a video of so many seconds has.
+    pub const fn frames_of(seconds: u32) -> u32 {
+        seconds * FPS
     }
-    encoder.finish()?;
-    bar.finish_and_clear();
-    let counts = truth.finish().map_err(truth_failed)?;
-    fs::rename(&unfinished_truth, truth_path).map_err(truth_failed)?;
-    fs::rename(&unfinished_video, out).map_err(|error| Failure::output(out.display(), error))?;
-    Ok(Some(counts))
+
+    /// Renders into a folder beside the video, and moves the video and the ground truth to their places once they are
+    /// whole. None where the program was asked to end.
+    ///
+    /// # Errors
+    /// The files cannot be written, a photograph can no longer be read, or the encoder fails.
+    pub fn render(&self, out: &Path) -> Result<Option<Counts>> {
+        let Self { cast, density, frames, quickly, seed, size, .. } = *self;
+        let truth_path = &truth_beside(out)?;
+        let backdrop = scene::backdrop(size, &mut Dice::new(seed, SCENE));
+        let mut walkers =
+            plan::walkers(density, frames, size, cast.people.len(), &mut Dice::new(seed, WALKS));
+        plan::let_be_seen(&mut walkers, self.surely.clone(), frames);
+        let name = |walker: usize| {
+            let person = walkers.get(walker).and_then(|walker| cast.people.get(walker.person));
+            person.and_then(|person| person.name.as_deref())
+        };
+
+        let beside = match out.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let unfinished = tempfile::Builder::new()
+            .prefix(".facepipe-crowd-")
+            .tempdir_in(beside)
+            .map_err(|error| Failure::output(out.display(), error))?;
+        let unfinished_video = unfinished.path().join("video.mp4");
+        let unfinished_truth = unfinished.path().join("truth.json");
+        let truth_failed = |error| Failure::output(truth_path.display(), error);
+
+        let mut truth = TruthWriter::create(&unfinished_truth, size).map_err(truth_failed)?;
+        let mut painter = Painter::new(backdrop, cast, &walkers);
+        let mut encoder = Encoder::start(&unfinished_video, unfinished.path(), out, size, quickly)?;
+        let bar = progress::bar(frames.try_into().unwrap_or_default(), "Rendering");
+        for _ in 0..frames {
+            if interrupt::requested() {
+                bar.finish_and_clear();
+                return Ok(None);
+            }
+            let (frame, faces) = painter.next_frame()?;
+            encoder.add(frame)?;
+            truth.add(&faces, name).map_err(truth_failed)?;
+            bar.inc(1);
+        }
+        encoder.finish()?;
+        bar.finish_and_clear();
+        let counts = truth.finish().map_err(truth_failed)?;
+        fs::rename(&unfinished_truth, truth_path).map_err(truth_failed)?;
+        fs::rename(&unfinished_video, out).map_err(|error| Failure::output(out.display(), error))?;
+        Ok(Some(counts))
+    }
 }
 
 /// Where the ground truth goes.

@@ -194,7 +194,7 @@ mod tests {
                     Photograph { file, middle: [40.0, 45.0], size: [30.0, 40.0] }
                 })
                 .collect();
-            Person { name: name.into(), photographs }
+            Person { name: Some(name.into()), photographs }
         };
         Cast { people: vec![person("a", 250), person("b", 200)], passed_over: Vec::new() }
     }

@@ -111,6 +111,25 @@ pub fn walkers(density: f64, frames: u32, size: [u32; 2], people: usize, dice: &
     best.map(|(_, plan)| plan).unwrap_or_default()
 }
 
+/// Has each of `people` walk where somebody is seen longest: they change places with whoever walks there.
+pub fn let_be_seen(walkers: &mut [Walker], people: impl IntoIterator<Item = usize>, frames: u32) {
+    let mut longest: Vec<usize> = (0..walkers.len()).collect();
+    let seen = |walk: &usize| walkers.get(*walk).map_or(0.0, |walker| walker.frames_seen(frames));
+    longest.sort_by(|a, b| seen(b).total_cmp(&seen(a)));
+    let mut given = Vec::new();
+    for (person, walk) in people.into_iter().zip(longest) {
+        let own = walkers.iter().position(|walker| walker.person == person && !given.contains(&walker.id));
+        let other = walkers.get(walk).map(|walker| walker.person);
+        if let (Some(own), Some(other)) = (own.and_then(|own| walkers.get_mut(own)), other) {
+            own.person = other;
+        }
+        if let Some(walker) = walkers.get_mut(walk) {
+            walker.person = person;
+            given.push(walker.id);
+        }
+    }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "counts of walkers are far below 2^52")]
 fn one_plan(
     density: f64,
@@ -277,6 +296,27 @@ mod tests {
         for round in walkers.chunks(10) {
             let people: BTreeSet<usize> = round.iter().map(|w| w.person).collect();
             assert_eq!(people.len(), round.len());
+        }
+    }
+
+    #[test]
+    fn who_must_be_seen_walks_longest_and_nobody_is_lost() {
+        let people = |walkers: &[Walker]| {
+            let mut people: Vec<usize> = walkers.iter().map(|walker| walker.person).collect();
+            people.sort_unstable();
+            people
+        };
+        for seed in 0..20 {
+            let mut walkers = plan(305.0, 20, seed);
+            let before = people(&walkers);
+            let chosen = [walkers[0].person, walkers.last().unwrap().person];
+            let_be_seen(&mut walkers, chosen, 20 * FPS);
+            assert_eq!(people(&walkers), before);
+            for person in chosen {
+                let longest = walkers.iter().filter(|walker| walker.person == person);
+                let longest = longest.map(|walker| walker.frames_seen(20 * FPS)).fold(0.0, f64::max);
+                assert!(longest >= walk_frames() - 1.0, "{longest} of {walkers:?}");
+            }
         }
     }
 

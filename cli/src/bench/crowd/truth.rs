@@ -21,7 +21,8 @@ pub struct TruthWriter {
 
 #[derive(Serialize)]
 struct Shown {
-    person: String,
+    /// None for a stranger whose name nobody knows.
+    person: Option<String>,
 }
 
 /// What a whole file has in it.
@@ -46,17 +47,21 @@ impl TruthWriter {
         Ok(Self { file, walkers: BTreeMap::new(), frames: 0, faces: 0 })
     }
 
-    /// Adds a frame; `name` says who a walker is.
+    /// Adds a frame; `name` says who a walker is, nothing for a stranger.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn add<'a>(&mut self, faces: &[Appearance], name: impl Fn(usize) -> &'a str) -> io::Result<()> {
+    pub fn add<'a>(
+        &mut self,
+        faces: &[Appearance],
+        name: impl Fn(usize) -> Option<&'a str>,
+    ) -> io::Result<()> {
         if self.frames > 0 {
             self.file.write_all(b",")?;
         }
         serde_json::to_writer(&mut self.file, faces)?;
         for face in faces {
-            self.walkers.entry(face.id).or_insert_with(|| Shown { person: name(face.id).to_owned() });
+            self.walkers.entry(face.id).or_insert_with(|| Shown { person: name(face.id).map(str::to_owned) });
         }
         self.frames += 1;
         self.faces += u64::try_from(faces.len()).unwrap_or_default();
@@ -86,12 +91,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let video = folder.path().join("crowd.mp4");
         let mut truth = TruthWriter::create(&video.with_extension("json"), [1920, 1080]).unwrap();
-        truth.add(&[], |_| "nobody").unwrap();
-        truth.add(&[Appearance { id: 3, bounds: [10.5, 20.0, 110.5, 140.0] }], |_| "Ada \"L\"").unwrap();
+        truth.add(&[], |_| Some("nobody")).unwrap();
+        truth
+            .add(&[Appearance { id: 3, bounds: [10.5, 20.0, 110.5, 140.0] }], |_| Some("Ada \"L\""))
+            .unwrap();
+        truth.add(&[Appearance { id: 4, bounds: [500.0, 20.0, 600.0, 140.0] }], |_| None).unwrap();
         let counts = truth.finish().unwrap();
-        assert_eq!(counts, Counts { walkers: 1, faces: 1, frames: 2 });
+        assert_eq!(counts, Counts { walkers: 2, faces: 2, frames: 3 });
         let truth = GroundTruth::beside(&video).unwrap().unwrap();
-        assert_eq!(truth.walkers(), 1);
+        assert_eq!(truth.walkers(), 2);
         let mut score = Score::default();
         let enrolled = std::collections::BTreeSet::from(["Ada \"L\""]);
         truth.judge(
@@ -102,5 +110,7 @@ mod tests {
             Some("Ada \"L\""),
         );
         assert_eq!(score.right, 1);
+        truth.judge(&mut score, &enrolled, 2.0 / f64::from(FPS), [500.0, 20.0, 600.0, 140.0], None);
+        assert_eq!((score.right, score.rightly_unknown), (2, 1), "unknown is right for a stranger");
     }
 }

@@ -1,0 +1,131 @@
+//! What somebody can try after the demo: three commands that work as they are pasted.
+
+use std::{env, path::Path};
+
+/// A command and what it does.
+pub struct Suggestion {
+    /// The whole line.
+    pub command: String,
+    /// In a few words.
+    pub does: &'static str,
+}
+
+/// For a shell: quoted where that is needed.
+pub fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+fn line(program: &str, arguments: &[&str]) -> String {
+    let words = [program].iter().chain(arguments).map(|word| quoted(word)).collect::<Vec<_>>();
+    words.join(" ")
+}
+
+/// This program as it can be called from here.
+fn program() -> String {
+    let Ok(program) = env::current_exe() else { return "facepipe".to_owned() };
+    let on_the_path = env::var_os("PATH").is_some_and(|path| {
+        let first = env::split_paths(&path).map(|folder| folder.join("facepipe")).find(|file| file.is_file());
+        first.and_then(|file| file.canonicalize().ok()) == program.canonicalize().ok()
+    });
+    if on_the_path {
+        return "facepipe".to_owned();
+    }
+    let here = env::current_dir().ok();
+    let within = here.and_then(|here| program.strip_prefix(here).map(Path::to_path_buf).ok());
+    within.unwrap_or(program).display().to_string()
+}
+
+/// While the demo's backend runs at `server`. `person` is somebody who was seen, `photographs` a folder of theirs.
+pub fn with_the_backend(server: &str, person: Option<&str>, photographs: Option<&Path>) -> [Suggestion; 3] {
+    let program = program();
+    let who = match person {
+        Some(person) => Suggestion {
+            // A name may begin with a dash.
+            command: line(&program, &["locate", "--server", server, "--", person]),
+            does: "where somebody was seen last",
+        },
+        None => Suggestion {
+            command: line(&program, &["people", "list", "--server", server]),
+            does: "who is enrolled",
+        },
+    };
+    let ask = match photographs {
+        Some(folder) => Suggestion {
+            command: line(
+                &program,
+                &["recognize", "folder", "--server", server, "--", &folder.display().to_string()],
+            ),
+            does: "who is on the pictures of a folder",
+        },
+        None => Suggestion {
+            command: line(&program, &["cameras", "list", "--server", server]),
+            does: "which cameras sent something",
+        },
+    };
+    let all = Suggestion {
+        command: line(&program, &["detections", "--server", server]),
+        does: "everybody who was seen, the newest first",
+    };
+    [who, all, ask]
+}
+
+/// Where nothing runs any more. `again` are the arguments of this demo.
+pub fn afterwards(again: &[String], trial: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
+    let program = program();
+    let mut keep = vec!["demo", "--keep"];
+    keep.extend(again.iter().map(String::as_str));
+    let (video, faces) = (video.display().to_string(), out.join("faces").display().to_string());
+    let mut bandwidth = vec!["bench", "bandwidth", video.as_str(), "--fast"];
+    bandwidth.extend(trial.iter().map(String::as_str));
+    [
+        Suggestion {
+            command: line(&program, &keep),
+            does: "the same, and the backend goes on running for questions of yours",
+        },
+        Suggestion {
+            command: line(&program, &["extract", &video, &faces, "--resume"]),
+            does: "the faces of the video as files",
+        },
+        Suggestion {
+            command: line(&program, &bandwidth),
+            does: "what each face would cost in uplink, and what the best ones cost",
+        },
+    ]
+}
+
+/// Where the edge ran alone.
+pub fn without_a_backend(again: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
+    let program = program();
+    let mut demo = vec!["demo"];
+    demo.extend(again.iter().map(String::as_str));
+    let (video, faces) = (video.display().to_string(), out.join("faces").display().to_string());
+    [
+        Suggestion {
+            command: line(&program, &["models", "fetch"]),
+            does: "fetches what is missing, or says what to do",
+        },
+        Suggestion { command: line(&program, &demo), does: "the demo once more" },
+        Suggestion {
+            command: line(&program, &["extract", &video, &faces, "--resume"]),
+            does: "the faces of the video as files",
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shell_would_read_otherwise_is_quoted() {
+        assert_eq!(quoted("http://127.0.0.1:8080"), "http://127.0.0.1:8080");
+        assert_eq!(quoted("Ada Lovelace"), "'Ada Lovelace'");
+        assert_eq!(quoted("$(id); O'Hara"), r"'$(id); O'\''Hara'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,420 @@
+//! The demo's result as one page for a browser: nothing is loaded from elsewhere, and no face can be recognised on it
+//! unless that was asked for. The page is well-formed XML too.
+
+use std::fmt::{self, Display, Write as _};
+
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{
+    report::{Accuracy, Report, Track, VIDEO_MBPS, to_the_second},
+    thumbnail::{Thumbnails, data_address},
+};
+use crate::trial::{Pictures, Verdict};
+
+const STYLE: &str = include_str!("page.css");
+
+/// So many who walked by are shown with a picture.
+const MOST_SHOWN: usize = 60;
+
+/// Width of a line of time in its own units; its height is 20.
+const LINE: f64 = 400.0;
+
+/// Text that a page shows as it is, whatever is in it. What XML cannot hold becomes U+FFFD.
+struct Text<'a>(&'a str);
+
+impl Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            match character {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                '\'' => f.write_str("&#39;")?,
+                '\t' | '\n' | '\r' => f.write_char(' ')?,
+                '\u{fffe}' | '\u{ffff}' => f.write_char('\u{fffd}')?,
+                other if other.is_control() => f.write_char('\u{fffd}')?,
+                other => f.write_char(other)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name, which may be written from right to left and may be broken where names of files have their spaces.
+fn shown_name(name: &str) -> String {
+    format!("<bdi>{}</bdi>", Text(name).to_string().replace('_', "_<wbr/>"))
+}
+
+/// The page.
+pub fn page(report: &Report, pictures: &Pictures, thumbnails: Thumbnails) -> String {
+    let page = Page { report, pictures, thumbnails };
+    // Writing into memory does not fail.
+    let mut html = String::new();
+    let _ = page.write(&mut html);
+    html
+}
+
+struct Page<'a> {
+    report: &'a Report,
+    pictures: &'a Pictures,
+    thumbnails: Thumbnails,
+}
+
+impl Page<'_> {
+    fn write(&self, out: &mut String) -> fmt::Result {
+        let report = self.report;
+        write!(
+            out,
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src \
+             'unsafe-inline'\"/>\n<meta name=\"robots\" content=\"noindex\"/>\n\
+             <title>facepipe: who was seen</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        )?;
+        write!(
+            out,
+            "<header>\n<h1>Who was seen</h1>\n<p class=\"quiet\">{} (camera {}), <time datetime=\"{}\">{}</time>, {:.1} s \
+             of video: {}</p>\n</header>\n",
+            Text(report.camera_location),
+            Text(report.camera_id),
+            Text(&report.started_at),
+            Text(&to_the_second(&report.started_at)),
+            report.seconds,
+            Text(&report.video)
+        )?;
+        self.figures(out)?;
+        self.missing(out)?;
+        if report.embedder.is_some() {
+            self.people(out)?;
+        }
+        self.faces(out)?;
+        self.uplink(out)?;
+        if let Some(accuracy) = &report.accuracy {
+            self.accuracy(out, accuracy)?;
+        }
+        self.made_of(out)?;
+        let faces = match self.thumbnails {
+            Thumbnails::Pixelated => {
+                "Faces are pixelated: this page does not hold more of them than it shows."
+            }
+            Thumbnails::Clear => {
+                "Faces are shown as they were uploaded: treat this page as what it is, biometric data."
+            }
+        };
+        write!(
+            out,
+            "<footer><p>All times are UTC. {faces} It loads nothing from elsewhere.</p>\n<p>facepipe {}</p></footer>\n\
+             </main>\n</body>\n</html>\n",
+            Text(&report.version)
+        )
+    }
+
+    /// The most important figures.
+    fn figures(&self, out: &mut String) -> fmt::Result {
+        let report = self.report;
+        let mut figures: Vec<(&str, String, String)> = Vec::new();
+        match &report.accuracy {
+            Some(accuracy) => {
+                figures.push((
+                    "Recognised",
+                    format!("{} of {}", accuracy.walkers_seen, accuracy.walkers_enrolled),
+                    "walkers who are enrolled".into(),
+                ));
+                let strangers = accuracy.walkers - accuracy.walkers_enrolled;
+                figures.push((
+                    "Not enrolled",
+                    strangers.to_string(),
+                    format!("walkers: unknown is right, {} times", accuracy.detections_rightly_unknown),
+                ));
+                figures.push((
+                    "Right",
+                    format!("{:.1} %", accuracy.identification_accuracy * 100.0),
+                    format!("of {} pictures", report.detections_stored),
+                ));
+            }
+            None if report.embedder.is_some() => {
+                let people = report.identified.len();
+                figures.push((
+                    "Recognised",
+                    people.to_string(),
+                    format!("of {} enrolled", report.people_enrolled),
+                ));
+                figures.push(("Unknown", report.unknown.to_string(), "pictures of others".into()));
+            }
+            None => {
+                figures.push(("Followed", report.tracks.len().to_string(), "people; nobody was named".into()))
+            }
+        }
+        figures.push((
+            "Uplink",
+            format!("{:.3} Mbit/s", report.uplink_mbps),
+            format!("{:.0} times less than {VIDEO_MBPS} Mbit/s of video", report.reduction_factor),
+        ));
+        writeln!(out, "<dl class=\"figures\">")?;
+        for (label, value, detail) in figures {
+            writeln!(out, "<div><dt>{label}</dt><dd>{value}</dd><dd class=\"quiet\">{detail}</dd></div>")?;
+        }
+        writeln!(out, "</dl>")
+    }
+
+    /// What could not be had, and so did not run.
+    fn missing(&self, out: &mut String) -> fmt::Result {
+        if self.report.missing.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "<section>\n<h2>What is missing</h2>\n<ul class=\"plain\">")?;
+        for missing in &self.report.missing {
+            writeln!(out, "<li>{}</li>", Text(missing.strip_prefix("Missing").unwrap_or(missing).trim()))?;
+        }
+        writeln!(out, "</ul>\n</section>")
+    }
+
+    /// Who was seen where and when.
+    fn people(&self, out: &mut String) -> fmt::Result {
+        let report = self.report;
+        writeln!(
+            out,
+            "<section>\n<h2>Who, where and when</h2>\n<div class=\"scroll\"><table class=\"people\">\n<thead><tr>\
+             <th scope=\"col\">Who</th><th scope=\"col\" class=\"number\">Pictures</th>\
+             <th scope=\"col\">When in the video</th><th scope=\"col\">First seen, UTC</th>\
+             <th scope=\"col\">Last seen, UTC</th><th scope=\"col\">Where</th></tr></thead>\n<tbody>"
+        )?;
+        for (name, taken) in &report.taken {
+            if let Some(name) = name {
+                self.person(out, &shown_name(name), taken)?;
+            }
+        }
+        let unknown = report.taken.get(&None).map(Vec::as_slice).unwrap_or_default();
+        self.person(out, "<span class=\"quiet\">unknown</span>", unknown)?;
+        writeln!(out, "</tbody>\n</table></div>")?;
+        if !report.people_without_photograph.is_empty() {
+            let names: Vec<String> =
+                report.people_without_photograph.iter().map(|name| Text(name).to_string()).collect();
+            writeln!(
+                out,
+                "<p class=\"quiet\">Not enrolled, for lack of a usable photograph: {}</p>",
+                names.join(", ")
+            )?;
+        }
+        writeln!(out, "</section>")
+    }
+
+    fn person(&self, out: &mut String, who: &str, taken: &[f64]) -> fmt::Result {
+        let first = taken.iter().copied().reduce(f64::min);
+        let last = taken.iter().copied().reduce(f64::max);
+        let moment = |seconds: Option<f64>| seconds.map(|seconds| self.moment(seconds)).unwrap_or_default();
+        writeln!(
+            out,
+            "<tr><th scope=\"row\">{who}</th><td class=\"number\">{}</td><td class=\"when\">{}</td>\
+             <td class=\"first\">{}</td><td class=\"last\">{}</td><td class=\"where\">{}</td></tr>",
+            taken.len(),
+            self.line(taken),
+            moment(first),
+            moment(last),
+            Text(self.report.camera_location)
+        )
+    }
+
+    /// A line that is as long as the video, with a point for each picture.
+    fn line(&self, taken: &[f64]) -> String {
+        let mut times = taken.to_vec();
+        times.sort_by(f64::total_cmp);
+        let words: Vec<String> = times.iter().map(|seconds| format!("{seconds:.1}")).collect();
+        let words =
+            if words.is_empty() { "not seen".to_owned() } else { format!("at {} s", words.join(", ")) };
+        let points: String = times
+            .iter()
+            .map(|seconds| {
+                let x = (seconds / self.report.seconds.max(0.001)).clamp(0.0, 1.0) * (LINE - 16.0) + 8.0;
+                format!("<circle cx=\"{x:.1}\" cy=\"10\" r=\"6.5\"/>")
+            })
+            .collect();
+        format!(
+            "<svg class=\"line\" viewBox=\"0 0 {LINE} 20\" role=\"img\" aria-label=\"{words}\">\
+             <rect x=\"0\" y=\"8\" width=\"{LINE}\" height=\"4\" rx=\"2\"/>{points}</svg>"
+        )
+    }
+
+    /// The time of day of a moment of the video.
+    fn moment(&self, seconds: f64) -> String {
+        let Ok(started) = OffsetDateTime::parse(&self.report.started_at, &Rfc3339) else {
+            return String::new();
+        };
+        let Ok(moment) = (started + Duration::seconds_f64(seconds)).format(&Rfc3339) else {
+            return String::new();
+        };
+        let shown = to_the_second(&moment);
+        let shown = shown.split(' ').nth(1).unwrap_or(&shown);
+        format!("<time datetime=\"{moment}\">{shown}</time>")
+    }
+
+    /// Everybody who walked by, with a picture.
+    fn faces(&self, out: &mut String) -> fmt::Result {
+        let tracks = &self.report.tracks;
+        if tracks.is_empty() {
+            return writeln!(out, "<section>\n<h2>Faces</h2>\n<p>No face was seen.</p>\n</section>");
+        }
+        writeln!(out, "<section>\n<h2>Everybody who walked by</h2>\n<ul class=\"faces\">")?;
+        for track in tracks.iter().take(MOST_SHOWN) {
+            self.face(out, track)?;
+        }
+        writeln!(out, "</ul>")?;
+        if let Some(more @ 1..) = tracks.len().checked_sub(MOST_SHOWN) {
+            writeln!(out, "<p class=\"quiet\">and {more} more: see report.json</p>")?;
+        }
+        writeln!(out, "</section>")
+    }
+
+    fn face(&self, out: &mut String, track: &Track) -> fmt::Result {
+        let (look, class) = match self.thumbnails {
+            Thumbnails::Pixelated => ("Pixelated face", ""),
+            Thumbnails::Clear => ("Face", " clear"),
+        };
+        let (name, described) = match &track.identity {
+            Some(name) => (shown_name(name), Text(name).to_string()),
+            None if self.report.embedder.is_some() => ("unknown".to_owned(), "somebody unknown".to_owned()),
+            None => (format!("track {}", track.track), format!("track {}", track.track)),
+        };
+        let picture = self.pictures.of_tracks.get(&track.track);
+        let picture = picture.and_then(|picture| data_address(&picture.jpeg, self.thumbnails));
+        let picture = match picture {
+            Some(address) => format!("<img src=\"{address}\" alt=\"{look} of {described}\"/>"),
+            None => "<span class=\"quiet\">no picture</span>".to_owned(),
+        };
+        let [from, to] = track.seconds;
+        let when = if to - from < 0.05 { format!("{from:.1} s") } else { format!("{from:.1} to {to:.1} s") };
+        write!(
+            out,
+            "<li><div class=\"picture{class}\">{picture}</div><strong>{name}</strong><small class=\"quiet\">{when}</small>"
+        )?;
+        if let Some(verdict) = track.judged {
+            let (class, words) = match verdict {
+                Verdict::RightlyNamed(_) => ("good", "\u{2713} right"),
+                Verdict::RightlyUnknown => ("good", "\u{2713} right: not enrolled"),
+                Verdict::Missed => ("open", "? enrolled, but not recognised"),
+                Verdict::Misnamed => ("bad", "\u{2717} somebody else"),
+                Verdict::Unexplained => ("open", "? nobody was there"),
+            };
+            write!(out, "<br/><span class=\"badge {class}\">{words}</span>")?;
+        }
+        writeln!(out, "</li>")
+    }
+
+    /// What it cost, beside what the video costs.
+    fn uplink(&self, out: &mut String) -> fmt::Result {
+        let report = self.report;
+        let rates = [
+            ("Faces that were uploaded", report.uplink_mbps, "ours"),
+            ("This video's file", report.video_mbps, ""),
+            ("Video of a camera (1080p, H.264)", VIDEO_MBPS, ""),
+        ];
+        let most = rates.iter().map(|(_, rate, _)| *rate).fold(0.001, f64::max);
+        writeln!(
+            out,
+            "<section>\n<h2>Uplink, beside sending the video</h2>\n<div class=\"scroll\"><table>\n<thead><tr>\
+             <th scope=\"col\">What is sent</th><th scope=\"col\" class=\"number\">Mbit/s</th>\
+             <th scope=\"col\"><span class=\"quiet\">compared</span></th></tr></thead>\n<tbody>"
+        )?;
+        for (what, rate, class) in rates {
+            writeln!(
+                out,
+                "<tr><th scope=\"row\">{what}</th><td class=\"number\">{rate:.3}</td><td class=\"bar\">\
+                 <span class=\"{class}\" style=\"width:{:.2}%\"></span></td></tr>",
+                rate / most * 100.0
+            )?;
+        }
+        let what =
+            if report.embedder.is_some() { "requests, their headers included" } else { "pictures alone" };
+        writeln!(
+            out,
+            "</tbody>\n</table></div>\n<p class=\"quiet\">{} bytes in {:.1} s ({what}); {}</p>\n</section>",
+            report.uplink_bytes,
+            report.seconds,
+            match report.policy {
+                "best" => "a few good pictures of each person who walks by",
+                _ => "each face of each frame",
+            }
+        )
+    }
+
+    /// What was right and what was not, where that is known.
+    fn accuracy(&self, out: &mut String, accuracy: &Accuracy) -> fmt::Result {
+        writeln!(
+            out,
+            "<section>\n<h2>Right and wrong</h2>\n<p class=\"quiet\">Who walks through this video is known, so each \
+             picture can be judged.</p>\n<div class=\"scroll\"><table>\n<thead><tr><th scope=\"col\">What was said</th>\
+             <th scope=\"col\" class=\"number\">Pictures</th></tr></thead>\n<tbody>"
+        )?;
+        let rows = [
+            ("good", "the right name", accuracy.detections_right - accuracy.detections_rightly_unknown),
+            ("good", "unknown, and not enrolled", accuracy.detections_rightly_unknown),
+            ("open", "unknown, though enrolled", accuracy.detections_unknown),
+            ("bad", "a wrong name", accuracy.detections_misnamed),
+            ("open", "a face where nobody walks", accuracy.detections_unexplained),
+        ];
+        for (class, what, count) in rows {
+            writeln!(
+                out,
+                "<tr><th scope=\"row\"><span class=\"badge {class}\">{}</span> {what}</th>\
+                 <td class=\"number\">{count}</td></tr>",
+                match class {
+                    "good" => "\u{2713} right",
+                    "bad" => "\u{2717} wrong",
+                    _ => "? missed",
+                }
+            )?;
+        }
+        writeln!(out, "</tbody>\n</table></div>\n</section>")
+    }
+
+    /// Networks with their licences, and what took how long.
+    fn made_of(&self, out: &mut String) -> fmt::Result {
+        let report = self.report;
+        writeln!(
+            out,
+            "<section>\n<h2>What it was made with</h2>\n<div class=\"scroll\"><table>\n<thead><tr><th scope=\"col\">Part</th>\
+             <th scope=\"col\">Which</th><th scope=\"col\">Licence</th></tr></thead>\n<tbody>"
+        )?;
+        for model in &report.models {
+            writeln!(
+                out,
+                "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td></tr>",
+                model.role,
+                Text(&model.name),
+                Text(&model.licence)
+            )?;
+        }
+        writeln!(out, "</tbody>\n</table></div>")?;
+        let steps: Vec<String> =
+            report.steps.iter().map(|step| format!("{} {:.1} s", step.name, step.seconds)).collect();
+        if !steps.is_empty() {
+            writeln!(out, "<p class=\"quiet\">It took: {}.</p>", steps.join(", "))?;
+        }
+        let enrolled = match report.people_enrolled {
+            0 => "Nobody was enrolled.".to_owned(),
+            people => format!("{people} people were enrolled."),
+        };
+        let without_face = match report.crops_without_face {
+            0 => String::new(),
+            crops => format!(" {crops} uploaded pictures held no face for the backend."),
+        };
+        let left_out = report.left_out.words("min-size of facecrop");
+        let left_out = left_out.map(|words| format!(" {words}.")).unwrap_or_default();
+        writeln!(out, "<p class=\"quiet\">{enrolled}{without_face}{}</p>\n</section>", Text(&left_out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_name_holds_is_shown_as_text() {
+        let shown = |text: &str| Text(text).to_string();
+        assert_eq!(shown("<img src=x onerror='a'>"), "&lt;img src=x onerror=&#39;a&#39;&gt;");
+        assert_eq!(shown("a\"b & c"), "a&quot;b &amp; c");
+        assert_eq!(shown("a\u{0}b\u{1b}\u{85}\u{ffff}"), "a\u{fffd}b\u{fffd}\u{fffd}\u{fffd}");
+        assert_eq!(shown("Zo\u{eb} \u{738b}\n"), "Zo\u{eb} \u{738b} ");
+    }
+}

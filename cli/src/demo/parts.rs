@@ -1,0 +1,73 @@
+//! What the demo runs on, what of it is there, and what is said about what is not.
+
+use facepipe_detector::{models as edge_models, runtime};
+use facepipe_vision::{EmbedderKind, Mtcnn, MtcnnConfig};
+
+use crate::trial;
+
+/// Width of the crowd's frames, by which the edge's detector is chosen.
+const WIDTH: u32 = 1920;
+
+/// The parts that need files: each is there, or there are words about what is missing.
+pub struct Parts {
+    /// The backend's face detector, which also finds the faces of photographs for the crowd.
+    pub detector: Result<Mtcnn, String>,
+    /// The backend's embedder.
+    pub embedder: Result<EmbedderKind, String>,
+    /// The file of the edge's detector.
+    pub edge: Result<String, String>,
+}
+
+impl Parts {
+    /// Looks for all of them.
+    pub fn look(options: &trial::Options) -> Self {
+        let detector =
+            Mtcnn::load(options.models(), MtcnnConfig::default()).map_err(|error| error.to_string());
+        Self { detector, embedder: embedder(options), edge: edge() }
+    }
+
+    /// Whether people can be enrolled and recognised.
+    pub fn has_backend(&self) -> bool {
+        self.detector.is_ok() && self.embedder.is_ok()
+    }
+
+    /// What is missing, and what does not run without it; a line each.
+    pub fn missing(&self) -> Vec<String> {
+        let line = |part: &str, what: &str, loss: &str| format!("Missing   {part}: {what}\n          {loss}");
+        let mut missing = Vec::new();
+        if let Err(what) = &self.detector {
+            let loss = "without it nobody is enrolled or recognised, and no crowd is rendered";
+            missing.push(line("the backend's face detector", what, loss));
+        }
+        if let Err(what) = &self.embedder {
+            missing.push(line("an embedder", what, "without one nobody is enrolled or recognised"));
+        }
+        if let Err(what) = &self.edge {
+            let loss = "without it no face is found in video";
+            missing.push(line("the edge's face detector", what, loss));
+        }
+        missing
+    }
+}
+
+fn embedder(options: &trial::Options) -> Result<EmbedderKind, String> {
+    let models = options.models();
+    let there = |kind: &EmbedderKind| kind.weights_file(models).is_file();
+    options.embedder().filter(there).ok_or_else(|| {
+        let files = EmbedderKind::ALL.map(|kind| {
+            let file = kind.weights_file(models);
+            format!("{} ({kind})", file.file_name().unwrap_or_default().display())
+        });
+        format!(
+            "none of {} in {}; `facepipe models fetch` gets one or says where to put it",
+            files.join(", "),
+            models.display()
+        )
+    })
+}
+
+fn edge() -> Result<String, String> {
+    let model = edge_models::resolve("auto", Some(WIDTH), &[]).map_err(|error| error.to_string())?;
+    runtime::load(&[]).map_err(|error| error.to_string())?;
+    Ok(model.file_name().unwrap_or_default().display().to_string())
+}

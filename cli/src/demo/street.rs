@@ -1,0 +1,174 @@
+//! Who walks through the demo's video: people who are enrolled, and always somebody who is not.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use facepipe_vision::Mtcnn;
+
+use crate::{
+    bench::crowd::{
+        self, Crowd,
+        cast::{self, Candidate, Cast},
+    },
+    dice::Dice,
+    pictures,
+    trial::{self, Person},
+};
+
+/// Length of the video, and faces per minute, counted in each of its frames: eight people walk by.
+const SECONDS: u32 = 20;
+const DENSITY: f64 = 570.0;
+const SIZE: [u32; 2] = [1920, 1080];
+
+/// Of the walkers one in so many is not enrolled.
+const STRANGERS: usize = 4;
+
+/// A walk shows so many photographs.
+const POSES: usize = 4;
+
+/// The demo shows the same to everybody.
+const SEED: u64 = 1;
+const WHO: u64 = 10;
+const WHO_ELSE: u64 = 11;
+const WHO_IS_LEFT_OUT: u64 = 12;
+
+/// Who walks by without being enrolled.
+pub struct Strangers {
+    candidates: Vec<Candidate>,
+    /// People of the gallery who are not enrolled, for lack of other strangers.
+    pub held_out: usize,
+}
+
+impl Strangers {
+    /// Photographs of strangers, where they were downloaded; else the people of another gallery than the one that was
+    /// named; else people who are taken out of the gallery. Of one person alone nobody is taken out.
+    pub fn beside(gallery: &mut Vec<Person>, options: &trial::Options) -> Self {
+        let mut candidates: Vec<Candidate> = trial::strangers()
+            .into_iter()
+            .map(|photograph| Candidate { name: None, photographs: vec![photograph] })
+            .collect();
+        if candidates.is_empty() && options.faces_are_named() {
+            candidates = of_other_galleries(gallery, options.faces_folder().as_deref());
+        }
+        if !candidates.is_empty() {
+            return Self { candidates, held_out: 0 };
+        }
+        let held_out = match gallery.len() {
+            0 | 1 => 0,
+            2..8 => 1,
+            _ => 2,
+        };
+        let mut order: Vec<usize> = (0..gallery.len()).collect();
+        Dice::new(SEED, WHO_IS_LEFT_OUT).shuffle(&mut order);
+        order.truncate(held_out);
+        let mut place = 0;
+        let taken = gallery.extract_if(.., |_| {
+            place += 1;
+            order.contains(&(place - 1))
+        });
+        let candidates = taken
+            .map(|Person { id, photographs, .. }| Candidate {
+                name: Some(id),
+                photographs: first(&photographs),
+            })
+            .collect();
+        Self { candidates, held_out }
+    }
+}
+
+/// People who are in no folder of the same name.
+fn of_other_galleries(gallery: &[Person], named: Option<&Path>) -> Vec<Candidate> {
+    let same =
+        |folder: &PathBuf| named.is_some_and(|named| named.canonicalize().ok() == folder.canonicalize().ok());
+    let mut candidates = Vec::new();
+    for folder in trial::galleries().filter(|folder| !same(folder)) {
+        let Ok(people) = pictures::by_person(&folder) else { continue };
+        for (name, photographs) in people.pictures {
+            let is_enrolled = gallery.iter().any(|person| person.id.eq_ignore_ascii_case(&name));
+            if !is_enrolled && !photographs.is_empty() {
+                candidates.push(Candidate { name: None, photographs: first(&photographs) });
+            }
+        }
+        if !candidates.is_empty() {
+            break;
+        }
+    }
+    candidates
+}
+
+fn first(photographs: &[PathBuf]) -> Vec<PathBuf> {
+    photographs.iter().take(POSES).cloned().collect()
+}
+
+/// Whose photographs are shown: such that were not enrolled, where there are any.
+pub fn shown(person: &Person) -> Candidate {
+    let mut fresh = person.photographs.iter().filter(|photograph| !person.enrolled.contains(photograph));
+    let mut photographs: Vec<PathBuf> = fresh.by_ref().take(POSES).cloned().collect();
+    if photographs.is_empty() {
+        photographs = first(&person.photographs);
+    }
+    Candidate { name: Some(person.id.clone()), photographs }
+}
+
+/// What was rendered.
+pub struct Rendered {
+    /// How many walk by, and how many different people they are: of the gallery, and others.
+    pub walkers: usize,
+    /// People who walk by of the gallery.
+    pub people: usize,
+    /// People who walk by and are not enrolled.
+    pub strangers: usize,
+}
+
+/// Renders the video, with its ground truth beside it. None where the program was asked to end.
+///
+/// # Errors
+/// No photograph shows a face, or the video cannot be written.
+pub fn render(
+    gallery: &[Person],
+    strangers: Strangers,
+    detector: &Mtcnn,
+    out: &Path,
+) -> Result<Option<Rendered>> {
+    let frames = Crowd::frames_of(SECONDS);
+    let walkers = crowd::walkers_needed(DENSITY, frames);
+    let share = (walkers / STRANGERS).max(1);
+    let other = cast::among(strangers.candidates, true, detector, share, &mut Dice::new(SEED, WHO_ELSE))?;
+    let Some(mut other) = other else { return Ok(None) };
+    let wanted = walkers - other.people.len().min(walkers);
+    let candidates = gallery.iter().map(shown).collect();
+    let known = cast::among(candidates, true, detector, wanted, &mut Dice::new(SEED, WHO))?;
+    let Some(mut known) = known else { return Ok(None) };
+    let (people, strangers) = (known.people.len(), other.people.len());
+    known.people.append(&mut other.people);
+    let cast = Cast { people: known.people, passed_over: Vec::new() };
+    let crowd = Crowd {
+        cast: &cast,
+        surely: people..people + strangers,
+        density: DENSITY,
+        frames,
+        quickly: true,
+        seed: SEED,
+        size: SIZE,
+    };
+    let counts = crowd.render(out)?;
+    Ok(counts.map(|counts| Rendered { walkers: counts.walkers, people, strangers }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn person(id: &str, photographs: usize, enrolled: usize) -> Person {
+        let photographs: Vec<PathBuf> =
+            (0..photographs).map(|n| PathBuf::from(format!("{id}/{n}.jpg"))).collect();
+        Person { id: id.into(), enrolled: photographs.iter().take(enrolled).cloned().collect(), photographs }
+    }
+
+    #[test]
+    fn photographs_that_were_not_enrolled_are_shown_where_there_are_any() {
+        assert_eq!(shown(&person("a", 7, 5)).photographs, ["a/5.jpg", "a/6.jpg"].map(PathBuf::from));
+        assert_eq!(shown(&person("a", 2, 2)).photographs, ["a/0.jpg", "a/1.jpg"].map(PathBuf::from));
+        assert_eq!(shown(&person("a", 20, 5)).photographs.len(), POSES);
+    }
+}
