@@ -4,8 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use facepipe_vision::{Face, Mtcnn};
-use image::RgbImage;
+use image::{
+    RgbImage,
+    imageops::{self, FilterType},
+};
 
+use super::plan::HEAD;
 use crate::{
     dice::Dice,
     exit::Failure,
@@ -16,6 +20,9 @@ use crate::{
 
 /// A face that the detector is less sure of is not shown.
 const SURE: f32 = 0.99;
+
+/// Width at which what is shown of a photograph is searched for further faces, pixels.
+const SHOWN: u32 = 240;
 
 /// People who can be shown.
 #[derive(Debug, Default)]
@@ -156,9 +163,32 @@ fn look_at(detector: &Mtcnn, file: &Path, alone: bool) -> Result<Result<Photogra
         .filter(|face| face.confidence > SURE)
         .min_by(|a, b| distance_to_middle(&picture, a).total_cmp(&distance_to_middle(&picture, b)));
     Ok(match nearest {
+        // What is pasted is searched once more: the half of a face at its edge counts there.
+        Some(face) if alone && !is_alone(detector, &picture, face)? => {
+            Err(PassedOver::new(file, "another face close by"))
+        }
         Some(face) => Ok(Photograph::new(file.to_owned(), face)),
         None => Err(PassedOver::new(file, format!("no face in it whose score is above {SURE}"))),
     })
+}
+
+/// Whether nothing else in the part of the picture that is shown is taken for a face.
+fn is_alone(detector: &Mtcnn, picture: &RgbImage, face: &Face) -> Result<bool> {
+    let bounds = face.bounding_box;
+    let [x, y] = bounds.center().map(f64::from);
+    let [across, down] = HEAD.map(|times| times * f64::from(bounds.height()) / 2.0);
+    let [left, top] = [x - across, y - down].map(pixel);
+    let (width, height) = (pixel(x + across) - left, pixel(y + down) - top);
+    let shown = imageops::crop_imm(picture, left, top, width, height).to_image();
+    let larger =
+        imageops::resize(&shown, SHOWN, (SHOWN * height).div_ceil(width.max(1)).max(1), FilterType::Triangle);
+    Ok(detector.detect(&larger)?.len() == 1)
+}
+
+/// The whole number below; 0 for less than that.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts from float saturate")]
+fn pixel(at: f64) -> u32 {
+    at as u32
 }
 
 fn distance_to_middle(picture: &RgbImage, face: &Face) -> f64 {
