@@ -14,28 +14,48 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
+# Says how far cargo is, also where there is no terminal.
+CARGO := scripts/progress.py cargo cargo
 
-.PHONY: docs help setup debian-packages test-packages bench-packages build models plugins demo test cross packages prove-packages release lint images audit fmt bench clean
+# What the demo runs: no tests, no benches, no helpers of theirs, and no optional features. `make test` builds all of it with all
+# features; once that is there, it serves the demo too. docs/decisions/0022-what-a-first-build-compiles.md has the figures.
+DEMO_PARTS := -p facepipe-backend -p facepipe-cli -p gst-plugin-facepipe --no-default-features --lib --bins
+ALL_PARTS := --workspace --lib --bins
+BUILT_ALL := $(TARGET)/debug/.built-all
+
+MAKE_PLUGIN_FOLDER = scripts/plugin-folder.sh "$(TARGET)/debug" "$(PLUGINS)"
+
+.PHONY: docs help setup debian-packages test-packages bench-packages build models plugins demo test cross packages prove-packages release quick-lint lint images audit fmt bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: debian-packages build models plugins ## packages, programs, models, plugin folder: quick when nothing is missing
+setup: test-packages build models plugins ## packages, programs, models, plugin folder: quick when nothing is missing
 
 debian-packages:
-	@scripts/packages.sh
+	@scripts/packages.sh build
 
-build: debian-packages
-	@cargo build --workspace --all-targets --locked
+# The packages that tests need come before the build: some change what build scripts find, and would have crates compiled again.
+build: test-packages
+	@$(CARGO) build $(ALL_PARTS) --tests --locked
+	@touch "$(BUILT_ALL)"
 
 # What cannot be fetched is named, and so is what then cannot run; the rest works without it.
 models: build
 	@scripts/models.sh $(FACEPIPE)
 
 plugins: build
-	@scripts/plugin-folder.sh "$(TARGET)/debug" "$(PLUGINS)"
+	@$(MAKE_PLUGIN_FOLDER)
 
-demo: setup ## the main job on real input; VIDEO=file, FACES=folder-per-person; KEEP=1 keeps its backend (PORT=n); REPORT=clear shows faces
+demo: ## the main job on real input; VIDEO=file, FACES=folder-per-person; KEEP=1 keeps its backend (PORT=n); REPORT=clear shows faces
+	@echo "[1/4] Debian packages"
+	@scripts/packages.sh
+	@echo "[2/4] Programs and elements"
+	@$(CARGO) build $(if $(wildcard $(BUILT_ALL)),$(ALL_PARTS),$(DEMO_PARTS)) --locked
+	@echo "[3/4] Models, photographs, video"
+	@scripts/models.sh $(FACEPIPE)
+	@$(MAKE_PLUGIN_FOLDER)
+	@echo "[4/4] The demo"
 	@$(FACEPIPE) demo $(if $(VIDEO),--video "$(VIDEO)") $(if $(FACES),--faces "$(FACES)") \
 		$(if $(filter-out 0 no,$(KEEP)),--keep) $(if $(PORT),--port "$(PORT)") \
 		$(if $(REPORT),--thumbnails "$(REPORT)")
@@ -43,12 +63,12 @@ demo: setup ## the main job on real input; VIDEO=file, FACES=folder-per-person; 
 test-packages:
 	@scripts/packages.sh test
 
-test: test-packages setup lint ## formatting, lints, licences, unit, parity, element and end-to-end tests
+test: test-packages quick-lint setup ## formatting, lints, licences, unit, parity, element and end-to-end tests
 	@scripts/models.sh $(FACEPIPE) dlib-resnet
 	@scripts/test.sh
 
 docs: ## the guide, one site that can be searched and needs no network, into target/guide
-	@scripts/packages.sh
+	@scripts/packages.sh build
 	@cargo build --workspace --lib --bins --locked
 	@scripts/guide.sh "$(TARGET)/debug" "$(TARGET)/guide"
 
@@ -67,11 +87,14 @@ release: debian-packages ## from a tag to its artefacts, proved: make release TA
 	@scripts/packages.sh packages
 	@packaging/release.sh "$(TAG)"
 
-lint: test-packages $(CARGO_DENY)
+quick-lint: test-packages
 	@shellcheck --external-sources scripts/*.sh pipelines/*.sh packaging/*.sh
 	@packaging/check.sh
 	@cargo fmt --all --check
 	@scripts/guide.py check
+
+# `make test` has it beside the tests.
+lint: quick-lint $(CARGO_DENY)
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@$(CARGO_DENY) --log-level error check bans licenses sources
 	@scripts/deploy-check.sh

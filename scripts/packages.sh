@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building and the demo need; with `packages.sh test` also those that tests need, with
-# `packages.sh bench` those that benchmarks need, with `packages.sh images` those that carrying out
-# Dockerfiles needs, with `packages.sh cross` those that building for arm64 needs, with `packages.sh packages` those that
-# building packages for users needs, with `packages.sh npm` the client of npm, which some models need where their publishers
-# cannot be reached; quick when none is missing.
+# Installs the Debian packages that building the demo and running it need; with `packages.sh build` also those that building
+# everything needs, with `packages.sh test` those that tests need, with `packages.sh bench` those that benchmarks need, with
+# `packages.sh images` those that carrying out Dockerfiles needs, with `packages.sh cross` those that building for arm64
+# needs, with `packages.sh packages` those that building packages for users needs, with `packages.sh npm` the client of npm,
+# which some models need where their publishers cannot be reached; quick when none is missing.
 set -euo pipefail
 
 packages=(
-    # building: C compiler, assembler of the JPEG decoder, GStreamer's headers, the database clients that diesel links
+    # building: C compiler, assembler of the JPEG decoder, GStreamer's headers
     build-essential nasm pkg-config
     libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
-    libpq-dev default-libmysqlclient-dev
     # running: decoders, gst-launch-1.0, gst-inspect-1.0
     gstreamer1.0-tools gstreamer1.0-plugins-base gstreamer1.0-plugins-good
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
@@ -22,6 +21,11 @@ packages=(
     ca-certificates curl
 )
 
+if [[ ${1:-} == build || ${1:-} == test || ${1:-} == bench ]]; then
+    # the database clients that diesel links; diesel is compiled again whenever one of the system's libraries changes, so that
+    # whoever builds with them installs what tests need first
+    packages+=(libpq-dev default-libmysqlclient-dev)
+fi
 if [[ ${1:-} == test || ${1:-} == bench ]]; then
     # database servers and a load balancer, which tests and benchmarks start by themselves
     packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
@@ -78,8 +82,14 @@ if ((${#missing[@]})); then
         "${as_root[@]}" chmod +x /usr/sbin/policy-rc.d
         trap '"${as_root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
     fi
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        "${missing[@]}" >/dev/null
+    # Says how far it is, unless Python is among what is missing.
+    report=() options=()
+    if command -v python3 >/dev/null; then
+        report=("$(dirname "$0")/progress.py" apt)
+        options=(-o APT::Status-Fd=1)
+    fi
+    "${report[@]}" "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        "${options[@]}" "${missing[@]}"
 fi
 
 command -v cargo >/dev/null || {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs every test and says at the end how many were skipped for want of their data, and why.
 #
-# Two lanes run side by side. One has the tests that play videos in real time: they wait most of the time, and what they
-# measure must not wait for a processor, so they have priority. The other has everything else, one after the other.
+# Three lanes run side by side. One has the tests that play videos in real time: they wait most of the time, and what they
+# measure must not wait for a processor, so they have priority. The second has everything else, one after the other. The
+# third has what needs no program that was built: lints, licences, and the examples of the documentation.
 set -uo pipefail
 
 real_time=(bandwidth demo durability jetson pipeline_scripts pipelines programs_video)
@@ -22,40 +23,80 @@ if [[ -z ${FACEPIPE_TEST_POSTGRES:-} || -z ${FACEPIPE_TEST_MYSQL:-} ]]; then
 fi
 trap 'scripts/databases.sh stop' EXIT
 
-# What there is to run, as cargo names it: "Executable tests/demo.rs (target/debug/deps/demo-0123456789abcdef)".
-programs=$(cargo test --workspace --locked --no-run 2>&1 | tee /dev/stderr) || exit 1
-mapfile -t integration < <(sed -nE 's|.*Executable tests/.*/([a-z0-9_]+)-[0-9a-f]+\)$|\1|p' <<<"$programs")
-others=()
-for name in "${integration[@]}"; do
-    [[ " ${real_time[*]} " == *" $name "* ]] || others+=("--test=$name")
+# What there is to run: name, folder of its package and program, for each. The lanes start the programs themselves: cargo, which
+# lets one of its commands into the build folder at a time, would have them wait for the third lane.
+cargo test --workspace --locked --no-run --message-format=json-render-diagnostics >target/tests.json || exit 1
+programs=$(python3 - target/tests.json <<'END'
+import json, os, sys
+for line in open(sys.argv[1]):
+    message = json.loads(line)
+    if message.get("reason") == "compiler-artifact" and message["executable"] and message["profile"]["test"]:
+        kind = message["target"]["kind"][0]
+        name = message["target"]["name"] if kind == "test" else "unit tests of " + message["target"]["name"]
+        print(name, os.path.dirname(message["manifest_path"]), message["executable"], sep="\t")
+END
+) || exit 1
+for name in "${real_time[@]}"; do
+    grep -q "^$name"$'\t' <<<"$programs" || {
+        echo "scripts/test.sh names a test that plays videos and is not there: $name"
+        exit 1
+    }
 done
-if ((${#others[@]} + ${#real_time[@]} != ${#integration[@]})); then
-    echo "scripts/test.sh names a test that plays videos and is not there: ${real_time[*]}"
-    exit 1
-fi
 
-in_real_time() {
-    cargo test --workspace --locked --no-fail-fast "${real_time[@]/#/--test=}"
+# run NAME FOLDER PROGRAM: as cargo would.
+run() {
+    echo
+    echo "     Running $1 (${3#"$PWD/"})"
+    (cd "$2" && CARGO_MANIFEST_DIR=$2 "$3") && return
+    echo "error: $1 failed; to repeat it: cd $2 && $3"
+    return 1
+}
+
+# run_all real-time|others
+run_all() {
+    local result=0 name folder program is
+    while IFS=$'\t' read -r name folder program; do
+        is=others
+        [[ " ${real_time[*]} " != *" $name "* ]] || is=real-time
+        [[ $is != "$1" ]] || run "$name" "$folder" "$program" </dev/null || result=1
+    done <<<"$programs"
+    return "$result"
 }
 
 everything_else() {
-    local result=0
-    cargo test --workspace --locked --no-fail-fast --lib --bins "${others[@]}" || result=1
-    cargo test --workspace --locked --doc || result=1
+    local result=0 name folder program
+    run_all others || result=1
     # The API again, on each of the database servers.
+    IFS=$'\t' read -r name folder program < <(grep $'^api\t' <<<"$programs")
     for engine in postgres mysql; do
         echo
         echo "The API's tests on $engine:"
-        FACEPIPE_TEST_DATABASE=$engine cargo test --workspace --locked --test api || result=1
+        FACEPIPE_TEST_DATABASE=$engine run "$name" "$folder" "$program" </dev/null || result=1
     done
     scripts/schemathesis.sh "${CARGO_TARGET_DIR:-target}/debug" || result=1
-    return $result
+    return "$result"
 }
 
-in_real_time >target/real-time-tests.log 2>&1 &
+# shellcheck disable=SC2317 # called by lane
+without_programs() {
+    local result=0
+    make --no-print-directory lint || result=1
+    cargo test --workspace --locked --doc || result=1
+    return "$result"
+}
+
+# lane NICENESS LOG COMMAND…
+lane() {
+    renice -n "$1" "$BASHPID" >/dev/null
+    "${@:3}" >"$2" 2>&1
+}
+
+lane 0 target/real-time-tests.log run_all real-time &
 real_time_lane=$!
+lane 19 target/lints.log without_programs &
+lint_lane=$!
 (
-    # The other lane's threads come first.
+    # The first lane's threads come first.
     renice -n 10 "$BASHPID" >/dev/null
     everything_else
 )
@@ -64,6 +105,10 @@ echo
 echo "The tests that play videos in real time:"
 wait "$real_time_lane" || result=1
 cat target/real-time-tests.log
+echo
+echo "Lints, licences, examples of the documentation:"
+wait "$lint_lane" || result=1
+cat target/lints.log
 
 if [[ -s $FACEPIPE_SKIP_LOG ]]; then
     echo

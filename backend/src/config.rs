@@ -20,6 +20,7 @@ use crate::{
     face_id::SameName,
     metrics::Folder,
     mistakes::{self, mistake},
+    optional,
     store::{Blobs, clock::PlausibleRange, retention::RetentionOptions, sql::DatabaseOptions},
     version::VERSION,
 };
@@ -637,7 +638,9 @@ impl Config {
         self.embedder_kind()?;
         self.device_kind()?;
         self.results_url()?;
-        self.otlp_endpoint()?;
+        if let Some(collector) = self.otlp_endpoint()? {
+            optional::TRACES.needed_by("otlp_endpoint", &collector.origin().ascii_serialization())?;
+        }
         self.public_url()?;
         self.cors_origins()?;
         if let Some(folder) = &self.guide_dir {

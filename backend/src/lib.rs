@@ -14,6 +14,7 @@ pub mod logging;
 mod metrics;
 pub mod mistakes;
 pub mod notify;
+mod optional;
 mod outbox;
 mod person_id;
 mod recognise;
@@ -21,6 +22,10 @@ mod request_id;
 mod store;
 mod tls;
 mod tokens;
+#[cfg(feature = "traces")]
+pub mod traces;
+#[cfg(not(feature = "traces"))]
+#[path = "no_traces.rs"]
 pub mod traces;
 mod train;
 mod version;

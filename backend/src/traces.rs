@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    future::Future,
     sync::{
         OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +17,7 @@ use std::{
 use actix_web::http::{Method, StatusCode, header::HeaderMap};
 use opentelemetry::{
     Context, KeyValue,
+    context::FutureExt as _,
     propagation::{Extractor, TextMapPropagator as _},
     trace::{
         Link, Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _,
@@ -39,6 +41,9 @@ const PATH: &str = "v1/traces";
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// What spans belong to.
+pub type Trace = Context;
 
 /// Sends the process's spans until it is dropped, which sends what is left.
 pub struct Traces(Option<SdkTracerProvider>);
@@ -144,6 +149,14 @@ pub fn begin_request(headers: &HeaderMap, method: &Method, route: &str, id: &Req
     Some(Context::new().with_span(span))
 }
 
+/// Answers a request, so that what is done for it belongs to its span.
+pub async fn within<F: Future>(request: Option<&Trace>, answering: F) -> F::Output {
+    match request {
+        Some(request) => answering.with_context(request.clone()).await,
+        None => answering.await,
+    }
+}
+
 /// Ends the span of a request.
 pub fn end_request(request: &Context, status: StatusCode) {
     let span = request.span();
@@ -173,6 +186,27 @@ pub fn current() -> Option<Context> {
     context.has_active_span().then_some(context)
 }
 
+/// Writes down that a batch of faces was embedded for `requests` requests at once: each of those that are traced has the
+/// span, with links to the others.
+pub fn record_embedding<'a>(
+    traced: impl Iterator<Item = &'a Trace>,
+    requests: usize,
+    begun: Instant,
+    took: Duration,
+    faces: usize,
+) {
+    let traced: Vec<(&Trace, SpanContext)> =
+        traced.map(|trace| (trace, trace.span().span_context().clone())).collect();
+    for (trace, own) in &traced {
+        let others = traced.iter().map(|(_, other)| other).filter(|other| *other != own).cloned();
+        Step::new("embed", begun, took)
+            .count("facepipe.batch.faces", faces)
+            .count("facepipe.batch.requests", requests)
+            .linked(others)
+            .record(Some(trace));
+    }
+}
+
 /// A span of which the beginning and the end are known.
 pub struct Step {
     /// What was done.
@@ -200,7 +234,7 @@ impl Step {
     }
 
     /// The same, done for other requests too.
-    pub fn linked(mut self, others: impl IntoIterator<Item = SpanContext>) -> Self {
+    fn linked(mut self, others: impl IntoIterator<Item = SpanContext>) -> Self {
         self.links.extend(others);
         self
     }

@@ -1,5 +1,6 @@
 //! The `facepipe` program: models, demo and tools around the edge plugins and the backend.
 
+mod absent;
 mod bench;
 mod client;
 mod connection;
@@ -16,10 +17,13 @@ mod manage;
 mod models;
 mod names;
 mod networks;
+#[cfg(not(feature = "shells"))]
+mod no_shell;
 mod output;
 mod pictures;
 mod progress;
 mod recognize;
+#[cfg(feature = "shells")]
 mod shell;
 mod train;
 mod trial;
@@ -30,6 +34,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
+#[cfg(not(feature = "shells"))]
+use no_shell as shell;
 
 /// Face recognition for cameras: enrol people, recognise them in pictures and video, look after the server, measure.
 #[derive(Debug, Parser)]

@@ -14,6 +14,8 @@ use facepipe_test_support::{models_dir, require};
 use facepipe_tests::{Backend, build_dir, program};
 use serde_json::Value;
 
+mod setup;
+
 /// Runs it with the plugin alone on the path, or with none.
 fn doctor(folder: &Path, with_plugin: bool, arguments: &[&str]) -> (Option<i32>, Value, String) {
     let plugins = folder.join("plugins");

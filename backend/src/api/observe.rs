@@ -10,14 +10,13 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use opentelemetry::{Context, context::FutureExt as _};
 use tracing::{Instrument as _, field::Empty};
 
 use super::State;
 use crate::{
     metrics::Metrics,
     request_id::{self, RequestId},
-    traces,
+    traces::{self, Trace},
 };
 
 /// Gives a request its id, answers with it, and notes the answer.
@@ -40,10 +39,7 @@ pub async fn observe(
     }
     let unanswered = Unanswered { metrics: metrics.as_deref(), trace: trace.as_ref() };
     let answering = id.clone().scope(next.call(request)).instrument(span.clone());
-    let answer = match &trace {
-        Some(trace) => answering.with_context(trace.clone()).await,
-        None => answering.await,
-    };
+    let answer = traces::within(trace.as_ref(), answering).await;
     mem::forget(unanswered);
     let status = match &answer {
         Ok(answer) => answer.status(),
@@ -75,7 +71,7 @@ pub async fn observe(
 /// Dropped while a request is being answered: its client went.
 struct Unanswered<'a> {
     metrics: Option<&'a Metrics>,
-    trace: Option<&'a Context>,
+    trace: Option<&'a Trace>,
 }
 
 impl Drop for Unanswered<'_> {

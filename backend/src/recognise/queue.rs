@@ -8,11 +8,10 @@ use std::{
 };
 
 use facepipe_vision::{DecodeNote, Face};
-use opentelemetry::Context;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{ActiveModel, Picture, PictureError, RecogniseError, Recognised, Rotation, VersionedModel};
-use crate::traces;
+use crate::traces::{self, Trace};
 
 /// What came out for one picture.
 #[derive(Default)]
@@ -124,7 +123,7 @@ pub struct Request {
     /// When it came.
     pub arrived: Instant,
     /// Where it is traced.
-    pub trace: Option<Context>,
+    pub trace: Option<Trace>,
     progress: Mutex<Progress>,
 }
 

@@ -3,16 +3,12 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use facepipe_identify::IdentifyError;
 use facepipe_vision::{DecodeError, VisionError, all_together, on_one_thread};
 use image::RgbImage;
-use opentelemetry::{
-    Context,
-    trace::{SpanContext, TraceContextExt as _},
-};
 
 use super::{
     ActiveModel, Picture, PictureError, Pipeline, RecogniseError, Recognised, SeenPicture, VersionedModel,
@@ -23,7 +19,7 @@ use super::{
 };
 use crate::{
     metrics::{Metrics, Stage},
-    traces::Step,
+    traces::{Step, record_embedding},
 };
 
 /// One of those that share a queue.
@@ -99,7 +95,8 @@ impl Worker {
             embeddings.extend(self.pipeline.embedder().embed(chunk)?);
             let took = embedding.elapsed();
             self.metrics.stage(Stage::Embed, took);
-            trace_embedding(&requests, embedding, took, chunk.len());
+            let traced = requests.iter().filter_map(|request| request.trace.as_ref());
+            record_embedding(traced, requests.len(), embedding, took, chunk.len());
         }
 
         let mut embeddings = embeddings.into_iter();
@@ -173,22 +170,5 @@ impl Worker {
             Err(PictureError::Decode(error)) => Ok(Err(error)),
             Err(PictureError::Vision(error)) => Err(error.into()),
         }
-    }
-}
-
-/// A batch is embedded for all of its requests at once: each has the span, with links to the others.
-fn trace_embedding(requests: &[&Arc<Request>], begun: Instant, took: Duration, faces: usize) {
-    let traced: Vec<(&Context, SpanContext)> = requests
-        .iter()
-        .filter_map(|request| request.trace.as_ref())
-        .map(|trace| (trace, trace.span().span_context().clone()))
-        .collect();
-    for (trace, own) in &traced {
-        let others = traced.iter().map(|(_, other)| other).filter(|other| *other != own).cloned();
-        Step::new("embed", begun, took)
-            .count("facepipe.batch.faces", faces)
-            .count("facepipe.batch.requests", requests.len())
-            .linked(others)
-            .record(Some(trace));
     }
 }

@@ -12,14 +12,19 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::{
-    ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, local::LocalFileSystem, path::Path as Key, prefix::PrefixStore,
+    ObjectStore, ObjectStoreExt, PutMode, PutOptions, local::LocalFileSystem, path::Path as Key,
+};
+#[cfg(feature = "object-stores")]
+use object_store::{
+    ObjectStoreScheme, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, prefix::PrefixStore,
 };
 use time::OffsetDateTime;
 use url::Url;
 
 use super::StoreError;
-use crate::{mistakes::mistake, tls};
+#[cfg(feature = "object-stores")]
+use crate::tls;
+use crate::{mistakes::mistake, optional};
 
 /// The blob store; clones share it.
 #[derive(Debug, Clone)]
@@ -60,9 +65,16 @@ impl Blobs {
         if let Some(folder) = folder_of(&url)? {
             return Self::open_folder(&folder);
         }
+        optional::OBJECT_STORES.needed_by("blobs_url", &format!("{}://…", url.scheme()))?;
         Self::open_remote(&url).map_err(mistake)
     }
 
+    #[cfg(not(feature = "object-stores"))]
+    fn open_remote(_: &Url) -> anyhow::Result<Self> {
+        anyhow::bail!("no client of object stores is built in")
+    }
+
+    #[cfg(feature = "object-stores")]
     fn open_remote(url: &Url) -> anyhow::Result<Self> {
         tls::use_ring();
         let (scheme, prefix) = ObjectStoreScheme::parse(url).context("blobs_url")?;

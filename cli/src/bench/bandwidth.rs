@@ -51,7 +51,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Draw the bit rates into this file
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_parser = crate::absent::plot_file)]
     plot: Option<PathBuf>,
     /// Where the backend's log and database go
     #[arg(long, default_value = "target/bench-bandwidth", value_name = "DIR")]

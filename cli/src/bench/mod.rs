@@ -3,11 +3,14 @@
 mod bandwidth;
 pub mod crowd;
 mod load;
+#[cfg(feature = "plots")]
 mod plot;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+#[cfg(not(feature = "plots"))]
+use crate::absent::plot;
 use crate::exit::Outcome;
 
 /// Measures what facepipe costs.

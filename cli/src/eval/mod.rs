@@ -3,6 +3,7 @@
 mod layout;
 mod look;
 mod measure;
+#[cfg(feature = "plots")]
 mod plot;
 
 use std::{
@@ -17,6 +18,8 @@ use facepipe_identify::evaluate::RocPoint;
 use facepipe_vision::{EmbedderKind, installed_embedder, load_embedder};
 
 use self::{layout::Layout, measure::Figures};
+#[cfg(not(feature = "plots"))]
+use crate::absent::plot;
 use crate::{
     exit::{self, Failure, Outcome},
     networks::Weights,
@@ -61,7 +64,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Draw the receiver operating characteristic of the verification into this file
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_parser = crate::absent::plot_file)]
     plot: Option<PathBuf>,
     #[command(flatten)]
     weights: Weights,

@@ -438,6 +438,12 @@ pub enum UploadError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is a collector, and nothing here that could send spans to it.
+    #[error(
+        "otlp-endpoint is `{0}`, but this plugin was built without traces: build gst-plugin-facepipe with its feature \
+         `traces`, which it has by default, or leave the property out"
+    )]
+    WithoutTraces(String),
     /// The proxy that the environment names is of a kind that is not supported.
     #[error(
         "the proxy `{proxy}`, which the environment names (http_proxy, https_proxy or all_proxy), is not supported; \

@@ -61,11 +61,13 @@ impl Waiting {
     }
 
     /// Since when it waits in memory.
+    #[cfg(feature = "traces")]
     pub fn since(&self) -> Instant {
         self.since
     }
 
     /// Whether it was in no request since it began to wait.
+    #[cfg(feature = "traces")]
     pub fn first_time(&self) -> bool {
         !self.requested
     }

@@ -1,83 +1,58 @@
 //! What names a crop's way to the backend, and the spans of that way where a collector is configured.
 //!
 //! A crop's trace and span follow from its key, so that they are the same after a repetition, the spool and a restart. A
-//! request belongs to the trace of its first crop and is linked to the others'. Spans have durations, counts and
-//! statuses; nothing of a face, and neither a camera nor a place.
+//! request belongs to the trace of its first crop and is linked to the others'.
 
-use std::{
-    fmt,
-    future::Future,
-    path::Path,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::Instant;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use opentelemetry::{
-    InstrumentationScope, KeyValue,
-    trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState},
-};
-use opentelemetry_http::{HttpClient, HttpError};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
-use opentelemetry_sdk::{
-    Resource,
-    error::OTelSdkResult,
-    trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor},
-};
-use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use super::{Event, Observer, UploadError, connection, state::Waiting};
+use super::state::Waiting;
 
-/// Where the OTLP protocol takes traces, below the collector's address.
-const PATH: &str = "v1/traces";
+#[cfg(not(feature = "traces"))]
+mod no_tracer;
+#[cfg(feature = "traces")]
+mod tracer;
 
-/// How long the collector may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(10);
+#[cfg(not(feature = "traces"))]
+pub(super) use no_tracer::Tracer;
+#[cfg(feature = "traces")]
+pub(super) use tracer::Tracer;
 
-/// How long the end waits for the last spans to be sent.
-const END_LIMIT: Duration = Duration::from_secs(2);
-
-/// Bytes of a collector's answer at most.
-const MAX_ANSWER: usize = 1 << 20;
-
-/// The trace of a crop and its span, which lasts from its cutting to its end.
-fn crop_context(key: Uuid) -> SpanContext {
-    let number = key.as_u128();
-    // Samplers look at the lower half of a trace's id, where a key counts the crops of its millisecond. Its last four
-    // bytes are chance alone: they come to the top of that half.
-    let trace = TraceId::from_bytes(number.rotate_left(32).to_be_bytes());
-    let [.., a, b, c, d, e, f, g, h] = number.to_be_bytes();
-    let span = SpanId::from_bytes([a, b, c, d, e, f, g, h]);
-    SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE)
+/// A span and the trace that it is of, as W3C Trace Context numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ids {
+    trace: u128,
+    span: u64,
 }
 
-/// When a crop was cut: its key says it, in milliseconds.
-fn cut_at(key: Uuid) -> SystemTime {
-    let since_1970 = key.get_timestamp().map_or(Duration::ZERO, |time| {
-        let (seconds, nanoseconds) = time.to_unix();
-        Duration::new(seconds, nanoseconds)
-    });
-    SystemTime::UNIX_EPOCH + since_1970
-}
+impl Ids {
+    /// Of a crop: its trace, and its span, which lasts from its cutting to its end.
+    fn of_crop(key: Uuid) -> Self {
+        let number = key.as_u128();
+        // Samplers look at the lower half of a trace's id, where a key counts the crops of its millisecond. Its last four
+        // bytes are chance alone: they come to the top of that half.
+        let trace = number.rotate_left(32);
+        let [.., a, b, c, d, e, f, g, h] = number.to_be_bytes();
+        Self { trace, span: u64::from_be_bytes([a, b, c, d, e, f, g, h]) }
+    }
 
-fn moment(instant: Instant) -> SystemTime {
-    let now = SystemTime::now();
-    now.checked_sub(instant.elapsed()).unwrap_or(now)
+    /// Of a new span in the same trace.
+    fn child(self) -> Self {
+        // Never 0, which stands for no span.
+        Self { trace: self.trace, span: rand::random_range(1..=u64::MAX) }
+    }
 }
 
 /// One request's place in its trace.
 pub(super) struct Attempt {
-    context: SpanContext,
+    ids: Ids,
     /// Counts from 1, of the first crop.
+    #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "an attribute of its span"))]
     number: u32,
+    #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "its span's parent"))]
     first: Uuid,
+    #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "its span's beginning"))]
     begun: Instant,
 }
 
@@ -85,11 +60,8 @@ impl Attempt {
     /// A request of these crops that begins now. `None` for one without crops.
     pub fn begin(crops: &[Waiting]) -> Option<Self> {
         let first = crops.first()?;
-        let trace = crop_context(first.crop.key).trace_id();
-        // Never 0, which stands for no span.
-        let span = SpanId::from_bytes(rand::random_range(1..=u64::MAX).to_be_bytes());
         Some(Self {
-            context: SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE),
+            ids: Ids::of_crop(first.crop.key).child(),
             number: first.attempts.saturating_add(1),
             first: first.crop.key,
             begun: Instant::now(),
@@ -98,226 +70,12 @@ impl Attempt {
 
     /// The header `traceparent` (W3C Trace Context).
     pub fn traceparent(&self) -> String {
-        format!("00-{}-{}-01", self.context.trace_id(), self.context.span_id())
+        format!("00-{:032x}-{:016x}-01", self.ids.trace, self.ids.span)
     }
 
     /// The header `X-Request-Id`: the span's id, which no other request has. Each byte counts.
     pub fn request_id(&self) -> String {
-        self.context.span_id().to_string()
-    }
-}
-
-/// Sends spans to a collector. What is left is sent when it is dropped, within a short time.
-pub(super) struct Tracer {
-    processor: BatchSpanProcessor,
-    scope: InstrumentationScope,
-}
-
-impl Tracer {
-    /// Of the collector below `endpoint`; its certificates are checked as the backend's are.
-    pub fn start(
-        endpoint: &str,
-        ca_file: Option<&Path>,
-        runtime: Handle,
-        observer: Observer,
-    ) -> Result<Self, UploadError> {
-        let refuse = |reason: String| UploadError::Collector { url: endpoint.into(), reason };
-        let address = format!("{}/{PATH}", endpoint.trim().trim_end_matches('/'));
-        let uri: Uri = address.parse().map_err(|_| refuse("is not a URL".into()))?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
-            return Err(refuse("begins with neither http:// nor https://".into()));
-        }
-        let client = Collector { client: connection::client(&uri, ca_file, &[], Arc::default())?, runtime };
-        let exporter = SpanExporter::builder()
-            .with_http()
-            .with_http_client(client)
-            .with_endpoint(address)
-            .build()
-            .map_err(|error| refuse(error.to_string()))?;
-        let exporter = Watched { exporter, observer, failing: AtomicBool::new(false) };
-        let mut processor = BatchSpanProcessor::builder(exporter).build();
-        let mut resource =
-            Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
-            resource = resource.with_service_name("facepipe-edge");
-        }
-        processor.set_resource(&resource.build());
-        Ok(Self { processor, scope: InstrumentationScope::builder("facesink-http").build() })
-    }
-
-    /// A request has ended: with an answer's status, or without an answer.
-    pub fn attempted(&self, attempt: &Attempt, crops: &[Waiting], status: Option<StatusCode>) {
-        let end = SystemTime::now();
-        for waiting in crops.iter().filter(|waiting| waiting.first_time()) {
-            let (name, since) = match waiting.spooled {
-                // How long it waited in memory before is not written down with it.
-                Some(_) => ("spool", cut_at(waiting.crop.key)),
-                None => ("queue", moment(waiting.since())),
-            };
-            let crop = crop_context(waiting.crop.key);
-            self.span(name, &child_of(&crop), crop.span_id(), (since, moment(attempt.begun)), Vec::new());
-        }
-        let parent = crop_context(attempt.first);
-        let links = crops.iter().skip(1).map(|waiting| crop_context(waiting.crop.key)).collect();
-        let mut attributes = vec![
-            KeyValue::new("http.request.method", "POST"),
-            KeyValue::new("facepipe.crops", i64::try_from(crops.len()).unwrap_or(i64::MAX)),
-            KeyValue::new("facepipe.attempt", i64::from(attempt.number)),
-        ];
-        attributes.extend(
-            status.map(|status| KeyValue::new("http.response.status_code", i64::from(status.as_u16()))),
-        );
-        self.processor.on_end(SpanData {
-            attributes,
-            span_kind: SpanKind::Client,
-            links: linked(links),
-            status: if status.is_some_and(|status| status.is_success()) {
-                Status::Unset
-            } else {
-                Status::error("")
-            },
-            ..self.data("upload", &attempt.context, parent.span_id(), (moment(attempt.begun), end))
-        });
-    }
-
-    /// The backend's answer to these crops is final.
-    pub fn ended(&self, attempt: &Attempt, crops: &[Waiting], taken: bool) {
-        let end = SystemTime::now();
-        for (number, waiting) in crops.iter().enumerate() {
-            let links = if number == 0 { Vec::new() } else { vec![attempt.context.clone()] };
-            let context = crop_context(waiting.crop.key);
-            self.processor.on_end(SpanData {
-                attributes: vec![
-                    KeyValue::new("facepipe.attempts", i64::from(waiting.attempts.saturating_add(1))),
-                    KeyValue::new("facepipe.taken", taken),
-                    KeyValue::new("facepipe.spooled", waiting.spooled.is_some()),
-                ],
-                links: linked(links),
-                status: if taken { Status::Unset } else { Status::error("") },
-                ..self.data("crop", &context, SpanId::INVALID, (cut_at(waiting.crop.key), end))
-            });
-        }
-    }
-
-    fn span(
-        &self,
-        name: &'static str,
-        context: &SpanContext,
-        parent: SpanId,
-        time: (SystemTime, SystemTime),
-        attributes: Vec<KeyValue>,
-    ) {
-        self.processor.on_end(SpanData { attributes, ..self.data(name, context, parent, time) });
-    }
-
-    fn data(
-        &self,
-        name: &'static str,
-        context: &SpanContext,
-        parent_span_id: SpanId,
-        (start_time, end_time): (SystemTime, SystemTime),
-    ) -> SpanData {
-        SpanData {
-            span_context: context.clone(),
-            parent_span_id,
-            parent_span_is_remote: false,
-            span_kind: SpanKind::Internal,
-            name: name.into(),
-            start_time,
-            end_time,
-            attributes: Vec::new(),
-            dropped_attributes_count: 0,
-            events: SpanEvents::default(),
-            links: SpanLinks::default(),
-            status: Status::Unset,
-            instrumentation_scope: self.scope.clone(),
-        }
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        // What keeps the last spans from being sent was told of by the exporter.
-        let _ = self.processor.shutdown_with_timeout(END_LIMIT);
-    }
-}
-
-/// A new span in a crop's trace.
-fn child_of(crop: &SpanContext) -> SpanContext {
-    let span = SpanId::from_bytes(rand::random_range(1..=u64::MAX).to_be_bytes());
-    SpanContext::new(crop.trace_id(), span, TraceFlags::SAMPLED, false, TraceState::NONE)
-}
-
-fn linked(contexts: Vec<SpanContext>) -> SpanLinks {
-    let mut links = SpanLinks::default();
-    links.links = contexts.into_iter().map(|context| Link::new(context, Vec::new(), 0)).collect();
-    links
-}
-
-/// The uploader's HTTP client, as exporters know one.
-struct Collector {
-    client: connection::Client,
-    runtime: Handle,
-}
-
-impl fmt::Debug for Collector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Collector").finish_non_exhaustive()
-    }
-}
-
-impl HttpClient for Collector {
-    fn send_bytes<'s, 'f>(
-        &'s self,
-        request: Request<Bytes>,
-    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'f>>
-    where
-        's: 'f,
-        Self: 'f,
-    {
-        let request = self.client.request(request.map(Full::new));
-        // The exporter's thread has no runtime of its own.
-        let sending = self.runtime.spawn(async move {
-            let answer = async {
-                let (head, body) = request.await?.into_parts();
-                let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
-                Ok(Response::from_parts(head, body))
-            };
-            tokio::time::timeout(TIMEOUT, answer).await?
-        });
-        Box::pin(async move { sending.await? })
-    }
-}
-
-/// Tells, once, that spans are lost.
-struct Watched {
-    exporter: SpanExporter,
-    observer: Observer,
-    failing: AtomicBool,
-}
-
-impl fmt::Debug for Watched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").finish_non_exhaustive()
-    }
-}
-
-impl opentelemetry_sdk::trace::SpanExporter for Watched {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let sent = self.exporter.export(batch).await;
-        let failed_before = self.failing.swap(sent.is_err(), Ordering::Relaxed);
-        if let (Err(error), false) = (&sent, failed_before) {
-            (self.observer)(Event::SpansLost { reason: error.to_string() });
-        }
-        sent
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.exporter.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.exporter.set_resource(resource);
+        format!("{:016x}", self.ids.span)
     }
 }
 
@@ -328,16 +86,18 @@ mod tests {
     #[test]
     fn a_crops_trace_follows_from_its_key() {
         let key = Uuid::now_v7();
-        let (context, again) = (crop_context(key), crop_context(key));
-        assert!(context.is_valid() && context == again);
-        assert_ne!(context.trace_id(), crop_context(Uuid::now_v7()).trace_id());
+        let (ids, again) = (Ids::of_crop(key), Ids::of_crop(key));
+        assert!(ids.trace != 0 && ids.span != 0 && ids == again);
+        assert_ne!(ids.trace, Ids::of_crop(Uuid::now_v7()).trace);
+        let child = ids.child();
+        assert!(child.trace == ids.trace && child.span != ids.span);
     }
 
     #[test]
     fn samplers_find_random_bits_where_they_look() {
         // As ratio samplers do: the lower half, as a share of its range.
-        let share = |key| {
-            let [.., a, b, c, d, e, f, g, h] = crop_context(key).trace_id().to_bytes();
+        let share = |key: Uuid| {
+            let [.., a, b, c, d, e, f, g, h] = Ids::of_crop(key).trace.to_be_bytes();
             u64::from_be_bytes([a, b, c, d, e, f, g, h]) as f64 / u64::MAX as f64
         };
         let below = (0..1000).filter(|_| share(Uuid::now_v7()) < 0.1).count();
@@ -345,9 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn the_key_says_when_a_crop_was_cut() {
-        let age = cut_at(Uuid::now_v7()).elapsed().unwrap_or_default();
-        assert!(age < Duration::from_secs(10), "{age:?}");
-        assert_eq!(cut_at(Uuid::new_v4()), SystemTime::UNIX_EPOCH);
+    fn identifiers_are_written_as_headers_have_them() {
+        let attempt = Attempt {
+            ids: Ids { trace: 0xa1, span: 0xb2 },
+            number: 1,
+            first: Uuid::nil(),
+            begun: Instant::now(),
+        };
+        assert_eq!(attempt.traceparent(), "00-000000000000000000000000000000a1-00000000000000b2-01");
+        assert_eq!(attempt.request_id(), "00000000000000b2");
     }
 }

@@ -2,19 +2,28 @@
 //! seen: a row may appear behind a greater one that was read already. So whoever adds detections shares a lock until
 //! they can be seen, and whoever follows waits for it before asking how far the ids go.
 
-use diesel::{QueryableByName, connection::SimpleConnection as _, dsl::max, prelude::*, sql_types::BigInt};
+#[cfg(feature = "database-servers")]
+use diesel::{connection::SimpleConnection as _, sql_types::BigInt};
+use diesel::{dsl::max, prelude::*};
 
 use super::{AnyConnection, Database, schema::detections};
-use crate::store::{Micros, StoreError};
+#[cfg(feature = "database-servers")]
+use crate::store::Micros;
+use crate::store::StoreError;
 
+#[cfg(feature = "database-servers")]
 /// Names the lock on Postgres; any number that nobody else takes for an advisory lock.
 const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7066;
+#[cfg(feature = "database-servers")]
 /// What holds back whoever follows also holds back who comes after: not for long.
 const POSTGRES_PATIENCE: &str = "1s";
+#[cfg(feature = "database-servers")]
 /// Locks the row of MySQL's that stands for it; MariaDB does not know FOR SHARE.
 const MYSQL_SHARE: &str = "SELECT expires_at FROM leases WHERE name = 'arrivals' LOCK IN SHARE MODE";
+#[cfg(feature = "database-servers")]
 const MYSQL_WAIT: &str = "SELECT expires_at FROM leases WHERE name = 'arrivals' FOR UPDATE";
 
+#[cfg(feature = "database-servers")]
 /// What a locking SELECT must read for the row to be locked.
 #[derive(QueryableByName)]
 struct Locked {
@@ -28,9 +37,11 @@ pub(super) fn announce(connection: &mut AnyConnection) -> Result<(), StoreError>
     match connection {
         // Has one writer: rows appear in the order of their ids.
         AnyConnection::Sqlite(_) => (),
+        #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => {
             postgres.batch_execute(&format!("SELECT pg_advisory_xact_lock_shared({POSTGRES_LOCK})"))?;
         }
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_SHARE).load::<Locked>(mysql)?),
     }
     Ok(())
@@ -48,9 +59,11 @@ impl Database {
         self.write(|connection| {
             match connection {
                 AnyConnection::Sqlite(_) => (),
+                #[cfg(feature = "database-servers")]
                 AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
                     "SET LOCAL lock_timeout = '{POSTGRES_PATIENCE}'; SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"
                 ))?,
+                #[cfg(feature = "database-servers")]
                 AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_WAIT).load::<Locked>(mysql)?),
             }
             // Sees what was added before the lock was there: on Postgres each statement looks anew, on MySQL the first

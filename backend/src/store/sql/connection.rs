@@ -9,15 +9,16 @@ use std::{
 
 use anyhow::Context as _;
 use diesel::{
-    Connection, MysqlConnection, PgConnection, QueryResult, QueryableByName, RunQueryDsl as _,
-    SqliteConnection,
+    Connection, QueryResult, QueryableByName, RunQueryDsl as _, SqliteConnection,
     connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager as _},
     r2d2::{self, ManageConnection as _, R2D2Connection as _},
     result::Error,
-    sql_types::{Integer, Text},
+    sql_types::Integer,
 };
+#[cfg(feature = "database-servers")]
+use diesel::{MysqlConnection, PgConnection, sql_types::Text};
 
-use crate::mistakes::mistake;
+use crate::{mistakes::mistake, optional};
 
 /// Connections to SQLite that read side by side.
 const SQLITE_READERS: u32 = 4;
@@ -32,8 +33,10 @@ pub enum AnyConnection {
     /// The embedded engine.
     Sqlite(SqliteConnection),
     /// PostgreSQL.
+    #[cfg(feature = "database-servers")]
     Postgres(PgConnection),
     /// MySQL or MariaDB.
+    #[cfg(feature = "database-servers")]
     Mysql(MysqlConnection),
 }
 
@@ -132,7 +135,7 @@ impl Engine {
 
     pub(super) fn of(options: &DatabaseOptions) -> anyhow::Result<Self> {
         let url = options.url.as_str();
-        match url.split_once("://") {
+        let engine = match url.split_once("://") {
             Some(("postgres" | "postgresql", _)) => {
                 Ok(Self::Postgres { url: with_timeouts(url, options.connect_timeout) })
             }
@@ -142,7 +145,11 @@ impl Engine {
                 "database_url begins with {scheme}://, it must be sqlite://<path>, postgres://… or mysql://…"
             ))),
             None => Self::sqlite(url.strip_prefix("sqlite:").unwrap_or(url)),
+        }?;
+        if let Self::Postgres { .. } | Self::Mysql { .. } = engine {
+            optional::DATABASE_SERVERS.needed_by("database_url", &engine.to_string())?;
         }
+        Ok(engine)
     }
 
     /// Its name in OpenTelemetry's conventions.
@@ -252,6 +259,7 @@ impl Manager {
     }
 
     fn set_up(&self, connection: &mut AnyConnection) -> QueryResult<()> {
+        #[cfg(feature = "database-servers")]
         let ms = self.statement_timeout.as_millis();
         match connection {
             // busy_timeout comes first: switching to WAL takes a lock. synchronous = FULL: what was answered with
@@ -267,9 +275,11 @@ impl Manager {
                     Purpose::Write => sqlite.batch_execute("PRAGMA busy_timeout = 0"),
                 }
             }
+            #[cfg(feature = "database-servers")]
             AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
                 "SET statement_timeout = {ms}; SET idle_in_transaction_session_timeout = {ms};"
             )),
+            #[cfg(feature = "database-servers")]
             AnyConnection::Mysql(mysql) => {
                 let version: String =
                     diesel::select(diesel::dsl::sql::<Text>("VERSION()")).get_result(mysql)?;
@@ -291,8 +301,14 @@ impl r2d2::ManageConnection for Manager {
     fn connect(&self) -> Result<AnyConnection, r2d2::Error> {
         let mut connection = match &self.engine {
             Engine::Sqlite { path } => SqliteConnection::establish(path).map(AnyConnection::Sqlite),
+            #[cfg(feature = "database-servers")]
             Engine::Postgres { url } => PgConnection::establish(url).map(AnyConnection::Postgres),
+            #[cfg(feature = "database-servers")]
             Engine::Mysql { url } => MysqlConnection::establish(url).map(AnyConnection::Mysql),
+            #[cfg(not(feature = "database-servers"))]
+            Engine::Postgres { .. } | Engine::Mysql { .. } => Err(diesel::ConnectionError::BadConnection(
+                "no client of database servers is built in".into(),
+            )),
         }
         .map_err(r2d2::Error::ConnectionError)?;
         self.set_up(&mut connection).map_err(r2d2::Error::QueryError)?;
@@ -317,6 +333,7 @@ impl r2d2::ManageConnection for Manager {
 pub(super) fn begin_writing(connection: &mut AnyConnection, patience: Duration) -> QueryResult<()> {
     match connection {
         AnyConnection::Sqlite(sqlite) => begin(sqlite, "BEGIN IMMEDIATE", patience),
+        #[cfg(feature = "database-servers")]
         other => <AnyConnection as Connection>::TransactionManager::begin_transaction(other),
     }
 }
@@ -410,6 +427,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "database-servers")]
     #[test]
     fn the_scheme_names_the_engine() {
         assert!(

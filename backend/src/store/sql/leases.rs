@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use diesel::prelude::*;
+#[cfg(feature = "database-servers")]
 use diesel::{
     dsl::sql,
-    prelude::*,
     sql_types::{BigInt, Text},
 };
 
@@ -136,6 +137,7 @@ pub(super) fn renew(
 }
 
 /// When a lease ends.
+#[cfg(feature = "database-servers")]
 #[derive(QueryableByName)]
 struct End {
     #[diesel(sql_type = BigInt)]
@@ -148,8 +150,10 @@ pub(super) fn ensure_unlocked(connection: &mut AnyConnection) -> Result<(), Stor
     let expires_at = match connection {
         // Has one writer.
         AnyConnection::Sqlite(sqlite) => row.first::<Micros>(sqlite)?,
+        #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => row.for_share().first(postgres)?,
         // MariaDB does not know FOR SHARE.
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(mysql) => {
             diesel::sql_query("SELECT expires_at FROM leases WHERE name = ? LOCK IN SHARE MODE")
                 .bind::<Text, _>(Lease::Dataset.name())
@@ -171,10 +175,12 @@ fn unlocked(connection: &mut AnyConnection, expires_at: Micros) -> Result<(), St
 fn database_now(connection: &mut AnyConnection) -> QueryResult<Micros> {
     match connection {
         AnyConnection::Sqlite(_) => Ok(now()),
+        #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => {
             let micros = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
             diesel::select(sql::<BigInt>(micros)).get_result(postgres)
         }
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(mysql) => {
             let micros = "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)";
             diesel::select(sql::<BigInt>(micros)).get_result(mysql)

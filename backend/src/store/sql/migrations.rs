@@ -2,13 +2,13 @@
 
 use std::{collections::HashSet, time::Duration};
 
+#[cfg(feature = "database-servers")]
+use diesel::{MysqlConnection, PgConnection, mysql::Mysql, pg::Pg};
 use diesel::{
-    MysqlConnection, PgConnection, QueryableByName, RunQueryDsl as _, SqliteConnection,
+    QueryableByName, RunQueryDsl as _, SqliteConnection,
     backend::Backend,
     connection::SimpleConnection as _,
     migration::{MigrationName, MigrationSource},
-    mysql::Mysql,
-    pg::Pg,
     sql_types::{BigInt, Text},
     sqlite::Sqlite,
 };
@@ -17,12 +17,16 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use super::connection::{self, AnyConnection, Engine};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+#[cfg(feature = "database-servers")]
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
+#[cfg(feature = "database-servers")]
 const MYSQL: EmbeddedMigrations = embed_migrations!("migrations/mysql");
 
 /// Names the lock on Postgres; any number that nobody else takes for an advisory lock.
+#[cfg(feature = "database-servers")]
 const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7065;
 /// Names the lock on MySQL, where locks are the whole server's: the database's name belongs to it.
+#[cfg(feature = "database-servers")]
 const MYSQL_LOCK: &str = "CONCAT('facepipe-migrations-', DATABASE())";
 
 /// Runs what is pending under a lock that every process takes, so that replicas may start at the same time. The lock
@@ -35,7 +39,9 @@ pub(super) fn migrate(connection: &mut AnyConnection, patience: Duration) -> any
     }
     let versions = match connection {
         AnyConnection::Sqlite(sqlite) => migrate_sqlite(sqlite, patience)?,
+        #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => migrate_postgres(postgres)?,
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(mysql) => migrate_mysql(mysql)?,
     };
     for version in &versions {
@@ -91,9 +97,11 @@ pub(super) fn is_there(connection: &mut AnyConnection) -> anyhow::Result<bool> {
         AnyConnection::Sqlite(_) => {
             "SELECT COUNT(*) AS tables FROM sqlite_master WHERE name = '__diesel_schema_migrations'"
         }
+        #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(_) => {
             "SELECT CAST(to_regclass('__diesel_schema_migrations') IS NOT NULL AS INTEGER)::BIGINT AS tables"
         }
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(_) => {
             "SELECT COUNT(*) AS tables FROM information_schema.tables \
              WHERE table_schema = DATABASE() AND table_name = '__diesel_schema_migrations'"
@@ -109,6 +117,7 @@ pub(super) fn is_there(connection: &mut AnyConnection) -> anyhow::Result<bool> {
 /// The table of migrations cannot be read, for one because there is none.
 pub(super) fn applied(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
     let query = match connection {
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(_) => "SELECT CAST(version AS CHAR) AS version FROM __diesel_schema_migrations",
         _ => "SELECT version FROM __diesel_schema_migrations",
     };
@@ -122,7 +131,9 @@ pub(super) fn applied(connection: &mut AnyConnection) -> anyhow::Result<Vec<Stri
 fn known(connection: &AnyConnection) -> anyhow::Result<Vec<(String, String)>> {
     match connection {
         AnyConnection::Sqlite(_) => names::<Sqlite>(&SQLITE),
+        #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(_) => names::<Pg>(&POSTGRES),
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(_) => names::<Mysql>(&MYSQL),
     }
 }
@@ -134,8 +145,12 @@ fn known(connection: &AnyConnection) -> anyhow::Result<Vec<(String, String)>> {
 pub(super) fn known_to(engine: &Engine) -> anyhow::Result<Vec<String>> {
     let known = match engine {
         Engine::Sqlite { .. } => names::<Sqlite>(&SQLITE),
+        #[cfg(feature = "database-servers")]
         Engine::Postgres { .. } => names::<Pg>(&POSTGRES),
+        #[cfg(feature = "database-servers")]
         Engine::Mysql { .. } => names::<Mysql>(&MYSQL),
+        #[cfg(not(feature = "database-servers"))]
+        Engine::Postgres { .. } | Engine::Mysql { .. } => Ok(Vec::new()),
     };
     let mut versions: Vec<String> = known?.into_iter().map(|(version, _)| version).collect();
     versions.sort_unstable();
@@ -156,17 +171,20 @@ fn migrate_sqlite(connection: &mut SqliteConnection, patience: Duration) -> anyh
     connection::end(connection, outcome)
 }
 
+#[cfg(feature = "database-servers")]
 fn migrate_postgres(connection: &mut PgConnection) -> anyhow::Result<Vec<String>> {
     connection.batch_execute(&format!("SELECT pg_advisory_lock({POSTGRES_LOCK})"))?;
     run(connection, POSTGRES)
 }
 
+#[cfg(feature = "database-servers")]
 #[derive(QueryableByName)]
 struct Taken {
     #[diesel(sql_type = BigInt)]
     taken: i64,
 }
 
+#[cfg(feature = "database-servers")]
 fn migrate_mysql(connection: &mut MysqlConnection) -> anyhow::Result<Vec<String>> {
     let lock = diesel::sql_query(format!("SELECT COALESCE(GET_LOCK({MYSQL_LOCK}, 600), 0) AS taken"));
     let Taken { taken } = lock.get_result(connection)?;

@@ -588,7 +588,9 @@ fn lock_person(connection: &mut AnyConnection, person_id: i64) -> Result<(), Sto
     match connection {
         // Has one writer.
         AnyConnection::Sqlite(_) => (),
+        #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => drop(row.for_update().load::<i64>(postgres)?),
+        #[cfg(feature = "database-servers")]
         AnyConnection::Mysql(mysql) => drop(row.for_update().load::<i64>(mysql)?),
     }
     Ok(())

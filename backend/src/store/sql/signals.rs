@@ -1,25 +1,27 @@
 //! Tells whoever waits that something has changed, also in other processes where the engine can (Postgres' NOTIFY).
 
-use std::{
-    sync::{Arc, Weak},
-    thread,
-    time::Duration,
-};
+use std::sync::Arc;
+#[cfg(feature = "database-servers")]
+use std::{sync::Weak, thread, time::Duration};
 
+use diesel::QueryResult;
+#[cfg(feature = "database-servers")]
 use diesel::{
-    Connection as _, PgConnection, QueryResult, RunQueryDsl as _, connection::SimpleConnection as _,
-    sql_types::Text,
+    Connection as _, PgConnection, RunQueryDsl as _, connection::SimpleConnection as _, sql_types::Text,
 };
 use tokio::sync::watch;
 
 use super::{AnyConnection, connection::Engine};
 
+#[cfg(feature = "database-servers")]
 /// The channel of Postgres; the payload is the topic.
 const CHANNEL: &str = "facepipe";
 
+#[cfg(feature = "database-servers")]
 /// How often the connection that listens looks for what has arrived. Costs no round trip.
 const LOOK: Duration = Duration::from_millis(100);
 
+#[cfg(feature = "database-servers")]
 /// How long to wait before connecting again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -61,6 +63,7 @@ impl Signals {
             jobs: watch::Sender::new(()),
             outbox: watch::Sender::new(()),
         });
+        #[cfg(feature = "database-servers")]
         if let Engine::Postgres { url } = engine {
             let listener = Arc::downgrade(&signals);
             thread::Builder::new().name("listen".into()).spawn(move || listen(&url, &listener))?;
@@ -88,6 +91,7 @@ impl Signals {
 
 /// Has other processes told once the transaction holds, where the engine can.
 pub(super) fn notify_others(connection: &mut AnyConnection, topic: Topic) -> QueryResult<()> {
+    #[cfg(feature = "database-servers")]
     if let AnyConnection::Postgres(postgres) = connection {
         diesel::sql_query("SELECT pg_notify($1, $2)")
             .bind::<Text, _>(CHANNEL)
@@ -97,6 +101,7 @@ pub(super) fn notify_others(connection: &mut AnyConnection, topic: Topic) -> Que
     Ok(())
 }
 
+#[cfg(feature = "database-servers")]
 fn listen(url: &str, signals: &Weak<Signals>) {
     while signals.strong_count() > 0 {
         if let Err(error) = listen_once(url, signals) {
@@ -106,6 +111,7 @@ fn listen(url: &str, signals: &Weak<Signals>) {
     }
 }
 
+#[cfg(feature = "database-servers")]
 fn listen_once(url: &str, signals: &Weak<Signals>) -> anyhow::Result<()> {
     let mut connection = PgConnection::establish(url)?;
     connection.batch_execute(&format!("LISTEN {CHANNEL}"))?;

@@ -2,6 +2,7 @@
 //! fixed rate.
 
 mod drive;
+#[cfg(feature = "plots")]
 mod plot;
 mod tally;
 
@@ -21,6 +22,8 @@ use self::{
     drive::{Ended, Pace, Work},
     tally::Row,
 };
+#[cfg(not(feature = "plots"))]
+use crate::absent::plot;
 use crate::{
     client::{Client, ClientError, Settings},
     connection::Connection,
@@ -86,7 +89,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Draw requests per second and times of the rows into this file
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_parser = crate::absent::plot_file)]
     plot: Option<PathBuf>,
     #[command(flatten)]
     connection: Connection,

@@ -1,0 +1,93 @@
+//! In the place of `traces.rs` where this program was built without it: nothing is traced.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use actix_web::http::{Method, StatusCode, header::HeaderMap};
+use reqwest::Url;
+
+use crate::{request_id::RequestId, store::StoreError};
+
+/// There is none.
+#[derive(Debug, Clone)]
+pub enum Trace {}
+
+/// Sends nothing.
+pub struct Traces;
+
+impl Traces {
+    /// The configuration was refused where it names a collector.
+    ///
+    /// # Errors
+    /// None.
+    pub fn start(_: Option<&Url>) -> anyhow::Result<Self> {
+        Ok(Self)
+    }
+}
+
+/// `None`.
+pub fn begin_request(_: &HeaderMap, _: &Method, _: &str, _: &RequestId) -> Option<Trace> {
+    None
+}
+
+/// Answers a request.
+pub async fn within<F: Future>(_: Option<&Trace>, answering: F) -> F::Output {
+    answering.await
+}
+
+/// Is never called: there is no request that is traced.
+pub fn end_request(request: &Trace, _: StatusCode) {
+    match *request {}
+}
+
+/// Is never called.
+pub fn abandon_request(request: &Trace) {
+    match *request {}
+}
+
+/// Is never called.
+pub fn trace_id(request: &Trace) -> String {
+    match *request {}
+}
+
+/// `None`.
+pub fn current() -> Option<Trace> {
+    None
+}
+
+/// A step that is not written down.
+pub struct Step;
+
+impl Step {
+    /// A step of this name.
+    pub fn new(_: &'static str, _: Instant, _: Duration) -> Self {
+        Self
+    }
+
+    /// The same with a count.
+    pub fn count(self, _: &'static str, _: usize) -> Self {
+        self
+    }
+
+    /// Writes nothing down.
+    pub fn record(self, _: Option<&Trace>) {}
+}
+
+/// Writes nothing down.
+pub fn record_embedding<'a>(_: impl Iterator<Item = &'a Trace>, _: usize, _: Instant, _: Duration, _: usize) {
+}
+
+/// Runs a call of the database.
+///
+/// # Errors
+/// The call's.
+pub fn database_call<T>(
+    _: Option<&Trace>,
+    _: &'static str,
+    _: &'static str,
+    call: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    call()
+}

@@ -1,0 +1,38 @@
+//! `facepipe completions` and `facepipe man` where this program was built without them.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Command};
+
+use crate::{
+    absent,
+    exit::{Failure, Outcome},
+};
+
+/// Prints completions for a shell.
+#[derive(Debug, Args)]
+pub struct CompletionsOptions {
+    /// The shell
+    shell: String,
+}
+
+/// Writes the manual: one page for the program and one for each of its commands.
+#[derive(Debug, Args)]
+pub struct ManOptions {
+    /// Folder for the pages
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+/// # Errors
+/// Always.
+pub fn completions(_: &CompletionsOptions, _: Command) -> Result<Outcome> {
+    Err(Failure::Usage(absent::reason("completions", "shells")).into())
+}
+
+/// # Errors
+/// Always.
+pub fn man(_: &ManOptions, _: Command) -> Result<Outcome> {
+    Err(Failure::Usage(absent::reason("manual pages", "shells")).into())
+}
