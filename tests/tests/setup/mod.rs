@@ -123,6 +123,7 @@ fn what_the_demo_compiled_is_not_compiled_again_for_tests_but_where_features_dif
     let tests = crates("{p} {f}", &["--workspace", "--edges", "normal,build,dev"]);
     let again: BTreeSet<&str> = demo.difference(&tests).map(|line| name(line)).collect();
     let meant = [
+        "chrono",
         "diesel",
         "diesel_derives",
         "diesel_migrations",
