@@ -17,7 +17,7 @@ CARGO_DENY := .runtime/tools/bin/cargo-deny
 # Says how far cargo is, also where there is no terminal.
 CARGO := scripts/progress.py cargo cargo
 
-# What the demo runs: no tests, no benches, no helpers of theirs, and no optional features. `make test` builds all of it with all
+# What the demo runs, compiled once and so not incrementally: no tests, no benches, no helpers of theirs, and no optional features. `make test` builds all of it with all
 # features; once that is there, it serves the demo too. docs/decisions/0022-what-a-first-build-compiles.md has the figures.
 DEMO_PARTS := -p facepipe-backend -p facepipe-cli -p gst-plugin-facepipe --no-default-features --lib --bins
 ALL_PARTS := --workspace --lib --bins
@@ -51,7 +51,7 @@ demo: ## the main job on real input; VIDEO=file, FACES=folder-per-person; KEEP=1
 	@echo "[1/4] Debian packages"
 	@scripts/packages.sh
 	@echo "[2/4] Programs and elements"
-	@$(CARGO) build $(if $(wildcard $(BUILT_ALL)),$(ALL_PARTS),$(DEMO_PARTS)) --locked
+	@$(if $(wildcard $(BUILT_ALL)),$(CARGO) build $(ALL_PARTS),CARGO_INCREMENTAL=0 $(CARGO) build $(DEMO_PARTS)) --locked
 	@echo "[3/4] Models, photographs, video"
 	@scripts/models.sh $(FACEPIPE)
 	@$(MAKE_PLUGIN_FOLDER)
