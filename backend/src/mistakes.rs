@@ -15,21 +15,30 @@ const ALIKE: f64 = 0.6;
 /// What our variables begin with.
 const PREFIX: &str = "FACEPIPE_";
 
-/// Variables of our other programs, scripts and tests, without their prefix: on one machine they stand in one environment.
-const OF_OTHERS: [&str; 19] = [
+/// Variables of our other programs, scripts, builds and tests, without their prefix: on one machine they stand in one environment.
+const OF_OTHERS: [&str; 28] = [
     "CAMERA_ID",
     "CA_FILE",
     "CHECKED_PLUGIN",
     "CLI_CONFIG",
+    "COMMIT",
     "DECODER",
     "LOCATION",
     "MIRROR",
     "OPTIONS",
+    "PACKAGE_VERSION",
     "PHOTOGRAPHS",
     "PINNED_SHA256",
     "POLICY",
     "PROFILE",
+    "PROGRESS_SECONDS",
+    "PROVING",
     "PUBLISH",
+    "RELEASE_CARGO",
+    "RELEASE_SOURCE",
+    "RELEASE_SYSROOT",
+    "RELEASE_TARGET",
+    "RELEASE_TRIPLE",
     "RUNTIME",
     "SERVER",
     "SKIP_LOG",
@@ -209,6 +218,7 @@ mod tests {
             "docs",
             "gst-plugins",
             "jetson",
+            "packaging",
             "pipelines",
             "scripts",
             "tests",

@@ -301,8 +301,8 @@ fn every_setting_and_command_that_deploy_names_is_the_servers() {
     let help = String::from_utf8(said.stdout).unwrap();
     let known = variables(&help);
     assert!(known.contains("FACEPIPE_LISTEN"), "{help}");
-    // Of compose.yaml itself.
-    let others = BTreeSet::from(["FACEPIPE_PUBLISH".to_owned()]);
+    // Of compose.yaml itself, and of the build.
+    let others = BTreeSet::from(["FACEPIPE_PUBLISH".to_owned(), "FACEPIPE_COMMIT".to_owned()]);
     for file in [
         "docker/backend.Dockerfile",
         "compose.yaml",

@@ -123,7 +123,9 @@ fn complaint(stderr: &str) -> String {
     });
     let (mut code, mut words) = (None, None);
     for line in lines {
-        let is_detail = ["errno ", "syscall ", "A complete log", "404 "].iter().any(|d| line.starts_with(d));
+        let first_word = line.split(' ').next().unwrap_or_default();
+        let is_detail =
+            matches!(first_word, "errno" | "syscall" | "404") || line.starts_with("A complete log");
         match line.strip_prefix("code ") {
             Some(value) => code = code.or(Some(value)),
             None if is_detail || line.is_empty() => {}
