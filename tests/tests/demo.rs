@@ -214,7 +214,7 @@ fn pictures_of(page: &str) -> Vec<image::RgbImage> {
         match name.as_str() {
             "img" => {
                 assert!(!attributes["alt"].is_empty(), "{attributes:?}");
-                let data = attributes["src"].split_once(";base64,").expect("a data address").1;
+                let data = attributes["src"].split_once(";base64,").unwrap().1;
                 pictures
                     .push(image::load_from_memory(&BASE64_STANDARD.decode(data).unwrap()).unwrap().to_rgb8());
             }

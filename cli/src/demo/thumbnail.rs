@@ -50,7 +50,7 @@ mod tests {
 
     fn noise(width: u32, height: u32) -> Vec<u8> {
         let picture = RgbImage::from_fn(width, height, |x, y| {
-            image::Rgb([(x * 7 + y * 13) as u8, (x * y) as u8, (x ^ y) as u8])
+            image::Rgb([x * 7 + y * 13, x * y, x ^ y].map(|value| value.to_le_bytes()[0]))
         });
         let mut jpeg = Cursor::new(Vec::new());
         picture.write_to(&mut jpeg, ImageFormat::Jpeg).unwrap();
