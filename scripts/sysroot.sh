@@ -10,7 +10,7 @@ SYSROOT_GLIBC=2.31
 # nothing of theirs runs. What dpkg would know of them goes to var/lib/dpkg (sysroot_dpkg).
 sysroot_unpack() {
     local architecture=$1 root=$2 link package name
-    [[ ! -e $root/complete-3 ]] || return 0
+    [[ ! -e $root/complete-4 ]] || return 0
     rm -rf "$root"
     mkdir -p "$(dirname "$root")"
     # shellcheck disable=SC2016 # the hook's own variables
@@ -34,11 +34,11 @@ gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,libpq-dev,default-libmysqlcl
         echo
     done >"$root/var/lib/dpkg/status"
     rm -rf "$root/control" "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
-    # Links to /… would lead out of the folder.
+    # Links to /… would lead out of the folder, to this machine's own libraries where those are there.
     while IFS= read -r -d '' link; do
         ln -sfn --relative "$root$(readlink "$link")" "$link"
-    done < <(find "$root" -xtype l -lname '/*' -print0)
-    touch "$root/complete-3"
+    done < <(find "$root" -type l -lname '/*' -print0)
+    touch "$root/complete-4"
 }
 
 # sysroot_triple ARCH: how Debian's compilers and folders call it.
