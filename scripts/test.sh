@@ -99,8 +99,8 @@ lint_lane=$!
     # The first lane's threads come first.
     renice -n 10 "$BASHPID" >/dev/null
     everything_else
-)
-result=$?
+) 2>&1 | tee target/other-tests.log
+result=${PIPESTATUS[0]}
 echo
 echo "The tests that play videos in real time:"
 wait "$real_time_lane" || result=1
@@ -110,6 +110,17 @@ echo "Lints, licences, examples of the documentation:"
 wait "$lint_lane" || result=1
 cat target/lints.log
 
+# Again at the end, where whoever sees only the last lines of a long output looks: what failed and what it said.
+failures() {
+    awk '/^failures:$/ { inside = 1 } inside { print FILENAME ": " $0 } /^test result: / { inside = 0 } /^error: / { print FILENAME ": " $0 }' \
+        target/real-time-tests.log target/other-tests.log target/lints.log
+}
+if ((result)); then
+    echo
+    echo "What failed:"
+    failures
+fi
+
 if [[ -s $FACEPIPE_SKIP_LOG ]]; then
     echo
     echo "Skipped: $(wc -l <"$FACEPIPE_SKIP_LOG") tests, each for want of its data:"
@@ -118,4 +129,4 @@ else
     echo
     echo "Skipped: none."
 fi
-exit $result
+exit "$result"

@@ -421,12 +421,18 @@ pub fn landscape() -> Part {
     file(png.into_inner())
 }
 
-/// All files under `folder`.
+/// All files under `folder`. Folders below it that go away meanwhile, as the blob store's do when they become empty, have
+/// none.
 pub fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    let (mut files, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(inside) = folders.pop() {
+        let entries = match fs::read_dir(&inside) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && inside != folder => continue,
+            outcome => outcome.unwrap(),
+        };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
     }
     files
 }
