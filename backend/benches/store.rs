@@ -13,7 +13,7 @@ use std::{
 
 use facepipe_backend::{
     Config,
-    parts::{CaptureTime, Database, IdentifiedFace, KeyedCall, NewUploads, Upload, now},
+    parts::{CaptureTime, Database, IdempotentCall, IdentifiedFace, NewUploads, Upload, now},
 };
 
 const DIMENSIONS: usize = 512;
@@ -33,7 +33,7 @@ fn face() -> IdentifiedFace {
 fn request(client: usize, number: usize) -> NewUploads {
     let moment = now();
     NewUploads {
-        call: KeyedCall::StoreResults,
+        call: IdempotentCall::StoreResults,
         keep_unknown_embeddings: true,
         camera_id: format!("camera-{client}"),
         location: "benchmark".into(),

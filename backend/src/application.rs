@@ -31,10 +31,10 @@ use crate::{
     recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
     store::{
         Blobs, Database, ServerLock, StoreError,
-        ledger::{self, Reapplied},
-        retention::retain_regularly,
-        sql::{self, Renamed},
-        sweep::{SweepOptions, sweep_regularly},
+        ledger::{self, ReappliedErasures},
+        retention::run_retention,
+        sql::{self, NameChanges},
+        sweep::{SweepOptions, run_sweeps},
     },
     tokens::Tokens,
     train::{Trainer, TrainerOptions},
@@ -146,7 +146,7 @@ impl Application {
         let built = Self::build_locked(config, lock).await;
         if let Some(file) = file.filter(|_| built.is_err()) {
             // Its pools are gone, or about to be; migrations may have been run.
-            let folded = tokio::task::spawn_blocking(move || sql::fold(&file, FOLD_PATIENCE)).await;
+            let folded = tokio::task::spawn_blocking(move || sql::checkpoint_wal(&file, FOLD_PATIENCE)).await;
             if let Ok(Err(error)) = folded {
                 tracing::warn!(%error, "cannot empty the write-ahead log");
             }
@@ -160,7 +160,7 @@ impl Application {
             .map_err(|error| mistakes::cannot_listen(error, "listen", &config.listen))?;
         let address = listener.local_addr()?;
         if let Some(lock) = &mut lock {
-            lock.answers_at(address)?;
+            lock.set_address(address)?;
         }
         let metrics_listener = metrics::bind(config.metrics_listen.as_deref())?;
         if tokens.is_none() && !address.ip().to_canonical().is_loopback() {
@@ -181,8 +181,8 @@ impl Application {
             tokio::task::spawn_blocking(move || open(&config)).await??
         };
         let blobs = config.open_blobs()?;
-        erase_again(&config, &database, &blobs).await?;
-        complete_people(&database).await?;
+        reapply_erasures(&config, &database, &blobs).await?;
+        migrate_names(&database).await?;
         let pipeline = Arc::new(pipeline);
         let (embedder, remark) = (pipeline.embedder().name(), pipeline.embedder().remark());
         let threshold = config.match_threshold.unwrap_or_else(|| pipeline.embedder().default_threshold());
@@ -247,20 +247,9 @@ impl Application {
                 min_age: Duration::from_secs(config.sweep_min_age_s),
             };
             let counted = Arc::clone(&metrics);
-            background.spawn(sweep_regularly(
-                database.clone(),
-                blobs.clone(),
-                sweep,
-                counted,
-                stop.subscribe(),
-            ));
+            background.spawn(run_sweeps(database.clone(), blobs.clone(), sweep, counted, stop.subscribe()));
             let counted = Arc::clone(&metrics);
-            background.spawn(retain_regularly(
-                database.clone(),
-                config.retention(),
-                counted,
-                stop.subscribe(),
-            ));
+            background.spawn(run_retention(database.clone(), config.retention(), counted, stop.subscribe()));
             sending = start_sending(&config, &database, &metrics, stop.subscribe()).await?;
         }
 
@@ -387,7 +376,7 @@ fn open_tokens(config: &Config) -> anyhow::Result<Option<Arc<Tokens>>> {
 }
 
 fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
-    let database = Database::open(&config.database_options())?.naming(config.same_name());
+    let database = Database::open(&config.database_options())?.with_name_rule(config.same_name());
     let limits = DecodeLimits { max_bytes: config.max_image_bytes, max_pixels: config.max_image_pixels };
     let (embedder, device) = (config.embedder_kind()?, config.device_kind()?);
     let pipeline = Pipeline::load(&config.models_dir, embedder, device, config.min_face_size, limits);
@@ -402,7 +391,7 @@ fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
 /// Erases again what the ledger of erasures names, before anything is answered: the database may have been restored
 /// from a backup that is older than the ledger. The model that answers may know one of those people, so another one is
 /// trained then.
-async fn erase_again(config: &Config, database: &Database, blobs: &Blobs) -> anyhow::Result<()> {
+async fn reapply_erasures(config: &Config, database: &Database, blobs: &Blobs) -> anyhow::Result<()> {
     let with_detections = config.erase_detections == ErasedDetections::Delete;
     let begun = Instant::now();
     let patience = Duration::from_secs(config.database_start_timeout_s);
@@ -418,8 +407,8 @@ async fn erase_again(config: &Config, database: &Database, blobs: &Blobs) -> any
             outcome => break outcome.context("cannot apply the ledger of erasures")?,
         }
     };
-    let Reapplied { people, images } = reapplied;
-    if reapplied == Reapplied::default() {
+    let ReappliedErasures { people, images } = reapplied;
+    if reapplied == ReappliedErasures::default() {
         return Ok(());
     }
     tracing::warn!(people, images, "the database had what was erased before; it is erased again");
@@ -429,11 +418,9 @@ async fn erase_again(config: &Config, database: &Database, blobs: &Blobs) -> any
 
 /// Brings the names of people who were added by an earlier version, or under another rule of names, under the rule. After
 /// what was erased is: nobody gets a number for the sake of somebody who is not there any more.
-async fn complete_people(database: &Database) -> anyhow::Result<()> {
-    let Renamed { normalised, numbered, sharing } = database
-        .complete_people()
-        .await
-        .context("cannot bring the names of people under the rule of names")?;
+async fn migrate_names(database: &Database) -> anyhow::Result<()> {
+    let NameChanges { normalised, numbered, sharing } =
+        database.migrate_names().await.context("cannot bring the names of people under the rule of names")?;
     if normalised > 0 {
         tracing::warn!(
             people = normalised,

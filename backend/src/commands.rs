@@ -14,7 +14,7 @@ use crate::{
     mistakes::mistake,
     store::{
         Database, Micros, now,
-        retention::{self, Pass},
+        retention::{self, RetentionOutcome},
         sql::{self, DatabaseOptions, Task},
         sweep,
     },
@@ -59,14 +59,14 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             let retained = retention::retain(&database, config.retention(), *trust_clock).await;
             close(&database).await;
             match retained? {
-                Pass::Done(deleted) => println!(
+                RetentionOutcome::Done(deleted) => println!(
                     "Deleted {} detections and {} answers that were too old.",
                     deleted.detections, deleted.answers
                 ),
-                Pass::Doubted(doubt) => anyhow::bail!(
+                RetentionOutcome::ClockDoubted(doubt) => anyhow::bail!(
                     "{doubt} Nothing was deleted. Where the clock is right, say so once: --trust-clock"
                 ),
-                Pass::Busy => println!("Another process deletes old detections at the moment."),
+                RetentionOutcome::Busy => println!("Another process deletes old detections at the moment."),
             }
         }
         Command::Backup { folder } => {
@@ -79,8 +79,8 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                 folder.display(),
                 done.fingerprint
             );
-            if done.lacking > 0 {
-                eprintln!("{} blobs that rows refer to are not in the blob store.", done.lacking);
+            if done.missing_blobs > 0 {
+                eprintln!("{} blobs that rows refer to are not in the blob store.", done.missing_blobs);
             } else if let Err(error) = note_backup(&config, begun).await {
                 // The backup is whole all the same.
                 eprintln!("The servers' metrics will not tell of this backup: {error:#}");
@@ -99,8 +99,8 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                     "The model that answers knows somebody who is erased: the next start trains another one."
                 );
             }
-            if done.lacking > 0 {
-                eprintln!("{} blobs that rows refer to are not in the backup.", done.lacking);
+            if done.missing_blobs > 0 {
+                eprintln!("{} blobs that rows refer to are not in the backup.", done.missing_blobs);
             }
         }
         Command::Health { url } => {
@@ -116,8 +116,8 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
 }
 
 /// Has the file of an embedded database contain everything, where a start was broken off that had begun to use it.
-pub fn fold(file: &Path) {
-    if let Err(error) = sql::fold(file, PATIENCE) {
+pub fn checkpoint_wal(file: &Path) {
+    if let Err(error) = sql::checkpoint_wal(file, PATIENCE) {
         tracing::warn!(%error, "cannot empty the write-ahead log");
     }
 }

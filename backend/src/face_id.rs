@@ -84,7 +84,7 @@ impl FaceId {
 pub fn key(text: &str, rule: SameName) -> String {
     // Unicode's compatibility caseless match (The Unicode Standard, 3.13, D146): one-sided forms such as full-width
     // letters and no-break spaces are the same as the usual ones.
-    let plain = text.chars().map(usual_sign).nfkd().filter(|c| !is_ignorable(*c));
+    let plain = text.chars().map(canonical_sign).nfkd().filter(|c| !is_ignorable(*c));
     let folded: String = match rule {
         SameName::IgnoringCase => plain
             .default_case_fold()
@@ -103,7 +103,7 @@ pub fn key(text: &str, rule: SameName) -> String {
 const MAX_KEY_BYTES: usize = 512;
 
 /// Signs that keyboards and word processors put in each other's place.
-fn usual_sign(character: char) -> char {
+fn canonical_sign(character: char) -> char {
     match character {
         // Apostrophes: of type, of transcriptions, and the accents that are typed instead.
         '\u{2018}' | '\u{2019}' | '\u{201b}' | '\u{2032}' | '\u{2bc}' | '\u{b4}' | '`' => '\'',
@@ -143,7 +143,7 @@ fn is_joiner(character: char) -> bool {
 }
 
 /// What is wrong with a character wherever it stands.
-fn harm_of(character: char) -> Option<&'static str> {
+fn rejection_reason(character: char) -> Option<&'static str> {
     use GeneralCategory as Category;
     match character {
         '/' | '\\' => return Some("it separates the parts of paths"),
@@ -168,7 +168,7 @@ impl TryFrom<String> for FaceId {
     type Error = InvalidFaceId;
 
     fn try_from(text: String) -> Result<Self, InvalidFaceId> {
-        if let Some((character, reason)) = text.chars().find_map(|c| Some((c, harm_of(c)?))) {
+        if let Some((character, reason)) = text.chars().find_map(|c| Some((c, rejection_reason(c)?))) {
             return Err(InvalidFaceId::Character { character, reason });
         }
         let text: String = text.trim().nfc().collect();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_the_same_is_the_same() {
+    fn visually_equal_names_are_equal() {
         for (typed, kept) in [
             ("Jose\u{301}", "Jos\u{e9}"),
             // Hangul.
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_case_of_letters_counts_only_where_it_is_to() {
+    fn letter_case_matters_only_when_configured() {
         for (one, other) in [
             ("Ann", "ANN"),
             ("J\u{fc}rgen", "J\u{dc}RGEN"),
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_fits_into_the_databases_index() {
+    fn a_key_fits_the_database_index() {
         let long = "\u{fdfa}".repeat(64);
         let (one, other) = (parse(&long).unwrap(), parse(&long[3..]).unwrap());
         assert_eq!(one.key(SameName::IgnoringCase).len(), 64);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_harm_is_refused_with_its_reason() {
+    fn harmful_names_are_rejected_with_a_reason() {
         for (name, reason) in [
             ("", InvalidFaceId::Empty),
             ("   ", InvalidFaceId::Empty),
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_a_name_before_is_one_still() {
+    fn previously_valid_names_stay_valid() {
         let old = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ');
         for character in ('\u{20}'..=char::MAX).filter(|c| old(*c)) {
             let name = format!("x{character}x");

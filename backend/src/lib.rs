@@ -43,7 +43,7 @@ pub mod parts {
             Database,
             clock::CaptureTime,
             now,
-            sql::{KeyedCall, NewUploads, Upload},
+            sql::{IdempotentCall, NewUploads, Upload},
         },
     };
 }

@@ -51,7 +51,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return runtime.block_on(commands::run(command, config));
     }
     let database = config.database_options().sqlite_file()?;
-    let manager = ServiceManager::of_environment()?;
+    let manager = ServiceManager::from_env()?;
     let served: anyhow::Result<bool> = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let application = tokio::select! {
@@ -72,7 +72,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         // Whatever the start was waiting for.
         runtime.shutdown_background();
         if let Some(file) = database {
-            commands::fold(&file);
+            commands::checkpoint_wal(&file);
         }
     }
     served.map(|_| ())

@@ -18,7 +18,7 @@ use std::{
 use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream};
 
 /// How long the server may take to say that it lives.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The service manager, where there is one.
 #[derive(Clone)]
@@ -32,7 +32,7 @@ impl ServiceManager {
     ///
     /// # Errors
     /// `NOTIFY_SOCKET` names no socket that can be written to.
-    pub fn of_environment() -> io::Result<Self> {
+    pub fn from_env() -> io::Result<Self> {
         let socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
         let socket = socket.map(|name| open(&name)).transpose()?.map(Arc::new);
         let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
@@ -44,12 +44,12 @@ impl ServiceManager {
 
     /// The server answers.
     pub fn ready(&self) {
-        self.tell("READY=1\nSTATUS=serving");
+        self.notify("READY=1\nSTATUS=serving");
     }
 
     /// The server is about to end.
     pub fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=answering what was accepted");
+        self.notify("STOPPING=1\nSTATUS=answering what was accepted");
     }
 
     /// Has the watchdog wait as long as `/livez` at `address` answers, where systemd watches at all. Never ends then.
@@ -57,8 +57,8 @@ impl ServiceManager {
         let Some(within) = self.watchdog else { return };
         loop {
             // While it ends, the service manager has another limit.
-            if stopping() || lives(address).await {
-                self.tell("WATCHDOG=1");
+            if stopping() || is_alive(address).await {
+                self.notify("WATCHDOG=1");
             } else {
                 tracing::error!(%address, "the server does not answer itself");
             }
@@ -66,7 +66,7 @@ impl ServiceManager {
         }
     }
 
-    fn tell(&self, state: &str) {
+    fn notify(&self, state: &str) {
         let Some(socket) = &self.socket else { return };
         let (socket, address) = &**socket;
         if let Err(error) = socket.send_to_addr(state.as_bytes(), address) {
@@ -89,7 +89,7 @@ fn open(name: &OsStr) -> io::Result<(UnixDatagram, UnixAddr)> {
 }
 
 /// Whether the server at `address` answers `/livez`.
-async fn lives(mut address: SocketAddr) -> bool {
+async fn is_alive(mut address: SocketAddr) -> bool {
     // Connections to “every address” go nowhere on some systems.
     match address.ip() {
         ip if !ip.is_unspecified() => (),
@@ -103,5 +103,5 @@ async fn lives(mut address: SocketAddr) -> bool {
         stream.read_exact(&mut status).await?;
         io::Result::Ok(status == *b"HTTP/1.1 200")
     };
-    matches!(tokio::time::timeout(PATIENCE, ask).await, Ok(Ok(true)))
+    matches!(tokio::time::timeout(PROBE_TIMEOUT, ask).await, Ok(Ok(true)))
 }

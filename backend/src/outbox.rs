@@ -35,15 +35,15 @@ use crate::{
 };
 
 /// Results that are on their way at a time.
-const AT_A_TIME: usize = 4;
+const MAX_IN_FLIGHT: usize = 4;
 /// The shortest wait after a failure. It doubles with each further one.
-const MIN_WAIT: Duration = Duration::from_secs(1);
+const MIN_BACKOFF: Duration = Duration::from_secs(1);
 /// The longest wait after a failure.
-const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// The longest wait that the API may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// How often results that are too old are looked for.
-const DROP_EVERY: Duration = Duration::from_secs(1);
+const DROP_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of an answer that are read, so that its connection can be used again.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -90,8 +90,8 @@ pub fn start(
         dropped_at: None,
         sending: JoinSet::new(),
         tasks: HashMap::new(),
-        outcomes: Outcomes::default(),
-        health: Health::default(),
+        outcomes: UnrecordedOutcomes::default(),
+        health: ApiHealth::default(),
         metrics,
     };
     Ok(tokio::spawn(sender.run(stop)))
@@ -109,15 +109,15 @@ struct Sender {
     declined_at: Option<Instant>,
     /// When results that were too old were dropped last.
     dropped_at: Option<Instant>,
-    sending: JoinSet<Result<(), Refusal>>,
-    tasks: HashMap<Id, Task>,
-    outcomes: Outcomes,
-    health: Health,
+    sending: JoinSet<Result<(), DeliveryError>>,
+    tasks: HashMap<Id, InFlight>,
+    outcomes: UnrecordedOutcomes,
+    health: ApiHealth,
     metrics: Arc<Metrics>,
 }
 
 /// What a task sends.
-struct Task {
+struct InFlight {
     /// The message's row.
     id: i64,
     /// Its attempts before this one.
@@ -128,7 +128,7 @@ struct Task {
 
 /// What is still to be written down, by the messages' rows.
 #[derive(Default)]
-struct Outcomes {
+struct UnrecordedOutcomes {
     taken: Vec<i64>,
     /// With the moment of the next attempt.
     refused: Vec<(i64, Micros)>,
@@ -159,31 +159,31 @@ impl Sender {
         while let Some(ended) = self.sending.join_next_with_id().await {
             self.ended(ended);
         }
-        if let Err(error) = self.write_down().await {
+        if let Err(error) = self.record_outcomes().await {
             tracing::error!(%error, "what was sent last cannot be written down and will be sent again");
         }
-        if let Err(error) = self.give_up_lease().await {
+        if let Err(error) = self.release_lease().await {
             tracing::warn!(%error, "cannot give the outbox's lease back");
         }
     }
 
     /// Writes down what has happened, and sends what is due.
     async fn step(&mut self) -> Result<(), StoreError> {
-        self.write_down().await?;
+        self.record_outcomes().await?;
         // Looking costs less than taking the lease.
-        if self.lease_ends.is_none() && !self.database.messages_wait().await? {
+        if self.lease_ends.is_none() && !self.database.has_messages().await? {
             return Ok(());
         }
-        if !self.hold_lease().await? {
+        if !self.ensure_lease().await? {
             return Ok(());
         }
-        self.drop_old().await?;
-        let free = AT_A_TIME.saturating_sub(self.tasks.len());
+        self.drop_expired().await?;
+        let free = MAX_IN_FLIGHT.saturating_sub(self.tasks.len());
         if free == 0 || self.health.is_paused(Instant::now()) {
             return Ok(());
         }
         let limit = i64::try_from(free).unwrap_or(i64::MAX);
-        let due = self.database.due_messages(self.on_their_way(), limit).await?;
+        let due = self.database.due_messages(self.in_flight(), limit).await?;
         // The database may have taken its time.
         if self.lease_ends.is_none_or(|end| end < Instant::now() + self.options.timeout) {
             return Ok(());
@@ -192,23 +192,23 @@ impl Sender {
         for message in due {
             self.send(message);
         }
-        if idle && !self.database.messages_wait().await? {
-            self.give_up_lease().await?;
+        if idle && !self.database.has_messages().await? {
+            self.release_lease().await?;
         }
         Ok(())
     }
 
-    async fn write_down(&mut self) -> Result<(), StoreError> {
-        let Outcomes { taken, refused } = &self.outcomes;
+    async fn record_outcomes(&mut self) -> Result<(), StoreError> {
+        let UnrecordedOutcomes { taken, refused } = &self.outcomes;
         if !taken.is_empty() || !refused.is_empty() {
-            self.database.settle_messages(taken.clone(), refused.clone()).await?;
-            self.outcomes = Outcomes::default();
+            self.database.record_deliveries(taken.clone(), refused.clone()).await?;
+            self.outcomes = UnrecordedOutcomes::default();
         }
         Ok(())
     }
 
     /// Whether nobody else sends for at least as long as an answer may take.
-    async fn hold_lease(&mut self) -> Result<bool, StoreError> {
+    async fn ensure_lease(&mut self) -> Result<bool, StoreError> {
         let OutboxOptions { timeout, lease, poll, .. } = self.options;
         let asked = Instant::now();
         let left = self.lease_ends.map(|end| end.saturating_duration_since(asked)).unwrap_or_default();
@@ -225,7 +225,7 @@ impl Sender {
         Ok(held)
     }
 
-    async fn give_up_lease(&mut self) -> Result<(), StoreError> {
+    async fn release_lease(&mut self) -> Result<(), StoreError> {
         if self.lease_ends.is_some() {
             self.database.release_lease(Lease::Outbox, &self.holder).await?;
             self.lease_ends = None;
@@ -233,12 +233,12 @@ impl Sender {
         Ok(())
     }
 
-    async fn drop_old(&mut self) -> Result<(), StoreError> {
-        if self.dropped_at.is_some_and(|last| last.elapsed() < DROP_EVERY) {
+    async fn drop_expired(&mut self) -> Result<(), StoreError> {
+        if self.dropped_at.is_some_and(|last| last.elapsed() < DROP_INTERVAL) {
             return Ok(());
         }
         let max_age = self.options.max_age;
-        let results = self.database.drop_messages_older_than(max_age, self.on_their_way()).await?;
+        let results = self.database.drop_messages_older_than(max_age, self.in_flight()).await?;
         if results > 0 {
             self.metrics.outbox_dropped(results);
             tracing::error!(results, ?max_age, "dropped results that the external API did not take in time");
@@ -248,22 +248,22 @@ impl Sender {
     }
 
     /// The rows of the messages that are being sent.
-    fn on_their_way(&self) -> Vec<i64> {
+    fn in_flight(&self) -> Vec<i64> {
         self.tasks.values().map(|task| task.id).collect()
     }
 
     fn send(&mut self, message: Message) {
         let (id, attempts, request_id) = (message.id, message.attempts, message.request_id.clone());
         let task = self.sending.spawn(send(self.client.clone(), self.options.url.clone(), message));
-        self.tasks.insert(task.id(), Task { id, attempts, request_id });
+        self.tasks.insert(task.id(), InFlight { id, attempts, request_id });
     }
 
-    fn ended(&mut self, ended: Result<(Id, Result<(), Refusal>), JoinError>) {
+    fn ended(&mut self, ended: Result<(Id, Result<(), DeliveryError>), JoinError>) {
         let (task, outcome) = match ended {
             Ok(ended) => ended,
-            Err(error) => (error.id(), Err(Refusal::because("sending it ended unexpectedly"))),
+            Err(error) => (error.id(), Err(DeliveryError::because("sending it ended unexpectedly"))),
         };
-        let Some(Task { id, attempts, request_id }) = self.tasks.remove(&task) else { return };
+        let Some(InFlight { id, attempts, request_id }) = self.tasks.remove(&task) else { return };
         match outcome {
             Ok(()) => {
                 self.outcomes.taken.push(id);
@@ -271,9 +271,9 @@ impl Sender {
                     tracing::info!("the external API takes results again");
                 }
             }
-            Err(Refusal { reason, status, retry_after }) => {
+            Err(DeliveryError { reason, status, retry_after }) => {
                 let status = status.map(|status| status.as_u16());
-                let wait = wait_after(attempts).max(retry_after.unwrap_or_default());
+                let wait = backoff(attempts).max(retry_after.unwrap_or_default());
                 self.outcomes.refused.push((id, now().saturating_add(micros(wait))));
                 if attempts == 0 {
                     tracing::warn!(
@@ -299,7 +299,7 @@ impl Sender {
 
 /// Whether the external API seems to be there.
 #[derive(Default)]
-struct Health {
+struct ApiHealth {
     /// Messages that it did not take since it took one last or since the last pause began.
     refused: HashSet<i64>,
     /// Pauses since it took a message last.
@@ -307,7 +307,7 @@ struct Health {
     paused_until: Option<Instant>,
 }
 
-impl Health {
+impl ApiHealth {
     /// It took a message. Returns whether that ends a pause.
     fn taken(&mut self) -> bool {
         let ailing = self.paused_until.is_some();
@@ -320,8 +320,8 @@ impl Health {
     fn refused(&mut self, id: i64, retry_after: Option<Duration>, now: Instant) -> Option<Duration> {
         self.refused.insert(id);
         let mut pause = retry_after;
-        if self.refused.len() >= AT_A_TIME {
-            pause = Some(wait_after(self.pauses).max(retry_after.unwrap_or_default()));
+        if self.refused.len() >= MAX_IN_FLIGHT {
+            pause = Some(backoff(self.pauses).max(retry_after.unwrap_or_default()));
             self.pauses = self.pauses.saturating_add(1);
             self.refused.clear();
         }
@@ -340,15 +340,15 @@ impl Health {
 
 /// How long to wait after a failure that `earlier` others came before: twice as long each time, and up to half of that
 /// less, so that those who failed together do not come again together.
-fn wait_after(earlier: i32) -> Duration {
+fn backoff(earlier: i32) -> Duration {
     let doublings = u32::try_from(earlier).unwrap_or_default().min(16);
-    let longest = MIN_WAIT.saturating_mul(1 << doublings).min(MAX_WAIT);
-    longest.mul_f64(rand::random_range(0.5..=1.0)).max(MIN_WAIT)
+    let longest = MIN_BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
+    longest.mul_f64(rand::random_range(0.5..=1.0)).max(MIN_BACKOFF)
 }
 
 /// What the external API gets.
 #[derive(Serialize)]
-struct Body {
+struct ResultMessage {
     face_id: Option<String>,
     confidence: Option<f32>,
     camera_id: String,
@@ -358,24 +358,24 @@ struct Body {
 }
 
 /// Why a message was not taken. Has nothing of the message.
-struct Refusal {
+struct DeliveryError {
     reason: &'static str,
     status: Option<StatusCode>,
     retry_after: Option<Duration>,
 }
 
-impl Refusal {
+impl DeliveryError {
     fn because(reason: &'static str) -> Self {
         Self { reason, status: None, retry_after: None }
     }
 }
 
-async fn send(client: Client, url: Url, message: Message) -> Result<(), Refusal> {
+async fn send(client: Client, url: Url, message: Message) -> Result<(), DeliveryError> {
     let timestamp = from_micros(message.captured_at)
         .ok()
         .and_then(|moment| moment.format(&Rfc3339).ok())
-        .ok_or(Refusal::because("its row is damaged"))?;
-    let body = Body {
+        .ok_or(DeliveryError::because("its row is damaged"))?;
+    let body = ResultMessage {
         face_id: message.face_id,
         confidence: message.confidence,
         camera_id: message.camera_id,
@@ -388,7 +388,7 @@ async fn send(client: Client, url: Url, message: Message) -> Result<(), Refusal>
         request = request.header(request_id::HEADER.as_str(), id);
     }
     let mut answer = request.send().await.map_err(|error| {
-        Refusal::because(match &error {
+        DeliveryError::because(match &error {
             error if error.is_timeout() => "no answer in time",
             error if error.is_connect() => "no connection",
             _ => "the connection broke",
@@ -404,7 +404,7 @@ async fn send(client: Client, url: Url, message: Message) -> Result<(), Refusal>
     if status.is_success() {
         return Ok(());
     }
-    Err(Refusal { reason: "its answer says so", status: Some(status), retry_after })
+    Err(DeliveryError { reason: "its answer says so", status: Some(status), retry_after })
 }
 
 /// How long an API that is busy asks to wait: in seconds, or until a date.
@@ -432,12 +432,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_a_minute_and_differ() {
+    fn backoff_doubles_up_to_a_minute_with_jitter() {
         for (earlier, longest) in [(0, 1), (1, 2), (3, 8), (5, 32), (6, 60), (1000, 60), (i32::MAX, 60)] {
             let longest = Duration::from_secs(longest);
-            let waits: Vec<Duration> = (0..50).map(|_| wait_after(earlier)).collect();
+            let waits: Vec<Duration> = (0..50).map(|_| backoff(earlier)).collect();
             assert!(
-                waits.iter().all(|wait| (MIN_WAIT.max(longest / 2)..=longest).contains(wait)),
+                waits.iter().all(|wait| (MIN_BACKOFF.max(longest / 2)..=longest).contains(wait)),
                 "{waits:?}"
             );
             assert_eq!(waits.iter().collect::<HashSet<_>>().len() > 1, earlier > 0, "{waits:?}");
@@ -445,26 +445,28 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_message_holds_up_nothing_and_a_dead_api_is_left_alone() {
-        let (mut health, now) = (Health::default(), Instant::now());
+    fn one_rejected_message_blocks_nothing_and_a_dead_api_is_paused() {
+        let (mut health, now) = (ApiHealth::default(), Instant::now());
         for _ in 0..100 {
             assert_eq!(health.refused(7, None, now), None);
         }
         assert_eq!(health.refused(8, None, now), None);
         assert_eq!(health.refused(9, None, now), None);
         assert!(!health.is_paused(now));
-        assert_eq!(health.refused(10, None, now), Some(MIN_WAIT));
-        assert!(health.is_paused(now) && !health.is_paused(now + MIN_WAIT));
+        assert_eq!(health.refused(10, None, now), Some(MIN_BACKOFF));
+        assert!(health.is_paused(now) && !health.is_paused(now + MIN_BACKOFF));
 
         // Each further window that fails as a whole is followed by a longer pause, up to the longest.
         let mut later = now;
         let pauses: Vec<Duration> = (0..10)
             .map(|_| {
-                later += MAX_WAIT;
-                (0..AT_A_TIME).filter_map(|id| health.refused(i64::try_from(id).unwrap(), None, later)).sum()
+                later += MAX_BACKOFF;
+                (0..MAX_IN_FLIGHT)
+                    .filter_map(|id| health.refused(i64::try_from(id).unwrap(), None, later))
+                    .sum()
             })
             .collect();
-        assert!(pauses[9] >= MAX_WAIT / 2 && pauses[9] <= MAX_WAIT, "{pauses:?}");
+        assert!(pauses[9] >= MAX_BACKOFF / 2 && pauses[9] <= MAX_BACKOFF, "{pauses:?}");
 
         assert!(health.taken());
         assert!(!health.is_paused(later) && !health.taken());
@@ -472,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_api_is_asked_again_when_it_says() {
+    fn retry_after_is_honoured() {
         let wait = |status, value: &str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
             retry_after(StatusCode::from_u16(status).unwrap(), &headers)
@@ -485,7 +487,7 @@ mod tests {
         assert_eq!(wait(429, "soon"), None);
         assert_eq!(wait(500, "7"), None);
 
-        let (mut health, now) = (Health::default(), Instant::now());
+        let (mut health, now) = (ApiHealth::default(), Instant::now());
         assert_eq!(health.refused(1, Some(Duration::from_secs(7)), now), Some(Duration::from_secs(7)));
         assert!(
             health.is_paused(now + Duration::from_secs(6)) && !health.is_paused(now + Duration::from_secs(7))

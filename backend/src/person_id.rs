@@ -17,7 +17,7 @@ impl PersonId {
 
     /// The id of a person who was added, at that many microseconds since 1970, before people had ids. It follows from the
     /// row, so that it is the same again after an older backup was restored.
-    pub fn of_row(row: i64, created_at: i64) -> Self {
+    pub fn from_row(row: i64, created_at: i64) -> Self {
         let digest = Sha256::new()
             .chain_update(b"facepipe/person/")
             .chain_update(row.to_le_bytes())
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_read_as_it_is_written() {
+    fn an_id_round_trips_through_text() {
         let id = PersonId::new();
         assert_eq!(PersonId::parse(&id.to_string()), Some(id));
         assert_eq!(PersonId::parse(&id.to_string().to_uppercase()), Some(id));
@@ -60,11 +60,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_from_before_ids_always_has_the_same() {
-        assert_eq!(PersonId::of_row(7, 1_714_555_800_000_000), PersonId::of_row(7, 1_714_555_800_000_000));
-        assert_ne!(PersonId::of_row(7, 1), PersonId::of_row(8, 1));
-        assert_ne!(PersonId::of_row(7, 1), PersonId::of_row(7, 2));
-        let written = PersonId::of_row(7, 1).to_string();
+    fn the_id_derived_from_a_row_is_stable() {
+        assert_eq!(
+            PersonId::from_row(7, 1_714_555_800_000_000),
+            PersonId::from_row(7, 1_714_555_800_000_000)
+        );
+        assert_ne!(PersonId::from_row(7, 1), PersonId::from_row(8, 1));
+        assert_ne!(PersonId::from_row(7, 1), PersonId::from_row(7, 2));
+        let written = PersonId::from_row(7, 1).to_string();
         assert_eq!((written.len(), &written[14..15]), (36, "8"), "{written}");
     }
 }

@@ -19,7 +19,7 @@ const MIN_CHARACTERS: usize = 16;
 const MAX_CHARACTERS: usize = 8192;
 
 /// From one look at the file to the next.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a token allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,19 +113,19 @@ impl Tokens {
 
     /// Reads the file again whenever it has changed, until `stop` says so. A file that is wrong changes nothing.
     pub async fn follow(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut last = Last::default();
+        let mut last = LastCheck::default();
         while !*stop.borrow() {
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => (),
+                () = tokio::time::sleep(CHECK_INTERVAL) => (),
                 _ = stop.changed() => break,
             }
             let tokens = Arc::clone(&self);
             // A look that was cut off is done again.
-            last = tokio::task::spawn_blocking(move || tokens.look(last)).await.unwrap_or_default();
+            last = tokio::task::spawn_blocking(move || tokens.check_file(last)).await.unwrap_or_default();
         }
     }
 
-    fn look(&self, last: Last) -> Last {
+    fn check_file(&self, last: LastCheck) -> LastCheck {
         // Before the file is read: what is written meanwhile changes the stamp once more.
         let stamp = stamp(&self.path);
         if stamp.is_ok() && stamp.as_ref().ok() == last.stamp.as_ref() {
@@ -150,7 +150,7 @@ impl Tokens {
         {
             tracing::warn!(file = %self.path.display(), %error, "token_file is not used: the tokens before it stay");
         }
-        Last { stamp, problem }
+        LastCheck { stamp, problem }
     }
 
     fn known(&self) -> Arc<[(Digest, Role)]> {
@@ -166,7 +166,7 @@ impl fmt::Debug for Tokens {
 
 /// What the last look at the file found.
 #[derive(Default)]
-struct Last {
+struct LastCheck {
     stamp: Option<Stamp>,
     /// Told once, not every second.
     problem: Option<TokensError>,
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_told_by_its_number_and_never_by_its_token() {
+    fn an_invalid_line_is_reported_by_number_without_its_token() {
         let long = format!("admin {}", "s3cret".repeat(2000));
         for (line, reason) in [
             ("s3cret-0123456789", LineError::Role),

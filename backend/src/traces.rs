@@ -265,7 +265,7 @@ pub fn database_call<T>(
         .with_attributes([KeyValue::new("db.system.name", system)])
         .start_with_context(tracer, parent);
     let outcome = call();
-    if outcome.as_ref().is_err_and(StoreError::is_the_databases) {
+    if outcome.as_ref().is_err_and(StoreError::is_database_fault) {
         span.set_status(Status::error(""));
     }
     span.end();

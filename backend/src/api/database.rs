@@ -5,7 +5,7 @@ use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
 use super::{ListMeta, State, detections::TimeBasis, face_id, rfc3339};
-use crate::{error::ApiError, store::sql::Who};
+use crate::{error::ApiError, store::sql::PersonRef};
 
 /// The People table.
 #[derive(Serialize, Apiv2Schema)]
@@ -75,11 +75,14 @@ pub async fn last_known_location(
     state: web::Data<State>,
     path: web::Path<String>,
 ) -> Result<web::Json<LastKnownLocation>, ApiError> {
-    last_location_of(&state, &Who::Named(face_id(path)?)).await
+    last_location_of(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
 /// Where somebody was seen last.
-pub async fn last_location_of(state: &State, who: &Who) -> Result<web::Json<LastKnownLocation>, ApiError> {
+pub async fn last_location_of(
+    state: &State,
+    who: &PersonRef,
+) -> Result<web::Json<LastKnownLocation>, ApiError> {
     let (person, seen) = state.database.last_seen(who).await?;
     let seen = seen.ok_or(ApiError::NeverSeen)?;
     Ok(web::Json(LastKnownLocation {

@@ -23,7 +23,7 @@ use crate::{
     recognise::Picture as RecognisedPicture,
     store::{
         Blobs, StoreError, ledger,
-        sql::{self, Erased, NewImage, Person, Who},
+        sql::{self, NewImage, PendingErasure, Person, PersonRef},
     },
     train::{Conflict, ConflictingImage},
 };
@@ -266,11 +266,11 @@ pub async fn images(
     state: web::Data<State>,
     path: web::Path<String>,
 ) -> Result<web::Json<PersonImages>, ApiError> {
-    images_of(&state, &Who::Named(face_id(path)?)).await
+    images_of(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
 /// Somebody's images, the oldest first.
-pub async fn images_of(state: &State, who: &Who) -> Result<web::Json<PersonImages>, ApiError> {
+pub async fn images_of(state: &State, who: &PersonRef) -> Result<web::Json<PersonImages>, ApiError> {
     let (person, rows) = state.database.images(who).await?;
     let images = rows
         .into_iter()
@@ -287,7 +287,7 @@ pub async fn images_of(state: &State, who: &Who) -> Result<web::Json<PersonImage
 #[api_v2_operation]
 pub async fn image(state: web::Data<State>, path: web::Path<(String, String)>) -> Result<Picture, ApiError> {
     let (id, image_id) = path.into_inner();
-    let who = Who::Named(FaceId::try_from(id)?);
+    let who = PersonRef::FaceId(FaceId::try_from(id)?);
     picture_of(&state, async || Ok(state.database.image_blob_key(&who, &image_id).await?)).await
 }
 
@@ -319,16 +319,16 @@ pub async fn erase_image(
     path: web::Path<(String, String)>,
 ) -> Result<NoContent, ApiError> {
     let (id, image_id) = path.into_inner();
-    let who = Who::Named(FaceId::try_from(id)?);
+    let who = PersonRef::FaceId(FaceId::try_from(id)?);
     let erased = state.database.erase_image(&who, &image_id).await?;
     finish_erasure(&state, &erased).await?;
     Ok(NoContent::new())
 }
 
 /// Finishes an erasure outside of the rows.
-pub async fn finish_erasure(state: &State, erased: &Erased) -> Result<(), ApiError> {
+pub async fn finish_erasure(state: &State, erased: &PendingErasure) -> Result<(), ApiError> {
     let finished = ledger::finish(&state.blobs, erased).await;
-    state.database.forget_erased().await?;
+    state.database.scrub_journal().await?;
     Ok(finished?)
 }
 
@@ -341,15 +341,19 @@ pub async fn rename(
     path: web::Path<String>,
     body: web::Json<Renaming>,
 ) -> Result<web::Json<Added>, ApiError> {
-    rename_to(&state, &Who::Named(face_id(path)?), body.into_inner()).await
+    rename_to(&state, &PersonRef::FaceId(face_id(path)?), body.into_inner()).await
 }
 
 /// Gives somebody another Face ID.
-pub async fn rename_to(state: &State, who: &Who, renaming: Renaming) -> Result<web::Json<Added>, ApiError> {
+pub async fn rename_to(
+    state: &State,
+    who: &PersonRef,
+    renaming: Renaming,
+) -> Result<web::Json<Added>, ApiError> {
     let new = FaceId::try_from(renaming.face_id)?;
     let person = state.database.rename_person(who, &new).await?;
     // The old name may have been the reason.
-    state.database.forget_erased().await?;
+    state.database.scrub_journal().await?;
     Ok(web::Json(person.into()))
 }
 
@@ -371,13 +375,13 @@ pub async fn add_image(
     path: web::Path<String>,
     Form(form): Form<EnrolmentForm>,
 ) -> Result<Answer<AddedImage, 201>, ApiError> {
-    enrol(&state, &Who::Named(face_id(path)?), form).await
+    enrol(&state, &PersonRef::FaceId(face_id(path)?), form).await
 }
 
 /// Adds a picture of somebody's face and its embedding.
 pub async fn enrol(
     state: &State,
-    who: &Who,
+    who: &PersonRef,
     form: EnrolmentForm,
 ) -> Result<Answer<AddedImage, 201>, ApiError> {
     let person = state.database.person(who).await?;
@@ -388,7 +392,7 @@ pub async fn enrol(
     let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
     // Not for nothing: recognition takes a while, and the picture may be there already, or the dataset be locked.
     let sha256 = digest(bytes.clone()).await?;
-    state.database.no_image_with(person.row, &sha256).await?;
+    state.database.ensure_image_is_new(person.row, &sha256).await?;
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
     let recognised = state.recogniser.recognise(vec![RecognisedPicture::of_a_face(bytes.clone())]).await?;
@@ -426,7 +430,7 @@ pub async fn enrol(
     }
     if !similar.is_empty() {
         let pair = |other: &sql::SimilarImage| (image_id.clone(), other.image_id.clone(), other.similarity);
-        if let Err(error) = state.database.note_similar(similar.iter().map(pair).collect()).await {
+        if let Err(error) = state.database.record_similar(similar.iter().map(pair).collect()).await {
             tracing::warn!(%error, "cannot write down which images are nearly the same; the next training does");
         }
     }
@@ -460,11 +464,11 @@ async fn digest(bytes: Bytes) -> Result<String, ApiError> {
 /// may be enrolled again.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<NoContent, ApiError> {
-    erase_whom(&state, &Who::Named(face_id(path)?)).await
+    erase_whom(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
 /// Erases somebody.
-pub async fn erase_whom(state: &State, who: &Who) -> Result<NoContent, ApiError> {
+pub async fn erase_whom(state: &State, who: &PersonRef) -> Result<NoContent, ApiError> {
     let with_detections = state.config.erase_detections == ErasedDetections::Delete;
     let erased = state.database.erase_person(who, with_detections).await?;
     finish_erasure(state, &erased).await?;

@@ -22,7 +22,7 @@ use crate::{
     person_id::PersonId,
     store::{
         Micros,
-        sql::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow, Who},
+        sql::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow, PersonRef},
     },
 };
 
@@ -232,7 +232,7 @@ pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, id: web::Path<String>) -> Result<NoContent, ApiError> {
     state.database.erase_detection(detection_id(&id)?).await?;
-    state.database.forget_erased_detection().await?;
+    state.database.scrub_journal_of_detections().await?;
     Ok(NoContent::new())
 }
 
@@ -248,11 +248,15 @@ pub async fn track(
     path: web::Path<String>,
     query: web::Query<TrackQuery>,
 ) -> Result<web::Json<Track>, ApiError> {
-    track_of(&state, Who::Named(face_id(path)?), query.into_inner()).await
+    track_of(&state, PersonRef::FaceId(face_id(path)?), query.into_inner()).await
 }
 
 /// Where somebody was, in the order of time.
-pub async fn track_of(state: &State, who: Who, query: TrackQuery) -> Result<web::Json<Track>, ApiError> {
+pub async fn track_of(
+    state: &State,
+    who: PersonRef,
+    query: TrackQuery,
+) -> Result<web::Json<Track>, ApiError> {
     let TrackQuery { from, to, limit, cursor } = query;
     let (from, to) = time_range(from, to)?;
     let person = state.database.person(&who).await?;
@@ -327,11 +331,11 @@ async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<
 }
 
 /// Whom a query is about, by name or by id.
-fn whom(face_id: Option<String>, person_id: Option<String>) -> Result<Option<Who>, ApiError> {
+fn whom(face_id: Option<String>, person_id: Option<String>) -> Result<Option<PersonRef>, ApiError> {
     match (face_id, person_id) {
         (None, None) => Ok(None),
-        (Some(face_id), None) => Ok(Some(Who::Named(FaceId::try_from(face_id)?))),
-        (None, Some(id)) => Ok(Some(Who::Numbered(PersonId::parse(&id).ok_or(ApiError::PersonNotFound)?))),
+        (Some(face_id), None) => Ok(Some(PersonRef::FaceId(FaceId::try_from(face_id)?))),
+        (None, Some(id)) => Ok(Some(PersonRef::Id(PersonId::parse(&id).ok_or(ApiError::PersonNotFound)?))),
         (Some(_), Some(_)) => {
             Err(ApiError::InvalidQuery("person and person_id name a person each: leave out the one".into()))
         }

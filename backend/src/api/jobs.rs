@@ -18,7 +18,7 @@ use crate::{
     error::{ApiError, ErrorDetail},
     store::{
         StoreError,
-        sql::{Cancelled, Job, JobKind, JobStatus},
+        sql::{CancelOutcome, Job, JobKind, JobStatus},
     },
     train::TrainingResult,
 };
@@ -216,12 +216,12 @@ pub async fn cancel(
     id: web::Path<String>,
 ) -> Result<OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>, ApiError> {
     match state.database.cancel_job(&id).await? {
-        Cancelled::AtOnce(job) => {
+        CancelOutcome::Cancelled(job) => {
             state.metrics.job_finished(job.kind, job.status);
             Ok(OneOf::First(Answer::new(JobAnswer::of(&state, job).await?)))
         }
-        Cancelled::Asked(job) => Ok(OneOf::Second(Answer::new(JobAnswer::of(&state, job).await?))),
-        Cancelled::TooLate => Err(ApiError::JobEnded),
-        Cancelled::NotFound => Err(ApiError::JobNotFound),
+        CancelOutcome::Requested(job) => Ok(OneOf::Second(Answer::new(JobAnswer::of(&state, job).await?))),
+        CancelOutcome::AlreadyEnded => Err(ApiError::JobEnded),
+        CancelOutcome::NotFound => Err(ApiError::JobNotFound),
     }
 }

@@ -12,11 +12,11 @@ use super::{
     detections::{self, Track, TrackQuery},
     form::Form,
 };
-use crate::{error::ApiError, person_id::PersonId, store::sql::Who};
+use crate::{error::ApiError, person_id::PersonId, store::sql::PersonRef};
 
 /// What is no id is nobody's.
-fn who(path: &str) -> Result<Who, ApiError> {
-    PersonId::parse(path).map(Who::Numbered).ok_or(ApiError::PersonNotFound)
+fn who(path: &str) -> Result<PersonRef, ApiError> {
+    PersonId::parse(path).map(PersonRef::Id).ok_or(ApiError::PersonNotFound)
 }
 
 /// Everybody, by Face ID
@@ -42,7 +42,7 @@ pub async fn search(
     body: web::Json<PersonName>,
 ) -> Result<web::Json<Added>, ApiError> {
     let name = body.into_inner().checked()?;
-    Ok(web::Json(state.database.person(&Who::Named(name)).await?.into()))
+    Ok(web::Json(state.database.person(&PersonRef::FaceId(name)).await?.into()))
 }
 
 /// A person and the person's images, the oldest first

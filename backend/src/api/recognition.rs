@@ -24,7 +24,7 @@ use crate::{
     request_id::RequestId,
     store::{
         Micros, now,
-        sql::{KeyedCall, NewUploads, Upload},
+        sql::{IdempotentCall, NewUploads, Upload},
         to_micros,
     },
 };
@@ -285,7 +285,7 @@ pub async fn store_results(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
 ) -> Result<Answer<StoredResults, 201>, ApiError> {
-    let kept = keep(&state, form, KeyedCall::StoreResults).await?;
+    let kept = keep(&state, form, IdempotentCall::StoreResults).await?;
     let Kept { model_version, repeated, faces, errors, notes, timing } = kept;
     let (stored, notice) = (faces.len(), notice(model_version));
     let results = StoredResults { model_version, notice, stored, repeated, faces, errors, notes };
@@ -306,7 +306,7 @@ pub async fn send_results(
     if state.config.results_url.is_none() {
         return Err(ApiError::ResultsUrlMissing);
     }
-    let kept = keep(&state, form, KeyedCall::SendResults).await?;
+    let kept = keep(&state, form, IdempotentCall::SendResults).await?;
     let Kept { model_version, repeated, faces, errors, notes, timing } = kept;
     let (sent, notice) = (faces.len(), notice(model_version));
     let results = SentResults { model_version, notice, sent, repeated, faces, errors, notes };
@@ -324,7 +324,7 @@ struct Kept {
 }
 
 /// Recognises the faces of a form and keeps them for what `call` does with them.
-async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<Kept, ApiError> {
+async fn keep(state: &State, form: RecognitionForm, call: IdempotentCall) -> Result<Kept, ApiError> {
     let received_at = now();
     let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
     let location = required("location", form.location.as_ref(), 0)?;
@@ -353,7 +353,7 @@ async fn keep(state: &State, form: RecognitionForm, call: KeyedCall) -> Result<K
         .filter(|(image, _)| !failed.contains(image))
         .map(|(image, details)| {
             let faces = pictures.remove(&image).unwrap_or_default();
-            let time = plausible.judge(details.captured_at, received_at);
+            let time = plausible.resolve(details.captured_at, received_at);
             let Details { track_id, frame_box, key, .. } = details;
             (image, Upload { key, time, track_id, frame_box, faces })
         })

@@ -19,13 +19,13 @@ const FILE_MODE: u32 = 0o600;
 
 /// Size and SHA-256 of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sum {
+pub struct Checksum {
     pub bytes: u64,
     /// Hexadecimal.
     pub sha256: String,
 }
 
-impl Sum {
+impl Checksum {
     pub fn of(bytes: &[u8]) -> Self {
         Self { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
     }
@@ -74,24 +74,24 @@ impl Target {
     }
 
     /// Makes the folder under a temporary name.
-    pub fn stage(&self) -> anyhow::Result<Stage> {
+    pub fn stage(&self) -> anyhow::Result<StagedFolder> {
         let mut name = std::ffi::OsString::from(".");
         name.push(self.folder.file_name().unwrap_or_default());
         name.push(format!(".partial-{}", std::process::id()));
         let path = self.folder.with_file_name(name);
         make_folder(&path)?;
-        Ok(Stage { path, target: self.folder.clone(), published: false })
+        Ok(StagedFolder { path, target: self.folder.clone(), published: false })
     }
 }
 
 /// A folder under a temporary name, removed unless it is published.
-pub struct Stage {
+pub struct StagedFolder {
     path: PathBuf,
     target: PathBuf,
     published: bool,
 }
 
-impl Stage {
+impl StagedFolder {
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -106,7 +106,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for StagedFolder {
     fn drop(&mut self) {
         if !self.published {
             let _ = fs::remove_dir_all(&self.path);
@@ -246,11 +246,11 @@ impl Owner {
 
 /// Has a folder or a file and all below it be its owner's only. Whose they are changes where this process may say so,
 /// that is, for the superuser.
-pub fn hand_over(path: &Path, owner: Owner) -> anyhow::Result<()> {
+pub fn set_owner(path: &Path, owner: Owner) -> anyhow::Result<()> {
     let about = fs::symlink_metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if about.is_dir() {
         for entry in fs::read_dir(path)? {
-            hand_over(&entry?.path(), owner)?;
+            set_owner(&entry?.path(), owner)?;
         }
     }
     let mode = if about.is_dir() { FOLDER_MODE } else { FILE_MODE };

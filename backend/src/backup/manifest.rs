@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, Sum};
+use super::files::{self, Checksum};
 
 /// The form of backups that this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -49,14 +49,18 @@ struct AnyFormat {
 }
 
 /// Writes manifest and sums. Returns the SHA-256 of the latter.
-pub fn write(folder: &Path, manifest: &Manifest, mut sums: BTreeMap<String, Sum>) -> anyhow::Result<String> {
+pub fn write(
+    folder: &Path,
+    manifest: &Manifest,
+    mut sums: BTreeMap<String, Checksum>,
+) -> anyhow::Result<String> {
     let mut text = serde_json::to_string_pretty(manifest)?;
     text.push('\n');
     files::write(&folder.join(MANIFEST), text.as_bytes())?;
-    sums.insert(MANIFEST.into(), Sum::of(text.as_bytes()));
+    sums.insert(MANIFEST.into(), Checksum::of(text.as_bytes()));
     let lines: String = sums.iter().map(|(name, sum)| format!("{}  {name}\n", sum.sha256)).collect();
     files::write(&folder.join(SUMS), lines.as_bytes())?;
-    Ok(Sum::of(lines.as_bytes()).sha256)
+    Ok(Checksum::of(lines.as_bytes()).sha256)
 }
 
 /// Reads a backup's manifest, and every byte of the rest.
@@ -98,7 +102,7 @@ pub fn read_verified(folder: &Path) -> anyhow::Result<Manifest> {
         if !path.is_file() {
             return Err(damaged(format!("{name} is missing")));
         }
-        if Sum::of_file(&path)?.sha256 != sha256 {
+        if Checksum::of_file(&path)?.sha256 != sha256 {
             return Err(damaged(format!("{name} is not what was written")));
         }
         named.insert(name.to_owned());
@@ -131,7 +135,7 @@ mod tests {
             [("database.sqlite", "rows"), ("blobs/people/1/a", "picture"), ("blobs/erasures/0f", "{}")]
         {
             files::write(&folder.path().join(name), bytes.as_bytes()).unwrap();
-            sums.insert(name.to_owned(), Sum::of(bytes.as_bytes()));
+            sums.insert(name.to_owned(), Checksum::of(bytes.as_bytes()));
         }
         let manifest = Manifest {
             format: FORMAT,
@@ -151,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_changed_is_seen_and_told() {
+    fn every_modification_of_a_backup_is_detected() {
         type Change = fn(&Path);
         let changes: [(Change, &str); 9] = [
             (
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_form_is_refused_by_its_number() {
+    fn a_newer_format_is_refused_by_its_number() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(MANIFEST), "{\"format\": 2, \"unheard_of\": true}").unwrap();
         let error = read_verified(folder.path()).unwrap_err().to_string();
@@ -214,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_elsewhere_is_refused() {
+    fn a_path_outside_the_backup_is_refused() {
         let folder = written();
         let text = fs::read_to_string(folder.path().join(SUMS)).unwrap();
         let line = format!("{}  ../elsewhere\n", "0".repeat(64));

@@ -30,18 +30,18 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::{
     config::Config,
-    store::{Blobs, StoreError, sql::Source},
+    store::{Blobs, StoreError, sql::BackupSource},
 };
-use files::{Sum, Target};
+use files::{Checksum, Target};
 
 /// The folder of the blobs in a backup.
 const BLOBS: &str = "blobs";
 /// Folders of blobs that rows refer to.
-const REFERRED: [&str; 2] = ["people", "models"];
+const REFERENCED: [&str; 2] = ["people", "models"];
 /// The folder of the ledger of erasures.
 const LEDGER: &str = "erasures";
 /// Blobs that are copied at a time.
-const AT_A_TIME: usize = 16;
+const MAX_CONCURRENT_COPIES: usize = 16;
 /// How often the database is copied, should blobs that its rows refer to have gone meanwhile.
 const ATTEMPTS: u32 = 4;
 
@@ -53,7 +53,7 @@ pub struct BackedUp {
     /// SHA-256 of `SHA256SUMS`: what tells this backup, whole and unchanged, from every other one.
     pub fingerprint: String,
     /// Blobs that rows refer to and that the store does not have.
-    pub lacking: usize,
+    pub missing_blobs: usize,
 }
 
 /// Copies database and blobs into a new folder, while servers go on. The folder appears when it is whole.
@@ -66,21 +66,21 @@ pub struct BackedUp {
 pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp> {
     let target = Target::new(folder)?;
     let options = config.database_options();
-    let source = spawn_blocking(move || Source::open(&options)).await??;
+    let source = spawn_blocking(move || BackupSource::open(&options)).await??;
     let source = Arc::new(source);
     let stage = target.stage()?;
     let mut copier = Copier::new(config.open_blobs()?, stage.path().to_owned());
 
     let mut attempt = 1;
-    let lacking = loop {
+    let missing_blobs = loop {
         // First of all the bulk, so that little can happen between the database and the rest.
-        copier.copy(&REFERRED).await?;
+        copier.copy(&REFERENCED).await?;
         let referred = copy_database(config, &source, stage.path()).await?;
-        copier.copy(&REFERRED).await?;
-        let lacking = referred.iter().filter(|key| !copier.sums.contains_key(*key)).count();
-        if lacking == 0 || attempt == ATTEMPTS {
-            copier.drop_others(&referred)?;
-            break lacking;
+        copier.copy(&REFERENCED).await?;
+        let missing_blobs = referred.iter().filter(|key| !copier.sums.contains_key(*key)).count();
+        if missing_blobs == 0 || attempt == ATTEMPTS {
+            copier.drop_unreferenced(&referred)?;
+            break missing_blobs;
         }
         attempt += 1;
     };
@@ -89,9 +89,9 @@ pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp>
     let path = stage.path().to_owned();
     let (manifest, fingerprint) = spawn_blocking(move || {
         let database = tools::file_name(source.engine());
-        let mut sums: BTreeMap<String, Sum> =
+        let mut sums: BTreeMap<String, Checksum> =
             copier.sums.into_iter().map(|(key, sum)| (format!("{BLOBS}/{key}"), sum)).collect();
-        sums.insert(database.to_owned(), Sum::of_file(&path.join(database))?);
+        sums.insert(database.to_owned(), Checksum::of_file(&path.join(database))?);
         let below =
             |folder: &str| sums.keys().filter(|name| name.starts_with(&format!("{BLOBS}/{folder}/"))).count();
         let manifest = Manifest {
@@ -111,14 +111,14 @@ pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp>
     })
     .await??;
     stage.publish()?;
-    Ok(BackedUp { manifest, fingerprint, lacking })
+    Ok(BackedUp { manifest, fingerprint, missing_blobs })
 }
 
 /// Copies the database. Returns the keys of the blobs that its rows refer to; of a database server's, also of those that
 /// were there a moment before or after.
 async fn copy_database(
     config: &Config,
-    source: &Arc<Source>,
+    source: &Arc<BackupSource>,
     stage: &Path,
 ) -> anyhow::Result<BTreeSet<String>> {
     let (source, file) = (Arc::clone(source), stage.join(tools::file_name(source.engine())));
@@ -145,7 +145,7 @@ async fn copy_database(
 struct Copier {
     blobs: Blobs,
     folder: PathBuf,
-    sums: BTreeMap<String, Sum>,
+    sums: BTreeMap<String, Checksum>,
 }
 
 impl Copier {
@@ -161,7 +161,7 @@ impl Copier {
             let mut waiting = keys.into_iter();
             let mut copying = JoinSet::new();
             loop {
-                while copying.len() < AT_A_TIME
+                while copying.len() < MAX_CONCURRENT_COPIES
                     && let Some(key) = waiting.next()
                 {
                     copying.spawn(copy_blob(self.blobs.clone(), self.folder.clone(), key));
@@ -176,7 +176,7 @@ impl Copier {
     }
 
     /// Removes copies that no row refers to: those of images that were erased while others were copied.
-    fn drop_others(&mut self, referred: &BTreeSet<String>) -> anyhow::Result<()> {
+    fn drop_unreferenced(&mut self, referred: &BTreeSet<String>) -> anyhow::Result<()> {
         for key in self.sums.keys().filter(|key| !referred.contains(*key)) {
             fs::remove_file(self.folder.join(key))?;
         }
@@ -186,7 +186,7 @@ impl Copier {
 }
 
 /// Copies one blob; `None` where it has gone meanwhile.
-async fn copy_blob(blobs: Blobs, folder: PathBuf, key: String) -> anyhow::Result<Option<(String, Sum)>> {
+async fn copy_blob(blobs: Blobs, folder: PathBuf, key: String) -> anyhow::Result<Option<(String, Checksum)>> {
     let path = files::below(&folder, &key)?;
     let bytes: Bytes = match blobs.get(&key).await {
         Ok(bytes) => bytes,
@@ -194,7 +194,7 @@ async fn copy_blob(blobs: Blobs, folder: PathBuf, key: String) -> anyhow::Result
         Err(error) => return Err(error).with_context(|| format!("cannot read the blob {key}")),
     };
     spawn_blocking(move || {
-        let sum = Sum::of(&bytes);
+        let sum = Checksum::of(&bytes);
         files::write(&path, &bytes)?;
         Ok(Some((key, sum)))
     })

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 use super::{
-    BLOBS, LEDGER, Manifest, REFERRED,
+    BLOBS, LEDGER, Manifest, REFERENCED,
     files::{self, Owner},
     manifest, tools,
 };
@@ -22,14 +22,14 @@ use crate::{
     config::{Config, ErasedDetections},
     store::{
         Blobs, Database, ServerLock, StoreError,
-        ledger::{self, Reapplied},
+        ledger::{self, ReappliedErasures},
         sql::{self, DatabaseOptions, Lease},
         sweep,
     },
 };
 
 /// How long the end waits for statements that go on.
-const PATIENCE: Duration = Duration::from_secs(30);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What came of a restore.
 #[derive(Debug)]
@@ -37,11 +37,11 @@ pub struct Restored {
     /// What the backup says of itself.
     pub manifest: Manifest,
     /// Who and what was in the backup, and was erased since.
-    pub erased: Reapplied,
+    pub erased: ReappliedErasures,
     /// Whether the model that answers knows somebody who is erased, so that the next server trains another one.
     pub retrained: bool,
     /// Blobs that rows refer to and that the backup does not have.
-    pub lacking: usize,
+    pub missing_blobs: usize,
 }
 
 /// Restores a backup into the database and the blob store of a configuration. `ledger` is a folder with further entries
@@ -62,14 +62,14 @@ pub async fn restore(config: &Config, backup: &Path, ledger: Option<&Path>) -> a
                 further.unwrap_or_default().display()
             );
             let manifest = manifest::read_verified(&folder)?;
-            fits(&manifest, &options)?;
+            ensure_compatible(&manifest, &options)?;
             Ok(manifest)
         })
         .await??
     };
-    let mut place = Place::prepare(config, &options).await?;
+    let mut place = RestoreTarget::prepare(config, &options).await?;
     let outcome = place.fill(config, options, backup, ledger, &manifest).await;
-    let (erased, retrained, lacking) = match outcome {
+    let (erased, retrained, missing_blobs) = match outcome {
         Ok(settled) => settled,
         Err(error) => {
             place.clear();
@@ -81,11 +81,11 @@ pub async fn restore(config: &Config, backup: &Path, ledger: Option<&Path>) -> a
             });
         }
     };
-    Ok(Restored { manifest, erased, retrained, lacking })
+    Ok(Restored { manifest, erased, retrained, missing_blobs })
 }
 
 /// Whether a backup can be restored here.
-fn fits(manifest: &Manifest, options: &DatabaseOptions) -> anyhow::Result<()> {
+fn ensure_compatible(manifest: &Manifest, options: &DatabaseOptions) -> anyhow::Result<()> {
     let known = sql::known_schema(options)?;
     let engine = sql::engine_of(options)?;
     anyhow::ensure!(
@@ -117,7 +117,7 @@ fn fits(manifest: &Manifest, options: &DatabaseOptions) -> anyhow::Result<()> {
 }
 
 /// Where a backup goes.
-struct Place {
+struct RestoreTarget {
     data_dir: PathBuf,
     /// Whose the data folder was, where it was there already.
     owner: Owner,
@@ -130,7 +130,7 @@ struct Place {
     _lock: Option<ServerLock>,
 }
 
-impl Place {
+impl RestoreTarget {
     async fn prepare(config: &Config, options: &DatabaseOptions) -> anyhow::Result<Self> {
         let data_dir = std::path::absolute(&config.data_dir)?;
         let database = options.sqlite_file()?.map(std::path::absolute).transpose()?;
@@ -163,7 +163,7 @@ impl Place {
             }
             None => {
                 let store = config.open_blobs()?;
-                for folder in REFERRED {
+                for folder in REFERENCED {
                     anyhow::ensure!(
                         store.keys(folder).await?.is_empty(),
                         "the blob store has something in {folder}/: a backup is restored into an empty store, bucket or \
@@ -205,11 +205,11 @@ impl Place {
         backup: &Path,
         ledger: Option<&Path>,
         manifest: &Manifest,
-    ) -> anyhow::Result<(Reapplied, bool, usize)> {
-        let staged_blobs = self.blobs.as_deref().map(staged);
+    ) -> anyhow::Result<(ReappliedErasures, bool, usize)> {
+        let staged_blobs = self.blobs.as_deref().map(staging_path);
         let blobs = self.fill_blobs(config, staged_blobs.as_deref(), backup, ledger).await?;
         let dumped = backup.join(&manifest.database);
-        let staged_database = self.database.as_deref().map(staged);
+        let staged_database = self.database.as_deref().map(staging_path);
         let mut options = DatabaseOptions { migrate_at_start: true, ..options };
         if let Some(staged) = &staged_database {
             self.made.push(staged.clone());
@@ -223,7 +223,7 @@ impl Place {
         .await??;
 
         let embedded = staged_database.is_some();
-        let settled = settle(config, options, &blobs).await;
+        let settled = finish_restore(config, options, &blobs).await;
         let settled = if embedded {
             settled?
         } else {
@@ -231,10 +231,10 @@ impl Place {
                 "the database server's database is restored, and has to be emptied before another try",
             )?
         };
-        let hand_over = |path: &Path| files::hand_over(path, self.owner);
+        let set_owner = |path: &Path| files::set_owner(path, self.owner);
         for (staged, place) in [(staged_blobs, &self.blobs), (staged_database, &self.database)] {
             let (Some(staged), Some(place)) = (staged, place) else { continue };
-            hand_over(&staged)?;
+            set_owner(&staged)?;
             if place.is_dir() {
                 // Empty, as was seen before.
                 fs::remove_dir(place).with_context(|| format!("cannot replace {}", place.display()))?;
@@ -247,14 +247,14 @@ impl Place {
         for made in &self.made {
             // The folders above the data folder stay as they are made: closed, which is on the safe side.
             if made.exists() {
-                hand_over(made)?;
+                set_owner(made)?;
             }
         }
         // A folder that was there may be a volume's, which is not ours to close; what is in it is closed anyway.
         let _ = files::close_folder(&self.data_dir);
         if let Some(database) = &self.database {
             for lock in ServerLock::files(database, &self.data_dir) {
-                hand_over(&lock)?;
+                set_owner(&lock)?;
             }
         }
         Ok(settled)
@@ -278,7 +278,7 @@ impl Place {
             None => config.open_blobs()?,
         };
         let from = backup.join(BLOBS);
-        for folder in [REFERRED.as_slice(), &[LEDGER]].concat() {
+        for folder in [REFERENCED.as_slice(), &[LEDGER]].concat() {
             copy_into(&store, staged, &from.join(folder), folder).await?;
         }
         if let Some(ledger) = ledger {
@@ -301,7 +301,7 @@ impl Place {
 }
 
 /// The temporary name of what gets a name in the end.
-fn staged(path: &Path) -> PathBuf {
+fn staging_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".restoring-{}", std::process::id()));
     path.with_file_name(name)
@@ -337,11 +337,11 @@ async fn copy_into(store: &Blobs, staged: Option<&Path>, from: &Path, folder: &s
 
 /// Brings the schema up to date, and erases again what the ledger names: with its blobs, and those that no row refers
 /// to.
-async fn settle(
+async fn finish_restore(
     config: &Config,
     options: DatabaseOptions,
     blobs: &Blobs,
-) -> anyhow::Result<(Reapplied, bool, usize)> {
+) -> anyhow::Result<(ReappliedErasures, bool, usize)> {
     let database = spawn_blocking(move || Database::open(&options)).await??;
     let settled = async {
         // Whoever held them is not of this deployment.
@@ -352,18 +352,19 @@ async fn settle(
         let erased = ledger::apply(&database, blobs, with_detections)
             .await
             .context("cannot apply the ledger of erasures")?;
-        let retrained = erased != Reapplied::default() && ledger::train_without_erased(&database).await?;
+        let retrained =
+            erased != ReappliedErasures::default() && ledger::train_without_erased(&database).await?;
         sweep::sweep_once(&database, blobs, Duration::ZERO).await?;
         let mut there = HashSet::new();
-        for folder in REFERRED {
+        for folder in REFERENCED {
             there.extend(blobs.keys(folder).await?);
         }
-        let mut lacking = database.image_blob_keys().await?;
-        lacking.extend(database.model_blob_keys().await?);
-        lacking.retain(|key| !there.contains(key));
-        anyhow::Ok((erased, retrained, lacking.len()))
+        let mut missing_blobs = database.image_blob_keys().await?;
+        missing_blobs.extend(database.model_blob_keys().await?);
+        missing_blobs.retain(|key| !there.contains(key));
+        anyhow::Ok((erased, retrained, missing_blobs.len()))
     };
     let settled = settled.await;
-    database.close(PATIENCE).await?;
+    database.close(CLOSE_TIMEOUT).await?;
     settled
 }

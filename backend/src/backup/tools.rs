@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 /// What of a tool's complaints is told at most, bytes.
-const MOST: usize = 2000;
+const MAX_STDERR_CHARS: usize = 2000;
 
 /// The name of the database's file in a backup.
 pub fn file_name(engine: &str) -> &'static str {
@@ -29,17 +29,17 @@ pub fn file_name(engine: &str) -> &'static str {
 /// # Errors
 /// The tool is missing or fails; the message has no password.
 pub fn dump(url: &str, to: &Path) -> anyhow::Result<()> {
-    let login = Login::of(url)?;
-    if login.postgres {
-        let mut command = login.command("pg_dump");
-        command.args(["--format=custom", "--no-owner", "--no-privileges"]).arg(login.database());
+    let server = ServerUrl::of(url)?;
+    if server.postgres {
+        let mut command = server.command("pg_dump");
+        command.args(["--format=custom", "--no-owner", "--no-privileges"]).arg(server.database());
         command.arg("--file").arg(to);
         return run(command, "postgresql-client");
     }
     let written = File::create_new(to).with_context(|| format!("cannot write {}", to.display()))?;
-    login.first_of(["mariadb-dump", "mysqldump"], |command| {
+    server.first_of(["mariadb-dump", "mysqldump"], |command| {
         command.args(["--single-transaction", "--hex-blob", "--no-tablespaces", "--skip-lock-tables"]);
-        command.arg(login.name()?).stdout(written.try_clone()?);
+        command.arg(server.name()?).stdout(written.try_clone()?);
         Ok(())
     })
 }
@@ -49,29 +49,29 @@ pub fn dump(url: &str, to: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// The tool is missing or fails; the message has no password.
 pub fn fill(url: &str, from: &Path) -> anyhow::Result<()> {
-    let login = Login::of(url)?;
-    if login.postgres {
-        let mut command = login.command("pg_restore");
+    let server = ServerUrl::of(url)?;
+    if server.postgres {
+        let mut command = server.command("pg_restore");
         command.args(["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges"]);
-        command.arg(login.database()).arg(from);
+        command.arg(server.database()).arg(from);
         return run(command, "postgresql-client");
     }
-    login.first_of(["mariadb", "mysql"], |command| {
+    server.first_of(["mariadb", "mysql"], |command| {
         let dumped = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
-        command.arg(login.name()?).stdin(dumped);
+        command.arg(server.name()?).stdin(dumped);
         Ok(())
     })
 }
 
 /// A database server's URL, taken apart for the tools.
-struct Login {
+struct ServerUrl {
     postgres: bool,
     /// Without the password.
     url: String,
     password: Option<String>,
 }
 
-impl Login {
+impl ServerUrl {
     fn of(url: &str) -> anyhow::Result<Self> {
         let (scheme, rest) = url.split_once("://").context("database_url names no database server")?;
         let postgres = matches!(scheme, "postgres" | "postgresql");
@@ -178,7 +178,7 @@ fn run(mut command: Command, package: &str) -> anyhow::Result<()> {
         Err(error) => return Err(error).with_context(|| format!("cannot run {program}")),
     };
     let complaints = String::from_utf8_lossy(&output.stderr);
-    let complaints: String = complaints.trim().chars().take(MOST).collect();
+    let complaints: String = complaints.trim().chars().take(MAX_STDERR_CHARS).collect();
     anyhow::ensure!(output.status.success(), "{program} failed ({}): {complaints}", output.status);
     Ok(())
 }
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_in_the_environment_alone() {
+    fn passwords_are_passed_in_the_environment_only() {
         for (url, told, password) in [
             (
                 "postgres://ann:p%40ss:w@db.example:5433/faces?sslmode=require",
@@ -203,16 +203,16 @@ mod tests {
             ("mariadb://ann:100%25@h/faces", "mysql://ann@h/faces", Some("100%")),
             ("mysql://h:3307/faces", "mysql://h:3307/faces", None),
         ] {
-            let login = Login::of(url).unwrap();
-            assert_eq!((login.url.as_str(), login.password.as_deref()), (told, password), "{url}");
-            let command = login.command("true");
+            let server = ServerUrl::of(url).unwrap();
+            assert_eq!((server.url.as_str(), server.password.as_deref()), (told, password), "{url}");
+            let command = server.command("true");
             let value = command.get_envs().find(|(name, _)| *name == "PGPASSWORD" || *name == "MYSQL_PWD");
             assert_eq!(value.and_then(|(_, value)| value?.to_str()), password);
         }
     }
 
     #[test]
-    fn mysqls_tools_are_told_what_the_url_says() {
+    fn mysql_tools_get_the_options_of_the_url() {
         let url = Url::parse("mysql://a%40b@[::1]:3307/faces?ssl_mode=REQUIRED&ssl_ca=/etc/ca.pem").unwrap();
         assert_eq!(
             mysql_address(&url, true),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tool_is_named_with_what_to_install() {
+    fn a_missing_tool_is_reported_with_its_package() {
         let error = run(Command::new("facepipe-no-such-tool"), "postgresql-client").unwrap_err().to_string();
         assert!(
             error.contains("facepipe-no-such-tool is not installed") && error.contains("postgresql-client")

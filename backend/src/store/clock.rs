@@ -36,7 +36,7 @@ impl PlausibleRange {
     /// The time that counts for a picture that arrived at `received_at`: what its sender claims while that is within the
     /// range, else the arrival. An arrival by a clock that is not set yet says nothing: then any claim by a clock that
     /// is set counts.
-    pub fn judge(self, claimed: Option<Micros>, received_at: Micros) -> CaptureTime {
+    pub fn resolve(self, claimed: Option<Micros>, received_at: Micros) -> CaptureTime {
         let Some(claimed) = claimed else {
             return CaptureTime { captured_at: received_at, claimed_at: None };
         };
@@ -62,38 +62,38 @@ mod tests {
     const DAY: Micros = 86_400 * SECOND;
     const NOW: Micros = 1_780_000_000 * SECOND;
 
-    fn judge(claimed: Micros, received_at: Micros) -> CaptureTime {
+    fn resolve(claimed: Micros, received_at: Micros) -> CaptureTime {
         let range = PlausibleRange::new(Duration::from_secs(300), Duration::from_secs(30 * 86_400));
-        range.judge(Some(claimed), received_at)
+        range.resolve(Some(claimed), received_at)
     }
 
     #[test]
     fn a_claim_counts_within_the_range_of_its_arrival() {
         for claimed in [NOW, NOW + 300 * SECOND, NOW - 30 * DAY, NOW - 300 * SECOND] {
-            assert_eq!(judge(claimed, NOW), CaptureTime { captured_at: claimed, claimed_at: None });
+            assert_eq!(resolve(claimed, NOW), CaptureTime { captured_at: claimed, claimed_at: None });
         }
         for claimed in [NOW + 300 * SECOND + 1, NOW - 30 * DAY - 1, 0, i64::MIN, i64::MAX] {
-            assert_eq!(judge(claimed, NOW), CaptureTime { captured_at: NOW, claimed_at: Some(claimed) });
+            assert_eq!(resolve(claimed, NOW), CaptureTime { captured_at: NOW, claimed_at: Some(claimed) });
         }
     }
 
     #[test]
-    fn who_claims_nothing_is_not_marked() {
+    fn without_a_claim_the_arrival_counts() {
         let range = PlausibleRange::new(Duration::ZERO, Duration::ZERO);
-        assert_eq!(range.judge(None, NOW), CaptureTime { captured_at: NOW, claimed_at: None });
+        assert_eq!(range.resolve(None, NOW), CaptureTime { captured_at: NOW, claimed_at: None });
         let widest = PlausibleRange::new(Duration::MAX, Duration::MAX);
         // Of the years 0 to 9999, which are all that a request can say.
         for claimed in [-62_167_219_200 * SECOND, 0, 253_402_300_799 * SECOND] {
-            assert_eq!(widest.judge(Some(claimed), NOW).captured_at, claimed);
+            assert_eq!(widest.resolve(Some(claimed), NOW).captured_at, claimed);
         }
     }
 
     #[test]
-    fn a_server_whose_clock_is_not_set_believes_those_whose_clock_is() {
+    fn a_server_with_an_unset_clock_trusts_plausible_claims() {
         let unset = 60 * SECOND;
-        assert_eq!(judge(NOW, unset), CaptureTime { captured_at: NOW, claimed_at: None });
+        assert_eq!(resolve(NOW, unset), CaptureTime { captured_at: NOW, claimed_at: None });
         assert_eq!(
-            judge(7 * SECOND, unset),
+            resolve(7 * SECOND, unset),
             CaptureTime { captured_at: unset, claimed_at: Some(7 * SECOND) }
         );
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Blobs, Database, Micros, StoreError,
-    sql::{Erased, Erasure, Identity, JobKind},
+    sql::{Erasure, JobKind, PendingErasure, RowIdentity},
 };
 
 /// The folder of the entries in the blob store.
@@ -27,7 +27,7 @@ struct Entry {
 
 /// What was erased again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Reapplied {
+pub struct ReappliedErasures {
     /// People.
     pub people: usize,
     /// Images of people who stay.
@@ -38,7 +38,7 @@ pub struct Reapplied {
 ///
 /// # Errors
 /// The blob store fails. The next sweep does the rest; until then the erasure is not complete.
-pub async fn finish(blobs: &Blobs, erased: &Erased) -> Result<(), StoreError> {
+pub async fn finish(blobs: &Blobs, erased: &PendingErasure) -> Result<(), StoreError> {
     let mut outcome = write(blobs, &erased.erasure).await;
     for key in &erased.blobs {
         outcome = outcome.and(blobs.delete(key).await);
@@ -95,9 +95,9 @@ pub async fn apply(
     database: &Database,
     blobs: &Blobs,
     with_detections: bool,
-) -> Result<Reapplied, StoreError> {
+) -> Result<ReappliedErasures, StoreError> {
     let entries = synchronise(database, blobs).await?;
-    let mut reapplied = Reapplied::default();
+    let mut reapplied = ReappliedErasures::default();
     if entries.is_empty() {
         return Ok(reapplied);
     }
@@ -105,7 +105,7 @@ pub async fn apply(
     for entry in &entries {
         by_salt.entry(&entry.salt).or_default().insert(&entry.digest);
     }
-    let erased = |identity: &Identity| {
+    let erased = |identity: &RowIdentity| {
         by_salt.iter().any(|(salt, digests)| digests.contains(identity.digest(salt).as_str()))
     };
     for (id, identity) in database.identities().await? {
@@ -117,15 +117,15 @@ pub async fn apply(
         }
     }
     for id in database.image_ids().await? {
-        if erased(&Identity::Image { id: id.clone() })
+        if erased(&RowIdentity::Image { id: id.clone() })
             && let Some(image) = database.erase_image_row(&id).await?
         {
             finish(blobs, &image).await?;
             reapplied.images += 1;
         }
     }
-    if reapplied != Reapplied::default() {
-        database.forget_erased().await?;
+    if reapplied != ReappliedErasures::default() {
+        database.scrub_journal().await?;
         purge_models(database, blobs).await?;
     }
     Ok(reapplied)

@@ -17,7 +17,7 @@ const FOLDER_LOCK: &str = "server.lock";
 /// Ends the name of a database's lock.
 const DATABASE_LOCK: &str = "lock";
 /// What is read of a lock's file at most, bytes.
-const MOST: u64 = 4096;
+const MAX_FILE_BYTES: u64 = 4096;
 
 /// The locks of a running server; dropping it gives them back.
 #[derive(Debug)]
@@ -69,14 +69,14 @@ impl ServerLock {
 
     /// The files of the locks: that of the data folder, then that of the database.
     pub fn files(database: &Path, data_dir: &Path) -> [PathBuf; 2] {
-        [data_dir.join(FOLDER_LOCK), beside(database)]
+        [data_dir.join(FOLDER_LOCK), database_lock(database)]
     }
 
     /// Writes down where the server answers, for whoever is refused.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn answers_at(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+    pub fn set_address(&mut self, address: SocketAddr) -> anyhow::Result<()> {
         self.write(Some(address))
     }
 
@@ -104,7 +104,7 @@ impl Drop for ServerLock {
 }
 
 /// The lock of a database lies beside it, whatever links led there.
-fn beside(database: &Path) -> PathBuf {
+fn database_lock(database: &Path) -> PathBuf {
     let canonical = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
     let mut name = canonical.file_name().unwrap_or_default().to_owned();
     name.push(".");
@@ -121,7 +121,7 @@ fn replace(file: &mut File, text: &str) -> io::Result<()> {
 /// Who holds a lock, as its file says.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
-    let read = file.take(MOST).read_to_string(&mut text);
+    let read = file.take(MAX_FILE_BYTES).read_to_string(&mut text);
     let said = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
         line.map(|value| value.replace(|c: char| c.is_control(), " "))
@@ -145,14 +145,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_holder_is_told_of_the_first_and_a_third_comes_after_it() {
+    fn a_second_holder_is_refused_with_the_first_ones_details_until_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("facepipe.db");
         let mut first = ServerLock::take(&database, folder.path()).unwrap();
         let told = ServerLock::take(&database, folder.path()).unwrap_err().to_string();
         assert!(told.contains(&format!("process id {} on ", std::process::id())), "{told}");
         assert!(told.contains("running since 2") && !told.contains("http://"), "{told}");
-        first.answers_at("127.0.0.1:8080".parse().unwrap()).unwrap();
+        first.set_address("127.0.0.1:8080".parse().unwrap()).unwrap();
         let told = ServerLock::take(&database, folder.path()).unwrap_err().to_string();
         assert!(told.contains("at http://127.0.0.1:8080,") && told.contains("--data-dir"), "{told}");
         drop(first);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_say_who_it_is_is_refused_all_the_same() {
+    fn an_anonymous_holder_still_blocks_others() {
         let folder = tempfile::tempdir().unwrap();
         let file = File::create(folder.path().join(FOLDER_LOCK)).unwrap();
         file.lock().unwrap();

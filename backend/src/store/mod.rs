@@ -88,7 +88,7 @@ pub enum StoreError {
 }
 
 /// What engines say when the connection or the server has gone, or answers too slowly to wait for.
-const AWAY: [&str; 18] = [
+const UNAVAILABLE_PHRASES: [&str; 18] = [
     // PostgreSQL
     "server closed the connection",
     "terminating connection",
@@ -113,11 +113,11 @@ const AWAY: [&str; 18] = [
 ];
 
 /// What engines say when the disk is full.
-const FULL: [&str; 3] = ["database or disk is full", "No space left on device", "is full"];
+const DISK_FULL_PHRASES: [&str; 3] = ["database or disk is full", "No space left on device", "is full"];
 
 impl StoreError {
     /// Whether the database failed, rather than what was asked of it.
-    pub fn is_the_databases(&self) -> bool {
+    pub fn is_database_fault(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Full(_) | Self::Database(_) | Self::Interrupted)
     }
 }
@@ -130,8 +130,8 @@ impl From<diesel::result::Error> for StoreError {
         match error {
             Error::DatabaseError(DatabaseErrorKind::ClosedConnection, _)
             | Error::BrokenTransactionManager => Self::Unavailable(message),
-            _ if says(&AWAY) => Self::Unavailable(message),
-            _ if says(&FULL) => Self::Full(message),
+            _ if says(&UNAVAILABLE_PHRASES) => Self::Unavailable(message),
+            _ if says(&DISK_FULL_PHRASES) => Self::Full(message),
             other => Self::Database(other),
         }
     }

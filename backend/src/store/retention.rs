@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// jumped.
 const LONGEST_GAP: Duration = Duration::from_secs(14 * 86_400);
 /// How long a server must have been running with such a clock until it is believed.
-const PROBATION: Duration = Duration::from_secs(86_400);
+const CLOCK_TRUST_DELAY: Duration = Duration::from_secs(86_400);
 
 /// What is kept, and which times are possible.
 #[derive(Debug, Clone, Copy)]
@@ -50,18 +50,18 @@ pub struct Deleted {
 
 /// How a pass ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pass {
+pub enum RetentionOutcome {
     /// All that was too old is deleted.
     Done(Deleted),
     /// Another process is at it.
     Busy,
     /// This machine's clock cannot be believed: nothing was deleted.
-    Doubted(Doubt),
+    ClockDoubted(ClockDoubt),
 }
 
 /// Why a clock is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doubt {
+pub enum ClockDoubt {
     /// It says a time before there was any such program.
     Unset {
         /// What it says.
@@ -76,7 +76,7 @@ pub enum Doubt {
     },
 }
 
-impl std::fmt::Display for Doubt {
+impl std::fmt::Display for ClockDoubt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = |moment: Micros| {
             let moment = from_micros(moment).ok();
@@ -96,7 +96,7 @@ impl std::fmt::Display for Doubt {
 
 /// Does a pass now and at every interval until `stop` says so. A clock that may have jumped ahead is believed once the
 /// server has been running with it for a day.
-pub async fn retain_regularly(
+pub async fn run_retention(
     database: Database,
     options: RetentionOptions,
     metrics: Arc<Metrics>,
@@ -104,9 +104,9 @@ pub async fn retain_regularly(
 ) {
     let mut doubted_since: Option<Instant> = None;
     while !*stop.borrow() {
-        let believed = doubted_since.is_some_and(|since| since.elapsed() >= PROBATION);
+        let believed = doubted_since.is_some_and(|since| since.elapsed() >= CLOCK_TRUST_DELAY);
         match retain(&database, options, believed).await {
-            Ok(Pass::Done(deleted)) => {
+            Ok(RetentionOutcome::Done(deleted)) => {
                 doubted_since = None;
                 if deleted != Deleted::default() {
                     let Deleted { detections, answers, corrected } = deleted;
@@ -118,8 +118,8 @@ pub async fn retain_regularly(
                     );
                 }
             }
-            Ok(Pass::Busy) => (),
-            Ok(Pass::Doubted(doubt)) => {
+            Ok(RetentionOutcome::Busy) => (),
+            Ok(RetentionOutcome::ClockDoubted(doubt)) => {
                 doubted_since.get_or_insert_with(Instant::now);
                 metrics.task_failed(Task::Retain);
                 tracing::warn!(
@@ -148,10 +148,10 @@ pub async fn retain(
     database: &Database,
     options: RetentionOptions,
     trust_clock: bool,
-) -> Result<Pass, StoreError> {
+) -> Result<RetentionOutcome, StoreError> {
     let holder = Uuid::new_v4().to_string();
     if !database.acquire_lease(Lease::Retain, &holder, LEASE).await? {
-        return Ok(Pass::Busy);
+        return Ok(RetentionOutcome::Busy);
     }
     let outcome = pass(database, &holder, options, trust_clock).await;
     database.release_lease(Lease::Retain, &holder).await?;
@@ -163,12 +163,12 @@ async fn pass(
     holder: &str,
     options: RetentionOptions,
     trust_clock: bool,
-) -> Result<Pass, StoreError> {
+) -> Result<RetentionOutcome, StoreError> {
     let now = now();
     if let Some(doubt) = doubt(database, options.max_age, now).await?
         && !trust_clock
     {
-        return Ok(Pass::Doubted(doubt));
+        return Ok(RetentionOutcome::ClockDoubted(doubt));
     }
     let mut deleted = Deleted::default();
     let done = correct(database, holder, options, now, &mut deleted).await?
@@ -177,12 +177,12 @@ async fn pass(
             None => true,
         };
     if deleted.detections + deleted.answers > 0 {
-        database.forget_erased_detection().await?;
+        database.scrub_journal_of_detections().await?;
     }
     if done {
         database.task_finished(Task::Retain, now).await?;
     }
-    Ok(Pass::Done(deleted))
+    Ok(RetentionOutcome::Done(deleted))
 }
 
 /// Whether the clock can be believed. Where no pass was ever done, the newest arrival stands for the last one, and is
@@ -191,9 +191,9 @@ async fn doubt(
     database: &Database,
     max_age: Option<Duration>,
     now: Micros,
-) -> Result<Option<Doubt>, StoreError> {
+) -> Result<Option<ClockDoubt>, StoreError> {
     if now < CLOCK_UNSET_BEFORE {
-        return Ok(Some(Doubt::Unset { now }));
+        return Ok(Some(ClockDoubt::Unset { now }));
     }
     // Where nothing is deleted, nothing is at stake.
     let Some(max_age) = max_age else { return Ok(None) };
@@ -207,7 +207,7 @@ async fn doubt(
     };
     let gap = LONGEST_GAP.min(max_age / 2);
     let jumped = now.saturating_sub(last) > i64::try_from(gap.as_micros()).unwrap_or(i64::MAX);
-    Ok(jumped.then_some(Doubt::Jumped { now, last }))
+    Ok(jumped.then_some(ClockDoubt::Jumped { now, last }))
 }
 
 /// Returns whether all is done; not where another process has taken over.
@@ -254,7 +254,7 @@ async fn delete(
         tokio::time::sleep(PAUSE).await;
     }
     loop {
-        let answers = database.delete_answers_before(cutoff, BATCH).await?;
+        let answers = database.delete_idempotency_records_before(cutoff, BATCH).await?;
         deleted.answers += answers;
         if answers == 0 {
             return Ok(true);

@@ -26,7 +26,7 @@ pub struct SweepOptions {
 }
 
 /// Sweeps now and at every interval until `stop` says so.
-pub async fn sweep_regularly(
+pub async fn run_sweeps(
     database: Database,
     blobs: Blobs,
     options: SweepOptions,

@@ -1,10 +1,10 @@
 //! Jobs: trainings and the computing anew of embeddings. They wait in the database, and one process of the deployment
 //! does them, one after the other, beside recognition.
 
+mod executor;
 mod pairs;
-mod work;
 
-pub use work::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut};
+pub use executor::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut};
 
 use std::{
     sync::Arc,
@@ -19,19 +19,19 @@ use crate::{
     recognise::{ModelLoader, Pipeline},
     store::{
         Blobs, Database, StoreError,
-        sql::{Job, JobKind, JobOutcome, Lease, Order, Topic},
+        sql::{Job, JobDirective, JobKind, JobOutcome, Lease, Topic},
     },
 };
-use work::{End, Progress, Work, WorkError};
+use executor::{AbortReason, JobError, JobExecutor, Progress};
 
 /// How often the progress of a job is written down, and looked whether it is to end.
-const REPORT: Duration = Duration::from_millis(200);
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What is told of a failure whose reason is nobody's business but the administrator's.
 pub const INTERNAL: &str = "internal error";
 
 /// How often a waiting request looks whether its job ended, should it miss the signal.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes jobs and reports their end; clones share it.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ pub struct TrainerOptions {
 
 struct Shared {
     database: Database,
-    work: Work,
+    executor: JobExecutor,
     options: TrainerOptions,
     /// Names this process in leases.
     holder: String,
@@ -70,9 +70,10 @@ impl Trainer {
         options: TrainerOptions,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let work = Work::new(database.clone(), blobs, loader, pipeline, options.lease, options.same_picture);
+        let executor =
+            JobExecutor::new(database.clone(), blobs, loader, pipeline, options.lease, options.same_picture);
         let (holder, stop) = (Uuid::new_v4().to_string(), watch::Sender::new(false));
-        Self { shared: Arc::new(Shared { database, work, options, holder, metrics, stop }) }
+        Self { shared: Arc::new(Shared { database, executor, options, holder, metrics, stop }) }
     }
 
     /// Starts the task that does the jobs, beginning with those that another process left.
@@ -108,10 +109,10 @@ impl Trainer {
         loop {
             match self.shared.database.job(id).await? {
                 Some(job) if !job.status.has_ended() => {
-                    let _ = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
+                    let _ = tokio::time::timeout(RETRY_INTERVAL, changes.changed()).await;
                 }
                 ended => {
-                    self.shared.work.loader.refresh().await?;
+                    self.shared.executor.loader.refresh().await?;
                     return Ok(ended);
                 }
             }
@@ -132,7 +133,7 @@ impl Trainer {
                 },
                 Err(error) => {
                     tracing::error!(%error, "cannot take a job");
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                 }
             }
         }
@@ -157,9 +158,9 @@ impl Trainer {
         let Shared { database, options, holder, metrics, .. } = &*self.shared;
         let progress = Arc::new(Progress::default());
         let outcome = {
-            let work = self.shared.work.run(job, holder, &progress);
+            let work = self.shared.executor.run(job, holder, &progress);
             tokio::pin!(work);
-            let mut beat = tokio::time::interval(REPORT.min(options.lease / 3));
+            let mut beat = tokio::time::interval(REPORT_INTERVAL.min(options.lease / 3));
             let mut heard = Instant::now();
             loop {
                 tokio::select! {
@@ -169,15 +170,15 @@ impl Trainer {
                             Ok(order) => {
                                 heard = Instant::now();
                                 match order {
-                                    Order::GoOn => (),
-                                    Order::Cancel => progress.end(End::Cancelled),
-                                    Order::LeaseLost => progress.end(End::LeaseLost),
+                                    JobDirective::Continue => (),
+                                    JobDirective::Cancel => progress.abort(AbortReason::Cancelled),
+                                    JobDirective::LeaseLost => progress.abort(AbortReason::LeaseLost),
                                 }
                             }
                             Err(error) => {
                                 tracing::warn!(%error, "cannot write down a job's progress");
                                 if heard.elapsed() > options.lease {
-                                    progress.end(End::LeaseLost);
+                                    progress.abort(AbortReason::LeaseLost);
                                 }
                             }
                         }
@@ -188,27 +189,27 @@ impl Trainer {
         let (id, kind) = (&job.id, job.kind.as_str());
         let outcome = match outcome {
             Ok(result) => JobOutcome::Done(result),
-            Err(WorkError::Ended(End::Cancelled)) => {
+            Err(JobError::Aborted(AbortReason::Cancelled)) => {
                 tracing::info!(job = id, kind, "a job was cancelled");
                 JobOutcome::Cancelled
             }
             // The job stays marked as running until the lease has ended, and is then taken up again.
             Err(
-                error @ (WorkError::Ended(End::LeaseLost)
-                | WorkError::Store(StoreError::LeaseLost | StoreError::Unavailable(_))),
+                error @ (JobError::Aborted(AbortReason::LeaseLost)
+                | JobError::Store(StoreError::LeaseLost | StoreError::Unavailable(_))),
             ) => {
                 tracing::warn!(job = id, kind, %error, "gave a job up, to be taken up again");
                 return;
             }
-            Err(WorkError::Ended(End::Unblocked)) => {
+            Err(JobError::Aborted(AbortReason::Unblocked)) => {
                 tracing::warn!(job = id, kind, "a job ended because the dataset was unblocked");
                 JobOutcome::Failed("the dataset was unblocked before the job was done".into())
             }
-            Err(error @ (WorkError::Identify(_) | WorkError::Conflict { .. })) => {
+            Err(error @ (JobError::Identify(_) | JobError::Conflict { .. })) => {
                 tracing::error!(job = id, kind, %error, "a job failed");
                 JobOutcome::Failed(error.to_string())
             }
-            Err(error @ (WorkError::Store(_) | WorkError::Internal(_))) => {
+            Err(error @ (JobError::Store(_) | JobError::Internal(_))) => {
                 tracing::error!(job = id, kind, %error, "a job failed");
                 JobOutcome::Failed(INTERNAL.into())
             }

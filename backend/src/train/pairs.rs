@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_of_two_people_are_found_exactly_from_the_threshold_on() {
+    fn pairs_of_different_people_are_found_from_the_threshold_on() {
         let mut random = StdRng::seed_from_u64(7);
         let mut vectors: Vec<(i64, Vec<f32>)> = (0..60)
             .map(|person| (person, unit((0..128).map(|_| random.random_range(-1.0_f32..1.0)).collect())))

@@ -140,7 +140,7 @@ fn part_of_photograph(person: &str, number: u32) -> Vec<u8> {
 
 // What looks for traces takes its time, in which the client must notice that a connection was closed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_backup_recognises_the_same_people_and_nobody_who_was_erased_since() {
+async fn a_restored_backup_recognises_the_same_people_except_those_erased_since() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -236,7 +236,7 @@ fn entries(ledger: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn the_ledger_is_completed_from_either_side_and_never_skipped() {
+async fn the_erasure_ledger_is_synchronised_in_both_directions_and_never_skipped() {
     let server = start!();
     server.enrol("Tony_Blair", &[]).await;
     server.enrol("Hugo_Chavez", &[]).await;
@@ -267,7 +267,7 @@ async fn the_ledger_is_completed_from_either_side_and_never_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_that_is_taken_while_images_come_and_go_has_the_blob_of_every_row() {
+async fn a_backup_taken_while_images_change_has_the_blob_of_every_row() {
     let server = start!();
     let (first, second) = (photograph_path("Tony_Blair", 1), photograph_path("Tony_Blair", 2));
     server.enrol("Tony_Blair", &[3]).await;
@@ -313,7 +313,7 @@ async fn a_backup_that_is_taken_while_images_come_and_go_has_the_blob_of_every_r
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_backed_up_or_restored_is_refused_with_the_reason_and_leaves_nothing() {
+async fn an_impossible_backup_or_restore_is_refused_with_a_reason_and_leaves_no_files() {
     let server = start!();
     server.enrol("Tony_Blair", &[1]).await;
     let folder = tempfile::tempdir().unwrap();

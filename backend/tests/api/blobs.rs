@@ -28,7 +28,7 @@ async fn count(client: &Client, url: &str) -> u64 {
 
 /// The disk is full for whatever is larger than 4 MiB: the kernel refuses to let this process write longer files.
 #[tokio::test]
-async fn a_full_disk_is_said_and_leaves_nothing_half_stored() {
+async fn a_full_disk_is_reported_and_leaves_nothing_half_stored() {
     let models = models!();
     let folder = tempfile::tempdir().unwrap();
     let limited = program();
@@ -95,7 +95,7 @@ async fn keys(client: &Client, endpoint: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn pictures_and_models_lie_in_s3() {
+async fn images_and_models_are_stored_in_s3() {
     let models = models!();
     let folder = tempfile::tempdir().unwrap();
     let client = client();

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::helpers::{Answer, file, files_below, found_below, landscape, photograph, photograph_path, start};
 
 #[tokio::test]
-async fn people_come_and_go() {
+async fn people_are_added_listed_and_erased() {
     let server = start!();
     assert_eq!(
         server.get("/dataset").await.expect(StatusCode::OK),
@@ -57,7 +57,7 @@ async fn people_come_and_go() {
 }
 
 #[tokio::test]
-async fn an_enrolled_picture_is_described_and_stored_as_it_was_sent() {
+async fn an_enrolled_image_is_described_and_stored_as_sent() {
     let server = start!();
     server.post("/dataset/Tony_Blair").await.expect(StatusCode::CREATED);
     let form = Form::new().part("image", photograph("Tony_Blair", 1));
@@ -77,7 +77,7 @@ async fn an_enrolled_picture_is_described_and_stored_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn pictures_that_show_nobody_or_several_are_refused_and_leave_nothing() {
+async fn images_with_no_face_or_several_are_rejected_and_not_stored() {
     let server = start!();
     server.post("/dataset/Nobody").await.expect(StatusCode::CREATED);
 
@@ -97,7 +97,7 @@ async fn pictures_that_show_nobody_or_several_are_refused_and_leave_nothing() {
 }
 
 #[tokio::test]
-async fn enrolments_beside_each_other_all_hold() {
+async fn concurrent_enrolments_are_all_stored() {
     let server = start!();
     let people = ["Tony_Blair", "Hugo_Chavez"];
     for person in people {
@@ -158,7 +158,7 @@ async fn erasing_a_person_leaves_no_trace() {
 }
 
 #[tokio::test]
-async fn blobs_without_a_row_are_swept_unless_they_are_young() {
+async fn blobs_without_a_row_are_swept_once_old_enough() {
     let server = start!(|config| (config.sweep_interval_s, config.sweep_min_age_s) = (1, 60));
     server.enrol("Tony_Blair", &[1]).await;
     server.train().await;
@@ -187,7 +187,7 @@ async fn blobs_without_a_row_are_swept_unless_they_are_young() {
 }
 
 #[tokio::test]
-async fn enrolled_pictures_can_be_listed_fetched_and_erased() {
+async fn enrolled_images_can_be_listed_fetched_and_erased() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.post("/dataset/Hugo_Chavez").await.expect(StatusCode::CREATED);
@@ -229,7 +229,7 @@ async fn enrolled_pictures_can_be_listed_fetched_and_erased() {
 }
 
 #[tokio::test]
-async fn a_picture_has_the_content_type_of_its_format() {
+async fn an_image_is_served_with_the_content_type_of_its_format() {
     let server = start!();
     server.post("/dataset/Tony_Blair").await.expect(StatusCode::CREATED);
     let mut png = std::io::Cursor::new(Vec::new());
@@ -280,7 +280,7 @@ async fn a_renamed_person_keeps_images_model_and_detections() {
 }
 
 #[tokio::test]
-async fn a_wrong_renaming_changes_nothing() {
+async fn an_invalid_rename_changes_nothing() {
     let server = start!();
     for person in ["Ada", "Bob"] {
         server.post(&format!("/dataset/{person}")).await.expect(StatusCode::CREATED);
@@ -309,7 +309,7 @@ async fn a_wrong_renaming_changes_nothing() {
 const DIGEST: &str = "78ecc405bdf19352df9087a42f3fe3a813f4e34b65bd1ce2c49086b22fafd36a";
 
 #[tokio::test]
-async fn a_picture_that_a_person_has_already_is_refused_and_nothing_is_stored() {
+async fn a_duplicate_image_of_the_same_person_is_rejected_and_not_stored() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     let listed = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
@@ -339,7 +339,7 @@ async fn a_picture_that_a_person_has_already_is_refused_and_nothing_is_stored() 
 }
 
 #[tokio::test]
-async fn of_the_same_picture_sent_many_times_at_once_one_is_enrolled() {
+async fn of_identical_concurrent_uploads_one_is_enrolled() {
     let server = start!();
     server.post("/dataset/Tony_Blair").await.expect(StatusCode::CREATED);
     let calls = (0..8).map(|_| {
@@ -366,7 +366,7 @@ async fn of_the_same_picture_sent_many_times_at_once_one_is_enrolled() {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_there_already_waits_for_no_network() {
+async fn a_duplicate_image_is_rejected_before_recognition() {
     let server = start!(|config| config.queue_images = 1);
     server.enrol("Tony_Blair", &[1]).await;
     let enrol = async |number| {
@@ -394,7 +394,7 @@ async fn a_picture_that_is_there_already_waits_for_no_network() {
 }
 
 #[tokio::test]
-async fn images_from_before_digests_were_kept_stay_and_have_none() {
+async fn images_enrolled_before_digests_stay_without_one() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     let before = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);

@@ -35,7 +35,7 @@ fn sides(conflict: &Value) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_picture_that_another_person_has_is_refused_and_its_person_is_named_by_id() {
+async fn an_image_of_another_person_is_rejected_with_that_persons_id() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1]).await;
@@ -74,7 +74,7 @@ async fn a_picture_that_another_person_has_is_refused_and_its_person_is_named_by
 }
 
 #[tokio::test]
-async fn of_one_picture_sent_for_many_people_at_once_one_person_gets_it() {
+async fn an_image_sent_concurrently_for_many_people_is_enrolled_for_one() {
     let server = start!();
     for person in 0..8 {
         server.post(&format!("/dataset/P{person}")).await.expect(StatusCode::CREATED);
@@ -102,7 +102,7 @@ async fn of_one_picture_sent_for_many_people_at_once_one_person_gets_it() {
 }
 
 #[tokio::test]
-async fn a_copy_of_another_persons_picture_is_taken_with_a_warning_and_trainings_leave_both_out() {
+async fn a_near_duplicate_of_another_persons_image_is_accepted_with_a_warning_and_excluded_from_training() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2, 3]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -153,7 +153,7 @@ async fn a_copy_of_another_persons_picture_is_taken_with_a_warning_and_trainings
 }
 
 #[tokio::test]
-async fn pictures_that_two_people_had_before_are_told_and_fail_no_training() {
+async fn existing_near_duplicates_are_reported_and_do_not_fail_a_training() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -190,7 +190,7 @@ async fn pictures_that_two_people_had_before_are_told_and_fail_no_training() {
 }
 
 #[tokio::test]
-async fn a_training_names_people_without_a_usable_picture_by_the_names_they_have_now() {
+async fn a_training_lists_people_without_usable_images_by_their_current_names() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1]).await;

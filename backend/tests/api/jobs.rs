@@ -36,7 +36,7 @@ fn has_ended(job: &Value) -> bool {
 }
 
 #[tokio::test]
-async fn a_training_from_the_images_needs_and_stores_no_embeddings() {
+async fn training_from_images_neither_needs_nor_stores_embeddings() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -66,7 +66,7 @@ async fn a_training_from_the_images_needs_and_stores_no_embeddings() {
 }
 
 #[tokio::test]
-async fn computing_the_embeddings_anew_locks_the_dataset_until_it_is_done() {
+async fn recomputing_embeddings_locks_the_dataset_until_it_is_done() {
     let server = start!();
     server.enrol("Tony_Blair", &ALL).await;
     server.enrol("Hugo_Chavez", &ALL).await;
@@ -100,7 +100,7 @@ async fn computing_the_embeddings_anew_locks_the_dataset_until_it_is_done() {
 }
 
 #[tokio::test]
-async fn unblocking_ends_the_lock_and_the_job_that_held_it() {
+async fn unblocking_releases_the_lock_and_fails_the_job_that_held_it() {
     let server = start!();
     server.enrol("Tony_Blair", &ALL).await;
     server.enrol("Hugo_Chavez", &ALL).await;
@@ -143,7 +143,7 @@ async fn jobs_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn models_are_listed_and_can_be_gone_back_to() {
+async fn models_are_listed_and_an_earlier_one_can_be_activated() {
     let server = start!();
     assert_eq!(
         server.get("/model").await.expect(StatusCode::OK),
@@ -182,7 +182,7 @@ async fn models_are_listed_and_can_be_gone_back_to() {
 }
 
 #[tokio::test]
-async fn a_training_after_an_erasure_removes_the_models_that_knew_the_person() {
+async fn a_training_after_an_erasure_removes_models_that_know_the_erased_person() {
     let server = start!(|config| config.erase_detections = facepipe_backend::ErasedDetections::Delete);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
@@ -230,7 +230,7 @@ async fn a_training_after_an_erasure_removes_the_models_that_knew_the_person() {
 }
 
 #[tokio::test]
-async fn jobs_are_listed_the_newest_first() {
+async fn jobs_are_listed_newest_first() {
     let server = start!();
     let nothing = json!({ "jobs": [], "meta": { "next_cursor": null } });
     assert_eq!(server.get("/jobs").await.expect(StatusCode::OK), nothing);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::helpers::{files_below, photograph, start};
 
 #[tokio::test]
-async fn enrolled_people_are_recognised_and_others_are_not() {
+async fn enrolled_people_are_recognised_and_strangers_are_not() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2, 3]).await;
     server.enrol("Hugo_Chavez", &[1, 2, 3]).await;
@@ -52,7 +52,7 @@ fn probabilities(face: &Value) -> Vec<f64> {
 }
 
 #[tokio::test]
-async fn without_a_model_faces_are_found_and_unknown() {
+async fn without_a_model_faces_are_detected_and_unknown() {
     let server = start!();
     let form = Form::new().part("image", photograph("Tony_Blair", 1));
     let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
@@ -64,7 +64,7 @@ async fn without_a_model_faces_are_found_and_unknown() {
 }
 
 #[tokio::test]
-async fn without_a_model_answers_say_what_to_do() {
+async fn without_a_model_responses_say_how_to_train_one() {
     // Nobody listens there, so nothing is sent.
     let server = start!(|config| config.results_url = Some("http://127.0.0.1:1/".into()));
     let ask = async |call: &str, key: &str| {
@@ -85,7 +85,7 @@ async fn without_a_model_answers_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn nobody_and_one_person_can_be_trained() {
+async fn a_model_of_no_person_or_one_can_be_trained() {
     let server = start!();
     let result = server.train().await;
     assert_eq!((&result["model_version"], &result["people"]), (&1.into(), &0.into()));
@@ -128,7 +128,7 @@ async fn a_training_can_be_followed_by_its_job() {
 }
 
 #[tokio::test]
-async fn an_erased_person_is_named_no_more_even_when_enrolled_again() {
+async fn an_erased_person_is_never_named_again_even_when_reenrolled() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -147,7 +147,7 @@ async fn an_erased_person_is_named_no_more_even_when_enrolled_again() {
 }
 
 #[tokio::test]
-async fn everything_outlives_a_restart() {
+async fn dataset_model_and_answers_survive_a_restart() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
@@ -165,7 +165,7 @@ async fn everything_outlives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_damaged_model_leaves_a_server_that_a_training_mends() {
+async fn a_damaged_model_does_not_prevent_a_start_and_training_repairs_it() {
     let server = start!();
     server.enrol("Tony_Blair", &[1]).await;
     server.train().await;
@@ -191,7 +191,7 @@ async fn the_threshold_is_configurable() {
 }
 
 #[tokio::test]
-async fn a_model_that_does_not_answer_can_be_removed_and_comes_back_in_no_way() {
+async fn an_inactive_model_can_be_removed_for_good() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.delete("/model/1").await.expect_error(404, "model_not_found");
@@ -231,7 +231,7 @@ async fn a_model_that_does_not_answer_can_be_removed_and_comes_back_in_no_way() 
 }
 
 #[tokio::test]
-async fn the_version_of_a_model_that_an_erasure_removed_is_not_given_again() {
+async fn the_version_of_a_model_removed_by_an_erasure_is_not_reused() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;

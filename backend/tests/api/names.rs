@@ -26,7 +26,7 @@ async fn listed(server: &Server) -> Vec<(String, i64)> {
 }
 
 #[tokio::test]
-async fn names_of_every_script_are_enrolled_and_found_in_every_form() {
+async fn names_in_every_script_are_found_in_every_unicode_form() {
     let server = start!();
     for (typed, kept, other) in [
         ("Jose\u{301}", "Jos\u{e9}", "JOS\u{c9}"),
@@ -84,7 +84,7 @@ async fn names_of_every_script_are_enrolled_and_found_in_every_form() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_named() {
+async fn a_rejected_name_is_reported_with_its_reason() {
     let server = start!();
     for (name, told) in [
         ("   ", "nothing that can be seen"),
@@ -129,7 +129,7 @@ fn before_the_rule(server: &Server) {
 }
 
 #[tokio::test]
-async fn names_from_before_the_rule_are_all_kept_and_found() {
+async fn names_from_before_the_uniqueness_rule_are_kept_and_found() {
     let server = start!();
     for (person, numbers) in [("Tony_Blair", &[1, 2][..]), ("Hugo_Chavez", &[1]), ("Colin_Powell", &[1])] {
         server.enrol(person, numbers).await;
@@ -197,7 +197,7 @@ async fn names_from_before_the_rule_are_all_kept_and_found() {
 }
 
 #[tokio::test]
-async fn who_was_erased_under_a_name_of_another_form_stays_erased() {
+async fn a_person_erased_under_another_form_of_the_name_stays_erased() {
     let server = start!();
     server.enrol("Hugo_Chavez", &[1]).await;
     before_the_rule(&server);
@@ -216,7 +216,7 @@ async fn who_was_erased_under_a_name_of_another_form_stays_erased() {
 }
 
 #[tokio::test]
-async fn servers_that_start_together_bring_the_same_names_under_the_rule_once() {
+async fn servers_starting_together_migrate_names_once() {
     let server = start!();
     before_the_rule(&server);
     for row in 0..40 {
@@ -247,7 +247,7 @@ async fn servers_that_start_together_bring_the_same_names_under_the_rule_once() 
 }
 
 #[tokio::test]
-async fn the_case_of_letters_tells_people_apart_where_that_is_set() {
+async fn names_differ_by_case_where_configured() {
     let server = start!(|config| config.face_ids_ignore_case = false);
     let ann = server.post("/dataset/Ann").await.expect(StatusCode::CREATED);
     let small = server.post("/dataset/ann").await.expect(StatusCode::CREATED);
@@ -271,7 +271,7 @@ async fn the_case_of_letters_tells_people_apart_where_that_is_set() {
 }
 
 #[tokio::test]
-async fn the_same_name_in_many_forms_at_once_is_one_person() {
+async fn concurrent_enrolments_of_one_name_in_many_forms_make_one_person() {
     let server = start!();
     let forms = [
         "Jos\u{e9}",

@@ -329,7 +329,7 @@ async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
 }
 
 #[tokio::test]
-async fn an_api_that_is_away_fails_and_hangs_loses_nothing_and_holds_up_nobody() {
+async fn an_unavailable_failing_or_hanging_api_loses_no_message_and_delays_no_request() {
     let mut api = ExternalApi::closed();
     let server = start_with!(api, |config| config.results_timeout_s = 1);
     server.enrol("Tony_Blair", &[1, 2]).await;
@@ -374,7 +374,7 @@ async fn an_api_that_is_away_fails_and_hangs_loses_nothing_and_holds_up_nobody()
 }
 
 #[tokio::test]
-async fn messages_outlive_a_restart() {
+async fn messages_survive_a_restart() {
     let mut api = ExternalApi::closed();
     let server = start_with!(api);
     for key in ["a", "b"] {
@@ -388,7 +388,7 @@ async fn messages_outlive_a_restart() {
 }
 
 #[tokio::test]
-async fn messages_that_are_too_old_are_dropped() {
+async fn expired_messages_are_dropped() {
     let api = ExternalApi::open();
     api.be(Mood::Fails(500));
     let server = start_with!(api, |config| config.results_max_age_s = 2);
@@ -404,7 +404,7 @@ async fn messages_that_are_too_old_are_dropped() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_no_external_api_any_more_keeps_no_old_messages() {
+async fn a_server_without_an_external_api_drops_expired_messages_at_start() {
     let api = ExternalApi::closed();
     let mut server = start_with!(api, |config| config.results_max_age_s = 1);
     send(&server, "old", "Tony_Blair", 1).await;
@@ -415,7 +415,7 @@ async fn a_server_that_has_no_external_api_any_more_keeps_no_old_messages() {
 }
 
 #[tokio::test]
-async fn what_waits_to_be_sent_follows_the_person() {
+async fn queued_messages_follow_renamed_and_erased_people() {
     let mut api = ExternalApi::closed();
     let server = start_with!(api);
     server.enrol("Tony_Blair", &[1, 2]).await;
@@ -446,7 +446,7 @@ async fn what_waits_to_be_sent_follows_the_person() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_not_liked_holds_up_no_other() {
+async fn a_rejected_message_does_not_block_others() {
     let api = ExternalApi::open();
     api.be(Mood::Picky);
     let server = start_with!(api);
@@ -462,7 +462,7 @@ async fn a_message_that_is_not_liked_holds_up_no_other() {
 }
 
 #[tokio::test]
-async fn an_api_that_asks_for_silence_gets_it() {
+async fn retry_after_pauses_all_deliveries() {
     let api = ExternalApi::open();
     api.be(Mood::Busy);
     let server = start_with!(api);
@@ -478,7 +478,7 @@ async fn an_api_that_asks_for_silence_gets_it() {
 }
 
 #[tokio::test]
-async fn a_result_goes_nowhere_but_where_it_was_configured_to_go() {
+async fn redirects_are_not_followed() {
     let api = ExternalApi::open();
     api.be(Mood::Redirects);
     let server = start_with!(api);
@@ -521,7 +521,7 @@ async fn of_two_replicas_one_sends_and_the_other_takes_over() {
 }
 
 #[tokio::test]
-async fn a_killed_replica_leaves_its_messages_to_another() {
+async fn messages_of_a_killed_replica_are_sent_by_another() {
     let Some(engine) = Engine::of_this_run() else { return };
     let models = models!();
     let folder = tempfile::tempdir().unwrap();

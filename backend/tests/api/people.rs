@@ -8,7 +8,7 @@ use crate::helpers::{photograph, start};
 const NAME: &str = "Tony_Blair";
 
 #[tokio::test]
-async fn everything_can_be_done_with_a_person_without_a_name_in_an_address() {
+async fn every_person_call_works_by_id_without_a_name_in_the_url() {
     let server = start!();
     let added = server.post_json("/people", &json!({ "face_id": NAME })).await.expect(StatusCode::CREATED);
     let id = added["person_id"].as_str().unwrap();
@@ -89,7 +89,7 @@ async fn everything_can_be_done_with_a_person_without_a_name_in_an_address() {
 }
 
 #[tokio::test]
-async fn what_is_no_id_is_nobodys() {
+async fn a_malformed_or_unknown_person_id_is_not_found() {
     let server = start!();
     server.enrol(NAME, &[]).await;
     for id in ["1", NAME, "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c", "%ff%fe"] {
@@ -102,7 +102,7 @@ async fn what_is_no_id_is_nobodys() {
 }
 
 #[tokio::test]
-async fn people_from_before_ids_have_the_same_one_at_every_start() {
+async fn people_enrolled_before_ids_get_the_same_id_at_every_start() {
     let server = start!();
     server.enrol(NAME, &[1]).await;
     server.revert("2025-01-13-000000_person_ids");

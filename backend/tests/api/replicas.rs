@@ -275,7 +275,7 @@ async fn replicas_swap_models_while_requests_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_job_of_a_killed_replica_is_taken_up_by_another() {
+async fn the_job_of_a_killed_replica_is_resumed_by_another() {
     let Some(engine) = Engine::of_this_run() else { return };
     let models = models!();
     let folder = tempfile::tempdir().unwrap();
@@ -337,7 +337,7 @@ async fn proxy(upstream: String, cut: watch::Receiver<bool>) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_goes_away_is_503_and_comes_back_by_itself() {
+async fn an_unreachable_database_is_503_until_it_is_reachable_again() {
     let Some(engine) = Engine::of_this_run() else { return };
     let _ = models!();
     let (cut, is_cut) = watch::channel(false);
@@ -534,7 +534,7 @@ fn databases(arguments: &[&str], folder: Option<&str>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_accepted_result_is_lost_or_doubled_when_replicas_and_the_database_go_away() {
+async fn no_accepted_result_is_lost_or_duplicated_when_replicas_and_the_database_restart() {
     if Engine::of_this_run() != Some(Engine::Postgres) {
         return;
     }
@@ -573,7 +573,7 @@ async fn no_accepted_result_is_lost_or_doubled_when_replicas_and_the_database_go
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_are_replaced_under_load_with_a_migration_and_without_an_error() {
+async fn a_rolling_upgrade_with_a_migration_causes_no_errors_under_load() {
     if Engine::of_this_run() != Some(Engine::Postgres) {
         return;
     }

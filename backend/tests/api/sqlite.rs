@@ -137,7 +137,7 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_beside_a_storing_server_cost_no_call_and_a_second_server_is_refused() {
+async fn commands_run_beside_a_busy_server_without_failed_requests_and_a_second_server_is_refused() {
     if Engine::of_this_run().is_some() {
         return;
     }
@@ -193,7 +193,7 @@ const STOPS: usize = 50;
 const AT_A_TIME: usize = 2;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_file_alone_of_a_stopped_server_has_everything() {
+async fn the_database_file_of_a_stopped_server_is_complete() {
     if Engine::of_this_run().is_some() {
         return;
     }

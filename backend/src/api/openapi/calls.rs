@@ -357,7 +357,7 @@ const MODELS: &[Sample] = &[
 const FACE_ID: &[Sample] = &[|| InvalidFaceId::TooLong(65).into()];
 /// Of paths with another id.
 const PATH: &[Sample] = &[|| InvalidFaceId::Encoding.into()];
-const EXISTS: &[Sample] = &[|| ApiError::PersonExists { person_id: Some(PersonId::of_row(1, 0)) }];
+const EXISTS: &[Sample] = &[|| ApiError::PersonExists { person_id: Some(PersonId::from_row(1, 0)) }];
 const PERSON: &[Sample] = &[|| ApiError::PersonNotFound];
 const PERSON_IMAGE: &[Sample] = &[|| ApiError::PersonNotFound, || ApiError::ImageNotFound];
 
@@ -412,11 +412,11 @@ const DETAILS: &[Sample] = &[|| ApiError::InvalidField {
 const DUPLICATE: &[Sample] = &[
     || ApiError::DuplicateImage {
         image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into(),
-        person_id: PersonId::of_row(1, 0),
+        person_id: PersonId::from_row(1, 0),
     },
     || ApiError::ImageOfAnother {
         image_id: "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c".into(),
-        person_id: PersonId::of_row(2, 0),
+        person_id: PersonId::from_row(2, 0),
     },
 ];
 const NO_IMAGE: &[Sample] = &[|| ApiError::NoSuchImage];

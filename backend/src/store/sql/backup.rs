@@ -16,10 +16,10 @@ use super::{
 };
 
 /// How long the end of a backup waits for whoever reads the embedded database.
-const PATIENCE: Duration = Duration::from_secs(2);
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A database that is backed up.
-pub struct Source {
+pub struct BackupSource {
     engine: Engine,
     /// The versions of its migrations, in order.
     pub schema: Vec<String>,
@@ -37,7 +37,7 @@ struct Count {
     count: i64,
 }
 
-impl Source {
+impl BackupSource {
     /// Looks at a database. Blocks.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Source {
         if let AnyConnection::Sqlite(sqlite) = &mut self.connect()? {
             diesel::sql_query("VACUUM INTO ?").bind::<Text, _>(to).execute(sqlite)?;
             // What was erased meanwhile could not be taken out of it.
-            connection::empty_log(sqlite, PATIENCE)?;
+            connection::truncate_wal(sqlite, CHECKPOINT_TIMEOUT)?;
         }
         // Without the settings of a server, which would have it get a log.
         let mut copy = SqliteConnection::establish(to)?;
@@ -143,7 +143,7 @@ pub fn known_schema(options: &DatabaseOptions) -> anyhow::Result<Vec<String>> {
     migrations::known_to(&Engine::of(options)?)
 }
 
-/// The engine of a database, as [`Source::engine`] names it.
+/// The engine of a database, as [`BackupSource::engine`] names it.
 ///
 /// # Errors
 /// The URL is of no engine that there is.

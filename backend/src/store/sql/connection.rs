@@ -25,7 +25,7 @@ const SQLITE_READERS: u32 = 4;
 
 /// From one look to the next whether another process' transaction on SQLite has ended. SQLite's own pauses grow to a
 /// tenth of a second: against a process that writes one transaction after the other, that is never.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 /// A connection to whichever engine the deployment uses.
 #[derive(diesel::MultiConnection)]
@@ -107,7 +107,7 @@ const UNREADABLE: [&str; 9] = [
 
 /// Why there is no connection.
 #[derive(Debug)]
-pub(super) enum NoConnection {
+pub(super) enum ConnectError {
     /// The URL cannot be read; it will not be later either.
     UnreadableUrl,
     /// What the client library or the server says, in one line and without the password.
@@ -116,19 +116,19 @@ pub(super) enum NoConnection {
 
 impl Engine {
     /// Makes a connection.
-    pub(super) fn connect(&self, manager: &Manager) -> Result<AnyConnection, NoConnection> {
+    pub(super) fn connect(&self, manager: &Manager) -> Result<AnyConnection, ConnectError> {
         use diesel::ConnectionError::InvalidConnectionUrl;
         manager.connect().map_err(|error| {
             if let r2d2::Error::ConnectionError(InvalidConnectionUrl(_)) = &error {
-                return NoConnection::UnreadableUrl;
+                return ConnectError::UnreadableUrl;
             }
             let said = error.to_string();
             match self {
                 Self::Postgres { .. } if UNREADABLE.iter().any(|phrase| said.contains(phrase)) => {
-                    NoConnection::UnreadableUrl
+                    ConnectError::UnreadableUrl
                 }
-                Self::Postgres { url } | Self::Mysql { url } => NoConnection::Refused(in_public(&said, url)),
-                Self::Sqlite { .. } => NoConnection::Refused(said),
+                Self::Postgres { url } | Self::Mysql { url } => ConnectError::Refused(redact(&said, url)),
+                Self::Sqlite { .. } => ConnectError::Refused(said),
             }
         })
     }
@@ -203,7 +203,7 @@ impl Engine {
 }
 
 /// A message about a database, in one line and without the password of its URL, however that is written.
-fn in_public(message: &str, url: &str) -> String {
+fn redact(message: &str, url: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let login = url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(login, _)| login);
     let in_query = url.split(['?', '&']).find_map(|pair| pair.strip_prefix("password="));
@@ -329,10 +329,10 @@ impl r2d2::ManageConnection for Manager {
 /// written in between.
 ///
 /// # Errors
-/// Another process still holds the lock after `patience`, or the connection is broken.
-pub(super) fn begin_writing(connection: &mut AnyConnection, patience: Duration) -> QueryResult<()> {
+/// Another process still holds the lock after `timeout`, or the connection is broken.
+pub(super) fn begin_writing(connection: &mut AnyConnection, timeout: Duration) -> QueryResult<()> {
     match connection {
-        AnyConnection::Sqlite(sqlite) => begin(sqlite, "BEGIN IMMEDIATE", patience),
+        AnyConnection::Sqlite(sqlite) => begin(sqlite, "BEGIN IMMEDIATE", timeout),
         #[cfg(feature = "database-servers")]
         other => <AnyConnection as Connection>::TransactionManager::begin_transaction(other),
     }
@@ -345,12 +345,12 @@ pub(super) fn begin_writing(connection: &mut AnyConnection, patience: Duration) 
 pub(super) fn begin(
     connection: &mut SqliteConnection,
     statement: &str,
-    patience: Duration,
+    timeout: Duration,
 ) -> QueryResult<()> {
     let begun = Instant::now();
     loop {
         match AnsiTransactionManager::begin_transaction_sql(connection, statement) {
-            Err(error) if is_locked(&error) && begun.elapsed() < patience => thread::sleep(LOOK_AGAIN),
+            Err(error) if is_locked(&error) && begun.elapsed() < timeout => thread::sleep(RETRY_INTERVAL),
             outcome => return outcome,
         }
     }
@@ -391,15 +391,15 @@ struct Checkpoint {
 ///
 /// # Errors
 /// The disk fails.
-pub(super) fn empty_log(connection: &mut SqliteConnection, patience: Duration) -> QueryResult<bool> {
+pub(super) fn truncate_wal(connection: &mut SqliteConnection, timeout: Duration) -> QueryResult<bool> {
     let begun = Instant::now();
     loop {
         let done = diesel::sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result::<Checkpoint>(connection);
         match done {
             Ok(Checkpoint { busy: 0 }) => return Ok(true),
             Err(error) if !is_locked(&error) => return Err(error),
-            _ if begun.elapsed() >= patience => return Ok(false),
-            _ => thread::sleep(LOOK_AGAIN),
+            _ if begun.elapsed() >= timeout => return Ok(false),
+            _ => thread::sleep(RETRY_INTERVAL),
         }
     }
 }
@@ -440,18 +440,18 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_in_no_message() {
+    fn passwords_are_redacted_from_messages() {
         let said = "connection to server at \"h\" failed:\n\tFATAL: no login as u with p@ss or p%40ss";
         assert_eq!(
-            in_public(said, "postgres://u:p%40ss@h/db"),
+            redact(said, "postgres://u:p%40ss@h/db"),
             "connection to server at \"h\" failed: FATAL: no login as u with *** or ***"
         );
-        assert_eq!(in_public("no s3cret", "postgres://h/db?user=u&password=s3cret"), "no ***");
-        assert_eq!(in_public("a  b", "postgres://u@h/db"), "a b");
+        assert_eq!(redact("no s3cret", "postgres://h/db?user=u&password=s3cret"), "no ***");
+        assert_eq!(redact("a  b", "postgres://u@h/db"), "a b");
     }
 
     #[test]
-    fn another_engine_is_refused_by_name() {
+    fn an_unsupported_engine_is_refused_by_name() {
         let error = engine("oracle://u:secret@host/db").map(|_| ()).unwrap_err();
         assert!(crate::mistakes::is_mistake(&error));
         let error = error.to_string();

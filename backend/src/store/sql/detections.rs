@@ -10,7 +10,7 @@ use diesel::{
 
 use super::{
     AnyConnection, Database,
-    names::{Person, Who, person_id},
+    names::{Person, PersonRef, person_id},
     people::person,
     schema::{detections, people},
 };
@@ -61,7 +61,7 @@ pub struct NewDetection {
 #[derive(Debug, Clone, Default)]
 pub struct DetectionFilter {
     /// Whom they show.
-    pub person: Option<Who>,
+    pub person: Option<PersonRef>,
     /// The camera.
     pub camera_id: Option<String>,
     /// Where the camera stood.
@@ -165,7 +165,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn last_seen(&self, who: &Who) -> Result<(Person, Option<LastSeen>), StoreError> {
+    pub async fn last_seen(&self, who: &PersonRef) -> Result<(Person, Option<LastSeen>), StoreError> {
         let sought = self.sought(who);
         self.read(move |connection| {
             let person = person(connection, &sought)?;
@@ -313,7 +313,7 @@ impl Database {
         after: i64,
         limit: i64,
     ) -> Result<Vec<DetectionRow>, StoreError> {
-        let settled = self.settled_detections().await?;
+        let settled = self.last_visible_detection().await?;
         let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
             // Hidden from the indexes of what is filtered by: with their own order, all of a person's detections would
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn following_reads_the_primary_key_whatever_is_filtered_by() {
+    async fn following_uses_the_primary_key_with_every_filter() {
         set_default_instrumentation(|| {
             Some(Box::new(|event: InstrumentationEvent<'_>| {
                 if let InstrumentationEvent::StartQuery { query, .. } = event {
@@ -512,7 +512,7 @@ mod tests {
         let (camera_id, location) = (Some("gate-1".to_owned()), Some("Lobby".to_owned()));
         for filter in [
             DetectionFilter::default(),
-            DetectionFilter { person: Some(Who::Named(person)), ..DetectionFilter::default() },
+            DetectionFilter { person: Some(PersonRef::FaceId(person)), ..DetectionFilter::default() },
             DetectionFilter { camera_id: camera_id.clone(), ..DetectionFilter::default() },
             DetectionFilter { location: location.clone(), ..DetectionFilter::default() },
             DetectionFilter { camera_id, location, ..DetectionFilter::default() },

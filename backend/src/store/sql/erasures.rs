@@ -14,7 +14,7 @@ use crate::{
 /// What tells a row from every other one that a deployment ever has, also after its ids went back to those of an older
 /// backup, and whatever a person was called at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
+pub enum RowIdentity {
     /// A person.
     Person {
         /// The row.
@@ -29,7 +29,7 @@ pub enum Identity {
     },
 }
 
-impl Identity {
+impl RowIdentity {
     /// SHA-256 with a salt, hexadecimal.
     pub fn digest(&self, salt: &str) -> String {
         let hash = Sha256::new().chain_update(salt);
@@ -47,7 +47,7 @@ impl Identity {
 /// An entry of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Queryable)]
 pub struct Erasure {
-    /// [`Identity::digest`] of what was erased.
+    /// [`RowIdentity::digest`] of what was erased.
     pub digest: String,
     /// With this salt, hexadecimal. A deployment has one, unless two processes wrote its first entries at a time.
     pub salt: String,
@@ -82,7 +82,10 @@ impl Database {
 }
 
 /// Writes an erasure down; part of the transaction that erases.
-pub(super) fn note(connection: &mut AnyConnection, erased: &Identity) -> Result<Erasure, StoreError> {
+pub(super) fn record_erasure(
+    connection: &mut AnyConnection,
+    erased: &RowIdentity,
+) -> Result<Erasure, StoreError> {
     let used: Option<String> = erasures::table
         .order(erasures::erased_at.desc())
         .select(erasures::salt)
@@ -117,15 +120,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_tells_rows_and_salts_apart_and_stays_what_it_was() {
-        let person = Identity::Person { id: 3, created_at: 1_700_000_000_000_000 };
+    fn digests_are_stable_and_differ_by_row_and_salt() {
+        let person = RowIdentity::Person { id: 3, created_at: 1_700_000_000_000_000 };
         // The ledger of every deployment has digests of this form: sha256("aa" "/person/" 3i64 1700000000000000i64).
         assert_eq!(person.digest("aa"), "95c6655c8afe5f4f48e31158ab111b34e39803f20d802f99b015450587ca2bee");
         let others = [
             person.digest("ab"),
-            Identity::Person { id: 4, created_at: 1_700_000_000_000_000 }.digest("aa"),
-            Identity::Person { id: 3, created_at: 1_700_000_000_000_001 }.digest("aa"),
-            Identity::Image { id: "3".into() }.digest("aa"),
+            RowIdentity::Person { id: 4, created_at: 1_700_000_000_000_000 }.digest("aa"),
+            RowIdentity::Person { id: 3, created_at: 1_700_000_000_000_001 }.digest("aa"),
+            RowIdentity::Image { id: "3".into() }.digest("aa"),
         ];
         let distinct: HashSet<&String> = others.iter().collect();
         assert!(distinct.len() == 4 && !distinct.contains(&person.digest("aa")), "{others:?}");

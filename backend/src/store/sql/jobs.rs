@@ -12,7 +12,7 @@ use super::{
     AnyConnection, Database,
     leases::{Lease, renew},
     schema::jobs,
-    signals::{Topic, notify_others},
+    signals::{Topic, notify_other_processes},
 };
 use crate::store::{Micros, StoreError, now};
 
@@ -144,22 +144,22 @@ impl JobOutcome {
 }
 
 /// What became of the wish to end a job.
-pub enum Cancelled {
+pub enum CancelOutcome {
     /// It had not been begun, and will not be.
-    AtOnce(Job),
+    Cancelled(Job),
     /// Whoever does it will see the wish.
-    Asked(Job),
+    Requested(Job),
     /// It had ended already.
-    TooLate,
+    AlreadyEnded,
     /// There is no such job.
     NotFound,
 }
 
 /// What whoever does a job learns when it reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum JobDirective {
     /// To go on.
-    GoOn,
+    Continue,
     /// That the job is to end.
     Cancel,
     /// That the lease has ended: somebody else may be doing the job.
@@ -217,11 +217,11 @@ impl Database {
                         jobs::created_at.eq(now()),
                     ))
                     .execute(connection)?;
-                notify_others(connection, Topic::Jobs)?;
+                notify_other_processes(connection, Topic::Jobs)?;
                 find(connection, &id)?.ok_or(StoreError::Interrupted)
             })
             .await?;
-        self.signals.tell(Topic::Jobs);
+        self.signals.notify(Topic::Jobs);
         Ok(job)
     }
 
@@ -330,17 +330,17 @@ impl Database {
         holder: &str,
         ttl: Duration,
         (done, total): (i64, Option<i64>),
-    ) -> Result<Order, StoreError> {
+    ) -> Result<JobDirective, StoreError> {
         let (id, holder) = (id.to_owned(), holder.to_owned());
         self.write(move |connection| {
             if !renew(connection, Lease::Trainer, &holder, ttl)? {
-                return Ok(Order::LeaseLost);
+                return Ok(JobDirective::LeaseLost);
             }
             diesel::update(jobs::table.find(&id))
                 .set((jobs::images_done.eq(done), jobs::images_total.eq(total)))
                 .execute(connection)?;
             let cancel: bool = jobs::table.find(&id).select(jobs::cancel).first(connection)?;
-            Ok(if cancel { Order::Cancel } else { Order::GoOn })
+            Ok(if cancel { JobDirective::Cancel } else { JobDirective::Continue })
         })
         .await
     }
@@ -382,11 +382,11 @@ impl Database {
                         .set(jobs::images_done.eq(jobs::images_total.assume_not_null()))
                         .execute(connection)?;
                 }
-                notify_others(connection, Topic::Jobs)?;
+                notify_other_processes(connection, Topic::Jobs)?;
                 Ok(true)
             })
             .await?;
-        self.signals.tell(Topic::Jobs);
+        self.signals.notify(Topic::Jobs);
         Ok(ended)
     }
 
@@ -394,7 +394,7 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn cancel_job(&self, id: &str) -> Result<Cancelled, StoreError> {
+    pub async fn cancel_job(&self, id: &str) -> Result<CancelOutcome, StoreError> {
         let id = id.to_owned();
         let cancelled = self
             .write(move |connection| {
@@ -406,16 +406,16 @@ impl Database {
                 let asked = diesel::update(of_status(JobStatus::Running))
                     .set(jobs::cancel.eq(true))
                     .execute(connection)?;
-                notify_others(connection, Topic::Jobs)?;
+                notify_other_processes(connection, Topic::Jobs)?;
                 Ok(match find(connection, &id)? {
-                    None => Cancelled::NotFound,
-                    Some(job) if at_once == 1 => Cancelled::AtOnce(job),
-                    Some(job) if asked == 1 => Cancelled::Asked(job),
-                    Some(_) => Cancelled::TooLate,
+                    None => CancelOutcome::NotFound,
+                    Some(job) if at_once == 1 => CancelOutcome::Cancelled(job),
+                    Some(job) if asked == 1 => CancelOutcome::Requested(job),
+                    Some(_) => CancelOutcome::AlreadyEnded,
                 })
             })
             .await?;
-        self.signals.tell(Topic::Jobs);
+        self.signals.notify(Topic::Jobs);
         Ok(cancelled)
     }
 }

@@ -139,7 +139,7 @@ pub(super) fn renew(
 /// When a lease ends.
 #[cfg(feature = "database-servers")]
 #[derive(QueryableByName)]
-struct End {
+struct Expiry {
     #[diesel(sql_type = BigInt)]
     expires_at: Micros,
 }
@@ -157,7 +157,7 @@ pub(super) fn ensure_unlocked(connection: &mut AnyConnection) -> Result<(), Stor
         AnyConnection::Mysql(mysql) => {
             diesel::sql_query("SELECT expires_at FROM leases WHERE name = ? LOCK IN SHARE MODE")
                 .bind::<Text, _>(Lease::Dataset.name())
-                .get_result::<End>(mysql)?
+                .get_result::<Expiry>(mysql)?
                 .expires_at
         }
     };

@@ -30,15 +30,15 @@ const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7065;
 const MYSQL_LOCK: &str = "CONCAT('facepipe-migrations-', DATABASE())";
 
 /// Runs what is pending under a lock that every process takes, so that replicas may start at the same time. The lock
-/// goes with the connection, which is to be closed then. On SQLite, waits as long as `patience` for whoever writes.
+/// goes with the connection, which is to be closed then. On SQLite, waits as long as `timeout` for whoever writes.
 /// Returns the versions that were pending.
-pub(super) fn migrate(connection: &mut AnyConnection, patience: Duration) -> anyhow::Result<Vec<String>> {
+pub(super) fn migrate(connection: &mut AnyConnection, timeout: Duration) -> anyhow::Result<Vec<String>> {
     // Nobody who writes is disturbed where nothing is to be done.
     if missing(connection).is_ok_and(|missing| missing.is_empty()) {
         return Ok(Vec::new());
     }
     let versions = match connection {
-        AnyConnection::Sqlite(sqlite) => migrate_sqlite(sqlite, patience)?,
+        AnyConnection::Sqlite(sqlite) => migrate_sqlite(sqlite, timeout)?,
         #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => migrate_postgres(postgres)?,
         #[cfg(feature = "database-servers")]
@@ -164,9 +164,9 @@ fn names<D: Backend>(migrations: &EmbeddedMigrations) -> anyhow::Result<Vec<(Str
     Ok(migrations.iter().map(|migration| both(migration.name())).collect())
 }
 
-fn migrate_sqlite(connection: &mut SqliteConnection, patience: Duration) -> anyhow::Result<Vec<String>> {
+fn migrate_sqlite(connection: &mut SqliteConnection, timeout: Duration) -> anyhow::Result<Vec<String>> {
     connection.batch_execute("PRAGMA busy_timeout = 0")?;
-    connection::begin(connection, "BEGIN EXCLUSIVE", patience)?;
+    connection::begin(connection, "BEGIN EXCLUSIVE", timeout)?;
     let outcome = run(connection, SQLITE);
     connection::end(connection, outcome)
 }
@@ -209,7 +209,7 @@ mod tests {
     const FIRST: &str = "2025-01-07";
 
     #[test]
-    fn a_migration_leaves_what_the_version_before_uses_unless_it_says_that_nothing_does() {
+    fn migrations_only_expand_the_schema_unless_marked_as_contractions() {
         let mut looked_at = 0;
         for engine in ["sqlite", "postgres", "mysql"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(engine);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_something_away_is_seen() {
+    fn contracting_statements_are_recognised() {
         assert_eq!(expands("-- DROP nothing\nALTER TABLE a ADD COLUMN b BIGINT;"), Ok(()));
         assert_eq!(expands("CREATE TABLE a (b REFERENCES c ON DELETE CASCADE);"), Ok(()));
         assert_eq!(expands("DELETE FROM a;"), Err("DELETE "));

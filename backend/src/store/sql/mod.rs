@@ -13,13 +13,13 @@
     )
 )]
 
-mod answers;
-mod arrivals;
 mod backlog;
 mod backup;
 mod connection;
 mod detections;
 mod erasures;
+mod idempotency_records;
+mod insert_lock;
 mod jobs;
 mod leases;
 mod migrations;
@@ -52,30 +52,30 @@ use tokio::sync::watch;
 
 use super::StoreError;
 use crate::{face_id::SameName, mistakes::mistake, traces};
-use connection::{Engine, Manager, NoConnection, Pool};
-use signals::Signals;
+use connection::{ConnectError, Engine, Manager, Pool};
+use signals::ChangeSignals;
 
-pub use answers::{KeyedCall, NewUploads, Upload};
 pub use backlog::Backlog;
-pub use backup::{Source, engine_of, is_empty, known_schema};
+pub use backup::{BackupSource, engine_of, is_empty, known_schema};
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
-pub use erasures::{Erasure, Identity};
-pub use jobs::{Cancelled, Job, JobKind, JobOutcome, JobStatus, Order};
+pub use erasures::{Erasure, RowIdentity};
+pub use idempotency_records::{IdempotentCall, NewUploads, Upload};
+pub use jobs::{CancelOutcome, Job, JobDirective, JobKind, JobOutcome, JobStatus};
 pub use leases::Lease;
 pub use models::{ModelRow, NewModel};
-pub use names::{Person, Renamed, Who};
+pub use names::{NameChanges, Person, PersonRef};
 pub use outbox::Message;
-pub use people::{Enrolled, EnrolledImage, Erased, NewImage, TrainingImage};
+pub use people::{EnrolledImage, EnrolledPerson, NewImage, PendingErasure, TrainingImage};
 pub use signals::Topic;
 pub use similar::SimilarImage;
 pub use task_runs::Task;
 
 /// How often a transaction is tried that another one got in the way of.
-const ATTEMPTS: u32 = 4;
+const MAX_ATTEMPTS: u32 = 4;
 
 /// From one look to the next whether calls have ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The database; clones share its connections.
 #[derive(Clone)]
@@ -84,8 +84,8 @@ pub struct Database {
     pools: Arc<RwLock<Option<Arc<Pools>>>>,
     engine: Engine,
     /// How long a call waits for a connection, and a writer on SQLite for those of other processes.
-    patience: Duration,
-    signals: Arc<Signals>,
+    timeout: Duration,
+    signals: Arc<ChangeSignals>,
     /// Whether this process alone writes, one transaction after the other.
     one_writer: bool,
     /// Calls that failed for the database's sake.
@@ -142,8 +142,8 @@ impl Database {
         Ok(Self {
             pools: Arc::new(RwLock::new(Some(Arc::new(Pools { readers, writer })))),
             engine: engine.clone(),
-            patience: options.connect_timeout,
-            signals: Signals::start(engine)?,
+            timeout: options.connect_timeout,
+            signals: ChangeSignals::start(engine)?,
             one_writer,
             errors: Arc::default(),
             system,
@@ -152,7 +152,7 @@ impl Database {
     }
 
     /// The same with another rule of which Face IDs are one person's. All processes of a deployment must have the same.
-    pub fn naming(self, same_name: SameName) -> Self {
+    pub fn with_name_rule(self, same_name: SameName) -> Self {
         Self { same_name, ..self }
     }
 
@@ -172,33 +172,33 @@ impl Database {
             .with_context(|| format!("cannot bring the {engine} database up to date"))
     }
 
-    /// Closes all connections, after the calls that are under way have ended or `patience` has; later calls fail. On
-    /// SQLite the file alone has everything then, as [`fold`] says.
+    /// Closes all connections, after the calls that are under way have ended or `timeout` has; later calls fail. On
+    /// SQLite the file alone has everything then, as [`checkpoint_wal`] says.
     ///
     /// # Errors
     /// Calls go on, or SQLite's write-ahead log cannot be emptied.
-    pub async fn close(&self, patience: Duration) -> anyhow::Result<()> {
+    pub async fn close(&self, timeout: Duration) -> anyhow::Result<()> {
         let taken = self.pools.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut pools) = taken else { return Ok(()) };
         let begun = Instant::now();
         let pools = loop {
             match Arc::try_unwrap(pools) {
                 Ok(pools) => break Some(pools),
-                Err(_) if begun.elapsed() >= patience => break None,
+                Err(_) if begun.elapsed() >= timeout => break None,
                 Err(shared) => pools = shared,
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         };
         let (engine, ended) = (self.engine.clone(), pools.is_some());
         let closed = tokio::task::spawn_blocking(move || {
             drop(pools);
             match engine {
-                Engine::Sqlite { path } => fold(Path::new(&path), patience),
+                Engine::Sqlite { path } => checkpoint_wal(Path::new(&path), timeout),
                 Engine::Postgres { .. } | Engine::Mysql { .. } => Ok(()),
             }
         });
         closed.await.context("the database was not closed")??;
-        anyhow::ensure!(ended, "calls to the database go on after {} s", patience.as_secs());
+        anyhow::ensure!(ended, "calls to the database go on after {} s", timeout.as_secs());
         Ok(())
     }
 
@@ -274,7 +274,7 @@ impl Database {
     ///
     /// # Errors
     /// The engine refuses.
-    pub async fn forget_erased(&self) -> Result<(), StoreError> {
+    pub async fn scrub_journal(&self) -> Result<(), StoreError> {
         // Takes the erased rows out of their pages. Logs and backups are the server's administrator's.
         self.forget(Some("VACUUM people, images, embeddings")).await
     }
@@ -284,19 +284,19 @@ impl Database {
     ///
     /// # Errors
     /// The engine refuses.
-    pub async fn forget_erased_detection(&self) -> Result<(), StoreError> {
+    pub async fn scrub_journal_of_detections(&self) -> Result<(), StoreError> {
         self.forget(None).await
     }
 
     async fn forget(&self, postgres_vacuum: Option<&'static str>) -> Result<(), StoreError> {
-        let (pools, patience) = (self.pools()?, self.patience);
+        let (pools, timeout) = (self.pools()?, self.timeout);
         self.blocking("forget", move || {
             let mut connection = pools.writer.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
             match &mut *connection {
                 // Pages that held the rows are zeroed by `secure_delete`, but older copies lie in the write-ahead
                 // log until it is folded into the database.
                 AnyConnection::Sqlite(sqlite) => {
-                    if !connection::empty_log(sqlite, patience)? {
+                    if !connection::truncate_wal(sqlite, timeout)? {
                         tracing::warn!(
                             "what was erased stays in the write-ahead log as long as somebody reads the database, for \
                              one to back it up; a backup's end and that of this server empty it"
@@ -327,7 +327,7 @@ impl Database {
         T: Send + 'static,
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
-        let (pools, patience) = (self.pools()?, self.patience);
+        let (pools, timeout) = (self.pools()?, self.timeout);
         self.blocking(name, move || {
             let pool = match access {
                 Access::Read => &pools.readers,
@@ -337,10 +337,10 @@ impl Database {
                 let mut connection = pool.get().map_err(|e| StoreError::Unavailable(e.to_string()))?;
                 let outcome = match access {
                     Access::Read => diesel::Connection::transaction(&mut *connection, &statements),
-                    Access::Write => write_in(&mut connection, patience, &statements),
+                    Access::Write => write_in(&mut connection, timeout, &statements),
                 };
                 match outcome {
-                    Err(error) if attempt < ATTEMPTS && gave_way(&error) => (),
+                    Err(error) if attempt < MAX_ATTEMPTS && is_deadlock(&error) => (),
                     outcome => return outcome,
                 }
             }
@@ -366,7 +366,7 @@ impl Database {
         let counted = move || {
             let _span = span.entered();
             traces::database_call(trace.as_ref(), system, name, call).inspect_err(|error| {
-                if error.is_the_databases() {
+                if error.is_database_fault() {
                     errors.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -376,16 +376,16 @@ impl Database {
 }
 
 /// How often the start looks for a database that is not there yet, or not as it must be.
-const PAUSE: Duration = Duration::from_millis(500);
+const START_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the log says that it still is not, unless the reason has changed.
-const WAITING_TOLD_EVERY: Duration = Duration::from_secs(10);
+const WAITING_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 fn write_in<T>(
     connection: &mut AnyConnection,
-    patience: Duration,
+    timeout: Duration,
     statements: impl Fn(&mut AnyConnection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    connection::begin_writing(connection, patience)?;
+    connection::begin_writing(connection, timeout)?;
     let outcome = statements(connection);
     connection::end(connection, outcome)
 }
@@ -394,8 +394,8 @@ fn write_in<T>(
 /// goes into it and is emptied. Does nothing where there is no such file.
 ///
 /// # Errors
-/// The file cannot be opened, or somebody reads it for longer than `patience`.
-pub fn fold(file: &Path, patience: Duration) -> anyhow::Result<()> {
+/// The file cannot be opened, or somebody reads it for longer than `timeout`.
+pub fn checkpoint_wal(file: &Path, timeout: Duration) -> anyhow::Result<()> {
     if !file.exists() {
         return Ok(());
     }
@@ -403,7 +403,7 @@ pub fn fold(file: &Path, patience: Duration) -> anyhow::Result<()> {
     let manager = Manager::new(Engine::Sqlite { path: path.to_owned() }, Duration::ZERO);
     if let AnyConnection::Sqlite(sqlite) = &mut manager.connect()? {
         anyhow::ensure!(
-            connection::empty_log(sqlite, patience)?,
+            connection::truncate_wal(sqlite, timeout)?,
             "another process reads the database: {path}-wal belongs to {path} until it has ended"
         );
     }
@@ -440,11 +440,11 @@ fn refuse_newer_schema(
 
 /// Returns once somebody has brought the schema up to date.
 fn wait_for_schema(engine: &Engine, options: &DatabaseOptions) -> anyhow::Result<()> {
-    let patience = options.start_timeout;
+    let timeout = options.start_timeout;
     let begun = Instant::now();
     let mut told = false;
     loop {
-        let left = patience.saturating_sub(begun.elapsed());
+        let left = timeout.saturating_sub(begun.elapsed());
         let mut connection = wait_for(engine, left).with_context(|| cannot_open(engine))?;
         refuse_newer_schema(engine, &mut connection, options)?;
         let problem = match migrations::missing(&mut connection) {
@@ -452,7 +452,7 @@ fn wait_for_schema(engine: &Engine, options: &DatabaseOptions) -> anyhow::Result
             Ok(missing) => format!("it lacks {}", missing.join(", ")),
             Err(error) => error.to_string(),
         };
-        if begun.elapsed() >= patience {
+        if begun.elapsed() >= timeout {
             anyhow::bail!(
                 "the {engine} database's schema is too old: {problem}; run `facepipe-backend migrate`, or start with \
                  migrate_at_start = true"
@@ -462,42 +462,42 @@ fn wait_for_schema(engine: &Engine, options: &DatabaseOptions) -> anyhow::Result
             tracing::info!(problem, "waiting for the database's schema to be brought up to date");
             told = true;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(START_RETRY_INTERVAL);
     }
 }
 
 /// A connection as soon as the server takes one.
-fn wait_for(engine: &Engine, patience: Duration) -> anyhow::Result<AnyConnection> {
+fn wait_for(engine: &Engine, timeout: Duration) -> anyhow::Result<AnyConnection> {
     let manager = Manager::new(engine.clone(), Duration::ZERO);
     let begun = Instant::now();
     let mut told: Option<(Instant, String)> = None;
     loop {
         let reason = match engine.connect(&manager) {
             Ok(connection) => return Ok(connection),
-            Err(NoConnection::UnreadableUrl) => {
+            Err(ConnectError::UnreadableUrl) => {
                 return Err(mistake(anyhow::anyhow!(
                     "database_url cannot be read as a URL; in user and password, characters such as @ : / ? # % are \
                      written as %40 %3A %2F %3F %23 %25"
                 )));
             }
-            Err(NoConnection::Refused(reason)) => reason,
+            Err(ConnectError::Refused(reason)) => reason,
         };
-        if matches!(engine, Engine::Sqlite { .. }) || begun.elapsed() >= patience {
+        if matches!(engine, Engine::Sqlite { .. }) || begun.elapsed() >= timeout {
             anyhow::bail!("{reason}");
         }
         let news =
-            told.as_ref().is_none_or(|(at, last)| *last != reason || at.elapsed() >= WAITING_TOLD_EVERY);
+            told.as_ref().is_none_or(|(at, last)| *last != reason || at.elapsed() >= WAITING_LOG_INTERVAL);
         if news {
-            let left_s = patience.saturating_sub(begun.elapsed()).as_secs();
+            let left_s = timeout.saturating_sub(begun.elapsed()).as_secs();
             tracing::warn!(%engine, reason, left_s, "waiting for the database");
             told = Some((Instant::now(), reason));
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(START_RETRY_INTERVAL);
     }
 }
 
 /// Whether the engine ended this transaction because it and another one waited for each other.
-fn gave_way(error: &StoreError) -> bool {
+fn is_deadlock(error: &StoreError) -> bool {
     match error {
         StoreError::Database(Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _)) => true,
         StoreError::Database(Error::DatabaseError(_, information)) => {

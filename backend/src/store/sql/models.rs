@@ -12,7 +12,7 @@ use super::{
     AnyConnection, Database,
     leases::{Lease, renew},
     schema::{active_model, model_people, models, people},
-    signals::{Topic, notify_others},
+    signals::{Topic, notify_other_processes},
 };
 use crate::store::{Micros, StoreError, now};
 
@@ -140,7 +140,7 @@ impl Database {
                 Ok(version)
             })
             .await?;
-        self.signals.tell(Topic::Model);
+        self.signals.notify(Topic::Model);
         Ok(version)
     }
 
@@ -160,7 +160,7 @@ impl Database {
             }
         })
         .await?;
-        self.signals.tell(Topic::Model);
+        self.signals.notify(Topic::Model);
         Ok(())
     }
 
@@ -280,6 +280,6 @@ fn activate(connection: &mut AnyConnection, version: i64) -> Result<(), StoreErr
             .values((active_model::slot.eq(1), active_model::version.eq(version)))
             .execute(connection)?;
     }
-    notify_others(connection, Topic::Model)?;
+    notify_other_processes(connection, Topic::Model)?;
     Ok(())
 }

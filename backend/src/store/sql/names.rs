@@ -31,15 +31,15 @@ const AFTER_SHARED: char = '\u{2}';
 const LOCK: &str = "names";
 
 /// How often people are looked through while others are being added.
-const ATTEMPTS: u32 = 8;
+const MAX_ATTEMPTS: u32 = 8;
 
 /// Whom a call is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Who {
+pub enum PersonRef {
     /// Whoever has this Face ID.
-    Named(FaceId),
+    FaceId(FaceId),
     /// Whoever has this id.
-    Numbered(PersonId),
+    Id(PersonId),
 }
 
 /// A person, as everything else refers to one.
@@ -55,9 +55,9 @@ pub struct Person {
 
 /// Whom a statement looks for.
 #[derive(Debug, Clone)]
-pub(super) enum Sought {
-    Named(Name),
-    Numbered(PersonId),
+pub(super) enum PersonKey {
+    Name(Name),
+    Id(PersonId),
 }
 
 /// A Face ID as rows have it.
@@ -69,7 +69,7 @@ pub(super) struct Name {
 
 /// What was done to rows from before the rule of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Renamed {
+pub struct NameChanges {
     /// People whose Face ID is written in another way now: normalised, without white space around it.
     pub normalised: usize,
     /// Of those, people who got a number after their name, since somebody else has the very same.
@@ -95,10 +95,10 @@ impl Database {
         Name { face_id: id.to_string(), key: id.key(self.same_name) }
     }
 
-    pub(super) fn sought(&self, who: &Who) -> Sought {
+    pub(super) fn sought(&self, who: &PersonRef) -> PersonKey {
         match who {
-            Who::Named(id) => Sought::Named(self.name(id)),
-            Who::Numbered(id) => Sought::Numbered(*id),
+            PersonRef::FaceId(id) => PersonKey::Name(self.name(id)),
+            PersonRef::Id(id) => PersonKey::Id(*id),
         }
     }
 
@@ -108,12 +108,12 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn complete_people(&self) -> Result<Renamed, StoreError> {
+    pub async fn migrate_names(&self) -> Result<NameChanges, StoreError> {
         let rule = self.same_name;
         // Mostly there is nothing to do.
         let done = self.read(move |connection| Ok(plan(&rows(connection)?, rule).0.is_empty())).await?;
         if done {
-            return Ok(Renamed::default());
+            return Ok(NameChanges::default());
         }
         let mut attempt = 0;
         loop {
@@ -121,7 +121,7 @@ impl Database {
             match self.write(move |connection| complete(connection, rule)).await {
                 // Somebody was added meanwhile, with a name that a row was to have.
                 Err(StoreError::Database(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
-                    if attempt < ATTEMPTS => {}
+                    if attempt < MAX_ATTEMPTS => {}
                 outcome => return outcome,
             }
         }
@@ -135,7 +135,7 @@ fn rows(connection: &mut AnyConnection) -> Result<Vec<Row>, StoreError> {
         .load(connection)?)
 }
 
-fn complete(connection: &mut AnyConnection, rule: SameName) -> Result<Renamed, StoreError> {
+fn complete(connection: &mut AnyConnection, rule: SameName) -> Result<NameChanges, StoreError> {
     // To write first takes the lock before anything is read, on every engine.
     diesel::update(leases::table.find(LOCK)).set(leases::expires_at.eq(0)).execute(connection)?;
     let rows = rows(connection)?;
@@ -154,8 +154,8 @@ fn complete(connection: &mut AnyConnection, rule: SameName) -> Result<Renamed, S
 }
 
 /// What is to be done to the rows, which come by their numbers, the oldest first.
-fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, Renamed) {
-    let mut renamed = Renamed::default();
+fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, NameChanges) {
+    let mut renamed = NameChanges::default();
     let normal: Vec<String> = rows.iter().map(|(row, face_id, ..)| normalised(*row, face_id)).collect();
     // Whose name is as it must be keeps it; nobody who asks for it gets somebody else.
     let mut taken: HashSet<String> = rows
@@ -194,7 +194,7 @@ fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, Renamed) {
             renamed.sharing += 1;
             format!("{key}{SHARED}{row}")
         };
-        let id = old_id.clone().unwrap_or_else(|| PersonId::of_row(*row, *created_at).to_string());
+        let id = old_id.clone().unwrap_or_else(|| PersonId::from_row(*row, *created_at).to_string());
         if *old_name != face_id || old_key.as_ref() != Some(&key) || old_id.is_none() {
             changes.push(Change { row: *row, face_id, key, id });
         }
@@ -233,7 +233,10 @@ pub(super) fn shared_key(key: &str) -> Option<&str> {
 }
 
 /// Has the next of those who share a name be the one who is found by it, once nobody has its key any more.
-pub(super) fn hand_on(connection: &mut AnyConnection, key: Option<&str>) -> Result<(), StoreError> {
+pub(super) fn promote_next_holder(
+    connection: &mut AnyConnection,
+    key: Option<&str>,
+) -> Result<(), StoreError> {
     let Some(key) = key.filter(|key| shared_key(key).is_none()) else { return Ok(()) };
     let held: i64 = people::table.filter(people::face_key.eq(key)).count().get_result(connection)?;
     if held > 0 {
@@ -253,9 +256,9 @@ pub(super) fn hand_on(connection: &mut AnyConnection, key: Option<&str>) -> Resu
 }
 
 /// Who is sought, if anybody. Who has a name letter by letter goes before who has it by the rule.
-pub(super) fn find(connection: &mut AnyConnection, sought: &Sought) -> Result<Option<Person>, StoreError> {
+pub(super) fn find(connection: &mut AnyConnection, sought: &PersonKey) -> Result<Option<Person>, StoreError> {
     match sought {
-        Sought::Named(name) => {
+        PersonKey::Name(name) => {
             let found = people::table
                 .filter(people::face_key.eq(&name.key).or(people::face_id.eq(&name.face_id)))
                 .select((people::id, people::face_id, people::created_at, people::public_id))
@@ -263,7 +266,7 @@ pub(super) fn find(connection: &mut AnyConnection, sought: &Sought) -> Result<Op
             let exact = found.iter().position(|(_, face_id, ..)| *face_id == name.face_id);
             Ok(found.into_iter().nth(exact.unwrap_or(0)).map(person_of))
         }
-        Sought::Numbered(id) => {
+        PersonKey::Id(id) => {
             let columns = (people::id, people::face_id, people::created_at, people::public_id);
             let found = people::table
                 .filter(people::public_id.eq(id.to_string()))
@@ -292,7 +295,7 @@ pub(super) fn person_of((row, face_id, created_at, id): PersonColumns) -> Person
 
 /// The id of a row, also of one that has none yet.
 pub(super) fn person_id(row: i64, created_at: Micros, id: Option<&str>) -> PersonId {
-    id.and_then(PersonId::parse).unwrap_or_else(|| PersonId::of_row(row, created_at))
+    id.and_then(PersonId::parse).unwrap_or_else(|| PersonId::from_row(row, created_at))
 }
 
 #[cfg(test)]
@@ -321,19 +324,19 @@ mod tests {
     }
 
     #[test]
-    fn rows_from_before_the_rule_get_keys_and_ids_and_then_nothing_more_is_done() {
+    fn rows_from_before_the_uniqueness_rule_get_keys_and_ids_once() {
         let rows = [old(1, "Ann"), old(2, "Bob Lee"), old(3, "Jos\u{e9}")];
         let (changes, renamed) = plan(&rows, RULE);
-        assert_eq!((changes.len(), renamed), (3, Renamed::default()));
+        assert_eq!((changes.len(), renamed), (3, NameChanges::default()));
         let rows = carried_out(&rows, RULE);
         assert_eq!(names(&rows), ["Ann", "Bob Lee", "Jos\u{e9}"]);
         assert_eq!(rows[1].3.as_deref(), Some("bob lee"));
-        assert_eq!(rows[1].4, Some(PersonId::of_row(2, 2000).to_string()));
+        assert_eq!(rows[1].4, Some(PersonId::from_row(2, 2000).to_string()));
         assert_eq!(plan(&rows, RULE).0, []);
     }
 
     #[test]
-    fn names_that_become_the_very_same_get_a_number_and_those_that_need_no_change_keep_theirs() {
+    fn names_that_become_identical_are_numbered_and_unchanged_names_win() {
         let hangul = "\u{1100}\u{1175}\u{11b7}";
         let rows = [
             old(1, hangul),
@@ -345,7 +348,7 @@ mod tests {
         ];
         let (changes, renamed) = plan(&rows, RULE);
         assert_eq!(changes.len(), 6);
-        assert_eq!(renamed, Renamed { normalised: 4, numbered: 3, sharing: 0 });
+        assert_eq!(renamed, NameChanges { normalised: 4, numbered: 3, sharing: 0 });
         let rows = carried_out(&rows, RULE);
         assert_eq!(names(&rows), ["\u{ae40} (2)", "ann (2)", "\u{ae40}", "ann", "ann (3)", "unnamed 6"]);
         assert_eq!(rows.iter().map(|row| row.3.clone()).collect::<HashSet<_>>().len(), 6);
@@ -353,17 +356,17 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_keeps_its_length_with_a_number() {
+    fn a_numbered_name_stays_within_the_length_limit() {
         let long = "x".repeat(64);
         let rows = carried_out(&[old(1, &long), old(2, &format!("{long} "))], RULE);
         assert_eq!(names(&rows), [long.as_str(), &format!("{} (2)", "x".repeat(60))]);
     }
 
     #[test]
-    fn names_that_differ_in_case_stay_and_the_oldest_has_the_key() {
+    fn names_differing_in_case_stay_and_the_oldest_holds_the_key() {
         let rows = [old(1, "Ann"), old(2, "ann"), old(3, "ANN")];
         let (_, renamed) = plan(&rows, RULE);
-        assert_eq!(renamed, Renamed { sharing: 2, ..Renamed::default() });
+        assert_eq!(renamed, NameChanges { sharing: 2, ..NameChanges::default() });
         let rows = carried_out(&rows, RULE);
         assert_eq!(names(&rows), ["Ann", "ann", "ANN"]);
         assert_eq!(rows[0].3.as_deref(), Some("ann"));

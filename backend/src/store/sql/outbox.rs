@@ -56,7 +56,7 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn messages_wait(&self) -> Result<bool, StoreError> {
+    pub async fn has_messages(&self) -> Result<bool, StoreError> {
         self.read(|connection| {
             let any = diesel::select(exists(outbox::table.select(outbox::id))).get_result(connection)?;
             Ok(any)
@@ -97,7 +97,7 @@ impl Database {
     ///
     /// # Errors
     /// The database fails; then all of them are as they were.
-    pub async fn settle_messages(
+    pub async fn record_deliveries(
         &self,
         taken: Vec<i64>,
         refused: Vec<(i64, Micros)>,

@@ -13,10 +13,10 @@ use diesel::{
 };
 
 use super::{
-    ATTEMPTS, AnyConnection, Database,
-    erasures::{Erasure, Identity, note},
+    AnyConnection, Database, MAX_ATTEMPTS,
+    erasures::{Erasure, RowIdentity, record_erasure},
     leases::{Lease, ensure_unlocked, renew},
-    names::{self, Name, Person, Sought, Who},
+    names::{self, Name, Person, PersonKey, PersonRef},
     schema::{detections, embeddings, images, people, similar_images},
     similar::{SimilarImage, similar_to},
 };
@@ -96,7 +96,7 @@ pub struct ImageDetails {
 }
 
 /// What was erased from the database, and is to be erased elsewhere.
-pub struct Erased {
+pub struct PendingErasure {
     /// The keys of the blobs that must go too.
     pub blobs: Vec<String>,
     /// What the ledger in the blob store is to have as well.
@@ -118,12 +118,12 @@ pub struct TrainingSet {
     /// The embeddings by the one embedder.
     pub images: Vec<TrainingImage>,
     /// Everybody in the dataset.
-    pub people: Vec<Enrolled>,
+    pub people: Vec<EnrolledPerson>,
 }
 
 /// A person of the dataset, as a training reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Enrolled {
+pub struct EnrolledPerson {
     /// The row.
     pub row: i64,
     /// The id.
@@ -141,7 +141,7 @@ impl Database {
         let (name, id) = (self.name(id), PersonId::new());
         self.write(move |connection| {
             ensure_unlocked(connection)?;
-            nobody_has(connection, &name, None)?;
+            ensure_name_is_free(connection, &name, None)?;
             let row = (
                 people::face_id.eq(&name.face_id),
                 people::created_at.eq(now()),
@@ -164,7 +164,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn person(&self, who: &Who) -> Result<Person, StoreError> {
+    pub async fn person(&self, who: &PersonRef) -> Result<Person, StoreError> {
         let sought = self.sought(who);
         self.read(move |connection| person(connection, &sought)).await
     }
@@ -232,9 +232,9 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::DuplicateImage`], [`StoreError::ImageOfAnother`].
-    pub async fn no_image_with(&self, person_id: i64, sha256: &str) -> Result<(), StoreError> {
+    pub async fn ensure_image_is_new(&self, person_id: i64, sha256: &str) -> Result<(), StoreError> {
         let sha256 = sha256.to_owned();
-        self.read(move |connection| no_image_with(connection, person_id, &sha256)).await
+        self.read(move |connection| ensure_image_is_new(connection, person_id, &sha256)).await
     }
 
     /// Adds an image and its embedding to a person.
@@ -251,7 +251,7 @@ impl Database {
             match self.write(move |connection| add_image(connection, person_id, &added)).await {
                 // Somebody adds the same bytes at the same moment: they are there to be seen by now.
                 Err(StoreError::Database(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
-                    if attempt < ATTEMPTS => {}
+                    if attempt < MAX_ATTEMPTS => {}
                 outcome => return outcome,
             }
         }
@@ -290,7 +290,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn images(&self, who: &Who) -> Result<(Person, Vec<ImageRow>), StoreError> {
+    pub async fn images(&self, who: &PersonRef) -> Result<(Person, Vec<ImageRow>), StoreError> {
         let sought = self.sought(who);
         self.read(move |connection| {
             let person = person(connection, &sought)?;
@@ -308,7 +308,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
-    pub async fn image_blob_key(&self, who: &Who, image: &str) -> Result<String, StoreError> {
+    pub async fn image_blob_key(&self, who: &PersonRef, image: &str) -> Result<String, StoreError> {
         let (sought, image) = (self.sought(who), image.to_owned());
         self.read(move |connection| image_blob_key(connection, &sought, &image)).await
     }
@@ -333,7 +333,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
-    pub async fn erase_image(&self, who: &Who, image: &str) -> Result<Erased, StoreError> {
+    pub async fn erase_image(&self, who: &PersonRef, image: &str) -> Result<PendingErasure, StoreError> {
         let (sought, image) = (self.sought(who), image.to_owned());
         self.write(move |connection| {
             ensure_unlocked(connection)?;
@@ -347,7 +347,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::DatasetLocked`].
-    pub async fn erase_image_row(&self, image: &str) -> Result<Option<Erased>, StoreError> {
+    pub async fn erase_image_row(&self, image: &str) -> Result<Option<PendingErasure>, StoreError> {
         let image = image.to_owned();
         self.write(move |connection| {
             ensure_unlocked(connection)?;
@@ -362,7 +362,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`]; [`StoreError::PersonExists`] where somebody else has the new Face ID.
-    pub async fn rename_person(&self, from: &Who, to: &FaceId) -> Result<Person, StoreError> {
+    pub async fn rename_person(&self, from: &PersonRef, to: &FaceId) -> Result<Person, StoreError> {
         let (from, to) = (self.sought(from), self.name(to));
         self.write(move |connection| {
             ensure_unlocked(connection)?;
@@ -370,12 +370,12 @@ impl Database {
             if person.face_id == to.face_id {
                 return Ok(person);
             }
-            nobody_has(connection, &to, Some(person.row))?;
+            ensure_name_is_free(connection, &to, Some(person.row))?;
             let row = people::table.find(person.row);
             let key: Option<String> = row.select(people::face_key).first(connection)?;
             let renamed = (people::face_id.eq(&to.face_id), people::face_key.eq(Some(&to.key)));
             diesel::update(row).set(renamed).execute(connection).map_err(name_taken)?;
-            names::hand_on(connection, key.as_deref())?;
+            names::promote_next_holder(connection, key.as_deref())?;
             Ok(Person { face_id: to.face_id.clone(), ..person })
         })
         .await
@@ -386,7 +386,11 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
-    pub async fn erase_person(&self, who: &Who, with_detections: bool) -> Result<Erased, StoreError> {
+    pub async fn erase_person(
+        &self,
+        who: &PersonRef,
+        with_detections: bool,
+    ) -> Result<PendingErasure, StoreError> {
         let sought = self.sought(who);
         self.write(move |connection| {
             ensure_unlocked(connection)?;
@@ -404,7 +408,7 @@ impl Database {
         &self,
         person_id: i64,
         with_detections: bool,
-    ) -> Result<Option<Erased>, StoreError> {
+    ) -> Result<Option<PendingErasure>, StoreError> {
         self.write(move |connection| {
             ensure_unlocked(connection)?;
             erase_person(connection, person_id, with_detections)
@@ -416,10 +420,13 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn identities(&self) -> Result<Vec<(i64, Identity)>, StoreError> {
+    pub async fn identities(&self) -> Result<Vec<(i64, RowIdentity)>, StoreError> {
         self.read(|connection| {
             let rows = people::table.select((people::id, people::created_at)).load(connection)?;
-            Ok(rows.into_iter().map(|(id, created_at)| (id, Identity::Person { id, created_at })).collect())
+            Ok(rows
+                .into_iter()
+                .map(|(id, created_at)| (id, RowIdentity::Person { id, created_at }))
+                .collect())
         })
         .await
     }
@@ -467,7 +474,7 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn enrolled_images(&self) -> Result<(Vec<EnrolledImage>, Vec<Enrolled>), StoreError> {
+    pub async fn enrolled_images(&self) -> Result<(Vec<EnrolledImage>, Vec<EnrolledPerson>), StoreError> {
         self.read(|connection| {
             let images = images::table
                 .order((images::person_id, images::created_at, images::id))
@@ -514,13 +521,13 @@ fn images_by_person(connection: &mut AnyConnection) -> Result<HashMap<i64, i64>,
     Ok(counted.load::<(i64, i64)>(connection)?.into_iter().collect())
 }
 
-fn enrolled(connection: &mut AnyConnection) -> Result<Vec<Enrolled>, StoreError> {
+fn enrolled(connection: &mut AnyConnection) -> Result<Vec<EnrolledPerson>, StoreError> {
     let images = images_by_person(connection)?;
     let rows = people::table
         .order(people::face_id)
         .select((people::id, people::created_at, people::public_id))
         .load::<(i64, Micros, Option<String>)>(connection)?;
-    let person = |(row, created_at, id): (i64, Micros, Option<String>)| Enrolled {
+    let person = |(row, created_at, id): (i64, Micros, Option<String>)| EnrolledPerson {
         row,
         id: names::person_id(row, created_at, id.as_deref()),
         images: images.get(&row).copied().unwrap_or(0),
@@ -547,11 +554,15 @@ fn insert_embedding(
 }
 
 /// Erases an image's row and writes that into the ledger.
-fn erase_image(connection: &mut AnyConnection, image: &str, blob_key: String) -> Result<Erased, StoreError> {
+fn erase_image(
+    connection: &mut AnyConnection,
+    image: &str,
+    blob_key: String,
+) -> Result<PendingErasure, StoreError> {
     // Foreign keys take the embeddings along.
     diesel::delete(images::table.find(image)).execute(connection)?;
-    let erasure = note(connection, &Identity::Image { id: image.to_owned() })?;
-    Ok(Erased { blobs: vec![blob_key], erasure })
+    let erasure = record_erasure(connection, &RowIdentity::Image { id: image.to_owned() })?;
+    Ok(PendingErasure { blobs: vec![blob_key], erasure })
 }
 
 /// Erases a person's row with all that belongs to it and writes that into the ledger.
@@ -559,7 +570,7 @@ fn erase_person(
     connection: &mut AnyConnection,
     person_id: i64,
     with_detections: bool,
-) -> Result<Option<Erased>, StoreError> {
+) -> Result<Option<PendingErasure>, StoreError> {
     // An image that is being added either is there already, or will find the person gone.
     lock_person(connection, person_id)?;
     let row: Option<(Micros, Option<String>)> = people::table
@@ -577,9 +588,9 @@ fn erase_person(
         .load::<String>(connection)?;
     // Foreign keys take images, embeddings and the names of detections along.
     diesel::delete(people::table.find(person_id)).execute(connection)?;
-    names::hand_on(connection, key.as_deref())?;
-    let erasure = note(connection, &Identity::Person { id: person_id, created_at })?;
-    Ok(Some(Erased { blobs, erasure }))
+    names::promote_next_holder(connection, key.as_deref())?;
+    let erasure = record_erasure(connection, &RowIdentity::Person { id: person_id, created_at })?;
+    Ok(Some(PendingErasure { blobs, erasure }))
 }
 
 /// Until the transaction ends, no row that refers to this person is added by another one.
@@ -596,14 +607,18 @@ fn lock_person(connection: &mut AnyConnection, person_id: i64) -> Result<(), Sto
     Ok(())
 }
 
-pub(super) fn person(connection: &mut AnyConnection, sought: &Sought) -> Result<Person, StoreError> {
+pub(super) fn person(connection: &mut AnyConnection, sought: &PersonKey) -> Result<Person, StoreError> {
     names::find(connection, sought)?.ok_or(StoreError::PersonNotFound)
 }
 
 /// Fails where somebody other than `except` has a name already. Sees also whom a server of the version before has added,
 /// without a key.
-fn nobody_has(connection: &mut AnyConnection, name: &Name, except: Option<i64>) -> Result<(), StoreError> {
-    match names::find(connection, &Sought::Named(name.clone()))? {
+fn ensure_name_is_free(
+    connection: &mut AnyConnection,
+    name: &Name,
+    except: Option<i64>,
+) -> Result<(), StoreError> {
+    match names::find(connection, &PersonKey::Name(name.clone()))? {
         Some(person) if Some(person.row) != except => {
             Err(StoreError::PersonExists { person_id: Some(person.id) })
         }
@@ -622,7 +637,11 @@ fn name_taken(error: Error) -> StoreError {
 }
 
 /// Fails where an image with these bytes is there. The person's own goes before another one's.
-fn no_image_with(connection: &mut AnyConnection, person_id: i64, sha256: &str) -> Result<(), StoreError> {
+fn ensure_image_is_new(
+    connection: &mut AnyConnection,
+    person_id: i64,
+    sha256: &str,
+) -> Result<(), StoreError> {
     let same = images::table
         .inner_join(people::table)
         .filter(images::sha256.eq(sha256))
@@ -644,7 +663,7 @@ fn no_image_with(connection: &mut AnyConnection, person_id: i64, sha256: &str) -
 fn add_image(connection: &mut AnyConnection, person_id: i64, image: &NewImage) -> Result<(), StoreError> {
     ensure_unlocked(connection)?;
     lock_person(connection, person_id)?;
-    no_image_with(connection, person_id, &image.sha256)?;
+    ensure_image_is_new(connection, person_id, &image.sha256)?;
     let created_at = now();
     let row = (
         images::id.eq(&image.id),
@@ -666,7 +685,7 @@ fn add_image(connection: &mut AnyConnection, person_id: i64, image: &NewImage) -
 
 fn image_blob_key(
     connection: &mut AnyConnection,
-    sought: &Sought,
+    sought: &PersonKey,
     image: &str,
 ) -> Result<String, StoreError> {
     let person_id = person(connection, sought)?.row;

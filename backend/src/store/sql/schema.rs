@@ -89,7 +89,8 @@ table! {
 }
 
 table! {
-    answers (call, upload_key) {
+    #[sql_name = "answers"]
+    idempotency_records (call, upload_key) {
         call -> Text,
         upload_key -> Text,
         model_version -> Nullable<BigInt>,

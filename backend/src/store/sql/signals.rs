@@ -19,11 +19,11 @@ const CHANNEL: &str = "facepipe";
 
 #[cfg(feature = "database-servers")]
 /// How often the connection that listens looks for what has arrived. Costs no round trip.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 #[cfg(feature = "database-servers")]
 /// How long to wait before connecting again.
-const RECONNECT: Duration = Duration::from_secs(1);
+const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
 /// What changes are told of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,13 +49,13 @@ impl Topic {
 }
 
 /// One signal for each topic.
-pub(super) struct Signals {
+pub(super) struct ChangeSignals {
     model: watch::Sender<()>,
     jobs: watch::Sender<()>,
     outbox: watch::Sender<()>,
 }
 
-impl Signals {
+impl ChangeSignals {
     /// On Postgres with a thread that listens as long as anybody holds the signals.
     pub(super) fn start(engine: Engine) -> std::io::Result<Arc<Self>> {
         let signals = Arc::new(Self {
@@ -76,7 +76,7 @@ impl Signals {
     }
 
     /// Tells this process.
-    pub(super) fn tell(&self, topic: Topic) {
+    pub(super) fn notify(&self, topic: Topic) {
         self.sender(topic).send_replace(());
     }
 
@@ -90,7 +90,7 @@ impl Signals {
 }
 
 /// Has other processes told once the transaction holds, where the engine can.
-pub(super) fn notify_others(connection: &mut AnyConnection, topic: Topic) -> QueryResult<()> {
+pub(super) fn notify_other_processes(connection: &mut AnyConnection, topic: Topic) -> QueryResult<()> {
     #[cfg(feature = "database-servers")]
     if let AnyConnection::Postgres(postgres) = connection {
         diesel::sql_query("SELECT pg_notify($1, $2)")
@@ -102,32 +102,32 @@ pub(super) fn notify_others(connection: &mut AnyConnection, topic: Topic) -> Que
 }
 
 #[cfg(feature = "database-servers")]
-fn listen(url: &str, signals: &Weak<Signals>) {
+fn listen(url: &str, signals: &Weak<ChangeSignals>) {
     while signals.strong_count() > 0 {
         if let Err(error) = listen_once(url, signals) {
             tracing::warn!(%error, "cannot listen for notifications of the database, changes are seen by looking");
         }
-        thread::sleep(RECONNECT);
+        thread::sleep(RECONNECT_DELAY);
     }
 }
 
 #[cfg(feature = "database-servers")]
-fn listen_once(url: &str, signals: &Weak<Signals>) -> anyhow::Result<()> {
+fn listen_once(url: &str, signals: &Weak<ChangeSignals>) -> anyhow::Result<()> {
     let mut connection = PgConnection::establish(url)?;
     connection.batch_execute(&format!("LISTEN {CHANNEL}"))?;
     // What was told while nobody listened is looked for now.
     if let Some(signals) = signals.upgrade() {
-        Topic::ALL.into_iter().for_each(|topic| signals.tell(topic));
+        Topic::ALL.into_iter().for_each(|topic| signals.notify(topic));
     }
     loop {
         let heard: Vec<_> = connection.notifications_iter().collect::<QueryResult<_>>()?;
         let Some(signals) = signals.upgrade() else { return Ok(()) };
         for topic in Topic::ALL {
             if heard.iter().any(|notification| notification.payload == topic.as_str()) {
-                signals.tell(topic);
+                signals.notify(topic);
             }
         }
         drop(signals);
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }

@@ -75,7 +75,7 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn note_similar(&self, pairs: Vec<(String, String, f32)>) -> Result<(), StoreError> {
+    pub async fn record_similar(&self, pairs: Vec<(String, String, f32)>) -> Result<(), StoreError> {
         self.write(move |connection| add(connection, &pairs)).await
     }
 

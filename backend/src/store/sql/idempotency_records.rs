@@ -11,12 +11,13 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database, arrivals,
+    AnyConnection, Database,
     detections::{self, NewDetection},
+    insert_lock,
     outbox::{self, NewMessage},
     people::face_ids,
-    schema::answers,
-    signals::{Topic, notify_others},
+    schema::idempotency_records,
+    signals::{Topic, notify_other_processes},
 };
 use uuid::Uuid;
 
@@ -27,14 +28,14 @@ use crate::{
 
 /// The calls whose answers are kept. Each has keys of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyedCall {
+pub enum IdempotentCall {
     /// Makes each face a detection.
     StoreResults,
     /// Makes each face a message of the outbox.
     SendResults,
 }
 
-impl KeyedCall {
+impl IdempotentCall {
     /// As rows name it.
     fn name(self) -> &'static str {
         match self {
@@ -61,7 +62,7 @@ pub struct Upload {
 /// The pictures of one request.
 pub struct NewUploads {
     /// What becomes of the faces.
-    pub call: KeyedCall,
+    pub call: IdempotentCall,
     /// Whether detections of unknown faces keep their embedding.
     pub keep_unknown_embeddings: bool,
     /// The camera.
@@ -81,7 +82,7 @@ pub struct NewUploads {
 }
 
 /// What was answered for a key.
-pub struct KeyedAnswer {
+pub struct IdempotencyRecord {
     /// The model that was asked.
     pub model_version: Option<i64>,
     /// The faces that were found.
@@ -89,17 +90,17 @@ pub struct KeyedAnswer {
 }
 
 /// What holds for one picture after it was stored.
-pub struct Uploaded {
+pub struct UploadOutcome {
     /// The answer: of now, or the first one where the key was known.
-    pub answer: KeyedAnswer,
+    pub answer: IdempotencyRecord,
     /// Whether the key was known and nothing was stored.
     pub repeated: bool,
 }
 
 /// What holds for a request's pictures after they were stored.
-pub struct StoredUploads {
+pub struct StoredBatch {
     /// Picture by picture, in the order of the request.
-    pub uploads: Vec<Uploaded>,
+    pub uploads: Vec<UploadOutcome>,
     /// Face IDs by row id, of the same moment.
     pub face_ids: HashMap<i64, String>,
 }
@@ -111,17 +112,17 @@ impl Database {
     /// The database fails.
     pub async fn answered_keys(
         &self,
-        call: KeyedCall,
+        call: IdempotentCall,
         keys: Vec<String>,
     ) -> Result<HashSet<String>, StoreError> {
         if keys.is_empty() {
             return Ok(HashSet::new());
         }
         self.read(move |connection| {
-            let known = answers::table
-                .filter(answers::call.eq(call.name()))
-                .filter(answers::upload_key.eq_any(&keys))
-                .select(answers::upload_key)
+            let known = idempotency_records::table
+                .filter(idempotency_records::call.eq(call.name()))
+                .filter(idempotency_records::upload_key.eq_any(&keys))
+                .select(idempotency_records::upload_key)
                 .load::<String>(connection)?;
             Ok(known.into_iter().collect())
         })
@@ -133,11 +134,17 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn delete_answers_before(&self, cutoff: Micros, limit: i64) -> Result<usize, StoreError> {
+    pub async fn delete_idempotency_records_before(
+        &self,
+        cutoff: Micros,
+        limit: i64,
+    ) -> Result<usize, StoreError> {
         self.write(move |connection| {
-            let old = answers::table.filter(answers::created_at.lt(cutoff));
-            let keys: Vec<String> = old.limit(limit).select(answers::upload_key).load(connection)?;
-            Ok(diesel::delete(old.filter(answers::upload_key.eq_any(&keys))).execute(connection)?)
+            let old = idempotency_records::table.filter(idempotency_records::created_at.lt(cutoff));
+            let keys: Vec<String> =
+                old.limit(limit).select(idempotency_records::upload_key).load(connection)?;
+            Ok(diesel::delete(old.filter(idempotency_records::upload_key.eq_any(&keys)))
+                .execute(connection)?)
         })
         .await
     }
@@ -146,7 +153,7 @@ impl Database {
     ///
     /// # Errors
     /// The database fails; then nothing of the request is stored.
-    pub async fn store_uploads(&self, new: NewUploads) -> Result<StoredUploads, StoreError> {
+    pub async fn store_uploads(&self, new: NewUploads) -> Result<StoredBatch, StoreError> {
         let new = Arc::new(new);
         let attempt = || {
             let new = Arc::clone(&new);
@@ -161,51 +168,52 @@ impl Database {
             ))) => attempt().await,
             outcome => outcome,
         }?;
-        if new.call == KeyedCall::SendResults {
-            self.signals.tell(Topic::Outbox);
+        if new.call == IdempotentCall::SendResults {
+            self.signals.notify(Topic::Outbox);
         }
         Ok(stored)
     }
 }
 
-fn stored_answer(
+fn find_record(
     connection: &mut AnyConnection,
-    call: KeyedCall,
+    call: IdempotentCall,
     key: &str,
-) -> Result<Option<KeyedAnswer>, StoreError> {
-    let row = answers::table
+) -> Result<Option<IdempotencyRecord>, StoreError> {
+    let row = idempotency_records::table
         .find((call.name(), key))
-        .select((answers::model_version, answers::faces))
+        .select((idempotency_records::model_version, idempotency_records::faces))
         .first::<(Option<i64>, String)>(connection)
         .optional()?;
     let Some((model_version, faces)) = row else { return Ok(None) };
     let faces = serde_json::from_str(&faces)
         .map_err(|error| StoreError::Damaged(format!("the faces of a stored answer: {error}")))?;
-    Ok(Some(KeyedAnswer { model_version, faces }))
+    Ok(Some(IdempotencyRecord { model_version, faces }))
 }
 
-fn store(connection: &mut AnyConnection, new: &NewUploads) -> Result<StoredUploads, StoreError> {
-    if new.call == KeyedCall::StoreResults {
-        arrivals::announce(connection)?;
+fn store(connection: &mut AnyConnection, new: &NewUploads) -> Result<StoredBatch, StoreError> {
+    if new.call == IdempotentCall::StoreResults {
+        insert_lock::hold_insert_lock(connection)?;
     }
     let face_ids = face_ids(connection)?;
     let people: HashSet<i64> = face_ids.keys().copied().collect();
     let mut uploads = Vec::with_capacity(new.uploads.len());
     for upload in &new.uploads {
         let known = match &upload.key {
-            Some(key) => stored_answer(connection, new.call, key)?,
+            Some(key) => find_record(connection, new.call, key)?,
             None => None,
         };
         uploads.push(match known {
-            Some(answer) => Uploaded { answer, repeated: true },
+            Some(answer) => UploadOutcome { answer, repeated: true },
             None => {
                 store_upload(connection, new, upload, &people)?;
-                let answer = KeyedAnswer { model_version: new.model_version, faces: upload.faces.clone() };
-                Uploaded { answer, repeated: false }
+                let answer =
+                    IdempotencyRecord { model_version: new.model_version, faces: upload.faces.clone() };
+                UploadOutcome { answer, repeated: false }
             }
         });
     }
-    Ok(StoredUploads { uploads, face_ids })
+    Ok(StoredBatch { uploads, face_ids })
 }
 
 fn store_upload(
@@ -215,19 +223,19 @@ fn store_upload(
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
     match new.call {
-        KeyedCall::StoreResults => store_detections(connection, new, upload, people)?,
-        KeyedCall::SendResults => store_messages(connection, new, upload, people)?,
+        IdempotentCall::StoreResults => store_detections(connection, new, upload, people)?,
+        IdempotentCall::SendResults => store_messages(connection, new, upload, people)?,
     }
     if let Some(key) = &upload.key {
         let faces = serde_json::to_string(&upload.faces)
             .map_err(|error| StoreError::Damaged(format!("the faces of an answer: {error}")))?;
-        diesel::insert_into(answers::table)
+        diesel::insert_into(idempotency_records::table)
             .values((
-                answers::call.eq(new.call.name()),
-                answers::upload_key.eq(key),
-                answers::model_version.eq(new.model_version),
-                answers::faces.eq(faces),
-                answers::created_at.eq(now()),
+                idempotency_records::call.eq(new.call.name()),
+                idempotency_records::upload_key.eq(key),
+                idempotency_records::model_version.eq(new.model_version),
+                idempotency_records::faces.eq(faces),
+                idempotency_records::created_at.eq(now()),
             ))
             .execute(connection)?;
     }
@@ -288,7 +296,7 @@ fn store_messages(
         outbox::insert(connection, &message)?;
     }
     if !upload.faces.is_empty() {
-        notify_others(connection, Topic::Outbox)?;
+        notify_other_processes(connection, Topic::Outbox)?;
     }
     Ok(())
 }

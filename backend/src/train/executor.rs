@@ -24,7 +24,7 @@ use crate::{
     recognise::{ModelLoader, PictureError, Pipeline, VersionedModel, load_tested},
     store::{
         Blobs, Database, StoreError, ledger, now,
-        sql::{Enrolled, EnrolledImage, Job, JobKind, Lease, NewModel, TrainingImage},
+        sql::{EnrolledImage, EnrolledPerson, Job, JobKind, Lease, NewModel, TrainingImage},
     },
 };
 
@@ -154,10 +154,10 @@ pub struct EmbeddingResult {
 
 /// Why a job came to no result.
 #[derive(Debug, thiserror::Error)]
-pub enum WorkError {
+pub enum JobError {
     /// It was asked to end.
     #[error("ended")]
-    Ended(End),
+    Aborted(AbortReason),
     /// Two images show the same face, under two people.
     #[error(
         "images {first} and {second} have the same embedding but belong to two people: erase one of them, then train \
@@ -182,7 +182,7 @@ pub enum WorkError {
 
 /// Why a job is to end before it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum AbortReason {
     /// Somebody asked for it.
     Cancelled,
     /// Another process may be doing the job by now.
@@ -196,7 +196,7 @@ pub struct Progress {
     done: AtomicI64,
     /// Negative before the images were counted.
     total: AtomicI64,
-    /// 0 to go on, else an [`End`].
+    /// 0 to go on, else an [`AbortReason`].
     end: AtomicU8,
 }
 
@@ -214,21 +214,21 @@ impl Progress {
     }
 
     /// Asks the job to end. The first reason stays.
-    pub fn end(&self, reason: End) {
+    pub fn abort(&self, reason: AbortReason) {
         let reason = match reason {
-            End::Cancelled => 1,
-            End::LeaseLost => 2,
-            End::Unblocked => 3,
+            AbortReason::Cancelled => 1,
+            AbortReason::LeaseLost => 2,
+            AbortReason::Unblocked => 3,
         };
         let _ = self.end.compare_exchange(0, reason, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Whether the job is to end.
-    pub fn asked_to_end(&self) -> Option<End> {
+    pub fn abort_reason(&self) -> Option<AbortReason> {
         match self.end.load(Ordering::Relaxed) {
-            1 => Some(End::Cancelled),
-            2 => Some(End::LeaseLost),
-            3 => Some(End::Unblocked),
+            1 => Some(AbortReason::Cancelled),
+            2 => Some(AbortReason::LeaseLost),
+            3 => Some(AbortReason::Unblocked),
             _ => None,
         }
     }
@@ -241,13 +241,13 @@ impl Progress {
         self.done.fetch_add(i64::try_from(images).unwrap_or(0), Ordering::Relaxed);
     }
 
-    fn go_on(&self) -> Result<(), WorkError> {
-        self.asked_to_end().map_or(Ok(()), |end| Err(WorkError::Ended(end)))
+    fn ensure_not_aborted(&self) -> Result<(), JobError> {
+        self.abort_reason().map_or(Ok(()), |end| Err(JobError::Aborted(end)))
     }
 }
 
 /// What jobs work with.
-pub struct Work {
+pub struct JobExecutor {
     database: Database,
     blobs: Blobs,
     /// Has a new model answer.
@@ -262,17 +262,17 @@ pub struct Work {
 struct Samples {
     images: Vec<TrainingImage>,
     /// Everybody in the dataset.
-    people: Vec<Enrolled>,
+    people: Vec<EnrolledPerson>,
     left_out: i64,
 }
 
 /// Images of two people that are the same picture, and whose they are.
-struct Contradiction {
+struct ConflictingPair {
     images: [(String, i64); 2],
     similarity: f32,
 }
 
-impl Work {
+impl JobExecutor {
     /// For the jobs of one process. `lease`: how long leases last unless they are renewed. `same_picture`: cosine from
     /// which images of two people are the same picture.
     pub fn new(
@@ -290,7 +290,7 @@ impl Work {
     ///
     /// # Errors
     /// Whatever kept it from being done.
-    pub async fn run(&self, job: &Job, holder: &str, progress: &Arc<Progress>) -> Result<String, WorkError> {
+    pub async fn run(&self, job: &Job, holder: &str, progress: &Arc<Progress>) -> Result<String, JobError> {
         let begun = Instant::now();
         let json = match job.kind {
             JobKind::OptimizedTrain => {
@@ -312,7 +312,7 @@ impl Work {
                 serde_json::to_string(&result)
             }
         };
-        json.map_err(|error| WorkError::Internal(error.to_string()))
+        json.map_err(|error| JobError::Internal(error.to_string()))
     }
 
     fn embedder(&self) -> &'static str {
@@ -328,7 +328,7 @@ impl Work {
         holder: &str,
         progress: &Arc<Progress>,
         counts: bool,
-    ) -> Result<TrainingResult, WorkError> {
+    ) -> Result<TrainingResult, JobError> {
         let embedder = self.embedder();
         let Samples { images, people: enrolled, left_out } = samples;
         let with_embeddings: HashSet<i64> = images.iter().map(|image| image.person).collect();
@@ -341,7 +341,7 @@ impl Work {
         let previous = if counts { self.loader.active() } else { None };
         let (bytes, people, images) =
             blocking(move || fit(embedder, images, previous.as_deref(), &watched, counts)).await??;
-        progress.go_on()?;
+        progress.ensure_not_aborted()?;
 
         let sha256 = hex(&Sha256::digest(&bytes));
         let blob_key = Blobs::model_key(&Uuid::now_v7().to_string());
@@ -349,7 +349,7 @@ impl Work {
         load_tested(0, now(), &bytes)?;
         self.blobs.put(&blob_key, Bytes::from(bytes)).await?;
         let known = people.len();
-        let number = |n: usize| i64::try_from(n).map_err(|error| WorkError::Internal(error.to_string()));
+        let number = |n: usize| i64::try_from(n).map_err(|error| JobError::Internal(error.to_string()));
         let in_model: HashSet<i64> = people.iter().copied().collect();
         let mut people_left_out: Vec<LeftOut> = enrolled
             .iter()
@@ -401,8 +401,8 @@ impl Work {
 
     /// Writes down which images contradict each other, for whoever mends the dataset; also where nothing comes of the
     /// training.
-    async fn note(&self, contradictions: &[Contradiction]) -> Result<(), WorkError> {
-        let pair = |contradiction: &Contradiction| {
+    async fn note(&self, contradictions: &[ConflictingPair]) -> Result<(), JobError> {
+        let pair = |contradiction: &ConflictingPair| {
             let [(first, _), (second, _)] = &contradiction.images;
             (first.clone(), second.clone(), contradiction.similarity)
         };
@@ -423,12 +423,12 @@ impl Work {
     }
 
     /// The embeddings of all images, computed and not stored.
-    async fn compute_samples(&self, progress: &Arc<Progress>) -> Result<Samples, WorkError> {
+    async fn compute_samples(&self, progress: &Arc<Progress>) -> Result<Samples, JobError> {
         let (images, people) = self.database.enrolled_images().await?;
         progress.start(images.len());
         let mut samples = Samples { images: Vec::with_capacity(images.len()), people, left_out: 0 };
         for chunk in images.chunks(CHUNK) {
-            progress.go_on()?;
+            progress.ensure_not_aborted()?;
             for (image, embedding) in chunk.iter().zip(self.embed(chunk).await?) {
                 match embedding {
                     Some(embedding) => samples.images.push(TrainingImage {
@@ -450,14 +450,14 @@ impl Work {
         begun: Instant,
         job: &Job,
         progress: &Arc<Progress>,
-    ) -> Result<EmbeddingResult, WorkError> {
+    ) -> Result<EmbeddingResult, JobError> {
         // A job that died held the lease under its own id, so it is ours again.
         let mut tries = 0;
         while !self.database.acquire_lease(Lease::Dataset, &job.id, self.lease).await? {
-            progress.go_on()?;
+            progress.ensure_not_aborted()?;
             tries += 1;
             if tries > 60 {
-                return Err(WorkError::Internal("the dataset's lease does not become free".into()));
+                return Err(JobError::Internal("the dataset's lease does not become free".into()));
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -466,20 +466,20 @@ impl Work {
         progress.start(images.len());
         let (mut kept, mut left_out) = (0, 0);
         for chunk in images.chunks(CHUNK) {
-            progress.go_on()?;
+            progress.ensure_not_aborted()?;
             let embeddings = self.renewing(progress, job, self.embed(chunk)).await?;
             let found = embeddings.iter().filter(|embedding| embedding.is_some()).count();
             let rows = chunk.iter().map(|image| image.id.clone()).zip(embeddings).collect();
             match self.database.replace_embeddings(embedder, rows, &job.id, self.lease).await {
-                Err(StoreError::LeaseLost) => return Err(WorkError::Ended(End::Unblocked)),
+                Err(StoreError::LeaseLost) => return Err(JobError::Aborted(AbortReason::Unblocked)),
                 outcome => outcome?,
             }
             kept += found;
             left_out += chunk.len() - found;
             progress.advance(chunk.len());
         }
-        self.database.forget_erased().await?;
-        let number = |n: usize| i64::try_from(n).map_err(|error| WorkError::Internal(error.to_string()));
+        self.database.scrub_journal().await?;
+        let number = |n: usize| i64::try_from(n).map_err(|error| JobError::Internal(error.to_string()));
         let result = EmbeddingResult {
             embedder: embedder.to_owned(),
             images: number(kept)?,
@@ -501,15 +501,15 @@ impl Work {
         &self,
         progress: &Progress,
         job: &Job,
-        work: impl Future<Output = Result<T, WorkError>>,
-    ) -> Result<T, WorkError> {
+        work: impl Future<Output = Result<T, JobError>>,
+    ) -> Result<T, JobError> {
         tokio::pin!(work);
         loop {
             tokio::select! {
                 outcome = &mut work => return outcome,
                 () = tokio::time::sleep(self.lease / 3) => {
                     if let Ok(false) = self.database.renew_lease(Lease::Dataset, &job.id, self.lease).await {
-                        progress.end(End::Unblocked);
+                        progress.abort(AbortReason::Unblocked);
                     }
                 }
             }
@@ -518,7 +518,7 @@ impl Work {
 
     /// The embedding of the largest face of each image; none where there is no face, where the image was erased
     /// meanwhile, or where its bytes are damaged.
-    async fn embed(&self, images: &[EnrolledImage]) -> Result<Vec<Option<Vec<f32>>>, WorkError> {
+    async fn embed(&self, images: &[EnrolledImage]) -> Result<Vec<Option<Vec<f32>>>, JobError> {
         let mut pictures = Vec::with_capacity(images.len());
         for image in images {
             pictures.push(match self.blobs.get(&image.blob_key).await {
@@ -537,7 +537,7 @@ impl Work {
                         tracing::warn!(image = id, %error, "an enrolled image is damaged");
                         Ok(None)
                     }
-                    Err(PictureError::Vision(error)) => Err(WorkError::Internal(error.to_string())),
+                    Err(PictureError::Vision(error)) => Err(JobError::Internal(error.to_string())),
                 }
             };
             pictures.iter().map(embed).collect()
@@ -554,19 +554,19 @@ fn without_contradictions(
     images: Vec<TrainingImage>,
     same_picture: f32,
     progress: &Progress,
-) -> Result<(Vec<TrainingImage>, Vec<Contradiction>), WorkError> {
+) -> Result<(Vec<TrainingImage>, Vec<ConflictingPair>), JobError> {
     let compared: Vec<(i64, &[f32])> =
         images.iter().map(|image| (image.person, image.embedding.as_slice())).collect();
-    let pairs = same_pictures(&compared, same_picture, &|| progress.asked_to_end().is_none());
+    let pairs = same_pictures(&compared, same_picture, &|| progress.abort_reason().is_none());
     let mut pairs =
-        pairs.ok_or_else(|| WorkError::Ended(progress.asked_to_end().unwrap_or(End::Cancelled)))?;
+        pairs.ok_or_else(|| JobError::Aborted(progress.abort_reason().unwrap_or(AbortReason::Cancelled)))?;
     pairs.sort_by(|one, other| other.similarity.total_cmp(&one.similarity));
     let side = |place: usize| images.get(place).map(|image| (image.id.clone(), image.person));
     let contradictions = pairs
         .iter()
         .filter_map(|pair| {
             let images = [side(pair.first)?, side(pair.second)?];
-            Some(Contradiction { images, similarity: pair.similarity })
+            Some(ConflictingPair { images, similarity: pair.similarity })
         })
         .collect();
     let out: HashSet<usize> = pairs.iter().flat_map(|pair| [pair.first, pair.second]).collect();
@@ -574,7 +574,7 @@ fn without_contradictions(
     Ok((kept.map(|(_, image)| image).collect(), contradictions))
 }
 
-fn left_out_person(person: &Enrolled, with_embeddings: &HashSet<i64>) -> LeftOut {
+fn left_out_person(person: &EnrolledPerson, with_embeddings: &HashSet<i64>) -> LeftOut {
     let reason = if person.images == 0 {
         WhyLeftOut::NoImages
     } else if with_embeddings.contains(&person.row) {
@@ -585,13 +585,13 @@ fn left_out_person(person: &Enrolled, with_embeddings: &HashSet<i64>) -> LeftOut
     LeftOut { person_id: person.id.to_string(), face_id: None, images: person.images, reason }
 }
 
-fn conflicts(contradictions: &[Contradiction], enrolled: &[Enrolled]) -> Vec<Conflict> {
+fn conflicts(contradictions: &[ConflictingPair], enrolled: &[EnrolledPerson]) -> Vec<Conflict> {
     let ids: HashMap<i64, PersonId> = enrolled.iter().map(|person| (person.row, person.id)).collect();
     let image = |(image_id, person): &(String, i64)| {
         let person_id = ids.get(person)?.to_string();
         Some(ConflictingImage { image_id: image_id.clone(), person_id, face_id: None })
     };
-    let conflict = |contradiction: &Contradiction| {
+    let conflict = |contradiction: &ConflictingPair| {
         let images = contradiction.images.iter().map(image).collect::<Option<Vec<_>>>()?;
         Some(Conflict { images, similarity: contradiction.similarity })
     };
@@ -606,7 +606,7 @@ fn fit(
     previous: Option<&VersionedModel>,
     progress: &Progress,
     counts: bool,
-) -> Result<(Vec<u8>, Vec<i64>, usize), WorkError> {
+) -> Result<(Vec<u8>, Vec<i64>, usize), JobError> {
     // Labels are row ids: the model's file names nobody, and a renamed person needs no training.
     let (ids, samples): (Vec<String>, Vec<Sample>) = images
         .into_iter()
@@ -616,7 +616,7 @@ fn fit(
         if counts {
             progress.done.fetch_max(i64::try_from(done).unwrap_or(0), Ordering::Relaxed);
         }
-        match progress.asked_to_end() {
+        match progress.abort_reason() {
             Some(_) => ControlFlow::Break(()),
             None => ControlFlow::Continue(()),
         }
@@ -629,16 +629,16 @@ fn fit(
     let model = match trained {
         Ok(model) => model,
         Err(IdentifyError::Cancelled) => {
-            return Err(WorkError::Ended(progress.asked_to_end().unwrap_or(End::Cancelled)));
+            return Err(JobError::Aborted(progress.abort_reason().unwrap_or(AbortReason::Cancelled)));
         }
         Err(IdentifyError::Conflict { first, second }) => {
             let id = |position: usize| ids.get(position).cloned().unwrap_or_default();
-            return Err(WorkError::Conflict { first: id(first), second: id(second) });
+            return Err(JobError::Conflict { first: id(first), second: id(second) });
         }
         Err(error) => return Err(error.into()),
     };
     let person =
-        |label: &String| label.parse().map_err(|_| WorkError::Internal("a label that is no row id".into()));
+        |label: &String| label.parse().map_err(|_| JobError::Internal("a label that is no row id".into()));
     let people = model.labels().iter().map(person).collect::<Result<_, _>>()?;
     Ok((model.to_bytes(), people, samples.len()))
 }
@@ -647,6 +647,6 @@ fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkError> {
-    tokio::task::spawn_blocking(call).await.map_err(|error| WorkError::Internal(error.to_string()))
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, JobError> {
+    tokio::task::spawn_blocking(call).await.map_err(|error| JobError::Internal(error.to_string()))
 }

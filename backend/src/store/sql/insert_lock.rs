@@ -16,7 +16,7 @@ use crate::store::StoreError;
 const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7066;
 #[cfg(feature = "database-servers")]
 /// What holds back whoever follows also holds back who comes after: not for long.
-const POSTGRES_PATIENCE: &str = "1s";
+const POSTGRES_LOCK_TIMEOUT: &str = "1s";
 #[cfg(feature = "database-servers")]
 /// Locks the row of MySQL's that stands for it; MariaDB does not know FOR SHARE.
 const MYSQL_SHARE: &str = "SELECT expires_at FROM leases WHERE name = 'arrivals' LOCK IN SHARE MODE";
@@ -32,8 +32,8 @@ struct Locked {
     expires_at: Micros,
 }
 
-/// For transactions that are about to add detections: until they end, [`Database::settled_detections`] waits.
-pub(super) fn announce(connection: &mut AnyConnection) -> Result<(), StoreError> {
+/// For transactions that are about to add detections: until they end, [`Database::last_visible_detection`] waits.
+pub(super) fn hold_insert_lock(connection: &mut AnyConnection) -> Result<(), StoreError> {
     match connection {
         // Has one writer: rows appear in the order of their ids.
         AnyConnection::Sqlite(_) => (),
@@ -52,7 +52,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] where some take too long to be added.
-    pub(super) async fn settled_detections(&self) -> Result<i64, StoreError> {
+    pub(super) async fn last_visible_detection(&self) -> Result<i64, StoreError> {
         if self.one_writer {
             return Ok(i64::MAX);
         }
@@ -61,7 +61,7 @@ impl Database {
                 AnyConnection::Sqlite(_) => (),
                 #[cfg(feature = "database-servers")]
                 AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
-                    "SET LOCAL lock_timeout = '{POSTGRES_PATIENCE}'; SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"
+                    "SET LOCAL lock_timeout = '{POSTGRES_LOCK_TIMEOUT}'; SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"
                 ))?,
                 #[cfg(feature = "database-servers")]
                 AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_WAIT).load::<Locked>(mysql)?),
