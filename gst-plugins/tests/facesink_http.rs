@@ -143,7 +143,7 @@ fn warning_text(message: &gst::Message) -> String {
 }
 
 #[test]
-fn a_crop_is_posted_as_it_is_with_its_facts() {
+fn a_crop_is_posted_unchanged_with_its_metadata() {
     for (endpoint, path) in [
         ("store-results", "/face-recognition/store-results"),
         ("send-results", "/face-recognition/send-results"),
@@ -173,7 +173,7 @@ fn a_crop_is_posted_as_it_is_with_its_facts() {
 }
 
 #[test]
-fn any_jpeg_picture_is_taken_and_without_a_name_the_camera_is_this_machine() {
+fn any_jpeg_is_accepted_and_camera_id_defaults_to_the_host_name() {
     let server = Server::answering([Answer::status(204)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
     let mut picture = gst::Buffer::from_slice(b"from elsewhere");
@@ -190,7 +190,7 @@ fn any_jpeg_picture_is_taken_and_without_a_name_the_camera_is_this_machine() {
 }
 
 #[test]
-fn the_capture_time_is_never_in_the_future_and_that_of_a_recording_counts_from_its_start() {
+fn capture_time_is_never_in_the_future_and_counts_from_capture_start_for_recordings() {
     let far_future = Duration::from_secs(4_000_000_000);
     let server = Server::answering([Answer::status(204)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
@@ -210,7 +210,7 @@ fn the_capture_time_is_never_in_the_future_and_that_of_a_recording_counts_from_i
 }
 
 #[test]
-fn crops_without_their_cameras_time_are_counted() {
+fn crops_with_a_refused_camera_clock_are_counted() {
     let server = Server::answering([Answer::status(204)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
     for clock_refused in [true, false, true] {
@@ -242,7 +242,7 @@ fn crops_without_their_cameras_time_are_counted() {
 }
 
 #[test]
-fn a_recording_whose_timestamps_fall_goes_on_from_its_start() {
+fn a_recording_with_decreasing_timestamps_continues_from_its_start() {
     let server = Server::answering([Answer::status(204)]);
     let info = info(VideoFormat::Rgb, 320, 240);
     let start = "capture-start=2024-05-06T07:08:09Z policy=every batch-size=1 workers=1";
@@ -276,7 +276,7 @@ fn unsearched(sink: &mut Sink, frames: u64, edit: impl Fn(&mut gst::BufferRef)) 
 }
 
 #[test]
-fn frames_that_nobody_searched_are_told_of_once() {
+fn frames_without_a_detector_are_reported_once() {
     let server = Server::answering([Answer::status(204)]);
     for frames in [5, 300, 700] {
         let warnings = unsearched(&mut Sink::start(&server.url(), ""), frames, |_| {});
@@ -293,7 +293,7 @@ fn frames_that_nobody_searched_are_told_of_once() {
 }
 
 #[test]
-fn a_pipeline_without_a_detector_says_so_once() {
+fn a_pipeline_without_a_detector_warns_once() {
     common::init();
     let server = Server::answering([Answer::status(204)]);
     let elements = [
@@ -367,7 +367,7 @@ fn raw_video_is_cropped_as_facecrop_does() {
 }
 
 #[test]
-fn the_crop_properties_hold_for_raw_video() {
+fn crop_properties_apply_to_raw_video() {
     let server = Server::answering([Answer::status(201)]);
     let mut sink = Sink::start(&server.url(), "margin=0 min-size=60 max-size=40 quality=50");
     let info = info(VideoFormat::Rgb, 320, 240);
@@ -382,7 +382,7 @@ fn the_crop_properties_hold_for_raw_video() {
 }
 
 #[test]
-fn the_answer_becomes_an_element_message() {
+fn a_response_becomes_an_element_message() {
     let answer = r#"{"model_version":"2024-05-06-1","stored":1,"faces":[{"image":0,
         "bounding_box":{"left":4.5,"top":5,"right":60.25,"bottom":70},"detection_confidence":0.99,
         "top_prediction":{"label":"Ada Lovelace","confidence":0.875},"decision":"known","threshold":0.355,
@@ -413,7 +413,7 @@ fn the_answer_becomes_an_element_message() {
 }
 
 #[test]
-fn a_busy_backend_is_asked_again_with_the_same_key_and_without_a_warning() {
+fn requests_to_a_busy_backend_are_retried_with_the_same_key_and_no_warning() {
     let server = Server::answering([Answer::status(429).header("Retry-After", "1"), Answer::status(201)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
     sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
@@ -430,7 +430,7 @@ fn a_busy_backend_is_asked_again_with_the_same_key_and_without_a_warning() {
 }
 
 #[test]
-fn a_backend_that_is_down_is_one_warning_and_its_return_one_message() {
+fn an_outage_is_one_warning_and_the_recovery_one_message() {
     let address = dead_address();
     let mut sink = Sink::for_jpeg(&format!("http://{address}"), "");
     for _ in 0..20 {
@@ -451,7 +451,7 @@ fn a_backend_that_is_down_is_one_warning_and_its_return_one_message() {
 }
 
 #[test]
-fn a_refused_crop_is_reported_and_the_pipeline_goes_on() {
+fn a_rejected_crop_is_reported_and_the_pipeline_continues() {
     let refusal = r#"{"error":{"code":"invalid_camera_id","message":"camera_id is empty","details":{}}}"#;
     let server = Server::answering([Answer::json(400, refusal)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
@@ -479,7 +479,7 @@ fn a_refused_crop_is_reported_and_the_pipeline_goes_on() {
 }
 
 #[test]
-fn the_end_of_the_stream_waits_for_what_is_queued() {
+fn eos_waits_for_queued_crops() {
     let server = Server::answering([Answer::status(201).after(Duration::from_millis(700))]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
     let begin = Instant::now();
@@ -492,7 +492,7 @@ fn the_end_of_the_stream_waits_for_what_is_queued() {
 }
 
 #[test]
-fn the_end_of_the_stream_waits_no_longer_than_its_limit() {
+fn eos_waits_at_most_eos_timeout() {
     let server = Server::answering([Answer::status(201).after(Duration::from_secs(30))]);
     let mut sink = Sink::for_jpeg(&server.url(), "eos-timeout=1");
     sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
@@ -511,7 +511,7 @@ fn the_end_of_the_stream_waits_no_longer_than_its_limit() {
 }
 
 #[test]
-fn stopping_interrupts_the_end_of_the_stream() {
+fn stopping_interrupts_the_wait_at_eos() {
     let mut sink = Sink::for_jpeg(&format!("http://{}", dead_address()), "eos-timeout=60");
     sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
     let element = sink.element.clone();
@@ -526,7 +526,7 @@ fn stopping_interrupts_the_end_of_the_stream() {
 }
 
 #[test]
-fn what_a_full_queue_loses_is_counted() {
+fn crops_dropped_by_a_full_queue_are_counted() {
     let server = Server::answering([Answer::status(201).after(Duration::from_secs(2))]);
     let mut sink = Sink::for_jpeg(&server.url(), "max-queue=4");
     for requests in 1..=2 {
@@ -542,7 +542,7 @@ fn what_a_full_queue_loses_is_counted() {
 }
 
 #[test]
-fn the_statistics_count_the_bytes_on_the_wire_and_outlive_the_run() {
+fn statistics_count_bytes_on_the_wire_and_survive_stop() {
     let server = Server::answering([Answer::json(201, r#"{"faces":[]}"#)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
     for _ in 0..5 {
@@ -574,7 +574,7 @@ fn error_of(properties: &str) -> String {
 }
 
 #[test]
-fn settings_of_no_use_are_errors_that_name_the_property_and_the_value() {
+fn invalid_settings_are_errors_that_name_the_property_and_the_value() {
     let url = error_of("backend-url=backend:8080");
     assert!(url.contains("backend-url `backend:8080`") && url.contains("http://"), "{url}");
     let start = error_of("capture-start=yesterday");
@@ -602,7 +602,7 @@ fn settings_of_no_use_are_errors_that_name_the_property_and_the_value() {
 }
 
 #[test]
-fn trouble_of_every_kind_is_seen_on_the_bus() {
+fn every_unhealthy_state_is_reported_on_the_bus() {
     let taken = Answer::json(201, r#"{"model_version":null,"stored":0,"faces":[]}"#);
     for (answer, state, status, warning) in [
         (Answer::status(429), "busy", Some(429), None),
@@ -648,7 +648,7 @@ fn a_timeout_of_zero_is_no_limit() {
 }
 
 #[test]
-fn the_token_is_sent_can_be_changed_and_never_read() {
+fn the_token_can_be_changed_but_not_read() {
     let server = Server::answering([Answer::status(201)]);
     let mut sink = Sink::for_jpeg(&server.url(), "token=first-secret");
     sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
@@ -664,7 +664,7 @@ fn the_token_is_sent_can_be_changed_and_never_read() {
 }
 
 #[test]
-fn a_changed_place_is_that_of_the_crops_after_the_change() {
+fn a_changed_location_applies_to_later_crops() {
     let server = Server::answering([Answer::status(201).after(Duration::from_millis(100))]);
     let mut sink = Sink::for_jpeg(&server.url(), "camera-id=gate-1 camera-location=Lobby batch-delay=500");
     sink.harness.push(crop(b"before", face(0, 0, 9, 9), None)).unwrap();
@@ -678,7 +678,7 @@ fn a_changed_place_is_that_of_the_crops_after_the_change() {
 }
 
 #[test]
-fn webp_crops_go_as_what_they_are() {
+fn webp_crops_are_sent_as_webp() {
     let server = Server::answering([Answer::status(201)]);
     let mut sink = Sink::start(&server.url(), "");
     sink.harness.set_src_caps_str("image/webp,framerate=25/1");
@@ -693,7 +693,7 @@ fn webp_crops_go_as_what_they_are() {
 }
 
 #[test]
-fn two_cameras_of_one_process_never_mix_their_crops() {
+fn crops_of_two_cameras_in_one_process_are_never_mixed() {
     let server = Server::answering([Answer::status(201).after(Duration::from_millis(5))]);
     let url = server.url();
     let cameras = ["gate", "yard"];
@@ -727,7 +727,7 @@ fn two_cameras_of_one_process_never_mix_their_crops() {
 }
 
 #[test]
-fn the_statistics_come_as_messages_and_once_more_at_the_end() {
+fn statistics_are_posted_periodically_and_at_eos() {
     let server = Server::answering([Answer::status(201)]);
     let mut sink = Sink::for_jpeg(&server.url(), "stats-interval=1");
     sink.harness.push(crop(&[7; 3000], face(0, 0, 9, 9), None)).unwrap();
@@ -762,7 +762,7 @@ fn the_statistics_come_as_messages_and_once_more_at_the_end() {
 }
 
 #[test]
-fn a_stream_that_waits_for_room_is_released_by_a_flush_and_by_the_stop() {
+fn a_blocked_stream_is_released_by_flush_and_stop() {
     for flush in [true, false] {
         let url = format!("http://{}", dead_address());
         let mut sink = Sink::for_jpeg(&url, "max-queue=1 drop-policy=block");
@@ -793,7 +793,7 @@ fn a_stream_that_waits_for_room_is_released_by_a_flush_and_by_the_stop() {
 }
 
 #[test]
-fn a_pause_keeps_a_stream_waiting_for_room_and_playing_lets_it_go_on() {
+fn a_blocked_stream_stays_blocked_while_paused_and_continues_when_playing() {
     let address = dead_address();
     let mut sink = Sink::for_jpeg(&format!("http://{address}"), "max-queue=1 drop-policy=block");
     let element = sink.element.clone();
@@ -817,7 +817,7 @@ fn a_pause_keeps_a_stream_waiting_for_room_and_playing_lets_it_go_on() {
 }
 
 #[test]
-fn what_the_end_of_the_stream_leaves_on_the_spool_is_sent_when_the_element_runs_again() {
+fn crops_spooled_at_eos_are_sent_by_the_next_run() {
     let folder = tempfile::tempdir().unwrap();
     let spool = folder.path().join("spool");
     let properties = format!("spool-dir={} eos-timeout=1", spool.display());
@@ -871,7 +871,7 @@ fn authority() -> (String, rustls::ServerConfig) {
 }
 
 #[test]
-fn https_trusts_the_ca_file_and_nobody_unknown() {
+fn https_trusts_only_known_authorities() {
     let folder = tempfile::tempdir().unwrap();
     let ca_file = folder.path().join("ca.pem");
     let (pem, config) = authority();
@@ -944,7 +944,7 @@ fn upload_over_tls(config: rustls::ServerConfig, properties: &str) -> Result<(),
 }
 
 #[test]
-fn a_certificate_that_signs_itself_is_taken_where_it_is_named() {
+fn a_self_signed_certificate_named_in_ca_file_is_trusted() {
     let folder = tempfile::tempdir().unwrap();
     let ca_file = folder.path().join("backend.pem");
     let named = format!("ca-file={}", ca_file.display());
@@ -978,7 +978,7 @@ fn a_certificate_that_signs_itself_is_taken_where_it_is_named() {
 }
 
 #[test]
-fn a_pinned_key_is_the_backends_whatever_its_certificate_says() {
+fn a_pinned_key_is_trusted_whatever_the_certificate_says() {
     let folder = tempfile::tempdir().unwrap();
     let old = |params: &mut rcgen::CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
     let (_, pin, config) = self_signed(old);
@@ -1003,7 +1003,7 @@ fn a_pinned_key_is_the_backends_whatever_its_certificate_says() {
 }
 
 #[test]
-fn a_camera_that_the_backend_would_refuse_is_an_error_at_the_start() {
+fn an_invalid_camera_is_an_error_at_start() {
     let long = "x".repeat(201);
     for (property, value, expected) in [
         ("camera-id", long.as_str(), "has 201 characters, it must have 1 to 200"),
@@ -1040,7 +1040,7 @@ fn a_camera_that_the_backend_would_refuse_is_an_error_at_the_start() {
 }
 
 #[test]
-fn a_token_over_plain_http_to_another_machine_is_warned_of() {
+fn a_token_sent_over_plain_http_causes_a_warning() {
     let sink = Sink::for_jpeg("http://192.0.2.1", "token=s3cret");
     let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
     assert!(warning.contains("use https") && !warning.contains("s3cret"), "{warning}");
@@ -1049,7 +1049,7 @@ fn a_token_over_plain_http_to_another_machine_is_warned_of() {
 }
 
 #[test]
-fn gaps_let_the_pipeline_start_and_end_without_any_face() {
+fn a_pipeline_without_faces_starts_and_ends() {
     common::init();
     let server = Server::answering([Answer::status(201)]);
     let line = format!(

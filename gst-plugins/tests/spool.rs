@@ -26,8 +26,8 @@ use bytes::Bytes;
 use common::server::{Answer, Received, Server, dead_address};
 use gstfacepipe::crop::Encoding;
 use gstfacepipe::upload::{
-    self, Backoff, Camera, Crop, Drained, Event, Spool, SpoolConfig, SpoolError, Spooled, Trouble, Tuning,
-    UploadConfig, UploadError, Uploader,
+    self, BackendStatus, Backoff, Camera, Crop, DrainOutcome, Event, RuntimeSettings, Spool, SpoolConfig,
+    SpoolEntry, SpoolError, UploadConfig, UploadError, Uploader,
 };
 use time::macros::datetime;
 use uuid::Uuid;
@@ -37,7 +37,7 @@ const LONG: Duration = Duration::from_secs(20);
 /// A crop of 1000 bytes, captured so many seconds after the others' beginning.
 fn crop(number: u8) -> Crop {
     Crop {
-        picture: Bytes::from(vec![number; 1000]),
+        image: Bytes::from(vec![number; 1000]),
         encoding: if number.is_multiple_of(2) { Encoding::Jpeg } else { Encoding::Webp },
         camera: Arc::new(Camera { id: format!("gate-{}", number % 3), location: "Lobby, \"north\"".into() }),
         captured_at: datetime!(2024-05-06 07:08:09.123456 +02:00) + Duration::from_secs(number.into()),
@@ -47,8 +47,8 @@ fn crop(number: u8) -> Crop {
     }
 }
 
-fn spooled(number: u8) -> Spooled {
-    Spooled { crop: crop(number), attempts: 0, internal_errors: 0, earlier_run: false }
+fn spooled(number: u8) -> SpoolEntry {
+    SpoolEntry { crop: crop(number), attempts: 0, internal_errors: 0, earlier_run: false }
 }
 
 /// A folder that doesn't exist yet.
@@ -63,8 +63,8 @@ fn open(folder: &Path, max_bytes: u64) -> Spool {
 }
 
 /// What an uploader would send of them, beside the picture.
-fn facts(crop: &Crop) -> String {
-    format!("{:?}", Crop { picture: Bytes::new(), ..crop.clone() })
+fn metadata(crop: &Crop) -> String {
+    format!("{:?}", Crop { image: Bytes::new(), ..crop.clone() })
 }
 
 fn crop_files(folder: &Path) -> Vec<PathBuf> {
@@ -75,37 +75,37 @@ fn crop_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn numbers(taken: &[(upload::SpoolId, Spooled)]) -> Vec<u8> {
-    taken.iter().map(|(_, spooled)| spooled.crop.picture[0]).collect()
+fn numbers(claimed: &[(upload::SpoolId, SpoolEntry)]) -> Vec<u8> {
+    claimed.iter().map(|(_, spooled)| spooled.crop.image[0]).collect()
 }
 
 #[test]
-fn crops_come_back_after_a_restart_in_order_of_capture_with_all_their_facts() {
+fn stored_crops_survive_a_restart_in_capture_order_with_their_metadata() {
     let (_parent, folder) = folder();
-    let stored: Vec<Spooled> = [3, 1, 2, 5, 4].map(spooled).into();
+    let stored: Vec<SpoolEntry> = [3, 1, 2, 5, 4].map(spooled).into();
     let mut spool = open(&folder, 1 << 20);
     spool.store(&stored).unwrap();
     drop(spool);
 
     let mut spool = open(&folder, 1 << 20);
     assert_eq!(spool.counts().files, 5);
-    let first = spool.take(2);
+    let first = spool.claim(2);
     assert_eq!(numbers(&first), [1, 2]);
-    let others = spool.take(10);
-    assert_eq!(numbers(&others), [3, 4, 5], "what is taken is not given out again");
-    for (_, Spooled { crop, .. }) in first.iter().chain(&others) {
+    let others = spool.claim(10);
+    assert_eq!(numbers(&others), [3, 4, 5], "what is claimed is not given out again");
+    for (_, SpoolEntry { crop, .. }) in first.iter().chain(&others) {
         let original = &stored.iter().find(|s| s.crop.key == crop.key).unwrap().crop;
-        assert_eq!(facts(crop), facts(original));
-        assert_eq!(crop.picture, original.picture);
+        assert_eq!(metadata(crop), metadata(original));
+        assert_eq!(crop.image, original.image);
     }
-    spool.forget(&first.iter().map(|(id, _)| *id).collect::<Vec<_>>());
-    assert_eq!((spool.counts().files, spool.counts().unread), (3, 0));
+    spool.delete(&first.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    assert_eq!((spool.counts().files, spool.counts().unclaimed), (3, 0));
     drop(spool);
-    assert_eq!(numbers(&open(&folder, 1 << 20).take(10)), [3, 4, 5], "what was not forgotten stays");
+    assert_eq!(numbers(&open(&folder, 1 << 20).claim(10)), [3, 4, 5], "what was not deleted stays");
 }
 
 #[test]
-fn nobody_else_can_read_the_crops() {
+fn spool_files_are_private() {
     let (_parent, folder) = folder();
     let mut spool = open(&folder, 1 << 20);
     spool.store(&[spooled(1)]).unwrap();
@@ -116,13 +116,13 @@ fn nobody_else_can_read_the_crops() {
     drop(spool);
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
     let error = Spool::open(&SpoolConfig { folder: folder.clone(), max_bytes: 1 << 20 }).unwrap_err();
-    assert!(matches!(error, SpoolError::Open { mode: 0o750, .. }), "{error}");
+    assert!(matches!(error, SpoolError::AccessibleToOthers { mode: 0o750, .. }), "{error}");
     assert!(error.to_string().contains(folder.to_str().unwrap()) && error.to_string().contains("chmod 700"));
     assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o750, "another's folder is left as it is");
 }
 
 #[test]
-fn a_folder_has_one_user_at_a_time() {
+fn a_spool_folder_is_locked_by_one_user() {
     let (_parent, folder) = folder();
     let config = SpoolConfig { folder: folder.clone(), max_bytes: 1 << 20 };
     let spool = Spool::open(&config).unwrap();
@@ -134,7 +134,7 @@ fn a_folder_has_one_user_at_a_time() {
 }
 
 #[test]
-fn the_oldest_give_way_when_the_room_is_used_up() {
+fn the_oldest_crops_are_dropped_when_the_spool_is_full() {
     let (_parent, folder) = folder();
     let mut spool = open(&folder, 6000);
     spool.store(&[2, 1, 3].map(spooled)).unwrap();
@@ -146,10 +146,10 @@ fn the_oldest_give_way_when_the_room_is_used_up() {
     assert_eq!(counts.files + counts.dropped, 7);
     let on_disk: u64 = crop_files(&folder).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
     assert_eq!(on_disk, counts.bytes);
-    let left = numbers(&spool.take(10));
+    let left = numbers(&spool.claim(10));
     assert_eq!(left, (1..=7).skip(counts.dropped as usize).collect::<Vec<u8>>());
 
-    // What is taken is being sent, and not dropped; what then finds no room is counted.
+    // What is claimed is being sent, and not dropped; what then finds no room is counted.
     spool.store(&[spooled(8)]).unwrap();
     assert_eq!((spool.counts().files, spool.counts().dropped), (counts.files, counts.dropped + 1));
     drop(spool);
@@ -158,7 +158,7 @@ fn the_oldest_give_way_when_the_room_is_used_up() {
 }
 
 #[test]
-fn torn_files_are_set_aside_and_foreign_ones_left_alone() {
+fn damaged_files_are_quarantined_and_foreign_files_left_alone() {
     let (_parent, folder) = folder();
     open(&folder, 1 << 20).store(&(0..8).map(spooled).collect::<Vec<_>>()).unwrap();
     let files = crop_files(&folder);
@@ -181,7 +181,7 @@ fn torn_files_are_set_aside_and_foreign_ones_left_alone() {
     fs::create_dir(folder.join("folder.crop")).unwrap();
 
     let mut spool = open(&folder, 1 << 20);
-    assert_eq!(numbers(&spool.take(100)), [6, 7]);
+    assert_eq!(numbers(&spool.claim(100)), [6, 7]);
     assert_eq!((spool.counts().damaged, spool.counts().files), (6, 2));
     assert!(!begun.exists());
     assert!(foreign.iter().all(|file| fs::read(file).unwrap() == b"mine"));
@@ -201,14 +201,14 @@ fn torn_files_are_set_aside_and_foreign_ones_left_alone() {
 }
 
 #[test]
-fn a_file_that_somebody_deleted_is_no_trouble() {
+fn a_deleted_file_is_no_error() {
     let (_parent, folder) = folder();
     let mut spool = open(&folder, 1 << 20);
     spool.store(&[1, 2, 3].map(spooled)).unwrap();
     fs::remove_file(&crop_files(&folder)[1]).unwrap();
-    let taken = spool.take(10);
-    assert_eq!(numbers(&taken), [1, 3]);
-    spool.forget(&taken.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    let claimed = spool.claim(10);
+    assert_eq!(numbers(&claimed), [1, 3]);
+    spool.delete(&claimed.iter().map(|(id, _)| *id).collect::<Vec<_>>());
     assert_eq!((spool.counts().files, spool.counts().bytes), (0, 0));
 }
 
@@ -219,15 +219,16 @@ fn config(url: String, folder: &Path) -> UploadConfig {
         backend_url: url,
         backoff: Backoff { initial: Duration::from_millis(20), maximum: Duration::from_millis(100) },
         spool: Some(SpoolConfig { folder: folder.into(), max_bytes: 1 << 20 }),
-        tuning: Tuning { batch_delay: Duration::ZERO, ..Tuning::default() },
+        settings: RuntimeSettings { batch_delay: Duration::ZERO, ..RuntimeSettings::default() },
         ..UploadConfig::default()
     }
 }
 
 fn start(config: UploadConfig) -> (Uploader, Events) {
     let events = Events::default();
-    let told = Arc::clone(&events);
-    let uploader = Uploader::start(config, Arc::new(move |event| told.lock().unwrap().push(event))).unwrap();
+    let observed = Arc::clone(&events);
+    let uploader =
+        Uploader::start(config, Arc::new(move |event| observed.lock().unwrap().push(event))).unwrap();
     (uploader, events)
 }
 
@@ -250,7 +251,7 @@ fn one_camera(number: u8) -> Crop {
 }
 
 #[test]
-fn while_the_backend_is_away_crops_go_to_disk_and_afterwards_leave_it_in_order_of_capture() {
+fn during_an_outage_crops_are_spooled_and_then_sent_in_capture_order() {
     let (_parent, folder) = folder();
     let address = dead_address();
     let (uploader, events) = start(config(format!("http://{address}"), &folder));
@@ -264,7 +265,7 @@ fn while_the_backend_is_away_crops_go_to_disk_and_afterwards_leave_it_in_order_o
     assert_eq!((stats.queued, stats.spooled, stats.dropped), (0, 10, 0));
 
     let server = Server::start_at(address, |_| Answer::status(201));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let came = arrived(&server.received());
     assert_eq!(came.iter().collect::<HashSet<_>>().len(), 10, "{came:?}");
     assert_eq!(came.len(), 10, "each once: {came:?}");
@@ -274,12 +275,13 @@ fn while_the_backend_is_away_crops_go_to_disk_and_afterwards_leave_it_in_order_o
     // The first two may have been read for asking after the backend before the others were there.
     let late: Vec<u8> = came.iter().copied().filter(|number| !order[..2].contains(number)).collect();
     assert!(late.is_sorted(), "{came:?}");
-    let recovered = events.lock().unwrap().iter().filter(|e| matches!(e, Event::Recovered { .. })).count();
+    let recovered =
+        events.lock().unwrap().iter().filter(|e| matches!(e, Event::BackendRecovered { .. })).count();
     assert_eq!(recovered, 1);
 }
 
 #[test]
-fn what_is_left_at_the_stop_is_sent_by_the_next_run_with_its_own_facts() {
+fn crops_unsent_at_stop_are_sent_by_the_next_run_with_their_metadata() {
     let (_parent, folder) = folder();
     let hanging = Server::answering([Answer::status(201).after(Duration::from_secs(30))]);
     let (uploader, _) = start(config(hanging.url(), &folder));
@@ -295,7 +297,7 @@ fn what_is_left_at_the_stop_is_sent_by_the_next_run_with_its_own_facts() {
 
     let server = Server::answering([Answer::status(201)]);
     let (uploader, _) = start(config(server.url(), &folder));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let received = server.received();
     assert_eq!(arrived(&received), (0..9).collect::<Vec<u8>>(), "in order of capture, each once");
     for request in &received {
@@ -303,8 +305,8 @@ fn what_is_left_at_the_stop_is_sent_by_the_next_run_with_its_own_facts() {
             let original = &crops[usize::from(image[0])];
             assert_eq!(request.field("camera_id"), original.camera.id);
             assert_eq!(request.field("location"), original.camera.location);
-            assert_eq!(request.all("key")[index], upload::key(original.key));
-            assert_eq!(request.all("captured_at")[index], upload::captured_at(original.captured_at));
+            assert_eq!(request.all("key")[index], upload::encode_key(original.key));
+            assert_eq!(request.all("captured_at")[index], upload::format_captured_at(original.captured_at));
             assert_eq!(request.all("box")[index], format!("1,2,3,{}", image[0]));
         }
     }
@@ -312,19 +314,19 @@ fn what_is_left_at_the_stop_is_sent_by_the_next_run_with_its_own_facts() {
 }
 
 #[test]
-fn live_crops_overtake_those_of_the_spool() {
+fn live_crops_are_sent_before_spooled_ones() {
     let (_parent, folder) = folder();
-    let stored: Vec<Spooled> = (0..60)
-        .map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
+    let stored: Vec<SpoolEntry> = (0..60)
+        .map(|n| SpoolEntry { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
         .collect();
     open(&folder, 1 << 20).store(&stored).unwrap();
     let server = Server::answering([Answer::status(201).after(Duration::from_millis(50))]);
     let mut config = config(server.url(), &folder);
-    config.tuning.batch_size = 2;
+    config.settings.batch_size = 2;
     let (uploader, _) = start(config);
     server.wait_for(3);
     uploader.push(one_camera(200));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let came = arrived(&server.received());
     let live = came.iter().position(|&number| number == 200).unwrap();
     assert!(live <= 3 * 2 + 4, "it came at place {live}");
@@ -333,11 +335,11 @@ fn live_crops_overtake_those_of_the_spool() {
 }
 
 #[test]
-fn a_backend_that_cannot_keep_up_fills_the_spool_and_loses_nothing() {
+fn a_slow_backend_fills_the_spool_and_loses_nothing() {
     let (_parent, folder) = folder();
     let server = Server::answering([Answer::status(201).after(Duration::from_millis(20))]);
     let mut config = config(server.url(), &folder);
-    (config.tuning.max_queue, config.tuning.batch_size) = (20, 4);
+    (config.settings.max_queue, config.settings.batch_size) = (20, 4);
     let (uploader, _) = start(config);
     for number in 0..200 {
         // Faster than the backend, and never faster than this machine's disk.
@@ -346,7 +348,7 @@ fn a_backend_that_cannot_keep_up_fills_the_spool_and_loses_nothing() {
     }
     let stats = uploader.stats();
     assert!(stats.spooled > 0, "{stats:?}");
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let stats = uploader.stats();
     assert_eq!((stats.sent, stats.dropped, stats.spool_dropped), (200, 0, 0), "{stats:?}");
     let mut came = arrived(&server.received());
@@ -355,7 +357,7 @@ fn a_backend_that_cannot_keep_up_fills_the_spool_and_loses_nothing() {
 }
 
 #[test]
-fn the_end_of_the_stream_leaves_on_disk_what_it_cannot_send() {
+fn drain_spools_what_it_cannot_send() {
     let (_parent, folder) = folder();
     let server = Server::answering([Answer::status(429).header("Retry-After", "60")]);
     let (uploader, _) = start(config(server.url(), &folder));
@@ -364,16 +366,16 @@ fn the_end_of_the_stream_leaves_on_disk_what_it_cannot_send() {
     }
     server.wait_for(1);
     let drained = uploader.drain(Duration::from_secs(1));
-    assert_eq!(drained, Drained::TimedOut { left: 0, spooled: 5 });
+    assert_eq!(drained, DrainOutcome::TimedOut { left: 0, spooled: 5 });
     assert_eq!(crop_files(&folder).len(), 5, "before the uploader is stopped");
 }
 
 #[test]
-fn with_retries_the_spool_waits_for_so_many_failures() {
+fn crops_are_spooled_only_after_retries_failures() {
     let (_parent, folder) = folder();
     let server = Server::answering([Answer::status(503)]);
     let mut config = config(server.url(), &folder);
-    config.tuning.retries = Some(2);
+    config.settings.retries = Some(2);
     config.backoff = Backoff { initial: Duration::from_millis(300), maximum: Duration::from_millis(300) };
     let (uploader, _) = start(config);
     uploader.push(one_camera(1));
@@ -385,7 +387,7 @@ fn with_retries_the_spool_waits_for_so_many_failures() {
 }
 
 #[test]
-fn a_token_that_is_not_taken_fills_the_spool() {
+fn a_rejected_token_fills_the_spool() {
     let (_parent, folder) = folder();
     let server = Server::answering([Answer::status(401)]);
     let (uploader, events) = start(config(server.url(), &folder));
@@ -394,15 +396,20 @@ fn a_token_that_is_not_taken_fills_the_spool() {
     }
     wait_until("all crops on disk", || uploader.stats().spool_files == 5);
     let events = events.lock().unwrap();
-    let told = |e: &Event| matches!(e, Event::Trouble { kind: Trouble::Unauthorized, status: Some(401), .. });
-    assert!(events.iter().any(told), "{events:?}");
+    let reported = |e: &Event| {
+        matches!(
+            e,
+            Event::BackendUnhealthy { status: BackendStatus::Unauthorized, http_status: Some(401), .. }
+        )
+    };
+    assert!(events.iter().any(reported), "{events:?}");
 }
 
 #[test]
-fn a_crop_on_the_spool_that_the_backend_fails_on_does_not_block_the_others() {
+fn a_spooled_crop_that_causes_500_does_not_block_others() {
     let (_parent, folder) = folder();
-    let stored: Vec<Spooled> = (0..20)
-        .map(|n| Spooled { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
+    let stored: Vec<SpoolEntry> = (0..20)
+        .map(|n| SpoolEntry { crop: one_camera(n), attempts: 0, internal_errors: 0, earlier_run: false })
         .collect();
     open(&folder, 1 << 20).store(&stored).unwrap();
     let server = Server::start(|request: &Received| {
@@ -410,14 +417,14 @@ fn a_crop_on_the_spool_that_the_backend_fails_on_does_not_block_the_others() {
         Answer::status(if poisonous { 500 } else { 201 })
     });
     let (uploader, _) = start(config(server.url(), &folder));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let stats = uploader.stats();
     assert_eq!((stats.sent, stats.failed, stats.spool_files), (19, 1, 0), "{stats:?}");
     assert!(crop_files(&folder).is_empty());
 }
 
 #[test]
-fn a_disk_that_refuses_is_told_once_and_the_crops_stay_in_memory() {
+fn a_disk_error_is_reported_once_and_crops_stay_in_memory() {
     let (_parent, folder) = folder();
     let address = dead_address();
     let (uploader, events) = start(config(format!("http://{address}"), &folder));
@@ -431,20 +438,20 @@ fn a_disk_that_refuses_is_told_once_and_the_crops_stay_in_memory() {
     wait_until("the refusal", || uploader.stats().spool_errors > 0);
     let stats = uploader.stats();
     assert_eq!((stats.queued, stats.dropped, stats.spool_files), (50, 0, 0), "{stats:?}");
-    let told: Vec<String> = (events.lock().unwrap().iter())
-        .filter_map(|e| if let Event::SpoolTrouble { reason } = e { Some(reason.clone()) } else { None })
+    let reported: Vec<String> = (events.lock().unwrap().iter())
+        .filter_map(|e| if let Event::SpoolProblem { reason } = e { Some(reason.clone()) } else { None })
         .collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("cannot be written"), "{told:?}");
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert!(reported[0].contains("cannot be written"), "{reported:?}");
 
     let server = Server::start_at(address, |_| Answer::status(201));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!(uploader.stats().sent, 50);
     assert_eq!(arrived(&server.received()).len(), 50);
 }
 
 #[test]
-fn an_uploader_whose_spool_is_taken_does_not_start() {
+fn an_uploader_with_a_locked_spool_does_not_start() {
     let (_parent, folder) = folder();
     let (_first, _) = start(config(format!("http://{}", dead_address()), &folder));
     let second = Uploader::start(config("http://127.0.0.1:1".into(), &folder), Arc::new(|_| ()));

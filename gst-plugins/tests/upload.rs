@@ -23,8 +23,8 @@ use bytes::Bytes;
 use common::server::{Answer, Received, Server, dead_address};
 use gstfacepipe::crop::Encoding;
 use gstfacepipe::upload::{
-    self, Backoff, Camera, Crop, Drained, DropPolicy, Endpoint, Event, Pushed, Stats, Token, Trouble, Tuning,
-    UploadConfig, UploadError, Uploader,
+    self, BackendStatus, Backoff, Camera, Crop, DrainOutcome, DropPolicy, Endpoint, Event, PushOutcome,
+    RuntimeSettings, Stats, Token, UploadConfig, UploadError, Uploader,
 };
 use time::macros::datetime;
 use uuid::Uuid;
@@ -39,14 +39,14 @@ fn config(url: String) -> UploadConfig {
     UploadConfig {
         backend_url: url,
         backoff: Backoff { initial: Duration::from_millis(20), maximum: Duration::from_millis(100) },
-        tuning: Tuning { batch_delay: Duration::ZERO, ..Tuning::default() },
+        settings: RuntimeSettings { batch_delay: Duration::ZERO, ..RuntimeSettings::default() },
         ..UploadConfig::default()
     }
 }
 
-fn tuned(url: String, tune: impl FnOnce(&mut Tuning)) -> UploadConfig {
+fn with_settings(url: String, change: impl FnOnce(&mut RuntimeSettings)) -> UploadConfig {
     let mut config = config(url);
-    tune(&mut config.tuning);
+    change(&mut config.settings);
     config
 }
 
@@ -56,7 +56,7 @@ fn camera(id: &str, location: &str) -> Arc<Camera> {
 
 fn crop(number: u8) -> Crop {
     Crop {
-        picture: Bytes::from(vec![number; 100]),
+        image: Bytes::from(vec![number; 100]),
         encoding: Encoding::Jpeg,
         camera: camera("gate-1", "Lobby"),
         captured_at: datetime!(2024-05-06 07:08:09 UTC),
@@ -70,22 +70,23 @@ type Events = Arc<Mutex<Vec<Event>>>;
 
 fn start(config: UploadConfig) -> (Uploader, Events) {
     let events = Events::default();
-    let told = Arc::clone(&events);
-    let uploader = Uploader::start(config, Arc::new(move |event| told.lock().unwrap().push(event))).unwrap();
+    let observed = Arc::clone(&events);
+    let uploader =
+        Uploader::start(config, Arc::new(move |event| observed.lock().unwrap().push(event))).unwrap();
     (uploader, events)
 }
 
-fn troubles(events: &Events, wanted: Trouble) -> usize {
+fn unhealthy(events: &Events, wanted: BackendStatus) -> usize {
     let events = events.lock().unwrap();
-    events.iter().filter(|e| matches!(e, Event::Trouble { kind, .. } if *kind == wanted)).count()
+    events.iter().filter(|e| matches!(e, Event::BackendUnhealthy { status, .. } if *status == wanted)).count()
 }
 
 fn outages(events: &Events) -> usize {
-    troubles(events, Trouble::Away)
+    unhealthy(events, BackendStatus::Unavailable)
 }
 
 fn recoveries(events: &Events) -> usize {
-    events.lock().unwrap().iter().filter(|e| matches!(e, Event::Recovered { .. })).count()
+    events.lock().unwrap().iter().filter(|e| matches!(e, Event::BackendRecovered { .. })).count()
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -106,7 +107,7 @@ fn occupied(config: UploadConfig, delay: Duration, answer: Answer) -> (Server, U
 }
 
 #[test]
-fn a_crop_is_posted_with_its_facts_to_the_endpoint() {
+fn a_crop_is_posted_with_its_metadata_to_the_endpoint() {
     for (endpoint, path) in [
         (Endpoint::StoreResults, "/face-recognition/store-results"),
         (Endpoint::SendResults, "/face-recognition/send-results"),
@@ -117,7 +118,7 @@ fn a_crop_is_posted_with_its_facts_to_the_endpoint() {
         let (uploader, _) = start(UploadConfig { endpoint, ..config(server.url()) });
         let crop = Crop { track_id: Some(9), ..crop(7) };
         uploader.push(crop.clone());
-        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
         let [request] = &server.received()[..] else { panic!("not one request") };
         assert_eq!(request.line, format!("POST {path} HTTP/1.1"));
         assert_eq!(request.images(), [vec![7; 100]]);
@@ -126,7 +127,7 @@ fn a_crop_is_posted_with_its_facts_to_the_endpoint() {
         assert_eq!(request.field("camera_id"), "gate-1");
         assert_eq!(request.field("location"), "Lobby");
         assert_eq!(request.field("captured_at"), "2024-05-06T07:08:09Z");
-        assert_eq!(request.field("key"), upload::key(crop.key));
+        assert_eq!(request.field("key"), upload::encode_key(crop.key));
         assert_eq!(request.field("box"), "1,2,3,4");
         assert_eq!(request.field("track_id"), "9");
     }
@@ -137,12 +138,12 @@ fn a_path_in_the_backend_url_is_a_prefix() {
     let server = Server::answering([Answer::status(204)]);
     let (uploader, _) = start(config(format!("{}/faces/v1/", server.url())));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!(server.received()[0].line, "POST /faces/v1/face-recognition/store-results HTTP/1.1");
 }
 
 #[test]
-fn useless_urls_are_refused_with_the_url_and_the_reason() {
+fn invalid_urls_are_rejected_with_the_url_and_the_reason() {
     for (url, reason) in [
         ("127.0.0.1:8080", "begins with neither http:// nor https://"),
         ("ftp://backend", "begins with neither"),
@@ -159,13 +160,13 @@ fn useless_urls_are_refused_with_the_url_and_the_reason() {
 }
 
 #[test]
-fn what_waits_shares_one_request_and_one_connection() {
-    let config = tuned(String::new(), |tuning| tuning.batch_size = 4);
+fn queued_crops_share_one_request_and_one_connection() {
+    let config = with_settings(String::new(), |settings| settings.batch_size = 4);
     let (server, uploader, _) = occupied(config, Duration::from_millis(200), Answer::status(204));
     for number in 1..=6 {
         uploader.push(crop(number));
     }
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let numbers: Vec<Vec<u8>> =
         server.received().iter().map(|r| r.images().iter().map(|image| image[0]).collect()).collect();
     assert_eq!(numbers, [vec![0], vec![1, 2, 3, 4], vec![5, 6]]);
@@ -180,7 +181,7 @@ fn crops_of_one_request_have_the_same_fields() {
     uploader.push(Crop { track_id: Some(1), ..crop(2) });
     uploader.push(Crop { track_id: Some(2), ..crop(3) });
     uploader.push(Crop { bounding_box: None, track_id: Some(2), ..crop(4) });
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let received = server.received();
     assert_eq!(received.len(), 4);
     for request in received {
@@ -203,14 +204,14 @@ fn each_crop_gets_the_faces_that_were_found_on_it() {
     for crop in &crops {
         uploader.push(crop.clone());
     }
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let decisions: Vec<(Uuid, u16, Option<String>, Vec<String>)> = events
         .lock()
         .unwrap()
         .iter()
         .skip(1)
         .map(|event| match event {
-            Event::Answered { crop, status, model_version, faces, .. } => {
+            Event::Accepted { crop, status, model_version, faces, .. } => {
                 let decisions = faces.iter().map(|f| f["decision"].as_str().unwrap().to_owned()).collect();
                 (crop.key, *status, model_version.clone(), decisions)
             }
@@ -231,7 +232,7 @@ fn each_crop_gets_the_faces_that_were_found_on_it() {
 }
 
 #[test]
-fn a_failing_backend_gets_the_same_request_again_and_is_reported_once() {
+fn requests_to_a_failing_backend_are_retried_with_the_same_key_and_reported_once() {
     let server = Server::answering([
         Answer::status(503),
         Answer::status(502),
@@ -240,7 +241,7 @@ fn a_failing_backend_gets_the_same_request_again_and_is_reported_once() {
     ]);
     let (uploader, events) = start(config(server.url()));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let keys: HashSet<String> = server.received().iter().map(|r| r.field("key")).collect();
     assert_eq!((server.received().len(), keys.len()), (4, 1), "one key for all attempts");
     assert_eq!((outages(&events), recoveries(&events)), (1, 1));
@@ -250,19 +251,19 @@ fn a_failing_backend_gets_the_same_request_again_and_is_reported_once() {
 }
 
 #[test]
-fn a_busy_backend_is_left_alone_for_as_long_as_it_asks_and_is_no_outage() {
+fn retry_after_is_respected_and_a_busy_backend_is_no_outage() {
     for status in [429, 503] {
         let server =
             Server::answering([Answer::status(status).header("Retry-After", "1"), Answer::status(201)]);
         let (uploader, events) = start(config(server.url()));
         uploader.push(crop(1));
-        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
         let [first, second] = &server.received()[..] else { panic!("not two requests") };
         let pause = second.at - first.at;
         assert!((1.0..3.0).contains(&pause.as_secs_f64()), "{status}: {pause:?}");
         assert_eq!(first.field("key"), second.field("key"));
         assert_eq!(outages(&events), usize::from(status == 503), "{status}");
-        assert_eq!(troubles(&events, Trouble::Busy), usize::from(status == 429), "{status}");
+        assert_eq!(unhealthy(&events, BackendStatus::Busy), usize::from(status == 429), "{status}");
         assert_eq!(recoveries(&events), 1, "{status}");
     }
 }
@@ -274,35 +275,36 @@ fn crops_wait_for_a_backend_that_starts_late() {
     uploader.push(crop(1));
     uploader.push(crop(2));
     wait_until("the outage", || outages(&events) == 1);
-    assert_eq!(uploader.drain(Duration::from_millis(300)), Drained::TimedOut { left: 2, spooled: 0 });
+    assert_eq!(uploader.drain(Duration::from_millis(300)), DrainOutcome::TimedOut { left: 2, spooled: 0 });
     assert_eq!(outages(&events), 1, "one outage, one report");
 
     let server = Server::start_at(address, |_| Answer::status(201));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!(uploader.stats().sent, 2);
     assert_eq!(recoveries(&events), 1);
     assert_eq!(server.received().iter().map(|r| r.images().len()).sum::<usize>(), 2);
 }
 
 #[test]
-fn a_backend_that_gives_no_answer_is_an_outage_and_asked_again() {
+fn a_request_timeout_is_an_outage_and_is_retried() {
     let server = Server::answering([Answer::status(201).after(Duration::from_secs(3)), Answer::status(201)]);
-    let (uploader, events) = start(tuned(server.url(), |tuning| tuning.timeout = Duration::from_millis(300)));
+    let (uploader, events) =
+        start(with_settings(server.url(), |settings| settings.timeout = Duration::from_millis(300)));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!((outages(&events), recoveries(&events)), (1, 1));
     assert_eq!(uploader.stats().sent, 1);
 }
 
 #[test]
-fn a_refused_crop_is_not_sent_again_and_says_why() {
+fn a_rejected_crop_is_not_retried_and_the_reason_is_reported() {
     let refusal =
         r#"{"error":{"code":"invalid_field","message":"camera_id is 90 characters long, at most 64"}}"#;
     let server = Server::answering([Answer::json(400, refusal)]);
     let (uploader, events) = start(config(server.url()));
     for number in 1..=2 {
         uploader.push(crop(number));
-        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     }
     assert_eq!(server.received().len(), 2);
     assert_eq!((uploader.stats().sent, uploader.stats().failed), (0, 2));
@@ -320,7 +322,7 @@ fn a_refused_crop_is_not_sent_again_and_says_why() {
 }
 
 #[test]
-fn one_bad_picture_does_not_take_the_others_of_its_request_with_it() {
+fn a_rejected_image_does_not_affect_others_in_its_request() {
     let server = Server::start(|request: &Received| {
         let images = request.images();
         let bad = images.iter().any(|image| image[0] == 2);
@@ -333,46 +335,46 @@ fn one_bad_picture_does_not_take_the_others_of_its_request_with_it() {
         uploader.push(crop(number));
         server.wait_for(1);
     }
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!((uploader.stats().sent, uploader.stats().failed), (3, 1));
     let rejected: Vec<u8> = events
         .lock()
         .unwrap()
         .iter()
-        .filter_map(|e| if let Event::Rejected { crop, .. } = e { Some(crop.picture[0]) } else { None })
+        .filter_map(|e| if let Event::Rejected { crop, .. } = e { Some(crop.image[0]) } else { None })
         .collect();
     assert_eq!(rejected, [2]);
 }
 
 #[test]
-fn a_crop_on_which_the_backend_fails_again_and_again_is_given_up() {
+fn a_crop_that_repeatedly_causes_500_is_given_up() {
     let server = Server::start(|request: &Received| {
         Answer::status(if request.images()[0][0] == 1 { 500 } else { 201 })
     });
-    let (uploader, _) = start(tuned(server.url(), |tuning| tuning.batch_size = 1));
+    let (uploader, _) = start(with_settings(server.url(), |settings| settings.batch_size = 1));
     uploader.push(crop(1));
     uploader.push(crop(2));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!((uploader.stats().failed, uploader.stats().sent), (1, 1));
     assert_eq!(server.received().len(), 6, "five attempts for the one, one for the other");
 }
 
 #[test]
-fn a_full_queue_loses_its_oldest_crops_and_counts_them() {
-    let config = tuned(String::new(), |tuning| tuning.max_queue = 3);
+fn a_full_queue_drops_and_counts_its_oldest_crops() {
+    let config = with_settings(String::new(), |settings| settings.max_queue = 3);
     let (server, uploader, _) = occupied(config, Duration::from_millis(300), Answer::status(204));
     let full: Vec<bool> =
-        (1..=5).map(|number| matches!(uploader.push(crop(number)), Pushed::Dropped)).collect();
+        (1..=5).map(|number| matches!(uploader.push(crop(number)), PushOutcome::Dropped)).collect();
     assert_eq!(full, [false, false, false, true, true]);
     assert_eq!((uploader.stats().dropped, uploader.stats().queued), (2, 4));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let numbers: Vec<u8> =
         server.received().iter().flat_map(Received::images).map(|image| image[0]).collect();
     assert_eq!(numbers, [0, 3, 4, 5]);
 }
 
 #[test]
-fn pushing_never_waits() {
+fn push_never_blocks() {
     let (uploader, _) = start(config(format!("http://{}", dead_address())));
     let begin = Instant::now();
     for number in 0..10_000_u32 {
@@ -382,13 +384,13 @@ fn pushing_never_waits() {
 }
 
 #[test]
-fn the_bytes_counted_are_those_that_cross_the_wire() {
+fn counted_bytes_are_those_on_the_wire() {
     let server = Server::answering([Answer::json(201, r#"{"faces":[]}"#)]);
     let (uploader, _) = start(config(server.url()));
     for number in 0..20 {
         uploader.push(crop(number));
     }
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!(uploader.stats().image_bytes, 2000);
     let arrived: usize = server.received().iter().map(|request| request.bytes).sum();
     let stats = uploader.stats();
@@ -399,7 +401,7 @@ fn the_bytes_counted_are_those_that_cross_the_wire() {
 }
 
 #[test]
-fn waiting_for_the_queue_can_be_interrupted() {
+fn draining_can_be_interrupted() {
     let (uploader, _) = start(config(format!("http://{}", dead_address())));
     uploader.push(crop(1));
     let (send, receive) = mpsc::channel();
@@ -407,14 +409,14 @@ fn waiting_for_the_queue_can_be_interrupted() {
         scope.spawn(|| send.send(uploader.drain(LONG)).unwrap());
         assert!(receive.recv_timeout(Duration::from_millis(200)).is_err(), "it waits");
         uploader.interrupt();
-        assert_eq!(receive.recv_timeout(Duration::from_secs(1)), Ok(Drained::Interrupted));
+        assert_eq!(receive.recv_timeout(Duration::from_secs(1)), Ok(DrainOutcome::Interrupted));
     });
     uploader.resume();
-    assert_eq!(uploader.drain(Duration::from_millis(50)), Drained::TimedOut { left: 1, spooled: 0 });
+    assert_eq!(uploader.drain(Duration::from_millis(50)), DrainOutcome::TimedOut { left: 1, spooled: 0 });
 }
 
 #[test]
-fn stopping_is_prompt_and_counts_what_is_left() {
+fn stop_is_prompt_and_counts_unsent_crops() {
     let server = Server::answering([Answer::status(201).after(Duration::from_secs(30))]);
     let (uploader, events) = start(config(server.url()));
     for number in 0..10 {
@@ -431,10 +433,10 @@ fn stopping_is_prompt_and_counts_what_is_left() {
 }
 
 #[test]
-fn a_crop_waits_for_company_but_no_longer_than_it_may() {
+fn an_incomplete_batch_waits_no_longer_than_batch_delay() {
     let server = Server::answering([Answer::status(204)]);
-    let (uploader, _) = start(tuned(server.url(), |tuning| {
-        (tuning.batch_size, tuning.batch_delay) = (3, Duration::from_millis(400));
+    let (uploader, _) = start(with_settings(server.url(), |settings| {
+        (settings.batch_size, settings.batch_delay) = (3, Duration::from_millis(400));
     }));
     let begin = Instant::now();
     uploader.push(crop(0));
@@ -452,19 +454,19 @@ fn a_crop_waits_for_company_but_no_longer_than_it_may() {
 
     let begin = Instant::now();
     uploader.push(crop(5));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert!(begin.elapsed() < Duration::from_millis(300), "nor does the end of the stream");
 }
 
 #[test]
-fn a_request_names_one_camera() {
+fn each_request_has_crops_of_one_camera() {
     let (server, uploader, _) =
         occupied(config(String::new()), Duration::from_millis(200), Answer::status(204));
     for number in 1..=9 {
         let camera = if number % 3 == 0 { camera("gate-2", "Yard") } else { camera("gate-1", "Lobby") };
         uploader.push(Crop { camera, ..crop(number) });
     }
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let mut seen = 0;
     for request in server.received().iter().skip(1) {
         let expected = match request.field("camera_id").as_str() {
@@ -481,11 +483,11 @@ fn a_request_names_one_camera() {
 }
 
 #[test]
-fn webp_goes_under_its_own_name_and_type() {
+fn webp_is_sent_with_its_own_file_name_and_type() {
     let server = Server::answering([Answer::status(204)]);
     let (uploader, _) = start(config(server.url()));
     uploader.push(Crop { encoding: Encoding::Webp, ..crop(1) });
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let received = server.received();
     let picture = received[0].parts.iter().find(|part| part.name == "image").unwrap();
     assert_eq!(picture.content_type.as_deref(), Some("image/webp"));
@@ -493,7 +495,7 @@ fn webp_goes_under_its_own_name_and_type() {
 }
 
 #[test]
-fn what_the_backend_cannot_read_is_refused_and_what_it_can_is_not_sent_again() {
+fn unreadable_images_are_rejected_and_readable_ones_not_resent() {
     let body = r#"{"model_version":7,"stored":1,"faces":[{"image":0,"decision":"unknown"}],
         "errors":[{"image":1,"error":{"code":"image_unreadable","message":"it is not a picture"}}]}"#;
     let (server, uploader, events) =
@@ -502,7 +504,7 @@ fn what_the_backend_cannot_read_is_refused_and_what_it_can_is_not_sent_again() {
     for crop in &crops {
         uploader.push(crop.clone());
     }
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!(server.received().len(), 2, "nothing is sent again");
     let stats = uploader.stats();
     assert_eq!((stats.sent, stats.failed, stats.image_bytes), (3, 1, 300));
@@ -521,29 +523,29 @@ fn what_the_backend_cannot_read_is_refused_and_what_it_can_is_not_sent_again() {
 }
 
 #[test]
-fn a_backend_that_fails_on_one_crop_of_several_still_takes_the_others() {
+fn a_crop_that_causes_500_does_not_block_others() {
     let server = Server::start(|request: &Received| {
         let poisonous = request.images().iter().any(|image| image[0] == 2);
         Answer::status(if poisonous { 500 } else { 201 })
     });
-    let (uploader, _) = start(tuned(server.url(), |tuning| {
-        tuning.batch_delay = Duration::from_millis(50);
+    let (uploader, _) = start(with_settings(server.url(), |settings| {
+        settings.batch_delay = Duration::from_millis(50);
     }));
     (0..4).for_each(|number| drop(uploader.push(crop(number))));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!((uploader.stats().sent, uploader.stats().failed), (3, 1));
     let alone = server.received().iter().filter(|r| r.images()[0][0] == 2 && r.images().len() == 1).count();
     assert_eq!(alone, 2, "three times in company, twice by itself");
 }
 
 #[test]
-fn a_connection_closed_in_the_middle_of_an_answer_is_told_and_the_request_repeated() {
+fn a_response_cut_off_is_reported_and_the_request_retried() {
     for bytes in [60, 100] {
         let taken = Answer::json(201, r#"{"model_version":null,"stored":0,"faces":[]}"#);
         let server = Server::answering([taken.clone().cut_after(bytes), taken]);
         let (uploader, events) = start(config(server.url()));
         uploader.push(crop(1));
-        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
         let keys: HashSet<String> = server.received().iter().map(|r| r.field("key")).collect();
         assert_eq!((server.received().len(), keys.len()), (2, 1), "after {bytes} bytes");
         assert_eq!((uploader.stats().sent, uploader.stats().retries), (1, 1));
@@ -553,7 +555,7 @@ fn a_connection_closed_in_the_middle_of_an_answer_is_told_and_the_request_repeat
 }
 
 #[test]
-fn an_address_that_is_not_the_backends_loses_nothing() {
+fn responses_from_another_server_lose_no_crops() {
     let page = |status| Answer::html(status, "<html><body>Go away</body></html>");
     let moved = Answer::status(302).header("Location", "http://login.example/");
     let text = Answer::json(200, "welcome");
@@ -565,31 +567,36 @@ fn an_address_that_is_not_the_backends_loses_nothing() {
         let server = Server::answering([wrong, Answer::status(201)]);
         let (uploader, events) = start(config(server.url()));
         uploader.push(crop(1));
-        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
         assert_eq!((uploader.stats().sent, uploader.stats().failed), (1, 0), "{told}");
         assert_eq!((outages(&events), recoveries(&events)), (1, 1), "{told}");
     }
 }
 
 #[test]
-fn a_proxys_refusal_is_told_as_what_it_is() {
+fn a_proxys_error_is_reported_as_not_the_backends() {
     let server = Server::answering([
         Answer::html(400, "<html>Request Header Or Cookie Too Large"),
         Answer::status(201),
     ]);
     let (uploader, events) = start(config(server.url()));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let events = events.lock().unwrap();
     let reason = events.iter().find_map(|event| match event {
-        Event::Trouble { kind: Trouble::Away, status: Some(400), reason, .. } => Some(reason.clone()),
+        Event::BackendUnhealthy {
+            status: BackendStatus::Unavailable,
+            http_status: Some(400),
+            reason,
+            ..
+        } => Some(reason.clone()),
         _ => None,
     });
     assert_eq!(reason.unwrap(), "answers 400: Bad Request, a web page, which is not the backend's");
 }
 
 #[test]
-fn what_a_proxy_takes_for_too_large_is_sent_by_itself() {
+fn crops_are_sent_one_by_one_after_a_proxys_413() {
     let server = Server::start(|request: &Received| {
         let images = request.images();
         let delay = if images[0][0] == 0 { Duration::from_millis(200) } else { Duration::ZERO };
@@ -600,17 +607,17 @@ fn what_a_proxy_takes_for_too_large_is_sent_by_itself() {
     uploader.push(crop(0));
     server.wait_for(1);
     (1..=3).for_each(|number| drop(uploader.push(crop(number))));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!((uploader.stats().sent, uploader.stats().failed), (4, 0));
     assert_eq!(server.received().iter().filter(|request| request.images().len() > 1).count(), 1);
 }
 
 #[test]
-fn while_the_backend_is_away_one_request_at_a_time_asks_for_it() {
+fn while_the_backend_is_unhealthy_at_most_one_probe_is_in_flight() {
     let well = Arc::new(Mutex::new(false));
     let told = Arc::clone(&well);
     let server = Server::start(move |_| Answer::status(if *told.lock().unwrap() { 201 } else { 503 }));
-    let mut config = tuned(server.url(), |tuning| tuning.batch_size = 1);
+    let mut config = with_settings(server.url(), |settings| settings.batch_size = 1);
     config.workers = 8;
     config.backoff = Backoff { initial: Duration::from_millis(100), maximum: Duration::from_millis(100) };
     let (uploader, _) = start(config);
@@ -621,16 +628,16 @@ fn while_the_backend_is_away_one_request_at_a_time_asks_for_it() {
     let most = 8 + 1 + usize::try_from(passed.as_millis() / 50).unwrap();
     assert!(asked <= most, "{asked} requests by 8 workers in {passed:?}, one each 50 to 100 ms");
     *well.lock().unwrap() = true;
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!(uploader.stats().sent, 20);
 }
 
 #[test]
 fn without_a_spool_a_crop_is_given_up_after_its_retries() {
     let server = Server::answering([Answer::status(503)]);
-    let (uploader, events) = start(tuned(server.url(), |tuning| tuning.retries = Some(2)));
+    let (uploader, events) = start(with_settings(server.url(), |settings| settings.retries = Some(2)));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!((server.received().len(), uploader.stats().failed), (3, 1));
     let events = events.lock().unwrap();
     let given_up = events.iter().any(|e| matches!(e, Event::Rejected { status: 503, first: true, .. }));
@@ -638,28 +645,28 @@ fn without_a_spool_a_crop_is_given_up_after_its_retries() {
 }
 
 #[test]
-fn the_token_is_sent_and_a_changed_one_after_it() {
+fn a_changed_token_is_used_for_later_requests() {
     let server = Server::answering([Answer::status(201)]);
     let (uploader, _) =
-        start(tuned(server.url(), |tuning| tuning.token = Some(Token::new("first").unwrap())));
+        start(with_settings(server.url(), |settings| settings.token = Some(Token::new("first").unwrap())));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
-    let mut changed = config(server.url()).tuning;
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
+    let mut changed = config(server.url()).settings;
     changed.token = Some(Token::new("second").unwrap());
-    uploader.tune(changed.clone());
+    uploader.update_settings(changed.clone());
     uploader.push(crop(2));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     changed.token = None;
-    uploader.tune(changed);
+    uploader.update_settings(changed);
     uploader.push(crop(3));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let received = server.received();
     let sent: Vec<_> = received.iter().map(|request| request.header("authorization")).collect();
     assert_eq!(sent, [Some("Bearer first"), Some("Bearer second"), None]);
 }
 
 #[test]
-fn a_token_that_is_not_taken_keeps_the_crops_until_its_file_is_renewed() {
+fn crops_wait_while_the_token_is_rejected_until_its_file_is_renewed() {
     for status in [401, 403] {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("token");
@@ -668,16 +675,16 @@ fn a_token_that_is_not_taken_keeps_the_crops_until_its_file_is_renewed() {
             let taken = request.header("authorization") == Some("Bearer new");
             Answer::status(if taken { 201 } else { status })
         });
-        let (uploader, events) = start(tuned(server.url(), |tuning| {
-            (tuning.token_file, tuning.retries) = (Some(file.clone()), Some(1));
+        let (uploader, events) = start(with_settings(server.url(), |settings| {
+            (settings.token_file, settings.retries) = (Some(file.clone()), Some(1));
         }));
         (0..3).for_each(|number| drop(uploader.push(crop(number))));
         server.wait_for(4);
         let stats = uploader.stats();
         assert_eq!((stats.queued, stats.failed, stats.dropped), (3, 0, 0), "{status}");
-        assert_eq!(troubles(&events, Trouble::Unauthorized), 1, "{status}");
+        assert_eq!(unhealthy(&events, BackendStatus::Unauthorized), 1, "{status}");
         std::fs::write(&file, "new").unwrap();
-        assert_eq!(uploader.drain(LONG), Drained::Empty);
+        assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
         assert_eq!((uploader.stats().sent, recoveries(&events)), (3, 1), "{status}");
         let told = format!("{:?}", events.lock().unwrap());
         assert!(!told.contains("old") && !told.contains("new"), "{told}");
@@ -685,10 +692,11 @@ fn a_token_that_is_not_taken_keeps_the_crops_until_its_file_is_renewed() {
 }
 
 #[test]
-fn a_token_file_that_vanishes_is_named_and_its_last_token_kept() {
+fn a_missing_token_file_is_named_and_its_last_token_kept() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
-    let missing = tuned("http://127.0.0.1:1".into(), |tuning| tuning.token_file = Some(file.clone()));
+    let missing =
+        with_settings("http://127.0.0.1:1".into(), |settings| settings.token_file = Some(file.clone()));
     let error = Uploader::start(missing, Arc::new(|_| ())).err().unwrap().to_string();
     assert!(error.contains(file.to_str().unwrap()) && error.contains("cannot be read"), "{error}");
 
@@ -699,50 +707,51 @@ fn a_token_file_that_vanishes_is_named_and_its_last_token_kept() {
         Answer::status(401),
         Answer::status(201),
     ]);
-    let (uploader, events) = start(tuned(server.url(), |tuning| tuning.token_file = Some(file.clone())));
+    let (uploader, events) =
+        start(with_settings(server.url(), |settings| settings.token_file = Some(file.clone())));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     std::fs::remove_file(&file).unwrap();
     uploader.push(crop(2));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert!(server.received().iter().all(|r| r.header("authorization") == Some("Bearer secret")));
-    assert_eq!(troubles(&events, Trouble::Unauthorized), 1);
+    assert_eq!(unhealthy(&events, BackendStatus::Unauthorized), 1);
 }
 
 #[test]
-fn the_newest_crop_gives_way_where_the_policy_says_so() {
-    let config = tuned(String::new(), |tuning| {
-        (tuning.max_queue, tuning.drop_policy) = (3, DropPolicy::Newest);
+fn drop_policy_newest_drops_the_newest_crop() {
+    let config = with_settings(String::new(), |settings| {
+        (settings.max_queue, settings.drop_policy) = (3, DropPolicy::Newest);
     });
     let (server, uploader, _) = occupied(config, Duration::from_millis(300), Answer::status(204));
     (1..=5).for_each(|number| drop(uploader.push(crop(number))));
     assert_eq!((uploader.stats().dropped, uploader.stats().queued), (2, 4));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let numbers: Vec<u8> =
         server.received().iter().flat_map(Received::images).map(|image| image[0]).collect();
     assert_eq!(numbers, [0, 1, 2, 3]);
 }
 
 #[test]
-fn where_nothing_may_give_way_the_stream_waits_and_can_be_released() {
+fn drop_policy_block_blocks_and_can_be_interrupted() {
     let server = Server::answering([Answer::status(201).after(Duration::from_millis(100))]);
-    let (uploader, _) = start(tuned(server.url(), |tuning| {
-        (tuning.max_queue, tuning.batch_size, tuning.drop_policy) = (2, 1, DropPolicy::Block);
+    let (uploader, _) = start(with_settings(server.url(), |settings| {
+        (settings.max_queue, settings.batch_size, settings.drop_policy) = (2, 1, DropPolicy::Block);
     }));
-    (0..12).for_each(|number| assert!(matches!(uploader.push(crop(number)), Pushed::Queued)));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    (0..12).for_each(|number| assert!(matches!(uploader.push(crop(number)), PushOutcome::Queued)));
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     assert_eq!((uploader.stats().sent, uploader.stats().dropped), (12, 0));
 
-    let (uploader, _) = start(tuned(format!("http://{}", dead_address()), |tuning| {
-        (tuning.max_queue, tuning.drop_policy) = (1, DropPolicy::Block);
+    let (uploader, _) = start(with_settings(format!("http://{}", dead_address()), |settings| {
+        (settings.max_queue, settings.drop_policy) = (1, DropPolicy::Block);
     }));
     thread::scope(|scope| {
         let (send, receive) = mpsc::channel();
         let uploader = &uploader;
         scope.spawn(move || {
             loop {
-                if let Pushed::Interrupted(back) = uploader.push(crop(7)) {
-                    send.send(back.picture[0]).unwrap();
+                if let PushOutcome::Interrupted(back) = uploader.push(crop(7)) {
+                    send.send(back.image[0]).unwrap();
                     return;
                 }
             }
@@ -754,19 +763,19 @@ fn where_nothing_may_give_way_the_stream_waits_and_can_be_released() {
 }
 
 #[test]
-fn the_statistics_are_told_as_often_as_wanted() {
+fn statistics_are_reported_at_the_configured_interval() {
     let server = Server::answering([Answer::status(201)]);
     let (uploader, events) = start(config(server.url()));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let told = || -> Vec<Stats> {
         let events = events.lock().unwrap();
         events.iter().filter_map(|e| if let Event::Stats(stats) = e { Some(*stats) } else { None }).collect()
     };
     assert!(told().is_empty(), "never, by default");
-    let mut tuning = config(server.url()).tuning;
-    tuning.stats_interval = Duration::from_millis(50);
-    uploader.tune(tuning);
+    let mut settings = config(server.url()).settings;
+    settings.stats_interval = Duration::from_millis(50);
+    uploader.update_settings(settings);
     wait_until("three statistics", || told().len() >= 3);
     assert!(told().iter().all(|stats| stats.sent == 1 && *stats == uploader.stats()));
 }
@@ -774,27 +783,27 @@ fn the_statistics_are_told_as_often_as_wanted() {
 /// What crops of `bytes` bytes cost on the wire beside their pictures, as a share of those.
 fn overhead(bytes: usize, batch_size: usize) -> f64 {
     let server = Server::answering([Answer::json(201, r#"{"model_version":1,"stored":1,"faces":[]}"#)]);
-    let (uploader, _) = start(tuned(server.url(), |tuning| {
-        (tuning.batch_size, tuning.batch_delay) = (batch_size, Duration::from_secs(5));
+    let (uploader, _) = start(with_settings(server.url(), |settings| {
+        (settings.batch_size, settings.batch_delay) = (batch_size, Duration::from_secs(5));
     }));
     for number in 0..64 {
         uploader.push(Crop {
-            picture: Bytes::from(vec![number; bytes]),
+            image: Bytes::from(vec![number; bytes]),
             captured_at: datetime!(2024-05-06 07:08:09.123 UTC),
             track_id: Some(1000),
             bounding_box: Some([1024, 512, 1134, 622]),
             ..crop(number)
         });
     }
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let stats = uploader.stats();
     assert_eq!(stats.image_bytes, 64 * bytes as u64);
     stats.bytes as f64 / stats.image_bytes as f64 - 1.0
 }
 
 #[test]
-fn the_transport_costs_little_beside_the_pictures() {
-    let batch_size = Tuning::default().batch_size;
+fn transport_overhead_is_small() {
+    let batch_size = RuntimeSettings::default().batch_size;
     for (bytes, limit, single) in [(3000, 0.14, 0.26), (4000, 0.12, 0.20), (5000, 0.09, 0.16)] {
         let (together, alone) = (overhead(bytes, batch_size), overhead(bytes, 1));
         eprintln!(
@@ -808,11 +817,11 @@ fn the_transport_costs_little_beside_the_pictures() {
 }
 
 #[test]
-fn each_request_names_its_trace_and_itself() {
+fn each_request_has_a_trace_and_a_request_id() {
     let server = Server::answering([Answer::status(503), Answer::status(204)]);
     let (uploader, _) = start(config(server.url()));
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     let received = server.received();
     let [first, second] = &received[..] else { panic!("not two requests") };
     let trace = |request: &Received| {
@@ -831,12 +840,12 @@ fn each_request_names_its_trace_and_itself() {
 }
 
 #[test]
-fn a_collector_that_is_away_costs_its_spans_alone_and_is_told_once() {
+fn an_unreachable_collector_loses_only_spans_and_is_reported_once() {
     let server = Server::answering([Answer::status(204)]);
     let collector = Some(format!("http://{}", dead_address()));
     let (uploader, events) = start(UploadConfig { otlp_endpoint: collector, ..config(server.url()) });
     uploader.push(crop(1));
-    assert_eq!(uploader.drain(LONG), Drained::Empty);
+    assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
     // What was not sent yet is tried at the end.
     assert_eq!(uploader.stop().sent, 1);
     let lost = |event: &&Event| matches!(event, Event::SpansLost { .. });
@@ -845,7 +854,7 @@ fn a_collector_that_is_away_costs_its_spans_alone_and_is_told_once() {
 }
 
 #[test]
-fn a_useless_collector_is_refused() {
+fn an_invalid_collector_url_is_rejected() {
     for endpoint in ["127.0.0.1:4318", "grpc://collector:4317", "http://"] {
         let config = UploadConfig { otlp_endpoint: Some(endpoint.into()), ..config("http://backend".into()) };
         let error = Uploader::start(config, Arc::new(|_| ())).err().unwrap();

@@ -9,7 +9,7 @@ use facepipe_tests::program;
 use serde_json::Value;
 
 #[test]
-fn the_best_shots_of_the_crowds_find_everybody_within_the_uplink_that_was_promised() {
+fn best_shots_of_the_crowds_identify_everybody_within_the_promised_uplink() {
     let faces = require!("lfw10");
     for model in ["pnet.pt", "mobilefacenet.onnx", "version-RFB-640.onnx"] {
         let _ = require!(&format!("models/{model}"));

@@ -77,7 +77,7 @@ fn replay(portrait: &Path, detector: &Path, frames: usize) -> String {
 }
 
 #[test]
-fn a_backend_that_is_away_costs_neither_frames_nor_memory_nor_crops() {
+fn a_backend_outage_costs_no_frames_memory_or_crops() {
     let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require!(EMBEDDER));
     let _ = runtime!();
     // FACEPIPE_TEST_OUTAGE_S=60 is what the project promises; less is enough for every day.
@@ -228,7 +228,7 @@ impl Launcher {
             .filter_map(|entry| {
                 let name = entry.unwrap().file_name().into_string().unwrap();
                 let (captured_at, key) = name.strip_suffix(".crop")?.split_once('-')?;
-                let key = gstfacepipe::upload::key(Uuid::parse_str(key).unwrap());
+                let key = gstfacepipe::upload::encode_key(Uuid::parse_str(key).unwrap());
                 Some((key, captured_at.parse().unwrap()))
             })
             .collect()
@@ -244,7 +244,7 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_killed_pipeline_loses_and_doubles_nothing_that_was_on_its_spool() {
+fn a_killed_pipeline_loses_and_duplicates_nothing_on_its_spool() {
     let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require!(EMBEDDER));
     let launcher = Launcher::new(runtime!());
     let mut backend = Backend::start(weights.parent().unwrap());

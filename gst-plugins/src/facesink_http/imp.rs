@@ -26,8 +26,8 @@ use crate::{
     roi::{self, CropFacts, FaceRegion},
     track_events,
     upload::{
-        self, Camera, Crop, Drained, DropPolicy, Endpoint, Pushed, SpoolConfig, Stats, Token, TokenError,
-        Tuning, UploadConfig, Uploader,
+        self, Camera, Crop, DrainOutcome, DropPolicy, Endpoint, PushOutcome, RuntimeSettings, SpoolConfig,
+        Stats, Token, TokenError, UploadConfig, Uploader,
     },
 };
 
@@ -103,9 +103,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    fn tuning(&self) -> Tuning {
+    fn runtime(&self) -> RuntimeSettings {
         let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-        Tuning {
+        RuntimeSettings {
             timeout: Duration::from_secs(self.timeout.into()),
             max_queue: size(self.max_queue),
             batch_size: size(self.batch_size),
@@ -249,12 +249,12 @@ impl FaceSinkHttp {
                 let input =
                     cutter::Input { element: element.upcast_ref(), segment: Some(&segment), info, buffer };
                 let shots = cutter.frame(&input, &settings.crop)?;
-                Ok(shots.into_iter().map(|shot| self.crop_of(shot, camera, *start)).collect())
+                Ok(shots.into_iter().map(|shot| self.to_upload(shot, camera, *start)).collect())
             }
         }
     }
 
-    fn crop_of(&self, shot: Shot, camera: &Arc<Camera>, start: Option<OffsetDateTime>) -> Crop {
+    fn to_upload(&self, shot: Shot, camera: &Arc<Camera>, start: Option<OffsetDateTime>) -> Crop {
         let captured_at = self.captured_at(start, shot.facts.running_time, captured(&shot.facts));
         new_crop(Bytes::from(shot.encoded), shot.encoding, camera, captured_at, Some(shot.facts.face))
     }
@@ -272,8 +272,8 @@ impl FaceSinkHttp {
             Ok(shots) => {
                 for shot in shots {
                     // Events cannot wait for room as frames can.
-                    let crop = self.crop_of(shot, &state.camera, state.capture_start);
-                    state.uploader.push_at_once(crop);
+                    let crop = self.to_upload(shot, &state.camera, state.capture_start);
+                    state.uploader.push_nonblocking(crop);
                 }
             }
             Err(message) => {
@@ -294,9 +294,9 @@ impl FaceSinkHttp {
         let Some(uploader) = self.uploader() else { return };
         let limit = self.settings().eos_timeout;
         match uploader.drain(Duration::from_secs(limit.into())) {
-            Drained::Empty => gst::debug!(CAT, imp = self, "everything is uploaded"),
-            Drained::Interrupted => gst::debug!(CAT, imp = self, "stopped while crops were waiting"),
-            Drained::TimedOut { left, spooled } => {
+            DrainOutcome::Empty => gst::debug!(CAT, imp = self, "everything is uploaded"),
+            DrainOutcome::Interrupted => gst::debug!(CAT, imp = self, "stopped while crops were waiting"),
+            DrainOutcome::TimedOut { left, spooled } => {
                 let on_disk = match spooled {
                     0 => String::new(),
                     n => format!("; {n} more are on the spool, and are sent when the element runs again"),
@@ -335,12 +335,12 @@ impl FaceSinkHttp {
         }
         let mut guard = self.state();
         let Some(state) = guard.as_mut() else { return };
-        state.uploader.tune(settings.tuning());
+        state.uploader.update_settings(settings.runtime());
         let camera = settings.camera();
         if *state.camera == camera {
             return;
         }
-        match camera.check() {
+        match camera.validate() {
             Ok(()) => state.camera = Arc::new(camera),
             Err(error) => {
                 drop(guard);
@@ -372,14 +372,14 @@ fn parse_capture_start(text: &str) -> Result<OffsetDateTime, gst::ErrorMessage> 
 }
 
 fn new_crop(
-    picture: Bytes,
+    image: Bytes,
     encoding: Encoding,
     camera: &Arc<Camera>,
     captured_at: OffsetDateTime,
     face: Option<FaceRegion>,
 ) -> Crop {
     Crop {
-        picture,
+        image,
         encoding,
         camera: Arc::clone(camera),
         captured_at,
@@ -692,7 +692,7 @@ impl BaseSinkImpl for FaceSinkHttp {
             return Err(refuse(&format_args!("token {error}")));
         }
         let camera = settings.camera();
-        camera.check().map_err(|error| refuse(&error))?;
+        camera.validate().map_err(|error| refuse(&error))?;
         let has_token = settings.token.is_some() || settings.token_file.is_some();
         if has_token && upload::exposes_tokens(&settings.backend_url) {
             gst::element_imp_warning!(
@@ -712,7 +712,7 @@ impl BaseSinkImpl for FaceSinkHttp {
                 workers: usize::try_from(settings.workers).unwrap_or(1),
                 otlp_endpoint: settings.otlp_endpoint.clone(),
                 spool: settings.spool(),
-                tuning: settings.tuning(),
+                settings: settings.runtime(),
                 ..UploadConfig::default()
             },
             Arc::new(move |event| {
@@ -848,15 +848,15 @@ impl BaseSinkImpl for FaceSinkHttp {
         for mut crop in crops {
             loop {
                 match uploader.push(crop) {
-                    Pushed::Queued => {
+                    PushOutcome::Queued => {
                         gst::log!(CAT, imp = self, "a crop is queued");
                         break;
                     }
-                    Pushed::Dropped => {
+                    PushOutcome::Dropped => {
                         dropped = true;
                         break;
                     }
-                    Pushed::Interrupted(back) => {
+                    PushOutcome::Interrupted(back) => {
                         crop = back;
                         self.obj().wait_preroll()?;
                     }

@@ -6,15 +6,15 @@ use serde_json::Value;
 use crate::{
     cutter::Counts,
     results::{self, FaceResult, Scope, Verdict},
-    upload::{self, Crop, Endpoint, Event, Stats, Trouble},
+    upload::{self, BackendStatus, Crop, Endpoint, Event, Stats},
 };
 
 pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
     match event {
-        Event::Answered { crop, status, model_version, faces, earlier_run } => {
+        Event::Accepted { crop, status, model_version, faces, earlier_run } => {
             // Track ids begin anew with each run.
             if !earlier_run {
-                hand_on(element, &crop, &faces);
+                publish_result(element, &crop, &faces);
             }
             let faces = faces.iter().map(|face| face_structure(face).to_send_value());
             let result = crop_fields("facepipe-result", &crop, status)
@@ -37,27 +37,30 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
                 .build();
             post_structure(element, rejected);
         }
-        Event::Trouble { kind, status, reason, wait } => {
+        Event::BackendUnhealthy { status, http_status, reason, retry_in } => {
             let backend: String = element.property("backend-url");
-            let state = match kind {
-                Trouble::Busy => "busy",
-                Trouble::Away => {
+            let state = match status {
+                BackendStatus::Busy => "busy",
+                BackendStatus::Unavailable => {
                     gst::element_warning!(
                         element,
                         gst::ResourceError::OpenWrite,
-                        ("the backend {backend} {reason}; crops wait until it answers{}", fate(element))
+                        (
+                            "the backend {backend} {reason}; crops wait until it answers{}",
+                            queueing_note(element)
+                        )
                     );
                     "away"
                 }
-                Trouble::Unauthorized => {
+                BackendStatus::Unauthorized => {
                     gst::element_warning!(
                         element,
                         gst::ResourceError::NotAuthorized,
                         (
                             "the backend {backend} doesn't take the token (status {}): {reason}; renew token-file or \
                              token, no restart is needed; crops wait{}",
-                            status.unwrap_or(0),
-                            fate(element)
+                            http_status.unwrap_or(0),
+                            queueing_note(element)
                         )
                     );
                     "unauthorized"
@@ -65,13 +68,13 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
             };
             let message = gst::Structure::builder("facepipe-backend")
                 .field("state", state)
-                .field_if_some("status", status.map(u32::from))
+                .field_if_some("status", http_status.map(u32::from))
                 .field("reason", reason)
-                .field("retry-in", u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
+                .field("retry-in", u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX))
                 .build();
             post_structure(element, message);
         }
-        Event::Recovered { after, was_busy } => {
+        Event::BackendRecovered { after, was_busy } => {
             if !was_busy {
                 gst::element_info!(
                     element,
@@ -81,7 +84,7 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
             }
             post_structure(element, gst::Structure::builder("facepipe-backend").field("state", "ok").build());
         }
-        Event::SpoolTrouble { reason } => {
+        Event::SpoolProblem { reason } => {
             let folder: Option<String> = element.property("spool-dir");
             gst::element_warning!(
                 element,
@@ -102,7 +105,7 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
 }
 
 /// What happens to crops that wait.
-fn fate(element: &super::FaceSinkHttp) -> &'static str {
+fn queueing_note(element: &super::FaceSinkHttp) -> &'static str {
     let spools = element.property::<Option<String>>("spool-dir").is_some()
         && element.property::<u64>("spool-max-bytes") > 0;
     if spools {
@@ -141,7 +144,7 @@ pub(super) fn post_stats(element: &super::FaceSinkHttp, counts: &Stats) {
 }
 
 /// Tells the overlays of this process.
-fn hand_on(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
+fn publish_result(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
     // This call answers without looking at the crop.
     if element.property::<Endpoint>("endpoint") == Endpoint::DryRun {
         return;
@@ -181,9 +184,9 @@ fn post_structure(element: &super::FaceSinkHttp, structure: gst::Structure) {
 
 fn crop_fields(name: &str, crop: &Crop, status: u16) -> gst::structure::Builder {
     let mut builder = gst::Structure::builder(name)
-        .field("key", upload::key(crop.key))
+        .field("key", upload::encode_key(crop.key))
         .field("status", u32::from(status))
-        .field("captured-at", upload::captured_at(crop.captured_at))
+        .field("captured-at", upload::format_captured_at(crop.captured_at))
         .field("track-id", crop.track_id.unwrap_or(0));
     if let Some([left, top, right, bottom]) = crop.bounding_box {
         builder = builder.field("left", left).field("top", top).field("right", right).field("bottom", bottom);

@@ -40,7 +40,7 @@ use tower_service::Service;
 
 use super::{
     UploadError, is_this_machine, root_cause,
-    tls::{KeyPin, Verifier, read},
+    tls::{KeyPin, Verifier, read_certificates},
 };
 
 /// A client of one backend.
@@ -75,7 +75,7 @@ pub(super) struct Traffic {
 
 /// The proxy through which a backend is called: what `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` of the
 /// environment say, as for every program. This machine itself is never called through one.
-fn proxy_of(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
+fn find_proxy(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
     if uri.host().is_some_and(is_this_machine) {
         return Ok(None);
     }
@@ -95,7 +95,7 @@ fn proxy_of(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
 pub fn proxy(backend_url: &str) -> Result<Option<String>, UploadError> {
     let reason = "is not a URL".into();
     let uri = backend_url.trim().parse().map_err(|_| UploadError::Url { url: backend_url.into(), reason })?;
-    Ok(proxy_of(&uri)?.map(|proxy| proxy.uri().to_string()))
+    Ok(find_proxy(&uri)?.map(|proxy| proxy.uri().to_string()))
 }
 
 /// Makes the client for one backend, whose certificate is checked as [`Verifier`] says.
@@ -105,7 +105,7 @@ pub(super) fn client(
     pins: &[KeyPin],
     traffic: Arc<Traffic>,
 ) -> Result<Client, UploadError> {
-    let proxy = proxy_of(uri)?;
+    let proxy = find_proxy(uri)?;
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -117,9 +117,9 @@ pub(super) fn client(
         // Plain HTTP must also work on a system without certificates, so none are looked for. The file must be one that
         // could be used, all the same.
         if let Some(file) = ca_file {
-            read(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
+            read_certificates(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
         }
-        tls_of(&Arc::new(ring::default_provider()))?
+        tls_builder(&Arc::new(ring::default_provider()))?
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth()
     };
@@ -144,11 +144,13 @@ pub(super) fn client(
 pub fn tls(ca_file: Option<&Path>, pins: &[KeyPin]) -> Result<ClientConfig, UploadError> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(&provider, ca_file, pins)?;
-    let config = tls_of(&provider)?;
+    let config = tls_builder(&provider)?;
     Ok(config.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 
-fn tls_of(provider: &Arc<CryptoProvider>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, UploadError> {
+fn tls_builder(
+    provider: &Arc<CryptoProvider>,
+) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, UploadError> {
     ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(|e| UploadError::Certificates(e.to_string()))
@@ -204,7 +206,7 @@ impl Service<Uri> for ProxyConnector {
         };
         let mut direct = self.direct.clone();
         Box::pin(async move {
-            let through = |error: &(dyn std::error::Error + 'static)| {
+            let proxy_error = |error: &(dyn std::error::Error + 'static)| {
                 // Whoever reads it must know that it is not the backend that fails.
                 io::Error::other(format!("proxy {}: {}", proxy.uri(), root_cause(error)))
             };
@@ -214,9 +216,9 @@ impl Service<Uri> for ProxyConnector {
                     Some(value) => tunnel.with_auth(value.clone()),
                     None => tunnel,
                 };
-                return tunnel.call(uri).await.map_err(|error| through(&error).into());
+                return tunnel.call(uri).await.map_err(|error| proxy_error(&error).into());
             }
-            let mut stream = direct.call(proxy.uri().clone()).await.map_err(|error| through(&error))?;
+            let mut stream = direct.call(proxy.uri().clone()).await.map_err(|error| proxy_error(&error))?;
             stream.inner_mut().is_proxied = true;
             Ok(stream)
         })

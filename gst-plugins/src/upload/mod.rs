@@ -2,7 +2,7 @@
 //! the backend from worker tasks. Plain Rust: it knows nothing of GStreamer, the sink element only feeds it.
 //!
 //! What waits in memory is bounded; [`DropPolicy`] says what happens when the queue is full. A worker takes what
-//! waits, up to [`Tuning::batch_size`] crops of one camera, into one request. A request that met a dead, failing or
+//! waits, up to [`RuntimeSettings::batch_size`] crops of one camera, into one request. A request that met a dead, failing or
 //! busy backend is repeated, with the same idempotency key per crop, so that a repetition never stores a face
 //! twice. While the backend is not well one request at a time asks whether it is again.
 //!
@@ -39,11 +39,11 @@ use uuid::Uuid;
 
 use connection::{Client, Traffic};
 pub use connection::{proxy, tls};
-pub use multipart::{captured_at, key};
+pub use multipart::{encode_key, format_captured_at};
 pub use retry::Backoff;
-use retry::Verdict;
-pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolError, SpoolId, Spooled, StoreError};
-use state::{Job, Next, Queued, SpoolWork, State, Waiting, count};
+use retry::ResponseClass;
+pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolEntry, SpoolError, SpoolId, StoreError};
+use state::{Batch, NextAction, PendingUpload, SpoolTask, State, TryPush, count};
 pub use tls::KeyPin;
 use token::TokenFile;
 pub use token::{Token, TokenError};
@@ -52,7 +52,7 @@ use traces::{Attempt, Tracer};
 use crate::crop::Encoding;
 
 /// Answers are a few kilobytes; one that is longer than this (bytes) is not from our backend.
-const MAX_ANSWER: usize = 8 << 20;
+const MAX_RESPONSE_BYTES: usize = 8 << 20;
 
 /// An answer `500` may be the crop's own fault: after so many of them, the last when it was sent by itself, a crop
 /// is given up.
@@ -135,7 +135,7 @@ pub struct UploadConfig {
     /// Where crops are kept while the backend is away; in memory alone if unset.
     pub spool: Option<SpoolConfig>,
     /// What may change later.
-    pub tuning: Tuning,
+    pub settings: RuntimeSettings,
 }
 
 impl Default for UploadConfig {
@@ -149,14 +149,14 @@ impl Default for UploadConfig {
             backoff: Backoff::default(),
             otlp_endpoint: None,
             spool: None,
-            tuning: Tuning::default(),
+            settings: RuntimeSettings::default(),
         }
     }
 }
 
 /// What may be changed while crops are uploaded.
 #[derive(Debug, Clone)]
-pub struct Tuning {
+pub struct RuntimeSettings {
     /// Limit for one request, from connecting to the last byte of the answer; zero: none.
     pub timeout: Duration,
     /// Crops that may wait in memory, at least 1.
@@ -178,7 +178,7 @@ pub struct Tuning {
     pub stats_interval: Duration,
 }
 
-impl Default for Tuning {
+impl Default for RuntimeSettings {
     fn default() -> Self {
         Self {
             timeout: Duration::from_secs(15),
@@ -195,7 +195,7 @@ impl Default for Tuning {
 }
 
 /// Characters of a camera's id and of its location at most: the backend's own limit.
-const MAX_CHARACTERS: usize = 200;
+const MAX_CAMERA_CHARACTERS: usize = 200;
 
 /// What the backend would refuse with each request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -214,7 +214,7 @@ pub enum CameraError {
     },
     /// A line break, a tab or the like.
     #[error("{field} `{shown}` has the control character {control:?}, and it must have none")]
-    Control {
+    ControlCharacter {
         /// The property.
         field: &'static str,
         /// How it begins, with its control characters as Rust writes them.
@@ -239,15 +239,15 @@ impl Camera {
     /// # Errors
     ///
     /// The id has not 1 to 200 characters, the location more than 200, or one of them has control characters.
-    pub fn check(&self) -> Result<(), CameraError> {
+    pub fn validate(&self) -> Result<(), CameraError> {
         for (field, text, least) in [("camera-id", &self.id, 1), ("camera-location", &self.location, 0)] {
             let characters = text.chars().count();
             let shown = || text.chars().take(40).flat_map(char::escape_debug).collect();
-            if !(least..=MAX_CHARACTERS).contains(&characters) {
+            if !(least..=MAX_CAMERA_CHARACTERS).contains(&characters) {
                 return Err(CameraError::Length { field, shown: shown(), characters, least });
             }
             if let Some(control) = text.chars().find(|c| c.is_control()) {
-                return Err(CameraError::Control { field, shown: shown(), control });
+                return Err(CameraError::ControlCharacter { field, shown: shown(), control });
             }
         }
         Ok(())
@@ -258,7 +258,7 @@ impl Camera {
 #[derive(Debug, Clone)]
 pub struct Crop {
     /// The encoded picture.
-    pub picture: Bytes,
+    pub image: Bytes,
     /// Its form.
     pub encoding: Encoding,
     /// Whose it is.
@@ -276,11 +276,11 @@ pub struct Crop {
 
 /// Why crops wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum BackendStatus {
     /// The backend is well but has no time.
     Busy,
     /// It cannot be reached, fails, or is not at this address.
-    Away,
+    Unavailable,
     /// It doesn't take the token.
     Unauthorized,
 }
@@ -289,7 +289,7 @@ pub enum Trouble {
 #[derive(Debug, Clone)]
 pub enum Event {
     /// The backend took a crop.
-    Answered {
+    Accepted {
         /// The crop.
         crop: Crop,
         /// Status of the answer, 200 to 299.
@@ -317,25 +317,25 @@ pub enum Event {
         first: bool,
     },
     /// Crops wait. Told once for each kind of trouble until the backend is well again.
-    Trouble {
-        /// What kind.
-        kind: Trouble,
-        /// Status of the answer; `None` if there was none.
-        status: Option<u16>,
+    BackendUnhealthy {
+        /// How it is unhealthy.
+        status: BackendStatus,
+        /// HTTP status of its response; `None` if there was none.
+        http_status: Option<u16>,
         /// What went wrong.
         reason: String,
         /// How long nothing is sent.
-        wait: Duration,
+        retry_in: Duration,
     },
     /// The backend answers well again.
-    Recovered {
+    BackendRecovered {
         /// Since the beginning of the trouble.
         after: Duration,
         /// True if it was no more than busy.
         was_busy: bool,
     },
     /// The spool cannot be written, or has torn files. Told once until it is well again.
-    SpoolTrouble {
+    SpoolProblem {
         /// What went wrong.
         reason: String,
     },
@@ -344,7 +344,7 @@ pub enum Event {
         /// What went wrong.
         reason: String,
     },
-    /// The counts, as often as [`Tuning::stats_interval`] says.
+    /// The counts, as often as [`RuntimeSettings::stats_interval`] says.
     Stats(Stats),
 }
 
@@ -388,7 +388,7 @@ pub struct Stats {
 
 /// How waiting for the queue to empty ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drained {
+pub enum DrainOutcome {
     /// Nothing waits any more.
     Empty,
     /// The limit was reached.
@@ -404,7 +404,7 @@ pub enum Drained {
 
 /// How queueing a crop ended.
 #[derive(Debug)]
-pub enum Pushed {
+pub enum PushOutcome {
     /// It waits.
     Queued,
     /// The queue was full, and a crop gave way.
@@ -504,7 +504,7 @@ impl Uploader {
     /// or threads.
     pub fn start(config: UploadConfig, observer: Observer) -> Result<Self, UploadError> {
         let uri = endpoint_uri(&config.backend_url, config.endpoint)?;
-        if let (None, Some(path)) = (&config.tuning.token, &config.tuning.token_file) {
+        if let (None, Some(path)) = (&config.settings.token, &config.settings.token_file) {
             Token::read(path).map_err(|error| UploadError::TokenFile { path: path.clone(), error })?;
         }
         let pins = config.pinned_sha256.as_deref().map(KeyPin::parse_all).transpose()?.unwrap_or_default();
@@ -533,12 +533,12 @@ impl Uploader {
             observer,
             traffic,
             token_file: tokio::sync::Mutex::default(),
-            state: Mutex::new(State::new(config.tuning, workers, spool.as_ref().map(Spool::counts))),
+            state: Mutex::new(State::new(config.settings, workers, spool.as_ref().map(Spool::counts))),
             reported: Mutex::default(),
             changed: Condvar::new(),
             spool_wanted: Condvar::new(),
             filled: Notify::new(),
-            tuned: Notify::new(),
+            settings_changed: Notify::new(),
             counts: Counts::default(),
         });
         let spool = match spool {
@@ -555,91 +555,91 @@ impl Uploader {
                 let shared = Arc::clone(&shared);
                 runtime.spawn(async move {
                     loop {
-                        let job = shared.next_job().await;
-                        shared.deliver(job).await;
+                        let batch = shared.next_batch().await;
+                        shared.deliver(batch).await;
                     }
                 })
             })
             .collect();
-        let shared_by_ticker = Arc::clone(&shared);
-        tasks.push(runtime.spawn(async move { shared_by_ticker.tell_stats().await }));
+        let reporter = Arc::clone(&shared);
+        tasks.push(runtime.spawn(async move { reporter.report_stats().await }));
         Ok(Self { shared, tasks: Mutex::new(tasks), spool: Mutex::new(spool) })
     }
 
     /// Queues a crop. Returns at once, unless the queue is full and the policy is [`DropPolicy::Block`].
-    pub fn push(&self, crop: Crop) -> Pushed {
+    pub fn push(&self, crop: Crop) -> PushOutcome {
         let shared = &self.shared;
         let mut state = shared.lock();
         let mut crop = crop;
         let pushed = loop {
-            match state.push(crop, true) {
-                Queued::Waits => break Pushed::Queued,
-                Queued::Dropped => break Pushed::Dropped,
-                Queued::Full(refused) if state.interrupted => return Pushed::Interrupted(refused),
-                Queued::Full(refused) => {
+            match state.try_push(crop, true) {
+                TryPush::Queued => break PushOutcome::Queued,
+                TryPush::Dropped => break PushOutcome::Dropped,
+                TryPush::Full(refused) if state.interrupted => return PushOutcome::Interrupted(refused),
+                TryPush::Full(refused) => {
                     crop = refused;
                     state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             }
         };
         drop(state);
-        shared.pushed(matches!(pushed, Pushed::Dropped));
+        shared.pushed(matches!(pushed, PushOutcome::Dropped));
         pushed
     }
 
     /// Queues a crop and returns at once: where the policy is [`DropPolicy::Block`], beyond the queue's limit.
-    pub fn push_at_once(&self, crop: Crop) {
-        let queued = self.shared.lock().push(crop, false);
-        self.shared.pushed(matches!(queued, Queued::Dropped));
+    pub fn push_nonblocking(&self, crop: Crop) {
+        let queued = self.shared.lock().try_push(crop, false);
+        self.shared.pushed(matches!(queued, TryPush::Dropped));
     }
 
     /// Changes what may be changed. Requests under way end as they began.
-    pub fn tune(&self, tuning: Tuning) {
-        self.shared.lock().tuning = Arc::new(tuning);
+    pub fn update_settings(&self, settings: RuntimeSettings) {
+        self.shared.lock().settings = Arc::new(settings);
         self.shared.filled.notify_waiters();
-        self.shared.tuned.notify_one();
+        self.shared.settings_changed.notify_one();
         self.shared.spool_wanted.notify_one();
         self.shared.changed.notify_all();
     }
 
     /// Waits until every crop was answered, those of the spool included, at most `limit`. Crops that are left in
     /// memory go to the spool, if there is one.
-    pub fn drain(&self, limit: Duration) -> Drained {
+    pub fn drain(&self, limit: Duration) -> DrainOutcome {
         let shared = &self.shared;
         shared.lock().draining = true;
         shared.filled.notify_waiters();
         let drained = self.wait_for(limit, |state| state.pending() == 0);
-        let timed_out = drained == Drained::Interrupted || drained == Drained::Empty;
+        let timed_out = drained == DrainOutcome::Interrupted || drained == DrainOutcome::Empty;
         if !timed_out && shared.lock().has_spool() {
             shared.lock().spill_all = true;
             shared.spool_wanted.notify_one();
             // Those under way are still being sent; they return to the queue if they fail.
-            self.wait_for(SPILL_LIMIT.min(limit), |state| !state.has_live_waiting());
+            self.wait_for(SPILL_LIMIT.min(limit), |state| !state.has_unsent_live());
         }
         let mut state = shared.lock();
         state.draining = false;
         state.spill_all = false;
         match drained {
-            Drained::TimedOut { .. } => {
+            DrainOutcome::TimedOut { .. } => {
                 let left = count(state.live());
-                Drained::TimedOut { left, spooled: state.pending().saturating_sub(left) }
+                DrainOutcome::TimedOut { left, spooled: state.pending().saturating_sub(left) }
             }
             other => other,
         }
     }
 
-    fn wait_for(&self, limit: Duration, holds: impl Fn(&State) -> bool) -> Drained {
+    fn wait_for(&self, limit: Duration, holds: impl Fn(&State) -> bool) -> DrainOutcome {
         let begin = Instant::now();
         let mut state = self.shared.lock();
         loop {
             if state.interrupted {
-                return Drained::Interrupted;
+                return DrainOutcome::Interrupted;
             }
             if holds(&state) {
-                return Drained::Empty;
+                return DrainOutcome::Empty;
             }
             let Some(left) = limit.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) else {
-                return Drained::TimedOut { left: 0, spooled: 0 };
+                return DrainOutcome::TimedOut { left: 0, spooled: 0 };
             };
             state = self
                 .shared
@@ -680,7 +680,7 @@ impl Uploader {
             // A panic in that thread was its own end; what it has not stored is counted below.
             let _ = spool.join();
         }
-        let left = shared.lock().give_up();
+        let left = shared.lock().discard_unsent();
         shared.counts.dropped.fetch_add(left, Ordering::Relaxed);
         // The last to have it sends what is left of the spans.
         let tracer = shared.tracer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -714,7 +714,7 @@ struct Shared {
     /// One permit: there is something to send.
     filled: Notify,
     /// The interval of the statistics may have changed.
-    tuned: Notify,
+    settings_changed: Notify,
     counts: Counts,
 }
 
@@ -723,7 +723,7 @@ struct Shared {
 struct Reported {
     since: Option<Instant>,
     busy: bool,
-    away: bool,
+    unavailable: bool,
     unauthorized: bool,
     rejecting: bool,
 }
@@ -740,46 +740,44 @@ struct Counts {
 }
 
 /// What a request met.
-enum Outcome {
+enum RequestOutcome {
     Accepted {
         status: StatusCode,
         body: Bytes,
     },
-    Refused(Refusal),
-    Trouble {
-        kind: Trouble,
-        refusal: Refusal,
-        wait: Option<Duration>,
-        internal: bool,
+    Rejected(ErrorResponse),
+    Retry {
+        status: BackendStatus,
+        error: ErrorResponse,
+        retry_after: Option<Duration>,
+        is_internal_error: bool,
     },
     /// The connection was closed before anything was answered.
-    Stale(String),
+    ConnectionClosed(String),
 }
 
-impl Outcome {
+impl RequestOutcome {
     /// The answer's status, if there was an answer.
     fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Accepted { status, .. } => Some(*status),
-            Self::Refused(refusal) | Self::Trouble { refusal, .. } => {
-                StatusCode::from_u16(refusal.status).ok()
-            }
-            Self::Stale(_) => None,
+            Self::Rejected(error) | Self::Retry { error, .. } => StatusCode::from_u16(error.status).ok(),
+            Self::ConnectionClosed(_) => None,
         }
     }
 }
 
 /// Why crops were not taken.
 #[derive(Clone)]
-struct Refusal {
+struct ErrorResponse {
     /// 0 without an answer.
     status: u16,
     code: Option<String>,
     message: String,
 }
 
-impl Refusal {
-    fn unanswered(message: String) -> Self {
+impl ErrorResponse {
+    fn no_response(message: String) -> Self {
         Self { status: 0, code: None, message }
     }
 }
@@ -825,170 +823,173 @@ impl Shared {
         self.spool_wanted.notify_one();
     }
 
-    async fn tell_stats(&self) {
+    async fn report_stats(&self) {
         loop {
-            let tuned = self.tuned.notified();
-            let interval = self.lock().tuning.stats_interval;
+            let settings_changed = self.settings_changed.notified();
+            let interval = self.lock().settings.stats_interval;
             if interval.is_zero() {
-                tuned.await;
+                settings_changed.await;
                 continue;
             }
             tokio::select! {
-                () = tuned => (),
+                () = settings_changed => (),
                 () = tokio::time::sleep(interval) => (self.observer)(Event::Stats(self.stats())),
             }
         }
     }
 
-    async fn next_job(&self) -> Job {
+    async fn next_batch(&self) -> Batch {
         loop {
             let filled = self.filled.notified();
             let (next, more) = {
                 let mut state = self.lock();
                 let next = state.next(Instant::now());
-                (next, state.has_more())
+                (next, state.has_unsent())
             };
             match next {
-                Next::Send(job) => {
+                NextAction::Send(batch) => {
                     if more {
                         self.filled.notify_one();
                     }
                     self.changed.notify_all();
                     self.spool_wanted.notify_one();
-                    return job;
+                    return batch;
                 }
-                Next::At(time) => {
+                NextAction::WaitUntil(time) => {
                     let sleep = tokio::time::sleep_until(time.into());
                     tokio::select! { () = filled => (), () = sleep => () }
                 }
-                Next::Wait => filled.await,
+                NextAction::Wait => filled.await,
             }
         }
     }
 
-    async fn deliver(&self, job: Job) {
+    async fn deliver(&self, batch: Batch) {
         let tracer = self.tracer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let attempt = Attempt::begin(&job.crops);
-        let outcome = self.post(&job, attempt.as_ref()).await;
+        let attempt = Attempt::start(&batch.crops);
+        let outcome = self.post(&batch, attempt.as_ref()).await;
         if let (Some(tracer), Some(attempt)) = (&tracer, &attempt) {
-            tracer.attempted(attempt, &job.crops, outcome.status());
+            tracer.record_attempt(attempt, &batch.crops, outcome.status());
             match &outcome {
-                Outcome::Accepted { .. } => tracer.ended(attempt, &job.crops, true),
-                Outcome::Refused(_) if job.crops.len() == 1 => tracer.ended(attempt, &job.crops, false),
+                RequestOutcome::Accepted { .. } => tracer.record_result(attempt, &batch.crops, true),
+                RequestOutcome::Rejected(_) if batch.crops.len() == 1 => {
+                    tracer.record_result(attempt, &batch.crops, false)
+                }
                 _ => (),
             }
         }
         let now = Instant::now();
         match outcome {
-            Outcome::Accepted { status, body } => {
-                if self.settle(&job) {
+            RequestOutcome::Accepted { status, body } => {
+                if self.settle(&batch) {
                     self.recovered();
-                    self.accepted(&job.crops, status, &body);
-                    self.settled(&job.crops);
+                    self.accepted(&batch.crops, status, &body);
+                    self.settled(&batch.crops);
                 }
             }
             // One bad picture must not take the others of its request with it.
-            Outcome::Refused(_) if job.crops.len() > 1 => {
-                self.repeat(job, |state, job| {
-                    state.open_gate();
-                    job.crops.iter_mut().for_each(|waiting| waiting.alone = true);
+            RequestOutcome::Rejected(_) if batch.crops.len() > 1 => {
+                self.retry_now(batch, |state, batch| {
+                    state.record_success();
+                    batch.crops.iter_mut().for_each(|pending| pending.send_alone = true);
                 });
                 self.recovered();
             }
-            Outcome::Refused(refusal) => {
-                if self.settle(&job) {
+            RequestOutcome::Rejected(error) => {
+                if self.settle(&batch) {
                     self.recovered();
-                    self.rejected(&job.crops, &refusal);
-                    self.settled(&job.crops);
+                    self.rejected(&batch.crops, &error);
+                    self.settled(&batch.crops);
                 }
             }
             // A server closes connections that were idle, sometimes just as a request is written to one. That is
             // no outage: repeat it at once on a fresh connection.
-            Outcome::Stale(_) if !job.repeats() => self.repeat(job, |_, _| ()),
-            Outcome::Stale(reason) => {
-                let refusal = Refusal::unanswered(reason);
-                self.trouble(job, now, Trouble::Away, refusal, None, false);
+            RequestOutcome::ConnectionClosed(_) if !batch.is_retry() => self.retry_now(batch, |_, _| ()),
+            RequestOutcome::ConnectionClosed(reason) => {
+                let error = ErrorResponse::no_response(reason);
+                self.retry_later(batch, now, BackendStatus::Unavailable, error, None, false);
             }
-            Outcome::Trouble { kind, refusal, wait, internal } => {
-                self.trouble(job, now, kind, refusal, wait, internal);
+            RequestOutcome::Retry { status, error, retry_after, is_internal_error } => {
+                self.retry_later(batch, now, status, error, retry_after, is_internal_error);
             }
         }
     }
 
     /// The backend's answer to these crops is final. False if the uploader was stopped meanwhile.
-    fn settle(&self, job: &Job) -> bool {
+    fn settle(&self, batch: &Batch) -> bool {
         let mut state = self.lock();
-        if !state.finish(job) {
+        if !state.complete(batch) {
             return false;
         }
-        state.settle(&job.crops);
-        state.open_gate();
+        state.begin_settling(&batch.crops);
+        state.record_success();
         drop(state);
         self.wake();
         true
     }
 
-    fn settled(&self, crops: &[Waiting]) {
-        self.lock().settled(crops);
+    fn settled(&self, crops: &[PendingUpload]) {
+        self.lock().finish_settling(crops);
         self.wake();
     }
 
     /// Gives the crops back to be sent again.
-    fn repeat(&self, mut job: Job, change: impl FnOnce(&mut State, &mut Job)) {
+    fn retry_now(&self, mut batch: Batch, change: impl FnOnce(&mut State, &mut Batch)) {
         let mut state = self.lock();
-        if !state.finish(&job) {
+        if !state.complete(&batch) {
             return;
         }
-        for waiting in &mut job.crops {
-            waiting.attempts = waiting.attempts.saturating_add(1);
+        for pending in &mut batch.crops {
+            pending.attempts = pending.attempts.saturating_add(1);
         }
-        change(&mut state, &mut job);
-        state.give_back(job);
+        change(&mut state, &mut batch);
+        state.requeue(batch);
         drop(state);
         self.wake();
     }
 
-    fn trouble(
+    fn retry_later(
         &self,
-        mut job: Job,
+        mut batch: Batch,
         now: Instant,
-        kind: Trouble,
-        refusal: Refusal,
-        wait: Option<Duration>,
-        internal: bool,
+        status: BackendStatus,
+        error: ErrorResponse,
+        retry_after: Option<Duration>,
+        is_internal_error: bool,
     ) {
         let mut given_up = Vec::new();
-        let paused = {
+        let wait = {
             let mut state = self.lock();
-            if !state.finish(&job) {
+            if !state.complete(&batch) {
                 return;
             }
-            for waiting in &mut job.crops {
-                waiting.attempts = waiting.attempts.saturating_add(1);
-                waiting.internal_errors = waiting.internal_errors.saturating_add(u32::from(internal));
+            for pending in &mut batch.crops {
+                pending.attempts = pending.attempts.saturating_add(1);
+                pending.internal_errors =
+                    pending.internal_errors.saturating_add(u32::from(is_internal_error));
                 // A proxy that takes no large requests may take small ones.
-                waiting.alone |= refusal.status == StatusCode::PAYLOAD_TOO_LARGE;
+                pending.send_alone |= error.status == StatusCode::PAYLOAD_TOO_LARGE;
             }
-            let paused = state.close_gate(&job, now, kind != Trouble::Busy, |failures| {
-                wait.unwrap_or_else(|| self.backoff.delay(failures))
+            let wait = state.record_failure(&batch, now, status != BackendStatus::Busy, |failures| {
+                retry_after.unwrap_or_else(|| self.backoff.delay(failures))
             });
             // Only what the backend itself fails on, and without a spool, is not repeated for ever; and that a
             // token is not taken is never a crop's fault.
-            let keeps = state.has_spool() || kind == Trouble::Unauthorized;
-            let retries = if keeps { None } else { state.tuning.retries };
-            let by_itself = job.crops.len() == 1;
-            given_up.extend(job.crops.extract_if(.., |waiting| {
-                let poisonous = by_itself && waiting.internal_errors >= MAX_INTERNAL_ERRORS;
-                poisonous || retries.is_some_and(|retries| waiting.attempts > retries)
+            let keeps = state.has_spool() || status == BackendStatus::Unauthorized;
+            let retries = if keeps { None } else { state.settings.retries };
+            let by_itself = batch.crops.len() == 1;
+            given_up.extend(batch.crops.extract_if(.., |pending| {
+                let poisonous = by_itself && pending.internal_errors >= MAX_INTERNAL_ERRORS;
+                poisonous || retries.is_some_and(|retries| pending.attempts > retries)
             }));
-            state.settle(&given_up);
-            state.give_back(job);
-            paused
+            state.begin_settling(&given_up);
+            state.requeue(batch);
+            wait
         };
         self.wake();
-        self.report(kind, &refusal, paused);
+        self.report(status, &error, wait);
         if !given_up.is_empty() {
-            self.rejected(&given_up, &refusal);
+            self.rejected(&given_up, &error);
             self.settled(&given_up);
         }
     }
@@ -1003,51 +1004,53 @@ impl Shared {
     }
 
     /// Posts one request.
-    async fn post(&self, job: &Job, attempt: Option<&Attempt>) -> Outcome {
+    async fn post(&self, batch: &Batch, attempt: Option<&Attempt>) -> RequestOutcome {
         self.counts.requests.fetch_add(1, Ordering::Relaxed);
-        if job.repeats() {
+        if batch.is_retry() {
             self.counts.retries.fetch_add(1, Ordering::Relaxed);
         }
-        let tuning = Arc::clone(&self.lock().tuning);
-        let token = self.token(&tuning).await;
-        let crops: Vec<Crop> = job.crops.iter().map(|waiting| waiting.crop.clone()).collect();
+        let settings = Arc::clone(&self.lock().settings);
+        let token = self.token(&settings).await;
+        let crops: Vec<Crop> = batch.crops.iter().map(|pending| pending.crop.clone()).collect();
         let (content_type, body) = multipart::encode(self.endpoint, &crops);
         let request = self.request(&content_type, body, token.as_ref(), attempt);
-        let away = |message| {
-            let refusal = Refusal::unanswered(message);
-            Outcome::Trouble { kind: Trouble::Away, refusal, wait: None, internal: false }
+        let unavailable = |message| {
+            let error = ErrorResponse::no_response(message);
+            let status = BackendStatus::Unavailable;
+            RequestOutcome::Retry { status, error, retry_after: None, is_internal_error: false }
         };
         // Without a limit of its own, only a connection that breaks ends it.
-        let limit = if tuning.timeout.is_zero() { Duration::MAX } else { tuning.timeout };
-        let answer = match tokio::time::timeout(limit, request).await {
-            Err(_) => return away(format!("gave no answer within {:?}", tuning.timeout)),
-            Ok(Err(RequestError::Closed(reason))) => return Outcome::Stale(reason),
-            Ok(Err(error)) => return away(error.to_string()),
-            Ok(Ok(answer)) => answer,
+        let limit = if settings.timeout.is_zero() { Duration::MAX } else { settings.timeout };
+        let response = match tokio::time::timeout(limit, request).await {
+            Err(_) => return unavailable(format!("gave no answer within {:?}", settings.timeout)),
+            Ok(Err(RequestError::ClosedEarly(reason))) => return RequestOutcome::ConnectionClosed(reason),
+            Ok(Err(error)) => return unavailable(error.to_string()),
+            Ok(Ok(response)) => response,
         };
-        let status = answer.status;
-        let mut refusal = refusal(&answer);
-        let (kind, wait) = match retry::judge(status, &answer.headers, &answer.body) {
-            Verdict::Accepted => return Outcome::Accepted { status, body: answer.body },
-            Verdict::Refused => return Outcome::Refused(refusal),
-            Verdict::Busy(wait) => (Trouble::Busy, wait),
-            Verdict::Failing(wait) => (Trouble::Away, wait),
-            Verdict::Unauthorized(wait) => {
+        let status = response.status;
+        let mut error = error_response(&response);
+        let (backend, retry_after) = match retry::classify(status, &response.headers, &response.body) {
+            ResponseClass::Accepted => return RequestOutcome::Accepted { status, body: response.body },
+            ResponseClass::Rejected => return RequestOutcome::Rejected(error),
+            ResponseClass::Busy(retry_after) => (BackendStatus::Busy, retry_after),
+            ResponseClass::Unavailable(retry_after) => (BackendStatus::Unavailable, retry_after),
+            ResponseClass::Unauthorized(retry_after) => {
                 let mut file = self.token_file.lock().await;
-                file.distrust();
+                file.invalidate();
                 if let Some(problem) = file.problem() {
-                    refusal.message = format!("{} ({problem})", refusal.message);
+                    error.message = format!("{} ({problem})", error.message);
                 } else if token.is_none() {
-                    refusal.message.push_str(" (no token was sent)");
+                    error.message.push_str(" (no token was sent)");
                 }
-                (Trouble::Unauthorized, wait)
+                (BackendStatus::Unauthorized, retry_after)
             }
         };
-        Outcome::Trouble { kind, refusal, wait, internal: status == StatusCode::INTERNAL_SERVER_ERROR }
+        let is_internal_error = status == StatusCode::INTERNAL_SERVER_ERROR;
+        RequestOutcome::Retry { status: backend, error, retry_after, is_internal_error }
     }
 
-    async fn token(&self, tuning: &Tuning) -> Option<Token> {
-        match (&tuning.token, &tuning.token_file) {
+    async fn token(&self, settings: &RuntimeSettings) -> Option<Token> {
+        match (&settings.token, &settings.token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(path)) => self.token_file.lock().await.token(path).await,
             (None, None) => None,
@@ -1060,7 +1063,7 @@ impl Shared {
         body: Bytes,
         token: Option<&Token>,
         attempt: Option<&Attempt>,
-    ) -> Result<Answer, RequestError> {
+    ) -> Result<Response, RequestError> {
         let mut request = Request::builder()
             .method(Method::POST)
             .uri(self.uri.clone())
@@ -1072,25 +1075,25 @@ impl Shared {
             request = request.header("traceparent", attempt.traceparent());
             request = request.header("x-request-id", attempt.request_id());
         }
-        let request = request.body(Full::new(body)).map_err(|e| RequestError::Broken(root_cause(&e)))?;
+        let request = request.body(Full::new(body)).map_err(|e| RequestError::Interrupted(root_cause(&e)))?;
         let response = self.client.request(request).await.map_err(|e| {
             if e.is_connect() {
                 // What TLS has no word of its own for is ours.
                 RequestError::Unreachable(root_cause(&e).trim_start_matches("unexpected error: ").into())
             } else {
-                RequestError::Closed(format!("broke the connection: {}", root_cause(&e)))
+                RequestError::ClosedEarly(format!("broke the connection: {}", root_cause(&e)))
             }
         })?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER)
+        let body = Limited::new(body, MAX_RESPONSE_BYTES)
             .collect()
             .await
-            .map_err(|e| RequestError::Broken(root_cause(&*e)))?
+            .map_err(|e| RequestError::Interrupted(root_cause(&*e)))?
             .to_bytes();
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        Ok(Response { status: head.status, headers: head.headers, body })
     }
 
-    fn accepted(&self, crops: &[Waiting], status: StatusCode, body: &[u8]) {
+    fn accepted(&self, crops: &[PendingUpload], status: StatusCode, body: &[u8]) {
         let answer: Value = serde_json::from_slice(body).unwrap_or_default();
         let model_version = match answer.get("model_version") {
             Some(Value::String(version)) => Some(version.clone()),
@@ -1109,55 +1112,57 @@ impl Shared {
         let mut errors = vec![Vec::new(); crops.len()];
         by_image("faces", &mut faces);
         by_image("errors", &mut errors);
-        for ((waiting, faces), errors) in crops.iter().zip(faces).zip(errors) {
+        for ((pending, faces), errors) in crops.iter().zip(faces).zip(errors) {
             // A picture that the backend cannot read, beside others that it can.
             if let Some(error) = errors.first().and_then(|error| error.get("error")) {
-                let refusal = Refusal {
+                let error = ErrorResponse {
                     status: status.as_u16(),
                     code: text(error, "code"),
                     message: text(error, "message").unwrap_or_else(|| "no reason given".into()),
                 };
-                self.rejected(std::slice::from_ref(waiting), &refusal);
+                self.rejected(std::slice::from_ref(pending), &error);
                 continue;
             }
             self.counts.sent.fetch_add(1, Ordering::Relaxed);
-            self.counts.image_bytes.fetch_add(count(waiting.crop.picture.len()), Ordering::Relaxed);
+            self.counts.image_bytes.fetch_add(count(pending.crop.image.len()), Ordering::Relaxed);
             self.reported().rejecting = false;
-            let (crop, model_version) = (waiting.crop.clone(), model_version.clone());
+            let (crop, model_version) = (pending.crop.clone(), model_version.clone());
             let status = status.as_u16();
-            let earlier_run = waiting.earlier_run;
-            (self.observer)(Event::Answered { crop, status, model_version, faces, earlier_run });
+            let earlier_run = pending.earlier_run;
+            (self.observer)(Event::Accepted { crop, status, model_version, faces, earlier_run });
         }
     }
 
-    fn rejected(&self, crops: &[Waiting], refusal: &Refusal) {
+    fn rejected(&self, crops: &[PendingUpload], error: &ErrorResponse) {
         self.counts.failed.fetch_add(count(crops.len()), Ordering::Relaxed);
-        for Waiting { crop, .. } in crops.iter().cloned() {
+        for PendingUpload { crop, .. } in crops.iter().cloned() {
             let first = !std::mem::replace(&mut self.reported().rejecting, true);
-            let Refusal { status, code, message } = refusal.clone();
+            let ErrorResponse { status, code, message } = error.clone();
             (self.observer)(Event::Rejected { crop, status, code, message, first });
         }
     }
 
     /// Tells of trouble, once for each kind until the backend is well again.
-    fn report(&self, kind: Trouble, refusal: &Refusal, wait: Duration) {
-        let told = {
+    fn report(&self, status: BackendStatus, error: &ErrorResponse, retry_in: Duration) {
+        let was_reported = {
             let mut reported = self.reported();
             reported.since.get_or_insert_with(Instant::now);
-            let told = match kind {
-                Trouble::Busy => &mut reported.busy,
-                Trouble::Away => &mut reported.away,
-                Trouble::Unauthorized => &mut reported.unauthorized,
+            let reported = match status {
+                BackendStatus::Busy => &mut reported.busy,
+                BackendStatus::Unavailable => &mut reported.unavailable,
+                BackendStatus::Unauthorized => &mut reported.unauthorized,
             };
-            std::mem::replace(told, true)
+            std::mem::replace(reported, true)
         };
-        if !told {
-            let status = Some(refusal.status).filter(|&status| status > 0);
-            let reason = match (kind, status) {
-                (Trouble::Away, Some(status)) => format!("answers {status}: {}", refusal.message),
-                _ => refusal.message.clone(),
+        if !was_reported {
+            let http_status = Some(error.status).filter(|&status| status > 0);
+            let reason = match (status, http_status) {
+                (BackendStatus::Unavailable, Some(http_status)) => {
+                    format!("answers {http_status}: {}", error.message)
+                }
+                _ => error.message.clone(),
             };
-            (self.observer)(Event::Trouble { kind, status, reason, wait });
+            (self.observer)(Event::BackendUnhealthy { status, http_status, reason, retry_in });
         }
     }
 
@@ -1168,24 +1173,24 @@ impl Shared {
             std::mem::replace(&mut *reported, Reported { rejecting, ..Reported::default() })
         };
         if let Some(since) = ended.since {
-            let was_busy = !ended.away && !ended.unauthorized;
-            (self.observer)(Event::Recovered { after: since.elapsed(), was_busy });
+            let was_busy = !ended.unavailable && !ended.unauthorized;
+            (self.observer)(Event::BackendRecovered { after: since.elapsed(), was_busy });
         }
     }
 
     /// The spool's thread.
     fn run_spool(&self, mut spool: Spool) {
-        let mut damage_told = false;
+        let mut damage_reported = false;
         loop {
             let work = {
                 let mut state = self.lock();
                 loop {
                     let now = Instant::now();
-                    match state.spool_work(now) {
-                        SpoolWork::Wait => {
+                    match state.next_spool_task(now) {
+                        SpoolTask::Wait => {
                             state = self.spool_wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
                         }
-                        SpoolWork::WaitUntil(time) => {
+                        SpoolTask::WaitUntil(time) => {
                             let wait = time.saturating_duration_since(now);
                             state = self
                                 .spool_wanted
@@ -1197,38 +1202,38 @@ impl Shared {
                 }
             };
             match work {
-                SpoolWork::End | SpoolWork::Wait | SpoolWork::WaitUntil(_) => return,
-                SpoolWork::Store(crops) => self.store(&mut spool, crops),
-                SpoolWork::Read(wanted) => {
-                    let found = spool.take(wanted);
-                    self.lock().read(found, spool.counts());
+                SpoolTask::Stop | SpoolTask::Wait | SpoolTask::WaitUntil(_) => return,
+                SpoolTask::Store(crops) => self.store(&mut spool, crops),
+                SpoolTask::Read(wanted) => {
+                    let found = spool.claim(wanted);
+                    self.lock().finish_reading(found, spool.counts());
                 }
-                SpoolWork::Forget(ids) => {
-                    spool.forget(&ids);
+                SpoolTask::Delete(ids) => {
+                    spool.delete(&ids);
                     self.lock().set_spool_counts(spool.counts());
                 }
             }
             self.filled.notify_one();
             self.changed.notify_all();
             let damaged = spool.counts().damaged;
-            if damaged > 0 && !std::mem::replace(&mut damage_told, true) {
+            if damaged > 0 && !std::mem::replace(&mut damage_reported, true) {
                 let reason = format!(
                     "{damaged} files on the spool are torn, as after a loss of power; they are set aside as \
                      *.damaged and counted as spool-damaged"
                 );
-                (self.observer)(Event::SpoolTrouble { reason });
+                (self.observer)(Event::SpoolProblem { reason });
             }
         }
     }
 
-    fn store(&self, spool: &mut Spool, crops: Vec<Waiting>) {
-        let to_store: Vec<Spooled> = crops
+    fn store(&self, spool: &mut Spool, crops: Vec<PendingUpload>) {
+        let to_store: Vec<SpoolEntry> = crops
             .iter()
-            .map(|waiting| Spooled {
-                crop: waiting.crop.clone(),
-                attempts: waiting.attempts,
-                internal_errors: waiting.internal_errors,
-                earlier_run: waiting.earlier_run,
+            .map(|pending| SpoolEntry {
+                crop: pending.crop.clone(),
+                attempts: pending.attempts,
+                internal_errors: pending.internal_errors,
+                earlier_run: pending.earlier_run,
             })
             .collect();
         let (stored, error) = match spool.store(&to_store) {
@@ -1236,18 +1241,18 @@ impl Shared {
             Err(StoreError { stored, error }) => (stored, Some(error)),
         };
         let counts = spool.counts();
-        let first = self.lock().stored(crops, stored, counts, Instant::now());
+        let first = self.lock().finish_storing(crops, stored, counts, Instant::now());
         if let Some(error) = error {
             self.counts.spool_errors.fetch_add(1, Ordering::Relaxed);
             if first {
                 let reason = format!("the spool cannot be written: {error}; crops stay in memory meanwhile");
-                (self.observer)(Event::SpoolTrouble { reason });
+                (self.observer)(Event::SpoolProblem { reason });
             }
         }
     }
 }
 
-struct Answer {
+struct Response {
     status: StatusCode,
     headers: http::HeaderMap,
     body: Bytes,
@@ -1259,30 +1264,30 @@ enum RequestError {
     Unreachable(String),
     /// Before the head of an answer.
     #[error("{0}")]
-    Closed(String),
+    ClosedEarly(String),
     /// In the middle of an answer.
     #[error("broke off its answer: {0}")]
-    Broken(String),
+    Interrupted(String),
 }
 
 /// What the backend said, in a form fit for a message to people.
-fn refusal(answer: &Answer) -> Refusal {
-    let json: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+fn error_response(response: &Response) -> ErrorResponse {
+    let json: Value = serde_json::from_slice(&response.body).unwrap_or_default();
     let error = json.get("error").unwrap_or(&Value::Null);
-    let reason = || answer.status.canonical_reason().unwrap_or("no reason given");
+    let reason = || response.status.canonical_reason().unwrap_or("no reason given");
     // A proxy's answer, that of a network's login page, or of quite another server.
-    let foreign = || match retry::is_web_page(&answer.headers) {
+    let foreign = || match retry::is_web_page(&response.headers) {
         true => "a web page, which is not the backend's",
         false => "which is not the backend's own answer",
     };
     let message = match text(error, "message") {
         Some(message) => message,
-        None if answer.status.is_success() => foreign().into(),
+        None if response.status.is_success() => foreign().into(),
         // Who is in front of a backend that is away says so in its own words.
-        None if answer.status.is_server_error() => reason().into(),
+        None if response.status.is_server_error() => reason().into(),
         None => format!("{}, {}", reason(), foreign()),
     };
-    Refusal { status: answer.status.as_u16(), code: text(error, "code"), message }
+    ErrorResponse { status: response.status.as_u16(), code: text(error, "code"), message }
 }
 
 /// A text of the backend's, cut to what fits in a message.

@@ -10,16 +10,17 @@ use super::{Crop, Endpoint};
 use crate::crop::Encoding;
 
 /// Room for the fields of one crop, bytes.
-const FIELDS: usize = 512;
+const FIELDS_CAPACITY: usize = 512;
 
 /// Returns the content type, with its boundary, and the body. All crops are of one camera.
 ///
 /// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC
 /// 3339), `key`, and where known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
 pub(super) fn encode(endpoint: Endpoint, crops: &[Crop]) -> (String, Bytes) {
-    let boundary = boundary(crops);
-    let pictures: usize = crops.iter().map(|crop| crop.picture.len() + FIELDS).sum();
-    let mut form = Form { boundary: &boundary, body: BytesMut::with_capacity(pictures + FIELDS) };
+    let boundary = choose_boundary(crops);
+    let pictures: usize = crops.iter().map(|crop| crop.image.len() + FIELDS_CAPACITY).sum();
+    let mut form =
+        FormWriter { boundary: &boundary, body: BytesMut::with_capacity(pictures + FIELDS_CAPACITY) };
 
     if let Some(first) = crops.first() {
         let stores = matches!(endpoint, Endpoint::StoreResults | Endpoint::SendResults);
@@ -30,9 +31,9 @@ pub(super) fn encode(endpoint: Endpoint, crops: &[Crop]) -> (String, Bytes) {
         }
     }
     for crop in crops {
-        form.picture(crop);
-        form.text("captured_at", &captured_at(crop.captured_at));
-        form.text("key", &key(crop.key));
+        form.image(crop);
+        form.text("captured_at", &format_captured_at(crop.captured_at));
+        form.text("key", &encode_key(crop.key));
         if let Some([left, top, right, bottom]) = crop.bounding_box {
             form.text("box", &format!("{left},{top},{right},{bottom}"));
         }
@@ -45,19 +46,19 @@ pub(super) fn encode(endpoint: Endpoint, crops: &[Crop]) -> (String, Bytes) {
 }
 
 /// RFC 3339 to the millisecond, which is finer than any clock of a camera.
-pub fn captured_at(time: OffsetDateTime) -> String {
+pub fn format_captured_at(time: OffsetDateTime) -> String {
     let milliseconds = time.millisecond();
     time.replace_millisecond(milliseconds).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
 /// The key's 128 bits as 22 characters (base64url, RFC 4648, section 5), where a UUID's own form has 36.
-pub fn key(key: Uuid) -> String {
+pub fn encode_key(key: Uuid) -> String {
     URL_SAFE_NO_PAD.encode(key.as_bytes())
 }
 
 /// Stands before each field, so its length counts. Two letters do, for as long as no line of a value begins with
 /// them.
-fn boundary(crops: &[Crop]) -> String {
+fn choose_boundary(crops: &[Crop]) -> String {
     let mut boundary = String::from("fp");
     loop {
         let line = format!("\r\n--{boundary}");
@@ -66,9 +67,7 @@ fn boundary(crops: &[Crop]) -> String {
                 || value.windows(line.len()).any(|window| window == line.as_bytes())
         };
         let in_crop = |crop: &Crop| {
-            [&crop.picture, crop.camera.id.as_bytes(), crop.camera.location.as_bytes()]
-                .into_iter()
-                .any(occurs)
+            [&crop.image, crop.camera.id.as_bytes(), crop.camera.location.as_bytes()].into_iter().any(occurs)
         };
         if !crops.iter().any(in_crop) {
             return boundary;
@@ -77,12 +76,12 @@ fn boundary(crops: &[Crop]) -> String {
     }
 }
 
-struct Form<'a> {
+struct FormWriter<'a> {
     boundary: &'a str,
     body: BytesMut,
 }
 
-impl Form<'_> {
+impl FormWriter<'_> {
     fn text(&mut self, name: &str, value: &str) {
         self.head(name);
         self.body.put_slice(b"\r\n\r\n");
@@ -90,7 +89,7 @@ impl Form<'_> {
         self.body.put_slice(b"\r\n");
     }
 
-    fn picture(&mut self, crop: &Crop) {
+    fn image(&mut self, crop: &Crop) {
         self.head("image");
         let name = match crop.encoding {
             Encoding::Jpeg => "f.jpg",
@@ -98,7 +97,7 @@ impl Form<'_> {
         };
         let media_type = crop.encoding.media_type();
         self.body.put_slice(format!(";filename={name}\r\nContent-Type:{media_type}\r\n\r\n").as_bytes());
-        self.body.put_slice(&crop.picture);
+        self.body.put_slice(&crop.image);
         self.body.put_slice(b"\r\n");
     }
 
@@ -126,7 +125,7 @@ mod tests {
 
     fn crop(track_id: Option<i32>, bounding_box: Option<[u32; 4]>) -> Crop {
         Crop {
-            picture: Bytes::from_static(b"\xff\xd8picture\xff\xd9"),
+            image: Bytes::from_static(b"\xff\xd8picture\xff\xd9"),
             encoding: Encoding::Jpeg,
             camera: Arc::new(Camera { id: "gate-1".into(), location: "Lobby".into() }),
             captured_at: datetime!(2024-05-06 07:08:09.250_499_999 UTC),
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_known_fact_becomes_a_field() {
+    fn all_metadata_becomes_form_fields() {
         assert_eq!(
             form(Endpoint::StoreResults, &[crop(Some(4), Some([1, 2, 30, 40]))]),
             "--B\r\nContent-Disposition:form-data;name=camera_id\r\n\r\ngate-1\r\n\
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_left_out() {
+    fn unknown_metadata_is_omitted() {
         let camera = Arc::new(Camera::default());
         let form = form(Endpoint::GetResults, &[Crop { camera, ..crop(None, None) }]);
         for field in ["camera_id", "location", "box", "track_id"] {
@@ -177,15 +176,15 @@ mod tests {
     }
 
     #[test]
-    fn a_webp_picture_goes_under_its_own_type_and_name() {
+    fn webp_has_its_own_type_and_file_name() {
         let form = form(Endpoint::DryRun, &[Crop { encoding: Encoding::Webp, ..crop(None, None) }]);
         assert!(form.contains(";filename=f.webp\r\nContent-Type:image/webp\r\n"), "{form}");
     }
 
     #[test]
-    fn a_value_that_contains_the_boundary_gets_another() {
-        let within = Crop { picture: Bytes::from_static(b"a\r\n--fp--\r\nb"), ..crop(None, None) };
-        let first = Crop { picture: Bytes::from_static(b"--fp--\r\nb"), ..crop(None, None) };
+    fn a_boundary_that_occurs_in_a_value_is_replaced() {
+        let within = Crop { image: Bytes::from_static(b"a\r\n--fp--\r\nb"), ..crop(None, None) };
+        let first = Crop { image: Bytes::from_static(b"--fp--\r\nb"), ..crop(None, None) };
         let camera = Arc::new(Camera { id: "--fp--".into(), location: String::new() });
         for crop in [within, first, Crop { camera, ..crop(None, None) }] {
             let (content_type, body) = encode(Endpoint::DryRun, &[crop]);

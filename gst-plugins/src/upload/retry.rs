@@ -37,34 +37,36 @@ impl Backoff {
 
 /// What an answer means for the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum ResponseClass {
     Accepted,
     /// The content is refused, and repeating won't help.
-    Refused,
+    Rejected,
     /// The backend is well but has no time; repeat after the time it asks for, or after the back-off.
     Busy(Option<Duration>),
     /// The backend, what stands before it, or the address is not well; repeat likewise.
-    Failing(Option<Duration>),
+    Unavailable(Option<Duration>),
     /// The backend doesn't take the token; repeat likewise, since a token can be replaced.
     Unauthorized(Option<Duration>),
 }
 
 /// Only the backend's own word ends a crop's life. Whatever stands between may answer with any status: proxies, firewalls,
 /// a network's login page, or another server at this address.
-pub(super) fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Verdict {
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ResponseClass {
     let wait = || retry_after(headers, OffsetDateTime::now_utc());
     match status.as_u16() {
-        200..=299 if is_web_page(headers) || !(body.is_empty() || is_object(body)) => Verdict::Failing(None),
-        200..=299 => Verdict::Accepted,
+        200..=299 if is_web_page(headers) || !(body.is_empty() || is_object(body)) => {
+            ResponseClass::Unavailable(None)
+        }
+        200..=299 => ResponseClass::Accepted,
         // Bad request, content too large, unsupported media type, unprocessable content.
-        400 | 413 | 415 | 422 if is_error(body) => Verdict::Refused,
-        403 if is_web_page(headers) => Verdict::Failing(wait()),
-        401 | 403 => Verdict::Unauthorized(wait()),
+        400 | 413 | 415 | 422 if is_error(body) => ResponseClass::Rejected,
+        403 if is_web_page(headers) => ResponseClass::Unavailable(wait()),
+        401 | 403 => ResponseClass::Unauthorized(wait()),
         // Request timeout, locked, too early, too many requests.
-        408 | 423 | 425 | 429 => Verdict::Busy(wait()),
+        408 | 423 | 425 | 429 => ResponseClass::Busy(wait()),
         // Server errors; redirections, "not found" and the like, which are no fault of the crops; and what is not the
         // backend's.
-        _ => Verdict::Failing(wait()),
+        _ => ResponseClass::Unavailable(wait()),
     }
 }
 
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_back_off_doubles_with_jitter_up_to_its_maximum() {
+    fn backoff_doubles_with_jitter_up_to_its_maximum() {
         let backoff = Backoff { initial: Duration::from_millis(100), maximum: Duration::from_millis(900) };
         for (attempt, whole) in [(0, 100), (1, 200), (2, 400), (3, 800), (4, 900), (31, 900), (40, 900)] {
             let whole = Duration::from_millis(whole);
@@ -113,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_both_forms() {
+    fn retry_after_is_parsed_in_both_forms() {
         let now = OffsetDateTime::parse("Sun, 06 Nov 1994 08:49:37 GMT", &Rfc2822).unwrap();
         let read = |value: &str| {
             let mut headers = HeaderMap::new();
@@ -129,41 +131,45 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_help_is_repeated() {
+    fn responses_are_classified_by_status_and_body() {
         let error = br#"{"error":{"code":"image_unreadable","message":"unreadable"}}"#;
-        let judge =
-            |status, body: &[u8]| judge(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body);
-        assert_eq!(judge(201, b"{}"), Verdict::Accepted);
-        assert_eq!(judge(204, b""), Verdict::Accepted);
+        let classify =
+            |status, body: &[u8]| classify(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body);
+        assert_eq!(classify(201, b"{}"), ResponseClass::Accepted);
+        assert_eq!(classify(204, b""), ResponseClass::Accepted);
         for status in [400, 413, 415, 422] {
-            assert_eq!(judge(status, error), Verdict::Refused, "{status}");
+            assert_eq!(classify(status, error), ResponseClass::Rejected, "{status}");
             for foreign in
                 ["", "<html>", "{}", r#"{"error":"no"}"#, r#"{"error":{"code":7}}"#, r#"["error"]"#]
             {
-                assert_eq!(judge(status, foreign.as_bytes()), Verdict::Failing(None), "{status} {foreign}");
+                assert_eq!(
+                    classify(status, foreign.as_bytes()),
+                    ResponseClass::Unavailable(None),
+                    "{status} {foreign}"
+                );
             }
         }
         for status in [401, 403] {
-            assert_eq!(judge(status, error), Verdict::Unauthorized(None), "{status}");
+            assert_eq!(classify(status, error), ResponseClass::Unauthorized(None), "{status}");
         }
         for status in [408, 423, 425, 429] {
-            assert_eq!(judge(status, error), Verdict::Busy(None), "{status}");
+            assert_eq!(classify(status, error), ResponseClass::Busy(None), "{status}");
         }
         for status in [302, 404, 407, 409, 451, 500, 502, 503, 504, 507, 511] {
-            assert_eq!(judge(status, error), Verdict::Failing(None), "{status}");
+            assert_eq!(classify(status, error), ResponseClass::Unavailable(None), "{status}");
         }
     }
 
     #[test]
-    fn a_web_page_is_not_the_backends_answer() {
+    fn a_web_page_is_not_the_backends_response() {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, "text/html; charset=utf-8".parse().unwrap());
-        assert_eq!(judge(StatusCode::OK, &headers, b""), Verdict::Failing(None));
-        assert_eq!(judge(StatusCode::FORBIDDEN, &headers, b"blocked"), Verdict::Failing(None));
-        assert_eq!(judge(StatusCode::UNAUTHORIZED, &headers, b"401"), Verdict::Unauthorized(None));
+        assert_eq!(classify(StatusCode::OK, &headers, b""), ResponseClass::Unavailable(None));
+        assert_eq!(classify(StatusCode::FORBIDDEN, &headers, b"blocked"), ResponseClass::Unavailable(None));
+        assert_eq!(classify(StatusCode::UNAUTHORIZED, &headers, b"401"), ResponseClass::Unauthorized(None));
         headers.insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
-        assert_eq!(judge(StatusCode::OK, &headers, b"{}"), Verdict::Accepted);
+        assert_eq!(classify(StatusCode::OK, &headers, b"{}"), ResponseClass::Accepted);
         headers.insert(header::CONTENT_TYPE, "text/plain".parse().unwrap());
-        assert_eq!(judge(StatusCode::OK, &headers, b"welcome"), Verdict::Failing(None));
+        assert_eq!(classify(StatusCode::OK, &headers, b"welcome"), ResponseClass::Unavailable(None));
     }
 }

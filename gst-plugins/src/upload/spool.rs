@@ -65,7 +65,7 @@ pub enum SpoolError {
          name a folder that doesn't exist yet",
         folder.display()
     )]
-    Open {
+    AccessibleToOthers {
         /// The folder.
         folder: PathBuf,
         /// Its permission bits.
@@ -79,7 +79,7 @@ pub enum SpoolError {
         folder.display(),
         filesystem.as_deref().map(|name| format!(" ({name})")).unwrap_or_default()
     )]
-    NoModes {
+    ModesUnsupported {
         /// The folder.
         folder: PathBuf,
         /// Its permission bits, as the mount gives them to everything.
@@ -105,7 +105,7 @@ pub struct SpoolId {
 
 /// A crop for the spool, or from it, and what was tried with it in this run.
 #[derive(Debug, Clone)]
-pub struct Spooled {
+pub struct SpoolEntry {
     /// The crop.
     pub crop: Crop,
     /// Requests that it was part of.
@@ -122,7 +122,7 @@ pub struct SpoolCounts {
     /// Crops on disk.
     pub files: u64,
     /// Those of them that were not taken for sending.
-    pub unread: u64,
+    pub unclaimed: u64,
     /// Bytes of all files.
     pub bytes: u64,
     /// Crops that were written.
@@ -134,15 +134,15 @@ pub struct SpoolCounts {
 }
 
 /// Why a folder that others can enter is refused.
-fn too_open(folder: &Path, mode: u32, modes_are_kept: bool) -> SpoolError {
+fn accessible_to_others(folder: &Path, mode: u32, modes_are_kept: bool) -> SpoolError {
     let folder = folder.to_owned();
     if modes_are_kept {
-        return SpoolError::Open { folder, mode };
+        return SpoolError::AccessibleToOthers { folder, mode };
     }
     let filesystem = fs::canonicalize(&folder)
-        .and_then(|folder| Ok(filesystem(&fs::read_to_string("/proc/self/mountinfo")?, &folder)))
+        .and_then(|folder| Ok(filesystem_type(&fs::read_to_string("/proc/self/mountinfo")?, &folder)))
         .unwrap_or_default();
-    SpoolError::NoModes { folder, mode, filesystem }
+    SpoolError::ModesUnsupported { folder, mode, filesystem }
 }
 
 /// Whether what is made in a folder gets the mode that it is made with. Mounts of vfat, exfat, NTFS and CIFS give all of
@@ -157,7 +157,7 @@ fn keeps_modes(folder: &Path) -> bool {
 }
 
 /// The kind of file system that a folder lies on, from the text of `/proc/self/mountinfo`.
-fn filesystem(mounts: &str, folder: &Path) -> Option<String> {
+fn filesystem_type(mounts: &str, folder: &Path) -> Option<String> {
     let kind = |line: &str| {
         // 36 35 98:0 /root /mount/point options - type source options
         let (mount, rest) = line.split_once(" - ")?;
@@ -180,7 +180,7 @@ pub struct StoreError {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct FileEntry {
     bytes: u64,
     attempts: u32,
     internal_errors: u32,
@@ -196,11 +196,11 @@ pub struct Spool {
     max_bytes: u64,
     /// Released when closed.
     _lock: File,
-    waiting: BTreeMap<SpoolId, Entry>,
+    unclaimed: BTreeMap<SpoolId, FileEntry>,
     /// Taken for sending: not dropped.
-    taken: HashMap<SpoolId, Entry>,
+    claimed: HashMap<SpoolId, FileEntry>,
     /// Torn files, which go first when room is needed.
-    set_aside: VecDeque<(PathBuf, u64)>,
+    quarantined: VecDeque<(PathBuf, u64)>,
     bytes: u64,
     stored: u64,
     dropped: u64,
@@ -231,7 +231,7 @@ impl Spool {
         let mode = fs::metadata(folder).map_err(failed)?.mode() & 0o7777;
         // A folder that was there may be anybody's, even /tmp: its mode is not ours to change.
         if mode & 0o077 != 0 {
-            return Err(too_open(folder, mode, !made && keeps_modes(folder)));
+            return Err(accessible_to_others(folder, mode, !made && keeps_modes(folder)));
         }
         Ok(made)
     }
@@ -266,21 +266,21 @@ impl Spool {
             handle,
             max_bytes: config.max_bytes,
             _lock: lock,
-            waiting: BTreeMap::new(),
-            taken: HashMap::new(),
-            set_aside: VecDeque::new(),
+            unclaimed: BTreeMap::new(),
+            claimed: HashMap::new(),
+            quarantined: VecDeque::new(),
             bytes: 0,
             stored: 0,
             dropped: 0,
             damaged: 0,
         };
-        spool.find().map_err(failed)?;
-        spool.make_room(0);
+        spool.scan().map_err(failed)?;
+        spool.evict_until_fits(0);
         Ok(spool)
     }
 
     /// Lists the files of an earlier run; those of others stay as they are.
-    fn find(&mut self) -> io::Result<()> {
+    fn scan(&mut self) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -291,15 +291,15 @@ impl Spool {
             };
             if let Some(id) = name.strip_suffix(CROP).and_then(SpoolId::parse) {
                 let entry =
-                    Entry { bytes: metadata.len(), attempts: 0, internal_errors: 0, earlier_run: true };
+                    FileEntry { bytes: metadata.len(), attempts: 0, internal_errors: 0, earlier_run: true };
                 self.bytes = self.bytes.saturating_add(entry.bytes);
-                self.waiting.insert(id, entry);
-            } else if is_ours(name, TEMPORARY) {
+                self.unclaimed.insert(id, entry);
+            } else if is_spool_file(name, TEMPORARY) {
                 // Begun and not finished: its crop was never counted as stored.
                 let _ = fs::remove_file(entry.path());
-            } else if is_ours(name, DAMAGED) {
+            } else if is_spool_file(name, DAMAGED) {
                 self.bytes = self.bytes.saturating_add(metadata.len());
-                self.set_aside.push_back((entry.path(), metadata.len()));
+                self.quarantined.push_back((entry.path(), metadata.len()));
             }
         }
         Ok(())
@@ -311,7 +311,7 @@ impl Spool {
     /// # Errors
     ///
     /// The disk refused, after so many of the crops.
-    pub fn store(&mut self, crops: &[Spooled]) -> Result<(), StoreError> {
+    pub fn store(&mut self, crops: &[SpoolEntry]) -> Result<(), StoreError> {
         let mut stored = 0;
         let mut failure = None;
         for spooled in crops {
@@ -333,14 +333,14 @@ impl Spool {
         }
     }
 
-    fn write(&mut self, spooled: &Spooled) -> io::Result<()> {
+    fn write(&mut self, spooled: &SpoolEntry) -> io::Result<()> {
         let id = SpoolId::of(&spooled.crop);
-        if self.waiting.contains_key(&id) || self.taken.contains_key(&id) {
+        if self.unclaimed.contains_key(&id) || self.claimed.contains_key(&id) {
             return Ok(());
         }
         let content = encode(&spooled.crop)?;
         let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
-        if !self.make_room(bytes) {
+        if !self.evict_until_fits(bytes) {
             self.dropped += 1;
             return Ok(());
         }
@@ -361,21 +361,21 @@ impl Spool {
             let _ = fs::remove_file(&temporary);
             return Err(error);
         }
-        let Spooled { attempts, internal_errors, earlier_run, .. } = *spooled;
-        self.waiting.insert(id, Entry { bytes, attempts, internal_errors, earlier_run });
+        let SpoolEntry { attempts, internal_errors, earlier_run, .. } = *spooled;
+        self.unclaimed.insert(id, FileEntry { bytes, attempts, internal_errors, earlier_run });
         self.bytes = self.bytes.saturating_add(bytes);
         self.stored += 1;
         Ok(())
     }
 
     /// Drops until so many more bytes fit; false if they never will.
-    fn make_room(&mut self, bytes: u64) -> bool {
+    fn evict_until_fits(&mut self, bytes: u64) -> bool {
         while self.bytes.saturating_add(bytes) > self.max_bytes {
-            if let Some((path, size)) = self.set_aside.pop_front() {
+            if let Some((path, size)) = self.quarantined.pop_front() {
                 let _ = fs::remove_file(path);
                 self.bytes = self.bytes.saturating_sub(size);
             } else if bytes <= self.max_bytes
-                && let Some((id, entry)) = self.waiting.pop_first()
+                && let Some((id, entry)) = self.unclaimed.pop_first()
             {
                 let _ = fs::remove_file(self.path(id));
                 self.bytes = self.bytes.saturating_sub(entry.bytes);
@@ -387,30 +387,30 @@ impl Spool {
         true
     }
 
-    /// Reads the oldest crops, `count` at most, for sending. They stay on disk until they are [forgotten
-    /// ](Self::forget), but are not given out again. A torn file is set aside and counted.
-    pub fn take(&mut self, count: usize) -> Vec<(SpoolId, Spooled)> {
+    /// Reads the oldest crops, at most `count`, for sending. They stay on disk until they are [deleted](Self::delete), but
+    /// are not returned again. A damaged file is quarantined and counted.
+    pub fn claim(&mut self, count: usize) -> Vec<(SpoolId, SpoolEntry)> {
         let mut found = Vec::new();
         while found.len() < count {
-            let Some((id, entry)) = self.waiting.pop_first() else { break };
+            let Some((id, entry)) = self.unclaimed.pop_first() else { break };
             match read(&self.path(id), id) {
                 Ok(crop) => {
-                    self.taken.insert(id, entry);
-                    let Entry { attempts, internal_errors, earlier_run, .. } = entry;
-                    found.push((id, Spooled { crop, attempts, internal_errors, earlier_run }));
+                    self.claimed.insert(id, entry);
+                    let FileEntry { attempts, internal_errors, earlier_run, .. } = entry;
+                    found.push((id, SpoolEntry { crop, attempts, internal_errors, earlier_run }));
                 }
-                Err(_) => self.put_aside(id, entry),
+                Err(_) => self.quarantine(id, entry),
             }
         }
         found
     }
 
-    fn put_aside(&mut self, id: SpoolId, entry: Entry) {
+    fn quarantine(&mut self, id: SpoolId, entry: FileEntry) {
         self.damaged += 1;
         let path = self.path(id);
         let aside = path.with_added_extension("damaged");
         if fs::rename(&path, &aside).is_ok() {
-            self.set_aside.push_back((aside, entry.bytes));
+            self.quarantined.push_back((aside, entry.bytes));
         } else {
             // It is gone, or cannot be touched: either way it is not ours to count.
             self.bytes = self.bytes.saturating_sub(entry.bytes);
@@ -419,9 +419,9 @@ impl Spool {
 
     /// Deletes crops that were taken and are settled. Should a loss of power bring a file back, the backend
     /// knows its key.
-    pub fn forget(&mut self, ids: &[SpoolId]) {
+    pub fn delete(&mut self, ids: &[SpoolId]) {
         for id in ids {
-            if let Some(entry) = self.taken.remove(id) {
+            if let Some(entry) = self.claimed.remove(id) {
                 let _ = fs::remove_file(self.path(*id));
                 self.bytes = self.bytes.saturating_sub(entry.bytes);
             }
@@ -431,10 +431,10 @@ impl Spool {
     /// What it holds and lost.
     pub fn counts(&self) -> SpoolCounts {
         let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
-        let unread = count(self.waiting.len());
+        let unclaimed = count(self.unclaimed.len());
         SpoolCounts {
-            files: unread.saturating_add(count(self.taken.len())),
-            unread,
+            files: unclaimed.saturating_add(count(self.claimed.len())),
+            unclaimed,
             bytes: self.bytes,
             stored: self.stored,
             dropped: self.dropped,
@@ -467,13 +467,13 @@ impl SpoolId {
 }
 
 /// True for a crop's file with this addition to its name.
-fn is_ours(name: &str, addition: &str) -> bool {
+fn is_spool_file(name: &str, addition: &str) -> bool {
     name.strip_suffix(addition).and_then(|name| name.strip_suffix(CROP)).and_then(SpoolId::parse).is_some()
 }
 
 /// What a file says of its crop.
 #[derive(Serialize, Deserialize)]
-struct Facts {
+struct Metadata {
     key: Uuid,
     #[serde(with = "time::serde::rfc3339")]
     captured_at: OffsetDateTime,
@@ -489,7 +489,7 @@ struct Facts {
 }
 
 fn encode(crop: &Crop) -> io::Result<Vec<u8>> {
-    let mut content = serde_json::to_vec(&Facts {
+    let mut content = serde_json::to_vec(&Metadata {
         key: crop.key,
         captured_at: crop.captured_at,
         camera_id: crop.camera.id.clone(),
@@ -497,11 +497,11 @@ fn encode(crop: &Crop) -> io::Result<Vec<u8>> {
         media_type: crop.encoding.media_type().to_owned(),
         track_id: crop.track_id,
         bounding_box: crop.bounding_box,
-        bytes: crop.picture.len(),
+        bytes: crop.image.len(),
     })?;
-    let facts = content.len();
-    content.extend_from_slice(&crop.picture);
-    let mut file = format!("{MAGIC}{:08x} {facts}\n", crc32fast::hash(&content)).into_bytes();
+    let metadata = content.len();
+    content.extend_from_slice(&crop.image);
+    let mut file = format!("{MAGIC}{:08x} {metadata}\n", crc32fast::hash(&content)).into_bytes();
     file.append(&mut content);
     Ok(file)
 }
@@ -522,20 +522,20 @@ fn read(path: &Path, id: SpoolId) -> io::Result<Crop> {
     if length > content.len() || crc32fast::hash(&content) != checksum {
         return Err(damaged());
     }
-    let picture = content.slice(length..);
-    let facts: Facts = serde_json::from_slice(&content.slice(..length))?;
-    let encoding = Encoding::from_media_type(&facts.media_type).ok_or_else(damaged)?;
-    if facts.bytes != picture.len() || facts.key != id.key {
+    let image = content.slice(length..);
+    let metadata: Metadata = serde_json::from_slice(&content.slice(..length))?;
+    let encoding = Encoding::from_media_type(&metadata.media_type).ok_or_else(damaged)?;
+    if metadata.bytes != image.len() || metadata.key != id.key {
         return Err(damaged());
     }
     Ok(Crop {
-        picture,
+        image,
         encoding,
-        camera: Arc::new(Camera { id: facts.camera_id, location: facts.location }),
-        captured_at: facts.captured_at,
-        track_id: facts.track_id,
-        bounding_box: facts.bounding_box,
-        key: facts.key,
+        camera: Arc::new(Camera { id: metadata.camera_id, location: metadata.location }),
+        captured_at: metadata.captured_at,
+        track_id: metadata.track_id,
+        bounding_box: metadata.bounding_box,
+        key: metadata.key,
     })
 }
 
@@ -544,26 +544,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_open_is_refused_with_what_helps_where_it_lies() {
+    fn an_accessible_folder_is_rejected_with_advice_for_its_file_system() {
         let folder = tempfile::tempdir().unwrap();
         assert!(keeps_modes(folder.path()));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left of the trial");
-        let open = too_open(folder.path(), 0o755, true).to_string();
+        let open = accessible_to_others(folder.path(), 0o755, true).to_string();
         assert!(open.contains("chmod 700") && open.contains("0755"), "{open}");
-        let no_modes = too_open(folder.path(), 0o755, false).to_string();
+        let no_modes = accessible_to_others(folder.path(), 0o755, false).to_string();
         assert!(no_modes.contains("umask=0077") && no_modes.contains("whatever chmod says"), "{no_modes}");
         assert!(!no_modes.contains("`chmod 700`"), "{no_modes}");
     }
 
     #[test]
-    fn the_mount_that_is_nearest_to_a_folder_says_its_file_system() {
+    fn the_innermost_mount_determines_the_file_system() {
         let mounts = "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
                       40 21 8:17 / /media/usb\\040stick rw,nosuid shared:5 - vfat /dev/sdb1 rw,uid=1000\n\
                       41 21 0:40 / /media rw - tmpfs tmpfs rw\n";
-        let kind = |folder: &str| filesystem(mounts, Path::new(folder));
+        let kind = |folder: &str| filesystem_type(mounts, Path::new(folder));
         assert_eq!(kind("/media/usb stick/spool").as_deref(), Some("vfat"));
         assert_eq!(kind("/media/other").as_deref(), Some("tmpfs"));
         assert_eq!(kind("/var/spool").as_deref(), Some("ext4"));
-        assert_eq!(filesystem("", Path::new("/var")), None);
+        assert_eq!(filesystem_type("", Path::new("/var")), None);
     }
 }

@@ -55,7 +55,7 @@ impl std::fmt::Display for KeyPin {
 }
 
 /// Reads a file of certificates in PEM form.
-pub(super) fn read(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())?;
     let certificates: Vec<_> = certificates.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
     if certificates.is_empty() { Err("contains no certificate in PEM form".into()) } else { Ok(certificates) }
@@ -82,7 +82,9 @@ impl Verifier {
         pins: &[KeyPin],
     ) -> Result<Self, UploadError> {
         let named = match ca_file {
-            Some(file) => read(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?,
+            Some(file) => {
+                read_certificates(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?
+            }
             None => Vec::new(),
         };
         let mut verifier = Self {
@@ -215,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pins_are_read_as_curl_has_them_and_without_their_prefix() {
+    fn pins_are_parsed_with_and_without_curls_prefix() {
         let (one, two) = (KeyPin([1; 32]), KeyPin([2; 32]));
         let bare = one.to_string().replace("sha256//", "");
         for text in [one.to_string(), bare.clone(), format!(" {bare}\n")] {

@@ -86,14 +86,14 @@ impl fmt::Debug for Token {
 #[derive(Debug, Default)]
 pub(super) struct TokenFile {
     path: PathBuf,
-    stamp: Option<Stamp>,
-    checked: Option<Instant>,
+    version: Option<FileVersion>,
+    checked_at: Option<Instant>,
     token: Option<Token>,
     problem: Option<TokenError>,
 }
 
 /// What changes when a file is written or replaced.
-type Stamp = (SystemTime, u64, u64);
+type FileVersion = (SystemTime, u64, u64);
 
 impl TokenFile {
     /// The token as the file at `path` has it now. If it cannot be read, the last one is kept.
@@ -101,25 +101,25 @@ impl TokenFile {
         if self.path != path {
             *self = Self { path: path.to_path_buf(), ..Self::default() };
         }
-        if self.checked.is_none_or(|checked| checked.elapsed() >= CHECK_INTERVAL) {
-            let (path, stamp) = (self.path.clone(), self.stamp);
-            let looked = tokio::task::spawn_blocking(move || look(&path, stamp)).await;
-            match looked {
-                Ok(Ok(Some((stamp, token)))) => {
-                    (self.stamp, self.token, self.problem) = (Some(stamp), Some(token), None);
+        if self.checked_at.is_none_or(|checked_at| checked_at.elapsed() >= CHECK_INTERVAL) {
+            let (path, version) = (self.path.clone(), self.version);
+            let read = tokio::task::spawn_blocking(move || read_if_changed(&path, version)).await;
+            match read {
+                Ok(Ok(Some((version, token)))) => {
+                    (self.version, self.token, self.problem) = (Some(version), Some(token), None);
                 }
                 Ok(Ok(None)) => (),
-                Ok(Err(problem)) => (self.stamp, self.problem) = (None, Some(problem)),
+                Ok(Err(problem)) => (self.version, self.problem) = (None, Some(problem)),
                 Err(_) => (),
             }
-            self.checked = Some(Instant::now());
+            self.checked_at = Some(Instant::now());
         }
         self.token.clone()
     }
 
     /// The backend refused the token: the file is read again for the next request.
-    pub(super) fn distrust(&mut self) {
-        (self.stamp, self.checked) = (None, None);
+    pub(super) fn invalidate(&mut self) {
+        (self.version, self.checked_at) = (None, None);
     }
 
     /// What is wrong with the file now.
@@ -129,14 +129,17 @@ impl TokenFile {
     }
 }
 
-fn look(path: &Path, known: Option<Stamp>) -> Result<Option<(Stamp, Token)>, TokenError> {
+fn read_if_changed(
+    path: &Path,
+    known: Option<FileVersion>,
+) -> Result<Option<(FileVersion, Token)>, TokenError> {
     let unreadable = |e: io::Error| TokenError::Unreadable(e.to_string());
     let metadata = fs::metadata(path).map_err(unreadable)?;
-    let stamp = (metadata.modified().map_err(unreadable)?, metadata.len(), metadata.ino());
-    if known == Some(stamp) {
+    let version = (metadata.modified().map_err(unreadable)?, metadata.len(), metadata.ino());
+    if known == Some(version) {
         return Ok(None);
     }
-    Ok(Some((stamp, Token::read(path)?)))
+    Ok(Some((version, Token::read(path)?)))
 }
 
 #[cfg(test)]
@@ -151,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_cannot_carry_is_no_token() {
+    fn tokens_invalid_in_a_header_are_rejected() {
         assert_eq!(Token::new(" \n"), Err(TokenError::Empty));
         assert_eq!(Token::new("two words"), Err(TokenError::Character));
         assert_eq!(Token::new("a\nb"), Err(TokenError::Character));

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::state::Waiting;
+use super::state::PendingUpload;
 
 #[cfg(not(feature = "traces"))]
 mod no_tracer;
@@ -21,12 +21,12 @@ pub(super) use tracer::Tracer;
 
 /// A span and the trace that it is of, as W3C Trace Context numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ids {
+struct SpanIds {
     trace: u128,
     span: u64,
 }
 
-impl Ids {
+impl SpanIds {
     /// Of a crop: its trace, and its span, which lasts from its cutting to its end.
     fn of_crop(key: Uuid) -> Self {
         let number = key.as_u128();
@@ -46,25 +46,25 @@ impl Ids {
 
 /// One request's place in its trace.
 pub(super) struct Attempt {
-    ids: Ids,
+    ids: SpanIds,
     /// Counts from 1, of the first crop.
     #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "an attribute of its span"))]
     number: u32,
     #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "its span's parent"))]
     first: Uuid,
     #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "its span's beginning"))]
-    begun: Instant,
+    started_at: Instant,
 }
 
 impl Attempt {
     /// A request of these crops that begins now. `None` for one without crops.
-    pub fn begin(crops: &[Waiting]) -> Option<Self> {
+    pub fn start(crops: &[PendingUpload]) -> Option<Self> {
         let first = crops.first()?;
         Some(Self {
-            ids: Ids::of_crop(first.crop.key).child(),
+            ids: SpanIds::of_crop(first.crop.key).child(),
             number: first.attempts.saturating_add(1),
             first: first.crop.key,
-            begun: Instant::now(),
+            started_at: Instant::now(),
         })
     }
 
@@ -84,20 +84,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_crops_trace_follows_from_its_key() {
+    fn a_crops_trace_id_is_derived_from_its_key() {
         let key = Uuid::now_v7();
-        let (ids, again) = (Ids::of_crop(key), Ids::of_crop(key));
+        let (ids, again) = (SpanIds::of_crop(key), SpanIds::of_crop(key));
         assert!(ids.trace != 0 && ids.span != 0 && ids == again);
-        assert_ne!(ids.trace, Ids::of_crop(Uuid::now_v7()).trace);
+        assert_ne!(ids.trace, SpanIds::of_crop(Uuid::now_v7()).trace);
         let child = ids.child();
         assert!(child.trace == ids.trace && child.span != ids.span);
     }
 
     #[test]
-    fn samplers_find_random_bits_where_they_look() {
+    fn trace_ids_have_random_bits_where_samplers_look() {
         // As ratio samplers do: the lower half, as a share of its range.
         let share = |key: Uuid| {
-            let [.., a, b, c, d, e, f, g, h] = Ids::of_crop(key).trace.to_be_bytes();
+            let [.., a, b, c, d, e, f, g, h] = SpanIds::of_crop(key).trace.to_be_bytes();
             u64::from_be_bytes([a, b, c, d, e, f, g, h]) as f64 / u64::MAX as f64
         };
         let below = (0..1000).filter(|_| share(Uuid::now_v7()) < 0.1).count();
@@ -105,12 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_are_written_as_headers_have_them() {
+    fn ids_are_formatted_as_headers() {
         let attempt = Attempt {
-            ids: Ids { trace: 0xa1, span: 0xb2 },
+            ids: SpanIds { trace: 0xa1, span: 0xb2 },
             number: 1,
             first: Uuid::nil(),
-            begun: Instant::now(),
+            started_at: Instant::now(),
         };
         assert_eq!(attempt.traceparent(), "00-000000000000000000000000000000a1-00000000000000b2-01");
         assert_eq!(attempt.request_id(), "00000000000000b2");

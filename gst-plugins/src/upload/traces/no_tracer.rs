@@ -6,7 +6,7 @@ use http::StatusCode;
 use tokio::runtime::Handle;
 
 use super::{
-    super::{Observer, UploadError, state::Waiting},
+    super::{Observer, UploadError, state::PendingUpload},
     Attempt,
 };
 
@@ -20,11 +20,11 @@ impl Tracer {
         Err(UploadError::WithoutTraces(endpoint.into()))
     }
 
-    pub fn attempted(&self, _: &Attempt, _: &[Waiting], _: Option<StatusCode>) {
+    pub fn record_attempt(&self, _: &Attempt, _: &[PendingUpload], _: Option<StatusCode>) {
         match *self {}
     }
 
-    pub fn ended(&self, _: &Attempt, _: &[Waiting], _: bool) {
+    pub fn record_result(&self, _: &Attempt, _: &[PendingUpload], _: bool) {
         match *self {}
     }
 }

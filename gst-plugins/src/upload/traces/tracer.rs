@@ -31,8 +31,8 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::{
-    super::{Event, Observer, UploadError, connection, state::Waiting},
-    Attempt, Ids,
+    super::{Event, Observer, UploadError, connection, state::PendingUpload},
+    Attempt, SpanIds,
 };
 
 /// Where the OTLP protocol takes traces, below the collector's address.
@@ -45,10 +45,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Bytes of a collector's answer at most.
-const MAX_ANSWER: usize = 1 << 20;
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
 /// When a crop was cut: its key says it, in milliseconds.
-fn cut_at(key: Uuid) -> SystemTime {
+fn cropped_at(key: Uuid) -> SystemTime {
     let since_1970 = key.get_timestamp().map_or(Duration::ZERO, |time| {
         let (seconds, nanoseconds) = time.to_unix();
         Duration::new(seconds, nanoseconds)
@@ -56,13 +56,13 @@ fn cut_at(key: Uuid) -> SystemTime {
     SystemTime::UNIX_EPOCH + since_1970
 }
 
-fn moment(instant: Instant) -> SystemTime {
+fn to_system_time(instant: Instant) -> SystemTime {
     let now = SystemTime::now();
     now.checked_sub(instant.elapsed()).unwrap_or(now)
 }
 
 /// As OpenTelemetry has them.
-fn context(ids: Ids) -> SpanContext {
+fn span_context(ids: SpanIds) -> SpanContext {
     let (trace, span) =
         (TraceId::from_bytes(ids.trace.to_be_bytes()), SpanId::from_bytes(ids.span.to_be_bytes()));
     SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE)
@@ -95,7 +95,7 @@ impl Tracer {
             .with_endpoint(address)
             .build()
             .map_err(|error| refuse(error.to_string()))?;
-        let exporter = Watched { exporter, observer, failing: AtomicBool::new(false) };
+        let exporter = ReportingExporter { exporter, observer, failing: AtomicBool::new(false) };
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         let mut resource =
             Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
@@ -107,25 +107,26 @@ impl Tracer {
     }
 
     /// A request has ended: with an answer's status, or without an answer.
-    pub fn attempted(&self, attempt: &Attempt, crops: &[Waiting], status: Option<StatusCode>) {
+    pub fn record_attempt(&self, attempt: &Attempt, crops: &[PendingUpload], status: Option<StatusCode>) {
         let end = SystemTime::now();
-        for waiting in crops.iter().filter(|waiting| waiting.first_time()) {
-            let (name, since) = match waiting.spooled {
+        for pending in crops.iter().filter(|pending| pending.is_first_attempt()) {
+            let (name, since) = match pending.spooled {
                 // How long it waited in memory before is not written down with it.
-                Some(_) => ("spool", cut_at(waiting.crop.key)),
-                None => ("queue", moment(waiting.since())),
+                Some(_) => ("spool", cropped_at(pending.crop.key)),
+                None => ("queue", to_system_time(pending.queued_at())),
             };
-            let crop = Ids::of_crop(waiting.crop.key);
+            let crop = SpanIds::of_crop(pending.crop.key);
             self.span(
                 name,
-                &context(crop.child()),
+                &span_context(crop.child()),
                 SpanId::from_bytes(crop.span.to_be_bytes()),
-                (since, moment(attempt.begun)),
+                (since, to_system_time(attempt.started_at)),
                 Vec::new(),
             );
         }
-        let parent = context(Ids::of_crop(attempt.first));
-        let links = crops.iter().skip(1).map(|waiting| context(Ids::of_crop(waiting.crop.key))).collect();
+        let parent = span_context(SpanIds::of_crop(attempt.first));
+        let links =
+            crops.iter().skip(1).map(|pending| span_context(SpanIds::of_crop(pending.crop.key))).collect();
         let mut attributes = vec![
             KeyValue::new("http.request.method", "POST"),
             KeyValue::new("facepipe.crops", i64::try_from(crops.len()).unwrap_or(i64::MAX)),
@@ -137,31 +138,36 @@ impl Tracer {
         self.processor.on_end(SpanData {
             attributes,
             span_kind: SpanKind::Client,
-            links: linked(links),
+            links: span_links(links),
             status: if status.is_some_and(|status| status.is_success()) {
                 Status::Unset
             } else {
                 Status::error("")
             },
-            ..self.data("upload", &context(attempt.ids), parent.span_id(), (moment(attempt.begun), end))
+            ..self.data(
+                "upload",
+                &span_context(attempt.ids),
+                parent.span_id(),
+                (to_system_time(attempt.started_at), end),
+            )
         });
     }
 
     /// The backend's answer to these crops is final.
-    pub fn ended(&self, attempt: &Attempt, crops: &[Waiting], taken: bool) {
+    pub fn record_result(&self, attempt: &Attempt, crops: &[PendingUpload], taken: bool) {
         let end = SystemTime::now();
-        for (number, waiting) in crops.iter().enumerate() {
-            let links = if number == 0 { Vec::new() } else { vec![context(attempt.ids)] };
-            let context = context(Ids::of_crop(waiting.crop.key));
+        for (number, pending) in crops.iter().enumerate() {
+            let links = if number == 0 { Vec::new() } else { vec![span_context(attempt.ids)] };
+            let context = span_context(SpanIds::of_crop(pending.crop.key));
             self.processor.on_end(SpanData {
                 attributes: vec![
-                    KeyValue::new("facepipe.attempts", i64::from(waiting.attempts.saturating_add(1))),
+                    KeyValue::new("facepipe.attempts", i64::from(pending.attempts.saturating_add(1))),
                     KeyValue::new("facepipe.taken", taken),
-                    KeyValue::new("facepipe.spooled", waiting.spooled.is_some()),
+                    KeyValue::new("facepipe.spooled", pending.spooled.is_some()),
                 ],
-                links: linked(links),
+                links: span_links(links),
                 status: if taken { Status::Unset } else { Status::error("") },
-                ..self.data("crop", &context, SpanId::INVALID, (cut_at(waiting.crop.key), end))
+                ..self.data("crop", &context, SpanId::INVALID, (cropped_at(pending.crop.key), end))
             });
         }
     }
@@ -209,7 +215,7 @@ impl Drop for Tracer {
     }
 }
 
-fn linked(contexts: Vec<SpanContext>) -> SpanLinks {
+fn span_links(contexts: Vec<SpanContext>) -> SpanLinks {
     let mut links = SpanLinks::default();
     links.links = contexts.into_iter().map(|context| Link::new(context, Vec::new(), 0)).collect();
     links
@@ -241,7 +247,7 @@ impl HttpClient for Collector {
         let sending = self.runtime.spawn(async move {
             let answer = async {
                 let (head, body) = request.await?.into_parts();
-                let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+                let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
                 Ok(Response::from_parts(head, body))
             };
             tokio::time::timeout(TIMEOUT, answer).await?
@@ -251,19 +257,19 @@ impl HttpClient for Collector {
 }
 
 /// Tells, once, that spans are lost.
-struct Watched {
+struct ReportingExporter {
     exporter: SpanExporter,
     observer: Observer,
     failing: AtomicBool,
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for ReportingExporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").finish_non_exhaustive()
+        f.debug_struct("ReportingExporter").finish_non_exhaustive()
     }
 }
 
-impl opentelemetry_sdk::trace::SpanExporter for Watched {
+impl opentelemetry_sdk::trace::SpanExporter for ReportingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let sent = self.exporter.export(batch).await;
         let failed_before = self.failing.swap(sent.is_err(), Ordering::Relaxed);
@@ -287,9 +293,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_says_when_a_crop_was_cut() {
-        let age = cut_at(Uuid::now_v7()).elapsed().unwrap_or_default();
+    fn the_key_contains_the_time_of_the_crop() {
+        let age = cropped_at(Uuid::now_v7()).elapsed().unwrap_or_default();
         assert!(age < Duration::from_secs(10), "{age:?}");
-        assert_eq!(cut_at(Uuid::new_v4()), SystemTime::UNIX_EPOCH);
+        assert_eq!(cropped_at(Uuid::new_v4()), SystemTime::UNIX_EPOCH);
     }
 }
