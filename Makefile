@@ -88,7 +88,7 @@ release: debian-packages ## from a tag to its artefacts, proved: make release TA
 	@packaging/release.sh "$(TAG)"
 
 quick-lint: test-packages
-	@shellcheck --external-sources scripts/*.sh pipelines/*.sh packaging/*.sh
+	@shellcheck --external-sources scripts/*.sh pipelines/*.sh pipelines/lib/*.sh packaging/*.sh
 	@packaging/check.sh
 	@cargo fmt --all --check
 	@scripts/guide.py check

@@ -164,6 +164,7 @@ files() {
     place 755 "$plugin" "$lib/gstreamer-1.0/libgstfacepipe.so"
     [[ -z $program ]] || place 755 "$program" "$opt/bin/facepipe"
     for file in "$checkout"/pipelines/*.sh; do place 755 "$file" "$opt/pipelines/$(basename "$file")"; done
+    for file in "$checkout"/pipelines/lib/*.sh; do place 644 "$file" "$opt/pipelines/lib/$(basename "$file")"; done
     for file in "$here"/pipelines/*.sh; do
         name=$opt/jetson/pipelines/$(basename "$file")
         if [[ ! -L $file ]]; then

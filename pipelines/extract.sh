@@ -20,7 +20,7 @@ parse "$@"
 folder=${sources[1]}
 sources=("${sources[0]}")
 prepare
-writable_folder "$folder"
+make_writable "$folder"
 
 prefix=$folder/$(file_name "$camera_id")-
 next=0
@@ -29,10 +29,11 @@ for picture in "$prefix"[0-9][0-9][0-9][0-9][0-9]*.jpg; do
     ((10#${BASH_REMATCH[1]} < next)) || next=$((10#${BASH_REMATCH[1]} + 1))
 done
 
-source_part "${sources[0]}" ''
-pipeline=("${part[@]}")
-faces_part ''
+describe_source "${sources[0]}"
 # A percent sign has a meaning in the pattern of names.
-pipeline+=(! "${part[@]}" ! facepipe-facecrop name=crop "policy=$policy" "${crop[@]}" !
-    multifilesink name=pictures "index=$next" "$(property location "${prefix//%/%%}%05d.jpg")")
-once run "${pipeline[@]}"
+run_once launch \
+    "${source[@]}" ! "${decode[@]}" ! \
+    facepipe-facedetect name=detect "${detect[@]}" ! \
+    facepipe-facetrack name=track "${track[@]}" ! \
+    facepipe-facecrop name=crop "policy=$policy" "${crop[@]}" ! \
+    multifilesink name=pictures "index=$next" "$(property location "${prefix//%/%%}%05d.jpg")"

@@ -34,15 +34,16 @@ one_source
 [[ $(kind_of "${sources[0]}") == file ]] || wrong "${sources[0]} is no file; rtsp.sh plays network cameras (rtsp://, http://), webcam.sh /dev/videoN"
 prepare
 
-upload_settings=()
-# Without the pace of a clock the queue would overflow; so decoding waits for it.
-[[ $fast == no ]] || upload_settings+=(sync=false drop-policy=block)
-[[ -z $capture_start ]] || upload_settings+=("$(property capture-start "$capture_start")")
+replay=()
+# Without a clock the upload queue would overflow, so decoding waits for room in it.
+[[ $fast == no ]] || replay+=(sync=false drop-policy=block)
+[[ -z $capture_start ]] || replay+=("$(property capture-start "$capture_start")")
 
-source_part "${sources[0]}" ''
-pipeline=("${part[@]}")
-faces_part ''
-pipeline+=(! "${part[@]}")
-upload_part "$camera_id" '' "${upload_settings[@]}"
-pipeline+=(! "${part[@]}")
-once run "${pipeline[@]}"
+describe_source "${sources[0]}"
+describe_destination "$camera_id" "$location"
+adopt_old_spool "$camera_id"
+run_once launch \
+    "${source[@]}" ! "${decode[@]}" ! \
+    facepipe-facedetect name=detect "${detect[@]}" ! \
+    facepipe-facetrack name=track "${track[@]}" ! \
+    facepipe-facesink-http name=upload "${destination[@]}" "${crop[@]}" "${replay[@]}" "${upload[@]}"

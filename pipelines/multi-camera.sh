@@ -45,17 +45,18 @@ alone=()
 run_together() {
     local i pipeline=()
     for i in "${together[@]}"; do
-        source_part "${sources[i]}" "-$i"
-        pipeline+=("${part[@]}")
-        faces_part "-$i"
-        pipeline+=(! "${part[@]}")
-        location=${locations[i]} upload_part "${ids[i]}" "-$i"
-        pipeline+=(! "${part[@]}")
+        describe_source "${sources[i]}" "-$i"
+        describe_destination "${ids[i]}" "${locations[i]}"
+        adopt_old_spool "${ids[i]}"
+        pipeline+=("${source[@]}" ! "${decode[@]}" !
+            facepipe-facedetect "name=detect-$i" "${detect[@]}" !
+            facepipe-facetrack "name=track-$i" "${track[@]}" !
+            facepipe-facesink-http "name=upload-$i" "${destination[@]}" "${crop[@]}" "${upload[@]}")
     done
-    run "${pipeline[@]}"
+    launch "${pipeline[@]}"
 }
 
-# INDEX: goes on with a camera in a process of its own.
+# INDEX: continues with a camera in a process of its own.
 take_out() {
     local i left=() script=rtsp.sh options=() pair
     for i in "${together[@]}"; do (($1 == i)) || left+=("$i"); done
@@ -70,7 +71,7 @@ take_out() {
     for pair in "${crop[@]}"; do options+=(--crop "$pair"); done
     for pair in "${upload[@]}"; do options+=(--upload "$pair"); done
     say "the camera ${ids[$1]} is tried again in a process of its own"
-    "$here/$script" "${sources[$1]}" --camera-id "${ids[$1]}" --location "${locations[$1]}" --backend "$backend" \
+    "$(dirname "${BASH_SOURCE[0]}")/$script" "${sources[$1]}" --camera-id "${ids[$1]}" --location "${locations[$1]}" --backend "$backend" \
         --token-file "$token_file" --ca-file "$ca_file" --pinned-sha256 "$pinned_sha256" --spool-dir "$spool_dir" --policy "$policy" \
         --decoder "$decoder" --retry-max "$retry_max" "${options[@]}" </dev/null &
     alone+=("$!")
@@ -81,13 +82,13 @@ while ((${#together[@]} && !stopping)); do
     run_together || true
     ((stopping == 0)) || break
     if [[ -z $failed ]]; then
-        # All ended: files are done, and cameras should not have.
+        # All sources ended: files are finished, cameras are tried again.
         for i in "${together[@]}"; do
             [[ $(kind_of "${sources[i]}") == file ]] || take_out "$i"
         done
         break
     fi
-    worth_another || give_up
+    worth_retrying || give_up
     i=${failed##*-}
     [[ $(kind_of "${sources[i]}") != file ]] || fail "${sources[i]} cannot be played (see above)"
     take_out "$i"
@@ -99,4 +100,4 @@ for pid in "${alone[@]}"; do
     forget "$pid"
 done
 ((status == 0 || stopping)) || fail "a camera was given up (see above)"
-nothing_lost
+report_losses

@@ -30,7 +30,7 @@ one_source
 prepare
 
 if [[ -n $output ]]; then
-    writable_folder "$(dirname "$output")"
+    make_writable "$(dirname "$output")"
     needs mp4mux 'MP4 files' gstreamer1.0-plugins-good
     if exists x264enc; then
         # Without look-ahead: the encoder would wait for more frames than the queues hold.
@@ -45,18 +45,22 @@ else
     show=(autovideosink name=screen)
 fi
 
-source_part "${sources[0]}" ''
-pipeline=("${part[@]}")
-faces_part ''
-pipeline+=(! "${part[@]}")
-# A file in real time when written into a file, too: the backend's answers come while the face is there.
-[[ $(kind_of "${sources[0]}") != file ]] || pipeline+=(! identity sync=true)
-pipeline+=(! tee name=faces
-    faces. ! queue ! facepipe-faceoverlay name=overlay "$(property camera-id "$camera_id")" ! videoconvert ! "${show[@]}")
+describe_source "${sources[0]}"
+# A file plays in real time also when the output is a file: the backend's results must come while the face is visible.
+pace=()
+[[ $(kind_of "${sources[0]}") != file ]] || pace=(! identity sync=true)
+upload_branch=()
 if [[ -n $backend ]]; then
+    describe_destination "$camera_id" "$location"
+    adopt_old_spool "$camera_id"
     endpoint=()
     [[ $ask_only == no ]] || endpoint=(endpoint=get-results)
-    upload_part "$camera_id" '' sync=false async=false "${endpoint[@]}"
-    pipeline+=(faces. ! queue ! "${part[@]}")
+    upload_branch=(faces. ! queue !
+        facepipe-facesink-http name=upload "${destination[@]}" sync=false async=false "${crop[@]}" "${endpoint[@]}" "${upload[@]}")
 fi
-once run "${pipeline[@]}"
+run_once launch \
+    "${source[@]}" ! "${decode[@]}" ! \
+    facepipe-facedetect name=detect "${detect[@]}" ! \
+    facepipe-facetrack name=track "${track[@]}" "${pace[@]}" ! tee name=faces \
+    faces. ! queue ! facepipe-faceoverlay name=overlay "$(property camera-id "$camera_id")" ! videoconvert ! "${show[@]}" \
+    "${upload_branch[@]}"

@@ -22,8 +22,8 @@ record_dir='' segment=600 keep=''
 own_option() {
     case $1 in
         --record-dir) record_dir=$2 ;;
-        --segment) whole "$@" 1; segment=$number ;;
-        --keep) whole "$@" 1; keep=$number ;;
+        --segment) whole_number "$@" 1; segment=$number ;;
+        --keep) whole_number "$@" 1; keep=$number ;;
         *) rtsp_option "$@" || camera_option "$@" ;;
     esac
 }
@@ -33,27 +33,25 @@ one_source
 prepare
 needs matroskamux 'recordings' gstreamer1.0-plugins-good
 needs splitmuxsink 'recordings in segments' gstreamer1.0-plugins-good
-writable_folder "$record_dir"
+make_writable "$record_dir"
 prefix=$record_dir/$(file_name "$camera_id")
 
-source=${sources[0]} kind=$(kind_of "${sources[0]}")
-source_part "$source" ''
-pipeline=("${part[@]}")
+kind=$(kind_of "${sources[0]}")
+describe_source "${sources[0]}"
+describe_destination "$camera_id" "$location"
+adopt_old_spool "$camera_id"
 if [[ $kind == camera && $format == raw ]]; then
     needs x264enc 'recordings of raw video' gstreamer1.0-plugins-ugly
-    # Faces are found in the picture before it is encoded.
-    record=(queue ! videoconvert ! x264enc tune=zerolatency speed-preset=veryfast ! h264parse)
+    # Faces are found in the frames before they are encoded.
+    parse=()
+    encode=(! videoconvert ! x264enc tune=zerolatency speed-preset=veryfast ! h264parse)
 else
-    pipeline+=(! parsebin name=parse)
-    record=(queue)
+    parse=(! parsebin name=parse)
+    encode=()
 fi
-faces_part ''
-# Ten seconds of a camera may wait for a slow decoder; then the faces lose something, and not the recording.
+# Up to ten seconds of a camera wait for a slow decoder; beyond that, faces are lost and the recording is not.
 faces_queue=(queue max-size-buffers=0 max-size-bytes=0 max-size-time=10000000000)
 [[ $kind == file ]] || faces_queue+=(leaky=downstream)
-pipeline+=(! tee name=both both. ! "${faces_queue[@]}" ! "${part[@]}")
-upload_part "$camera_id" ''
-pipeline+=(! "${part[@]}")
 
 # Deletes the oldest segments beyond `keep`; the names sort by time.
 prune() {
@@ -63,7 +61,7 @@ prune() {
     surplus=$((${#segments[@]} - keep))
     ((surplus <= 0)) || rm -f -- "${segments[@]:0:surplus}"
 }
-prune_for_ever() {
+prune_regularly() {
     trap 'exit 0' INT TERM HUP
     trap - EXIT
     while :; do
@@ -72,25 +70,31 @@ prune_for_ever() {
         wait "$!"
     done
 }
-if [[ -n $keep ]]; then
-    prune_for_ever </dev/null &
+if [[ -n $keep && $print == no ]]; then
+    prune_regularly </dev/null &
     pruning=$!
     helpers+=("$pruning")
 fi
 
-# Each attempt has names of its own, by its time.
-attempt() {
+# Each attempt names its segments by its time of start.
+record() {
     local started
     started=$(date -u +%Y%m%dT%H%M%SZ)
     # A percent sign has a meaning in the pattern of names.
-    local location="${prefix//%/%%}-$started-%05d.mkv"
-    run "${pipeline[@]}" both. ! "${record[@]}" ! \
+    local recording="${prefix//%/%%}-$started-%05d.mkv"
+    launch \
+        "${source[@]}" "${parse[@]}" ! tee name=both \
+        both. ! "${faces_queue[@]}" ! "${decode[@]}" ! \
+        facepipe-facedetect name=detect "${detect[@]}" ! \
+        facepipe-facetrack name=track "${track[@]}" ! \
+        facepipe-facesink-http name=upload "${destination[@]}" "${crop[@]}" "${upload[@]}" \
+        both. ! queue "${encode[@]}" ! \
         splitmuxsink name=recording muxer=matroskamux "max-size-time=$((segment * 1000000000))" \
-        "$(property location "$location")"
+        "$(property location "$recording")"
 }
 if [[ $kind == file ]]; then
-    once attempt
+    run_once record
 else
-    for_ever attempt
+    run_forever record
 fi
 [[ -z $keep ]] || { kill -TERM "$pruning" 2>/dev/null || true; await "$pruning" || true; forget "$pruning"; prune; }

@@ -28,10 +28,11 @@ else
 fi
 needs watchdog 'notices a camera that stalls' gstreamer1.0-plugins-bad
 
-source_part "${sources[0]}" ''
-pipeline=("${part[@]}")
-faces_part ''
-pipeline+=(! "${part[@]}")
-upload_part "$camera_id" ''
-pipeline+=(! "${part[@]}")
-for_ever run "${pipeline[@]}"
+describe_source "${sources[0]}"
+describe_destination "$camera_id" "$location"
+adopt_old_spool "$camera_id"
+run_forever launch \
+    "${source[@]}" ! "${decode[@]}" ! \
+    facepipe-facedetect name=detect "${detect[@]}" ! \
+    facepipe-facetrack name=track "${track[@]}" ! \
+    facepipe-facesink-http name=upload "${destination[@]}" "${crop[@]}" "${upload[@]}"

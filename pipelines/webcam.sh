@@ -27,10 +27,11 @@ prepare
 needs v4l2src 'cameras of this machine' gstreamer1.0-plugins-good
 [[ $format == raw ]] || needs jpegdec 'cameras that send JPEG' gstreamer1.0-plugins-good
 
-source_part "${sources[0]}" ''
-pipeline=("${part[@]}")
-faces_part ''
-pipeline+=(! "${part[@]}")
-upload_part "$camera_id" ''
-pipeline+=(! "${part[@]}")
-for_ever run "${pipeline[@]}"
+describe_source "${sources[0]}"
+describe_destination "$camera_id" "$location"
+adopt_old_spool "$camera_id"
+run_forever launch \
+    "${source[@]}" ! "${decode[@]}" ! \
+    facepipe-facedetect name=detect "${detect[@]}" ! \
+    facepipe-facetrack name=track "${track[@]}" ! \
+    facepipe-facesink-http name=upload "${destination[@]}" "${crop[@]}" "${upload[@]}"

@@ -27,10 +27,11 @@ one_source
 [[ ${sources[0]} =~ ^csi:[0-9]{1,2}$ ]] || wrong "'${sources[0]}' is no camera such as csi:0; file.sh and rtsp.sh play others"
 prepare
 
-source_part "${sources[0]}" ''
-pipeline=("${part[@]}")
-faces_part ''
-pipeline+=(! "${part[@]}")
-upload_part "$camera_id" ''
-pipeline+=(! "${part[@]}")
-for_ever run "${pipeline[@]}"
+describe_source "${sources[0]}"
+describe_destination "$camera_id" "$location"
+adopt_old_spool "$camera_id"
+run_forever launch \
+    "${source[@]}" ! "${decode[@]}" ! \
+    facepipe-facedetect name=detect "${detect[@]}" ! \
+    facepipe-facetrack name=track "${track[@]}" ! \
+    facepipe-facesink-http name=upload "${destination[@]}" "${crop[@]}" "${upload[@]}"

@@ -339,6 +339,27 @@ fn what_the_scripts_cannot_play_is_refused() {
     assert!(printed(&output).contains("install nvidia-l4t-gstreamer"), "{}", printed(&output));
 }
 
+#[test]
+fn the_pipelines_of_a_jetson_decode_in_hardware_and_report_frames_to_the_watchdog() {
+    let machine = Machine::new();
+    let described = |name: &str, source: &str| {
+        let mut command = machine.script(name, &[source, "--print"]);
+        let output = command.env("WATCHDOG_USEC", "60000000").output().unwrap();
+        let said = printed(&output);
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let file = machine.path("clip.mkv");
+    fs::write(&file, "no video").unwrap();
+    let played = described("pipelines/file.sh", file.to_str().unwrap());
+    for part in ["decodebin", "nvvidconv", "video/x-raw,format=NV12 !", "videoflip", "update-freq=20 !"] {
+        assert!(played.contains(part), "{part} is not in {played}");
+    }
+    let camera = described("pipelines/csi.sh", "csi:1");
+    assert!(camera.contains("nvarguscamerasrc name=camera sensor-id=1 !"), "{camera}");
+    assert!(!camera.contains("decodebin") && !camera.contains("videoflip"), "{camera}");
+}
+
 /// A socket in systemd's place, and the service's program that reports there.
 struct Service {
     /// Nothing once it was stopped.
@@ -485,6 +506,7 @@ fn the_installer_installs_all_once_and_changes_nothing_when_repeated() {
         "bin/facepipe",
         "models/version-RFB-640.onnx",
         "pipelines/common.sh",
+        "pipelines/lib/run.sh",
         "jetson/pipelines/rtsp.sh",
         "jetson/watch.py",
         "../../etc/systemd/system/facepipe@.service",

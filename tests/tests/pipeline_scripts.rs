@@ -338,10 +338,8 @@ fn every_script_says_what_it_takes_and_what_is_wrong() {
     }
     // A checkout in which nothing is built yet.
     let copy = machine.path("pipelines");
-    fs::create_dir(&copy).unwrap();
-    for name in ["common.sh", "file.sh"] {
-        fs::copy(workspace_root().join("pipelines").join(name), copy.join(name)).unwrap();
-    }
+    let copied = Command::new("cp").arg("-r").arg(workspace_root().join("pipelines")).arg(&copy).status();
+    assert!(copied.unwrap().success());
     let mut command = machine.program(&copy.join("file.sh"));
     command.arg(&video).env_remove("GST_PLUGIN_PATH").env("GST_REGISTRY", machine.path("empty.bin"));
     let output = command.output().unwrap();
@@ -908,4 +906,111 @@ fn record_and_detect_keeps_the_newest_segments_as_the_camera_encoded_them() {
     let keys: std::collections::HashSet<String> =
         stored(&backend, "gate-1").into_iter().map(|detection| detection.upload_key).collect();
     assert!(!keys.is_empty());
+}
+
+/// Runs a function of `pipelines/lib` in a shell that sources the named libraries, and returns its standard output.
+fn library(names: &[&str], call: &str, arguments: &[&str]) -> String {
+    let folder = workspace_root().join("pipelines/lib");
+    let sources: String =
+        names.iter().map(|name| format!("source {}/{name}.sh; ", folder.display())).collect();
+    let output =
+        Command::new("bash").args(["-euc", &(sources + call), "test"]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{call} {arguments:?}: {}", printed(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn camera_ids_become_distinct_names_of_files() {
+    let long = "é".repeat(200);
+    let other = format!("{long}!");
+    let ids = ["gate-1", "gate 1", "gate_1", "gate%201", ".hidden", "..", "a/b", "a.b", "Tür", &long, &other];
+    let names: Vec<String> = ids.iter().map(|id| library(&["spool"], "file_name \"$1\"", &[id])).collect();
+    assert_eq!(
+        names[..9],
+        ["gate-1", "gate%201", "gate_1", "gate%25201", "%2Ehidden", "%2E.", "a%2Fb", "a.b", "T%C3%BCr"]
+    );
+    assert!(names.iter().all(|name| name.len() <= 200), "{names:?}");
+    let distinct: std::collections::HashSet<&String> = names.iter().collect();
+    assert_eq!(distinct.len(), names.len(), "{names:?}");
+}
+
+#[test]
+fn sources_are_told_apart_and_passwords_are_masked() {
+    let kind = |source: &str| {
+        library(&["sources"], "csi_cameras=no; kind_of \"$1\"", &[source]).trim_end().to_owned()
+    };
+    let kinds =
+        ["rtsp://a/b", "rtsps://a", "https://a", "/dev/video0", "clip.mp4", "rtsp://", "csi:0"].map(kind);
+    assert_eq!(kinds, ["rtsp", "rtsp", "http", "camera", "file", "file", "file"]);
+    let masked = |line: &str| library(&["messages"], "mask \"$1\"", &[line]);
+    assert_eq!(masked("ERROR: rtsp://me:secret@camera/1 is gone"), "ERROR: rtsp://***@camera/1 is gone");
+    assert_eq!(masked("rtsp://camera/1 is gone"), "rtsp://camera/1 is gone");
+}
+
+#[test]
+fn the_element_that_failed_is_read_from_the_first_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let failed = |log: &str| {
+        let file = folder.path().join("errors");
+        fs::write(&file, log).unwrap();
+        library(&["run"], "failed_element \"$1\"", &[file.to_str().unwrap()]).trim_end().to_owned()
+    };
+    let camera = "ERROR: from element /GstPipeline:pipeline0/GstRTSPSrc:camera-2: Could not connect.\n";
+    let inner =
+        "ERROR: from element /GstPipeline:pipeline0/GstDecodeBin:decode/GstH264Parse:h264parse0: No.\n";
+    assert_eq!(failed(&format!("{camera}{inner}")), "camera-2");
+    assert_eq!(failed(inner), "decode");
+    assert_eq!(failed("WARNING: erroneous pipeline: no element \"x\"\n"), "pipeline");
+}
+
+#[test]
+fn print_shows_the_command_that_the_script_runs() {
+    let machine = Machine::new();
+    let video = machine.text("it's.mkv");
+    fs::write(&video, "no video").unwrap();
+    // Keeps its arguments in place of playing.
+    let tools = machine.path("tools");
+    fs::create_dir(&tools).unwrap();
+    let launcher = tools.join("gst-launch-1.0");
+    fs::write(&launcher, "#!/bin/sh\nprintf '%s\\n' \"$@\" >arguments\n").unwrap();
+    fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", tools.display(), env::var("PATH").unwrap());
+    // gst-launch-1.0 takes a plain value with and without quotes.
+    let arguments = || fs::read_to_string(machine.path("arguments")).unwrap().replace('"', "");
+    let options = [
+        &*video,
+        "--fast",
+        "--camera-id",
+        r#"gate "1" \ $HOME"#,
+        "--detect",
+        "interval=3",
+        "--spool-dir",
+        "spool",
+        "--decoder",
+        "software",
+    ];
+
+    let mut run = machine.script("file.sh", &options);
+    let output = run.env("PATH", &path).output().unwrap();
+    assert!(output.status.success(), "{}", printed(&output));
+    let run = arguments();
+    assert!(run.contains("\nname=detect\ninterval=3\n"), "{run}");
+    fs::remove_file(machine.path("arguments")).unwrap();
+
+    let mut print = machine.script("file.sh", &options);
+    let output = print.arg("--print").env("PATH", &path).output().unwrap();
+    assert!(output.status.success(), "{}", printed(&output));
+    assert!(!machine.path("arguments").exists(), "nothing is played");
+    let command = String::from_utf8(output.stdout).unwrap();
+    let mut shell = machine.program(Path::new("sh"));
+    assert!(shell.args(["-c", &command]).env("PATH", &path).status().unwrap().success(), "{command}");
+    assert_eq!(arguments(), run, "{command}");
+
+    let mut print = machine.script("rtsp.sh", &["http://me:secret@camera/video", "--print"]);
+    let printed = printed(&print.env("PATH", &path).output().unwrap());
+    assert!(printed.contains("location=http://camera/video !"), "{printed}");
+    assert!(!printed.contains("secret"), "{printed}");
+    for element in ["souphttpsrc", "watchdog", "decodebin", "facepipe-facedetect", "facepipe-facesink-http"] {
+        assert!(printed.contains(&format!("    {element} ")), "{element} is not in {printed}");
+    }
 }
