@@ -923,7 +923,8 @@ fn library(names: &[&str], call: &str, arguments: &[&str]) -> String {
 fn camera_ids_become_distinct_names_of_files() {
     let long = "é".repeat(200);
     let other = format!("{long}!");
-    let ids = ["gate-1", "gate 1", "gate_1", "gate%201", ".hidden", "..", "a/b", "a.b", "Tür", &long, &other];
+    let ids: [&str; 11] =
+        ["gate-1", "gate 1", "gate_1", "gate%201", ".hidden", "..", "a/b", "a.b", "Tür", &long, &other];
     let names: Vec<String> = ids.iter().map(|id| library(&["spool"], "file_name \"$1\"", &[id])).collect();
     assert_eq!(
         names[..9],
