@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # up.sh [--secrets-only] [OPTION…]
-# Makes the secrets that are missing in deploy/secrets, builds the images, starts compose.yaml, and waits until everything is
-# healthy. Repeating it changes only what differs. Options are those of `docker compose up`.
+# Creates missing secrets in deploy/secrets, builds the images, starts compose.yaml, and waits until everything is healthy.
+# Repeating it changes only what differs. OPTIONs are passed to `docker compose up`.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# The folder is closed to everybody else, whatever git and umask made of it; its files are open: they are mounted one by one,
-# into containers whose users have other numbers and do not pass through the folder.
+# Only this user may enter the folder, whatever permissions git and the umask gave it. Its files are readable for all: they are
+# mounted individually into containers, whose users have other ids and do not pass through the folder.
 umask 077
 mkdir -p secrets
 chmod 700 secrets
@@ -38,9 +38,9 @@ cat <<END
   http://127.0.0.1:3000        Grafana: admin, with the password in deploy/secrets/grafana-password
   http://127.0.0.1:9090        Prometheus
 
-docker compose --project-directory deploy down    stops it; with --volumes, removes everything that it has
+docker compose --project-directory deploy down    stops it; with --volumes, deletes all its data
 END
 if [[ -z ${FACEPIPE_DETECTIONS_MAX_AGE_DAYS-} ]] && ! grep -qs '^FACEPIPE_DETECTIONS_MAX_AGE_DAYS=.' .env; then
     echo
-    echo "Detections are kept for ever: FACEPIPE_DETECTIONS_MAX_AGE_DAYS=30 in deploy/.env keeps them for 30 days"
+    echo "Detections are kept forever: FACEPIPE_DETECTIONS_MAX_AGE_DAYS=30 in deploy/.env keeps them for 30 days"
 fi

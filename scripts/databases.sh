@@ -3,10 +3,10 @@
 #
 #     eval "$(scripts/databases.sh start)"    sets FACEPIPE_TEST_POSTGRES, FACEPIPE_TEST_MYSQL, FACEPIPE_TEST_DATABASES
 #     scripts/databases.sh stop               stops them and removes the folder ($FACEPIPE_TEST_DATABASES)
-#     scripts/databases.sh restart-postgres   has PostgreSQL end its connections, stop and start again
+#     scripts/databases.sh restart-postgres   makes PostgreSQL close its connections and restart
 #
-# The two variables are URLs without a database: a test makes its own. `start postgres` and `start mariadb` start that
-# one alone: for a test that restarts it.
+# The two variables are URLs without a database: a test creates its own. `start postgres` and `start mariadb` start only
+# that one, for a test that restarts it.
 set -euo pipefail
 
 user=facepipe
@@ -16,7 +16,7 @@ as_unprivileged() {
         # Database servers refuse to run as root.
         setpriv --reuid=nobody --regid=nogroup --clear-groups -- env HOME="$folder" "$@" 3>&-
     else
-        # A server that kept the descriptor would keep whoever reads the answer waiting.
+        # A server that kept the descriptor would keep the reader of this script's output waiting.
         "$@" 3>&-
     fi
 }
@@ -41,7 +41,7 @@ start_mariadb() {
     port=$(free_port)
     as_unprivileged mariadb-install-db --no-defaults --datadir="$folder/mariadb" --skip-test-db \
         --auth-root-authentication-method=normal
-    # The server takes one statement a line.
+    # The server reads one statement per line.
     printf '%s\n' "CREATE USER '$user'@'%';" "GRANT ALL ON *.* TO '$user'@'%';" >"$folder/users.sql"
     as_unprivileged "$server" --no-defaults --datadir="$folder/mariadb" --port="$port" --bind-address=127.0.0.1 \
         --socket="$folder/mariadb.sock" --pid-file="$folder/mariadb.pid" --init-file="$folder/users.sql" \

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The guide: README, docs/, the elements, the programs and the API as one static site.
 
-    guide.py check                   whether the guide names every page and no link of a page is dead; needs nothing built
+    guide.py check                   checks that the guide names every page and that no link is dead; needs no build
     guide.py build MDBOOK BUILD OUT  builds it from the programs and the plugin in BUILD (target/debug) into OUT
-    guide.py sources BUILD OUT       only what mdBook takes, into the new folder OUT
+    guide.py sources BUILD OUT       writes only the sources for mdBook, into the new folder OUT
 
-What is made here is Markdown for mdBook, in the order of docs/guide/SUMMARY.md. Pages of the repository keep their links:
+The output is Markdown for mdBook, in the order of docs/guide/SUMMARY.md. Pages of the repository keep their links:
 those to other pages lead to them, those to any other file to a copy of it in the site. The elements' pages are from
 gst-inspect-1.0 and the sources' documentation, the programs' from their --help, the API's from docs/openapi.json.
 """
@@ -24,23 +24,23 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "docs/guide"
 SUMMARY = "docs/guide/SUMMARY.md"
-# Pages of the summary that are made, not written.
+# Pages of the summary that are generated.
 MADE = ("elements", "api", "facepipe-backend", "facepipe")
-# Markdown of the repository that is no page of the guide: files of tests, and what only stands beside them.
+# Markdown files of the repository that are not pages of the guide: files of tests, and their companions.
 NO_PAGES = re.compile(r"^(tests/|packaging/|docs/guide/|\.)")
 
 
 class Problem(Exception):
-    """What somebody has to mend."""
+    """A problem that somebody must fix."""
 
 
 def repository():
-    """Every file of the repository, those of a commit to come as well."""
+    """Returns every file of the repository, including new ones that are not committed yet."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0:
         names = listed.stdout.splitlines()
-    else:  # An archive of the sources.
+    else:  # A source archive.
         names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if "target" not in path.parts]
     return sorted(name for name in names if (ROOT / name).is_file())
 
@@ -57,7 +57,7 @@ LINK = re.compile(r"(\]\(\s*<?)([^)\s>]+)|(\b(?:src|href)=\")([^\"]+)")
 
 
 def prose(text):
-    """The lines of a text, each with whether it is outside of a code block."""
+    """Yields the lines of a text, each with whether it is outside of a code block."""
     fence = None
     for line in text.splitlines():
         mark = re.match(r" {0,3}(```+|~~~+)", line)
@@ -73,12 +73,12 @@ def prose(text):
 
 
 def without_code(line):
-    """The line with blanks for its code, so that what is left stands where it stood."""
+    """Returns the line with its code replaced by blanks, so that columns stay the same."""
     return CODE.sub(lambda code: " " * len(code[0]), line)
 
 
 def links(text):
-    """Number of the line and target of each link and picture."""
+    """Yields line number and target of each link and picture."""
     for number, (line, is_prose) in enumerate(prose(text), 1):
         if is_prose:
             for link in LINK.finditer(without_code(line)):
@@ -86,7 +86,7 @@ def links(text):
 
 
 def change_links(text, change):
-    """The text with `change(target)` for the target of each link and picture."""
+    """Returns the text with `change(target)` as the target of each link and picture."""
     changed = []
     for line, is_prose in prose(text):
         if is_prose:
@@ -102,7 +102,7 @@ def change_links(text, change):
 
 
 def plain(markdown):
-    """A heading's text without its marks."""
+    """Returns a heading's text without its markup."""
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
     return re.sub(r"[`*]", "", text).strip()
 
@@ -119,7 +119,7 @@ def title(name):
 
 
 def slug(heading):
-    """A heading's anchor, as GitHub and mdBook make it."""
+    """Returns a heading's anchor, as GitHub and mdBook generate it."""
     kept = "".join(c for c in plain(heading).lower() if c.isalnum() or c in "-_ ")
     return kept.replace(" ", "-")
 
@@ -137,7 +137,7 @@ def anchors(text):
 
 
 def resolve(page, target):
-    """Where a link of a page leads: a path of the repository, and its anchor; None where it leads elsewhere."""
+    """Resolves a link of a page to a path of the repository and an anchor; None for an external link."""
     parts = urlsplit(target)
     if parts.scheme or parts.netloc:
         return None
@@ -155,7 +155,7 @@ ENTRY = re.compile(r"^(\s*(?:- )?)\[([^\]]*)\]\(([^)]*)\)\s*$")
 
 
 def summary():
-    """The summary's lines: the text before a page's title, the title, and the page; or a line that is none."""
+    """Yields the summary's lines: the text before a page's title, the title, and the page; or another line unchanged."""
     for line in read(SUMMARY).splitlines():
         entry = ENTRY.match(line)
         if not entry:
@@ -172,7 +172,7 @@ def is_page(name):
 
 
 def pages(files):
-    """The pages that the guide has, in its order: those of a folder are all that lie in it."""
+    """Returns the pages of the guide in order; a folder stands for all pages in it."""
     named = []
     for _, _, page in summary():
         if page and page not in MADE:
@@ -232,7 +232,7 @@ def table(header, rows):
 
 
 def sections(said):
-    """What gst-inspect-1.0 says of an element, by the headings that it has itself."""
+    """Returns gst-inspect-1.0's output for an element, by its headings."""
     found, name = {}, None
     for line in said.splitlines():
         heading = re.match(r"^([A-Z][A-Za-z ]+):\s*$", line)
@@ -247,7 +247,7 @@ def sections(said):
 
 
 def properties(lines):
-    """Name and what is said of each property, in paragraphs."""
+    """Yields name and description lines of each property."""
     found = []
     for line in lines:
         begin = re.match(r"^  (\S+)\s*: (.*)$", line)
@@ -263,7 +263,7 @@ def tidy(line):
 
 
 def describe_property(name, said):
-    """A property in Markdown, from gst-inspect's lines: its text, its flags, its type, and its values, if it has any."""
+    """Formats a property in Markdown from gst-inspect's lines: text, flags, type, and values, if it has any."""
     text, rest = said[0], said[1:]
     flags = next((line.removeprefix("flags: ") for line in rest if line.startswith("flags: ")), None)
     if flags is None or len(rest) < 2:
@@ -272,7 +272,7 @@ def describe_property(name, said):
     kind, values = tidy(rest[0]), [re.match(r"^\((-?\w+)\): (\S+)\s+- (.*)$", line) for line in rest[1:]]
     default = re.search(r"\s*Default: (.*)$", kind)
     kind = (kind[:default.start()] if default else kind).rstrip(".")
-    # Of an enumeration: a number, and the name that a pipeline has.
+    # A value of an enumeration: its number, and its name in pipelines.
     default = re.sub(r'^-?\w+, ', "", default[1]) if default else None
     kind = re.sub(r"^Enum \"\w+\"$", "one of the values below", kind)
     kind = re.sub(r"^Flags \"\w+\"$", "any of the values below", kind)
@@ -296,7 +296,7 @@ def describe_property(name, said):
 
 
 def documentation():
-    """What the sources say of each element, in Markdown."""
+    """Returns the documentation of each element from its sources, in Markdown."""
     found = {}
     for file in sorted((ROOT / "gst-plugins/src").rglob("*.rs")):
         for comment in re.findall(r"/\*\*\n(.*?)\*/", file.read_text(encoding="utf-8"), re.S):
@@ -304,14 +304,14 @@ def documentation():
             if not lines[0].startswith("SECTION:element-"):
                 continue
             name = lines[0].removeprefix("SECTION:element-").strip()
-            # The title and the summary are said by the element itself.
+            # Title and summary come from the element itself.
             body = "\n".join(line for line in lines[1:] if not line.startswith("@")).strip()
             found[name] = re.sub(r"^\|\[\n(.*?)^\]\|", r"```sh\n\1```", body, flags=re.S | re.M)
     return found
 
 
 def elements(build):
-    """A page for each element, and one about all: name, title and text."""
+    """Returns a page for each element, and one about all: name, title and text."""
     plugin = build / "libgstfacepipe.so"
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -365,7 +365,7 @@ def elements(build):
 
 
 def program(build, name):
-    """A page for a program with the help of all its commands."""
+    """Returns a page for a program with the help of all its commands."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/root", "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
 
     def help_of(command):
@@ -377,7 +377,7 @@ def program(build, name):
             if word != "help":
                 yield from help_of([*command, word])
 
-    text = [f"# The program {name}", "", f"What `{name} --help` says, and each of its commands.", ""]
+    text = [f"# The program {name}", "", f"The output of `{name} --help`, and of each of its commands.", ""]
     for command, said in help_of([]):
         text += [f"## `{' '.join([name, *command])}`", "", "```text", said.rstrip(), "```", ""]
     return [(f"programs/{name}.md", None, "\n".join(text))]
@@ -387,7 +387,7 @@ def program(build, name):
 
 
 class Api:
-    """Pages of the API: one for each of its tags, and one of its types."""
+    """The pages of the API: one per tag, and one for the types."""
 
     def __init__(self):
         self.document = json.loads(read("docs/openapi.json"))
@@ -402,7 +402,7 @@ class Api:
         return value
 
     def kind(self, schema):
-        """A type in a few words, with a link where it has a name."""
+        """Describes a type in a few words, with a link if it has a name."""
         if "$ref" in schema:
             name = schema["$ref"].rsplit("/", 1)[1]
             return f"[{name}](types.md#{slug(name)})"
@@ -493,7 +493,7 @@ class Api:
         text = ["# The HTTP API", "", self.document["info"]["description"], "", "## All calls", ""]
         text += ["A running server has these at `/docs`, where they can be tried out, and for programs at `/openapi.json`.", ""]
         index = ("api/index.md", None, "\n".join(text) + "\n" + table(["call", "what it does"], rows))
-        types = ["# Types", "", "What bodies and answers are made of.", ""]
+        types = ["# Types", "", "The types of request and response bodies.", ""]
         for name, schema in sorted(self.schemas.items()):
             types += [f"## {name}", "", schema.get("description", ""), ""]
             if "enum" in schema:
@@ -506,7 +506,7 @@ class Api:
 
 
 def place(name):
-    """Where a file of the repository lies in the guide."""
+    """Returns the place of a repository's file in the guide."""
     name = re.sub(r"(^|/)README\.md$", r"\1index.md", name)
     return name.removeprefix("docs/")
 
@@ -516,7 +516,7 @@ def relative(target, page):
 
 
 class Book:
-    """Sources for mdBook in a folder."""
+    """Writes the sources for mdBook into a folder."""
 
     def __init__(self, folder, build):
         self.folder, self.build = folder, build
@@ -594,7 +594,7 @@ SCRIPT = re.compile(r"<script>(.*?)</script>", re.S)
 
 
 def move_scripts(site):
-    """Puts the scripts that mdBook writes into pages into files: the server lets pages run no others."""
+    """Moves scripts from mdBook's pages into files: the server allows pages to run no others."""
     import hashlib
     folder = site / "scripts"
     folder.mkdir()
@@ -607,7 +607,7 @@ def move_scripts(site):
 
 
 class Page(html.parser.HTMLParser):
-    """Anchors and references of a page."""
+    """Collects anchors and references of a page."""
 
     def __init__(self):
         super().__init__()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # guide.sh BUILD_DIR OUT
-# Builds the guide from the programs and the plugin in BUILD_DIR: by the mdBook of the PATH where that is a 0.5, else by one
-# that is installed into .runtime/tools/guide.
+# Builds the guide from the programs and the plugin in BUILD_DIR, with mdBook 0.5 from the PATH, else with one that it
+# installs into .runtime/tools/guide.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

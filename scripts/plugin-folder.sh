@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # plugin-folder.sh BUILD_DIR PLUGIN_DIR
-# Copies the built plugin into a folder of its own, for GST_PLUGIN_PATH. (GStreamer opens every library it finds
-# below that path, and Cargo's target folder is full of others.) Copies by rename, since a pipeline that has the old
-# file mapped must not see it change.
+# Copies the built plugin into a folder for GST_PLUGIN_PATH. (GStreamer opens every library below that path, and Cargo's
+# target folder is full of others.) Copies by rename, because a running pipeline has the old file mapped and must not see it
+# change.
 set -euo pipefail
 build=$1 folder=$2
 

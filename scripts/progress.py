@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """progress.py cargo|apt COMMAND...
 
-Runs a command of cargo's or apt-get's that takes minutes and says how far it is: on a terminal all the time, elsewhere
-(a log, CI) one line a minute, so that nobody takes it for dead. What the command says of errors goes through; its exit
-status is this one's. FACEPIPE_PROGRESS_SECONDS is the time between two lines, 60 by default.
+Runs a cargo or apt-get command that takes minutes and reports its progress: continuously on a terminal, elsewhere (a log,
+CI) one line per minute, as a sign of life. The command's errors pass through, and its exit status becomes this program's.
+FACEPIPE_PROGRESS_SECONDS is the time between two lines, 60 by default.
 """
 
 import os
@@ -15,20 +15,20 @@ import time
 
 BAR = re.compile(r"^\s*Building \[[^\]]*\]\s*(\d+)/(\d+)(?:: (.*))?$")
 DOWNLOADS = re.compile(r"^\s*Downloading (?:\[[^\]]*\]\s*)?(.*)$")
-# What cargo says of each crate: the lines that count them say it better.
+# Cargo's lines for each crate: the progress lines replace them.
 ROUTINE = re.compile(r"^\s*(Compiling|Checking|Downloaded|Fresh|Locking|Updating) ")
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 STATUS = re.compile(r"^(dlstatus|pmstatus):[^:]*:([0-9.]+):(.*)$")
 
 
 class Cargo:
-    """How far cargo is, from the bar that it draws."""
+    """Progress of cargo, read from its progress bar."""
 
     def __init__(self):
         self.now = None
 
     def read(self, line):
-        """Returns whether the line is to be shown as it is."""
+        """Returns whether to print the line unchanged."""
         if bar := BAR.match(line):
             done, all_of_them, at_work = bar.groups()
             self.now = f"{done} of {all_of_them} units compiled"
@@ -42,7 +42,7 @@ class Cargo:
 
 
 class Apt:
-    """How far apt-get is, from its status lines (APT::Status-Fd=1)."""
+    """Progress of apt-get, read from its status lines (APT::Status-Fd=1)."""
 
     def __init__(self):
         self.now = None
@@ -54,7 +54,7 @@ class Apt:
             doing = "downloading" if step == "dlstatus" else "installing"
             self.now = f"{doing} Debian packages, {float(percent):.0f} %: {what.strip()}"
         else:
-            # Told only if it fails.
+            # Printed only if it fails.
             self.said.append(line)
         return False
 
@@ -62,15 +62,15 @@ class Apt:
 def run(progress, command, every, terminal):
     environment = os.environ | {"CARGO_TERM_PROGRESS_WHEN": "always", "CARGO_TERM_PROGRESS_WIDTH": "100"}
     begun = time.monotonic()
-    told = None
+    reported = None
     lock = threading.Lock()
     ended = threading.Event()
 
-    def tell():
-        nonlocal told
-        if progress.now is None or (every == 0 and progress.now == told):
+    def report():
+        nonlocal reported
+        if progress.now is None or (every == 0 and progress.now == reported):
             return
-        told = progress.now
+        reported = progress.now
         minutes, seconds = divmod(int(time.monotonic() - begun), 60)
         line = f"  {minutes}:{seconds:02} {progress.now}"
         print(f"\r\x1b[K{line[:100]}" if terminal else line, end="" if terminal else "\n", flush=True)
@@ -78,9 +78,9 @@ def run(progress, command, every, terminal):
     def clock():
         while not ended.wait(1 if terminal else every):
             with lock:
-                tell()
+                report()
 
-    # sudo and apt-get ask nothing here, so nothing of what they say needs the terminal.
+    # sudo and apt-get ask nothing here, so their output needs no terminal.
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     ) as child:
@@ -93,7 +93,7 @@ def run(progress, command, every, terminal):
             for line in lines:
                 take(progress, line, lock, terminal)
                 if not every:
-                    tell()
+                    report()
         take(progress, rest, lock, terminal)
         ended.set()
     if terminal:
@@ -116,7 +116,7 @@ def main():
     kind, *command = sys.argv[1:]
     terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb")
     if kind == "cargo" and terminal and sys.stderr.isatty():
-        # Its own bar is the best that there is.
+        # Cargo's own bar is better.
         os.execvp(command[0], command)
     progress = {"cargo": Cargo, "apt": Apt}[kind]()
     sys.exit(run(progress, command, float(os.environ.get("FACEPIPE_PROGRESS_SECONDS", "60")), terminal))

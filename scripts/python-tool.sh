@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # python-tool.sh NAME
-# Installs what tests/NAME/requirements.txt lists into an environment of its own, .runtime/tools/NAME; quick when it is
-# there already.
+# Installs the packages of tests/NAME/requirements.txt into a virtual environment, .runtime/tools/NAME; quick if it exists.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 name=$1

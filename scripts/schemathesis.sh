@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # schemathesis.sh BUILD_DIR
-# Starts the built server on a free port with a folder of its own and holds its answers against its own document: every
-# call, with requests that the document allows and requests that it does not. Takes half a minute.
+# Starts the built server on a free port with a temporary folder and compares its responses with its document, for every call,
+# with valid and invalid requests. Takes half a minute.
 set -euo pipefail
 build=$1
 tool=.runtime/tools/schemathesis
@@ -13,7 +13,7 @@ skip() {
     exit 0
 }
 
-# As the tests look for their data: what `facepipe models fetch` installed, then the mirror.
+# In the same places as the tests: what `facepipe models fetch` installed, then the mirror.
 models=${FACEPIPE_MODELS:-models}
 [[ -e $models/pnet.pt ]] || models=${FACEPIPE_MIRROR:-}/models
 for file in pnet.pt rnet.pt onet.pt mobilefacenet.onnx; do
@@ -39,7 +39,7 @@ token=$(od -An -N 16 -t x1 /dev/urandom | tr -d ' \n')
 echo "admin $token" >"$folder/tokens"
 authorization="Authorization: Bearer $token"
 
-# Nothing of this shell's settings: they may name a database or a port.
+# Without this shell's settings, which may name a database or a port.
 env -i PATH="$PATH" HOME="$HOME" "$build/facepipe-backend" --listen 127.0.0.1:0 --address-file "$folder/address" \
     --token-file "$folder/tokens" --data-dir "$folder/data" --models-dir "$models" --embedder mobilefacenet \
     --results-url http://127.0.0.1:9/nobody 2>"$folder/log" &
@@ -52,7 +52,7 @@ done
 [[ -s $folder/address ]] || { echo "The server does not start:" >&2; cat "$folder/log" >&2; exit 1; }
 url=http://$(<"$folder/address")
 
-# Somebody who is known and was seen.
+# A person who is enrolled and was seen.
 call() { curl --silent --show-error --fail --output /dev/null --header "$authorization" "$@"; }
 photograph=$FACEPIPE_PHOTOGRAPHS/Tony_Blair/Tony_Blair_0001.jpg
 call --request POST "$url/dataset/Tony_Blair"
@@ -64,11 +64,11 @@ result=0
 HYPOTHESIS_STORAGE_DIRECTORY=target/hypothesis "$tool/bin/schemathesis" \
     --config-file tests/schemathesis/schemathesis.toml --no-color run "$url/openapi.json" --header "$authorization" \
     >"$folder/report" 2>&1 || result=$?
-# A connection that ends without an answer may be taken for a network's fault.
+# schemathesis may take a connection that ends without a response for a network error.
 grep --quiet 'panicked at' "$folder/log" && result=1
 if ((result)); then
     cat "$folder/report"
-    echo "What the server said last:"
+    echo "The last lines of the server's log:"
     grep -v ' INFO ' "$folder/log" | cut -c 1-500 | tail -n 20 || true
 else
     grep -E '^  [0-9]+ generated' "$folder/report" | sed 's/^ */schemathesis: /'

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Sourced by cross.sh and by packaging/build.sh: what is built for other machines is linked against Debian 11's headers and
-# libraries, whose glibc is that of Ubuntu 20.04 (2.31), so that it loads on JetPack 5, on Debian 11 and on all that came later.
-# Its GStreamer is 1.18.
+# Sourced by cross.sh and by packaging/build.sh: programs for other machines are linked against Debian 11's headers and
+# libraries, whose glibc is that of Ubuntu 20.04 (2.31), so that they load on JetPack 5, on Debian 11 and on all later
+# systems. Its GStreamer is 1.18.
 
-# The newest glibc whose symbols a program may ask for.
+# The newest glibc whose symbols a program may need.
 SYSROOT_GLIBC=2.31
 
-# sysroot_unpack ARCH FOLDER: Debian 11's packages for amd64 or arm64, unpacked only: nothing of this machine is touched, and
-# nothing of theirs runs. What dpkg would know of them goes to var/lib/dpkg (sysroot_dpkg).
+# sysroot_unpack ARCH FOLDER: Debian 11's packages for amd64 or arm64, unpacked only: this machine is not changed, and no
+# program of theirs runs. Their dpkg database goes to var/lib/dpkg (for sysroot_dpkg).
 sysroot_unpack() {
     local architecture=$1 root=$2 link package name
     [[ ! -e $root/complete-4 ]] || return 0
@@ -34,14 +34,14 @@ gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,libpq-dev,default-libmysqlcl
         echo
     done >"$root/var/lib/dpkg/status"
     rm -rf "$root/control" "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
-    # Links to /… would lead out of the folder, to this machine's own libraries where those are there.
+    # Absolute links would lead out of the folder, to this machine's own libraries if those exist.
     while IFS= read -r -d '' link; do
         ln -sfn --relative "$root$(readlink "$link")" "$link"
     done < <(find "$root" -type l -lname '/*' -print0)
     touch "$root/complete-4"
 }
 
-# sysroot_triple ARCH: how Debian's compilers and folders call it.
+# sysroot_triple ARCH: prints Debian's name of it for compilers and folders.
 sysroot_triple() {
     case $1 in
         amd64) echo x86_64-linux-gnu ;;
@@ -50,7 +50,7 @@ sysroot_triple() {
     esac
 }
 
-# sysroot_target ARCH: how Rust calls it.
+# sysroot_target ARCH: prints Rust's name of it.
 sysroot_target() {
     case $1 in
         amd64) echo x86_64-unknown-linux-gnu ;;
@@ -59,8 +59,8 @@ sysroot_target() {
     esac
 }
 
-# sysroot_environment ARCH ROOT TARGET_DIR: has Cargo build for that architecture against that folder, so that nothing of what
-# comes out depends on where on this machine it was built.
+# sysroot_environment ARCH ROOT TARGET_DIR: makes Cargo build for that architecture against that folder, with output that does
+# not depend on the folders of this machine.
 sysroot_environment() {
     local triple variable cargo=${CARGO_HOME:-$HOME/.cargo}
     triple=$(sysroot_triple "$1")
@@ -79,14 +79,14 @@ sysroot_environment() {
         "CFLAGS_$variable=--sysroot=$2 -ffile-prefix-map=$cargo=/cargo -ffile-prefix-map=$3=/target"
 }
 
-# sysroot_rust TARGET: Rust's standard library for it.
+# sysroot_rust TARGET: installs Rust's standard library for it.
 sysroot_rust() {
     [[ -d $(rustc --print target-libdir --target "$1") ]] && return
-    command -v rustup >/dev/null || { echo "Rust has no standard library for $1, and rustup is not here to get it" >&2; return 1; }
+    command -v rustup >/dev/null || { echo "Rust has no standard library for $1, and rustup is not installed" >&2; return 1; }
     rustup target add "$1"
 }
 
-# sysroot_newest_glibc FILE: the newest version of glibc whose symbols a program or library asks for.
+# sysroot_newest_glibc FILE: prints the newest version of glibc whose symbols a program or library needs.
 sysroot_newest_glibc() {
     objdump --dynamic-syms "$1" 2>/dev/null | grep -oP 'GLIBC_\K[0-9.]+' | sort -Vu | tail -n 1
 }
@@ -96,7 +96,7 @@ sysroot_is_old_enough() {
     [[ $(printf '%s\n' "$1" "$SYSROOT_GLIBC" | sort -V | tail -n 1) == "$SYSROOT_GLIBC" ]]
 }
 
-# sysroot_dpkg ROOT FOLDER: makes a database of dpkg in which the files lie where they lie here, for dpkg-shlibdeps --admindir.
+# sysroot_dpkg ROOT FOLDER: makes a dpkg database with the paths of this machine, for dpkg-shlibdeps --admindir.
 sysroot_dpkg() {
     rm -rf "$2"
     cp -r "$1/var/lib/dpkg" "$2"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs every test and says at the end how many were skipped for want of their data, and why.
+# Runs every test and lists at the end the tests that were skipped because their data is missing.
 #
-# Three lanes run side by side. One has the tests that play videos in real time: they wait most of the time, and what they
-# measure must not wait for a processor, so they have priority. The second has everything else, one after the other. The
-# third has what needs no program that was built: lints, licences, and the examples of the documentation.
+# Three lanes run in parallel. The first has the tests that play videos in real time: they mostly wait, and their measurements
+# must not wait for a CPU, so they have priority. The second has all other tests, one after the other. The third needs no
+# built program: lints, licences, and the examples of the documentation.
 set -uo pipefail
 
 real_time=(bandwidth demo durability jetson pipeline_scripts pipelines programs_video)
@@ -23,8 +23,8 @@ if [[ -z ${FACEPIPE_TEST_POSTGRES:-} || -z ${FACEPIPE_TEST_MYSQL:-} ]]; then
 fi
 trap 'scripts/databases.sh stop' EXIT
 
-# What there is to run: name, folder of its package and program, for each. The lanes start the programs themselves: cargo, which
-# lets one of its commands into the build folder at a time, would have them wait for the third lane.
+# The tests to run, as lines of name, package folder and program. The lanes start the programs themselves: cargo locks the
+# build folder, so they would wait for the third lane.
 cargo test --workspace --locked --no-run --message-format=json-render-diagnostics >target/tests.json || exit 1
 programs=$(python3 - target/tests.json <<'END'
 import json, os, sys
@@ -38,12 +38,12 @@ END
 ) || exit 1
 for name in "${real_time[@]}"; do
     grep -q "^$name"$'\t' <<<"$programs" || {
-        echo "scripts/test.sh names a test that plays videos and is not there: $name"
+        echo "scripts/test.sh names a real-time test that does not exist: $name"
         exit 1
     }
 done
 
-# run NAME FOLDER PROGRAM: as cargo would.
+# run NAME FOLDER PROGRAM: runs it as cargo would.
 run() {
     echo
     echo "     Running $1 (${3#"$PWD/"})"
@@ -66,8 +66,7 @@ run_all() {
 everything_else() {
     local result=0 name folder program
     run_all others || result=1
-    # The API again, on each of the database servers, and as somebody tries it who knows its document alone: all at a time, since
-    # these wait more than they compute.
+    # The API's tests again, on each database server.
     IFS=$'\t' read -r name folder program < <(grep $'^api\t' <<<"$programs")
     local part parts=(postgres mysql schemathesis) lanes=()
     for part in "${parts[@]}"; do
@@ -120,7 +119,7 @@ echo "Lints, licences, examples of the documentation:"
 wait "$lint_lane" || result=1
 cat target/lints.log
 
-# Again at the end, where whoever sees only the last lines of a long output looks: what failed and what it said.
+# Repeats the failures at the end, for readers who see only the last lines of a long output.
 failures() {
     awk '/^failures:$/ { inside = 1 } inside { print FILENAME ": " $0 } /^test result: / { inside = 0 } /^error: / { print FILENAME ": " $0 }' \
         target/real-time-tests.log target/other-tests.log target/lints.log
@@ -133,7 +132,7 @@ fi
 
 if [[ -s $FACEPIPE_SKIP_LOG ]]; then
     echo
-    echo "Skipped: $(wc -l <"$FACEPIPE_SKIP_LOG") tests, each for want of its data:"
+    echo "Skipped: $(wc -l <"$FACEPIPE_SKIP_LOG") tests, each because its data is missing:"
     sort "$FACEPIPE_SKIP_LOG" | sed 's/^/  /'
 else
     echo

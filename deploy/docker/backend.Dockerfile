@@ -1,16 +1,16 @@
 # syntax=docker/dockerfile:1.7
-# The server: the program, the two database clients that it links, and the certificates that it trusts. Weights are not in
-# it: mount a folder of them at /models. What it writes lies in /data, or wherever settings say otherwise; several replicas
+# The server: the program, the two database clients that it links, and the certificates that it trusts. It contains no
+# weights: mount a folder of them at /models. It writes to /data, unless settings name another folder; several replicas
 # share images and models in /blobs. The rest may be read-only.
-# build.sh builds it as it is published; prove.sh runs these very lines without Docker.
+# build.sh builds it for publishing; prove.sh executes this file without Docker.
 ARG RUST_IMAGE=docker.io/library/rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082
 ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
 
 FROM ${RUST_IMAGE} AS build
-# Debian's packages of that moment, so that the same image comes out next year; empty: today's.
+# Debian's packages of that moment, for reproducible images; empty: today's.
 ARG SNAPSHOT=20260824T000000Z
 COPY deploy/docker/snapshot.sh /usr/local/sbin/
-# The snapshot settles the versions.
+# The snapshot pins the versions.
 # hadolint ignore=DL3008
 RUN snapshot.sh "${SNAPSHOT}" \
     && apt-get update -qq \
@@ -26,9 +26,9 @@ COPY gst-plugins gst-plugins
 COPY models models
 COPY tests tests
 ARG SOURCE_DATE_EPOCH
-# Programs say the commit that they are of.
+# Programs show their commit.
 ARG REVISION=
-# Of cargo: `cuda` for networks on NVIDIA's devices.
+# Cargo features: `cuda` runs networks on NVIDIA devices.
 ARG FEATURES=
 ENV RUSTFLAGS="--remap-path-prefix=/src=facepipe --remap-path-prefix=/usr/local/cargo=cargo" \
     CARGO_INCREMENTAL=0
@@ -67,13 +67,13 @@ ENV FACEPIPE_LISTEN=0.0.0.0:8080 \
     FACEPIPE_DATA_DIR=/data \
     FACEPIPE_MODELS=/models \
     FACEPIPE_LOG_FORMAT=json
-# By number, so that Kubernetes sees that it is not root.
+# A numeric id, so that Kubernetes can verify that it is not root.
 USER 10001:10001
 WORKDIR /data
 VOLUME ["/data", "/blobs"]
 EXPOSE 8080 9464
 STOPSIGNAL SIGTERM
-# By the program itself: nothing here needs a shell.
+# The program checks itself, because the image needs no shell.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
     CMD ["/usr/local/bin/facepipe-backend", "health"]
 ENTRYPOINT ["/usr/local/bin/facepipe-backend"]

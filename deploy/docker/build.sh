@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # build.sh backend|edge [IMAGE[:TAG]] [OPTION…]
-# Builds an image as it is published: for x86_64 and aarch64, from the commit that is checked out, with its time as that of
-# every file, an SBOM and the provenance attached. Further options are those of `docker buildx build`: --push sends it to
-# its registry, --output type=oci,dest=FILE writes it to a file. Needs Docker with buildx, and qemu's binfmt handlers or a
+# Builds an image for publishing: for x86_64 and aarch64, from the checked-out commit, with the commit's time as that of every
+# file, an SBOM and the provenance attached. OPTIONs are passed to `docker buildx build`: --push sends the image to its
+# registry, --output type=oci,dest=FILE writes it to a file. Needs Docker with buildx, and qemu's binfmt handlers or a
 # builder of each architecture.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -14,12 +14,12 @@ esac
 name=$1
 image=${2:-facepipe-$name}
 shift $(($# < 2 ? $# : 2))
-[[ -z $(git status --porcelain) ]] || echo "build.sh: the checkout has changes that the image's revision does not name" >&2
+[[ -z $(git status --porcelain) ]] || echo "build.sh: the checkout has uncommitted changes, which the image's revision does not include" >&2
 revision=$(git rev-parse HEAD)
 moment=$(git log -1 --format=%ct)
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 
-# rewrite-timestamp goes with an output: --push becomes one.
+# rewrite-timestamp is an option of an output, so --push becomes one.
 outputs=()
 for option in "$@"; do
     if [[ $option == --push ]]; then

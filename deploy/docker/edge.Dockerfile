@@ -1,11 +1,11 @@
 # syntax=docker/dockerfile:1.7
 # The edge: Debian's GStreamer, the plugin with its detectors and ONNX Runtime, the program `facepipe`, and the scripts of
 # pipelines/. Runs one of the scripts: `docker run facepipe-edge rtsp.sh rtsp://camera/stream --backend https://…`.
-# The spool lies in /spool; the rest may be read-only, with a /tmp in memory.
+# The spool is in /spool; the rest may be read-only, with a /tmp in memory.
 ARG RUST_IMAGE=docker.io/library/rust:1.95.0-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082
 ARG DEBIAN_IMAGE=docker.io/library/debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171
 
-# Where weights are taken from before they are downloaded: `--build-context mirror=FOLDER` puts a folder in its place.
+# Source of weights that need not be downloaded: `--build-context mirror=FOLDER` replaces it by a folder.
 FROM scratch AS mirror
 
 FROM ${RUST_IMAGE} AS build
@@ -26,7 +26,7 @@ COPY gst-plugins gst-plugins
 COPY models models
 COPY tests tests
 ARG SOURCE_DATE_EPOCH
-# Programs say the commit that they are of.
+# Programs show their commit.
 ARG REVISION=
 ENV RUSTFLAGS="--remap-path-prefix=/src=facepipe --remap-path-prefix=/usr/local/cargo=cargo" \
     CARGO_INCREMENTAL=0
@@ -43,7 +43,7 @@ FROM ${DEBIAN_IMAGE} AS edge
 ARG SNAPSHOT=20260824T000000Z
 ARG SOURCE_DATE_EPOCH
 COPY deploy/docker/snapshot.sh /usr/local/sbin/
-# pip stays out: the weights of a backend are published as files.
+# Without pip: the weights of a backend are published as files.
 # hadolint ignore=DL3008
 RUN snapshot.sh "${SNAPSHOT}" \
     && apt-get update -qq \

@@ -1,4 +1,4 @@
-"""Carries out a Dockerfile in chroots and runs what came out; prove.sh says how and why, and gives it mounts of its own."""
+"""Executes a Dockerfile in chroots and runs the resulting image; prove.sh explains how and why, and gives it its own mounts."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def mount(*arguments):
 
 
 class Stage:
-    """A file system under construction, and what the Dockerfile says of how it is run."""
+    """A stage's file system, and the Dockerfile's settings for running it."""
 
     def __init__(self, name, root):
         self.name, self.root = name, root
@@ -53,7 +53,7 @@ class Stage:
 
 
 def instructions(text):
-    """The Dockerfile's instructions, with continued lines joined and comments left out."""
+    """Returns the Dockerfile's instructions, with continued lines joined and comments removed."""
     joined = ""
     for line in text.splitlines():
         if line.lstrip().startswith("#"):
@@ -86,7 +86,7 @@ class Builder:
         self.dockerfile, self.build_args, self.built = dockerfile, build_args, built
         self.global_args, self.stages, self.stage = {}, {}, None
         self.work = Path(tempfile.mkdtemp(dir=WORK, prefix="build-"))
-        # In memory: hundreds of thousands of files come and go.
+        # In memory, because the build creates and deletes hundreds of thousands of files.
         mount("-t", "tmpfs", "-o", "mode=0755,size=6g", "tmpfs", self.work)
         listed = run("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard", capture_output=True, text=True)
         self.context = [line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
@@ -105,7 +105,7 @@ class Builder:
 
         return refuse
 
-    # FROM: Debian's image is what debootstrap makes; Rust's is that with this machine's toolchain.
+    # FROM: debootstrap builds Debian's image; Rust's image is the same with this machine's toolchain.
     def from_(self, rest):
         image, _, name = rest.partition(" AS ")
         root = self.work / (name or "last")
@@ -137,7 +137,7 @@ class Builder:
     def rust(self):
         stage = self.stage
         self.shell("apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates gcc libc6-dev >/dev/null")
-        # pip and whoever else asks a registry here must trust what this machine trusts.
+        # pip and other clients of registries must trust the same certificates as this machine.
         mount("--bind", "-o", "ro", BUNDLE, stage.inside(BUNDLE))
         home = subprocess.run(["rustc", "--print", "sysroot"], check=True, capture_output=True, text=True).stdout.strip()
         for folder, source in (("/usr/local/rust", home), ("/usr/local/cargo", None)):
@@ -147,7 +147,7 @@ class Builder:
         stage.env |= {"CARGO_HOME": "/usr/local/cargo"}
         stage.env["PATH"] = f"/usr/local/cargo/bin:/usr/local/rust/bin:{stage.env['PATH']}"
         if self.built:
-            # Stands for the compiler alone: `cargo [auditable] build` finds what was built, `cargo install` has nothing to do.
+            # Replaces only the compiler: `cargo [auditable] build` takes the existing programs, `cargo install` does nothing.
             mounted = stage.inside("/usr/local/built")
             mounted.mkdir()
             mount("--bind", "-o", "ro", self.built, mounted)
@@ -219,7 +219,7 @@ class Builder:
             if not files:
                 fail(f"COPY {source}: git knows no such file")
             for name in files:
-                # COPY of a folder copies what is in it.
+                # COPY of a folder copies its contents.
                 within = Path(name).relative_to(source) if name != source else Path(Path(name).name)
                 to = self.stage.inside(self.absolute(target)) / within
                 to.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ setattr(Builder, "from", Builder.from_)
 
 
 def debian():
-    """A minimal Debian 12, made once."""
+    """Returns a minimal Debian 12, built once."""
     base = WORK / "bookworm"
     if not (base / "complete").exists():
         say("making a minimal Debian 12 by debootstrap (once)")
@@ -277,7 +277,7 @@ def debian():
 
 
 class Container:
-    """The image as it is run: as its user, root read-only, /tmp and volumes in memory, no capability, no shell."""
+    """Runs the image as in production: as its user, root read-only, /tmp and volumes in memory, no capability, no shell."""
 
     def __init__(self, stage, binds):
         self.stage = stage
@@ -402,7 +402,7 @@ def prove_edge(stage):
     if not faces or any(face.read_bytes()[:2] != b"\xff\xd8" for face in faces):
         fail("the pipeline found no face")
     say(f"it found {len(faces)} faces on a picture of a group")
-    # One of the scripts, which need a little more than GStreamer.
+    # One of the scripts, which need a few programs in addition to GStreamer.
     if container.run(["extract.sh", "/srv/street-1080p.mp4", "/spool/street"]).returncode:
         fail("extract.sh ended with an error")
     faces = list(stage.inside("/spool/street").rglob("*.jpg"))
@@ -431,7 +431,7 @@ def main():
         {"backend": prove_backend, "edge": prove_edge}[arguments.image](stage)
         say(f"{dockerfile.name}: done")
     finally:
-        # What is mounted in it goes along; this namespace alone saw it.
+        # Its mounts disappear with it: they exist only in this namespace.
         run("umount", "--recursive", "--lazy", builder.work)
         builder.work.rmdir()
 

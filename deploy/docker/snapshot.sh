@@ -1,6 +1,6 @@
 #!/bin/sh
 # snapshot.sh MOMENT
-# Has apt take Debian's packages of that moment (20260824T000000Z); with an empty one, today's.
+# Makes apt install Debian's packages of that moment (20260824T000000Z); if it is empty, today's.
 set -eu
 [ -n "${1-}" ] || exit 0
 rm -f /etc/apt/sources.list.d/debian.sources
