@@ -11,16 +11,16 @@ Installs facepipe on a Jetson with JetPack 5 (Ubuntu 20.04, GStreamer 1.16) or 6
 /opt/facepipe, with a service for each camera. Repeating it changes only what differs; settings in /etc/facepipe stay.
 
   --plugin FILE       libgstfacepipe.so built elsewhere (`make cross` on a PC), instead of building here
-  --program FILE      the program `facepipe` built elsewhere; the default is the file `facepipe` beside that of --plugin
+  --program FILE      the program `facepipe` built elsewhere; the default is `facepipe` in the folder of --plugin
   --onnxruntime FILE  ONNX Runtime built for this JetPack with CUDA and TensorRT: libonnxruntime.so.* (with
-                      libonnxruntime_providers_*.so beside it), or a wheel, .zip or .tgz that holds them. README.md says where
-                      to get one. Without this option, the one for the CPU is downloaded where none is installed
+                      libonnxruntime_providers_*.so in the same folder), or a wheel, .zip or .tgz that contains them. README.md
+                      lists sources. Without this option, the CPU build is downloaded if none is installed
   --models FOLDER     take the models from this folder, instead of downloading them
   --root FOLDER       install below this folder: an image, or a trial
-  --dry-run           only say what would be done
+  --dry-run           only print the steps
   -h, --help          this text
 
-Exit status: 0 when all is installed and `facepipe doctor` finds nothing wrong, 1 otherwise, 2 for wrong arguments.
+Exit status: 0 when everything is installed and `facepipe doctor` finds no problem, 1 otherwise, 2 for wrong arguments.
 END
 }
 
@@ -28,7 +28,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 checkout=$(dirname "$here")
 plugin='' program='' onnxruntime='' models='' root='' dry=no
 detectors=(version-RFB-320.onnx version-RFB-640.onnx version-slim-320.onnx)
-# What stands in for them, on the processor alone.
+# Their substitute, which runs on the CPU only.
 mtcnn=(pnet.pt rnet.pt onet.pt)
 # The oldest ONNX Runtime that the plugin can use, 1.x.
 oldest_runtime=17
@@ -39,7 +39,7 @@ say() { printf 'install.sh: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
 wrong() { say "$*" >&2; say "see install.sh --help" >&2; exit 2; }
 
-# Carries a command out, or only says it.
+# Runs a command, or only prints it.
 run() {
     if [[ $dry == yes ]]; then
         say "would run: $*"
@@ -116,7 +116,7 @@ packages() {
     run env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
 }
 
-# Whoever called sudo builds, so that what is built and Rust's tools are theirs.
+# Builds as the user who called sudo, so that this user owns the output and Rust's tools.
 as_builder() {
     if [[ $EUID == 0 && -n ${SUDO_USER-} && $SUDO_USER != root ]]; then
         run sudo -u "$SUDO_USER" -H "$@"
@@ -125,7 +125,7 @@ as_builder() {
     fi
 }
 
-# The plugin and the program, built here, where none were given.
+# Builds the plugin and the program if none were given.
 build() {
     [[ -z $plugin ]] || return 0
     local home=$HOME cargo jobs=() version
@@ -142,7 +142,7 @@ build() {
         ((${version:-0} >= oldest_rust)) ||
             fail "$cargo is Rust 1.${version:-?}, and 1.$oldest_rust is needed: rustup update stable"
     fi
-    # The linker takes more than 1 GB for each job.
+    # The linker takes more than 1 GB per job.
     if (($(awk '/^MemTotal/ {print int($2 / 1048576)}' /proc/meminfo) < 6)); then jobs=(--jobs 2); fi
     say "building the plugin and facepipe: this takes long on a Jetson (make cross on a PC is quicker)"
     as_builder env --chdir="$checkout" "$cargo" build --release --locked "${jobs[@]}" \
@@ -151,7 +151,7 @@ build() {
     program=$checkout/target/release/facepipe
 }
 
-# MODE FILE TARGET: copies where the content differs, by rename, since a running pipeline may have the old file mapped.
+# MODE FILE TARGET: copies if the content differs, by rename, because a running pipeline may have the old file mapped.
 place() {
     if cmp -s "$2" "$3"; then return; fi
     say "writing $3"
@@ -179,7 +179,7 @@ files() {
     place 644 "$here/camera.env.example" "$etc/camera.env.example"
 }
 
-# The plugin must load here: its C library may be too new where it was built elsewhere.
+# Checks that the plugin loads: if it was built elsewhere, it may need a newer C library.
 check_plugin() {
     [[ $dry == no ]] || return 0
     local said
@@ -197,7 +197,7 @@ runtime() {
             say "ONNX Runtime: $(basename "$(readlink "$lib/libonnxruntime.so")") is there"
             return
         fi
-        [[ -n $program ]] || fail "--onnxruntime is needed, since without the program facepipe none can be downloaded"
+        [[ -n $program ]] || fail "--onnxruntime is needed: without the program facepipe, nothing can be downloaded"
         say "ONNX Runtime: downloading the one for the CPU; cuda and tensorrt need another (--onnxruntime)"
         run env FACEPIPE_RUNTIME="$work" "$program" models fetch runtime
         folder=$work
@@ -219,7 +219,7 @@ runtime() {
         fail "$onnxruntime has no libonnxruntime.so: older wheels hold it only as a Python module. Take one built with" \
             "--build_shared_lib (README.md)"
     file=${found[-1]}
-    # "libonnxruntime.so.1.17.0"; a name without a version is looked at by the doctor.
+    # "libonnxruntime.so.1.17.0"; the doctor checks the version if the name has none.
     version=$(sed -n 's/^libonnxruntime\.so\.1\.\([0-9]*\).*/\1/p' <<<"$(basename "$file")")
     [[ -z $version ]] || ((version >= oldest_runtime)) ||
         fail "$(basename "$file") is too old: 1.$oldest_runtime or later is needed"
@@ -258,19 +258,19 @@ detector_models() {
     elif [[ -n $program ]]; then
         run mkdir -p "$opt/models"
         if ! run env FACEPIPE_MODELS="$opt/models" "$program" models fetch detector; then
-            say "not all detectors can be had, so MTCNN is fetched, which runs on the processor alone"
+            say "not all detectors are available; fetching MTCNN, which runs on the CPU only"
             run env FACEPIPE_MODELS="$opt/models" "$program" models fetch mtcnn
         fi
     else
-        fail "--models is needed, since without the program facepipe none can be downloaded"
+        fail "--models is needed: without the program facepipe, nothing can be downloaded"
     fi
 }
 
-# The user who runs the pipelines may use decoder, GPU and cameras, and owns nothing but the spool and the engines.
+# The user for the pipelines may use decoder, GPU and cameras, and owns only the spool and the engines.
 account() {
     [[ -d $etc && $(stat -c %a "$etc") == 750 ]] || run install -d -m 750 "$etc"
     if [[ -n $root ]]; then
-        say "the user facepipe is not made, since this is not for the running system"
+        say "the user facepipe is not created, because --root is not the running system"
         return
     fi
     local group groups=()
@@ -280,7 +280,7 @@ account() {
         getent group "$group" >/dev/null && ! id -nG facepipe 2>/dev/null | grep -qw "$group" && groups+=("$group")
     done
     if ((${#groups[@]})); then run usermod --append --groups "$(IFS=,; echo "${groups[*]}")" facepipe; fi
-    # An address may hold a password: the group may read it, nobody else.
+    # A camera's URL may contain a password: only the group may read it.
     run chgrp -R facepipe "$etc"
 }
 
@@ -300,7 +300,7 @@ doctor() {
     say "facepipe doctor:"
     env GST_PLUGIN_PATH="$lib/gstreamer-1.0" GST_REGISTRY="$work/registry.bin" FACEPIPE_MODELS="$opt/models" \
         ORT_DYLIB_PATH="$lib/libonnxruntime.so" "$opt/bin/facepipe" doctor || status=$?
-    ((status == 0)) || fail "the doctor has found something wrong (see above); all is installed"
+    ((status == 0)) || fail "the doctor has found a problem (see above); everything is installed"
 }
 
 check_device

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs a pipeline script as a systemd service (Type=notify), and tells systemd that it is alive.
+"""Runs a pipeline script as a systemd service (Type=notify), and notifies systemd that it is alive.
 
 Usage: watch.py SCRIPT [ARGUMENT...]
 
-What the script prints is its sign of life. It prints a line every few seconds while frames pass, while TensorRT builds an
-engine, and whenever a camera is tried again; with each, systemd's watchdog is told. When nothing is printed for WatchdogSec,
-something hangs, and systemd starts the service anew. The lines that only say that frames pass are not passed on.
+The script's output is its sign of life. It prints a line every few seconds while frames pass, while TensorRT builds an
+engine, and whenever it reconnects to a camera; each line notifies systemd's watchdog. If nothing is printed for WatchdogSec, the
+script hangs, and systemd restarts the service. Lines that only report that frames pass are not copied to the log.
 
 SIGTERM and SIGINT are passed to the script, which then uploads what is queued. The exit status is the script's.
 """
@@ -24,7 +24,7 @@ RETRY = re.compile(r": the stream .*; next attempt in .*")
 
 
 def notify(*state):
-    """Sends to systemd, which is the only one that is told; without it, nobody is."""
+    """Sends a state to systemd; without systemd, does nothing."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -34,11 +34,11 @@ def notify(*state):
         try:
             channel.sendto("\n".join(state).encode(), address)
         except OSError as error:
-            print(f"watch.py: systemd cannot be told: {error}", file=sys.stderr, flush=True)
+            print(f"watch.py: systemd cannot be notified: {error}", file=sys.stderr, flush=True)
 
 
 def status_of(line):
-    """What `systemctl status` is to show after this line, or nothing where that stays."""
+    """Returns the new text for `systemctl status` after this line, or None if it stays the same."""
     if FRAMES.match(line):
         return "Frames pass"
     found = ENGINE.search(line)
@@ -76,7 +76,7 @@ def main(command):
             sys.stdout.write(line)
             sys.stdout.flush()
     code = child.wait()
-    # Of a process ended by a signal, what a shell would say.
+    # For a process ended by a signal, the exit status that a shell would report.
     return code if code >= 0 else 128 - code
 
 

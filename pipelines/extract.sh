@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Writes the faces of a source into a folder, one picture each.
+# Saves the faces of a source in a folder, one picture each.
 set -euo pipefail
 # shellcheck source=pipelines/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 synopsis='SOURCE DIR [options]'
-summary='Writes the faces of a file, a network camera or /dev/videoN into a folder: DIR/<camera id>-00000.jpg and so on, after
-the highest number that is there. No backend is needed. A file runs as fast as it can.'
+summary='Saves the faces of a file, a network camera or /dev/videoN in a folder: DIR/<camera id>-00000.jpg and so on, after
+the highest existing number. No backend is needed. A file runs as fast as it can.'
 own_options="$rtsp_options
 
 $camera_options"

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# Replays a recorded file: its faces go to the backend as if a camera saw them.
+# Replays a recorded file and uploads its faces as if they came from a camera.
 set -euo pipefail
 # shellcheck source=pipelines/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 synopsis='FILE [options]'
-summary='Replays a recorded file of any format that GStreamer knows: its faces go to the backend as if a camera saw them.'
+summary='Replays a recorded file of any format that GStreamer reads, and uploads its faces as if they came from a camera.'
 own_options='This script:
-  --fast               as fast as decoder, detector and backend can, instead of in real time; no face is left out
-  --capture-start TIME when the recording began (RFC 3339, with its time zone: 2024-05-06T07:08:09Z or …+02:00), for the
-                       capture time of each face; the server decides how old it may be (30 days, if nobody has said
-                       more) [as if it were now]'
+  --fast               as fast as decoder, detector and backend allow, instead of in real time; no face is left out
+  --capture-start TIME start of the recording (RFC 3339, with its time zone: 2024-05-06T07:08:09Z or …+02:00), for the
+                       capture time of each face; the server limits its age (30 days by default) [now]'
 examples='  file.sh entrance.mp4 --camera-id gate-1 --location Lobby
   file.sh entrance.mp4 --fast --policy every --capture-start 2024-05-06T07:08:09Z
   FACEPIPE_SERVER=https://faces.example.com file.sh entrance.mp4 --token-file token.txt --spool-dir spool'
@@ -23,7 +22,7 @@ own_option() {
             capture_start=$2
             date_and_time='[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?'
             [[ ! $2 =~ ^$date_and_time$ ]] ||
-                wrong "--capture-start is '$2', without a time zone; write ${2}Z for UTC, or the distance to it, as ${2}+02:00"
+                wrong "--capture-start is '$2', without a time zone; write ${2}Z for UTC, or an offset, as ${2}+02:00"
             [[ $2 =~ ^$date_and_time([Zz]|[+-][0-9]{2}:[0-9]{2})$ ]] ||
                 wrong "--capture-start is '$2'; it must be like 2024-05-06T07:08:09Z or 2024-05-06T09:08:09+02:00" ;;
         *) return 1 ;;

@@ -6,10 +6,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 synopsis='SOURCE --camera-id ID [--location TEXT] [SOURCE --camera-id ID [--location TEXT]...] [options]'
 summary='Uploads the faces of several network cameras, /dev/videoN and files from one process. --camera-id and --location belong
-to the source before them; a --location before the first source is that of all which have none of their own.
+to the source before them; a --location before the first source applies to all sources without their own.
 
-A camera that vanishes, stalls or ends its stream is taken out into a process of its own, where it is tried again as by
-rtsp.sh, so that it interrupts the others once at most (for the second or two that they take to begin again).'
+A camera that vanishes, stalls or ends its stream moves to a process of its own, which reconnects as rtsp.sh does, so that it
+interrupts the others at most once (for the second or two that they take to restart).'
 own_options="$rtsp_options
 
 $camera_options"

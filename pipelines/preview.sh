@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Shows a source with boxes around the faces and, from a backend, names; on screen or in a file.
+# Shows a source with boxes around the faces and, with a backend, names; on screen or in a file.
 set -euo pipefail
 # shellcheck source=pipelines/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 synopsis='SOURCE [options]'
 summary='Shows a file, a network camera or /dev/videoN with boxes around the faces: white = detected, red = the backend found no
-face, blue = nobody that it knows, green = recognised, with name and score. Colours and names need --backend (or
+face, blue = unknown, green = recognised, with name and score. Colours and names need --backend (or
 FACEPIPE_SERVER), to which the faces are then uploaded; without it faces are only detected.'
 own_options="This script:
-  --output FILE.mp4    write into this file instead of onto the screen
+  --output FILE.mp4    write to this file instead of the screen
   --ask-only           let the backend recognise the faces, but store nothing
 $rtsp_options
 $camera_options"

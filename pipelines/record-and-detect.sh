@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Keeps a camera's whole video on this machine and uploads only its faces.
+# Records a camera's whole video on this machine and uploads only its faces.
 set -euo pipefail
 # shellcheck source=pipelines/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 synopsis='SOURCE --record-dir DIR [options]'
 summary='Keeps the whole video of a network camera, /dev/videoN or a file in DIR, as the camera encoded it, in segments
-<camera id>-<UTC time of the start>-00000.mkv and so on, and uploads the faces. Matroska, so that a segment that a power
-cut ends can still be played. What is slow or fails on the way to the backend does not disturb the recording.'
+<camera id>-<UTC time of the start>-00000.mkv and so on, and uploads the faces. The format is Matroska, so that a
+segment can still be played after a power cut. A slow or failing upload does not disturb the recording.'
 own_options="This script:
   --record-dir DIR     folder of the recordings
   --segment SECONDS    length of a segment; it ends at the next key frame [600]
-  --keep N             delete the oldest segments of this camera beyond so many [keep all]
+  --keep N             delete the oldest segments of this camera beyond this number [keep all]
 $rtsp_options
 $camera_options"
 examples='  record-and-detect.sh rtsp://192.168.1.20/stream1 --record-dir /var/lib/facepipe/video --camera-id gate-1

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Uploads the faces of a camera of this machine (V4L2).
+# Uploads the faces of a local camera (V4L2).
 set -euo pipefail
 # shellcheck source=pipelines/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 synopsis='[/dev/videoN] [options]'
-summary='Uploads the faces of a camera of this machine: USB or built in, motion JPEG or raw video. Begins again by itself when
+summary='Uploads the faces of a local camera: USB or built in, motion JPEG or raw video. Reconnects by itself when
 the camera is unplugged and comes back.'
 own_options="$camera_options
   --retry-max SECONDS  pauses between attempts double from 1 s up to this [30]"

@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 synopsis='[csi:N] [options]'
-summary='Uploads the faces of the CSI camera number N (0 where none is given). Begins again by itself when the camera fails.'
+summary='Uploads the faces of the CSI camera number N (0 where none is given). Restarts by itself when the camera fails.'
 own_options='This script:
   --size WxH           resolution [1920x1080]
   --fps N              frames per second [30]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plays a source of any kind with the script for it; what the service runs. Takes the arguments of that script.
+# Plays a source of any kind with the script for it. The service runs this script. Takes the arguments of the chosen script.
 set -euo pipefail
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 case ${1-} in
