@@ -1,8 +1,8 @@
-# Everything starts here: `make demo` and `make test` need nothing but Debian 12 and Rust (rustup).
+# The entry to everything: `make demo` and `make test` need only Debian 12 and Rust (rustup).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-# Weights, photographs and videos come from this folder where it exists, from their public sources otherwise.
+# Weights, photographs and videos come from this folder if it exists, otherwise from their public sources.
 FACEPIPE_MIRROR ?= $(shell test -d ../shared/mirror && cd ../shared/mirror && pwd)
 ifneq ($(FACEPIPE_MIRROR),)
 export FACEPIPE_MIRROR
@@ -14,11 +14,12 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 FACEPIPE := $(TARGET)/debug/facepipe
 PLUGINS := $(CURDIR)/.runtime/gstreamer-1.0
 CARGO_DENY := .runtime/tools/bin/cargo-deny
-# Says how far cargo is, also where there is no terminal.
+# Reports cargo's progress, also without a terminal.
 CARGO := scripts/progress.py cargo cargo
 
-# What the demo runs, compiled once and so not incrementally: no tests, no benches, no helpers of theirs, and no optional features. `make test` builds all of it with all
-# features; once that is there, it serves the demo too. docs/decisions/0022-what-a-first-build-compiles.md has the figures.
+# The demo's programs, compiled once and therefore not incrementally, without tests, benchmarks, their helpers and optional features.
+# `make test` builds everything with all features; the demo uses that build if it exists. Figures:
+# docs/decisions/0022-what-a-first-build-compiles.md.
 DEMO_PARTS := -p facepipe-backend -p facepipe-cli -p gst-plugin-facepipe --no-default-features --lib --bins
 ALL_PARTS := --workspace --lib --bins
 BUILT_ALL := $(TARGET)/debug/.built-all
@@ -35,12 +36,13 @@ setup: test-packages build models plugins ## packages, programs, models, plugin 
 debian-packages:
 	@scripts/packages.sh build
 
-# The packages that tests need come before the build: some change what build scripts find, and would have crates compiled again.
+# The packages for tests are installed before the build: some of them change the results of build scripts, so crates would be
+# compiled again.
 build: test-packages
 	@$(CARGO) build $(ALL_PARTS) --tests --locked
 	@touch "$(BUILT_ALL)"
 
-# What cannot be fetched is named, and so is what then cannot run; the rest works without it.
+# The script lists files that cannot be fetched and the parts that then cannot run; the rest works without them.
 models: build
 	@scripts/models.sh $(FACEPIPE)
 
@@ -67,15 +69,15 @@ test: test-packages quick-lint setup ## formatting, lints, licences, unit, parit
 	@scripts/models.sh $(FACEPIPE) dlib-resnet
 	@scripts/test.sh
 
-docs: ## the guide, one site that can be searched and needs no network, into target/guide
+docs: ## the guide, one searchable site that needs no network, into target/guide
 	@scripts/packages.sh build
 	@cargo build --workspace --lib --bins --locked
 	@scripts/guide.sh "$(TARGET)/debug" "$(TARGET)/guide"
 
-cross: debian-packages ## plugin and program for Jetson (arm64), into target/jetson/dist; looks under qemu whether they run
+cross: debian-packages ## plugin and program for Jetson (arm64), into target/jetson/dist; runs them under qemu
 	@scripts/cross.sh
 
-packages: debian-packages ## what users install, for amd64 and arm64, into target/packages/dist; ARCH="amd64" for one of them
+packages: debian-packages ## the users' packages, for amd64 and arm64, into target/packages/dist; ARCH="amd64" for one of them
 	@scripts/packages.sh packages
 	@packaging/build.sh $(addprefix --arch ,$(ARCH))
 
@@ -83,7 +85,7 @@ prove-packages: ## installs, uses, upgrades and purges them in chroots of Debian
 	@scripts/packages.sh packages
 	@packaging/prove.sh $(PROVE)
 
-release: debian-packages ## from a tag to its artefacts, proved: make release TAG=v0.1.0
+release: debian-packages ## builds and tests the artefacts of a tag: make release TAG=v0.1.0
 	@scripts/packages.sh packages
 	@packaging/release.sh "$(TAG)"
 
@@ -93,7 +95,7 @@ quick-lint: test-packages
 	@cargo fmt --all --check
 	@scripts/guide.py check
 
-# `make test` has it beside the tests.
+# `make test` runs it in parallel with the tests.
 lint: quick-lint $(CARGO_DENY)
 	@cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	@$(CARGO_DENY) --log-level error check bans licenses sources
@@ -102,7 +104,7 @@ lint: quick-lint $(CARGO_DENY)
 $(CARGO_DENY): scripts/cargo-deny.sh
 	@scripts/cargo-deny.sh
 
-images: ## the Dockerfiles carried out in chroots, without Docker (root, minutes); BUILT=folder takes programs as built
+images: ## executes the Dockerfiles in chroots, without Docker (root, minutes); BUILT=folder takes existing programs
 	@scripts/packages.sh images
 	@deploy/docker/prove.sh backend $(if $(BUILT),--built "$(BUILT)")
 	@deploy/docker/prove.sh edge $(if $(BUILT),--built "$(BUILT)")
@@ -116,9 +118,9 @@ fmt: ## formats the code
 bench-packages:
 	@scripts/packages.sh bench
 
-bench: bench-packages setup ## speed: parts (criterion), and side by side with the peers, into target/bench/report.json
+bench: bench-packages setup ## speed: parts (criterion), and comparison with the peers, into target/bench/report.json
 	@cargo bench --locked -p facepipe-detector -p gst-plugin-facepipe -p facepipe-vision --bench detector --bench crop --bench networks
 	@benches/compare/run.sh
 
-clean: ## removes what was built; keeps models and tools
+clean: ## removes build output; keeps models and tools
 	@cargo clean

@@ -41,14 +41,14 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Puts another text in the place of one that must be there once.
+/// Replaces a text that must occur exactly once.
 #[track_caller]
 fn replace(text: &str, old: &str, new: &str) -> String {
     assert_eq!(text.matches(old).count(), 1, "{old:?} is not there once in:\n{text}");
     text.replace(old, new)
 }
 
-/// A server as the image runs it, with what compose.yaml and the test's machine set.
+/// A server as the image runs it, with the settings of compose.yaml and of the test.
 struct Replica {
     process: Process,
     address: String,
@@ -73,7 +73,7 @@ impl Replica {
         Self { process: Process(process), address, metrics }
     }
 
-    /// Waits until the image's own health check is content.
+    /// Waits until the image's own health check succeeds.
     fn healthy(&mut self) {
         let dockerfile = read("docker/backend.Dockerfile");
         let check = dockerfile.split("    CMD ").nth(1).unwrap().lines().next().unwrap();
@@ -92,7 +92,7 @@ impl Replica {
     }
 }
 
-/// Asks by curl; returns the status and the body.
+/// Sends a request by curl; returns the status and the body.
 fn ask(arguments: &[&str]) -> (u16, String) {
     let output = Command::new("curl")
         .args(["-sS", "-m", "30", "-w", "\n%{http_code}"])
@@ -111,13 +111,13 @@ fn expect(status: u16, arguments: &[&str]) -> Value {
     serde_json::from_str(&body).unwrap_or(Value::Null)
 }
 
-/// nginx with the file of `deploy/`. Returns it and its root.
+/// Starts nginx with the configuration of `deploy/`. Returns it and its root.
 fn load_balancer(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
     let port = free_port();
     let servers: Vec<String> =
         replicas.iter().map(|r| format!("server {} max_fails=2 fail_timeout=5s;", r.address)).collect();
     let text = read("nginx/nginx.conf");
-    // The names of Docker's network are not known here; whether the line resolves them is for Docker to show.
+    // Docker's names cannot be resolved here, so this does not test the resolver line.
     let text = replace(&text, "server backend:8080 max_fails=2 fail_timeout=5s resolve;", &servers.join(" "));
     let text = replace(&text, "listen 8080;", &format!("listen 127.0.0.1:{port};"));
     let text = replace(&text, "access_log /dev/stdout facepipe;", "access_log /tmp/access.log facepipe;");
@@ -134,7 +134,7 @@ fn load_balancer(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
     (Process(nginx), format!("http://127.0.0.1:{port}"))
 }
 
-/// Prometheus with the file and the rules of `deploy/`, in a hurry. Returns it and its root.
+/// Starts Prometheus with the configuration and rules of `deploy/` and short intervals. Returns it and its root.
 fn prometheus(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
     let address = format!("127.0.0.1:{}", free_port());
     let text = read("prometheus/prometheus.yml").replace("_interval: 15s\n", "_interval: 1s\n");
@@ -161,7 +161,7 @@ fn prometheus(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
     (Process(process), url)
 }
 
-/// What Prometheus answers to a query: the result's values.
+/// Returns the values of Prometheus' result for a query.
 fn query(prometheus: &str, expression: &str) -> Vec<f64> {
     let data = format!("query={expression}");
     let answer = expect(200, &["--data-urlencode", &data, &format!("{prometheus}/api/v1/query")]);
@@ -170,7 +170,7 @@ fn query(prometheus: &str, expression: &str) -> Vec<f64> {
     results.iter().map(|result| result["value"][1].as_str().unwrap().parse().unwrap()).collect()
 }
 
-/// The state of each alert: `inactive`, `pending` or `firing`.
+/// Returns the state of each alert: `inactive`, `pending` or `firing`.
 fn alerts(prometheus: &str) -> Vec<(String, String)> {
     let answer = expect(200, &[&format!("{prometheus}/api/v1/rules")]);
     let groups = answer["data"]["groups"].as_array().unwrap().iter();
@@ -184,7 +184,7 @@ fn alerts(prometheus: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// A database of this test's own on the server that the tests have, and its URL.
+/// Creates a database for this test on the tests' server, and returns its URL.
 fn new_database(server: &str) -> String {
     let name = format!("deploy_{}", std::process::id());
     let created = Command::new("psql")
@@ -196,7 +196,7 @@ fn new_database(server: &str) -> String {
 }
 
 #[test]
-fn what_compose_puts_together_serves_and_is_watched() {
+fn the_compose_deployment_serves_and_is_monitored() {
     let faces = require!("lfw10");
     let _ = require!("models/mobilefacenet.onnx");
     let models = require!("models/pnet.pt").parent().unwrap().to_owned();
@@ -249,10 +249,10 @@ fn what_compose_puts_together_serves_and_is_watched() {
     let served: BTreeSet<&str> = lines.iter().filter_map(|line| line["replica"].as_str()).collect();
     assert_eq!(served, BTreeSet::from([a.address.as_str(), b.address.as_str()]), "both replicas serve");
     assert!(!log.contains("Blair"), "no person's name is in the log");
-    // Inner numbers stay inside, with or without a token.
+    // Metrics are not exposed, with or without a token.
     expect(404, &["-H", &admin, &format!("{url}/metrics")]);
 
-    // Prometheus sees both and what they did, and has the alerts.
+    // Prometheus sees both replicas, their requests, and has the alerts.
     eventually("both replicas are scraped", || query(&watch, r#"up{job="facepipe"}"#) == [1.0, 1.0]);
     eventually("the recognised faces are counted", || {
         query(&watch, r#"sum(facepipe_faces_total{decision="known"})"#)
@@ -273,7 +273,7 @@ fn what_compose_puts_together_serves_and_is_watched() {
         for target in panel["targets"].as_array().into_iter().flatten() {
             let expression = target["expr"].as_str().unwrap();
             let asked = expression.replace("$instance", ".*").replace("$__rate_interval", "1m");
-            // Nothing was dropped, and shares of nothing are no numbers: only that it is a question is looked at.
+            // Ratios of zero events have no value, so only the validity of the query is checked.
             query(&watch, &asked);
         }
     }
@@ -289,19 +289,19 @@ fn what_compose_puts_together_serves_and_is_watched() {
     });
 }
 
-/// The variables of the server that a file of `deploy/` sets.
+/// Returns the server's variables that a file of `deploy/` sets.
 fn variables(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
     words.filter(|word| word.starts_with("FACEPIPE_") && word.len() > 9).map(ToOwned::to_owned).collect()
 }
 
 #[test]
-fn every_setting_and_command_that_deploy_names_is_the_servers() {
+fn every_setting_and_command_in_deploy_exists_in_the_server() {
     let said = Command::new(program("facepipe-backend")).arg("--help").output().unwrap();
     let help = String::from_utf8(said.stdout).unwrap();
     let known = variables(&help);
     assert!(known.contains("FACEPIPE_LISTEN"), "{help}");
-    // Of compose.yaml itself, and of the build.
+    // Variables of compose.yaml itself, and of the build.
     let others = BTreeSet::from(["FACEPIPE_PUBLISH".to_owned(), "FACEPIPE_COMMIT".to_owned()]);
     for file in [
         "docker/backend.Dockerfile",
@@ -333,7 +333,7 @@ fn every_setting_and_command_that_deploy_names_is_the_servers() {
     }
 }
 
-/// Makes the secrets in a copy of `deploy/` as `prepare` left it, under that umask. Returns the copy's `secrets`.
+/// Creates the secrets in a copy of `deploy/` after `prepare`, with this umask. Returns the copy's `secrets`.
 fn make_secrets(checkout: &Path, umask: &str, prepare: impl FnOnce(&Path)) -> PathBuf {
     let copy = checkout.join("deploy");
     fs::create_dir_all(copy.join("secrets")).unwrap();
@@ -345,7 +345,7 @@ fn make_secrets(checkout: &Path, umask: &str, prepare: impl FnOnce(&Path)) -> Pa
     copy.join("secrets")
 }
 
-/// What a user of this number reads of a file, where this test may become somebody else.
+/// Reads a file as the user with this id, if the test may change its user.
 fn read_as(user: u32, file: &Path) -> Result<String, String> {
     let user = user.to_string();
     let mut command = Command::new("setpriv");
@@ -356,13 +356,13 @@ fn read_as(user: u32, file: &Path) -> Result<String, String> {
 }
 
 #[test]
-fn secrets_of_compose_are_closed_to_other_users_and_open_in_containers() {
+fn secrets_of_compose_are_unreadable_for_other_users_and_readable_in_containers() {
     const NOBODY: u32 = 65_534;
-    // Of the images: the server, PostgreSQL and MariaDB, Grafana.
+    // Users of the images: the server, PostgreSQL and MariaDB, Grafana.
     const USERS_OF_CONTAINERS: [u32; 3] = [10_001, 999, 472];
     const SECRETS: [&str; 5] =
         ["backend-mysql.toml", "backend-postgres.toml", "database-password", "grafana-password", "tokens"];
-    // A folder that everybody may look into, as /home/somebody usually is.
+    // A folder that everybody may enter, as home folders usually are.
     let home = tempfile::tempdir().unwrap();
     open_to(home.path(), 0o755);
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
@@ -370,7 +370,7 @@ fn secrets_of_compose_are_closed_to_other_users_and_open_in_containers() {
         let checkout = home.path().join(umask);
         fs::create_dir(&checkout).unwrap();
         open_to(&checkout, 0o755);
-        // As git leaves it.
+        // With git's permissions.
         let secrets = make_secrets(&checkout, umask, |folder| {
             open_to(folder.parent().unwrap(), 0o755);
             open_to(folder, mode);
@@ -397,7 +397,7 @@ fn secrets_of_compose_are_closed_to_other_users_and_open_in_containers() {
             fs::remove_file(mounted).unwrap();
         }
     }
-    // Secrets stay as they are when it is done again, and a folder that somebody opened is closed again.
+    // A second run keeps the secrets, and closes a folder that was opened.
     let checkout = home.path().join("022");
     let before = fs::read_to_string(checkout.join("deploy/secrets/tokens")).unwrap();
     let secrets = make_secrets(&checkout, "022", |folder| open_to(folder, 0o755));

@@ -1,6 +1,6 @@
-//! The files of `jetson/`, as far as they can be tried where there is no Jetson: pipelines with stand-ins for NVIDIA's elements
+//! The files of `jetson/`, as far as they can be tested without a Jetson: pipelines with stand-ins for NVIDIA's elements
 //! (`tests/mock-nv`) against the real backend, the service's watchdog with a socket in systemd's place, the installer on a
-//! machine that only says it is a Jetson.
+//! simulated Jetson.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,13 +26,13 @@ use facepipe_test_support::{models_dir, require, skip, workspace_root};
 use facepipe_tests::{Backend, build_dir, program};
 use tempfile::TempDir;
 
-/// What a pipeline may take on a busy machine with two cores.
+/// Time limit for a pipeline on a busy machine with two cores.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two detectors at once would starve each other on a small machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A machine with the plugin, the stand-ins, and nothing else set.
+/// A machine with the plugin and the stand-ins, without any settings.
 struct Machine {
     folder: TempDir,
     _turn: MutexGuard<'static, ()>,
@@ -54,7 +54,7 @@ impl Machine {
         self.folder.path().join(name)
     }
 
-    /// A program that finds the plugins, the models and ONNX Runtime, and first what was put into the folder `bin`.
+    /// Returns a program that finds the plugins, the models and ONNX Runtime, and programs in the folder `bin` first.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.folder.path());
@@ -82,7 +82,7 @@ impl Machine {
         command
     }
 
-    /// Puts a program before those of the system.
+    /// Adds a program that takes precedence over those of the system.
     fn provide(&self, name: &str, script: &str) {
         let file = self.path("bin").join(name);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -90,13 +90,13 @@ impl Machine {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Says that it is a Jetson with this release, and has stand-ins for what an installer changes in a system.
+    /// Simulates a Jetson with this release, with stand-ins for the programs by which the installer changes the system.
     fn pretend_to_be(&self, release: &str) {
         let etc = self.path("root/etc");
         fs::create_dir_all(&etc).unwrap();
         fs::write(etc.join("nv_tegra_release"), format!("# {release}, GCID: 1, BOARD: generic\n")).unwrap();
         self.provide("uname", "echo aarch64");
-        // Every package is there but one.
+        // All packages but one are installed.
         self.provide(
             "dpkg-query",
             r#"[[ ${@: -1} == nvidia-l4t-gstreamer && ! -e l4t ]] && exit 1; echo "ii ""#,
@@ -115,7 +115,7 @@ impl Machine {
         (output.status.code(), printed(&output))
     }
 
-    /// Every file below `root`, with its time of change.
+    /// Returns every file below `root` with its modification time.
     fn installed(&self) -> BTreeMap<PathBuf, SystemTime> {
         let mut found = BTreeMap::new();
         let mut folders = vec![self.path("root")];
@@ -140,7 +140,7 @@ fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// How many detections of a camera and place the backend has stored.
+/// Counts the stored detections of a camera and location.
 fn stored(backend: &Backend, camera: &str, place: &str) -> i64 {
     #[derive(QueryableByName)]
     struct Count {
@@ -158,7 +158,7 @@ fn stored(backend: &Backend, camera: &str, place: &str) -> i64 {
         .detections
 }
 
-/// The arguments of the installer for what this workspace has built, which is as good as arm64 where `uname` is a stand-in.
+/// The installer's arguments for this workspace's build output, which passes for arm64 because `uname` is a stand-in.
 struct Built {
     plugin: String,
     program: String,
@@ -167,7 +167,7 @@ struct Built {
 }
 
 impl Built {
-    /// Nothing where a model is missing.
+    /// Returns `None` if a model is missing.
     fn find() -> Option<Self> {
         let model = facepipe_test_support::find("models/version-RFB-640.onnx")?;
         let runtime = facepipe_detector::runtime::load(&[workspace_root()]).unwrap();
@@ -227,10 +227,10 @@ fn shellcheck_finds_nothing() {
 }
 
 #[test]
-fn systemd_takes_the_unit() {
+fn systemd_accepts_the_unit() {
     let machine = Machine::new();
     let unit = fs::read_to_string(jetson().join("facepipe@.service")).unwrap();
-    // Where it will be installed, nothing is.
+    // Nothing is installed at the unit's paths.
     let opt = machine.path("opt");
     std::os::unix::fs::symlink(workspace_root(), &opt).unwrap();
     let unit = unit.replace("/opt/facepipe", opt.to_str().unwrap());
@@ -251,7 +251,7 @@ fn systemd_takes_the_unit() {
 }
 
 #[test]
-fn a_file_is_decoded_by_the_hardware_and_its_faces_are_stored() {
+fn a_file_is_decoded_in_hardware_and_its_faces_are_stored() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
@@ -275,14 +275,14 @@ fn a_file_is_decoded_by_the_hardware_and_its_faces_are_stored() {
     assert!(stored(&backend, "gate-1", "Lobby") > 10, "{said}");
 }
 
-/// GStreamer 1.16 doesn't know the variable that sets ranks, so the scripts must look.
+/// GStreamer 1.16 doesn't read the variable for ranks, so the scripts must check the rank.
 #[test]
-fn with_gstreamer_1_16_the_rank_of_the_decoder_is_looked_at() {
+fn with_gstreamer_1_16_the_rank_of_the_decoder_is_checked() {
     let video = require!("videos/street-1080p.mp4");
     let machine = Machine::new();
     let tool = Command::new("sh").args(["-c", "command -v gst-launch-1.0"]).output().unwrap();
     let tool = String::from_utf8(tool.stdout).unwrap();
-    // As the tool of 1.16, it forgets the variable.
+    // Like the tool of 1.16, it ignores the variable.
     machine.provide(
         "gst-launch-1.0",
         &format!(
@@ -291,7 +291,7 @@ fn with_gstreamer_1_16_the_rank_of_the_decoder_is_looked_at() {
             tool.trim()
         ),
     );
-    // Nobody listens there, which is all that the script has to complain of.
+    // Nothing listens there, and this is the only error that the script may report.
     let backend = "http://127.0.0.1:9";
     let arguments = [video.to_str().unwrap(), "--fast", "--backend", backend, "--upload", "eos-timeout=1"];
     let output = machine.script("pipelines/file.sh", &arguments).output().unwrap();
@@ -301,7 +301,7 @@ fn with_gstreamer_1_16_the_rank_of_the_decoder_is_looked_at() {
         assert!(said.contains(words), "no {words:?} in {said}");
     }
     assert!(!said.contains("would not take"), "{said}");
-    // Of the newer GStreamer that runs here, gst-inspect shows a rank below that of software.
+    // gst-inspect of the newer GStreamer on this machine shows a rank below that of software.
     let mut command = machine.script("pipelines/file.sh", &arguments);
     let output = command.env("GST_PLUGIN_FEATURE_RANK", "nvv4l2decoder:64").output().unwrap();
     let said = printed(&output);
@@ -310,7 +310,7 @@ fn with_gstreamer_1_16_the_rank_of_the_decoder_is_looked_at() {
 }
 
 #[test]
-fn what_the_scripts_cannot_play_is_refused() {
+fn unplayable_sources_are_refused() {
     let machine = Machine::new();
     for (arguments, code, expected) in [
         (&["pipelines/play.sh"] as &[&str], 2, "Usage: play.sh"),
@@ -360,12 +360,12 @@ fn the_pipelines_of_a_jetson_decode_in_hardware_and_report_frames_to_the_watchdo
     assert!(!camera.contains("decodebin") && !camera.contains("videoflip"), "{camera}");
 }
 
-/// A socket in systemd's place, and the service's program that reports there.
+/// The service's program, with a socket in systemd's place.
 struct Service {
-    /// Nothing once it was stopped.
+    /// `None` after it was stopped.
     child: Option<Child>,
     socket: UnixDatagram,
-    told: Vec<String>,
+    messages: Vec<String>,
 }
 
 impl Service {
@@ -382,29 +382,29 @@ impl Service {
         command.arg(script).args(arguments).env("NOTIFY_SOCKET", &address).env("WATCHDOG_USEC", "3000000");
         change(&mut command);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-        Self { child: Some(child), socket, told: Vec::new() }
+        Self { child: Some(child), socket, messages: Vec::new() }
     }
 
-    /// What is told within this time, added to `told`.
+    /// Adds the messages of this period to `messages`.
     fn listen(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             self.socket.set_read_timeout(Some(left)).unwrap();
             let mut buffer = [0; 4096];
             if let Ok(length) = self.socket.recv(&mut buffer) {
-                self.told.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+                self.messages.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
             }
         }
     }
 
     fn count(&self, what: &str) -> usize {
-        self.told.iter().filter(|message| message.contains(what)).count()
+        self.messages.iter().filter(|message| message.contains(what)).count()
     }
 
     fn wait_for(&mut self, what: &str, times: usize) {
         let begun = Instant::now();
         while self.count(what) < times {
-            assert!(begun.elapsed() < PATIENCE, "{what:?} {times} times is not in {:?}", self.told);
+            assert!(begun.elapsed() < PATIENCE, "{what:?} {times} times is not in {:?}", self.messages);
             self.listen(Duration::from_millis(100));
         }
     }
@@ -424,7 +424,7 @@ fn terminate(child: &Child) {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // A test failed. Twice: at once.
+        // A test failed. The second signal ends it immediately.
         if let Some(child) = &mut self.child {
             for _ in 0..2 {
                 terminate(child);
@@ -437,7 +437,7 @@ impl Drop for Service {
 }
 
 #[test]
-fn a_csi_camera_runs_as_a_service_that_tells_of_its_frames() {
+fn a_csi_camera_runs_as_a_service_that_reports_frames_to_the_watchdog() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
@@ -448,7 +448,7 @@ fn a_csi_camera_runs_as_a_service_that_tells_of_its_frames() {
         command.env("MOCK_NV_CAMERA", &video);
     });
     service.wait_for("WATCHDOG=1\nSTATUS=Frames pass", 3);
-    assert_eq!(service.told[0], "READY=1\nSTATUS=Starting");
+    assert_eq!(service.messages[0], "READY=1\nSTATUS=Starting");
     let (status, said) = service.stop();
     assert_eq!(status, Some(0), "{said}");
     assert!(!said.contains("frames ("), "lines that are only signs of life are kept back:\n{said}");
@@ -456,7 +456,7 @@ fn a_csi_camera_runs_as_a_service_that_tells_of_its_frames() {
 }
 
 #[test]
-fn silence_is_not_told_as_life_and_engines_and_cameras_are_waited_for() {
+fn silence_is_no_sign_of_life_but_engines_and_reconnections_are() {
     let machine = Machine::new();
     machine.provide(
         "pipeline",
@@ -471,22 +471,22 @@ fn silence_is_not_told_as_life_and_engines_and_cameras_are_waited_for() {
         service.count("STATUS=TensorRT is still working on x.onnx after 5 s"),
         1,
         "{:?}",
-        service.told
+        service.messages
     );
-    assert_eq!(service.count("STATUS=Waiting for the camera"), 1, "{:?}", service.told);
+    assert_eq!(service.count("STATUS=Waiting for the camera"), 1, "{:?}", service.messages);
     service.listen(Duration::from_secs(2));
     assert_eq!(
         service.count("WATCHDOG=1"),
         2,
         "a script that prints nothing does not live: {:?}",
-        service.told
+        service.messages
     );
     let (status, said) = service.stop();
     assert_eq!(status, Some(7), "the script's own status is passed on: {said}");
 }
 
 #[test]
-fn the_installer_installs_all_once_and_changes_nothing_when_repeated() {
+fn the_installer_changes_nothing_when_repeated() {
     let built = built!();
     let machine = Machine::new();
     machine.pretend_to_be("R35 (release), REVISION: 4.1");
@@ -547,7 +547,7 @@ fn a_dry_run_changes_nothing() {
 }
 
 #[test]
-fn the_installer_takes_mtcnn_where_the_detectors_are_missing() {
+fn the_installer_uses_mtcnn_if_the_detectors_are_missing() {
     let built = built!();
     let machine = Machine::new();
     machine.pretend_to_be("R36 (release), REVISION: 4.3");
@@ -571,7 +571,7 @@ fn the_installer_takes_mtcnn_where_the_detectors_are_missing() {
 }
 
 #[test]
-fn the_installer_refuses_what_cannot_run() {
+fn the_installer_refuses_unsupported_systems_and_files() {
     let built = built!();
     let machine = Machine::new();
     let refused = |arguments: &[&str], code, expected: &str| {
@@ -590,7 +590,7 @@ fn the_installer_refuses_what_cannot_run() {
     fs::write(&broken, "not a library").unwrap();
     refused(&["--plugin", broken.to_str().unwrap()], 1, "GStreamer cannot load");
 
-    // A runtime too old, and a wheel that has only the Python module.
+    // A runtime that is too old, and a wheel with only the Python module.
     let old = machine.path("libonnxruntime.so.1.16.3");
     fs::copy(&built.runtime, &old).unwrap();
     let mut arguments = built.arguments();

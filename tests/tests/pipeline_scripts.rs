@@ -1,6 +1,6 @@
 //! The scripts of `pipelines/`, each as a user runs it, with the plugin alone in its folder, against the real backend; network
-//! cameras are Debian's RTSP server with recordings. There is no V4L2 camera here, nor a screen: what that leaves untried is
-//! said at `webcam_…` and `preview_…`.
+//! cameras are Debian's RTSP server with recordings. Test machines have no V4L2 camera and no screen: `webcam_…` and `preview_…`
+//! document what this leaves untested.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,13 +37,13 @@ const SCRIPTS: [&str; 7] = [
     "webcam.sh",
 ];
 
-/// What a camera or a backend may take on a busy machine with two cores.
+/// Time limit for a camera or a backend on a busy machine with two cores.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Cameras run in real time: two tests at once would starve each other on a small machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A machine on which the plugin is installed and nothing else is set.
+/// A machine on which the plugin is installed, without any settings.
 struct Machine {
     folder: TempDir,
     runtime: PathBuf,
@@ -69,7 +69,7 @@ impl Machine {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// A program, run in the machine's folder and environment.
+    /// Returns a program that runs in the machine's folder and environment.
     fn program(&self, program: &Path) -> Command {
         // Tests may run where SIGINT is ignored (`nohup … &`), and a shell cannot change that for itself.
         let mut command = Command::new("env");
@@ -93,7 +93,7 @@ impl Machine {
         command
     }
 
-    /// Runs a script that ends by itself, and well, within a minute.
+    /// Runs a script that must succeed within a minute.
     fn run(&self, name: &str, arguments: &[&str]) -> String {
         let mut command = self.program(Path::new("timeout"));
         command.arg("60").arg(workspace_root().join("pipelines").join(name)).args(arguments);
@@ -107,7 +107,7 @@ impl Machine {
         Running::start(&mut self.script(name, arguments))
     }
 
-    /// How many frames a video file has; fails if it cannot be decoded.
+    /// Returns the number of frames of a video file; fails if it cannot be decoded.
     fn frames_of(&self, file: &Path) -> usize {
         let mut command = self.program(Path::new("gst-launch-1.0"));
         let location = format!("location={}", file.display());
@@ -124,7 +124,7 @@ fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
@@ -133,7 +133,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A script that runs until it is told to end; what it prints is kept.
+/// A script that runs until it is stopped; collects its output.
 struct Running {
     child: Child,
     printed: std::sync::Arc<Mutex<String>>,
@@ -177,7 +177,7 @@ impl Running {
         assert!(sent.unwrap().success());
     }
 
-    /// Ends it as systemd or a user would, and returns what it printed; all of it must have ended.
+    /// Stops it as systemd or a user would, waits for all its processes, and returns its output.
     fn end(mut self, signal: &str) -> (ExitStatus, String) {
         self.signal(signal);
         let begun = Instant::now();
@@ -188,7 +188,7 @@ impl Running {
             assert!(begun.elapsed() < PATIENCE, "it does not end\n{}", self.printed());
             thread::sleep(Duration::from_millis(20));
         };
-        // The pipes close when no process of the script's holds them any more.
+        // The pipes close when the script's last process has ended.
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }
@@ -198,7 +198,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A test failed, or it ended already. Twice: at once.
+        // A test failed, or the script ended already. The second signal ends it immediately.
         if matches!(self.child.try_wait(), Ok(None)) {
             self.signal("TERM");
             thread::sleep(Duration::from_secs(1));
@@ -208,7 +208,7 @@ impl Drop for Running {
     }
 }
 
-/// Starts a [`Camera`], or ends the test where Debian's RTSP server is missing.
+/// Starts a [`Camera`], or skips the test if Debian's RTSP server is missing.
 macro_rules! camera {
     ($port:expr, $($argument:expr),+) => {
         match Camera::start($port, &[$(&$argument),+]) {
@@ -234,7 +234,7 @@ struct Detection {
     upload_key: String,
 }
 
-/// What the backend has stored of one camera.
+/// Returns the stored detections of one camera.
 fn stored(backend: &Backend, camera: &str) -> Vec<Detection> {
     let path = backend.data_dir().join("facepipe.db");
     let mut database = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
@@ -259,7 +259,7 @@ fn cameras(backend: &Backend) -> Vec<String> {
     rows.into_iter().map(|row| row.camera_id).collect()
 }
 
-/// The pictures of a folder, sorted; all must be JPEG.
+/// Returns the names of a folder's pictures, sorted; all must be JPEG.
 fn pictures(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
@@ -274,7 +274,7 @@ fn pictures(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_script_says_what_it_takes_and_what_is_wrong() {
+fn every_script_has_help_and_explains_wrong_arguments() {
     let machine = Machine::new();
     for name in SCRIPTS {
         let help = machine.run(name, &["--help"]);
@@ -336,7 +336,7 @@ fn every_script_says_what_it_takes_and_what_is_wrong() {
         assert_eq!(output.status.code(), Some(code), "{name} {arguments:?}: {printed}");
         assert!(printed.contains(message), "{name} {arguments:?}: {message:?} is not in {printed}");
     }
-    // A checkout in which nothing is built yet.
+    // A checkout without build output.
     let copy = machine.path("pipelines");
     let copied = Command::new("cp").arg("-r").arg(workspace_root().join("pipelines")).arg(&copy).status();
     assert!(copied.unwrap().success());
@@ -350,15 +350,15 @@ fn every_script_says_what_it_takes_and_what_is_wrong() {
 }
 
 #[test]
-fn file_replays_as_fast_as_it_can_with_the_time_of_the_recording() {
+fn file_replays_without_pacing_at_the_time_of_the_recording() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
     let backend = Backend::start(weights.parent().unwrap());
-    // Whatever a shell or gst-launch-1.0 could take for its own.
+    // Characters that are special to a shell or to gst-launch-1.0.
     let (id, place) = (r#"gate "1" \ west"#, r#"Lobby, 2nd floor! a=b 'c' "d" $HOME"#);
     let spool = machine.text("spool");
-    // An earlier version let cameras share this folder. What it left is torn, which is told by the element that opens it.
+    // An earlier version let cameras share this folder. Its crop is damaged, which the element that opens it marks.
     let left = machine.path("spool/gate__1____west/000000000000000001-0123456789abcdef0123456789abcdef.crop");
     std::fs::create_dir_all(left.parent().unwrap()).unwrap();
     std::fs::write(&left, "torn").unwrap();
@@ -396,7 +396,7 @@ fn file_replays_as_fast_as_it_can_with_the_time_of_the_recording() {
 }
 
 #[test]
-fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
+fn file_in_real_time_uploads_queued_faces_when_stopped() {
     let video = require!("videos/crowd-medium-1080p6.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
@@ -417,7 +417,7 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
                 "batch-size=64",
             ],
         );
-        // Faces wait for others to share their request, so that all are still queued.
+        // A long batch delay keeps all faces in the queue.
         let running = Running::start(
             script.env("GST_DEBUG", "facepipe-facesink-http:6").env("GST_DEBUG_NO_COLOR", "1"),
         );
@@ -437,10 +437,10 @@ fn file_in_real_time_uploads_what_is_queued_when_it_is_ended() {
 }
 
 #[test]
-fn a_replay_whose_faces_do_not_reach_the_backend_has_failed() {
+fn a_replay_fails_if_its_faces_do_not_reach_the_backend() {
     let video = require!("videos/street-1080p.mp4");
     let machine = Machine::new();
-    // Nobody listens there.
+    // Nothing listens there.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let dead = format!("http://127.0.0.1:{port}");
     let replay = |more: &[&str]| {
@@ -458,7 +458,7 @@ fn a_replay_whose_faces_do_not_reach_the_backend_has_failed() {
     assert!(kept.contains("is sent when this runs again"), "{kept}");
 }
 
-/// A camera that sends motion JPEG over HTTP: the picture, so often, ten times a second, to everybody who asks.
+/// Starts a camera that sends motion JPEG over HTTP: to every client, the picture `times` times, ten times a second.
 fn http_camera(picture: Vec<u8>, times: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/video.mjpg", listener.local_addr().unwrap());
@@ -482,7 +482,7 @@ fn http_camera(picture: Vec<u8>, times: usize) -> String {
                 }
                 write!(stream, "--frame--\r\n")
             };
-            // Whoever has seen enough goes.
+            // Clients may disconnect at any time.
             let _ = send();
         }
     });
@@ -490,15 +490,15 @@ fn http_camera(picture: Vec<u8>, times: usize) -> String {
 }
 
 #[test]
-fn a_camera_that_sends_motion_jpeg_over_http_is_played_with_the_time_that_passes() {
+fn motion_jpeg_over_http_plays_with_arrival_times() {
     let picture = fs::read(require!("scenes/multiface.jpg")).unwrap();
     let machine = Machine::new();
     let camera = http_camera(picture, 15);
     machine.run("extract.sh", &[&camera, "faces", "--camera-id", "gate-1", "--policy", "every"]);
-    // As many of its frames are searched as there is time for.
+    // Late frames skip the detector, so the number of faces varies.
     assert!(!pictures(&machine.path("faces")).is_empty());
 
-    // A network camera's script begins again by itself.
+    // The script reconnects by itself.
     let running = machine.start("rtsp.sh", &[&camera, "--upload", "endpoint=dry-run"]);
     running.says("next attempt in 1 s");
     running.end("INT");
@@ -515,18 +515,18 @@ fn a_camera_that_sends_motion_jpeg_over_http_is_played_with_the_time_that_passes
     assert!(last["seconds"].as_f64().unwrap() > 0.5, "{last}");
 }
 
-/// A proxy that hands requests on to `backend` whatever host they name, refuses tunnels, and keeps the heads.
+/// Starts a proxy that forwards requests for any host to `backend`, refuses tunnels, and records the heads of requests.
 fn http_proxy(backend: &str) -> (u16, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let backend = backend.trim_start_matches("http://").to_owned();
     let heads = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&heads);
+    let recorded = Arc::clone(&heads);
     let serve = move |mut client: TcpStream| -> std::io::Result<()> {
         let mut reader = BufReader::new(client.try_clone()?);
         let mut head = String::new();
         while reader.read_line(&mut head)? > 2 {}
-        told.lock().unwrap().push(head.clone());
+        recorded.lock().unwrap().push(head.clone());
         if head.starts_with("CONNECT ") {
             return client.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
         }
@@ -545,7 +545,7 @@ fn http_proxy(backend: &str) -> (u16, Arc<Mutex<Vec<String>>>) {
     thread::spawn(move || {
         for client in listener.incoming() {
             let (serve, client) = (Arc::clone(&serve), client.unwrap());
-            // Whoever breaks off is its own matter.
+            // Broken connections are ignored.
             thread::spawn(move || serve(client));
         }
     });
@@ -553,7 +553,7 @@ fn http_proxy(backend: &str) -> (u16, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn the_sink_and_the_doctor_obey_the_environment_s_proxy_alike() {
+fn the_sink_and_the_doctor_use_the_same_proxy_settings() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
@@ -605,7 +605,7 @@ fn the_sink_and_the_doctor_obey_the_environment_s_proxy_alike() {
 }
 
 #[test]
-fn extract_numbers_the_faces_of_a_second_run_after_those_of_the_first() {
+fn extract_continues_the_numbers_of_an_earlier_run() {
     let video = require!("videos/street-1080p.mp4");
     let machine = Machine::new();
     let video = video.to_str().unwrap();
@@ -629,13 +629,13 @@ fn extract_numbers_the_faces_of_a_second_run_after_those_of_the_first() {
 }
 
 #[test]
-fn rtsp_comes_back_by_itself_after_a_camera_stalled_and_after_it_vanished() {
+fn rtsp_reconnects_after_a_camera_stalls_or_vanishes() {
     let video = require!("videos/crowd-medium-1080p6.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
     let backend = Backend::start(weights.parent().unwrap());
     let stream = format!("gate={}", video.display());
-    // The camera's clock is an hour slow: capture times tell that it is the camera's.
+    // The camera's clock is an hour slow: capture times show that the camera's clock is used.
     let camera = camera!(0, "--clock-ahead=-3600", "--stall-after=30", stream);
     let port = camera.port();
     let url = camera.url("gate").replace("rtsp://", "rtsp://viewer:secret-word@");
@@ -705,7 +705,7 @@ fn rtsp_plays_h265_over_udp() {
     ];
     let running = machine.start("rtsp.sh", &arguments);
     eventually("faces are stored", || !stored(&backend, "gate-1").is_empty());
-    // After three seconds the camera says goodbye in a packet that UDP may lose; then it counts as stalled.
+    // After three seconds the camera announces the end in a packet that UDP may lose; then it counts as stalled.
     running.says("; next attempt in 1 s");
     let before = stored(&backend, "gate-1").len();
     eventually("the next attempt finds more", || stored(&backend, "gate-1").len() > before);
@@ -714,7 +714,7 @@ fn rtsp_plays_h265_over_udp() {
 }
 
 #[test]
-fn multi_camera_keeps_cameras_apart_and_goes_on_without_one_that_vanished() {
+fn multi_camera_separates_cameras_and_continues_without_a_vanished_one() {
     let medium = require!("videos/crowd-medium-1080p6.mp4");
     let high = require!("videos/crowd-high-1080p6.mp4");
     let weights = require!("models/mobilefacenet.onnx");
@@ -761,11 +761,10 @@ fn multi_camera_keeps_cameras_apart_and_goes_on_without_one_that_vanished() {
     assert!(stored(&backend, "gate-2").iter().all(|detection| detection.location == "Hall"));
 }
 
-/// A V4L2 camera needs a kernel module that a test cannot load. So `gst-launch-1.0` is replaced by one that plays a recording,
-/// in the form that the camera is asked for, in the place of `v4l2src device=…`, and is otherwise the real one: everything of
-/// the script is tested, `v4l2src` itself is not.
+/// A V4L2 camera needs a kernel module that a test cannot load. So a wrapper of `gst-launch-1.0` replaces `v4l2src device=…` by a
+/// recording in the requested format: this tests everything but `v4l2src` itself.
 #[test]
-fn webcam_takes_jpeg_and_raw_video_from_a_recording_in_place_of_v4l2src() {
+fn webcam_plays_jpeg_and_raw_video() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
@@ -812,9 +811,9 @@ exec {real} "${{arguments[@]}}"
     }
 }
 
-/// On a screen it is the same pipeline with `autovideosink` at its end, which no machine without a screen can show.
+/// On a screen it is the same pipeline with `autovideosink` at its end, which needs a screen and is not tested.
 #[test]
-fn preview_writes_boxes_into_a_file_and_stores_nothing_when_it_only_asks() {
+fn preview_writes_boxes_to_a_file_and_stores_nothing_with_ask_only() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let machine = Machine::new();
@@ -830,7 +829,7 @@ fn preview_writes_boxes_into_a_file_and_stores_nothing_when_it_only_asks() {
     assert_eq!(with_boxes(&machine, &video), 0, "and were not there before");
 }
 
-/// In how many of eight frames or so a line of at least 80 pixels has the blue of faceoverlay's boxes and labels.
+/// Counts the frames, of about eight, with a line of at least 80 pixels in the blue of faceoverlay's boxes and labels.
 fn with_boxes(machine: &Machine, video: &Path) -> usize {
     let (width, height) = (1920, 1080);
     let raw = machine.path("frames.rgb");

@@ -19,7 +19,7 @@ fn pipelines_of(page: &str) -> Vec<String> {
     text.lines().filter(|line| line.starts_with("gst-launch-1.0")).map(str::to_owned).collect()
 }
 
-/// Those of the first steps, among which are the README's.
+/// Returns the commands of the first steps, which include the README's.
 fn first_pipelines() -> Vec<String> {
     let (readme, pipelines) = (pipelines_of("README.md"), pipelines_of("docs/first-steps.md"));
     assert_eq!((readme.len(), pipelines.len()), (2, 5), "README.md and docs/first-steps.md");
@@ -28,7 +28,7 @@ fn first_pipelines() -> Vec<String> {
     pipelines
 }
 
-/// Runs a command line in `folder`, where the plugin alone is on the path, and returns what it printed.
+/// Runs a command line in `folder`, with only the plugin on the path, and returns its output.
 fn shell(folder: &Path, command: &str) -> String {
     let plugins = folder.join("plugins");
     fs::create_dir_all(&plugins).unwrap();
@@ -58,7 +58,7 @@ struct Stored {
     keys: i64,
 }
 
-/// Detections of the camera and place that the pages name, and how many different crops they came from.
+/// Counts the detections of the pages' camera and location, and the distinct crops that they came from.
 fn stored(backend: &Backend) -> Stored {
     let path = backend.data_dir().join("facepipe.db");
     let mut database = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
@@ -70,7 +70,7 @@ fn stored(backend: &Backend) -> Stored {
     .unwrap()
 }
 
-/// The first frames of an MP4 file of H.264, so that the test is short.
+/// Returns a file with the first frames of an MP4 file of H.264, so that the test is short.
 fn beginning(video: &Path, frames: u32, folder: &Path) -> PathBuf {
     let short = folder.join("beginning.mp4");
     let line = format!(
@@ -107,7 +107,7 @@ fn the_pipelines_of_the_elements_pages_run_as_written() {
     let backend = Backend::start(weights.parent().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let video = format!("filesrc location={}", beginning(&video, 8, folder.path()).display());
-    // What an administrator would have put there.
+    // Files that an administrator provides.
     let place = folder.path().display();
     fs::write(folder.path().join("token"), "a-token").unwrap();
     fs::copy("/etc/ssl/certs/ca-certificates.crt", folder.path().join("ca.pem")).unwrap();
@@ -157,7 +157,7 @@ fn the_pipelines_of_the_first_steps_run_as_written() {
         }
         let (expected, now) = (*expected, stored(&backend));
         let new = usize::try_from(now.keys - already).unwrap();
-        // Crops that the backend's own detector takes for no face are not stored.
+        // The backend does not store crops in which its own detector finds no face.
         assert!(new * 10 >= expected * 6, "{pipeline}: {new} of {expected} crops hold stored faces");
         assert!(new <= expected, "{pipeline}: {new} crops stored, {expected} cut");
         assert!(now.detections >= now.keys);
@@ -182,7 +182,7 @@ fn take_pictures(folder: &Path) -> usize {
 }
 
 #[test]
-fn a_camera_s_token_gets_its_crops_in() {
+fn a_camera_s_token_authorises_its_uploads() {
     let video = require!("videos/street-1080p.mp4");
     let weights = require!("models/mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
@@ -198,7 +198,7 @@ fn a_camera_s_token_gets_its_crops_in() {
     assert!(stored(&backend).detections > 0);
 }
 
-/// Runs the script of the guide that is in a checkout; what it says where it fails.
+/// Runs the guide's script in a checkout; returns its message if it fails.
 fn guide(checkout: &Path, arguments: &[&str]) -> Result<String, String> {
     let output =
         Command::new("python3").arg(checkout.join("scripts/guide.py")).args(arguments).output().unwrap();
@@ -207,7 +207,7 @@ fn guide(checkout: &Path, arguments: &[&str]) -> Result<String, String> {
 }
 
 #[test]
-fn the_guide_finds_dead_links_and_pages_that_nobody_is_led_to() {
+fn the_guide_finds_dead_links_and_unlisted_pages() {
     guide(&workspace_root(), &["check"]).unwrap();
 
     let folder = tempfile::tempdir().unwrap();
@@ -243,7 +243,7 @@ fn the_guide_finds_dead_links_and_pages_that_nobody_is_led_to() {
 fn the_guide_has_every_element_command_and_call() {
     let folder = tempfile::tempdir().unwrap();
     let sources = folder.path().join("sources");
-    // Built, or told to be.
+    // The programs must be built.
     let _ = (program("facepipe"), program("facepipe-backend"));
     guide(&workspace_root(), &["sources", build_dir().to_str().unwrap(), sources.to_str().unwrap()]).unwrap();
     let page = |name: &str| fs::read_to_string(sources.join("src").join(name)).unwrap();
@@ -266,7 +266,7 @@ fn the_guide_has_every_element_command_and_call() {
     assert!(page("programs/facepipe-backend.md").contains("## `facepipe-backend restore`"));
     let dataset = page("api/dataset.md");
     assert!(dataset.contains("## POST `/dataset/{id}/image`") && dataset.contains("`duplicate_image`"));
-    // Links lead to where pages and files lie in the guide.
+    // Links lead to the places of pages and files in the guide.
     assert!(
         page("index.md").contains("](deploy.md)")
             && page("pipelines/index.md").contains("](../operating.md#")
