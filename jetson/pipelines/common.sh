@@ -9,7 +9,7 @@ source "$jetson/platform.sh"
 # shellcheck source=pipelines/lib/all.sh
 source "$jetson/../../pipelines/lib/all.sh"
 
-# The plugin is beside an installed copy of this folder; in a checkout, where `make setup` put it.
+# An installed copy of this folder has the plugin next to it; in a checkout, where `make setup` put it.
 for folder in "$jetson/../../lib/gstreamer-1.0" "$jetson/../../.runtime/gstreamer-1.0"; do
     if [[ -z ${GST_PLUGIN_PATH-} && -f $folder/libgstfacepipe.so ]]; then
         GST_PLUGIN_PATH=$(cd "$folder" && pwd)

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""vocabulary.py
+
+Checks docs/glossary.md against the code, and documents and comments against the glossary; needs no build.
+
+- Every file or folder that a table names exists, and every identifier (`CamelCase`, `snake_case`) is in the code of the files that
+  its row names.
+- No document and no comment has a word of the table “Words that are not used”.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GLOSSARY = "docs/glossary.md"
+# Comments of a file, by its ending; Markdown is prose except for code.
+COMMENT = {
+    ".rs": re.compile(r"^\s*//[/!]?(.*)|\s//\s(.*)"),
+    ".sh": re.compile(r"^\s*#(?!!)(.*)|\s#\s(.*)"),
+}
+COMMENT |= {ending: COMMENT[".sh"] for ending in (".py", ".toml", ".yml", ".yaml", ".env", ".conf", ".service", ".Dockerfile")}
+CODE = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)")
+
+
+def tracked():
+    """Returns every text file of the repository, including new ones that are not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [path for path in listed.stdout.splitlines() if (ROOT / path).is_file()]
+
+
+def rows(text):
+    """Yields the line number, heading and cells of each row of a table."""
+    heading = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("| ") and not line.startswith("|---"):
+            yield number, heading, [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def check_identifiers(text, files):
+    """Yields the glossary's paths and identifiers that do not exist."""
+    sources = {path: (ROOT / path).read_text() for path in files if path.endswith((".rs", ".sh", ".py"))}
+    for number, heading, cells in rows(text):
+        if heading.startswith("Words"):
+            continue
+        named = re.findall(r"`([^`]+)`", " ".join(cells[1:]))
+        paths = [name for name in named if "/" in name and " " not in name]
+        for path in paths:
+            if not (ROOT / path).exists():
+                yield f"{GLOSSARY}:{number}: there is no {path}"
+        inside = [code for file, code in sources.items() if any(file == path or file.startswith(path + "/") for path in paths)]
+        for name in named:
+            if re.fullmatch(r"[A-Z][a-z]+([A-Z][a-z]*)*[A-Za-z]*|[a-z]+(_[a-z]+)+", name) and not any(
+                re.search(rf"\b{name}\b", code) for code in inside
+            ):
+                yield f"{GLOSSARY}:{number}: {name} is not in the code of {', '.join(paths) or 'any file that the row names'}"
+
+
+def check_words(text, files):
+    """Yields the places of replaced words in documents and comments."""
+    replaced = {}
+    for _, heading, (old, new, *_) in rows(text):
+        if heading.startswith("Words") and old != "instead of":
+            replaced |= {word.strip(): new for word in old.split(",")}
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, replaced))})\b", re.I)
+    for file in files:
+        path = Path(file)
+        if file.startswith("tests/fixtures/") or file == GLOSSARY or path.suffix not in {*COMMENT, ".md"}:
+            continue
+        block = False
+        for number, line in enumerate((ROOT / path).read_text().splitlines(), 1):
+            if path.suffix == ".md":
+                if line.lstrip().startswith("```"):
+                    block = not block
+                prose = "" if block else line
+            else:
+                found = COMMENT[path.suffix].search(line)
+                prose = next((part for part in found.groups() if part), "") if found else ""
+            for word in pattern.findall(CODE.sub("", prose)):
+                yield f"{file}:{number}: “{word}”: {replaced[word.lower()]} ({GLOSSARY})"
+
+
+def main():
+    text = (ROOT / GLOSSARY).read_text()
+    files = tracked()
+    problems = [*check_identifiers(text, files), *check_words(text, files)]
+    print("\n".join(problems), end="\n" if problems else "")
+    if problems:
+        sys.exit(f"vocabulary: {len(problems)} problems")
+    print("vocabulary: the glossary and the code agree")
+
+
+if __name__ == "__main__":
+    main()
