@@ -15,7 +15,7 @@ use figment::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    client::{ANSWER_LIMIT, Client, PATIENCE, Settings},
+    client::{Client, REQUEST_TIMEOUT, RETRY_LIMIT, Settings},
     exit::Failure,
 };
 
@@ -120,8 +120,8 @@ impl Connection {
         };
         let ca_file = self.ca_file.clone().or(ca_file);
         let server = self.server.clone().or(server).unwrap_or_else(|| DEFAULT_SERVER.into());
-        let answer_limit = self.timeout.or(timeout).map_or(ANSWER_LIMIT, Duration::from_secs);
-        Ok(Settings { server, token, ca_file, answer_limit, patience: PATIENCE })
+        let request_timeout = self.timeout.or(timeout).map_or(REQUEST_TIMEOUT, Duration::from_secs);
+        Ok(Settings { server, token, ca_file, request_timeout, retry_limit: RETRY_LIMIT })
     }
 
     fn profile(&self) -> Result<ProfileSettings, Failure> {
@@ -212,7 +212,7 @@ mod tests {
         let office = configured(FILE, Some("office")).expect("settings");
         assert_eq!(office.server, "https://faces.example.org");
         assert_eq!(office.token.as_deref(), Some("0123456789abcdef"));
-        assert_eq!(office.answer_limit, Duration::from_secs(5), "the table `default` holds for all");
+        assert_eq!(office.request_timeout, Duration::from_secs(5), "the table `default` holds for all");
         let none = configured(FILE, None).expect("settings");
         assert_eq!((none.server.as_str(), none.token), (DEFAULT_SERVER, None));
     }

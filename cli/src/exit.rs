@@ -23,7 +23,7 @@ pub enum Outcome {
     /// Everything was done.
     Done,
     /// Done, but not every input was accepted.
-    Partly,
+    Partial,
     /// Ended by Ctrl-C or SIGTERM, with what was done until then in good order.
     Interrupted,
 }
@@ -32,7 +32,7 @@ impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::Done => Self::SUCCESS,
-            Outcome::Partly => Self::from(3),
+            Outcome::Partial => Self::from(3),
             Outcome::Interrupted => Self::from(130),
         }
     }
@@ -81,7 +81,7 @@ pub fn code(error: &anyhow::Error) -> ExitCode {
                 ClientError::Refused { status, .. } if status.is_server_error() || status.as_u16() == 429 => {
                     Some(4)
                 }
-                ClientError::Refused { .. } | ClientError::UnexpectedAnswer { .. } => None,
+                ClientError::Refused { .. } | ClientError::UnexpectedResponse { .. } => None,
             };
         }
         let full = cause.downcast_ref::<io::Error>().map(io::Error::kind);

@@ -13,8 +13,8 @@ const INTERRUPTED: i32 = 130;
 // Watching begins with the first question: a program that never asks keeps the system's own behaviour.
 static REQUESTED: LazyLock<watch::Sender<bool>> = LazyLock::new(|| {
     let (sender, _) = watch::channel(false);
-    let told = sender.clone();
-    thread::spawn(move || watch_signals(&told));
+    let signal_sender = sender.clone();
+    thread::spawn(move || watch_signals(&signal_sender));
     sender
 });
 
@@ -30,7 +30,7 @@ pub async fn wait() {
     let _ = receiver.wait_for(|asked| *asked).await;
 }
 
-fn watch_signals(told: &watch::Sender<bool>) {
+fn watch_signals(sender: &watch::Sender<bool>) {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
     runtime.block_on(async {
         let (Ok(mut interrupt), Ok(mut terminate)) =
@@ -43,7 +43,7 @@ fn watch_signals(told: &watch::Sender<bool>) {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if told.send_replace(true) {
+            if sender.send_replace(true) {
                 process::exit(INTERRUPTED);
             }
             eprintln!("\nEnding; once more ends at once.");

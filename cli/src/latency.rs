@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 /// The longest time that is told apart: an hour.
-const LONGEST_US: u64 = 3_600_000_000;
+const MAX_US: u64 = 3_600_000_000;
 
 /// Times of answers.
 pub struct Latencies {
@@ -32,13 +32,13 @@ pub struct Percentiles {
 impl Latencies {
     /// No times yet.
     pub fn new() -> Self {
-        Self { histogram: Histogram::new_with_bounds(1, LONGEST_US, 3).ok() }
+        Self { histogram: Histogram::new_with_bounds(1, MAX_US, 3).ok() }
     }
 
     /// Adds a time; what is longer than an hour counts as an hour.
     pub fn record(&mut self, time: Duration) {
         if let Some(histogram) = &mut self.histogram {
-            histogram.saturating_record(time.as_micros().try_into().unwrap_or(LONGEST_US));
+            histogram.saturating_record(time.as_micros().try_into().unwrap_or(MAX_US));
         }
     }
 

@@ -1,11 +1,9 @@
 //! The `facepipe` program: models, demo and tools around the edge plugins and the backend.
 
-mod absent;
 mod bench;
 mod client;
 mod connection;
 mod demo;
-mod dice;
 mod digest;
 mod doctor;
 mod enroll;
@@ -14,17 +12,19 @@ mod exit;
 mod interrupt;
 mod latency;
 mod manage;
+mod missing_feature;
 mod models;
 mod names;
 mod networks;
-#[cfg(not(feature = "shells"))]
-mod no_shell;
 mod output;
 mod pictures;
 mod progress;
 mod recognize;
+mod seeded_rng;
 #[cfg(feature = "shells")]
 mod shell;
+#[cfg(not(feature = "shells"))]
+mod shell_unavailable;
 mod train;
 mod trial;
 mod version;
@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 #[cfg(not(feature = "shells"))]
-use no_shell as shell;
+use shell_unavailable as shell;
 
 /// Face recognition for cameras: enrol people, recognise them in pictures and video, look after the server, measure.
 #[derive(Debug, Parser)]

@@ -6,14 +6,14 @@ use caseless::Caseless as _;
 use unicode_normalization::UnicodeNormalization as _;
 
 /// The people whom the server knows, to be found by what a folder is called.
-pub struct Names {
+pub struct NameIndex {
     /// By what all ways to write a name have in common.
     names: HashMap<String, Vec<String>>,
 }
 
-impl Names {
+impl NameIndex {
     /// Of these people.
-    pub fn of(people: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(people: impl IntoIterator<Item = String>) -> Self {
         let mut names: HashMap<String, Vec<String>> = HashMap::new();
         for name in people {
             names.entry(key(&name)).or_default().push(name);
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_the_person_of_the_same_name_however_it_is_written() {
-        let names = Names::of(["Jos\u{e9}", "\u{ae40}", "Ann", "ann"].map(str::to_owned));
+        let names = NameIndex::new(["Jos\u{e9}", "\u{ae40}", "Ann", "ann"].map(str::to_owned));
         for (folder, face_id) in [
             ("Jose\u{301}", Some("Jos\u{e9}")),
             ("jos\u{e9} ", Some("Jos\u{e9}")),

@@ -52,7 +52,7 @@ impl Weights {
 ///
 /// # Errors
 /// The file cannot be read, or is no picture that the backend would take.
-pub fn read_picture(file: &Path) -> Result<RgbImage, PassedOver> {
+pub fn read_image(file: &Path) -> Result<RgbImage, PassedOver> {
     let bytes = pictures::read(file).map_err(|why| PassedOver::new(file, why))?;
     decode_image(&bytes, &DecodeLimits::default()).map_err(|error| PassedOver::new(file, error.to_string()))
 }
@@ -82,13 +82,13 @@ pub fn in_parallel<I: Sync, R: Send>(
         for pool in &pools {
             // A thread outside of all pools waits for its pool; one inside would take up another item meanwhile.
             scope.spawn(|| {
-                while !interrupt::requested() && held(&failed).is_none() {
+                while !interrupt::requested() && lock(&failed).is_none() {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(index) else { return };
                     match pool.install(|| work(item)) {
-                        Ok(result) => held(&done).push((index, result)),
+                        Ok(result) => lock(&done).push((index, result)),
                         Err(error) => {
-                            held(&failed).get_or_insert(error);
+                            lock(&failed).get_or_insert(error);
                         }
                     }
                     bar.inc(1);
@@ -96,7 +96,7 @@ pub fn in_parallel<I: Sync, R: Send>(
             });
         }
     });
-    if let Some(error) = held(&failed).take() {
+    if let Some(error) = lock(&failed).take() {
         return Err(error);
     }
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +107,7 @@ pub fn in_parallel<I: Sync, R: Send>(
     Ok(Some(done.into_iter().map(|(_, result)| result).collect()))
 }
 
-fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A panic in `work` ends the scope with a panic of its own; until then what the mutex holds is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

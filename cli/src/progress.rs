@@ -9,7 +9,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle, WeakProgressBar};
 
 /// Between two lines where there is no terminal.
-const LINES: Duration = Duration::from_secs(60);
+const LINE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A bar that counts to `total`, with the time that is left.
 pub fn bar(total: usize, label: &'static str) -> ProgressBar {
@@ -34,7 +34,7 @@ fn show(bar: &ProgressBar) {
         bar.enable_steady_tick(Duration::from_millis(200));
     } else {
         let bar = bar.downgrade();
-        thread::spawn(move || report(&bar, || thread::sleep(LINES), |line| eprintln!("{line}")));
+        thread::spawn(move || report(&bar, || thread::sleep(LINE_INTERVAL), |line| eprintln!("{line}")));
     }
 }
 

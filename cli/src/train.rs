@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How often a job is asked how far it is.
-const POLL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Has the server learn whom the enrolled pictures show.
 #[derive(Debug, Args)]
@@ -46,7 +46,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
         let client = options.target.client()?;
         let job = client.train(options.full).await?;
-        let job = if options.wait { wait(&client, job).await? } else { Some(job) };
+        let job = if options.wait { wait_for(&client, job).await? } else { Some(job) };
         let Some(job) = job else { return Ok(Outcome::Interrupted) };
         if options.target.json {
             output::json(&job)?;
@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             output::line(summary(&job));
             left_out(&job).iter().for_each(output::line);
         } else {
-            output::line(format!("Job       {} ({})", job.job_id, job.status.word()));
+            output::line(format!("Job       {} ({})", job.job_id, job.status.as_str()));
         }
         Ok(Outcome::Done)
     })
@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
 /// The server cannot be reached or refuses it, or the training fails.
 pub async fn begin_and_wait(client: &Client, full: bool) -> Result<Option<Job>> {
     let job = client.train(full).await?;
-    let job = wait(client, job).await?;
+    let job = wait_for(client, job).await?;
     job.iter().flat_map(left_out).for_each(|line| eprintln!("{line}"));
     Ok(job)
 }
@@ -75,15 +75,15 @@ pub async fn begin_and_wait(client: &Client, full: bool) -> Result<Option<Job>> 
 ///
 /// # Errors
 /// The server cannot be reached, or the job failed or was cancelled.
-pub async fn wait(client: &Client, mut job: Job) -> Result<Option<Job>> {
+pub async fn wait_for(client: &Client, mut job: Job) -> Result<Option<Job>> {
     let bar = progress::bar(0, "Training");
-    while !job.status.has_ended() {
+    while !job.status.is_finished() {
         if let Some(total) = job.progress.images_total {
             bar.set_length(total);
         }
         bar.set_position(job.progress.images_done);
         tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
             () = interrupt::wait() => {
                 bar.finish_and_clear();
                 eprintln!("The server goes on with job {}; `facepipe jobs cancel` ends it.", job.job_id);
@@ -97,7 +97,7 @@ pub async fn wait(client: &Client, mut job: Job) -> Result<Option<Job>> {
         JobStatus::Done => Ok(Some(job)),
         _ => {
             let why = job.error.as_ref().map(|error| format!(": {} ({})", error.message, error.code));
-            bail!("job {} {}{}", job.job_id, job.status.word(), why.unwrap_or_default())
+            bail!("job {} {}{}", job.job_id, job.status.as_str(), why.unwrap_or_default())
         }
     }
 }
@@ -116,7 +116,7 @@ pub fn summary(job: &Job) -> String {
         (Some(version), Some(people), Some(images), Some(ms)) => {
             format!("Trained   model {version}: {people} people, {images} pictures, {ms} ms")
         }
-        _ => format!("Job       {} {}", job.job_id, job.status.word()),
+        _ => format!("Job       {} {}", job.job_id, job.status.as_str()),
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 use common::init;
 use facepipe_test_support::{
     require, skip,
-    tracking::{Frame, Truth},
+    tracking::{Frame, GroundTruth},
     workspace_root,
 };
 use gst::prelude::*;
@@ -85,7 +85,7 @@ fn walkers_keep_their_ids() {
     runtime!();
     for name in CROWDS {
         let video = require!(name);
-        let truth = Truth::beside(&video);
+        let truth = GroundTruth::beside(&video);
         let agreement =
             truth.compare(&play(&video, "facepipe-facedetect ! facepipe-facetrack").frames, MIN_IOU);
         eprintln!("{name}: IDF1 {:.3}, {agreement:?}", agreement.idf1());
@@ -102,7 +102,7 @@ fn walkers_keep_their_ids_where_every_second_or_third_frame_is_searched() {
     for (interval, least) in [(2, 0.85), (3, 0.8)] {
         for name in CROWDS {
             let video = require!(name);
-            let truth = Truth::beside(&video);
+            let truth = GroundTruth::beside(&video);
             let elements = format!("facepipe-facedetect interval={interval} ! facepipe-facetrack");
             let agreement = truth.compare(&play(&video, &elements).frames, MIN_IOU);
             eprintln!("{name}, interval {interval}: IDF1 {:.3}, {agreement:?}", agreement.idf1());
@@ -121,7 +121,7 @@ fn a_detector_that_rests_on_still_scenes_loses_no_walker() {
     let mut rested = 0;
     for name in CROWDS {
         let video = require!(name);
-        let truth = Truth::beside(&video);
+        let truth = GroundTruth::beside(&video);
         let elements = "facepipe-facedetect name=detect motion-threshold=3 ! facepipe-facetrack";
         let played = play(&video, elements);
         let agreement = truth.compare(&played.frames, MIN_IOU);

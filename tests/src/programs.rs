@@ -14,13 +14,13 @@ use serde_json::Value;
 use crate::{Backend, program};
 
 /// The token of a [`Place`]'s backend.
-pub const ADMIN: &str = "an-admin-of-this-test";
+pub const ADMIN_TOKEN: &str = "an-admin-of-this-test";
 
 /// What something may take on a busy machine with two cores.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a program said and how it ended.
-pub struct Said {
+pub struct ProgramOutput {
     /// The exit code; none where a signal ended it.
     pub code: Option<i32>,
     /// Its standard output.
@@ -29,9 +29,9 @@ pub struct Said {
     pub stderr: String,
 }
 
-impl Said {
+impl ProgramOutput {
     /// Takes a program's output, which must be text.
-    pub fn of(output: Output) -> Self {
+    pub fn new(output: Output) -> Self {
         Self {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).expect("text"),
@@ -55,7 +55,7 @@ impl Said {
 }
 
 /// The program without a server or a configuration of whoever runs the tests.
-pub fn bare(arguments: &[&str]) -> Command {
+pub fn facepipe(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("facepipe"));
     command.args(arguments);
     for name in ["SERVER", "TOKEN", "TOKEN_FILE", "CA_FILE", "PROFILE", "CLI_CONFIG", "EMBEDDER"] {
@@ -72,7 +72,7 @@ pub fn interrupt(child: &Child) {
 }
 
 /// The same program on a disk that is full after so many KiB of a file.
-pub fn on_a_small_disk(limited: &Command, kib: u32) -> Command {
+pub fn with_file_size_limit(limited: &Command, kib: u32) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "bash"]);
     command.arg(limited.get_program()).args(limited.get_args());
@@ -87,16 +87,16 @@ pub fn on_a_small_disk(limited: &Command, kib: u32) -> Command {
 
 /// Waits until something holds.
 #[track_caller]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}");
+        assert!(begun.elapsed() < TIMEOUT, "{what}: not after {PATIENCE:?}");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// A backend that wants a token, and a folder for a test's own files.
-pub struct Place {
+pub struct TestEnvironment {
     /// The backend.
     pub backend: Backend,
     /// The folder.
@@ -104,27 +104,27 @@ pub struct Place {
     faces: PathBuf,
 }
 
-impl Place {
+impl TestEnvironment {
     /// Starts the backend; `faces` has a folder of photographs for each person.
     pub fn new(models: &Path, faces: PathBuf) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let tokens = folder.path().join("tokens");
-        fs::write(&tokens, format!("admin {ADMIN}\n")).expect("written");
+        fs::write(&tokens, format!("admin {ADMIN_TOKEN}\n")).expect("written");
         let backend = Backend::start_with(models, &["--token-file", tokens.to_str().expect("text")]);
         Self { backend, folder, faces }
     }
 
     /// The program with the server and the token in its environment, and without a screen.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = bare(arguments);
-        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN);
+        let mut command = facepipe(arguments);
+        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN_TOKEN);
         command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
         command
     }
 
     /// Runs it to its end.
-    pub fn run(&self, arguments: &[&str]) -> Said {
-        Said::of(self.command(arguments).output().expect("the program can be run"))
+    pub fn run(&self, arguments: &[&str]) -> ProgramOutput {
+        ProgramOutput::new(self.command(arguments).output().expect("the program can be run"))
     }
 
     /// Runs it with `--json`.

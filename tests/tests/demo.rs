@@ -15,7 +15,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use facepipe_test_support::{models_dir, require, workspace_root};
 use facepipe_tests::{
     program,
-    programs::{Said, bare, interrupt},
+    programs::{ProgramOutput, facepipe, interrupt},
 };
 use quick_xml::{Reader, events::Event};
 use serde_json::Value;
@@ -25,7 +25,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs the demo and returns its report and what it printed.
 fn demo(video: &Path, faces: Option<&Path>, out: &Path, environment: &[(&str, &Path)]) -> (Value, String) {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(program("facepipe"));
     command.current_dir(workspace_root()).args(["demo", "--video"]).arg(video).arg("--out").arg(out);
     command.env("FACEPIPE_MODELS", models_dir());
@@ -96,10 +96,10 @@ fn without_a_folder_of_faces_nobody_is_enrolled_and_detections_are_still_shown()
 #[test]
 fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_code() {
     let (video, faces) = (require!("videos/street-1080p.mp4"), require!("lfw10"));
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let mut command = bare(&["demo", "--video"]);
+    let mut command = facepipe(&["demo", "--video"]);
     command.arg(&video).arg("--faces").arg(&faces).args(["--shots", "1", "--out"]).arg(&out);
     let mut running = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(running.stdout.take().unwrap()).lines().map(Result::unwrap);
@@ -113,9 +113,9 @@ fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_
     let junk = folder.path().join("junk.mp4");
     fs::write(&junk, b"no video").unwrap();
     let run = |arguments: &[&str], video: &Path, out: &Path| {
-        let mut command = bare(arguments);
+        let mut command = facepipe(arguments);
         command.arg(video).args(["--faces", "/nonexistent", "--out"]).arg(out);
-        Said::of(command.output().unwrap())
+        ProgramOutput::new(command.output().unwrap())
     };
     for program in [&["demo", "--video"][..], &["bench", "bandwidth"]] {
         run(program, &folder.path().join("none.mp4"), &out).expect(6, &["none.mp4", "no such file"]);
@@ -128,9 +128,9 @@ fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_
     fs::create_dir_all(&none).unwrap();
     fs::write(none.join("notes.txt"), "no picture").unwrap();
     let run = |arguments: &[&str], out: &Path| {
-        let mut command = bare(arguments);
+        let mut command = facepipe(arguments);
         command.arg(&junk).arg("--faces").arg(one.parent().unwrap()).arg("--out").arg(out);
-        Said::of(command.output().unwrap())
+        ProgramOutput::new(command.output().unwrap())
     };
     for program in [&["demo", "--video"][..], &["bench", "bandwidth", "--fast"]] {
         let said = ["junk.mp4", "Enrolled  1 people with 1 photographs", "so not enrolled: Nobody"];
@@ -239,7 +239,7 @@ fn is_of_blocks(picture: &image::RgbImage, side: u32) -> bool {
 #[test]
 fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_for_the_commands_to_try() {
     let (faces, strangers) = (require!("lfw10"), require!("lfw-open/strangers"));
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // The backend refuses names with markup, file systems do not.
     let hostile = "O'Hara & \"$(id)\"";
     let people = gallery(&faces, &[("Tony_Blair", hostile), ("Colin_Powell", "Colin Powell")], 3);
@@ -248,7 +248,7 @@ fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_f
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("<img src=x onerror='alert(1)'>");
     let demo = |options: &[&str]| {
-        let mut command = bare(&["demo", "--faces"]);
+        let mut command = facepipe(&["demo", "--faces"]);
         command.arg(people.path()).arg("--out").arg(&out).args(options);
         command
             .env("FACEPIPE_MODELS", models.path())
@@ -290,16 +290,18 @@ fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_f
     for command in commands {
         let mut shell = Command::new("bash");
         shell.args(["-c", command]).env("FACEPIPE_MODELS", models_dir());
-        let said = Said::of(shell.output().unwrap()).expect(0, &[]);
+        let said = ProgramOutput::new(shell.output().unwrap()).expect(0, &[]);
         assert!(!said.stdout.is_empty(), "{command}");
     }
-    Said::of(demo(&[]).output().unwrap()).expect(7, &["another facepipe works in this folder", "--out"]);
+    ProgramOutput::new(demo(&[]).output().unwrap())
+        .expect(7, &["another facepipe works in this folder", "--out"]);
     let address = fs::read_to_string(out.join("backend.address")).unwrap();
     let port = address.trim().rsplit_once(':').unwrap().1;
     let elsewhere = tempfile::tempdir().unwrap();
-    let mut second = bare(&["demo", "--port", port, "--faces"]);
+    let mut second = facepipe(&["demo", "--port", port, "--faces"]);
     second.arg(people.path()).arg("--out").arg(elsewhere.path());
-    Said::of(second.output().unwrap()).expect(2, &[&format!("--port {port}"), "another program listens"]);
+    ProgramOutput::new(second.output().unwrap())
+        .expect(2, &[&format!("--port {port}"), "another program listens"]);
 
     interrupt(&kept);
     assert!(output.any(|line| line.contains("The backend has ended")));
@@ -310,11 +312,11 @@ fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_f
 #[test]
 fn what_is_missing_is_named_and_the_rest_runs_without_it() {
     let (faces, video) = (require!("lfw10"), require!("videos/street-1080p.mp4"));
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let people = gallery(&faces, &[("Tony_Blair", "Tony Blair"), ("Colin_Powell", "Colin Powell")], 4);
     let out = tempfile::tempdir().unwrap();
     let demo = |models: &Path, options: &[&str]| {
-        let mut command = bare(&["demo", "--out"]);
+        let mut command = facepipe(&["demo", "--out"]);
         command.arg(out.path()).args(options).env("FACEPIPE_MODELS", models).env_remove("FACEPIPE_MIRROR");
         command
     };
@@ -322,14 +324,16 @@ fn what_is_missing_is_named_and_the_rest_runs_without_it() {
     let (people, video) = (people.path().to_str().unwrap(), video.to_str().unwrap());
     let no_edge = |mut command: Command| {
         command.env("ORT_DYLIB_PATH", "/nonexistent/libonnxruntime.so");
-        Said::of(command.output().unwrap())
+        ProgramOutput::new(command.output().unwrap())
     };
 
     // Nobody who could be recognised, and no video that was asked for.
-    let nobody = Said::of(demo(all.path(), &[]).output().unwrap());
+    let nobody = ProgramOutput::new(demo(all.path(), &[]).output().unwrap());
     nobody.expect(6, &["there is nobody to enrol", "--faces", "models fetch"]);
 
-    let edge = Said::of(demo(no_embedder.path(), &["--faces", people, "--video", video]).output().unwrap());
+    let edge = ProgramOutput::new(
+        demo(no_embedder.path(), &["--faces", people, "--video", video]).output().unwrap(),
+    );
     let edge = edge.expect(3, &["Missing   an embedder", "mobilefacenet.onnx", "Ran       the edge alone"]);
     let lines: Vec<String> = edge.stdout.lines().map(str::to_owned).collect();
     assert_eq!(suggested(&lines).len(), 3, "{lines:?}");
@@ -350,6 +354,6 @@ fn what_is_missing_is_named_and_the_rest_runs_without_it() {
     fs::create_dir(out.path().join("report.json.d")).unwrap();
     fs::remove_file(out.path().join("report.json")).ok();
     fs::rename(out.path().join("report.json.d"), out.path().join("report.json")).unwrap();
-    Said::of(demo(all.path(), &["--faces", people]).output().unwrap())
+    ProgramOutput::new(demo(all.path(), &["--faces", people]).output().unwrap())
         .expect(7, &["report.json", "is a folder"]);
 }

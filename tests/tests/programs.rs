@@ -14,7 +14,7 @@ use std::{
 use facepipe_test_support::{models_dir, require};
 use facepipe_tests::{
     program,
-    programs::{ADMIN, Place, Said, bare, interrupt, on_a_small_disk},
+    programs::{ADMIN_TOKEN, ProgramOutput, TestEnvironment, facepipe, interrupt, with_file_size_limit},
 };
 use serde_json::Value;
 
@@ -22,40 +22,43 @@ use serde_json::Value;
 fn people_are_enrolled_recognised_found_renamed_and_erased() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
-    let place = Place::new(&models, faces);
-    place.run(&["people"]).expect(0, &["Nobody yet"]);
+    let environment = TestEnvironment::new(&models, faces);
+    environment.run(&["people"]).expect(0, &["Nobody yet"]);
 
     // One folder, one person, who must be there or be asked for.
-    let blair = place.photographs("deep/er", "Tony_Blair", &[1, 2]);
-    let deep = place.path("deep");
-    place.run(&["enroll", "folder", &deep, "--id", "Tony_Blair"]).expect(2, &["Tony_Blair", "--create"]);
-    place.run(&["enroll", "folder", &deep, "--id", "a/b", "--create"]).expect(1, &["invalid_face_id"]);
-    let dry = place.json(&["enroll", "folder", &deep, "--id", "Tony_Blair", "--create", "--dry-run"]);
+    let blair = environment.photographs("deep/er", "Tony_Blair", &[1, 2]);
+    let deep = environment.path("deep");
+    environment
+        .run(&["enroll", "folder", &deep, "--id", "Tony_Blair"])
+        .expect(2, &["Tony_Blair", "--create"]);
+    environment.run(&["enroll", "folder", &deep, "--id", "a/b", "--create"]).expect(1, &["invalid_face_id"]);
+    let dry = environment.json(&["enroll", "folder", &deep, "--id", "Tony_Blair", "--create", "--dry-run"]);
     assert_eq!(dry["summary"], serde_json::json!({ "would_add": 2 }));
-    assert_eq!(place.json(&["people"])["meta"]["total"], 0, "a dry run adds nobody");
+    assert_eq!(environment.json(&["people"])["meta"]["total"], 0, "a dry run adds nobody");
     fs::copy(blair.join("Tony_Blair_0001.jpg"), blair.join("z.jpg")).unwrap();
-    place
+    environment
         .run(&["enroll", "folder", &deep, "--id", "Tony_Blair", "--create"])
         .expect(0, &["2   added", "1   duplicate", "facepipe train"]);
-    place.run(&["enroll", "folder", &deep, "--id", "Tony_Blair"]).expect(0, &["3   already there"]);
+    environment.run(&["enroll", "folder", &deep, "--id", "Tony_Blair"]).expect(0, &["3   already there"]);
 
     // A tree with all that can be wrong with a picture in the middle of good ones.
     for person in ["Tony_Blair", "Hugo_Chavez"] {
-        place.photographs("tree", person, &[3, 4, 5]);
+        environment.photographs("tree", person, &[3, 4, 5]);
     }
-    let chavez = place.folder.path().join("tree/Hugo_Chavez");
+    let chavez = environment.folder.path().join("tree/Hugo_Chavez");
     let whole = fs::read(chavez.join("Hugo_Chavez_0003.jpg")).unwrap();
     fs::write(chavez.join("Hugo_Chavez_0003b.jpg"), &whole[..2000]).unwrap();
     fs::copy(require!("scenes/multiface.jpg"), chavez.join("Hugo_Chavez_0003c.jpg")).unwrap();
-    fs::create_dir_all(place.folder.path().join("tree/-bad/")).unwrap();
-    fs::copy(chavez.join("Hugo_Chavez_0003.jpg"), place.folder.path().join("tree/-bad/1.jpg")).unwrap();
-    fs::rename(place.folder.path().join("tree/-bad"), place.folder.path().join("tree/b%d")).unwrap();
-    let tree = place.path("tree");
-    place
+    fs::create_dir_all(environment.folder.path().join("tree/-bad/")).unwrap();
+    fs::copy(chavez.join("Hugo_Chavez_0003.jpg"), environment.folder.path().join("tree/-bad/1.jpg")).unwrap();
+    fs::rename(environment.folder.path().join("tree/-bad"), environment.folder.path().join("tree/b%d"))
+        .unwrap();
+    let tree = environment.path("tree");
+    environment
         .run(&["enroll", "tree", &tree, "--train"])
         .expect(3, &["6   added", "1   several faces", "1   unreadable", "b%d: passed over", "model 1"]);
 
-    let report = place.json(&["recognize", "folder", &tree, "--stats"]);
+    let report = environment.json(&["recognize", "folder", &tree, "--stats"]);
     let statistics = &report["statistics"];
     assert_eq!((&statistics["images"], &statistics["failed"]), (&8.into(), &1.into()), "{statistics}");
     assert_eq!(
@@ -64,56 +67,61 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     );
     assert!(statistics["latency"]["p99_ms"].as_f64() >= statistics["latency"]["p50_ms"].as_f64());
     assert!(statistics["bytes"].as_u64().unwrap() > 10_000);
-    place
+    environment
         .run(&["recognize", "folder", &tree, "--stats"])
         .expect(3, &["Hugo_Chavez", "not enrolled", "p50/p95/p99"]);
-    let dry = place.run(&["recognize", "folder", &tree, "--dry-run"]).expect(0, &["requests per second"]);
+    let dry =
+        environment.run(&["recognize", "folder", &tree, "--dry-run"]).expect(0, &["requests per second"]);
     assert!(!dry.stdout.contains("Taken for"));
 
     // What is stored can be followed, located, and is there once however often it is sent.
-    let visit = place.photographs("visit", "Tony_Blair", &[6]);
+    let visit = environment.photographs("visit", "Tony_Blair", &[6]);
     let visit = visit.parent().unwrap().to_str().unwrap();
     let store = ["recognize", "folder", visit, "--store", "--camera-id", "gate-1", "--location", "Lobby"];
-    place.run(&store).expect(0, &["Tony_Blair ("]);
-    place.run(&store).expect(0, &["Tony_Blair ("]);
-    let detections = place.json(&["detections"]);
+    environment.run(&store).expect(0, &["Tony_Blair ("]);
+    environment.run(&store).expect(0, &["Tony_Blair ("]);
+    let detections = environment.json(&["detections"]);
     assert_eq!(detections.as_array().unwrap().len(), 1, "{detections}");
     let stored = detections[0]["id"].to_string();
-    place.run(&["detections", "show", &stored]).expect(0, &["Tony_Blair", "gate-1", "Lobby", "in pixels"]);
-    assert_eq!(place.json(&["detections", "show", &stored]), detections[0]);
-    place.run(&["detections", "show", "999"]).expect(6, &["999"]);
-    place.run(&["detections", "--camera", "gate-1", "show", &stored]).expect(2, &["belongs to the list"]);
-    place.run(&["locate", "Tony_Blair"]).expect(0, &["Lobby (camera gate-1)"]);
-    place.run(&["locate", "Hugo_Chavez"]).expect(3, &["never seen"]);
-    place.run(&["locate", "Nobody"]).expect(6, &["Nobody"]);
-    place.run(&["cameras"]).expect(0, &["gate-1", "Lobby"]);
-    place.run(&["cameras", "show", "gate-2"]).expect(6, &["gate-2"]);
+    environment
+        .run(&["detections", "show", &stored])
+        .expect(0, &["Tony_Blair", "gate-1", "Lobby", "in pixels"]);
+    assert_eq!(environment.json(&["detections", "show", &stored]), detections[0]);
+    environment.run(&["detections", "show", "999"]).expect(6, &["999"]);
+    environment
+        .run(&["detections", "--camera", "gate-1", "show", &stored])
+        .expect(2, &["belongs to the list"]);
+    environment.run(&["locate", "Tony_Blair"]).expect(0, &["Lobby (camera gate-1)"]);
+    environment.run(&["locate", "Hugo_Chavez"]).expect(3, &["never seen"]);
+    environment.run(&["locate", "Nobody"]).expect(6, &["Nobody"]);
+    environment.run(&["cameras"]).expect(0, &["gate-1", "Lobby"]);
+    environment.run(&["cameras", "show", "gate-2"]).expect(6, &["gate-2"]);
 
-    place.run(&["train", "--wait"]).expect(0, &["model 2: 2 people, 8 pictures"]);
-    place.run(&["jobs"]).expect(0, &["optimized-train", "done", "100 %"]);
-    place.run(&["models", "trained"]).expect(0, &["answers", "mobilefacenet"]);
-    place.run(&["models", "activate", "1"]).expect(0, &["Model 1 answers now"]);
-    place.run(&["models", "activate", "9"]).expect(1, &["model_not_found"]);
-    place.run(&["models", "delete", "1", "--yes"]).expect(1, &["model_active"]);
-    place.run(&["models", "delete", "2"]).expect(2, &["--yes"]);
-    place.run(&["models", "delete", "2", "--yes"]).expect(0, &["Model 2 is removed"]);
-    place.run(&["models", "activate", "2"]).expect(1, &["model_not_found"]);
-    assert_eq!(place.json(&["jobs", "list", "-n", "1"]).as_array().unwrap().len(), 1);
-    place.run(&["jobs", "list", "--status", "failed"]).expect(0, &["No such job"]);
+    environment.run(&["train", "--wait"]).expect(0, &["model 2: 2 people, 8 pictures"]);
+    environment.run(&["jobs"]).expect(0, &["optimized-train", "done", "100 %"]);
+    environment.run(&["models", "trained"]).expect(0, &["answers", "mobilefacenet"]);
+    environment.run(&["models", "activate", "1"]).expect(0, &["Model 1 answers now"]);
+    environment.run(&["models", "activate", "9"]).expect(1, &["model_not_found"]);
+    environment.run(&["models", "delete", "1", "--yes"]).expect(1, &["model_active"]);
+    environment.run(&["models", "delete", "2"]).expect(2, &["--yes"]);
+    environment.run(&["models", "delete", "2", "--yes"]).expect(0, &["Model 2 is removed"]);
+    environment.run(&["models", "activate", "2"]).expect(1, &["model_not_found"]);
+    assert_eq!(environment.json(&["jobs", "list", "-n", "1"]).as_array().unwrap().len(), 1);
+    environment.run(&["jobs", "list", "--status", "failed"]).expect(0, &["No such job"]);
 
-    place.run(&["detections", "delete", &stored]).expect(2, &["--yes"]);
-    place
+    environment.run(&["detections", "delete", &stored]).expect(2, &["--yes"]);
+    environment
         .run(&["detections", "delete", &stored, "999", "--yes"])
         .expect(3, &[&format!("{stored} is erased"), "999 is not there"]);
-    place.run(&["detections"]).expect(0, &["No detection"]);
+    environment.run(&["detections"]).expect(0, &["No detection"]);
 
-    place.run(&["people", "rename", "Hugo_Chavez", "Visitor 7"]).expect(0, &["Visitor 7"]);
-    place.run(&["people", "show", "Visitor 7"]).expect(0, &["3 pictures"]);
+    environment.run(&["people", "rename", "Hugo_Chavez", "Visitor 7"]).expect(0, &["Visitor 7"]);
+    environment.run(&["people", "show", "Visitor 7"]).expect(0, &["3 pictures"]);
     // Without a terminal nobody can be asked.
-    place.run(&["people", "delete", "Visitor 7"]).expect(2, &["--yes"]);
-    place.run(&["people", "delete", "Visitor 7", "--yes"]).expect(0, &["is erased"]);
-    place.run(&["people", "show", "Visitor 7"]).expect(6, &["nobody of that name"]);
-    assert_eq!(place.json(&["people"])["meta"]["total"], 1);
+    environment.run(&["people", "delete", "Visitor 7"]).expect(2, &["--yes"]);
+    environment.run(&["people", "delete", "Visitor 7", "--yes"]).expect(0, &["is erased"]);
+    environment.run(&["people", "show", "Visitor 7"]).expect(6, &["nobody of that name"]);
+    assert_eq!(environment.json(&["people"])["meta"]["total"], 1);
 }
 
 /// A photograph as HEIC.
@@ -127,33 +135,38 @@ fn heic(jpeg: &Path) -> Vec<u8> {
 fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
-    let place = Place::new(&models, faces);
-    let [blair, phone] = ["mixed/Tony_Blair", "mixed/Phone_Only"].map(|name| place.folder.path().join(name));
-    place.photographs("mixed", "Tony_Blair", &[1, 2, 3]);
-    place.photographs("mixed", "Hugo_Chavez", &[1, 2]);
+    let environment = TestEnvironment::new(&models, faces);
+    let [blair, phone] =
+        ["mixed/Tony_Blair", "mixed/Phone_Only"].map(|name| environment.folder.path().join(name));
+    environment.photographs("mixed", "Tony_Blair", &[1, 2, 3]);
+    environment.photographs("mixed", "Hugo_Chavez", &[1, 2]);
     // Names that say nothing or something else.
     fs::rename(blair.join("Tony_Blair_0001.jpg"), blair.join("scan.jfif")).unwrap();
     fs::rename(blair.join("Tony_Blair_0002.jpg"), blair.join("IMG_0002")).unwrap();
     // A phone's own, a scanner's, and what was left by systems.
     fs::create_dir_all(&phone).unwrap();
-    let other = place.photographs("other", "Hugo_Chavez", &[5]).join("Hugo_Chavez_0005.jpg");
+    let other = environment.photographs("other", "Hugo_Chavez", &[5]).join("Hugo_Chavez_0005.jpg");
     fs::write(phone.join("IMG_0003.HEIC"), heic(&other)).unwrap();
     fs::write(blair.join("scan.jpg"), b"II*\0\x08\0\0\0").unwrap();
     fs::write(blair.join("notes.txt"), "taken in May").unwrap();
     fs::create_dir_all(blair.join("@eaDir/scan.jfif")).unwrap();
-    let thumbnail = place.photographs("other", "Tony_Blair", &[4]).join("Tony_Blair_0004.jpg");
+    let thumbnail = environment.photographs("other", "Tony_Blair", &[4]).join("Tony_Blair_0004.jpg");
     fs::copy(&thumbnail, blair.join("@eaDir/scan.jfif/SYNOPHOTO_THUMB_M.jpg")).unwrap();
-    fs::create_dir_all(place.folder.path().join("mixed/Nobody")).unwrap();
-    fs::write(place.folder.path().join("mixed/Nobody/holidays.mp4"), b"\0\0\0\x14ftypisom\0\0\0\0isom")
+    fs::create_dir_all(environment.folder.path().join("mixed/Nobody")).unwrap();
+    fs::write(environment.folder.path().join("mixed/Nobody/holidays.mp4"), b"\0\0\0\x14ftypisom\0\0\0\0isom")
         .unwrap();
-    fs::create_dir_all(place.folder.path().join("mixed/Crowd")).unwrap();
-    fs::copy(require!("scenes/multiface.jpg"), place.folder.path().join("mixed/Crowd/party.jpg")).unwrap();
-    fs::copy(&thumbnail, place.folder.path().join("mixed/lost.jpg")).unwrap();
-    std::os::unix::fs::symlink("/nonexistent/1.jpg", place.folder.path().join("mixed/Hugo_Chavez/0.jpg"))
+    fs::create_dir_all(environment.folder.path().join("mixed/Crowd")).unwrap();
+    fs::copy(require!("scenes/multiface.jpg"), environment.folder.path().join("mixed/Crowd/party.jpg"))
         .unwrap();
+    fs::copy(&thumbnail, environment.folder.path().join("mixed/lost.jpg")).unwrap();
+    std::os::unix::fs::symlink(
+        "/nonexistent/1.jpg",
+        environment.folder.path().join("mixed/Hugo_Chavez/0.jpg"),
+    )
+    .unwrap();
 
-    let mixed = place.path("mixed");
-    place.run(&["enroll", "tree", &mixed]).expect(
+    let mixed = environment.path("mixed");
+    environment.run(&["enroll", "tree", &mixed]).expect(
         3,
         &[
             "People    4 added",
@@ -172,23 +185,34 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
             "Left out: 1 hidden",
         ],
     );
-    assert_eq!(place.json(&["people"])["meta"]["total"], 4, "somebody without any picture is not added");
-    let again = place.json(&["enroll", "tree", &mixed]);
+    assert_eq!(
+        environment.json(&["people"])["meta"]["total"],
+        4,
+        "somebody without any picture is not added"
+    );
+    let again = environment.json(&["enroll", "tree", &mixed]);
     assert_eq!(again["summary"]["already_there"], 6, "HEIC is the same picture each time: {again}");
     assert_eq!(again["without_picture"], serde_json::json!(["Crowd", "Nobody"]), "{again}");
     assert_eq!(again["passed_over"].as_array().unwrap().len(), 5, "{again}");
     assert_eq!(again["hidden"], 1, "{again}");
 
-    place.run(&["train", "--wait"]).expect(0, &["Left out  Crowd: no picture", "3 people"]);
+    environment.run(&["train", "--wait"]).expect(0, &["Left out  Crowd: no picture", "3 people"]);
 
-    let said = place.run(&["enroll", "folder", &place.path("mixed/Nobody"), "--id", "Nobody", "--create"]);
+    let said = environment.run(&[
+        "enroll",
+        "folder",
+        &environment.path("mixed/Nobody"),
+        "--id",
+        "Nobody",
+        "--create",
+    ]);
     said.expect(6, &["holidays.mp4: passed over: a video", "no picture in it; passed over: 1"]);
-    let report = place.json(&["recognize", "folder", &mixed]);
+    let report = environment.json(&["recognize", "folder", &mixed]);
     assert_eq!(report["statistics"]["images"], 8, "{report}");
     let reasons: Vec<&str> =
         report["passed_over"].as_array().unwrap().iter().map(|p| p["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons.len(), 4, "a picture beside the folders is one here: {reasons:?}");
-    place
+    environment
         .run(&["recognize", "folder", &mixed, "--stats"])
         .expect(3, &["files passed over", "IMG_0003.HEIC: "]);
 }
@@ -197,20 +221,20 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
 fn detections_are_followed_as_they_come() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
-    let mut place = Place::new(&models, faces);
-    let mut follow = place.command(&["detections", "--follow", "--json"]);
+    let mut environment = TestEnvironment::new(&models, faces);
+    let mut follow = environment.command(&["detections", "--follow", "--json"]);
     let mut following = follow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
     let mut messages = BufReader::new(following.stderr.take().unwrap()).lines();
     for (camera, number) in [("gate-1", 1), ("gate-2", 2), ("gate-3", 3)] {
         // The server goes and comes back before the last.
         if number == 3 {
-            place.backend.stop();
+            environment.backend.stop();
             assert!(messages.next().unwrap().unwrap().contains("waiting for it"));
-            place.backend.start_again();
+            environment.backend.start_again();
         }
-        let visit = place.photographs(camera, "Tony_Blair", &[number]);
-        place
+        let visit = environment.photographs(camera, "Tony_Blair", &[number]);
+        environment
             .run(&["recognize", "folder", visit.to_str().unwrap(), "--store", "--camera-id", camera])
             .expect(0, &["unknown"]);
         let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -226,46 +250,46 @@ fn detections_are_followed_as_they_come() {
 fn an_enrolment_that_is_interrupted_goes_on_where_it_was() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
-    let place = Place::new(&models, faces);
+    let environment = TestEnvironment::new(&models, faces);
     let numbers: Vec<usize> = (1..=10).collect();
     for person in ["Tony_Blair", "Hugo_Chavez", "Colin_Powell", "Jacques_Chirac"] {
-        place.photographs("tree", person, &numbers);
+        environment.photographs("tree", person, &numbers);
     }
-    let tree = place.path("tree");
+    let tree = environment.path("tree");
     let enroll = ["enroll", "tree", &tree, "--parallel", "1", "--json"];
-    let child = place.command(&enroll).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let images = |place: &Place| -> u64 {
-        let people = place.json(&["people"]);
+    let child = environment.command(&enroll).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let images = |environment: &TestEnvironment| -> u64 {
+        let people = environment.json(&["people"]);
         people["people"].as_array().unwrap().iter().map(|person| person["images"].as_u64().unwrap()).sum()
     };
     let begun = Instant::now();
-    while images(&place) < 2 {
+    while images(&environment) < 2 {
         assert!(begun.elapsed() < Duration::from_secs(30), "nothing is enrolled");
         thread::sleep(Duration::from_millis(10));
     }
     interrupt(&child);
-    let said = Said::of(child.wait_with_output().unwrap()).expect(130, &["run it again"]);
+    let said = ProgramOutput::new(child.wait_with_output().unwrap()).expect(130, &["run it again"]);
     let first: Value = serde_json::from_str(&said.stdout).unwrap();
     let (added, left) = (first["summary"]["added"].as_u64().unwrap(), first["left"].as_u64().unwrap());
-    assert_eq!(added, images(&place), "what is said is what is stored");
+    assert_eq!(added, images(&environment), "what is said is what is stored");
     assert!(left > 0, "{first}");
 
-    let second = place.json(&["enroll", "tree", &tree]);
+    let second = environment.json(&["enroll", "tree", &tree]);
     let of = |fate: &str| second["summary"][fate].as_u64().unwrap_or(0);
     assert_eq!(of("already_there"), added, "{second}");
     assert_eq!(second["left"], 0);
-    assert_eq!(images(&place), added + of("added"));
+    assert_eq!(images(&environment), added + of("added"));
 }
 
 #[test]
 fn what_is_wrong_is_said_with_its_own_exit_code() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
-    let mut place = Place::new(&models, faces);
-    let good = place.photographs("good", "Tony_Blair", &[1]);
+    let mut environment = TestEnvironment::new(&models, faces);
+    let good = environment.photographs("good", "Tony_Blair", &[1]);
     let good = good.parent().unwrap().to_str().unwrap().to_owned();
-    fs::create_dir_all(place.folder.path().join("empty")).unwrap();
-    let (empty, nowhere) = (place.path("empty"), place.path("nowhere"));
+    fs::create_dir_all(environment.folder.path().join("empty")).unwrap();
+    let (empty, nowhere) = (environment.path("empty"), environment.path("nowhere"));
 
     let folders: [&[&str]; 3] = [
         &["enroll", "folder", "DIR", "--id", "Ada", "--create"],
@@ -276,7 +300,7 @@ fn what_is_wrong_is_said_with_its_own_exit_code() {
         let run = |folder: &str, options: &[&str]| {
             let filled: Vec<&str> =
                 with.iter().map(|&word| if word == "DIR" { folder } else { word }).collect();
-            place.run(&[&filled, options].concat())
+            environment.run(&[&filled, options].concat())
         };
         run(&nowhere, &[]).expect(6, &["nowhere", "no such folder"]);
         run(&empty, &[]).expect(6, &["empty"]);
@@ -294,41 +318,41 @@ fn what_is_wrong_is_said_with_its_own_exit_code() {
         &["models", "trained"],
     ];
     for call in calls {
-        place
+        environment
             .run(&[call, &["--token", "not-the-admin-of-this-test"]].concat())
             .expect(5, &["refused the token"]);
     }
     // The options may stand behind the action as well.
     let stranger = ["--token", "not-the-admin-of-this-test"];
-    place.run(&[&["people", "show", "Ada"], &stranger[..]].concat()).expect(5, &["refused the token"]);
-    place
+    environment.run(&[&["people", "show", "Ada"], &stranger[..]].concat()).expect(5, &["refused the token"]);
+    environment
         .run(&["jobs", "show", "7", "--server", "http://127.0.0.1:1", "--json"])
         .expect(4, &["cannot be reached"]);
-    place.run(&["people", "--server", "nonsense"]).expect(2, &["--server nonsense"]);
-    place.run(&["people", "--nonsense"]).expect(2, &["--nonsense"]);
+    environment.run(&["people", "--server", "nonsense"]).expect(2, &["--server nonsense"]);
+    environment.run(&["people", "--nonsense"]).expect(2, &["--nonsense"]);
     // Standard output on a full disk.
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let said = Said::of(place.command(&["people", "--json"]).stdout(full).output().unwrap());
+    let said = ProgramOutput::new(environment.command(&["people", "--json"]).stdout(full).output().unwrap());
     said.expect(7, &["standard output cannot be written"]);
 
     // A profile in place of the options; the token stands in a file of its own.
-    let token = place.path("token");
-    fs::write(&token, format!("{ADMIN}\n")).unwrap();
-    let config = place.path("config.toml");
-    let url = place.backend.url();
+    let token = environment.path("token");
+    fs::write(&token, format!("{ADMIN_TOKEN}\n")).unwrap();
+    let config = environment.path("config.toml");
+    let url = environment.backend.url();
     fs::write(&config, format!("[office]\nserver = {url:?}\ntoken_file = {token:?}\n")).unwrap();
-    let said = bare(&["people", "--config", &config, "--profile", "office"]).output().unwrap();
-    Said::of(said).expect(0, &["Nobody yet"]);
-    place.backend.stop();
-    place.run(&["people"]).expect(4, &["cannot be reached"]);
+    let said = facepipe(&["people", "--config", &config, "--profile", "office"]).output().unwrap();
+    ProgramOutput::new(said).expect(0, &["Nobody yet"]);
+    environment.backend.stop();
+    environment.run(&["people"]).expect(4, &["cannot be reached"]);
 }
 
 #[test]
 fn shells_and_man_know_the_programs() {
     let folder = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
-        let script =
-            Said::of(bare(&["completions", shell]).output().unwrap()).expect(0, &["enroll", "recognize"]);
+        let script = ProgramOutput::new(facepipe(&["completions", shell]).output().unwrap())
+            .expect(0, &["enroll", "recognize"]);
         if shell == "bash" {
             let file = folder.path().join("facepipe.bash");
             fs::write(&file, script.stdout).unwrap();
@@ -336,16 +360,17 @@ fn shells_and_man_know_the_programs() {
         }
     }
     let pages = folder.path().join("man1");
-    Said::of(bare(&["man", pages.to_str().unwrap()]).output().unwrap()).expect(0, &["pages in"]);
+    ProgramOutput::new(facepipe(&["man", pages.to_str().unwrap()]).output().unwrap())
+        .expect(0, &["pages in"]);
     let page = fs::read_to_string(pages.join("facepipe-enroll-folder.1")).unwrap();
     assert!(page.contains("Examples") && page.contains("130"), "{page}");
-    Said::of(bare(&["man", "/proc/nowhere"]).output().unwrap()).expect(7, &["/proc/nowhere"]);
+    ProgramOutput::new(facepipe(&["man", "/proc/nowhere"]).output().unwrap()).expect(7, &["/proc/nowhere"]);
     // Whoever reads the first line only, ends the program and not with a failure.
     let piped = Command::new("bash")
         .args(["-c", "set -o pipefail; \"$0\" man | head -1", program("facepipe").to_str().unwrap()])
         .output()
         .unwrap();
-    Said::of(piped).expect(0, &[]);
+    ProgramOutput::new(piped).expect(0, &[]);
 }
 
 /// Pixels of all frames of a video, as GStreamer decodes them.
@@ -377,9 +402,9 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let crowd = |out: &str, options: &[&str]| {
         let fixed = ["bench", "crowd", &path("faces"), &path(out), "--seconds", "3", "--size", "640x360"];
-        bare(&[&fixed, options].concat())
+        facepipe(&[&fixed, options].concat())
     };
-    let run = |out: &str, options: &[&str]| Said::of(crowd(out, options).output().unwrap());
+    let run = |out: &str, options: &[&str]| ProgramOutput::new(crowd(out, options).output().unwrap());
 
     let said = run("a.mp4", &["--density", "700", "--seed", "7", "--json"]).expect(0, &[]);
     let report: Value = serde_json::from_str(&said.stdout).unwrap();
@@ -413,11 +438,11 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
     run("nowhere/e.mp4", &[]).expect(7, &["e.mp4"]);
     run("e.avi", &[]).expect(2, &["e.avi", ".mp4"]);
     let full = crowd("f.mp4", &["--density", "5000"]);
-    Said::of(on_a_small_disk(&full, 16).output().unwrap()).expect(7, &["f.mp4"]);
+    ProgramOutput::new(with_file_size_limit(&full, 16).output().unwrap()).expect(7, &["f.mp4"]);
 
     let long = ["--seconds", "600", "--density", "5000"];
     let fixed = ["bench", "crowd", &path("faces"), &path("g.mp4"), "--size", "640x360"];
-    let child = bare(&[&fixed[..], &long].concat()).stderr(Stdio::null()).spawn().unwrap();
+    let child = facepipe(&[&fixed[..], &long].concat()).stderr(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
     let is_at_work = || {
         let mut names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
@@ -428,17 +453,17 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
         thread::sleep(Duration::from_millis(20));
     }
     interrupt(&child);
-    Said::of(child.wait_with_output().unwrap()).expect(130, &[]);
+    ProgramOutput::new(child.wait_with_output().unwrap()).expect(130, &[]);
     assert!(!is_at_work(), "nothing unfinished is left");
     for name in ["f", "g"] {
         assert!(!folder.path().join(name).with_extension("mp4").exists(), "{name}.mp4");
         assert!(!folder.path().join(name).with_extension("json").exists(), "{name}.json");
     }
     let nowhere = path("nowhere");
-    let fixed = |faces: &str| bare(&["bench", "crowd", faces, &path("h.mp4")]).output().unwrap();
-    Said::of(fixed(&nowhere)).expect(6, &["nowhere"]);
+    let fixed = |faces: &str| facepipe(&["bench", "crowd", faces, &path("h.mp4")]).output().unwrap();
+    ProgramOutput::new(fixed(&nowhere)).expect(6, &["nowhere"]);
     fs::create_dir_all(folder.path().join("empty")).unwrap();
-    Said::of(fixed(&path("empty"))).expect(6, &["empty"]);
+    ProgramOutput::new(fixed(&path("empty"))).expect(6, &["empty"]);
 }
 
 /// As phones record: the picture lies on its side, and the file says how to turn it.
@@ -459,7 +484,7 @@ fn a_video_that_lies_on_its_side_is_searched_upright() {
     let faces = |out: &str| {
         let out = folder.path().join(out);
         let arguments = ["extract", video.to_str().unwrap(), out.to_str().unwrap(), "--policy", "every"];
-        Said::of(bare(&arguments).output().unwrap()).expect(0, &[]);
+        ProgramOutput::new(facepipe(&arguments).output().unwrap()).expect(0, &[]);
         fs::read_to_string(out.join("index.jsonl")).unwrap().lines().count()
     };
     let lying = faces("lying");
@@ -485,10 +510,12 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let video = path("crowd.mp4");
     let crowd = ["bench", "crowd", lfw.to_str().unwrap(), &video, "--seconds", "4", "--size", "1280x720"];
-    Said::of(bare(&[&crowd[..], &["--density", "900", "--seed", "3"]].concat()).output().unwrap())
-        .expect(0, &[]);
+    ProgramOutput::new(
+        facepipe(&[&crowd[..], &["--density", "900", "--seed", "3"]].concat()).output().unwrap(),
+    )
+    .expect(0, &[]);
     let extract = |out: &str, options: &[&str]| {
-        Said::of(bare(&[&["extract", &video, &path(out)], options].concat()).output().unwrap())
+        ProgramOutput::new(facepipe(&[&["extract", &video, &path(out)], options].concat()).output().unwrap())
     };
     let index = |out: &str| -> Vec<Value> {
         let text = fs::read_to_string(folder.path().join(out).join("index.jsonl")).unwrap();
@@ -546,7 +573,9 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
 
     // What is wrong is said.
     let wrong = |source: &str, options: &[&str]| {
-        Said::of(bare(&[&["extract", source, &path("wrong")], options].concat()).output().unwrap())
+        ProgramOutput::new(
+            facepipe(&[&["extract", source, &path("wrong")], options].concat()).output().unwrap(),
+        )
     };
     wrong("/dev/video999", &[]).expect(6, &["no such camera"]);
     wrong(&path("nowhere.mp4"), &[]).expect(6, &["nowhere.mp4"]);
@@ -554,9 +583,10 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
     wrong(&path("junk.mp4"), &[]).expect(6, &["junk.mp4"]);
     wrong("rtsp://127.0.0.1:1/x", &[]).expect(6, &["127.0.0.1:1"]);
     wrong(&video, &["--min-confidence", "1.5"]).expect(2, &["--min-confidence", "1.5", "0 to 1"]);
-    Said::of(bare(&["extract", &video, "/proc/nowhere"]).output().unwrap()).expect(7, &["/proc/nowhere"]);
-    let full = bare(&["extract", &video, &path("full"), "--policy", "every"]);
-    Said::of(on_a_small_disk(&full, 2).output().unwrap()).expect(7, &["cannot be written"]);
+    ProgramOutput::new(facepipe(&["extract", &video, "/proc/nowhere"]).output().unwrap())
+        .expect(7, &["/proc/nowhere"]);
+    let full = facepipe(&["extract", &video, &path("full"), "--policy", "every"]);
+    ProgramOutput::new(with_file_size_limit(&full, 2).output().unwrap()).expect(7, &["cannot be written"]);
     // The index names what is there.
     let named: Vec<String> =
         index("full").iter().map(|face| face["file"].as_str().unwrap().to_owned()).collect();
@@ -581,7 +611,7 @@ fn an_evaluation_tells_people_from_strangers() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let eval = |of: &str, options: &[&str]| {
         let fixed = ["eval", of, "--embedder", "mobilefacenet"];
-        Said::of(bare(&[&fixed[..], options].concat()).output().unwrap())
+        ProgramOutput::new(facepipe(&[&fixed[..], options].concat()).output().unwrap())
     };
     let people = path("people");
     eval(&people, &["--shots", "2", "--strangers", "1"]).expect(

@@ -16,23 +16,23 @@ use std::{
 use facepipe_test_support::{models_dir, require};
 use facepipe_tests::{
     Backend,
-    programs::{Said, bare},
+    programs::{ProgramOutput, facepipe},
 };
 use serde_json::Value;
 
-const ADMIN: &str = "an-admin-of-this-test";
+const ADMIN_TOKEN: &str = "an-admin-of-this-test";
 
 /// The program with its words kept.
 fn command(arguments: &[&str]) -> Command {
-    let mut command = bare(arguments);
+    let mut command = facepipe(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 /// What a program said, after it ended with `code` and named all of `texts`.
 #[track_caller]
-fn expect(output: &Output, code: i32, texts: &[&str]) -> String {
-    Said::of(output.clone()).expect(code, texts).stdout
+fn expect_output(output: &Output, code: i32, texts: &[&str]) -> String {
+    ProgramOutput::new(output.clone()).expect(code, texts).stdout
 }
 
 fn json(text: &str) -> Value {
@@ -43,12 +43,12 @@ fn number(of: &Value, pointer: &str) -> f64 {
     of.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {pointer} in {of}"))
 }
 
-fn signal(name: &str, process: u32) {
+fn send_signal(name: &str, process: u32) {
     assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
 }
 
 /// Waits until the program has a handler for Ctrl-C: from then on its work is under way.
-fn wait_until_at_work(child: &Child) {
+fn wait_for_interrupt_handler(child: &Child) {
     const INTERRUPT: u64 = 1 << (2 - 1);
     let begun = Instant::now();
     loop {
@@ -90,7 +90,7 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
     }
     photographs(&lfw, &probe, "Colin_Powell", &[1, 2]);
 
-    let said = expect(&eval(&[&path("set"), "--json", "--plot", &path("roc.svg")]), 0, &[]);
+    let said = expect_output(&eval(&[&path("set"), "--json", "--plot", &path("roc.svg")]), 0, &[]);
     let figures = json(&said);
     assert_eq!((number(&figures, "/gallery/people"), number(&figures, "/gallery/images")), (3.0, 9.0));
     assert_eq!((number(&figures, "/probes/mated"), number(&figures, "/probes/non_mated")), (6.0, 2.0));
@@ -121,42 +121,43 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
     );
 
     // A folder per person: the first pictures are the gallery, and somebody is left out.
-    let said = expect(&eval(&[&path("set/probe"), "--shots", "1", "--strangers", "2", "--json"]), 3, &[]);
+    let said =
+        expect_output(&eval(&[&path("set/probe"), "--shots", "1", "--strangers", "2", "--json"]), 3, &[]);
     let figures = json(&said);
     assert_eq!((number(&figures, "/gallery/people"), number(&figures, "/gallery/images")), (2.0, 2.0));
     assert_eq!(number(&figures, "/probes/mated"), 2.0, "{figures}");
     assert_eq!(number(&figures, "/probes/strangers"), 2.0, "{figures}");
 
-    expect(&eval(&[&path("set/probe"), "--strangers", "4"]), 2, &["--strangers 4", "at most 3"]);
-    expect(&eval(&[&path("nowhere")]), 6, &["nowhere"]);
+    expect_output(&eval(&[&path("set/probe"), "--strangers", "4"]), 2, &["--strangers 4", "at most 3"]);
+    expect_output(&eval(&[&path("nowhere")]), 6, &["nowhere"]);
     fs::create_dir_all(folder.path().join("empty")).unwrap();
-    expect(&eval(&[&path("empty")]), 6, &["empty"]);
+    expect_output(&eval(&[&path("empty")]), 6, &["empty"]);
     expect(
         &eval(&[&path("set"), "--models", &path("empty")]),
         6,
         &["mobilefacenet.onnx", "facepipe models fetch"],
     );
-    expect(&eval(&[&path("set"), "--plot", "/dev/full"]), 7, &["/dev/full"]);
+    expect_output(&eval(&[&path("set"), "--plot", "/dev/full"]), 7, &["/dev/full"]);
 
     let child = command(&["eval", "--embedder", "mobilefacenet", lfw.to_str().unwrap()]).spawn().unwrap();
-    wait_until_at_work(&child);
-    signal("-INT", child.id());
-    expect(&child.wait_with_output().unwrap(), 130, &[]);
+    wait_for_interrupt_handler(&child);
+    send_signal("-INT", child.id());
+    expect_output(&child.wait_with_output().unwrap(), 130, &[]);
 }
 
 /// A backend that wants a token and lets two pictures wait, and what is sent to it.
-struct Served {
+struct LoadTarget {
     backend: Backend,
     metrics: SocketAddr,
     folder: tempfile::TempDir,
     photograph: PathBuf,
 }
 
-impl Served {
+impl LoadTarget {
     fn new(lfw: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tokens = folder.path().join("tokens");
-        fs::write(&tokens, format!("admin {ADMIN}\n")).unwrap();
+        fs::write(&tokens, format!("admin {ADMIN_TOKEN}\n")).unwrap();
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let listen = metrics.to_string();
         let settings = ["--token-file", tokens.to_str().unwrap(), "--queue-images", "2"];
@@ -166,7 +167,7 @@ impl Served {
     }
 
     /// How many requests for recognition the backend has served, as it counts them itself.
-    fn answered(&self) -> f64 {
+    fn recognitions_served(&self) -> f64 {
         let mut connection = TcpStream::connect(self.metrics).unwrap();
         connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
         let mut told = String::new();
@@ -178,9 +179,9 @@ impl Served {
     }
 
     /// Waits until it has answered more of them than `before`.
-    fn wait_for_more_than(&self, before: f64) {
+    fn wait_until_served_more_than(&self, before: f64) {
         let begun = Instant::now();
-        while self.answered() <= before {
+        while self.recognitions_served() <= before {
             assert!(begun.elapsed() < Duration::from_secs(60), "nothing is answered");
             thread::sleep(Duration::from_millis(10));
         }
@@ -188,7 +189,7 @@ impl Served {
 
     fn load(&self, arguments: &[&str]) -> Command {
         let mut command = command(&[&["bench", "load"], arguments].concat());
-        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN);
+        command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN_TOKEN);
         command
     }
 
@@ -199,7 +200,7 @@ impl Served {
     /// The rows of a run that ended with `code`.
     #[track_caller]
     fn rows(&self, arguments: &[&str], code: i32) -> Vec<Value> {
-        let said = expect(&self.run(&[arguments, &["--json"]].concat()), code, &[]);
+        let said = expect_output(&self.run(&[arguments, &["--json"]].concat()), code, &[]);
         json(&said)["rows"].as_array().unwrap().clone()
     }
 
@@ -214,13 +215,13 @@ fn a_load_test_counts_what_was_served_refused_and_not_reached() {
     for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
         let _ = require!(file);
     }
-    let served = Served::new(&lfw);
-    let photograph = served.photograph.to_str().unwrap();
+    let target = LoadTarget::new(&lfw);
+    let photograph = target.photograph.to_str().unwrap();
 
-    let plot = served.path("load.svg");
-    let rows = served.rows(&[photograph, "--requests", "6", "--concurrency", "1,2", "--plot", &plot], 0);
+    let plot = target.path("load.svg");
+    let rows = target.rows(&[photograph, "--requests", "6", "--concurrency", "1,2", "--plot", &plot], 0);
     assert_eq!(rows.len(), 2);
-    let bytes = fs::metadata(&served.photograph).unwrap().len();
+    let bytes = fs::metadata(&target.photograph).unwrap().len();
     for (row, concurrency) in rows.iter().zip([1, 2]) {
         assert_eq!(row["concurrency"], concurrency);
         assert_eq!(
@@ -238,43 +239,43 @@ fn a_load_test_counts_what_was_served_refused_and_not_reached() {
     assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
 
     // Where two pictures may wait, sixteen at a time are too many; that is counted, and is no failure.
-    let rows = served.rows(&[photograph, "--requests", "40", "--concurrency", "16"], 0);
+    let rows = target.rows(&[photograph, "--requests", "40", "--concurrency", "16"], 0);
     assert!(number(&rows[0], "/too_busy") > 0.0 && number(&rows[0], "/served") > 0.0, "{}", rows[0]);
     assert_eq!(number(&rows[0], "/too_busy") + number(&rows[0], "/served"), 40.0, "{}", rows[0]);
 
     // The same picture twice is the same person; a picture that is none is counted by its code.
-    assert_eq!(served.rows(&[photograph, "--call", "verify", "--requests", "2"], 0)[0]["served"], 2);
-    let mixed = served.folder.path().join("mixed");
+    assert_eq!(target.rows(&[photograph, "--call", "verify", "--requests", "2"], 0)[0]["served"], 2);
+    let mixed = target.folder.path().join("mixed");
     photographs(&lfw, &mixed, "Tony_Blair", &[1, 3]);
-    let whole = fs::read(&served.photograph).unwrap();
+    let whole = fs::read(&target.photograph).unwrap();
     fs::write(mixed.join("Tony_Blair/Tony_Blair_0002.jpg"), &whole[..whole.len() / 2]).unwrap();
-    let rows = served.rows(&[&served.path("mixed"), "--call", "store-results", "--requests", "6"], 3);
+    let rows = target.rows(&[&target.path("mixed"), "--call", "store-results", "--requests", "6"], 3);
     assert_eq!(
         (&rows[0]["served"], &rows[0]["errors"]["422 image_unreadable"]),
         (&4.into(), &2.into()),
         "{}",
         rows[0]
     );
-    let said = served.run(&[&served.path("mixed"), "--requests", "3"]);
-    expect(&said, 3, &["served/s", "p99", "1 x 422 image_unreadable"]);
+    let said = target.run(&[&target.path("mixed"), "--requests", "3"]);
+    expect_output(&said, 3, &["served/s", "p99", "1 x 422 image_unreadable"]);
 
-    let mut stranger = served.load(&[photograph]);
-    expect(&stranger.env("FACEPIPE_TOKEN", "somebody-else-s-token").output().unwrap(), 5, &["token"]);
-    expect(&served.run(&[photograph, "--server", "http://127.0.0.1:1"]), 4, &["cannot be reached"]);
-    expect(&served.run(&[&served.path("nowhere")]), 6, &["nowhere"]);
-    fs::create_dir_all(served.folder.path().join("empty")).unwrap();
-    expect(&served.run(&[&served.path("empty")]), 6, &["empty"]);
-    expect(&served.run(&[photograph, "--requests", "1", "--plot", "/dev/full"]), 7, &["/dev/full"]);
-    expect(&served.run(&[photograph, "--concurrency", "0"]), 2, &["--concurrency"]);
+    let mut stranger = target.load(&[photograph]);
+    expect_output(&stranger.env("FACEPIPE_TOKEN", "somebody-else-s-token").output().unwrap(), 5, &["token"]);
+    expect_output(&target.run(&[photograph, "--server", "http://127.0.0.1:1"]), 4, &["cannot be reached"]);
+    expect_output(&target.run(&[&target.path("nowhere")]), 6, &["nowhere"]);
+    fs::create_dir_all(target.folder.path().join("empty")).unwrap();
+    expect_output(&target.run(&[&target.path("empty")]), 6, &["empty"]);
+    expect_output(&target.run(&[photograph, "--requests", "1", "--plot", "/dev/full"]), 7, &["/dev/full"]);
+    expect_output(&target.run(&[photograph, "--concurrency", "0"]), 2, &["--concurrency"]);
 
     // Interrupted, it says what there is.
-    let before = served.answered();
-    let child = served.load(&[photograph, "--duration", "600", "--json"]).spawn().unwrap();
-    wait_until_at_work(&child);
+    let before = target.recognitions_served();
+    let child = target.load(&[photograph, "--duration", "600", "--json"]).spawn().unwrap();
+    wait_for_interrupt_handler(&child);
     // The first of them are not measured.
-    served.wait_for_more_than(before + 3.0);
-    signal("-INT", child.id());
-    let report = json(&expect(&child.wait_with_output().unwrap(), 130, &[]));
+    target.wait_until_served_more_than(before + 3.0);
+    send_signal("-INT", child.id());
+    let report = json(&expect_output(&child.wait_with_output().unwrap(), 130, &[]));
     assert!(number(&report, "/rows/0/served") >= 1.0, "{report}");
 }
 
@@ -284,17 +285,17 @@ fn at_a_fixed_rate_a_server_that_stalls_shows_in_all_requests_of_that_time() {
     for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
         let _ = require!(file);
     }
-    let served = Served::new(&lfw);
-    let photograph = served.photograph.to_str().unwrap();
+    let target = LoadTarget::new(&lfw);
+    let photograph = target.photograph.to_str().unwrap();
     let steady = ["--call", "dry-run", "--rate", "50", "--duration", "2", "--json"];
-    let child = served.load(&[&[photograph], &steady[..]].concat()).spawn().unwrap();
-    wait_until_at_work(&child);
+    let child = target.load(&[&[photograph], &steady[..]].concat()).spawn().unwrap();
+    wait_for_interrupt_handler(&child);
     // Sixteen that are not measured, and the first of those that are.
-    served.wait_for_more_than(20.0);
-    signal("-STOP", served.backend.process_id());
+    target.wait_until_served_more_than(20.0);
+    send_signal("-STOP", target.backend.process_id());
     thread::sleep(Duration::from_secs(1));
-    signal("-CONT", served.backend.process_id());
-    let report = json(&expect(&child.wait_with_output().unwrap(), 0, &[]));
+    send_signal("-CONT", target.backend.process_id());
+    let report = json(&expect_output(&child.wait_with_output().unwrap(), 0, &[]));
     // 2 seconds at 50 per second, half of them due while the server stood still for a second: the latest of those had
     // just begun to wait, the first waited for nearly all of it.
     assert_eq!(number(&report, "/rows/0/served"), 100.0, "{report}");

@@ -19,7 +19,7 @@ use std::{
 use facepipe_test_support::{models_dir, require, skip};
 use facepipe_tests::{
     camera::Camera,
-    programs::{Place, Said, bare, eventually, interrupt, on_a_small_disk},
+    programs::{ProgramOutput, TestEnvironment, facepipe, interrupt, wait_until, with_file_size_limit},
 };
 use gst::prelude::*;
 use serde_json::Value;
@@ -27,29 +27,30 @@ use serde_json::Value;
 /// Cameras and windows run in real time: two tests at once would starve each other on a small machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-fn turn() -> MutexGuard<'static, ()> {
+fn exclusive() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A place with a recording of four seconds in which Tony Blair walks on the left, whom the server knows, and Hugo Chavez in
 /// the middle, whom it does not; both from the first frame on.
-fn place(faces: PathBuf) -> (Place, String) {
-    let place = Place::new(&models_dir(), faces);
+fn environment(faces: PathBuf) -> (TestEnvironment, String) {
+    let environment = TestEnvironment::new(&models_dir(), faces);
     for known in ["Tony_Blair", "Ariel_Sharon"] {
-        place.photographs("people", known, &[1, 2]);
+        environment.photographs("people", known, &[1, 2]);
     }
-    place.run(&["enroll", "tree", &place.path("people"), "--train"]).expect(0, &["Trained"]);
+    environment.run(&["enroll", "tree", &environment.path("people"), "--train"]).expect(0, &["Trained"]);
     for walker in ["Tony_Blair", "Hugo_Chavez"] {
-        place.photographs("walkers", walker, &[3, 4, 5]);
+        environment.photographs("walkers", walker, &[3, 4, 5]);
     }
-    let video = place.path("crowd.mp4");
-    let crowd = ["bench", "crowd", &place.path("walkers"), &video, "--seconds", "4", "--size", "1280x720"];
-    place.run(&[&crowd[..], &["--density", "700", "--seed", "3"]].concat()).expect(0, &[]);
-    (place, video)
+    let video = environment.path("crowd.mp4");
+    let crowd =
+        ["bench", "crowd", &environment.path("walkers"), &video, "--seconds", "4", "--size", "1280x720"];
+    environment.run(&[&crowd[..], &["--density", "700", "--seed", "3"]].concat()).expect(0, &[]);
+    (environment, video)
 }
 
 /// Starts a program, and waits until its standard output says something.
-fn started(mut command: Command, says: &str) -> (Child, BufReader<ChildStdout>) {
+fn start_and_wait_for(mut command: Command, says: &str) -> (Child, BufReader<ChildStdout>) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
@@ -62,11 +63,11 @@ fn started(mut command: Command, says: &str) -> (Child, BufReader<ChildStdout>) 
 }
 
 /// Waits for its end.
-fn ended((child, mut stdout): (Child, BufReader<ChildStdout>)) -> Said {
+fn wait_for_end((child, mut stdout): (Child, BufReader<ChildStdout>)) -> ProgramOutput {
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
-    let said = Said::of(child.wait_with_output().unwrap());
-    Said { stdout: rest, ..said }
+    let said = ProgramOutput::new(child.wait_with_output().unwrap());
+    ProgramOutput { stdout: rest, ..said }
 }
 
 fn number(value: &Value) -> f64 {
@@ -104,7 +105,7 @@ const BLUE: [u8; 3] = [40, 110, 255];
 const PURPLE: [u8; 3] = [160, 50, 220];
 
 /// How many pixels have a colour, within what an encoder makes of it.
-fn count(pixels: &[u8], color: [u8; 3]) -> usize {
+fn count_pixels(pixels: &[u8], color: [u8; 3]) -> usize {
     pixels.as_chunks::<3>().0.iter().filter(|pixel| is_near(**pixel, color, 40)).count()
 }
 
@@ -118,13 +119,14 @@ fn a_recording_is_recognised_reported_and_annotated() {
     for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
         require!(needed);
     }
-    let _turn = turn();
-    let (mut place, video) = place(faces);
-    let (report, csv, annotated) = (place.path("out.json"), place.path("out.csv"), place.path("out.mp4"));
+    let _exclusive = exclusive();
+    let (mut environment, video) = environment(faces);
+    let (report, csv, annotated) =
+        (environment.path("out.json"), environment.path("out.csv"), environment.path("out.mp4"));
 
     // One walker who is enrolled and one who is not, each in one colour from the first frame on.
     let recognize = ["recognize", "video", &video];
-    place
+    environment
         .run(&[&recognize[..], &["--report", &report, "--output", &annotated]].concat())
         .expect(0, &["No window is shown", "Tony_Blair (", "Frames    24 (24 searched)"]);
     let document = read(&report);
@@ -140,14 +142,14 @@ fn a_recording_is_recognised_reported_and_annotated() {
     assert_eq!(drawn.len(), 24, "every frame is there");
     for (number, (drawn, plain)) in drawn.iter().zip(&plain).take(8).enumerate() {
         for color in [GREEN, BLUE] {
-            let (with, without) = (count(drawn, color), count(plain, color));
+            let (with, without) = (count_pixels(drawn, color), count_pixels(plain, color));
             assert!(with > without + 150, "{color:?} in frame {number}: {with}, {without} without boxes");
         }
     }
 
     // The same as a table, of each face of each frame, by several requests at a time.
     let every = ["--policy", "every", "--parallel", "3", "--report", &csv];
-    let summary = place.json(&[&recognize[..], &every].concat());
+    let summary = environment.json(&[&recognize[..], &every].concat());
     let rows = fs::read_to_string(&csv).unwrap();
     assert!(rows.starts_with("seconds,captured_at,track,left,"), "{rows}");
     assert_eq!(summary["faces"], rows.lines().count() - 1);
@@ -160,7 +162,7 @@ fn a_recording_is_recognised_reported_and_annotated() {
 
     // Fewer frames, fewer faces.
     let searched = |options: &[&str]| {
-        let summary = place.json(&[&recognize[..], options].concat());
+        let summary = environment.json(&[&recognize[..], options].concat());
         (summary["frames"].as_u64().unwrap(), summary["searched"].as_u64().unwrap(), summary["faces"].clone())
     };
     assert_eq!(searched(&["--skip-frames", "2"]).1, 8);
@@ -171,7 +173,7 @@ fn a_recording_is_recognised_reported_and_annotated() {
     assert_eq!(searched(&["--min-confidence", "1"]).2, 0);
 
     // What goes wrong, and what is there then.
-    let wrong = |arguments: &[&str]| place.run(&[&recognize[..], arguments].concat());
+    let wrong = |arguments: &[&str]| environment.run(&[&recognize[..], arguments].concat());
     wrong(&["--server", "http://127.0.0.1:1"]).expect(4, &["127.0.0.1:1 cannot be reached"]);
     wrong(&["--token", "not-the-token-of-this-test"]).expect(5, &["refused the token"]);
     wrong(&["--output", "out.avi"]).expect(2, &[".mp4"]);
@@ -179,44 +181,48 @@ fn a_recording_is_recognised_reported_and_annotated() {
     wrong(&["--report", "/nonexistent/out.csv"]).expect(7, &["/nonexistent/out.csv"]);
     wrong(&["--output", "/nonexistent/out.mp4"]).expect(7, &["/nonexistent/out.mp4"]);
     wrong(&["--help"]).expect(0, &["Examples", "--report who.csv", "130"]);
-    place.run(&["recognize", "camera", "/dev/video999"]).expect(6, &["no such camera"]);
-    place.run(&["recognize", "camera", "--help"]).expect(0, &["Examples", "no box", "/dev/video0"]);
-    let (full, full_report) = (place.path("full.mp4"), place.path("full.json"));
+    environment.run(&["recognize", "camera", "/dev/video999"]).expect(6, &["no such camera"]);
+    environment.run(&["recognize", "camera", "--help"]).expect(0, &["Examples", "no box", "/dev/video0"]);
+    let (full, full_report) = (environment.path("full.mp4"), environment.path("full.json"));
     for (option, file, kib) in [("--output", &full, 60), ("--report", &full_report, 1)] {
-        let limited = place.command(&[&recognize[..], &[option, file]].concat());
-        Said::of(on_a_small_disk(&limited, kib).output().unwrap()).expect(7, &[file, "cannot be written"]);
+        let limited = environment.command(&[&recognize[..], &[option, file]].concat());
+        ProgramOutput::new(with_file_size_limit(&limited, kib).output().unwrap())
+            .expect(7, &[file, "cannot be written"]);
         assert!(!Path::new(file).exists(), "{file} is not whole");
     }
 
     // Ctrl-C: what was played until then is reported and drawn.
-    let long = place.path("long.mp4");
+    let long = environment.path("long.mp4");
     repeat(&video, &long, 40);
     let options = ["--policy", "every", "--report", &report, "--output", &annotated];
-    let begun =
-        started(place.command(&[&["recognize", "video", &long], &options[..]].concat()), "Tony_Blair");
+    let begun = start_and_wait_for(
+        environment.command(&[&["recognize", "video", &long], &options[..]].concat()),
+        "Tony_Blair",
+    );
     interrupt(&begun.0);
-    ended(begun).expect(130, &["Frames"]);
+    wait_for_end(begun).expect(130, &["Frames"]);
     let document = read(&report);
     assert_eq!(document["interrupted"], true);
     let played = document["frames"].as_u64().unwrap();
     assert!(played > 0 && played < 24 * 40, "{played} frames");
     let drawn = u64::try_from(frames(&annotated).len()).unwrap();
     assert!(drawn.abs_diff(played) <= 1, "{drawn} frames are drawn, {played} were played");
-    let left: Vec<_> = fs::read_dir(place.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(environment.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_str().unwrap().starts_with('.')), "{left:?}");
 
     // The server goes away in the middle: a recording waits for it, so long as an answer may take.
     let options = ["--policy", "every", "--parallel", "1", "--report", &report];
-    let begun = started(place.command(&[&recognize[..], &options].concat()), "Tony_Blair");
-    place.backend.stop();
+    let begun = start_and_wait_for(environment.command(&[&recognize[..], &options].concat()), "Tony_Blair");
+    environment.backend.stop();
     thread::sleep(Duration::from_millis(300));
-    place.backend.start_again();
-    ended(begun).expect(0, &["Frames    24 (24 searched)"]);
+    environment.backend.start_again();
+    wait_for_end(begun).expect(0, &["Frames    24 (24 searched)"]);
     assert_eq!((&read(&report)["faces"], &read(&report)["unanswered"]), (&summary["faces"], &0.into()));
     let arguments = [&["recognize", "video", &long], &options[..], &["--timeout", "1"]].concat();
-    let begun = started(place.command(&arguments), "Tony_Blair");
-    place.backend.stop();
-    ended(begun).expect(4, &["cannot be reached", "Frames"]);
+    let begun = start_and_wait_for(environment.command(&arguments), "Tony_Blair");
+    environment.backend.stop();
+    wait_for_end(begun).expect(4, &["cannot be reached", "Frames"]);
     let document = read(&report);
     assert!(number(&document["faces"]) > 0.0 && number(&document["unanswered"]) > 0.0, "{document}");
 }
@@ -245,17 +251,17 @@ fn a_network_camera_is_recognised_as_it_comes() {
     for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
         require!(needed);
     }
-    let _turn = turn();
-    let (mut place, video) = place(faces);
-    let long = place.path("long.mp4");
+    let _exclusive = exclusive();
+    let (mut environment, video) = environment(faces);
+    let long = environment.path("long.mp4");
     repeat(&video, &long, 20);
     let Some(camera) = Camera::start(0, &[&format!("gate={long}")]) else {
         skip("no RTSP server: install gir1.2-gst-rtsp-server-1.0 and python3-gi");
         return;
     };
     let gate = camera.url("gate");
-    let (report, seen) = (place.path("live.json"), place.path("live.mp4"));
-    let said = place
+    let (report, seen) = (environment.path("live.json"), environment.path("live.mp4"));
+    let said = environment
         .run(&["recognize", "camera", &gate, "--seconds", "4", "--report", &report, "--output", &seen])
         .expect(0, &["No window is shown", "Tony_Blair ("]);
     assert!(!said.stderr.contains("Going on"), "{}", said.stderr);
@@ -266,12 +272,17 @@ fn a_network_camera_is_recognised_as_it_comes() {
     assert!((time::OffsetDateTime::now_utc() - captured).whole_seconds().abs() < 60, "{captured}");
     let seen = frames(&seen);
     assert!(seen.len() > 2, "a video that can be played: {} frames", seen.len());
-    assert!(seen.iter().any(|frame| count(frame, GREEN) > 150) && seen.iter().any(|f| count(f, BLUE) > 150));
+    assert!(
+        seen.iter().any(|frame| count_pixels(frame, GREEN) > 150)
+            && seen.iter().any(|f| count_pixels(f, BLUE) > 150)
+    );
 
     // Names of extracted faces tell the time of day.
-    let folder = place.path("faces");
-    Said::of(bare(&["extract", &gate, &folder, "--seconds", "1", "--policy", "every"]).output().unwrap())
-        .expect(0, &["Faces"]);
+    let folder = environment.path("faces");
+    ProgramOutput::new(
+        facepipe(&["extract", &gate, &folder, "--seconds", "1", "--policy", "every"]).output().unwrap(),
+    )
+    .expect(0, &["Faces"]);
     let index = fs::read_to_string(Path::new(&folder).join("index.jsonl")).unwrap();
     let year = time::OffsetDateTime::now_utc().year().to_string();
     for line in index.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
@@ -284,20 +295,23 @@ fn a_network_camera_is_recognised_as_it_comes() {
 
     // The server goes away and comes back: a camera goes on. Then the camera vanishes: what was seen is kept.
     let options = ["--policy", "every", "--report", &report];
-    let mut begun = started(place.command(&[&["recognize", "camera", &gate], &options[..]].concat()), "Tony");
+    let mut begun = start_and_wait_for(
+        environment.command(&[&["recognize", "camera", &gate], &options[..]].concat()),
+        "Tony",
+    );
     let mut stderr = BufReader::new(begun.0.stderr.take().unwrap()).lines();
     let mut said =
         |text: &str| assert!(stderr.any(|line| line.unwrap().contains(text)), "{text:?} is not said");
-    place.backend.stop();
+    environment.backend.stop();
     said("Going on without answers");
-    place.backend.start_again();
+    environment.backend.start_again();
     said("The server answers again");
     drop(camera);
     let code = begun.0.wait().unwrap().code();
     assert!(matches!(code, Some(0 | 6)), "an end of the stream or a failure of the camera: {code:?}");
     let document = read(&report);
     assert!(number(&document["faces"]) > 0.0 && number(&document["unanswered"]) > 0.0, "{document}");
-    place.run(&["recognize", "camera", &gate]).expect(6, &[&gate]);
+    environment.run(&["recognize", "camera", &gate]).expect(6, &[&gate]);
 }
 
 /// A screen without a monitor, and what is on it.
@@ -326,7 +340,7 @@ impl Screen {
 
     /// How many pixels in these columns and the rows above `bottom` have this colour. The file is an XWD dump (X11/XWDFile.h): a header of big-endian
     /// words, colours of 12 bytes each, and here pixels of four bytes: blue, green, red, nothing.
-    fn count(&self, columns: Range<usize>, bottom: usize, color: [u8; 3]) -> usize {
+    fn count_pixels(&self, columns: Range<usize>, bottom: usize, color: [u8; 3]) -> usize {
         let dump = fs::read(self.memory.path().join("Xvfb_screen0")).unwrap();
         let word = |at: usize| {
             usize::try_from(u32::from_be_bytes(dump[at * 4..at * 4 + 4].try_into().unwrap())).unwrap()
@@ -356,7 +370,7 @@ const SECOND_WINDOW: Range<usize> = 0..420;
 const FIRST_WINDOW: Range<usize> = 430..1280;
 
 /// The first row of crops ends here; in the first window, nobody walks above.
-const CROPS: usize = 230;
+const FIRST_ROW_BOTTOM: usize = 230;
 
 #[test]
 fn windows_show_who_is_known_and_who_is_not() {
@@ -364,14 +378,14 @@ fn windows_show_who_is_known_and_who_is_not() {
     for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
         require!(needed);
     }
-    let _turn = turn();
-    let (place, video) = place(faces);
+    let _exclusive = exclusive();
+    let (environment, video) = environment(faces);
     let Some(screen) = Screen::start() else {
         skip("no screen: install xvfb");
         return;
     };
     let watch = || {
-        let mut watching = place.command(&["recognize", "camera", &video, "--parallel", "1"]);
+        let mut watching = environment.command(&["recognize", "camera", &video, "--parallel", "1"]);
         watching.env("DISPLAY", &screen.display).stdout(Stdio::piped()).stderr(Stdio::piped());
         watching.spawn().unwrap()
     };
@@ -379,30 +393,31 @@ fn windows_show_who_is_known_and_who_is_not() {
     // Hugo Chavez is in the middle, first without an answer, which a slow machine may miss: it is played again until
     // everything was seen. Of Tony Blair, on the left, the crop is seen.
     let mut most = [0; 4];
-    eventually("coloured boxes in both windows", || {
+    wait_until("coloured boxes in both windows", || {
         if child.try_wait().unwrap().is_some() {
             child = watch();
         }
         let now = [
-            screen.count(FIRST_WINDOW, 720, RED),
-            screen.count(FIRST_WINDOW, 720, BLUE),
-            screen.count(SECOND_WINDOW, CROPS, BLUE),
-            screen.count(SECOND_WINDOW, CROPS, GREEN),
+            screen.count_pixels(FIRST_WINDOW, 720, RED),
+            screen.count_pixels(FIRST_WINDOW, 720, BLUE),
+            screen.count_pixels(SECOND_WINDOW, FIRST_ROW_BOTTOM, BLUE),
+            screen.count_pixels(SECOND_WINDOW, FIRST_ROW_BOTTOM, GREEN),
         ];
         most = std::array::from_fn(|window| most[window].max(now[window]));
         most.iter().all(|&pixels| pixels > 150)
     });
     interrupt(&child);
-    let said = Said::of(child.wait_with_output().unwrap());
+    let said = ProgramOutput::new(child.wait_with_output().unwrap());
     // It may just have come to its end.
     assert!(matches!(said.code, Some(0 | 130)), "{:?}: {}", said.code, said.stderr);
 
     // Where the screen cannot be had, it goes on without.
-    let mut blind = place.command(&["recognize", "camera", &video, "--seconds", "1"]);
-    let said = Said::of(blind.env("DISPLAY", ":987").output().unwrap());
+    let mut blind = environment.command(&["recognize", "camera", &video, "--seconds", "1"]);
+    let said = ProgramOutput::new(blind.env("DISPLAY", ":987").output().unwrap());
     said.expect(0, &["The window cannot be opened", "Tony_Blair"]);
-    let mut hidden = place.command(&["recognize", "camera", &video, "--seconds", "1", "--no-window"]);
-    let said = Said::of(hidden.env("DISPLAY", &screen.display).output().unwrap()).expect(0, &["Tony_Blair"]);
+    let mut hidden = environment.command(&["recognize", "camera", &video, "--seconds", "1", "--no-window"]);
+    let said = ProgramOutput::new(hidden.env("DISPLAY", &screen.display).output().unwrap())
+        .expect(0, &["Tony_Blair"]);
     assert!(!said.stderr.contains("indow"), "{}", said.stderr);
 }
 
@@ -410,12 +425,12 @@ fn windows_show_who_is_known_and_who_is_not() {
 fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_once() {
     let (scene, faces) = (require!("scenes/multiface.jpg"), require!("lfw10"));
     require!("models/version-RFB-640.onnx");
-    let _turn = turn();
+    let _exclusive = exclusive();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let extract = |source: &str, more: &[&str]| {
         let fixed = ["extract", source, &path("faces"), "--policy", "every", "--resume"];
-        Said::of(bare(&[&fixed[..], more].concat()).output().unwrap())
+        ProgramOutput::new(facepipe(&[&fixed[..], more].concat()).output().unwrap())
     };
 
     // Two seconds of a group, and a still picture.
@@ -447,7 +462,7 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
         [(photograph.to_str().unwrap(), "is a picture"), (&gif("still.gif", 1), "is a picture")]
     {
         extract(picture, &[]).expect(6, &[what, "facepipe recognize folder"]);
-        Said::of(bare(&["recognize", "video", picture]).output().unwrap()).expect(6, &[what]);
+        ProgramOutput::new(facepipe(&["recognize", "video", picture]).output().unwrap()).expect(6, &[what]);
     }
 
     // Somebody holds the other end of a pipe and says nothing.
@@ -465,7 +480,7 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
 }
 
 /// A video of photographs, half a second each.
-fn film(pictures: &[PathBuf], folder: &Path, video: &str) {
+fn write_slideshow(pictures: &[PathBuf], folder: &Path, video: &str) {
     gst::init().unwrap();
     fs::create_dir_all(folder).unwrap();
     for (number, picture) in pictures.iter().enumerate() {
@@ -484,21 +499,21 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
     for needed in ["models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
         require!(needed);
     }
-    let _turn = turn();
-    let place = Place::new(&models_dir(), faces);
-    let video = place.path("ada.mp4");
+    let _exclusive = exclusive();
+    let environment = TestEnvironment::new(&models_dir(), faces);
+    let video = environment.path("ada.mp4");
     let numbers: Vec<usize> = (1..=10).collect();
-    let folder = place.photographs("shots", "Tony_Blair", &numbers);
+    let folder = environment.photographs("shots", "Tony_Blair", &numbers);
     let mut shots: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     shots.sort();
     // Every photograph twice in a row: the second is like the first.
     let twice: Vec<PathBuf> = shots.iter().flat_map(|shot| [shot.clone(), shot.clone()]).collect();
-    film(&twice, &place.folder.path().join("frames"), &video);
+    write_slideshow(&twice, &environment.folder.path().join("frames"), &video);
 
     let enroll = ["enroll", "camera", &video, "--id", "Ada", "--apart", "0.1"];
-    let run = |arguments: &[&str]| place.run(&[&enroll[..], arguments].concat());
+    let run = |arguments: &[&str]| environment.run(&[&enroll[..], arguments].concat());
     run(&["--count", "3"]).expect(2, &["Ada", "--create"]);
-    place.run(&["enroll", "camera", "/dev/video999", "--id", "Ada"]).expect(6, &["no such camera"]);
+    environment.run(&["enroll", "camera", "/dev/video999", "--id", "Ada"]).expect(6, &["no such camera"]);
     run(&["--server", "http://127.0.0.1:1"]).expect(4, &["cannot be reached"]);
     run(&["--token", "not-the-token-of-this-test"]).expect(5, &["refused the token"]);
     run(&["--help"]).expect(0, &["Examples", "--create --count 20 --train", "130"]);
@@ -511,12 +526,12 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
     let enrolled = number(&summary["enrolled"]);
     assert!((4.0..=7.0).contains(&enrolled), "{summary}");
     assert!(number(&summary["frames_alike"]) >= 8.0, "the second of each: {summary}");
-    assert_eq!(number(&place.json(&["people"])["people"][0]["images"]), enrolled + 3.0);
+    assert_eq!(number(&environment.json(&["people"])["people"][0]["images"]), enrolled + 3.0);
 
     // A crowd is no person, and nobody is added for it.
     let several = ["enroll", "camera", crowd.to_str().unwrap(), "--id", "Eve", "--create", "--seconds", "2"];
-    place.run(&several).expect(3, &["Several faces", "with several faces", "0 of 20"]);
-    place.run(&["people", "show", "Eve"]).expect(6, &["nobody of that name"]);
+    environment.run(&several).expect(3, &["Several faces", "with several faces", "0 of 20"]);
+    environment.run(&["people", "show", "Eve"]).expect(6, &["nobody of that name"]);
 
     // On a screen: the purple box, and the crop that is sent. Ctrl-C in the middle, and on again.
     let Some(screen) = Screen::start() else {
@@ -524,9 +539,9 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
         return;
     };
     // A picture is one person's: Ada's go before Eve gets them.
-    place.run(&["people", "delete", "Ada", "--yes"]).expect(0, &[]);
+    environment.run(&["people", "delete", "Ada", "--yes"]).expect(0, &[]);
     let eve = ["enroll", "camera", &video, "--id", "Eve", "--create", "--count", "6"];
-    let mut watched = place.command(&eve);
+    let mut watched = environment.command(&eve);
     let child = watched
         .env("DISPLAY", &screen.display)
         .stdout(Stdio::piped())
@@ -534,13 +549,13 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
         .spawn()
         .unwrap();
     let (mut both, mut second) = (0, 0);
-    eventually("purple boxes", || {
-        both = both.max(screen.count(0..1280, 1000, PURPLE));
-        second = second.max(screen.count(250..420, 1000, PURPLE));
+    wait_until("purple boxes", || {
+        both = both.max(screen.count_pixels(0..1280, 1000, PURPLE));
+        second = second.max(screen.count_pixels(250..420, 1000, PURPLE));
         both > 800 && second > 300
     });
     interrupt(&child);
-    Said::of(child.wait_with_output().unwrap()).expect(130, &["Enrolled"]);
-    place.run(&eve).expect(0, &["already there", "6 of 6"]);
-    assert_eq!(number(&place.json(&["people", "show", "Eve"])["meta"]["total"]), 6.0);
+    ProgramOutput::new(child.wait_with_output().unwrap()).expect(130, &["Enrolled"]);
+    environment.run(&eve).expect(0, &["already there", "6 of 6"]);
+    assert_eq!(number(&environment.json(&["people", "show", "Eve"])["meta"]["total"]), 6.0);
 }

@@ -51,7 +51,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Draw the bit rates into this file
-    #[arg(long, value_name = "FILE.svg", value_parser = crate::absent::plot_file)]
+    #[arg(long, value_name = "FILE.svg", value_parser = crate::missing_feature::plot_file)]
     plot: Option<PathBuf>,
     /// Where the backend's log and database go
     #[arg(long, default_value = "target/bench-bandwidth", value_name = "DIR")]
@@ -62,7 +62,7 @@ pub struct Options {
 
 /// What one video cost with one policy.
 #[derive(Debug, Serialize)]
-pub struct Measured {
+pub struct Measurement {
     /// Name of the file.
     pub video: String,
     /// `best` or `every`.
@@ -95,10 +95,10 @@ pub struct Measured {
 
 #[derive(Serialize)]
 struct Results<'a> {
-    videos: &'a [Measured],
+    videos: &'a [Measurement],
 }
 
-impl Measured {
+impl Measurement {
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
     fn new(
         video: &Path,
@@ -125,7 +125,7 @@ impl Measured {
             reduction_factor_file: file_bytes as f64 * per_second / mbps,
             walkers: truth.map(GroundTruth::walkers),
             walkers_enrolled: truth.map(|truth| truth.enrolled_walkers(enrolled)),
-            walkers_recognized: truth.map(|truth| replay.judge(truth, enrolled).seen.len()),
+            walkers_recognized: truth.map(|truth| replay.score(truth, enrolled).recognized_walkers.len()),
         })
     }
 }
@@ -172,7 +172,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     options.out.join("backend.log").display()
                 );
             }
-            measured.push(Measured::new(video, policy, &replay, truth.as_ref(), &trial.enrolled())?);
+            measured.push(Measurement::new(video, policy, &replay, truth.as_ref(), &trial.enrolled())?);
         }
     }
     if options.json {
@@ -188,11 +188,11 @@ pub fn run(options: &Options) -> Result<Outcome> {
 }
 
 /// A table per video, a column per policy.
-fn print(measured: &[Measured]) {
+fn print(measured: &[Measurement]) {
     for group in measured.chunk_by(|a, b| a.video == b.video) {
         let Some(first) = group.first() else { continue };
         output::line(format!("\n{} ({:.1} s)", first.video, first.seconds));
-        let row = |name: &str, value: &dyn Fn(&Measured) -> String| {
+        let row = |name: &str, value: &dyn Fn(&Measurement) -> String| {
             let values: String = group.iter().map(|m| format!("{:>12}", value(m))).collect();
             output::line(format!("  {name:<38}{values}"));
         };

@@ -9,9 +9,9 @@ mod plot;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-#[cfg(not(feature = "plots"))]
-use crate::absent::plot;
 use crate::exit::Outcome;
+#[cfg(not(feature = "plots"))]
+use crate::missing_feature::plot;
 
 /// Measures what facepipe costs.
 #[derive(Debug, Args)]

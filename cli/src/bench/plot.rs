@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use super::bandwidth::Measured;
+use super::bandwidth::Measurement;
 
 const SIZE: (u32, u32) = (760, 420);
 const COLORS: [RGBColor; 3] = [RGBColor(150, 150, 150), RGBColor(217, 119, 6), RGBColor(5, 120, 87)];
@@ -12,15 +12,15 @@ const COLORS: [RGBColor; 3] = [RGBColor(150, 150, 150), RGBColor(217, 119, 6), R
 ///
 /// # Errors
 /// The plot cannot be drawn.
-pub fn bars(measured: &[Measured]) -> Result<String> {
-    let groups: Vec<&[Measured]> = measured.chunk_by(|a, b| a.video == b.video).collect();
+pub fn bars(measured: &[Measurement]) -> Result<String> {
+    let groups: Vec<&[Measurement]> = measured.chunk_by(|a, b| a.video == b.video).collect();
     let mut svg = String::new();
     draw(&mut svg, &groups).map_err(|error| anyhow!("the plot cannot be drawn: {error}"))?;
     Ok(svg)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a handful of videos")]
-fn draw(svg: &mut String, groups: &[&[Measured]]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(svg: &mut String, groups: &[&[Measurement]]) -> Result<(), Box<dyn std::error::Error>> {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let lowest = groups.iter().flat_map(|g| g.iter()).map(|m| m.mbps).fold(1.0_f64, f64::min).max(1e-6);

@@ -38,7 +38,7 @@ pub enum ClientError {
     },
     /// An answer that the API does not know.
     #[error("{path} of {server} answered {status} with something that is not of this API: {why}")]
-    UnexpectedAnswer {
+    UnexpectedResponse {
         /// The server's address.
         server: String,
         /// The call's path, without values.
@@ -64,7 +64,7 @@ impl ClientError {
         if why.is_empty() {
             why = error.to_string();
         }
-        Self::Unreachable { server: shown(server), why }
+        Self::Unreachable { server: display(server), why }
     }
 
     /// The stable code of a refusal.
@@ -77,13 +77,13 @@ impl ClientError {
 
     /// Whether it is of one request, so that the next may well succeed: everything but a server that cannot be
     /// reached or does not let anybody in.
-    pub fn is_of_the_request(&self) -> bool {
+    pub fn is_request_error(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS)
     }
 }
 
 /// A server's address as people write it: without a password and without the slash at its end.
-pub(super) fn shown(server: &Url) -> String {
+pub(super) fn display(server: &Url) -> String {
     let mut url = server.clone();
     if url.password().is_some() {
         let _ = url.set_password(Some("…"));

@@ -35,16 +35,16 @@ use self::{
 use crate::exit::Failure;
 
 /// How long a connection may take to come about.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one answer may take, if nothing else is said.
-pub const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a busy server (429, 423, 503 with `Retry-After`) is asked again, if nothing else is said.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const RETRY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Where the server says nothing about when to come back.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const DEFAULT_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How a server is reached.
 #[derive(Debug, Clone)]
@@ -55,21 +55,21 @@ pub struct Settings {
     pub token: Option<String>,
     /// File of certificates (PEM) to trust beside the system's; one of them may be the server's own.
     pub ca_file: Option<PathBuf>,
-    /// See [`ANSWER_LIMIT`].
-    pub answer_limit: Duration,
-    /// See [`PATIENCE`]; zero asks once.
-    pub patience: Duration,
+    /// See [`REQUEST_TIMEOUT`].
+    pub request_timeout: Duration,
+    /// See [`RETRY_LIMIT`]; zero asks once.
+    pub retry_limit: Duration,
 }
 
 impl Settings {
     /// A server without token, with the usual limits.
-    pub fn of(server: impl Into<String>) -> Self {
+    pub fn new(server: impl Into<String>) -> Self {
         Self {
             server: server.into(),
             token: None,
             ca_file: None,
-            answer_limit: ANSWER_LIMIT,
-            patience: PATIENCE,
+            request_timeout: REQUEST_TIMEOUT,
+            retry_limit: RETRY_LIMIT,
         }
     }
 }
@@ -83,7 +83,7 @@ pub struct Client {
     http: reqwest::Client,
     server: Url,
     token: Option<String>,
-    patience: Duration,
+    retry_limit: Duration,
 }
 
 /// What a request carries.
@@ -137,7 +137,7 @@ impl Client {
             )));
         }
         let mut builder =
-            reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).timeout(settings.answer_limit);
+            reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(settings.request_timeout);
         if let Some(file) = &settings.ca_file {
             // Checked as facesink-http and the doctor do: what one of them takes, all take.
             let tls = upload::tls(Some(file), &[])
@@ -157,13 +157,13 @@ impl Client {
             http,
             server,
             token: settings.token.clone(),
-            patience: settings.patience,
+            retry_limit: settings.retry_limit,
         })
     }
 
     /// The server's address, for messages.
     pub fn address(&self) -> String {
-        error::shown(&self.server)
+        error::display(&self.server)
     }
 
     /// Whom the server knows.
@@ -192,7 +192,10 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn person_images(&self, id: &str) -> Result<Option<PersonImages>, ClientError> {
-        found("person_not_found", self.of_person(&operation::PERSON_IMAGES, id, &[], Body::Nothing).await)
+        none_if(
+            "person_not_found",
+            self.call_for_person(&operation::PERSON_IMAGES, id, &[], Body::Nothing).await,
+        )
     }
 
     /// Enrols a picture.
@@ -202,7 +205,7 @@ impl Client {
     /// use the picture.
     pub async fn add_image(&self, id: &str, image: Bytes) -> Result<AddedImage, ClientError> {
         let form = Body::Form(vec![("image", Part::Image(image))]);
-        self.of_person(&operation::ADD_IMAGE, id, &[], form).await
+        self.call_for_person(&operation::ADD_IMAGE, id, &[], form).await
     }
 
     /// Whose an image is, and what else is known of it; none where there is no such image.
@@ -210,7 +213,7 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn image(&self, id: &str) -> Result<Option<ImageDetails>, ClientError> {
-        found("image_not_found", self.call(&operation::IMAGE, &[id], &[], Body::Nothing).await)
+        none_if("image_not_found", self.call(&operation::IMAGE, &[id], &[], Body::Nothing).await)
     }
 
     /// Erases an image, whosever it is. False: there is no such image.
@@ -219,7 +222,7 @@ impl Client {
     /// As every call: see [`ClientError`].
     pub async fn erase_image(&self, id: &str) -> Result<bool, ClientError> {
         let answer = self.send(&operation::ERASE_IMAGE, &[id], &[], Body::Nothing).await;
-        Ok(found("image_not_found", answer)?.is_some())
+        Ok(none_if("image_not_found", answer)?.is_some())
     }
 
     /// Gives a person another name.
@@ -228,8 +231,8 @@ impl Client {
     /// As every call: see [`ClientError`].
     pub async fn rename_person(&self, id: &str, new: &str) -> Result<NamedPerson, ClientError> {
         let name = Body::Json(json!({ "face_id": new }));
-        let renamed = self.of_person(&operation::RENAME_PERSON, id, &[], name).await?;
-        self.forget(id);
+        let renamed = self.call_for_person(&operation::RENAME_PERSON, id, &[], name).await?;
+        self.forget_id(id);
         Ok(renamed)
     }
 
@@ -240,7 +243,7 @@ impl Client {
     pub async fn erase_person(&self, id: &str) -> Result<(), ClientError> {
         let person = self.person_id(id).await?;
         self.send(&operation::ERASE_PERSON, &[&person], &[], Body::Nothing).await?;
-        self.forget(id);
+        self.forget_id(id);
         Ok(())
     }
 
@@ -273,9 +276,9 @@ impl Client {
     ///
     /// # Errors
     /// As every call: see [`ClientError`].
-    pub async fn receive_only(&self, image: Bytes) -> Result<(), ClientError> {
+    pub async fn dry_run(&self, image: Bytes) -> Result<(), ClientError> {
         let form = Body::Form(vec![("image", Part::Image(image))]);
-        self.send(&operation::RECEIVE_ONLY, &[], &[], form).await?;
+        self.send(&operation::DRY_RUN, &[], &[], form).await?;
         Ok(())
     }
 
@@ -360,7 +363,7 @@ impl Client {
     /// As every call: see [`ClientError`].
     pub async fn detection(&self, id: i64) -> Result<Option<Detection>, ClientError> {
         let answer = self.call(&operation::DETECTION, &[&id.to_string()], &[], Body::Nothing).await;
-        found("detection_not_found", answer)
+        none_if("detection_not_found", answer)
     }
 
     /// Erases a detection. False: there is no such detection.
@@ -369,7 +372,7 @@ impl Client {
     /// As every call: see [`ClientError`].
     pub async fn erase_detection(&self, id: i64) -> Result<bool, ClientError> {
         let answer = self.send(&operation::ERASE_DETECTION, &[&id.to_string()], &[], Body::Nothing).await;
-        Ok(found("detection_not_found", answer)?.is_some())
+        Ok(none_if("detection_not_found", answer)?.is_some())
     }
 
     /// A page of detections. A `person` of the query is a Face ID.
@@ -391,7 +394,7 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`].
     pub async fn track(&self, id: &str, query: &[(&str, String)]) -> Result<Option<Track>, ClientError> {
-        found("person_not_found", self.of_person(&operation::TRACK, id, query, Body::Nothing).await)
+        none_if("person_not_found", self.call_for_person(&operation::TRACK, id, query, Body::Nothing).await)
     }
 
     /// Where a person was seen last; none for one who was never seen.
@@ -399,8 +402,8 @@ impl Client {
     /// # Errors
     /// As every call: see [`ClientError`]; `person_not_found` for a name that nobody has.
     pub async fn last_known_location(&self, id: &str) -> Result<Option<LastKnownLocation>, ClientError> {
-        let seen = self.of_person(&operation::LAST_KNOWN_LOCATION, id, &[], Body::Nothing).await;
-        found("never_seen", seen)
+        let seen = self.call_for_person(&operation::LAST_KNOWN_LOCATION, id, &[], Body::Nothing).await;
+        none_if("never_seen", seen)
     }
 
     /// Every camera that has a detection.
@@ -425,14 +428,14 @@ impl Client {
         Ok(id)
     }
 
-    fn forget(&self, name: &str) {
+    fn forget_id(&self, name: &str) {
         if let Ok(mut ids) = self.ids.lock() {
             ids.remove(name);
         }
     }
 
     /// A call about a person of a name.
-    async fn of_person<T: DeserializeOwned>(
+    async fn call_for_person<T: DeserializeOwned>(
         &self,
         operation: &Operation,
         name: &str,
@@ -443,7 +446,7 @@ impl Client {
         match self.call(operation, &[&id], query, body.clone()).await {
             // Erased, and perhaps enrolled again under the same name, since the id was asked for.
             Err(error) if error.code() == Some("person_not_found") => {
-                self.forget(name);
+                self.forget_id(name);
                 let id = self.person_id(name).await?;
                 self.call(operation, &[&id], query, body).await
             }
@@ -482,10 +485,10 @@ impl Client {
             if answer.status().is_success() {
                 return Ok(answer);
             }
-            let pause = pause(&answer);
+            let pause = retry_delay(&answer);
             let error = self.refusal(operation, answer).await;
             match pause {
-                Some(pause) if begun.elapsed() + pause <= self.patience => tokio::time::sleep(pause).await,
+                Some(pause) if begun.elapsed() + pause <= self.retry_limit => tokio::time::sleep(pause).await,
                 _ => return Err(error),
             }
         }
@@ -552,7 +555,7 @@ impl Client {
     }
 
     fn unexpected(&self, operation: &Operation, status: StatusCode, why: &str) -> ClientError {
-        ClientError::UnexpectedAnswer {
+        ClientError::UnexpectedResponse {
             server: self.address(),
             path: operation.path,
             status,
@@ -583,11 +586,11 @@ fn address(server: &Url, operation: &Operation, values: &[&str], query: &[(&str,
 }
 
 /// When to come back, if the server says that coming back helps.
-fn pause(answer: &Response) -> Option<Duration> {
+fn retry_delay(answer: &Response) -> Option<Duration> {
     let asked = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     match answer.status() {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::LOCKED => {
-            Some(asked.map_or(RETRY_PAUSE, Duration::from_secs))
+            Some(asked.map_or(DEFAULT_RETRY_DELAY, Duration::from_secs))
         }
         StatusCode::SERVICE_UNAVAILABLE => asked.map(Duration::from_secs),
         _ => None,
@@ -595,7 +598,7 @@ fn pause(answer: &Response) -> Option<Duration> {
 }
 
 /// None instead of the refusal with that code.
-fn found<T>(missing: &str, answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+fn none_if<T>(missing: &str, answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.code() == Some(missing) => Ok(None),

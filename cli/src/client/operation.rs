@@ -46,7 +46,7 @@ operations! {
     MODELS: GET "/model",
     OPTIMIZED_TRAIN: POST "/model/optimized-train",
     PERSON_IMAGES: GET "/people/{person_id}",
-    RECEIVE_ONLY: POST "/face-recognition/dry-run",
+    DRY_RUN: POST "/face-recognition/dry-run",
     RENAME_PERSON: PATCH "/people/{person_id}",
     STORE_RESULTS: POST "/face-recognition/store-results",
     TRACK: GET "/people/{person_id}/track",

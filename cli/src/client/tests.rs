@@ -102,7 +102,7 @@ fn ids_are_one_segment_of_the_address_whatever_is_in_them() {
 #[test]
 fn an_address_that_is_none_is_named() {
     for wrong in ["127.0.0.1:8080", "ftp://example.org", "http://"] {
-        let error = Client::new(&Settings::of(wrong)).expect_err("refused").to_string();
+        let error = Client::new(&Settings::new(wrong)).expect_err("refused").to_string();
         assert!(error.contains("--server") && error.contains(wrong), "{error}");
     }
 }

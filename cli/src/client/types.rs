@@ -350,7 +350,7 @@ pub enum JobStatus {
 
 impl JobStatus {
     /// The word of the API.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Running => "running",
@@ -361,7 +361,7 @@ impl JobStatus {
     }
 
     /// Whether nothing more will happen.
-    pub fn has_ended(self) -> bool {
+    pub fn is_finished(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }

@@ -2,12 +2,12 @@
 //! enrolled and trained, a crowd in which they and others walk by is rendered and replayed through the real elements,
 //! and the detections that were stored are summed up: who was seen where, when and how often, and what it cost in uplink.
 
-mod next;
 mod page;
 mod parts;
 mod report;
-mod street;
+mod suggestions;
 mod thumbnail;
+mod walkers;
 
 use std::{
     fs,
@@ -21,11 +21,11 @@ use clap::Args;
 use facepipe_vision::Mtcnn;
 
 use self::{
-    next::Suggestion,
     parts::Parts,
     report::{Model, Report, Step, write_whole},
-    street::Strangers,
+    suggestions::Suggestion,
     thumbnail::Thumbnails,
+    walkers::Strangers,
 };
 use crate::{
     exit::{self, Failure, Outcome},
@@ -100,7 +100,7 @@ impl Steps {
         }
     }
 
-    fn words(&self) -> String {
+    fn summary(&self) -> String {
         let parts: Vec<String> =
             self.done.iter().map(|step| format!("{} {:.1} s", step.name, step.seconds)).collect();
         let all: f64 = self.done.iter().map(|step| step.seconds).sum();
@@ -118,9 +118,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
         GroundTruth::beside(video)?;
     }
     let mut gallery = options.trial.gallery()?;
-    let workspace = Workspace::take(&options.out)?;
-    let reports = Reports::below(&options.out)?;
-    let parts = Parts::look(&options.trial);
+    let workspace = Workspace::lock(&options.out)?;
+    let reports = Reports::prepare(&options.out)?;
+    let parts = Parts::find(&options.trial);
     let missing = parts.missing();
     missing.iter().for_each(output::line);
     let mut steps = Steps::default();
@@ -129,11 +129,11 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
     let Ok(detector) = &parts.detector else { bail!("the backend's face detector is missing") };
     if options.video.is_none() && gallery.is_empty() {
-        return Err(Failure::Input(NOBODY.into()).into());
+        return Err(Failure::Input(NO_GALLERY.into()).into());
     }
 
     let strangers = match &options.video {
-        None => Some(Strangers::beside(&mut gallery, &options.trial)),
+        None => Some(Strangers::select(&mut gallery, &options.trial)),
         Some(_) => None,
     };
     let held_out = strangers.as_ref().map_or(0, |strangers| strangers.held_out);
@@ -173,7 +173,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     report.steps.clone_from(&steps.done);
     report.models = models(options, Some(&trial), &parts);
     report.print(&last_seen);
-    output::line(steps.words());
+    output::line(steps.summary());
     reports.write(&report, &replay, options.thumbnails)?;
     if replay.failed > 0 {
         bail!(
@@ -184,25 +184,30 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
     if !options.keep {
         drop(trial);
-        suggest(&next::afterwards(&options.again(), &options.trial.as_arguments(), &video, &options.out));
+        suggest(&suggestions::after_demo(
+            &options.to_arguments(),
+            &options.trial.as_arguments(),
+            &video,
+            &options.out,
+        ));
         return Ok(Outcome::Done);
     }
     let person = report.identified.keys().next();
     let photographs = person.and_then(|person| trial.gallery.iter().find(|other| other.id == *person));
     let photographs =
         photographs.and_then(|person| person.photographs.first()).and_then(|file| file.parent());
-    suggest(&next::with_the_backend(&url, person.map(String::as_str), photographs));
+    suggest(&suggestions::with_running_backend(&url, person.map(String::as_str), photographs));
     output::line(format!(
         "\nThe backend runs at {url} (its calls, to be tried in a browser: {url}/docs). Ctrl-C ends it."
     ));
-    trial.server.keep()?;
+    trial.server.wait_until_interrupted()?;
     drop(trial);
     output::line("The backend has ended.");
     Ok(Outcome::Done)
 }
 
 /// Without a gallery nobody can be recognised, and a video in which nobody can be is not shown unless it is asked for.
-const NOBODY: &str = "there is nobody to enrol: no gallery was downloaded. Name a folder with one folder of photographs \
+const NO_GALLERY: &str = "there is nobody to enrol: no gallery was downloaded. Name a folder with one folder of photographs \
     per person with --faces (make demo FACES=folder), run `facepipe models fetch` for one that is free to use, or set \
     FACEPIPE_MIRROR. With --video, a video is replayed in which everybody is unknown";
 
@@ -215,7 +220,7 @@ struct Reports {
 impl Reports {
     /// # Errors
     /// They cannot be written there; better said before than after the work.
-    fn below(out: &Path) -> Result<Self, Failure> {
+    fn prepare(out: &Path) -> Result<Self, Failure> {
         let reports = Self { page: out.join("report.html"), json: out.join("report.json") };
         for file in [&reports.page, &reports.json] {
             if file.is_dir() {
@@ -233,7 +238,7 @@ impl Reports {
     }
 
     fn write(&self, report: &Report, replay: &Replay, thumbnails: Thumbnails) -> Result<()> {
-        let page = page::page(report, &replay.pictures, thumbnails);
+        let page = page::render(report, &replay.crops, thumbnails);
         report.write(&self.json)?;
         write_whole(&self.page, &page)?;
         output::line(format!("\nReport    {} (for a browser), {}", self.page.display(), self.json.display()));
@@ -244,7 +249,7 @@ impl Reports {
 /// Renders the crowd and says who is in it.
 fn render(gallery: &[Person], strangers: Strangers, detector: &Mtcnn, out: &Path) -> Result<Option<PathBuf>> {
     let video = out.join("crowd.mp4");
-    let Some(rendered) = street::render(gallery, strangers, detector, &video)? else { return Ok(None) };
+    let Some(rendered) = walkers::render(gallery, strangers, detector, &video)? else { return Ok(None) };
     let others = match rendered.strangers {
         0 => "nobody else, since no picture of anybody else could be had".to_owned(),
         strangers => format!("{strangers} who are not enrolled"),
@@ -276,9 +281,9 @@ fn without_backend(
         (Some(video), _) => video.clone(),
         (None, Ok(detector)) => {
             let mut gallery = options.trial.gallery()?;
-            let strangers = Strangers::beside(&mut gallery, &options.trial);
+            let strangers = Strangers::select(&mut gallery, &options.trial);
             if gallery.is_empty() {
-                return Err(Failure::Input(NOBODY.into()).into());
+                return Err(Failure::Input(NO_GALLERY.into()).into());
             }
             steps.begin("crowd", "rendering the crowd");
             let Some(video) = render(&gallery, strangers, detector, &options.out)? else {
@@ -286,7 +291,7 @@ fn without_backend(
             };
             video
         }
-        (None, Err(_)) => trial::ready_crowd()
+        (None, Err(_)) => trial::downloaded_crowd()
             .ok_or_else(|| nothing("; and there is no video for the edge alone (--video names one)"))?,
     };
     output::line(format!("Video     {}", video.display()));
@@ -301,13 +306,13 @@ fn without_backend(
     report.steps.clone_from(&steps.done);
     report.models = models(options, None, parts);
     report.print(&std::collections::BTreeMap::new());
-    output::line(steps.words());
+    output::line(steps.summary());
     reports.write(&report, &replay, options.thumbnails)?;
     output::line(
         "Ran       the edge alone: faces were found, followed and cut out of the video; nobody was recognised",
     );
-    suggest(&next::without_a_backend(&options.again(), &video, &options.out));
-    Ok(Outcome::Partly)
+    suggest(&suggestions::without_backend_suggestions(&options.to_arguments(), &video, &options.out));
+    Ok(Outcome::Partial)
 }
 
 /// The backend alone: photographs that were not enrolled take the place of the video.
@@ -317,13 +322,13 @@ fn without_edge(trial: &Trial, mut steps: Steps) -> Result<Outcome> {
     let enrolled = || trial.gallery.iter().filter(|person| person.is_enrolled());
     let bar = progress::bar(enrolled().count(), "Asking");
     for person in enrolled() {
-        let shown = street::shown(person);
-        for photograph in &shown.photographs {
+        let candidate = walkers::photographs_to_show(person);
+        for photograph in &candidate.photographs {
             if interrupt::requested() {
                 bar.finish_and_clear();
                 return Ok(Outcome::Interrupted);
             }
-            match trial.server.who_is_on(photograph)? {
+            match trial.server.identify(photograph)? {
                 Some(who) => {
                     asked += 1;
                     right += usize::from(who.as_deref() == Some(person.id.as_str()));
@@ -340,17 +345,17 @@ fn without_edge(trial: &Trial, mut steps: Steps) -> Result<Outcome> {
         count => format!("; on {count} the backend found no face"),
     };
     output::line(format!("\nPhotos    {right} of {asked} were given the right name{without}"));
-    output::line(steps.words());
+    output::line(steps.summary());
     output::line(
         "Ran       the backend alone: people were enrolled and recognised on photographs; no video was searched",
     );
-    Ok(Outcome::Partly)
+    Ok(Outcome::Partial)
 }
 
 fn suggest(suggestions: &[Suggestion]) {
     output::line("\nTry next:");
-    for Suggestion { command, does } in suggestions {
-        output::line(format!("  # {does}\n  {command}"));
+    for Suggestion { command, description } in suggestions {
+        output::line(format!("  # {description}\n  {command}"));
     }
 }
 
@@ -358,7 +363,7 @@ fn suggest(suggestions: &[Suggestion]) {
 fn models(options: &Options, trial: Option<&Trial>, parts: &Parts) -> Vec<Model> {
     let Ok(manifest) = Manifest::embedded() else { return Vec::new() };
     let licence = |name: &str| {
-        let entry = manifest.entries.iter().find(|entry| entry.is_called(name));
+        let entry = manifest.entries.iter().find(|entry| entry.is_named(name));
         entry.map(|entry| entry.licence.clone())
     };
     let unknown = || "its owner's".to_owned();
@@ -388,7 +393,7 @@ fn models(options: &Options, trial: Option<&Trial>, parts: &Parts) -> Vec<Model>
 
 impl Options {
     /// The same options, as arguments.
-    fn again(&self) -> Vec<String> {
+    fn to_arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         if let Some(video) = &self.video {
             arguments.extend(["--video".to_owned(), video.display().to_string()]);

@@ -6,23 +6,23 @@ use std::fmt::{self, Display, Write as _};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    report::{Accuracy, Report, Track, VIDEO_MBPS, to_the_second},
+    report::{Accuracy, Report, Track, VIDEO_MBPS, format_time},
     thumbnail::{Thumbnails, data_address},
 };
-use crate::trial::{Pictures, Verdict};
+use crate::trial::{Crops, IdentificationOutcome};
 
 const STYLE: &str = include_str!("page.css");
 
 /// So many who walked by are shown with a picture.
-const MOST_SHOWN: usize = 60;
+const MAX_TILES: usize = 60;
 
 /// Width of a line of time in its own units; its height is 20.
-const LINE: f64 = 400.0;
+const TIMELINE_WIDTH: f64 = 400.0;
 
 /// Text that a page shows as it is, whatever is in it. What XML cannot hold becomes U+FFFD.
-struct Text<'a>(&'a str);
+struct Escaped<'a>(&'a str);
 
-impl Display for Text<'_> {
+impl Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in self.0.chars() {
             match character {
@@ -42,13 +42,13 @@ impl Display for Text<'_> {
 }
 
 /// A name, which may be written from right to left and may be broken where names of files have their spaces.
-fn shown_name(name: &str) -> String {
-    format!("<bdi>{}</bdi>", Text(name).to_string().replace('_', "_<wbr/>"))
+fn name_html(name: &str) -> String {
+    format!("<bdi>{}</bdi>", Escaped(name).to_string().replace('_', "_<wbr/>"))
 }
 
 /// The page.
-pub fn page(report: &Report, pictures: &Pictures, thumbnails: Thumbnails) -> String {
-    let page = Page { report, pictures, thumbnails };
+pub fn render(report: &Report, crops: &Crops, thumbnails: Thumbnails) -> String {
+    let page = Page { report, crops, thumbnails };
     // Writing into memory does not fail.
     let mut html = String::new();
     let _ = page.write(&mut html);
@@ -57,7 +57,7 @@ pub fn page(report: &Report, pictures: &Pictures, thumbnails: Thumbnails) -> Str
 
 struct Page<'a> {
     report: &'a Report,
-    pictures: &'a Pictures,
+    crops: &'a Crops,
     thumbnails: Thumbnails,
 }
 
@@ -76,24 +76,24 @@ impl Page<'_> {
             out,
             "<header>\n<h1>Who was seen</h1>\n<p class=\"quiet\">{} (camera {}), <time datetime=\"{}\">{}</time>, {:.1} s \
              of video: {}</p>\n</header>\n",
-            Text(report.camera_location),
-            Text(report.camera_id),
-            Text(&report.started_at),
-            Text(&to_the_second(&report.started_at)),
+            Escaped(report.camera_location),
+            Escaped(report.camera_id),
+            Escaped(&report.started_at),
+            Escaped(&format_time(&report.started_at)),
             report.seconds,
-            Text(&report.video)
+            Escaped(&report.video)
         )?;
         self.figures(out)?;
         self.missing(out)?;
         if report.embedder.is_some() {
             self.people(out)?;
         }
-        self.faces(out)?;
+        self.tiles(out)?;
         self.uplink(out)?;
         if let Some(accuracy) = &report.accuracy {
             self.accuracy(out, accuracy)?;
         }
-        self.made_of(out)?;
+        self.provenance(out)?;
         let faces = match self.thumbnails {
             Thumbnails::Pixelated => {
                 "Faces are pixelated: this page does not hold more of them than it shows."
@@ -106,7 +106,7 @@ impl Page<'_> {
             out,
             "<footer><p>All times are UTC. {faces} It loads nothing from elsewhere.</p>\n<p>facepipe {}</p></footer>\n\
              </main>\n</body>\n</html>\n",
-            Text(&report.version)
+            Escaped(&report.version)
         )
     }
 
@@ -165,7 +165,7 @@ impl Page<'_> {
         }
         writeln!(out, "<section>\n<h2>What is missing</h2>\n<ul class=\"plain\">")?;
         for missing in &self.report.missing {
-            writeln!(out, "<li>{}</li>", Text(missing.strip_prefix("Missing").unwrap_or(missing).trim()))?;
+            writeln!(out, "<li>{}</li>", Escaped(missing.strip_prefix("Missing").unwrap_or(missing).trim()))?;
         }
         writeln!(out, "</ul>\n</section>")
     }
@@ -182,15 +182,15 @@ impl Page<'_> {
         )?;
         for (name, taken) in &report.taken {
             if let Some(name) = name {
-                self.person(out, &shown_name(name), taken)?;
+                self.person_row(out, &name_html(name), taken)?;
             }
         }
         let unknown = report.taken.get(&None).map(Vec::as_slice).unwrap_or_default();
-        self.person(out, "<span class=\"quiet\">unknown</span>", unknown)?;
+        self.person_row(out, "<span class=\"quiet\">unknown</span>", unknown)?;
         writeln!(out, "</tbody>\n</table></div>")?;
         if !report.people_without_photograph.is_empty() {
             let names: Vec<String> =
-                report.people_without_photograph.iter().map(|name| Text(name).to_string()).collect();
+                report.people_without_photograph.iter().map(|name| Escaped(name).to_string()).collect();
             writeln!(
                 out,
                 "<p class=\"quiet\">Not enrolled, for lack of a usable photograph: {}</p>",
@@ -200,7 +200,7 @@ impl Page<'_> {
         writeln!(out, "</section>")
     }
 
-    fn person(&self, out: &mut String, who: &str, taken: &[f64]) -> fmt::Result {
+    fn person_row(&self, out: &mut String, who: &str, taken: &[f64]) -> fmt::Result {
         let first = taken.iter().copied().reduce(f64::min);
         let last = taken.iter().copied().reduce(f64::max);
         let moment = |seconds: Option<f64>| seconds.map(|seconds| self.moment(seconds)).unwrap_or_default();
@@ -209,15 +209,15 @@ impl Page<'_> {
             "<tr><th scope=\"row\">{who}</th><td class=\"number\">{}</td><td class=\"when\">{}</td>\
              <td class=\"first\">{}</td><td class=\"last\">{}</td><td class=\"where\">{}</td></tr>",
             taken.len(),
-            self.line(taken),
+            self.timeline(taken),
             moment(first),
             moment(last),
-            Text(self.report.camera_location)
+            Escaped(self.report.camera_location)
         )
     }
 
     /// A line that is as long as the video, with a point for each picture.
-    fn line(&self, taken: &[f64]) -> String {
+    fn timeline(&self, taken: &[f64]) -> String {
         let mut times = taken.to_vec();
         times.sort_by(f64::total_cmp);
         let words: Vec<String> = times.iter().map(|seconds| format!("{seconds:.1}")).collect();
@@ -226,13 +226,14 @@ impl Page<'_> {
         let points: String = times
             .iter()
             .map(|seconds| {
-                let x = (seconds / self.report.seconds.max(0.001)).clamp(0.0, 1.0) * (LINE - 16.0) + 8.0;
+                let x = (seconds / self.report.seconds.max(0.001)).clamp(0.0, 1.0) * (TIMELINE_WIDTH - 16.0)
+                    + 8.0;
                 format!("<circle cx=\"{x:.1}\" cy=\"10\" r=\"6.5\"/>")
             })
             .collect();
         format!(
-            "<svg class=\"line\" viewBox=\"0 0 {LINE} 20\" role=\"img\" aria-label=\"{words}\">\
-             <rect x=\"0\" y=\"8\" width=\"{LINE}\" height=\"4\" rx=\"2\"/>{points}</svg>"
+            "<svg class=\"line\" viewBox=\"0 0 {TIMELINE_WIDTH} 20\" role=\"img\" aria-label=\"{words}\">\
+             <rect x=\"0\" y=\"8\" width=\"{TIMELINE_WIDTH}\" height=\"4\" rx=\"2\"/>{points}</svg>"
         )
     }
 
@@ -244,42 +245,42 @@ impl Page<'_> {
         let Ok(moment) = (started + Duration::seconds_f64(seconds)).format(&Rfc3339) else {
             return String::new();
         };
-        let shown = to_the_second(&moment);
+        let shown = format_time(&moment);
         let shown = shown.split(' ').nth(1).unwrap_or(&shown);
         format!("<time datetime=\"{moment}\">{shown}</time>")
     }
 
     /// Everybody who walked by, with a picture.
-    fn faces(&self, out: &mut String) -> fmt::Result {
+    fn tiles(&self, out: &mut String) -> fmt::Result {
         let tracks = &self.report.tracks;
         if tracks.is_empty() {
             return writeln!(out, "<section>\n<h2>Faces</h2>\n<p>No face was seen.</p>\n</section>");
         }
         writeln!(out, "<section>\n<h2>Everybody who walked by</h2>\n<ul class=\"faces\">")?;
-        for track in tracks.iter().take(MOST_SHOWN) {
-            self.face(out, track)?;
+        for track in tracks.iter().take(MAX_TILES) {
+            self.tile(out, track)?;
         }
         writeln!(out, "</ul>")?;
-        if let Some(more @ 1..) = tracks.len().checked_sub(MOST_SHOWN) {
+        if let Some(more @ 1..) = tracks.len().checked_sub(MAX_TILES) {
             writeln!(out, "<p class=\"quiet\">and {more} more: see report.json</p>")?;
         }
         writeln!(out, "</section>")
     }
 
-    fn face(&self, out: &mut String, track: &Track) -> fmt::Result {
-        let (look, class) = match self.thumbnails {
+    fn tile(&self, out: &mut String, track: &Track) -> fmt::Result {
+        let (alt, class) = match self.thumbnails {
             Thumbnails::Pixelated => ("Pixelated face", ""),
             Thumbnails::Clear => ("Face", " clear"),
         };
         let (name, described) = match &track.identity {
-            Some(name) => (shown_name(name), Text(name).to_string()),
+            Some(name) => (name_html(name), Escaped(name).to_string()),
             None if self.report.embedder.is_some() => ("unknown".to_owned(), "somebody unknown".to_owned()),
             None => (format!("track {}", track.track), format!("track {}", track.track)),
         };
-        let picture = self.pictures.of_tracks.get(&track.track);
+        let picture = self.crops.by_track.get(&track.track);
         let picture = picture.and_then(|picture| data_address(&picture.jpeg, self.thumbnails));
         let picture = match picture {
-            Some(address) => format!("<img src=\"{address}\" alt=\"{look} of {described}\"/>"),
+            Some(address) => format!("<img src=\"{address}\" alt=\"{alt} of {described}\"/>"),
             None => "<span class=\"quiet\">no picture</span>".to_owned(),
         };
         let [from, to] = track.seconds;
@@ -288,13 +289,13 @@ impl Page<'_> {
             out,
             "<li><div class=\"picture{class}\">{picture}</div><strong>{name}</strong><small class=\"quiet\">{when}</small>"
         )?;
-        if let Some(verdict) = track.judged {
-            let (class, words) = match verdict {
-                Verdict::RightlyNamed(_) => ("good", "\u{2713} right"),
-                Verdict::RightlyUnknown => ("good", "\u{2713} right: not enrolled"),
-                Verdict::Missed => ("open", "? enrolled, but not recognised"),
-                Verdict::Misnamed => ("bad", "\u{2717} somebody else"),
-                Verdict::Unexplained => ("open", "? nobody was there"),
+        if let Some(outcome) = track.outcome {
+            let (class, words) = match outcome {
+                IdentificationOutcome::Correct(_) => ("good", "\u{2713} right"),
+                IdentificationOutcome::CorrectlyUnknown => ("good", "\u{2713} right: not enrolled"),
+                IdentificationOutcome::Missed => ("open", "? enrolled, but not recognised"),
+                IdentificationOutcome::Misidentified => ("bad", "\u{2717} somebody else"),
+                IdentificationOutcome::Unmatched => ("open", "? nobody was there"),
             };
             write!(out, "<br/><span class=\"badge {class}\">{words}</span>")?;
         }
@@ -369,7 +370,7 @@ impl Page<'_> {
     }
 
     /// Networks with their licences, and what took how long.
-    fn made_of(&self, out: &mut String) -> fmt::Result {
+    fn provenance(&self, out: &mut String) -> fmt::Result {
         let report = self.report;
         writeln!(
             out,
@@ -381,8 +382,8 @@ impl Page<'_> {
                 out,
                 "<tr><th scope=\"row\">{}</th><td>{}</td><td>{}</td></tr>",
                 model.role,
-                Text(&model.name),
-                Text(&model.licence)
+                Escaped(&model.name),
+                Escaped(&model.licence)
             )?;
         }
         writeln!(out, "</tbody>\n</table></div>")?;
@@ -399,9 +400,9 @@ impl Page<'_> {
             0 => String::new(),
             crops => format!(" {crops} uploaded pictures held no face for the backend."),
         };
-        let left_out = report.left_out.words("min-size of facecrop");
+        let left_out = report.left_out.summary("min-size of facecrop");
         let left_out = left_out.map(|words| format!(" {words}.")).unwrap_or_default();
-        writeln!(out, "<p class=\"quiet\">{enrolled}{without_face}{}</p>\n</section>", Text(&left_out))
+        writeln!(out, "<p class=\"quiet\">{enrolled}{without_face}{}</p>\n</section>", Escaped(&left_out))
     }
 }
 
@@ -411,7 +412,7 @@ mod tests {
 
     #[test]
     fn whatever_a_name_holds_is_shown_as_text() {
-        let shown = |text: &str| Text(text).to_string();
+        let shown = |text: &str| Escaped(text).to_string();
         assert_eq!(shown("<img src=x onerror='a'>"), "&lt;img src=x onerror=&#39;a&#39;&gt;");
         assert_eq!(shown("a\"b & c"), "a&quot;b &amp; c");
         assert_eq!(shown("a\u{0}b\u{1b}\u{85}\u{ffff}"), "a\u{fffd}b\u{fffd}\u{fffd}\u{fffd}");

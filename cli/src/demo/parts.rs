@@ -20,10 +20,10 @@ pub struct Parts {
 
 impl Parts {
     /// Looks for all of them.
-    pub fn look(options: &trial::Options) -> Self {
+    pub fn find(options: &trial::Options) -> Self {
         let detector =
             Mtcnn::load(options.models(), MtcnnConfig::default()).map_err(|error| error.to_string());
-        Self { detector, embedder: embedder(options), edge: edge() }
+        Self { detector, embedder: embedder(options), edge: edge_detector() }
     }
 
     /// Whether people can be enrolled and recognised.
@@ -66,7 +66,7 @@ fn embedder(options: &trial::Options) -> Result<EmbedderKind, String> {
     })
 }
 
-fn edge() -> Result<String, String> {
+fn edge_detector() -> Result<String, String> {
     let model = edge_models::resolve("auto", Some(WIDTH), &[]).map_err(|error| error.to_string())?;
     runtime::load(&[]).map_err(|error| error.to_string())?;
     Ok(model.file_name().unwrap_or_default().display().to_string())

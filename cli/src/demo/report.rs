@@ -15,7 +15,9 @@ use crate::{
     client::LastKnownLocation,
     exit::Failure,
     output,
-    trial::{CAMERA_ID, CAMERA_LOCATION, Detection, GroundTruth, Policy, Replay, Trial, Verdict},
+    trial::{
+        CAMERA_ID, CAMERA_LOCATION, Detection, GroundTruth, IdentificationOutcome, Policy, Replay, Trial,
+    },
     video::faces::LeftOut,
 };
 
@@ -91,7 +93,7 @@ pub struct Track {
     pub verdict: Option<&'static str>,
     /// The same for the page.
     #[serde(skip)]
-    pub judged: Option<Verdict>,
+    pub outcome: Option<IdentificationOutcome>,
 }
 
 /// Something that was done.
@@ -161,17 +163,17 @@ impl Report {
         }
         let enrolled = trial.map(Trial::enrolled).unwrap_or_default();
         let accuracy = truth.filter(|_| trial.is_some()).map(|truth| {
-            let score = replay.judge(truth, &enrolled);
+            let score = replay.score(truth, &enrolled);
             Accuracy {
-                identification_accuracy: score.right as f64 / score.judged.max(1) as f64,
+                identification_accuracy: score.correct as f64 / score.total.max(1) as f64,
                 walkers: truth.walkers(),
                 walkers_enrolled: truth.enrolled_walkers(&enrolled),
-                walkers_seen: score.seen.len(),
-                detections_right: score.right,
-                detections_rightly_unknown: score.rightly_unknown,
-                detections_misnamed: score.misnamed,
-                detections_unknown: score.unknown,
-                detections_unexplained: score.unexplained,
+                walkers_seen: score.recognized_walkers.len(),
+                detections_right: score.correct,
+                detections_rightly_unknown: score.correctly_unknown,
+                detections_misnamed: score.misidentified,
+                detections_unknown: score.missed,
+                detections_unexplained: score.unmatched,
             }
         });
         let per_second = 8.0 / 1e6 / replay.seconds;
@@ -215,7 +217,7 @@ impl Report {
             let (place, time) = match last_seen.get(person) {
                 Some(seen) => (
                     seen.location.as_str(),
-                    format!("{} at {}", to_the_second(&seen.captured_at), seen.camera_id),
+                    format!("{} at {}", format_time(&seen.captured_at), seen.camera_id),
                 ),
                 None => ("", String::new()),
             };
@@ -252,7 +254,7 @@ impl Report {
             "{label} {} bytes in {:.1} s = {:.3} Mbit/s, {:.0} times less than {VIDEO_MBPS} Mbit/s of video",
             self.uplink_bytes, self.seconds, self.uplink_mbps, self.reduction_factor
         ));
-        self.left_out.words("min-size of facecrop").iter().for_each(output::line);
+        self.left_out.summary("min-size of facecrop").iter().for_each(output::line);
     }
 
     /// Writes the report as JSON.
@@ -288,11 +290,11 @@ fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Ve
         detections: 0,
         seconds,
         verdict: None,
-        judged: None,
+        outcome: None,
     };
     if replay.detections.is_empty() && replay.sent == 0 {
         // Nobody was asked.
-        let seen = replay.pictures.of_tracks.iter().map(|(id, picture)| (*id, new(*id, picture.seconds)));
+        let seen = replay.crops.by_track.iter().map(|(id, picture)| (*id, new(*id, picture.seconds)));
         tracks.extend(seen);
     }
     for detection in replay.detections.iter().filter(|detection| detection.largest) {
@@ -305,9 +307,9 @@ fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Ve
         if decides {
             entry.identity.clone_from(identity);
             entry.confidence = *confidence;
-            entry.judged = truth
-                .map(|(truth, enrolled)| truth.verdict(enrolled, *seconds, *bounds, identity.as_deref()));
-            entry.verdict = entry.judged.map(word);
+            entry.outcome =
+                truth.map(|(truth, enrolled)| truth.assess(enrolled, *seconds, *bounds, identity.as_deref()));
+            entry.verdict = entry.outcome.map(outcome_code);
         }
     }
     let mut tracks: Vec<Track> = tracks.into_values().collect();
@@ -316,13 +318,13 @@ fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Ve
 }
 
 /// A verdict for programs.
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::RightlyNamed(_) => "right",
-        Verdict::RightlyUnknown => "rightly-unknown",
-        Verdict::Missed => "unknown-though-enrolled",
-        Verdict::Misnamed => "wrong-name",
-        Verdict::Unexplained => "nobody-there",
+fn outcome_code(outcome: IdentificationOutcome) -> &'static str {
+    match outcome {
+        IdentificationOutcome::Correct(_) => "right",
+        IdentificationOutcome::CorrectlyUnknown => "rightly-unknown",
+        IdentificationOutcome::Missed => "unknown-though-enrolled",
+        IdentificationOutcome::Misidentified => "wrong-name",
+        IdentificationOutcome::Unmatched => "nobody-there",
     }
 }
 
@@ -331,7 +333,7 @@ fn rfc3339(time: OffsetDateTime) -> String {
 }
 
 /// `2026-03-04 05:06:07 UTC` of an RFC 3339 time in UTC; what is none stays as it is.
-pub fn to_the_second(time: &str) -> String {
+pub fn format_time(time: &str) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     OffsetDateTime::parse(time, &Rfc3339)
         .ok()

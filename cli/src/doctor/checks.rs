@@ -19,7 +19,7 @@ use super::{Check, Options, State};
 const ELEMENTS: [&str; 5] = ["facedetect", "facetrack", "facecrop", "facesink-http", "faceoverlay"];
 
 /// Elements of other plugins that the pipelines use, what for, and the Debian package that has them.
-const OTHERS: [(&str, &str, &str); 11] = [
+const OTHER_ELEMENTS: [(&str, &str, &str); 11] = [
     ("decodebin", "playing files", "gstreamer1.0-plugins-base"),
     ("videoconvert", "other formats of video", "gstreamer1.0-plugins-base"),
     ("videoflip", "videos of phones", "gstreamer1.0-plugins-good"),
@@ -42,7 +42,7 @@ const DECODERS: [(&str, &[&str]); 2] = [
 /// A clock that differs by more than this makes capture times that cannot be trusted, seconds.
 const CLOCK_TOLERANCE: f64 = 2.0;
 
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub fn all(options: &Options) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -59,7 +59,7 @@ pub fn all(options: &Options) -> Vec<Check> {
             let there = found.state != State::Failed;
             checks.push(found);
             if there {
-                checks.push(names());
+                checks.push(element_names());
             }
             plugin_folder = folder;
             checks.push(other_elements());
@@ -118,7 +118,7 @@ fn plugin() -> (Check, Option<PathBuf>) {
 }
 
 /// Whether the short names mean our elements: the last plugin scanned wins, whatever its rank.
-fn names() -> Check {
+fn element_names() -> Check {
     const NAME: &str = "element names";
     let taken: Vec<String> = ELEMENTS
         .into_iter()
@@ -141,7 +141,7 @@ fn names() -> Check {
 
 fn other_elements() -> Check {
     const NAME: &str = "other elements";
-    let absent: Vec<String> = OTHERS
+    let absent: Vec<String> = OTHER_ELEMENTS
         .into_iter()
         .filter(|(element, ..)| gst::ElementFactory::find(element).is_none())
         .map(|(element, purpose, package)| format!("{element} ({purpose}; package {package})"))
@@ -293,9 +293,9 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         Ok(proxy) => proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default(),
         Err(error) => return (Check::failed(NAME, error.to_string(), "as it says"), None),
     };
-    let ask = || -> reqwest::Result<(StatusCode, Option<OffsetDateTime>)> {
+    let query = || -> reqwest::Result<(StatusCode, Option<OffsetDateTime>)> {
         let base = server.trim_end_matches('/');
-        let client = Client::builder().timeout(ANSWER_LIMIT);
+        let client = Client::builder().timeout(RESPONSE_TIMEOUT);
         let client = match &tls {
             Some(tls) => client.tls_backend_preconfigured(tls.clone()),
             None => client,
@@ -319,7 +319,7 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         }
         Ok((request.send()?.status(), date))
     };
-    match ask() {
+    match query() {
         Err(error) => {
             let mut cause: &dyn std::error::Error = &error;
             while let Some(source) = cause.source() {

@@ -21,9 +21,9 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::{
-    nobody,
-    shots::{self, Chooser, Fault, Rules, Shot},
-    upload::{self, Fate},
+    selection::{self, Criteria, FaceSample, Rejection, SampleSelector},
+    unknown_person,
+    upload::{self, UploadOutcome},
 };
 use crate::{
     client::Client,
@@ -45,11 +45,11 @@ const WAIT: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
 /// The pictures that are sent: with so much around the face that the server's own detector finds it, and as large as that
 /// is of use.
-const SENT: CropSettings =
+const UPLOAD_CROP: CropSettings =
     CropSettings { margin: 0.6, min_size: 1, max_size: 640, quality: 95, encoding: Encoding::Jpeg };
 
 /// How long somebody before a camera is waited for, if nothing else is said.
-const LIVE_LIMIT: Duration = Duration::from_secs(120);
+const LIVE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Adds pictures of the one person before a camera, or in a video.
 #[derive(Debug, Args)]
@@ -120,7 +120,7 @@ struct Summary {
     /// Pictures that the server had from an earlier run.
     already_there: u32,
     /// Pictures that the server refused, by their faults.
-    refused: BTreeMap<Fate, u32>,
+    refused: BTreeMap<UploadOutcome, u32>,
     /// Frames that were looked at, and what was wrong with those that were not sent.
     frames: u32,
     frames_without_face: u32,
@@ -146,7 +146,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let client = options.connection.client()?;
     let is_known = runtime.block_on(client.person_images(&options.id))?.is_some();
     if !is_known && !options.create {
-        return Err(nobody(&options.id).into());
+        return Err(unknown_person(&options.id).into());
     }
     let mut session = Session::new(options, &client, &runtime, is_known)?;
     let played = session.play();
@@ -156,7 +156,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     summary.interrupted = matches!(finished, Ok(true));
 
     let mut failure = played.err().or_else(|| finished.err());
-    let is_complete = summary.have() >= options.count;
+    let is_complete = summary.total() >= options.count;
     if options.train && summary.enrolled > 0 && failure.is_none() && !summary.interrupted {
         match runtime.block_on(train::begin_and_wait(&client, false)) {
             Ok(Some(job)) => summary.model_version = train::model_version(&job),
@@ -175,7 +175,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if summary.interrupted {
         return Ok(Outcome::Interrupted);
     }
-    Ok(if is_complete { Outcome::Done } else { Outcome::Partly })
+    Ok(if is_complete { Outcome::Done } else { Outcome::Partial })
 }
 
 struct Session<'a> {
@@ -187,12 +187,12 @@ struct Session<'a> {
     window: Option<Window>,
     panel: Option<Panel>,
     cropper: Cropper,
-    chooser: Chooser,
+    selector: SampleSelector,
     timeline: Timeline,
     summary: Summary,
     /// Whether the server knows the person.
     is_known: bool,
-    several_told: bool,
+    warned_about_several: bool,
 }
 
 impl<'a> Session<'a> {
@@ -222,8 +222,11 @@ impl<'a> Session<'a> {
         if let Some(window) = window.clone() {
             video::each_sample(&video::appsink(player.element("view")?)?, move |frame| window.show(frame));
         }
-        let rules =
-            Rules { sharpness: options.min_sharpness, likeness: options.max_likeness, apart: options.apart };
+        let criteria = Criteria {
+            sharpness: options.min_sharpness,
+            similarity: options.max_likeness,
+            apart: options.apart,
+        };
         Ok(Self {
             options,
             client,
@@ -233,11 +236,11 @@ impl<'a> Session<'a> {
             window,
             panel,
             cropper: Cropper::default(),
-            chooser: Chooser::new(rules),
+            selector: SampleSelector::new(criteria),
             timeline: Timeline::default(),
             summary: Summary { face_id: options.id.clone(), ..Summary::default() },
             is_known,
-            several_told: false,
+            warned_about_several: false,
         })
     }
 
@@ -250,25 +253,25 @@ impl<'a> Session<'a> {
             let sample = self.frames.try_pull_sample(WAIT);
             ended |= self.player.step(Duration::ZERO);
             match &sample {
-                Some(sample) if !self.player.is_urgent() => self.consider(sample)?,
+                Some(sample) if !self.player.is_urgent() => self.process_sample(sample)?,
                 Some(_) => {}
                 // The last frames wait behind the end of which the pipeline has told.
                 None if ended => return Ok(()),
                 None => {}
             }
             if let Some(panel) = &self.panel {
-                panel.look_after();
+                panel.poll();
             }
-            let is_late = is_limited && begun.elapsed() > LIVE_LIMIT;
-            let is_unwatched = self.window.as_ref().is_some_and(Window::closed);
-            if self.summary.have() >= self.options.count || is_late || is_unwatched {
+            let is_late = is_limited && begun.elapsed() > LIVE_TIMEOUT;
+            let is_unwatched = self.window.as_ref().is_some_and(Window::is_closed);
+            if self.summary.total() >= self.options.count || is_late || is_unwatched {
                 return Ok(());
             }
-            self.player.say(format!("{} of {}", self.summary.have(), self.options.count));
+            self.player.say(format!("{} of {}", self.summary.total(), self.options.count));
         }
     }
 
-    fn consider(&mut self, sample: &gst::Sample) -> Result<()> {
+    fn process_sample(&mut self, sample: &gst::Sample) -> Result<()> {
         let buffer = sample.buffer().context("a sample without a frame")?;
         if searched::was_searched(buffer) == Some(false) {
             return Ok(());
@@ -280,7 +283,7 @@ impl<'a> Session<'a> {
                 self.summary.frames_without_face += 1;
             } else {
                 self.summary.frames_with_several_faces += 1;
-                if !std::mem::replace(&mut self.several_told, true) {
+                if !std::mem::replace(&mut self.warned_about_several, true) {
                     self.player.print(
                         "Several faces: such frames are passed over; only the one person may be in view.",
                     );
@@ -288,14 +291,14 @@ impl<'a> Session<'a> {
             }
             return Ok(());
         };
-        if let Some(picture) = self.picture(sample, &face)? {
+        if let Some(picture) = self.select_picture(sample, &face)? {
             self.send(picture)?;
         }
         Ok(())
     }
 
     /// The picture to send of a frame, unless it has a fault.
-    fn picture(&mut self, sample: &gst::Sample, face: &FaceRegion) -> Result<Option<Bytes>> {
+    fn select_picture(&mut self, sample: &gst::Sample, face: &FaceRegion) -> Result<Option<Bytes>> {
         let buffer = sample.buffer().context("a sample without a frame")?;
         let info = VideoInfo::from_caps(sample.caps().context("a sample without caps")?)?;
         // Motion JPEG over HTTP has no timestamps, and some cameras begin theirs again.
@@ -305,10 +308,10 @@ impl<'a> Session<'a> {
         let length = frame_length(buffer, Some(info.fps()));
         let moment = self.timeline.frame(running_time.map(Duration::from), length);
         let seconds = moment.time.as_secs_f64();
-        let fault = if face.is_cut(info.width(), info.height()) {
-            Fault::Cut
-        } else if self.chooser.is_too_soon(seconds) {
-            Fault::Soon
+        let rejection = if face.is_cut(info.width(), info.height()) {
+            Rejection::CutOff
+        } else if self.selector.is_too_soon(seconds) {
+            Rejection::TooSoon
         } else {
             let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, &info)
                 .map_err(|_| anyhow!("a frame cannot be mapped for reading"))?;
@@ -316,23 +319,23 @@ impl<'a> Session<'a> {
             let region = |settings: &CropSettings| {
                 settings.region(face, info.width(), info.height()).context("a face outside its frame")
             };
-            let measured = region(&shots::measure())?;
-            let small = self.cropper.cut(&described, &measured, &shots::measure())?;
-            let shot = Shot::new(seconds, face, &small, measured.shares(face));
-            match self.chooser.take(shot) {
+            let measured = region(&selection::measurement_crop())?;
+            let small = self.cropper.cut(&described, &measured, &selection::measurement_crop())?;
+            let sample = FaceSample::new(seconds, face, &small, measured.shares(face));
+            match self.selector.accept(sample) {
                 Ok(()) => {
-                    let picture = self.cropper.cut(&described, &region(&SENT)?, &SENT)?;
-                    return Ok(Some(picture.encode(&SENT)?.into()));
+                    let picture = self.cropper.cut(&described, &region(&UPLOAD_CROP)?, &UPLOAD_CROP)?;
+                    return Ok(Some(picture.encode(&UPLOAD_CROP)?.into()));
                 }
-                Err(fault) => fault,
+                Err(rejection) => rejection,
             }
         };
         let summary = &mut self.summary;
-        match fault {
-            Fault::Cut => summary.frames_cut_off += 1,
-            Fault::Soon => summary.frames_too_soon += 1,
-            Fault::Blurred => summary.frames_blurred += 1,
-            Fault::Alike => summary.frames_alike += 1,
+        match rejection {
+            Rejection::CutOff => summary.frames_cut_off += 1,
+            Rejection::TooSoon => summary.frames_too_soon += 1,
+            Rejection::Blurred => summary.frames_blurred += 1,
+            Rejection::TooSimilar => summary.frames_alike += 1,
         }
         Ok(None)
     }
@@ -350,14 +353,14 @@ impl<'a> Session<'a> {
             Ok(_) => {
                 self.summary.enrolled += 1;
                 if !self.options.json {
-                    self.player.line(format!("{:>5} of {}", self.summary.have(), self.options.count));
+                    self.player.line(format!("{:>5} of {}", self.summary.total(), self.options.count));
                 }
             }
-            Err(error) => match upload::fate(&error) {
-                Some(Fate::AlreadyThere) => self.summary.already_there += 1,
-                Some(fate) => {
+            Err(error) => match upload::classify(&error) {
+                Some(UploadOutcome::AlreadyThere) => self.summary.already_there += 1,
+                Some(outcome) => {
                     self.player.print(&format!("Refused, another one is taken: {error}"));
-                    *self.summary.refused.entry(fate).or_default() += 1;
+                    *self.summary.refused.entry(outcome).or_default() += 1;
                 }
                 None => return Err(error.into()),
             },
@@ -368,7 +371,7 @@ impl<'a> Session<'a> {
 
 impl Summary {
     /// Pictures that are enrolled, by this run or an earlier one.
-    fn have(&self) -> u32 {
+    fn total(&self) -> u32 {
         self.enrolled + self.already_there
     }
 
@@ -381,10 +384,10 @@ impl Summary {
         if self.created {
             output::line(format!("Added     {}", self.face_id));
         }
-        output::line(format!("Enrolled  {} of {count} pictures", self.have()));
-        row(self.already_there, Fate::AlreadyThere.words());
-        for (fate, number) in &self.refused {
-            row(*number, &format!("refused by the server: {}", fate.words()));
+        output::line(format!("Enrolled  {} of {count} pictures", self.total()));
+        row(self.already_there, UploadOutcome::AlreadyThere.description());
+        for (outcome, number) in &self.refused {
+            row(*number, &format!("refused by the server: {}", outcome.description()));
         }
         output::line(format!("Frames    {}", self.frames));
         row(self.frames_without_face, "without a face");
@@ -393,7 +396,7 @@ impl Summary {
         row(self.frames_blurred, "not sharp");
         row(self.frames_alike, "too much like one that was sent");
         row(self.frames_too_soon, "too soon after the last one");
-        self.left_out.words("--min-size").iter().for_each(output::line);
+        self.left_out.summary("--min-size").iter().for_each(output::line);
         if let Some(version) = self.model_version {
             output::line(format!("Trained   model {version}"));
         } else if self.enrolled > 0 {

@@ -10,15 +10,15 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    nobody,
-    upload::{Fate, Sent, Upload},
+    unknown_person,
+    upload::{ImageResult, UploadOutcome, Uploader},
 };
 use crate::{
     client::{Client, ClientError},
     connection::Connection,
     exit::{self, Outcome},
     interrupt, output,
-    pictures::{self, Found, PassedOver, People},
+    pictures::{self, FolderContents, PassedOver, PersonFolders},
     progress, runtime, train,
 };
 
@@ -112,24 +112,24 @@ struct PersonReport {
     /// Why no picture was sent, where that is so.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
-    images: Vec<Sent>,
+    images: Vec<ImageResult>,
     /// Pictures of theirs that the server had before.
     #[serde(skip)]
-    had: usize,
+    existing_images: usize,
 }
 
 impl PersonReport {
     /// Whether the server has no picture of theirs, so that it cannot recognise them.
     fn is_without_picture(&self) -> bool {
-        let has_one = |sent: &Sent| !sent.result.is_refusal();
-        self.had == 0 && !self.images.iter().any(has_one)
+        let has_one = |sent: &ImageResult| !sent.result.is_refusal();
+        self.existing_images == 0 && !self.images.iter().any(has_one)
     }
 }
 
 #[derive(Serialize)]
 struct Report {
     people: Vec<PersonReport>,
-    summary: BTreeMap<Fate, usize>,
+    summary: BTreeMap<UploadOutcome, usize>,
     /// Files that are no pictures, cannot be read, or lie in nobody's folder.
     passed_over: Vec<PassedOver>,
     /// Hidden and systems' own files and folders that were left out.
@@ -147,10 +147,11 @@ struct Report {
 /// # Errors
 /// The folder cannot be read, there is no such person, or the server cannot be reached or refuses the token.
 pub fn folder(options: &FolderOptions) -> Result<Outcome> {
-    let Found { pictures, passed_over, hidden } = pictures::below(&options.folder)?.told(&options.folder)?;
+    let FolderContents { pictures, passed_over, hidden } =
+        pictures::in_folder(&options.folder)?.report_skipped(&options.folder)?;
     let people = vec![Person { id: options.id.clone(), is_named_by_folder: false, pictures }];
-    let absent = if options.create { Absent::Create } else { Absent::Fail };
-    runtime()?.block_on(enroll(&options.common, Work { people, passed_over, hidden }, absent))
+    let missing_person = if options.create { MissingPersonPolicy::Create } else { MissingPersonPolicy::Fail };
+    runtime()?.block_on(enroll(&options.common, Input { people, passed_over, hidden }, missing_person))
 }
 
 /// Runs `enroll tree`.
@@ -158,16 +159,17 @@ pub fn folder(options: &FolderOptions) -> Result<Outcome> {
 /// # Errors
 /// The folder cannot be read, or the server cannot be reached or refuses the token.
 pub fn tree(options: &TreeOptions) -> Result<Outcome> {
-    let People { pictures, passed_over, hidden } =
-        pictures::by_person(&options.folder)?.told(&options.folder)?;
+    let PersonFolders { pictures, passed_over, hidden } =
+        pictures::in_person_folders(&options.folder)?.report_skipped(&options.folder)?;
     let person = |(id, pictures)| Person { id, is_named_by_folder: true, pictures };
     let people = pictures.into_iter().map(person).collect();
-    let absent = if options.existing_only { Absent::PassOver } else { Absent::Create };
-    runtime()?.block_on(enroll(&options.common, Work { people, passed_over, hidden }, absent))
+    let missing_person =
+        if options.existing_only { MissingPersonPolicy::PassOver } else { MissingPersonPolicy::Create };
+    runtime()?.block_on(enroll(&options.common, Input { people, passed_over, hidden }, missing_person))
 }
 
 /// What the disk has.
-struct Work {
+struct Input {
     people: Vec<Person>,
     passed_over: Vec<PassedOver>,
     hidden: usize,
@@ -175,26 +177,26 @@ struct Work {
 
 /// What is done with people whom the server does not know.
 #[derive(Clone, Copy, PartialEq)]
-enum Absent {
+enum MissingPersonPolicy {
     Create,
     PassOver,
     Fail,
 }
 
-async fn enroll(options: &Common, work: Work, absent: Absent) -> Result<Outcome> {
-    let Work { people, passed_over, hidden } = work;
+async fn enroll(options: &Common, work: Input, missing_person: MissingPersonPolicy) -> Result<Outcome> {
+    let Input { people, passed_over, hidden } = work;
     let client = options.connection.client()?;
     let total = people.iter().map(|person| person.pictures.len()).sum();
     let bar = progress::bar(total, if options.dry_run { "Comparing" } else { "Enrolling" });
     let upload =
-        Upload { client: &client, parallel: options.parallel.into(), dry_run: options.dry_run, bar: &bar };
+        Uploader { client: &client, parallel: options.parallel.into(), dry_run: options.dry_run, bar: &bar };
     let mut reports = Vec::new();
     let mut failure = None;
     for person in &people {
         if interrupt::requested() {
             break;
         }
-        match enroll_person(&client, &upload, person, absent).await {
+        match enroll_person(&client, &upload, person, missing_person).await {
             Ok((report, None)) => reports.push(report),
             Ok((report, Some(error))) => {
                 reports.push(report);
@@ -259,44 +261,44 @@ async fn enroll(options: &Common, work: Work, absent: Absent) -> Result<Outcome>
         eprintln!("Interrupted; run it again to go on.");
         return Ok(Outcome::Interrupted);
     }
-    let refused = report.summary.iter().any(|(fate, _)| fate.is_refusal());
+    let refused = report.summary.iter().any(|(outcome, _)| outcome.is_refusal());
     let incomplete = refused
         || someone_passed_over
         || !report.passed_over.is_empty()
         || !report.without_picture.is_empty();
-    Ok(if incomplete { Outcome::Partly } else { Outcome::Done })
+    Ok(if incomplete { Outcome::Partial } else { Outcome::Done })
 }
 
 /// Sends one person's pictures. The inner error ended it early; what was sent before is in the report.
 async fn enroll_person(
     client: &Client,
-    upload: &Upload<'_>,
+    upload: &Uploader<'_>,
     person: &Person,
-    absent: Absent,
+    missing_person: MissingPersonPolicy,
 ) -> Result<(PersonReport, Option<ClientError>)> {
     let mut report = PersonReport {
         face_id: person.id.clone(),
         created: false,
         message: None,
         images: Vec::new(),
-        had: 0,
+        existing_images: 0,
     };
     let known: HashSet<String> = match client.person_images(&person.id).await {
         Ok(Some(images)) => {
-            report.had = images.images.len();
+            report.existing_images = images.images.len();
             images.images.into_iter().filter_map(|image| image.sha256).collect()
         }
-        Ok(None) => match absent {
-            Absent::Fail => return Err(nobody(&person.id).into()),
-            Absent::PassOver => {
+        Ok(None) => match missing_person {
+            MissingPersonPolicy::Fail => return Err(unknown_person(&person.id).into()),
+            MissingPersonPolicy::PassOver => {
                 report.message = Some("the server does not know them".into());
                 upload.bar.suspend(|| eprintln!("{}: passed over, the server does not know them", person.id));
                 upload.bar.inc(person.pictures.len().try_into()?);
                 return Ok((report, None));
             }
             // Somebody without a picture is nobody yet.
-            Absent::Create if person.pictures.is_empty() => HashSet::new(),
-            Absent::Create => {
+            MissingPersonPolicy::Create if person.pictures.is_empty() => HashSet::new(),
+            MissingPersonPolicy::Create => {
                 report.created = !upload.dry_run && client.add_person(&person.id).await?;
                 HashSet::new()
             }
@@ -325,8 +327,8 @@ fn print(report: &Report, dry_run: bool) {
     if created > 0 {
         output::line(format!("People    {created} added"));
     }
-    for (fate, count) in &report.summary {
-        output::line(format!("{count:>7}   {}", fate.words()));
+    for (outcome, count) in &report.summary {
+        output::line(format!("{count:>7}   {}", outcome.description()));
     }
     if !report.passed_over.is_empty() {
         output::line(format!("{:>7}   passed over, no pictures", report.passed_over.len()));
@@ -340,7 +342,7 @@ fn print(report: &Report, dry_run: bool) {
     }
     if let Some(version) = report.model_version {
         output::line(format!("Trained   model {version}"));
-    } else if !dry_run && report.summary.contains_key(&Fate::Added) {
+    } else if !dry_run && report.summary.contains_key(&UploadOutcome::Added) {
         output::line("Nobody is recognised by new pictures before a training: facepipe train --wait");
     }
 }

@@ -2,7 +2,7 @@
 
 mod camera;
 mod folder;
-mod shots;
+mod selection;
 mod upload;
 
 use anyhow::Result;
@@ -37,6 +37,6 @@ pub fn run(options: &Options) -> Result<Outcome> {
 }
 
 /// Somebody is to get pictures whom the server does not know.
-fn nobody(id: &str) -> Failure {
+fn unknown_person(id: &str) -> Failure {
     Failure::Usage(format!("--id {id}: the server knows nobody of that name; --create adds them"))
 }

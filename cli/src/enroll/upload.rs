@@ -15,7 +15,7 @@ use crate::{
 /// What became of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fate {
+pub enum UploadOutcome {
     /// Enrolled.
     Added,
     /// The server has it already, from an earlier run or from somebody else.
@@ -34,9 +34,9 @@ pub enum Fate {
     Refused,
 }
 
-impl Fate {
+impl UploadOutcome {
     /// The words for people.
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Added => "added",
             Self::AlreadyThere => "already there",
@@ -57,18 +57,18 @@ impl Fate {
 
 /// A picture and what became of it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Sent {
+pub struct ImageResult {
     /// The file.
     pub file: String,
     /// What became of it.
-    pub result: Fate,
+    pub result: UploadOutcome,
     /// The sentence for people, where there is more to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
 /// How pictures are sent.
-pub struct Upload<'a> {
+pub struct Uploader<'a> {
     /// Whither.
     pub client: &'a Client,
     /// Requests at a time.
@@ -79,7 +79,7 @@ pub struct Upload<'a> {
     pub bar: &'a ProgressBar,
 }
 
-impl Upload<'_> {
+impl Uploader<'_> {
     /// Sends what of `pictures` the server lacks for `person`; `known` are the digests of what it has. Stops early on
     /// Ctrl-C, with the requests that are under way finished.
     ///
@@ -91,8 +91,8 @@ impl Upload<'_> {
         person: &str,
         pictures: &[impl AsRef<Path>],
         known: &HashSet<String>,
-    ) -> (Vec<Sent>, Option<ClientError>) {
-        let mut seen = HashSet::new();
+    ) -> (Vec<ImageResult>, Option<ClientError>) {
+        let mut read_digests = HashSet::new();
         let mut done = Vec::new();
         let mut failure = None;
         let mut running = stream::iter(pictures)
@@ -102,15 +102,15 @@ impl Upload<'_> {
                 let read = pictures::read(picture).map(|bytes| {
                     let digest = digest::sha256(&bytes);
                     let known = if known.contains(&digest) {
-                        Some(Fate::AlreadyThere)
-                    } else if seen.insert(digest) {
+                        Some(UploadOutcome::AlreadyThere)
+                    } else if read_digests.insert(digest) {
                         None
                     } else {
-                        Some(Fate::Duplicate)
+                        Some(UploadOutcome::Duplicate)
                     };
                     (Bytes::from(bytes), known)
                 });
-                self.one(person, picture, read)
+                self.upload_one(person, picture, read)
             })
             .buffered(self.parallel.max(1));
         loop {
@@ -118,10 +118,10 @@ impl Upload<'_> {
             match next {
                 None => break,
                 Some(Ok(Some(sent))) => {
-                    let is_warned = sent.result == Fate::Added && sent.message.is_some();
+                    let is_warned = sent.result == UploadOutcome::Added && sent.message.is_some();
                     if sent.result.is_refusal() || is_warned {
                         let why = sent.message.as_deref().unwrap_or_default();
-                        self.bar.suspend(|| eprintln!("{}: {}: {why}", sent.file, sent.result.words()));
+                        self.bar.suspend(|| eprintln!("{}: {}: {why}", sent.file, sent.result.description()));
                     }
                     done.push(sent);
                 }
@@ -138,28 +138,28 @@ impl Upload<'_> {
     }
 
     /// None where the program is asked to end before the picture is sent.
-    async fn one(
+    async fn upload_one(
         &self,
         person: &str,
         picture: &Path,
-        read: Result<(Bytes, Option<Fate>), String>,
-    ) -> Result<Option<Sent>, ClientError> {
+        read: Result<(Bytes, Option<UploadOutcome>), String>,
+    ) -> Result<Option<ImageResult>, ClientError> {
         let sent = |result, message: Option<String>| {
-            Ok(Some(Sent { file: picture.display().to_string(), result, message }))
+            Ok(Some(ImageResult { file: picture.display().to_string(), result, message }))
         };
         let bytes = match read {
-            Err(why) => return sent(Fate::Unreadable, Some(why)),
-            Ok((_, Some(fate))) => return sent(fate, None),
-            Ok((_, None)) if self.dry_run => return sent(Fate::WouldAdd, None),
+            Err(why) => return sent(UploadOutcome::Unreadable, Some(why)),
+            Ok((_, Some(outcome))) => return sent(outcome, None),
+            Ok((_, None)) if self.dry_run => return sent(UploadOutcome::WouldAdd, None),
             Ok((bytes, None)) => bytes,
         };
         if interrupt::requested() {
             return Ok(None);
         }
         match self.client.add_image(person, bytes).await {
-            Ok(added) => sent(Fate::Added, added.warning.as_ref().map(in_words)),
-            Err(error) => match fate(&error) {
-                Some(fate) => sent(fate, Some(error.to_string())),
+            Ok(added) => sent(UploadOutcome::Added, added.warning.as_ref().map(warning_text)),
+            Err(error) => match classify(&error) {
+                Some(outcome) => sent(outcome, Some(error.to_string())),
                 None => Err(error),
             },
         }
@@ -167,22 +167,22 @@ impl Upload<'_> {
 }
 
 /// What the server says of a picture that it took all the same, with whom it may show.
-fn in_words(warning: &EnrolmentWarning) -> String {
+fn warning_text(warning: &EnrolmentWarning) -> String {
     let others: Vec<String> =
         warning.images.iter().map(|image| format!("{} ({})", image.face_id, image.image_id)).collect();
     format!("{}: {}", warning.message, others.join(", "))
 }
 
 /// What a refusal means for the picture; none where it is not the picture's fault.
-pub fn fate(error: &ClientError) -> Option<Fate> {
+pub fn classify(error: &ClientError) -> Option<UploadOutcome> {
     Some(match error.code()? {
-        "no_face" => Fate::NoFace,
-        "several_faces" => Fate::SeveralFaces,
-        "duplicate_image" => Fate::AlreadyThere,
-        "image_unreadable" | "image_empty" => Fate::Unreadable,
+        "no_face" => UploadOutcome::NoFace,
+        "several_faces" => UploadOutcome::SeveralFaces,
+        "duplicate_image" => UploadOutcome::AlreadyThere,
+        "image_unreadable" | "image_empty" => UploadOutcome::Unreadable,
         // The person or the dataset is the matter: the next picture will fare the same.
         "person_not_found" | "invalid_face_id" | "dataset_locked" => return None,
-        _ if error.is_of_the_request() => Fate::Refused,
+        _ if error.is_request_error() => UploadOutcome::Refused,
         _ => return None,
     })
 }

@@ -5,11 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::look::{Face, Seen};
+use super::analysis::{AnalysisResult, EmbeddedFace};
 use crate::{
-    dice::Dice,
     exit::Failure,
-    pictures::{self, PassedOver, People},
+    pictures::{self, PassedOver, PersonFolders},
+    seeded_rng::SeededRng,
 };
 
 /// Pictures that are enrolled per person, if nothing is said.
@@ -44,22 +44,22 @@ pub struct Picture {
 
 /// A face with the name that is the right one.
 #[derive(Debug)]
-pub struct Labelled {
+pub struct LabelledFace {
     /// The picture.
     pub file: PathBuf,
     /// Whose face it is.
     pub person: String,
     /// What the networks say.
-    pub face: Face,
+    pub face: EmbeddedFace,
 }
 
 /// Who is enrolled, who is searched for, and what could not be used.
 #[derive(Debug, Default)]
-pub struct Assigned {
+pub struct Assignment {
     /// Pictures with exactly one face.
-    pub gallery: Vec<Labelled>,
+    pub gallery: Vec<LabelledFace>,
     /// Pictures with at least one face, of the people of the gallery and of strangers.
-    pub probes: Vec<Labelled>,
+    pub probes: Vec<LabelledFace>,
     /// Files that are no pictures, and pictures that cannot be read, have no face, or cannot be enrolled.
     pub passed_over: Vec<PassedOver>,
     /// All pictures, and what was taken for one at first.
@@ -86,11 +86,11 @@ impl Layout {
                         return Err(Failure::Usage(format!("{option}: {why}")));
                     }
                 }
-                let (mut enrolled, mut searched) = (people(&gallery)?, people(&probe)?);
+                let (mut enrolled, mut probes) = (people(&gallery)?, people(&probe)?);
                 let mut passed_over = std::mem::take(&mut enrolled.passed_over);
-                passed_over.append(&mut searched.passed_over);
+                passed_over.append(&mut probes.passed_over);
                 let mut pictures = roles(enrolled.pictures, |_| Role::Gallery);
-                pictures.extend(roles(searched.pictures, |_| Role::Probe));
+                pictures.extend(roles(probes.pictures, |_| Role::Probe));
                 Ok(Self { pictures, passed_over, shots: usize::MAX })
             }
             (true, false) => {
@@ -98,7 +98,7 @@ impl Layout {
             }
             (false, true) => Err(Failure::input(gallery.display(), "no such folder (the pictures to enrol)")),
             (false, false) => {
-                let People { pictures: people, passed_over, .. } = people(folder)?;
+                let PersonFolders { pictures: people, passed_over, .. } = people(folder)?;
                 let strangers = usize::from(strangers.unwrap_or_default());
                 if strangers >= people.len() {
                     return Err(Failure::Usage(format!(
@@ -108,7 +108,7 @@ impl Layout {
                     )));
                 }
                 let mut names: Vec<String> = people.keys().cloned().collect();
-                Dice::new(seed, 0).shuffle(&mut names);
+                SeededRng::new(seed, 0).shuffle(&mut names);
                 let strangers: BTreeSet<String> = names.into_iter().take(strangers).collect();
                 let role = |person: &str| {
                     if strangers.contains(person) { Role::Probe } else { Role::FirstAreGallery }
@@ -123,32 +123,32 @@ impl Layout {
         &self.pictures
     }
 
-    /// Gives the pictures their roles, now that it is known what is on them; `seen` is in the order of
+    /// Gives the pictures their roles, now that it is known what is on them; `results` is in the order of
     /// [`Self::pictures`].
-    pub fn assign(self, seen: Vec<Seen>) -> Assigned {
-        let mut assigned = Assigned {
+    pub fn assign(self, results: Vec<AnalysisResult>) -> Assignment {
+        let mut assignment = Assignment {
             pictures: self.pictures.len() + self.passed_over.len(),
             passed_over: self.passed_over,
-            ..Assigned::default()
+            ..Assignment::default()
         };
         // How many pictures are enrolled of everybody who is to be.
         let mut enrolled: BTreeMap<String, usize> = BTreeMap::new();
-        for (Picture { file, person, role }, seen) in self.pictures.into_iter().zip(seen) {
+        for (Picture { file, person, role }, result) in self.pictures.into_iter().zip(results) {
             let already = match role {
                 Role::Probe => 0,
                 Role::Gallery | Role::FirstAreGallery => *enrolled.entry(person.clone()).or_default(),
             };
-            let face = match seen {
+            let face = match result {
                 Ok(face) => face,
                 Err(passed_over) => {
-                    assigned.passed_over.push(passed_over);
+                    assignment.passed_over.push(passed_over);
                     continue;
                 }
             };
             let faces = face.in_picture;
             if role == Role::Gallery && faces != 1 {
                 let reason = format!("{faces} faces, a picture of the gallery must show exactly one");
-                assigned.passed_over.push(PassedOver::new(&file, reason));
+                assignment.passed_over.push(PassedOver::new(&file, reason));
                 continue;
             }
             let into_gallery = match role {
@@ -158,21 +158,21 @@ impl Layout {
             };
             if into_gallery {
                 enrolled.insert(person.clone(), already + 1);
-                assigned.gallery.push(Labelled { file, person, face });
+                assignment.gallery.push(LabelledFace { file, person, face });
             } else {
-                assigned.probes.push(Labelled { file, person, face });
+                assignment.probes.push(LabelledFace { file, person, face });
             }
         }
         // Whoever was to be enrolled and could not be is no stranger: nothing can be said about them.
-        let lost = assigned.probes.extract_if(.., |probe| enrolled.get(&probe.person) == Some(&0));
+        let lost = assignment.probes.extract_if(.., |probe| enrolled.get(&probe.person) == Some(&0));
         let why = "no picture of this person could be enrolled";
-        assigned.passed_over.extend(lost.map(|probe| PassedOver::new(&probe.file, why)));
-        assigned
+        assignment.passed_over.extend(lost.map(|probe| PassedOver::new(&probe.file, why)));
+        assignment
     }
 }
 
 /// The people of a folder who have pictures; somebody must have one.
-fn people(folder: &Path) -> Result<People, Failure> {
+fn people(folder: &Path) -> Result<PersonFolders, Failure> {
     let (mut people, without) = pictures::people(folder)?;
     for name in without {
         let why = "no picture in this person's folder";
@@ -206,15 +206,15 @@ mod tests {
         folder
     }
 
-    fn with(in_picture: usize) -> Seen {
-        Ok(Face { in_picture, embedding: vec![1.0] })
+    fn with(in_picture: usize) -> AnalysisResult {
+        Ok(EmbeddedFace { in_picture, embedding: vec![1.0] })
     }
 
-    fn without() -> Seen {
+    fn without() -> AnalysisResult {
         Err(PassedOver::new(Path::new("x"), "no face in it"))
     }
 
-    fn named(pictures: &[Labelled]) -> Vec<&str> {
+    fn named(pictures: &[LabelledFace]) -> Vec<&str> {
         pictures.iter().map(|p| p.file.file_stem().unwrap().to_str().unwrap()).collect()
     }
 
@@ -222,19 +222,19 @@ mod tests {
     fn the_first_pictures_with_one_face_are_the_gallery() {
         let folder = tree(&["a/1.jpg", "a/2.jpg", "a/3.jpg", "a/4.jpg", "b/5.jpg", "b/6.jpg"]);
         let layout = Layout::read(folder.path(), Some(2), None, 1).unwrap();
-        let assigned = layout.assign(vec![with(2), with(1), without(), with(1), with(1), with(3)]);
-        assert_eq!(named(&assigned.gallery), ["2", "4", "5"]);
-        assert_eq!(named(&assigned.probes), ["1", "6"]);
-        assert_eq!((assigned.passed_over.len(), assigned.pictures), (1, 6));
+        let assignment = layout.assign(vec![with(2), with(1), without(), with(1), with(1), with(3)]);
+        assert_eq!(named(&assignment.gallery), ["2", "4", "5"]);
+        assert_eq!(named(&assignment.probes), ["1", "6"]);
+        assert_eq!((assignment.passed_over.len(), assignment.pictures), (1, 6));
     }
 
     #[test]
     fn what_is_no_picture_is_named_and_so_is_who_has_none() {
         let folder = tree(&["a/1.jpg", "b/2.jpg"]);
         fs::write(folder.path().join("b/2.jpg"), "notes").unwrap();
-        let assigned = Layout::read(folder.path(), None, None, 1).unwrap().assign(vec![with(1)]);
-        assert_eq!(named(&assigned.gallery), ["1"]);
-        let told: Vec<&str> = assigned.passed_over.iter().map(|p| p.reason.as_str()).collect();
+        let assignment = Layout::read(folder.path(), None, None, 1).unwrap().assign(vec![with(1)]);
+        assert_eq!(named(&assignment.gallery), ["1"]);
+        let told: Vec<&str> = assignment.passed_over.iter().map(|p| p.reason.as_str()).collect();
         assert_eq!(told, ["text, no picture", "no picture in this person's folder"]);
     }
 
@@ -243,9 +243,9 @@ mod tests {
         let folder = tree(&["a/1.jpg", "b/2.jpg", "c/3.jpg", "d/4.jpg", "e/5.jpg", "f/6.jpg"]);
         let strangers = |seed| {
             let layout = Layout::read(folder.path(), None, Some(3), seed).unwrap();
-            let assigned = layout.assign((0..6).map(|_| with(1)).collect());
-            assert_eq!((assigned.gallery.len(), assigned.probes.len()), (3, 3));
-            named(&assigned.probes).join(" ")
+            let assignment = layout.assign((0..6).map(|_| with(1)).collect());
+            assert_eq!((assignment.gallery.len(), assignment.probes.len()), (3, 3));
+            named(&assignment.probes).join(" ")
         };
         assert_eq!(strangers(1), strangers(1));
         assert!((2..20).any(|seed| strangers(seed) != strangers(1)));
@@ -259,10 +259,10 @@ mod tests {
             tree(&["gallery/a/1.jpg", "gallery/b/2.jpg", "probe/a/3.jpg", "probe/b/4.jpg", "probe/c/5.jpg"]);
         let layout = Layout::read(folder.path(), None, None, 1).unwrap();
         // Of b nothing can be enrolled, so its probe says nothing; c is a stranger.
-        let assigned = layout.assign(vec![with(1), with(2), with(1), with(1), with(1)]);
-        assert_eq!(named(&assigned.gallery), ["1"]);
-        assert_eq!(named(&assigned.probes), ["3", "5"]);
-        let reasons: Vec<&str> = assigned.passed_over.iter().map(|p| p.reason.as_str()).collect();
+        let assignment = layout.assign(vec![with(1), with(2), with(1), with(1), with(1)]);
+        assert_eq!(named(&assignment.gallery), ["1"]);
+        assert_eq!(named(&assignment.probes), ["3", "5"]);
+        let reasons: Vec<&str> = assignment.passed_over.iter().map(|p| p.reason.as_str()).collect();
         assert!(reasons[0].contains("2 faces") && reasons[1].contains("could be enrolled"), "{reasons:?}");
         let error = Layout::read(folder.path(), Some(1), None, 1).unwrap_err().to_string();
         assert!(error.contains("--shots"), "{error}");

@@ -11,16 +11,16 @@ use facepipe_vision::Embedder;
 use serde::Serialize;
 
 use super::{
-    layout::{Assigned, Labelled},
-    look::Time,
+    analysis::Time,
+    layout::{Assignment, LabelledFace},
 };
-use crate::{dice::Dice, exit::Failure, output, pictures::PassedOver};
+use crate::{exit::Failure, output, pictures::PassedOver, seeded_rng::SeededRng};
 
 /// Pairs of a kind that are compared at most; where there are more, chance decides which.
-const MOST_PAIRS: usize = 2_000_000;
+const MAX_PAIRS: usize = 2_000_000;
 
 /// False accept rates at which the true accept rate is told, if so few false accepts can be counted.
-const RATES: [f64; 3] = [1e-1, 1e-2, 1e-3];
+const FALSE_ACCEPT_RATES: [f64; 3] = [1e-1, 1e-2, 1e-3];
 
 /// What was measured.
 #[derive(Debug, Serialize)]
@@ -102,13 +102,13 @@ impl Figures {
     ///
     /// # Errors
     /// Nobody can be enrolled, or the gallery cannot be trained.
-    pub fn of(
-        assigned: Assigned,
+    pub fn compute(
+        assignment: Assignment,
         time: Time,
         embedder: &dyn Embedder,
         seed: u64,
     ) -> Result<(Self, Vec<RocPoint>)> {
-        let Assigned { gallery, probes, passed_over, pictures } = assigned;
+        let Assignment { gallery, probes, passed_over, pictures } = assignment;
         if gallery.is_empty() {
             let why = "no picture of the gallery shows exactly one face";
             let first =
@@ -138,9 +138,9 @@ impl Figures {
             .map(|(probe, _)| probe.person.as_str())
             .collect();
 
-        let alone: Vec<&Labelled> =
+        let alone: Vec<&LabelledFace> =
             gallery.iter().chain(&probes).filter(|labelled| labelled.face.in_picture == 1).collect();
-        let pairs = pairs(&alone, MOST_PAIRS, &mut Dice::new(seed, 1));
+        let pairs = pairs(&alone, MAX_PAIRS, &mut SeededRng::new(seed, 1));
         let roc = evaluate::roc(&pairs);
         let several = probes.iter().filter(|probe| probe.face.in_picture > 1);
         let figures = Self {
@@ -211,7 +211,7 @@ impl Verification {
         let accepted =
             |same: bool| pairs.iter().filter(|p| p.same == same && p.score >= threshold).count() as f64;
         // Below one false accept a rate says nothing about the embedder, only about luck.
-        let countable = RATES.into_iter().filter(|far| different_pairs as f64 * far >= 1.0);
+        let countable = FALSE_ACCEPT_RATES.into_iter().filter(|far| different_pairs as f64 * far >= 1.0);
         let tar_at_far = countable
             .filter_map(|far| Some(TarAtFar { far, tar: evaluate::tar_at_far(pairs, far)? }))
             .collect();
@@ -252,7 +252,7 @@ fn percent(share: Option<f64>) -> String {
 }
 
 /// A model of the gallery.
-fn train(embedder: &str, gallery: &[Labelled]) -> Result<Model> {
+fn train(embedder: &str, gallery: &[LabelledFace]) -> Result<Model> {
     let samples: Vec<Sample> = gallery
         .iter()
         .map(|labelled| Sample { label: labelled.person.clone(), embedding: labelled.face.embedding.clone() })
@@ -273,7 +273,7 @@ fn train(embedder: &str, gallery: &[Labelled]) -> Result<Model> {
 
 /// Each picture compared with each other, at most `most` pairs of one person and of two.
 #[expect(clippy::cast_precision_loss, reason = "counts of pictures are far below 2^26")]
-fn pairs(pictures: &[&Labelled], most: usize, dice: &mut Dice) -> Vec<Pair> {
+fn pairs(pictures: &[&LabelledFace], most: usize, rng: &mut SeededRng) -> Vec<Pair> {
     let each = || {
         pictures.iter().enumerate().flat_map(|(index, a)| {
             pictures.iter().skip(index + 1).map(move |b| (*a, *b, a.person == b.person))
@@ -286,7 +286,7 @@ fn pairs(pictures: &[&Labelled], most: usize, dice: &mut Dice) -> Vec<Pair> {
     each()
         .filter(|(_, _, same)| {
             let share = if *same { share_same } else { share_different };
-            share >= 1.0 || dice.unit() < share
+            share >= 1.0 || rng.unit() < share
         })
         .map(|(a, b, same)| {
             let products = a.face.embedding.iter().zip(&b.face.embedding).map(|(a, b)| a * b);
@@ -298,14 +298,14 @@ fn pairs(pictures: &[&Labelled], most: usize, dice: &mut Dice) -> Vec<Pair> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::look::Face;
+    use crate::eval::analysis::EmbeddedFace;
 
-    fn labelled(person: &str, angle: f32) -> Labelled {
+    fn labelled(person: &str, angle: f32) -> LabelledFace {
         let embedding = vec![angle.cos(), angle.sin()];
-        Labelled {
+        LabelledFace {
             file: format!("{person}-{angle}.jpg").into(),
             person: person.into(),
-            face: Face { in_picture: 1, embedding },
+            face: EmbeddedFace { in_picture: 1, embedding },
         }
     }
 
@@ -318,7 +318,7 @@ mod tests {
             labelled("b", 1.2),
             labelled("c", 3.0),
         ];
-        let all = pairs(&people.iter().collect::<Vec<_>>(), 100, &mut Dice::new(1, 1));
+        let all = pairs(&people.iter().collect::<Vec<_>>(), 100, &mut SeededRng::new(1, 1));
         assert_eq!(all.len(), 10);
         let same: Vec<f32> = all.iter().filter(|pair| pair.same).map(|pair| pair.score).collect();
         assert_eq!(same.len(), 2);
@@ -327,9 +327,9 @@ mod tests {
 
     #[test]
     fn of_too_many_pairs_chance_takes_about_so_many_of_each_kind() {
-        let people: Vec<Labelled> =
+        let people: Vec<LabelledFace> =
             (0..200_u8).map(|i| labelled(if i % 2 == 0 { "a" } else { "b" }, f32::from(i))).collect();
-        let some = pairs(&people.iter().collect::<Vec<_>>(), 1000, &mut Dice::new(1, 1));
+        let some = pairs(&people.iter().collect::<Vec<_>>(), 1000, &mut SeededRng::new(1, 1));
         let same = some.iter().filter(|pair| pair.same).count();
         assert!(
             (850..1150).contains(&same) && (850..1150).contains(&(some.len() - same)),
@@ -344,8 +344,8 @@ mod tests {
         let mut pairs: Vec<Pair> = (0..50_u8).map(|i| pair(f32::from(i) / 100.0, false)).collect();
         pairs.extend([pair(0.9, true), pair(0.3, true)]);
         let verification = Verification::of(&pairs, 0.4).unwrap();
-        let told: Vec<(f64, f64)> = verification.tar_at_far.iter().map(|t| (t.far, t.tar)).collect();
-        assert_eq!(told, [(0.1, 0.5)]);
+        let reported: Vec<(f64, f64)> = verification.tar_at_far.iter().map(|t| (t.far, t.tar)).collect();
+        assert_eq!(reported, [(0.1, 0.5)]);
         assert_eq!((verification.far, verification.tar), (0.2, 0.5));
         assert!(Verification::of(&pairs[..50], 0.4).is_none(), "no pair of one person");
     }

@@ -1,7 +1,7 @@
 //! `facepipe eval`: how well faces of one's own people are told apart, with the backend's networks on this machine.
 
+mod analysis;
 mod layout;
-mod look;
 mod measure;
 #[cfg(feature = "plots")]
 mod plot;
@@ -19,7 +19,7 @@ use facepipe_vision::{EmbedderKind, installed_embedder, load_embedder};
 
 use self::{layout::Layout, measure::Figures};
 #[cfg(not(feature = "plots"))]
-use crate::absent::plot;
+use crate::missing_feature::plot;
 use crate::{
     exit::{self, Failure, Outcome},
     networks::Weights,
@@ -64,7 +64,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Draw the receiver operating characteristic of the verification into this file
-    #[arg(long, value_name = "FILE.svg", value_parser = crate::absent::plot_file)]
+    #[arg(long, value_name = "FILE.svg", value_parser = crate::missing_feature::plot_file)]
     plot: Option<PathBuf>,
     #[command(flatten)]
     weights: Weights,
@@ -80,10 +80,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let kind = options.embedder.or_else(|| installed_embedder(models)).unwrap_or(EmbedderKind::MobileFaceNet);
     let embedder = load_embedder(kind, models).map_err(|error| Failure::Input(error.to_string()))?;
     let detector = options.weights.detector()?;
-    let Some((seen, time)) = look::at(layout.pictures(), &detector, &*embedder)? else {
+    let Some((seen, time)) = analysis::analyze(layout.pictures(), &detector, &*embedder)? else {
         return Ok(Outcome::Interrupted);
     };
-    let (figures, roc) = Figures::of(layout.assign(seen), time, &*embedder, options.seed)?;
+    let (figures, roc) = Figures::compute(layout.assign(seen), time, &*embedder, options.seed)?;
     if options.json {
         output::json(&figures)?;
     } else {
@@ -95,7 +95,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             output::line(format!("\nPlot      {}", path.display()));
         }
     }
-    Ok(if figures.passed_over.is_empty() { Outcome::Done } else { Outcome::Partly })
+    Ok(if figures.passed_over.is_empty() { Outcome::Done } else { Outcome::Partial })
 }
 
 fn write_plot(path: &Path, figures: &Figures, roc: &[RocPoint]) -> Result<()> {

@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// How often `--follow` asks.
-const POLL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many are listed if nobody says so.
-const NUMBER: usize = 20;
+const DEFAULT_NUMBER: usize = 20;
 
 /// The most that one page holds.
-const PAGE: usize = 1000;
+const MAX_PAGE: usize = 1000;
 
 /// Lists who was seen where and when, follows who is seen now, and shows and erases single detections.
 #[derive(Debug, Args)]
@@ -94,7 +94,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         let client = options.target.client()?;
         match &options.action {
             None => list(options, &client).await,
-            Some(_) if options.asks_for_a_list() => Err(Failure::Usage(
+            Some(_) if options.has_list_options() => Err(Failure::Usage(
                 "show and delete take the numbers of detections: leave out what belongs to the list".into(),
             )
             .into()),
@@ -105,7 +105,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
 }
 
 async fn show(options: &Options, client: &Client, id: i64) -> Result<Outcome> {
-    let detection = client.detection(id).await?.ok_or_else(|| none(id))?;
+    let detection = client.detection(id).await?.ok_or_else(|| not_found(id))?;
     if options.target.json {
         output::json(&detection)?;
         return Ok(Outcome::Done);
@@ -119,7 +119,7 @@ async fn show(options: &Options, client: &Client, id: i64) -> Result<Outcome> {
         ("Score", number(detection.score)),
         ("Threshold", number(Some(detection.threshold))),
         ("Model", detection.model_version.map_or_else(|| "-".into(), |version| version.to_string())),
-        ("Captured", captured(&detection.captured_at, detection.claimed_at.as_deref())),
+        ("Captured", capture_time(&detection.captured_at, detection.claimed_at.as_deref())),
         ("Received", detection.received_at),
         ("Camera", detection.camera_id),
         ("Place", detection.location),
@@ -167,22 +167,22 @@ async fn delete(options: &Options, client: &Client, ids: &[i64], yes: bool) -> R
     } else if missing.is_empty() {
         Outcome::Done
     } else {
-        Outcome::Partly
+        Outcome::Partial
     })
 }
 
-fn none(id: i64) -> Failure {
+fn not_found(id: i64) -> Failure {
     Failure::Input(format!("{id}: the server has no such detection; `facepipe detections` lists them"))
 }
 
 async fn list(options: &Options, client: &Client) -> Result<Outcome> {
     let mut newest = Vec::new();
     let mut cursor = None;
-    let number = options.number.unwrap_or(NUMBER);
+    let number = options.number.unwrap_or(DEFAULT_NUMBER);
     while newest.len() < number {
         let left = number - newest.len();
         let mut query = options.filters();
-        query.push(("limit", left.min(PAGE).to_string()));
+        query.push(("limit", left.min(MAX_PAGE).to_string()));
         query.extend(options.from.clone().map(|time| ("from", time)));
         query.extend(options.to.clone().map(|time| ("to", time)));
         query.extend(cursor.map(|cursor| ("cursor", cursor)));
@@ -206,7 +206,7 @@ async fn list(options: &Options, client: &Client) -> Result<Outcome> {
     // The newest come last, as in the lines that follow.
     newest.reverse();
     for detection in &newest {
-        say(options, detection)?;
+        print_row(options, detection)?;
     }
     follow(options, client, &newest).await
 }
@@ -216,32 +216,32 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
     // The list goes by the time of capture, `after` by arrival: what arrived before the latest one shown is old.
     let mut after = shown.iter().map(|detection| detection.id).max().unwrap_or(0);
     let latest = shown.iter().map(|detection| detection.received_at.clone()).max();
-    let mut away = false;
+    let mut is_server_away = false;
     while !interrupt::requested() {
         let mut query = options.filters();
         query.push(("after", after.to_string()));
-        query.push(("limit", PAGE.to_string()));
+        query.push(("limit", MAX_PAGE.to_string()));
         let page = match client.detections(&query).await {
             Ok(page) => page.detections,
             // What arrives meanwhile is there when the server is back.
             Err(error @ ClientError::Unreachable { .. }) => {
-                if !away {
+                if !is_server_away {
                     eprintln!("{error}; waiting for it");
                 }
-                away = true;
+                is_server_away = true;
                 pause().await;
                 continue;
             }
             Err(error) => return Err(error.into()),
         };
-        if mem::take(&mut away) {
+        if mem::take(&mut is_server_away) {
             eprintln!("The server is back");
         }
-        let is_full = page.len() >= PAGE;
+        let is_full = page.len() >= MAX_PAGE;
         for detection in page {
             after = after.max(detection.id);
             if latest.as_ref().is_none_or(|latest| detection.received_at >= *latest) {
-                say(options, &detection)?;
+                print_row(options, &detection)?;
             }
         }
         if !is_full {
@@ -253,13 +253,13 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
 
 async fn pause() {
     tokio::select! {
-        () = tokio::time::sleep(POLL) => {}
+        () = tokio::time::sleep(POLL_INTERVAL) => {}
         () = interrupt::wait() => {}
     }
 }
 
 impl Options {
-    fn asks_for_a_list(&self) -> bool {
+    fn has_list_options(&self) -> bool {
         self.follow
             || self.number.is_some()
             || self.from.is_some()
@@ -274,7 +274,7 @@ impl Options {
 }
 
 /// The time that counts, and the sender's where that could not be.
-pub(super) fn captured(captured_at: &str, claimed_at: Option<&str>) -> String {
+pub(super) fn capture_time(captured_at: &str, claimed_at: Option<&str>) -> String {
     match claimed_at {
         Some(claimed_at) => {
             format!("{captured_at} (the time of arrival: the camera's clock said {claimed_at})")
@@ -296,7 +296,7 @@ fn row(detection: &Detection) -> [String; 6] {
     ]
 }
 
-fn say(options: &Options, detection: &Detection) -> Result<()> {
+fn print_row(options: &Options, detection: &Detection) -> Result<()> {
     if options.target.json {
         return output::json_line(detection);
     }

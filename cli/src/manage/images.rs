@@ -53,7 +53,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         let client = options.target.client()?;
         match &options.action {
             Action::Show { image } => {
-                let Some(details) = client.image(image).await? else { return Err(none(image).into()) };
+                let Some(details) = client.image(image).await? else { return Err(not_found(image).into()) };
                 if options.target.json {
                     output::json(&details)?;
                 } else {
@@ -72,14 +72,14 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 }
             }
             Action::Delete { image, yes } => {
-                let Some(details) = client.image(image).await? else { return Err(none(image).into()) };
+                let Some(details) = client.image(image).await? else { return Err(not_found(image).into()) };
                 let question = format!("This picture of {} will be erased for good.", details.face_id);
                 if !confirmed(&question, *yes)? {
                     output::line("Nothing was erased.");
                     return Ok(Outcome::Done);
                 }
                 if !client.erase_image(image).await? {
-                    return Err(none(image).into());
+                    return Err(not_found(image).into());
                 }
                 output::line(format!("{image} of {} is erased", details.face_id));
             }
@@ -88,7 +88,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     })
 }
 
-fn none(image: &str) -> Failure {
+fn not_found(image: &str) -> Failure {
     Failure::Input(format!(
         "{image}: the server has no picture of that number; `facepipe people show NAME` lists a person's"
     ))

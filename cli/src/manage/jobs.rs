@@ -59,15 +59,15 @@ struct List {
     #[arg(long, value_enum)]
     status: Option<JobStatus>,
     /// So many at most
-    #[arg(long, short, default_value_t = NUMBER, value_name = "N")]
+    #[arg(long, short, default_value_t = DEFAULT_NUMBER, value_name = "N")]
     number: usize,
 }
 
 /// How many are listed if nobody says so.
-const NUMBER: usize = 20;
+const DEFAULT_NUMBER: usize = 20;
 
 /// The most that one page holds.
-const PAGE: usize = 1000;
+const MAX_PAGE: usize = 1000;
 
 /// Runs the program.
 ///
@@ -76,7 +76,7 @@ const PAGE: usize = 1000;
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
         let client = options.target.client()?;
-        let newest = Action::List(List { status: None, number: NUMBER });
+        let newest = Action::List(List { status: None, number: DEFAULT_NUMBER });
         let job = match options.action.as_ref().unwrap_or(&newest) {
             Action::List(list) => {
                 let jobs = list.load(&client).await?;
@@ -91,12 +91,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
             }
             Action::Show { job, follow } => {
                 let job = client.job(job).await?;
-                if *follow { train::wait(&client, job).await? } else { Some(job) }
+                if *follow { train::wait_for(&client, job).await? } else { Some(job) }
             }
             Action::Cancel { job } => Some(client.cancel_job(job).await?),
             Action::Embed { wait } => {
                 let job = client.generate_embeddings().await?;
-                if *wait { train::wait(&client, job).await? } else { Some(job) }
+                if *wait { train::wait_for(&client, job).await? } else { Some(job) }
             }
         };
         let Some(job) = job else { return Ok(Outcome::Interrupted) };
@@ -117,8 +117,8 @@ impl List {
         let mut newest = Vec::new();
         let mut cursor = None;
         while newest.len() < self.number {
-            let mut query = vec![("limit", (self.number - newest.len()).min(PAGE).to_string())];
-            query.extend(self.status.map(|status| ("status", status.word().to_owned())));
+            let mut query = vec![("limit", (self.number - newest.len()).min(MAX_PAGE).to_string())];
+            query.extend(self.status.map(|status| ("status", status.as_str().to_owned())));
             query.extend(cursor.map(|cursor| ("cursor", cursor)));
             let page = client.jobs(&query).await?;
             newest.extend(page.jobs);
@@ -135,5 +135,5 @@ const HEADINGS: [&str; 5] = ["Job", "Kind", "Status", "Done", "Asked for"];
 
 fn row(job: &Job) -> [String; 5] {
     let done = job.progress.percent.map_or_else(|| "-".into(), |percent| format!("{percent} %"));
-    [job.job_id.clone(), job.kind.clone(), job.status.word().into(), done, job.created_at.clone()]
+    [job.job_id.clone(), job.kind.clone(), job.status.as_str().into(), done, job.created_at.clone()]
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{detections::captured, percent};
+use super::{detections::capture_time, percent};
 use crate::{
     connection::Target,
     exit::{self, Failure, Outcome},
@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     last.face_id,
                     last.location,
                     last.camera_id,
-                    captured(&last.captured_at, last.claimed_at.as_deref()),
+                    capture_time(&last.captured_at, last.claimed_at.as_deref()),
                     percent(last.confidence)
                 )),
                 None => output::line(format!("{}: never seen", options.name)),
@@ -87,6 +87,6 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 output::table(["Time", "Place", "Camera", "Sure"], rows);
             }
         }
-        Ok(if last.is_some() { Outcome::Done } else { Outcome::Partly })
+        Ok(if last.is_some() { Outcome::Done } else { Outcome::Partial })
     })
 }

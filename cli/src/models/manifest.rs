@@ -194,7 +194,7 @@ impl Manifest {
                 ensure!(is_known, "{}: fallback_for {name:?}: no entry is called that", entry.name);
             }
             if let Some(name) = &entry.stood_in_by {
-                let is_known = entries.iter().any(|other| other.is_meant(name));
+                let is_known = entries.iter().any(|other| other.matches(name));
                 ensure!(is_known, "{}: stood_in_by {name:?}: no entry is called that", entry.name);
             }
         }
@@ -209,18 +209,18 @@ impl Manifest {
     pub fn select(&self, names: &[String]) -> Result<Vec<&Entry>> {
         let here: Vec<&Entry> = self.entries.iter().filter(|e| e.fits_this_machine()).collect();
         for name in names {
-            if !here.iter().any(|entry| entry.is_meant(name)) {
+            if !here.iter().any(|entry| entry.matches(name)) {
                 let mut known: Vec<&str> = here.iter().map(|e| e.name.as_str()).collect();
                 known.dedup();
                 bail!("no model or collection is called {name:?}; there are {}", known.join(", "));
             }
         }
-        Ok(here.into_iter().filter(|e| names.is_empty() || names.iter().any(|n| e.is_meant(n))).collect())
+        Ok(here.into_iter().filter(|e| names.is_empty() || names.iter().any(|n| e.matches(n))).collect())
     }
 
     /// The entries that a name or kind means, on this machine's processor.
-    pub fn meant(&self, name: &str) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(move |e| e.fits_this_machine() && e.is_meant(name))
+    pub fn matching(&self, name: &str) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |e| e.fits_this_machine() && e.matches(name))
     }
 
     /// The fallbacks of an entry, on this machine's processor.
@@ -268,12 +268,12 @@ impl Entry {
         self.arch.as_deref().is_none_or(|arch| arch == std::env::consts::ARCH)
     }
 
-    fn is_meant(&self, name: &str) -> bool {
-        self.is_called(name) || self.kind.name() == name
+    fn matches(&self, name: &str) -> bool {
+        self.is_named(name) || self.kind.name() == name
     }
 
     /// Whether `name` is its name or, for a single file, the file's.
-    pub fn is_called(&self, name: &str) -> bool {
+    pub fn is_named(&self, name: &str) -> bool {
         let file = || self.kind != Kind::Collection && self.files.iter().any(|f| f.path == Path::new(name));
         self.name == name || file()
     }
@@ -281,7 +281,7 @@ impl Entry {
     fn from_file(raw: raw::File, pins: &Pins) -> Result<Self> {
         let sources = raw.sources.into_iter().map(|source| pins.source(source));
         let asset = Asset {
-            path: inside(&raw.file)?,
+            path: relative_path(&raw.file)?,
             mirror: raw.mirror.as_deref().map(inside).transpose()?,
             expected: expected(raw.sha256, raw.bytes).with_context(|| raw.name.clone())?,
             sources: sources.collect::<Result<_>>().with_context(|| raw.name.clone())?,
@@ -302,9 +302,9 @@ impl Entry {
     }
 
     fn from_collection(raw: raw::Collection, pins: &Pins) -> Result<Self> {
-        let folder = inside(&raw.path)?;
+        let folder = relative_path(&raw.path)?;
         let asset = |member: raw::Member| {
-            let file = inside(&member.file)?;
+            let file = relative_path(&member.file)?;
             let addresses = raw.base_url.iter().map(|base| {
                 let tail = member.url_path.as_deref().unwrap_or(&member.file);
                 Source::Url { url: format!("{base}{tail}") }
@@ -408,7 +408,7 @@ impl Kind {
 }
 
 /// A relative path without `..`, so that no manifest makes anything land outside the folders.
-fn inside(path: &str) -> Result<PathBuf> {
+fn relative_path(path: &str) -> Result<PathBuf> {
     let path = Path::new(path);
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     ensure!(plain && path.file_name().is_some(), "path {path:?} is not a relative path without ..");
@@ -588,9 +588,9 @@ mod tests {
     #[test]
     fn paths_that_leave_the_folders_are_refused() {
         for path in ["../x", "/etc/passwd", "a/../../x", "", "a/./../b"] {
-            assert!(inside(path).is_err(), "{path}");
+            assert!(relative_path(path).is_err(), "{path}");
         }
-        assert_eq!(inside("a/b.jpg").unwrap(), Path::new("a/b.jpg"));
+        assert_eq!(relative_path("a/b.jpg").unwrap(), Path::new("a/b.jpg"));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 mod archive;
 mod check;
-mod client;
 mod download;
 mod fetch;
 pub mod manifest;
@@ -10,6 +9,7 @@ mod npm;
 mod packages;
 mod progress;
 mod pypi;
+mod registry_client;
 mod report;
 
 use std::{
@@ -30,7 +30,7 @@ use self::{
     check::{State, check},
     fetch::Fetcher,
     manifest::{Asset, Entry, Kind, Manifest},
-    report::Missing,
+    report::MissingEntry,
 };
 use crate::manage;
 
@@ -60,7 +60,7 @@ pub struct Options {
     #[command(subcommand)]
     action: Action,
     #[command(flatten)]
-    places: Places,
+    folders: Folders,
     /// Another manifest than the one built in.
     #[arg(long, value_name = "FILE", global = true)]
     manifest: Option<PathBuf>,
@@ -71,7 +71,7 @@ enum Action {
     /// Shows what there is, what it is for, and whether it is there (by size; `verify` checks the contents).
     List {
         #[command(flatten)]
-        which: Which,
+        selection: Selection,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -79,7 +79,7 @@ enum Action {
     /// Downloads what is missing or wrong, checks and resumes. What is right already is left alone.
     Fetch {
         #[command(flatten)]
-        which: Which,
+        selection: Selection,
         /// Also the optional ones and the fallbacks.
         #[arg(long)]
         all: bool,
@@ -90,7 +90,7 @@ enum Action {
     /// Checks size and SHA-256 of what is there.
     Verify {
         #[command(flatten)]
-        which: Which,
+        selection: Selection,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -110,14 +110,14 @@ enum Set {
 }
 
 #[derive(Debug, Args)]
-struct Which {
+struct Selection {
     /// Names as `list` shows them, file names, or kinds (detector, mtcnn, embedder, runtime, collection).
     names: Vec<String>,
 }
 
 /// The folders.
 #[derive(Debug, Args)]
-struct Places {
+struct Folders {
     /// Folder of the models; pictures and videos go to `assets` in it [default: ./models where there is such a folder, else
     /// the system's, /usr/local/share/facepipe/models].
     #[arg(
@@ -207,34 +207,36 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Some(path) => Manifest::read(path)?,
         None => Manifest::embedded()?,
     };
-    let which = match &options.action {
-        Action::List { which, .. } | Action::Fetch { which, .. } | Action::Verify { which, .. } => which,
+    let selection = match &options.action {
+        Action::List { selection, .. }
+        | Action::Fetch { selection, .. }
+        | Action::Verify { selection, .. } => selection,
         Action::Server(action) => return manage::trained(action).map(ExitCode::from),
     };
-    let entries = match manifest.select(&which.names) {
+    let entries = match manifest.select(&selection.names) {
         Ok(entries) => entries,
         Err(error) => {
             eprintln!("facepipe: {error}");
             return Ok(ExitCode::from(2));
         }
     };
-    let places = &options.places;
+    let folders = &options.folders;
     match &options.action {
         Action::List { json, .. } => {
-            let rows = places.rows(&manifest, &entries, by_size);
+            let rows = folders.rows(&manifest, &entries, by_size);
             print(&if *json { as_json(&rows)? } else { list(&rows) })?;
             Ok(ExitCode::SUCCESS)
         }
-        Action::Verify { json, which } => {
-            let rows = places.rows(&manifest, &entries, by_content);
+        Action::Verify { json, selection } => {
+            let rows = folders.rows(&manifest, &entries, by_content);
             print(&if *json { as_json(&rows)? } else { verified(&rows) })?;
             let asked =
-                |row: &Row<'_>| !which.names.is_empty() || (row.required && row.stood_in_by.is_none());
+                |row: &Row<'_>| !selection.names.is_empty() || (row.required && row.stood_in_by.is_none());
             let is_bad = |row: &Row<'_>| row.has(WRONG) || (row.state != PRESENT && asked(row));
             Ok(if rows.iter().any(is_bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
-        Action::Fetch { which, all, set } => {
-            let request = Request { names: &which.names, set: *set };
+        Action::Fetch { selection, all, set } => {
+            let request = Request { names: &selection.names, set: *set };
             let in_set = |entry: &Entry| match set {
                 Set::Default => !entry.is_fallback(),
                 Set::Registries => entry.is_in_registries(),
@@ -242,13 +244,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             let is_wanted =
                 |entry: &&Entry| *all || request.names(entry) || (!entry.optional && in_set(entry));
             let wanted: Vec<&Entry> = entries.into_iter().filter(is_wanted).collect();
-            Ok(fetch(&manifest, &wanted, places, &request))
+            Ok(fetch(&manifest, &wanted, folders, &request))
         }
         Action::Server(action) => manage::trained(action).map(ExitCode::from),
     }
 }
 
-impl Places {
+impl Folders {
     /// The folder below which an entry's files lie.
     fn root(&self, entry: &Entry) -> &Path {
         if entry.kind == Kind::Runtime { &self.runtime_dir } else { &self.dir }
@@ -272,14 +274,14 @@ impl Places {
         &self,
         manifest: &'a Manifest,
         entries: &[&'a Entry],
-        look: fn(&Path, &Asset) -> State,
+        inspect: fn(&Path, &Asset) -> State,
     ) -> Vec<Row<'a>> {
         entries
             .iter()
             .map(|entry| {
-                let mut row = self.row(entry, look);
+                let mut row = self.row(entry, inspect);
                 if row.state != PRESENT {
-                    row.stood_in_by = self.stand_in(manifest, entry, look).map(str::to_owned);
+                    row.stood_in_by = self.stand_in(manifest, entry, inspect).map(str::to_owned);
                 }
                 row
             })
@@ -291,23 +293,23 @@ impl Places {
         &self,
         manifest: &'a Manifest,
         entry: &'a Entry,
-        look: fn(&Path, &Asset) -> State,
+        inspect: fn(&Path, &Asset) -> State,
     ) -> Option<&'a str> {
-        let is_there = |other: &Entry| self.row(other, look).state == PRESENT;
+        let is_there = |other: &Entry| self.row(other, inspect).state == PRESENT;
         if let Some(fallback) = manifest.fallbacks(entry).find(|other| is_there(other)) {
             return Some(&fallback.name);
         }
         let name = entry.stood_in_by.as_deref()?;
-        manifest.meant(name).all(is_there).then_some(name)
+        manifest.matching(name).all(is_there).then_some(name)
     }
 
-    fn row<'a>(&self, entry: &'a Entry, look: fn(&Path, &Asset) -> State) -> Row<'a> {
+    fn row<'a>(&self, entry: &'a Entry, inspect: fn(&Path, &Asset) -> State) -> Row<'a> {
         let files: Vec<FileRow<'a>> = entry
             .files
             .iter()
             .map(|asset| {
                 let path = self.target(entry, asset);
-                let (state, found_sha256, problem) = match look(&path, asset) {
+                let (state, found_sha256, problem) = match inspect(&path, asset) {
                     State::Missing => (MISSING, None, None),
                     State::Right { sha256 } => (PRESENT, Some(sha256).filter(|hash| !hash.is_empty()), None),
                     State::Wrong { problem } => (WRONG, None, Some(problem)),
@@ -464,7 +466,7 @@ struct Request<'a> {
 impl Request<'_> {
     /// Whether the entry was asked for by its name or file name.
     fn names(&self, entry: &Entry) -> bool {
-        self.names.iter().any(|name| entry.is_called(name))
+        self.names.iter().any(|name| entry.is_named(name))
     }
 
     /// Whether a fallback does as well. Who names an entry, or a set that has fallbacks already, means just that.
@@ -477,7 +479,7 @@ impl Request<'_> {
         &self,
         manifest: &'m Manifest,
         wanted: &[&Entry],
-        missing: &[Missing<'_>],
+        missing: &[MissingEntry<'_>],
     ) -> Vec<&'m Entry> {
         let mut fallbacks: Vec<&Entry> = Vec::new();
         for lost in missing.iter().filter(|lost| self.takes_fallbacks(lost.entry)) {
@@ -492,40 +494,44 @@ impl Request<'_> {
     }
 }
 
-fn fetch(manifest: &Manifest, wanted: &[&Entry], places: &Places, request: &Request<'_>) -> ExitCode {
-    if let Some(mirror) = places.mirror().filter(|folder| !folder.is_dir()) {
+fn fetch(manifest: &Manifest, wanted: &[&Entry], folders: &Folders, request: &Request<'_>) -> ExitCode {
+    if let Some(mirror) = folders.mirror().filter(|folder| !folder.is_dir()) {
         eprintln!("the mirror folder {} is not there: downloading everything", mirror.display());
     }
-    let mut fetcher = Fetcher::new(places, request.set == Set::Registries);
-    let mut missing: Vec<Missing<'_>> = Vec::new();
+    let mut fetcher = Fetcher::new(folders, request.set == Set::Registries);
+    let mut missing: Vec<MissingEntry<'_>> = Vec::new();
     for &entry in wanted {
-        missing.extend(fetch_entry(entry, places, &mut fetcher));
+        missing.extend(fetch_entry(entry, folders, &mut fetcher));
     }
     for fallback in request.fallbacks(manifest, wanted, &missing) {
         println!("{:<20} is fetched instead of {}", fallback.name, fallback.fallback_for.join(", "));
-        missing.extend(fetch_entry(fallback, places, &mut fetcher));
+        missing.extend(fetch_entry(fallback, folders, &mut fetcher));
     }
     if missing.is_empty() {
         return ExitCode::SUCCESS;
     }
-    eprint!("{}", report::missing(&missing, manifest, places));
-    if fetcher.lacks_npm() && missing.iter().any(|lost| lost.entry.is_in_npm()) {
+    eprint!("{}", report::missing(&missing, manifest, folders));
+    if fetcher.lacks_npm_client() && missing.iter().any(|lost| lost.entry.is_in_npm()) {
         return ExitCode::from(LACKS_NPM);
     }
-    let is_error = |lost: &Missing<'_>| {
+    let is_error = |lost: &MissingEntry<'_>| {
         let asked = lost.entry.required() || !request.names.is_empty();
-        let stood_in = || places.stand_in(manifest, lost.entry, by_size).is_some();
+        let stood_in = || folders.stand_in(manifest, lost.entry, by_size).is_some();
         !request.takes_fallbacks(lost.entry) || (asked && !stood_in())
     };
     if missing.iter().any(is_error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn fetch_entry<'a>(entry: &'a Entry, places: &Places, fetcher: &mut Fetcher<'_>) -> Option<Missing<'a>> {
-    let mut lost: Option<Missing<'a>> = None;
+fn fetch_entry<'a>(
+    entry: &'a Entry,
+    folders: &Folders,
+    fetcher: &mut Fetcher<'_>,
+) -> Option<MissingEntry<'a>> {
+    let mut lost: Option<MissingEntry<'a>> = None;
     let mut origins: Vec<(String, usize)> = Vec::new();
     let mut bytes = 0;
     for asset in &entry.files {
-        let path = places.target(entry, asset);
+        let path = folders.target(entry, asset);
         match fetcher.fetch(entry, asset) {
             Ok(fetched) => {
                 if asset.expected.sha256.is_none() {
@@ -536,18 +542,21 @@ fn fetch_entry<'a>(entry: &'a Entry, places: &Places, fetcher: &mut Fetcher<'_>)
                 }
                 let from =
                     fetched.from.map_or_else(|| "already there".to_owned(), |from| format!("from {from}"));
-                count(&mut origins, from);
+                count_up(&mut origins, from);
                 if entry.kind == Kind::Embedder
                     && let Some(converted) = convert(&path)
                 {
-                    count(&mut origins, converted);
+                    count_up(&mut origins, converted);
                 }
             }
             Err(problems) => {
-                let lost =
-                    lost.get_or_insert_with(|| Missing { entry, files: Vec::new(), problems: Vec::new() });
+                let lost = lost.get_or_insert_with(|| MissingEntry {
+                    entry,
+                    files: Vec::new(),
+                    problems: Vec::new(),
+                });
                 lost.files.push(asset);
-                problems.into_iter().for_each(|problem| count(&mut lost.problems, problem));
+                problems.into_iter().for_each(|problem| count_up(&mut lost.problems, problem));
             }
         }
     }
@@ -583,7 +592,7 @@ fn convert(pt: &Path) -> Option<String> {
     })
 }
 
-fn count(counts: &mut Vec<(String, usize)>, text: String) {
+fn count_up(counts: &mut Vec<(String, usize)>, text: String) {
     match counts.iter_mut().find(|(known, _)| *known == text) {
         Some((_, n)) => *n += 1,
         None => counts.push((text, 1)),

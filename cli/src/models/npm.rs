@@ -11,11 +11,11 @@ use std::{
 use sha2::{Digest, Sha512};
 
 use super::{
-    client,
     download::Downloader,
     manifest::{Package, Pin},
     packages::only_file,
     progress::Progress,
+    registry_client,
 };
 
 /// npm, once it was looked for.
@@ -44,7 +44,7 @@ impl Npm {
     ) -> Result<PathBuf, String> {
         let failed = |problem: String| format!("npm, {}: {problem}", package.spec);
         if let Some(registry) = self.registry(folder).map_err(failed)? {
-            downloader.reach(&registry).map_err(failed)?;
+            downloader.check_reachable(&registry).map_err(failed)?;
         }
         let (cache, out) = (folder.join("cache"), folder.join("out"));
         fs::create_dir(&out).map_err(|e| failed(e.to_string()))?;
@@ -56,12 +56,12 @@ impl Npm {
         npm.arg("--cache").arg(&cache).arg("--").arg(&package.spec);
 
         let mut progress = Progress::new(format!("{} with npm", package.spec), package.bytes);
-        let said = client::run(npm, folder, Some(&mut progress));
-        let success = said.as_ref().is_ok_and(|said| said.success);
+        let output = registry_client::run(npm, folder, Some(&mut progress));
+        let success = output.as_ref().is_ok_and(|output| output.success);
         progress.end(success);
-        let said = said.map_err(failed)?;
+        let output = output.map_err(failed)?;
         if !success {
-            return Err(failed(complaint(&said.err)));
+            return Err(failed(complaint(&output.err)));
         }
         let file = only_file(&out).map_err(failed)?;
         if let Some(Pin::Sha512(expected)) = &package.pin {

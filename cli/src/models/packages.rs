@@ -61,7 +61,7 @@ impl Packages {
     }
 
     /// Whether something could not be had for lack of the npm client.
-    pub fn lack_npm(&self) -> bool {
+    pub fn lacks_npm_client(&self) -> bool {
         self.npm.is_absent()
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 /// Where no bar can be shown, downloads from this many bytes on have lines of their own; smaller ones are over at once.
-const WORTH_A_LINE: u64 = 1 << 20;
+const MIN_LINE_BYTES: u64 = 1 << 20;
 /// The time between two lines.
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -34,7 +34,7 @@ impl Progress {
             bar.set_style(style);
         }
         let mut progress = Self { label, bar, total, done: 0, said: None };
-        if progress.bar.is_hidden() && total.is_some_and(|bytes| bytes >= WORTH_A_LINE) {
+        if progress.bar.is_hidden() && total.is_some_and(|bytes| bytes >= MIN_LINE_BYTES) {
             progress.say("downloading");
         }
         progress
@@ -50,7 +50,7 @@ impl Progress {
         }
         match self.said {
             Some(said) if said.elapsed() >= INTERVAL => self.say("downloading"),
-            None if self.done >= WORTH_A_LINE => self.say("downloading"),
+            None if self.done >= MIN_LINE_BYTES => self.say("downloading"),
             _ => {}
         }
     }

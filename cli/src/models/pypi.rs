@@ -12,11 +12,11 @@ use serde::Deserialize;
 
 use super::{
     check::{State, check},
-    client,
     download::Downloader,
     manifest::{Expected, Package, Pin},
     packages::only_file,
     progress::Progress,
+    registry_client,
 };
 
 /// The index that pip asks where it is not told otherwise.
@@ -29,7 +29,7 @@ const PYTHON_VERSION: &str = "3.12";
 const ACCEPTED: &str =
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1";
 /// Package indexes of a few megabytes are known.
-const LONGEST_INDEX: u64 = 32 << 20;
+const MAX_INDEX_BYTES: u64 = 32 << 20;
 
 /// pip's settings, once they were asked for.
 #[derive(Default)]
@@ -62,7 +62,8 @@ impl Pypi {
         let failed = |problem: String| format!("pip, {}: {problem}", package.spec);
         let settings = self.settings();
         let index = settings.index.as_deref().unwrap_or(INDEX);
-        let reachable = if settings.proxy || settings.no_index { Ok(()) } else { downloader.reach(index) };
+        let reachable =
+            if settings.proxy || settings.no_index { Ok(()) } else { downloader.check_reachable(index) };
         if let Err(problem) = &reachable
             && settings.find_links.is_empty()
             && settings.extra_indexes.is_empty()
@@ -91,12 +92,12 @@ impl Pypi {
         pip.arg(&package.spec).env("TMPDIR", &temporary);
 
         let mut progress = Progress::new(format!("the wheel {} with pip", package.spec), package.bytes);
-        let said = client::run(pip, folder, Some(&mut progress));
-        let success = said.as_ref().is_ok_and(|said| said.success);
+        let output = registry_client::run(pip, folder, Some(&mut progress));
+        let success = output.as_ref().is_ok_and(|output| output.success);
         progress.end(success);
-        let said = said.map_err(failed)?;
+        let output = output.map_err(failed)?;
         if !success {
-            let line = said.err.lines().rev().find(|line| !line.trim().is_empty());
+            let line = output.err.lines().rev().find(|line| !line.trim().is_empty());
             let line = line.unwrap_or("no reason given").trim().to_owned();
             return Err(match reachable {
                 Err(problem) => failed(format!("{line}; {problem}")),
@@ -145,22 +146,22 @@ impl Pypi {
     }
 
     fn settings(&mut self) -> Settings {
-        self.settings.get_or_insert_with(Settings::ask).clone()
+        self.settings.get_or_insert_with(Settings::from_pip).clone()
     }
 }
 
 impl Settings {
     /// As pip has merged them from its files and the environment; without pip, those of the environment.
-    fn ask() -> Self {
+    fn from_pip() -> Self {
         let output =
             Command::new("python3").args(["-m", "pip", "config", "list"]).stdin(Stdio::null()).output();
         match output {
             Ok(output) if output.status.success() => Self::parse(&String::from_utf8_lossy(&output.stdout)),
-            _ => Self::of_environment(),
+            _ => Self::from_environment(),
         }
     }
 
-    fn of_environment() -> Self {
+    fn from_environment() -> Self {
         let lines = env::vars().filter_map(|(name, value)| {
             let key = name.strip_prefix("PIP_")?.to_ascii_lowercase().replace('_', "-");
             Some(format!(":env:.{key}='{value}'\n"))
@@ -211,7 +212,7 @@ fn from_index(
     folder: &Path,
 ) -> Result<PathBuf, String> {
     let page = format!("{}/{}/", index.trim_end_matches('/'), normalized(&package.name));
-    let (page, content_type, text) = downloader.text(&page, ACCEPTED, LONGEST_INDEX)?;
+    let (page, content_type, text) = downloader.text(&page, ACCEPTED, MAX_INDEX_BYTES)?;
     let files = if content_type.contains("json") { json(&text)? } else { html(&text) };
     let host = page.host_str().unwrap_or("the index").to_owned();
     let Some((name, address)) = files.into_iter().find(|(name, _)| is_sdist(name, package)) else {

@@ -4,12 +4,12 @@
 use std::fmt::Write as _;
 
 use super::{
-    PRESENT, Places, by_size,
+    Folders, PRESENT, by_size,
     manifest::{Asset, Entry, Kind, Manifest},
 };
 
 /// An entry that is not complete, with each distinct problem and how many files have it.
-pub struct Missing<'a> {
+pub struct MissingEntry<'a> {
     /// What is missing.
     pub entry: &'a Entry,
     /// Those of its files that are.
@@ -19,20 +19,20 @@ pub struct Missing<'a> {
 }
 
 /// The whole report.
-pub fn missing(missing: &[Missing<'_>], manifest: &Manifest, places: &Places) -> String {
+pub fn missing(missing: &[MissingEntry<'_>], manifest: &Manifest, folders: &Folders) -> String {
     let mut text = String::from("\nMissing:\n");
     for lost in missing {
-        one(&mut text, lost, manifest, places);
+        write_entry(&mut text, lost, manifest, folders);
     }
     text.push_str("\nWith what is there:\n");
-    for (part, state) in parts(manifest, places) {
+    for (part, state) in capabilities(manifest, folders) {
         line(&mut text, part, &state);
     }
     text
 }
 
-fn one(text: &mut String, lost: &Missing<'_>, manifest: &Manifest, places: &Places) {
-    let Missing { entry, files, problems } = lost;
+fn write_entry(text: &mut String, lost: &MissingEntry<'_>, manifest: &Manifest, folders: &Folders) {
+    let MissingEntry { entry, files, problems } = lost;
     let Some(first) = files.first() else { return };
     line(text, &entry.name, &entry.purpose);
     // More than a few different ones say nothing more.
@@ -47,8 +47,8 @@ fn one(text: &mut String, lost: &Missing<'_>, manifest: &Manifest, places: &Plac
         let size = first.expected.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
         detail(text, "sha256", &format!("{hash}{size}"));
     }
-    detail(text, "put it at", &places.target(entry, first).display().to_string());
-    if let (Some(mirror), Some(path)) = (places.mirror(), &first.mirror) {
+    detail(text, "put it at", &folders.target(entry, first).display().to_string());
+    if let (Some(mirror), Some(path)) = (folders.mirror(), &first.mirror) {
         detail(text, "or at", &format!("{} and fetch again", mirror.join(path).display()));
     }
     if files.len() > 1 {
@@ -60,16 +60,16 @@ fn one(text: &mut String, lost: &Missing<'_>, manifest: &Manifest, places: &Plac
         );
         detail(text, "", &all);
     }
-    match places.stand_in(manifest, entry, by_size) {
+    match folders.stand_in(manifest, entry, by_size) {
         Some(other) => detail(text, "without it", &format!("{other} stands in for it")),
         None => detail(text, "cannot run", &entry.consequence()),
     }
 }
 
 /// What there is to run, and whether the files suffice for it.
-fn parts(manifest: &Manifest, places: &Places) -> [(&'static str, String); 3] {
+fn capabilities(manifest: &Manifest, folders: &Folders) -> [(&'static str, String); 3] {
     let here = manifest.select(&[]).unwrap_or_default();
-    let is_there = |entry: &&&Entry| places.row(entry, by_size).state == PRESENT;
+    let is_there = |entry: &&&Entry| folders.row(entry, by_size).state == PRESENT;
     let of = |kind: Kind| here.iter().filter(move |entry| entry.kind == kind);
     let there = |kind: Kind| of(kind).filter(is_there).map(|entry| entry.name.as_str()).collect::<Vec<_>>();
     let names = |kind: Kind| of(kind).map(|entry| entry.name.as_str()).collect::<Vec<_>>().join(" or ");

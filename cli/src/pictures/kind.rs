@@ -38,7 +38,7 @@ pub enum Remedy {
 
 impl Remedy {
     /// The advice, a line for people.
-    pub fn words(self) -> &'static str {
+    pub fn advice(self) -> &'static str {
         match self {
             Self::Convert => {
                 "Pictures of other kinds must be JPEG, PNG, WebP, BMP, GIF or HEIC. ImageMagick makes JPEG files of \
@@ -56,14 +56,14 @@ impl Remedy {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn of_file(path: &Path) -> io::Result<Kind> {
+pub fn from_file(path: &Path) -> io::Result<Kind> {
     let mut head = Vec::new();
     File::open(path)?.take(HEAD).read_to_end(&mut head)?;
-    Ok(of(&head))
+    Ok(from_head(&head))
 }
 
 /// What a content is that begins so.
-pub fn of(head: &[u8]) -> Kind {
+pub fn from_head(head: &[u8]) -> Kind {
     let other = |what, remedy| Kind::Other { what, remedy };
     let starts = |magic: &[u8]| head.starts_with(magic);
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
@@ -71,7 +71,7 @@ pub fn of(head: &[u8]) -> Kind {
     if image::guess_format(head).is_ok_and(|format| format.reading_enabled()) {
         return Kind::Picture;
     }
-    if let Some(kind) = of_media_file(head) {
+    if let Some(kind) = from_media_brands(head) {
         return kind;
     }
     match head {
@@ -108,7 +108,7 @@ pub fn of(head: &[u8]) -> Kind {
 }
 
 /// What a file in the family of QuickTime and MP4 is: its brands say it. HEIC, AVIF and most videos are of it.
-fn of_media_file(head: &[u8]) -> Option<Kind> {
+fn from_media_brands(head: &[u8]) -> Option<Kind> {
     let other = |what, remedy| Some(Kind::Other { what, remedy: Some(remedy) });
     let (size, rest) = head.split_first_chunk::<4>()?;
     let (name, rest) = rest.split_first_chunk::<4>()?;
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     fn what(head: &[u8]) -> &'static str {
-        match of(head) {
+        match from_head(head) {
             Kind::Picture => "picture",
             Kind::Heic => "HEIC",
             Kind::Other { what, .. } => what,
@@ -166,7 +166,7 @@ mod tests {
             b"RIFF\x10\0\0\0WEBPVP8 ",
             b"BM\x36\0\0\0\0\0",
         ] {
-            assert_eq!(of(picture), Kind::Picture, "{picture:?}");
+            assert_eq!(from_head(picture), Kind::Picture, "{picture:?}");
         }
         for (head, expected) in [
             (&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], "HEIC"),

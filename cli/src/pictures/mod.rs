@@ -18,7 +18,7 @@ use crate::exit::Failure;
 
 /// What systems leave among pictures, beside what begins with a dot: thumbnails and indexes of NAS systems (Synology,
 /// QNAP), of macOS in archives, and of Windows. Without regard to case.
-const OF_SYSTEMS: [&str; 13] = [
+const SYSTEM_FILES: [&str; 13] = [
     "@eadir",
     "@recycle",
     "@recently-snapshot",
@@ -55,7 +55,7 @@ impl PassedOver {
 
 /// What a folder holds.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct FolderContents {
     /// The pictures, at any depth, in the order of their paths.
     pub pictures: Vec<PathBuf>,
     /// Files and folders that are no pictures or cannot be read.
@@ -66,7 +66,7 @@ pub struct Found {
 
 /// What a folder of people holds: a folder of pictures for each.
 #[derive(Debug, Default)]
-pub struct People {
+pub struct PersonFolders {
     /// The pictures of everybody who has a folder; none where nothing in it is a picture.
     pub pictures: BTreeMap<String, Vec<PathBuf>>,
     /// Files and folders that are no pictures, cannot be read, or are nobody's.
@@ -80,8 +80,8 @@ pub struct People {
 ///
 /// # Errors
 /// The folder is missing or cannot be read.
-pub fn below(folder: &Path) -> Result<Found, Failure> {
-    let mut found = Found::default();
+pub fn in_folder(folder: &Path) -> Result<FolderContents, Failure> {
+    let mut found = FolderContents::default();
     found.hidden = walk(folder, |file, passed_over| match passed_over {
         None => found.pictures.push(file.to_owned()),
         Some(passed_over) => found.passed_over.push(passed_over),
@@ -94,11 +94,11 @@ pub fn below(folder: &Path) -> Result<Found, Failure> {
 ///
 /// # Errors
 /// The folder is missing or cannot be read, or there is no folder in it.
-pub fn by_person(folder: &Path) -> Result<People, Failure> {
-    let mut people = People::default();
-    for entry in fs::read_dir(folder).map_err(|error| cannot_be_read(folder, &error))?.flatten() {
+pub fn in_person_folders(folder: &Path) -> Result<PersonFolders, Failure> {
+    let mut people = PersonFolders::default();
+    for entry in fs::read_dir(folder).map_err(|error| read_error(folder, &error))?.flatten() {
         let name = entry.file_name();
-        if !entry.path().is_dir() || is_of_a_system(&name.to_string_lossy()) {
+        if !entry.path().is_dir() || is_system_file(&name.to_string_lossy()) {
             continue;
         }
         if let Ok(name) = name.into_string() {
@@ -120,7 +120,7 @@ pub fn by_person(folder: &Path) -> Result<People, Failure> {
         people.passed_over.push(passed_over);
     })?;
     if people.pictures.is_empty() {
-        tell(&people.passed_over, people.hidden);
+        print_skipped(&people.passed_over, people.hidden);
         return Err(Failure::input(folder.display(), "no folder in it (expected one for each person)"));
     }
     Ok(people)
@@ -130,25 +130,25 @@ pub fn by_person(folder: &Path) -> Result<People, Failure> {
 /// were passed over are advised on; each of them is left to the caller to name.
 ///
 /// # Errors
-/// As [`by_person`], or nobody has a picture.
-pub fn people(folder: &Path) -> Result<(People, Vec<String>), Failure> {
-    let mut people = by_person(folder)?;
+/// As [`in_person_folders`], or nobody has a picture.
+pub fn people(folder: &Path) -> Result<(PersonFolders, Vec<String>), Failure> {
+    let mut people = in_person_folders(folder)?;
     if people.pictures.values().all(Vec::is_empty) {
-        return people.told(folder).map(|people| (people, Vec::new()));
+        return people.report_skipped(folder).map(|people| (people, Vec::new()));
     }
-    advise(&people.passed_over, people.hidden);
+    print_advice(&people.passed_over, people.hidden);
     let without = people.pictures.extract_if(.., |_, pictures| pictures.is_empty());
     let without = without.map(|(name, _)| name).collect();
     Ok((people, without))
 }
 
-impl Found {
+impl FolderContents {
     /// Names what was passed over.
     ///
     /// # Errors
     /// There is no picture.
-    pub fn told(self, folder: &Path) -> Result<Self, Failure> {
-        tell(&self.passed_over, self.hidden);
+    pub fn report_skipped(self, folder: &Path) -> Result<Self, Failure> {
+        print_skipped(&self.passed_over, self.hidden);
         if self.pictures.is_empty() {
             return Err(no_picture(folder, &self.passed_over));
         }
@@ -156,13 +156,13 @@ impl Found {
     }
 }
 
-impl People {
+impl PersonFolders {
     /// Names what was passed over.
     ///
     /// # Errors
     /// Nobody has a picture.
-    pub fn told(self, folder: &Path) -> Result<Self, Failure> {
-        tell(&self.passed_over, self.hidden);
+    pub fn report_skipped(self, folder: &Path) -> Result<Self, Failure> {
+        print_skipped(&self.passed_over, self.hidden);
         if self.pictures.values().all(Vec::is_empty) {
             return Err(no_picture(folder, &self.passed_over));
         }
@@ -176,7 +176,7 @@ impl People {
 /// The file cannot be read, or is HEIC that cannot be decoded; in words.
 pub fn read(file: &Path) -> Result<Vec<u8>, String> {
     let bytes = fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
-    match kind::of(&bytes) {
+    match kind::from_head(&bytes) {
         Kind::Heic => heic::to_jpeg(&bytes),
         _ => Ok(bytes),
     }
@@ -187,24 +187,24 @@ pub fn read(file: &Path) -> Result<Vec<u8>, String> {
 /// # Errors
 /// The file cannot be read.
 pub fn kind_of(file: &Path) -> std::io::Result<Kind> {
-    kind::of_file(file)
+    kind::from_file(file)
 }
 
 /// Names what was passed over, with what can be done about each kind, to the standard error.
-fn tell(passed_over: &[PassedOver], hidden: usize) {
+fn print_skipped(passed_over: &[PassedOver], hidden: usize) {
     for PassedOver { file, reason, .. } in passed_over {
         eprintln!("{file}: passed over: {reason}");
     }
-    advise(passed_over, hidden);
+    print_advice(passed_over, hidden);
 }
 
 /// Says what can be done about what was passed over, and how much was left out, to the standard error.
-fn advise(passed_over: &[PassedOver], hidden: usize) {
+fn print_advice(passed_over: &[PassedOver], hidden: usize) {
     let mut remedies: Vec<Remedy> = passed_over.iter().filter_map(|passed_over| passed_over.remedy).collect();
     remedies.sort_unstable();
     remedies.dedup();
     for remedy in remedies {
-        eprintln!("{}", remedy.words());
+        eprintln!("{}", remedy.advice());
     }
     if hidden > 0 {
         eprintln!(
@@ -221,7 +221,7 @@ fn no_picture(folder: &Path, passed_over: &[PassedOver]) -> Failure {
     Failure::input(folder.display(), why)
 }
 
-fn cannot_be_read(folder: &Path, error: &std::io::Error) -> Failure {
+fn read_error(folder: &Path, error: &std::io::Error) -> Failure {
     let why = match error.kind() {
         ErrorKind::NotFound => "no such folder".to_owned(),
         ErrorKind::NotADirectory => "is not a folder".to_owned(),
@@ -230,17 +230,17 @@ fn cannot_be_read(folder: &Path, error: &std::io::Error) -> Failure {
     Failure::input(folder.display(), why)
 }
 
-fn is_of_a_system(name: &str) -> bool {
-    name.starts_with('.') || OF_SYSTEMS.contains(&name.to_lowercase().as_str())
+fn is_system_file(name: &str) -> bool {
+    name.starts_with('.') || SYSTEM_FILES.contains(&name.to_lowercase().as_str())
 }
 
 /// Hands each file below a folder to `take`, in the order of the paths, with the reason where it is no picture. What
 /// cannot be read is told like that as well, and the rest goes on. Returns how much was left out as hidden.
 fn walk(folder: &Path, mut take: impl FnMut(&Path, Option<PassedOver>)) -> Result<usize, Failure> {
-    fs::read_dir(folder).map_err(|error| cannot_be_read(folder, &error))?;
+    fs::read_dir(folder).map_err(|error| read_error(folder, &error))?;
     let mut hidden = 0;
     let mut visible = |entry: &DirEntry| {
-        let visible = entry.depth() == 0 || !is_of_a_system(&entry.file_name().to_string_lossy());
+        let visible = entry.depth() == 0 || !is_system_file(&entry.file_name().to_string_lossy());
         hidden += usize::from(!visible);
         visible
     };
@@ -248,14 +248,14 @@ fn walk(folder: &Path, mut take: impl FnMut(&Path, Option<PassedOver>)) -> Resul
     for entry in entries.into_iter().filter_entry(&mut visible) {
         match entry {
             Ok(entry) if entry.file_type().is_dir() => {}
-            Ok(entry) => take(entry.path(), look(&entry)),
+            Ok(entry) => take(entry.path(), inspect(&entry)),
             Err(error) => {
                 let path = error.path().unwrap_or(folder).to_owned();
                 // The target of a link is looked at before its name is.
-                if path.file_name().is_some_and(|name| is_of_a_system(&name.to_string_lossy())) {
+                if path.file_name().is_some_and(|name| is_system_file(&name.to_string_lossy())) {
                     continue;
                 }
-                take(&path, Some(PassedOver::new(&path, unreadable(&error))));
+                take(&path, Some(PassedOver::new(&path, walk_error(&error))));
             }
         }
     }
@@ -263,19 +263,19 @@ fn walk(folder: &Path, mut take: impl FnMut(&Path, Option<PassedOver>)) -> Resul
 }
 
 /// Why a file is no picture; nothing where it is one.
-fn look(entry: &DirEntry) -> Option<PassedOver> {
+fn inspect(entry: &DirEntry) -> Option<PassedOver> {
     let path = entry.path();
     if !entry.file_type().is_file() {
         return Some(PassedOver::new(path, "is no file, but a pipe, a socket or a device"));
     }
-    match kind::of_file(path) {
+    match kind::from_file(path) {
         Ok(Kind::Picture | Kind::Heic) => None,
         Ok(Kind::Other { what, remedy }) => Some(PassedOver { remedy, ..PassedOver::new(path, what) }),
         Err(error) => Some(PassedOver::new(path, format!("cannot be read: {error}"))),
     }
 }
 
-fn unreadable(error: &walkdir::Error) -> String {
+fn walk_error(error: &walkdir::Error) -> String {
     if let Some(ancestor) = error.loop_ancestor() {
         return format!("is a link to {}, in which it lies itself", ancestor.display());
     }
@@ -319,7 +319,7 @@ mod tests {
             ("b/4.jpg", b"II*\0\x08\0\0\0"),
             ("notes.txt", b"text"),
         ]);
-        let found = below(folder.path()).expect("found");
+        let found = in_folder(folder.path()).expect("found");
         assert_eq!(
             names(folder.path(), &found.pictures),
             ["a.jfif", "b/1.jpg", "b/deep/2.PNG", "b/without-extension"]
@@ -353,7 +353,10 @@ mod tests {
             ("__MACOSX/ann/._1.jpg", b"\0\x05\x16\x07"),
             ("@eaDir/ann/1.jpg", JPEG),
         ]);
-        let people = by_person(folder.path()).expect("people").told(folder.path()).expect("pictures");
+        let people = in_person_folders(folder.path())
+            .expect("people")
+            .report_skipped(folder.path())
+            .expect("pictures");
         assert_eq!(people.pictures.keys().collect::<Vec<_>>(), ["ann"]);
         assert_eq!(names(folder.path(), &people.pictures["ann"]), ["ann/1.jpg"]);
         assert_eq!((people.hidden, people.passed_over), (7, vec![]));
@@ -395,15 +398,16 @@ mod tests {
     #[test]
     fn a_missing_and_an_empty_folder_are_named() {
         let folder = folder(&[("file", b"x")]);
-        let refused =
-            |path: &Path| below(path).and_then(|found| found.told(path)).expect_err("refused").to_string();
+        let refused = |path: &Path| {
+            in_folder(path).and_then(|found| found.report_skipped(path)).expect_err("refused").to_string()
+        };
         let missing = refused(&folder.path().join("nowhere"));
         assert!(missing.contains("nowhere") && missing.contains("no such folder"), "{missing}");
         let file = refused(&folder.path().join("file"));
         assert!(file.contains("is not a folder"), "{file}");
         let empty = refused(folder.path());
         assert!(empty.contains("no picture in it; passed over: 1"), "{empty}");
-        let nobody = by_person(folder.path()).expect_err("refused").to_string();
+        let nobody = in_person_folders(folder.path()).expect_err("refused").to_string();
         assert!(nobody.contains("no folder in it"), "{nobody}");
     }
 }

@@ -26,7 +26,7 @@ use crate::{
 const WAIT: Duration = Duration::from_millis(100);
 
 /// The faces of each frame, by its timestamp in nanoseconds.
-pub type Drawn = HashMap<u64, Vec<FaceRegion>>;
+pub type FacesByTime = HashMap<u64, Vec<FaceRegion>>;
 
 /// An MP4 file to be written.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ pub fn writer(live: bool) -> String {
 ///
 /// # Errors
 /// The element has no source pad.
-pub fn remember(element: &gst::Element, drawn: &Shared<Drawn>) -> Result<()> {
+pub fn record_faces(element: &gst::Element, drawn: &Shared<FacesByTime>) -> Result<()> {
     let pad = element.static_pad("src").context("an element without a source pad")?;
     let drawn = drawn.clone();
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
@@ -120,12 +120,12 @@ pub fn remember(element: &gst::Element, drawn: &Shared<Drawn>) -> Result<()> {
 ///
 /// # Errors
 /// The source cannot be played any more, or the file cannot be written.
-pub fn draw(
+pub fn draw_boxes(
     source: &Source,
     until: Option<gst::ClockTime>,
     draft: &Draft,
-    drawn: Drawn,
-    verdicts: &HashMap<i32, Verdict>,
+    drawn: FacesByTime,
+    track_results: &HashMap<i32, Verdict>,
     was_interrupted: bool,
 ) -> Result<bool> {
     let tail = format!("facepipe-faceoverlay name=overlay unanswered=red ! {}", writer(false));
@@ -134,8 +134,8 @@ pub fn draw(
         player.ignore_interrupts();
     }
     let overlay = player.element("overlay")?;
-    for (track, verdict) in verdicts {
-        panel::tell(&overlay, *track, verdict);
+    for (track, result) in track_results {
+        panel::set_result(&overlay, *track, result);
     }
     player.write(draft.path(), draft.target())?;
     let pad = overlay.static_pad("sink").context("an overlay without a pad")?;

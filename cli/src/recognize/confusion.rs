@@ -26,7 +26,7 @@ struct Row {
 }
 
 /// What the server said of a picture.
-pub enum Answer<'a> {
+pub enum PredictedIdentity<'a> {
     /// Somebody who is enrolled.
     Named(&'a str),
     /// Nobody who is enrolled.
@@ -37,13 +37,13 @@ pub enum Answer<'a> {
 
 impl Confusion {
     /// Counts a picture of `truth`.
-    pub fn count(&mut self, truth: &str, enrolled: bool, answer: &Answer<'_>) {
+    pub fn count(&mut self, truth: &str, enrolled: bool, predicted: &PredictedIdentity<'_>) {
         let row = self.people.entry(truth.to_owned()).or_default();
         row.enrolled = enrolled;
-        match answer {
-            Answer::Named(name) => *row.named.entry((*name).to_owned()).or_default() += 1,
-            Answer::Unknown => row.unknown += 1,
-            Answer::NoFace => row.no_face += 1,
+        match predicted {
+            PredictedIdentity::Named(name) => *row.named.entry((*name).to_owned()).or_default() += 1,
+            PredictedIdentity::Unknown => row.unknown += 1,
+            PredictedIdentity::NoFace => row.no_face += 1,
         }
     }
 
@@ -54,17 +54,17 @@ impl Confusion {
 
     /// Pictures with a face that were answered rightly, and all pictures with a face. Right is the name for somebody
     /// who is enrolled, `unknown` for everybody else.
-    pub fn right(&self) -> (usize, usize) {
+    pub fn correct(&self) -> (usize, usize) {
         self.people.iter().fold((0, 0), |(right, all), (truth, row)| {
             let named: usize = row.named.values().sum();
-            (right + row.right(truth), all + named + row.unknown)
+            (right + row.correct(truth), all + named + row.unknown)
         })
     }
 
     /// Writes it as a table: a row per person.
     pub fn print(&self) {
         let rows = self.people.iter().map(|(truth, row)| {
-            let mistaken: Vec<String> = row
+            let misidentified: Vec<String> = row
                 .named
                 .iter()
                 .filter(|(name, _)| *name != truth)
@@ -72,10 +72,10 @@ impl Confusion {
                 .collect();
             [
                 if row.enrolled { truth.clone() } else { format!("{truth} (not enrolled)") },
-                row.right(truth).to_string(),
+                row.correct(truth).to_string(),
                 row.unknown.to_string(),
                 row.no_face.to_string(),
-                mistaken.join(", "),
+                misidentified.join(", "),
             ]
         });
         output::table(["Folder", "Right", "Unknown", "No face", "Taken for"], rows);
@@ -83,7 +83,7 @@ impl Confusion {
 }
 
 impl Row {
-    fn right(&self, truth: &str) -> usize {
+    fn correct(&self, truth: &str) -> usize {
         if self.enrolled { self.named.get(truth).copied().unwrap_or(0) } else { self.unknown }
     }
 }
@@ -95,13 +95,13 @@ mod tests {
     #[test]
     fn the_name_is_right_for_the_enrolled_and_unknown_for_everybody_else() {
         let mut confusion = Confusion::default();
-        confusion.count("Ada", true, &Answer::Named("Ada"));
-        confusion.count("Ada", true, &Answer::Named("Grace"));
-        confusion.count("Ada", true, &Answer::Unknown);
-        confusion.count("Ada", true, &Answer::NoFace);
+        confusion.count("Ada", true, &PredictedIdentity::Named("Ada"));
+        confusion.count("Ada", true, &PredictedIdentity::Named("Grace"));
+        confusion.count("Ada", true, &PredictedIdentity::Unknown);
+        confusion.count("Ada", true, &PredictedIdentity::NoFace);
         assert!(confusion.is_meaningful());
-        confusion.count("Stranger", false, &Answer::Unknown);
-        confusion.count("Stranger", false, &Answer::Named("Ada"));
-        assert_eq!(confusion.right(), (2, 5));
+        confusion.count("Stranger", false, &PredictedIdentity::Unknown);
+        confusion.count("Stranger", false, &PredictedIdentity::Named("Ada"));
+        assert_eq!(confusion.correct(), (2, 5));
     }
 }

@@ -12,7 +12,7 @@ use clap::Args;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
-use super::confusion::{Answer, Confusion};
+use super::confusion::{Confusion, PredictedIdentity};
 use crate::{
     client::{Client, ClientError, Face, Recognition},
     connection::Connection,
@@ -20,9 +20,9 @@ use crate::{
     exit::{self, Outcome},
     interrupt,
     latency::{Latencies, Percentiles},
-    names::Names,
+    names::NameIndex,
     output,
-    pictures::{self, Found, PassedOver},
+    pictures::{self, FolderContents, PassedOver},
     progress, runtime,
 };
 
@@ -74,7 +74,7 @@ pub struct Options {
 
 /// A picture and what the server says of it.
 #[derive(Serialize)]
-struct Picture {
+struct ImageReport {
     file: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -106,7 +106,7 @@ struct Statistics {
 
 #[derive(Serialize)]
 struct Report {
-    images: Vec<Picture>,
+    images: Vec<ImageReport>,
     /// Files that are no pictures, or cannot be read.
     passed_over: Vec<PassedOver>,
     /// Hidden and systems' own files and folders that were left out.
@@ -115,14 +115,14 @@ struct Report {
 }
 
 /// One picture's way to the server and back.
-struct Answered {
+struct CompletedRequest {
     file: PathBuf,
     bytes: u64,
     took: Duration,
-    outcome: Result<Vec<Face>, Trouble>,
+    outcome: Result<Vec<Face>, RequestError>,
 }
 
-enum Trouble {
+enum RequestError {
     File(String),
     Server(ClientError),
     Interrupted,
@@ -133,17 +133,17 @@ enum Trouble {
 /// # Errors
 /// The folder cannot be read, or the server cannot be reached, cannot serve or refuses the token.
 pub fn run(options: &Options) -> Result<Outcome> {
-    let found = pictures::below(&options.folder)?.told(&options.folder)?;
+    let found = pictures::in_folder(&options.folder)?.report_skipped(&options.folder)?;
     runtime()?.block_on(recognize(options, found))
 }
 
-async fn recognize(options: &Options, found: Found) -> Result<Outcome> {
-    let Found { pictures: files, passed_over, hidden } = found;
+async fn recognize(options: &Options, found: FolderContents) -> Result<Outcome> {
+    let FolderContents { pictures: files, passed_over, hidden } = found;
     let client = options.connection.client()?;
     let enrolled = if options.dry_run {
-        Names::of([])
+        NameIndex::new([])
     } else {
-        Names::of(client.dataset().await?.people.into_iter().map(|person| person.face_id))
+        NameIndex::new(client.dataset().await?.people.into_iter().map(|person| person.face_id))
     };
     let bar = progress::bar(files.len(), if options.dry_run { "Sending" } else { "Asking" });
     let mut latencies = Latencies::new();
@@ -151,27 +151,28 @@ async fn recognize(options: &Options, found: Found) -> Result<Outcome> {
     let mut bytes = 0;
     let mut failure = None;
     let begun = Instant::now();
-    let mut answers =
-        stream::iter(&files).map(|file| ask(options, &client, file)).buffered(options.parallel.into());
-    while let Some(answered) = answers.next().await {
-        let Answered { file, bytes: size, took, outcome } = answered;
+    let mut requests = stream::iter(&files)
+        .map(|file| recognize_file(options, &client, file))
+        .buffered(options.parallel.into());
+    while let Some(request) = requests.next().await {
+        let CompletedRequest { file, bytes: size, took, outcome } = request;
         let (faces, error) = match outcome {
-            Err(Trouble::Interrupted) => continue,
-            Err(Trouble::Server(error)) if !error.is_of_the_request() => {
+            Err(RequestError::Interrupted) => continue,
+            Err(RequestError::Server(error)) if !error.is_request_error() => {
                 failure = Some(error);
                 break;
             }
-            Err(Trouble::Server(error)) => (Vec::new(), Some(error.to_string())),
-            Err(Trouble::File(why)) => (Vec::new(), Some(why)),
+            Err(RequestError::Server(error)) => (Vec::new(), Some(error.to_string())),
+            Err(RequestError::File(why)) => (Vec::new(), Some(why)),
             Ok(faces) => {
                 latencies.record(took);
                 bytes += size;
                 (faces, None)
             }
         };
-        let picture = Picture { file: file.display().to_string(), error, faces };
+        let picture = ImageReport { file: file.display().to_string(), error, faces };
         if !options.json && !options.dry_run {
-            bar.suspend(|| output::line(picture.in_words()));
+            bar.suspend(|| output::line(picture.summary()));
         } else if let Some(error) = &picture.error {
             bar.suspend(|| eprintln!("{}: {error}", picture.file));
         }
@@ -196,23 +197,23 @@ async fn recognize(options: &Options, found: Found) -> Result<Outcome> {
     if interrupt::requested() {
         return Ok(Outcome::Interrupted);
     }
-    Ok(if complete { Outcome::Done } else { Outcome::Partly })
+    Ok(if complete { Outcome::Done } else { Outcome::Partial })
 }
 
-async fn ask(options: &Options, client: &Client, file: &Path) -> Answered {
-    let done = |bytes, took, outcome| Answered { file: file.to_owned(), bytes, took, outcome };
+async fn recognize_file(options: &Options, client: &Client, file: &Path) -> CompletedRequest {
+    let done = |bytes, took, outcome| CompletedRequest { file: file.to_owned(), bytes, took, outcome };
     if interrupt::requested() {
-        return done(0, Duration::ZERO, Err(Trouble::Interrupted));
+        return done(0, Duration::ZERO, Err(RequestError::Interrupted));
     }
     let image = match pictures::read(file) {
         Ok(bytes) => Bytes::from(bytes),
-        Err(why) => return done(0, Duration::ZERO, Err(Trouble::File(why))),
+        Err(why) => return done(0, Duration::ZERO, Err(RequestError::File(why))),
     };
     let size = image.len().try_into().unwrap_or(u64::MAX);
-    let key = options.store.then(|| key(&image));
+    let key = options.store.then(|| idempotency_key(&image));
     let begun = Instant::now();
     let answer = if options.dry_run {
-        client.receive_only(image).await.map(|()| Vec::new())
+        client.dry_run(image).await.map(|()| Vec::new())
     } else {
         let call = if options.store {
             Recognition::StoreResults { camera_id: &options.camera_id, location: &options.location }
@@ -221,18 +222,19 @@ async fn ask(options: &Options, client: &Client, file: &Path) -> Answered {
         };
         client.recognize(call, image, key.as_deref()).await.map(|results| results.faces)
     };
-    done(size, begun.elapsed(), answer.map_err(Trouble::Server))
+    done(size, begun.elapsed(), answer.map_err(RequestError::Server))
 }
 
 /// The key under which a picture is stored once only: the same bytes have the same.
-fn key(image: &[u8]) -> String {
+fn idempotency_key(image: &[u8]) -> String {
     format!("folder-{}", digest::sha256(image))
 }
 
 /// Compares the answers with the names of the folders right in `root`. Of several faces on a picture the largest
 /// counts: whoever photographs somebody stands close.
-fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &Names) -> Confusion {
-    let answered: HashMap<&str, &Picture> = images.iter().map(|image| (image.file.as_str(), image)).collect();
+fn confusion(root: &Path, files: &[PathBuf], images: &[ImageReport], enrolled: &NameIndex) -> Confusion {
+    let answered: HashMap<&str, &ImageReport> =
+        images.iter().map(|image| (image.file.as_str(), image)).collect();
     let mut confusion = Confusion::default();
     for file in files {
         let below = file.strip_prefix(root).unwrap_or(file);
@@ -244,8 +246,8 @@ fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &Name
             continue;
         };
         let answer = match Face::largest(&image.faces) {
-            None => Answer::NoFace,
-            Some(face) => face.name().map_or(Answer::Unknown, Answer::Named),
+            None => PredictedIdentity::NoFace,
+            Some(face) => face.name().map_or(PredictedIdentity::Unknown, PredictedIdentity::Named),
         };
         let person = enrolled.face_id(&truth);
         confusion.count(person.unwrap_or(&truth), person.is_some(), &answer);
@@ -253,8 +255,8 @@ fn confusion(root: &Path, files: &[PathBuf], images: &[Picture], enrolled: &Name
     confusion
 }
 
-impl Picture {
-    fn in_words(&self) -> String {
+impl ImageReport {
+    fn summary(&self) -> String {
         if let Some(error) = &self.error {
             return format!("{}: {error}", self.file);
         }
@@ -276,7 +278,7 @@ impl Picture {
 impl Statistics {
     #[expect(clippy::cast_precision_loss, reason = "counts of pictures are far below 2^52")]
     fn new(
-        images: &[Picture],
+        images: &[ImageReport],
         seconds: f64,
         latencies: &Latencies,
         bytes: u64,
@@ -285,7 +287,7 @@ impl Statistics {
         let answered = || images.iter().filter(|image| image.error.is_none());
         let faces: usize = answered().map(|image| image.faces.len()).sum();
         let known = answered().flat_map(|image| &image.faces).filter(|face| face.name().is_some()).count();
-        let accuracy = confusion.as_ref().map(Confusion::right).filter(|(_, all)| *all > 0);
+        let accuracy = confusion.as_ref().map(Confusion::correct).filter(|(_, all)| *all > 0);
         Self {
             images: answered().count(),
             failed: images.len() - answered().count(),

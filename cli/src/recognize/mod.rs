@@ -3,8 +3,8 @@
 mod annotate;
 mod confusion;
 mod folder;
-mod questions;
 mod report;
+mod requests;
 mod video;
 
 use anyhow::Result;

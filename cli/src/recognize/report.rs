@@ -10,7 +10,7 @@ use anyhow::Result;
 use gstfacepipe::results::Verdict;
 use serde::Serialize;
 
-use super::questions::Crop;
+use super::requests::Crop;
 use crate::{
     exit::Failure,
     output,
@@ -19,7 +19,7 @@ use crate::{
 
 /// A face that was sent to the server, and the answer.
 #[derive(Debug, Clone, Serialize)]
-pub struct Face {
+pub struct FaceRecord {
     /// When, from the beginning of the source.
     seconds: f64,
     /// The same as a date, RFC 3339, UTC; of live sources only.
@@ -54,9 +54,9 @@ pub enum Decision {
     Refused,
 }
 
-impl Face {
+impl FaceRecord {
     /// The face of a crop and what the server says of it, with the name and how probable it is.
-    pub fn of(crop: Crop, decision: Decision, known: Option<(String, f32)>) -> Self {
+    pub fn new(crop: Crop, decision: Decision, known: Option<(String, f32)>) -> Self {
         let Crop { seconds, captured_at, track, bounding_box, score, .. } = crop;
         let (name, confidence) = known.unzip();
         let confidence = confidence.map(|confidence| (f64::from(confidence) * 10_000.0).round() / 10_000.0);
@@ -64,7 +64,7 @@ impl Face {
     }
 
     /// What is drawn for it; nothing where the server said nothing.
-    fn verdict(&self) -> Option<Verdict> {
+    fn recognition_result(&self) -> Option<Verdict> {
         match (self.decision, &self.name) {
             (Decision::Known, Some(name)) => {
                 Some(Verdict::Known { label: name.clone(), confidence: self.confidence.unwrap_or(0.0) })
@@ -115,43 +115,43 @@ pub struct Report {
     interrupted: bool,
     people: Vec<Person>,
     /// In the order of time.
-    detections: Vec<Face>,
+    detections: Vec<FaceRecord>,
 }
 
 /// The faces, in the order of the answers.
 #[derive(Debug, Default)]
 pub struct Faces {
-    all: Vec<Face>,
+    all: Vec<FaceRecord>,
     by_track: HashMap<i32, Verdict>,
 }
 
 /// What is known of a track now.
 #[derive(Debug)]
-pub struct News<'a> {
+pub struct TrackUpdate<'a> {
     /// Which.
     pub track: i32,
     /// The best that the server has said of it.
-    pub verdict: &'a Verdict,
+    pub result: &'a Verdict,
     /// It is another one, and not only surer.
-    pub is_surprise: bool,
+    pub identity_changed: bool,
 }
 
 impl Faces {
     /// Adds a face. News, if the verdict of its track is a better one now.
-    pub fn add(&mut self, face: Face) -> Option<News<'_>> {
-        let news = face.track.zip(face.verdict());
+    pub fn add(&mut self, face: FaceRecord) -> Option<TrackUpdate<'_>> {
+        let update = face.track.zip(face.recognition_result());
         self.all.push(face);
-        let (track, verdict) = news?;
+        let (track, result) = update?;
         let earlier = self.by_track.get(&track);
-        if earlier.is_some_and(|earlier| *earlier == verdict || !verdict.outweighs(earlier)) {
+        if earlier.is_some_and(|earlier| *earlier == result || !result.outweighs(earlier)) {
             return None;
         }
-        let is_surprise = match (&verdict, earlier) {
+        let identity_changed = match (&result, earlier) {
             (Verdict::Known { label, .. }, Some(Verdict::Known { label: earlier, .. })) => label != earlier,
             _ => true,
         };
-        let verdict = self.by_track.entry(track).insert_entry(verdict).into_mut();
-        Some(News { track, verdict, is_surprise })
+        let result = self.by_track.entry(track).insert_entry(result).into_mut();
+        Some(TrackUpdate { track, result, identity_changed })
     }
 
     /// How many.
@@ -165,19 +165,19 @@ impl Faces {
     }
 
     /// The best that is known of each track.
-    pub fn verdicts(&self) -> &HashMap<i32, Verdict> {
+    pub fn track_results(&self) -> &HashMap<i32, Verdict> {
         &self.by_track
     }
 
     /// Who was there, by name.
     fn people(&self) -> Vec<Person> {
-        let mut people: BTreeMap<&str, Vec<&Face>> = BTreeMap::new();
+        let mut people: BTreeMap<&str, Vec<&FaceRecord>> = BTreeMap::new();
         for face in &self.all {
             if let Some(name) = &face.name {
                 people.entry(name).or_default().push(face);
             }
         }
-        let person = |(name, faces): (&str, Vec<&Face>)| Person {
+        let person = |(name, faces): (&str, Vec<&FaceRecord>)| Person {
             name: name.to_owned(),
             faces: faces.len(),
             tracks: faces.iter().filter_map(|face| face.track).collect::<HashSet<i32>>().len(),
@@ -187,7 +187,7 @@ impl Faces {
         people.into_iter().map(person).collect()
     }
 
-    fn into_order(mut self) -> Vec<Face> {
+    fn into_order(mut self) -> Vec<FaceRecord> {
         self.all.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.track.cmp(&b.track)));
         self.all
     }
@@ -263,7 +263,7 @@ pub fn folder_of(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn csv(faces: &[Face]) -> Result<Vec<u8>> {
+fn csv(faces: &[FaceRecord]) -> Result<Vec<u8>> {
     #[derive(Serialize)]
     struct Row<'a> {
         seconds: f64,
@@ -362,7 +362,7 @@ impl Report {
             "Time      {:.1} s of video in {:.1} s, {speed:.1} times as fast",
             self.seconds, self.elapsed_seconds
         ));
-        self.left_out.words("--min-size").iter().for_each(output::line);
+        self.left_out.summary("--min-size").iter().for_each(output::line);
         if !self.people.is_empty() {
             output::line("");
             let time = |seconds: f64| format!("{seconds:.1} s");
@@ -386,8 +386,8 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn face(seconds: f64, track: i32, decision: Decision, name: Option<&str>) -> Face {
-        Face {
+    fn face(seconds: f64, track: i32, decision: Decision, name: Option<&str>) -> FaceRecord {
+        FaceRecord {
             seconds,
             captured_at: None,
             track: Some(track),
@@ -405,7 +405,7 @@ mod tests {
         let mut add = |track, decision, name: Option<(&str, f64)>| {
             let mut face = face(1.0, track, decision, name.map(|(name, _)| name));
             face.confidence = name.map(|(_, confidence)| confidence);
-            faces.add(face).map(|news| news.is_surprise)
+            faces.add(face).map(|update| update.identity_changed)
         };
         assert_eq!(add(7, Decision::NoFace, None), Some(true));
         assert_eq!(add(7, Decision::Known, Some(("Ada", 0.5))), Some(true));
@@ -414,7 +414,9 @@ mod tests {
         assert_eq!(add(7, Decision::Known, Some(("Bob", 0.55))), None, "less sure");
         assert_eq!(add(7, Decision::Unknown, None), None, "less than a name");
         assert_eq!(add(8, Decision::Refused, None), None);
-        assert!(matches!(faces.verdicts().get(&7), Some(Verdict::Known { label, .. }) if label == "Ada"));
+        assert!(
+            matches!(faces.track_results().get(&7), Some(Verdict::Known { label, .. }) if label == "Ada")
+        );
         assert_eq!((faces.len(), faces.count(Decision::Known)), (7, 4));
     }
 

@@ -13,9 +13,9 @@ use gstfacepipe::results::Verdict;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    annotate::{self, Draft, Drawn, VideoFile},
-    questions::{Answer, Crop, Questions},
-    report::{Decision, Face, Faces, News, Report, ReportFile},
+    annotate::{self, Draft, FacesByTime, VideoFile},
+    report::{Decision, FaceRecord, Faces, Report, ReportFile, TrackUpdate},
+    requests::{Crop, CropResult, RequestPool},
 };
 use crate::{
     client::{self, ClientError},
@@ -38,7 +38,7 @@ use crate::{
 const WAIT: Duration = Duration::from_millis(20);
 
 /// How long the last answers are waited for where somebody waits for the end, or a live source has ended.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the server who is seen in a recording or a stream.
 #[derive(Debug, Args)]
@@ -147,9 +147,9 @@ fn run(source: &Source, options: &Common) -> Result<Outcome> {
         report.check()?;
     }
     let draft = options.output.as_ref().map(VideoFile::begin).transpose()?;
-    let questions = Questions::new(options.connection.settings()?, source.is_live())?;
+    let pool = RequestPool::new(options.connection.settings()?, source.is_live())?;
 
-    let mut recognition = Recognition::new(source, options, questions, draft.as_ref())?;
+    let mut recognition = Recognition::new(source, options, pool, draft.as_ref())?;
     let begun = recognition.player.start();
     if begun.is_ok() {
         recognition.play();
@@ -157,7 +157,7 @@ fn run(source: &Source, options: &Common) -> Result<Outcome> {
     let finished = begun.and_then(|()| recognition.player.finish());
     let position = recognition.player.position();
     let Recognition { player, faces, drawn, unanswered, .. } = recognition;
-    let verdicts = faces.verdicts().clone();
+    let track_results = faces.track_results().clone();
     let report = Report::new(source, &player, faces, unanswered, matches!(finished, Ok(true)));
     drop(player);
     if let Some(file) = &options.report {
@@ -173,7 +173,7 @@ fn run(source: &Source, options: &Common) -> Result<Outcome> {
         Ok(interrupted) => interrupted,
         Err(failure) => {
             // What was seen of a camera until it vanished is whole.
-            if let Some(draft) = draft.filter(|_| source.is_live() && !is_of_output(&failure)) {
+            if let Some(draft) = draft.filter(|_| source.is_live() && !is_output_failure(&failure)) {
                 draft.publish()?;
             }
             return Err(failure);
@@ -184,17 +184,17 @@ fn run(source: &Source, options: &Common) -> Result<Outcome> {
             let until =
                 if interrupted { Some(position + gst::ClockTime::NSECOND) } else { options.faces.until() };
             let drawn = std::mem::take(&mut *lock(&drawn));
-            interrupted |= annotate::draw(source, until, &draft, drawn, &verdicts, interrupted)?;
+            interrupted |= annotate::draw_boxes(source, until, &draft, drawn, &track_results, interrupted)?;
         }
         draft.publish()?;
     }
     if interrupted {
         return Ok(Outcome::Interrupted);
     }
-    Ok(if report.refused > 0 { Outcome::Partly } else { Outcome::Done })
+    Ok(if report.refused > 0 { Outcome::Partial } else { Outcome::Done })
 }
 
-fn is_of_output(failure: &anyhow::Error) -> bool {
+fn is_output_failure(failure: &anyhow::Error) -> bool {
     failure.chain().any(|cause| matches!(cause.downcast_ref(), Some(Failure::Output(_))))
 }
 
@@ -208,24 +208,19 @@ struct Recognition<'a> {
     window: Option<Window>,
     panel: Option<Panel>,
     /// The boxes, for those who are to see them later.
-    drawn: Shared<Drawn>,
+    drawn: Shared<FacesByTime>,
     /// Crops that are not sent yet, the oldest first.
     waiting: VecDeque<Crop>,
-    questions: Questions,
+    pool: RequestPool,
     faces: Faces,
     /// Crops without an answer.
     unanswered: usize,
     /// Whether the server has not answered lately.
-    away: bool,
+    is_server_away: bool,
 }
 
 impl<'a> Recognition<'a> {
-    fn new(
-        source: &Source,
-        options: &'a Common,
-        questions: Questions,
-        draft: Option<&Draft>,
-    ) -> Result<Self> {
+    fn new(source: &Source, options: &'a Common, pool: RequestPool, draft: Option<&Draft>) -> Result<Self> {
         let live = source.is_live();
         let (window, panel) = if window::wanted(options.no_window) {
             (Some(Window::open("")?), Some(Panel::open("red")?))
@@ -265,9 +260,9 @@ impl<'a> Recognition<'a> {
         if let Some(window) = window.clone() {
             video::each_sample(&video::appsink(player.element("view")?)?, move |frame| window.show(frame));
         }
-        let drawn = Shared::<Drawn>::default();
+        let drawn = Shared::<FacesByTime>::default();
         if draft.is_some() && !live {
-            annotate::remember(&player.element("track")?, &drawn)?;
+            annotate::record_faces(&player.element("track")?, &drawn)?;
         }
         Ok(Self {
             options,
@@ -279,10 +274,10 @@ impl<'a> Recognition<'a> {
             panel,
             drawn,
             waiting: VecDeque::new(),
-            questions,
+            pool,
             faces: Faces::default(),
             unanswered: 0,
-            away: false,
+            is_server_away: false,
         })
     }
 
@@ -293,71 +288,71 @@ impl<'a> Recognition<'a> {
             if self.player.step(Duration::ZERO) {
                 ended.get_or_insert_with(Instant::now);
             }
-            let drained = match self.work() {
+            let drained = match self.process_pending() {
                 Ok(drained) => drained,
                 Err(error) => {
                     self.player.fail(error);
                     false
                 }
             };
-            if self.window.as_ref().is_some_and(Window::closed) {
+            if self.window.as_ref().is_some_and(Window::is_closed) {
                 self.player.end();
             }
             if let Some(ended) = ended {
-                let hurried = self.live || self.player.is_urgent();
-                if drained || (hurried && ended.elapsed() > LAST_ANSWERS) {
+                let is_urgent = self.live || self.player.is_urgent();
+                if drained || (is_urgent && ended.elapsed() > DRAIN_TIMEOUT) {
                     break;
                 }
             }
             self.player.say(format!("{} frames, {} faces", self.player.frames(), self.faces.len()));
         }
-        self.unanswered += self.waiting.len() + self.questions.open();
+        self.unanswered += self.waiting.len() + self.pool.in_flight();
     }
 
     /// Takes what has come, asks what can be asked, and waits a little. True: nothing is left to do at the moment.
-    fn work(&mut self) -> Result<bool> {
+    fn process_pending(&mut self) -> Result<bool> {
         let parallel = usize::from(self.options.parallel);
         // A recording waits where the server is slow: the pipeline comes to a halt.
-        let mut came = false;
+        let mut received = false;
         // Where something failed, nobody is asked any more, and nobody waits.
-        let hasty = self.live || self.player.has_failed();
-        if hasty || self.waiting.is_empty() {
+        let is_urgent = self.live || self.player.has_failed();
+        if is_urgent || self.waiting.is_empty() {
             let wait =
-                if self.questions.is_idle() { gst::ClockTime::try_from(WAIT)? } else { gst::ClockTime::ZERO };
+                if self.pool.is_idle() { gst::ClockTime::try_from(WAIT)? } else { gst::ClockTime::ZERO };
             while let Some(sample) =
-                self.crops.try_pull_sample(if came { gst::ClockTime::ZERO } else { wait })
+                self.crops.try_pull_sample(if received { gst::ClockTime::ZERO } else { wait })
             {
-                came = true;
+                received = true;
                 self.waiting.push_back(self.crop(&sample)?);
-                if !hasty {
+                if !is_urgent {
                     break;
                 }
             }
         }
-        let room = if self.player.has_failed() { 0 } else { parallel };
-        while hasty && self.waiting.len() > room {
+        let capacity = if self.player.has_failed() { 0 } else { parallel };
+        while is_urgent && self.waiting.len() > capacity {
             self.waiting.pop_front();
             self.unanswered += 1;
         }
-        while self.questions.open() < parallel
+        while self.pool.in_flight() < parallel
             && let Some(crop) = self.waiting.pop_front()
         {
             if let Some(panel) = &mut self.panel {
                 panel.add(crop.track, &crop.picture)?;
             }
-            self.questions.ask(crop);
+            self.pool.submit(crop);
         }
-        let wait = if came || self.questions.is_idle() { Duration::ZERO } else { WAIT };
-        if let Some(answer) = self.questions.answer(wait) {
-            self.take(answer)?;
-            while let Some(answer) = self.questions.answer(Duration::ZERO) {
-                self.take(answer)?;
+        let wait = if received || self.pool.is_idle() { Duration::ZERO } else { WAIT };
+        if let Some(result) = self.pool.next_result(wait) {
+            self.add_result(result)?;
+            while let Some(result) = self.pool.next_result(Duration::ZERO) {
+                self.add_result(result)?;
             }
         }
         if let Some(panel) = &self.panel {
-            panel.look_after();
+            panel.poll();
         }
-        Ok(!came && self.waiting.is_empty() && self.questions.is_idle())
+        Ok(!received && self.waiting.is_empty() && self.pool.is_idle())
     }
 
     fn crop(&self, sample: &gst::Sample) -> Result<Crop> {
@@ -379,22 +374,22 @@ impl<'a> Recognition<'a> {
         })
     }
 
-    fn take(&mut self, (crop, answer): Answer) -> Result<()> {
+    fn add_result(&mut self, (crop, answer): CropResult) -> Result<()> {
         let (decision, known) = match answer {
             Ok(faces) => {
-                if std::mem::take(&mut self.away) {
+                if std::mem::take(&mut self.is_server_away) {
                     self.player.print("The server answers again.");
                 }
                 decision(&faces)
             }
-            Err(error) if error.is_of_the_request() => {
+            Err(error) if error.is_request_error() => {
                 self.player.print(&format!("A picture was refused: {error}"));
                 (Decision::Refused, None)
             }
             // A camera goes on whatever the server does; the next crop may be answered.
             Err(error) if self.live && !matches!(error, ClientError::Unauthorized { .. }) => {
                 self.unanswered += 1;
-                if !std::mem::replace(&mut self.away, true) {
+                if !std::mem::replace(&mut self.is_server_away, true) {
                     self.player.print(&format!("Going on without answers: {error}"));
                 }
                 return Ok(());
@@ -405,18 +400,19 @@ impl<'a> Recognition<'a> {
             }
         };
         let seconds = crop.seconds;
-        let Some(News { track, verdict, is_surprise }) = self.faces.add(Face::of(crop, decision, known))
+        let Some(TrackUpdate { track, result, identity_changed }) =
+            self.faces.add(FaceRecord::new(crop, decision, known))
         else {
             return Ok(());
         };
         if let Some(panel) = &self.panel {
-            panel.tell(track, verdict)?;
+            panel.set_result(track, result)?;
         }
         if let Some(overlay) = &self.overlay {
-            panel::tell(overlay, track, verdict);
+            panel::set_result(overlay, track, result);
         }
-        if let Verdict::Known { label, confidence } = verdict
-            && is_surprise
+        if let Verdict::Known { label, confidence } = result
+            && identity_changed
             && !self.options.json
         {
             self.player.line(format!("{seconds:>9.2} s  #{track:<4} {label} ({:.0} %)", confidence * 100.0));

@@ -30,7 +30,7 @@ impl Person {
 ///
 /// # Errors
 /// The backend fails. A photograph that it refuses is said, and the next one is taken.
-pub fn enrol(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn(&str)) -> Result<bool> {
+pub fn enroll(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn(&str)) -> Result<bool> {
     let wanted = gallery.iter().map(|person| person.photographs.len().min(shots)).sum::<usize>();
     let bar = progress::bar(wanted, "Enrolling");
     let mut refused = Vec::new();
@@ -82,7 +82,7 @@ pub fn enrol(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn
 /// # Errors
 /// The folder cannot be read, or has nobody in it.
 pub fn read(folder: &Path) -> Result<Vec<Person>> {
-    let people = pictures::by_person(folder)?.told(folder)?.pictures;
+    let people = pictures::in_person_folders(folder)?.report_skipped(folder)?.pictures;
     let person = |(id, photographs)| Person { id, photographs, enrolled: Vec::new() };
     Ok(people.into_iter().map(person).collect())
 }

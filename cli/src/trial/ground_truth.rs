@@ -39,17 +39,17 @@ impl Walker {
 
 /// Whether what was said of a face is right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum IdentificationOutcome {
     /// The name of the walker with this number.
-    RightlyNamed(u64),
+    Correct(u64),
     /// Unknown, and nobody who is enrolled.
-    RightlyUnknown,
+    CorrectlyUnknown,
     /// Unknown, though enrolled.
     Missed,
     /// A name that is not the walker's.
-    Misnamed,
+    Misidentified,
     /// No walker of the frame explains it.
-    Unexplained,
+    Unmatched,
 }
 
 #[derive(Debug, Deserialize)]
@@ -63,19 +63,19 @@ struct Appearance {
 #[derive(Debug, Default)]
 pub struct Score {
     /// Detections whose identity is the walker's: the name of somebody who is enrolled, unknown for everybody else.
-    pub right: usize,
+    pub correct: usize,
     /// Those of them that were called unknown.
-    pub rightly_unknown: usize,
+    pub correctly_unknown: usize,
     /// Detections that were judged: all that were stored.
-    pub judged: usize,
+    pub total: usize,
     /// Detections that no walker of their frame explains (counted as wrong).
-    pub unexplained: usize,
+    pub unmatched: usize,
     /// Detections of a walker who is enrolled that were called unknown (counted as wrong).
-    pub unknown: usize,
+    pub missed: usize,
     /// Detections that were given a name that is not the walker's (counted as wrong).
-    pub misnamed: usize,
+    pub misidentified: usize,
     /// Walkers with at least one right identification.
-    pub seen: BTreeSet<u64>,
+    pub recognized_walkers: BTreeSet<u64>,
 }
 
 impl GroundTruth {
@@ -102,7 +102,7 @@ impl GroundTruth {
     }
 
     /// Judges one stored detection and counts it; the arguments are those of [`Self::verdict`].
-    pub fn judge(
+    pub fn score(
         &self,
         score: &mut Score,
         enrolled: &BTreeSet<&str>,
@@ -110,37 +110,39 @@ impl GroundTruth {
         bounds: Bounds,
         identity: Option<&str>,
     ) {
-        score.judged += 1;
-        match self.verdict(enrolled, seconds, bounds, identity) {
-            Verdict::RightlyNamed(walker) => {
-                score.right += 1;
-                score.seen.insert(walker);
+        score.total += 1;
+        match self.assess(enrolled, seconds, bounds, identity) {
+            IdentificationOutcome::Correct(walker) => {
+                score.correct += 1;
+                score.recognized_walkers.insert(walker);
             }
-            Verdict::RightlyUnknown => {
-                score.right += 1;
-                score.rightly_unknown += 1;
+            IdentificationOutcome::CorrectlyUnknown => {
+                score.correct += 1;
+                score.correctly_unknown += 1;
             }
-            Verdict::Missed => score.unknown += 1,
-            Verdict::Misnamed => score.misnamed += 1,
-            Verdict::Unexplained => score.unexplained += 1,
+            IdentificationOutcome::Missed => score.missed += 1,
+            IdentificationOutcome::Misidentified => score.misidentified += 1,
+            IdentificationOutcome::Unmatched => score.unmatched += 1,
         }
     }
 
     /// Judges one detection: `seconds` since the video's start, its box, and the identity (`None`: unknown).
     /// For a walker who is not among `enrolled`, unknown is the right one.
-    pub fn verdict(
+    pub fn assess(
         &self,
         enrolled: &BTreeSet<&str>,
         seconds: f64,
         bounds: Bounds,
         identity: Option<&str>,
-    ) -> Verdict {
-        let Some((id, walker)) = self.walker_at(seconds, bounds) else { return Verdict::Unexplained };
+    ) -> IdentificationOutcome {
+        let Some((id, walker)) = self.walker_at(seconds, bounds) else {
+            return IdentificationOutcome::Unmatched;
+        };
         match identity {
-            Some(name) if walker.person.as_deref() == Some(name) => Verdict::RightlyNamed(id),
-            Some(_) => Verdict::Misnamed,
-            None if walker.is_among(enrolled) => Verdict::Missed,
-            None => Verdict::RightlyUnknown,
+            Some(name) if walker.person.as_deref() == Some(name) => IdentificationOutcome::Correct(id),
+            Some(_) => IdentificationOutcome::Misidentified,
+            None if walker.is_among(enrolled) => IdentificationOutcome::Missed,
+            None => IdentificationOutcome::CorrectlyUnknown,
         }
     }
 
@@ -191,31 +193,31 @@ mod tests {
     fn a_detection_counts_for_the_walker_it_overlaps_in_its_frame() {
         let mut score = Score::default();
         let enrolled = BTreeSet::from(["A", "B"]);
-        truth().judge(&mut score, &enrolled, 1.0 / 6.0, [505.0, 5.0, 595.0, 95.0], Some("B"));
-        assert_eq!((score.right, score.judged), (1, 1));
-        assert_eq!(score.seen, BTreeSet::from([3]));
+        truth().score(&mut score, &enrolled, 1.0 / 6.0, [505.0, 5.0, 595.0, 95.0], Some("B"));
+        assert_eq!((score.correct, score.total), (1, 1));
+        assert_eq!(score.recognized_walkers, BTreeSet::from([3]));
     }
 
     #[test]
     fn wrong_unknown_and_unexplained_detections_count_against_accuracy() {
         let mut score = Score::default();
         let (truth, enrolled) = (truth(), BTreeSet::from(["A", "B"]));
-        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
-        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
-        truth.judge(&mut score, &enrolled, 0.0, [800.0, 800.0, 900.0, 900.0], Some("A"));
-        assert_eq!((score.right, score.judged, score.unknown, score.unexplained), (0, 3, 1, 1));
-        assert_eq!((score.misnamed, score.rightly_unknown), (1, 0));
-        assert!(score.seen.is_empty());
+        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
+        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
+        truth.score(&mut score, &enrolled, 0.0, [800.0, 800.0, 900.0, 900.0], Some("A"));
+        assert_eq!((score.correct, score.total, score.missed, score.unmatched), (0, 3, 1, 1));
+        assert_eq!((score.misidentified, score.correctly_unknown), (1, 0));
+        assert!(score.recognized_walkers.is_empty());
     }
 
     #[test]
     fn unknown_is_right_for_a_walker_who_is_not_enrolled_and_a_name_is_wrong() {
         let mut score = Score::default();
         let (truth, enrolled) = (truth(), BTreeSet::from(["B"]));
-        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
-        truth.judge(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
-        assert_eq!((score.right, score.rightly_unknown, score.misnamed, score.unknown), (1, 1, 1, 0));
-        assert!(score.seen.is_empty(), "nobody who is not enrolled is recognised");
+        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
+        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
+        assert_eq!((score.correct, score.correctly_unknown, score.misidentified, score.missed), (1, 1, 1, 0));
+        assert!(score.recognized_walkers.is_empty(), "nobody who is not enrolled is recognised");
         assert_eq!((truth.walkers(), truth.enrolled_walkers(&enrolled)), (2, 1));
     }
 }

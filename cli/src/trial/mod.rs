@@ -22,8 +22,8 @@ use facepipe_vision::{EmbedderKind, default_models_dir, installed_embedder};
 
 pub use self::{
     gallery::Person,
-    ground_truth::{GroundTruth, Score, Verdict},
-    replay::{Detection, Pictures, Policy, Replay},
+    ground_truth::{GroundTruth, IdentificationOutcome, Score},
+    replay::{Crops, Detection, Policy, Replay},
     server::Server,
 };
 
@@ -92,7 +92,7 @@ impl Workspace {
     ///
     /// # Errors
     /// It cannot be written, or another trial works in it.
-    pub fn take(folder: &Path) -> Result<Self, Failure> {
+    pub fn lock(folder: &Path) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::output(folder.display(), error);
         fs::create_dir_all(folder).map_err(failed)?;
         let lock = File::options().create(true).append(true).open(folder.join(".lock")).map_err(failed)?;
@@ -181,7 +181,7 @@ impl Trial {
     /// Something that is needed is missing (the message says how to get it), or the backend fails.
     pub fn start(options: &Options, out: &Path, say: &dyn Fn(&str)) -> Result<Option<Self>> {
         let gallery = options.gallery()?;
-        Self::with(options, gallery, Workspace::take(out)?, 0, say)
+        Self::with(options, gallery, Workspace::lock(out)?, 0, say)
     }
 
     /// The same with a gallery that was read before, in a folder that was taken, on a port of this machine (0: any free one).
@@ -195,7 +195,7 @@ impl Trial {
         port: u16,
         say: &dyn Fn(&str),
     ) -> Result<Option<Self>> {
-        must_be_free(port)?;
+        check_port(port)?;
         // Where none is installed, the small and accurate one is what the backend's error asks for.
         let embedder = options.embedder().unwrap_or(EmbedderKind::MobileFaceNet);
         let out = workspace.folder();
@@ -207,7 +207,7 @@ impl Trial {
                 "Nobody is enrolled: no folder of faces could be had (--faces, or `facepipe models fetch lfw10`). \
                  Every face will be stored as unknown.",
             );
-        } else if !gallery::enrol(&server, &mut gallery, options.shots.into(), say)? {
+        } else if !gallery::enroll(&server, &mut gallery, options.shots.into(), say)? {
             return Ok(None);
         }
         Ok(Some(Self { server, embedder: embedder.name().to_owned(), gallery, _workspace: workspace }))
@@ -215,7 +215,7 @@ impl Trial {
 }
 
 /// Said before anything is started: the backend would say it in its log.
-fn must_be_free(port: u16) -> Result<(), Failure> {
+fn check_port(port: u16) -> Result<(), Failure> {
     match TcpListener::bind(("127.0.0.1", port)) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(Failure::Usage(format!(
             "--port {port}: another program listens on 127.0.0.1:{port}; name another port, or none for any free one"
@@ -242,15 +242,17 @@ const GALLERIES: [&str; 2] = ["lfw10", "gallery"];
 const STRANGERS: [&str; 2] = ["strangers", "lfw-open/strangers"];
 
 /// Where downloads lie.
-fn places() -> impl Iterator<Item = PathBuf> {
+fn download_folders() -> impl Iterator<Item = PathBuf> {
     [Some(assets()), mirror()].into_iter().flatten()
 }
 
 /// All galleries that were downloaded, the preferred first.
 pub fn galleries() -> impl Iterator<Item = PathBuf> {
-    let folders = GALLERIES.into_iter().flat_map(|name| places().map(move |place| place.join(name)));
+    let folders =
+        GALLERIES.into_iter().flat_map(|name| download_folders().map(move |place| place.join(name)));
     // A download that failed leaves folders without a picture.
-    folders.filter(|folder| folder.is_dir() && pictures::below(folder).is_ok_and(|f| !f.pictures.is_empty()))
+    folders
+        .filter(|folder| folder.is_dir() && pictures::in_folder(folder).is_ok_and(|f| !f.pictures.is_empty()))
 }
 
 /// The photographs that the demo enrols if nothing is said.
@@ -259,14 +261,16 @@ pub fn default_faces() -> Option<PathBuf> {
 }
 
 /// A crowd that was rendered before, where it was downloaded.
-pub fn ready_crowd() -> Option<PathBuf> {
-    places().map(|place| place.join("videos/crowd-medium-1080p6.mp4")).find(|path| path.is_file())
+pub fn downloaded_crowd() -> Option<PathBuf> {
+    download_folders().map(|place| place.join("videos/crowd-medium-1080p6.mp4")).find(|path| path.is_file())
 }
 
 /// Photographs of strangers, one of each, where they were downloaded.
 pub fn strangers() -> Vec<PathBuf> {
-    let folders = STRANGERS.into_iter().flat_map(|name| places().map(move |place| place.join(name)));
-    let found = folders.filter(|folder| folder.is_dir()).filter_map(|folder| pictures::below(&folder).ok());
+    let folders =
+        STRANGERS.into_iter().flat_map(|name| download_folders().map(move |place| place.join(name)));
+    let found =
+        folders.filter(|folder| folder.is_dir()).filter_map(|folder| pictures::in_folder(&folder).ok());
     found.map(|found| found.pictures).find(|pictures| !pictures.is_empty()).unwrap_or_default()
 }
 

@@ -45,10 +45,10 @@ impl Policy {
 const MARGIN: f64 = 0.25;
 
 /// A trial loses nothing: crops that the backend has not taken when the video ends get this long, seconds.
-const DRAIN_LIMIT: u32 = 600;
+const DRAIN_TIMEOUT: u32 = 600;
 
 /// Room for every crop of a video, however slow the backend is.
-const QUEUE: u32 = 100_000;
+const MAX_QUEUE: u32 = 100_000;
 
 /// What a replay gave.
 #[derive(Debug)]
@@ -70,25 +70,25 @@ pub struct Replay {
     /// The stored detections.
     pub detections: Vec<Detection>,
     /// What was cut out of the video.
-    pub pictures: Pictures,
+    pub crops: Crops,
     /// When the first frame was captured.
     pub started: OffsetDateTime,
 }
 
 /// The crops of a replay: how many there were, and the largest of each track.
 #[derive(Debug, Default)]
-pub struct Pictures {
+pub struct Crops {
     /// All of them.
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
     /// By track; of a very long video, those that came first.
-    pub of_tracks: BTreeMap<i32, Picture>,
+    pub by_track: BTreeMap<i32, TrackCrop>,
 }
 
 /// The crops of a track.
 #[derive(Debug)]
-pub struct Picture {
+pub struct TrackCrop {
     /// When the first and the last were taken, seconds since the start of the video.
     pub seconds: [f64; 2],
     /// The largest one, JPEG.
@@ -98,19 +98,19 @@ pub struct Picture {
 }
 
 /// Tracks of which a picture is kept.
-const MOST_TRACKS: usize = 1000;
+const MAX_TRACKS: usize = 1000;
 
-impl Pictures {
+impl Crops {
     /// Looks at a buffer of `facecrop`'s.
-    fn take(&mut self, buffer: &gst::BufferRef) {
+    fn add(&mut self, buffer: &gst::BufferRef) {
         let (Some(facts), Ok(jpeg)) = (roi::crop_facts(buffer), buffer.map_readable()) else { return };
         self.count += 1;
         self.bytes += u64::try_from(jpeg.len()).unwrap_or_default();
         let track = facts.face.track_id.unwrap_or_default();
         let area = u64::from(facts.face.width) * u64::from(facts.face.height);
         let seconds = facts.running_time.unwrap_or_default().as_secs_f64();
-        let has_room = self.of_tracks.len() < MOST_TRACKS;
-        match self.of_tracks.get_mut(&track) {
+        let has_room = self.by_track.len() < MAX_TRACKS;
+        match self.by_track.get_mut(&track) {
             Some(picture) => {
                 picture.seconds = [picture.seconds[0].min(seconds), picture.seconds[1].max(seconds)];
                 if area > picture.area {
@@ -118,7 +118,7 @@ impl Pictures {
                 }
             }
             None if has_room => {
-                self.of_tracks.insert(track, Picture { seconds: [seconds; 2], jpeg: jpeg.to_vec(), area });
+                self.by_track.insert(track, TrackCrop { seconds: [seconds; 2], jpeg: jpeg.to_vec(), area });
             }
             None => {}
         }
@@ -173,12 +173,12 @@ impl Replay {
         let crop = element("crop")?;
         crop.set_property("margin", MARGIN);
         crop.set_property_from_str("policy", policy.nick());
-        let pictures = video::Shared::<Pictures>::default();
-        let taken = pictures.clone();
-        let cut = crop.static_pad("src").context("a cutter without a pad")?;
-        cut.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        let crops = video::Shared::<Crops>::default();
+        let taken = crops.clone();
+        let source_pad = crop.static_pad("src").context("a cutter without a pad")?;
+        source_pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             if let Some(buffer) = info.buffer() {
-                video::lock(&taken).take(buffer);
+                video::lock(&taken).add(buffer);
             }
             gst::PadProbeReturn::Ok
         });
@@ -188,8 +188,8 @@ impl Replay {
             sink.set_property("backend-url", backend);
             sink.set_property("camera-id", CAMERA_ID);
             sink.set_property("camera-location", CAMERA_LOCATION);
-            sink.set_property("max-queue", QUEUE);
-            sink.set_property("eos-timeout", DRAIN_LIMIT);
+            sink.set_property("max-queue", MAX_QUEUE);
+            sink.set_property("eos-timeout", DRAIN_TIMEOUT);
             sink.set_property("capture-start", started.format(&Rfc3339)?);
         }
 
@@ -202,20 +202,20 @@ impl Replay {
             crops_without_face: 0,
             left_out: LeftOut::default(),
             detections: Vec::new(),
-            pictures: Pictures::default(),
+            crops: Crops::default(),
             started,
         };
         let played = replay.play(&pipeline, &source, first_frame_limit, started);
         let stats: gst::Structure = sink.property("stats");
-        replay.left_out = Counts::of(&pipeline).left_out.with(&crop.property("stats"));
+        replay.left_out = Counts::of(&pipeline).left_out.with_crop_stats(&crop.property("stats"));
         let stopped = video::stop(&pipeline);
         if !played? {
             return Ok(None);
         }
         stopped?;
-        replay.pictures = std::mem::take(&mut *video::lock(&pictures));
+        replay.crops = std::mem::take(&mut *video::lock(&crops));
         if backend.is_none() {
-            replay.image_bytes = replay.pictures.bytes;
+            replay.image_bytes = replay.crops.bytes;
             return Ok(Some(replay));
         }
         replay.sent = stats.get("sent")?;
@@ -226,11 +226,11 @@ impl Replay {
     }
 
     /// How well what was stored agrees with the truth, where these people are enrolled.
-    pub fn judge(&self, truth: &GroundTruth, enrolled: &BTreeSet<&str>) -> Score {
+    pub fn score(&self, truth: &GroundTruth, enrolled: &BTreeSet<&str>) -> Score {
         let mut score = Score::default();
         for detection in &self.detections {
             let identity = detection.identity.as_deref();
-            truth.judge(&mut score, enrolled, detection.seconds, detection.bounds, identity);
+            truth.score(&mut score, enrolled, detection.seconds, detection.bounds, identity);
         }
         score
     }
@@ -254,7 +254,7 @@ impl Replay {
             let message = bus.timed_pop(gst::ClockTime::from_mseconds(200));
             if begun.elapsed() > first_frame_limit && frames() == 0 {
                 bar.finish_and_clear();
-                return Err(source.nothing_came(first_frame_limit).into());
+                return Err(source.no_frame_failure(first_frame_limit).into());
             }
             if let Some(length) = pipeline.query_duration::<gst::ClockTime>() {
                 self.seconds = Duration::from(length).as_secs_f64();
@@ -292,7 +292,7 @@ impl Replay {
                 }
                 gst::MessageView::Element(element) => {
                     if let Some(result) = element.structure().filter(|s| s.name() == "facepipe-result") {
-                        self.collect(result, &detector, started)?;
+                        self.add_result(result, &detector, started)?;
                     }
                 }
                 _ => {}
@@ -302,7 +302,7 @@ impl Replay {
         Ok(false)
     }
 
-    fn collect(
+    fn add_result(
         &mut self,
         result: &gst::StructureRef,
         detector: &gst::Element,

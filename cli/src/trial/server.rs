@@ -21,13 +21,13 @@ use crate::{
 
 /// How long the backend may take to load its networks and answer `/readyz`. A debug build on a slow disk needs
 /// several seconds; half a minute means that something is wrong.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a training may take.
-const TRAINING_LIMIT: Duration = Duration::from_secs(600);
+const TRAINING_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long the backend may take to finish its requests after SIGTERM before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running backend. Dropping it ends its process.
 pub struct Server {
@@ -70,8 +70,8 @@ impl Server {
         let mut process = Process(child);
         let address = process.wait_until_ready(&address_file, &log)?;
         let client = Client::new(&Settings {
-            answer_limit: TRAINING_LIMIT,
-            ..Settings::of(format!("http://{address}"))
+            request_timeout: TRAINING_TIMEOUT,
+            ..Settings::new(format!("http://{address}"))
         })?;
         Ok(Self { process, runtime: crate::runtime()?, client })
     }
@@ -85,7 +85,7 @@ impl Server {
     ///
     /// # Errors
     /// The backend ended by itself.
-    pub fn keep(&mut self) -> Result<()> {
+    pub fn wait_until_interrupted(&mut self) -> Result<()> {
         loop {
             let ended = self.process.0.try_wait()?;
             // Ctrl-C reaches both, in either order.
@@ -104,7 +104,7 @@ impl Server {
     ///
     /// # Errors
     /// The API fails, or refuses the photograph.
-    pub fn who_is_on(&self, photograph: &Path) -> Result<Option<Option<String>>> {
+    pub fn identify(&self, photograph: &Path) -> Result<Option<Option<String>>> {
         let bytes = pictures::read(photograph).map_err(|why| Failure::input(photograph.display(), why))?;
         let asked = self.client.recognize(Recognition::GetResults, bytes.into(), None);
         let results = self.runtime.block_on(asked)?;
@@ -134,7 +134,7 @@ impl Server {
         };
         match self.runtime.block_on(self.client.add_image(id, bytes.into())) {
             Ok(_) => Ok(Ok(())),
-            Err(refusal) if refusal.is_of_the_request() => Ok(Err(refusal.to_string())),
+            Err(refusal) if refusal.is_request_error() => Ok(Err(refusal.to_string())),
             Err(error) => Err(error.into()),
         }
     }
@@ -179,8 +179,8 @@ impl Process {
             if let Ok(address) = fs::read_to_string(address_file) {
                 return Ok(address.trim().to_owned());
             }
-            if started.elapsed() > START_LIMIT {
-                bail!("the backend is not ready after {START_LIMIT:?}:\n{}", tail(log));
+            if started.elapsed() > START_TIMEOUT {
+                bail!("the backend is not ready after {START_TIMEOUT:?}:\n{}", tail(log));
             }
             thread::sleep(Duration::from_millis(50));
         }
@@ -192,7 +192,7 @@ impl Drop for Process {
         // The program finishes what it has accepted on SIGTERM; `kill` is the one way to send it without `unsafe`.
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let asked = Instant::now();
-        while asked.elapsed() < STOP_LIMIT {
+        while asked.elapsed() < STOP_TIMEOUT {
             if !matches!(self.0.try_wait(), Ok(None)) {
                 return;
             }

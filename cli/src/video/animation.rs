@@ -11,10 +11,10 @@ use image::{
 };
 
 /// How long a frame is shown whose file says nothing of it: what browsers do.
-const DELAY: Duration = Duration::from_millis(100);
+const DEFAULT_DELAY: Duration = Duration::from_millis(100);
 
 /// Whether the file is a picture of more than one frame.
-pub fn is_one(path: &Path) -> bool {
+pub fn is_animation(path: &Path) -> bool {
     // What is read of a pipe is gone.
     path.is_file()
         && frames(path).is_ok_and(|frames| frames.is_some_and(|mut frames| frames.nth(1).is_some()))
@@ -53,13 +53,13 @@ pub fn play(source: &AppSrc, path: &Path) {
         if let Some(path) = path.take() {
             let source = source.clone();
             // It ends with the pipeline, which then takes no more frames.
-            thread::spawn(move || hand_out(&source, &path));
+            thread::spawn(move || push_frames(&source, &path));
         }
     };
     source.set_callbacks(AppSrcCallbacks::builder().need_data(begin).build());
 }
 
-fn hand_out(source: &AppSrc, path: &Path) {
+fn push_frames(source: &AppSrc, path: &Path) {
     let failed = |error: &dyn std::fmt::Display| {
         gst::element_error!(source, gst::StreamError::Decode, ("the animation cannot be decoded: {error}"));
     };
@@ -74,7 +74,8 @@ fn hand_out(source: &AppSrc, path: &Path) {
             Ok(frame) => frame,
             Err(error) => return failed(&error),
         };
-        let delay = Some(Duration::from(frame.delay())).filter(|delay| !delay.is_zero()).unwrap_or(DELAY);
+        let delay =
+            Some(Duration::from(frame.delay())).filter(|delay| !delay.is_zero()).unwrap_or(DEFAULT_DELAY);
         let picture = frame.into_buffer();
         if source.caps().is_none() {
             let info = VideoInfo::builder(VideoFormat::Rgba, picture.width(), picture.height()).build();
@@ -115,10 +116,10 @@ mod tests {
                 .expect("written");
             path
         };
-        assert!(is_one(&gif("moving.gif", 3)));
-        assert!(!is_one(&gif("still.gif", 1)));
+        assert!(is_animation(&gif("moving.gif", 3)));
+        assert!(!is_animation(&gif("still.gif", 1)));
         let text = folder.path().join("text.gif");
         std::fs::write(&text, "no picture").expect("a file");
-        assert!(!is_one(&text) && !is_one(&folder.path().join("nothing.gif")));
+        assert!(!is_animation(&text) && !is_animation(&folder.path().join("nothing.gif")));
     }
 }

@@ -127,10 +127,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
     crop.set_property("min-size", 1_u32);
     crop.set_property("max-size", options.crop_size);
     let faces = super::appsink(player.element("faces")?)?;
-    let mut album = Album::open(&options.folder, options.resume)?;
+    let mut face_folder = FaceFolder::open(&options.folder, options.resume)?;
 
     player.start()?;
-    let played = play(options.source.is_live(), &mut player, &faces, &mut album);
+    let played = play(options.source.is_live(), &mut player, &faces, &mut face_folder);
     let left_out = player.counts().left_out;
     let finished = player.finish();
     played?;
@@ -138,9 +138,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let report = Report {
         source: options.source.to_string(),
         folder: options.folder.display().to_string(),
-        files: album.written,
-        already_there: album.earlier.len(),
-        tracks: album.tracks.len(),
+        files: face_folder.written,
+        already_there: face_folder.earlier.len(),
+        tracks: face_folder.tracks.len(),
         left_out,
         seconds: player.seconds(),
         took: player.elapsed().as_secs_f64(),
@@ -159,29 +159,29 @@ pub fn run(options: &Options) -> Result<Outcome> {
             report.files, report.tracks, report.folder
         ));
         output::line(format!("Video     {:.1} s in {:.1} s", report.seconds, report.took));
-        left_out.words("--min-size").iter().for_each(output::line);
+        left_out.summary("--min-size").iter().for_each(output::line);
     }
     Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
 
 /// Plays to the end, or until the program is asked to end.
-fn play(live: bool, player: &mut Player, faces: &AppSink, album: &mut Album) -> Result<()> {
+fn play(live: bool, player: &mut Player, faces: &AppSink, face_folder: &mut FaceFolder) -> Result<()> {
     let mut ended = false;
     loop {
         let sample = faces.try_pull_sample(WAIT);
         ended |= player.step(Duration::ZERO);
         match sample {
-            Some(sample) => album.add(live, &sample)?,
+            Some(sample) => face_folder.add(live, &sample)?,
             // The last faces wait behind the end of which the pipeline has told.
             None if ended => return Ok(()),
             None => {}
         }
-        player.say(format!("{} frames, {} faces", player.frames(), album.written));
+        player.say(format!("{} frames, {} faces", player.frames(), face_folder.written));
     }
 }
 
 /// The folder of faces with its index.
-struct Album {
+struct FaceFolder {
     folder: PathBuf,
     index: File,
     /// Files of earlier runs, and of this one.
@@ -191,7 +191,7 @@ struct Album {
     written: usize,
 }
 
-impl Album {
+impl FaceFolder {
     fn open(folder: &Path, resume: bool) -> Result<Self> {
         let failed = |error| Failure::output(folder.display(), error);
         fs::create_dir_all(folder).map_err(failed)?;
@@ -242,7 +242,7 @@ impl Album {
             None => format!("{:09.3}", time.as_secs_f64()),
         };
         let stem = format!("{when}_t{track:04}_s{:.2}", face.confidence);
-        let name = self.unused(&stem);
+        let name = self.unused_name(&stem);
         self.seen.insert(name.clone());
         // A recording gives the same faces again, so those of the run before are passed over.
         if self.earlier.contains(&name) {
@@ -266,7 +266,7 @@ impl Album {
     }
 
     /// Faces that nobody followed may have all of their names in common.
-    fn unused(&self, stem: &str) -> String {
+    fn unused_name(&self, stem: &str) -> String {
         let mut name = format!("{stem}.jpg");
         let mut count = 1;
         while self.seen.contains(&name) {

@@ -14,7 +14,7 @@ use super::source::Source;
 const MAX_AGE: f64 = 2000.0;
 
 /// A track survives so many searches that do not find it.
-const MISSES: f64 = 3.0;
+const MAX_MISSES: f64 = 3.0;
 
 /// Threads of the detector at most; more do not make so small a network faster.
 const MAX_THREADS: usize = 4;
@@ -137,7 +137,7 @@ impl FaceOptions {
     fn max_age(&self, fps: f64) -> u32 {
         let by_frames = if fps > 0.0 { f64::from(self.skip_frames.saturating_add(1)) / fps } else { 0.0 };
         let by_rate = self.target_fps.map_or(0.0, |rate| 1.0 / rate);
-        (by_frames.max(by_rate) * MISSES * 1000.0).clamp(MAX_AGE, 3_600_000.0) as u32
+        (by_frames.max(by_rate) * MAX_MISSES * 1000.0).clamp(MAX_AGE, 3_600_000.0) as u32
     }
 }
 
@@ -170,14 +170,14 @@ pub struct LeftOut {
 impl LeftOut {
     /// The same with what `facecrop` has left out beside, from its `stats`.
     #[must_use]
-    pub fn with(self, crop: &gst::Structure) -> Self {
+    pub fn with_crop_stats(self, crop: &gst::Structure) -> Self {
         let count = |name| crop.get::<u64>(name).unwrap_or_default();
         let min_size = u32::try_from(count("min-size")).unwrap_or(u32::MAX);
         Self { too_small: self.too_small + count("below-min-size"), min_size, ..self }
     }
 
     /// A line for people, with the option or property that decides about small faces; none where nothing was left out.
-    pub fn words(&self, min_size: &str) -> Option<String> {
+    pub fn summary(&self, min_size: &str) -> Option<String> {
         let some = |count: u64, why: String| (count > 0).then(|| format!("{count} {why}"));
         let parts: Vec<String> = [
             some(self.too_small, format!("faces smaller than {} px ({min_size})", self.min_size)),
@@ -230,10 +230,10 @@ mod tests {
 
     #[test]
     fn what_was_left_out_is_said_with_the_option_that_decides() {
-        assert_eq!(LeftOut { min_size: 30, ..LeftOut::default() }.words("--min-size"), None);
+        assert_eq!(LeftOut { min_size: 30, ..LeftOut::default() }.summary("--min-size"), None);
         let left_out = LeftOut { too_small: 12, too_large: 0, too_many: 3, min_size: 30 };
         let said = "Left out  12 faces smaller than 30 px (--min-size), 3 faces beyond the greatest number in a frame";
-        assert_eq!(left_out.words("--min-size").as_deref(), Some(said));
+        assert_eq!(left_out.summary("--min-size").as_deref(), Some(said));
     }
 
     #[test]

@@ -41,20 +41,20 @@ pub fn pipeline(description: &str) -> Result<gst::Pipeline> {
 }
 
 /// How long a pipeline may take to stop before it is left to itself.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Stops a pipeline. One of whose elements does not come to an end is left behind, and ends with the program.
 ///
 /// # Errors
 /// It failed at stopping.
 pub fn stop(pipeline: &gst::Pipeline) -> Result<()> {
-    let (told, stopped) = mpsc::channel();
+    let (sender, stopped) = mpsc::channel();
     let pipeline = pipeline.clone();
     thread::spawn(move || {
         // Nobody may be waiting any more.
-        let _ = told.send(pipeline.set_state(gst::State::Null));
+        let _ = sender.send(pipeline.set_state(gst::State::Null));
     });
-    match stopped.recv_timeout(STOP_LIMIT) {
+    match stopped.recv_timeout(STOP_TIMEOUT) {
         Ok(stopped) => stopped.map(drop).map_err(Into::into),
         Err(_) => Ok(()),
     }

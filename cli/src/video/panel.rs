@@ -19,19 +19,19 @@ const TILE: u32 = 192;
 
 /// Between crops, pixels; above each there is room for its name.
 const GAP: u32 = 12;
-const NAME: u32 = 36;
+const LABEL_HEIGHT: u32 = 36;
 
 /// A multiple of four: to that GStreamer pads rows of RGB pixels.
 const WIDTH: u32 = GAP + COLUMNS * (TILE + GAP);
 const _: () = assert!(WIDTH.is_multiple_of(4));
-const HEIGHT: u32 = ROWS * (NAME + TILE) + GAP;
+const HEIGHT: u32 = ROWS * (LABEL_HEIGHT + TILE) + GAP;
 
 /// Dark grey, on which all colours show.
-const GROUND: image::Rgb<u8> = image::Rgb([40, 40, 40]);
+const BACKGROUND: image::Rgb<u8> = image::Rgb([40, 40, 40]);
 
 /// Tells an overlay what is known of a track.
-pub fn tell(overlay: &gst::Element, track: i32, verdict: &Verdict) {
-    let (decision, name, confidence) = match verdict {
+pub fn set_result(overlay: &gst::Element, track: i32, result: &Verdict) {
+    let (decision, name, confidence) = match result {
         Verdict::NoFace => ("none", "", 0.0),
         Verdict::Unknown => ("unknown", "", 0.0),
         Verdict::Known { label, confidence } => ("known", label.as_str(), *confidence),
@@ -60,8 +60,8 @@ impl Panel {
     }
 
     /// Notices that it was closed; then it shows nothing more.
-    pub fn look_after(&self) {
-        self.window.closed();
+    pub fn poll(&self) {
+        self.window.is_closed();
     }
 
     /// Adds a crop; the oldest gives way. A picture that cannot be decoded is left out.
@@ -82,15 +82,15 @@ impl Panel {
     ///
     /// # Errors
     /// The picture cannot be handed over.
-    pub fn tell(&self, track: i32, verdict: &Verdict) -> Result<()> {
+    pub fn set_result(&self, track: i32, result: &Verdict) -> Result<()> {
         if let Some(overlay) = self.window.element("overlay") {
-            tell(&overlay, track, verdict);
+            set_result(&overlay, track, result);
         }
         self.draw()
     }
 
     fn draw(&self) -> Result<()> {
-        let mut canvas = RgbImage::from_pixel(WIDTH, HEIGHT, GROUND);
+        let mut canvas = RgbImage::from_pixel(WIDTH, HEIGHT, BACKGROUND);
         let mut faces = Vec::new();
         for (place, (track, tile)) in (0..).zip(&self.tiles) {
             let (left, top) = position(place);
@@ -122,7 +122,7 @@ impl Panel {
 /// Left upper corner of a tile.
 fn position(place: u32) -> (u32, u32) {
     let (row, column) = (place / COLUMNS, place % COLUMNS);
-    (GAP + column * (TILE + GAP), NAME + row * (NAME + TILE))
+    (GAP + column * (TILE + GAP), LABEL_HEIGHT + row * (LABEL_HEIGHT + TILE))
 }
 
 #[cfg(test)]
@@ -133,9 +133,10 @@ mod tests {
     fn tiles_lie_apart_inside_the_window_with_room_for_names() {
         let tiles: Vec<(u32, u32)> = (0..COLUMNS * ROWS).map(position).collect();
         for (index, &(left, top)) in tiles.iter().enumerate() {
-            assert!(left + TILE < WIDTH && top + TILE < HEIGHT && top >= NAME, "{left}, {top}");
+            assert!(left + TILE < WIDTH && top + TILE < HEIGHT && top >= LABEL_HEIGHT, "{left}, {top}");
             for &(other_left, other_top) in &tiles[..index] {
-                let apart = left.abs_diff(other_left) >= TILE + GAP || top.abs_diff(other_top) >= TILE + NAME;
+                let apart =
+                    left.abs_diff(other_left) >= TILE + GAP || top.abs_diff(other_top) >= TILE + LABEL_HEIGHT;
                 assert!(apart, "{left}, {top} and {other_left}, {other_top}");
             }
         }

@@ -21,21 +21,21 @@ use super::{
 use crate::{exit::Failure, interrupt, output, progress};
 
 /// How long what is on its way may take after the end was asked for.
-const END_LIMIT: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a recording may take to its first frame, if nothing else is said.
 const FIRST_FRAME_LIMIT: Duration = Duration::from_secs(20);
 
 /// Frames of a second of a recording that says nothing of times and rates (bare motion JPEG, for example).
-const USUAL_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
+const DEFAULT_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 
 /// What the pipeline's thread says about the frames that pass.
 #[derive(Default)]
-struct Passing {
+struct FrameCounters {
     frames: AtomicU64,
     /// Nanoseconds of the source's own time.
     position: AtomicU64,
-    beyond: AtomicBool,
+    past_end: AtomicBool,
 }
 
 /// A pipeline that plays a source. Dropping it stops it.
@@ -47,7 +47,7 @@ pub struct Player {
     target: Option<PathBuf>,
     bar: ProgressBar,
     has_length: bool,
-    passing: Arc<Passing>,
+    counters: Arc<FrameCounters>,
     begun: Instant,
     first_frame_limit: Duration,
     is_ending: bool,
@@ -89,10 +89,10 @@ impl Player {
             source.upright()
         ))?;
         source.configure(&super::element(&pipeline, "source")?);
-        let passing = Arc::new(Passing::default());
+        let counters = Arc::new(FrameCounters::default());
         let entry =
             super::element(&pipeline, "entry")?.static_pad("sink").context("a queue without a pad")?;
-        watch(&entry, &passing, until, matches!(source, Source::File(_)));
+        count_frames(&entry, &counters, until, matches!(source, Source::File(_)));
         let bar = if source.is_live() { progress::spinner(label) } else { progress::bar(0, label) };
         Ok(Self {
             bus: pipeline.bus().context("a pipeline without a bus")?,
@@ -101,7 +101,7 @@ impl Player {
             target: None,
             bar,
             has_length: false,
-            passing,
+            counters,
             begun: Instant::now(),
             first_frame_limit: FIRST_FRAME_LIMIT,
             is_ending: false,
@@ -165,7 +165,7 @@ impl Player {
             }
             self.end_soon();
         }
-        if self.passing.beyond.load(Ordering::Relaxed) {
+        if self.counters.past_end.load(Ordering::Relaxed) {
             self.end();
         }
         if self.frames() == 0
@@ -173,7 +173,7 @@ impl Player {
             && !self.is_ending
             && self.begun.elapsed() > self.first_frame_limit
         {
-            self.failure = Some(self.source.nothing_came(self.first_frame_limit).into());
+            self.failure = Some(self.source.no_frame_failure(self.first_frame_limit).into());
             return true;
         }
         let mut message = self.bus.timed_pop(gst::ClockTime::try_from(wait).unwrap_or(gst::ClockTime::ZERO));
@@ -223,7 +223,7 @@ impl Player {
     }
 
     fn end_soon(&mut self) {
-        self.deadline.get_or_insert_with(|| Instant::now() + END_LIMIT);
+        self.deadline.get_or_insert_with(|| Instant::now() + END_TIMEOUT);
         self.end();
     }
 
@@ -267,12 +267,12 @@ impl Player {
 
     /// Frames that have passed.
     pub fn frames(&self) -> u64 {
-        self.passing.frames.load(Ordering::Relaxed)
+        self.counters.frames.load(Ordering::Relaxed)
     }
 
     /// The time of the last frame from the beginning of the source.
     pub fn position(&self) -> gst::ClockTime {
-        gst::ClockTime::from_nseconds(self.passing.position.load(Ordering::Relaxed))
+        gst::ClockTime::from_nseconds(self.counters.position.load(Ordering::Relaxed))
     }
 
     /// How much of the source was played, seconds.
@@ -318,14 +318,18 @@ impl Player {
         if is_at_source(error.src()) {
             return self.source.failure(&what, &error.debug().unwrap_or_default()).into();
         }
-        let mut names = named(error.src());
+        let mut names = name_chain(error.src());
         if let Some(target) = &self.target
             && names.any(|name| name == "output")
         {
             // The operating system's own words stand at the end of the details, if anywhere.
             let details = error.debug().unwrap_or_default();
             let details = details.lines().last().unwrap_or_default().trim().to_owned();
-            return Failure::output(target.display(), format_args!("{} ({details})", sentence(&what))).into();
+            return Failure::output(
+                target.display(),
+                format_args!("{} ({details})", write_error_text(&what)),
+            )
+            .into();
         }
         match error.src() {
             // What it complains of at its start is its model.
@@ -345,37 +349,42 @@ impl Drop for Player {
 }
 
 /// The time of a frame of a recording, by its number and the rate that the caps tell.
-fn by_rate(pad: &gst::Pad, number: u64) -> Option<gst::ClockTime> {
+fn time_by_rate(pad: &gst::Pad, number: u64) -> Option<gst::ClockTime> {
     let caps = pad.current_caps();
     let rate = caps.as_ref().and_then(|caps| caps.structure(0)?.get::<gst::Fraction>("framerate").ok());
-    let rate = rate.filter(|rate| rate.numer() > 0 && rate.denom() > 0).unwrap_or(USUAL_RATE);
+    let rate = rate.filter(|rate| rate.numer() > 0 && rate.denom() > 0).unwrap_or(DEFAULT_RATE);
     let second = u64::try_from(rate.denom()).ok()? * gst::ClockTime::SECOND.nseconds();
     number.mul_div_round(second, u64::try_from(rate.numer()).ok()?).map(gst::ClockTime::from_nseconds)
 }
 
 /// GStreamer's sentence without the name of the file, which is a temporary one.
-fn sentence(error: &gst::glib::Error) -> &'static str {
+fn write_error_text(error: &gst::glib::Error) -> &'static str {
     if error.matches(gst::ResourceError::NoSpaceLeft) { "no space left" } else { "writing failed" }
 }
 
 /// The names of an object and of what it is in, from the inside.
-fn named(object: Option<&gst::Object>) -> impl Iterator<Item = String> {
+fn name_chain(object: Option<&gst::Object>) -> impl Iterator<Item = String> {
     std::iter::successors(object.cloned(), |object| object.parent()).map(|object| object.name().to_string())
 }
 
 fn is_at_source(object: Option<&gst::Object>) -> bool {
-    named(object).any(|name| name.starts_with("source"))
+    name_chain(object).any(|name| name.starts_with("source"))
 }
 
 /// Counts the frames that enter, gives those a time that have none, and keeps out those that are not wanted.
-fn watch(entry: &gst::Pad, passing: &Arc<Passing>, until: Option<gst::ClockTime>, is_file: bool) {
-    let passing = Arc::clone(passing);
+fn count_frames(
+    entry: &gst::Pad,
+    counters: &Arc<FrameCounters>,
+    until: Option<gst::ClockTime>,
+    is_file: bool,
+) {
+    let counters = Arc::clone(counters);
     let first = OnceLock::new();
     entry.add_probe(gst::PadProbeType::BUFFER, move |pad, info| {
         let Some(buffer) = info.buffer_mut() else { return gst::PadProbeReturn::Ok };
         if buffer.pts().is_none() {
             let time = if is_file {
-                by_rate(pad, passing.frames.load(Ordering::Relaxed))
+                time_by_rate(pad, counters.frames.load(Ordering::Relaxed))
             } else {
                 // When it came, as with every camera that doesn't tell.
                 gst::ClockTime::try_from(first.get_or_init(Instant::now).elapsed()).ok()
@@ -387,13 +396,13 @@ fn watch(entry: &gst::Pad, passing: &Arc<Passing>, until: Option<gst::ClockTime>
         });
         if let Some(time) = time {
             if until.is_some_and(|until| time >= until) {
-                passing.beyond.store(true, Ordering::Relaxed);
+                counters.past_end.store(true, Ordering::Relaxed);
                 // `Drop` has GStreamer complain that the bindings have freed the buffer.
                 return gst::PadProbeReturn::Handled;
             }
-            passing.position.store(time.nseconds(), Ordering::Relaxed);
+            counters.position.store(time.nseconds(), Ordering::Relaxed);
         }
-        passing.frames.fetch_add(1, Ordering::Relaxed);
+        counters.frames.fetch_add(1, Ordering::Relaxed);
         gst::PadProbeReturn::Ok
     });
 }

@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// How long a live source may send nothing before it counts as gone, milliseconds.
-const STALL_LIMIT: u32 = 10_000;
+const STALL_TIMEOUT: u32 = 10_000;
 
 /// How long packets of a network camera wait for those that come late, milliseconds.
-const JITTER: u32 = 200;
+const JITTER_BUFFER: u32 = 200;
 
 /// A source of video.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +43,12 @@ impl FromStr for Source {
             return Err("is empty; expected a file, /dev/videoN or an address".into());
         }
         if !text.contains("://") {
-            return Ok(Self::of_path(text.into()));
+            return Ok(Self::from_path(text.into()));
         }
         let url = Url::parse(text).map_err(|error| error.to_string())?;
         match url.scheme() {
             "file" => match url.to_file_path() {
-                Ok(path) => Ok(Self::of_path(path)),
+                Ok(path) => Ok(Self::from_path(path)),
                 Err(()) => {
                     Err("file:// must name a file of this machine, as file:///home/ada/entrance.mp4".into())
                 }
@@ -80,7 +80,7 @@ impl fmt::Display for Source {
 }
 
 impl Source {
-    fn of_path(path: PathBuf) -> Self {
+    fn from_path(path: PathBuf) -> Self {
         if path.starts_with("/dev") { Self::Camera(path) } else { Self::File(path) }
     }
 
@@ -105,7 +105,7 @@ impl Source {
         };
         let why = match fs::metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound && is_camera => {
-                format!("no such camera; {}", cameras_in_words(&cameras(Path::new("/dev"))))
+                format!("no such camera; {}", describe_cameras(&cameras(Path::new("/dev"))))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => "no such file".into(),
             Err(error) => error.to_string(),
@@ -133,12 +133,12 @@ impl Source {
     pub fn description(&self) -> String {
         // Notices a live source that sends nothing any more.
         let watchdog = if gst::ElementFactory::find("watchdog").is_some() {
-            format!("! watchdog name=source-stall timeout={STALL_LIMIT} ")
+            format!("! watchdog name=source-stall timeout={STALL_TIMEOUT} ")
         } else {
             String::new()
         };
         match self {
-            Self::File(path) if animation::is_one(path) => "appsrc name=source".into(),
+            Self::File(path) if animation::is_animation(path) => "appsrc name=source".into(),
             Self::File(_) => "filesrc name=source ! decodebin name=source-decoder".into(),
             Self::Camera(_) => format!("v4l2src name=source {watchdog}! decodebin name=source-decoder"),
             // Sound is left where it is.
@@ -174,10 +174,10 @@ impl Source {
             Self::Camera(path) => source.set_property("device", path.display().to_string()),
             Self::Stream(url) if self.is_live() => {
                 source.set_property("location", url.as_str());
-                source.set_property("latency", JITTER);
+                source.set_property("latency", JITTER_BUFFER);
                 // Over TCP nothing is lost, and firewalls let it pass.
                 source.set_property_from_str("protocols", "tcp");
-                source.set_property("tcp-timeout", u64::from(STALL_LIMIT) * 1000);
+                source.set_property("tcp-timeout", u64::from(STALL_TIMEOUT) * 1000);
                 source.set_property("timeout", 0_u64);
                 // The camera's own clock as capture time; from GStreamer 1.22 on.
                 if source.find_property("add-reference-timestamp-meta").is_some() {
@@ -221,7 +221,7 @@ impl Source {
     }
 
     /// A recording of which no frame came within `limit`.
-    pub fn nothing_came(&self, limit: Duration) -> Failure {
+    pub fn no_frame_failure(&self, limit: Duration) -> Failure {
         let why = format!(
             "no frame of it came within {} s: is it a video, and whole? (--first-frame SECONDS waits longer)",
             limit.as_secs_f64()
@@ -241,7 +241,7 @@ impl Source {
 /// Whether a camera answers there with one JPEG after another. What cannot be reached is left to whoever plays it.
 fn sends_motion_jpeg(url: &Url) -> bool {
     let client =
-        reqwest::blocking::Client::builder().timeout(Duration::from_millis(STALL_LIMIT.into())).build();
+        reqwest::blocking::Client::builder().timeout(Duration::from_millis(STALL_TIMEOUT.into())).build();
     let answer = client.and_then(|client| client.get(url.clone()).send());
     answer.is_ok_and(|answer| {
         let kind = answer.headers().get(reqwest::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
@@ -252,7 +252,7 @@ fn sends_motion_jpeg(url: &Url) -> bool {
 /// Why a file cannot be played that is a single picture, with what to do instead; none for other files.
 fn still_picture(path: &Path) -> Option<String> {
     let what = match pictures::kind_of(path).ok()? {
-        Kind::Picture if animation::is_one(path) => return None,
+        Kind::Picture if animation::is_animation(path) => return None,
         // A recording of bare motion JPEG begins like a picture.
         Kind::Picture if is_named_for_motion_jpeg(path) => return None,
         Kind::Picture => "a picture",
@@ -286,7 +286,7 @@ fn cameras(devices: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-fn cameras_in_words(cameras: &[PathBuf]) -> String {
+fn describe_cameras(cameras: &[PathBuf]) -> String {
     if cameras.is_empty() {
         return "this machine has none (/dev/video*): plug one in, or name a file or rtsp:// address".into();
     }
@@ -347,8 +347,8 @@ mod tests {
         }
         let found = cameras(folder.path());
         assert_eq!(found, ["video2", "video10"].map(|name| folder.path().join(name)));
-        assert!(cameras_in_words(&found).contains("video2, "), "{}", cameras_in_words(&found));
-        assert!(cameras_in_words(&[]).contains("has none"));
+        assert!(describe_cameras(&found).contains("video2, "), "{}", describe_cameras(&found));
+        assert!(describe_cameras(&[]).contains("has none"));
         let text = |path: PathBuf| Source::File(path).check().expect_err("refused").to_string();
         assert!(text(folder.path().join("nothing.mp4")).contains("no such file"));
         assert!(text(folder.path().into()).contains("is a folder"));

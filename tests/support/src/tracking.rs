@@ -15,7 +15,7 @@ pub type Bounds = [f64; 4];
 
 /// Who walks where in every frame: `<video>.json` beside `<video>.mp4`.
 #[derive(Debug, Deserialize)]
-pub struct Truth {
+pub struct GroundTruth {
     /// Frames per second.
     pub fps: f64,
     walkers: BTreeMap<u64, serde_json::Value>,
@@ -36,7 +36,7 @@ pub type Frame = Vec<(i32, Bounds)>;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Agreement {
     /// Boxes of walkers that the walker's own track covers.
-    pub right: usize,
+    pub correct: usize,
     /// Boxes of walkers.
     pub boxes: usize,
     /// Boxes of tracks.
@@ -53,12 +53,12 @@ impl Agreement {
     /// `2 right / (boxes + tracked)`: 1 where every walker has one track in all frames, and there is no other.
     pub fn idf1(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "numbers of boxes are far below 2^52")]
-        let ratio = (2 * self.right) as f64 / (self.boxes + self.tracked).max(1) as f64;
+        let ratio = (2 * self.correct) as f64 / (self.boxes + self.tracked).max(1) as f64;
         ratio
     }
 }
 
-impl Truth {
+impl GroundTruth {
     /// Reads the truth beside `video`.
     ///
     /// # Panics
@@ -117,9 +117,9 @@ impl Truth {
             pair.and_then(|pair| together.get(&pair)).copied().unwrap_or(0)
         };
         let own = assign(walkers.len(), ids.len(), frames_together);
-        let right: i64 = own.into_iter().map(|(walker, track)| frames_together(walker, track)).sum();
+        let correct: i64 = own.into_iter().map(|(walker, track)| frames_together(walker, track)).sum();
         Agreement {
-            right: usize::try_from(right).unwrap_or(0),
+            correct: usize::try_from(correct).unwrap_or(0),
             boxes: self.frames.iter().map(Vec::len).sum(),
             tracked: frames.iter().map(Vec::len).sum(),
             tracks: tracks.len(),
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     /// Walker 3 stands still for four frames, walker 8 for the last two.
-    fn truth() -> Truth {
+    fn truth() -> GroundTruth {
         let three = r#"{"id":3,"box":[0,0,10,10]}"#;
         let both = format!(r#"{three},{{"id":8,"box":[50,0,60,10]}}"#);
         let text = format!(
@@ -176,7 +176,7 @@ mod tests {
         let both = vec![(1, AT_THREE), (2, AT_EIGHT)];
         let found = [vec![(1, AT_THREE)], vec![(1, AT_THREE)], both.clone(), both];
         let agreement = truth().compare(&found, 0.5);
-        assert_eq!((agreement.right, agreement.boxes, agreement.tracked), (6, 6, 6));
+        assert_eq!((agreement.correct, agreement.boxes, agreement.tracked), (6, 6, 6));
         assert_eq!((agreement.tracks, agreement.walkers), (2, 2));
         assert!((agreement.idf1() - 1.0).abs() < 1e-12);
         assert_eq!(agreement.seen, BTreeSet::from([3, 8]));
@@ -193,7 +193,7 @@ mod tests {
         ];
         let agreement = truth().compare(&found, 0.5);
         // Best: 8 - 1 and 3 - 2, two boxes each, as good as 3 - 1 alone with two; one box in seven is nobody's.
-        assert_eq!((agreement.right, agreement.tracked, agreement.tracks), (4, 7, 3));
+        assert_eq!((agreement.correct, agreement.tracked, agreement.tracks), (4, 7, 3));
         assert!((agreement.idf1() - 8.0 / 13.0).abs() < 1e-12);
     }
 
@@ -202,8 +202,8 @@ mod tests {
         let far = [4.0, 0.0, 14.0, 10.0];
         let found = [vec![(1, far)], vec![], vec![], vec![]];
         let agreement = truth().compare(&found, 0.5);
-        assert_eq!((agreement.right, agreement.seen.len()), (0, 0), "6/14 shared");
-        assert_eq!(truth().compare(&found, 0.4).right, 1);
+        assert_eq!((agreement.correct, agreement.seen.len()), (0, 0), "6/14 shared");
+        assert_eq!(truth().compare(&found, 0.4).correct, 1);
         assert_eq!(truth().compare(&[vec![], vec![], vec![], vec![]], 0.5).idf1(), 0.0);
     }
 }

@@ -9,20 +9,20 @@ use image::{
     imageops::{self, FilterType},
 };
 
-use super::plan::HEAD;
+use super::plan::HEAD_SIZE;
 use crate::{
-    dice::Dice,
     exit::Failure,
     networks,
     pictures::{self, PassedOver},
     progress,
+    seeded_rng::SeededRng,
 };
 
 /// A face that the detector is less sure of is not shown.
-const SURE: f32 = 0.99;
+const MIN_CONFIDENCE: f32 = 0.99;
 
 /// Width at which what is shown of a photograph is searched for further faces, pixels.
-const SHOWN: u32 = 240;
+const SEARCH_WIDTH: u32 = 240;
 
 /// People who can be shown.
 #[derive(Debug, Default)]
@@ -79,11 +79,16 @@ impl Photograph {
 ///
 /// # Errors
 /// The folder cannot be read, nobody in it has a photograph with a face, or the detector fails.
-pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -> Result<Option<Cast>> {
+pub fn choose_from_folder(
+    folder: &Path,
+    detector: &Mtcnn,
+    wanted: usize,
+    rng: &mut SeededRng,
+) -> Result<Option<Cast>> {
     let (found, _) = pictures::people(folder)?;
     let candidate = |(name, photographs)| Candidate { name: Some(name), photographs };
     let candidates = found.pictures.into_iter().map(candidate).collect();
-    let Some(mut cast) = among(candidates, false, detector, wanted, dice)? else { return Ok(None) };
+    let Some(mut cast) = choose_among(candidates, false, detector, wanted, rng)? else { return Ok(None) };
     cast.passed_over.splice(0..0, found.passed_over);
     if cast.people.is_empty() {
         let why = format!("none of its {} pictures shows a face", cast.passed_over.len());
@@ -93,19 +98,19 @@ pub fn choose(folder: &Path, detector: &Mtcnn, wanted: usize, dice: &mut Dice) -
 }
 
 /// Finds `wanted` people among the candidates (fewer, if not so many have a photograph with a face), in a random order.
-/// Only their photographs are looked at; `alone`: those that show another face as well, which would walk along, are passed
+/// Only their photographs are looked at; `single_face`: those that show another face as well, which would walk along, are passed
 /// over. None where the program was asked to end.
 ///
 /// # Errors
 /// The detector fails.
-pub fn among(
+pub fn choose_among(
     mut candidates: Vec<Candidate>,
-    alone: bool,
+    single_face: bool,
     detector: &Mtcnn,
     wanted: usize,
-    dice: &mut Dice,
+    rng: &mut SeededRng,
 ) -> Result<Option<Cast>> {
-    dice.shuffle(&mut candidates);
+    rng.shuffle(&mut candidates);
     let mut candidates = candidates.into_iter();
     let mut cast = Cast::default();
     let bar = progress::bar(0, "Faces");
@@ -123,15 +128,15 @@ pub fn among(
             })
             .collect();
         bar.inc_length(files.len().try_into().unwrap_or_default());
-        let looked_at = networks::in_parallel(&files, &bar, |(person, file)| {
-            Ok((*person, look_at(detector, file, alone)?))
+        let results = networks::in_parallel(&files, &bar, |(person, file)| {
+            Ok((*person, find_face(detector, file, single_face)?))
         })?;
-        let Some(looked_at) = looked_at else {
+        let Some(results) = results else {
             bar.finish_and_clear();
             return Ok(None);
         };
         let mut photographs: Vec<Vec<Photograph>> = round.iter().map(|_| Vec::new()).collect();
-        for (person, outcome) in looked_at {
+        for (person, outcome) in results {
             match (outcome, photographs.get_mut(person)) {
                 (Ok(photograph), Some(photographs)) => photographs.push(photograph),
                 (Ok(_), None) => {}
@@ -149,39 +154,43 @@ pub fn among(
 }
 
 /// The photograph's face that is nearest to its middle.
-fn look_at(detector: &Mtcnn, file: &Path, alone: bool) -> Result<Result<Photograph, PassedOver>> {
-    let picture = match networks::read_picture(file) {
+fn find_face(detector: &Mtcnn, file: &Path, single_face: bool) -> Result<Result<Photograph, PassedOver>> {
+    let picture = match networks::read_image(file) {
         Ok(picture) => picture,
         Err(passed_over) => return Ok(Err(passed_over)),
     };
     let faces = detector.detect(&picture)?;
-    if alone && faces.len() > 1 {
+    if single_face && faces.len() > 1 {
         return Ok(Err(PassedOver::new(file, format!("{} faces in it", faces.len()))));
     }
     let nearest = faces
         .iter()
-        .filter(|face| face.confidence > SURE)
+        .filter(|face| face.confidence > MIN_CONFIDENCE)
         .min_by(|a, b| distance_to_middle(&picture, a).total_cmp(&distance_to_middle(&picture, b)));
     Ok(match nearest {
         // What is pasted is searched once more: the half of a face at its edge counts there.
-        Some(face) if alone && !is_alone(detector, &picture, face)? => {
+        Some(face) if single_face && !is_only_face(detector, &picture, face)? => {
             Err(PassedOver::new(file, "another face close by"))
         }
         Some(face) => Ok(Photograph::new(file.to_owned(), face)),
-        None => Err(PassedOver::new(file, format!("no face in it whose score is above {SURE}"))),
+        None => Err(PassedOver::new(file, format!("no face in it whose score is above {MIN_CONFIDENCE}"))),
     })
 }
 
 /// Whether nothing else in the part of the picture that is shown is taken for a face.
-fn is_alone(detector: &Mtcnn, picture: &RgbImage, face: &Face) -> Result<bool> {
+fn is_only_face(detector: &Mtcnn, picture: &RgbImage, face: &Face) -> Result<bool> {
     let bounds = face.bounding_box;
     let [x, y] = bounds.center().map(f64::from);
-    let [across, down] = HEAD.map(|times| times * f64::from(bounds.height()) / 2.0);
+    let [across, down] = HEAD_SIZE.map(|times| times * f64::from(bounds.height()) / 2.0);
     let [left, top] = [x - across, y - down].map(pixel);
     let (width, height) = (pixel(x + across) - left, pixel(y + down) - top);
     let shown = imageops::crop_imm(picture, left, top, width, height).to_image();
-    let larger =
-        imageops::resize(&shown, SHOWN, (SHOWN * height).div_ceil(width.max(1)).max(1), FilterType::Triangle);
+    let larger = imageops::resize(
+        &shown,
+        SEARCH_WIDTH,
+        (SEARCH_WIDTH * height).div_ceil(width.max(1)).max(1),
+        FilterType::Triangle,
+    );
     Ok(detector.detect(&larger)?.len() == 1)
 }
 

@@ -13,13 +13,13 @@ use crate::exit::Failure;
 const QUALITY: u32 = 24;
 
 /// From one picture that stands for itself to the next, frames: 2 seconds.
-const KEY_FRAMES: u32 = 2 * FPS;
+const KEY_FRAME_INTERVAL: u32 = 2 * FPS;
 
 /// Frames that wait for the encoder at most.
-const WAITING: u64 = 4;
+const MAX_QUEUED_FRAMES: u64 = 4;
 
 /// How long the encoder is given at a time before errors are looked for again.
-const PAUSE: gst::ClockTime = gst::ClockTime::from_mseconds(10);
+const POLL_INTERVAL: gst::ClockTime = gst::ClockTime::from_mseconds(10);
 
 /// An MP4 file that is being written.
 pub struct Encoder {
@@ -27,22 +27,22 @@ pub struct Encoder {
     source: gst_app::AppSrc,
     bus: gst::Bus,
     /// The file as the user named it, for messages.
-    shown: PathBuf,
+    display_path: PathBuf,
     frames: u64,
 }
 
 impl Encoder {
     /// Begins to write `file` with frames of that width and height; `scratch` is a folder for what the file's index is
-    /// put before. Errors name `shown`. `quickly`: in less than half of the time, and a somewhat larger file.
+    /// put before. Errors name `display_path`. `fast`: in less than half of the time, and a somewhat larger file.
     ///
     /// # Errors
     /// An element of GStreamer is missing, or the file cannot be written.
     pub fn start(
         file: &Path,
         scratch: &Path,
-        shown: &Path,
+        display_path: &Path,
         [width, height]: [u32; 2],
-        quickly: bool,
+        fast: bool,
     ) -> Result<Self> {
         gst::init().context("GStreamer cannot be initialised")?;
         let pipeline = gst::parse::launch(
@@ -55,9 +55,9 @@ impl Encoder {
         .map_err(|_| anyhow!("the description gave no pipeline"))?;
         let element = |name: &str| pipeline.by_name(name).with_context(|| format!("no element {name}"));
         let encoder = element("encoder")?;
-        encoder.set_property_from_str("speed-preset", if quickly { "veryfast" } else { "medium" });
+        encoder.set_property_from_str("speed-preset", if fast { "veryfast" } else { "medium" });
         encoder.set_property("quantizer", QUALITY);
-        encoder.set_property("key-int-max", KEY_FRAMES);
+        encoder.set_property("key-int-max", KEY_FRAME_INTERVAL);
         element("mux")?.set_property("faststart-file", scratch.join("faststart"));
         element("sink")?.set_property("location", file);
         let source = element("source")?
@@ -73,12 +73,12 @@ impl Encoder {
                 .field("pixel-aspect-ratio", gst::Fraction::new(1, 1))
                 .build(),
         ));
-        source.set_max_bytes(WAITING * u64::from(width) * u64::from(height) * 3);
+        source.set_max_bytes(MAX_QUEUED_FRAMES * u64::from(width) * u64::from(height) * 3);
         let bus = pipeline.bus().context("a pipeline without a bus")?;
-        let encoder = Self { pipeline, source, bus, shown: shown.to_owned(), frames: 0 };
+        let encoder = Self { pipeline, source, bus, display_path: display_path.to_owned(), frames: 0 };
         if encoder.pipeline.set_state(gst::State::Playing).is_err() {
             encoder.check(gst::ClockTime::ZERO)?;
-            bail!(Failure::output(shown.display(), "the pipeline does not start"));
+            bail!(Failure::output(display_path.display(), "the pipeline does not start"));
         }
         Ok(encoder)
     }
@@ -90,7 +90,7 @@ impl Encoder {
     pub fn add(&mut self, frame: RgbImage) -> Result<()> {
         self.check(gst::ClockTime::ZERO)?;
         while self.source.current_level_bytes() >= self.source.max_bytes() {
-            self.check(PAUSE)?;
+            self.check(POLL_INTERVAL)?;
         }
         let at = |frame: u64| gst::ClockTime::SECOND.mul_div_floor(frame, FPS.into());
         let mut buffer = gst::Buffer::from_mut_slice(frame.into_raw());
@@ -101,8 +101,8 @@ impl Encoder {
         }
         self.frames += 1;
         if let Err(error) = self.source.push_buffer(buffer) {
-            self.check(PAUSE)?;
-            bail!("{}: the encoder takes no more frames: {error}", self.shown.display());
+            self.check(POLL_INTERVAL)?;
+            bail!("{}: the encoder takes no more frames: {error}", self.display_path.display());
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Encoder {
     pub fn finish(self) -> Result<()> {
         // Refused only by a pipeline that has failed, and then the bus says why.
         let _ = self.source.end_of_stream();
-        while !self.check(PAUSE)? {}
+        while !self.check(POLL_INTERVAL)? {}
         self.pipeline.set_state(gst::State::Null)?;
         Ok(())
     }
@@ -128,7 +128,8 @@ impl Encoder {
                 // The element's own sentence, and the operating system's after it.
                 let detail = error.debug().unwrap_or_default();
                 let detail = detail.lines().last().unwrap_or_default().trim().to_owned();
-                Err(Failure::output(self.shown.display(), format!("{} ({detail})", error.error())).into())
+                Err(Failure::output(self.display_path.display(), format!("{} ({detail})", error.error()))
+                    .into())
             }
             Some(_) => Ok(true),
         }

@@ -1,11 +1,11 @@
 //! `facepipe bench crowd`: renders a crowd video whose walkers are known, so that anybody can repeat the benchmarks
 //! with people and a density of their own.
 
+mod backdrop;
 pub mod cast;
 mod encode;
 mod paint;
 mod plan;
-mod scene;
 mod truth;
 
 use std::{
@@ -19,28 +19,28 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use self::{cast::Cast, encode::Encoder, paint::Painter, plan::FPS, truth::TruthWriter};
+use self::{cast::Cast, encode::Encoder, paint::Painter, plan::FPS, truth::GroundTruthWriter};
 pub use self::{plan::walkers_needed, truth::Counts};
 use crate::{
-    dice::Dice,
     exit::{self, Failure, Outcome},
     interrupt,
     networks::Weights,
     output,
     pictures::PassedOver,
     progress,
+    seeded_rng::SeededRng,
 };
 
 /// The densities of the thesis' tests, faces per minute.
-const NAMED: [(&str, f64); 3] = [("medium", 305.0), ("high", 865.0), ("very-high", 1479.0)];
+const NAMED_DENSITIES: [(&str, f64); 3] = [("medium", 305.0), ("high", 865.0), ("very-high", 1479.0)];
 
 /// More than that would not fit before each other in a frame.
-const MOST_DENSE: f64 = 20_000.0;
+const MAX_DENSITY: f64 = 20_000.0;
 
 /// Which numbers of the seed are for what.
-const CAST: u64 = 0;
-const WALKS: u64 = 1;
-const SCENE: u64 = 2;
+const CAST_STREAM: u64 = 0;
+const WALKS_STREAM: u64 = 1;
+const BACKDROP_STREAM: u64 = 2;
 
 /// Renders a video of people who walk by, with ground truth beside it.
 #[derive(Debug, Args)]
@@ -92,12 +92,12 @@ impl FromStr for Density {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some((_, density)) = NAMED.iter().find(|(name, _)| *name == text) {
+        if let Some((_, density)) = NAMED_DENSITIES.iter().find(|(name, _)| *name == text) {
             return Ok(Self(*density));
         }
         match text.parse() {
-            Ok(density) if density > 0.0 && density <= MOST_DENSE => Ok(Self(density)),
-            _ => Err(format!("expected medium, high, very-high or a number above 0 and up to {MOST_DENSE}")),
+            Ok(density) if density > 0.0 && density <= MAX_DENSITY => Ok(Self(density)),
+            _ => Err(format!("expected medium, high, very-high or a number above 0 and up to {MAX_DENSITY}")),
         }
     }
 }
@@ -154,12 +154,17 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let frames = options.seconds * FPS;
     let needed = plan::walkers_needed(density, frames);
     let detector = options.weights.detector()?;
-    let cast = cast::choose(&options.faces, &detector, needed, &mut Dice::new(options.seed, CAST))?;
+    let cast = cast::choose_from_folder(
+        &options.faces,
+        &detector,
+        needed,
+        &mut SeededRng::new(options.seed, CAST_STREAM),
+    )?;
     let Some(cast) = cast else { return Ok(Outcome::Interrupted) };
     drop(detector);
 
     let crowd =
-        Crowd { cast: &cast, surely: 0..0, density, frames, quickly: false, seed: options.seed, size };
+        Crowd { cast: &cast, always_visible: 0..0, density, frames, fast: false, seed: options.seed, size };
     let Some(counts) = crowd.render(&options.out)? else { return Ok(Outcome::Interrupted) };
     let report = Report {
         video: options.out.display().to_string(),
@@ -177,7 +182,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         people: cast.people.len(),
         passed_over: cast.passed_over,
     };
-    let outcome = if report.passed_over.is_empty() { Outcome::Done } else { Outcome::Partly };
+    let outcome = if report.passed_over.is_empty() { Outcome::Done } else { Outcome::Partial };
     if options.json {
         output::json(&report)?;
     } else {
@@ -192,13 +197,13 @@ pub struct Crowd<'a> {
     /// Who walks by.
     pub cast: &'a Cast,
     /// Which of them are to be seen as long as anybody is: their places in the cast.
-    pub surely: Range<usize>,
+    pub always_visible: Range<usize>,
     /// Faces per minute, counted in each frame.
     pub density: f64,
     /// Length of the video, at [`FPS`] frames per second.
     pub frames: u32,
     /// Encode fast rather than small.
-    pub quickly: bool,
+    pub fast: bool,
     /// Another number gives other ways and houses.
     pub seed: u64,
     /// Width and height, as [`Size`] allows them.
@@ -217,12 +222,12 @@ impl Crowd<'_> {
     /// # Errors
     /// The files cannot be written, a photograph can no longer be read, or the encoder fails.
     pub fn render(&self, out: &Path) -> Result<Option<Counts>> {
-        let Self { cast, density, frames, quickly, seed, size, .. } = *self;
+        let Self { cast, density, frames, fast, seed, size, .. } = *self;
         let truth_path = &truth_beside(out)?;
-        let backdrop = scene::backdrop(size, &mut Dice::new(seed, SCENE));
+        let backdrop = backdrop::paint(size, &mut SeededRng::new(seed, BACKDROP_STREAM));
         let mut walkers =
-            plan::walkers(density, frames, size, cast.people.len(), &mut Dice::new(seed, WALKS));
-        plan::let_be_seen(&mut walkers, self.surely.clone(), frames);
+            plan::walkers(density, frames, size, cast.people.len(), &mut SeededRng::new(seed, WALKS_STREAM));
+        plan::give_longest_walks(&mut walkers, self.always_visible.clone(), frames);
         let name = |walker: usize| {
             let person = walkers.get(walker).and_then(|walker| cast.people.get(walker.person));
             person.and_then(|person| person.name.as_deref())
@@ -240,9 +245,9 @@ impl Crowd<'_> {
         let unfinished_truth = unfinished.path().join("truth.json");
         let truth_failed = |error| Failure::output(truth_path.display(), error);
 
-        let mut truth = TruthWriter::create(&unfinished_truth, size).map_err(truth_failed)?;
+        let mut truth = GroundTruthWriter::create(&unfinished_truth, size).map_err(truth_failed)?;
         let mut painter = Painter::new(backdrop, cast, &walkers);
-        let mut encoder = Encoder::start(&unfinished_video, unfinished.path(), out, size, quickly)?;
+        let mut encoder = Encoder::start(&unfinished_video, unfinished.path(), out, size, fast)?;
         let bar = progress::bar(frames.try_into().unwrap_or_default(), "Rendering");
         for _ in 0..frames {
             if interrupt::requested() {

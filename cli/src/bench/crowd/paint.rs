@@ -9,12 +9,12 @@ use serde::Serialize;
 
 use super::{
     cast::{Cast, Photograph},
-    plan::{HEAD, Place, Walker},
+    plan::{HEAD_SIZE, Placement, Walker},
 };
 use crate::{exit::Failure, networks};
 
 /// From this share of a head's radius on it becomes transparent, up to its whole radius.
-const SOLID: f64 = 0.75;
+const OPAQUE_RADIUS: f64 = 0.75;
 
 /// A face in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -31,13 +31,13 @@ pub struct Painter<'a> {
     backdrop: RgbImage,
     cast: &'a Cast,
     /// Who has not come yet, in the order of their coming.
-    expected: &'a [Walker],
+    upcoming: &'a [Walker],
     /// Who is there; the farthest, who came last, first.
-    present: Vec<Present<'a>>,
+    visible: Vec<VisibleWalker<'a>>,
     frame: u32,
 }
 
-struct Present<'a> {
+struct VisibleWalker<'a> {
     walker: &'a Walker,
     head: Option<Head>,
 }
@@ -54,7 +54,7 @@ struct Head {
 impl<'a> Painter<'a> {
     /// Paints `walkers`, in the order of their coming, before `backdrop`.
     pub fn new(backdrop: RgbImage, cast: &'a Cast, walkers: &'a [Walker]) -> Self {
-        Self { backdrop, cast, expected: walkers, present: Vec::new(), frame: 0 }
+        Self { backdrop, cast, upcoming: walkers, visible: Vec::new(), frame: 0 }
     }
 
     /// The next frame, and the faces in it.
@@ -64,27 +64,27 @@ impl<'a> Painter<'a> {
     pub fn next_frame(&mut self) -> Result<(RgbImage, Vec<Appearance>)> {
         let number = self.frame;
         self.frame += 1;
-        self.present.retain(|present| !present.walker.has_gone(number));
-        while let Some((walker, rest)) = self.expected.split_first()
-            && walker.has_come(number)
+        self.visible.retain(|visible| !visible.walker.has_left(number));
+        while let Some((walker, rest)) = self.upcoming.split_first()
+            && walker.has_entered(number)
         {
-            self.expected = rest;
-            if !walker.has_gone(number) {
-                self.present.insert(0, Present { walker, head: None });
+            self.upcoming = rest;
+            if !walker.has_left(number) {
+                self.visible.insert(0, VisibleWalker { walker, head: None });
             }
         }
         let mut frame = self.backdrop.clone();
         let mut faces = Vec::new();
-        for present in &mut self.present {
-            let Some(place) = present.walker.place(number, frame.height()) else { continue };
-            let Some(person) = self.cast.people.get(present.walker.person) else { continue };
+        for visible in &mut self.visible {
+            let Some(place) = visible.walker.placement(number, frame.height()) else { continue };
+            let Some(person) = self.cast.people.get(visible.walker.person) else { continue };
             let pose = place.pose % person.photographs.len().max(1);
-            if present.head.as_ref().is_none_or(|head| head.pose != pose) {
+            if visible.head.as_ref().is_none_or(|head| head.pose != pose) {
                 let Some(photograph) = person.photographs.get(pose) else { continue };
-                present.head = Some(Head::cut(photograph, pose)?);
+                visible.head = Some(Head::cut(photograph, pose)?);
             }
-            if let Some(head) = &present.head {
-                faces.push(Appearance { id: present.walker.id, bounds: head.paste(&mut frame, &place) });
+            if let Some(head) = &visible.head {
+                faces.push(Appearance { id: visible.walker.id, bounds: head.paste(&mut frame, &place) });
             }
         }
         Ok((frame, faces))
@@ -94,14 +94,17 @@ impl<'a> Painter<'a> {
 impl Head {
     /// Cuts the head out of its photograph. Beyond the photograph's edges its last pixels go on.
     fn cut(photograph: &Photograph, pose: usize) -> Result<Self, Failure> {
-        let picture = networks::read_picture(&photograph.file)
+        let picture = networks::read_image(&photograph.file)
             .map_err(|passed_over| Failure::input(passed_over.file, passed_over.reason))?;
         let [face_width, face_height] = photograph.size;
-        let [width, height] = HEAD.map(|times| whole(times * face_height).max(1));
+        let [width, height] = HEAD_SIZE.map(|times| round_to_u32(times * face_height).max(1));
         let [left, top] = [0, 1].map(|axis: usize| {
-            let (middle, times) =
-                if axis == 0 { (photograph.middle[0], HEAD[0]) } else { (photograph.middle[1], HEAD[1]) };
-            signed(middle - times * face_height / 2.0)
+            let (middle, times) = if axis == 0 {
+                (photograph.middle[0], HEAD_SIZE[0])
+            } else {
+                (photograph.middle[1], HEAD_SIZE[1])
+            };
+            round_to_i64(middle - times * face_height / 2.0)
         });
         let within = |offset: u32, from: i64, size: u32| {
             let last = i64::from(size) - 1;
@@ -115,18 +118,18 @@ impl Head {
     }
 
     /// Pastes the head, and says where its face is now.
-    fn paste(&self, frame: &mut RgbImage, place: &Place) -> [f64; 4] {
-        let [width, height] = HEAD.map(|times| whole(times * place.size).max(2));
+    fn paste(&self, frame: &mut RgbImage, place: &Placement) -> [f64; 4] {
+        let [width, height] = HEAD_SIZE.map(|times| round_to_u32(times * place.size).max(2));
         let head = imageops::resize(&self.pixels, width, height, FilterType::CatmullRom);
         let [left, top] = [
-            signed(place.middle[0] - f64::from(width) / 2.0),
-            signed(place.middle[1] - f64::from(height) / 2.0),
+            round_to_i64(place.middle[0] - f64::from(width) / 2.0),
+            round_to_i64(place.middle[1] - f64::from(height) / 2.0),
         ];
         for (x, y, color) in head.enumerate_pixels() {
             let at = |offset: u32, from: i64| u32::try_from(from + i64::from(offset)).ok();
             let (Some(to_x), Some(to_y)) = (at(x, left), at(y, top)) else { continue };
             let Some(under) = frame.get_pixel_mut_checked(to_x, to_y) else { continue };
-            let opacity = opacity([from_middle(x, width), from_middle(y, height)]);
+            let opacity = opacity([normalized(x, width), normalized(y, height)]);
             for (under, over) in under.0.iter_mut().zip(color.0) {
                 let mixed = (u32::from(over) * opacity + u32::from(*under) * (255 - opacity) + 127) / 255;
                 *under = u8::try_from(mixed).unwrap_or(u8::MAX);
@@ -134,36 +137,36 @@ impl Head {
         }
         let (across, down) = (place.size * self.aspect / 2.0, place.size / 2.0);
         // Where it was pasted, in whole pixels, not where it should have been.
-        let [x, y] = [pasted_middle(left, width), pasted_middle(top, height)];
+        let [x, y] = [center(left, width), center(top, height)];
         [x - across, y - down, x + across, y + down].map(|edge| (edge * 10.0).round() / 10.0)
     }
 }
 
 /// From -1 at the first of `size` pixels to 1 at the last.
-fn from_middle(at: u32, size: u32) -> f64 {
+fn normalized(at: u32, size: u32) -> f64 {
     (f64::from(at) + 0.5) * 2.0 / f64::from(size) - 1.0
 }
 
 #[expect(clippy::cast_precision_loss, reason = "within a frame and some heads beside it")]
-fn pasted_middle(from: i64, size: u32) -> f64 {
+fn center(from: i64, size: u32) -> f64 {
     from as f64 + f64::from(size) / 2.0
 }
 
-/// How much of a head is seen there, 0 to 255; `place` as [`from_middle`] gives it.
+/// How much of a head is seen there, 0 to 255; `place` as [`normalized`] gives it.
 fn opacity([x, y]: [f64; 2]) -> u32 {
     let radius = (x * x + y * y).sqrt();
-    let part = ((1.0 - radius) / (1.0 - SOLID)).clamp(0.0, 1.0);
+    let part = ((1.0 - radius) / (1.0 - OPAQUE_RADIUS)).clamp(0.0, 1.0);
     // Without a corner at either end.
-    whole(255.0 * part * part * (3.0 - 2.0 * part))
+    round_to_u32(255.0 * part * part * (3.0 - 2.0 * part))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts from float saturate")]
-fn whole(value: f64) -> u32 {
+fn round_to_u32(value: f64) -> u32 {
     value.round() as u32
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "casts from float saturate")]
-fn signed(value: f64) -> i64 {
+fn round_to_i64(value: f64) -> i64 {
     value.round() as i64
 }
 
@@ -173,8 +176,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        bench::crowd::{cast::Person, plan, scene},
-        dice::Dice,
+        bench::crowd::{backdrop, cast::Person, plan},
+        seeded_rng::SeededRng,
     };
 
     const SIZE: [u32; 2] = [320, 180];
@@ -200,8 +203,8 @@ mod tests {
     }
 
     fn frames(seed: u64, cast: &Cast) -> Vec<(RgbImage, Vec<Appearance>)> {
-        let backdrop = scene::backdrop(SIZE, &mut Dice::new(seed, 1));
-        let walkers = plan::walkers(865.0, 30, SIZE, cast.people.len(), &mut Dice::new(seed, 0));
+        let backdrop = backdrop::paint(SIZE, &mut SeededRng::new(seed, 1));
+        let walkers = plan::walkers(865.0, 30, SIZE, cast.people.len(), &mut SeededRng::new(seed, 0));
         let mut painter = Painter::new(backdrop, cast, &walkers);
         (0..30).map(|_| painter.next_frame().unwrap()).collect()
     }
@@ -228,11 +231,11 @@ mod tests {
     fn the_face_of_the_nearest_is_where_the_truth_says() {
         let folder = tempfile::tempdir().unwrap();
         let cast = cast(folder.path());
-        let mut looked_at = 0;
+        let mut checked = 0;
         for (frame, faces) in frames(1, &cast) {
             // Pasted last, so nobody covers it.
             let Some(nearest) = faces.last() else { continue };
-            let [left, top, right, bottom] = nearest.bounds.map(whole);
+            let [left, top, right, bottom] = nearest.bounds.map(round_to_u32);
             let [x, y] = [u32::midpoint(left, right), u32::midpoint(top, bottom)];
             let dark = |x: u32, y: u32| frame.get_pixel(x, y).0[1] < 60;
             assert!(dark(x, y), "{nearest:?}");
@@ -241,9 +244,9 @@ mod tests {
                 "{nearest:?}"
             );
             assert!(!dark(left.saturating_sub(2), y) && !dark(right + 2, y), "{nearest:?}");
-            looked_at += 1;
+            checked += 1;
         }
-        assert!(looked_at > 20, "{looked_at}");
+        assert!(checked > 20, "{checked}");
     }
 
     #[test]
@@ -264,7 +267,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cast = cast(folder.path());
         drop(folder);
-        let walkers = plan::walkers(865.0, 30, SIZE, 2, &mut Dice::new(1, 0));
+        let walkers = plan::walkers(865.0, 30, SIZE, 2, &mut SeededRng::new(1, 0));
         let mut painter = Painter::new(RgbImage::new(320, 180), &cast, &walkers);
         let error = (0..30).find_map(|_| painter.next_frame().err()).unwrap().to_string();
         assert!(error.contains(".png"), "{error}");

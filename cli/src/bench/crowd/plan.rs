@@ -2,42 +2,42 @@
 
 use std::collections::VecDeque;
 
-use crate::dice::Dice;
+use crate::seeded_rng::SeededRng;
 
 /// Frames per second: what the thesis counts its faces at.
 pub const FPS: u32 = 6;
 
 /// Seconds from somebody's appearance in the distance until they have walked past.
-pub const WALK: f64 = 5.0;
+pub const WALK_SECONDS: f64 = 5.0;
 
 /// Seconds until somebody is seen from another side: their next photograph.
-const POSE: f64 = 1.5;
+const POSE_SECONDS: f64 = 1.5;
 
 /// The frame for which the lengths below are given, width and height in pixels.
-const DESIGN: [f64; 2] = [1920.0, 1080.0];
+const DESIGN_SIZE: [f64; 2] = [1920.0, 1080.0];
 
 /// Height of a face in pixels when somebody appears, from and to.
-const FAR: [f64; 2] = [36.0, 70.0];
+const FAR_HEIGHT: [f64; 2] = [36.0, 70.0];
 /// Height of a face in pixels when they have come near, from and to.
-const NEAR: [f64; 2] = [90.0, 210.0];
+const NEAR_HEIGHT: [f64; 2] = [90.0, 210.0];
 /// The most that somebody drifts sideways, pixels per second.
-const DRIFT: f64 = 90.0;
+const MAX_DRIFT: f64 = 90.0;
 /// Where the middle of a face is in the distance, and how far down it comes, pixels.
 const HORIZON: f64 = 330.0;
 const DESCENT: f64 = 260.0;
 /// Steps per second, and how far a head goes up with each, pixels.
-const STEPS: f64 = 1.4;
-const STEP: f64 = 12.0;
+const STEPS_PER_SECOND: f64 = 1.4;
+const STEP_HEIGHT: f64 = 12.0;
 
 /// What is pasted of a photograph around the middle of a face: width and height in heights of the face.
-pub const HEAD: [f64; 2] = [1.6, 1.7];
+pub const HEAD_SIZE: [f64; 2] = [1.6, 1.7];
 
 /// Ways that somebody looks at before taking the one on which they come least close to others.
-const WAYS: usize = 8;
+const PATH_CANDIDATES: usize = 8;
 
 /// Plans that are made at most, and how far off the density one may be to be taken at once.
-const PLANS: usize = 50;
-const NEAR_ENOUGH: f64 = 0.01;
+const MAX_PLANS: usize = 50;
+const DENSITY_TOLERANCE: f64 = 0.01;
 
 /// Somebody who walks by.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,7 +49,7 @@ pub struct Walker {
     /// Which of their photographs comes first; any number, to be taken modulo how many there are.
     first_pose: usize,
     /// When they appear, in frames; may be before the first and between two.
-    begins: f64,
+    start_frame: f64,
     /// Middle of the face at the beginning and at the end, pixels from the left.
     x: [f64; 2],
     /// Height of the face at the beginning and at the end, pixels.
@@ -58,7 +58,7 @@ pub struct Walker {
 
 /// Where a walker's face is in one frame, and how large.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Place {
+pub struct Placement {
     /// The middle of the face, pixels from the left and from the top.
     pub middle: [f64; 2],
     /// Height of the face, pixels.
@@ -69,11 +69,11 @@ pub struct Place {
 
 /// How many frames a walk has.
 fn walk_frames() -> f64 {
-    WALK * f64::from(FPS)
+    WALK_SECONDS * f64::from(FPS)
 }
 
 /// Frames from one walker to the next, on average, for so many faces per minute.
-fn gap(density: f64) -> f64 {
+fn interval(density: f64) -> f64 {
     let faces_per_frame = density / 60.0 / f64::from(FPS);
     walk_frames() / faces_per_frame
 }
@@ -86,7 +86,7 @@ fn gap(density: f64) -> f64 {
 )]
 pub fn walkers_needed(density: f64, frames: u32) -> usize {
     // Whoever appears a whole walk before the first frame has just left by then.
-    ((f64::from(frames) + walk_frames()) / gap(density)).ceil() as usize
+    ((f64::from(frames) + walk_frames()) / interval(density)).ceil() as usize
 }
 
 /// The walkers of `frames` frames of that width and height, the first to appear first. `people` is how many people
@@ -94,17 +94,17 @@ pub fn walkers_needed(density: f64, frames: u32) -> usize {
 ///
 /// Few walkers more or less are a large part of a short video, so several plans are made until one comes near to the
 /// density.
-pub fn walkers(density: f64, frames: u32, size: [u32; 2], people: usize, dice: &mut Dice) -> Vec<Walker> {
+pub fn walkers(density: f64, frames: u32, size: [u32; 2], people: usize, rng: &mut SeededRng) -> Vec<Walker> {
     let wanted = density / 60.0 / f64::from(FPS) * f64::from(frames);
     let mut best: Option<(f64, Vec<Walker>)> = None;
-    for _ in 0..PLANS {
-        let plan = one_plan(density, frames, size, people, dice);
+    for _ in 0..MAX_PLANS {
+        let plan = one_plan(density, frames, size, people, rng);
         let faces: f64 = plan.iter().map(|walker| walker.frames_seen(frames)).sum();
         let off = (faces - wanted).abs();
         if best.as_ref().is_none_or(|(least, _)| off < *least) {
             best = Some((off, plan));
         }
-        if off <= wanted * NEAR_ENOUGH {
+        if off <= wanted * DENSITY_TOLERANCE {
             break;
         }
     }
@@ -112,7 +112,7 @@ pub fn walkers(density: f64, frames: u32, size: [u32; 2], people: usize, dice: &
 }
 
 /// Has each of `people` walk where somebody is seen longest: they change places with whoever walks there.
-pub fn let_be_seen(walkers: &mut [Walker], people: impl IntoIterator<Item = usize>, frames: u32) {
+pub fn give_longest_walks(walkers: &mut [Walker], people: impl IntoIterator<Item = usize>, frames: u32) {
     let mut longest: Vec<usize> = (0..walkers.len()).collect();
     let seen = |walk: &usize| walkers.get(*walk).map_or(0.0, |walker| walker.frames_seen(frames));
     longest.sort_by(|a, b| seen(b).total_cmp(&seen(a)));
@@ -136,39 +136,42 @@ fn one_plan(
     frames: u32,
     [width, height]: [u32; 2],
     people: usize,
-    dice: &mut Dice,
+    rng: &mut SeededRng,
 ) -> Vec<Walker> {
     let [width, height] = [f64::from(width), f64::from(height)];
-    let [across, down] = [width / DESIGN[0], height / DESIGN[1]];
+    let [across, down] = [width / DESIGN_SIZE[0], height / DESIGN_SIZE[1]];
     let scale = across.min(down);
-    let gap = gap(density);
+    let interval = interval(density);
     let mut order: Vec<usize> = (0..people).collect();
     let mut recent: VecDeque<Walker> = VecDeque::new();
     let mut walkers = Vec::new();
     for id in 0..walkers_needed(density, frames) {
-        let turn = id % people.max(1);
-        if turn == 0 {
-            dice.shuffle(&mut order);
+        let position = id % people.max(1);
+        if position == 0 {
+            rng.shuffle(&mut order);
         }
         // One in each gap: as irregular as people come, and yet the density that was asked for.
-        let begins = (id as f64 + dice.unit()) * gap - walk_frames();
-        let size = [dice.between(FAR[0], FAR[1]) * scale, dice.between(NEAR[0], NEAR[1]) * scale];
+        let start_frame = (id as f64 + rng.unit()) * interval - walk_frames();
+        let size = [
+            rng.uniform(FAR_HEIGHT[0], FAR_HEIGHT[1]) * scale,
+            rng.uniform(NEAR_HEIGHT[0], NEAR_HEIGHT[1]) * scale,
+        ];
         // The whole head stays within the frame, so that every face of the ground truth can be seen.
-        let [from, to] = size.map(|size| size * HEAD[0] / 2.0);
-        while recent.front().is_some_and(|other| other.begins + walk_frames() <= begins) {
+        let [from, to] = size.map(|size| size * HEAD_SIZE[0] / 2.0);
+        while recent.front().is_some_and(|other| other.start_frame + walk_frames() <= start_frame) {
             recent.pop_front();
         }
-        let first_pose = dice.below(1 << 20);
+        let first_pose = rng.below(1 << 20);
         let mut best: Option<(f64, Walker)> = None;
-        for _ in 0..WAYS {
-            let start = dice.between(from, width - from);
-            let drift = dice.between(-DRIFT, DRIFT) * across * WALK;
+        for _ in 0..PATH_CANDIDATES {
+            let start = rng.uniform(from, width - from);
+            let drift = rng.uniform(-MAX_DRIFT, MAX_DRIFT) * across * WALK_SECONDS;
             let end = (start + drift).clamp(to, width - to);
-            let person = order.get(turn).copied().unwrap_or_default();
-            let way = Walker { id, person, first_pose, begins, x: [start, end], size };
-            let room = recent.iter().map(|other| way.room_to(other)).fold(f64::INFINITY, f64::min);
-            if best.as_ref().is_none_or(|(most, _)| room > *most) {
-                best = Some((room, way));
+            let person = order.get(position).copied().unwrap_or_default();
+            let path = Walker { id, person, first_pose, start_frame, x: [start, end], size };
+            let clearance = recent.iter().map(|other| path.clearance_to(other)).fold(f64::INFINITY, f64::min);
+            if best.as_ref().is_none_or(|(most, _)| clearance > *most) {
+                best = Some((clearance, path));
             }
         }
         if let Some((_, walker)) = best {
@@ -186,47 +189,47 @@ impl Walker {
         clippy::cast_sign_loss,
         reason = "a walk has a handful of poses"
     )]
-    pub fn place(&self, frame: u32, frame_height: u32) -> Option<Place> {
-        let part = (f64::from(frame) - self.begins) / walk_frames();
+    pub fn placement(&self, frame: u32, frame_height: u32) -> Option<Placement> {
+        let part = (f64::from(frame) - self.start_frame) / walk_frames();
         if !(0.0..1.0).contains(&part) {
             return None;
         }
-        let down = f64::from(frame_height) / DESIGN[1];
-        let seconds = part * WALK;
+        let down = f64::from(frame_height) / DESIGN_SIZE[1];
+        let seconds = part * WALK_SECONDS;
         // A parabola for each step: a sine may differ between machines in its last digit.
-        let step = (seconds * STEPS).fract();
-        let bob = STEP * (4.0 * step * (1.0 - step) - 0.5);
+        let step = (seconds * STEPS_PER_SECOND).fract();
+        let bob = STEP_HEIGHT * (4.0 * step * (1.0 - step) - 0.5);
         let y = (HORIZON + DESCENT * part - bob) * down;
-        let pose = self.first_pose + (seconds / POSE) as usize;
-        Some(Place { middle: [between(self.x, part), y], size: between(self.size, part), pose })
+        let pose = self.first_pose + (seconds / POSE_SECONDS) as usize;
+        Some(Placement { middle: [interpolate(self.x, part), y], size: interpolate(self.size, part), pose })
     }
 
     /// Whether they have gone before that frame.
-    pub fn has_gone(&self, frame: u32) -> bool {
-        f64::from(frame) - self.begins >= walk_frames()
+    pub fn has_left(&self, frame: u32) -> bool {
+        f64::from(frame) - self.start_frame >= walk_frames()
     }
 
     /// Whether they have come by that frame.
-    pub fn has_come(&self, frame: u32) -> bool {
-        f64::from(frame) >= self.begins
+    pub fn has_entered(&self, frame: u32) -> bool {
+        f64::from(frame) >= self.start_frame
     }
 
     /// In how many of the first `frames` frames they are there.
     fn frames_seen(&self, frames: u32) -> f64 {
-        let last = (self.begins + walk_frames()).ceil().min(f64::from(frames));
-        (last - self.begins.ceil().max(0.0)).max(0.0)
+        let last = (self.start_frame + walk_frames()).ceil().min(f64::from(frames));
+        (last - self.start_frame.ceil().max(0.0)).max(0.0)
     }
 
     /// The least room between two heads while both are there, as a share of their half widths; below 0 one covers the
     /// other. Heights are not looked at: who is further down is nearer, and would be in front.
-    fn room_to(&self, other: &Self) -> f64 {
-        let overlap_begins = self.begins.max(other.begins);
-        let overlap_ends = self.begins.min(other.begins) + walk_frames();
+    fn clearance_to(&self, other: &Self) -> f64 {
+        let overlap_begins = self.start_frame.max(other.start_frame);
+        let overlap_ends = self.start_frame.min(other.start_frame) + walk_frames();
         let at = |share: f64| {
             let frame = overlap_begins + (overlap_ends - overlap_begins) * share;
             let [a, b] = [self, other].map(|walker| {
-                let part = (frame - walker.begins) / walk_frames();
-                (between(walker.x, part), between(walker.size, part) * HEAD[0] / 2.0)
+                let part = (frame - walker.start_frame) / walk_frames();
+                (interpolate(walker.x, part), interpolate(walker.size, part) * HEAD_SIZE[0] / 2.0)
             });
             (a.0 - b.0).abs() / (a.1 + b.1) - 1.0
         };
@@ -234,7 +237,7 @@ impl Walker {
     }
 }
 
-fn between([from, to]: [f64; 2], part: f64) -> f64 {
+fn interpolate([from, to]: [f64; 2], part: f64) -> f64 {
     from + (to - from) * part
 }
 
@@ -247,7 +250,7 @@ mod tests {
     const FRAME: [u32; 2] = [1920, 1080];
 
     fn plan(density: f64, seconds: u32, seed: u64) -> Vec<Walker> {
-        walkers(density, seconds * FPS, FRAME, 10, &mut Dice::new(seed, 0))
+        walkers(density, seconds * FPS, FRAME, 10, &mut SeededRng::new(seed, 0))
     }
 
     #[test]
@@ -255,8 +258,8 @@ mod tests {
         for (density, seconds) in [(305.0, 12), (865.0, 5), (1479.0, 60)] {
             for seed in 0..5 {
                 let walkers = plan(density, seconds, seed);
-                let places =
-                    (0..seconds * FPS).flat_map(|k| walkers.iter().filter_map(move |w| w.place(k, FRAME[1])));
+                let places = (0..seconds * FPS)
+                    .flat_map(|k| walkers.iter().filter_map(move |w| w.placement(k, FRAME[1])));
                 let faces = f64::from(u32::try_from(places.count()).unwrap());
                 let reached = faces * 60.0 / f64::from(seconds);
                 assert!((reached / density - 1.0).abs() < 0.05, "seed {seed}: {reached} of {density}");
@@ -268,10 +271,11 @@ mod tests {
     #[test]
     fn heads_stay_within_the_frame_and_grow() {
         for walker in plan(865.0, 60, 1) {
-            let places: Vec<Place> = (0..60 * FPS).filter_map(|k| walker.place(k, FRAME[1])).collect();
+            let places: Vec<Placement> =
+                (0..60 * FPS).filter_map(|k| walker.placement(k, FRAME[1])).collect();
             assert!(places.is_sorted_by(|a, b| a.size < b.size));
-            for Place { middle: [x, y], size, .. } in places {
-                let [across, down] = HEAD.map(|times| times * size / 2.0);
+            for Placement { middle: [x, y], size, .. } in places {
+                let [across, down] = HEAD_SIZE.map(|times| times * size / 2.0);
                 assert!(x - across >= -1e-9 && x + across <= 1920.0 + 1e-9, "{x} {size}");
                 assert!(y - down >= 0.0 && y + down <= 1080.0, "{y} {size}");
             }
@@ -281,9 +285,9 @@ mod tests {
     #[test]
     fn a_photograph_is_shown_for_one_and_a_half_seconds() {
         let walkers = plan(305.0, 60, 3);
-        let walker = walkers.iter().find(|w| w.begins > 0.0).unwrap();
+        let walker = walkers.iter().find(|w| w.start_frame > 0.0).unwrap();
         let poses: Vec<usize> =
-            (0..360).filter_map(|k| walker.place(k, 1080)).map(|place| place.pose).collect();
+            (0..360).filter_map(|k| walker.placement(k, 1080)).map(|place| place.pose).collect();
         assert_eq!(poses.len(), 30);
         let shown: Vec<usize> = poses.chunk_by(|a, b| a == b).map(<[usize]>::len).collect();
         assert_eq!(shown.len(), 4);
@@ -310,7 +314,7 @@ mod tests {
             let mut walkers = plan(305.0, 20, seed);
             let before = people(&walkers);
             let chosen = [walkers[0].person, walkers.last().unwrap().person];
-            let_be_seen(&mut walkers, chosen, 20 * FPS);
+            give_longest_walks(&mut walkers, chosen, 20 * FPS);
             assert_eq!(people(&walkers), before);
             for person in chosen {
                 let longest = walkers.iter().filter(|walker| walker.person == person);

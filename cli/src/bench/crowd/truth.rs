@@ -12,15 +12,15 @@ use serde::Serialize;
 use super::{paint::Appearance, plan::FPS};
 
 /// A file of ground truth that is being written. What is kept in memory does not grow with the frames.
-pub struct TruthWriter {
+pub struct GroundTruthWriter {
     file: BufWriter<File>,
-    walkers: BTreeMap<usize, Shown>,
+    walkers: BTreeMap<usize, WalkerEntry>,
     frames: u64,
     faces: u64,
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct WalkerEntry {
     /// None for a stranger whose name nobody knows.
     person: Option<String>,
 }
@@ -36,7 +36,7 @@ pub struct Counts {
     pub frames: u64,
 }
 
-impl TruthWriter {
+impl GroundTruthWriter {
     /// Begins a file for frames of that width and height.
     ///
     /// # Errors
@@ -61,7 +61,9 @@ impl TruthWriter {
         }
         serde_json::to_writer(&mut self.file, faces)?;
         for face in faces {
-            self.walkers.entry(face.id).or_insert_with(|| Shown { person: name(face.id).map(str::to_owned) });
+            self.walkers
+                .entry(face.id)
+                .or_insert_with(|| WalkerEntry { person: name(face.id).map(str::to_owned) });
         }
         self.frames += 1;
         self.faces += u64::try_from(faces.len()).unwrap_or_default();
@@ -90,7 +92,7 @@ mod tests {
     fn what_is_written_is_what_the_judge_reads() {
         let folder = tempfile::tempdir().unwrap();
         let video = folder.path().join("crowd.mp4");
-        let mut truth = TruthWriter::create(&video.with_extension("json"), [1920, 1080]).unwrap();
+        let mut truth = GroundTruthWriter::create(&video.with_extension("json"), [1920, 1080]).unwrap();
         truth.add(&[], |_| Some("nobody")).unwrap();
         truth
             .add(&[Appearance { id: 3, bounds: [10.5, 20.0, 110.5, 140.0] }], |_| Some("Ada \"L\""))
@@ -102,15 +104,15 @@ mod tests {
         assert_eq!(truth.walkers(), 2);
         let mut score = Score::default();
         let enrolled = std::collections::BTreeSet::from(["Ada \"L\""]);
-        truth.judge(
+        truth.score(
             &mut score,
             &enrolled,
             1.0 / f64::from(FPS),
             [10.0, 20.0, 110.0, 140.0],
             Some("Ada \"L\""),
         );
-        assert_eq!(score.right, 1);
-        truth.judge(&mut score, &enrolled, 2.0 / f64::from(FPS), [500.0, 20.0, 600.0, 140.0], None);
-        assert_eq!((score.right, score.rightly_unknown), (2, 1), "unknown is right for a stranger");
+        assert_eq!(score.correct, 1);
+        truth.score(&mut score, &enrolled, 2.0 / f64::from(FPS), [500.0, 20.0, 600.0, 140.0], None);
+        assert_eq!((score.correct, score.correctly_unknown), (2, 1), "unknown is right for a stranger");
     }
 }

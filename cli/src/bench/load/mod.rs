@@ -1,7 +1,7 @@
 //! `facepipe bench load`: how many requests a server answers, and how fast, with so many clients at a time or at a
 //! fixed rate.
 
-mod drive;
+mod generator;
 #[cfg(feature = "plots")]
 mod plot;
 mod tally;
@@ -19,11 +19,11 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use self::{
-    drive::{Ended, Pace, Work},
+    generator::{LoadGenerator, LoadProfile, StopReason},
     tally::Row,
 };
 #[cfg(not(feature = "plots"))]
-use crate::absent::plot;
+use crate::missing_feature::plot;
 use crate::{
     client::{Client, ClientError, Settings},
     connection::Connection,
@@ -32,13 +32,13 @@ use crate::{
 };
 
 /// Requests, if nothing is said.
-const REQUESTS: u64 = 100;
+const DEFAULT_REQUESTS: u64 = 100;
 
 /// Requests at a time at a fixed rate, if nothing is said: more than any server should let wait.
 const OPEN_LOOP_CONCURRENCY: u16 = 256;
 
 /// Pictures are held in memory, so that no disk is measured: at most so many bytes of them.
-const MOST_BYTES: usize = 512 * 1024 * 1024;
+const MAX_BYTES: usize = 512 * 1024 * 1024;
 
 /// Measures how many requests a server answers, and how fast.
 #[derive(Debug, Args)]
@@ -89,7 +89,7 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Draw requests per second and times of the rows into this file
-    #[arg(long, value_name = "FILE.svg", value_parser = crate::absent::plot_file)]
+    #[arg(long, value_name = "FILE.svg", value_parser = crate::missing_feature::plot_file)]
     plot: Option<PathBuf>,
     #[command(flatten)]
     connection: Connection,
@@ -134,13 +134,13 @@ fn rate(text: &str) -> Result<f64, String> {
 /// The pictures cannot be read, the server cannot be reached or refuses the token, or the plot cannot be written.
 pub fn run(options: &Options) -> Result<Outcome> {
     let pictures = read(options)?;
-    let patience = Duration::ZERO;
-    let client = Client::new(&Settings { patience, ..options.connection.settings()? })?;
+    let retry_limit = Duration::ZERO;
+    let client = Client::new(&Settings { retry_limit, ..options.connection.settings()? })?;
     let server = client.address();
     let requests = match (options.requests, options.duration) {
         (Some(requests), _) => Some(requests.get()),
         (None, Some(_)) => None,
-        (None, None) => Some(REQUESTS),
+        (None, None) => Some(DEFAULT_REQUESTS),
     };
     let concurrencies = match (options.concurrency.as_slice(), options.rate) {
         ([], None) => vec![1],
@@ -148,20 +148,21 @@ pub fn run(options: &Options) -> Result<Outcome> {
         (given, _) => given.to_vec(),
     };
     let count = pictures.len();
-    let work = Work::new(client, options.call, pictures);
+    let generator = LoadGenerator::new(client, options.call, pictures);
     let mut rows = Vec::new();
-    let mut ended = Ended::AllSent;
+    let mut stop_reason = StopReason::AllSent;
     runtime()?.block_on(async {
         for concurrency in concurrencies {
-            let pace = Pace { concurrency, rate: options.rate, requests, duration: options.duration };
+            let profile =
+                LoadProfile { concurrency, rate: options.rate, requests, duration: options.duration };
             let warm_up = options.warm_up.unwrap_or_else(|| u64::from(concurrency.min(16)));
-            ended = work.warm_up(concurrency, warm_up).await;
-            if matches!(ended, Ended::AllSent) {
-                let (row, how) = work.measure(&pace).await;
-                ended = how;
+            stop_reason = generator.warm_up(concurrency, warm_up).await;
+            if matches!(stop_reason, StopReason::AllSent) {
+                let (row, how) = generator.measure(&profile).await;
+                stop_reason = how;
                 rows.push(row);
             }
-            if !matches!(ended, Ended::AllSent) {
+            if !matches!(stop_reason, StopReason::AllSent) {
                 break;
             }
         }
@@ -172,10 +173,10 @@ pub fn run(options: &Options) -> Result<Outcome> {
     } else if !rows.is_empty() {
         tally::print(&rows);
     }
-    match ended {
-        Ended::Failed(error) => return Err(error.into()),
-        Ended::Interrupted => return Ok(Outcome::Interrupted),
-        Ended::AllSent => {}
+    match stop_reason {
+        StopReason::Failed(error) => return Err(error.into()),
+        StopReason::Interrupted => return Ok(Outcome::Interrupted),
+        StopReason::AllSent => {}
     }
     if let Some(path) = &options.plot {
         fs::write(path, plot::rows(&rows)?).map_err(|error| Failure::output(path.display(), error))?;
@@ -184,7 +185,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         }
     }
     let refused = rows.iter().any(|row| !row.errors.is_empty());
-    Ok(if refused { Outcome::Partly } else { Outcome::Done })
+    Ok(if refused { Outcome::Partial } else { Outcome::Done })
 }
 
 /// The bytes of all pictures.
@@ -195,15 +196,18 @@ fn read(options: &Options) -> Result<Vec<Bytes>, Failure> {
             Failure::Usage("no picture to send: name one, or run `facepipe models fetch lfw10`".into())
         })?,
     };
-    let files =
-        if path.is_dir() { pictures::below(&path)?.told(&path)?.pictures } else { vec![path.clone()] };
+    let files = if path.is_dir() {
+        pictures::in_folder(&path)?.report_skipped(&path)?.pictures
+    } else {
+        vec![path.clone()]
+    };
     let mut pictures = Vec::new();
     let mut bytes = 0;
     for file in files {
         let picture = read_one(&file)?;
         bytes += picture.len();
-        if bytes > MOST_BYTES {
-            let limit = format!("its pictures have more than {MOST_BYTES} bytes; name a smaller folder");
+        if bytes > MAX_BYTES {
+            let limit = format!("its pictures have more than {MAX_BYTES} bytes; name a smaller folder");
             return Err(Failure::input(path.display(), limit));
         }
         pictures.push(picture);
@@ -216,7 +220,7 @@ fn read_one(file: &Path) -> Result<Bytes, Failure> {
 }
 
 /// Whether more requests make no sense after this.
-fn is_final(error: &ClientError) -> bool {
+fn is_fatal(error: &ClientError) -> bool {
     matches!(error, ClientError::Unauthorized { .. })
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
-use super::drive::{Answer, Pace};
+use super::generator::{CompletedRequest, LoadProfile};
 use crate::{
     client::ClientError,
     latency::{Latencies, Percentiles},
@@ -66,29 +66,29 @@ impl Tally {
     }
 
     /// Counts an answer.
-    pub fn count(&mut self, answer: &Answer) {
-        match &answer.outcome {
+    pub fn count(&mut self, request: &CompletedRequest) {
+        match &request.outcome {
             Ok(faces) => {
                 self.served += 1;
-                self.bytes += answer.bytes;
-                self.latencies.record(answer.took);
+                self.bytes += request.bytes;
+                self.latencies.record(request.took);
                 if let Some(faces) = faces {
                     self.without_face += u64::from(*faces == 0);
                     self.faces += u64::try_from(*faces).unwrap_or_default();
                 }
             }
             Err(ClientError::Refused { status, .. }) if status.as_u16() == 429 => self.too_busy += 1,
-            Err(error) => *self.errors.entry(kind(error)).or_default() += 1,
+            Err(error) => *self.errors.entry(error_key(error)).or_default() += 1,
         }
     }
 
     /// The counts of a time.
     #[expect(clippy::cast_precision_loss, reason = "counts of requests are far below 2^52")]
-    pub fn into_row(self, pace: &Pace, time: Duration) -> Row {
+    pub fn into_row(self, profile: &LoadProfile, time: Duration) -> Row {
         let seconds = time.as_secs_f64();
         Row {
-            concurrency: pace.concurrency,
-            rate: pace.rate,
+            concurrency: profile.concurrency,
+            rate: profile.rate,
             requests: self.served + self.too_busy + self.errors.values().sum::<u64>(),
             served: self.served,
             too_busy: self.too_busy,
@@ -104,10 +104,10 @@ impl Tally {
 }
 
 /// What errors are counted by.
-fn kind(error: &ClientError) -> String {
+fn error_key(error: &ClientError) -> String {
     match error {
         ClientError::Refused { status, code, .. } => format!("{} {code}", status.as_u16()),
-        ClientError::UnexpectedAnswer { status, .. } => format!("{} unexpected answer", status.as_u16()),
+        ClientError::UnexpectedResponse { status, .. } => format!("{} unexpected answer", status.as_u16()),
         ClientError::Unreachable { why, .. } => format!("unreachable: {why}"),
         ClientError::Unauthorized { .. } => "token refused".into(),
     }
@@ -182,8 +182,9 @@ mod tests {
     #[test]
     fn answers_are_counted_by_what_became_of_them() {
         let mut tally = Tally::new();
-        let mut count =
-            |ms, outcome| tally.count(&Answer { took: Duration::from_millis(ms), bytes: 1000, outcome });
+        let mut count = |ms, outcome| {
+            tally.count(&CompletedRequest { took: Duration::from_millis(ms), bytes: 1000, outcome })
+        };
         count(10, Ok(Some(2)));
         count(30, Ok(Some(0)));
         count(20, Ok(None));
@@ -191,8 +192,8 @@ mod tests {
         count(1, Err(refused(422, "no_face")));
         count(1, Err(refused(422, "no_face")));
         count(9000, Err(ClientError::Unreachable { server: "s".into(), why: "no answer in time".into() }));
-        let pace = Pace { concurrency: 4, rate: Some(2.5), requests: None, duration: None };
-        let row = tally.into_row(&pace, Duration::from_secs(2));
+        let profile = LoadProfile { concurrency: 4, rate: Some(2.5), requests: None, duration: None };
+        let row = tally.into_row(&profile, Duration::from_secs(2));
         assert_eq!((row.requests, row.served, row.too_busy), (7, 3, 1));
         assert_eq!((row.faces, row.without_face, row.bytes), (2, 1, 3000));
         let errors: Vec<(&str, u64)> =

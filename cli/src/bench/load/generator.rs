@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Call, is_final,
+    Call, is_fatal,
     tally::{Row, Tally},
 };
 use crate::{
@@ -29,16 +29,16 @@ const CAMERA_ID: &str = "bench-load";
 const LOCATION: &str = "bench";
 
 /// Without any answer for so many requests in a row beyond those under way, the server is gone.
-const UNREACHABLE_IN_A_ROW: u64 = 20;
+const MAX_UNREACHABLE: u64 = 20;
 /// The same before anything is measured.
-const UNREACHABLE_AT_FIRST: u64 = 1;
+const MAX_UNREACHABLE_WARM_UP: u64 = 1;
 
 /// What is asked of which server.
 #[derive(Debug, Clone)]
-pub struct Work(Arc<Asked>);
+pub struct LoadGenerator(Arc<Workload>);
 
 #[derive(Debug)]
-struct Asked {
+struct Workload {
     client: Client,
     call: Call,
     /// At least one.
@@ -47,7 +47,7 @@ struct Asked {
 
 /// How requests follow each other.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct LoadProfile {
     /// At most so many at a time.
     pub concurrency: u16,
     /// Requests begun per second, or each when an answer has come.
@@ -60,7 +60,7 @@ pub struct Pace {
 
 /// Why no more requests were sent.
 #[derive(Debug)]
-pub enum Ended {
+pub enum StopReason {
     /// They were all sent and answered.
     AllSent,
     /// The program was asked to end.
@@ -70,7 +70,7 @@ pub enum Ended {
 }
 
 /// A request that has ended.
-pub struct Answer {
+pub struct CompletedRequest {
     /// From when it began, or should have begun, until its answer was read.
     pub took: Duration,
     /// Of its pictures.
@@ -81,20 +81,20 @@ pub struct Answer {
 
 /// Gives out the numbers of the requests.
 #[derive(Debug)]
-struct Tickets {
+struct RequestBudget {
     next: AtomicU64,
     requests: Option<u64>,
     until: Option<Instant>,
 }
 
-impl Tickets {
-    fn new(pace: &Pace, begun: Instant) -> Self {
-        let until = pace.duration.and_then(|duration| begun.checked_add(duration));
-        Self { next: AtomicU64::new(0), requests: pace.requests, until }
+impl RequestBudget {
+    fn new(profile: &LoadProfile, begun: Instant) -> Self {
+        let until = profile.duration.and_then(|duration| begun.checked_add(duration));
+        Self { next: AtomicU64::new(0), requests: profile.requests, until }
     }
 
     /// The number of a request that begins at `at`; none where no more are to begin.
-    fn draw(&self, at: Instant) -> Option<u64> {
+    fn next_number(&self, at: Instant) -> Option<u64> {
         if self.until.is_some_and(|until| at >= until) {
             return None;
         }
@@ -103,47 +103,53 @@ impl Tickets {
     }
 }
 
-impl Work {
+impl LoadGenerator {
     /// `call` with `pictures` in turn.
     pub fn new(client: Client, call: Call, pictures: Vec<Bytes>) -> Self {
-        Self(Arc::new(Asked { client, call, pictures }))
+        Self(Arc::new(Workload { client, call, pictures }))
     }
 
     /// Sends requests that are not measured. A refusal ends nothing: it will be counted when it is measured.
-    pub async fn warm_up(&self, concurrency: u16, requests: u64) -> Ended {
-        let pace = Pace { concurrency, rate: None, requests: Some(requests), duration: None };
+    pub async fn warm_up(&self, concurrency: u16, requests: u64) -> StopReason {
+        let profile = LoadProfile { concurrency, rate: None, requests: Some(requests), duration: None };
         let bar = progress::bar(requests.try_into().unwrap_or_default(), "Warming");
-        let (_, ended) = self.send_all(&pace, UNREACHABLE_AT_FIRST, &bar).await;
+        let (_, ended) = self.send_all(&profile, MAX_UNREACHABLE_WARM_UP, &bar).await;
         bar.finish_and_clear();
         ended
     }
 
     /// Sends requests and counts their answers.
-    pub async fn measure(&self, pace: &Pace) -> (Row, Ended) {
-        let total = pace.requests.unwrap_or_else(|| pace.duration.map_or(0, |duration| duration.as_secs()));
+    pub async fn measure(&self, profile: &LoadProfile) -> (Row, StopReason) {
+        let total =
+            profile.requests.unwrap_or_else(|| profile.duration.map_or(0, |duration| duration.as_secs()));
         let bar = progress::bar(total.try_into().unwrap_or_default(), "Sending");
         let begun = Instant::now();
-        let patience = UNREACHABLE_IN_A_ROW + u64::from(pace.concurrency);
-        let (tally, ended) = self.send_all(pace, patience, &bar).await;
+        let max_unreachable = MAX_UNREACHABLE + u64::from(profile.concurrency);
+        let (tally, ended) = self.send_all(profile, max_unreachable, &bar).await;
         bar.finish_and_clear();
-        (tally.into_row(pace, begun.elapsed()), ended)
+        (tally.into_row(profile, begun.elapsed()), ended)
     }
 
-    /// `patience`: requests in a row that cannot reach the server until it is given up.
-    async fn send_all(&self, pace: &Pace, patience: u64, bar: &ProgressBar) -> (Tally, Ended) {
+    /// `max_unreachable`: requests in a row that cannot reach the server until it is given up.
+    async fn send_all(
+        &self,
+        profile: &LoadProfile,
+        max_unreachable: u64,
+        bar: &ProgressBar,
+    ) -> (Tally, StopReason) {
         let begun = Instant::now();
-        let tickets = Arc::new(Tickets::new(pace, begun));
-        let (sender, mut answers) = mpsc::unbounded_channel();
+        let budget = Arc::new(RequestBudget::new(profile, begun));
+        let (sender, mut completed) = mpsc::unbounded_channel();
         // Dropping the set ends what is in it.
         let mut senders = JoinSet::new();
-        match pace.rate {
+        match profile.rate {
             Some(rate) => {
-                let concurrency = pace.concurrency.into();
-                senders.spawn(self.clone().open_loop(rate, concurrency, begun, tickets, sender));
+                let concurrency = profile.concurrency.into();
+                senders.spawn(self.clone().open_loop(rate, concurrency, begun, budget, sender));
             }
             None => {
-                for _ in 0..pace.concurrency {
-                    senders.spawn(self.clone().closed_loop(Arc::clone(&tickets), sender.clone()));
+                for _ in 0..profile.concurrency {
+                    senders.spawn(self.clone().closed_loop(Arc::clone(&budget), sender.clone()));
                 }
                 drop(sender);
             }
@@ -151,30 +157,36 @@ impl Work {
         let mut tally = Tally::new();
         let mut unreachable = 0;
         loop {
-            let answer = tokio::select! {
-                answer = answers.recv() => answer,
-                () = interrupt::wait() => return (tally, Ended::Interrupted),
+            let request = tokio::select! {
+                request = completed.recv() => request,
+                () = interrupt::wait() => return (tally, StopReason::Interrupted),
             };
-            let Some(Answer { took, bytes, outcome }) = answer else { return (tally, Ended::AllSent) };
+            let Some(CompletedRequest { took, bytes, outcome }) = request else {
+                return (tally, StopReason::AllSent);
+            };
             unreachable =
                 if matches!(outcome, Err(ClientError::Unreachable { .. })) { unreachable + 1 } else { 0 };
-            let gone = unreachable >= patience;
+            let gone = unreachable >= max_unreachable;
             match outcome {
-                Err(error) if gone || is_final(&error) => return (tally, Ended::Failed(error)),
-                outcome => tally.count(&Answer { took, bytes, outcome }),
+                Err(error) if gone || is_fatal(&error) => return (tally, StopReason::Failed(error)),
+                outcome => tally.count(&CompletedRequest { took, bytes, outcome }),
             }
-            match pace.requests {
+            match profile.requests {
                 Some(_) => bar.inc(1),
                 None => bar.set_position(begun.elapsed().as_secs()),
             }
         }
     }
 
-    async fn closed_loop(self, tickets: Arc<Tickets>, answers: mpsc::UnboundedSender<Answer>) {
+    async fn closed_loop(
+        self,
+        budget: Arc<RequestBudget>,
+        completed: mpsc::UnboundedSender<CompletedRequest>,
+    ) {
         loop {
             let begun = Instant::now();
-            let Some(number) = tickets.draw(begun) else { return };
-            if answers.send(self.ask(number, begun).await).is_err() {
+            let Some(number) = budget.next_number(begun) else { return };
+            if completed.send(self.send_one(number, begun).await).is_err() {
                 return;
             }
         }
@@ -185,35 +197,35 @@ impl Work {
         rate: f64,
         concurrency: usize,
         begun: Instant,
-        tickets: Arc<Tickets>,
-        answers: mpsc::UnboundedSender<Answer>,
+        budget: Arc<RequestBudget>,
+        completed: mpsc::UnboundedSender<CompletedRequest>,
     ) {
-        let places = Arc::new(Semaphore::new(concurrency));
-        let mut under_way = JoinSet::new();
+        let permits = Arc::new(Semaphore::new(concurrency));
+        let mut in_flight = JoinSet::new();
         let mut after = Duration::ZERO;
         let gap = Duration::from_secs_f64(1.0 / rate);
         loop {
             // When it should begin, however late the server makes it.
             let due = begun + after;
             after += gap;
-            let Some(number) = tickets.draw(due) else { break };
+            let Some(number) = budget.next_number(due) else { break };
             tokio::time::sleep_until(due.into()).await;
             // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
-            let (work, answers) = (self.clone(), answers.clone());
-            under_way.spawn(async move {
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break };
+            let (generator, completed) = (self.clone(), completed.clone());
+            in_flight.spawn(async move {
                 // Where nobody listens any more, the program is ending.
-                let _ = answers.send(work.ask(number, due).await);
-                drop(place);
+                let _ = completed.send(generator.send_one(number, due).await);
+                drop(permit);
             });
-            while under_way.try_join_next().is_some() {}
+            while in_flight.try_join_next().is_some() {}
         }
-        under_way.join_all().await;
+        in_flight.join_all().await;
     }
 
     /// Makes request `number`, whose time counts from `begun`.
-    async fn ask(&self, number: u64, begun: Instant) -> Answer {
-        let Asked { client, call, .. } = &*self.0;
+    async fn send_one(&self, number: u64, begun: Instant) -> CompletedRequest {
+        let Workload { client, call, .. } = &*self.0;
         let picture = self.picture(number);
         let next = self.picture(number + 1);
         let mut bytes = picture.len();
@@ -225,11 +237,11 @@ impl Work {
             }
             Call::Verify => {
                 bytes += next.len();
-                client.verify(picture, next).await.map(|answer| Some(answer.faces.len()))
+                client.verify(picture, next).await.map(|verification| Some(verification.faces.len()))
             }
-            Call::DryRun => client.receive_only(picture).await.map(|()| None),
+            Call::DryRun => client.dry_run(picture).await.map(|()| None),
         };
-        Answer { took: begun.elapsed(), bytes: bytes.try_into().unwrap_or(u64::MAX), outcome }
+        CompletedRequest { took: begun.elapsed(), bytes: bytes.try_into().unwrap_or(u64::MAX), outcome }
     }
 
     fn picture(&self, number: u64) -> Bytes {
@@ -240,8 +252,8 @@ impl Work {
     }
 }
 
-fn faces(answer: Result<crate::client::Results, ClientError>) -> Result<Option<usize>, ClientError> {
-    answer.map(|results| Some(results.faces.len()))
+fn faces(results: Result<crate::client::Results, ClientError>) -> Result<Option<usize>, ClientError> {
+    results.map(|results| Some(results.faces.len()))
 }
 
 #[cfg(test)]
@@ -251,18 +263,18 @@ mod tests {
     #[test]
     fn tickets_end_with_the_requests_or_the_time() {
         let begun = Instant::now();
-        let pace = |requests, seconds: Option<u64>| Pace {
+        let profile = |requests, seconds: Option<u64>| LoadProfile {
             concurrency: 1,
             rate: None,
             requests,
             duration: seconds.map(Duration::from_secs),
         };
-        let tickets = Tickets::new(&pace(Some(2), None), begun);
-        assert_eq!([(); 3].map(|()| tickets.draw(begun)), [Some(0), Some(1), None]);
-        let tickets = Tickets::new(&pace(None, Some(5)), begun);
-        let at = |seconds| tickets.draw(begun + Duration::from_secs(seconds));
+        let budget = RequestBudget::new(&profile(Some(2), None), begun);
+        assert_eq!([(); 3].map(|()| budget.next_number(begun)), [Some(0), Some(1), None]);
+        let budget = RequestBudget::new(&profile(None, Some(5)), begun);
+        let at = |seconds| budget.next_number(begun + Duration::from_secs(seconds));
         assert_eq!((at(0), at(4), at(5), at(4)), (Some(0), Some(1), None, Some(2)));
-        let tickets = Tickets::new(&pace(Some(1), Some(5)), begun);
-        assert_eq!(tickets.draw(begun + Duration::from_secs(6)), None);
+        let budget = RequestBudget::new(&profile(Some(1), Some(5)), begun);
+        assert_eq!(budget.next_number(begun + Duration::from_secs(6)), None);
     }
 }

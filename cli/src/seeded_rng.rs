@@ -7,9 +7,9 @@ use rand_chacha::{
 };
 
 /// A source of random numbers.
-pub struct Dice(ChaCha8Rng);
+pub struct SeededRng(ChaCha8Rng);
 
-impl Dice {
+impl SeededRng {
     /// The numbers of `seed`; each `purpose` has its own, so that one may be drawn from more often without changing
     /// the others.
     pub fn new(seed: u64, purpose: u64) -> Self {
@@ -25,7 +25,7 @@ impl Dice {
     }
 
     /// From `low` up to `high`.
-    pub fn between(&mut self, low: f64, high: f64) -> f64 {
+    pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.unit()
     }
 
@@ -56,14 +56,14 @@ mod tests {
 
     #[test]
     fn the_numbers_of_a_seed_never_change() {
-        let mut dice = Dice::new(7, 1);
-        let drawn: Vec<usize> = (0..6).map(|_| dice.below(1000)).collect();
+        let mut rng = SeededRng::new(7, 1);
+        let drawn: Vec<usize> = (0..6).map(|_| rng.below(1000)).collect();
         // As they were on the first day.
         assert_eq!(drawn, [175, 533, 538, 589, 818, 440]);
-        assert_ne!(Dice::new(7, 2).unit().to_bits(), Dice::new(7, 1).unit().to_bits());
-        assert!((0..1000).all(|_| (-2.0..3.0).contains(&dice.between(-2.0, 3.0))));
+        assert_ne!(SeededRng::new(7, 2).unit().to_bits(), SeededRng::new(7, 1).unit().to_bits());
+        assert!((0..1000).all(|_| (-2.0..3.0).contains(&rng.uniform(-2.0, 3.0))));
         let mut order: Vec<usize> = (0..50).collect();
-        dice.shuffle(&mut order);
+        rng.shuffle(&mut order);
         assert_ne!(order, (0..50).collect::<Vec<_>>());
         order.sort_unstable();
         assert_eq!(order, (0..50).collect::<Vec<_>>());

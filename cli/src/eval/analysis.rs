@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use facepipe_vision::{Embedder, Face as FoundFace, Mtcnn};
+use facepipe_vision::{Embedder, Face as VisionFace, Mtcnn};
 use serde::Serialize;
 
 use super::layout::Picture;
@@ -16,7 +16,7 @@ use crate::{
 
 /// The largest face of a picture.
 #[derive(Debug)]
-pub struct Face {
+pub struct EmbeddedFace {
     /// How many faces the picture shows.
     pub in_picture: usize,
     /// Of length 1.
@@ -24,7 +24,7 @@ pub struct Face {
 }
 
 /// A picture's face, or why it has none.
-pub type Seen = Result<Face, PassedOver>;
+pub type AnalysisResult = Result<EmbeddedFace, PassedOver>;
 
 /// How long pictures took, each on one processor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -39,8 +39,8 @@ pub struct Time {
     pub embedding: Option<Percentiles>,
 }
 
-struct Look {
-    seen: Seen,
+struct Analysis {
+    result: AnalysisResult,
     detection: Option<Duration>,
     embedding: Option<Duration>,
 }
@@ -50,47 +50,54 @@ struct Look {
 /// # Errors
 /// A network fails.
 #[expect(clippy::cast_precision_loss, reason = "counts of pictures are far below 2^52")]
-pub fn at(
+pub fn analyze(
     pictures: &[Picture],
     detector: &Mtcnn,
     embedder: &dyn Embedder,
-) -> Result<Option<(Vec<Seen>, Time)>> {
+) -> Result<Option<(Vec<AnalysisResult>, Time)>> {
     let bar = progress::bar(pictures.len(), "Looking");
     let begun = Instant::now();
-    let looks = networks::in_parallel(pictures, &bar, |picture| look(picture, detector, embedder));
+    let analyses =
+        networks::in_parallel(pictures, &bar, |picture| analyze_picture(picture, detector, embedder));
     let seconds = begun.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let Some(looks) = looks? else { return Ok(None) };
-    let percentiles = |time: &dyn Fn(&Look) -> Option<Duration>| {
+    let Some(analyses) = analyses? else { return Ok(None) };
+    let percentiles = |time: &dyn Fn(&Analysis) -> Option<Duration>| {
         let mut latencies = Latencies::new();
-        looks.iter().filter_map(time).for_each(|time| latencies.record(time));
+        analyses.iter().filter_map(time).for_each(|time| latencies.record(time));
         latencies.percentiles()
     };
     let time = Time {
         seconds,
         images_per_second: if seconds > 0.0 { pictures.len() as f64 / seconds } else { 0.0 },
-        detection: percentiles(&|look| look.detection),
-        embedding: percentiles(&|look| look.embedding),
+        detection: percentiles(&|analysis| analysis.detection),
+        embedding: percentiles(&|analysis| analysis.embedding),
     };
-    Ok(Some((looks.into_iter().map(|look| look.seen).collect(), time)))
+    Ok(Some((analyses.into_iter().map(|analysis| analysis.result).collect(), time)))
 }
 
-fn look(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder) -> Result<Look> {
+fn analyze_picture(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder) -> Result<Analysis> {
     let begun = Instant::now();
-    let image = match networks::read_picture(&picture.file) {
+    let image = match networks::read_image(&picture.file) {
         Ok(image) => image,
-        Err(passed_over) => return Ok(Look { seen: Err(passed_over), detection: None, embedding: None }),
+        Err(passed_over) => {
+            return Ok(Analysis { result: Err(passed_over), detection: None, embedding: None });
+        }
     };
     let faces = detector.detect_inside(&image, false)?;
     let detection = Some(begun.elapsed());
-    let area = |face: &FoundFace| face.bounding_box.width() * face.bounding_box.height();
+    let area = |face: &VisionFace| face.bounding_box.width() * face.bounding_box.height();
     // As the backend does where one face must do.
     let Some(largest) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else {
-        let seen = Err(PassedOver::new(&picture.file, "no face in it"));
-        return Ok(Look { seen, detection, embedding: None });
+        let result = Err(PassedOver::new(&picture.file, "no face in it"));
+        return Ok(Analysis { result, detection, embedding: None });
     };
     let begun = Instant::now();
     let embedding = embedder.embed(&[embedder.crop(&image, largest)])?.pop().unwrap_or_default();
     let took = Some(begun.elapsed());
-    Ok(Look { seen: Ok(Face { in_picture: faces.len(), embedding }), detection, embedding: took })
+    Ok(Analysis {
+        result: Ok(EmbeddedFace { in_picture: faces.len(), embedding }),
+        detection,
+        embedding: took,
+    })
 }

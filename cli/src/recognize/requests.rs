@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// From one attempt to reach a server that is away to the next.
-const PAUSE: Duration = Duration::from_millis(500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A picture of a face, and where it is from.
 #[derive(Debug)]
@@ -35,20 +35,20 @@ pub struct Crop {
 }
 
 /// The faces that the server finds on a crop.
-pub type Answer = (Crop, Result<Vec<Face>, ClientError>);
+pub type CropResult = (Crop, Result<Vec<Face>, ClientError>);
 
 /// The questions that are under way.
-pub struct Questions {
+pub struct RequestPool {
     runtime: Runtime,
     client: Client,
     /// How long a server that is away is asked again.
-    patience: Duration,
-    sender: Sender<Answer>,
-    receiver: Receiver<Answer>,
-    open: usize,
+    retry_limit: Duration,
+    sender: Sender<CropResult>,
+    receiver: Receiver<CropResult>,
+    in_flight: usize,
 }
 
-impl Questions {
+impl RequestPool {
     /// Makes sure of server and token: better now than after the first minutes. Of a live source, no question is asked
     /// twice: meanwhile the next face has come.
     ///
@@ -56,36 +56,38 @@ impl Questions {
     /// The server cannot be reached or refuses the token.
     pub fn new(settings: Settings, live: bool) -> Result<Self> {
         let runtime = runtime()?;
-        runtime.block_on(Client::new(&settings)?.receive_only(Bytes::from_static(b"-")))?;
-        let (patience, settings) = if live {
-            (Duration::ZERO, Settings { patience: Duration::ZERO, ..settings })
+        runtime.block_on(Client::new(&settings)?.dry_run(Bytes::from_static(b"-")))?;
+        let (retry_limit, settings) = if live {
+            (Duration::ZERO, Settings { retry_limit: Duration::ZERO, ..settings })
         } else {
-            (settings.answer_limit, settings)
+            (settings.request_timeout, settings)
         };
         let (sender, receiver) = channel();
-        Ok(Self { client: Client::new(&settings)?, runtime, patience, sender, receiver, open: 0 })
+        Ok(Self { client: Client::new(&settings)?, runtime, retry_limit, sender, receiver, in_flight: 0 })
     }
 
     /// Questions without an answer.
-    pub fn open(&self) -> usize {
-        self.open
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// Whether every question is answered.
     pub fn is_idle(&self) -> bool {
-        self.open == 0
+        self.in_flight == 0
     }
 
     /// Asks who is on a crop.
-    pub fn ask(&mut self, crop: Crop) {
-        self.open += 1;
-        let (client, sender, patience) = (self.client.clone(), self.sender.clone(), self.patience);
+    pub fn submit(&mut self, crop: Crop) {
+        self.in_flight += 1;
+        let (client, sender, retry_limit) = (self.client.clone(), self.sender.clone(), self.retry_limit);
         self.runtime.spawn(async move {
             let begun = Instant::now();
             let answer = loop {
                 match client.recognize(Recognition::GetResults, crop.picture.clone(), None).await {
-                    Err(ClientError::Unreachable { .. }) if begun.elapsed() + PAUSE < patience => {
-                        tokio::time::sleep(PAUSE).await;
+                    Err(ClientError::Unreachable { .. })
+                        if begun.elapsed() + RETRY_INTERVAL < retry_limit =>
+                    {
+                        tokio::time::sleep(RETRY_INTERVAL).await;
                     }
                     answer => break answer.map(|results| results.faces),
                 }
@@ -96,9 +98,9 @@ impl Questions {
     }
 
     /// The next answer, if there is one within this time.
-    pub fn answer(&mut self, wait: Duration) -> Option<Answer> {
+    pub fn next_result(&mut self, wait: Duration) -> Option<CropResult> {
         let answer = self.receiver.recv_timeout(wait).ok()?;
-        self.open = self.open.saturating_sub(1);
+        self.in_flight = self.in_flight.saturating_sub(1);
         Some(answer)
     }
 }

@@ -10,8 +10,8 @@ use crate::{
         self, Crowd,
         cast::{self, Candidate, Cast},
     },
-    dice::Dice,
     pictures,
+    seeded_rng::SeededRng,
     trial::{self, Person},
 };
 
@@ -21,16 +21,16 @@ const DENSITY: f64 = 570.0;
 const SIZE: [u32; 2] = [1920, 1080];
 
 /// Of the walkers one in so many is not enrolled.
-const STRANGERS: usize = 4;
+const WALKERS_PER_STRANGER: usize = 4;
 
 /// A walk shows so many photographs.
-const POSES: usize = 4;
+const MAX_PHOTOGRAPHS: usize = 4;
 
 /// The demo shows the same to everybody.
 const SEED: u64 = 1;
-const WHO: u64 = 10;
-const WHO_ELSE: u64 = 11;
-const WHO_IS_LEFT_OUT: u64 = 12;
+const KNOWN_STREAM: u64 = 10;
+const STRANGERS_STREAM: u64 = 11;
+const HELD_OUT_STREAM: u64 = 12;
 
 /// Who walks by without being enrolled.
 pub struct Strangers {
@@ -42,13 +42,13 @@ pub struct Strangers {
 impl Strangers {
     /// Photographs of strangers, where they were downloaded; else the people of another gallery than the one that was
     /// named; else people who are taken out of the gallery. Of one person alone nobody is taken out.
-    pub fn beside(gallery: &mut Vec<Person>, options: &trial::Options) -> Self {
+    pub fn select(gallery: &mut Vec<Person>, options: &trial::Options) -> Self {
         let mut candidates: Vec<Candidate> = trial::strangers()
             .into_iter()
             .map(|photograph| Candidate { name: None, photographs: vec![photograph] })
             .collect();
         if candidates.is_empty() && options.faces_are_named() {
-            candidates = of_other_galleries(gallery, options.faces_folder().as_deref());
+            candidates = from_other_galleries(gallery, options.faces_folder().as_deref());
         }
         if !candidates.is_empty() {
             return Self { candidates, held_out: 0 };
@@ -59,7 +59,7 @@ impl Strangers {
             _ => 2,
         };
         let mut order: Vec<usize> = (0..gallery.len()).collect();
-        Dice::new(SEED, WHO_IS_LEFT_OUT).shuffle(&mut order);
+        SeededRng::new(SEED, HELD_OUT_STREAM).shuffle(&mut order);
         order.truncate(held_out);
         let mut place = 0;
         let taken = gallery.extract_if(.., |_| {
@@ -69,7 +69,7 @@ impl Strangers {
         let candidates = taken
             .map(|Person { id, photographs, .. }| Candidate {
                 name: Some(id),
-                photographs: first(&photographs),
+                photographs: first_photographs(&photographs),
             })
             .collect();
         Self { candidates, held_out }
@@ -77,16 +77,16 @@ impl Strangers {
 }
 
 /// People who are in no folder of the same name.
-fn of_other_galleries(gallery: &[Person], named: Option<&Path>) -> Vec<Candidate> {
+fn from_other_galleries(gallery: &[Person], named: Option<&Path>) -> Vec<Candidate> {
     let same =
         |folder: &PathBuf| named.is_some_and(|named| named.canonicalize().ok() == folder.canonicalize().ok());
     let mut candidates = Vec::new();
     for folder in trial::galleries().filter(|folder| !same(folder)) {
-        let Ok(people) = pictures::by_person(&folder) else { continue };
+        let Ok(people) = pictures::in_person_folders(&folder) else { continue };
         for (name, photographs) in people.pictures {
             let is_enrolled = gallery.iter().any(|person| person.id.eq_ignore_ascii_case(&name));
             if !is_enrolled && !photographs.is_empty() {
-                candidates.push(Candidate { name: None, photographs: first(&photographs) });
+                candidates.push(Candidate { name: None, photographs: first_photographs(&photographs) });
             }
         }
         if !candidates.is_empty() {
@@ -96,16 +96,16 @@ fn of_other_galleries(gallery: &[Person], named: Option<&Path>) -> Vec<Candidate
     candidates
 }
 
-fn first(photographs: &[PathBuf]) -> Vec<PathBuf> {
-    photographs.iter().take(POSES).cloned().collect()
+fn first_photographs(photographs: &[PathBuf]) -> Vec<PathBuf> {
+    photographs.iter().take(MAX_PHOTOGRAPHS).cloned().collect()
 }
 
 /// Whose photographs are shown: such that were not enrolled, where there are any.
-pub fn shown(person: &Person) -> Candidate {
+pub fn photographs_to_show(person: &Person) -> Candidate {
     let mut fresh = person.photographs.iter().filter(|photograph| !person.enrolled.contains(photograph));
-    let mut photographs: Vec<PathBuf> = fresh.by_ref().take(POSES).cloned().collect();
+    let mut photographs: Vec<PathBuf> = fresh.by_ref().take(MAX_PHOTOGRAPHS).cloned().collect();
     if photographs.is_empty() {
-        photographs = first(&person.photographs);
+        photographs = first_photographs(&person.photographs);
     }
     Candidate { name: Some(person.id.clone()), photographs }
 }
@@ -132,22 +132,29 @@ pub fn render(
 ) -> Result<Option<Rendered>> {
     let frames = Crowd::frames_of(SECONDS);
     let walkers = crowd::walkers_needed(DENSITY, frames);
-    let share = (walkers / STRANGERS).max(1);
-    let other = cast::among(strangers.candidates, true, detector, share, &mut Dice::new(SEED, WHO_ELSE))?;
+    let share = (walkers / WALKERS_PER_STRANGER).max(1);
+    let other = cast::choose_among(
+        strangers.candidates,
+        true,
+        detector,
+        share,
+        &mut SeededRng::new(SEED, STRANGERS_STREAM),
+    )?;
     let Some(mut other) = other else { return Ok(None) };
     let wanted = walkers - other.people.len().min(walkers);
-    let candidates = gallery.iter().map(shown).collect();
-    let known = cast::among(candidates, true, detector, wanted, &mut Dice::new(SEED, WHO))?;
+    let candidates = gallery.iter().map(photographs_to_show).collect();
+    let known =
+        cast::choose_among(candidates, true, detector, wanted, &mut SeededRng::new(SEED, KNOWN_STREAM))?;
     let Some(mut known) = known else { return Ok(None) };
     let (people, strangers) = (known.people.len(), other.people.len());
     known.people.append(&mut other.people);
     let cast = Cast { people: known.people, passed_over: Vec::new() };
     let crowd = Crowd {
         cast: &cast,
-        surely: people..people + strangers,
+        always_visible: people..people + strangers,
         density: DENSITY,
         frames,
-        quickly: true,
+        fast: true,
         seed: SEED,
         size: SIZE,
     };
@@ -167,8 +174,14 @@ mod tests {
 
     #[test]
     fn photographs_that_were_not_enrolled_are_shown_where_there_are_any() {
-        assert_eq!(shown(&person("a", 7, 5)).photographs, ["a/5.jpg", "a/6.jpg"].map(PathBuf::from));
-        assert_eq!(shown(&person("a", 2, 2)).photographs, ["a/0.jpg", "a/1.jpg"].map(PathBuf::from));
-        assert_eq!(shown(&person("a", 20, 5)).photographs.len(), POSES);
+        assert_eq!(
+            photographs_to_show(&person("a", 7, 5)).photographs,
+            ["a/5.jpg", "a/6.jpg"].map(PathBuf::from)
+        );
+        assert_eq!(
+            photographs_to_show(&person("a", 2, 2)).photographs,
+            ["a/0.jpg", "a/1.jpg"].map(PathBuf::from)
+        );
+        assert_eq!(photographs_to_show(&person("a", 20, 5)).photographs.len(), MAX_PHOTOGRAPHS);
     }
 }

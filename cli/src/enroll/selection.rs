@@ -9,108 +9,108 @@ use gstfacepipe::{
 const SIDE: usize = 24;
 
 /// A face that is larger or smaller by this factor is another picture, whatever it looks like: another distance.
-const OTHER_SIZE: f64 = 1.4;
+const SIZE_RATIO: f64 = 1.4;
 
 /// What a picture must be like.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules {
+pub struct Criteria {
     /// Variance of the Laplacian over the face, in squares of 8-bit luma, at least. Measured on a crop of at most 150
     /// pixels, where faces of photographs have 50 (smooth, evenly lit) to 1,000.
     pub sharpness: f64,
     /// Correlation with each picture that was taken, at most, 0 to 1.
-    pub likeness: f64,
+    pub similarity: f64,
     /// Time since the last one, seconds.
     pub apart: f64,
 }
 
 /// The cut on which a face is measured: that of `facecrop`, so that sharpness means the same.
-pub fn measure() -> CropSettings {
+pub fn measurement_crop() -> CropSettings {
     CropSettings { min_size: 1, ..CropSettings::default() }
 }
 
 /// A face in a frame.
 #[derive(Debug, Clone)]
-pub struct Shot {
+pub struct FaceSample {
     seconds: f64,
     /// Shorter side, pixels.
     size: f64,
     sharpness: f64,
     /// `[SIDE, SIDE]`, of mean 0 and length 1: the product of two is their correlation.
-    look: Vec<f64>,
+    patch: Vec<f64>,
 }
 
 /// Why a frame is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum Rejection {
     /// A part of the face is outside the frame.
-    Cut,
+    CutOff,
     /// Too little time has passed since the last one.
-    Soon,
+    TooSoon,
     /// It is not sharp.
     Blurred,
     /// It is like one that was taken.
-    Alike,
+    TooSimilar,
 }
 
-impl Shot {
+impl FaceSample {
     /// A face that was found at this time; `picture` is the cut by [`measure`].
     pub fn new(seconds: f64, face: &FaceRegion, picture: &Picture, inside: [f64; 4]) -> Self {
         Self {
             seconds,
             size: f64::from(face.width.min(face.height)),
             sharpness: picture.sharpness(inside),
-            look: look(picture, inside),
+            patch: patch(picture, inside),
         }
     }
 
-    fn likeness(&self, other: &Self) -> f64 {
-        self.look.iter().zip(&other.look).map(|(a, b)| a * b).sum()
+    fn similarity(&self, other: &Self) -> f64 {
+        self.patch.iter().zip(&other.patch).map(|(a, b)| a * b).sum()
     }
 }
 
 /// Chooses among shots.
 #[derive(Debug)]
-pub struct Chooser {
-    rules: Rules,
-    tried: Vec<Shot>,
+pub struct SampleSelector {
+    criteria: Criteria,
+    accepted: Vec<FaceSample>,
 }
 
-impl Chooser {
+impl SampleSelector {
     /// Nothing is taken yet.
-    pub fn new(rules: Rules) -> Self {
-        Self { rules, tried: Vec::new() }
+    pub fn new(criteria: Criteria) -> Self {
+        Self { criteria, accepted: Vec::new() }
     }
 
     /// Whether it is too early for another shot: known before any pixel is read.
     pub fn is_too_soon(&self, seconds: f64) -> bool {
-        self.tried.last().is_some_and(|last| (seconds - last.seconds).abs() < self.rules.apart)
+        self.accepted.last().is_some_and(|last| (seconds - last.seconds).abs() < self.criteria.apart)
     }
 
     /// Takes a shot, unless it has a fault. Whether the server takes it as well, it is not tried again.
     ///
     /// # Errors
     /// The fault.
-    pub fn take(&mut self, shot: Shot) -> Result<(), Fault> {
-        if self.is_too_soon(shot.seconds) {
-            return Err(Fault::Soon);
+    pub fn accept(&mut self, sample: FaceSample) -> Result<(), Rejection> {
+        if self.is_too_soon(sample.seconds) {
+            return Err(Rejection::TooSoon);
         }
-        if shot.sharpness < self.rules.sharpness {
-            return Err(Fault::Blurred);
+        if sample.sharpness < self.criteria.sharpness {
+            return Err(Rejection::Blurred);
         }
-        let alike = |other: &Shot| {
-            let other_size = (shot.size / other.size).max(other.size / shot.size) >= OTHER_SIZE;
-            !other_size && shot.likeness(other) > self.rules.likeness
+        let is_similar = |other: &FaceSample| {
+            let differs_in_size = (sample.size / other.size).max(other.size / sample.size) >= SIZE_RATIO;
+            !differs_in_size && sample.similarity(other) > self.criteria.similarity
         };
-        if self.tried.iter().any(alike) {
-            return Err(Fault::Alike);
+        if self.accepted.iter().any(is_similar) {
+            return Err(Rejection::TooSimilar);
         }
-        self.tried.push(shot);
+        self.accepted.push(sample);
         Ok(())
     }
 }
 
 /// The face as a small grey picture, without its brightness and contrast.
-fn look(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
+fn patch(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
     let mut sums = vec![(0.0, 0.0); SIDE * SIDE];
     let (width, height) = (usize::from(picture.width()), usize::from(picture.height()));
     for (row, pixels) in picture.rgb().chunks_exact(width.max(1) * 3).enumerate() {
@@ -125,18 +125,18 @@ fn look(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
     }
     // Of a face that is smaller than the grid, some cells have no pixel: they take the one before.
     let mut last = 0.0;
-    let mut look: Vec<f64> = sums
+    let mut patch: Vec<f64> = sums
         .into_iter()
         .map(|(sum, count)| {
             last = if count > 0.0 { sum / count } else { last };
             last
         })
         .collect();
-    let mean = look.iter().sum::<f64>() / (SIDE * SIDE) as f64;
-    look.iter_mut().for_each(|value| *value -= mean);
-    let length = look.iter().map(|value| value * value).sum::<f64>().sqrt().max(f64::EPSILON);
-    look.iter_mut().for_each(|value| *value /= length);
-    look
+    let mean = patch.iter().sum::<f64>() / (SIDE * SIDE) as f64;
+    patch.iter_mut().for_each(|value| *value -= mean);
+    let length = patch.iter().map(|value| value * value).sum::<f64>().sqrt().max(f64::EPSILON);
+    patch.iter_mut().for_each(|value| *value /= length);
+    patch
 }
 
 /// Which cell of the grid a pixel belongs to; none outside the face.
@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules = Rules { sharpness: 20.0, likeness: 0.9, apart: 0.5 };
+    const CRITERIA: Criteria = Criteria { sharpness: 20.0, similarity: 0.9, apart: 0.5 };
     const FACE: FaceRegion = FaceRegion {
         left: 20,
         top: 20,
@@ -171,7 +171,7 @@ mod tests {
 
     /// A shot of a face with this pattern of grey.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u8")]
-    fn shot(seconds: f64, face: FaceRegion, gray: impl Fn(f64, f64) -> f64) -> Shot {
+    fn sample(seconds: f64, face: FaceRegion, gray: impl Fn(f64, f64) -> f64) -> FaceSample {
         let mut pixels = Vec::new();
         for y in 0..100_u32 {
             for x in 0..100_u32 {
@@ -190,8 +190,8 @@ mod tests {
         )
         .expect("a frame");
         let region = CropRegion { left: 0, top: 0, width: 100, height: 100 };
-        let picture = Cropper::default().cut(&frame, &region, &measure()).expect("a picture");
-        Shot::new(seconds, &face, &picture, [0.2, 0.2, 0.8, 0.8])
+        let picture = Cropper::default().cut(&frame, &region, &measurement_crop()).expect("a picture");
+        FaceSample::new(seconds, &face, &picture, [0.2, 0.2, 0.8, 0.8])
     }
 
     fn stripes(x: f64, _: f64) -> f64 {
@@ -204,21 +204,25 @@ mod tests {
 
     #[test]
     fn a_shot_must_be_sharp_apart_and_unlike_the_others() {
-        let mut chooser = Chooser::new(RULES);
-        assert_eq!(chooser.take(shot(0.0, FACE, |x, _| 100.0 + 50.0 * x)), Err(Fault::Blurred));
-        assert_eq!(chooser.take(shot(0.1, FACE, stripes)), Ok(()));
-        assert!(chooser.is_too_soon(0.5) && !chooser.is_too_soon(0.7));
-        assert_eq!(chooser.take(shot(0.5, FACE, rows)), Err(Fault::Soon));
-        assert_eq!(chooser.take(shot(1.0, FACE, stripes)), Err(Fault::Alike));
+        let mut selector = SampleSelector::new(CRITERIA);
+        assert_eq!(selector.accept(sample(0.0, FACE, |x, _| 100.0 + 50.0 * x)), Err(Rejection::Blurred));
+        assert_eq!(selector.accept(sample(0.1, FACE, stripes)), Ok(()));
+        assert!(selector.is_too_soon(0.5) && !selector.is_too_soon(0.7));
+        assert_eq!(selector.accept(sample(0.5, FACE, rows)), Err(Rejection::TooSoon));
+        assert_eq!(selector.accept(sample(1.0, FACE, stripes)), Err(Rejection::TooSimilar));
         let brighter = |x, y| 0.7 * stripes(x, y) + 40.0;
         assert_eq!(
-            chooser.take(shot(1.0, FACE, brighter)),
-            Err(Fault::Alike),
+            selector.accept(sample(1.0, FACE, brighter)),
+            Err(Rejection::TooSimilar),
             "light alone is no difference"
         );
-        assert_eq!(chooser.take(shot(1.0, FACE, rows)), Ok(()));
+        assert_eq!(selector.accept(sample(1.0, FACE, rows)), Ok(()));
         let nearer = FaceRegion { width: 90, height: 90, ..FACE };
-        assert_eq!(chooser.take(shot(2.0, nearer, stripes)), Ok(()), "another distance");
-        assert_eq!(chooser.take(shot(3.0, FACE, stripes)), Err(Fault::Alike), "each that was taken counts");
+        assert_eq!(selector.accept(sample(2.0, nearer, stripes)), Ok(()), "another distance");
+        assert_eq!(
+            selector.accept(sample(3.0, FACE, stripes)),
+            Err(Rejection::TooSimilar),
+            "each that was taken counts"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! What this program was built without: it says so where it is asked for.
 
 /// Why something cannot be had, for people: `part` as in "manual pages", and the feature of Cargo's that has it.
-pub fn reason(part: &str, feature: &str) -> String {
+pub fn message(part: &str, feature: &str) -> String {
     format!(
         "this facepipe was built without {part}: build it with the feature `{feature}` of facepipe-cli, which it has by \
          default (`cargo build --workspace`)"
@@ -13,7 +13,7 @@ pub fn reason(part: &str, feature: &str) -> String {
 /// # Errors
 /// This program was built without plots.
 pub fn plot_file(path: &str) -> Result<std::path::PathBuf, String> {
-    if cfg!(feature = "plots") { Ok(path.into()) } else { Err(reason("plots", "plots")) }
+    if cfg!(feature = "plots") { Ok(path.into()) } else { Err(message("plots", "plots")) }
 }
 
 /// In the place of the modules that draw.
@@ -24,7 +24,7 @@ pub mod plot {
     use crate::exit::Failure;
 
     fn refused() -> Result<String> {
-        Err(Failure::Usage(super::reason("plots", "plots")).into())
+        Err(Failure::Usage(super::message("plots", "plots")).into())
     }
 
     pub fn bars<T>(_: &T) -> Result<String> {
@@ -44,10 +44,10 @@ pub mod plot {
 mod tests {
     #[test]
     fn what_is_absent_is_named_with_the_feature_that_has_it() {
-        let reason = super::reason("manual pages", "shells");
+        let message = super::message("manual pages", "shells");
         assert!(
-            reason.contains("without manual pages") && reason.contains("`shells` of facepipe-cli"),
-            "{reason}"
+            message.contains("without manual pages") && message.contains("`shells` of facepipe-cli"),
+            "{message}"
         );
     }
 

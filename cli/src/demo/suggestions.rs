@@ -7,7 +7,7 @@ pub struct Suggestion {
     /// The whole line.
     pub command: String,
     /// In a few words.
-    pub does: &'static str,
+    pub description: &'static str,
 }
 
 /// For a shell: quoted where that is needed.
@@ -41,17 +41,21 @@ fn program() -> String {
 }
 
 /// While the demo's backend runs at `server`. `person` is somebody who was seen, `photographs` a folder of theirs.
-pub fn with_the_backend(server: &str, person: Option<&str>, photographs: Option<&Path>) -> [Suggestion; 3] {
+pub fn with_running_backend(
+    server: &str,
+    person: Option<&str>,
+    photographs: Option<&Path>,
+) -> [Suggestion; 3] {
     let program = program();
     let who = match person {
         Some(person) => Suggestion {
             // A name may begin with a dash.
             command: line(&program, &["locate", "--server", server, "--", person]),
-            does: "where somebody was seen last",
+            description: "where somebody was seen last",
         },
         None => Suggestion {
             command: line(&program, &["people", "list", "--server", server]),
-            does: "who is enrolled",
+            description: "who is enrolled",
         },
     };
     let ask = match photographs {
@@ -60,59 +64,59 @@ pub fn with_the_backend(server: &str, person: Option<&str>, photographs: Option<
                 &program,
                 &["recognize", "folder", "--server", server, "--", &folder.display().to_string()],
             ),
-            does: "who is on the pictures of a folder",
+            description: "who is on the pictures of a folder",
         },
         None => Suggestion {
             command: line(&program, &["cameras", "list", "--server", server]),
-            does: "which cameras sent something",
+            description: "which cameras sent something",
         },
     };
     let all = Suggestion {
         command: line(&program, &["detections", "--server", server]),
-        does: "everybody who was seen, the newest first",
+        description: "everybody who was seen, the newest first",
     };
     [who, all, ask]
 }
 
-/// Where nothing runs any more. `again` are the arguments of this demo.
-pub fn afterwards(again: &[String], trial: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
+/// Where nothing runs any more. `demo_arguments` are the arguments of this demo.
+pub fn after_demo(demo_arguments: &[String], trial: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
     let program = program();
     let mut keep = vec!["demo", "--keep"];
-    keep.extend(again.iter().map(String::as_str));
+    keep.extend(demo_arguments.iter().map(String::as_str));
     let (video, faces) = (video.display().to_string(), out.join("faces").display().to_string());
     let mut bandwidth = vec!["bench", "bandwidth", video.as_str(), "--fast"];
     bandwidth.extend(trial.iter().map(String::as_str));
     [
         Suggestion {
             command: line(&program, &keep),
-            does: "the same, and the backend goes on running for questions of yours",
+            description: "the same, and the backend goes on running for questions of yours",
         },
         Suggestion {
             command: line(&program, &["extract", &video, &faces, "--resume"]),
-            does: "the faces of the video as files",
+            description: "the faces of the video as files",
         },
         Suggestion {
             command: line(&program, &bandwidth),
-            does: "what each face would cost in uplink, and what the best ones cost",
+            description: "what each face would cost in uplink, and what the best ones cost",
         },
     ]
 }
 
 /// Where the edge ran alone.
-pub fn without_a_backend(again: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
+pub fn without_backend_suggestions(demo_arguments: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
     let program = program();
     let mut demo = vec!["demo"];
-    demo.extend(again.iter().map(String::as_str));
+    demo.extend(demo_arguments.iter().map(String::as_str));
     let (video, faces) = (video.display().to_string(), out.join("faces").display().to_string());
     [
         Suggestion {
             command: line(&program, &["models", "fetch"]),
-            does: "fetches what is missing, or says what to do",
+            description: "fetches what is missing, or says what to do",
         },
-        Suggestion { command: line(&program, &demo), does: "the demo once more" },
+        Suggestion { command: line(&program, &demo), description: "the demo once more" },
         Suggestion {
             command: line(&program, &["extract", &video, &faces, "--resume"]),
-            does: "the faces of the video as files",
+            description: "the faces of the video as files",
         },
     ]
 }

@@ -14,13 +14,13 @@ use walkdir::WalkDir;
 use super::progress::Progress;
 
 /// How long a client may get nothing at all: it has connected or given up long before.
-const SILENCE: Duration = Duration::from_secs(45);
-const LOOK: Duration = Duration::from_millis(50);
+const STALL_TIMEOUT: Duration = Duration::from_secs(45);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Between two looks at the folder.
-const MEASURE: Duration = Duration::from_millis(300);
+const MEASURE_INTERVAL: Duration = Duration::from_millis(300);
 
 /// What a client printed.
-pub struct Said {
+pub struct ClientOutput {
     /// Whether it ended well.
     pub success: bool,
     /// Standard error.
@@ -39,7 +39,7 @@ impl Running {
             if let Some(status) = self.0.try_wait().map_err(|e| e.to_string())? {
                 return Ok(status);
             }
-            if measured.elapsed() >= MEASURE {
+            if measured.elapsed() >= MEASURE_INTERVAL {
                 measured = Instant::now();
                 let now = size_of(folder);
                 if now != size {
@@ -49,10 +49,10 @@ impl Running {
                     progress.set(now);
                 }
             }
-            if grown.elapsed() >= SILENCE {
-                return Err(format!("nothing arrived for {} s", SILENCE.as_secs()));
+            if grown.elapsed() >= STALL_TIMEOUT {
+                return Err(format!("nothing arrived for {} s", STALL_TIMEOUT.as_secs()));
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
@@ -69,17 +69,21 @@ impl Drop for Running {
 ///
 /// # Errors
 /// That it cannot be started, or that nothing arrived for too long.
-pub fn run(mut command: Command, folder: &Path, progress: Option<&mut Progress>) -> Result<Said, String> {
+pub fn run(
+    mut command: Command,
+    folder: &Path,
+    progress: Option<&mut Progress>,
+) -> Result<ClientOutput, String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let said = folder.join(".said");
-    let file = File::create(&said).map_err(|e| format!("{}: {e}", said.display()))?;
+    let log = folder.join(".log");
+    let file = File::create(&log).map_err(|e| format!("{}: {e}", log.display()))?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
     let mut running = Running(command.spawn().map_err(|e| format!("{name} cannot be started: {e}"))?);
     let success = running.wait(folder, progress)?.success();
-    let err = String::from_utf8_lossy(&fs::read(&said).unwrap_or_default()).into_owned();
+    let err = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
     // Gone, so that the folder holds what was downloaded and nothing else.
-    let _ = fs::remove_file(&said);
-    Ok(Said { success, err })
+    let _ = fs::remove_file(&log);
+    Ok(ClientOutput { success, err })
 }
 
 /// Bytes of all files below a folder that changes meanwhile.

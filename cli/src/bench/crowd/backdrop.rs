@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::dice::Dice;
+use crate::seeded_rng::SeededRng;
 
 /// How many houses stand in a row.
 const HOUSES: u32 = 8;
@@ -16,10 +16,10 @@ const BLUR: f32 = 1.2;
 const NOISE: i16 = 5;
 
 /// Paints the backdrop.
-pub fn backdrop([width, height]: [u32; 2], dice: &mut Dice) -> RgbImage {
+pub fn paint([width, height]: [u32; 2], rng: &mut SeededRng) -> RgbImage {
     let mut walls = [[0_u8; 3]; HOUSES as usize];
     for channel in walls.iter_mut().flatten() {
-        *channel = 90 + dice.byte() % 80;
+        *channel = 90 + rng.byte() % 80;
     }
     let eaves = height / 12;
     let ground = height * 2 / 3;
@@ -31,7 +31,7 @@ pub fn backdrop([width, height]: [u32; 2], dice: &mut Dice) -> RgbImage {
             let wall = usize::try_from(x / house_width).ok().and_then(|house| walls.get(house));
             let wall = wall.copied().unwrap_or_default();
             let inside = [x % house_width, y - eaves];
-            Rgb(if is_window(inside, [house_width, ground - eaves]) { wall.map(darker) } else { wall })
+            Rgb(if is_window(inside, [house_width, ground - eaves]) { wall.map(darken) } else { wall })
         } else {
             pavement([x, y - ground], [width, height - ground])
         }
@@ -39,7 +39,7 @@ pub fn backdrop([width, height]: [u32; 2], dice: &mut Dice) -> RgbImage {
     #[expect(clippy::cast_precision_loss, reason = "lines of a frame are far below 2^24")]
     let mut scene = imageops::blur(&sharp, (BLUR * height as f32 / 1080.0).max(0.3));
     for pixel in scene.pixels_mut() {
-        let noise = i16::from(dice.byte()) % (2 * NOISE + 1) - NOISE;
+        let noise = i16::from(rng.byte()) % (2 * NOISE + 1) - NOISE;
         pixel.0 =
             pixel.0.map(|level| u8::try_from((i16::from(level) + noise).clamp(0, 255)).unwrap_or(level));
     }
@@ -55,7 +55,7 @@ fn is_window([x, y]: [u32; 2], [width, height]: [u32; 2]) -> bool {
     glass(x, width, WINDOWS, 2, 8) && glass(y, height, STOREYS, 3, 9)
 }
 
-fn darker(level: u8) -> u8 {
+fn darken(level: u8) -> u8 {
     level / 9 * 4
 }
 
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_backdrop_has_its_parts_in_their_places_and_the_seed_decides() {
-        let paint = |seed| backdrop([320, 180], &mut Dice::new(seed, 0));
+        let paint = |seed| super::paint([320, 180], &mut SeededRng::new(seed, 0));
         let scene = paint(1);
         let near = |x: u32, y: u32, color: [u8; 3]| {
             scene.get_pixel(x, y).0.iter().zip(color).all(|(a, b)| a.abs_diff(b) <= 12)

@@ -6,8 +6,8 @@ use anyhow::Result;
 use clap::{Args, Command};
 
 use crate::{
-    absent,
     exit::{Failure, Outcome},
+    missing_feature,
 };
 
 /// Prints completions for a shell.
@@ -28,11 +28,11 @@ pub struct ManOptions {
 /// # Errors
 /// Always.
 pub fn completions(_: &CompletionsOptions, _: Command) -> Result<Outcome> {
-    Err(Failure::Usage(absent::reason("completions", "shells")).into())
+    Err(Failure::Usage(missing_feature::message("completions", "shells")).into())
 }
 
 /// # Errors
 /// Always.
 pub fn man(_: &ManOptions, _: Command) -> Result<Outcome> {
-    Err(Failure::Usage(absent::reason("manual pages", "shells")).into())
+    Err(Failure::Usage(missing_feature::message("manual pages", "shells")).into())
 }
