@@ -1,4 +1,4 @@
-//! Which server is called, and as whom: options, environment, and a configuration file with profiles.
+//! Server address and credentials from options, environment and a configuration file with profiles.
 
 use std::{
     fs,
@@ -19,10 +19,10 @@ use crate::{
     exit::Failure,
 };
 
-/// Where a backend listens if nothing else is said.
+/// Default address of a backend.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
 
-/// How the server is reached. The options may stand before and behind the name of an action (`people show Ada`).
+/// Options of the server connection; they may come before or after an action (`people show Ada`).
 #[derive(Debug, Default, Args)]
 #[group(id = "connection")]
 #[command(next_help_heading = "Server")]
@@ -43,10 +43,10 @@ pub struct Connection {
     /// File with the bearer token in it
     #[arg(long, global = true, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Certificates (PEM) to trust beside the system's
+    /// Certificates (PEM) to trust in addition to the system's
     #[arg(long, global = true, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// How long one answer may take, seconds [default: 60]
+    /// Timeout of a request, seconds [default: 60]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: Option<u64>,
     /// Profile of the configuration file: a table with any of server, token_file, token, ca_file, timeout
@@ -57,7 +57,7 @@ pub struct Connection {
     config: Option<PathBuf>,
 }
 
-/// A server, and how what it says is shown.
+/// A server and the output format.
 #[derive(Debug, Args)]
 #[group(id = "target")]
 pub struct Target {
@@ -69,7 +69,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// As [`Connection::client`].
+    /// See [`Connection::client`].
     ///
     /// # Errors
     /// As [`Connection::client`].
@@ -78,7 +78,7 @@ impl Target {
     }
 }
 
-/// What a profile can say.
+/// Settings of a profile.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ProfileSettings {
@@ -95,7 +95,7 @@ struct ProfileSettings {
 }
 
 impl Connection {
-    /// A client for that server. Nothing is sent yet.
+    /// Creates a client; nothing is sent yet.
     ///
     /// # Errors
     /// The configuration, the address, the token's file or the certificates are wrong or missing.
@@ -103,7 +103,7 @@ impl Connection {
         Client::new(&self.settings()?)
     }
 
-    /// What holds: options before environment before profile before defaults.
+    /// Merges the settings: options override the environment, the environment the profile, the profile the defaults.
     ///
     /// # Errors
     /// The configuration, the token's file or the certificates are wrong or missing.
@@ -145,12 +145,12 @@ impl Connection {
     }
 }
 
-/// Reads a profile; the table `default` holds for all of them.
+/// Reads a profile; the table `default` applies to all profiles.
 fn read_profile(file: &Path, name: Option<&str>) -> Result<ProfileSettings, Failure> {
     let wrong = |error: figment::Error| Failure::Usage(format!("{}: {error}", file.display()));
     let figment =
         Figment::from(Serialized::defaults(ProfileSettings::default())).merge(Toml::file(file).nested());
-    // A file that is no TOML has no profiles either: say the first.
+    // Report invalid TOML before a missing profile.
     figment.clone().extract::<figment::value::Value>().map_err(wrong)?;
     let name = name.unwrap_or("default");
     if name != "default" && !figment.profiles().any(|profile| *profile == name) {
@@ -177,11 +177,12 @@ fn read_token(file: &Path) -> Result<String, Failure> {
     checked_token(text.trim(), &format!("--token-file {}", file.display()))
 }
 
-/// A token goes into a header: what cannot stand there is refused here, without repeating it.
+/// Refuses tokens that are no valid header value, without repeating them.
 fn checked_token(token: &str, place: &str) -> Result<String, Failure> {
     let visible = token.bytes().all(|byte| byte.is_ascii_graphic());
     if token.is_empty() || !visible {
-        let what = if token.is_empty() { "is empty" } else { "has a character that no token has" };
+        let what =
+            if token.is_empty() { "is empty" } else { "contains a character that is not allowed in a token" };
         return Err(Failure::Usage(format!("{place}: {what}")));
     }
     Ok(token.to_owned())
@@ -208,17 +209,17 @@ mod tests {
     "#;
 
     #[test]
-    fn a_profile_says_what_the_options_leave_open() {
+    fn a_profile_provides_what_options_omit() {
         let office = configured(FILE, Some("office")).expect("settings");
         assert_eq!(office.server, "https://faces.example.org");
         assert_eq!(office.token.as_deref(), Some("0123456789abcdef"));
-        assert_eq!(office.request_timeout, Duration::from_secs(5), "the table `default` holds for all");
+        assert_eq!(office.request_timeout, Duration::from_secs(5), "the table `default` applies to all");
         let none = configured(FILE, None).expect("settings");
         assert_eq!((none.server.as_str(), none.token), (DEFAULT_SERVER, None));
     }
 
     #[test]
-    fn what_is_wrong_in_the_configuration_is_named() {
+    fn configuration_errors_are_named() {
         let unknown = configured(FILE, Some("home")).expect_err("refused").to_string();
         assert!(unknown.contains("home") && unknown.contains("office"), "{unknown}");
         let field = configured("[default]\nsrever = 'x'", None).expect_err("refused").to_string();

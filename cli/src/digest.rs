@@ -1,13 +1,13 @@
-//! SHA-256 as people and the API write it.
+//! SHA-256 in hexadecimal.
 
 use sha2::{Digest, Sha256};
 
-/// The SHA-256 of `bytes` in 64 hexadecimal digits.
+/// Returns the SHA-256 of `bytes` as 64 hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Bytes in hexadecimal digits.
+/// Formats bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,10 +1,10 @@
-//! What the program's exit code says: scripts go by it, so each kind of failure has its own.
+//! Exit codes: each kind of failure has its own, for scripts.
 
 use std::{fmt::Display, io, process::ExitCode};
 
 use crate::client::ClientError;
 
-/// The codes, as `--help` shows them.
+/// The exit codes, as shown by `--help`.
 pub const HELP: &str = "\
 Exit codes:
   0    done
@@ -17,14 +17,14 @@ Exit codes:
   7    the output cannot be written (full disk, no permission)
   130  interrupted";
 
-/// How a program ended that did not fail.
+/// Outcome of a command that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Everything was done.
     Done,
-    /// Done, but not every input was accepted.
+    /// Done, but some inputs were not accepted.
     Partial,
-    /// Ended by Ctrl-C or SIGTERM, with what was done until then in good order.
+    /// Ended by Ctrl-C or SIGTERM in an orderly way.
     Interrupted,
 }
 
@@ -38,10 +38,10 @@ impl From<Outcome> for ExitCode {
     }
 }
 
-/// A failure that has an exit code of its own. Everything else is code 1.
+/// A failure with its own exit code; all others have code 1.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// An argument or the configuration is wrong in a way that clap cannot see.
+    /// Invalid arguments or configuration beyond what clap checks.
     #[error("{0}")]
     Usage(String),
     /// An input cannot be read, or is empty.
@@ -53,18 +53,18 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// An input (`what`: its path or address) that cannot be read.
+    /// Creates the error for an unreadable input (`what`: path or address).
     pub fn input(what: impl Display, why: impl Display) -> Self {
         Self::Input(format!("{what}: {why}"))
     }
 
-    /// An output (`what`: its path) that cannot be written.
+    /// Creates the error for an output (`what`: path) that cannot be written.
     pub fn output(what: impl Display, why: impl Display) -> Self {
         Self::Output(format!("{what}: cannot be written: {why}"))
     }
 }
 
-/// The exit code for a failure, wherever in the chain of causes its kind is told.
+/// Returns the exit code of an error, searching its chain of causes.
 pub fn code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|cause| {
         if let Some(failure) = cause.downcast_ref::<Failure>() {

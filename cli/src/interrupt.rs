@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the first asks the program to end in good order, the second ends it at once.
+//! Ctrl-C and SIGTERM: the first requests an orderly end, the second ends the program at once.
 
 use std::{process, sync::LazyLock, thread};
 
@@ -7,10 +7,10 @@ use tokio::{
     sync::watch,
 };
 
-/// What a shell reports for a program that was ended by Ctrl-C.
+/// Exit code of an interrupted program.
 const INTERRUPTED: i32 = 130;
 
-// Watching begins with the first question: a program that never asks keeps the system's own behaviour.
+// Handlers are installed on first use; commands that never check keep the default behaviour.
 static REQUESTED: LazyLock<watch::Sender<bool>> = LazyLock::new(|| {
     let (sender, _) = watch::channel(false);
     let signal_sender = sender.clone();
@@ -18,12 +18,12 @@ static REQUESTED: LazyLock<watch::Sender<bool>> = LazyLock::new(|| {
     sender
 });
 
-/// Whether the program was asked to end.
+/// Returns whether an interrupt was requested.
 pub fn requested() -> bool {
     *REQUESTED.borrow()
 }
 
-/// Returns when the program is asked to end.
+/// Waits for an interrupt.
 pub async fn wait() {
     let mut receiver = REQUESTED.subscribe();
     // The sender is static, so the channel is never closed.
@@ -46,7 +46,7 @@ fn watch_signals(sender: &watch::Sender<bool>) {
             if sender.send_replace(true) {
                 process::exit(INTERRUPTED);
             }
-            eprintln!("\nEnding; once more ends at once.");
+            eprintln!("\nEnding; press Ctrl-C again to end at once.");
         }
     });
 }

@@ -1,48 +1,48 @@
-//! How long answers took: percentiles over any number of them, in constant memory.
+//! Latency percentiles in constant memory.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// The longest time that is told apart: an hour.
+/// Longest distinguishable latency: an hour, microseconds.
 const MAX_US: u64 = 3_600_000_000;
 
-/// Times of answers.
+/// A latency histogram.
 pub struct Latencies {
-    // In microseconds; none where the histogram could not be made, which these bounds rule out.
+    // Microseconds. Always present: these bounds are valid.
     histogram: Option<Histogram<u64>>,
 }
 
-/// Percentiles in milliseconds, to 0.1 % of their values.
+/// Percentiles in milliseconds, accurate to 0.1 %.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// Half of the answers took at most so long.
+    /// Median.
     pub p50_ms: f64,
-    /// 95 % of the answers took at most so long.
+    /// 95th percentile.
     pub p95_ms: f64,
-    /// 99 % of the answers took at most so long.
+    /// 99th percentile.
     pub p99_ms: f64,
-    /// The slowest answer.
+    /// Maximum.
     pub max_ms: f64,
-    /// The arithmetic mean.
+    /// Arithmetic mean.
     pub mean_ms: f64,
 }
 
 impl Latencies {
-    /// No times yet.
+    /// Creates an empty histogram.
     pub fn new() -> Self {
         Self { histogram: Histogram::new_with_bounds(1, MAX_US, 3).ok() }
     }
 
-    /// Adds a time; what is longer than an hour counts as an hour.
+    /// Records a latency; more than an hour counts as an hour.
     pub fn record(&mut self, time: Duration) {
         if let Some(histogram) = &mut self.histogram {
             histogram.saturating_record(time.as_micros().try_into().unwrap_or(MAX_US));
         }
     }
 
-    /// The percentiles; none without a time.
+    /// Returns the percentiles; none if empty.
     #[expect(clippy::cast_precision_loss, reason = "an hour in microseconds is far below 2^52")]
     pub fn percentiles(&self) -> Option<Percentiles> {
         let histogram = self.histogram.as_ref().filter(|histogram| !histogram.is_empty())?;
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_those_of_the_times() {
+    fn percentiles_match_the_recorded_latencies() {
         let mut latencies = Latencies::new();
         assert_eq!(latencies.percentiles(), None);
         for ms in 1..=100 {

@@ -37,15 +37,15 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[cfg(not(feature = "shells"))]
 use shell_unavailable as shell;
 
-/// Face recognition for cameras: enrol people, recognise them in pictures and video, look after the server, measure.
+/// Face recognition for cameras: enrol people, recognise them in pictures and video, administer the server, benchmark.
 #[derive(Debug, Parser)]
 #[command(name = "facepipe", version = version::VERSION.as_str(), propagate_version = true, after_help = format!("\
-A first visit:
-  facepipe demo                                   (everything at once, with a server of its own)
+Getting started:
+  facepipe demo                                   (everything, with its own server)
   facepipe enroll tree staff/ --train             (staff/<name>/*.jpg)
   facepipe recognize folder visitors/
 
-Where the server is: --server, FACEPIPE_SERVER, or a profile in ~/.config/facepipe/config.toml.
+The server is set by --server, FACEPIPE_SERVER, or a profile in ~/.config/facepipe/config.toml.
 
 {}", exit::HELP))]
 struct Arguments {
@@ -76,7 +76,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Only the first call in a process can fail, and only where a provider is there already.
+    // Fails only if a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match run(arguments.command) {
         Ok(code) => code,
@@ -110,18 +110,18 @@ fn run(command: Command) -> Result<ExitCode> {
     outcome.map(ExitCode::from)
 }
 
-/// The version, as `--version` says it.
+/// Returns the version, as `--version` prints it.
 fn version() -> String {
     Arguments::command().get_version().unwrap_or_default().to_owned()
 }
 
-/// What the calls of a program run on.
+/// Creates the runtime for API calls.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("no threads for the network can be started")
+        .context("cannot start the async runtime")
 }
 
 #[cfg(test)]
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_definition_is_valid() {
         Arguments::command().debug_assert();
     }
 }

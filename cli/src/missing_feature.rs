@@ -1,6 +1,6 @@
-//! What this program was built without: it says so where it is asked for.
+//! Optional Cargo features that this build lacks, and the error that names them.
 
-/// Why something cannot be had, for people: `part` as in "manual pages", and the feature of Cargo's that has it.
+/// Formats the error for `part` (for example "manual pages"), which the Cargo feature `feature` provides.
 pub fn message(part: &str, feature: &str) -> String {
     format!(
         "this facepipe was built without {part}: build it with the feature `{feature}` of facepipe-cli, which it has by \
@@ -8,7 +8,7 @@ pub fn message(part: &str, feature: &str) -> String {
     )
 }
 
-/// The file of a `--plot`, refused at once where nothing here can draw.
+/// Parses the file of a `--plot`; fails at once in a build without plots.
 ///
 /// # Errors
 /// This program was built without plots.
@@ -16,7 +16,7 @@ pub fn plot_file(path: &str) -> Result<std::path::PathBuf, String> {
     if cfg!(feature = "plots") { Ok(path.into()) } else { Err(message("plots", "plots")) }
 }
 
-/// In the place of the modules that draw.
+/// Stands in for the plotting modules.
 #[cfg(not(feature = "plots"))]
 pub mod plot {
     use anyhow::Result;
@@ -43,7 +43,7 @@ pub mod plot {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn what_is_absent_is_named_with_the_feature_that_has_it() {
+    fn a_missing_feature_is_named_with_its_cargo_feature() {
         let message = super::message("manual pages", "shells");
         assert!(
             message.contains("without manual pages") && message.contains("`shells` of facepipe-cli"),
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn plots_are_drawn_by_programs_that_have_them() {
+    fn plots_need_the_plots_feature() {
         let file = super::plot_file("roc.svg");
         assert_eq!(file.is_ok(), cfg!(feature = "plots"), "{file:?}");
     }

@@ -1,18 +1,18 @@
-//! Names of folders beside those of people: file systems and the server may write the same name in different ways.
+//! Matches folder names with Face IDs, which may be spelled differently (Unicode normalisation, case).
 
 use std::collections::HashMap;
 
 use caseless::Caseless as _;
 use unicode_normalization::UnicodeNormalization as _;
 
-/// The people whom the server knows, to be found by what a folder is called.
+/// Index of enrolled people by folder name.
 pub struct NameIndex {
-    /// By what all ways to write a name have in common.
+    /// Face IDs by normalised name.
     names: HashMap<String, Vec<String>>,
 }
 
 impl NameIndex {
-    /// Of these people.
+    /// Indexes these people.
     pub fn new(people: impl IntoIterator<Item = String>) -> Self {
         let mut names: HashMap<String, Vec<String>> = HashMap::new();
         for name in people {
@@ -21,15 +21,14 @@ impl NameIndex {
         Self { names }
     }
 
-    /// The Face ID that a folder's name is, if anybody has it: in the same letters before any other way to write it.
+    /// Returns the Face ID of a folder name, preferring an exact match.
     pub fn face_id(&self, folder: &str) -> Option<&str> {
         let names = self.names.get(&key(folder))?;
         names.iter().find(|name| *name == folder).or(names.first()).map(String::as_str)
     }
 }
 
-/// Without regard to Unicode's forms of normalisation, which macOS chooses otherwise than Linux, to the case of letters
-/// and to white space around the name.
+/// Normalises Unicode form (macOS and Linux differ), case and surrounding white space.
 fn key(name: &str) -> String {
     name.trim().nfkd().default_case_fold().nfkc().collect()
 }
@@ -39,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_the_person_of_the_same_name_however_it_is_written() {
+    fn folder_names_match_face_ids_across_spellings() {
         let names = NameIndex::new(["Jos\u{e9}", "\u{ae40}", "Ann", "ann"].map(str::to_owned));
         for (folder, face_id) in [
             ("Jose\u{301}", Some("Jos\u{e9}")),

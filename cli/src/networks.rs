@@ -1,5 +1,4 @@
-//! The face networks of the backend run on this machine: where their weights are, and how many pictures go through
-//! them at once.
+//! Runs the backend's networks on this machine: location of the weights, and parallel processing of pictures.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,7 +22,7 @@ use crate::{
     pictures::{self, PassedOver},
 };
 
-/// Where the weights are.
+/// Location of the weights.
 #[derive(Debug, Args)]
 #[group(id = "weights")]
 pub struct Weights {
@@ -39,7 +38,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// The face detector, as the backend has it unless it is configured otherwise.
+    /// Loads the face detector with the backend's default configuration.
     ///
     /// # Errors
     /// Its weights are missing or damaged.
@@ -48,7 +47,7 @@ impl Weights {
     }
 }
 
-/// Reads a picture within the backend's limits, turned upright.
+/// Reads a picture within the backend's limits, in upright orientation.
 ///
 /// # Errors
 /// The file cannot be read, or is no picture that the backend would take.
@@ -57,11 +56,9 @@ pub fn read_image(file: &Path) -> Result<RgbImage, PassedOver> {
     decode_image(&bytes, &DecodeLimits::default()).map_err(|error| PassedOver::new(file, error.to_string()))
 }
 
-/// Does `work` for each of `items`, as many at a time as there are processors; the results come in the order of the
-/// items. None where the program was asked to end before all were done.
+/// Runs `work` for each of `items` on all processors; results are in the order of the items. Returns none if interrupted.
 ///
-/// Each item has one processor to itself, so that the time that it takes means something: what parallelises inside
-/// `work` stays on that thread.
+/// Each item runs on a single thread, including parallel code inside `work`, so that its duration is meaningful.
 ///
 /// # Errors
 /// The first error of `work`; threads cannot be started.
@@ -74,13 +71,13 @@ pub fn in_parallel<I: Sync, R: Send>(
     let pools = (0..processors.min(items.len()))
         .map(|_| ThreadPoolBuilder::new().num_threads(1).build())
         .collect::<Result<Vec<ThreadPool>, _>>()
-        .context("no threads for the networks can be started")?;
+        .context("cannot start worker threads")?;
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(None);
     let done = Mutex::new(Vec::with_capacity(items.len()));
     thread::scope(|scope| {
         for pool in &pools {
-            // A thread outside of all pools waits for its pool; one inside would take up another item meanwhile.
+            // Started outside the pools: a pool thread would steal another item while it waits.
             scope.spawn(|| {
                 while !interrupt::requested() && lock(&failed).is_none() {
                     let index = next.fetch_add(1, Ordering::Relaxed);
@@ -108,7 +105,7 @@ pub fn in_parallel<I: Sync, R: Send>(
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A panic in `work` ends the scope with a panic of its own; until then what the mutex holds is whole.
+    // A panic in `work` ends the scope with a panic; the data is consistent until then.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

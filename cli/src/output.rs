@@ -1,4 +1,4 @@
-//! What the program says on its standard output: lines, tables and JSON, to people and to other programs.
+//! Standard output: lines, tables and JSON.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -9,7 +9,7 @@ use anyhow::Result;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
 
-/// Writes a line. Where the reader has gone (`… | head`), the program has nothing more to do and ends.
+/// Writes a line. Ends the program if the reader has closed the pipe (`… | head`) or the write fails.
 pub fn line(text: impl AsRef<str>) {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{}", text.as_ref()).and_then(|()| stdout.flush());
@@ -21,7 +21,7 @@ pub fn line(text: impl AsRef<str>) {
     }
 }
 
-/// Writes a value as JSON that people can read too.
+/// Writes a value as indented JSON.
 ///
 /// # Errors
 /// The value cannot be written as JSON.
@@ -39,7 +39,7 @@ pub fn json_line(value: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-/// Writes a table; its columns fit the terminal.
+/// Writes a table fitted to the terminal.
 pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);

@@ -1,4 +1,4 @@
-//! Progress of long work: a bar on a terminal; elsewhere (logs and pipes) a line a minute.
+//! Progress: a bar on a terminal, otherwise (logs and pipes) a line per minute.
 
 use std::{
     io::{self, IsTerminal},
@@ -8,13 +8,13 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle, WeakProgressBar};
 
-/// Between two lines where there is no terminal.
+/// Interval between lines without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A bar that counts to `total`, with the time that is left.
+/// Creates a bar that counts to `total` and shows the remaining time.
 pub fn bar(total: usize, label: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(total.try_into().unwrap_or(u64::MAX)).with_message(label);
-    // The template is a constant; where it could not be parsed, indicatif's own look does as well.
+    // The template is a constant; indicatif's default style would do.
     if let Ok(style) = ProgressStyle::with_template("{msg:<9} {wide_bar} {pos}/{len} {eta:>4}") {
         bar.set_style(style);
     }
@@ -22,7 +22,7 @@ pub fn bar(total: usize, label: &'static str) -> ProgressBar {
     bar
 }
 
-/// Something that turns while work goes on whose length nobody knows.
+/// Creates a spinner for work of unknown length.
 pub fn spinner(label: &'static str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(label);
     show(&spinner);
@@ -38,7 +38,7 @@ fn show(bar: &ProgressBar) {
     }
 }
 
-/// Says how far it is each time that `wait` returns, until the work is done.
+/// Reports progress each time `wait` returns, until the work is done.
 fn report(bar: &WeakProgressBar, wait: impl Fn(), mut say: impl FnMut(String)) {
     loop {
         wait();
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_there_is_no_terminal_a_line_says_how_far_it_is_until_it_is_done() {
+    fn without_a_terminal_progress_is_reported_by_lines() {
         let bar = ProgressBar::hidden().with_message("Rendering");
         bar.set_length(120);
         let waits = std::cell::Cell::new(0);

@@ -1,4 +1,4 @@
-//! `facepipe completions` and `facepipe man`: what shells and `man` know of this program.
+//! `facepipe completions` and `facepipe man`.
 
 use std::{fs, io::Cursor, path::PathBuf};
 
@@ -23,14 +23,14 @@ pub struct CompletionsOptions {
     shell: Shell,
 }
 
-/// Writes the manual: one page for the program and one for each of its commands.
+/// Writes the manual pages of the program and its commands.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   facepipe man ~/.local/share/man/man1      (then: man facepipe-enroll-folder)
   facepipe man | man -l -")]
 pub struct ManOptions {
-    /// Folder for the pages, made where it is missing [default: print the first page]
+    /// Folder for the pages, created if missing [default: print the first page]
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }
@@ -38,7 +38,7 @@ pub struct ManOptions {
 /// Prints the completions of `command`.
 ///
 /// # Errors
-/// They are no text, which cannot be.
+/// The script is no UTF-8, which does not happen.
 pub fn completions(options: &CompletionsOptions, mut command: Command) -> Result<Outcome> {
     let mut script = Cursor::new(Vec::new());
     clap_complete::generate(options.shell, &mut command, "facepipe", &mut script);
@@ -60,7 +60,7 @@ pub fn man(options: &ManOptions, command: Command) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).context("the page cannot be made")?;
+    clap_mangen::Man::new(command).render(&mut page).context("cannot render the page")?;
     output::line(String::from_utf8(page)?.trim_end());
     Ok(Outcome::Done)
 }

@@ -1,4 +1,4 @@
-//! `facepipe completions` and `facepipe man` where this program was built without them.
+//! `facepipe completions` and `facepipe man` in a build without them.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub struct CompletionsOptions {
     shell: String,
 }
 
-/// Writes the manual: one page for the program and one for each of its commands.
+/// Writes the manual pages of the program and its commands.
 #[derive(Debug, Args)]
 pub struct ManOptions {
     /// Folder for the pages

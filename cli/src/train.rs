@@ -1,4 +1,4 @@
-//! `facepipe train`: has the server learn whom its pictures show, and waits for it with a progress bar.
+//! `facepipe train`: starts a training on the server and waits for it.
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ use crate::{
     interrupt, output, progress, runtime,
 };
 
-/// How often a job is asked how far it is.
+/// Polling interval of a job.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Has the server learn whom the enrolled pictures show.
+/// Trains the server on the enrolled pictures.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
   facepipe train --wait
-  facepipe train --full --wait      (compute the embeddings from the pictures again)
-  facepipe train                    (prints the job; `facepipe jobs show JOB` says how far it is)
+  facepipe train --full --wait      (recompute the embeddings from the pictures)
+  facepipe train                    (prints the job; `facepipe jobs show JOB` shows its progress)
 
-The server answers with the old model until the new one is ready.
+The server keeps using the old model until the new one is ready.
 
 {}", exit::HELP))]
 pub struct Options {
-    /// From the pictures, not from the stored embeddings: slow
+    /// Train from the pictures instead of the stored embeddings (slow)
     #[arg(long)]
     full: bool,
     /// Wait for the new model
@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     })
 }
 
-/// Trains and waits, and says whom it left out; none where the wait was interrupted. The training goes on then.
+/// Trains, waits, and prints who was left out. Returns none if the wait was interrupted; the training continues then.
 ///
 /// # Errors
 /// The server cannot be reached or refuses it, or the training fails.
@@ -71,7 +71,7 @@ pub async fn begin_and_wait(client: &Client, full: bool) -> Result<Option<Job>> 
     Ok(job)
 }
 
-/// Waits until a job has ended well; none where the wait was interrupted.
+/// Waits until a job has succeeded. Returns none if the wait was interrupted.
 ///
 /// # Errors
 /// The server cannot be reached, or the job failed or was cancelled.
@@ -86,7 +86,7 @@ pub async fn wait_for(client: &Client, mut job: Job) -> Result<Option<Job>> {
             () = tokio::time::sleep(POLL_INTERVAL) => {}
             () = interrupt::wait() => {
                 bar.finish_and_clear();
-                eprintln!("The server goes on with job {}; `facepipe jobs cancel` ends it.", job.job_id);
+                eprintln!("Job {} continues on the server; `facepipe jobs cancel` ends it.", job.job_id);
                 return Ok(None);
             }
         }
@@ -102,12 +102,12 @@ pub async fn wait_for(client: &Client, mut job: Job) -> Result<Option<Job>> {
     }
 }
 
-/// The model that a training made.
+/// Returns the model version that a training produced.
 pub fn model_version(job: &Job) -> Option<u64> {
     job.result.as_ref()?.get("model_version")?.as_u64()
 }
 
-/// A line on what a job made.
+/// Summarises the result of a job in a line.
 pub fn summary(job: &Job) -> String {
     let of = |name: &str| {
         job.result.as_ref().and_then(|result| result.get(name)).and_then(serde_json::Value::as_u64)
@@ -120,7 +120,7 @@ pub fn summary(job: &Job) -> String {
     }
 }
 
-/// Lines on whom a training left out and why, none where everybody is in the model.
+/// Describes who was left out of a training and why; empty if everybody is in the model.
 pub fn left_out(job: &Job) -> Vec<String> {
     let list = |name: &str| job.result.as_ref().and_then(|result| result.get(name)).and_then(Value::as_array);
     let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whom_a_training_left_out_is_said_by_name_with_the_reason() {
+    fn people_left_out_of_a_training_are_listed_with_the_reason() {
         let job = |result: Value| -> Job {
             serde_json::from_value(json!({
                 "job_id": "j",
@@ -190,7 +190,7 @@ mod tests {
                  wrong one",
             ]
         );
-        // By a server from before there was such a list.
+        // From a server that predates the list.
         assert_eq!(left_out(&job(json!({ "model_version": 1 }))), Vec::<String>::new());
     }
 }

@@ -1,9 +1,9 @@
-//! What `--version` says: whoever builds for others names the commit in `FACEPIPE_COMMIT` (`make packages` does). Git is not
-//! asked, or each commit would compile everything above this again.
+//! The version that `--version` prints. Release builds (`make packages`) set the commit in `FACEPIPE_COMMIT`; asking Git would
+//! recompile dependents at every commit.
 
 use std::sync::LazyLock;
 
-/// The version, and in brackets the commit.
+/// The version, with the commit in parentheses.
 pub static VERSION: LazyLock<String> = LazyLock::new(|| text(option_env!("FACEPIPE_COMMIT")));
 
 fn text(commit: Option<&str>) -> String {
@@ -16,12 +16,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_edge_and_the_server_look_for_weights_in_the_same_folders_of_the_system() {
+    fn edge_and_server_use_the_same_system_models_folders() {
         assert_eq!(facepipe_detector::models::SYSTEM_MODELS, facepipe_vision::SYSTEM_MODELS);
     }
 
     #[test]
-    fn a_build_whose_commit_was_not_said_is_called_one_of_a_developer() {
+    fn a_build_without_a_commit_is_a_development_build() {
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(text(Some("0123456789ab")), format!("{version} (0123456789ab)"));
         for unsaid in [None, Some("")] {

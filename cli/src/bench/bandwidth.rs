@@ -1,5 +1,5 @@
-//! `facepipe bench bandwidth`: what a camera's faces cost in uplink, compared with its video, and who is recognised by
-//! them.
+//! `facepipe bench bandwidth`: the uplink that a camera's face crops need, compared with its video, and who is recognised
+//! from them.
 
 use std::{
     collections::BTreeSet,
@@ -19,10 +19,10 @@ use crate::{
     video::source::Source,
 };
 
-/// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
+/// Bit rate of the camera's own video, Mbit/s: 1080p H.264.
 const VIDEO_MBPS: f64 = 4.0;
 
-/// Measures what the faces of a video cost in uplink, and how many of the people are recognised by them.
+/// Measures the uplink that the faces of a video need, and how many people are recognised from them.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -30,11 +30,10 @@ Examples:
   facepipe bench bandwidth crowd-*.mp4 --plot bandwidth.svg
   facepipe bench bandwidth crowd-medium.mp4 --policy best --json
 
-Each video is replayed against a backend of the benchmark's own, once for each
-policy, in real time unless --fast says otherwise. The bytes are counted at the
-sockets: request lines, headers and bodies, without the headers of TCP and IP.
-Where <video>.json with ground truth lies beside the video, the people who
-walk by and those who were recognised are counted too.
+Each video is replayed against a backend of its own, once per policy, in real
+time unless --fast is given. Bytes are counted at the sockets: request lines,
+headers and bodies, without TCP and IP headers. If there is a ground truth file
+<video>.json beside the video, the walkers and those recognised are counted too.
 
 {}", exit::HELP))]
 pub struct Options {
@@ -44,7 +43,7 @@ pub struct Options {
     /// Only this policy [default: both]
     #[arg(long, value_enum)]
     policy: Option<Policy>,
-    /// Replay as fast as the machine can, not in real time
+    /// Replay as fast as possible instead of in real time
     #[arg(long)]
     fast: bool,
     /// Print JSON instead of tables
@@ -53,14 +52,14 @@ pub struct Options {
     /// Draw the bit rates into this file
     #[arg(long, value_name = "FILE.svg", value_parser = crate::missing_feature::plot_file)]
     plot: Option<PathBuf>,
-    /// Where the backend's log and database go
+    /// Folder for the backend's log and database
     #[arg(long, default_value = "target/bench-bandwidth", value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     trial: trial::Options,
 }
 
-/// What one video cost with one policy.
+/// The result of one video with one policy.
 #[derive(Debug, Serialize)]
 pub struct Measurement {
     /// Name of the file.
@@ -69,27 +68,27 @@ pub struct Measurement {
     pub policy: &'static str,
     /// Length of the video.
     pub seconds: f64,
-    /// Pictures of faces that were sent.
+    /// Face crops that were sent.
     pub faces: u64,
-    /// The same by the minute.
+    /// The same per minute of video.
     pub faces_per_minute: f64,
-    /// Bytes of a picture.
+    /// Mean size of a crop, bytes.
     pub mean_bytes: f64,
-    /// Bytes that went into the sockets.
+    /// Bytes written to the sockets.
     pub bytes_on_wire: u64,
-    /// What was sent beside the pictures, as a share of the bytes on the wire.
+    /// Share of the bytes on the wire that are not image data.
     pub overhead: f64,
     /// Bit rate over the length of the video, Mbit/s.
     pub mbps: f64,
-    /// How many times less than a video of 4 Mbit/s.
+    /// Factor by which this is less than 4 Mbit/s of video.
     pub reduction_factor: f64,
-    /// How many times less than this file.
+    /// Factor by which this is less than the bit rate of the file.
     pub reduction_factor_file: f64,
-    /// People who walk by, where that is known.
+    /// Walkers in the video; none without ground truth.
     pub walkers: Option<usize>,
-    /// Those of them who are enrolled.
+    /// Walkers who are enrolled.
     pub walkers_enrolled: Option<usize>,
-    /// Those of these who were recognised at least once.
+    /// Enrolled walkers who were recognised at least once.
     pub walkers_recognized: Option<usize>,
 }
 
@@ -187,7 +186,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// A table per video, a column per policy.
+/// Prints a table per video with a column per policy.
 fn print(measured: &[Measurement]) {
     for group in measured.chunk_by(|a, b| a.video == b.video) {
         let Some(first) = group.first() else { continue };

@@ -1,4 +1,4 @@
-//! `facepipe bench`: measures, with figures that anybody can repeat.
+//! `facepipe bench`: repeatable measurements.
 
 mod bandwidth;
 pub mod crowd;
@@ -13,7 +13,7 @@ use crate::exit::Outcome;
 #[cfg(not(feature = "plots"))]
 use crate::missing_feature::plot;
 
-/// Measures what facepipe costs.
+/// Measures bandwidth and load, and renders test videos.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]
@@ -30,7 +30,7 @@ enum What {
 /// Runs a benchmark.
 ///
 /// # Errors
-/// Something that it needs is missing (the message says how to get it), or a part of it fails.
+/// A dependency is missing (the message says how to get it), or the benchmark fails.
 pub fn run(options: &Options) -> Result<Outcome> {
     match &options.what {
         What::Bandwidth(options) => bandwidth::run(options),

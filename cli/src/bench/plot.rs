@@ -1,4 +1,4 @@
-//! Draws the bit rates of videos as bars, on a logarithmic scale: what is compared differs by factors.
+//! Draws the bit rates of videos as bars on a logarithmic scale.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
@@ -8,7 +8,7 @@ use super::bandwidth::Measurement;
 const SIZE: (u32, u32) = (760, 420);
 const COLORS: [RGBColor; 3] = [RGBColor(150, 150, 150), RGBColor(217, 119, 6), RGBColor(5, 120, 87)];
 
-/// The plot as an SVG document: for each video a bar for 4 Mbit/s of video, and one for each policy.
+/// Returns an SVG document with a bar per video for 4 Mbit/s of video and one per policy.
 ///
 /// # Errors
 /// The plot cannot be drawn.
@@ -30,12 +30,12 @@ fn draw(svg: &mut String, groups: &[&[Measurement]]) -> Result<(), Box<dyn std::
         .margin(12)
         .x_label_area_size(34)
         .y_label_area_size(64)
-        // The legend has the topmost decade for itself.
+        // The topmost decade is left to the legend.
         .build_cartesian_2d(0.0..groups.len() as f64, (floor..100.0).log_scale())?;
     let names: Vec<String> =
         groups.iter().map(|g| g.first().map(|m| m.video.clone()).unwrap_or_default()).collect();
     let name = |at: &f64| {
-        // Labels stand in the middle of a group.
+        // Labels are centred under their group.
         let group = names.iter().enumerate().find(|(index, _)| (at - *index as f64 - 0.5).abs() < 1e-6);
         group.map(|(_, name)| name.trim_end_matches(".mp4").to_owned()).unwrap_or_default()
     };

@@ -1,14 +1,14 @@
-//! Why a call failed, in words that say what to do.
+//! Errors of API calls, with messages that say what to do.
 
 use std::error::Error as _;
 
 use reqwest::{StatusCode, Url};
 use serde_json::Value;
 
-/// Why a call has no answer that can be used.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No answer at all.
+    /// No response.
     #[error("{server} cannot be reached: {why} (is the server running, and is --server right?)")]
     Unreachable {
         /// The server's address.
@@ -21,37 +21,37 @@ pub enum ClientError {
     Unauthorized {
         /// The server's address.
         server: String,
-        /// The server's sentence.
+        /// The server's message.
         message: String,
     },
-    /// The server refused what was asked, in its own words.
+    /// The server refused the request.
     #[error("{message} ({code})")]
     Refused {
         /// The status.
         status: StatusCode,
         /// The stable code, for example `person_not_found`.
         code: String,
-        /// The sentence for people.
+        /// Human-readable message.
         message: String,
-        /// The values of the message.
+        /// Structured details.
         details: Value,
     },
-    /// An answer that the API does not know.
-    #[error("{path} of {server} answered {status} with something that is not of this API: {why}")]
+    /// A response that does not conform to the API.
+    #[error("{path} of {server} returned {status} with an unexpected body: {why}")]
     UnexpectedResponse {
         /// The server's address.
         server: String,
-        /// The call's path, without values.
+        /// Path template of the call.
         path: &'static str,
         /// The status.
         status: StatusCode,
-        /// What is wrong with it.
+        /// What is wrong with the body.
         why: String,
     },
 }
 
 impl ClientError {
-    /// No connection, or one that broke.
+    /// Converts a transport error.
     pub(super) fn unreachable(server: &Url, error: &reqwest::Error) -> Self {
         let mut why = if error.is_timeout() { "no answer in time".to_owned() } else { String::new() };
         let mut cause = error.source();
@@ -67,7 +67,7 @@ impl ClientError {
         Self::Unreachable { server: display(server), why }
     }
 
-    /// The stable code of a refusal.
+    /// Returns the error code of a refusal.
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Refused { code, .. } => Some(code),
@@ -75,14 +75,13 @@ impl ClientError {
         }
     }
 
-    /// Whether it is of one request, so that the next may well succeed: everything but a server that cannot be
-    /// reached or does not let anybody in.
+    /// Returns whether the error concerns this request alone, so that others may succeed.
     pub fn is_request_error(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS)
     }
 }
 
-/// A server's address as people write it: without a password and without the slash at its end.
+/// Formats a server's address without its password and trailing slash.
 pub(super) fn display(server: &Url) -> String {
     let mut url = server.clone();
     if url.password().is_some() {

@@ -1,13 +1,13 @@
-//! The calls of the API that this program makes. A test holds each against the OpenAPI document.
+//! The API calls of this program. A test checks each against the OpenAPI document.
 
 use reqwest::Method;
 
-/// A call: its method and its path as the OpenAPI document writes them.
+/// Method and path template of a call, as in the OpenAPI document.
 #[derive(Debug)]
 pub struct Operation {
-    /// GET, POST, …
+    /// HTTP method.
     pub method: Method,
-    /// With `{…}` for each value that is filled in.
+    /// Path with a `{…}` segment for each value.
     pub path: &'static str,
 }
 
@@ -17,7 +17,7 @@ macro_rules! operations {
             #[doc = concat!("`", stringify!($method), " ", $path, "`")]
             pub const $name: Operation = Operation { method: Method::$method, path: $path };
         )*
-        /// All of them.
+        /// All operations.
         #[cfg(test)]
         pub const ALL: &[&Operation] = &[$(&$name),*];
     };

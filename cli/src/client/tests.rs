@@ -1,17 +1,19 @@
-//! The client against the OpenAPI document: its calls are in it, and what it answers is read whole.
+//! Tests the client against the OpenAPI document: every call is in it, and every response is parsed completely.
 
 use std::{fs, path::Path};
 
 use serde::Serialize;
+use serde_json::Value;
+use url::Url;
 
-use super::*;
+use super::{transport::address, *};
 
 fn document() -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
     serde_json::from_str(&fs::read_to_string(path).expect("the document")).expect("JSON")
 }
 
-/// The document's description of a call.
+/// Returns the document's description of a call.
 fn described<'a>(document: &'a Value, operation: &Operation) -> &'a Value {
     let method = operation.method.as_str().to_ascii_lowercase();
     let described = &document["paths"][operation.path][&method];
@@ -19,8 +21,8 @@ fn described<'a>(document: &'a Value, operation: &Operation) -> &'a Value {
     described
 }
 
-/// Reads the example of a call's answer as `T` and writes it again: the same must come out.
-fn read_whole<T: DeserializeOwned + Serialize>(document: &Value, operation: &Operation, status: &str) {
+/// Parses the example response of a call as `T` and serialises it again; nothing may be lost.
+fn parse_completely<T: DeserializeOwned + Serialize>(document: &Value, operation: &Operation, status: &str) {
     let content = &described(document, operation)["responses"][status]["content"]["application/json"];
     let example = &content["example"];
     assert!(example.is_object(), "{} {status} has no example", operation.path);
@@ -30,7 +32,7 @@ fn read_whole<T: DeserializeOwned + Serialize>(document: &Value, operation: &Ope
     assert_eq!(&rounded(&written), &rounded(example), "{}", operation.path);
 }
 
-/// Numbers as single precision has them: 0.996 as an f32 is written with more digits as an f64.
+/// Rounds numbers to four decimals: an f32 has more digits when written as an f64.
 fn rounded(value: &Value) -> Value {
     match value {
         Value::Number(number) => json!(format!("{:.4}", number.as_f64().expect("a number"))),
@@ -49,38 +51,38 @@ fn every_call_is_in_the_document() {
 }
 
 #[test]
-fn no_address_has_a_name() {
+fn no_path_contains_a_name() {
     for operation in operation::ALL {
         assert!(!operation.path.contains("{id}"), "{}", operation.path);
     }
 }
 
 #[test]
-fn answers_are_read_whole() {
+fn responses_are_parsed_completely() {
     let document = document();
-    read_whole::<Dataset>(&document, &operation::DATASET, "200");
-    read_whole::<PersonImages>(&document, &operation::PERSON_IMAGES, "200");
-    read_whole::<NamedPerson>(&document, &operation::ADD_PERSON, "201");
-    read_whole::<NamedPerson>(&document, &operation::RENAME_PERSON, "200");
-    read_whole::<NamedPerson>(&document, &operation::FIND_PERSON, "200");
-    read_whole::<AddedImage>(&document, &operation::ADD_IMAGE, "201");
-    read_whole::<ImageDetails>(&document, &operation::IMAGE, "200");
-    read_whole::<Results>(&document, &operation::GET_RESULTS, "200");
-    read_whole::<Verification>(&document, &operation::VERIFY, "200");
-    read_whole::<Job>(&document, &operation::JOB, "200");
-    read_whole::<Job>(&document, &operation::OPTIMIZED_TRAIN, "202");
-    read_whole::<Jobs>(&document, &operation::JOBS, "200");
-    read_whole::<Models>(&document, &operation::MODELS, "200");
-    read_whole::<Model>(&document, &operation::ACTIVATE_MODEL, "200");
-    read_whole::<Detection>(&document, &operation::DETECTION, "200");
-    read_whole::<Detections>(&document, &operation::DETECTIONS, "200");
-    read_whole::<Track>(&document, &operation::TRACK, "200");
-    read_whole::<LastKnownLocation>(&document, &operation::LAST_KNOWN_LOCATION, "200");
-    read_whole::<Cameras>(&document, &operation::CAMERAS, "200");
+    parse_completely::<Dataset>(&document, &operation::DATASET, "200");
+    parse_completely::<PersonImages>(&document, &operation::PERSON_IMAGES, "200");
+    parse_completely::<NamedPerson>(&document, &operation::ADD_PERSON, "201");
+    parse_completely::<NamedPerson>(&document, &operation::RENAME_PERSON, "200");
+    parse_completely::<NamedPerson>(&document, &operation::FIND_PERSON, "200");
+    parse_completely::<AddedImage>(&document, &operation::ADD_IMAGE, "201");
+    parse_completely::<ImageDetails>(&document, &operation::IMAGE, "200");
+    parse_completely::<Results>(&document, &operation::GET_RESULTS, "200");
+    parse_completely::<Verification>(&document, &operation::VERIFY, "200");
+    parse_completely::<Job>(&document, &operation::JOB, "200");
+    parse_completely::<Job>(&document, &operation::OPTIMIZED_TRAIN, "202");
+    parse_completely::<Jobs>(&document, &operation::JOBS, "200");
+    parse_completely::<Models>(&document, &operation::MODELS, "200");
+    parse_completely::<Model>(&document, &operation::ACTIVATE_MODEL, "200");
+    parse_completely::<Detection>(&document, &operation::DETECTION, "200");
+    parse_completely::<Detections>(&document, &operation::DETECTIONS, "200");
+    parse_completely::<Track>(&document, &operation::TRACK, "200");
+    parse_completely::<LastKnownLocation>(&document, &operation::LAST_KNOWN_LOCATION, "200");
+    parse_completely::<Cameras>(&document, &operation::CAMERAS, "200");
 }
 
 #[test]
-fn the_fields_of_forms_are_in_the_document() {
+fn form_fields_are_in_the_document() {
     let document = document();
     let fields = |form: &str| document["components"]["schemas"][form]["properties"].clone();
     for name in ["image", "camera_id", "location", "key"] {
@@ -93,14 +95,14 @@ fn the_fields_of_forms_are_in_the_document() {
 }
 
 #[test]
-fn ids_are_one_segment_of_the_address_whatever_is_in_them() {
+fn ids_are_percent_encoded_as_one_path_segment() {
     let server = Url::parse("https://example.org/faces/").expect("an address");
     let url = address(&server, &operation::PERSON_IMAGES, &["Ada / Lovelace?"], &[("to", "a+b".into())]);
     assert_eq!(url.as_str(), "https://example.org/faces/people/Ada%20%2F%20Lovelace%3F?to=a%2Bb");
 }
 
 #[test]
-fn an_address_that_is_none_is_named() {
+fn an_invalid_address_is_named() {
     for wrong in ["127.0.0.1:8080", "ftp://example.org", "http://"] {
         let error = Client::new(&Settings::new(wrong)).expect_err("refused").to_string();
         assert!(error.contains("--server") && error.contains(wrong), "{error}");

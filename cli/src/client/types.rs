@@ -1,5 +1,5 @@
-//! What the API answers, field by field as the OpenAPI document has it. A test reads the document's examples with
-//! these types and writes them again: nothing may be lost.
+//! Responses of the API, field by field as in the OpenAPI document. A test parses the document's examples with these
+//! types and serialises them again; nothing may be lost.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -7,166 +7,166 @@ use serde_json::Value;
 /// `GET /dataset`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Dataset {
-    /// By their Face IDs.
+    /// Ordered by Face ID.
     pub people: Vec<DatasetEntry>,
-    /// Images of different people that are nearly the same picture.
+    /// Near-duplicate images of different people.
     #[serde(default)]
     pub conflicts: Vec<Conflict>,
-    /// Beside the list.
+    /// List metadata.
     pub meta: ListMeta,
 }
 
 /// A person of the dataset.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DatasetEntry {
-    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
     /// Enrolled images.
     pub images: u64,
-    /// Those that a training uses.
+    /// Images that a training uses.
     #[serde(default)]
     pub usable_images: Option<u64>,
-    /// Whose name counts as the same, by id.
+    /// Id of the person with an equivalent name.
     #[serde(default)]
     pub same_name_as: Option<String>,
 }
 
-/// Two images of different people that are nearly the same picture; a training leaves both out.
+/// Two near-duplicate images of different people; a training excludes both.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Conflict {
-    /// The two.
+    /// The two images.
     pub images: Vec<ConflictingImage>,
-    /// Cosine between their embeddings.
+    /// Cosine similarity of their embeddings.
     pub similarity: f32,
 }
 
-/// One of two images that are nearly the same picture.
+/// One of two near-duplicate images.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ConflictingImage {
-    /// Its number in the server.
+    /// Its id.
     pub image_id: String,
-    /// Whom it is enrolled under.
+    /// Id of the person.
     pub person_id: String,
-    /// The Face ID; none for somebody who was erased since.
+    /// The Face ID; none if the person was erased since.
     pub face_id: Option<String>,
 }
 
 /// `GET /images/{image_id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageDetails {
-    /// Its number in the server.
+    /// Its id.
     pub image_id: String,
-    /// Whom it is enrolled under.
+    /// Id of the person.
     pub person_id: String,
     /// The Face ID.
     pub face_id: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// SHA-256 of its bytes in hexadecimal digits; none for one that was enrolled before servers kept them.
+    /// SHA-256 in hexadecimal digits; none for images that predate it.
     pub sha256: Option<String>,
     /// RFC 3339, UTC.
     pub created_at: String,
-    /// By embedder.
+    /// One per embedder.
     pub embeddings: Vec<ImageEmbedding>,
-    /// Images of others that are nearly the same picture.
+    /// Near-duplicate images of other people.
     pub similar: Vec<SimilarImage>,
 }
 
-/// That an image has an embedding.
+/// An embedding of an image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageEmbedding {
-    /// The network that made it.
+    /// Name of the embedder.
     pub embedder: String,
     /// RFC 3339, UTC.
     pub created_at: String,
 }
 
-/// An image of another person that is nearly the same picture.
+/// A near-duplicate image of another person.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SimilarImage {
-    /// Its number in the server.
+    /// Its id.
     pub image_id: String,
-    /// Whom it is enrolled under.
+    /// Id of the person.
     pub person_id: String,
     /// The Face ID.
     pub face_id: String,
-    /// Cosine between the embeddings of both.
+    /// Cosine similarity of the embeddings.
     pub similarity: f32,
 }
 
-/// What is wrong with an image that was enrolled all the same.
+/// A warning about an image that was enrolled.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EnrolmentWarning {
-    /// For programs.
+    /// Stable code.
     pub code: String,
-    /// For people.
+    /// Human-readable message.
     pub message: String,
-    /// The images of others.
+    /// The near-duplicate images.
     pub images: Vec<SimilarImage>,
 }
 
-/// Beside a list.
+/// Metadata of a list.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ListMeta {
-    /// Entries of the list.
+    /// Number of entries.
     pub total: u64,
 }
 
-/// Beside a page.
+/// Metadata of a page.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PageMeta {
-    /// What gets the next page; none on the last.
+    /// Cursor of the next page; none on the last.
     pub next_cursor: Option<String>,
 }
 
-/// `GET /dataset/{id}`.
+/// `GET /people/{person_id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PersonImages {
-    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
-    /// The oldest first.
+    /// Oldest first.
     pub images: Vec<Image>,
-    /// Beside the list.
+    /// List metadata.
     pub meta: ListMeta,
 }
 
 /// An enrolled image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Image {
-    /// Its number in the server.
+    /// Its id.
     pub image_id: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// SHA-256 of its bytes in hexadecimal digits; none for one that was enrolled before servers kept them.
+    /// SHA-256 in hexadecimal digits; none for images that predate it.
     #[serde(default)]
     pub sha256: Option<String>,
     /// RFC 3339, UTC.
     pub created_at: String,
 }
 
-/// The answer to an enrolled image.
+/// Response to an enrolled image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AddedImage {
-    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
-    /// Its number in the server.
+    /// Its id.
     pub image_id: String,
-    /// The network whose embedding was stored.
+    /// Embedder of the stored embedding.
     pub embedder: String,
-    /// The face in the picture.
+    /// Bounds of the face in the image, pixels.
     pub bounding_box: BoundingBox,
-    /// Probability that it is a face.
+    /// Detection confidence, 0 to 1.
     pub detection_confidence: f32,
-    /// Where other people have nearly the same picture.
+    /// Present if other people have a near-duplicate image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<EnrolmentWarning>,
 }
@@ -174,7 +174,7 @@ pub struct AddedImage {
 /// A person that was added or renamed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NamedPerson {
-    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
     /// The Face ID.
@@ -197,41 +197,41 @@ pub struct BoundingBox {
 /// `get-results`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Results {
-    /// The model that identified the faces; none before a training.
+    /// Version of the active model; none before the first training.
     pub model_version: Option<u64>,
-    /// Which call trains, where nothing was trained.
+    /// Hint on how to train, before the first training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
-    /// By image.
+    /// Ordered by image.
     pub faces: Vec<Face>,
-    /// Images that could not be read, beside others that could.
+    /// Images that could not be read, if others could.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ImageError>,
 }
 
-/// A face and whom it shows.
+/// A face with its identity.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Face {
-    /// Which of the request's images, from 0.
+    /// Index of the image in the request.
     pub image: usize,
-    /// The face in the picture.
+    /// Bounds of the face in the image, pixels.
     pub bounding_box: BoundingBox,
-    /// Probability that it is a face.
+    /// Detection confidence, 0 to 1.
     pub detection_confidence: f32,
     /// The most probable person.
     pub top_prediction: Option<Prediction>,
-    /// Whether it shows that person.
+    /// Whether the face is accepted as that person's.
     pub decision: Decision,
-    /// Cosine to the mean embedding of the most probable person.
+    /// Cosine similarity to the mean embedding of the most probable person.
     pub score: Option<f32>,
-    /// What the score must reach.
+    /// Score from which on a face is known.
     pub threshold: f32,
-    /// Everybody whom the model knows, the most probable first.
+    /// Everybody in the model, most probable first.
     pub all_predictions: Vec<Prediction>,
 }
 
 impl Face {
-    /// Of several faces on a picture the one that is largest: whoever is photographed stands close.
+    /// Returns the largest of several faces.
     pub fn largest(faces: &[Self]) -> Option<&Self> {
         let area = |face: &&Self| {
             let edges = face.bounding_box;
@@ -240,7 +240,7 @@ impl Face {
         faces.iter().max_by(|a, b| area(a).total_cmp(&area(b)))
     }
 
-    /// Who it is; none for somebody who is not enrolled.
+    /// Returns the name; none for an unknown face.
     pub fn name(&self) -> Option<&str> {
         match self.decision {
             Decision::Known => self.top_prediction.as_ref().map(|top| top.label.as_str()),
@@ -249,76 +249,76 @@ impl Face {
     }
 }
 
-/// How probable a name is.
+/// A name with its probability.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Prediction {
     /// The Face ID.
     pub label: String,
-    /// Probability among all names.
+    /// Probability, 0 to 1; the sum over all names is 1.
     pub confidence: f32,
 }
 
-/// Whether a face shows somebody who is enrolled.
+/// Whether a face is somebody enrolled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
-    /// It shows the first of the predictions.
+    /// The person of the top prediction.
     Known,
-    /// It shows nobody who is enrolled.
+    /// Nobody enrolled.
     Unknown,
 }
 
-/// An image without an answer.
+/// An image that could not be processed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageError {
-    /// Which of the request's images, from 0.
+    /// Index of the image in the request.
     pub image: usize,
-    /// Why.
+    /// The reason.
     pub error: ErrorDetail,
 }
 
-/// The body of every error.
+/// Body of every error response.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// The error.
     pub error: ErrorDetail,
 }
 
-/// What went wrong.
+/// An error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorDetail {
-    /// Stable, for programs.
+    /// Stable code.
     pub code: String,
-    /// For people.
+    /// Human-readable message.
     pub message: String,
-    /// The values of the message.
+    /// Structured details.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub details: Value,
 }
 
-/// A job: training or computing embeddings.
+/// A job: a training or the computation of embeddings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
-    /// Its number in the server.
+    /// Its id.
     pub job_id: String,
     /// `optimized-train`, `train` or `generate-emb`.
     pub kind: String,
-    /// How far it is.
+    /// Its state.
     pub status: JobStatus,
-    /// The same in numbers.
+    /// Its progress.
     pub progress: Progress,
-    /// What it made, where it is done.
+    /// Its result, if done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
-    /// Why it failed.
+    /// Why it failed, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorDetail>,
     /// RFC 3339, UTC.
     pub created_at: String,
-    /// When it was begun.
+    /// RFC 3339, UTC; none before the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
-    /// When it ended.
+    /// RFC 3339, UTC; none before the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
 }
@@ -326,30 +326,30 @@ pub struct Job {
 /// `GET /jobs`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Jobs {
-    /// The newest first.
+    /// Newest first.
     pub jobs: Vec<Job>,
-    /// Beside the list.
+    /// List metadata.
     pub meta: PageMeta,
 }
 
-/// How far a job is.
+/// State of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
-    /// Nobody works on it yet.
+    /// Not started.
     Queued,
-    /// In work.
+    /// In progress.
     Running,
-    /// Ended well.
+    /// Succeeded.
     Done,
-    /// Ended badly.
+    /// Failed.
     Failed,
-    /// Ended on request.
+    /// Cancelled.
     Cancelled,
 }
 
 impl JobStatus {
-    /// The word of the API.
+    /// Returns the API's name of the state.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -360,192 +360,192 @@ impl JobStatus {
         }
     }
 
-    /// Whether nothing more will happen.
+    /// Returns whether the job has ended.
     pub fn is_finished(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
 }
 
-/// How far a job is, in images.
+/// Progress of a job in images.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Progress {
-    /// Done.
+    /// Images processed.
     pub images_done: u64,
-    /// Altogether; none before they were counted.
+    /// Images in total; none until counted.
     pub images_total: Option<u64>,
-    /// Of the images.
+    /// Percentage of images processed.
     pub percent: Option<u64>,
 }
 
 /// `GET /model`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Models {
-    /// The newest first.
+    /// Newest first.
     pub models: Vec<Model>,
-    /// Beside the list.
+    /// List metadata.
     pub meta: ListMeta,
 }
 
-/// What a training made.
+/// A trained model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Model {
-    /// Grows with each training.
+    /// Increases with each training.
     pub version: u64,
-    /// Whether this one answers.
+    /// Whether it is the active model.
     pub active: bool,
     /// RFC 3339, UTC.
     pub created_at: String,
-    /// The network whose embeddings it takes.
+    /// Embedder it was trained for.
     pub embedder: String,
-    /// People whom it knows.
+    /// Number of people.
     pub people: u64,
-    /// Images that it was trained on.
+    /// Number of training images.
     pub images: u64,
-    /// How long the training took.
+    /// Duration of the training.
     pub duration_ms: u64,
 }
 
 /// `GET /database/detections`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Detections {
-    /// In the order that was asked for.
+    /// In the requested order.
     pub detections: Vec<Detection>,
-    /// Beside the page.
+    /// Page metadata.
     pub meta: PageMeta,
 }
 
-/// A face that was seen somewhere at some time.
+/// A stored detection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Detection {
-    /// Grows with each detection.
+    /// Increases with each detection.
     pub id: i64,
     /// RFC 3339, UTC.
     pub captured_at: String,
-    /// What the sender claimed instead, where that could not be.
+    /// The sender's implausible time, where `captured_at` is the time of arrival.
     #[serde(default)]
     pub claimed_at: Option<String>,
-    /// `claim` or `arrival`: whose clock `captured_at` is of. Empty from servers that believed every sender.
+    /// `claim` or `arrival`: the clock of `captured_at`. Empty from servers that predate the check.
     #[serde(default)]
     pub time_basis: String,
-    /// When the server got it.
+    /// When it arrived, RFC 3339, UTC.
     pub received_at: String,
-    /// Which camera.
+    /// Id of the camera.
     pub camera_id: String,
-    /// Where it stood.
+    /// Location of the camera.
     pub location: String,
-    /// Whom it shows; none for an unknown face.
+    /// The Face ID; none for an unknown face.
     pub face_id: Option<String>,
-    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
-    /// Probability of the name.
+    /// Probability of the name, 0 to 1.
     pub confidence: Option<f32>,
-    /// Cosine to the mean embedding of the most probable person.
+    /// Cosine similarity to the mean embedding of the most probable person.
     pub score: Option<f32>,
-    /// What the score had to reach.
+    /// Score from which on a face was known.
     pub threshold: f32,
-    /// Probability that it is a face.
+    /// Detection confidence, 0 to 1.
     pub detection_confidence: f32,
-    /// The model that identified it.
+    /// Version of the model that identified it.
     pub model_version: Option<u64>,
-    /// Its number in the camera's video.
+    /// Track in the camera's video.
     pub track_id: Option<i64>,
-    /// In the camera's frame, or in the picture that was sent.
+    /// Bounds in the camera's frame or in the uploaded image, pixels.
     pub bounding_box: BoundingBox,
 }
 
-/// `GET /database/{id}/track`.
+/// `GET /people/{person_id}/track`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Track {
-    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
-    /// In the order of time.
+    /// In order of time.
     pub detections: Vec<Detection>,
-    /// Beside the page.
+    /// Page metadata.
     pub meta: PageMeta,
 }
 
 /// Where a person was seen last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LastKnownLocation {
-    /// The same person as `/people/{person_id}` has it; none by servers from before there were ids.
+    /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
     /// The Face ID.
     pub face_id: String,
-    /// The camera's place.
+    /// The camera's location.
     pub location: String,
-    /// The camera.
+    /// Id of the camera.
     pub camera_id: String,
     /// RFC 3339, UTC.
     pub captured_at: String,
-    /// When the server got the picture.
+    /// When it arrived, RFC 3339, UTC.
     #[serde(default)]
     pub received_at: String,
-    /// What the sender claimed instead, where that could not be.
+    /// The sender's implausible time, where `captured_at` is the time of arrival.
     #[serde(default)]
     pub claimed_at: Option<String>,
-    /// `claim` or `arrival`: whose clock `captured_at` is of. Empty from servers that believed every sender.
+    /// `claim` or `arrival`: the clock of `captured_at`. Empty from servers that predate the check.
     #[serde(default)]
     pub time_basis: String,
-    /// Probability of the name.
+    /// Probability of the name, 0 to 1.
     pub confidence: Option<f32>,
 }
 
 /// `GET /cameras`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cameras {
-    /// By their ids.
+    /// Ordered by id.
     pub cameras: Vec<Camera>,
-    /// Beside the list.
+    /// List metadata.
     pub meta: ListMeta,
 }
 
-/// A camera that has sent something.
+/// A camera that has sent a detection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Camera {
-    /// As it calls itself.
+    /// Its id.
     pub camera_id: String,
-    /// When it detected a face last.
+    /// When it last detected a face.
     pub last_seen: String,
-    /// Where it stood, the latest place first.
+    /// Its locations, latest first.
     pub locations: Vec<Place>,
 }
 
-/// A place of a camera.
+/// A location of a camera.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Place {
-    /// As the camera calls it.
+    /// Name of the location.
     pub location: String,
-    /// When it detected a face there last.
+    /// When it last detected a face there.
     pub last_seen: String,
 }
 
-/// The answer to a comparison of two pictures.
+/// Result of comparing two images.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Verification {
     /// Whether the similarity reaches the threshold.
     pub same_person: bool,
-    /// Cosine between the embeddings of the two faces.
+    /// Cosine similarity of the embeddings.
     pub similarity: f32,
-    /// What the similarity must reach.
+    /// Similarity from which on it is the same person.
     pub threshold: f32,
-    /// The network that embedded the faces.
+    /// Embedder used.
     pub embedder: String,
-    /// The face of each picture.
+    /// The face of each image.
     pub faces: Vec<VerifiedFace>,
 }
 
-/// The one face of a picture.
+/// The face of an image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VerifiedFace {
-    /// Which of the two pictures, 0 or 1.
+    /// Index of the image, 0 or 1.
     pub image: usize,
-    /// The face in the picture.
+    /// Bounds of the face in the image, pixels.
     pub bounding_box: BoundingBox,
-    /// Probability that it is a face.
+    /// Detection confidence, 0 to 1.
     pub detection_confidence: f32,
 }

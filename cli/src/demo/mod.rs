@@ -1,6 +1,6 @@
-//! `facepipe demo`: the main job from one end to the other. A backend is started with an empty database, people are
-//! enrolled and trained, a crowd in which they and others walk by is rendered and replayed through the real elements,
-//! and the detections that were stored are summed up: who was seen where, when and how often, and what it cost in uplink.
+//! `facepipe demo`: the main job end to end. Starts a backend with an empty database, enrols and trains people, renders a
+//! crowd of them and of strangers, replays it through the real elements, and reports the stored detections: who was seen
+//! where, when and how often, and the uplink needed.
 
 mod page;
 mod parts;
@@ -36,48 +36,48 @@ use crate::{
     video::source::Source,
 };
 
-/// Runs the main job on real input: enrol, train, replay a video, report who was seen.
+/// Runs the main job end to end: enrol, train, replay a video, report who was seen.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
   facepipe demo
-  facepipe demo --keep                                  (then ask its backend)
+  facepipe demo --keep                                  (keeps the backend running)
   facepipe demo --video entrance.mp4 --faces staff/     (staff/<name>/*.jpg)
   facepipe demo --policy every                          (each face of each frame)
 
-Without --video, a crowd is rendered in which people of --faces walk by, and
-always somebody who is not enrolled. Where a part is missing, the demo says
-which and runs what it can without it; the exit code is 3 then.
+Without --video, a crowd of the people of --faces and of strangers is rendered.
+If a component is missing, the demo names it and runs the rest; the exit code is
+then 3.
 
-Writes report.html for a browser, report.json, the crowd, the backend's log and
-its database below --out. Where <video>.json with ground truth lies beside the
-video, the report also says how many identities were right.
+Writes report.html, report.json, the crowd video, the backend's log and its
+database to --out. If there is a ground truth file <video>.json beside the video,
+the report also says how many identities were right.
 
 {}", exit::HELP))]
 pub struct Options {
-    /// Video file to replay, in real time [default: a crowd that is rendered from --faces, with ground truth]
+    /// Video file to replay in real time [default: a crowd rendered from --faces, with ground truth]
     #[arg(long, value_name = "FILE")]
     video: Option<PathBuf>,
-    /// Which faces are uploaded: a few good pictures of each person who walks by, or each face of each frame
+    /// Which faces are uploaded: the best crops of each person, or every face of every frame
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
-    /// How faces look in report.html
+    /// How faces are shown in report.html
     #[arg(long, value_enum, default_value_t)]
     thumbnails: Thumbnails,
     /// Keep the backend running after the report, until Ctrl-C
     #[arg(long)]
     keep: bool,
-    /// Port of the backend on this machine; 0: any free one
+    /// Port of the backend on this machine; 0: any free port
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     port: u16,
-    /// Where the reports, the crowd, the log and the database go
+    /// Folder for the reports, the crowd, the log and the database
     #[arg(long, default_value = "target/demo", value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     trial: trial::Options,
 }
 
-/// What the demo does one after the other, with the time that each took.
+/// The steps of the demo with their durations.
 #[derive(Default)]
 struct Steps {
     done: Vec<Step>,
@@ -85,7 +85,7 @@ struct Steps {
 }
 
 impl Steps {
-    /// Ends the step before, and begins another: `what` is said where no bar can be seen.
+    /// Ends the current step and starts another; prints `what` unless a progress bar is shown.
     fn begin(&mut self, name: &'static str, what: &str) {
         self.end();
         if !io::stderr().is_terminal() {
@@ -111,7 +111,7 @@ impl Steps {
 /// Runs the demo and writes its reports.
 ///
 /// # Errors
-/// Something that the demo needs is missing (the message says how to get it), or a part of it fails.
+/// Something is missing (the message says how to get it), or a step fails.
 pub fn run(options: &Options) -> Result<Outcome> {
     if let Some(video) = &options.video {
         Source::File(video.clone()).check()?;
@@ -206,27 +206,29 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Without a gallery nobody can be recognised, and a video in which nobody can be is not shown unless it is asked for.
+/// Error without a gallery: nobody could be recognised.
 const NO_GALLERY: &str = "there is nobody to enrol: no gallery was downloaded. Name a folder with one folder of photographs \
     per person with --faces (make demo FACES=folder), run `facepipe models fetch` for one that is free to use, or set \
     FACEPIPE_MIRROR. With --video, a video is replayed in which everybody is unknown";
 
-/// Where the reports go.
+/// Paths of the reports.
 struct Reports {
     page: PathBuf,
     json: PathBuf,
 }
 
 impl Reports {
+    /// Removes old reports and checks that new ones can be written, before the work is done.
+    ///
     /// # Errors
-    /// They cannot be written there; better said before than after the work.
+    /// They cannot be written.
     fn prepare(out: &Path) -> Result<Self, Failure> {
         let reports = Self { page: out.join("report.html"), json: out.join("report.json") };
         for file in [&reports.page, &reports.json] {
             if file.is_dir() {
                 return Err(Failure::output(file.display(), "is a folder"));
             }
-            // An old one must not be taken for this demo's.
+            // An old report must not be mistaken for this run's.
             match fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Failure::output(file.display(), error));
@@ -246,7 +248,7 @@ impl Reports {
     }
 }
 
-/// Renders the crowd and says who is in it.
+/// Renders the crowd and prints who is in it.
 fn render(gallery: &[Person], strangers: Strangers, detector: &Mtcnn, out: &Path) -> Result<Option<PathBuf>> {
     let video = out.join("crowd.mp4");
     let Some(rendered) = walkers::render(gallery, strangers, detector, &video)? else { return Ok(None) };
@@ -261,7 +263,7 @@ fn render(gallery: &[Person], strangers: Strangers, detector: &Mtcnn, out: &Path
     Ok(Some(video))
 }
 
-/// The edge alone: faces are found, followed and cut out, and nobody is asked who they are.
+/// Runs the edge alone: faces are detected, tracked and cropped, but not recognised.
 fn without_backend(
     options: &Options,
     parts: &Parts,
@@ -315,7 +317,7 @@ fn without_backend(
     Ok(Outcome::Partial)
 }
 
-/// The backend alone: photographs that were not enrolled take the place of the video.
+/// Runs the backend alone: recognises photographs that were not enrolled instead of a video.
 fn without_edge(trial: &Trial, mut steps: Steps) -> Result<Outcome> {
     steps.begin("recognition", "asking the backend who is on photographs");
     let (mut right, mut asked, mut without_face) = (0, 0, 0);
@@ -359,7 +361,7 @@ fn suggest(suggestions: &[Suggestion]) {
     }
 }
 
-/// What came from elsewhere, with its licence.
+/// Lists the networks and data used, with their licences.
 fn models(options: &Options, trial: Option<&Trial>, parts: &Parts) -> Vec<Model> {
     let Ok(manifest) = Manifest::embedded() else { return Vec::new() };
     let licence = |name: &str| {
@@ -392,7 +394,7 @@ fn models(options: &Options, trial: Option<&Trial>, parts: &Parts) -> Vec<Model>
 }
 
 impl Options {
-    /// The same options, as arguments.
+    /// Returns the options as command line arguments.
     fn to_arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         if let Some(video) = &self.video {

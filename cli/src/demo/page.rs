@@ -1,5 +1,5 @@
-//! The demo's result as one page for a browser: nothing is loaded from elsewhere, and no face can be recognised on it
-//! unless that was asked for. The page is well-formed XML too.
+//! The demo's report as a self-contained HTML page, which is well-formed XML too. Faces are pixelated unless requested
+//! otherwise.
 
 use std::fmt::{self, Display, Write as _};
 
@@ -13,13 +13,13 @@ use crate::trial::{Crops, IdentificationOutcome};
 
 const STYLE: &str = include_str!("page.css");
 
-/// So many who walked by are shown with a picture.
+/// Maximum number of tiles.
 const MAX_TILES: usize = 60;
 
-/// Width of a line of time in its own units; its height is 20.
+/// Width of a timeline in SVG units; its height is 20.
 const TIMELINE_WIDTH: f64 = 400.0;
 
-/// Text that a page shows as it is, whatever is in it. What XML cannot hold becomes U+FFFD.
+/// Text escaped for XML; characters that XML does not allow become U+FFFD.
 struct Escaped<'a>(&'a str);
 
 impl Display for Escaped<'_> {
@@ -41,15 +41,15 @@ impl Display for Escaped<'_> {
     }
 }
 
-/// A name, which may be written from right to left and may be broken where names of files have their spaces.
+/// Formats a name: isolated for bidirectional text, with line breaks allowed after underscores.
 fn name_html(name: &str) -> String {
     format!("<bdi>{}</bdi>", Escaped(name).to_string().replace('_', "_<wbr/>"))
 }
 
-/// The page.
+/// Renders the page.
 pub fn render(report: &Report, crops: &Crops, thumbnails: Thumbnails) -> String {
     let page = Page { report, crops, thumbnails };
-    // Writing into memory does not fail.
+    // Writing to a string cannot fail.
     let mut html = String::new();
     let _ = page.write(&mut html);
     html
@@ -95,22 +95,18 @@ impl Page<'_> {
         }
         self.provenance(out)?;
         let faces = match self.thumbnails {
-            Thumbnails::Pixelated => {
-                "Faces are pixelated: this page does not hold more of them than it shows."
-            }
-            Thumbnails::Clear => {
-                "Faces are shown as they were uploaded: treat this page as what it is, biometric data."
-            }
+            Thumbnails::Pixelated => "Faces are pixelated; this page contains no more detail than it shows.",
+            Thumbnails::Clear => "Faces are shown as uploaded; treat this page as biometric data.",
         };
         write!(
             out,
-            "<footer><p>All times are UTC. {faces} It loads nothing from elsewhere.</p>\n<p>facepipe {}</p></footer>\n\
+            "<footer><p>All times are UTC. {faces} The page loads nothing from elsewhere.</p>\n<p>facepipe {}</p></footer>\n\
              </main>\n</body>\n</html>\n",
             Escaped(&report.version)
         )
     }
 
-    /// The most important figures.
+    /// Writes the key figures.
     fn figures(&self, out: &mut String) -> fmt::Result {
         let report = self.report;
         let mut figures: Vec<(&str, String, String)> = Vec::new();
@@ -158,7 +154,7 @@ impl Page<'_> {
         writeln!(out, "</dl>")
     }
 
-    /// What could not be had, and so did not run.
+    /// Writes the missing components.
     fn missing(&self, out: &mut String) -> fmt::Result {
         if self.report.missing.is_empty() {
             return Ok(());
@@ -170,7 +166,7 @@ impl Page<'_> {
         writeln!(out, "</ul>\n</section>")
     }
 
-    /// Who was seen where and when.
+    /// Writes who was seen where and when.
     fn people(&self, out: &mut String) -> fmt::Result {
         let report = self.report;
         writeln!(
@@ -216,7 +212,7 @@ impl Page<'_> {
         )
     }
 
-    /// A line that is as long as the video, with a point for each picture.
+    /// Returns a timeline of the video with a point per detection.
     fn timeline(&self, taken: &[f64]) -> String {
         let mut times = taken.to_vec();
         times.sort_by(f64::total_cmp);
@@ -237,7 +233,7 @@ impl Page<'_> {
         )
     }
 
-    /// The time of day of a moment of the video.
+    /// Formats the time of day of a moment of the video.
     fn moment(&self, seconds: f64) -> String {
         let Ok(started) = OffsetDateTime::parse(&self.report.started_at, &Rfc3339) else {
             return String::new();
@@ -250,7 +246,7 @@ impl Page<'_> {
         format!("<time datetime=\"{moment}\">{shown}</time>")
     }
 
-    /// Everybody who walked by, with a picture.
+    /// Writes a tile with a thumbnail for each walker.
     fn tiles(&self, out: &mut String) -> fmt::Result {
         let tracks = &self.report.tracks;
         if tracks.is_empty() {
@@ -302,7 +298,7 @@ impl Page<'_> {
         writeln!(out, "</li>")
     }
 
-    /// What it cost, beside what the video costs.
+    /// Writes the uplink compared with the video.
     fn uplink(&self, out: &mut String) -> fmt::Result {
         let report = self.report;
         let rates = [
@@ -339,7 +335,7 @@ impl Page<'_> {
         )
     }
 
-    /// What was right and what was not, where that is known.
+    /// Writes the accuracy by outcome.
     fn accuracy(&self, out: &mut String, accuracy: &Accuracy) -> fmt::Result {
         writeln!(
             out,
@@ -369,7 +365,7 @@ impl Page<'_> {
         writeln!(out, "</tbody>\n</table></div>\n</section>")
     }
 
-    /// Networks with their licences, and what took how long.
+    /// Writes networks, licences and durations.
     fn provenance(&self, out: &mut String) -> fmt::Result {
         let report = self.report;
         writeln!(
@@ -411,7 +407,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_a_name_holds_is_shown_as_text() {
+    fn names_are_escaped() {
         let shown = |text: &str| Escaped(text).to_string();
         assert_eq!(shown("<img src=x onerror='a'>"), "&lt;img src=x onerror=&#39;a&#39;&gt;");
         assert_eq!(shown("a\"b & c"), "a&quot;b &amp; c");

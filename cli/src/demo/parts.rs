@@ -1,37 +1,37 @@
-//! What the demo runs on, what of it is there, and what is said about what is not.
+//! The components that the demo needs, and messages about missing ones.
 
 use facepipe_detector::{models as edge_models, runtime};
 use facepipe_vision::{EmbedderKind, Mtcnn, MtcnnConfig};
 
 use crate::trial;
 
-/// Width of the crowd's frames, by which the edge's detector is chosen.
+/// Frame width, which determines the edge's detector.
 const WIDTH: u32 = 1920;
 
-/// The parts that need files: each is there, or there are words about what is missing.
+/// The components that need files: each is available, or the error says what is missing.
 pub struct Parts {
-    /// The backend's face detector, which also finds the faces of photographs for the crowd.
+    /// Face detector of the backend, also used to render the crowd.
     pub detector: Result<Mtcnn, String>,
     /// The backend's embedder.
     pub embedder: Result<EmbedderKind, String>,
-    /// The file of the edge's detector.
+    /// File name of the edge's detector.
     pub edge: Result<String, String>,
 }
 
 impl Parts {
-    /// Looks for all of them.
+    /// Looks for all components.
     pub fn find(options: &trial::Options) -> Self {
         let detector =
             Mtcnn::load(options.models(), MtcnnConfig::default()).map_err(|error| error.to_string());
         Self { detector, embedder: embedder(options), edge: edge_detector() }
     }
 
-    /// Whether people can be enrolled and recognised.
+    /// Returns whether people can be enrolled and recognised.
     pub fn has_backend(&self) -> bool {
         self.detector.is_ok() && self.embedder.is_ok()
     }
 
-    /// What is missing, and what does not run without it; a line each.
+    /// Describes each missing component and its consequence.
     pub fn missing(&self) -> Vec<String> {
         let line = |part: &str, what: &str, loss: &str| format!("Missing   {part}: {what}\n          {loss}");
         let mut missing = Vec::new();

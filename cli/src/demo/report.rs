@@ -1,4 +1,4 @@
-//! What the demo found, for people on the terminal and for programs as `report.json`.
+//! The demo's result, printed on the terminal and written as `report.json`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,82 +21,82 @@ use crate::{
     video::faces::LeftOut,
 };
 
-/// What sending the camera's video itself would cost, in Mbit/s: 1080p H.264 as cameras send it.
+/// Bit rate of the camera's own video, Mbit/s: 1080p H.264.
 pub const VIDEO_MBPS: f64 = 4.0;
 
-/// The demo's result. All rates are taken over the video's own length.
+/// The demo's result. All rates are averages over the length of the video.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Of this program.
+    /// Version of this program.
     pub version: String,
     pub video: String,
     /// Length of the video.
     pub seconds: f64,
-    /// Of the video's own file, Mbit/s.
+    /// Bit rate of the video file, Mbit/s.
     pub video_mbps: f64,
     /// When the replay began, RFC 3339 in UTC.
     pub started_at: String,
     pub camera_id: &'static str,
     pub camera_location: &'static str,
-    /// None where there was no backend.
+    /// None without a backend.
     pub embedder: Option<String>,
     pub policy: &'static str,
     pub faces_uploaded: u64,
     pub detections_stored: usize,
-    /// Request bytes as they went into the sockets, HTTP headers included; without a backend, bytes of the pictures.
+    /// Request bytes at the sockets, including HTTP headers; without a backend, bytes of the crops.
     pub uplink_bytes: u64,
     pub uplink_mbps: f64,
-    /// How many times less than a 4 Mbit/s video.
+    /// Factor by which this is less than 4 Mbit/s of video.
     pub reduction_factor: f64,
     /// Stored detections per recognised person.
     pub identified: BTreeMap<String, usize>,
-    /// Stored detections of faces that are nobody enrolled.
+    /// Stored detections of unknown faces.
     pub unknown: usize,
     /// People who were enrolled.
     pub people_enrolled: usize,
-    /// People of whom no photograph could be used.
+    /// People without a usable photograph.
     pub people_without_photograph: Vec<String>,
     /// Uploaded crops in which the backend found no face.
     pub crops_without_face: usize,
     /// Faces that were found and left out.
     pub left_out: LeftOut,
-    /// When each of those detections was taken, seconds since the start of the video; none: unknown.
+    /// Times of the detections by name, seconds since the start of the video; none: unknown.
     #[serde(skip)]
     pub taken: BTreeMap<Option<String>, Vec<f64>>,
-    /// Who walked by, as far as the tracker could follow them, in the order of their coming.
+    /// Tracks, in order of appearance.
     pub tracks: Vec<Track>,
-    /// What was missing.
+    /// Missing components.
     pub missing: Vec<String>,
-    /// What was done, and how long it took.
+    /// Steps with their durations.
     pub steps: Vec<Step>,
-    /// Networks and other parts from elsewhere.
+    /// Networks and data used.
     pub models: Vec<Model>,
     #[serde(flatten)]
     pub accuracy: Option<Accuracy>,
 }
 
-/// Somebody whom the tracker followed.
+/// A track.
 #[derive(Debug, Serialize)]
 pub struct Track {
-    /// The tracker's number.
+    /// Id of the track.
     pub track: i32,
-    /// Who it is; none for nobody who is enrolled, and where there was no backend.
+    /// The name; none if unknown or without a backend.
     pub identity: Option<String>,
-    /// How sure the backend is of the name, 0 to 1.
+    /// Confidence of the name, 0 to 1.
     pub confidence: f64,
-    /// Pictures in which the backend found the face.
+    /// Number of detections.
     pub detections: usize,
-    /// From the first picture to the last, seconds since the start of the video.
+    /// Times of the first and last crop, seconds since the start of the video.
     pub seconds: [f64; 2],
-    /// Whether that is right, where the video has ground truth.
+    /// Whether the name is right; none without ground truth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<&'static str>,
-    /// The same for the page.
+    /// The same, for the page.
     #[serde(skip)]
     pub outcome: Option<IdentificationOutcome>,
 }
 
-/// Something that was done.
+/// A step of the demo.
 #[derive(Debug, Clone, Serialize)]
 pub struct Step {
     pub name: &'static str,
@@ -104,13 +104,13 @@ pub struct Step {
 }
 
 impl Step {
-    /// It took so long.
+    /// Creates a finished step.
     pub fn new(name: &'static str, took: Duration) -> Self {
         Self { name, seconds: took.as_secs_f64() }
     }
 }
 
-/// A part from elsewhere.
+/// A network or data set used.
 #[derive(Debug, Clone, Serialize)]
 pub struct Model {
     pub role: &'static str,
@@ -118,31 +118,30 @@ pub struct Model {
     pub licence: String,
 }
 
-/// How right it was, where the video has ground truth.
+/// Accuracy against the ground truth.
 #[derive(Debug, Serialize)]
 pub struct Accuracy {
-    /// Share of stored detections whose identity is right; unknown is right for who is not enrolled.
+    /// Share of correct detections; unknown is correct for strangers.
     pub identification_accuracy: f64,
-    /// People (appearances) who walked through the video.
+    /// Walkers in the video.
     pub walkers: usize,
-    /// Those of them who are enrolled.
+    /// Walkers who are enrolled.
     pub walkers_enrolled: usize,
-    /// Those of these with at least one right identification.
+    /// Enrolled walkers with at least one correct identification.
     pub walkers_seen: usize,
     pub detections_right: usize,
-    /// Those of them that were called unknown, and are of people who are not enrolled.
+    /// Correct detections of strangers.
     pub detections_rightly_unknown: usize,
-    /// Wrong since called unknown.
+    /// Enrolled, but called unknown.
     pub detections_unknown: usize,
-    /// Wrong since called by somebody else's name.
+    /// Called by a wrong name.
     pub detections_misnamed: usize,
-    /// Wrong since no walker was there.
+    /// Without a matching walker.
     pub detections_unexplained: usize,
 }
 
 impl Report {
-    /// Sums up a replay, of whose faces nobody was asked who they are where there is no `trial`; with `truth`, judges it
-    /// too.
+    /// Summarises a replay, without a `trial` that of the edge alone; with `truth`, computes the accuracy.
     #[expect(clippy::cast_precision_loss, reason = "counts and bytes are far below 2^52")]
     pub fn new(
         video: &Path,
@@ -267,14 +266,14 @@ impl Report {
     }
 }
 
-/// Writes a file that is there whole, or as it was before.
+/// Replaces a file atomically.
 ///
 /// # Errors
 /// It cannot be written.
 pub fn write_whole(path: &Path, text: &str) -> Result<()> {
     let new = path.with_added_extension("new");
     fs::write(&new, text).and_then(|()| fs::rename(&new, path)).map_err(|error| {
-        // What there is of it takes up room on a full disk.
+        // Free the space of the partial file.
         let _ = fs::remove_file(&new);
         Failure::output(path.display(), error).into()
     })
@@ -293,7 +292,7 @@ fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Ve
         outcome: None,
     };
     if replay.detections.is_empty() && replay.sent == 0 {
-        // Nobody was asked.
+        // Without a backend.
         let seen = replay.crops.by_track.iter().map(|(id, picture)| (*id, new(*id, picture.seconds)));
         tracks.extend(seen);
     }
@@ -302,7 +301,7 @@ fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Ve
         let entry = tracks.entry(*track).or_insert_with(|| new(*track, [*seconds; 2]));
         entry.seconds = [entry.seconds[0].min(*seconds), entry.seconds[1].max(*seconds)];
         entry.detections += 1;
-        // A name is worth more than none, and the surer one more than another.
+        // A name outweighs unknown, a higher confidence a lower one.
         let decides = entry.detections == 1 || (identity.is_some() && *confidence > entry.confidence);
         if decides {
             entry.identity.clone_from(identity);
@@ -317,7 +316,7 @@ fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Ve
     tracks
 }
 
-/// A verdict for programs.
+/// Returns the code of an outcome in report.json.
 fn outcome_code(outcome: IdentificationOutcome) -> &'static str {
     match outcome {
         IdentificationOutcome::Correct(_) => "right",
@@ -332,7 +331,7 @@ fn rfc3339(time: OffsetDateTime) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
-/// `2026-03-04 05:06:07 UTC` of an RFC 3339 time in UTC; what is none stays as it is.
+/// Formats an RFC 3339 time as `2026-03-04 05:06:07 UTC`; returns other text unchanged.
 pub fn format_time(time: &str) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     OffsetDateTime::parse(time, &Rfc3339)

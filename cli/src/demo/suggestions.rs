@@ -1,16 +1,16 @@
-//! What somebody can try after the demo: three commands that work as they are pasted.
+//! Commands to try after the demo, ready to paste.
 
 use std::{env, path::Path};
 
-/// A command and what it does.
+/// A suggested command.
 pub struct Suggestion {
-    /// The whole line.
+    /// The command line.
     pub command: String,
-    /// In a few words.
+    /// What it does.
     pub description: &'static str,
 }
 
-/// For a shell: quoted where that is needed.
+/// Quotes a word for a shell if needed.
 pub fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -25,7 +25,7 @@ fn line(program: &str, arguments: &[&str]) -> String {
     words.join(" ")
 }
 
-/// This program as it can be called from here.
+/// Returns how to call this program from the current folder.
 fn program() -> String {
     let Ok(program) = env::current_exe() else { return "facepipe".to_owned() };
     let on_the_path = env::var_os("PATH").is_some_and(|path| {
@@ -40,7 +40,7 @@ fn program() -> String {
     within.unwrap_or(program).display().to_string()
 }
 
-/// While the demo's backend runs at `server`. `person` is somebody who was seen, `photographs` a folder of theirs.
+/// Suggestions while the backend runs at `server`. `person` was seen, `photographs` is a folder of theirs.
 pub fn with_running_backend(
     server: &str,
     person: Option<&str>,
@@ -78,7 +78,7 @@ pub fn with_running_backend(
     [who, all, ask]
 }
 
-/// Where nothing runs any more. `demo_arguments` are the arguments of this demo.
+/// Suggestions after the backend has ended. `demo_arguments` are the arguments of this run.
 pub fn after_demo(demo_arguments: &[String], trial: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
     let program = program();
     let mut keep = vec!["demo", "--keep"];
@@ -102,7 +102,7 @@ pub fn after_demo(demo_arguments: &[String], trial: &[String], video: &Path, out
     ]
 }
 
-/// Where the edge ran alone.
+/// Suggestions after a run of the edge alone.
 pub fn without_backend_suggestions(demo_arguments: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
     let program = program();
     let mut demo = vec!["demo"];
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_shell_would_read_otherwise_is_quoted() {
+    fn special_characters_are_quoted_for_a_shell() {
         assert_eq!(quoted("http://127.0.0.1:8080"), "http://127.0.0.1:8080");
         assert_eq!(quoted("Ada Lovelace"), "'Ada Lovelace'");
         assert_eq!(quoted("$(id); O'Hara"), r"'$(id); O'\''Hara'");

@@ -1,4 +1,4 @@
-//! The pictures of a report: of each face so little that nobody is recognised, unless that is asked for.
+//! The thumbnails of a report: pixelated beyond recognition unless requested otherwise.
 
 use std::io::Cursor;
 
@@ -8,23 +8,23 @@ use image::{
     imageops::{self, FilterType},
 };
 
-/// How the faces of the report look.
+/// How faces are shown in the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Thumbnails {
-    /// In large blocks: nobody can be recognised
+    /// Pixelated beyond recognition
     #[default]
     Pixelated,
     /// As they were uploaded
     Clear,
 }
 
-/// Blocks on the longer side of a picture, which shows a face with a margin: the face itself has about six.
+/// Blocks on the longer side of a crop; the face itself has about six.
 const BLOCKS: u32 = 9;
 
 /// Side of a block, pixels.
 const BLOCK: u32 = 14;
 
-/// A picture for a page, as a `data:` address; none of what cannot be decoded.
+/// Returns a thumbnail as a `data:` URL; none if the crop cannot be decoded.
 pub fn data_address(jpeg: &[u8], thumbnails: Thumbnails) -> Option<String> {
     let picture = image::load_from_memory(jpeg).ok()?.to_rgb8();
     if thumbnails == Thumbnails::Clear {
@@ -34,7 +34,7 @@ pub fn data_address(jpeg: &[u8], thumbnails: Thumbnails) -> Option<String> {
     let longer = width.max(height).max(1);
     let blocks = |side: u32| (side * BLOCKS).div_ceil(longer).max(1);
     let (across, down) = (blocks(width), blocks(height));
-    // What a block hides must not be in the file: the picture is made anew from the blocks' colours.
+    // Re-encoded from the block colours: the file must not contain what the blocks hide.
     let small = imageops::resize(&picture, across, down, FilterType::Triangle);
     let large = imageops::resize(&small, across * BLOCK, down * BLOCK, FilterType::Nearest);
     let mut png = Cursor::new(Vec::new());
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pixelated_picture_has_no_more_in_it_than_its_blocks() {
+    fn a_pixelated_thumbnail_contains_only_its_blocks() {
         for (width, height) in [(150, 120), (40, 150), (3, 2)] {
             let address = data_address(&noise(width, height), Thumbnails::Pixelated).unwrap();
             let png =
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clear_picture_is_the_one_that_was_uploaded_and_a_broken_one_is_none() {
+    fn a_clear_thumbnail_is_the_uploaded_crop_and_a_damaged_one_is_none() {
         let jpeg = noise(60, 60);
         let address = data_address(&jpeg, Thumbnails::Clear).unwrap();
         let encoded = address.strip_prefix("data:image/jpeg;base64,").unwrap();

@@ -1,4 +1,4 @@
-//! Who walks through the demo's video: people who are enrolled, and always somebody who is not.
+//! Selects who walks through the demo's video: enrolled people, and strangers if at all possible.
 
 use std::path::{Path, PathBuf};
 
@@ -15,33 +15,33 @@ use crate::{
     trial::{self, Person},
 };
 
-/// Length of the video, and faces per minute, counted in each of its frames: eight people walk by.
+/// Length of the video in seconds, and its density in faces per minute: eight walkers.
 const SECONDS: u32 = 20;
 const DENSITY: f64 = 570.0;
 const SIZE: [u32; 2] = [1920, 1080];
 
-/// Of the walkers one in so many is not enrolled.
+/// One in this many walkers is a stranger.
 const WALKERS_PER_STRANGER: usize = 4;
 
-/// A walk shows so many photographs.
+/// Photographs shown during a walk.
 const MAX_PHOTOGRAPHS: usize = 4;
 
-/// The demo shows the same to everybody.
+/// Fixed seed and streams: the demo is the same every time.
 const SEED: u64 = 1;
 const KNOWN_STREAM: u64 = 10;
 const STRANGERS_STREAM: u64 = 11;
 const HELD_OUT_STREAM: u64 = 12;
 
-/// Who walks by without being enrolled.
+/// Candidates who are not enrolled.
 pub struct Strangers {
     candidates: Vec<Candidate>,
-    /// People of the gallery who are not enrolled, for lack of other strangers.
+    /// Number of people held out of the gallery for lack of other strangers.
     pub held_out: usize,
 }
 
 impl Strangers {
-    /// Photographs of strangers, where they were downloaded; else the people of another gallery than the one that was
-    /// named; else people who are taken out of the gallery. Of one person alone nobody is taken out.
+    /// Selects strangers: downloaded photographs of strangers; else people of another gallery, if one was named; else
+    /// people held out of the gallery, unless it has only one.
     pub fn select(gallery: &mut Vec<Person>, options: &trial::Options) -> Self {
         let mut candidates: Vec<Candidate> = trial::strangers()
             .into_iter()
@@ -76,7 +76,7 @@ impl Strangers {
     }
 }
 
-/// People who are in no folder of the same name.
+/// Returns people of other galleries who are not in this one.
 fn from_other_galleries(gallery: &[Person], named: Option<&Path>) -> Vec<Candidate> {
     let same =
         |folder: &PathBuf| named.is_some_and(|named| named.canonicalize().ok() == folder.canonicalize().ok());
@@ -100,7 +100,7 @@ fn first_photographs(photographs: &[PathBuf]) -> Vec<PathBuf> {
     photographs.iter().take(MAX_PHOTOGRAPHS).cloned().collect()
 }
 
-/// Whose photographs are shown: such that were not enrolled, where there are any.
+/// Selects photographs to show: those that were not enrolled, if there are any.
 pub fn photographs_to_show(person: &Person) -> Candidate {
     let mut fresh = person.photographs.iter().filter(|photograph| !person.enrolled.contains(photograph));
     let mut photographs: Vec<PathBuf> = fresh.by_ref().take(MAX_PHOTOGRAPHS).cloned().collect();
@@ -110,17 +110,17 @@ pub fn photographs_to_show(person: &Person) -> Candidate {
     Candidate { name: Some(person.id.clone()), photographs }
 }
 
-/// What was rendered.
+/// Numbers of a rendered crowd.
 pub struct Rendered {
-    /// How many walk by, and how many different people they are: of the gallery, and others.
+    /// Walks.
     pub walkers: usize,
-    /// People who walk by of the gallery.
+    /// People of the gallery.
     pub people: usize,
-    /// People who walk by and are not enrolled.
+    /// People who are not enrolled.
     pub strangers: usize,
 }
 
-/// Renders the video, with its ground truth beside it. None where the program was asked to end.
+/// Renders the video with its ground truth. Returns none if interrupted.
 ///
 /// # Errors
 /// No photograph shows a face, or the video cannot be written.
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn photographs_that_were_not_enrolled_are_shown_where_there_are_any() {
+    fn photographs_that_were_not_enrolled_are_preferred() {
         assert_eq!(
             photographs_to_show(&person("a", 7, 5)).photographs,
             ["a/5.jpg", "a/6.jpg"].map(PathBuf::from)

@@ -1,4 +1,4 @@
-//! The checks themselves, in the order in which a pipeline would stumble.
+//! The checks, in the order in which a pipeline would fail.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use super::{Check, Options, State};
 /// The elements of the plugin set.
 const ELEMENTS: [&str; 5] = ["facedetect", "facetrack", "facecrop", "facesink-http", "faceoverlay"];
 
-/// Elements of other plugins that the pipelines use, what for, and the Debian package that has them.
+/// Elements of other plugins: name, purpose and Debian package.
 const OTHER_ELEMENTS: [(&str, &str, &str); 11] = [
     ("decodebin", "playing files", "gstreamer1.0-plugins-base"),
     ("videoconvert", "other formats of video", "gstreamer1.0-plugins-base"),
@@ -33,13 +33,13 @@ const OTHER_ELEMENTS: [(&str, &str, &str); 11] = [
     ("mp4mux", "writing videos", "gstreamer1.0-plugins-good"),
 ];
 
-/// Decoders, any one of which will do.
+/// Codecs, each with decoders of which one suffices.
 const DECODERS: [(&str, &[&str]); 2] = [
     ("H.264", &["nvv4l2decoder", "vah264dec", "vaapih264dec", "v4l2h264dec", "avdec_h264", "openh264dec"]),
     ("H.265", &["nvv4l2decoder", "vah265dec", "vaapih265dec", "v4l2h265dec", "avdec_h265", "libde265dec"]),
 ];
 
-/// A clock that differs by more than this makes capture times that cannot be trusted, seconds.
+/// Maximum clock difference for trustworthy capture times, seconds.
 const CLOCK_TOLERANCE: f64 = 2.0;
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -85,7 +85,7 @@ fn gstreamer() -> Check {
     Check::ok("GStreamer", found)
 }
 
-/// Where the plugin was found, and whether it has all elements.
+/// Checks the plugin and its elements; returns its folder too.
 fn plugin() -> (Check, Option<PathBuf>) {
     const NAME: &str = "plugin facepipe";
     let missing = |found: String| {
@@ -117,7 +117,7 @@ fn plugin() -> (Check, Option<PathBuf>) {
     (Check::ok(NAME, found), folder)
 }
 
-/// Whether the short names mean our elements: the last plugin scanned wins, whatever its rank.
+/// Checks that the short element names refer to our elements: the plugin scanned last wins, regardless of rank.
 fn element_names() -> Check {
     const NAME: &str = "element names";
     let taken: Vec<String> = ELEMENTS
@@ -213,7 +213,7 @@ fn detector_models(hints: &[PathBuf]) -> Check {
     if present.is_empty() {
         return Check::failed(NAME, format!("missing: {}", absent.join(", ")), remedy);
     }
-    // These two are what model=auto wants. MTCNN only stands in for them.
+    // model=auto prefers these two; MTCNN is the fallback.
     let taken = [("wide frames", 1920), ("frames of less than 1280 pixels", 640)].map(|(frames, side)| {
         let choice = models::choose("auto", Some(side), hints).ok()?;
         let (name, wanted) = (choice.name?, choice.instead_of?);
@@ -238,7 +238,7 @@ fn spool(folder: Option<&Path>) -> Check {
         );
     };
     let remedy = "make it, and let the user who runs the pipeline write there (mode 0700)";
-    // Looked at as facesink-http does, which makes it where it is missing.
+    // As facesink-http checks it, which creates it if missing.
     match Spool::check(folder) {
         Ok(()) => {}
         Err(error @ SpoolError::Folder { .. }) => return Check::failed(NAME, error.to_string(), remedy),
@@ -248,7 +248,7 @@ fn spool(folder: Option<&Path>) -> Check {
     }
     let probe = folder.join(".facepipe-doctor");
     let written = fs::write(&probe, b"probe");
-    // What could not be written cannot be removed either.
+    // Fails if it could not be written.
     let _ = fs::remove_file(&probe);
     match written {
         Ok(()) => Check::ok(NAME, format!("{} can be written", folder.display())),
@@ -256,7 +256,7 @@ fn spool(folder: Option<&Path>) -> Check {
     }
 }
 
-/// Whether the backend answers, and what time it has.
+/// Checks the backend; returns its clock too.
 fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
     const NAME: &str = "backend";
     let Some(server) = &options.server else {
@@ -300,9 +300,9 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
             Some(tls) => client.tls_backend_preconfigured(tls.clone()),
             None => client,
         };
-        // This machine is called without a proxy, as facesink-http does.
+        // No proxy for this machine, as in facesink-http.
         let client = if through.is_empty() { client.no_proxy() } else { client }.build()?;
-        // The list of cameras needs the token where one is needed; readiness alone may not.
+        // Readiness may not need the token; the list of cameras does.
         let mut request = client.get(format!("{base}/readyz"));
         if let Some(token) = &token {
             request = request.bearer_auth(token);
@@ -355,13 +355,13 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
     }
 }
 
-/// Whether this machine's clock can be trusted: by its own word, and against the backend's.
+/// Checks the clock: NTP state, and difference to the backend's clock.
 fn clock(backend: Option<OffsetDateTime>) -> Check {
     const NAME: &str = "clock";
     let remedy = "capture times come from this clock: run chrony or systemd-timesyncd";
     if let Some(theirs) = backend {
         let apart = (OffsetDateTime::now_utc() - theirs).as_seconds_f64();
-        // The header tells whole seconds.
+        // The header has whole seconds.
         if apart.abs() > CLOCK_TOLERANCE + 1.0 {
             return Check::failed(NAME, format!("{apart:+.0} s apart from the backend's"), remedy);
         }
@@ -375,7 +375,7 @@ fn clock(backend: Option<OffsetDateTime>) -> Check {
     }
 }
 
-/// What systemd or chrony says; `None` where neither is there.
+/// Asks systemd or chrony; `None` if neither is available.
 fn ntp_synchronized() -> Option<bool> {
     let ask = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok().filter(|o| o.status.success())?;

@@ -1,4 +1,4 @@
-//! `facepipe doctor`: whether this machine has what the pipelines need, and what to do where it has not.
+//! `facepipe doctor`: checks whether this machine has what the pipelines need.
 
 mod checks;
 
@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-/// Looks whether this machine has what the pipelines need, and says what to do where it has not.
+/// Checks whether this machine has what the pipelines need, and says how to fix what is missing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -17,10 +17,10 @@ Examples:
   facepipe doctor --server https://faces.example --ca-file /etc/facepipe/ca.pem
   facepipe doctor --spool-dir /var/spool/facepipe --json
 
-The backend is called through the proxy that http_proxy, https_proxy, all_proxy
-and no_proxy name, as facesink-http does; this machine itself never is.
+The backend is called through the proxy of http_proxy, https_proxy, all_proxy
+and no_proxy, as in facesink-http, except on this machine.
 
-Exit code 0: nothing is wrong (there may be warnings); 1: something is.")]
+Exit code 0: no check failed (there may be warnings); 1: a check failed.")]
 pub struct Options {
     /// Address of the backend, as facesink-http's backend-url
     #[arg(long, env = "FACEPIPE_SERVER", value_name = "URL")]
@@ -37,7 +37,7 @@ pub struct Options {
     /// File with the token for the backend
     #[arg(long, env = "FACEPIPE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Certificates (PEM) to trust beside the system's, as facesink-http's ca-file
+    /// Certificates (PEM) to trust in addition to the system's, as facesink-http's ca-file
     #[arg(long, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
     /// Folder in which facesink-http keeps crops while the backend is away
@@ -48,25 +48,25 @@ pub struct Options {
     json: bool,
 }
 
-/// How a check ended.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
     Ok,
-    /// Works, but not everything, or not as might be expected.
+    /// Works with restrictions.
     Warning,
     /// Something will not work.
     Failed,
 }
 
-/// One thing that was looked at.
+/// A check.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
     state: State,
-    /// What was found.
+    /// The finding.
     found: String,
-    /// What to do about it.
+    /// How to fix it.
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! `facepipe enroll camera`: pictures of one person from a camera or a video, sharp ones that clearly differ.
+//! `facepipe enroll camera`: enrols one person with sharp, distinct pictures from a camera or a video.
 
 use std::{
     collections::BTreeMap,
@@ -40,18 +40,17 @@ use crate::{
     },
 };
 
-/// How long a frame is waited for before the pipeline is looked at.
+/// Timeout for a frame before the pipeline is polled.
 const WAIT: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
-/// The pictures that are sent: with so much around the face that the server's own detector finds it, and as large as that
-/// is of use.
+/// Crop settings of uploaded pictures: with a margin that lets the server's detector find the face.
 const UPLOAD_CROP: CropSettings =
     CropSettings { margin: 0.6, min_size: 1, max_size: 640, quality: 95, encoding: Encoding::Jpeg };
 
-/// How long somebody before a camera is waited for, if nothing else is said.
+/// Default time limit in front of a camera.
 const LIVE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Adds pictures of the one person before a camera, or in a video.
+/// Enrols one person in front of a camera or in a video.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -59,17 +58,17 @@ Examples:
   facepipe enroll camera /dev/video2 --id ada --count 10 --no-window
   facepipe enroll camera ada.mp4 --id ada --create --apart 0.2
 
-Frames with more than one face are passed over. Of the others, those are sent
-in which the face is whole, sharp (--min-sharpness), at least --apart seconds
-after the last one, and clearly unlike each that was sent before: by
---max-likeness, the correlation of the two faces as grey pictures of 24x24
-pixels, or by a size that differs by 1.4 times. So move your head, come nearer,
-change the light. What the server refuses is not counted, and another one is
-taken. The window shows the face in a purple box, a second one what is sent.
+Frames with more than one face are skipped. A frame is sent if the face is
+complete, sharp (--min-sharpness), at least --apart seconds after the previous
+one, and distinct from all sent before: a correlation of at most --max-likeness
+(of 24x24 pixel grey images), or a size that differs by a factor of 1.4. So move
+your head, come closer, change the light. Pictures that the server refuses are
+not counted and are replaced by others. The window shows the face in a purple
+box; a second window shows what is sent.
 
-Ends when --count pictures are enrolled; with code 3 where the video, --seconds
-or, before a camera, two minutes end before. A recording that was cut off is
-gone on with by running it again: what the server has already is counted.
+Ends when --count pictures are enrolled, or with code 3 at the end of the video,
+after --seconds or, with a camera, after two minutes. To continue an interrupted
+recording, run the command again: pictures the server already has are counted.
 
 {}", exit::HELP))]
 #[group(id = "enroll_camera")]
@@ -77,28 +76,28 @@ pub struct Options {
     /// A camera, a file or an address (rtsp://…, http://…)
     #[arg(value_name = "SRC", default_value = "/dev/video0")]
     source: Source,
-    /// Whose pictures they are: the Face ID, 1 to 64 letters, digits, `_`, `-`, `.` and spaces
+    /// Face ID of the person: 1 to 64 letters, digits, `_`, `-`, `.` and spaces
     #[arg(long, value_name = "NAME")]
     id: String,
-    /// Pictures to enrol
+    /// Number of pictures to enrol
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
-    /// Add the person, if the server does not know them yet
+    /// Add the person if the server does not know them yet
     #[arg(long)]
     create: bool,
-    /// Train when all pictures are sent, and wait for the new model
+    /// Train after all pictures are sent, and wait for the new model
     #[arg(long)]
     train: bool,
-    /// Least time between two pictures, seconds of the video
+    /// Minimum time between two pictures, seconds of the video
     #[arg(long, default_value_t = 0.5, value_name = "SECONDS", value_parser = positive)]
     apart: f64,
-    /// Least sharpness: variance of the Laplacian over the face, at most 150 pixels large
+    /// Minimum sharpness: variance of the Laplacian over the face, scaled to at most 150 pixels
     #[arg(long, default_value_t = 40.0, value_name = "VARIANCE")]
     min_sharpness: f64,
-    /// Greatest likeness to a picture that was sent, 0 to 1
+    /// Maximum correlation with a picture sent before, 0 to 1
     #[arg(long, default_value_t = 0.9, value_name = "CORRELATION")]
     max_likeness: f64,
-    /// Show nothing
+    /// Open no window
     #[arg(long)]
     no_window: bool,
     /// Print JSON
@@ -110,18 +109,18 @@ pub struct Options {
     connection: Connection,
 }
 
-/// What became of the frames and of the pictures.
+/// Counters of frames and pictures.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     face_id: String,
-    /// Whether the person was added by this run.
+    /// Whether this run added the person.
     created: bool,
     enrolled: u32,
-    /// Pictures that the server had from an earlier run.
+    /// Pictures that the server already had.
     already_there: u32,
-    /// Pictures that the server refused, by their faults.
+    /// Pictures that the server refused, by reason.
     refused: BTreeMap<UploadOutcome, u32>,
-    /// Frames that were looked at, and what was wrong with those that were not sent.
+    /// Frames that were searched, and why some were not sent.
     frames: u32,
     frames_without_face: u32,
     frames_with_several_faces: u32,
@@ -129,7 +128,7 @@ struct Summary {
     frames_blurred: u32,
     frames_alike: u32,
     frames_too_soon: u32,
-    /// Faces that were found and left out.
+    /// Detected faces that were left out.
     left_out: LeftOut,
     #[serde(skip_serializing_if = "Option::is_none")]
     model_version: Option<u64>,
@@ -203,7 +202,7 @@ impl<'a> Session<'a> {
         } else {
             (None, None)
         };
-        // While a picture is on its way, a camera's frames pass, and a recording waits.
+        // During an upload, a camera's frames are dropped and a recording waits.
         let mut tail = format!(
             "tee name=found found. ! queue max-size-buffers=4 max-size-bytes=0 max-size-time=0 ! \
              appsink name=frames sync=false async=false max-buffers=1 drop={live}"
@@ -255,7 +254,7 @@ impl<'a> Session<'a> {
             match &sample {
                 Some(sample) if !self.player.is_urgent() => self.process_sample(sample)?,
                 Some(_) => {}
-                // The last frames wait behind the end of which the pipeline has told.
+                // The last frames may still be queued after the end of the stream.
                 None if ended => return Ok(()),
                 None => {}
             }
@@ -297,11 +296,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The picture to send of a frame, unless it has a fault.
+    /// Returns the picture of a frame, unless it is rejected.
     fn select_picture(&mut self, sample: &gst::Sample, face: &FaceRegion) -> Result<Option<Bytes>> {
         let buffer = sample.buffer().context("a sample without a frame")?;
         let info = VideoInfo::from_caps(sample.caps().context("a sample without caps")?)?;
-        // Motion JPEG over HTTP has no timestamps, and some cameras begin theirs again.
+        // Motion JPEG over HTTP has no timestamps, and some cameras restart theirs.
         let running_time = sample
             .segment()
             .and_then(|segment| segment.downcast_ref::<gst::ClockTime>()?.to_running_time(buffer.pts()?));
@@ -342,7 +341,7 @@ impl<'a> Session<'a> {
 
     fn send(&mut self, picture: Bytes) -> Result<()> {
         if let Some(panel) = &mut self.panel {
-            // Each tile is a face of its own.
+            // Each tile has an id of its own.
             panel.add(Some(i32::try_from(self.summary.frames)?), &picture)?;
         }
         if !self.is_known {
@@ -370,7 +369,7 @@ impl<'a> Session<'a> {
 }
 
 impl Summary {
-    /// Pictures that are enrolled, by this run or an earlier one.
+    /// Returns the number of enrolled pictures, including those of earlier runs.
     fn total(&self) -> u32 {
         self.enrolled + self.already_there
     }

@@ -1,4 +1,4 @@
-//! `facepipe enroll folder` and `facepipe enroll tree`: pictures from the disk. A second run sends what is missing.
+//! `facepipe enroll folder` and `facepipe enroll tree`: enrols pictures from disk. A second run sends what is missing.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -22,36 +22,35 @@ use crate::{
     progress, runtime, train,
 };
 
-/// Adds all pictures of a folder to one person.
+/// Enrols one person with all pictures of a folder.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
   facepipe enroll folder photos/ada --id \"Ada Lovelace\" --create --train
   facepipe enroll folder photos/ada --id \"Ada Lovelace\" --dry-run
 
-Looks into the folders below as well, but not into hidden ones and those of
-systems (@eaDir, .thumbnails, __MACOSX). Pictures are JPEG, PNG, WebP, BMP, GIF
-and HEIC, by their content, whatever their names; every other file is named, and
-the exit code is 3. Pictures that the server has already are not sent again, so
-a run that was cut off is continued by running it again. A picture must show
-exactly one face.
+Includes subfolders, except hidden and system ones (@eaDir, .thumbnails,
+__MACOSX). Pictures are JPEG, PNG, WebP, BMP, GIF and HEIC files, recognised by
+content, not by name; all other files are listed, and the exit code is then 3.
+Pictures that the server already has are not sent again, so an interrupted run
+can be continued by running it again. A picture must show exactly one face.
 
 {}", exit::HELP))]
 pub struct FolderOptions {
     /// The folder
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Whose pictures they are: the Face ID, 1 to 64 letters, digits, `_`, `-`, `.` and spaces
+    /// Face ID of the person: 1 to 64 letters, digits, `_`, `-`, `.` and spaces
     #[arg(long, value_name = "NAME")]
     id: String,
-    /// Add the person, if the server does not know them yet
+    /// Add the person if the server does not know them yet
     #[arg(long)]
     create: bool,
     #[command(flatten)]
     common: Common,
 }
 
-/// Adds the people of a folder: one folder of pictures for each, named for them.
+/// Enrols several people: one folder of pictures per person, named after them.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -60,18 +59,18 @@ Examples:
   facepipe enroll tree staff/ --json | jq .summary
 
 People whom the server does not know yet are added. Pictures are JPEG, PNG, WebP,
-BMP, GIF and HEIC, by their content, whatever their names; every other file is
-named, and so is everybody who is left without a picture: the exit code is 3.
-Hidden folders and those of systems (@eaDir, .thumbnails, __MACOSX) are left
-out. Pictures that the server has already are not sent again, so a run that was
-cut off is continued by running it again. A picture must show exactly one face.
+BMP, GIF and HEIC files, recognised by content, not by name; all other files and
+all people without a picture are listed, and the exit code is then 3. Hidden and
+system folders (@eaDir, .thumbnails, __MACOSX) are skipped. Pictures that the
+server already has are not sent again, so an interrupted run can be continued by
+running it again. A picture must show exactly one face.
 
 {}", exit::HELP))]
 pub struct TreeOptions {
-    /// The folder of folders
+    /// The folder with one subfolder per person
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Only people whom the server knows already; others are passed over
+    /// Only people whom the server knows already; others are skipped
     #[arg(long)]
     existing_only: bool,
     #[command(flatten)]
@@ -81,23 +80,23 @@ pub struct TreeOptions {
 #[derive(Debug, Args)]
 #[group(id = "enroll_common")]
 struct Common {
-    /// Train when all pictures are sent, and wait for the new model
+    /// Train after all pictures are sent, and wait for the new model
     #[arg(long)]
     train: bool,
-    /// Say what would be sent, and send nothing
+    /// Show what would be sent, without sending anything
     #[arg(long, conflicts_with = "train")]
     dry_run: bool,
-    /// Pictures that are sent at a time
+    /// Number of concurrent uploads
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
-    /// Print JSON: each picture with its result, and the sums
+    /// Print JSON: each picture with its result, and totals
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     connection: Connection,
 }
 
-/// Somebody with pictures.
+/// A person with their pictures.
 struct Person {
     id: String,
     is_named_by_folder: bool,
@@ -107,19 +106,19 @@ struct Person {
 #[derive(Serialize)]
 struct PersonReport {
     face_id: String,
-    /// Whether the person was added by this run.
+    /// Whether this run added the person.
     created: bool,
-    /// Why no picture was sent, where that is so.
+    /// Why no picture was sent, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
     images: Vec<ImageResult>,
-    /// Pictures of theirs that the server had before.
+    /// Number of pictures that the server already had.
     #[serde(skip)]
     existing_images: usize,
 }
 
 impl PersonReport {
-    /// Whether the server has no picture of theirs, so that it cannot recognise them.
+    /// Returns whether the server has no picture of them.
     fn is_without_picture(&self) -> bool {
         let has_one = |sent: &ImageResult| !sent.result.is_refusal();
         self.existing_images == 0 && !self.images.iter().any(has_one)
@@ -130,13 +129,13 @@ impl PersonReport {
 struct Report {
     people: Vec<PersonReport>,
     summary: BTreeMap<UploadOutcome, usize>,
-    /// Files that are no pictures, cannot be read, or lie in nobody's folder.
+    /// Files that are no pictures, are unreadable, or are in nobody's folder.
     passed_over: Vec<PassedOver>,
-    /// Hidden and systems' own files and folders that were left out.
+    /// Number of hidden and system files and folders that were skipped.
     hidden: usize,
-    /// People of whom the server has no picture, so that nobody will recognise them.
+    /// People without a picture on the server, who cannot be recognised.
     without_picture: Vec<String>,
-    /// Pictures that nobody came to: the run was interrupted or failed.
+    /// Pictures not processed because the run was interrupted or failed.
     left: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     model_version: Option<u64>,
@@ -168,14 +167,14 @@ pub fn tree(options: &TreeOptions) -> Result<Outcome> {
     runtime()?.block_on(enroll(&options.common, Input { people, passed_over, hidden }, missing_person))
 }
 
-/// What the disk has.
+/// The pictures to enrol.
 struct Input {
     people: Vec<Person>,
     passed_over: Vec<PassedOver>,
     hidden: usize,
 }
 
-/// What is done with people whom the server does not know.
+/// How to treat people whom the server does not know.
 #[derive(Clone, Copy, PartialEq)]
 enum MissingPersonPolicy {
     Create,
@@ -235,7 +234,7 @@ async fn enroll(options: &Common, work: Input, missing_person: MissingPersonPoli
 
     let undisturbed = failure.is_none() && !interrupt::requested();
     if undisturbed {
-        // Who was passed over with pictures is told as such.
+        // People who were skipped with pictures are reported separately.
         let without = report.people.iter().zip(&people).filter(|(report, person)| {
             (report.message.is_none() || person.pictures.is_empty()) && report.is_without_picture()
         });
@@ -269,7 +268,7 @@ async fn enroll(options: &Common, work: Input, missing_person: MissingPersonPoli
     Ok(if incomplete { Outcome::Partial } else { Outcome::Done })
 }
 
-/// Sends one person's pictures. The inner error ended it early; what was sent before is in the report.
+/// Sends one person's pictures. The inner error ended it early; the report has what was sent before.
 async fn enroll_person(
     client: &Client,
     upload: &Uploader<'_>,
@@ -296,14 +295,14 @@ async fn enroll_person(
                 upload.bar.inc(person.pictures.len().try_into()?);
                 return Ok((report, None));
             }
-            // Somebody without a picture is nobody yet.
+            // People without a picture are not added.
             MissingPersonPolicy::Create if person.pictures.is_empty() => HashSet::new(),
             MissingPersonPolicy::Create => {
                 report.created = !upload.dry_run && client.add_person(&person.id).await?;
                 HashSet::new()
             }
         },
-        // Of a tree, a folder's name that is no Face ID is that folder's matter.
+        // In a tree, an invalid folder name concerns that folder alone.
         Err(error) if error.code() == Some("invalid_face_id") && person.is_named_by_folder => {
             upload.bar.suspend(|| eprintln!("{}: passed over: {error}", person.id));
             upload.bar.inc(person.pictures.len().try_into()?);

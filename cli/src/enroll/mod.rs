@@ -1,4 +1,4 @@
-//! `facepipe enroll`: makes people known to the server, by pictures from folders or from video.
+//! `facepipe enroll`: enrols people with pictures from folders or video.
 
 mod camera;
 mod folder;
@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 
 use crate::exit::{Failure, Outcome};
 
-/// Makes people known: adds pictures of their faces.
+/// Enrols people: adds pictures of their faces.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]
@@ -36,7 +36,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
 }
 
-/// Somebody is to get pictures whom the server does not know.
+/// Error for a person whom the server does not know.
 fn unknown_person(id: &str) -> Failure {
     Failure::Usage(format!("--id {id}: the server knows nobody of that name; --create adds them"))
 }

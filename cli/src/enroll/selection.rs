@@ -1,59 +1,59 @@
-//! Which frames of a person are worth a picture: sharp ones of a whole face that clearly differ from those that were taken.
+//! Selects frames for enrolment: complete, sharp faces that differ from those already selected.
 
 use gstfacepipe::{
     crop::{CropSettings, Picture},
     roi::FaceRegion,
 };
 
-/// Side of the small grey picture by which faces are compared, pixels.
+/// Side of the grey patch by which faces are compared, pixels.
 const SIDE: usize = 24;
 
-/// A face that is larger or smaller by this factor is another picture, whatever it looks like: another distance.
+/// Size ratio from which on a face counts as distinct regardless of its similarity.
 const SIZE_RATIO: f64 = 1.4;
 
-/// What a picture must be like.
+/// Criteria of a picture.
 #[derive(Debug, Clone, Copy)]
 pub struct Criteria {
-    /// Variance of the Laplacian over the face, in squares of 8-bit luma, at least. Measured on a crop of at most 150
-    /// pixels, where faces of photographs have 50 (smooth, evenly lit) to 1,000.
+    /// Minimum variance of the Laplacian over the face, in squares of 8-bit luma, measured on a crop of at most 150 pixels.
+    /// Photographs of faces have 50 (smooth, evenly lit) to 1,000.
     pub sharpness: f64,
-    /// Correlation with each picture that was taken, at most, 0 to 1.
+    /// Maximum correlation with each accepted picture, 0 to 1.
     pub similarity: f64,
-    /// Time since the last one, seconds.
+    /// Minimum time since the previous one, seconds.
     pub apart: f64,
 }
 
-/// The cut on which a face is measured: that of `facecrop`, so that sharpness means the same.
+/// Returns the crop on which a face is measured: that of `facecrop`, so that sharpness is comparable.
 pub fn measurement_crop() -> CropSettings {
     CropSettings { min_size: 1, ..CropSettings::default() }
 }
 
-/// A face in a frame.
+/// Measurements of a face in a frame.
 #[derive(Debug, Clone)]
 pub struct FaceSample {
     seconds: f64,
     /// Shorter side, pixels.
     size: f64,
     sharpness: f64,
-    /// `[SIDE, SIDE]`, of mean 0 and length 1: the product of two is their correlation.
+    /// `[SIDE, SIDE]`, normalised to mean 0 and length 1, so that the dot product of two is their correlation.
     patch: Vec<f64>,
 }
 
-/// Why a frame is not taken.
+/// Why a frame is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
     /// A part of the face is outside the frame.
     CutOff,
-    /// Too little time has passed since the last one.
+    /// Too soon after the previous one.
     TooSoon,
-    /// It is not sharp.
+    /// Not sharp enough.
     Blurred,
-    /// It is like one that was taken.
+    /// Too similar to an accepted one.
     TooSimilar,
 }
 
 impl FaceSample {
-    /// A face that was found at this time; `picture` is the cut by [`measure`].
+    /// Measures a face found at this time; `picture` is a crop by [`measurement_crop`].
     pub fn new(seconds: f64, face: &FaceRegion, picture: &Picture, inside: [f64; 4]) -> Self {
         Self {
             seconds,
@@ -68,7 +68,7 @@ impl FaceSample {
     }
 }
 
-/// Chooses among shots.
+/// Selects face samples.
 #[derive(Debug)]
 pub struct SampleSelector {
     criteria: Criteria,
@@ -76,20 +76,20 @@ pub struct SampleSelector {
 }
 
 impl SampleSelector {
-    /// Nothing is taken yet.
+    /// Creates a selector without samples.
     pub fn new(criteria: Criteria) -> Self {
         Self { criteria, accepted: Vec::new() }
     }
 
-    /// Whether it is too early for another shot: known before any pixel is read.
+    /// Returns whether it is too soon for another sample, before any pixel is read.
     pub fn is_too_soon(&self, seconds: f64) -> bool {
         self.accepted.last().is_some_and(|last| (seconds - last.seconds).abs() < self.criteria.apart)
     }
 
-    /// Takes a shot, unless it has a fault. Whether the server takes it as well, it is not tried again.
+    /// Accepts a sample unless it fails a criterion. It is kept for comparison even if the server refuses it.
     ///
     /// # Errors
-    /// The fault.
+    /// The failed criterion.
     pub fn accept(&mut self, sample: FaceSample) -> Result<(), Rejection> {
         if self.is_too_soon(sample.seconds) {
             return Err(Rejection::TooSoon);
@@ -109,7 +109,7 @@ impl SampleSelector {
     }
 }
 
-/// The face as a small grey picture, without its brightness and contrast.
+/// Returns the face as a grey patch normalised for brightness and contrast.
 fn patch(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
     let mut sums = vec![(0.0, 0.0); SIDE * SIDE];
     let (width, height) = (usize::from(picture.width()), usize::from(picture.height()));
@@ -123,7 +123,7 @@ fn patch(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
             }
         }
     }
-    // Of a face that is smaller than the grid, some cells have no pixel: they take the one before.
+    // If the face is smaller than the grid, empty cells repeat the previous one.
     let mut last = 0.0;
     let mut patch: Vec<f64> = sums
         .into_iter()
@@ -139,7 +139,7 @@ fn patch(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
     patch
 }
 
-/// Which cell of the grid a pixel belongs to; none outside the face.
+/// Returns the grid cell of a pixel; none outside the face.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -169,7 +169,7 @@ mod tests {
         predicted: false,
     };
 
-    /// A shot of a face with this pattern of grey.
+    /// A sample of a face with this grey pattern.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u8")]
     fn sample(seconds: f64, face: FaceRegion, gray: impl Fn(f64, f64) -> f64) -> FaceSample {
         let mut pixels = Vec::new();
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shot_must_be_sharp_apart_and_unlike_the_others() {
+    fn a_sample_must_be_sharp_apart_and_distinct() {
         let mut selector = SampleSelector::new(CRITERIA);
         assert_eq!(selector.accept(sample(0.0, FACE, |x, _| 100.0 + 50.0 * x)), Err(Rejection::Blurred));
         assert_eq!(selector.accept(sample(0.1, FACE, stripes)), Ok(()));

@@ -1,4 +1,4 @@
-//! Sends pictures of one person, several at a time, and says of each what became of it.
+//! Uploads pictures of one person concurrently and reports the outcome of each.
 
 use std::{collections::HashSet, path::Path};
 
@@ -12,30 +12,30 @@ use crate::{
     digest, interrupt, pictures,
 };
 
-/// What became of a picture.
+/// Outcome of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UploadOutcome {
     /// Enrolled.
     Added,
-    /// The server has it already, from an earlier run or from somebody else.
+    /// The server already has it, for this person or another.
     AlreadyThere,
-    /// The same bytes stand in another file of this run.
+    /// Another file of this run has the same bytes.
     Duplicate,
-    /// It would be sent: a dry run.
+    /// It would be sent (dry run).
     WouldAdd,
-    /// The server finds no face on it.
+    /// The server found no face.
     NoFace,
-    /// The server finds more than one face on it.
+    /// The server found several faces.
     SeveralFaces,
-    /// It is no picture that the server can read, or the file cannot be read.
+    /// The file or the picture cannot be read.
     Unreadable,
-    /// The server refuses it for another reason.
+    /// The server refused it for another reason.
     Refused,
 }
 
 impl UploadOutcome {
-    /// The words for people.
+    /// Returns a short description.
     pub fn description(self) -> &'static str {
         match self {
             Self::Added => "added",
@@ -49,43 +49,42 @@ impl UploadOutcome {
         }
     }
 
-    /// Whether the picture is not enrolled and will not be by running again.
+    /// Returns whether the picture is not enrolled and a repetition would not help.
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::NoFace | Self::SeveralFaces | Self::Unreadable | Self::Refused)
     }
 }
 
-/// A picture and what became of it.
+/// A picture and its outcome.
 #[derive(Debug, Clone, Serialize)]
 pub struct ImageResult {
     /// The file.
     pub file: String,
-    /// What became of it.
+    /// The outcome.
     pub result: UploadOutcome,
-    /// The sentence for people, where there is more to say.
+    /// Details, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// How pictures are sent.
+/// Uploads pictures.
 pub struct Uploader<'a> {
-    /// Whither.
+    /// Client of the server.
     pub client: &'a Client,
-    /// Requests at a time.
+    /// Number of concurrent requests.
     pub parallel: usize,
-    /// Sends nothing.
+    /// Whether to send nothing.
     pub dry_run: bool,
-    /// Counts the pictures.
+    /// Progress in pictures.
     pub bar: &'a ProgressBar,
 }
 
 impl Uploader<'_> {
-    /// Sends what of `pictures` the server lacks for `person`; `known` are the digests of what it has. Stops early on
-    /// Ctrl-C, with the requests that are under way finished.
+    /// Uploads the `pictures` of `person` whose digests are not in `known`. On Ctrl-C, finishes the requests in flight and
+    /// stops.
     ///
     /// # Errors
-    /// The server cannot be reached, lets nobody in, or cannot serve. The pictures that were sent until then are in
-    /// the list.
+    /// The server cannot be reached, refuses the token, or cannot serve. The list has the pictures sent until then.
     pub async fn send(
         &self,
         person: &str,
@@ -98,7 +97,7 @@ impl Uploader<'_> {
         let mut running = stream::iter(pictures)
             .map(|picture| {
                 let picture = picture.as_ref();
-                // Read in the order of the files, so that of two equal ones the first is the original.
+                // Read in order, so that the second of two equal files is the duplicate.
                 let read = pictures::read(picture).map(|bytes| {
                     let digest = digest::sha256(&bytes);
                     let known = if known.contains(&digest) {
@@ -125,7 +124,7 @@ impl Uploader<'_> {
                     }
                     done.push(sent);
                 }
-                // Asked to end: what is not under way is not begun.
+                // Interrupted before it was sent.
                 Some(Ok(None)) => {}
                 Some(Err(error)) => {
                     failure = Some(error);
@@ -137,7 +136,7 @@ impl Uploader<'_> {
         (done, failure)
     }
 
-    /// None where the program is asked to end before the picture is sent.
+    /// Uploads a picture. Returns none if interrupted before.
     async fn upload_one(
         &self,
         person: &str,
@@ -166,21 +165,21 @@ impl Uploader<'_> {
     }
 }
 
-/// What the server says of a picture that it took all the same, with whom it may show.
+/// Formats a warning about an enrolled picture.
 fn warning_text(warning: &EnrolmentWarning) -> String {
     let others: Vec<String> =
         warning.images.iter().map(|image| format!("{} ({})", image.face_id, image.image_id)).collect();
     format!("{}: {}", warning.message, others.join(", "))
 }
 
-/// What a refusal means for the picture; none where it is not the picture's fault.
+/// Returns the outcome of a refused picture; none if the error does not concern the picture.
 pub fn classify(error: &ClientError) -> Option<UploadOutcome> {
     Some(match error.code()? {
         "no_face" => UploadOutcome::NoFace,
         "several_faces" => UploadOutcome::SeveralFaces,
         "duplicate_image" => UploadOutcome::AlreadyThere,
         "image_unreadable" | "image_empty" => UploadOutcome::Unreadable,
-        // The person or the dataset is the matter: the next picture will fare the same.
+        // These concern the person or the dataset: the next picture would fare the same.
         "person_not_found" | "invalid_face_id" | "dataset_locked" => return None,
         _ if error.is_request_error() => UploadOutcome::Refused,
         _ => return None,

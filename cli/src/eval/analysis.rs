@@ -1,4 +1,4 @@
-//! What the networks say of each picture, and how long they take.
+//! Detects and embeds the face of each picture, and measures how long that takes.
 
 use std::time::{Duration, Instant};
 
@@ -17,25 +17,25 @@ use crate::{
 /// The largest face of a picture.
 #[derive(Debug)]
 pub struct EmbeddedFace {
-    /// How many faces the picture shows.
+    /// Number of faces in the picture.
     pub in_picture: usize,
-    /// Of length 1.
+    /// Unit-length embedding.
     pub embedding: Vec<f32>,
 }
 
 /// A picture's face, or why it has none.
 pub type AnalysisResult = Result<EmbeddedFace, PassedOver>;
 
-/// How long pictures took, each on one processor.
+/// Durations, each picture on one processor.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Time {
-    /// For all, from the first to the last.
+    /// Total time.
     pub seconds: f64,
     /// Pictures per second, on all processors.
     pub images_per_second: f64,
-    /// To read, decode and find the faces of a picture; none where no picture could be read.
+    /// Time to read, decode and detect per picture; none if no picture could be read.
     pub detection: Option<Percentiles>,
-    /// To embed a face; none where there was none.
+    /// Time to embed a face; none if there was none.
     pub embedding: Option<Percentiles>,
 }
 
@@ -45,7 +45,7 @@ struct Analysis {
     embedding: Option<Duration>,
 }
 
-/// Puts all pictures through the networks; what is seen comes in their order. None where the program was asked to end.
+/// Analyses all pictures; results are in their order. Returns none if interrupted.
 ///
 /// # Errors
 /// A network fails.
@@ -55,7 +55,7 @@ pub fn analyze(
     detector: &Mtcnn,
     embedder: &dyn Embedder,
 ) -> Result<Option<(Vec<AnalysisResult>, Time)>> {
-    let bar = progress::bar(pictures.len(), "Looking");
+    let bar = progress::bar(pictures.len(), "Analysing");
     let begun = Instant::now();
     let analyses =
         networks::in_parallel(pictures, &bar, |picture| analyze_picture(picture, detector, embedder));
@@ -87,7 +87,7 @@ fn analyze_picture(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder)
     let faces = detector.detect_inside(&image, false)?;
     let detection = Some(begun.elapsed());
     let area = |face: &VisionFace| face.bounding_box.width() * face.bounding_box.height();
-    // As the backend does where one face must do.
+    // As the backend does where one face is needed.
     let Some(largest) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else {
         let result = Err(PassedOver::new(&picture.file, "no face in it"));
         return Ok(Analysis { result, detection, embedding: None });

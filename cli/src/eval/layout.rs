@@ -1,4 +1,4 @@
-//! Which pictures are enrolled and which are searched for.
+//! Divides pictures into gallery and probes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,15 +12,15 @@ use crate::{
     seeded_rng::SeededRng,
 };
 
-/// Pictures that are enrolled per person, if nothing is said.
+/// Default number of gallery pictures per person.
 const SHOTS: u16 = 5;
 
-/// What a picture is for.
+/// Role of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Gallery,
     Probe,
-    /// The first of the person's that can be enrolled are; the others are probes.
+    /// The person's first usable pictures are gallery, the others probes.
     FirstAreGallery,
 }
 
@@ -33,7 +33,7 @@ pub struct Layout {
     shots: usize,
 }
 
-/// A picture and whose it is.
+/// A picture with its person and role.
 #[derive(Debug)]
 pub struct Picture {
     /// The file.
@@ -42,35 +42,35 @@ pub struct Picture {
     role: Role,
 }
 
-/// A face with the name that is the right one.
+/// A face with its true name.
 #[derive(Debug)]
 pub struct LabelledFace {
     /// The picture.
     pub file: PathBuf,
-    /// Whose face it is.
+    /// The person.
     pub person: String,
-    /// What the networks say.
+    /// The analysed face.
     pub face: EmbeddedFace,
 }
 
-/// Who is enrolled, who is searched for, and what could not be used.
+/// Gallery, probes and unusable files.
 #[derive(Debug, Default)]
 pub struct Assignment {
     /// Pictures with exactly one face.
     pub gallery: Vec<LabelledFace>,
     /// Pictures with at least one face, of the people of the gallery and of strangers.
     pub probes: Vec<LabelledFace>,
-    /// Files that are no pictures, and pictures that cannot be read, have no face, or cannot be enrolled.
+    /// Files that are no pictures, and pictures that are unreadable, without a face, or unusable for the gallery.
     pub passed_over: Vec<PassedOver>,
-    /// All pictures, and what was taken for one at first.
+    /// Number of files considered.
     pub pictures: usize,
 }
 
 impl Layout {
-    /// Looks at the folders; no picture is decoded.
+    /// Reads the folders without decoding pictures.
     ///
     /// # Errors
-    /// A folder is missing or empty; an option does not fit.
+    /// A folder is missing or empty, or an option does not apply.
     pub fn read(
         folder: &Path,
         shots: Option<u16>,
@@ -118,20 +118,19 @@ impl Layout {
         }
     }
 
-    /// All pictures, in the order in which their people and files are named.
+    /// Returns all pictures, ordered by person and file name.
     pub fn pictures(&self) -> &[Picture] {
         &self.pictures
     }
 
-    /// Gives the pictures their roles, now that it is known what is on them; `results` is in the order of
-    /// [`Self::pictures`].
+    /// Assigns the final roles by the analysed faces; `results` is in the order of [`Self::pictures`].
     pub fn assign(self, results: Vec<AnalysisResult>) -> Assignment {
         let mut assignment = Assignment {
             pictures: self.pictures.len() + self.passed_over.len(),
             passed_over: self.passed_over,
             ..Assignment::default()
         };
-        // How many pictures are enrolled of everybody who is to be.
+        // Gallery pictures per person of the gallery.
         let mut enrolled: BTreeMap<String, usize> = BTreeMap::new();
         for (Picture { file, person, role }, result) in self.pictures.into_iter().zip(results) {
             let already = match role {
@@ -163,7 +162,7 @@ impl Layout {
                 assignment.probes.push(LabelledFace { file, person, face });
             }
         }
-        // Whoever was to be enrolled and could not be is no stranger: nothing can be said about them.
+        // People who could not be enrolled are no strangers: their probes are dropped.
         let lost = assignment.probes.extract_if(.., |probe| enrolled.get(&probe.person) == Some(&0));
         let why = "no picture of this person could be enrolled";
         assignment.passed_over.extend(lost.map(|probe| PassedOver::new(&probe.file, why)));
@@ -171,7 +170,7 @@ impl Layout {
     }
 }
 
-/// The people of a folder who have pictures; somebody must have one.
+/// Returns the people with pictures; there must be one.
 fn people(folder: &Path) -> Result<PersonFolders, Failure> {
     let (mut people, without) = pictures::people(folder)?;
     for name in without {
@@ -195,7 +194,7 @@ mod tests {
 
     use super::*;
 
-    /// Files of those names that look like pictures.
+    /// Creates files with these names that look like pictures.
     fn tree(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for name in names {
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_named_and_so_is_who_has_none() {
+    fn non_pictures_and_people_without_pictures_are_listed() {
         let folder = tree(&["a/1.jpg", "b/2.jpg"]);
         fs::write(folder.path().join("b/2.jpg"), "notes").unwrap();
         let assignment = Layout::read(folder.path(), None, None, 1).unwrap().assign(vec![with(1)]);
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_are_not_enrolled_and_the_seed_says_who() {
+    fn strangers_are_not_enrolled_and_depend_on_the_seed() {
         let folder = tree(&["a/1.jpg", "b/2.jpg", "c/3.jpg", "d/4.jpg", "e/5.jpg", "f/6.jpg"]);
         let strangers = |seed| {
             let layout = Layout::read(folder.path(), None, Some(3), seed).unwrap();
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gallery_and_probes_of_their_own_are_taken_as_they_are() {
+    fn separate_gallery_and_probe_folders_are_used_as_given() {
         let folder =
             tree(&["gallery/a/1.jpg", "gallery/b/2.jpg", "probe/a/3.jpg", "probe/b/4.jpg", "probe/c/5.jpg"]);
         let layout = Layout::read(folder.path(), None, None, 1).unwrap();

@@ -1,4 +1,4 @@
-//! The figures: closed-set and open-set identification, and verification, terms as in ISO/IEC 19795-1.
+//! Closed-set and open-set identification and verification, in the terms of ISO/IEC 19795-1.
 
 use std::collections::BTreeSet;
 
@@ -16,28 +16,28 @@ use super::{
 };
 use crate::{exit::Failure, output, pictures::PassedOver, seeded_rng::SeededRng};
 
-/// Pairs of a kind that are compared at most; where there are more, chance decides which.
+/// Maximum number of pairs of each kind; larger sets are sampled.
 const MAX_PAIRS: usize = 2_000_000;
 
-/// False accept rates at which the true accept rate is told, if so few false accepts can be counted.
+/// False accept rates for which the true accept rate is reported, given enough pairs.
 const FALSE_ACCEPT_RATES: [f64; 3] = [1e-1, 1e-2, 1e-3];
 
-/// What was measured.
+/// Results of an evaluation.
 #[derive(Debug, Serialize)]
 pub struct Figures {
-    /// The network.
+    /// Name of the embedder.
     pub embedder: &'static str,
-    /// Files that were looked at.
+    /// Number of files considered.
     images: usize,
     gallery: Group,
     probes: Probes,
     identification: Identification,
-    /// None without pairs of one person and pairs of two.
+    /// None without pairs of both kinds.
     pub verification: Option<Verification>,
     time: Time,
-    /// Probes on which the largest of several faces was taken.
+    /// Probes with several faces, of which the largest was used.
     several_faces: Vec<String>,
-    /// What could not be used.
+    /// Unusable files.
     pub passed_over: Vec<PassedOver>,
 }
 
@@ -49,41 +49,41 @@ struct Group {
 
 #[derive(Debug, Serialize)]
 struct Probes {
-    /// Pictures of people who are in the gallery.
+    /// Pictures of people in the gallery.
     mated: usize,
-    /// Pictures of people who are not.
+    /// Pictures of strangers.
     non_mated: usize,
     strangers: usize,
 }
 
 #[derive(Debug, Serialize)]
 struct Identification {
-    /// Share of the mated probes whose most probable person is the right one, whatever the score.
+    /// Share of mated probes whose top candidate is right, regardless of the score.
     rank1: Option<f64>,
-    /// The cosine from which on somebody is named, the embedder's default.
+    /// Identification threshold (cosine), the embedder's default.
     threshold: f32,
-    /// Share of the non-mated probes that were named.
+    /// False positive identification rate: share of non-mated probes that were named.
     fpir: Option<f64>,
-    /// Share of the mated probes that were not named, or not rightly.
+    /// False negative identification rate: share of mated probes that were not named correctly.
     fnir: Option<f64>,
 }
 
-/// How well pairs of pictures are told apart.
+/// Verification results.
 #[derive(Debug, Serialize)]
 pub struct Verification {
-    /// Pairs of one person that were compared.
+    /// Number of same-person pairs.
     pub same_pairs: usize,
-    /// Pairs of two people that were compared.
+    /// Number of different-person pairs.
     pub different_pairs: usize,
-    /// The cosine from which on a pair counts as one person, the embedder's default.
+    /// Verification threshold (cosine), the embedder's default.
     pub threshold: f32,
-    /// Share of the pairs that are on the right side of it.
+    /// Share of pairs classified correctly.
     accuracy: f64,
-    /// Share of the pairs of two people that it accepts.
+    /// False accept rate.
     pub far: f64,
-    /// Share of the pairs of one person that it accepts.
+    /// True accept rate.
     pub tar: f64,
-    /// The threshold of highest accuracy, and that accuracy.
+    /// Threshold of highest accuracy, and that accuracy.
     best_threshold: f32,
     best_accuracy: f64,
     equal_error_rate: f64,
@@ -98,7 +98,7 @@ struct TarAtFar {
 }
 
 impl Figures {
-    /// Trains, searches and compares; also returns the receiver operating characteristic.
+    /// Trains on the gallery, identifies the probes and compares pairs. Also returns the receiver operating characteristic.
     ///
     /// # Errors
     /// Nobody can be enrolled, or the gallery cannot be trained.
@@ -210,7 +210,7 @@ impl Verification {
         let different_pairs = pairs.len() - same_pairs;
         let accepted =
             |same: bool| pairs.iter().filter(|p| p.same == same && p.score >= threshold).count() as f64;
-        // Below one false accept a rate says nothing about the embedder, only about luck.
+        // Below one expected false accept, a rate is not significant.
         let countable = FALSE_ACCEPT_RATES.into_iter().filter(|far| different_pairs as f64 * far >= 1.0);
         let tar_at_far = countable
             .filter_map(|far| Some(TarAtFar { far, tar: evaluate::tar_at_far(pairs, far)? }))
@@ -251,13 +251,13 @@ fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "-".into(), |share| format!("{:.2}", share * 100.0))
 }
 
-/// A model of the gallery.
+/// Trains a model of the gallery.
 fn train(embedder: &str, gallery: &[LabelledFace]) -> Result<Model> {
     let samples: Vec<Sample> = gallery
         .iter()
         .map(|labelled| Sample { label: labelled.person.clone(), embedding: labelled.face.embedding.clone() })
         .collect();
-    // The library names samples by their numbers; whoever reads this needs files.
+    // The library identifies samples by index; errors name files.
     let file = |sample: usize| gallery.get(sample).map(|g| g.file.display().to_string()).unwrap_or_default();
     Model::train(embedder, &samples, &TrainOptions::default()).map_err(|error| match error {
         IdentifyError::Label { sample, problem } => {
@@ -271,7 +271,7 @@ fn train(embedder: &str, gallery: &[LabelledFace]) -> Result<Model> {
     })
 }
 
-/// Each picture compared with each other, at most `most` pairs of one person and of two.
+/// Compares all pictures pairwise, at most about `most` pairs of each kind.
 #[expect(clippy::cast_precision_loss, reason = "counts of pictures are far below 2^26")]
 fn pairs(pictures: &[&LabelledFace], most: usize, rng: &mut SeededRng) -> Vec<Pair> {
     let each = || {
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_pairs_chance_takes_about_so_many_of_each_kind() {
+    fn large_sets_of_pairs_are_sampled_by_kind() {
         let people: Vec<LabelledFace> =
             (0..200_u8).map(|i| labelled(if i % 2 == 0 { "a" } else { "b" }, f32::from(i))).collect();
         let some = pairs(&people.iter().collect::<Vec<_>>(), 1000, &mut SeededRng::new(1, 1));
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_so_few_pairs_cannot_bear_are_not_told() {
+    fn rates_are_reported_only_with_enough_pairs() {
         let pair = |score, same| Pair { score, same };
         let mut pairs: Vec<Pair> = (0..50_u8).map(|i| pair(f32::from(i) / 100.0, false)).collect();
         pairs.extend([pair(0.9, true), pair(0.3, true)]);

@@ -1,4 +1,4 @@
-//! `facepipe eval`: how well faces of one's own people are told apart, with the backend's networks on this machine.
+//! `facepipe eval`: measures recognition accuracy on a test set with the backend's networks on this machine.
 
 mod analysis;
 mod layout;
@@ -26,7 +26,7 @@ use crate::{
     output,
 };
 
-/// Measures how well people are recognised on pictures of one's own: identification and verification.
+/// Measures identification and verification accuracy on your own pictures.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -34,36 +34,36 @@ Examples:
   facepipe eval staff/ --shots 3 --strangers 5           (staff/<name>/*.jpg)
   facepipe eval staff/ --shots 3 --json --plot roc.svg
 
-Everything is done on this machine; no server is asked. People of the probes who
-are not in the gallery are strangers: naming one is an error.
-As the server does it, a picture is enrolled only if it shows exactly one face;
-of a probe with several faces the largest counts. Two pictures are compared if
-each shows exactly one face.
+Runs entirely on this machine; no server is needed. People of the probes who are
+not in the gallery are strangers: naming one is an error. As on the server, a
+picture is enrolled only if it shows exactly one face; of a probe with several
+faces the largest counts. Only pictures with exactly one face are compared in
+pairs.
 
 {}", exit::HELP))]
 #[group(id = "eval")]
 pub struct Options {
-    /// Folder with `gallery` and `probe` in it, each with a folder of pictures per person; or with a folder per person
+    /// Folder with the subfolders `gallery` and `probe`, each with a folder of pictures per person; or with a folder per
+    /// person
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// With a folder per person: so many pictures of each are the gallery, the first in the order of their names that
-    /// show exactly one face; all others are probes [default: 5]
+    /// With a folder per person: gallery pictures per person, the first by name that show exactly one face; all others
+    /// are probes [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shots: Option<u16>,
-    /// With a folder per person: so many people are left out of the gallery [default: 0]
+    /// With a folder per person: number of people left out of the gallery [default: 0]
     #[arg(long, value_name = "K")]
     strangers: Option<u16>,
-    /// Decides who is left out, and which pairs are compared where there are more than two million of a kind
+    /// Random seed: selects who is left out, and which pairs are compared if there are more than two million of a kind
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// Embedder: inception-resnet-v1, mobilefacenet or dlib-resnet [default: the first of them whose weights are
-    /// installed]
+    /// Embedder: inception-resnet-v1, mobilefacenet or dlib-resnet [default: the first whose weights are installed]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = EmbedderKind::from_str)]
     embedder: Option<EmbedderKind>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Draw the receiver operating characteristic of the verification into this file
+    /// Plot the receiver operating characteristic of the verification to this file
     #[arg(long, value_name = "FILE.svg", value_parser = crate::missing_feature::plot_file)]
     plot: Option<PathBuf>,
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub struct Options {
 /// Runs the program.
 ///
 /// # Errors
-/// The folder is not as it must be, nobody can be enrolled, the weights are missing, or the plot cannot be written.
+/// The folder has the wrong layout, nobody can be enrolled, the weights are missing, or the plot cannot be written.
 pub fn run(options: &Options) -> Result<Outcome> {
     let layout = Layout::read(&options.folder, options.shots, options.strangers, options.seed)?;
     let models = &options.weights.models;

@@ -1,4 +1,4 @@
-//! Draws the receiver operating characteristic of a verification, false accepts on a logarithmic scale.
+//! Plots the receiver operating characteristic of a verification, false accepts on a logarithmic scale.
 
 use anyhow::{Result, anyhow};
 use facepipe_identify::evaluate::RocPoint;
@@ -10,7 +10,7 @@ const SIZE: (u32, u32) = (640, 480);
 const CURVE: RGBColor = RGBColor(5, 120, 87);
 const POINT: RGBColor = RGBColor(217, 119, 6);
 
-/// The plot as an SVG document.
+/// Returns the plot as an SVG document.
 ///
 /// # Errors
 /// The plot cannot be drawn.
@@ -30,10 +30,10 @@ fn draw(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
-    // A rate of zero has no place on this scale: it stands where one half of a false accept would.
+    // A rate of zero is drawn at half a false accept on the logarithmic scale.
     let least = 0.5 / verification.different_pairs.max(1) as f64;
     let decade = 10_f64.powf(least.log10().floor());
-    // Below what is accepted without any false accept the curve goes straight up.
+    // The curve is vertical up to the true accept rate without false accepts.
     let untouched = roc.iter().filter(|point| point.far <= 0.0).map(|point| point.tar).fold(0.0, f64::max);
     let floor = (untouched.min(verification.tar) * 10.0 - 0.5).floor() / 10.0;
     let mut chart = ChartBuilder::on(&area)
@@ -58,7 +58,7 @@ fn draw(
     let mut steps: Vec<(f64, f64)> = Vec::new();
     for point in roc.iter().filter(|point| point.far > 0.0 || point.tar >= untouched) {
         let far = point.far.max(least);
-        // Of points at one place only the first and the last can be seen.
+        // Of overlapping points only the first and the last matter.
         match steps.as_slice() {
             [.., before, last] if same_place(before.0, far) && same_place(last.0, far) => {
                 steps.pop();
@@ -82,7 +82,7 @@ fn draw(
     Ok(())
 }
 
-/// Whether two false accept rates are less than a pixel from each other.
+/// Returns whether two false accept rates are less than a pixel apart.
 fn same_place(a: f64, b: f64) -> bool {
     (a.log10() - b.log10()).abs() < 0.005
 }

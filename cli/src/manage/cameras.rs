@@ -1,4 +1,4 @@
-//! `facepipe cameras`: which cameras have sent something, from where, and when last.
+//! `facepipe cameras`: the cameras that have sent detections, with locations and times.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -9,7 +9,7 @@ use crate::{
     output, runtime,
 };
 
-/// Lists the cameras that have sent something: where they stand and when they saw a face last.
+/// Lists the cameras that have sent detections, with their locations and the time of the last face.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -27,9 +27,9 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// All of them
+    /// List all cameras
     List,
-    /// One with all its places
+    /// Show a camera with all its locations
     Show {
         /// The camera's id
         camera: String,

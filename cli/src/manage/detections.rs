@@ -1,4 +1,4 @@
-//! `facepipe detections`: who was seen where and when, who is seen now, and erasing single detections.
+//! `facepipe detections`: lists, follows, shows and erases detections.
 
 use std::{mem, time::Duration};
 
@@ -14,16 +14,16 @@ use crate::{
     interrupt, output, runtime,
 };
 
-/// How often `--follow` asks.
+/// Polling interval of `--follow`.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many are listed if nobody says so.
+/// Default number of detections listed.
 const DEFAULT_NUMBER: usize = 20;
 
-/// The most that one page holds.
+/// Maximum page size of the API.
 const MAX_PAGE: usize = 1000;
 
-/// Lists who was seen where and when, follows who is seen now, and shows and erases single detections.
+/// Lists who was seen where and when; follows new detections; shows and erases single ones.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -34,8 +34,8 @@ Examples:
   facepipe detections show 42
   facepipe detections delete 42 43 --yes
 
---follow goes by the order of arrival: what a camera kept while it had no
-network appears when it arrives.
+--follow prints detections in order of arrival: those that a camera kept while
+offline appear when they arrive.
 
 {}", exit::HELP))]
 pub struct Options {
@@ -47,7 +47,7 @@ pub struct Options {
     /// Only by this camera
     #[arg(long, value_name = "ID")]
     camera: Option<String>,
-    /// Only at this place
+    /// Only at this location
     #[arg(long, value_name = "PLACE")]
     location: Option<String>,
     /// Not before this time, RFC 3339
@@ -56,10 +56,10 @@ pub struct Options {
     /// Before this time, RFC 3339
     #[arg(long, value_name = "TIME")]
     to: Option<String>,
-    /// So many at most, the newest [default: 20]
+    /// Maximum number, newest first [default: 20]
     #[arg(long, short, value_name = "N")]
     number: Option<usize>,
-    /// Go on with new ones as they come, until Ctrl-C
+    /// Continue with new detections until Ctrl-C
     #[arg(long, short, conflicts_with_all = ["from", "to"])]
     follow: bool,
     #[command(flatten)]
@@ -68,18 +68,18 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// All that is kept of one detection
+    /// Show all fields of a detection
     Show {
-        /// As the list names it
+        /// Id, as listed
         #[arg(value_name = "DETECTION")]
         id: i64,
     },
-    /// Erases detections for good, with the embeddings that are kept of unknown faces
+    /// Erase detections irrevocably, with the stored embeddings of unknown faces
     Delete {
-        /// As the list names them
+        /// Ids, as listed
         #[arg(value_name = "DETECTION", required = true)]
         ids: Vec<i64>,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -203,7 +203,7 @@ async fn list(options: &Options, client: &Client) -> Result<Outcome> {
         }
         return Ok(Outcome::Done);
     }
-    // The newest come last, as in the lines that follow.
+    // Newest last, as in the following lines.
     newest.reverse();
     for detection in &newest {
         print_row(options, detection)?;
@@ -211,9 +211,9 @@ async fn list(options: &Options, client: &Client) -> Result<Outcome> {
     follow(options, client, &newest).await
 }
 
-/// Prints what arrives from now on, until Ctrl-C.
+/// Prints new detections until Ctrl-C.
 async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Result<Outcome> {
-    // The list goes by the time of capture, `after` by arrival: what arrived before the latest one shown is old.
+    // The list is ordered by capture time, `after` by arrival: skip what arrived before the latest one shown.
     let mut after = shown.iter().map(|detection| detection.id).max().unwrap_or(0);
     let latest = shown.iter().map(|detection| detection.received_at.clone()).max();
     let mut is_server_away = false;
@@ -223,7 +223,7 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
         query.push(("limit", MAX_PAGE.to_string()));
         let page = match client.detections(&query).await {
             Ok(page) => page.detections,
-            // What arrives meanwhile is there when the server is back.
+            // Detections that arrive meanwhile are listed when the server is back.
             Err(error @ ClientError::Unreachable { .. }) => {
                 if !is_server_away {
                     eprintln!("{error}; waiting for it");
@@ -273,7 +273,7 @@ impl Options {
     }
 }
 
-/// The time that counts, and the sender's where that could not be.
+/// Formats the capture time, with the sender's time if that was implausible.
 pub(super) fn capture_time(captured_at: &str, claimed_at: Option<&str>) -> String {
     match claimed_at {
         Some(claimed_at) => {

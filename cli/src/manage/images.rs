@@ -1,4 +1,4 @@
-//! `facepipe images`: from an enrolled picture to its person.
+//! `facepipe images`: shows and erases enrolled pictures.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -10,10 +10,10 @@ use crate::{
     output, runtime,
 };
 
-/// Shows whose an enrolled picture is, and erases it.
+/// Shows and erases enrolled pictures.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
-A picture's number is in `facepipe people show NAME`, in errors of the server, and in the conflicts of `facepipe people`.
+Picture ids are listed by `facepipe people show NAME`, in the conflicts of `facepipe people`, and in server errors.
 
 Examples:
   facepipe images show 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c
@@ -29,16 +29,16 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Whose a picture is, and which pictures of others are nearly the same
+    /// Show a picture's person and near-duplicates of other people
     Show {
-        /// The picture's number
+        /// Id of the picture
         image: String,
     },
-    /// Erases a picture and its embeddings, for good
+    /// Erase a picture and its embeddings irrevocably
     Delete {
-        /// The picture's number
+        /// Id of the picture
         image: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -90,6 +90,6 @@ pub fn run(options: &Options) -> Result<Outcome> {
 
 fn not_found(image: &str) -> Failure {
     Failure::Input(format!(
-        "{image}: the server has no picture of that number; `facepipe people show NAME` lists a person's"
+        "{image}: the server has no picture of that id; `facepipe people show NAME` lists a person's"
     ))
 }

@@ -1,4 +1,4 @@
-//! `facepipe jobs`: the server's long work.
+//! `facepipe jobs`: long-running jobs of the server.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -10,7 +10,7 @@ use crate::{
     interrupt, output, runtime, train,
 };
 
-/// Lists, follows and ends the server's long work: trainings and the computing of embeddings.
+/// Lists, follows, starts and cancels jobs: trainings and the computation of embeddings.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -30,24 +30,24 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// The newest ones
+    /// List the newest jobs
     List(List),
-    /// How far one is
+    /// Show a job and its progress
     Show {
-        /// Its number
+        /// Id of the job
         job: String,
-        /// Until it has ended, with a progress bar
+        /// Wait until it has ended, with a progress bar
         #[arg(long, short)]
         follow: bool,
     },
-    /// Ends one
+    /// Cancel a job
     Cancel {
-        /// Its number
+        /// Id of the job
         job: String,
     },
-    /// Has all embeddings computed anew, as after another embedder was chosen
+    /// Recompute all embeddings, for example after changing the embedder
     Embed {
-        /// Wait for the end
+        /// Wait until the job has ended
         #[arg(long)]
         wait: bool,
     },
@@ -55,24 +55,24 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct List {
-    /// Only those that are so far
+    /// Only jobs in this state
     #[arg(long, value_enum)]
     status: Option<JobStatus>,
-    /// So many at most
+    /// Maximum number
     #[arg(long, short, default_value_t = DEFAULT_NUMBER, value_name = "N")]
     number: usize,
 }
 
-/// How many are listed if nobody says so.
+/// Default number of jobs listed.
 const DEFAULT_NUMBER: usize = 20;
 
-/// The most that one page holds.
+/// Maximum page size of the API.
 const MAX_PAGE: usize = 1000;
 
 /// Runs the program.
 ///
 /// # Errors
-/// The server cannot be reached or refuses it, or a job that is waited for fails.
+/// The server cannot be reached or refuses it, or the awaited job fails.
 pub fn run(options: &Options) -> Result<Outcome> {
     runtime()?.block_on(async {
         let client = options.target.client()?;

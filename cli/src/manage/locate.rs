@@ -1,4 +1,4 @@
-//! `facepipe locate`: where somebody was seen last, and on what way.
+//! `facepipe locate`: where a person was seen last, and before.
 
 use anyhow::Result;
 use clap::Args;
@@ -10,20 +10,20 @@ use crate::{
     output, runtime,
 };
 
-/// Says where somebody was seen last.
+/// Shows where a person was seen last.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
   facepipe locate \"Ada Lovelace\"
   facepipe locate Ada --track --from 2024-05-06T00:00:00Z
 
-Ends with code 3 where the person was never seen.
+The exit code is 3 if the person was never seen.
 
 {}", exit::HELP))]
 pub struct Options {
     /// Face ID
     name: String,
-    /// Also the places before, in the order of time
+    /// Also list earlier detections in order of time
     #[arg(long)]
     track: bool,
     /// With --track: not before this time, RFC 3339

@@ -1,4 +1,4 @@
-//! What an administrator does with the server from a terminal: people, detections, cameras, jobs and trained models.
+//! Administration of the server: people, images, detections, cameras, jobs and trained models.
 
 mod cameras;
 mod detections;
@@ -23,17 +23,17 @@ pub use self::{
 };
 use crate::exit::Failure;
 
-/// Asks whether something that cannot be undone is meant; true without a question where `yes` says so already.
+/// Asks for confirmation of an irreversible action, unless `yes`.
 ///
 /// # Errors
-/// Nobody can be asked: the input is no terminal.
+/// Standard input is no terminal.
 fn confirmed(question: &str, yes: bool) -> Result<bool> {
     if yes {
         return Ok(true);
     }
     if !io::stdin().is_terminal() {
         return Err(
-            Failure::Usage(format!("{question} Say so with --yes: there is no terminal to ask at.")).into()
+            Failure::Usage(format!("{question} Confirm with --yes: there is no terminal to ask.")).into()
         );
     }
     eprint!("{question} [y/N] ");
@@ -43,7 +43,7 @@ fn confirmed(question: &str, yes: bool) -> Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// A share as people read it; a dash for none.
+/// Formats a share as a percentage; a dash for none.
 fn percent(share: Option<f32>) -> String {
     share.map_or_else(|| "-".into(), |share| format!("{:.0} %", share * 100.0))
 }

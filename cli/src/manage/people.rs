@@ -1,4 +1,4 @@
-//! `facepipe people`: whom the server knows.
+//! `facepipe people`: the enrolled people.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -11,7 +11,7 @@ use crate::{
     output, runtime,
 };
 
-/// Lists, shows, adds, renames and erases the people whom the server knows.
+/// Lists, shows, adds, renames and erases enrolled people.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -30,30 +30,30 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Everybody, with the number of their pictures
+    /// List everybody with the number of their pictures
     List,
-    /// A person's pictures
+    /// List a person's pictures
     Show {
         /// Face ID
         name: String,
     },
-    /// Adds a person without pictures
+    /// Add a person without pictures
     Add {
         /// Face ID
         name: String,
     },
-    /// Gives a person another name; pictures and detections stay theirs
+    /// Rename a person; pictures and detections are kept
     Rename {
         /// Face ID
         name: String,
         /// The new Face ID
         new: String,
     },
-    /// Erases a person: pictures, embeddings and name, for good
+    /// Erase a person irrevocably: pictures, embeddings and name
     Delete {
         /// Face ID
         name: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -129,17 +129,17 @@ pub fn run(options: &Options) -> Result<Outcome> {
     })
 }
 
-/// What is to be said of a person in the list, if anything.
+/// Returns the note on a person in the list; empty for none.
 fn note(person: &DatasetEntry) -> String {
     match (person.usable_images, &person.same_name_as) {
         (Some(0), _) => "no usable picture: not in the next model".into(),
-        (_, Some(_)) => "a name that counts as another one's: rename one of both".into(),
+        (_, Some(_)) => "name equivalent to another one's: rename one of them".into(),
         (Some(usable), None) if usable < person.images => format!("{usable} of them usable"),
         _ => String::new(),
     }
 }
 
-/// A pair of pictures that contradict each other, for whoever is to erase one of them.
+/// Formats a conflict between two pictures.
 fn conflict_line(conflict: &Conflict) -> String {
     let side = |image: &ConflictingImage| {
         format!("{} ({})", image.image_id, image.face_id.as_deref().unwrap_or("erased"))

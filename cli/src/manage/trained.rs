@@ -1,4 +1,4 @@
-//! The part of `facepipe models` that is about the server's trained models.
+//! The subcommands of `facepipe models` for the server's trained models.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -6,25 +6,25 @@ use clap::Subcommand;
 use super::confirmed;
 use crate::{connection::Target, exit::Outcome, output, runtime};
 
-/// What is done with trained models.
+/// Subcommands for trained models.
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Lists what the server was trained to, and which model answers.
+    /// List the server's trained models and which one is active.
     Trained(Target),
-    /// Has a model of the server answer that was trained before.
+    /// Activate an earlier model of the server.
     Activate {
-        /// As `trained` lists it.
+        /// Version, as listed by `trained`.
         #[arg(value_name = "VERSION")]
         model: u64,
         #[command(flatten)]
         target: Target,
     },
-    /// Removes a model from the server that does not answer; no other one gets its version.
+    /// Delete an inactive model from the server; its version is not reused.
     Delete {
-        /// As `trained` lists it.
+        /// Version, as listed by `trained`.
         #[arg(value_name = "VERSION")]
         model: u64,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long, short)]
         yes: bool,
         #[command(flatten)]
@@ -32,7 +32,7 @@ pub enum Action {
     },
 }
 
-/// Runs it.
+/// Runs the subcommand.
 ///
 /// # Errors
 /// The server cannot be reached or refuses it.

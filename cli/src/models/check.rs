@@ -1,4 +1,4 @@
-//! Whether a file on disk is the one the manifest means.
+//! Checks a file on disk against the manifest.
 
 use std::{
     fs::File,
@@ -11,31 +11,31 @@ use sha2::{Digest, Sha256};
 use super::manifest::Expected;
 use crate::digest::hex;
 
-/// What lies at a path.
+/// State of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Nothing.
+    /// There is no file.
     Missing,
-    /// The right file; where no hash is pinned, one of the right kind.
+    /// The expected file or, without a pinned hash, one of the right format.
     Right {
         /// Its hash, lower-case hexadecimal.
         sha256: String,
     },
-    /// Another file.
+    /// A different file.
     Wrong {
-        /// What was expected and what was found.
+        /// Expected and found value.
         problem: String,
     },
 }
 
-/// How torch writes a file: a zip archive since 1.6, before that a pickle that starts with a magic number
+/// First bytes of torch files: a zip archive since 1.6, before that a pickle that starts with a magic number
 /// (protocol 2, then the ten-byte integer 0x1950a86a20f9469cfc6c).
 const TORCH_HEADS: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"];
 
-/// How a safetensors file goes on after the eight bytes of its header's length.
+/// Byte of a safetensors file after the eight bytes of its header length.
 const SAFETENSORS_HEAD: u8 = b'{';
 
-/// Compares size and hash; where no hash is pinned, the head of the file.
+/// Compares size and hash or, without a pinned hash, the first bytes of the file.
 pub fn check(path: &Path, expected: &Expected) -> io::Result<State> {
     let mut file = match File::open(path) {
         Ok(file) => file,

@@ -1,4 +1,4 @@
-//! HTTP downloads that resume: what has arrived stays in a `.part` file and is asked for no second time.
+//! Resumable HTTP downloads: partial content is kept in a `.part` file.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,16 +17,16 @@ use reqwest::{
 
 use super::{manifest::Expected, progress::Progress};
 
-/// How long a connection may take: an offline machine must not wait for each host in turn.
+/// Connection timeout; short, so that an offline machine does not wait for each host in turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a connected server may be silent.
+/// Read timeout.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
-/// Waits before the second and later attempts after a transient error.
+/// Delays before further attempts after a transient error.
 const BACK_OFF: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
-/// The longest `Retry-After` that is obeyed; longer ones count as a failure.
+/// Longest `Retry-After` that is honoured; longer ones count as a failure.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Downloads, and remembers hosts that cannot be reached, so that their other files are not waited for.
+/// Downloads files and remembers unreachable hosts, so that each is waited for only once.
 #[derive(Default)]
 pub struct Downloader {
     client: Option<Client>,
@@ -34,31 +34,31 @@ pub struct Downloader {
     reached: HashSet<String>,
 }
 
-/// A download that has fully arrived in the `.part` file.
+/// A completed download in the `.part` file.
 pub struct Downloaded {
-    /// Whether some of it was there from an earlier attempt.
+    /// Whether it continued an earlier attempt.
     pub resumed: bool,
 }
 
 /// Why one attempt failed.
 enum DownloadError {
-    /// Another attempt will not help.
+    /// Permanent failure.
     Final(String),
-    /// Another attempt may help, after this wait if the server named one.
+    /// Transient failure, with the delay that the server requested.
     Transient(String, Option<Duration>),
-    /// The host cannot be reached, and will not be for the next file either.
+    /// The host is unreachable.
     Unreachable(String),
-    /// It is connected and does not answer.
+    /// The host accepted a connection but does not respond.
     Silent(String),
-    /// No connection came about, at once: DNS or the host may just be having a moment.
+    /// The connection failed at once; possibly a temporary problem of DNS or the host.
     Refused(String),
 }
 
 impl Downloader {
-    /// Downloads `url` to `part`, continuing what is there. `label` names it where progress is shown.
+    /// Downloads `url` to `part`, continuing existing content. `label` names it in progress output.
     ///
     /// # Errors
-    /// A message with the host. `part` then holds what may be continued, or is gone.
+    /// A message with the host; `part` is then resumable or removed.
     pub fn download(
         &mut self,
         url: &str,
@@ -69,7 +69,7 @@ impl Downloader {
         self.with_retries(url, |this, url| this.attempt(url, label, part, expected))
     }
 
-    /// The text at `url`, of at most `limit` bytes, with the address at which it was found in the end and its content type.
+    /// Fetches a text of at most `limit` bytes. Returns the final address after redirects, the content type and the text.
     ///
     /// # Errors
     /// A message with the host.
@@ -93,8 +93,8 @@ impl Downloader {
         })
     }
 
-    /// Whether a connection to the host of `url` comes about, for programs that would wait for it much longer. What it
-    /// answers does not matter, nor whether its certificate is trusted here.
+    /// Checks that the host of `url` accepts connections, before starting a program that would wait much longer for it.
+    /// Neither the response nor trust in the certificate matters.
     ///
     /// # Errors
     /// A message with the host.
@@ -113,7 +113,7 @@ impl Downloader {
         })
     }
 
-    /// Tries until it succeeds, fails for good, or failed too often. A host that is given up is given up for all that comes.
+    /// Retries transient failures. A host that keeps failing is marked unreachable for later files.
     fn with_retries<T>(
         &mut self,
         url: &str,
@@ -152,7 +152,7 @@ impl Downloader {
             };
             match waits.next() {
                 Some(back_off) => thread::sleep(wait.unwrap_or(*back_off)),
-                // It will not do better for the next file.
+                // The next file would fare the same.
                 None => {
                     self.unreachable.insert(host.clone(), problem.clone());
                     return Err(format!("{host}: {problem} ({} attempts)", BACK_OFF.len() + 1));
@@ -191,7 +191,7 @@ impl Downloader {
 
         let continues = response.status() == StatusCode::PARTIAL_CONTENT && resume.is_continued_by(&response);
         if resume.offset > 0 && !continues {
-            // The server sends everything, or nothing that fits: what is there is of no use.
+            // The server does not continue the part: start over.
             resume.discard().map_err(|e| write_error(part, &e))?;
             if response.status() != StatusCode::OK {
                 response = self.request(url, &resume)?;
@@ -230,11 +230,11 @@ impl Downloader {
     }
 }
 
-/// How far an earlier download of the same file came.
+/// State of an earlier, partial download.
 struct Resume {
     part: PathBuf,
     offset: u64,
-    /// The ETag of what is there: without it or a pinned hash, a file that has changed meanwhile would be mixed.
+    /// ETag of the part. Without it or a pinned hash, parts of two versions could be mixed.
     tag: Option<String>,
 }
 
@@ -244,14 +244,14 @@ impl Resume {
         let mut resume = Self { part: part.into(), offset: length, tag: None };
         resume.tag = fs::read_to_string(resume.tag_path()).ok().filter(|tag| !tag.is_empty());
         let sure = expected.sha256.is_some() || resume.tag.is_some();
-        // A part as long as the whole, or longer, is not the beginning of it: it would have been renamed.
+        // A part as long as the whole file would have been renamed: it is of another file.
         if !sure || expected.bytes.is_some_and(|bytes| length >= bytes) {
             resume.offset = 0;
         }
         resume
     }
 
-    /// Whether a partial answer begins where the part ends (RFC 9110, 14.4).
+    /// Returns whether a partial response starts where the part ends (RFC 9110, 14.4).
     fn is_continued_by(&self, response: &Response) -> bool {
         let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let first = range.and_then(|r| r.strip_prefix("bytes ")).and_then(|r| r.split('-').next());
@@ -268,7 +268,7 @@ impl Resume {
         }
     }
 
-    /// Keeps the ETag of a fresh download, if it is a strong one.
+    /// Saves the ETag of a fresh download if it is a strong one.
     fn save_tag(&self, response: &Response) -> io::Result<()> {
         if self.offset > 0 {
             return Ok(());
@@ -284,7 +284,7 @@ impl Resume {
     }
 
     fn remove_tag(&self) {
-        // Absent is what it shall be; a left one only costs a request that is answered in full.
+        // A leftover only causes a request that is answered in full.
         let _ = fs::remove_file(self.tag_path());
     }
 
@@ -293,7 +293,7 @@ impl Resume {
     }
 }
 
-/// Writes the body behind what is there; the number of bytes that are there then.
+/// Appends the body to the part. Returns the size of the part.
 fn receive(
     mut response: Response,
     part: &Path,
@@ -359,13 +359,13 @@ fn write_error(path: &Path, error: &io::Error) -> DownloadError {
     DownloadError::Final(format!("cannot write {}: {error}", path.display()))
 }
 
-/// Host and port, which is what can be unreachable.
+/// Returns host and port.
 fn host(url: &Url) -> String {
     let name = url.host_str().unwrap_or("no host");
     url.port().map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"))
 }
 
-/// Whether a connection came about and only its certificate or protocol is not what we take.
+/// Returns whether the TCP connection succeeded and only TLS failed.
 fn is_tls_error(error: &reqwest::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
@@ -388,7 +388,7 @@ fn classify(error: &reqwest::Error) -> DownloadError {
     }
 }
 
-/// The two innermost causes of an error: reqwest's own text is only "error sending request".
+/// Formats the two innermost causes of an error; reqwest's own text is only "error sending request".
 fn innermost_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let texts: Vec<String> = causes.map(ToString::to_string).collect();

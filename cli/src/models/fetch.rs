@@ -1,5 +1,5 @@
-//! Brings one file to its place: from the mirror folder, else from its sources in order. It appears there whole and
-//! checked, by a rename, or not at all.
+//! Fetches one file from the mirror folder, else from its sources in order, and renames it into place once it is complete
+//! and verified.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -15,10 +15,10 @@ use super::{
     packages::Packages,
 };
 
-/// Two fetches into one folder take turns, file by file, by a lock on this one.
+/// Lock file by which concurrent fetches into one folder take turns, file by file.
 const LOCK_FILE: &str = ".fetch.lock";
 
-/// Fetches files, keeping what serves the next one too: connections, unreachable hosts, packages.
+/// Fetches files; keeps connections, unreachable hosts and packages for the next file.
 pub struct Fetcher<'a> {
     folders: &'a Folders,
     downloader: Downloader,
@@ -26,28 +26,30 @@ pub struct Fetcher<'a> {
     only_registries: bool,
 }
 
-/// A file that is in its place and right.
+/// A verified file in its place.
 pub struct Fetched {
-    /// Where it came from; none if it was there already.
+    /// Its source; none if it was there already.
     pub from: Option<String>,
     /// Its hash, lower-case hexadecimal.
     pub sha256: String,
 }
 
 impl<'a> Fetcher<'a> {
-    /// Nothing is connected to or created before the first file needs it. With `only_registries` nothing but the mirror
-    /// folder and package registries is asked.
+    /// Creates a fetcher without connecting to anything. With `only_registries`, only the mirror folder and package
+    /// registries are used.
     pub fn new(folders: &'a Folders, only_registries: bool) -> Self {
         Self { folders, downloader: Downloader::default(), packages: Packages::default(), only_registries }
     }
 
-    /// Whether something could not be had for lack of the npm client.
+    /// Returns whether a file is missing for lack of the npm client.
     pub fn lacks_npm_client(&self) -> bool {
         self.packages.lacks_npm_client()
     }
 
+    /// Fetches a file unless it is in place.
+    ///
     /// # Errors
-    /// What went wrong with each source, in order.
+    /// The problem with each source, in order.
     pub fn fetch(&mut self, entry: &Entry, asset: &Asset) -> Result<Fetched, Vec<String>> {
         let target = self.folders.target(entry, asset);
         if let Ok(State::Right { sha256 }) = check(&target, &asset.expected) {
@@ -60,7 +62,7 @@ impl<'a> Fetcher<'a> {
         let _lock = lock(self.folders.root(entry)).map_err(unwritable)?;
 
         let mut problems = Vec::new();
-        // Once more: whoever had the lock may have fetched it.
+        // Another process may have fetched it while this one waited for the lock.
         match check(&target, &asset.expected) {
             Ok(State::Right { sha256 }) => return Ok(Fetched { from: None, sha256 }),
             Ok(State::Missing) => {}
@@ -105,7 +107,7 @@ impl<'a> Fetcher<'a> {
                 let label = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let arrived = self.downloader.download(url, &label, &part, &asset.expected)?;
                 let sha256 = match install(&part, target, &asset.expected) {
-                    // The older half may be of another file: once from the start.
+                    // The older part may be of another version: start over once.
                     Err(_) if arrived.resumed => {
                         self.downloader.download(url, &label, &part, &asset.expected)?;
                         install(&part, target, &asset.expected)
@@ -127,11 +129,11 @@ impl<'a> Fetcher<'a> {
     }
 }
 
-/// A file that is written beside its place and removed unless it was renamed into it.
+/// A file written beside its place; dropping it removes it unless it was renamed into place.
 struct Candidate(PathBuf);
 
 impl Candidate {
-    /// One name per place, so that what a killed program leaves is overwritten by the next.
+    /// Has a fixed name, so that a leftover of a killed process is overwritten.
     fn beside(target: &Path) -> Self {
         Self(target.with_added_extension("new"))
     }
@@ -146,19 +148,19 @@ impl Drop for Candidate {
 fn copy(from: &Path, target: &Path, expected: &Expected) -> Result<String, String> {
     let candidate = Candidate::beside(target);
     let failed = |e: io::Error| format!("cannot copy {}: {e}", from.display());
-    // Contents only: a mirror may be read-only, and the copy shall not be.
+    // Without permissions: a mirror may be read-only.
     let mut source = File::open(from).map_err(failed)?;
     let mut out = File::create(&candidate.0).map_err(failed)?;
     io::copy(&mut source, &mut out).map_err(failed)?;
     install(&candidate.0, target, expected).map_err(|problem| format!("{}: {problem}", from.display()))
 }
 
-/// Checks a complete file and renames it into place; a wrong one is removed. Returns its hash.
+/// Verifies a complete file and renames it into place, or removes it if it is wrong. Returns its hash.
 fn install(candidate: &Path, target: &Path, expected: &Expected) -> Result<String, String> {
     let failed = |e: io::Error| format!("cannot write {}: {e}", target.display());
     match check(candidate, expected).map_err(failed)? {
         State::Right { sha256 } => {
-            // On disk before it has its name: after a power cut there is the whole file or none.
+            // Synced before the rename: after a power cut there is the whole file or none.
             File::open(candidate).and_then(|file| file.sync_all()).map_err(failed)?;
             fs::rename(candidate, target).map_err(failed)?;
             if let Some(folder) = target.parent() {
@@ -174,7 +176,7 @@ fn install(candidate: &Path, target: &Path, expected: &Expected) -> Result<Strin
     }
 }
 
-/// Held until dropped; the system frees it when the program dies.
+/// Takes the lock of a folder, released on drop or when the process dies.
 fn lock(root: &Path) -> io::Result<File> {
     fs::create_dir_all(root)?;
     let file = File::options().create(true).append(true).open(root.join(LOCK_FILE))?;

@@ -1,5 +1,5 @@
-//! Packages of npm, by `npm pack`: the client knows the user's registry, proxy and token. It only downloads: nothing is
-//! installed, and no script of the package is run.
+//! Downloads npm packages with `npm pack`, which knows the user's registry, proxy and token. Nothing is installed and no
+//! package script is run.
 
 use std::{
     fs,
@@ -18,24 +18,24 @@ use super::{
     registry_client,
 };
 
-/// npm, once it was looked for.
+/// The npm client, looked up on first use.
 #[derive(Default)]
 pub struct Npm {
-    /// The registry to try a connection to first, or why npm cannot be used.
+    /// The registry to check first, or why npm cannot be used.
     found: Option<Result<Option<String>, String>>,
     absent: bool,
 }
 
 impl Npm {
-    /// Whether npm was looked for and is not installed.
+    /// Returns whether npm was needed and is not installed.
     pub fn is_absent(&self) -> bool {
         self.absent
     }
 
-    /// Downloads the package into `folder` and checks its integrity.
+    /// Downloads a package into `folder` and verifies its integrity.
     ///
     /// # Errors
-    /// That there is no npm, what it says, or that the package is another one than was pinned.
+    /// npm is not installed or fails, or the package differs from the pinned one.
     pub fn pack(
         &mut self,
         package: &Package,
@@ -52,7 +52,7 @@ impl Npm {
         npm.args(["pack", "--ignore-scripts", "--loglevel=error", "--no-audit", "--no-fund"]);
         npm.args(["--no-update-notifier", "--fetch-retries=1", "--fetch-retry-mintimeout=500"]);
         npm.args(["--fetch-retry-maxtimeout=2000", "--pack-destination"]).arg(&out);
-        // A cache of its own, by which it is seen how far it is.
+        // A separate cache, which shows the progress.
         npm.arg("--cache").arg(&cache).arg("--").arg(&package.spec);
 
         let mut progress = Progress::new(format!("{} with npm", package.spec), package.bytes);
@@ -61,7 +61,7 @@ impl Npm {
         progress.end(success);
         let output = output.map_err(failed)?;
         if !success {
-            return Err(failed(complaint(&output.err)));
+            return Err(failed(error_summary(&output.err)));
         }
         let file = only_file(&out).map_err(failed)?;
         if let Some(Pin::Sha512(expected)) = &package.pin {
@@ -72,12 +72,12 @@ impl Npm {
                 return Err(failed(format!("expected integrity {expected}, found {found}")));
             }
         }
-        // Twelve megabytes of cache, say, that nobody reads again.
+        // The cache, some megabytes, is not needed any more.
         let _ = fs::remove_dir_all(&cache);
         Ok(file)
     }
 
-    /// The registry that npm asks, where a connection to it can be tried directly: none behind a proxy of npm's own.
+    /// Returns npm's registry if it can be checked directly; none behind a proxy configured only in npm.
     fn registry(&mut self, folder: &Path) -> Result<Option<String>, String> {
         if let Some(found) = &self.found {
             return found.clone();
@@ -96,13 +96,14 @@ impl Npm {
     }
 }
 
-/// npm in a folder in which no project's settings hold.
+/// Creates an npm command in a folder without project settings.
 fn npm(folder: &Path) -> Command {
     let mut npm = Command::new("npm");
     npm.current_dir(folder);
     npm
 }
 
+/// Returns npm's registry unless only npm knows the proxy to it.
 fn configured(folder: &Path) -> Option<String> {
     let get = |key: &str| {
         let output = npm(folder).args(["config", "get", key]).stdin(Stdio::null()).output().ok()?;
@@ -110,14 +111,14 @@ fn configured(folder: &Path) -> Option<String> {
         (!value.is_empty() && value != "null" && value != "undefined").then_some(value)
     };
     let registry = get("registry").filter(|url| url.starts_with("http"))?;
-    // The environment's proxies hold for us as well, npm's own do not.
+    // Proxies of the environment apply to us too, those of npm's configuration do not.
     let in_environment = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
     let shared = ["https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"].into_iter().any(in_environment);
     (shared || (get("https-proxy").is_none() && get("proxy").is_none())).then_some(registry)
 }
 
-/// What npm says was wrong: the first line that says it in words.
-fn complaint(stderr: &str) -> String {
+/// Extracts code and first descriptive line of npm's error output.
+fn error_summary(stderr: &str) -> String {
     let lines = stderr.lines().filter_map(|line| {
         ["npm error ", "npm ERR! "].into_iter().find_map(|prefix| line.strip_prefix(prefix)).map(str::trim)
     });
@@ -145,13 +146,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn npms_complaint_is_one_line_with_its_code() {
+    fn npm_errors_become_one_line_with_their_code() {
         let old = "npm ERR! code ENOTFOUND\nnpm ERR! syscall getaddrinfo\nnpm ERR! errno ENOTFOUND\n\
                    npm ERR! network request failed\nnpm ERR! A complete log of this run can be found in: x\n";
-        assert_eq!(complaint(old), "ENOTFOUND: network request failed");
+        assert_eq!(error_summary(old), "ENOTFOUND: network request failed");
         let new = "npm error code E404\nnpm error 404 Not Found - GET http://127.0.0.1:1/x\nnpm error 404\n";
-        assert_eq!(complaint(new), "E404");
-        assert_eq!(complaint("segmentation fault\n"), "segmentation fault");
-        assert_eq!(complaint(""), "no reason given");
+        assert_eq!(error_summary(new), "E404");
+        assert_eq!(error_summary("segmentation fault\n"), "segmentation fault");
+        assert_eq!(error_summary(""), "no reason given");
     }
 }

@@ -1,5 +1,5 @@
-//! Files out of the packages of registries: Python's wheels and source packages, npm's packages. Each package is downloaded
-//! once, into a folder that goes with the program; one member after the other is taken out. Nothing in a package is run.
+//! Extracts files from registry packages (Python wheels and source packages, npm packages). Each package is downloaded once
+//! into a temporary folder. Nothing in a package is run.
 
 use std::{
     collections::HashMap,
@@ -17,24 +17,24 @@ use super::{
     pypi::Pypi,
 };
 
-/// Downloads packages and remembers them.
+/// Downloads and caches packages.
 #[derive(Default)]
 pub struct Packages {
     folder: Option<TempDir>,
-    /// Where each package lies, or why it is not there.
+    /// Path of each package, or why it is unavailable.
     downloaded: HashMap<Key, Result<PathBuf, String>>,
     pypi: Pypi,
     npm: Npm,
 }
 
-/// Registry, package, and processor of a wheel that is built for one.
+/// Registry, package, and architecture of a wheel.
 type Key = (Registry, String, Option<String>);
 
 impl Packages {
-    /// Writes a member of a package to `target`. `arch` is the processor of a wheel that is built for one.
+    /// Writes a member of a package to `target`. `arch` is the architecture of a platform wheel.
     ///
     /// # Errors
-    /// Why the package cannot be had, or that it is another one than was pinned, or lacks the member.
+    /// The package is unavailable, differs from the pinned one, or lacks the member.
     pub fn extract(
         &mut self,
         package: &Package,
@@ -60,7 +60,7 @@ impl Packages {
         from(&known?, member, target).map_err(|problem| format!("{package}: {problem}"))
     }
 
-    /// Whether something could not be had for lack of the npm client.
+    /// Returns whether a package is missing for lack of the npm client.
     pub fn lacks_npm_client(&self) -> bool {
         self.npm.is_absent()
     }
@@ -76,7 +76,7 @@ impl Packages {
             Some(folder) => folder,
             none => none.insert(tempfile::tempdir().map_err(unwritable)?),
         };
-        // A folder of its own for each.
+        // One folder per package.
         let folder = folder.path().join(self.downloaded.len().to_string());
         fs::create_dir(&folder).map_err(unwritable)?;
         match package.registry {
@@ -87,10 +87,10 @@ impl Packages {
     }
 }
 
-/// The one file in a folder.
+/// Returns the only file in a folder.
 ///
 /// # Errors
-/// That there is none, or that the folder cannot be read.
+/// There is none, or the folder cannot be read.
 pub fn only_file(folder: &Path) -> Result<PathBuf, String> {
     let entries = fs::read_dir(folder).map_err(|e| e.to_string())?;
     let mut files = entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.is_file());

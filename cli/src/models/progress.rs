@@ -1,27 +1,27 @@
-//! How far a download is: a bar on a terminal, elsewhere a line when it starts, every few seconds, and at its end.
+//! Progress of a download: a bar on a terminal, otherwise lines at the start, every few seconds and at the end.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-/// Where no bar can be shown, downloads from this many bytes on have lines of their own; smaller ones are over at once.
+/// Minimum size of downloads that are reported by lines, bytes.
 const MIN_LINE_BYTES: u64 = 1 << 20;
-/// The time between two lines.
+/// Interval between lines.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The progress of one download.
 pub struct Progress {
     label: String,
     bar: ProgressBar,
-    /// In bytes; none where nobody says.
+    /// Total in bytes; none if unknown.
     total: Option<u64>,
     done: u64,
-    /// When the last line was written; none before the first.
+    /// Time of the last line; none before the first.
     said: Option<Instant>,
 }
 
 impl Progress {
-    /// `total` in bytes, where it is known.
+    /// Starts reporting; `total` in bytes, if known.
     pub fn new(label: String, total: Option<u64>) -> Self {
         let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new).with_message(label.clone());
         let template = if total.is_some() {
@@ -29,7 +29,7 @@ impl Progress {
         } else {
             "{msg:<32} {spinner} {bytes}"
         };
-        // The template is a constant; where it could not be parsed, indicatif's own look does as well.
+        // The template is a constant; indicatif's default style would do.
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -40,9 +40,9 @@ impl Progress {
         progress
     }
 
-    /// `done` bytes are there.
+    /// Reports that `done` bytes have arrived.
     pub fn set(&mut self, done: u64) {
-        // What is watched from outside may be counted twice for a moment, while it is moved.
+        // A file may be counted twice for a moment while a client moves it.
         self.done = self.total.map_or(done, |total| done.min(total));
         self.bar.set_position(self.done);
         if !self.bar.is_hidden() {
@@ -55,7 +55,7 @@ impl Progress {
         }
     }
 
-    /// Nothing more comes; what was announced is said to be there, or how far it came.
+    /// Ends the report, successfully or not.
     pub fn end(mut self, whole: bool) {
         self.bar.finish_and_clear();
         if self.said.is_some() {

@@ -1,6 +1,6 @@
-//! Python's packages. Wheels are downloaded by pip. Source packages are not: `pip download` runs their `setup.py` to learn
-//! what they need, and nothing that was downloaded is to be run here. They are found in the index that pip is configured
-//! for, by the simple repository API (PEP 503 and 691), and downloaded as any other file.
+//! Python packages. Wheels are downloaded by pip. Source packages are not, since `pip download` runs their `setup.py` and no
+//! downloaded code may run here: they are found through the simple repository API (PEP 503 and 691) of the index that pip is
+//! configured for, and downloaded like any other file.
 
 use std::{
     env, fs,
@@ -19,25 +19,25 @@ use super::{
     registry_client,
 };
 
-/// The index that pip asks where it is not told otherwise.
+/// pip's default index.
 const INDEX: &str = "https://pypi.org/simple/";
-/// The Linux platform tags of wheels that today's distributions can load, newest first.
+/// Linux platform tags that today's distributions support, newest first.
 const PLATFORMS: [&str; 3] = ["manylinux_2_28", "manylinux_2_27", "manylinux2014"];
-/// Of the interpreter the wheel is for: the library inside does not care, the index does.
+/// Python version for which wheels are requested; irrelevant for the library inside.
 const PYTHON_VERSION: &str = "3.12";
-/// What an index may answer with, JSON for choice.
+/// Accepted formats of an index, JSON preferred.
 const ACCEPTED: &str =
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1";
-/// Package indexes of a few megabytes are known.
+/// Maximum size of an index page; some have several megabytes.
 const MAX_INDEX_BYTES: u64 = 32 << 20;
 
-/// pip's settings, once they were asked for.
+/// pip's settings, read on first use.
 #[derive(Default)]
 pub struct Pypi {
     settings: Option<Settings>,
 }
 
-/// What of pip's settings says where packages are.
+/// The settings of pip that locate packages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Settings {
     index: Option<String>,
@@ -48,10 +48,10 @@ struct Settings {
 }
 
 impl Pypi {
-    /// Downloads the wheel into `folder` with pip. `arch` is the processor where the wheel is built for one.
+    /// Downloads a wheel into `folder` with pip. `arch` is the architecture of a platform wheel.
     ///
     /// # Errors
-    /// What pip says, or that its index cannot be reached.
+    /// pip fails, or its index cannot be reached.
     pub fn wheel(
         &mut self,
         package: &Package,
@@ -78,7 +78,7 @@ impl Pypi {
         pip.args(["-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]);
         pip.args(["--no-deps", "--only-binary=:all:", "--retries", "1", "--timeout", "15"]);
         if reachable.is_err() && settings.extra_indexes.is_empty() {
-            // Only the folders are left to look into.
+            // Only the find-links folders are left.
             pip.arg("--no-index");
         }
         pip.arg("--dest").arg(&out);
@@ -88,7 +88,7 @@ impl Pypi {
             }
             pip.args(["--python-version", PYTHON_VERSION, "--implementation", "cp"]);
         }
-        // It downloads there, by which it is seen how far it is.
+        // pip downloads there, which shows the progress.
         pip.arg(&package.spec).env("TMPDIR", &temporary);
 
         let mut progress = Progress::new(format!("the wheel {} with pip", package.spec), package.bytes);
@@ -107,10 +107,10 @@ impl Pypi {
         only_file(&out).map_err(failed)
     }
 
-    /// Downloads the source package into `folder` and checks its hash.
+    /// Downloads a source package into `folder` and verifies its hash.
     ///
     /// # Errors
-    /// That no index has it, or that it is another one than was pinned.
+    /// No index has it, or it differs from the pinned one.
     pub fn sdist(
         &mut self,
         package: &Package,
@@ -151,7 +151,7 @@ impl Pypi {
 }
 
 impl Settings {
-    /// As pip has merged them from its files and the environment; without pip, those of the environment.
+    /// Reads the settings that pip merges from its files and the environment; without pip, only the environment.
     fn from_pip() -> Self {
         let output =
             Command::new("python3").args(["-m", "pip", "config", "list"]).stdin(Stdio::null()).output();
@@ -169,8 +169,8 @@ impl Settings {
         Self::parse(&lines.collect::<String>())
     }
 
-    /// The lines of `pip config list`: `<section>.<key>='<value>'`. What holds for one command stands over what holds for
-    /// all, and the environment over both.
+    /// Parses the lines of `pip config list`, `<section>.<key>='<value>'`. Command sections override the global one, the
+    /// environment overrides both.
     fn parse(list: &str) -> Self {
         let get = |key: &str| {
             [":env:", "download", "global"].into_iter().find_map(|section| {
@@ -178,7 +178,7 @@ impl Settings {
                 let value = list.lines().find_map(|line| line.strip_prefix(&start))?.trim();
                 let quote = value.chars().next().filter(|c| matches!(c, '\'' | '"'));
                 let value = quote.map_or(value, |quote| value.trim_matches(quote));
-                // Several stand in lines of their own, which Python's notation shows as \n.
+                // Multiple values are separated by newlines, printed as \n.
                 Some(value.replace("\\n", " ")).filter(|value| !value.trim().is_empty())
             })
         };
@@ -196,7 +196,7 @@ impl Settings {
     }
 }
 
-/// The source package in a folder that pip looks into.
+/// Finds the source package in a find-links folder.
 fn in_folder(folder: &Path, package: &Package) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.filter_map(Result::ok);
     entries.map(|entry| entry.path()).find(|path| {
@@ -204,6 +204,7 @@ fn in_folder(folder: &Path, package: &Package) -> Option<PathBuf> {
     })
 }
 
+/// Downloads a source package through an index.
 fn from_index(
     index: &str,
     package: &Package,
@@ -229,7 +230,7 @@ fn from_index(
     }
 }
 
-/// Whether a file of this name is the package's source at this version.
+/// Returns whether the file name is that of the source package at this version.
 fn is_sdist(file: &str, package: &Package) -> bool {
     let Some((name, version)) = file.strip_suffix(".tar.gz").and_then(|stem| stem.rsplit_once('-')) else {
         return false;
@@ -237,13 +238,13 @@ fn is_sdist(file: &str, package: &Package) -> bool {
     version == package.version && normalized(name) == normalized(&package.name)
 }
 
-/// The name as indexes write it (PEP 503): lower case, and one hyphen for each run of `-`, `_` and `.`.
+/// Normalises a package name (PEP 503): lower case, and one hyphen per run of `-`, `_` and `.`.
 fn normalized(name: &str) -> String {
     let words = name.split(['-', '_', '.']).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
 }
 
-/// Names and addresses of the files of an index in JSON (PEP 691).
+/// Parses file names and addresses of a JSON index (PEP 691).
 fn json(text: &str) -> Result<Vec<(String, String)>, String> {
     #[derive(Deserialize)]
     struct Page {
@@ -258,7 +259,7 @@ fn json(text: &str) -> Result<Vec<(String, String)>, String> {
     Ok(page.files.into_iter().map(|file| (file.filename, file.url)).collect())
 }
 
-/// Names and addresses of the files of an index in HTML (PEP 503): the texts of its anchors, and where they point.
+/// Parses file names and addresses of an HTML index (PEP 503): text and target of its anchors.
 fn html(text: &str) -> Vec<(String, String)> {
     let anchors = text.split("<a ").skip(1);
     anchors
@@ -279,7 +280,7 @@ mod tests {
     use crate::models::manifest::Registry;
 
     #[test]
-    fn pips_settings_are_read_as_pip_ranks_them() {
+    fn pip_settings_have_pips_precedence() {
         let list = "global.index-url='https://a/simple'\ndownload.index-url='https://b/simple/'\n\
                     global.find-links='\\n/one\\n/two'\n:env:.no-index='1'\ninstall.proxy='x'\n";
         let settings = Settings::parse(list);
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn source_packages_are_told_by_name_and_version() {
+    fn source_packages_are_matched_by_name_and_version() {
         let package = Package {
             registry: Registry::Sdist,
             spec: "face_recognition==1.3.0".into(),

@@ -1,5 +1,4 @@
-//! Runs the client of a package registry (pip, npm) and watches the folder that it downloads into: how far it is, and
-//! whether it still gets anything.
+//! Runs the client of a package registry (pip, npm) and watches its download folder for progress and stalls.
 
 use std::{
     fs::{self, File},
@@ -13,21 +12,21 @@ use walkdir::WalkDir;
 
 use super::progress::Progress;
 
-/// How long a client may get nothing at all: it has connected or given up long before.
+/// Time without any download progress after which a client is stopped.
 const STALL_TIMEOUT: Duration = Duration::from_secs(45);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Between two looks at the folder.
+/// Interval at which the folder is measured.
 const MEASURE_INTERVAL: Duration = Duration::from_millis(300);
 
-/// What a client printed.
+/// Result of a client's run.
 pub struct ClientOutput {
-    /// Whether it ended well.
+    /// Whether it succeeded.
     pub success: bool,
     /// Standard error.
     pub err: String,
 }
 
-/// Ended when it is dropped, should it still run.
+/// A running client; dropping it ends the process.
 struct Running(Child);
 
 impl Running {
@@ -59,16 +58,16 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended already, as a rule.
+        // Usually it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Runs the command to its end. `folder` is where it downloads to, and where its output is kept.
+/// Runs the command to its end. `folder` is its download folder and gets its log.
 ///
 /// # Errors
-/// That it cannot be started, or that nothing arrived for too long.
+/// It cannot be started, or nothing arrived for too long.
 pub fn run(
     mut command: Command,
     folder: &Path,
@@ -81,12 +80,12 @@ pub fn run(
     let mut running = Running(command.spawn().map_err(|e| format!("{name} cannot be started: {e}"))?);
     let success = running.wait(folder, progress)?.success();
     let err = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
-    // Gone, so that the folder holds what was downloaded and nothing else.
+    // The folder must contain nothing but the download.
     let _ = fs::remove_file(&log);
     Ok(ClientOutput { success, err })
 }
 
-/// Bytes of all files below a folder that changes meanwhile.
+/// Returns the total size of the files below a folder.
 fn size_of(folder: &Path) -> u64 {
     let files = WalkDir::new(folder).into_iter().filter_map(Result::ok);
     files.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file).map(|file| file.len()).sum()

@@ -1,24 +1,24 @@
-//! What is said at the end where something is missing: what was tried, where it can be had by hand and where it belongs,
-//! and what can run without it.
+//! The final report on missing files: what was tried, how to get them by hand, where they belong, and what runs without them.
 
 use std::fmt::Write as _;
 
 use super::{
-    Folders, PRESENT, by_size,
+    Folders,
     manifest::{Asset, Entry, Kind, Manifest},
+    status::{PRESENT, by_size},
 };
 
-/// An entry that is not complete, with each distinct problem and how many files have it.
+/// An incomplete entry, with each distinct problem and the number of files that have it.
 pub struct MissingEntry<'a> {
-    /// What is missing.
+    /// The entry.
     pub entry: &'a Entry,
-    /// Those of its files that are.
+    /// Its missing files.
     pub files: Vec<&'a Asset>,
-    /// What went wrong.
+    /// The problems.
     pub problems: Vec<(String, usize)>,
 }
 
-/// The whole report.
+/// Formats the report.
 pub fn missing(missing: &[MissingEntry<'_>], manifest: &Manifest, folders: &Folders) -> String {
     let mut text = String::from("\nMissing:\n");
     for lost in missing {
@@ -35,7 +35,7 @@ fn write_entry(text: &mut String, lost: &MissingEntry<'_>, manifest: &Manifest, 
     let MissingEntry { entry, files, problems } = lost;
     let Some(first) = files.first() else { return };
     line(text, &entry.name, &entry.purpose);
-    // More than a few different ones say nothing more.
+    // A few distinct problems are enough.
     for (problem, n) in problems.iter().take(5) {
         let times = if *n > 1 { format!(" ({n} files)") } else { String::new() };
         detail(text, "tried", &format!("{problem}{times}"));
@@ -66,7 +66,7 @@ fn write_entry(text: &mut String, lost: &MissingEntry<'_>, manifest: &Manifest, 
     }
 }
 
-/// What there is to run, and whether the files suffice for it.
+/// Returns the parts of facepipe and whether they can run.
 fn capabilities(manifest: &Manifest, folders: &Folders) -> [(&'static str, String); 3] {
     let here = manifest.select(&[]).unwrap_or_default();
     let is_there = |entry: &&&Entry| folders.row(entry, by_size).state == PRESENT;

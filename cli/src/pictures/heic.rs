@@ -1,22 +1,20 @@
-//! HEIC, as phones take pictures, for a backend that reads none of it: decoded here and sent as JPEG.
+//! Converts HEIC, the format of phones, to JPEG, since the backend does not read it.
 
 use std::panic::catch_unwind;
 
 use facepipe_vision::DecodeLimits;
 use image::codecs::jpeg::JpegEncoder;
 
-/// At this quality JPEG adds nothing that face recognition could see, and a picture of 12 megapixels stays below the
-/// backend's limit of 10 MiB.
+/// JPEG quality without effect on recognition; 12 megapixels stay below the backend's limit of 10 MiB.
 const QUALITY: u8 = 95;
 
-/// Decodes the primary picture, upright and in sRGB, and encodes it. The same bytes give the same bytes again, by which
-/// the backend knows a picture that it has.
+/// Decodes the primary picture upright in sRGB and encodes it. Deterministic, so that the backend recognises duplicates.
 ///
 /// # Errors
 /// The picture is damaged, too large, or of a kind that the decoder does not read.
 pub fn to_jpeg(heic: &[u8]) -> Result<Vec<u8>, String> {
     let options = heifer::Options { max_threads: 1, max_pixels: DecodeLimits::default().max_pixels };
-    // It comes from outside: should the decoder panic on hostile bytes, the other pictures still have their turn.
+    // Untrusted input: a panic of the decoder must not affect other pictures.
     let picture = catch_unwind(|| heifer::decode_srgb_rgba8(heic, &options))
         .map_err(|_| "HEIC that cannot be decoded".to_owned())?
         .map_err(|error| format!("HEIC that cannot be decoded ({error}); as JPEG it would be taken"))?;
@@ -35,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_phone_takes_becomes_a_picture_that_the_backend_reads() {
+    fn heic_becomes_jpeg_that_the_backend_reads() {
         let (width, height) = (96_u32, 64_u32);
         let rgb: Vec<u8> = (0..height)
             .flat_map(|_| (0..width).flat_map(|x| if x < width / 2 { [200, 40, 40] } else { [40, 40, 200] }))

@@ -1,4 +1,4 @@
-//! What a file is, told by how its content begins: names lie, and phones, scanners and NAS systems have their own.
+//! Determines the kind of a file by its first bytes, since file names are unreliable.
 
 use std::{
     fs::File,
@@ -6,38 +6,38 @@ use std::{
     path::Path,
 };
 
-/// Bytes of a file that are looked at.
+/// Number of bytes examined.
 const HEAD: u64 = 512;
 
-/// What a file is.
+/// Kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A picture that the backend reads as it is: JPEG, PNG, WebP, BMP or GIF.
+    /// A picture that the backend reads: JPEG, PNG, WebP, BMP or GIF.
     Picture,
-    /// A picture as phones take it, HEVC in HEIF: read here, and sent as JPEG.
+    /// HEIC (HEVC in HEIF), sent as JPEG.
     Heic,
     /// Something else.
     Other {
-        /// What it is, for `… : passed over: …`.
+        /// Description for messages.
         what: &'static str,
-        /// What can be done about it.
+        /// What to do about it.
         remedy: Option<Remedy>,
     },
 }
 
-/// What can be done about a file that is not read.
+/// What to do about an unsupported file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Remedy {
-    /// It is a picture that other programs read.
+    /// Convert the picture.
     Convert,
-    /// It is a video.
+    /// Use the video commands.
     Video,
-    /// It is an archive.
+    /// Unpack the archive.
     Unpack,
 }
 
 impl Remedy {
-    /// The advice, a line for people.
+    /// Returns the advice as a line of text.
     pub fn advice(self) -> &'static str {
         match self {
             Self::Convert => {
@@ -52,7 +52,7 @@ impl Remedy {
     }
 }
 
-/// Looks into a file.
+/// Determines the kind of a file.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -62,12 +62,12 @@ pub fn from_file(path: &Path) -> io::Result<Kind> {
     Ok(from_head(&head))
 }
 
-/// What a content is that begins so.
+/// Determines the kind of content with these first bytes.
 pub fn from_head(head: &[u8]) -> Kind {
     let other = |what, remedy| Kind::Other { what, remedy };
     let starts = |magic: &[u8]| head.starts_with(magic);
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
-    // The same table, and the same formats in it, as where the backend decodes.
+    // The formats that the backend decodes.
     if image::guess_format(head).is_ok_and(|format| format.reading_enabled()) {
         return Kind::Picture;
     }
@@ -107,7 +107,7 @@ pub fn from_head(head: &[u8]) -> Kind {
     }
 }
 
-/// What a file in the family of QuickTime and MP4 is: its brands say it. HEIC, AVIF and most videos are of it.
+/// Determines the kind of an ISO base media file (HEIC, AVIF, MP4, QuickTime) by its brands.
 fn from_media_brands(head: &[u8]) -> Option<Kind> {
     let other = |what, remedy| Some(Kind::Other { what, remedy: Some(remedy) });
     let (size, rest) = head.split_first_chunk::<4>()?;
@@ -120,12 +120,12 @@ fn from_media_brands(head: &[u8]) -> Option<Kind> {
     }
     let length = usize::try_from(u32::from_be_bytes(*size)).unwrap_or(usize::MAX).saturating_sub(8);
     let brands = rest.get(..length).unwrap_or(rest);
-    // The major brand, a version, and the others that it is compatible with.
+    // Major brand, version and compatible brands.
     let (brands, _) = brands.as_chunks::<4>();
     let any = |wanted: &[&[u8; 4]]| brands.iter().any(|brand| wanted.contains(&brand));
     match brands.first()? {
         b"crx " => other("a camera's raw picture", Remedy::Convert),
-        // A generic brand in front says nothing of the codec.
+        // A generic major brand does not tell the codec.
         _ if any(&[b"avif", b"avis"]) => other("AVIF", Remedy::Convert),
         _ if any(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"]) => Some(Kind::Heic),
         _ if any(&[b"mif1", b"mif2", b"msf1"]) => other("HEIF of a kind that is not read", Remedy::Convert),
@@ -134,7 +134,7 @@ fn from_media_brands(head: &[u8]) -> Option<Kind> {
 }
 
 fn is_text(head: &[u8]) -> bool {
-    // The end of what was read may stand within a character.
+    // The last character may be cut off.
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
         Err(error) if error.error_len().is_none() => {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn content_and_not_the_name_says_what_a_file_is() {
+    fn the_kind_depends_on_the_content() {
         for picture in [
             &b"\xff\xd8\xff\xe1\x00\x10Exif"[..],
             b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",

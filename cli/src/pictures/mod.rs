@@ -1,4 +1,4 @@
-//! Pictures in folders: which files are taken for one, in which order, and what is said of all others.
+//! Finds pictures in folders, and reports all other files.
 
 mod heic;
 mod kind;
@@ -16,8 +16,8 @@ use walkdir::{DirEntry, WalkDir};
 pub use self::kind::{Kind, Remedy};
 use crate::exit::Failure;
 
-/// What systems leave among pictures, beside what begins with a dot: thumbnails and indexes of NAS systems (Synology,
-/// QNAP), of macOS in archives, and of Windows. Without regard to case.
+/// Thumbnails and metadata of NAS systems (Synology, QNAP), macOS archives and Windows, in lower case. Names with a leading
+/// dot are skipped too.
 const SYSTEM_FILES: [&str; 13] = [
     "@eadir",
     "@recycle",
@@ -34,49 +34,49 @@ const SYSTEM_FILES: [&str; 13] = [
     "desktop.ini",
 ];
 
-/// A file that was not used, and why.
+/// A skipped file with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PassedOver {
     /// Its path.
     pub file: String,
-    /// The reason, in words.
+    /// The reason.
     pub reason: String,
-    /// What can be done about it, for its kind.
+    /// What to do about it.
     #[serde(skip)]
     pub remedy: Option<Remedy>,
 }
 
 impl PassedOver {
-    /// `file` was not used because of `reason`.
+    /// Records that `file` was skipped for `reason`.
     pub fn new(file: &Path, reason: impl Into<String>) -> Self {
         Self { file: file.display().to_string(), reason: reason.into(), remedy: None }
     }
 }
 
-/// What a folder holds.
+/// Contents of a folder.
 #[derive(Debug, Default)]
 pub struct FolderContents {
-    /// The pictures, at any depth, in the order of their paths.
+    /// Pictures at any depth, ordered by path.
     pub pictures: Vec<PathBuf>,
-    /// Files and folders that are no pictures or cannot be read.
+    /// Files that are no pictures, and unreadable files and folders.
     pub passed_over: Vec<PassedOver>,
-    /// Hidden and systems' own files and folders that were not looked at.
+    /// Number of hidden and system files and folders.
     pub hidden: usize,
 }
 
-/// What a folder of people holds: a folder of pictures for each.
+/// Contents of a folder with one subfolder per person.
 #[derive(Debug, Default)]
 pub struct PersonFolders {
-    /// The pictures of everybody who has a folder; none where nothing in it is a picture.
+    /// Pictures by person; empty for a folder without pictures.
     pub pictures: BTreeMap<String, Vec<PathBuf>>,
-    /// Files and folders that are no pictures, cannot be read, or are nobody's.
+    /// Files that are no pictures, are unreadable, or are in nobody's folder.
     pub passed_over: Vec<PassedOver>,
-    /// Hidden and systems' own files and folders that were not looked at.
+    /// Number of hidden and system files and folders.
     pub hidden: usize,
 }
 
-/// What lies below a folder, whatever the names of the files are. Links are followed; what is hidden or a system's own is
-/// left out.
+/// Finds the pictures in a folder at any depth, regardless of file names. Links are followed; hidden and system files are
+/// skipped.
 ///
 /// # Errors
 /// The folder is missing or cannot be read.
@@ -89,8 +89,7 @@ pub fn in_folder(folder: &Path) -> Result<FolderContents, Failure> {
     Ok(found)
 }
 
-/// What lies below a folder of people. Who has a folder is somebody, whatever is in it; what lies beside the folders is
-/// nobody's.
+/// Finds the pictures in a folder with one subfolder per person. Every subfolder is a person; files beside them are skipped.
 ///
 /// # Errors
 /// The folder is missing or cannot be read, or there is no folder in it.
@@ -126,11 +125,11 @@ pub fn in_person_folders(folder: &Path) -> Result<PersonFolders, Failure> {
     Ok(people)
 }
 
-/// The people of a folder who have pictures, and the names of those who have a folder without one. The kinds of files that
-/// were passed over are advised on; each of them is left to the caller to name.
+/// Finds the people with pictures, and the names of those without. Prints advice on skipped files but leaves listing them to
+/// the caller.
 ///
 /// # Errors
-/// As [`in_person_folders`], or nobody has a picture.
+/// See [`in_person_folders`]; or nobody has a picture.
 pub fn people(folder: &Path) -> Result<(PersonFolders, Vec<String>), Failure> {
     let mut people = in_person_folders(folder)?;
     if people.pictures.values().all(Vec::is_empty) {
@@ -143,7 +142,7 @@ pub fn people(folder: &Path) -> Result<(PersonFolders, Vec<String>), Failure> {
 }
 
 impl FolderContents {
-    /// Names what was passed over.
+    /// Prints the skipped files.
     ///
     /// # Errors
     /// There is no picture.
@@ -157,7 +156,7 @@ impl FolderContents {
 }
 
 impl PersonFolders {
-    /// Names what was passed over.
+    /// Prints the skipped files.
     ///
     /// # Errors
     /// Nobody has a picture.
@@ -170,10 +169,10 @@ impl PersonFolders {
     }
 }
 
-/// Reads a picture's file, as the backend takes it: HEIC becomes JPEG.
+/// Reads a picture for the backend; converts HEIC to JPEG.
 ///
 /// # Errors
-/// The file cannot be read, or is HEIC that cannot be decoded; in words.
+/// The file cannot be read, or is HEIC that cannot be decoded.
 pub fn read(file: &Path) -> Result<Vec<u8>, String> {
     let bytes = fs::read(file).map_err(|error| format!("cannot be read: {error}"))?;
     match kind::from_head(&bytes) {
@@ -182,7 +181,7 @@ pub fn read(file: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Looks into a file that somebody names.
+/// Determines the kind of a file.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -190,7 +189,7 @@ pub fn kind_of(file: &Path) -> std::io::Result<Kind> {
     kind::from_file(file)
 }
 
-/// Names what was passed over, with what can be done about each kind, to the standard error.
+/// Prints skipped files and advice to standard error.
 fn print_skipped(passed_over: &[PassedOver], hidden: usize) {
     for PassedOver { file, reason, .. } in passed_over {
         eprintln!("{file}: passed over: {reason}");
@@ -198,7 +197,7 @@ fn print_skipped(passed_over: &[PassedOver], hidden: usize) {
     print_advice(passed_over, hidden);
 }
 
-/// Says what can be done about what was passed over, and how much was left out, to the standard error.
+/// Prints advice on skipped files and the number of hidden ones to standard error.
 fn print_advice(passed_over: &[PassedOver], hidden: usize) {
     let mut remedies: Vec<Remedy> = passed_over.iter().filter_map(|passed_over| passed_over.remedy).collect();
     remedies.sort_unstable();
@@ -208,7 +207,7 @@ fn print_advice(passed_over: &[PassedOver], hidden: usize) {
     }
     if hidden > 0 {
         eprintln!(
-            "Left out: {hidden} hidden or systems' own files and folders (.thumbnails, @eaDir, Thumbs.db, …)"
+            "Left out: {hidden} hidden or system files and folders (.thumbnails, @eaDir, Thumbs.db, …)"
         );
     }
 }
@@ -234,8 +233,8 @@ fn is_system_file(name: &str) -> bool {
     name.starts_with('.') || SYSTEM_FILES.contains(&name.to_lowercase().as_str())
 }
 
-/// Hands each file below a folder to `take`, in the order of the paths, with the reason where it is no picture. What
-/// cannot be read is told like that as well, and the rest goes on. Returns how much was left out as hidden.
+/// Passes each file below a folder to `take`, ordered by path, with a reason if it is no picture or cannot be read. Returns
+/// the number of hidden files and folders.
 fn walk(folder: &Path, mut take: impl FnMut(&Path, Option<PassedOver>)) -> Result<usize, Failure> {
     fs::read_dir(folder).map_err(|error| read_error(folder, &error))?;
     let mut hidden = 0;
@@ -251,7 +250,7 @@ fn walk(folder: &Path, mut take: impl FnMut(&Path, Option<PassedOver>)) -> Resul
             Ok(entry) => take(entry.path(), inspect(&entry)),
             Err(error) => {
                 let path = error.path().unwrap_or(folder).to_owned();
-                // The target of a link is looked at before its name is.
+                // A link fails on its target before its name is filtered.
                 if path.file_name().is_some_and(|name| is_system_file(&name.to_string_lossy())) {
                     continue;
                 }
@@ -262,7 +261,7 @@ fn walk(folder: &Path, mut take: impl FnMut(&Path, Option<PassedOver>)) -> Resul
     Ok(hidden)
 }
 
-/// Why a file is no picture; nothing where it is one.
+/// Returns why a file is no picture; none if it is one.
 fn inspect(entry: &DirEntry) -> Option<PassedOver> {
     let path = entry.path();
     if !entry.file_type().is_file() {
@@ -277,7 +276,7 @@ fn inspect(entry: &DirEntry) -> Option<PassedOver> {
 
 fn walk_error(error: &walkdir::Error) -> String {
     if let Some(ancestor) = error.loop_ancestor() {
-        return format!("is a link to {}, in which it lies itself", ancestor.display());
+        return format!("is a link to {}, which contains it", ancestor.display());
     }
     match error.io_error() {
         Some(error) if error.kind() == ErrorKind::NotFound => "is a link to nothing".into(),
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_systems_leave_among_pictures_is_counted_and_not_looked_at() {
+    fn system_files_are_counted_and_skipped() {
         let folder = folder(&[
             ("ann/1.jpg", JPEG),
             ("ann/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", JPEG),
@@ -363,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_leads_nowhere_or_back_costs_nothing_but_itself() {
+    fn broken_and_cyclic_links_are_skipped_alone() {
         let folder = folder(&[("ann/2.jpg", JPEG), ("bob/1.jpg", JPEG), ("eve/notes.txt", b"text")]);
         let at = |name: &str| folder.path().join(name);
         symlink("/nonexistent/1.jpg", at("ann/1.jpg")).expect("a link");

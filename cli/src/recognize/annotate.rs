@@ -1,5 +1,5 @@
-//! The video with boxes and names. Of a recording the answers come later than its frames, so it is played twice: once to
-//! recognise, once to draw what is known in the end. Of a live source is drawn what is known when a frame comes.
+//! Annotated videos with boxes and names. A recording is played twice, once to recognise and once to draw the final results,
+//! since results arrive later than frames. For a live source, the results known at each frame are drawn.
 
 use std::{
     collections::HashMap,
@@ -22,13 +22,13 @@ use crate::{
     video::{Shared, lock, panel, player::Player, source::Source},
 };
 
-/// How often the pipeline is looked at.
+/// Polling interval of the pipeline.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// The faces of each frame, by its timestamp in nanoseconds.
+/// Faces by the timestamp of their frame, nanoseconds.
 pub type FacesByTime = HashMap<u64, Vec<FaceRegion>>;
 
-/// An MP4 file to be written.
+/// Path of an MP4 file to write.
 #[derive(Debug, Clone)]
 pub struct VideoFile(PathBuf);
 
@@ -42,14 +42,14 @@ impl FromStr for VideoFile {
     }
 }
 
-/// The file while it is written: beside its place, to which it goes when it is whole. Dropping it removes it.
+/// A file being written beside its target. Dropping it removes it.
 pub struct Draft {
     temporary: TempPath,
     target: PathBuf,
 }
 
 impl VideoFile {
-    /// Begins the file.
+    /// Creates a draft of the file.
     ///
     /// # Errors
     /// Its folder is missing or cannot be written.
@@ -65,29 +65,29 @@ impl VideoFile {
 }
 
 impl Draft {
-    /// Where it is written meanwhile.
+    /// Returns the temporary path.
     pub fn path(&self) -> &Path {
         &self.temporary
     }
 
-    /// Where it goes.
+    /// Returns the target path.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Puts it to its place.
+    /// Renames the draft to its target.
     ///
     /// # Errors
-    /// That cannot be written.
+    /// The target cannot be written.
     pub fn publish(self) -> Result<(), Failure> {
         let Self { temporary, target } = self;
         temporary.persist(&target).map_err(|error| Failure::output(target.display(), error.error))
     }
 }
 
-/// The part of a pipeline that writes raw video into the file of the element `output`.
+/// Returns the part of a pipeline that encodes raw video into the file of the element `output`.
 pub fn writer(live: bool) -> String {
-    // Look-ahead would hold more frames of a camera than its queues do.
+    // Look-ahead needs more frames than the queues of a camera hold.
     let tune = if live { "tune=zerolatency " } else { "" };
     format!(
         "videoconvert ! x264enc {tune}speed-preset=veryfast key-int-max=60 ! h264parse ! mp4mux ! \
@@ -95,7 +95,7 @@ pub fn writer(live: bool) -> String {
     )
 }
 
-/// Keeps the faces of each frame that passes behind the element.
+/// Records the faces of each frame at the source pad of an element.
 ///
 /// # Errors
 /// The element has no source pad.
@@ -116,10 +116,11 @@ pub fn record_faces(element: &gst::Element, drawn: &Shared<FacesByTime>) -> Resu
     Ok(())
 }
 
-/// Plays the source again, up to `until`, and draws into the file. True: it was ended by Ctrl-C; the file is whole then, too.
+/// Plays the source again up to `until` and writes the annotated video. Returns whether it was interrupted; the file is
+/// complete in either case.
 ///
 /// # Errors
-/// The source cannot be played any more, or the file cannot be written.
+/// The source cannot be played again, or the file cannot be written.
 pub fn draw_boxes(
     source: &Source,
     until: Option<gst::ClockTime>,

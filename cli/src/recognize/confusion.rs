@@ -1,4 +1,4 @@
-//! Who was taken for whom, where the folders of pictures say who is on them.
+//! Confusion matrix of a folder of pictures whose subfolders name the people.
 
 use std::collections::BTreeMap;
 
@@ -6,37 +6,37 @@ use serde::Serialize;
 
 use crate::output;
 
-/// Counts of answers for each person whom the folders name.
+/// Counts of results per person.
 #[derive(Debug, Default, Serialize)]
 pub struct Confusion {
     people: BTreeMap<String, Row>,
 }
 
-/// The answers to one person's pictures.
+/// Results of one person's pictures.
 #[derive(Debug, Default, Serialize)]
 struct Row {
-    /// Whether the server knows a person of that name: nobody else can be answered rightly by name.
+    /// Whether the person is enrolled; only then can a name be correct.
     enrolled: bool,
-    /// Pictures by the name that was answered.
+    /// Pictures by recognised name.
     named: BTreeMap<String, usize>,
-    /// Pictures whose face the server knows nobody for.
+    /// Pictures with an unknown face.
     unknown: usize,
     /// Pictures without a face.
     no_face: usize,
 }
 
-/// What the server said of a picture.
+/// Result of a picture.
 pub enum PredictedIdentity<'a> {
-    /// Somebody who is enrolled.
+    /// An enrolled person.
     Named(&'a str),
-    /// Nobody who is enrolled.
+    /// An unknown face.
     Unknown,
-    /// No face at all.
+    /// No face.
     NoFace,
 }
 
 impl Confusion {
-    /// Counts a picture of `truth`.
+    /// Counts a picture of the person `truth`.
     pub fn count(&mut self, truth: &str, enrolled: bool, predicted: &PredictedIdentity<'_>) {
         let row = self.people.entry(truth.to_owned()).or_default();
         row.enrolled = enrolled;
@@ -47,13 +47,13 @@ impl Confusion {
         }
     }
 
-    /// Whether any folder is named for a person whom the server knows: otherwise there is nothing to compare.
+    /// Returns whether any folder is named after an enrolled person.
     pub fn is_meaningful(&self) -> bool {
         self.people.values().any(|row| row.enrolled)
     }
 
-    /// Pictures with a face that were answered rightly, and all pictures with a face. Right is the name for somebody
-    /// who is enrolled, `unknown` for everybody else.
+    /// Returns the number of correct results and of pictures with a face. The name is correct for the enrolled, unknown for
+    /// everybody else.
     pub fn correct(&self) -> (usize, usize) {
         self.people.iter().fold((0, 0), |(right, all), (truth, row)| {
             let named: usize = row.named.values().sum();
@@ -61,7 +61,7 @@ impl Confusion {
         })
     }
 
-    /// Writes it as a table: a row per person.
+    /// Prints a table with a row per person.
     pub fn print(&self) {
         let rows = self.people.iter().map(|(truth, row)| {
             let misidentified: Vec<String> = row

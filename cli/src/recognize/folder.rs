@@ -1,4 +1,4 @@
-//! `facepipe recognize folder`: who is on the pictures of a folder, with statistics.
+//! `facepipe recognize folder`: recognises people in the pictures of a folder, with statistics.
 
 use std::{
     collections::HashMap,
@@ -26,20 +26,20 @@ use crate::{
     progress, runtime,
 };
 
-/// Asks the server who is on the pictures of a folder.
+/// Recognises people in the pictures of a folder.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
   facepipe recognize folder visitors/
-  facepipe recognize folder test-set/ --stats       (test-set/<name>/*.jpg: with a table of who was taken for whom)
-  facepipe recognize folder visitors/ --dry-run --stats       (what transport alone costs)
+  facepipe recognize folder test-set/ --stats       (test-set/<name>/*.jpg: with a confusion table)
+  facepipe recognize folder visitors/ --dry-run --stats       (measures transport alone)
   facepipe recognize folder visitors/ --store --camera-id door --location Hall
 
-Looks into the folders below as well, but not into hidden ones and those of
-systems (@eaDir, .thumbnails, __MACOSX). Pictures are JPEG, PNG, WebP, BMP, GIF
-and HEIC, by their content, whatever their names; every other file is named, and
-the exit code is 3. With --store, each picture carries a key
-made from its bytes: running it again stores nothing twice.
+Includes subfolders, except hidden and system ones (@eaDir, .thumbnails,
+__MACOSX). Pictures are JPEG, PNG, WebP, BMP, GIF and HEIC files, recognised by
+content, not by name; all other files are listed, and the exit code is then 3.
+With --store, each picture has an idempotency key derived from its bytes, so that
+running it again stores nothing twice.
 
 {}", exit::HELP))]
 #[group(id = "recognize_folder")]
@@ -47,22 +47,22 @@ pub struct Options {
     /// The folder
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Send the pictures to a call that reads and discards them: nobody is recognised, transport is measured
+    /// Have the server read and discard the pictures, to measure transport alone
     #[arg(long, conflicts_with = "store")]
     dry_run: bool,
-    /// Also say what it took: time, requests per second, latencies, bytes, and who was taken for whom
+    /// Also print statistics: time, requests per second, latencies, bytes and confusions
     #[arg(long)]
     stats: bool,
     /// Store a detection of each face
     #[arg(long)]
     store: bool,
-    /// With --store: the camera's name
+    /// With --store: id of the camera
     #[arg(long, default_value = "folder", value_name = "NAME")]
     camera_id: String,
-    /// With --store: the camera's place
+    /// With --store: location of the camera
     #[arg(long, default_value = "folder", value_name = "PLACE")]
     location: String,
-    /// Requests at a time
+    /// Number of concurrent requests
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
     /// Print JSON: each picture with its faces, and the statistics
@@ -72,7 +72,7 @@ pub struct Options {
     connection: Connection,
 }
 
-/// A picture and what the server says of it.
+/// A picture and its result.
 #[derive(Serialize)]
 struct ImageReport {
     file: String,
@@ -83,7 +83,7 @@ struct ImageReport {
 
 #[derive(Serialize)]
 struct Statistics {
-    /// Pictures that were answered, and not.
+    /// Pictures that succeeded and failed.
     images: usize,
     failed: usize,
     faces: usize,
@@ -92,12 +92,12 @@ struct Statistics {
     images_without_face: usize,
     seconds: f64,
     requests_per_second: f64,
-    /// From sending a picture until its answer, with waiting where the server was busy.
+    /// Latency of a request, including repetitions while the server was busy.
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Percentiles>,
-    /// Of the pictures, without headers.
+    /// Bytes of the pictures, without headers.
     bytes: u64,
-    /// Share of the pictures with a face that were answered rightly, where the folders are named for people.
+    /// Share of correct results among pictures with a face, if folders are named after people.
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,14 +107,14 @@ struct Statistics {
 #[derive(Serialize)]
 struct Report {
     images: Vec<ImageReport>,
-    /// Files that are no pictures, or cannot be read.
+    /// Files that are no pictures or unreadable.
     passed_over: Vec<PassedOver>,
-    /// Hidden and systems' own files and folders that were left out.
+    /// Number of hidden and system files and folders that were skipped.
     hidden: usize,
     statistics: Statistics,
 }
 
-/// One picture's way to the server and back.
+/// A completed request for one picture.
 struct CompletedRequest {
     file: PathBuf,
     bytes: u64,
@@ -225,13 +225,12 @@ async fn recognize_file(options: &Options, client: &Client, file: &Path) -> Comp
     done(size, begun.elapsed(), answer.map_err(RequestError::Server))
 }
 
-/// The key under which a picture is stored once only: the same bytes have the same.
+/// Returns the idempotency key of a picture, derived from its bytes.
 fn idempotency_key(image: &[u8]) -> String {
     format!("folder-{}", digest::sha256(image))
 }
 
-/// Compares the answers with the names of the folders right in `root`. Of several faces on a picture the largest
-/// counts: whoever photographs somebody stands close.
+/// Compares the results with the names of the subfolders of `root`. Of several faces in a picture the largest counts.
 fn confusion(root: &Path, files: &[PathBuf], images: &[ImageReport], enrolled: &NameIndex) -> Confusion {
     let answered: HashMap<&str, &ImageReport> =
         images.iter().map(|image| (image.file.as_str(), image)).collect();

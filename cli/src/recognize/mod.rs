@@ -1,4 +1,4 @@
-//! `facepipe recognize`: asks the server who is on pictures or in video.
+//! `facepipe recognize`: recognises people in pictures or video.
 
 mod annotate;
 mod confusion;
@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 
 use crate::exit::Outcome;
 
-/// Asks the server who is on pictures.
+/// Recognises people in pictures or video.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! What a recognition found: a line for each face, who was there from when to when, and the files of it.
+//! The report of a recognition: every face, and who was seen from when to when.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,45 +17,45 @@ use crate::{
     video::{faces::LeftOut, player::Player, source::Source},
 };
 
-/// A face that was sent to the server, and the answer.
+/// A face that was sent to the server, with the result.
 #[derive(Debug, Clone, Serialize)]
 pub struct FaceRecord {
-    /// When, from the beginning of the source.
+    /// Time since the start of the source.
     seconds: f64,
-    /// The same as a date, RFC 3339, UTC; of live sources only.
+    /// Capture time, RFC 3339, UTC; only for live sources.
     #[serde(skip_serializing_if = "Option::is_none")]
     captured_at: Option<String>,
-    /// Number of the track: faces that are one that was followed have the same.
+    /// Id of the track.
     track: Option<i32>,
-    /// Left, top, right, bottom in pixels of the frame.
+    /// `[left, top, right, bottom]` in pixels of the frame.
     #[serde(rename = "box")]
     bounding_box: [u32; 4],
-    /// How sure the detector at this end is that it is a face, 0 to 1.
+    /// Confidence of the local detector, 0 to 1.
     score: f64,
-    /// What the server says.
+    /// Decision of the server.
     decision: Decision,
-    /// Who it is, where the server knows.
+    /// The name, if known.
     name: Option<String>,
-    /// How probable the name is, 0 to 1.
+    /// Confidence of the name, 0 to 1.
     confidence: Option<f64>,
 }
 
-/// What the server says of a face.
+/// Decision of the server on a face.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
-    /// Somebody who is enrolled.
+    /// An enrolled person.
     Known,
-    /// Nobody who is enrolled.
+    /// Nobody enrolled.
     Unknown,
-    /// No face.
+    /// No face found.
     NoFace,
-    /// It refused the picture.
+    /// The server refused the picture.
     Refused,
 }
 
 impl FaceRecord {
-    /// The face of a crop and what the server says of it, with the name and how probable it is.
+    /// Combines a crop with the server's decision, the name and its confidence.
     pub fn new(crop: Crop, decision: Decision, known: Option<(String, f32)>) -> Self {
         let Crop { seconds, captured_at, track, bounding_box, score, .. } = crop;
         let (name, confidence) = known.unzip();
@@ -63,7 +63,7 @@ impl FaceRecord {
         Self { seconds, captured_at, track, bounding_box, score, decision, name, confidence }
     }
 
-    /// What is drawn for it; nothing where the server said nothing.
+    /// Returns the result to draw; none if the server refused the picture.
     fn recognition_result(&self) -> Option<Verdict> {
         match (self.decision, &self.name) {
             (Decision::Known, Some(name)) => {
@@ -76,68 +76,68 @@ impl FaceRecord {
     }
 }
 
-/// Somebody who was recognised.
+/// A recognised person.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Person {
     name: String,
-    /// Faces of them that were sent, and tracks that these belong to.
+    /// Number of faces and of their tracks.
     faces: usize,
     tracks: usize,
-    /// Seconds from the beginning of the source.
+    /// Seconds since the start of the source.
     first_seconds: f64,
     last_seconds: f64,
 }
 
-/// What a recognition found.
+/// The result of a recognition.
 #[derive(Debug, Serialize)]
 pub struct Report {
     source: String,
-    /// Frames of the source, and those of them that were searched.
+    /// Frames of the source, and frames searched.
     frames: u64,
     searched: u64,
-    /// Frames that a live source sent faster than they could be searched.
+    /// Frames of a live source that arrived too fast to be searched.
     late: u64,
-    /// Faces that were found and left out.
+    /// Detected faces that were left out.
     left_out: LeftOut,
-    /// Faces that were answered, and the same by decision.
+    /// Faces with a result, in total and by decision.
     faces: usize,
     known: usize,
     unknown: usize,
     no_face: usize,
     /// Faces that the server refused.
     pub refused: usize,
-    /// Faces that were not answered: of a live source while the server was slow or away, or on their way at the end.
+    /// Faces without a result: dropped while the server was slow or unavailable, or in flight at the end.
     unanswered: usize,
-    /// Length of what was played, and how long it took.
+    /// Duration of the video played, and time taken.
     seconds: f64,
     elapsed_seconds: f64,
-    /// It was ended by Ctrl-C.
+    /// Whether it was ended by Ctrl-C.
     interrupted: bool,
     people: Vec<Person>,
-    /// In the order of time.
+    /// In order of time.
     detections: Vec<FaceRecord>,
 }
 
-/// The faces, in the order of the answers.
+/// The faces, in order of their results.
 #[derive(Debug, Default)]
 pub struct Faces {
     all: Vec<FaceRecord>,
     by_track: HashMap<i32, Verdict>,
 }
 
-/// What is known of a track now.
+/// A better result for a track.
 #[derive(Debug)]
 pub struct TrackUpdate<'a> {
-    /// Which.
+    /// Id of the track.
     pub track: i32,
-    /// The best that the server has said of it.
+    /// The best result so far.
     pub result: &'a Verdict,
-    /// It is another one, and not only surer.
+    /// Whether the identity changed, and not only the confidence.
     pub identity_changed: bool,
 }
 
 impl Faces {
-    /// Adds a face. News, if the verdict of its track is a better one now.
+    /// Adds a face. Returns an update if the result of its track improved.
     pub fn add(&mut self, face: FaceRecord) -> Option<TrackUpdate<'_>> {
         let update = face.track.zip(face.recognition_result());
         self.all.push(face);
@@ -154,22 +154,22 @@ impl Faces {
         Some(TrackUpdate { track, result, identity_changed })
     }
 
-    /// How many.
+    /// Returns the number of faces.
     pub fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// How many the server says this of.
+    /// Returns the number of faces with this decision.
     fn count(&self, decision: Decision) -> usize {
         self.all.iter().filter(|face| face.decision == decision).count()
     }
 
-    /// The best that is known of each track.
+    /// Returns the best result of each track.
     pub fn track_results(&self) -> &HashMap<i32, Verdict> {
         &self.by_track
     }
 
-    /// Who was there, by name.
+    /// Returns the recognised people by name.
     fn people(&self) -> Vec<Person> {
         let mut people: BTreeMap<&str, Vec<&FaceRecord>> = BTreeMap::new();
         for face in &self.all {
@@ -193,18 +193,18 @@ impl Faces {
     }
 }
 
-/// The form of a report's file.
+/// Format of a report file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum Format {
     Json,
     Csv,
 }
 
-/// The file of a report.
+/// A report file.
 #[derive(Debug, Clone)]
 pub struct ReportFile {
     path: PathBuf,
-    form: Form,
+    format: Format,
 }
 
 impl std::str::FromStr for ReportFile {
@@ -213,17 +213,17 @@ impl std::str::FromStr for ReportFile {
     fn from_str(text: &str) -> Result<Self, String> {
         let path = PathBuf::from(text);
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        let form = match extension.to_ascii_lowercase().as_str() {
-            "json" => Form::Json,
-            "csv" => Form::Csv,
+        let format = match extension.to_ascii_lowercase().as_str() {
+            "json" => Format::Json,
+            "csv" => Format::Csv,
             _ => return Err("must end in .json or .csv".into()),
         };
-        Ok(Self { path, form })
+        Ok(Self { path, format })
     }
 }
 
 impl ReportFile {
-    /// Makes sure that the file can be written, before the work is done.
+    /// Checks that the file can be written, before the work is done.
     ///
     /// # Errors
     /// Its folder is missing or cannot be written.
@@ -233,21 +233,21 @@ impl ReportFile {
             .map_err(|error| Failure::output(self.path.display(), error))
     }
 
-    /// Writes the file; it is there whole or not at all.
+    /// Writes the file atomically.
     ///
     /// # Errors
     /// The disk is full or cannot be written.
     pub fn write(&self, report: &Report) -> Result<()> {
-        let content = match self.form {
-            Form::Json => {
+        let content = match self.format {
+            Format::Json => {
                 let mut json = serde_json::to_vec_pretty(report)?;
                 json.push(b'\n');
                 json
             }
-            Form::Csv => csv(&report.detections)?,
+            Format::Csv => csv(&report.detections)?,
         };
         let write = || -> std::io::Result<()> {
-            // For its owner alone, as temporary files are: it says who was where and when.
+            // Readable by the owner only, like all temporary files: it contains personal data.
             let mut file = tempfile::NamedTempFile::new_in(folder_of(&self.path))?;
             file.write_all(&content)?;
             file.persist(&self.path)?;
@@ -258,7 +258,7 @@ impl ReportFile {
     }
 }
 
-/// The folder that a file lies in, or is to lie in.
+/// Returns the folder of a file.
 pub fn folder_of(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -279,7 +279,7 @@ fn csv(faces: &[FaceRecord]) -> Result<Vec<u8>> {
         confidence: Option<f64>,
     }
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    // Written by hand, so that a report without faces has its headings, too.
+    // Explicit, so that a report without faces has headings too.
     writer.write_record([
         "seconds",
         "captured_at",
@@ -313,7 +313,7 @@ fn csv(faces: &[FaceRecord]) -> Result<Vec<u8>> {
 }
 
 impl Report {
-    /// The sums of what was found in what was played.
+    /// Summarises a recognition.
     pub fn new(source: &Source, player: &Player, faces: Faces, unanswered: usize, interrupted: bool) -> Self {
         let counts = player.counts();
         Self {
@@ -336,7 +336,7 @@ impl Report {
         }
     }
 
-    /// Writes it for people.
+    /// Prints the summary.
     pub fn print(&self) {
         let speed = if self.elapsed_seconds > 0.0 { self.seconds / self.elapsed_seconds } else { 0.0 };
         let some = |count: &dyn std::fmt::Display, words: &str| match count.to_string().as_str() {
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_of_a_track_counts_and_only_news_are_told() {
+    fn the_best_result_of_a_track_counts_and_only_updates_are_returned() {
         let mut faces = Faces::default();
         let mut add = |track, decision, name: Option<(&str, f64)>| {
             let mut face = face(1.0, track, decision, name.map(|(name, _)| name));
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn people_have_their_first_and_last_time_whatever_the_order_of_answers() {
+    fn people_have_first_and_last_times_regardless_of_result_order() {
         let mut faces = Faces::default();
         for (seconds, track, name) in [(3.0, 1, "Ada"), (1.0, 1, "Ada"), (9.0, 4, "Ada"), (2.0, 2, "Bob")] {
             faces.add(face(seconds, track, Decision::Known, Some(name)));

@@ -1,4 +1,4 @@
-//! Asks the server about crops of a video, several at a time, and hands out the answers as they come.
+//! Recognition requests for the crops of a video, several in flight, with results in order of arrival.
 
 use std::{
     sync::mpsc::{Receiver, Sender, channel},
@@ -14,34 +14,34 @@ use crate::{
     runtime,
 };
 
-/// From one attempt to reach a server that is away to the next.
+/// Interval between attempts to reach an unavailable server.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A picture of a face, and where it is from.
+/// A face crop with its origin.
 #[derive(Debug)]
 pub struct Crop {
-    /// When, from the beginning of the source.
+    /// Time since the start of the source, seconds.
     pub seconds: f64,
-    /// The same as a date, RFC 3339; of live sources only.
+    /// Capture time, RFC 3339; only for live sources.
     pub captured_at: Option<String>,
-    /// Number of the track.
+    /// Id of the track.
     pub track: Option<i32>,
-    /// Left, top, right, bottom in pixels of the frame.
+    /// `[left, top, right, bottom]` in pixels of the frame.
     pub bounding_box: [u32; 4],
-    /// How sure the detector is, 0 to 1.
+    /// Detection confidence, 0 to 1.
     pub score: f64,
-    /// The encoded picture.
+    /// The encoded crop.
     pub picture: Bytes,
 }
 
-/// The faces that the server finds on a crop.
+/// A crop with the faces that the server found in it.
 pub type CropResult = (Crop, Result<Vec<Face>, ClientError>);
 
-/// The questions that are under way.
+/// A pool of requests in flight.
 pub struct RequestPool {
     runtime: Runtime,
     client: Client,
-    /// How long a server that is away is asked again.
+    /// Time during which requests to an unreachable server are repeated.
     retry_limit: Duration,
     sender: Sender<CropResult>,
     receiver: Receiver<CropResult>,
@@ -49,8 +49,8 @@ pub struct RequestPool {
 }
 
 impl RequestPool {
-    /// Makes sure of server and token: better now than after the first minutes. Of a live source, no question is asked
-    /// twice: meanwhile the next face has come.
+    /// Checks server and token, then creates the pool. For a live source requests are not repeated, since newer faces have
+    /// arrived by then.
     ///
     /// # Errors
     /// The server cannot be reached or refuses the token.
@@ -66,17 +66,17 @@ impl RequestPool {
         Ok(Self { client: Client::new(&settings)?, runtime, retry_limit, sender, receiver, in_flight: 0 })
     }
 
-    /// Questions without an answer.
+    /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// Whether every question is answered.
+    /// Returns whether no request is in flight.
     pub fn is_idle(&self) -> bool {
         self.in_flight == 0
     }
 
-    /// Asks who is on a crop.
+    /// Submits a crop for recognition.
     pub fn submit(&mut self, crop: Crop) {
         self.in_flight += 1;
         let (client, sender, retry_limit) = (self.client.clone(), self.sender.clone(), self.retry_limit);
@@ -92,12 +92,12 @@ impl RequestPool {
                     answer => break answer.map(|results| results.faces),
                 }
             };
-            // Nobody listens any more where the program ends.
+            // The receiver is gone when the program ends.
             let _ = sender.send((crop, answer));
         });
     }
 
-    /// The next answer, if there is one within this time.
+    /// Returns the next result, if one arrives within `wait`.
     pub fn next_result(&mut self, wait: Duration) -> Option<CropResult> {
         let answer = self.receiver.recv_timeout(wait).ok()?;
         self.in_flight = self.in_flight.saturating_sub(1);

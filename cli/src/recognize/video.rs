@@ -1,4 +1,5 @@
-//! `facepipe recognize video` and `facepipe recognize camera`: who is seen in a recording, a stream or before a camera.
+//! `facepipe recognize video` and `facepipe recognize camera`: recognises people in a recording, a stream or a camera's
+//! video.
 
 use std::{
     collections::VecDeque,
@@ -34,13 +35,13 @@ use crate::{
     },
 };
 
-/// How long a crop or an answer is waited for before the pipeline is looked at.
+/// Timeout for a crop or a result before the pipeline is polled.
 const WAIT: Duration = Duration::from_millis(20);
 
-/// How long the last answers are waited for where somebody waits for the end, or a live source has ended.
+/// Time limit for the last results after an interrupt or the end of a live source.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks the server who is seen in a recording or a stream.
+/// Recognises people in a recording or a stream.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -61,7 +62,7 @@ pub struct VideoOptions {
     common: Common,
 }
 
-/// Asks the server who stands before a camera.
+/// Recognises people in front of a camera.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -84,39 +85,38 @@ pub struct CameraOptions {
 
 const LEGEND: &str = "\
 The window and --output show each face in one of four states:
-  no box   not detected, or beyond --min-size, --max-size or --min-confidence
-  red      a face for the detector here; the server has not said so, or says no
-  blue     a face, of nobody whom the server knows
+  no box   not detected, or outside --min-size, --max-size or --min-confidence
+  red      detected locally, but not (yet) confirmed by the server
+  blue     an unknown face
   green    recognised, with the name
-A second window shows the latest crops as they were sent. Without a screen
-there are no windows. To close the first ends the program as Ctrl-C does.
+A second window shows the latest crops that were sent. Without a screen there are
+no windows. Closing the first window ends the program like Ctrl-C.
 
-A recording is processed completely, and waits for a server that is slow or away
-for a while (--timeout); with a window it is played at its own speed. For --output
-it is played a second time, so that each face has its name from its first frame
-on. A live source waits for nobody: frames that come faster than they can be
-searched pass unsearched, and crops that come faster than they are answered are
-not sent.";
+A recording is processed completely; it waits for a slow or unavailable server
+(up to --timeout) and, with a window, plays at its own speed. For --output it is
+played a second time, so that each face has its name from its first frame on. A
+live source does not wait: frames that arrive too fast are not searched, and
+crops that arrive too fast are not sent.";
 
 #[derive(Debug, Args)]
 #[group(id = "recognize_common")]
 struct Common {
-    /// A few good pictures of each person who walks by, or each face of each frame
+    /// Send the best crops of each person, or every face of every frame
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
-    /// Requests at a time
+    /// Number of concurrent requests
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
-    /// Write the video with boxes and names, MP4 without sound
+    /// Write an annotated video, MP4 without sound
     #[arg(long, value_name = "FILE.mp4")]
     output: Option<VideoFile>,
-    /// Write every face that was sent: time, track, box, score, decision, name
+    /// Write a report of every face sent: time, track, box, score, decision, name
     #[arg(long, value_name = "FILE.json|csv")]
     report: Option<ReportFile>,
-    /// Show nothing
+    /// Open no window
     #[arg(long)]
     no_window: bool,
-    /// Print JSON, in the form of a report
+    /// Print the report as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -172,7 +172,7 @@ fn run(source: &Source, options: &Common) -> Result<Outcome> {
     let mut interrupted = match finished {
         Ok(interrupted) => interrupted,
         Err(failure) => {
-            // What was seen of a camera until it vanished is whole.
+            // The video up to the camera's failure is complete.
             if let Some(draft) = draft.filter(|_| source.is_live() && !is_output_failure(&failure)) {
                 draft.publish()?;
             }
@@ -203,19 +203,19 @@ struct Recognition<'a> {
     live: bool,
     player: Player,
     crops: AppSink,
-    /// What draws the boxes, where anybody is to see them at once.
+    /// Draws boxes in the window or a live recording.
     overlay: Option<gst::Element>,
     window: Option<Window>,
     panel: Option<Panel>,
-    /// The boxes, for those who are to see them later.
+    /// Faces for drawing after the end.
     drawn: Shared<FacesByTime>,
-    /// Crops that are not sent yet, the oldest first.
+    /// Crops not sent yet, oldest first.
     waiting: VecDeque<Crop>,
     pool: RequestPool,
     faces: Faces,
-    /// Crops without an answer.
+    /// Number of crops without a result.
     unanswered: usize,
-    /// Whether the server has not answered lately.
+    /// Whether the last request did not reach the server.
     is_server_away: bool,
 }
 
@@ -235,14 +235,14 @@ impl<'a> Recognition<'a> {
              appsink name=crops sync=false async=false max-buffers=16",
         );
         if is_drawn {
-            // The screen and the encoder never keep the search of a live source waiting.
+            // Screen and encoder must not block the detection of a live source.
             let leaky = if live { "leaky=downstream" } else { "" };
             let queue = format!("queue {leaky} max-size-buffers=4 max-size-bytes=0 max-size-time=0");
             tail += &format!(
                 " found. ! {queue} ! facepipe-faceoverlay name=overlay unanswered=red ! tee name=drawn"
             );
             if window.is_some() {
-                // A recording is shown at its own speed.
+                // A recording is played at its own speed.
                 tail += &format!(
                     " drawn. ! {queue} ! appsink name=view async=false sync={} max-buffers=2 drop={live}",
                     !live
@@ -281,7 +281,7 @@ impl<'a> Recognition<'a> {
         })
     }
 
-    /// Plays to the end, and on until the last answer. What fails is the player's.
+    /// Plays to the end and waits for the last results. Failures are stored in the player.
     fn play(&mut self) {
         let mut ended: Option<Instant> = None;
         loop {
@@ -309,12 +309,12 @@ impl<'a> Recognition<'a> {
         self.unanswered += self.waiting.len() + self.pool.in_flight();
     }
 
-    /// Takes what has come, asks what can be asked, and waits a little. True: nothing is left to do at the moment.
+    /// Takes crops, submits requests and collects results, waiting briefly. Returns whether nothing is pending.
     fn process_pending(&mut self) -> Result<bool> {
         let parallel = usize::from(self.options.parallel);
-        // A recording waits where the server is slow: the pipeline comes to a halt.
+        // A recording waits for a slow server: the pipeline blocks.
         let mut received = false;
-        // Where something failed, nobody is asked any more, and nobody waits.
+        // After a failure nothing is sent any more.
         let is_urgent = self.live || self.player.has_failed();
         if is_urgent || self.waiting.is_empty() {
             let wait =
@@ -386,7 +386,7 @@ impl<'a> Recognition<'a> {
                 self.player.print(&format!("A picture was refused: {error}"));
                 (Decision::Refused, None)
             }
-            // A camera goes on whatever the server does; the next crop may be answered.
+            // A camera continues; the next request may succeed.
             Err(error) if self.live && !matches!(error, ClientError::Unauthorized { .. }) => {
                 self.unanswered += 1;
                 if !std::mem::replace(&mut self.is_server_away, true) {
@@ -421,8 +421,7 @@ impl<'a> Recognition<'a> {
     }
 }
 
-/// What an answer says of its crop, with the name and how probable it is. In the crop's margin may be a neighbour: the
-/// largest face counts.
+/// Returns decision, name and confidence for the largest face of a crop; its margin may contain a neighbour.
 fn decision(faces: &[client::Face]) -> (Decision, Option<(String, f32)>) {
     let Some(face) = client::Face::largest(faces) else { return (Decision::NoFace, None) };
     match (face.name(), &face.top_prediction) {

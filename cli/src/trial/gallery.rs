@@ -1,4 +1,4 @@
-//! The people who are enrolled: a folder with one folder of photographs for each.
+//! The gallery of a trial: a folder with one subfolder of photographs per person.
 
 use std::path::{Path, PathBuf};
 
@@ -7,29 +7,28 @@ use anyhow::Result;
 use super::Server;
 use crate::{interrupt, pictures, progress};
 
-/// One person of the gallery with the photographs that there are.
+/// A person of the gallery.
 #[derive(Debug, Clone)]
 pub struct Person {
     /// Their Face ID.
     pub id: String,
-    /// In the order of their names.
+    /// Photographs ordered by file name.
     pub photographs: Vec<PathBuf>,
-    /// Photographs that the backend took: those of the first ones that show exactly one face.
+    /// Photographs that the backend accepted.
     pub enrolled: Vec<PathBuf>,
 }
 
 impl Person {
-    /// Whether the backend has a photograph of theirs: nobody else can be recognised.
+    /// Returns whether the backend has a photograph of them.
     pub fn is_enrolled(&self) -> bool {
         !self.enrolled.is_empty()
     }
 }
 
-/// Enrols everybody with so many photographs each, and trains. False where the program was asked to end before that was
-/// done.
+/// Enrols everybody with up to `shots` photographs, and trains. Returns false if interrupted.
 ///
 /// # Errors
-/// The backend fails. A photograph that it refuses is said, and the next one is taken.
+/// The backend fails. Refused photographs are reported and replaced by the next.
 pub fn enroll(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn Fn(&str)) -> Result<bool> {
     let wanted = gallery.iter().map(|person| person.photographs.len().min(shots)).sum::<usize>();
     let bar = progress::bar(wanted, "Enrolling");
@@ -77,7 +76,7 @@ pub fn enroll(server: &Server, gallery: &mut [Person], shots: usize, say: &dyn F
     Ok(done)
 }
 
-/// Reads `<folder>/<name>/**/*`, in the order of the names. Somebody may have no photograph.
+/// Reads `<folder>/<name>/**/*`, ordered by name. A person may have no photograph.
 ///
 /// # Errors
 /// The folder cannot be read, or has nobody in it.

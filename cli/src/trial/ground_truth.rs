@@ -1,4 +1,4 @@
-//! The truth beside a rendered crowd video: who walks where in every frame.
+//! The ground truth of a rendered crowd video: the walkers of every frame.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,14 +9,14 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// A detection belongs to the walker whose box it overlaps most, if the overlap reaches this IoU. The detector's
-/// boxes are tighter or wider than the rendered ones by up to a third, so 0.5 would lose right matches.
+/// Minimum IoU of a detection with a walker's box. Detected and rendered boxes differ in size by up to a third, so 0.5 would
+/// miss correct matches.
 const MATCH_IOU: f64 = 0.3;
 
 /// `[left, top, right, bottom]` in pixels of the full frame.
 pub type Bounds = [f64; 4];
 
-/// Who walks where: `<video>.json` beside `<video>.mp4`.
+/// Ground truth read from `<video>.json` beside `<video>.mp4`.
 #[derive(Debug, Deserialize)]
 pub struct GroundTruth {
     fps: f64,
@@ -26,7 +26,7 @@ pub struct GroundTruth {
 
 #[derive(Debug, Deserialize)]
 struct Walker {
-    /// None for a stranger whose name nobody knows.
+    /// None for a stranger.
     #[serde(default)]
     person: Option<String>,
 }
@@ -37,18 +37,18 @@ impl Walker {
     }
 }
 
-/// Whether what was said of a face is right.
+/// Correctness of an identification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdentificationOutcome {
-    /// The name of the walker with this number.
+    /// The correct name, of the walker with this number.
     Correct(u64),
-    /// Unknown, and nobody who is enrolled.
+    /// Unknown, and not enrolled.
     CorrectlyUnknown,
     /// Unknown, though enrolled.
     Missed,
-    /// A name that is not the walker's.
+    /// A wrong name.
     Misidentified,
-    /// No walker of the frame explains it.
+    /// No walker at this position.
     Unmatched,
 }
 
@@ -59,49 +59,49 @@ struct Appearance {
     bounds: Bounds,
 }
 
-/// How well the stored detections agree with the truth.
+/// Counts of detections by correctness.
 #[derive(Debug, Default)]
 pub struct Score {
-    /// Detections whose identity is the walker's: the name of somebody who is enrolled, unknown for everybody else.
+    /// Detections with the correct identity: the name of the enrolled, unknown for everybody else.
     pub correct: usize,
-    /// Those of them that were called unknown.
+    /// Correct detections that are unknown.
     pub correctly_unknown: usize,
-    /// Detections that were judged: all that were stored.
+    /// All detections.
     pub total: usize,
-    /// Detections that no walker of their frame explains (counted as wrong).
+    /// Detections without a matching walker (wrong).
     pub unmatched: usize,
-    /// Detections of a walker who is enrolled that were called unknown (counted as wrong).
+    /// Unknown detections of enrolled walkers (wrong).
     pub missed: usize,
-    /// Detections that were given a name that is not the walker's (counted as wrong).
+    /// Detections with a wrong name (wrong).
     pub misidentified: usize,
-    /// Walkers with at least one right identification.
+    /// Walkers with at least one correct name.
     pub recognized_walkers: BTreeSet<u64>,
 }
 
 impl GroundTruth {
-    /// Reads the truth beside `video`, if there is any.
+    /// Reads the ground truth beside `video`, if there is one.
     ///
     /// # Errors
-    /// There is a file of that name which cannot be read as ground truth.
+    /// The file is not valid ground truth.
     pub fn beside(video: &Path) -> Result<Option<Self>> {
         let path = video.with_extension("json");
         let Ok(text) = fs::read_to_string(&path) else { return Ok(None) };
         serde_json::from_str(&text)
-            .with_context(|| format!("{} is no ground truth", path.display()))
+            .with_context(|| format!("{} is not valid ground truth", path.display()))
             .map(Some)
     }
 
-    /// The number of walkers of the video.
+    /// Returns the number of walkers.
     pub fn walkers(&self) -> usize {
         self.walkers.len()
     }
 
-    /// Those of them who are among `enrolled`: who can be recognised.
+    /// Returns the number of walkers who are among `enrolled`.
     pub fn enrolled_walkers(&self, enrolled: &BTreeSet<&str>) -> usize {
         self.walkers.values().filter(|walker| walker.is_among(enrolled)).count()
     }
 
-    /// Judges one stored detection and counts it; the arguments are those of [`Self::verdict`].
+    /// Assesses a detection and counts it in `score`; see [`Self::assess`].
     pub fn score(
         &self,
         score: &mut Score,
@@ -126,8 +126,7 @@ impl GroundTruth {
         }
     }
 
-    /// Judges one detection: `seconds` since the video's start, its box, and the identity (`None`: unknown).
-    /// For a walker who is not among `enrolled`, unknown is the right one.
+    /// Assesses a detection at `seconds` since the start of the video, with its box and identity (`None`: unknown).
     pub fn assess(
         &self,
         enrolled: &BTreeSet<&str>,
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_detection_counts_for_the_walker_it_overlaps_in_its_frame() {
+    fn a_detection_counts_for_the_walker_it_overlaps() {
         let mut score = Score::default();
         let enrolled = BTreeSet::from(["A", "B"]);
         truth().score(&mut score, &enrolled, 1.0 / 6.0, [505.0, 5.0, 595.0, 95.0], Some("B"));

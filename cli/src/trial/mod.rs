@@ -1,5 +1,5 @@
-//! A trial: a backend of its own with people enrolled, and videos replayed against it through the real elements. What
-//! `facepipe demo` and `facepipe bench` have in common.
+//! A trial: a private backend with enrolled people, and videos replayed against it through the real elements. Shared by
+//! `facepipe demo` and `facepipe bench`.
 
 mod gallery;
 mod ground_truth;
@@ -29,22 +29,22 @@ pub use self::{
 
 use crate::{exit::Failure, pictures, video::faces::positive};
 
-/// Where the camera of a trial stands. Both names end up in the stored detections.
+/// Camera id of stored detections.
 pub const CAMERA_ID: &str = "gate-1";
-/// See [`CAMERA_ID`].
+/// Camera location of stored detections.
 pub const CAMERA_LOCATION: &str = "Lobby";
 
-/// Photographs that are enrolled per person, if nothing is said.
+/// Default number of enrolled photographs per person.
 const SHOTS: u16 = 5;
 
-/// Who is enrolled, and with what the backend works.
+/// Options of a trial: people, models and backend.
 #[derive(Debug, Args)]
 #[group(id = "trial")]
 pub struct Options {
-    /// Folder with one folder of photographs per person [default: ten people of LFW, where they were downloaded]
+    /// Folder with one subfolder of photographs per person [default: ten people of LFW, if downloaded]
     #[arg(long, value_name = "DIR")]
     faces: Option<PathBuf>,
-    /// Photographs to enrol per person: the first in the order of their names that show exactly one face
+    /// Photographs to enrol per person: the first by name that show exactly one face
     #[arg(long, default_value_t = SHOTS, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shots: u16,
     /// Models folder [default: FACEPIPE_MODELS, else ./models, else the system's]
@@ -56,42 +56,42 @@ pub struct Options {
         hide_default_value = true
     )]
     models: PathBuf,
-    /// Embedder of the backend [default: the first of them whose weights are installed]
+    /// Embedder of the backend [default: the first whose weights are installed]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = PossibleValuesParser::new(EmbedderKind::ALL.map(EmbedderKind::name)))]
     embedder: Option<String>,
-    /// How long a video may take to its first frame, seconds
+    /// Timeout for the first frame of a video, seconds
     #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = positive)]
     first_frame: f64,
-    /// The backend's program [default: facepipe-backend beside this program]
+    /// Backend program [default: facepipe-backend beside this program]
     #[arg(long, value_name = "FILE")]
     backend: Option<PathBuf>,
 }
 
-/// A running backend that knows people.
+/// A running backend with enrolled people.
 pub struct Trial {
     /// The backend.
     pub server: Server,
-    /// What it embeds with.
+    /// Name of its embedder.
     pub embedder: String,
-    /// Who was to be enrolled.
+    /// The gallery.
     pub gallery: Vec<Person>,
-    // Held until the server has ended.
+    // Dropped after the server.
     _workspace: Workspace,
 }
 
-/// A folder that one trial at a time works in.
+/// A folder locked by one trial at a time.
 #[derive(Debug)]
 pub struct Workspace {
     folder: PathBuf,
-    // The lock lasts as long as it is open.
+    // The lock is held while the file is open.
     _lock: File,
 }
 
 impl Workspace {
-    /// Makes the folder where it is missing, and takes it.
+    /// Creates the folder if missing, and locks it.
     ///
     /// # Errors
-    /// It cannot be written, or another trial works in it.
+    /// It cannot be written, or another trial uses it.
     pub fn lock(folder: &Path) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::output(folder.display(), error);
         fs::create_dir_all(folder).map_err(failed)?;
@@ -114,17 +114,17 @@ impl Workspace {
 }
 
 impl Options {
-    /// The folder of those who are to be enrolled: what was named, else what was downloaded.
+    /// Returns the gallery folder: the given one, else the downloaded one.
     pub fn faces_folder(&self) -> Option<PathBuf> {
         self.faces.clone().or_else(default_faces)
     }
 
-    /// Whether somebody named that folder.
+    /// Returns whether the gallery folder was given.
     pub fn faces_are_named(&self) -> bool {
         self.faces.is_some()
     }
 
-    /// Those who are to be enrolled; nobody where there is no folder.
+    /// Reads the gallery; empty without a folder.
     ///
     /// # Errors
     /// The folder cannot be read, or nobody in it has a picture.
@@ -132,23 +132,23 @@ impl Options {
         self.faces_folder().map_or_else(|| Ok(Vec::new()), |folder| gallery::read(&folder))
     }
 
-    /// Where the models are.
+    /// Returns the models folder.
     pub fn models(&self) -> &Path {
         &self.models
     }
 
-    /// The embedder that was named, else the most accurate one whose weights are there; none where there are none.
+    /// Returns the given embedder, else the most accurate installed one; none if none is installed.
     pub fn embedder(&self) -> Option<EmbedderKind> {
         let named = self.embedder.as_deref().and_then(|name| name.parse().ok());
         named.or_else(|| installed_embedder(&self.models))
     }
 
-    /// How long a video may take to its first frame.
+    /// Returns the timeout for the first frame of a video.
     pub fn first_frame_limit(&self) -> Duration {
         Duration::from_secs_f64(self.first_frame)
     }
 
-    /// The same options for a command that is to be tried next, as a shell takes them.
+    /// Returns the options as command line arguments.
     pub fn as_arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         if let Some(faces) = &self.faces {
@@ -162,32 +162,30 @@ impl Options {
 }
 
 impl Trial {
-    /// Who can be recognised.
+    /// Returns the enrolled people.
     pub fn enrolled(&self) -> BTreeSet<&str> {
         self.gallery.iter().filter(|person| person.is_enrolled()).map(|person| person.id.as_str()).collect()
     }
 
-    /// Who cannot, for lack of a photograph that could be used.
+    /// Returns the people without a usable photograph.
     pub fn without_photograph(&self) -> Vec<String> {
         self.gallery.iter().filter(|person| !person.is_enrolled()).map(|person| person.id.clone()).collect()
     }
-}
 
-impl Trial {
-    /// Starts a backend with an empty database below `out`, enrols and trains, and says so to `say`. None where the
-    /// program was asked to end before that was done.
+    /// Starts a backend with an empty database below `out`, enrols and trains; reports to `say`. Returns none if
+    /// interrupted.
     ///
     /// # Errors
-    /// Something that is needed is missing (the message says how to get it), or the backend fails.
+    /// Something is missing (the message says how to get it), or the backend fails.
     pub fn start(options: &Options, out: &Path, say: &dyn Fn(&str)) -> Result<Option<Self>> {
         let gallery = options.gallery()?;
         Self::with(options, gallery, Workspace::lock(out)?, 0, say)
     }
 
-    /// The same with a gallery that was read before, in a folder that was taken, on a port of this machine (0: any free one).
+    /// Like [`Self::start`], with a given gallery, workspace and port (0: any free port).
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// See [`Self::start`].
     pub fn with(
         options: &Options,
         mut gallery: Vec<Person>,
@@ -196,7 +194,7 @@ impl Trial {
         say: &dyn Fn(&str),
     ) -> Result<Option<Self>> {
         check_port(port)?;
-        // Where none is installed, the small and accurate one is what the backend's error asks for.
+        // If none is installed, the backend's error names this one.
         let embedder = options.embedder().unwrap_or(EmbedderKind::MobileFaceNet);
         let out = workspace.folder();
         say(&format!("Embedder  {embedder}{}", embedder_note(embedder, options)));
@@ -214,7 +212,7 @@ impl Trial {
     }
 }
 
-/// Said before anything is started: the backend would say it in its log.
+/// Checks the port before the backend is started, which would report it in its log only.
 fn check_port(port: u16) -> Result<(), Failure> {
     match TcpListener::bind(("127.0.0.1", port)) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(Failure::Usage(format!(
@@ -225,47 +223,47 @@ fn check_port(port: u16) -> Result<(), Failure> {
     }
 }
 
-/// The folder of test data that stands in for downloads.
+/// Returns the mirror folder of downloads.
 pub fn mirror() -> Option<PathBuf> {
     env::var_os("FACEPIPE_MIRROR").map(PathBuf::from)
 }
 
-/// Where `facepipe models fetch` puts photographs and videos.
+/// Returns where `facepipe models fetch` stores photographs and videos.
 pub fn assets() -> PathBuf {
     env::var_os("FACEPIPE_MODELS").map_or_else(default_models_dir, PathBuf::from).join("assets")
 }
 
-/// Galleries that can be downloaded, the preferred first: a folder of photographs for each person.
+/// Downloadable galleries in order of preference, with one folder per person.
 const GALLERIES: [&str; 2] = ["lfw10", "gallery"];
 
-/// Photographs of people who are in none of the galleries: one file for each.
+/// Downloadable photographs of people who are in none of the galleries, one per person.
 const STRANGERS: [&str; 2] = ["strangers", "lfw-open/strangers"];
 
-/// Where downloads lie.
+/// Returns the folders of downloads.
 fn download_folders() -> impl Iterator<Item = PathBuf> {
     [Some(assets()), mirror()].into_iter().flatten()
 }
 
-/// All galleries that were downloaded, the preferred first.
+/// Returns the downloaded galleries in order of preference.
 pub fn galleries() -> impl Iterator<Item = PathBuf> {
     let folders =
         GALLERIES.into_iter().flat_map(|name| download_folders().map(move |place| place.join(name)));
-    // A download that failed leaves folders without a picture.
+    // A failed download leaves folders without pictures.
     folders
         .filter(|folder| folder.is_dir() && pictures::in_folder(folder).is_ok_and(|f| !f.pictures.is_empty()))
 }
 
-/// The photographs that the demo enrols if nothing is said.
+/// Returns the default gallery.
 pub fn default_faces() -> Option<PathBuf> {
     galleries().next()
 }
 
-/// A crowd that was rendered before, where it was downloaded.
+/// Returns the downloaded crowd video, if any.
 pub fn downloaded_crowd() -> Option<PathBuf> {
     download_folders().map(|place| place.join("videos/crowd-medium-1080p6.mp4")).find(|path| path.is_file())
 }
 
-/// Photographs of strangers, one of each, where they were downloaded.
+/// Returns the downloaded photographs of strangers, one per person.
 pub fn strangers() -> Vec<PathBuf> {
     let folders =
         STRANGERS.into_iter().flat_map(|name| download_folders().map(move |place| place.join(name)));

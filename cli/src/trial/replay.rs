@@ -1,4 +1,4 @@
-//! Replays a video through the real elements, linked into this program, and collects what the backend answered.
+//! Replays a video through the real elements, linked into this program, and collects the backend's results.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,15 +24,15 @@ use crate::{
 /// Which faces are uploaded: `facecrop`'s property.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Policy {
-    /// A few good pictures of each person who walks by
+    /// The best crops of each person
     #[default]
     Best,
-    /// Each face of each frame
+    /// Every face of every frame
     Every,
 }
 
 impl Policy {
-    /// The name of the property's value.
+    /// Returns the nick of the property's value.
     pub fn nick(self) -> &'static str {
         match self {
             Self::Best => "best",
@@ -41,67 +41,67 @@ impl Policy {
     }
 }
 
-/// `margin` of the crops, set on facecrop and needed again to find a crop's place in its frame.
+/// `margin` of facecrop, needed again to locate crops in their frames.
 const MARGIN: f64 = 0.25;
 
-/// A trial loses nothing: crops that the backend has not taken when the video ends get this long, seconds.
+/// Time limit for uploading the remaining crops after the end of the video, seconds.
 const DRAIN_TIMEOUT: u32 = 600;
 
-/// Room for every crop of a video, however slow the backend is.
+/// Queue size that holds all crops of a video, however slow the backend is.
 const MAX_QUEUE: u32 = 100_000;
 
-/// What a replay gave.
+/// The result of a replay.
 #[derive(Debug)]
 pub struct Replay {
     /// Length of the video.
     pub seconds: f64,
-    /// Crops that the backend took.
+    /// Crops that were uploaded.
     pub sent: u64,
-    /// Crops that it did not.
+    /// Crops that could not be uploaded.
     pub failed: u64,
-    /// Request bytes as they went into the sockets.
+    /// Request bytes at the sockets.
     pub uplink_bytes: u64,
-    /// Bytes of the pictures in them.
+    /// Bytes of the crops in them.
     pub image_bytes: u64,
     /// Crops in which the backend found no face.
     pub crops_without_face: usize,
-    /// Faces that were found and left out.
+    /// Detected faces that were left out.
     pub left_out: LeftOut,
     /// The stored detections.
     pub detections: Vec<Detection>,
-    /// What was cut out of the video.
+    /// Crops of the video.
     pub crops: Crops,
-    /// When the first frame was captured.
+    /// Capture time of the first frame.
     pub started: OffsetDateTime,
 }
 
-/// The crops of a replay: how many there were, and the largest of each track.
+/// Crops of a replay: totals, and the largest crop of each track.
 #[derive(Debug, Default)]
 pub struct Crops {
-    /// All of them.
+    /// Number of crops.
     pub count: u64,
-    /// Their bytes.
+    /// Bytes of all crops.
     pub bytes: u64,
-    /// By track; of a very long video, those that came first.
+    /// By track, limited to the first [`MAX_TRACKS`].
     pub by_track: BTreeMap<i32, TrackCrop>,
 }
 
-/// The crops of a track.
+/// The largest crop of a track.
 #[derive(Debug)]
 pub struct TrackCrop {
-    /// When the first and the last were taken, seconds since the start of the video.
+    /// Times of the track's first and last crop, seconds since the start of the video.
     pub seconds: [f64; 2],
-    /// The largest one, JPEG.
+    /// The crop, JPEG.
     pub jpeg: Vec<u8>,
-    /// Its face's area, square pixels.
+    /// Area of its face, square pixels.
     area: u64,
 }
 
-/// Tracks of which a picture is kept.
+/// Maximum number of tracks with a crop.
 const MAX_TRACKS: usize = 1000;
 
 impl Crops {
-    /// Looks at a buffer of `facecrop`'s.
+    /// Adds a buffer of `facecrop`.
     fn add(&mut self, buffer: &gst::BufferRef) {
         let (Some(facts), Ok(jpeg)) = (roi::crop_facts(buffer), buffer.map_readable()) else { return };
         self.count += 1;
@@ -128,23 +128,23 @@ impl Crops {
 /// One stored detection.
 #[derive(Debug)]
 pub struct Detection {
-    /// Since the start of the video.
+    /// Time since the start of the video.
     pub seconds: f64,
-    /// The face in pixels of the full frame.
+    /// Bounds of the face in pixels of the frame.
     pub bounds: Bounds,
-    /// Who it is; `None`: nobody who is enrolled.
+    /// The name; `None` if unknown.
     pub identity: Option<String>,
-    /// How sure the backend is of that name, 0 to 1; 0 for nobody.
+    /// Confidence of the name, 0 to 1; 0 if unknown.
     pub confidence: f64,
-    /// The track whose crop it is on.
+    /// Track of the crop.
     pub track: i32,
-    /// Whether it is the largest face of its crop: a neighbour in the margin is smaller.
+    /// Whether it is the largest face of its crop, and not a neighbour in the margin.
     pub largest: bool,
 }
 
 impl Replay {
-    /// Plays `video`, in real time or as fast as it goes, its faces going to `store-results` of `backend`, an address; without
-    /// one they are counted and go nowhere. None where the program was asked to end before the video did.
+    /// Plays `video`, in real time or as fast as possible, and uploads faces to `store-results` of `backend` (an address);
+    /// without one they are only counted. Returns none if interrupted.
     ///
     /// # Errors
     /// The video cannot be played (missing decoder, not a video), no frame of it comes in time, or an element fails.
@@ -155,7 +155,7 @@ impl Replay {
         policy: Policy,
         real_time: bool,
     ) -> Result<Option<Self>> {
-        // As precise as the times that are stored.
+        // With the precision of stored times.
         let started = OffsetDateTime::now_utc();
         let started = started.replace_millisecond(started.millisecond())?;
         let source = Source::File(video.to_owned());
@@ -175,7 +175,7 @@ impl Replay {
         crop.set_property_from_str("policy", policy.nick());
         let crops = video::Shared::<Crops>::default();
         let taken = crops.clone();
-        let source_pad = crop.static_pad("src").context("a cutter without a pad")?;
+        let source_pad = crop.static_pad("src").context("facecrop has no source pad")?;
         source_pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             if let Some(buffer) = info.buffer() {
                 video::lock(&taken).add(buffer);
@@ -225,7 +225,7 @@ impl Replay {
         Ok(Some(replay))
     }
 
-    /// How well what was stored agrees with the truth, where these people are enrolled.
+    /// Scores the detections against the ground truth.
     pub fn score(&self, truth: &GroundTruth, enrolled: &BTreeSet<&str>) -> Score {
         let mut score = Score::default();
         for detection in &self.detections {
@@ -235,7 +235,7 @@ impl Replay {
         score
     }
 
-    /// Plays until the end; false where the program was asked to end before.
+    /// Plays to the end. Returns false if interrupted.
     fn play(
         &mut self,
         pipeline: &gst::Pipeline,
@@ -269,7 +269,7 @@ impl Replay {
                 gst::MessageView::Eos(_) => {
                     bar.finish_and_clear();
                     if self.seconds == 0.0 {
-                        // It doesn't tell its length, as an animated picture.
+                        // Without a known length, for example an animated picture.
                         let played = if played.is_zero() { begun.elapsed() } else { played };
                         self.seconds = played.as_secs_f64();
                     }
@@ -277,7 +277,7 @@ impl Replay {
                 }
                 gst::MessageView::Error(error) => {
                     let (what, details) = (error.error(), error.debug().unwrap_or_default());
-                    // What reads the video, or what passes its faces on.
+                    // Distinguish the source from the sink.
                     let of_sink = message.src().is_some_and(|source| source.name() == "sink");
                     return Err(if of_sink {
                         anyhow!("{source}: {what} ({details})")
@@ -286,7 +286,7 @@ impl Replay {
                     });
                 }
                 gst::MessageView::Warning(warning) => bar.println(format!("Warning: {}", warning.error())),
-                // That the detector is not the one that was wanted.
+                // The detector is not the preferred one.
                 gst::MessageView::Info(info) if info.error().matches(gst::LibraryError::Settings) => {
                     bar.println(info.error().message());
                 }

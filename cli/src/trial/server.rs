@@ -1,5 +1,5 @@
-//! A backend of the trial's own: the real `facepipe-backend` program on a free port with a fresh database, and the
-//! few calls of its API that a trial makes.
+//! The private backend of a trial: the real `facepipe-backend` program on a free port with a fresh database, and the API
+//! calls that a trial needs.
 
 use std::{
     collections::BTreeMap,
@@ -19,14 +19,13 @@ use crate::{
     interrupt, pictures, train,
 };
 
-/// How long the backend may take to load its networks and answer `/readyz`. A debug build on a slow disk needs
-/// several seconds; half a minute means that something is wrong.
+/// Time limit for the backend to become ready. A debug build on a slow disk needs several seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a training may take.
+/// Time limit for a training.
 const TRAINING_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How long the backend may take to finish its requests after SIGTERM before it is killed.
+/// Time limit for an orderly end after SIGTERM before the backend is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running backend. Dropping it ends its process.
@@ -37,8 +36,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `program` on a port of this machine (0: any free one) with an empty data folder under `workspace`, and waits
-    /// until it is ready.
+    /// Starts `program` on a local port (0: any free port) with an empty data folder below `workspace`, and waits until it
+    /// is ready.
     ///
     /// # Errors
     /// The program cannot be started, ends by itself, or is not ready within a minute; the error quotes its log.
@@ -76,19 +75,19 @@ impl Server {
         Ok(Self { process, runtime: crate::runtime()?, client })
     }
 
-    /// The address to which pipelines post, `http://127.0.0.1:<port>`.
+    /// Returns the base address, `http://127.0.0.1:<port>`.
     pub fn url(&self) -> String {
         self.client.address()
     }
 
-    /// Waits until the program is asked to end.
+    /// Waits for an interrupt.
     ///
     /// # Errors
     /// The backend ended by itself.
     pub fn wait_until_interrupted(&mut self) -> Result<()> {
         loop {
             let ended = self.process.0.try_wait()?;
-            // Ctrl-C reaches both, in either order.
+            // Ctrl-C reaches both processes, in any order.
             thread::sleep(Duration::from_millis(200));
             if interrupt::requested() {
                 return Ok(());
@@ -99,8 +98,8 @@ impl Server {
         }
     }
 
-    /// Who is on a photograph, of the face that is largest; the outer option is none where no face is on it. Nothing is
-    /// stored.
+    /// Identifies the largest face of a photograph without storing it. Returns none without a face, and an inner none if
+    /// unknown.
     ///
     /// # Errors
     /// The API fails, or refuses the photograph.
@@ -117,13 +116,13 @@ impl Server {
     /// Adds a person.
     ///
     /// # Errors
-    /// Whatever the API refuses.
+    /// The API fails.
     pub fn add_person(&self, id: &str) -> Result<()> {
         self.runtime.block_on(self.client.add_person(id))?;
         Ok(())
     }
 
-    /// Adds a photograph of a person; the inner error is a photograph that the backend cannot use.
+    /// Adds a photograph of a person. The inner error means that the backend cannot use the photograph.
     ///
     /// # Errors
     /// The API fails.
@@ -139,7 +138,7 @@ impl Server {
         }
     }
 
-    /// Trains on the stored embeddings and waits for the new model. False where the program was asked to end before.
+    /// Trains on the stored embeddings and waits for the new model. Returns false if interrupted.
     ///
     /// # Errors
     /// The training fails.
@@ -147,7 +146,7 @@ impl Server {
         Ok(self.runtime.block_on(train::begin_and_wait(&self.client, false))?.is_some())
     }
 
-    /// Where each of `people` was seen last; who was not seen is missing.
+    /// Returns where each of `people` was seen last; omits those never seen.
     ///
     /// # Errors
     /// A call fails.
@@ -169,7 +168,7 @@ impl Server {
 struct Process(Child);
 
 impl Process {
-    /// Waits for the file that the program writes when it is ready, and returns the address in it.
+    /// Waits for the address file that the program writes when ready, and returns the address.
     fn wait_until_ready(&mut self, address_file: &Path, log: &Path) -> Result<String> {
         let started = Instant::now();
         loop {
@@ -189,7 +188,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The program finishes what it has accepted on SIGTERM; `kill` is the one way to send it without `unsafe`.
+        // On SIGTERM the program finishes accepted requests. `kill` sends it without `unsafe` code.
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         let asked = Instant::now();
         while asked.elapsed() < STOP_TIMEOUT {
@@ -203,7 +202,7 @@ impl Drop for Process {
     }
 }
 
-/// The last lines of a log, and where the rest is.
+/// Returns the last lines of a log and its path.
 fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();

@@ -1,5 +1,5 @@
-//! Animated pictures (GIF, WebP, PNG) played as video. GStreamer's demuxer of GIF repeats the animation for ever, or turns
-//! around itself without any frame, so they are decoded by what decodes pictures everywhere else here.
+//! Plays animated pictures (GIF, WebP, PNG) as video. GStreamer's GIF demuxer loops forever or hangs without a frame, so the
+//! `image` crate decodes them.
 
 use std::{fs::File, io::BufReader, path::Path, thread, time::Duration};
 
@@ -10,17 +10,17 @@ use image::{
     codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder},
 };
 
-/// How long a frame is shown whose file says nothing of it: what browsers do.
+/// Frame duration if the file has none, as in browsers.
 const DEFAULT_DELAY: Duration = Duration::from_millis(100);
 
-/// Whether the file is a picture of more than one frame.
+/// Returns whether the file is a picture with more than one frame.
 pub fn is_animation(path: &Path) -> bool {
-    // What is read of a pipe is gone.
+    // Reading a pipe would consume its data.
     path.is_file()
         && frames(path).is_ok_and(|frames| frames.is_some_and(|mut frames| frames.nth(1).is_some()))
 }
 
-/// The frames of an animation; none for another file.
+/// Returns the frames of an animation; none for other files.
 fn frames(path: &Path) -> ImageResult<Option<Frames<'static>>> {
     let reader = ImageReader::new(BufReader::new(File::open(path)?)).with_guessed_format()?;
     let format = reader.format();
@@ -44,7 +44,7 @@ fn frames(path: &Path) -> ImageResult<Option<Frames<'static>>> {
     })
 }
 
-/// Has `source` hand out the frames of the animation, once.
+/// Makes `source` push the frames of the animation once.
 pub fn play(source: &AppSrc, path: &Path) {
     source.set_format(gst::Format::Time);
     source.set_block(true);
@@ -52,7 +52,7 @@ pub fn play(source: &AppSrc, path: &Path) {
     let begin = move |source: &AppSrc, _| {
         if let Some(path) = path.take() {
             let source = source.clone();
-            // It ends with the pipeline, which then takes no more frames.
+            // Ends with the pipeline, which then refuses frames.
             thread::spawn(move || push_frames(&source, &path));
         }
     };
@@ -94,7 +94,7 @@ fn push_frames(source: &AppSrc, path: &Path) {
             return;
         }
     }
-    // Where nobody listens any more, nobody need be told.
+    // Fails only if the pipeline has stopped.
     let _ = source.end_of_stream();
 }
 
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_has_more_than_one_frame_is_an_animation() {
+    fn an_animation_has_more_than_one_frame() {
         let folder = tempfile::tempdir().expect("a folder");
         let gif = |name: &str, frames: u32| {
             let path = folder.path().join(name);

@@ -1,4 +1,4 @@
-//! `facepipe extract`: the faces of a video as files.
+//! `facepipe extract`: saves the faces of a video as files.
 
 use std::{
     collections::HashSet,
@@ -27,13 +27,13 @@ use crate::{
     trial::Policy,
 };
 
-/// The file with a line for each face.
+/// Name of the index, with a line of JSON per face.
 const INDEX: &str = "index.jsonl";
 
-/// How long a picture is waited for before the pipeline is looked at.
+/// Timeout for a crop before the pipeline is polled.
 const WAIT: gst::ClockTime = gst::ClockTime::from_mseconds(50);
 
-/// Takes the faces out of a recording, a stream or a camera's video, one file each.
+/// Saves the faces of a recording, a stream or a camera's video, one file each.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -42,12 +42,11 @@ Examples:
   facepipe extract entrance.mp4 faces/ --policy every --skip-frames 2
   facepipe extract entrance.mp4 faces/ --resume
 
-Names of files carry when, which track and the detector's score:
-00012.480_t0007_s0.93.jpg is of second 12.48 of the recording; of a stream or a
-camera the name begins with the time of day, UTC. index.jsonl has a line of JSON
-for each face. Nobody but you may read the files. A recording is searched
-completely, as fast as the machine can; of streams and cameras, frames for which
-there is no time are not searched.
+File names contain time, track and detection score: 00012.480_t0007_s0.93.jpg is
+from second 12.48 of the recording; for streams and cameras the name starts with
+the time of day, UTC. index.jsonl has a line of JSON per face. Only you can read
+the files. A recording is searched completely, as fast as possible; frames of
+streams and cameras that arrive too fast are not searched.
 
 {}", exit::HELP))]
 #[group(id = "extract")]
@@ -55,16 +54,16 @@ pub struct Options {
     /// A file, a camera (/dev/video0) or an address (rtsp://…, http://…)
     #[arg(value_name = "SRC")]
     source: Source,
-    /// Where the faces go; made where it is missing
+    /// Folder for the faces; created if missing
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// A few good pictures of each person who walks by, or each face of each frame
+    /// Save the best crops of each person, or every face of every frame
     #[arg(long, value_enum, default_value_t)]
     policy: Policy,
-    /// Shrink pictures whose longer side, with its margin, is more, pixels
+    /// Maximum longer side of a crop including its margin, pixels; larger ones are shrunk
     #[arg(long, default_value_t = 400, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(16..=4096))]
     crop_size: u32,
-    /// Go on in a folder that has faces of the same video already
+    /// Continue in a folder that already has faces of the same video
     #[arg(long)]
     resume: bool,
     /// Print JSON
@@ -78,15 +77,15 @@ pub struct Options {
 #[derive(Debug, Serialize, Deserialize)]
 struct Entry {
     file: String,
-    /// Since the beginning of the video.
+    /// Time since the start of the video.
     seconds: f64,
-    /// When it was captured, RFC 3339; of streams and cameras only.
+    /// Capture time, RFC 3339; only for streams and cameras.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     captured_at: Option<String>,
-    /// The same face has the same number; 0 for a face that nobody followed.
+    /// Id of the track; 0 without one.
     track: i32,
     score: f64,
-    /// Left, top, right, bottom in pixels of the frame.
+    /// `[left, top, right, bottom]` in pixels of the frame.
     #[serde(rename = "box")]
     bounding_box: [u32; 4],
     /// Width and height of the frame.
@@ -97,13 +96,13 @@ struct Entry {
 struct Report {
     source: String,
     folder: String,
-    /// Files that were written by this run, and those that were there.
+    /// Files written by this run, and files that were already there.
     files: usize,
     already_there: usize,
     tracks: usize,
-    /// Faces that were found and left out.
+    /// Detected faces that were left out.
     left_out: LeftOut,
-    /// Of video, and of work.
+    /// Duration of the video, and time taken.
     seconds: f64,
     took: f64,
     interrupted: bool,
@@ -123,7 +122,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     )?;
     let crop = player.element("crop")?;
     crop.set_property_from_str("policy", options.policy.nick());
-    // The detector's own limit holds already.
+    // The detector applies the limit.
     crop.set_property("min-size", 1_u32);
     crop.set_property("max-size", options.crop_size);
     let faces = super::appsink(player.element("faces")?)?;
@@ -164,7 +163,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
 
-/// Plays to the end, or until the program is asked to end.
+/// Plays to the end or until interrupted.
 fn play(live: bool, player: &mut Player, faces: &AppSink, face_folder: &mut FaceFolder) -> Result<()> {
     let mut ended = false;
     loop {
@@ -172,7 +171,7 @@ fn play(live: bool, player: &mut Player, faces: &AppSink, face_folder: &mut Face
         ended |= player.step(Duration::ZERO);
         match sample {
             Some(sample) => face_folder.add(live, &sample)?,
-            // The last faces wait behind the end of which the pipeline has told.
+            // The last faces may still be queued after the end of the stream.
             None if ended => return Ok(()),
             None => {}
         }
@@ -180,11 +179,11 @@ fn play(live: bool, player: &mut Player, faces: &AppSink, face_folder: &mut Face
     }
 }
 
-/// The folder of faces with its index.
+/// A folder of faces with its index.
 struct FaceFolder {
     folder: PathBuf,
     index: File,
-    /// Files of earlier runs, and of this one.
+    /// Files of earlier runs and of this one.
     earlier: HashSet<String>,
     seen: HashSet<String>,
     tracks: HashSet<i32>,
@@ -200,7 +199,7 @@ impl FaceFolder {
         let mut tracks = HashSet::new();
         let mut whole = 0_u64;
         if let Ok(index) = File::open(&path) {
-            // An empty one is left by a source that could not be played.
+            // An empty index is left by a source that could not be played.
             if !resume && index.metadata().map_err(failed)?.len() > 0 {
                 return Err(Failure::Usage(format!(
                     "{} has faces already: take another folder, or go on in it with --resume",
@@ -208,7 +207,7 @@ impl FaceFolder {
                 ))
                 .into());
             }
-            // A last line that was cut off, with the process or the disk, is written anew.
+            // A truncated last line is written again.
             for line in BufReader::new(index).split(b'\n') {
                 let line = line.map_err(failed)?;
                 let Ok(entry) = serde_json::from_slice::<Entry>(&line) else { break };
@@ -224,7 +223,7 @@ impl FaceFolder {
         Ok(Self { folder: folder.to_owned(), index, earlier, seen: HashSet::new(), tracks, written: 0 })
     }
 
-    /// Writes a face: first its file, under another name until it is whole, then its line.
+    /// Writes a face: first its file, atomically, then its line in the index.
     fn add(&mut self, live: bool, sample: &gst::Sample) -> Result<()> {
         let buffer = sample.buffer().context("a sample without a buffer")?;
         let facts = gstfacepipe::roi::crop_facts(buffer).context("a crop without its facts")?;
@@ -244,7 +243,7 @@ impl FaceFolder {
         let stem = format!("{when}_t{track:04}_s{:.2}", face.confidence);
         let name = self.unused_name(&stem);
         self.seen.insert(name.clone());
-        // A recording gives the same faces again, so those of the run before are passed over.
+        // A recording yields the same faces again: skip those of earlier runs.
         if self.earlier.contains(&name) {
             return Ok(());
         }
@@ -265,7 +264,7 @@ impl FaceFolder {
         Ok(())
     }
 
-    /// Faces that nobody followed may have all of their names in common.
+    /// Returns a file name that this run has not used; faces without a track may share time and score.
     fn unused_name(&self, stem: &str) -> String {
         let mut name = format!("{stem}.jpg");
         let mut count = 1;

@@ -1,4 +1,4 @@
-//! Which faces count and which frames are searched: the options that all programs with video share, and what they set.
+//! Options for face detection that all video commands share, and their application to a pipeline.
 
 use std::{thread, time::Duration};
 
@@ -10,39 +10,39 @@ use serde::Serialize;
 
 use super::source::Source;
 
-/// How long a track lives without its face being found, milliseconds: `facetrack`'s own value.
+/// Default `max-age` of `facetrack`, milliseconds.
 const MAX_AGE: f64 = 2000.0;
 
-/// A track survives so many searches that do not find it.
+/// Consecutive searches without the face that a track survives.
 const MAX_MISSES: f64 = 3.0;
 
-/// Threads of the detector at most; more do not make so small a network faster.
+/// Maximum number of detector threads; more do not speed up so small a network.
 const MAX_THREADS: usize = 4;
 
-/// Which faces count, and which frames are looked at.
+/// Options for detection.
 #[derive(Debug, Clone, Args)]
 #[group(id = "faces")]
 #[command(next_help_heading = "Faces and frames")]
 pub struct FaceOptions {
-    /// Leave out faces whose shorter side is less, pixels [default: a 64th of the frame's longer side, from 20 to 30]
+    /// Ignore faces with a shorter side below this, pixels [default: 1/64 of the frame's longer side, 20 to 30]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(0..=32_768))]
     min_size: Option<u32>,
-    /// Leave out faces whose longer side is more, pixels
+    /// Ignore faces with a longer side above this, pixels
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=32_768))]
     max_size: Option<u32>,
-    /// Leave out faces of which the detector is less sure, 0 to 1 [default: the detector's own threshold]
+    /// Ignore faces with a lower detection score, 0 to 1 [default: the detector's threshold]
     #[arg(long, value_name = "SCORE", value_parser = share)]
     min_confidence: Option<f32>,
-    /// Frames to leave out after each one that is searched
+    /// Frames to skip after each searched frame
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     skip_frames: u32,
-    /// Frames of a second of video that are searched, at most
+    /// Maximum number of frames searched per second of video
     #[arg(long, value_name = "F", value_parser = rate)]
     target_fps: Option<f64>,
-    /// How long a recording may take to its first frame, seconds; a camera counts as gone after 10 s without one
+    /// Timeout for the first frame of a recording, seconds; cameras time out after 10 s without a frame
     #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = positive)]
     first_frame: f64,
-    /// End after so many seconds of the video
+    /// End after this many seconds of video
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     seconds: Option<f64>,
 }
@@ -61,6 +61,7 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Parses a positive number of seconds.
 pub fn positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
     if number > 0.0 && number <= 1e9 {
@@ -71,20 +72,20 @@ pub fn positive(text: &str) -> Result<f64, String> {
 }
 
 impl FaceOptions {
-    /// The part of a pipeline that finds and follows faces.
+    /// Part of a pipeline that detects and tracks faces.
     pub(super) const DESCRIPTION: &str = "facepipe-facedetect name=detect ! facepipe-facetrack name=track";
 
-    /// The time of the first frame that is not wanted.
+    /// Returns the time from which on frames are ignored.
     pub fn until(&self) -> Option<gst::ClockTime> {
         gst::ClockTime::try_from(Duration::try_from_secs_f64(self.seconds?).ok()?).ok()
     }
 
-    /// How long a recording may take to its first frame.
+    /// Returns the timeout for the first frame of a recording.
     pub fn first_frame_limit(&self) -> Duration {
         Duration::from_secs_f64(self.first_frame)
     }
 
-    /// Sets that part.
+    /// Configures the elements of [`Self::DESCRIPTION`].
     ///
     /// # Errors
     /// An element is missing.
@@ -92,22 +93,22 @@ impl FaceOptions {
         let (detect, track) = (super::element(pipeline, "detect")?, super::element(pipeline, "track")?);
         if let Some(score) = self.min_confidence {
             detect.set_property("score-threshold", score);
-            // Otherwise a face that is followed may be less sure.
+            // Tracked faces have a lower threshold by default.
             detect.set_property("low-score-threshold", score);
         }
         detect.set_property("min-face-size", self.min_size.unwrap_or(0));
         detect.set_property("max-face-size", self.max_size.unwrap_or(0));
         detect.set_property("interval", self.skip_frames.saturating_add(1));
         detect.set_property("max-fps", self.target_fps.unwrap_or(0.0));
-        // A recording is searched whole, however long that takes; of a live source, late frames pass.
+        // A recording is searched completely; late frames of a live source are skipped.
         detect.set_property("qos", source.is_live());
         let threads = (thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, MAX_THREADS);
         detect.set_property("threads", u32::try_from(threads).unwrap_or(1));
         self.fit_to_video(&detect, &track)
     }
 
-    /// What goes with the video: the smallest face that counts, unless it is set, and how long tracks live. Where seconds lie
-    /// between two searches, they must outlive them.
+    /// Sets what depends on the video: the minimum face size, unless given, and the lifetime of tracks, which must exceed the
+    /// time between searches.
     fn fit_to_video(&self, detect: &gst::Element, track: &gst::Element) -> Result<()> {
         let pad = detect.static_pad("sink").context("a detector without a pad")?;
         let (options, track, detect) = (self.clone(), track.clone(), detect.downgrade());
@@ -128,7 +129,7 @@ impl FaceOptions {
         Ok(())
     }
 
-    /// `max-age` in milliseconds for video of this rate (0: it varies).
+    /// Returns `max-age` in milliseconds for this frame rate (0: variable).
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -141,34 +142,34 @@ impl FaceOptions {
     }
 }
 
-/// What `facedetect` has counted.
+/// Counters of `facedetect`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Frames that came.
+    /// Frames received.
     pub frames: u64,
-    /// Frames that were searched.
+    /// Frames searched.
     pub searched: u64,
-    /// Frames that a live source sent faster than they could be searched.
+    /// Frames of a live source that arrived too fast to be searched.
     pub late: u64,
-    /// What was found and does not count.
+    /// Detected faces that were left out.
     pub left_out: LeftOut,
 }
 
-/// Faces that were found and left out, each in each searched frame.
+/// Detected faces that were left out, counted per frame.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
-    /// Faces that are smaller than the least size.
+    /// Faces below the minimum size.
     pub too_small: u64,
-    /// Faces that are larger than the greatest size.
+    /// Faces above the maximum size.
     pub too_large: u64,
-    /// Faces beyond the greatest number in a frame.
+    /// Faces beyond the maximum number per frame.
     pub too_many: u64,
-    /// The least size, pixels of a face's shorter side.
+    /// Minimum size of a face's shorter side, pixels.
     pub min_size: u32,
 }
 
 impl LeftOut {
-    /// The same with what `facecrop` has left out beside, from its `stats`.
+    /// Adds the faces that `facecrop` left out, from its `stats`.
     #[must_use]
     pub fn with_crop_stats(self, crop: &gst::Structure) -> Self {
         let count = |name| crop.get::<u64>(name).unwrap_or_default();
@@ -176,13 +177,13 @@ impl LeftOut {
         Self { too_small: self.too_small + count("below-min-size"), min_size, ..self }
     }
 
-    /// A line for people, with the option or property that decides about small faces; none where nothing was left out.
+    /// Returns a line of text that names the option or property for small faces; none if nothing was left out.
     pub fn summary(&self, min_size: &str) -> Option<String> {
         let some = |count: u64, why: String| (count > 0).then(|| format!("{count} {why}"));
         let parts: Vec<String> = [
             some(self.too_small, format!("faces smaller than {} px ({min_size})", self.min_size)),
             some(self.too_large, "faces larger than --max-size".into()),
-            some(self.too_many, "faces beyond the greatest number in a frame".into()),
+            some(self.too_many, "faces beyond the maximum number per frame".into()),
         ]
         .into_iter()
         .flatten()
@@ -192,7 +193,7 @@ impl LeftOut {
 }
 
 impl Counts {
-    /// Asks the detector of a pipeline.
+    /// Reads the counters of a pipeline's detector.
     pub fn of(pipeline: &gst::Pipeline) -> Self {
         let Some(detect) = pipeline.by_name("detect") else { return Self::default() };
         let stats: gst::Structure = detect.property("stats");
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tracks_outlive_the_time_between_two_searches() {
+    fn tracks_outlive_the_interval_between_searches() {
         let options = FaceOptions {
             min_size: None,
             max_size: None,
@@ -229,10 +230,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_said_with_the_option_that_decides() {
+    fn faces_left_out_are_reported_with_the_option() {
         assert_eq!(LeftOut { min_size: 30, ..LeftOut::default() }.summary("--min-size"), None);
         let left_out = LeftOut { too_small: 12, too_large: 0, too_many: 3, min_size: 30 };
-        let said = "Left out  12 faces smaller than 30 px (--min-size), 3 faces beyond the greatest number in a frame";
+        let said =
+            "Left out  12 faces smaller than 30 px (--min-size), 3 faces beyond the maximum number per frame";
         assert_eq!(left_out.summary("--min-size").as_deref(), Some(said));
     }
 

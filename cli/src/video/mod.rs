@@ -1,5 +1,4 @@
-//! Playing video, through our own elements, which are linked into this program: what the programs with video have in
-//! common, and the extraction of faces.
+//! Video playback through our elements, linked into this program: shared code of the video commands, and `extract`.
 
 mod animation;
 pub mod extract;
@@ -19,7 +18,7 @@ use anyhow::{Context, Result, anyhow};
 use gst::prelude::*;
 use gst_app::{AppSink, AppSinkCallbacks};
 
-/// Makes GStreamer and our elements ready; further calls change nothing.
+/// Initialises GStreamer and registers our elements; idempotent.
 ///
 /// # Errors
 /// GStreamer cannot be started.
@@ -28,7 +27,7 @@ pub fn start() -> Result<()> {
     gstfacepipe::register_static().context("the elements cannot be registered")
 }
 
-/// Makes a pipeline of a description as `gst-launch-1.0` takes it, with our elements under their long names.
+/// Creates a pipeline from a description as for `gst-launch-1.0`, with the long names of our elements.
 ///
 /// # Errors
 /// GStreamer cannot be started, or an element is missing: the message names it.
@@ -40,18 +39,18 @@ pub fn pipeline(description: &str) -> Result<gst::Pipeline> {
         .map_err(|_| anyhow!("the description gave no pipeline"))
 }
 
-/// How long a pipeline may take to stop before it is left to itself.
+/// Time limit for stopping a pipeline.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Stops a pipeline. One of whose elements does not come to an end is left behind, and ends with the program.
+/// Stops a pipeline. If it hangs, it is abandoned until the program ends.
 ///
 /// # Errors
-/// It failed at stopping.
+/// Stopping failed.
 pub fn stop(pipeline: &gst::Pipeline) -> Result<()> {
     let (sender, stopped) = mpsc::channel();
     let pipeline = pipeline.clone();
     thread::spawn(move || {
-        // Nobody may be waiting any more.
+        // The receiver may have timed out.
         let _ = sender.send(pipeline.set_state(gst::State::Null));
     });
     match stopped.recv_timeout(STOP_TIMEOUT) {
@@ -60,23 +59,23 @@ pub fn stop(pipeline: &gst::Pipeline) -> Result<()> {
     }
 }
 
-/// An element of a pipeline by its name.
+/// Returns an element of a pipeline by name.
 ///
 /// # Errors
-/// The pipeline has none of that name.
+/// There is none of this name.
 pub fn element(pipeline: &gst::Pipeline, name: &str) -> Result<gst::Element> {
     pipeline.by_name(name).with_context(|| format!("no element {name}"))
 }
 
-/// The element that hands a pipeline's buffers to the program.
+/// Casts an element to an appsink.
 ///
 /// # Errors
-/// The element is another one.
+/// It is a different element.
 pub fn appsink(element: gst::Element) -> Result<AppSink> {
     element.downcast::<AppSink>().map_err(|element| anyhow!("{} is no appsink", element.name()))
 }
 
-/// Hands each sample to `take` as it comes, in the pipeline's thread.
+/// Passes each sample to `take` on the streaming thread.
 pub fn each_sample(sink: &AppSink, take: impl Fn(&gst::Sample) + Send + 'static) {
     let new_sample = move |sink: &AppSink| {
         take(&sink.pull_sample().map_err(|_| gst::FlowError::Eos)?);
@@ -85,10 +84,10 @@ pub fn each_sample(sink: &AppSink, take: impl Fn(&gst::Sample) + Send + 'static)
     sink.set_callbacks(AppSinkCallbacks::builder().new_sample(new_sample).build());
 }
 
-/// Something that a pipeline's threads and the program share.
+/// Data shared with a pipeline's threads.
 pub type Shared<T> = Arc<Mutex<T>>;
 
-/// Locks it; a thread that panicked meanwhile leaves it as it was.
+/// Locks shared data, ignoring poisoning.
 pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

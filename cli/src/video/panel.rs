@@ -1,4 +1,4 @@
-//! The second window: the latest crops, each with the colour and the name that its face has in the video.
+//! The second window: the latest crops, with the colour and name of their faces.
 
 use anyhow::{Context, Result};
 use gst::prelude::*;
@@ -14,41 +14,41 @@ use super::window::Window;
 const COLUMNS: u32 = 2;
 const ROWS: u32 = 3;
 
-/// Side of a crop in the window, pixels.
+/// Side of a tile, pixels.
 const TILE: u32 = 192;
 
-/// Between crops, pixels; above each there is room for its name.
+/// Gap between tiles, and height of the label above each, pixels.
 const GAP: u32 = 12;
 const LABEL_HEIGHT: u32 = 36;
 
-/// A multiple of four: to that GStreamer pads rows of RGB pixels.
+/// A multiple of four, since GStreamer pads RGB rows to four bytes.
 const WIDTH: u32 = GAP + COLUMNS * (TILE + GAP);
 const _: () = assert!(WIDTH.is_multiple_of(4));
 const HEIGHT: u32 = ROWS * (LABEL_HEIGHT + TILE) + GAP;
 
-/// Dark grey, on which all colours show.
+/// Dark grey, which contrasts with all colours.
 const BACKGROUND: image::Rgb<u8> = image::Rgb([40, 40, 40]);
 
-/// Tells an overlay what is known of a track.
+/// Sets the result of a track on an overlay.
 pub fn set_result(overlay: &gst::Element, track: i32, result: &Verdict) {
     let (decision, name, confidence) = match result {
         Verdict::NoFace => ("none", "", 0.0),
         Verdict::Unknown => ("unknown", "", 0.0),
         Verdict::Known { label, confidence } => ("known", label.as_str(), *confidence),
     };
-    // It returns false for other words only.
+    // Returns false only for other decisions.
     overlay.emit_by_name::<bool>("set-result", &[&track, &decision, &name, &confidence]);
 }
 
-/// The window.
+/// A window with the latest crops.
 pub struct Panel {
     window: Window,
-    /// The oldest first, with their tracks.
+    /// Tiles with their tracks, oldest first.
     tiles: Vec<(Option<i32>, RgbImage)>,
 }
 
 impl Panel {
-    /// A window that opens with the first crop; `unanswered`: how `faceoverlay` is to draw crops of which nothing is known.
+    /// Creates a window that opens with the first crop. `unanswered` is the style of crops without a result.
     ///
     /// # Errors
     /// An element is missing.
@@ -59,15 +59,15 @@ impl Panel {
         Ok(Self { window, tiles: Vec::new() })
     }
 
-    /// Notices that it was closed; then it shows nothing more.
+    /// Processes the window's events, such as closing.
     pub fn poll(&self) {
         self.window.is_closed();
     }
 
-    /// Adds a crop; the oldest gives way. A picture that cannot be decoded is left out.
+    /// Adds a crop, replacing the oldest. Undecodable crops are ignored.
     ///
     /// # Errors
-    /// The picture cannot be handed over.
+    /// The image cannot be passed to GStreamer.
     pub fn add(&mut self, track: Option<i32>, picture: &[u8]) -> Result<()> {
         let Ok(picture) = image::load_from_memory(picture) else { return Ok(()) };
         let tile = picture.resize(TILE, TILE, FilterType::Triangle).to_rgb8();
@@ -78,10 +78,10 @@ impl Panel {
         self.draw()
     }
 
-    /// Says what is known of a track.
+    /// Sets the result of a track.
     ///
     /// # Errors
-    /// The picture cannot be handed over.
+    /// The image cannot be passed to GStreamer.
     pub fn set_result(&self, track: i32, result: &Verdict) -> Result<()> {
         if let Some(overlay) = self.window.element("overlay") {
             set_result(&overlay, track, result);
@@ -119,7 +119,7 @@ impl Panel {
     }
 }
 
-/// Left upper corner of a tile.
+/// Returns the top left corner of a tile.
 fn position(place: u32) -> (u32, u32) {
     let (row, column) = (place / COLUMNS, place % COLUMNS);
     (GAP + column * (TILE + GAP), LABEL_HEIGHT + row * (LABEL_HEIGHT + TILE))
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiles_lie_apart_inside_the_window_with_room_for_names() {
+    fn tiles_do_not_overlap_and_leave_room_for_labels() {
         let tiles: Vec<(u32, u32)> = (0..COLUMNS * ROWS).map(position).collect();
         for (index, &(left, top)) in tiles.iter().enumerate() {
             assert!(left + TILE < WIDTH && top + TILE < HEIGHT && top >= LABEL_HEIGHT, "{left}, {top}");

@@ -1,5 +1,5 @@
-//! Plays a source to its end: builds the pipeline, shows how far it is, takes failures off the bus, and ends in good order
-//! on Ctrl-C, so that what is written meanwhile is whole.
+//! Plays a source to its end: builds the pipeline, shows progress, handles bus messages, and ends the stream on Ctrl-C so that
+//! written files are complete.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,20 +20,20 @@ use super::{
 };
 use crate::{exit::Failure, interrupt, output, progress};
 
-/// How long what is on its way may take after the end was asked for.
+/// Time limit for draining the pipeline after an interrupt or failure.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a recording may take to its first frame, if nothing else is said.
+/// Default timeout for the first frame of a recording.
 const FIRST_FRAME_LIMIT: Duration = Duration::from_secs(20);
 
-/// Frames of a second of a recording that says nothing of times and rates (bare motion JPEG, for example).
+/// Frame rate of recordings without timestamps and rate (for example raw motion JPEG).
 const DEFAULT_RATE: gst::Fraction = gst::Fraction::new_raw(25, 1);
 
-/// What the pipeline's thread says about the frames that pass.
+/// Frame counters updated by the streaming thread.
 #[derive(Default)]
 struct FrameCounters {
     frames: AtomicU64,
-    /// Nanoseconds of the source's own time.
+    /// Running time of the last frame, nanoseconds.
     position: AtomicU64,
     past_end: AtomicBool,
 }
@@ -43,7 +43,7 @@ pub struct Player {
     pipeline: gst::Pipeline,
     bus: gst::Bus,
     source: Source,
-    /// The file that the element `output` is to become, for messages.
+    /// Target of the element `output`, for messages.
     target: Option<PathBuf>,
     bar: ProgressBar,
     has_length: bool,
@@ -51,7 +51,7 @@ pub struct Player {
     begun: Instant,
     first_frame_limit: Duration,
     is_ending: bool,
-    /// Until when what is on its way may take.
+    /// Deadline for draining the pipeline.
     deadline: Option<Instant>,
     obeys_interrupts: bool,
     interrupted: bool,
@@ -60,7 +60,7 @@ pub struct Player {
 }
 
 impl Player {
-    /// A pipeline from the source through the search for faces to `tail`, written as for `gst-launch-1.0`.
+    /// Creates a pipeline from the source through face detection to `tail`, a `gst-launch-1.0` description.
     ///
     /// # Errors
     /// An element is missing.
@@ -72,7 +72,7 @@ impl Player {
         Ok(player)
     }
 
-    /// A pipeline from the source to `tail`. Frames from the time `until` on are left out.
+    /// Creates a pipeline from the source to `tail`. Frames from `until` on are dropped.
     ///
     /// # Errors
     /// An element is missing.
@@ -113,15 +113,15 @@ impl Player {
         })
     }
 
-    /// An element of the description.
+    /// Returns an element of the pipeline.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is none of this name.
     pub fn element(&self, name: &str) -> Result<gst::Element> {
         super::element(&self.pipeline, name)
     }
 
-    /// Has the element `output` write a file that will go to `target`.
+    /// Makes the element `output` write `file`, which will be renamed to `target`.
     ///
     /// # Errors
     /// The description has no such element.
@@ -131,19 +131,19 @@ impl Player {
         Ok(())
     }
 
-    /// Plays on whatever the user says; for what remains to be done after Ctrl-C.
+    /// Ignores Ctrl-C, for work after an interrupt.
     pub fn ignore_interrupts(&mut self) {
         self.obeys_interrupts = false;
     }
 
-    /// Begins.
+    /// Starts playing.
     ///
     /// # Errors
     /// The source, or something behind it, cannot be opened.
     pub fn start(&mut self) -> Result<()> {
         self.begun = Instant::now();
         if self.pipeline.set_state(gst::State::Playing).is_err() {
-            // The bus has it in better words than the change of state.
+            // The bus has a better message than the state change.
             while let Some(message) = self.bus.pop() {
                 if let gst::MessageView::Error(error) = message.view() {
                     return Err(self.failure_of(error));
@@ -154,13 +154,13 @@ impl Player {
         Ok(())
     }
 
-    /// Waits at most so long for something to happen. True: it has ended.
+    /// Processes bus messages, waiting at most `wait`. Returns whether playback has ended.
     pub fn step(&mut self, wait: Duration) -> bool {
         self.show_progress();
         if self.obeys_interrupts && interrupt::requested() && !self.interrupted {
             self.interrupted = true;
             if self.frames() == 0 {
-                // Nothing is on its way.
+                // Nothing to drain.
                 return true;
             }
             self.end_soon();
@@ -185,13 +185,13 @@ impl Player {
                     if self.failure.is_none() && !(at_source && self.is_ending) {
                         self.failure = Some(self.failure_of(error));
                     }
-                    // What came before the source failed is brought to a good end.
+                    // Drain the frames before the source failed.
                     if !at_source || self.frames() == 0 {
                         return true;
                     }
                     self.end_soon();
                 }
-                // That the detector is not the one that was wanted. Faces that it left out are counted otherwise.
+                // The detector is not the preferred one. Faces left out are reported separately.
                 gst::MessageView::Info(info) if info.error().matches(gst::LibraryError::Settings) => {
                     eprintln!("{}", info.error().message());
                 }
@@ -205,16 +205,16 @@ impl Player {
         self.deadline.is_some_and(|deadline| Instant::now() > deadline)
     }
 
-    /// Asks for the end: no further frame enters, what is inside is finished.
+    /// Ends the stream: no further frame enters, and the pipeline is drained.
     pub fn end(&mut self) {
         if std::mem::replace(&mut self.is_ending, true) {
             return;
         }
-        // What is shown at its own speed meanwhile is not waited for.
+        // Do not wait for the window's playback speed.
         if let Some(view) = self.pipeline.by_name("view") {
             view.set_property("sync", false);
         }
-        // The event waits for its turn behind the frames, maybe for long.
+        // Sending may block behind queued frames.
         self.pipeline.call_async(|pipeline| {
             if let Some(pad) = pipeline.by_name("entry").and_then(|queue| queue.static_pad("sink")) {
                 pad.send_event(gst::event::Eos::new());
@@ -227,68 +227,68 @@ impl Player {
         self.end();
     }
 
-    /// Whether something failed.
+    /// Returns whether something failed.
     pub fn has_failed(&self) -> bool {
         self.failure.is_some()
     }
 
-    /// Whether somebody waits for the end: it was interrupted, or something failed.
+    /// Returns whether playback was interrupted or failed.
     pub fn is_urgent(&self) -> bool {
         self.deadline.is_some()
     }
 
-    /// Ends it for a reason that the pipeline doesn't know.
+    /// Ends playback because of a failure outside the pipeline.
     pub fn fail(&mut self, failure: impl Into<anyhow::Error>) {
         self.failure.get_or_insert(failure.into());
         self.end_soon();
     }
 
-    /// Writes a line for people beside the progress bar.
+    /// Prints a line to standard error above the progress bar.
     pub fn print(&self, text: &str) {
         self.bar.suspend(|| eprintln!("{text}"));
     }
 
-    /// Writes a line to the standard output.
+    /// Prints a line to standard output above the progress bar.
     pub fn line(&self, text: impl AsRef<str>) {
         self.bar.suspend(|| output::line(text));
     }
 
-    /// Says what was found until now, where nobody knows how long it will take.
+    /// Shows the state of a live source.
     pub fn say(&self, text: impl Into<std::borrow::Cow<'static, str>>) {
         if self.source.is_live() {
             self.bar.set_message(text);
         }
     }
 
-    /// What the detector has counted.
+    /// Returns the detector's counters.
     pub fn counts(&self) -> Counts {
         Counts::of(&self.pipeline)
     }
 
-    /// Frames that have passed.
+    /// Returns the number of frames played.
     pub fn frames(&self) -> u64 {
         self.counters.frames.load(Ordering::Relaxed)
     }
 
-    /// The time of the last frame from the beginning of the source.
+    /// Returns the running time of the last frame.
     pub fn position(&self) -> gst::ClockTime {
         gst::ClockTime::from_nseconds(self.counters.position.load(Ordering::Relaxed))
     }
 
-    /// How much of the source was played, seconds.
+    /// Returns the duration played, seconds.
     pub fn seconds(&self) -> f64 {
         Duration::from(self.position()).as_secs_f64()
     }
 
-    /// How long that took.
+    /// Returns the time since the start.
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// Stops. True: it was ended by Ctrl-C.
+    /// Stops the pipeline. Returns whether it was interrupted.
     ///
     /// # Errors
-    /// What failed meanwhile.
+    /// The first failure.
     pub fn finish(&mut self) -> Result<bool> {
         self.bar.finish_and_clear();
         let stopped = super::stop(&self.pipeline);
@@ -322,7 +322,7 @@ impl Player {
         if let Some(target) = &self.target
             && names.any(|name| name == "output")
         {
-            // The operating system's own words stand at the end of the details, if anywhere.
+            // The operating system's message, if any, is the last line of the details.
             let details = error.debug().unwrap_or_default();
             let details = details.lines().last().unwrap_or_default().trim().to_owned();
             return Failure::output(
@@ -332,7 +332,7 @@ impl Player {
             .into();
         }
         match error.src() {
-            // What it complains of at its start is its model.
+            // At startup the detector fails because of its model.
             Some(element) if element.name() == "detect" => Failure::Input(what.message().to_owned()).into(),
             _ => anyhow!("{}", what.message()),
         }
@@ -342,13 +342,13 @@ impl Player {
 impl Drop for Player {
     fn drop(&mut self) {
         if !self.is_stopped {
-            // What fails now is of no interest any more.
+            // Failures no longer matter.
             let _ = super::stop(&self.pipeline);
         }
     }
 }
 
-/// The time of a frame of a recording, by its number and the rate that the caps tell.
+/// Computes the timestamp of a frame from its number and the frame rate of the caps.
 fn time_by_rate(pad: &gst::Pad, number: u64) -> Option<gst::ClockTime> {
     let caps = pad.current_caps();
     let rate = caps.as_ref().and_then(|caps| caps.structure(0)?.get::<gst::Fraction>("framerate").ok());
@@ -357,12 +357,12 @@ fn time_by_rate(pad: &gst::Pad, number: u64) -> Option<gst::ClockTime> {
     number.mul_div_round(second, u64::try_from(rate.numer()).ok()?).map(gst::ClockTime::from_nseconds)
 }
 
-/// GStreamer's sentence without the name of the file, which is a temporary one.
+/// Describes a write error without the name of the temporary file.
 fn write_error_text(error: &gst::glib::Error) -> &'static str {
     if error.matches(gst::ResourceError::NoSpaceLeft) { "no space left" } else { "writing failed" }
 }
 
-/// The names of an object and of what it is in, from the inside.
+/// Returns the names of an object and its ancestors, innermost first.
 fn name_chain(object: Option<&gst::Object>) -> impl Iterator<Item = String> {
     std::iter::successors(object.cloned(), |object| object.parent()).map(|object| object.name().to_string())
 }
@@ -371,7 +371,7 @@ fn is_at_source(object: Option<&gst::Object>) -> bool {
     name_chain(object).any(|name| name.starts_with("source"))
 }
 
-/// Counts the frames that enter, gives those a time that have none, and keeps out those that are not wanted.
+/// Counts entering frames, adds missing timestamps, and drops frames from `until` on.
 fn count_frames(
     entry: &gst::Pad,
     counters: &Arc<FrameCounters>,
@@ -386,7 +386,7 @@ fn count_frames(
             let time = if is_file {
                 time_by_rate(pad, counters.frames.load(Ordering::Relaxed))
             } else {
-                // When it came, as with every camera that doesn't tell.
+                // Arrival time, as for every camera without timestamps.
                 gst::ClockTime::try_from(first.get_or_init(Instant::now).elapsed()).ok()
             };
             buffer.make_mut().set_pts(time);
@@ -397,7 +397,7 @@ fn count_frames(
         if let Some(time) = time {
             if until.is_some_and(|until| time >= until) {
                 counters.past_end.store(true, Ordering::Relaxed);
-                // `Drop` has GStreamer complain that the bindings have freed the buffer.
+                // With `Drop`, GStreamer complains that the bindings have freed the buffer.
                 return gst::PadProbeReturn::Handled;
             }
             counters.position.store(time.nseconds(), Ordering::Relaxed);

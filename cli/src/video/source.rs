@@ -1,4 +1,4 @@
-//! Where video comes from: a file, a camera of this machine, or a stream.
+//! Video sources: files, local cameras and streams.
 
 use std::{
     fmt, fs,
@@ -18,10 +18,10 @@ use crate::{
     pictures::{self, Kind, Remedy},
 };
 
-/// How long a live source may send nothing before it counts as gone, milliseconds.
+/// Time without data after which a live source counts as failed, milliseconds.
 const STALL_TIMEOUT: u32 = 10_000;
 
-/// How long packets of a network camera wait for those that come late, milliseconds.
+/// Jitter buffer of network cameras, milliseconds.
 const JITTER_BUFFER: u32 = 200;
 
 /// A source of video.
@@ -61,7 +61,7 @@ impl FromStr for Source {
     }
 }
 
-/// Without the user and the password that an address may hold.
+/// Masks user and password of an address.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -69,7 +69,7 @@ impl fmt::Display for Source {
             Self::Stream(url) => {
                 let mut url = url.clone();
                 if !url.username().is_empty() || url.password().is_some() {
-                    // These addresses have a host, so both can be set.
+                    // Cannot fail: these URLs have a host.
                     let _ = url.set_username("***");
                     let _ = url.set_password(None);
                 }
@@ -84,7 +84,7 @@ impl Source {
         if path.starts_with("/dev") { Self::Camera(path) } else { Self::File(path) }
     }
 
-    /// Whether frames come when they come, and those that nobody takes are lost.
+    /// Returns whether it is live: frames that are not consumed in time are lost.
     pub fn is_live(&self) -> bool {
         match self {
             Self::File(_) => false,
@@ -93,7 +93,7 @@ impl Source {
         }
     }
 
-    /// Looks whether a file or a camera is there, before anything is begun. A stream shows that only when it is played.
+    /// Checks that a file or a camera exists before anything is started. Streams are checked only when played.
     ///
     /// # Errors
     /// It is missing, empty, or cannot be read; the message says what to do.
@@ -111,7 +111,7 @@ impl Source {
             Err(error) => error.to_string(),
             Ok(metadata) if metadata.is_dir() => "is a folder; expected a video".into(),
             Ok(metadata) if metadata.is_file() && metadata.len() == 0 => "is empty".into(),
-            // A pipe is read by whoever plays it.
+            // A pipe can only be read once.
             Ok(metadata) if !is_camera && !metadata.is_file() => return Ok(()),
             Ok(metadata) if is_camera && metadata.is_file() => "is a file, and no camera".into(),
             Ok(_) => match fs::File::open(path) {
@@ -129,9 +129,9 @@ impl Source {
         Err(Failure::input(self, why))
     }
 
-    /// The first part of a pipeline, as `gst-launch-1.0` would write it. [`configure`](Self::configure) does the rest.
+    /// Returns the first part of a `gst-launch-1.0` description; [`configure`](Self::configure) sets the rest.
     pub fn description(&self) -> String {
-        // Notices a live source that sends nothing any more.
+        // Detects a stalled live source.
         let watchdog = if gst::ElementFactory::find("watchdog").is_some() {
             format!("! watchdog name=source-stall timeout={STALL_TIMEOUT} ")
         } else {
@@ -141,11 +141,11 @@ impl Source {
             Self::File(path) if animation::is_animation(path) => "appsrc name=source".into(),
             Self::File(_) => "filesrc name=source ! decodebin name=source-decoder".into(),
             Self::Camera(_) => format!("v4l2src name=source {watchdog}! decodebin name=source-decoder"),
-            // Sound is left where it is.
+            // Without audio.
             Self::Stream(_) if self.is_live() => format!(
                 "rtspsrc name=source ! application/x-rtp,media=video {watchdog}! decodebin name=source-decoder"
             ),
-            // Motion JPEG has no times of its own: its frames get the time at which they come.
+            // Motion JPEG has no timestamps: use the arrival time.
             Self::Stream(url) if sends_motion_jpeg(url) => format!(
                 "souphttpsrc name=source is-live=true do-timestamp=true {watchdog}! decodebin name=source-decoder"
             ),
@@ -153,8 +153,8 @@ impl Source {
         }
     }
 
-    /// What makes frames of what the source has decoded that can be searched for faces: of a format that the elements read, and
-    /// upright, where tags say which way is up. Frames that are so already only pass. Cameras have no such tags.
+    /// Returns the elements that convert decoded frames to a supported format and rotate them upright according to tags, which
+    /// cameras do not have.
     pub fn upright(&self) -> &'static str {
         match self.is_live() {
             true => "videoconvert name=source-converter",
@@ -164,7 +164,7 @@ impl Source {
         }
     }
 
-    /// Sets what a description cannot hold as it is, on its element `source`.
+    /// Sets the properties of the element `source` that need no quoting this way.
     pub fn configure(&self, source: &gst::Element) {
         match self {
             Self::File(path) => match source.downcast_ref::<AppSrc>() {
@@ -175,11 +175,11 @@ impl Source {
             Self::Stream(url) if self.is_live() => {
                 source.set_property("location", url.as_str());
                 source.set_property("latency", JITTER_BUFFER);
-                // Over TCP nothing is lost, and firewalls let it pass.
+                // TCP loses nothing and passes firewalls.
                 source.set_property_from_str("protocols", "tcp");
                 source.set_property("tcp-timeout", u64::from(STALL_TIMEOUT) * 1000);
                 source.set_property("timeout", 0_u64);
-                // The camera's own clock as capture time; from GStreamer 1.22 on.
+                // Use the camera's clock as capture time (GStreamer 1.22 or later).
                 if source.find_property("add-reference-timestamp-meta").is_some() {
                     source.set_property("add-reference-timestamp-meta", true);
                 }
@@ -191,14 +191,14 @@ impl Source {
         }
     }
 
-    /// What failed at this source, from an error of an element in its part of the pipeline and its details.
+    /// Converts an error of an element of this source.
     pub fn failure(&self, error: &gst::glib::Error, details: &str) -> Failure {
-        // What a decoder finds is linked to the search for faces only if it is video.
+        // Only video is linked to the detector.
         let why = if error.matches(gst::StreamError::Failed) && details.contains("not-linked") {
             "has no video in it that GStreamer can read".into()
         } else if details.contains("reason not-negotiated") {
-            "its frames come in a form that cannot be searched for faces: not as raw video in system memory that \
-             GStreamer's videoconvert knows"
+            "its frames cannot be searched for faces: they are not raw video in system memory that GStreamer's \
+             videoconvert supports"
                 .into()
         } else if error.matches(gst::ResourceError::Busy) {
             "is in use by another program".into()
@@ -220,7 +220,7 @@ impl Source {
         Failure::input(self, why)
     }
 
-    /// A recording of which no frame came within `limit`.
+    /// Creates the error for a recording without a frame within `limit`.
     pub fn no_frame_failure(&self, limit: Duration) -> Failure {
         let why = format!(
             "no frame of it came within {} s: is it a video, and whole? (--first-frame SECONDS waits longer)",
@@ -229,7 +229,7 @@ impl Source {
         Failure::input(self, why)
     }
 
-    /// A text of GStreamer's, without the password that it may repeat.
+    /// Masks the password in a message of GStreamer.
     fn masked(&self, text: &str) -> String {
         match self {
             Self::Stream(url) => text.replace(url.as_str(), &self.to_string()),
@@ -238,7 +238,7 @@ impl Source {
     }
 }
 
-/// Whether a camera answers there with one JPEG after another. What cannot be reached is left to whoever plays it.
+/// Returns whether the address serves motion JPEG; false if it cannot be reached.
 fn sends_motion_jpeg(url: &Url) -> bool {
     let client =
         reqwest::blocking::Client::builder().timeout(Duration::from_millis(STALL_TIMEOUT.into())).build();
@@ -249,11 +249,11 @@ fn sends_motion_jpeg(url: &Url) -> bool {
     })
 }
 
-/// Why a file cannot be played that is a single picture, with what to do instead; none for other files.
+/// Returns why a still picture cannot be played and what to do instead; none for other files.
 fn still_picture(path: &Path) -> Option<String> {
     let what = match pictures::kind_of(path).ok()? {
         Kind::Picture if animation::is_animation(path) => return None,
-        // A recording of bare motion JPEG begins like a picture.
+        // Raw motion JPEG starts like a JPEG file.
         Kind::Picture if is_named_for_motion_jpeg(path) => return None,
         Kind::Picture => "a picture",
         Kind::Heic => "HEIC",
@@ -271,7 +271,7 @@ fn is_named_for_motion_jpeg(path: &Path) -> bool {
         .is_some_and(|name| name.eq_ignore_ascii_case("mjpeg") || name.eq_ignore_ascii_case("mjpg"))
 }
 
-/// The V4L2 devices of this machine, in the order of their numbers.
+/// Returns the V4L2 devices, ordered by number.
 fn cameras(devices: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = fs::read_dir(devices)
         .into_iter()
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn files_cameras_and_addresses_are_told_apart() {
+    fn files_cameras_and_addresses_are_distinguished() {
         assert_eq!(source("a b.mp4"), Source::File("a b.mp4".into()));
         assert_eq!(source("file:///x/a%20b.mp4"), Source::File("/x/a b.mp4".into()));
         assert_eq!(source("/dev/video2"), Source::Camera("/dev/video2".into()));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_never_shown() {
+    fn passwords_are_masked() {
         let camera = source("rtsp://viewer:s3cret@gate.example/1");
         assert_eq!(camera.to_string(), "rtsp://***@gate.example/1");
         let error = gst::glib::Error::new(
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_that_do_not_fit_are_said_to_be_that() {
+    fn unsupported_formats_are_reported() {
         let error = gst::glib::Error::new(gst::StreamError::Failed, "Internal data stream error.");
         let details =
             "gstbasesrc.c(3132): gst_base_src_loop (): streaming stopped, reason not-negotiated (-4)";
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_with_what_there_is() {
+    fn missing_sources_are_reported_with_alternatives() {
         let folder = tempfile::tempdir().expect("a folder");
         for name in ["video10", "video2", "video", "videox", "media0"] {
             fs::write(folder.path().join(name), b"x").expect("a file");

@@ -1,18 +1,18 @@
-//! What the crowd walks before: sky, a row of houses, a pavement, and the noise of a camera. No face in it.
+//! The backdrop of a crowd: sky, a row of houses, a pavement and sensor noise, with nothing that resembles a face.
 
 use image::{Rgb, RgbImage, imageops};
 
 use crate::seeded_rng::SeededRng;
 
-/// How many houses stand in a row.
+/// Number of houses.
 const HOUSES: u32 = 8;
-/// Rows of windows of a house, and windows in a row.
+/// Rows of windows per house, and windows per row.
 const STOREYS: u32 = 4;
 const WINDOWS: u32 = 3;
 
-/// Blur of a lens that is not the best, pixels in a frame of 1080 lines.
+/// Lens blur (sigma), pixels in a frame of 1080 lines.
 const BLUR: f32 = 1.2;
-/// Noise of a sensor in daylight: at most so many levels up or down.
+/// Amplitude of the sensor noise, levels.
 const NOISE: i16 = 5;
 
 /// Paints the backdrop.
@@ -47,7 +47,7 @@ pub fn paint([width, height]: [u32; 2], rng: &mut SeededRng) -> RgbImage {
 }
 
 fn is_window([x, y]: [u32; 2], [width, height]: [u32; 2]) -> bool {
-    // A cell for each window, with glass in the middle of it.
+    // One cell per window, with glass in its centre.
     let glass = |at: u32, whole: u32, cells: u32, from: u32, to: u32| {
         let cell = (whole / cells).max(1);
         (cell * from / 10..cell * to / 10).contains(&(at % cell))
@@ -59,7 +59,7 @@ fn darken(level: u8) -> u8 {
     level / 9 * 4
 }
 
-/// Slabs whose joints run towards a point behind the houses.
+/// Slabs whose joints run towards a vanishing point behind the houses.
 fn pavement([x, y]: [u32; 2], [width, height]: [u32; 2]) -> Rgb<u8> {
     let near = f64::from(y) / f64::from(height.max(1));
     let side = (f64::from(x) - f64::from(width) / 2.0) / f64::from(width) / (1.0 + 2.0 * near);
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_backdrop_has_its_parts_in_their_places_and_the_seed_decides() {
+    fn the_backdrop_has_sky_and_pavement_and_depends_on_the_seed() {
         let paint = |seed| super::paint([320, 180], &mut SeededRng::new(seed, 0));
         let scene = paint(1);
         let near = |x: u32, y: u32, color: [u8; 3]| {

@@ -1,4 +1,4 @@
-//! Who can walk through a crowd: people with the photographs that show their face.
+//! Selects the people of a crowd video and the photographs that show their faces.
 
 use std::path::{Path, PathBuf};
 
@@ -18,31 +18,31 @@ use crate::{
     seeded_rng::SeededRng,
 };
 
-/// A face that the detector is less sure of is not shown.
+/// Faces with a lower detection confidence are not used.
 const MIN_CONFIDENCE: f32 = 0.99;
 
-/// Width at which what is shown of a photograph is searched for further faces, pixels.
+/// Width to which the visible part of a photograph is scaled before it is searched for further faces, pixels.
 const SEARCH_WIDTH: u32 = 240;
 
-/// People who can be shown.
+/// The selected people.
 #[derive(Debug, Default)]
 pub struct Cast {
     /// Each with at least one photograph.
     pub people: Vec<Person>,
-    /// Photographs that cannot be read or show no face.
+    /// Photographs that cannot be read or show no usable face.
     pub passed_over: Vec<PassedOver>,
 }
 
-/// Somebody who can be shown.
+/// A person of the crowd.
 #[derive(Debug)]
 pub struct Person {
-    /// The folder's name; none for a stranger whose name nobody knows.
+    /// Name of the folder; none for a stranger.
     pub name: Option<String>,
-    /// At least one, in the order in which they were given.
+    /// At least one, in the given order.
     pub photographs: Vec<Photograph>,
 }
 
-/// Somebody who may be shown: nobody has looked yet whether the photographs show a face.
+/// A person whose photographs have not been searched for faces yet.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// As [`Person::name`].
@@ -56,14 +56,14 @@ pub struct Candidate {
 pub struct Photograph {
     /// The file.
     pub file: PathBuf,
-    /// The middle of the face, pixels from the left and from the top.
+    /// Centre of the face, `[x, y]` in pixels.
     pub middle: [f64; 2],
-    /// Width and height of the face, pixels.
+    /// Width and height of the face in pixels.
     pub size: [f64; 2],
 }
 
 impl Photograph {
-    /// A photograph whose face is there.
+    /// Describes a photograph by the face found in it.
     pub fn new(file: PathBuf, face: &Face) -> Self {
         let bounds = face.bounding_box;
         Self {
@@ -74,11 +74,11 @@ impl Photograph {
     }
 }
 
-/// Finds `wanted` people below `folder` (all, if there are fewer), in a random order. Only their photographs are
-/// looked at. None where the program was asked to end.
+/// Selects up to `wanted` people from `folder` in random order; only their photographs are decoded. Returns none if
+/// interrupted.
 ///
 /// # Errors
-/// The folder cannot be read, nobody in it has a photograph with a face, or the detector fails.
+/// The folder cannot be read, no photograph in it shows a face, or the detector fails.
 pub fn choose_from_folder(
     folder: &Path,
     detector: &Mtcnn,
@@ -97,9 +97,8 @@ pub fn choose_from_folder(
     Ok(Some(cast))
 }
 
-/// Finds `wanted` people among the candidates (fewer, if not so many have a photograph with a face), in a random order.
-/// Only their photographs are looked at; `single_face`: those that show another face as well, which would walk along, are passed
-/// over. None where the program was asked to end.
+/// Selects up to `wanted` candidates with a usable photograph in random order; only their photographs are decoded. With
+/// `single_face`, photographs that show a second face are skipped. Returns none if interrupted.
 ///
 /// # Errors
 /// The detector fails.
@@ -153,7 +152,7 @@ pub fn choose_among(
     Ok(Some(cast))
 }
 
-/// The photograph's face that is nearest to its middle.
+/// Finds the face nearest to the centre of the photograph.
 fn find_face(detector: &Mtcnn, file: &Path, single_face: bool) -> Result<Result<Photograph, PassedOver>> {
     let picture = match networks::read_image(file) {
         Ok(picture) => picture,
@@ -168,7 +167,7 @@ fn find_face(detector: &Mtcnn, file: &Path, single_face: bool) -> Result<Result<
         .filter(|face| face.confidence > MIN_CONFIDENCE)
         .min_by(|a, b| distance_to_middle(&picture, a).total_cmp(&distance_to_middle(&picture, b)));
     Ok(match nearest {
-        // What is pasted is searched once more: the half of a face at its edge counts there.
+        // The pasted part is searched once more: a partial face at its edge would be detected in the video.
         Some(face) if single_face && !is_only_face(detector, &picture, face)? => {
             Err(PassedOver::new(file, "another face close by"))
         }
@@ -177,7 +176,7 @@ fn find_face(detector: &Mtcnn, file: &Path, single_face: bool) -> Result<Result<
     })
 }
 
-/// Whether nothing else in the part of the picture that is shown is taken for a face.
+/// Returns whether the visible part of the photograph contains no other face.
 fn is_only_face(detector: &Mtcnn, picture: &RgbImage, face: &Face) -> Result<bool> {
     let bounds = face.bounding_box;
     let [x, y] = bounds.center().map(f64::from);
@@ -194,7 +193,7 @@ fn is_only_face(detector: &Mtcnn, picture: &RgbImage, face: &Face) -> Result<boo
     Ok(detector.detect(&larger)?.len() == 1)
 }
 
-/// The whole number below; 0 for less than that.
+/// Rounds down; negative values become 0.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts from float saturate")]
 fn pixel(at: f64) -> u32 {
     at as u32

@@ -1,4 +1,4 @@
-//! Frames to an MP4 file with H.264, through GStreamer.
+//! Encodes frames to an MP4 file (H.264) with GStreamer.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,19 @@ use image::RgbImage;
 use super::plan::FPS;
 use crate::exit::Failure;
 
-/// Constant quality (CRF) of x264: as cameras of good quality send it.
+/// Constant rate factor of x264, typical of good cameras.
 const QUALITY: u32 = 24;
 
-/// From one picture that stands for itself to the next, frames: 2 seconds.
+/// Key frame interval in frames: 2 seconds.
 const KEY_FRAME_INTERVAL: u32 = 2 * FPS;
 
-/// Frames that wait for the encoder at most.
+/// Maximum number of frames queued for the encoder.
 const MAX_QUEUED_FRAMES: u64 = 4;
 
-/// How long the encoder is given at a time before errors are looked for again.
+/// Interval at which the bus is polled for errors.
 const POLL_INTERVAL: gst::ClockTime = gst::ClockTime::from_mseconds(10);
 
-/// An MP4 file that is being written.
+/// Writes an MP4 file.
 pub struct Encoder {
     pipeline: gst::Pipeline,
     source: gst_app::AppSrc,
@@ -32,8 +32,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Begins to write `file` with frames of that width and height; `scratch` is a folder for what the file's index is
-    /// put before. Errors name `display_path`. `fast`: in less than half of the time, and a somewhat larger file.
+    /// Starts writing `file` with frames of this width and height. `scratch` is a folder for temporary data of the muxer;
+    /// errors name `display_path`. `fast` halves the encoding time at the cost of a somewhat larger file.
     ///
     /// # Errors
     /// An element of GStreamer is missing, or the file cannot be written.
@@ -83,7 +83,7 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// Adds a frame; waits while enough of them wait for the encoder.
+    /// Adds a frame; blocks while the encoder's queue is full.
     ///
     /// # Errors
     /// The file cannot be written, or the encoder fails.
@@ -107,25 +107,25 @@ impl Encoder {
         Ok(())
     }
 
-    /// Ends the file.
+    /// Finishes the file.
     ///
     /// # Errors
     /// The file cannot be written, or the encoder fails.
     pub fn finish(self) -> Result<()> {
-        // Refused only by a pipeline that has failed, and then the bus says why.
+        // Fails only if the pipeline has failed, and then the bus has the reason.
         let _ = self.source.end_of_stream();
         while !self.check(POLL_INTERVAL)? {}
         self.pipeline.set_state(gst::State::Null)?;
         Ok(())
     }
 
-    /// Waits so long for the end or an error. True: the end.
+    /// Waits up to `wait` for the end of the stream or an error. Returns true at the end of the stream.
     fn check(&self, wait: gst::ClockTime) -> Result<bool> {
         let message = self.bus.timed_pop_filtered(wait, &[gst::MessageType::Error, gst::MessageType::Eos]);
         match message.as_ref().map(|message| message.view()) {
             None => Ok(false),
             Some(gst::MessageView::Error(error)) => {
-                // The element's own sentence, and the operating system's after it.
+                // The element's message, followed by the operating system's.
                 let detail = error.debug().unwrap_or_default();
                 let detail = detail.lines().last().unwrap_or_default().trim().to_owned();
                 Err(Failure::output(self.display_path.display(), format!("{} ({detail})", error.error()))

@@ -1,5 +1,4 @@
-//! `facepipe bench crowd`: renders a crowd video whose walkers are known, so that anybody can repeat the benchmarks
-//! with people and a density of their own.
+//! `facepipe bench crowd`: renders a crowd video with ground truth, from any photographs and at any density.
 
 mod backdrop;
 pub mod cast;
@@ -31,18 +30,18 @@ use crate::{
     seeded_rng::SeededRng,
 };
 
-/// The densities of the thesis' tests, faces per minute.
+/// Named densities, from the thesis, faces per minute.
 const NAMED_DENSITIES: [(&str, f64); 3] = [("medium", 305.0), ("high", 865.0), ("very-high", 1479.0)];
 
-/// More than that would not fit before each other in a frame.
+/// Maximum density, faces per minute; more do not fit into a frame.
 const MAX_DENSITY: f64 = 20_000.0;
 
-/// Which numbers of the seed are for what.
+/// Streams of the seeded generator.
 const CAST_STREAM: u64 = 0;
 const WALKS_STREAM: u64 = 1;
 const BACKDROP_STREAM: u64 = 2;
 
-/// Renders a video of people who walk by, with ground truth beside it.
+/// Renders a video of people walking by, with a ground truth file beside it.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -50,11 +49,11 @@ Examples:
   facepipe bench crowd lfw/ dense.mp4 --density 2000 --seed 7 --size 1280x720
   facepipe bench bandwidth crowd.mp4 --faces staff/
 
-FACES_DIR has a folder of photographs for each person. People walk towards the
-camera and are seen on another photograph every 1.5 s; of each photograph the
-face nearest to its middle is shown. The video has 6 frames per second. Who is
-where in which frame goes into OUT.json. A video that is there is replaced once
-the new one is whole. The same seed and photographs give the same frames.
+FACES_DIR has one folder of photographs per person. People walk towards the
+camera and switch to their next photograph every 1.5 s; the face nearest to the
+centre of the photograph is used. The video has 6 frames per second. OUT.json
+lists the walkers of each frame. An existing video is replaced only when the new
+one is complete. The same seed and photographs give the same frames.
 
 {}", exit::HELP))]
 #[group(id = "crowd")]
@@ -62,16 +61,16 @@ pub struct Options {
     /// Folder with one folder of photographs per person
     #[arg(value_name = "FACES_DIR")]
     faces: PathBuf,
-    /// The video; its name ends in .mp4
+    /// Output video; must end in .mp4
     #[arg(value_name = "OUT.mp4")]
     out: PathBuf,
-    /// Faces per minute, counted in each frame: a number up to 20000, or medium (305), high (865), very-high (1479)
+    /// Faces per minute, counted per frame: a number up to 20000, or medium (305), high (865), very-high (1479)
     #[arg(long, default_value = "medium", value_name = "FACES")]
     density: Density,
-    /// Length of the video
+    /// Length of the video, seconds
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
-    /// Another number gives other people, ways and houses
+    /// Random seed: selects people, paths and backdrop
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Width and height, 128x96 to 7680x4320 pixels: the width a multiple of 4, the height of 2
@@ -113,7 +112,7 @@ impl FromStr for Size {
         let parsed =
             text.split_once('x').and_then(|(w, h)| Some((w.parse::<u32>().ok()?, h.parse::<u32>().ok()?)));
         match parsed {
-            // A line of RGB is padded by GStreamer to 4 bytes; one of chroma stands for two.
+            // GStreamer pads RGB rows to 4 bytes; 4:2:0 chroma needs an even height.
             Some((w, h)) if (128..=7680).contains(&w) && w % 4 == 0 && (96..=4320).contains(&h) && h % 2 == 0 => {
                 Ok(Self([w, h]))
             }
@@ -124,7 +123,7 @@ impl FromStr for Size {
     }
 }
 
-/// What was rendered.
+/// The result, as `--json` prints it.
 #[derive(Serialize)]
 struct Report {
     video: String,
@@ -132,18 +131,18 @@ struct Report {
     size: [u32; 2],
     fps: u32,
     seconds: u32,
-    /// Of the video's file.
+    /// Size of the video file.
     bytes: u64,
     faces: u64,
     faces_per_minute: f64,
-    /// What was asked for.
+    /// The requested density.
     density: f64,
     walkers: usize,
     people: usize,
     passed_over: Vec<PassedOver>,
 }
 
-/// Runs the program.
+/// Runs the command.
 ///
 /// # Errors
 /// The photographs cannot be read or show no face, or the video cannot be written.
@@ -191,33 +190,33 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// A crowd that can be rendered.
+/// Everything needed to render a crowd video.
 #[derive(Debug)]
 pub struct Crowd<'a> {
-    /// Who walks by.
+    /// The people who walk by.
     pub cast: &'a Cast,
-    /// Which of them are to be seen as long as anybody is: their places in the cast.
+    /// Indices into the cast of those who get the longest walks.
     pub always_visible: Range<usize>,
-    /// Faces per minute, counted in each frame.
+    /// Faces per minute, counted per frame.
     pub density: f64,
-    /// Length of the video, at [`FPS`] frames per second.
+    /// Number of frames, at [`FPS`] frames per second.
     pub frames: u32,
-    /// Encode fast rather than small.
+    /// Whether to encode fast rather than small.
     pub fast: bool,
-    /// Another number gives other ways and houses.
+    /// Random seed of paths and backdrop.
     pub seed: u64,
     /// Width and height, as [`Size`] allows them.
     pub size: [u32; 2],
 }
 
 impl Crowd<'_> {
-    /// How many frames a video of so many seconds has.
+    /// Returns the number of frames of a video of this length.
     pub const fn frames_of(seconds: u32) -> u32 {
         seconds * FPS
     }
 
-    /// Renders into a folder beside the video, and moves the video and the ground truth to their places once they are
-    /// whole. None where the program was asked to end.
+    /// Renders into a temporary folder beside the video and renames video and ground truth when both are complete.
+    /// Returns none if interrupted.
     ///
     /// # Errors
     /// The files cannot be written, a photograph can no longer be read, or the encoder fails.
@@ -268,7 +267,7 @@ impl Crowd<'_> {
     }
 }
 
-/// Where the ground truth goes.
+/// Returns the path of the ground truth file.
 fn truth_beside(video: &Path) -> Result<PathBuf, Failure> {
     if video.extension().is_none_or(|extension| extension != "mp4") {
         return Err(Failure::Usage(format!(

@@ -1,4 +1,4 @@
-//! Paints a crowd frame by frame: heads cut from photographs with soft edges, before the backdrop.
+//! Paints a crowd frame by frame: heads cut from photographs with soft edges in front of the backdrop.
 
 use anyhow::Result;
 use image::{
@@ -13,26 +13,26 @@ use super::{
 };
 use crate::{exit::Failure, networks};
 
-/// From this share of a head's radius on it becomes transparent, up to its whole radius.
+/// Share of a head's radius within which it is opaque; beyond, it fades out towards the full radius.
 const OPAQUE_RADIUS: f64 = 0.75;
 
 /// A face in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Appearance {
-    /// Whose.
+    /// Number of the walker.
     pub id: usize,
     /// Left, top, right, bottom in pixels, to a tenth.
     #[serde(rename = "box")]
     pub bounds: [f64; 4],
 }
 
-/// Paints the frames of a crowd in their order. Holds the heads of those who are there, and nobody else's.
+/// Paints the frames of a crowd in order. Only the heads of visible walkers are kept in memory.
 pub struct Painter<'a> {
     backdrop: RgbImage,
     cast: &'a Cast,
-    /// Who has not come yet, in the order of their coming.
+    /// Walkers who have not entered yet, in order of entry.
     upcoming: &'a [Walker],
-    /// Who is there; the farthest, who came last, first.
+    /// Walkers in view, farthest (latest) first.
     visible: Vec<VisibleWalker<'a>>,
     frame: u32,
 }
@@ -42,9 +42,9 @@ struct VisibleWalker<'a> {
     head: Option<Head>,
 }
 
-/// What is pasted of a photograph.
+/// The part of a photograph that is pasted into frames.
 struct Head {
-    /// Which of the walker's photographs.
+    /// Index of the walker's photograph.
     pose: usize,
     pixels: RgbImage,
     /// Width of the face as a share of its height.
@@ -52,12 +52,12 @@ struct Head {
 }
 
 impl<'a> Painter<'a> {
-    /// Paints `walkers`, in the order of their coming, before `backdrop`.
+    /// Creates a painter for `walkers` in order of entry.
     pub fn new(backdrop: RgbImage, cast: &'a Cast, walkers: &'a [Walker]) -> Self {
         Self { backdrop, cast, upcoming: walkers, visible: Vec::new(), frame: 0 }
     }
 
-    /// The next frame, and the faces in it.
+    /// Paints the next frame and returns it with the faces in it.
     ///
     /// # Errors
     /// A photograph can no longer be read.
@@ -92,7 +92,7 @@ impl<'a> Painter<'a> {
 }
 
 impl Head {
-    /// Cuts the head out of its photograph. Beyond the photograph's edges its last pixels go on.
+    /// Cuts the head out of its photograph; beyond the photograph's edges its border pixels are repeated.
     fn cut(photograph: &Photograph, pose: usize) -> Result<Self, Failure> {
         let picture = networks::read_image(&photograph.file)
             .map_err(|passed_over| Failure::input(passed_over.file, passed_over.reason))?;
@@ -117,7 +117,7 @@ impl Head {
         Ok(Self { pose, pixels, aspect: face_width / face_height })
     }
 
-    /// Pastes the head, and says where its face is now.
+    /// Pastes the head and returns the bounds of its face.
     fn paste(&self, frame: &mut RgbImage, place: &Placement) -> [f64; 4] {
         let [width, height] = HEAD_SIZE.map(|times| round_to_u32(times * place.size).max(2));
         let head = imageops::resize(&self.pixels, width, height, FilterType::CatmullRom);
@@ -136,13 +136,13 @@ impl Head {
             }
         }
         let (across, down) = (place.size * self.aspect / 2.0, place.size / 2.0);
-        // Where it was pasted, in whole pixels, not where it should have been.
+        // The rounded position at which it was pasted.
         let [x, y] = [center(left, width), center(top, height)];
         [x - across, y - down, x + across, y + down].map(|edge| (edge * 10.0).round() / 10.0)
     }
 }
 
-/// From -1 at the first of `size` pixels to 1 at the last.
+/// Maps a pixel of `size` to -1 to 1.
 fn normalized(at: u32, size: u32) -> f64 {
     (f64::from(at) + 0.5) * 2.0 / f64::from(size) - 1.0
 }
@@ -152,11 +152,11 @@ fn center(from: i64, size: u32) -> f64 {
     from as f64 + f64::from(size) / 2.0
 }
 
-/// How much of a head is seen there, 0 to 255; `place` as [`normalized`] gives it.
+/// Returns the opacity of a head, 0 to 255, at a position as [`normalized`] returns it.
 fn opacity([x, y]: [f64; 2]) -> u32 {
     let radius = (x * x + y * y).sqrt();
     let part = ((1.0 - radius) / (1.0 - OPAQUE_RADIUS)).clamp(0.0, 1.0);
-    // Without a corner at either end.
+    // Smoothstep.
     round_to_u32(255.0 * part * part * (3.0 - 2.0 * part))
 }
 
@@ -182,7 +182,7 @@ mod tests {
 
     const SIZE: [u32; 2] = [320, 180];
 
-    /// Two people with two photographs each that are pink with a dark middle; nobody's.
+    /// Two people with two synthetic photographs each: pink with a dark centre.
     fn cast(folder: &std::path::Path) -> Cast {
         let person = |name: &str, red: u8| {
             let photographs = [40_u8, 90]
@@ -228,12 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn the_face_of_the_nearest_is_where_the_truth_says() {
+    fn the_nearest_face_is_where_the_ground_truth_says() {
         let folder = tempfile::tempdir().unwrap();
         let cast = cast(folder.path());
         let mut checked = 0;
         for (frame, faces) in frames(1, &cast) {
-            // Pasted last, so nobody covers it.
+            // Pasted last, so not covered.
             let Some(nearest) = faces.last() else { continue };
             let [left, top, right, bottom] = nearest.bounds.map(round_to_u32);
             let [x, y] = [u32::midpoint(left, right), u32::midpoint(top, bottom)];
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_solid_in_its_middle_and_has_no_edge() {
+    fn a_head_is_opaque_in_the_centre_and_fades_out() {
         assert_eq!(opacity([0.0, 0.0]), 255);
         assert_eq!(opacity([0.7, 0.0]), 255);
         assert_eq!(opacity([0.0, 1.0]), 0);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_photograph_that_has_gone_is_named() {
+    fn a_deleted_photograph_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let cast = cast(folder.path());
         drop(folder);

@@ -1,99 +1,98 @@
-//! Who walks where and when: everything about a crowd that can be known before the first frame is painted.
+//! Plans the walks of a crowd before the first frame is painted.
 
 use std::collections::VecDeque;
 
 use crate::seeded_rng::SeededRng;
 
-/// Frames per second: what the thesis counts its faces at.
+/// Frames per second, as in the thesis.
 pub const FPS: u32 = 6;
 
-/// Seconds from somebody's appearance in the distance until they have walked past.
+/// Duration of a walk from entering in the distance to leaving, seconds.
 pub const WALK_SECONDS: f64 = 5.0;
 
-/// Seconds until somebody is seen from another side: their next photograph.
+/// Time until the next photograph is shown, seconds.
 const POSE_SECONDS: f64 = 1.5;
 
-/// The frame for which the lengths below are given, width and height in pixels.
+/// Frame size for which the lengths below are given, pixels.
 const DESIGN_SIZE: [f64; 2] = [1920.0, 1080.0];
 
-/// Height of a face in pixels when somebody appears, from and to.
+/// Range of the face height at the start of a walk, pixels.
 const FAR_HEIGHT: [f64; 2] = [36.0, 70.0];
-/// Height of a face in pixels when they have come near, from and to.
+/// Range of the face height at the end of a walk, pixels.
 const NEAR_HEIGHT: [f64; 2] = [90.0, 210.0];
-/// The most that somebody drifts sideways, pixels per second.
+/// Maximum sideways speed, pixels per second.
 const MAX_DRIFT: f64 = 90.0;
-/// Where the middle of a face is in the distance, and how far down it comes, pixels.
+/// y of the centre of a face at the start of a walk, and how far it moves down, pixels.
 const HORIZON: f64 = 330.0;
 const DESCENT: f64 = 260.0;
-/// Steps per second, and how far a head goes up with each, pixels.
+/// Steps per second, and the vertical bob of a head, pixels.
 const STEPS_PER_SECOND: f64 = 1.4;
 const STEP_HEIGHT: f64 = 12.0;
 
-/// What is pasted of a photograph around the middle of a face: width and height in heights of the face.
+/// Size of the pasted part of a photograph, in face heights: width, height.
 pub const HEAD_SIZE: [f64; 2] = [1.6, 1.7];
 
-/// Ways that somebody looks at before taking the one on which they come least close to others.
+/// Candidate paths per walker; the one with the greatest clearance is used.
 const PATH_CANDIDATES: usize = 8;
 
-/// Plans that are made at most, and how far off the density one may be to be taken at once.
+/// Maximum number of plans, and the relative deviation from the density at which one is accepted at once.
 const MAX_PLANS: usize = 50;
 const DENSITY_TOLERANCE: f64 = 0.01;
 
-/// Somebody who walks by.
+/// A walk of one person.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Walker {
-    /// The number in the ground truth.
+    /// Number in the ground truth.
     pub id: usize,
-    /// Which of the people it is.
+    /// Index of the person.
     pub person: usize,
-    /// Which of their photographs comes first; any number, to be taken modulo how many there are.
+    /// Index of the first photograph, modulo their number.
     first_pose: usize,
-    /// When they appear, in frames; may be before the first and between two.
+    /// Entry time in frames; may be negative and fractional.
     start_frame: f64,
-    /// Middle of the face at the beginning and at the end, pixels from the left.
+    /// x of the face centre at the start and at the end, pixels.
     x: [f64; 2],
-    /// Height of the face at the beginning and at the end, pixels.
+    /// Height of the face at the start and at the end, pixels.
     size: [f64; 2],
 }
 
-/// Where a walker's face is in one frame, and how large.
+/// Position and size of a walker's face in one frame.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placement {
-    /// The middle of the face, pixels from the left and from the top.
+    /// Centre of the face, `[x, y]` in pixels.
     pub middle: [f64; 2],
     /// Height of the face, pixels.
     pub size: f64,
-    /// Which photograph is shown, to be taken modulo how many there are.
+    /// Index of the photograph shown, modulo their number.
     pub pose: usize,
 }
 
-/// How many frames a walk has.
+/// Returns the length of a walk in frames.
 fn walk_frames() -> f64 {
     WALK_SECONDS * f64::from(FPS)
 }
 
-/// Frames from one walker to the next, on average, for so many faces per minute.
+/// Returns the mean number of frames between walkers at this density, faces per minute.
 fn interval(density: f64) -> f64 {
     let faces_per_frame = density / 60.0 / f64::from(FPS);
     walk_frames() / faces_per_frame
 }
 
-/// How many walkers there are in `frames` frames with `density` faces per minute.
+/// Returns the number of walkers in `frames` frames at `density` faces per minute.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "positive, and casts from float saturate"
 )]
 pub fn walkers_needed(density: f64, frames: u32) -> usize {
-    // Whoever appears a whole walk before the first frame has just left by then.
+    // Walkers who enter up to one walk before the first frame are still visible in it.
     ((f64::from(frames) + walk_frames()) / interval(density)).ceil() as usize
 }
 
-/// The walkers of `frames` frames of that width and height, the first to appear first. `people` is how many people
-/// there are; nobody walks a second time before everybody has walked once.
+/// Plans the walkers of `frames` frames of this width and height, in order of entry. `people` is the number of people;
+/// nobody walks twice before everybody has walked once.
 ///
-/// Few walkers more or less are a large part of a short video, so several plans are made until one comes near to the
-/// density.
+/// In a short video a few walkers matter, so several plans are made until one is close to the density.
 pub fn walkers(density: f64, frames: u32, size: [u32; 2], people: usize, rng: &mut SeededRng) -> Vec<Walker> {
     let wanted = density / 60.0 / f64::from(FPS) * f64::from(frames);
     let mut best: Option<(f64, Vec<Walker>)> = None;
@@ -111,7 +110,7 @@ pub fn walkers(density: f64, frames: u32, size: [u32; 2], people: usize, rng: &m
     best.map(|(_, plan)| plan).unwrap_or_default()
 }
 
-/// Has each of `people` walk where somebody is seen longest: they change places with whoever walks there.
+/// Assigns the longest walks to `people`, swapping them with the people who had those walks.
 pub fn give_longest_walks(walkers: &mut [Walker], people: impl IntoIterator<Item = usize>, frames: u32) {
     let mut longest: Vec<usize> = (0..walkers.len()).collect();
     let seen = |walk: &usize| walkers.get(*walk).map_or(0.0, |walker| walker.frames_seen(frames));
@@ -150,13 +149,13 @@ fn one_plan(
         if position == 0 {
             rng.shuffle(&mut order);
         }
-        // One in each gap: as irregular as people come, and yet the density that was asked for.
+        // One per interval: irregular arrivals at the requested density.
         let start_frame = (id as f64 + rng.unit()) * interval - walk_frames();
         let size = [
             rng.uniform(FAR_HEIGHT[0], FAR_HEIGHT[1]) * scale,
             rng.uniform(NEAR_HEIGHT[0], NEAR_HEIGHT[1]) * scale,
         ];
-        // The whole head stays within the frame, so that every face of the ground truth can be seen.
+        // The whole head stays within the frame, so that every face of the ground truth is visible.
         let [from, to] = size.map(|size| size * HEAD_SIZE[0] / 2.0);
         while recent.front().is_some_and(|other| other.start_frame + walk_frames() <= start_frame) {
             recent.pop_front();
@@ -183,7 +182,7 @@ fn one_plan(
 }
 
 impl Walker {
-    /// Where they are in a frame of that height; none where they are not there yet or any more.
+    /// Returns the position in a frame of this height; none before entering and after leaving.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -196,7 +195,7 @@ impl Walker {
         }
         let down = f64::from(frame_height) / DESIGN_SIZE[1];
         let seconds = part * WALK_SECONDS;
-        // A parabola for each step: a sine may differ between machines in its last digit.
+        // A parabola per step: the last digit of a sine may differ between machines.
         let step = (seconds * STEPS_PER_SECOND).fract();
         let bob = STEP_HEIGHT * (4.0 * step * (1.0 - step) - 0.5);
         let y = (HORIZON + DESCENT * part - bob) * down;
@@ -204,24 +203,24 @@ impl Walker {
         Some(Placement { middle: [interpolate(self.x, part), y], size: interpolate(self.size, part), pose })
     }
 
-    /// Whether they have gone before that frame.
+    /// Returns whether the walk ended before this frame.
     pub fn has_left(&self, frame: u32) -> bool {
         f64::from(frame) - self.start_frame >= walk_frames()
     }
 
-    /// Whether they have come by that frame.
+    /// Returns whether the walk has started by this frame.
     pub fn has_entered(&self, frame: u32) -> bool {
         f64::from(frame) >= self.start_frame
     }
 
-    /// In how many of the first `frames` frames they are there.
+    /// Returns in how many of the first `frames` frames the walker is visible.
     fn frames_seen(&self, frames: u32) -> f64 {
         let last = (self.start_frame + walk_frames()).ceil().min(f64::from(frames));
         (last - self.start_frame.ceil().max(0.0)).max(0.0)
     }
 
-    /// The least room between two heads while both are there, as a share of their half widths; below 0 one covers the
-    /// other. Heights are not looked at: who is further down is nearer, and would be in front.
+    /// Returns the minimum horizontal distance between two heads while both are visible, relative to the sum of their half
+    /// widths, minus 1; negative values mean that one occludes the other.
     fn clearance_to(&self, other: &Self) -> f64 {
         let overlap_begins = self.start_frame.max(other.start_frame);
         let overlap_ends = self.start_frame.min(other.start_frame) + walk_frames();
@@ -254,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_density_that_was_asked_for_is_reached() {
+    fn the_requested_density_is_reached() {
         for (density, seconds) in [(305.0, 12), (865.0, 5), (1479.0, 60)] {
             for seed in 0..5 {
                 let walkers = plan(density, seconds, seed);
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn who_must_be_seen_walks_longest_and_nobody_is_lost() {
+    fn chosen_people_get_the_longest_walks_and_nobody_is_lost() {
         let people = |walkers: &[Walker]| {
             let mut people: Vec<usize> = walkers.iter().map(|walker| walker.person).collect();
             people.sort_unstable();
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides() {
+    fn the_seed_determines_the_plan() {
         assert_eq!(plan(865.0, 10, 4), plan(865.0, 10, 4));
         assert_ne!(plan(865.0, 10, 4), plan(865.0, 10, 5));
     }

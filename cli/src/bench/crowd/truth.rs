@@ -1,4 +1,4 @@
-//! Writes who walks where while the frames are painted, in the form that `trial::GroundTruth` reads.
+//! Writes the ground truth while frames are painted, in the format that `trial::GroundTruth` reads.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{paint::Appearance, plan::FPS};
 
-/// A file of ground truth that is being written. What is kept in memory does not grow with the frames.
+/// Writes a ground truth file. Memory does not grow with the number of frames.
 pub struct GroundTruthWriter {
     file: BufWriter<File>,
     walkers: BTreeMap<usize, WalkerEntry>,
@@ -21,14 +21,14 @@ pub struct GroundTruthWriter {
 
 #[derive(Serialize)]
 struct WalkerEntry {
-    /// None for a stranger whose name nobody knows.
+    /// None for a stranger.
     person: Option<String>,
 }
 
-/// What a whole file has in it.
+/// Totals of a complete file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// People who walk by.
+    /// Walkers.
     pub walkers: usize,
     /// Faces in all frames together.
     pub faces: u64,
@@ -37,7 +37,7 @@ pub struct Counts {
 }
 
 impl GroundTruthWriter {
-    /// Begins a file for frames of that width and height.
+    /// Creates a file for frames of this width and height.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -47,7 +47,7 @@ impl GroundTruthWriter {
         Ok(Self { file, walkers: BTreeMap::new(), frames: 0, faces: 0 })
     }
 
-    /// Adds a frame; `name` says who a walker is, nothing for a stranger.
+    /// Adds a frame; `name` returns the name of a walker, none for a stranger.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -70,7 +70,7 @@ impl GroundTruthWriter {
         Ok(())
     }
 
-    /// Ends the file.
+    /// Finishes the file.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -89,7 +89,7 @@ mod tests {
     use crate::trial::{GroundTruth, Score};
 
     #[test]
-    fn what_is_written_is_what_the_judge_reads() {
+    fn written_ground_truth_can_be_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let video = folder.path().join("crowd.mp4");
         let mut truth = GroundTruthWriter::create(&video.with_extension("json"), [1920, 1080]).unwrap();

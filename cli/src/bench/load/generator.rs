@@ -1,4 +1,4 @@
-//! Sends the requests: each client after its last answer (closed loop), or all at a fixed rate (open loop).
+//! Generates load: clients that send after each response (closed loop), or requests at a fixed rate (open loop).
 
 use std::{
     sync::{
@@ -24,16 +24,16 @@ use crate::{
     interrupt, progress,
 };
 
-/// What detections that a benchmark stores carry.
+/// Camera and location of stored detections.
 const CAMERA_ID: &str = "bench-load";
 const LOCATION: &str = "bench";
 
-/// Without any answer for so many requests in a row beyond those under way, the server is gone.
+/// Consecutive unreachable requests, beyond those in flight, after which the server is given up.
 const MAX_UNREACHABLE: u64 = 20;
-/// The same before anything is measured.
+/// The same during warm-up.
 const MAX_UNREACHABLE_WARM_UP: u64 = 1;
 
-/// What is asked of which server.
+/// Sends requests of one kind to one server.
 #[derive(Debug, Clone)]
 pub struct LoadGenerator(Arc<Workload>);
 
@@ -45,41 +45,41 @@ struct Workload {
     pictures: Vec<Bytes>,
 }
 
-/// How requests follow each other.
+/// Concurrency, rate and limits of a measurement.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadProfile {
-    /// At most so many at a time.
+    /// Maximum number of requests in flight.
     pub concurrency: u16,
-    /// Requests begun per second, or each when an answer has come.
+    /// Requests started per second; none for a closed loop.
     pub rate: Option<f64>,
-    /// In all; as many as fit into the duration, if nothing is said.
+    /// Total number of requests; none for as many as fit into the duration.
     pub requests: Option<u64>,
-    /// After so long no request begins.
+    /// Time after which no request is started.
     pub duration: Option<Duration>,
 }
 
-/// Why no more requests were sent.
+/// Why the run ended.
 #[derive(Debug)]
 pub enum StopReason {
-    /// They were all sent and answered.
+    /// All requests were sent and answered.
     AllSent,
-    /// The program was asked to end.
+    /// The user interrupted the run.
     Interrupted,
-    /// The server cannot be reached or lets nobody in.
+    /// The server cannot be reached or refuses the token.
     Failed(ClientError),
 }
 
-/// A request that has ended.
+/// A request that was answered or failed.
 pub struct CompletedRequest {
-    /// From when it began, or should have begun, until its answer was read.
+    /// Time from the (scheduled) start until the response was read.
     pub took: Duration,
-    /// Of its pictures.
+    /// Bytes of its pictures.
     pub bytes: u64,
-    /// The faces that were found, where the call looks for faces.
+    /// Number of faces found; none for calls that detect no faces.
     pub outcome: Result<Option<usize>, ClientError>,
 }
 
-/// Gives out the numbers of the requests.
+/// Hands out request numbers until the limits are reached.
 #[derive(Debug)]
 struct RequestBudget {
     next: AtomicU64,
@@ -93,7 +93,7 @@ impl RequestBudget {
         Self { next: AtomicU64::new(0), requests: profile.requests, until }
     }
 
-    /// The number of a request that begins at `at`; none where no more are to begin.
+    /// Returns the number of a request that starts at `at`; none when a limit is reached.
     fn next_number(&self, at: Instant) -> Option<u64> {
         if self.until.is_some_and(|until| at >= until) {
             return None;
@@ -104,12 +104,12 @@ impl RequestBudget {
 }
 
 impl LoadGenerator {
-    /// `call` with `pictures` in turn.
+    /// Creates a generator that sends `pictures` in turn.
     pub fn new(client: Client, call: Call, pictures: Vec<Bytes>) -> Self {
         Self(Arc::new(Workload { client, call, pictures }))
     }
 
-    /// Sends requests that are not measured. A refusal ends nothing: it will be counted when it is measured.
+    /// Sends requests that are not measured.
     pub async fn warm_up(&self, concurrency: u16, requests: u64) -> StopReason {
         let profile = LoadProfile { concurrency, rate: None, requests: Some(requests), duration: None };
         let bar = progress::bar(requests.try_into().unwrap_or_default(), "Warming");
@@ -118,7 +118,7 @@ impl LoadGenerator {
         ended
     }
 
-    /// Sends requests and counts their answers.
+    /// Sends requests and counts the responses.
     pub async fn measure(&self, profile: &LoadProfile) -> (Row, StopReason) {
         let total =
             profile.requests.unwrap_or_else(|| profile.duration.map_or(0, |duration| duration.as_secs()));
@@ -130,7 +130,8 @@ impl LoadGenerator {
         (tally.into_row(profile, begun.elapsed()), ended)
     }
 
-    /// `max_unreachable`: requests in a row that cannot reach the server until it is given up.
+    /// Sends requests until a limit is reached, the user interrupts, or `max_unreachable` consecutive requests do not reach
+    /// the server.
     async fn send_all(
         &self,
         profile: &LoadProfile,
@@ -140,7 +141,7 @@ impl LoadGenerator {
         let begun = Instant::now();
         let budget = Arc::new(RequestBudget::new(profile, begun));
         let (sender, mut completed) = mpsc::unbounded_channel();
-        // Dropping the set ends what is in it.
+        // Dropping the set aborts its tasks.
         let mut senders = JoinSet::new();
         match profile.rate {
             Some(rate) => {
@@ -205,7 +206,7 @@ impl LoadGenerator {
         let mut after = Duration::ZERO;
         let gap = Duration::from_secs_f64(1.0 / rate);
         loop {
-            // When it should begin, however late the server makes it.
+            // Scheduled start, however slow the server is.
             let due = begun + after;
             after += gap;
             let Some(number) = budget.next_number(due) else { break };
@@ -214,7 +215,7 @@ impl LoadGenerator {
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { break };
             let (generator, completed) = (self.clone(), completed.clone());
             in_flight.spawn(async move {
-                // Where nobody listens any more, the program is ending.
+                // The receiver is gone when the run has ended.
                 let _ = completed.send(generator.send_one(number, due).await);
                 drop(permit);
             });
@@ -223,7 +224,7 @@ impl LoadGenerator {
         in_flight.join_all().await;
     }
 
-    /// Makes request `number`, whose time counts from `begun`.
+    /// Sends request `number`, timed from `begun`.
     async fn send_one(&self, number: u64, begun: Instant) -> CompletedRequest {
         let Workload { client, call, .. } = &*self.0;
         let picture = self.picture(number);
@@ -261,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tickets_end_with_the_requests_or_the_time() {
+    fn the_budget_ends_with_the_requests_or_the_time() {
         let begun = Instant::now();
         let profile = |requests, seconds: Option<u64>| LoadProfile {
             concurrency: 1,

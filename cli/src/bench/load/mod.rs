@@ -1,5 +1,4 @@
-//! `facepipe bench load`: how many requests a server answers, and how fast, with so many clients at a time or at a
-//! fixed rate.
+//! `facepipe bench load`: throughput and latency of a server with concurrent clients or at a fixed rate.
 
 mod generator;
 #[cfg(feature = "plots")]
@@ -31,16 +30,16 @@ use crate::{
     output, pictures, runtime, trial,
 };
 
-/// Requests, if nothing is said.
+/// Default number of requests.
 const DEFAULT_REQUESTS: u64 = 100;
 
-/// Requests at a time at a fixed rate, if nothing is said: more than any server should let wait.
+/// Default concurrency at a fixed rate: more than a server should queue.
 const OPEN_LOOP_CONCURRENCY: u16 = 256;
 
-/// Pictures are held in memory, so that no disk is measured: at most so many bytes of them.
+/// Maximum total size of the pictures, which are held in memory so that no disk is measured.
 const MAX_BYTES: usize = 512 * 1024 * 1024;
 
-/// Measures how many requests a server answers, and how fast.
+/// Measures throughput and latency of a server.
 #[derive(Debug, Args)]
 #[command(after_help = format!("\
 Examples:
@@ -49,64 +48,62 @@ Examples:
   facepipe bench load visitors/ --rate 20 --duration 60
   facepipe bench load photo.jpg --call dry-run --requests 5000          (transport alone)
 
-Without --rate each of the clients sends its next request when it has the answer
-to the last one. With --rate requests begin at that rate whatever the answers
-do, and the time of an answer counts from when its request should have begun: a
-server that stalls shows in all requests of that time, not in a few.
+Without --rate, each client sends its next request when the previous one is
+answered (closed loop). With --rate, requests start at that rate regardless of
+the responses (open loop), and latency counts from the scheduled start: a stall
+of the server shows in all requests scheduled during it, not in a few.
 
-Times are those of the requests that were served. A server that is too busy
-says so (429): such answers are counted apart, are not asked again, and are no
-failure of the benchmark. Other refusals and errors are counted by their status
-and code, and make the exit code 3.
+Latencies are those of successful requests. Responses 429 (server busy) are
+counted separately, are not retried, and are no failure of the benchmark. Other
+errors are counted by status and code; the exit code is then 3.
 --call store-results stores detections of the camera `bench-load`.
 
 {}", exit::HELP))]
 #[group(id = "load")]
 pub struct Options {
-    /// A picture, or a folder whose pictures are sent in turn [default: the photographs of LFW, where they were
-    /// downloaded]
+    /// A picture, or a folder whose pictures are sent in turn [default: the photographs of LFW, if downloaded]
     #[arg(value_name = "IMAGE|DIR")]
     pictures: Option<PathBuf>,
-    /// Requests in all [default: 100, without --duration]
+    /// Number of requests [default: 100, without --duration]
     #[arg(long, value_name = "N")]
     requests: Option<NonZeroU64>,
-    /// End after so long, seconds up to a day; what is under way is waited for
+    /// Stop starting requests after this time, seconds, up to a day; requests in flight are awaited
     #[arg(long, value_name = "S", value_parser = seconds)]
     duration: Option<Duration>,
-    /// Requests at a time, 1 to 1024; several numbers give a row each [default: 1; with --rate: at most 256]
+    /// Concurrent requests, 1 to 1024; several numbers give a row each [default: 1; with --rate: at most 256]
     #[arg(long, value_name = "C[,C…]", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: Vec<u16>,
-    /// Begin so many requests per second, 0.01 to 100000, whatever the answers do
+    /// Start this many requests per second, 0.01 to 100000, regardless of the responses
     #[arg(long, value_name = "R", value_parser = rate)]
     rate: Option<f64>,
-    /// Requests before each row that are not measured [default: one for each at a time, up to 16]
+    /// Unmeasured requests before each row [default: the concurrency, up to 16]
     #[arg(long, value_name = "N")]
     warm_up: Option<u64>,
-    /// What is asked for
+    /// The API call to make
     #[arg(long, value_enum, default_value_t, value_name = "CALL")]
     call: Call,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Draw requests per second and times of the rows into this file
+    /// Plot throughput and latency of the rows to this file
     #[arg(long, value_name = "FILE.svg", value_parser = crate::missing_feature::plot_file)]
     plot: Option<PathBuf>,
     #[command(flatten)]
     connection: Connection,
 }
 
-/// A call of the API.
+/// An API call to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Call {
-    /// Who is on a picture
+    /// Recognise the faces of a picture
     #[default]
     GetResults,
-    /// The same, and a detection of each face is stored
+    /// Recognise, and store a detection of each face
     StoreResults,
-    /// Whether a picture and the next show one person
+    /// Compare a picture with the next one
     Verify,
-    /// A picture is read and discarded
+    /// Read a picture and discard it
     DryRun,
 }
 
@@ -188,7 +185,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(if refused { Outcome::Partial } else { Outcome::Done })
 }
 
-/// The bytes of all pictures.
+/// Reads all pictures into memory.
 fn read(options: &Options) -> Result<Vec<Bytes>, Failure> {
     let path = match &options.pictures {
         Some(path) => path.clone(),
@@ -219,7 +216,7 @@ fn read_one(file: &Path) -> Result<Bytes, Failure> {
     pictures::read(file).map(Bytes::from).map_err(|why| Failure::input(file.display(), why))
 }
 
-/// Whether more requests make no sense after this.
+/// Returns whether further requests would fail in the same way.
 fn is_fatal(error: &ClientError) -> bool {
     matches!(error, ClientError::Unauthorized { .. })
 }

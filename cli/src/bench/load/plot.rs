@@ -1,4 +1,4 @@
-//! Draws what the rows of a load test gave: served requests per second, and below how long they took.
+//! Plots the rows of a load test: requests served per second, and latencies below.
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
@@ -9,7 +9,7 @@ use crate::latency::Percentiles;
 const SIZE: (u32, u32) = (640, 640);
 const BARS: RGBColor = RGBColor(5, 120, 87);
 
-/// A line's name, its colour, and what it shows.
+/// Name, colour and value of a line.
 type Line = (&'static str, RGBColor, fn(&Percentiles) -> f64);
 
 const LINES: [Line; 3] = [
@@ -18,7 +18,7 @@ const LINES: [Line; 3] = [
     ("p99", RGBColor(185, 28, 28), |latency| latency.p99_ms),
 ];
 
-/// The plot as an SVG document.
+/// Returns the plot as an SVG document.
 ///
 /// # Errors
 /// The plot cannot be drawn.

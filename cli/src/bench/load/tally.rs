@@ -1,4 +1,4 @@
-//! Counts answers, and puts the counts into a table.
+//! Counts responses and prints the counts as a table.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     output,
 };
 
-/// Answers, counted.
+/// Counters of one run.
 pub struct Tally {
     latencies: Latencies,
     served: u64,
@@ -22,37 +22,37 @@ pub struct Tally {
     errors: BTreeMap<String, u64>,
 }
 
-/// What one pace gave.
+/// The result of one load profile.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// Requests at a time, at most.
+    /// Maximum number of requests in flight.
     pub concurrency: u16,
-    /// Requests begun per second; none where each follows an answer.
+    /// Requests started per second; none for a closed loop.
     pub rate: Option<f64>,
-    /// Requests that ended.
+    /// Completed requests.
     pub requests: u64,
-    /// Requests that were answered with success.
+    /// Successful requests.
     pub served: u64,
-    /// Requests that the server was too busy for (429).
+    /// Requests rejected by a busy server (429).
     pub too_busy: u64,
-    /// Others, by status and code.
+    /// Other errors, by status and code.
     pub errors: BTreeMap<String, u64>,
-    /// Faces in the answers, and answers without any; where the call looks for faces.
+    /// Faces found.
     pub faces: u64,
-    /// See `faces`.
+    /// Responses without a face.
     pub without_face: u64,
-    /// From the beginning to the last answer.
+    /// Time from the start to the last response.
     pub seconds: f64,
     /// Served requests per second.
     pub requests_per_second: f64,
-    /// Of the pictures of the requests that were served, without headers.
+    /// Bytes of the pictures of successful requests, without headers.
     pub bytes: u64,
-    /// Of the requests that were served.
+    /// Latency of successful requests.
     pub latency: Option<Percentiles>,
 }
 
 impl Tally {
-    /// Nothing yet.
+    /// Creates zeroed counters.
     pub fn new() -> Self {
         Self {
             latencies: Latencies::new(),
@@ -65,7 +65,7 @@ impl Tally {
         }
     }
 
-    /// Counts an answer.
+    /// Counts a completed request.
     pub fn count(&mut self, request: &CompletedRequest) {
         match &request.outcome {
             Ok(faces) => {
@@ -82,7 +82,7 @@ impl Tally {
         }
     }
 
-    /// The counts of a time.
+    /// Returns the result of a run that took `time`.
     #[expect(clippy::cast_precision_loss, reason = "counts of requests are far below 2^52")]
     pub fn into_row(self, profile: &LoadProfile, time: Duration) -> Row {
         let seconds = time.as_secs_f64();
@@ -103,7 +103,7 @@ impl Tally {
     }
 }
 
-/// What errors are counted by.
+/// Returns the key under which an error is counted.
 fn error_key(error: &ClientError) -> String {
     match error {
         ClientError::Refused { status, code, .. } => format!("{} {code}", status.as_u16()),
@@ -113,7 +113,7 @@ fn error_key(error: &ClientError) -> String {
     }
 }
 
-/// Prints a line for each row, and below what went wrong.
+/// Prints the rows, followed by the errors.
 pub fn print(rows: &[Row]) {
     let headings = [
         "at a time",
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_counted_by_what_became_of_them() {
+    fn requests_are_counted_by_outcome() {
         let mut tally = Tally::new();
         let mut count = |ms, outcome| {
             tally.count(&CompletedRequest { took: Duration::from_millis(ms), bytes: 1000, outcome })
