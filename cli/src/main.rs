@@ -9,6 +9,7 @@ mod doctor;
 mod enroll;
 mod eval;
 mod exit;
+mod files;
 mod interrupt;
 mod latency;
 mod manage;

@@ -1,4 +1,4 @@
-//! A network camera for tests: Debian's RTSP server with recordings.
+//! A network camera for tests: Debian's RTSP server playing recordings.
 
 use std::{
     io::{BufRead, BufReader},
@@ -7,15 +7,15 @@ use std::{
 
 use facepipe_test_support::workspace_root;
 
-/// An RTSP server; dropping it is the camera's sudden end.
+/// An RTSP server; dropping it ends it abruptly.
 pub struct Camera {
     child: Child,
     port: u16,
 }
 
 impl Camera {
-    /// Starts it on a port (0: a free one) with the arguments of `tests/rtsp/server.py`; none where Debian's RTSP server is
-    /// missing.
+    /// Starts it on a port (0: a free one) with the arguments of `tests/rtsp/server.py`. Returns none if Debian's RTSP server
+    /// is missing.
     pub fn start(port: u16, arguments: &[&str]) -> Option<Self> {
         let mut child = Command::new("/usr/bin/python3")
             .arg(workspace_root().join("tests/rtsp/server.py"))
@@ -36,12 +36,12 @@ impl Camera {
         }
     }
 
-    /// The port it listens on.
+    /// Returns the port it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The address of a stream.
+    /// Returns the address of a stream.
     pub fn url(&self, name: &str) -> String {
         format!("rtsp://127.0.0.1:{}/{name}", self.port)
     }

@@ -1,4 +1,4 @@
-//! What the tests that cross crates share: the built programs, and a backend for one test.
+//! Shared code of the tests that cross crates: the built programs, and a backend per test.
 
 #![allow(
     clippy::panic,
@@ -8,6 +8,7 @@
 
 pub mod camera;
 pub mod programs;
+pub mod proxy;
 
 use std::{
     env, fs,
@@ -17,21 +18,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The folder of built programs: that of the running test, without `deps`.
+/// Returns the folder of built programs: that of the running test, without `deps`.
 pub fn build_dir() -> PathBuf {
     let test = env::current_exe().expect("the test's own path is known");
     test.ancestors().nth(2).expect("tests run from <build>/deps").to_path_buf()
 }
 
-/// A program of the workspace, for example `facepipe-backend`. Cargo builds it for the tests of its own package
-/// alone; `make test` builds all first.
+/// Returns a program of the workspace, for example `facepipe-backend`. Cargo builds programs only for tests of their own
+/// package; `make test` builds all first.
 pub fn program(name: &str) -> PathBuf {
     let path = build_dir().join(name);
     assert!(path.is_file(), "{} is not built: run `cargo build --workspace`", path.display());
     path
 }
 
-/// A backend of a test's own: the real program on a free port, with a fresh database. Dropping it ends it.
+/// The real backend program on a free port, with a fresh database. Dropping it ends the process.
 pub struct Backend {
     child: Child,
     data: tempfile::TempDir,
@@ -56,7 +57,7 @@ impl Backend {
         Self { child, data, models: models.into(), settings, address, url }
     }
 
-    /// Ends it at once; its data stay.
+    /// Kills the process; the data is kept.
     pub fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -67,7 +68,7 @@ impl Backend {
         (self.child, _) = run_backend(self.data.path(), &self.models, &self.settings, &self.address);
     }
 
-    /// The number of its process.
+    /// Returns the process id.
     pub fn process_id(&self) -> u32 {
         self.child.id()
     }
@@ -77,7 +78,7 @@ impl Backend {
         &self.url
     }
 
-    /// The folder of its database and blobs.
+    /// Returns the folder of its database and blobs.
     pub fn data_dir(&self) -> &Path {
         self.data.path()
     }

@@ -1,7 +1,8 @@
-//! The program `facepipe` as a test runs it, what it said, and a backend and a folder for it.
+//! Runs the program `facepipe` in tests, with a backend and a folder.
 
 use std::{
     fs,
+    io::BufRead,
     path::{Path, PathBuf},
     process::{Child, Command, Output},
     thread,
@@ -13,13 +14,13 @@ use serde_json::Value;
 
 use crate::{Backend, program};
 
-/// The token of a [`Place`]'s backend.
+/// Token of a [`TestEnvironment`]'s backend.
 pub const ADMIN_TOKEN: &str = "an-admin-of-this-test";
 
-/// What something may take on a busy machine with two cores.
+/// Time limit for conditions on a busy machine with two cores.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a program said and how it ended.
+/// Exit code and output of a program.
 pub struct ProgramOutput {
     /// The exit code; none where a signal ended it.
     pub code: Option<i32>,
@@ -30,7 +31,7 @@ pub struct ProgramOutput {
 }
 
 impl ProgramOutput {
-    /// Takes a program's output, which must be text.
+    /// Converts a program's output, which must be UTF-8.
     pub fn new(output: Output) -> Self {
         Self {
             code: output.status.code(),
@@ -39,7 +40,7 @@ impl ProgramOutput {
         }
     }
 
-    /// Fails the test unless the program ended with this code and said these words.
+    /// Fails the test unless the program ended with this code and printed these texts.
     #[track_caller]
     pub fn expect(self, code: i32, texts: &[&str]) -> Self {
         let Self { stdout, stderr, .. } = &self;
@@ -54,7 +55,7 @@ impl ProgramOutput {
     }
 }
 
-/// The program without a server or a configuration of whoever runs the tests.
+/// Returns the program, isolated from the server and configuration of the user who runs the tests.
 pub fn facepipe(arguments: &[&str]) -> Command {
     let mut command = Command::new(program("facepipe"));
     command.args(arguments);
@@ -65,13 +66,13 @@ pub fn facepipe(arguments: &[&str]) -> Command {
     command
 }
 
-/// Ctrl-C.
+/// Sends SIGINT, as Ctrl-C does.
 pub fn interrupt(child: &Child) {
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(sent.expect("kill can be run").success());
 }
 
-/// The same program on a disk that is full after so many KiB of a file.
+/// Returns the same program with a limit on the size of files that it writes, which acts like a full disk.
 pub fn with_file_size_limit(limited: &Command, kib: u32) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "bash"]);
@@ -85,17 +86,43 @@ pub fn with_file_size_limit(limited: &Command, kib: u32) -> Command {
     command
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 #[track_caller]
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < TIMEOUT, "{what}: not after {PATIENCE:?}");
+        assert!(begun.elapsed() < TIMEOUT, "{what}: not after {TIMEOUT:?}");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// A backend that wants a token, and a folder for a test's own files.
+/// Reads lines until one contains `text`.
+#[track_caller]
+pub fn read_until(reader: &mut impl BufRead, text: &str) {
+    let mut line = String::new();
+    while !line.contains(text) {
+        line.clear();
+        let read = reader.read_line(&mut line).expect("text");
+        assert!(read > 0, "the program ended without printing {text:?}");
+    }
+}
+
+/// Copies the photographs with these numbers (from 1, ordered by name) from `<gallery>/<person>` to `<target>/<person>`, and
+/// returns the latter.
+pub fn copy_photographs(gallery: &Path, target: &Path, person: &str, numbers: &[usize]) -> PathBuf {
+    let target = target.join(person);
+    fs::create_dir_all(&target).expect("a folder");
+    let entries = fs::read_dir(gallery.join(person)).expect("photographs");
+    let mut all: Vec<PathBuf> = entries.map(|entry| entry.expect("a photograph").path()).collect();
+    all.sort();
+    for number in numbers {
+        let photograph = all.get(number - 1).expect("a photograph of that number");
+        fs::copy(photograph, target.join(photograph.file_name().expect("a name"))).expect("copied");
+    }
+    target
+}
+
+/// A backend with a token, and a folder for files of the test.
 pub struct TestEnvironment {
     /// The backend.
     pub backend: Backend,
@@ -105,7 +132,7 @@ pub struct TestEnvironment {
 }
 
 impl TestEnvironment {
-    /// Starts the backend; `faces` has a folder of photographs for each person.
+    /// Starts the backend. `faces` has a folder of photographs per person.
     pub fn new(models: &Path, faces: PathBuf) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let tokens = folder.path().join("tokens");
@@ -114,7 +141,7 @@ impl TestEnvironment {
         Self { backend, folder, faces }
     }
 
-    /// The program with the server and the token in its environment, and without a screen.
+    /// Returns the program with server and token in its environment, and without a screen.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = facepipe(arguments);
         command.env("FACEPIPE_SERVER", self.backend.url()).env("FACEPIPE_TOKEN", ADMIN_TOKEN);
@@ -122,12 +149,12 @@ impl TestEnvironment {
         command
     }
 
-    /// Runs it to its end.
+    /// Runs the program to its end.
     pub fn run(&self, arguments: &[&str]) -> ProgramOutput {
         ProgramOutput::new(self.command(arguments).output().expect("the program can be run"))
     }
 
-    /// Runs it with `--json`.
+    /// Runs the program with `--json` and parses its output.
     #[track_caller]
     pub fn json(&self, arguments: &[&str]) -> Value {
         let said = self.run(&[arguments, &["--json"]].concat());
@@ -135,22 +162,12 @@ impl TestEnvironment {
             .unwrap_or_else(|_| panic!("{arguments:?}: {} {}", said.stdout, said.stderr))
     }
 
-    /// Copies the photographs of these numbers, from 1, of a person into a folder of their name below `folder`.
+    /// Copies photographs of a person to `<folder>/<person>` in this folder; see [`copy_photographs`].
     pub fn photographs(&self, folder: &str, person: &str, numbers: &[usize]) -> PathBuf {
-        let target = self.folder.path().join(folder).join(person);
-        fs::create_dir_all(&target).expect("a folder");
-        let entries = fs::read_dir(self.faces.join(person)).expect("photographs");
-        let mut all: Vec<PathBuf> = entries.map(|entry| entry.expect("a photograph").path()).collect();
-        all.sort();
-        for number in numbers {
-            let photograph = all.get(number - 1).expect("a photograph of that number");
-            let name = photograph.file_name().expect("a name");
-            fs::copy(photograph, target.join(name)).expect("copied");
-        }
-        target
+        copy_photographs(&self.faces, &self.folder.path().join(folder), person, numbers)
     }
 
-    /// A path in the folder.
+    /// Returns a path in the folder.
     pub fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().expect("text").to_owned()
     }

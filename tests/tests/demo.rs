@@ -1,5 +1,5 @@
-//! The main job from one end to the other, as `make demo` runs it: real programs, real elements, real weights, real
-//! photographs, and crowds whose walkers are known.
+//! The main job end to end, as `make demo` runs it: real programs, elements, weights and photographs, and crowds with ground
+//! truth.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
@@ -20,10 +20,10 @@ use facepipe_tests::{
 use quick_xml::{Reader, events::Event};
 use serde_json::Value;
 
-/// Replays run in real time: two at once would starve each other on a small machine.
+/// Replays run in real time: concurrent ones would starve each other on a small machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Runs the demo and returns its report and what it printed.
+/// Runs the demo and returns its report and output.
 fn demo(video: &Path, faces: Option<&Path>, out: &Path, environment: &[(&str, &Path)]) -> (Value, String) {
     let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(program("facepipe"));
@@ -51,7 +51,7 @@ fn number(report: &Value, field: &str) -> f64 {
 }
 
 #[test]
-fn the_people_of_a_crowd_are_recognised_within_the_uplink_that_was_promised() {
+fn the_people_of_a_crowd_are_recognised_within_the_promised_uplink() {
     let faces = require!("lfw10");
     for (name, limit_mbps) in [("crowd-medium", 0.25), ("crowd-very-high", 1.1)] {
         let video = require!(&format!("videos/{name}-1080p6.mp4"));
@@ -82,7 +82,7 @@ fn without_a_folder_of_faces_nobody_is_enrolled_and_detections_are_still_shown()
     for model in ["models/pnet.pt", "models/mobilefacenet.onnx", "models/version-RFB-640.onnx"] {
         let _ = require!(model);
     }
-    // A models folder with the models alone: no downloaded photographs beside them.
+    // A models folder without downloaded photographs.
     let models = models_without(|_| false);
     let out = tempfile::tempdir().unwrap();
     let (report, printed) = demo(&video, None, out.path(), &[("FACEPIPE_MODELS", models.path())]);
@@ -94,7 +94,7 @@ fn without_a_folder_of_faces_nobody_is_enrolled_and_detections_are_still_shown()
 }
 
 #[test]
-fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_code() {
+fn an_interrupted_demo_leaves_no_server_behind_and_errors_have_their_exit_codes() {
     let (video, faces) = (require!("videos/street-1080p.mp4"), require!("lfw10"));
     let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
@@ -139,7 +139,7 @@ fn a_demo_that_is_interrupted_leaves_no_server_behind_and_what_is_wrong_has_its_
     }
 }
 
-/// The models without those of which `left_out` is true, and without what was downloaded beside them.
+/// A folder with the models for which `left_out` is false, without other downloads.
 fn models_without(left_out: impl Fn(&str) -> bool) -> tempfile::TempDir {
     let models = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(models_dir()).unwrap() {
@@ -156,7 +156,7 @@ fn is_embedder(name: &str) -> bool {
     name.contains("facenet") || name.contains("vggface2") || name.starts_with("face_recognition")
 }
 
-/// A folder of people, each under another name than in `faces`, with their first photographs.
+/// A folder of people under other names than in `faces`, with their first photographs.
 fn gallery(faces: &Path, people: &[(&str, &str)], photographs: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (person, called) in people {
@@ -172,14 +172,14 @@ fn gallery(faces: &Path, people: &[(&str, &str)], photographs: usize) -> tempfil
     folder
 }
 
-/// What somebody is told to paste into a shell.
+/// The suggested commands.
 fn suggested(lines: &[String]) -> Vec<&str> {
     let next = lines.iter().position(|line| line == "Try next:").unwrap_or_else(|| panic!("{lines:?}"));
     let after = lines[next + 1..].iter().map(|line| line.trim());
     after.filter(|line| line.contains("facepipe") && !line.starts_with('#')).take(3).collect()
 }
 
-/// Looks whether a page is well-formed, whole in itself and usable without seeing it; its pictures.
+/// Checks that a page is well-formed, self-contained and accessible; returns its pictures.
 fn pictures_of(page: &str) -> Vec<image::RgbImage> {
     let mut reader = Reader::from_str(page);
     reader.config_mut().check_end_names = true;
@@ -231,19 +231,19 @@ fn pictures_of(page: &str) -> Vec<image::RgbImage> {
     pictures
 }
 
-/// Whether a picture is made of squares of one colour, at least so many pixels wide.
+/// Returns whether a picture consists of squares of one colour with this side.
 fn is_of_blocks(picture: &image::RgbImage, side: u32) -> bool {
     picture.enumerate_pixels().all(|(x, y, colour)| colour == picture.get_pixel(x - x % side, y - y % side))
 }
 
 #[test]
-fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_for_the_commands_to_try() {
+fn a_small_gallery_gets_a_crowd_with_strangers_and_the_backend_is_kept_for_the_suggested_commands() {
     let (faces, strangers) = (require!("lfw10"), require!("lfw-open/strangers"));
     let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // The backend refuses names with markup, file systems do not.
+    // File systems accept names with markup, the backend does not.
     let hostile = "O'Hara & \"$(id)\"";
     let people = gallery(&faces, &[("Tony_Blair", hostile), ("Colin_Powell", "Colin Powell")], 3);
-    // No gallery but the one that is named: strangers are those of the mirror.
+    // No gallery but the given one: strangers come from the mirror.
     let models = models_without(|_| false);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("<img src=x onerror='alert(1)'>");
@@ -274,7 +274,7 @@ fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_f
     let page = fs::read_to_string(out.join("report.html")).unwrap();
     let pictures = pictures_of(&page);
     assert!(pictures.len() >= 4, "{}", pictures.len());
-    assert!(pictures.iter().all(|picture| is_of_blocks(picture, 14)), "a face can be recognised");
+    assert!(pictures.iter().all(|picture| is_of_blocks(picture, 14)), "a face is not pixelated");
     assert!(page.contains("O&#39;Hara &amp; &quot;$(id)&quot;"), "{page}");
     assert!(page.contains("&lt;img src=x onerror=&#39;alert(1)&#39;&gt;/crowd.mp4"), "{page}");
     assert!(page.contains("UTC") && page.contains("Apache-2.0") && page.contains("Lobby"), "{page}");
@@ -310,7 +310,7 @@ fn a_crowd_with_strangers_is_shown_for_a_small_gallery_and_its_backend_is_kept_f
 }
 
 #[test]
-fn what_is_missing_is_named_and_the_rest_runs_without_it() {
+fn missing_components_are_named_and_the_rest_runs_without_them() {
     let (faces, video) = (require!("lfw10"), require!("videos/street-1080p.mp4"));
     let _exclusive = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let people = gallery(&faces, &[("Tony_Blair", "Tony Blair"), ("Colin_Powell", "Colin Powell")], 4);
@@ -327,7 +327,7 @@ fn what_is_missing_is_named_and_the_rest_runs_without_it() {
         ProgramOutput::new(command.output().unwrap())
     };
 
-    // Nobody who could be recognised, and no video that was asked for.
+    // Without people and without a video.
     let nobody = ProgramOutput::new(demo(all.path(), &[]).output().unwrap());
     nobody.expect(6, &["there is nobody to enrol", "--faces", "models fetch"]);
 
@@ -347,7 +347,7 @@ fn what_is_missing_is_named_and_the_rest_runs_without_it() {
         "2 of 2 were given the right name",
         "Ran       the backend alone",
     ];
-    // One of two people is left out, so that somebody walks by who is not enrolled.
+    // One of two people is held out as a stranger.
     backend.expect(3, &["Enrolled  1 people"]).expect(3, &photos);
     no_edge(demo(no_embedder.path(), &["--faces", people]))
         .expect(6, &["nothing of the demo can run", "an embedder", "the edge's face detector"]);

@@ -1,4 +1,4 @@
-//! `facepipe doctor` on machines on which things are missing.
+//! `facepipe doctor` on complete and incomplete machines.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 mod setup;
 
-/// Runs it with the plugin alone on the path, or with none.
+/// Runs it with or without the plugin on the path.
 fn doctor(folder: &Path, with_plugin: bool, arguments: &[&str]) -> (Option<i32>, Value, String) {
     let plugins = folder.join("plugins");
     fs::create_dir_all(&plugins).unwrap();
@@ -51,7 +51,7 @@ fn state(findings: &Value, name: &str) -> String {
 }
 
 #[test]
-fn a_machine_that_has_everything_is_healthy() {
+fn a_complete_machine_is_healthy() {
     for model in ["pnet.pt", "mobilefacenet.onnx", "version-RFB-320.onnx", "version-RFB-640.onnx"] {
         let _ = require!(&format!("models/{model}"));
     }
@@ -66,7 +66,7 @@ fn a_machine_that_has_everything_is_healthy() {
     for name in ["GStreamer", "plugin facepipe", "ONNX Runtime", "spool folder", "backend"] {
         assert_eq!(state(&findings, name), "ok", "{text}");
     }
-    // GStreamer's own plugins have a `faceoverlay` too, and which of the two the short name means is a matter of luck.
+    // GStreamer's plugins have a `faceoverlay` too; which of the two the short name means is undetermined.
     let named =
         findings["checks"].as_array().unwrap().iter().find(|check| check["name"] == "element names").unwrap();
     let found = named["found"].as_str().unwrap();
@@ -76,7 +76,7 @@ fn a_machine_that_has_everything_is_healthy() {
 }
 
 #[test]
-fn what_is_missing_is_said_with_what_to_do() {
+fn missing_parts_are_reported_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("no-folder");
     fs::write(&file, "a file").unwrap();
@@ -93,7 +93,7 @@ fn what_is_missing_is_said_with_what_to_do() {
     }
 }
 
-/// Answers every request with this status, and says that it is the year 1994.
+/// Starts a server that answers every request with this status and a date in 1994.
 fn answering(status: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -106,7 +106,7 @@ fn answering(status: &'static str) -> String {
                 "HTTP/1.1 {status}\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\ncontent-length: 0\r\n\
                  connection: close\r\n\r\n"
             );
-            // Whoever has gone needs no answer.
+            // The client may have gone.
             let _ = stream.write_all(answer.as_bytes());
         }
     });
@@ -114,7 +114,7 @@ fn answering(status: &'static str) -> String {
 }
 
 #[test]
-fn a_refused_token_and_a_clock_that_is_wrong_are_failures() {
+fn a_refused_token_and_a_wrong_clock_are_failures() {
     let folder = tempfile::tempdir().unwrap();
     let (_, findings, text) = doctor(folder.path(), true, &["--server", &answering("401 Unauthorized")]);
     assert_eq!(state(&findings, "backend"), "failed");
@@ -139,7 +139,7 @@ fn a_refused_token_and_a_clock_that_is_wrong_are_failures() {
     }
 }
 
-/// A server whose certificate is its own authority, as `openssl req -x509` makes it; it answers every call with 501.
+/// A server with a self-signed certificate (`openssl req -x509`), which answers every call with 501.
 struct SelfSigned {
     child: Child,
     url: String,
@@ -179,14 +179,14 @@ impl SelfSigned {
 
 impl Drop for SelfSigned {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 #[test]
-fn programs_take_a_self_signed_certificate_that_is_named_as_the_doctor_does() {
+fn commands_accept_a_given_self_signed_certificate_like_the_doctor() {
     let folder = tempfile::tempdir().unwrap();
     let server = SelfSigned::start(folder.path());
     let ca = folder.path().join("ca.pem");

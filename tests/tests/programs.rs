@@ -1,4 +1,4 @@
-//! The interaction programs from a user's side: the real `facepipe` against the real backend, with real pictures.
+//! `facepipe` as a user runs it: the real program against the real backend, with real pictures.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
@@ -7,14 +7,16 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use facepipe_test_support::{models_dir, require};
 use facepipe_tests::{
     program,
-    programs::{ADMIN_TOKEN, ProgramOutput, TestEnvironment, facepipe, interrupt, with_file_size_limit},
+    programs::{
+        ADMIN_TOKEN, ProgramOutput, TestEnvironment, copy_photographs, facepipe, interrupt, read_until,
+        wait_until, with_file_size_limit,
+    },
+    proxy::HoldingProxy,
 };
 use serde_json::Value;
 
@@ -25,7 +27,7 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     let environment = TestEnvironment::new(&models, faces);
     environment.run(&["people"]).expect(0, &["Nobody yet"]);
 
-    // One folder, one person, who must be there or be asked for.
+    // One folder, one person, who must exist or be created.
     let blair = environment.photographs("deep/er", "Tony_Blair", &[1, 2]);
     let deep = environment.path("deep");
     environment
@@ -41,7 +43,7 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
         .expect(0, &["2   added", "1   duplicate", "facepipe train"]);
     environment.run(&["enroll", "folder", &deep, "--id", "Tony_Blair"]).expect(0, &["3   already there"]);
 
-    // A tree with all that can be wrong with a picture in the middle of good ones.
+    // A tree with every kind of unusable picture among good ones.
     for person in ["Tony_Blair", "Hugo_Chavez"] {
         environment.photographs("tree", person, &[3, 4, 5]);
     }
@@ -74,7 +76,7 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
         environment.run(&["recognize", "folder", &tree, "--dry-run"]).expect(0, &["requests per second"]);
     assert!(!dry.stdout.contains("Taken for"));
 
-    // What is stored can be followed, located, and is there once however often it is sent.
+    // Stored detections can be listed and located, and repetitions store nothing twice.
     let visit = environment.photographs("visit", "Tony_Blair", &[6]);
     let visit = visit.parent().unwrap().to_str().unwrap();
     let store = ["recognize", "folder", visit, "--store", "--camera-id", "gate-1", "--location", "Lobby"];
@@ -117,7 +119,7 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
 
     environment.run(&["people", "rename", "Hugo_Chavez", "Visitor 7"]).expect(0, &["Visitor 7"]);
     environment.run(&["people", "show", "Visitor 7"]).expect(0, &["3 pictures"]);
-    // Without a terminal nobody can be asked.
+    // Without a terminal there is no confirmation.
     environment.run(&["people", "delete", "Visitor 7"]).expect(2, &["--yes"]);
     environment.run(&["people", "delete", "Visitor 7", "--yes"]).expect(0, &["is erased"]);
     environment.run(&["people", "show", "Visitor 7"]).expect(6, &["nobody of that name"]);
@@ -132,7 +134,7 @@ fn heic(jpeg: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
+fn pictures_are_recognised_by_content_and_everything_skipped_is_reported() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
     let environment = TestEnvironment::new(&models, faces);
@@ -140,10 +142,10 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
         ["mixed/Tony_Blair", "mixed/Phone_Only"].map(|name| environment.folder.path().join(name));
     environment.photographs("mixed", "Tony_Blair", &[1, 2, 3]);
     environment.photographs("mixed", "Hugo_Chavez", &[1, 2]);
-    // Names that say nothing or something else.
+    // Missing and unusual extensions.
     fs::rename(blair.join("Tony_Blair_0001.jpg"), blair.join("scan.jfif")).unwrap();
     fs::rename(blair.join("Tony_Blair_0002.jpg"), blair.join("IMG_0002")).unwrap();
-    // A phone's own, a scanner's, and what was left by systems.
+    // HEIC of a phone, TIFF of a scanner, and system files.
     fs::create_dir_all(&phone).unwrap();
     let other = environment.photographs("other", "Hugo_Chavez", &[5]).join("Hugo_Chavez_0005.jpg");
     fs::write(phone.join("IMG_0003.HEIC"), heic(&other)).unwrap();
@@ -218,7 +220,7 @@ fn pictures_are_told_by_their_content_and_nobody_is_lost_without_a_word() {
 }
 
 #[test]
-fn detections_are_followed_as_they_come() {
+fn detections_are_followed_as_they_arrive() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
     let mut environment = TestEnvironment::new(&models, faces);
@@ -227,7 +229,7 @@ fn detections_are_followed_as_they_come() {
     let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
     let mut messages = BufReader::new(following.stderr.take().unwrap()).lines();
     for (camera, number) in [("gate-1", 1), ("gate-2", 2), ("gate-3", 3)] {
-        // The server goes and comes back before the last.
+        // The server restarts before the last.
         if number == 3 {
             environment.backend.stop();
             assert!(messages.next().unwrap().unwrap().contains("waiting for it"));
@@ -247,7 +249,7 @@ fn detections_are_followed_as_they_come() {
 }
 
 #[test]
-fn an_enrolment_that_is_interrupted_goes_on_where_it_was() {
+fn an_interrupted_enrolment_can_be_continued() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
     let environment = TestEnvironment::new(&models, faces);
@@ -256,33 +258,36 @@ fn an_enrolment_that_is_interrupted_goes_on_where_it_was() {
         environment.photographs("tree", person, &numbers);
     }
     let tree = environment.path("tree");
-    let enroll = ["enroll", "tree", &tree, "--parallel", "1", "--json"];
-    let child = environment.command(&enroll).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let proxy = HoldingProxy::start(environment.backend.url(), "/images ", 2);
+    let enroll = ["enroll", "tree", &tree, "--parallel", "1", "--json", "--server", proxy.url()];
+    let mut child =
+        environment.command(&enroll).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let images = |environment: &TestEnvironment| -> u64 {
         let people = environment.json(&["people"]);
         people["people"].as_array().unwrap().iter().map(|person| person["images"].as_u64().unwrap()).sum()
     };
-    let begun = Instant::now();
-    while images(&environment) < 2 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "nothing is enrolled");
-        thread::sleep(Duration::from_millis(10));
-    }
+    // Interrupted while the third of 40 pictures is in flight.
+    proxy.wait_until_holding();
     interrupt(&child);
-    let said = ProgramOutput::new(child.wait_with_output().unwrap()).expect(130, &["run it again"]);
+    read_until(&mut stderr, "Ending");
+    proxy.release();
+    read_until(&mut stderr, "run it again");
+    let said = ProgramOutput::new(child.wait_with_output().unwrap()).expect(130, &[]);
     let first: Value = serde_json::from_str(&said.stdout).unwrap();
     let (added, left) = (first["summary"]["added"].as_u64().unwrap(), first["left"].as_u64().unwrap());
     assert_eq!(added, images(&environment), "what is said is what is stored");
     assert!(left > 0, "{first}");
 
     let second = environment.json(&["enroll", "tree", &tree]);
-    let of = |fate: &str| second["summary"][fate].as_u64().unwrap_or(0);
+    let of = |outcome: &str| second["summary"][outcome].as_u64().unwrap_or(0);
     assert_eq!(of("already_there"), added, "{second}");
     assert_eq!(second["left"], 0);
     assert_eq!(images(&environment), added + of("added"));
 }
 
 #[test]
-fn what_is_wrong_is_said_with_its_own_exit_code() {
+fn each_kind_of_error_has_its_exit_code() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");
     let mut environment = TestEnvironment::new(&models, faces);
@@ -322,7 +327,7 @@ fn what_is_wrong_is_said_with_its_own_exit_code() {
             .run(&[call, &["--token", "not-the-admin-of-this-test"]].concat())
             .expect(5, &["refused the token"]);
     }
-    // The options may stand behind the action as well.
+    // Options may also follow the action.
     let stranger = ["--token", "not-the-admin-of-this-test"];
     environment.run(&[&["people", "show", "Ada"], &stranger[..]].concat()).expect(5, &["refused the token"]);
     environment
@@ -335,7 +340,7 @@ fn what_is_wrong_is_said_with_its_own_exit_code() {
     let said = ProgramOutput::new(environment.command(&["people", "--json"]).stdout(full).output().unwrap());
     said.expect(7, &["standard output cannot be written"]);
 
-    // A profile in place of the options; the token stands in a file of its own.
+    // A profile instead of options, with the token in a separate file.
     let token = environment.path("token");
     fs::write(&token, format!("{ADMIN_TOKEN}\n")).unwrap();
     let config = environment.path("config.toml");
@@ -348,7 +353,7 @@ fn what_is_wrong_is_said_with_its_own_exit_code() {
 }
 
 #[test]
-fn shells_and_man_know_the_programs() {
+fn completions_and_manual_pages_are_generated() {
     let folder = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
         let script = ProgramOutput::new(facepipe(&["completions", shell]).output().unwrap())
@@ -365,7 +370,7 @@ fn shells_and_man_know_the_programs() {
     let page = fs::read_to_string(pages.join("facepipe-enroll-folder.1")).unwrap();
     assert!(page.contains("Examples") && page.contains("130"), "{page}");
     ProgramOutput::new(facepipe(&["man", "/proc/nowhere"]).output().unwrap()).expect(7, &["/proc/nowhere"]);
-    // Whoever reads the first line only, ends the program and not with a failure.
+    // A closed pipe ends the program without a failure.
     let piped = Command::new("bash")
         .args(["-c", "set -o pipefail; \"$0\" man | head -1", program("facepipe").to_str().unwrap()])
         .output()
@@ -373,7 +378,7 @@ fn shells_and_man_know_the_programs() {
     ProgramOutput::new(piped).expect(0, &[]);
 }
 
-/// Pixels of all frames of a video, as GStreamer decodes them.
+/// Decodes all frames of a video with GStreamer and returns their pixels.
 fn pixels(video: &Path) -> Vec<u8> {
     let out = video.with_extension("raw");
     let description = format!(
@@ -387,17 +392,13 @@ fn pixels(video: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
+fn a_crowd_depends_on_its_seed_alone_and_matches_its_ground_truth() {
     let lfw = require!("lfw10");
     require!("models/pnet.pt");
     let folder = tempfile::tempdir().unwrap();
     let faces = folder.path().join("faces");
     for person in ["Tony_Blair", "Hugo_Chavez"] {
-        fs::create_dir_all(faces.join(person)).unwrap();
-        for number in [1, 2] {
-            let name = format!("{person}_000{number}.jpg");
-            fs::copy(lfw.join(person).join(&name), faces.join(person).join(&name)).unwrap();
-        }
+        copy_photographs(&lfw, &faces, person, &[1, 2]);
     }
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let crowd = |out: &str, options: &[&str]| {
@@ -432,7 +433,7 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
         assert!(edges[0] >= 0.0 && edges[2] <= 640.0 && edges[3] > edges[1], "{edges:?}");
     }
 
-    // A photograph that is none is passed over; what cannot be written leaves nothing behind.
+    // Invalid photographs are skipped; a failed write leaves nothing behind.
     fs::write(folder.path().join("faces/Tony_Blair/Tony_Blair_0001b.jpg"), b"no picture").unwrap();
     run("d.mp4", &["--seed", "7"]).expect(3, &["passed over", "Tony_Blair_0001b.jpg"]);
     run("nowhere/e.mp4", &[]).expect(7, &["e.mp4"]);
@@ -443,18 +444,14 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
     let long = ["--seconds", "600", "--density", "5000"];
     let fixed = ["bench", "crowd", &path("faces"), &path("g.mp4"), "--size", "640x360"];
     let child = facepipe(&[&fixed[..], &long].concat()).stderr(Stdio::null()).spawn().unwrap();
-    let begun = Instant::now();
-    let is_at_work = || {
+    let is_rendering = || {
         let mut names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
         names.any(|name| name.to_str().unwrap().starts_with(".facepipe-crowd-"))
     };
-    while !is_at_work() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "nothing is rendered");
-        thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("a video is rendered", is_rendering);
     interrupt(&child);
     ProgramOutput::new(child.wait_with_output().unwrap()).expect(130, &[]);
-    assert!(!is_at_work(), "nothing unfinished is left");
+    assert!(!is_rendering(), "nothing unfinished is left");
     for name in ["f", "g"] {
         assert!(!folder.path().join(name).with_extension("mp4").exists(), "{name}.mp4");
         assert!(!folder.path().join(name).with_extension("json").exists(), "{name}.json");
@@ -466,9 +463,9 @@ fn a_crowd_is_the_same_from_the_same_seed_and_its_truth_is_in_its_frames() {
     ProgramOutput::new(fixed(&path("empty"))).expect(6, &["empty"]);
 }
 
-/// As phones record: the picture lies on its side, and the file says how to turn it.
+/// As phones record: rotated frames, with the rotation in the file.
 #[test]
-fn a_video_that_lies_on_its_side_is_searched_upright() {
+fn a_rotated_video_is_searched_upright() {
     let group = require!("scenes/multiface.jpg");
     require!("models/version-RFB-320.onnx");
     let folder = tempfile::tempdir().unwrap();
@@ -501,7 +498,7 @@ fn a_video_that_lies_on_its_side_is_searched_upright() {
 }
 
 #[test]
-fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
+fn faces_are_extracted_from_a_video_and_an_interrupted_run_is_continued() {
     let lfw = require!("lfw10");
     for needed in ["models/pnet.pt", "models/version-RFB-320.onnx"] {
         require!(needed);
@@ -548,7 +545,7 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
         assert!(face["file"].as_str().unwrap().starts_with(&expected[..20]), "{face}");
     }
 
-    // Fewer frames, fewer faces: every third one, or two of a second.
+    // Fewer frames, fewer faces: every third, or two per second.
     for fewer in [["--skip-frames", "2"], ["--target-fps", "2"]] {
         let out = fewer[0].trim_start_matches('-');
         extract(out, &[&["--policy", "every"], &fewer[..]].concat()).expect(0, &[]);
@@ -563,7 +560,7 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
     extract("best", &[]).expect(0, &[]);
     assert!(!index("best").is_empty() && index("best").len() < every.len());
 
-    // A run that was cut off within a line goes on: what is whole stays, the rest comes, nothing comes twice.
+    // A run cut off within a line is continued: complete entries stay, the rest is added, nothing is repeated.
     extract("every", &["--policy", "every"]).expect(2, &["--resume"]);
     let lines = fs::read_to_string(folder.path().join("every/index.jsonl")).unwrap();
     let cut: usize = lines.lines().take(10).map(|line| line.len() + 1).sum();
@@ -571,7 +568,7 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
     extract("every", &["--policy", "every", "--resume"]).expect(0, &["10 were there"]);
     assert_eq!(fs::read_to_string(folder.path().join("every/index.jsonl")).unwrap(), lines);
 
-    // What is wrong is said.
+    // Errors.
     let wrong = |source: &str, options: &[&str]| {
         ProgramOutput::new(
             facepipe(&[&["extract", source, &path("wrong")], options].concat()).output().unwrap(),
@@ -587,26 +584,21 @@ fn faces_are_taken_out_of_a_video_and_a_run_that_was_cut_off_goes_on() {
         .expect(7, &["/proc/nowhere"]);
     let full = facepipe(&["extract", &video, &path("full"), "--policy", "every"]);
     ProgramOutput::new(with_file_size_limit(&full, 2).output().unwrap()).expect(7, &["cannot be written"]);
-    // The index names what is there.
+    // The index lists only existing files.
     let named: Vec<String> =
         index("full").iter().map(|face| face["file"].as_str().unwrap().to_owned()).collect();
     assert!(named.iter().all(|name| pictures("full").contains(name)));
 }
 
 #[test]
-fn an_evaluation_tells_people_from_strangers() {
+fn an_evaluation_distinguishes_people_from_strangers() {
     let lfw = require!("lfw10");
     for needed in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
         require!(needed);
     }
     let folder = tempfile::tempdir().unwrap();
     for person in ["Tony_Blair", "Hugo_Chavez", "Jacques_Chirac", "Colin_Powell"] {
-        fs::create_dir_all(folder.path().join("people").join(person)).unwrap();
-        for number in 1..=4 {
-            let name = format!("{person}_{number:04}.jpg");
-            fs::copy(lfw.join(person).join(&name), folder.path().join("people").join(person).join(&name))
-                .unwrap();
-        }
+        copy_photographs(&lfw, &folder.path().join("people"), person, &[1, 2, 3, 4]);
     }
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let eval = |of: &str, options: &[&str]| {

@@ -1,35 +1,32 @@
-//! The measuring programs from a user's side: `facepipe eval` on real pictures, `facepipe bench load` against the real
-//! backend.
+//! The benchmarks as a user runs them: `facepipe eval` on real pictures, `facepipe bench load` against the real backend.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Barrier},
     thread,
-    time::{Duration, Instant},
 };
 
 use facepipe_test_support::{models_dir, require};
 use facepipe_tests::{
     Backend,
-    programs::{ProgramOutput, facepipe},
+    programs::{ADMIN_TOKEN, ProgramOutput, copy_photographs, facepipe, interrupt, wait_until},
 };
 use serde_json::Value;
 
-const ADMIN_TOKEN: &str = "an-admin-of-this-test";
-
-/// The program with its words kept.
+/// Returns the program with its output captured.
 fn command(arguments: &[&str]) -> Command {
     let mut command = facepipe(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-/// What a program said, after it ended with `code` and named all of `texts`.
+/// Fails the test unless a program ended with `code` and printed `texts`; returns its standard output.
 #[track_caller]
 fn expect_output(output: &Output, code: i32, texts: &[&str]) -> String {
     ProgramOutput::new(output.clone()).expect(code, texts).stdout
@@ -43,37 +40,18 @@ fn number(of: &Value, pointer: &str) -> f64 {
     of.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no number {pointer} in {of}"))
 }
 
-fn send_signal(name: &str, process: u32) {
-    assert!(Command::new("kill").args([name, &process.to_string()]).status().unwrap().success());
-}
-
-/// Waits until the program has a handler for Ctrl-C: from then on its work is under way.
+/// Waits until the program handles Ctrl-C, which it does when its work starts.
 fn wait_for_interrupt_handler(child: &Child) {
     const INTERRUPT: u64 = 1 << (2 - 1);
-    let begun = Instant::now();
-    loop {
+    wait_until("a handler for Ctrl-C", || {
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
-        if u64::from_str_radix(caught, 16).unwrap() & INTERRUPT != 0 {
-            return;
-        }
-        assert!(begun.elapsed() < Duration::from_secs(30), "the program has not begun its work");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Copies the photographs of these numbers into a folder named for their person.
-fn photographs(lfw: &Path, folder: &Path, person: &str, numbers: &[u32]) {
-    let target = folder.join(person);
-    fs::create_dir_all(&target).unwrap();
-    for number in numbers {
-        let name = format!("{person}_{number:04}.jpg");
-        fs::copy(lfw.join(person).join(&name), target.join(&name)).unwrap();
-    }
+        u64::from_str_radix(caught, 16).unwrap() & INTERRUPT != 0
+    });
 }
 
 #[test]
-fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
+fn an_evaluation_distinguishes_people_and_lists_unusable_pictures() {
     let lfw = require!("lfw10");
     for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
         let _ = require!(file);
@@ -85,10 +63,10 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
     };
     let [gallery, probe] = ["set/gallery", "set/probe"].map(|name| folder.path().join(name));
     for person in ["Tony_Blair", "Hugo_Chavez", "Jacques_Chirac"] {
-        photographs(&lfw, &gallery, person, &[1, 2, 3]);
-        photographs(&lfw, &probe, person, &[4, 5]);
+        copy_photographs(&lfw, &gallery, person, &[1, 2, 3]);
+        copy_photographs(&lfw, &probe, person, &[4, 5]);
     }
-    photographs(&lfw, &probe, "Colin_Powell", &[1, 2]);
+    copy_photographs(&lfw, &probe, "Colin_Powell", &[1, 2]);
 
     let said = expect_output(&eval(&[&path("set"), "--json", "--plot", &path("roc.svg")]), 0, &[]);
     let figures = json(&said);
@@ -110,17 +88,17 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
     );
     assert!(fs::read_to_string(path("roc.svg")).unwrap().starts_with("<svg"));
 
-    // A picture in the middle that is none, and one that ends early.
+    // A file that is no picture, and a truncated one.
     fs::write(gallery.join("Hugo_Chavez/Hugo_Chavez_0002.jpg"), b"no picture").unwrap();
     let whole = fs::read(lfw.join("Tony_Blair/Tony_Blair_0001.jpg")).unwrap();
     fs::write(probe.join("Tony_Blair/cut.jpg"), &whole[..2000]).unwrap();
-    expect(
+    expect_output(
         &eval(&[&path("set")]),
         3,
         &["Hugo_Chavez_0002.jpg: text, no picture", "cut.jpg", "Passed over: 2 of 18", "rank-1", "100.00"],
     );
 
-    // A folder per person: the first pictures are the gallery, and somebody is left out.
+    // A folder per person: the first pictures are the gallery, and strangers are left out.
     let said =
         expect_output(&eval(&[&path("set/probe"), "--shots", "1", "--strangers", "2", "--json"]), 3, &[]);
     let figures = json(&said);
@@ -132,7 +110,7 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
     expect_output(&eval(&[&path("nowhere")]), 6, &["nowhere"]);
     fs::create_dir_all(folder.path().join("empty")).unwrap();
     expect_output(&eval(&[&path("empty")]), 6, &["empty"]);
-    expect(
+    expect_output(
         &eval(&[&path("set"), "--models", &path("empty")]),
         6,
         &["mobilefacenet.onnx", "facepipe models fetch"],
@@ -141,11 +119,11 @@ fn an_evaluation_tells_people_apart_and_says_which_pictures_it_could_not_use() {
 
     let child = command(&["eval", "--embedder", "mobilefacenet", lfw.to_str().unwrap()]).spawn().unwrap();
     wait_for_interrupt_handler(&child);
-    send_signal("-INT", child.id());
+    interrupt(&child);
     expect_output(&child.wait_with_output().unwrap(), 130, &[]);
 }
 
-/// A backend that wants a token and lets two pictures wait, and what is sent to it.
+/// A backend with a token and a queue of two pictures, and the data to send to it.
 struct LoadTarget {
     backend: Backend,
     metrics: SocketAddr,
@@ -166,7 +144,7 @@ impl LoadTarget {
         Self { backend, metrics, folder, photograph: lfw.join("Tony_Blair/Tony_Blair_0001.jpg") }
     }
 
-    /// How many requests for recognition the backend has served, as it counts them itself.
+    /// Returns the number of recognition requests served, from the backend's metrics.
     fn recognitions_served(&self) -> f64 {
         let mut connection = TcpStream::connect(self.metrics).unwrap();
         connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
@@ -176,15 +154,6 @@ impl LoadTarget {
         let of_recognition =
             lines.filter(|line| line.contains("/face-recognition/") && line.contains("status=\"20"));
         of_recognition.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
-    }
-
-    /// Waits until it has answered more of them than `before`.
-    fn wait_until_served_more_than(&self, before: f64) {
-        let begun = Instant::now();
-        while self.recognitions_served() <= before {
-            assert!(begun.elapsed() < Duration::from_secs(60), "nothing is answered");
-            thread::sleep(Duration::from_millis(10));
-        }
     }
 
     fn load(&self, arguments: &[&str]) -> Command {
@@ -197,7 +166,7 @@ impl LoadTarget {
         self.load(arguments).output().unwrap()
     }
 
-    /// The rows of a run that ended with `code`.
+    /// Returns the rows of a run that ended with `code`.
     #[track_caller]
     fn rows(&self, arguments: &[&str], code: i32) -> Vec<Value> {
         let said = expect_output(&self.run(&[arguments, &["--json"]].concat()), code, &[]);
@@ -210,7 +179,7 @@ impl LoadTarget {
 }
 
 #[test]
-fn a_load_test_counts_what_was_served_refused_and_not_reached() {
+fn a_load_test_counts_served_rejected_and_unreachable_requests() {
     let lfw = require!("lfw10");
     for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
         let _ = require!(file);
@@ -238,15 +207,15 @@ fn a_load_test_counts_what_was_served_refused_and_not_reached() {
     }
     assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
 
-    // Where two pictures may wait, sixteen at a time are too many; that is counted, and is no failure.
+    // Sixteen concurrent requests exceed a queue of two; rejections are counted and are no failure.
     let rows = target.rows(&[photograph, "--requests", "40", "--concurrency", "16"], 0);
     assert!(number(&rows[0], "/too_busy") > 0.0 && number(&rows[0], "/served") > 0.0, "{}", rows[0]);
     assert_eq!(number(&rows[0], "/too_busy") + number(&rows[0], "/served"), 40.0, "{}", rows[0]);
 
-    // The same picture twice is the same person; a picture that is none is counted by its code.
+    // The same picture twice is the same person; unreadable pictures are counted by their code.
     assert_eq!(target.rows(&[photograph, "--call", "verify", "--requests", "2"], 0)[0]["served"], 2);
     let mixed = target.folder.path().join("mixed");
-    photographs(&lfw, &mixed, "Tony_Blair", &[1, 3]);
+    copy_photographs(&lfw, &mixed, "Tony_Blair", &[1, 3]);
     let whole = fs::read(&target.photograph).unwrap();
     fs::write(mixed.join("Tony_Blair/Tony_Blair_0002.jpg"), &whole[..whole.len() / 2]).unwrap();
     let rows = target.rows(&[&target.path("mixed"), "--call", "store-results", "--requests", "6"], 3);
@@ -268,36 +237,56 @@ fn a_load_test_counts_what_was_served_refused_and_not_reached() {
     expect_output(&target.run(&[photograph, "--requests", "1", "--plot", "/dev/full"]), 7, &["/dev/full"]);
     expect_output(&target.run(&[photograph, "--concurrency", "0"]), 2, &["--concurrency"]);
 
-    // Interrupted, it says what there is.
+    // An interrupted run prints its results.
     let before = target.recognitions_served();
     let child = target.load(&[photograph, "--duration", "600", "--json"]).spawn().unwrap();
     wait_for_interrupt_handler(&child);
-    // The first of them are not measured.
-    target.wait_until_served_more_than(before + 3.0);
-    send_signal("-INT", child.id());
+    // The first requests are warm-up.
+    wait_until("measured requests", || target.recognitions_served() > before + 3.0);
+    interrupt(&child);
     let report = json(&expect_output(&child.wait_with_output().unwrap(), 130, &[]));
     assert!(number(&report, "/rows/0/served") >= 1.0, "{report}");
 }
 
+/// A server that responds to no request until it has received all of them.
+fn stalled_server(requests: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let received = Arc::new(Barrier::new(requests));
+        for stream in listener.incoming() {
+            let (mut stream, received) = (stream.unwrap(), Arc::clone(&received));
+            thread::spawn(move || {
+                let mut request = BufReader::new(stream.try_clone().unwrap());
+                let mut length = 0;
+                for line in request.by_ref().lines().map(Result::unwrap).take_while(|line| !line.is_empty()) {
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap();
+                    }
+                }
+                std::io::copy(&mut request.take(length), &mut std::io::sink()).unwrap();
+                received.wait();
+                let head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+                stream.write_all(head.as_bytes()).unwrap();
+            });
+        }
+    });
+    url
+}
+
 #[test]
-fn at_a_fixed_rate_a_server_that_stalls_shows_in_all_requests_of_that_time() {
-    let lfw = require!("lfw10");
-    for file in ["models/pnet.pt", "models/mobilefacenet.onnx"] {
-        let _ = require!(file);
-    }
-    let target = LoadTarget::new(&lfw);
-    let photograph = target.photograph.to_str().unwrap();
-    let steady = ["--call", "dry-run", "--rate", "50", "--duration", "2", "--json"];
-    let child = target.load(&[&[photograph], &steady[..]].concat()).spawn().unwrap();
-    wait_for_interrupt_handler(&child);
-    // Sixteen that are not measured, and the first of those that are.
-    target.wait_until_served_more_than(20.0);
-    send_signal("-STOP", target.backend.process_id());
-    thread::sleep(Duration::from_secs(1));
-    send_signal("-CONT", target.backend.process_id());
-    let report = json(&expect_output(&child.wait_with_output().unwrap(), 0, &[]));
-    // 2 seconds at 50 per second, half of them due while the server stood still for a second: the latest of those had
-    // just begun to wait, the first waited for nearly all of it.
+fn at_a_fixed_rate_a_stall_of_the_server_shows_in_all_requests_scheduled_during_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("picture.jpg");
+    fs::write(&picture, b"\xff\xd8\xff\xe0").unwrap();
+    let server = stalled_server(100);
+    let load =
+        ["bench", "load", picture.to_str().unwrap(), "--server", &server, "--call", "dry-run", "--json"];
+    let steady = ["--rate", "100", "--requests", "100", "--warm-up", "0"];
+    let output = command(&[&load[..], &steady].concat()).output().unwrap();
+    let report = json(&expect_output(&output, 0, &[]));
+    // The last request starts 990 ms after the first, and only then are they answered: none can have taken less than the time
+    // from its start until then, however fast or slow the machine is.
     assert_eq!(number(&report, "/rows/0/served"), 100.0, "{report}");
     assert!(number(&report, "/rows/0/latency/p95_ms") > 600.0, "{report}");
     assert!(number(&report, "/rows/0/latency/max_ms") > 800.0, "{report}");

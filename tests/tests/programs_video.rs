@@ -1,5 +1,5 @@
-//! The programs that play video, from a user's side: the real `facepipe` against the real backend, with recordings, a
-//! network camera and a screen. There is no V4L2 camera here; what is asked of one is asked of an RTSP stream.
+//! The video commands as a user runs them: the real `facepipe` against the real backend, with recordings, a network camera
+//! and a screen. Without a V4L2 camera, an RTSP stream takes its place.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
@@ -12,27 +12,27 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
-    thread,
-    time::Duration,
 };
 
 use facepipe_test_support::{models_dir, require, skip};
 use facepipe_tests::{
     camera::Camera,
-    programs::{ProgramOutput, TestEnvironment, facepipe, interrupt, wait_until, with_file_size_limit},
+    programs::{
+        ProgramOutput, TestEnvironment, facepipe, interrupt, read_until, wait_until, with_file_size_limit,
+    },
 };
 use gst::prelude::*;
 use serde_json::Value;
 
-/// Cameras and windows run in real time: two tests at once would starve each other on a small machine.
+/// Cameras and windows run in real time: concurrent tests would starve each other on a small machine.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn exclusive() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A place with a recording of four seconds in which Tony Blair walks on the left, whom the server knows, and Hugo Chavez in
-/// the middle, whom it does not; both from the first frame on.
+/// An environment with a recording of four seconds: Tony Blair, enrolled, walks on the left, and Hugo Chavez, not enrolled, in
+/// the middle; both from the first frame on.
 fn environment(faces: PathBuf) -> (TestEnvironment, String) {
     let environment = TestEnvironment::new(&models_dir(), faces);
     for known in ["Tony_Blair", "Ariel_Sharon"] {
@@ -49,20 +49,15 @@ fn environment(faces: PathBuf) -> (TestEnvironment, String) {
     (environment, video)
 }
 
-/// Starts a program, and waits until its standard output says something.
-fn start_and_wait_for(mut command: Command, says: &str) -> (Child, BufReader<ChildStdout>) {
+/// Starts a program, and waits until it has printed `text` to standard output.
+fn start_and_wait_for(mut command: Command, text: &str) -> (Child, BufReader<ChildStdout>) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.contains(says) {
-        line.clear();
-        let read = stdout.read_line(&mut line).unwrap();
-        assert!(read > 0, "it ended without saying {says:?}");
-    }
+    read_until(&mut stdout, text);
     (child, stdout)
 }
 
-/// Waits for its end.
+/// Waits for the end of a program.
 fn wait_for_end((child, mut stdout): (Child, BufReader<ChildStdout>)) -> ProgramOutput {
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
@@ -78,7 +73,7 @@ fn read(report: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap()
 }
 
-/// The pictures of a video file: the pixels of each, RGB.
+/// Decodes the frames of a video file to RGB pixels.
 fn frames(video: &str) -> Vec<Vec<u8>> {
     gst::init().unwrap();
     let pipeline = gst::parse::launch(&format!(
@@ -104,7 +99,7 @@ const GREEN: [u8; 3] = [30, 200, 60];
 const BLUE: [u8; 3] = [40, 110, 255];
 const PURPLE: [u8; 3] = [160, 50, 220];
 
-/// How many pixels have a colour, within what an encoder makes of it.
+/// Counts the pixels of a colour, with a tolerance for encoding.
 fn count_pixels(pixels: &[u8], color: [u8; 3]) -> usize {
     pixels.as_chunks::<3>().0.iter().filter(|pixel| is_near(**pixel, color, 40)).count()
 }
@@ -124,7 +119,7 @@ fn a_recording_is_recognised_reported_and_annotated() {
     let (report, csv, annotated) =
         (environment.path("out.json"), environment.path("out.csv"), environment.path("out.mp4"));
 
-    // One walker who is enrolled and one who is not, each in one colour from the first frame on.
+    // An enrolled walker and a stranger, each in one colour from the first frame on.
     let recognize = ["recognize", "video", &video];
     environment
         .run(&[&recognize[..], &["--report", &report, "--output", &annotated]].concat())
@@ -147,7 +142,7 @@ fn a_recording_is_recognised_reported_and_annotated() {
         }
     }
 
-    // The same as a table, of each face of each frame, by several requests at a time.
+    // The same as CSV, with every face of every frame and concurrent requests.
     let every = ["--policy", "every", "--parallel", "3", "--report", &csv];
     let summary = environment.json(&[&recognize[..], &every].concat());
     let rows = fs::read_to_string(&csv).unwrap();
@@ -172,7 +167,7 @@ fn a_recording_is_recognised_reported_and_annotated() {
     assert_eq!(searched(&["--max-size", "20"]).2, 0);
     assert_eq!(searched(&["--min-confidence", "1"]).2, 0);
 
-    // What goes wrong, and what is there then.
+    // Errors, and what is written then.
     let wrong = |arguments: &[&str]| environment.run(&[&recognize[..], arguments].concat());
     wrong(&["--server", "http://127.0.0.1:1"]).expect(4, &["127.0.0.1:1 cannot be reached"]);
     wrong(&["--token", "not-the-token-of-this-test"]).expect(5, &["refused the token"]);
@@ -191,7 +186,7 @@ fn a_recording_is_recognised_reported_and_annotated() {
         assert!(!Path::new(file).exists(), "{file} is not whole");
     }
 
-    // Ctrl-C: what was played until then is reported and drawn.
+    // Ctrl-C: what was played is reported and drawn.
     let long = environment.path("long.mp4");
     repeat(&video, &long, 40);
     let options = ["--policy", "every", "--report", &report, "--output", &annotated];
@@ -211,11 +206,10 @@ fn a_recording_is_recognised_reported_and_annotated() {
         fs::read_dir(environment.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_str().unwrap().starts_with('.')), "{left:?}");
 
-    // The server goes away in the middle: a recording waits for it, so long as an answer may take.
+    // The server restarts meanwhile: a recording waits for it, up to the timeout.
     let options = ["--policy", "every", "--parallel", "1", "--report", &report];
     let begun = start_and_wait_for(environment.command(&[&recognize[..], &options].concat()), "Tony_Blair");
     environment.backend.stop();
-    thread::sleep(Duration::from_millis(300));
     environment.backend.start_again();
     wait_for_end(begun).expect(0, &["Frames    24 (24 searched)"]);
     assert_eq!((&read(&report)["faces"], &read(&report)["unanswered"]), (&summary["faces"], &0.into()));
@@ -227,7 +221,7 @@ fn a_recording_is_recognised_reported_and_annotated() {
     assert!(number(&document["faces"]) > 0.0 && number(&document["unanswered"]) > 0.0, "{document}");
 }
 
-/// Writes a video that is another one so many times.
+/// Writes a video that repeats another one.
 fn repeat(video: &str, out: &str, times: usize) {
     gst::init().unwrap();
     let sources = format!("filesrc location={video} ! qtdemux ! h264parse ! all. ").repeat(times);
@@ -246,7 +240,7 @@ fn play(description: &str) {
 }
 
 #[test]
-fn a_network_camera_is_recognised_as_it_comes() {
+fn a_network_camera_is_recognised_live() {
     let faces = require!("lfw10");
     for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
         require!(needed);
@@ -277,7 +271,7 @@ fn a_network_camera_is_recognised_as_it_comes() {
             && seen.iter().any(|f| count_pixels(f, BLUE) > 150)
     );
 
-    // Names of extracted faces tell the time of day.
+    // File names of extracted faces have the time of day.
     let folder = environment.path("faces");
     ProgramOutput::new(
         facepipe(&["extract", &gate, &folder, "--seconds", "1", "--policy", "every"]).output().unwrap(),
@@ -293,7 +287,7 @@ fn a_network_camera_is_recognised_as_it_comes() {
     }
     assert!(!index.is_empty());
 
-    // The server goes away and comes back: a camera goes on. Then the camera vanishes: what was seen is kept.
+    // The server restarts: a camera continues. Then the camera fails: what was seen is kept.
     let options = ["--policy", "every", "--report", &report];
     let mut begun = start_and_wait_for(
         environment.command(&[&["recognize", "camera", &gate], &options[..]].concat()),
@@ -314,7 +308,7 @@ fn a_network_camera_is_recognised_as_it_comes() {
     environment.run(&["recognize", "camera", &gate]).expect(6, &[&gate]);
 }
 
-/// A screen without a monitor, and what is on it.
+/// A virtual screen whose pixels can be read.
 struct Screen {
     server: Child,
     display: String,
@@ -338,8 +332,8 @@ impl Screen {
         Some(Self { server, display, memory })
     }
 
-    /// How many pixels in these columns and the rows above `bottom` have this colour. The file is an XWD dump (X11/XWDFile.h): a header of big-endian
-    /// words, colours of 12 bytes each, and here pixels of four bytes: blue, green, red, nothing.
+    /// Counts the pixels of a colour in these columns and the rows above `bottom`. The file is an XWD dump (X11/XWDFile.h): a
+    /// header of big-endian words, colours of 12 bytes each, and pixels of four bytes: blue, green, red, unused.
     fn count_pixels(&self, columns: Range<usize>, bottom: usize, color: [u8; 3]) -> usize {
         let dump = fs::read(self.memory.path().join("Xvfb_screen0")).unwrap();
         let word = |at: usize| {
@@ -365,11 +359,11 @@ impl Drop for Screen {
     }
 }
 
-/// The second window lies over the left part of the first: nobody arranges them here.
+/// The second window covers the left part of the first, since there is no window manager.
 const SECOND_WINDOW: Range<usize> = 0..420;
 const FIRST_WINDOW: Range<usize> = 430..1280;
 
-/// The first row of crops ends here; in the first window, nobody walks above.
+/// Bottom of the first row of crops; in the first window, nobody walks above.
 const FIRST_ROW_BOTTOM: usize = 230;
 
 #[test]
@@ -390,8 +384,8 @@ fn windows_show_who_is_known_and_who_is_not() {
         watching.spawn().unwrap()
     };
     let mut child = watch();
-    // Hugo Chavez is in the middle, first without an answer, which a slow machine may miss: it is played again until
-    // everything was seen. Of Tony Blair, on the left, the crop is seen.
+    // Hugo Chavez is in the middle, at first without a result, which a slow machine may miss: replay until everything was
+    // seen. Of Tony Blair, on the left, the crop is visible.
     let mut most = [0; 4];
     wait_until("coloured boxes in both windows", || {
         if child.try_wait().unwrap().is_some() {
@@ -408,10 +402,10 @@ fn windows_show_who_is_known_and_who_is_not() {
     });
     interrupt(&child);
     let said = ProgramOutput::new(child.wait_with_output().unwrap());
-    // It may just have come to its end.
+    // The recording may just have ended.
     assert!(matches!(said.code, Some(0 | 130)), "{:?}: {}", said.code, said.stderr);
 
-    // Where the screen cannot be had, it goes on without.
+    // Without a screen it continues without windows.
     let mut blind = environment.command(&["recognize", "camera", &video, "--seconds", "1"]);
     let said = ProgramOutput::new(blind.env("DISPLAY", ":987").output().unwrap());
     said.expect(0, &["The window cannot be opened", "Tony_Blair"]);
@@ -422,7 +416,7 @@ fn windows_show_who_is_known_and_who_is_not() {
 }
 
 #[test]
-fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_once() {
+fn sources_without_video_are_reported_and_an_animation_is_played_once() {
     let (scene, faces) = (require!("scenes/multiface.jpg"), require!("lfw10"));
     require!("models/version-RFB-640.onnx");
     let _exclusive = exclusive();
@@ -433,7 +427,7 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
         ProgramOutput::new(facepipe(&[&fixed[..], more].concat()).output().unwrap())
     };
 
-    // Two seconds of a group, and a still picture.
+    // An animation of two seconds, and a still picture.
     let group = image::open(scene).unwrap().into_rgba8();
     let gif = |name: &str, frames: u32| {
         let mut encoder =
@@ -450,7 +444,7 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
     for second in ["00000.000", "00000.500", "00001.000", "00001.500"] {
         assert!(written.iter().any(|name| name.starts_with(second)), "{second}: {written:?}");
     }
-    // What is left out is the last that is said.
+    // Faces left out are reported last.
     let said = extract(&gif("group.gif", 2), &["--min-size", "2000"]).expect(0, &["Faces     0 files"]);
     let last = said.stdout.lines().last().unwrap();
     assert!(
@@ -465,14 +459,14 @@ fn what_is_no_video_or_never_gives_a_frame_is_told_and_an_animation_is_played_on
         ProgramOutput::new(facepipe(&["recognize", "video", picture]).output().unwrap()).expect(6, &[what]);
     }
 
-    // Somebody holds the other end of a pipe and says nothing.
+    // A pipe without data.
     let pipe = path("silent.mp4");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let _silent = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
     extract(&pipe, &["--first-frame", "1"])
         .expect(6, &["silent.mp4", "no frame of it came within 1 s", "--first-frame"]);
 
-    // Sound alone.
+    // Audio only.
     gst::init().unwrap();
     let sound = path("sound.ogg");
     play(&format!("audiotestsrc num-buffers=50 ! vorbisenc ! oggmux ! filesink location={sound}"));
@@ -494,7 +488,7 @@ fn write_slideshow(pictures: &[PathBuf], folder: &Path, video: &str) {
 }
 
 #[test]
-fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
+fn a_person_is_enrolled_from_a_video_with_distinct_pictures() {
     let (crowd, faces) = (require!("videos/crowd-very-high-1080p6.mp4"), require!("lfw10"));
     for needed in ["models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
         require!(needed);
@@ -506,7 +500,7 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
     let folder = environment.photographs("shots", "Tony_Blair", &numbers);
     let mut shots: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     shots.sort();
-    // Every photograph twice in a row: the second is like the first.
+    // Every photograph twice: the second is too similar.
     let twice: Vec<PathBuf> = shots.iter().flat_map(|shot| [shot.clone(), shot.clone()]).collect();
     write_slideshow(&twice, &environment.folder.path().join("frames"), &video);
 
@@ -519,7 +513,7 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
     run(&["--help"]).expect(0, &["Examples", "--create --count 20 --train", "130"]);
     run(&["--create", "--count", "3", "--train"])
         .expect(0, &["Added     Ada", "3 of 3", "Trained   model 1"]);
-    // Again, what is there counts, and the rest comes.
+    // A second run counts existing pictures and adds the rest.
     let said = run(&["--count", "50", "--json"]).expect(3, &[]);
     let summary: Value = serde_json::from_str(&said.stdout).unwrap();
     assert_eq!(summary["already_there"], 3, "{summary} {}", said.stderr);
@@ -528,17 +522,17 @@ fn a_person_is_enrolled_from_a_video_by_shots_that_differ() {
     assert!(number(&summary["frames_alike"]) >= 8.0, "the second of each: {summary}");
     assert_eq!(number(&environment.json(&["people"])["people"][0]["images"]), enrolled + 3.0);
 
-    // A crowd is no person, and nobody is added for it.
+    // A crowd is refused, and nobody is added.
     let several = ["enroll", "camera", crowd.to_str().unwrap(), "--id", "Eve", "--create", "--seconds", "2"];
     environment.run(&several).expect(3, &["Several faces", "with several faces", "0 of 20"]);
     environment.run(&["people", "show", "Eve"]).expect(6, &["nobody of that name"]);
 
-    // On a screen: the purple box, and the crop that is sent. Ctrl-C in the middle, and on again.
+    // On a screen: the purple box and the uploaded crop. Interrupted and continued.
     let Some(screen) = Screen::start() else {
         skip("no screen: install xvfb");
         return;
     };
-    // A picture is one person's: Ada's go before Eve gets them.
+    // A picture belongs to one person: erase Ada's before enrolling Eve.
     environment.run(&["people", "delete", "Ada", "--yes"]).expect(0, &[]);
     let eve = ["enroll", "camera", &video, "--id", "Eve", "--create", "--count", "6"];
     let mut watched = environment.command(&eve);

@@ -22,14 +22,14 @@ use facepipe_vision::Mtcnn;
 
 use self::{
     parts::Parts,
-    report::{Model, Report, Step, write_whole},
+    report::{Model, Report, Step},
     suggestions::Suggestion,
     thumbnail::Thumbnails,
     walkers::Strangers,
 };
 use crate::{
     exit::{self, Failure, Outcome},
-    interrupt,
+    files, interrupt,
     models::manifest::{Kind, Manifest},
     output, progress,
     trial::{self, GroundTruth, Person, Policy, Replay, Trial, Workspace},
@@ -242,7 +242,7 @@ impl Reports {
     fn write(&self, report: &Report, replay: &Replay, thumbnails: Thumbnails) -> Result<()> {
         let page = page::render(report, &replay.crops, thumbnails);
         report.write(&self.json)?;
-        write_whole(&self.page, &page)?;
+        files::replace(&self.page, page.as_bytes(), files::SHARED)?;
         output::line(format!("\nReport    {} (for a browser), {}", self.page.display(), self.json.display()));
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Write as _};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    report::{Accuracy, Report, Track, VIDEO_MBPS, format_time},
+    report::{Accuracy, Report, Tile, VIDEO_MBPS, format_time},
     thumbnail::{Thumbnails, data_address},
 };
 use crate::trial::{Crops, IdentificationOutcome};
@@ -248,51 +248,55 @@ impl Page<'_> {
 
     /// Writes a tile with a thumbnail for each walker.
     fn tiles(&self, out: &mut String) -> fmt::Result {
-        let tracks = &self.report.tracks;
-        if tracks.is_empty() {
+        let tiles = &self.report.tiles;
+        if tiles.is_empty() {
             return writeln!(out, "<section>\n<h2>Faces</h2>\n<p>No face was seen.</p>\n</section>");
         }
         writeln!(out, "<section>\n<h2>Everybody who walked by</h2>\n<ul class=\"faces\">")?;
-        for track in tracks.iter().take(MAX_TILES) {
-            self.tile(out, track)?;
+        for tile in tiles.iter().take(MAX_TILES) {
+            self.tile(out, tile)?;
         }
         writeln!(out, "</ul>")?;
-        if let Some(more @ 1..) = tracks.len().checked_sub(MAX_TILES) {
+        if let Some(more @ 1..) = tiles.len().checked_sub(MAX_TILES) {
             writeln!(out, "<p class=\"quiet\">and {more} more: see report.json</p>")?;
         }
         writeln!(out, "</section>")
     }
 
-    fn tile(&self, out: &mut String, track: &Track) -> fmt::Result {
+    fn tile(&self, out: &mut String, tile: &Tile) -> fmt::Result {
         let (alt, class) = match self.thumbnails {
             Thumbnails::Pixelated => ("Pixelated face", ""),
             Thumbnails::Clear => ("Face", " clear"),
         };
-        let (name, described) = match &track.identity {
-            Some(name) => (name_html(name), Escaped(name).to_string()),
-            None if self.report.embedder.is_some() => ("unknown".to_owned(), "somebody unknown".to_owned()),
-            None => (format!("track {}", track.track), format!("track {}", track.track)),
+        let (name, described) = match (&tile.identity, tile.track) {
+            (Some(name), _) => (name_html(name), Escaped(name).to_string()),
+            (None, Some(track)) if self.report.embedder.is_none() => {
+                (format!("track {track}"), format!("track {track}"))
+            }
+            (None, _) => ("unknown".to_owned(), "somebody unknown".to_owned()),
         };
-        let picture = self.crops.by_track.get(&track.track);
-        let picture = picture.and_then(|picture| data_address(&picture.jpeg, self.thumbnails));
+        let crop = tile.track.and_then(|track| self.crops.by_track.get(&track));
+        let picture = crop.and_then(|crop| data_address(&crop.jpeg, self.thumbnails));
         let picture = match picture {
             Some(address) => format!("<img src=\"{address}\" alt=\"{alt} of {described}\"/>"),
             None => "<span class=\"quiet\">no picture</span>".to_owned(),
         };
-        let [from, to] = track.seconds;
+        let [from, to] = tile.seconds;
         let when = if to - from < 0.05 { format!("{from:.1} s") } else { format!("{from:.1} to {to:.1} s") };
         write!(
             out,
             "<li><div class=\"picture{class}\">{picture}</div><strong>{name}</strong><small class=\"quiet\">{when}</small>"
         )?;
-        if let Some(outcome) = track.outcome {
-            let (class, words) = match outcome {
-                IdentificationOutcome::Correct(_) => ("good", "\u{2713} right"),
-                IdentificationOutcome::CorrectlyUnknown => ("good", "\u{2713} right: not enrolled"),
-                IdentificationOutcome::Missed => ("open", "? enrolled, but not recognised"),
-                IdentificationOutcome::Misidentified => ("bad", "\u{2717} somebody else"),
-                IdentificationOutcome::Unmatched => ("open", "? nobody was there"),
-            };
+        let badge = match tile.outcome {
+            Some(IdentificationOutcome::Correct(_)) => Some(("good", "\u{2713} right")),
+            Some(IdentificationOutcome::CorrectlyUnknown) => Some(("good", "\u{2713} right: not enrolled")),
+            Some(IdentificationOutcome::Missed) => Some(("open", "? enrolled, but not recognised")),
+            Some(IdentificationOutcome::Misidentified) => Some(("bad", "\u{2717} somebody else")),
+            Some(IdentificationOutcome::Unmatched) => Some(("open", "? nobody was there")),
+            None if !tile.is_detected => Some(("open", "? not detected")),
+            None => None,
+        };
+        if let Some((class, words)) = badge {
             write!(out, "<br/><span class=\"badge {class}\">{words}</span>")?;
         }
         writeln!(out, "</li>")
@@ -413,5 +417,55 @@ mod tests {
         assert_eq!(shown("a\"b & c"), "a&quot;b &amp; c");
         assert_eq!(shown("a\u{0}b\u{1b}\u{85}\u{ffff}"), "a\u{fffd}b\u{fffd}\u{fffd}\u{fffd}");
         assert_eq!(shown("Zo\u{eb} \u{738b}\n"), "Zo\u{eb} \u{738b} ");
+    }
+
+    /// Relative luminance of `#rrggbb` (WCAG 2.2).
+    fn luminance(color: &str) -> f64 {
+        let channel = |at: usize| {
+            let value = f64::from(u8::from_str_radix(&color[at..at + 2], 16).unwrap()) / 255.0;
+            if value <= 0.040_45 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
+    }
+
+    /// Contrast ratio (WCAG 2.2), 1 to 21.
+    fn contrast(a: &str, b: &str) -> f64 {
+        let (a, b) = (luminance(a) + 0.05, luminance(b) + 0.05);
+        a.max(b) / a.min(b)
+    }
+
+    #[test]
+    fn text_has_the_contrast_that_wcag_requires_in_both_colour_schemes() {
+        assert!((contrast("#ffffff", "#000000") - 21.0).abs() < 1e-9);
+        let schemes: Vec<&str> =
+            STYLE.split(":root {").skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
+        assert_eq!(schemes.len(), 2);
+        for scheme in schemes {
+            let color = |name: &str| {
+                let value =
+                    scheme.split(';').find_map(|rule| rule.trim().strip_prefix(&format!("--{name}: ")));
+                value.unwrap_or_else(|| panic!("no {name} in {scheme}")).trim()
+            };
+            let texts = [
+                ("text", "ground"),
+                ("text", "card"),
+                ("text", "track"),
+                ("quiet", "ground"),
+                ("quiet", "card"),
+                ("quiet", "track"),
+                ("good", "good-ground"),
+                ("bad", "bad-ground"),
+                ("open", "open-ground"),
+            ];
+            for (text, background) in texts {
+                let ratio = contrast(color(text), color(background));
+                assert!(ratio >= 4.5, "{text} on {background}: {ratio:.2}");
+            }
+            // Bars and points need less (1.4.11).
+            for background in ["card", "track"] {
+                let ratio = contrast(color("accent"), color(background));
+                assert!(ratio >= 3.0, "accent on {background}: {ratio:.2}");
+            }
+        }
     }
 }

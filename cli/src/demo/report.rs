@@ -13,10 +13,10 @@ use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
     client::LastKnownLocation,
-    exit::Failure,
-    output,
+    files, output,
     trial::{
-        CAMERA_ID, CAMERA_LOCATION, Detection, GroundTruth, IdentificationOutcome, Policy, Replay, Trial,
+        CAMERA_ID, CAMERA_LOCATION, Detection, GroundTruth, IdentificationOutcome, Policy, Replay, TrackCrop,
+        Trial,
     },
     video::faces::LeftOut,
 };
@@ -65,6 +65,9 @@ pub struct Report {
     pub taken: BTreeMap<Option<String>, Vec<f64>>,
     /// Tracks, in order of appearance.
     pub tracks: Vec<Track>,
+    /// The walkers of the page, in order of appearance.
+    #[serde(skip)]
+    pub tiles: Vec<Tile>,
     /// Missing components.
     pub missing: Vec<String>,
     /// Steps with their durations.
@@ -94,6 +97,24 @@ pub struct Track {
     /// The same, for the page.
     #[serde(skip)]
     pub outcome: Option<IdentificationOutcome>,
+    /// The walker of the ground truth.
+    #[serde(skip)]
+    walker: Option<u64>,
+}
+
+/// A walker on the page.
+#[derive(Debug)]
+pub struct Tile {
+    /// Track whose crop is shown, if any.
+    pub track: Option<i32>,
+    /// The name; none if unknown. For a walker who was not detected, the name in the ground truth if enrolled.
+    pub identity: Option<String>,
+    /// Times of the first and last crop, or of the first and last frame with the walker, seconds since the start of the video.
+    pub seconds: [f64; 2],
+    /// Whether the name is right; none without ground truth or detection.
+    pub outcome: Option<IdentificationOutcome>,
+    /// False for a walker who was not detected.
+    pub is_detected: bool,
 }
 
 /// A step of the demo.
@@ -161,12 +182,14 @@ impl Report {
             }
         }
         let enrolled = trial.map(Trial::enrolled).unwrap_or_default();
-        let accuracy = truth.filter(|_| trial.is_some()).map(|truth| {
-            let score = replay.score(truth, &enrolled);
+        let truth = truth.filter(|_| trial.is_some()).map(|truth| (truth, &enrolled));
+        let tracks = tracks(replay, truth);
+        let accuracy = truth.map(|(truth, enrolled)| {
+            let score = replay.score(truth, enrolled);
             Accuracy {
                 identification_accuracy: score.correct as f64 / score.total.max(1) as f64,
                 walkers: truth.walkers(),
-                walkers_enrolled: truth.enrolled_walkers(&enrolled),
+                walkers_enrolled: truth.enrolled_walkers(enrolled),
                 walkers_seen: score.recognized_walkers.len(),
                 detections_right: score.correct,
                 detections_rightly_unknown: score.correctly_unknown,
@@ -201,7 +224,8 @@ impl Report {
             crops_without_face: replay.crops_without_face,
             left_out: replay.left_out,
             taken,
-            tracks: tracks(replay, truth.map(|truth| (truth, &enrolled)).filter(|_| trial.is_some())),
+            tiles: tiles(&tracks, replay, truth),
+            tracks,
             missing: Vec::new(),
             steps: Vec::new(),
             models: Vec::new(),
@@ -261,22 +285,9 @@ impl Report {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self)?;
-        write_whole(path, &(text + "\n"))
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        Ok(files::replace(path, text.as_bytes(), files::SHARED)?)
     }
-}
-
-/// Replaces a file atomically.
-///
-/// # Errors
-/// It cannot be written.
-pub fn write_whole(path: &Path, text: &str) -> Result<()> {
-    let new = path.with_added_extension("new");
-    fs::write(&new, text).and_then(|()| fs::rename(&new, path)).map_err(|error| {
-        // Free the space of the partial file.
-        let _ = fs::remove_file(&new);
-        Failure::output(path.display(), error).into()
-    })
 }
 
 /// Sums up the detections by track.
@@ -290,30 +301,81 @@ fn tracks(replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Ve
         seconds,
         verdict: None,
         outcome: None,
+        walker: None,
     };
     if replay.detections.is_empty() && replay.sent == 0 {
         // Without a backend.
-        let seen = replay.crops.by_track.iter().map(|(id, picture)| (*id, new(*id, picture.seconds)));
+        let seen = replay.crops.by_track.iter().map(|(id, crop)| (*id, new(*id, crop.seconds)));
         tracks.extend(seen);
     }
     for detection in replay.detections.iter().filter(|detection| detection.largest) {
-        let Detection { seconds, bounds, identity, confidence, track, .. } = detection;
+        let Detection { seconds, bounding_box, identity, confidence, track, .. } = detection;
         let entry = tracks.entry(*track).or_insert_with(|| new(*track, [*seconds; 2]));
         entry.seconds = [entry.seconds[0].min(*seconds), entry.seconds[1].max(*seconds)];
         entry.detections += 1;
-        // A name outweighs unknown, a higher confidence a lower one.
-        let decides = entry.detections == 1 || (identity.is_some() && *confidence > entry.confidence);
-        if decides {
+        if entry.detections == 1 || is_better(detection, entry.confidence) {
             entry.identity.clone_from(identity);
             entry.confidence = *confidence;
-            entry.outcome =
-                truth.map(|(truth, enrolled)| truth.assess(enrolled, *seconds, *bounds, identity.as_deref()));
+            entry.outcome = truth
+                .map(|(truth, enrolled)| truth.assess(enrolled, *seconds, bounding_box, identity.as_deref()));
             entry.verdict = entry.outcome.map(outcome_code);
+            entry.walker = truth.and_then(|(truth, _)| truth.walker(*seconds, bounding_box));
         }
     }
     let mut tracks: Vec<Track> = tracks.into_values().collect();
     tracks.sort_by(|a, b| a.seconds[0].total_cmp(&b.seconds[0]));
     tracks
+}
+
+/// Returns whether a detection outweighs one with this confidence: a name outweighs unknown, a higher confidence a lower one.
+fn is_better(detection: &Detection, confidence: f64) -> bool {
+    detection.identity.is_some() && detection.confidence > confidence
+}
+
+/// Returns a tile for each track and, with ground truth, for each walker without a track of their own.
+fn tiles(tracks: &[Track], replay: &Replay, truth: Option<(&GroundTruth, &BTreeSet<&str>)>) -> Vec<Tile> {
+    let of_track = |track: &Track| Tile {
+        track: Some(track.track),
+        identity: track.identity.clone(),
+        seconds: track.seconds,
+        outcome: track.outcome,
+        is_detected: true,
+    };
+    let mut tiles: Vec<Tile> = tracks.iter().map(of_track).collect();
+    let Some((truth, enrolled)) = truth else { return tiles };
+    let covered: BTreeSet<u64> = tracks.iter().filter_map(|track| track.walker).collect();
+    for (walker, name, seconds) in truth.walks(enrolled).filter(|(walker, ..)| !covered.contains(walker)) {
+        // Detected beside others only, or not at all. The crop of a track without a tile may still show them.
+        let is_walker = |crop: &TrackCrop| truth.walker(crop.taken, &crop.bounding_box) == Some(walker);
+        let mut tile = Tile {
+            track: replay
+                .crops
+                .by_track
+                .iter()
+                .filter(|(id, crop)| is_walker(crop) && tracks.iter().all(|track| track.track != **id))
+                .map(|(id, _)| *id)
+                .next(),
+            identity: name.map(str::to_owned),
+            seconds,
+            outcome: None,
+            is_detected: false,
+        };
+        let mut confidence = 0.0;
+        for detection in &replay.detections {
+            let Detection { seconds, bounding_box, identity, .. } = detection;
+            if truth.walker(*seconds, bounding_box) == Some(walker)
+                && (!tile.is_detected || is_better(detection, confidence))
+            {
+                confidence = detection.confidence;
+                tile.is_detected = true;
+                tile.identity.clone_from(identity);
+                tile.outcome = Some(truth.assess(enrolled, *seconds, bounding_box, identity.as_deref()));
+            }
+        }
+        tiles.push(tile);
+    }
+    tiles.sort_by(|a, b| a.seconds[0].total_cmp(&b.seconds[0]));
+    tiles
 }
 
 /// Returns the code of an outcome in report.json.
@@ -338,4 +400,72 @@ pub fn format_time(time: &str) -> String {
         .ok()
         .and_then(|time| time.to_offset(UtcOffset::UTC).format(&format).ok())
         .unwrap_or_else(|| time.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use facepipe_vision::BoundingBox;
+
+    use super::*;
+    use crate::trial::Crops;
+
+    fn at(left: f32) -> BoundingBox {
+        BoundingBox { left, top: 0.0, right: left + 100.0, bottom: 100.0 }
+    }
+
+    fn detection(left: f32, identity: Option<&str>, track: i32, largest: bool) -> Detection {
+        Detection {
+            seconds: 0.0,
+            bounding_box: at(left),
+            identity: identity.map(str::to_owned),
+            confidence: if identity.is_some() { 0.9 } else { 0.0 },
+            track,
+            largest,
+        }
+    }
+
+    #[test]
+    fn every_walker_has_a_tile_whether_tracked_or_not() {
+        let truth: GroundTruth = serde_json::from_str(
+            r#"{"fps":6,"walkers":{"0":{"person":"Ada"},"1":{},"2":{"person":"Bob"},"3":{}},"frames":[[
+                {"id":0,"box":[0,0,100,100]},{"id":1,"box":[200,0,300,100]},
+                {"id":2,"box":[400,0,500,100]},{"id":3,"box":[600,0,700,100]}]]}"#,
+        )
+        .unwrap();
+        // Ada has a track, stranger 1 is seen in the margin of her crop, the backend finds no face of Bob in his crop, and
+        // stranger 3 is not seen at all.
+        let crop =
+            |left| TrackCrop { seconds: [0.0; 2], taken: 0.0, bounding_box: at(left), jpeg: Vec::new() };
+        let by_track = BTreeMap::from([(7, crop(0.0)), (8, crop(400.0))]);
+        let replay = Replay {
+            seconds: 1.0,
+            sent: 2,
+            failed: 0,
+            uplink_bytes: 0,
+            image_bytes: 0,
+            crops_without_face: 1,
+            left_out: LeftOut::default(),
+            detections: vec![detection(0.0, Some("Ada"), 7, true), detection(200.0, None, 7, false)],
+            crops: Crops { count: 2, bytes: 0, by_track },
+            started: OffsetDateTime::UNIX_EPOCH,
+        };
+        let enrolled = BTreeSet::from(["Ada", "Bob"]);
+        let truth = Some((&truth, &enrolled));
+        let tracks = tracks(&replay, truth);
+        assert_eq!(tracks.len(), 1);
+        let tiles = tiles(&tracks, &replay, truth);
+        let shown: Vec<_> = tiles
+            .iter()
+            .map(|tile| (tile.track, tile.identity.as_deref(), tile.outcome, tile.is_detected))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                (Some(7), Some("Ada"), Some(IdentificationOutcome::Correct(0)), true),
+                (None, None, Some(IdentificationOutcome::CorrectlyUnknown), true),
+                (Some(8), Some("Bob"), None, false),
+                (None, None, None, false),
+            ]
+        );
+    }
 }

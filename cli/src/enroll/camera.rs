@@ -21,6 +21,7 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use super::{
+    print_training,
     selection::{self, Criteria, FaceSample, Rejection, SampleSelector},
     unknown_person,
     upload::{self, UploadOutcome},
@@ -396,10 +397,6 @@ impl Summary {
         row(self.frames_alike, "too much like one that was sent");
         row(self.frames_too_soon, "too soon after the last one");
         self.left_out.summary("--min-size").iter().for_each(output::line);
-        if let Some(version) = self.model_version {
-            output::line(format!("Trained   model {version}"));
-        } else if self.enrolled > 0 {
-            output::line("Nobody is recognised by new pictures before a training: facepipe train --wait");
-        }
+        print_training(self.model_version, self.enrolled > 0);
     }
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    unknown_person,
+    print_training, unknown_person,
     upload::{ImageResult, UploadOutcome, Uploader},
 };
 use crate::{
@@ -339,9 +339,5 @@ fn print(report: &Report, dry_run: bool) {
         let names = report.without_picture.join(", ");
         output::line(format!("Without   a usable picture, so that nobody will recognise them: {names}"));
     }
-    if let Some(version) = report.model_version {
-        output::line(format!("Trained   model {version}"));
-    } else if !dry_run && report.summary.contains_key(&UploadOutcome::Added) {
-        output::line("Nobody is recognised by new pictures before a training: facepipe train --wait");
-    }
+    print_training(report.model_version, !dry_run && report.summary.contains_key(&UploadOutcome::Added));
 }

@@ -8,7 +8,10 @@ mod upload;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::exit::{Failure, Outcome};
+use crate::{
+    exit::{Failure, Outcome},
+    output,
+};
 
 /// Enrols people: adds pictures of their faces.
 #[derive(Debug, Args)]
@@ -39,4 +42,13 @@ pub fn run(options: &Options) -> Result<Outcome> {
 /// Error for a person whom the server does not know.
 fn unknown_person(id: &str) -> Failure {
     Failure::Usage(format!("--id {id}: the server knows nobody of that name; --create adds them"))
+}
+
+/// Prints the trained model, or a reminder that new pictures need a training.
+fn print_training(model_version: Option<u64>, has_new_pictures: bool) {
+    if let Some(version) = model_version {
+        output::line(format!("Trained   model {version}"));
+    } else if has_new_pictures {
+        output::line("Nobody is recognised by new pictures before a training: facepipe train --wait");
+    }
 }

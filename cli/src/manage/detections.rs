@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{confirmed, percent};
+use super::{MAX_PAGE, collect_pages, confirmed, percent};
 use crate::{
     client::{Client, ClientError, Detection},
     connection::Target,
@@ -19,9 +19,6 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Default number of detections listed.
 const DEFAULT_NUMBER: usize = 20;
-
-/// Maximum page size of the API.
-const MAX_PAGE: usize = 1000;
 
 /// Lists who was seen where and when; follows new detections; shows and erases single ones.
 #[derive(Debug, Args)]
@@ -176,23 +173,14 @@ fn not_found(id: i64) -> Failure {
 }
 
 async fn list(options: &Options, client: &Client) -> Result<Outcome> {
-    let mut newest = Vec::new();
-    let mut cursor = None;
-    let number = options.number.unwrap_or(DEFAULT_NUMBER);
-    while newest.len() < number {
-        let left = number - newest.len();
-        let mut query = options.filters();
-        query.push(("limit", left.min(MAX_PAGE).to_string()));
+    let mut newest = collect_pages(options.number.unwrap_or(DEFAULT_NUMBER), move |mut query| async move {
+        query.extend(options.filters());
         query.extend(options.from.clone().map(|time| ("from", time)));
         query.extend(options.to.clone().map(|time| ("to", time)));
-        query.extend(cursor.map(|cursor| ("cursor", cursor)));
         let page = client.detections(&query).await?;
-        newest.extend(page.detections);
-        cursor = page.meta.next_cursor;
-        if cursor.is_none() || interrupt::requested() {
-            break;
-        }
-    }
+        Ok((page.detections, page.meta.next_cursor))
+    })
+    .await?;
     if !options.follow {
         if options.target.json {
             output::json(&newest)?;

@@ -3,11 +3,12 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use super::collect_pages;
 use crate::{
     client::{Client, Job, JobStatus},
     connection::Target,
     exit::{self, Outcome},
-    interrupt, output, runtime, train,
+    output, runtime, train,
 };
 
 /// Lists, follows, starts and cancels jobs: trainings and the computation of embeddings.
@@ -66,9 +67,6 @@ struct List {
 /// Default number of jobs listed.
 const DEFAULT_NUMBER: usize = 20;
 
-/// Maximum page size of the API.
-const MAX_PAGE: usize = 1000;
-
 /// Runs the program.
 ///
 /// # Errors
@@ -114,20 +112,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
 
 impl List {
     async fn load(&self, client: &Client) -> Result<Vec<Job>> {
-        let mut newest = Vec::new();
-        let mut cursor = None;
-        while newest.len() < self.number {
-            let mut query = vec![("limit", (self.number - newest.len()).min(MAX_PAGE).to_string())];
+        let jobs = collect_pages(self.number, move |mut query| async move {
             query.extend(self.status.map(|status| ("status", status.as_str().to_owned())));
-            query.extend(cursor.map(|cursor| ("cursor", cursor)));
             let page = client.jobs(&query).await?;
-            newest.extend(page.jobs);
-            cursor = page.meta.next_cursor;
-            if cursor.is_none() || interrupt::requested() {
-                break;
-            }
-        }
-        Ok(newest)
+            Ok((page.jobs, page.meta.next_cursor))
+        });
+        Ok(jobs.await?)
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{detections::capture_time, percent};
+use super::{collect_pages, detections::capture_time, percent};
 use crate::{
     connection::Target,
     exit::{self, Failure, Outcome},
@@ -52,19 +52,14 @@ pub fn run(options: &Options) -> Result<Outcome> {
         };
         let mut track = Vec::new();
         if options.track {
-            let mut cursor = None;
-            loop {
-                let mut query = vec![("limit", "1000".to_owned())];
+            let client = &client;
+            track = collect_pages(usize::MAX, move |mut query| async move {
                 query.extend(options.from.clone().map(|time| ("from", time)));
                 query.extend(options.to.clone().map(|time| ("to", time)));
-                query.extend(cursor.map(|cursor| ("cursor", cursor)));
-                let Some(page) = client.track(&options.name, &query).await? else { break };
-                track.extend(page.detections);
-                cursor = page.meta.next_cursor;
-                if cursor.is_none() {
-                    break;
-                }
-            }
+                let page = client.track(&options.name, &query).await?;
+                Ok(page.map_or_else(Default::default, |page| (page.detections, page.meta.next_cursor)))
+            })
+            .await?;
         }
         if options.target.json {
             if options.track { output::json(&track)? } else { output::json(&last)? }

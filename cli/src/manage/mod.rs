@@ -8,7 +8,10 @@ mod locate;
 mod people;
 mod trained;
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::{
+    future::Future,
+    io::{self, BufRead, IsTerminal, Write},
+};
 
 use anyhow::Result;
 
@@ -21,7 +24,13 @@ pub use self::{
     cameras::run as cameras, detections::run as detections, images::run as images, jobs::run as jobs,
     locate::run as locate, people::run as people, trained::run as trained,
 };
-use crate::exit::Failure;
+use crate::{client::ClientError, exit::Failure, interrupt};
+
+/// Maximum page size of the API.
+const MAX_PAGE: usize = 1000;
+
+/// Query parameters of a call.
+type Query = Vec<(&'static str, String)>;
 
 /// Asks for confirmation of an irreversible action, unless `yes`.
 ///
@@ -46,4 +55,29 @@ fn confirmed(question: &str, yes: bool) -> Result<bool> {
 /// Formats a share as a percentage; a dash for none.
 fn percent(share: Option<f32>) -> String {
     share.map_or_else(|| "-".into(), |share| format!("{:.0} %", share * 100.0))
+}
+
+/// Collects up to `number` entries of a paged list. `load` adds its filters to the paging parameters, and returns a page and the
+/// cursor of the next one. Ends early if interrupted.
+///
+/// # Errors
+/// A call fails.
+async fn collect_pages<T, P>(number: usize, load: impl Fn(Query) -> P) -> Result<Vec<T>, ClientError>
+where
+    P: Future<Output = Result<(Vec<T>, Option<String>), ClientError>>,
+{
+    let mut entries = Vec::new();
+    let mut cursor = None;
+    while entries.len() < number {
+        let limit = (number - entries.len()).min(MAX_PAGE);
+        let mut query = vec![("limit", limit.to_string())];
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let (page, next) = load(query).await?;
+        entries.extend(page);
+        cursor = next;
+        if cursor.is_none() || interrupt::requested() {
+            break;
+        }
+    }
+    Ok(entries)
 }

@@ -16,9 +16,9 @@ use gstfacepipe::{
 };
 use tempfile::TempPath;
 
-use super::report::folder_of;
 use crate::{
     exit::Failure,
+    files::folder_of,
     video::{Shared, lock, panel, player::Player, source::Source},
 };
 

@@ -2,8 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::Result;
@@ -13,7 +12,7 @@ use serde::Serialize;
 use super::requests::Crop;
 use crate::{
     exit::Failure,
-    output,
+    files, output,
     video::{faces::LeftOut, player::Player, source::Source},
 };
 
@@ -228,7 +227,7 @@ impl ReportFile {
     /// # Errors
     /// Its folder is missing or cannot be written.
     pub fn check(&self) -> Result<(), Failure> {
-        tempfile::NamedTempFile::new_in(folder_of(&self.path))
+        tempfile::NamedTempFile::new_in(files::folder_of(&self.path))
             .map(drop)
             .map_err(|error| Failure::output(self.path.display(), error))
     }
@@ -246,21 +245,9 @@ impl ReportFile {
             }
             Format::Csv => csv(&report.detections)?,
         };
-        let write = || -> std::io::Result<()> {
-            // Readable by the owner only, like all temporary files: it contains personal data.
-            let mut file = tempfile::NamedTempFile::new_in(folder_of(&self.path))?;
-            file.write_all(&content)?;
-            file.persist(&self.path)?;
-            Ok(())
-        };
-        write().map_err(|error| Failure::output(self.path.display(), error))?;
+        files::replace(&self.path, &content, files::PRIVATE)?;
         Ok(())
     }
-}
-
-/// Returns the folder of a file.
-pub fn folder_of(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn csv(faces: &[FaceRecord]) -> Result<Vec<u8>> {

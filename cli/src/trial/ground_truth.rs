@@ -7,14 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
+use facepipe_vision::BoundingBox;
+use serde::{Deserialize, Serialize};
 
 /// Minimum IoU of a detection with a walker's box. Detected and rendered boxes differ in size by up to a third, so 0.5 would
 /// miss correct matches.
-const MATCH_IOU: f64 = 0.3;
-
-/// `[left, top, right, bottom]` in pixels of the full frame.
-pub type Bounds = [f64; 4];
+const MATCH_IOU: f32 = 0.3;
 
 /// Ground truth read from `<video>.json` beside `<video>.mp4`.
 #[derive(Debug, Deserialize)]
@@ -24,11 +22,12 @@ pub struct GroundTruth {
     frames: Vec<Vec<Appearance>>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Walker {
-    /// None for a stranger.
+/// A person who walks by.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Walker {
+    /// The name; none for a stranger.
     #[serde(default)]
-    person: Option<String>,
+    pub person: Option<String>,
 }
 
 impl Walker {
@@ -52,11 +51,30 @@ pub enum IdentificationOutcome {
     Unmatched,
 }
 
-#[derive(Debug, Deserialize)]
-struct Appearance {
-    id: u64,
-    #[serde(rename = "box")]
-    bounds: Bounds,
+/// A walker's face in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Appearance {
+    /// Number of the walker.
+    pub id: u64,
+    /// Bounds of the face in pixels of the frame.
+    #[serde(rename = "box", with = "edges")]
+    pub bounding_box: BoundingBox,
+}
+
+/// The JSON form of a box, `[left, top, right, bottom]`.
+mod edges {
+    use facepipe_vision::BoundingBox;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(bounding_box: &BoundingBox, serializer: S) -> Result<S::Ok, S::Error> {
+        let BoundingBox { left, top, right, bottom } = *bounding_box;
+        [left, top, right, bottom].serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BoundingBox, D::Error> {
+        let [left, top, right, bottom] = Deserialize::deserialize(deserializer)?;
+        Ok(BoundingBox { left, top, right, bottom })
+    }
 }
 
 /// Counts of detections by correctness.
@@ -107,11 +125,11 @@ impl GroundTruth {
         score: &mut Score,
         enrolled: &BTreeSet<&str>,
         seconds: f64,
-        bounds: Bounds,
+        bounding_box: &BoundingBox,
         identity: Option<&str>,
     ) {
         score.total += 1;
-        match self.assess(enrolled, seconds, bounds, identity) {
+        match self.assess(enrolled, seconds, bounding_box, identity) {
             IdentificationOutcome::Correct(walker) => {
                 score.correct += 1;
                 score.recognized_walkers.insert(walker);
@@ -131,10 +149,10 @@ impl GroundTruth {
         &self,
         enrolled: &BTreeSet<&str>,
         seconds: f64,
-        bounds: Bounds,
+        bounding_box: &BoundingBox,
         identity: Option<&str>,
     ) -> IdentificationOutcome {
-        let Some((id, walker)) = self.walker_at(seconds, bounds) else {
+        let Some((id, walker)) = self.walker_at(seconds, bounding_box) else {
             return IdentificationOutcome::Unmatched;
         };
         match identity {
@@ -145,40 +163,51 @@ impl GroundTruth {
         }
     }
 
-    fn walker_at(&self, seconds: f64, bounds: Bounds) -> Option<(u64, &Walker)> {
-        let frame = self
-            .frames
+    /// Returns the number of the walker at this time and position, if there is one.
+    pub fn walker(&self, seconds: f64, bounding_box: &BoundingBox) -> Option<u64> {
+        self.walker_at(seconds, bounding_box).map(|(id, _)| id)
+    }
+
+    /// Returns each walker's number, name (none unless among `enrolled`) and the times of the first and last frame, seconds.
+    pub fn walks<'a>(
+        &'a self,
+        enrolled: &'a BTreeSet<&str>,
+    ) -> impl Iterator<Item = (u64, Option<&'a str>, [f64; 2])> {
+        self.walkers.iter().map(move |(&id, walker)| {
+            let is_in = |frame: &[Appearance]| frame.iter().any(|appearance| appearance.id == id);
+            let first = self.frames.iter().position(|frame| is_in(frame)).unwrap_or_default();
+            let last = self.frames.iter().rposition(|frame| is_in(frame)).unwrap_or_default();
+            let name = walker.person.as_deref().filter(|person| enrolled.contains(person));
+            (id, name, [self.time(first), self.time(last)])
+        })
+    }
+
+    fn walker_at(&self, seconds: f64, bounding_box: &BoundingBox) -> Option<(u64, &Walker)> {
+        let distance = |frame: usize| (self.time(frame) - seconds).abs();
+        let (_, frame) =
+            self.frames.iter().enumerate().min_by(|(a, _), (b, _)| distance(*a).total_cmp(&distance(*b)))?;
+        let (_, id) = frame
             .iter()
-            .enumerate()
-            .min_by(|(a, _), (b, _)| self.distance(*a, seconds).total_cmp(&self.distance(*b, seconds)))?;
-        let (overlap, nearest) = frame
-            .1
-            .iter()
-            .map(|appearance| (iou(appearance.bounds, bounds), appearance.id))
+            .map(|appearance| (appearance.bounding_box.iou(bounding_box), appearance.id))
+            .filter(|(overlap, _)| *overlap >= MATCH_IOU)
             .max_by(|a, b| a.0.total_cmp(&b.0))?;
-        if overlap < MATCH_IOU {
-            return None;
-        }
-        self.walkers.get(&nearest).map(|walker| (nearest, walker))
+        self.walkers.get(&id).map(|walker| (id, walker))
     }
 
+    /// Returns the time of a frame, seconds.
     #[expect(clippy::cast_precision_loss, reason = "frame numbers are far below 2^52")]
-    fn distance(&self, frame: usize, seconds: f64) -> f64 {
-        (frame as f64 / self.fps - seconds).abs()
+    fn time(&self, frame: usize) -> f64 {
+        frame as f64 / self.fps
     }
-}
-
-fn iou(a: Bounds, b: Bounds) -> f64 {
-    let [al, at, ar, ab] = a;
-    let [bl, bt, br, bb] = b;
-    let shared = (ar.min(br) - al.max(bl)).max(0.0) * (ab.min(bb) - at.max(bt)).max(0.0);
-    let union = (ar - al) * (ab - at) + (br - bl) * (bb - bt) - shared;
-    if union > 0.0 { shared / union } else { 0.0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn boxed([left, top, right, bottom]: [f32; 4]) -> BoundingBox {
+        BoundingBox { left, top, right, bottom }
+    }
 
     fn truth() -> GroundTruth {
         serde_json::from_str(
@@ -192,7 +221,7 @@ mod tests {
     fn a_detection_counts_for_the_walker_it_overlaps() {
         let mut score = Score::default();
         let enrolled = BTreeSet::from(["A", "B"]);
-        truth().score(&mut score, &enrolled, 1.0 / 6.0, [505.0, 5.0, 595.0, 95.0], Some("B"));
+        truth().score(&mut score, &enrolled, 1.0 / 6.0, &boxed([505.0, 5.0, 595.0, 95.0]), Some("B"));
         assert_eq!((score.correct, score.total), (1, 1));
         assert_eq!(score.recognized_walkers, BTreeSet::from([3]));
     }
@@ -201,9 +230,9 @@ mod tests {
     fn wrong_unknown_and_unexplained_detections_count_against_accuracy() {
         let mut score = Score::default();
         let (truth, enrolled) = (truth(), BTreeSet::from(["A", "B"]));
-        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
-        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
-        truth.score(&mut score, &enrolled, 0.0, [800.0, 800.0, 900.0, 900.0], Some("A"));
+        truth.score(&mut score, &enrolled, 0.0, &boxed([0.0, 0.0, 100.0, 100.0]), Some("B"));
+        truth.score(&mut score, &enrolled, 0.0, &boxed([0.0, 0.0, 100.0, 100.0]), None);
+        truth.score(&mut score, &enrolled, 0.0, &boxed([800.0, 800.0, 900.0, 900.0]), Some("A"));
         assert_eq!((score.correct, score.total, score.missed, score.unmatched), (0, 3, 1, 1));
         assert_eq!((score.misidentified, score.correctly_unknown), (1, 0));
         assert!(score.recognized_walkers.is_empty());
@@ -213,10 +242,19 @@ mod tests {
     fn unknown_is_right_for_a_walker_who_is_not_enrolled_and_a_name_is_wrong() {
         let mut score = Score::default();
         let (truth, enrolled) = (truth(), BTreeSet::from(["B"]));
-        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], None);
-        truth.score(&mut score, &enrolled, 0.0, [0.0, 0.0, 100.0, 100.0], Some("B"));
+        truth.score(&mut score, &enrolled, 0.0, &boxed([0.0, 0.0, 100.0, 100.0]), None);
+        truth.score(&mut score, &enrolled, 0.0, &boxed([0.0, 0.0, 100.0, 100.0]), Some("B"));
         assert_eq!((score.correct, score.correctly_unknown, score.misidentified, score.missed), (1, 1, 1, 0));
         assert!(score.recognized_walkers.is_empty(), "nobody who is not enrolled is recognised");
         assert_eq!((truth.walkers(), truth.enrolled_walkers(&enrolled)), (2, 1));
+    }
+
+    #[test]
+    fn walks_have_the_times_of_their_frames_and_names_of_the_enrolled_only() {
+        let (truth, enrolled) = (truth(), BTreeSet::from(["B"]));
+        let walks: Vec<_> = truth.walks(&enrolled).collect();
+        assert_eq!(walks, [(0, None, [0.0, 1.0 / 6.0]), (3, Some("B"), [1.0 / 6.0, 1.0 / 6.0])]);
+        assert_eq!(truth.walker(0.2, &boxed([500.0, 0.0, 600.0, 100.0])), Some(3));
+        assert_eq!(truth.walker(0.2, &boxed([800.0, 0.0, 900.0, 100.0])), None);
     }
 }

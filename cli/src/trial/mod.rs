@@ -22,12 +22,12 @@ use facepipe_vision::{EmbedderKind, default_models_dir, installed_embedder};
 
 pub use self::{
     gallery::Person,
-    ground_truth::{GroundTruth, IdentificationOutcome, Score},
-    replay::{Crops, Detection, Policy, Replay},
+    ground_truth::{Appearance, GroundTruth, IdentificationOutcome, Score, Walker},
+    replay::{Crops, Detection, Policy, Replay, TrackCrop},
     server::Server,
 };
 
-use crate::{exit::Failure, pictures, video::faces::positive};
+use crate::{exit::Failure, networks::Weights, pictures, video::faces::positive};
 
 /// Camera id of stored detections.
 pub const CAMERA_ID: &str = "gate-1";
@@ -47,15 +47,8 @@ pub struct Options {
     /// Photographs to enrol per person: the first by name that show exactly one face
     #[arg(long, default_value_t = SHOTS, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shots: u16,
-    /// Models folder [default: FACEPIPE_MODELS, else ./models, else the system's]
-    #[arg(
-        long,
-        env = "FACEPIPE_MODELS",
-        default_value_os_t = default_models_dir(),
-        value_name = "DIR",
-        hide_default_value = true
-    )]
-    models: PathBuf,
+    #[command(flatten)]
+    weights: Weights,
     /// Embedder of the backend [default: the first whose weights are installed]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = PossibleValuesParser::new(EmbedderKind::ALL.map(EmbedderKind::name)))]
     embedder: Option<String>,
@@ -134,13 +127,13 @@ impl Options {
 
     /// Returns the models folder.
     pub fn models(&self) -> &Path {
-        &self.models
+        &self.weights.models
     }
 
     /// Returns the given embedder, else the most accurate installed one; none if none is installed.
     pub fn embedder(&self) -> Option<EmbedderKind> {
         let named = self.embedder.as_deref().and_then(|name| name.parse().ok());
-        named.or_else(|| installed_embedder(&self.models))
+        named.or_else(|| installed_embedder(&self.weights.models))
     }
 
     /// Returns the timeout for the first frame of a video.
@@ -198,7 +191,7 @@ impl Trial {
         let embedder = options.embedder().unwrap_or(EmbedderKind::MobileFaceNet);
         let out = workspace.folder();
         say(&format!("Embedder  {embedder}{}", embedder_note(embedder, options)));
-        let server = Server::start(&backend_program(options)?, out, &options.models, embedder.name(), port)?;
+        let server = Server::start(&backend_program(options)?, out, options.models(), embedder.name(), port)?;
         say(&format!("Backend   {} (SQLite below {})", server.url(), out.display()));
         if gallery.is_empty() {
             say(

@@ -7,11 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use facepipe_vision::BoundingBox;
 use gst::prelude::*;
 use gstfacepipe::roi;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score, ground_truth::Bounds};
+use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score};
 use crate::{
     interrupt, progress,
     video::{
@@ -91,10 +92,12 @@ pub struct Crops {
 pub struct TrackCrop {
     /// Times of the track's first and last crop, seconds since the start of the video.
     pub seconds: [f64; 2],
+    /// Time of this crop, seconds since the start of the video.
+    pub taken: f64,
+    /// Bounds of its face in pixels of the frame.
+    pub bounding_box: BoundingBox,
     /// The crop, JPEG.
     pub jpeg: Vec<u8>,
-    /// Area of its face, square pixels.
-    area: u64,
 }
 
 /// Maximum number of tracks with a crop.
@@ -107,22 +110,31 @@ impl Crops {
         self.count += 1;
         self.bytes += u64::try_from(jpeg.len()).unwrap_or_default();
         let track = facts.face.track_id.unwrap_or_default();
-        let area = u64::from(facts.face.width) * u64::from(facts.face.height);
         let seconds = facts.running_time.unwrap_or_default().as_secs_f64();
+        let [left, top, right, bottom] = facts.face.corners().map(to_f32);
+        let bounding_box = BoundingBox { left, top, right, bottom };
+        let area = bounding_box.width() * bounding_box.height();
         let has_room = self.by_track.len() < MAX_TRACKS;
         match self.by_track.get_mut(&track) {
-            Some(picture) => {
-                picture.seconds = [picture.seconds[0].min(seconds), picture.seconds[1].max(seconds)];
-                if area > picture.area {
-                    (picture.area, picture.jpeg) = (area, jpeg.to_vec());
+            Some(crop) => {
+                crop.seconds = [crop.seconds[0].min(seconds), crop.seconds[1].max(seconds)];
+                if area > crop.bounding_box.width() * crop.bounding_box.height() {
+                    (crop.taken, crop.bounding_box, crop.jpeg) = (seconds, bounding_box, jpeg.to_vec());
                 }
             }
             None if has_room => {
-                self.by_track.insert(track, TrackCrop { seconds: [seconds; 2], jpeg: jpeg.to_vec(), area });
+                let seconds = [seconds; 2];
+                let crop = TrackCrop { seconds, taken: seconds[0], bounding_box, jpeg: jpeg.to_vec() };
+                self.by_track.insert(track, crop);
             }
             None => {}
         }
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "pixels of a frame are far below 2^24")]
+fn to_f32(edge: u32) -> f32 {
+    edge as f32
 }
 
 /// One stored detection.
@@ -131,7 +143,7 @@ pub struct Detection {
     /// Time since the start of the video.
     pub seconds: f64,
     /// Bounds of the face in pixels of the frame.
-    pub bounds: Bounds,
+    pub bounding_box: BoundingBox,
     /// The name; `None` if unknown.
     pub identity: Option<String>,
     /// Confidence of the name, 0 to 1; 0 if unknown.
@@ -230,7 +242,7 @@ impl Replay {
         let mut score = Score::default();
         for detection in &self.detections {
             let identity = detection.identity.as_deref();
-            truth.score(&mut score, enrolled, detection.seconds, detection.bounds, identity);
+            truth.score(&mut score, enrolled, detection.seconds, &detection.bounding_box, identity);
         }
         score
     }
@@ -322,19 +334,23 @@ impl Replay {
             let known = face.get::<&str>("decision").is_ok_and(|decision| decision == "known");
             let identity = if known { Some(face.get::<String>("label")?) } else { None };
             let confidence = if known { face.get("confidence").unwrap_or_default() } else { 0.0 };
-            let bounds = crop.to_frame(&face)?;
-            self.detections.push(Detection { seconds, bounds, identity, confidence, track, largest: false });
+            let bounding_box = crop.to_frame(&face)?;
+            self.detections.push(Detection {
+                seconds,
+                bounding_box,
+                identity,
+                confidence,
+                track,
+                largest: false,
+            });
         }
+        let area = |detection: &Detection| detection.bounding_box.width() * detection.bounding_box.height();
         let of_crop = self.detections.iter_mut().skip(first);
-        if let Some(largest) = of_crop.max_by(|a, b| area(a.bounds).total_cmp(&area(b.bounds))) {
+        if let Some(largest) = of_crop.max_by(|a, b| area(a).total_cmp(&area(b))) {
             largest.largest = true;
         }
         Ok(())
     }
-}
-
-fn area([left, top, right, bottom]: Bounds) -> f64 {
-    (right - left) * (bottom - top)
 }
 
 /// Where a crop lies in its frame, and how many pixels of the frame one of its own has across and down.
@@ -363,14 +379,18 @@ fn crop_region(result: &gst::StructureRef, detector: &gst::Element) -> Result<Cr
 }
 
 impl CropRegion {
-    fn to_frame(&self, face: &gst::StructureRef) -> Result<Bounds> {
+    /// Converts the box of a face from pixels of the crop to pixels of the frame.
+    #[expect(clippy::cast_possible_truncation, reason = "pixels of a frame")]
+    fn to_frame(&self, face: &gst::StructureRef) -> Result<BoundingBox> {
         let [across, down] = self.scale;
-        let at = |name: &str, offset: f64, scale: f64| face.get::<f64>(name).map(|v| offset + v * scale);
-        Ok([
-            at("box-left", self.left, across)?,
-            at("box-top", self.top, down)?,
-            at("box-right", self.left, across)?,
-            at("box-bottom", self.top, down)?,
-        ])
+        let at = |name: &str, offset: f64, scale: f64| {
+            face.get::<f64>(name).map(|value| (offset + value * scale) as f32)
+        };
+        Ok(BoundingBox {
+            left: at("box-left", self.left, across)?,
+            top: at("box-top", self.top, down)?,
+            right: at("box-right", self.left, across)?,
+            bottom: at("box-bottom", self.top, down)?,
+        })
     }
 }

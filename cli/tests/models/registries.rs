@@ -136,7 +136,7 @@ fn npm_package(member: &[u8]) -> (Vec<u8>, String) {
 }
 
 #[test]
-fn a_source_package_comes_from_the_index_that_pip_is_configured_for_and_is_not_run() {
+fn a_source_package_comes_from_pips_index_and_is_not_run() {
     for json in [true, false] {
         let sdist = Sdist::of(&content());
         let mut sandbox = Sandbox::new().file("a", &content(), Sdist::SOURCE);
@@ -154,7 +154,7 @@ fn a_source_package_comes_from_the_index_that_pip_is_configured_for_and_is_not_r
 }
 
 #[test]
-fn a_source_package_lies_where_pip_looks_for_links() {
+fn a_source_package_is_found_in_find_links() {
     let sdist = Sdist::of(&content());
     let mut sandbox = Sandbox::new().file("a", &content(), Sdist::SOURCE);
     sandbox.manifest += &sdist.package();
@@ -167,7 +167,7 @@ fn a_source_package_lies_where_pip_looks_for_links() {
 }
 
 #[test]
-fn another_source_package_than_the_pinned_one_is_refused() {
+fn a_source_package_with_a_wrong_hash_is_refused() {
     let (pinned, served) = (Sdist::of(&content()), Sdist::of(b"another"));
     let mut sandbox = Sandbox::new().file("a", &content(), Sdist::SOURCE);
     sandbox.manifest += &pinned.package().replace(&format!("bytes = {}\n", pinned.0.len()), "");
@@ -179,7 +179,7 @@ fn another_source_package_than_the_pinned_one_is_refused() {
 }
 
 #[test]
-fn wheels_come_through_the_real_pip_from_its_index() {
+fn wheels_come_from_the_index_through_the_real_pip() {
     let metadata = b"Metadata-Version: 2.1\nName: example\nVersion: 1.0\n";
     let served = wheel(&[
         ("example/m.bin", &content()),
@@ -209,7 +209,7 @@ fn wheels_come_through_the_real_pip_from_its_index() {
 }
 
 #[test]
-fn an_index_that_cannot_be_reached_is_not_left_to_pip() {
+fn pip_is_not_run_if_its_index_is_unreachable() {
     // A pip that is started to download would say so.
     let sandbox = Sandbox::new().file("a", &content(), "{ pypi = \"example==1.0\", member = \"m\" }").file(
         "b",
@@ -225,7 +225,7 @@ fn an_index_that_cannot_be_reached_is_not_left_to_pip() {
 }
 
 #[test]
-fn npm_packs_once_runs_no_script_and_the_package_is_the_pinned_one() {
+fn npm_packs_once_without_scripts_and_the_integrity_is_verified() {
     let (package, pin) = npm_package(&content());
     let mut sandbox = Sandbox::new().file("a", &content(), NPM).file("b", &content(), NPM);
     sandbox.manifest += &pin;
@@ -252,7 +252,7 @@ fn npm_packs_once_runs_no_script_and_the_package_is_the_pinned_one() {
 }
 
 #[test]
-fn a_registry_that_cannot_be_reached_is_not_left_to_npm() {
+fn npm_is_not_run_if_its_registry_is_unreachable() {
     let (package, pin) = npm_package(&content());
     let mut sandbox = Sandbox::new().file("a", &content(), NPM);
     sandbox.manifest += &pin;
@@ -263,7 +263,7 @@ fn a_registry_that_cannot_be_reached_is_not_left_to_npm() {
 }
 
 #[test]
-fn without_the_npm_client_the_exit_code_says_that_it_is_needed() {
+fn a_missing_npm_client_has_its_exit_code() {
     let (_, pin) = npm_package(&content());
     let mut sandbox = Sandbox::new().file("a", &content(), NPM);
     sandbox.manifest += &pin;
@@ -280,7 +280,7 @@ fn without_the_npm_client_the_exit_code_says_that_it_is_needed() {
 
 /// The real npm, where it is installed, against a registry in this process.
 #[test]
-fn the_real_npm_understands_how_it_is_called() {
+fn the_real_npm_accepts_the_command_line() {
     if Command::new("npm").arg("--version").stdout(Stdio::null()).status().is_err() {
         // The tests above go on without it.
         return;
@@ -325,7 +325,7 @@ fn with_fallbacks(publisher: &str, sdist: &Sdist) -> Sandbox {
 }
 
 #[test]
-fn a_fallback_is_fetched_only_where_the_preferred_file_cannot_be_had() {
+fn a_fallback_is_fetched_only_if_the_preferred_file_is_unavailable() {
     let publisher = Server::start(|stream, _, _| ok(stream, b"the best"));
     let host = publisher.url.trim_start_matches("http://").trim_end_matches('/').to_owned();
     let index = Sdist::of(&content()).index(true);
@@ -363,7 +363,7 @@ fn a_fallback_is_fetched_only_where_the_preferred_file_cannot_be_had() {
 }
 
 #[test]
-fn what_is_fetched_anyway_stands_in_for_a_file_only_if_all_of_it_is_there() {
+fn a_stand_in_counts_only_if_complete() {
     let stages = Server::start(|stream, _, _| ok(stream, b"stage"));
     let mut sandbox = Sandbox::new();
     let pinned = |content: &[u8]| format!("sha256 = \"{}\"\nbytes = {}\n", sha256(content), content.len());
@@ -386,7 +386,7 @@ fn what_is_fetched_anyway_stands_in_for_a_file_only_if_all_of_it_is_there() {
 }
 
 #[test]
-fn the_set_of_registries_asks_no_other_host() {
+fn the_registries_set_contacts_no_other_host() {
     let publisher = Server::start(|stream, _, _| ok(stream, b"the best"));
     let host = publisher.url.trim_start_matches("http://").trim_end_matches('/').to_owned();
     let index = Sdist::of(&content()).index(true);
@@ -408,7 +408,7 @@ fn the_set_of_registries_asks_no_other_host() {
 }
 
 #[test]
-fn where_nothing_can_be_had_the_list_says_what_from_where_whereto_and_what_runs_without_it() {
+fn the_report_lists_sources_targets_and_consequences_of_missing_files() {
     let (_, pin) = npm_package(&content());
     let publisher = closed();
     let sources =
@@ -475,7 +475,7 @@ fn a_damaged_file_is_replaced_wherever_the_damage_is() {
 }
 
 #[test]
-fn a_host_that_failed_is_not_asked_for_another_file_and_other_hosts_are() {
+fn a_failed_host_is_not_contacted_again_but_others_are() {
     let dead = closed();
     let alive = Server::start(|stream, _, _| ok(stream, &content()));
     let sources = format!("{{ url = \"http://{dead}/a\" }}, {}", url(&alive, "a"));
@@ -509,7 +509,7 @@ fn a_host_that_failed_is_not_asked_for_another_file_and_other_hosts_are() {
 }
 
 #[test]
-fn progress_is_seen_without_a_terminal() {
+fn progress_is_printed_without_a_terminal() {
     let large: Vec<u8> = content().into_iter().cycle().take(2 << 20).collect();
     let served = large.clone();
     let server = Server::start(move |stream, _, _| ok(stream, &served));

@@ -1,5 +1,5 @@
-//! Where tests find the golden answers (`tests/fixtures`, committed) and the real test data (weights,
-//! photographs, videos: never committed), and how a test without its data is reported as skipped.
+//! Locates golden values (`tests/fixtures`, committed) and test data (weights, photographs, videos: never committed), and
+//! reports tests without their data as skipped.
 //!
 //! A test that needs data starts with [`require!`]:
 //!
@@ -10,8 +10,8 @@
 //! # }
 //! ```
 //!
-//! Where the file is missing, the test ends there, and a line with its name and the reason goes to standard
-//! error and to the file named by `FACEPIPE_SKIP_LOG`, from which `make test` counts. With `CI=true` it fails.
+//! If the file is missing, the test ends there, and a line with its name and the reason goes to standard error and to the file
+//! `FACEPIPE_SKIP_LOG`, from which `make test` counts. With `CI=true` it fails.
 
 #![allow(
     clippy::panic,
@@ -27,18 +27,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The root of the workspace.
+/// Returns the root of the workspace.
 pub fn workspace_root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).expect("tests/support lies two levels below the root").to_path_buf()
 }
 
-/// The folder of downloaded models, `FACEPIPE_MODELS` or `models/` of the workspace.
+/// Returns the folder of downloaded models, `FACEPIPE_MODELS` or `models/` of the workspace.
 pub fn models_dir() -> PathBuf {
     env::var_os("FACEPIPE_MODELS").map_or_else(|| workspace_root().join("models"), PathBuf::from)
 }
 
-/// The golden answers of a reference implementation, `tests/fixtures/<name>`.
+/// Reads golden values of a reference implementation, `tests/fixtures/<name>`.
 pub fn fixture(name: &str) -> serde_json::Value {
     let path = workspace_root().join("tests/fixtures").join(name);
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -58,7 +58,7 @@ pub fn find(relative: &str) -> Option<PathBuf> {
     [Some(fetched), mirrored].into_iter().flatten().find(|p| p.exists())
 }
 
-/// Reports that the current test ends without having tested anything, and why; fails it with `CI=true`.
+/// Reports the current test as skipped, with the reason; fails it with `CI=true`.
 pub fn skip(reason: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("unnamed test");
@@ -71,7 +71,7 @@ pub fn skip(reason: &str) {
     assert!(env::var("CI").as_deref() != Ok("true"), "skipped in CI: {reason}");
 }
 
-/// The path of one piece of test data, or the end of the test (reported as skipped) where it cannot be had.
+/// Returns the path of test data, or ends the test, reported as skipped, if it is missing.
 #[macro_export]
 macro_rules! require {
     ($relative:expr) => {

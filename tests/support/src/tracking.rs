@@ -1,4 +1,4 @@
-//! How well tracks agree with the truth beside a rendered crowd video: IDF1 (Ristani et al., Performance Measures
+//! Agreement of tracks with the ground truth of a rendered crowd video: IDF1 (Ristani et al., Performance Measures
 //! and a Data Set for Multi-Target, Multi-Camera Tracking, 2016).
 
 use std::{
@@ -13,7 +13,7 @@ use serde::Deserialize;
 /// `[left, top, right, bottom]` in pixels of the full frame.
 pub type Bounds = [f64; 4];
 
-/// Who walks where in every frame: `<video>.json` beside `<video>.mp4`.
+/// Ground truth read from `<video>.json` beside `<video>.mp4`.
 #[derive(Debug, Deserialize)]
 pub struct GroundTruth {
     /// Frames per second.
@@ -45,7 +45,7 @@ pub struct Agreement {
     pub tracks: usize,
     /// Walkers in all.
     pub walkers: usize,
-    /// Walkers whom any track covers in any frame.
+    /// Walkers covered by any track in any frame.
     pub seen: BTreeSet<u64>,
 }
 
@@ -59,7 +59,7 @@ impl Agreement {
 }
 
 impl GroundTruth {
-    /// Reads the truth beside `video`.
+    /// Reads the ground truth beside `video`.
     ///
     /// # Panics
     ///
@@ -70,12 +70,12 @@ impl GroundTruth {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
-    /// All walkers.
+    /// Returns the numbers of all walkers.
     pub fn walkers(&self) -> BTreeSet<u64> {
         self.walkers.keys().copied().collect()
     }
 
-    /// The number of frames.
+    /// Returns the number of frames.
     pub fn frames(&self) -> usize {
         self.frames.len()
     }
@@ -86,7 +86,7 @@ impl GroundTruth {
     ///
     /// # Panics
     ///
-    /// There is another number of frames than in the truth.
+    /// The number of frames differs from the ground truth's.
     pub fn compare(&self, frames: &[Frame], min_iou: f64) -> Agreement {
         assert_eq!(frames.len(), self.frames.len(), "frames of the video and of its truth");
         let mut together: BTreeMap<(u64, i32), i64> = BTreeMap::new();
@@ -129,7 +129,7 @@ impl GroundTruth {
     }
 }
 
-/// Pairs (row, column) with the largest sum of weights; none that is worth nothing.
+/// Returns the pairs (row, column) with the largest sum of weights, without those of weight 0.
 fn assign(rows: usize, columns: usize, weight: impl Fn(usize, usize) -> i64) -> Vec<(usize, usize)> {
     if rows == 0 || columns == 0 {
         return Vec::new();

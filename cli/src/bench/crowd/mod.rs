@@ -22,7 +22,7 @@ use self::{cast::Cast, encode::Encoder, paint::Painter, plan::FPS, truth::Ground
 pub use self::{plan::walkers_needed, truth::Counts};
 use crate::{
     exit::{self, Failure, Outcome},
-    interrupt,
+    files, interrupt,
     networks::Weights,
     output,
     pictures::PassedOver,
@@ -227,18 +227,15 @@ impl Crowd<'_> {
         let mut walkers =
             plan::walkers(density, frames, size, cast.people.len(), &mut SeededRng::new(seed, WALKS_STREAM));
         plan::give_longest_walks(&mut walkers, self.always_visible.clone(), frames);
-        let name = |walker: usize| {
-            let person = walkers.get(walker).and_then(|walker| cast.people.get(walker.person));
+        let name = |walker: u64| {
+            let walker = usize::try_from(walker).ok().and_then(|walker| walkers.get(walker));
+            let person = walker.and_then(|walker| cast.people.get(walker.person));
             person.and_then(|person| person.name.as_deref())
         };
 
-        let beside = match out.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
         let unfinished = tempfile::Builder::new()
             .prefix(".facepipe-crowd-")
-            .tempdir_in(beside)
+            .tempdir_in(files::folder_of(out))
             .map_err(|error| Failure::output(out.display(), error))?;
         let unfinished_video = unfinished.path().join("video.mp4");
         let unfinished_truth = unfinished.path().join("truth.json");

@@ -1,30 +1,20 @@
 //! Paints a crowd frame by frame: heads cut from photographs with soft edges in front of the backdrop.
 
 use anyhow::Result;
+use facepipe_vision::BoundingBox;
 use image::{
     Rgb, RgbImage,
     imageops::{self, FilterType},
 };
-use serde::Serialize;
 
 use super::{
     cast::{Cast, Photograph},
     plan::{HEAD_SIZE, Placement, Walker},
 };
-use crate::{exit::Failure, networks};
+use crate::{exit::Failure, networks, trial::Appearance};
 
 /// Share of a head's radius within which it is opaque; beyond, it fades out towards the full radius.
 const OPAQUE_RADIUS: f64 = 0.75;
-
-/// A face in a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Appearance {
-    /// Number of the walker.
-    pub id: usize,
-    /// Left, top, right, bottom in pixels, to a tenth.
-    #[serde(rename = "box")]
-    pub bounds: [f64; 4],
-}
 
 /// Paints the frames of a crowd in order. Only the heads of visible walkers are kept in memory.
 pub struct Painter<'a> {
@@ -84,7 +74,10 @@ impl<'a> Painter<'a> {
                 visible.head = Some(Head::cut(photograph, pose)?);
             }
             if let Some(head) = &visible.head {
-                faces.push(Appearance { id: visible.walker.id, bounds: head.paste(&mut frame, &place) });
+                faces.push(Appearance {
+                    id: u64::try_from(visible.walker.id)?,
+                    bounding_box: head.paste(&mut frame, &place),
+                });
             }
         }
         Ok((frame, faces))
@@ -118,7 +111,7 @@ impl Head {
     }
 
     /// Pastes the head and returns the bounds of its face.
-    fn paste(&self, frame: &mut RgbImage, place: &Placement) -> [f64; 4] {
+    fn paste(&self, frame: &mut RgbImage, place: &Placement) -> BoundingBox {
         let [width, height] = HEAD_SIZE.map(|times| round_to_u32(times * place.size).max(2));
         let head = imageops::resize(&self.pixels, width, height, FilterType::CatmullRom);
         let [left, top] = [
@@ -138,7 +131,8 @@ impl Head {
         let (across, down) = (place.size * self.aspect / 2.0, place.size / 2.0);
         // The rounded position at which it was pasted.
         let [x, y] = [center(left, width), center(top, height)];
-        [x - across, y - down, x + across, y + down].map(|edge| (edge * 10.0).round() / 10.0)
+        let [left, top, right, bottom] = [x - across, y - down, x + across, y + down].map(to_tenths);
+        BoundingBox { left, top, right, bottom }
     }
 }
 
@@ -150,6 +144,12 @@ fn normalized(at: u32, size: u32) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "within a frame and some heads beside it")]
 fn center(from: i64, size: u32) -> f64 {
     from as f64 + f64::from(size) / 2.0
+}
+
+/// Rounds to a tenth of a pixel.
+#[expect(clippy::cast_possible_truncation, reason = "pixels of a frame, rounded anyway")]
+fn to_tenths(edge: f64) -> f32 {
+    ((edge * 10.0).round() / 10.0) as f32
 }
 
 /// Returns the opacity of a head, 0 to 255, at a position as [`normalized`] returns it.
@@ -235,7 +235,9 @@ mod tests {
         for (frame, faces) in frames(1, &cast) {
             // Pasted last, so not covered.
             let Some(nearest) = faces.last() else { continue };
-            let [left, top, right, bottom] = nearest.bounds.map(round_to_u32);
+            let BoundingBox { left, top, right, bottom } = nearest.bounding_box;
+            let [left, top, right, bottom] =
+                [left, top, right, bottom].map(|edge| round_to_u32(f64::from(edge)));
             let [x, y] = [u32::midpoint(left, right), u32::midpoint(top, bottom)];
             let dark = |x: u32, y: u32| frame.get_pixel(x, y).0[1] < 60;
             assert!(dark(x, y), "{nearest:?}");

@@ -7,22 +7,15 @@ use std::{
     path::Path,
 };
 
-use serde::Serialize;
-
-use super::{paint::Appearance, plan::FPS};
+use super::plan::FPS;
+use crate::trial::{Appearance, Walker};
 
 /// Writes a ground truth file. Memory does not grow with the number of frames.
 pub struct GroundTruthWriter {
     file: BufWriter<File>,
-    walkers: BTreeMap<usize, WalkerEntry>,
+    walkers: BTreeMap<u64, Walker>,
     frames: u64,
     faces: u64,
-}
-
-#[derive(Serialize)]
-struct WalkerEntry {
-    /// None for a stranger.
-    person: Option<String>,
 }
 
 /// Totals of a complete file.
@@ -51,11 +44,7 @@ impl GroundTruthWriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn add<'a>(
-        &mut self,
-        faces: &[Appearance],
-        name: impl Fn(usize) -> Option<&'a str>,
-    ) -> io::Result<()> {
+    pub fn add<'a>(&mut self, faces: &[Appearance], name: impl Fn(u64) -> Option<&'a str>) -> io::Result<()> {
         if self.frames > 0 {
             self.file.write_all(b",")?;
         }
@@ -63,7 +52,7 @@ impl GroundTruthWriter {
         for face in faces {
             self.walkers
                 .entry(face.id)
-                .or_insert_with(|| WalkerEntry { person: name(face.id).map(str::to_owned) });
+                .or_insert_with(|| Walker { person: name(face.id).map(str::to_owned) });
         }
         self.frames += 1;
         self.faces += u64::try_from(faces.len()).unwrap_or_default();
@@ -85,8 +74,14 @@ impl GroundTruthWriter {
 
 #[cfg(test)]
 mod tests {
+    use facepipe_vision::BoundingBox;
+
     use super::*;
     use crate::trial::{GroundTruth, Score};
+
+    fn boxed([left, top, right, bottom]: [f32; 4]) -> BoundingBox {
+        BoundingBox { left, top, right, bottom }
+    }
 
     #[test]
     fn written_ground_truth_can_be_read_back() {
@@ -95,9 +90,13 @@ mod tests {
         let mut truth = GroundTruthWriter::create(&video.with_extension("json"), [1920, 1080]).unwrap();
         truth.add(&[], |_| Some("nobody")).unwrap();
         truth
-            .add(&[Appearance { id: 3, bounds: [10.5, 20.0, 110.5, 140.0] }], |_| Some("Ada \"L\""))
+            .add(&[Appearance { id: 3, bounding_box: boxed([10.5, 20.0, 110.5, 140.0]) }], |_| {
+                Some("Ada \"L\"")
+            })
             .unwrap();
-        truth.add(&[Appearance { id: 4, bounds: [500.0, 20.0, 600.0, 140.0] }], |_| None).unwrap();
+        truth
+            .add(&[Appearance { id: 4, bounding_box: boxed([500.0, 20.0, 600.0, 140.0]) }], |_| None)
+            .unwrap();
         let counts = truth.finish().unwrap();
         assert_eq!(counts, Counts { walkers: 2, faces: 2, frames: 3 });
         let truth = GroundTruth::beside(&video).unwrap().unwrap();
@@ -108,11 +107,11 @@ mod tests {
             &mut score,
             &enrolled,
             1.0 / f64::from(FPS),
-            [10.0, 20.0, 110.0, 140.0],
+            &boxed([10.0, 20.0, 110.0, 140.0]),
             Some("Ada \"L\""),
         );
         assert_eq!(score.correct, 1);
-        truth.score(&mut score, &enrolled, 2.0 / f64::from(FPS), [500.0, 20.0, 600.0, 140.0], None);
+        truth.score(&mut score, &enrolled, 2.0 / f64::from(FPS), &boxed([500.0, 20.0, 600.0, 140.0]), None);
         assert_eq!((score.correct, score.correctly_unknown), (2, 1), "unknown is right for a stranger");
     }
 }
