@@ -1,5 +1,5 @@
-//! The seam behind which classifiers live: a new solver is a new file that implements [`Classifier`], a new
-//! [`ClassifierKind`] and a line in `decode`.
+//! The trait that classifiers implement. A new classifier is a file that implements [`Classifier`], a [`ClassifierKind`] and a
+//! line in `decode`.
 
 use std::{fmt, sync::Arc};
 
@@ -9,7 +9,7 @@ use crate::{IdentifyError, LinearSvm, format::Reader};
 ///
 /// [`Model::labels`]: crate::Model::labels
 pub trait Classifier: fmt::Debug + Send + Sync {
-    /// Which implementation this is, as stored in the model's bytes.
+    /// The implementation, as stored in the model's bytes.
     fn kind(&self) -> ClassifierKind;
 
     /// The number of classes, at least 1.
@@ -22,7 +22,7 @@ pub trait Classifier: fmt::Debug + Send + Sync {
     /// [`dimensions`](Self::dimensions) components; the caller has checked that.
     fn probabilities(&self, embedding: &[f32]) -> Vec<f32>;
 
-    /// The hyperplanes that a next training may start from, where this classifier has such.
+    /// The hyperplanes that a retraining may start from, if any.
     fn linear_svm(&self) -> Option<&LinearSvm> {
         None
     }
@@ -37,8 +37,8 @@ pub trait Classifier: fmt::Debug + Send + Sync {
 pub enum ClassifierKind {
     /// [`LinearSvm`] by [`Solver::Smo`](crate::Solver::Smo): one hyperplane and one calibration per class.
     LinearSvm,
-    /// [`LinearSvm`] by [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent): the same, and what
-    /// the next training must know to start from it.
+    /// [`LinearSvm`] by [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent): the same, and the
+    /// training history that a warm start needs.
     LinearSvmByDescent,
 }
 
@@ -50,7 +50,7 @@ impl ClassifierKind {
         }
     }
 
-    /// The first format version that has it.
+    /// The first format version that supports it.
     pub(crate) const fn since(self) -> u16 {
         match self {
             Self::LinearSvm => 1,

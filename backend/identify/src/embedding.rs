@@ -1,8 +1,8 @@
-//! Checks and arithmetic on single embeddings. Everything past this module is finite, of one length, and L2-normalised.
+//! Checks and arithmetic on single embeddings. Embeddings beyond this module are finite and L2-normalised.
 
 use crate::IdentifyError;
 
-/// The L2-normalised copy of `embedding`, whose length may be anything but 0 or non-finite. `subject` names it in errors.
+/// Returns the L2-normalised copy of `embedding`, which must be finite and not 0. `subject` names it in errors.
 pub(crate) fn normalised(embedding: &[f32], subject: impl Fn() -> String) -> Result<Vec<f32>, IdentifyError> {
     if embedding.is_empty() {
         return Err(IdentifyError::Empty { subject: subject() });
@@ -19,7 +19,7 @@ pub(crate) fn normalised(embedding: &[f32], subject: impl Fn() -> String) -> Res
 
 /// The inner product, summed in double precision; the cosine where both are L2-normalised.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
-    // In eight sums, so that no addition waits for the one before.
+    // Eight independent sums, so that additions can overlap.
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
     let mut sums = [0.0_f64; 8];
     for (a, b) in a.iter().zip(b) {

@@ -1,5 +1,5 @@
-//! What can be wrong with samples, embeddings, options or stored bytes. No message holds a name or an embedding:
-//! samples are named by their position, so a message may be logged.
+//! Errors in samples, embeddings, options or stored bytes. Messages contain no name and no embedding (samples are identified
+//! by position), so they may be logged.
 
 use thiserror::Error;
 
@@ -47,13 +47,13 @@ pub enum IdentifyError {
         /// NaN, inf or -inf.
         value: f32,
     },
-    /// An embedding (or a person's mean embedding) is the zero vector, which points nowhere.
+    /// An embedding (or a person's mean embedding) is the zero vector.
     #[error("{subject} has length 0, expected a vector with a direction")]
     NoDirection {
         /// `embedding`, `sample <n>` or `the mean embedding of the person of sample <n>`.
         subject: String,
     },
-    /// The same embedding stands under two labels, which nothing can then tell apart.
+    /// One embedding has two labels, which no classifier could tell apart.
     #[error("samples {first} and {second} are the same embedding under different labels")]
     Conflict {
         /// Position of the one, from 0.
@@ -67,14 +67,14 @@ pub enum IdentifyError {
         /// The threshold as given.
         value: f32,
     },
-    /// A training option is out of its range.
+    /// A training option is out of range.
     #[error("{option} is {value}, expected {limit}")]
     Option {
         /// Name of the field of [`TrainOptions`](crate::TrainOptions).
         option: &'static str,
         /// Its value.
         value: f64,
-        /// What it may be.
+        /// Its range.
         limit: &'static str,
     },
     /// More samples than the chosen classifier can be trained on.
@@ -85,16 +85,16 @@ pub enum IdentifyError {
         /// The classifier's limit.
         limit: usize,
     },
-    /// The solver came to no usable result.
+    /// The solver found no usable solution.
     #[error("training failed: {0}")]
     Training(String),
-    /// Whoever watched the training asked for its end.
+    /// The progress callback cancelled the training.
     #[error("the training was cancelled")]
     Cancelled,
-    /// The bytes are no model: another kind of file, cut off, or damaged.
+    /// The bytes are not a model: another kind of file, truncated, or damaged.
     #[error("model bytes: {0}")]
     Corrupt(String),
-    /// The bytes are a model of a format that this version cannot read.
+    /// The format version of the model is not supported.
     #[error("model format version {found}, this build reads up to {supported}")]
     Version {
         /// The version the bytes declare.

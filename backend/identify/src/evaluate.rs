@@ -1,5 +1,5 @@
-//! How good an embedder and a model are: verification of pairs, closed-set and open-set identification. Pure
-//! functions over scores and answers, terms as in ISO/IEC 19795-1.
+//! Evaluation of embedders and models: verification, closed-set and open-set identification. Pure functions over scores and
+//! results, terms as in ISO/IEC 19795-1.
 
 use std::iter;
 
@@ -14,7 +14,7 @@ pub struct Pair {
     pub same: bool,
 }
 
-/// The best that one threshold can do on pairs.
+/// The accuracy of the best threshold on pairs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verification {
     /// Share of pairs that the threshold puts on the right side, 0..=1.
@@ -23,7 +23,7 @@ pub struct Verification {
     pub threshold: f32,
 }
 
-/// What one threshold does on pairs.
+/// The rates of one threshold on pairs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RocPoint {
     /// Pairs that score at least this are accepted as the same person.
@@ -52,12 +52,12 @@ pub struct OpenSetRates {
     pub fnir: Option<f64>,
 }
 
-/// One search: who it was, if enrolled, and what came out.
+/// One search: the true label, if enrolled, and the result.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Search<'a> {
     /// The true label, or none for somebody who is not enrolled.
     pub truth: Option<&'a str>,
-    /// The answer.
+    /// The result.
     pub answer: &'a Identification,
 }
 

@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 
 use crate::IdentifyError;
 
-/// The highest format version that [`Model::from_bytes`](crate::Model::from_bytes) reads, besides all below.
-/// [`Model::to_bytes`](crate::Model::to_bytes) writes the lowest that can hold the model, so that what an older build
-/// can read, it does: 1 by [`Solver::Smo`](crate::Solver::Smo), 2 by
+/// The highest format version that [`Model::from_bytes`](crate::Model::from_bytes) reads; it also reads all lower ones.
+/// [`Model::to_bytes`](crate::Model::to_bytes) writes the lowest version that can represent the model, so that older builds
+/// can read it where possible: 1 by [`Solver::Smo`](crate::Solver::Smo), 2 by
 /// [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent).
 pub const FORMAT_VERSION: u16 = 2;
 
@@ -33,13 +33,13 @@ pub(crate) fn seal(version: u16, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The payload of sealed bytes, after magic, version, length and checksum have been found right.
+/// Checks magic, version, length and checksum of sealed bytes, and returns the payload.
 pub(crate) fn unseal(bytes: &[u8]) -> Result<&[u8], IdentifyError> {
     let mut reader = Reader::new(bytes);
     if reader.take(MAGIC.len()).ok() != Some(MAGIC.as_slice()) {
         return Err(corrupt("no facepipe model (it does not start with FPMODEL)"));
     }
-    // Before the checksum: another version may well checksum otherwise, and the reader of the message wants to know.
+    // Before the checksum: another version may use another one, and the version is the more useful error.
     let found = reader.u16()?;
     if !(1..=FORMAT_VERSION).contains(&found) {
         return Err(IdentifyError::Version { found, supported: FORMAT_VERSION });
@@ -74,7 +74,7 @@ pub(crate) fn put_f32s(out: &mut Vec<u8>, values: &[f32]) {
     out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
 }
 
-/// Takes values off the front of a payload; every read checks what is left, so no length in the bytes is trusted.
+/// Reads values from the front of a payload. Every read checks the remaining length, so no length in the bytes is trusted.
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
 }

@@ -1,12 +1,12 @@
-//! Vectors in, identities out: who a face embedding belongs to, and whether it belongs to anybody at all.
+//! Open-set face identification: maps an embedding to an enrolled person, or to nobody.
 //!
-//! A [`Model`] is trained on labelled embeddings of one embedder. It answers with a probability for every enrolled
-//! person and with an open-set [`Decision`]: the most probable person counts as `known` only when the cosine between
+//! A [`Model`] is trained on labelled embeddings of one embedder. It returns a probability for every enrolled
+//! person and an open-set [`Decision`]: the most probable person counts as `known` only when the cosine between
 //! the embedding and that person's mean embedding reaches the threshold, and nobody else is nearer unless the probabilities
 //! leave no doubt. No images and no HTTP in here.
 //!
 //! ```
-//! use facepipe_identify::{Decision, Model, Sample, TrainOptions, Watch};
+//! use facepipe_identify::{Decision, Model, Sample, TrainOptions, ProgressCallback};
 //!
 //! let sample = |label: &str, embedding: [f32; 3]| Sample { label: label.into(), embedding: embedding.into() };
 //! let samples = [sample("ada", [1.0, 0.1, 0.0]), sample("bob", [0.0, 1.0, 0.1])];
@@ -32,5 +32,7 @@ mod svm;
 pub use classifier::{Classifier, ClassifierKind};
 pub use error::IdentifyError;
 pub use format::FORMAT_VERSION;
-pub use model::{Decision, Identification, MAX_NAME_LENGTH, Model, Prediction, Sample, TrainOptions, Watch};
+pub use model::{
+    Decision, Identification, MAX_NAME_LENGTH, Model, Prediction, ProgressCallback, Sample, TrainOptions,
+};
 pub use svm::{LinearSvm, MAX_SVM_SAMPLES, Solver};

@@ -1,4 +1,4 @@
-//! The trained model: who is enrolled, the classifier, and each person's mean embedding for the open-set decision.
+//! The trained model: the enrolled people, the classifier, and each person's mean embedding for the open-set decision.
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt, ops::ControlFlow, sync::Arc};
 
@@ -15,8 +15,8 @@ use crate::{
 /// The longest label or embedder name, in characters.
 pub const MAX_NAME_LENGTH: usize = 64;
 
-/// From this probability on a person is more probable than everybody else together, so they need not be the nearest one.
-const CLEAR: f32 = 0.5;
+/// Minimum probability at which a person is more probable than all others together, and need not be the nearest.
+const MAJORITY: f32 = 0.5;
 
 /// Everything that identification needs, immutable once trained or loaded.
 #[derive(Clone)]
@@ -27,16 +27,16 @@ pub struct Model {
     labels: Vec<String>,
     /// L2-normalised mean embedding of each class, `[classes][dimensions]`.
     means: Vec<Vec<f32>>,
-    /// None where nobody is enrolled.
+    /// None without enrolled people.
     classifier: Option<Arc<dyn Classifier>>,
 }
 
 /// One labelled embedding.
 #[derive(Clone, PartialEq)]
 pub struct Sample {
-    /// Whose face it is: 1 to [`MAX_NAME_LENGTH`] characters, none of them a control character.
+    /// The person's label: 1 to [`MAX_NAME_LENGTH`] characters, none of them a control character.
     pub label: String,
-    /// Components of the embedding, of any length but 0: training normalises.
+    /// Components of the embedding, of any L2 norm but 0: training normalises.
     pub embedding: Vec<f32>,
 }
 
@@ -46,14 +46,15 @@ pub struct Sample {
 pub struct TrainOptions {
     /// The SVM's penalty C of a sample inside the margin, more than 0: the larger, the closer to a hard margin.
     pub c: f64,
-    /// At which violation of the optimality conditions the SVM's solver stops, more than 0 and at most 0.1.
+    /// The violation of the optimality conditions at which the SVM's solver stops, more than 0 and at most 0.1.
     pub tolerance: f64,
-    /// What finds the hyperplanes.
+    /// The solver.
     pub solver: Solver,
 }
 
-/// Is told how many different samples are done with, after each person and from any thread, and may end the training.
-pub type Watch<'a> = dyn Fn(usize) -> ControlFlow<()> + Sync + 'a;
+/// Receives the number of distinct samples that training has finished, after each person and from any thread; cancels the
+/// training by [`ControlFlow::Break`].
+pub type ProgressCallback<'a> = dyn Fn(usize) -> ControlFlow<()> + Sync + 'a;
 
 impl Default for TrainOptions {
     fn default() -> Self {
@@ -61,46 +62,46 @@ impl Default for TrainOptions {
     }
 }
 
-/// Whether a face belongs to somebody who is enrolled.
+/// The open-set decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
-    /// The most probable person is near enough to be taken for the one seen.
+    /// The face is identified as the most probable person.
     Known,
-    /// Nobody who is enrolled, as far as the threshold tells.
+    /// No enrolled person reaches the threshold.
     Unknown,
 }
 
-/// One person and how probable it is that the face is theirs, if it is anybody's who is enrolled.
+/// A person and the probability that the face is theirs, given that it is an enrolled person's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// The person's label.
     pub label: String,
-    /// Probability in 0..=1. With one person enrolled it is 1: only the decision tells anything then.
+    /// Probability in 0..=1. With one person enrolled it is always 1; only the decision is meaningful then.
     pub confidence: f32,
 }
 
-/// The answer to one embedding.
+/// The result of identifying one embedding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identification {
     /// Known if and only if `score` reaches `threshold`, and the person in `top` is also the nearest, by the cosine to the
     /// mean embedding, or more probable than everybody else together.
     pub decision: Decision,
-    /// The most probable person, also where the decision is unknown; none where nobody is enrolled.
+    /// The most probable person, also where the decision is unknown; none without enrolled people.
     pub top: Option<Prediction>,
     /// Cosine (-1..=1) between the embedding and the mean embedding of the person in `top`.
     pub score: Option<f32>,
     /// The threshold that was applied, a cosine.
     pub threshold: f32,
-    /// Everybody enrolled by falling probability, equal ones by label; the probabilities sum to 1.
+    /// All enrolled people by descending probability, ties by label; the probabilities sum to 1.
     pub all: Vec<Prediction>,
 }
 
 impl Model {
     /// Trains on the samples of `embedder`, in any order: the same set of samples gives the same bytes.
     ///
-    /// A sample that occurs more than once under one label counts once. No samples at all give a model that knows
-    /// nobody; samples of one person only give one that always names them and leaves all to the decision.
+    /// Repeated samples of one label count once. Without samples, the model has no enrolled people; with samples of one person
+    /// only, it always predicts that person, and the decision alone is meaningful.
     ///
     /// # Errors
     /// A name that is empty, longer than [`MAX_NAME_LENGTH`] characters or has control characters; an embedding that
@@ -108,39 +109,39 @@ impl Model {
     /// embeddings cancel out; an option out of its range; more samples than the classifier takes
     /// ([`MAX_SVM_SAMPLES`](crate::MAX_SVM_SAMPLES)).
     pub fn train(embedder: &str, samples: &[Sample], options: &TrainOptions) -> Result<Self, IdentifyError> {
-        Self::train_watched(embedder, samples, options, &|_| ControlFlow::Continue(()))
+        Self::train_with_progress(embedder, samples, options, &|_| ControlFlow::Continue(()))
     }
 
-    /// As [`train`](Self::train), with somebody who sees the progress and may end it.
+    /// As [`train`](Self::train); reports progress, and can be cancelled.
     ///
     /// # Errors
-    /// Those of [`train`](Self::train); [`IdentifyError::Cancelled`] where `watch` asked for the end.
-    pub fn train_watched(
+    /// Those of [`train`](Self::train); [`IdentifyError::Cancelled`] where `progress` cancelled it.
+    pub fn train_with_progress(
         embedder: &str,
         samples: &[Sample],
         options: &TrainOptions,
-        watch: &Watch<'_>,
+        progress: &ProgressCallback<'_>,
     ) -> Result<Self, IdentifyError> {
-        Self::train_from(None, embedder, samples, options, watch)
+        Self::train_from(None, embedder, samples, options, progress)
     }
 
-    /// As [`train_watched`](Self::train_watched), sooner where `self` was trained by
-    /// [`Solver::DualCoordinateDescent`] on most of these samples: hyperplanes that the new samples do not touch stay,
-    /// the others start from what they were. The result is that of [`train`](Self::train) within the tolerance.
-    /// Where a sample is gone, every hyperplane is solved anew, so that nothing of it stays.
+    /// As [`train_with_progress`](Self::train_with_progress), faster where `self` was trained by
+    /// [`Solver::DualCoordinateDescent`] on most of these samples: hyperplanes that the new samples do not affect are kept,
+    /// the others are warm-started. The result is that of [`train`](Self::train) within the tolerance.
+    /// Where a sample was removed, every hyperplane is solved from scratch, so that no trace of it remains.
     ///
-    /// A model of another embedder or dimension is nothing to start from, so all is as without it.
+    /// A model of another embedder or dimension has no effect.
     ///
     /// # Errors
-    /// Those of [`train_watched`](Self::train_watched).
+    /// Those of [`train_with_progress`](Self::train_with_progress).
     pub fn retrain(
         &self,
         embedder: &str,
         samples: &[Sample],
         options: &TrainOptions,
-        watch: &Watch<'_>,
+        progress: &ProgressCallback<'_>,
     ) -> Result<Self, IdentifyError> {
-        Self::train_from(Some(self), embedder, samples, options, watch)
+        Self::train_from(Some(self), embedder, samples, options, progress)
     }
 
     fn train_from(
@@ -148,7 +149,7 @@ impl Model {
         embedder: &str,
         samples: &[Sample],
         options: &TrainOptions,
-        watch: &Watch<'_>,
+        progress: &ProgressCallback<'_>,
     ) -> Result<Self, IdentifyError> {
         check_name(embedder).map_err(|problem| IdentifyError::Embedder { problem })?;
         options.check()?;
@@ -190,14 +191,14 @@ impl Model {
             let previous = previous
                 .filter(|p| p.embedder == embedder)
                 .and_then(|p| Some((p.classifier.as_ref()?.linear_svm()?, p.labels.as_slice())));
-            Some(Arc::new(LinearSvm::train(&set, &means, options, previous, watch)?) as Arc<dyn Classifier>)
+            Some(Arc::new(LinearSvm::train(&set, &means, options, previous, progress)?) as Arc<dyn Classifier>)
         };
         Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
     }
 
-    /// Who the embedding belongs to; `threshold` is the cosine to the mean embedding from which on a person can count as
-    /// known (each embedder has its own). Where the most probable person is not the nearest, nor more probable than all
-    /// others together, nobody is: the two ways of looking at it contradict each other, as they do about strangers.
+    /// Identifies the person of an embedding. `threshold` is the minimum cosine to a person's mean embedding (each embedder has
+    /// its own). Where the most probable person is neither the nearest nor more probable than all others together, the decision
+    /// is unknown: probability and distance contradict each other, as they do for strangers.
     ///
     /// # Errors
     /// An embedding that is empty, not finite, zero or of another length than the model's (any length is right while
@@ -236,10 +237,10 @@ impl Model {
 
         let cosine = |mean: &[f32]| to_f32(dot(mean, &embedding).clamp(-1.0, 1.0));
         let score = ranked.first().map(|(_, _, mean)| cosine(mean));
-        let clear = ranked.first().is_some_and(|(confidence, ..)| *confidence >= CLEAR);
+        let has_majority = ranked.first().is_some_and(|(confidence, ..)| *confidence >= MAJORITY);
         let known = score.is_some_and(|score| {
-            // Looked for last: it takes as long as the probabilities, and hardly any face needs it.
-            score >= threshold && (clear || !self.means.iter().any(|mean| cosine(mean) > score))
+            // Last, because it takes as long as the probabilities, and few faces need it.
+            score >= threshold && (has_majority || !self.means.iter().any(|mean| cosine(mean) > score))
         });
         let all: Vec<Prediction> = ranked
             .into_iter()
@@ -254,7 +255,7 @@ impl Model {
         &self.labels
     }
 
-    /// The name of the embedder whose embeddings the model was trained on. Others mean nothing to it.
+    /// The name of the embedder whose embeddings the model was trained on; embeddings of others are meaningless to it.
     pub fn embedder(&self) -> &str {
         &self.embedder
     }
@@ -264,7 +265,7 @@ impl Model {
         self.dimensions
     }
 
-    /// Which classifier is inside; none where nobody is enrolled.
+    /// The kind of the classifier; none without enrolled people.
     pub fn classifier(&self) -> Option<ClassifierKind> {
         self.classifier.as_ref().map(|c| c.kind())
     }

@@ -1,4 +1,4 @@
-//! The classifier is at least as good as the reference's linear classifiers, and strangers stay strangers.
+//! Accuracy, against the reference's linear classifiers; rejection of strangers.
 
 mod common;
 mod mixtures;
@@ -45,7 +45,7 @@ fn top1_reaches_the_reference_with_1_3_and_5_photographs() {
 }
 
 #[test]
-fn strangers_are_unknown_and_the_enrolled_known_at_least_95_times_in_100() {
+fn strangers_are_unknown_and_enrolled_people_known_in_at_least_95_of_100_searches() {
     let people = people();
     let names: Vec<&String> = people.keys().collect();
     let halves: [Vec<&String>; 4] = [
@@ -79,7 +79,7 @@ fn strangers_are_unknown_and_the_enrolled_known_at_least_95_times_in_100() {
 }
 
 #[test]
-fn probabilities_sum_to_1_in_falling_order_and_favour_the_right_person() {
+fn probabilities_are_sorted_sum_to_1_and_favour_the_right_person() {
     let people = people();
     let model = train(&first_photos(&people, 5));
     for (person, photos) in &people {
@@ -112,7 +112,7 @@ fn the_score_is_the_cosine_to_the_mean_of_the_person_named() {
 }
 
 #[test]
-fn the_decision_turns_exactly_at_the_threshold() {
+fn the_decision_changes_exactly_at_the_threshold() {
     let people = people();
     let model = train(&first_photos(&people, 3));
     let photo = &people.values().next().expect("people")[9];
@@ -123,7 +123,7 @@ fn the_decision_turns_exactly_at_the_threshold() {
 }
 
 #[test]
-fn verification_figures_are_the_references() {
+fn verification_figures_match_the_reference() {
     let people = people();
     let photos: Vec<(&String, &Vec<f32>)> =
         people.iter().flat_map(|(person, photos)| photos.iter().map(move |p| (person, p))).collect();

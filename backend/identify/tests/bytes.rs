@@ -1,4 +1,4 @@
-//! A model survives its stored form unchanged, and anything else than a whole model is refused with the reason.
+//! Saving and loading of models; truncated and damaged ones are rejected with the reason.
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
@@ -14,7 +14,7 @@ fn bytes() -> Vec<u8> {
 }
 
 #[test]
-fn a_loaded_model_answers_as_the_saved_one() {
+fn a_loaded_model_gives_the_same_results_as_the_saved_one() {
     let people = people();
     let model = train(&first_photos(&people, 3));
     let loaded = Model::from_bytes(&model.to_bytes()).expect("a whole model");
@@ -31,7 +31,7 @@ fn a_loaded_model_answers_as_the_saved_one() {
 }
 
 #[test]
-fn models_of_nobody_and_of_one_person_survive() {
+fn models_of_zero_and_one_people_can_be_saved_and_loaded() {
     for enrolled in [0, 1] {
         let model = train(&first_photos(people().iter().take(enrolled), 2));
         let loaded = Model::from_bytes(&model.to_bytes()).expect("a whole model");
@@ -42,7 +42,7 @@ fn models_of_nobody_and_of_one_person_survive() {
 }
 
 #[test]
-fn every_cut_is_refused() {
+fn every_truncation_is_rejected() {
     let bytes = bytes();
     for length in 0..bytes.len() {
         let error = Model::from_bytes(&bytes[..length]).expect_err("cut off");
@@ -51,7 +51,7 @@ fn every_cut_is_refused() {
 }
 
 #[test]
-fn every_changed_byte_is_refused() {
+fn every_changed_byte_is_rejected() {
     let bytes = bytes();
     for position in 0..bytes.len() {
         let mut damaged = bytes.clone();
@@ -63,7 +63,7 @@ fn every_changed_byte_is_refused() {
 }
 
 #[test]
-fn bytes_behind_the_end_are_refused() {
+fn trailing_bytes_are_rejected() {
     let mut bytes = bytes();
     bytes.push(0);
     assert!(Model::from_bytes(&bytes).expect_err("too long").to_string().contains("cut off or damaged"));
@@ -79,7 +79,7 @@ fn another_version_is_named() {
 }
 
 #[test]
-fn other_files_are_refused() {
+fn other_files_are_rejected() {
     for bytes in [&b""[..], b"FPMODEL", b"\xff\xd8\xff\xe0 a JPEG", &[0; 4096]] {
         let error = Model::from_bytes(bytes).expect_err("no model").to_string();
         assert!(error.contains("no facepipe model"), "{error}");
@@ -87,7 +87,7 @@ fn other_files_are_refused() {
 }
 
 #[test]
-fn a_huge_declared_count_behind_a_right_checksum_allocates_nothing() {
+fn a_huge_count_with_a_valid_checksum_is_not_allocated() {
     // A payload that claims 2^32 - 1 people of 2^32 - 1 dimensions, resealed: the counts are checked against what is there.
     let empty = Model::train("e", &[], &TrainOptions::default()).expect("a model").to_bytes();
     let mut forged = empty[..empty.len() - 32].to_vec();
@@ -134,20 +134,20 @@ fn second_format() -> Vec<u8> {
 }
 
 #[test]
-fn a_model_of_the_first_format_answers_as_when_it_was_written() {
+fn a_model_of_format_1_gives_the_results_it_was_saved_with() {
     let bytes = first_format();
     let model = Model::from_bytes(&bytes).expect("it still loads");
     assert_eq!(model.to_bytes(), bytes);
-    answers_as_when_it_was_written(&model);
+    assert_results_it_was_saved_with(&model);
 }
 
 #[test]
-fn a_model_of_the_second_format_answers_as_when_it_was_written_and_is_a_start() {
+fn a_model_of_format_2_gives_the_results_it_was_saved_with_and_can_be_retrained() {
     let model = Model::from_bytes(&second_format()).expect("it still loads");
     assert_eq!(model.classifier(), Some(ClassifierKind::LinearSvmByDescent));
-    answers_as_when_it_was_written(&model);
+    assert_results_it_was_saved_with(&model);
     let again = Model::from_bytes(&model.to_bytes()).expect("what it writes can be read");
-    answers_as_when_it_was_written(&again);
+    assert_results_it_was_saved_with(&again);
 
     let options = TrainOptions { solver: Solver::DualCoordinateDescent, ..TrainOptions::default() };
     let samples: Vec<Sample> =
@@ -164,7 +164,7 @@ fn a_model_of_the_second_format_answers_as_when_it_was_written_and_is_a_start() 
     }
 }
 
-fn answers_as_when_it_was_written(model: &Model) {
+fn assert_results_it_was_saved_with(model: &Model) {
     assert_eq!((model.embedder(), model.labels().len()), ("example-3d", 3));
     let answer = model.identify(&[0.8, 0.2, 0.1], 0.5).expect("an answer");
     let named: Vec<(&str, f32)> = answer.all.iter().map(|p| (p.label.as_str(), p.confidence)).collect();

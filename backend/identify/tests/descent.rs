@@ -1,5 +1,4 @@
-//! Training by coordinate descent: as good as by linfa's solver, the same on any number of threads, and from a previous
-//! model as from nothing.
+//! Training by coordinate descent: accuracy against linfa's solver, determinism, retraining.
 
 #![allow(clippy::expect_used, reason = "a panic is how a test fails")]
 
@@ -40,7 +39,7 @@ fn difference(a: &Model, b: &Model, samples: &[Sample]) -> f32 {
 }
 
 #[test]
-fn the_solver_follows_from_the_number_of_samples_and_stands_in_the_model() {
+fn the_solver_depends_on_the_number_of_samples_and_is_stored_in_the_model() {
     let people = people();
     for (shots, kind, version) in
         [(9, ClassifierKind::LinearSvm, 1), (10, ClassifierKind::LinearSvmByDescent, 2)]
@@ -55,7 +54,7 @@ fn the_solver_follows_from_the_number_of_samples_and_stands_in_the_model() {
 }
 
 #[test]
-fn every_cut_of_a_model_is_refused() {
+fn every_truncated_model_is_rejected() {
     let bytes = train(&first_photos(&people(), 2)).to_bytes();
     for length in (0..bytes.len()).step_by(7) {
         let error = Model::from_bytes(&bytes[..length]).expect_err("cut off");
@@ -64,7 +63,7 @@ fn every_cut_of_a_model_is_refused() {
 }
 
 #[test]
-fn faces_that_were_not_trained_on_get_the_names_and_probabilities_of_linfas_solver() {
+fn predictions_on_held_out_faces_match_linfas_solver() {
     let people = people();
     for shots in [1, 3, 5] {
         let samples = first_photos(&people, shots);
@@ -88,7 +87,7 @@ fn faces_that_were_not_trained_on_get_the_names_and_probabilities_of_linfas_solv
 }
 
 #[test]
-fn strangers_stay_strangers() {
+fn strangers_are_unknown() {
     let people = people();
     let model = train(&first_photos(people.iter().take(5), 5));
     let named = people
@@ -100,7 +99,7 @@ fn strangers_stay_strangers() {
 }
 
 #[test]
-fn the_number_of_threads_and_the_order_of_samples_do_not_matter() {
+fn results_do_not_depend_on_the_number_of_threads_or_sample_order() {
     let mut samples = synthetic(70, 4, 24);
     let on = |threads: usize, samples: &[Sample]| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
@@ -113,7 +112,7 @@ fn the_number_of_threads_and_the_order_of_samples_do_not_matter() {
 }
 
 #[test]
-fn one_more_person_or_photograph_gives_what_a_training_anew_gives() {
+fn retraining_with_one_more_person_or_photograph_matches_a_cold_start() {
     let mut samples = synthetic(60, 6, 96);
     let newcomer: Vec<Sample> = samples.split_off(59 * 6);
     let model = train(&samples);
@@ -134,7 +133,7 @@ fn one_more_person_or_photograph_gives_what_a_training_anew_gives() {
 }
 
 #[test]
-fn where_samples_went_or_options_changed_nothing_of_before_stays() {
+fn after_removed_samples_or_changed_options_nothing_is_reused() {
     let samples = synthetic(40, 5, 48);
     let model = train(&samples);
     // Solved anew from the same start, so the same whatever else the previous model knew.
@@ -153,7 +152,7 @@ fn where_samples_went_or_options_changed_nothing_of_before_stays() {
 }
 
 #[test]
-fn a_model_of_another_embedder_or_dimension_or_of_one_person_is_no_start() {
+fn a_model_of_another_embedder_or_dimension_or_of_one_person_is_not_reused() {
     let samples = synthetic(30, 4, 32);
     let others = synthetic(30, 4, 16);
     let bytes = train(&samples).to_bytes();
@@ -166,7 +165,7 @@ fn a_model_of_another_embedder_or_dimension_or_of_one_person_is_no_start() {
 }
 
 #[test]
-fn a_model_by_linfas_solver_is_a_start() {
+fn a_model_by_linfas_solver_can_be_retrained() {
     let samples = synthetic(30, 4, 32);
     let smo = TrainOptions { solver: Solver::Smo, ..DESCENT };
     let previous = Model::train("mobilefacenet", &samples[..80], &smo).expect("training works");
@@ -174,7 +173,7 @@ fn a_model_by_linfas_solver_is_a_start() {
 }
 
 #[test]
-fn a_training_ends_soon_when_asked_to() {
+fn a_training_can_be_cancelled_quickly() {
     let samples = synthetic(200, 3, 16);
     let model = train(&samples[..190 * 3]);
     for previous in [None, Some(&model)] {
@@ -184,7 +183,7 @@ fn a_training_ends_soon_when_asked_to() {
             ControlFlow::Break(())
         };
         let ended = match previous {
-            None => Model::train_watched("mobilefacenet", &samples, &DESCENT, &stop),
+            None => Model::train_with_progress("mobilefacenet", &samples, &DESCENT, &stop),
             Some(model) => model.retrain("mobilefacenet", &samples, &DESCENT, &stop),
         };
         assert!(matches!(ended, Err(IdentifyError::Cancelled)));
@@ -194,7 +193,7 @@ fn a_training_ends_soon_when_asked_to() {
 }
 
 #[test]
-fn progress_reaches_all_samples_once() {
+fn progress_counts_every_sample_once() {
     let samples = synthetic(50, 4, 16);
     let model = train(&samples[..49 * 4]);
     let (calls, highest) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -208,7 +207,7 @@ fn progress_reaches_all_samples_once() {
 }
 
 #[test]
-fn few_photographs_and_people_who_cannot_be_told_apart_are_answered() {
+fn few_photographs_and_inseparable_people_still_give_results() {
     let mut noise = Noise(5);
     let mut near = |label: &str, to: &[f32]| {
         sample(label, &to.iter().map(|v| v + 1e-4 * noise.next().expect("endless")).collect::<Vec<_>>())
@@ -231,7 +230,7 @@ fn few_photographs_and_people_who_cannot_be_told_apart_are_answered() {
 }
 
 #[test]
-fn one_photograph_each_is_enough_for_a_name() {
+fn one_photograph_per_person_suffices_for_identification() {
     let samples = synthetic(60, 1, 24);
     let model = train(&samples);
     for Sample { label, embedding } in &samples {

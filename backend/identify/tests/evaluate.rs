@@ -1,4 +1,4 @@
-//! The evaluation's figures on cases small enough to count by hand.
+//! Evaluation figures, on cases small enough to count by hand.
 
 use facepipe_identify::{
     Decision, Identification, Prediction,
@@ -69,7 +69,7 @@ fn tar_at_far_accepts_no_more_strangers_than_allowed() {
 }
 
 #[test]
-fn the_roc_goes_from_nothing_accepted_to_everything() {
+fn the_roc_spans_from_nothing_to_everything_accepted() {
     let pairs =
         pairs(&[(0.9, true), (0.7, true), (0.7, false), (0.2, false), (f32::NAN, false), (0.1, false)]);
     let points: Vec<(f64, f64)> = roc(&pairs).iter().map(|p| (p.far, p.tar)).collect();
@@ -82,7 +82,7 @@ fn the_roc_goes_from_nothing_accepted_to_everything() {
 }
 
 #[test]
-fn the_equal_error_rate_lies_where_the_two_errors_meet() {
+fn the_equal_error_rate_lies_where_both_error_rates_meet() {
     let rate = |scores: &[(f32, bool)]| equal_error_rate(&pairs(scores)).map(|eer| (eer.rate, eer.threshold));
     // Told apart by every threshold between 0.3 and 0.7.
     assert_eq!(rate(&[(0.9, true), (0.7, true), (0.3, false), (0.1, false)]), Some((0.0, 0.7)));
@@ -99,7 +99,7 @@ fn the_equal_error_rate_lies_where_the_two_errors_meet() {
 }
 
 #[test]
-fn open_set_rates_tell_naming_strangers_from_missing_the_enrolled() {
+fn open_set_rates_separate_false_positives_from_false_negatives() {
     let (known, unknown) = (Decision::Known, Decision::Unknown);
     let answers = [answer("a", known), answer("b", known), answer("a", unknown), answer("b", unknown)];
     let search = |truth, index: usize| Search { truth, answer: &answers[index] };

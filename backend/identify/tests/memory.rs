@@ -15,7 +15,7 @@ fn peak() -> Option<usize> {
 }
 
 #[test]
-fn memory_grows_with_the_samples_and_not_with_their_square() {
+fn memory_grows_linearly_with_the_samples() {
     let samples = synthetic(2100, 2, 64);
     let before = peak();
     let model = train(&samples);

@@ -1,4 +1,4 @@
-//! What training accepts and refuses, and that its result depends on nothing but the set of samples.
+//! Valid and invalid inputs of training; its result depends only on the set of samples.
 
 mod common;
 
@@ -12,7 +12,7 @@ fn try_train(samples: &[Sample]) -> Result<Model, IdentifyError> {
 }
 
 #[test]
-fn nobody_enrolled_is_an_answer() {
+fn a_model_without_people_decides_unknown() {
     let model = try_train(&[]).expect("an empty model");
     assert!(model.labels().is_empty());
     assert_eq!((model.dimensions(), model.classifier()), (0, None));
@@ -26,7 +26,7 @@ fn nobody_enrolled_is_an_answer() {
 }
 
 #[test]
-fn one_person_is_told_from_strangers_by_the_decision_alone() {
+fn with_one_person_only_the_decision_rejects_strangers() {
     let people = people();
     for shots in [1, 5] {
         let model = train(&first_photos(people.iter().take(1), shots));
@@ -41,7 +41,7 @@ fn one_person_is_told_from_strangers_by_the_decision_alone() {
 }
 
 #[test]
-fn two_people_with_one_photograph_each_are_told_apart() {
+fn two_people_with_one_photograph_each_are_separated() {
     let people = people();
     let model = train(&first_photos(people.iter().take(2), 1));
     for (person, photos) in people.iter().take(2) {
@@ -53,7 +53,7 @@ fn two_people_with_one_photograph_each_are_told_apart() {
 }
 
 #[test]
-fn unequal_numbers_of_photographs_cost_nobody_their_identity() {
+fn unequal_numbers_of_photographs_do_not_bias_identification() {
     let people = people();
     let mut samples = Vec::new();
     for (index, (person, photos)) in people.iter().enumerate() {
@@ -88,7 +88,7 @@ fn more_than_one_working_set_is_trained_the_same_in_any_order() {
 }
 
 #[test]
-fn the_length_of_an_embedding_does_not_matter() {
+fn the_norm_of_an_embedding_does_not_matter() {
     let people = people();
     let samples = first_photos(&people, 3);
     let model = train(&samples);
@@ -115,7 +115,7 @@ fn a_repeated_sample_counts_once() {
 }
 
 #[test]
-fn one_embedding_under_two_labels_is_refused() {
+fn one_embedding_with_two_labels_is_rejected() {
     let samples = [sample("a", &[1.0, 0.0]), sample("b", &[0.0, 1.0]), sample("c", &[2.0, 0.0])];
     let error = try_train(&samples).expect_err("0 and 2 point the same way");
     assert_eq!(error, IdentifyError::Conflict { first: 0, second: 2 });
@@ -123,7 +123,7 @@ fn one_embedding_under_two_labels_is_refused() {
 }
 
 #[test]
-fn embeddings_that_mean_nothing_are_refused() {
+fn empty_non_finite_and_zero_embeddings_are_rejected() {
     let good = || sample("a", &[1.0, 0.0, 0.0]);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let error = try_train(&[good(), sample("b", &[0.0, bad, 0.0])]).expect_err("not finite");
@@ -141,7 +141,7 @@ fn embeddings_that_mean_nothing_are_refused() {
 }
 
 #[test]
-fn an_embedding_that_does_not_fit_the_model_is_refused() {
+fn an_embedding_of_the_wrong_dimension_is_rejected() {
     let model = train(&first_photos(&people(), 1));
     let error =
         |embedding: &[f32]| model.identify(embedding, THRESHOLD).expect_err("must be refused").to_string();
@@ -154,7 +154,7 @@ fn an_embedding_that_does_not_fit_the_model_is_refused() {
 }
 
 #[test]
-fn a_threshold_that_is_no_cosine_is_refused() {
+fn a_threshold_that_is_not_a_cosine_is_rejected() {
     let model = train(&first_photos(&people(), 1));
     for threshold in [f32::NAN, -1.1, 1.5, f32::INFINITY] {
         assert!(matches!(model.identify(&[0.1; 128], threshold), Err(IdentifyError::Threshold { .. })));
@@ -165,7 +165,7 @@ fn a_threshold_that_is_no_cosine_is_refused() {
 }
 
 #[test]
-fn labels_keep_to_the_rules() {
+fn invalid_labels_are_rejected() {
     let longest = "ß".repeat(64);
     try_train(&[sample(&longest, &[1.0, 0.0]), sample("Ada L. 2", &[0.0, 1.0])])
         .expect("64 characters are allowed");
@@ -182,7 +182,7 @@ fn labels_keep_to_the_rules() {
 }
 
 #[test]
-fn options_out_of_range_are_refused_by_name() {
+fn out_of_range_options_are_rejected_by_name() {
     let train = |options| Model::train("test", &[], &options).expect_err("out of range").to_string();
     let default = TrainOptions::default();
     for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
@@ -194,7 +194,7 @@ fn options_out_of_range_are_refused_by_name() {
 }
 
 #[test]
-fn people_who_cannot_be_told_apart_are_still_answered() {
+fn inseparable_people_still_give_results() {
     // Two labels whose samples lie across each other: cross-validation finds no rise, training must not fail.
     let samples = [
         sample("a", &[1.0, 0.1]),
@@ -210,17 +210,17 @@ fn people_who_cannot_be_told_apart_are_still_answered() {
 }
 
 #[test]
-fn a_model_may_be_logged() {
+fn the_debug_output_of_a_model_has_no_names_or_embeddings() {
     let text = format!("{:?} {:?}", train(&first_photos(&people(), 1)), sample("Tony_Blair", &[0.25]));
     assert!(!text.contains("Blair") && !text.contains("0.25"), "{text}");
     assert!(text.contains("people: 10"), "{text}");
 }
 
 #[test]
-fn a_training_tells_its_progress_and_can_be_ended() {
+fn a_training_reports_progress_and_can_be_cancelled() {
     let samples = first_photos(&people(), 3);
     let seen = Mutex::new(Vec::new());
-    let watched = Model::train_watched("mobilefacenet", &samples, &TrainOptions::default(), &|done| {
+    let watched = Model::train_with_progress("mobilefacenet", &samples, &TrainOptions::default(), &|done| {
         seen.lock().expect("nobody panicked").push(done);
         ControlFlow::Continue(())
     });
@@ -229,7 +229,7 @@ fn a_training_tells_its_progress_and_can_be_ended() {
     seen.sort_unstable();
     assert_eq!(seen, (1..=10).map(|people| people * 3).collect::<Vec<_>>());
 
-    let ended = Model::train_watched("mobilefacenet", &samples, &TrainOptions::default(), &|done| {
+    let ended = Model::train_with_progress("mobilefacenet", &samples, &TrainOptions::default(), &|done| {
         if done > 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(ended, Err(IdentifyError::Cancelled)));

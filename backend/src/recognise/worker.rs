@@ -7,7 +7,7 @@ use std::{
 };
 
 use facepipe_identify::IdentifyError;
-use facepipe_vision::{DecodeError, VisionError, all_together, on_one_thread};
+use facepipe_vision::{DecodeError, VisionError, with_intra_op_parallelism, without_intra_op_parallelism};
 use image::RgbImage;
 
 use super::{
@@ -51,7 +51,11 @@ impl Worker {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let compute = || self.compute(&turn);
                 let on_all_threads = turn.on_all_threads && self.pipeline.on_processor();
-                if on_all_threads { all_together(compute) } else { on_one_thread(compute) }
+                if on_all_threads {
+                    with_intra_op_parallelism(compute)
+                } else {
+                    without_intra_op_parallelism(compute)
+                }
             }));
             match outcome {
                 Ok(Ok(())) => continue,

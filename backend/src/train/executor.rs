@@ -624,7 +624,7 @@ fn fit(
     let options = TrainOptions::default();
     let trained = match previous {
         Some(previous) => previous.model.retrain(embedder, &samples, &options, &watch),
-        None => Model::train_watched(embedder, &samples, &options, &watch),
+        None => Model::train_with_progress(embedder, &samples, &options, &watch),
     };
     let model = match trained {
         Ok(model) => model,

@@ -27,8 +27,8 @@ use std::{
 use common::{formula_input, formula_weights, picture};
 use facepipe_test_support::{fixture, models_dir};
 use facepipe_vision::{
-    DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig, all_together,
-    weights::Weights,
+    DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig,
+    weights::Weights, with_intra_op_parallelism,
 };
 use image::{RgbImage, imageops};
 
@@ -68,7 +68,7 @@ fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
             let units = pictures.len() as f64;
             let filling = arguments[1] == "filling";
             let detect = move |p: &RgbImage| {
-                if filling { mtcnn.detect_filling(p).unwrap() } else { mtcnn.detect(p).unwrap() }
+                if filling { mtcnn.detect_in_crop(p).unwrap() } else { mtcnn.detect(p).unwrap() }
             };
             (Box::new(move || pictures.iter().for_each(|p| drop(black_box(detect(p))))), units)
         }
@@ -86,7 +86,7 @@ fn main() {
     rayon::ThreadPoolBuilder::new().num_threads(arguments[2].parse().unwrap()).build_global().unwrap();
     let (run, units) = workload(&arguments);
     // As a server does for a picture that comes alone.
-    let run = || all_together(&run);
+    let run = || with_intra_op_parallelism(&run);
     run();
     println!("ready");
     for _ in stdin().lock().lines() {

@@ -1,4 +1,4 @@
-//! A face turned upright and to one size by its five landmarks, as MobileFaceNet and dlib's ResNet were trained on it.
+//! Face alignment by five landmarks, as MobileFaceNet and dlib's ResNet were trained with.
 
 use image::RgbImage;
 
@@ -7,13 +7,13 @@ use crate::{Face, resample};
 /// Side of the aligned face in pixels.
 pub const ALIGNED_SIDE: u32 = 112;
 
-/// Where the landmarks of [`Face`] lie in the aligned face, `[x, y]` in pixels: the 112x112 template of ArcFace
+/// Positions of the landmarks of [`Face`] in the aligned face, `[x, y]` in pixels: ArcFace's 112x112 template
 /// (Deng et al. 2019).
 pub const TEMPLATE: [[f64; 2]; 5] =
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]];
 
-/// The face of `image` as a 112x112 crop, its landmarks as near to [`TEMPLATE`] as turning, scaling and shifting
-/// bring them (least squares); black beyond the edges of the image, and all black where the landmarks coincide.
+/// Aligns the face to a 112x112 crop by the least-squares similarity transform of its landmarks to [`TEMPLATE`]; black beyond
+/// the edges of the image, and all black where the landmarks coincide.
 pub fn align(image: &RgbImage, face: &Face) -> RgbImage {
     align_to(image, face, &TEMPLATE, ALIGNED_SIDE)
 }
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turned_scaled_and_shifted_template_is_found_again() {
+    fn a_rotated_scaled_and_shifted_template_is_recovered() {
         let (scale, angle) = (2.5f64, 0.4f64);
         let (cos, sin) = (scale * angle.cos(), scale * angle.sin());
         let moved = TEMPLATE.map(|[x, y]| [cos * x - sin * y + 30.0, sin * x + cos * y - 12.0]);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn an_aligned_face_stays_as_it_is() {
+    fn aligning_an_aligned_face_changes_nothing() {
         let image = RgbImage::from_fn(112, 112, |x, y| image::Rgb([u8::try_from(x + y).unwrap(), 3, 200]));
         let crop = align(
             &image,

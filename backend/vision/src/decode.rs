@@ -1,4 +1,4 @@
-//! An uploaded picture's bytes to upright RGB pixels, within limits that hold before anything large is allocated.
+//! Decodes uploaded pictures to upright RGB pixels, within limits that are checked before anything large is allocated.
 
 use std::{
     io::Cursor,
@@ -9,7 +9,7 @@ use image::{
     DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, error::LimitErrorKind,
 };
 
-/// What a picture may measure at most.
+/// Upper limits for a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeLimits {
     /// Bytes of the file. 10 MiB by default.
@@ -24,7 +24,7 @@ impl Default for DecodeLimits {
     }
 }
 
-/// Why the bytes did not become a picture. All of these are the sender's mistakes.
+/// Why a picture could not be decoded. All of these are the sender's errors.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// No bytes at all.
@@ -48,24 +48,24 @@ pub enum DecodeError {
         /// Pixels allowed.
         max: u64,
     },
-    /// Not one of the formats that are read.
+    /// None of the supported formats.
     #[error("the image is none of JPEG, PNG, WebP, BMP and GIF")]
     UnknownFormat,
-    /// Begins as one of the formats, and goes wrong.
+    /// A supported format, but damaged.
     #[error("the image cannot be decoded: {0}")]
     Corrupt(String),
 }
 
-/// What is said of a picture that was decoded although something is wrong with its file.
+/// A defect of a file whose picture could be decoded nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeNote {
-    /// A JPEG has all of its pixels and no end marker: whatever sent it cut off its last bytes.
+    /// A JPEG has all of its pixels but no end marker: its sender cut off the last bytes.
     #[error("the JPEG has no end marker; its pixels are complete")]
     EndMissing,
 }
 
 impl DecodeNote {
-    /// For programs; never changes.
+    /// A stable code for programs.
     pub fn code(self) -> &'static str {
         match self {
             Self::EndMissing => "jpeg_end_missing",
@@ -73,22 +73,22 @@ impl DecodeNote {
     }
 }
 
-/// A picture and what is to be said of its file.
+/// A decoded picture and the defects of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
     /// Upright.
     pub image: RgbImage,
-    /// None for most pictures.
+    /// Empty for most pictures.
     pub notes: Vec<DecodeNote>,
 }
 
-/// Room for a decoder's own buffers (rows, tables, a palette) beside the pixels.
+/// Allowance for a decoder's own buffers (rows, tables, a palette) beside the pixels.
 const DECODER_OVERHEAD: u64 = 64 * 1024 * 1024;
-/// 16-bit RGBA, the widest pixel that a decoder hands out.
+/// 16-bit RGBA, the widest pixel format of the decoders.
 const MAX_BYTES_PER_PIXEL: u64 = 8;
 
-/// Decodes JPEG, PNG, WebP, BMP or GIF (its first frame), told apart by their content, and turns the picture upright
-/// by its EXIF orientation.
+/// Decodes JPEG, PNG, WebP, BMP or GIF (its first frame), recognised by content, and applies the
+/// EXIF orientation.
 ///
 /// Transparency is dropped, 16 bits a channel become 8, CMYK and grey become RGB.
 ///
@@ -100,7 +100,7 @@ pub fn decode_image(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, Dec
     decode_with_notes(bytes, limits).map(|decoded| decoded.image)
 }
 
-/// As [`decode_image`], and says what is wrong with the file of a picture that could be decoded all the same.
+/// As [`decode_image`]; also returns the defects that did not prevent decoding.
 ///
 /// # Errors
 ///
@@ -138,9 +138,9 @@ const NOISE_BYTES: usize = 64;
 
 /// Decodes a JPEG that lacks its end marker, if that is all that it lacks.
 ///
-/// libjpeg warns and fills what is missing with zeros, which the crate that wraps it does not tell. So the data are
-/// continued in several ways: nothing of that shows in a picture that is complete, since decoders pass over what follows
-/// its last pixel, and pixels that are missing come out differently.
+/// libjpeg warns and fills missing data with zeros; the crate that wraps it does not report the warning. So the data are
+/// extended in several ways: a complete picture comes out the same each time, since decoders ignore bytes after the last
+/// pixel, whereas missing pixels come out differently.
 fn decode_without_end(
     bytes: &[u8],
     next_restart: Option<u8>,
@@ -168,7 +168,7 @@ fn decode_whole(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeE
     let Some(format) = reader.format().filter(ImageFormat::reading_enabled) else {
         return Err(DecodeError::UnknownFormat);
     };
-    let mut decoder = reader.into_decoder().map_err(refuse)?;
+    let mut decoder = reader.into_decoder().map_err(decode_error)?;
     let (width, height) = decoder.dimensions();
     let too_many_pixels = DecodeError::TooManyPixels { width, height, max: limits.max_pixels };
     if u64::from(width) * u64::from(height) > limits.max_pixels {
@@ -177,19 +177,19 @@ fn decode_whole(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeE
     let mut allocation = Limits::no_limits();
     allocation.max_alloc =
         Some(limits.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL).saturating_add(DECODER_OVERHEAD));
-    decoder.set_limits(allocation).map_err(refuse)?;
+    decoder.set_limits(allocation).map_err(decode_error)?;
     // Damaged metadata is no reason to refuse the pixels.
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
     let jpeg = if format == ImageFormat::Jpeg { decode_jpeg(bytes, (width, height))? } else { None };
     let mut image = match jpeg {
         Some(pixels) => DynamicImage::ImageRgb8(pixels),
-        None => DynamicImage::from_decoder(decoder).map_err(refuse)?,
+        None => DynamicImage::from_decoder(decoder).map_err(decode_error)?,
     };
     image.apply_orientation(orientation);
     Ok(image.into_rgb8())
 }
 
-fn refuse(error: ImageError) -> DecodeError {
+fn decode_error(error: ImageError) -> DecodeError {
     match error {
         ImageError::Unsupported(_) => {
             DecodeError::Corrupt("it uses a feature that is not supported".to_owned())
@@ -201,7 +201,7 @@ fn refuse(error: ImageError) -> DecodeError {
     }
 }
 
-/// Decodes a JPEG exactly as libjpeg-turbo does, and with it Pillow, OpenCV and browsers.
+/// Decodes a JPEG bit for bit as libjpeg-turbo does, and thus Pillow, OpenCV and browsers.
 ///
 /// Other decoders differ from it by a level or two, which is enough for MTCNN to prefer another of several equally
 /// confident boxes, pixels away. `None` for CMYK, which libjpeg does not turn into RGB.
@@ -225,10 +225,10 @@ fn decode_jpeg(bytes: &[u8], (width, height): (u32, u32)) -> Result<Option<RgbIm
 /// bytes it has.
 const MAX_JPEG_SCANS: usize = 64;
 
-/// How a file ends.
+/// The end of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum JpegEnd {
-    /// It is no JPEG.
+    /// Not a JPEG.
     NoJpeg,
     /// With the end marker, whatever follows that.
     Marker,
@@ -239,8 +239,8 @@ enum JpegEnd {
     },
 }
 
-/// Follows the marker segments and scans of a JPEG to its end marker (ITU-T T.81, annex B), and says what is wrong
-/// where neither that is reached nor all that the scans are to bring.
+/// Follows the marker segments and scans of a JPEG to its end marker (ITU-T T.81, annex B). Fails where the marker is missing
+/// and so are scans.
 ///
 /// The decoders fill the rest of a truncated picture with grey; a face in it would be stored as a worse face.
 fn jpeg_end(bytes: &[u8]) -> Result<JpegEnd, &'static str> {
@@ -273,20 +273,20 @@ fn jpeg_end(bytes: &[u8]) -> Result<JpegEnd, &'static str> {
             }
         }
     }
-    if !scans.all_begun() {
+    if !scans.cover_all_coefficients() {
         return Err(early);
     }
     let next_restart = (scans.restart_interval > 0).then(|| RESTART.start() + scans.restarts % 8);
     Ok(JpegEnd::Missing { next_restart })
 }
 
-/// What the segments of a JPEG say of its scans.
+/// The scans of a JPEG, as its segments describe them.
 #[derive(Default)]
 struct Scans {
     count: usize,
     progressive: bool,
-    /// By component of the frame: its id, and for each coefficient of a block the bits of it that no scan so far has
-    /// brought; [`NOTHING`] before the first scan with it.
+    /// Per component of the frame: its id, and for each coefficient of a block the number of bits that are still missing;
+    /// [`NO_SCAN_YET`] before its first scan.
     components: Vec<(u8, [u8; 64])>,
     restart_interval: u16,
     /// Restart markers since the last scan began.
@@ -294,7 +294,7 @@ struct Scans {
 }
 
 /// More bits than a coefficient has.
-const NOTHING: u8 = u8::MAX;
+const NO_SCAN_YET: u8 = u8::MAX;
 
 impl Scans {
     fn segment(&mut self, marker: u8, segment: &[u8]) -> Result<(), &'static str> {
@@ -303,7 +303,7 @@ impl Scans {
             0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
                 self.progressive = matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
                 let ids = segment.get(6..).unwrap_or_default().chunks(3).filter_map(|c| c.first());
-                self.components = ids.map(|&id| (id, [NOTHING; 64])).collect();
+                self.components = ids.map(|&id| (id, [NO_SCAN_YET; 64])).collect();
             }
             0xdd => {
                 self.restart_interval = segment.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes))
@@ -334,8 +334,8 @@ impl Scans {
         Ok(())
     }
 
-    /// Whether the last bits of all coefficients were in one of the scans, or would be in the last.
-    fn all_begun(&self) -> bool {
+    /// Whether the scans, including an unfinished last one, cover all bits of all coefficients.
+    fn cover_all_coefficients(&self) -> bool {
         !self.components.is_empty()
             && self.components.iter().all(|(_, left)| left.iter().all(|&bits| bits == 0))
     }

@@ -1,4 +1,4 @@
-//! What the networks run on.
+//! The devices that networks run on.
 
 use std::{fmt, str::FromStr};
 
@@ -46,7 +46,7 @@ impl fmt::Display for DeviceKind {
     }
 }
 
-/// The name given is that of no device.
+/// No device has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no device `{0}`, only cpu, cuda and cuda:<number>")]
 pub struct UnknownDevice(pub String);
@@ -95,13 +95,13 @@ mod tests {
     }
 
     #[test]
-    fn the_processor_is_always_there() {
+    fn the_processor_is_always_available() {
         assert!(DeviceKind::default().open().unwrap().is_none());
     }
 
     #[cfg(not(feature = "cuda"))]
     #[test]
-    fn a_device_that_was_not_built_in_is_told() {
+    fn a_device_that_was_not_built_in_is_an_error_that_says_so() {
         let error = DeviceKind::Cuda(3).open().unwrap_err().to_string();
         assert!(error.contains("cuda:3") && error.contains("built without"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! The trait behind which the face embedding networks stand, and how one of them is chosen and loaded.
+//! The trait that all face embedding networks implement; choosing and loading one of them.
 
 use std::{
     fmt,
@@ -11,11 +11,11 @@ use image::RgbImage;
 
 use crate::{
     DlibResnet, Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
-    layers::{Map, Size, Workspace, Workspaces},
+    layers::{FeatureMap, Size, Workspace, Workspaces},
     weights::{Weights, onnx::OnnxWeights},
 };
 
-/// A network that turns a face into a vector, so that vectors of one person lie close together.
+/// A network that maps a face to a vector, such that vectors of one person lie close together.
 ///
 /// Embeddings of different embedders must never be compared.
 pub trait Embedder: Send + Sync {
@@ -25,26 +25,26 @@ pub trait Embedder: Send + Sync {
     /// Elements of an embedding.
     fn dimensions(&self) -> usize;
 
-    /// What whoever runs a server with it should know, where there is something: that it is a fallback.
+    /// A note for operators of a server that uses this embedder: that it is a fallback, say.
     fn remark(&self) -> Option<&'static str> {
         None
     }
 
-    /// The least cosine to a person's mean embedding at which a face is taken for that person.
+    /// The lowest cosine to a person's mean embedding at which a face is identified as that person.
     fn default_threshold(&self) -> f32;
 
-    /// The least cosine between the embeddings of two faces at which they are taken for one person's. A mean of several
-    /// embeddings is nearer to each of them than they are to each other, so this is not [`Self::default_threshold`].
+    /// The lowest cosine between the embeddings of two faces at which they are accepted as the same person. Lower than
+    /// [`Self::default_threshold`]: a mean of several embeddings is nearer to each of them than they are to each other.
     fn verification_threshold(&self) -> f32;
 
-    /// The least cosine between the embeddings of two pictures at which they are one and the same picture, perhaps in
-    /// another size or quality: more than any two pictures of one person reach that were taken apart from each other.
+    /// The lowest cosine between the embeddings of two pictures at which they are copies of one picture, perhaps in
+    /// another size or quality; higher than two separate pictures of one person reach.
     fn same_picture_threshold(&self) -> f32;
 
-    /// The face of `image` as the square that the network takes; black where that reaches out of the image.
+    /// Cuts the face out as the square that the network takes; black beyond the edges of the image.
     fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage;
 
-    /// One embedding a crop, each of length (L2 norm) 1, in the order of the crops.
+    /// Returns one embedding per crop, L2-normalised, in the order of the crops.
     ///
     /// # Errors
     ///
@@ -53,22 +53,22 @@ pub trait Embedder: Send + Sync {
     fn embed(&self, crops: &[RgbImage]) -> Result<Vec<Vec<f32>>, VisionError>;
 }
 
-/// The embedders there are.
+/// The implemented embedders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EmbedderKind {
     /// 512 dimensions; [`InceptionResnetV1`].
     InceptionResnetV1,
     /// 128 dimensions, a thirteenth of the arithmetic; [`MobileFaceNet`].
     MobileFaceNet,
-    /// 128 dimensions, less accurate than both: for where only package registries can be reached; [`DlibResnet`].
+    /// 128 dimensions, less accurate than both; the fallback where only package registries can be reached; [`DlibResnet`].
     DlibResnet,
 }
 
 impl EmbedderKind {
-    /// All, the preferred first.
+    /// All embedders, in order of preference.
     pub const ALL: [Self; 3] = [Self::InceptionResnetV1, Self::MobileFaceNet, Self::DlibResnet];
 
-    /// The name, as in configuration and in stored embeddings.
+    /// The name that configuration and stored embeddings use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::InceptionResnetV1 => "inception-resnet-v1",
@@ -77,7 +77,7 @@ impl EmbedderKind {
         }
     }
 
-    /// The file of its weights in `models_dir`, whether it is there or not.
+    /// Returns the path of its weights in `models_dir`, whether the file exists or not.
     pub fn weights_file(self, models_dir: &Path) -> PathBuf {
         match self {
             Self::InceptionResnetV1 => weights_file(models_dir, "20180402-114759-vggface2"),
@@ -93,7 +93,7 @@ impl fmt::Display for EmbedderKind {
     }
 }
 
-/// The name given is that of no embedder.
+/// No embedder has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no embedder `{0}`, only inception-resnet-v1, mobilefacenet and dlib-resnet")]
 pub struct UnknownEmbedder(pub String);
@@ -135,7 +135,7 @@ pub fn load_embedder_on(
     })
 }
 
-/// The preferred one of the embedders whose weights are in `models_dir`.
+/// Returns the most preferred embedder whose weights are in `models_dir`.
 pub fn installed_embedder(models_dir: &Path) -> Option<EmbedderKind> {
     EmbedderKind::ALL.into_iter().find(|kind| kind.weights_file(models_dir).is_file())
 }
@@ -156,7 +156,7 @@ pub(crate) fn embed(
     normalise: [(f32, f32); 3],
     crops: &[RgbImage],
     most: usize,
-    network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Map> + Sync,
+    network: impl Fn(&mut Workspace, FeatureMap) -> candle_core::Result<FeatureMap> + Sync,
 ) -> Result<Vec<Vec<f32>>, VisionError> {
     let outputs = outputs(embedder, workspaces, side, normalise, crops, most, network)?;
     Ok(outputs.iter().map(|row| normalised(row)).collect())
@@ -171,7 +171,7 @@ pub(crate) fn outputs(
     normalise: [(f32, f32); 3],
     crops: &[RgbImage],
     most: usize,
-    network: impl Fn(&mut Workspace, Map) -> candle_core::Result<Map> + Sync,
+    network: impl Fn(&mut Workspace, FeatureMap) -> candle_core::Result<FeatureMap> + Sync,
 ) -> Result<Vec<Vec<f32>>, VisionError> {
     for (index, crop) in crops.iter().enumerate() {
         if crop.dimensions() != (side, side) {
@@ -186,9 +186,9 @@ pub(crate) fn outputs(
         }
     }
     let side = side as usize;
-    let outputs = workspaces.spread(crops.len(), most, |workspace, share| {
+    let outputs = workspaces.in_batches(crops.len(), most, |workspace, share| {
         let batch = crops.get(share).unwrap_or_default();
-        let mut input = workspace.own_map(Size { n: batch.len(), h: side, w: side }, 3);
+        let mut input = workspace.host_map(Size { n: batch.len(), h: side, w: side }, 3);
         for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
             for (values, pixel) in
                 values.as_chunks_mut::<3>().0.iter_mut().zip(crop.as_raw().as_chunks::<3>().0)
@@ -200,7 +200,7 @@ pub(crate) fn outputs(
         }
         let output = network(workspace, input)?;
         let rows = output.values().chunks_exact(output.channels()).map(<[f32]>::to_vec).collect();
-        workspace.give(output);
+        workspace.recycle(output);
         Ok::<_, VisionError>(rows)
     })?;
     match outputs.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
@@ -217,8 +217,8 @@ pub(crate) fn normalised(row: &[f32]) -> Vec<f32> {
 }
 
 /// The pixels of a map `[N, 1, 1, D]`, each divided by its length; the map is given back.
-pub(crate) fn l2_normalised(workspace: &mut Workspace, map: Map) -> Vec<Vec<f32>> {
+pub(crate) fn l2_normalised(workspace: &mut Workspace, map: FeatureMap) -> Vec<Vec<f32>> {
     let rows = map.values().chunks_exact(map.channels()).map(normalised).collect();
-    workspace.give(map);
+    workspace.recycle(map);
     rows
 }

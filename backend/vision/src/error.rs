@@ -4,22 +4,22 @@ use std::path::PathBuf;
 
 use crate::DeviceKind;
 
-/// Why a network could not be made ready.
+/// Why a network could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// The file of weights is not there.
+    /// The file of weights does not exist.
     #[error("no {}: run `facepipe models fetch`", path.display())]
     Missing {
         /// The file that was looked for.
         path: PathBuf,
     },
-    /// The file is there and cannot be read.
+    /// The file exists and cannot be read.
     #[error("{} cannot be read: {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The file cannot be written.
@@ -27,13 +27,13 @@ pub enum ModelError {
     Unwritable {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file is not of a known form, or is damaged, or goes beyond a limit.
+    /// The file has an unknown format, is damaged, or exceeds a limit.
     #[error("{origin} is not a usable file of weights: {reason}")]
     Malformed {
-        /// The file, or what the bytes were called.
+        /// The file, or the name given for the bytes.
         origin: String,
         /// What is wrong, and where.
         reason: String,
@@ -58,17 +58,17 @@ pub enum ModelError {
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// A setting lies outside what it may be.
+    /// A setting is out of range.
     #[error("{field} is {value}, it must be {limit}")]
     Setting {
         /// The setting.
         field: &'static str,
         /// Its value.
         value: f32,
-        /// What it may be.
+        /// Its range.
         limit: &'static str,
     },
-    /// The networks cannot run where they should.
+    /// The requested device cannot be used.
     #[error("the networks cannot run on {device}: {reason}")]
     Device {
         /// The device that was asked for.
@@ -76,25 +76,25 @@ pub enum ModelError {
         /// Why not.
         reason: String,
     },
-    /// candle refused to make a tensor of the weights.
+    /// candle could not create a tensor from the weights.
     #[error("the weights cannot be laid out for the network: {0}")]
     Layout(#[from] candle_core::Error),
 }
 
-/// Why a network gave no answer.
+/// Why a network could not be run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VisionError {
     /// A crop is not of the size that the network takes.
     #[error("crop {index} is {width}x{height} pixels, {embedder} takes {expected}x{expected}")]
     CropSize {
-        /// Which of the crops.
+        /// Index of the crop.
         index: usize,
         /// Its width, pixels.
         width: u32,
         /// Its height, pixels.
         height: u32,
-        /// The embedder that was asked.
+        /// The embedder.
         embedder: &'static str,
         /// The side that the embedder takes, pixels.
         expected: u32,
@@ -102,9 +102,9 @@ pub enum VisionError {
     /// The embedding has an infinite or undefined component: the weights are damaged.
     #[error("the embedding of crop {index} by {embedder} is not finite: its weights are damaged")]
     NotFinite {
-        /// Which of the crops.
+        /// Index of the crop.
         index: usize,
-        /// The embedder that was asked.
+        /// The embedder.
         embedder: &'static str,
     },
     /// candle could not run the network.

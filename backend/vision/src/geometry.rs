@@ -1,4 +1,4 @@
-//! Boxes and faces in pixels, and the suppression of boxes that show the same face.
+//! Bounding boxes and faces in pixels, and non-maximum suppression.
 
 /// A rectangle in pixels of the image it was found in; not clipped, so it may reach past the edges.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,7 +46,7 @@ impl BoundingBox {
 /// A face in an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Face {
-    /// Where it is.
+    /// Its bounding box.
     pub bounding_box: BoundingBox,
     /// Probability that it is a face, 0 to 1.
     pub confidence: f32,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_of_overlapping_boxes_is_kept() {
+    fn the_highest_scoring_of_overlapping_boxes_is_kept() {
         let items = vec![
             (square(0.0, 0.0, 10.0), 0.7),
             (square(1.0, 0.0, 10.0), 0.9),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_box_inside_a_large_one_goes_only_by_the_smaller_area() {
+    fn a_small_box_inside_a_large_one_is_suppressed_only_by_the_smaller_area() {
         let items = vec![(square(0.0, 0.0, 100.0), 0.9), (square(10.0, 10.0, 20.0), 0.8)];
         assert_eq!(suppress(items.clone(), 0.7, Overlap::Union, |i| *i).len(), 2);
         assert_eq!(suppress(items, 0.7, Overlap::SmallerInclusive, |i| *i).len(), 1);

@@ -9,7 +9,7 @@ use image::RgbImage;
 use crate::{
     Embedder, Face, ModelError, VisionError,
     embedder::{EmbedderKind, embed, l2_normalised},
-    layers::{Activation, Conv2d, Map, MaxPool, Size, Window, Workspace, Workspaces, mean},
+    layers::{Activation, Conv2d, FeatureMap, MaxPool, Size, Window, Workspace, Workspaces, mean},
     resample::{PixelRect, triangle},
     weights::Weights,
 };
@@ -23,7 +23,7 @@ const AT_ONCE: usize = 16;
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 /// Is told what comes out of each stage.
-type Stage<'a> = dyn FnMut(&'static str, &Map) -> Result<()> + 'a;
+type Stage<'a> = dyn FnMut(&'static str, &FeatureMap) -> Result<()> + 'a;
 /// Is shown that as tensors.
 type Observer<'a> = Option<&'a mut dyn FnMut(&'static str, &Tensor)>;
 
@@ -98,14 +98,14 @@ impl Branches {
         } else {
             let (weight, shift): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
             let (weight, shift) = (Tensor::cat(&weight, 0)?, Tensor::cat(&shift, 0)?);
-            Some(Conv2d::new(weights.engine(), &weight, &shift, Window::POINT, Activation::Relu)?)
+            Some(Conv2d::new(weights.backend(), &weight, &shift, Window::POINT, Activation::Relu)?)
         };
         Ok(Self { entry, branches: loaded })
     }
 
     /// What the entry makes of `x`, if there is one.
-    fn enter(&self, workspace: &mut Workspace, x: &Map) -> Result<Option<Map>> {
-        self.entry.as_ref().map(|entry| entry.forward(workspace, x.all())).transpose()
+    fn enter(&self, workspace: &mut Workspace, x: &FeatureMap) -> Result<Option<FeatureMap>> {
+        self.entry.as_ref().map(|entry| entry.forward(workspace, x.all_channels())).transpose()
     }
 
     /// Channels that come out of the layers after the entry, all branches together.
@@ -123,28 +123,30 @@ impl Branches {
     fn forward_into(
         &self,
         workspace: &mut Workspace,
-        x: &Map,
-        entry: Option<&Map>,
-        out: &mut Map,
+        x: &FeatureMap,
+        entry: Option<&FeatureMap>,
+        out: &mut FeatureMap,
     ) -> Result<()> {
         let mut channel = 0;
         for branch in &self.branches {
             let Some((last, before)) = branch.layers.split_last() else { continue };
             let input = match (&branch.entry, entry) {
-                (Some(channels), Some(entry)) => entry.part(channels.clone()),
-                _ => x.all(),
+                (Some(channels), Some(entry)) => entry.channel_range(channels.clone()),
+                _ => x.all_channels(),
             };
-            let mut between: Option<Map> = None;
+            let mut between: Option<FeatureMap> = None;
             for layer in before {
-                let next =
-                    layer.forward(workspace, between.as_ref().map_or_else(|| input.clone(), Map::all))?;
+                let next = layer.forward(
+                    workspace,
+                    between.as_ref().map_or_else(|| input.clone(), FeatureMap::all_channels),
+                )?;
                 if let Some(done) = between.replace(next) {
-                    workspace.give(done);
+                    workspace.recycle(done);
                 }
             }
-            last.forward_into(between.as_ref().map_or(input, Map::all), out, channel)?;
+            last.forward_into(between.as_ref().map_or(input, FeatureMap::all_channels), out, channel)?;
             if let Some(done) = between {
-                workspace.give(done);
+                workspace.recycle(done);
             }
             channel += last.channels();
         }
@@ -174,23 +176,23 @@ impl Residual {
         let weight = weights.get(&format!("{name}.conv2d.weight"), &[channels, inner, 1, 1])?;
         let bias = weights.get(&format!("{name}.conv2d.bias"), &[channels])?;
         let project =
-            Conv2d::new(weights.engine(), &(weight * scale)?, &(bias * scale)?, Window::POINT, activation)?;
+            Conv2d::new(weights.backend(), &(weight * scale)?, &(bias * scale)?, Window::POINT, activation)?;
         Ok(Self { branches, project })
     }
 
-    fn forward(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
+    fn forward(&self, workspace: &mut Workspace, x: FeatureMap) -> Result<FeatureMap> {
         let entry = self.branches.enter(workspace, &x)?;
-        let mut others = workspace.map(x.size(), self.branches.channels());
+        let mut others = workspace.new_map(x.size(), self.branches.channels());
         self.branches.forward_into(workspace, &x, entry.as_ref(), &mut others)?;
         // Branches that end with the entry stand first.
         let ended = self.branches.branches.iter().filter(|branch| branch.layers.is_empty());
         let mut inputs = Vec::with_capacity(2);
         for channels in ended.filter_map(|branch| branch.entry.clone()) {
-            inputs.extend(entry.as_ref().map(|entry| entry.part(channels)));
+            inputs.extend(entry.as_ref().map(|entry| entry.channel_range(channels)));
         }
-        inputs.push(others.all());
+        inputs.push(others.all_channels());
         let out = self.project.forward_add(workspace, &inputs, &x)?;
-        [Some(x), Some(others), entry].into_iter().flatten().for_each(|map| workspace.give(map));
+        [Some(x), Some(others), entry].into_iter().flatten().for_each(|map| workspace.recycle(map));
         Ok(out)
     }
 }
@@ -202,13 +204,13 @@ struct Mixed {
 }
 
 impl Mixed {
-    fn forward(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
+    fn forward(&self, workspace: &mut Workspace, x: FeatureMap) -> Result<FeatureMap> {
         let entry = self.branches.enter(workspace, &x)?;
         let own = self.branches.channels();
-        let mut out = workspace.map(self.branches.output(x.size())?, own + x.channels());
+        let mut out = workspace.new_map(self.branches.output(x.size())?, own + x.channels());
         self.branches.forward_into(workspace, &x, entry.as_ref(), &mut out)?;
         POOL.forward_into(&x, &mut out, own)?;
-        [Some(x), entry].into_iter().flatten().for_each(|map| workspace.give(map));
+        [Some(x), entry].into_iter().flatten().for_each(|map| workspace.recycle(map));
         Ok(out)
     }
 }
@@ -238,7 +240,7 @@ fn folded(
 /// Convolution without bias, batch norm and ReLU, as one convolution.
 fn basic_conv(weights: &Weights, name: &str, c_in: usize, c_out: usize, window: Window) -> Loaded<Conv2d> {
     let (weight, shift) = folded(weights, name, c_in, c_out, window)?;
-    Ok(Conv2d::new(weights.engine(), &weight, &shift, window, Activation::Relu)?)
+    Ok(Conv2d::new(weights.backend(), &weight, &shift, window, Activation::Relu)?)
 }
 
 impl InceptionResnetV1 {
@@ -313,9 +315,9 @@ impl InceptionResnetV1 {
             )?,
             repeat_3: repeat("repeat_3", 5, 1792, &block8, 0.20)?,
             block8: Residual::load(weights, "block8", 1792, &block8, 1.0, Activation::None)?,
-            last_linear: Conv2d::new(weights.engine(), &linear, &no_bias, point, Activation::None)?,
+            last_linear: Conv2d::new(weights.backend(), &linear, &no_bias, point, Activation::None)?,
             last_bn: (scale.to_vec1()?, shift.to_vec1()?),
-            workspaces: Workspaces::new(weights.engine()),
+            workspaces: Workspaces::new(weights.backend()),
         })
     }
 
@@ -325,8 +327,8 @@ impl InceptionResnetV1 {
     ///
     /// candle's, of an input of another shape.
     pub fn forward(&self, faces: &Tensor) -> Result<Vec<Vec<f32>>> {
-        self.workspaces.spread(faces.dim(0)?, AT_ONCE, |workspace, share| {
-            let faces = workspace.map_of(&faces.narrow(0, share.start, share.len())?)?;
+        self.workspaces.in_batches(faces.dim(0)?, AT_ONCE, |workspace, share| {
+            let faces = workspace.map_from_tensor(&faces.narrow(0, share.start, share.len())?)?;
             let embeddings = self.run(workspace, faces, None)?;
             Ok(l2_normalised(workspace, embeddings))
         })
@@ -344,27 +346,27 @@ impl InceptionResnetV1 {
         observe: &mut dyn FnMut(&'static str, &Tensor),
     ) -> Result<Vec<Vec<f32>>> {
         self.workspaces.with(|workspace| {
-            let faces = workspace.map_of(faces)?;
+            let faces = workspace.map_from_tensor(faces)?;
             let embeddings = self.run(workspace, faces, Some(observe))?;
             Ok(l2_normalised(workspace, embeddings))
         })
     }
 
     /// `[N, 160, 160, 3]` to `[N, 1, 1, 512]`.
-    fn run(&self, workspace: &mut Workspace, x: Map, mut observe: Observer<'_>) -> Result<Map> {
+    fn run(&self, workspace: &mut Workspace, x: FeatureMap, mut observe: Observer<'_>) -> Result<FeatureMap> {
         let observed = observe.is_some();
-        let mut stage = |name, x: &Map| match &mut observe {
+        let mut stage = |name, x: &FeatureMap| match &mut observe {
             Some(observe) if x.size().h * x.size().w == 1 => {
                 x.to_tensor()?.flatten_from(1).map(|x| observe(name, &x))
             }
             Some(observe) => x.to_tensor().map(|x| observe(name, &x)),
             None => Ok(()),
         };
-        let x = workspace.enter(x)?;
+        let x = workspace.to_device(x)?;
         let x = if observed {
             self.early(workspace, x, &mut stage)?
         } else {
-            workspace.one_by_one(x, |workspace, x| self.early(workspace, x, &mut |_, _| Ok(())))?
+            workspace.per_image(x, |workspace, x| self.early(workspace, x, &mut |_, _| Ok(())))?
         };
         let x = self.mixed_6a.forward(workspace, x)?;
         stage("mixed_6a", &x)?;
@@ -377,10 +379,10 @@ impl InceptionResnetV1 {
         let x = self.block8.forward(workspace, x)?;
         stage("block8", &x)?;
         let pooled = mean(workspace, &x)?;
-        workspace.give(x);
+        workspace.recycle(x);
         stage("avgpool_1a", &pooled)?;
         let x = self.last_linear.replace(workspace, pooled)?;
-        let mut x = workspace.leave(x)?;
+        let mut x = workspace.to_host(x)?;
         stage("last_linear", &x)?;
         let (scale, shift) = &self.last_bn;
         for embedding in x.values_mut().chunks_exact_mut(Self::DIMENSIONS) {
@@ -393,7 +395,7 @@ impl InceptionResnetV1 {
     }
 
     /// The layers whose maps are large and whose weights are few, up to `[N, 17, 17, 256]`.
-    fn early(&self, workspace: &mut Workspace, x: Map, stage: &mut Stage<'_>) -> Result<Map> {
+    fn early(&self, workspace: &mut Workspace, x: FeatureMap, stage: &mut Stage<'_>) -> Result<FeatureMap> {
         let x = self.conv2d_1a.replace(workspace, x)?;
         stage("conv2d_1a", &x)?;
         let x = self.conv2d_2a.replace(workspace, x)?;
@@ -401,7 +403,7 @@ impl InceptionResnetV1 {
         let x = self.conv2d_2b.replace(workspace, x)?;
         stage("conv2d_2b", &x)?;
         let pooled = POOL.forward(workspace, &x)?;
-        workspace.give(x);
+        workspace.recycle(x);
         stage("maxpool_3a", &pooled)?;
         let x = self.conv2d_3b.replace(workspace, pooled)?;
         stage("conv2d_3b", &x)?;
@@ -416,7 +418,7 @@ impl InceptionResnetV1 {
 }
 
 /// The blocks one after the other.
-fn blocks(workspace: &mut Workspace, blocks: &[Residual], x: Map) -> Result<Map> {
+fn blocks(workspace: &mut Workspace, blocks: &[Residual], x: FeatureMap) -> Result<FeatureMap> {
     blocks.iter().try_fold(x, |x, block| block.forward(workspace, x))
 }
 

@@ -1,5 +1,4 @@
-//! Face detection and face embedding on the processor, in candle: from the bytes of an uploaded picture to
-//! L2-normalised vectors.
+//! Face detection and face embedding in candle: from the bytes of an uploaded picture to L2-normalised vectors.
 //!
 //! ```no_run
 //! use facepipe_vision::{DecodeLimits, EmbedderKind, Mtcnn, MtcnnConfig, decode_image, load_embedder};
@@ -17,7 +16,7 @@
 //! # }
 //! ```
 //!
-//! [`Mtcnn`] and every [`Embedder`] are `Send + Sync` and hold nothing that changes: one instance of each serves
+//! [`Mtcnn`] and every [`Embedder`] are `Send + Sync` and have no mutable state: one instance of each serves
 //! any number of threads.
 
 pub mod align;
@@ -34,7 +33,7 @@ mod embedder;
 mod error;
 mod geometry;
 mod layers;
-mod places;
+mod models_dir;
 
 pub use decode::{DecodeError, DecodeLimits, DecodeNote, Decoded, decode_image, decode_with_notes};
 pub use device::DeviceKind;
@@ -45,7 +44,7 @@ pub use embedder::{
 pub use error::{ModelError, VisionError};
 pub use geometry::{BoundingBox, Face};
 pub use inception_resnet_v1::InceptionResnetV1;
-pub use layers::{all_together, on_one_thread};
+pub use layers::{with_intra_op_parallelism, without_intra_op_parallelism};
 pub use mobilefacenet::MobileFaceNet;
+pub use models_dir::{SYSTEM_MODELS, default_models_dir};
 pub use mtcnn::{Mtcnn, MtcnnConfig};
-pub use places::{SYSTEM_MODELS, default_models_dir};

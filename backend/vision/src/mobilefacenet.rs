@@ -8,7 +8,7 @@ use image::RgbImage;
 use crate::{
     Embedder, Face, ModelError, VisionError, align,
     embedder::{EmbedderKind, embed, l2_normalised},
-    layers::{Activation, Conv2d, Depthwise, Map, Window, Workspace, Workspaces},
+    layers::{Activation, Conv2d, Depthwise, FeatureMap, Window, Workspace, Workspaces},
     weights::onnx::OnnxWeights,
 };
 
@@ -62,17 +62,17 @@ struct InvertedResidual {
 }
 
 impl InvertedResidual {
-    fn forward(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
-        let wide = self.expand.forward(workspace, x.all())?;
+    fn forward(&self, workspace: &mut Workspace, x: FeatureMap) -> Result<FeatureMap> {
+        let wide = self.expand.forward(workspace, x.all_channels())?;
         let inner = self.depthwise.forward(workspace, &wide)?;
-        workspace.give(wide);
+        workspace.recycle(wide);
         let out = if self.residual {
-            self.project.forward_add(workspace, &[inner.all()], &x)?
+            self.project.forward_add(workspace, &[inner.all_channels()], &x)?
         } else {
-            self.project.forward(workspace, inner.all())?
+            self.project.forward(workspace, inner.all_channels())?
         };
-        workspace.give(inner);
-        workspace.give(x);
+        workspace.recycle(inner);
+        workspace.recycle(x);
         Ok(out)
     }
 }
@@ -99,12 +99,12 @@ impl MobileFaceNet {
         let conv = |name: &str, c_in, c_out, window: Window, activation| {
             let (weight, bias) = weights
                 .convolution(&format!("{name}/Conv"), &[c_out, c_in, window.kernel.0, window.kernel.1])?;
-            Ok::<_, ModelError>(Conv2d::new(weights.engine(), &weight, &bias, window, activation)?)
+            Ok::<_, ModelError>(Conv2d::new(weights.backend(), &weight, &bias, window, activation)?)
         };
         let depthwise = |name: &str, channels, window: Window, activation| {
             let (weight, bias) = weights
                 .convolution(&format!("{name}/Conv"), &[channels, 1, window.kernel.0, window.kernel.1])?;
-            Ok::<_, ModelError>(Depthwise::new(weights.engine(), &weight, &bias, window, activation)?)
+            Ok::<_, ModelError>(Depthwise::new(weights.backend(), &weight, &bias, window, activation)?)
         };
         let three = |stride| Window::same((3, 3), stride);
         let mut blocks = Vec::with_capacity(BLOCKS.len());
@@ -127,7 +127,7 @@ impl MobileFaceNet {
             conv2: conv("/conv2/conv2.0", 128, 512, Window::POINT, Activation::Relu6)?,
             global_depthwise: depthwise("/gdconv/depthwise", 512, Window::valid(7, 1), Activation::None)?,
             conv3: conv("/conv3", 512, Self::DIMENSIONS, Window::POINT, Activation::None)?,
-            workspaces: Workspaces::new(weights.engine()),
+            workspaces: Workspaces::new(weights.backend()),
         })
     }
 
@@ -137,16 +137,16 @@ impl MobileFaceNet {
     ///
     /// candle's, of an input of another shape.
     pub fn forward(&self, faces: &Tensor) -> Result<Vec<Vec<f32>>> {
-        self.workspaces.spread(faces.dim(0)?, AT_ONCE, |workspace, share| {
-            let faces = workspace.map_of(&faces.narrow(0, share.start, share.len())?)?;
+        self.workspaces.in_batches(faces.dim(0)?, AT_ONCE, |workspace, share| {
+            let faces = workspace.map_from_tensor(&faces.narrow(0, share.start, share.len())?)?;
             let embeddings = self.run(workspace, faces)?;
             Ok(l2_normalised(workspace, embeddings))
         })
     }
 
     /// `[N, 112, 112, 3]` to `[N, 1, 1, 128]`.
-    fn run(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
-        let x = workspace.enter(x)?;
+    fn run(&self, workspace: &mut Workspace, x: FeatureMap) -> Result<FeatureMap> {
+        let x = workspace.to_device(x)?;
         let x = self.conv1.replace(workspace, x)?;
         let x = self.depthwise.replace(workspace, x)?;
         let mut x = self.pointwise.replace(workspace, x)?;
@@ -156,7 +156,7 @@ impl MobileFaceNet {
         let x = self.conv2.replace(workspace, x)?;
         let x = self.global_depthwise.replace(workspace, x)?;
         let x = self.conv3.replace(workspace, x)?;
-        workspace.leave(x)
+        workspace.to_host(x)
     }
 }
 

@@ -1,8 +1,8 @@
-//! The three ways in which the reference implementations resize or warp a picture, in their arithmetic.
+//! Resizing and warping, with the arithmetic of the reference implementations.
 
 use image::{RgbImage, imageops};
 
-use crate::layers::{Kernel, Level, Registers};
+use crate::layers::{Kernel, RegisterTile, SimdLevel};
 
 /// A part of an image, in whole pixels; `right` and `bottom` are the first pixels outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl PixelRect {
     }
 }
 
-/// First cell and first cell outside of the window of output cell `index`, as PyTorch's `adaptive_avg_pool2d` puts it:
+/// Returns the first cell of, and the first cell after, the window of output cell `index`, as PyTorch's `adaptive_avg_pool2d` puts it:
 /// `floor(i * in / out)` to `ceil((i + 1) * in / out)`. Neighbouring windows overlap where the ratio is not whole.
 fn window(index: usize, input: usize, output: usize) -> (usize, usize) {
     (index * input / output, ((index + 1) * input).div_ceil(output))
@@ -60,10 +60,10 @@ pub fn area_average(
     }
     let columns = (0..width).map(|x| window(x, rect_width, width)).collect::<Vec<_>>();
     let rows = rows.map(|y| window(y, rect_height, height)).collect::<Vec<_>>();
-    Level::best().run(AreaAverage { image, rect, columns: &columns, rows: &rows, out });
+    SimdLevel::best().run(AreaAverage { image, rect, columns: &columns, rows: &rows, out });
 }
 
-/// An [`area_average`] to be done.
+/// The arguments of one [`area_average`].
 struct AreaAverage<'a> {
     image: &'a RgbImage,
     rect: PixelRect,
@@ -79,7 +79,7 @@ impl Kernel for AreaAverage<'_> {
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "windows lie in `rect`, which lies in the image")]
     #[expect(clippy::cast_precision_loss, reason = "single precision is what the network computes in")]
-    fn run<S: Registers>(self, _: S) {
+    fn run<S: RegisterTile>(self, _: S) {
         let width = self.rect.width() as usize;
         let stride = self.image.width() as usize * 3;
         // Of the pixels of a column in the window, and one value more.
@@ -143,7 +143,7 @@ pub fn triangle(image: &RgbImage, rect: PixelRect, side: u32) -> RgbImage {
 /// that lies outside. As Pillow's `transform(…, AFFINE, …, BILINEAR)`, which cuts fractions off.
 pub fn warp(image: &RgbImage, transform: &[[f64; 3]; 2], side: u32) -> RgbImage {
     let mut out = RgbImage::new(side, side);
-    Level::best().run(Warp { image, transform, out: &mut out });
+    SimdLevel::best().run(Warp { image, transform, out: &mut out });
     out
 }
 
@@ -162,7 +162,7 @@ impl Kernel for Warp<'_> {
         reason = "points lie in the image, and values between 0 and 255, where fractions are to be cut off"
     )]
     #[expect(clippy::indexing_slicing, reason = "corners are clamped to the image")]
-    fn run<S: Registers>(self, _: S) {
+    fn run<S: RegisterTile>(self, _: S) {
         let [[a, b, c], [d, e, f]] = *self.transform;
         let (width, height) = (f64::from(self.image.width()), f64::from(self.image.height()));
         let stride = self.image.width() as usize * 3;

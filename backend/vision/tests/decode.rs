@@ -1,4 +1,4 @@
-//! Uploaded pictures of every kind become upright RGB, or a refusal that says why.
+//! Decoding of uploaded pictures: formats, limits, orientation, damage.
 
 #![allow(
     clippy::unwrap_used,
@@ -47,7 +47,7 @@ const FORMATS: [ImageFormat; 5] =
     [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif];
 
 #[test]
-fn every_format_is_told_by_its_content() {
+fn formats_are_recognised_by_content() {
     for format in FORMATS {
         let image = decode(&encoded(format)).unwrap_or_else(|e| panic!("{format:?}: {e}"));
         assert_eq!(image.dimensions(), (32, 16), "{format:?}");
@@ -58,19 +58,19 @@ fn every_format_is_told_by_its_content() {
 }
 
 #[test]
-fn nothing_is_refused_as_empty() {
+fn an_empty_file_is_rejected_as_empty() {
     assert_eq!(decode(b""), Err(DecodeError::Empty));
 }
 
 #[test]
-fn what_is_no_picture_is_refused_as_unknown() {
+fn files_that_are_not_pictures_are_rejected_as_unknown() {
     for bytes in [&b"hello"[..], b"%PDF-1.4 ...", b"\0\0\0\x20ftypheic", b"II*\0\x08\0\0\0", b"<svg/>"] {
         assert_eq!(decode(bytes), Err(DecodeError::UnknownFormat), "{bytes:?}");
     }
 }
 
 #[test]
-fn a_file_that_ends_early_is_refused() {
+fn truncated_files_are_rejected() {
     let sizes = |format| encoded(format).len();
     for format in FORMATS {
         let whole = encoded(format);
@@ -123,7 +123,7 @@ fn jpegs() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_jpeg_that_lacks_its_end_marker_alone_is_decoded_with_a_note() {
+fn a_jpeg_that_lacks_only_its_end_marker_is_decoded_with_a_note() {
     for (kind, jpeg) in jpegs() {
         assert_eq!(jpeg[jpeg.len() - 2..], [0xff, 0xd9], "{kind}");
         let whole = decode_with_notes(&jpeg, &DecodeLimits::default()).unwrap();
@@ -139,7 +139,7 @@ fn a_jpeg_that_lacks_its_end_marker_alone_is_decoded_with_a_note() {
 }
 
 #[test]
-fn a_jpeg_that_lacks_pixels_is_refused_wherever_it_ends() {
+fn a_jpeg_that_lacks_pixels_is_rejected_at_any_length() {
     for (kind, jpeg) in jpegs() {
         // The last bytes hold the last blocks; further ahead every place is like every other.
         let ends = (3..80).chain((80..jpeg.len()).step_by(61));
@@ -156,7 +156,7 @@ fn a_jpeg_that_lacks_pixels_is_refused_wherever_it_ends() {
 }
 
 #[test]
-fn bytes_after_the_end_of_a_jpeg_do_not_matter() {
+fn bytes_after_the_end_of_a_jpeg_are_ignored() {
     let mut jpeg = encoded(ImageFormat::Jpeg);
     jpeg.extend(b"\xff\xda motion picture \xff");
     assert_eq!(decode(&jpeg).unwrap().dimensions(), (32, 16));
@@ -186,7 +186,7 @@ fn crc(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn a_header_that_promises_billions_of_pixels_is_refused_before_they_are_allocated() {
+fn a_header_that_declares_billions_of_pixels_is_rejected_before_allocation() {
     let mut png = encoded(ImageFormat::Png);
     png[16..20].copy_from_slice(&200_000u32.to_be_bytes());
     png[20..24].copy_from_slice(&200_000u32.to_be_bytes());
@@ -213,7 +213,7 @@ fn exif(orientation: u8) -> Vec<u8> {
 }
 
 #[test]
-fn every_exif_orientation_is_turned_upright() {
+fn every_exif_orientation_is_applied() {
     // What a camera held that way would have stored; the inverse of what the decoder has to do.
     let upright = DynamicImage::ImageRgb8(sample());
     let stored = [
@@ -252,7 +252,7 @@ fn every_exif_orientation_is_turned_upright() {
 }
 
 #[test]
-fn damaged_exif_does_not_cost_the_picture() {
+fn damaged_exif_is_ignored() {
     let mut jpeg = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut jpeg, 95);
     encoder.set_exif_metadata(b"II*\0\xff\xff\xff\xff".to_vec()).unwrap();
@@ -261,7 +261,7 @@ fn damaged_exif_does_not_cost_the_picture() {
 }
 
 #[test]
-fn a_cmyk_jpeg_becomes_rgb() {
+fn a_cmyk_jpeg_is_converted_to_rgb() {
     // Full cyan absorbs red, and so on; no black.
     let ink = |rgb: [u8; 3]| [255 - rgb[0], 255 - rgb[1], 255 - rgb[2], 0];
     let image = sample();
@@ -295,7 +295,7 @@ fn a_progressive_and_a_grey_jpeg_are_read() {
 }
 
 #[test]
-fn a_jpeg_of_thousands_of_scans_is_refused() {
+fn a_jpeg_with_thousands_of_scans_is_rejected() {
     let mut jpeg = Vec::new();
     let mut encoder = jpeg_encoder::Encoder::new(&mut jpeg, 95);
     encoder.set_progressive(true);
@@ -311,7 +311,7 @@ fn a_jpeg_of_thousands_of_scans_is_refused() {
 }
 
 #[test]
-fn photographs_decode_as_the_reference_decoded_them() {
+fn decoded_photographs_match_the_reference() {
     // Sums of the red, green and blue levels, and the levels in the middle: libjpeg-turbo by way of Pillow 13.
     for (name, sums, middle) in [
         ("lfw10/Hugo_Chavez/Hugo_Chavez_0003.jpg", [9816246, 9049548, 8543987], [160, 104, 91]),
@@ -329,7 +329,7 @@ fn photographs_decode_as_the_reference_decoded_them() {
 }
 
 #[test]
-fn of_an_animation_the_first_picture_is_taken() {
+fn the_first_frame_of_an_animation_is_decoded() {
     let mut gif = Vec::new();
     let mut encoder = GifEncoder::new(&mut gif);
     for color in [[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]] {
@@ -342,7 +342,7 @@ fn of_an_animation_the_first_picture_is_taken() {
 }
 
 #[test]
-fn sixteen_bits_and_transparency_become_eight_bits_of_rgb() {
+fn sixteen_bit_and_transparent_pictures_become_eight_bit_rgb() {
     let deep =
         image::ImageBuffer::from_fn(8, 4, |x, _| image::Rgb([u16::try_from(x).unwrap() * 8192, 65535, 0]));
     let mut png = Vec::new();

@@ -1,5 +1,5 @@
-//! Inception-ResNet v1 gives the reference's embeddings with formula weights, from memory and from files, and cuts
-//! faces out as facenet-pytorch does.
+//! Inception-ResNet v1 against the reference, with synthetic weights from memory and from files; its crops against
+//! facenet-pytorch's.
 
 #![allow(
     clippy::unwrap_used,
@@ -46,7 +46,7 @@ fn assert_embeddings(embeddings: &[Vec<f32>]) {
 }
 
 #[test]
-fn embeddings_and_every_stage_are_the_references() {
+fn embeddings_and_stages_match_the_reference() {
     let mut seen = Vec::new();
     let embeddings = network()
         .forward_observed(&input(), &mut |name, x| {
@@ -85,7 +85,7 @@ fn embeddings_and_every_stage_are_the_references() {
 }
 
 #[test]
-fn a_safetensors_file_gives_the_same() {
+fn a_safetensors_file_gives_the_same_embeddings() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("weights.safetensors");
     candle_core::safetensors::save(&WEIGHTS.iter().cloned().collect(), &file).unwrap();
@@ -93,7 +93,7 @@ fn a_safetensors_file_gives_the_same() {
 }
 
 #[test]
-fn both_forms_of_a_pytorch_file_give_the_same_and_the_classifier_is_ignored() {
+fn both_pytorch_formats_give_the_same_embeddings_and_the_classifier_is_ignored() {
     let mut tensors = WEIGHTS.clone();
     tensors.push(("logits.weight".to_owned(), formula_input("logits.weight", &[10, 512])));
     tensors.push(("logits.bias".to_owned(), formula_input("logits.bias", &[10])));
@@ -106,7 +106,7 @@ fn both_forms_of_a_pytorch_file_give_the_same_and_the_classifier_is_ignored() {
 }
 
 #[test]
-fn candles_operations_give_the_same_embeddings_and_stages() {
+fn candle_gives_the_same_embeddings_and_stages() {
     let weights = Weights::from_tensors(WEIGHTS.clone(), "formula").unwrap().on(&candle_core::Device::Cpu);
     let network = InceptionResnetV1::new(&weights).unwrap();
     let mut stages = 0;
@@ -141,7 +141,7 @@ fn face(left: f32, top: f32, right: f32, bottom: f32) -> Face {
 }
 
 #[test]
-fn embedding_a_crop_normalises_it_as_facenet_does() {
+fn crops_are_normalised_as_in_facenet() {
     let network = network();
     let crop = RgbImage::from_fn(160, 160, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
     let values = crop.pixels().flat_map(|p| p.0).map(|v| (f32::from(v) - 127.5) / 128.0).collect::<Vec<_>>();
@@ -153,7 +153,7 @@ fn embedding_a_crop_normalises_it_as_facenet_does() {
 }
 
 #[test]
-fn a_face_that_reaches_out_of_the_image_or_has_no_area_still_gives_a_crop() {
+fn a_face_beyond_the_image_or_without_area_still_gives_a_crop() {
     let network = network();
     let image = RgbImage::from_pixel(40, 30, image::Rgb([9, 8, 7]));
     for face in [
@@ -179,7 +179,7 @@ fn pattern(width: u32, height: u32) -> RgbImage {
 }
 
 #[test]
-fn crops_are_those_of_facenet_pytorch() {
+fn crops_match_facenet_pytorch() {
     // Pillow 13: Image.crop(box).resize((160, 160), BILINEAR) of the same pictures, at seven places.
     let places = [(0, 0), (159, 0), (80, 17), (80, 80), (43, 111), (0, 159), (159, 159)];
     let network = network();

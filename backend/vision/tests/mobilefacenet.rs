@@ -1,5 +1,4 @@
-//! MobileFaceNet gives the reference's embeddings: of a formula, and of photographs through our own detector and
-//! alignment.
+//! MobileFaceNet against the reference: on a synthetic input, and on photographs through detection and alignment.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +22,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 #[test]
-fn the_embedding_of_a_formula_is_the_references() {
+fn the_embedding_of_a_synthetic_input_matches_the_reference() {
     let file = require!("models/mobilefacenet.onnx");
     let by_candle = OnnxWeights::read(&file).unwrap().on(&candle_core::Device::Cpu);
     let expected = numbers(&fixture("mobilefacenet.json")["formula_input"]["embedding"]);
@@ -48,7 +47,7 @@ fn middle_face(image: &RgbImage, faces: Vec<Face>) -> Face {
 }
 
 #[test]
-fn photographs_embed_as_in_the_reference_and_verify_people() {
+fn embeddings_of_photographs_match_the_reference_and_verify_people() {
     let file = require!("models/mobilefacenet.onnx");
     let pnet = require!("models/pnet.pt");
     let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
@@ -103,7 +102,7 @@ fn photographs_embed_as_in_the_reference_and_verify_people() {
 }
 
 #[test]
-fn a_batch_gives_what_each_crop_gives_alone_and_vectors_have_length_one() {
+fn batched_and_single_crops_give_equal_normalised_embeddings() {
     let file = require!("models/mobilefacenet.onnx");
     let network = MobileFaceNet::load(&file).unwrap();
     let crops: Vec<_> = (0..19u8)
@@ -124,7 +123,7 @@ fn a_batch_gives_what_each_crop_gives_alone_and_vectors_have_length_one() {
 }
 
 #[test]
-fn a_crop_of_another_size_is_refused() {
+fn a_crop_of_the_wrong_size_is_rejected() {
     let file = require!("models/mobilefacenet.onnx");
     let network = MobileFaceNet::load(&file).unwrap();
     let crops = [RgbImage::new(112, 112), RgbImage::new(112, 113)];
@@ -135,7 +134,7 @@ fn a_crop_of_another_size_is_refused() {
 }
 
 #[test]
-fn without_its_weights_no_embedder_is_installed_and_loading_says_how_to_get_them() {
+fn without_weights_no_embedder_is_installed_and_loading_names_the_fetch_command() {
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(installed_embedder(folder.path()), None);
     for kind in EmbedderKind::ALL {
@@ -146,7 +145,7 @@ fn without_its_weights_no_embedder_is_installed_and_loading_says_how_to_get_them
 }
 
 #[test]
-fn the_preferred_embedder_is_the_one_with_weights() {
+fn the_installed_embedder_is_the_most_preferred_one_with_weights() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(EmbedderKind::DlibResnet.weights_file(folder.path()), b"").unwrap();
     assert_eq!(installed_embedder(folder.path()), Some(EmbedderKind::DlibResnet));
@@ -157,7 +156,7 @@ fn the_preferred_embedder_is_the_one_with_weights() {
 }
 
 #[test]
-fn embedders_are_chosen_by_name() {
+fn embedders_are_selected_by_name() {
     for kind in EmbedderKind::ALL {
         assert_eq!(kind.to_string().parse(), Ok(kind));
     }
@@ -175,7 +174,7 @@ fn square(image: &RgbImage, [x, y]: [f32; 2], side: f32) -> (RgbImage, [f32; 2],
 }
 
 #[test]
-fn a_crop_tighter_than_the_face_is_found_and_embedded_like_the_whole_photograph() {
+fn a_face_in_a_tight_crop_is_detected_and_embedded_like_in_the_whole_photograph() {
     let file = require!("models/mobilefacenet.onnx");
     let pnet = require!("models/pnet.pt");
     let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
@@ -217,7 +216,7 @@ fn a_crop_tighter_than_the_face_is_found_and_embedded_like_the_whole_photograph(
 }
 
 #[test]
-fn whole_photographs_show_what_they_showed_but_for_boxes_that_leave_them() {
+fn detect_inside_drops_only_boxes_that_reach_out_of_the_photograph() {
     let pnet = require!("models/pnet.pt");
     let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
     let names =

@@ -1,4 +1,4 @@
-//! MTCNN finds what the reference finds, and nothing else.
+//! MTCNN against the reference.
 
 #![allow(
     clippy::unwrap_used,
@@ -42,7 +42,7 @@ fn distance(face: &Face, reference: &Reference) -> f64 {
 }
 
 #[test]
-fn every_confident_face_of_the_reference_is_found_where_it_is_and_hardly_any_other() {
+fn detections_match_the_reference() {
     let models = require!("models/pnet.pt");
     let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
     let fixture = fixture("mtcnn.json");
@@ -94,7 +94,7 @@ fn every_confident_face_of_the_reference_is_found_where_it_is_and_hardly_any_oth
 }
 
 #[test]
-fn the_most_confident_face_comes_first() {
+fn faces_are_sorted_by_confidence() {
     let models = require!("models/pnet.pt");
     let path = require!("scenes/multiface.jpg");
     let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
@@ -104,7 +104,7 @@ fn the_most_confident_face_comes_first() {
 }
 
 #[test]
-fn a_picture_smaller_than_the_smallest_face_has_none() {
+fn a_picture_smaller_than_the_minimum_face_has_no_faces() {
     let models = require!("models/pnet.pt");
     let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
     for (width, height) in [(0, 0), (1, 1), (19, 500), (500, 19), (20, 20), (21, 400), (3000, 20)] {
@@ -114,7 +114,7 @@ fn a_picture_smaller_than_the_smallest_face_has_none() {
 }
 
 #[test]
-fn a_larger_minimum_finds_only_larger_faces_and_higher_thresholds_fewer() {
+fn a_larger_minimum_size_and_higher_thresholds_detect_fewer_faces() {
     let models = require!("models/pnet.pt");
     let path = require!("scenes/crowd-10.jpg");
     let image = picture(&path);
@@ -129,7 +129,7 @@ fn a_larger_minimum_finds_only_larger_faces_and_higher_thresholds_fewer() {
 }
 
 #[test]
-fn settings_outside_their_range_are_refused_by_name() {
+fn out_of_range_settings_are_rejected_by_name() {
     let models = require!("models/pnet.pt");
     let default = MtcnnConfig::default();
     for (config, name) in [
@@ -146,7 +146,7 @@ fn settings_outside_their_range_are_refused_by_name() {
 }
 
 #[test]
-fn one_detector_serves_many_threads() {
+fn a_detector_can_be_shared_between_threads() {
     let models = require!("models/pnet.pt");
     let path = require!("scenes/crowd-03.jpg");
     let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
@@ -161,7 +161,7 @@ fn one_detector_serves_many_threads() {
 }
 
 #[test]
-fn candles_operations_find_the_same_faces() {
+fn candle_and_native_detect_the_same_faces() {
     let models = require!("models/pnet.pt");
     let path = require!("scenes/crowd-03.jpg");
     let image = picture(&path);
@@ -178,7 +178,7 @@ fn candles_operations_find_the_same_faces() {
 }
 
 #[test]
-fn missing_weights_are_named_with_the_way_to_get_them() {
+fn missing_weights_name_the_file_and_the_command_that_fetches_it() {
     let folder = tempfile::tempdir().unwrap();
     let error = Mtcnn::load(folder.path(), MtcnnConfig::default()).unwrap_err();
     assert!(matches!(error, ModelError::Missing { .. }));
@@ -197,7 +197,7 @@ fn around(image: &RgbImage, face: &Reference, share: f64) -> RgbImage {
 }
 
 #[test]
-fn in_a_crop_the_face_is_found_as_it_is_when_smaller_ones_are_looked_for_too() {
+fn detect_in_crop_finds_the_same_most_confident_face_as_detect() {
     let models = require!("models/pnet.pt");
     let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
     let fixture = fixture("mtcnn.json");
@@ -211,18 +211,18 @@ fn in_a_crop_the_face_is_found_as_it_is_when_smaller_ones_are_looked_for_too() {
     }
     assert!(crops.len() > 300, "{}", crops.len());
     let differing = crops.par_iter().filter(|crop| {
-        let (all, quick) = (mtcnn.detect(crop).unwrap(), mtcnn.detect_filling(crop).unwrap());
+        let (all, quick) = (mtcnn.detect(crop).unwrap(), mtcnn.detect_in_crop(crop).unwrap());
         all.is_empty() || all.first() != quick.first()
     });
     assert_eq!(differing.count(), 0, "of {} crops", crops.len());
 }
 
 #[test]
-fn in_a_crop_faces_that_do_not_fill_it_are_not_looked_for() {
+fn detect_in_crop_skips_small_faces() {
     let models = require!("models/pnet.pt");
     let path = require!("scenes/crowd-01.jpg");
     let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
     let image = picture(&path);
-    let (all, quick) = (mtcnn.detect(&image).unwrap(), mtcnn.detect_filling(&image).unwrap());
+    let (all, quick) = (mtcnn.detect(&image).unwrap(), mtcnn.detect_in_crop(&image).unwrap());
     assert!(quick.len() < all.len(), "{} of {}", quick.len(), all.len());
 }

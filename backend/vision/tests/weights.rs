@@ -1,5 +1,4 @@
-//! Files of weights are read in all their forms; damaged and hostile ones are refused with the reason, quickly and
-//! within bounds.
+//! Reading of weights in all formats; damaged and hostile files are rejected with the reason, quickly and within bounds.
 
 #![allow(
     clippy::unwrap_used,
@@ -50,7 +49,7 @@ fn assert_sample(weights: &Weights) {
 }
 
 #[test]
-fn published_files_of_the_older_form_are_read() {
+fn published_legacy_pytorch_files_are_read() {
     for (file, tensors, name, shape) in [
         ("models/pnet.pt", 13, "conv2.weight", vec![16, 10, 3, 3]),
         ("models/rnet.pt", 16, "dense4.weight", vec![128, 576]),
@@ -65,7 +64,7 @@ fn published_files_of_the_older_form_are_read() {
 }
 
 #[test]
-fn both_pytorch_forms_and_safetensors_give_the_same_tensors() {
+fn both_pytorch_formats_and_safetensors_give_the_same_tensors() {
     assert_sample(&Weights::from_bytes(&torch_file::legacy(&sample()), "legacy").unwrap());
     assert_sample(&Weights::from_bytes(&torch_file::zip(&sample()), "zip").unwrap());
     let folder = tempfile::tempdir().unwrap();
@@ -75,7 +74,7 @@ fn both_pytorch_forms_and_safetensors_give_the_same_tensors() {
 }
 
 #[test]
-fn other_floats_become_32_bits_and_counters_are_passed_over() {
+fn other_float_types_become_f32_and_counters_are_skipped() {
     let entries = [
         Entry::contiguous("half", "HalfStorage", 0, &[2]),
         Entry::contiguous("bn.num_batches_tracked", "LongStorage", 1, &[]),
@@ -100,7 +99,7 @@ fn other_floats_become_32_bits_and_counters_are_passed_over() {
 }
 
 #[test]
-fn a_part_of_a_storage_is_read_from_its_offset() {
+fn a_tensor_is_read_from_its_storage_offset() {
     let entry = Entry { elements: 6, offset: 2, ..Entry::contiguous("part", "FloatStorage", 0, &[3]) };
     let content = (0..6u8).flat_map(|v| f32::from(v).to_le_bytes()).collect::<Vec<_>>();
     let bytes = torch_file::archive(&torch_file::state_dict(&[entry], false), &[("0".into(), content)]);
@@ -109,7 +108,7 @@ fn a_part_of_a_storage_is_read_from_its_offset() {
 }
 
 #[test]
-fn what_is_no_file_of_weights_is_refused() {
+fn other_files_are_rejected() {
     for bytes in [&b""[..], b"P", b"PK\x03\x04", b"not weights at all", b"\x80\x02", b"{}", &[0xff; 64]] {
         reason(bytes);
     }
@@ -117,7 +116,7 @@ fn what_is_no_file_of_weights_is_refused() {
 }
 
 #[test]
-fn a_file_that_ends_early_is_refused_wherever_it_ends() {
+fn truncated_files_are_rejected_at_any_length() {
     for whole in [torch_file::legacy(&sample()), torch_file::zip(&sample())] {
         for end in 0..whole.len() {
             reason(&whole[..end]);
@@ -126,7 +125,7 @@ fn a_file_that_ends_early_is_refused_wherever_it_ends() {
 }
 
 #[test]
-fn no_damage_to_a_byte_makes_the_reader_panic() {
+fn no_corrupt_byte_makes_the_reader_panic() {
     for whole in [torch_file::legacy(&sample()), torch_file::zip(&sample())] {
         for at in 0..whole.len() {
             for value in [0, 1, 0x7f, 0xff, whole[at] ^ 0x20, b'.', b'(', b't', b'R', 0x8a] {
@@ -143,7 +142,7 @@ fn zip_of(entry: Entry<'_>, content: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn sizes_that_the_file_does_not_have_are_refused_before_anything_is_allocated() {
+fn sizes_beyond_the_file_are_rejected_before_allocation() {
     let entry = || Entry::contiguous("w", "FloatStorage", 0, &[2]);
     let huge = usize::try_from(i32::MAX).unwrap();
     // Said to be stored, but not there
@@ -170,7 +169,7 @@ fn sizes_that_the_file_does_not_have_are_refused_before_anything_is_allocated() 
 }
 
 #[test]
-fn a_tensor_stored_in_another_order_is_turned() {
+fn strided_tensors_are_made_contiguous() {
     // [[0, 1, 2], [3, 4, 5]], stored column after column
     let turned = Entry { strides: vec![1, 2], ..Entry::contiguous("w", "FloatStorage", 0, &[2, 3]) };
     let content = [0u8, 3, 1, 4, 2, 5].iter().flat_map(|&v| f32::from(v).to_le_bytes()).collect::<Vec<_>>();
@@ -187,7 +186,7 @@ fn a_tensor_stored_in_another_order_is_turned() {
 }
 
 #[test]
-fn a_file_of_a_big_endian_machine_is_refused() {
+fn big_endian_files_are_rejected() {
     let mut legacy = torch_file::legacy(&sample());
     let flag = legacy.windows(13).position(|w| w == b"little_endian").unwrap() + 13;
     assert_eq!(legacy[flag], 0x88);
@@ -196,7 +195,7 @@ fn a_file_of_a_big_endian_machine_is_refused() {
 }
 
 #[test]
-fn a_pickle_that_would_run_code_or_grow_without_end_is_refused() {
+fn a_pickle_that_would_run_code_or_exhaust_memory_is_rejected() {
     let zip = |pickle: &Pickle| torch_file::archive(&pickle.0, &[]);
     // What Python would execute is a value like any other here, and no state dict.
     let mut system = Pickle::new();
@@ -237,7 +236,7 @@ fn a_pickle_that_would_run_code_or_grow_without_end_is_refused() {
 }
 
 #[test]
-fn a_pytorch_file_is_converted_once_and_then_mapped_into_memory() {
+fn a_converted_pytorch_file_is_mapped_into_memory() {
     let onet = require!("models/onet.pt");
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("onet.safetensors");
@@ -268,14 +267,14 @@ fn a_pytorch_file_is_converted_once_and_then_mapped_into_memory() {
 }
 
 #[test]
-fn a_missing_file_is_told_from_an_unreadable_one() {
+fn missing_and_unreadable_files_are_different_errors() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(Weights::read(&folder.path().join("none.pt")), Err(ModelError::Missing { .. })));
     assert!(matches!(Weights::read(folder.path()), Err(ModelError::Unreadable { .. })));
 }
 
 #[test]
-fn the_convolutions_of_an_onnx_file_are_found_by_name_and_checked() {
+fn convolutions_of_an_onnx_file_are_found_by_name_and_checked() {
     let file = require!("models/mobilefacenet.onnx");
     let weights = OnnxWeights::read(&file).unwrap();
     let (weight, bias) = weights.convolution("/conv3/Conv", &[128, 512, 1, 1]).unwrap();
@@ -291,7 +290,7 @@ fn the_convolutions_of_an_onnx_file_are_found_by_name_and_checked() {
 }
 
 #[test]
-fn a_damaged_onnx_file_is_refused_and_never_panics() {
+fn a_damaged_onnx_file_is_rejected_without_a_panic() {
     let file = require!("models/mobilefacenet.onnx");
     let whole = std::fs::read(file).unwrap();
     assert!(matches!(OnnxWeights::from_bytes(b"no", "a.onnx"), Err(ModelError::Malformed { .. })));

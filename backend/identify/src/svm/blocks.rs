@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayView1, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
 use super::{Hyperplane, TrainingSet, descent::WorkingSet, history::Start};
-use crate::{IdentifyError, TrainOptions, Watch, embedding::to_f32};
+use crate::{IdentifyError, ProgressCallback, TrainOptions, embedding::to_f32};
 
 /// Classes whose decision values are computed together.
 const BLOCK: usize = 32;
@@ -29,39 +29,39 @@ const CHUNK: usize = 128;
 /// The first working set is hardly ever the last, so it is solved to this tolerance only.
 const FIRST_TOLERANCE: f64 = 1e-2;
 
-/// First tells which previous hyperplanes stay, then solves the others; both in blocks, in parallel.
+/// First decides which previous hyperplanes are kept, then solves the others; both in blocks, in parallel.
 pub(super) fn train(
     set: &TrainingSet,
     options: &TrainOptions,
     start: &Start<'_>,
-    watch: &Watch<'_>,
+    progress: &ProgressCallback<'_>,
 ) -> Result<Vec<Hyperplane>, IdentifyError> {
     let plan = Plan::new(set, options, start);
     let done = AtomicUsize::new(0);
     let report = |class: usize| {
         let samples = plan.size(class);
-        match watch(done.fetch_add(samples, Ordering::Relaxed) + samples) {
+        match progress(done.fetch_add(samples, Ordering::Relaxed) + samples) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(IdentifyError::Cancelled),
         }
     };
     let all: Vec<usize> = (0..set.labels.len()).collect();
-    let begun: Vec<Vec<Begun>> = all
+    let starts: Vec<Vec<ClassStart>> = all
         .par_chunks(BLOCK)
         .map(|block| {
-            let begun = plan.begin(block);
-            for (class, _) in block.iter().zip(&begun).filter(|(_, b)| matches!(b, Begun::Kept(_))) {
+            let starts = plan.start_block(block);
+            for (class, _) in block.iter().zip(&starts).filter(|(_, b)| matches!(b, ClassStart::Kept(_))) {
                 report(*class)?;
             }
-            Ok(begun)
+            Ok(starts)
         })
         .collect::<Result<_, IdentifyError>>()?;
 
     let (mut planes, mut open) = (Vec::with_capacity(all.len()), Vec::new());
-    for (class, begun) in begun.into_iter().flatten().enumerate() {
-        match begun {
-            Begun::Kept(kept) => planes.push((class, kept)),
-            Begun::Open(working) => open.push((class, working)),
+    for (class, starts) in starts.into_iter().flatten().enumerate() {
+        match starts {
+            ClassStart::Kept(kept) => planes.push((class, kept)),
+            ClassStart::Open(working) => open.push((class, working)),
         }
     }
     let solved: Vec<Vec<(usize, Hyperplane)>> = open
@@ -79,11 +79,11 @@ pub(super) fn train(
     Ok(planes.into_iter().map(|(_, plane)| plane).collect())
 }
 
-/// A class whose previous hyperplane was looked at.
-enum Begun {
-    /// It is right still.
+/// How the training of a class starts.
+enum ClassStart {
+    /// With the previous hyperplane, which is still optimal.
     Kept(Hyperplane),
-    /// There was none, or it is not: with these samples the search begins.
+    /// With a first working set.
     Open(WorkingSet),
 }
 
@@ -95,7 +95,7 @@ struct Plan<'a> {
     sizes: Vec<usize>,
 }
 
-/// One hyperplane in the making.
+/// A hyperplane that is being fitted.
 struct Fit {
     class: usize,
     working: WorkingSet,
@@ -126,20 +126,20 @@ impl<'a> Plan<'a> {
         self.start.planes.get(class).copied().flatten()
     }
 
-    fn begin(&self, block: &[usize]) -> Vec<Begun> {
-        let begin = |class: &usize| self.previous(*class).cloned().unwrap_or_else(|| self.mean(*class));
-        let starts: Vec<Hyperplane> = block.iter().map(begin).collect();
+    fn start_block(&self, block: &[usize]) -> Vec<ClassStart> {
+        let initial = |class: &usize| self.previous(*class).cloned().unwrap_or_else(|| self.mean(*class));
+        let starts: Vec<Hyperplane> = block.iter().map(initial).collect();
         let mut values = vec![vec![0.0_f32; self.set.classes.len()]; block.len()];
         self.score(&starts, |position, first, scores| {
             if let Some(to) = values.get_mut(position).and_then(|v| v.get_mut(first..first + scores.len())) {
                 to.copy_from_slice(scores);
             }
         });
-        let judge = |(&class, values): (&usize, &Vec<f32>)| match self.previous(class) {
-            Some(previous) if self.is_still_right(class, values) => Begun::Kept(previous.clone()),
-            _ => Begun::Open(self.first(class, values)),
+        let decide = |(&class, values): (&usize, &Vec<f32>)| match self.previous(class) {
+            Some(previous) if self.is_still_optimal(class, values) => ClassStart::Kept(previous.clone()),
+            _ => ClassStart::Open(self.first(class, values)),
         };
-        block.iter().zip(&values).map(judge).collect()
+        block.iter().zip(&values).map(decide).collect()
     }
 
     /// The hyperplanes of classes, from the working sets they begin with.
@@ -154,9 +154,9 @@ impl<'a> Plan<'a> {
         fits.into_iter().map(|fit| (fit.class, fit.plane)).collect()
     }
 
-    /// Whether the previous hyperplane of a class, with these decision values, is the optimum of these samples too: its
+    /// Whether the previous hyperplane of a class, with these decision values, is optimal for these samples too: its
     /// own samples are the same, and the new ones lie beyond its margin, so that their multipliers are 0.
-    fn is_still_right(&self, class: usize, values: &[f32]) -> bool {
+    fn is_still_optimal(&self, class: usize, values: &[f32]) -> bool {
         let Some(fresh) = &self.start.fresh else { return false };
         values.iter().zip(fresh).enumerate().all(|(row, (&value, &fresh))| {
             !fresh || (!self.is_positive(class, row) && f64::from(-value) >= 1.0 - self.options.tolerance)
@@ -174,7 +174,7 @@ impl<'a> Plan<'a> {
         Hyperplane { w: sum.into_iter().map(to_f32).collect(), b: 0.0 }
     }
 
-    /// The samples that are the hardest to separate by decision values.
+    /// Selects the samples with the smallest margins.
     fn first(&self, class: usize, values: &[f32]) -> WorkingSet {
         let mut sides: [Vec<(f32, usize)>; 2] = [Vec::new(), Vec::new()];
         let [positives, negatives] = &mut sides;
@@ -254,7 +254,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Up to [`CHUNK`] rows with the lowest numbers, equal ones by row.
+/// Returns up to [`CHUNK`] rows with the lowest values, ties by row.
 fn lowest(ranked: &mut [(f32, usize)]) -> Vec<usize> {
     let order = |a: &(f32, usize), b: &(f32, usize)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
     let taken = ranked.len().min(CHUNK);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_new_samples_do_not_touch_stays_and_the_rest_is_as_if_trained_anew() {
+    fn hyperplanes_unaffected_by_new_samples_are_kept_and_the_rest_match_a_cold_start() {
         let options = TrainOptions::default();
         let all = synthetic(90, 6, 128);
         // The last person comes later. Labels are sorted, so the classes of the others are the same.
@@ -347,7 +347,7 @@ mod tests {
         for (class, (warm, cold)) in warm.iter().zip(&cold).enumerate() {
             for x in all.records.outer_iter() {
                 let (warm, cold) = (warm.value_of(x), cold.value_of(x));
-                assert!((warm - cold).abs() < 5e-3, "class {class}: {warm}, anew {cold}");
+                assert!((warm - cold).abs() < 5e-3, "class {class}: {warm}, cold {cold}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Decision values of different people made comparable, and probabilities of them.
 //!
 //! A hyperplane that rests on one photograph gives smaller decision values than one that rests on ten, also to the face
-//! that it belongs to: its normal vector is shorter and its threshold lower. What does not hang on the number of
+//! that it belongs to: its normal vector is shorter and its threshold lower. Independent of the number of
 //! photographs is the cosine `c` between an embedding and the normal vector. It is normalised by what the other people's
 //! mean embeddings give with the same normal vector (Z-norm: Li and Porter, "Normalizations and selection of speech
 //! segments for speaker recognition scoring", 1988): `z = (c - m) / s`, with m and s as [`Calibration::of`] estimates them.
@@ -28,7 +28,7 @@ pub(super) struct Calibration {
 /// `docs/decisions/0010-scores-of-people-with-few-photographs.md`.
 const SLOPE: f64 = 2.0;
 
-/// Is added to every b. So far out, `p` is `exp(-a f - b)` to the last digit, and the ratios of the probabilities are those
+/// Added to every b. So far out, `p` is `exp(-a f - b)` to the last digit, and the ratios of the probabilities are those
 /// of the normalised exponentials. A z is at most 2 sqrt(people + dimensions), far less in practice.
 const OFFSET: f64 = 10_000.0;
 
@@ -36,7 +36,7 @@ const OFFSET: f64 = 10_000.0;
 const BLOCK: usize = 64;
 
 impl Calibration {
-    /// What says nothing: the same probability whatever the decision value.
+    /// The same probability for any decision value.
     pub(super) const NONE: Self = Self { a: 0.0, b: 0.0 };
 
     /// Calibrations of hyperplanes, given the L2-normalised mean embedding `[people, dimensions]` of each person.
@@ -79,7 +79,7 @@ impl Calibration {
     }
 }
 
-/// What a normal vector makes of the means of other people.
+/// The distribution of a normal vector's cosines with other people's mean embeddings.
 struct Spread {
     /// The length of the normal vector.
     length: f64,
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_the_length_of_a_normal_vector_nor_its_threshold_matters() {
+    fn calibration_is_independent_of_the_normal_vectors_length_and_bias() {
         let means = arr2(&[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]);
         let plane = |w: [f32; 3], b| Hyperplane { w: w.to_vec(), b };
         let planes = [plane([1.0, 0.0, 0.0], 0.0), plane([0.0, 1.0, 0.0], 0.0), plane([0.0, 0.0, 1.0], 0.0)];
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hyperplane_without_a_direction_is_answered() {
+    fn a_zero_hyperplane_has_finite_probabilities() {
         let means = arr2(&[[1.0, 0.0], [1.0, 0.0]]);
         let planes = [Hyperplane { w: vec![0.0, 0.0], b: 0.0 }, Hyperplane { w: vec![0.0, 0.0], b: -1.0 }];
         let calibrations = Calibration::of(&planes, &means);

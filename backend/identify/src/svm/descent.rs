@@ -2,7 +2,7 @@
 //! coordinate descent method for large-scale linear SVM" (2008), with the shrinking of its section 3.2.
 //!
 //! The bias is a further component of the normal vector, for a component of every sample that is 1; so it is
-//! regularised along, and the dual has no equality constraint that would tie the multipliers to each other.
+//! regularised too, and the dual has no equality constraint that would tie the multipliers to each other.
 
 use ndarray::ArrayView2;
 use pulp::{Arch, Simd, WithSimd};
@@ -12,13 +12,13 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use super::Hyperplane;
 use crate::embedding::to_f32;
 
-/// After so many passes over the samples what was reached must do. Only people who cannot be told apart need as many.
+/// Maximum passes over the samples. Only classes that cannot be separated need as many.
 const MAX_PASSES: usize = 2000;
 
-/// Singles carry a decision value to about this share of the normal vector's length.
+/// Relative precision of a decision value in single precision, to the length of the normal vector.
 const SINGLE_PRECISION: f64 = 4e-7;
 
-/// The samples of a problem, some of which are taken into account.
+/// The working set: the samples of a problem that are taken into account.
 #[derive(Debug, Clone)]
 pub(super) struct WorkingSet {
     /// Positions in the records, rising.
@@ -30,17 +30,17 @@ pub(super) struct WorkingSet {
 }
 
 impl WorkingSet {
-    /// No sample yet.
+    /// Creates an empty set.
     pub(super) fn new() -> Self {
         Self { rows: Vec::new(), sides: Vec::new(), multipliers: Vec::new() }
     }
 
-    /// Takes in further samples, none of which is in yet.
+    /// Adds samples, none of which is in the set yet.
     pub(super) fn extend(&mut self, added: impl IntoIterator<Item = (usize, bool)>) {
         let old = std::mem::replace(self, Self::new());
         let mut all: Vec<(usize, bool, f64)> = old.iter().collect();
         all.extend(added.into_iter().map(|(row, side)| (row, side, 0.0)));
-        // In one order whatever came first, so that rounding is the same for the same samples.
+        // Sorted, so that rounding depends only on the set of samples.
         all.sort_unstable_by_key(|(row, ..)| *row);
         *self = all.into_iter().collect();
     }
@@ -70,7 +70,7 @@ impl WorkingSet {
             penalty,
             tolerance,
         });
-        // Anew from the multipliers: thousands of steps in single precision have left their rounding.
+        // Recomputed from the multipliers: thousands of steps in single precision have accumulated rounding errors.
         combination(&samples, &self.multipliers, records.ncols())
     }
 }
@@ -116,11 +116,11 @@ struct Extremes {
 
 impl Extremes {
     const NONE: Self = Self { highest: f64::NEG_INFINITY, lowest: f64::INFINITY };
-    /// With which nothing is shrunk.
+    /// Shrinks nothing.
     const OPEN: Self = Self { highest: f64::INFINITY, lowest: f64::NEG_INFINITY };
 }
 
-/// The passes over the samples, compiled for what the processor can do.
+/// The passes over the samples, compiled for the processor's vector instructions.
 struct Descent<'a, 'b> {
     samples: &'a [Sample<'a>],
     multipliers: &'b mut [f64],
@@ -158,8 +158,8 @@ impl WithSimd for Descent<'_, '_> {
                     break;
                 };
                 let gradient = sample.sign * (f64::from(dot(simd, &plane.w, sample.x)) + plane.b) - 1.0;
-                // At a limit, only a gradient that leads back counts; one that clearly leads out takes the sample from
-                // the passes to come.
+                // At a bound, only a gradient that leads back inside counts; one that clearly leads out shrinks the
+                // sample away.
                 let (projected, shrinks) = if *multiplier <= 0.0 {
                     (gradient.min(0.0), gradient > before.highest)
                 } else if *multiplier >= penalty {
@@ -188,7 +188,7 @@ impl WithSimd for Descent<'_, '_> {
                 if active == order.len() {
                     break;
                 }
-                // Optimal for those left: now look again at all.
+                // Optimal for the active samples: check all of them again.
                 active = order.len();
                 before = Extremes::OPEN;
                 continue;
@@ -201,7 +201,7 @@ impl WithSimd for Descent<'_, '_> {
     }
 }
 
-/// The inner product, in four sums so that no addition waits for the one before.
+/// The inner product, in four independent sums so that additions can overlap.
 #[inline(always)]
 fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_conditions_of_the_optimum_hold() {
+    fn the_optimality_conditions_hold() {
         for spoilt in [false, true] {
             let (working, _, margins) = solve(12, spoilt, 1e-4);
             let mut at_limit = 0;

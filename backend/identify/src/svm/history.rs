@@ -1,4 +1,4 @@
-//! What a model by coordinate descent knows of its training, so that the next one need not do everything anew.
+//! The training history of a model, for warm starts by coordinate descent.
 
 use std::collections::HashSet;
 
@@ -19,11 +19,11 @@ pub(super) struct History {
     tolerance: f64,
 }
 
-/// What a training starts from.
+/// The initial state of a training.
 pub(super) struct Start<'a> {
     /// The previous hyperplane of each class, where it had one.
     pub(super) planes: Vec<Option<&'a Hyperplane>>,
-    /// Where hyperplanes that are still right may stay: which samples are new.
+    /// Which samples are new, where hyperplanes that are still optimal may be kept.
     pub(super) fresh: Option<Vec<bool>>,
 }
 
@@ -56,33 +56,33 @@ impl History {
         Ok(Self { samples, c, tolerance })
     }
 
-    /// Which samples of `set` are new, unless something else than new samples sets the two trainings apart.
+    /// Returns which samples of `set` are new; `None` where the trainings differ in more than added samples.
     fn grown(&self, set: &TrainingSet, options: &TrainOptions) -> Option<Vec<bool>> {
         if (self.c, self.tolerance) != (options.c, options.tolerance) {
             return None;
         }
         let known: HashSet<u64> = self.samples.iter().copied().collect();
         let fresh: Vec<bool> = digests(set).iter().map(|digest| !known.contains(digest)).collect();
-        // Somebody who was erased, or one photograph, may have left their mark in any hyperplane.
+        // A removed person or photograph may have influenced any hyperplane.
         let removed = fresh.iter().filter(|f| !**f).count() != self.samples.len();
         (!removed).then_some(fresh)
     }
 }
 
 impl<'a> Start<'a> {
-    /// From nothing.
+    /// Starts from scratch.
     pub(super) fn cold(set: &TrainingSet) -> Self {
         Self { planes: vec![None; set.labels.len()], fresh: None }
     }
 
-    /// From a previous classifier, whose classes have these labels.
+    /// Starts from a previous classifier, whose classes have these labels.
     pub(super) fn warm(
         previous: &'a LinearSvm,
         labels: &[String],
         set: &TrainingSet,
         options: &TrainOptions,
     ) -> Self {
-        // The hyperplane of a lone person separates them from nobody.
+        // A lone person's hyperplane separates nothing.
         if previous.dimensions != set.records.ncols() || previous.classes.len() < 2 {
             return Self::cold(set);
         }

@@ -21,7 +21,7 @@ use calibration::Calibration;
 use history::{History, Start};
 
 use crate::{
-    Classifier, ClassifierKind, IdentifyError, TrainOptions, Watch,
+    Classifier, ClassifierKind, IdentifyError, ProgressCallback, TrainOptions,
     embedding::{dot, to_f32},
     format::{Reader, put_f32s},
 };
@@ -33,19 +33,19 @@ pub const MAX_SVM_SAMPLES: usize = 200_000;
 /// model in 0.15 s, of 200 in 0.85 s, and coordinate descent in 0.01 and 0.03 s; see `docs/performance-training.md`.
 const MANY_SAMPLES: usize = 100;
 
-/// What finds the hyperplanes.
+/// The algorithm that finds the hyperplanes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Solver {
-    /// Whichever is faster for the number of samples.
+    /// The faster one for the number of samples.
     #[default]
     Automatic,
     /// linfa's sequential minimal optimisation: a bias that is not regularised, and penalties C n / 2 n₊ and C n / 2 n₋ that
     /// give both sides the same weight.
     Smo,
-    /// Coordinate descent in the dual, as in liblinear: the bias is regularised along, the penalty of every sample is C. Can
-    /// start from a previous model.
+    /// Coordinate descent in the dual, as in liblinear: the bias is regularised too, the penalty of every sample is C. Can
+    /// be warm-started from a previous model.
     DualCoordinateDescent,
 }
 
@@ -54,7 +54,7 @@ pub enum Solver {
 pub struct LinearSvm {
     dimensions: usize,
     classes: Vec<Class>,
-    /// Of a model by coordinate descent.
+    /// Of a model trained by coordinate descent.
     history: Option<History>,
 }
 
@@ -80,14 +80,14 @@ pub(crate) struct TrainingSet {
 }
 
 impl LinearSvm {
-    /// Starts from a previous classifier, given with its labels, where there is one and the solver can. `means`: the
+    /// Warm-starts from the previous classifier, given with its labels, if there is one and the solver supports it. `means`: the
     /// L2-normalised mean embedding of each class, `[classes, dimensions]`.
     pub(crate) fn train(
         set: &TrainingSet,
         means: &[Vec<f32>],
         options: &TrainOptions,
         previous: Option<(&Self, &[String])>,
-        watch: &Watch<'_>,
+        progress: &ProgressCallback<'_>,
     ) -> Result<Self, IdentifyError> {
         let found = set.classes.len();
         if found > MAX_SVM_SAMPLES {
@@ -107,13 +107,13 @@ impl LinearSvm {
                 || Start::cold(set),
                 |(previous, labels)| Start::warm(previous, labels, set, options),
             );
-            (blocks::train(set, options, &start, watch)?, Some(History::new(set, options)))
+            (blocks::train(set, options, &start, progress)?, Some(History::new(set, options)))
         } else {
-            (smo::train(set, options, watch)?, None)
+            (smo::train(set, options, progress)?, None)
         };
         let means = Array2::from_shape_vec((means.len(), dimensions), means.concat())
             .map_err(|error| IdentifyError::Training(error.to_string()))?;
-        // Anew for all of them: whoever is new is somebody else to everybody.
+        // For all classes: a new person changes everybody's calibration.
         let calibrations = Calibration::of(&planes, &means);
         let class = |(hyperplane, calibration)| Class { hyperplane, calibration };
         Ok(Self { dimensions, classes: planes.into_iter().zip(calibrations).map(class).collect(), history })
@@ -181,7 +181,7 @@ impl Classifier for LinearSvm {
 }
 
 impl Class {
-    /// The only class there is: nothing to separate it from, so its probability is 1 whatever the parameters.
+    /// A lone class: there is nothing to separate it from, so its probability is always 1.
     fn only(set: &TrainingSet) -> Self {
         let w = vec![0.0; set.records.ncols()];
         Self { hyperplane: Hyperplane { w, b: 0.0 }, calibration: Calibration::NONE }

@@ -1,9 +1,9 @@
 //! Hyperplanes by linfa's SMO solver, for few samples.
 //!
-//! linfa's solver computes the whole kernel matrix anew for every class; a person's hyperplane rests on a few dozen
-//! faces, though, so it is given a working set that grows by the samples that violate the margin until none does
+//! linfa's solver computes the whole kernel matrix for every class, but a person's hyperplane depends on a few dozen
+//! faces only; so it gets a working set that grows by the samples that violate the margin until none does
 //! (chunking: Vapnik, 1982; Osuna, Freund and Girosi, 1997). The result is the same, for a hundred people with ten
-//! photographs 25 times sooner.
+//! photographs 25 times faster.
 
 use std::{
     ops::ControlFlow,
@@ -16,7 +16,7 @@ use ndarray::{Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 
 use super::{Hyperplane, TrainingSet};
-use crate::{IdentifyError, TrainOptions, Watch, embedding::to_f32};
+use crate::{IdentifyError, ProgressCallback, TrainOptions, embedding::to_f32};
 
 /// The working set starts with at most this many samples of each side and grows by at most as many at a time.
 const CHUNK: usize = 96;
@@ -25,11 +25,11 @@ const CHUNK: usize = 96;
 /// is this length squared in doubles (128 MB), and every processor runs one.
 const MAX_WORKING_SET: usize = 4000;
 
-/// One class after the other, as many at a time as there are threads.
+/// Fits the classes in parallel.
 pub(super) fn train(
     set: &TrainingSet,
     options: &TrainOptions,
-    watch: &Watch<'_>,
+    progress: &ProgressCallback<'_>,
 ) -> Result<Vec<Hyperplane>, IdentifyError> {
     let done = AtomicUsize::new(0);
     (0..set.labels.len())
@@ -39,7 +39,7 @@ pub(super) fn train(
             let all: Vec<usize> = (0..targets.len()).collect();
             let plane = Hyperplane::fit(set, &targets, &all, options)?;
             let samples = targets.iter().filter(|t| **t).count();
-            match watch(done.fetch_add(samples, Ordering::Relaxed) + samples) {
+            match progress(done.fetch_add(samples, Ordering::Relaxed) + samples) {
                 ControlFlow::Continue(()) => Ok(plane),
                 ControlFlow::Break(()) => Err(IdentifyError::Cancelled),
             }
@@ -67,7 +67,7 @@ impl Hyperplane {
         let mut working = nearest(set, &positives, &negatives);
         working.extend(nearest(set, &negatives, &positives));
         loop {
-            // In one order whatever came first, so that rounding is the same for the same samples.
+            // Sorted, so that rounding depends only on the set of samples.
             working.sort_unstable();
             let side: Vec<bool> = working.iter().map(|&r| is_positive(r)).collect();
             let records = set.records.select(Axis(0), &working).mapv(f64::from);

@@ -13,7 +13,8 @@ use std::{
 
 use facepipe_identify::{Decision, Model, Sample, TrainOptions};
 use facepipe_vision::{
-    DecodeLimits, EmbedderKind, Face, Mtcnn, MtcnnConfig, decode_image, load_embedder, on_one_thread,
+    DecodeLimits, EmbedderKind, Face, Mtcnn, MtcnnConfig, decode_image, load_embedder,
+    without_intra_op_parallelism,
 };
 use rand::seq::SliceRandom;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -55,7 +56,7 @@ fn embed(pictures: &[PathBuf], models: &Path) -> Vec<Option<Vec<f32>>> {
             let b = face.bounding_box;
             (b.left + b.right - image.width() as f32).hypot(b.top + b.bottom - image.height() as f32)
         };
-        let faces = mtcnn.detect_filling(&image).expect("faces");
+        let faces = mtcnn.detect_in_crop(&image).expect("faces");
         let face = faces.iter().min_by(|a, b| off(a).total_cmp(&off(b)))?;
         embedder.embed(&[embedder.crop(&image, face)]).expect("an embedding").pop()
     };
@@ -64,7 +65,7 @@ fn embed(pictures: &[PathBuf], models: &Path) -> Vec<Option<Vec<f32>>> {
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                on_one_thread(|| {
+                without_intra_op_parallelism(|| {
                     loop {
                         let next = waiting.lock().expect("nobody panicked").next();
                         let Some((index, picture)) = next else { break };
@@ -271,7 +272,7 @@ fn few(missed: usize, of: usize) -> bool {
 const SIZES: [usize; 6] = [25, 50, 100, 150, 400, 600];
 
 #[test]
-fn whom_verify_accepts_is_named_at_any_mixture_of_numbers_of_photographs() {
+fn verified_people_are_identified_for_any_mixture_of_photograph_counts() {
     facepipe_test_support::require!("lfw-open/people");
     facepipe_test_support::require!("models/mobilefacenet.onnx");
     let faces = FACES.as_ref().expect("the pictures are there");
@@ -293,7 +294,7 @@ fn whom_verify_accepts_is_named_at_any_mixture_of_numbers_of_photographs() {
 }
 
 #[test]
-fn with_as_many_photographs_of_everybody_nothing_is_lost() {
+fn equal_photograph_counts_lose_no_accuracy() {
     facepipe_test_support::require!("lfw-open/people");
     facepipe_test_support::require!("models/mobilefacenet.onnx");
     let faces = FACES.as_ref().expect("the pictures are there");

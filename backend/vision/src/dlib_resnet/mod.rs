@@ -2,8 +2,8 @@
 //! convolutions, 128-dimensional face embeddings, as the npm package `@vladmandic/face-api` carries it. Layers and names as
 //! in that package's `FaceRecognitionNet`.
 
-mod common;
 mod layout;
+mod mean_descriptor;
 
 use std::path::Path;
 
@@ -14,16 +14,16 @@ use sha2::{Digest, Sha256};
 use crate::{
     Embedder, Face, ModelError, VisionError, align,
     embedder::{EmbedderKind, normalised, outputs},
-    layers::{Activation, Conv2d, Map, MaxPool, Window, Workspace, Workspaces, mean, shortcut},
+    layers::{Activation, Conv2d, FeatureMap, MaxPool, Window, Workspace, Workspaces, mean, shortcut},
     weights::{self, Weights},
 };
-use common::COMMON;
-use layout::{CONVOLUTIONS, MATRIX};
+use layout::{CONVOLUTIONS, FC_STORAGE};
+use mean_descriptor::HALF_MEAN_DESCRIPTOR;
 
-/// SHA-256 of the only file of which [`layout`] speaks.
+/// SHA-256 of the only file that [`layout`] describes.
 const SHA256: &str = "b413e420d6840b2775fba32008db6f3cddb07d485967fb42cfcf379c16a8c589";
 
-/// What is subtracted from red, green and blue (0 to 255) before they are divided by 255.
+/// Mean of red, green and blue (0 to 255), subtracted before the division by 255.
 const MEAN: [f32; 3] = [122.782, 117.001, 104.298];
 const NORMALISE: [(f32, f32); 3] =
     [(1.0 / 255.0, -MEAN[0] / 255.0), (1.0 / 255.0, -MEAN[1] / 255.0), (1.0 / 255.0, -MEAN[2] / 255.0)];
@@ -40,7 +40,7 @@ const AT_ONCE: usize = 16;
 /// The residual blocks whose maps are large and whose weights are few, and that have an image at a time to themselves.
 const EARLY: usize = 7;
 
-/// What a server says at its start.
+/// Logged when a server starts.
 const REMARK: &str = "dlib-resnet is the fallback for where only package registries can be reached: its verification accuracy is \
                       99.3 % on ten people of Labeled Faces in the Wild, that of mobilefacenet 99.96 % (`facepipe models fetch \
                       mobilefacenet` installs it)";
@@ -49,11 +49,11 @@ const POOL: MaxPool = MaxPool { side: 3, stride: 2, partial: false };
 
 type Loaded<T> = std::result::Result<T, ModelError>;
 
-/// How the values of a tensor are stored.
+/// The encoding of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Storage {
-    /// A byte each: `min + scale * byte`.
-    Eight { scale: f64, min: f64 },
+    /// One byte per value: `min + scale * byte`.
+    Quantized { scale: f64, min: f64 },
     /// Little-endian 32-bit floats.
     Float,
 }
@@ -61,7 +61,7 @@ enum Storage {
 impl Storage {
     const fn bytes(self) -> usize {
         match self {
-            Self::Eight { .. } => 1,
+            Self::Quantized { .. } => 1,
             Self::Float => 4,
         }
     }
@@ -72,7 +72,7 @@ impl Storage {
             reason = "single precision is what the networks compute in"
         )]
         let values: Vec<f32> = match self {
-            Self::Eight { scale, min } => {
+            Self::Quantized { scale, min } => {
                 bytes.iter().map(|&byte| (min + scale * f64::from(byte)) as f32).collect()
             }
             Self::Float => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
@@ -91,7 +91,7 @@ fn tensors() -> impl Iterator<Item = (String, Vec<usize>, Storage)> {
             (format!("{}/{name}", stored.name), shape, storage)
         })
     });
-    convolutions.chain([("fc".to_owned(), vec![256, DlibResnet::DIMENSIONS], MATRIX)])
+    convolutions.chain([("fc".to_owned(), vec![256, DlibResnet::DIMENSIONS], FC_STORAGE)])
 }
 
 /// Two convolutions of 3x3, added to the input, or to a shortcut of half its size.
@@ -103,26 +103,25 @@ struct Residual {
 }
 
 impl Residual {
-    fn forward(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
-        let inner = self.first.forward(workspace, x.all())?;
+    fn forward(&self, workspace: &mut Workspace, x: FeatureMap) -> Result<FeatureMap> {
+        let inner = self.first.forward(workspace, x.all_channels())?;
         let out = if self.halves {
             let added = self.second.replace(workspace, inner)?;
             let out = shortcut(workspace, &x, &added)?;
-            workspace.give(added);
+            workspace.recycle(added);
             out
         } else {
-            let out = self.second.forward_add(workspace, &[inner.all()], &x)?;
-            workspace.give(inner);
+            let out = self.second.forward_add(workspace, &[inner.all_channels()], &x)?;
+            workspace.recycle(inner);
             out
         };
-        workspace.give(x);
+        workspace.recycle(x);
         Ok(out)
     }
 }
 
 /// The network. Takes faces turned upright in 150x150 pixels, RGB, as [`Embedder::crop`] makes them. Embeddings are its
-/// descriptors less half of what all people's have in common, brought to length 1: that leaves nearly the accuracy of the
-/// descriptors, and vectors that a linear SVM can part.
+/// descriptors minus half of their mean, L2-normalised: nearly as accurate as the descriptors, and separable by a linear SVM.
 #[derive(Debug)]
 pub struct DlibResnet {
     stem: Conv2d,
@@ -201,7 +200,7 @@ impl DlibResnet {
             let scale = get("scale/weights", &channels)?;
             let filters = get("conv/filters", &shape)?.broadcast_mul(&scale)?.permute((3, 2, 0, 1))?;
             let shift = ((get("conv/bias", &channels)? * scale)? + get("scale/biases", &channels)?)?;
-            let conv = Conv2d::new(weights.engine(), &filters.contiguous()?, &shift, window, activation)?;
+            let conv = Conv2d::new(weights.backend(), &filters.contiguous()?, &shift, window, activation)?;
             Ok::<_, ModelError>((conv, halves))
         });
         let mut convolutions = convolutions.collect::<Loaded<Vec<_>>>()?.into_iter();
@@ -217,13 +216,13 @@ impl DlibResnet {
         Ok(Self {
             stem,
             blocks,
-            linear: Conv2d::new(weights.engine(), &linear, &no_bias, Window::POINT, Activation::None)?,
-            workspaces: Workspaces::new(weights.engine()),
+            linear: Conv2d::new(weights.backend(), &linear, &no_bias, Window::POINT, Activation::None)?,
+            workspaces: Workspaces::new(weights.backend()),
         })
     }
 
-    /// What the network says of faces as [`Embedder::crop`] makes them, not brought to length 1: dlib compares these by
-    /// their Euclidean distance, and takes two for one person's below 0.6.
+    /// Returns the descriptors of faces as [`Embedder::crop`] makes them, not normalised: dlib compares these by their Euclidean
+    /// distance, and accepts two as the same person below 0.6.
     ///
     /// # Errors
     ///
@@ -235,20 +234,20 @@ impl DlibResnet {
     }
 
     /// `[N, 150, 150, 3]` to `[N, 1, 1, 128]`.
-    fn run(&self, workspace: &mut Workspace, x: Map) -> Result<Map> {
-        let x = workspace.enter(x)?;
+    fn run(&self, workspace: &mut Workspace, x: FeatureMap) -> Result<FeatureMap> {
+        let x = workspace.to_device(x)?;
         let (early, late) = self.blocks.split_at_checked(EARLY).unwrap_or((&self.blocks, &[]));
-        let x = workspace.one_by_one(x, |workspace, x| {
+        let x = workspace.per_image(x, |workspace, x| {
             let x = self.stem.replace(workspace, x)?;
             let pooled = POOL.forward(workspace, &x)?;
-            workspace.give(x);
+            workspace.recycle(x);
             early.iter().try_fold(pooled, |x, block| block.forward(workspace, x))
         })?;
         let x = late.iter().try_fold(x, |x, block| block.forward(workspace, x))?;
         let pooled = mean(workspace, &x)?;
-        workspace.give(x);
+        workspace.recycle(x);
         let x = self.linear.replace(workspace, pooled)?;
-        workspace.leave(x)
+        workspace.to_host(x)
     }
 }
 
@@ -290,7 +289,7 @@ impl Embedder for DlibResnet {
     fn embed(&self, crops: &[RgbImage]) -> std::result::Result<Vec<Vec<f32>>, VisionError> {
         let descriptors = self.descriptors(crops)?;
         let own = |descriptor: &Vec<f32>| -> Vec<f32> {
-            descriptor.iter().zip(&COMMON).map(|(value, common)| value - common).collect()
+            descriptor.iter().zip(&HALF_MEAN_DESCRIPTOR).map(|(value, common)| value - common).collect()
         };
         Ok(descriptors.iter().map(|descriptor| normalised(&own(descriptor))).collect())
     }

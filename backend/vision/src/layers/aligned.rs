@@ -1,5 +1,4 @@
-//! Buffers that begin at a cache line, so that no whole vector in them crosses one: the wide loads and stores of the kernels
-//! that do cost twice.
+//! Buffers aligned to cache lines: a wide load or store that crosses a cache line costs twice as much.
 
 use std::ops::{Deref, DerefMut};
 
@@ -9,31 +8,31 @@ const LINE: usize = 16;
 /// A cache line of floats.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; LINE]);
+struct CacheLine([f32; LINE]);
 
 /// Floats, the first at the beginning of a cache line. They go on to the end of a line.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Floats(Vec<Line>);
+pub(super) struct AlignedFloats(Vec<CacheLine>);
 
-impl Floats {
+impl AlignedFloats {
     pub(super) const EMPTY: Self = Self(Vec::new());
 
     /// At least `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        Self(vec![Line([0.0; LINE]); len.div_ceil(LINE)])
+        Self(vec![CacheLine([0.0; LINE]); len.div_ceil(LINE)])
     }
 
-    /// Makes it hold at least `len`. What is in it is lost where it was shorter, and zeros take its place.
+    /// Grows to at least `len`. A buffer that grows loses its values and is filled with zeros.
     pub(super) fn grow(&mut self, len: usize) {
         if self.len() < len {
-            // Freed first, and nothing in it is worth to be copied along.
+            // Freed first; its values need not be copied.
             *self = Self::EMPTY;
             *self = Self::zeros(len);
         }
     }
 }
 
-impl Deref for Floats {
+impl Deref for AlignedFloats {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
@@ -43,7 +42,7 @@ impl Deref for Floats {
     }
 }
 
-impl DerefMut for Floats {
+impl DerefMut for AlignedFloats {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above; the borrow is exclusive, and any floats make a line.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
@@ -55,9 +54,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_begins_at_a_cache_line_and_holds_what_was_asked_for() {
+    fn a_buffer_is_aligned_and_has_the_requested_length() {
         for len in [0, 1, 15, 16, 17, 1000, 100_000] {
-            let mut floats = Floats::zeros(len);
+            let mut floats = AlignedFloats::zeros(len);
             assert!(floats.len() >= len && floats.len() < len + LINE);
             assert!(floats.as_ptr().addr().is_multiple_of(64));
             assert!(floats.iter().all(|&value| value == 0.0));

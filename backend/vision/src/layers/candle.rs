@@ -6,7 +6,7 @@ use super::{Activation, MaxPool, Window, conv::Size};
 
 /// A convolution whose weights lie on a device.
 #[derive(Debug)]
-pub(super) struct Convolution {
+pub(super) struct CandleConv {
     weight: Tensor,
     /// `[1, out, 1, 1]`
     bias: Tensor,
@@ -17,7 +17,7 @@ pub(super) struct Convolution {
     groups: usize,
 }
 
-impl Convolution {
+impl CandleConv {
     /// From PyTorch's `weight` `[out, in / groups, rows, columns]` and `bias` `[out]`.
     pub(super) fn new(
         device: &Device,

@@ -1,7 +1,7 @@
 //! The convolution kernel: tiles of output pixels by output channels, held in registers over the whole depth of the
 //! sum, and written once, with bias, residual and activation.
 //!
-//! Channels-last maps need no copying together of windows: the inputs of an output pixel lie in a few runs (one for a
+//! Channels-last maps need no im2col: the inputs of an output pixel lie in a few runs (one for a
 //! 1x1 kernel, one for each row or each tap of a larger one), and the kernel reads them where they are. Only the weights
 //! are packed, once, in the order in which the kernel reads them.
 
@@ -12,9 +12,9 @@ use rayon::prelude::*;
 
 use super::{
     Activation, Window,
-    aligned::Floats,
-    level::{Kernel, Level, MAX_ROWS, Registers},
-    threads,
+    aligned::AlignedFloats,
+    intra_op_threads,
+    simd::{Kernel, MAX_ROWS, RegisterTile, SimdLevel},
 };
 
 /// Multiplications below which a second thread costs more than it saves.
@@ -23,9 +23,9 @@ pub(super) const PARALLEL_FROM: usize = 2_000_000;
 /// panel.
 const BLOCK_FLOATS: usize = 48 * 1024;
 
-/// The values of a map, or of some neighbouring channels of one.
+/// A view of all channels of a map, or of a contiguous range of them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Values<'a> {
+pub(super) struct ChannelView<'a> {
     /// From the first value of the first pixel on. One more pixel than the map has, the last of zeros, is what lies
     /// beyond the edges.
     pub data: &'a [f32],
@@ -55,9 +55,9 @@ impl Size {
 /// and the inputs follow each other as they do in the window. The last panel is cut off after the vector in which the
 /// channels end, and filled with zeros.
 #[derive(Debug)]
-pub(super) struct Packed {
-    level: Level,
-    panels: Floats,
+pub(super) struct PackedWeights {
+    level: SimdLevel,
+    panels: AlignedFloats,
     /// Inputs of an output: kernel rows * kernel columns * input channels.
     depth: usize,
     channels: usize,
@@ -66,14 +66,14 @@ pub(super) struct Packed {
     activation: Activation,
 }
 
-impl Packed {
+impl PackedWeights {
     /// From `weight` `[inputs, channels]` and `bias` `[channels]`; slopes of PReLU are one for each channel.
-    pub(super) fn new(level: Level, weight: &[f32], bias: &[f32], activation: Activation) -> Self {
+    pub(super) fn new(level: SimdLevel, weight: &[f32], bias: &[f32], activation: Activation) -> Self {
         let channels = bias.len();
         let depth = weight.len() / channels.max(1);
         let (lanes, wide) = (level.lanes(), level.tile_channels());
         let padded = channels.next_multiple_of(lanes);
-        let mut panels = Floats::zeros(padded * depth);
+        let mut panels = AlignedFloats::zeros(padded * depth);
         let mut at = 0;
         for first in (0..channels).step_by(wide) {
             let width = wide.min(padded - first);
@@ -98,7 +98,7 @@ impl Packed {
         Self { level, panels, depth, channels, bias: filled(bias), activation }
     }
 
-    pub(super) fn level(&self) -> Level {
+    pub(super) fn level(&self) -> SimdLevel {
         self.level
     }
 
@@ -122,35 +122,35 @@ impl Packed {
     }
 }
 
-/// One convolution to be done. The sizes were checked against each other by the caller; here they only decide whether
+/// The arguments of one convolution. The sizes were checked against each other by the caller; here they only decide whether
 /// this panics, never what is read or written.
-pub(super) struct Convolution<'a> {
-    pub packed: &'a Packed,
+pub(super) struct DirectConv<'a> {
+    pub packed: &'a PackedWeights,
     pub window: Window,
     /// The maps whose channels, one after the other, are the input. Windows other than 1x1 take one.
-    pub sources: &'a [Values<'a>],
+    pub sources: &'a [ChannelView<'a>],
     pub input: Size,
     pub output: Size,
     /// Added before the activation, `[pixels, channels]`.
     pub residual: Option<&'a [f32]>,
 }
 
-/// Where the tiles go. Shared by the threads, each of which writes its own part.
+/// The output of a kernel. Shared by the threads, each of which writes its own pixels and channels.
 #[derive(Clone, Copy)]
-pub(super) struct Target {
+pub(super) struct OutputBuffer {
     start: *mut f32,
     len: usize,
     /// Floats from one pixel to the next.
     stride: usize,
 }
 
-// SAFETY: the pointer came from an exclusive borrow that outlives all the threads, and `Target::row` says which of the
+// SAFETY: the pointer came from an exclusive borrow that outlives all the threads, and `OutputBuffer::row` says which of the
 // floats behind it each may touch.
-unsafe impl Send for Target {}
+unsafe impl Send for OutputBuffer {}
 // SAFETY: as above.
-unsafe impl Sync for Target {}
+unsafe impl Sync for OutputBuffer {}
 
-impl Target {
+impl OutputBuffer {
     /// All of `out`, which has `stride` floats from one pixel to the next.
     pub(super) fn new(out: &mut [f32], stride: usize) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), stride }
@@ -196,7 +196,7 @@ impl Target {
     }
 }
 
-impl Convolution<'_> {
+impl DirectConv<'_> {
     /// Writes the channels of each output pixel to `out`, which begins at the first of them and has `stride` floats
     /// from one pixel to the next.
     pub(super) fn run(&self, out: &mut [f32], stride: usize) {
@@ -204,11 +204,11 @@ impl Convolution<'_> {
         if pixels == 0 {
             return;
         }
-        let target = Target::new(out, stride);
-        let threads = threads();
+        let target = OutputBuffer::new(out, stride);
+        let threads = intra_op_threads();
         let weights = self.packed.depth * channels;
         if threads == 1 || pixels * weights < PARALLEL_FROM {
-            self.part(target, 0..pixels, 0..channels);
+            self.run_item(target, 0..pixels, 0..channels);
             return;
         }
         // Split so that what is larger is read by one thread only: the weights or the map.
@@ -217,24 +217,24 @@ impl Convolution<'_> {
         if panels >= threads && weights > self.input.pixels() * (self.packed.depth / self.window.taps()) {
             (0..threads).into_par_iter().for_each(|i| {
                 let channel = |i: usize| (i * panels / threads * wide).min(channels);
-                self.part(target, 0..pixels, channel(i)..channel(i + 1));
+                self.run_item(target, 0..pixels, channel(i)..channel(i + 1));
             });
         } else {
             let tasks = threads.min(pixels.div_ceil(MAX_ROWS));
             (0..tasks).into_par_iter().for_each(|i| {
-                self.part(target, i * pixels / tasks..(i + 1) * pixels / tasks, 0..channels);
+                self.run_item(target, i * pixels / tasks..(i + 1) * pixels / tasks, 0..channels);
             });
         }
     }
 
-    fn part(&self, target: Target, pixels: Range<usize>, channels: Range<usize>) {
-        self.packed.level.run(Part { convolution: self, target, pixels, channels });
+    fn run_item(&self, target: OutputBuffer, pixels: Range<usize>, channels: Range<usize>) {
+        self.packed.level.run(WorkItem { convolution: self, target, pixels, channels });
     }
 
     /// The runs in which the inputs of an output pixel lie, in the order of the packed weights.
-    fn runs(&self) -> Vec<Run<'_>> {
+    fn runs(&self) -> Vec<InputRun<'_>> {
         if self.window == Window::POINT {
-            let run = |source: &Values<'_>| Run {
+            let run = |source: &ChannelView<'_>| InputRun {
                 data: source.data.as_ptr(),
                 len: source.channels,
                 at: 0,
@@ -245,23 +245,27 @@ impl Convolution<'_> {
         let Some(source) = self.sources.first() else { return Vec::new() };
         let (rows, columns) = self.window.kernel;
         let line = self.input.w * source.stride;
-        let run = |len, at| Run { data: source.data.as_ptr(), len, at, _source: PhantomData };
-        if self.place() == Place::Inside && source.stride == source.channels {
+        let run = |len, at| InputRun { data: source.data.as_ptr(), len, at, _source: PhantomData };
+        if self.place() == WindowPlacement::Inside && source.stride == source.channels {
             return (0..rows).map(|row| run(columns * source.channels, row * line)).collect();
         }
         let taps = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
         let at = |(row, column)| match self.place() {
-            Place::Inside => row * line + column * source.stride,
-            Place::Anywhere => 0,
+            WindowPlacement::Inside => row * line + column * source.stride,
+            WindowPlacement::Padded => 0,
         };
         taps.map(|tap| run(source.channels, at(tap))).collect()
     }
 
-    fn place(&self) -> Place {
-        if self.window.padding == (0, 0) && self.sources.len() == 1 { Place::Inside } else { Place::Anywhere }
+    fn place(&self) -> WindowPlacement {
+        if self.window.padding == (0, 0) && self.sources.len() == 1 {
+            WindowPlacement::Inside
+        } else {
+            WindowPlacement::Padded
+        }
     }
 
-    /// Appends where the window of each of `pixels` begins, or, where it may lie [`Place::Anywhere`], where each of its
+    /// Appends where the window of each of `pixels` begins, or, where it may lie [`WindowPlacement::Padded`], where each of its
     /// runs does.
     ///
     /// # Panics
@@ -286,8 +290,8 @@ impl Convolution<'_> {
         let (pad_y, pad_x) = self.window.padding;
         let outside = self.input.pixels() * source.stride;
         let last = match self.place() {
-            Place::Inside => ((rows - 1) * self.input.w + columns - 1) * source.stride,
-            Place::Anywhere => 0,
+            WindowPlacement::Inside => ((rows - 1) * self.input.w + columns - 1) * source.stride,
+            WindowPlacement::Padded => 0,
         };
         let mut furthest = 0;
         let mut pixel = pixels.start;
@@ -297,7 +301,7 @@ impl Convolution<'_> {
             let (image, y) = (line / self.output.h, line % self.output.h * self.window.stride);
             let xs = first..self.output.w.min(first + pixels.end - pixel);
             pixel += xs.len();
-            if self.place() == Place::Inside {
+            if self.place() == WindowPlacement::Inside {
                 let start = (image * self.input.h + y) * self.input.w;
                 let first = (start + xs.start * self.window.stride) * source.stride;
                 offsets.extend(evenly(first, self.window.stride * source.stride, xs.len()));
@@ -333,17 +337,17 @@ fn evenly(first: usize, step: usize, count: usize) -> impl ExactSizeIterator<Ite
     })
 }
 
-/// Where the windows of a convolution can lie.
+/// Where the windows of a convolution lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum WindowPlacement {
     /// Inside of one map, so that the runs are at the same places in all windows.
     Inside,
-    /// Partly beyond the edges, or in several maps.
-    Anywhere,
+    /// Partly in the padding, or in several maps.
+    Padded,
 }
 
 /// Inputs that lie side by side in memory.
-struct Run<'a> {
+struct InputRun<'a> {
     /// The values of the map.
     data: *const f32,
     len: usize,
@@ -357,17 +361,17 @@ thread_local! {
     static OFFSETS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The share of one thread: these pixels and these channels, which begin at a panel.
-struct Part<'a> {
-    convolution: &'a Convolution<'a>,
-    target: Target,
+/// One thread's share of a convolution: a range of pixels by a range of channels that starts at a panel.
+struct WorkItem<'a> {
+    convolution: &'a DirectConv<'a>,
+    target: OutputBuffer,
     pixels: Range<usize>,
     channels: Range<usize>,
 }
 
-impl Kernel for Part<'_> {
+impl Kernel for WorkItem<'_> {
     #[inline(always)]
-    fn run<S: Registers>(self, simd: S) {
+    fn run<S: RegisterTile>(self, simd: S) {
         let op = self.convolution;
         let runs = op.runs();
         // A pixel's own share of the input, but for what it shares with its neighbours.
@@ -389,14 +393,14 @@ impl Kernel for Part<'_> {
     }
 }
 
-/// Work that is done in tiles of rows by vectors of channels, whose sums fit into the registers.
+/// A matrix product in tiles of rows by vectors of channels, whose sums fit into the registers.
 pub(super) trait Tiled {
     /// `M` rows from the `first` on, by `V` vectors of channels from `channel` on.
-    fn tile<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize);
+    fn tile<S: RegisterTile, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize);
 
     /// All tiles of `rows` rows and of `channels`, which begin at a panel.
     #[inline(always)]
-    fn panels<S: Registers>(&self, simd: S, rows: usize, channels: Range<usize>) {
+    fn panels<S: RegisterTile>(&self, simd: S, rows: usize, channels: Range<usize>) {
         for channel in channels.clone().step_by(S::VECTORS * S::F32_LANES) {
             match (channels.end - channel).div_ceil(S::F32_LANES).min(S::VECTORS) {
                 1 => self.panel::<S, 1>(simd, rows, channel),
@@ -409,7 +413,7 @@ pub(super) trait Tiled {
 
     /// The `V` vectors of channels from `channel` on, of all rows.
     #[inline(always)]
-    fn panel<S: Registers, const V: usize>(&self, simd: S, rows: usize, channel: usize) {
+    fn panel<S: RegisterTile, const V: usize>(&self, simd: S, rows: usize, channel: usize) {
         if V > S::VECTORS || rows == 0 {
             return;
         }
@@ -436,11 +440,11 @@ pub(super) trait Tiled {
 
 /// Neighbouring output pixels whose inputs fit into the cache together.
 struct Block<'a> {
-    op: &'a Convolution<'a>,
-    target: Target,
+    op: &'a DirectConv<'a>,
+    target: OutputBuffer,
     /// Together as long as the packed weights are deep.
-    runs: &'a [Run<'a>],
-    /// Of each pixel, or of each run of each pixel: what [`Convolution::offsets`] made of these pixels.
+    runs: &'a [InputRun<'a>],
+    /// Of each pixel, or of each run of each pixel: what [`DirectConv::offsets`] made of these pixels.
     offsets: &'a [usize],
     pixels: Range<usize>,
 }
@@ -449,7 +453,7 @@ impl Tiled for Block<'_> {
     /// `M` pixels, from the `first` of the block on, by `V` vectors of channels, from `channel` on.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
-    fn tile<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
+    fn tile<S: RegisterTile, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
         if M > S::ROWS {
             return;
         }
@@ -457,14 +461,14 @@ impl Tiled for Block<'_> {
         let (panel, bias, slopes) = packed.panel(channel, V * S::F32_LANES);
         let (panel, bias) = (vectors::<S, V>(panel), vectors::<S, V>(bias));
         let mut sums = [bias[0]; M];
-        let each = if self.op.place() == Place::Inside { 1 } else { self.runs.len() };
+        let each = if self.op.place() == WindowPlacement::Inside { 1 } else { self.runs.len() };
         let offsets = &self.offsets[first * each..][..M * each];
         let mut weights = panel;
         for (index, run) in self.runs.iter().enumerate() {
             let (now, later) = weights.split_at(run.len);
             weights = later;
             let index = if each == 1 { 0 } else { index };
-            // SAFETY: `Convolution::offsets` asserted that the run, from its offset on, lies in its map.
+            // SAFETY: `DirectConv::offsets` asserted that the run, from its offset on, lies in its map.
             let rows: [*const f32; M] =
                 array::from_fn(|m| unsafe { run.data.add(offsets[m * each + index] + run.at) });
             // SAFETY: there is a weight for each float of the run, which lies in its map from `rows[m]` on.

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::{
     Activation, MaxPool, Window,
     conv::{Size, activate},
-    level::{Kernel, Level, Registers},
-    threads,
+    intra_op_threads,
+    simd::{Kernel, RegisterTile, SimdLevel},
 };
 
 /// Multiplications below which a second thread costs more than it saves.
@@ -18,9 +18,9 @@ const PARALLEL_FROM: usize = 1_000_000;
 /// Neighbouring output pixels that are computed together.
 const NEIGHBOURS: usize = 4;
 
-/// A depthwise convolution to be done.
-pub(super) struct Filter<'a> {
-    pub level: Level,
+/// The arguments of one depthwise convolution.
+pub(super) struct DepthwiseConv<'a> {
+    pub level: SimdLevel,
     /// `[kernel rows * kernel columns, channels]`
     pub weight: &'a [f32],
     pub bias: &'a [f32],
@@ -31,7 +31,7 @@ pub(super) struct Filter<'a> {
     pub output: Size,
 }
 
-impl Filter<'_> {
+impl DepthwiseConv<'_> {
     /// `out` is `[output pixels, channels]`.
     pub(super) fn run(&self, out: &mut [f32]) {
         let lines = self.output.n * self.output.h;
@@ -39,28 +39,28 @@ impl Filter<'_> {
         if line == 0 {
             return;
         }
-        let threads = threads();
+        let threads = intra_op_threads();
         if threads == 1 || out.len() * self.window.taps() < PARALLEL_FROM {
-            self.level.run(FilterLines { op: self, first: 0, out });
+            self.level.run(DepthwiseRows { op: self, first: 0, out });
             return;
         }
         let share = lines.div_ceil(threads);
         out.par_chunks_mut(share * line)
             .enumerate()
-            .for_each(|(i, out)| self.level.run(FilterLines { op: self, first: i * share, out }));
+            .for_each(|(i, out)| self.level.run(DepthwiseRows { op: self, first: i * share, out }));
     }
 }
 
-/// Some lines of output, from line `first` (counted over the images) on.
-struct FilterLines<'a> {
-    op: &'a Filter<'a>,
+/// Output rows from row `first` on, counted over all images.
+struct DepthwiseRows<'a> {
+    op: &'a DepthwiseConv<'a>,
     first: usize,
     out: &'a mut [f32],
 }
 
-impl Kernel for FilterLines<'_> {
+impl Kernel for DepthwiseRows<'_> {
     #[inline(always)]
-    fn run<S: Registers>(self, simd: S) {
+    fn run<S: RegisterTile>(self, simd: S) {
         let op = self.op;
         let channels = op.bias.len();
         let small = op.window.kernel == (3, 3);
@@ -70,8 +70,8 @@ impl Kernel for FilterLines<'_> {
         let mut done = 0;
         while done < self.out.len() / line {
             let out = self.out.get_mut(done * line..).unwrap_or_default();
-            let current = Line::new(op, self.first + done);
-            let next = Line::new(op, self.first + done + 1);
+            let current = OutputRow::new(op, self.first + done);
+            let next = OutputRow::new(op, self.first + done + 1);
             let two = small && op.window.stride == 1 && out.len() > line && next.image == current.image;
             let rows: [&[f32]; 4] = array::from_fn(|row| current.row(row).unwrap_or(&zeros));
             let (out, after) = out.split_at_mut(line);
@@ -86,15 +86,15 @@ impl Kernel for FilterLines<'_> {
 }
 
 /// One line of output and the lines of input that it is made of.
-struct Line<'a> {
-    op: &'a Filter<'a>,
+struct OutputRow<'a> {
+    op: &'a DepthwiseConv<'a>,
     image: usize,
     /// First row of the window, in the padded input.
     y: usize,
 }
 
-impl<'a> Line<'a> {
-    fn new(op: &'a Filter<'a>, index: usize) -> Self {
+impl<'a> OutputRow<'a> {
+    fn new(op: &'a DepthwiseConv<'a>, index: usize) -> Self {
         Self { op, image: index / op.output.h, y: index % op.output.h * op.window.stride }
     }
 
@@ -319,9 +319,9 @@ impl<'a> Line<'a> {
     }
 }
 
-/// A max pooling to be done.
-pub(super) struct Pooling<'a> {
-    pub level: Level,
+/// The arguments of one max pooling.
+pub(super) struct MaxPooling<'a> {
+    pub level: SimdLevel,
     pub window: MaxPool,
     pub input: &'a [f32],
     pub size: Size,
@@ -333,7 +333,7 @@ pub(super) struct Pooling<'a> {
     pub stride: usize,
 }
 
-impl Pooling<'_> {
+impl MaxPooling<'_> {
     pub(super) fn run(self) {
         if self.channels > 0 && self.output.pixels() > 0 {
             self.level.no_wider_than(self.channels).run(self);
@@ -341,10 +341,10 @@ impl Pooling<'_> {
     }
 }
 
-impl Kernel for Pooling<'_> {
+impl Kernel for MaxPooling<'_> {
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
-    fn run<S: Registers>(self, simd: S) {
+    fn run<S: RegisterTile>(self, simd: S) {
         let (size, channels, window) = (self.size, self.channels, self.window);
         let lines = self.output.n * self.output.h;
         for (line, out) in self.out.chunks_mut(self.output.w * self.stride).enumerate().take(lines) {
@@ -354,7 +354,7 @@ impl Kernel for Pooling<'_> {
                 let x = out_x * window.stride;
                 let width = window.side.min(size.w - x);
                 let input = &self.input[((image * size.h + y) * size.w + x) * channels..];
-                let part = Square { input, line: size.w * channels, channels };
+                let part = PoolWindow { input, line: size.w * channels, channels };
                 let out = &mut out[..channels];
                 match (height, width) {
                     (2, 2) => part.largest::<S, 2>(simd, out),
@@ -367,7 +367,7 @@ impl Kernel for Pooling<'_> {
 }
 
 /// A window of a pooling.
-struct Square<'a> {
+struct PoolWindow<'a> {
     /// From its first pixel on.
     input: &'a [f32],
     /// Floats from a row to the next.
@@ -375,7 +375,7 @@ struct Square<'a> {
     channels: usize,
 }
 
-impl Square<'_> {
+impl PoolWindow<'_> {
     /// Of a window that is `N` pixels high and wide, the largest of each channel.
     #[inline(always)]
     fn largest<S: Simd, const N: usize>(&self, simd: S, out: &mut [f32]) {

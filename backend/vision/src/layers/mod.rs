@@ -8,42 +8,42 @@ mod aligned;
 mod candle;
 mod conv;
 mod depthwise;
-mod level;
-mod map;
+mod feature_map;
 pub(crate) mod parallel;
+mod simd;
 mod winograd;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-pub use self::parallel::{all_together, on_one_thread};
+pub use self::parallel::{with_intra_op_parallelism, without_intra_op_parallelism};
 pub(crate) use self::{
     conv::Size,
-    level::{Kernel, Level, Registers},
-    map::{Map, Part, Workspace, Workspaces},
-    parallel::threads,
+    feature_map::{ChannelSlice, FeatureMap, Workspace, Workspaces},
+    parallel::intra_op_threads,
+    simd::{Kernel, RegisterTile, SimdLevel},
 };
-use conv::{Convolution, Packed};
-use depthwise::{Filter, Pooling};
-use winograd::{Transformed, Winograd};
+use conv::{DirectConv, PackedWeights};
+use depthwise::{DepthwiseConv, MaxPooling};
+use winograd::{WinogradConv, WinogradWeights};
 
-/// What runs the layers.
+/// Which implementation runs the layers.
 #[derive(Debug, Clone, Default)]
-pub(crate) enum Engine {
-    /// The kernels of this module, on the processor.
+pub(crate) enum Backend {
+    /// The SIMD kernels of this module, on the processor.
     #[default]
-    Own,
-    /// candle's own operations, on a device of its.
+    Cpu,
+    /// candle's operations, on one of its devices.
     Candle(Device),
 }
 
-impl Engine {
+impl Backend {
     /// The kernels, or candle on a device.
     pub fn of(device: Option<&Device>) -> Self {
-        device.cloned().map_or(Self::Own, Self::Candle)
+        device.cloned().map_or(Self::Cpu, Self::Candle)
     }
 }
 
-/// What follows the bias of a convolution.
+/// The activation after a convolution's bias.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Activation {
     None,
@@ -75,7 +75,7 @@ impl Window {
         Self { kernel, stride, padding: (kernel.0 / 2, kernel.1 / 2) }
     }
 
-    /// Pixels of it.
+    /// Kernel positions.
     const fn taps(&self) -> usize {
         self.kernel.0 * self.kernel.1
     }
@@ -92,8 +92,7 @@ impl Window {
     }
 }
 
-/// Output channels and those of the input that each is made of, where weight `[out, in, rows, columns]`, bias, window and
-/// activation fit each other.
+/// Checks that weight `[out, in, rows, columns]`, bias, window and activation fit each other. Returns output and input channels.
 fn checked(
     weight: &Tensor,
     bias: &Tensor,
@@ -115,7 +114,7 @@ fn checked(
     Ok((c_out, c_in))
 }
 
-/// A weight `[out, in, rows, columns]` as `[rows, columns, in, out]`.
+/// Converts a weight `[out, in, rows, columns]` to `[rows, columns, in, out]`.
 fn taps_first(weight: &Tensor) -> Result<Vec<f32>> {
     weight.permute((2, 3, 1, 0))?.contiguous()?.flatten_all()?.to_vec1()
 }
@@ -129,47 +128,47 @@ pub(crate) struct Conv2d {
     c_out: usize,
 }
 
-/// As the engine wants them.
+/// Laid out for the backend.
 #[derive(Debug)]
 enum ConvWeights {
-    Own(Packed),
-    Winograd(Transformed),
-    Candle(candle::Convolution),
+    Direct(PackedWeights),
+    Winograd(WinogradWeights),
+    Candle(candle::CandleConv),
 }
 
 impl Conv2d {
     /// From PyTorch's `weight` `[out, in, rows, columns]` and `bias` `[out]`.
     pub(crate) fn new(
-        engine: &Engine,
+        backend: &Backend,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
         activation: Activation,
     ) -> Result<Self> {
-        Self::for_level(engine, Level::best(), weight, bias, window, activation)
+        Self::for_level(backend, SimdLevel::best(), weight, bias, window, activation)
     }
 
-    /// As [`Self::new`], for certain vector instructions.
+    /// As [`Self::new`], with the given vector instructions.
     fn for_level(
-        engine: &Engine,
-        level: Level,
+        backend: &Backend,
+        level: SimdLevel,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
         activation: Activation,
     ) -> Result<Self> {
         let (c_out, c_in) = checked(weight, bias, window, &activation)?;
-        let weights = match engine {
-            Engine::Own => {
+        let weights = match backend {
+            Backend::Cpu => {
                 let (weight, bias) = (taps_first(weight)?, bias.to_vec1()?);
-                if window.kernel == (3, 3) && window.stride == 1 && Transformed::pays(c_in, c_out) {
-                    ConvWeights::Winograd(Transformed::new(level, &weight, &bias, &activation))
+                if window.kernel == (3, 3) && window.stride == 1 && WinogradWeights::pays(c_in, c_out) {
+                    ConvWeights::Winograd(WinogradWeights::new(level, &weight, &bias, &activation))
                 } else {
-                    ConvWeights::Own(Packed::new(level, &weight, &bias, activation))
+                    ConvWeights::Direct(PackedWeights::new(level, &weight, &bias, activation))
                 }
             }
-            Engine::Candle(device) => {
-                ConvWeights::Candle(candle::Convolution::new(device, weight, bias, window, activation, 1)?)
+            Backend::Candle(device) => {
+                ConvWeights::Candle(candle::CandleConv::new(device, weight, bias, window, activation, 1)?)
             }
         };
         Ok(Self { weights, window, c_in, c_out })
@@ -181,14 +180,14 @@ impl Conv2d {
     }
 
     /// `[N, H, W, in]` to `[N, H', W', out]`.
-    pub(crate) fn forward(&self, workspace: &mut Workspace, input: Part<'_>) -> Result<Map> {
+    pub(crate) fn forward(&self, workspace: &mut Workspace, input: ChannelSlice<'_>) -> Result<FeatureMap> {
         self.new_map(workspace, &[input], None)
     }
 
-    /// As [`Self::forward`], of a map that nobody needs any more.
-    pub(crate) fn replace(&self, workspace: &mut Workspace, input: Map) -> Result<Map> {
-        let out = self.forward(workspace, input.all())?;
-        workspace.give(input);
+    /// As [`Self::forward`], and recycles the input.
+    pub(crate) fn replace(&self, workspace: &mut Workspace, input: FeatureMap) -> Result<FeatureMap> {
+        let out = self.forward(workspace, input.all_channels())?;
+        workspace.recycle(input);
         Ok(out)
     }
 
@@ -197,33 +196,49 @@ impl Conv2d {
     pub(crate) fn forward_add(
         &self,
         workspace: &mut Workspace,
-        inputs: &[Part<'_>],
-        residual: &Map,
-    ) -> Result<Map> {
+        inputs: &[ChannelSlice<'_>],
+        residual: &FeatureMap,
+    ) -> Result<FeatureMap> {
         self.new_map(workspace, inputs, Some(residual))
     }
 
     /// Writes the output to the channels of `out` from `channel` on.
-    pub(crate) fn forward_into(&self, input: Part<'_>, out: &mut Map, channel: usize) -> Result<()> {
+    pub(crate) fn forward_into(
+        &self,
+        input: ChannelSlice<'_>,
+        out: &mut FeatureMap,
+        channel: usize,
+    ) -> Result<()> {
         self.run(&[input], None, out, channel)
     }
 
-    /// Size of what comes out of an input of `size`.
+    /// Output size for an input of `size`.
     pub(crate) fn output(&self, size: Size) -> Result<Size> {
         self.window.output(size)
     }
 
-    fn new_map(&self, workspace: &mut Workspace, inputs: &[Part<'_>], residual: Option<&Map>) -> Result<Map> {
+    fn new_map(
+        &self,
+        workspace: &mut Workspace,
+        inputs: &[ChannelSlice<'_>],
+        residual: Option<&FeatureMap>,
+    ) -> Result<FeatureMap> {
         let Some(first) = inputs.first() else { bail!("a convolution needs an input") };
-        let mut out = workspace.map(self.window.output(first.size())?, self.channels());
+        let mut out = workspace.new_map(self.window.output(first.size())?, self.channels());
         self.run(inputs, residual, &mut out, 0)?;
         Ok(out)
     }
 
-    fn run(&self, inputs: &[Part<'_>], residual: Option<&Map>, out: &mut Map, channel: usize) -> Result<()> {
+    fn run(
+        &self,
+        inputs: &[ChannelSlice<'_>],
+        residual: Option<&FeatureMap>,
+        out: &mut FeatureMap,
+        channel: usize,
+    ) -> Result<()> {
         let Some(first) = inputs.first() else { bail!("a convolution needs an input") };
         let (input, output) = (first.size(), self.window.output(first.size())?);
-        let c_in = inputs.iter().map(Part::channels).sum::<usize>();
+        let c_in = inputs.iter().map(ChannelSlice::channels).sum::<usize>();
         if c_in != self.c_in {
             bail!("input has {c_in} channels, the convolution wants {}", self.c_in);
         }
@@ -240,23 +255,23 @@ impl Conv2d {
             bail!("the output does not fit into its map");
         }
         if let ConvWeights::Candle(convolution) = &self.weights {
-            let inputs = inputs.iter().map(Part::tensor).collect::<Result<Vec<_>>>()?;
-            let residual = residual.map(Map::tensor).transpose()?;
+            let inputs = inputs.iter().map(ChannelSlice::tensor).collect::<Result<Vec<_>>>()?;
+            let residual = residual.map(FeatureMap::tensor).transpose()?;
             return out.append(channel, convolution.run(&Tensor::cat(&inputs, 1)?, residual.as_ref())?);
         }
-        let sources = inputs.iter().map(Part::values).collect::<Result<Vec<_>>>()?;
+        let sources = inputs.iter().map(ChannelSlice::values).collect::<Result<Vec<_>>>()?;
         let Some(values) = out.values_mut().get_mut(channel..) else {
             bail!("the output does not fit into its map")
         };
-        let residual = residual.map(Map::values);
+        let residual = residual.map(FeatureMap::values);
         let window = self.window;
         match (&self.weights, sources.as_slice()) {
-            (ConvWeights::Own(packed), sources) => {
-                Convolution { packed, window, sources, input, output, residual }.run(values, stride);
+            (ConvWeights::Direct(packed), sources) => {
+                DirectConv { packed, window, sources, input, output, residual }.run(values, stride);
             }
             (ConvWeights::Winograd(weights), &[source]) => {
                 let padding = window.padding;
-                Winograd { weights, padding, source, input, output, residual }.run(values, stride);
+                WinogradConv { weights, padding, source, input, output, residual }.run(values, stride);
             }
             _ => bail!("only a 1x1 convolution takes several maps"),
         }
@@ -272,36 +287,36 @@ pub(crate) struct Depthwise {
     channels: usize,
 }
 
-/// As the engine wants them.
+/// Laid out for the backend.
 #[derive(Debug)]
 enum DepthwiseWeights {
-    Own {
-        level: Level,
+    Native {
+        level: SimdLevel,
         /// `[kernel rows * kernel columns, channels]`
         weight: Vec<f32>,
         bias: Vec<f32>,
         /// Slopes of PReLU go up to the end of a vector.
         activation: Activation,
     },
-    Candle(candle::Convolution),
+    Candle(candle::CandleConv),
 }
 
 impl Depthwise {
     /// From PyTorch's `weight` `[channels, 1, rows, columns]` and `bias` `[channels]`.
     pub(crate) fn new(
-        engine: &Engine,
+        backend: &Backend,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
         activation: Activation,
     ) -> Result<Self> {
-        Self::for_level(engine, Level::best(), weight, bias, window, activation)
+        Self::for_level(backend, SimdLevel::best(), weight, bias, window, activation)
     }
 
-    /// As [`Self::new`], for certain vector instructions.
+    /// As [`Self::new`], with the given vector instructions.
     fn for_level(
-        engine: &Engine,
-        level: Level,
+        backend: &Backend,
+        level: SimdLevel,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
@@ -311,15 +326,15 @@ impl Depthwise {
         if inputs != 1 {
             bail!("weight {:?} is not depthwise", weight.dims());
         }
-        let weights = match engine {
-            Engine::Own => {
+        let weights = match backend {
+            Backend::Cpu => {
                 if let Activation::PRelu(slopes) = &mut activation {
                     slopes.resize(channels.next_multiple_of(level.lanes()), 0.0);
                 }
                 let (weight, bias) = (taps_first(weight)?, bias.to_vec1()?);
-                DepthwiseWeights::Own { level, weight, bias, activation }
+                DepthwiseWeights::Native { level, weight, bias, activation }
             }
-            Engine::Candle(device) => DepthwiseWeights::Candle(candle::Convolution::new(
+            Backend::Candle(device) => DepthwiseWeights::Candle(candle::CandleConv::new(
                 device, weight, bias, window, activation, channels,
             )?),
         };
@@ -327,30 +342,31 @@ impl Depthwise {
     }
 
     /// `[N, H, W, C]` to `[N, H', W', C]`.
-    pub(crate) fn forward(&self, workspace: &mut Workspace, input: &Map) -> Result<Map> {
+    pub(crate) fn forward(&self, workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
         if input.channels() != self.channels {
             bail!("input has {} channels, the convolution wants {}", input.channels(), self.channels);
         }
         let output = self.window.output(input.size())?;
-        let mut out = workspace.map(output, self.channels);
+        let mut out = workspace.new_map(output, self.channels);
         match &self.weights {
             DepthwiseWeights::Candle(convolution) => {
                 out.append(0, convolution.run(&input.tensor()?, None)?)?
             }
-            DepthwiseWeights::Own { level, weight, bias, activation } => {
+            DepthwiseWeights::Native { level, weight, bias, activation } => {
                 let (window, size) = (self.window, input.size());
                 let input = input.values();
-                let filter = Filter { level: *level, weight, bias, activation, window, input, size, output };
+                let filter =
+                    DepthwiseConv { level: *level, weight, bias, activation, window, input, size, output };
                 filter.run(out.values_mut());
             }
         }
         Ok(out)
     }
 
-    /// As [`Self::forward`], of a map that nobody needs any more.
-    pub(crate) fn replace(&self, workspace: &mut Workspace, input: Map) -> Result<Map> {
+    /// As [`Self::forward`], and recycles the input.
+    pub(crate) fn replace(&self, workspace: &mut Workspace, input: FeatureMap) -> Result<FeatureMap> {
         let out = self.forward(workspace, &input)?;
-        workspace.give(input);
+        workspace.recycle(input);
         Ok(out)
     }
 }
@@ -360,36 +376,41 @@ impl Depthwise {
 pub(crate) struct MaxPool {
     pub side: usize,
     pub stride: usize,
-    /// Whether a window that reaches over the right or bottom edge counts (PyTorch's `ceil_mode`).
+    /// Whether windows that reach over the right or bottom edge count (PyTorch's `ceil_mode`).
     pub partial: bool,
 }
 
 impl MaxPool {
     /// `[N, H, W, C]` to `[N, H', W', C]`.
-    pub(crate) fn forward(&self, workspace: &mut Workspace, input: &Map) -> Result<Map> {
-        let mut out = workspace.map(self.output(input.size())?, input.channels());
+    pub(crate) fn forward(&self, workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
+        let mut out = workspace.new_map(self.output(input.size())?, input.channels());
         self.forward_into(input, &mut out, 0)?;
         Ok(out)
     }
 
     /// Writes the output to the channels of `out` from `channel` on.
-    pub(crate) fn forward_into(&self, input: &Map, out: &mut Map, channel: usize) -> Result<()> {
-        self.run(Level::best(), input, out, channel)
+    pub(crate) fn forward_into(
+        &self,
+        input: &FeatureMap,
+        out: &mut FeatureMap,
+        channel: usize,
+    ) -> Result<()> {
+        self.run(SimdLevel::best(), input, out, channel)
     }
 
-    fn run(&self, level: Level, input: &Map, out: &mut Map, channel: usize) -> Result<()> {
+    fn run(&self, level: SimdLevel, input: &FeatureMap, out: &mut FeatureMap, channel: usize) -> Result<()> {
         let output = self.output(input.size())?;
         let stride = out.channels();
         if out.size() != output || channel + input.channels() > stride {
             bail!("the output does not fit into its map");
         }
-        if !input.is_own() {
+        if !input.is_on_host() {
             return out.append(channel, candle::max_pool(self, &input.tensor()?, output)?);
         }
         let Some(out) = out.values_mut().get_mut(channel..) else {
             bail!("the output does not fit into its map")
         };
-        let pooling = Pooling {
+        let pooling = MaxPooling {
             level,
             window: *self,
             input: input.values(),
@@ -417,15 +438,19 @@ impl MaxPool {
 /// How dlib's residual blocks halve a map: `max(0, half + added)`, where `half` is the mean of each 2x2 pixels of `input`
 /// (a last odd row or column left out), its channels followed by zeros up to those of `added`, and `added`, which may be
 /// smaller, is followed by rows and columns of zeros. `[N, H, W, C]` to `[N, H / 2, W / 2, C']`.
-pub(crate) fn shortcut(workspace: &mut Workspace, input: &Map, added: &Map) -> Result<Map> {
+pub(crate) fn shortcut(
+    workspace: &mut Workspace,
+    input: &FeatureMap,
+    added: &FeatureMap,
+) -> Result<FeatureMap> {
     let (size, channels) = (input.size(), added.channels());
     let output = Size { n: size.n, h: size.h / 2, w: size.w / 2 };
     let small = added.size();
     if small.n != size.n || small.h > output.h || small.w > output.w || input.channels() > channels {
         bail!("a map of {small:?} and {channels} channels is not half of {size:?} and {}", input.channels());
     }
-    let mut out = workspace.map(output, channels);
-    if !input.is_own() {
+    let mut out = workspace.new_map(output, channels);
+    if !input.is_on_host() {
         out.append(0, candle::shortcut(&input.tensor()?, &added.tensor()?)?)?;
         return Ok(out);
     }
@@ -458,11 +483,11 @@ pub(crate) fn shortcut(workspace: &mut Workspace, input: &Map, added: &Map) -> R
 
 /// The mean of each channel, `[N, H, W, C]` to `[N, 1, 1, C]`.
 #[expect(clippy::cast_precision_loss, reason = "single precision is what the networks compute in")]
-pub(crate) fn mean(workspace: &mut Workspace, input: &Map) -> Result<Map> {
+pub(crate) fn mean(workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
     let Size { n, h, w } = input.size();
     let channels = input.channels();
-    let mut out = workspace.map(Size { n, h: 1, w: 1 }, channels);
-    if !input.is_own() {
+    let mut out = workspace.new_map(Size { n, h: 1, w: 1 }, channels);
+    if !input.is_on_host() {
         out.append(0, candle::mean(&input.tensor()?)?)?;
         return Ok(out);
     }

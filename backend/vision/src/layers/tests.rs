@@ -16,7 +16,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 }
 
 /// `channels_first` is what candle says; sums of `depth` products may be a few roundings apart.
-fn assert_close(got: &Map, channels_first: &Tensor, what: &str) {
+fn assert_close(got: &FeatureMap, channels_first: &Tensor, what: &str) {
     let want = channels_first.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
     let got = got.to_tensor().unwrap();
     assert_eq!(got.dims(), want.dims(), "{what}");
@@ -38,7 +38,7 @@ fn expected(input: &Tensor, weight: &Tensor, bias: &Tensor, window: Window) -> T
 }
 
 #[test]
-fn a_convolution_agrees_with_candles_own_for_windows_and_sizes_at_the_edges_of_tiles() {
+fn convolutions_match_candle_for_sizes_around_tile_boundaries() {
     let windows = [
         Window::POINT,
         Window::valid(3, 1),
@@ -50,7 +50,7 @@ fn a_convolution_agrees_with_candles_own_for_windows_and_sizes_at_the_edges_of_t
         Window::same((7, 1), 1),
         Window::same((5, 3), 1),
     ];
-    for level in Level::available() {
+    for level in SimdLevel::available() {
         let (lanes, tile) = (level.lanes(), level.tile_channels());
         let workspace = &mut Workspace::default();
         for window in windows {
@@ -61,12 +61,12 @@ fn a_convolution_agrees_with_candles_own_for_windows_and_sizes_at_the_edges_of_t
                     let weight = numbers(&[c_out, c_in, window.kernel.0, window.kernel.1]);
                     let bias = numbers(&[c_out]);
                     let conv =
-                        Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::Relu)
+                        Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::Relu)
                             .unwrap();
-                    let map = workspace.map_of(&input).unwrap();
-                    let got = conv.forward(workspace, map.all()).unwrap();
+                    let map = workspace.map_from_tensor(&input).unwrap();
+                    let got = conv.forward(workspace, map.all_channels()).unwrap();
                     assert_close(&got, &expected(&input, &weight, &bias, window).relu().unwrap(), &what);
-                    workspace.give(got);
+                    workspace.recycle(got);
                 }
             }
         }
@@ -74,16 +74,16 @@ fn a_convolution_agrees_with_candles_own_for_windows_and_sizes_at_the_edges_of_t
 }
 
 #[test]
-fn every_number_of_pixels_is_tiled_without_a_gap() {
-    for level in Level::available() {
+fn every_pixel_count_is_tiled_completely() {
+    for level in SimdLevel::available() {
         let workspace = &mut Workspace::default();
         let (weight, bias) = (numbers(&[20, 5, 1, 1]), numbers(&[20]));
         let conv =
-            Conv2d::for_level(&Engine::Own, level, &weight, &bias, Window::POINT, Activation::None).unwrap();
+            Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, Window::POINT, Activation::None).unwrap();
         for pixels in 1..40 {
             let input = numbers(&[1, 5, 1, pixels]);
-            let map = workspace.map_of(&input).unwrap();
-            let got = conv.forward(workspace, map.all()).unwrap();
+            let map = workspace.map_from_tensor(&input).unwrap();
+            let got = conv.forward(workspace, map.all_channels()).unwrap();
             let want = expected(&input, &weight, &bias, Window::POINT);
             assert_close(&got, &want, &format!("{level:?}, {pixels} pixels"));
         }
@@ -91,7 +91,7 @@ fn every_number_of_pixels_is_tiled_without_a_gap() {
 }
 
 #[test]
-fn work_that_is_split_among_threads_by_pixels_or_by_channels_gives_the_same() {
+fn splitting_over_threads_by_pixels_or_channels_does_not_change_results() {
     let (one, two) = (Window::same((3, 3), 1), Window::same((3, 3), 2));
     // A large map and few weights, then the reverse; by tiles of 2x2 where the stride is 1 and the channels are many.
     for (n, c_in, h, c_out, window) in
@@ -100,14 +100,14 @@ fn work_that_is_split_among_threads_by_pixels_or_by_channels_gives_the_same() {
         let input = numbers(&[n, c_in, h, h + 3]);
         let (weight, bias) = (numbers(&[c_out, c_in, 3, 3]), numbers(&[c_out]));
         let want = expected(&input, &weight, &bias, window);
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let conv =
-                Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::None).unwrap();
+                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::None).unwrap();
             for threads in [1, 2, 3] {
                 with_threads(threads, || {
                     let workspace = &mut Workspace::default();
-                    let map = workspace.map_of(&input).unwrap();
-                    let got = conv.forward(workspace, map.all()).unwrap();
+                    let map = workspace.map_from_tensor(&input).unwrap();
+                    let got = conv.forward(workspace, map.all_channels()).unwrap();
                     assert_close(&got, &want, &format!("{level:?} on {threads} threads"));
                 });
             }
@@ -116,8 +116,8 @@ fn work_that_is_split_among_threads_by_pixels_or_by_channels_gives_the_same() {
 }
 
 #[test]
-fn a_convolution_by_tiles_reads_some_channels_and_adds_a_residual() {
-    for level in Level::available() {
+fn a_winograd_convolution_reads_a_channel_slice_and_adds_a_residual() {
+    for level in SimdLevel::available() {
         let workspace = &mut Workspace::default();
         // The first has so many weights that its tiles are the smaller ones. The scratch memory of a larger one is used again
         // by a smaller one.
@@ -128,16 +128,16 @@ fn a_convolution_by_tiles_reads_some_channels_and_adds_a_residual() {
             let (weight, bias) = (numbers(&[c_out, c_in, 3, 3]), numbers(&[c_out]));
             let residual = numbers(&[2, c_out, h, w]);
             let conv =
-                Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::Relu).unwrap();
+                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::Relu).unwrap();
             assert!(matches!(conv.weights, ConvWeights::Winograd(_)), "{what}");
-            let map = workspace.map_of(&input).unwrap();
-            let added = workspace.map_of(&residual).unwrap();
-            let got = conv.forward_add(workspace, &[map.part(5..5 + c_in)], &added).unwrap();
+            let map = workspace.map_from_tensor(&input).unwrap();
+            let added = workspace.map_from_tensor(&residual).unwrap();
+            let got = conv.forward_add(workspace, &[map.channel_range(5..5 + c_in)], &added).unwrap();
             let want = expected(&input.narrow(1, 5, c_in).unwrap(), &weight, &bias, window);
             assert_close(&got, &(want + residual).unwrap().relu().unwrap(), &what);
-            let mut out = workspace.map(conv.output(map.size()).unwrap(), c_out + 4);
+            let mut out = workspace.new_map(conv.output(map.size()).unwrap(), c_out + 4);
             out.values_mut().fill(9.0);
-            conv.forward_into(map.part(5..5 + c_in), &mut out, 3).unwrap();
+            conv.forward_into(map.channel_range(5..5 + c_in), &mut out, 3).unwrap();
             for pixel in out.values().chunks(c_out + 4) {
                 assert_eq!((&pixel[..3], pixel[c_out + 3]), (&[9.0; 3][..], 9.0), "{what}");
             }
@@ -146,18 +146,18 @@ fn a_convolution_by_tiles_reads_some_channels_and_adds_a_residual() {
 }
 
 #[test]
-fn a_convolution_reads_some_channels_of_a_map_and_writes_some_of_another() {
-    for level in Level::available() {
+fn a_convolution_reads_and_writes_channel_slices() {
+    for level in SimdLevel::available() {
         let workspace = &mut Workspace::default();
         let input = numbers(&[2, 9, 6, 5]);
-        let map = workspace.map_of(&input).unwrap();
+        let map = workspace.map_from_tensor(&input).unwrap();
         for window in [Window::POINT, Window::valid(3, 1), Window::same((3, 3), 1)] {
             let (weight, bias) = (numbers(&[7, 4, window.kernel.0, window.kernel.1]), numbers(&[7]));
             let conv =
-                Conv2d::for_level(&Engine::Own, level, &weight, &bias, window, Activation::None).unwrap();
-            let mut out = workspace.map(conv.output(map.size()).unwrap(), 12);
+                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::None).unwrap();
+            let mut out = workspace.new_map(conv.output(map.size()).unwrap(), 12);
             out.values_mut().fill(9.0);
-            conv.forward_into(map.part(3..7), &mut out, 2).unwrap();
+            conv.forward_into(map.channel_range(3..7), &mut out, 2).unwrap();
             let want = expected(&input.narrow(1, 3, 4).unwrap(), &weight, &bias, window);
             let want = values(&want.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap());
             for (pixel, want) in out.values().chunks(12).zip(want.chunks(7)) {
@@ -170,40 +170,44 @@ fn a_convolution_reads_some_channels_of_a_map_and_writes_some_of_another() {
                     assert!((g - w).abs() < 1e-4, "{level:?} {window:?}: {g} instead of {w}");
                 }
             }
-            assert!(conv.forward_into(map.part(3..7), &mut out, 6).is_err());
-            assert!(conv.forward_into(map.part(6..10), &mut out, 2).is_err());
-            workspace.give(out);
+            assert!(conv.forward_into(map.channel_range(3..7), &mut out, 6).is_err());
+            assert!(conv.forward_into(map.channel_range(6..10), &mut out, 2).is_err());
+            workspace.recycle(out);
         }
     }
 }
 
 #[test]
-fn several_maps_and_a_residual_are_summed_before_the_activation() {
-    for level in Level::available() {
+fn concatenated_inputs_and_a_residual_are_summed_before_the_activation() {
+    for level in SimdLevel::available() {
         for c_out in [4, 16, 19] {
             let workspace = &mut Workspace::default();
             let (a, b) = (numbers(&[1, 3, 2, 5]), numbers(&[1, 4, 2, 5]).neg().unwrap());
             let residual = numbers(&[1, c_out, 2, 5]);
             let (weight, bias) = (numbers(&[c_out, 5, 1, 1]), numbers(&[c_out]));
             let conv =
-                Conv2d::for_level(&Engine::Own, level, &weight, &bias, Window::POINT, Activation::Relu)
+                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, Window::POINT, Activation::Relu)
                     .unwrap();
             let joined = Tensor::cat(&[&a.narrow(1, 1, 2).unwrap(), &b.narrow(1, 0, 3).unwrap()], 1).unwrap();
             let want =
                 (expected(&joined, &weight, &bias, Window::POINT) + &residual).unwrap().relu().unwrap();
-            let [a, b, residual] = [a, b, residual].map(|t| workspace.map_of(&t).unwrap());
-            let got = conv.forward_add(workspace, &[a.part(1..3), b.part(0..3)], &residual).unwrap();
+            let [a, b, residual] = [a, b, residual].map(|t| workspace.map_from_tensor(&t).unwrap());
+            let got = conv
+                .forward_add(workspace, &[a.channel_range(1..3), b.channel_range(0..3)], &residual)
+                .unwrap();
             assert_close(&got, &want, &format!("{level:?}"));
-            let few = workspace.map_of(&numbers(&[1, c_out, 2, 4])).unwrap();
-            assert!(conv.forward_add(workspace, &[a.part(1..3), b.part(0..3)], &few).is_err());
-            assert!(conv.forward_add(workspace, &[a.part(1..3)], &residual).is_err());
+            let few = workspace.map_from_tensor(&numbers(&[1, c_out, 2, 4])).unwrap();
+            assert!(
+                conv.forward_add(workspace, &[a.channel_range(1..3), b.channel_range(0..3)], &few).is_err()
+            );
+            assert!(conv.forward_add(workspace, &[a.channel_range(1..3)], &residual).is_err());
         }
     }
 }
 
 #[test]
-fn a_depthwise_convolution_agrees_with_candles_own() {
-    for level in Level::available() {
+fn depthwise_convolutions_match_candle() {
+    for level in SimdLevel::available() {
         for channels in [32, 40, 3, 17] {
             for (h, w) in [(7, 6), (1, 1), (2, 9), (33, 35)] {
                 for window in [
@@ -217,9 +221,9 @@ fn a_depthwise_convolution_agrees_with_candles_own() {
                     let weight = numbers(&[channels, 1, window.kernel.0, window.kernel.1]);
                     let bias = numbers(&[channels]);
                     let op =
-                        Depthwise::for_level(&Engine::Own, level, &weight, &bias, window, Activation::Relu6)
+                        Depthwise::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::Relu6)
                             .unwrap();
-                    let map = workspace.map_of(&input).unwrap();
+                    let map = workspace.map_from_tensor(&input).unwrap();
                     let got = op.forward(workspace, &map).unwrap();
                     let theirs = input.conv2d(&weight, window.padding.0, window.stride, 1, channels).unwrap();
                     let theirs = theirs.broadcast_add(&bias.reshape((1, channels, 1, 1)).unwrap()).unwrap();
@@ -232,14 +236,14 @@ fn a_depthwise_convolution_agrees_with_candles_own() {
 }
 
 #[test]
-fn a_depthwise_convolution_over_the_whole_map_gives_one_pixel() {
-    for level in Level::available() {
+fn a_global_depthwise_convolution_gives_one_pixel() {
+    for level in SimdLevel::available() {
         let workspace = &mut Workspace::default();
         let (input, weight, bias) = (numbers(&[3, 20, 7, 7]), numbers(&[20, 1, 7, 7]), numbers(&[20]));
         let op =
-            Depthwise::for_level(&Engine::Own, level, &weight, &bias, Window::valid(7, 1), Activation::None)
+            Depthwise::for_level(&Backend::Cpu, level, &weight, &bias, Window::valid(7, 1), Activation::None)
                 .unwrap();
-        let map = workspace.map_of(&input).unwrap();
+        let map = workspace.map_from_tensor(&input).unwrap();
         let theirs = input.conv2d(&weight, 0, 1, 1, 20).unwrap();
         let theirs = theirs.broadcast_add(&bias.reshape((1, 20, 1, 1)).unwrap()).unwrap();
         assert_close(&op.forward(workspace, &map).unwrap(), &theirs, &format!("{level:?}"));
@@ -247,10 +251,10 @@ fn a_depthwise_convolution_over_the_whole_map_gives_one_pixel() {
 }
 
 #[test]
-fn a_depthwise_convolution_gives_the_same_on_many_threads() {
+fn depthwise_results_do_not_depend_on_the_number_of_threads() {
     let (input, weight, bias) = (numbers(&[3, 24, 70, 40]), numbers(&[24, 1, 3, 3]), numbers(&[24]));
     let op = Depthwise::new(
-        &Engine::Own,
+        &Backend::Cpu,
         &weight,
         &bias,
         Window::same((3, 3), 1),
@@ -259,7 +263,7 @@ fn a_depthwise_convolution_gives_the_same_on_many_threads() {
     .unwrap();
     let run = || {
         let workspace = &mut Workspace::default();
-        let map = workspace.map_of(&input).unwrap();
+        let map = workspace.map_from_tensor(&input).unwrap();
         op.forward(workspace, &map).unwrap().values().to_vec()
     };
     let mut results = [Vec::new(), Vec::new()];
@@ -271,18 +275,18 @@ fn a_depthwise_convolution_gives_the_same_on_many_threads() {
 }
 
 #[test]
-fn pooling_counts_partial_windows_only_in_ceil_mode() {
-    for level in Level::available() {
+fn max_pooling_counts_partial_windows_only_in_ceil_mode() {
+    for level in SimdLevel::available() {
         for channels in [1, 3, 8, 10, 33] {
             let workspace = &mut Workspace::default();
             let plane = (0..25).map(|v| v as f32).collect::<Vec<_>>();
             let input = Tensor::from_vec(plane.repeat(channels), (1, channels, 5, 5), &Device::Cpu).unwrap();
             let shift = Tensor::arange(0f32, channels as f32, &Device::Cpu).unwrap();
             let input = input.broadcast_sub(&shift.reshape((1, channels, 1, 1)).unwrap()).unwrap();
-            let map = workspace.map_of(&input).unwrap();
+            let map = workspace.map_from_tensor(&input).unwrap();
             let pool = |workspace: &mut Workspace, side, partial| {
                 let pool = MaxPool { side, stride: 2, partial };
-                let mut out = workspace.map(pool.output(map.size()).unwrap(), channels + 2);
+                let mut out = workspace.new_map(pool.output(map.size()).unwrap(), channels + 2);
                 pool.run(level, &map, &mut out, 1).unwrap();
                 let pixels = out.values().chunks(channels + 2).map(|pixel| {
                     for (c, v) in pixel[1..=channels].iter().enumerate() {
@@ -300,19 +304,19 @@ fn pooling_counts_partial_windows_only_in_ceil_mode() {
 }
 
 #[test]
-fn prelu_scales_what_is_below_zero() {
-    for level in Level::available() {
+fn prelu_scales_negative_values() {
+    for level in SimdLevel::available() {
         let workspace = &mut Workspace::default();
         let input = Tensor::new(&[[[[-2f32, 3.0]], [[-2.0, 3.0]]]], &Device::Cpu).unwrap();
         let identity = Tensor::eye(2, DType::F32, &Device::Cpu).unwrap().reshape((2, 2, 1, 1)).unwrap();
         let bias = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
         let slopes = Activation::PRelu(vec![0.5, 0.25]);
         let op =
-            Conv2d::for_level(&Engine::Own, level, &identity, &bias, Window::POINT, slopes.clone()).unwrap();
-        let map = workspace.map_of(&input).unwrap();
-        assert_eq!(op.forward(workspace, map.all()).unwrap().values(), [-1.0, -0.5, 3.0, 3.0]);
+            Conv2d::for_level(&Backend::Cpu, level, &identity, &bias, Window::POINT, slopes.clone()).unwrap();
+        let map = workspace.map_from_tensor(&input).unwrap();
+        assert_eq!(op.forward(workspace, map.all_channels()).unwrap().values(), [-1.0, -0.5, 3.0, 3.0]);
         let ones = Tensor::ones((2, 1, 1, 1), DType::F32, &Device::Cpu).unwrap();
-        let op = Depthwise::for_level(&Engine::Own, level, &ones, &bias, Window::POINT, slopes).unwrap();
+        let op = Depthwise::for_level(&Backend::Cpu, level, &ones, &bias, Window::POINT, slopes).unwrap();
         assert_eq!(op.forward(workspace, &map).unwrap().values(), [-1.0, -0.5, 3.0, 3.0]);
     }
 }
@@ -322,25 +326,25 @@ fn the_mean_is_over_space_only() {
     let workspace = &mut Workspace::default();
     let input =
         Tensor::new(&[[[[1f32, 3.0]], [[10.0, 30.0]]], [[[5.0, 5.0]], [[-1.0, 1.0]]]], &Device::Cpu).unwrap();
-    let map = workspace.map_of(&input).unwrap();
+    let map = workspace.map_from_tensor(&input).unwrap();
     let out = mean(workspace, &map).unwrap();
     assert_eq!((out.size(), out.values()), (Size { n: 2, h: 1, w: 1 }, &[2.0, 20.0, 5.0, 0.0][..]));
 }
 
 #[test]
-fn a_shortcut_halves_a_map_and_adds_one_that_may_be_smaller_and_deeper() {
+fn a_downsampling_shortcut_accepts_a_smaller_map_with_more_channels() {
     let workspace = &mut Workspace::default();
     // 3x3 pixels, of which a row and a column are left out; then the values of a smaller map, two channels.
     let input = Tensor::arange(0f32, 9.0, &Device::Cpu).unwrap().reshape((1, 1, 3, 3)).unwrap();
-    let input = workspace.map_of(&input).unwrap();
+    let input = workspace.map_from_tensor(&input).unwrap();
     let added = Tensor::new(&[[[[1f32]], [[-5.0]]]], &Device::Cpu).unwrap();
-    let added = workspace.map_of(&added).unwrap();
+    let added = workspace.map_from_tensor(&added).unwrap();
     let out = shortcut(workspace, &input, &added).unwrap();
     assert_eq!((out.size(), out.values()), (Size { n: 1, h: 1, w: 1 }, &[3.0, 0.0][..]));
 
     // Two images; beside a map that is smaller, what is beyond it is the half alone.
-    let input = workspace.map_of(&numbers(&[2, 3, 4, 4])).unwrap();
-    let small = workspace.map_of(&numbers(&[2, 5, 1, 1])).unwrap();
+    let input = workspace.map_from_tensor(&numbers(&[2, 3, 4, 4])).unwrap();
+    let small = workspace.map_from_tensor(&numbers(&[2, 5, 1, 1])).unwrap();
     let out = shortcut(workspace, &input, &small).unwrap();
     let half = input.to_tensor().unwrap().permute((0, 3, 1, 2)).unwrap().avg_pool2d(2).unwrap();
     let small = small.to_tensor().unwrap().permute((0, 3, 1, 2)).unwrap();
@@ -348,70 +352,70 @@ fn a_shortcut_halves_a_map_and_adds_one_that_may_be_smaller_and_deeper() {
     let expected = (half.pad_with_zeros(1, 0, 2).unwrap() + small).unwrap().relu().unwrap();
     assert_close(&out, &expected, "two images");
 
-    let deep = workspace.map_of(&numbers(&[2, 2, 2, 2])).unwrap();
+    let deep = workspace.map_from_tensor(&numbers(&[2, 2, 2, 2])).unwrap();
     assert!(shortcut(workspace, &input, &deep).is_err(), "fewer channels");
-    let large = workspace.map_of(&numbers(&[2, 5, 3, 2])).unwrap();
+    let large = workspace.map_from_tensor(&numbers(&[2, 5, 3, 2])).unwrap();
     assert!(shortcut(workspace, &input, &large).is_err(), "more rows");
 }
 
 #[test]
-fn a_buffer_is_used_again_and_what_lay_in_it_is_not_seen() {
+fn a_recycled_buffer_does_not_leak_old_values() {
     let workspace = &mut Workspace::default();
     let input = numbers(&[1, 3, 2, 2]);
-    let source = workspace.map_of(&input).unwrap();
-    let mut map = workspace.map(Size { n: 1, h: 4, w: 4 }, 3);
+    let source = workspace.map_from_tensor(&input).unwrap();
+    let mut map = workspace.new_map(Size { n: 1, h: 4, w: 4 }, 3);
     map.values_mut().fill(f32::NAN);
     let address = map.values().as_ptr();
-    workspace.give(map);
+    workspace.recycle(map);
     let (weight, bias) = (numbers(&[2, 3, 1, 1]), numbers(&[2]));
-    let conv = Conv2d::new(&Engine::Own, &weight, &bias, Window::POINT, Activation::None).unwrap();
-    let out = conv.forward(workspace, source.all()).unwrap();
+    let conv = Conv2d::new(&Backend::Cpu, &weight, &bias, Window::POINT, Activation::None).unwrap();
+    let out = conv.forward(workspace, source.all_channels()).unwrap();
     assert_eq!(out.values().as_ptr(), address);
     assert_close(&out, &expected(&input, &weight, &bias, Window::POINT), "reused");
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn mismatched_shapes_are_rejected() {
     let workspace = &mut Workspace::default();
     let (weight, bias) = (numbers(&[2, 3, 3, 3]), numbers(&[2]));
     let window = Window::valid(3, 1);
-    assert!(Conv2d::new(&Engine::Own, &weight, &numbers(&[3]), window, Activation::None).is_err());
-    assert!(Conv2d::new(&Engine::Own, &weight, &bias, Window::POINT, Activation::None).is_err());
-    assert!(Conv2d::new(&Engine::Own, &weight, &bias, window, Activation::PRelu(vec![1.0])).is_err());
-    let conv = Conv2d::new(&Engine::Own, &weight, &bias, window, Activation::None).unwrap();
+    assert!(Conv2d::new(&Backend::Cpu, &weight, &numbers(&[3]), window, Activation::None).is_err());
+    assert!(Conv2d::new(&Backend::Cpu, &weight, &bias, Window::POINT, Activation::None).is_err());
+    assert!(Conv2d::new(&Backend::Cpu, &weight, &bias, window, Activation::PRelu(vec![1.0])).is_err());
+    let conv = Conv2d::new(&Backend::Cpu, &weight, &bias, window, Activation::None).unwrap();
     for shape in [[1, 4, 5, 5], [1, 3, 2, 5], [1, 3, 5, 2]] {
-        let map = workspace.map_of(&numbers(&shape)).unwrap();
-        assert!(conv.forward(workspace, map.all()).is_err(), "{shape:?}");
+        let map = workspace.map_from_tensor(&numbers(&shape)).unwrap();
+        assert!(conv.forward(workspace, map.all_channels()).is_err(), "{shape:?}");
     }
 }
 
 #[test]
-fn candles_operations_give_what_our_kernels_give() {
-    let candle = Engine::Candle(Device::Cpu);
+fn candle_operations_match_the_native_kernels() {
+    let candle = Backend::Candle(Device::Cpu);
     let (own, theirs) = (&mut Workspace::default(), &mut Workspaces::new(&candle).with(std::mem::take));
     let input = numbers(&[2, 6, 9, 8]);
-    let [x, y] = [own.map_of(&input).unwrap(), theirs.map_of(&input).unwrap()];
-    let y = theirs.enter(y).unwrap();
+    let [x, y] = [own.map_from_tensor(&input).unwrap(), theirs.map_from_tensor(&input).unwrap()];
+    let y = theirs.to_device(y).unwrap();
     let activations =
         [Activation::None, Activation::Relu, Activation::Relu6, Activation::PRelu(vec![0.3; 6])];
     for window in [Window::POINT, Window::valid(3, 2), Window::same((1, 7), 1), Window::same((3, 3), 1)] {
         for activation in &activations {
             let (weight, bias) = (numbers(&[6, 6, window.kernel.0, window.kernel.1]), numbers(&[6]));
-            let load = |engine| Conv2d::new(engine, &weight, &bias, window, activation.clone()).unwrap();
-            let ours = load(&Engine::Own).forward(own, x.all()).unwrap();
-            let got = load(&candle).forward(theirs, y.all()).unwrap();
+            let load = |backend| Conv2d::new(backend, &weight, &bias, window, activation.clone()).unwrap();
+            let ours = load(&Backend::Cpu).forward(own, x.all_channels()).unwrap();
+            let got = load(&candle).forward(theirs, y.all_channels()).unwrap();
             assert_close(
-                &theirs.leave(got).unwrap(),
+                &theirs.to_host(got).unwrap(),
                 &channels_first(&ours),
                 &format!("{window:?} {activation:?}"),
             );
 
             let weight = weight.narrow(1, 0, 1).unwrap();
-            let load = |engine| Depthwise::new(engine, &weight, &bias, window, activation.clone()).unwrap();
-            let ours = load(&Engine::Own).forward(own, &x).unwrap();
+            let load = |backend| Depthwise::new(backend, &weight, &bias, window, activation.clone()).unwrap();
+            let ours = load(&Backend::Cpu).forward(own, &x).unwrap();
             let got = load(&candle).forward(theirs, &y).unwrap();
             assert_close(
-                &theirs.leave(got).unwrap(),
+                &theirs.to_host(got).unwrap(),
                 &channels_first(&ours),
                 &format!("{window:?} {activation:?}"),
             );
@@ -421,37 +425,37 @@ fn candles_operations_give_what_our_kernels_give() {
         let pool = MaxPool { side, stride: 2, partial };
         let ours = pool.forward(own, &x).unwrap();
         let got = pool.forward(theirs, &y).unwrap();
-        assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), &format!("{pool:?}"));
+        assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), &format!("{pool:?}"));
     }
     let got = mean(theirs, &y).unwrap();
     let ours = mean(own, &x).unwrap();
-    assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), "mean");
+    assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), "mean");
 
     for (rows, columns) in [(4, 4), (3, 4), (2, 1)] {
         let added = numbers(&[2, 8, rows, columns]);
-        let (a, b) = (own.map_of(&added).unwrap(), theirs.map_of(&added).unwrap());
-        let b = theirs.enter(b).unwrap();
+        let (a, b) = (own.map_from_tensor(&added).unwrap(), theirs.map_from_tensor(&added).unwrap());
+        let b = theirs.to_device(b).unwrap();
         let ours = shortcut(own, &x, &a).unwrap();
         let got = shortcut(theirs, &y, &b).unwrap();
-        assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), "shortcut");
+        assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), "shortcut");
     }
 
-    let point = |engine, c_in| {
-        Conv2d::new(engine, &numbers(&[6, c_in, 1, 1]), &numbers(&[6]), Window::POINT, Activation::Relu)
+    let point = |backend, c_in| {
+        Conv2d::new(backend, &numbers(&[6, c_in, 1, 1]), &numbers(&[6]), Window::POINT, Activation::Relu)
             .unwrap()
     };
-    let parts = |map: &Map, conv: &Conv2d, workspace: &mut Workspace| {
-        conv.forward_add(workspace, &[map.part(1..3), map.part(0..4)], map).unwrap()
+    let parts = |map: &FeatureMap, conv: &Conv2d, workspace: &mut Workspace| {
+        conv.forward_add(workspace, &[map.channel_range(1..3), map.channel_range(0..4)], map).unwrap()
     };
-    let ours = parts(&x, &point(&Engine::Own, 6), own);
+    let ours = parts(&x, &point(&Backend::Cpu, 6), own);
     let got = parts(&y, &point(&candle, 6), theirs);
-    assert_close(&theirs.leave(got).unwrap(), &channels_first(&ours), "parts and residual");
-    let mut joined = theirs.map(y.size(), 12);
-    assert!(point(&candle, 6).forward_into(y.all(), &mut joined, 6).is_err());
-    point(&candle, 6).forward_into(y.all(), &mut joined, 0).unwrap();
-    assert!(point(&candle, 6).forward_into(x.all(), &mut joined, 6).is_err());
+    assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), "parts and residual");
+    let mut joined = theirs.new_map(y.size(), 12);
+    assert!(point(&candle, 6).forward_into(y.all_channels(), &mut joined, 6).is_err());
+    point(&candle, 6).forward_into(y.all_channels(), &mut joined, 0).unwrap();
+    assert!(point(&candle, 6).forward_into(x.all_channels(), &mut joined, 6).is_err());
 }
 
-fn channels_first(map: &Map) -> Tensor {
+fn channels_first(map: &FeatureMap) -> Tensor {
     map.to_tensor().unwrap().permute((0, 3, 1, 2)).unwrap().contiguous().unwrap()
 }

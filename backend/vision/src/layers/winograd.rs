@@ -1,4 +1,4 @@
-//! 3x3 convolutions of stride 1 by Winograd's minimal filtering: F(2x2, 3x3), 16 multiplications for four outputs instead of
+//! 3x3 convolutions of stride 1 by WinogradConv's minimal filtering: F(2x2, 3x3), 16 multiplications for four outputs instead of
 //! 36, and F(4x4, 3x3), 36 for sixteen instead of 144 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 //! CVPR 2016, sections 4.1 and 4.2).
 //!
@@ -13,15 +13,17 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    aligned::Floats,
-    conv::{PARALLEL_FROM, Packed, Size, Target, Tiled, Values, accumulate, activate, vectors},
-    level::{Kernel, Level, Registers},
-    threads,
+    aligned::AlignedFloats,
+    conv::{
+        ChannelView, OutputBuffer, PARALLEL_FROM, PackedWeights, Size, Tiled, accumulate, activate, vectors,
+    },
+    intra_op_threads,
+    simd::{Kernel, RegisterTile, SimdLevel},
 };
 
 /// Floats of transformed input and output that are kept at a time; they should stay in the second-level cache.
 const BLOCK_FLOATS: usize = 80 * 1024;
-/// Tiles that are worth reading the weights for.
+/// Tiles of a block at least, to be worth reading the weights.
 const LEAST_TILES: usize = 24;
 /// Floats between the tiles of one value and those of the next, so that the places of a tile in them do not compete for
 /// the same lines of the cache.
@@ -32,25 +34,30 @@ const CHANNELS_FROM: usize = 16;
 /// and reading more of those takes longer than the multiplications that are saved.
 const LARGE_TO: usize = 40_000;
 
-/// Transformed weights.
+/// WinogradWeights weights.
 #[derive(Debug)]
-pub(super) struct Transformed {
+pub(super) struct WinogradWeights {
     /// Rows and columns of output of a tile, 2 or 4.
     side: usize,
     /// A matrix for each value of a tile. Each has the bias and the activation, of which the first's count.
-    products: Vec<Packed>,
+    products: Vec<PackedWeights>,
     inputs: usize,
     channels: usize,
 }
 
-impl Transformed {
+impl WinogradWeights {
     /// Whether a 3x3 convolution of stride 1 should be done this way.
     pub(super) fn pays(inputs: usize, channels: usize) -> bool {
         inputs >= CHANNELS_FROM && channels >= CHANNELS_FROM
     }
 
-    /// From `weight` `[3, 3, inputs, channels]` and what [`Packed::new`] takes.
-    pub(super) fn new(level: Level, weight: &[f32], bias: &[f32], activation: &super::Activation) -> Self {
+    /// From `weight` `[3, 3, inputs, channels]` and what [`PackedWeights::new`] takes.
+    pub(super) fn new(
+        level: SimdLevel,
+        weight: &[f32],
+        bias: &[f32],
+        activation: &super::Activation,
+    ) -> Self {
         let channels = bias.len();
         let each = weight.len() / 9;
         let side = if each <= LARGE_TO { 4 } else { 2 };
@@ -77,8 +84,10 @@ impl Transformed {
                 }
             }
         }
-        let products =
-            matrices.iter().map(|matrix| Packed::new(level, matrix, bias, activation.clone())).collect();
+        let products = matrices
+            .iter()
+            .map(|matrix| PackedWeights::new(level, matrix, bias, activation.clone()))
+            .collect();
         Self { side, products, inputs: each / channels.max(1), channels }
     }
 }
@@ -92,39 +101,39 @@ fn transformed_weights(side: usize, [a, b, c]: [f64; 3]) -> Vec<f64> {
     vec![a / 4.0, -(even + b) / 6.0, -(even - b) / 6.0, (wide + b / 2.0) / 6.0, (wide - b / 2.0) / 6.0, c]
 }
 
-/// One convolution to be done. The sizes were checked against each other by the caller; here they only decide whether
+/// The arguments of one convolution. The sizes were checked against each other by the caller; here they only decide whether
 /// this panics, never what is read or written.
-pub(super) struct Winograd<'a> {
-    pub weights: &'a Transformed,
+pub(super) struct WinogradConv<'a> {
+    pub weights: &'a WinogradWeights,
     pub padding: (usize, usize),
-    pub source: Values<'a>,
+    pub source: ChannelView<'a>,
     pub input: Size,
     pub output: Size,
     /// Added before the activation, `[pixels, channels]`.
     pub residual: Option<&'a [f32]>,
 }
 
-impl Winograd<'_> {
+impl WinogradConv<'_> {
     /// Writes the channels of each output pixel to `out`, which begins at the first of them and has `stride` floats
     /// from one pixel to the next.
     pub(super) fn run(&self, out: &mut [f32], stride: usize) {
-        let Some(level) = self.weights.products.first().map(Packed::level) else { return };
+        let Some(level) = self.weights.products.first().map(PackedWeights::level) else { return };
         let side = self.weights.side;
         let tiles = self.output.n * self.output.h.div_ceil(side) * self.output.w.div_ceil(side);
-        let target = Target::new(out, stride);
-        let threads = threads();
+        let target = OutputBuffer::new(out, stride);
+        let threads = intra_op_threads();
         let multiplications =
             tiles * self.weights.products.len() * self.weights.inputs * self.weights.channels;
         if threads == 1 || multiplications < PARALLEL_FROM {
-            self.part(level, target, 0..tiles);
+            self.run_tiles(level, target, 0..tiles);
             return;
         }
         (0..threads).into_par_iter().for_each(|i| {
-            self.part(level, target, i * tiles / threads..(i + 1) * tiles / threads);
+            self.run_tiles(level, target, i * tiles / threads..(i + 1) * tiles / threads);
         });
     }
 
-    fn part(&self, level: Level, target: Target, tiles: Range<usize>) {
+    fn run_tiles(&self, level: SimdLevel, target: OutputBuffer, tiles: Range<usize>) {
         if self.weights.side == 2 {
             level.run(Tiles::<2, 4> { op: self, target, tiles });
         } else {
@@ -171,20 +180,20 @@ impl Winograd<'_> {
 }
 
 thread_local! {
-    /// Transformed input and output of the tiles of a block.
-    static SCRATCH: RefCell<(Floats, Floats)> = const { RefCell::new((Floats::EMPTY, Floats::EMPTY)) };
+    /// WinogradWeights input and output of the tiles of a block.
+    static SCRATCH: RefCell<(AlignedFloats, AlignedFloats)> = const { RefCell::new((AlignedFloats::EMPTY, AlignedFloats::EMPTY)) };
 }
 
 /// The share of one thread. Tiles have `O` by `O` outputs and `T` by `T` inputs, two more each way.
 struct Tiles<'a, const O: usize, const T: usize> {
-    op: &'a Winograd<'a>,
-    target: Target,
+    op: &'a WinogradConv<'a>,
+    target: OutputBuffer,
     tiles: Range<usize>,
 }
 
 impl<const O: usize, const T: usize> Kernel for Tiles<'_, O, T> {
     #[inline(always)]
-    fn run<S: Registers>(self, simd: S) {
+    fn run<S: RegisterTile>(self, simd: S) {
         let op = self.op;
         let inputs = op.weights.inputs.next_multiple_of(S::F32_LANES);
         let channels = op.weights.channels.next_multiple_of(S::F32_LANES);
@@ -203,7 +212,7 @@ impl<const O: usize, const T: usize> Kernel for Tiles<'_, O, T> {
             }
             let values = before.chunks(apart_before).zip(after.chunks_mut(apart_after));
             for (product, (before, after)) in op.weights.products.iter().zip(values) {
-                let after = Target::new(after, channels);
+                let after = OutputBuffer::new(after, channels);
                 let product = Product { weights: product, before, inputs, after };
                 product.panels::<S>(simd, tiles.len(), 0..channels);
             }
@@ -225,9 +234,9 @@ impl<const O: usize, const T: usize> Kernel for Tiles<'_, O, T> {
 #[inline(always)]
 #[expect(clippy::indexing_slicing, reason = "what is beyond the buffers panics")]
 #[expect(clippy::needless_range_loop, reason = "all lines of `half` are written in a turn")]
-fn transform<S: Registers, const T: usize>(
+fn transform<S: RegisterTile, const T: usize>(
     simd: S,
-    op: &Winograd<'_>,
+    op: &WinogradConv<'_>,
     tile: usize,
     to: &mut [f32],
     apart: usize,
@@ -277,14 +286,14 @@ fn transform<S: Registers, const T: usize>(
 #[inline(always)]
 #[expect(clippy::indexing_slicing, reason = "what is beyond the buffers panics")]
 #[expect(clippy::needless_range_loop, reason = "all lines of `half` are written in a turn")]
-unsafe fn transform_back<S: Registers, const O: usize, const T: usize>(
+unsafe fn transform_back<S: RegisterTile, const O: usize, const T: usize>(
     simd: S,
-    op: &Winograd<'_>,
+    op: &WinogradConv<'_>,
     tile: usize,
     from: &[f32],
     apart: usize,
     at: usize,
-    target: Target,
+    target: OutputBuffer,
 ) {
     let (image, y, x) = op.place(tile);
     let (channels, output) = (op.weights.channels, op.output);
@@ -399,18 +408,18 @@ fn joined<S: Simd, const O: usize, const T: usize>(simd: S, m: [S::f32s; T]) -> 
 
 /// The matrix product of one value: `[tiles, inputs]` by `[inputs, channels]`.
 struct Product<'a> {
-    weights: &'a Packed,
+    weights: &'a PackedWeights,
     before: &'a [f32],
     /// Floats from one tile to the next.
     inputs: usize,
-    after: Target,
+    after: OutputBuffer,
 }
 
 impl Tiled for Product<'_> {
     /// `M` tiles from the `first` on by `V` vectors of channels.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "what is beyond the buffers panics")]
-    fn tile<S: Registers, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
+    fn tile<S: RegisterTile, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {
         if M > S::ROWS {
             return;
         }

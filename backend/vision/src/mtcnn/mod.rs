@@ -1,7 +1,7 @@
-//! MTCNN (Zhang et al. 2016): faces and their five landmarks, found by three small networks that each look closer
-//! at what the one before let through. Follows facenet-pytorch's `detect_face`.
+//! MTCNN (Zhang et al. 2016): detects faces and five landmarks by a cascade of three small networks. Follows
+//! facenet-pytorch's `detect_face`.
 
-mod edge;
+mod cut_faces;
 mod networks;
 
 use std::{ops::Range, path::Path};
@@ -18,15 +18,14 @@ use crate::{
 };
 use networks::{Cell, CropNet, OutputNet, ProposalNet, RefineNet, Refined};
 
-/// How closely MTCNN looks.
+/// MTCNN's parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MtcnnConfig {
-    /// The smallest face that is looked for, side in pixels, 8 to 4096. 20 by default; the time goes with the inverse
-    /// square.
+    /// The smallest face to detect, side in pixels, 8 to 4096. 20 by default; run time grows with the inverse square.
     pub min_face_size: f32,
-    /// The least probability that passes each of the three networks, 0 to 1. 0.6, 0.7, 0.7 by default.
+    /// The minimum probability to pass each of the three networks, 0 to 1. 0.6, 0.7, 0.7 by default.
     pub thresholds: [f32; 3],
-    /// From one level of the image pyramid to the next, 0.1 to 0.95. 0.709 by default: half the area.
+    /// Scale factor between levels of the image pyramid, 0.1 to 0.95. 0.709 by default: half the area.
     pub factor: f32,
 }
 
@@ -54,15 +53,15 @@ const STRIDE: usize = 2;
 /// Pyramid pixels that the first network takes at once. Pictures are cut into strips of about that size, so that
 /// memory does not grow with the picture and strips can go to several threads.
 const STRIP_PIXELS: usize = 64 * 1024;
-/// Crops that the second and third network take at once.
+/// Crops per batch of the second and third network.
 const BATCH: usize = 32;
-/// Proposals of one pyramid level that go on, the likeliest first. Crowds have some thousands; the limit keeps
-/// hostile pictures from costing the square of their size.
+/// Maximum number of proposals kept per pyramid level, the most probable first. Crowds have some thousands; the limit keeps
+/// the cost of suppression bounded for hostile pictures.
 const MAX_PROPOSALS: usize = 10_000;
 
-/// What a face must take of the shorter side of a picture that was cut out around it, for [`Mtcnn::detect_filling`] to
-/// look for it. At 0.2, one in five hundred crops of the test pictures shows a likelier, smaller face that would be missed.
-const FILLING: f64 = 0.15;
+/// The smallest face that [`Mtcnn::detect_in_crop`] detects, as a share of the crop's shorter side. At 0.2, a more confident,
+/// smaller face would be missed in one of five hundred crops of the test pictures.
+const MIN_SHARE_OF_CROP: f64 = 0.15;
 
 /// The detector. Detects in one image at a time, from any number of threads.
 #[derive(Debug)]
@@ -84,7 +83,7 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn key(&self) -> (BoundingBox, f32) {
+    fn box_and_score(&self) -> (BoundingBox, f32) {
         (self.bounding_box, self.score)
     }
 
@@ -105,7 +104,7 @@ impl Candidate {
 
 /// One level of the image pyramid.
 #[derive(Debug, Clone, Copy)]
-struct Level {
+struct PyramidLevel {
     scale: f64,
     width: usize,
     height: usize,
@@ -152,43 +151,47 @@ impl Mtcnn {
         config.check()?;
         let (proposal, refine, output) =
             (ProposalNet::new(pnet)?, RefineNet::new(rnet)?, OutputNet::new(onet)?);
-        Ok(Self { config, proposal, refine, output, workspaces: Workspaces::new(pnet.engine()) })
+        Ok(Self { config, proposal, refine, output, workspaces: Workspaces::new(pnet.backend()) })
     }
 
-    /// The faces of `image`, the most confident first.
+    /// Detects the faces of `image`, the most confident first.
     ///
     /// # Errors
     ///
     /// [`VisionError::Compute`].
     pub fn detect(&self, image: &RgbImage) -> Result<Vec<Face>, VisionError> {
-        self.detect_on(image, self.pyramid(image))
+        self.detect_at_levels(image, self.pyramid(image))
     }
 
-    /// As [`Self::detect`], of a picture that was cut out around a face, as `facecrop` does: only faces are looked for
-    /// whose side is at least about 0.15 of the picture's shorter side. The first of them is the same; a crop of 150 pixels
-    /// takes less time, a larger one much less.
+    /// As [`Self::detect`], for a crop around a face, as `facecrop` makes them: detects only faces whose side is at least about
+    /// 0.15 of the crop's shorter side. The most confident face is the same as [`Self::detect`]'s; large crops take much less time.
     ///
     /// # Errors
     ///
     /// [`VisionError::Compute`].
-    pub fn detect_filling(&self, image: &RgbImage) -> Result<Vec<Face>, VisionError> {
-        let least = f64::from(image.width().min(image.height())) * FILLING;
-        self.detect_on(image, tall_enough(self.pyramid(image), least))
+    pub fn detect_in_crop(&self, image: &RgbImage) -> Result<Vec<Face>, VisionError> {
+        let least = f64::from(image.width().min(image.height())) * MIN_SHARE_OF_CROP;
+        self.detect_at_levels(image, levels_for_faces_from(self.pyramid(image), least))
     }
 
-    fn detect_on(&self, image: &RgbImage, levels: Vec<Level>) -> Result<Vec<Face>, VisionError> {
+    fn detect_at_levels(
+        &self,
+        image: &RgbImage,
+        levels: Vec<PyramidLevel>,
+    ) -> Result<Vec<Face>, VisionError> {
         let [_, refine_threshold, output_threshold] = self.config.thresholds;
         let proposals = self.propose(image, &levels)?;
 
-        let refined = self.examine(image, proposals, &self.refine)?;
-        let refined =
-            refined.into_iter().filter_map(|(candidate, net)| passed(candidate, &net, refine_threshold));
-        let refined = suppress(refined.collect(), 0.7, Overlap::Union, Candidate::key);
+        let refined = self.run_on_crops(image, proposals, &self.refine)?;
+        let refined = refined
+            .into_iter()
+            .filter_map(|(candidate, net)| candidate_above(candidate, &net, refine_threshold));
+        let refined = suppress(refined.collect(), 0.7, Overlap::Union, Candidate::box_and_score);
         let squares = refined.iter().map(|c| c.corrected(1.0).squared()).collect();
 
-        let examined = self.examine(image, squares, &self.output)?;
-        let faces = examined.into_iter().filter_map(|(square, (net, points))| {
-            let candidate = passed(square, &net, output_threshold)?;
+        let outputs = self.run_on_crops(image, squares, &self.output)?;
+        let faces = outputs.into_iter().filter_map(|(square, (net, points))| {
+            let candidate = candidate_above(square, &net, output_threshold)?;
             let (width, height) = (square.width() + 1.0, square.height() + 1.0);
             let landmarks =
                 points.map(|[x, y]| [width * x + square.left - 1.0, height * y + square.top - 1.0]);
@@ -197,13 +200,13 @@ impl Mtcnn {
         Ok(suppress(faces.collect(), 0.7, Overlap::SmallerInclusive, |f| (f.bounding_box, f.confidence)))
     }
 
-    /// Levels from the one in which the smallest face fills a cell to the one in which the image does.
+    /// Returns the levels from the one where the smallest face fills a cell to the one where the whole image does.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a pyramid level is never larger than 1.5 times the image"
     )]
-    fn pyramid(&self, image: &RgbImage) -> Vec<Level> {
+    fn pyramid(&self, image: &RgbImage) -> Vec<PyramidLevel> {
         let (width, height) = (f64::from(image.width()), f64::from(image.height()));
         let factor = shortest_f64(self.config.factor);
         let mut scale = CELL as f64 / f64::from(self.config.min_face_size);
@@ -211,7 +214,7 @@ impl Mtcnn {
         let mut levels = Vec::new();
         while shorter >= CELL as f64 {
             let (width, height) = ((width * scale + 1.0) as usize, (height * scale + 1.0) as usize);
-            levels.push(Level { scale, width, height });
+            levels.push(PyramidLevel { scale, width, height });
             scale *= factor;
             shorter *= factor;
         }
@@ -219,14 +222,14 @@ impl Mtcnn {
     }
 
     /// The first stage: squares from levels of the pyramid.
-    fn propose(&self, image: &RgbImage, levels: &[Level]) -> Result<Vec<BoundingBox>, VisionError> {
-        let strips = |level: Level| {
+    fn propose(&self, image: &RgbImage, levels: &[PyramidLevel]) -> Result<Vec<BoundingBox>, VisionError> {
+        let strips = |level: PyramidLevel| {
             let outputs = ProposalNet::outputs(level.height);
             let rows = (STRIP_PIXELS / level.width).max(4 * CELL) / STRIDE;
             (0..outputs).step_by(rows).map(move |row| (level, row..(row + rows).min(outputs)))
         };
         let strips = levels.iter().flat_map(|&level| strips(level)).collect::<Vec<_>>();
-        let cells = parallel::map(strips, |(level, rows)| {
+        let cells = parallel::parallel_map(strips, |(level, rows)| {
             Ok::<_, VisionError>((level.scale, self.propose_in_strip(image, level, rows)?))
         })?;
 
@@ -237,9 +240,9 @@ impl Mtcnn {
                 level.sort_by(|a, b| b.score.total_cmp(&a.score));
                 level.truncate(MAX_PROPOSALS);
             }
-            proposals.extend(suppress(level, 0.5, Overlap::Union, Candidate::key));
+            proposals.extend(suppress(level, 0.5, Overlap::Union, Candidate::box_and_score));
         }
-        let proposals = suppress(proposals, 0.7, Overlap::Union, Candidate::key);
+        let proposals = suppress(proposals, 0.7, Overlap::Union, Candidate::box_and_score);
         Ok(proposals.iter().map(|c| c.corrected(0.0).squared()).collect())
     }
 
@@ -247,7 +250,7 @@ impl Mtcnn {
     fn propose_in_strip(
         &self,
         image: &RgbImage,
-        level: Level,
+        level: PyramidLevel,
         rows: Range<usize>,
     ) -> Result<Vec<Candidate>, VisionError> {
         let input_rows = rows.start * STRIDE..((rows.end - 1) * STRIDE + CELL).min(level.height);
@@ -258,7 +261,7 @@ impl Mtcnn {
         let scale = level.scale as f32;
         self.workspaces.with(|workspace| {
             let size = Size { n: 1, h: input_rows.len(), w: level.width };
-            let mut pixels = workspace.own_map(size, 3);
+            let mut pixels = workspace.host_map(size, 3);
             area_average(
                 image,
                 PixelRect::all(image),
@@ -274,48 +277,48 @@ impl Mtcnn {
         })
     }
 
-    /// Runs one of the later networks over the crop of each square; squares that miss the image are dropped.
-    fn examine<N: CropNet>(
+    /// Runs one of the later networks on the crop of each square; squares outside of the image are dropped.
+    fn run_on_crops<N: CropNet>(
         &self,
         image: &RgbImage,
         squares: Vec<BoundingBox>,
         network: &N,
     ) -> Result<Vec<(BoundingBox, N::Output)>, VisionError> {
-        let visible = |square: BoundingBox| Some((square, pixels_of(image, &square)?));
+        let visible = |square: BoundingBox| Some((square, clipped_pixels(image, &square)?));
         let visible = squares.into_iter().filter_map(visible).collect::<Vec<_>>();
         let batches: Result<Vec<Vec<_>>, VisionError> =
-            parallel::map(visible.chunks(BATCH).collect(), |batch| {
+            parallel::parallel_map(visible.chunks(BATCH).collect(), |batch| {
                 self.workspaces.with(|workspace| {
-                    let (side, channels) = N::SEEN;
+                    let (side, channels) = N::FEATURES;
                     let size = side * side * channels;
-                    let mut seen = workspace.own_map(Size { n: batch.len(), h: 1, w: 1 }, size);
+                    let mut seen = workspace.host_map(Size { n: batch.len(), h: 1, w: 1 }, size);
                     for (seen, few) in
                         seen.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
                     {
-                        let mut crops = workspace.own_map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
+                        let mut crops = workspace.host_map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
                         let pixels = crops.values_mut().chunks_exact_mut(N::SIDE * N::SIDE * 3);
                         for (crop, (_, rect)) in pixels.zip(few) {
                             area_average(image, *rect, (N::SIDE, N::SIDE), 0..N::SIDE, crop);
                         }
-                        let maps = network.look(workspace, crops)?;
+                        let maps = network.extract_features(workspace, crops)?;
                         seen.copy_from_slice(maps.values());
-                        workspace.give(maps);
+                        workspace.recycle(maps);
                     }
                     let squares = batch.iter().map(|(square, _)| *square);
-                    Ok(squares.zip(network.judge(workspace, seen)?).collect::<Vec<_>>())
+                    Ok(squares.zip(network.classify(workspace, seen)?).collect::<Vec<_>>())
                 })
             });
         Ok(batches?.into_iter().flatten().collect())
     }
 }
 
-/// The levels whose cells are at least `least` pixels of the picture wide.
-fn tall_enough(mut levels: Vec<Level>, least: f64) -> Vec<Level> {
+/// Drops the levels whose cells are less than `least` pixels of the picture wide.
+fn levels_for_faces_from(mut levels: Vec<PyramidLevel>, least: f64) -> Vec<PyramidLevel> {
     levels.retain(|level| CELL as f64 / level.scale >= least);
     levels
 }
 
-fn passed(bounding_box: BoundingBox, net: &Refined, threshold: f32) -> Option<Candidate> {
+fn candidate_above(bounding_box: BoundingBox, net: &Refined, threshold: f32) -> Option<Candidate> {
     (net.score > threshold).then_some(Candidate {
         bounding_box,
         score: net.score,
@@ -333,7 +336,7 @@ fn candidate(cell: &Cell, first_row: usize, scale: f32) -> Candidate {
 }
 
 /// The pixels of `square` inside the image. MTCNN's boxes count pixels from 1 and include both ends.
-fn pixels_of(image: &RgbImage, square: &BoundingBox) -> Option<PixelRect> {
+fn clipped_pixels(image: &RgbImage, square: &BoundingBox) -> Option<PixelRect> {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "casts from float saturate, and fractions are to be cut off"
@@ -350,7 +353,7 @@ fn pixels_of(image: &RgbImage, square: &BoundingBox) -> Option<PixelRect> {
     (rect.width() > 0 && rect.height() > 0).then_some(rect)
 }
 
-/// The double that was meant by a single: 0.709, not 0.708999991. A level of the pyramid may hang on it.
+/// Converts by the shortest decimal: 0.709, not 0.708999991. The number of pyramid levels may depend on it.
 fn shortest_f64(value: f32) -> f64 {
     value.to_string().parse().unwrap_or_else(|_| value.into())
 }

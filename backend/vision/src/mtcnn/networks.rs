@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use crate::{
     ModelError,
-    layers::{Activation, Conv2d, Map, MaxPool, Window, Workspace},
+    layers::{Activation, Conv2d, FeatureMap, MaxPool, Window, Workspace},
     weights::Weights,
 };
 
@@ -35,7 +35,7 @@ fn conv(
     let weight = weights.get(&format!("conv{number}.weight"), &[c_out, c_in, side, side])?;
     let bias = weights.get(&format!("conv{number}.bias"), &[c_out])?;
     let slopes = weights.get(&format!("prelu{number}.weight"), &[c_out])?.to_vec1()?;
-    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
+    Ok(Conv2d::new(weights.backend(), &weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
 }
 
 /// Several outputs of the same input, computed as one 1x1 convolution: a score for "no face" and "face", and the
@@ -54,7 +54,7 @@ fn heads(
         biases.push(weights.get(&format!("{name}.bias"), &[outputs])?);
     }
     let (weight, bias) = (Tensor::cat(&parts, 0)?, Tensor::cat(&biases, 0)?);
-    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::POINT, Activation::None)?)
+    Ok(Conv2d::new(weights.backend(), &weight, &bias, Window::POINT, Activation::None)?)
 }
 
 /// A dense layer over the values of a `[side, side, channels]` map. PyTorch flattened that with columns before rows before
@@ -70,7 +70,7 @@ fn dense(
     let weight = weight.reshape((outputs, side * side * channels, 1, 1))?;
     let bias = weights.get(&format!("dense{number}.bias"), &[outputs])?;
     let slopes = weights.get(&format!("prelu{number}.weight"), &[outputs])?.to_vec1()?;
-    Ok(Conv2d::new(weights.engine(), &weight, &bias, Window::POINT, Activation::PRelu(slopes))?)
+    Ok(Conv2d::new(weights.backend(), &weight, &bias, Window::POINT, Activation::PRelu(slopes))?)
 }
 
 /// Softmax over "no face" and "face".
@@ -90,13 +90,13 @@ pub(super) trait CropNet: Sync {
     /// Crops whose widest maps stay in the second-level cache.
     const AT_ONCE: usize;
     /// Side and channels of the maps that the convolutions leave of a crop.
-    const SEEN: (usize, usize);
+    const FEATURES: (usize, usize);
 
     /// What the convolutions make of `crops` `[n, SIDE, SIDE, 3]`.
-    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map>;
+    fn extract_features(&self, workspace: &mut Workspace, crops: FeatureMap) -> Result<FeatureMap>;
 
     /// What the dense layers say of that, `[n, 1, 1, all values of a map]`, crop by crop.
-    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Self::Output>>;
+    fn classify(&self, workspace: &mut Workspace, seen: FeatureMap) -> Result<Vec<Self::Output>>;
 }
 
 /// Looks at every 12x12 cell of a pyramid level.
@@ -127,14 +127,14 @@ impl ProposalNet {
     pub(super) fn run(
         &self,
         workspace: &mut Workspace,
-        pixels: Map,
+        pixels: FeatureMap,
         threshold: f32,
         mut found: impl FnMut(Cell),
     ) -> Result<()> {
-        let x = workspace.enter(pixels)?;
+        let x = workspace.to_device(pixels)?;
         let x = pooled(workspace, &self.conv1, POOL_2, x)?;
-        let x = through(workspace, &[&self.conv2, &self.conv3, &self.heads], x)?;
-        let x = workspace.leave(x)?;
+        let x = chain(workspace, &[&self.conv2, &self.conv3, &self.heads], x)?;
+        let x = workspace.to_host(x)?;
         let columns = x.size().w;
         for (i, &[no, yes, l, t, r, b]) in x.values().as_chunks::<6>().0.iter().enumerate() {
             let score = probability(no, yes);
@@ -142,21 +142,21 @@ impl ProposalNet {
                 found(Cell { row: i / columns, column: i % columns, score, regression: [l, t, r, b] });
             }
         }
-        workspace.give(x);
+        workspace.recycle(x);
         Ok(())
     }
 }
 
 /// A convolution and the pooling after it.
-fn pooled(workspace: &mut Workspace, conv: &Conv2d, pool: MaxPool, x: Map) -> Result<Map> {
-    let wide = through(workspace, &[conv], x)?;
+fn pooled(workspace: &mut Workspace, conv: &Conv2d, pool: MaxPool, x: FeatureMap) -> Result<FeatureMap> {
+    let wide = chain(workspace, &[conv], x)?;
     let out = pool.forward(workspace, &wide)?;
-    workspace.give(wide);
+    workspace.recycle(wide);
     Ok(out)
 }
 
 /// Convolutions one after the other.
-fn through(workspace: &mut Workspace, layers: &[&Conv2d], x: Map) -> Result<Map> {
+fn chain(workspace: &mut Workspace, layers: &[&Conv2d], x: FeatureMap) -> Result<FeatureMap> {
     layers.iter().try_fold(x, |x, layer| layer.replace(workspace, x))
 }
 
@@ -186,28 +186,28 @@ impl CropNet for RefineNet {
     type Output = Refined;
     const SIDE: usize = 24;
     const AT_ONCE: usize = 4;
-    const SEEN: (usize, usize) = (3, 64);
+    const FEATURES: (usize, usize) = (3, 64);
 
     /// What the convolutions make of `crops` `[n, 24, 24, 3]`: `[n, 3, 3, 64]`.
-    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
-        let x = workspace.enter(crops)?;
+    fn extract_features(&self, workspace: &mut Workspace, crops: FeatureMap) -> Result<FeatureMap> {
+        let x = workspace.to_device(crops)?;
         let x = pooled(workspace, &self.conv1, POOL_3, x)?;
         let x = pooled(workspace, &self.conv2, POOL_3, x)?;
-        let x = through(workspace, &[&self.conv3], x)?;
-        workspace.leave(x)
+        let x = chain(workspace, &[&self.conv3], x)?;
+        workspace.to_host(x)
     }
 
     /// What the dense layers say of that.
-    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<Refined>> {
-        let x = workspace.enter(seen)?;
-        let x = through(workspace, &[&self.dense4, &self.heads], x)?;
-        let x = workspace.leave(x)?;
+    fn classify(&self, workspace: &mut Workspace, seen: FeatureMap) -> Result<Vec<Refined>> {
+        let x = workspace.to_device(seen)?;
+        let x = chain(workspace, &[&self.dense4, &self.heads], x)?;
+        let x = workspace.to_host(x)?;
         let refined = |&[no, yes, l, t, r, b]: &[f32; 6]| Refined {
             score: probability(no, yes),
             regression: [l, t, r, b],
         };
         let outputs = x.values().as_chunks::<6>().0.iter().map(refined).collect();
-        workspace.give(x);
+        workspace.recycle(x);
         Ok(outputs)
     }
 }
@@ -240,30 +240,30 @@ impl CropNet for OutputNet {
     type Output = (Refined, [[f32; 2]; 5]);
     const SIDE: usize = 48;
     const AT_ONCE: usize = 1;
-    const SEEN: (usize, usize) = (3, 128);
+    const FEATURES: (usize, usize) = (3, 128);
 
     /// What the convolutions make of `crops` `[n, 48, 48, 3]`: `[n, 3, 3, 128]`.
-    fn look(&self, workspace: &mut Workspace, crops: Map) -> Result<Map> {
-        let x = workspace.enter(crops)?;
+    fn extract_features(&self, workspace: &mut Workspace, crops: FeatureMap) -> Result<FeatureMap> {
+        let x = workspace.to_device(crops)?;
         let x = pooled(workspace, &self.conv1, POOL_3, x)?;
         let x = pooled(workspace, &self.conv2, POOL_3, x)?;
         let x = pooled(workspace, &self.conv3, POOL_2, x)?;
-        let x = through(workspace, &[&self.conv4], x)?;
-        workspace.leave(x)
+        let x = chain(workspace, &[&self.conv4], x)?;
+        workspace.to_host(x)
     }
 
     /// What the dense layers say of that. The landmarks `[x, y]` are in widths and heights of the crop.
-    fn judge(&self, workspace: &mut Workspace, seen: Map) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
-        let x = workspace.enter(seen)?;
-        let x = through(workspace, &[&self.dense5, &self.heads], x)?;
-        let x = workspace.leave(x)?;
+    fn classify(&self, workspace: &mut Workspace, seen: FeatureMap) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
+        let x = workspace.to_device(seen)?;
+        let x = chain(workspace, &[&self.dense5, &self.heads], x)?;
+        let x = workspace.to_host(x)?;
         // The five x come before the five y.
         let output = |&[no, yes, l, t, r, b, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4]: &[f32; 16]| {
             let refined = Refined { score: probability(no, yes), regression: [l, t, r, b] };
             (refined, [[x0, y0], [x1, y1], [x2, y2], [x3, y3], [x4, y4]])
         };
         let outputs = x.values().as_chunks::<16>().0.iter().map(output).collect();
-        workspace.give(x);
+        workspace.recycle(x);
         Ok(outputs)
     }
 }

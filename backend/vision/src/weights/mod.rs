@@ -15,7 +15,7 @@ use std::{
 
 use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
 
-use crate::{ModelError, layers::Engine};
+use crate::{ModelError, layers::Backend};
 
 /// The largest file that is read: 1 GiB. Inception-ResNet v1's has 107 MB.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -27,7 +27,7 @@ pub const MAX_TENSOR_BYTES: u64 = 1 << 30;
 pub struct Weights {
     origin: String,
     tensors: Tensors,
-    engine: Engine,
+    backend: Backend,
 }
 
 enum Tensors {
@@ -69,7 +69,7 @@ impl Weights {
         let mapped = unsafe { MmapedSafetensors::new(path) };
         let mapped =
             mapped.map_err(|e| ModelError::Malformed { origin: origin.clone(), reason: e.to_string() })?;
-        Ok(Self { origin, tensors: Tensors::Mapped(mapped), engine: Engine::Own })
+        Ok(Self { origin, tensors: Tensors::Mapped(mapped), backend: Backend::Cpu })
     }
 
     /// As [`Self::read`], of bytes that are there already; `origin` names them in errors.
@@ -103,7 +103,7 @@ impl Weights {
             .filter(|(_, tensor)| tensor.dtype().is_float())
             .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
             .collect::<Result<_, candle_core::Error>>()?;
-        Ok(Self { origin: origin.to_owned(), tensors: Tensors::Held(tensors), engine: Engine::Own })
+        Ok(Self { origin: origin.to_owned(), tensors: Tensors::Held(tensors), backend: Backend::Cpu })
     }
 
     /// Has the networks that are made of these weights run by candle's own operations on `device`, rather than by the
@@ -111,12 +111,12 @@ impl Weights {
     /// `Device::Cpu` they give the same and take several times as long. `None` leaves the networks to the kernels.
     #[must_use]
     pub fn on<'d>(mut self, device: impl Into<Option<&'d Device>>) -> Self {
-        self.engine = Engine::of(device.into());
+        self.backend = Backend::of(device.into());
         self
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
-        &self.engine
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// The tensor called `name`, if it has the shape that is wanted.

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use prost::Message;
 
 use super::{Element, MAX_TENSOR_BYTES, read_file, reserve};
-use crate::{ModelError, layers::Engine};
+use crate::{ModelError, layers::Backend};
 
 /// The parts of `onnx.proto` (ONNX 1.16, `onnx/onnx.proto`) that hold weights.
 mod proto {
@@ -59,7 +59,7 @@ pub struct OnnxWeights {
     tensors: HashMap<String, Tensor>,
     /// Node name to the names of its weight and bias.
     convolutions: HashMap<String, (String, String)>,
-    engine: Engine,
+    backend: Backend,
 }
 
 impl OnnxWeights {
@@ -97,18 +97,18 @@ impl OnnxWeights {
             Some((node.name, (inputs.next()?, inputs.next()?)))
         });
         let (origin, convolutions) = (origin.to_owned(), convolutions.collect());
-        Ok(Self { origin, tensors, convolutions, engine: Engine::Own })
+        Ok(Self { origin, tensors, convolutions, backend: Backend::Cpu })
     }
 
     /// As [`Weights::on`](super::Weights::on).
     #[must_use]
     pub fn on<'d>(mut self, device: impl Into<Option<&'d Device>>) -> Self {
-        self.engine = Engine::of(device.into());
+        self.backend = Backend::of(device.into());
         self
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
-        &self.engine
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// Weight and bias of the convolution called `node`, if the weight has the shape that is wanted and the bias as

@@ -14,7 +14,7 @@ use crate::{
 const WEIGHTS: &str = "models/face_recognition_model.bin";
 
 #[test]
-fn the_descriptor_of_a_formula_is_the_packages() {
+fn the_descriptor_of_a_synthetic_input_matches_the_npm_package() {
     let file = require!(WEIGHTS);
     let by_candle = DlibResnet::read(&file).unwrap().on(&candle_core::Device::Cpu);
     let expected = numbers(&fixture("dlib_resnet.json")["formula_input"]["descriptor"]);
@@ -31,7 +31,7 @@ fn the_descriptor_of_a_formula_is_the_packages() {
 }
 
 #[test]
-fn faces_that_our_detector_finds_are_told_apart() {
+fn people_detected_by_mtcnn_are_verified() {
     let file = require!(WEIGHTS);
     let pnet = require!("models/pnet.pt");
     let people = require!("lfw10");
@@ -84,7 +84,7 @@ fn faces_that_our_detector_finds_are_told_apart() {
 }
 
 #[test]
-fn a_batch_gives_what_each_crop_gives_alone() {
+fn dlib_batched_and_single_crops_give_equal_normalised_embeddings() {
     let file = require!(WEIGHTS);
     let network = DlibResnet::load(&file).unwrap();
     let crops: Vec<_> = (0..17u8)
@@ -103,7 +103,7 @@ fn a_batch_gives_what_each_crop_gives_alone() {
 }
 
 #[test]
-fn any_other_file_is_refused_with_what_is_wrong_with_it() {
+fn any_other_file_is_rejected_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let file = EmbedderKind::DlibResnet.weights_file(folder.path());
     let reason = || match DlibResnet::load(&file) {

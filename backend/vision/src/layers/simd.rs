@@ -4,45 +4,44 @@ use std::sync::LazyLock;
 
 use pulp::{Scalar128b, Simd, WithSimd};
 
-/// What the convolution kernel needs to know of a set of vector instructions beyond the instructions themselves: how
-/// large a tile of outputs its registers hold. On each level the sums take most of the registers; the rest hold a
-/// row of weights and one input.
-pub(crate) trait Registers: Simd {
+/// The output tile of the convolution kernel that fits into the registers of a set of vector instructions. The sums take most
+/// of the registers; the rest hold a row of weights and one input.
+pub(crate) trait RegisterTile: Simd {
     /// Output pixels of a tile.
     const ROWS: usize;
     /// Vectors of output channels of a tile.
     const VECTORS: usize;
 }
 
-/// No more than this in any level.
+/// The maximum over all levels.
 pub(super) const MAX_ROWS: usize = 8;
 
 #[cfg(target_arch = "x86_64")]
-impl Registers for pulp::x86::V4 {
+impl RegisterTile for pulp::x86::V4 {
     const ROWS: usize = 8;
     const VECTORS: usize = 2;
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Registers for pulp::x86::V3 {
+impl RegisterTile for pulp::x86::V3 {
     const ROWS: usize = 6;
     const VECTORS: usize = 2;
 }
 
 #[cfg(target_arch = "aarch64")]
-impl Registers for pulp::aarch64::Neon {
+impl RegisterTile for pulp::aarch64::Neon {
     const ROWS: usize = 6;
     const VECTORS: usize = 4;
 }
 
-impl Registers for Scalar128b {
+impl RegisterTile for Scalar128b {
     const ROWS: usize = 4;
     const VECTORS: usize = 2;
 }
 
-/// A set of vector instructions that this processor has.
+/// A set of vector instructions that this processor supports.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Level {
+pub(crate) enum SimdLevel {
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     V4(pulp::x86::V4),
@@ -52,19 +51,19 @@ pub(crate) enum Level {
     /// NEON.
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
-    /// What every processor of the architecture has: four lanes that the compiler makes something of.
+    /// Any processor of the architecture: four lanes, which the compiler vectorises.
     Portable(Scalar128b),
 }
 
-/// Work that is compiled once for each level.
+/// A computation that is compiled for each level.
 pub(crate) trait Kernel {
-    fn run<S: Registers>(self, simd: S);
+    fn run<S: RegisterTile>(self, simd: S);
 }
 
 /// Carries a [`Kernel`] through pulp, which compiles what is called in `with_simd` for the instructions of `S`.
 struct Compiled<K, S>(K, S);
 
-impl<K: Kernel, S: Registers> WithSimd for Compiled<K, S> {
+impl<K: Kernel, S: RegisterTile> WithSimd for Compiled<K, S> {
     type Output = ();
 
     #[inline(always)]
@@ -73,8 +72,8 @@ impl<K: Kernel, S: Registers> WithSimd for Compiled<K, S> {
     }
 }
 
-impl Level {
-    /// All that this processor has, the widest first.
+impl SimdLevel {
+    /// All levels that this processor supports, widest first.
     pub(crate) fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let wide = [pulp::x86::V4::try_new().map(Self::V4), pulp::x86::V3::try_new().map(Self::V3)];
@@ -85,15 +84,16 @@ impl Level {
         wide.into_iter().flatten().chain([Self::Portable(Scalar128b)]).collect()
     }
 
-    /// The widest.
+    /// The widest supported level.
     pub(crate) fn best() -> Self {
-        static BEST: LazyLock<Level> =
-            LazyLock::new(|| Level::available().into_iter().next().unwrap_or(Level::Portable(Scalar128b)));
+        static BEST: LazyLock<SimdLevel> = LazyLock::new(|| {
+            SimdLevel::available().into_iter().next().unwrap_or(SimdLevel::Portable(Scalar128b))
+        });
         *BEST
     }
 
-    /// The widest from this on whose vectors are no wider than `floats`, where there is one: a part of a vector costs more than
-    /// several whole ones.
+    /// Returns the widest level, up to this one, whose vectors have at most `floats` elements, if any: a partial vector costs more
+    /// than several whole ones.
     pub(super) fn no_wider_than(self, floats: usize) -> Self {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -119,12 +119,12 @@ impl Level {
     pub(super) const fn tile_channels(self) -> usize {
         let vectors = match self {
             #[cfg(target_arch = "x86_64")]
-            Self::V4(_) => <pulp::x86::V4 as Registers>::VECTORS,
+            Self::V4(_) => <pulp::x86::V4 as RegisterTile>::VECTORS,
             #[cfg(target_arch = "x86_64")]
-            Self::V3(_) => <pulp::x86::V3 as Registers>::VECTORS,
+            Self::V3(_) => <pulp::x86::V3 as RegisterTile>::VECTORS,
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(_) => <pulp::aarch64::Neon as Registers>::VECTORS,
-            Self::Portable(_) => <Scalar128b as Registers>::VECTORS,
+            Self::Neon(_) => <pulp::aarch64::Neon as RegisterTile>::VECTORS,
+            Self::Portable(_) => <Scalar128b as RegisterTile>::VECTORS,
         };
         vectors * self.lanes()
     }

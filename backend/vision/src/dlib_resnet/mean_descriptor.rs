@@ -1,9 +1,9 @@
-//! What the descriptors of all people have in common.
+//! The mean descriptor, which embeddings are centred by.
 
 use super::DlibResnet;
 
 /// Half of the mean descriptor of 500 people of Labeled Faces in the Wild, one photograph each.
-pub(super) const COMMON: [f32; DlibResnet::DIMENSIONS] = [
+pub(super) const HALF_MEAN_DESCRIPTOR: [f32; DlibResnet::DIMENSIONS] = [
     -0.0510, 0.0450, 0.0280, -0.0241, -0.0494, -0.0076, -0.0103, -0.0478, 0.0712, -0.0333, 0.0983, -0.0159,
     -0.1236, -0.0203, -0.0142, 0.0619, -0.0765, -0.0597, -0.0614, -0.0439, 0.0075, 0.0198, 0.0110, 0.0103,
     -0.0686, -0.1491, -0.0337, -0.0454, 0.0243, -0.0458, 0.0028, 0.0226, -0.0904, -0.0304, 0.0139, 0.0375,
