@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use facepipe_shared::VERSION;
 use facepipe_vision::{DeviceKind, EmbedderKind, default_models_dir};
 use figment::{
     Figment,
@@ -22,7 +23,6 @@ use crate::{
     mistakes::{self, mistake},
     optional,
     store::{Blobs, clock::PlausibleRange, retention::RetentionOptions, sql::DatabaseOptions},
-    version::VERSION,
 };
 
 /// The configuration of a server. Each field is also a key of the configuration file, a flag of

@@ -3,12 +3,11 @@
 use std::fmt;
 
 use caseless::Caseless as _;
+use facepipe_shared::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
-
-use crate::hex::hex;
 
 /// A Face ID: what people call somebody, in whatever script they write. It is in Unicode's normalisation form C and has
 /// no white space around it.

@@ -9,7 +9,6 @@ mod config;
 mod connection;
 mod error;
 mod face_id;
-mod hex;
 pub mod logging;
 mod metrics;
 pub mod mistakes;
@@ -28,7 +27,6 @@ pub mod traces;
 #[path = "no_traces.rs"]
 pub mod traces;
 mod train;
-mod version;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};

@@ -28,7 +28,6 @@ mod shell;
 mod shell_unavailable;
 mod train;
 mod trial;
-mod version;
 mod video;
 
 use std::process::ExitCode;
@@ -40,7 +39,7 @@ use shell_unavailable as shell;
 
 /// Face recognition for cameras: enrol people, recognise them in pictures and video, administer the server, benchmark.
 #[derive(Debug, Parser)]
-#[command(name = "facepipe", version = version::VERSION.as_str(), propagate_version = true, after_help = format!("\
+#[command(name = "facepipe", version = facepipe_shared::VERSION.as_str(), propagate_version = true, after_help = format!("\
 Getting started:
   facepipe demo                                   (everything, with its own server)
   facepipe enroll tree staff/ --train             (staff/<name>/*.jpg)

@@ -116,6 +116,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_edge_and_the_server_look_for_weights_in_the_same_folders_of_the_system() {
+        assert_eq!(facepipe_detector::models::SYSTEM_MODELS, facepipe_vision::SYSTEM_MODELS);
+    }
+
+    #[test]
     fn results_come_in_the_order_of_the_items_and_the_first_error_ends_the_work() {
         let items: Vec<u32> = (0..100).collect();
         let bar = ProgressBar::hidden();

@@ -2,6 +2,7 @@
 
 use actix_web::{http::header, web};
 use bytes::Bytes;
+use facepipe_shared::hex;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -19,7 +20,6 @@ use crate::{
     config::ErasedDetections,
     error::ApiError,
     face_id::FaceId,
-    hex::hex,
     recognise::Picture as RecognisedPicture,
     store::{
         Blobs, StoreError, ledger,

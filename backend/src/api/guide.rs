@@ -7,10 +7,11 @@ use actix_web::{
     http::header::{self, ETag, EntityTag, Header as _, IfNoneMatch},
     web,
 };
+use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{State, method_not_allowed};
-use crate::{config::Config, error::ApiError, hex::hex};
+use crate::{config::Config, error::ApiError};
 
 /// Seconds for which a browser takes a file without asking whether it has changed: pages, which name the version of
 /// everything else, are asked for each time.

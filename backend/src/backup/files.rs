@@ -8,9 +8,8 @@ use std::{
 };
 
 use anyhow::Context as _;
+use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
-
-use crate::hex::hex;
 
 /// Of folders: names, pictures and embeddings are in them.
 const FOLDER_MODE: u32 = 0o700;

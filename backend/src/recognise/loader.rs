@@ -2,16 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, watch};
 
 use super::{ActiveModel, VersionedModel, active::load_tested};
-use crate::{
-    hex::hex,
-    store::{
-        Blobs, Database, StoreError,
-        sql::{ModelRow, Topic},
-    },
+use crate::store::{
+    Blobs, Database, StoreError,
+    sql::{ModelRow, Topic},
 };
 
 /// Loads models and swaps them in.

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use facepipe_vision::{
     DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder, EmbedderKind, Face, ModelError,
-    Mtcnn, MtcnnConfig, VisionError, decode_with_notes, installed_embedder, load_embedder_on,
+    Mtcnn, MtcnnConfig, VisionError, decode_with_notes, installed_embedder, largest_face, load_embedder_on,
 };
 use image::{RgbImage, imageops};
 
@@ -183,12 +183,9 @@ impl Pipeline {
     /// The bytes are no picture within the limits, or the network fails.
     pub fn embed_largest_face(&self, bytes: Bytes) -> Result<Option<Vec<f32>>, PictureError> {
         let FoundFaces { faces, mut crops, .. } = self.find_faces(&bytes.into())?;
-        let area = |face: &Face| {
-            let corners = face.bounding_box;
-            (corners.right - corners.left) * (corners.bottom - corners.top)
+        let Some(position) = largest_face(faces.iter().map(|face| face.bounding_box)) else {
+            return Ok(None);
         };
-        let largest = faces.iter().enumerate().max_by(|(_, a), (_, b)| area(a).total_cmp(&area(b)));
-        let Some((position, _)) = largest else { return Ok(None) };
         Ok(self.embedder.embed(&[crops.swap_remove(position)])?.pop())
     }
 }

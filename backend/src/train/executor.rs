@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use facepipe_identify::{IdentifyError, Model, Sample, TrainOptions};
+use facepipe_shared::hex;
 use paperclip::actix::Apiv2Schema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -19,7 +20,6 @@ use uuid::Uuid;
 
 use super::pairs::same_pictures;
 use crate::{
-    hex::hex,
     person_id::PersonId,
     recognise::{ModelLoader, PictureError, Pipeline, VersionedModel, load_tested},
     store::{

@@ -1,7 +1,9 @@
 //! Bounding boxes and faces in pixels, and non-maximum suppression.
 
+use serde::{Deserialize, Serialize};
+
 /// A rectangle in pixels of the image it was found in; not clipped, so it may reach past the edges.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BoundingBox {
     /// x of the left edge.
     pub left: f32,
@@ -24,6 +26,16 @@ impl BoundingBox {
         self.bottom - self.top
     }
 
+    /// Area in square pixels.
+    pub fn area(&self) -> f32 {
+        self.width() * self.height()
+    }
+
+    /// Whether the point `[x, y]` lies in it, edges included.
+    pub fn contains(&self, [x, y]: [f32; 2]) -> bool {
+        (self.left..=self.right).contains(&x) && (self.top..=self.bottom).contains(&y)
+    }
+
     /// The point in the middle, `[x, y]`.
     pub fn center(&self) -> [f32; 2] {
         [(self.left + self.right) / 2.0, (self.top + self.bottom) / 2.0]
@@ -41,6 +53,13 @@ impl BoundingBox {
         let top = self.top + self.height() * 0.5 - side * 0.5;
         Self { left, top, right: left + side, bottom: top + side }
     }
+}
+
+/// Returns the position of the largest of several faces' boxes; `None` without faces. Where one face must do, this one counts:
+/// the person who is photographed stands closest.
+pub fn largest_face(boxes: impl IntoIterator<Item = BoundingBox>) -> Option<usize> {
+    let areas = boxes.into_iter().map(|bounding_box| bounding_box.area()).enumerate();
+    areas.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(position, _)| position)
 }
 
 /// A face in an image.
@@ -123,6 +142,13 @@ mod tests {
         let items = vec![(square(0.0, 0.0, 100.0), 0.9), (square(10.0, 10.0, 20.0), 0.8)];
         assert_eq!(suppress(items.clone(), 0.7, Overlap::Union, |i| *i).len(), 2);
         assert_eq!(suppress(items, 0.7, Overlap::SmallerInclusive, |i| *i).len(), 1);
+    }
+
+    #[test]
+    fn the_largest_face_is_the_one_with_the_largest_area() {
+        let tall = BoundingBox { left: 0.0, top: 0.0, right: 5.0, bottom: 40.0 };
+        assert_eq!(largest_face([square(0.0, 0.0, 10.0), tall, square(9.0, 9.0, 14.0)]), Some(1));
+        assert_eq!(largest_face([]), None);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use embedder::{
     Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder, load_embedder_on,
 };
 pub use error::{ModelError, VisionError};
-pub use geometry::{BoundingBox, Face};
+pub use geometry::{BoundingBox, Face, largest_face};
 pub use inception_resnet_v1::InceptionResnetV1;
 pub use layers::{with_intra_op_parallelism, without_intra_op_parallelism};
 pub use mobilefacenet::MobileFaceNet;

@@ -1,6 +1,7 @@
 //! Responses of the API, field by field as in the OpenAPI document. A test parses the document's examples with these
 //! types and serialises them again; nothing may be lost.
 
+use facepipe_vision::{BoundingBox, largest_face};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -181,19 +182,6 @@ pub struct NamedPerson {
     pub face_id: String,
 }
 
-/// Corners in pixels, from the left and upper side.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct BoundingBox {
-    /// Left side.
-    pub left: f32,
-    /// Upper side.
-    pub top: f32,
-    /// Right side.
-    pub right: f32,
-    /// Lower side.
-    pub bottom: f32,
-}
-
 /// `get-results`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Results {
@@ -233,11 +221,7 @@ pub struct Face {
 impl Face {
     /// Returns the largest of several faces.
     pub fn largest(faces: &[Self]) -> Option<&Self> {
-        let area = |face: &&Self| {
-            let edges = face.bounding_box;
-            (edges.right - edges.left) * (edges.bottom - edges.top)
-        };
-        faces.iter().max_by(|a, b| area(a).total_cmp(&area(b)))
+        faces.get(largest_face(faces.iter().map(|face| face.bounding_box))?)
     }
 
     /// Returns the name; none for an unknown face.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use facepipe_vision::{Embedder, Face as VisionFace, Mtcnn};
+use facepipe_vision::{Embedder, Mtcnn, largest_face};
 use serde::Serialize;
 
 use super::layout::Picture;
@@ -86,9 +86,9 @@ fn analyze_picture(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder)
     };
     let faces = detector.detect_inside(&image, false)?;
     let detection = Some(begun.elapsed());
-    let area = |face: &VisionFace| face.bounding_box.width() * face.bounding_box.height();
     // As the backend does where one face is needed.
-    let Some(largest) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else {
+    let largest = largest_face(faces.iter().map(|face| face.bounding_box));
+    let Some(largest) = largest.and_then(|position| faces.get(position)) else {
         let result = Err(PassedOver::new(&picture.file, "no face in it"));
         return Ok(Analysis { result, detection, embedding: None });
     };

@@ -6,10 +6,10 @@ use std::{
     path::Path,
 };
 
+use facepipe_shared::hex;
 use sha2::{Digest, Sha256};
 
 use super::manifest::Expected;
-use crate::digest::hex;
 
 /// State of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]

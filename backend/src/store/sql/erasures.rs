@@ -3,13 +3,11 @@
 use std::collections::HashSet;
 
 use diesel::prelude::*;
+use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{AnyConnection, Database, schema::erasures};
-use crate::{
-    hex::hex,
-    store::{Micros, StoreError, now},
-};
+use crate::store::{Micros, StoreError, now};
 
 /// What tells a row from every other one that a deployment ever has, also after its ids went back to those of an older
 /// backup, and whatever a person was called at a time.

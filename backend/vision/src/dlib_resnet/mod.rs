@@ -8,6 +8,7 @@ mod mean_descriptor;
 use std::path::Path;
 
 use candle_core::{Device, Result, Tensor};
+use facepipe_shared::hex;
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 
@@ -162,7 +163,7 @@ impl DlibResnet {
             let cut = if bytes.len() < size { "; it was cut off, or is another" } else { "" };
             return Err(malformed(format!("it has {} bytes, {package} has {size}{cut}", bytes.len())));
         }
-        let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = hex(&Sha256::digest(&bytes));
         if found != SHA256 {
             return Err(malformed(format!(
                 "it is damaged or another: its SHA-256 is {found}, that of {package} is {SHA256}"

@@ -76,7 +76,7 @@ impl Mtcnn {
                 let side = face.bounding_box.width().max(face.bounding_box.height()).min(shorter);
                 let square = PaddedSquare { centre: visible.center(), side: 2.0 * side };
                 let confirmed = self.detect_padded(image, square, MIN_SHARE)?.into_iter();
-                confirmed.filter(|again| contains(&face.bounding_box, again.bounding_box.center())).find(
+                confirmed.filter(|again| face.bounding_box.contains(again.bounding_box.center())).find(
                     |again| {
                         // Not a face that was detected already.
                         faces.iter().all(|other| !same_face(&other.bounding_box, &again.bounding_box))
@@ -186,13 +186,9 @@ fn visible(b: &BoundingBox, image: &RgbImage) -> BoundingBox {
     }
 }
 
-fn contains(b: &BoundingBox, [x, y]: [f32; 2]) -> bool {
-    (b.left..=b.right).contains(&x) && (b.top..=b.bottom).contains(&y)
-}
-
 /// Whether two boxes contain each other's centre.
 fn same_face(a: &BoundingBox, b: &BoundingBox) -> bool {
-    contains(a, b.center()) && contains(b, a.center())
+    a.contains(b.center()) && b.contains(a.center())
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What `--version` says: whoever builds for others names the commit in `FACEPIPE_COMMIT` (`make packages` does). Git is not
-//! asked, or each commit would compile everything above this again.
+//! The output of `--version`. Release builds name their commit in `FACEPIPE_COMMIT` (`make packages` does). Git is not asked, or
+//! each commit would recompile all dependents.
 
 use std::sync::LazyLock;
 
@@ -16,7 +16,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_whose_commit_was_not_said_is_called_one_of_a_developer() {
+    fn a_build_without_a_commit_is_called_a_development_build() {
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(text(Some("0123456789ab")), format!("{version} (0123456789ab)"));
         for unsaid in [None, Some("")] {
