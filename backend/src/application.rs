@@ -25,10 +25,12 @@ use crate::{
     api,
     config::{Config, ErasedDetections},
     connection::{self, ConnectionOptions},
-    metrics::{self, Exposition, Metrics, Sources},
+    exposition::{self, Exposition, Sources},
+    metrics::Metrics,
     mistakes::{self, mistake},
+    model_loader::ModelLoader,
     outbox::{self, OutboxOptions},
-    recognise::{ActiveModel, ModelLoader, Pipeline, Recogniser},
+    recognise::{ActiveModel, Pipeline, Recogniser},
     store::{
         Blobs, Database, ServerLock, StoreError,
         ledger::{self, ReappliedErasures},
@@ -162,7 +164,7 @@ impl Application {
         if let Some(lock) = &mut lock {
             lock.set_address(address)?;
         }
-        let metrics_listener = metrics::bind(config.metrics_listen.as_deref())?;
+        let metrics_listener = exposition::bind(config.metrics_listen.as_deref())?;
         if tokens.is_none() && !address.ip().to_canonical().is_loopback() {
             tracing::warn!(
                 %address,
@@ -215,7 +217,7 @@ impl Application {
                     role: config.role.as_str(),
                     folders: config.folders(),
                 };
-                Ok::<_, std::io::Error>((address, metrics::serve(listener, Exposition::new(sources))?))
+                Ok::<_, std::io::Error>((address, exposition::serve(listener, Exposition::new(sources))?))
             })
             .transpose()?;
 
@@ -343,7 +345,7 @@ impl Application {
             if let Some(training) = self.training
                 && tokio::time::timeout(patience, training).await.is_err()
             {
-                self.trainer.give_up().await;
+                self.trainer.release_lease().await;
                 tracing::warn!("stopped in the middle of a job; it will be taken up again");
             }
         };

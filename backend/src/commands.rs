@@ -11,11 +11,12 @@ use anyhow::Context as _;
 use crate::{
     backup::{self, Manifest},
     config::{Command, Config},
+    domain::{Micros, Task, now},
     mistakes::mistake,
     store::{
-        Database, Micros, now,
+        Database,
         retention::{self, RetentionOutcome},
-        sql::{self, DatabaseOptions, Task},
+        sql::{self, DatabaseOptions},
         sweep,
     },
     tls,

@@ -18,11 +18,11 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    face_id::SameName,
-    metrics::Folder,
+    disk::Folder,
+    domain::{PlausibleRange, SameName},
     mistakes::{self, mistake},
     optional,
-    store::{Blobs, clock::PlausibleRange, retention::RetentionOptions, sql::DatabaseOptions},
+    store::{Blobs, retention::RetentionOptions, sql::DatabaseOptions},
 };
 
 /// The configuration of a server. Each field is also a key of the configuration file, a flag of
@@ -357,6 +357,13 @@ impl Args {
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
+    /// The environment variables that the program reads.
+    pub fn variables() -> Vec<String> {
+        let command = Self::command();
+        let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+        variables.map(|name| name.to_string_lossy().into_owned()).collect()
+    }
+
     /// The commands take every setting as well.
     fn command_of_all_settings() -> clap::Command {
         Self::command().mut_args(|argument| {
@@ -617,13 +624,20 @@ impl Config {
         Self::put_together(args).map_err(mistake)
     }
 
+    /// The names of all settings, as keys of the configuration file.
+    pub(crate) fn keys() -> Vec<String> {
+        let settings = serde_json::to_value(Self::default()).unwrap_or_default();
+        settings.as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect()
+    }
+
     fn put_together(args: &Args) -> anyhow::Result<Self> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(file) = &args.config {
             let text = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read the configuration file {}", file.display()))?;
             // What is no TOML is told by figment.
-            let unknown = text.parse().map(|table| mistakes::unknown_keys(&table)).unwrap_or_default();
+            let unknown =
+                text.parse().map(|table| mistakes::unknown_keys(&table, &Self::keys())).unwrap_or_default();
             if let Some(key) = unknown.first() {
                 anyhow::bail!("the configuration file {} has {key}, which is no setting", file.display());
             }

@@ -13,12 +13,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    face_id::InvalidFaceId,
-    person_id::PersonId,
-    recognise::{ModelProblem, RecogniseError, Rotation},
+    domain::{InvalidFaceId, JobFailure, PersonId},
+    model_loader::ModelProblem,
+    recognise::{RecogniseError, Rotation},
     request_id::RequestId,
     store::StoreError,
-    train::INTERNAL,
 };
 
 /// What went wrong with a request.
@@ -269,7 +268,7 @@ pub enum ApiError {
     #[error("the job failed: {reason}")]
     JobFailed {
         /// Why, naming nobody.
-        reason: String,
+        reason: JobFailure,
     },
     /// The disk is full.
     #[error("the server has no room to store this")]
@@ -545,7 +544,7 @@ impl ResponseError for ApiError {
             | Self::JobCancelled
             | Self::ModelActive
             | Self::ModelUnusable(_) => StatusCode::CONFLICT,
-            Self::JobFailed { reason } if reason != INTERNAL => StatusCode::CONFLICT,
+            Self::JobFailed { reason: JobFailure::Explained(_) } => StatusCode::CONFLICT,
             Self::DatasetLocked { .. } => StatusCode::LOCKED,
             Self::StorageFull(_) => StatusCode::INSUFFICIENT_STORAGE,
             Self::UnsupportedMediaType | Self::JsonExpected => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -559,7 +558,9 @@ impl ResponseError for ApiError {
             | Self::SeveralFaces { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooBusy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Draining | Self::DatabaseUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::JobFailed { .. } | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::JobFailed { reason: JobFailure::Internal } | Self::Internal(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 

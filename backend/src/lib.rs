@@ -7,15 +7,17 @@ mod backup;
 pub mod commands;
 mod config;
 mod connection;
+mod disk;
+mod domain;
 mod error;
-mod face_id;
+mod exposition;
 pub mod logging;
 mod metrics;
 pub mod mistakes;
+mod model_loader;
 pub mod notify;
 mod optional;
 mod outbox;
-mod person_id;
 mod recognise;
 mod request_id;
 mod store;
@@ -36,11 +38,9 @@ pub use config::{Args, Command, Config, ErasedDetections, LogFormat, ServerRole,
 #[doc(hidden)]
 pub mod parts {
     pub use crate::{
-        recognise::IdentifiedFace,
+        domain::{CaptureTime, IdentifiedFace, now},
         store::{
             Database,
-            clock::CaptureTime,
-            now,
             sql::{IdempotentCall, NewUploads, Upload},
         },
     };

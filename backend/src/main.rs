@@ -28,7 +28,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let config = Config::load(args)?;
-    let unknown = mistakes::unknown_variables(environment());
+    let unknown = mistakes::unknown_variables(environment(), &Args::variables());
     if args.print_config {
         for name in unknown {
             eprintln!("facepipe-backend: warning: {}", no_setting(&name));

@@ -2,10 +2,6 @@
 
 use std::fmt;
 
-use clap::CommandFactory as _;
-
-use crate::config::{Args, Config};
-
 /// The exit code of a mistake of configuration, as of a wrong command line: a service manager that knows it starts the
 /// program no more (`RestartPreventExitStatus`). Everything else that ends the program is 1: it may pass.
 pub const EXIT_CODE: u8 = 2;
@@ -96,9 +92,8 @@ impl fmt::Display for UnknownName {
     }
 }
 
-/// Those of `names` that begin as our variables do and are none: nothing reads them.
-pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<UnknownName> {
-    let known = variables();
+/// Those of `names` that begin with our prefix and are not among the `known` variables: nothing reads them.
+pub fn unknown_variables(names: impl IntoIterator<Item = String>, known: &[String]) -> Vec<UnknownName> {
     let is_known = |name: &str| {
         known.iter().any(|known| known == name)
             || name.strip_prefix(PREFIX).is_none_or(|rest| {
@@ -114,21 +109,12 @@ pub fn unknown_variables(names: impl IntoIterator<Item = String>) -> Vec<Unknown
     unknown
 }
 
-/// The keys of a configuration file that are no settings.
-pub fn unknown_keys(table: &toml::Table) -> Vec<UnknownName> {
-    let settings = serde_json::to_value(Config::default()).unwrap_or_default();
-    let known: Vec<&str> = settings.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
-    let unknown = table.keys().filter(|key| !known.contains(&key.as_str()));
+/// The keys of a configuration file that are not among the `known` settings.
+pub fn unknown_keys(table: &toml::Table, known: &[String]) -> Vec<UnknownName> {
+    let unknown = table.keys().filter(|key| !known.contains(key));
     unknown
-        .map(|key| UnknownName { name: key.clone(), nearest: nearest(key, known.iter().copied()) })
+        .map(|key| UnknownName { name: key.clone(), nearest: nearest(key, known.iter().map(String::as_str)) })
         .collect()
-}
-
-/// The environment variables that the program reads.
-fn variables() -> Vec<String> {
-    let command = Args::command();
-    let variables = command.get_arguments().filter_map(clap::Arg::get_env);
-    variables.map(|name| name.to_string_lossy().into_owned()).collect()
 }
 
 /// Kubernetes and Docker's links tell of each service whose name begins with ours: `FACEPIPE_SERVICE_HOST`,
@@ -156,10 +142,11 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
+    use crate::config::{Args, Config};
 
     fn unknown(names: &[&str]) -> Vec<String> {
         let names = names.iter().map(|name| (*name).to_owned());
-        unknown_variables(names).iter().map(ToString::to_string).collect()
+        unknown_variables(names, &Args::variables()).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -191,7 +178,8 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_named_with_what_was_meant() {
         let table = "max_images = 3\nmax_imagse = 3\nzzz = true".parse().unwrap();
-        let told: Vec<String> = unknown_keys(&table).iter().map(ToString::to_string).collect();
+        let told: Vec<String> =
+            unknown_keys(&table, &Config::keys()).iter().map(ToString::to_string).collect();
         assert_eq!(told, ["max_imagse (did you mean max_images?)", "zzz"]);
     }
 
@@ -241,7 +229,8 @@ mod tests {
         }
         assert!(names.len() > 100, "{}", names.len());
         names.retain(|name| !wrong.contains(&name.as_str()));
-        let mut unknown: Vec<String> = unknown_variables(names).iter().map(ToString::to_string).collect();
+        let mut unknown: Vec<String> =
+            unknown_variables(names, &Args::variables()).iter().map(ToString::to_string).collect();
         unknown.dedup();
         assert_eq!(unknown, Vec::<String>::new());
     }

@@ -8,7 +8,7 @@ use std::{
 use actix_web::http::{Method, StatusCode, header::HeaderMap};
 use reqwest::Url;
 
-use crate::{request_id::RequestId, store::StoreError};
+use crate::request_id::RequestId;
 
 /// There is none.
 #[derive(Debug, Clone)]
@@ -83,11 +83,12 @@ pub fn record_embedding<'a>(_: impl Iterator<Item = &'a Trace>, _: usize, _: Ins
 ///
 /// # Errors
 /// The call's.
-pub fn database_call<T>(
+pub fn database_call<T, E>(
     _: Option<&Trace>,
     _: &'static str,
     _: &'static str,
-    call: impl FnOnce() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+    _: impl FnOnce(&E) -> bool,
+    call: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
     call()
 }

@@ -25,10 +25,11 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    domain::{Micros, now},
     metrics::Metrics,
     request_id,
     store::{
-        Database, Micros, StoreError, from_micros, now,
+        Database, StoreError, from_micros,
         sql::{Lease, Message, Topic},
     },
     tls,

@@ -33,7 +33,7 @@ use opentelemetry_sdk::{
 };
 use reqwest::{Url, redirect};
 
-use crate::{request_id::RequestId, store::StoreError, tls};
+use crate::{request_id::RequestId, tls};
 
 /// Where the OTLP protocol takes traces, below the collector's address.
 const PATH: &str = "v1/traces";
@@ -253,19 +253,20 @@ impl Step {
 }
 
 /// Runs a call of the database, whose name is that of the function that `call` was written in, within a span of its own.
-pub fn database_call<T>(
+pub fn database_call<T, E>(
     parent: Option<&Context>,
     system: &'static str,
     name: &'static str,
-    call: impl FnOnce() -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+    is_fault: impl FnOnce(&E) -> bool,
+    call: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
     let (Some(tracer), Some(parent)) = (TRACER.get(), parent) else { return call() };
     let mut span = SpanBuilder::from_name(function(name))
         .with_kind(SpanKind::Client)
         .with_attributes([KeyValue::new("db.system.name", system)])
         .start_with_context(tracer, parent);
     let outcome = call();
-    if outcome.as_ref().is_err_and(StoreError::is_database_fault) {
+    if outcome.as_ref().is_err_and(is_fault) {
         span.set_status(Status::error(""));
     }
     span.end();

@@ -5,7 +5,7 @@ use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::Serialize;
 
 use super::{ListMeta, State, detections::TimeBasis, face_id, rfc3339};
-use crate::{error::ApiError, store::sql::PersonRef};
+use crate::{domain::PersonRef, error::ApiError};
 
 /// The People table.
 #[derive(Serialize, Apiv2Schema)]

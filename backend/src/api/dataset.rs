@@ -15,15 +15,16 @@ use super::{
     form::{Form, FormField, FormFields, ImagePart},
     recognition::{BoundingBox, ImageNote},
     rfc3339,
+    single_face::single_face,
 };
 use crate::{
     config::ErasedDetections,
+    domain::{FaceId, Person, PersonRef},
     error::ApiError,
-    face_id::FaceId,
     recognise::Picture as RecognisedPicture,
     store::{
         Blobs, StoreError, ledger,
-        sql::{self, NewImage, PendingErasure, Person, PersonRef},
+        sql::{self, NewImage, PendingErasure},
     },
     train::{Conflict, ConflictingImage},
 };
@@ -396,8 +397,8 @@ pub async fn enrol(
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
     let recognised = state.recogniser.recognise(vec![RecognisedPicture::of_a_face(bytes.clone())]).await?;
-    let (face, notes) =
-        recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??.only_face(0)?;
+    let picture = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
+    let (face, notes) = single_face(picture, 0)?;
 
     let image_id = Uuid::now_v7().to_string();
     let blob_key = Blobs::image_key(person.row, &image_id);

@@ -17,13 +17,11 @@ use super::{
     rfc3339,
 };
 use crate::{
-    error::ApiError,
-    face_id::FaceId,
-    person_id::PersonId,
-    store::{
-        Micros,
-        sql::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow, PersonRef},
+    domain::{
+        DetectionFilter, DetectionOrder, DetectionPosition, FaceId, Micros, PersonId, PersonRef,
+        StoredDetection,
     },
+    error::ApiError,
 };
 
 /// Query of the list.
@@ -297,20 +295,20 @@ impl Page {
     }
 
     /// The page's rows, and the cursor of the next one.
-    async fn load(self, state: &State) -> Result<(Vec<DetectionRow>, Option<String>), ApiError> {
+    async fn load(self, state: &State) -> Result<(Vec<StoredDetection>, Option<String>), ApiError> {
         let Self { filter, order, limit, after, scope } = self;
         // One more than asked for tells whether there is a next page.
         let rows = state.database.detections(filter, order, after, i64::from(limit) + 1).await?;
         let (rows, more) = page::cut(rows, limit);
         let last = rows.last().filter(|_| more);
-        let place = |row: &DetectionRow| DetectionPosition { captured_at: row.captured_at, id: row.id };
+        let place = |row: &StoredDetection| DetectionPosition { captured_at: row.captured_at, id: row.id };
         let next = last.map(|row| page::cursor_of(position(place(row)), &scope));
         Ok((rows, next))
     }
 }
 
 /// What arrived after the detection `after`, in the order of its arrival.
-async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<DetectionRow>, ApiError> {
+async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<StoredDetection>, ApiError> {
     let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
     let id = after.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
         ApiError::InvalidQuery(format!("after is {after:?}, it must be a detection's id, or 0 for all"))
@@ -384,7 +382,7 @@ fn prefers_csv(request: &HttpRequest) -> bool {
     preferred.unwrap_or(false)
 }
 
-fn csv(rows: Vec<DetectionRow>) -> Result<Vec<u8>, ApiError> {
+fn csv(rows: Vec<StoredDetection>) -> Result<Vec<u8>, ApiError> {
     let internal = |error: csv::Error| ApiError::Internal(error.into());
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
     // Also where no line follows.
@@ -417,12 +415,11 @@ fn csv(rows: Vec<DetectionRow>) -> Result<Vec<u8>, ApiError> {
     writer.into_inner().map_err(|error| ApiError::Internal(error.into_error().into()))
 }
 
-impl TryFrom<DetectionRow> for Detection {
+impl TryFrom<StoredDetection> for Detection {
     type Error = ApiError;
 
-    fn try_from(row: DetectionRow) -> Result<Self, ApiError> {
-        let (left, top, right, bottom) = row.bounding_box;
-        let person_id = row.person_id().map(|id| id.to_string());
+    fn try_from(row: StoredDetection) -> Result<Self, ApiError> {
+        let person_id = row.person_id.map(|id| id.to_string());
         Ok(Self {
             id: row.id,
             captured_at: rfc3339(row.captured_at)?,
@@ -439,17 +436,17 @@ impl TryFrom<DetectionRow> for Detection {
             detection_confidence: row.detection_confidence,
             model_version: row.model_version,
             track_id: row.track_id,
-            bounding_box: [left, top, right, bottom].into(),
+            bounding_box: row.bounding_box.into(),
         })
     }
 }
 
-impl TryFrom<DetectionRow> for Line {
+impl TryFrom<StoredDetection> for Line {
     type Error = ApiError;
 
-    fn try_from(row: DetectionRow) -> Result<Self, ApiError> {
-        let (left, top, right, bottom) = row.bounding_box;
-        let person_id = row.person_id().map(|id| id.to_string());
+    fn try_from(row: StoredDetection) -> Result<Self, ApiError> {
+        let [left, top, right, bottom] = row.bounding_box;
+        let person_id = row.person_id.map(|id| id.to_string());
         Ok(Self {
             id: row.id,
             captured_at: rfc3339(row.captured_at)?,

@@ -15,11 +15,9 @@ use super::{
     rfc3339,
 };
 use crate::{
+    domain::{Job, JobFailure, JobKind, JobStatus},
     error::{ApiError, ErrorDetail},
-    store::{
-        StoreError,
-        sql::{CancelOutcome, Job, JobKind, JobStatus},
-    },
+    store::{StoreError, sql::CancelOutcome},
     train::TrainingResult,
 };
 
@@ -132,8 +130,9 @@ impl JobAnswer {
             status: job.status,
             progress,
             result,
-            error: (job.status == JobStatus::Failed)
-                .then(|| ApiError::JobFailed { reason: job.error.unwrap_or_default() }.detail()),
+            error: (job.status == JobStatus::Failed).then(|| {
+                ApiError::JobFailed { reason: job.failure.unwrap_or(JobFailure::Internal) }.detail()
+            }),
             created_at: rfc3339(job.created_at)?,
             started_at: job.started_at.map(rfc3339).transpose()?,
             finished_at: job.finished_at.map(rfc3339).transpose()?,

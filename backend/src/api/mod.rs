@@ -24,6 +24,7 @@ mod page;
 mod people;
 mod recognition;
 mod roles;
+mod single_face;
 mod verify;
 
 pub use auth::authorise;
@@ -45,11 +46,12 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     config::Config,
+    domain::{FaceId, InvalidFaceId, Micros},
     error::ApiError,
-    face_id::{FaceId, InvalidFaceId},
     metrics::Metrics,
-    recognise::{ModelLoader, Recogniser},
-    store::{Blobs, Database, Micros, from_micros},
+    model_loader::ModelLoader,
+    recognise::Recogniser,
+    store::{Blobs, Database, from_micros},
     tokens::Tokens,
     train::Trainer,
 };

@@ -11,8 +11,9 @@ use super::{
     rfc3339,
 };
 use crate::{
+    domain::{JobFailure, JobKind, JobStatus},
     error::ApiError,
-    store::sql::{JobKind, JobStatus, ModelRow},
+    store::sql::ModelRow,
 };
 
 /// All models.
@@ -157,7 +158,7 @@ async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Start
     }
     job = state.trainer.wait(&job.id).await?.ok_or(ApiError::JobNotFound)?;
     match job.status {
-        JobStatus::Failed => Err(ApiError::JobFailed { reason: job.error.unwrap_or_default() }),
+        JobStatus::Failed => Err(ApiError::JobFailed { reason: job.failure.unwrap_or(JobFailure::Internal) }),
         JobStatus::Cancelled => Err(ApiError::JobCancelled),
         JobStatus::Done | JobStatus::Queued | JobStatus::Running => {
             let answer = Answer::new(JobAnswer::of(state, job).await?);

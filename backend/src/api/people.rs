@@ -12,7 +12,10 @@ use super::{
     detections::{self, Track, TrackQuery},
     form::Form,
 };
-use crate::{error::ApiError, person_id::PersonId, store::sql::PersonRef};
+use crate::{
+    domain::{PersonId, PersonRef},
+    error::ApiError,
+};
 
 /// What is no id is nobody's.
 fn who(path: &str) -> Result<PersonRef, ApiError> {

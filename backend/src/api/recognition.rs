@@ -19,14 +19,11 @@ use super::{
     rfc3339,
 };
 use crate::{
+    domain::{IdentifiedFace, Micros, now, to_micros},
     error::{ApiError, ErrorDetail},
-    recognise::{IdentifiedFace, Picture, SeenPicture},
+    recognise::{Picture, SeenPicture},
     request_id::RequestId,
-    store::{
-        Micros, now,
-        sql::{IdempotentCall, NewUploads, Upload},
-        to_micros,
-    },
+    store::sql::{IdempotentCall, NewUploads, Upload},
 };
 
 /// At most so often the log tells of a capture time that does not count.
@@ -561,8 +558,8 @@ pub fn timing(queued: Duration, computed: Duration) -> (HeaderName, String) {
 
 impl Face {
     fn new(image: usize, face: &IdentifiedFace, face_ids: &HashMap<i64, String>) -> Self {
-        let verdict = face.verdict(|person| face_ids.contains_key(&person));
-        let all_predictions: Vec<Prediction> = verdict
+        let identity = face.resolve(|person| face_ids.contains_key(&person));
+        let all_predictions: Vec<Prediction> = identity
             .predictions
             .iter()
             .filter_map(|(person, confidence)| {
@@ -574,8 +571,8 @@ impl Face {
             bounding_box: face.bounding_box.into(),
             detection_confidence: face.detection_confidence,
             top_prediction: all_predictions.first().cloned(),
-            decision: if verdict.person.is_some() { Decision::Known } else { Decision::Unknown },
-            score: verdict.score,
+            decision: if identity.person.is_some() { Decision::Known } else { Decision::Unknown },
+            score: identity.score,
             threshold: face.threshold,
             all_predictions,
         }

@@ -9,10 +9,12 @@ use super::{
     answer::Answer,
     form::{Form, FormField, FormFields, ImagePart},
     recognition::{BoundingBox, ImageNote, timing},
+    single_face::single_face,
 };
 use crate::{
+    domain::IdentifiedFace,
     error::ApiError,
-    recognise::{IdentifiedFace, Picture, SeenPicture},
+    recognise::{Picture, SeenPicture},
 };
 
 /// Two pictures to compare.
@@ -96,7 +98,7 @@ pub async fn verify(
     let mut only_face = |image: usize| {
         let picture =
             pictures.next().unwrap_or_else(|| Ok(SeenPicture::default())).map_err(unusable(image))?;
-        let (face, said) = picture.only_face(image)?;
+        let (face, said) = single_face(picture, image)?;
         notes.extend(said.into_iter().map(|note| ImageNote::new(image, note)));
         Ok::<_, ApiError>(face)
     };

@@ -5,8 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use facepipe_identify::{Decision, Identification, IdentifyError, Model};
 use facepipe_vision::Face;
 
-use super::IdentifiedFace;
-use crate::store::Micros;
+use crate::domain::{IdentifiedFace, Micros};
 
 /// A trained model and its version.
 pub struct VersionedModel {
@@ -37,11 +36,11 @@ impl ActiveModel {
     }
 }
 
-/// Reads a model's bytes and tries it once.
+/// Reads a model's bytes and identifies one embedding with it.
 ///
 /// # Errors
-/// The bytes are damaged, or the model gives no answer.
-pub fn load_tested(version: i64, created_at: Micros, bytes: &[u8]) -> Result<VersionedModel, IdentifyError> {
+/// The bytes are damaged, or the model cannot identify.
+pub fn load_tested(bytes: &[u8]) -> Result<Model, IdentifyError> {
     let model = Model::from_bytes(bytes)?;
     if !model.labels().is_empty() {
         let mut probe = vec![0.0; model.dimensions()];
@@ -50,7 +49,7 @@ pub fn load_tested(version: i64, created_at: Micros, bytes: &[u8]) -> Result<Ver
         }
         model.identify(&probe, 1.0)?;
     }
-    Ok(VersionedModel { version, created_at, model })
+    Ok(model)
 }
 
 /// What `model` says of a face; without a model, or without people in it, the face is unknown.

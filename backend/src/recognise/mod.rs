@@ -5,16 +5,12 @@
 //! is skipped.
 
 mod active;
-mod face;
-mod loader;
 mod pace;
 mod pipeline;
 mod queue;
 mod worker;
 
 pub use active::{ActiveModel, VersionedModel, load_tested};
-pub use face::IdentifiedFace;
-pub use loader::{ModelLoader, ModelProblem};
 pub use pipeline::{Picture, PictureError, Pipeline, Rotation};
 
 use std::{sync::Arc, thread, time::Duration};
@@ -25,7 +21,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::{pace::Pace, queue::Queue, worker::Worker};
 use crate::{
-    error::ApiError,
+    domain::IdentifiedFace,
     metrics::{Metrics, Refused},
 };
 
@@ -90,25 +86,6 @@ pub struct SeenPicture {
     pub notes: Vec<DecodeNote>,
     /// How it must be turned to show a face, where it shows none and [`Picture::must_show_face`] is set.
     pub turned: Option<Rotation>,
-}
-
-impl SeenPicture {
-    /// The one face of the picture of this number in its request, and what is to be said of its file.
-    ///
-    /// # Errors
-    /// It shows no face, or several.
-    pub fn only_face(self, image: usize) -> Result<(IdentifiedFace, Vec<DecodeNote>), ApiError> {
-        let Self { mut faces, notes, turned } = self;
-        match (faces.len(), faces.pop()) {
-            (1, Some(face)) => Ok((face, notes)),
-            (_, None) => Err(ApiError::NoFace { image, turned }),
-            (_, Some(last)) => {
-                faces.push(last);
-                let faces = faces.iter().map(|face| (face.bounding_box, face.detection_confidence)).collect();
-                Err(ApiError::SeveralFaces { image, faces })
-            }
-        }
-    }
 }
 
 /// What goes in comes to the workers. They end when it is dropped and the queue is empty.

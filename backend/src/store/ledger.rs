@@ -11,9 +11,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Blobs, Database, Micros, StoreError,
-    sql::{Erasure, JobKind, PendingErasure, RowIdentity},
+    Blobs, Database, StoreError,
+    sql::{Erasure, PendingErasure, RowIdentity},
 };
+use crate::domain::{JobKind, Micros};
 
 /// The folder of the entries in the blob store.
 pub const FOLDER: &str = "erasures";

@@ -1,7 +1,6 @@
 //! What outlives the process: rows in a SQL database, bytes in a blob store.
 
 pub mod blobs;
-pub mod clock;
 pub mod ledger;
 pub mod lock;
 pub mod retention;
@@ -16,7 +15,7 @@ use std::{io::ErrorKind, time::Duration};
 
 use time::OffsetDateTime;
 
-use crate::person_id::PersonId;
+use crate::domain::{Micros, PersonId};
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -152,19 +151,6 @@ impl From<object_store::Error> for StoreError {
         }
         Self::Blob(error)
     }
-}
-
-/// A moment as rows hold it: microseconds since 1970-01-01T00:00:00Z.
-pub type Micros = i64;
-
-/// The present moment.
-pub fn now() -> Micros {
-    to_micros(OffsetDateTime::now_utc())
-}
-
-/// A moment as rows hold it. RFC 3339 ends with the year 9999, far inside of the type.
-pub fn to_micros(moment: OffsetDateTime) -> Micros {
-    i64::try_from(moment.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }
 
 /// The moment that a row holds.

@@ -9,10 +9,11 @@ use std::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{
-    Database, Micros, StoreError, clock::CLOCK_UNSET_BEFORE, from_micros, now, sql::Lease, sql::Task,
+use super::{Database, StoreError, from_micros, sql::Lease};
+use crate::{
+    domain::{CLOCK_UNSET_BEFORE, Micros, Task, now},
+    metrics::Metrics,
 };
-use crate::metrics::Metrics;
 
 /// From one pass to the next.
 const INTERVAL: Duration = Duration::from_secs(3600);

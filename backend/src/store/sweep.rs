@@ -7,11 +7,11 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{
-    Blobs, Database, StoreError, ledger, now,
-    sql::{Lease, Task},
+use super::{Blobs, Database, StoreError, ledger, sql::Lease};
+use crate::{
+    domain::{Task, now},
+    metrics::Metrics,
 };
-use crate::metrics::Metrics;
 
 /// How long a sweep may take before another process may begin one.
 const LEASE: Duration = Duration::from_secs(600);

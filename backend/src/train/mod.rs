@@ -1,10 +1,13 @@
-//! Jobs: trainings and the computing anew of embeddings. They wait in the database, and one process of the deployment
-//! does them, one after the other, beside recognition.
+//! Jobs: trainings and the recomputation of embeddings. They wait in the database, and one process of the deployment does
+//! them, one after the other, beside recognition.
 
 mod executor;
 mod pairs;
+mod progress;
+mod results;
+mod training;
 
-pub use executor::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut};
+pub use results::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut};
 
 use std::{
     sync::Arc,
@@ -15,22 +18,23 @@ use tokio::{sync::watch, task::JoinHandle};
 use uuid::Uuid;
 
 use crate::{
+    domain::{Job, JobFailure, JobKind, JobOutcome},
     metrics::Metrics,
-    recognise::{ModelLoader, Pipeline},
+    model_loader::ModelLoader,
+    recognise::Pipeline,
     store::{
         Blobs, Database, StoreError,
-        sql::{Job, JobDirective, JobKind, JobOutcome, Lease, Topic},
+        sql::{JobDirective, Lease, Topic},
     },
 };
-use executor::{AbortReason, JobError, JobExecutor, Progress};
+use executor::{JobError, JobExecutor, RunningJob};
+use progress::{AbortReason, Progress};
 
-/// How often the progress of a job is written down, and looked whether it is to end.
+/// How often the progress of a job is reported, and the answer says whether the job must stop.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What is told of a failure whose reason is nobody's business but the administrator's.
-pub const INTERNAL: &str = "internal error";
-
-/// How often a waiting request looks whether its job ended, should it miss the signal.
+/// How often a waiting request looks for the end of its job in case it misses the signal, and the pause after a failed
+/// call of the database.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes jobs and reports their end; clones share it.
@@ -87,8 +91,8 @@ impl Trainer {
         self.shared.stop.send_replace(true);
     }
 
-    /// Gives the lease back in the middle of a job, so that another process takes the job up at once.
-    pub async fn give_up(&self) {
+    /// Releases the lease in the middle of a job, so that another process resumes the job at once.
+    pub async fn release_lease(&self) {
         let _ = self.shared.database.release_lease(Lease::Trainer, &self.shared.holder).await;
     }
 
@@ -157,73 +161,99 @@ impl Trainer {
     async fn run_job(&self, job: &Job) {
         let Shared { database, options, holder, metrics, .. } = &*self.shared;
         let progress = Arc::new(Progress::default());
-        let outcome = {
-            let work = self.shared.executor.run(job, holder, &progress);
-            tokio::pin!(work);
-            let mut beat = tokio::time::interval(REPORT_INTERVAL.min(options.lease / 3));
-            let mut heard = Instant::now();
-            loop {
-                tokio::select! {
-                    outcome = &mut work => break outcome,
-                    _ = beat.tick() => {
-                        match database.report_job(&job.id, holder, options.lease, progress.images()).await {
-                            Ok(order) => {
-                                heard = Instant::now();
-                                match order {
-                                    JobDirective::Continue => (),
-                                    JobDirective::Cancel => progress.abort(AbortReason::Cancelled),
-                                    JobDirective::LeaseLost => progress.abort(AbortReason::LeaseLost),
-                                }
+        let result = self.execute(job, &progress).await;
+        // A job that this process cannot finish stays marked as running, until the next holder of the lease resumes it.
+        if let Some(outcome) = outcome_of(job, result) {
+            let _ = database.report_job(&job.id, holder, options.lease, progress.images()).await;
+            let status = outcome.status();
+            match database.finish_job(&job.id, holder, options.lease, outcome).await {
+                Ok(true) => metrics.job_finished(job.kind, status),
+                // Another process has resumed it.
+                Ok(false) => (),
+                Err(error) => tracing::error!(job = job.id, %error, "cannot record the end of a job"),
+            }
+        }
+        self.return_lease().await;
+    }
+
+    /// Does a job while reporting its progress.
+    async fn execute(&self, job: &Job, progress: &Arc<Progress>) -> Result<String, JobError> {
+        let Shared { database, executor, options, holder, .. } = &*self.shared;
+        let progress = Arc::clone(progress);
+        let running = RunningJob { job, holder, started: Instant::now(), progress };
+        let progress = &running.progress;
+        let work = executor.run(&running);
+        tokio::pin!(work);
+        let mut reports = tokio::time::interval(REPORT_INTERVAL.min(options.lease / 3));
+        let mut reported = Instant::now();
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                _ = reports.tick() => {
+                    match database.report_job(&job.id, holder, options.lease, progress.images()).await {
+                        Ok(directive) => {
+                            reported = Instant::now();
+                            match directive {
+                                JobDirective::Continue => (),
+                                JobDirective::Cancel => progress.abort(AbortReason::Cancelled),
+                                JobDirective::LeaseLost => progress.abort(AbortReason::LeaseLost),
                             }
-                            Err(error) => {
-                                tracing::warn!(%error, "cannot write down a job's progress");
-                                if heard.elapsed() > options.lease {
-                                    progress.abort(AbortReason::LeaseLost);
-                                }
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot record the progress of a job");
+                            if reported.elapsed() > options.lease {
+                                progress.abort(AbortReason::LeaseLost);
                             }
                         }
                     }
                 }
             }
-        };
-        let (id, kind) = (&job.id, job.kind.as_str());
-        let outcome = match outcome {
-            Ok(result) => JobOutcome::Done(result),
-            Err(JobError::Aborted(AbortReason::Cancelled)) => {
-                tracing::info!(job = id, kind, "a job was cancelled");
-                JobOutcome::Cancelled
-            }
-            // The job stays marked as running until the lease has ended, and is then taken up again.
-            Err(
-                error @ (JobError::Aborted(AbortReason::LeaseLost)
-                | JobError::Store(StoreError::LeaseLost | StoreError::Unavailable(_))),
-            ) => {
-                tracing::warn!(job = id, kind, %error, "gave a job up, to be taken up again");
-                return;
-            }
-            Err(JobError::Aborted(AbortReason::Unblocked)) => {
-                tracing::warn!(job = id, kind, "a job ended because the dataset was unblocked");
-                JobOutcome::Failed("the dataset was unblocked before the job was done".into())
-            }
-            Err(error @ (JobError::Identify(_) | JobError::Conflict { .. })) => {
-                tracing::error!(job = id, kind, %error, "a job failed");
-                JobOutcome::Failed(error.to_string())
-            }
-            Err(error @ (JobError::Store(_) | JobError::Internal(_))) => {
-                tracing::error!(job = id, kind, %error, "a job failed");
-                JobOutcome::Failed(INTERNAL.into())
-            }
-        };
-        let _ = database.report_job(&job.id, holder, options.lease, progress.images()).await;
-        let status = outcome.status();
-        match database.finish_job(&job.id, holder, options.lease, outcome).await {
-            Ok(true) => metrics.job_finished(job.kind, status),
-            // Somebody else took it up.
-            Ok(false) => (),
-            Err(error) => tracing::error!(job = job.id, %error, "cannot write down the end of a job"),
-        }
-        if let Err(error) = database.release_lease(Lease::Trainer, holder).await {
-            tracing::warn!(%error, "cannot give the trainer's lease back");
         }
     }
+
+    /// Releases the lease as soon as the database answers, so that no process waits for the end of a lease whose holder
+    /// does nothing; one that has ended meanwhile needs no release.
+    async fn return_lease(&self) {
+        let Shared { database, options, holder, .. } = &*self.shared;
+        let begun = Instant::now();
+        while let Err(error) = database.release_lease(Lease::Trainer, holder).await {
+            tracing::warn!(%error, "cannot release the trainer's lease yet");
+            if begun.elapsed() > options.lease {
+                return;
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+}
+
+/// The outcome of a job that has ended; `None` of one that must be resumed.
+fn outcome_of(job: &Job, result: Result<String, JobError>) -> Option<JobOutcome> {
+    let (id, kind) = (&job.id, job.kind.as_str());
+    Some(match result {
+        Ok(result) => JobOutcome::Done(result),
+        Err(JobError::Aborted(AbortReason::Cancelled)) => {
+            tracing::info!(job = id, kind, "a job was cancelled");
+            JobOutcome::Cancelled
+        }
+        Err(
+            error @ (JobError::Aborted(AbortReason::LeaseLost)
+            | JobError::Store(StoreError::LeaseLost | StoreError::Unavailable(_))),
+        ) => {
+            tracing::warn!(job = id, kind, %error, "abandoned a job, which will be resumed");
+            return None;
+        }
+        Err(JobError::Aborted(AbortReason::Unblocked)) => {
+            tracing::warn!(job = id, kind, "a job ended because the dataset was unblocked");
+            let reason = "the dataset was unblocked before the job was done";
+            JobOutcome::Failed(JobFailure::Explained(reason.into()))
+        }
+        Err(error @ (JobError::Identify(_) | JobError::Conflict { .. })) => {
+            tracing::error!(job = id, kind, %error, "a job failed");
+            JobOutcome::Failed(JobFailure::Explained(error.to_string()))
+        }
+        Err(error @ (JobError::Store(_) | JobError::Internal(_))) => {
+            tracing::error!(job = id, kind, %error, "a job failed");
+            JobOutcome::Failed(JobFailure::Internal)
+        }
+    })
 }

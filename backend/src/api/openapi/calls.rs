@@ -20,12 +20,11 @@ use super::super::{
     recognition::{BoundingBox, Decision},
 };
 use crate::{
+    domain::{InvalidFaceId, JobFailure, JobKind, JobStatus, PersonId},
     error::{ApiError, ErrorBody, ErrorDetail},
-    face_id::InvalidFaceId,
-    person_id::PersonId,
-    recognise::{ModelProblem, Rotation},
-    store::sql::{JobKind, JobStatus},
-    train::{Conflict, ConflictingImage, EmbeddingResult, INTERNAL, LeftOut, TrainingResult, WhyLeftOut},
+    model_loader::ModelProblem,
+    recognise::Rotation,
+    train::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut},
 };
 
 /// What stands above all calls.
@@ -334,12 +333,12 @@ const CHANGE: &[Sample] = &[
 const JOB: &[Sample] = &[
     || {
         ApiError::JobFailed {
-        reason: "images 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c and 018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d have the same \
+        reason: JobFailure::Explained("images 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c and 018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d have the same \
                  embedding but belong to two people: erase one of them, then train again"
-            .into(),
+            .into()),
     }
     },
-    || ApiError::JobFailed { reason: INTERNAL.into() },
+    || ApiError::JobFailed { reason: JobFailure::Internal },
     || ApiError::JobCancelled,
 ];
 /// Of calls that have a model answer.

@@ -7,11 +7,12 @@ use diesel::{
 
 use super::{
     Database,
-    jobs::JobStatus,
     schema::{jobs, outbox, task_runs},
-    task_runs::Task,
 };
-use crate::store::{Micros, StoreError};
+use crate::{
+    domain::{JobStatus, Micros, Task},
+    store::StoreError,
+};
 
 /// Jobs and results of the whole deployment at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

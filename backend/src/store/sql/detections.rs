@@ -9,14 +9,16 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database,
-    names::{Person, PersonRef, person_id},
+    AnyConnection, Database, names,
     people::person,
     schema::{detections, people},
 };
 use crate::{
-    person_id::PersonId,
-    store::{Micros, StoreError, clock::CLOCK_UNSET_BEFORE, vector_to_bytes},
+    domain::{
+        CLOCK_UNSET_BEFORE, DetectionFilter, DetectionOrder, DetectionPosition, Micros, Person, PersonRef,
+        StoredDetection,
+    },
+    store::{StoreError, vector_to_bytes},
 };
 
 /// A face to be stored.
@@ -57,79 +59,50 @@ pub struct NewDetection {
     pub track_id: Option<i64>,
 }
 
-/// Which detections are asked for: those to which everything applies that is given.
-#[derive(Debug, Clone, Default)]
-pub struct DetectionFilter {
-    /// Whom they show.
-    pub person: Option<PersonRef>,
-    /// The camera.
-    pub camera_id: Option<String>,
-    /// Where the camera stood.
-    pub location: Option<String>,
-    /// Taken at this moment or later.
-    pub from: Option<Micros>,
-    /// Taken before this moment.
-    pub to: Option<Micros>,
-}
-
-/// In which order detections come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DetectionOrder {
-    /// By the time of capture, the latest first.
-    NewestFirst,
-    /// By the time of capture, the earliest first.
-    OldestFirst,
-}
-
-/// Where a detection stands in either order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DetectionPosition {
-    /// When the picture was taken.
-    pub captured_at: Micros,
-    /// The detection's row, which puts detections of the same moment in order.
-    pub id: i64,
-}
-
-/// A stored detection.
+/// The columns of a detection and of its person.
 #[derive(Queryable)]
-pub struct DetectionRow {
-    /// Its row.
-    pub id: i64,
-    /// When the picture was taken: the time that counts.
-    pub captured_at: Micros,
-    /// What the sender claims, where that does not count.
-    pub claimed_at: Option<Micros>,
-    /// When it arrived.
-    pub received_at: Micros,
-    /// The camera.
-    pub camera_id: String,
-    /// Where the camera stood.
-    pub location: String,
-    /// The Face ID of whom it shows, as it is now; `None` for an unknown face and for an erased person.
-    pub face_id: Option<String>,
-    /// Probability of the most probable person, 0 to 1.
-    pub confidence: Option<f32>,
-    /// Cosine to the mean embedding of the most probable person.
-    pub score: Option<f32>,
-    /// What the score had to reach.
-    pub threshold: f32,
-    /// Probability that it is a face, 0 to 1.
-    pub detection_confidence: f32,
-    /// The model that was asked.
-    pub model_version: Option<i64>,
-    /// The edge's track.
-    pub track_id: Option<i64>,
-    /// Left, top, right, bottom in pixels.
-    pub bounding_box: (f32, f32, f32, f32),
-    /// Row, moment of enrolment and id of whom it shows.
+struct Row {
+    id: i64,
+    captured_at: Micros,
+    claimed_at: Option<Micros>,
+    received_at: Micros,
+    camera_id: String,
+    location: String,
+    face_id: Option<String>,
+    confidence: Option<f32>,
+    score: Option<f32>,
+    threshold: f32,
+    detection_confidence: f32,
+    model_version: Option<i64>,
+    track_id: Option<i64>,
+    bounding_box: (f32, f32, f32, f32),
+    /// Row, time of enrolment and id of the person.
     person: (Option<i64>, Option<Micros>, Option<String>),
 }
 
-impl DetectionRow {
-    /// The id of whom it shows; `None` for an unknown face and for an erased person.
-    pub fn person_id(&self) -> Option<PersonId> {
-        let (row, created_at, id) = &self.person;
-        Some(person_id((*row)?, (*created_at)?, id.as_deref()))
+impl From<Row> for StoredDetection {
+    fn from(row: Row) -> Self {
+        let (left, top, right, bottom) = row.bounding_box;
+        let (person, enrolled_at, public_id) = row.person;
+        let person = person.zip(enrolled_at);
+        Self {
+            id: row.id,
+            captured_at: row.captured_at,
+            claimed_at: row.claimed_at,
+            received_at: row.received_at,
+            camera_id: row.camera_id,
+            location: row.location,
+            face_id: row.face_id,
+            person_id: person
+                .map(|(row, created_at)| names::person_id(row, created_at, public_id.as_deref())),
+            confidence: row.confidence,
+            score: row.score,
+            threshold: row.threshold,
+            detection_confidence: row.detection_confidence,
+            model_version: row.model_version,
+            track_id: row.track_id,
+            bounding_box: [left, top, right, bottom],
+        }
     }
 }
 
@@ -257,7 +230,7 @@ impl Database {
         order: DetectionOrder,
         after: Option<DetectionPosition>,
         limit: i64,
-    ) -> Result<Vec<DetectionRow>, StoreError> {
+    ) -> Result<Vec<StoredDetection>, StoreError> {
         let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
             let mut query = with_names().into_boxed::<<AnyConnection as Connection>::Backend>();
@@ -294,7 +267,7 @@ impl Database {
                     query.order((detections::captured_at.asc(), detections::id.asc()))
                 }
             };
-            Ok(query.limit(limit).load::<DetectionRow>(connection)?)
+            Ok(query.limit(limit).load::<Row>(connection)?.into_iter().map(StoredDetection::from).collect())
         })
         .await
     }
@@ -312,7 +285,7 @@ impl Database {
         filter: DetectionFilter,
         after: i64,
         limit: i64,
-    ) -> Result<Vec<DetectionRow>, StoreError> {
+    ) -> Result<Vec<StoredDetection>, StoreError> {
         let settled = self.last_visible_detection().await?;
         let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
@@ -334,7 +307,7 @@ impl Database {
             if let Some(location) = &filter.location {
                 query = query.filter(text_or(detections::location, "").eq(location));
             }
-            Ok(query.load::<DetectionRow>(connection)?)
+            Ok(query.load::<Row>(connection)?.into_iter().map(StoredDetection::from).collect())
         })
         .await
     }
@@ -343,12 +316,13 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::DetectionNotFound`].
-    pub async fn detection(&self, id: i64) -> Result<DetectionRow, StoreError> {
+    pub async fn detection(&self, id: i64) -> Result<StoredDetection, StoreError> {
         self.read(move |connection| {
             with_names()
                 .filter(detections::id.eq(id))
-                .first::<DetectionRow>(connection)
+                .first::<Row>(connection)
                 .optional()?
+                .map(StoredDetection::from)
                 .ok_or(StoreError::DetectionNotFound)
         })
         .await
@@ -475,7 +449,7 @@ mod tests {
     use diesel::connection::{InstrumentationEvent, set_default_instrumentation};
 
     use super::*;
-    use crate::{face_id::FaceId, store::sql::DatabaseOptions};
+    use crate::{domain::FaceId, store::sql::DatabaseOptions};
 
     /// The statements of all connections that were opened since.
     static STATEMENTS: Mutex<Vec<String>> = Mutex::new(Vec::new());

@@ -7,7 +7,10 @@ use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{AnyConnection, Database, schema::erasures};
-use crate::store::{Micros, StoreError, now};
+use crate::{
+    domain::{Micros, now},
+    store::StoreError,
+};
 
 /// What tells a row from every other one that a deployment ever has, also after its ids went back to those of an older
 /// backup, and whatever a person was called at a time.

@@ -22,8 +22,8 @@ use super::{
 use uuid::Uuid;
 
 use crate::{
-    recognise::IdentifiedFace,
-    store::{Micros, StoreError, clock::CaptureTime, now},
+    domain::{CaptureTime, IdentifiedFace, Micros, now},
+    store::StoreError,
 };
 
 /// The calls whose answers are kept. Each has keys of its own.
@@ -249,17 +249,17 @@ fn store_detections(
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
     for (number, face) in (0..).zip(&upload.faces) {
-        let verdict = face.verdict(|person| people.contains(&person));
-        let keep_embedding = verdict.person.is_none() && new.keep_unknown_embeddings;
+        let identity = face.resolve(|person| people.contains(&person));
+        let keep_embedding = identity.person.is_none() && new.keep_unknown_embeddings;
         let detection = NewDetection {
             captured_at: upload.time.captured_at,
             claimed_at: upload.time.claimed_at,
             received_at: new.received_at,
             camera_id: new.camera_id.clone(),
             location: new.location.clone(),
-            person_id: verdict.person,
-            confidence: verdict.predictions.first().map(|(_, confidence)| *confidence),
-            score: verdict.score,
+            person_id: identity.person,
+            confidence: identity.predictions.first().map(|(_, confidence)| *confidence),
+            score: identity.score,
             threshold: face.threshold,
             detection_confidence: face.detection_confidence,
             model_version: new.model_version,
@@ -283,11 +283,11 @@ fn store_messages(
 ) -> Result<(), StoreError> {
     let picture = upload.key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
     for (number, face) in upload.faces.iter().enumerate() {
-        let verdict = face.verdict(|person| people.contains(&person));
+        let identity = face.resolve(|person| people.contains(&person));
         let message = NewMessage {
             key: format!("{picture}/{number}"),
-            person_id: verdict.person,
-            confidence: verdict.predictions.first().map(|(_, confidence)| *confidence),
+            person_id: identity.person,
+            confidence: identity.predictions.first().map(|(_, confidence)| *confidence),
             camera_id: &new.camera_id,
             location: &new.location,
             captured_at: upload.time.captured_at,

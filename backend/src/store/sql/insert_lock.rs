@@ -8,7 +8,7 @@ use diesel::{dsl::max, prelude::*};
 
 use super::{AnyConnection, Database, schema::detections};
 #[cfg(feature = "database-servers")]
-use crate::store::Micros;
+use crate::domain::Micros;
 use crate::store::StoreError;
 
 #[cfg(feature = "database-servers")]

@@ -4,8 +4,6 @@
 use std::time::Duration;
 
 use diesel::{Connection, prelude::*};
-use paperclip::actix::Apiv2Schema;
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
@@ -14,134 +12,13 @@ use super::{
     schema::jobs,
     signals::{Topic, notify_other_processes},
 };
-use crate::store::{Micros, StoreError, now};
+use crate::{
+    domain::{Job, JobFailure, JobKind, JobOutcome, JobStatus, Micros, now},
+    store::StoreError,
+};
 
 /// How often a job is begun before it counts as one that ends its process.
 const MAX_ATTEMPTS: i32 = 3;
-
-/// What can be asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
-#[serde(rename_all = "kebab-case")]
-pub enum JobKind {
-    /// Trains on the stored embeddings.
-    OptimizedTrain,
-    /// Trains from the images.
-    Train,
-    /// Computes the embeddings of all images anew.
-    GenerateEmb,
-}
-
-impl JobKind {
-    /// All there are.
-    pub const ALL: [Self; 3] = [Self::OptimizedTrain, Self::Train, Self::GenerateEmb];
-
-    /// As rows and answers name it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::OptimizedTrain => "optimized-train",
-            Self::Train => "train",
-            Self::GenerateEmb => "generate-emb",
-        }
-    }
-
-    fn parse(text: &str) -> Result<Self, StoreError> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(|| StoreError::Damaged(format!("a job of kind {text:?}")))
-    }
-}
-
-/// How far a job is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
-#[serde(rename_all = "lowercase")]
-pub enum JobStatus {
-    /// Waits for its turn.
-    Queued,
-    /// Is being done.
-    Running,
-    /// Is done and has a result.
-    Done,
-    /// Ended with an error.
-    Failed,
-    /// Ended because somebody asked for it.
-    Cancelled,
-}
-
-impl JobStatus {
-    /// In the order in which a job goes through them.
-    pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
-
-    /// As rows and answers name it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    /// Whether nothing more will become of the job.
-    pub fn has_ended(self) -> bool {
-        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
-    }
-
-    fn parse(text: &str) -> Result<Self, StoreError> {
-        Self::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| StoreError::Damaged(format!("a job of status {text:?}")))
-    }
-}
-
-/// One job.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// UUID.
-    pub id: String,
-    /// What is to be done.
-    pub kind: JobKind,
-    /// How far it is.
-    pub status: JobStatus,
-    /// JSON, of a job that is done.
-    pub result: Option<String>,
-    /// What went wrong with one that failed; names nobody.
-    pub error: Option<String>,
-    /// When it was asked for.
-    pub created_at: Micros,
-    /// When it was begun.
-    pub started_at: Option<Micros>,
-    /// When it ended.
-    pub finished_at: Option<Micros>,
-    /// Images that are done with.
-    pub images_done: i64,
-    /// Images altogether, once they are counted.
-    pub images_total: Option<i64>,
-}
-
-/// How a job ended.
-#[derive(Debug)]
-pub enum JobOutcome {
-    /// With a result, JSON.
-    Done(String),
-    /// With an error, which must name nobody.
-    Failed(String),
-    /// On request.
-    Cancelled,
-}
-
-impl JobOutcome {
-    /// What the job is from then on.
-    pub fn status(&self) -> JobStatus {
-        match self {
-            Self::Done(_) => JobStatus::Done,
-            Self::Failed(_) => JobStatus::Failed,
-            Self::Cancelled => JobStatus::Cancelled,
-        }
-    }
-}
 
 /// What became of the wish to end a job.
 pub enum CancelOutcome {
@@ -187,10 +64,12 @@ impl TryFrom<Row> for Job {
     fn try_from(row: Row) -> Result<Self, StoreError> {
         Ok(Self {
             id: row.id,
-            kind: JobKind::parse(&row.kind)?,
-            status: JobStatus::parse(&row.status)?,
+            kind: JobKind::from_name(&row.kind)
+                .ok_or_else(|| StoreError::Damaged(format!("a job of kind {:?}", row.kind)))?,
+            status: JobStatus::from_name(&row.status)
+                .ok_or_else(|| StoreError::Damaged(format!("a job of status {:?}", row.status)))?,
             result: row.result,
-            error: row.error,
+            failure: row.error.map(JobFailure::from),
             created_at: row.created_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
@@ -366,7 +245,7 @@ impl Database {
                 let status = outcome.status();
                 let (result, error) = match &outcome {
                     JobOutcome::Done(result) => (Some(result), None),
-                    JobOutcome::Failed(error) => (None, Some(error)),
+                    JobOutcome::Failed(failure) => (None, Some(failure.to_string())),
                     JobOutcome::Cancelled => (None, None),
                 };
                 diesel::update(jobs::table.find(&id))

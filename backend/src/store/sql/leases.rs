@@ -11,7 +11,10 @@ use diesel::{
 };
 
 use super::{AnyConnection, Database, schema::leases};
-use crate::store::{Micros, StoreError, now};
+use crate::{
+    domain::{Micros, now},
+    store::StoreError,
+};
 
 /// The leases; the migrations make a row for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

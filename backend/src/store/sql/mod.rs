@@ -51,25 +51,23 @@ use diesel::{
 use tokio::sync::watch;
 
 use super::StoreError;
-use crate::{face_id::SameName, mistakes::mistake, traces};
+use crate::{domain::SameName, mistakes::mistake, traces};
 use connection::{ConnectError, Engine, Manager, Pool};
 use signals::ChangeSignals;
 
 pub use backlog::Backlog;
 pub use backup::{BackupSource, engine_of, is_empty, known_schema};
 pub use connection::{AnyConnection, DatabaseOptions};
-pub use detections::{DetectionFilter, DetectionOrder, DetectionPosition, DetectionRow};
 pub use erasures::{Erasure, RowIdentity};
 pub use idempotency_records::{IdempotentCall, NewUploads, Upload};
-pub use jobs::{CancelOutcome, Job, JobDirective, JobKind, JobOutcome, JobStatus};
+pub use jobs::{CancelOutcome, JobDirective};
 pub use leases::Lease;
 pub use models::{ModelRow, NewModel};
-pub use names::{NameChanges, Person, PersonRef};
+pub use names::NameChanges;
 pub use outbox::Message;
-pub use people::{EnrolledImage, EnrolledPerson, NewImage, PendingErasure, TrainingImage};
+pub use people::{EnrolledImage, NewImage, PendingErasure, TrainingImage};
 pub use signals::Topic;
 pub use similar::SimilarImage;
-pub use task_runs::Task;
 
 /// How often a transaction is tried that another one got in the way of.
 const MAX_ATTEMPTS: u32 = 4;
@@ -365,11 +363,12 @@ impl Database {
         // Counted by the thread itself: whoever waits for it may be gone by then.
         let counted = move || {
             let _span = span.entered();
-            traces::database_call(trace.as_ref(), system, name, call).inspect_err(|error| {
-                if error.is_database_fault() {
-                    errors.fetch_add(1, Ordering::Relaxed);
-                }
-            })
+            traces::database_call(trace.as_ref(), system, name, StoreError::is_database_fault, call)
+                .inspect_err(|error| {
+                    if error.is_database_fault() {
+                        errors.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
         };
         tokio::task::spawn_blocking(counted).await.map_err(|_| StoreError::Interrupted)?
     }

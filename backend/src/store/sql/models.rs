@@ -14,7 +14,10 @@ use super::{
     schema::{active_model, model_people, models, people},
     signals::{Topic, notify_other_processes},
 };
-use crate::store::{Micros, StoreError, now};
+use crate::{
+    domain::{Micros, now},
+    store::StoreError,
+};
 
 /// The row of a model.
 #[derive(Debug, Clone, Queryable, Selectable)]

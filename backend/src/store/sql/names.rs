@@ -17,9 +17,11 @@ use super::{
     schema::{leases, people},
 };
 use crate::{
-    face_id::{self, FaceId, InvalidFaceId, MAX_CHARACTERS, SameName},
-    person_id::PersonId,
-    store::{Micros, StoreError},
+    domain::{
+        FaceId, InvalidFaceId, Micros, Person, PersonId, PersonRef, SameName,
+        face_id::{self, MAX_CHARACTERS},
+    },
+    store::StoreError,
 };
 
 /// Stands between a key that is somebody else's and the row's number. No Face ID has it.
@@ -32,26 +34,6 @@ const LOCK: &str = "names";
 
 /// How often people are looked through while others are being added.
 const MAX_ATTEMPTS: u32 = 8;
-
-/// Whom a call is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PersonRef {
-    /// Whoever has this Face ID.
-    FaceId(FaceId),
-    /// Whoever has this id.
-    Id(PersonId),
-}
-
-/// A person, as everything else refers to one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Person {
-    /// The row.
-    pub row: i64,
-    /// The id.
-    pub id: PersonId,
-    /// The Face ID as it is kept.
-    pub face_id: String,
-}
 
 /// Whom a statement looks for.
 #[derive(Debug, Clone)]

@@ -8,7 +8,10 @@ use super::{
     AnyConnection, Database,
     schema::{outbox, people},
 };
-use crate::store::{Micros, StoreError, now};
+use crate::{
+    domain::{Micros, now},
+    store::StoreError,
+};
 
 /// A result that is to be sent.
 pub struct NewMessage<'a> {

@@ -16,14 +16,13 @@ use super::{
     AnyConnection, Database, MAX_ATTEMPTS,
     erasures::{Erasure, RowIdentity, record_erasure},
     leases::{Lease, ensure_unlocked, renew},
-    names::{self, Name, Person, PersonKey, PersonRef},
+    names::{self, Name, PersonKey},
     schema::{detections, embeddings, images, people, similar_images},
     similar::{SimilarImage, similar_to},
 };
 use crate::{
-    face_id::FaceId,
-    person_id::PersonId,
-    store::{Micros, StoreError, now, vector_from_bytes, vector_to_bytes},
+    domain::{EnrolledPerson, FaceId, Micros, Person, PersonId, PersonRef, now},
+    store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
 
 /// One person of the dataset.
@@ -121,17 +120,6 @@ pub struct TrainingSet {
     pub people: Vec<EnrolledPerson>,
 }
 
-/// A person of the dataset, as a training reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EnrolledPerson {
-    /// The row.
-    pub row: i64,
-    /// The id.
-    pub id: PersonId,
-    /// Images, with an embedding or without.
-    pub images: i64,
-}
-
 impl Database {
     /// Adds a person without images.
     ///
@@ -178,18 +166,16 @@ impl Database {
         self.read(move |connection| {
             let embedded =
                 embeddings::table.inner_join(images::table).filter(embeddings::embedder.eq(embedder));
-            let mut usable: HashMap<i64, i64> = embedded
+            let unambiguous = images::id
+                .ne_all(similar_images::table.select(similar_images::image_id))
+                .and(images::id.ne_all(similar_images::table.select(similar_images::other_image_id)));
+            let usable: HashMap<i64, i64> = embedded
+                .filter(unambiguous)
                 .group_by(images::person_id)
                 .select((images::person_id, count_star()))
                 .load::<(i64, i64)>(connection)?
                 .into_iter()
                 .collect();
-            let contradicted = images::id
-                .eq_any(similar_images::table.select(similar_images::image_id))
-                .or(images::id.eq_any(similar_images::table.select(similar_images::other_image_id)));
-            for person in embedded.filter(contradicted).select(images::person_id).load::<i64>(connection)? {
-                usable.entry(person).and_modify(|images| *images -= 1);
-            }
             let counts = images_by_person(connection)?;
             let rows = people::table
                 .select((

@@ -6,10 +6,13 @@ use diesel::prelude::*;
 
 use super::{
     AnyConnection, Database,
-    names::{Person, PersonColumns, person_of},
+    names::{PersonColumns, person_of},
     schema::{embeddings, images, people, similar_images},
 };
-use crate::store::{StoreError, vector_from_bytes};
+use crate::{
+    domain::Person,
+    store::{StoreError, vector_from_bytes},
+};
 
 /// An image that is nearly the same picture as another one.
 #[derive(Debug, Clone, PartialEq)]

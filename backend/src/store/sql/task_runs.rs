@@ -3,32 +3,10 @@
 use diesel::prelude::*;
 
 use super::{Database, schema::task_runs};
-use crate::store::{Micros, StoreError};
-
-/// Recurring work; the migrations make a row for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Task {
-    /// Deleting detections that are too old.
-    Retain,
-    /// Removing blobs that nothing refers to.
-    Sweep,
-    /// Copying database and blobs for a bad day.
-    Backup,
-}
-
-impl Task {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Retain, Self::Sweep, Self::Backup];
-
-    /// As rows and metrics name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Retain => "retain",
-            Self::Sweep => "sweep",
-            Self::Backup => "backup",
-        }
-    }
-}
+use crate::{
+    domain::{Micros, Task},
+    store::StoreError,
+};
 
 impl Database {
     /// Writes down that `task` was done to its end at `moment`.

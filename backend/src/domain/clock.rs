@@ -1,8 +1,21 @@
-//! Which time counts for a detection, and whether this machine's own clock can be believed.
+//! Times as rows hold them, and which time of capture counts for a detection.
 
 use std::time::Duration;
 
-use super::Micros;
+use time::OffsetDateTime;
+
+/// A moment: microseconds since 1970-01-01T00:00:00Z.
+pub type Micros = i64;
+
+/// The present moment.
+pub fn now() -> Micros {
+    to_micros(OffsetDateTime::now_utc())
+}
+
+/// Converts a moment. RFC 3339 ends with the year 9999, far within the range of the type.
+pub fn to_micros(moment: OffsetDateTime) -> Micros {
+    i64::try_from(moment.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+}
 
 /// 2025-01-01T00:00:00Z. No server of this program ran before: a clock that says so is not set yet, as on a board without
 /// a battery before it has reached a time server.

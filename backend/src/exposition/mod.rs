@@ -1,4 +1,9 @@
-//! What a scrape gets: the counters, and what is looked up at that moment.
+//! `/metrics` in the format of Prometheus: the counters, and gauges that are read when somebody scrapes.
+
+mod listener;
+mod process;
+
+pub use listener::{bind, serve};
 
 use std::{
     sync::Arc,
@@ -8,13 +13,13 @@ use std::{
 use prometheus::{Counter, Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncoder, proto::MetricFamily};
 use tokio::sync::Mutex;
 
-use super::{Folder, Metrics, process};
 use crate::{
-    recognise::{ModelLoader, Recogniser},
-    store::{
-        Database, now,
-        sql::{Backlog, JobStatus, Task},
-    },
+    disk::Folder,
+    domain::{JobStatus, Task, now},
+    metrics::Metrics,
+    model_loader::ModelLoader,
+    recognise::Recogniser,
+    store::{Database, sql::Backlog},
 };
 
 /// How long a scrape waits for the database.
@@ -57,7 +62,7 @@ impl Exposition {
     /// A metric cannot be written down.
     pub async fn text(&self) -> prometheus::Result<String> {
         let backlog = self.backlog().await;
-        let mut families = self.sources.metrics.registry.gather();
+        let mut families = self.sources.metrics.gather();
         families.extend(self.live(backlog)?);
         families.sort_by(|one, other| one.name().cmp(other.name()));
         TextEncoder::new().encode_to_string(&families)

@@ -6,10 +6,12 @@ use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, watch};
 
-use super::{ActiveModel, VersionedModel, active::load_tested};
-use crate::store::{
-    Blobs, Database, StoreError,
-    sql::{ModelRow, Topic},
+use crate::{
+    recognise::{ActiveModel, VersionedModel, load_tested},
+    store::{
+        Blobs, Database, StoreError,
+        sql::{ModelRow, Topic},
+    },
 };
 
 /// Loads models and swaps them in.
@@ -90,8 +92,11 @@ impl ModelLoader {
             return Err(unusable("its bytes are not those that were written".into()));
         }
         let (version, created_at) = (row.version, row.created_at);
-        let loaded = tokio::task::spawn_blocking(move || load_tested(version, created_at, &bytes)).await;
-        loaded.map_err(|error| unusable(error.to_string()))?.map_err(|error| unusable(error.to_string()))
+        let loaded = tokio::task::spawn_blocking(move || load_tested(&bytes)).await;
+        let model = loaded
+            .map_err(|error| unusable(error.to_string()))?
+            .map_err(|error| unusable(error.to_string()))?;
+        Ok(VersionedModel { version, created_at, model })
     }
 
     /// Follows the database until `stop` says so: on a signal, and at least every `interval`.

@@ -1,22 +1,14 @@
 //! What one server counts and measures, as Prometheus reads it. docs/metrics.md explains each; no label names a person.
 
-mod disk;
-mod listener;
-mod live;
-mod process;
-
-pub use disk::Folder;
-pub use listener::{bind, serve};
-pub use live::{Exposition, Sources};
-
 use std::time::Duration;
 
 use actix_web::http::{Method, StatusCode};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
+    proto::MetricFamily,
 };
 
-use crate::store::sql::{JobKind, JobStatus, Task};
+use crate::domain::{JobKind, JobStatus, Task};
 
 /// Upper bounds in seconds of what requests take: from an empty answer to a training that is waited for.
 const REQUEST_SECONDS: [f64; 14] =
@@ -177,6 +169,11 @@ impl Metrics {
             metrics.task_failures.with_label_values(&[task.name()]);
         }
         Ok(metrics)
+    }
+
+    /// Reads all counters and histograms.
+    pub fn gather(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
     }
 
     /// A request was answered. `route` is the pattern of its path.

@@ -25,7 +25,7 @@ pub struct IdentifiedFace {
 
 /// What may be said of a face, given who is still enrolled.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct ResolvedIdentity {
     /// Whom it shows, if that person is known.
     pub person: Option<i64>,
     /// Cosine to the mean embedding of the first of `predictions`, where it was measured.
@@ -39,7 +39,7 @@ impl IdentifiedFace {
     ///
     /// A face whose most probable person was erased is unknown: the cosine to the next one was never measured, and most
     /// likely it shows the erased one.
-    pub fn verdict(&self, enrolled: impl Fn(i64) -> bool) -> Verdict {
+    pub fn resolve(&self, enrolled: impl Fn(i64) -> bool) -> ResolvedIdentity {
         let mut predictions: Vec<(i64, f32)> =
             self.predictions.iter().copied().filter(|(person, _)| enrolled(*person)).collect();
         if predictions.len() < self.predictions.len() {
@@ -49,7 +49,7 @@ impl IdentifiedFace {
             }
         }
         let first = self.predictions.first().map(|(person, _)| *person).filter(|person| enrolled(*person));
-        Verdict {
+        ResolvedIdentity {
             person: first.filter(|_| self.known),
             score: self.score.filter(|_| first.is_some()),
             predictions,
@@ -75,28 +75,34 @@ mod tests {
 
     #[test]
     fn everybody_enrolled_changes_nothing() {
-        let verdict = face().verdict(|_| true);
-        assert_eq!(verdict, Verdict { person: Some(7), score: Some(0.8), predictions: face().predictions });
+        let identity = face().resolve(|_| true);
+        assert_eq!(
+            identity,
+            ResolvedIdentity { person: Some(7), score: Some(0.8), predictions: face().predictions }
+        );
     }
 
     #[test]
     fn the_face_of_an_erased_person_is_unknown() {
-        let verdict = face().verdict(|person| person != 7);
-        assert_eq!(verdict, Verdict { person: None, score: None, predictions: vec![(3, 0.75), (9, 0.25)] });
+        let identity = face().resolve(|person| person != 7);
+        assert_eq!(
+            identity,
+            ResolvedIdentity { person: None, score: None, predictions: vec![(3, 0.75), (9, 0.25)] }
+        );
     }
 
     #[test]
     fn an_erased_person_further_down_is_left_out() {
-        let verdict = face().verdict(|person| person != 3);
+        let identity = face().resolve(|person| person != 3);
         assert_eq!(
-            verdict,
-            Verdict { person: Some(7), score: Some(0.8), predictions: vec![(7, 0.8), (9, 0.2)] }
+            identity,
+            ResolvedIdentity { person: Some(7), score: Some(0.8), predictions: vec![(7, 0.8), (9, 0.2)] }
         );
     }
 
     #[test]
     fn below_the_threshold_nobody_is_named() {
-        let verdict = IdentifiedFace { known: false, ..face() }.verdict(|_| true);
-        assert_eq!((verdict.person, verdict.score), (None, Some(0.8)));
+        let identity = IdentifiedFace { known: false, ..face() }.resolve(|_| true);
+        assert_eq!((identity.person, identity.score), (None, Some(0.8)));
     }
 }

@@ -1,0 +1,20 @@
+//! The concepts that recognition, storage, training and the API share: people, faces, identities, detections and jobs.
+//! No SQL, no HTTP and no networks; `docs/architecture.md` has the order in which modules may use each other.
+
+mod clock;
+mod detection;
+mod face;
+pub mod face_id;
+mod job;
+mod person;
+mod person_id;
+mod task;
+
+pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
+pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, StoredDetection};
+pub use face::{IdentifiedFace, ResolvedIdentity};
+pub use face_id::{FaceId, InvalidFaceId, SameName};
+pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
+pub use person::{EnrolledPerson, Person, PersonRef};
+pub use person_id::PersonId;
+pub use task::Task;

@@ -1,0 +1,123 @@
+//! The results of jobs, as rows and responses have them. Rows are written without names, so that a renaming and an erasure
+//! reach the results of earlier jobs, too.
+
+use paperclip::actix::Apiv2Schema;
+use serde::{Deserialize, Serialize};
+
+/// What a training made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Apiv2Schema)]
+pub struct TrainingResult {
+    /// The new model's version; it answers from now on.
+    #[openapi(minimum = 1, example = "7")]
+    pub model_version: i64,
+    /// The embedder whose embeddings it takes.
+    #[openapi(example = "mobilefacenet")]
+    pub embedder: String,
+    /// People that it tells apart.
+    #[openapi(minimum = 0, example = "10")]
+    pub people: i64,
+    /// Images that it was trained on.
+    #[openapi(minimum = 0, example = "60")]
+    pub images: i64,
+    /// People who are not in the model: no picture of them can be used. `people_left_out` says who.
+    #[openapi(minimum = 0, example = "1")]
+    pub people_without_embeddings: i64,
+    /// Images that could not be used: no face was found on them, or their bytes are damaged. Always 0 where the
+    /// stored embeddings were taken.
+    #[openapi(minimum = 0, example = "0")]
+    pub images_left_out: i64,
+    /// Images that were left out since another person has nearly the same picture: nobody can tell whom it shows.
+    #[serde(default)]
+    #[openapi(minimum = 0, example = "2")]
+    pub images_in_conflict: i64,
+    /// Who is not in the model, by Face ID, the first 100 of `people_without_embeddings`.
+    #[serde(default)]
+    pub people_left_out: Vec<LeftOut>,
+    /// Which images those of `images_in_conflict` are, the most similar first, at most 100 pairs. Erase the one of each
+    /// that does not show its person.
+    #[serde(default)]
+    pub conflicts: Vec<Conflict>,
+    /// How long it took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
+    pub duration_ms: i64,
+}
+
+/// Somebody who is not in a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct LeftOut {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    pub person_id: String,
+    /// The name that the person has now. Null for one who was erased since.
+    #[openapi(example = "Ada Lovelace")]
+    pub face_id: Option<String>,
+    /// The person's images when it was trained, with a face or without.
+    #[openapi(minimum = 0, example = "0")]
+    pub images: i64,
+    #[openapi(example = "no_images")]
+    pub reason: WhyLeftOut,
+}
+
+/// Why somebody is not in a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhyLeftOut {
+    /// Nothing is enrolled.
+    NoImages,
+    /// No enrolled image has an embedding of the model's embedder.
+    NoEmbeddings,
+    /// Another person has the same pictures.
+    InConflict,
+}
+
+/// Two images of different people that are nearly the same picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Apiv2Schema)]
+pub struct Conflict {
+    /// The two.
+    pub images: Vec<ConflictingImage>,
+    /// Cosine between their embeddings.
+    #[openapi(minimum = -1, maximum = 1, example = "1")]
+    pub similarity: f32,
+}
+
+/// An image that is nearly the same picture as another person's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct ConflictingImage {
+    /// What `/images/{image_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    pub image_id: String,
+    /// Whom it is enrolled under, as `/people/{person_id}` takes it.
+    #[openapi(example = "018f4c9a-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
+    pub person_id: String,
+    /// The name that the person has now. Null for one who was erased since.
+    #[openapi(example = "Ada Lovelace")]
+    pub face_id: Option<String>,
+}
+
+impl TrainingResult {
+    /// Everybody whom the result is about: id, and where the name is to be put. Results are kept without names, so that
+    /// an erasure and a renaming reach them.
+    pub fn people_named(&mut self) -> impl Iterator<Item = (&str, &mut Option<String>)> {
+        let left_out =
+            self.people_left_out.iter_mut().map(|left| (left.person_id.as_str(), &mut left.face_id));
+        let conflicting = self.conflicts.iter_mut().flat_map(|conflict| &mut conflict.images);
+        left_out.chain(conflicting.map(|image| (image.person_id.as_str(), &mut image.face_id)))
+    }
+}
+
+/// What computing the embeddings anew made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct EmbeddingResult {
+    /// The network that made them.
+    #[openapi(example = "mobilefacenet")]
+    pub embedder: String,
+    /// Images that have one now.
+    #[openapi(minimum = 0, example = "60")]
+    pub images: i64,
+    /// Images that have none: no face was found on them, or their bytes are damaged.
+    #[openapi(minimum = 0, example = "0")]
+    pub images_left_out: i64,
+    /// How long it took, milliseconds.
+    #[openapi(minimum = 0, example = "412")]
+    pub duration_ms: i64,
+}

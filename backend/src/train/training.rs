@@ -1,0 +1,168 @@
+//! A training without the database: from embeddings to the bytes of a model, and the report on what went into it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ops::ControlFlow,
+    sync::Arc,
+};
+
+use facepipe_identify::{IdentifyError, Model, Sample, TrainOptions};
+
+use super::{
+    executor::JobError,
+    pairs::same_pictures,
+    progress::{AbortReason, Progress},
+    results::{Conflict, ConflictingImage, LeftOut, WhyLeftOut},
+};
+use crate::{
+    domain::{EnrolledPerson, PersonId},
+    recognise::{VersionedModel, load_tested},
+    store::sql::TrainingImage,
+};
+
+/// Entries in each list of a result.
+const MAX_LISTED: usize = 100;
+
+/// The input of a training.
+pub struct TrainingData {
+    /// The images with their embeddings.
+    pub images: Vec<TrainingImage>,
+    /// Everybody in the dataset.
+    pub people: Vec<EnrolledPerson>,
+    /// Images without a usable face.
+    pub images_left_out: i64,
+    /// The model whose hyperplanes the training continues from; `None` to train from scratch.
+    pub previous: Option<Arc<VersionedModel>>,
+}
+
+/// A model that is trained and tested, but not stored.
+pub struct TrainedModel {
+    /// The serialised model.
+    pub bytes: Vec<u8>,
+    /// Row ids of the people that the model knows.
+    pub people: Vec<i64>,
+    /// Images that it was trained on.
+    pub images: usize,
+}
+
+/// Images of two people that are nearly the same picture.
+pub struct ConflictingPair {
+    /// Id and person of each.
+    pub images: [(String, i64); 2],
+    /// Cosine between their embeddings.
+    pub similarity: f32,
+}
+
+/// Trains a model of the images. Blocks.
+///
+/// # Errors
+/// The images cannot be trained on, or `progress` says to stop.
+pub fn fit(
+    embedder: &str,
+    images: Vec<TrainingImage>,
+    previous: Option<&VersionedModel>,
+    progress: &Progress,
+) -> Result<TrainedModel, JobError> {
+    // Labels are row ids: the model's file names nobody, and a renamed person needs no training.
+    let (ids, samples): (Vec<String>, Vec<Sample>) = images
+        .into_iter()
+        .map(|TrainingImage { id, person, embedding }| (id, Sample { label: person.to_string(), embedding }))
+        .unzip();
+    let watch = |done: usize| {
+        // Images whose embeddings the job computed are counted already.
+        progress.advance_to(done);
+        match progress.abort_reason() {
+            Some(_) => ControlFlow::Break(()),
+            None => ControlFlow::Continue(()),
+        }
+    };
+    let options = TrainOptions::default();
+    let trained = match previous {
+        Some(previous) => previous.model.retrain(embedder, &samples, &options, &watch),
+        None => Model::train_with_progress(embedder, &samples, &options, &watch),
+    };
+    let model = match trained {
+        Ok(model) => model,
+        Err(IdentifyError::Cancelled) => return Err(aborted(progress)),
+        Err(IdentifyError::Conflict { first, second }) => {
+            let id = |position: usize| ids.get(position).cloned().unwrap_or_default();
+            return Err(JobError::Conflict { first: id(first), second: id(second) });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let row =
+        |label: &String| label.parse().map_err(|_| JobError::Internal("a label that is no row id".into()));
+    let people = model.labels().iter().map(row).collect::<Result<_, _>>()?;
+    let bytes = model.to_bytes();
+    // From the bytes that every replica will read.
+    load_tested(&bytes)?;
+    Ok(TrainedModel { bytes, people, images: samples.len() })
+}
+
+/// Separates the images that show one person each from those that two people share, the most similar pairs first. Blocks.
+///
+/// # Errors
+/// `progress` says to stop.
+pub fn split_conflicts(
+    images: Vec<TrainingImage>,
+    same_picture: f32,
+    progress: &Progress,
+) -> Result<(Vec<TrainingImage>, Vec<ConflictingPair>), JobError> {
+    let compared: Vec<(i64, &[f32])> =
+        images.iter().map(|image| (image.person, image.embedding.as_slice())).collect();
+    let pairs = same_pictures(&compared, same_picture, &|| progress.abort_reason().is_none());
+    let mut pairs = pairs.ok_or_else(|| aborted(progress))?;
+    pairs.sort_by(|one, other| other.similarity.total_cmp(&one.similarity));
+    let side = |position: usize| images.get(position).map(|image| (image.id.clone(), image.person));
+    let conflicts = pairs
+        .iter()
+        .filter_map(|pair| {
+            let images = [side(pair.first)?, side(pair.second)?];
+            Some(ConflictingPair { images, similarity: pair.similarity })
+        })
+        .collect();
+    let out: HashSet<usize> = pairs.iter().flat_map(|pair| [pair.first, pair.second]).collect();
+    let kept = images.into_iter().enumerate().filter(|(position, _)| !out.contains(position));
+    Ok((kept.map(|(_, image)| image).collect(), conflicts))
+}
+
+fn aborted(progress: &Progress) -> JobError {
+    JobError::Aborted(progress.abort_reason().unwrap_or(AbortReason::Cancelled))
+}
+
+/// The people who are not in a model, and how many there are: the list has at most [`MAX_LISTED`] of them.
+pub fn people_left_out(
+    enrolled: &[EnrolledPerson],
+    with_embeddings: &HashSet<i64>,
+    in_model: &[i64],
+) -> (Vec<LeftOut>, usize) {
+    let in_model: HashSet<i64> = in_model.iter().copied().collect();
+    let left_out = || enrolled.iter().filter(|person| !in_model.contains(&person.row));
+    let describe = |person: &EnrolledPerson| {
+        let reason = if person.images == 0 {
+            WhyLeftOut::NoImages
+        } else if with_embeddings.contains(&person.row) {
+            WhyLeftOut::InConflict
+        } else {
+            WhyLeftOut::NoEmbeddings
+        };
+        LeftOut { person_id: person.id.to_string(), face_id: None, images: person.images, reason }
+    };
+    (left_out().take(MAX_LISTED).map(describe).collect(), left_out().count())
+}
+
+/// The conflicting pairs as a result lists them, at most [`MAX_LISTED`], and the number of images in all of them.
+pub fn describe_conflicts(pairs: &[ConflictingPair], enrolled: &[EnrolledPerson]) -> (Vec<Conflict>, usize) {
+    let ids: HashMap<i64, PersonId> = enrolled.iter().map(|person| (person.row, person.id)).collect();
+    let image = |(image_id, person): &(String, i64)| {
+        let person_id = ids.get(person)?.to_string();
+        Some(ConflictingImage { image_id: image_id.clone(), person_id, face_id: None })
+    };
+    let conflict = |pair: &ConflictingPair| {
+        let images = pair.images.iter().map(image).collect::<Option<Vec<_>>>()?;
+        Some(Conflict { images, similarity: pair.similarity })
+    };
+    let images: HashSet<&str> =
+        pairs.iter().flat_map(|pair| pair.images.iter().map(|(image, _)| image.as_str())).collect();
+    (pairs.iter().take(MAX_LISTED).filter_map(conflict).collect(), images.len())
+}
