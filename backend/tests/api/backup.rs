@@ -19,7 +19,9 @@ use tempfile::TempDir;
 
 use crate::{
     deployment::with,
-    helpers::{Engine, Server, dump, files_below, output_of, photograph, photograph_path, restore, start},
+    helpers::{
+        Engine, Server, dump, files_below, output_of, photograph, photograph_path, restore, start, until,
+    },
 };
 
 /// A dump of the database and a copy of the blobs, taken in this order; and what the program's own command makes.
@@ -310,6 +312,27 @@ async fn a_backup_taken_while_images_change_has_the_blob_of_every_row() {
         succeeds(&with(&config, &["restore", backup.to_str().unwrap()]).await);
         closed(&config.data_dir);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_waits_for_no_lease_of_the_backed_up_deployment() {
+    let server = start!(|config| config.lease_s = 3600);
+    server.enrol("Tony_Blair", &[1]).await;
+    // As though another process were in the middle of a training.
+    server.execute("UPDATE leases SET holder = 'gone', expires_at = 9000000000000000");
+    let job = server.post("/model/optimized-train").await.expect(StatusCode::ACCEPTED);
+    server.execute("UPDATE jobs SET status = 'running', started_at = created_at, attempts = 1");
+    let backup = Backup::of(&server).await;
+    server.stop().await;
+
+    let restored = backup.restored_by_command(None).await;
+    let status = || restored.lines("SELECT status AS line FROM jobs");
+    until(|| status() == ["done"]).await;
+    let job = restored.get(&format!("/jobs/{}", job["job_id"].as_str().unwrap())).await;
+    assert_eq!(job.expect(StatusCode::OK)["result"]["images"], 1);
+    // The dataset is not locked either.
+    restored.enrol("Hugo_Chavez", &[1]).await;
+    restored.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

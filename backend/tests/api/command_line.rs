@@ -183,7 +183,7 @@ impl Running {
         Self::start_with(folder, models, &["--listen", "127.0.0.1:0"])
     }
 
-    fn start_with(folder: &Path, models: &Path, settings: &[&str]) -> (Self, String) {
+    pub fn start_with(folder: &Path, models: &Path, settings: &[&str]) -> (Self, String) {
         Self::start_in(folder, models, settings, &[])
     }
 
@@ -232,7 +232,7 @@ impl Running {
     }
 
     /// Waits until the program has logged something. Returns all that it has logged until then.
-    fn logs(&self, what: &str) -> String {
+    pub fn logs(&self, what: &str) -> String {
         let begun = Instant::now();
         loop {
             let logged = self.logged.lock().unwrap().clone();

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Once},
+    time::{Duration, Instant},
 };
 
 use diesel::{
@@ -183,23 +184,7 @@ impl Server {
 
     /// What a query on the server's database gives in its one column `line`, a text.
     pub fn lines(&self, query: &str) -> Vec<String> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = diesel::sql_types::Text)]
-            line: String,
-        }
-        let query = diesel::sql_query(query);
-        let rows: Vec<Row> = match &self.config.database_url {
-            None => {
-                let file = self.data.path().join("facepipe.db");
-                query.load(&mut SqliteConnection::establish(file.to_str().unwrap()).unwrap()).unwrap()
-            }
-            Some(url) if url.starts_with("postgres") => {
-                query.load(&mut PgConnection::establish(url).unwrap()).unwrap()
-            }
-            Some(url) => query.load(&mut MysqlConnection::establish(url).unwrap()).unwrap(),
-        };
-        rows.into_iter().map(|row| row.line).collect()
+        lines(&self.config.database_url(), query)
     }
 
     /// Runs statements on the server's database.
@@ -247,6 +232,23 @@ pub fn revert(database: &str, engine: &str, migration: &str) {
     execute(database, &fs::read_to_string(folder.join("down.sql")).unwrap());
     let version: String = migration.chars().take(17).filter(char::is_ascii_digit).collect();
     execute(database, &format!("DELETE FROM __diesel_schema_migrations WHERE version = '{version}'"));
+}
+
+/// What a query on a database gives in its one column `line`, a text.
+pub fn lines(database: &str, query: &str) -> Vec<String> {
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        line: String,
+    }
+    let query = diesel::sql_query(query);
+    let rows: Vec<Row> = match database.split_once("://").unwrap() {
+        ("sqlite", file) => query.load(&mut SqliteConnection::establish(file).unwrap()),
+        ("postgres", _) => query.load(&mut PgConnection::establish(database).unwrap()),
+        _ => query.load(&mut MysqlConnection::establish(database).unwrap()),
+    }
+    .unwrap();
+    rows.into_iter().map(|row| row.line).collect()
 }
 
 /// Runs statements on a database.
@@ -301,6 +303,15 @@ impl Engine {
             Self::Mysql => create.execute(&mut MysqlConnection::establish(&server).unwrap()).unwrap(),
         };
         format!("{server}/{name}")
+    }
+}
+
+/// Waits until something holds that must come to hold.
+pub async fn until(condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come to that");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

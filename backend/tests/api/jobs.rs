@@ -2,11 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use diesel::{Connection as _, SqliteConnection, connection::SimpleConnection as _};
 use facepipe_identify::Model;
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::{Value, json};
 
-use crate::helpers::{Server, files_below, photograph, start};
+use crate::{
+    command_line::Running,
+    helpers::{Engine, Server, client, execute, files_below, lines, photograph, start, until},
+    replicas::{models, post},
+};
 
 const ALL: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
 
@@ -140,6 +145,48 @@ async fn jobs_can_be_cancelled() {
     server.delete("/jobs/none-of-this-id").await.expect_error(404, "job_not_found");
     // The next job is done as ever.
     server.train().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lease_of_an_abandoned_job_is_released_as_soon_as_the_database_answers() {
+    // A test can keep everybody else from writing to SQLite.
+    if Engine::of_this_run().is_some() {
+        return;
+    }
+    let models = models!();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        "--listen=127.0.0.1:0",
+        "--metrics-listen=off",
+        "--lease-s=3600",
+        "--database-timeout-s=1",
+        "--poll-interval-ms=100",
+    ];
+    let (running, url) = Running::start_with(folder.path(), &models, &settings);
+    let database = format!("sqlite://{}", folder.path().join("data/facepipe.db").display());
+    let held = |lease: &str| {
+        let query = format!("SELECT holder AS line FROM leases WHERE name = '{lease}'");
+        lines(&database, &query) != [""]
+    };
+    // The job waits for the dataset, and asks for it again and again.
+    execute(
+        &database,
+        "UPDATE leases SET holder = 'test', expires_at = 9000000000000000 WHERE name = 'dataset'",
+    );
+    let client = client();
+    let job = post(&client, &format!("{url}/model/generate-emb")).await.expect(StatusCode::ACCEPTED);
+    until(|| lines(&database, "SELECT status AS line FROM jobs") == ["running"]).await;
+    assert!(held("trainer"));
+
+    let mut lock = SqliteConnection::establish(database.strip_prefix("sqlite://").unwrap()).unwrap();
+    lock.batch_execute("PRAGMA busy_timeout = 60000; BEGIN IMMEDIATE").unwrap();
+    tokio::task::block_in_place(|| running.logs("abandoned a job"));
+    // With nothing left to do, the process takes the lease for no other job.
+    lock.batch_execute("UPDATE jobs SET status = 'cancelled'; COMMIT").unwrap();
+    until(|| !held("trainer")).await;
+
+    let trained = post(&client, &format!("{url}/model/optimized-train?wait=true")).await;
+    assert_ne!(trained.expect(StatusCode::OK)["job_id"], job["job_id"]);
 }
 
 #[tokio::test]
