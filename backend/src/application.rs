@@ -240,7 +240,7 @@ impl Application {
         let mut background = Background::default();
         background.spawn(async move { following.follow(poll, stopped).await });
         if let Some(tokens) = &tokens {
-            background.spawn(Arc::clone(tokens).follow(stop.subscribe()));
+            background.spawn(Arc::clone(tokens).watch(stop.subscribe()));
         }
         let mut sending = None;
         if manages {

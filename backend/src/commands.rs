@@ -62,7 +62,7 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             match retained? {
                 RetentionOutcome::Done(deleted) => println!(
                     "Deleted {} detections and {} answers that were too old.",
-                    deleted.detections, deleted.answers
+                    deleted.detections, deleted.idempotency_records
                 ),
                 RetentionOutcome::ClockDoubted(doubt) => anyhow::bail!(
                     "{doubt} Nothing was deleted. Where the clock is right, say so once: --trust-clock"

@@ -1,4 +1,4 @@
-//! Keeps the model that answers the same as the one that the database names, on every replica.
+//! Keeps the active model of every replica in step with the database.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,21 +14,21 @@ use crate::{
     },
 };
 
-/// Loads models and swaps them in.
+/// Loads models and activates them in this process.
 pub struct ModelLoader {
     database: Database,
     blobs: Blobs,
     active: Arc<ActiveModel>,
     embedder: &'static str,
-    /// The version that could not be used, so that it is told of once. Whoever holds this is the only one to look
-    /// and to swap: what was read last is what answers.
+    /// The version that could not be loaded, so that this is logged once. The mutex serialises refreshes, so that the
+    /// version read last is the active one.
     refused: Mutex<Option<i64>>,
 }
 
-/// Why a model cannot answer here.
+/// Why a model cannot be used by this server.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelProblem {
-    /// It takes other embeddings.
+    /// The model is of another embedder.
     #[error("the model takes embeddings of {model}, this server computes those of {server}")]
     Embedder {
         /// The model's embedder.
@@ -36,24 +36,24 @@ pub enum ModelProblem {
         /// The server's embedder.
         server: &'static str,
     },
-    /// Its bytes are missing or damaged.
+    /// The model's file is missing or damaged.
     #[error("the model's file cannot be used: {0}")]
     Unusable(String),
 }
 
 impl ModelLoader {
-    /// Of the models that take embeddings of `embedder`.
+    /// Creates a loader of models for embeddings of `embedder`.
     pub fn new(database: Database, blobs: Blobs, active: Arc<ActiveModel>, embedder: &'static str) -> Self {
         Self { database, blobs, active, embedder, refused: Mutex::new(None) }
     }
 
-    /// The model that answers at this moment.
+    /// The active model.
     pub fn active(&self) -> Option<Arc<VersionedModel>> {
         self.active.get()
     }
 
-    /// Looks which model is to answer and has it answer. One that cannot be used leaves the one before it, or none at
-    /// the start, and says so in the log: people can still be enrolled and a training mends it.
+    /// Activates the model that the database names. A model that cannot be loaded leaves the previous one active, or none at
+    /// the start, and is logged: people can still be enrolled, and a training repairs it.
     ///
     /// # Errors
     /// The database fails.
@@ -78,10 +78,10 @@ impl ModelLoader {
         Ok(())
     }
 
-    /// Reads a model and tries it.
+    /// Loads a model and tests it.
     ///
     /// # Errors
-    /// It could not answer here.
+    /// [`ModelProblem`].
     pub async fn load(&self, row: &ModelRow) -> Result<VersionedModel, ModelProblem> {
         if row.embedder != self.embedder {
             return Err(ModelProblem::Embedder { model: row.embedder.clone(), server: self.embedder });
@@ -99,7 +99,7 @@ impl ModelLoader {
         Ok(VersionedModel { version, created_at, model })
     }
 
-    /// Follows the database until `stop` says so: on a signal, and at least every `interval`.
+    /// Follows the database until `stop` is set: on a signal, and at least every `interval`.
     pub async fn follow(&self, interval: Duration, mut stop: watch::Receiver<bool>) {
         let mut changes = self.database.changes(Topic::Model);
         while !*stop.borrow() {

@@ -1,4 +1,4 @@
-//! Tells systemd how the program is doing: sd_notify(3), datagrams to the socket that `NOTIFY_SOCKET` names.
+//! Reports the state of the program to systemd: sd_notify(3), datagrams to the socket that `NOTIFY_SOCKET` names.
 
 use std::{
     ffi::OsStr,
@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream};
 
-/// How long the server may take to say that it lives.
+/// How long the server may take to answer the liveness probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The service manager, where there is one.
@@ -28,7 +28,7 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The one that the environment names. Nobody is told anything where there is none.
+    /// Reads the environment. Without `NOTIFY_SOCKET`, reports go nowhere.
     ///
     /// # Errors
     /// `NOTIFY_SOCKET` names no socket that can be written to.
@@ -36,27 +36,27 @@ impl ServiceManager {
         let socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
         let socket = socket.map(|name| open(&name)).transpose()?.map(Arc::new);
         let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-        // Meant for another process where it names another one.
+        // The watchdog is for another process where WATCHDOG_PID differs.
         let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0).map(Duration::from_micros);
         Ok(Self { watchdog: watchdog.filter(|_| socket.is_some()), socket })
     }
 
-    /// The server answers.
+    /// Reports that the server is ready.
     pub fn ready(&self) {
         self.notify("READY=1\nSTATUS=serving");
     }
 
-    /// The server is about to end.
+    /// Reports that the server is stopping.
     pub fn stopping(&self) {
         self.notify("STOPPING=1\nSTATUS=answering what was accepted");
     }
 
-    /// Has the watchdog wait as long as `/livez` at `address` answers, where systemd watches at all. Never ends then.
+    /// Resets the watchdog while `/livez` at `address` answers. Returns at once without a watchdog, otherwise never.
     pub async fn keep_watchdog(self, address: SocketAddr, stopping: impl Fn() -> bool) {
         let Some(within) = self.watchdog else { return };
         loop {
-            // While it ends, the service manager has another limit.
+            // For the stop, the service manager has its own timeout.
             if stopping() || is_alive(address).await {
                 self.notify("WATCHDOG=1");
             } else {
@@ -70,12 +70,12 @@ impl ServiceManager {
         let Some(socket) = &self.socket else { return };
         let (socket, address) = &**socket;
         if let Err(error) = socket.send_to_addr(state.as_bytes(), address) {
-            tracing::warn!(%error, "systemd cannot be told how the service is doing");
+            tracing::warn!(%error, "cannot report the state of the service to systemd");
         }
     }
 }
 
-/// A path, or with `@` in front a name of the abstract namespace.
+/// Opens a path, or with a leading `@` a name in the abstract namespace.
 fn open(name: &OsStr) -> io::Result<(UnixDatagram, UnixAddr)> {
     let address = match name.as_bytes() {
         [b'@', rest @ ..] => UnixAddr::from_abstract_name(rest)?,
@@ -90,7 +90,7 @@ fn open(name: &OsStr) -> io::Result<(UnixDatagram, UnixAddr)> {
 
 /// Whether the server at `address` answers `/livez`.
 async fn is_alive(mut address: SocketAddr) -> bool {
-    // Connections to “every address” go nowhere on some systems.
+    // Some systems cannot connect to an unspecified address.
     match address.ip() {
         ip if !ip.is_unspecified() => (),
         IpAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),

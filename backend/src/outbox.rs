@@ -1,8 +1,8 @@
-//! Results on their way to the external API. One process of the deployment sends at a time; each result is tried again
-//! until the API takes it or it is too old.
+//! Sends the messages of the outbox to the external API. One process of the deployment sends at a time; each message is
+//! retried until the API accepts it or it expires.
 //!
-//! Whatever keeps the process from writing down that a result was taken (a crash, a database that is away) has it sent
-//! again: its receiver tells by the key.
+//! Delivery is at least once: where the process cannot record that a message was accepted (a crash, an unavailable
+//! database), it sends the message again, and the receiver recognises the key.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,39 +35,38 @@ use crate::{
     tls,
 };
 
-/// Results that are on their way at a time.
+/// Concurrent requests at most.
 const MAX_IN_FLIGHT: usize = 4;
-/// The shortest wait after a failure. It doubles with each further one.
+/// The shortest backoff after a failure. It doubles with each further one.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
-/// The longest wait after a failure.
+/// The longest backoff after a failure.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// The longest wait that the API may ask for.
+/// The longest `Retry-After` that is honoured.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
-/// How often results that are too old are looked for.
+/// How often expired messages are dropped.
 const DROP_INTERVAL: Duration = Duration::from_secs(1);
-/// Bytes of an answer that are read, so that its connection can be used again.
+/// Bytes of a response that are read, so that its connection can be reused.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Where results go, and how.
+/// The external API and how to send to it.
 #[derive(Debug, Clone)]
 pub struct OutboxOptions {
-    /// What takes them.
+    /// The address of the API.
     pub url: Url,
-    /// How long a result is kept that is not taken.
+    /// How long a message is kept that the API does not accept.
     pub max_age: Duration,
-    /// How long the API may take to answer.
+    /// How long the API may take to respond.
     pub timeout: Duration,
-    /// How often is looked for results, should the signal be missed.
+    /// How often to look for messages in case the signal is missed.
     pub poll: Duration,
-    /// How long after the end of a process that sent another one goes on, beside the time that an answer may take.
+    /// How long after a crash of the sending process another one takes over, in addition to `timeout`.
     pub lease: Duration,
 }
 
-/// Starts the task that sends what is in the outbox, until `stop` says so; it ends when what is on its way has arrived
-/// or failed.
+/// Starts the task that sends messages until `stop` is set; it ends when all requests in flight have ended.
 ///
 /// # Errors
-/// The HTTP client cannot be made.
+/// The HTTP client cannot be created.
 pub fn start(
     database: Database,
     options: OutboxOptions,
@@ -78,7 +77,7 @@ pub fn start(
     let client = Client::builder()
         .user_agent(concat!("facepipe/", env!("CARGO_PKG_VERSION")))
         .timeout(options.timeout)
-        // A result goes where it was configured to go, nowhere else.
+        // Results go to the configured address only.
         .redirect(redirect::Policy::none())
         .build()?;
     let sender = Sender {
@@ -104,11 +103,11 @@ struct Sender {
     options: OutboxOptions,
     /// Names this process in leases.
     holder: String,
-    /// Until when nobody else sends, where this process holds the lease.
+    /// The end of the lease, where this process holds it.
     lease_ends: Option<Instant>,
-    /// When somebody else had it last.
+    /// When another process was last found to hold the lease.
     declined_at: Option<Instant>,
-    /// When results that were too old were dropped last.
+    /// When expired messages were last dropped.
     dropped_at: Option<Instant>,
     sending: JoinSet<Result<(), DeliveryError>>,
     tasks: HashMap<Id, InFlight>,
@@ -117,22 +116,22 @@ struct Sender {
     metrics: Arc<Metrics>,
 }
 
-/// What a task sends.
+/// A message in flight.
 struct InFlight {
-    /// The message's row.
+    /// The row id of the message.
     id: i64,
-    /// Its attempts before this one.
+    /// The number of earlier attempts.
     attempts: i32,
-    /// The request that it is from.
+    /// The request with the image.
     request_id: Option<String>,
 }
 
-/// What is still to be written down, by the messages' rows.
+/// Outcomes that are not recorded in the database yet, by row id.
 #[derive(Default)]
 struct UnrecordedOutcomes {
-    taken: Vec<i64>,
-    /// With the moment of the next attempt.
-    refused: Vec<(i64, Micros)>,
+    delivered: Vec<i64>,
+    /// With the time of the next attempt.
+    failed: Vec<(i64, Micros)>,
 }
 
 impl Sender {
@@ -142,7 +141,7 @@ impl Sender {
         while !*stop.borrow() {
             let step = self.step().await;
             match &step {
-                // Once, not at every look.
+                // Once, not at every attempt.
                 Err(error) if !failing => tracing::error!(%error, "the outbox cannot be read or written"),
                 _ => (),
             }
@@ -161,17 +160,17 @@ impl Sender {
             self.ended(ended);
         }
         if let Err(error) = self.record_outcomes().await {
-            tracing::error!(%error, "what was sent last cannot be written down and will be sent again");
+            tracing::error!(%error, "cannot record the last deliveries; these messages will be sent again");
         }
         if let Err(error) = self.release_lease().await {
-            tracing::warn!(%error, "cannot give the outbox's lease back");
+            tracing::warn!(%error, "cannot release the lease of the outbox");
         }
     }
 
-    /// Writes down what has happened, and sends what is due.
+    /// Records the outcomes so far, and sends messages that are due.
     async fn step(&mut self) -> Result<(), StoreError> {
         self.record_outcomes().await?;
-        // Looking costs less than taking the lease.
+        // A look costs less than acquiring the lease.
         if self.lease_ends.is_none() && !self.database.has_messages().await? {
             return Ok(());
         }
@@ -185,7 +184,7 @@ impl Sender {
         }
         let limit = i64::try_from(free).unwrap_or(i64::MAX);
         let due = self.database.due_messages(self.in_flight(), limit).await?;
-        // The database may have taken its time.
+        // The database may have been slow.
         if self.lease_ends.is_none_or(|end| end < Instant::now() + self.options.timeout) {
             return Ok(());
         }
@@ -200,15 +199,15 @@ impl Sender {
     }
 
     async fn record_outcomes(&mut self) -> Result<(), StoreError> {
-        let UnrecordedOutcomes { taken, refused } = &self.outcomes;
-        if !taken.is_empty() || !refused.is_empty() {
-            self.database.record_deliveries(taken.clone(), refused.clone()).await?;
+        let UnrecordedOutcomes { delivered, failed } = &self.outcomes;
+        if !delivered.is_empty() || !failed.is_empty() {
+            self.database.record_deliveries(delivered.clone(), failed.clone()).await?;
             self.outcomes = UnrecordedOutcomes::default();
         }
         Ok(())
     }
 
-    /// Whether nobody else sends for at least as long as an answer may take.
+    /// Acquires or renews the lease where it does not cover the timeout of a request. Returns whether this process holds it.
     async fn ensure_lease(&mut self) -> Result<bool, StoreError> {
         let OutboxOptions { timeout, lease, poll, .. } = self.options;
         let asked = Instant::now();
@@ -216,7 +215,7 @@ impl Sender {
         if left > timeout + lease / 2 {
             return Ok(true);
         }
-        // Signals come more often than it is worth to ask.
+        // Signals come more often than it is worth asking.
         if self.declined_at.is_some_and(|last| last.elapsed() < poll / 2) {
             return Ok(false);
         }
@@ -248,7 +247,7 @@ impl Sender {
         Ok(())
     }
 
-    /// The rows of the messages that are being sent.
+    /// The row ids of the messages that are being sent.
     fn in_flight(&self) -> Vec<i64> {
         self.tasks.values().map(|task| task.id).collect()
     }
@@ -267,15 +266,15 @@ impl Sender {
         let Some(InFlight { id, attempts, request_id }) = self.tasks.remove(&task) else { return };
         match outcome {
             Ok(()) => {
-                self.outcomes.taken.push(id);
-                if self.health.taken() {
+                self.outcomes.delivered.push(id);
+                if self.health.succeeded() {
                     tracing::info!("the external API takes results again");
                 }
             }
             Err(DeliveryError { reason, status, retry_after }) => {
                 let status = status.map(|status| status.as_u16());
                 let wait = backoff(attempts).max(retry_after.unwrap_or_default());
-                self.outcomes.refused.push((id, now().saturating_add(micros(wait))));
+                self.outcomes.failed.push((id, now().saturating_add(micros(wait))));
                 if attempts == 0 {
                     tracing::warn!(
                         reason,
@@ -284,7 +283,7 @@ impl Sender {
                         "the external API did not take a result; it is tried again"
                     );
                 }
-                if let Some(pause) = self.health.refused(id, retry_after, Instant::now()) {
+                if let Some(pause) = self.health.failed(id, retry_after, Instant::now()) {
                     let pause_s = pause.as_secs();
                     tracing::warn!(
                         reason,
@@ -298,33 +297,33 @@ impl Sender {
     }
 }
 
-/// Whether the external API seems to be there.
+/// The state of the external API as recent attempts suggest it.
 #[derive(Default)]
 struct ApiHealth {
-    /// Messages that it did not take since it took one last or since the last pause began.
-    refused: HashSet<i64>,
-    /// Pauses since it took a message last.
+    /// Messages that failed since the last success or the start of the last pause.
+    failed: HashSet<i64>,
+    /// The number of pauses since the last success.
     pauses: i32,
     paused_until: Option<Instant>,
 }
 
 impl ApiHealth {
-    /// It took a message. Returns whether that ends a pause.
-    fn taken(&mut self) -> bool {
-        let ailing = self.paused_until.is_some();
+    /// Records that a message was accepted. Returns whether that ends a pause.
+    fn succeeded(&mut self) -> bool {
+        let was_paused = self.paused_until.is_some();
         *self = Self::default();
-        ailing
+        was_paused
     }
 
-    /// It did not take a message. Returns the pause that begins: a long one where all that could be sent at a time
-    /// failed, or the one that the API asked for. A few messages that it does not like hold up nothing.
-    fn refused(&mut self, id: i64, retry_after: Option<Duration>, now: Instant) -> Option<Duration> {
-        self.refused.insert(id);
+    /// Records that a message failed. Returns the pause that starts: a growing one once as many messages have failed as may
+    /// be in flight, or the one that the API asked for. Fewer rejected messages do not block others.
+    fn failed(&mut self, id: i64, retry_after: Option<Duration>, now: Instant) -> Option<Duration> {
+        self.failed.insert(id);
         let mut pause = retry_after;
-        if self.refused.len() >= MAX_IN_FLIGHT {
+        if self.failed.len() >= MAX_IN_FLIGHT {
             pause = Some(backoff(self.pauses).max(retry_after.unwrap_or_default()));
             self.pauses = self.pauses.saturating_add(1);
-            self.refused.clear();
+            self.failed.clear();
         }
         let until = now + pause?;
         if self.paused_until.is_some_and(|later| later >= until) {
@@ -339,15 +338,15 @@ impl ApiHealth {
     }
 }
 
-/// How long to wait after a failure that `earlier` others came before: twice as long each time, and up to half of that
-/// less, so that those who failed together do not come again together.
+/// The wait after a failure that follows `earlier` others: doubles each time, less a jitter of up to a half, so that
+/// messages that failed together are not retried together.
 fn backoff(earlier: i32) -> Duration {
     let doublings = u32::try_from(earlier).unwrap_or_default().min(16);
     let longest = MIN_BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
     longest.mul_f64(rand::random_range(0.5..=1.0)).max(MIN_BACKOFF)
 }
 
-/// What the external API gets.
+/// The body of a request.
 #[derive(Serialize)]
 struct ResultMessage {
     face_id: Option<String>,
@@ -358,7 +357,7 @@ struct ResultMessage {
     key: String,
 }
 
-/// Why a message was not taken. Has nothing of the message.
+/// Why a message was not delivered; contains nothing of the message.
 struct DeliveryError {
     reason: &'static str,
     status: Option<StatusCode>,
@@ -408,7 +407,7 @@ async fn send(client: Client, url: Url, message: Message) -> Result<(), Delivery
     Err(DeliveryError { reason: "its answer says so", status: Some(status), retry_after })
 }
 
-/// How long an API that is busy asks to wait: in seconds, or until a date.
+/// The `Retry-After` of a busy API, in seconds or as a date.
 fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
         return None;
@@ -449,12 +448,12 @@ mod tests {
     fn one_rejected_message_blocks_nothing_and_a_dead_api_is_paused() {
         let (mut health, now) = (ApiHealth::default(), Instant::now());
         for _ in 0..100 {
-            assert_eq!(health.refused(7, None, now), None);
+            assert_eq!(health.failed(7, None, now), None);
         }
-        assert_eq!(health.refused(8, None, now), None);
-        assert_eq!(health.refused(9, None, now), None);
+        assert_eq!(health.failed(8, None, now), None);
+        assert_eq!(health.failed(9, None, now), None);
         assert!(!health.is_paused(now));
-        assert_eq!(health.refused(10, None, now), Some(MIN_BACKOFF));
+        assert_eq!(health.failed(10, None, now), Some(MIN_BACKOFF));
         assert!(health.is_paused(now) && !health.is_paused(now + MIN_BACKOFF));
 
         // Each further window that fails as a whole is followed by a longer pause, up to the longest.
@@ -463,15 +462,15 @@ mod tests {
             .map(|_| {
                 later += MAX_BACKOFF;
                 (0..MAX_IN_FLIGHT)
-                    .filter_map(|id| health.refused(i64::try_from(id).unwrap(), None, later))
+                    .filter_map(|id| health.failed(i64::try_from(id).unwrap(), None, later))
                     .sum()
             })
             .collect();
         assert!(pauses[9] >= MAX_BACKOFF / 2 && pauses[9] <= MAX_BACKOFF, "{pauses:?}");
 
-        assert!(health.taken());
-        assert!(!health.is_paused(later) && !health.taken());
-        assert_eq!(health.refused(7, None, later), None);
+        assert!(health.succeeded());
+        assert!(!health.is_paused(later) && !health.succeeded());
+        assert_eq!(health.failed(7, None, later), None);
     }
 
     #[test]
@@ -489,12 +488,12 @@ mod tests {
         assert_eq!(wait(500, "7"), None);
 
         let (mut health, now) = (ApiHealth::default(), Instant::now());
-        assert_eq!(health.refused(1, Some(Duration::from_secs(7)), now), Some(Duration::from_secs(7)));
+        assert_eq!(health.failed(1, Some(Duration::from_secs(7)), now), Some(Duration::from_secs(7)));
         assert!(
             health.is_paused(now + Duration::from_secs(6)) && !health.is_paused(now + Duration::from_secs(7))
         );
         // The end of a pause is not brought forward.
-        assert_eq!(health.refused(2, Some(Duration::from_secs(3)), now), None);
+        assert_eq!(health.failed(2, Some(Duration::from_secs(3)), now), None);
         assert!(health.is_paused(now + Duration::from_secs(6)));
     }
 }

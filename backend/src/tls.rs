@@ -1,9 +1,9 @@
-//! The cryptography under HTTPS to other servers.
+//! The cryptography of outgoing HTTPS.
 
-/// Has TLS clients that are made from now on use ring, unless the process has chosen already.
+/// Installs ring as the default of TLS clients, unless the process has a default already.
 pub fn use_ring() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Another thread may have been faster, with the same.
+        // Another thread may have installed the same in the meantime.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
 }

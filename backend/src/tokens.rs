@@ -1,5 +1,5 @@
-//! Who may use the server: the bearer tokens of a file, which is read again while the server runs, so that tokens come
-//! and go without a restart. Nothing here keeps or shows a token: only SHA-256 digests are held.
+//! Authentication by the bearer tokens of a file, which is reloaded when it changes, so that tokens are added and revoked
+//! without a restart. Only SHA-256 digests of tokens are kept.
 
 use std::{
     fmt, fs, io,
@@ -18,33 +18,33 @@ const MIN_CHARACTERS: usize = 16;
 /// Characters of a token at most; clients and proxies take no longer headers.
 const MAX_CHARACTERS: usize = 8192;
 
-/// From one look at the file to the next.
+/// The interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a token allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// To have faces recognised.
+    /// Recognition only.
     Camera,
     /// Everything.
     Admin,
 }
 
-/// Why a file holds no tokens. Never shows what the file has.
+/// Why a file cannot be used; never shows the content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokensError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// One of its lines is wrong.
+    /// A line is invalid.
     #[error("line {line} {reason}")]
     Line {
         /// Counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// What is wrong.
         reason: LineError,
     },
-    /// Nobody could do anything.
+    /// The file has no token, so that nobody could do anything.
     #[error("has no token: a line each, `camera <token>` or `admin <token>`")]
     Empty,
 }
@@ -52,50 +52,50 @@ pub enum TokensError {
 /// What is wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
-    /// It begins with something else.
+    /// No role.
     #[error("does not begin with a role, `camera` or `admin`")]
     Role,
-    /// It ends after the role.
+    /// No token after the role.
     #[error("has no token after the role")]
     NoToken,
-    /// It goes on after the token.
+    /// More text after the token.
     #[error("goes on after the token: a token has no spaces, and a comment begins with #")]
     Rest,
-    /// The token could be guessed.
+    /// A token that could be guessed.
     #[error("has a token of {0} characters, at least {MIN_CHARACTERS} are needed")]
     TooShort(usize),
-    /// No header would carry the token.
+    /// A token that is too long for a header.
     #[error("has a token of {0} characters, at most {MAX_CHARACTERS} are possible")]
     TooLong(usize),
-    /// A header cannot carry the token.
+    /// A token with a character that a header cannot have.
     #[error("has a character that is not ASCII")]
     Character,
-    /// Which role would it be?
+    /// A token that occurs twice, so that its role would be ambiguous.
     #[error("has the token of line {0} again")]
     Repeated(usize),
 }
 
 type Digest = [u8; 32];
 
-/// The tokens of a file as it is now.
+/// The tokens of a file.
 pub struct Tokens {
     path: PathBuf,
     known: RwLock<Arc<[(Digest, Role)]>>,
 }
 
-/// What changes when a file is written or replaced.
+/// Time of modification, length and inode of a file: changes when it is written or replaced.
 type Stamp = (SystemTime, u64, u64);
 
 impl Tokens {
     /// Reads a file.
     ///
     /// # Errors
-    /// It cannot be read, a line is wrong, or it has no token.
+    /// [`TokensError`].
     pub fn open(path: &Path) -> Result<Self, TokensError> {
         Ok(Self { path: path.to_owned(), known: RwLock::new(read(path)?) })
     }
 
-    /// Whose token this is. Takes as long for a token that is nearly right as for any other.
+    /// The role of a token, `None` of an unknown one. Compares in constant time.
     pub fn role_of(&self, token: &str) -> Option<Role> {
         let digest: Digest = Sha256::digest(token).into();
         let (mut found, mut is_admin) = (Choice::from(0), Choice::from(0));
@@ -111,8 +111,8 @@ impl Tokens {
         }
     }
 
-    /// Reads the file again whenever it has changed, until `stop` says so. A file that is wrong changes nothing.
-    pub async fn follow(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+    /// Reloads the file whenever it has changed, until `stop` is set. An invalid file leaves the tokens unchanged.
+    pub async fn watch(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut last = LastCheck::default();
         while !*stop.borrow() {
             tokio::select! {
@@ -120,13 +120,13 @@ impl Tokens {
                 _ = stop.changed() => break,
             }
             let tokens = Arc::clone(&self);
-            // A look that was cut off is done again.
+            // A check that was interrupted is repeated.
             last = tokio::task::spawn_blocking(move || tokens.check_file(last)).await.unwrap_or_default();
         }
     }
 
     fn check_file(&self, last: LastCheck) -> LastCheck {
-        // Before the file is read: what is written meanwhile changes the stamp once more.
+        // Before the file is read: a write in the meantime changes the stamp again.
         let stamp = stamp(&self.path);
         if stamp.is_ok() && stamp.as_ref().ok() == last.stamp.as_ref() {
             return last;
@@ -164,11 +164,11 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// What the last look at the file found.
+/// The result of the last check of the file.
 #[derive(Default)]
 struct LastCheck {
     stamp: Option<Stamp>,
-    /// Told once, not every second.
+    /// Logged once, not at every check.
     problem: Option<TokensError>,
 }
 
@@ -202,7 +202,7 @@ fn parse(content: &[u8]) -> Result<Arc<[(Digest, Role)]>, TokensError> {
     Ok(known.into_iter().map(|(_, digest, role)| (digest, role)).collect())
 }
 
-/// The line's token and what it allows; `None` of a line that has none.
+/// The token of a line and its role; `None` of a line without a token.
 fn parse_line(line: &[u8]) -> Result<Option<(Digest, Role)>, LineError> {
     let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let role = match words.next() {

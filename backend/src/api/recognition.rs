@@ -372,11 +372,11 @@ async fn keep(state: &State, form: RecognitionForm, call: IdempotentCall) -> Res
         .await?;
 
     let repeated = stored.uploads.iter().filter(|upload| upload.repeated).count();
-    let first_version = stored.uploads.first().and_then(|upload| upload.answer.model_version);
+    let first_version = stored.uploads.first().and_then(|upload| upload.record.model_version);
     let faces = images
         .into_iter()
         .zip(&stored.uploads)
-        .flat_map(|(image, upload)| upload.answer.faces.iter().map(move |face| (image, face)))
+        .flat_map(|(image, upload)| upload.record.faces.iter().map(move |face| (image, face)))
         .map(|(image, face)| Face::new(image, face, &stored.face_ids))
         .collect();
     Ok(Kept {

@@ -1,4 +1,4 @@
-//! Files of backups: for their owner only, on the disk before anything counts on them, and all of them or none.
+//! Files of backups: private to their owner, durable, and published atomically.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -11,9 +11,9 @@ use anyhow::Context as _;
 use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
-/// Of folders: names, pictures and embeddings are in them.
+/// The mode of folders, which contain names, images and embeddings.
 const FOLDER_MODE: u32 = 0o700;
-/// Of files.
+/// The mode of files.
 const FILE_MODE: u32 = 0o600;
 
 /// Size and SHA-256 of a file.
@@ -47,14 +47,14 @@ impl Checksum {
     }
 }
 
-/// A folder that is to appear whole.
+/// The folder of a backup to be written.
 pub struct Target {
     folder: PathBuf,
 }
 
 impl Target {
     /// # Errors
-    /// Something lies there, or the folder above it is missing.
+    /// The folder is not empty, or its parent is missing.
     pub fn new(folder: &Path) -> anyhow::Result<Self> {
         let folder = std::path::absolute(folder)?;
         let above = folder.parent().with_context(|| format!("{} is no folder's name", folder.display()))?;
@@ -72,7 +72,7 @@ impl Target {
         Ok(Self { folder })
     }
 
-    /// Makes the folder under a temporary name.
+    /// Creates the folder under a temporary name.
     pub fn stage(&self) -> anyhow::Result<StagedFolder> {
         let mut name = std::ffi::OsString::from(".");
         name.push(self.folder.file_name().unwrap_or_default());
@@ -83,7 +83,7 @@ impl Target {
     }
 }
 
-/// A folder under a temporary name, removed unless it is published.
+/// A folder under a temporary name, removed unless published.
 pub struct StagedFolder {
     path: PathBuf,
     target: PathBuf,
@@ -95,7 +95,7 @@ impl StagedFolder {
         &self.path
     }
 
-    /// Gives the folder its name. Its files are on the disk already; their names follow here.
+    /// Renames the folder to its final name. The files are synced already; this syncs their directory entries.
     pub fn publish(mut self) -> anyhow::Result<()> {
         each_folder(&self.path, &mut |folder| sync_folder(folder))?;
         fs::rename(&self.path, &self.target)
@@ -116,7 +116,7 @@ impl Drop for StagedFolder {
 /// The path of a key below a folder.
 ///
 /// # Errors
-/// The key leads out of it.
+/// The key leads out of the folder.
 pub fn below(folder: &Path, key: &str) -> anyhow::Result<PathBuf> {
     let relative = Path::new(key);
     let normal = relative.components().all(|part| matches!(part, Component::Normal(_)));
@@ -124,24 +124,24 @@ pub fn below(folder: &Path, key: &str) -> anyhow::Result<PathBuf> {
     Ok(folder.join(relative))
 }
 
-/// Makes a folder that is not there yet.
+/// Creates a new folder.
 pub fn make_folder(path: &Path) -> anyhow::Result<()> {
     DirBuilder::new()
         .mode(FOLDER_MODE)
         .create(path)
-        .with_context(|| format!("cannot make the folder {}", path.display()))
+        .with_context(|| format!("cannot create the folder {}", path.display()))
 }
 
-/// Makes a folder and those above it where they are missing.
+/// Creates a folder and its parents where they are missing.
 pub fn make_folders(path: &Path) -> anyhow::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(FOLDER_MODE)
         .create(path)
-        .with_context(|| format!("cannot make the folder {}", path.display()))
+        .with_context(|| format!("cannot create the folder {}", path.display()))
 }
 
-/// Writes a file that is not there yet, in folders that it makes.
+/// Writes a new file, creating its folders.
 pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     make_folders(path.parent().unwrap_or(Path::new(".")))?;
     let written = || -> io::Result<()> {
@@ -152,7 +152,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     written().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Copies a file to a place where none is yet, in folders that it makes.
+/// Copies a file to a new path, creating its folders.
 pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     make_folders(to.parent().unwrap_or(Path::new(".")))?;
     let copied = || -> io::Result<()> {
@@ -163,8 +163,8 @@ pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     copied().with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
-/// Has a file that another program wrote be its owner's only, and on the disk.
-pub fn close(path: &Path) -> anyhow::Result<()> {
+/// Makes a file that another program wrote private and syncs it.
+pub fn make_private(path: &Path) -> anyhow::Result<()> {
     let closed = || -> io::Result<()> {
         fs::set_permissions(path, Permissions::from_mode(FILE_MODE))?;
         File::open(path)?.sync_all()
@@ -172,8 +172,8 @@ pub fn close(path: &Path) -> anyhow::Result<()> {
     closed().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Has a folder be its owner's only.
-pub fn close_folder(path: &Path) -> io::Result<()> {
+/// Makes a folder private.
+pub fn make_folder_private(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(FOLDER_MODE))
 }
 
@@ -182,12 +182,12 @@ pub fn sync_folder(path: &Path) -> anyhow::Result<()> {
     synced.with_context(|| format!("cannot write the folder {}", path.display()))
 }
 
-/// Whether there is nothing at a path, or a folder with nothing in it but what a new file system has.
+/// Whether a path does not exist, or is a folder that is empty but for what a new file system has.
 pub fn is_empty_or_missing(path: &Path) -> anyhow::Result<bool> {
     has_only(path, &["lost+found".into()])
 }
 
-/// Whether there is nothing at a path, or a folder with nothing but these names in it.
+/// Whether a path does not exist, or is a folder with no other entries than these names.
 pub fn has_only(path: &Path, names: &[std::ffi::OsString]) -> anyhow::Result<bool> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
@@ -203,7 +203,7 @@ pub fn has_only(path: &Path, names: &[std::ffi::OsString]) -> anyhow::Result<boo
     Ok(true)
 }
 
-/// All files below a folder, by their paths from there.
+/// Lists all files below a folder, by relative path.
 pub fn all_below(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     each_folder(folder, &mut |inside| {
@@ -229,7 +229,7 @@ fn each_folder(folder: &Path, visit: &mut dyn FnMut(&Path) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Whose files are.
+/// The owner of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     pub user: u32,
@@ -243,8 +243,7 @@ impl Owner {
     }
 }
 
-/// Has a folder or a file and all below it be its owner's only. Whose they are changes where this process may say so,
-/// that is, for the superuser.
+/// Makes a file, or a folder and everything below it, private, and for the superuser also changes the owner.
 pub fn set_owner(path: &Path, owner: Owner) -> anyhow::Result<()> {
     let about = fs::symlink_metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if about.is_dir() {

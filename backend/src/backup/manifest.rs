@@ -1,4 +1,4 @@
-//! What a backup says of itself, and whether that is true.
+//! The manifest of a backup, and the verification of a backup against it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{self, Checksum};
 
-/// The form of backups that this program writes and reads.
+/// The format version that this program writes, and the greatest that it reads.
 pub const FORMAT: u32 = 1;
 const MANIFEST: &str = "backup.json";
 const SUMS: &str = "SHA256SUMS";
@@ -20,11 +20,11 @@ const SUMS: &str = "SHA256SUMS";
 /// `backup.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The form of the backup; 1.
+    /// The format version; 1.
     pub format: u32,
     /// The version of the program that wrote it.
     pub program: String,
-    /// When it was written, RFC 3339.
+    /// The time of the backup, RFC 3339.
     pub created_at: String,
     /// Of the database: `sqlite`, `postgresql` or `mysql`.
     pub engine: String,
@@ -42,13 +42,13 @@ pub struct Manifest {
     pub bytes: u64,
 }
 
-/// A form that a later version may have, of which only this much is known.
+/// The part of the manifest that every format version has.
 #[derive(Deserialize)]
 struct AnyFormat {
     format: u32,
 }
 
-/// Writes manifest and sums. Returns the SHA-256 of the latter.
+/// Writes manifest and checksums. Returns the SHA-256 of the latter.
 pub fn write(
     folder: &Path,
     manifest: &Manifest,
@@ -63,10 +63,10 @@ pub fn write(
     Ok(Checksum::of(lines.as_bytes()).sha256)
 }
 
-/// Reads a backup's manifest, and every byte of the rest.
+/// Reads the manifest of a backup and verifies all its files.
 ///
 /// # Errors
-/// It is no backup, one of a later form, or not as it was written.
+/// The folder is no backup, has a newer format, or is damaged.
 pub fn read_verified(folder: &Path) -> anyhow::Result<Manifest> {
     let text = match fs::read(folder.join(MANIFEST)) {
         Ok(text) => text,

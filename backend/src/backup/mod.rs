@@ -1,11 +1,11 @@
-//! Backups of a whole deployment's state, and what they are restored into. A backup is a folder:
+//! Backups of the whole state of a deployment, and their restoration. A backup is a folder:
 //!
-//! | file | what it is |
+//! | file | content |
 //! |---|---|
 //! | `backup.json` | [`Manifest`]: versions, schema, counts |
 //! | `SHA256SUMS` | the hash of every other file, as `sha256sum --check` takes it |
-//! | `database.sqlite`, `.dump` or `.sql` | the database at one moment: SQLite's file, `pg_dump`'s custom format, or SQL |
-//! | `blobs/people/…`, `blobs/models/…` | what rows of that moment refer to |
+//! | `database.sqlite`, `.dump` or `.sql` | a snapshot of the database: SQLite's file, `pg_dump`'s custom format, or SQL |
+//! | `blobs/people/…`, `blobs/models/…` | the blobs that its rows refer to |
 //! | `blobs/erasures/…` | the ledger of erasures |
 
 mod files;
@@ -36,33 +36,33 @@ use files::{Checksum, Target};
 
 /// The folder of the blobs in a backup.
 const BLOBS: &str = "blobs";
-/// Folders of blobs that rows refer to.
+/// The folders of blobs that rows refer to.
 const REFERENCED: [&str; 2] = ["people", "models"];
 /// The folder of the ledger of erasures.
 const LEDGER: &str = "erasures";
-/// Blobs that are copied at a time.
+/// Blobs that are copied concurrently.
 const MAX_CONCURRENT_COPIES: usize = 16;
-/// How often the database is copied, should blobs that its rows refer to have gone meanwhile.
+/// How often the database is copied at most, while blobs that its rows refer to disappear in the meantime.
 const ATTEMPTS: u32 = 4;
 
-/// What a backup has.
+/// A finished backup.
 #[derive(Debug)]
 pub struct BackedUp {
-    /// As it was written.
+    /// Its manifest.
     pub manifest: Manifest,
-    /// SHA-256 of `SHA256SUMS`: what tells this backup, whole and unchanged, from every other one.
+    /// SHA-256 of `SHA256SUMS`, which identifies this backup and its content.
     pub fingerprint: String,
-    /// Blobs that rows refer to and that the store does not have.
+    /// The number of blobs that rows refer to and that the store lacks.
     pub missing_blobs: usize,
 }
 
-/// Copies database and blobs into a new folder, while servers go on. The folder appears when it is whole.
+/// Copies database and blobs into a new folder, while servers are running. The folder appears when it is complete.
 ///
-/// Every row's blob is in it: blobs are copied before the database, and what came meanwhile after it; the ledger of
-/// erasures last, so that it names whoever was erased before their blobs were copied.
+/// The backup has the blob of every row: blobs are copied before the database, and new ones again after it. The ledger of
+/// erasures is copied last, so that it covers every erasure before.
 ///
 /// # Errors
-/// The folder has something in it, database or blobs cannot be read, or the engine's own tool is missing.
+/// The folder is not empty, database or blobs cannot be read, or the engine's own tool is missing.
 pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp> {
     let target = Target::new(folder)?;
     let options = config.database_options();
@@ -73,7 +73,7 @@ pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp>
 
     let mut attempt = 1;
     let missing_blobs = loop {
-        // First of all the bulk, so that little can happen between the database and the rest.
+        // Most of the blobs first, so that the copies of the database and of the rest are close in time.
         copier.copy(&REFERENCED).await?;
         let referred = copy_database(config, &source, stage.path()).await?;
         copier.copy(&REFERENCED).await?;
@@ -114,8 +114,8 @@ pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp>
     Ok(BackedUp { manifest, fingerprint, missing_blobs })
 }
 
-/// Copies the database. Returns the keys of the blobs that its rows refer to; of a database server's, also of those that
-/// were there a moment before or after.
+/// Copies the database. Returns the keys of the blobs that its rows refer to; of a database server, also those just before
+/// and after the copy.
 async fn copy_database(
     config: &Config,
     source: &Arc<BackupSource>,
@@ -135,13 +135,13 @@ async fn copy_database(
             referred.append(&mut source.blob_keys()?);
             referred
         };
-        files::close(&file)?;
+        files::make_private(&file)?;
         Ok(referred)
     })
     .await?
 }
 
-/// Copies blobs into a folder, each once: they never change.
+/// Copies blobs into a folder, each once, since they never change.
 struct Copier {
     blobs: Blobs,
     folder: PathBuf,
@@ -153,7 +153,7 @@ impl Copier {
         Self { blobs, folder: stage.join(BLOBS), sums: BTreeMap::new() }
     }
 
-    /// Copies what is below these folders and was not copied before.
+    /// Copies the blobs below these folders that have not been copied yet.
     async fn copy(&mut self, folders: &[&str]) -> anyhow::Result<()> {
         for folder in folders {
             let mut keys = self.blobs.keys(folder).await?;
@@ -175,7 +175,7 @@ impl Copier {
         Ok(())
     }
 
-    /// Removes copies that no row refers to: those of images that were erased while others were copied.
+    /// Removes copies that no row refers to, of images that were erased in the meantime.
     fn drop_unreferenced(&mut self, referred: &BTreeSet<String>) -> anyhow::Result<()> {
         for key in self.sums.keys().filter(|key| !referred.contains(*key)) {
             fs::remove_file(self.folder.join(key))?;
@@ -185,7 +185,7 @@ impl Copier {
     }
 }
 
-/// Copies one blob; `None` where it has gone meanwhile.
+/// Copies one blob; `None` where it was deleted in the meantime.
 async fn copy_blob(blobs: Blobs, folder: PathBuf, key: String) -> anyhow::Result<Option<(String, Checksum)>> {
     let path = files::below(&folder, &key)?;
     let bytes: Bytes = match blobs.get(&key).await {

@@ -1,5 +1,5 @@
-//! A backup is restored into a place that is empty: a new data folder, an empty database, a store without blobs. What
-//! was erased since the backup is erased from it before anything has its name.
+//! Restores a backup into an empty target: a new data folder, an empty database, a store without blobs. Erasures since
+//! the backup are reapplied before the files get their final names.
 
 use std::{
     collections::HashSet,
@@ -28,28 +28,28 @@ use crate::{
     },
 };
 
-/// How long the end waits for statements that go on.
+/// How long the restore waits for the database to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What came of a restore.
+/// A finished restore.
 #[derive(Debug)]
 pub struct Restored {
-    /// What the backup says of itself.
+    /// The manifest of the backup.
     pub manifest: Manifest,
-    /// Who and what was in the backup, and was erased since.
+    /// Erasures since the backup that were reapplied.
     pub erased: ReappliedErasures,
-    /// Whether the model that answers knows somebody who is erased, so that the next server trains another one.
+    /// Whether the active model knows an erased person, so that the next start trains a new one.
     pub retrained: bool,
-    /// Blobs that rows refer to and that the backup does not have.
+    /// The number of blobs that rows refer to and that the backup lacks.
     pub missing_blobs: usize,
 }
 
-/// Restores a backup into the database and the blob store of a configuration. `ledger` is a folder with further entries
-/// of the ledger of erasures: a newer copy of `erasures/` than the backup has.
+/// Restores a backup into the database and the blob store of a configuration. `ledger` is a folder with further entries of
+/// the ledger of erasures: a newer copy of `erasures/`.
 ///
 /// # Errors
-/// The backup is damaged, of another engine, or newer than this program; something is where it would go. Nothing of it
-/// is left then, except in a database server, S3 and Azure: the message says so.
+/// The backup is damaged, of another engine, or newer than this program, or the target is not empty. A failed restore
+/// leaves nothing, except in a database server, S3 and Azure, which the message says.
 pub async fn restore(config: &Config, backup: &Path, ledger: Option<&Path>) -> anyhow::Result<Restored> {
     let (folder, options) = (backup.to_owned(), config.database_options());
     let manifest = {
@@ -84,7 +84,7 @@ pub async fn restore(config: &Config, backup: &Path, ledger: Option<&Path>) -> a
     Ok(Restored { manifest, erased, retrained, missing_blobs })
 }
 
-/// Whether a backup can be restored here.
+/// Checks that a backup can be restored into the target.
 fn ensure_compatible(manifest: &Manifest, options: &DatabaseOptions) -> anyhow::Result<()> {
     let known = sql::known_schema(options)?;
     let engine = sql::engine_of(options)?;
@@ -116,16 +116,16 @@ fn ensure_compatible(manifest: &Manifest, options: &DatabaseOptions) -> anyhow::
     Ok(())
 }
 
-/// Where a backup goes.
+/// The target of a restore.
 struct RestoreTarget {
     data_dir: PathBuf,
-    /// Whose the data folder was, where it was there already.
+    /// The owner of the data folder, or of its nearest parent that exists.
     owner: Owner,
-    /// Of an embedded database.
+    /// The file of an embedded database.
     database: Option<PathBuf>,
-    /// Where blobs lie in a folder.
+    /// The folder of the blobs, where they are in one.
     blobs: Option<PathBuf>,
-    /// What to remove should the restore fail.
+    /// What to remove if the restore fails.
     made: Vec<PathBuf>,
     _lock: Option<ServerLock>,
 }
@@ -143,12 +143,12 @@ impl RestoreTarget {
             )
         };
         if let Some(database) = &database {
-            // A new file system's, and those of a lock that nobody has.
+            // Allowed are the entry of a new file system and unused locks.
             let mut names: Vec<OsString> = vec!["lost+found".into()];
             for lock in ServerLock::files(database, &data_dir) {
                 names.extend(lock.file_name().map(OsString::from));
             }
-            // An empty folder for the blobs.
+            // Also an empty folder for the blobs.
             let empty = blobs.as_deref().map_or(Ok(true), files::is_empty_or_missing)?;
             names.extend(blobs.iter().filter(|_| empty).filter_map(|b| b.file_name()).map(OsString::from));
             if !files::has_only(&data_dir, &names)? {
@@ -176,7 +176,7 @@ impl RestoreTarget {
         let mut made = Vec::new();
         for folder in [Some(data_dir.as_path()), database.as_deref().and_then(Path::parent)] {
             let missing = folder.filter(|folder| !folder.exists());
-            // All that is made above it as well.
+            // Together with its missing parents.
             if let Some(first) =
                 missing.and_then(|f| f.ancestors().take_while(|above| !above.exists()).last())
             {
@@ -236,7 +236,7 @@ impl RestoreTarget {
             let (Some(staged), Some(place)) = (staged, place) else { continue };
             set_owner(&staged)?;
             if place.is_dir() {
-                // Empty, as was seen before.
+                // Empty, as was checked before.
                 fs::remove_dir(place).with_context(|| format!("cannot replace {}", place.display()))?;
             }
             fs::rename(&staged, place)
@@ -245,13 +245,13 @@ impl RestoreTarget {
             files::sync_folder(place.parent().unwrap_or(Path::new(".")))?;
         }
         for made in &self.made {
-            // The folders above the data folder stay as they are made: closed, which is on the safe side.
+            // The parents of the data folder stay private.
             if made.exists() {
                 set_owner(made)?;
             }
         }
-        // A folder that was there may be a volume's, which is not ours to close; what is in it is closed anyway.
-        let _ = files::close_folder(&self.data_dir);
+        // Fails on a volume of another owner, where the content is private anyway.
+        let _ = files::make_folder_private(&self.data_dir);
         if let Some(database) = &self.database {
             for lock in ServerLock::files(database, &self.data_dir) {
                 set_owner(&lock)?;
@@ -260,7 +260,7 @@ impl RestoreTarget {
         Ok(settled)
     }
 
-    /// Puts the blobs into the store, those in a folder under a temporary name. Returns the store.
+    /// Copies the blobs into the store; into a folder, under a temporary name. Returns the store.
     async fn fill_blobs(
         &mut self,
         config: &Config,
@@ -287,7 +287,7 @@ impl RestoreTarget {
         Ok(store)
     }
 
-    /// Removes what a restore that failed has made.
+    /// Removes what a failed restore has created.
     fn clear(&mut self) {
         for path in self.made.drain(..).rev() {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -300,14 +300,14 @@ impl RestoreTarget {
     }
 }
 
-/// The temporary name of what gets a name in the end.
+/// The temporary name of a path.
 fn staging_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".restoring-{}", std::process::id()));
     path.with_file_name(name)
 }
 
-/// Copies the files below `from` into the store's `folder`; what is there already stays.
+/// Copies the files below `from` into the store's `folder`; existing blobs stay.
 async fn copy_into(store: &Blobs, staged: Option<&Path>, from: &Path, folder: &str) -> anyhow::Result<()> {
     if !from.exists() {
         return Ok(());
@@ -335,8 +335,7 @@ async fn copy_into(store: &Blobs, staged: Option<&Path>, from: &Path, folder: &s
     Ok(())
 }
 
-/// Brings the schema up to date, and erases again what the ledger names: with its blobs, and those that no row refers
-/// to.
+/// Migrates the schema, releases all leases, reapplies the erasures of the ledger, and removes unreferenced blobs.
 async fn finish_restore(
     config: &Config,
     options: DatabaseOptions,
@@ -344,7 +343,8 @@ async fn finish_restore(
 ) -> anyhow::Result<(ReappliedErasures, bool, usize)> {
     let database = spawn_blocking(move || Database::open(&options)).await??;
     let settled = async {
-        // Whoever held them is not of this deployment.
+        // Their holders belong to the backed-up deployment and will never release them. The next holder of the trainer's
+        // lease resumes jobs that were running.
         for lease in Lease::ALL {
             database.break_lease(lease).await?;
         }

@@ -1,5 +1,5 @@
-//! What database servers are dumped and restored with: the engines' own tools. Passwords reach them through their
-//! environment, since whoever is on the machine can read command lines.
+//! Dumps and restores databases of servers with the engines' own tools. Passwords are passed in the environment, since all
+//! users of a machine can read command lines.
 
 use std::{
     fs::File,
@@ -12,10 +12,10 @@ use anyhow::Context as _;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-/// What of a tool's complaints is told at most, bytes.
+/// Characters of a tool's error output that are shown at most.
 const MAX_STDERR_CHARS: usize = 2000;
 
-/// The name of the database's file in a backup.
+/// The file name of the database in a backup.
 pub fn file_name(engine: &str) -> &'static str {
     match engine {
         "postgresql" => "database.dump",
@@ -24,7 +24,7 @@ pub fn file_name(engine: &str) -> &'static str {
     }
 }
 
-/// Has the engine's tool write a database server's database into a file, as it is at one moment.
+/// Writes a snapshot of the database of a server into a file.
 ///
 /// # Errors
 /// The tool is missing or fails; the message has no password.
@@ -44,7 +44,7 @@ pub fn dump(url: &str, to: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// Has the engine's tool fill an empty database from a file that [`dump`] wrote.
+/// Loads a file of [`dump`] into an empty database.
 ///
 /// # Errors
 /// The tool is missing or fails; the message has no password.
@@ -63,7 +63,7 @@ pub fn fill(url: &str, from: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// A database server's URL, taken apart for the tools.
+/// The URL of a database server, split into what the tools need.
 struct ServerUrl {
     postgres: bool,
     /// Without the password.
@@ -105,7 +105,7 @@ impl ServerUrl {
         command
     }
 
-    /// What Postgres' tools are told.
+    /// The argument for Postgres' tools.
     fn database(&self) -> String {
         format!("--dbname={}", self.url)
     }
@@ -118,7 +118,7 @@ impl ServerUrl {
         Ok(name)
     }
 
-    /// Runs the first of two tools of MySQL's that is there. `more` gives it what comes after the address.
+    /// Runs the first of two tools of MySQL that is installed. `more` adds the arguments after the address.
     fn first_of(
         &self,
         programs: [&str; 2],
@@ -134,7 +134,7 @@ impl ServerUrl {
     }
 }
 
-/// How MySQL's tools are told of a server.
+/// The address of a server as arguments for MySQL's tools.
 fn mysql_address(url: &Url, mariadb: bool) -> Vec<String> {
     let mut arguments = Vec::new();
     if let Some(host) = url.host_str() {
@@ -162,7 +162,7 @@ fn mysql_address(url: &Url, mariadb: bool) -> Vec<String> {
     arguments
 }
 
-/// `%40` as `@`.
+/// Percent-decodes a text.
 fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }

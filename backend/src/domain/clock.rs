@@ -17,38 +17,38 @@ pub fn to_micros(moment: OffsetDateTime) -> Micros {
     i64::try_from(moment.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }
 
-/// 2025-01-01T00:00:00Z. No server of this program ran before: a clock that says so is not set yet, as on a board without
-/// a battery before it has reached a time server.
+/// 2025-01-01T00:00:00Z, before the first release: an earlier clock is not set yet, as on a board without a battery that
+/// has not reached a time server.
 pub const CLOCK_UNSET_BEFORE: Micros = 1_735_689_600_000_000;
 
-/// How far the capture time that a sender claims may be from its arrival.
+/// How far a sender's time of capture may be from the arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlausibleRange {
-    /// Later than the arrival, microseconds.
+    /// After the arrival, microseconds.
     pub ahead: Micros,
-    /// Earlier than the arrival, microseconds.
+    /// Before the arrival, microseconds.
     pub behind: Micros,
 }
 
-/// The time of a detection.
+/// The time of capture of a detection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptureTime {
-    /// What counts.
+    /// The time that counts.
     pub captured_at: Micros,
-    /// What the sender claims, where something else counts.
+    /// The time that the sender claims, where another one counts.
     pub claimed_at: Option<Micros>,
 }
 
 impl PlausibleRange {
-    /// Of settings.
+    /// Converts the settings.
     pub fn new(ahead: Duration, behind: Duration) -> Self {
         let micros = |duration: Duration| i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
         Self { ahead: micros(ahead), behind: micros(behind) }
     }
 
-    /// The time that counts for a picture that arrived at `received_at`: what its sender claims while that is within the
-    /// range, else the arrival. An arrival by a clock that is not set yet says nothing: then any claim by a clock that
-    /// is set counts.
+    /// Resolves the time that counts for an image that arrived at `received_at`: the claim of the sender where it is
+    /// within the range, else the arrival. While this machine's clock is not set, any claim by a clock that is set
+    /// counts.
     pub fn resolve(self, claimed: Option<Micros>, received_at: Micros) -> CaptureTime {
         let Some(claimed) = claimed else {
             return CaptureTime { captured_at: received_at, claimed_at: None };

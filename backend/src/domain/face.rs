@@ -1,44 +1,44 @@
-//! A face on a picture and what the model says of it, before names are put to it.
+//! A face with its prediction by the model, and the identity that follows from it.
 
 use serde::{Deserialize, Serialize};
 
-/// A face that was found, embedded and identified. People are row ids: names are looked up when an answer is
-/// written, so that an erased person is named in none.
+/// A face that was detected, embedded and identified. People are row ids: names are looked up when a response is written,
+/// so that an erased person is never named.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct IdentifiedFace {
-    /// Left, top, right, bottom in pixels of the upright picture.
+    /// Left, top, right, bottom in pixels of the upright image.
     pub bounding_box: [f32; 4],
-    /// Probability that it is a face, 0 to 1.
+    /// Probability of a face, 0 to 1.
     pub detection_confidence: f32,
-    /// Whether it shows the most probable person: the score reaches the threshold, and nothing contradicts it.
+    /// Whether the decision is for the most probable person: the score reaches the threshold, and nobody else is nearer.
     pub known: bool,
     /// Cosine to the mean embedding of the most probable person; absent without a model or without people in it.
     pub score: Option<f32>,
-    /// What the score must reach.
+    /// The score from which the person is known.
     pub threshold: f32,
     /// People and their probabilities, highest first, summing up to 1.
     pub predictions: Vec<(i64, f32)>,
-    /// The L2-normalised embedding. Not part of stored answers.
+    /// The L2-normalised embedding; not part of idempotency records.
     #[serde(skip)]
     pub embedding: Vec<f32>,
 }
 
-/// What may be said of a face, given who is still enrolled.
+/// The identity of a face, given who is enrolled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResolvedIdentity {
-    /// Whom it shows, if that person is known.
+    /// The row id of the person, where the person is known.
     pub person: Option<i64>,
     /// Cosine to the mean embedding of the first of `predictions`, where it was measured.
     pub score: Option<f32>,
-    /// As in the face, without those who are enrolled no more; the rest sums up to 1.
+    /// The predictions without erased people, normalised to a sum of 1.
     pub predictions: Vec<(i64, f32)>,
 }
 
 impl IdentifiedFace {
-    /// Leaves out people who are no more enrolled.
+    /// Resolves the identity, leaving out people who are not enrolled any more.
     ///
     /// A face whose most probable person was erased is unknown: the cosine to the next one was never measured, and most
-    /// likely it shows the erased one.
+    /// likely the face is of the erased person.
     pub fn resolve(&self, enrolled: impl Fn(i64) -> bool) -> ResolvedIdentity {
         let mut predictions: Vec<(i64, f32)> =
             self.predictions.iter().copied().filter(|(person, _)| enrolled(*person)).collect();

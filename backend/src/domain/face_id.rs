@@ -1,4 +1,4 @@
-//! The name under which a person is enrolled, checked and normalised once at the door.
+//! Face IDs: the names of people, validated and normalised when they enter the system.
 
 use std::fmt;
 
@@ -9,27 +9,26 @@ use sha2::{Digest as _, Sha256};
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory as _};
 
-/// A Face ID: what people call somebody, in whatever script they write. It is in Unicode's normalisation form C and has
-/// no white space around it.
+/// The name of a person, in any script. It is in Unicode's normalisation form C, without white space around it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FaceId(String);
 
 /// Characters of a Face ID at most: Unicode code points in normalisation form C.
 pub const MAX_CHARACTERS: usize = 64;
 
-/// Which Face IDs are the same person's.
+/// Which Face IDs count as the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SameName {
-    /// Those that differ at most in the case of letters.
+    /// Those that differ only in the case of letters.
     IgnoringCase,
-    /// Those of the same letters, capital or small.
+    /// Those with the same letters in the same case.
     MindingCase,
 }
 
-/// Why a text is no Face ID.
+/// Why a text is not a valid Face ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFaceId {
-    /// Nothing there that can be seen.
+    /// Nothing visible.
     #[error("the Face ID has nothing that can be seen, it needs 1 to {MAX_CHARACTERS} characters")]
     Empty,
     /// Too long.
@@ -38,10 +37,10 @@ pub enum InvalidFaceId {
     /// Starts with a dot.
     #[error("the Face ID starts with a dot")]
     LeadingDot,
-    /// Starts with what a spreadsheet takes for a formula.
+    /// Starts like the formula of a spreadsheet.
     #[error("the Face ID starts with {0:?}, which spreadsheets take for a formula")]
     Formula(char),
-    /// A joiner with nothing before it to join.
+    /// A joiner without a letter before it.
     #[error("the Face ID has {} without a letter before it", code_point(*.0))]
     Joiner(char),
     /// Has a character that is not allowed.
@@ -52,12 +51,12 @@ pub enum InvalidFaceId {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The percent-encoding of the path does not give UTF-8.
+    /// The percent-encoded path is not UTF-8.
     #[error("the Face ID is not UTF-8")]
     Encoding,
 }
 
-/// A character as errors name it: one that can be seen as it is, any other by its number only.
+/// A character in errors: a visible ASCII character as it is, any other by its code point only.
 fn code_point(character: char) -> String {
     let number = u32::from(character);
     match character.general_category() {
@@ -72,14 +71,13 @@ impl FaceId {
         &self.0
     }
 
-    /// What all Face IDs that are the same person's have in common, and no other one. At most 512 bytes; shown to
-    /// nobody.
+    /// The key that all Face IDs that count as the same share. At most 512 bytes; internal.
     pub fn key(&self, rule: SameName) -> String {
         key(&self.0, rule)
     }
 }
 
-/// [`FaceId::key`] of a text that need not be a Face ID.
+/// [`FaceId::key`] of any text.
 pub fn key(text: &str, rule: SameName) -> String {
     // Unicode's compatibility caseless match (The Unicode Standard, 3.13, D146): one-sided forms such as full-width
     // letters and no-break spaces are the same as the usual ones.
@@ -95,13 +93,13 @@ pub fn key(text: &str, rule: SameName) -> String {
         SameName::MindingCase => plain.nfkc().collect(),
     };
     let key = folded.split_whitespace().collect::<Vec<_>>().join(" ");
-    // Some characters stand for many others; the database's index does not take a key of any length.
+    // Some characters expand to many others, and the database index limits the length of keys.
     if key.len() > MAX_KEY_BYTES { hex(&Sha256::digest(&key)) } else { key }
 }
 
 const MAX_KEY_BYTES: usize = 512;
 
-/// Signs that keyboards and word processors put in each other's place.
+/// Maps signs that keyboards and word processors interchange to one of them.
 fn canonical_sign(character: char) -> char {
     match character {
         // Apostrophes: of type, of transcriptions, and the accents that are typed instead.
@@ -112,7 +110,7 @@ fn canonical_sign(character: char) -> char {
     }
 }
 
-/// Characters that nothing is to be seen of: Unicode's Default_Ignorable_Code_Point, and the empty braille cell.
+/// Invisible characters: Unicode's Default_Ignorable_Code_Point, and the empty braille cell.
 fn is_ignorable(character: char) -> bool {
     matches!(
         u32::from(character),
@@ -136,12 +134,12 @@ fn is_ignorable(character: char) -> bool {
     )
 }
 
-/// ZERO WIDTH NON-JOINER and ZERO WIDTH JOINER, which Persian and the scripts of India spell words with.
+/// ZERO WIDTH NON-JOINER and ZERO WIDTH JOINER, which Persian and Indic orthographies need.
 fn is_joiner(character: char) -> bool {
     matches!(character, '\u{200c}' | '\u{200d}')
 }
 
-/// What is wrong with a character wherever it stands.
+/// Why a character is not allowed anywhere.
 fn rejection_reason(character: char) -> Option<&'static str> {
     use GeneralCategory as Category;
     match character {

@@ -1,22 +1,22 @@
-//! What stands for a person where a name must not, in addresses for one: it says nothing of anybody and never changes.
+//! Opaque ids of people, for URLs and wherever else a name must not appear.
 
 use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 use uuid::{Builder, Uuid};
 
-/// A person's id: a UUID, the same for as long as the person is enrolled, whatever the person is called.
+/// The id of a person: a UUID that stays the same when the person is renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PersonId(Uuid);
 
 impl PersonId {
-    /// The id of a person who is being added.
+    /// Generates the id of a new person.
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
 
-    /// The id of a person who was added, at that many microseconds since 1970, before people had ids. It follows from the
-    /// row, so that it is the same again after an older backup was restored.
+    /// Derives the id of a person who was added, at `created_at` microseconds since 1970, before people had ids. It is a
+    /// function of the row, so that it is the same after an older backup was restored.
     pub fn from_row(row: i64, created_at: i64) -> Self {
         let digest = Sha256::new()
             .chain_update(b"facepipe/person/")
@@ -30,7 +30,7 @@ impl PersonId {
         Self(Builder::from_custom_bytes(bytes).into_uuid())
     }
 
-    /// Reads an id in the form in which it is written, in small or capital letters. `None` for anything else.
+    /// Parses the hyphenated form, in lower or upper case. `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let hyphenated = text.len() == 36;
         Uuid::try_parse(text).ok().filter(|_| hyphenated).map(Self)

@@ -1,6 +1,6 @@
-//! The bytes of enrolled pictures and trained models, and the ledger of erasures, in an object store: a folder, S3 or Azure.
+//! The bytes of enrolled images and trained models, and the ledger of erasures, in an object store: a folder, S3 or Azure.
 //!
-//! Keys carry ids, never names: `people/<person>/<image>`, `models/<id>` and `erasures/<digest>`.
+//! Keys have ids, never names: `people/<person>/<image>`, `models/<id>` and `erasures/<digest>`.
 
 use std::{
     fs,
@@ -32,19 +32,19 @@ pub struct Blobs {
     store: Arc<dyn ObjectStore>,
 }
 
-/// A blob as the store lists it.
+/// A blob in a listing.
 pub struct Blob {
-    /// Its key.
+    /// The key.
     pub key: String,
     /// When it was written, to the second.
     pub modified: OffsetDateTime,
 }
 
 impl Blobs {
-    /// Opens a folder, and makes it where it is missing.
+    /// Opens a folder, which it creates where it is missing.
     ///
     /// # Errors
-    /// The folder cannot be made or opened.
+    /// The folder cannot be created or opened.
     pub fn open_folder(folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let store = LocalFileSystem::new_with_prefix(folder)
@@ -54,12 +54,12 @@ impl Blobs {
         Ok(Self { store: Arc::new(store) })
     }
 
-    /// Opens the store at a URL: `file:///folder`, `s3://bucket/prefix` or `az://container/prefix`. Keys, regions and
-    /// endpoints of the latter two come from the environment, under the names that their own tools use (`AWS_…`,
+    /// Opens the store at a URL: `file:///folder`, `s3://bucket/prefix` or `az://container/prefix`. Credentials, regions and
+    /// endpoints of the latter two come from the environment variables of their own tools (`AWS_…`,
     /// `AZURE_STORAGE_…`).
     ///
     /// # Errors
-    /// The URL names another kind of store, or the environment lacks what that store needs.
+    /// The URL has another scheme, or the environment lacks a variable that the store needs.
     pub fn open_url(url: &str) -> anyhow::Result<Self> {
         let url = parse(url)?;
         if let Some(folder) = folder_of(&url)? {
@@ -93,15 +93,15 @@ impl Blobs {
         Ok(Self { store: Arc::new(PrefixStore::new(store, prefix)) })
     }
 
-    /// The folder at a URL, where it is one's.
+    /// The folder of a `file://` URL; `None` of other URLs.
     ///
     /// # Errors
-    /// It is no URL, or of a folder of another machine.
+    /// The text is no URL, or the folder is on another machine.
     pub fn folder_of(url: &str) -> anyhow::Result<Option<PathBuf>> {
         folder_of(&parse(url)?)
     }
 
-    /// The key of an enrolled picture.
+    /// The key of an enrolled image.
     pub fn image_key(person: i64, image: &str) -> String {
         format!("people/{person}/{image}")
     }
@@ -111,12 +111,12 @@ impl Blobs {
         format!("models/{id}")
     }
 
-    /// Stores a blob: whole and on the disk, or not at all. Blobs never change, so the key must be new.
+    /// Stores a blob atomically and durably. Blobs never change, so the key must be new.
     ///
     /// # Errors
-    /// The key is there already, or the store fails (a full disk).
+    /// The key exists, or the store fails (for example, a full disk).
     pub async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        // The store writes to a temporary name, syncs and links: a crash leaves no half of a blob under its key.
+        // The store writes to a temporary name, syncs and links: a crash leaves no partial blob under the key.
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         self.store.put_opts(&Key::from(key), bytes.into(), options).await?;
         Ok(())
@@ -125,12 +125,12 @@ impl Blobs {
     /// Reads a blob.
     ///
     /// # Errors
-    /// It is not there, or the store fails.
+    /// The blob does not exist, or the store fails.
     pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
         Ok(self.store.get(&Key::from(key)).await?.bytes().await?)
     }
 
-    /// Deletes a blob; one that is gone already is fine.
+    /// Deletes a blob, if it exists.
     ///
     /// # Errors
     /// The store fails.
@@ -141,7 +141,7 @@ impl Blobs {
         }
     }
 
-    /// All pictures and models. What else lies in the store is none of ours and is not listed.
+    /// Lists all images and models. Foreign objects in the store are ignored.
     ///
     /// # Errors
     /// The store fails.
@@ -159,7 +159,7 @@ impl Blobs {
         Ok(blobs)
     }
 
-    /// The keys of all objects below a folder.
+    /// Lists the keys of all objects below a folder.
     ///
     /// # Errors
     /// The store fails.
@@ -168,7 +168,7 @@ impl Blobs {
         Ok(listed.map_ok(|object| object.location.to_string()).try_collect().await?)
     }
 
-    /// The names of all objects in a folder.
+    /// Lists the names of all objects in a folder.
     ///
     /// # Errors
     /// The store fails.

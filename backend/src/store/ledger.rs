@@ -1,9 +1,8 @@
-//! The ledger of erasures: who and what was erased stays so when the database is restored from an older backup. It lies
-//! in the database and, an object per entry, with the blobs; whichever is newer, both have all entries after the next
-//! start.
+//! The ledger of erasures: what was erased stays erased when the database is restored from an older backup. The ledger
+//! is stored in the database and, one object per entry, in the blob store; each start synchronises the two.
 //!
-//! An entry is the salted digest of the row that was erased, not of a name: a person who is enrolled again is another
-//! row, which no entry names.
+//! An entry is the salted digest of the erased row, not of a name: a person who is enrolled again has another row, which
+//! matches no entry.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -19,26 +18,26 @@ use crate::domain::{JobKind, Micros};
 /// The folder of the entries in the blob store.
 pub const FOLDER: &str = "erasures";
 
-/// What an entry's object holds; its key is the digest.
+/// The content of an entry's object; its key is the digest.
 #[derive(Serialize, Deserialize)]
 struct Entry {
     salt: String,
     erased_at: Micros,
 }
 
-/// What was erased again.
+/// The numbers of erasures that were reapplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReappliedErasures {
     /// People.
     pub people: usize,
-    /// Images of people who stay.
+    /// Images of other people.
     pub images: usize,
 }
 
-/// Finishes an erasure outside of the database: its entry of the ledger, then its blobs.
+/// Completes an erasure in the blob store: writes its ledger entry, then deletes its blobs.
 ///
 /// # Errors
-/// The blob store fails. The next sweep does the rest; until then the erasure is not complete.
+/// The blob store fails. The erasure is incomplete until the next sweep.
 pub async fn finish(blobs: &Blobs, erased: &PendingErasure) -> Result<(), StoreError> {
     let mut outcome = write(blobs, &erased.erasure).await;
     for key in &erased.blobs {
@@ -65,7 +64,7 @@ async fn read(blobs: &Blobs, digest: String) -> Result<Erasure, StoreError> {
     Ok(Erasure { digest, salt, erased_at })
 }
 
-/// Gives database and blob store those entries that only the other one has. Returns all.
+/// Copies entries that only the database or only the blob store has to the other. Returns all entries.
 ///
 /// # Errors
 /// The database or the blob store fails, or an entry cannot be read.
@@ -87,8 +86,8 @@ pub async fn synchronise(database: &Database, blobs: &Blobs) -> Result<Vec<Erasu
     Ok(entries)
 }
 
-/// Erases again who and what the ledger names and the database still, or again, has: images, embeddings, models that
-/// knew an erased person except the one that answers, and with `with_detections` where the person was seen.
+/// Reapplies the erasures of the ledger to rows that the database still has: erases people and images with their
+/// embeddings, all models but the active one that know an erased person, and with `with_detections` also the detections.
 ///
 /// # Errors
 /// As [`synchronise`]; [`StoreError::DatasetLocked`].
@@ -132,7 +131,7 @@ pub async fn apply(
     Ok(reapplied)
 }
 
-/// Asks for another training where the model that answers knows somebody who is erased. Returns whether it does.
+/// Requests a training where the active model knows an erased person. Returns whether it does.
 ///
 /// # Errors
 /// The database fails.
@@ -141,14 +140,11 @@ pub async fn train_without_erased(database: &Database) -> Result<bool, StoreErro
         return Ok(false);
     }
     let job = database.add_job(JobKind::OptimizedTrain).await?;
-    tracing::warn!(
-        job = job.id,
-        "the model that answers knows somebody who is erased; another one is trained"
-    );
+    tracing::warn!(job = job.id, "the active model knows an erased person; a new one is trained");
     Ok(true)
 }
 
-/// Removes all models that know somebody who was erased, except the one that answers. Returns how many.
+/// Removes all models but the active one that know an erased person. Returns how many.
 ///
 /// # Errors
 /// The database or the blob store fails.

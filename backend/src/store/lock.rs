@@ -1,6 +1,6 @@
-//! One server at a time for an embedded database and its data folder. The lock is `flock`'s: it ends with the process
-//! that holds it, however that ends, so that nothing has to be cleaned up after a crash. What stands in the file is for
-//! whoever is refused.
+//! Ensures that one server at a time uses an embedded database and its data folder. The lock is a `flock`: it ends with
+//! the process that holds it, so that nothing has to be cleaned up after a crash. The file names the holder, for the
+//! message to a second server.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -12,14 +12,14 @@ use std::{
 use anyhow::Context as _;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Of a data folder.
+/// The lock of a data folder.
 const FOLDER_LOCK: &str = "server.lock";
-/// Ends the name of a database's lock.
+/// The extension of a database's lock.
 const DATABASE_LOCK: &str = "lock";
-/// What is read of a lock's file at most, bytes.
+/// Bytes that are read of a lock file at most.
 const MAX_FILE_BYTES: u64 = 4096;
 
-/// The locks of a running server; dropping it gives them back.
+/// The locks of a running server, released when dropped.
 #[derive(Debug)]
 pub struct ServerLock {
     files: Vec<File>,
@@ -27,10 +27,10 @@ pub struct ServerLock {
 }
 
 impl ServerLock {
-    /// Takes the lock of a SQLite database and that of the folder with the blobs, which it makes where it is missing.
+    /// Locks a SQLite database and the data folder, which it creates where it is missing.
     ///
     /// # Errors
-    /// Another process holds one of them: the message says which. Or a file cannot be made.
+    /// Another process holds one of the locks (the message names it), or a file cannot be created.
     pub fn take(database: &Path, data_dir: &Path) -> anyhow::Result<Self> {
         for folder in [Some(data_dir), database.parent()].into_iter().flatten() {
             fs::create_dir_all(folder)
@@ -55,7 +55,7 @@ impl ServerLock {
                     holder(&mut file)
                 ),
                 Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
-                    tracing::warn!(path = %path.display(), "this file system has no locks: nothing keeps a second server out");
+                    tracing::warn!(path = %path.display(), "this file system has no locks: a second server will not be refused");
                 }
                 Err(TryLockError::Error(error)) => {
                     return Err(error).with_context(|| format!("cannot lock {}", path.display()));
@@ -67,12 +67,12 @@ impl ServerLock {
         Ok(lock)
     }
 
-    /// The files of the locks: that of the data folder, then that of the database.
+    /// The lock files: of the data folder, then of the database.
     pub fn files(database: &Path, data_dir: &Path) -> [PathBuf; 2] {
         [data_dir.join(FOLDER_LOCK), database_lock(database)]
     }
 
-    /// Writes down where the server answers, for whoever is refused.
+    /// Records the address of the server, for the message to a second one.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -89,13 +89,13 @@ impl ServerLock {
             text += &format!("address {address}\n");
         }
         let written = self.files.iter_mut().try_for_each(|file| replace(file, &text));
-        written.context("cannot write down who holds the lock of the data folder")
+        written.context("cannot record the holder in the lock file of the data folder")
     }
 }
 
 impl Drop for ServerLock {
     fn drop(&mut self) {
-        // The files stay: whoever removed one could remove that of the next server.
+        // The files stay: removing one could remove the lock of the next server.
         for file in &mut self.files {
             let _ = replace(file, "");
             let _ = file.unlock();
@@ -103,7 +103,7 @@ impl Drop for ServerLock {
     }
 }
 
-/// The lock of a database lies beside it, whatever links led there.
+/// The lock file of a database: beside the file that symbolic links lead to.
 fn database_lock(database: &Path) -> PathBuf {
     let canonical = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
     let mut name = canonical.file_name().unwrap_or_default().to_owned();
@@ -118,7 +118,7 @@ fn replace(file: &mut File, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-/// Who holds a lock, as its file says.
+/// Describes the holder of a lock, from its file.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.take(MAX_FILE_BYTES).read_to_string(&mut text);

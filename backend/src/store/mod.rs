@@ -1,4 +1,4 @@
-//! What outlives the process: rows in a SQL database, bytes in a blob store.
+//! Persistent state: rows in a SQL database, bytes in a blob store.
 
 pub mod blobs;
 pub mod ledger;
@@ -17,59 +17,59 @@ use time::OffsetDateTime;
 
 use crate::domain::{Micros, PersonId};
 
-/// Why the store did not do what was asked.
+/// Why a call of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Somebody with this Face ID, or one that counts as the same, is there already.
+    /// A person with this Face ID, or with one that counts as the same, exists.
     #[error("the person exists")]
     PersonExists {
-        /// Who; `None` where that somebody came at the same moment.
+        /// The existing person; `None` where that one was added at the same moment.
         person_id: Option<PersonId>,
     },
-    /// Nobody with this Face ID is there.
+    /// No person matches.
     #[error("no such person")]
     PersonNotFound,
-    /// There is no model of this version.
+    /// No model has this version.
     #[error("no such model")]
     ModelNotFound,
-    /// The model of this version answers.
-    #[error("the model answers")]
+    /// The model of this version is active.
+    #[error("the model is active")]
     ModelActive,
-    /// There is no detection of this id.
+    /// No detection has this id.
     #[error("no such detection")]
     DetectionNotFound,
-    /// The lease under which this was to be written belongs to somebody else by now.
+    /// The lease that the write needs has expired.
     #[error("the lease has ended")]
     LeaseLost,
-    /// That person has no image of this id.
+    /// The person has no image of this id.
     #[error("no such image")]
     ImageNotFound,
-    /// That person has an image of the same bytes.
+    /// The person has an image of the same bytes.
     #[error("the person has this image")]
     DuplicateImage {
-        /// Its id.
+        /// The id of that image.
         image_id: String,
-        /// The person's.
+        /// The id of the person.
         person_id: PersonId,
     },
     /// Another person has an image of the same bytes.
     #[error("another person has this image")]
     ImageOfAnother {
-        /// Its id.
+        /// The id of that image.
         image_id: String,
-        /// That other person's.
+        /// The id of the other person.
         person_id: PersonId,
     },
     /// The database did not answer in time, or could not be reached.
     #[error("the database cannot be reached: {0}")]
     Unavailable(String),
-    /// Something holds the dataset's lease, and nothing of the dataset may change meanwhile.
+    /// A job holds the lease of the dataset, which must not change meanwhile.
     #[error("the dataset is locked")]
     DatasetLocked {
-        /// When the lease ends unless it is renewed.
+        /// Time until the lease ends unless it is renewed.
         retry_after: Duration,
     },
-    /// The disk has no room.
+    /// The disk is full.
     #[error("no room is left: {0}")]
     Full(String),
     /// The database refused a statement.
@@ -78,15 +78,15 @@ pub enum StoreError {
     /// The blob store failed.
     #[error("the blob store failed: {0}")]
     Blob(object_store::Error),
-    /// A row holds what this program never wrote.
+    /// A row holds a value that this program never writes.
     #[error("damaged row: {0}")]
     Damaged(String),
-    /// The thread that spoke to the database ended.
+    /// The thread of a database call ended.
     #[error("a database call was cut off")]
     Interrupted,
 }
 
-/// What engines say when the connection or the server has gone, or answers too slowly to wait for.
+/// Phrases in errors of engines whose connection or server is gone, or too slow.
 const UNAVAILABLE_PHRASES: [&str; 18] = [
     // PostgreSQL
     "server closed the connection",
@@ -111,11 +111,11 @@ const UNAVAILABLE_PHRASES: [&str; 18] = [
     "disk I/O error",
 ];
 
-/// What engines say when the disk is full.
+/// Phrases in errors of engines whose disk is full.
 const DISK_FULL_PHRASES: [&str; 3] = ["database or disk is full", "No space left on device", "is full"];
 
 impl StoreError {
-    /// Whether the database failed, rather than what was asked of it.
+    /// Whether the database is at fault, rather than the call.
     pub fn is_database_fault(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Full(_) | Self::Database(_) | Self::Interrupted)
     }
@@ -153,7 +153,7 @@ impl From<object_store::Error> for StoreError {
     }
 }
 
-/// The moment that a row holds.
+/// Converts the moment of a row.
 ///
 /// # Errors
 /// [`StoreError::Damaged`] beyond the year 9999.
@@ -162,12 +162,12 @@ pub fn from_micros(micros: Micros) -> Result<OffsetDateTime, StoreError> {
         .map_err(|_| StoreError::Damaged(format!("a time of {micros} microseconds")))
 }
 
-/// An embedding as rows hold it: little-endian f32.
+/// Encodes an embedding as rows hold it: little-endian f32.
 pub fn vector_to_bytes(vector: &[f32]) -> Vec<u8> {
     vector.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
-/// The embedding that a row holds.
+/// Decodes the embedding of a row.
 ///
 /// # Errors
 /// [`StoreError::Damaged`] unless the bytes are whole f32.

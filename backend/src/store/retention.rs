@@ -1,5 +1,5 @@
-//! Deletes detections that are older than they may be kept, and the answers that are kept for retries as long; and gives
-//! detections whose time cannot be right the one that counts.
+//! Deletes detections and idempotency records that are older than they may be kept, and corrects impossible times of
+//! detections.
 
 use std::{
     sync::Arc,
@@ -15,64 +15,63 @@ use crate::{
     metrics::Metrics,
 };
 
-/// From one pass to the next.
+/// The interval between passes.
 const INTERVAL: Duration = Duration::from_secs(3600);
-/// How long after the end of a process in the middle of a pass another one may begin one.
+/// How long after a crash in the middle of a pass another process may start one.
 const LEASE: Duration = Duration::from_secs(60);
-/// Rows that are deleted in one transaction: few, so that nobody waits for it.
+/// Rows that are deleted in one transaction: few, so that other writers do not wait long.
 const BATCH: i64 = 1000;
-/// From one transaction to the next: whoever waits for the one writer of SQLite comes in between.
+/// The pause between transactions, which gives way to other writers on SQLite.
 const PAUSE: Duration = Duration::from_millis(10);
-/// A clock that is ahead of the last pass by more than this, or by more than half of the age that is kept, may have
-/// jumped.
+/// A clock that is ahead of the last pass by more than this, or by more than half of the maximum age, may have jumped.
 const LONGEST_GAP: Duration = Duration::from_secs(14 * 86_400);
-/// How long a server must have been running with such a clock until it is believed.
+/// How long a server must have been running with such a clock before it is trusted.
 const CLOCK_TRUST_DELAY: Duration = Duration::from_secs(86_400);
 
-/// What is kept, and which times are possible.
+/// How long detections are kept, and which times are possible.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionOptions {
-    /// For how long detections are kept after their capture; `None` for ever.
+    /// How long detections are kept after their capture; `None` for ever.
     pub max_age: Option<Duration>,
-    /// How far ahead of the clock a capture time may be, microseconds.
+    /// How far ahead of the clock a time of capture may be, microseconds.
     pub ahead: Micros,
 }
 
-/// What a pass did.
+/// The numbers of rows that a pass changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Deleted {
-    /// Detections that were deleted.
+    /// Deleted detections.
     pub detections: usize,
-    /// Answers to requests with an idempotency key that were deleted.
-    pub answers: usize,
-    /// Detections that got another time.
+    /// Deleted idempotency records.
+    pub idempotency_records: usize,
+    /// Detections whose time was corrected.
     pub corrected: usize,
 }
 
-/// How a pass ended.
+/// The outcome of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetentionOutcome {
-    /// All that was too old is deleted.
+    /// Everything that was too old is deleted.
     Done(Deleted),
-    /// Another process is at it.
+    /// Another process is doing a pass.
     Busy,
-    /// This machine's clock cannot be believed: nothing was deleted.
+    /// This machine's clock cannot be trusted: nothing was deleted.
     ClockDoubted(ClockDoubt),
 }
 
-/// Why a clock is not believed.
+/// Why a clock is not trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockDoubt {
-    /// It says a time before there was any such program.
+    /// It is before the first release of this program.
     Unset {
-        /// What it says.
+        /// The time of the clock.
         now: Micros,
     },
     /// It is far ahead of the last pass.
     Jumped {
-        /// What it says.
+        /// The time of the clock.
         now: Micros,
-        /// When it was believed last.
+        /// The time of the last pass.
         last: Micros,
     },
 }
@@ -95,7 +94,7 @@ impl std::fmt::Display for ClockDoubt {
     }
 }
 
-/// Does a pass now and at every interval until `stop` says so. A clock that may have jumped ahead is believed once the
+/// Does a pass now and at every interval, until `stop` is set. A clock that may have jumped ahead is trusted once the
 /// server has been running with it for a day.
 pub async fn run_retention(
     database: Database,
@@ -110,12 +109,12 @@ pub async fn run_retention(
             Ok(RetentionOutcome::Done(deleted)) => {
                 doubted_since = None;
                 if deleted != Deleted::default() {
-                    let Deleted { detections, answers, corrected } = deleted;
+                    let Deleted { detections, idempotency_records, corrected } = deleted;
                     tracing::info!(
                         detections,
-                        answers,
+                        answers = idempotency_records,
                         corrected,
-                        "deleted what was older than detections_max_age_days, corrected times that cannot be"
+                        "deleted what was older than detections_max_age_days, corrected impossible times"
                     );
                 }
             }
@@ -140,11 +139,10 @@ pub async fn run_retention(
     }
 }
 
-/// Deletes what is older than may be kept: detections by the time of their capture that counts. With `trust_clock`, this
-/// machine's clock is believed whatever it says.
+/// Does one pass. With `trust_clock`, this machine's clock is trusted in any case.
 ///
 /// # Errors
-/// The database fails; what was deleted stays so.
+/// The database fails; rows deleted until then stay deleted.
 pub async fn retain(
     database: &Database,
     options: RetentionOptions,
@@ -177,7 +175,7 @@ async fn pass(
             Some(max_age) => delete(database, holder, max_age, now, &mut deleted).await?,
             None => true,
         };
-    if deleted.detections + deleted.answers > 0 {
+    if deleted.detections + deleted.idempotency_records > 0 {
         database.scrub_journal_of_detections().await?;
     }
     if done {
@@ -186,8 +184,8 @@ async fn pass(
     Ok(RetentionOutcome::Done(deleted))
 }
 
-/// Whether the clock can be believed. Where no pass was ever done, the newest arrival stands for the last one, and is
-/// written down as such: what arrives by the clock in question must not prove it right.
+/// Whether the clock is in doubt. Before the first pass, the newest arrival stands for the last one and is recorded as
+/// such: later arrivals have the time of the clock in question and must not confirm it.
 async fn doubt(
     database: &Database,
     max_age: Option<Duration>,
@@ -196,7 +194,7 @@ async fn doubt(
     if now < CLOCK_UNSET_BEFORE {
         return Ok(Some(ClockDoubt::Unset { now }));
     }
-    // Where nothing is deleted, nothing is at stake.
+    // Without a maximum age, nothing is deleted.
     let Some(max_age) = max_age else { return Ok(None) };
     let last = match database.last_run(Task::Retain).await? {
         Some(last) => last,
@@ -211,7 +209,7 @@ async fn doubt(
     Ok(jumped.then_some(ClockDoubt::Jumped { now, last }))
 }
 
-/// Returns whether all is done; not where another process has taken over.
+/// Corrects impossible times. Returns whether all are corrected; `false` where another process has taken over.
 async fn correct(
     database: &Database,
     holder: &str,
@@ -232,7 +230,7 @@ async fn correct(
     }
 }
 
-/// Returns whether all is done; not where another process has taken over.
+/// Deletes old rows. Returns whether all are deleted; `false` where another process has taken over.
 async fn delete(
     database: &Database,
     holder: &str,
@@ -245,7 +243,7 @@ async fn delete(
     loop {
         let detections = database.delete_detections_before(cutoff, BATCH).await?;
         deleted.detections += detections;
-        // Some of the rest that another process deletes by now is deleted by one of both.
+        // Where another process has taken over, it deletes the rest.
         if !database.renew_lease(Lease::Retain, holder, LEASE).await? {
             return Ok(false);
         }
@@ -255,9 +253,9 @@ async fn delete(
         tokio::time::sleep(PAUSE).await;
     }
     loop {
-        let answers = database.delete_idempotency_records_before(cutoff, BATCH).await?;
-        deleted.answers += answers;
-        if answers == 0 {
+        let records = database.delete_idempotency_records_before(cutoff, BATCH).await?;
+        deleted.idempotency_records += records;
+        if records == 0 {
             return Ok(true);
         }
         if !database.renew_lease(Lease::Retain, holder, LEASE).await? {

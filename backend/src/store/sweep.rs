@@ -1,5 +1,5 @@
-//! Removes blobs that no row refers to: a crash between the blob and its row leaves them, and so does an erasure whose
-//! blob could not be deleted.
+//! Removes blobs that no row refers to. A crash between writing a blob and its row leaves one, and so does an erasure
+//! whose blob could not be deleted.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -13,19 +13,19 @@ use crate::{
     metrics::Metrics,
 };
 
-/// How long a sweep may take before another process may begin one.
+/// How long a sweep may take before another process may start one.
 const LEASE: Duration = Duration::from_secs(600);
 
-/// How sweeping goes about it.
+/// When to sweep, and what.
 #[derive(Debug, Clone, Copy)]
 pub struct SweepOptions {
-    /// From one sweep to the next.
+    /// The interval between sweeps.
     pub interval: Duration,
-    /// Blobs that are younger stay: their row may be about to be written.
+    /// The age from which a blob is removed: the row of a younger one may be about to be written.
     pub min_age: Duration,
 }
 
-/// Sweeps now and at every interval until `stop` says so.
+/// Sweeps now and at every interval, until `stop` is set.
 pub async fn run_sweeps(
     database: Database,
     blobs: Blobs,
@@ -36,7 +36,7 @@ pub async fn run_sweeps(
     while !*stop.borrow() {
         if let Err(error) = sweep_once(&database, &blobs, options.min_age).await {
             metrics.task_failed(Task::Sweep);
-            tracing::warn!(%error, "cannot look for blobs that nothing refers to");
+            tracing::warn!(%error, "cannot look for blobs that no row refers to");
         }
         tokio::select! {
             () = tokio::time::sleep(options.interval) => (),
@@ -45,8 +45,8 @@ pub async fn run_sweeps(
     }
 }
 
-/// Removes blobs of at least `min_age` that no row refers to, and completes the ledger of erasures. Returns how many it
-/// removed; `None` where another process is at it.
+/// Removes blobs of at least `min_age` that no row refers to, and synchronises the ledger of erasures. Returns how many
+/// it removed; `None` while another process sweeps.
 ///
 /// # Errors
 /// Rows or blobs cannot be read.
@@ -61,7 +61,7 @@ pub async fn sweep_once(
     }
     let swept = async {
         let removed = sweep(database, blobs, min_age).await?;
-        // An erasure whose entry could not be written to the blobs is in the database only.
+        // The entry of an erasure is in the database only where it could not be written to the blob store.
         ledger::synchronise(database, blobs).await?;
         database.task_finished(Task::Sweep, now()).await?;
         Ok(removed)
@@ -72,7 +72,7 @@ pub async fn sweep_once(
 }
 
 async fn sweep(database: &Database, blobs: &Blobs, min_age: Duration) -> Result<usize, StoreError> {
-    // Blobs are listed before rows: what gets its row in between is not taken for garbage.
+    // Blobs are listed before rows, so that a blob whose row is written in between is not taken for garbage.
     let listed = blobs.list().await?;
     let mut referred: HashSet<String> = database.image_blob_keys().await?.into_iter().collect();
     referred.extend(database.model_blob_keys().await?);

@@ -37,20 +37,20 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 /// call of the database.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes jobs and reports their end; clones share it.
+/// Queues jobs and waits for their end; clones share it.
 #[derive(Clone)]
 pub struct Trainer {
     shared: Arc<Shared>,
 }
 
-/// How the trainer goes about it.
+/// Settings of the trainer.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainerOptions {
-    /// How often it looks for jobs, should it miss the signal.
+    /// How often it looks for jobs in case it misses the signal.
     pub poll: Duration,
-    /// How long after the end of a process that did a job another one takes it up.
+    /// How long after a crash in the middle of a job another process resumes it.
     pub lease: Duration,
-    /// Cosine between the embeddings of two people's images from which they are the same picture.
+    /// Cosine from which images of two people are the same picture.
     pub same_picture: f32,
 }
 
@@ -58,14 +58,14 @@ struct Shared {
     database: Database,
     executor: JobExecutor,
     options: TrainerOptions,
-    /// Names this process in leases.
+    /// The name of this process in leases.
     holder: String,
     metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
 }
 
 impl Trainer {
-    /// Takes jobs; [`start`](Self::start) has this process do some.
+    /// Creates a trainer, which queues jobs; after [`start`](Self::start), this process also does them.
     pub fn new(
         database: Database,
         blobs: Blobs,
@@ -80,13 +80,13 @@ impl Trainer {
         Self { shared: Arc::new(Shared { database, executor, options, holder, metrics, stop }) }
     }
 
-    /// Starts the task that does the jobs, beginning with those that another process left.
+    /// Starts the task that does jobs, first those that another process left unfinished.
     pub fn start(&self) -> JoinHandle<()> {
         let runner = self.clone();
         tokio::spawn(async move { runner.run().await })
     }
 
-    /// Ends the task after the job that it is at.
+    /// Stops the task after the present job.
     pub fn stop(&self) {
         self.shared.stop.send_replace(true);
     }
@@ -96,7 +96,7 @@ impl Trainer {
         let _ = self.shared.database.release_lease(Lease::Trainer, &self.shared.holder).await;
     }
 
-    /// Asks for a job.
+    /// Queues a job.
     ///
     /// # Errors
     /// The database fails.
@@ -104,7 +104,7 @@ impl Trainer {
         self.shared.database.add_job(kind).await
     }
 
-    /// Waits until a job ended, and until the model that it made answers here. `None` where there is no such job.
+    /// Waits until a job has ended and its model is active in this process. `None` where no job has this id.
     ///
     /// # Errors
     /// The database fails.
@@ -145,7 +145,7 @@ impl Trainer {
 
     async fn next_job(&self) -> Result<Option<Job>, StoreError> {
         let Shared { database, options, holder, .. } = &*self.shared;
-        // Looking costs less than taking the lease.
+        // A look costs less than acquiring the lease.
         if !database.has_open_jobs().await?
             || !database.acquire_lease(Lease::Trainer, holder, options.lease).await?
         {

@@ -1,32 +1,31 @@
-//! Pictures of two people that are one and the same: which of the two it shows, no training can know.
+//! Finds images of different people that are nearly the same picture, so that it is unknown whom they show.
 
 use rayon::prelude::*;
 
 /// Two images of different people whose embeddings are nearly the same.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pair {
-    /// Where the one stands among the samples.
+    /// The index of one among the samples.
     pub first: usize,
-    /// Where the other one stands, behind it.
+    /// The index of the other, which is greater.
     pub second: usize,
     /// Cosine between their embeddings.
     pub similarity: f32,
 }
 
-/// The first numbers of an embedding, which tell most pairs apart: one line of the processor's cache.
+/// The first components of an embedding, which distinguish most pairs: one cache line.
 type Head = [f32; 16];
 
-/// The pairs of samples of different people whose cosine is at least `threshold`; embeddings have length 1. `go_on` is
-/// asked now and then, false ends it early.
+/// Finds the pairs of samples of different people whose cosine is at least `threshold`; embeddings have length 1. Returns
+/// `None` as soon as `go_on` returns false.
 ///
-/// All pairs are looked at. Of most, a few numbers suffice: the squared distance, which is 2 - 2 cos, only grows with
-/// each.
+/// Compares all pairs. For most, a few components suffice: the squared distance, 2 - 2 cos, only grows with each.
 pub fn same_pictures(
     samples: &[(i64, &[f32])],
     threshold: f32,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Option<Vec<Pair>> {
-    // Rounding must leave no pair out; the cosine decides.
+    // With a margin for rounding; the cosine decides.
     let farthest = (2.0 - 2.0 * threshold).max(0.0) + 1e-4;
     let heads: Vec<(i64, Head)> =
         samples.iter().map(|(person, embedding)| (*person, head(embedding))).collect();
@@ -50,7 +49,7 @@ fn head(embedding: &[f32]) -> Head {
     head
 }
 
-/// The squared distance. In lanes, since a sum in order cannot be computed side by side.
+/// The squared distance, summed in lanes that can be vectorised.
 fn distance(one: &Head, other: &Head) -> f32 {
     let mut lanes = [0.0_f32; 8];
     for (one, other) in one.as_chunks::<8>().0.iter().zip(other.as_chunks::<8>().0) {
@@ -61,11 +60,11 @@ fn distance(one: &Head, other: &Head) -> f32 {
     lanes.iter().sum()
 }
 
-/// Two samples as a pair, if they are one.
+/// Two samples as a pair, if their cosine reaches the threshold.
 fn pair(samples: &[(i64, &[f32])], first: usize, second: usize, threshold: f32) -> Option<Pair> {
     let ((_, one), (_, other)) = (samples.get(first)?, samples.get(second)?);
     let cosine: f32 = one.iter().zip(*other).map(|(a, b)| a * b).sum();
-    // The very same may come to a little less than 1.
+    // The cosine of identical embeddings may be slightly less than 1.
     let is_pair = one.len() == other.len() && (cosine >= threshold || one == other);
     is_pair.then(|| Pair { first, second, similarity: cosine.clamp(-1.0, 1.0) })
 }

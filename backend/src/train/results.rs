@@ -4,19 +4,19 @@
 use paperclip::actix::Apiv2Schema;
 use serde::{Deserialize, Serialize};
 
-/// What a training made.
+/// The result of a training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Apiv2Schema)]
 pub struct TrainingResult {
-    /// The new model's version; it answers from now on.
+    /// Version of the new model, which is active from now on.
     #[openapi(minimum = 1, example = "7")]
     pub model_version: i64,
-    /// The embedder whose embeddings it takes.
+    /// The network whose embeddings the model takes.
     #[openapi(example = "mobilefacenet")]
     pub embedder: String,
-    /// People that it tells apart.
+    /// People whom the model knows.
     #[openapi(minimum = 0, example = "10")]
     pub people: i64,
-    /// Images that it was trained on.
+    /// Images that the model was trained on.
     #[openapi(minimum = 0, example = "60")]
     pub images: i64,
     /// People who are not in the model: no picture of them can be used. `people_left_out` says who.
@@ -37,12 +37,12 @@ pub struct TrainingResult {
     /// that does not show its person.
     #[serde(default)]
     pub conflicts: Vec<Conflict>,
-    /// How long it took, milliseconds.
+    /// Duration, milliseconds.
     #[openapi(minimum = 0, example = "412")]
     pub duration_ms: i64,
 }
 
-/// Somebody who is not in a model.
+/// A person who is not in a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
 pub struct LeftOut {
     /// What `/people/{person_id}` takes.
@@ -58,7 +58,7 @@ pub struct LeftOut {
     pub reason: WhyLeftOut,
 }
 
-/// Why somebody is not in a model.
+/// Why a person is not in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhyLeftOut {
@@ -95,8 +95,7 @@ pub struct ConflictingImage {
 }
 
 impl TrainingResult {
-    /// Everybody whom the result is about: id, and where the name is to be put. Results are kept without names, so that
-    /// an erasure and a renaming reach them.
+    /// All people in the result: the id, and where to put the name.
     pub fn people_named(&mut self) -> impl Iterator<Item = (&str, &mut Option<String>)> {
         let left_out =
             self.people_left_out.iter_mut().map(|left| (left.person_id.as_str(), &mut left.face_id));
@@ -105,10 +104,10 @@ impl TrainingResult {
     }
 }
 
-/// What computing the embeddings anew made.
+/// The result of recomputing the embeddings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
 pub struct EmbeddingResult {
-    /// The network that made them.
+    /// The network that computed them.
     #[openapi(example = "mobilefacenet")]
     pub embedder: String,
     /// Images that have one now.
@@ -117,7 +116,7 @@ pub struct EmbeddingResult {
     /// Images that have none: no face was found on them, or their bytes are damaged.
     #[openapi(minimum = 0, example = "0")]
     pub images_left_out: i64,
-    /// How long it took, milliseconds.
+    /// Duration, milliseconds.
     #[openapi(minimum = 0, example = "412")]
     pub duration_ms: i64,
 }

@@ -1,4 +1,4 @@
-//! What waits in the database, for whoever watches the deployment.
+//! Numbers of queued jobs and messages, for metrics.
 
 use diesel::{
     dsl::{count_star, min},
@@ -14,21 +14,21 @@ use crate::{
     store::StoreError,
 };
 
-/// Jobs and results of the whole deployment at one moment.
+/// The backlog of the whole deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backlog {
-    /// Jobs by their status, in the order of [`JobStatus::ALL`].
+    /// Jobs by status, in the order of [`JobStatus::ALL`].
     pub jobs: [i64; 5],
-    /// Results that wait to be sent.
+    /// Messages in the outbox.
     pub messages: i64,
-    /// Since when the oldest of them waits.
+    /// When the oldest of them was created.
     pub oldest_message: Option<Micros>,
-    /// When each task was done to its end last, in the order of [`Task::ALL`].
+    /// When each task last completed, in the order of [`Task::ALL`].
     pub task_runs: [Option<Micros>; 3],
 }
 
 impl Database {
-    /// Counts what waits.
+    /// Counts jobs and messages.
     ///
     /// # Errors
     /// The database fails.

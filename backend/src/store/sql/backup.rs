@@ -1,4 +1,4 @@
-//! What a backup asks of a database, without bringing its schema up to date: the servers on it may be older.
+//! Reads a database for a backup, without migrating it: servers of an older version may be using it.
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -15,7 +15,7 @@ use super::{
     migrations, refuse_newer_schema, wait_for,
 };
 
-/// How long the end of a backup waits for whoever reads the embedded database.
+/// How long the end of a backup waits for readers of the embedded database.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A database that is backed up.
@@ -38,10 +38,11 @@ struct Count {
 }
 
 impl BackupSource {
-    /// Looks at a database. Blocks.
+    /// Opens a database. Blocks.
     ///
     /// # Errors
-    /// There is none, it is not facepipe's, it cannot be reached, or its schema is newer than this program knows.
+    /// The database does not exist, is not of facepipe, cannot be reached, or has a schema that is newer than this program
+    /// knows.
     pub fn open(options: &DatabaseOptions) -> anyhow::Result<Self> {
         let engine = Engine::of(options)?;
         if let Engine::Sqlite { path } = &engine {
@@ -57,7 +58,7 @@ impl BackupSource {
         Ok(Self { engine, schema: migrations::applied(&mut connection)? })
     }
 
-    /// The keys of all blobs that rows refer to at the moment. Blocks.
+    /// The keys of all blobs that rows refer to. Blocks.
     ///
     /// # Errors
     /// The database fails.
@@ -66,19 +67,19 @@ impl BackupSource {
         blob_keys(&mut connection)
     }
 
-    /// Copies an embedded database as it is at one moment, while others write: into a new file without a log of its
-    /// own. Returns the keys of all blobs that its rows refer to. Blocks for as long as it takes to read all of it.
+    /// Copies a consistent snapshot of an embedded database into a new file, while other processes write. Returns the keys
+    /// of all blobs that its rows refer to. Blocks for as long as it takes to read all of it.
     ///
     /// # Errors
-    /// The database is damaged or none of SQLite's, or the disk is full.
+    /// The database is damaged or not of SQLite, or the disk is full.
     pub fn copy_embedded(&self, to: &Path) -> anyhow::Result<BTreeSet<String>> {
         let to = to.to_str().with_context(|| format!("{} is no Unicode", to.display()))?;
         if let AnyConnection::Sqlite(sqlite) = &mut self.connect()? {
             diesel::sql_query("VACUUM INTO ?").bind::<Text, _>(to).execute(sqlite)?;
-            // What was erased meanwhile could not be taken out of it.
+            // Erasures in the meantime could not empty it.
             connection::truncate_wal(sqlite, CHECKPOINT_TIMEOUT)?;
         }
-        // Without the settings of a server, which would have it get a log.
+        // Without the settings of a server, which would create a write-ahead log.
         let mut copy = SqliteConnection::establish(to)?;
         copy.batch_execute("PRAGMA query_only = ON")?;
         let checked: Line =
@@ -91,18 +92,18 @@ impl BackupSource {
         wait_for(&self.engine, Duration::ZERO).with_context(|| cannot_open(&self.engine))
     }
 
-    /// Whether the database is a file of this machine's.
+    /// Whether the database is a file.
     pub fn is_embedded(&self) -> bool {
         matches!(self.engine, Engine::Sqlite { .. })
     }
 
-    /// The engine, as traces and manifests name it.
+    /// The name of the engine in traces and manifests.
     pub fn engine(&self) -> &'static str {
         self.engine.system()
     }
 }
 
-/// Raw, since the schema may be older than this program.
+/// In raw SQL, since the schema may be older than this program.
 fn blob_keys(connection: &mut AnyConnection) -> anyhow::Result<BTreeSet<String>> {
     let mut keys = BTreeSet::new();
     for table in ["images", "models"] {
@@ -113,10 +114,10 @@ fn blob_keys(connection: &mut AnyConnection) -> anyhow::Result<BTreeSet<String>>
     Ok(keys)
 }
 
-/// Whether a database has no table at all, so that a backup can be restored into it. Blocks.
+/// Whether a database has no tables, so that a backup can be restored into it. Blocks.
 ///
 /// # Errors
-/// It cannot be reached.
+/// The database cannot be reached.
 pub fn is_empty(options: &DatabaseOptions) -> anyhow::Result<bool> {
     let engine = Engine::of(options)?;
     let query = match &engine {
@@ -135,10 +136,10 @@ pub fn is_empty(options: &DatabaseOptions) -> anyhow::Result<bool> {
     Ok(count == 0)
 }
 
-/// The versions of all migrations that this program has for the engine of a database, in order.
+/// The versions of all migrations that this program has for the engine, in order.
 ///
 /// # Errors
-/// The URL is of no engine that there is.
+/// The URL names no supported engine.
 pub fn known_schema(options: &DatabaseOptions) -> anyhow::Result<Vec<String>> {
     migrations::known_to(&Engine::of(options)?)
 }
@@ -146,7 +147,7 @@ pub fn known_schema(options: &DatabaseOptions) -> anyhow::Result<Vec<String>> {
 /// The engine of a database, as [`BackupSource::engine`] names it.
 ///
 /// # Errors
-/// The URL is of no engine that there is.
+/// The URL names no supported engine.
 pub fn engine_of(options: &DatabaseOptions) -> anyhow::Result<&'static str> {
     Ok(Engine::of(options)?.system())
 }

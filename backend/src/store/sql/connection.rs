@@ -20,14 +20,14 @@ use diesel::{MysqlConnection, PgConnection, sql_types::Text};
 
 use crate::{mistakes::mistake, optional};
 
-/// Connections to SQLite that read side by side.
+/// Concurrent readers of SQLite.
 const SQLITE_READERS: u32 = 4;
 
-/// From one look to the next whether another process' transaction on SQLite has ended. SQLite's own pauses grow to a
-/// tenth of a second: against a process that writes one transaction after the other, that is never.
+/// The pause between attempts to lock SQLite while another process writes. SQLite's own pauses grow to a tenth of a
+/// second, which starves this process where another one writes continuously.
 const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A connection to whichever engine the deployment uses.
+/// A connection to any of the engines.
 #[derive(diesel::MultiConnection)]
 pub enum AnyConnection {
     /// The embedded engine.
@@ -45,25 +45,25 @@ pub enum AnyConnection {
 pub struct DatabaseOptions {
     /// `sqlite://<path>`, `sqlite:<path>`, a plain path, `postgres://…` or `mysql://…`.
     pub url: String,
-    /// Connections to a database server at most; SQLite has its own number.
+    /// Connections to a database server at most; for SQLite the number is fixed.
     pub connections: u32,
-    /// Whether the start brings the schema up to date; otherwise it waits until that was done.
+    /// Whether the start migrates the schema; otherwise it waits until another process has.
     pub migrate_at_start: bool,
-    /// How long a call waits for a connection before the database counts as away.
+    /// How long a call waits for a connection before the database counts as unavailable.
     pub connect_timeout: Duration,
     /// How long one statement may take.
     pub statement_timeout: Duration,
-    /// How long the start waits for a database server that is not there yet, or for a schema that is new enough.
+    /// How long the start waits for a database server that cannot be reached, or for a migrated schema.
     pub start_timeout: Duration,
-    /// Whether a schema with migrations that this program does not know will do.
+    /// Whether to accept a schema with migrations that this program does not know.
     pub allow_newer_schema: bool,
 }
 
 impl DatabaseOptions {
-    /// The file of an embedded database.
+    /// The file of an embedded database; `None` of a server.
     ///
     /// # Errors
-    /// The URL is of no engine that there is.
+    /// The URL names no supported engine.
     pub fn sqlite_file(&self) -> anyhow::Result<Option<PathBuf>> {
         Ok(match Engine::of(self)? {
             Engine::Sqlite { path } => Some(path.into()),
@@ -72,7 +72,7 @@ impl DatabaseOptions {
     }
 }
 
-/// The engines, each with what its client library takes as an address.
+/// The engines, each with the address for its client library.
 #[derive(Clone)]
 pub(super) enum Engine {
     Sqlite { path: String },
@@ -80,7 +80,7 @@ pub(super) enum Engine {
     Mysql { url: String },
 }
 
-/// Shown in log lines and errors: never an address, which may hold a password.
+/// The name in log lines and errors; never the address, which may hold a password.
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -91,8 +91,8 @@ impl fmt::Display for Engine {
     }
 }
 
-/// What client libraries say of a URL that they cannot read. They quote the part that they do not understand, which may be
-/// of a password: none of it is shown.
+/// Phrases in errors of client libraries that cannot parse a URL. They quote the part that they cannot parse, which may
+/// belong to a password, so their messages are not shown.
 const UNREADABLE: [&str; 9] = [
     "invalid URI",
     "invalid port number",
@@ -108,14 +108,14 @@ const UNREADABLE: [&str; 9] = [
 /// Why there is no connection.
 #[derive(Debug)]
 pub(super) enum ConnectError {
-    /// The URL cannot be read; it will not be later either.
+    /// The URL cannot be parsed; retrying cannot help.
     UnreadableUrl,
-    /// What the client library or the server says, in one line and without the password.
+    /// The message of the client library or the server, in one line and without the password.
     Refused(String),
 }
 
 impl Engine {
-    /// Makes a connection.
+    /// Connects.
     pub(super) fn connect(&self, manager: &Manager) -> Result<AnyConnection, ConnectError> {
         use diesel::ConnectionError::InvalidConnectionUrl;
         manager.connect().map_err(|error| {
@@ -152,7 +152,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Its name in OpenTelemetry's conventions.
+    /// The name in OpenTelemetry's conventions.
     pub(super) fn system(&self) -> &'static str {
         match self {
             Self::Sqlite { .. } => "sqlite",
@@ -168,19 +168,19 @@ impl Engine {
         Ok(Self::Sqlite { path: path.to_owned() })
     }
 
-    /// Makes the folder of an embedded database where it is missing.
+    /// Creates the folder of an embedded database where it is missing.
     pub(super) fn make_folder(&self) -> anyhow::Result<()> {
         if let Self::Sqlite { path } = self
             && let Some(folder) = Path::new(path).parent()
         {
             std::fs::create_dir_all(folder)
-                .with_context(|| format!("cannot make the database's folder {}", folder.display()))?;
+                .with_context(|| format!("cannot create the database's folder {}", folder.display()))?;
         }
         Ok(())
     }
 
-    /// The pools for reading and for writing. SQLite has one writer at a time: a pool of one connection makes
-    /// writers queue for it here, in order, instead of failing on each other's locks.
+    /// Creates the pools for reading and for writing. SQLite has one writer at a time: with a pool of one connection,
+    /// writers queue here, in order, instead of failing on each other's locks.
     pub(super) fn pools(&self, options: &DatabaseOptions) -> Result<(Pool, Pool), r2d2::PoolError> {
         let pool = |size, purpose| {
             Pool::builder()
@@ -202,7 +202,7 @@ impl Engine {
     }
 }
 
-/// A message about a database, in one line and without the password of its URL, however that is written.
+/// Puts a message into one line and removes the password of the URL from it, percent-encoded or not.
 fn redact(message: &str, url: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let login = url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(login, _)| login);
@@ -217,7 +217,7 @@ fn redact(message: &str, url: &str) -> String {
     )
 }
 
-/// Without these, a call to a server that vanished from the network hangs for many minutes.
+/// Adds timeouts to a URL: without them, a call to a server that vanished from the network hangs for many minutes.
 fn with_timeouts(url: &str, connect_timeout: Duration) -> String {
     let seconds = connect_timeout.as_secs().max(2);
     let mut url = url.to_owned();
@@ -236,17 +236,17 @@ fn with_timeouts(url: &str, connect_timeout: Duration) -> String {
 
 pub(super) type Pool = r2d2::Pool<Manager>;
 
-/// What connections are for.
+/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Any,
-    /// On SQLite, statements that write are refused: they belong into transactions that begin as such.
+    /// On SQLite, statements that write are refused: they belong in transactions that begin as writers.
     Read,
-    /// On SQLite, [`begin_writing`] waits for other processes, not the engine.
+    /// On SQLite, [`begin_writing`] waits for other processes instead of the engine.
     Write,
 }
 
-/// Makes and tests a pool's connections.
+/// Creates and tests the connections of a pool.
 pub(super) struct Manager {
     engine: Engine,
     statement_timeout: Duration,
@@ -262,8 +262,8 @@ impl Manager {
         #[cfg(feature = "database-servers")]
         let ms = self.statement_timeout.as_millis();
         match connection {
-            // busy_timeout comes first: switching to WAL takes a lock. synchronous = FULL: what was answered with
-            // 201 is on the disk. secure_delete: erased rows are overwritten.
+            // busy_timeout comes first: switching to WAL takes a lock. synchronous = FULL: what a 201 confirmed is on
+            // the disk. secure_delete: erased rows are overwritten.
             AnyConnection::Sqlite(sqlite) => {
                 sqlite.batch_execute(
                     "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
@@ -324,8 +324,8 @@ impl r2d2::ManageConnection for Manager {
     }
 }
 
-/// Begins a transaction that may write. On SQLite it takes the lock for writing at once, and waits for other processes
-/// to give it back: one that has read before it asks for the lock is refused without any waiting where somebody else has
+/// Begins a transaction that may write. On SQLite it takes the write lock at once, waiting for other processes to release
+/// it: a transaction that asks for the lock only after it has read fails without waiting where another process has
 /// written in between.
 ///
 /// # Errors
@@ -338,7 +338,7 @@ pub(super) fn begin_writing(connection: &mut AnyConnection, timeout: Duration) -
     }
 }
 
-/// Begins a transaction by `statement` as soon as no other process holds the lock for writing.
+/// Begins a transaction with `statement` as soon as no other process holds the write lock.
 ///
 /// # Errors
 /// As [`begin_writing`].
@@ -356,7 +356,7 @@ pub(super) fn begin(
     }
 }
 
-/// Ends a transaction that [`begin_writing`] or [`begin`] began: what it did holds where `outcome` is a success.
+/// Ends a transaction of [`begin_writing`] or [`begin`]: commits where `outcome` is a success, else rolls back.
 pub(super) fn end<C, T, E>(connection: &mut C, outcome: Result<T, E>) -> Result<T, E>
 where
     C: Connection,
@@ -375,19 +375,19 @@ where
 }
 
 fn is_locked(error: &Error) -> bool {
-    // SQLite has a code for it, which diesel does not hand on.
+    // SQLite has a code for it, which diesel does not expose.
     matches!(error, Error::DatabaseError(_, information) if information.message().contains("database is locked"))
 }
 
-/// What the engine says of a checkpoint.
+/// The result of a checkpoint.
 #[derive(QueryableByName)]
 struct Checkpoint {
     #[diesel(sql_type = Integer)]
     busy: i32,
 }
 
-/// Writes the whole write-ahead log of SQLite into the database, and empties it. Returns whether that was done: as long
-/// as somebody reads what was before, it is not.
+/// Moves the whole write-ahead log of SQLite into the database and truncates it. Returns whether it could: not while a
+/// reader uses an older snapshot.
 ///
 /// # Errors
 /// The disk fails.

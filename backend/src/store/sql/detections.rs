@@ -1,4 +1,4 @@
-//! Who was seen where and when.
+//! Detections: who was seen where and when.
 
 use diesel::{
     Connection,
@@ -21,39 +21,39 @@ use crate::{
     store::{StoreError, vector_to_bytes},
 };
 
-/// A face to be stored.
+/// A detection to be stored.
 pub struct NewDetection {
-    /// When the picture was taken: the time that counts.
+    /// The time of capture that counts.
     pub captured_at: Micros,
-    /// What the sender claims, where that does not count.
+    /// The sender's time of capture, where it does not count.
     pub claimed_at: Option<Micros>,
-    /// When it arrived here.
+    /// When the image arrived.
     pub received_at: Micros,
     /// The camera.
     pub camera_id: String,
-    /// Where the camera stands.
+    /// The camera's location.
     pub location: String,
-    /// Whom the face shows; unknown faces have nobody.
+    /// Row id of the person; `None` for an unknown face.
     pub person_id: Option<i64>,
     /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
     /// Cosine to the mean embedding of the most probable person.
     pub score: Option<f32>,
-    /// What the score must reach.
+    /// The score from which the person is known.
     pub threshold: f32,
-    /// Probability that it is a face, 0 to 1.
+    /// Probability of a face, 0 to 1.
     pub detection_confidence: f32,
-    /// The model that was asked.
+    /// The model that identified the face.
     pub model_version: Option<i64>,
-    /// Which network made the embedding.
+    /// The network that computed the embedding.
     pub embedder: &'static str,
-    /// Kept of unknown faces only, and not of those where that is switched off.
+    /// The embedding of an unknown face, unless that is switched off.
     pub embedding: Option<Vec<f32>>,
-    /// The picture's idempotency key.
+    /// The image's idempotency key.
     pub upload_key: Option<String>,
-    /// Counts the faces of one picture from 0.
+    /// Number of the face in its image, from 0.
     pub face: i32,
-    /// Left, top, right, bottom: pixels of the camera's frame where the edge sent them, else of the picture.
+    /// Left, top, right, bottom in pixels: of the camera's frame where the edge sent them, else of the image.
     pub bounding_box: [f32; 4],
     /// The edge's track.
     pub track_id: Option<i64>,
@@ -106,35 +106,35 @@ impl From<Row> for StoredDetection {
     }
 }
 
-/// A camera at a place where it has detected somebody.
+/// A camera at a location.
 pub struct CameraPlace {
     /// The camera.
     pub camera_id: String,
-    /// The place.
+    /// The location.
     pub location: String,
-    /// When it detected a face there last.
+    /// The time of the last detection there.
     pub last_seen: Micros,
 }
 
-/// Where somebody was seen last.
+/// The last detection of a person.
 #[derive(Queryable)]
 pub struct LastSeen {
-    /// The camera's place.
+    /// The camera's location.
     pub location: String,
     /// The camera.
     pub camera_id: String,
-    /// When: the time that counts.
+    /// The time of capture that counts.
     pub captured_at: Micros,
-    /// What the sender claims, where that does not count.
+    /// The sender's time of capture, where it does not count.
     pub claimed_at: Option<Micros>,
-    /// When it arrived.
+    /// When the image arrived.
     pub received_at: Micros,
     /// Probability, 0 to 1.
     pub confidence: Option<f32>,
 }
 
 impl Database {
-    /// A person, and where the person was seen last; `None` where never.
+    /// A person and the last detection of the person, if there is one.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
@@ -160,17 +160,16 @@ impl Database {
         .await
     }
 
-    /// Gives at most `limit` detections the time that counts whose time cannot be right, as far as `now`, a clock that is
-    /// right, tells: those of a later moment than `now` and `ahead`, and those that arrived by a clock that was not set
-    /// yet. Servers whose clock was wrong leave such rows, and so do servers of a version that believed every camera.
-    /// Returns how many there were.
+    /// Corrects the times of at most `limit` detections that are impossible given `now`, the time of a correct clock: later
+    /// than `now` plus `ahead`, or received by a clock that was not set yet. Servers with a wrong clock leave such rows, and
+    /// so do servers of a version that trusted every camera. Returns how many it corrected.
     ///
     /// # Errors
     /// The database fails.
     pub async fn correct_times(&self, now: Micros, ahead: Micros, limit: i64) -> Result<usize, StoreError> {
         let latest = now.saturating_add(ahead);
         self.write(move |connection| {
-            // Two queries, each of which reads a range of the index of times.
+            // Two queries, each of them on a range of the index of times.
             let columns =
                 (detections::id, detections::captured_at, detections::claimed_at, detections::received_at);
             let mut rows: Vec<(i64, Micros, Option<Micros>, Micros)> = detections::table
@@ -196,7 +195,7 @@ impl Database {
                 } else if possible.contains(&claim) {
                     (claim, None)
                 } else {
-                    // All that is known of it: it is here by now.
+                    // All that is known: the detection has arrived by now.
                     (now, Some(claim))
                 };
                 diesel::update(detections::table.find(id))
@@ -208,7 +207,7 @@ impl Database {
         .await
     }
 
-    /// When the detection that was stored last arrived; `None` where there is none.
+    /// When the newest detection arrived; `None` where there is none.
     ///
     /// # Errors
     /// The database fails.
@@ -220,10 +219,10 @@ impl Database {
         .await
     }
 
-    /// At most `limit` detections in `order`, from the one that follows the position `after`.
+    /// At most `limit` detections in `order`, starting after the position `after`.
     ///
     /// # Errors
-    /// [`StoreError::PersonNotFound`] where the filter names a person who is not there.
+    /// [`StoreError::PersonNotFound`] where the person of the filter does not exist.
     pub async fn detections(
         &self,
         filter: DetectionFilter,
@@ -249,7 +248,7 @@ impl Database {
             if let Some(to) = filter.to {
                 query = query.filter(detections::captured_at.lt(to));
             }
-            // The first condition alone bounds the range of the index that is read.
+            // The first condition bounds the range of the index.
             query = match (order, after) {
                 (_, None) => query,
                 (DetectionOrder::NewestFirst, Some(DetectionPosition { captured_at, id })) => query
@@ -272,14 +271,14 @@ impl Database {
         .await
     }
 
-    /// At most `limit` detections in the order of their rows, which is that of their arrival, from the one that follows
-    /// the row `after`. Of the filter, times are not looked at.
+    /// At most `limit` detections by row id, that is in the order of arrival, starting after the row `after`. Ignores the
+    /// times of the filter.
     ///
-    /// Whoever asks again after the last row of an answer gets every detection once, also where several processes add
-    /// some at a time.
+    /// A client that continues after the last row of each response gets every detection exactly once, also while several
+    /// processes insert detections.
     ///
     /// # Errors
-    /// [`StoreError::PersonNotFound`] where the filter names a person who is not there.
+    /// [`StoreError::PersonNotFound`] where the person of the filter does not exist.
     pub async fn detections_after(
         &self,
         filter: DetectionFilter,
@@ -289,8 +288,8 @@ impl Database {
         let settled = self.last_visible_detection().await?;
         let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
-            // Hidden from the indexes of what is filtered by: with their own order, all of a person's detections would
-            // be read to find the few new ones. The range of the primary key is short.
+            // The other conditions are hidden from the indexes: with their order, all of a person's detections would be
+            // read to find the few new ones. The range of the primary key is short.
             let mut query = with_names()
                 .filter(detections::id.gt(after))
                 .filter(detections::id.le(settled))
@@ -312,7 +311,7 @@ impl Database {
         .await
     }
 
-    /// A detection by its row.
+    /// A detection by its row id.
     ///
     /// # Errors
     /// [`StoreError::DetectionNotFound`].
@@ -359,7 +358,7 @@ impl Database {
         .await
     }
 
-    /// Every camera at every place where it has detected somebody: by camera, the latest place first.
+    /// Every camera at every location where it has detected a face: by camera, the latest location first.
     ///
     /// # Errors
     /// The database fails.
@@ -391,7 +390,7 @@ define_sql_function! {
     fn text_or(value: Text, other: Text) -> Text;
 }
 
-/// Detections with the names that their people have now.
+/// Detections with the present names of their people.
 #[auto_type(no_type_alias)]
 fn with_names() -> _ {
     detections::table.left_join(people::table).select((

@@ -1,4 +1,4 @@
-//! The ledger of erasures as the database has it: who and what must not come back with an older backup.
+//! The ledger of erasures in the database: what must not come back with an older backup.
 
 use std::collections::HashSet;
 
@@ -12,26 +12,26 @@ use crate::{
     store::StoreError,
 };
 
-/// What tells a row from every other one that a deployment ever has, also after its ids went back to those of an older
-/// backup, and whatever a person was called at a time.
+/// Identifies a row among all rows that a deployment ever has, also after a restore has reset the sequence of ids, and
+/// whatever the name of the person is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowIdentity {
     /// A person.
     Person {
-        /// The row.
+        /// Row id.
         id: i64,
-        /// When the person was added.
+        /// The time of enrolment.
         created_at: Micros,
     },
     /// An enrolled image.
     Image {
-        /// A UUID.
+        /// UUID.
         id: String,
     },
 }
 
 impl RowIdentity {
-    /// SHA-256 with a salt, hexadecimal.
+    /// The SHA-256 digest with a salt, hexadecimal.
     pub fn digest(&self, salt: &str) -> String {
         let hash = Sha256::new().chain_update(salt);
         let hash = match self {
@@ -48,16 +48,16 @@ impl RowIdentity {
 /// An entry of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Queryable)]
 pub struct Erasure {
-    /// [`RowIdentity::digest`] of what was erased.
+    /// [`RowIdentity::digest`] of the erased row.
     pub digest: String,
-    /// With this salt, hexadecimal. A deployment has one, unless two processes wrote its first entries at a time.
+    /// The salt, hexadecimal. A deployment has one, unless two processes wrote its first entries at the same time.
     pub salt: String,
-    /// When it was erased.
+    /// The time of the erasure.
     pub erased_at: Micros,
 }
 
 impl Database {
-    /// All entries.
+    /// All entries of the ledger.
     ///
     /// # Errors
     /// The database fails.
@@ -65,7 +65,7 @@ impl Database {
         self.read(|connection| Ok(erasures::table.load::<Erasure>(connection)?)).await
     }
 
-    /// Adds those entries that are not there yet.
+    /// Adds the entries that are missing.
     ///
     /// # Errors
     /// The database fails.
@@ -82,7 +82,7 @@ impl Database {
     }
 }
 
-/// Writes an erasure down; part of the transaction that erases.
+/// Adds an erasure to the ledger; part of the transaction that erases.
 pub(super) fn record_erasure(
     connection: &mut AnyConnection,
     erased: &RowIdentity,
@@ -94,7 +94,7 @@ pub(super) fn record_erasure(
         .optional()?;
     let salt = used.unwrap_or_else(|| hex(&rand::random::<[u8; 32]>()));
     let entry = Erasure { digest: erased.digest(&salt), salt, erased_at: now() };
-    // What is erased again, after a restore, is there already.
+    // The entry exists where an erasure is reapplied after a restore.
     let there: Option<Erasure> = erasures::table.find(&entry.digest).first(connection).optional()?;
     match there {
         Some(there) => Ok(there),

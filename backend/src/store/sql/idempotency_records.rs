@@ -1,4 +1,4 @@
-//! Storing what a camera sent, or putting it into the outbox, exactly once per idempotency key.
+//! Stores the faces of a request as detections or as messages of the outbox, exactly once per idempotency key.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,17 +26,17 @@ use crate::{
     store::StoreError,
 };
 
-/// The calls whose answers are kept. Each has keys of its own.
+/// The calls with idempotency keys. Each has its own keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdempotentCall {
-    /// Makes each face a detection.
+    /// Stores each face as a detection.
     StoreResults,
-    /// Makes each face a message of the outbox.
+    /// Puts each face into the outbox as a message.
     SendResults,
 }
 
 impl IdempotentCall {
-    /// As rows name it.
+    /// The name in rows.
     fn name(self) -> &'static str {
         match self {
             Self::StoreResults => "store-results",
@@ -45,68 +45,68 @@ impl IdempotentCall {
     }
 }
 
-/// One picture of a request, recognised.
+/// A recognised image of a request.
 pub struct Upload {
-    /// Idempotency key, if the sender gave one.
+    /// The idempotency key, if the sender gave one.
     pub key: Option<String>,
-    /// When it was taken: the time that counts, and what the sender claims where that does not.
+    /// The time of capture.
     pub time: CaptureTime,
     /// The edge's track, if it tracks.
     pub track_id: Option<i64>,
-    /// Where the face is in the camera's frame, if the edge says so: left, top, right, bottom in pixels.
+    /// The face in the camera's frame, if the edge sent it: left, top, right, bottom in pixels.
     pub frame_box: Option<[f32; 4]>,
-    /// The faces on it.
+    /// The faces of the image.
     pub faces: Vec<IdentifiedFace>,
 }
 
-/// The pictures of one request.
+/// The images of a request.
 pub struct NewUploads {
-    /// What becomes of the faces.
+    /// The call.
     pub call: IdempotentCall,
     /// Whether detections of unknown faces keep their embedding.
     pub keep_unknown_embeddings: bool,
     /// The camera.
     pub camera_id: String,
-    /// Where the camera stands.
+    /// The camera's location.
     pub location: String,
     /// When the request arrived.
     pub received_at: Micros,
-    /// Its `X-Request-Id`.
+    /// The request's `X-Request-Id`.
     pub request_id: Option<String>,
-    /// Which network made the embeddings.
+    /// The network that computed the embeddings.
     pub embedder: &'static str,
-    /// The model that was asked.
+    /// The model that identified the faces.
     pub model_version: Option<i64>,
-    /// The pictures.
+    /// The images.
     pub uploads: Vec<Upload>,
 }
 
-/// What was answered for a key.
+/// The response to an image with an idempotency key.
 pub struct IdempotencyRecord {
-    /// The model that was asked.
+    /// The model that identified the faces.
     pub model_version: Option<i64>,
-    /// The faces that were found.
+    /// The faces of the image.
     pub faces: Vec<IdentifiedFace>,
 }
 
-/// What holds for one picture after it was stored.
+/// The outcome for one image.
 pub struct UploadOutcome {
-    /// The answer: of now, or the first one where the key was known.
-    pub answer: IdempotencyRecord,
+    /// The response: the first one where the key was known.
+    pub record: IdempotencyRecord,
     /// Whether the key was known and nothing was stored.
     pub repeated: bool,
 }
 
-/// What holds for a request's pictures after they were stored.
+/// The outcome for the images of a request.
 pub struct StoredBatch {
-    /// Picture by picture, in the order of the request.
+    /// One per image, in the order of the request.
     pub uploads: Vec<UploadOutcome>,
-    /// Face IDs by row id, of the same moment.
+    /// Face IDs by row id, read in the same transaction.
     pub face_ids: HashMap<i64, String>,
 }
 
 impl Database {
-    /// Those of `keys` that `call` was answered for before.
+    /// Those of `keys` that `call` has a record of.
     ///
     /// # Errors
     /// The database fails.
@@ -129,8 +129,7 @@ impl Database {
         .await
     }
 
-    /// Forgets at most `limit` answers that were given before `cutoff`: they tell who was seen as detections do.
-    /// Returns how many.
+    /// Deletes at most `limit` records from before `cutoff`: they say who was seen, as detections do. Returns how many.
     ///
     /// # Errors
     /// The database fails.
@@ -149,10 +148,10 @@ impl Database {
         .await
     }
 
-    /// Stores a detection or a message for each face, except on pictures whose key is known.
+    /// Stores a detection or a message for each face of the images whose key is not known.
     ///
     /// # Errors
-    /// The database fails; then nothing of the request is stored.
+    /// The database fails; nothing of the request is stored.
     pub async fn store_uploads(&self, new: NewUploads) -> Result<StoredBatch, StoreError> {
         let new = Arc::new(new);
         let attempt = || {
@@ -160,8 +159,8 @@ impl Database {
             self.write(move |connection| store(connection, &new))
         };
         let stored = match attempt().await {
-            // Another process stored the same key between our look and our insert, or erased somebody: now that is
-            // there to be found.
+            // Another process inserted the same key after this one had looked for it, or erased a person: the second
+            // attempt sees that.
             Err(StoreError::Database(Error::DatabaseError(
                 DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::ForeignKeyViolation,
                 _,
@@ -187,7 +186,7 @@ fn find_record(
         .optional()?;
     let Some((model_version, faces)) = row else { return Ok(None) };
     let faces = serde_json::from_str(&faces)
-        .map_err(|error| StoreError::Damaged(format!("the faces of a stored answer: {error}")))?;
+        .map_err(|error| StoreError::Damaged(format!("the faces of an idempotency record: {error}")))?;
     Ok(Some(IdempotencyRecord { model_version, faces }))
 }
 
@@ -204,12 +203,12 @@ fn store(connection: &mut AnyConnection, new: &NewUploads) -> Result<StoredBatch
             None => None,
         };
         uploads.push(match known {
-            Some(answer) => UploadOutcome { answer, repeated: true },
+            Some(record) => UploadOutcome { record, repeated: true },
             None => {
                 store_upload(connection, new, upload, &people)?;
-                let answer =
+                let record =
                     IdempotencyRecord { model_version: new.model_version, faces: upload.faces.clone() };
-                UploadOutcome { answer, repeated: false }
+                UploadOutcome { record, repeated: false }
             }
         });
     }
@@ -228,7 +227,7 @@ fn store_upload(
     }
     if let Some(key) = &upload.key {
         let faces = serde_json::to_string(&upload.faces)
-            .map_err(|error| StoreError::Damaged(format!("the faces of an answer: {error}")))?;
+            .map_err(|error| StoreError::Damaged(format!("the faces of an idempotency record: {error}")))?;
         diesel::insert_into(idempotency_records::table)
             .values((
                 idempotency_records::call.eq(new.call.name()),
@@ -281,11 +280,11 @@ fn store_messages(
     upload: &Upload,
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
-    let picture = upload.key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+    let image_key = upload.key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
     for (number, face) in upload.faces.iter().enumerate() {
         let identity = face.resolve(|person| people.contains(&person));
         let message = NewMessage {
-            key: format!("{picture}/{number}"),
+            key: format!("{image_key}/{number}"),
             person_id: identity.person,
             confidence: identity.predictions.first().map(|(_, confidence)| *confidence),
             camera_id: &new.camera_id,

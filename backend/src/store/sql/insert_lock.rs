@@ -1,6 +1,6 @@
-//! Keeps whoever follows detections by their ids from missing one. Server engines give out ids before the rows can be
-//! seen: a row may appear behind a greater one that was read already. So whoever adds detections shares a lock until
-//! they can be seen, and whoever follows waits for it before asking how far the ids go.
+//! A lock that keeps clients that follow detections by id from missing one. Database servers assign ids before rows are
+//! visible: a row may appear after one with a greater id was read. So transactions that insert detections share a lock
+//! until they commit, and a reader takes it exclusively before it asks for the greatest id.
 
 #[cfg(feature = "database-servers")]
 use diesel::{connection::SimpleConnection as _, sql_types::BigInt};
@@ -12,30 +12,30 @@ use crate::domain::Micros;
 use crate::store::StoreError;
 
 #[cfg(feature = "database-servers")]
-/// Names the lock on Postgres; any number that nobody else takes for an advisory lock.
+/// The key of the advisory lock on Postgres; any number that no other lock uses.
 const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7066;
 #[cfg(feature = "database-servers")]
-/// What holds back whoever follows also holds back who comes after: not for long.
+/// A reader that waits for the lock also blocks later writers, so it does not wait long.
 const POSTGRES_LOCK_TIMEOUT: &str = "1s";
 #[cfg(feature = "database-servers")]
-/// Locks the row of MySQL's that stands for it; MariaDB does not know FOR SHARE.
+/// Locks a row on MySQL that stands for the lock; MariaDB does not know FOR SHARE.
 const MYSQL_SHARE: &str = "SELECT expires_at FROM leases WHERE name = 'arrivals' LOCK IN SHARE MODE";
 #[cfg(feature = "database-servers")]
 const MYSQL_WAIT: &str = "SELECT expires_at FROM leases WHERE name = 'arrivals' FOR UPDATE";
 
 #[cfg(feature = "database-servers")]
-/// What a locking SELECT must read for the row to be locked.
+/// The row of a locking SELECT.
 #[derive(QueryableByName)]
 struct Locked {
     #[diesel(sql_type = BigInt)]
-    #[expect(dead_code, reason = "the row is all that matters")]
+    #[expect(dead_code, reason = "only the lock matters")]
     expires_at: Micros,
 }
 
-/// For transactions that are about to add detections: until they end, [`Database::last_visible_detection`] waits.
+/// Shares the lock until the transaction ends; for transactions that insert detections.
 pub(super) fn hold_insert_lock(connection: &mut AnyConnection) -> Result<(), StoreError> {
     match connection {
-        // Has one writer: rows appear in the order of their ids.
+        // SQLite has one writer: rows appear in the order of their ids.
         AnyConnection::Sqlite(_) => (),
         #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => {
@@ -48,10 +48,10 @@ pub(super) fn hold_insert_lock(connection: &mut AnyConnection) -> Result<(), Sto
 }
 
 impl Database {
-    /// An id up to which all detections can be seen that will ever be.
+    /// The greatest id for which all detections up to it are visible.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] where some take too long to be added.
+    /// [`StoreError::Unavailable`] where transactions hold the lock for too long.
     pub(super) async fn last_visible_detection(&self) -> Result<i64, StoreError> {
         if self.one_writer {
             return Ok(i64::MAX);
@@ -66,8 +66,8 @@ impl Database {
                 #[cfg(feature = "database-servers")]
                 AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_WAIT).load::<Locked>(mysql)?),
             }
-            // Sees what was added before the lock was there: on Postgres each statement looks anew, on MySQL the first
-            // that locks nothing does.
+            // Sees everything committed before the lock was acquired: on Postgres each statement has its own snapshot, on
+            // MySQL the snapshot is taken by the first statement without a lock.
             let greatest: Option<i64> = detections::table.select(max(detections::id)).first(connection)?;
             Ok(greatest.unwrap_or(0))
         })

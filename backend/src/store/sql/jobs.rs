@@ -1,5 +1,4 @@
-//! Long work that was asked for. It survives the process that does it: whoever gets the trainer's lease next takes it
-//! up again.
+//! The queue of jobs. A job survives the process that does it: the next holder of the trainer's lease resumes it.
 
 use std::time::Duration;
 
@@ -17,29 +16,29 @@ use crate::{
     store::StoreError,
 };
 
-/// How often a job is begun before it counts as one that ends its process.
+/// How often a job is started before it counts as one that crashes its process.
 const MAX_ATTEMPTS: i32 = 3;
 
-/// What became of the wish to end a job.
+/// The outcome of a request to cancel a job.
 pub enum CancelOutcome {
-    /// It had not been begun, and will not be.
+    /// The job was queued and is cancelled.
     Cancelled(Job),
-    /// Whoever does it will see the wish.
+    /// The job is running and will be told to stop.
     Requested(Job),
-    /// It had ended already.
+    /// The job had ended.
     AlreadyEnded,
-    /// There is no such job.
+    /// No job has this id.
     NotFound,
 }
 
-/// What whoever does a job learns when it reports.
+/// The response to a progress report of a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobDirective {
-    /// To go on.
+    /// Continue.
     Continue,
-    /// That the job is to end.
+    /// Stop: the job was cancelled.
     Cancel,
-    /// That the lease has ended: somebody else may be doing the job.
+    /// Stop: the lease has ended, and another process may be doing the job.
     LeaseLost,
 }
 
@@ -113,7 +112,7 @@ impl Database {
         self.read(move |connection| find(connection, &id)).await
     }
 
-    /// At most `limit` jobs, the newest first, from the one that follows the job `before`.
+    /// At most `limit` jobs, the newest first, starting after the job `before`.
     ///
     /// # Errors
     /// The database fails.
@@ -141,7 +140,7 @@ impl Database {
         .await
     }
 
-    /// Whether any job waits or runs, here or elsewhere.
+    /// Whether any job is queued or running, in any process.
     ///
     /// # Errors
     /// The database fails.
@@ -158,11 +157,11 @@ impl Database {
         .await
     }
 
-    /// Takes the oldest waiting job and marks it as running, where `holder` has the trainer's lease and puts its end
-    /// off by `ttl`.
+    /// Marks the oldest queued job as running and returns it, where `holder` has the trainer's lease, which is renewed for
+    /// `ttl`.
     ///
-    /// Jobs that are marked as running already belong to a holder that is no more: they go back into the queue, and
-    /// those that were begun too often fail.
+    /// Jobs that are running belong to a holder that is gone: they are queued again, and those that were started too often
+    /// fail.
     ///
     /// # Errors
     /// The database fails.
@@ -189,7 +188,7 @@ impl Database {
                             jobs::images_total.eq(None::<i64>),
                         ))
                         .execute(connection)?;
-                // Else it was cancelled a moment ago.
+                // Otherwise it was cancelled in the meantime.
                 if begun == 1 {
                     return find(connection, &id);
                 }
@@ -199,7 +198,7 @@ impl Database {
         .await
     }
 
-    /// Writes down how far a running job is and puts off the end of the trainer's lease.
+    /// Records the progress of a running job and renews the trainer's lease.
     ///
     /// # Errors
     /// The database fails.
@@ -224,8 +223,7 @@ impl Database {
         .await
     }
 
-    /// Ends a job that `holder` does. One that somebody else took up meanwhile is left to them: then the answer is
-    /// `false`.
+    /// Records the outcome of a job of `holder`. Returns `false` and changes nothing where another process has resumed it.
     ///
     /// # Errors
     /// The database fails.
@@ -269,7 +267,7 @@ impl Database {
         Ok(ended)
     }
 
-    /// Ends a job that waits, or asks whoever does it to end it.
+    /// Cancels a queued job, or asks the process that does it to stop.
     ///
     /// # Errors
     /// The database fails.
@@ -321,7 +319,7 @@ fn requeue_abandoned(connection: &mut AnyConnection) -> Result<(), StoreError> {
         .set((jobs::status.eq(JobStatus::Queued.as_str()), jobs::started_at.eq(None::<Micros>)))
         .execute(connection)?;
     if failed + cancelled + requeued > 0 {
-        tracing::warn!(failed, cancelled, requeued, "found jobs that another process left unfinished");
+        tracing::warn!(failed, cancelled, requeued, "found jobs that a process left unfinished");
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What one process of the deployment may do at a time. A lease has an end that its holder puts off while it works, so
-//! that the lease of a process that died ends by itself.
+//! Leases for work that one process of the deployment does at a time. The holder renews its lease while it works, so that
+//! the lease of a crashed process expires.
 
 use std::time::Duration;
 
@@ -16,26 +16,26 @@ use crate::{
     store::StoreError,
 };
 
-/// The leases; the migrations make a row for each.
+/// The leases; the migrations create a row for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lease {
     /// Doing jobs.
     Trainer,
-    /// Keeping the dataset as it is.
+    /// Locking the dataset.
     Dataset,
-    /// Sending results to the external API.
+    /// Sending messages of the outbox.
     Outbox,
-    /// Removing what nothing refers to.
+    /// Removing blobs that no row refers to.
     Sweep,
     /// Deleting detections that are too old.
     Retain,
 }
 
 impl Lease {
-    /// All of them.
+    /// All leases.
     pub const ALL: [Self; 5] = [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain];
 
-    /// As rows name it.
+    /// The name in rows.
     pub fn name(self) -> &'static str {
         match self {
             Self::Trainer => "trainer",
@@ -48,8 +48,7 @@ impl Lease {
 }
 
 impl Database {
-    /// Takes a lease that nobody holds, or puts off the end of one that `holder` has. Returns whether `holder` has it
-    /// now.
+    /// Acquires a free lease, or renews one that `holder` has. Returns whether `holder` has it.
     ///
     /// # Errors
     /// The database fails.
@@ -68,7 +67,7 @@ impl Database {
         .await
     }
 
-    /// Puts off the end of a lease. Returns whether `holder` had it still; one that has ended is not taken again.
+    /// Renews a lease. Returns whether `holder` still had it; an expired one is not acquired again.
     ///
     /// # Errors
     /// The database fails.
@@ -77,7 +76,7 @@ impl Database {
         self.write(move |connection| renew(connection, lease, &holder, ttl)).await
     }
 
-    /// Gives a lease back; one that `holder` has no more stays as it is.
+    /// Releases a lease, if `holder` has it.
     ///
     /// # Errors
     /// The database fails.
@@ -91,7 +90,7 @@ impl Database {
         .await
     }
 
-    /// Ends a lease whoever holds it. Returns whether anybody did.
+    /// Releases a lease regardless of its holder. Returns whether it was held.
     ///
     /// # Errors
     /// The database fails.
@@ -107,7 +106,7 @@ impl Database {
         .await
     }
 
-    /// Whether the dataset may change now. What changes it looks again, in its own transaction.
+    /// Checks that the dataset may change. A change checks it again, in its own transaction.
     ///
     /// # Errors
     /// [`StoreError::DatasetLocked`].
@@ -123,7 +122,7 @@ impl Database {
     }
 }
 
-/// Puts off the end of a lease that `holder` has; part of a transaction whose outcome must not hold otherwise.
+/// Renews a lease that `holder` has; for transactions that must have no effect without it.
 pub(super) fn renew(
     connection: &mut AnyConnection,
     lease: Lease,
@@ -139,7 +138,7 @@ pub(super) fn renew(
     Ok(renewed == 1)
 }
 
-/// When a lease ends.
+/// The end of a lease.
 #[cfg(feature = "database-servers")]
 #[derive(QueryableByName)]
 struct Expiry {
@@ -147,11 +146,11 @@ struct Expiry {
     expires_at: Micros,
 }
 
-/// For transactions that change the dataset: it is not locked, and does not become so before they end.
+/// Ensures that the dataset is not locked, and does not become so before the transaction ends.
 pub(super) fn ensure_unlocked(connection: &mut AnyConnection) -> Result<(), StoreError> {
     let row = leases::table.find(Lease::Dataset.name()).select(leases::expires_at);
     let expires_at = match connection {
-        // Has one writer.
+        // SQLite has one writer.
         AnyConnection::Sqlite(sqlite) => row.first::<Micros>(sqlite)?,
         #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => row.for_share().first(postgres)?,
@@ -174,7 +173,7 @@ fn unlocked(connection: &mut AnyConnection, expires_at: Micros) -> Result<(), St
     }
 }
 
-/// The database server's clock: the clocks of replicas differ.
+/// The clock of the database server: the clocks of replicas differ.
 fn database_now(connection: &mut AnyConnection) -> QueryResult<Micros> {
     match connection {
         AnyConnection::Sqlite(_) => Ok(now()),

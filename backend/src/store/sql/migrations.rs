@@ -1,4 +1,4 @@
-//! Brings the schema up to date, one process of a deployment at a time.
+//! Migrates the schema, one process of a deployment at a time.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -22,18 +22,18 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 #[cfg(feature = "database-servers")]
 const MYSQL: EmbeddedMigrations = embed_migrations!("migrations/mysql");
 
-/// Names the lock on Postgres; any number that nobody else takes for an advisory lock.
+/// The key of the advisory lock on Postgres; any number that no other lock uses.
 #[cfg(feature = "database-servers")]
 const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7065;
-/// Names the lock on MySQL, where locks are the whole server's: the database's name belongs to it.
+/// The name of the lock on MySQL, where locks belong to the whole server: it contains the name of the database.
 #[cfg(feature = "database-servers")]
 const MYSQL_LOCK: &str = "CONCAT('facepipe-migrations-', DATABASE())";
 
-/// Runs what is pending under a lock that every process takes, so that replicas may start at the same time. The lock
-/// goes with the connection, which is to be closed then. On SQLite, waits as long as `timeout` for whoever writes.
-/// Returns the versions that were pending.
+/// Runs the pending migrations under a lock, so that replicas may start at the same time. The lock is released with the
+/// connection, which must be closed afterwards. On SQLite, waits up to `timeout` for other writers. Returns the versions
+/// that were pending.
 pub(super) fn migrate(connection: &mut AnyConnection, timeout: Duration) -> anyhow::Result<Vec<String>> {
-    // Nobody who writes is disturbed where nothing is to be done.
+    // Without pending migrations, no writer has to wait.
     if missing(connection).is_ok_and(|missing| missing.is_empty()) {
         return Ok(Vec::new());
     }
@@ -50,7 +50,7 @@ pub(super) fn migrate(connection: &mut AnyConnection, timeout: Duration) -> anyh
     Ok(versions)
 }
 
-/// A row of diesel's own table.
+/// A row of the table of migrations.
 #[derive(QueryableByName)]
 struct Applied {
     #[diesel(sql_type = Text)]
@@ -63,11 +63,10 @@ struct Tables {
     tables: i64,
 }
 
-/// The names of the migrations that this program has and the database lacks. Only reads: whoever serves may lack the
-/// right to make tables.
+/// The names of the migrations that the database lacks. Only reads: a server may lack the right to create tables.
 ///
 /// # Errors
-/// The table of migrations cannot be read, for one because there is none.
+/// The table of migrations cannot be read or does not exist.
 pub(super) fn missing(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
     let applied: HashSet<String> = applied(connection)?.into_iter().collect();
     let lacking = known(connection)?.into_iter().filter(|(version, _)| !applied.contains(version));
@@ -88,10 +87,10 @@ pub(super) fn unknown(connection: &mut AnyConnection) -> anyhow::Result<Vec<Stri
     Ok(unknown)
 }
 
-/// Whether the table of migrations is there.
+/// Whether the table of migrations exists.
 ///
 /// # Errors
-/// The engine does not say.
+/// The engine fails.
 pub(super) fn is_there(connection: &mut AnyConnection) -> anyhow::Result<bool> {
     let query = match connection {
         AnyConnection::Sqlite(_) => {
@@ -114,7 +113,7 @@ pub(super) fn is_there(connection: &mut AnyConnection) -> anyhow::Result<bool> {
 /// The versions of the migrations that the database has, in order. Only reads.
 ///
 /// # Errors
-/// The table of migrations cannot be read, for one because there is none.
+/// The table of migrations cannot be read or does not exist.
 pub(super) fn applied(connection: &mut AnyConnection) -> anyhow::Result<Vec<String>> {
     let query = match connection {
         #[cfg(feature = "database-servers")]
@@ -127,7 +126,7 @@ pub(super) fn applied(connection: &mut AnyConnection) -> anyhow::Result<Vec<Stri
     Ok(versions)
 }
 
-/// Versions and whole names of the migrations that this program has for an engine.
+/// Versions and full names of the migrations that this program has for an engine.
 fn known(connection: &AnyConnection) -> anyhow::Result<Vec<(String, String)>> {
     match connection {
         AnyConnection::Sqlite(_) => names::<Sqlite>(&SQLITE),
@@ -141,7 +140,7 @@ fn known(connection: &AnyConnection) -> anyhow::Result<Vec<(String, String)>> {
 /// The versions of all migrations that this program has for an engine, in order.
 ///
 /// # Errors
-/// One of their names is none.
+/// A migration has an invalid name.
 pub(super) fn known_to(engine: &Engine) -> anyhow::Result<Vec<String>> {
     let known = match engine {
         Engine::Sqlite { .. } => names::<Sqlite>(&SQLITE),
@@ -157,7 +156,7 @@ pub(super) fn known_to(engine: &Engine) -> anyhow::Result<Vec<String>> {
     Ok(versions)
 }
 
-/// Versions as rows have them, and whole names.
+/// Versions as rows have them, and full names.
 fn names<D: Backend>(migrations: &EmbeddedMigrations) -> anyhow::Result<Vec<(String, String)>> {
     let migrations = MigrationSource::<D>::migrations(migrations).map_err(|error| anyhow::anyhow!(error))?;
     let both = |name: &dyn MigrationName| (name.version().to_string(), name.to_string());

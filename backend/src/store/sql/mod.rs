@@ -9,7 +9,7 @@
         dead_code,
         irrefutable_let_patterns,
         unused_variables,
-        reason = "every connection is one to SQLite, and what is for others is not there"
+        reason = "without servers, every connection is one to SQLite"
     )
 )]
 
@@ -69,52 +69,52 @@ pub use people::{EnrolledImage, NewImage, PendingErasure, TrainingImage};
 pub use signals::Topic;
 pub use similar::SimilarImage;
 
-/// How often a transaction is tried that another one got in the way of.
+/// How often a transaction is tried that conflicts with others.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// From one look to the next whether calls have ended.
+/// The pause between checks whether all calls have ended.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The database; clones share its connections.
 #[derive(Clone)]
 pub struct Database {
-    /// None once it is closed.
+    /// `None` once the database is closed.
     pools: Arc<RwLock<Option<Arc<Pools>>>>,
     engine: Engine,
-    /// How long a call waits for a connection, and a writer on SQLite for those of other processes.
+    /// How long a call waits for a connection, and on SQLite a writer for the writers of other processes.
     timeout: Duration,
     signals: Arc<ChangeSignals>,
-    /// Whether this process alone writes, one transaction after the other.
+    /// Whether this process is the only writer, one transaction after the other.
     one_writer: bool,
-    /// Calls that failed for the database's sake.
+    /// Calls that failed through a fault of the database.
     errors: Arc<AtomicU64>,
-    /// The engine, as traces name it.
+    /// The name of the engine in traces.
     system: &'static str,
-    /// Which Face IDs are the same person's.
+    /// Which Face IDs count as the same.
     same_name: SameName,
 }
 
-/// The connections: on SQLite its own ones for readers, else the same for both.
+/// The connection pools: on SQLite, readers have their own; on servers, both are the same.
 struct Pools {
     readers: Pool,
     writer: Pool,
 }
 
-/// What a transaction is for.
+/// Whether a transaction writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
     Write,
 }
 
-/// Connections to the database at one moment.
+/// The numbers of connections at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connections {
-    /// Those that nobody uses.
+    /// Not in use.
     pub idle: u32,
-    /// Those that somebody uses.
+    /// In use.
     pub used: u32,
-    /// Both together at most.
+    /// The maximum of both together.
     pub limit: u32,
 }
 
@@ -149,20 +149,20 @@ impl Database {
         })
     }
 
-    /// The same with another rule of which Face IDs are one person's. All processes of a deployment must have the same.
+    /// Sets which Face IDs count as the same. All processes of a deployment must have the same rule.
     pub fn with_name_rule(self, same_name: SameName) -> Self {
         Self { same_name, ..self }
     }
 
     /// Brings the schema of a database up to date. Blocks as [`open`](Self::open) does. Returns the versions that were
-    /// missing.
+    /// applied.
     ///
     /// # Errors
     /// The database cannot be opened, its schema is newer than this program knows, or a migration fails.
     pub fn migrate(options: &DatabaseOptions) -> anyhow::Result<Vec<String>> {
         let engine = Engine::of(options)?;
         engine.make_folder()?;
-        // Its own connection, without a limit to what a statement may take, closed with whatever locks it has.
+        // A connection without a statement timeout, closed afterwards together with its locks.
         let mut connection =
             wait_for(&engine, options.start_timeout).with_context(|| cannot_open(&engine))?;
         refuse_newer_schema(&engine, &mut connection, options)?;
@@ -170,11 +170,11 @@ impl Database {
             .with_context(|| format!("cannot bring the {engine} database up to date"))
     }
 
-    /// Closes all connections, after the calls that are under way have ended or `timeout` has; later calls fail. On
-    /// SQLite the file alone has everything then, as [`checkpoint_wal`] says.
+    /// Closes all connections once the calls in progress have ended, or after `timeout`; later calls fail. On SQLite, the
+    /// file alone is complete afterwards, as after [`checkpoint_wal`].
     ///
     /// # Errors
-    /// Calls go on, or SQLite's write-ahead log cannot be emptied.
+    /// Calls are still in progress, or SQLite's write-ahead log cannot be emptied.
     pub async fn close(&self, timeout: Duration) -> anyhow::Result<()> {
         let taken = self.pools.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut pools) = taken else { return Ok(()) };
@@ -196,11 +196,11 @@ impl Database {
             }
         });
         closed.await.context("the database was not closed")??;
-        anyhow::ensure!(ended, "calls to the database go on after {} s", timeout.as_secs());
+        anyhow::ensure!(ended, "calls to the database are still in progress after {} s", timeout.as_secs());
         Ok(())
     }
 
-    /// Runs `statements` on a thread that may block; everything they read belongs to one moment.
+    /// Runs `statements` in a transaction that only reads, on a thread that may block.
     ///
     /// # Errors
     /// Those of `statements`, and [`StoreError::Unavailable`].
@@ -220,8 +220,8 @@ impl Database {
         .await
     }
 
-    /// Runs `statements` on a thread that may block: all of them hold, or none. They run again where the engine ended
-    /// the transaction in favour of another one.
+    /// Runs `statements` in a transaction, on a thread that may block. They run again where the engine aborted the
+    /// transaction because of another one.
     ///
     /// # Errors
     /// Those of `statements`, and [`StoreError::Unavailable`].
@@ -233,12 +233,13 @@ impl Database {
         self.in_transaction(Access::Write, type_name::<F>(), statements).await
     }
 
-    /// Calls since the start that failed because the database could not be reached in time or refused a statement.
+    /// The number of calls since the start that failed because the database could not be reached in time or refused a
+    /// statement.
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 
-    /// The connections of this moment.
+    /// Counts the connections.
     pub fn connections(&self) -> Connections {
         // A database server's one pool serves readers and writers.
         let none = Connections { idle: 0, used: 0, limit: 0 };
@@ -254,16 +255,16 @@ impl Database {
         })
     }
 
-    /// Whether the database answers.
+    /// Checks that the database answers.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] where it doesn't.
+    /// [`StoreError::Unavailable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.read(|connection| Ok(connection.batch_execute("SELECT 1")?)).await
     }
 
-    /// Is told when something of `topic` has changed: at once where this process or, on Postgres, any process changed
-    /// it. Elsewhere what other processes do is seen by looking.
+    /// Subscribes to changes of `topic`: notifies at once of those by this process and, on Postgres, by any process. On
+    /// other engines, changes by other processes have to be polled for.
     pub fn changes(&self, topic: Topic) -> watch::Receiver<()> {
         self.signals.subscribe(topic)
     }
@@ -273,12 +274,12 @@ impl Database {
     /// # Errors
     /// The engine refuses.
     pub async fn scrub_journal(&self) -> Result<(), StoreError> {
-        // Takes the erased rows out of their pages. Logs and backups are the server's administrator's.
+        // Takes the erased rows out of their pages. Logs and backups are the administrator's responsibility.
         self.forget(Some("VACUUM people, images, embeddings")).await
     }
 
-    /// Removes what an erased detection leaves behind in the engine's journal. PostgreSQL's pages have it until the
-    /// next of its own vacuums: there may be too many detections to wait for one.
+    /// Removes what erased detections leave behind in the engine's journal. PostgreSQL's pages keep it until the next
+    /// autovacuum: there may be too many detections to wait for a vacuum.
     ///
     /// # Errors
     /// The engine refuses.
@@ -296,8 +297,8 @@ impl Database {
                 AnyConnection::Sqlite(sqlite) => {
                     if !connection::truncate_wal(sqlite, timeout)? {
                         tracing::warn!(
-                            "what was erased stays in the write-ahead log as long as somebody reads the database, for \
-                             one to back it up; a backup's end and that of this server empty it"
+                            "erased rows stay in the write-ahead log while another process reads the database, for \
+                             example to back it up; the end of a backup or of this server empties it"
                         );
                     }
                     Ok(())
@@ -314,7 +315,7 @@ impl Database {
         .await
     }
 
-    /// `name` is that of the statements' type.
+    /// `name` is the type name of `statements`.
     async fn in_transaction<T, F>(
         &self,
         access: Access,
@@ -347,7 +348,7 @@ impl Database {
         .await
     }
 
-    /// The connections, which stay open as long as somebody has them.
+    /// The pools, which stay open as long as a caller holds them.
     fn pools(&self) -> Result<Arc<Pools>, StoreError> {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         pools.clone().ok_or_else(|| StoreError::Unavailable("it is closed".into()))
@@ -360,7 +361,7 @@ impl Database {
     ) -> Result<T, StoreError> {
         let errors = Arc::clone(&self.errors);
         let (span, trace, system) = (tracing::Span::current(), traces::current(), self.system);
-        // Counted by the thread itself: whoever waits for it may be gone by then.
+        // Counted on the thread: the caller may have been dropped by then.
         let counted = move || {
             let _span = span.entered();
             traces::database_call(trace.as_ref(), system, name, StoreError::is_database_fault, call)
@@ -374,9 +375,9 @@ impl Database {
     }
 }
 
-/// How often the start looks for a database that is not there yet, or not as it must be.
+/// The pause between attempts of the start to reach the database or to find its schema up to date.
 const START_RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the log says that it still is not, unless the reason has changed.
+/// How often the log repeats that the start is waiting, unless the reason has changed.
 const WAITING_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 fn write_in<T>(
@@ -389,11 +390,11 @@ fn write_in<T>(
     connection::end(connection, outcome)
 }
 
-/// Has the file of an embedded database contain everything, so that a copy of it alone is whole: the write-ahead log
-/// goes into it and is emptied. Does nothing where there is no such file.
+/// Moves the write-ahead log of an embedded database into its file, so that a copy of the file alone is complete. Does
+/// nothing where there is no such file.
 ///
 /// # Errors
-/// The file cannot be opened, or somebody reads it for longer than `timeout`.
+/// The file cannot be opened, or another process reads it for longer than `timeout`.
 pub fn checkpoint_wal(file: &Path, timeout: Duration) -> anyhow::Result<()> {
     if !file.exists() {
         return Ok(());
@@ -413,7 +414,7 @@ fn cannot_open(engine: &Engine) -> String {
     format!("cannot open the {engine} database (setting database_url)")
 }
 
-/// What a later version has changed may be what this one counts on: it says so instead of failing, or worse, somewhere.
+/// Refuses a schema with migrations that this version does not know: it may rely on what they changed.
 fn refuse_newer_schema(
     engine: &Engine,
     connection: &mut AnyConnection,
@@ -437,7 +438,7 @@ fn refuse_newer_schema(
     )))
 }
 
-/// Returns once somebody has brought the schema up to date.
+/// Waits until another process has brought the schema up to date.
 fn wait_for_schema(engine: &Engine, options: &DatabaseOptions) -> anyhow::Result<()> {
     let timeout = options.start_timeout;
     let begun = Instant::now();
@@ -465,7 +466,7 @@ fn wait_for_schema(engine: &Engine, options: &DatabaseOptions) -> anyhow::Result
     }
 }
 
-/// A connection as soon as the server takes one.
+/// Connects as soon as the server accepts connections.
 fn wait_for(engine: &Engine, timeout: Duration) -> anyhow::Result<AnyConnection> {
     let manager = Manager::new(engine.clone(), Duration::ZERO);
     let begun = Instant::now();
@@ -495,7 +496,7 @@ fn wait_for(engine: &Engine, timeout: Duration) -> anyhow::Result<AnyConnection>
     }
 }
 
-/// Whether the engine ended this transaction because it and another one waited for each other.
+/// Whether the engine aborted this transaction because it and another one waited for each other.
 fn is_deadlock(error: &StoreError) -> bool {
     match error {
         StoreError::Database(Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _)) => true,

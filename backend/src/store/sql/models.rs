@@ -1,4 +1,4 @@
-//! Trained models, whom they know, and which one answers.
+//! Trained models, the people they know, and which one is active.
 
 use std::time::Duration;
 
@@ -25,40 +25,40 @@ use crate::{
 pub struct ModelRow {
     /// Counts up from 1.
     pub version: i64,
-    /// Which network's embeddings it takes.
+    /// The network whose embeddings it takes.
     pub embedder: String,
-    /// Where its bytes are.
+    /// The key of its blob.
     pub blob_key: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
-    /// People that it tells apart.
+    /// The number of people it knows.
     pub people: i64,
-    /// Images that it was trained on.
+    /// The number of images it was trained on.
     pub images: i64,
-    /// How long the training took.
+    /// Duration of the training, milliseconds.
     pub duration_ms: i64,
-    /// When it was made.
+    /// The time of the training.
     pub created_at: Micros,
 }
 
-/// A model to be stored, whose bytes are in the blob store already.
+/// A model to be stored, whose blob is stored already.
 pub struct NewModel {
-    /// Which network's embeddings it takes.
+    /// The network whose embeddings it takes.
     pub embedder: &'static str,
-    /// Where its bytes are.
+    /// The key of its blob.
     pub blob_key: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
-    /// Row ids of the people that it tells apart.
+    /// Row ids of the people it knows.
     pub people: Vec<i64>,
-    /// Images that it was trained on.
+    /// The number of images it was trained on.
     pub images: i64,
-    /// How long the training took.
+    /// Duration of the training, milliseconds.
     pub duration_ms: i64,
 }
 
 impl Database {
-    /// The model that answers, if one was trained.
+    /// The active model, if one was trained.
     ///
     /// # Errors
     /// The database fails.
@@ -73,7 +73,7 @@ impl Database {
         .await
     }
 
-    /// All models, the newest first, and the version of the one that answers.
+    /// All models, the newest first, and the version of the active one.
     ///
     /// # Errors
     /// The database fails.
@@ -104,8 +104,8 @@ impl Database {
         .await
     }
 
-    /// Stores a model under the next version and makes it the one that answers, where `holder` still has the
-    /// trainer's lease. Returns its version.
+    /// Stores a model under the next version and activates it, where `holder` still has the trainer's lease. Returns its
+    /// version.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`].
@@ -147,7 +147,7 @@ impl Database {
         Ok(version)
     }
 
-    /// Makes a model the one that answers.
+    /// Activates a model.
     ///
     /// # Errors
     /// [`StoreError::ModelNotFound`].
@@ -157,7 +157,7 @@ impl Database {
                 models::table.find(version).select(models::version).first(connection).optional()?;
             found.ok_or(StoreError::ModelNotFound)?;
             match activate(connection, version) {
-                // Removed a moment ago.
+                // Removed in the meantime.
                 Err(error) if is_foreign_key_violation(&error) => Err(StoreError::ModelNotFound),
                 outcome => outcome,
             }
@@ -167,10 +167,10 @@ impl Database {
         Ok(())
     }
 
-    /// Removes the row of a model. Returns the key of the blob that must go too.
+    /// Removes the row of a model. Returns the key of its blob, which must be deleted too.
     ///
     /// # Errors
-    /// [`StoreError::ModelNotFound`]; [`StoreError::ModelActive`] for the one that answers.
+    /// [`StoreError::ModelNotFound`]; [`StoreError::ModelActive`].
     pub async fn remove_model(&self, version: i64) -> Result<String, StoreError> {
         self.write(move |connection| {
             let blob: Option<String> =
@@ -181,7 +181,7 @@ impl Database {
             }
             match remove(connection, &[version]) {
                 Ok(()) => Ok(blob),
-                // It became so a moment ago.
+                // Activated in the meantime.
                 Err(error) if is_foreign_key_violation(&error) => Err(StoreError::ModelActive),
                 Err(error) => Err(error),
             }
@@ -189,7 +189,7 @@ impl Database {
         .await
     }
 
-    /// Whether the model that answers knows somebody who was erased.
+    /// Whether the active model knows an erased person.
     ///
     /// # Errors
     /// The database fails.
@@ -204,8 +204,8 @@ impl Database {
         .await
     }
 
-    /// Removes the rows of all models but the active one that know somebody who was erased. Returns the keys of the
-    /// blobs that must go too.
+    /// Removes the rows of all models but the active one that know an erased person. Returns the keys of their blobs, which
+    /// must be deleted too.
     ///
     /// # Errors
     /// The database fails.
@@ -219,15 +219,15 @@ impl Database {
                 .select(model_people::version)
                 .distinct()
                 .load(connection)?;
-            // Models from before it was written down whom they know.
-            let untold: Vec<i64> = models::table
+            // Models from before their people were recorded.
+            let unrecorded: Vec<i64> = models::table
                 .left_join(model_people::table)
                 .filter(model_people::person_id.is_null())
                 .filter(models::people.gt(0))
                 .filter(models::version.ne(active))
                 .select(models::version)
                 .load(connection)?;
-            doomed.extend(untold);
+            doomed.extend(unrecorded);
             let blobs = models::table
                 .filter(models::version.eq_any(&doomed))
                 .select(models::blob_key)
@@ -247,7 +247,7 @@ impl Database {
     }
 }
 
-/// The greatest version that a model ever had.
+/// The greatest version that any model ever had.
 fn last_version(connection: &mut AnyConnection) -> Result<i64, StoreError> {
     let there: Option<i64> = models::table.select(max(models::version)).first(connection)?;
     let removed: Option<i64> =
@@ -255,8 +255,8 @@ fn last_version(connection: &mut AnyConnection) -> Result<i64, StoreError> {
     Ok(there.max(removed).unwrap_or(0))
 }
 
-/// Removes rows of models and remembers the greatest of their versions, so that no other model gets it: detections
-/// name the model that identified them. Some model answers, or there would be none to remove.
+/// Removes rows of models and records the greatest of their versions, so that it is not reused: detections refer to the
+/// model that identified them. A model is active, since the only model cannot be removed.
 fn remove(connection: &mut AnyConnection, versions: &[i64]) -> Result<(), StoreError> {
     if let Some(greatest) = versions.iter().max() {
         diesel::update(active_model::table.filter(active_model::removed_version.lt(greatest)))

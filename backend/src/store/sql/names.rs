@@ -1,8 +1,8 @@
-//! Whom a name or an id stands for, and the keys by which the database keeps two people from having the same name.
+//! Finds people by name or id, and keeps names unique by keys.
 //!
-//! `people.face_key` is the key of a person's Face ID ([`FaceId::key`]) and unique. People who were there before the rule,
-//! or another one, and whose names are the same by it, all stay: the oldest has the key, the others have it with an end of
-//! their own and are found by the exact text of their name.
+//! `people.face_key` is the key of a person's Face ID ([`FaceId::key`]) and unique. People who were enrolled before the
+//! present rule and whose names are equal by it are all kept: the oldest has the key, the others have the key with a suffix
+//! and are found by the exact text of their name.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,18 +24,18 @@ use crate::{
     store::StoreError,
 };
 
-/// Stands between a key that is somebody else's and the row's number. No Face ID has it.
+/// Separates the key of an older person from the row id. No Face ID contains it.
 const SHARED: char = '\u{1}';
-/// The character after it.
+/// The character after [`SHARED`].
 const AFTER_SHARED: char = '\u{2}';
 
-/// Names the row of `leases` that whoever gives names and ids to rows locks. Never held as a lease.
+/// The row of `leases` that a migration of names locks. Never held as a lease.
 const LOCK: &str = "names";
 
-/// How often people are looked through while others are being added.
+/// How often a migration of names is tried while people are being added.
 const MAX_ATTEMPTS: u32 = 8;
 
-/// Whom a statement looks for.
+/// A person to look for, as statements need it.
 #[derive(Debug, Clone)]
 pub(super) enum PersonKey {
     Name(Name),
@@ -49,21 +49,21 @@ pub(super) struct Name {
     pub key: String,
 }
 
-/// What was done to rows from before the rule of names.
+/// The numbers of names that were changed by the present rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NameChanges {
-    /// People whose Face ID is written in another way now: normalised, without white space around it.
+    /// People whose Face ID was normalised or trimmed.
     pub normalised: usize,
-    /// Of those, people who got a number after their name, since somebody else has the very same.
+    /// Of those, people who got a number after their name, since another person has the same one.
     pub numbered: usize,
-    /// People whose name is the same as an older person's by the rule, and who keep it.
+    /// People who keep a name that equals an older person's by the rule.
     pub sharing: usize,
 }
 
-/// A row of people as it is looked through.
+/// The columns of a person for a migration of names.
 type Row = (i64, String, Micros, Option<String>, Option<String>);
 
-/// What a row is to be.
+/// The new values of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Change {
     row: i64,
@@ -84,9 +84,8 @@ impl Database {
         }
     }
 
-    /// Gives every person a name by the rule, its key, and an id: to those who were there before there were such, and to
-    /// all keys where the rule is another one than before. All of it or nothing; it may be done again at any time, and
-    /// by several processes at a time. Returns what was done to names.
+    /// Gives every person a normalised name, a key by the present rule and an id, where they lack one or the rule has
+    /// changed. Atomic and idempotent; several processes may do it at the same time. Returns the numbers of changed names.
     ///
     /// # Errors
     /// The database fails.
@@ -135,11 +134,11 @@ fn complete(connection: &mut AnyConnection, rule: SameName) -> Result<NameChange
     Ok(renamed)
 }
 
-/// What is to be done to the rows, which come by their numbers, the oldest first.
+/// Plans the changes to the rows, which are sorted by row id, the oldest first.
 fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, NameChanges) {
     let mut renamed = NameChanges::default();
     let normal: Vec<String> = rows.iter().map(|(row, face_id, ..)| normalised(*row, face_id)).collect();
-    // Whose name is as it must be keeps it; nobody who asks for it gets somebody else.
+    // A name that needs no change is kept, so that looking for it finds the same person as before.
     let mut taken: HashSet<String> = rows
         .iter()
         .zip(&normal)
@@ -162,7 +161,7 @@ fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, NameChanges) {
         taken.insert(free.clone());
         names.push(free);
     }
-    // The oldest of those who share a name has the key, whatever the rule was before.
+    // The oldest of the people with equal names has the key, whatever the rule was before.
     let mut holders: HashMap<String, i64> = HashMap::new();
     let keys: Vec<String> = names.iter().map(|name| face_id::key(name, rule)).collect();
     for ((row, ..), key) in rows.iter().zip(&keys) {
@@ -184,18 +183,18 @@ fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, NameChanges) {
     (changes, renamed)
 }
 
-/// A row's Face ID as it is written now.
+/// The normalised Face ID of a row.
 fn normalised(row: i64, old: &str) -> String {
     match FaceId::try_from(old.to_owned()) {
         Ok(id) => id.to_string(),
-        // Nothing to be seen: the name is made up.
+        // Nothing visible: the name is made up.
         Err(InvalidFaceId::Empty) => format!("unnamed {row}"),
-        // Nobody could be called so before either, but for names that grow by being normalised.
+        // Earlier versions rejected such names, too, except for those that grow when normalised.
         Err(_) => old.to_owned(),
     }
 }
 
-/// The name with the first number after it that nobody has yet.
+/// Appends the first number that makes the name unique.
 fn numbered(name: &str, taken: &HashSet<String>) -> String {
     let mut number = 2_u32;
     loop {
@@ -209,12 +208,12 @@ fn numbered(name: &str, taken: &HashSet<String>) -> String {
     }
 }
 
-/// The key that somebody else has, where a row's key is one of those.
+/// The key of the older person, where a key has a suffix.
 pub(super) fn shared_key(key: &str) -> Option<&str> {
     key.split_once(SHARED).map(|(shared, _)| shared)
 }
 
-/// Has the next of those who share a name be the one who is found by it, once nobody has its key any more.
+/// Gives a key that is free to the oldest of the people who have it with a suffix.
 pub(super) fn promote_next_holder(
     connection: &mut AnyConnection,
     key: Option<&str>,
@@ -237,7 +236,7 @@ pub(super) fn promote_next_holder(
     Ok(())
 }
 
-/// Who is sought, if anybody. Who has a name letter by letter goes before who has it by the rule.
+/// Finds a person. An exact match of the name takes precedence over one by the rule.
 pub(super) fn find(connection: &mut AnyConnection, sought: &PersonKey) -> Result<Option<Person>, StoreError> {
     match sought {
         PersonKey::Name(name) => {
@@ -258,7 +257,7 @@ pub(super) fn find(connection: &mut AnyConnection, sought: &PersonKey) -> Result
             if let Some(found) = found {
                 return Ok(Some(person_of(found)));
             }
-            // A server of the version before gives nobody an id; the next start does.
+            // A server of the previous version enrols people without an id.
             let without = people::table
                 .filter(people::public_id.is_null())
                 .select(columns)
@@ -268,14 +267,14 @@ pub(super) fn find(connection: &mut AnyConnection, sought: &PersonKey) -> Result
     }
 }
 
-/// Row, Face ID, moment of enrolment, id.
+/// Row id, Face ID, time of enrolment, public id.
 pub(super) type PersonColumns = (i64, String, Micros, Option<String>);
 
 pub(super) fn person_of((row, face_id, created_at, id): PersonColumns) -> Person {
     Person { row, id: person_id(row, created_at, id.as_deref()), face_id }
 }
 
-/// The id of a row, also of one that has none yet.
+/// The public id of a row, derived from the row where it has none yet.
 pub(super) fn person_id(row: i64, created_at: Micros, id: Option<&str>) -> PersonId {
     id.and_then(PersonId::parse).unwrap_or_else(|| PersonId::from_row(row, created_at))
 }
@@ -290,7 +289,7 @@ mod tests {
         (row, face_id.to_owned(), row * 1000, None, None)
     }
 
-    /// The rows after the plan was carried out.
+    /// The rows after the planned changes.
     fn carried_out(rows: &[Row], rule: SameName) -> Vec<Row> {
         let (changes, _) = plan(rows, rule);
         let mut rows = rows.to_vec();

@@ -1,4 +1,4 @@
-//! Results on their way to the external API.
+//! The outbox: results that wait to be sent to the external API.
 
 use std::time::Duration;
 
@@ -13,49 +13,49 @@ use crate::{
     store::StoreError,
 };
 
-/// A result that is to be sent.
+/// A message to be added.
 pub struct NewMessage<'a> {
-    /// By which its receiver tells it from others.
+    /// The key by which the receiver recognises repetitions.
     pub key: String,
-    /// Whom the face shows; unknown faces have nobody.
+    /// Row id of the person; `None` for an unknown face.
     pub person_id: Option<i64>,
     /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
     /// The camera.
     pub camera_id: &'a str,
-    /// Where the camera stands.
+    /// The camera's location.
     pub location: &'a str,
-    /// When the picture was taken.
+    /// The time of capture.
     pub captured_at: Micros,
-    /// `X-Request-Id` of the request that brought it.
+    /// `X-Request-Id` of the request with the image.
     pub request_id: Option<&'a str>,
 }
 
-/// A result that waits to be sent.
+/// A message in the outbox.
 #[derive(Queryable)]
 pub struct Message {
-    /// Its row.
+    /// Row id.
     pub id: i64,
-    /// By which its receiver tells it from others.
+    /// The key by which the receiver recognises repetitions.
     pub key: String,
-    /// The Face ID of whom it shows, as it is now; `None` for an unknown face.
+    /// The present Face ID of the person; `None` for an unknown face.
     pub face_id: Option<String>,
     /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
     /// The camera.
     pub camera_id: String,
-    /// Where the camera stood.
+    /// The camera's location at that time.
     pub location: String,
-    /// When the picture was taken.
+    /// The time of capture.
     pub captured_at: Micros,
-    /// How often it was sent in vain.
+    /// The number of failed attempts.
     pub attempts: i32,
-    /// `X-Request-Id` of the request that brought it.
+    /// `X-Request-Id` of the request with the image.
     pub request_id: Option<String>,
 }
 
 impl Database {
-    /// Whether any message is there, due or not.
+    /// Whether the outbox has any message, due or not.
     ///
     /// # Errors
     /// The database fails.
@@ -67,7 +67,7 @@ impl Database {
         .await
     }
 
-    /// At most `limit` messages whose next attempt is due, the longest due first, without those of the rows `except`.
+    /// At most `limit` messages whose next attempt is due, the longest overdue first, without those of the rows `except`.
     ///
     /// # Errors
     /// The database fails.
@@ -96,20 +96,20 @@ impl Database {
         .await
     }
 
-    /// Removes the messages `taken`, and puts off those of `refused` until the moment beside each.
+    /// Removes the messages `delivered`, and postpones those in `failed` to the given moments.
     ///
     /// # Errors
-    /// The database fails; then all of them are as they were.
+    /// The database fails; no message is changed.
     pub async fn record_deliveries(
         &self,
-        taken: Vec<i64>,
-        refused: Vec<(i64, Micros)>,
+        delivered: Vec<i64>,
+        failed: Vec<(i64, Micros)>,
     ) -> Result<(), StoreError> {
         self.write(move |connection| {
-            if !taken.is_empty() {
-                diesel::delete(outbox::table.filter(outbox::id.eq_any(&taken))).execute(connection)?;
+            if !delivered.is_empty() {
+                diesel::delete(outbox::table.filter(outbox::id.eq_any(&delivered))).execute(connection)?;
             }
-            for (id, next_attempt_at) in &refused {
+            for (id, next_attempt_at) in &failed {
                 diesel::update(outbox::table.find(id))
                     .set((
                         outbox::attempts.eq(outbox::attempts + 1),
@@ -122,7 +122,7 @@ impl Database {
         .await
     }
 
-    /// Removes messages that are here for longer than `age`, without those of the rows `except`. Returns how many.
+    /// Removes messages that are older than `age`, without those of the rows `except`. Returns how many.
     ///
     /// # Errors
     /// The database fails.

@@ -25,18 +25,17 @@ use crate::{
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
 
-/// One person of the dataset.
+/// A person in a list.
 pub struct PersonRow {
-    /// Who it is.
+    /// The person.
     pub person: Person,
-    /// When the person was added.
+    /// The time of enrolment.
     pub created_at: Micros,
     /// Enrolled images.
     pub images: i64,
-    /// Those of them that a training uses: with an embedding, and not also another person's.
+    /// The images that a training uses: with an embedding, and without a conflicting image of another person.
     pub usable_images: i64,
-    /// Whoever is found by this person's name, where it is not this person but for the very text: both were there before
-    /// the rule of names was.
+    /// The older person who has the same name by the rule of names, where both were enrolled before the rule.
     pub same_name_as: Option<PersonId>,
 }
 
@@ -47,74 +46,74 @@ pub struct ImageRow {
     pub id: String,
     /// Size in bytes.
     pub bytes: i64,
-    /// SHA-256 of its bytes, hexadecimal; `None` for an image from before digests were kept.
+    /// SHA-256 of its bytes, hexadecimal; `None` for an image from before digests were stored.
     pub sha256: Option<String>,
-    /// When it was enrolled.
+    /// The time of enrolment.
     pub created_at: Micros,
 }
 
-/// An image to be enrolled, whose bytes are in the blob store already.
+/// An image to be enrolled, whose blob is stored already.
 pub struct NewImage {
     /// The image's id, UUID.
     pub id: String,
-    /// Where its bytes are.
+    /// The key of its blob.
     pub blob_key: String,
     /// Size in bytes.
     pub bytes: i64,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
-    /// Which network made the embedding.
+    /// The network that computed the embedding.
     pub embedder: &'static str,
-    /// The embedding of the image's one face.
+    /// The embedding of its only face.
     pub embedding: Vec<f32>,
 }
 
-/// An image as rows tell of it, to be read from the blob store.
+/// A reference to an enrolled image and its blob.
 #[derive(Debug, Clone, Queryable)]
 pub struct EnrolledImage {
     /// The image's id.
     pub id: String,
-    /// Whom it shows.
+    /// Row id of the person.
     pub person: i64,
-    /// Where its bytes are.
+    /// The key of its blob.
     pub blob_key: String,
 }
 
-/// An image with all that is known of it.
+/// An image with its person, embeddings and similar images.
 pub struct ImageDetails {
     /// The image.
     pub row: ImageRow,
-    /// Where its bytes are.
+    /// The key of its blob.
     pub blob_key: String,
-    /// Whom it is enrolled under.
+    /// The person it is enrolled under.
     pub person: Person,
-    /// The embedders that made embeddings of it, and when.
+    /// Embedders that computed an embedding of it, and when.
     pub embeddings: Vec<(String, Micros)>,
-    /// Images of others that are nearly the same picture.
+    /// Images of other people that are nearly the same picture.
     pub similar: Vec<SimilarImage>,
 }
 
-/// What was erased from the database, and is to be erased elsewhere.
+/// An erasure that is done in the database and pending in the blob store.
 pub struct PendingErasure {
-    /// The keys of the blobs that must go too.
+    /// The keys of the blobs to be deleted.
     pub blobs: Vec<String>,
-    /// What the ledger in the blob store is to have as well.
+    /// The entry for the ledger in the blob store.
     pub erasure: Erasure,
 }
 
-/// One embedding and whom it shows.
+/// An image with its embedding, for a training.
 pub struct TrainingImage {
     /// The image's id.
     pub id: String,
-    /// The person.
+    /// Row id of the person.
     pub person: i64,
     /// The embedding.
     pub embedding: Vec<f32>,
 }
 
-/// Everything that a training reads.
+/// The input of a training on stored embeddings.
 pub struct TrainingSet {
-    /// The embeddings by the one embedder.
+    /// The images with an embedding by the embedder.
     pub images: Vec<TrainingImage>,
     /// Everybody in the dataset.
     pub people: Vec<EnrolledPerson>,
@@ -148,7 +147,7 @@ impl Database {
         .await
     }
 
-    /// A person.
+    /// Finds a person.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
@@ -157,8 +156,8 @@ impl Database {
         self.read(move |connection| person(connection, &sought)).await
     }
 
-    /// All people by Face ID, with the number of their images and of those that a training on the embeddings by
-    /// `embedder` uses.
+    /// All people by Face ID, with the numbers of their images and of those that a training on embeddings of `embedder`
+    /// uses.
     ///
     /// # Errors
     /// The database fails.
@@ -205,8 +204,7 @@ impl Database {
         .await
     }
 
-    /// The Face IDs of all people by row id: what turns a model's answer into names. Read for every answer, so that
-    /// a person who was erased a moment ago is named no more.
+    /// The Face IDs of all people by row id. Read for every response, so that an erased person is never named.
     ///
     /// # Errors
     /// The database fails.
@@ -214,7 +212,7 @@ impl Database {
         self.read(face_ids).await
     }
 
-    /// Fails where an image with these bytes is there, whosever it is.
+    /// Checks that no person has an image of the same bytes.
     ///
     /// # Errors
     /// [`StoreError::DuplicateImage`], [`StoreError::ImageOfAnother`].
@@ -235,7 +233,7 @@ impl Database {
             attempt += 1;
             let added = Arc::clone(&image);
             match self.write(move |connection| add_image(connection, person_id, &added)).await {
-                // Somebody adds the same bytes at the same moment: they are there to be seen by now.
+                // A concurrent call added the same bytes: the next attempt sees them.
                 Err(StoreError::Database(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
                     if attempt < MAX_ATTEMPTS => {}
                 outcome => return outcome,
@@ -243,7 +241,7 @@ impl Database {
         }
     }
 
-    /// An image with all that is known of it.
+    /// An image with its person, embeddings and similar images.
     ///
     /// # Errors
     /// [`StoreError::ImageNotFound`].
@@ -290,7 +288,7 @@ impl Database {
         .await
     }
 
-    /// Where the bytes of a person's image are.
+    /// The key of the blob of a person's image.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
@@ -299,7 +297,7 @@ impl Database {
         self.read(move |connection| image_blob_key(connection, &sought, &image)).await
     }
 
-    /// The people of these ids, by id.
+    /// The Face IDs of the people with these ids, by id.
     ///
     /// # Errors
     /// The database fails.
@@ -329,7 +327,7 @@ impl Database {
         .await
     }
 
-    /// Erases an image whosever it is, as [`erase_image`](Self::erase_image) does. `None` where it is not there.
+    /// Erases an image of any person, as [`erase_image`](Self::erase_image) does. `None` where it does not exist.
     ///
     /// # Errors
     /// [`StoreError::DatasetLocked`].
@@ -344,10 +342,10 @@ impl Database {
         .await
     }
 
-    /// Gives a person another Face ID. Everything else refers to the person's row, so it follows.
+    /// Renames a person. Everything else refers to the person's row.
     ///
     /// # Errors
-    /// [`StoreError::PersonNotFound`]; [`StoreError::PersonExists`] where somebody else has the new Face ID.
+    /// [`StoreError::PersonNotFound`]; [`StoreError::PersonExists`] where another person has the new Face ID.
     pub async fn rename_person(&self, from: &PersonRef, to: &FaceId) -> Result<Person, StoreError> {
         let (from, to) = (self.sought(from), self.name(to));
         self.write(move |connection| {
@@ -367,8 +365,8 @@ impl Database {
         .await
     }
 
-    /// Erases a person with images and embeddings, and with `with_detections` also where the person was seen;
-    /// otherwise the detections stay without a name.
+    /// Erases a person with images and embeddings, and with `with_detections` also the detections, which otherwise stay
+    /// without a name.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
@@ -386,7 +384,7 @@ impl Database {
         .await
     }
 
-    /// Erases a person as [`erase_person`](Self::erase_person) does. `None` where nobody has the row.
+    /// Erases a person as [`erase_person`](Self::erase_person) does. `None` where the row does not exist.
     ///
     /// # Errors
     /// [`StoreError::DatasetLocked`].
@@ -402,7 +400,7 @@ impl Database {
         .await
     }
 
-    /// What tells the people from each other that the database holds, by their rows.
+    /// The identities of all people, with their row ids.
     ///
     /// # Errors
     /// The database fails.
@@ -433,7 +431,7 @@ impl Database {
         self.read(|connection| Ok(images::table.select(images::blob_key).load(connection)?)).await
     }
 
-    /// All embeddings by one embedder, as of one moment.
+    /// All embeddings by an embedder, in one consistent read.
     ///
     /// # Errors
     /// The database fails.
@@ -456,7 +454,7 @@ impl Database {
         .await
     }
 
-    /// All images, as of one moment, and everybody in the dataset.
+    /// All images and all people, in one consistent read.
     ///
     /// # Errors
     /// The database fails.
@@ -471,8 +469,8 @@ impl Database {
         .await
     }
 
-    /// Puts embeddings in the place of those that `embedder` made of the same images before, where `holder` still has
-    /// the dataset's lease; `None` leaves an image without one.
+    /// Replaces the embeddings of images by `embedder`, where `holder` still has the dataset's lease; `None` removes the
+    /// embedding of an image.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`].
@@ -501,7 +499,7 @@ impl Database {
     }
 }
 
-/// How many images each person has who has any, by the person's row.
+/// The number of images of each person who has any, by row id.
 fn images_by_person(connection: &mut AnyConnection) -> Result<HashMap<i64, i64>, StoreError> {
     let counted = images::table.group_by(images::person_id).select((images::person_id, count_star()));
     Ok(counted.load::<(i64, i64)>(connection)?.into_iter().collect())
@@ -539,25 +537,25 @@ fn insert_embedding(
     Ok(())
 }
 
-/// Erases an image's row and writes that into the ledger.
+/// Erases an image's row and records that in the ledger.
 fn erase_image(
     connection: &mut AnyConnection,
     image: &str,
     blob_key: String,
 ) -> Result<PendingErasure, StoreError> {
-    // Foreign keys take the embeddings along.
+    // Foreign keys delete the embeddings.
     diesel::delete(images::table.find(image)).execute(connection)?;
     let erasure = record_erasure(connection, &RowIdentity::Image { id: image.to_owned() })?;
     Ok(PendingErasure { blobs: vec![blob_key], erasure })
 }
 
-/// Erases a person's row with all that belongs to it and writes that into the ledger.
+/// Erases a person's row with everything that belongs to it and records that in the ledger.
 fn erase_person(
     connection: &mut AnyConnection,
     person_id: i64,
     with_detections: bool,
 ) -> Result<Option<PendingErasure>, StoreError> {
-    // An image that is being added either is there already, or will find the person gone.
+    // A concurrent insertion of an image either has committed or will fail.
     lock_person(connection, person_id)?;
     let row: Option<(Micros, Option<String>)> = people::table
         .find(person_id)
@@ -572,18 +570,18 @@ fn erase_person(
         .filter(images::person_id.eq(person_id))
         .select(images::blob_key)
         .load::<String>(connection)?;
-    // Foreign keys take images, embeddings and the names of detections along.
+    // Foreign keys delete images and embeddings and clear the person of detections.
     diesel::delete(people::table.find(person_id)).execute(connection)?;
     names::promote_next_holder(connection, key.as_deref())?;
     let erasure = record_erasure(connection, &RowIdentity::Person { id: person_id, created_at })?;
     Ok(Some(PendingErasure { blobs, erasure }))
 }
 
-/// Until the transaction ends, no row that refers to this person is added by another one.
+/// Keeps other transactions from adding rows that refer to a person until this one ends.
 fn lock_person(connection: &mut AnyConnection, person_id: i64) -> Result<(), StoreError> {
     let row = people::table.find(person_id).select(people::id);
     match connection {
-        // Has one writer.
+        // SQLite has one writer.
         AnyConnection::Sqlite(_) => (),
         #[cfg(feature = "database-servers")]
         AnyConnection::Postgres(postgres) => drop(row.for_update().load::<i64>(postgres)?),
@@ -597,8 +595,8 @@ pub(super) fn person(connection: &mut AnyConnection, sought: &PersonKey) -> Resu
     names::find(connection, sought)?.ok_or(StoreError::PersonNotFound)
 }
 
-/// Fails where somebody other than `except` has a name already. Sees also whom a server of the version before has added,
-/// without a key.
+/// Checks that nobody but `except` has a name. Also finds people who were added by a server of the previous version, without
+/// a key.
 fn ensure_name_is_free(
     connection: &mut AnyConnection,
     name: &Name,
@@ -612,7 +610,7 @@ fn ensure_name_is_free(
     }
 }
 
-/// What a name that cannot be written down means: somebody else got it a moment ago.
+/// Maps the violation of the unique index of names: another person got the name in the meantime.
 fn name_taken(error: Error) -> StoreError {
     match error {
         Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => {
@@ -622,7 +620,7 @@ fn name_taken(error: Error) -> StoreError {
     }
 }
 
-/// Fails where an image with these bytes is there. The person's own goes before another one's.
+/// Checks that no image has the same bytes. An image of the same person takes precedence in the error.
 fn ensure_image_is_new(
     connection: &mut AnyConnection,
     person_id: i64,

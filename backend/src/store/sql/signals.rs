@@ -1,4 +1,4 @@
-//! Tells whoever waits that something has changed, also in other processes where the engine can (Postgres' NOTIFY).
+//! Notifies waiting tasks of changes, also those by other processes where the engine supports it (Postgres' NOTIFY).
 
 use std::sync::Arc;
 #[cfg(feature = "database-servers")]
@@ -18,21 +18,21 @@ use super::{AnyConnection, connection::Engine};
 const CHANNEL: &str = "facepipe";
 
 #[cfg(feature = "database-servers")]
-/// How often the connection that listens looks for what has arrived. Costs no round trip.
+/// How often the listening connection looks for notifications, which costs no round trip.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 #[cfg(feature = "database-servers")]
-/// How long to wait before connecting again.
+/// The pause before connecting again.
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// What changes are told of.
+/// The subjects of notifications.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topic {
-    /// Which model is active.
+    /// The active model.
     Model,
-    /// Jobs: new ones, and those that ended.
+    /// Jobs that were added or have ended.
     Jobs,
-    /// New results to be sent.
+    /// New messages in the outbox.
     Outbox,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct ChangeSignals {
 }
 
 impl ChangeSignals {
-    /// On Postgres with a thread that listens as long as anybody holds the signals.
+    /// Creates the signals; on Postgres, starts a thread that listens until they are dropped.
     pub(super) fn start(engine: Engine) -> std::io::Result<Arc<Self>> {
         let signals = Arc::new(Self {
             model: watch::Sender::new(()),
@@ -75,7 +75,7 @@ impl ChangeSignals {
         self.sender(topic).subscribe()
     }
 
-    /// Tells this process.
+    /// Notifies this process.
     pub(super) fn notify(&self, topic: Topic) {
         self.sender(topic).send_replace(());
     }
@@ -89,7 +89,7 @@ impl ChangeSignals {
     }
 }
 
-/// Has other processes told once the transaction holds, where the engine can.
+/// Notifies other processes when the transaction commits, where the engine supports it.
 pub(super) fn notify_other_processes(connection: &mut AnyConnection, topic: Topic) -> QueryResult<()> {
     #[cfg(feature = "database-servers")]
     if let AnyConnection::Postgres(postgres) = connection {
@@ -105,7 +105,7 @@ pub(super) fn notify_other_processes(connection: &mut AnyConnection, topic: Topi
 fn listen(url: &str, signals: &Weak<ChangeSignals>) {
     while signals.strong_count() > 0 {
         if let Err(error) = listen_once(url, signals) {
-            tracing::warn!(%error, "cannot listen for notifications of the database, changes are seen by looking");
+            tracing::warn!(%error, "cannot listen for notifications of the database; changes are polled for");
         }
         thread::sleep(RECONNECT_DELAY);
     }
@@ -115,7 +115,7 @@ fn listen(url: &str, signals: &Weak<ChangeSignals>) {
 fn listen_once(url: &str, signals: &Weak<ChangeSignals>) -> anyhow::Result<()> {
     let mut connection = PgConnection::establish(url)?;
     connection.batch_execute(&format!("LISTEN {CHANNEL}"))?;
-    // What was told while nobody listened is looked for now.
+    // There may have been notifications before this connection listened.
     if let Some(signals) = signals.upgrade() {
         Topic::ALL.into_iter().for_each(|topic| signals.notify(topic));
     }

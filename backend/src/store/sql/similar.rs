@@ -1,4 +1,4 @@
-//! Images of two people that are nearly the same picture.
+//! Pairs of images of different people that are nearly the same picture.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,9 +17,9 @@ use crate::{
 /// An image that is nearly the same picture as another one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimilarImage {
-    /// Its id.
+    /// The id of the image.
     pub image_id: String,
-    /// Whom it is enrolled under.
+    /// The person it is enrolled under.
     pub person: Person,
     /// Cosine between the embeddings of both.
     pub similarity: f32,
@@ -74,7 +74,7 @@ impl Database {
         .await
     }
 
-    /// Writes down that an image is nearly the same picture as others. Those that are gone are left out.
+    /// Records pairs of similar images; those with an erased image are skipped.
     ///
     /// # Errors
     /// The database fails.
@@ -82,7 +82,7 @@ impl Database {
         self.write(move |connection| add(connection, &pairs)).await
     }
 
-    /// Puts what a training found in the place of what was known of images that are nearly the same picture.
+    /// Replaces all pairs of similar images by those that a training found.
     ///
     /// # Errors
     /// The database fails.
@@ -94,8 +94,7 @@ impl Database {
         .await
     }
 
-    /// What is known of images of different people that are nearly the same picture, the most similar first, at most
-    /// `limit`; with how many there are.
+    /// At most `limit` pairs of similar images, the most similar first, and the number of all pairs.
     ///
     /// # Errors
     /// The database fails.

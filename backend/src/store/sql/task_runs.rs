@@ -1,4 +1,4 @@
-//! When recurring work of the deployment was done last, whichever process did it.
+//! When each recurring task last completed in any process of the deployment.
 
 use diesel::prelude::*;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 impl Database {
-    /// Writes down that `task` was done to its end at `moment`.
+    /// Records that `task` completed at `moment`.
     ///
     /// # Errors
     /// The database fails.
@@ -23,7 +23,7 @@ impl Database {
         .await
     }
 
-    /// When `task` was done to its end last; `None` where never.
+    /// When `task` last completed; `None` where it never has.
     ///
     /// # Errors
     /// The database fails.
