@@ -1,4 +1,4 @@
-//! A deployment that is restored from a backup: it recognises the same people, and nobody who was erased since.
+//! Backup and restore: a restored deployment recognises the same people, except those erased since.
 
 use std::{
     fs::{self, File},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// A dump of the database and a copy of the blobs, taken in this order; and what the program's own command makes.
+/// A dump of the database and a copy of the blobs, taken in this order, and a backup by the program's own command.
 struct Backup {
     folder: TempDir,
     config: Config,
@@ -44,7 +44,7 @@ impl Backup {
         Self { folder, config: server.config.clone() }
     }
 
-    /// An empty deployment into which the command restores what the command backed up.
+    /// Restores the command's backup into an empty deployment, with the command.
     async fn restored_by_command(&self, ledger: Option<&Path>) -> Server {
         let data = Arc::new(tempfile::tempdir().unwrap());
         let database_url = Engine::of_this_run().map(Engine::new_database);
@@ -59,7 +59,7 @@ impl Backup {
         Server::run(config, data).await
     }
 
-    /// An empty deployment that gets the backup, and the ledger of erasures as it is today where there is one.
+    /// Restores the dump into an empty deployment, with the given ledger of erasures.
     async fn restored(&self, ledger: Option<&Path>, configure: impl FnOnce(&mut Config)) -> Server {
         let data = Arc::new(tempfile::tempdir().unwrap());
         let dumped = self.folder.path().join("database");
@@ -90,14 +90,14 @@ fn succeeds(output: &Output) {
     assert!(!told.contains("that rows refer to"), "{told}");
 }
 
-/// Why a command did not do what was asked.
+/// The error of a command that fails.
 #[track_caller]
 fn refusal(output: &Output) -> String {
     assert!(!output.status.success());
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Nobody else may look into a folder.
+/// Asserts that a folder is private.
 fn closed(folder: &Path) {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(folder), 0o700, "{}", folder.display());
@@ -109,7 +109,7 @@ fn closed(folder: &Path) {
     }
 }
 
-/// Copies what is below a folder; files that are there already stay.
+/// Copies the files below a folder; existing files stay.
 fn copy(from: &Path, to: &Path) {
     for file in files_below(from) {
         let copied = to.join(file.strip_prefix(from).unwrap());
@@ -200,7 +200,7 @@ async fn a_restored_backup_recognises_the_same_people_except_those_erased_since(
     assert_eq!(
         restored.traces_of(&part_of_photograph("Hugo_Chavez", 1)).len(),
         1,
-        "what is looked for is found"
+        "the search finds what is there"
     );
 
     // No model knows an erased person for long, and the others are recognised by the next one.
@@ -230,7 +230,7 @@ async fn a_restored_backup_recognises_the_same_people_except_those_erased_since(
     restored.stop().await;
 }
 
-/// The ledger's entries. A sweep may be writing one that is there already, under a temporary name with a `#`.
+/// The ledger's entries, without the temporary files with a `#` that a concurrent sweep may be writing.
 fn entries(ledger: &Path) -> Vec<PathBuf> {
     let mut files = files_below(ledger);
     files.retain(|file| !file.to_string_lossy().contains('#'));
@@ -355,7 +355,7 @@ async fn an_impossible_backup_or_restore_is_refused_with_a_reason_and_leaves_no_
         assert!(!config.data_dir.exists());
     }
 
-    // Not into what is there.
+    // Not into a target that is not empty.
     let told = refusal(&with(&server.config, &["restore", &name("whole")]).await);
     assert!(told.contains("already") && told.contains("Nothing was changed"), "{told}");
     server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);

@@ -1,4 +1,4 @@
-//! Where pictures and models lie: a disk that is full, and an object store.
+//! The blob store: a full disk, and an object store.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ async fn count(client: &Client, url: &str) -> u64 {
     answer.expect(StatusCode::OK)["people"][0]["images"].as_u64().unwrap()
 }
 
-/// The disk is full for whatever is larger than 4 MiB: the kernel refuses to let this process write longer files.
+/// Simulates a disk that is full beyond 4 MiB: the kernel limits the size of files that this process writes.
 #[tokio::test]
 async fn a_full_disk_is_reported_and_leaves_nothing_half_stored() {
     let models = models!();
@@ -66,7 +66,7 @@ async fn a_full_disk_is_reported_and_leaves_nothing_half_stored() {
     assert_eq!(files_below(&blobs).len(), 2);
 }
 
-/// moto, which speaks S3, with a bucket `faces`. None where it is not installed.
+/// moto, an S3 server for tests, with a bucket `faces`. `None` where it is not installed.
 async fn s3(client: &Client) -> Option<(Process, String)> {
     let moto = facepipe_test_support::workspace_root().join(".runtime/tools/moto/bin/moto_server");
     if !moto.exists() {

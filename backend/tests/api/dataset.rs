@@ -1,4 +1,4 @@
-//! Adding people and pictures, and erasing them.
+//! Adding and erasing people and images.
 
 use std::{
     collections::HashSet,
@@ -305,7 +305,7 @@ async fn an_invalid_rename_changes_nothing() {
     assert_eq!(names, ["Ada", "Bob"]);
 }
 
-/// As `sha256sum` prints it of lfw10's Tony_Blair_0001.jpg.
+/// The `sha256sum` of lfw10's Tony_Blair_0001.jpg.
 const DIGEST: &str = "78ecc405bdf19352df9087a42f3fe3a813f4e34b65bd1ce2c49086b22fafd36a";
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! One picture under two people.
+//! The same picture enrolled under two people.
 
 use std::io::Cursor;
 

@@ -1,4 +1,4 @@
-//! Jobs: what they do, how far they are, their end before their time; and which model answers.
+//! Jobs: their work, progress and cancellation; and the activation of models.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::{
 
 const ALL: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
 
-/// The job when `wanted` holds for it.
+/// Waits until `wanted` holds for the job. Returns the job.
 async fn job_when(server: &Server, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let begun = Instant::now();
     loop {
@@ -120,7 +120,7 @@ async fn unblocking_releases_the_lock_and_fails_the_job_that_held_it() {
     let job = job_when(&server, id_of(&job), has_ended).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&"failed".into(), &"job_failed".into()));
     assert!(job["error"]["message"].as_str().unwrap().contains("unblocked"), "{job}");
-    // Whatever was computed anew and whatever was not: every image has an embedding still.
+    // Every image still has an embedding, recomputed or not.
     assert_eq!(server.train().await["images"], 20);
 }
 

@@ -1,4 +1,4 @@
-//! Training, and what a new model changes.
+//! Training, and the effect of a new model.
 
 use std::time::{Duration, Instant};
 

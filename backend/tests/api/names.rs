@@ -1,4 +1,4 @@
-//! What people may be called, and when two names are one person's.
+//! Valid names, and which names count as the same.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::helpers::{Engine, Server, photograph, start};
 const NAMES: &str = "2025-01-09-000000_names";
 const PERSON_IDS: &str = "2025-01-13-000000_person_ids";
 
-/// A name as one segment of a path.
+/// Encodes a name as a segment of a path.
 fn segment(name: &str) -> String {
     name.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
@@ -70,7 +70,7 @@ async fn names_in_every_script_are_found_in_every_unicode_form() {
     }
     let total = listed(&server).await.len();
     assert_eq!(total, 9);
-    // To write one's own name in another way is no conflict with oneself; with somebody else it is.
+    // Another form of the person's own name is no conflict; a form of another person's name is.
     let renamed = server.patch(&path("ann"), &json!({ "face_id": "ANN" })).await.expect(StatusCode::OK);
     assert_eq!(renamed["face_id"], "ANN");
     server.patch(&path("ann"), &json!({ "face_id": "jos\u{e9}" })).await.expect_error(409, "person_exists");
@@ -109,7 +109,7 @@ async fn a_rejected_name_is_reported_with_its_reason() {
     assert_eq!(listed(&server).await, []);
 }
 
-/// Somebody of the version before the rule of names, with the pictures of `of`.
+/// Adds a person as the version before the rule of names did, with the images of `of`.
 fn add_old(server: &Server, row: i64, name: &str, of: Option<&str>) {
     let created_at = 1_714_555_800_000_000 + row;
     server.execute(&format!(
@@ -122,7 +122,7 @@ fn add_old(server: &Server, row: i64, name: &str, of: Option<&str>) {
     }
 }
 
-/// Takes the database back to the version before names had a rule.
+/// Reverts the database to the version before the rule of names.
 fn before_the_rule(server: &Server) {
     server.revert(PERSON_IDS);
     server.revert(NAMES);
@@ -210,7 +210,7 @@ async fn a_person_erased_under_another_form_of_the_name_stays_erased() {
     add_old(&server, 1001, old, None);
     add_old(&server, 1002, "Jos\u{e9}", None);
     let server = server.restart().await;
-    // Nobody gets a number for the sake of somebody who is erased.
+    // Names of erased people cause no numbering.
     assert_eq!(listed(&server).await, [("Hugo_Chavez".to_owned(), 1), ("Jos\u{e9}".to_owned(), 0)]);
     assert!(server.traces_of(old.as_bytes()).is_empty(), "{:?}", server.traces_of(old.as_bytes()));
 }

@@ -1,4 +1,4 @@
-//! send-results, and what an external API gets of it whatever state it is in.
+//! send-results, and delivery to an external API in any state.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,49 +21,49 @@ use crate::{
 
 const SEND: &str = "/face-recognition/send-results";
 
-/// How the external API answers.
+/// The behaviour of the external API.
 #[derive(Clone, Copy)]
-enum Mood {
-    /// It takes everything.
-    Takes,
-    /// It takes everything but messages whose key begins with `bad`.
-    Picky,
-    /// It answers with this status.
+enum Behaviour {
+    /// Accepts all messages.
+    Accepts,
+    /// Rejects messages whose key begins with `bad`.
+    RejectsBad,
+    /// Responds with this status.
     Fails(u16),
-    /// It answers when nobody waits any more.
+    /// Responds after the timeout of the sender.
     Hangs,
-    /// It answers 429 and asks for an hour of silence.
+    /// Responds with 429 and a `Retry-After` of an hour.
     Busy,
-    /// It sends elsewhere.
+    /// Redirects to another path.
     Redirects,
 }
 
-/// An external API on a free port of this machine, which can go and come back.
+/// An external API on a free port of this machine, which can be stopped and started again.
 struct ExternalApi {
     address: SocketAddr,
-    seen: Arc<Seen>,
-    /// Keeps the port while the API is away: bound, but nobody listens.
+    seen: Arc<Record>,
+    /// Reserves the port while the API is stopped: bound, but not listening.
     socket: Option<TcpSocket>,
     running: Option<ServerHandle>,
 }
 
-struct Seen {
-    mood: Mutex<Mood>,
-    /// Messages that were taken, in their order.
-    taken: Mutex<Vec<Value>>,
+struct Record {
+    behaviour: Mutex<Behaviour>,
+    /// Accepted messages, in order.
+    accepted: Mutex<Vec<Value>>,
     /// `X-Request-Id` of each.
     request_ids: Mutex<Vec<String>>,
-    /// Requests, taken or not.
+    /// The number of requests, accepted or not.
     requests: Mutex<usize>,
 }
 
 impl ExternalApi {
-    /// One that refuses connections until it is opened.
-    fn closed() -> Self {
+    /// Creates an API that refuses connections until it is started.
+    fn stopped() -> Self {
         let socket = bound("127.0.0.1:0".parse().unwrap());
-        let seen = Seen {
-            mood: Mood::Takes.into(),
-            taken: Mutex::default(),
+        let seen = Record {
+            behaviour: Behaviour::Accepts.into(),
+            accepted: Mutex::default(),
             request_ids: Mutex::default(),
             requests: Mutex::default(),
         };
@@ -75,19 +75,19 @@ impl ExternalApi {
         }
     }
 
-    fn open() -> Self {
-        let mut api = Self::closed();
-        api.come_back();
+    fn started() -> Self {
+        let mut api = Self::stopped();
+        api.start();
         api
     }
 
-    fn come_back(&mut self) {
+    fn start(&mut self) {
         let seen = web::Data::from(Arc::clone(&self.seen));
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(seen.clone())
-                .route("/results", web::post().to(take))
-                .route("/elsewhere", web::to(take_elsewhere))
+                .route("/results", web::post().to(receive))
+                .route("/elsewhere", web::to(receive_elsewhere))
         })
         .workers(1)
         .disable_signals()
@@ -98,7 +98,7 @@ impl ExternalApi {
         tokio::spawn(server);
     }
 
-    async fn go(&mut self) {
+    async fn stop(&mut self) {
         self.running.take().unwrap().stop(false).await;
         self.socket = Some(bound(self.address));
     }
@@ -107,30 +107,30 @@ impl ExternalApi {
         format!("http://user:pass@{}/results", self.address)
     }
 
-    fn be(&self, mood: Mood) {
-        *self.seen.mood.lock().unwrap() = mood;
+    fn set(&self, behaviour: Behaviour) {
+        *self.seen.behaviour.lock().unwrap() = behaviour;
     }
 
     fn requests(&self) -> usize {
         *self.seen.requests.lock().unwrap()
     }
 
-    fn taken(&self) -> Vec<Value> {
-        self.seen.taken.lock().unwrap().clone()
+    fn accepted(&self) -> Vec<Value> {
+        self.seen.accepted.lock().unwrap().clone()
     }
 
-    /// The keys of what was taken, sorted.
+    /// The keys of the accepted messages, sorted.
     fn keys(&self) -> Vec<String> {
         let mut keys: Vec<String> =
-            self.taken().iter().map(|message| message["key"].as_str().unwrap().to_owned()).collect();
+            self.accepted().iter().map(|message| message["key"].as_str().unwrap().to_owned()).collect();
         keys.sort();
         keys
     }
 
-    /// What was taken, once that is so many messages and the server has written it down.
-    async fn taken_once(&self, messages: usize, server: &Server) -> Vec<Value> {
-        until(|| self.taken().len() >= messages && waiting(server) == 0).await;
-        self.taken()
+    /// Waits until so many messages are accepted and the server has recorded that. Returns the messages.
+    async fn accepted_once(&self, messages: usize, server: &Server) -> Vec<Value> {
+        until(|| self.accepted().len() >= messages && queued(server) == 0).await;
+        self.accepted()
     }
 }
 
@@ -149,39 +149,39 @@ fn bound(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-async fn take(
-    seen: web::Data<Seen>,
+async fn receive(
+    seen: web::Data<Record>,
     request: HttpRequest,
     web::Json(message): web::Json<Value>,
 ) -> HttpResponse {
     *seen.requests.lock().unwrap() += 1;
     assert_eq!(request.headers().get("authorization").unwrap(), "Basic dXNlcjpwYXNz");
-    let mood = *seen.mood.lock().unwrap();
-    match mood {
-        Mood::Picky if message["key"].as_str().unwrap().starts_with("bad") => {
+    let behaviour = *seen.behaviour.lock().unwrap();
+    match behaviour {
+        Behaviour::RejectsBad if message["key"].as_str().unwrap().starts_with("bad") => {
             return HttpResponse::UnprocessableEntity().finish();
         }
-        Mood::Takes | Mood::Picky => (),
-        Mood::Fails(status) => return HttpResponse::build(status.try_into().unwrap()).finish(),
-        Mood::Hangs => {
+        Behaviour::Accepts | Behaviour::RejectsBad => (),
+        Behaviour::Fails(status) => return HttpResponse::build(status.try_into().unwrap()).finish(),
+        Behaviour::Hangs => {
             tokio::time::sleep(Duration::from_secs(20)).await;
             return HttpResponse::InternalServerError().finish();
         }
-        Mood::Busy => {
+        Behaviour::Busy => {
             return HttpResponse::TooManyRequests().insert_header(("retry-after", "3600")).finish();
         }
-        Mood::Redirects => {
+        Behaviour::Redirects => {
             return HttpResponse::TemporaryRedirect().insert_header(("location", "/elsewhere")).finish();
         }
     }
     let request_id = request.headers().get("x-request-id").unwrap().to_str().unwrap();
     seen.request_ids.lock().unwrap().push(request_id.to_owned());
-    seen.taken.lock().unwrap().push(message);
+    seen.accepted.lock().unwrap().push(message);
     HttpResponse::Accepted().body("thank you")
 }
 
-async fn take_elsewhere(seen: web::Data<Seen>) -> HttpResponse {
-    seen.taken.lock().unwrap().push("a message that was redirected".into());
+async fn receive_elsewhere(seen: web::Data<Record>) -> HttpResponse {
+    seen.accepted.lock().unwrap().push("a message that was redirected".into());
     HttpResponse::Ok().finish()
 }
 
@@ -192,7 +192,7 @@ fn expire(config: &Config, key: &str) {
 }
 
 /// Messages in the outbox.
-fn waiting(server: &Server) -> usize {
+fn queued(server: &Server) -> usize {
     server.lines("SELECT CONCAT(COUNT(*), '') AS line FROM outbox")[0].parse().unwrap()
 }
 
@@ -221,7 +221,7 @@ macro_rules! start_with {
 
 #[tokio::test]
 async fn each_face_is_sent_as_a_message() {
-    let api = ExternalApi::open();
+    let api = ExternalApi::started();
     let server = start_with!(api);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
@@ -236,7 +236,7 @@ async fn each_face_is_sent_as_a_message() {
     assert_eq!((&first["decision"], &first["image"]), (&"known".into(), &0.into()));
 
     assert_eq!(
-        api.taken_once(1, &server).await,
+        api.accepted_once(1, &server).await,
         [json!({
             "face_id": "Tony_Blair",
             "confidence": first["top_prediction"]["confidence"],
@@ -259,7 +259,7 @@ async fn each_face_is_sent_as_a_message() {
     let answer = answer.expect(StatusCode::ACCEPTED);
     let faces = answer["faces"].as_array().unwrap().len();
     assert!(faces > 1 && answer["sent"] == faces, "{answer}");
-    let messages = api.taken_once(1 + faces, &server).await;
+    let messages = api.accepted_once(1 + faces, &server).await;
     let request_ids = api.seen.request_ids.lock().unwrap().clone();
     assert_eq!(request_ids[1..], vec![request_id; faces]);
     let mut pictures = HashSet::new();
@@ -284,12 +284,12 @@ async fn without_an_external_api_nothing_is_accepted() {
     let form = form("k").part("image", photograph("Tony_Blair", 1));
     let message = server.send(SEND, form).await.expect_error(409, "results_url_missing");
     assert!(message.contains("--results-url") && message.contains("FACEPIPE_RESULTS_URL"), "{message}");
-    assert_eq!(waiting(&server), 0);
+    assert_eq!(queued(&server), 0);
 }
 
 #[tokio::test]
 async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
-    let api = ExternalApi::open();
+    let api = ExternalApi::started();
     let server = start_with!(api);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
@@ -308,7 +308,7 @@ async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
     }
     answers.sort_unstable();
     assert_eq!(answers, [0, 1, 1, 1, 1, 1]);
-    api.taken_once(1, &server).await;
+    api.accepted_once(1, &server).await;
 
     // Also when the message has been delivered, after a restart, and with another model.
     let server = server.restart().await;
@@ -318,7 +318,7 @@ async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
     let answer = server.send(SEND, form).await.expect(StatusCode::ACCEPTED);
     assert_eq!((&answer["sent"], &answer["repeated"]), (&2.into(), &1.into()));
     assert_eq!(answer["faces"][0]["all_predictions"].as_array().unwrap().len(), 1);
-    api.taken_once(2, &server).await;
+    api.accepted_once(2, &server).await;
     assert_eq!(api.keys(), ["k-2/0", "k/0"]);
 
     // Each of the calls has keys of its own.
@@ -329,17 +329,17 @@ async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
 
 #[tokio::test]
 async fn an_unavailable_failing_or_hanging_api_loses_no_message_and_delays_no_request() {
-    let mut api = ExternalApi::closed();
+    let mut api = ExternalApi::stopped();
     let server = start_with!(api, |config| config.results_timeout_s = 1);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
     let mut keys = Vec::new();
-    let moods = [None, Some(Mood::Fails(500)), Some(Mood::Hangs), Some(Mood::Fails(404))];
-    for (number, mood) in moods.into_iter().enumerate() {
-        if let Some(mood) = mood {
-            api.be(mood);
+    let behaviours = [None, Some(Behaviour::Fails(500)), Some(Behaviour::Hangs), Some(Behaviour::Fails(404))];
+    for (number, behaviour) in behaviours.into_iter().enumerate() {
+        if let Some(behaviour) = behaviour {
+            api.set(behaviour);
             if api.running.is_none() {
-                api.come_back();
+                api.start();
             }
         }
         let before = api.requests();
@@ -352,72 +352,72 @@ async fn an_unavailable_failing_or_hanging_api_loses_no_message_and_delays_no_re
             server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
             assert_eq!(server.recognise("Tony_Blair", 4).await["decision"], "known");
         }
-        // It has met that mood.
-        until(|| mood.is_none() || api.requests() > before).await;
-        assert_eq!(api.taken(), Vec::<Value>::new());
+        // A request has met that behaviour.
+        until(|| behaviour.is_none() || api.requests() > before).await;
+        assert_eq!(api.accepted(), Vec::<Value>::new());
     }
-    assert_eq!(waiting(&server), 12);
+    assert_eq!(queued(&server), 12);
 
-    api.be(Mood::Takes);
-    let messages = api.taken_once(12, &server).await;
+    api.set(Behaviour::Accepts);
+    let messages = api.accepted_once(12, &server).await;
     // None is missing, none came twice.
     assert_eq!((messages.len(), api.keys()), (12, keys));
     assert!(messages.iter().all(|message| message["face_id"] == "Tony_Blair"), "{messages:?}");
 
     // And once more: what comes after an outage finds its way at once.
-    api.go().await;
+    api.stop().await;
     send(&server, "last", "Vladimir_Putin", 1).await;
-    api.come_back();
-    api.taken_once(13, &server).await;
-    assert_eq!(waiting(&server), 0);
+    api.start();
+    api.accepted_once(13, &server).await;
+    assert_eq!(queued(&server), 0);
 }
 
 #[tokio::test]
 async fn messages_survive_a_restart() {
-    let mut api = ExternalApi::closed();
+    let mut api = ExternalApi::stopped();
     let server = start_with!(api);
     for key in ["a", "b"] {
         send(&server, key, "Tony_Blair", 1).await;
     }
     let server = server.restart().await;
-    assert_eq!(waiting(&server), 2);
-    api.come_back();
-    api.taken_once(2, &server).await;
+    assert_eq!(queued(&server), 2);
+    api.start();
+    api.accepted_once(2, &server).await;
     assert_eq!(api.keys(), ["a/0", "b/0"]);
 }
 
 #[tokio::test]
 async fn expired_messages_are_dropped() {
-    let api = ExternalApi::open();
-    api.be(Mood::Fails(500));
+    let api = ExternalApi::started();
+    api.set(Behaviour::Fails(500));
     let server = start_with!(api);
     send(&server, "old", "Tony_Blair", 1).await;
     until(|| api.requests() > 0).await;
     expire(&server.config, "old/0");
-    until(|| waiting(&server) == 0).await;
-    api.be(Mood::Takes);
+    until(|| queued(&server) == 0).await;
+    api.set(Behaviour::Accepts);
     // Its key stays known.
     assert_eq!(send(&server, "old", "Tony_Blair", 1).await["repeated"], 1);
     send(&server, "new", "Tony_Blair", 1).await;
-    api.taken_once(1, &server).await;
+    api.accepted_once(1, &server).await;
     assert_eq!(api.keys(), ["new/0"]);
 }
 
 #[tokio::test]
 async fn a_server_without_an_external_api_drops_expired_messages_at_start() {
-    let api = ExternalApi::closed();
+    let api = ExternalApi::stopped();
     let server = start_with!(api);
     send(&server, "old", "Tony_Blair", 1).await;
     let (config, data) = (Config { results_url: None, ..server.config.clone() }, Arc::clone(&server.data));
     server.stop().await;
     expire(&config, "old/0");
     let server = Server::run(config, data).await;
-    assert_eq!(waiting(&server), 0);
+    assert_eq!(queued(&server), 0);
 }
 
 #[tokio::test]
 async fn queued_messages_follow_renamed_and_erased_people() {
-    let mut api = ExternalApi::closed();
+    let mut api = ExternalApi::stopped();
     let server = start_with!(api);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -425,14 +425,14 @@ async fn queued_messages_follow_renamed_and_erased_people() {
     send(&server, "erased", "Tony_Blair", 3).await;
     send(&server, "renamed", "Hugo_Chavez", 3).await;
     send(&server, "nobody", "Vladimir_Putin", 1).await;
-    assert_eq!(waiting(&server), 3);
+    assert_eq!(queued(&server), 3);
 
     server.delete("/dataset/Tony_Blair").await.expect(StatusCode::NO_CONTENT);
     server.patch("/dataset/Hugo_Chavez", &json!({ "face_id": "Hugo" })).await.expect(StatusCode::OK);
-    assert_eq!(waiting(&server), 2);
+    assert_eq!(queued(&server), 2);
 
-    api.come_back();
-    let messages = api.taken_once(2, &server).await;
+    api.start();
+    let messages = api.accepted_once(2, &server).await;
     let names: HashMap<&str, &Value> =
         messages.iter().map(|message| (message["key"].as_str().unwrap(), &message["face_id"])).collect();
     assert_eq!(names, HashMap::from([("renamed/0", &"Hugo".into()), ("nobody/0", &Value::Null)]));
@@ -443,29 +443,29 @@ async fn queued_messages_follow_renamed_and_erased_people() {
         (&1.into(), &"unknown".into()),
         "{answer}"
     );
-    assert_eq!(waiting(&server), 0);
+    assert_eq!(queued(&server), 0);
 }
 
 #[tokio::test]
 async fn a_rejected_message_does_not_block_others() {
-    let api = ExternalApi::open();
-    api.be(Mood::Picky);
+    let api = ExternalApi::started();
+    api.set(Behaviour::RejectsBad);
     let server = start_with!(api);
     send(&server, "bad", "Tony_Blair", 1).await;
     for number in 0..6 {
         send(&server, &format!("good-{number}"), "Tony_Blair", 1).await;
     }
-    until(|| api.taken().len() == 6 && waiting(&server) == 1).await;
+    until(|| api.accepted().len() == 6 && queued(&server) == 1).await;
     assert_eq!(server.lines("SELECT message_key AS line FROM outbox"), ["bad/0"]);
-    api.be(Mood::Takes);
-    api.taken_once(7, &server).await;
+    api.set(Behaviour::Accepts);
+    api.accepted_once(7, &server).await;
     assert_eq!(api.keys()[0], "bad/0");
 }
 
 #[tokio::test]
 async fn retry_after_pauses_all_deliveries() {
-    let api = ExternalApi::open();
-    api.be(Mood::Busy);
+    let api = ExternalApi::started();
+    api.set(Behaviour::Busy);
     let server = start_with!(api);
     send(&server, "a", "Tony_Blair", 1).await;
     until(|| api.requests() == 1).await;
@@ -477,23 +477,23 @@ async fn retry_after_pauses_all_deliveries() {
     // Each time that the server looks for messages, it first drops those that are expired: when the second is gone, it has
     // looked for messages to send at least once.
     for key in ["expired-0/0", "expired-1/0"] {
-        let before = waiting(&server);
+        let before = queued(&server);
         expire(&server.config, key);
-        until(|| waiting(&server) < before).await;
+        until(|| queued(&server) < before).await;
     }
-    assert_eq!((api.requests(), waiting(&server)), (1, 6));
+    assert_eq!((api.requests(), queued(&server)), (1, 6));
 }
 
 #[tokio::test]
 async fn redirects_are_not_followed() {
-    let api = ExternalApi::open();
-    api.be(Mood::Redirects);
+    let api = ExternalApi::started();
+    api.set(Behaviour::Redirects);
     let server = start_with!(api);
     send(&server, "a", "Tony_Blair", 1).await;
     until(|| api.requests() >= 2).await;
-    assert_eq!(api.taken(), Vec::<Value>::new());
-    api.be(Mood::Takes);
-    api.taken_once(1, &server).await;
+    assert_eq!(api.accepted(), Vec::<Value>::new());
+    api.set(Behaviour::Accepts);
+    api.accepted_once(1, &server).await;
     assert_eq!(api.keys(), ["a/0"]);
 }
 
@@ -501,7 +501,7 @@ async fn redirects_are_not_followed() {
 async fn of_two_replicas_one_sends_and_the_other_takes_over() {
     // SQLite serves one server.
     let Some(_) = Engine::of_this_run() else { return };
-    let mut api = ExternalApi::closed();
+    let mut api = ExternalApi::stopped();
     let first = start_with!(api);
     let second = first.replica().await;
     for number in 0..3 {
@@ -511,16 +511,16 @@ async fn of_two_replicas_one_sends_and_the_other_takes_over() {
     // A key is known to both.
     assert_eq!(send(&second, "first-0", "Tony_Blair", 1).await["repeated"], 1);
     until(|| holder(&first).is_some()).await;
-    api.come_back();
-    api.taken_once(6, &first).await;
+    api.start();
+    api.accepted_once(6, &first).await;
     assert_eq!(api.keys().len(), 6);
 
     // The one that is left sends what the other accepted.
-    api.go().await;
+    api.stop().await;
     send(&first, "late", "Tony_Blair", 1).await;
     first.stop().await;
-    api.come_back();
-    api.taken_once(7, &second).await;
+    api.start();
+    api.accepted_once(7, &second).await;
     let keys = api.keys();
     assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 7, "{keys:?}");
     // With nothing to do, nobody holds the lease.
@@ -533,9 +533,9 @@ async fn messages_of_a_killed_replica_are_sent_by_another() {
     let models = models!();
     let folder = tempfile::tempdir().unwrap();
     let database = engine.new_database();
-    let api = ExternalApi::open();
+    let api = ExternalApi::started();
     // The one that is killed has a request under way, and its lease has not run out.
-    api.be(Mood::Hangs);
+    api.set(Behaviour::Hangs);
     let spawn = |name: &str| {
         let mut command = program();
         command.args(["--results-url", &api.url()]);
@@ -552,13 +552,13 @@ async fn messages_of_a_killed_replica_are_sent_by_another() {
     until(|| api.requests() > 0).await;
     killed.process.0.kill().unwrap();
     killed.process.0.wait().unwrap();
-    api.be(Mood::Takes);
-    until(|| api.taken().len() >= 3).await;
+    api.set(Behaviour::Accepts);
+    until(|| api.accepted().len() >= 3).await;
     assert_eq!(api.keys(), ["key-0/0", "key-1/0", "key-2/0"]);
     drop(other);
 }
 
-/// Who holds the outbox's lease.
+/// The holder of the lease of the outbox.
 fn holder(server: &Server) -> Option<String> {
     let holder = server.lines("SELECT CONCAT(holder, '') AS line FROM leases WHERE name = 'outbox'");
     holder.into_iter().find(|holder| !holder.is_empty())

@@ -1,4 +1,4 @@
-//! The calls that have a person's id in the address where others have a name.
+//! The calls with a person's id in the URL instead of a name.
 
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::json;
@@ -82,7 +82,7 @@ async fn every_person_call_works_by_id_without_a_name_in_the_url() {
     server.delete(&person).await.expect_error(404, "person_not_found");
     let form = Form::new().part("image", photograph(NAME, 1));
     server.send(&format!("{person}/images"), form).await.expect_error(404, "person_not_found");
-    // Enrolled again, somebody is somebody else.
+    // A person who is enrolled again is another person.
     let next = server.post_json("/people", &json!({ "face_id": NAME })).await.expect(StatusCode::CREATED);
     assert_ne!(next["person_id"], *id);
     assert!(server.traces_of(id.as_bytes()).is_empty());

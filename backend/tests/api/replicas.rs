@@ -1,4 +1,4 @@
-//! Several processes on one database server and one folder of blobs, and a database that goes away.
+//! Several processes on one database server and one folder of blobs, and an unreachable database.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -25,7 +25,7 @@ use crate::{
     helpers::{Answer, Engine, client, execute, photograph, revert, start, until},
 };
 
-/// The folder of the weights, or the end of the test where there are none.
+/// The folder of the weights; skips the test where there are none.
 macro_rules! models {
     () => {{
         let _ = facepipe_test_support::require!("lfw10");
@@ -46,7 +46,7 @@ impl Drop for Process {
     }
 }
 
-/// The server as a program of its own.
+/// A server in a process of its own.
 pub struct Replica {
     pub process: Process,
     address_file: PathBuf,
@@ -54,12 +54,12 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Begins to start, with the blobs in a folder that is shared; [`ready`](Self::ready) waits for it.
+    /// Spawns a replica with shared blobs; [`ready`](Self::ready) waits until it serves.
     fn spawn(name: &str, folder: &Path, models: &Path, database: &str) -> Self {
         Self::spawn_with(&[], name, folder, models, database)
     }
 
-    /// As [`spawn`](Self::spawn), with further settings as the environment has them.
+    /// As [`spawn`](Self::spawn), with further environment variables.
     fn spawn_with(
         settings: &[(&str, &str)],
         name: &str,
@@ -73,7 +73,7 @@ impl Replica {
         Self::spawn_as(command, name, folder, models, database)
     }
 
-    /// As [`spawn`](Self::spawn), with a command that brings arguments and environment of its own.
+    /// As [`spawn`](Self::spawn), with a command that has arguments and environment already.
     pub fn spawn_as(mut command: Command, name: &str, folder: &Path, models: &Path, database: &str) -> Self {
         let address_file = folder.join(format!("{name}.address"));
         // A replica that was killed leaves it.
@@ -97,7 +97,7 @@ impl Replica {
         Self { process: Process(child), address_file, url: String::new() }
     }
 
-    /// Waits until it has ended by itself, as it must after a signal.
+    /// Waits until the process has exited with success, after a signal.
     pub async fn ended(mut self) {
         let begun = Instant::now();
         loop {
@@ -129,18 +129,18 @@ struct LoadBalancer {
     nginx: Child,
     folder: PathBuf,
     port: u16,
-    /// To which other replica nginx hands a request on: its `proxy_next_upstream`.
-    hands_on: &'static str,
+    /// nginx's `proxy_next_upstream`: when it passes a request to another replica.
+    next_upstream: &'static str,
 }
 
 impl LoadBalancer {
-    fn start(folder: &Path, replicas: &[&Replica], hands_on: &'static str) -> Self {
+    fn start(folder: &Path, replicas: &[&Replica], next_upstream: &'static str) -> Self {
         let urls: Vec<&str> = replicas.iter().map(|replica| replica.url.as_str()).collect();
-        Self::configure(folder, free_port(), hands_on, &urls)
+        Self::configure(folder, free_port(), next_upstream, &urls)
     }
 
-    fn configure(folder: &Path, port: u16, hands_on: &'static str, urls: &[&str]) -> Self {
-        write_configuration(folder, port, hands_on, urls);
+    fn configure(folder: &Path, port: u16, next_upstream: &'static str, urls: &[&str]) -> Self {
+        write_configuration(folder, port, next_upstream, urls);
         let nginx = Command::new("/usr/sbin/nginx")
             .arg("-e")
             .arg(folder.join("nginx.log"))
@@ -154,16 +154,16 @@ impl LoadBalancer {
             assert!(begun.elapsed() < Duration::from_secs(20), "nginx does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { nginx, folder: folder.to_owned(), port, hands_on }
+        Self { nginx, folder: folder.to_owned(), port, next_upstream }
     }
 
     fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Sends new requests to these from now on; those that are on their way end where they are.
+    /// Routes new requests to these replicas; requests in progress are not moved.
     fn send_to(&self, urls: &[&str]) {
-        write_configuration(&self.folder, self.port, self.hands_on, urls);
+        write_configuration(&self.folder, self.port, self.next_upstream, urls);
         signal(&self.nginx, "HUP");
     }
 }
@@ -176,7 +176,7 @@ impl Drop for LoadBalancer {
     }
 }
 
-fn write_configuration(folder: &Path, port: u16, hands_on: &str, urls: &[&str]) {
+fn write_configuration(folder: &Path, port: u16, next_upstream: &str, urls: &[&str]) {
     let servers: String =
         urls.iter().map(|url| format!("server {};", url.strip_prefix("http://").unwrap())).collect();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -188,7 +188,7 @@ fn write_configuration(folder: &Path, port: u16, hands_on: &str, urls: &[&str]) 
         "daemon off; user root root; worker_processes 1; pid {folder}/nginx.pid; events {{}} http {{ access_log off; \
          {temporary} client_max_body_size 64m; upstream replicas {{ {servers} }} server {{ listen 127.0.0.1:{port}; \
          location / {{ proxy_pass http://replicas; proxy_http_version 1.1; proxy_read_timeout 120s; \
-         proxy_next_upstream {hands_on}; }} }} }}",
+         proxy_next_upstream {next_upstream}; }} }} }}",
         folder = folder.display()
     );
     std::fs::write(folder.join("nginx.conf"), text).unwrap();
@@ -319,7 +319,7 @@ async fn the_job_of_a_killed_replica_is_resumed_by_another() {
     assert_eq!(answer["faces"][0]["top_prediction"]["label"], "Tony_Blair");
 }
 
-/// Keeps everybody else from reading and writing a table.
+/// An exclusive lock on a table.
 enum TableLock {
     #[expect(dead_code, reason = "holds the lock")]
     Postgres(PgConnection),
@@ -341,7 +341,7 @@ impl TableLock {
     }
 }
 
-/// Passes connections on to a database server, and cuts them while told to.
+/// Forwards connections to a database server, and cuts them while `cut` is set.
 async fn proxy(upstream: String, cut: watch::Receiver<bool>) -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -400,7 +400,7 @@ async fn an_unreachable_database_is_503_until_it_is_reachable_again() {
     server.train().await;
 }
 
-/// Cameras that upload pictures, one after the other, each with a key, and again until it is taken.
+/// Cameras that upload images, one after the other, each with a key and retried until it is accepted.
 struct Load {
     done: Arc<AtomicBool>,
     accepted: Arc<AtomicUsize>,
@@ -408,8 +408,8 @@ struct Load {
 }
 
 impl Load {
-    /// `may_fail` tells of an answer's status, or of none where the connection failed, whether the picture is sent
-    /// again; any other end of a request than 201 fails the test.
+    /// Images are retried after the statuses that `may_fail` allows, where `None` is a failed connection; any other status
+    /// than 201 fails the test.
     fn start(url: &str, may_fail: fn(Option<StatusCode>) -> bool) -> Self {
         let (done, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let cameras = (0..3)
@@ -417,7 +417,7 @@ impl Load {
                 let (done, accepted) = (Arc::clone(&done), Arc::clone(&accepted));
                 let url = format!("{url}/face-recognition/store-results");
                 tokio::spawn(async move {
-                    // A connection that is kept is closed under a request when nginx is told anew where to send.
+                    // nginx closes kept connections when it is reconfigured.
                     let client = Client::builder().pool_max_idle_per_host(0).build().unwrap();
                     let mut keys = Vec::new();
                     while !done.load(Ordering::Relaxed) {
@@ -435,7 +435,7 @@ impl Load {
         Self { done, accepted, cameras }
     }
 
-    /// Waits until so many more pictures were taken.
+    /// Waits until so many further images are accepted.
     async fn goes_on(&self, pictures: usize) {
         let (before, begun) = (self.accepted.load(Ordering::Relaxed), Instant::now());
         while self.accepted.load(Ordering::Relaxed) < before + pictures {
@@ -447,7 +447,7 @@ impl Load {
         }
     }
 
-    /// Ends it and holds what was taken against what the database has: each face once.
+    /// Stops the cameras and asserts that the database has each accepted face once.
     async fn check(self, database: &str) {
         #[derive(diesel::QueryableByName)]
         struct Stored {
@@ -471,7 +471,7 @@ impl Load {
     }
 }
 
-/// Whether a picture was taken.
+/// Whether an image was accepted.
 async fn upload(client: &Client, url: &str, key: &str, may_fail: fn(Option<StatusCode>) -> bool) -> bool {
     let form = Form::new().text("camera_id", "gate-1").text("location", "Lobby").text("key", key.to_owned());
     let form = form.part("image", photograph("Tony_Blair", 5));
@@ -496,12 +496,12 @@ async fn upload(client: &Client, url: &str, key: &str, may_fail: fn(Option<Statu
     }
 }
 
-/// What a client sends again: the picture has its key.
+/// The statuses after which clients retry.
 fn retriable(status: Option<StatusCode>) -> bool {
     status.is_none_or(|status| matches!(status.as_u16(), 429 | 502..=504))
 }
 
-/// Every replica has this model answer.
+/// Waits until this model is active on every replica.
 async fn agree_on(version: i64, client: &Client, replicas: &[&Replica]) {
     for replica in replicas {
         let begun = Instant::now();
@@ -522,7 +522,7 @@ async fn enrol_and_train(client: &Client, url: &str) {
     post(client, &format!("{url}/model/optimized-train?wait=true")).await.expect(StatusCode::OK);
 }
 
-/// A PostgreSQL of a test's own: it is restarted, which others would notice.
+/// A PostgreSQL server for one test, which restarts it.
 struct Postgres {
     folder: String,
     url: String,

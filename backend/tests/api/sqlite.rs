@@ -1,5 +1,5 @@
-//! The embedded database: what runs beside a server costs it no call, a second server is refused, and a stopped server
-//! leaves one file that has everything.
+//! The embedded database: commands run beside a server, a second server is refused, and a stopped server leaves one
+//! complete file.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -23,14 +23,14 @@ use crate::{
     replicas::{Replica, enrol, models, post, signal},
 };
 
-/// Three thousand.
+/// Inserts 3000 detections.
 const OLD_DETECTIONS: &str = "
     WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 3000)
     INSERT INTO detections (captured_at, received_at, camera_id, location, threshold, detection_confidence, embedder,
         face, box_left, box_top, box_right, box_bottom)
     SELECT n, n, 'gate-1', 'Lobby', 0.4, 0.9, 'mobilefacenet', 0, 1, 1, 2, 2 FROM numbers";
 
-/// A folder with the data folder of one server.
+/// A folder with the data folder of a server.
 struct Place {
     folder: tempfile::TempDir,
     models: PathBuf,
@@ -59,7 +59,7 @@ impl Place {
         Replica::spawn_as(command, "data", self.folder.path(), &self.models, &self.url())
     }
 
-    /// A command of the program beside the server.
+    /// Runs a command of the program beside the server.
     fn command(&self, arguments: &[&str]) -> Output {
         let mut command = program();
         command.args(arguments).arg("--data-dir").arg(self.data()).args(["--log", "warn"]);
@@ -72,7 +72,7 @@ fn told(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Clients that add people, one after the other each.
+/// Clients that add people, each one after the other.
 struct Load {
     end: Arc<AtomicBool>,
     statuses: Arc<Mutex<HashMap<u16, usize>>>,
@@ -80,14 +80,14 @@ struct Load {
     clients: Vec<JoinHandle<()>>,
 }
 
-/// How long a call is waited for; what is accepted later counts as not accepted.
+/// The timeout of a call; later responses count as missing.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// No two people have the same name.
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 impl Load {
-    /// Goes on until it is ended, or no answer comes.
+    /// Runs until it is stopped or a call fails.
     fn start(client: &Client, url: &str, clients: usize) -> Self {
         let end = Arc::new(AtomicBool::new(false));
         let statuses = Arc::new(Mutex::new(HashMap::new()));
@@ -124,7 +124,7 @@ impl Load {
         }
     }
 
-    /// How many answers had each status, and who was added.
+    /// The number of responses by status, and the people who were added.
     async fn end(self) -> (HashMap<u16, usize>, BTreeSet<String>) {
         self.end.store(true, Ordering::Relaxed);
         for client in self.clients {
@@ -165,7 +165,7 @@ async fn commands_run_beside_a_busy_server_without_failed_requests_and_a_second_
     assert_eq!(statuses.keys().copied().collect::<Vec<_>>(), [201], "{statuses:?}");
     assert!(added.len() > 100, "{}", added.len());
 
-    // A second one is told of the first, whatever else it is told.
+    // A second server is refused with the details of the first, whatever its other settings.
     for more in [vec![], vec!["--role", "recognize"]] {
         let settings = [vec!["--listen", "127.0.0.1:0", "--metrics-listen", "off"], more].concat();
         let refused = place.command(&settings);
@@ -187,9 +187,9 @@ async fn commands_run_beside_a_busy_server_without_failed_requests_and_a_second_
     server.ended().await;
 }
 
-/// Servers that are stopped: so many, each under load.
+/// The number of servers that are stopped under load.
 const STOPS: usize = 50;
-/// Several at a time: each spends most of its time at its start.
+/// Servers that run concurrently: each spends most of its time starting.
 const AT_A_TIME: usize = 2;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +235,7 @@ async fn stop_again_and_again(models: PathBuf, times: usize) {
     assert!(Copied::of(&place.database()).models > 0);
 }
 
-/// What a copy of a database's file alone has.
+/// The people in a copy of the database file alone.
 struct Copied {
     people: BTreeSet<String>,
     jobs: Vec<String>,
