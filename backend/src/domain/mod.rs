@@ -12,7 +12,7 @@ mod task;
 
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, StoredDetection};
-pub use face::{IdentifiedFace, ResolvedIdentity};
+pub use face::IdentifiedFace;
 pub use face_id::{FaceId, InvalidFaceId, SameName};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
 pub use person::{EnrolledPerson, Person, PersonRef};
