@@ -31,7 +31,7 @@ const CLOCK_TRUST_DELAY: Duration = Duration::from_secs(86_400);
 /// How long detections are kept, and which times are possible.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionOptions {
-    /// How long detections are kept after their capture; `None` for ever.
+    /// How long detections are kept after their capture; `None` forever.
     pub max_age: Option<Duration>,
     /// How far ahead of the clock a time of capture may be, microseconds.
     pub ahead: Micros,

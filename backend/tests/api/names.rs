@@ -166,8 +166,8 @@ async fn names_from_before_the_uniqueness_rule_are_kept_and_found() {
         let people = all["people"].as_array().unwrap();
         people.iter().find(|person| person["face_id"] == name).unwrap().clone()
     };
-    // The two whose names differ in a capital letter are told, and each is found by the very text; any other form is the
-    // older one's.
+    // The two names that differ only in case are reported, and each is found by its exact text; any other form finds the
+    // older person.
     assert_eq!(person("ann")["same_name_as"], person("Ann")["person_id"]);
     assert_eq!(person("Ann")["same_name_as"], Value::Null);
     for (typed, found) in [
