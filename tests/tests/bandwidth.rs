@@ -1,4 +1,4 @@
-//! `facepipe bench bandwidth` on the crowds: few good pictures cost a tenth of all faces, and find everybody.
+//! `facepipe bench bandwidth` on the crowds: best shots take a tenth of the bytes of all faces, and identify everybody.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Turns what the uploader tells into messages on the bus. Their fields are documented with the element.
+//! Posts the uploader's events as messages on the bus. Their fields are documented with the element.
 
 use gst::{prelude::*, subclass::prelude::*};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::{
 pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
     match event {
         Event::Accepted { crop, status, model_version, faces, earlier_run } => {
-            // Track ids begin anew with each run.
+            // Track ids start again with each run.
             if !earlier_run {
                 publish_result(element, &crop, &faces);
             }
@@ -27,7 +27,7 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
             if first {
                 let what = match status {
                     0 => "crops are given up after retries".to_owned(),
-                    status => format!("the backend refuses crops with status {status}"),
+                    status => format!("the backend rejects crops with status {status}"),
                 };
                 gst::element_warning!(element, gst::ResourceError::Write, ("{what}: {message}"));
             }
@@ -104,19 +104,19 @@ pub(super) fn post(element: &super::FaceSinkHttp, event: Event) {
     }
 }
 
-/// What happens to crops that wait.
+/// Returns what happens to waiting crops, for a warning.
 fn queueing_note(element: &super::FaceSinkHttp) -> &'static str {
     let spools = element.property::<Option<String>>("spool-dir").is_some()
         && element.property::<u64>("spool-max-bytes") > 0;
     if spools {
-        " on the spool, and the oldest give way when spool-max-bytes is reached"
+        " on the spool, and the oldest are dropped when spool-max-bytes is reached"
     } else {
-        ", and when max-queue is reached drop-policy says which give way"
+        ", and when max-queue is reached drop-policy says which are dropped"
     }
 }
 
-/// The counts as the property `stats` and the message have them: those of the uploader, of the cutter, and the crops whose
-/// camera's clock was not taken.
+/// Returns the counts as in the property `stats` and in the message: those of the uploader, those of cropping, and the
+/// crops whose camera's clock was refused.
 pub(super) fn stats(stats: &Stats, counts: &Counts, clock_refused: u64) -> gst::Structure {
     let structure = gst::Structure::builder("facepipe-stats")
         .field("queued", stats.queued)
@@ -143,9 +143,9 @@ pub(super) fn post_stats(element: &super::FaceSinkHttp, counts: &Stats) {
     post_structure(element, stats(counts, &sink.counts(), sink.clock_refused()));
 }
 
-/// Tells the overlays of this process.
+/// Publishes a result to the overlays of this process.
 fn publish_result(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
-    // This call answers without looking at the crop.
+    // This call responds without recognition.
     if element.property::<Endpoint>("endpoint") == Endpoint::DryRun {
         return;
     }
@@ -158,7 +158,7 @@ fn publish_result(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
     });
 }
 
-/// What the faces of a crop say about the one it was cut for: a neighbour in the margin is smaller.
+/// Returns the result for the face that the crop was made for: the largest, since a neighbour in the margin is smaller.
 fn verdict(faces: &[Value]) -> Verdict {
     let number = |face: &Value, pointer: &str| face.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
     let area = |face: &Value| {
@@ -178,7 +178,7 @@ fn verdict(faces: &[Value]) -> Verdict {
 }
 
 fn post_structure(element: &super::FaceSinkHttp, structure: gst::Structure) {
-    // Without a bus nobody listens, and that is fine.
+    // Without a bus, nobody is interested.
     let _ = element.post_message(gst::message::Element::builder(structure).src(element).build());
 }
 
@@ -194,7 +194,7 @@ fn crop_fields(name: &str, crop: &Crop, status: u16) -> gst::structure::Builder 
     builder
 }
 
-/// One face of the backend's answer.
+/// Returns a face of the backend's response as a structure.
 fn face_structure(face: &Value) -> gst::Structure {
     let number = |pointer: &str| face.pointer(pointer).and_then(Value::as_f64);
     let text = |pointer: &str| face.pointer(pointer).and_then(Value::as_str);

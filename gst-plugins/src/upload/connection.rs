@@ -1,5 +1,5 @@
-//! The one HTTP client: keep-alive connections, TLS where the URL asks for it, the proxy that the environment names,
-//! and a count of the bytes that really cross the socket.
+//! The HTTP client: keep-alive connections, TLS for https, the proxy that the environment names, and a count of the bytes on
+//! the wire.
 
 use std::{
     future::Future,
@@ -39,15 +39,16 @@ use tokio::{
 use tower_service::Service;
 
 use super::{
-    UploadError, is_this_machine, root_cause,
+    UploadError,
+    config::is_loopback,
     tls::{KeyPin, Verifier, read_certificates},
 };
 
-/// A client of one backend.
+/// An HTTP client for one backend.
 #[derive(Debug)]
 pub(super) struct Client {
     inner: legacy::Client<HttpsConnector<ProxyConnector>, Full<Bytes>>,
-    /// For a proxy that reads the requests themselves.
+    /// For a proxy that forwards plain HTTP.
     proxy_authorization: Option<HeaderValue>,
 }
 
@@ -60,10 +61,10 @@ impl Client {
     }
 }
 
-/// Longest time to wait for a connection, within the limit of the request.
+/// Maximum time to wait for a connection, within the limit of the request.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections that no request used for so long are closed.
+/// Connections that are idle for so long are closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes that crossed the client's sockets.
@@ -73,10 +74,10 @@ pub(super) struct Traffic {
     pub(super) read: AtomicU64,
 }
 
-/// The proxy through which a backend is called: what `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` of the
-/// environment say, as for every program. This machine itself is never called through one.
+/// Returns the proxy for a backend, from `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` in the environment.
+/// Loopback addresses are never proxied.
 fn find_proxy(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
-    if uri.host().is_some_and(is_this_machine) {
+    if uri.host().is_some_and(is_loopback) {
         return Ok(None);
     }
     let proxy = Matcher::from_env().intercept(uri);
@@ -88,17 +89,17 @@ fn find_proxy(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
     }
 }
 
-/// The address of the proxy through which a backend is called, if it is called through one.
+/// Returns the address of the proxy for a backend, if there is one.
 ///
 /// # Errors
-/// The address of the backend is none, or the proxy is of a kind that is not supported.
+/// The backend's address is not a URL, or the kind of proxy is not supported.
 pub fn proxy(backend_url: &str) -> Result<Option<String>, UploadError> {
     let reason = "is not a URL".into();
     let uri = backend_url.trim().parse().map_err(|_| UploadError::Url { url: backend_url.into(), reason })?;
     Ok(find_proxy(&uri)?.map(|proxy| proxy.uri().to_string()))
 }
 
-/// Makes the client for one backend, whose certificate is checked as [`Verifier`] says.
+/// Creates the client for one backend, whose certificate is checked by [`Verifier`].
 pub(super) fn client(
     uri: &Uri,
     ca_file: Option<&Path>,
@@ -114,8 +115,8 @@ pub(super) fn client(
     let config = if uri.scheme_str() == Some("https") {
         tls(ca_file, pins)?
     } else {
-        // Plain HTTP must also work on a system without certificates, so none are looked for. The file must be one that
-        // could be used, all the same.
+        // Plain HTTP must also work on a system without certificates, so none are loaded. An invalid file is an error all
+        // the same.
         if let Some(file) = ca_file {
             read_certificates(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
         }
@@ -131,16 +132,16 @@ pub(super) fn client(
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_timer(TokioTimer::new())
         .build(connector);
-    // Within a tunnel, the proxy has read it when the tunnel was made.
+    // In a tunnel, the proxy got it when the tunnel was established.
     let proxy = proxy.filter(|_| uri.scheme_str() == Some("http"));
     let proxy_authorization = proxy.and_then(|proxy| proxy.basic_auth().cloned());
     Ok(Client { inner, proxy_authorization })
 }
 
-/// How the certificate of a backend is checked: as [`Verifier`] says.
+/// Returns a TLS configuration that checks the backend's certificate by [`Verifier`].
 ///
 /// # Errors
-/// The file cannot be used, or there is nothing to check against.
+/// The file cannot be used, or there are no root certificates.
 pub fn tls(ca_file: Option<&Path>, pins: &[KeyPin]) -> Result<ClientConfig, UploadError> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Verifier::new(&provider, ca_file, pins)?;
@@ -156,7 +157,7 @@ fn tls_builder(
         .map_err(|e| UploadError::Certificates(e.to_string()))
 }
 
-/// Connects, and counts what the connections carry.
+/// Connects, and counts the bytes on the connections.
 #[derive(Clone)]
 pub(super) struct CountingConnector {
     http: HttpConnector,
@@ -182,8 +183,7 @@ impl Service<Uri> for CountingConnector {
     }
 }
 
-/// Connects to the backend itself or, where there is a proxy, through that: a tunnel to what speaks TLS, and all else by
-/// asking the proxy.
+/// Connects to the backend directly or through a proxy: for https by a tunnel, for http by a request to the proxy.
 #[derive(Clone)]
 pub(super) struct ProxyConnector {
     direct: CountingConnector,
@@ -207,7 +207,7 @@ impl Service<Uri> for ProxyConnector {
         let mut direct = self.direct.clone();
         Box::pin(async move {
             let proxy_error = |error: &(dyn std::error::Error + 'static)| {
-                // Whoever reads it must know that it is not the backend that fails.
+                // The message must say that it is not the backend that fails.
                 io::Error::other(format!("proxy {}: {}", proxy.uri(), root_cause(error)))
             };
             if uri.scheme_str() == Some("https") {
@@ -225,11 +225,11 @@ impl Service<Uri> for ProxyConnector {
     }
 }
 
-/// A TCP connection that counts.
+/// A TCP connection that counts its bytes.
 pub(super) struct CountingStream {
     stream: TcpStream,
     traffic: Arc<Traffic>,
-    /// Requests go to a proxy that reads them: they must name the backend.
+    /// Requests go to a proxy that forwards them: their target must be the full URL.
     is_proxied: bool,
 }
 
@@ -240,6 +240,15 @@ impl CountingStream {
         }
         result
     }
+}
+
+/// Returns the message of the innermost error: it says what happened ("Connection refused"), the outer ones only where.
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 fn count(counter: &AtomicU64, bytes: usize) {

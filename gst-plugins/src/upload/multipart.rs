@@ -1,5 +1,5 @@
-//! Writes crops and their facts as `multipart/form-data` (RFC 7578), in the fields of the recognition calls and
-//! in as few bytes as the form allows: with small pictures, what stands around them is the overhead.
+//! Writes crops and their metadata as `multipart/form-data` (RFC 7578), in the fields of the recognition calls and in as few
+//! bytes as the format allows: images are small, so that everything else is a noticeable overhead.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -9,18 +9,18 @@ use uuid::Uuid;
 use super::{Crop, Endpoint};
 use crate::crop::Encoding;
 
-/// Room for the fields of one crop, bytes.
+/// Capacity for the text fields of one crop, bytes.
 const FIELDS_CAPACITY: usize = 512;
 
 /// Returns the content type, with its boundary, and the body. All crops are of one camera.
 ///
 /// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC
-/// 3339), `key`, and where known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
-pub(super) fn encode(endpoint: Endpoint, crops: &[Crop]) -> (String, Bytes) {
+/// 3339), `key`, and if known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
+pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
     let boundary = choose_boundary(crops);
-    let pictures: usize = crops.iter().map(|crop| crop.image.len() + FIELDS_CAPACITY).sum();
+    let capacity: usize = crops.iter().map(|crop| crop.image.len() + FIELDS_CAPACITY).sum();
     let mut form =
-        FormWriter { boundary: &boundary, body: BytesMut::with_capacity(pictures + FIELDS_CAPACITY) };
+        FormWriter { boundary: &boundary, body: BytesMut::with_capacity(capacity + FIELDS_CAPACITY) };
 
     if let Some(first) = crops.first() {
         let stores = matches!(endpoint, Endpoint::StoreResults | Endpoint::SendResults);
@@ -45,20 +45,19 @@ pub(super) fn encode(endpoint: Endpoint, crops: &[Crop]) -> (String, Bytes) {
     (format!("multipart/form-data; boundary={boundary}"), body)
 }
 
-/// RFC 3339 to the millisecond, which is finer than any clock of a camera.
+/// Formats a time in RFC 3339 with milliseconds, which is finer than the clock of any camera.
 pub fn format_captured_at(time: OffsetDateTime) -> String {
     let milliseconds = time.millisecond();
     time.replace_millisecond(milliseconds).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
-/// The key's 128 bits as 22 characters (base64url, RFC 4648, section 5), where a UUID's own form has 36.
+/// Encodes a key's 128 bits in 22 characters (base64url, RFC 4648, section 5), where a UUID's usual form has 36.
 pub fn encode_key(key: Uuid) -> String {
     URL_SAFE_NO_PAD.encode(key.as_bytes())
 }
 
-/// Stands before each field, so its length counts. Two letters do, for as long as no line of a value begins with
-/// them.
-fn choose_boundary(crops: &[Crop]) -> String {
+/// Returns a boundary that occurs in no value. It precedes each field, so it is as short as two letters if possible.
+fn choose_boundary(crops: &[&Crop]) -> String {
     let mut boundary = String::from("fp");
     loop {
         let line = format!("\r\n--{boundary}");
@@ -69,7 +68,7 @@ fn choose_boundary(crops: &[Crop]) -> String {
         let in_crop = |crop: &Crop| {
             [&crop.image, crop.camera.id.as_bytes(), crop.camera.location.as_bytes()].into_iter().any(occurs)
         };
-        if !crops.iter().any(in_crop) {
+        if !crops.iter().any(|crop| in_crop(crop)) {
             return boundary;
         }
         boundary = format!("fp{:x}", rand::random::<u32>());
@@ -118,6 +117,7 @@ impl FormWriter<'_> {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
     use time::macros::datetime;
 
     use super::*;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     fn form(endpoint: Endpoint, crops: &[Crop]) -> String {
-        let (content_type, body) = encode(endpoint, crops);
+        let (content_type, body) = encode(endpoint, &crops.iter().collect::<Vec<_>>());
         let boundary = content_type.strip_prefix("multipart/form-data; boundary=").unwrap();
         String::from_utf8_lossy(&body).replace(&format!("--{boundary}"), "--B").replace('\u{fffd}', "?")
     }
@@ -187,12 +187,99 @@ mod tests {
         let first = Crop { image: Bytes::from_static(b"--fp--\r\nb"), ..crop(None, None) };
         let camera = Arc::new(Camera { id: "--fp--".into(), location: String::new() });
         for crop in [within, first, Crop { camera, ..crop(None, None) }] {
-            let (content_type, body) = encode(Endpoint::DryRun, &[crop]);
+            let (content_type, body) = encode(Endpoint::DryRun, &[&crop]);
             let boundary = content_type.split_once("boundary=").unwrap().1;
             assert_ne!(boundary, "fp");
             let delimiter = format!("--{boundary}\r\n");
             let fields = body.windows(delimiter.len()).filter(|window| *window == delimiter.as_bytes());
             assert!((4..=5).contains(&fields.count()));
+        }
+    }
+
+    /// Splits a form as RFC 7578 and RFC 2046 have it: returns head and value of each part.
+    fn parse(content_type: &str, body: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let boundary = content_type.strip_prefix("multipart/form-data; boundary=").unwrap();
+        assert!((1..=70).contains(&boundary.len()) && boundary.bytes().all(|b| b.is_ascii_alphanumeric()));
+        let delimiter = format!("\r\n--{boundary}");
+        let body = [b"\r\n", body].concat();
+        let mut rest = body.strip_prefix(delimiter.as_bytes()).unwrap();
+        let mut parts = Vec::new();
+        while rest != b"--\r\n" {
+            let part = rest.strip_prefix(b"\r\n").unwrap();
+            let find = |text: &[u8], pattern: &[u8]| text.windows(pattern.len()).position(|w| w == pattern);
+            let head = find(part, b"\r\n\r\n").unwrap();
+            let end = find(part, delimiter.as_bytes()).unwrap();
+            let value = part[head + 4..end].to_vec();
+            parts.push((String::from_utf8(part[..head].to_vec()).unwrap(), value));
+            rest = &part[end + delimiter.len()..];
+        }
+        parts
+    }
+
+    /// Bytes that are likely to contain the boundary.
+    fn image() -> impl Strategy<Value = Bytes> {
+        let chunk = prop_oneof![
+            Just(b"\r\n--fp".to_vec()),
+            Just(b"--fp".to_vec()),
+            Just(b"\r\n".to_vec()),
+            Just(b"--\r\n".to_vec()),
+            prop::collection::vec(any::<u8>(), 0..20),
+        ];
+        prop::collection::vec(chunk, 0..6).prop_map(|chunks| Bytes::from(chunks.concat()))
+    }
+
+    prop_compose! {
+        fn any_crop(camera: Arc<Camera>)(
+            image in image(), is_webp: bool, seconds in 0..4_000_000_000_i64, track_id: Option<i32>,
+            bounding_box: Option<[u32; 4]>, key: u128,
+        ) -> Crop {
+            Crop {
+                image,
+                encoding: if is_webp { Encoding::Webp } else { Encoding::Jpeg },
+                camera: Arc::clone(&camera),
+                captured_at: OffsetDateTime::from_unix_timestamp(seconds).unwrap(),
+                track_id,
+                bounding_box,
+                key: Uuid::from_u128(key),
+            }
+        }
+    }
+
+    fn crops() -> impl Strategy<Value = Vec<Crop>> {
+        // Control characters in the names of cameras are an error at the start.
+        ("(--fp)?\\PC{1,20}", "\\PC{0,20}").prop_flat_map(|(id, location)| {
+            prop::collection::vec(any_crop(Arc::new(Camera { id, location })), 1..5)
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_parser_gets_back_every_field(crops in crops()) {
+            let (content_type, body) = encode(Endpoint::StoreResults, &crops.iter().collect::<Vec<_>>());
+            let mut expected: Vec<(String, Vec<u8>)> = Vec::new();
+            let mut field = |head: &str, value: &[u8]| {
+                expected.push((format!("Content-Disposition:form-data;name={head}"), value.to_vec()));
+            };
+            field("camera_id", crops[0].camera.id.as_bytes());
+            field("location", crops[0].camera.location.as_bytes());
+            for crop in &crops {
+                let head = match crop.encoding {
+                    Encoding::Jpeg => "image;filename=f.jpg\r\nContent-Type:image/jpeg",
+                    Encoding::Webp => "image;filename=f.webp\r\nContent-Type:image/webp",
+                };
+                field(head, &crop.image);
+                field("captured_at", crop.captured_at.format(&Rfc3339).unwrap().as_bytes());
+                field("key", URL_SAFE_NO_PAD.encode(crop.key.as_bytes()).as_bytes());
+                if let Some([left, top, right, bottom]) = crop.bounding_box {
+                    field("box", format!("{left},{top},{right},{bottom}").as_bytes());
+                }
+                if let Some(track_id) = crop.track_id {
+                    field("track_id", track_id.to_string().as_bytes());
+                }
+            }
+            prop_assert_eq!(parse(&content_type, &body), expected);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! When a request is repeated, and after how long.
+//! Whether a request is retried, and when.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use rand::Rng;
 use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
-/// A server that asks for more patience than this is asked again after it all the same.
+/// Upper limit for `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Exponential back-off with jitter: the n-th repetition waits a random time between half and the whole of
-/// `initial * 2^n`, `maximum` at most, so that many cameras don't return to a backend all at once.
+/// Exponential back-off with jitter: the n-th retry waits a random time between half and all of `initial * 2^n`, at most
+/// `maximum`, so that many cameras don't return to a backend at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// Before the first repetition.
+    /// Before the first retry.
     pub initial: Duration,
     /// Upper limit.
     pub maximum: Duration,
@@ -27,7 +27,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// How long to wait after the attempt numbered `attempt`, the first being 0.
+    /// Returns how long to wait after an attempt, the first being 0.
     pub(super) fn delay(&self, attempt: u32) -> Duration {
         let factor = 1_u32.checked_shl(attempt).unwrap_or(u32::MAX);
         let whole = self.initial.saturating_mul(factor).min(self.maximum);
@@ -35,22 +35,22 @@ impl Backoff {
     }
 }
 
-/// What an answer means for the request.
+/// What a response means for the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ResponseClass {
     Accepted,
-    /// The content is refused, and repeating won't help.
+    /// The content is rejected, and a retry would not help.
     Rejected,
-    /// The backend is well but has no time; repeat after the time it asks for, or after the back-off.
+    /// The backend is healthy but overloaded: retry after the time it asks for, or the back-off.
     Busy(Option<Duration>),
-    /// The backend, what stands before it, or the address is not well; repeat likewise.
+    /// The backend or a proxy fails, or the address is wrong: retry likewise.
     Unavailable(Option<Duration>),
-    /// The backend doesn't take the token; repeat likewise, since a token can be replaced.
+    /// The backend rejects the token: retry likewise, since a token can be replaced.
     Unauthorized(Option<Duration>),
 }
 
-/// Only the backend's own word ends a crop's life. Whatever stands between may answer with any status: proxies, firewalls,
-/// a network's login page, or another server at this address.
+/// Classifies a response. A crop is rejected for good only by an error in the backend's own format: proxies, firewalls, a
+/// network's login page or a different server at this address may respond with any status.
 pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ResponseClass {
     let wait = || retry_after(headers, OffsetDateTime::now_utc());
     match status.as_u16() {
@@ -64,8 +64,8 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> 
         401 | 403 => ResponseClass::Unauthorized(wait()),
         // Request timeout, locked, too early, too many requests.
         408 | 423 | 425 | 429 => ResponseClass::Busy(wait()),
-        // Server errors; redirections, "not found" and the like, which are no fault of the crops; and what is not the
-        // backend's.
+        // Server errors; redirections, "not found" and the like, which are no fault of the crops; and responses that are
+        // not the backend's.
         _ => ResponseClass::Unavailable(wait()),
     }
 }
@@ -74,19 +74,19 @@ fn is_object(body: &[u8]) -> bool {
     serde_json::from_slice::<Value>(body).is_ok_and(|answer| answer.is_object())
 }
 
-/// True for an error in the form of the backend: `{"error": {"code": "…", …}}`.
+/// Returns true for an error in the backend's format: `{"error": {"code": "…", …}}`.
 fn is_error(body: &[u8]) -> bool {
     let answer = serde_json::from_slice::<Value>(body).unwrap_or_default();
     answer.pointer("/error/code").is_some_and(Value::is_string)
 }
 
-/// True for an answer in HTML, which the backend never gives.
+/// Returns true for a response in HTML, which the backend never sends.
 pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
-/// Reads `Retry-After` in either of its forms, seconds or an HTTP date (RFC 9110, section 10.2.3).
+/// Parses `Retry-After` in either of its forms, seconds or an HTTP date (RFC 9110, section 10.2.3).
 fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = match value.parse::<u64>() {
@@ -124,7 +124,7 @@ mod tests {
         };
         assert_eq!(read("7"), Some(Duration::from_secs(7)));
         assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(Duration::from_secs(30)));
-        assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO), "a moment that is past");
+        assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO), "a time in the past");
         assert_eq!(read("86400"), Some(MAX_RETRY_AFTER));
         assert_eq!(read("soon"), None);
         assert_eq!(retry_after(&HeaderMap::new(), now), None);

@@ -1,14 +1,17 @@
-//! The spool: a bounded store of crops on disk, for the time in which the backend is away. Plain, blocking file
-//! access; the uploader gives it a thread of its own.
+//! The spool: a bounded queue of crops on disk, for outages of the backend. Plain, blocking file access; the uploader gives
+//! it a thread of its own.
 //!
-//! Each crop is a file `<captured at>-<key>.crop` in one folder: microseconds since 1970 in 18 digits and the
-//! key in hexadecimal, so that names sort in order of capture. It is written under a temporary name, synced and
-//! renamed, and the folder is synced after each group, so that neither `kill -9` nor a loss of power leaves half
-//! a crop or loses one that [`Spool::store`] has taken. Its content:
+//! By hand: disk queues of libraries are logs of segments that are read in order of insertion. Crops must be listed in
+//! order of capture, deleted and evicted one by one, quarantined when damaged, and readable by nobody else.
+//!
+//! Each crop is a file `<captured at>-<key>.crop` in one folder: microseconds since 1970 in 18 digits and the key in
+//! hexadecimal, so that names sort in order of capture. It is written under a temporary name, synced and renamed, and the
+//! folder is synced after each group, so that neither `kill -9` nor a power failure leaves half a crop or loses one that
+//! [`Spool::store`] has accepted. Its content:
 //!
 //! ```text
-//! facepipe-crop 1 <CRC-32 of all that follows, hexadecimal> <length of the facts>\n
-//! <the facts, JSON><the picture>
+//! facepipe-crop 1 <CRC-32 of all that follows, hexadecimal> <length of the metadata>\n
+//! <the metadata, JSON><the image>
 //! ```
 //!
 //! Faces are biometric data: the folder is 0700, the files are 0600.
@@ -36,22 +39,22 @@ const TEMPORARY: &str = ".tmp";
 const DAMAGED: &str = ".damaged";
 const LOCK: &str = ".lock";
 
-/// Larger files (bytes) are not crops of ours.
+/// Larger files (bytes) are not crops.
 const MAX_FILE: u64 = 64 << 20;
 
-/// Where the spool is, and how large it may become.
+/// Where the spool is, and how large it may grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpoolConfig {
-    /// The folder; made if it is missing.
+    /// The folder; created if it is missing.
     pub folder: PathBuf,
-    /// Bytes of all files in it.
+    /// Maximum size of all files in it, bytes.
     pub max_bytes: u64,
 }
 
 /// Why a spool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// The folder cannot be made, read or written.
+    /// The folder cannot be created, read or written.
     #[error("spool-dir `{}` cannot be used: {error}", folder.display())]
     Folder {
         /// The folder.
@@ -59,7 +62,7 @@ pub enum SpoolError {
         /// What went wrong.
         error: io::Error,
     },
-    /// Others could read the crops.
+    /// Other users could read the crops.
     #[error(
         "spool-dir `{}` is open to other users (mode {mode:04o}), and faces are biometric data: `chmod 700` it, or \
          name a folder that doesn't exist yet",
@@ -71,23 +74,23 @@ pub enum SpoolError {
         /// Its permission bits.
         mode: u32,
     },
-    /// Others could read the crops, and no mode can keep them out.
+    /// Other users could read the crops, and the mount ignores modes.
     #[error(
-        "spool-dir `{}` lies on a mount that knows no modes{}: all of it is open to other users (mode {mode:04o}) \
+        "spool-dir `{}` is on a mount without permission bits{}: all of it is open to other users (mode {mode:04o}) \
          whatever chmod says, and faces are biometric data; mount it with the options uid=USER,umask=0077 (vfat, \
-         exfat, ntfs) or uid=USER,dir_mode=0700,file_mode=0600 (cifs), or name a folder on a disk that knows modes",
+         exfat, ntfs) or uid=USER,dir_mode=0700,file_mode=0600 (cifs), or name a folder on a disk with permission bits",
         folder.display(),
         filesystem.as_deref().map(|name| format!(" ({name})")).unwrap_or_default()
     )]
     ModesUnsupported {
         /// The folder.
         folder: PathBuf,
-        /// Its permission bits, as the mount gives them to everything.
+        /// Its permission bits, which the mount gives to everything.
         mode: u32,
-        /// The kind of the file system, where it is known.
+        /// The type of the file system, if known.
         filesystem: Option<String>,
     },
-    /// Another element has it.
+    /// Another element uses it.
     #[error("spool-dir `{}` is in use by another facesink-http: give each a folder of its own", folder.display())]
     InUse {
         /// The folder.
@@ -95,7 +98,7 @@ pub enum SpoolError {
     },
 }
 
-/// What tells a spooled crop from the others; sorts in order of capture.
+/// Identifies a spooled crop; sorts in order of capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpoolId {
     /// Microseconds since 1970-01-01 UTC; 0 for what is before.
@@ -103,37 +106,37 @@ pub struct SpoolId {
     key: Uuid,
 }
 
-/// A crop for the spool, or from it, and what was tried with it in this run.
+/// A spooled crop, and how often it was sent in this run.
 #[derive(Debug, Clone)]
 pub struct SpoolEntry {
     /// The crop.
     pub crop: Crop,
     /// Requests that it was part of.
     pub attempts: u32,
-    /// Those of them that the backend answered with 500.
+    /// How many of them the backend answered with 500.
     pub internal_errors: u32,
-    /// It was on the spool when that was opened.
+    /// It was on the spool when the spool was opened.
     pub earlier_run: bool,
 }
 
-/// What the spool holds, and what it lost since it was opened.
+/// What the spool contains, and what it lost since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SpoolCounts {
     /// Crops on disk.
     pub files: u64,
-    /// Those of them that were not taken for sending.
+    /// Crops on disk that are not claimed.
     pub unclaimed: u64,
-    /// Bytes of all files.
+    /// Size of all files in bytes.
     pub bytes: u64,
-    /// Crops that were written.
+    /// Crops written.
     pub stored: u64,
-    /// Crops that gave way to newer ones.
+    /// Crops dropped for newer ones.
     pub dropped: u64,
-    /// Files that were set aside, since they were torn.
+    /// Files quarantined because they are damaged.
     pub damaged: u64,
 }
 
-/// Why a folder that others can enter is refused.
+/// Returns why a folder that others can access is rejected.
 fn accessible_to_others(folder: &Path, mode: u32, modes_are_kept: bool) -> SpoolError {
     let folder = folder.to_owned();
     if modes_are_kept {
@@ -145,18 +148,18 @@ fn accessible_to_others(folder: &Path, mode: u32, modes_are_kept: bool) -> Spool
     SpoolError::ModesUnsupported { folder, mode, filesystem }
 }
 
-/// Whether what is made in a folder gets the mode that it is made with. Mounts of vfat, exfat, NTFS and CIFS give all of
-/// it the same. Where nothing can be made in it, it is taken for a folder of somebody else's.
+/// Returns true if a file in the folder has the mode that it is created with; mounts of vfat, exfat, NTFS and CIFS give all
+/// files the same. Also true if no file can be created: the folder is somebody else's.
 fn keeps_modes(folder: &Path) -> bool {
     let probe = folder.join(format!(".{}{TEMPORARY}", Uuid::now_v7().simple()));
     let made = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&probe);
     let mode = made.and_then(|file| Ok(file.metadata()?.mode()));
-    // What could not be made cannot be removed either.
+    // A file that could not be created cannot be removed.
     let _ = fs::remove_file(&probe);
     mode.map_or(true, |mode| mode & 0o077 == 0)
 }
 
-/// The kind of file system that a folder lies on, from the text of `/proc/self/mountinfo`.
+/// Returns the type of the file system that a folder is on, from the text of `/proc/self/mountinfo`.
 fn filesystem_type(mounts: &str, folder: &Path) -> Option<String> {
     let kind = |line: &str| {
         // 36 35 98:0 /root /mount/point options - type source options
@@ -170,10 +173,10 @@ fn filesystem_type(mounts: &str, folder: &Path) -> Option<String> {
     mounts.lines().filter_map(kind).max_by_key(|(length, _)| *length).map(|(_, kind)| kind)
 }
 
-/// How far [`Spool::store`] came before the disk refused.
+/// Why [`Spool::store`] failed, and how far it came.
 #[derive(Debug)]
 pub struct StoreError {
-    /// So many crops, from the first on, are on disk.
+    /// Number of crops on disk, from the first.
     pub stored: usize,
     /// What went wrong.
     pub error: io::Error,
@@ -191,15 +194,15 @@ struct FileEntry {
 #[derive(Debug)]
 pub struct Spool {
     folder: PathBuf,
-    /// For syncing the names in it.
+    /// To sync the names in it.
     handle: File,
     max_bytes: u64,
     /// Released when closed.
     _lock: File,
     unclaimed: BTreeMap<SpoolId, FileEntry>,
-    /// Taken for sending: not dropped.
+    /// Being sent: never dropped.
     claimed: HashMap<SpoolId, FileEntry>,
-    /// Torn files, which go first when room is needed.
+    /// Damaged files, which are evicted first.
     quarantined: VecDeque<(PathBuf, u64)>,
     bytes: u64,
     stored: u64,
@@ -208,16 +211,16 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Makes the folder if it is missing, and looks whether a spool may be in it.
+    /// Creates the folder if it is missing, and checks that it is fit for a spool.
     ///
     /// # Errors
     ///
-    /// The folder cannot be made or read, or is open to other users.
+    /// The folder cannot be created or read, or is open to other users.
     pub fn check(folder: &Path) -> Result<(), SpoolError> {
         Self::prepare(folder).map(drop)
     }
 
-    /// Whether the folder was made.
+    /// Returns true if the folder was created.
     fn prepare(folder: &Path) -> Result<bool, SpoolError> {
         let failed = |error| SpoolError::Folder { folder: folder.to_owned(), error };
         let made = match fs::metadata(folder) {
@@ -229,18 +232,18 @@ impl Spool {
             Err(error) => return Err(failed(error)),
         };
         let mode = fs::metadata(folder).map_err(failed)?.mode() & 0o7777;
-        // A folder that was there may be anybody's, even /tmp: its mode is not ours to change.
+        // An existing folder may be anybody's, even /tmp: its mode must not be changed.
         if mode & 0o077 != 0 {
             return Err(accessible_to_others(folder, mode, !made && keeps_modes(folder)));
         }
         Ok(made)
     }
 
-    /// Opens the folder, makes it if it is missing, and finds what an earlier run left.
+    /// Opens the folder, creates it if it is missing, and finds the crops of earlier runs.
     ///
     /// # Errors
     ///
-    /// The folder cannot be made, read or written, is open to other users, or in use.
+    /// The folder cannot be created, read or written, is open to other users, or in use.
     pub fn open(config: &SpoolConfig) -> Result<Self, SpoolError> {
         let folder = config.folder.clone();
         let failed = |error| SpoolError::Folder { folder: folder.clone(), error };
@@ -279,7 +282,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Lists the files of an earlier run; those of others stay as they are.
+    /// Lists the files of earlier runs; foreign files stay as they are.
     fn scan(&mut self) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -294,10 +297,10 @@ impl Spool {
                     FileEntry { bytes: metadata.len(), attempts: 0, internal_errors: 0, earlier_run: true };
                 self.bytes = self.bytes.saturating_add(entry.bytes);
                 self.unclaimed.insert(id, entry);
-            } else if is_spool_file(name, TEMPORARY) {
-                // Begun and not finished: its crop was never counted as stored.
+            } else if has_suffix(name, TEMPORARY) {
+                // Not finished: its crop was never reported as stored.
                 let _ = fs::remove_file(entry.path());
-            } else if is_spool_file(name, DAMAGED) {
+            } else if has_suffix(name, DAMAGED) {
                 self.bytes = self.bytes.saturating_add(metadata.len());
                 self.quarantined.push_back((entry.path(), metadata.len()));
             }
@@ -305,12 +308,11 @@ impl Spool {
         Ok(())
     }
 
-    /// Writes crops. When this returns, they survive a loss of power. The oldest on disk give way where the
-    /// room is needed.
+    /// Writes crops. When this returns, they survive a power failure. The oldest on disk are dropped if space is needed.
     ///
     /// # Errors
     ///
-    /// The disk refused, after so many of the crops.
+    /// Writing failed after some of the crops.
     pub fn store(&mut self, crops: &[SpoolEntry]) -> Result<(), StoreError> {
         let mut stored = 0;
         let mut failure = None;
@@ -368,7 +370,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Drops until so many more bytes fit; false if they never will.
+    /// Drops files until so many more bytes fit; returns false if they never will.
     fn evict_until_fits(&mut self, bytes: u64) -> bool {
         while self.bytes.saturating_add(bytes) > self.max_bytes {
             if let Some((path, size)) = self.quarantined.pop_front() {
@@ -412,13 +414,12 @@ impl Spool {
         if fs::rename(&path, &aside).is_ok() {
             self.quarantined.push_back((aside, entry.bytes));
         } else {
-            // It is gone, or cannot be touched: either way it is not ours to count.
+            // It is gone, or cannot be renamed: either way it is no longer counted.
             self.bytes = self.bytes.saturating_sub(entry.bytes);
         }
     }
 
-    /// Deletes crops that were taken and are settled. Should a loss of power bring a file back, the backend
-    /// knows its key.
+    /// Deletes claimed crops that are settled. If a power failure restores a file, the backend recognises its key.
     pub fn delete(&mut self, ids: &[SpoolId]) {
         for id in ids {
             if let Some(entry) = self.claimed.remove(id) {
@@ -428,7 +429,7 @@ impl Spool {
         }
     }
 
-    /// What it holds and lost.
+    /// Returns what it contains and lost.
     pub fn counts(&self) -> SpoolCounts {
         let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
         let unclaimed = count(self.unclaimed.len());
@@ -466,12 +467,12 @@ impl SpoolId {
     }
 }
 
-/// True for a crop's file with this addition to its name.
-fn is_spool_file(name: &str, addition: &str) -> bool {
-    name.strip_suffix(addition).and_then(|name| name.strip_suffix(CROP)).and_then(SpoolId::parse).is_some()
+/// Returns true if a name is that of a crop's file with this suffix.
+fn has_suffix(name: &str, suffix: &str) -> bool {
+    name.strip_suffix(suffix).and_then(|name| name.strip_suffix(CROP)).and_then(SpoolId::parse).is_some()
 }
 
-/// What a file says of its crop.
+/// Metadata of a crop in its file.
 #[derive(Serialize, Deserialize)]
 struct Metadata {
     key: Uuid,
@@ -484,7 +485,7 @@ struct Metadata {
     track_id: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bounding_box: Option<[u32; 4]>,
-    /// Bytes of the picture.
+    /// Size of the image.
     bytes: usize,
 }
 
@@ -547,7 +548,7 @@ mod tests {
     fn an_accessible_folder_is_rejected_with_advice_for_its_file_system() {
         let folder = tempfile::tempdir().unwrap();
         assert!(keeps_modes(folder.path()));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left of the trial");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the probe file is removed");
         let open = accessible_to_others(folder.path(), 0o755, true).to_string();
         assert!(open.contains("chmod 700") && open.contains("0755"), "{open}");
         let no_modes = accessible_to_others(folder.path(), 0o755, false).to_string();

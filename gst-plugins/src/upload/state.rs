@@ -1,5 +1,5 @@
-//! What waits, what is under way, and who may send next: the uploader's state behind its mutex. No I/O, so that
-//! the order of things can be tested by itself.
+//! The uploader's state behind its mutex: which crops wait, which are in flight, and what is sent or spooled next. No I/O
+//! and no clock of its own, so that transitions can be tested by themselves.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,101 +7,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::StatusCode;
+
+pub(super) use super::batch::{Batch, PendingUpload};
 use super::{
-    Crop, DropPolicy, RuntimeSettings,
+    BackendStatus, Crop, DropPolicy, RuntimeSettings,
+    circuit_breaker::{CircuitBreaker, Permit},
     spool::{SpoolCounts, SpoolEntry, SpoolId},
 };
 
-/// Crops that go to the spool together, to be synced together.
+#[cfg(test)]
+mod properties;
+
+/// Maximum number of crops that are spooled and synced together.
 const SPOOL_GROUP: usize = 32;
 
-/// A disk that refused is tried again after this time.
+/// Time until the disk is tried again after a failed write.
 const SPOOL_RETRY: Duration = Duration::from_secs(10);
 
-/// After so many answers 500 a crop is sent by itself: it may be what the backend fails on.
-const SUSPICIOUS: u32 = 3;
-
-/// A crop that waits for the backend.
-#[derive(Debug, Clone)]
-pub(super) struct PendingUpload {
-    pub crop: Crop,
-    queued_at: Instant,
-    /// It was in a request since then.
-    was_sent: bool,
-    /// Requests that it was part of.
-    pub attempts: u32,
-    /// Those of them that the backend answered with 500.
-    pub internal_errors: u32,
-    /// An earlier run has left it on the spool.
-    pub earlier_run: bool,
-    /// To be sent by itself.
-    pub send_alone: bool,
-    /// Its file, if it is from the spool.
-    pub spooled: Option<SpoolId>,
-}
-
-impl PendingUpload {
-    fn new(crop: Crop) -> Self {
-        Self {
-            crop,
-            queued_at: Instant::now(),
-            was_sent: false,
-            attempts: 0,
-            internal_errors: 0,
-            earlier_run: false,
-            send_alone: false,
-            spooled: None,
-        }
-    }
-
-    fn from_spool(id: SpoolId, spooled: SpoolEntry) -> Self {
-        let SpoolEntry { crop, attempts, internal_errors, earlier_run } = spooled;
-        let send_alone = internal_errors >= SUSPICIOUS;
-        Self { attempts, internal_errors, earlier_run, send_alone, spooled: Some(id), ..Self::new(crop) }
-    }
-
-    /// Since when it waits in memory.
-    #[cfg(feature = "traces")]
-    pub fn queued_at(&self) -> Instant {
-        self.queued_at
-    }
-
-    /// Whether it was in no request since it began to wait.
-    #[cfg(feature = "traces")]
-    pub fn is_first_attempt(&self) -> bool {
-        !self.was_sent
-    }
-
-    /// Fields are matched to the pictures by their order, so a request's crops either all have a field or all lack
-    /// it; and a request names one camera.
-    fn can_share_request_with(&self, other: &Self) -> bool {
-        let (one, other_crop) = (&self.crop, &other.crop);
-        !self.send_alone
-            && !other.send_alone
-            && one.track_id.is_some() == other_crop.track_id.is_some()
-            && one.bounding_box.is_some() == other_crop.bounding_box.is_some()
-            && one.camera == other_crop.camera
-    }
-}
-
-/// A request to be made.
-#[derive(Debug)]
-pub(super) struct Batch {
-    id: u64,
-    pub crops: Vec<PendingUpload>,
-    from_spool: bool,
-    /// It asks whether the backend is well again, while nothing else is sent.
-    probe: bool,
-}
-
-impl Batch {
-    /// True if a crop of it was sent before.
-    pub fn is_retry(&self) -> bool {
-        self.crops.iter().any(|pending| pending.attempts > 0)
-    }
-}
-
-/// What a worker is to do.
+/// What a worker does next.
 #[derive(Debug)]
 pub(super) enum NextAction {
     Send(Batch),
@@ -111,7 +35,7 @@ pub(super) enum NextAction {
     Wait,
 }
 
-/// What the spool's thread is to do.
+/// What the spool's thread does next.
 #[derive(Debug)]
 pub(super) enum SpoolTask {
     Store(Vec<PendingUpload>),
@@ -123,62 +47,61 @@ pub(super) enum SpoolTask {
     Stop,
 }
 
-/// How queueing a crop ended.
+/// Result of [`State::try_push`].
 #[derive(Debug)]
 pub(super) enum TryPush {
     Queued,
-    /// A crop gave way, this one or an older one.
+    /// A crop was dropped, this one or an older one.
     Dropped,
-    /// There is no room, and the policy is to wait for it.
+    /// The queue is full, and the policy is to block.
     Full(Crop),
 }
 
-/// Closed after a failure, until the back-off has passed and one request has found the backend well.
-#[derive(Debug, Default)]
-struct CircuitBreaker {
-    open_until: Option<Instant>,
-    /// Failures in a row.
-    failures: u32,
-    /// The backend is away, not just busy.
-    away: bool,
-    probing: bool,
+/// Result of [`State::fail`].
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// How long nothing is sent.
+    pub retry_in: Duration,
+    /// Crops that are not sent again; they still count until [`State::finish_settling`].
+    pub given_up: Vec<PendingUpload>,
 }
 
 #[derive(Debug, Default)]
 struct SpoolState {
     counts: SpoolCounts,
-    /// Settled, files to be deleted.
+    /// Settled crops whose files are to be deleted.
     settled: Vec<SpoolId>,
-    /// Crops with the spool's thread.
+    /// Number of crops that the spool's thread is storing.
     storing: usize,
-    /// The disk refused; not before this time again.
+    /// Set after a failed write: not before this time again.
     broken_until: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct State {
     pub settings: Arc<RuntimeSettings>,
+    /// Live crops.
     queue: VecDeque<PendingUpload>,
-    /// Read from the spool, to be sent when nothing live waits.
+    /// Crops read from the spool, to be sent when no live ones wait.
     ready: VecDeque<PendingUpload>,
     in_flight: HashMap<u64, Vec<PendingUpload>>,
-    /// Live crops that are answered, which their observer is being told.
+    /// Number of settled live crops that are not yet reported to the observer.
     settling: usize,
     next_batch: u64,
     spool_batches: usize,
     max_spool_batches: usize,
     breaker: CircuitBreaker,
     spool: Option<SpoolState>,
-    /// The stream has ended: nothing waits for company.
+    /// The stream has ended: no batch waits to fill.
     pub draining: bool,
-    /// Everything goes to the spool.
+    /// All live crops are spooled.
     pub spill_all: bool,
     pub interrupted: bool,
     closed: bool,
 }
 
 impl State {
-    /// `spool` is what it holds, if there is one.
+    /// Takes the counts of the spool, if there is one.
     pub fn new(settings: RuntimeSettings, workers: usize, spool: Option<SpoolCounts>) -> Self {
         Self {
             settings: Arc::new(settings),
@@ -188,7 +111,7 @@ impl State {
             settling: 0,
             next_batch: 0,
             spool_batches: 0,
-            // One worker is left for live crops.
+            // One worker is reserved for live crops.
             max_spool_batches: workers.saturating_sub(1).max(1),
             breaker: CircuitBreaker::default(),
             spool: spool.map(|counts| SpoolState { counts, ..SpoolState::default() }),
@@ -203,33 +126,32 @@ impl State {
         self.spool.is_some()
     }
 
-    /// What the spool holds.
     pub fn spool_counts(&self) -> SpoolCounts {
         self.spool.as_ref().map(|spool| spool.counts).unwrap_or_default()
     }
 
-    /// Live crops in memory: pending, under way, or on their way to the spool.
+    /// Returns the number of live crops in memory: waiting, in flight, being settled or being spooled.
     pub fn live(&self) -> usize {
-        let under_way: usize = self.in_flight.values().map(|crops| live(crops)).sum();
-        self.queue.len() + under_way + self.settling + self.storing()
+        let in_flight: usize = self.in_flight.values().map(|crops| live(crops)).sum();
+        self.queue.len() + in_flight + self.settling + self.storing()
     }
 
     fn storing(&self) -> usize {
         self.spool.as_ref().map_or(0, |spool| spool.storing)
     }
 
-    /// True if a live crop is neither under way nor on disk.
+    /// Returns true if a live crop is neither in flight nor on disk.
     pub fn has_unsent_live(&self) -> bool {
         !self.queue.is_empty() || self.storing() > 0
     }
 
-    /// Crops that the backend has not answered, and files that are not yet deleted.
+    /// Returns the number of crops that are not settled, and of files that are not yet deleted.
     pub fn pending(&self) -> u64 {
         count(self.live()).saturating_add(self.spool_counts().files)
     }
 
-    /// `can_block`: whoever brings it can wait for room.
-    pub fn try_push(&mut self, crop: Crop, can_block: bool) -> TryPush {
+    /// Queues a crop. `can_block`: the caller can wait until there is space.
+    pub fn try_push(&mut self, crop: Crop, can_block: bool, now: Instant) -> TryPush {
         if self.closed {
             return TryPush::Dropped;
         }
@@ -245,47 +167,47 @@ impl State {
             DropPolicy::Block if can_block => return TryPush::Full(crop),
             DropPolicy::Block => (),
         }
-        self.queue.push_back(PendingUpload::new(crop));
+        self.queue.push_back(PendingUpload::new(crop, now));
         outcome
     }
 
-    /// What the next free worker does: live crops first, then those of the spool.
+    /// Returns what the next free worker does: live crops first, then those of the spool.
     pub fn next(&mut self, now: Instant) -> NextAction {
-        let probe = match self.breaker.open_until {
-            Some(until) if now < until => return NextAction::WaitUntil(until),
-            Some(_) if self.breaker.probing => return NextAction::Wait,
-            open => open.is_some(),
+        let is_probe = match self.breaker.permit(now) {
+            Permit::WaitUntil(time) => return NextAction::WaitUntil(time),
+            Permit::Wait => return NextAction::Wait,
+            Permit::Probe => true,
+            Permit::Send => false,
         };
         let due = self.live_due_at(now);
         if due.is_some_and(|due| due <= now) {
-            return NextAction::Send(self.take_batch(false, probe));
+            return NextAction::Send(self.take_batch(false, is_probe));
         }
         if !self.ready.is_empty() && self.spool_batches < self.max_spool_batches {
-            return NextAction::Send(self.take_batch(true, probe));
+            return NextAction::Send(self.take_batch(true, is_probe));
         }
         due.map_or(NextAction::Wait, NextAction::WaitUntil)
     }
 
-    /// When the front of the queue is to be sent: at once if its request is as full as it can become, else after
-    /// `batch_delay`.
+    /// Returns when the front of the queue is to be sent: now if its batch cannot grow any more, else after `batch_delay`.
     fn live_due_at(&self, now: Instant) -> Option<Instant> {
         let first = self.queue.front()?;
-        let company = self.batch_len(&self.queue);
-        let complete = company >= self.settings.batch_size.max(1) || company < self.queue.len();
+        let len = self.batch_len(&self.queue);
+        let complete = len >= self.settings.batch_size.max(1) || len < self.queue.len();
         if complete || self.draining || first.send_alone || first.attempts > 0 {
             return Some(now);
         }
         Some(first.queued_at.checked_add(self.settings.batch_delay).unwrap_or(now))
     }
 
-    /// How many from the front share a request.
+    /// Returns how many crops from the front share a request.
     fn batch_len(&self, queue: &VecDeque<PendingUpload>) -> usize {
         let Some(first) = queue.front() else { return 0 };
         let others = queue.iter().skip(1).take(self.settings.batch_size.max(1) - 1);
         1 + others.take_while(|pending| first.can_share_request_with(pending)).count()
     }
 
-    fn take_batch(&mut self, from_spool: bool, probe: bool) -> Batch {
+    fn take_batch(&mut self, from_spool: bool, is_probe: bool) -> Batch {
         let crops: Vec<PendingUpload> = if from_spool {
             let len = self.batch_len(&self.ready);
             self.spool_batches += 1;
@@ -297,72 +219,41 @@ impl State {
         let id = self.next_batch;
         self.next_batch = self.next_batch.wrapping_add(1);
         self.in_flight.insert(id, crops.clone());
-        self.breaker.probing |= probe;
-        Batch { id, crops, from_spool, probe }
+        if is_probe {
+            self.breaker.begin_probe(id);
+        }
+        Batch { id, crops, from_spool, is_probe }
     }
 
-    /// True if there is more to send now.
+    /// Returns true if there is more to send now.
     pub fn has_unsent(&self) -> bool {
         !self.queue.is_empty() || !self.ready.is_empty()
     }
 
-    /// A request has ended. False if the uploader was closed meanwhile, and the crops are no longer the request's.
-    pub fn complete(&mut self, batch: &Batch) -> bool {
+    /// Ends a request. Returns false if the uploader was closed meanwhile, and the crops are no longer the request's.
+    fn end_request(&mut self, batch: &mut Batch) -> bool {
         if self.in_flight.remove(&batch.id).is_none() {
             return false;
         }
         if batch.from_spool {
             self.spool_batches = self.spool_batches.saturating_sub(1);
         }
-        if batch.probe {
-            self.breaker.probing = false;
-        }
+        batch.is_probe = self.breaker.end_probe(batch.id);
         true
     }
 
-    /// The backend has answered well: whoever waits may send.
-    pub fn record_success(&mut self) {
-        self.breaker = CircuitBreaker::default();
-    }
-
-    /// The backend has failed or is busy: nobody sends for `wait`, or for what `back_off` says of the number of
-    /// failures. What other requests meet that were under way then counts for nothing new.
-    pub fn record_failure(
-        &mut self,
-        batch: &Batch,
-        now: Instant,
-        away: bool,
-        wait: impl FnOnce(u32) -> Duration,
-    ) -> Duration {
-        if !batch.probe && self.breaker.open_until.is_some_and(|until| now < until) {
-            return Duration::ZERO;
+    /// Ends a request whose crops are all settled: accepted, or rejected for good. They still count until
+    /// [`finish_settling`](Self::finish_settling). Returns false if the uploader was closed meanwhile.
+    pub fn settle(&mut self, batch: &mut Batch) -> bool {
+        if !self.end_request(batch) {
+            return false;
         }
-        let wait = wait(self.breaker.failures);
-        self.breaker = CircuitBreaker {
-            open_until: Some(now.checked_add(wait).unwrap_or(now)),
-            failures: self.breaker.failures.saturating_add(1),
-            away,
-            probing: false,
-        };
-        wait
+        self.settling += live(&batch.crops);
+        self.breaker.record_success();
+        true
     }
 
-    /// Crops of a request that is to be repeated go back to where they came from.
-    pub fn requeue(&mut self, batch: Batch) {
-        let queue = if batch.from_spool { &mut self.ready } else { &mut self.queue };
-        for mut pending in batch.crops.into_iter().rev() {
-            pending.send_alone |= pending.internal_errors >= SUSPICIOUS;
-            pending.was_sent = true;
-            queue.push_front(pending);
-        }
-    }
-
-    /// The backend has taken or refused these crops. They still count until [`finish_settling`](Self::finish_settling).
-    pub fn begin_settling(&mut self, crops: &[PendingUpload]) {
-        self.settling += live(crops);
-    }
-
-    /// The observer knows of these crops: nothing is left to do for them but to delete their files.
+    /// Records that the observer knows of settled crops: what is left to do is to delete their files.
     pub fn finish_settling(&mut self, crops: &[PendingUpload]) {
         self.settling = self.settling.saturating_sub(live(crops));
         if let Some(spool) = &mut self.spool {
@@ -370,11 +261,67 @@ impl State {
         }
     }
 
-    /// What the spool's thread does next.
+    /// Ends a request that the backend rejected as a whole: its crops are sent again one by one, so that a bad one does
+    /// not affect the others.
+    pub fn split(&mut self, mut batch: Batch) {
+        if self.end_request(&mut batch) {
+            self.breaker.record_success();
+            batch.record_attempt(false);
+            batch.split();
+            self.requeue(batch);
+        }
+    }
+
+    /// Ends a request on a stale connection: it is sent again at once.
+    pub fn resend(&mut self, mut batch: Batch) {
+        if self.end_request(&mut batch) {
+            batch.record_attempt(false);
+            self.requeue(batch);
+        }
+    }
+
+    /// Ends a request that failed: nothing is sent for the time that `wait` gives for the number of failures before. What
+    /// is not given up is sent again. `http_status` is 0 if there was no response. Returns `None` if the uploader was
+    /// closed meanwhile.
+    pub fn fail(
+        &mut self,
+        mut batch: Batch,
+        status: BackendStatus,
+        http_status: u16,
+        now: Instant,
+        wait: impl FnOnce(u32) -> Duration,
+    ) -> Option<Failed> {
+        if !self.end_request(&mut batch) {
+            return None;
+        }
+        batch.record_attempt(http_status == StatusCode::INTERNAL_SERVER_ERROR);
+        // A proxy that rejects large requests may accept small ones.
+        if http_status == StatusCode::PAYLOAD_TOO_LARGE {
+            batch.split();
+        }
+        let unavailable = status != BackendStatus::Busy;
+        let retry_in = self.breaker.record_failure(batch.is_probe, unavailable, now, wait);
+        // With a spool a crop can wait forever, and a rejected token is never a crop's fault.
+        let is_unlimited = self.has_spool() || status == BackendStatus::Unauthorized;
+        let given_up = batch.give_up(self.settings.retries.filter(|_| !is_unlimited));
+        self.settling += live(&given_up);
+        self.requeue(batch);
+        Some(Failed { retry_in, given_up })
+    }
+
+    /// Puts crops back where they came from.
+    fn requeue(&mut self, batch: Batch) {
+        let queue = if batch.from_spool { &mut self.ready } else { &mut self.queue };
+        for pending in batch.crops.into_iter().rev() {
+            queue.push_front(pending);
+        }
+    }
+
+    /// Returns what the spool's thread does next.
     pub fn next_spool_task(&mut self, now: Instant) -> SpoolTask {
         let spill_len = self.spill_len();
-        let room_for_ready = (2 * self.settings.batch_size.max(1)).saturating_sub(self.ready.len());
-        let batch = self.settings.batch_size.max(1);
+        let batch_size = self.settings.batch_size.max(1);
+        let ready_space = (2 * batch_size).saturating_sub(self.ready.len());
         let Some(spool) = &mut self.spool else { return SpoolTask::Stop };
         if !spool.settled.is_empty() {
             return SpoolTask::Delete(std::mem::take(&mut spool.settled));
@@ -388,8 +335,8 @@ impl State {
         if self.closed {
             return SpoolTask::Stop;
         }
-        if room_for_ready >= batch && spool.counts.unclaimed > 0 {
-            return SpoolTask::Read(room_for_ready);
+        if ready_space >= batch_size && spool.counts.unclaimed > 0 {
+            return SpoolTask::Read(ready_space);
         }
         match broken_until {
             Some(until) if spill_len > 0 => SpoolTask::WaitUntil(until),
@@ -397,22 +344,21 @@ impl State {
         }
     }
 
-    /// How many crops from the front of the queue belong on disk: all while the backend is away, and those beyond
-    /// half the queue when it cannot keep up.
+    /// Returns how many crops from the front of the queue are to be spooled: all during an outage, and those beyond half
+    /// the queue if the backend is too slow.
     fn spill_len(&self) -> usize {
         if self.spool.is_none() {
             return 0;
         }
-        // `retries` says for how many repetitions the crops stay in memory.
-        let away = self.breaker.away && self.breaker.failures > self.settings.retries.unwrap_or(0);
-        if self.closed || self.spill_all || away {
+        let is_outage = self.breaker.is_unavailable_after(self.settings.retries.unwrap_or(0));
+        if self.closed || self.spill_all || is_outage {
             return self.queue.len();
         }
         self.queue.len().saturating_sub(self.settings.max_queue.div_ceil(2))
     }
 
-    /// The spool's thread has stored the first `stored` of the crops; the others, if any, return to the queue.
-    /// True if this is the first failure in a row.
+    /// Ends a [`SpoolTask::Store`] that has stored the first `stored` of the crops; the others, if any, return to the
+    /// queue. Returns true if this is the first failure in a row.
     pub fn finish_storing(
         &mut self,
         crops: Vec<PendingUpload>,
@@ -427,14 +373,14 @@ impl State {
         let Some(spool) = &mut self.spool else { return false };
         spool.storing = 0;
         spool.counts = counts;
-        let first = failed && spool.broken_until.is_none();
+        let is_first = failed && spool.broken_until.is_none();
         spool.broken_until = failed.then(|| now.checked_add(SPOOL_RETRY).unwrap_or(now));
-        first
+        is_first
     }
 
-    /// The spool's thread has read these.
-    pub fn finish_reading(&mut self, crops: Vec<(SpoolId, SpoolEntry)>, counts: SpoolCounts) {
-        self.ready.extend(crops.into_iter().map(|(id, spooled)| PendingUpload::from_spool(id, spooled)));
+    /// Ends a [`SpoolTask::Read`].
+    pub fn finish_reading(&mut self, entries: Vec<(SpoolId, SpoolEntry)>, counts: SpoolCounts, now: Instant) {
+        self.ready.extend(entries.into_iter().map(|(id, entry)| PendingUpload::from_spool(id, entry, now)));
         self.set_spool_counts(counts);
     }
 
@@ -444,14 +390,13 @@ impl State {
         }
     }
 
-    /// Takes nothing more. Live crops that are under way are what waits longest, and go to the spool with the
-    /// others.
+    /// Accepts no more crops. Live crops in flight are the oldest, and are spooled with the others.
     pub fn close(&mut self) {
         self.closed = true;
         let mut batches: Vec<(u64, Vec<PendingUpload>)> = self.in_flight.drain().collect();
         batches.sort_by_key(|(id, _)| std::cmp::Reverse(*id));
         for pending in batches.into_iter().flat_map(|(_, crops)| crops.into_iter().rev()) {
-            if pending.spooled.is_none() {
+            if pending.is_live() {
                 self.queue.push_front(pending);
             }
         }
@@ -461,7 +406,7 @@ impl State {
         }
     }
 
-    /// Gives up what no spool has taken; returns how many crops these were.
+    /// Discards what was not spooled; returns the number of these crops.
     pub fn discard_unsent(&mut self) -> u64 {
         let left = count(self.queue.len());
         self.queue.clear();
@@ -470,7 +415,7 @@ impl State {
 }
 
 fn live(crops: &[PendingUpload]) -> usize {
-    crops.iter().filter(|pending| pending.spooled.is_none()).count()
+    crops.iter().filter(|pending| pending.is_live()).count()
 }
 
 pub(super) fn count(length: usize) -> u64 {
@@ -500,24 +445,27 @@ mod tests {
         }
     }
 
-    fn state(spool: Option<SpoolCounts>) -> State {
-        let settings = RuntimeSettings {
+    fn settings() -> RuntimeSettings {
+        RuntimeSettings {
             batch_size: 1,
             batch_delay: Duration::ZERO,
             max_queue: 8,
             ..RuntimeSettings::default()
-        };
-        State::new(settings, 2, spool)
+        }
     }
 
-    /// With so many crops pending, and the spool's `ready` ones.
-    fn filled(live: usize, ready: usize) -> State {
+    fn state(spool: Option<SpoolCounts>) -> State {
+        State::new(settings(), 2, spool)
+    }
+
+    /// Returns a state with so many live crops, and so many read from the spool.
+    fn filled(live: usize, ready: usize, now: Instant) -> State {
         let mut state = state((ready > 0).then(SpoolCounts::default));
-        (0..live).for_each(|_| drop(state.try_push(crop(), true)));
+        (0..live).for_each(|_| drop(state.try_push(crop(), true, now)));
         for _ in 0..ready {
-            let spooled = SpoolEntry { crop: crop(), attempts: 0, internal_errors: 0, earlier_run: false };
-            let id = SpoolId::of(&spooled.crop);
-            state.finish_reading(vec![(id, spooled)], SpoolCounts::default());
+            let entry = SpoolEntry { crop: crop(), attempts: 0, internal_errors: 0, earlier_run: false };
+            let id = SpoolId::of(&entry.crop);
+            state.finish_reading(vec![(id, entry)], SpoolCounts::default(), now);
         }
         state
     }
@@ -529,81 +477,94 @@ mod tests {
         }
     }
 
+    /// Fails a request with a back-off that grows by [`PAUSE`] per failure.
+    fn fail(state: &mut State, batch: Batch, now: Instant) -> Duration {
+        let wait = |failures| PAUSE * (failures + 1);
+        state.fail(batch, BackendStatus::Unavailable, 503, now, wait).unwrap().retry_in
+    }
+
     #[test]
     fn live_crops_go_first_and_one_worker_is_reserved_for_them() {
-        let now = Instant::now() + PAUSE;
-        let mut state = filled(1, 3);
+        let now = Instant::now();
+        let mut state = filled(1, 3, now);
         assert!(!send(&mut state, now).from_spool);
-        let from_spool = send(&mut state, now);
+        let mut from_spool = send(&mut state, now);
         assert!(from_spool.from_spool);
         assert!(matches!(state.next(now), NextAction::Wait), "the second worker waits for live crops");
-        state.try_push(crop(), true);
+        state.try_push(crop(), true, now);
         assert!(!send(&mut state, now).from_spool);
-        assert!(state.complete(&from_spool));
+        assert!(state.settle(&mut from_spool));
         assert!(send(&mut state, now).from_spool);
     }
 
     #[test]
+    fn an_incomplete_batch_is_due_after_batch_delay_and_a_complete_one_at_once() {
+        let now = Instant::now();
+        let mut state =
+            State::new(RuntimeSettings { batch_size: 2, batch_delay: PAUSE, ..settings() }, 2, None);
+        state.try_push(crop(), true, now);
+        let due = now + PAUSE;
+        assert!(matches!(state.next(now), NextAction::WaitUntil(time) if time == due));
+        assert!(matches!(state.next(due - PAUSE / 2), NextAction::WaitUntil(time) if time == due));
+        assert_eq!(send(&mut state, due).crops.len(), 1);
+        (0..2).for_each(|_| drop(state.try_push(crop(), true, now)));
+        assert_eq!(send(&mut state, now).crops.len(), 2, "it is full");
+        state.try_push(crop(), true, now);
+        state.draining = true;
+        assert_eq!(send(&mut state, now).crops.len(), 1, "no more will come");
+    }
+
+    #[test]
     fn after_a_failure_only_the_probes_outcome_counts() {
-        let now = Instant::now() + PAUSE;
-        let mut state = filled(4, 0);
+        let now = Instant::now();
+        let mut state = filled(4, 0, now);
         let (first, straggler) = (send(&mut state, now), send(&mut state, now));
-        let fail = |state: &mut State, batch: Batch, now| {
-            assert!(state.complete(&batch));
-            let wait = state.record_failure(&batch, now, true, |failures| PAUSE * (failures + 1));
-            state.requeue(batch);
-            wait
-        };
         assert_eq!(fail(&mut state, first, now), PAUSE);
         assert_eq!(fail(&mut state, straggler, now), Duration::ZERO, "it met the same failure");
         assert!(matches!(state.next(now), NextAction::WaitUntil(time) if time == now + PAUSE));
 
         let later = now + PAUSE;
         let probe = send(&mut state, later);
-        assert!(matches!(state.next(later), NextAction::Wait), "others wait for its answer");
+        assert!(matches!(state.next(later), NextAction::Wait), "others wait for its outcome");
         assert_eq!(fail(&mut state, probe, later), 2 * PAUSE);
         let later = later + 2 * PAUSE;
-        let probe = send(&mut state, later);
-        assert!(state.complete(&probe));
-        state.record_success();
+        let mut probe = send(&mut state, later);
+        assert!(state.settle(&mut probe));
         assert!(matches!(state.next(later), NextAction::Send(_)));
         assert!(matches!(state.next(later), NextAction::Send(_)));
     }
 
     #[test]
     fn requeued_crops_keep_their_order() {
-        let now = Instant::now() + PAUSE;
-        let mut state = filled(4, 0);
+        let now = Instant::now();
+        let mut state = filled(4, 0, now);
         let order: Vec<Uuid> = state.queue.iter().map(|pending| pending.crop.key).collect();
         let (first, _second) = (send(&mut state, now), send(&mut state, now));
-        assert!(state.complete(&first));
-        state.requeue(first);
+        state.resend(first);
         assert_eq!(state.live(), 4);
         state.close();
         let mut returned: Vec<Uuid> = state.queue.iter().map(|pending| pending.crop.key).collect();
         returned.sort();
-        assert_eq!(returned, order, "what was under way when it was closed is not lost");
+        assert_eq!(returned, order, "crops in flight when it was closed are not lost");
         assert_eq!(state.discard_unsent(), 4);
     }
 
     #[test]
     fn a_half_full_queue_and_an_outage_fill_the_spool() {
-        let now = Instant::now() + PAUSE;
+        let now = Instant::now();
         let mut state = state(Some(SpoolCounts::default()));
-        (0..4).for_each(|_| drop(state.try_push(crop(), true)));
+        (0..4).for_each(|_| drop(state.try_push(crop(), true, now)));
         assert!(matches!(state.next_spool_task(now), SpoolTask::Wait));
-        (0..3).for_each(|_| drop(state.try_push(crop(), true)));
+        (0..3).for_each(|_| drop(state.try_push(crop(), true, now)));
         assert!(matches!(state.next_spool_task(now), SpoolTask::Store(crops) if crops.len() == 3));
         state.finish_storing(Vec::new(), 0, SpoolCounts::default(), now);
 
         let batch = send(&mut state, now);
-        assert!(state.complete(&batch));
-        state.record_failure(&batch, now, true, |_| PAUSE);
-        state.requeue(batch);
+        fail(&mut state, batch, now);
         let SpoolTask::Store(crops) = state.next_spool_task(now) else { panic!("nothing to store") };
         assert_eq!(crops.len(), 4);
 
-        // A disk that refuses keeps them in memory for a while.
+        // After a disk error crops stay in memory for a while.
         assert!(state.finish_storing(crops, 1, SpoolCounts::default(), now), "reported");
         assert_eq!(state.live(), 3);
         assert!(matches!(state.next_spool_task(now), SpoolTask::WaitUntil(_)));

@@ -1,5 +1,5 @@
-//! Whether a server is the backend: by the authorities that are trusted, by a certificate that `ca-file` names itself, or by
-//! the key that `pinned-sha256` names.
+//! Decides whether a server is the backend: by trusted authorities, by a certificate that is itself in `ca-file`, or by a
+//! key that `pinned-sha256` names.
 
 use std::{path::Path, sync::Arc};
 
@@ -24,12 +24,12 @@ use super::UploadError;
 pub struct KeyPin([u8; 32]);
 
 impl KeyPin {
-    /// Reads digests in base64, each with or without `sha256//` before it, with semicolons, commas or white space between
-    /// them.
+    /// Parses digests in base64, each with or without the prefix `sha256//`, separated by semicolons, commas or white
+    /// space.
     ///
     /// # Errors
     ///
-    /// Something that is no such digest, or nothing at all.
+    /// A word is not such a digest, or there is none.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, UploadError> {
         let words = text.split(|c: char| matches!(c, ';' | ',') || c.is_whitespace());
         let pins: Vec<Self> =
@@ -54,7 +54,7 @@ impl std::fmt::Display for KeyPin {
     }
 }
 
-/// Reads a file of certificates in PEM form.
+/// Reads a PEM file of certificates.
 pub(super) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates = CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())?;
     let certificates: Vec<_> = certificates.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
@@ -64,18 +64,17 @@ pub(super) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'stati
 /// Checks the backend's certificate.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    /// None where the key alone decides.
+    /// `None` if the key alone decides.
     authorities: Option<Arc<WebPkiServerVerifier>>,
-    /// The certificates of `ca-file`. One of them may be the backend's own.
+    /// The certificates in `ca-file`. One of them may be the backend's own.
     named: Vec<CertificateDer<'static>>,
-    /// Any of these keys will do; none: any key.
+    /// The accepted keys; any if empty.
     pins: Vec<KeyPin>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Verifier {
-    /// Trusts the system's authorities and the certificates of a PEM file, and the keys alone where there are pins and no
-    /// such file.
+    /// Trusts the system's authorities and the certificates in a PEM file; with pins and without a file, the keys alone.
     pub(super) fn new(
         provider: &Arc<CryptoProvider>,
         ca_file: Option<&Path>,
@@ -99,11 +98,11 @@ impl Verifier {
         let mut roots = RootCertStore::empty();
         for certificate in &verifier.named {
             let added = roots.add(certificate.clone());
-            let refused = |reason: Error| UploadError::CaFile {
+            let invalid = |reason: Error| UploadError::CaFile {
                 path: ca_file.unwrap_or(Path::new("")).into(),
                 reason: reason.to_string(),
             };
-            added.map_err(refused)?;
+            added.map_err(invalid)?;
         }
         let system = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(system.certs);
@@ -150,8 +149,9 @@ impl ServerCertVerifier for Verifier {
             Ok(verified) => return Ok(verified),
             Err(error) => error,
         };
-        // `openssl req -x509` makes a certificate that is an authority's and signs itself, which is not to be a server's. Its
-        // owner has named just this one, so it is taken; what else is wrong with it counts, and dates were looked at before.
+        // `openssl req -x509` creates a self-signed certificate of an authority, which must not be a server's. The user has
+        // named this very certificate, so it is accepted; anything else that is wrong with it counts. Dates were checked
+        // before.
         let named = self.named.iter().any(|named| named.as_ref() == end_entity.as_ref());
         let error = match error {
             error if !named => error,
@@ -199,14 +199,14 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// True if a server's certificate was refused since it is an authority's. The verifier looks at the dates before that.
+/// Returns true if a certificate was rejected because it is an authority's. The verifier checks dates before that.
 fn is_authority(error: &Error) -> bool {
-    // rustls hands on what its verifier says, whose type it does not publish.
+    // rustls passes on its verifier's error, whose type is not public.
     matches!(error, Error::InvalidCertificate(CertificateError::Other(other))
         if other.0.to_string() == "CaUsedAsEndEntity")
 }
 
-/// True if a certificate was refused since it has no `subjectAltName` at all. Names are not looked for elsewhere in it.
+/// Returns true if a certificate was rejected because it has no `subjectAltName` at all. Names elsewhere in it don't count.
 fn has_no_names(error: &Error) -> bool {
     matches!(error, Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. })
         if presented.is_empty())

@@ -1,5 +1,5 @@
-//! The token that the backend knows us by, sent as `Authorization: Bearer …` (RFC 6750): given once, or read
-//! from a file that may be replaced at any time. No message and no debug output ever shows it.
+//! The token that authenticates us to the backend, sent as `Authorization: Bearer …` (RFC 6750): a property, or the content
+//! of a file that may be replaced at any time. No message and no debug output contains it.
 
 use std::{
     fmt, fs, io,
@@ -10,26 +10,26 @@ use std::{
 
 use http::HeaderValue;
 
-/// Looked for a change of the file at most so often, unless the backend refused the token.
+/// Minimum time between checks of the file, unless the backend rejects the token.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Bytes of a token at most; servers take no longer headers.
+/// Maximum length of a token in bytes; servers accept no longer headers.
 const MAX_TOKEN: usize = 8192;
 
 /// A bearer token. Its `Debug` doesn't show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(HeaderValue);
 
-/// Why a text is no token. Doesn't show the text.
+/// Why a text is not a token. Doesn't show the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// There is nothing but white space.
+    /// It has nothing but white space.
     #[error("is empty")]
     Empty,
-    /// A header cannot carry it.
+    /// It has characters that a header cannot have.
     #[error("contains a space, a line break or a character that is not ASCII")]
     Character,
-    /// No server would take it.
+    /// It is longer than servers accept.
     #[error("has {0} bytes, at most {MAX_TOKEN} are possible")]
     TooLong(usize),
     /// The file cannot be read.
@@ -38,11 +38,11 @@ pub enum TokenError {
 }
 
 impl Token {
-    /// Takes a token; white space around it, such as a file's last line break, is left out.
+    /// Parses a token; white space around it, such as a file's last line break, is ignored.
     ///
     /// # Errors
     ///
-    /// It is empty, too long, or contains what a header cannot carry.
+    /// It is empty, too long, or has characters that a header cannot have.
     pub fn new(text: &str) -> Result<Self, TokenError> {
         let text = text.trim();
         if text.is_empty() {
@@ -64,13 +64,13 @@ impl Token {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or contains no token.
+    /// The file cannot be read, or its content is not a token.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let content = fs::read(path).map_err(|e| TokenError::Unreadable(e.to_string()))?;
         Self::new(str::from_utf8(&content).map_err(|_| TokenError::Character)?)
     }
 
-    /// The value of the header `Authorization`.
+    /// Returns the value of the header `Authorization`.
     pub(super) fn header(&self) -> HeaderValue {
         self.0.clone()
     }
@@ -82,7 +82,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The token of a file, as it was when last looked at.
+/// A watched token file.
 #[derive(Debug, Default)]
 pub(super) struct TokenFile {
     path: PathBuf,
@@ -92,11 +92,11 @@ pub(super) struct TokenFile {
     problem: Option<TokenError>,
 }
 
-/// What changes when a file is written or replaced.
+/// Changes when a file is written or replaced: time of modification, size, inode.
 type FileVersion = (SystemTime, u64, u64);
 
 impl TokenFile {
-    /// The token as the file at `path` has it now. If it cannot be read, the last one is kept.
+    /// Returns the current token of the file at `path`. If it cannot be read, the last one is kept.
     pub(super) async fn token(&mut self, path: &Path) -> Option<Token> {
         if self.path != path {
             *self = Self { path: path.to_path_buf(), ..Self::default() };
@@ -117,12 +117,12 @@ impl TokenFile {
         self.token.clone()
     }
 
-    /// The backend refused the token: the file is read again for the next request.
+    /// Has the file read again for the next request, since the backend rejects the token.
     pub(super) fn invalidate(&mut self) {
         (self.version, self.checked_at) = (None, None);
     }
 
-    /// What is wrong with the file now.
+    /// Returns what is wrong with the file, if anything.
     pub(super) fn problem(&self) -> Option<String> {
         let problem = self.problem.as_ref()?;
         Some(format!("token-file `{}` {problem}", self.path.display()))

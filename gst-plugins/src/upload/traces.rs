@@ -1,7 +1,7 @@
-//! What names a crop's way to the backend, and the spans of that way where a collector is configured.
+//! Trace context of requests, and the spans of uploads if a collector is configured.
 //!
-//! A crop's trace and span follow from its key, so that they are the same after a repetition, the spool and a restart. A
-//! request belongs to the trace of its first crop and is linked to the others'.
+//! A crop's trace and span ids are derived from its key, so that they survive retries, the spool and a restart. A request
+//! belongs to the trace of its first crop and is linked to those of the others.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ pub(super) use no_tracer::Tracer;
 #[cfg(feature = "traces")]
 pub(super) use tracer::Tracer;
 
-/// A span and the trace that it is of, as W3C Trace Context numbers them.
+/// Ids of a span and its trace (W3C Trace Context).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct SpanIds {
     trace: u128,
@@ -27,27 +27,27 @@ struct SpanIds {
 }
 
 impl SpanIds {
-    /// Of a crop: its trace, and its span, which lasts from its cutting to its end.
+    /// Returns the ids of a crop: its trace, and its span, from when it was cropped until it is settled.
     fn of_crop(key: Uuid) -> Self {
         let number = key.as_u128();
-        // Samplers look at the lower half of a trace's id, where a key counts the crops of its millisecond. Its last four
-        // bytes are chance alone: they come to the top of that half.
+        // Samplers use the lower half of a trace id, where a key (UUID v7) has a counter within its millisecond. The key's
+        // last four bytes are random: the rotation moves them to the top of that half.
         let trace = number.rotate_left(32);
         let [.., a, b, c, d, e, f, g, h] = number.to_be_bytes();
         Self { trace, span: u64::from_be_bytes([a, b, c, d, e, f, g, h]) }
     }
 
-    /// Of a new span in the same trace.
+    /// Returns the ids of a new span in the same trace.
     fn child(self) -> Self {
-        // Never 0, which stands for no span.
+        // 0 is invalid.
         Self { trace: self.trace, span: rand::random_range(1..=u64::MAX) }
     }
 }
 
-/// One request's place in its trace.
+/// The trace context of one request.
 pub(super) struct Attempt {
     ids: SpanIds,
-    /// Counts from 1, of the first crop.
+    /// Number of the attempt for the first crop, from 1.
     #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "an attribute of its span"))]
     number: u32,
     #[cfg_attr(not(feature = "traces"), expect(dead_code, reason = "its span's parent"))]
@@ -57,7 +57,7 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// A request of these crops that begins now. `None` for one without crops.
+    /// Starts a request of these crops. `None` without crops.
     pub fn start(crops: &[PendingUpload]) -> Option<Self> {
         let first = crops.first()?;
         Some(Self {
@@ -68,12 +68,12 @@ impl Attempt {
         })
     }
 
-    /// The header `traceparent` (W3C Trace Context).
+    /// Returns the header `traceparent` (W3C Trace Context).
     pub fn traceparent(&self) -> String {
         format!("00-{:032x}-{:016x}-01", self.ids.trace, self.ids.span)
     }
 
-    /// The header `X-Request-Id`: the span's id, which no other request has. Each byte counts.
+    /// Returns the header `X-Request-Id`: the span id alone, since each byte counts.
     pub fn request_id(&self) -> String {
         format!("{:016x}", self.ids.span)
     }
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn trace_ids_have_random_bits_where_samplers_look() {
-        // As ratio samplers do: the lower half, as a share of its range.
+        // As ratio samplers do: the lower half of the id, as a fraction of its range.
         let share = |key: Uuid| {
             let [.., a, b, c, d, e, f, g, h] = SpanIds::of_crop(key).trace.to_be_bytes();
             u64::from_be_bytes([a, b, c, d, e, f, g, h]) as f64 / u64::MAX as f64

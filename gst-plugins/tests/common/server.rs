@@ -1,5 +1,4 @@
-//! A small HTTP/1.1 server in the test's own process, which answers as the test tells it and keeps what it
-//! was sent.
+//! A small HTTP/1.1 server in the test's own process, which answers as the test says and keeps the requests.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +26,7 @@ struct Shared {
     connections: AtomicUsize,
 }
 
-/// A request as it came.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub line: String,
@@ -53,13 +52,37 @@ pub struct Answer {
     headers: String,
     body: String,
     delay: Duration,
+    hold: Option<Hold>,
     /// Closes the connection after so many bytes of the answer.
     cut: Option<usize>,
 }
 
+/// Keeps answers back until it is released.
+#[derive(Clone, Debug, Default)]
+pub struct Hold(Arc<(Mutex<bool>, Condvar)>);
+
+impl Hold {
+    /// Sends the answers that are held, and all later ones at once.
+    pub fn release(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn wait(&self) {
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |released| !*released).unwrap());
+    }
+}
+
 impl Answer {
     pub fn status(status: u16) -> Self {
-        Self { status, headers: String::new(), body: String::new(), delay: Duration::ZERO, cut: None }
+        Self {
+            status,
+            headers: String::new(),
+            body: String::new(),
+            delay: Duration::ZERO,
+            hold: None,
+            cut: None,
+        }
     }
 
     pub fn json(status: u16, body: &str) -> Self {
@@ -77,6 +100,12 @@ impl Answer {
 
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// Sends the answer only when the hold is released.
+    pub fn held(mut self, hold: &Hold) -> Self {
+        self.hold = Some(hold.clone());
         self
     }
 
@@ -106,7 +135,7 @@ impl Received {
         all.remove(0)
     }
 
-    /// The pictures.
+    /// Returns the images.
     pub fn images(&self) -> Vec<Vec<u8>> {
         self.parts.iter().filter(|part| part.name == "image").map(|part| part.body.clone()).collect()
     }
@@ -172,7 +201,7 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// What came so far.
+    /// Returns the requests so far.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.lock().unwrap().clone()
     }
@@ -181,15 +210,15 @@ impl Server {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Waits for so many requests, ten seconds at most.
+    /// Waits for so many requests, a minute at most.
     pub fn wait_for(&self, requests: usize) -> Vec<Received> {
         let received = self.shared.received.lock().unwrap();
         let (received, wait) = self
             .shared
             .arrived
-            .wait_timeout_while(received, Duration::from_secs(10), |received| received.len() < requests)
+            .wait_timeout_while(received, Duration::from_secs(60), |received| received.len() < requests)
             .unwrap();
-        assert!(!wait.timed_out(), "{} of {requests} requests after 10 s", received.len());
+        assert!(!wait.timed_out(), "{} of {requests} requests after 60 s", received.len());
         received.clone()
     }
 }
@@ -206,7 +235,10 @@ fn serve(stream: impl Read + Write, shared: &Shared) {
         shared.received.lock().unwrap().push(received);
         shared.arrived.notify_all();
         thread::sleep(answer.delay);
-        let Answer { status, headers, body, cut, .. } = answer;
+        let Answer { status, headers, body, hold, cut, .. } = answer;
+        if let Some(hold) = hold {
+            hold.wait();
+        }
         let length =
             if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
         let text = format!("HTTP/1.1 {status} Told\r\n{headers}{length}\r\n{body}");

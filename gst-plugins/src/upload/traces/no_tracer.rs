@@ -1,4 +1,4 @@
-//! In the place of what sends spans, where this was built without it.
+//! Replaces the tracer in builds without the feature `traces`.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use super::{
     Attempt,
 };
 
-/// There is none.
+/// Cannot be created.
 pub enum Tracer {}
 
 impl Tracer {
     /// # Errors
-    /// Always: nothing here sends spans.
+    /// Always.
     pub fn start(endpoint: &str, _: Option<&Path>, _: Handle, _: Observer) -> Result<Self, UploadError> {
         Err(UploadError::WithoutTraces(endpoint.into()))
     }

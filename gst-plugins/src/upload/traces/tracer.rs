@@ -1,5 +1,4 @@
-//! The spans of crops' ways to the backend. Spans have durations, counts and statuses; nothing of a face, and neither a
-//! camera nor a place.
+//! Sends the spans of uploads. Spans have durations, counts and statuses; no face data, no camera and no location.
 
 use std::{
     fmt,
@@ -35,19 +34,19 @@ use super::{
     Attempt, SpanIds,
 };
 
-/// Where the OTLP protocol takes traces, below the collector's address.
+/// Path of traces below the collector's address (OTLP).
 const PATH: &str = "v1/traces";
 
-/// How long the collector may take to answer.
+/// Limit for one request to the collector.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the end waits for the last spans to be sent.
+/// How long dropping the tracer waits until the last spans are sent.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// Bytes of a collector's answer at most.
+/// Maximum size of a collector's response in bytes.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
-/// When a crop was cut: its key says it, in milliseconds.
+/// Returns when a crop was made, in milliseconds: its key contains the time.
 fn cropped_at(key: Uuid) -> SystemTime {
     let since_1970 = key.get_timestamp().map_or(Duration::ZERO, |time| {
         let (seconds, nanoseconds) = time.to_unix();
@@ -61,32 +60,32 @@ fn to_system_time(instant: Instant) -> SystemTime {
     now.checked_sub(instant.elapsed()).unwrap_or(now)
 }
 
-/// As OpenTelemetry has them.
+/// Converts ids to those of OpenTelemetry.
 fn span_context(ids: SpanIds) -> SpanContext {
     let (trace, span) =
         (TraceId::from_bytes(ids.trace.to_be_bytes()), SpanId::from_bytes(ids.span.to_be_bytes()));
     SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::NONE)
 }
 
-/// Sends spans to a collector. What is left is sent when it is dropped, within a short time.
+/// Sends spans to a collector. Dropping it sends those that are left, within a short time.
 pub struct Tracer {
     processor: BatchSpanProcessor,
     scope: InstrumentationScope,
 }
 
 impl Tracer {
-    /// Of the collector below `endpoint`; its certificates are checked as the backend's are.
+    /// Starts a tracer for the collector below `endpoint`; its certificate is checked as the backend's is.
     pub fn start(
         endpoint: &str,
         ca_file: Option<&Path>,
         runtime: Handle,
         observer: Observer,
     ) -> Result<Self, UploadError> {
-        let refuse = |reason: String| UploadError::Collector { url: endpoint.into(), reason };
+        let invalid = |reason: String| UploadError::Collector { url: endpoint.into(), reason };
         let address = format!("{}/{PATH}", endpoint.trim().trim_end_matches('/'));
-        let uri: Uri = address.parse().map_err(|_| refuse("is not a URL".into()))?;
+        let uri: Uri = address.parse().map_err(|_| invalid("is not a URL".into()))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
-            return Err(refuse("begins with neither http:// nor https://".into()));
+            return Err(invalid("begins with neither http:// nor https://".into()));
         }
         let client = Collector { client: connection::client(&uri, ca_file, &[], Arc::default())?, runtime };
         let exporter = SpanExporter::builder()
@@ -94,7 +93,7 @@ impl Tracer {
             .with_http_client(client)
             .with_endpoint(address)
             .build()
-            .map_err(|error| refuse(error.to_string()))?;
+            .map_err(|error| invalid(error.to_string()))?;
         let exporter = ReportingExporter { exporter, observer, failing: AtomicBool::new(false) };
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         let mut resource =
@@ -106,14 +105,14 @@ impl Tracer {
         Ok(Self { processor, scope: InstrumentationScope::builder("facesink-http").build() })
     }
 
-    /// A request has ended: with an answer's status, or without an answer.
+    /// Records the end of a request; `status` is `None` if there was no response.
     pub fn record_attempt(&self, attempt: &Attempt, crops: &[PendingUpload], status: Option<StatusCode>) {
         let end = SystemTime::now();
         for pending in crops.iter().filter(|pending| pending.is_first_attempt()) {
             let (name, since) = match pending.spooled {
-                // How long it waited in memory before is not written down with it.
+                // The spool does not store how long it was in memory before.
                 Some(_) => ("spool", cropped_at(pending.crop.key)),
-                None => ("queue", to_system_time(pending.queued_at())),
+                None => ("queue", to_system_time(pending.queued_at)),
             };
             let crop = SpanIds::of_crop(pending.crop.key);
             self.span(
@@ -153,8 +152,8 @@ impl Tracer {
         });
     }
 
-    /// The backend's answer to these crops is final.
-    pub fn record_result(&self, attempt: &Attempt, crops: &[PendingUpload], taken: bool) {
+    /// Records that crops are settled.
+    pub fn record_result(&self, attempt: &Attempt, crops: &[PendingUpload], accepted: bool) {
         let end = SystemTime::now();
         for (number, pending) in crops.iter().enumerate() {
             let links = if number == 0 { Vec::new() } else { vec![span_context(attempt.ids)] };
@@ -162,11 +161,11 @@ impl Tracer {
             self.processor.on_end(SpanData {
                 attributes: vec![
                     KeyValue::new("facepipe.attempts", i64::from(pending.attempts.saturating_add(1))),
-                    KeyValue::new("facepipe.taken", taken),
+                    KeyValue::new("facepipe.taken", accepted),
                     KeyValue::new("facepipe.spooled", pending.spooled.is_some()),
                 ],
                 links: span_links(links),
-                status: if taken { Status::Unset } else { Status::error("") },
+                status: if accepted { Status::Unset } else { Status::error("") },
                 ..self.data("crop", &context, SpanId::INVALID, (cropped_at(pending.crop.key), end))
             });
         }
@@ -210,7 +209,7 @@ impl Tracer {
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        // What keeps the last spans from being sent was told of by the exporter.
+        // The exporter has reported why the last spans could not be sent.
         let _ = self.processor.shutdown_with_timeout(END_LIMIT);
     }
 }
@@ -221,7 +220,7 @@ fn span_links(contexts: Vec<SpanContext>) -> SpanLinks {
     links
 }
 
-/// The uploader's HTTP client, as exporters know one.
+/// The uploader's HTTP client, as exporters need it.
 struct Collector {
     client: connection::Client,
     runtime: Handle,
@@ -243,7 +242,7 @@ impl HttpClient for Collector {
         Self: 'f,
     {
         let request = self.client.request(request.map(Full::new));
-        // The exporter's thread has no runtime of its own.
+        // The exporter's thread has no runtime.
         let sending = self.runtime.spawn(async move {
             let answer = async {
                 let (head, body) = request.await?.into_parts();
@@ -256,7 +255,7 @@ impl HttpClient for Collector {
     }
 }
 
-/// Tells, once, that spans are lost.
+/// Reports, once, that spans are lost.
 struct ReportingExporter {
     exporter: SpanExporter,
     observer: Observer,
