@@ -518,6 +518,30 @@ fn drain_spools_what_it_cannot_send() {
 }
 
 #[test]
+fn only_a_drain_that_has_timed_out_spools_what_is_left() {
+    let (_parent, folder) = folder();
+    let server = Server::answering([Answer::status(429).header("Retry-After", "60")]);
+    let (uploader, _) = start(config(server.url(), &folder));
+    for number in 0..5 {
+        uploader.push(one_camera(number));
+    }
+    server.wait_for(1);
+    uploader.interrupt();
+    for _ in 0..20 {
+        assert_eq!(uploader.drain(LONG), DrainOutcome::Interrupted);
+    }
+    uploader.resume();
+    let stats = uploader.stats();
+    assert_eq!((stats.queued, stats.spooled), (5, 0), "{stats:?}");
+    assert!(matches!(uploader.drain(Duration::from_millis(1)), DrainOutcome::TimedOut { .. }));
+    wait_until("all crops on disk", || {
+        // An interval of a millisecond may be too short for the disk.
+        uploader.drain(Duration::from_millis(100));
+        uploader.stats().spooled == 5
+    });
+}
+
+#[test]
 fn crops_are_spooled_only_after_retries_failures() {
     let (_parent, folder) = folder();
     let (answer, hold) = (Answer::status(503), Hold::default());
