@@ -9,11 +9,12 @@ Checks docs/glossary.md against the code, and documents and comments against the
 """
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.dont_write_bytecode = True
+from guide import ROOT, read, repository  # noqa: E402
+
 GLOSSARY = "docs/glossary.md"
 # Comments of a file, by its ending; Markdown is prose except for code.
 COMMENT = {
@@ -22,14 +23,6 @@ COMMENT = {
 }
 COMMENT |= {ending: COMMENT[".sh"] for ending in (".py", ".toml", ".yml", ".yaml", ".env", ".conf", ".service", ".Dockerfile")}
 CODE = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)")
-
-
-def tracked():
-    """Returns every text file of the repository, including new ones that are not committed yet."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return [path for path in listed.stdout.splitlines() if (ROOT / path).is_file()]
 
 
 def rows(text):
@@ -44,7 +37,7 @@ def rows(text):
 
 def check_identifiers(text, files):
     """Yields the glossary's paths and identifiers that do not exist."""
-    sources = {path: (ROOT / path).read_text() for path in files if path.endswith((".rs", ".sh", ".py"))}
+    sources = {path: read(path) for path in files if path.endswith((".rs", ".sh", ".py"))}
     for number, heading, cells in rows(text):
         if heading.startswith("Words"):
             continue
@@ -67,13 +60,14 @@ def check_words(text, files):
     for _, heading, (old, new, *_) in rows(text):
         if heading.startswith("Words") and old != "instead of":
             replaced |= {word.strip(): new for word in old.split(",")}
-    pattern = re.compile(rf"\b({'|'.join(map(re.escape, replaced))})\b", re.I)
+    # “Told apart” is another idiom.
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, replaced))})\b(?! apart)", re.I)
     for file in files:
         path = Path(file)
         if file.startswith("tests/fixtures/") or file == GLOSSARY or path.suffix not in {*COMMENT, ".md"}:
             continue
         block = False
-        for number, line in enumerate((ROOT / path).read_text().splitlines(), 1):
+        for number, line in enumerate(read(file).splitlines(), 1):
             if path.suffix == ".md":
                 if line.lstrip().startswith("```"):
                     block = not block
@@ -86,12 +80,10 @@ def check_words(text, files):
 
 
 def main():
-    text = (ROOT / GLOSSARY).read_text()
-    files = tracked()
+    text, files = read(GLOSSARY), repository()
     problems = [*check_identifiers(text, files), *check_words(text, files)]
-    print("\n".join(problems), end="\n" if problems else "")
     if problems:
-        sys.exit(f"vocabulary: {len(problems)} problems")
+        sys.exit("\n".join(problems))
     print("vocabulary: the glossary and the code agree")
 
 

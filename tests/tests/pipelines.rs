@@ -200,8 +200,11 @@ fn a_camera_s_token_authorises_its_uploads() {
 
 /// Runs the guide's script in a checkout; returns its message if it fails.
 fn guide(checkout: &Path, arguments: &[&str]) -> Result<String, String> {
-    let output =
-        Command::new("python3").arg(checkout.join("scripts/guide.py")).args(arguments).output().unwrap();
+    python(&checkout.join("scripts/guide.py"), arguments)
+}
+
+fn python(script: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new("python3").arg(script).args(arguments).output().unwrap();
     let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() { Ok(said(&output.stdout)) } else { Err(said(&output.stderr)) }
 }
@@ -234,6 +237,46 @@ fn the_guide_finds_dead_links_and_unlisted_pages() {
         "docs/b.md:3: a dead link: docs/a.md has no heading #three",
         "docs/b.md:4: a dead link: there is no none.md",
         "docs/b.md:5: a dead link: there is no none.png",
+    ] {
+        assert!(said.contains(problem), "{problem}: {said}");
+    }
+}
+
+#[test]
+fn the_vocabulary_check_finds_missing_names_and_replaced_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    for script in ["guide.py", "vocabulary.py"] {
+        write(
+            &format!("scripts/{script}"),
+            &fs::read_to_string(workspace_root().join("scripts").join(script)).unwrap(),
+        );
+    }
+    let glossary = "# Glossary\n\n## Types\n\n| term | type | where |\n|---|---|---|\n| box | `BoundingBox`, `best_of` | `src/core` |\n\n\
+                    ## Words that are not used\n\n| instead of | write |\n|---|---|\n| anew, is told | again |\n";
+    write("docs/glossary.md", glossary);
+    write(
+        "src/core/lib.rs",
+        "// Two are told apart.\nstruct BoundingBox; // `anew`\nfn best_of() -> &'static str { \"anew\" }\n",
+    );
+    write("README.md", "# R\n\nWe begin again.\n\n```\nanew\n```\n");
+    let check = || python(&folder.path().join("scripts/vocabulary.py"), &[]);
+    check().unwrap();
+
+    write("src/core/lib.rs", "/// Is told of it.\nstruct Rectangle;\nfn best_of() {} // Computes it anew.\n");
+    write("README.md", "# R\n\nWe begin Anew.\n");
+    write("docs/glossary.md", &glossary.replace("`src/core` |", "`src/core`, `src/none.rs` |"));
+    let said = check().unwrap_err();
+    for problem in [
+        "docs/glossary.md:7: there is no src/none.rs",
+        "docs/glossary.md:7: BoundingBox is not in the code of src/core",
+        "src/core/lib.rs:1: “Is told”: again",
+        "src/core/lib.rs:3: “anew”: again",
+        "README.md:3: “Anew”: again",
     ] {
         assert!(said.contains(problem), "{problem}: {said}");
     }
