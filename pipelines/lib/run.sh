@@ -142,7 +142,7 @@ messages_of() {
     sed -E 's/^[A-Z]+: from element [^ ]*: //' "$1" | paste -sd'|' | sed 's/|/; /g'
 }
 
-# Reports what was left out, and fails if faces were found that the backend does not have.
+# Reports faces that were left out, and fails if faces were found that the backend does not have.
 report_losses() {
     [[ ! -s $scratch/left-out ]] || say "$(messages_of "$scratch/left-out")"
     [[ -s $scratch/losses ]] || return 0
