@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "docs/guide"
 SUMMARY = "docs/guide/SUMMARY.md"
 # Pages of the summary that are generated.
-MADE = ("elements", "api", "facepipe-backend", "facepipe")
+GENERATED = ("elements", "api", "facepipe-backend", "facepipe")
 # Markdown files of the repository that are not pages of the guide: files of tests, and their companions.
-NO_PAGES = re.compile(r"^(tests/|packaging/|docs/guide/|\.)")
+NOT_PAGES = re.compile(r"^(tests/|packaging/|docs/guide/|\.)")
 
 
 class Problem(Exception):
@@ -160,7 +160,7 @@ def summary():
         entry = ENTRY.match(line)
         if not entry:
             yield line, None, None
-        elif entry[3] in MADE:
+        elif entry[3] in GENERATED:
             yield entry[1], entry[2], entry[3]
         else:
             path, _ = resolve(SUMMARY, entry[3])
@@ -168,14 +168,14 @@ def summary():
 
 
 def is_page(name):
-    return name.endswith(".md") and not NO_PAGES.match(name)
+    return name.endswith(".md") and not NOT_PAGES.match(name)
 
 
 def pages(files):
     """Returns the pages of the guide in order; a folder stands for all pages in it."""
     named = []
     for _, _, page in summary():
-        if page and page not in MADE:
+        if page and page not in GENERATED:
             named += [file for file in files if is_page(file) and str(PurePosixPath(file).parent) == page] or [page]
     return named
 

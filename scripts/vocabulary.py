@@ -3,17 +3,17 @@
 
 Checks docs/glossary.md against the code, and documents and comments against the glossary; needs no build.
 
-- Every file or folder that a table names exists, and every identifier (`CamelCase`, `snake_case`) is in the code of the files that
-  its row names.
+- Every file or folder that a table names exists, and every identifier (`CamelCase`, `snake_case`) is defined in the files that its row
+  names.
 - No document and no comment has a word of the table “Words that are not used”.
 """
 
 import re
 import sys
-from pathlib import Path
+from pathlib import PurePosixPath
 
 sys.dont_write_bytecode = True
-from guide import ROOT, read, repository  # noqa: E402
+from guide import ROOT, prose, read, repository, without_code  # noqa: E402
 
 GLOSSARY = "docs/glossary.md"
 # Comments of a file, by its ending; Markdown is prose except for code.
@@ -22,7 +22,6 @@ COMMENT = {
     ".sh": re.compile(r"^\s*#(?!!)(.*)|\s#\s(.*)"),
 }
 COMMENT |= {ending: COMMENT[".sh"] for ending in (".py", ".toml", ".yml", ".yaml", ".env", ".conf", ".service", ".Dockerfile")}
-CODE = re.compile(r"`[^`]*`|<[^>]*>|\]\([^)]*\)")
 
 
 def rows(text):
@@ -37,7 +36,7 @@ def rows(text):
 
 def check_identifiers(text, files):
     """Yields the glossary's paths and identifiers that do not exist."""
-    sources = {path: read(path) for path in files if path.endswith((".rs", ".sh", ".py"))}
+    sources = {path: read(path) for path in files if path.endswith(".rs")}
     for number, heading, cells in rows(text):
         if heading.startswith("Words"):
             continue
@@ -49,9 +48,9 @@ def check_identifiers(text, files):
         inside = [code for file, code in sources.items() if any(file == path or file.startswith(path + "/") for path in paths)]
         for name in named:
             if re.fullmatch(r"[A-Z][a-z]+([A-Z][a-z]*)*[A-Za-z]*|[a-z]+(_[a-z]+)+", name) and not any(
-                re.search(rf"\b{name}\b", code) for code in inside
+                re.search(rf"\b(struct|enum|trait|type|fn|mod)\s+{name}\b", code) for code in inside
             ):
-                yield f"{GLOSSARY}:{number}: {name} is not in the code of {', '.join(paths) or 'any file that the row names'}"
+                yield f"{GLOSSARY}:{number}: {name} is not defined in {', '.join(paths) or 'a file that the row names'}"
 
 
 def check_words(text, files):
@@ -63,20 +62,20 @@ def check_words(text, files):
     # “Told apart” is another idiom.
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, replaced))})\b(?! apart)", re.I)
     for file in files:
-        path = Path(file)
-        if file.startswith("tests/fixtures/") or file == GLOSSARY or path.suffix not in {*COMMENT, ".md"}:
-            continue
-        block = False
-        for number, line in enumerate(read(file).splitlines(), 1):
-            if path.suffix == ".md":
-                if line.lstrip().startswith("```"):
-                    block = not block
-                prose = "" if block else line
-            else:
-                found = COMMENT[path.suffix].search(line)
-                prose = next((part for part in found.groups() if part), "") if found else ""
-            for word in pattern.findall(CODE.sub("", prose)):
-                yield f"{file}:{number}: “{word}”: {replaced[word.lower()]} ({GLOSSARY})"
+        if not file.startswith("tests/fixtures/") and file != GLOSSARY:
+            for number, sentence in enumerate(sentences(file), 1):
+                for word in pattern.findall(without_code(sentence)):
+                    yield f"{file}:{number}: “{word}”: {replaced[word.lower()]} ({GLOSSARY})"
+
+
+def sentences(file):
+    """Yields for each line of a file the part that is prose: text of a document, comment of a program."""
+    ending = PurePosixPath(file).suffix
+    if ending == ".md":
+        yield from (line if is_prose else "" for line, is_prose in prose(read(file)))
+    elif ending in COMMENT:
+        comments = map(COMMENT[ending].search, read(file).splitlines())
+        yield from (comment[1] or comment[2] or "" if comment else "" for comment in comments)
 
 
 def main():

@@ -273,7 +273,7 @@ fn the_vocabulary_check_finds_missing_names_and_replaced_words() {
     let said = check().unwrap_err();
     for problem in [
         "docs/glossary.md:7: there is no src/none.rs",
-        "docs/glossary.md:7: BoundingBox is not in the code of src/core",
+        "docs/glossary.md:7: BoundingBox is not defined in src/core",
         "src/core/lib.rs:1: “Is told”: again",
         "src/core/lib.rs:3: “anew”: again",
         "README.md:3: “Anew”: again",
