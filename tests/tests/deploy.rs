@@ -13,7 +13,7 @@ use std::{
 };
 
 use facepipe_test_support::{require, skip, workspace_root};
-use facepipe_tests::{program, programs::eventually};
+use facepipe_tests::{program, programs::wait_until};
 use serde_json::Value;
 
 const ADMIN: &str = "an-admin-of-this-test";
@@ -79,7 +79,7 @@ impl Replica {
         let check = dockerfile.split("    CMD ").nth(1).unwrap().lines().next().unwrap();
         let check: Vec<String> = serde_json::from_str(check).unwrap();
         let name = Path::new(&check[0]).file_name().unwrap().to_str().unwrap();
-        eventually("the health check is content", || {
+        wait_until("the health check is content", || {
             assert!(self.process.0.try_wait().unwrap().is_none(), "the server ended at its start");
             let said = Command::new(program(name))
                 .args(&check[1..])
@@ -130,7 +130,7 @@ fn load_balancer(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("nginx listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    wait_until("nginx listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
     (Process(nginx), format!("http://127.0.0.1:{port}"))
 }
 
@@ -157,7 +157,7 @@ fn prometheus(folder: &Path, replicas: &[&Replica]) -> (Process, String) {
         .spawn()
         .unwrap();
     let url = format!("http://{address}");
-    eventually("Prometheus is ready", || ask(&[&format!("{url}/-/ready")]).0 == 200);
+    wait_until("Prometheus is ready", || ask(&[&format!("{url}/-/ready")]).0 == 200);
     (Process(process), url)
 }
 
@@ -235,7 +235,7 @@ fn the_compose_deployment_serves_and_is_monitored() {
         ask(&["-H", &camera, "-H", id, "-F", &image, &call])
     };
     // Either replica has the model within a second or two.
-    eventually("both replicas know who was enrolled", || {
+    wait_until("both replicas know who was enrolled", || {
         (0..4).all(|_| {
             let (status, body) = recognise();
             assert_eq!(status, 200, "{body}");
@@ -253,8 +253,8 @@ fn the_compose_deployment_serves_and_is_monitored() {
     expect(404, &["-H", &admin, &format!("{url}/metrics")]);
 
     // Prometheus sees both replicas, their requests, and has the alerts.
-    eventually("both replicas are scraped", || query(&watch, r#"up{job="facepipe"}"#) == [1.0, 1.0]);
-    eventually("the recognised faces are counted", || {
+    wait_until("both replicas are scraped", || query(&watch, r#"up{job="facepipe"}"#) == [1.0, 1.0]);
+    wait_until("the recognised faces are counted", || {
         query(&watch, r#"sum(facepipe_faces_total{decision="known"})"#)
             .first()
             .is_some_and(|&faces| faces >= 4.0)
@@ -262,7 +262,7 @@ fn the_compose_deployment_serves_and_is_monitored() {
     let written = read("prometheus/rules/facepipe.yml");
     let names: BTreeSet<&str> =
         written.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    eventually("all alerts are evaluated and silent", || {
+    wait_until("all alerts are evaluated and silent", || {
         let states = alerts(&watch);
         let known: BTreeSet<&str> = states.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(known, names);
@@ -284,7 +284,7 @@ fn the_compose_deployment_serves_and_is_monitored() {
         let (status, body) = recognise();
         assert_eq!(status, 200, "{body}");
     }
-    eventually("the alert of the dead replica is on its way", || {
+    wait_until("the alert of the dead replica is on its way", || {
         alerts(&watch).contains(&("FacepipeReplicaDown".into(), "pending".into()))
     });
 }

@@ -12,7 +12,7 @@ use std::{
 
 use actix_web::{App, HttpServer, web};
 use facepipe_test_support::require;
-use facepipe_tests::{Backend, programs::eventually};
+use facepipe_tests::{Backend, programs::wait_until};
 use gst::prelude::*;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -119,7 +119,7 @@ fn one_trace_leads_from_the_crop_to_the_database() {
     // What it has not sent yet it sends at its end.
     let ended = Command::new("kill").args(["-TERM", &backend.process_id().to_string()]).status().unwrap();
     assert!(ended.success());
-    eventually("the backend's spans arrive", || {
+    wait_until("the backend's spans arrive", || {
         collector.spans().iter().filter(|sent| sent.span.name == STORE).count() == 14
     });
     backend.stop();
