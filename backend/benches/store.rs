@@ -52,7 +52,7 @@ fn request(client: usize, number: usize) -> NewUploads {
 }
 
 async fn measure(url: String, long: Duration, clients: usize) -> f64 {
-    let config = Config { database_url: Some(url), ..Config::default() };
+    let config = Config::default().with(|config| config.database.database_url = Some(url));
     let options = config.database_options();
     let database = tokio::task::spawn_blocking(move || Database::open(&options)).await;
     let database = Arc::new(database.expect("it does not panic").expect("the database opens"));

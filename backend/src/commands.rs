@@ -1,4 +1,4 @@
-//! What `facepipe-backend` does instead of serving: for containers and timers.
+//! The commands of `facepipe-backend`, for containers and timers.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -11,8 +11,8 @@ use anyhow::Context as _;
 use crate::{
     backup::{self, Manifest},
     config::{Command, Config},
+    config_errors::config_error,
     domain::{Micros, Task, now},
-    mistakes::mistake,
     store::{
         Database,
         retention::{self, RetentionOutcome},
@@ -22,13 +22,13 @@ use crate::{
     tls,
 };
 
-/// How long a server may take to say that it lives.
+/// Maximum time for the response of a health check, and for closing the database.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Does what a command asks for and prints what came of it.
+/// Runs a command and prints its outcome.
 ///
 /// # Errors
-/// It could not be done.
+/// The command fails.
 pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
     match command {
         Command::Migrate => {
@@ -40,24 +40,24 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             }
         }
         Command::Sweep => {
-            let (database, blobs) = (open(&config).await?, config.open_blobs()?);
-            let min_age = Duration::from_secs(config.sweep_min_age_s);
+            let (database, blobs) = (open(&config).await?, config.storage.open_blobs()?);
+            let min_age = Duration::from_secs(config.storage.sweep_min_age_s);
             let swept = sweep::sweep_once(&database, &blobs, min_age).await;
             close(&database).await;
             match swept? {
                 Some(removed) => println!("Removed {removed} blobs that no row refers to."),
-                None => println!("Another process sweeps at the moment."),
+                None => println!("Another process is sweeping."),
             }
         }
         Command::Retain { trust_clock } => {
-            if config.detections_max_age().is_none() {
-                return Err(mistake(anyhow::anyhow!(
+            if config.retention.detections_max_age().is_none() {
+                return Err(config_error(anyhow::anyhow!(
                     "detections_max_age_days is not set (--detections-max-age-days, \
                      FACEPIPE_DETECTIONS_MAX_AGE_DAYS): detections are kept for ever"
                 )));
             }
             let database = open(&config).await?;
-            let retained = retention::retain(&database, config.retention(), *trust_clock).await;
+            let retained = retention::retain(&database, config.retention.options(), *trust_clock).await;
             close(&database).await;
             match retained? {
                 RetentionOutcome::Done(deleted) => println!(
@@ -65,9 +65,9 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                     deleted.detections, deleted.idempotency_records
                 ),
                 RetentionOutcome::ClockDoubted(doubt) => anyhow::bail!(
-                    "{doubt} Nothing was deleted. Where the clock is right, say so once: --trust-clock"
+                    "{doubt} Nothing was deleted. If the clock is right, run this once with --trust-clock"
                 ),
-                RetentionOutcome::Busy => println!("Another process deletes old detections at the moment."),
+                RetentionOutcome::Busy => println!("Another process is deleting old detections."),
             }
         }
         Command::Backup { folder } => {
@@ -83,8 +83,8 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             if done.missing_blobs > 0 {
                 eprintln!("{} blobs that rows refer to are not in the blob store.", done.missing_blobs);
             } else if let Err(error) = note_backup(&config, begun).await {
-                // The backup is whole all the same.
-                eprintln!("The servers' metrics will not tell of this backup: {error:#}");
+                // The backup is complete nevertheless.
+                eprintln!("The servers' metrics will not show this backup: {error:#}");
             }
         }
         Command::Restore { folder, erasures } => {
@@ -96,9 +96,7 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                 done.erased.people, done.erased.images
             );
             if done.retrained {
-                println!(
-                    "The model that answers knows somebody who is erased: the next start trains another one."
-                );
+                println!("The active model knows an erased person: the next start trains another one.");
             }
             if done.missing_blobs > 0 {
                 eprintln!("{} blobs that rows refer to are not in the backup.", done.missing_blobs);
@@ -109,14 +107,14 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                 Some(url) => url.clone(),
                 None => local_url(&config)?,
             };
-            ask(&format!("{}/livez", base.trim_end_matches('/'))).await?;
+            check_health(&format!("{}/livez", base.trim_end_matches('/'))).await?;
             println!("ok");
         }
     }
     Ok(())
 }
 
-/// Has the file of an embedded database contain everything, where a start was broken off that had begun to use it.
+/// Moves the write-ahead log into the file of an embedded database, after an interrupted start.
 pub fn checkpoint_wal(file: &Path) {
     if let Err(error) = sql::checkpoint_wal(file, PATIENCE) {
         tracing::warn!(%error, "cannot empty the write-ahead log");
@@ -128,8 +126,7 @@ async fn open(config: &Config) -> anyhow::Result<Database> {
     tokio::task::spawn_blocking(move || Database::open(&options)).await?
 }
 
-/// Has the servers of the deployment tell in their metrics when it was backed up. Of a database whose schema is older there
-/// is nothing to tell.
+/// Records the time of a backup for the servers' metrics. Fails on a database with an older schema.
 async fn note_backup(config: &Config, moment: Micros) -> anyhow::Result<()> {
     let options = DatabaseOptions {
         migrate_at_start: false,
@@ -142,17 +139,17 @@ async fn note_backup(config: &Config, moment: Micros) -> anyhow::Result<()> {
     Ok(noted?)
 }
 
-/// A server that goes on beside the command has the write-ahead log in use, which is nobody's fault.
+/// Closes the database. A running server uses the write-ahead log, so that failing to fold it is normal.
 async fn close(database: &Database) {
     if let Err(error) = database.close(PATIENCE).await {
-        tracing::debug!(%error, "the database is not closed as it should be");
+        tracing::debug!(%error, "cannot close the database cleanly");
     }
 }
 
-/// Where the server of this configuration is, as seen from its own machine.
+/// The URL of this configuration's server on its own machine.
 fn local_url(config: &Config) -> anyhow::Result<String> {
-    let written = config.address_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
-    let listen = written.as_deref().unwrap_or(&config.listen).trim();
+    let written = config.listener.address_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+    let listen = written.as_deref().unwrap_or(&config.listener.listen).trim();
     let Ok(mut address) = listen.parse::<SocketAddr>() else {
         return Ok(format!("http://{listen}"));
     };
@@ -160,7 +157,7 @@ fn local_url(config: &Config) -> anyhow::Result<String> {
         address.port() != 0,
         "listen is {listen}, which names no port: say --url or --address-file"
     );
-    // Connections to “every address” go nowhere on some systems.
+    // Some systems cannot connect to the unspecified address.
     match address.ip() {
         ip if !ip.is_unspecified() => (),
         IpAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -169,11 +166,11 @@ fn local_url(config: &Config) -> anyhow::Result<String> {
     Ok(format!("http://{address}"))
 }
 
-async fn ask(url: &str) -> anyhow::Result<()> {
+async fn check_health(url: &str) -> anyhow::Result<()> {
     tls::use_ring();
     let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build()?;
-    let answer = client.get(url).send().await.with_context(|| format!("{url} does not answer"))?;
-    anyhow::ensure!(answer.status().is_success(), "{url} answers {}", answer.status());
+    let response = client.get(url).send().await.with_context(|| format!("{url} does not answer"))?;
+    anyhow::ensure!(response.status().is_success(), "{url} responds {}", response.status());
     Ok(())
 }
 
@@ -182,8 +179,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_server_is_asked_where_it_listens() {
-        let url = |listen: &str| local_url(&Config { listen: listen.into(), ..Config::default() });
+    fn the_url_follows_from_the_listener() {
+        let url = |listen: &str| {
+            local_url(&Config::default().with(|config| config.listener.listen = listen.into()))
+        };
         for (listen, expected) in [
             ("127.0.0.1:8080", "http://127.0.0.1:8080"),
             ("0.0.0.0:80", "http://127.0.0.1:80"),

@@ -1,10 +1,10 @@
-//! Connections of clients: HTTP/1.1 over TCP, and whether anybody is left to answer.
+//! Connections of clients: HTTP/1.1 over TCP, and detecting that a client has left.
 //!
-//! A client that has sent all that it will may close its side of the connection and wait for the answer (RFC 9112,
-//! section 9.6), and one that has gone closes its side as well: at first, TCP tells the same of both. They are told apart
-//! by the first byte of the answer, which is always the `H` of `HTTP/1.1`. It is sent as soon as a client has closed
-//! its side while its call is under way: whoever waits gets it a little earlier than the rest, while the system of whoever
-//! has gone refuses it, which ends the call where it is.
+//! A client that has sent its request may close its side of the connection and wait for the response (RFC 9112,
+//! section 9.6); one that has left closes its side, too, and TCP does not distinguish the two. The first byte of the
+//! response does, which is always the `H` of `HTTP/1.1`: it is sent as soon as a client closes its side during a call. A
+//! client that waits gets it a little before the rest; for one that has left, the system rejects it (RST), which cancels
+//! the call.
 
 use std::{
     cell::Cell,
@@ -34,27 +34,27 @@ use tokio::{
 /// How a server treats its connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionOptions {
-    /// Threads that speak HTTP.
+    /// Threads that handle HTTP.
     pub workers: usize,
-    /// How long a request's head may take to arrive.
+    /// Maximum time until the head of a request has arrived.
     pub request_timeout: Duration,
-    /// For how long a connection without a request is kept at least.
+    /// Minimum time for which an idle connection is kept.
     pub keep_alive: Duration,
-    /// How long accepted requests get to end when the server stops, seconds.
+    /// Maximum time for accepted requests when the server stops, seconds.
     pub shutdown_timeout_s: u64,
 }
 
-/// How much longer a connection is kept than is announced: for requests that are on their way when the time ends.
-const GRACE: Duration = Duration::from_secs(3);
-/// How long a connection is read from whose answer came before the end of its request.
+/// How much longer than announced a connection is kept, for requests that are in transit when the time ends.
+const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(3);
+/// How long a connection is drained after a response that preceded the end of its request.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often is looked whether a client refused the beginning of its answer.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How often in a row a call may be asked to go on with a body of which it takes nothing, before the end of the
-/// client's sending counts as the end of the body.
-const IDLE_TURNS: u32 = 16;
+/// How often to check whether a client rejected the early byte.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// How many times in a row a call may be polled without reading from its body, before the end of the client's sending
+/// counts as the end of the body.
+const MAX_IDLE_POLLS: u32 = 16;
 
-/// What a connection and the call under way on it tell each other. Calls find it as connection data.
+/// The state that a connection shares with its running call, as connection data.
 #[derive(Debug, Default)]
 pub struct CallState {
     running: Cell<bool>,
@@ -63,25 +63,25 @@ pub struct CallState {
 }
 
 impl CallState {
-    /// A call begins, with a body or without; it has ended once what is returned is dropped.
+    /// Records that a call starts, with a body or without; it ends when the returned guard is dropped.
     pub fn begin(self: &Rc<Self>, has_body: bool) -> RunningCall {
         self.running.set(true);
         self.body_open.set(has_body);
         RunningCall(Rc::clone(self))
     }
 
-    /// The call has taken some of its body.
-    pub fn took_chunk(&self) {
+    /// Records that the call has read a chunk of its body.
+    pub fn read_chunk(&self) {
         self.body_chunks.set(self.body_chunks.get().wrapping_add(1));
     }
 
-    /// The call has taken all of its body.
-    pub fn took_body(&self) {
+    /// Records that the call has read all of its body, or needs no more of it.
+    pub fn finish_body(&self) {
         self.body_open.set(false);
     }
 }
 
-/// A call under way.
+/// A running call.
 #[derive(Debug)]
 pub struct RunningCall(Rc<CallState>);
 
@@ -92,7 +92,7 @@ impl Drop for RunningCall {
     }
 }
 
-/// A server on a listener; each of its threads has an application of its own.
+/// Serves a listener; each thread has its own application.
 ///
 /// # Errors
 /// The listener cannot be used.
@@ -120,7 +120,7 @@ where
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
             })
-            .keep_alive(KeepAlive::Timeout(options.keep_alive.saturating_add(GRACE)))
+            .keep_alive(KeepAlive::Timeout(options.keep_alive.saturating_add(KEEP_ALIVE_GRACE)))
             .client_request_timeout(options.request_timeout)
             .client_disconnect_timeout(DISCONNECT_TIMEOUT)
             .h1_allow_half_closed(true)
@@ -141,56 +141,64 @@ where
 struct Connection {
     stream: TcpStream,
     call: Rc<CallState>,
-    /// Whether the client has closed its side and the call's body was read.
+    /// Whether the client has closed its side, after the call's body was read.
     client_closed: bool,
-    /// Chunks that the call had taken when its client's side was found closed, and how often nothing was taken since.
+    /// The number of chunks read when the client's side was found closed, and of polls without another one since.
     idle: (u64, u32),
-    knock: Knock,
+    early_byte: EarlyByte,
 }
 
-/// What became of the first byte of an answer that was sent ahead of it.
-enum Knock {
-    NotYet,
+/// The state of the response's first byte, which may be sent before the rest.
+enum EarlyByte {
+    Unsent,
     Sent(Pin<Box<Sleep>>),
 }
 
 impl Connection {
     fn new(stream: TcpStream) -> Self {
-        Self { stream, call: Rc::default(), client_closed: false, idle: (0, 0), knock: Knock::NotYet }
+        Self {
+            stream,
+            call: Rc::default(),
+            client_closed: false,
+            idle: (0, 0),
+            early_byte: EarlyByte::Unsent,
+        }
     }
 
-    /// Whether the end of the client's sending may be told. While a call reads its body, some of it may not have been
-    /// handed on: at the end, what is left would be dropped.
+    /// Whether to report the end of the client's sending. Not while a call reads its body: actix-http would drop the part
+    /// that it has not passed on.
     fn may_end(&mut self) -> bool {
         if !self.call.body_open.get() {
             return true;
         }
-        let (taken, turns) = self.idle;
+        let (read, polls) = self.idle;
         let now = self.call.body_chunks.get();
-        self.idle = if taken == now { (now, turns + 1) } else { (now, 0) };
-        self.idle.1 > IDLE_TURNS
+        self.idle = if read == now { (now, polls + 1) } else { (now, 0) };
+        self.idle.1 > MAX_IDLE_POLLS
     }
 
-    /// Whether the client is still there, as far as can be told.
+    /// Fails where the client has left.
     fn poll_client(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if !self.client_closed || !self.call.running.get() || self.call.body_open.get() {
             return Ok(());
         }
-        if matches!(self.knock, Knock::NotYet) {
-            // The rest must not wait until this is acknowledged.
+        if matches!(self.early_byte, EarlyByte::Unsent) {
+            // Nagle's algorithm would delay the rest until this is acknowledged.
             self.stream.set_nodelay(true)?;
             match Pin::new(&mut self.stream).poll_write(context, b"H")? {
-                Poll::Ready(1) => self.knock = Knock::Sent(Box::pin(tokio::time::sleep(LOOK_AGAIN))),
+                Poll::Ready(1) => {
+                    self.early_byte = EarlyByte::Sent(Box::pin(tokio::time::sleep(CHECK_INTERVAL)))
+                }
                 Poll::Ready(_) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Pending => return Ok(()),
             }
         }
-        if let Knock::Sent(wait) = &mut self.knock {
+        if let EarlyByte::Sent(wait) = &mut self.early_byte {
             while wait.as_mut().poll(context).is_ready() {
-                if let Some(refused) = self.stream.take_error()? {
-                    return Err(refused);
+                if let Some(error) = self.stream.take_error()? {
+                    return Err(error);
                 }
-                wait.set(tokio::time::sleep(LOOK_AGAIN));
+                wait.set(tokio::time::sleep(CHECK_INTERVAL));
             }
         }
         Ok(())
@@ -220,14 +228,14 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let rest = match (&this.knock, bytes.split_first()) {
-            (Knock::Sent(_), Some((b'H', rest))) => rest,
-            (Knock::Sent(_), Some(_)) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+        let rest = match (&this.early_byte, bytes.split_first()) {
+            (EarlyByte::Sent(_), Some((b'H', rest))) => rest,
+            (EarlyByte::Sent(_), Some(_)) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             _ => return Pin::new(&mut this.stream).poll_write(context, bytes),
         };
-        // Its first byte is with the client already.
+        // The first byte was sent before.
         let written = ready!(Pin::new(&mut this.stream).poll_write(context, rest))?;
-        this.knock = Knock::NotYet;
+        this.early_byte = EarlyByte::Unsent;
         this.client_closed = false;
         Poll::Ready(Ok(written + 1))
     }

@@ -6,6 +6,7 @@ mod application;
 mod backup;
 pub mod commands;
 mod config;
+pub mod config_errors;
 mod connection;
 mod disk;
 mod domain;
@@ -13,7 +14,6 @@ mod error;
 mod exposition;
 pub mod logging;
 mod metrics;
-pub mod mistakes;
 mod model_loader;
 pub mod notify;
 mod optional;
@@ -32,9 +32,13 @@ mod train;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
-pub use config::{Args, Command, Config, ErasedDetections, LogFormat, ServerRole, Settings};
+pub use config::{
+    Args, BrowserConfig, Command, Config, DatabaseConfig, DatasetConfig, DeploymentConfig, ErasedDetections,
+    ListenerConfig, LogFormat, LoggingConfig, RecognitionConfig, ResultsConfig, RetentionConfig, ServerRole,
+    Settings, StorageConfig,
+};
 
-/// What benchmarks measure by itself. No part of the interface.
+/// What benchmarks measure on its own. Not part of the interface.
 #[doc(hidden)]
 pub mod parts {
     pub use crate::{

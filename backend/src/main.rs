@@ -1,11 +1,11 @@
-//! `facepipe-backend`: reads the configuration, starts the server, and stops it on a signal; or does what a command asks
-//! for.
+//! `facepipe-backend`: reads the configuration, starts the server, and stops it on a signal; or runs a command.
 
 use std::process::ExitCode;
 
 use facepipe_backend::{
-    Application, Args, Command, Config, StopHandle, commands, logging,
-    mistakes::{self, UnknownName},
+    Application, Args, Command, Config, StopHandle, commands,
+    config_errors::{self, UnknownName},
+    logging,
     notify::ServiceManager,
     openapi_document,
     traces::Traces,
@@ -17,7 +17,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("facepipe-backend: {error:#}");
-            if mistakes::is_mistake(&error) { mistakes::EXIT_CODE.into() } else { ExitCode::FAILURE }
+            if config_errors::is_config_error(&error) {
+                config_errors::EXIT_CODE.into()
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -28,7 +32,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let config = Config::load(args)?;
-    let unknown = mistakes::unknown_variables(environment(), &Args::variables());
+    let unknown = config_errors::unknown_variables(environment(), &Args::variables());
     if args.print_config {
         for name in unknown {
             eprintln!("facepipe-backend: warning: {}", no_setting(&name));
@@ -38,14 +42,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     logging::init(&config)?;
     if let Some(command @ Command::Health { .. }) = &args.command {
-        // Asked every few seconds: one thread will do.
+        // Runs every few seconds: one thread suffices.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return runtime.block_on(commands::run(command, config));
     }
     for name in unknown {
         tracing::warn!("{}", no_setting(&name));
     }
-    let _traces = Traces::start(config.otlp_endpoint()?.as_ref())?;
+    let _traces = Traces::start(config.logging.otlp_endpoint()?.as_ref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Some(command) = &args.command {
         return runtime.block_on(commands::run(command, config));
@@ -69,7 +73,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         application.run().await.map(|()| true)
     });
     if let Ok(false) = served {
-        // Whatever the start was waiting for.
+        // The start may be blocked on anything.
         runtime.shutdown_background();
         if let Some(file) = database {
             commands::checkpoint_wal(&file);
@@ -78,17 +82,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
     served.map(|_| ())
 }
 
-/// Names of the environment's variables; those that are not Unicode are none of ours.
+/// The names of environment variables; none of this project's is not Unicode.
 fn environment() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
 fn no_setting(name: &UnknownName) -> String {
-    format!("the environment has {name}, which nothing reads: `facepipe-backend --help` lists every setting")
+    format!("the environment has {name}, which nothing reads: `facepipe-backend --help` lists all settings")
 }
 
-/// SIGTERM and SIGINT. None is lost between the start and the end of the server, also where a shell has a program in the
-/// background ignore one of them.
+/// SIGTERM and SIGINT, from the start to the end of the server, even where a shell made a background process ignore
+/// SIGINT.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -108,7 +112,7 @@ impl Signals {
     }
 }
 
-/// The first signal lets accepted requests end, the second one does not.
+/// The first signal stops gracefully, the second one at once.
 async fn stop_on_signals(mut signals: Signals, stop: StopHandle, manager: ServiceManager) {
     for graceful in [true, false] {
         signals.next().await;

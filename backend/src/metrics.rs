@@ -1,4 +1,4 @@
-//! What one server counts and measures, as Prometheus reads it. docs/metrics.md explains each; no label names a person.
+//! The counters and histograms of one server, for Prometheus. docs/metrics.md explains each; no label names a person.
 
 use std::time::Duration;
 
@@ -10,34 +10,34 @@ use prometheus::{
 
 use crate::domain::{JobKind, JobStatus, Task};
 
-/// Upper bounds in seconds of what requests take: from an empty answer to a training that is waited for.
+/// Upper bounds of request durations, seconds: from an empty response to a training that is waited for.
 const REQUEST_SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-/// Upper bounds in seconds of a step of recognition.
+/// Upper bounds of the duration of a recognition stage, seconds.
 const STAGE_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Upper bounds of the images of a batch.
+/// Upper bounds of batch sizes, images.
 const BATCH_IMAGES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-/// A step of recognition.
+/// A stage of recognition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// From an image's bytes to its pixels.
+    /// Decodes an image.
     Decode,
-    /// Finding the faces of an image and cutting them out.
+    /// Detects and crops the faces of an image.
     Detect,
-    /// Computing the embeddings of a batch.
+    /// Embeds the faces of a batch.
     Embed,
-    /// Telling whom the faces of a request show.
+    /// Identifies the faces of a request.
     Classify,
 }
 
-/// Why a request was turned away before anything was computed.
+/// Why a request was rejected before anything was computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// As many images wait as may.
+pub enum Rejection {
+    /// The queue holds as many images as it may.
     QueueFull,
-    /// Those that wait take longer than they may.
+    /// The queued images take longer than they may.
     QueueSlow,
 }
 
@@ -64,10 +64,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counters that stand at zero.
+    /// Registers all metrics, at zero.
     ///
     /// # Errors
-    /// Two have the same name, or one has a name that Prometheus does not take.
+    /// Two have the same name, or a name is not valid for Prometheus.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let refused = counters(
@@ -101,7 +101,7 @@ impl Metrics {
                 &registry,
                 IntCounter::new(
                     "facepipe_requests_abandoned_total",
-                    "Requests whose client went before the answer.",
+                    "Requests whose client left before the response.",
                 )?,
             )?,
             request_seconds: histograms(
@@ -159,7 +159,7 @@ impl Metrics {
             )?,
             registry,
         };
-        // Series that are there from the beginning: the increase of one that appears with its first event is not seen.
+        // Create the series up front: `increase()` misses the first event of a series that appears with it.
         for kind in JobKind::ALL {
             for status in JobStatus::ALL.into_iter().filter(|status| status.has_ended()) {
                 metrics.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]);
@@ -176,31 +176,31 @@ impl Metrics {
         self.registry.gather()
     }
 
-    /// A request was answered. `route` is the pattern of its path.
-    pub fn answered(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
+    /// Counts a response. `route` is the pattern of the request's path.
+    pub fn responded(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
         self.requests.with_label_values(&[method_label(method), route, status.as_str()]).inc();
         self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
     }
 
-    /// A request's client went before the answer.
+    /// Counts a request whose client left before the response.
     pub fn abandoned(&self) {
         self.abandoned.inc();
     }
 
-    /// A request was turned away.
-    pub fn refused(&self, reason: Refused) {
+    /// Counts a rejected request.
+    pub fn rejected(&self, reason: Rejection) {
         match reason {
-            Refused::QueueFull => self.queue_full.inc(),
-            Refused::QueueSlow => self.queue_slow.inc(),
+            Rejection::QueueFull => self.queue_full.inc(),
+            Rejection::QueueSlow => self.queue_slow.inc(),
         }
     }
 
-    /// A request's turn came after this time.
+    /// Observes the time that a request spent in the queue.
     pub fn queued(&self, waited: Duration) {
         self.queue_seconds.observe(waited.as_secs_f64());
     }
 
-    /// A step took this time.
+    /// Observes the duration of a stage.
     pub fn stage(&self, stage: Stage, took: Duration) {
         let histogram = match stage {
             Stage::Decode => &self.decode,
@@ -211,38 +211,38 @@ impl Metrics {
         histogram.observe(took.as_secs_f64());
     }
 
-    /// So many images were recognised together.
+    /// Observes the size of a batch.
     pub fn batch(&self, images: usize) {
         self.batch_images.observe(images as f64);
     }
 
-    /// A call of recognition found a face.
+    /// Counts a face that a recognition call found.
     pub fn face(&self, known: bool) {
         if known { self.known.inc() } else { self.unknown.inc() }
     }
 
-    /// A job ended.
+    /// Counts a job that ended.
     pub fn job_finished(&self, kind: JobKind, status: JobStatus) {
         self.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]).inc();
     }
 
-    /// Recurring work was not done to its end.
+    /// Counts a failed run of recurring work.
     pub fn task_failed(&self, task: Task) {
         self.task_failures.with_label_values(&[task.name()]).inc();
     }
 
-    /// A sender's capture time did not count.
+    /// Counts a capture time that was replaced by the time of arrival.
     pub fn time_replaced(&self) {
         self.times_replaced.inc();
     }
 
-    /// So many results were dropped.
+    /// Counts results that were dropped.
     pub fn outbox_dropped(&self, results: usize) {
         self.outbox_dropped.inc_by(u64::try_from(results).unwrap_or(u64::MAX));
     }
 }
 
-/// A method as a label: clients may send any word as one.
+/// The label of a method; `other` for anything but the usual ones, since clients may send any token.
 fn method_label(method: &Method) -> &str {
     let known = [
         Method::GET,

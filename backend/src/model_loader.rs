@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     recognise::{ActiveModel, VersionedModel, load_tested},
@@ -100,13 +101,13 @@ impl ModelLoader {
     }
 
     /// Follows the database until `stop` is set: on a signal, and at least every `interval`.
-    pub async fn follow(&self, interval: Duration, mut stop: watch::Receiver<bool>) {
+    pub async fn follow(&self, interval: Duration, stop: CancellationToken) {
         let mut changes = self.database.changes(Topic::Model);
-        while !*stop.borrow() {
+        while !stop.is_cancelled() {
             tokio::select! {
                 _ = changes.changed() => (),
                 () = tokio::time::sleep(interval) => (),
-                _ = stop.changed() => return,
+                () = stop.cancelled() => return,
             }
             if let Err(error) = self.refresh().await {
                 tracing::warn!(%error, "cannot look which model is active");

@@ -1,6 +1,6 @@
 //! Parts that a build may leave out, and what is said where they are asked for.
 
-use crate::mistakes::mistake;
+use crate::config_errors::config_error;
 
 /// One of them.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +39,7 @@ impl Part {
         if self.here {
             return Ok(());
         }
-        Err(mistake(anyhow::anyhow!(
+        Err(config_error(anyhow::anyhow!(
             "{setting} names {value}, but this facepipe-backend was built without {}: build it with the feature `{}` of \
              facepipe-backend, which it has by default (`cargo build --workspace`)",
             self.name,
@@ -56,7 +56,7 @@ mod tests {
     fn a_part_that_is_absent_is_named_with_the_setting_and_the_feature() {
         let absent = Part { here: false, ..OBJECT_STORES };
         let error = absent.needed_by("blobs_url", "s3://…").unwrap_err();
-        assert!(crate::mistakes::is_mistake(&error));
+        assert!(crate::config_errors::is_config_error(&error));
         let error = error.to_string();
         for part in ["blobs_url names s3://…", "without object stores (S3, Azure)", "feature `object-stores`"]
         {

@@ -18,10 +18,8 @@ use reqwest::{
 };
 use serde::Serialize;
 use time::format_description::well_known::Rfc3339;
-use tokio::{
-    sync::watch,
-    task::{Id, JoinError, JoinHandle, JoinSet},
-};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -71,7 +69,7 @@ pub fn start(
     database: Database,
     options: OutboxOptions,
     metrics: Arc<Metrics>,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<()>> {
     tls::use_ring();
     let client = Client::builder()
@@ -135,10 +133,10 @@ struct UnrecordedOutcomes {
 }
 
 impl Sender {
-    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    async fn run(mut self, stop: CancellationToken) {
         let mut changes = self.database.changes(Topic::Outbox);
         let mut failing = false;
-        while !*stop.borrow() {
+        while !stop.is_cancelled() {
             let step = self.step().await;
             match &step {
                 // Once, not at every attempt.
@@ -150,7 +148,7 @@ impl Sender {
                 Some(ended) = self.sending.join_next_with_id() => self.ended(ended),
                 _ = changes.changed(), if !failing => (),
                 () = tokio::time::sleep(self.options.poll) => (),
-                _ = stop.changed() => (),
+                () = stop.cancelled() => (),
             }
             while let Some(ended) = self.sending.try_join_next_with_id() {
                 self.ended(ended);

@@ -1,13 +1,13 @@
-//! What names a request in log lines, in its answer and to whoever sent it.
+//! Request ids: in log lines, in the response and in the client's records.
 
 use std::{fmt, sync::Arc};
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
-/// The header that brings it and takes it back.
+/// The header of requests and responses.
 pub const HEADER: HeaderName = HeaderName::from_static("x-request-id");
-/// Characters of an id that a client gives.
+/// Maximum length of a client's id, characters.
 const MAX_CHARACTERS: usize = 128;
 
 tokio::task_local! {
@@ -19,7 +19,7 @@ tokio::task_local! {
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
-    /// The one that the client gave, or a new one where that is none that could stand in a log line as it is.
+    /// The client's id, or a new one where that is missing or not safe in a log line.
     pub fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(HEADER).and_then(|value| value.to_str().ok());
         match given.filter(|text| is_safe(text)) {
@@ -28,17 +28,17 @@ impl RequestId {
         }
     }
 
-    /// That of the request whose answer is being made.
+    /// The id of the current request.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// Runs what answers the request.
+    /// Runs the handling of the request.
     pub async fn scope<F: Future>(self, answering: F) -> F::Output {
         CURRENT.scope(self, answering).await
     }
 
-    /// As a header has it.
+    /// The header's value.
     pub fn header(&self) -> Option<HeaderValue> {
         HeaderValue::from_str(&self.0).ok()
     }
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_gives_is_taken_where_it_is_safe() {
+    fn safe_ids_of_clients_are_used() {
         let longest = "x".repeat(MAX_CHARACTERS);
         for good in ["a", "Edge-7_2024.05", "0190f5a2-7c1e-7b6e-9a51-3d1c5b0f8e11", &longest] {
             assert_eq!(of(good.as_bytes()), good);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_gets_a_new_one() {
+    fn other_requests_get_a_new_id() {
         let too_long = "x".repeat(MAX_CHARACTERS + 1);
         for bad in ["", "a b", "a\tb", "a\"b", "a{b}", "a/b", "ä", &too_long] {
             let id = of(bad.as_bytes());

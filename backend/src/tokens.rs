@@ -11,7 +11,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// Characters of a token at least. 16 of `openssl rand -hex` are 64 bits: too many to try.
 const MIN_CHARACTERS: usize = 16;
@@ -112,12 +112,12 @@ impl Tokens {
     }
 
     /// Reloads the file whenever it has changed, until `stop` is set. An invalid file leaves the tokens unchanged.
-    pub async fn watch(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+    pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
         let mut last = LastCheck::default();
-        while !*stop.borrow() {
+        while !stop.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_INTERVAL) => (),
-                _ = stop.changed() => break,
+                () = stop.cancelled() => break,
             }
             let tokens = Arc::clone(&self);
             // A check that was interrupted is repeated.
@@ -129,6 +129,7 @@ impl Tokens {
         // Before the file is read: a write in the meantime changes the stamp again.
         let stamp = stamp(&self.path);
         if stamp.is_ok() && stamp.as_ref().ok() == last.stamp.as_ref() {
+            tracing::trace!("token_file is unchanged");
             return last;
         }
         let (stamp, read) = match stamp {

@@ -1,8 +1,7 @@
-//! OpenTelemetry traces, where a collector is configured: of each request, of the steps of its recognition, and of the
-//! database's calls. Spans have durations, counts and statuses; no face, no name, no path and no statement.
+//! OpenTelemetry traces, where a collector is configured: of requests, stages of recognition, and calls of the database.
+//! Spans have durations, counts and statuses; no face, no name, no path and no statement.
 //!
-//! As the log, they are the process's. Where there is no collector, each place that could make a span asks one static
-//! whether there is, and nothing more.
+//! Like the log, traces are global to the process. Without a collector, a span costs one look at a static.
 
 use std::{
     fmt,
@@ -35,27 +34,27 @@ use reqwest::{Url, redirect};
 
 use crate::{request_id::RequestId, tls};
 
-/// Where the OTLP protocol takes traces, below the collector's address.
+/// The path of OTLP traces below the collector's address.
 const PATH: &str = "v1/traces";
-/// How long the collector may take to answer.
+/// Maximum time for the collector's response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// What spans belong to.
+/// The context that spans belong to.
 pub type Trace = Context;
 
-/// Sends the process's spans until it is dropped, which sends what is left.
+/// Exports the process's spans. Dropping it exports the remaining ones.
 pub struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
-    /// Begins to send spans to the collector `endpoint`, if there is one: OTLP, protobuf over HTTP, to `v1/traces` below
-    /// it. What the environment's `OTEL_…` variables say of sampling, batches, headers and resources holds.
+    /// Starts exporting spans to the collector `endpoint`, if there is one: OTLP, protobuf over HTTP, to `v1/traces` below
+    /// it. The environment's `OTEL_…` variables set sampling, batches, headers and resources.
     ///
     /// Must not be called within an asynchronous runtime.
     ///
     /// # Errors
-    /// The HTTP client cannot be made, or the variables say what cannot be.
+    /// The HTTP client cannot be made, or a variable is invalid.
     pub fn start(endpoint: Option<&Url>) -> anyhow::Result<Self> {
         let Some(endpoint) = endpoint else { return Ok(Self(None)) };
         tls::use_ring();
@@ -75,7 +74,7 @@ impl Traces {
             resource = resource.with_service_name("facepipe-backend");
         }
         let provider = SdkTracerProvider::builder()
-            .with_batch_exporter(Watched { exporter, failing: AtomicBool::new(false) })
+            .with_batch_exporter(ReportingExporter { exporter, failing: AtomicBool::new(false) })
             .with_resource(resource.build())
             .build();
         let _ = TRACER.set(provider.tracer("facepipe"));
@@ -86,35 +85,35 @@ impl Traces {
 impl Drop for Traces {
     fn drop(&mut self) {
         if let Some(provider) = &self.0 {
-            // Whatever keeps the last spans from being sent was told of by the exporter.
+            // The exporter has logged a failure.
             let _ = provider.shutdown();
         }
     }
 }
 
-/// Says in the log, once, that spans are lost.
-struct Watched {
+/// An exporter that logs, once, that spans are lost.
+struct ReportingExporter {
     exporter: SpanExporter,
     failing: AtomicBool,
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for ReportingExporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched").finish_non_exhaustive()
+        f.debug_struct("ReportingExporter").finish_non_exhaustive()
     }
 }
 
-impl opentelemetry_sdk::trace::SpanExporter for Watched {
+impl opentelemetry_sdk::trace::SpanExporter for ReportingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         let sent = self.exporter.export(batch).await;
         match &sent {
             Ok(()) if self.failing.swap(false, Ordering::Relaxed) => {
-                tracing::info!("the collector takes spans again");
+                tracing::info!("the collector accepts spans again");
             }
             Ok(()) => (),
             Err(error) if !self.failing.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(spans, %error, "the collector did not take spans; they are lost");
+                tracing::warn!(spans, %error, "the collector did not accept spans; they are lost");
             }
             Err(_) => (),
         }
@@ -134,7 +133,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Watched {
     }
 }
 
-/// The span of a request, to be attached to what answers it; `None` without a collector.
+/// Starts the span of a request; `None` without a collector.
 pub fn begin_request(headers: &HeaderMap, method: &Method, route: &str, id: &RequestId) -> Option<Context> {
     let tracer = TRACER.get()?;
     let client = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
@@ -149,7 +148,7 @@ pub fn begin_request(headers: &HeaderMap, method: &Method, route: &str, id: &Req
     Some(Context::new().with_span(span))
 }
 
-/// Answers a request, so that what is done for it belongs to its span.
+/// Runs the handling of a request within its span.
 pub async fn within<F: Future>(request: Option<&Trace>, answering: F) -> F::Output {
     match request {
         Some(request) => answering.with_context(request.clone()).await,
@@ -167,27 +166,27 @@ pub fn end_request(request: &Context, status: StatusCode) {
     span.end();
 }
 
-/// Ends the span of a request whose client went before the answer.
+/// Ends the span of a request whose client left before the response.
 pub fn abandon_request(request: &Context) {
     let span = request.span();
-    span.set_status(Status::error("the client went"));
+    span.set_status(Status::error("the client left"));
     span.end();
 }
 
-/// The trace that a request belongs to, as log lines name it.
+/// The id of a request's trace, for log lines.
 pub fn trace_id(request: &Context) -> String {
     request.span().span_context().trace_id().to_string()
 }
 
-/// What the spans of the request that is being answered belong to; `None` where nothing is traced.
+/// The context of the current request's spans; `None` where nothing is traced.
 pub fn current() -> Option<Context> {
     TRACER.get()?;
     let context = Context::current();
     context.has_active_span().then_some(context)
 }
 
-/// Writes down that a batch of faces was embedded for `requests` requests at once: each of those that are traced has the
-/// span, with links to the others.
+/// Records that a batch of faces was embedded for `requests` requests at once: each traced request gets a span, with links
+/// to the others.
 pub fn record_embedding<'a>(
     traced: impl Iterator<Item = &'a Trace>,
     requests: usize,
@@ -207,39 +206,39 @@ pub fn record_embedding<'a>(
     }
 }
 
-/// A span of which the beginning and the end are known.
+/// A completed span.
 pub struct Step {
-    /// What was done.
+    /// Its name.
     pub name: &'static str,
-    /// When it began.
+    /// When it started.
     pub begun: Instant,
     /// How long it took.
     pub took: Duration,
     /// Counts.
     pub attributes: Vec<KeyValue>,
-    /// The other requests for which it was done.
+    /// Other requests that it served.
     pub links: Vec<SpanContext>,
 }
 
 impl Step {
-    /// A step of this name.
+    /// A span of this name.
     pub fn new(name: &'static str, begun: Instant, took: Duration) -> Self {
         Self { name, begun, took, attributes: Vec::new(), links: Vec::new() }
     }
 
-    /// The same with a count.
+    /// Adds a count.
     pub fn count(mut self, name: &'static str, count: usize) -> Self {
         self.attributes.push(KeyValue::new(name, i64::try_from(count).unwrap_or(i64::MAX)));
         self
     }
 
-    /// The same, done for other requests too.
+    /// Links other requests that it served.
     fn linked(mut self, others: impl IntoIterator<Item = SpanContext>) -> Self {
         self.links.extend(others);
         self
     }
 
-    /// Writes the span down as one of `parent`'s, where that is traced.
+    /// Records the span as a child of `parent`, where that is traced.
     pub fn record(self, parent: Option<&Context>) {
         let (Some(tracer), Some(parent)) = (TRACER.get(), parent) else { return };
         let begun = moment(self.begun);
@@ -252,7 +251,8 @@ impl Step {
     }
 }
 
-/// Runs a call of the database, whose name is that of the function that `call` was written in, within a span of its own.
+/// Runs a call of the database within its own span. The span has the name of the function that contains `call`, given as
+/// the type name of `call`.
 pub fn database_call<T, E>(
     parent: Option<&Context>,
     system: &'static str,

@@ -1,4 +1,4 @@
-//! Who may call what, decided before anything of a request's body is read.
+//! Authorisation by bearer tokens, before anything of a request's body is read.
 
 use std::sync::Arc;
 
@@ -11,14 +11,13 @@ use actix_web::{
     web,
 };
 
-use super::State;
+use super::{State, routes};
 use crate::{
     error::ApiError,
     tokens::{Role, Tokens},
 };
 
-/// Answers a request whose token does not allow its call, and hands on every other one. All do without a file of
-/// tokens.
+/// Rejects requests whose token does not allow the call. A server without a file of tokens accepts all.
 ///
 /// # Errors
 /// Those of the request.
@@ -28,36 +27,28 @@ pub async fn authorise(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let tokens = request.app_data::<web::Data<State>>().and_then(|state| state.tokens.as_ref());
     match tokens.map(|tokens| allowed(&request, tokens)) {
-        // An answer, not an error: what is outside of this logs answers.
+        // A response, not an error: the outer middleware logs responses.
         Some(Err(error)) => Ok(request.error_response(error).map_into_right_body()),
         None | Some(Ok(())) => Ok(next.call(request).await?.map_into_left_body()),
     }
 }
 
 fn allowed(request: &ServiceRequest, tokens: &Arc<Tokens>) -> Result<(), ApiError> {
-    // As it was sent: whoever writes an open path in another way needs a token.
-    if is_open(request.path()) {
+    if routes::is_open(request.path()) {
         return Ok(());
     }
     let role = bearer_token(request).and_then(|token| tokens.role_of(token)).ok_or(ApiError::Unauthorized)?;
     if may(role, request.method(), request.path()) { Ok(()) } else { Err(ApiError::Forbidden) }
 }
 
-/// Whether a path needs no token: whoever restarts the server or sends it traffic has none, and the document and what
-/// leads to it are public.
-fn is_open(path: &str) -> bool {
-    matches!(path, "/" | "/startupz" | "/livez" | "/readyz" | "/openapi.json" | "/docs")
-        || path.starts_with("/docs/")
-}
-
 fn may(role: Role, method: &Method, path: &str) -> bool {
     match role {
         Role::Admin => true,
-        Role::Camera => *method == Method::POST && path.starts_with("/face-recognition/"),
+        Role::Camera => *method == Method::POST && routes::is_for_cameras(path),
     }
 }
 
-/// The token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).
+/// Reads the token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).
 fn bearer_token(request: &ServiceRequest) -> Option<&str> {
     let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;

@@ -1,4 +1,4 @@
-//! How long a request's body may take to arrive, whatever reads it, and what its connection is told of that.
+//! The timeout of request bodies, and the signals about a body's progress to its connection.
 
 use std::{
     future::Future as _,
@@ -21,15 +21,14 @@ use futures_util::{StreamExt as _, stream};
 use super::State;
 use crate::{connection::CallState, error::ApiError};
 
-/// What a body that takes too long ends with.
+/// The error of a body that takes too long.
 #[derive(Debug, thiserror::Error)]
 #[error("the body did not arrive within {seconds} seconds")]
-struct Late {
+struct BodyTimeout {
     seconds: u64,
 }
 
-/// Ends a body that has not arrived within the time that a client may take, beginning now. Who reads it gets an error
-/// of which [`late`] knows.
+/// Fails the reading of a body that does not arrive in time, counted from now. [`timed_out`] recognises the error.
 ///
 /// # Errors
 /// Those of the request.
@@ -37,18 +36,18 @@ pub async fn limit_body_time(
     mut request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let seconds = request.app_data::<web::Data<State>>().map_or(30, |s| s.config.request_timeout_s);
+    let seconds = request.app_data::<web::Data<State>>().map_or(30, |s| s.config.listener.request_timeout_s);
     let mut body = request.take_payload();
     let has_body = !matches!(body, Payload::None);
     let call = request.conn_data::<Rc<CallState>>().cloned();
-    // Until the answer is there: its own bytes are the connection's.
+    // Until the response is ready; the connection itself tracks its bytes.
     let _running = call.as_ref().map(|call| call.begin(has_body));
     if has_body {
         let reading = Reading(call.clone());
         let mut timeout = Box::pin(tokio::time::sleep(Duration::from_secs(seconds)));
         let limited = stream::poll_fn(move |context: &mut Context<'_>| match body.poll_next_unpin(context) {
             Poll::Pending => timeout.as_mut().poll(context).map(|()| {
-                Some(Err(PayloadError::Io(io::Error::new(io::ErrorKind::TimedOut, Late { seconds }))))
+                Some(Err(PayloadError::Io(io::Error::new(io::ErrorKind::TimedOut, BodyTimeout { seconds }))))
             }),
             arrived => {
                 reading.arrived();
@@ -60,13 +59,13 @@ pub async fn limit_body_time(
     next.call(request).await
 }
 
-/// A body that is being read. Whoever has read enough of it drops it.
+/// A body that is being read. Dropped once enough of it was read.
 struct Reading(Option<Rc<CallState>>);
 
 impl Reading {
     fn arrived(&self) {
         if let Some(call) = &self.0 {
-            call.took_chunk();
+            call.read_chunk();
         }
     }
 }
@@ -74,14 +73,14 @@ impl Reading {
 impl Drop for Reading {
     fn drop(&mut self) {
         if let Some(call) = &self.0 {
-            call.took_body();
+            call.finish_body();
         }
     }
 }
 
-/// What a request is answered with whose body came too late; `None` for other failures of a body.
-pub fn late(error: &PayloadError) -> Option<ApiError> {
+/// The response to a body that timed out; `None` for other failures.
+pub fn timed_out(error: &PayloadError) -> Option<ApiError> {
     let PayloadError::Io(error) = error else { return None };
-    let Late { seconds } = error.get_ref()?.downcast_ref()?;
+    let BodyTimeout { seconds } = error.get_ref()?.downcast_ref()?;
     Some(ApiError::RequestTimeout { seconds: *seconds })
 }

@@ -1,4 +1,4 @@
-//! `/cameras`: which cameras have sent something, and where they stood.
+//! `/cameras`: cameras and their locations.
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -15,7 +15,7 @@ pub struct Cameras {
     meta: ListMeta,
 }
 
-/// A camera that has sent something.
+/// A camera that has a detection.
 #[derive(Serialize, Apiv2Schema)]
 struct Camera {
     /// As it calls itself.

@@ -1,4 +1,4 @@
-//! For how long a connection is kept after an answer, and that its client is told.
+//! Keep-alive: announces how long an idle connection is kept.
 
 use std::sync::atomic::Ordering;
 
@@ -18,8 +18,8 @@ use super::State;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// Announces with every answer for how long its connection is kept, so that a client that keeps connections never sends
-/// a request on one that is being closed. While the server is about to stop, connections end with their next answer.
+/// Announces with every response how long its connection is kept, so that a client with a pool never sends a request on
+/// a connection that is being closed. While the server shuts down, connections are closed with their next response.
 ///
 /// # Errors
 /// Those of the request.
@@ -32,14 +32,16 @@ pub async fn keep_alive(
     let mut answer = next.call(request).await?;
     let Some(state) = state else { return Ok(answer) };
     let head = answer.response_mut().head_mut();
-    // Whoever offers another protocol (Java's client does, HTTP/2) stays with HTTP/1.1; actix-http then ends the connection
-    // without a word.
+    // A client that offers an upgrade (Java's does, to HTTP/2) stays with HTTP/1.1, but actix-http then closes the
+    // connection without announcing it.
     if state.draining.load(Ordering::Relaxed) || asked == ConnectionType::Upgrade {
         head.set_connection_type(ConnectionType::Close);
         head.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let closes = asked == ConnectionType::Close || head.connection_type() == ConnectionType::Close;
-    if !closes && let Ok(timeout) = HeaderValue::try_from(format!("timeout={}", state.config.keep_alive_s)) {
+    if !closes
+        && let Ok(timeout) = HeaderValue::try_from(format!("timeout={}", state.config.listener.keep_alive_s))
+    {
         head.headers_mut().insert(KEEP_ALIVE, timeout);
     }
     Ok(answer)

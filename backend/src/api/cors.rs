@@ -1,11 +1,11 @@
-//! Which web pages' scripts may use the server from a browser.
+//! CORS: the web pages with scripts that may use the server from a browser.
 
 use actix_cors::Cors;
 use actix_web::http::{Method, header};
 
 use crate::request_id;
 
-/// What scripts may read of an answer beside its body.
+/// Response headers that scripts may read.
 const EXPOSED: [header::HeaderName; 7] = [
     request_id::HEADER,
     header::RETRY_AFTER,
@@ -16,12 +16,12 @@ const EXPOSED: [header::HeaderName; 7] = [
     header::HeaderName::from_static("x-next-cursor"),
 ];
 
-/// Seconds for which a browser may remember what it was told of a call.
+/// How long browsers may cache a preflight response, seconds.
 const MAX_AGE_S: usize = 600;
 
-/// Answers browsers that ask whether a page of one of these origins may make a call, and marks the answers that such
-/// pages may read. Tokens travel in `Authorization`, which scripts set by themselves: credentials in the sense of CORS
-/// (cookies, certificates) are none of the server's.
+/// Responds to preflight requests from pages of these origins, and marks the responses that such pages may read. Tokens
+/// are in `Authorization`, which scripts set themselves; the server uses no credentials in the sense of CORS (cookies,
+/// certificates).
 pub fn allow_origins(origins: &[String]) -> Cors {
     let cors = Cors::default()
         .allowed_methods([

@@ -1,4 +1,4 @@
-//! `/database`: the people, and where they were seen.
+//! `/database`: people and their last known location.
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -41,13 +41,13 @@ pub struct LastKnownLocation {
     /// Which camera it was.
     #[openapi(example = "gate-1")]
     camera_id: String,
-    /// When the picture was taken: the time that counts.
+    /// When the image was taken.
     #[openapi(example = "2024-05-06T07:08:09.25Z")]
     captured_at: String,
-    /// When the server got it.
+    /// When the server received it.
     #[openapi(example = "2024-05-06T07:08:10.5Z")]
     received_at: String,
-    /// What the sender gave as `captured_at`, where that is too far from the arrival to count. Null where it counts, and
+    /// The sender's `captured_at`, where it is too far from the arrival to be plausible. Null where it is plausible, and
     /// where the sender gave none.
     #[openapi(example = "2036-01-01T00:00:00Z")]
     claimed_at: Option<String>,
@@ -78,7 +78,7 @@ pub async fn last_known_location(
     last_location_of(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
-/// Where somebody was seen last.
+/// The last known location of a person.
 pub async fn last_location_of(
     state: &State,
     who: &PersonRef,

@@ -1,4 +1,4 @@
-//! `/dataset`: whom the server knows.
+//! `/dataset`: enrolled people and their images.
 
 use actix_web::{http::header, web};
 use bytes::Bytes;
@@ -9,19 +9,16 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    ListMeta, State,
-    answer::{Answer, NoContent, Picture},
-    face_id,
+    ListMeta, State, face_id,
     form::{Form, FormField, FormFields, ImagePart},
-    recognition::{BoundingBox, ImageNote},
+    recognition::{BoundingBox, ImageNote, only_face},
+    response::{ImageContent, JsonResponse, NoContent},
     rfc3339,
-    single_face::single_face,
 };
 use crate::{
-    config::ErasedDetections,
     domain::{FaceId, Person, PersonRef},
     error::ApiError,
-    recognise::Picture as RecognisedPicture,
+    recognise::UploadedImage,
     store::{
         Blobs, StoreError, ledger,
         sql::{self, NewImage, PendingErasure},
@@ -29,7 +26,7 @@ use crate::{
     train::{Conflict, ConflictingImage},
 };
 
-/// Whom the server knows.
+/// The enrolled people.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Dataset {
     /// By their Face IDs.
@@ -96,7 +93,7 @@ struct Image {
     created_at: String,
 }
 
-/// What a person is called. In a body, it stands in no log of addresses.
+/// A person's Face ID. In a body, so that no log of addresses has it.
 #[derive(Deserialize, Apiv2Schema)]
 #[serde(deny_unknown_fields)]
 pub struct PersonName {
@@ -106,7 +103,7 @@ pub struct PersonName {
 }
 
 impl PersonName {
-    /// The name, checked.
+    /// The checked name.
     ///
     /// # Errors
     /// It is no Face ID.
@@ -155,7 +152,7 @@ pub struct AddedImage {
     /// Probability that it is a face.
     #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
-    /// What is to be said of the image's file; absent for most images.
+    /// Remarks on the image's file; absent for most images.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<ImageNote>,
     /// Where other people have nearly the same picture.
@@ -163,7 +160,7 @@ pub struct AddedImage {
     warning: Option<Warning>,
 }
 
-/// What is wrong with an image that was enrolled all the same.
+/// A problem of an image that was enrolled nevertheless.
 #[derive(Serialize, Apiv2Schema)]
 #[openapi(rename = "EnrolmentWarning")]
 pub struct Warning {
@@ -183,7 +180,7 @@ pub struct SimilarImage {
     /// What `/images/{image_id}` takes.
     #[openapi(example = "018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
     image_id: String,
-    /// Whom it is enrolled under, as `/people/{person_id}` takes it.
+    /// The person's id, as `/people/{person_id}` takes it.
     #[openapi(example = "018f4c9a-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
     person_id: String,
     /// The name under which that person is enrolled.
@@ -194,7 +191,7 @@ pub struct SimilarImage {
     similarity: f32,
 }
 
-/// Images of others that a warning names at most.
+/// Maximum number of images in a warning.
 const SIMILAR_LISTED: usize = 10;
 
 const SIMILAR: &str = "nearly the same picture is enrolled under another person: a training leaves both out, since nobody \
@@ -231,7 +228,7 @@ pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiErro
     everybody(&state).await
 }
 
-/// Whom the server knows.
+/// The enrolled people.
 pub async fn everybody(state: &State) -> Result<web::Json<Dataset>, ApiError> {
     let rows = state.database.people(state.recogniser.embedder()).await?;
     let (pairs, _) = state.database.similar_pairs(CONFLICTS_LISTED).await?;
@@ -258,7 +255,7 @@ pub async fn everybody(state: &State) -> Result<web::Json<Dataset>, ApiError> {
     Ok(web::Json(Dataset { people, conflicts, meta }))
 }
 
-/// Pairs of images that the list of people has at most.
+/// Maximum number of conflicts in the list of people.
 const CONFLICTS_LISTED: i64 = 100;
 
 /// The images of a person, the oldest first
@@ -270,7 +267,7 @@ pub async fn images(
     images_of(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
-/// Somebody's images, the oldest first.
+/// The images of a person.
 pub async fn images_of(state: &State, who: &PersonRef) -> Result<web::Json<PersonImages>, ApiError> {
     let (person, rows) = state.database.images(who).await?;
     let images = rows
@@ -284,36 +281,39 @@ pub async fn images_of(state: &State, who: &PersonRef) -> Result<web::Json<Perso
     Ok(web::Json(PersonImages { person_id: person.id.to_string(), face_id: person.face_id, images, meta }))
 }
 
-/// An enrolled picture, byte by byte as it was sent
+/// The bytes of an enrolled image as they were uploaded
 #[api_v2_operation]
-pub async fn image(state: web::Data<State>, path: web::Path<(String, String)>) -> Result<Picture, ApiError> {
+pub async fn image(
+    state: web::Data<State>,
+    path: web::Path<(String, String)>,
+) -> Result<ImageContent, ApiError> {
     let (id, image_id) = path.into_inner();
     let who = PersonRef::FaceId(FaceId::try_from(id)?);
-    picture_of(&state, async || Ok(state.database.image_blob_key(&who, &image_id).await?)).await
+    image_content(&state, async || Ok(state.database.image_blob_key(&who, &image_id).await?)).await
 }
 
-/// The enrolled picture that lies under a key, which is looked up in its row.
-pub async fn picture_of(
+/// The enrolled image of a key, which `key` looks up in its row.
+pub async fn image_content(
     state: &State,
     key: impl AsyncFn() -> Result<String, ApiError>,
-) -> Result<Picture, ApiError> {
+) -> Result<ImageContent, ApiError> {
     let bytes = match state.blobs.get(&key().await?).await {
         Err(error @ StoreError::Blob(object_store::Error::NotFound { .. })) => {
-            // Erased between the look at its row and this one: then the row is gone as well.
+            // Erased since the row was read: then the row is gone, too.
             key().await?;
             return Err(error.into());
         }
         outcome => outcome?,
     };
-    // Enrolment took nothing but pictures of a format that is known by its first bytes.
+    // Enrolment accepts only formats that are recognised by their first bytes.
     let format =
         image::guess_format(&bytes).map_err(|_| StoreError::Damaged("an image of no known format".into()))?;
-    Ok(Picture { bytes, format })
+    Ok(ImageContent { bytes, format })
 }
 
-/// Erases an enrolled picture and its embedding
+/// Erases an enrolled image and its embedding
 ///
-/// The model that answers forgets it with the next training.
+/// The active model contains it until the next training.
 #[api_v2_operation]
 pub async fn erase_image(
     state: web::Data<State>,
@@ -326,7 +326,7 @@ pub async fn erase_image(
     Ok(NoContent::new())
 }
 
-/// Finishes an erasure outside of the rows.
+/// Finishes an erasure: blobs and the ledger.
 pub async fn finish_erasure(state: &State, erased: &PendingErasure) -> Result<(), ApiError> {
     let finished = ledger::finish(&state.blobs, erased).await;
     state.database.scrub_journal().await?;
@@ -335,7 +335,7 @@ pub async fn finish_erasure(state: &State, erased: &PendingErasure) -> Result<()
 
 /// Gives a person another Face ID
 ///
-/// Answers of the active model and all detections have it at once: they refer to the person, not to the name.
+/// Results of the active model and all detections have it at once: they refer to the person, not to the name.
 #[api_v2_operation]
 pub async fn rename(
     state: web::Data<State>,
@@ -345,7 +345,7 @@ pub async fn rename(
     rename_to(&state, &PersonRef::FaceId(face_id(path)?), body.into_inner()).await
 }
 
-/// Gives somebody another Face ID.
+/// Renames a person.
 pub async fn rename_to(
     state: &State,
     who: &PersonRef,
@@ -353,52 +353,54 @@ pub async fn rename_to(
 ) -> Result<web::Json<Added>, ApiError> {
     let new = FaceId::try_from(renaming.face_id)?;
     let person = state.database.rename_person(who, &new).await?;
-    // The old name may have been the reason.
+    // The old name may have to leave the database's journal, too.
     state.database.scrub_journal().await?;
     Ok(web::Json(person.into()))
 }
 
 /// Adds a person without images
 #[api_v2_operation]
-pub async fn add(state: web::Data<State>, path: web::Path<String>) -> Result<Answer<Added, 201>, ApiError> {
-    Ok(Answer::new(state.database.add_person(&face_id(path)?).await?.into()))
+pub async fn add(
+    state: web::Data<State>,
+    path: web::Path<String>,
+) -> Result<JsonResponse<Added, 201>, ApiError> {
+    Ok(JsonResponse::new(state.database.add_person(&face_id(path)?).await?.into()))
 }
 
-/// Adds a picture of a person's face and its embedding: both, or nothing
+/// Enrols an image of a person's face with its embedding: both, or nothing
 ///
-/// The person can be recognised after the next training. A picture that is there already, byte by byte, is refused with
-/// 409 and the `image_id` and `person_id` under which it is there: `duplicate_image` where the person has it,
-/// `image_of_another` where somebody else does. One that is nearly the same as another person's (a copy in another size
-/// or quality) is taken with a `warning`: a training leaves both out, until one of them is erased.
+/// The person can be recognised after the next training. An image with the bytes of an enrolled one is rejected with 409
+/// and the `image_id` and `person_id` of that one: `duplicate_image` where the person has it, `image_of_another` where
+/// another person does. One that is nearly the same as another person's (a copy in another size or quality) is accepted
+/// with a `warning`: a training leaves both out, until one of them is erased.
 #[api_v2_operation]
 pub async fn add_image(
     state: web::Data<State>,
     path: web::Path<String>,
     Form(form): Form<EnrolmentForm>,
-) -> Result<Answer<AddedImage, 201>, ApiError> {
+) -> Result<JsonResponse<AddedImage, 201>, ApiError> {
     enrol(&state, &PersonRef::FaceId(face_id(path)?), form).await
 }
 
-/// Adds a picture of somebody's face and its embedding.
+/// Enrols an image of a person.
 pub async fn enrol(
     state: &State,
     who: &PersonRef,
     form: EnrolmentForm,
-) -> Result<Answer<AddedImage, 201>, ApiError> {
+) -> Result<JsonResponse<AddedImage, 201>, ApiError> {
     let person = state.database.person(who).await?;
     let images = form.image.len();
     if images > 1 {
         return Err(ApiError::TooManyImages { images, max: 1 });
     }
     let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
-    // Not for nothing: recognition takes a while, and the picture may be there already, or the dataset be locked.
+    // Before recognition, which takes a while: the image may be a duplicate, or the dataset locked.
     let sha256 = digest(bytes.clone()).await?;
     state.database.ensure_image_is_new(person.row, &sha256).await?;
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
-    let recognised = state.recogniser.recognise(vec![RecognisedPicture::of_a_face(bytes.clone())]).await?;
-    let picture = recognised.pictures.into_iter().next().ok_or(ApiError::ImageMissing)??;
-    let (face, notes) = single_face(picture, 0)?;
+    let result = state.recogniser.recognise(vec![UploadedImage::with_required_face(bytes.clone())]).await?;
+    let (face, notes) = only_face(result.images.into_iter().next().ok_or(ApiError::ImageMissing)??, 0)?;
 
     let image_id = Uuid::now_v7().to_string();
     let blob_key = Blobs::image_key(person.row, &image_id);
@@ -421,18 +423,18 @@ pub async fn enrol(
         embedder,
         embedding: face.embedding,
     };
-    // First the blob: a row never lacks its blob, and the next sweep removes a blob without a row.
+    // The blob first: a row always has its blob, and the next sweep removes a blob without a row.
     state.blobs.put(&blob_key, bytes).await?;
     if let Err(error) = state.database.add_image(person.row, image).await {
         if let Err(left) = state.blobs.delete(&blob_key).await {
-            tracing::error!(error = %left, "an image that was not enrolled is left in the blob store");
+            tracing::error!(error = %left, "cannot delete the blob of an image that was not enrolled");
         }
         return Err(error.into());
     }
     if !similar.is_empty() {
         let pair = |other: &sql::SimilarImage| (image_id.clone(), other.image_id.clone(), other.similarity);
         if let Err(error) = state.database.record_similar(similar.iter().map(pair).collect()).await {
-            tracing::warn!(%error, "cannot write down which images are nearly the same; the next training does");
+            tracing::warn!(%error, "cannot store which images are nearly the same; the next training does");
         }
     }
     let warning = (!similar.is_empty()).then(|| Warning {
@@ -450,10 +452,10 @@ pub async fn enrol(
         notes: notes.into_iter().map(|note| ImageNote::new(0, note)).collect(),
         warning,
     };
-    Ok(Answer::new(added))
+    Ok(JsonResponse::new(added))
 }
 
-/// SHA-256, hexadecimal, away from the threads that speak HTTP: large pictures take milliseconds.
+/// SHA-256, hexadecimal. Runs on a blocking thread: large images take milliseconds.
 async fn digest(bytes: Bytes) -> Result<String, ApiError> {
     let digest = tokio::task::spawn_blocking(move || hex(&Sha256::digest(&bytes)));
     digest.await.map_err(|error| ApiError::Internal(error.into()))
@@ -461,16 +463,16 @@ async fn digest(bytes: Bytes) -> Result<String, ApiError> {
 
 /// Erases a person: images, embeddings, name
 ///
-/// From now on no answer names that person, also where the database is restored from an older backup. The same Face ID
+/// From now on no response names that person, even after the database is restored from an older backup. The same Face ID
 /// may be enrolled again.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<NoContent, ApiError> {
     erase_whom(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
-/// Erases somebody.
+/// Erases a person.
 pub async fn erase_whom(state: &State, who: &PersonRef) -> Result<NoContent, ApiError> {
-    let with_detections = state.config.erase_detections == ErasedDetections::Delete;
+    let with_detections = state.config.retention.erases_detections();
     let erased = state.database.erase_person(who, with_detections).await?;
     finish_erasure(state, &erased).await?;
     Ok(NoContent::new().header(header::CACHE_CONTROL, "no-store"))

@@ -1,4 +1,4 @@
-//! `/debug`: for whoever looks into a deployment.
+//! `/debug`: diagnosing a deployment.
 
 use std::{env, fs};
 
@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::State;
 use crate::{error::ApiError, store::sql::Lease};
 
-/// What became of the lock of the dataset.
+/// The former state of the dataset's lock.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Unblocked {
-    /// Whether anything held it.
+    /// Whether a job held it.
     #[openapi(example = "true")]
     was_blocked: bool,
 }
@@ -29,19 +29,19 @@ pub async fn unblock_dataset(state: web::Data<State>) -> Result<web::Json<Unbloc
     Ok(web::Json(Unblocked { was_blocked }))
 }
 
-/// From where a request comes.
+/// The client's address.
 #[derive(Serialize, Apiv2Schema)]
 pub struct ClientAddress {
-    /// Of the connection: the client's, or the last proxy's.
+    /// The connection's peer: the client, or the last proxy.
     #[openapi(example = "203.0.113.7")]
     ip: Option<String>,
-    /// The request's `X-Forwarded-For`: what proxies say of whom they forward for. Anybody can write that.
+    /// The request's `X-Forwarded-For`, as proxies set it. Anybody can forge it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[openapi(example = "203.0.113.7, 10.0.0.1")]
     forwarded_for: Option<String>,
 }
 
-/// From where the request comes
+/// The client's address
 #[api_v2_operation]
 pub async fn ip(request: HttpRequest) -> web::Json<ClientAddress> {
     let forwarded_for = request.headers().get(header::X_FORWARDED_FOR);
@@ -51,16 +51,15 @@ pub async fn ip(request: HttpRequest) -> web::Json<ClientAddress> {
     })
 }
 
-/// Which machine answers.
+/// The server's machine.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Node {
-    /// The name in the environment variable `NODE_NAME`, as Kubernetes can set it, else the host's. Null where the host
-    /// does not say.
+    /// The environment variable `NODE_NAME`, as Kubernetes can set it, else the host's name. Null where neither is known.
     #[openapi(example = "node-1")]
     node_name: Option<String>,
 }
 
-/// Which machine answers
+/// The server's machine
 #[api_v2_operation]
 pub async fn node_name() -> web::Json<Node> {
     let named = env::var("NODE_NAME").ok();

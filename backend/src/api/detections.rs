@@ -1,19 +1,19 @@
-//! `/database/detections` and `/database/{id}/track`: who was seen where and when, page by page.
+//! `/database/detections` and `/database/{id}/track`: detections in pages.
 
 use actix_web::{
     HttpRequest,
-    http::header::{self, Accept, Header as _, HeaderName},
+    http::header::{self, HeaderName},
     web,
 };
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    State,
-    answer::{Answer, Csv, NoContent, OneOf},
-    face_id,
+    State, face_id,
     page::{self, LIST_LIMIT, MAX_LIMIT, PageMeta, limit_of},
-    recognition::{BoundingBox, moment},
+    parse_time,
+    recognition::BoundingBox,
+    response::{Csv, JsonResponse, NoContent, OneOf, prefers},
     rfc3339,
 };
 use crate::{
@@ -40,8 +40,8 @@ pub struct ListQuery {
     from: Option<String>,
     /// Only those captured before this time, RFC 3339.
     to: Option<String>,
-    /// Only those that arrived after the one with this `id`, in the order of their arrival: how to follow what comes
-    /// in, 0 for all. `next_cursor` is null then: the `id` of the last one gets the next page. Not with `from`, `to` and
+    /// Only those that arrived after the one with this `id`, in the order of their arrival, 0 for all: for following new
+    /// detections. `next_cursor` is null then: the `id` of the last one gets the next page. Not with `from`, `to` and
     /// `cursor`.
     after: Option<String>,
     /// Entries of a page, 100 by default.
@@ -86,21 +86,21 @@ pub struct Track {
     meta: PageMeta,
 }
 
-/// A face that was seen somewhere at some time.
+/// A face that a camera detected at some time and place.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Detection {
     /// Grows with each detection.
     #[openapi(example = "42")]
     id: i64,
-    /// When the picture was taken: the time that counts, by which lists, filters and retention go.
+    /// When the image was taken: the time that lists, filters and retention use.
     #[openapi(example = "2024-05-06T07:08:09.25Z")]
     captured_at: String,
-    /// What the sender gave as `captured_at`, where that is too far from the arrival to count. Null where it counts, and
+    /// The sender's `captured_at`, where it is too far from the arrival to be plausible. Null where it is plausible, and
     /// where the sender gave none.
     #[openapi(example = "2036-01-01T00:00:00Z")]
     claimed_at: Option<String>,
     time_basis: TimeBasis,
-    /// When the server got it.
+    /// When the server received it.
     #[openapi(example = "2024-05-06T07:08:10.5Z")]
     received_at: String,
     /// Which camera took it.
@@ -109,7 +109,7 @@ pub struct Detection {
     /// Where the camera stood.
     #[openapi(example = "Lobby")]
     location: String,
-    /// Whom it shows. Null for an unknown face and for an erased person.
+    /// The Face ID of the person. Null for an unknown face and for an erased person.
     #[openapi(example = "Ada Lovelace")]
     face_id: Option<String>,
     /// The same person as `/people/{person_id}` takes it. Null where `face_id` is.
@@ -121,7 +121,7 @@ pub struct Detection {
     /// Cosine to the mean embedding of the most probable person. Null where no model measured it.
     #[openapi(minimum = -1, maximum = 1, example = "0.8125")]
     score: Option<f32>,
-    /// What the score had to reach for a known face.
+    /// The minimum score of a known face at that time.
     #[openapi(minimum = -1, maximum = 1, example = "0.355")]
     threshold: f32,
     /// Probability that it is a face.
@@ -138,7 +138,7 @@ pub struct Detection {
 }
 
 /// Where the `captured_at` of a detection comes from: `claim`, from its sender; `arrival`, from the server's clock, since the
-/// sender said nothing, or what cannot be, which is `claimed_at` then.
+/// sender gave none, or an implausible one, which is `claimed_at` then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Apiv2Schema)]
 #[serde(rename_all = "lowercase")]
 pub enum TimeBasis {
@@ -147,15 +147,15 @@ pub enum TimeBasis {
 }
 
 impl TimeBasis {
-    /// Of a detection's row.
+    /// The basis of a detection's times.
     pub fn of(captured_at: Micros, claimed_at: Option<Micros>, received_at: Micros) -> Self {
         if claimed_at.is_some() || captured_at == received_at { Self::Arrival } else { Self::Claim }
     }
 }
 
-/// A line of the CSV form: the same fields, where nothing is null and nothing is nested.
+/// A line of the CSV form: the same fields, without null and without nesting.
 #[derive(Serialize)]
-struct Line {
+struct CsvLine {
     id: i64,
     captured_at: String,
     received_at: String,
@@ -183,21 +183,21 @@ struct Line {
 /// form, `bounding_box` as `left`, `top`, `right`, `bottom`, and nothing where JSON has null. A page ends with
 /// `next_cursor`, which CSV has no place for; the header `X-Next-Cursor` has it in both forms.
 ///
-/// With `after` they come in the order of their arrival instead, the earliest first: what a camera kept while it had no
-/// connection comes when it arrives, however long ago it was captured, and nothing is left out or comes twice.
+/// With `after` they come in the order of their arrival instead, the earliest first: a detection that a camera kept while
+/// offline comes when it arrives, however long ago it was captured, and none is missing or comes twice.
 #[api_v2_operation]
 pub async fn list(
     state: web::Data<State>,
     request: HttpRequest,
     query: web::Query<ListQuery>,
-) -> Result<OneOf<Answer<Detections>, Csv>, ApiError> {
+) -> Result<OneOf<JsonResponse<Detections>, Csv>, ApiError> {
     let mut query = query.into_inner();
     let (rows, next_cursor) = match query.after.take() {
         Some(after) => (arrivals(&state, after, query).await?, None),
         None => {
             let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
             let (from, to) = time_range(from, to)?;
-            let person = whom(person, person_id)?;
+            let person = person_of(person, person_id)?;
             let filter = DetectionFilter { person, camera_id: camera, location, from, to };
             let page = Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?;
             page.load(&state).await?
@@ -208,12 +208,12 @@ pub async fn list(
     if let Some(cursor) = &next_cursor {
         headers.push((HeaderName::from_static("x-next-cursor"), cursor.clone()));
     }
-    if prefers_csv(&request) {
-        return Ok(OneOf::Second(Csv { text: csv(rows)?, headers }));
-    }
     let detections = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
+    if prefers(&request, "text/csv") {
+        return Ok(OneOf::Second(Csv { text: csv(detections)?, headers }));
+    }
     let page = Detections { detections, meta: PageMeta { next_cursor } };
-    Ok(OneOf::First(Answer::new(page).headers(headers)))
+    Ok(OneOf::First(JsonResponse::new(page).headers(headers)))
 }
 
 /// One detection
@@ -225,8 +225,7 @@ pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::
 
 /// Erases one detection
 ///
-/// With the embedding that was kept of an unknown face. A picture that is sent again with the same `key` does not bring
-/// it back.
+/// With the embedding that was kept of an unknown face. Sending the image again with the same `key` does not restore it.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, id: web::Path<String>) -> Result<NoContent, ApiError> {
     state.database.erase_detection(detection_id(&id)?).await?;
@@ -234,7 +233,7 @@ pub async fn erase(state: web::Data<State>, id: web::Path<String>) -> Result<NoC
     Ok(NoContent::new())
 }
 
-/// What is no number is the id of no detection.
+/// Reads a detection's id; no detection has an id that is no number.
 fn detection_id(text: &str) -> Result<i64, ApiError> {
     text.parse().map_err(|_| ApiError::DetectionNotFound)
 }
@@ -249,7 +248,7 @@ pub async fn track(
     track_of(&state, PersonRef::FaceId(face_id(path)?), query.into_inner()).await
 }
 
-/// Where somebody was, in the order of time.
+/// The track of a person.
 pub async fn track_of(
     state: &State,
     who: PersonRef,
@@ -272,7 +271,7 @@ struct Page {
     order: DetectionOrder,
     limit: u32,
     after: Option<DetectionPosition>,
-    /// What a cursor belongs to.
+    /// The query that a cursor belongs to.
     scope: String,
 }
 
@@ -297,7 +296,7 @@ impl Page {
     /// The page's rows, and the cursor of the next one.
     async fn load(self, state: &State) -> Result<(Vec<StoredDetection>, Option<String>), ApiError> {
         let Self { filter, order, limit, after, scope } = self;
-        // One more than asked for tells whether there is a next page.
+        // One row more shows whether there is a next page.
         let rows = state.database.detections(filter, order, after, i64::from(limit) + 1).await?;
         let (rows, more) = page::cut(rows, limit);
         let last = rows.last().filter(|_| more);
@@ -307,7 +306,7 @@ impl Page {
     }
 }
 
-/// What arrived after the detection `after`, in the order of its arrival.
+/// The detections that arrived after the one with the id `after`, in the order of their arrival.
 async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<StoredDetection>, ApiError> {
     let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
     let id = after.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
@@ -318,25 +317,25 @@ async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<
         by_time.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| *name).collect();
     if !by_time.is_empty() {
         return Err(ApiError::InvalidQuery(format!(
-            "after goes by arrival, {} by the time of capture: leave out the one or the other",
+            "after goes by arrival, {} by the time of capture: leave out one or the other",
             by_time.join(" and ")
         )));
     }
     let limit = limit.map_or(Ok(LIST_LIMIT), limit_of)?;
-    let person = whom(person, person_id)?;
+    let person = person_of(person, person_id)?;
     let filter = DetectionFilter { person, camera_id: camera, location, ..DetectionFilter::default() };
     Ok(state.database.detections_after(filter, id, i64::from(limit)).await?)
 }
 
-/// Whom a query is about, by name or by id.
-fn whom(face_id: Option<String>, person_id: Option<String>) -> Result<Option<PersonRef>, ApiError> {
+/// The person of a query, by name or by id.
+fn person_of(face_id: Option<String>, person_id: Option<String>) -> Result<Option<PersonRef>, ApiError> {
     match (face_id, person_id) {
         (None, None) => Ok(None),
         (Some(face_id), None) => Ok(Some(PersonRef::FaceId(FaceId::try_from(face_id)?))),
         (None, Some(id)) => Ok(Some(PersonRef::Id(PersonId::parse(&id).ok_or(ApiError::PersonNotFound)?))),
-        (Some(_), Some(_)) => {
-            Err(ApiError::InvalidQuery("person and person_id name a person each: leave out the one".into()))
-        }
+        (Some(_), Some(_)) => Err(ApiError::InvalidQuery(
+            "person and person_id each name a person: leave out one of them".into(),
+        )),
     }
 }
 
@@ -348,7 +347,7 @@ fn time_range(
         let wrong = |text: &str, reason: String| {
             ApiError::InvalidQuery(format!("{name} is {text:?}, which {reason} (a + is sent as %2B)"))
         };
-        text.as_deref().map(|text| moment(text).map_err(|reason| wrong(text, reason))).transpose()
+        text.as_deref().map(|text| parse_time(text).map_err(|reason| wrong(text, reason))).transpose()
     };
     let (begin, end) = (read("from", &from)?, read("to", &to)?);
     if let (Some(begin), Some(end)) = (begin, end)
@@ -362,7 +361,7 @@ fn time_range(
     Ok((begin, end))
 }
 
-/// Time and row, half of a cursor's position each.
+/// A cursor's position: time and row, 64 bits each.
 fn position(DetectionPosition { captured_at, id }: DetectionPosition) -> u128 {
     u128::from(captured_at.cast_unsigned()) << 64 | u128::from(id.cast_unsigned())
 }
@@ -372,20 +371,10 @@ fn detection_position(position: u128) -> Option<DetectionPosition> {
     Some(DetectionPosition { captured_at: half(position >> 64)?, id: half(position)? })
 }
 
-fn prefers_csv(request: &HttpRequest) -> bool {
-    let ranked = Accept::parse(request).map(|accept| accept.ranked()).unwrap_or_default();
-    let preferred = ranked.iter().find_map(|mime| match mime.essence_str() {
-        "text/csv" | "text/*" => Some(true),
-        "application/json" | "application/*" | "*/*" => Some(false),
-        _ => None,
-    });
-    preferred.unwrap_or(false)
-}
-
-fn csv(rows: Vec<StoredDetection>) -> Result<Vec<u8>, ApiError> {
+fn csv(detections: Vec<Detection>) -> Result<Vec<u8>, ApiError> {
     let internal = |error: csv::Error| ApiError::Internal(error.into());
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    // Also where no line follows.
+    // By hand, so that an empty table has it, too.
     writer
         .write_record([
             "id",
@@ -409,8 +398,8 @@ fn csv(rows: Vec<StoredDetection>) -> Result<Vec<u8>, ApiError> {
             "time_basis",
         ])
         .map_err(internal)?;
-    for row in rows {
-        writer.serialize(Line::try_from(row)?).map_err(internal)?;
+    for detection in detections {
+        writer.serialize(CsvLine::from(detection)).map_err(internal)?;
     }
     writer.into_inner().map_err(|error| ApiError::Internal(error.into_error().into()))
 }
@@ -441,33 +430,30 @@ impl TryFrom<StoredDetection> for Detection {
     }
 }
 
-impl TryFrom<StoredDetection> for Line {
-    type Error = ApiError;
-
-    fn try_from(row: StoredDetection) -> Result<Self, ApiError> {
-        let [left, top, right, bottom] = row.bounding_box;
-        let person_id = row.person_id.map(|id| id.to_string());
-        Ok(Self {
-            id: row.id,
-            captured_at: rfc3339(row.captured_at)?,
-            claimed_at: row.claimed_at.map(rfc3339).transpose()?,
-            time_basis: TimeBasis::of(row.captured_at, row.claimed_at, row.received_at),
-            received_at: rfc3339(row.received_at)?,
-            camera_id: row.camera_id,
-            location: row.location,
-            face_id: row.face_id,
-            person_id,
-            confidence: row.confidence,
-            score: row.score,
-            threshold: row.threshold,
-            detection_confidence: row.detection_confidence,
-            model_version: row.model_version,
-            track_id: row.track_id,
+impl From<Detection> for CsvLine {
+    fn from(detection: Detection) -> Self {
+        let BoundingBox { left, top, right, bottom } = detection.bounding_box;
+        Self {
+            id: detection.id,
+            captured_at: detection.captured_at,
+            received_at: detection.received_at,
+            camera_id: detection.camera_id,
+            location: detection.location,
+            face_id: detection.face_id,
+            confidence: detection.confidence,
+            score: detection.score,
+            threshold: detection.threshold,
+            detection_confidence: detection.detection_confidence,
+            model_version: detection.model_version,
+            track_id: detection.track_id,
             left,
             top,
             right,
             bottom,
-        })
+            person_id: detection.person_id,
+            claimed_at: detection.claimed_at,
+            time_basis: detection.time_basis,
+        }
     }
 }
 
@@ -476,7 +462,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_of_a_cursor_leads_back_to_its_detection() {
+    fn a_cursor_position_leads_back_to_its_detection() {
         for (captured_at, id) in [(0, 1), (-1, i64::MAX), (1_714_979_289_250_000, 77)] {
             let place = DetectionPosition { captured_at, id };
             assert_eq!(detection_position(position(place)), Some(place));

@@ -1,4 +1,4 @@
-//! The guide at `/docs/guide`: the site that `make docs` builds, from the folder where a package has installed it.
+//! The guide at `/docs/guide`: the site that `make docs` builds, from the folder where a package installs it.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,44 +10,36 @@ use actix_web::{
 use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
-use super::{State, method_not_allowed};
-use crate::{config::Config, error::ApiError};
+use super::{State, response::redirect};
+use crate::{config::BrowserConfig, error::ApiError};
 
-/// Seconds for which a browser takes a file without asking whether it has changed: pages, which name the version of
-/// everything else, are asked for each time.
+/// `max-age` of files other than pages, seconds. Pages name the version of everything else and are revalidated each time.
 const ASSETS_MAX_AGE_S: u32 = 3600;
 
-/// A page gets nothing but what this server gives, and runs no script that is not a file of its own.
+/// Pages load from this server only and run no inline scripts.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
      font-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
      frame-ancestors 'none'";
 
-/// Puts the guide at `/docs/guide`.
-pub fn pages(config: &mut web::ServiceConfig) {
-    config
-        .service(
-            web::resource("/docs/guide")
-                // Relative, for whoever has the server below a path of another one.
-                .route(web::get().to(|| async { redirect("guide/") }))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/docs/guide/{file:.*}")
-                .route(web::get().to(file))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        );
+/// `/docs/guide`, without the `/` that its links need.
+pub async fn root() -> HttpResponse {
+    redirect("guide/")
 }
 
-async fn file(
+/// A file of the guide.
+///
+/// # Errors
+/// There is no such file, or no guide.
+pub async fn file(
     request: HttpRequest,
     path: web::Path<String>,
     state: web::Data<State>,
 ) -> Result<HttpResponse, ApiError> {
-    let Ok(root) = tokio::fs::canonicalize(state.config.guide()).await else {
+    let Ok(root) = tokio::fs::canonicalize(state.config.browsers.guide()).await else {
         return Err(ApiError::GuideNotInstalled);
     };
     let Some(found) = find(&root, &path).await else {
-        let installed = tokio::fs::try_exists(root.join(Config::GUIDE_PAGE)).await.unwrap_or_default();
+        let installed = tokio::fs::try_exists(root.join(BrowserConfig::GUIDE_PAGE)).await.unwrap_or_default();
         return Err(if installed { ApiError::NotFound } else { ApiError::GuideNotInstalled });
     };
     let file = match found {
@@ -75,17 +67,17 @@ async fn file(
     Ok(if known { response.finish() } else { response.content_type(content_type).body(bytes) })
 }
 
-/// What lies at a path of the guide.
+/// What is at a path of the guide.
 enum Found {
     File(PathBuf),
-    /// A folder with a page, which was asked for without the `/` that its links need; its name.
+    /// A folder with a page, requested without the `/` that its links need; its name.
     Folder(String),
 }
 
-/// What lies at a path below a folder, which is canonical; nothing outside of it, whatever the path and links say.
+/// Finds a path below the canonical folder `root`. Never leaves the folder, whatever the path and symbolic links say.
 async fn find(root: &Path, path: &str) -> Option<Found> {
     let relative = Path::new(path);
-    // `\` parts nothing here; it is in no name of the guide.
+    // `\` is no separator here, and in no name of the guide.
     let is_plain = !path.contains(['\\', '\0'])
         && relative.components().all(|component| match component {
             Component::Normal(name) => !name.as_encoded_bytes().starts_with(b"."),
@@ -96,8 +88,8 @@ async fn find(root: &Path, path: &str) -> Option<Found> {
     }
     let asked = tokio::fs::canonicalize(root.join(relative)).await.ok()?;
     let is_folder = tokio::fs::metadata(&asked).await.ok()?.is_dir();
-    // Nothing is below a file.
-    let file = if is_folder { asked.join(Config::GUIDE_PAGE) } else { asked };
+    // A file has nothing below it.
+    let file = if is_folder { asked.join(BrowserConfig::GUIDE_PAGE) } else { asked };
     let file = tokio::fs::canonicalize(file).await.ok().filter(|file| file.starts_with(root))?;
     if !tokio::fs::metadata(&file).await.ok()?.is_file() || (!is_folder && path.ends_with('/')) {
         return None;
@@ -109,11 +101,7 @@ async fn find(root: &Path, path: &str) -> Option<Found> {
     }
 }
 
-fn redirect(location: &str) -> HttpResponse {
-    HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, location)).finish()
-}
-
-/// The media type of a file of the guide. Whatever else is text, such as scripts that pages link to, is shown as such.
+/// The media type of a file of the guide. Other text, such as scripts that pages link to, is plain text.
 fn content_type(file: &Path, bytes: &[u8]) -> &'static str {
     let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension {

@@ -1,4 +1,4 @@
-//! HEAD, wherever GET is answered: the same answer without its body.
+//! HEAD for every path that takes GET: the same response without the body.
 
 use actix_web::{
     Error, HttpMessage as _, HttpRequest,
@@ -8,11 +8,11 @@ use actix_web::{
     middleware::Next,
 };
 
-/// Marks a request that came as HEAD.
-struct AskedForHead;
+/// Marks a request that was sent as HEAD.
+struct SentAsHead;
 
-/// Has a HEAD answered as the GET of the same path. The body is left out where the answer is written, which knows the
-/// method that was sent; its length is told as GET tells it.
+/// Routes HEAD as GET. The connection knows the method that was sent and leaves out the body; `Content-Length` is that of
+/// GET.
 ///
 /// # Errors
 /// Those of the request.
@@ -21,24 +21,25 @@ pub async fn answer_head(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     if *request.method() == Method::HEAD {
-        request.extensions_mut().insert(AskedForHead);
+        request.extensions_mut().insert(SentAsHead);
         request.head_mut().method = Method::GET;
     }
     next.call(request).await
 }
 
 /// The method that was sent.
-pub fn asked_method(request: &HttpRequest) -> Method {
-    let head = request.extensions().contains::<AskedForHead>();
+pub fn sent_method(request: &HttpRequest) -> Method {
+    let head = request.extensions().contains::<SentAsHead>();
     if head { Method::HEAD } else { request.method().clone() }
 }
 
-/// The methods that a path takes, as `Allow` lists them, given those that it has handlers for.
-pub fn with_head(methods: &str) -> String {
-    let methods: Vec<&str> = methods
-        .split(", ")
-        .flat_map(|method| [Some(method), (method == "GET").then_some("HEAD")])
+/// The value of `Allow` for a path with handlers for these methods.
+pub fn allowed_methods(methods: &[&str]) -> String {
+    let methods: Vec<String> = methods
+        .iter()
+        .flat_map(|&method| [Some(method), (method == "get").then_some("head")])
         .flatten()
+        .map(str::to_uppercase)
         .collect();
     methods.join(", ")
 }
@@ -48,11 +49,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_takes_get_takes_head() {
-        for (handlers, allowed) in
-            [("GET", "GET, HEAD"), ("GET, POST, DELETE", "GET, HEAD, POST, DELETE"), ("POST", "POST")]
-        {
-            assert_eq!(with_head(handlers), allowed);
+    fn get_implies_head() {
+        for (handlers, allowed) in [
+            (&["get"][..], "GET, HEAD"),
+            (&["get", "post", "delete"], "GET, HEAD, POST, DELETE"),
+            (&["post"], "POST"),
+        ] {
+            assert_eq!(allowed_methods(handlers), allowed);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `/startupz`, `/livez` and `/readyz`, for whoever starts the server, restarts it, or sends it traffic.
+//! `/startupz`, `/livez` and `/readyz`: the probes for startup, liveness and readiness.
 
 use std::sync::atomic::Ordering;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::State;
 use crate::error::ApiError;
 
-/// That it works.
+/// The server's health.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Health {
     /// Always `ok`.
@@ -19,25 +19,24 @@ pub struct Health {
 
 /// Whether the server has started
 ///
-/// Nothing is answered before: the schema is new enough, the networks are loaded, and who is in the ledger of erasures
-/// is erased.
+/// Then the schema is up to date, the networks are loaded, and the erasures of the ledger are applied. Before, the
+/// server accepts no connections.
 #[api_v2_operation]
 pub async fn started() -> web::Json<Health> {
     web::Json(Health { status: "ok" })
 }
 
-/// Whether the process answers
+/// Whether the process responds
 ///
-/// Whatever else is away: a restart of the server would not bring it back.
+/// Does not depend on anything else, which a restart of the server would not repair.
 #[api_v2_operation]
 pub async fn live() -> web::Json<Health> {
     web::Json(Health { status: "ok" })
 }
 
-/// Whether requests may come
+/// Whether the server is ready for requests
 ///
-/// Not while the database is away, and not any more once the server is about to stop. The networks are loaded: without
-/// them the server would not have started.
+/// Not while the database cannot be reached, nor while the server is shutting down.
 #[api_v2_operation]
 pub async fn ready(state: web::Data<State>) -> Result<web::Json<Health>, ApiError> {
     if state.draining.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! `/images`: from an image to its person.
+//! `/images`: images by their ids, without their person's.
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -6,19 +6,19 @@ use serde::Serialize;
 
 use super::{
     State,
-    answer::{NoContent, Picture},
-    dataset::{SimilarImage, finish_erasure, picture_of},
+    dataset::{SimilarImage, finish_erasure, image_content},
+    response::{ImageContent, NoContent},
     rfc3339,
 };
 use crate::error::ApiError;
 
-/// An enrolled image and all that is known of it.
+/// An enrolled image with its details.
 #[derive(Serialize, Apiv2Schema)]
 pub struct ImageDetails {
     /// The image's id.
     #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     image_id: String,
-    /// Whom it is enrolled under, as `/people/{person_id}` takes it.
+    /// The person's id, as `/people/{person_id}` takes it.
     #[openapi(example = "018f4c9a-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
     person_id: String,
     /// The name under which the person is enrolled.
@@ -40,7 +40,7 @@ pub struct ImageDetails {
     similar: Vec<SimilarImage>,
 }
 
-/// That an image has an embedding.
+/// An embedding of an image.
 #[derive(Serialize, Apiv2Schema)]
 struct Embedding {
     /// The network that made it.
@@ -58,7 +58,7 @@ fn missing(error: ApiError) -> ApiError {
     }
 }
 
-/// Whose an image is, and what else is known of it
+/// An image, its person and its details
 #[api_v2_operation]
 pub async fn get(
     state: web::Data<State>,
@@ -82,18 +82,18 @@ pub async fn get(
     }))
 }
 
-/// An enrolled picture, byte by byte as it was sent
+/// The bytes of an enrolled image as they were uploaded
 ///
-/// As `GET /dataset/{id}/image/{image_id}` has it, with no name in the address.
+/// As `GET /dataset/{id}/image/{image_id}` has it, without a name in the address.
 #[api_v2_operation]
-pub async fn content(state: web::Data<State>, image_id: web::Path<String>) -> Result<Picture, ApiError> {
+pub async fn content(state: web::Data<State>, image_id: web::Path<String>) -> Result<ImageContent, ApiError> {
     let key = async || Ok::<_, ApiError>(state.database.image(&image_id).await?.blob_key);
-    picture_of(&state, key).await.map_err(missing)
+    image_content(&state, key).await.map_err(missing)
 }
 
-/// Erases an enrolled picture and its embeddings, whosever it is
+/// Erases an enrolled image and its embeddings, by its id alone
 ///
-/// The model that answers forgets it with the next training.
+/// The active model contains it until the next training.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, image_id: web::Path<String>) -> Result<NoContent, ApiError> {
     let erased = state.database.erase_image_row(&image_id).await?.ok_or(ApiError::NoSuchImage)?;

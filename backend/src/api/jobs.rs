@@ -1,4 +1,4 @@
-//! `/jobs`: how far long work is, and its end.
+//! `/jobs`: the progress of long work, and cancelling it.
 
 use std::collections::HashSet;
 
@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::{
     State,
-    answer::{Answer, OneOf},
     page::{self, LIST_LIMIT, PageMeta, limit_of},
+    response::{JsonResponse, OneOf},
     rfc3339,
 };
 use crate::{
@@ -21,10 +21,10 @@ use crate::{
     train::TrainingResult,
 };
 
-/// Long work, and how far it is.
+/// Long work and its progress.
 #[derive(Serialize, Apiv2Schema)]
 #[openapi(rename = "Job")]
-pub struct JobAnswer {
+pub struct JobBody {
     /// What `/jobs/{job_id}` takes.
     #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     job_id: String,
@@ -32,16 +32,16 @@ pub struct JobAnswer {
     #[openapi(example = "done")]
     status: JobStatus,
     progress: Progress,
-    /// Of a job that is done: what it made.
+    /// Of a job that is done: its result.
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<Value>,
     /// Of a job that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorDetail>,
-    /// When it was asked for.
+    /// When it was requested.
     #[openapi(example = "2024-05-06T07:08:09Z")]
     created_at: String,
-    /// When it was begun, if it was.
+    /// When it was started, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[openapi(example = "2024-05-06T07:08:09.1Z")]
     started_at: Option<String>,
@@ -55,7 +55,7 @@ pub struct JobAnswer {
 #[derive(Serialize, Apiv2Schema)]
 pub struct Jobs {
     /// The newest first.
-    jobs: Vec<JobAnswer>,
+    jobs: Vec<JobBody>,
     meta: PageMeta,
 }
 
@@ -63,7 +63,7 @@ pub struct Jobs {
 #[derive(Deserialize, Apiv2Schema)]
 #[serde(deny_unknown_fields)]
 pub struct JobsQuery {
-    /// Only those that are so far.
+    /// Only those with this status.
     status: Option<String>,
     /// Entries of a page, 100 by default.
     limit: Option<String>,
@@ -71,50 +71,52 @@ pub struct JobsQuery {
     cursor: Option<String>,
 }
 
-/// How far a job is.
+/// The progress of a job.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Progress {
-    /// Images that are done.
+    /// Images processed so far.
     #[openapi(minimum = 0, example = "60")]
     images_done: i64,
-    /// Images altogether. Null before they were counted.
+    /// Images in total. Null before they were counted.
     #[openapi(minimum = 0, example = "60")]
     images_total: Option<i64>,
-    /// Of the images. Null before they were counted.
+    /// Percentage of the images. Null before they were counted.
     #[openapi(minimum = 0, maximum = 100, example = "100")]
     percent: Option<i64>,
 }
 
-/// What a job made, as its row has it.
-enum Made {
-    Model(TrainingResult),
+/// The result of a job, as its row has it.
+enum JobResult {
+    Training(TrainingResult),
     Embeddings(Value),
 }
 
-impl JobAnswer {
-    /// A job, with the names that the people of its result have now.
+impl JobBody {
+    /// A job, with the current names of the people in its result.
     pub async fn of(state: &State, job: Job) -> Result<Self, ApiError> {
-        let mut answers = Self::of_all(state, vec![job]).await?;
-        answers.pop().ok_or(ApiError::JobNotFound)
+        let mut bodies = Self::of_all(state, vec![job]).await?;
+        bodies.pop().ok_or(ApiError::JobNotFound)
     }
 
     async fn of_all(state: &State, jobs: Vec<Job>) -> Result<Vec<Self>, ApiError> {
-        let mut made = jobs.iter().map(Made::of).collect::<Result<Vec<_>, ApiError>>()?;
-        let mut results: Vec<&mut TrainingResult> =
-            made.iter_mut().filter_map(|made| made.as_mut().and_then(Made::model)).collect();
-        let ids: HashSet<String> = results
+        let mut results = jobs.iter().map(JobResult::of).collect::<Result<Vec<_>, ApiError>>()?;
+        let mut trainings: Vec<&mut TrainingResult> =
+            results.iter_mut().filter_map(|result| result.as_mut().and_then(JobResult::training)).collect();
+        let ids: HashSet<String> = trainings
             .iter_mut()
             .flat_map(|result| result.people_named())
             .map(|(id, _)| id.to_owned())
             .collect();
         if !ids.is_empty() {
             let names = state.database.face_ids_of(ids).await?;
-            for (id, face_id) in results.iter_mut().flat_map(|result| result.people_named()) {
+            for (id, face_id) in trainings.iter_mut().flat_map(|result| result.people_named()) {
                 *face_id = names.get(id).cloned();
             }
         }
-        let answers = jobs.into_iter().zip(made);
-        answers.map(|(job, made)| Self::new(job, made.map(Made::into_json).transpose()?)).collect()
+        let with_results = jobs.into_iter().zip(results);
+        with_results
+            .map(|(job, result)| Self::new(job, result.map(JobResult::into_json).transpose()?))
+            .collect()
     }
 
     fn new(job: Job, result: Option<Value>) -> Result<Self, ApiError> {
@@ -140,26 +142,26 @@ impl JobAnswer {
     }
 }
 
-impl Made {
+impl JobResult {
     fn of(job: &Job) -> Result<Option<Self>, ApiError> {
         let Some(text) = &job.result else { return Ok(None) };
-        let made = match job.kind {
-            JobKind::Train | JobKind::OptimizedTrain => serde_json::from_str(text).map(Self::Model),
+        let result = match job.kind {
+            JobKind::Train | JobKind::OptimizedTrain => serde_json::from_str(text).map(Self::Training),
             JobKind::GenerateEmb => serde_json::from_str(text).map(Self::Embeddings),
         };
-        Ok(Some(made.map_err(|error| StoreError::Damaged(format!("the result of a job: {error}")))?))
+        Ok(Some(result.map_err(|error| StoreError::Damaged(format!("the result of a job: {error}")))?))
     }
 
-    fn model(&mut self) -> Option<&mut TrainingResult> {
+    fn training(&mut self) -> Option<&mut TrainingResult> {
         match self {
-            Self::Model(result) => Some(result),
+            Self::Training(result) => Some(result),
             Self::Embeddings(_) => None,
         }
     }
 
     fn into_json(self) -> Result<Value, ApiError> {
         match self {
-            Self::Model(result) => {
+            Self::Training(result) => {
                 serde_json::to_value(result).map_err(|error| ApiError::Internal(error.into()))
             }
             Self::Embeddings(result) => Ok(result),
@@ -167,7 +169,7 @@ impl Made {
     }
 }
 
-/// The jobs that were asked for, the newest first
+/// The jobs, the newest first
 #[api_v2_operation]
 pub async fn list(
     state: web::Data<State>,
@@ -179,10 +181,10 @@ pub async fn list(
     let scope = format!("jobs {}", status.map_or("", JobStatus::as_str));
     let position = |text: String| page::position_of(&text, &scope).ok_or(ApiError::InvalidCursor);
     let before = cursor.map(position).transpose()?.map(|id| Uuid::from_u128(id).to_string());
-    // One more than asked for tells whether there is a next page.
+    // One row more shows whether there is a next page.
     let (rows, more) = page::cut(state.database.jobs(status, before, i64::from(limit) + 1).await?, limit);
     let next_cursor = rows.last().filter(|_| more).map(|last| cursor_of(&last.id, &scope)).transpose()?;
-    let jobs = JobAnswer::of_all(&state, rows).await?;
+    let jobs = JobBody::of_all(&state, rows).await?;
     Ok(web::Json(Jobs { jobs, meta: PageMeta { next_cursor } }))
 }
 
@@ -199,27 +201,29 @@ fn cursor_of(id: &str, scope: &str) -> Result<String, ApiError> {
     Ok(page::cursor_of(id.as_u128(), scope))
 }
 
-/// How far a job is
+/// A job and its progress
 #[api_v2_operation]
-pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<JobAnswer>, ApiError> {
+pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<JobBody>, ApiError> {
     let job = state.database.job(&id).await?.ok_or(ApiError::JobNotFound)?;
-    Ok(web::Json(JobAnswer::of(&state, job).await?))
+    Ok(web::Json(JobBody::of(&state, job).await?))
 }
 
-/// Ends a job
+/// Cancels a job
 ///
-/// One that waits for its turn ends at once (200), one that runs ends soon (202).
+/// A queued job ends at once (200), a running one soon (202).
 #[api_v2_operation]
 pub async fn cancel(
     state: web::Data<State>,
     id: web::Path<String>,
-) -> Result<OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>, ApiError> {
+) -> Result<OneOf<JsonResponse<JobBody>, JsonResponse<JobBody, 202>>, ApiError> {
     match state.database.cancel_job(&id).await? {
         CancelOutcome::Cancelled(job) => {
             state.metrics.job_finished(job.kind, job.status);
-            Ok(OneOf::First(Answer::new(JobAnswer::of(&state, job).await?)))
+            Ok(OneOf::First(JsonResponse::new(JobBody::of(&state, job).await?)))
         }
-        CancelOutcome::Requested(job) => Ok(OneOf::Second(Answer::new(JobAnswer::of(&state, job).await?))),
+        CancelOutcome::Requested(job) => {
+            Ok(OneOf::Second(JsonResponse::new(JobBody::of(&state, job).await?)))
+        }
         CancelOutcome::AlreadyEnded => Err(ApiError::JobEnded),
         CancelOutcome::NotFound => Err(ApiError::JobNotFound),
     }

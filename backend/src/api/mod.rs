@@ -1,6 +1,5 @@
-//! The HTTP API: paths, and what every call shares.
+//! The HTTP API: a file per resource, [`routes`] with the table of routes, and what all calls share.
 
-mod answer;
 mod auth;
 mod body;
 mod cameras;
@@ -10,7 +9,6 @@ mod database;
 mod dataset;
 mod debug;
 mod detections;
-mod entrance;
 mod form;
 mod guide;
 mod head;
@@ -23,8 +21,10 @@ mod openapi;
 mod page;
 mod people;
 mod recognition;
+mod response;
 mod roles;
-mod single_face;
+mod root;
+mod routes;
 mod verify;
 
 pub use auth::authorise;
@@ -42,11 +42,11 @@ use actix_web::{HttpRequest, error::JsonPayloadError};
 use bytes::Bytes;
 use paperclip::actix::{Apiv2Schema, web};
 use serde::Serialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
     config::Config,
-    domain::{FaceId, InvalidFaceId, Micros},
+    domain::{FaceId, InvalidFaceId, Micros, to_micros},
     error::ApiError,
     metrics::Metrics,
     model_loader::ModelLoader,
@@ -56,42 +56,40 @@ use crate::{
     train::Trainer,
 };
 
-/// What the calls work with; one for the whole process.
+/// The state that handlers share; one for the whole process.
 pub struct State {
     /// The configuration.
     pub config: Config,
-    /// Where clients find the server, without a `/` at its end; `None` where that is the root of the host they ask.
+    /// The setting `public_url`, without a `/` at its end.
     pub public_url: Option<String>,
     /// The API's document.
     pub document: Bytes,
-    /// Who may use the server; without, everybody.
+    /// Tokens; `None` where everybody may use the server.
     pub tokens: Option<Arc<Tokens>>,
-    /// Rows.
+    /// The database.
     pub database: Database,
-    /// Bytes.
+    /// The blob store: images and models.
     pub blobs: Blobs,
-    /// Recognition's queue.
+    /// The queue of recognition.
     pub recogniser: Recogniser,
     /// The queue of jobs.
     pub trainer: Trainer,
-    /// What has models answer.
+    /// Loads models and makes them active.
     pub loader: Arc<ModelLoader>,
-    /// Cosine between two faces from which they count as one person's.
+    /// Minimum cosine between two faces of one person.
     pub verify_threshold: f32,
-    /// Cosine between images of two people from which they are the same picture.
+    /// Minimum cosine between two images that count as the same picture.
     pub same_picture_threshold: f32,
-    /// Whether the server is about to stop.
+    /// Whether the server is shutting down.
     pub draining: Arc<AtomicBool>,
-    /// What is counted.
+    /// The process's counters.
     pub metrics: Arc<Metrics>,
 }
 
-/// Puts the calls and their documentation at their paths, and what answers everything else.
+/// Registers the routes, and the errors of unknown paths and of malformed paths, queries and bodies.
 pub fn configure(config: &mut actix_web::web::ServiceConfig) {
-    routes(&mut web::ServiceConfig::from(&mut *config));
-    // Before the page at `/docs`, below which it lies.
-    guide::pages(config);
-    openapi::page(config);
+    routes::register_calls(&mut web::ServiceConfig::from(&mut *config));
+    routes::register_pages(config);
     config
         .default_service(web::to(|| async { Err::<&str, _>(ApiError::NotFound) }))
         .app_data(
@@ -108,228 +106,17 @@ pub fn configure(config: &mut actix_web::web::ServiceConfig) {
         );
 }
 
-/// The calls. What is put here must also be described in `openapi/calls.rs`.
-fn routes(config: &mut web::ServiceConfig) {
-    config
-        .service(
-            web::resource("/")
-                .route(web::get().to(entrance::enter))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/dataset")
-                .route(web::get().to(dataset::list))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        // An empty id is a wrong id, not a wrong path.
-        .service(
-            web::resource("/dataset/{id:[^/]*}")
-                .route(web::get().to(dataset::images))
-                .route(web::post().to(dataset::add))
-                .route(web::patch().to(dataset::rename))
-                .route(web::delete().to(dataset::erase))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, POST, PATCH, DELETE"))),
-        )
-        .service(
-            web::resource("/dataset/{id:[^/]*}/image")
-                .route(web::post().to(dataset::add_image))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/dataset/{id:[^/]*}/image/{image_id}")
-                .route(web::get().to(dataset::image))
-                .route(web::delete().to(dataset::erase_image))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
-        )
-        .service(
-            web::resource("/people")
-                .route(web::get().to(people::list))
-                .route(web::post().to(people::add))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, POST"))),
-        )
-        .service(
-            web::resource("/people/search")
-                .route(web::post().to(people::search))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/people/{person_id}")
-                .route(web::get().to(people::images))
-                .route(web::patch().to(people::rename))
-                .route(web::delete().to(people::erase))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, PATCH, DELETE"))),
-        )
-        .service(
-            web::resource("/people/{person_id}/images")
-                .route(web::post().to(people::add_image))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/people/{person_id}/track")
-                .route(web::get().to(people::track))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/people/{person_id}/last-known-location")
-                .route(web::get().to(people::last_known_location))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/images/{image_id}")
-                .route(web::get().to(images::get))
-                .route(web::delete().to(images::erase))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
-        )
-        .service(
-            web::resource("/images/{image_id}/content")
-                .route(web::get().to(images::content))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/model")
-                .route(web::get().to(model::list))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/model/{version}/activate")
-                .route(web::post().to(model::activate))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/model/train")
-                .route(web::post().to(model::train))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/model/generate-emb")
-                .route(web::post().to(model::generate_emb))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/debug/IP")
-                .route(web::get().to(debug::ip))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/debug/node-name")
-                .route(web::get().to(debug::node_name))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/debug/unblock-dataset")
-                .route(web::post().to(debug::unblock_dataset))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/model/optimized-train")
-                .route(web::post().to(model::optimized_train))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        // After the paths that are no versions.
-        .service(
-            web::resource("/model/{version}")
-                .route(web::delete().to(model::remove))
-                .default_service(web::to(|request| method_not_allowed(request, "DELETE"))),
-        )
-        .service(
-            web::resource("/jobs")
-                .route(web::get().to(jobs::list))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/jobs/{job_id}")
-                .route(web::get().to(jobs::get))
-                .route(web::delete().to(jobs::cancel))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
-        )
-        .service(
-            web::resource("/face-recognition/get-results")
-                .route(web::get().to(recognition::get_results))
-                .route(web::post().to(recognition::get_results))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, POST"))),
-        )
-        .service(
-            web::resource("/face-recognition/store-results")
-                .route(web::post().to(recognition::store_results))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/face-recognition/send-results")
-                .route(web::post().to(recognition::send_results))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/face-recognition/verify")
-                .route(web::post().to(verify::verify))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/face-recognition/dry-run")
-                .route(web::post().to(recognition::dry_run))
-                .default_service(web::to(|request| method_not_allowed(request, "POST"))),
-        )
-        .service(
-            web::resource("/database/people")
-                .route(web::get().to(database::people))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/database/detections")
-                .route(web::get().to(detections::list))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/database/{id:[^/]*}/track")
-                .route(web::get().to(detections::track))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/database/{id:[^/]*}/last-known-location")
-                .route(web::get().to(database::last_known_location))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        // After the paths of a person's: a person may be called “detections”.
-        .service(
-            web::resource("/database/detections/{detection_id:[^/]*}")
-                .route(web::get().to(detections::get))
-                .route(web::delete().to(detections::erase))
-                .default_service(web::to(|request| method_not_allowed(request, "GET, DELETE"))),
-        )
-        .service(
-            web::resource("/cameras")
-                .route(web::get().to(cameras::list))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/startupz")
-                .route(web::get().to(health::started))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/livez")
-                .route(web::get().to(health::live))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/readyz")
-                .route(web::get().to(health::ready))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/openapi.json")
-                .route(web::get().to(openapi::serve))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        );
-}
-
-async fn method_not_allowed(request: HttpRequest, allowed: &'static str) -> Result<&'static str, ApiError> {
+async fn method_not_allowed(
+    request: HttpRequest,
+    methods: &'static [&'static str],
+) -> Result<&'static str, ApiError> {
     Err(ApiError::MethodNotAllowed {
-        method: head::asked_method(&request).to_string(),
-        allowed: head::with_head(allowed),
+        method: head::sent_method(&request).to_string(),
+        allowed: head::allowed_methods(methods),
     })
 }
 
-/// Bytes of a JSON body at most.
+/// Maximum size of a JSON body, bytes.
 const MAX_JSON_BYTES: usize = 16 * 1024;
 
 fn json_error(error: JsonPayloadError) -> ApiError {
@@ -339,27 +126,58 @@ fn json_error(error: JsonPayloadError) -> ApiError {
         }
         JsonPayloadError::ContentType => ApiError::JsonExpected,
         JsonPayloadError::Payload(error) => {
-            body::late(&error).unwrap_or_else(|| ApiError::MalformedJson(error.to_string()))
+            body::timed_out(&error).unwrap_or_else(|| ApiError::MalformedJson(error.to_string()))
         }
         other => ApiError::MalformedJson(other.to_string()),
     }
 }
 
-/// What belongs to a list beside its entries.
+/// Metadata of a list.
 #[derive(Serialize, Apiv2Schema)]
 pub struct ListMeta {
-    /// Entries of the list.
+    /// Number of entries.
     #[openapi(minimum = 0, example = "1")]
     total: usize,
 }
 
-/// The Face ID of a path.
+/// Reads the Face ID of a path.
 fn face_id(path: web::Path<String>) -> Result<FaceId, ApiError> {
     Ok(FaceId::try_from(path.into_inner())?)
 }
 
-/// RFC 3339 in UTC, with the fraction that the moment has.
+/// Formats a time as RFC 3339 in UTC, with as many digits of the fraction as it has.
 fn rfc3339(micros: Micros) -> Result<String, ApiError> {
     let moment: OffsetDateTime = from_micros(micros)?;
     moment.format(&Rfc3339).map_err(|error| ApiError::Internal(error.into()))
+}
+
+/// Parses the time of a field or a query. The error is a clause such as “is not a time …”.
+fn parse_time(text: &str) -> Result<Micros, String> {
+    let moment = OffsetDateTime::parse(text, &Rfc3339)
+        .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())?;
+    // Responses have it in UTC, where the year must be in RFC 3339's range, too.
+    moment
+        .checked_to_offset(UtcOffset::UTC)
+        .filter(|utc| (0..=9999).contains(&utc.year()))
+        .map(to_micros)
+        .ok_or_else(|| "is in UTC not in the years 0 to 9999".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_can_be_formatted_again() {
+        assert_eq!(parse_time("1970-01-01T01:00:00.25+01:00"), Ok(250_000));
+        assert!(
+            parse_time("0000-01-01T00:00:00Z").is_ok() && parse_time("9999-12-31T23:59:59.999999Z").is_ok()
+        );
+        for outside in ["0000-01-01T00:59:59+01:00", "9999-12-31T23:00:00-01:00"] {
+            assert!(parse_time(outside).unwrap_err().contains("0 to 9999"), "{outside}");
+        }
+        for none in ["", "2024-05-06", "2024-05-06T07:08:09", "2024-02-30T07:08:09Z", "now"] {
+            assert!(parse_time(none).unwrap_err().contains("RFC 3339"), "{none}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! `/model`: training, and which model answers.
+//! `/model`: training, and the active model.
 
 use actix_web::{http::header, web};
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ListMeta, State,
-    answer::{Answer, NoContent, OneOf},
-    jobs::JobAnswer,
+    jobs::JobBody,
+    response::{JsonResponse, NoContent, OneOf},
     rfc3339,
 };
 use crate::{
@@ -24,13 +24,13 @@ pub struct Models {
     meta: ListMeta,
 }
 
-/// What a training made.
+/// A trained model.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Model {
     /// Grows with each training.
     #[openapi(minimum = 1, example = "7")]
     version: i64,
-    /// Whether this one answers.
+    /// Whether it is the active one.
     #[openapi(example = "true")]
     active: bool,
     /// When it was trained.
@@ -39,7 +39,7 @@ pub struct Model {
     /// The network whose embeddings it takes.
     #[openapi(example = "mobilefacenet")]
     embedder: String,
-    /// People that it tells apart.
+    /// People that it knows.
     #[openapi(minimum = 0, example = "10")]
     people: i64,
     /// Images that it was trained on.
@@ -53,7 +53,7 @@ pub struct Model {
 /// Query of a job.
 #[derive(Deserialize, Apiv2Schema)]
 pub struct TrainQuery {
-    /// Whether to answer only when the job is done. `false` by default.
+    /// Whether to respond only when the job is done. `false` by default.
     wait: Option<String>,
 }
 
@@ -84,9 +84,9 @@ pub async fn list(state: web::Data<State>) -> Result<web::Json<Models>, ApiError
     Ok(web::Json(Models { models, meta }))
 }
 
-/// Has a model answer that was trained before
+/// Activates a model that was trained before
 ///
-/// It is read and tried first; until then the one before it answers.
+/// It is loaded and run once first; until then the previous one stays active.
 #[api_v2_operation]
 pub async fn activate(
     state: web::Data<State>,
@@ -100,25 +100,25 @@ pub async fn activate(
     Ok(web::Json(Model::new(row, true)?))
 }
 
-/// Removes a model that does not answer
+/// Removes a model that is not active
 ///
-/// It cannot be made to answer again, and no other model gets its version.
+/// It cannot be activated again, and no other model gets its version.
 #[api_v2_operation]
 pub async fn remove(state: web::Data<State>, version: web::Path<String>) -> Result<NoContent, ApiError> {
     let version: i64 = version.parse().map_err(|_| ApiError::ModelNotFound)?;
     let blob = state.database.remove_model(version).await?;
-    // Should the blob stay, the next sweep removes it.
+    // If this fails, the next sweep removes the blob.
     state.blobs.delete(&blob).await?;
     Ok(NoContent::new())
 }
 
-/// A job that goes on, or with `wait=true` one that is done.
-type Started = OneOf<Answer<JobAnswer>, Answer<JobAnswer, 202>>;
+/// A queued job, or with `wait=true` one that is done.
+type Started = OneOf<JsonResponse<JobBody>, JsonResponse<JobBody, 202>>;
 
 /// Trains on the stored embeddings
 ///
-/// Answers 202 and a job that goes on, or with `wait=true` 200 and the job with its result. The new model answers as
-/// soon as it is there; until then the one before it does.
+/// Responds 202 with a queued job, or with `wait=true` 200 with the job and its result. The new model becomes active
+/// once it is trained; until then the previous one stays active.
 #[api_v2_operation]
 pub async fn optimized_train(
     state: web::Data<State>,
@@ -129,17 +129,17 @@ pub async fn optimized_train(
 
 /// Trains from the images and stores no embeddings
 ///
-/// Answers 202 and a job that goes on, or with `wait=true` 200 and the job with its result. The new model answers as
-/// soon as it is there; until then the one before it does.
+/// Responds 202 with a queued job, or with `wait=true` 200 with the job and its result. The new model becomes active
+/// once it is trained; until then the previous one stays active.
 #[api_v2_operation]
 pub async fn train(state: web::Data<State>, query: web::Query<TrainQuery>) -> Result<Started, ApiError> {
     start(&state, &query, JobKind::Train).await
 }
 
-/// Computes the embeddings of all images anew
+/// Recomputes the embeddings of all images
 ///
-/// The dataset is locked meanwhile: changes of it are answered with 423. Answers 202 and a job that goes on, or with
-/// `wait=true` 200 and the job with its result.
+/// The dataset is locked meanwhile: changes of it are rejected with 423. Responds 202 with a queued job, or with
+/// `wait=true` 200 with the job and its result.
 #[api_v2_operation]
 pub async fn generate_emb(
     state: web::Data<State>,
@@ -153,7 +153,7 @@ async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Start
     let mut job = state.trainer.enqueue(kind).await?;
     let location = format!("{}/jobs/{}", state.public_url.as_deref().unwrap_or_default(), job.id);
     if !wait {
-        let answer = Answer::new(JobAnswer::of(state, job).await?);
+        let answer = JsonResponse::new(JobBody::of(state, job).await?);
         return Ok(OneOf::Second(answer.header(header::LOCATION, location)));
     }
     job = state.trainer.wait(&job.id).await?.ok_or(ApiError::JobNotFound)?;
@@ -161,7 +161,7 @@ async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Start
         JobStatus::Failed => Err(ApiError::JobFailed { reason: job.failure.unwrap_or(JobFailure::Internal) }),
         JobStatus::Cancelled => Err(ApiError::JobCancelled),
         JobStatus::Done | JobStatus::Queued | JobStatus::Running => {
-            let answer = Answer::new(JobAnswer::of(state, job).await?);
+            let answer = JsonResponse::new(JobBody::of(state, job).await?);
             Ok(OneOf::First(answer.header(header::LOCATION, location)))
         }
     }

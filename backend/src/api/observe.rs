@@ -1,5 +1,5 @@
-//! What is noted of every request: a line in the log and the metrics, with the path's pattern and never the path itself,
-//! which may name a person.
+//! Observability of requests: ids, a line in the log, metrics and spans, with the pattern of the path and never the path
+//! itself, which may name a person.
 
 use std::{mem, time::Instant};
 
@@ -12,14 +12,14 @@ use actix_web::{
 };
 use tracing::{Instrument as _, field::Empty};
 
-use super::State;
+use super::{State, routes::without_patterns};
 use crate::{
     metrics::Metrics,
     request_id::{self, RequestId},
     traces::{self, Trace},
 };
 
-/// Gives a request its id, answers with it, and notes the answer.
+/// Gives a request its id, and logs and counts the response.
 ///
 /// # Errors
 /// Those of the request.
@@ -31,23 +31,23 @@ pub async fn observe(
     let id = RequestId::of(request.headers());
     let (method, route) = (request.method().clone(), route(&request));
     let metrics = request.app_data::<web::Data<State>>().map(|state| state.metrics.clone());
-    // Of the highest level, so that no filter of the log takes the id from the lines that it lets through.
+    // At the highest level, so that no log filter strips the id from the lines that it passes.
     let span = tracing::error_span!("request", request_id = %id, trace_id = Empty);
     let trace = traces::begin_request(request.headers(), &method, &route, &id);
     if let Some(trace) = &trace {
         span.record("trace_id", traces::trace_id(trace));
     }
-    let unanswered = Unanswered { metrics: metrics.as_deref(), trace: trace.as_ref() };
+    let guard = AbandonmentGuard { metrics: metrics.as_deref(), trace: trace.as_ref() };
     let answering = id.clone().scope(next.call(request)).instrument(span.clone());
     let answer = traces::within(trace.as_ref(), answering).await;
-    mem::forget(unanswered);
+    mem::forget(guard);
     let status = match &answer {
         Ok(answer) => answer.status(),
         Err(error) => error.as_response_error().status_code(),
     };
     let took = begun.elapsed();
     if let Some(metrics) = metrics {
-        metrics.answered(&method, &route, status, took);
+        metrics.responded(&method, &route, status, took);
     }
     if let Some(trace) = &trace {
         traces::end_request(trace, status);
@@ -68,13 +68,13 @@ pub async fn observe(
     Ok(answer)
 }
 
-/// Dropped while a request is being answered: its client went.
-struct Unanswered<'a> {
+/// Dropped where a request's client leaves before the response.
+struct AbandonmentGuard<'a> {
     metrics: Option<&'a Metrics>,
     trace: Option<&'a Trace>,
 }
 
-impl Drop for Unanswered<'_> {
+impl Drop for AbandonmentGuard<'_> {
     fn drop(&mut self) {
         if let Some(metrics) = self.metrics {
             metrics.abandoned();
@@ -82,42 +82,11 @@ impl Drop for Unanswered<'_> {
         if let Some(trace) = self.trace {
             traces::abandon_request(trace);
         }
-        tracing::debug!("the client went before the answer");
+        tracing::debug!("the client left before the response");
     }
 }
 
-/// The pattern of a request's path without what its parameters must look like, `-` where there is nothing at the path.
+/// The pattern of a request's path without regular expressions, `-` for an unknown path.
 fn route(request: &ServiceRequest) -> String {
-    request.match_pattern().map_or_else(|| "-".into(), |pattern| without_expressions(&pattern))
-}
-
-/// `/dataset/{id:[^/]*}` as `/dataset/{id}`.
-fn without_expressions(pattern: &str) -> String {
-    let mut short = String::with_capacity(pattern.len());
-    let mut parts = pattern.split('{');
-    short.push_str(parts.next().unwrap_or_default());
-    for part in parts {
-        let (parameter, rest) = part.split_once('}').unwrap_or((part, ""));
-        short.push('{');
-        short.push_str(parameter.split(':').next().unwrap_or_default());
-        short.push('}');
-        short.push_str(rest);
-    }
-    short
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routes_are_patterns_without_expressions() {
-        for (pattern, short) in [
-            ("/dataset", "/dataset"),
-            ("/dataset/{id:[^/]*}", "/dataset/{id}"),
-            ("/dataset/{id:[^/]*}/image/{image_id}", "/dataset/{id}/image/{image_id}"),
-        ] {
-            assert_eq!(without_expressions(pattern), short);
-        }
-    }
+    request.match_pattern().map_or_else(|| "-".into(), |pattern| without_patterns(&pattern))
 }

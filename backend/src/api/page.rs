@@ -1,4 +1,4 @@
-//! Lists that come in pages: how long a page is, and the cursor that gets the next one.
+//! Pagination: page sizes and cursors.
 
 use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
@@ -6,22 +6,22 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::ApiError;
 
-/// Entries of a page at most.
+/// Maximum number of entries in a page.
 pub const MAX_LIMIT: u32 = 1000;
-/// Entries of a page, unless asked otherwise.
+/// Default number of entries in a page.
 pub const LIST_LIMIT: u32 = 100;
 
-/// What belongs to a page beside its entries.
+/// Metadata of a page.
 #[derive(Serialize, Apiv2Schema)]
 pub struct PageMeta {
-    /// What gets the next page, as `cursor`. Null on the last one.
+    /// The `cursor` of the next page. Null on the last one.
     #[openapi(example = "000617c5a5b3a6d0000000000000002ac3d9f0a1b2c4d5e6")]
     pub next_cursor: Option<String>,
 }
 
-/// The length of a page that a query asks for.
+/// Reads the page size of a query.
 pub fn limit_of(text: String) -> Result<u32, ApiError> {
-    // A whole number beyond the type is out of range, not unreadable.
+    // A whole number too large for the type is out of range, not unreadable.
     let digits = text.strip_prefix('-').unwrap_or(&text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(ApiError::InvalidQuery(format!("limit is {text:?}, it must be a whole number")));
@@ -32,7 +32,7 @@ pub fn limit_of(text: String) -> Result<u32, ApiError> {
     }
 }
 
-/// The rows of a page of `limit` and whether there is a next one, where one row more was asked for.
+/// Cuts rows to a page of `limit`, where one row more was read. Returns whether there is a next page.
 pub fn cut<T>(mut rows: Vec<T>, limit: u32) -> (Vec<T>, bool) {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;
@@ -40,8 +40,8 @@ pub fn cut<T>(mut rows: Vec<T>, limit: u32) -> (Vec<T>, bool) {
     (rows, more)
 }
 
-/// A position as clients hand it back: 32 hexadecimal digits, and 16 of a check over them and the query, so that a cursor
-/// of another query is refused instead of giving a page of neither.
+/// Encodes a position: 32 hexadecimal digits, and 16 of a checksum over them and the query, so that a cursor of another
+/// query is rejected.
 pub fn cursor_of(position: u128, scope: &str) -> String {
     let digest: [u8; 32] = Sha256::digest(format!("{position:032x} {scope}")).into();
     let check = digest.first_chunk().copied().map_or(0, u64::from_be_bytes);

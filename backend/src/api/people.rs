@@ -1,23 +1,23 @@
-//! `/people`: the same as `/dataset` and `/database` have of a person, with an id in the address where those have a name. An
-//! address is written down by every proxy and log on the way, a body is not.
+//! `/people`: the calls of `/dataset` and `/database` about a person, with an id instead of a name in the address. Proxies
+//! and logs record addresses, not bodies.
 
 use actix_web::web;
 use paperclip::actix::api_v2_operation;
 
 use super::{
     State,
-    answer::{Answer, NoContent},
     database::{self, LastKnownLocation},
     dataset::{self, Added, AddedImage, Dataset, EnrolmentForm, PersonImages, PersonName, Renaming},
     detections::{self, Track, TrackQuery},
     form::Form,
+    response::{JsonResponse, NoContent},
 };
 use crate::{
     domain::{PersonId, PersonRef},
     error::ApiError,
 };
 
-/// What is no id is nobody's.
+/// Reads a person's id; nobody has an invalid one.
 fn who(path: &str) -> Result<PersonRef, ApiError> {
     PersonId::parse(path).map(PersonRef::Id).ok_or(ApiError::PersonNotFound)
 }
@@ -28,17 +28,17 @@ pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiErro
     dataset::everybody(&state).await
 }
 
-/// Adds a person without images, with no name in the address
+/// Adds a person without images, without a name in the address
 #[api_v2_operation]
 pub async fn add(
     state: web::Data<State>,
     body: web::Json<PersonName>,
-) -> Result<Answer<Added, 201>, ApiError> {
+) -> Result<JsonResponse<Added, 201>, ApiError> {
     let name = body.into_inner().checked()?;
-    Ok(Answer::new(state.database.add_person(&name).await?.into()))
+    Ok(JsonResponse::new(state.database.add_person(&name).await?.into()))
 }
 
-/// Whoever has a Face ID, with no name in the address
+/// Finds the person with a Face ID, without a name in the address
 #[api_v2_operation]
 pub async fn search(
     state: web::Data<State>,
@@ -57,9 +57,9 @@ pub async fn images(
     dataset::images_of(&state, &who(&path)?).await
 }
 
-/// Gives a person another Face ID, with no name in the address
+/// Gives a person another Face ID, without a name in the address
 ///
-/// The id stays. Answers of the active model and all detections have the new name at once.
+/// The id stays. Results of the active model and all detections have the new name at once.
 #[api_v2_operation]
 pub async fn rename(
     state: web::Data<State>,
@@ -77,7 +77,7 @@ pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<N
     dataset::erase_whom(&state, &who(&path)?).await
 }
 
-/// Adds a picture of a person's face and its embedding, with no name in the address
+/// Enrols an image of a person's face with its embedding, without a name in the address
 ///
 /// As `POST /dataset/{id}/image` does.
 #[api_v2_operation]
@@ -85,11 +85,11 @@ pub async fn add_image(
     state: web::Data<State>,
     path: web::Path<String>,
     Form(form): Form<EnrolmentForm>,
-) -> Result<Answer<AddedImage, 201>, ApiError> {
+) -> Result<JsonResponse<AddedImage, 201>, ApiError> {
     dataset::enrol(&state, &who(&path)?, form).await
 }
 
-/// Where a person was, in the order of time, with no name in the address
+/// Where a person was, in the order of time, without a name in the address
 #[api_v2_operation]
 pub async fn track(
     state: web::Data<State>,
@@ -99,7 +99,7 @@ pub async fn track(
     detections::track_of(&state, who(&path)?, query.into_inner()).await
 }
 
-/// Where, by which camera and when a person was seen last, with no name in the address
+/// Where, by which camera and when a person was seen last, without a name in the address
 #[api_v2_operation]
 pub async fn last_known_location(
     state: web::Data<State>,

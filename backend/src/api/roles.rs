@@ -1,4 +1,4 @@
-//! Which calls a process answers, by its role.
+//! The calls that a process serves, by its role.
 
 use actix_web::{
     Error,
@@ -8,10 +8,10 @@ use actix_web::{
     web,
 };
 
-use super::State;
+use super::{State, routes};
 use crate::{config::ServerRole, error::ApiError};
 
-/// Answers a call that a process of another role serves, and hands on every other one.
+/// Rejects calls that processes of another role serve.
 ///
 /// # Errors
 /// Those of the request.
@@ -19,25 +19,17 @@ pub async fn serve_role(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let role = request.app_data::<web::Data<State>>().map_or(ServerRole::All, |state| state.config.role);
-    // What is at no path is so for every role.
-    let served_by = request.match_pattern().map_or(ServerRole::All, |pattern| role_of(&pattern));
+    let role =
+        request.app_data::<web::Data<State>>().map_or(ServerRole::All, |state| state.config.deployment.role);
+    // An unknown path is unknown to every role.
+    let pattern = request.match_pattern();
+    let route = pattern.as_deref().and_then(routes::by_pattern);
+    let served_by = route.map_or(ServerRole::All, |route| route.role);
     if role == served_by || role == ServerRole::All || served_by == ServerRole::All {
         Ok(next.call(request).await?.map_into_left_body())
     } else {
         let error = ApiError::OtherRole { role: role.as_str(), served_by: served_by.as_str() };
-        // An answer, not an error: what is outside of this logs answers.
+        // A response, not an error: the outer middleware logs responses.
         Ok(request.error_response(error).map_into_right_body())
-    }
-}
-
-/// The role that the call at a path belongs to; [`ServerRole::All`] for what every process answers about itself.
-pub fn role_of(path: &str) -> ServerRole {
-    match path {
-        "/" | "/startupz" | "/livez" | "/readyz" | "/openapi.json" | "/docs" | "/debug/IP"
-        | "/debug/node-name" => ServerRole::All,
-        _ if path.starts_with("/docs/") => ServerRole::All,
-        _ if path.starts_with("/face-recognition/") => ServerRole::Recognize,
-        _ => ServerRole::Manage,
     }
 }

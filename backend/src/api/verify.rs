@@ -1,4 +1,4 @@
-//! `/face-recognition/verify`: whether two pictures show the same person, without anybody being enrolled.
+//! `/face-recognition/verify`: whether two images show the same person, without enrolment.
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -6,15 +6,14 @@ use serde::Serialize;
 
 use super::{
     State,
-    answer::Answer,
     form::{Form, FormField, FormFields, ImagePart},
-    recognition::{BoundingBox, ImageNote, timing},
-    single_face::single_face,
+    recognition::{BoundingBox, ImageNote, only_face, timing},
+    response::JsonResponse,
 };
 use crate::{
     domain::IdentifiedFace,
     error::ApiError,
-    recognise::{Picture, SeenPicture},
+    recognise::{ImageResult, UploadedImage},
 };
 
 /// Two pictures to compare.
@@ -31,7 +30,7 @@ impl FormFields for VerificationForm {
     }
 }
 
-/// What a comparison of two faces gives.
+/// The comparison of two faces.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Verification {
     /// Whether the similarity reaches the threshold.
@@ -40,7 +39,7 @@ pub struct Verification {
     /// Cosine between the embeddings of the two faces.
     #[openapi(minimum = -1, maximum = 1, example = "0.6875")]
     similarity: f32,
-    /// What the similarity must reach for one person.
+    /// The minimum similarity of one person.
     #[openapi(minimum = -1, maximum = 1, example = "0.35")]
     threshold: f32,
     /// Which network embedded the faces.
@@ -48,7 +47,7 @@ pub struct Verification {
     embedder: &'static str,
     /// The face of each image.
     faces: Vec<VerifiedFace>,
-    /// What is to be said of the images' files; absent for most requests.
+    /// Remarks on the images' files; absent for most requests.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<ImageNote>,
 }
@@ -82,28 +81,27 @@ impl VerifiedFace {
 pub async fn verify(
     state: web::Data<State>,
     Form(form): Form<VerificationForm>,
-) -> Result<Answer<Verification>, ApiError> {
+) -> Result<JsonResponse<Verification>, ApiError> {
     let images = form.image.len();
     let Ok([first, second]) = <[ImagePart; 2]>::try_from(form.image) else {
         return Err(ApiError::TwoImagesExpected { images });
     };
     let unusable = |image| move |error| ApiError::OneImage { image, error };
-    let pictures = vec![
-        Picture::of_a_face(first.0.map_err(unusable(0))?),
-        Picture::of_a_face(second.0.map_err(unusable(1))?),
+    let images = vec![
+        UploadedImage::with_required_face(first.0.map_err(unusable(0))?),
+        UploadedImage::with_required_face(second.0.map_err(unusable(1))?),
     ];
-    let recognised = state.recogniser.recognise(pictures).await?;
-    let mut pictures = recognised.pictures.into_iter();
+    let result = state.recogniser.recognise(images).await?;
+    let mut images = result.images.into_iter();
     let mut notes = Vec::new();
     let mut only_face = |image: usize| {
-        let picture =
-            pictures.next().unwrap_or_else(|| Ok(SeenPicture::default())).map_err(unusable(image))?;
-        let (face, said) = single_face(picture, image)?;
-        notes.extend(said.into_iter().map(|note| ImageNote::new(image, note)));
+        let found = images.next().unwrap_or_else(|| Ok(ImageResult::default())).map_err(unusable(image))?;
+        let (face, remarks) = only_face(found, image)?;
+        notes.extend(remarks.into_iter().map(|note| ImageNote::new(image, note)));
         Ok::<_, ApiError>(face)
     };
     let [first, second] = &[only_face(0)?, only_face(1)?];
-    // Embeddings have length 1; rounding may take the sum a little beyond it.
+    // Embeddings have length 1; rounding may take the sum slightly beyond it.
     let products = first.embedding.iter().zip(&second.embedding).map(|(a, b)| a * b);
     let similarity = products.sum::<f32>().clamp(-1.0, 1.0);
     let threshold = state.verify_threshold;
@@ -115,5 +113,5 @@ pub async fn verify(
         faces: vec![VerifiedFace::new(0, first), VerifiedFace::new(1, second)],
         notes,
     };
-    Ok(Answer::new(verification).headers([timing(recognised.queued, recognised.computed)]))
+    Ok(JsonResponse::new(verification).headers([timing(result.queued, result.processed)]))
 }

@@ -69,7 +69,7 @@ pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp>
     let source = spawn_blocking(move || BackupSource::open(&options)).await??;
     let source = Arc::new(source);
     let stage = target.stage()?;
-    let mut copier = Copier::new(config.open_blobs()?, stage.path().to_owned());
+    let mut copier = Copier::new(config.storage.open_blobs()?, stage.path().to_owned());
 
     let mut attempt = 1;
     let missing_blobs = loop {

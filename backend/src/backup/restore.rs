@@ -19,7 +19,7 @@ use super::{
     manifest, tools,
 };
 use crate::{
-    config::{Config, ErasedDetections},
+    config::Config,
     store::{
         Blobs, Database, ServerLock, StoreError,
         ledger::{self, ReappliedErasures},
@@ -132,9 +132,9 @@ struct RestoreTarget {
 
 impl RestoreTarget {
     async fn prepare(config: &Config, options: &DatabaseOptions) -> anyhow::Result<Self> {
-        let data_dir = std::path::absolute(&config.data_dir)?;
+        let data_dir = std::path::absolute(&config.storage.data_dir)?;
         let database = options.sqlite_file()?.map(std::path::absolute).transpose()?;
-        let blobs = config.blobs_folder()?.map(std::path::absolute).transpose()?;
+        let blobs = config.storage.blobs_folder()?.map(std::path::absolute).transpose()?;
         let refused = |what: &Path| {
             anyhow::anyhow!(
                 "{} is not empty: a backup is restored into a new folder only (another --data-dir, or move the old one \
@@ -162,7 +162,7 @@ impl RestoreTarget {
                 }
             }
             None => {
-                let store = config.open_blobs()?;
+                let store = config.storage.open_blobs()?;
                 for folder in REFERENCED {
                     anyhow::ensure!(
                         store.keys(folder).await?.is_empty(),
@@ -275,7 +275,7 @@ impl RestoreTarget {
                 self.made.push(folder.to_owned());
                 Blobs::open_folder(folder)?
             }
-            None => config.open_blobs()?,
+            None => config.storage.open_blobs()?,
         };
         let from = backup.join(BLOBS);
         for folder in [REFERENCED.as_slice(), &[LEDGER]].concat() {
@@ -348,7 +348,7 @@ async fn finish_restore(
         for lease in Lease::ALL {
             database.break_lease(lease).await?;
         }
-        let with_detections = config.erase_detections == ErasedDetections::Delete;
+        let with_detections = config.retention.erases_detections();
         let erased = ledger::apply(&database, blobs, with_detections)
             .await
             .context("cannot apply the ledger of erasures")?;

@@ -1,4 +1,4 @@
-//! Where `/metrics` is served: a port of its own, so that what is open to clients does not have it.
+//! The listener of `/metrics`: a port of its own, so that clients of the API do not see it.
 
 use std::net::TcpListener;
 
@@ -6,22 +6,22 @@ use actix_web::{App, HttpResponse, HttpServer, dev::Server, error::InternalError
 use prometheus::TEXT_FORMAT;
 
 use super::Exposition;
-use crate::mistakes;
+use crate::config_errors;
 
-/// Where metrics are served unless the configuration says otherwise.
+/// The default of the setting `metrics_listen`.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9464";
 
-/// Binds the port that the setting `metrics_listen` asks for; `off` asks for none. Without a setting, a port that is
-/// taken is warned of: another server of this machine has it.
+/// Binds the address of the setting `metrics_listen`; `off` binds none. Without the setting, a default port that is in
+/// use is logged only: another server of this machine has it.
 ///
 /// # Errors
-/// The port that was asked for is taken or cannot be had.
+/// The configured address cannot be bound.
 pub fn bind(setting: Option<&str>) -> anyhow::Result<Option<TcpListener>> {
     match setting {
         Some("off") => Ok(None),
         Some(address) => TcpListener::bind(address)
             .map(Some)
-            .map_err(|error| mistakes::cannot_listen(error, "metrics_listen", address)),
+            .map_err(|error| config_errors::cannot_listen(error, "metrics_listen", address)),
         None => Ok(TcpListener::bind(DEFAULT_ADDRESS)
             .inspect_err(|error| {
                 tracing::warn!(
@@ -34,10 +34,10 @@ pub fn bind(setting: Option<&str>) -> anyhow::Result<Option<TcpListener>> {
     }
 }
 
-/// Serves `/metrics`, and nothing else.
+/// Serves `/metrics` and nothing else.
 ///
 /// # Errors
-/// The port cannot be listened on.
+/// The listener cannot be used.
 pub fn serve(listener: TcpListener, exposition: Exposition) -> std::io::Result<Server> {
     let exposition = web::Data::new(exposition);
     let app = move || {
@@ -51,7 +51,7 @@ pub fn serve(listener: TcpListener, exposition: Exposition) -> std::io::Result<S
 
 async fn scrape(exposition: web::Data<Exposition>) -> actix_web::Result<HttpResponse> {
     let text = exposition.text().await.map_err(|error| {
-        tracing::error!(%error, "the metrics cannot be written");
+        tracing::error!(%error, "cannot render the metrics");
         InternalError::new(error, StatusCode::INTERNAL_SERVER_ERROR)
     })?;
     Ok(HttpResponse::Ok().content_type(TEXT_FORMAT).body(text))

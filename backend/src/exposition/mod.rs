@@ -1,4 +1,4 @@
-//! `/metrics` in the format of Prometheus: the counters, and gauges that are read when somebody scrapes.
+//! `/metrics`: the counters of [`crate::metrics`], and gauges that are read at the time of the scrape.
 
 mod listener;
 mod process;
@@ -22,44 +22,43 @@ use crate::{
     store::{Database, sql::Backlog},
 };
 
-/// How long a scrape waits for the database.
+/// Maximum time that a scrape waits for the database.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(1);
-/// For how long what the database said, or that it did not answer, holds: several scrapers cost as much as one.
-const DATABASE_KEPT: Duration = Duration::from_secs(3);
+/// How long the database's values, or its failure, are cached: several scrapers cost as much as one.
+const DATABASE_CACHED: Duration = Duration::from_secs(3);
 
-/// What is looked at when somebody scrapes.
+/// Where the values come from.
 pub struct Sources {
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// The queue.
     pub recogniser: Recogniser,
-    /// The model that answers.
+    /// The active model.
     pub loader: Arc<ModelLoader>,
     /// Jobs, the outbox, connections.
     pub database: Database,
-    /// What this process is for.
+    /// The process's role.
     pub role: &'static str,
-    /// What it writes to.
+    /// The folders that it writes to.
     pub folders: Vec<Folder>,
 }
 
-/// Writes the metrics of one server.
+/// Renders the metrics of one server.
 pub struct Exposition {
     sources: Sources,
     backlog: Mutex<Option<(Instant, Option<Backlog>)>>,
 }
 
 impl Exposition {
-    /// Of what `sources` tell.
+    /// Renders the metrics of `sources`.
     pub fn new(sources: Sources) -> Self {
         Self { sources, backlog: Mutex::new(None) }
     }
 
-    /// All metrics in Prometheus' text format. Where the database does not answer, those that it would tell are left
-    /// out.
+    /// All metrics in Prometheus' text format, without those of the database where it does not respond in time.
     ///
     /// # Errors
-    /// A metric cannot be written down.
+    /// A metric cannot be rendered.
     pub async fn text(&self) -> prometheus::Result<String> {
         let backlog = self.backlog().await;
         let mut families = self.sources.metrics.gather();
@@ -69,128 +68,101 @@ impl Exposition {
     }
 
     async fn backlog(&self) -> Option<Backlog> {
-        let mut kept = self.backlog.lock().await;
-        if let Some((read_at, backlog)) = *kept
-            && read_at.elapsed() < DATABASE_KEPT
+        let mut cached = self.backlog.lock().await;
+        if let Some((read_at, backlog)) = *cached
+            && read_at.elapsed() < DATABASE_CACHED
         {
             return backlog;
         }
         let read = tokio::time::timeout(DATABASE_PATIENCE, self.sources.database.backlog()).await;
         let backlog = read.ok().and_then(Result::ok);
-        *kept = Some((Instant::now(), backlog));
+        *cached = Some((Instant::now(), backlog));
         backlog
     }
 
     fn live(&self, backlog: Option<Backlog>) -> prometheus::Result<Vec<MetricFamily>> {
-        let Sources { recogniser, loader, database, role, folders, .. } = &self.sources;
-        let moment = Moment(Registry::new());
-        moment.gauge(
+        let Sources { recogniser, loader, database, role, .. } = &self.sources;
+        let snapshot = Snapshot(Registry::new());
+        snapshot.gauge(
             "facepipe_queue_images",
             "Images that wait for recognition or are being recognised.",
             recogniser.waiting() as f64,
         )?;
-        moment.gauge(
+        snapshot.gauge(
             "facepipe_queue_images_limit",
             "Images that may wait or be recognised at a time.",
             f64::from(recogniser.capacity()),
         )?;
         if let Some(model) = loader.active() {
-            moment.gauge(
+            snapshot.gauge(
                 "facepipe_model_version",
                 "Version of the model that answers.",
                 model.version as f64,
             )?;
-            moment.gauge(
+            snapshot.gauge(
                 "facepipe_model_age_seconds",
                 "Time since the model that answers was trained.",
                 seconds_since(model.created_at),
             )?;
         }
         let connections = database.connections();
-        moment.gauges(
+        snapshot.gauges(
             "facepipe_database_connections",
             "Connections to the database.",
             "state",
             &[("idle", f64::from(connections.idle)), ("used", f64::from(connections.used))],
         )?;
-        moment.gauge(
+        snapshot.gauge(
             "facepipe_database_connections_limit",
             "Connections to the database at most.",
             f64::from(connections.limit),
         )?;
-        moment.counter(
+        snapshot.counter(
             "facepipe_database_errors_total",
             "Calls of the database that failed: it could not be reached in time, or refused a statement.",
             database.errors(),
         )?;
-        moment.gauge(
+        snapshot.gauge(
             "facepipe_inference_threads",
             "Threads that networks run on.",
             rayon::current_num_threads() as f64,
         )?;
-        moment.labelled(
+        snapshot.labelled(
             "facepipe_build_info",
             "Always 1: which program this is, with which embedder and for what.",
             &[("version", env!("CARGO_PKG_VERSION")), ("embedder", recogniser.embedder()), ("role", role)],
             1.0,
         )?;
+        self.system(&snapshot)?;
+        if let Some(backlog) = backlog {
+            snapshot.backlog(backlog)?;
+        }
+        Ok(snapshot.0.gather())
+    }
+
+    /// Disks and the process.
+    fn system(&self, snapshot: &Snapshot) -> prometheus::Result<()> {
+        let folders = &self.sources.folders;
         let disks: Vec<_> = folders.iter().filter_map(|folder| Some((folder.name, folder.disk()?))).collect();
         let free: Vec<(&str, f64)> = disks.iter().map(|(name, disk)| (*name, disk.free as f64)).collect();
         let size: Vec<(&str, f64)> = disks.iter().map(|(name, disk)| (*name, disk.size as f64)).collect();
-        moment.gauges(
+        snapshot.gauges(
             "facepipe_disk_free_bytes",
             "What this process may still write on the disk of a folder.",
             "folder",
             &free,
         )?;
-        moment.gauges("facepipe_disk_size_bytes", "The disk of a folder in all.", "folder", &size)?;
+        snapshot.gauges("facepipe_disk_size_bytes", "The disk of a folder in all.", "folder", &size)?;
         for process::Reading { name, help, counter, value } in process::readings() {
             if counter {
                 let seconds = Counter::new(name, help)?;
                 seconds.inc_by(value);
-                moment.0.register(Box::new(seconds))?;
+                snapshot.0.register(Box::new(seconds))?;
             } else {
-                moment.gauge(name, help, value)?;
+                snapshot.gauge(name, help, value)?;
             }
         }
-        if let Some(backlog) = backlog {
-            let jobs: Vec<(&str, f64)> = JobStatus::ALL
-                .iter()
-                .zip(backlog.jobs)
-                .map(|(status, jobs)| (status.as_str(), jobs as f64))
-                .collect();
-            moment.gauges("facepipe_jobs", "Jobs of the deployment.", "status", &jobs)?;
-            moment.gauge(
-                "facepipe_outbox_messages",
-                "Results of the deployment that wait to be sent to the external API.",
-                backlog.messages as f64,
-            )?;
-            moment.gauge(
-                "facepipe_outbox_oldest_seconds",
-                "Time that the oldest of those waits; 0 where none does.",
-                backlog.oldest_message.map_or(0.0, seconds_since),
-            )?;
-            let last_runs = Task::ALL.into_iter().zip(backlog.task_runs);
-            let last_runs: Vec<(Task, f64)> =
-                last_runs.filter_map(|(task, finished_at)| Some((task, finished_at? as f64 / 1e6))).collect();
-            let (backups, others): (Vec<_>, Vec<_>) =
-                last_runs.into_iter().partition(|(task, _)| *task == Task::Backup);
-            if let [(_, finished_at)] = backups.as_slice() {
-                moment.gauge(
-                    "facepipe_last_backup_timestamp_seconds",
-                    "When the deployment's last backup began that ended well, since 1970.",
-                    *finished_at,
-                )?;
-            }
-            let others: Vec<(&str, f64)> = others.into_iter().map(|(task, at)| (task.name(), at)).collect();
-            moment.gauges(
-                "facepipe_task_last_success_timestamp_seconds",
-                "When recurring work of the deployment was done to its end last, since 1970.",
-                "task",
-                &others,
-            )?;
-        }
-        Ok(moment.0.gather())
+        Ok(())
     }
 }
 
@@ -198,10 +170,50 @@ fn seconds_since(moment: i64) -> f64 {
     now().saturating_sub(moment).max(0) as f64 / 1e6
 }
 
-/// Values of one moment. What is not known has no series, which a gauge that stays registered could not say.
-struct Moment(Registry);
+/// Gauges of one scrape. A value that is not known has no series; a gauge that stayed registered would keep an old one.
+struct Snapshot(Registry);
 
-impl Moment {
+impl Snapshot {
+    /// What the database tells: jobs, the outbox, and runs of recurring work.
+    fn backlog(&self, backlog: Backlog) -> prometheus::Result<()> {
+        let jobs: Vec<(&str, f64)> = JobStatus::ALL
+            .iter()
+            .zip(backlog.jobs)
+            .map(|(status, jobs)| (status.as_str(), jobs as f64))
+            .collect();
+        self.gauges("facepipe_jobs", "Jobs of the deployment.", "status", &jobs)?;
+        self.gauge(
+            "facepipe_outbox_messages",
+            "Results of the deployment that wait to be sent to the external API.",
+            backlog.messages as f64,
+        )?;
+        self.gauge(
+            "facepipe_outbox_oldest_seconds",
+            "Time that the oldest of those waits; 0 where none does.",
+            backlog.oldest_message.map_or(0.0, seconds_since),
+        )?;
+        let last_runs = Task::ALL.into_iter().zip(backlog.task_runs);
+        let last_runs: Vec<(Task, f64)> =
+            last_runs.filter_map(|(task, finished_at)| Some((task, finished_at? as f64 / 1e6))).collect();
+        let (backups, others): (Vec<_>, Vec<_>) =
+            last_runs.into_iter().partition(|(task, _)| *task == Task::Backup);
+        if let [(_, finished_at)] = backups.as_slice() {
+            self.gauge(
+                "facepipe_last_backup_timestamp_seconds",
+                "When the deployment's last backup began that ended well, since 1970.",
+                *finished_at,
+            )?;
+        }
+        let others: Vec<(&str, f64)> = others.into_iter().map(|(task, at)| (task.name(), at)).collect();
+        self.gauges(
+            "facepipe_task_last_success_timestamp_seconds",
+            "When recurring work of the deployment was done to its end last, since 1970.",
+            "task",
+            &others,
+        )?;
+        Ok(())
+    }
+
     fn gauge(&self, name: &str, help: &str, value: f64) -> prometheus::Result<()> {
         self.labelled(name, help, &[], value)
     }

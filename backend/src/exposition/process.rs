@@ -1,29 +1,29 @@
-//! What the kernel knows of this process (proc(5)), under the names that Prometheus' own libraries use.
+//! Metrics of this process from `/proc` (proc(5)), under the names of Prometheus' client libraries.
 
 use std::fs;
 
 /// Clock ticks per second in `/proc`: the kernel's USER_HZ, 100 on x86-64 and aarch64.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A value of the process.
+/// A metric of the process.
 pub struct Reading {
-    /// The metric.
+    /// Its name.
     pub name: &'static str,
-    /// What it means.
+    /// Its help text.
     pub help: &'static str,
-    /// Whether it only grows.
+    /// Whether it is a counter.
     pub counter: bool,
-    /// Now.
+    /// Its value.
     pub value: f64,
 }
 
-/// The values that can be read.
+/// The metrics that can be read.
 pub fn readings() -> Vec<Reading> {
     let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (stat, status, limits) =
         (file("/proc/self/stat"), file("/proc/self/status"), file("/proc/self/limits"));
     let started = ticks(&stat, 22).zip(number_after(&file("/proc/stat"), "btime"));
-    // The folder that is being read is one of them.
+    // Without the descriptor of the folder that is being read.
     let open = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1) as f64);
     let bytes = |name| number_after(&status, name).map(|kib| kib * 1024.0);
     let cpu = ticks(&stat, 14).zip(ticks(&stat, 15)).map(|(user, system)| user + system);
@@ -65,14 +65,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_counted_after_the_programs_name() {
+    fn fields_are_counted_after_the_program_name() {
         let stat = "4711 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 250 50 11 12 20 0 7 0 123400 999 888";
         assert_eq!((ticks(stat, 14), ticks(stat, 15), ticks(stat, 22)), (Some(2.5), Some(0.5), Some(1234.0)));
         assert_eq!((ticks(stat, 90), ticks("", 14)), (None, None));
     }
 
     #[test]
-    fn numbers_stand_after_their_names() {
+    fn numbers_follow_their_names() {
         let limits = "Max processes   5   6   processes\nMax open files            1024       4096   files\n";
         assert_eq!(number_after(limits, "Max open files"), Some(1024.0));
         assert_eq!(number_after("VmRSS:\t    2048 kB\n", "VmRSS:"), Some(2048.0));
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_as_it_must_be() {
+    fn readings_of_this_process_are_plausible() {
         let readings = readings();
         let value = |name| readings.iter().find(|reading| reading.name == name).unwrap().value;
         assert!(value("process_threads") >= 2.0 && value("process_open_fds") >= 3.0);

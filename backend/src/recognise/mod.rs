@@ -1,17 +1,17 @@
-//! Recognition: a bounded queue of pictures in front of as many workers as the networks have threads on the processor.
+//! Recognition: a bounded queue of images in front of as many workers as the networks have CPU threads.
 //!
-//! Nobody waits for a batch to fill: while the workers compute, the next ones gather by themselves, and a worker that is
-//! done takes its share of them. A request that finds the queue full is turned away at once, and one whose client has gone
+//! No request waits for a batch to fill: while the workers compute, the next images queue up, and a worker that becomes
+//! idle takes its share of them. A request that finds the queue full is rejected at once, and one whose client has left
 //! is skipped.
 
 mod active;
-mod pace;
 mod pipeline;
 mod queue;
+mod throughput;
 mod worker;
 
 pub use active::{ActiveModel, VersionedModel, load_tested};
-pub use pipeline::{Picture, PictureError, Pipeline, Rotation};
+pub use pipeline::{ImageError, Pipeline, Rotation, UploadedImage};
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -19,120 +19,131 @@ use facepipe_identify::IdentifyError;
 use facepipe_vision::{DecodeError, DecodeNote, VisionError};
 use tokio::sync::{Semaphore, oneshot};
 
-use self::{pace::Pace, queue::Queue, worker::Worker};
+use self::{queue::Queue, throughput::ThroughputEstimator, worker::Worker};
 use crate::{
     domain::IdentifiedFace,
-    metrics::{Metrics, Refused},
+    metrics::{Metrics, Rejection},
 };
 
-/// Hands pictures to the workers; clones share them.
+/// Hands images to the workers; clones share the queue.
 #[derive(Clone)]
 pub struct Recogniser {
-    queue: Arc<Entrance>,
-    room: Arc<Semaphore>,
+    queue: Arc<QueueHandle>,
+    /// One permit per image that may be queued or processed at a time.
+    permits: Arc<Semaphore>,
     capacity: u32,
     budget: Duration,
-    pace: Arc<Pace>,
+    throughput: Arc<ThroughputEstimator>,
     embedder: &'static str,
     metrics: Arc<Metrics>,
 }
 
-/// Why a request got no answer.
+/// How the queue is bounded and what decides about a face.
+#[derive(Debug, Clone, Copy)]
+pub struct RecogniserOptions {
+    /// Minimum cosine of a known face.
+    pub threshold: f32,
+    /// Maximum number of images that are queued or processed at a time.
+    pub capacity: u32,
+    /// Maximum time that the queued images may take, at the current throughput.
+    pub budget: Duration,
+    /// Maximum number of images in a worker's batch.
+    pub batch_images: usize,
+}
+
+/// Why a request has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum RecogniseError {
-    /// Too much waits already.
+    /// The queue is full, or too slow.
     #[error("{waiting} images wait for {wait:?}, at most {capacity} may and for {budget:?}")]
     Busy {
-        /// Images that wait or are being computed.
+        /// Images that are queued or being processed.
         waiting: usize,
-        /// Images that may.
+        /// Maximum number of those.
         capacity: u32,
-        /// How long the last of them waits, at the pace of the last batches.
+        /// How long the last of them waits, at the current throughput.
         wait: Duration,
-        /// How long it may.
+        /// Maximum of that.
         budget: Duration,
-        /// When it is worth to ask again.
+        /// When to try again.
         retry_after: Duration,
     },
-    /// The network failed.
+    /// A network failed.
     #[error("recognition failed: {0}")]
     Vision(#[from] VisionError),
     /// The model failed.
     #[error("identification failed: {0}")]
     Identify(#[from] IdentifyError),
-    /// A worker gave up on the batch.
-    #[error("recognition was cut off")]
+    /// A worker failed on the batch.
+    #[error("recognition was interrupted")]
     Interrupted,
 }
 
-/// The answer to one request.
-pub struct Recognised {
-    /// The model that was asked, for all of the request's faces.
+/// The result of one request.
+pub struct RecognitionResult {
+    /// The model that identified all of the request's faces; `None` before the first training.
     pub model_version: Option<i64>,
-    /// Picture by picture, in the order of the request.
-    pub pictures: Vec<Result<SeenPicture, DecodeError>>,
-    /// From the request's arrival until a worker took up its first picture.
+    /// By image, in the order of the request.
+    pub images: Vec<Result<ImageResult, DecodeError>>,
+    /// From the request's arrival until a worker started its first image.
     pub queued: Duration,
-    /// From there to the answer.
-    pub computed: Duration,
+    /// From then to the result.
+    pub processed: Duration,
 }
 
-/// What is said of one picture.
+/// The result of one image.
 #[derive(Default)]
-pub struct SeenPicture {
+pub struct ImageResult {
     /// Its faces.
     pub faces: Vec<IdentifiedFace>,
-    /// What is to be said of its file.
+    /// Remarks on its file.
     pub notes: Vec<DecodeNote>,
-    /// How it must be turned to show a face, where it shows none and [`Picture::must_show_face`] is set.
+    /// The rotation under which it shows a face, where it shows none as it is and
+    /// [`UploadedImage::must_show_face`] is set.
     pub turned: Option<Rotation>,
 }
 
-/// What goes in comes to the workers. They end when it is dropped and the queue is empty.
-struct Entrance(Arc<Queue>);
+/// The sending end of the queue. The workers end once it is dropped and the queue is empty.
+struct QueueHandle(Arc<Queue>);
 
-impl Drop for Entrance {
+impl Drop for QueueHandle {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 impl Recogniser {
-    /// Starts the workers. `capacity`: images that may wait or be computed at a time; `budget`: how long they may take
-    /// together, at the pace of the last ones; `batch`: images that a worker takes at a time. The workers end when the last
-    /// clone is dropped and the queue is empty.
+    /// Starts the workers. They end once the last clone is dropped and the queue is empty.
     ///
     /// # Errors
     /// A thread cannot be started.
     pub fn start(
         pipeline: Arc<Pipeline>,
         active: Arc<ActiveModel>,
-        threshold: f32,
-        capacity: u32,
-        budget: Duration,
-        batch: usize,
+        options: RecogniserOptions,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
+        let RecogniserOptions { threshold, capacity, budget, batch_images } = options;
         let workers = pipeline.workers();
         let queue = Arc::new(Queue::new(workers));
-        let entrance = Arc::new(Entrance(Arc::clone(&queue)));
-        let pace = Arc::new(Pace::default());
+        let handle = Arc::new(QueueHandle(Arc::clone(&queue)));
+        let throughput = Arc::new(ThroughputEstimator::default());
         let embedder = pipeline.embedder().name();
         let worker = Worker {
             queue,
             pipeline,
             active,
             threshold,
-            batch,
-            pace: Arc::clone(&pace),
+            batch_images,
+            throughput: Arc::clone(&throughput),
             metrics: Arc::clone(&metrics),
         };
         for number in 0..workers {
             let worker = worker.clone();
             thread::Builder::new().name(format!("recognise-{number}")).spawn(move || worker.run())?;
         }
-        let room = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { queue: entrance, room, capacity, budget, pace, embedder, metrics })
+        let permits = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
+        Ok(Self { queue: handle, permits, capacity, budget, throughput, embedder, metrics })
     }
 
     /// The embedder's name.
@@ -140,45 +151,45 @@ impl Recogniser {
         self.embedder
     }
 
-    /// Finds, embeds and identifies the faces on the pictures of one request, of which there is at least one.
+    /// Finds, embeds and identifies the faces on the images of one request, at least one.
     ///
     /// # Errors
-    /// [`RecogniseError::Busy`] at once where the queue is full; else what went wrong.
-    pub async fn recognise(&self, pictures: Vec<Picture>) -> Result<Recognised, RecogniseError> {
-        // What nobody waits for any more is refused before it costs anything. As below, a request that has the queue to
-        // itself gets in, however long it takes.
+    /// [`RecogniseError::Busy`] at once where the queue is full or too slow; otherwise the failure.
+    pub async fn recognise(&self, images: Vec<UploadedImage>) -> Result<RecognitionResult, RecogniseError> {
+        // Rejected before it costs anything. A request that has the queue to itself is accepted, however long it takes.
         let waiting = self.waiting();
-        if waiting > 0 && self.pace.time_for(waiting) > self.budget {
-            return Err(self.busy(Refused::QueueSlow));
+        if waiting > 0 && self.throughput.time_for(waiting) > self.budget {
+            return Err(self.busy(Rejection::QueueSlow));
         }
-        // A request larger than the queue gets in when it has the queue to itself.
-        let size = u32::try_from(pictures.len()).unwrap_or(u32::MAX).min(self.capacity);
-        let room =
-            Arc::clone(&self.room).try_acquire_many_owned(size).map_err(|_| self.busy(Refused::QueueFull))?;
-        let (reply, answer) = oneshot::channel();
-        self.queue.0.push(pictures, reply, room);
-        answer.await.map_err(|_| RecogniseError::Interrupted)?
+        // So is one that is larger than the queue.
+        let size = u32::try_from(images.len()).unwrap_or(u32::MAX).min(self.capacity);
+        let permit = Arc::clone(&self.permits)
+            .try_acquire_many_owned(size)
+            .map_err(|_| self.busy(Rejection::QueueFull))?;
+        let (responder, response) = oneshot::channel();
+        self.queue.0.push(images, responder, permit);
+        response.await.map_err(|_| RecogniseError::Interrupted)?
     }
 
-    /// Images that wait or are being computed.
+    /// Images that are queued or being processed.
     pub fn waiting(&self) -> usize {
-        usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_sub(self.room.available_permits())
+        usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_sub(self.permits.available_permits())
     }
 
-    /// Images that may.
+    /// Maximum number of those.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    fn busy(&self, reason: Refused) -> RecogniseError {
-        self.metrics.refused(reason);
+    fn busy(&self, reason: Rejection) -> RecogniseError {
+        self.metrics.rejected(reason);
         let waiting = self.waiting();
         RecogniseError::Busy {
             waiting,
             capacity: self.capacity,
-            wait: self.pace.time_for(waiting),
+            wait: self.throughput.time_for(waiting),
             budget: self.budget,
-            retry_after: self.pace.retry_after(waiting),
+            retry_after: self.throughput.retry_after(waiting),
         }
     }
 }

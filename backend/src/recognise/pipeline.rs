@@ -1,4 +1,4 @@
-//! From the bytes of pictures to embedded faces: decode, find, align, embed.
+//! From the bytes of an image to embedded faces: decode, detect, align, embed.
 
 use std::{
     path::Path,
@@ -12,32 +12,32 @@ use facepipe_vision::{
 };
 use image::{RgbImage, imageops};
 
-/// A picture as it was sent.
+/// An image as the client sent it.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct UploadedImage {
     /// The file.
     pub bytes: Bytes,
-    /// Whether it was cut out of a larger one around a face: smaller faces beside that are not looked for.
-    pub cut_out: bool,
-    /// Whether it is looked at turned as well where it shows no face, to tell its sender.
+    /// Whether it is a crop around a face: much smaller faces are not looked for.
+    pub is_crop: bool,
+    /// Whether to try the other orientations where it shows no face, so that the error can name the right one.
     pub must_show_face: bool,
 }
 
-impl From<Bytes> for Picture {
+impl From<Bytes> for UploadedImage {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, cut_out: false, must_show_face: false }
+        Self { bytes, is_crop: false, must_show_face: false }
     }
 }
 
-impl Picture {
-    /// One that is of no use without a face.
-    pub fn of_a_face(bytes: Bytes) -> Self {
-        Self { bytes, cut_out: false, must_show_face: true }
+impl UploadedImage {
+    /// An image that is useless without a face.
+    pub fn with_required_face(bytes: Bytes) -> Self {
+        Self { bytes, is_crop: false, must_show_face: true }
     }
 }
 
-/// Probability from which a face on a turned picture counts.
-const SURE: f32 = 0.99;
+/// Minimum probability of a face on a rotated image.
+const MIN_ROTATED_CONFIDENCE: f32 = 0.99;
 
 /// The networks, loaded.
 pub struct Pipeline {
@@ -47,21 +47,21 @@ pub struct Pipeline {
     limits: DecodeLimits,
 }
 
-/// How a picture that shows no face must be turned to show one.
+/// The clockwise rotation under which an image shows a face.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
-    /// By 90 degrees clockwise.
+    /// 90 degrees.
     Right,
-    /// By 180 degrees.
+    /// 180 degrees.
     UpsideDown,
-    /// By 270 degrees clockwise.
+    /// 270 degrees.
     Left,
 }
 
 impl Rotation {
     const ALL: [Self; 3] = [Self::Right, Self::UpsideDown, Self::Left];
 
-    /// Clockwise, in degrees.
+    /// Degrees, clockwise.
     pub fn degrees(self) -> u16 {
         match self {
             Self::Right => 90,
@@ -70,42 +70,54 @@ impl Rotation {
         }
     }
 
-    fn of(self, picture: &RgbImage) -> RgbImage {
+    fn apply(self, image: &RgbImage) -> RgbImage {
         match self {
-            Self::Right => imageops::rotate90(picture),
-            Self::UpsideDown => imageops::rotate180(picture),
-            Self::Left => imageops::rotate270(picture),
+            Self::Right => imageops::rotate90(image),
+            Self::UpsideDown => imageops::rotate180(image),
+            Self::Left => imageops::rotate270(image),
         }
     }
 }
 
-/// The faces of one picture, and what the embedder takes of each, in the same order.
+/// The faces of one image and the embedder's input for each, in the same order.
 pub struct FoundFaces {
-    /// Where they are.
+    /// The detected faces.
     pub faces: Vec<Face>,
-    /// The network's input.
+    /// The embedder's inputs.
     pub crops: Vec<RgbImage>,
-    /// What is to be said of the picture's file.
+    /// Remarks on the image's file.
     pub notes: Vec<DecodeNote>,
-    /// How it must be turned to show a face, where it shows none as it is and that was asked.
+    /// The rotation under which the image shows a face, where it shows none as it is and
+    /// [`UploadedImage::must_show_face`] is set.
     pub turned: Option<Rotation>,
-    /// When its bytes were taken up, how long they took to decode, and how long finding the faces took.
-    pub took: (Instant, Duration, Duration),
+    /// How long the steps took.
+    pub timings: Timings,
 }
 
-/// Why a picture has no answer.
+/// How long the steps from bytes to faces took.
+#[derive(Debug, Clone, Copy)]
+pub struct Timings {
+    /// When decoding started.
+    pub started: Instant,
+    /// Decoding.
+    pub decoded: Duration,
+    /// Detection and alignment.
+    pub detected: Duration,
+}
+
+/// Why an image has no result.
 #[derive(Debug, thiserror::Error)]
-pub enum PictureError {
-    /// The sender's mistake.
+pub enum ImageError {
+    /// The client's fault: the file cannot be decoded.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// Ours.
+    /// The server's fault: a network failed.
     #[error(transparent)]
     Vision(#[from] VisionError),
 }
 
 impl Pipeline {
-    /// Loads the face detector and the embedder; without `embedder`, the best one whose weights are installed.
+    /// Loads the face detector and the embedder; without `embedder`, the best one that is installed.
     ///
     /// # Errors
     /// Weights are missing or damaged, or there is no such device.
@@ -119,69 +131,69 @@ impl Pipeline {
         let opened = device.open()?;
         let config = MtcnnConfig { min_face_size, ..MtcnnConfig::default() };
         let mtcnn = Mtcnn::load_on(models_dir, config, opened.as_ref())?;
-        // Where none is installed, the small and accurate one is what the error asks for.
+        // Where none is installed, the error asks for the one that is both small and accurate.
         let kind = embedder.or_else(|| installed_embedder(models_dir)).unwrap_or(EmbedderKind::MobileFaceNet);
         let embedder = load_embedder_on(kind, models_dir, opened.as_ref())?;
         Ok(Self { mtcnn, embedder, device, limits })
     }
 
-    /// Whether the networks run on the processor, so that its threads can share them.
-    pub fn on_processor(&self) -> bool {
+    /// Whether the networks run on the CPU, so that its threads can share a batch.
+    pub fn runs_on_cpu(&self) -> bool {
         self.device == DeviceKind::Cpu
     }
 
-    /// How many should take pictures at a time.
+    /// The number of workers that keep the device busy.
     pub fn workers(&self) -> usize {
         match self.device {
             DeviceKind::Cpu => rayon::current_num_threads(),
-            // One has the device compute, another decodes meanwhile; more would only make batches smaller.
+            // One decodes while the other runs the device; more would only make batches smaller.
             DeviceKind::Cuda(_) => 2,
         }
     }
 
-    /// The embedder.
+    /// The network that embeds faces.
     pub fn embedder(&self) -> &dyn Embedder {
         &*self.embedder
     }
 
-    /// The faces of a picture, ready to be embedded.
+    /// Finds the faces of an image and crops them for the embedder.
     ///
     /// # Errors
-    /// The bytes are no picture within the limits, or the network fails.
-    pub fn find_faces(&self, picture: &Picture) -> Result<FoundFaces, PictureError> {
-        let cut_out = picture.cut_out;
-        let begun = Instant::now();
-        let must_show_face = picture.must_show_face;
-        let Decoded { image: picture, notes } = decode_with_notes(&picture.bytes, &self.limits)?;
-        let decoded = begun.elapsed();
-        let faces = self.mtcnn.detect_inside(&picture, cut_out)?;
-        // Only the crops leave this function: a batch of whole pictures could fill the memory.
-        let crops = faces.iter().map(|face| self.embedder.crop(&picture, face)).collect();
-        let turned = if faces.is_empty() && must_show_face { self.turn_of(&picture)? } else { None };
-        let took = (begun, decoded, begun.elapsed().saturating_sub(decoded));
-        Ok(FoundFaces { faces, crops, notes, turned, took })
+    /// The bytes are no image within the limits, or a network fails.
+    pub fn find_faces(&self, image: &UploadedImage) -> Result<FoundFaces, ImageError> {
+        let is_crop = image.is_crop;
+        let started = Instant::now();
+        let must_show_face = image.must_show_face;
+        let Decoded { image, notes } = decode_with_notes(&image.bytes, &self.limits)?;
+        let decoded = started.elapsed();
+        let faces = self.mtcnn.detect_inside(&image, is_crop)?;
+        // Only the crops leave this function: a batch of whole images could fill the memory.
+        let crops = faces.iter().map(|face| self.embedder.crop(&image, face)).collect();
+        let turned = if faces.is_empty() && must_show_face { self.find_rotation(&image)? } else { None };
+        let timings = Timings { started, decoded, detected: started.elapsed().saturating_sub(decoded) };
+        Ok(FoundFaces { faces, crops, notes, turned, timings })
     }
 
-    /// How a picture without a face must be turned to show one; of several ways the one with the surest face.
-    fn turn_of(&self, picture: &RgbImage) -> Result<Option<Rotation>, VisionError> {
+    /// The rotation under which an image shows a face; of several the one with the most probable face.
+    fn find_rotation(&self, image: &RgbImage) -> Result<Option<Rotation>, VisionError> {
         let mut best = None;
-        for turn in Rotation::ALL {
-            let faces = self.mtcnn.detect(&turn.of(picture))?;
-            let surest = faces.iter().map(|face| face.confidence).max_by(f32::total_cmp);
-            if let Some(confidence) = surest.filter(|&confidence| confidence >= SURE)
+        for rotation in Rotation::ALL {
+            let faces = self.mtcnn.detect(&rotation.apply(image))?;
+            let highest = faces.iter().map(|face| face.confidence).max_by(f32::total_cmp);
+            if let Some(confidence) = highest.filter(|&confidence| confidence >= MIN_ROTATED_CONFIDENCE)
                 && best.is_none_or(|(best, _)| confidence > best)
             {
-                best = Some((confidence, turn));
+                best = Some((confidence, rotation));
             }
         }
-        Ok(best.map(|(_, turn)| turn))
+        Ok(best.map(|(_, rotation)| rotation))
     }
 
-    /// The embedding of a picture's largest face; `None` where it has no face.
+    /// The embedding of an image's largest face; `None` where it has no face.
     ///
     /// # Errors
-    /// The bytes are no picture within the limits, or the network fails.
-    pub fn embed_largest_face(&self, bytes: Bytes) -> Result<Option<Vec<f32>>, PictureError> {
+    /// The bytes are no image within the limits, or a network fails.
+    pub fn embed_largest_face(&self, bytes: Bytes) -> Result<Option<Vec<f32>>, ImageError> {
         let FoundFaces { faces, mut crops, .. } = self.find_faces(&bytes.into())?;
         let Some(position) = largest_face(faces.iter().map(|face| face.bounding_box)) else {
             return Ok(None);

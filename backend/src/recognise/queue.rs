@@ -1,4 +1,4 @@
-//! The pictures that wait, one by one whatever requests they belong to, and each request's progress.
+//! The queue of images, whichever requests they belong to, and the progress of each request.
 
 use std::{
     collections::VecDeque,
@@ -10,23 +10,33 @@ use std::{
 use facepipe_vision::{DecodeNote, Face};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{ActiveModel, Picture, PictureError, RecogniseError, Recognised, Rotation, VersionedModel};
+use super::{
+    ActiveModel, ImageError, RecogniseError, RecognitionResult, Rotation, UploadedImage, VersionedModel,
+};
 use crate::traces::{self, Trace};
 
-/// What came out for one picture.
+/// A face on an image with its embedding.
+pub struct DetectedFace {
+    /// Box, landmarks and probability.
+    pub detection: Face,
+    /// The L2-normalised embedding.
+    pub embedding: Vec<f32>,
+}
+
+/// The faces of one image with their embeddings.
 #[derive(Default)]
-pub struct Embedded {
-    /// Its faces and their embeddings.
-    pub faces: Vec<(Face, Vec<f32>)>,
-    /// What is to be said of its file.
+pub struct EmbeddedFaces {
+    /// The faces.
+    pub faces: Vec<DetectedFace>,
+    /// Remarks on the image's file.
     pub notes: Vec<DecodeNote>,
-    /// How it must be turned to show a face.
+    /// The rotation under which the image shows a face, where it shows none as it is.
     pub turned: Option<Rotation>,
 }
 
-type Reply = oneshot::Sender<Result<Recognised, RecogniseError>>;
+type Responder = oneshot::Sender<Result<RecognitionResult, RecogniseError>>;
 
-/// First come, first served.
+/// A queue of images: first come, first served.
 pub struct Queue {
     state: Mutex<State>,
     changed: Condvar,
@@ -35,62 +45,63 @@ pub struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Waiting>,
-    /// Workers that have something to do.
+    entries: VecDeque<QueueEntry>,
+    /// Workers that hold a batch.
     busy: usize,
     closed: bool,
 }
 
-/// A picture of a request.
-pub struct Waiting {
-    /// Its request.
+/// One image of a request.
+pub struct QueueEntry {
+    /// The request that it belongs to.
     pub request: Arc<Request>,
-    /// Which of the request's pictures.
-    pub number: usize,
+    /// Its index in the request.
+    pub index: usize,
 }
 
-/// What a worker is to do next; it counts as busy until this is dropped.
-pub struct Turn<'a> {
-    /// Whose pictures.
-    pub pictures: Vec<Waiting>,
-    /// Whether there is so little to do that all threads should work on it together.
+/// The images that a worker processes together. The worker counts as busy until this is dropped.
+pub struct Batch<'a> {
+    /// The images, of any requests.
+    pub entries: Vec<QueueEntry>,
+    /// Whether nothing else is queued or running, so that all threads should share this batch.
     pub on_all_threads: bool,
     queue: &'a Queue,
 }
 
 impl Queue {
-    /// For so many workers.
+    /// Makes a queue for this number of workers.
     pub fn new(workers: usize) -> Self {
         Self { state: Mutex::default(), changed: Condvar::new(), workers }
     }
 
-    /// How many workers there are.
+    /// The number of workers.
     pub fn workers(&self) -> usize {
         self.workers
     }
 
-    /// Puts the pictures of a request at the end. `room` is held until the answer is there: what is being computed
-    /// counts too.
-    pub fn push(&self, pictures: Vec<Picture>, reply: Reply, room: OwnedSemaphorePermit) {
-        let request = Arc::new(Request::new(pictures, reply, room));
-        let waiting =
-            (0..request.pictures.len()).map(|number| Waiting { request: Arc::clone(&request), number });
-        self.state().waiting.extend(waiting);
+    /// Appends the images of a request. `permit` is held until the request is answered, so that images being processed
+    /// count towards the capacity, too.
+    pub fn push(&self, images: Vec<UploadedImage>, responder: Responder, permit: OwnedSemaphorePermit) {
+        let request = Arc::new(Request::new(images, responder, permit));
+        let entries =
+            (0..request.images.len()).map(|index| QueueEntry { request: Arc::clone(&request), index });
+        self.state().entries.extend(entries);
         self.changed.notify_all();
     }
 
-    /// Nothing more will come.
+    /// Announces that nothing more will be pushed.
     pub fn close(&self) {
         self.state().closed = true;
         self.changed.notify_all();
     }
 
-    /// Waits for pictures and takes a worker's share of them, at most `most`. `None`: the queue is closed and empty.
-    pub fn take(&self, most: usize) -> Option<Turn<'_>> {
+    /// Waits for images and takes one worker's share of them, at most `max`. Returns `None` once the queue is closed and
+    /// empty.
+    pub fn next_batch(&self, max: usize) -> Option<Batch<'_>> {
         let mut state = self.state();
         loop {
-            state.waiting.retain(|waiting| waiting.request.is_awaited());
-            if !state.waiting.is_empty() {
+            state.entries.retain(|entry| entry.request.is_awaited());
+            if !state.entries.is_empty() {
                 break;
             }
             if state.closed {
@@ -98,11 +109,11 @@ impl Queue {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let share = state.waiting.len().div_ceil(self.workers).clamp(1, most.max(1));
-        let pictures = state.waiting.drain(..share).collect();
+        let share = state.entries.len().div_ceil(self.workers).clamp(1, max.max(1));
+        let entries = state.entries.drain(..share).collect();
         state.busy += 1;
-        let on_all_threads = state.waiting.is_empty() && state.busy == 1;
-        Some(Turn { pictures, on_all_threads, queue: self })
+        let on_all_threads = state.entries.is_empty() && state.busy == 1;
+        Some(Batch { entries, on_all_threads, queue: self })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,91 +121,95 @@ impl Queue {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
         self.queue.state().busy -= 1;
     }
 }
 
-/// A request of which pictures wait or are being computed.
+/// A request with images that are queued or being processed.
 pub struct Request {
-    /// As they were sent.
-    pub pictures: Vec<Picture>,
-    /// When it came.
+    /// Its images.
+    pub images: Vec<UploadedImage>,
+    /// When it was queued.
     pub arrived: Instant,
-    /// Where it is traced.
+    /// The trace that its spans belong to.
     pub trace: Option<Trace>,
     progress: Mutex<Progress>,
 }
 
 struct Progress {
-    /// Whoever asked; `None` when that is over.
-    asker: Option<(Reply, OwnedSemaphorePermit)>,
-    begun: Option<Begun>,
-    /// Picture by picture.
-    faces: Vec<Result<Embedded, PictureError>>,
-    left: usize,
+    /// `None` once the request is answered.
+    responder: Option<(Responder, OwnedSemaphorePermit)>,
+    started: Option<Started>,
+    /// By image.
+    faces: Vec<Result<EmbeddedFaces, ImageError>>,
+    unfinished: usize,
 }
 
-/// When the first picture of a request was taken up, and the model of that moment.
+/// The time at which processing of a request's first image started, and the model that was active then.
 #[derive(Clone)]
-pub struct Begun {
+pub struct Started {
     /// When.
     pub at: Instant,
-    /// For all of the request's faces; `None` before the first training.
+    /// Identifies all of the request's faces; `None` before the first training.
     pub model: Option<Arc<VersionedModel>>,
 }
 
-/// A request of which all pictures were computed.
-pub struct Computed {
-    /// When the first was taken up.
-    pub begun: Begun,
-    /// Picture by picture.
-    pub faces: Vec<Result<Embedded, PictureError>>,
+/// A request with all of its images processed.
+pub struct CompletedRequest {
+    /// When the first image was started.
+    pub started: Started,
+    /// By image.
+    pub faces: Vec<Result<EmbeddedFaces, ImageError>>,
 }
 
 impl Request {
-    fn new(pictures: Vec<Picture>, reply: Reply, room: OwnedSemaphorePermit) -> Self {
-        let left = pictures.len();
-        let faces = (0..left).map(|_| Ok(Embedded::default())).collect();
-        let progress = Progress { asker: Some((reply, room)), begun: None, faces, left };
+    fn new(images: Vec<UploadedImage>, responder: Responder, permit: OwnedSemaphorePermit) -> Self {
+        let unfinished = images.len();
+        let faces = (0..unfinished).map(|_| Ok(EmbeddedFaces::default())).collect();
+        let progress = Progress { responder: Some((responder, permit)), started: None, faces, unfinished };
         let trace = traces::current();
-        Self { pictures, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
+        Self { images, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
     }
 
-    /// Whether anybody waits for the answer.
+    /// Whether the client still waits for the response.
     pub fn is_awaited(&self) -> bool {
-        self.progress().asker.as_ref().is_some_and(|(reply, _)| !reply.is_closed())
+        self.progress().responder.as_ref().is_some_and(|(responder, _)| !responder.is_closed())
     }
 
-    /// One of the pictures is taken up. Whether it is the first of them.
-    pub fn begin(&self, at: Instant, active: &ActiveModel) -> bool {
+    /// Records that processing of one of the images starts. Returns whether it is the first of them.
+    pub fn start(&self, at: Instant, active: &ActiveModel) -> bool {
         let mut progress = self.progress();
-        let first = progress.begun.is_none();
-        progress.begun.get_or_insert_with(|| Begun { at, model: active.get() });
+        let first = progress.started.is_none();
+        progress.started.get_or_insert_with(|| Started { at, model: active.get() });
         first
     }
 
-    /// What came out for a picture that was begun. With the last one, all of it.
-    pub fn computed(&self, number: usize, faces: Result<Embedded, PictureError>) -> Option<Computed> {
+    /// Records the result of one image. Returns all results once the last one is there.
+    pub fn complete(
+        &self,
+        index: usize,
+        faces: Result<EmbeddedFaces, ImageError>,
+    ) -> Option<CompletedRequest> {
         let mut progress = self.progress();
-        *progress.faces.get_mut(number)? = faces;
-        progress.left = progress.left.checked_sub(1)?;
-        if progress.left > 0 {
+        *progress.faces.get_mut(index)? = faces;
+        progress.unfinished = progress.unfinished.checked_sub(1)?;
+        if progress.unfinished > 0 {
             return None;
         }
-        let begun = progress.begun.clone()?;
-        Some(Computed { begun, faces: mem::take(&mut progress.faces) })
+        let started = progress.started.clone()?;
+        Some(CompletedRequest { started, faces: mem::take(&mut progress.faces) })
     }
 
-    /// Answers whoever asked.
-    pub fn answer(&self, answer: Result<Recognised, RecogniseError>) {
-        let asker = self.progress().asker.take();
-        if let Some((reply, room)) = asker {
-            // Room is made first: whoever has an answer may ask again at once.
-            drop(room);
-            // Whoever asked may be gone by now; then there is nobody to tell.
-            let _ = reply.send(answer);
+    /// Sends the response, unless one was sent before.
+    pub fn respond(&self, result: Result<RecognitionResult, RecogniseError>) {
+        let responder = self.progress().responder.take();
+        if let Some((responder, permit)) = responder {
+            // First, so that a client that sends its next request at once finds the capacity free.
+            drop(permit);
+            // Fails where the client has gone.
+            let _ = responder.send(result);
         }
     }
 
@@ -211,81 +226,81 @@ mod tests {
 
     use super::*;
 
-    type Answer = oneshot::Receiver<Result<Recognised, RecogniseError>>;
+    type ResponseReceiver = oneshot::Receiver<Result<RecognitionResult, RecogniseError>>;
 
-    fn ask(queue: &Queue, pictures: usize) -> Answer {
-        let (reply, answer) = oneshot::channel();
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        queue.push((0..pictures).map(|_| bytes::Bytes::new().into()).collect(), reply, room);
-        answer
+    fn push(queue: &Queue, images: usize) -> ResponseReceiver {
+        let (responder, response) = oneshot::channel();
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        queue.push((0..images).map(|_| bytes::Bytes::new().into()).collect(), responder, permit);
+        response
     }
 
-    fn numbers(turn: &Turn<'_>) -> Vec<usize> {
-        turn.pictures.iter().map(|waiting| waiting.number).collect()
+    fn indices(batch: &Batch<'_>) -> Vec<usize> {
+        batch.entries.iter().map(|entry| entry.index).collect()
     }
 
     #[test]
-    fn each_worker_takes_a_share_of_what_waits() {
+    fn each_worker_takes_a_share_of_the_queue() {
         let queue = Queue::new(2);
-        let _large = ask(&queue, 5);
-        let first = queue.take(16).unwrap();
-        assert_eq!((numbers(&first), first.on_all_threads), (vec![0, 1, 2], false));
-        let second = queue.take(16).unwrap();
-        assert_eq!((numbers(&second), second.on_all_threads), (vec![3], false));
+        let _large = push(&queue, 5);
+        let first = queue.next_batch(16).unwrap();
+        assert_eq!((indices(&first), first.on_all_threads), (vec![0, 1, 2], false));
+        let second = queue.next_batch(16).unwrap();
+        assert_eq!((indices(&second), second.on_all_threads), (vec![3], false));
         drop(first);
-        let third = queue.take(16).unwrap();
+        let third = queue.next_batch(16).unwrap();
         // Another is still busy.
-        assert_eq!((numbers(&third), third.on_all_threads), (vec![4], false));
+        assert_eq!((indices(&third), third.on_all_threads), (vec![4], false));
         drop((second, third));
-        let _alone = ask(&queue, 1);
-        assert!(queue.take(16).unwrap().on_all_threads);
+        let _alone = push(&queue, 1);
+        assert!(queue.next_batch(16).unwrap().on_all_threads);
     }
 
     #[test]
-    fn no_more_are_taken_than_may_be() {
+    fn a_batch_is_no_larger_than_its_limit() {
         let queue = Queue::new(1);
-        let _answer = ask(&queue, 5);
-        assert_eq!(numbers(&queue.take(2).unwrap()), [0, 1]);
-        assert_eq!(numbers(&queue.take(0).unwrap()), [2]);
+        let _response = push(&queue, 5);
+        assert_eq!(indices(&queue.next_batch(2).unwrap()), [0, 1]);
+        assert_eq!(indices(&queue.next_batch(0).unwrap()), [2]);
     }
 
     #[test]
-    fn what_nobody_waits_for_is_not_handed_out() {
+    fn images_of_clients_that_left_are_skipped() {
         let queue = Queue::new(2);
-        drop(ask(&queue, 3));
-        let _awaited = ask(&queue, 1);
-        let turn = queue.take(16).unwrap();
-        assert_eq!(numbers(&turn), [0]);
-        assert!(turn.pictures[0].request.is_awaited());
+        drop(push(&queue, 3));
+        let _awaited = push(&queue, 1);
+        let batch = queue.next_batch(16).unwrap();
+        assert_eq!(indices(&batch), [0]);
+        assert!(batch.entries[0].request.is_awaited());
         queue.close();
-        assert!(queue.take(16).is_none());
+        assert!(queue.next_batch(16).is_none());
     }
 
     #[test]
-    fn a_request_is_whole_when_its_last_picture_is() {
+    fn a_request_is_complete_with_its_last_image() {
         let queue = Queue::new(1);
-        let mut answer = ask(&queue, 2);
-        let turn = queue.take(16).unwrap();
-        let request = &turn.pictures[0].request;
+        let mut response = push(&queue, 2);
+        let batch = queue.next_batch(16).unwrap();
+        let request = &batch.entries[0].request;
         let active = ActiveModel::default();
-        let begun = Instant::now();
-        assert!(request.begin(begun, &active) && !request.begin(Instant::now(), &active));
-        assert!(request.computed(1, Ok(Embedded::default())).is_none());
-        let whole = request.computed(0, Ok(Embedded::default())).unwrap();
-        assert_eq!((whole.begun.at, whole.faces.len()), (begun, 2));
-        request.answer(Err(RecogniseError::Interrupted));
-        assert!(matches!(answer.try_recv(), Ok(Err(RecogniseError::Interrupted))));
+        let started = Instant::now();
+        assert!(request.start(started, &active) && !request.start(Instant::now(), &active));
+        assert!(request.complete(1, Ok(EmbeddedFaces::default())).is_none());
+        let whole = request.complete(0, Ok(EmbeddedFaces::default())).unwrap();
+        assert_eq!((whole.started.at, whole.faces.len()), (started, 2));
+        request.respond(Err(RecogniseError::Interrupted));
+        assert!(matches!(response.try_recv(), Ok(Err(RecogniseError::Interrupted))));
         assert!(!request.is_awaited());
     }
 
     #[test]
-    fn workers_that_wait_are_woken() {
+    fn waiting_workers_are_woken() {
         let queue = Arc::new(Queue::new(2));
         let worker = thread::spawn({
             let queue = Arc::clone(&queue);
-            move || (queue.take(16).map(|turn| numbers(&turn)), queue.take(16).is_none())
+            move || (queue.next_batch(16).map(|batch| indices(&batch)), queue.next_batch(16).is_none())
         });
-        let _answer = ask(&queue, 1);
+        let _response = push(&queue, 1);
         queue.close();
         assert_eq!(worker.join().unwrap(), (Some(vec![0]), true));
     }

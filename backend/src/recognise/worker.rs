@@ -1,4 +1,4 @@
-//! What a worker does with the pictures that it takes: find the faces, embed them, and answer the requests that are whole.
+//! A worker: takes batches of images, finds and embeds their faces, and answers the requests that are complete.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -11,21 +11,21 @@ use facepipe_vision::{DecodeError, VisionError, with_intra_op_parallelism, witho
 use image::RgbImage;
 
 use super::{
-    ActiveModel, Picture, PictureError, Pipeline, RecogniseError, Recognised, SeenPicture, VersionedModel,
+    ActiveModel, ImageError, ImageResult, Pipeline, RecogniseError, RecognitionResult, VersionedModel,
     active::identify,
-    pace::Pace,
-    pipeline::FoundFaces,
-    queue::{Computed, Embedded, Queue, Request, Turn, Waiting},
+    pipeline::{FoundFaces, Timings},
+    queue::{Batch, CompletedRequest, DetectedFace, EmbeddedFaces, Queue, QueueEntry, Request},
+    throughput::ThroughputEstimator,
 };
 use crate::{
     metrics::{Metrics, Stage},
     traces::{Step, record_embedding},
 };
 
-/// One of those that share a queue.
+/// A worker; its clones share the queue.
 #[derive(Clone)]
 pub struct Worker {
-    /// Where pictures come from.
+    /// Where images come from.
     pub queue: Arc<Queue>,
     /// The networks.
     pub pipeline: Arc<Pipeline>,
@@ -33,24 +33,23 @@ pub struct Worker {
     pub active: Arc<ActiveModel>,
     /// Score from which a face is known.
     pub threshold: f32,
-    /// Pictures at a time, at most.
-    pub batch: usize,
-    /// What others are told of how fast it goes.
-    pub pace: Arc<Pace>,
-    /// What is counted.
+    /// Maximum number of images in a batch.
+    pub batch_images: usize,
+    /// Measures how long images take.
+    pub throughput: Arc<ThroughputEstimator>,
+    /// The process's counters.
     pub metrics: Arc<Metrics>,
 }
 
 impl Worker {
-    /// Works until the queue is closed and empty.
+    /// Processes batches until the queue is closed and empty.
     pub fn run(&self) {
-        while let Some(turn) = self.queue.take(self.batch) {
-            let pictures = turn.pictures.len();
-            // A panic in a decoder or a network must not end recognition for everybody else: whoever waits for one of the
-            // batch's pictures is told, and the worker goes on.
+        while let Some(batch) = self.queue.next_batch(self.batch_images) {
+            let images = batch.entries.len();
+            // A panic in a decoder or a network fails the requests of this batch and no others.
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                let compute = || self.compute(&turn);
-                let on_all_threads = turn.on_all_threads && self.pipeline.on_processor();
+                let compute = || self.process(&batch);
+                let on_all_threads = batch.on_all_threads && self.pipeline.runs_on_cpu();
                 if on_all_threads {
                     with_intra_op_parallelism(compute)
                 } else {
@@ -59,42 +58,41 @@ impl Worker {
             }));
             match outcome {
                 Ok(Ok(())) => continue,
-                Ok(Err(error)) => tracing::error!(pictures, %error, "a batch could not be embedded"),
-                Err(_) => tracing::error!(pictures, "a batch was given up after a panic"),
+                Ok(Err(error)) => tracing::error!(images, %error, "embedding a batch failed"),
+                Err(_) => tracing::error!(images, "processing a batch panicked"),
             }
-            for waiting in &turn.pictures {
-                waiting.request.answer(Err(RecogniseError::Interrupted));
+            for entry in &batch.entries {
+                entry.request.respond(Err(RecogniseError::Interrupted));
             }
         }
     }
 
-    fn compute(&self, turn: &Turn<'_>) -> Result<(), VisionError> {
-        let begun = Instant::now();
-        self.metrics.batch(turn.pictures.len());
-        for Waiting { request, .. } in &turn.pictures {
-            if request.begin(begun, &self.active) {
-                let queued = begun.duration_since(request.arrived);
+    fn process(&self, batch: &Batch<'_>) -> Result<(), VisionError> {
+        let started = Instant::now();
+        self.metrics.batch(batch.entries.len());
+        for QueueEntry { request, .. } in &batch.entries {
+            if request.start(started, &self.active) {
+                let queued = started.duration_since(request.arrived);
                 self.metrics.queued(queued);
                 Step::new("queue", request.arrived, queued)
-                    .count("facepipe.images", request.pictures.len())
+                    .count("facepipe.images", request.images.len())
                     .record(request.trace.as_ref());
             }
         }
         let found: Vec<_> =
-            turn.pictures.iter().filter_map(|waiting| Some((waiting, self.find_faces(waiting)?))).collect();
+            batch.entries.iter().filter_map(|entry| Some((entry, self.find_faces(entry)?))).collect();
 
-        // Clients go while others' faces are looked for, too.
-        let mut awaited: Vec<_> =
-            found.into_iter().filter(|(waiting, _)| waiting.request.is_awaited()).collect();
+        // Clients may have left during detection.
+        let mut awaited: Vec<_> = found.into_iter().filter(|(entry, _)| entry.request.is_awaited()).collect();
         let crops: Vec<RgbImage> = awaited
             .iter_mut()
             .filter_map(|(_, found)| found.as_mut().ok())
             .flat_map(|found| std::mem::take(&mut found.crops))
             .collect();
-        let mut requests: Vec<&Arc<Request>> = awaited.iter().map(|(waiting, _)| &waiting.request).collect();
+        let mut requests: Vec<&Arc<Request>> = awaited.iter().map(|(entry, _)| &entry.request).collect();
         requests.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let mut embeddings = Vec::with_capacity(crops.len());
-        for chunk in crops.chunks(self.batch.max(1)) {
+        for chunk in crops.chunks(self.batch_images.max(1)) {
             let embedding = Instant::now();
             embeddings.extend(self.pipeline.embedder().embed(chunk)?);
             let took = embedding.elapsed();
@@ -104,35 +102,39 @@ impl Worker {
         }
 
         let mut embeddings = embeddings.into_iter();
-        for (waiting, found) in awaited {
+        for (entry, found) in awaited {
             let faces = found.map(|FoundFaces { faces, notes, turned, .. }| {
-                let faces = faces.into_iter().zip(embeddings.by_ref()).collect();
-                Embedded { faces, notes, turned }
+                let faces = faces
+                    .into_iter()
+                    .zip(embeddings.by_ref())
+                    .map(|(detection, embedding)| DetectedFace { detection, embedding })
+                    .collect();
+                EmbeddedFaces { faces, notes, turned }
             });
-            if let Some(computed) = waiting.request.computed(waiting.number, faces) {
-                self.answer(&waiting.request, computed);
+            if let Some(completed) = entry.request.complete(entry.index, faces) {
+                self.respond(&entry.request, completed);
             }
         }
-        let side_by_side = if turn.on_all_threads { 1 } else { self.queue.workers() };
-        self.pace.measured(turn.pictures.len(), begun.elapsed(), side_by_side);
+        let parallel_workers = if batch.on_all_threads { 1 } else { self.queue.workers() };
+        self.throughput.record(batch.entries.len(), started.elapsed(), parallel_workers);
         Ok(())
     }
 
-    /// The faces of a picture; `None` where nobody waits for them any more.
-    fn find_faces(&self, waiting: &Waiting) -> Option<Result<FoundFaces, PictureError>> {
-        let request = &waiting.request;
-        let picture: &Picture = request.pictures.get(waiting.number)?;
+    /// Finds the faces of an image. Returns `None` where the client has left.
+    fn find_faces(&self, entry: &QueueEntry) -> Option<Result<FoundFaces, ImageError>> {
+        let request = &entry.request;
+        let image = request.images.get(entry.index)?;
         if !request.is_awaited() {
             return None;
         }
-        let found = match self.pipeline.find_faces(picture) {
+        let found = match self.pipeline.find_faces(image) {
             Ok(found) => found,
             Err(error) => return Some(Err(error)),
         };
-        let (begun, decoded, detected) = found.took;
+        let Timings { started, decoded, detected } = found.timings;
         let trace = request.trace.as_ref();
-        Step::new("decode", begun, decoded).record(trace);
-        Step::new("detect", begun + decoded, detected)
+        Step::new("decode", started, decoded).record(trace);
+        Step::new("detect", started + decoded, detected)
             .count("facepipe.faces", found.faces.len())
             .record(trace);
         self.metrics.stage(Stage::Decode, decoded);
@@ -140,39 +142,39 @@ impl Worker {
         Some(Ok(found))
     }
 
-    fn answer(&self, request: &Request, computed: Computed) {
-        let Computed { begun, faces } = computed;
+    fn respond(&self, request: &Request, completed: CompletedRequest) {
+        let CompletedRequest { started, faces } = completed;
         let classifying = Instant::now();
-        let pictures = faces
+        let images = faces
             .into_iter()
-            .map(|picture| self.identify(picture, begun.model.as_deref()))
+            .map(|image| self.identify(image, started.model.as_deref()))
             .collect::<Result<_, RecogniseError>>();
         let took = classifying.elapsed();
         self.metrics.stage(Stage::Classify, took);
         Step::new("classify", classifying, took).record(request.trace.as_ref());
-        request.answer(pictures.map(|pictures| Recognised {
-            model_version: begun.model.as_ref().map(|model| model.version),
-            pictures,
-            queued: begun.at.duration_since(request.arrived),
-            computed: begun.at.elapsed(),
+        request.respond(images.map(|images| RecognitionResult {
+            model_version: started.model.as_ref().map(|model| model.version),
+            images,
+            queued: started.at.duration_since(request.arrived),
+            processed: started.at.elapsed(),
         }));
     }
 
     fn identify(
         &self,
-        picture: Result<Embedded, PictureError>,
+        image: Result<EmbeddedFaces, ImageError>,
         model: Option<&VersionedModel>,
-    ) -> Result<Result<SeenPicture, DecodeError>, RecogniseError> {
-        match picture {
-            Ok(Embedded { faces, notes, turned }) => {
+    ) -> Result<Result<ImageResult, DecodeError>, RecogniseError> {
+        match image {
+            Ok(EmbeddedFaces { faces, notes, turned }) => {
                 let faces = faces
                     .into_iter()
-                    .map(|(face, embedding)| identify(model, &face, embedding, self.threshold))
+                    .map(|face| identify(model, face, self.threshold))
                     .collect::<Result<_, IdentifyError>>()?;
-                Ok(Ok(SeenPicture { faces, notes, turned }))
+                Ok(Ok(ImageResult { faces, notes, turned }))
             }
-            Err(PictureError::Decode(error)) => Ok(Err(error)),
-            Err(PictureError::Vision(error)) => Err(error.into()),
+            Err(ImageError::Decode(error)) => Ok(Err(error)),
+            Err(ImageError::Vision(error)) => Err(error.into()),
         }
     }
 }

@@ -24,7 +24,7 @@ use url::Url;
 use super::StoreError;
 #[cfg(feature = "object-stores")]
 use crate::tls;
-use crate::{mistakes::mistake, optional};
+use crate::{config_errors::config_error, optional};
 
 /// The blob store; clones share it.
 #[derive(Debug, Clone)]
@@ -66,7 +66,7 @@ impl Blobs {
             return Self::open_folder(&folder);
         }
         optional::OBJECT_STORES.needed_by("blobs_url", &format!("{}://…", url.scheme()))?;
-        Self::open_remote(&url).map_err(mistake)
+        Self::open_remote(&url).map_err(config_error)
     }
 
     #[cfg(not(feature = "object-stores"))]
@@ -183,7 +183,7 @@ impl Blobs {
 }
 
 fn parse(url: &str) -> anyhow::Result<Url> {
-    Url::parse(url).context("blobs_url is no URL, expected s3://…, az://… or file:///…").map_err(mistake)
+    Url::parse(url).context("blobs_url is no URL, expected s3://…, az://… or file:///…").map_err(config_error)
 }
 
 fn folder_of(url: &Url) -> anyhow::Result<Option<PathBuf>> {
@@ -191,6 +191,6 @@ fn folder_of(url: &Url) -> anyhow::Result<Option<PathBuf>> {
         return Ok(None);
     }
     let folder = url.to_file_path();
-    let wrong = |()| mistake(anyhow::anyhow!("blobs_url names no folder of this machine"));
+    let wrong = |()| config_error(anyhow::anyhow!("blobs_url names no folder of this machine"));
     Ok(Some(folder.map_err(wrong)?))
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Database, StoreError, from_micros, sql::Lease};
@@ -100,10 +100,10 @@ pub async fn run_retention(
     database: Database,
     options: RetentionOptions,
     metrics: Arc<Metrics>,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let mut doubted_since: Option<Instant> = None;
-    while !*stop.borrow() {
+    while !stop.is_cancelled() {
         let believed = doubted_since.is_some_and(|since| since.elapsed() >= CLOCK_TRUST_DELAY);
         match retain(&database, options, believed).await {
             Ok(RetentionOutcome::Done(deleted)) => {
@@ -134,7 +134,7 @@ pub async fn run_retention(
         }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => (),
-            _ = stop.changed() => (),
+            () = stop.cancelled() => (),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Blobs, Database, StoreError, ledger, sql::Lease};
@@ -31,16 +31,16 @@ pub async fn run_sweeps(
     blobs: Blobs,
     options: SweepOptions,
     metrics: Arc<Metrics>,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
-    while !*stop.borrow() {
+    while !stop.is_cancelled() {
         if let Err(error) = sweep_once(&database, &blobs, options.min_age).await {
             metrics.task_failed(Task::Sweep);
             tracing::warn!(%error, "cannot look for blobs that no row refers to");
         }
         tokio::select! {
             () = tokio::time::sleep(options.interval) => (),
-            _ = stop.changed() => (),
+            () = stop.cancelled() => (),
         }
     }
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     domain::{Job, JobKind},
     model_loader::ModelLoader,
-    recognise::{PictureError, Pipeline},
+    recognise::{ImageError, Pipeline},
     store::{
         Blobs, Database, StoreError, ledger,
         sql::{EnrolledImage, Lease, NewModel, TrainingImage},
@@ -341,11 +341,11 @@ impl JobExecutor {
                 let Some((id, bytes)) = file else { return Ok(None) };
                 match pipeline.embed_largest_face(bytes.clone()) {
                     Ok(embedding) => Ok(embedding),
-                    Err(PictureError::Decode(error)) => {
+                    Err(ImageError::Decode(error)) => {
                         tracing::warn!(image = id, %error, "an enrolled image is damaged");
                         Ok(None)
                     }
-                    Err(PictureError::Vision(error)) => Err(JobError::Internal(error.to_string())),
+                    Err(ImageError::Vision(error)) => Err(JobError::Internal(error.to_string())),
                 }
             };
             files.iter().map(embed).collect()

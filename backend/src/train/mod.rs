@@ -14,7 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -61,7 +62,7 @@ struct Shared {
     /// The name of this process in leases.
     holder: String,
     metrics: Arc<Metrics>,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
 }
 
 impl Trainer {
@@ -73,10 +74,11 @@ impl Trainer {
         pipeline: Arc<Pipeline>,
         options: TrainerOptions,
         metrics: Arc<Metrics>,
+        stop: CancellationToken,
     ) -> Self {
         let executor =
             JobExecutor::new(database.clone(), blobs, loader, pipeline, options.lease, options.same_picture);
-        let (holder, stop) = (Uuid::new_v4().to_string(), watch::Sender::new(false));
+        let holder = Uuid::new_v4().to_string();
         Self { shared: Arc::new(Shared { database, executor, options, holder, metrics, stop }) }
     }
 
@@ -84,11 +86,6 @@ impl Trainer {
     pub fn start(&self) -> JoinHandle<()> {
         let runner = self.clone();
         tokio::spawn(async move { runner.run().await })
-    }
-
-    /// Stops the task after the present job.
-    pub fn stop(&self) {
-        self.shared.stop.send_replace(true);
     }
 
     /// Releases the lease in the middle of a job, so that another process resumes the job at once.
@@ -125,15 +122,14 @@ impl Trainer {
 
     async fn run(&self) {
         let shared = &self.shared;
-        let mut stop = shared.stop.subscribe();
         let mut changes = shared.database.changes(Topic::Jobs);
-        while !*stop.borrow() {
+        while !shared.stop.is_cancelled() {
             match self.next_job().await {
                 Ok(Some(job)) => self.run_job(&job).await,
                 Ok(None) => tokio::select! {
                     _ = changes.changed() => (),
                     () = tokio::time::sleep(shared.options.poll) => (),
-                    _ = stop.changed() => (),
+                    () = shared.stop.cancelled() => (),
                 },
                 Err(error) => {
                     tracing::error!(%error, "cannot take a job");

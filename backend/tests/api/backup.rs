@@ -36,7 +36,7 @@ impl Backup {
         let whole = folder.path().join("whole");
         succeeds(&with(&server.config, &["backup", whole.to_str().unwrap()]).await);
         let dumped = folder.path().join("database");
-        match &server.config.database_url {
+        match &server.config.database.database_url {
             None => server.execute(&format!("VACUUM INTO '{}'", dumped.display())),
             Some(url) => fs::write(&dumped, output_of(dump(url))).unwrap(),
         }
@@ -48,7 +48,10 @@ impl Backup {
     async fn restored_by_command(&self, ledger: Option<&Path>) -> Server {
         let data = Arc::new(tempfile::tempdir().unwrap());
         let database_url = Engine::of_this_run().map(Engine::new_database);
-        let config = Config { data_dir: data.path().to_owned(), database_url, ..self.config.clone() };
+        let config = self.config.clone().with(|config| {
+            config.storage.data_dir = data.path().to_owned();
+            config.database.database_url = database_url;
+        });
         let whole = self.folder.path().join("whole");
         let mut arguments = vec!["restore", whole.to_str().unwrap()];
         if let Some(ledger) = ledger {
@@ -77,7 +80,10 @@ impl Backup {
         if let Some(ledger) = ledger {
             copy(ledger, &blobs.join("erasures"));
         }
-        let mut config = Config { data_dir: data.path().to_owned(), database_url, ..self.config.clone() };
+        let mut config = self.config.clone().with(|config| {
+            config.storage.data_dir = data.path().to_owned();
+            config.database.database_url = database_url;
+        });
         configure(&mut config);
         Server::run(config, data).await
     }
@@ -224,7 +230,7 @@ async fn a_restored_backup_recognises_the_same_people_except_those_erased_since(
     assert_eq!(people(&restored).await.last(), Some(&("Tony_Blair".into(), 1)));
     restored.stop().await;
 
-    let delete = |config: &mut Config| config.erase_detections = ErasedDetections::Delete;
+    let delete = |config: &mut Config| config.retention.erase_detections = ErasedDetections::Delete;
     let restored = backup.restored(Some(&ledger), delete).await;
     assert_eq!(seen(&restored).await, Vec::<Value>::new());
     restored.stop().await;
@@ -307,16 +313,19 @@ async fn a_backup_taken_while_images_change_has_the_blob_of_every_row() {
     for number in 0..3 {
         let data = tempfile::tempdir().unwrap();
         let database_url = Engine::of_this_run().map(Engine::new_database);
-        let config = Config { data_dir: data.path().join("new"), database_url, ..server.config.clone() };
+        let config = server.config.clone().with(|config| {
+            config.storage.data_dir = data.path().join("new");
+            config.database.database_url = database_url;
+        });
         let backup = folder.path().join(number.to_string());
         succeeds(&with(&config, &["restore", backup.to_str().unwrap()]).await);
-        closed(&config.data_dir);
+        closed(&config.storage.data_dir);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_waits_for_no_lease_of_the_backed_up_deployment() {
-    let server = start!(|config| config.lease_s = 3600);
+    let server = start!(|config| config.deployment.lease_s = 3600);
     server.enrol("Tony_Blair", &[1]).await;
     // As though another process were in the middle of a training.
     server.execute("UPDATE leases SET holder = 'gone', expires_at = 9000000000000000");
@@ -349,10 +358,11 @@ async fn an_impossible_backup_or_restore_is_refused_with_a_reason_and_leaves_no_
     let told = refusal(&with(&server.config, &["backup", &name("none/such")]).await);
     assert!(told.contains(&format!("there is no folder {}", name("none"))), "{told}");
     if Engine::of_this_run().is_none() {
-        let config = Config { data_dir: folder.path().join("elsewhere"), ..server.config.clone() };
+        let config =
+            server.config.clone().with(|config| config.storage.data_dir = folder.path().join("elsewhere"));
         let told = refusal(&with(&config, &["backup", &name("nothing")]).await);
         assert!(told.contains("there is no database at") && told.contains("elsewhere"), "{told}");
-        assert!(!config.data_dir.exists());
+        assert!(!config.storage.data_dir.exists());
     }
 
     // Not into a target that is not empty.
@@ -361,7 +371,10 @@ async fn an_impossible_backup_or_restore_is_refused_with_a_reason_and_leaves_no_
     server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
 
     let database_url = Engine::of_this_run().map(Engine::new_database);
-    let new = Config { data_dir: folder.path().join("new"), database_url, ..server.config.clone() };
+    let new = server.config.clone().with(|config| {
+        config.storage.data_dir = folder.path().join("new");
+        config.database.database_url = database_url;
+    });
     let restored = |folder: String| {
         let new = new.clone();
         async move { with(&new, &["restore", &folder]).await }
@@ -372,7 +385,7 @@ async fn an_impossible_backup_or_restore_is_refused_with_a_reason_and_leaves_no_
         None => "postgres://nobody@127.0.0.1:1/none".to_owned(),
         Some(_) => format!("sqlite://{}", folder.path().join("new/x.db").display()),
     };
-    let other = Config { database_url: Some(other), ..new.clone() };
+    let other = new.clone().with(|config| config.database.database_url = Some(other));
     let told = refusal(&with(&other, &["restore", &name("whole")]).await);
     assert!(told.contains("its own kind only"), "{told}");
 
@@ -405,7 +418,7 @@ async fn an_impossible_backup_or_restore_is_refused_with_a_reason_and_leaves_no_
     let told = refusal(&restored(name("newer")).await);
     assert!(told.contains("migration 20991231000000") && told.contains("later one"), "{told}");
 
-    assert!(!new.data_dir.exists(), "a refused restore leaves nothing");
+    assert!(!new.storage.data_dir.exists(), "a refused restore leaves nothing");
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!left.iter().any(|name| name.to_str().unwrap().contains("partial")), "{left:?}");
     // And the whole one is whole.

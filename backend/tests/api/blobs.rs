@@ -12,7 +12,7 @@ use reqwest::{Client, StatusCode, multipart::Form};
 
 use crate::{
     command_line::program,
-    helpers::{Answer, Engine, client, file, files_below, photograph, photograph_path},
+    helpers::{ApiResponse, Engine, client, file, files_below, photograph, photograph_path},
     replicas::{Process, Replica, enrol, models, post, recognise},
 };
 
@@ -22,7 +22,7 @@ fn database(folder: &Path) -> String {
 }
 
 async fn count(client: &Client, url: &str) -> u64 {
-    let answer = Answer::read(client.get(format!("{url}/dataset")).send().await.unwrap()).await;
+    let answer = ApiResponse::read(client.get(format!("{url}/dataset")).send().await.unwrap()).await;
     answer.expect(StatusCode::OK)["people"][0]["images"].as_u64().unwrap()
 }
 
@@ -53,7 +53,7 @@ async fn a_full_disk_is_reported_and_leaves_nothing_half_stored() {
     let before = files_below(&blobs);
     let form = Form::new().part("image", file(large));
     let request = client.post(format!("{url}/dataset/Tony_Blair/image")).multipart(form);
-    let message = Answer::read(request.send().await.unwrap()).await.expect_error(507, "storage_full");
+    let message = ApiResponse::read(request.send().await.unwrap()).await.expect_error(507, "storage_full");
     assert!(!message.contains("blobs"), "no word of the server's folders: {message}");
     assert_eq!(files_below(&blobs), before, "neither a blob nor a temporary file is left");
     assert_eq!(count(&client, url).await, 1);
@@ -61,7 +61,7 @@ async fn a_full_disk_is_reported_and_leaves_nothing_half_stored() {
     // What there is room for is stored as before.
     let form = Form::new().part("image", photograph("Tony_Blair", 2));
     let request = client.post(format!("{url}/dataset/Tony_Blair/image")).multipart(form);
-    Answer::read(request.send().await.unwrap()).await.expect(StatusCode::CREATED);
+    ApiResponse::read(request.send().await.unwrap()).await.expect(StatusCode::CREATED);
     assert_eq!(count(&client, url).await, 2);
     assert_eq!(files_below(&blobs).len(), 2);
 }
@@ -130,7 +130,7 @@ async fn images_and_models_are_stored_in_s3() {
     let answer = recognise(&client, url).await.expect(StatusCode::OK);
     assert_eq!(answer["faces"][0]["top_prediction"]["label"], "Tony_Blair");
     let images = client.get(format!("{url}/dataset/Tony_Blair")).send().await.unwrap();
-    let images = Answer::read(images).await.expect(StatusCode::OK);
+    let images = ApiResponse::read(images).await.expect(StatusCode::OK);
     let image = images["images"][0]["image_id"].as_str().unwrap();
     let picture = client.get(format!("{url}/dataset/Tony_Blair/image/{image}")).send().await.unwrap();
     let original = fs::read(photograph_path("Tony_Blair", 1)).unwrap();

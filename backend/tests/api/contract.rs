@@ -1,19 +1,19 @@
-//! Holds what the server answers against the API's document: the answers to all calls that the tests make with
-//! [`crate::helpers::Server`]. An answer may have nothing that the document lacks.
+//! Checks responses against the API's document: those to all calls that the tests make with [`crate::helpers::Server`].
+//! A response may have nothing that the document lacks.
 
 use std::sync::LazyLock;
 
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::helpers::Answer;
+use crate::helpers::ApiResponse;
 
 pub static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(&facepipe_backend::openapi_document()).unwrap());
 
-/// Panics where the answer is not as the document says.
+/// Panics where the response deviates from the document.
 #[track_caller]
-pub fn check(method: &Method, path: &str, answer: &Answer) {
+pub fn check(method: &Method, path: &str, answer: &ApiResponse) {
     let response = response(method, path, answer);
     for (name, header) in response["headers"].as_object().into_iter().flatten() {
         let required = header["required"] == true;
@@ -36,7 +36,7 @@ pub fn check(method: &Method, path: &str, answer: &Answer) {
     }
 }
 
-fn response(method: &Method, path: &str, answer: &Answer) -> &'static Value {
+fn response(method: &Method, path: &str, answer: &ApiResponse) -> &'static Value {
     let path_only = path.split('?').next().unwrap();
     let matches = |pattern: &str| {
         let (pattern, path): (Vec<_>, Vec<_>) =
@@ -49,12 +49,12 @@ fn response(method: &Method, path: &str, answer: &Answer) -> &'static Value {
     };
     let paths = DOCUMENT["paths"].as_object().unwrap();
     let mut found: Vec<_> = paths.iter().filter(|(pattern, _)| matches(pattern)).collect();
-    // A path without parameters is the better one.
+    // A path without parameters is the better match.
     found.sort_by_key(|(pattern, _)| pattern.matches('{').count());
     let operation = found.first().map(|(_, item)| &item[method.as_str().to_lowercase()]);
     let general = &DOCUMENT["components"]["responses"];
     match operation {
-        // Pages for people are no calls.
+        // Pages for browsers are not in the document.
         None | Some(Value::Null) if answer.status == 405 => &general["MethodNotAllowed"],
         None | Some(Value::Null) if answer.status == 401 => &general["Unauthorized"],
         None | Some(Value::Null) if answer.status == 403 => &general["Forbidden"],
@@ -70,7 +70,8 @@ fn response(method: &Method, path: &str, answer: &Answer) -> &'static Value {
     }
 }
 
-/// What a value has that its schema does not allow. Knows the words that the document uses.
+/// Checks a value against its schema; knows the keywords of the document. By hand, since the crate `jsonschema` brings 19
+/// packages and knows neither `nullable` of OpenAPI 3.0 nor that an undocumented field is an error.
 fn conform(schema: &'static Value, value: &Value) -> Result<(), String> {
     let schema = resolve(schema);
     if value.is_null() && schema["nullable"] == true {
@@ -113,7 +114,7 @@ fn conform(schema: &'static Value, value: &Value) -> Result<(), String> {
                     Some(property) => {
                         conform(property, field).map_err(|mistake| format!("{name}: {mistake}"))?;
                     }
-                    // Parts of an `allOf` say something of a field each.
+                    // A part of an `allOf` describes some of the fields.
                     None if schema.get("description").is_none() => (),
                     None => return Err(format!("{name} is unknown")),
                 }
@@ -132,7 +133,7 @@ fn resolve(schema: &'static Value) -> &'static Value {
 }
 
 #[test]
-fn what_is_not_as_the_document_says_is_found() {
+fn deviations_from_the_document_are_detected() {
     let schema = &DOCUMENT["components"]["schemas"]["Prediction"];
     let good = serde_json::json!({ "label": "Ada", "confidence": 0.5 });
     assert_eq!(conform(schema, &good), Ok(()));

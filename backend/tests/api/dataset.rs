@@ -8,7 +8,9 @@ use std::{
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::{Value, json};
 
-use crate::helpers::{Answer, file, files_below, found_below, landscape, photograph, photograph_path, start};
+use crate::helpers::{
+    ApiResponse, file, files_below, found_below, landscape, photograph, photograph_path, start,
+};
 
 #[tokio::test]
 async fn people_are_added_listed_and_erased() {
@@ -159,7 +161,7 @@ async fn erasing_a_person_leaves_no_trace() {
 
 #[tokio::test]
 async fn blobs_without_a_row_are_swept_once_old_enough() {
-    let server = start!(|config| (config.sweep_interval_s, config.sweep_min_age_s) = (1, 60));
+    let server = start!(|config| (config.storage.sweep_interval_s, config.storage.sweep_min_age_s) = (1, 60));
     server.enrol("Tony_Blair", &[1]).await;
     server.train().await;
     let blobs = server.data.path().join("blobs");
@@ -296,7 +298,7 @@ async fn an_invalid_rename_changes_nothing() {
     let long = json!({ "face_id": "x".repeat(20_000) });
     server.patch(path, &long).await.expect_error(413, "request_too_large");
     let plain = server.client.patch(format!("{}{path}", server.url)).body("face_id=Eve");
-    Answer::read(plain.send().await.unwrap()).await.expect_error(415, "unsupported_media_type");
+    ApiResponse::read(plain.send().await.unwrap()).await.expect_error(415, "unsupported_media_type");
     // To keep one's name is no conflict with oneself.
     server.patch(path, &json!({ "face_id": "Ada" })).await.expect(StatusCode::OK);
 
@@ -345,7 +347,7 @@ async fn of_identical_concurrent_uploads_one_is_enrolled() {
     let calls = (0..8).map(|_| {
         let form = Form::new().part("image", photograph("Tony_Blair", 1));
         let request = server.client.post(format!("{}/dataset/Tony_Blair/image", server.url)).multipart(form);
-        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+        tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     });
     let (mut enrolled, mut refused) = (Vec::new(), Vec::new());
     for call in calls.collect::<Vec<_>>() {
@@ -367,7 +369,7 @@ async fn of_identical_concurrent_uploads_one_is_enrolled() {
 
 #[tokio::test]
 async fn a_duplicate_image_is_rejected_before_recognition() {
-    let server = start!(|config| config.queue_images = 1);
+    let server = start!(|config| config.recognition.queue_images = 1);
     server.enrol("Tony_Blair", &[1]).await;
     let enrol = async |number| {
         let form = Form::new().part("image", photograph("Tony_Blair", number));
@@ -379,7 +381,7 @@ async fn a_duplicate_image_is_rejected_before_recognition() {
         let form = (0..64).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 2)));
         let url = format!("{}/face-recognition/get-results", server.url);
         let request = server.client.post(url).multipart(form);
-        let long = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+        let long = tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await });
         tokio::time::sleep(Duration::from_millis(200)).await;
         let answer = enrol(fresh.next().unwrap()).await;
         if answer.status == StatusCode::TOO_MANY_REQUESTS {

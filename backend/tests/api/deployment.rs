@@ -1,4 +1,4 @@
-//! What a server is within a deployment: its role, its probes, its end, and the commands that run beside servers.
+//! A server within a deployment: role, probes, shutdown, and the commands that run beside servers.
 
 use std::{
     fs,
@@ -11,23 +11,23 @@ use facepipe_backend::{Application, Config, ServerRole};
 use reqwest::{Method, StatusCode, multipart::Form};
 
 use crate::{
-    command_line::program,
-    helpers::{Engine, Server, files_below, photograph, start},
+    command_line::{Running, program},
+    helpers::{Engine, Server, client, files_below, photograph, start},
 };
 
 /// The newest migration; it has this name on every engine.
 pub const NEWEST: &str = "2025-01-07-000000_erasures";
 
-/// The program with the settings of a server, to do something else while the server goes on.
+/// Runs a command with the settings of a running server.
 pub async fn beside(server: &Server, arguments: &[&str]) -> Output {
     with(&server.config, arguments).await
 }
 
-/// The program with the data of a configuration.
+/// Runs a command with the data of a configuration.
 pub async fn with(config: &Config, arguments: &[&str]) -> Output {
     let mut command: Command = program();
-    command.args(arguments).arg("--data-dir").arg(&config.data_dir).args(["--log", "warn"]);
-    if let Some(url) = &config.database_url {
+    command.args(arguments).arg("--data-dir").arg(&config.storage.data_dir).args(["--log", "warn"]);
+    if let Some(url) = &config.database.database_url {
         command.env("DATABASE_URL", url);
     }
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
@@ -40,9 +40,9 @@ pub fn said(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn each_role_serves_its_calls_and_names_the_one_that_serves_another() {
-    let manage = start!(|config| config.role = ServerRole::Manage);
-    let config = Config { role: ServerRole::Recognize, ..manage.config.clone() };
+async fn each_role_serves_its_calls_and_names_the_other_role() {
+    let manage = start!(|config| config.deployment.role = ServerRole::Manage);
+    let config = manage.config.clone().with(|config| config.deployment.role = ServerRole::Recognize);
     let recognize = if Engine::of_this_run().is_some() {
         let recognize = Server::run(config, Arc::clone(&manage.data)).await;
         manage.enrol("Tony_Blair", &[1, 2]).await;
@@ -56,7 +56,7 @@ async fn each_role_serves_its_calls_and_names_the_one_that_serves_another() {
     } else {
         // SQLite has one server: each has its own data.
         let data = Arc::new(tempfile::tempdir().unwrap());
-        Server::run(Config { data_dir: data.path().to_owned(), ..config }, data).await
+        Server::run(config.with(|config| config.storage.data_dir = data.path().to_owned()), data).await
     };
     let message = recognize.get("/dataset").await.expect_error(404, "other_role");
     assert!(message.contains("recognize") && message.contains("manage"), "{message}");
@@ -85,16 +85,18 @@ async fn each_role_serves_its_calls_and_names_the_one_that_serves_another() {
 }
 
 #[tokio::test]
-async fn a_server_that_only_recognises_does_no_jobs() {
-    let recognize = start!(|config| config.role = ServerRole::Recognize);
+async fn a_recognizing_server_does_no_jobs() {
+    let recognize = start!(|config| config.deployment.role = ServerRole::Recognize);
     recognize.execute(
         "INSERT INTO jobs (id, kind, status, created_at) VALUES ('j', 'optimized-train', 'queued', 1)",
     );
-    // Looked for several times in between, where jobs are done.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // A server that does jobs takes those that are queued at its start, and its stop waits for them.
+    let recognize = recognize.restart().await;
+    recognize.get("/livez").await.expect(StatusCode::OK);
+    let recognize = recognize.restart().await;
     let status = |server: &Server| server.lines("SELECT status AS line FROM jobs")[0].clone();
     assert_eq!(status(&recognize), "queued");
-    let config = Config { role: ServerRole::Manage, ..recognize.config.clone() };
+    let config = recognize.config.clone().with(|config| config.deployment.role = ServerRole::Manage);
     let data = Arc::clone(&recognize.data);
     recognize.stop().await;
     let manage = Server::run(config, data).await;
@@ -106,8 +108,8 @@ async fn a_server_that_only_recognises_does_no_jobs() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_to_stop_says_so_while_it_goes_on() {
-    let server = start!(|config| config.drain_delay_s = 2);
+async fn a_draining_server_is_not_ready_and_still_serves() {
+    let server = start!(|config| config.listener.drain_delay_s = 2);
     server.get("/readyz").await.expect(StatusCode::OK);
     server.begin_to_stop();
     let begun = Instant::now();
@@ -124,7 +126,7 @@ async fn a_server_that_is_to_stop_says_so_while_it_goes_on() {
 }
 
 #[tokio::test]
-async fn old_detections_go_by_a_command_and_by_themselves() {
+async fn old_detections_are_deleted_by_a_command_and_regularly() {
     let server = start!();
     for (key, captured_at) in
         [("a", Some("2024-05-06T07:08:09Z")), ("b", Some("2024-05-06T07:08:09Z")), ("c", None)]
@@ -152,7 +154,7 @@ async fn old_detections_go_by_a_command_and_by_themselves() {
     assert_eq!(left(&server), (vec!["c".into()], vec!["c".into()]));
 
     server.execute("UPDATE detections SET captured_at = 0");
-    let config = Config { detections_max_age_days: Some(30), ..server.config.clone() };
+    let config = server.config.clone().with(|config| config.retention.detections_max_age_days = Some(30));
     let data = Arc::clone(&server.data);
     server.stop().await;
     let other = Server::run(config, data).await;
@@ -165,44 +167,59 @@ async fn old_detections_go_by_a_command_and_by_themselves() {
 }
 
 #[tokio::test]
-async fn the_schema_is_migrated_by_a_command_and_waited_for_without_one() {
+async fn a_server_waits_for_the_migrate_command() {
     let server = start!();
     server.revert(NEWEST);
-    let config = Config { migrate_at_start: false, database_start_timeout_s: 1, ..server.config.clone() };
+    let config = server.config.clone().with(|config| {
+        config.database.migrate_at_start = false;
+        config.database.database_start_timeout_s = 1;
+    });
     let data = Arc::clone(&server.data);
     server.stop().await;
     let Err(error) = Application::build(config.clone()).await else { panic!("started on an old schema") };
     let told = format!("{error:#}");
     assert!(told.contains(NEWEST) && told.contains("facepipe-backend migrate"), "{told}");
 
-    // What waits goes on by itself.
-    let patient = Config { database_start_timeout_s: 30, ..config.clone() };
-    let waiting = tokio::spawn(Server::run(patient, data));
-    tokio::time::sleep(Duration::from_millis(700)).await;
-    assert!(!waiting.is_finished(), "it did not wait");
+    // A waiting server starts once the schema is there.
+    let mut command = program();
+    command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--log-format", "json"]);
+    command.args(["--migrate-at-start", "false", "--embedder", "mobilefacenet"]);
+    command.arg("--data-dir").arg(&config.storage.data_dir);
+    command.arg("--models-dir").arg(&config.recognition.models_dir);
+    if let Some(url) = &config.database.database_url {
+        command.env("DATABASE_URL", url);
+    }
+    let waiting = Running::spawn(command);
+    waiting.logs("waiting for the database's schema");
     let told = said(&with(&config, &["migrate"]).await);
     assert!(told.contains("20250107000000"), "{told}");
-    let started = waiting.await.unwrap();
-    started.get("/startupz").await.expect(StatusCode::OK);
+    let url = waiting.url();
+    assert_eq!(client().get(format!("{url}/startupz")).send().await.unwrap().status(), StatusCode::OK);
+    waiting.log();
+    let started = Server::run(config, data).await;
     let told = said(&beside(&started, &["migrate"]).await);
     assert_eq!(told.trim(), "The schema is up to date.");
 }
 
 #[tokio::test]
-async fn a_schema_that_is_newer_than_the_program_is_refused_unless_it_is_said_to_do() {
+async fn a_newer_schema_is_rejected_unless_allowed() {
     let server = start!();
     server.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('20991231000000')");
     let (config, data) = (server.config.clone(), Arc::clone(&server.data));
     server.stop().await;
     for migrate_at_start in [true, false] {
-        let Err(error) = Application::build(Config { migrate_at_start, ..config.clone() }).await else {
+        let Err(error) = Application::build(
+            config.clone().with(|config| config.database.migrate_at_start = migrate_at_start),
+        )
+        .await
+        else {
             panic!("started on a newer schema")
         };
         let told = format!("{error:#}");
         for word in ["newer than facepipe-backend", "20991231000000", "allow_newer_schema"] {
             assert!(told.contains(word), "no {word} in {told}");
         }
-        assert!(facepipe_backend::mistakes::is_mistake(&error), "trying again does not help");
+        assert!(facepipe_backend::config_errors::is_config_error(&error), "trying again does not help");
     }
     for command in ["migrate", "sweep"] {
         let output = with(&config, &[command]).await;
@@ -210,12 +227,12 @@ async fn a_schema_that_is_newer_than_the_program_is_refused_unless_it_is_said_to
         assert!(told.contains("20991231000000"), "{command}: {told}");
         assert_eq!(output.status.code(), Some(2), "{command}: {told}");
     }
-    let server = Server::run(Config { allow_newer_schema: true, ..config }, data).await;
+    let server = Server::run(config.with(|config| config.database.allow_newer_schema = true), data).await;
     server.get("/dataset").await.expect(StatusCode::OK);
 }
 
 #[tokio::test]
-async fn an_empty_database_is_said_to_lack_its_schema() {
+async fn an_empty_database_lacks_its_schema() {
     let Some(engine) = Engine::of_this_run() else { return };
     let output = program()
         .args(["sweep", "--migrate-at-start", "false", "--database-start-timeout-s", "1", "--data-dir"])
@@ -228,7 +245,7 @@ async fn an_empty_database_is_said_to_lack_its_schema() {
 }
 
 #[tokio::test]
-async fn blobs_without_a_row_are_swept_by_a_command() {
+async fn the_sweep_command_removes_blobs_without_a_row() {
     let server = start!();
     server.enrol("Tony_Blair", &[1]).await;
     let blobs = server.data.path().join("blobs");
@@ -243,7 +260,7 @@ async fn blobs_without_a_row_are_swept_by_a_command() {
 }
 
 #[tokio::test]
-async fn health_asks_the_server() {
+async fn the_health_command_queries_the_server() {
     let server = start!();
     let told = said(&beside(&server, &["health", "--url", &server.url]).await);
     assert_eq!(told.trim(), "ok");

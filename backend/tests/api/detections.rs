@@ -6,14 +6,14 @@ use diesel::{Connection as _, MysqlConnection, PgConnection, connection::SimpleC
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::{Value, json};
 
-use crate::helpers::{Answer, Engine, Server, file, photograph, start};
+use crate::helpers::{ApiResponse, Engine, Server, file, photograph, start};
 
 fn upload(camera: &str, location: &str) -> Form {
     Form::new().text("camera_id", camera.to_owned()).text("location", location.to_owned())
 }
 
 #[tokio::test]
-async fn who_was_seen_where_and_when_can_be_asked() {
+async fn stored_detections_can_be_queried() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -59,7 +59,7 @@ async fn who_was_seen_where_and_when_can_be_asked() {
 }
 
 #[tokio::test]
-async fn unknown_faces_are_detections_with_their_embedding() {
+async fn unknown_faces_are_stored_with_their_embedding() {
     let server = start!();
     let form = upload("gate-1", "").part("image", photograph("Vladimir_Putin", 1));
     let answer = server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
@@ -71,8 +71,8 @@ async fn unknown_faces_are_detections_with_their_embedding() {
 }
 
 #[tokio::test]
-async fn embeddings_of_unknown_faces_can_be_left_out() {
-    let server = start!(|config| config.keep_unknown_embeddings = false);
+async fn embeddings_of_unknown_faces_can_be_omitted() {
+    let server = start!(|config| config.recognition.keep_unknown_embeddings = false);
     let form = upload("gate-1", "Lobby").part("image", photograph("Vladimir_Putin", 1));
     let answer = server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
     assert_eq!(answer["stored"], 1);
@@ -82,7 +82,7 @@ async fn embeddings_of_unknown_faces_can_be_left_out() {
 }
 
 #[tokio::test]
-async fn a_repeated_key_gets_the_first_answer_and_stores_nothing_twice() {
+async fn a_repeated_key_gets_the_first_response_and_stores_nothing() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
@@ -118,7 +118,7 @@ async fn a_repeated_key_gets_the_first_answer_and_stores_nothing_twice() {
 }
 
 #[tokio::test]
-async fn the_same_key_many_times_at_once_is_stored_once() {
+async fn concurrent_uploads_with_one_key_are_stored_once() {
     let server = start!();
     let calls = (0..6).map(|_| {
         let form = upload("gate-1", "Lobby").part("image", photograph("Tony_Blair", 1)).text("key", "k");
@@ -137,7 +137,7 @@ async fn the_same_key_many_times_at_once_is_stored_once() {
 }
 
 #[tokio::test]
-async fn detections_of_an_erased_person_lose_the_name() {
+async fn detections_of_an_erased_person_are_anonymised() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
@@ -157,7 +157,7 @@ async fn detections_of_an_erased_person_lose_the_name() {
 }
 
 #[tokio::test]
-async fn an_unreadable_image_is_told_and_the_others_are_stored() {
+async fn an_unreadable_image_is_reported_and_the_others_are_stored() {
     let server = start!();
     let form = upload("gate-1", "Lobby")
         .part("image", file(b"text".to_vec()))
@@ -243,7 +243,7 @@ async fn detections_come_newest_first_page_by_page() {
 }
 
 #[tokio::test]
-async fn what_comes_in_is_followed_in_the_order_of_its_arrival() {
+async fn new_detections_are_followed_in_order_of_arrival() {
     let server = start!();
     history(&server).await;
     let after = async |id: i64, more: &str| {
@@ -282,17 +282,17 @@ async fn what_comes_in_is_followed_in_the_order_of_its_arrival() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_follows_waits_for_a_detection_that_has_its_id_and_cannot_be_seen_yet() {
+async fn followers_wait_for_uncommitted_detections_with_smaller_ids() {
     // SQLite has one writer: such a detection does not exist there.
     let Some(engine) = Engine::of_this_run() else { return };
     let server = start!();
-    let url = server.config.database_url.clone().unwrap();
+    let url = server.config.database.database_url.clone().unwrap();
     let form = |key: &str| {
         upload("gate-1", "Lobby").text("key", key.to_owned()).part("image", photograph("Tony_Blair", 1))
     };
     let follow = |server: &Server| {
         let request = server.client.get(format!("{}/database/detections?after=0", server.url));
-        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+        tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     };
 
     // Another process is about to have answered the same key: the server's insert waits for what becomes of that.
@@ -330,7 +330,7 @@ async fn who_follows_waits_for_a_detection_that_has_its_id_and_cannot_be_seen_ye
     has_begun.await.unwrap();
     let request = server.client.post(format!("{}/face-recognition/store-results", server.url));
     let request = request.multipart(form("slow"));
-    let slow = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+    let slow = tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await });
     let held_back = match engine {
         Engine::Postgres => {
             "SELECT CAST(COUNT(*) AS TEXT) AS line FROM pg_locks JOIN pg_stat_activity USING (pid) \
@@ -345,7 +345,7 @@ async fn who_follows_waits_for_a_detection_that_has_its_id_and_cannot_be_seen_ye
     let begun = Instant::now();
     while server.lines(held_back) == ["0"] {
         assert!(begun.elapsed() < Duration::from_secs(20), "nothing held the first detection back");
-        // MySQL says the same again to whoever asks more often than every tenth of a second.
+        // MySQL caches this view for a tenth of a second.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(!slow.is_finished());
@@ -364,7 +364,7 @@ async fn who_follows_waits_for_a_detection_that_has_its_id_and_cannot_be_seen_ye
 }
 
 #[tokio::test]
-async fn a_detection_can_be_asked_for_and_erased_by_its_id() {
+async fn a_detection_can_be_read_and_erased_by_its_id() {
     let server = start!();
     server.enrol("Tony_Blair", &[1, 2]).await;
     // The second is unknown, so its embedding is kept.
@@ -403,14 +403,14 @@ async fn a_detection_can_be_asked_for_and_erased_by_its_id() {
     server.post("/dataset/detections").await.expect(StatusCode::CREATED);
     let of_person = async |what: &str| {
         let url = format!("{}/database/detections/{what}", server.url);
-        Answer::read(server.client.get(url).send().await.unwrap()).await
+        ApiResponse::read(server.client.get(url).send().await.unwrap()).await
     };
     assert_eq!(of_person("track").await.expect(StatusCode::OK)["face_id"], "detections");
     of_person("last-known-location").await.expect_error(404, "never_seen");
 }
 
 #[tokio::test]
-async fn detections_are_filtered_by_everything_that_is_given() {
+async fn detections_match_all_filters() {
     let server = start!();
     history(&server).await;
     for (query, expected) in [
@@ -433,7 +433,7 @@ async fn detections_are_filtered_by_everything_that_is_given() {
 }
 
 #[tokio::test]
-async fn detections_come_as_csv_on_request() {
+async fn detections_are_served_as_csv_on_request() {
     let server = start!();
     history(&server).await;
     let url = format!("{}/database/detections?limit=2", server.url);
@@ -481,7 +481,7 @@ async fn detections_come_as_csv_on_request() {
 }
 
 #[tokio::test]
-async fn a_track_is_in_the_order_of_time() {
+async fn a_track_is_in_chronological_order() {
     let server = start!();
     history(&server).await;
     let track = server.get("/database/Tony_Blair/track").await.expect(StatusCode::OK);
@@ -502,7 +502,7 @@ async fn a_track_is_in_the_order_of_time() {
 }
 
 #[tokio::test]
-async fn cameras_are_known_with_their_places() {
+async fn cameras_are_listed_with_their_locations() {
     let server = start!();
     history(&server).await;
     let form = upload("gate-0", "Roof")
@@ -539,7 +539,7 @@ async fn cameras_are_known_with_their_places() {
 }
 
 #[tokio::test]
-async fn wrong_queries_are_told_by_parameter() {
+async fn invalid_queries_name_the_parameter() {
     let server = start!();
     history(&server).await;
     let cursor = server.get("/database/detections?limit=1").await.body["meta"]["next_cursor"].clone();

@@ -5,7 +5,7 @@ use std::io::Cursor;
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::{Value, json};
 
-use crate::helpers::{Answer, Server, file, files_below, photograph, photograph_path, start};
+use crate::helpers::{ApiResponse, Server, file, files_below, photograph, photograph_path, start};
 
 /// A photograph in another size and quality.
 fn copy_of(person: &str, number: u32) -> Form {
@@ -82,7 +82,7 @@ async fn an_image_sent_concurrently_for_many_people_is_enrolled_for_one() {
     let calls = (0..8).map(|person| {
         let form = Form::new().part("image", photograph("Tony_Blair", 1));
         let request = server.client.post(format!("{}/dataset/P{person}/image", server.url)).multipart(form);
-        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+        tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     });
     let (mut enrolled, mut refused) = (Vec::new(), Vec::new());
     for call in calls.collect::<Vec<_>>() {

@@ -6,7 +6,7 @@ use reqwest::{Method, Response, StatusCode, header::ACCEPT, redirect::Policy};
 
 use crate::{
     contract::{self, DOCUMENT},
-    helpers::{Answer, Server, client, start},
+    helpers::{ApiResponse, Server, client, start},
 };
 
 /// What Chromium sends for a page.
@@ -25,13 +25,13 @@ fn header<'a>(answer: &'a Response, name: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn the_root_leads_browsers_to_the_documentation_and_programs_to_the_document() {
+async fn the_root_redirects_browsers_and_describes_the_server_to_programs() {
     let server = start!();
     for accept in [BROWSER, "text/html", "application/json;q=0.5, text/html"] {
         let answer = get(&server, "/", &[(ACCEPT.as_str(), accept)]).await;
         assert_eq!((answer.status().as_u16(), header(&answer, "location")), (307, "docs/"), "{accept}");
         assert_eq!(header(&answer, "vary"), "accept");
-        contract::check(&Method::GET, "/", &Answer::read(answer).await);
+        contract::check(&Method::GET, "/", &ApiResponse::read(answer).await);
     }
     let page = server.client.get(&server.url).header(ACCEPT, BROWSER).send().await.unwrap();
     assert_eq!((page.status(), page.url().path()), (StatusCode::OK, "/docs/"));
@@ -48,8 +48,8 @@ async fn the_root_leads_browsers_to_the_documentation_and_programs_to_the_docume
 }
 
 #[tokio::test]
-async fn the_root_leads_below_the_path_of_the_public_url() {
-    let server = start!(|config| config.public_url = Some("https://example.org/faces/".into()));
+async fn the_root_uses_the_public_url() {
+    let server = start!(|config| config.browsers.public_url = Some("https://example.org/faces/".into()));
     let answer = get(&server, "/", &[(ACCEPT.as_str(), BROWSER)]).await;
     assert_eq!(header(&answer, "location"), "https://example.org/faces/docs/");
     let entrance = server.get("/").await.expect(StatusCode::OK);
@@ -57,7 +57,7 @@ async fn the_root_leads_below_the_path_of_the_public_url() {
 }
 
 #[tokio::test]
-async fn the_guide_is_served_with_its_types_and_asked_for_again_only_when_it_changed() {
+async fn the_guide_is_served_with_media_types_and_etags() {
     let folder = tempfile::tempdir().unwrap();
     let guide = folder.path().join("guide");
     fs::create_dir_all(guide.join("edge")).unwrap();
@@ -76,8 +76,8 @@ async fn the_guide_is_served_with_its_types_and_asked_for_again_only_when_it_cha
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "admin a-token-that-nobody-sends\n").unwrap();
     let server = start!(|config| {
-        config.guide_dir = Some(guide.clone());
-        config.token_file = Some(tokens);
+        config.browsers.guide_dir = Some(guide.clone());
+        config.listener.token_file = Some(tokens);
     });
 
     let answer = get(&server, "/docs/guide", &[]).await;
@@ -129,7 +129,7 @@ async fn the_guide_is_served_with_its_types_and_asked_for_again_only_when_it_cha
 }
 
 #[tokio::test]
-async fn nothing_but_the_guide_is_served_below_its_path() {
+async fn only_files_of_the_guide_are_served_below_its_path() {
     let folder = tempfile::tempdir().unwrap();
     let guide = folder.path().join("guide");
     fs::create_dir_all(guide.join("edge")).unwrap();
@@ -141,7 +141,7 @@ async fn nothing_but_the_guide_is_served_below_its_path() {
     }
     symlink(folder.path().join("secret"), guide.join("link.txt")).unwrap();
     symlink(folder.path(), guide.join("linked")).unwrap();
-    let server = start!(|config| config.guide_dir = Some(guide.clone()));
+    let server = start!(|config| config.browsers.guide_dir = Some(guide.clone()));
     let outside = folder.path().join("secret").display().to_string();
     for path in [
         "..%2fsecret",
@@ -172,7 +172,7 @@ async fn nothing_but_the_guide_is_served_below_its_path() {
 }
 
 #[tokio::test]
-async fn without_an_installed_guide_its_path_says_so() {
+async fn a_missing_guide_is_reported() {
     let server = start!();
     for path in ["/docs/guide/", "/docs/guide/index.html", "/docs/guide/x/y.html"] {
         let message = server.get(path).await.expect_error(404, "not_found");

@@ -55,21 +55,20 @@ pub struct Server {
 impl Server {
     pub async fn start(models: &Path, configure: impl FnOnce(&mut Config)) -> Self {
         let data = Arc::new(tempfile::tempdir().unwrap());
-        let mut config = Config {
-            listen: "127.0.0.1:0".into(),
-            metrics_listen: Some("off".into()),
-            data_dir: data.path().to_owned(),
-            // Not the one that a package may have installed on this machine.
-            guide_dir: Some(data.path().join("no-guide")),
-            database_url: Engine::of_this_run().map(Engine::new_database),
-            poll_interval_ms: 100,
-            models_dir: models.to_owned(),
-            embedder: Some("mobilefacenet".into()),
-            // Tests give the times that they look for, of any year.
-            captured_at_max_behind_days: 36_500,
-            ..Config::default()
-        };
-        configure(&mut config);
+        let config = Config::default().with(|config| {
+            config.listener.listen = "127.0.0.1:0".into();
+            config.listener.metrics_listen = Some("off".into());
+            config.storage.data_dir = data.path().to_owned();
+            // Not one that a package may have installed on this machine.
+            config.browsers.guide_dir = Some(data.path().join("no-guide"));
+            config.database.database_url = Engine::of_this_run().map(Engine::new_database);
+            config.deployment.poll_interval_ms = 100;
+            config.recognition.models_dir = models.to_owned();
+            config.recognition.embedder = Some("mobilefacenet".into());
+            // Tests use capture times of any year.
+            config.retention.captured_at_max_behind_days = 36_500;
+            configure(config);
+        });
         Self::run(config, data).await
     }
 
@@ -112,44 +111,44 @@ impl Server {
         Self::run(self.config.clone(), Arc::clone(&self.data)).await
     }
 
-    pub async fn call(&self, method: Method, path: &str) -> Answer {
+    pub async fn call(&self, method: Method, path: &str) -> ApiResponse {
         let request = self.client.request(method.clone(), format!("{}{path}", self.url));
-        let answer = Answer::read(request.send().await.unwrap()).await;
+        let answer = ApiResponse::read(request.send().await.unwrap()).await;
         contract::check(&method, path, &answer);
         answer
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> ApiResponse {
         self.call(Method::GET, path).await
     }
 
-    pub async fn post(&self, path: &str) -> Answer {
+    pub async fn post(&self, path: &str) -> ApiResponse {
         self.call(Method::POST, path).await
     }
 
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub async fn delete(&self, path: &str) -> ApiResponse {
         self.call(Method::DELETE, path).await
     }
 
-    pub async fn send(&self, path: &str, form: Form) -> Answer {
+    pub async fn send(&self, path: &str, form: Form) -> ApiResponse {
         let request = self.client.post(format!("{}{path}", self.url)).multipart(form);
-        let answer = Answer::read(request.send().await.unwrap()).await;
+        let answer = ApiResponse::read(request.send().await.unwrap()).await;
         contract::check(&Method::POST, path, &answer);
         answer
     }
 
     /// PATCH with a JSON body.
-    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+    pub async fn patch(&self, path: &str, body: &Value) -> ApiResponse {
         let request = self.client.patch(format!("{}{path}", self.url)).json(body);
-        let answer = Answer::read(request.send().await.unwrap()).await;
+        let answer = ApiResponse::read(request.send().await.unwrap()).await;
         contract::check(&Method::PATCH, path, &answer);
         answer
     }
 
     /// POST with a JSON body.
-    pub async fn post_json(&self, path: &str, body: &Value) -> Answer {
+    pub async fn post_json(&self, path: &str, body: &Value) -> ApiResponse {
         let request = self.client.post(format!("{}{path}", self.url)).json(body);
-        let answer = Answer::read(request.send().await.unwrap()).await;
+        let answer = ApiResponse::read(request.send().await.unwrap()).await;
         contract::check(&Method::POST, path, &answer);
         answer
     }
@@ -205,7 +204,7 @@ impl Server {
     /// Where the server keeps something of `needle`: files of its data folder, and its database.
     pub fn traces_of(&self, needle: &[u8]) -> Vec<PathBuf> {
         let mut traces = found_below(self.data.path(), needle);
-        if let Some(url) = &self.config.database_url {
+        if let Some(url) = &self.config.database.database_url {
             let rows = output_of(rows_of(url)).to_ascii_lowercase();
             let hex: String = needle.iter().map(|byte| format!("{byte:02x}")).collect();
             if contains(&rows, &needle.to_ascii_lowercase()) || contains(&rows, hex.as_bytes()) {
@@ -354,7 +353,7 @@ fn rows_of(url: &str) -> Command {
     command
 }
 
-/// How the engines' own tools are told of a database.
+/// The arguments that name a database to the engines' own tools.
 fn address_of(url: &str) -> Vec<String> {
     if url.starts_with("postgres") {
         return vec![format!("--dbname={url}")];
@@ -373,13 +372,13 @@ pub fn output_of(mut command: Command) -> Vec<u8> {
 }
 
 /// What a server answered.
-pub struct Answer {
+pub struct ApiResponse {
     pub status: StatusCode,
     pub headers: reqwest::header::HeaderMap,
     pub body: Value,
 }
 
-impl Answer {
+impl ApiResponse {
     pub async fn read(response: Response) -> Self {
         let (status, headers) = (response.status(), response.headers().clone());
         let text = response.text().await.unwrap();

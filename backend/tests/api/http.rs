@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     contract::DOCUMENT,
-    helpers::{Answer, Server, file, photograph, photograph_path, start},
+    helpers::{ApiResponse, Server, file, photograph, photograph_path, start},
     metrics::{Scrape, with_metrics},
     proxies::Nginx,
 };
@@ -86,7 +86,7 @@ pub async fn raw_get(server: &Server, path: &str) -> Raw {
 }
 
 #[tokio::test]
-async fn head_is_answered_as_get_is_without_the_body() {
+async fn head_is_get_without_the_body() {
     let server = start!();
     server.enrol("Tony_Blair", &[1]).await;
     let person = server.get("/dataset/Tony_Blair").await.expect(StatusCode::OK);
@@ -141,11 +141,11 @@ async fn head_is_answered_as_get_is_without_the_body() {
 }
 
 #[tokio::test]
-async fn whoever_may_not_get_may_not_head() {
+async fn head_needs_the_same_token_as_get() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "admin admin-0123456789\ncamera camera-0123456789\n").unwrap();
-    let server = start!(|config| config.token_file = Some(tokens));
+    let server = start!(|config| config.listener.token_file = Some(tokens));
     for (token, path, status) in [
         ("", "/dataset", 401),
         ("camera-0123456789", "/dataset", 403),
@@ -172,7 +172,7 @@ fn post(path: &str, content_type: &[u8], body: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn forms_of_careless_clients_are_read() {
+async fn forms_with_common_mistakes_are_read() {
     let server = start!();
     let plain = &b"Content-Disposition: form-data; name=\"image\"; filename=\"a.jpg\""[..];
     for (content_type, boundary, part_head) in [
@@ -251,7 +251,7 @@ async fn media_types_are_compared_without_case() {
         let request = server.client.patch(format!("{}/dataset/{from}", server.url));
         let request =
             request.header("content-type", content_type).body(json!({ "face_id": name }).to_string());
-        Answer::read(request.send().await.unwrap()).await.expect(StatusCode::OK);
+        ApiResponse::read(request.send().await.unwrap()).await.expect(StatusCode::OK);
     }
     for accept in ["text/csv", "TEXT/CSV", "Text/Csv; Q=1, application/json;q=0.5"] {
         let request =
@@ -262,9 +262,9 @@ async fn media_types_are_compared_without_case() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_for_longer_than_is_announced() {
-    assert!(Config::default().keep_alive_s > 60, "nginx keeps its connections for 60 s");
-    let server = start!(|config| config.keep_alive_s = 1);
+async fn connections_outlive_their_announced_timeout() {
+    assert!(Config::default().listener.keep_alive_s > 60, "nginx keeps its connections for 60 s");
+    let server = start!(|config| config.listener.keep_alive_s = 1);
     let mut connection = TcpStream::connect(address(&server)).unwrap();
     let kept = tokio::task::spawn_blocking(move || {
         for path in ["/livez", "/nothing", "/livez"] {
@@ -313,8 +313,8 @@ async fn pooled_clients_lose_no_post() {
 }
 
 #[tokio::test]
-async fn at_the_stop_every_answer_closes_its_connection() {
-    let server = start!(|config| config.drain_delay_s = 1);
+async fn a_stopping_server_closes_connections_after_each_response() {
+    let server = start!(|config| config.listener.drain_delay_s = 1);
     let mut kept = TcpStream::connect(address(&server)).unwrap();
     kept.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut kept = tokio::task::spawn_blocking(move || {
@@ -351,7 +351,7 @@ fn question(pictures: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_side_gets_its_answer() {
+async fn a_half_closed_client_gets_its_response() {
     let server = start!();
     for request in [
         question(1),
@@ -381,7 +381,7 @@ async fn a_client_that_closes_its_side_gets_its_answer() {
             assert_eq!(body["faces"].as_array().unwrap().len(), 1);
         }
     }
-    // Half a request is none, whoever sends it.
+    // Half a request is none.
     let half = question(1)[..2000].to_vec();
     let address = address(&server);
     let ended = tokio::task::spawn_blocking(move || {
@@ -398,19 +398,19 @@ async fn a_client_that_closes_its_side_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn whoever_waits_is_told_from_whoever_has_gone() {
+async fn half_closed_clients_are_distinguished_from_those_that_left() {
     const KEPT: usize = 24;
     const EACH: usize = 8;
     let server = start!(|config: &mut Config| {
         with_metrics(config);
-        config.queue_images = 128;
-        config.queue_budget_ms = 600_000;
+        config.recognition.queue_images = 128;
+        config.recognition.queue_budget_ms = 600_000;
     });
     // Keeps the workers busy while others come and go.
     let pictures = (0..KEPT).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request =
         server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(pictures);
-    let kept = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+    let kept = tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await });
     while Scrape::of(&server).await.value("facepipe_queue_images") < KEPT as f64 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -438,13 +438,14 @@ async fn whoever_waits_is_told_from_whoever_has_gone() {
 }
 
 #[tokio::test]
-async fn pages_of_the_origins_that_are_named_may_use_the_server() {
+async fn pages_of_configured_origins_may_use_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "admin admin-0123456789\n").unwrap();
     let server = start!(|config| {
-        config.token_file = Some(tokens);
-        config.cors_origins = vec!["https://dashboard.example".into(), "http://localhost:3000/".into()];
+        config.listener.token_file = Some(tokens);
+        config.browsers.cors_origins =
+            vec!["https://dashboard.example".into(), "http://localhost:3000/".into()];
     });
     let ask = |origin: &'static str, method: &'static str| {
         let request = server.client.request(Method::OPTIONS, format!("{}/dataset/Ada", server.url));
@@ -486,7 +487,7 @@ async fn pages_of_the_origins_that_are_named_may_use_the_server() {
 }
 
 #[tokio::test]
-async fn without_a_setting_no_page_of_another_origin_may_use_the_server() {
+async fn without_cors_origins_no_page_may_use_the_server() {
     let server = start!();
     for (method, status) in [(Method::OPTIONS, 405), (Method::GET, 200)] {
         let request = server.client.request(method, format!("{}/dataset", server.url));
@@ -498,11 +499,11 @@ async fn without_a_setting_no_page_of_another_origin_may_use_the_server() {
 }
 
 #[tokio::test]
-async fn links_hold_behind_a_proxy_that_takes_a_path_away() {
+async fn links_work_behind_a_proxy_that_strips_a_prefix() {
     let folder = tempfile::tempdir().unwrap();
     let port = crate::proxies::free_port();
     let public = format!("http://127.0.0.1:{port}/some/faces");
-    let server = start!(|config| config.public_url = Some(format!("{public}/")));
+    let server = start!(|config| config.browsers.public_url = Some(format!("{public}/")));
     let site = format!(
         "server {{ listen 127.0.0.1:{port}; location /some/faces/ {{ proxy_pass {}/; proxy_http_version 1.1; }} }}",
         server.url
@@ -530,7 +531,7 @@ async fn links_hold_behind_a_proxy_that_takes_a_path_away() {
 }
 
 #[tokio::test]
-async fn nobody_sets_the_prefix_by_a_header() {
+async fn no_header_sets_the_prefix() {
     let server = start!();
     let plain = server.get("/openapi.json").await.expect(StatusCode::OK);
     assert_eq!(plain["servers"][0]["url"], "/");
@@ -538,14 +539,14 @@ async fn nobody_sets_the_prefix_by_a_header() {
         let request = server.client.request(method, format!("{}{path}", server.url));
         request.header("x-forwarded-prefix", "/evil").header("x-forwarded-host", "evil.example").send()
     };
-    let document = Answer::read(request("/openapi.json", Method::GET).await.unwrap()).await;
+    let document = ApiResponse::read(request("/openapi.json", Method::GET).await.unwrap()).await;
     assert_eq!(document.body, plain);
     let answer = request("/model/optimized-train", Method::POST).await.unwrap();
     assert!(answer.headers()["location"].to_str().unwrap().starts_with("/jobs/"));
 }
 
 #[tokio::test]
-async fn a_jpeg_without_its_end_marker_is_taken_with_a_note() {
+async fn a_jpeg_without_its_end_marker_is_accepted_with_a_note() {
     let server = start!();
     let jpeg = fs::read(photograph_path("Tony_Blair", 1)).unwrap();
     assert!(jpeg.ends_with(&[0xff, 0xd9]));
@@ -581,7 +582,7 @@ async fn a_jpeg_without_its_end_marker_is_taken_with_a_note() {
 }
 
 #[tokio::test]
-async fn what_a_picture_shows_instead_of_one_face_is_told() {
+async fn an_image_without_exactly_one_face_is_rejected_with_details() {
     let server = start!();
     server.post("/dataset/x").await.expect(StatusCode::CREATED);
     let group = fs::read(facepipe_test_support::require!("scenes/multiface.jpg")).unwrap();
@@ -611,7 +612,7 @@ async fn what_a_picture_shows_instead_of_one_face_is_told() {
 }
 
 #[tokio::test]
-async fn a_picture_that_lies_on_its_side_is_said_to_be_turned() {
+async fn the_rotation_of_a_sideways_image_is_reported() {
     let server = start!();
     server.post("/dataset/x").await.expect(StatusCode::CREATED);
     let png = |image: &image::RgbImage| {

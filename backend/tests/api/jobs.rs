@@ -230,7 +230,8 @@ async fn models_are_listed_and_an_earlier_one_can_be_activated() {
 
 #[tokio::test]
 async fn a_training_after_an_erasure_removes_models_that_know_the_erased_person() {
-    let server = start!(|config| config.erase_detections = facepipe_backend::ErasedDetections::Delete);
+    let server =
+        start!(|config| config.retention.erase_detections = facepipe_backend::ErasedDetections::Delete);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
     server.enrol("Hugo_Chavez", &[1]).await;

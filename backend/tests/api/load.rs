@@ -6,18 +6,18 @@ use facepipe_backend::Config;
 use reqwest::{StatusCode, multipart::Form};
 
 use crate::{
-    helpers::{Answer, photograph, photograph_path, start},
+    helpers::{ApiResponse, photograph, photograph_path, start},
     metrics::{Scrape, with_metrics},
 };
 
 #[tokio::test]
-async fn a_full_queue_turns_requests_away_and_recovers() {
-    let server = start!(|config| config.queue_images = 2);
+async fn a_full_queue_rejects_requests_and_recovers() {
+    let server = start!(|config| config.recognition.queue_images = 2);
     let calls = (0..24).map(|_| {
         let form = Form::new().part("image", photograph("Tony_Blair", 1));
         let request =
             server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
-        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+        tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     });
     let (mut served, mut refused) = (0, 0);
     for call in calls.collect::<Vec<_>>() {
@@ -40,13 +40,13 @@ async fn a_full_queue_turns_requests_away_and_recovers() {
 }
 
 #[tokio::test]
-async fn a_queue_that_takes_too_long_turns_requests_away() {
-    let server = start!(|config| config.queue_budget_ms = 1);
+async fn a_slow_queue_rejects_requests() {
+    let server = start!(|config| config.recognition.queue_budget_ms = 1);
     let call = || {
         let form = Form::new().part("image", photograph("Tony_Blair", 1));
         let url = format!("{}/face-recognition/get-results", server.url);
         let request = server.client.post(url).multipart(form);
-        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+        tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     };
     // Alone, a request is served however long it takes; it also tells how long one takes.
     call().await.unwrap().expect(StatusCode::OK);
@@ -56,7 +56,7 @@ async fn a_queue_that_takes_too_long_turns_requests_away() {
         let form = (0..32).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
         let request =
             server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
-        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+        tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     };
     let (mut served, mut refused) = (0, Vec::new());
     for _ in 0..20 {
@@ -80,8 +80,8 @@ async fn a_queue_that_takes_too_long_turns_requests_away() {
 }
 
 #[tokio::test]
-async fn clients_that_go_make_room() {
-    let server = start!(|config| config.queue_images = 64);
+async fn requests_of_clients_that_left_free_the_queue() {
+    let server = start!(|config| config.recognition.queue_images = 64);
     // 64 pictures take far longer than the client waits.
     let form = (0..64).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request = server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
@@ -101,18 +101,18 @@ async fn clients_that_go_make_room() {
 }
 
 #[tokio::test]
-async fn clients_that_hang_up_cost_no_inference() {
+async fn requests_of_clients_that_left_are_not_processed() {
     const KEPT: usize = 24;
     const LEFT: usize = 20;
     let server = start!(|config: &mut Config| {
         with_metrics(config);
-        config.queue_images = 128;
-        config.queue_budget_ms = 600_000;
+        config.recognition.queue_images = 128;
+        config.recognition.queue_budget_ms = 600_000;
     });
     // Keeps the workers busy while others come and go.
     let form = (0..KEPT).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request = server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
-    let kept = tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await });
+    let kept = tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await });
     while Scrape::of(&server).await.value("facepipe_queue_images") < KEPT as f64 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -67,11 +67,11 @@ impl Scrape {
 }
 
 pub fn with_metrics(config: &mut Config) {
-    config.metrics_listen = Some("127.0.0.1:0".into());
+    config.listener.metrics_listen = Some("127.0.0.1:0".into());
 }
 
 #[tokio::test]
-async fn known_requests_have_exact_counts() {
+async fn metrics_count_requests_exactly() {
     let server = start!(with_metrics);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Ariel_Sharon", &[1, 2]).await;
@@ -185,10 +185,10 @@ fn check_by_promtool(text: &str) {
 }
 
 #[tokio::test]
-async fn what_is_turned_away_is_counted() {
+async fn rejected_requests_are_counted() {
     let server = start!(|config: &mut Config| {
         with_metrics(config);
-        config.queue_images = 1;
+        config.recognition.queue_images = 1;
     });
     let send = |_| {
         let form = Form::new().part("image", photograph("Tony_Blair", 1));
@@ -203,7 +203,7 @@ async fn what_is_turned_away_is_counted() {
 }
 
 #[tokio::test]
-async fn a_database_that_fails_is_counted_and_takes_no_other_metric_with_it() {
+async fn a_failing_database_is_counted_and_leaves_other_metrics() {
     let server = start!(with_metrics);
     server.execute("DROP TABLE outbox");
     let scrape = Scrape::of(&server).await;
@@ -222,24 +222,23 @@ async fn a_database_that_fails_is_counted_and_takes_no_other_metric_with_it() {
 }
 
 #[tokio::test]
-async fn a_port_that_was_asked_for_must_be_free() {
+async fn a_configured_metrics_port_must_be_free() {
     let models = facepipe_test_support::require!("models/pnet.pt");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let config = Config {
-        listen: "127.0.0.1:0".into(),
-        metrics_listen: Some(address.clone()),
-        data_dir: folder.path().into(),
-        models_dir: models.parent().unwrap().into(),
-        ..Config::default()
-    };
+    let config = Config::default().with(|config| {
+        config.listener.listen = "127.0.0.1:0".into();
+        config.listener.metrics_listen = Some(address.clone());
+        config.storage.data_dir = folder.path().into();
+        config.recognition.models_dir = models.parent().unwrap().into();
+    });
     let error = Application::build(config).await.err().map(|error| format!("{error:#}")).unwrap();
     assert!(error.contains(&address) && error.contains("metrics_listen"), "{error}");
 }
 
 #[tokio::test]
-async fn a_backup_is_told_of() {
+async fn the_time_of_the_last_backup_is_exposed() {
     let server = start!(with_metrics);
     let folder = tempfile::tempdir().unwrap();
     let begun = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();

@@ -66,7 +66,7 @@ async fn without_a_model_faces_are_detected_and_unknown() {
 #[tokio::test]
 async fn without_a_model_responses_say_how_to_train_one() {
     // Nobody listens there, so nothing is sent.
-    let server = start!(|config| config.results_url = Some("http://127.0.0.1:1/".into()));
+    let server = start!(|config| config.results.results_url = Some("http://127.0.0.1:1/".into()));
     let ask = async |call: &str, key: &str| {
         let form = Form::new().text("camera_id", "gate-1").text("location", "Lobby");
         let form = form.text("key", key.to_owned()).part("image", photograph("Tony_Blair", 1));
@@ -181,7 +181,7 @@ async fn a_damaged_model_does_not_prevent_a_start_and_training_repairs_it() {
 
 #[tokio::test]
 async fn the_threshold_is_configurable() {
-    let server = start!(|config| config.match_threshold = Some(0.999));
+    let server = start!(|config| config.recognition.match_threshold = Some(0.999));
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
     let face = server.recognise("Tony_Blair", 3).await;

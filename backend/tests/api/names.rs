@@ -248,7 +248,7 @@ async fn servers_starting_together_migrate_names_once() {
 
 #[tokio::test]
 async fn names_differ_by_case_where_configured() {
-    let server = start!(|config| config.face_ids_ignore_case = false);
+    let server = start!(|config| config.dataset.face_ids_ignore_case = false);
     let ann = server.post("/dataset/Ann").await.expect(StatusCode::CREATED);
     let small = server.post("/dataset/ann").await.expect(StatusCode::CREATED);
     server.post("/dataset/Ann%20").await.expect_error(409, "person_exists");
@@ -256,7 +256,7 @@ async fn names_differ_by_case_where_configured() {
     let (mut config, data) = (server.config.clone(), Arc::clone(&server.data));
     server.stop().await;
 
-    config.face_ids_ignore_case = true;
+    config.dataset.face_ids_ignore_case = true;
     let server = Server::run(config, data).await;
     let listed = server.get("/dataset").await.expect(StatusCode::OK);
     assert_eq!(listed["people"][1]["same_name_as"], ann["person_id"], "{listed}");

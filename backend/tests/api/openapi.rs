@@ -7,7 +7,7 @@ use reqwest::{StatusCode, header::LOCATION, redirect::Policy};
 use crate::helpers::{client, start};
 
 #[test]
-fn the_document_that_is_checked_in_is_the_current_one() {
+fn the_checked_in_document_is_current() {
     let printed =
         Command::new(env!("CARGO_BIN_EXE_facepipe-backend")).arg("--print-openapi").output().unwrap();
     assert!(printed.status.success());
@@ -33,7 +33,7 @@ async fn the_document_is_served() {
 }
 
 #[tokio::test]
-async fn the_page_is_served_whole_and_refers_to_nobody_else() {
+async fn swagger_ui_is_complete_and_loads_nothing_from_elsewhere() {
     let server = start!();
     client(); // Chooses the provider of TLS.
     let unfollowing = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();

@@ -15,7 +15,7 @@ use tokio::net::TcpSocket;
 
 use crate::{
     command_line::program,
-    helpers::{Answer, Engine, Server, client, execute, photograph, start, until},
+    helpers::{ApiResponse, Engine, Server, client, execute, photograph, start, until},
     replicas::{Replica, models},
 };
 
@@ -212,7 +212,7 @@ macro_rules! start_with {
     };
     ($api:expr, $configure:expr) => {
         start!(|config: &mut Config| {
-            config.results_url = Some($api.url());
+            config.results.results_url = Some($api.url());
             let configure: fn(&mut Config) = $configure;
             configure(config);
         })
@@ -297,7 +297,7 @@ async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
     let calls = (0..6).map(|_| {
         let form = form("k").part("image", picture());
         let request = server.client.post(format!("{}{SEND}", server.url)).multipart(form);
-        tokio::spawn(async move { Answer::read(request.send().await.unwrap()).await })
+        tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     });
     let mut answers = Vec::new();
     for call in calls.collect::<Vec<_>>() {
@@ -330,7 +330,7 @@ async fn a_repeated_key_is_sent_once_and_gets_the_first_answer() {
 #[tokio::test]
 async fn an_unavailable_failing_or_hanging_api_loses_no_message_and_delays_no_request() {
     let mut api = ExternalApi::stopped();
-    let server = start_with!(api, |config| config.results_timeout_s = 1);
+    let server = start_with!(api, |config| config.results.results_timeout_s = 1);
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
     let mut keys = Vec::new();
@@ -408,7 +408,8 @@ async fn a_server_without_an_external_api_drops_expired_messages_at_start() {
     let api = ExternalApi::stopped();
     let server = start_with!(api);
     send(&server, "old", "Tony_Blair", 1).await;
-    let (config, data) = (Config { results_url: None, ..server.config.clone() }, Arc::clone(&server.data));
+    let (config, data) =
+        (server.config.clone().with(|config| config.results.results_url = None), Arc::clone(&server.data));
     server.stop().await;
     expire(&config, "old/0");
     let server = Server::run(config, data).await;
@@ -546,7 +547,7 @@ async fn messages_of_a_killed_replica_are_sent_by_another() {
     for number in 0..3 {
         let form = form(&format!("key-{number}")).part("image", photograph("Tony_Blair", 1));
         let request = client.post(format!("{}{SEND}", killed.url)).multipart(form);
-        Answer::read(request.send().await.unwrap()).await.expect(StatusCode::ACCEPTED);
+        ApiResponse::read(request.send().await.unwrap()).await.expect(StatusCode::ACCEPTED);
     }
     let other = spawn("b").await;
     until(|| api.requests() > 0).await;

@@ -150,7 +150,7 @@ fn logs(file: &str, server: &str, change: impl Fn(String) -> String) -> (Vec<(Pa
 }
 
 #[tokio::test]
-async fn the_logs_of_the_nginx_that_is_shipped_name_nobody() {
+async fn logs_of_the_shipped_nginx_have_no_names() {
     let server = start!();
     let url = server.url.clone();
     let watched = tokio::task::spawn_blocking(move || {

@@ -8,7 +8,7 @@ use image::{
 };
 use reqwest::{Method, StatusCode, multipart::Form};
 
-use crate::helpers::{Answer, Server, file, landscape, photograph, photograph_path, start};
+use crate::helpers::{ApiResponse, Server, file, landscape, photograph, photograph_path, start};
 
 #[tokio::test]
 async fn faces_are_located_in_pixels_of_the_picture() {
@@ -25,7 +25,7 @@ async fn faces_are_located_in_pixels_of_the_picture() {
 }
 
 #[tokio::test]
-async fn get_with_a_body_answers_as_post_does() {
+async fn get_with_a_body_equals_post() {
     let server = start!();
     let mut answers = Vec::new();
     for method in [Method::GET, Method::POST] {
@@ -33,14 +33,14 @@ async fn get_with_a_body_answers_as_post_does() {
         let url = format!("{}/face-recognition/get-results", server.url);
         let response = server.client.request(method, url).multipart(form).send().await.unwrap();
         assert!(response.headers()["server-timing"].to_str().unwrap().contains("recognise;dur="));
-        answers.push(Answer::read(response).await.expect(StatusCode::OK));
+        answers.push(ApiResponse::read(response).await.expect(StatusCode::OK));
     }
     assert_eq!(answers[0], answers[1]);
     assert_eq!(answers[0]["faces"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_picture_without_faces_has_an_empty_answer() {
+async fn an_image_without_faces_has_an_empty_result() {
     let server = start!();
     let form = Form::new().part("image", landscape());
     let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
@@ -49,7 +49,7 @@ async fn a_picture_without_faces_has_an_empty_answer() {
 
 #[tokio::test]
 async fn one_bad_image_does_not_spoil_the_others() {
-    let server = start!(|config| config.max_image_bytes = 200_000);
+    let server = start!(|config| config.recognition.max_image_bytes = 200_000);
     let form = Form::new()
         .part("image", photograph("Tony_Blair", 1))
         .part("image", file(b"this is text".to_vec()))
@@ -70,7 +70,7 @@ async fn one_bad_image_does_not_spoil_the_others() {
 }
 
 #[tokio::test]
-async fn a_dry_run_reads_the_form_and_answers_nothing() {
+async fn a_dry_run_validates_the_form_only() {
     let server = start!();
     let form = Form::new().part("image", photograph("Tony_Blair", 1)).text("camera_id", "gate-1");
     assert!(server.send("/face-recognition/dry-run", form).await.expect(StatusCode::NO_CONTENT).is_null());
@@ -88,7 +88,7 @@ async fn corners(server: &Server, picture: Vec<u8>) -> [f64; 4] {
 }
 
 #[tokio::test]
-async fn pictures_of_every_kind_show_the_same_face() {
+async fn all_image_formats_show_the_same_face() {
     let server = start!();
     // Not square, so that a picture on its side would not pass for an upright one.
     let upright =

@@ -22,7 +22,7 @@ use tokio::{io::copy_bidirectional, net::TcpStream, sync::watch, task::JoinHandl
 use crate::{
     command_line::program,
     deployment::NEWEST,
-    helpers::{Answer, Engine, client, execute, photograph, revert, start, until},
+    helpers::{ApiResponse, Engine, client, execute, photograph, revert, start, until},
 };
 
 /// The folder of the weights; skips the test where there are none.
@@ -203,8 +203,8 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-pub async fn post(client: &Client, url: &str) -> Answer {
-    Answer::read(client.post(url).send().await.unwrap()).await
+pub async fn post(client: &Client, url: &str) -> ApiResponse {
+    ApiResponse::read(client.post(url).send().await.unwrap()).await
 }
 
 pub async fn enrol(client: &Client, url: &str, person: &str, photographs: &[u32]) {
@@ -212,15 +212,15 @@ pub async fn enrol(client: &Client, url: &str, person: &str, photographs: &[u32]
     for number in photographs {
         let form = Form::new().part("image", photograph(person, *number));
         let request = client.post(format!("{url}/dataset/{person}/image")).multipart(form);
-        Answer::read(request.send().await.unwrap()).await.expect(StatusCode::CREATED);
+        ApiResponse::read(request.send().await.unwrap()).await.expect(StatusCode::CREATED);
     }
 }
 
-pub async fn recognise(client: &Client, url: &str) -> Answer {
+pub async fn recognise(client: &Client, url: &str) -> ApiResponse {
     let form =
         Form::new().part("image", photograph("Tony_Blair", 5)).part("image", photograph("Hugo_Chavez", 5));
     let request = client.post(format!("{url}/face-recognition/get-results")).multipart(form);
-    Answer::read(request.send().await.unwrap()).await
+    ApiResponse::read(request.send().await.unwrap()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -295,7 +295,7 @@ async fn the_job_of_a_killed_replica_is_resumed_by_another() {
     let job = post(&client, &format!("{}/model/train", killed.url)).await.expect(StatusCode::ACCEPTED);
     let job_of = |url: &str| {
         let request = client.get(format!("{url}/jobs/{}", job["job_id"].as_str().unwrap()));
-        async move { Answer::read(request.send().await.unwrap()).await.expect(StatusCode::OK) }
+        async move { ApiResponse::read(request.send().await.unwrap()).await.expect(StatusCode::OK) }
     };
     while job_of(&killed.url).await["status"] == "queued" {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -374,7 +374,8 @@ async fn an_unreachable_database_is_503_until_it_is_reachable_again() {
     let (address, name) = rest.split_once('/').unwrap();
     let port = proxy(address.to_owned(), is_cut).await;
     let url = format!("{login}@127.0.0.1:{port}/{name}");
-    let server = start!(|config| (config.database_url, config.database_timeout_s) = (Some(url), 1));
+    let server =
+        start!(|config| (config.database.database_url, config.database.database_timeout_s) = (Some(url), 1));
     server.post("/dataset/Ada").await.expect(StatusCode::CREATED);
 
     cut.send_replace(true);

@@ -2,14 +2,14 @@
 
 use reqwest::StatusCode;
 
-use crate::helpers::{Answer, start};
+use crate::helpers::{ApiResponse, start};
 
 #[tokio::test]
-async fn a_request_is_answered_with_its_id() {
+async fn responses_have_the_request_id() {
     let server = start!();
     let ask = async |path: &str, id: &str| {
         let request = server.client.get(format!("{}{path}", server.url)).header("X-Request-Id", id);
-        Answer::read(request.send().await.unwrap()).await
+        ApiResponse::read(request.send().await.unwrap()).await
     };
     let answer = ask("/livez", "edge-7.2024_05").await;
     assert_eq!(
@@ -40,11 +40,12 @@ async fn a_request_is_answered_with_its_id() {
 }
 
 #[tokio::test]
-async fn who_is_not_let_in_has_an_id_too() {
+async fn unauthorised_requests_have_an_id_too() {
     let tokens = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(tokens.path(), "admin unspeakable-0123456789\n").unwrap();
-    let server =
-        start!(|config: &mut facepipe_backend::Config| config.token_file = Some(tokens.path().into()));
+    let server = start!(
+        |config: &mut facepipe_backend::Config| config.listener.token_file = Some(tokens.path().into())
+    );
     let answer = server.get("/dataset").await;
     assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     assert_eq!(answer.body["error"]["request_id"], answer.headers["x-request-id"].to_str().unwrap());

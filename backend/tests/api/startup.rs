@@ -29,7 +29,7 @@ fn ended(mut command: Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn mistakes_that_stay_end_with_2_and_what_may_pass_with_1() {
+fn configuration_errors_exit_with_2_and_others_with_1() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let file = |name: &str, text: &str| {
@@ -83,7 +83,7 @@ fn mistakes_that_stay_end_with_2_and_what_may_pass_with_1() {
 }
 
 #[test]
-fn waiting_for_the_database_says_why_once_and_not_the_password() {
+fn waiting_for_the_database_logs_the_reason_once_without_the_password() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = in_folder(folder.path());
     command.args(["--database-url", "postgres://nobody:unspeakable-secret@127.0.0.1:1/none"]);
@@ -103,7 +103,7 @@ fn waiting_for_the_database_says_why_once_and_not_the_password() {
 }
 
 #[test]
-fn what_nothing_reads_and_what_is_kept_for_ever_is_warned_of() {
+fn unknown_variables_and_unlimited_retention_are_warned_of() {
     let models = facepipe_test_support::require!("models/pnet.pt");
     let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
@@ -136,7 +136,7 @@ fn what_nothing_reads_and_what_is_kept_for_ever_is_warned_of() {
 }
 
 #[test]
-fn the_embedder_that_is_a_fallback_says_so_and_how_accurate_it_is() {
+fn the_fallback_embedder_is_warned_of_with_its_accuracy() {
     let weights = facepipe_test_support::require!("models/face_recognition_model.bin");
     let pnet = facepipe_test_support::require!("models/pnet.pt");
     let mobilefacenet = facepipe_test_support::require!("models/mobilefacenet.onnx");
@@ -155,7 +155,7 @@ fn the_embedder_that_is_a_fallback_says_so_and_how_accurate_it_is() {
 }
 
 #[test]
-fn systemd_is_told_when_the_server_answers_lives_and_ends() {
+fn systemd_is_notified_of_ready_watchdog_and_stopping() {
     let models = facepipe_test_support::require!("models/pnet.pt");
     let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();

@@ -34,7 +34,7 @@ fn moment(value: &Value) -> i64 {
 
 /// As a server of an operator who has set nothing.
 fn defaults(config: &mut Config) {
-    config.captured_at_max_behind_days = Config::default().captured_at_max_behind_days;
+    config.retention.captured_at_max_behind_days = Config::default().retention.captured_at_max_behind_days;
 }
 
 async fn store(server: &Server, camera: &str, captured_at: Option<i64>) {
@@ -77,10 +77,10 @@ fn last_retention(server: &Server) -> String {
 }
 
 #[tokio::test]
-async fn a_capture_time_that_cannot_be_does_not_count() {
+async fn an_implausible_capture_time_is_replaced() {
     let server = start!(|config| {
         defaults(config);
-        config.metrics_listen = Some("127.0.0.1:0".into());
+        config.listener.metrics_listen = Some("127.0.0.1:0".into());
     });
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Hugo_Chavez", &[1, 2]).await;
@@ -142,10 +142,10 @@ async fn a_capture_time_that_cannot_be_does_not_count() {
 }
 
 #[tokio::test]
-async fn retention_goes_by_the_time_that_counts() {
+async fn retention_uses_the_effective_time() {
     let server = start!(|config| {
         defaults(config);
-        config.detections_max_age_days = Some(7);
+        config.retention.detections_max_age_days = Some(7);
     });
     eventually("no first pass", || last_retention(&server) != "-1").await;
     let begun = now();
@@ -165,8 +165,8 @@ async fn retention_goes_by_the_time_that_counts() {
 }
 
 #[tokio::test]
-async fn recordings_keep_their_own_time_where_the_setting_says_so() {
-    let server = start!(|config| config.captured_at_max_behind_days = 36_500);
+async fn old_recordings_keep_their_time_when_configured() {
+    let server = start!(|config| config.retention.captured_at_max_behind_days = 36_500);
     store(&server, "replay", Some(946_684_800 * SECOND)).await;
     store(&server, "ahead", Some(YEAR_2036)).await;
     let all = detections(&server, "").await;
@@ -179,11 +179,11 @@ async fn recordings_keep_their_own_time_where_the_setting_says_so() {
 }
 
 #[tokio::test]
-async fn messages_to_the_external_api_carry_the_time_that_counts() {
+async fn messages_to_the_external_api_have_the_effective_time() {
     // Nobody listens there: messages stay.
     let server = start!(|config| {
         defaults(config);
-        config.results_url = Some("http://127.0.0.1:9/".into());
+        config.results.results_url = Some("http://127.0.0.1:9/".into());
     });
     let begun = now();
     for (key, captured_at) in [("a", YEAR_2036), ("b", begun - 60 * SECOND)] {
@@ -198,7 +198,7 @@ async fn messages_to_the_external_api_carry_the_time_that_counts() {
 }
 
 #[tokio::test]
-async fn an_upgrade_gives_old_rows_the_time_that_counts_and_loses_nothing() {
+async fn an_upgrade_sets_effective_times_and_loses_nothing() {
     let server = start!(defaults);
     server.enrol("Tony_Blair", &[1]).await;
     for camera in ["2036", "1970", "ahead", "behind", "spool", "unset"] {
@@ -250,10 +250,10 @@ async fn an_upgrade_gives_old_rows_the_time_that_counts_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_clock_that_may_have_jumped_deletes_nothing_until_somebody_says_that_it_is_right() {
+async fn a_doubtful_clock_deletes_nothing_until_confirmed() {
     let server = start!(|config| {
-        config.detections_max_age_days = Some(30);
-        config.metrics_listen = Some("127.0.0.1:0".into());
+        config.retention.detections_max_age_days = Some(30);
+        config.listener.metrics_listen = Some("127.0.0.1:0".into());
     });
     eventually("no first pass", || last_retention(&server) != "-1").await;
     store(&server, "old", Some(now() - 40 * DAY)).await;
@@ -292,7 +292,7 @@ async fn a_clock_that_may_have_jumped_deletes_nothing_until_somebody_says_that_i
 }
 
 #[tokio::test]
-async fn what_wrong_clocks_of_servers_left_is_corrected() {
+async fn rows_of_servers_with_wrong_clocks_are_corrected() {
     let server = start!(defaults);
     let begun = now();
     for camera in ["believed", "jumped", "lost", "unset", "replay"] {

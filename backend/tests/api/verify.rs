@@ -6,15 +6,15 @@ use reqwest::{
 };
 use serde_json::json;
 
-use crate::helpers::{Answer, Server, file, landscape, photograph, photograph_path, start};
+use crate::helpers::{ApiResponse, Server, file, landscape, photograph, photograph_path, start};
 
-async fn verify(server: &Server, images: impl IntoIterator<Item = Part>) -> Answer {
+async fn verify(server: &Server, images: impl IntoIterator<Item = Part>) -> ApiResponse {
     let form = images.into_iter().fold(Form::new(), |form, image| form.part("image", image));
     server.send("/face-recognition/verify", form).await
 }
 
 #[tokio::test]
-async fn two_pictures_of_one_person_are_told_from_those_of_two_people() {
+async fn verification_distinguishes_one_person_from_two() {
     let server = start!();
     for (first, second, same) in [
         (("Tony_Blair", 1), ("Tony_Blair", 2), true),
@@ -61,14 +61,14 @@ async fn two_pictures_of_one_person_are_told_from_those_of_two_people() {
 
 #[tokio::test]
 async fn the_threshold_of_verification_is_configurable() {
-    let server = start!(|config| config.verify_threshold = Some(-1.0));
+    let server = start!(|config| config.recognition.verify_threshold = Some(-1.0));
     let answer = verify(&server, [photograph("Tony_Blair", 1), photograph("Hugo_Chavez", 1)]).await;
     let answer = answer.expect(StatusCode::OK);
     assert_eq!((&answer["same_person"], &answer["threshold"]), (&true.into(), &(-1.0).into()));
 }
 
 #[tokio::test]
-async fn pictures_that_cannot_be_compared_are_told_by_number() {
+async fn images_that_cannot_be_compared_are_reported_by_index() {
     let server = start!();
     let face = || photograph("Tony_Blair", 1);
     for pictures in [vec![], vec![face()], vec![face(), face(), face()]] {

@@ -19,7 +19,7 @@ use tokio::{
 use crate::helpers::{file, photograph, start};
 
 #[tokio::test]
-async fn wrong_paths_and_methods_are_told_in_json() {
+async fn unknown_paths_and_methods_have_json_errors() {
     let server = start!();
     server.get("/nothing").await.expect_error(404, "not_found");
     server.get("//").await.expect_error(404, "not_found");
@@ -56,7 +56,7 @@ async fn wrong_paths_and_methods_are_told_in_json() {
 }
 
 #[tokio::test]
-async fn face_ids_are_checked_wherever_they_stand() {
+async fn face_ids_are_validated_everywhere() {
     let server = start!();
     let (long, long_in_bytes) = ("x".repeat(65), "%C3%BC".repeat(65));
     for id in [
@@ -99,7 +99,7 @@ async fn face_ids_are_checked_wherever_they_stand() {
 }
 
 #[tokio::test]
-async fn paths_that_climb_lead_nowhere() {
+async fn path_traversal_finds_nothing() {
     let server = start!();
     // As no well-behaved client would send them.
     for (target, status, code) in [
@@ -120,7 +120,7 @@ async fn paths_that_climb_lead_nowhere() {
 }
 
 #[tokio::test]
-async fn who_is_not_there_is_told_by_every_call() {
+async fn unknown_people_are_reported_by_every_call() {
     let server = start!();
     for (method, path) in [
         (Method::GET, "/dataset/Nobody"),
@@ -140,10 +140,10 @@ async fn who_is_not_there_is_told_by_every_call() {
 }
 
 #[tokio::test]
-async fn pictures_that_cannot_be_used_are_told_apart() {
+async fn errors_of_images_are_distinguished() {
     let server = start!(|config| {
-        config.max_image_bytes = 300_000;
-        config.max_image_pixels = 1_000_000;
+        config.recognition.max_image_bytes = 300_000;
+        config.recognition.max_image_pixels = 1_000_000;
     });
     server.post("/dataset/x").await.expect(StatusCode::CREATED);
     let jpeg = std::fs::read(crate::helpers::photograph_path("Tony_Blair", 1)).unwrap();
@@ -196,7 +196,7 @@ fn bomb(side: u32) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn pictures_beyond_the_default_limits_are_refused_by_every_call() {
+async fn images_beyond_the_default_limits_are_rejected_by_every_call() {
     let server = start!();
     server.post("/dataset/x").await.expect(StatusCode::CREATED);
     // A small one of its kind is a picture; the large one is small as a file.
@@ -229,8 +229,8 @@ async fn pictures_beyond_the_default_limits_are_refused_by_every_call() {
 }
 
 #[tokio::test]
-async fn forms_without_a_picture_are_told_by_every_call() {
-    let server = start!(|config| config.results_url = Some("http://127.0.0.1:1/".into()));
+async fn forms_without_an_image_are_rejected_by_every_call() {
+    let server = start!(|config| config.results.results_url = Some("http://127.0.0.1:1/".into()));
     server.post("/dataset/x").await.expect(StatusCode::CREATED);
     for path in [
         "/dataset/x/image",
@@ -247,8 +247,8 @@ async fn forms_without_a_picture_are_told_by_every_call() {
 }
 
 #[tokio::test]
-async fn forms_that_lack_or_repeat_something_are_told_by_field() {
-    let server = start!(|config| config.max_images = 2);
+async fn missing_and_repeated_fields_are_named() {
+    let server = start!(|config| config.recognition.max_images = 2);
     let picture = || photograph("Tony_Blair", 1);
     let store = "/face-recognition/store-results";
     let complete = || Form::new().text("camera_id", "gate-1").text("location", "Lobby");
@@ -295,7 +295,7 @@ async fn forms_that_lack_or_repeat_something_are_told_by_field() {
 }
 
 #[tokio::test]
-async fn fields_that_nobody_knows_are_passed_over() {
+async fn unknown_fields_are_ignored() {
     let server = start!();
     for name in ["", "camera-id", "image[]"] {
         let form = Form::new().text(name, "x").part("image", photograph("Tony_Blair", 1));
@@ -304,7 +304,7 @@ async fn fields_that_nobody_knows_are_passed_over() {
 }
 
 #[tokio::test]
-async fn a_form_that_breaks_off_or_is_none_is_told() {
+async fn truncated_and_malformed_forms_are_rejected() {
     let server = start!();
     let part = "--B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"x\"\r\n\r\nabc";
     for (content_type, body, status, code) in [
@@ -317,14 +317,14 @@ async fn a_form_that_breaks_off_or_is_none_is_told() {
     ] {
         let url = format!("{}/face-recognition/get-results", server.url);
         let request = server.client.post(url).header("content-type", content_type).body(body);
-        let answer = crate::helpers::Answer::read(request.send().await.unwrap()).await;
+        let answer = crate::helpers::ApiResponse::read(request.send().await.unwrap()).await;
         answer.expect_error(status, code);
     }
 }
 
 #[tokio::test]
-async fn a_request_beyond_its_limit_is_refused() {
-    let server = start!(|config| config.max_request_bytes = 100_000);
+async fn a_request_beyond_its_limit_is_rejected() {
+    let server = start!(|config| config.listener.max_request_bytes = 100_000);
     let form = Form::new().part("image", file(vec![0; 150_000]));
     let answer = server.send("/face-recognition/get-results", form).await;
     assert_eq!(answer.body["error"]["details"]["max_bytes"], 100_000);
@@ -332,8 +332,8 @@ async fn a_request_beyond_its_limit_is_refused() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_sending_is_told_and_let_go() {
-    let server = start!(|config| config.request_timeout_s = 1);
+async fn a_stalled_client_gets_408_and_is_disconnected() {
+    let server = start!(|config| config.listener.request_timeout_s = 1);
     let head = |method: &str, path: &str, content_type: &str| {
         format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nContent-Type: {content_type}\r\n\r\n"

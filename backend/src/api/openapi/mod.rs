@@ -1,13 +1,17 @@
-//! The API's document, OpenAPI 3.0: from the handlers' types by paperclip, and from the tables in `calls.rs` where
-//! types cannot say it. What paperclip loses or cannot express is mended in this folder and nowhere else.
+//! The API's document, OpenAPI 3.0: from the handlers' types by paperclip, from the table of routes, and from the tables
+//! in `calls.rs`. What paperclip loses or cannot express is repaired in this folder only.
 
 mod calls;
 mod page;
 mod schemas;
 
-pub use page::{page, serve};
+pub use calls::{Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, call};
+pub use page::{page_file, page_root, serve};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use actix_web::{App, ResponseError as _};
 use paperclip::{
@@ -21,10 +25,9 @@ use paperclip::{
 };
 use serde_json::{Map, Value, json};
 
-use self::calls::{CALLS, Call};
 use super::{
     form::{Form, ImagePart, TextPart},
-    roles::role_of,
+    routes::{self, Access, ROUTES, Route},
 };
 use crate::{
     config::ServerRole,
@@ -34,9 +37,9 @@ use crate::{
 const MULTIPART: &str = "multipart/form-data";
 const JSON: &str = "application/json";
 
-/// What the document calls the way in which tokens are sent.
+/// The name of the document's security scheme.
 const TOKEN: &str = "token";
-/// What the document calls the answers to requests whose token does not do.
+/// The names of the document's responses to requests without a sufficient token.
 const UNAUTHORIZED: &str = "Unauthorized";
 const FORBIDDEN: &str = "Forbidden";
 
@@ -45,7 +48,7 @@ pub fn document() -> String {
     document_at(None, false)
 }
 
-/// The document of a server that its clients find at a URL, without a `/` at its end, and that may have the guide.
+/// The document of a server at a public URL, without a `/` at its end, and with or without the guide.
 pub fn document_at(public_url: Option<&str>, has_guide: bool) -> String {
     let (mut document, _) = build();
     if let Some(document) = document.as_object_mut() {
@@ -73,13 +76,13 @@ pub fn document_at(public_url: Option<&str>, has_guide: bool) -> String {
     format!("{text}\n")
 }
 
-// The errors of each call stand in the table: a type would add all of them to every call.
+// The table of routes has the errors of each call; a type would add all of them to every call.
 impl Apiv2Errors for ApiError {}
 
 impl<T> Apiv2Schema for Form<T> {}
 
-/// A form is a body with a media type of its own, which Swagger 2 does not have: there, a form is a list of
-/// parameters, of which the conversion loses arrays of files and what is required.
+/// A form is a body with its own media type, which Swagger 2 does not have: there, a form is a list of parameters, and
+/// the conversion loses arrays of files and which ones are required.
 impl<T: Apiv2Schema> OperationModifier for Form<T> {
     fn update_parameter(operation: &mut DefaultOperationRaw) {
         web::Json::<T>::update_parameter(operation);
@@ -107,7 +110,7 @@ impl TypedData for TextPart {
     }
 }
 
-/// The document, and what is wrong with it: a test finds nothing.
+/// Builds the document and lists its problems; a test checks that there are none.
 fn build() -> (Value, Vec<String>) {
     let mut problems = Vec::new();
     let mut swagger = collect();
@@ -159,13 +162,13 @@ fn build() -> (Value, Vec<String>) {
     (document, builder.problems)
 }
 
-/// What paperclip knows of the routes, as Swagger 2.
+/// Collects paperclip's description of the routes, Swagger 2.
 fn collect() -> DefaultApiRaw {
     let mut api = DefaultApiRaw::default();
-    // Only an App hands out what routes are put into; this one serves nobody.
+    // Only an App provides the registry of routes; this one serves nobody.
     drop(App::new().configure(|config| {
         let mut config = web::ServiceConfig::from(config);
-        super::routes(&mut config);
+        routes::register_calls(&mut config);
         api.definitions = config.definitions();
         config.update_operations(&mut api.paths);
     }));
@@ -173,7 +176,7 @@ fn collect() -> DefaultApiRaw {
     api
 }
 
-/// Route and method of the calls that take a form: the conversion calls every body JSON.
+/// Path and method of the calls that take a form: the conversion makes every body JSON.
 fn forms(swagger: &DefaultApiRaw) -> BTreeSet<(String, String)> {
     let mut forms = BTreeSet::new();
     for (route, item) in &swagger.paths {
@@ -193,54 +196,60 @@ fn convert(swagger: DefaultApiRaw) -> Value {
     converted
 }
 
+/// A call's place in the table of routes.
+struct Place {
+    route: &'static Route,
+    method: &'static str,
+    path: String,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method.to_uppercase(), self.path)
+    }
+}
+
 struct Builder {
     schemas: Map<String, Value>,
-    /// Route and method of the calls with a form.
+    /// Path and method of the calls with a form.
     forms: BTreeSet<(String, String)>,
     parameters: BTreeMap<&'static str, Value>,
     headers: BTreeMap<&'static str, Value>,
-    /// Parameters and headers that a call has.
+    /// Parameters and headers that some call has.
     used: BTreeSet<String>,
     problems: Vec<String>,
 }
 
 impl Builder {
     fn paths(&mut self, converted: Option<&Value>) -> Value {
-        let mut described: BTreeMap<(String, String), &Call> =
-            CALLS.iter().map(|call| ((call.method.to_lowercase(), call.path.to_owned()), call)).collect();
         let mut paths = Map::new();
-        for (route, item) in converted.and_then(Value::as_object).into_iter().flatten() {
-            let path = without_patterns(route);
+        for route in ROUTES {
             let mut operations = Map::new();
-            for (method, raw) in item.as_object().into_iter().flatten() {
-                match described.remove(&(method.clone(), path.clone())) {
-                    Some(call) => {
-                        let takes_form = self.forms.contains(&(route.clone(), method.clone()));
-                        operations.insert(method.clone(), self.operation(call, raw, takes_form));
+            for (method, call) in route.methods {
+                let Some(call) = call else { continue };
+                let place = Place { route, method, path: route.plain_path() };
+                let raw = converted.and_then(|paths| paths.get(route.path)?.get(method));
+                match raw {
+                    Some(raw) => {
+                        drop(operations.insert((*method).to_owned(), self.operation(call, &place, raw)))
                     }
-                    None if raw.is_object() => {
-                        self.problems
-                            .push(format!("{method} {path} is a route that the table of calls lacks"));
-                    }
-                    // Of a path itself, not of a method.
-                    None => (),
+                    None => self.problems.push(format!("{place} has no #[api_v2_operation]")),
                 }
             }
-            paths.insert(path, operations.into());
-        }
-        for (method, path) in described.into_keys() {
-            self.problems.push(format!("{method} {path} is in the table of calls, and no route"));
+            if !operations.is_empty() {
+                paths.insert(route.plain_path(), operations.into());
+            }
         }
         paths.into()
     }
 
-    fn operation(&mut self, call: &Call, raw: &Value, takes_form: bool) -> Value {
-        let place = format!("{} {}", call.method, call.path);
+    fn operation(&mut self, call: &Call, place: &Place, raw: &Value) -> Value {
+        let takes_form = self.forms.contains(&(place.route.path.to_owned(), place.method.to_owned()));
         if !calls::TAGS.iter().any(|(tag, _)| *tag == call.tag) {
             self.problems.push(format!("{place} has a tag that is none: {}", call.tag));
         }
         let mut operation = Map::new();
-        operation.insert("operationId".into(), operation_id(call.method, call.path).into());
+        operation.insert("operationId".into(), operation_id(place.method, &place.path).into());
         operation.insert("tags".into(), json!([call.tag]));
         match raw.get("summary").and_then(Value::as_str) {
             Some(summary) => drop(operation.insert("summary".into(), flowing(summary).into())),
@@ -248,13 +257,13 @@ impl Builder {
         }
         let mut description = raw.get("description").and_then(Value::as_str).map(flowing).unwrap_or_default();
         if let Some(body) = raw.get("requestBody") {
-            if call.method == "GET" {
+            if place.method == "get" {
                 description.push_str(
-                    "\n\nThe request's body is the form that POST takes: OpenAPI has no place for the body of a GET, \
-                     and browsers send none.",
+                    "\n\nThe request's body is the form of POST: OpenAPI cannot describe the body of a GET, and browsers \
+                     send none.",
                 );
             } else {
-                operation.insert("requestBody".into(), self.request_body(call, &place, body, takes_form));
+                operation.insert("requestBody".into(), self.request_body(call, place, body, takes_form));
             }
         }
         if !description.is_empty() {
@@ -265,19 +274,19 @@ impl Builder {
             .and_then(Value::as_array)
             .into_iter()
             .flatten()
-            .map(|parameter| self.parameter(&place, parameter))
+            .map(|parameter| self.parameter(place, parameter))
             .collect();
         if !parameters.is_empty() {
             operation.insert("parameters".into(), parameters.into());
         }
-        operation.insert("responses".into(), self.responses(call, &place, raw.get("responses")));
-        if call.open {
+        operation.insert("responses".into(), self.responses(call, place, raw.get("responses")));
+        if place.route.access == Access::Open {
             operation.insert("security".into(), json!([]));
         }
         operation.into()
     }
 
-    fn parameter(&mut self, place: &str, raw: &Value) -> Value {
+    fn parameter(&mut self, place: &Place, raw: &Value) -> Value {
         let name = raw.get("name").and_then(Value::as_str).unwrap_or_default();
         let mut parameter = json!({
             "name": name,
@@ -291,7 +300,7 @@ impl Builder {
         }
         self.used.insert(name.to_owned());
         match (self.parameters.get(name).and_then(Value::as_object), parameter.as_object_mut()) {
-            // What stands at the type of a query goes before what the table says of the same name in paths.
+            // The type of a query overrides the table, which also has the parameters of paths.
             (Some(more), Some(parameter)) => {
                 for (key, value) in more {
                     parameter.entry(key.as_str()).or_insert_with(|| value.clone());
@@ -307,7 +316,7 @@ impl Builder {
         parameter
     }
 
-    fn request_body(&mut self, call: &Call, place: &str, raw: &Value, takes_form: bool) -> Value {
+    fn request_body(&mut self, call: &Call, place: &Place, raw: &Value, takes_form: bool) -> Value {
         let schema = raw.pointer("/content/application~1json/schema").cloned().unwrap_or_default();
         let Some((name, form)) = schemas::referred(&schema, &self.schemas) else {
             self.problems.push(format!("the body of {place} is of no named type"));
@@ -328,17 +337,17 @@ impl Builder {
         json!({ "required": true, "content": { MULTIPART: { "schema": schema } } })
     }
 
-    fn responses(&mut self, call: &Call, place: &str, raw: Option<&Value>) -> Value {
+    fn responses(&mut self, call: &Call, place: &Place, raw: Option<&Value>) -> Value {
         let mut responses = Map::new();
         for (status, answer) in raw.and_then(Value::as_object).into_iter().flatten() {
-            responses.insert(status.clone(), self.answer(call, place, status, answer));
+            responses.insert(status.clone(), self.success(call, place, status, answer));
         }
         let mut by_status: BTreeMap<u16, Vec<ApiError>> = BTreeMap::new();
-        for sample in call.errors.iter().copied().flatten() {
-            let error = sample();
+        for example in call.errors.iter().copied().flatten() {
+            let error = example();
             by_status.entry(error.status_code().as_u16()).or_default().push(error);
         }
-        let served_by = role_of(call.path);
+        let served_by = place.route.role;
         let other = match served_by {
             ServerRole::All => None,
             ServerRole::Recognize => Some(ServerRole::Manage),
@@ -351,7 +360,7 @@ impl Builder {
         for (status, errors) in by_status {
             responses.insert(status.to_string(), self.errors(&errors));
         }
-        if !call.open {
+        if place.route.access != Access::Open {
             for (status, name) in [("401", UNAUTHORIZED), ("403", FORBIDDEN)] {
                 let reference = json!({ "$ref": format!("#/components/responses/{name}") });
                 responses.insert(status.into(), reference);
@@ -360,7 +369,7 @@ impl Builder {
         responses.into()
     }
 
-    fn answer(&mut self, call: &Call, place: &str, status: &str, raw: &Value) -> Value {
+    fn success(&mut self, call: &Call, place: &Place, status: &str, raw: &Value) -> Value {
         let is_status = |number: u16| number.to_string() == status;
         let mut description = raw.get("description").cloned().unwrap_or_default();
         let mut content = Map::new();
@@ -372,7 +381,8 @@ impl Builder {
             }
             let mut body = json!({ "schema": schema });
             if media == JSON {
-                let example = schemas::example(place, &schema, &self.schemas, &mut self.problems);
+                let example =
+                    schemas::example(&place.to_string(), &schema, &self.schemas, &mut self.problems);
                 body = json!({ "schema": schema, "example": example });
             }
             content.insert(media.clone(), body);
@@ -394,7 +404,11 @@ impl Builder {
         let mut links = Map::new();
         for link in call.links.iter().filter(|link| is_status(link.status)) {
             let (method, path) = link.to;
-            if !CALLS.iter().any(|call| (call.method, call.path) == link.to) {
+            let is_call = |route: &&Route| {
+                route.plain_path() == path
+                    && route.methods.iter().any(|(name, _)| name.eq_ignore_ascii_case(method))
+            };
+            if !ROUTES.iter().any(|route| is_call(&route)) {
                 self.problems.push(format!("{place} leads to {method} {path}, which is no call"));
             }
             let operation = operation_id(method, path);
@@ -461,24 +475,7 @@ impl Builder {
     }
 }
 
-/// A route's path without the regular expressions of its parameters.
-fn without_patterns(path: &str) -> String {
-    let (mut plain, mut in_braces, mut in_pattern) = (String::new(), false, false);
-    for character in path.chars() {
-        match character {
-            '{' => in_braces = true,
-            '}' => (in_braces, in_pattern) = (false, false),
-            ':' if in_braces => in_pattern = true,
-            _ => (),
-        }
-        if !in_pattern {
-            plain.push(character);
-        }
-    }
-    plain
-}
-
-/// `post_dataset_id_image`: unique, since method and path are.
+/// The operation's id, such as `post_dataset_id_image`.
 fn operation_id(method: &str, path: &str) -> String {
     let path = if path == "/" { "root" } else { path };
     let words: Vec<String> = format!("{method} {path}")
@@ -490,7 +487,7 @@ fn operation_id(method: &str, path: &str) -> String {
     words.join("_")
 }
 
-/// The text of a doc comment with its paragraphs in a line each.
+/// Joins the lines of each paragraph of a doc comment.
 fn flowing(text: &str) -> String {
     let mut paragraphs = vec![String::new()];
     for line in text.lines().map(str::trim) {
@@ -511,6 +508,7 @@ fn flowing(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::CODES;
 
     #[test]
     fn every_route_is_described_whole_and_nothing_else() {
@@ -519,23 +517,10 @@ mod tests {
     }
 
     #[test]
-    fn every_error_is_one_of_a_call() {
+    fn every_error_is_documented_by_a_call() {
         let (document, _) = build();
         let text = document.to_string();
-        // The arms of `ApiError::code`.
-        let codes = include_str!("../../error.rs")
-            .lines()
-            .map(|line| line.rsplit("=> ").next().unwrap_or_default().trim().trim_end_matches(','))
-            .filter_map(|arm| arm.strip_prefix('"')?.strip_suffix('"'))
-            .filter(|code| code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
-            .collect::<Vec<_>>();
-        assert!(codes.len() > 25, "{codes:?}");
-        let missing: Vec<_> = codes.iter().filter(|code| !text.contains(&format!("\"{code}\":{{"))).collect();
+        let missing: Vec<_> = CODES.iter().filter(|code| !text.contains(&format!("\"{code}\":{{"))).collect();
         assert!(missing.is_empty(), "no call names the errors {missing:?}");
-    }
-
-    #[test]
-    fn patterns_of_paths_are_no_part_of_them() {
-        assert_eq!(without_patterns("/a:b/{id:[^/]*}/c/{d}"), "/a:b/{id}/c/{d}");
     }
 }

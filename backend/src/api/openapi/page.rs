@@ -1,5 +1,4 @@
-//! `/openapi.json`, and the page at `/docs` that shows it and tries out what it describes: Swagger UI, whose files are
-//! in this program.
+//! `/openapi.json`, and Swagger UI at `/docs`, whose files are part of the program.
 
 use std::{
     collections::HashMap,
@@ -24,7 +23,10 @@ use paperclip::{
 use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
 use zip::ZipArchive;
 
-use super::super::{State, answer::describe, method_not_allowed};
+use super::super::{
+    State,
+    response::{describe, redirect},
+};
 use crate::error::ApiError;
 
 /// The API's document.
@@ -60,8 +62,8 @@ pub async fn serve(state: web::Data<State>) -> Document {
     Document(state.document.clone())
 }
 
-/// What Swagger UI begins with here: our document, and no server of its makers', which by default looks at it.
-const BEGINNING: &str = r##"window.onload = () => {
+/// The configuration of Swagger UI: the document of this server, and no validation by its makers' server.
+const INITIALIZER: &str = r##"window.onload = () => {
   window.ui = SwaggerUIBundle({
     url: "../openapi.json",
     dom_id: "#swagger-ui",
@@ -76,15 +78,15 @@ const BEGINNING: &str = r##"window.onload = () => {
 };
 "##;
 
-/// The files of the page, as Swagger UI's release has them, but for the one that says what to begin with.
+/// The files of Swagger UI's release by name, with an initializer for this server.
 static FILES: LazyLock<Result<HashMap<String, Bytes>, String>> = LazyLock::new(|| {
     let mut files =
         unpack(SWAGGER_UI_VENDORED).map_err(|error| format!("Swagger UI cannot be unpacked: {error}"))?;
-    files.insert("swagger-initializer.js".into(), Bytes::from_static(BEGINNING.as_bytes()));
+    files.insert("swagger-initializer.js".into(), Bytes::from_static(INITIALIZER.as_bytes()));
     Ok(files)
 });
 
-/// The files directly in a release's folder `dist`, by their names.
+/// Unpacks the files directly in a release's folder `dist`, by name.
 fn unpack(release: &[u8]) -> zip::result::ZipResult<HashMap<String, Bytes>> {
     let mut archive = ZipArchive::new(Cursor::new(release))?;
     let mut files = HashMap::new();
@@ -114,29 +116,20 @@ fn content_type(name: &str) -> &'static str {
     }
 }
 
-/// The page gets nothing but what this server gives.
+/// Pages load from this server only and run no inline scripts.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
      img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Puts the page at `/docs`.
-pub fn page(config: &mut web::ServiceConfig) {
-    config
-        .service(
-            web::resource("/docs")
-                // Relative, for whoever has the server below a path of another one.
-                .route(web::get().to(|| async {
-                    HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, "docs/")).finish()
-                }))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        )
-        .service(
-            web::resource("/docs/{file:.*}")
-                .route(web::get().to(file))
-                .default_service(web::to(|request| method_not_allowed(request, "GET"))),
-        );
+/// `/docs`, without the `/` that its links need.
+pub async fn page_root() -> HttpResponse {
+    redirect("docs/")
 }
 
-async fn file(path: web::Path<String>) -> Result<HttpResponse, ApiError> {
+/// A file of Swagger UI.
+///
+/// # Errors
+/// There is no such file, or Swagger UI cannot be unpacked.
+pub async fn page_file(path: web::Path<String>) -> Result<HttpResponse, ApiError> {
     let files = FILES.as_ref().map_err(|error| ApiError::Internal(anyhow::anyhow!("{error}")))?;
     let name = if path.is_empty() { "index.html" } else { path.as_str() };
     let file = files.get(name).ok_or(ApiError::NotFound)?;

@@ -1,5 +1,5 @@
-//! Schemas between paperclip's and the document's: named ones get a place of their own, and limits, null and examples
-//! come back that the conversion to OpenAPI 3 loses.
+//! Schemas of the document from paperclip's: moves named types to definitions, and restores limits, null and examples,
+//! which the conversion to OpenAPI 3 loses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +10,8 @@ use super::{calls, flowing};
 
 const COMPONENTS: &str = "#/components/schemas/";
 
-/// Moves every schema of a named type to the definitions and leaves a reference: paperclip writes out what lies
-/// within another type at each place anew.
+/// Moves every schema of a named type to the definitions and leaves a reference: paperclip repeats nested types wherever
+/// they occur.
 pub fn give_names(
     definitions: BTreeMap<String, DefaultSchemaRaw>,
     problems: &mut Vec<String>,
@@ -21,7 +21,7 @@ pub fn give_names(
         move_nested(&mut schema, &mut found);
         found.push(Found { name, of_field: false, schema });
     }
-    // A field's description takes the place of its type's, so other places come first.
+    // A field's description replaces its type's, so other places come first.
     found.sort_by_key(|found| found.of_field);
     let mut named: BTreeMap<String, DefaultSchemaRaw> = BTreeMap::new();
     for Found { name, of_field, schema } in found {
@@ -70,13 +70,13 @@ fn move_named(schema: &mut DefaultSchemaRaw, of_field: bool, found: &mut Vec<Fou
     found.push(Found { name, of_field, schema });
 }
 
-/// What must be the same wherever a type stands: all but what a field may say in its place.
+/// The part of a schema that is the same wherever the type occurs: all but a field's description and example.
 fn shape(schema: &DefaultSchemaRaw) -> Option<Value> {
     let schema = DefaultSchemaRaw { description: None, example: None, ..schema.clone() };
     serde_json::to_value(schema).ok()
 }
 
-/// Puts back what the conversion lost, and what the table of calls adds.
+/// Restores what the conversion lost, and applies the amendments.
 pub fn finish(
     raw: &BTreeMap<String, DefaultSchemaRaw>,
     mut converted: Map<String, Value>,
@@ -150,14 +150,14 @@ fn unwrap_lines(schema: &mut Value) {
     }
 }
 
-/// A field is null where it has nothing, unless serde leaves it out: that it is null is for its readers to know, so
-/// its doc comment has a sentence that begins with this word.
+/// Whether a field's doc comment says when it is null, in a sentence that begins with this word: an empty field is null
+/// unless serde leaves it out.
 fn says_null(description: &str) -> bool {
     description.starts_with("Null ") || description.contains(". Null ")
 }
 
 fn limit(raw: &DefaultSchemaRaw, schema: &mut Value) {
-    // Through text: a whole number is to be written as one, and 0.1 not as the nearest f64.
+    // Through text, so that whole numbers have no fraction and 0.1 is not the nearest f64.
     let number = |limit: f32| serde_json::from_str::<Value>(&limit.to_string()).ok();
     let Some(schema) = schema.as_object_mut() else { return };
     for (name, value) in [("minimum", raw.minimum), ("maximum", raw.maximum)] {
@@ -203,13 +203,13 @@ fn merge(into: &mut Map<String, Value>, changes: &Value) {
     }
 }
 
-/// The type that a reference names.
+/// The schema that a reference names.
 pub fn referred<'v>(schema: &Value, schemas: &'v Map<String, Value>) -> Option<(String, &'v Value)> {
     let name = schema.get("$ref")?.as_str()?.strip_prefix(COMPONENTS)?;
     Some((name.to_owned(), schemas.get(name)?))
 }
 
-/// A usual value of a schema, put together from the examples of its fields. `place` names it in problems.
+/// An example of a schema, assembled from the examples of its fields. `place` names it in problems.
 pub fn example(
     place: &str,
     schema: &Value,

@@ -18,7 +18,7 @@ use diesel::{
 #[cfg(feature = "database-servers")]
 use diesel::{MysqlConnection, PgConnection, sql_types::Text};
 
-use crate::{mistakes::mistake, optional};
+use crate::{config_errors::config_error, optional};
 
 /// Concurrent readers of SQLite.
 const SQLITE_READERS: u32 = 4;
@@ -141,7 +141,7 @@ impl Engine {
             }
             Some(("mysql" | "mariadb", rest)) => Ok(Self::Mysql { url: format!("mysql://{rest}") }),
             Some(("sqlite", path)) => Self::sqlite(path),
-            Some((scheme, _)) => Err(mistake(anyhow::anyhow!(
+            Some((scheme, _)) => Err(config_error(anyhow::anyhow!(
                 "database_url begins with {scheme}://, it must be sqlite://<path>, postgres://… or mysql://…"
             ))),
             None => Self::sqlite(url.strip_prefix("sqlite:").unwrap_or(url)),
@@ -163,7 +163,9 @@ impl Engine {
 
     fn sqlite(path: &str) -> anyhow::Result<Self> {
         if path.is_empty() {
-            return Err(mistake(anyhow::anyhow!("database_url names no file, expected sqlite://<path>")));
+            return Err(config_error(anyhow::anyhow!(
+                "database_url names no file, expected sqlite://<path>"
+            )));
         }
         Ok(Self::Sqlite { path: path.to_owned() })
     }
@@ -453,7 +455,7 @@ mod tests {
     #[test]
     fn an_unsupported_engine_is_refused_by_name() {
         let error = engine("oracle://u:secret@host/db").map(|_| ()).unwrap_err();
-        assert!(crate::mistakes::is_mistake(&error));
+        assert!(crate::config_errors::is_config_error(&error));
         let error = error.to_string();
         assert!(error.contains("oracle://") && !error.contains("secret"), "{error}");
     }

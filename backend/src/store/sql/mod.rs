@@ -51,7 +51,7 @@ use diesel::{
 use tokio::sync::watch;
 
 use super::StoreError;
-use crate::{domain::SameName, mistakes::mistake, traces};
+use crate::{config_errors::config_error, domain::SameName, traces};
 use connection::{ConnectError, Engine, Manager, Pool};
 use signals::ChangeSignals;
 
@@ -429,7 +429,7 @@ fn refuse_newer_schema(
         );
         return Ok(());
     }
-    Err(mistake(anyhow::anyhow!(
+    Err(config_error(anyhow::anyhow!(
         "the {engine} database's schema is newer than facepipe-backend {} knows: migration {newest} is none of its own. \
          Run the version that made it or a later one, or restore a backup from before the upgrade. Where the notes of \
          that version say that this one still works beside it: --allow-newer-schema true \
@@ -475,7 +475,7 @@ fn wait_for(engine: &Engine, timeout: Duration) -> anyhow::Result<AnyConnection>
         let reason = match engine.connect(&manager) {
             Ok(connection) => return Ok(connection),
             Err(ConnectError::UnreadableUrl) => {
-                return Err(mistake(anyhow::anyhow!(
+                return Err(config_error(anyhow::anyhow!(
                     "database_url cannot be read as a URL; in user and password, characters such as @ : / ? # % are \
                      written as %40 %3A %2F %3F %23 %25"
                 )));

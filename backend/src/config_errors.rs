@@ -1,18 +1,19 @@
-//! Mistakes of configuration: those that no restart mends, and names that nobody knows.
+//! Errors of the configuration: those that no restart resolves, and unknown names.
 
 use std::fmt;
 
-/// The exit code of a mistake of configuration, as of a wrong command line: a service manager that knows it starts the
-/// program no more (`RestartPreventExitStatus`). Everything else that ends the program is 1: it may pass.
+/// The exit code of configuration errors, the same as of a wrong command line: a service manager does not restart the
+/// program (`RestartPreventExitStatus`). Every other error exits with 1, since it may pass.
 pub const EXIT_CODE: u8 = 2;
 
-/// How alike a name must be to be suggested, 0 to 1.
-const ALIKE: f64 = 0.6;
-/// What our variables begin with.
+/// Minimum similarity of a suggested name, 0 to 1 (normalised Damerau-Levenshtein).
+const MIN_SIMILARITY: f64 = 0.6;
+/// The prefix of this project's environment variables.
 const PREFIX: &str = "FACEPIPE_";
 
-/// Variables of our other programs, scripts, builds and tests, without their prefix: on one machine they stand in one environment.
-const OF_OTHERS: [&str; 28] = [
+/// Variables of other programs, scripts, builds and tests of this project, without the prefix: they may be set in the
+/// same environment.
+const OTHER_VARIABLES: [&str; 28] = [
     "CAMERA_ID",
     "CA_FILE",
     "CHECKED_PLUGIN",
@@ -42,46 +43,46 @@ const OF_OTHERS: [&str; 28] = [
     "SPOOL_DIR",
     "TOKEN",
 ];
-/// What those of tests begin with, after the prefix.
-const OF_TESTS: &str = "TEST_";
+/// The prefix of tests' variables, after the project's.
+const TEST_PREFIX: &str = "TEST_";
 
-/// An error that stays until somebody changes the configuration.
+/// Marks an error that persists until somebody changes the configuration.
 #[derive(Debug)]
-struct Mistake(anyhow::Error);
+struct ConfigError(anyhow::Error);
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.0)
     }
 }
 
-impl std::error::Error for Mistake {}
+impl std::error::Error for ConfigError {}
 
-/// Marks an error as a mistake of configuration.
-pub fn mistake(error: impl Into<anyhow::Error>) -> anyhow::Error {
-    anyhow::Error::new(Mistake(error.into()))
+/// Marks an error as one of the configuration.
+pub fn config_error(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    anyhow::Error::new(ConfigError(error.into()))
 }
 
-/// Marks an error of an address that was to be listened on as a mistake, where trying again cannot help.
+/// The error of an address that cannot be bound; one of the configuration where a restart cannot help.
 pub fn cannot_listen(error: std::io::Error, setting: &str, address: &str) -> anyhow::Error {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied};
     let permanent = matches!(error.kind(), InvalidInput | PermissionDenied);
     let error =
         anyhow::Error::new(error).context(format!("cannot listen on {address} (setting `{setting}`)"));
-    if permanent { mistake(error) } else { error }
+    if permanent { config_error(error) } else { error }
 }
 
-/// Whether an error is a mistake of configuration.
-pub fn is_mistake(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.is::<Mistake>())
+/// Whether an error is one of the configuration.
+pub fn is_config_error(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<ConfigError>())
 }
 
-/// A name that nobody knows.
+/// A name that is no setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownName {
     /// The name.
     pub name: String,
-    /// What may have been meant.
+    /// The most similar setting.
     pub nearest: Option<String>,
 }
 
@@ -92,12 +93,12 @@ impl fmt::Display for UnknownName {
     }
 }
 
-/// Those of `names` that begin with our prefix and are not among the `known` variables: nothing reads them.
+/// The names that have the project's prefix and are not among the `known` variables: no program reads them.
 pub fn unknown_variables(names: impl IntoIterator<Item = String>, known: &[String]) -> Vec<UnknownName> {
     let is_known = |name: &str| {
         known.iter().any(|known| known == name)
             || name.strip_prefix(PREFIX).is_none_or(|rest| {
-                OF_OTHERS.contains(&rest) || rest.starts_with(OF_TESTS) || is_of_a_service(name)
+                OTHER_VARIABLES.contains(&rest) || rest.starts_with(TEST_PREFIX) || is_service_link(name)
             })
     };
     let mut unknown: Vec<UnknownName> = names
@@ -117,9 +118,9 @@ pub fn unknown_keys(table: &toml::Table, known: &[String]) -> Vec<UnknownName> {
         .collect()
 }
 
-/// Kubernetes and Docker's links tell of each service whose name begins with ours: `FACEPIPE_SERVICE_HOST`,
-/// `FACEPIPE_MANAGE_PORT_8080_TCP_ADDR`.
-fn is_of_a_service(name: &str) -> bool {
+/// Whether Kubernetes or Docker set the variable for a service whose name begins with the prefix:
+/// `FACEPIPE_SERVICE_HOST`, `FACEPIPE_MANAGE_PORT_8080_TCP_ADDR`.
+fn is_service_link(name: &str) -> bool {
     let after_port = name.split_once("_PORT").map(|(_, rest)| rest);
     name.ends_with("_SERVICE_HOST")
         || name.contains("_SERVICE_PORT")
@@ -132,8 +133,10 @@ fn is_of_a_service(name: &str) -> bool {
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
     let wanted = bare(name);
-    let alike = known.map(|known| (strsim::normalized_damerau_levenshtein(&wanted, &bare(known)), known));
-    let best = alike.filter(|(alike, _)| *alike >= ALIKE).max_by(|(one, _), (other, _)| one.total_cmp(other));
+    let scored = known.map(|known| (strsim::normalized_damerau_levenshtein(&wanted, &bare(known)), known));
+    let best = scored
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other));
     best.map(|(_, known)| known.to_owned())
 }
 
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_variable_is_named_with_what_was_meant() {
+    fn a_misspelt_variable_is_reported_with_a_suggestion() {
         assert_eq!(
             unknown(&["FACEPIPE_DETECTION_MAX_AGE_DAYS", "FACEPIPE_DATABASE_URL", "FACEPIPE_QQQ", "HOME"]),
             [
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubernetes_says_of_services_is_nobodys_mistake() {
+    fn service_links_of_kubernetes_are_ignored() {
         let told = [
             "FACEPIPE_SERVICE_HOST",
             "FACEPIPE_SERVICE_PORT",
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_key_is_named_with_what_was_meant() {
+    fn a_misspelt_key_is_reported_with_a_suggestion() {
         let table = "max_images = 3\nmax_imagse = 3\nzzz = true".parse().unwrap();
         let told: Vec<String> =
             unknown_keys(&table, &Config::keys()).iter().map(ToString::to_string).collect();
@@ -185,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_variable_that_this_project_names_is_known() {
-        // Names that are wrong on purpose, here and in tests that look for them; and ends of sentences about all.
+        // Wrong on purpose, here and in tests that use them; and bare prefixes in prose.
         let wrong = [
             "FACEPIPE_DETECTION_MAX_AGE_DAYS",
             "FACEPIPE_DATABASE_URL",
@@ -236,10 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_seen_below_what_was_said_of_it() {
-        let error = mistake(anyhow::anyhow!("max_images is 0").context("the file x")).context("cannot start");
-        assert!(is_mistake(&error));
+    fn a_config_error_is_recognised_below_its_context() {
+        let error =
+            config_error(anyhow::anyhow!("max_images is 0").context("the file x")).context("cannot start");
+        assert!(is_config_error(&error));
         assert_eq!(format!("{error:#}"), "cannot start: the file x: max_images is 0");
-        assert!(!is_mistake(&anyhow::anyhow!("the database is away").context("cannot start")));
+        assert!(!is_config_error(&anyhow::anyhow!("the database is away").context("cannot start")));
     }
 }

@@ -1,11 +1,11 @@
-//! Answers whose types say their status and body, so that the API's document follows from the handlers.
+//! Responses with their status and body in the type, so that the API's document follows from the handlers.
 
 use actix_web::{
     HttpRequest, HttpResponse, Responder,
     body::BoxBody,
     http::{
         StatusCode,
-        header::{self, HeaderName},
+        header::{self, Accept, Header as _, HeaderName},
     },
 };
 use bytes::Bytes;
@@ -21,31 +21,31 @@ use paperclip::{
 };
 use serde::Serialize;
 
-/// A JSON answer of a status, with its headers.
-pub struct Answer<T, const STATUS: u16 = 200> {
+/// A JSON response of a status, with headers.
+pub struct JsonResponse<T, const STATUS: u16 = 200> {
     body: T,
     headers: Vec<(HeaderName, String)>,
 }
 
-impl<T, const STATUS: u16> Answer<T, STATUS> {
-    /// An answer without headers of its own.
+impl<T, const STATUS: u16> JsonResponse<T, STATUS> {
+    /// A response without further headers.
     pub fn new(body: T) -> Self {
         Self { body, headers: Vec::new() }
     }
 
-    /// The same with one header more.
+    /// Adds a header.
     pub fn header(self, name: HeaderName, value: impl Into<String>) -> Self {
         self.headers([(name, value.into())])
     }
 
-    /// The same with more headers.
+    /// Adds headers.
     pub fn headers(mut self, headers: impl IntoIterator<Item = (HeaderName, String)>) -> Self {
         self.headers.extend(headers);
         self
     }
 }
 
-impl<T: Serialize, const STATUS: u16> Responder for Answer<T, STATUS> {
+impl<T: Serialize, const STATUS: u16> Responder for JsonResponse<T, STATUS> {
     type Body = BoxBody;
 
     fn respond_to(self, _: &HttpRequest) -> HttpResponse {
@@ -58,7 +58,7 @@ impl<T: Serialize, const STATUS: u16> Responder for Answer<T, STATUS> {
     }
 }
 
-impl<T: Apiv2Schema, const STATUS: u16> Apiv2Schema for Answer<T, STATUS> {
+impl<T: Apiv2Schema, const STATUS: u16> Apiv2Schema for JsonResponse<T, STATUS> {
     fn name() -> Option<String> {
         T::name()
     }
@@ -68,7 +68,7 @@ impl<T: Apiv2Schema, const STATUS: u16> Apiv2Schema for Answer<T, STATUS> {
     }
 }
 
-impl<T: Apiv2Schema, const STATUS: u16> OperationModifier for Answer<T, STATUS> {
+impl<T: Apiv2Schema, const STATUS: u16> OperationModifier for JsonResponse<T, STATUS> {
     fn update_response(operation: &mut DefaultOperationRaw) {
         let mut schema = T::schema_with_ref();
         schema.retain_ref();
@@ -76,18 +76,18 @@ impl<T: Apiv2Schema, const STATUS: u16> OperationModifier for Answer<T, STATUS> 
     }
 }
 
-/// 204, with its headers.
+/// 204, with headers.
 pub struct NoContent {
     headers: Vec<(HeaderName, String)>,
 }
 
 impl NoContent {
-    /// An answer without headers of its own.
+    /// A response without further headers.
     pub fn new() -> Self {
         Self { headers: Vec::new() }
     }
 
-    /// The same with one header more.
+    /// Adds a header.
     pub fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
@@ -114,15 +114,15 @@ impl OperationModifier for NoContent {
     }
 }
 
-/// A picture, byte by byte as it was sent. It is nobody's to cache.
-pub struct Picture {
+/// The bytes of an image as they were uploaded, not to be cached.
+pub struct ImageContent {
     /// The file.
     pub bytes: Bytes,
-    /// What it is.
+    /// Its format.
     pub format: ImageFormat,
 }
 
-impl Responder for Picture {
+impl Responder for ImageContent {
     type Body = BoxBody;
 
     fn respond_to(self, _: &HttpRequest) -> HttpResponse {
@@ -134,9 +134,9 @@ impl Responder for Picture {
     }
 }
 
-impl Apiv2Schema for Picture {}
+impl Apiv2Schema for ImageContent {}
 
-impl OperationModifier for Picture {
+impl OperationModifier for ImageContent {
     fn update_response(operation: &mut DefaultOperationRaw) {
         let formats =
             [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif];
@@ -152,9 +152,9 @@ impl OperationModifier for Picture {
     }
 }
 
-/// A table as CSV, with the answer's headers.
+/// A table as CSV, with headers.
 pub struct Csv {
-    /// The table; its first line names the columns.
+    /// The table; the first line has the names of the columns.
     pub text: Vec<u8>,
     /// The headers.
     pub headers: Vec<(HeaderName, String)>,
@@ -174,14 +174,14 @@ impl Responder for Csv {
 
 impl Apiv2Schema for Csv {}
 
-// A second form of an answer that is JSON otherwise, for which Swagger 2 has no place: the table of calls has it.
+// The second form of a JSON response, which Swagger 2 cannot express: the table of routes has it.
 impl OperationModifier for Csv {}
 
-/// One answer or another.
+/// One of two responses.
 pub enum OneOf<A, B> {
-    /// The one.
+    /// The first.
     First(A),
-    /// The other.
+    /// The second.
     Second(B),
 }
 
@@ -214,7 +214,23 @@ impl<A: OperationModifier, B: OperationModifier> OperationModifier for OneOf<A, 
     }
 }
 
-/// Adds what an answer is to its call.
+/// A temporary redirect. A relative `location` works behind a proxy that strips a prefix of the path.
+pub fn redirect(location: &str) -> HttpResponse {
+    HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, location)).finish()
+}
+
+/// Whether `Accept` ranks a text type, such as `text/html`, above JSON and above `*/*`.
+pub fn prefers(request: &HttpRequest, text_type: &str) -> bool {
+    let ranked = Accept::parse(request).map(|accept| accept.ranked()).unwrap_or_default();
+    let preferred = ranked.iter().find_map(|media| match media.essence_str() {
+        "text/*" => Some(true),
+        "application/json" | "application/*" | "*/*" => Some(false),
+        other => (other == text_type).then_some(true),
+    });
+    preferred.unwrap_or(false)
+}
+
+/// Adds a response to an operation of the document.
 pub fn describe(operation: &mut DefaultOperationRaw, status: u16, schema: Option<DefaultSchemaRaw>) {
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let response = Response { description: reason.map(str::to_owned), schema, ..Response::default() };

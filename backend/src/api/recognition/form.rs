@@ -1,0 +1,208 @@
+//! The form of recognition's calls: images, and fields about all or each of them.
+
+use std::collections::HashSet;
+
+use facepipe_vision::DecodeError;
+use paperclip::actix::Apiv2Schema;
+
+use super::super::{
+    form::{FormField, FormFields, ImagePart, TextPart},
+    parse_time,
+};
+use crate::{domain::Micros, error::ApiError, recognise::UploadedImage};
+
+/// Maximum length of `camera_id`, `location` and `key`, characters.
+const MAX_CHARACTERS: usize = 200;
+
+/// Images in which faces are detected. A field for each image is given in the order of the images, empty for none, or not
+/// at all.
+#[derive(Default, Apiv2Schema)]
+pub struct RecognitionForm {
+    /// 1 to 64 images: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels (all can be
+    /// configured). Their EXIF orientation is applied.
+    image: Vec<ImagePart>,
+    /// Which camera took them: 1 to 200 characters, no control characters.
+    #[openapi(example = "gate-1")]
+    pub camera_id: Option<TextPart>,
+    /// Where the camera stands: at most 200 characters, no control characters.
+    #[openapi(example = "Lobby")]
+    pub location: Option<TextPart>,
+    /// For each image when it was taken, RFC 3339. The time of arrival by default, and where this is more than 5 minutes
+    /// ahead of it or 30 days behind it (both can be configured).
+    #[openapi(example = "[]")]
+    captured_at: Vec<TextPart>,
+    /// For each image the face's number in the camera's video, a whole number.
+    #[openapi(example = "[]")]
+    track_id: Vec<TextPart>,
+    /// For each image its place in the camera's frame: `left,top,right,bottom` in pixels. Such an image counts as a crop
+    /// around a face: faces with a side of less than about 0.15 of its shorter side are not detected.
+    #[openapi(example = "[]")]
+    r#box: Vec<TextPart>,
+    /// For each image an idempotency key, 1 to 200 characters: sent again with the same key, it gets its first response
+    /// and is not stored or sent again.
+    #[openapi(example = "[]")]
+    key: Vec<TextPart>,
+}
+
+impl FormFields for RecognitionForm {
+    fn field(&mut self, name: &str) -> Option<FormField<'_>> {
+        Some(match name {
+            "image" => FormField::Images(&mut self.image),
+            "camera_id" => FormField::Text(&mut self.camera_id),
+            "location" => FormField::Text(&mut self.location),
+            "captured_at" => FormField::Texts(&mut self.captured_at),
+            "track_id" => FormField::Texts(&mut self.track_id),
+            "box" => FormField::Texts(&mut self.r#box),
+            "key" => FormField::Texts(&mut self.key),
+            _ => return None,
+        })
+    }
+}
+
+/// The images of a form and the fields of each, in the same order.
+pub struct RecognitionRequest {
+    pub images: Vec<Result<UploadedImage, DecodeError>>,
+    pub details: Vec<ImageFields>,
+}
+
+/// The fields of one image.
+#[derive(Default)]
+pub struct ImageFields {
+    pub captured_at: Option<Micros>,
+    pub track_id: Option<i64>,
+    /// Left, top, right, bottom in pixels of the camera's frame.
+    pub frame_box: Option<[f32; 4]>,
+    pub key: Option<String>,
+}
+
+impl RecognitionRequest {
+    /// Reads a form of at most `max` images.
+    ///
+    /// # Errors
+    /// A field is invalid, or there are no or too many images.
+    pub fn read(form: RecognitionForm, max: usize) -> Result<Self, ApiError> {
+        match form.image.len() {
+            0 => return Err(ApiError::ImageMissing),
+            n if n > max => return Err(ApiError::TooManyImages { images: n, max }),
+            _ => (),
+        }
+        let count = form.image.len();
+        let captured_at = per_image("captured_at", &form.captured_at, count, parse_time)?;
+        let track_id = per_image("track_id", &form.track_id, count, track)?;
+        let frame_box = per_image("box", &form.r#box, count, corners)?;
+        let key = per_image("key", &form.key, count, |text| characters(text, 1).map(|()| text.to_owned()))?;
+        let mut keys = HashSet::new();
+        if !key.iter().flatten().all(|key| keys.insert(key)) {
+            return Err(invalid("key", "has the same value for two images of one request"));
+        }
+        // Images with a box in their camera's frame are crops.
+        let images = form
+            .image
+            .into_iter()
+            .zip(&frame_box)
+            .map(|(part, frame_box)| {
+                part.0.map(|bytes| UploadedImage { is_crop: frame_box.is_some(), ..bytes.into() })
+            })
+            .collect();
+        let details = captured_at
+            .into_iter()
+            .zip(track_id)
+            .zip(frame_box)
+            .zip(key)
+            .map(|(((captured_at, track_id), frame_box), key)| ImageFields {
+                captured_at,
+                track_id,
+                frame_box,
+                key,
+            })
+            .collect();
+        Ok(Self { images, details })
+    }
+}
+
+/// The values of a field by image, where an empty part stands for none; no values where the form has no such part.
+fn per_image<T>(
+    field: &str,
+    parts: &[TextPart],
+    images: usize,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<Option<T>>, ApiError> {
+    // Browsers send an empty field once, whatever the number of images.
+    if parts.iter().all(|part| part.0.is_empty()) {
+        return Ok((0..images).map(|_| None).collect());
+    }
+    if parts.len() != images {
+        let reason = format!(
+            "stands in the form {} times beside {images} images: give it for each image in the same order (empty for \
+             none), or not at all",
+            parts.len()
+        );
+        return Err(invalid(field, reason));
+    }
+    let value = |part: &TextPart| match part.0.as_str() {
+        "" => Ok(None),
+        text => parse(text).map(Some).map_err(|reason| invalid(field, reason)),
+    };
+    parts.iter().map(value).collect()
+}
+
+/// Reads a required text field.
+///
+/// # Errors
+/// It is missing, too short or too long, or has control characters.
+pub fn required(field: &'static str, part: Option<&TextPart>, least: usize) -> Result<String, ApiError> {
+    let text = &part.ok_or(ApiError::FieldMissing { field })?.0;
+    characters(text, least).map_err(|reason| invalid(field, reason))?;
+    Ok(text.clone())
+}
+
+fn characters(text: &str, least: usize) -> Result<(), String> {
+    let count = text.chars().count();
+    if !(least..=MAX_CHARACTERS).contains(&count) {
+        return Err(format!("has {count} characters, it must have {least} to {MAX_CHARACTERS}"));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(control) => Err(format!("has the control character {control:?}")),
+        None => Ok(()),
+    }
+}
+
+fn track(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| "is not a whole number".to_owned())
+}
+
+fn corners(text: &str) -> Result<[f32; 4], String> {
+    let wrong = || "is not left,top,right,bottom in pixels with left < right and top < bottom".to_owned();
+    let numbers: Vec<f32> =
+        text.split(',').map(|n| n.trim().parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
+    let [left, top, right, bottom] = numbers.try_into().map_err(|_| wrong())?;
+    let finite = [left, top, right, bottom].iter().all(|n: &f32| n.is_finite());
+    if finite && left < right && top < bottom { Ok([left, top, right, bottom]) } else { Err(wrong()) }
+}
+
+fn invalid(field: &str, reason: impl Into<String>) -> ApiError {
+    ApiError::InvalidField { field: field.to_owned(), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_are_four_corners_in_order() {
+        assert_eq!(corners("1,2, 3.5,4"), Ok([1.0, 2.0, 3.5, 4.0]));
+        for wrong in ["1,2,3", "1,2,3,4,5", "3,2,1,4", "1,4,3,2", "1,2,NaN,4", "1,2,inf,4", "a,b,c,d"] {
+            assert!(corners(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn values_belong_to_images_by_their_order() {
+        let parts = |texts: &[&str]| texts.iter().map(|t| TextPart((*t).into())).collect::<Vec<_>>();
+        assert_eq!(per_image("track_id", &parts(&["7", ""]), 2, track).unwrap(), [Some(7), None]);
+        assert_eq!(per_image("track_id", &[], 2, track).unwrap(), [None, None]);
+        assert_eq!(per_image("track_id", &parts(&[""]), 2, track).unwrap(), [None, None]);
+        let error = per_image("track_id", &parts(&["7"]), 2, track).unwrap_err().to_string();
+        assert!(error.contains("track_id") && error.contains("1 times beside 2 images"), "{error}");
+    }
+}

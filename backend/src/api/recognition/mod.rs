@@ -1,0 +1,295 @@
+//! `/face-recognition`: recognises the faces of images, stores them, or sends them to the external API.
+
+mod form;
+mod results;
+
+pub use results::{BoundingBox, Decision, ImageNote};
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use actix_web::{http::header::HeaderName, web};
+use facepipe_vision::{DecodeError, DecodeNote};
+use paperclip::actix::api_v2_operation;
+
+use self::{
+    form::{ImageFields, RecognitionForm, RecognitionRequest, required},
+    results::{
+        Face, ImageError, NotStored, RecognitionBody, Results, Sent, SentResults, Stored, StoredResults,
+    },
+};
+use super::{
+    State,
+    form::Form,
+    response::{JsonResponse, NoContent},
+    rfc3339,
+};
+use crate::{
+    domain::{IdentifiedFace, Micros, now},
+    error::ApiError,
+    recognise::{ImageResult, UploadedImage},
+    request_id::RequestId,
+    store::sql::{IdempotentCall, NewUploads, Upload},
+};
+
+/// Minimum time between two warnings about capture times that were replaced.
+const CLOCK_WARNING_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Recognises the faces of images
+///
+/// Stores nothing. Where no image of the request can be read, the response is the first image's error.
+#[api_v2_operation]
+pub async fn get_results(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<JsonResponse<Results>, ApiError> {
+    let request = RecognitionRequest::read(form, state.config.recognition.max_images)?;
+    let recognised = recognise(&state, request.images.into_iter().enumerate().collect()).await?;
+    let errors = recognised.errors_beside_others(request.details.len())?;
+    let face_ids = state.database.face_ids().await?;
+    let faces = recognised
+        .images
+        .iter()
+        .flat_map(|(image, found)| found.iter().map(|face| Face::new(*image, face, &face_ids)))
+        .collect();
+    let body = RecognitionBody::new(recognised.model_version, NotStored {}, faces, errors, recognised.notes);
+    Ok(JsonResponse::new(Results(body)).headers([recognised.timing]))
+}
+
+/// Recognises the faces of images and stores a detection of each
+///
+/// An image with a key that was stored before gets its first response, and nothing is stored again. Where no image of the
+/// request can be read, the response is the first image's error.
+#[api_v2_operation]
+pub async fn store_results(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<JsonResponse<StoredResults, 201>, ApiError> {
+    let outcome = |stored, repeated| Stored { stored, repeated };
+    let (body, timing) = recognise_and_store(&state, form, IdempotentCall::StoreResults, outcome).await?;
+    Ok(JsonResponse::new(StoredResults(body)).headers([timing]))
+}
+
+/// Recognises the faces of images and sends a message about each to the external API
+///
+/// The messages are sent after the response, each until the external API (setting `results_url`) accepts it or it is too
+/// old: JSON with `face_id` (null for an unknown face), `confidence`, `camera_id`, `location`, `timestamp` and `key`,
+/// which is the image's key and the face's number. An image with a key that was sent before gets its first response, and
+/// nothing is sent again. Where no image of the request can be read, the response is the first image's error.
+#[api_v2_operation]
+pub async fn send_results(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<JsonResponse<SentResults, 202>, ApiError> {
+    if state.config.results.results_url.is_none() {
+        return Err(ApiError::ResultsUrlMissing);
+    }
+    let outcome = |sent, repeated| Sent { sent, repeated };
+    let (body, timing) = recognise_and_store(&state, form, IdempotentCall::SendResults, outcome).await?;
+    Ok(JsonResponse::new(SentResults(body)).headers([timing]))
+}
+
+/// A header.
+type Header = (HeaderName, String);
+
+/// Recognises the faces of a form and stores them for `call`. `outcome` takes the number of faces and of repeated images.
+async fn recognise_and_store<Outcome>(
+    state: &State,
+    form: RecognitionForm,
+    call: IdempotentCall,
+    outcome: impl FnOnce(usize, usize) -> Outcome,
+) -> Result<(RecognitionBody<Outcome>, Header), ApiError> {
+    let received_at = now();
+    let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
+    let location = required("location", form.location.as_ref(), 0)?;
+    let request = RecognitionRequest::read(form, state.config.recognition.max_images)?;
+
+    let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
+    let known = state.database.answered_keys(call, keys).await?;
+    let is_known = |details: &ImageFields| details.key.as_ref().is_some_and(|key| known.contains(key));
+    let fresh = request
+        .images
+        .into_iter()
+        .enumerate()
+        .zip(&request.details)
+        .filter_map(|(image, details)| (!is_known(details)).then_some(image))
+        .collect();
+    let recognised = recognise(state, fresh).await?;
+    let errors = recognised.errors_beside_others(request.details.len())?;
+
+    let plausible = state.config.retention.plausible_times();
+    let failed: HashSet<usize> = errors.iter().map(|error| error.image).collect();
+    let mut faces_of: HashMap<usize, Vec<IdentifiedFace>> = recognised.images.into_iter().collect();
+    let (images, uploads): (Vec<usize>, Vec<Upload>) = request
+        .details
+        .into_iter()
+        .enumerate()
+        .filter(|(image, _)| !failed.contains(image))
+        .map(|(image, details)| {
+            let faces = faces_of.remove(&image).unwrap_or_default();
+            let time = plausible.resolve(details.captured_at, received_at);
+            let ImageFields { track_id, frame_box, key, .. } = details;
+            (image, Upload { key, time, track_id, frame_box, faces })
+        })
+        .unzip();
+    warn_of_clocks(state, &camera_id, &uploads);
+    let stored = state
+        .database
+        .store_uploads(NewUploads {
+            call,
+            keep_unknown_embeddings: state.config.recognition.keep_unknown_embeddings,
+            camera_id,
+            location,
+            received_at,
+            request_id: RequestId::current().map(|id| id.to_string()),
+            embedder: state.recogniser.embedder(),
+            model_version: recognised.model_version,
+            uploads,
+        })
+        .await?;
+
+    let repeated = stored.uploads.iter().filter(|upload| upload.repeated).count();
+    let first_version = stored.uploads.first().and_then(|upload| upload.record.model_version);
+    let faces: Vec<Face> = images
+        .into_iter()
+        .zip(&stored.uploads)
+        .flat_map(|(image, upload)| upload.record.faces.iter().map(move |face| (image, face)))
+        .map(|(image, face)| Face::new(image, face, &stored.face_ids))
+        .collect();
+    let model_version =
+        if repeated < stored.uploads.len() { recognised.model_version } else { first_version };
+    let outcome = outcome(faces.len(), repeated);
+    let body = RecognitionBody::new(model_version, outcome, faces, errors, recognised.notes);
+    Ok((body, recognised.timing))
+}
+
+/// Counts capture times that were replaced by the time of arrival, and logs one of them now and then.
+fn warn_of_clocks(state: &State, camera_id: &str, uploads: &[Upload]) {
+    static LAST_WARNING: Mutex<Option<Instant>> = Mutex::new(None);
+    let replaced: Vec<Micros> = uploads.iter().filter_map(|upload| upload.time.claimed_at).collect();
+    let Some(claimed) = replaced.first() else { return };
+    for _ in &replaced {
+        state.metrics.time_replaced();
+    }
+    let mut last_warning = LAST_WARNING.lock().unwrap_or_else(PoisonError::into_inner);
+    if last_warning.is_none_or(|at| at.elapsed() >= CLOCK_WARNING_INTERVAL) {
+        *last_warning = Some(Instant::now());
+        tracing::warn!(
+            camera_id,
+            captured_at = rfc3339(*claimed).ok(),
+            "a capture time is too far from its arrival to count: the arrival does. Is that camera's clock right? Old \
+             recordings keep their own time with captured_at_max_behind_days"
+        );
+    }
+}
+
+/// Validates the form as the other calls do, and discards it
+///
+/// For measuring the network and clients.
+#[api_v2_operation]
+pub async fn dry_run(
+    state: web::Data<State>,
+    Form(form): Form<RecognitionForm>,
+) -> Result<NoContent, ApiError> {
+    RecognitionRequest::read(form, state.config.recognition.max_images)?;
+    Ok(NoContent::new())
+}
+
+/// The results of a request's images.
+struct RecognisedImages {
+    model_version: Option<i64>,
+    /// Index in the request and faces.
+    images: Vec<(usize, Vec<IdentifiedFace>)>,
+    errors: Vec<(usize, DecodeError)>,
+    notes: Vec<ImageNote>,
+    /// `Server-Timing`.
+    timing: Header,
+}
+
+impl RecognisedImages {
+    /// The errors of single images.
+    ///
+    /// # Errors
+    /// The first of them, where no image of the request has a result.
+    fn errors_beside_others(&self, images: usize) -> Result<Vec<ImageError>, ApiError> {
+        if let Some((_, first)) = self.errors.first()
+            && self.errors.len() == images
+        {
+            return Err(first.clone().into());
+        }
+        let describe = |(image, error): &(usize, DecodeError)| ImageError {
+            image: *image,
+            error: ApiError::from(error.clone()).detail(),
+        };
+        Ok(self.errors.iter().map(describe).collect())
+    }
+}
+
+/// Recognises the images that could be read, given with their index in the request.
+async fn recognise(
+    state: &State,
+    images: Vec<(usize, Result<UploadedImage, DecodeError>)>,
+) -> Result<RecognisedImages, ApiError> {
+    let (mut indices, mut readable, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, image) in images {
+        match image {
+            Ok(image) => {
+                indices.push(index);
+                readable.push(image);
+            }
+            Err(error) => errors.push((index, error)),
+        }
+    }
+    let mut recognised = RecognisedImages {
+        model_version: None,
+        images: Vec::new(),
+        errors,
+        notes: Vec::new(),
+        timing: timing(Duration::ZERO, Duration::ZERO),
+    };
+    if readable.is_empty() {
+        return Ok(recognised);
+    }
+    let result = state.recogniser.recognise(readable).await?;
+    recognised.model_version = result.model_version;
+    recognised.timing = timing(result.queued, result.processed);
+    for (index, image) in indices.into_iter().zip(result.images) {
+        match image {
+            Ok(ImageResult { faces, notes, .. }) => {
+                recognised.notes.extend(notes.into_iter().map(|note| ImageNote::new(index, note)));
+                faces.iter().for_each(|face| state.metrics.face(face.known));
+                recognised.images.push((index, faces));
+            }
+            Err(error) => recognised.errors.push((index, error)),
+        }
+    }
+    recognised.errors.sort_by_key(|(index, _)| *index);
+    Ok(recognised)
+}
+
+/// The one face of the image of this index in its request, and remarks on its file.
+///
+/// # Errors
+/// It shows no face, or several.
+pub fn only_face(image: ImageResult, index: usize) -> Result<(IdentifiedFace, Vec<DecodeNote>), ApiError> {
+    let ImageResult { mut faces, notes, turned } = image;
+    match (faces.len(), faces.pop()) {
+        (1, Some(face)) => Ok((face, notes)),
+        (_, None) => Err(ApiError::NoFace { image: index, turned }),
+        (_, Some(last)) => {
+            faces.push(last);
+            let faces = faces.iter().map(|face| (face.bounding_box, face.detection_confidence)).collect();
+            Err(ApiError::SeveralFaces { image: index, faces })
+        }
+    }
+}
+
+/// The header `Server-Timing`: how long a request was queued and processed.
+pub fn timing(queued: Duration, processed: Duration) -> Header {
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    let durations = format!("queue;dur={:.1}, recognise;dur={:.1}", ms(queued), ms(processed));
+    (HeaderName::from_static("server-timing"), durations)
+}

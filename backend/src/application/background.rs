@@ -1,0 +1,120 @@
+//! Work in the background: training, sending results, following changes, sweeping and retention.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::Services;
+use crate::{
+    config::Config,
+    outbox::{self, OutboxOptions},
+    store::{retention::run_retention, sweep::run_sweeps},
+    tokens::Tokens,
+    train::Trainer,
+};
+
+/// The running tasks.
+pub struct Background {
+    stop: CancellationToken,
+    trainer: Trainer,
+    /// Where this process does jobs.
+    training: Option<JoinHandle<()>>,
+    /// Where there is an external API.
+    sending: Option<JoinHandle<()>>,
+    /// All others. A `JoinSet` rather than tokio-util's `TaskTracker`, which cannot abort a task that takes too long.
+    others: JoinSet<()>,
+}
+
+impl Background {
+    /// Starts the tasks of the process's role.
+    ///
+    /// # Errors
+    /// The database fails, or the HTTP client of the external API cannot be made.
+    pub async fn start(
+        config: &Config,
+        services: &Services,
+        tokens: Option<Arc<Tokens>>,
+    ) -> anyhow::Result<Self> {
+        let Services { database, blobs, loader, trainer, metrics, stop, .. } = services;
+        let mut others = JoinSet::new();
+        let poll = config.deployment.poll_interval();
+        others.spawn({
+            let (loader, stop) = (Arc::clone(loader), stop.clone());
+            async move { loader.follow(poll, stop).await }
+        });
+        if let Some(tokens) = tokens {
+            others.spawn(tokens.watch(stop.clone()));
+        }
+        let (mut training, mut sending) = (None, None);
+        if config.deployment.role.manages() {
+            training = Some(trainer.start());
+            others.spawn(run_sweeps(
+                database.clone(),
+                blobs.clone(),
+                config.storage.sweep(),
+                Arc::clone(metrics),
+                stop.clone(),
+            ));
+            others.spawn(run_retention(
+                database.clone(),
+                config.retention.options(),
+                Arc::clone(metrics),
+                stop.clone(),
+            ));
+            sending = start_sending(config, services).await?;
+        }
+        Ok(Self { stop: stop.clone(), trainer: trainer.clone(), training, sending, others })
+    }
+
+    /// Tells all tasks to end and waits until they have, `patience` at most. The next start, or another server, resumes
+    /// what is aborted.
+    pub async fn stop(mut self, patience: Duration) {
+        self.stop.cancel();
+        let training = async {
+            if let Some(training) = self.training
+                && tokio::time::timeout(patience, training).await.is_err()
+            {
+                self.trainer.release_lease().await;
+                tracing::warn!("stopped during a job; it will be resumed");
+            }
+        };
+        let sending = async {
+            if let Some(sending) = self.sending
+                && tokio::time::timeout(patience, sending).await.is_err()
+            {
+                tracing::warn!("stopped while results were being sent; they will be sent again");
+            }
+        };
+        let others = async {
+            let all = async { while self.others.join_next().await.is_some() {} };
+            if tokio::time::timeout(patience, all).await.is_err() {
+                self.others.shutdown().await;
+                tracing::warn!("stopped during work in the background; the next start resumes it");
+            }
+        };
+        tokio::join!(training, sending, others);
+    }
+}
+
+/// Starts sending results to the external API. Without one, drops results that are too old for any.
+async fn start_sending(config: &Config, services: &Services) -> anyhow::Result<Option<JoinHandle<()>>> {
+    let Services { database, metrics, stop, .. } = services;
+    let max_age = config.results.max_age();
+    let Some(url) = config.results.results_url()? else {
+        let results = database.drop_messages_older_than(max_age, Vec::new()).await?;
+        if results > 0 {
+            metrics.outbox_dropped(results);
+            tracing::warn!(results, "dropped old results: there is no external API (setting results_url)");
+        }
+        return Ok(None);
+    };
+    let options = OutboxOptions {
+        url,
+        max_age,
+        timeout: config.results.timeout(),
+        poll: config.deployment.poll_interval(),
+        lease: config.deployment.lease(),
+    };
+    Ok(Some(outbox::start(database.clone(), options, Arc::clone(metrics), stop.clone())?))
+}

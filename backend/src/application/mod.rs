@@ -1,0 +1,355 @@
+//! The server, assembled from its parts: built, run, and stopped.
+
+mod background;
+mod startup;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix_web::{
+    App,
+    dev::{Server, ServerHandle},
+    middleware::{Condition, from_fn},
+    web,
+};
+use anyhow::Context as _;
+use tokio_util::sync::CancellationToken;
+
+use self::background::Background;
+use crate::{
+    api,
+    config::{BrowserConfig, Config},
+    config_errors, connection,
+    exposition::{self, Exposition, Sources},
+    metrics::Metrics,
+    model_loader::ModelLoader,
+    recognise::{ActiveModel, Pipeline, Recogniser},
+    store::{Blobs, Database, ServerLock, sql},
+    tokens::Tokens,
+    train::{Trainer, TrainerOptions},
+};
+
+/// A server that is bound to its port and ready to serve.
+///
+/// ```no_run
+/// # async fn start() -> anyhow::Result<()> {
+/// use facepipe_backend::{Application, Config};
+///
+/// let config = Config::default().with(|config| config.listener.listen = "127.0.0.1:0".into());
+/// let application = Application::build(config).await?;
+/// println!("http://{}", application.address());
+/// let stop = application.stop_handle();
+/// tokio::spawn(async move { tokio::signal::ctrl_c().await.map(|()| stop.stop(true)) });
+/// application.run().await
+/// # }
+/// ```
+pub struct Application {
+    address: SocketAddr,
+    address_file: Option<PathBuf>,
+    server: Server,
+    /// The address of `/metrics` and its server.
+    metrics: Option<(SocketAddr, Server)>,
+    background: Background,
+    database: Database,
+    /// The lock of an embedded database, released once everything is closed.
+    lock: Option<ServerLock>,
+    shutdown_timeout: Duration,
+    draining: Arc<AtomicBool>,
+    drain_delay: Duration,
+}
+
+/// How long a failed start waits for readers of the embedded database.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Stops an [`Application`] from elsewhere.
+#[derive(Clone)]
+pub struct StopHandle {
+    server: ServerHandle,
+    draining: Arc<AtomicBool>,
+    drain_delay: Duration,
+}
+
+impl StopHandle {
+    /// Whether the server is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Stops the server. With `graceful`, it first serves on for the configured delay while it reports that it is not
+    /// ready, and then responds to accepted requests within the configured time. Needs a tokio runtime.
+    pub fn stop(&self, graceful: bool) {
+        self.draining.store(true, Ordering::Relaxed);
+        // Calling `stop` starts it; `Application::run` sees its end.
+        if !graceful || self.drain_delay.is_zero() {
+            drop(self.server.stop(graceful));
+            return;
+        }
+        let Self { server, drain_delay, .. } = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(drain_delay).await;
+            drop(server.stop(true));
+        });
+    }
+}
+
+impl Application {
+    /// Binds the port, opens the database and the blobs, loads the networks and the active model.
+    ///
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The port is in use, a folder, the file of tokens or the database cannot be opened, another server has the embedded
+    /// database or its data folder, weights are missing or damaged.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let file = config.database_options().sqlite_file()?;
+        let lock =
+            file.as_deref().map(|file| ServerLock::take(file, &config.storage.data_dir)).transpose()?;
+        let built = Self::build_locked(config, lock).await;
+        if let Some(file) = file.filter(|_| built.is_err()) {
+            // The pools are closed or about to be; migrations may have run.
+            let checkpointed =
+                tokio::task::spawn_blocking(move || sql::checkpoint_wal(&file, CHECKPOINT_PATIENCE)).await;
+            if let Ok(Err(error)) = checkpointed {
+                tracing::warn!(%error, "cannot empty the write-ahead log");
+            }
+        }
+        built
+    }
+
+    async fn build_locked(config: Config, mut lock: Option<ServerLock>) -> anyhow::Result<Self> {
+        let tokens = startup::open_tokens(&config)?;
+        let listeners = Listeners::bind(&config)?;
+        let address = listeners.api.local_addr()?;
+        if let Some(lock) = &mut lock {
+            lock.set_address(address)?;
+        }
+        startup::warn_of_risks(&config, address);
+        let services = Services::open(&config).await?;
+        let metrics_server =
+            listeners.metrics.map(|listener| serve_metrics(listener, &config, &services)).transpose()?;
+        let background = Background::start(&config, &services, tokens.clone()).await?;
+
+        let listener = &config.listener;
+        let (shutdown_timeout, drain_delay) = (listener.shutdown_timeout(), listener.drain_delay());
+        let (address_file, role) = (listener.address_file.clone(), config.deployment.role.as_str());
+        let (embedder, threshold) = (services.recogniser.embedder(), services.threshold);
+        let (remark, database) = (services.pipeline.embedder().remark(), services.database.clone());
+        let draining = Arc::new(AtomicBool::new(false));
+        let server = serve_api(listeners.api, config, tokens, services, Arc::clone(&draining))?;
+        if let Some(file) = &address_file {
+            startup::write_address(file, address)
+                .with_context(|| format!("cannot write the address file {}", file.display()))?;
+        }
+        let metrics = metrics_server.as_ref().map(|(address, _)| tracing::field::display(*address));
+        tracing::info!(%address, metrics, role, embedder, %threshold, "ready");
+        if let Some(remark) = remark {
+            tracing::warn!(embedder, "{remark}");
+        }
+        Ok(Self {
+            address,
+            address_file,
+            server,
+            metrics: metrics_server,
+            background,
+            database,
+            lock,
+            shutdown_timeout,
+            draining,
+            drain_delay,
+        })
+    }
+
+    /// The address that the server is bound to.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address that serves `/metrics`, where one does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(|(address, _)| *address)
+    }
+
+    /// A handle that stops the server from elsewhere.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle {
+            server: self.server.handle(),
+            draining: Arc::clone(&self.draining),
+            drain_delay: self.drain_delay,
+        }
+    }
+
+    /// Serves until the server is stopped. Then all work in the background has ended and the database is closed: the file
+    /// of an embedded one is complete.
+    ///
+    /// # Errors
+    /// The server fails.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let metrics = self.metrics.map(|(_, server)| (server.handle(), tokio::spawn(server)));
+        let outcome = self.server.await;
+        if let Some(file) = &self.address_file {
+            let _ = std::fs::remove_file(file);
+        }
+        self.background.stop(self.shutdown_timeout).await;
+        if let Err(error) = self.database.close(self.shutdown_timeout).await {
+            tracing::warn!(%error, "cannot close the database cleanly");
+        }
+        drop(self.lock);
+        // Last, so that the shutdown can be watched.
+        if let Some((handle, _)) = metrics {
+            handle.stop(false).await;
+        }
+        Ok(outcome?)
+    }
+}
+
+/// The listeners, bound before anything that takes long.
+struct Listeners {
+    api: TcpListener,
+    metrics: Option<TcpListener>,
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> anyhow::Result<Self> {
+        let listen = &config.listener.listen;
+        let api = TcpListener::bind(listen)
+            .map_err(|error| config_errors::cannot_listen(error, "listen", listen))?;
+        Ok(Self { api, metrics: exposition::bind(config.listener.metrics_listen.as_deref())? })
+    }
+}
+
+/// What handlers and work in the background share.
+struct Services {
+    database: Database,
+    blobs: Blobs,
+    pipeline: Arc<Pipeline>,
+    loader: Arc<ModelLoader>,
+    recogniser: Recogniser,
+    trainer: Trainer,
+    metrics: Arc<Metrics>,
+    /// Cancelled when the server stops.
+    stop: CancellationToken,
+    threshold: f32,
+    verify_threshold: f32,
+    same_picture_threshold: f32,
+}
+
+impl Services {
+    /// Opens the database and the blobs, loads the networks and the active model, and starts recognition.
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        let (database, pipeline) = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || startup::open(&config)).await??
+        };
+        let blobs = config.storage.open_blobs()?;
+        startup::reapply_erasures(config, &database, &blobs).await?;
+        startup::migrate_names(&database).await?;
+        let pipeline = Arc::new(pipeline);
+        let embedder = pipeline.embedder();
+        let options = config.recognition.options(embedder.default_threshold());
+        let threshold = options.threshold;
+        let verify_threshold =
+            config.recognition.verify_threshold.unwrap_or_else(|| embedder.verification_threshold());
+        let same_picture_threshold =
+            config.dataset.same_picture_threshold.unwrap_or_else(|| embedder.same_picture_threshold());
+        let metrics = Arc::new(Metrics::new()?);
+        let active = Arc::new(ActiveModel::default());
+        let loader =
+            Arc::new(ModelLoader::new(database.clone(), blobs.clone(), Arc::clone(&active), embedder.name()));
+        loader.refresh().await?;
+        let recogniser = Recogniser::start(Arc::clone(&pipeline), active, options, Arc::clone(&metrics))?;
+        let stop = CancellationToken::new();
+        let trainer = Trainer::new(
+            database.clone(),
+            blobs.clone(),
+            Arc::clone(&loader),
+            Arc::clone(&pipeline),
+            TrainerOptions {
+                poll: config.deployment.poll_interval(),
+                lease: config.deployment.lease(),
+                same_picture: same_picture_threshold,
+            },
+            Arc::clone(&metrics),
+            stop.clone(),
+        );
+        Ok(Self {
+            database,
+            blobs,
+            pipeline,
+            loader,
+            recogniser,
+            trainer,
+            metrics,
+            stop,
+            threshold,
+            verify_threshold,
+            same_picture_threshold,
+        })
+    }
+}
+
+fn serve_metrics(
+    listener: TcpListener,
+    config: &Config,
+    services: &Services,
+) -> std::io::Result<(SocketAddr, Server)> {
+    let address = listener.local_addr()?;
+    let sources = Sources {
+        metrics: Arc::clone(&services.metrics),
+        recogniser: services.recogniser.clone(),
+        loader: Arc::clone(&services.loader),
+        database: services.database.clone(),
+        role: config.deployment.role.as_str(),
+        folders: config.storage.folders(),
+    };
+    Ok((address, exposition::serve(listener, Exposition::new(sources))?))
+}
+
+fn serve_api(
+    listener: TcpListener,
+    config: Config,
+    tokens: Option<Arc<Tokens>>,
+    services: Services,
+    draining: Arc<AtomicBool>,
+) -> anyhow::Result<Server> {
+    let options = config.listener.connection_options();
+    let origins = config.browsers.cors_origins()?;
+    let public_url = config.browsers.public_url()?;
+    let has_guide = config.browsers.guide().join(BrowserConfig::GUIDE_PAGE).is_file();
+    let document = api::document_at(public_url.as_deref(), has_guide).into();
+    let state = web::Data::new(api::State {
+        config,
+        public_url,
+        document,
+        tokens,
+        database: services.database,
+        blobs: services.blobs,
+        recogniser: services.recogniser,
+        trainer: services.trainer,
+        loader: services.loader,
+        verify_threshold: services.verify_threshold,
+        same_picture_threshold: services.same_picture_threshold,
+        draining,
+        metrics: services.metrics,
+    });
+    let app = move || {
+        App::new()
+            .app_data(state.clone())
+            .wrap(from_fn(api::limit_body_time))
+            .wrap(from_fn(api::answer_head))
+            .wrap(from_fn(api::serve_role))
+            .wrap(from_fn(api::authorise))
+            // Outside of authorisation: browsers send preflight requests without a token.
+            .wrap(Condition::new(!origins.is_empty(), api::allow_origins(&origins)))
+            .wrap(from_fn(api::keep_alive))
+            .wrap(from_fn(api::observe))
+            .configure(api::configure)
+    };
+    Ok(connection::serve(listener, options, app)?)
+}

@@ -1,0 +1,130 @@
+//! Steps of the start: opening, repairing what an older version or a backup left, and announcing the address.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use facepipe_vision::ModelError;
+
+use crate::{
+    config::Config,
+    config_errors::config_error,
+    recognise::Pipeline,
+    store::{
+        Blobs, Database, StoreError,
+        ledger::{self, ReappliedErasures},
+        sql::NameChanges,
+    },
+    tokens::Tokens,
+};
+
+/// Opens the file of tokens, where one is configured.
+pub fn open_tokens(config: &Config) -> anyhow::Result<Option<Arc<Tokens>>> {
+    let Some(file) = &config.listener.token_file else { return Ok(None) };
+    let tokens = Tokens::open(file).map_err(|error| {
+        config_error(anyhow::Error::new(error).context(format!("token_file {}", file.display())))
+    })?;
+    Ok(Some(Arc::new(tokens)))
+}
+
+/// Logs what a configuration leaves open.
+pub fn warn_of_risks(config: &Config, address: SocketAddr) {
+    if config.listener.token_file.is_none() && !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            %address,
+            "everybody who can reach this address may do everything: there is no token_file (--token-file, \
+             FACEPIPE_TOKEN_FILE)"
+        );
+    }
+    if config.deployment.role.manages() && config.retention.detections_max_age_days.is_none() {
+        tracing::warn!(
+            "detections are kept for ever: detections_max_age_days is not set (--detections-max-age-days, \
+             FACEPIPE_DETECTIONS_MAX_AGE_DAYS)"
+        );
+    }
+}
+
+/// Opens the database and loads the networks. Blocks.
+pub fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
+    let database = Database::open(&config.database_options())?.with_name_rule(config.dataset.same_name());
+    let recognition = &config.recognition;
+    let pipeline = Pipeline::load(
+        &recognition.models_dir,
+        recognition.embedder_kind()?,
+        recognition.device_kind()?,
+        recognition.min_face_size,
+        recognition.decode_limits(),
+    );
+    let pipeline = pipeline.map_err(|error| {
+        // Weights and drivers may be installed later; a device that was not built in stays missing.
+        let not_built_in = matches!(error, ModelError::Device { .. }) && cfg!(not(feature = "cuda"));
+        if not_built_in { config_error(error) } else { error.into() }
+    })?;
+    Ok((database, pipeline))
+}
+
+/// Repeats the erasures of the ledger before anything is served: the database may have been restored from a backup that
+/// is older than the ledger. The active model may know one of those people, so that another one is trained then.
+pub async fn reapply_erasures(config: &Config, database: &Database, blobs: &Blobs) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let patience = Duration::from_secs(config.database.database_start_timeout_s);
+    let reapplied = loop {
+        match ledger::apply(database, blobs, config.retention.erases_detections()).await {
+            Err(StoreError::DatasetLocked { retry_after }) if begun.elapsed() < patience => {
+                tokio::time::sleep(retry_after.min(Duration::from_secs(1))).await;
+            }
+            // SQLite has one writer, which may be the previous server while it stops.
+            Err(StoreError::Unavailable(_)) if begun.elapsed() < patience => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            outcome => break outcome.context("cannot apply the ledger of erasures")?,
+        }
+    };
+    let ReappliedErasures { people, images } = reapplied;
+    if reapplied == ReappliedErasures::default() {
+        return Ok(());
+    }
+    tracing::warn!(people, images, "the database had what was erased before; it is erased again");
+    ledger::train_without_erased(database).await?;
+    Ok(())
+}
+
+/// Brings the names of people who were added by an earlier version, or under another rule of names, under the rule. Runs
+/// after the erasures, so that nobody is numbered because of an erased person.
+pub async fn migrate_names(database: &Database) -> anyhow::Result<()> {
+    let NameChanges { normalised, numbered, sharing } =
+        database.migrate_names().await.context("cannot bring the names of people under the rule of names")?;
+    if normalised > 0 {
+        tracing::warn!(
+            people = normalised,
+            numbered,
+            "names had several spellings (Unicode, white space around them) and now have one; people who then had \
+             somebody else's name have a number after it"
+        );
+    }
+    if sharing > 0 {
+        tracing::warn!(
+            people = sharing,
+            "people have a name that counts as another one's (setting face_ids_ignore_case) and keep it: see \
+             same_name_as in GET /dataset"
+        );
+    }
+    Ok(())
+}
+
+/// Writes the file atomically, so that nobody reads a part of the address.
+pub fn write_address(file: &Path, address: SocketAddr) -> std::io::Result<()> {
+    let folder = file.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = folder.join(name);
+    let mut written = std::fs::File::create(&temporary)?;
+    writeln!(written, "{address}")?;
+    written.sync_all()?;
+    std::fs::rename(&temporary, file)
+}

@@ -1,0 +1,90 @@
+//! Recognition: networks, thresholds, the queue, and limits of images.
+
+use std::{path::PathBuf, str::FromStr as _, time::Duration};
+
+use anyhow::Context as _;
+use facepipe_vision::{DecodeLimits, DeviceKind, EmbedderKind, default_models_dir};
+
+use crate::recognise::RecogniserOptions;
+
+settings! {
+    /// Recognition: networks, thresholds, the queue, and limits of images.
+    RecognitionConfig, RecognitionFlags {
+        /// Folder of the weights that `facepipe models fetch` installs
+        models_dir: PathBuf = default_models_dir(), "FACEPIPE_MODELS", "DIR",
+            unset "models where there is such a folder, else /usr/local/share/facepipe/models";
+        /// Network that embeds faces: inception-resnet-v1, mobilefacenet or dlib-resnet
+        embedder: String, "FACEPIPE_EMBEDDER", "NAME", unset "the first that is installed";
+        /// Device of the networks: cpu, or cuda:<number> for NVIDIA's device of that number, which needs a program built
+        /// with the feature cuda
+        device: String = DeviceKind::default().to_string(), "FACEPIPE_DEVICE", "DEVICE";
+        /// Minimum cosine between a known face and the person's mean embedding, -1 to 1
+        match_threshold: f32, "FACEPIPE_MATCH_THRESHOLD", "COSINE", unset "the embedder's",
+            in -1.0..=1.0, unit " (a cosine)", arg [allow_negative_numbers = true];
+        /// Minimum cosine between two faces that verify takes for one person, -1 to 1
+        verify_threshold: f32, "FACEPIPE_VERIFY_THRESHOLD", "COSINE", unset "the embedder's",
+            in -1.0..=1.0, unit " (a cosine)", arg [allow_negative_numbers = true];
+        /// Whether detections of unknown faces keep their embedding
+        keep_unknown_embeddings: bool = true, "FACEPIPE_KEEP_UNKNOWN_EMBEDDINGS", "true|false";
+        /// Shortest side of a face that is detected, pixels
+        // MTCNN's first network looks at 12 pixels; below, it would have to enlarge the image.
+        min_face_size: f32 = 20.0, "FACEPIPE_MIN_FACE_SIZE", "PIXELS", in 12.0..=10_000.0, unit " pixels";
+        /// Images that may be queued or processed at a time; more are rejected with 429
+        queue_images: u32 = 256, "FACEPIPE_QUEUE_IMAGES", "N", in 1..=65_536;
+        /// Milliseconds that the queued images may take, at the current throughput; more are rejected with 429
+        queue_budget_ms: u64 = 5000, "FACEPIPE_QUEUE_BUDGET_MS", "MS", in 1..=3_600_000;
+        /// Images in a batch
+        batch_images: usize = 16, "FACEPIPE_BATCH_IMAGES", "N", in 1..=1024;
+        /// Images in a request
+        max_images: usize = 64, "FACEPIPE_MAX_IMAGES", "N", in 1..=1024;
+        /// Maximum size of an image, bytes
+        max_image_bytes: usize = 10 * 1024 * 1024, "FACEPIPE_MAX_IMAGE_BYTES", "BYTES",
+            in 1..=1 << 30;
+        /// Maximum size of an image, pixels
+        max_image_pixels: u64 = 50_000_000, "FACEPIPE_MAX_IMAGE_PIXELS", "PIXELS",
+            in 1..=1_000_000_000;
+    }
+}
+
+impl RecognitionConfig {
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        self.embedder_kind()?;
+        self.device_kind()?;
+        Ok(())
+    }
+
+    /// The configured embedder.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn embedder_kind(&self) -> anyhow::Result<Option<EmbedderKind>> {
+        self.embedder
+            .as_deref()
+            .map(EmbedderKind::from_str)
+            .transpose()
+            .context("embedder must be inception-resnet-v1, mobilefacenet or dlib-resnet")
+    }
+
+    /// The device of the networks.
+    ///
+    /// # Errors
+    /// There is no device of that name.
+    pub fn device_kind(&self) -> anyhow::Result<DeviceKind> {
+        self.device.parse().context("device must be cpu, cuda or cuda:<number>")
+    }
+
+    /// The limits of images.
+    pub(crate) fn decode_limits(&self) -> DecodeLimits {
+        DecodeLimits { max_bytes: self.max_image_bytes, max_pixels: self.max_image_pixels }
+    }
+
+    /// The options of recognition with an embedder that has this default threshold.
+    pub(crate) fn options(&self, default_threshold: f32) -> RecogniserOptions {
+        RecogniserOptions {
+            threshold: self.match_threshold.unwrap_or(default_threshold),
+            capacity: self.queue_images,
+            budget: Duration::from_millis(self.queue_budget_ms),
+            batch_images: self.batch_images,
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! The errors of the API: each has a message that names the field and the limit, and a row in [`table`] with its code,
+//! status and details. [`examples`] has the errors of each kind of call, for the API's document.
+
+pub mod examples;
+mod table;
+
+#[cfg(test)]
+pub use table::CODES;
+
+use std::time::Duration;
+
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
+use facepipe_vision::DecodeError;
+use paperclip::actix::Apiv2Schema;
+use serde::Serialize;
+use serde_json::Value;
+
+use self::table::Row;
+use crate::{
+    domain::{InvalidFaceId, JobFailure, PersonId},
+    model_loader::ModelProblem,
+    recognise::{RecogniseError, Rotation},
+    request_id::RequestId,
+    store::StoreError,
+};
+
+/// An error response.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No route matches the path.
+    #[error("there is nothing at this path")]
+    NotFound,
+    /// `guide_dir` has no guide.
+    #[error(
+        "no guide is installed on this server (setting guide_dir): the package facepipe-backend brings it, and \
+         `make docs` builds it from the source; /docs has the API"
+    )]
+    GuideNotInstalled,
+    /// Servers of another role serve this call.
+    #[error("this server's role is {role}, this call is for one whose role is {served_by} or all")]
+    OtherRole {
+        /// This server's role.
+        role: &'static str,
+        /// The role that the call belongs to.
+        served_by: &'static str,
+    },
+    /// The server is shutting down.
+    #[error("this server is about to stop: send requests to another one")]
+    Draining,
+    /// The path does not take the method.
+    #[error("this path does not take {method}, it takes {allowed}")]
+    MethodNotAllowed {
+        /// The request's method.
+        method: String,
+        /// The methods that the path takes.
+        allowed: String,
+    },
+    /// No token, or an unknown one.
+    #[error("this server needs a token that it knows, as `Authorization: Bearer <token>`")]
+    Unauthorized,
+    /// The token does not allow the call.
+    #[error("a camera's token allows POST to /face-recognition only, this needs an admin's")]
+    Forbidden,
+    /// Not a valid Face ID.
+    #[error(transparent)]
+    InvalidFaceId(#[from] InvalidFaceId),
+    /// The query string cannot be read.
+    #[error("the query string cannot be read: {0}")]
+    InvalidQuery(String),
+    /// An empty time range.
+    #[error("`from` ({from}) is not before `to` ({to}): `from` belongs to the range, `to` does not")]
+    InvalidTimeRange {
+        /// Its beginning, as sent.
+        from: String,
+        /// Its end, as sent.
+        to: String,
+    },
+    /// A page size out of range.
+    #[error("limit is {limit}, it must be 1 to {max}")]
+    LimitOutOfRange {
+        /// The value, as sent.
+        limit: String,
+        /// Maximum.
+        max: u32,
+    },
+    /// A cursor of another query, or not a cursor.
+    #[error(
+        "cursor is none that an answer to this query gave: send `next_cursor` as it is, with otherwise the same query"
+    )]
+    InvalidCursor,
+    /// A person has this Face ID, or one that counts as the same.
+    #[error(
+        "a person with this Face ID exists already, or with one that differs only in capital and small letters, spaces \
+         or the kind of apostrophe"
+    )]
+    PersonExists {
+        /// That person; `None` where a concurrent request added it.
+        person_id: Option<PersonId>,
+    },
+    /// No person has this Face ID or id.
+    #[error("there is no person with this Face ID or person id")]
+    PersonNotFound,
+    /// The person has no image of this id.
+    #[error("this person has no image with this id")]
+    ImageNotFound,
+    /// The person has an image with the same bytes.
+    #[error("this person has this very image already, as {image_id}")]
+    DuplicateImage {
+        /// Its id.
+        image_id: String,
+        /// The person's.
+        person_id: PersonId,
+    },
+    /// Another person has an image with the same bytes.
+    #[error(
+        "this very image is enrolled under another person, {person_id}, as {image_id}: it shows one of the two, so erase \
+         it there or leave it there"
+    )]
+    ImageOfAnother {
+        /// Its id.
+        image_id: String,
+        /// That other person's id.
+        person_id: PersonId,
+    },
+    /// No person has an image of this id.
+    #[error("there is no image with this id")]
+    NoSuchImage,
+    /// The person was never detected.
+    #[error("this person has not been seen yet")]
+    NeverSeen,
+    /// No job has this id.
+    #[error("there is no job with this id")]
+    JobNotFound,
+    /// The job has ended.
+    #[error("this job has ended already")]
+    JobEnded,
+    /// The awaited job was cancelled.
+    #[error("the job was cancelled")]
+    JobCancelled,
+    /// No model has this version.
+    #[error("there is no model of this version")]
+    ModelNotFound,
+    /// The model is the active one.
+    #[error(
+        "this model is the one that answers: have another one answer first, with POST /model/{{version}}/activate"
+    )]
+    ModelActive,
+    /// No detection has this id.
+    #[error("there is no detection with this id")]
+    DetectionNotFound,
+    /// The model cannot be activated.
+    #[error("{0}")]
+    ModelUnusable(ModelProblem),
+    /// A job has locked the dataset.
+    #[error(
+        "the dataset is locked while its embeddings are recomputed: try again in {} s, or end it with \
+         POST /debug/unblock-dataset",
+        retry_seconds(*retry_after)
+    )]
+    DatasetLocked {
+        /// When the lock expires unless it is renewed.
+        retry_after: Duration,
+    },
+    /// The body is not a form.
+    #[error("the body must be multipart/form-data with a file part `image`")]
+    UnsupportedMediaType,
+    /// The content type is not JSON.
+    #[error("the body must be application/json")]
+    JsonExpected,
+    /// The JSON body does not parse.
+    #[error("the JSON body cannot be read: {0}")]
+    MalformedJson(String),
+    /// The form is truncated or malformed.
+    #[error("the form cannot be read: {0}")]
+    MalformedForm(String),
+    /// The body is too large.
+    #[error("the request is larger than {max} bytes")]
+    RequestTooLarge {
+        /// Maximum, bytes.
+        max: usize,
+    },
+    /// The body did not arrive in time.
+    #[error("the request did not arrive within {seconds} seconds")]
+    RequestTimeout {
+        /// Maximum, seconds.
+        seconds: u64,
+    },
+    /// A required field is missing.
+    #[error("the field `{field}` is missing")]
+    FieldMissing {
+        /// Its name.
+        field: &'static str,
+    },
+    /// A field has an invalid value.
+    #[error("the field `{field}` {reason}")]
+    InvalidField {
+        /// Its name.
+        field: String,
+        /// What is wrong and what it must be.
+        reason: String,
+    },
+    /// No part `image`.
+    #[error("the form has no file part `image`")]
+    ImageMissing,
+    /// Too many parts `image`.
+    #[error("the form has {images} parts `image`, at most {max} are allowed")]
+    TooManyImages {
+        /// Parts received.
+        images: usize,
+        /// Maximum.
+        max: usize,
+    },
+    /// The image cannot be decoded.
+    #[error(transparent)]
+    Image(#[from] DecodeError),
+    /// One of two images cannot be decoded.
+    #[error("image {image} (of 0 and 1) cannot be used: {error}")]
+    OneImage {
+        /// Which one.
+        image: usize,
+        /// Why.
+        error: DecodeError,
+    },
+    /// Not exactly two images to compare.
+    #[error("the form has {images} parts `image`, exactly 2 are compared")]
+    TwoImagesExpected {
+        /// Parts received.
+        images: usize,
+    },
+    /// No external API is configured.
+    #[error(
+        "this server has no external API to send results to: set results_url (--results-url, FACEPIPE_RESULTS_URL)"
+    )]
+    ResultsUrlMissing,
+    /// The image shows no face.
+    #[error("image {image} (counted from 0) shows no face, it must show exactly one{}", how_to_turn(*turned))]
+    NoFace {
+        /// Which of the request's images.
+        image: usize,
+        /// The rotation under which it shows one.
+        turned: Option<Rotation>,
+    },
+    /// The image shows more than one face.
+    #[error(
+        "image {image} (counted from 0) shows {} faces, it must show exactly one; they are at {}",
+        faces.len(), places(faces)
+    )]
+    SeveralFaces {
+        /// Which of the request's images.
+        image: usize,
+        /// The faces: left, top, right, bottom in pixels of the upright image, and the probability of each.
+        faces: Vec<([f32; 4], f32)>,
+    },
+    /// The queue is full or too slow.
+    #[error(
+        "{waiting} images wait already, for about {} ms; at most {capacity} may, and for at most {} ms: try again in {} s",
+        wait.as_millis(), budget.as_millis(), retry_after.as_secs()
+    )]
+    TooBusy {
+        /// Images that are queued or being processed.
+        waiting: usize,
+        /// Maximum of those.
+        capacity: u32,
+        /// How long the last of them waits, estimated.
+        wait: Duration,
+        /// Maximum of that.
+        budget: Duration,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The awaited job failed.
+    #[error("the job failed: {reason}")]
+    JobFailed {
+        /// Why, without names.
+        reason: JobFailure,
+    },
+    /// The disk is full.
+    #[error("the server has no room to store this")]
+    StorageFull(String),
+    /// The database cannot be reached.
+    #[error("the database cannot be reached, try again in {RETRY_S} s")]
+    DatabaseUnavailable(String),
+    /// A failure of the server, which is logged and not part of the response.
+    #[error("internal error")]
+    Internal(#[source] anyhow::Error),
+}
+
+fn how_to_turn(turned: Option<Rotation>) -> String {
+    turned.map_or_else(String::new, |turn| {
+        format!(
+            "; turned clockwise by {} degrees it shows one: send it upright, or with the EXIF orientation that says so",
+            turn.degrees()
+        )
+    })
+}
+
+/// Maximum number of boxes in a message.
+const NAMED_BOXES: usize = 4;
+
+/// Boxes for a message, in whole pixels.
+fn places(faces: &[([f32; 4], f32)]) -> String {
+    let named = faces.iter().take(NAMED_BOXES);
+    let mut text: Vec<String> = named
+        .map(|([left, top, right, bottom], confidence)| {
+            format!("{left:.0},{top:.0},{right:.0},{bottom:.0} (confidence {confidence:.2})")
+        })
+        .collect();
+    if faces.len() > NAMED_BOXES {
+        text.push(format!("{} more in the details", faces.len() - NAMED_BOXES));
+    }
+    format!("{} (left,top,right,bottom in pixels)", text.join("; "))
+}
+
+/// `Retry-After` while the database cannot be reached, and while the server is shutting down.
+const RETRY_S: u64 = 2;
+
+/// Whole seconds, as in `Retry-After`.
+fn retry_seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, Apiv2Schema)]
+#[openapi(rename = "Error")]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, Apiv2Schema)]
+pub struct ErrorDetail {
+    /// Stable, for programs.
+    #[openapi(example = "person_not_found")]
+    pub code: &'static str,
+    /// For people.
+    #[openapi(example = "there is no person with this Face ID or person id")]
+    pub message: String,
+    /// The values of the message, for programs; they depend on the code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Value>,
+    /// The request's id, as in the header X-Request-Id, for searching the server's log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[openapi(example = "0190f5a2-7c1e-7b6e-9a51-3d1c5b0f8e11")]
+    pub request_id: Option<String>,
+}
+
+impl ApiError {
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.row().code
+    }
+
+    /// What the response's body says.
+    pub fn detail(&self) -> ErrorDetail {
+        let Row { code, details, .. } = self.row();
+        ErrorDetail { code, message: self.to_string(), details, request_id: None }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.row().status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        match self {
+            Self::Internal(cause) => tracing::error!(error = format!("{cause:#}"), "a request failed"),
+            Self::DatabaseUnavailable(cause) => {
+                tracing::error!(error = cause, "the database cannot be reached")
+            }
+            Self::StorageFull(cause) => tracing::error!(error = cause, "the storage is full"),
+            _ => (),
+        }
+        let mut response = HttpResponse::build(self.status_code());
+        match self {
+            Self::MethodNotAllowed { allowed, .. } => {
+                response.insert_header((header::ALLOW, allowed.as_str()));
+            }
+            Self::Unauthorized => {
+                response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+            }
+            Self::TooBusy { retry_after, .. } => {
+                response.insert_header((header::RETRY_AFTER, retry_after.as_secs()));
+            }
+            Self::DatasetLocked { retry_after } => {
+                response.insert_header((header::RETRY_AFTER, retry_seconds(*retry_after)));
+            }
+            Self::Draining | Self::DatabaseUnavailable(_) => {
+                response.insert_header((header::RETRY_AFTER, RETRY_S));
+            }
+            // The rest of the request is not read, so the connection cannot be used again.
+            Self::RequestTimeout { .. } | Self::RequestTooLarge { .. } => {
+                response.force_close();
+            }
+            _ => (),
+        }
+        let request_id = RequestId::current().map(|id| id.to_string());
+        response.json(ErrorBody { error: ErrorDetail { request_id, ..self.detail() } })
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::PersonExists { person_id } => Self::PersonExists { person_id },
+            StoreError::PersonNotFound => Self::PersonNotFound,
+            StoreError::ImageNotFound => Self::ImageNotFound,
+            StoreError::DuplicateImage { image_id, person_id } => {
+                Self::DuplicateImage { image_id, person_id }
+            }
+            StoreError::ImageOfAnother { image_id, person_id } => {
+                Self::ImageOfAnother { image_id, person_id }
+            }
+            StoreError::ModelNotFound => Self::ModelNotFound,
+            StoreError::ModelActive => Self::ModelActive,
+            StoreError::DetectionNotFound => Self::DetectionNotFound,
+            StoreError::DatasetLocked { retry_after } => Self::DatasetLocked { retry_after },
+            StoreError::Full(cause) => Self::StorageFull(cause),
+            StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),
+            StoreError::LeaseLost
+            | StoreError::Database(_)
+            | StoreError::Blob(_)
+            | StoreError::Damaged(_)
+            | StoreError::Interrupted => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<RecogniseError> for ApiError {
+    fn from(error: RecogniseError) -> Self {
+        match error {
+            RecogniseError::Busy { waiting, capacity, wait, budget, retry_after } => {
+                Self::TooBusy { waiting, capacity, wait, budget, retry_after }
+            }
+            RecogniseError::Vision(_) | RecogniseError::Identify(_) | RecogniseError::Interrupted => {
+                Self::Internal(error.into())
+            }
+        }
+    }
+}
