@@ -8,9 +8,10 @@ use std::{
 
 use bytes::Bytes;
 use gstfacepipe::upload;
-use reqwest::{RequestBuilder, Response, StatusCode, Url, header::RETRY_AFTER, multipart};
+use reqwest::{RequestBuilder, Response, StatusCode, Url, multipart};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use time::OffsetDateTime;
 use url::Host;
 
 use super::{
@@ -172,7 +173,7 @@ impl Transport {
             let delay = retry_delay(&response);
             let error = self.refusal(operation, response).await;
             match delay {
-                Some(delay) if started.elapsed() + delay <= self.retry_limit => {
+                Some(delay) if started.elapsed().saturating_add(delay) <= self.retry_limit => {
                     tokio::time::sleep(delay).await
                 }
                 _ => return Err(error),
@@ -273,12 +274,10 @@ pub(super) fn address(server: &Url, operation: &Operation, values: &[&str], quer
 
 /// Returns the delay before a repetition; none if the response is final.
 fn retry_delay(response: &Response) -> Option<Duration> {
-    let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let requested = upload::parse_retry_after(response.headers(), OffsetDateTime::now_utc());
     match response.status() {
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::LOCKED => {
-            Some(asked.map_or(DEFAULT_RETRY_DELAY, Duration::from_secs))
-        }
-        StatusCode::SERVICE_UNAVAILABLE => asked.map(Duration::from_secs),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::LOCKED => Some(requested.unwrap_or(DEFAULT_RETRY_DELAY)),
+        StatusCode::SERVICE_UNAVAILABLE => requested,
         _ => None,
     }
 }

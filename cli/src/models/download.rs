@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
+use gstfacepipe::upload::parse_retry_after;
 use reqwest::{
     StatusCode, Url,
     blocking::{Client, Response},
     header,
 };
+use time::OffsetDateTime;
 
 use super::{manifest::Expected, progress::Progress};
 
@@ -345,9 +347,7 @@ fn http_error(status: StatusCode, response: &Response) -> DownloadError {
     if !transient {
         return DownloadError::Final(problem);
     }
-    let seconds =
-        response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    match seconds.map(Duration::from_secs) {
+    match parse_retry_after(response.headers(), OffsetDateTime::now_utc()) {
         Some(wait) if wait > MAX_RETRY_AFTER => {
             DownloadError::Unreachable(format!("{problem}, retry after {} s", wait.as_secs()))
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use facepipe_vision::BoundingBox;
+use facepipe_vision::{BoundingBox, largest_face};
 use gst::prelude::*;
 use gstfacepipe::roi;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -113,12 +113,12 @@ impl Crops {
         let seconds = facts.running_time.unwrap_or_default().as_secs_f64();
         let [left, top, right, bottom] = facts.face.corners().map(to_f32);
         let bounding_box = BoundingBox { left, top, right, bottom };
-        let area = bounding_box.width() * bounding_box.height();
+        let area = bounding_box.area();
         let has_room = self.by_track.len() < MAX_TRACKS;
         match self.by_track.get_mut(&track) {
             Some(crop) => {
                 crop.seconds = [crop.seconds[0].min(seconds), crop.seconds[1].max(seconds)];
-                if area > crop.bounding_box.width() * crop.bounding_box.height() {
+                if area > crop.bounding_box.area() {
                     (crop.taken, crop.bounding_box, crop.jpeg) = (seconds, bounding_box, jpeg.to_vec());
                 }
             }
@@ -344,9 +344,9 @@ impl Replay {
                 largest: false,
             });
         }
-        let area = |detection: &Detection| detection.bounding_box.width() * detection.bounding_box.height();
-        let of_crop = self.detections.iter_mut().skip(first);
-        if let Some(largest) = of_crop.max_by(|a, b| area(a).total_cmp(&area(b))) {
+        let of_crop = self.detections.get_mut(first..).unwrap_or_default();
+        let largest = largest_face(of_crop.iter().map(|detection| detection.bounding_box));
+        if let Some(largest) = largest.and_then(|position| of_crop.get_mut(position)) {
             largest.largest = true;
         }
         Ok(())

@@ -40,7 +40,7 @@ pub use crop::{Camera, CameraError, Crop};
 pub use error::UploadError;
 pub use event::{BackendStatus, Event, Observer, Stats};
 pub use multipart::{encode_key, format_captured_at};
-pub use retry::Backoff;
+pub use retry::{Backoff, parse_retry_after};
 pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolEntry, SpoolError, SpoolId, StoreError};
 pub use tls::KeyPin;
 pub use token::{Token, TokenError};

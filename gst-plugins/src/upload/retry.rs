@@ -86,17 +86,19 @@ pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
     content_type.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
-/// Parses `Retry-After` in either of its forms, seconds or an HTTP date (RFC 9110, section 10.2.3).
+/// Returns the wait that a response asks for, limited to [`MAX_RETRY_AFTER`].
 fn retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
+    parse_retry_after(headers, now).map(|wait| wait.min(MAX_RETRY_AFTER))
+}
+
+/// Parses `Retry-After` in either of its forms, seconds or an HTTP date (RFC 9110, section 10.2.3).
+pub fn parse_retry_after(headers: &HeaderMap, now: OffsetDateTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match value.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let until = OffsetDateTime::parse(value, &Rfc2822).ok()?;
-            Duration::try_from(until - now).unwrap_or(Duration::ZERO)
-        }
-    };
-    Some(wait.min(MAX_RETRY_AFTER))
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = OffsetDateTime::parse(value, &Rfc2822).ok()?;
+    Some(Duration::try_from(until - now).unwrap_or(Duration::ZERO))
 }
 
 #[cfg(test)]
