@@ -59,7 +59,7 @@ struct Sink {
 }
 
 impl Sink {
-    /// Starts the element; its clock is not waited for.
+    /// Starts the element without synchronisation to a clock.
     fn start(url: &str, properties: &str) -> Self {
         common::init();
         let line = format!(
@@ -245,7 +245,7 @@ fn crops_with_a_refused_camera_clock_are_counted() {
         sink.harness.push(buffer).unwrap();
     }
     assert_eq!(sink.count("clock-refused"), 2);
-    // Pictures that facecrop has not made, by a camera that believes to be in 2000.
+    // An image that is not from facecrop, of a camera whose clock says 2000.
     let mut picture = gst::Buffer::from_slice(b"from elsewhere");
     let unix = gst::Caps::builder("timestamp/x-unix").build();
     let said = gst::ClockTime::from_seconds(946_684_800);
@@ -645,7 +645,7 @@ fn every_unhealthy_state_is_reported_on_the_bus() {
         (Answer::status(403), "unauthorized", Some(403), Some("renew token-file")),
     ] {
         let server = Server::answering([answer, taken.clone()]);
-        // The limit is for the answer that never comes, not for the others.
+        // Only the response that never comes has a limit.
         let timeout = if warning.is_some_and(|text| text.contains("within")) { "timeout=1" } else { "" };
         let mut sink = Sink::for_jpeg(&server.url(), timeout);
         sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
@@ -792,7 +792,7 @@ fn statistics_are_posted_periodically_and_at_eos() {
     assert_eq!((stats.get("sent"), stats.get("image-bytes")), (Ok(1_u64), Ok(3000_u64)));
     sink.element.set_property("stats-interval", 0_u32);
     sink.structures("facepipe-stats");
-    // Another that starts now says when two intervals have passed.
+    // Another element that starts now shows that two intervals have passed.
     let other = Sink::for_jpeg(&server.url(), "stats-interval=1");
     (0..2).for_each(|_| drop(other.wait_for_structure("facepipe-stats")));
     assert!(sink.structures("facepipe-stats").is_empty(), "0 is never");
@@ -815,7 +815,7 @@ fn a_blocked_stream_is_released_by_flush_and_stop() {
         let begun = Arc::new(AtomicUsize::new(0));
         let pushes = Arc::clone(&begun);
         let releaser = thread::spawn(move || {
-            // The third waits for room.
+            // The third blocks.
             wait_until("a full queue", || {
                 pushes.load(Ordering::SeqCst) >= 3 && count(&element, "queued") == 2
             });
@@ -851,7 +851,7 @@ fn a_blocked_stream_stays_blocked_while_paused_and_continues_when_playing() {
     let director = thread::spawn(move || {
         wait_until("a full queue", || pushes.load(Ordering::SeqCst) == 3 && count(&element, "queued") == 2);
         element.set_state(gst::State::Paused).unwrap();
-        // There is room now, and the stream is still paused.
+        // The queue has space now, but the stream is still paused.
         hold.release();
         wait_until("an empty queue", || count(&element, "sent") == 2);
         assert_eq!((pushes.load(Ordering::SeqCst), count(&element, "queued")), (3, 0));
@@ -943,7 +943,7 @@ fn https_trusts_only_known_authorities() {
     let plain: usize = received.iter().map(|request| request.bytes).sum();
     assert!(sink.count("bytes") > plain as u64, "with what TLS adds");
 
-    // Another authority signed nothing of this.
+    // A different authority.
     std::fs::write(&ca_file, authority().0).unwrap();
     let mut sink = Sink::for_jpeg(&url, &format!("ca-file={} eos-timeout=0", ca_file.display()));
     sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
@@ -1014,7 +1014,7 @@ fn a_self_signed_certificate_named_in_ca_file_is_trusted() {
         assert_eq!(upload_over_tls(config, &named), Ok(()), "{what}");
     }
 
-    // What else is wrong with it counts.
+    // Other errors still count.
     let (pem, _, config) = self_signed(|params| params.subject_alt_names.push(host("192.0.2.1")));
     std::fs::write(&ca_file, pem).unwrap();
     let warning = upload_over_tls(config, &named).unwrap_err();
@@ -1023,7 +1023,7 @@ fn a_self_signed_certificate_named_in_ca_file_is_trusted() {
     std::fs::write(&ca_file, pem).unwrap();
     let warning = upload_over_tls(config, &named).unwrap_err();
     assert!(warning.contains("expired"), "{warning}");
-    // Another that looks the same.
+    // A different certificate with the same names.
     let (_, _, config) = self_signed(|_| ());
     std::fs::write(&ca_file, self_signed(|_| ()).0).unwrap();
     let warning = upload_over_tls(config, &named).unwrap_err();
@@ -1036,7 +1036,7 @@ fn a_pinned_key_is_trusted_whatever_the_certificate_says() {
     let old = |params: &mut rcgen::CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
     let (_, pin, config) = self_signed(old);
     assert_eq!(upload_over_tls(config.clone(), &format!("pinned-sha256={pin}")), Ok(()));
-    // The next key beside it, so that it can be changed at any time.
+    // With the next key, so that the backend can change to it at any time.
     let (_, next, next_config) = self_signed(|_| ());
     for config in [config.clone(), next_config.clone()] {
         assert_eq!(
@@ -1046,7 +1046,7 @@ fn a_pinned_key_is_trusted_whatever_the_certificate_says() {
     }
     let warning = upload_over_tls(next_config, &format!("pinned-sha256={pin}")).unwrap_err();
     assert!(warning.contains(&format!("the key of its certificate is sha256//{next}")), "{warning}");
-    // With a file of authorities, both must hold.
+    // With ca-file, both must match.
     let (pem, authority) = authority();
     let ca_file = folder.path().join("ca.pem");
     std::fs::write(&ca_file, pem).unwrap();
@@ -1077,7 +1077,7 @@ fn an_invalid_camera_is_an_error_at_start() {
         element.set_state(gst::State::Null).unwrap();
         element.set_bus(None::<&gst::Bus>);
     }
-    // Characters count, and not bytes.
+    // The limit is in characters, not bytes.
     let server = Server::answering([Answer::status(204)]);
     let mut sink = Sink::for_jpeg(&server.url(), "");
     let wide = "入".repeat(200);

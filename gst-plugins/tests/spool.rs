@@ -1,4 +1,4 @@
-//! The spool: on its own, and under an uploader whose backend is away.
+//! The spool: on its own, and in an uploader without a backend.
 
 #![allow(
     clippy::unwrap_used,
@@ -151,7 +151,7 @@ fn the_oldest_crops_are_dropped_when_the_spool_is_full() {
     let left = numbers(&spool.claim(10));
     assert_eq!(left, (1..=7).skip(counts.dropped as usize).collect::<Vec<u8>>());
 
-    // What is claimed is being sent, and not dropped; what then finds no room is counted.
+    // Claimed crops are never dropped; a new one that does not fit is counted.
     spool.store(&[spooled(8)]).unwrap();
     assert_eq!((spool.counts().files, spool.counts().dropped), (counts.files, counts.dropped + 1));
     drop(spool);
@@ -194,7 +194,7 @@ fn damaged_files_are_quarantined_and_foreign_files_left_alone() {
     assert_eq!(aside(), 6);
     drop(spool);
 
-    // They count, and go first when room is needed.
+    // They count, and are evicted first.
     let mut spool = open(&folder, 3000);
     assert_eq!((spool.counts().files, spool.counts().damaged), (2, 0));
     spool.store(&[spooled(9)]).unwrap();
@@ -214,7 +214,7 @@ fn a_deleted_file_is_no_error() {
     assert_eq!((spool.counts().files, spool.counts().bytes), (0, 0));
 }
 
-/// What happens to a spool between its openings.
+/// One step of a history of a spool.
 #[derive(Debug, Clone)]
 enum Step {
     Store(Vec<u8>),
@@ -416,7 +416,7 @@ fn during_an_outage_crops_are_spooled_and_then_sent_in_capture_order() {
     let stats = uploader.stats();
     assert_eq!((stats.sent, stats.spool_files, stats.spool_bytes), (10, 0, 0));
     assert!(crop_files(&folder).is_empty());
-    // The first two may have been read for asking after the backend before the others were there.
+    // The first two may have been read for a probe before the others were there.
     let late: Vec<u8> = came.iter().copied().filter(|number| !order[..2].contains(number)).collect();
     assert!(late.is_sorted(), "{came:?}");
     let recovered =
@@ -489,7 +489,7 @@ fn a_slow_backend_fills_the_spool_and_loses_nothing() {
     (config.settings.max_queue, config.settings.batch_size) = (20, 4);
     let (uploader, _) = start(config);
     for number in 0..200 {
-        // Faster than the backend, and never faster than this machine's disk.
+        // Faster than the backend, but not faster than the disk.
         wait_until("room in memory", || uploader.stats().queued < 20);
         uploader.push(one_camera(number));
     }
@@ -643,7 +643,7 @@ fn every_crop_is_accounted_for() {
     let (uploader, _) = start(config);
     for number in 0..200 {
         uploader.push(one_camera(number));
-        // So that each kind of fate is among them.
+        // So that some are sent meanwhile.
         server.wait_for(usize::from(number) / 20);
     }
     let stats = uploader.stop();

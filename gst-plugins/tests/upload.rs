@@ -32,10 +32,10 @@ use uuid::Uuid;
 /// Limit for what is certain to happen.
 const LONG: Duration = Duration::from_secs(60);
 
-/// The backend's own words.
+/// An error in the backend's own format.
 const UNREADABLE: &str = r#"{"error":{"code":"image_unreadable","message":"the picture cannot be read"}}"#;
 
-/// Sends at once, and repeats soon.
+/// Returns a configuration that sends at once and retries soon.
 fn config(url: String) -> UploadConfig {
     UploadConfig {
         backend_url: url,
@@ -462,7 +462,7 @@ fn an_incomplete_batch_waits_no_longer_than_batch_delay() {
     assert!(request.at - begin >= delay, "{:?}", request.at - begin);
     assert_eq!(request.images().len(), 2);
 
-    // With this delay, what waited for it would never come.
+    // With this delay, an incomplete batch would never come.
     let server = Server::answering([Answer::status(204)]);
     let uploader = start_with(&server, 10 * LONG);
     (2..5).for_each(|number| drop(uploader.push(crop(number))));
@@ -563,7 +563,7 @@ fn a_response_cut_off_is_reported_and_the_request_retried() {
         let keys: HashSet<String> = server.received().iter().map(|r| r.field("key")).collect();
         assert_eq!((server.received().len(), keys.len()), (2, 1), "after {bytes} bytes");
         assert_eq!((uploader.stats().sent, uploader.stats().retries), (1, 1));
-        // What ends before its head has come whole may be an idle connection that was just closed.
+        // A response without a complete head may mean that an idle connection was just closed.
         assert_eq!(outages(&events), usize::from(bytes == 100), "after {bytes} bytes");
     }
 }
@@ -854,7 +854,7 @@ fn each_request_has_a_trace_and_a_request_id() {
         assert_eq!((parts[0].as_str(), parts[3].as_str()), ("00", "01"));
         (parts[1].clone(), parts[2].clone())
     };
-    // A repetition is another step of the same trace.
+    // A retry is another span of the same trace.
     let ((trace, span), (again, other)) = (trace(first), trace(second));
     assert!(trace == again && span != other, "{trace} {again} {span} {other}");
     assert_eq!(first.header("x-request-id"), Some(span.as_str()));
@@ -868,7 +868,7 @@ fn an_unreachable_collector_loses_only_spans_and_is_reported_once() {
     let (uploader, events) = start(UploadConfig { otlp_endpoint: collector, ..config(server.url()) });
     uploader.push(crop(1));
     assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
-    // What was not sent yet is tried at the end.
+    // Spans that are left are sent at the end.
     assert_eq!(uploader.stop().sent, 1);
     let lost = |event: &&Event| matches!(event, Event::SpansLost { .. });
     wait_until("the warning", || events.lock().unwrap().iter().filter(lost).count() == 1);

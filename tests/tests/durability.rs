@@ -297,7 +297,8 @@ fn a_killed_pipeline_loses_and_duplicates_nothing_on_its_spool() {
     let first = launcher.spooled();
     wait_until("a full spool's files to come and go", || {
         let spooled = launcher.spooled();
-        first.keys().all(|key| !spooled.contains_key(key))
+        // Crops that were claimed for sending stay.
+        first.keys().filter(|key| !spooled.contains_key(*key)).count() > first.len() / 2
     });
     child.kill().unwrap();
     child.wait().unwrap();
