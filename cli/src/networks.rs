@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    str::FromStr as _,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -11,7 +12,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use facepipe_vision::{DecodeLimits, Mtcnn, MtcnnConfig, decode_image, default_models_dir};
+use facepipe_vision::{
+    Backend, Compute, DecodeLimits, DeviceKind, Embedder, EmbedderKind, Mtcnn, MtcnnConfig, decode_image,
+    default_models_dir, load_embedder_on,
+};
 use image::RgbImage;
 use indicatif::ProgressBar;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -35,6 +39,9 @@ pub struct Weights {
         hide_default_value = true
     )]
     pub models: PathBuf,
+    /// Implementation of the networks: native (SIMD kernels) or candle [default: native]
+    #[arg(long, env = "FACEPIPE_COMPUTE", value_name = "NAME", value_parser = Compute::from_str)]
+    pub compute: Option<Compute>,
 }
 
 impl Weights {
@@ -43,7 +50,21 @@ impl Weights {
     /// # Errors
     /// Its weights are missing or damaged.
     pub fn detector(&self) -> Result<Mtcnn, Failure> {
-        Mtcnn::load(&self.models, MtcnnConfig::default()).map_err(|error| Failure::Input(error.to_string()))
+        let loaded = Mtcnn::load_on(&self.models, MtcnnConfig::default(), &self.backend()?);
+        loaded.map_err(|error| Failure::Input(error.to_string()))
+    }
+
+    /// An embedder.
+    ///
+    /// # Errors
+    /// Its weights are missing or damaged.
+    pub fn embedder(&self, kind: EmbedderKind) -> Result<Box<dyn Embedder>, Failure> {
+        let loaded = load_embedder_on(kind, &self.models, &self.backend()?);
+        loaded.map_err(|error| Failure::Input(error.to_string()))
+    }
+
+    fn backend(&self) -> Result<Backend, Failure> {
+        Backend::open(self.compute, DeviceKind::Cpu).map_err(|error| Failure::Input(error.to_string()))
     }
 }
 

@@ -56,14 +56,16 @@ pub fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
     let pipeline = Pipeline::load(
         &recognition.models_dir,
         recognition.embedder_kind()?,
+        recognition.compute_kind()?,
         recognition.device_kind()?,
         recognition.min_face_size,
         recognition.decode_limits(),
     );
     let pipeline = pipeline.map_err(|error| {
-        // Weights and drivers may be installed later; a device that was not built in stays missing.
+        // Weights and drivers may be installed later; a device that was not built in stays missing, and a contradiction stays one.
         let not_built_in = matches!(error, ModelError::Device { .. }) && cfg!(not(feature = "cuda"));
-        if not_built_in { config_error(error) } else { error.into() }
+        let permanent = not_built_in || matches!(error, ModelError::Compute { .. });
+        if permanent { config_error(error) } else { error.into() }
     })?;
     Ok((database, pipeline))
 }

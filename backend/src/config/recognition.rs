@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr as _, time::Duration};
 
 use anyhow::Context as _;
-use facepipe_vision::{DecodeLimits, DeviceKind, EmbedderKind, default_models_dir};
+use facepipe_vision::{Compute, DecodeLimits, DeviceKind, EmbedderKind, default_models_dir};
 
 use crate::recognise::RecogniserOptions;
 
@@ -18,6 +18,8 @@ settings! {
         /// Device of the networks: cpu, or cuda:<number> for NVIDIA's device of that number, which needs a program built
         /// with the feature cuda
         device: String = DeviceKind::default().to_string(), "FACEPIPE_DEVICE", "DEVICE";
+        /// Implementation of the networks: native (SIMD kernels, for the device cpu) or candle (for any device)
+        compute: String, "FACEPIPE_COMPUTE", "NAME", unset "native on the device cpu, candle on others";
         /// Minimum cosine between a known face and the person's mean embedding, -1 to 1
         match_threshold: f32, "FACEPIPE_MATCH_THRESHOLD", "COSINE", unset "the embedder's",
             in -1.0..=1.0, unit " (a cosine)", arg [allow_negative_numbers = true];
@@ -50,6 +52,7 @@ impl RecognitionConfig {
     pub(super) fn check(&self) -> anyhow::Result<()> {
         self.embedder_kind()?;
         self.device_kind()?;
+        self.compute_kind()?;
         Ok(())
     }
 
@@ -71,6 +74,15 @@ impl RecognitionConfig {
     /// There is no device of that name.
     pub fn device_kind(&self) -> anyhow::Result<DeviceKind> {
         self.device.parse().context("device must be cpu, cuda or cuda:<number>")
+    }
+
+    /// The configured implementation of the networks.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn compute_kind(&self) -> anyhow::Result<Option<Compute>> {
+        let compute = self.compute.as_deref().map(Compute::from_str).transpose();
+        compute.context("compute must be native or candle")
     }
 
     /// The limits of images.

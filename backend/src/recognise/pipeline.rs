@@ -7,8 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use facepipe_vision::{
-    DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder, EmbedderKind, Face, ModelError,
-    Mtcnn, MtcnnConfig, VisionError, decode_with_notes, installed_embedder, largest_face, load_embedder_on,
+    Backend, Compute, DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder, EmbedderKind,
+    Face, ModelError, Mtcnn, MtcnnConfig, VisionError, decode_with_notes, installed_embedder, largest_face,
+    load_embedder_on,
 };
 use image::{RgbImage, imageops};
 
@@ -117,23 +118,25 @@ pub enum ImageError {
 }
 
 impl Pipeline {
-    /// Loads the face detector and the embedder; without `embedder`, the best one that is installed.
+    /// Loads the face detector and the embedder; without `embedder`, the best one that is installed; without `compute`, the
+    /// device's default.
     ///
     /// # Errors
-    /// Weights are missing or damaged, or there is no such device.
+    /// Weights are missing or damaged, there is no such device, or `compute` does not run on it.
     pub fn load(
         models_dir: &Path,
         embedder: Option<EmbedderKind>,
+        compute: Option<Compute>,
         device: DeviceKind,
         min_face_size: f32,
         limits: DecodeLimits,
     ) -> Result<Self, ModelError> {
-        let opened = device.open()?;
+        let backend = Backend::open(compute, device)?;
         let config = MtcnnConfig { min_face_size, ..MtcnnConfig::default() };
-        let mtcnn = Mtcnn::load_on(models_dir, config, opened.as_ref())?;
+        let mtcnn = Mtcnn::load_on(models_dir, config, &backend)?;
         // Where none is installed, the error asks for the one that is both small and accurate.
         let kind = embedder.or_else(|| installed_embedder(models_dir)).unwrap_or(EmbedderKind::MobileFaceNet);
-        let embedder = load_embedder_on(kind, models_dir, opened.as_ref())?;
+        let embedder = load_embedder_on(kind, models_dir, &backend)?;
         Ok(Self { mtcnn, embedder, device, limits })
     }
 

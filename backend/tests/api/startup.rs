@@ -55,6 +55,8 @@ fn configuration_errors_exit_with_2_and_others_with_1() {
         (vec!["--database-url", "postgres://u:a/s3cret@h/db"], "%2F"),
         (vec!["--database-url", "mysql://u:a/s3cret@h/db"], "%2F"),
         (vec!["--device", "gpu"], "gpu"),
+        (vec!["--compute", "tensorrt"], "compute must be native or candle"),
+        (vec!["--compute", "native", "--device", "cuda"], "compute native runs on the processor only"),
         (vec!["sweep", "--blobs-url", "ftp://h/x"], "blobs_url"),
         (vec!["retain"], "detections_max_age_days is not set"),
     ] {

@@ -4,7 +4,7 @@ use reqwest::{
     StatusCode,
     multipart::{Form, Part},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::helpers::{ApiResponse, Server, file, landscape, photograph, photograph_path, start};
 
@@ -57,6 +57,32 @@ async fn verification_distinguishes_one_person_from_two() {
     assert_eq!(server.get("/dataset").await.expect(StatusCode::OK)["meta"]["total"], 0);
     let detections = server.get("/database/detections").await.expect(StatusCode::OK);
     assert_eq!(detections["detections"], json!([]));
+}
+
+#[tokio::test]
+async fn native_and_candle_find_the_same_faces_and_similarity() {
+    let mut answers = Vec::new();
+    for compute in [None, Some("native"), Some("candle")] {
+        let server = start!(|config| config.recognition.compute = compute.map(str::to_owned));
+        let pictures = [photograph("Tony_Blair", 1), photograph("Tony_Blair", 2)];
+        answers.push(verify(&server, pictures).await.expect(StatusCode::OK));
+    }
+    let [default, native, candle]: [Value; 3] = answers.try_into().unwrap();
+    assert_eq!(default, native);
+    let number = |answer: &Value, path: &str| answer.pointer(path).and_then(Value::as_f64).unwrap();
+    assert!(
+        (number(&native, "/similarity") - number(&candle, "/similarity")).abs() < 1e-3,
+        "{native} {candle}"
+    );
+    for face in 0..2 {
+        for edge in ["left", "top", "right", "bottom"] {
+            let path = format!("/faces/{face}/bounding_box/{edge}");
+            assert!(
+                (number(&native, &path) - number(&candle, &path)).abs() < 0.1,
+                "{path}: {native} {candle}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

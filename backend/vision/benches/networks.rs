@@ -22,14 +22,15 @@ use common::{formula_input, formula_weights, picture};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use facepipe_test_support::{find, fixture, models_dir};
 use facepipe_vision::{
-    DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig,
+    Backend, DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig,
     weights::Weights,
 };
 use image::{Rgb, RgbImage, imageops};
 
 fn embedders(criterion: &mut Criterion) {
     let weights = formula_weights(&fixture("inception_resnet_v1.json")["state_dict"]);
-    let network = InceptionResnetV1::new(&Weights::from_tensors(weights, "formula").unwrap()).unwrap();
+    let network =
+        InceptionResnetV1::new(&Weights::from_tensors(weights, "formula").unwrap(), &Backend::Cpu).unwrap();
     let mut group = criterion.benchmark_group("inception-resnet-v1");
     group.sample_size(20);
     for batch in [1, 8] {

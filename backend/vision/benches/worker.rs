@@ -27,7 +27,7 @@ use std::{
 use common::{formula_input, formula_weights, picture};
 use facepipe_test_support::{fixture, models_dir};
 use facepipe_vision::{
-    DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig,
+    Backend, DlibResnet, Embedder, EmbedderKind, InceptionResnetV1, MobileFaceNet, Mtcnn, MtcnnConfig,
     weights::Weights, with_intra_op_parallelism,
 };
 use image::{RgbImage, imageops};
@@ -39,7 +39,8 @@ fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
         "inception" => {
             let weights = formula_weights(&fixture("inception_resnet_v1.json")["state_dict"]);
             let network =
-                InceptionResnetV1::new(&Weights::from_tensors(weights, "formula").unwrap()).unwrap();
+                InceptionResnetV1::new(&Weights::from_tensors(weights, "formula").unwrap(), &Backend::Cpu)
+                    .unwrap();
             let input = formula_input("input", &[batch(), 3, 160, 160]);
             (Box::new(move || drop(black_box(network.forward(&input).unwrap()))), 1.0)
         }

@@ -2,39 +2,14 @@
 
 use std::{fmt, str::FromStr};
 
-use candle_core::Device;
-
-use crate::ModelError;
-
 /// The processor, or a graphics processor that CUDA reaches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum DeviceKind {
-    /// The processor, with this crate's own kernels.
+    /// The processor.
     #[default]
     Cpu,
-    /// NVIDIA's device of this number, with candle's operations. Needs the feature `cuda`.
+    /// NVIDIA's device of this number. Needs the feature `cuda`.
     Cuda(usize),
-}
-
-impl DeviceKind {
-    /// Opens the device for [`Mtcnn::load_on`](crate::Mtcnn::load_on) and [`load_embedder_on`](crate::load_embedder_on);
-    /// `None` stands for the processor.
-    ///
-    /// # Errors
-    ///
-    /// [`ModelError::Device`] where the program was built without the feature `cuda`, or there is no such device.
-    pub fn open(self) -> Result<Option<Device>, ModelError> {
-        match self {
-            Self::Cpu => Ok(None),
-            Self::Cuda(_) if !cfg!(feature = "cuda") => Err(ModelError::Device {
-                device: self,
-                reason: "this program was built without it (feature `cuda`)".into(),
-            }),
-            Self::Cuda(number) => Device::new_cuda(number)
-                .map(Some)
-                .map_err(|error| ModelError::Device { device: self, reason: error.to_string() }),
-        }
-    }
 }
 
 impl fmt::Display for DeviceKind {
@@ -92,17 +67,5 @@ mod tests {
         ] {
             assert_eq!(name.parse::<DeviceKind>(), Err(UnknownDevice(name.into())));
         }
-    }
-
-    #[test]
-    fn the_processor_is_always_available() {
-        assert!(DeviceKind::default().open().unwrap().is_none());
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    #[test]
-    fn a_device_that_was_not_built_in_is_an_error_that_says_so() {
-        let error = DeviceKind::Cuda(3).open().unwrap_err().to_string();
-        assert!(error.contains("cuda:3") && error.contains("built without"), "{error}");
     }
 }

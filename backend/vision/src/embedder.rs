@@ -6,13 +6,14 @@ use std::{
     str::FromStr,
 };
 
-use candle_core::Device;
+use candle_core::Tensor;
 use image::RgbImage;
 
 use crate::{
-    DlibResnet, Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
-    layers::{FeatureMap, Size, Workspace, Workspaces},
-    weights::{Weights, onnx::OnnxWeights},
+    Backend, DlibResnet, Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
+    native::{FeatureMap, Size, Workspace, Workspaces},
+    network::{Network, Observer},
+    weights::{Weights, weights_file},
 };
 
 /// A network that maps a face to a vector, such that vectors of one person lie close together.
@@ -80,9 +81,9 @@ impl EmbedderKind {
     /// Returns the path of its weights in `models_dir`, whether the file exists or not.
     pub fn weights_file(self, models_dir: &Path) -> PathBuf {
         match self {
-            Self::InceptionResnetV1 => weights_file(models_dir, "20180402-114759-vggface2"),
-            Self::MobileFaceNet => models_dir.join("mobilefacenet.onnx"),
-            Self::DlibResnet => models_dir.join("face_recognition_model.bin"),
+            Self::InceptionResnetV1 => weights_file(models_dir, "20180402-114759-vggface2.pt"),
+            Self::MobileFaceNet => weights_file(models_dir, "mobilefacenet.onnx"),
+            Self::DlibResnet => weights_file(models_dir, "face_recognition_model.bin"),
         }
     }
 }
@@ -106,32 +107,30 @@ impl FromStr for EmbedderKind {
     }
 }
 
-/// Loads an embedder from the weights in `models_dir`.
+/// Loads an embedder from the weights in `models_dir`, to run by the native kernels.
 ///
 /// # Errors
 ///
-/// [`ModelError::Missing`] where its weights are not there, or another [`ModelError`] of the file.
+/// [`ModelError::Missing`] where its weights do not exist, or another [`ModelError`] of the file.
 pub fn load_embedder(kind: EmbedderKind, models_dir: &Path) -> Result<Box<dyn Embedder>, ModelError> {
-    load_embedder_on(kind, models_dir, None)
+    load_embedder_on(kind, models_dir, &Backend::Cpu)
 }
 
-/// The same on a device that [`DeviceKind::open`](crate::DeviceKind::open) opened.
+/// As [`load_embedder`], for a backend.
 ///
 /// # Errors
 ///
-/// As [`load_embedder`]; [`ModelError::Layout`] where the weights do not get there.
+/// As [`load_embedder`]; [`ModelError::Layout`] where the weights cannot be moved to the device.
 pub fn load_embedder_on(
     kind: EmbedderKind,
     models_dir: &Path,
-    device: Option<&Device>,
+    backend: &Backend,
 ) -> Result<Box<dyn Embedder>, ModelError> {
-    let file = kind.weights_file(models_dir);
+    let weights = Weights::read(&kind.weights_file(models_dir))?;
     Ok(match kind {
-        EmbedderKind::InceptionResnetV1 => {
-            Box::new(InceptionResnetV1::new(&Weights::read(&file)?.on(device))?)
-        }
-        EmbedderKind::MobileFaceNet => Box::new(MobileFaceNet::new(&OnnxWeights::read(&file)?.on(device))?),
-        EmbedderKind::DlibResnet => Box::new(DlibResnet::new(&DlibResnet::read(&file)?.on(device))?),
+        EmbedderKind::InceptionResnetV1 => Box::new(InceptionResnetV1::new(&weights, backend)?),
+        EmbedderKind::MobileFaceNet => Box::new(MobileFaceNet::new(&weights, backend)?),
+        EmbedderKind::DlibResnet => Box::new(DlibResnet::new(&weights, backend)?),
     })
 }
 
@@ -140,85 +139,94 @@ pub fn installed_embedder(models_dir: &Path) -> Option<EmbedderKind> {
     EmbedderKind::ALL.into_iter().find(|kind| kind.weights_file(models_dir).is_file())
 }
 
-/// `<stem>.safetensors` where that is there and not older than `<stem>.pt`, which it may have been made of; else the latter.
-pub(crate) fn weights_file(models_dir: &Path, stem: &str) -> PathBuf {
-    let [safetensors, pt] = ["safetensors", "pt"].map(|ending| models_dir.join(format!("{stem}.{ending}")));
-    let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
-    // Nothing is less than any time.
-    if safetensors.is_file() && changed(&safetensors) >= changed(&pt) { safetensors } else { pt }
+/// An embedding network and the input that it takes.
+#[derive(Debug)]
+pub(crate) struct EmbeddingNetwork {
+    pub kind: EmbedderKind,
+    pub network: Network,
+    /// Side of the crops, pixels.
+    pub side: u32,
+    /// For each channel, the factor of a value (0 to 255) and the summand after it.
+    pub normalise: [(f32, f32); 3],
+    /// Crops per batch at most, on the processor.
+    pub batch: usize,
+    pub workspaces: Workspaces,
 }
 
-/// The work that embedders share: what [`outputs`] gives, brought to length 1.
-pub(crate) fn embed(
-    embedder: &dyn Embedder,
-    workspaces: &Workspaces,
-    side: u32,
-    normalise: [(f32, f32); 3],
-    crops: &[RgbImage],
-    most: usize,
-    network: impl Fn(&mut Workspace, FeatureMap) -> candle_core::Result<FeatureMap> + Sync,
-) -> Result<Vec<Vec<f32>>, VisionError> {
-    let outputs = outputs(embedder, workspaces, side, normalise, crops, most, network)?;
-    Ok(outputs.iter().map(|row| normalised(row)).collect())
-}
-
-/// Checks the crops and runs `network` over at most `most` of them at a time. `normalise` says for each channel what a
-/// value is multiplied with and what is then added.
-pub(crate) fn outputs(
-    embedder: &dyn Embedder,
-    workspaces: &Workspaces,
-    side: u32,
-    normalise: [(f32, f32); 3],
-    crops: &[RgbImage],
-    most: usize,
-    network: impl Fn(&mut Workspace, FeatureMap) -> candle_core::Result<FeatureMap> + Sync,
-) -> Result<Vec<Vec<f32>>, VisionError> {
-    for (index, crop) in crops.iter().enumerate() {
-        if crop.dimensions() != (side, side) {
-            let (width, height) = crop.dimensions();
-            return Err(VisionError::CropSize {
-                index,
-                width,
-                height,
-                embedder: embedder.name(),
-                expected: side,
-            });
-        }
+impl EmbeddingNetwork {
+    /// Returns the L2-normalised outputs for crops.
+    pub(crate) fn embed(&self, crops: &[RgbImage]) -> Result<Vec<Vec<f32>>, VisionError> {
+        Ok(self.outputs(crops)?.iter().map(|row| normalised(row)).collect())
     }
-    let side = side as usize;
-    let outputs = workspaces.in_batches(crops.len(), most, |workspace, share| {
-        let batch = crops.get(share).unwrap_or_default();
-        let mut input = workspace.host_map(Size { n: batch.len(), h: side, w: side }, 3);
-        for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
-            for (values, pixel) in
-                values.as_chunks_mut::<3>().0.iter_mut().zip(crop.as_raw().as_chunks::<3>().0)
-            {
-                for ((value, &level), (scale, add)) in values.iter_mut().zip(pixel).zip(normalise) {
-                    *value = f32::from(level) * scale + add;
-                }
+
+    /// Checks the crops and returns the network's output for each.
+    pub(crate) fn outputs(&self, crops: &[RgbImage]) -> Result<Vec<Vec<f32>>, VisionError> {
+        let (expected, embedder) = (self.side, self.kind.name());
+        for (index, crop) in crops.iter().enumerate() {
+            let (width, height) = crop.dimensions();
+            if (width, height) != (expected, expected) {
+                return Err(VisionError::CropSize { index, width, height, embedder, expected });
             }
         }
-        let output = network(workspace, input)?;
-        let rows = output.values().chunks_exact(output.channels()).map(<[f32]>::to_vec).collect();
-        workspace.recycle(output);
-        Ok::<_, VisionError>(rows)
-    })?;
-    match outputs.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
-        Some(index) => Err(VisionError::NotFinite { index, embedder: embedder.name() }),
-        None => Ok(outputs),
+        let side = self.side as usize;
+        let outputs =
+            self.network.in_batches(&self.workspaces, crops.len(), self.batch, |workspace, range| {
+                let batch = crops.get(range).unwrap_or_default();
+                let mut input = workspace.map(Size { n: batch.len(), h: side, w: side }, 3);
+                for (values, crop) in input.values_mut().chunks_exact_mut(side * side * 3).zip(batch) {
+                    for (values, pixel) in
+                        values.as_chunks_mut::<3>().0.iter_mut().zip(crop.as_raw().as_chunks::<3>().0)
+                    {
+                        for ((value, &level), (scale, add)) in
+                            values.iter_mut().zip(pixel).zip(self.normalise)
+                        {
+                            *value = f32::from(level) * scale + add;
+                        }
+                    }
+                }
+                let output = self.network.run(workspace, input)?;
+                Ok::<_, VisionError>(rows(workspace, output))
+            })?;
+        match outputs.iter().position(|e| !e.iter().all(|v| v.is_finite())) {
+            Some(index) => Err(VisionError::NotFinite { index, embedder }),
+            None => Ok(outputs),
+        }
+    }
+
+    /// Returns the L2-normalised outputs for normalised faces `[N, 3, side, side]`.
+    pub(crate) fn forward(&self, faces: &Tensor) -> candle_core::Result<Vec<Vec<f32>>> {
+        self.network.in_batches(&self.workspaces, faces.dim(0)?, self.batch, |workspace, range| {
+            let faces = workspace.map_from_tensor(&faces.narrow(0, range.start, range.len())?)?;
+            let output = self.network.run(workspace, faces)?;
+            Ok(rows(workspace, output).iter().map(|row| normalised(row)).collect())
+        })
+    }
+
+    /// As [`Self::forward`]; shows the output of each layer to `observe`, as [`Network::run_observed`] does.
+    pub(crate) fn forward_observed(
+        &self,
+        faces: &Tensor,
+        observe: &mut Observer<'_>,
+    ) -> candle_core::Result<Vec<Vec<f32>>> {
+        self.workspaces.with(|workspace| {
+            let faces = workspace.map_from_tensor(faces)?;
+            let output = self.network.run_observed(workspace, faces, observe)?;
+            Ok(rows(workspace, output).iter().map(|row| normalised(row)).collect())
+        })
     }
 }
 
-/// `row` divided by its length.
+/// The values of each image of a map, which is recycled.
+fn rows(workspace: &mut Workspace, map: FeatureMap) -> Vec<Vec<f32>> {
+    let size = map.values().len() / map.size().n.max(1);
+    let rows = map.values().chunks_exact(size.max(1)).map(<[f32]>::to_vec).collect();
+    workspace.recycle(map);
+    rows
+}
+
+/// `row` divided by its L2 norm.
 pub(crate) fn normalised(row: &[f32]) -> Vec<f32> {
     // The floor is PyTorch's, of `functional.normalize`.
     let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
     row.iter().map(|v| v / norm).collect()
-}
-
-/// The pixels of a map `[N, 1, 1, D]`, each divided by its length; the map is given back.
-pub(crate) fn l2_normalised(workspace: &mut Workspace, map: FeatureMap) -> Vec<Vec<f32>> {
-    let rows = map.values().chunks_exact(map.channels()).map(normalised).collect();
-    workspace.recycle(map);
-    rows
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::DeviceKind;
+use crate::{Compute, DeviceKind};
 
 /// Why a network could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,16 @@ pub enum ModelError {
         device: DeviceKind,
         /// Why not.
         reason: String,
+    },
+    /// The requested implementation does not run on the requested device.
+    #[error(
+        "compute {compute} runs on the processor only, not on {device}: leave compute unset or set it to candle"
+    )]
+    Compute {
+        /// The implementation.
+        compute: Compute,
+        /// The device.
+        device: DeviceKind,
     },
     /// candle could not create a tensor from the weights.
     #[error("the weights cannot be laid out for the network: {0}")]

@@ -20,6 +20,7 @@
 //! any number of threads.
 
 pub mod align;
+pub mod compute;
 pub mod decode;
 pub mod device;
 pub mod dlib_resnet;
@@ -32,9 +33,12 @@ pub mod weights;
 mod embedder;
 mod error;
 mod geometry;
-mod layers;
 mod models_dir;
+mod native;
+mod network;
+mod nn;
 
+pub use compute::{Backend, Compute};
 pub use decode::{DecodeError, DecodeLimits, DecodeNote, Decoded, decode_image, decode_with_notes};
 pub use device::DeviceKind;
 pub use dlib_resnet::DlibResnet;
@@ -44,7 +48,7 @@ pub use embedder::{
 pub use error::{ModelError, VisionError};
 pub use geometry::{BoundingBox, Face, largest_face};
 pub use inception_resnet_v1::InceptionResnetV1;
-pub use layers::{with_intra_op_parallelism, without_intra_op_parallelism};
 pub use mobilefacenet::MobileFaceNet;
 pub use models_dir::{SYSTEM_MODELS, default_models_dir};
 pub use mtcnn::{Mtcnn, MtcnnConfig};
+pub use native::{with_intra_op_parallelism, without_intra_op_parallelism};

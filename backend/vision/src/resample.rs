@@ -2,7 +2,7 @@
 
 use image::{RgbImage, imageops};
 
-use crate::layers::{Kernel, RegisterTile, SimdLevel};
+use crate::native::{Kernel, RegisterTile, SimdLevel};
 
 /// A part of an image, in whole pixels; `right` and `bottom` are the first pixels outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,15 +17,21 @@ use std::sync::LazyLock;
 use candle_core::Tensor;
 use common::{formula_input, formula_weights, numbers};
 use facepipe_test_support::fixture;
-use facepipe_vision::{BoundingBox, Embedder, Face, InceptionResnetV1, ModelError, weights::Weights};
+use facepipe_vision::{
+    Backend, BoundingBox, Embedder, Face, InceptionResnetV1, ModelError, weights::Weights,
+};
 use image::RgbImage;
 use serde_json::Value;
 
 static FIXTURE: LazyLock<Value> = LazyLock::new(|| fixture("inception_resnet_v1.json"));
 static WEIGHTS: LazyLock<Vec<(String, Tensor)>> = LazyLock::new(|| formula_weights(&FIXTURE["state_dict"]));
 
+fn load(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<InceptionResnetV1, ModelError> {
+    InceptionResnetV1::new(&Weights::from_tensors(tensors, "formula").unwrap(), &Backend::Cpu)
+}
+
 fn network() -> InceptionResnetV1 {
-    InceptionResnetV1::new(&Weights::from_tensors(WEIGHTS.clone(), "formula").unwrap()).unwrap()
+    load(WEIGHTS.clone()).unwrap()
 }
 
 fn input() -> Tensor {
@@ -52,14 +58,14 @@ fn embeddings_and_stages_match_the_reference() {
         .forward_observed(&input(), &mut |name, x| {
             let x = if x.rank() == 4 { x.permute((0, 3, 1, 2)).unwrap() } else { x.clone() };
             let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            seen.push((name, x.dims().to_vec(), values));
+            seen.push((name.to_owned(), x.dims().to_vec(), values));
         })
         .unwrap();
     assert_embeddings(&embeddings);
     let stages = FIXTURE["stages"].as_object().unwrap();
     assert_eq!(seen.len(), stages.len());
     for (name, mut shape, values) in seen {
-        let expected = &stages[name];
+        let expected = &stages[&name];
         if name == "avgpool_1a" {
             shape.extend([1, 1]);
         }
@@ -107,8 +113,8 @@ fn both_pytorch_formats_give_the_same_embeddings_and_the_classifier_is_ignored()
 
 #[test]
 fn candle_gives_the_same_embeddings_and_stages() {
-    let weights = Weights::from_tensors(WEIGHTS.clone(), "formula").unwrap().on(&candle_core::Device::Cpu);
-    let network = InceptionResnetV1::new(&weights).unwrap();
+    let weights = Weights::from_tensors(WEIGHTS.clone(), "formula").unwrap();
+    let network = InceptionResnetV1::new(&weights, &Backend::Candle(candle_core::Device::Cpu)).unwrap();
     let mut stages = 0;
     assert_embeddings(&network.forward_observed(&input(), &mut |_, _| stages += 1).unwrap());
     assert_eq!(stages, FIXTURE["stages"].as_object().unwrap().len());
@@ -117,7 +123,7 @@ fn candle_gives_the_same_embeddings_and_stages() {
 #[test]
 fn a_missing_or_misshapen_tensor_is_named() {
     let without = WEIGHTS.iter().filter(|(name, _)| name != "repeat_2.3.branch1.1.bn.running_var").cloned();
-    match InceptionResnetV1::new(&Weights::from_tensors(without, "formula").unwrap()) {
+    match load(without) {
         Err(ModelError::NoTensor { name, .. }) => assert_eq!(name, "repeat_2.3.branch1.1.bn.running_var"),
         other => panic!("{other:?}"),
     }
@@ -125,7 +131,7 @@ fn a_missing_or_misshapen_tensor_is_named() {
         "last_linear.weight" => (name.clone(), tensor.t().unwrap()),
         _ => (name.clone(), tensor.clone()),
     });
-    match InceptionResnetV1::new(&Weights::from_tensors(turned, "formula").unwrap()) {
+    match load(turned) {
         Err(ModelError::TensorShape { name, expected, found, .. }) => {
             assert_eq!(
                 (name.as_str(), expected, found),

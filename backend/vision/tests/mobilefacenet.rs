@@ -15,8 +15,9 @@ mod dlib_resnet;
 use common::{cosine, formula_input, numbers, picture};
 use facepipe_test_support::{fixture, require};
 use facepipe_vision::{
-    Embedder, EmbedderKind, Face, MobileFaceNet, ModelError, Mtcnn, MtcnnConfig, VisionError,
-    installed_embedder, load_embedder, weights::onnx::OnnxWeights,
+    Backend, BoundingBox, Embedder, EmbedderKind, Face, MobileFaceNet, ModelError, Mtcnn, MtcnnConfig,
+    VisionError, installed_embedder, load_embedder,
+    weights::{Weights, convert},
 };
 use image::RgbImage;
 use rayon::prelude::*;
@@ -24,9 +25,10 @@ use rayon::prelude::*;
 #[test]
 fn the_embedding_of_a_synthetic_input_matches_the_reference() {
     let file = require!("models/mobilefacenet.onnx");
-    let by_candle = OnnxWeights::read(&file).unwrap().on(&candle_core::Device::Cpu);
+    let by_candle = Backend::Candle(candle_core::Device::Cpu);
+    let by_candle = MobileFaceNet::new(&Weights::read(&file).unwrap(), &by_candle).unwrap();
     let expected = numbers(&fixture("mobilefacenet.json")["formula_input"]["embedding"]);
-    for network in [MobileFaceNet::load(&file).unwrap(), MobileFaceNet::new(&by_candle).unwrap()] {
+    for network in [MobileFaceNet::load(&file).unwrap(), by_candle] {
         let embedding = network.forward(&formula_input("input", &[1, 3, 112, 112])).unwrap().remove(0);
         assert_eq!(embedding.len(), 128);
         let worst =
@@ -101,6 +103,19 @@ fn embeddings_of_photographs_match_the_reference_and_verify_people() {
     assert!(rejected + accepted <= 4, "{rejected} {accepted}");
 }
 
+/// A batch gives what each crop gives alone, and embeddings are L2-normalised.
+fn assert_batch_equals_single_crops(network: &dyn Embedder, crops: &[RgbImage]) {
+    let together = network.embed(crops).unwrap();
+    assert_eq!(together.len(), crops.len());
+    for (crop, embedding) in crops.iter().zip(&together) {
+        let alone = network.embed(std::slice::from_ref(crop)).unwrap().remove(0);
+        let worst = alone.iter().zip(embedding).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst < 1e-5, "{worst}");
+        let length = embedding.iter().map(|v| v * v).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
+    }
+}
+
 #[test]
 fn batched_and_single_crops_give_equal_normalised_embeddings() {
     let file = require!("models/mobilefacenet.onnx");
@@ -110,15 +125,7 @@ fn batched_and_single_crops_give_equal_normalised_embeddings() {
             RgbImage::from_fn(112, 112, |x, y| image::Rgb([(x * 2) as u8, (y * 2) as u8, i.wrapping_mul(13)]))
         })
         .collect();
-    let together = network.embed(&crops).unwrap();
-    assert_eq!(together.len(), crops.len());
-    for (crop, embedding) in crops.iter().zip(&together) {
-        let alone = network.embed(std::slice::from_ref(crop)).unwrap().remove(0);
-        let worst = alone.iter().zip(embedding).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        assert!(worst < 1e-5, "{worst}");
-        let length = embedding.iter().map(|v| v * v).sum::<f32>().sqrt();
-        assert!((length - 1.0).abs() < 1e-5, "{length}");
-    }
+    assert_batch_equals_single_crops(&network, &crops);
     assert!(network.embed(&[]).unwrap().is_empty());
 }
 
@@ -153,6 +160,37 @@ fn the_installed_embedder_is_the_most_preferred_one_with_weights() {
     assert_eq!(installed_embedder(folder.path()), Some(EmbedderKind::MobileFaceNet));
     std::fs::write(folder.path().join("20180402-114759-vggface2.pt"), b"").unwrap();
     assert_eq!(installed_embedder(folder.path()), Some(EmbedderKind::InceptionResnetV1));
+}
+
+#[test]
+fn converted_weights_give_the_same_embeddings_and_are_preferred_while_they_are_newer() {
+    for (kind, name) in [
+        (EmbedderKind::MobileFaceNet, "models/mobilefacenet.onnx"),
+        (EmbedderKind::DlibResnet, "models/face_recognition_model.bin"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let published = folder.path().join(name.trim_start_matches("models/"));
+        std::fs::copy(require!(name), &published).unwrap();
+        let image = RgbImage::from_fn(200, 200, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+        let landmarks = [[60.0, 70.0], [130.0, 72.0], [95.0, 110.0], [65.0, 150.0], [125.0, 151.0]];
+        let bounding_box = BoundingBox { left: 20.0, top: 20.0, right: 180.0, bottom: 190.0 };
+        let face = Face { bounding_box, confidence: 1.0, landmarks };
+        let embed = || {
+            let embedder = load_embedder(kind, folder.path()).unwrap();
+            embedder.embed(&[embedder.crop(&image, &face)]).unwrap()
+        };
+        assert_eq!(kind.weights_file(folder.path()), published);
+        let expected = embed();
+        let safetensors = published.with_extension("safetensors");
+        convert(&published, &safetensors).unwrap();
+        assert_eq!(kind.weights_file(folder.path()), safetensors);
+        assert_eq!(embed(), expected);
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+        std::fs::File::options().append(true).open(&published).unwrap().set_modified(later).unwrap();
+        assert_eq!(kind.weights_file(folder.path()), published);
+        std::fs::remove_file(&published).unwrap();
+        assert_eq!(embed(), expected);
+    }
 }
 
 #[test]

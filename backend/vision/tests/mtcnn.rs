@@ -13,7 +13,7 @@ mod common;
 
 use common::{numbers, picture};
 use facepipe_test_support::{fixture, require};
-use facepipe_vision::{Face, ModelError, Mtcnn, MtcnnConfig};
+use facepipe_vision::{Backend, Face, ModelError, Mtcnn, MtcnnConfig, weights::convert};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -167,14 +167,28 @@ fn candle_and_native_detect_the_same_faces() {
     let image = picture(&path);
     let expected =
         Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap().detect(&image).unwrap();
-    let device = Some(&candle_core::Device::Cpu);
-    let mtcnn = Mtcnn::load_on(models.parent().unwrap(), MtcnnConfig::default(), device).unwrap();
+    let backend = Backend::Candle(candle_core::Device::Cpu);
+    let mtcnn = Mtcnn::load_on(models.parent().unwrap(), MtcnnConfig::default(), &backend).unwrap();
     let found = mtcnn.detect(&image).unwrap();
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
         assert!((found.bounding_box.left - expected.bounding_box.left).abs() < 0.1, "{found:?} {expected:?}");
         assert!((found.landmarks[4][1] - expected.landmarks[4][1]).abs() < 0.1, "{found:?} {expected:?}");
     }
+}
+
+#[test]
+fn converted_weights_alone_detect_the_same_faces() {
+    let models = require!("models/pnet.pt");
+    let models = models.parent().unwrap();
+    let image = picture(&require!("scenes/crowd-03.jpg"));
+    let folder = tempfile::tempdir().unwrap();
+    for stage in ["pnet", "rnet", "onet"] {
+        let to = folder.path().join(format!("{stage}.safetensors"));
+        convert(&models.join(format!("{stage}.pt")), &to).unwrap();
+    }
+    let detect = |models| Mtcnn::load(models, MtcnnConfig::default()).unwrap().detect(&image).unwrap();
+    assert_eq!(detect(folder.path()), detect(models));
 }
 
 #[test]

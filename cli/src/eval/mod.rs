@@ -15,7 +15,7 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 use facepipe_identify::evaluate::RocPoint;
-use facepipe_vision::{EmbedderKind, installed_embedder, load_embedder};
+use facepipe_vision::{EmbedderKind, installed_embedder};
 
 use self::{layout::Layout, measure::Figures};
 #[cfg(not(feature = "plots"))]
@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let layout = Layout::read(&options.folder, options.shots, options.strangers, options.seed)?;
     let models = &options.weights.models;
     let kind = options.embedder.or_else(|| installed_embedder(models)).unwrap_or(EmbedderKind::MobileFaceNet);
-    let embedder = load_embedder(kind, models).map_err(|error| Failure::Input(error.to_string()))?;
+    let embedder = options.weights.embedder(kind)?;
     let detector = options.weights.detector()?;
     let Some((seen, time)) = analysis::analyze(layout.pictures(), &detector, &*embedder)? else {
         return Ok(Outcome::Interrupted);

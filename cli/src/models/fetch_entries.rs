@@ -105,7 +105,7 @@ fn fetch_entry<'a>(
                 let from =
                     fetched.from.map_or_else(|| "already there".to_owned(), |from| format!("from {from}"));
                 count_up(&mut origins, from);
-                if entry.kind == Kind::Embedder
+                if matches!(entry.kind, Kind::Embedder | Kind::Mtcnn)
                     && let Some(converted) = convert(&path)
                 {
                     count_up(&mut origins, converted);
@@ -137,18 +137,15 @@ fn fetch_entry<'a>(
     lost
 }
 
-/// Converts an embedder's PyTorch weights to safetensors, which a server maps into memory instead of unpacking them at every
-/// start. Returns what was done or why it failed (the server reads either); none if there is nothing to do.
-fn convert(pt: &Path) -> Option<String> {
-    if pt.extension()? != "pt" {
-        return None;
-    }
-    let safetensors = pt.with_extension("safetensors");
+/// Converts published weights of the backend's networks to safetensors, which a server maps into memory instead of converting them
+/// at every start. Returns what was done or why it failed (the server reads both); none if there is nothing to do.
+fn convert(published: &Path) -> Option<String> {
+    let safetensors = published.with_extension("safetensors");
     let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
-    if changed(&safetensors) >= changed(pt) {
+    if published == safetensors || changed(&safetensors) >= changed(published) {
         return None;
     }
-    Some(match facepipe_vision::weights::convert(pt, &safetensors) {
+    Some(match facepipe_vision::weights::convert(published, &safetensors) {
         Ok(()) => format!("converted to {}", safetensors.display()),
         Err(error) => format!("not converted to safetensors: {error}"),
     })

@@ -2,19 +2,18 @@
 //! facenet-pytorch's `detect_face`.
 
 mod cut_faces;
-mod networks;
+pub(crate) mod networks;
 
 use std::{ops::Range, path::Path};
 
-use candle_core::Device;
 use image::RgbImage;
 
 use crate::{
-    BoundingBox, Face, ModelError, VisionError,
+    Backend, BoundingBox, Face, ModelError, VisionError,
     geometry::{Overlap, suppress},
-    layers::{Size, Workspaces, parallel},
+    native::{Size, Workspaces, parallel},
     resample::{PixelRect, area_average},
-    weights::Weights,
+    weights::{Weights, weights_file},
 };
 use networks::{Cell, CropNet, OutputNet, ProposalNet, RefineNet, Refined};
 
@@ -111,47 +110,31 @@ struct PyramidLevel {
 }
 
 impl Mtcnn {
-    /// Reads `pnet.pt`, `rnet.pt` and `onet.pt` of facenet-pytorch (or the same as `.safetensors`) from `models_dir`.
+    /// Reads `pnet.pt`, `rnet.pt` and `onet.pt` of facenet-pytorch, or the safetensors they were converted to, from `models_dir`,
+    /// to run by the native kernels.
     ///
     /// # Errors
     ///
     /// [`ModelError`], of the configuration or of the files.
     pub fn load(models_dir: &Path, config: MtcnnConfig) -> Result<Self, ModelError> {
-        Self::load_on(models_dir, config, None)
+        Self::load_on(models_dir, config, &Backend::Cpu)
     }
 
-    /// The same on a device that [`DeviceKind::open`](crate::DeviceKind::open) opened.
+    /// As [`Self::load`], for a backend.
     ///
     /// # Errors
     ///
-    /// As [`Self::load`]; [`ModelError::Layout`] where the weights do not get there.
-    pub fn load_on(
-        models_dir: &Path,
-        config: MtcnnConfig,
-        device: Option<&Device>,
-    ) -> Result<Self, ModelError> {
-        let weights = |name| {
-            let file = crate::embedder::weights_file(models_dir, name);
-            Weights::read(&file).map(|weights| weights.on(device))
-        };
-        Self::new(&weights("pnet")?, &weights("rnet")?, &weights("onet")?, config)
-    }
-
-    /// From the state dicts of the three networks.
-    ///
-    /// # Errors
-    ///
-    /// [`ModelError`], of the configuration or of a missing or misshapen tensor.
-    pub fn new(
-        pnet: &Weights,
-        rnet: &Weights,
-        onet: &Weights,
-        config: MtcnnConfig,
-    ) -> Result<Self, ModelError> {
+    /// As [`Self::load`]; [`ModelError::Layout`] where the weights cannot be moved to the device.
+    pub fn load_on(models_dir: &Path, config: MtcnnConfig, backend: &Backend) -> Result<Self, ModelError> {
         config.check()?;
-        let (proposal, refine, output) =
-            (ProposalNet::new(pnet)?, RefineNet::new(rnet)?, OutputNet::new(onet)?);
-        Ok(Self { config, proposal, refine, output, workspaces: Workspaces::new(pnet.backend()) })
+        let weights = |file| Weights::read(&weights_file(models_dir, file));
+        Ok(Self {
+            config,
+            proposal: ProposalNet::new(&weights("pnet.pt")?, backend)?,
+            refine: RefineNet::new(&weights("rnet.pt")?, backend)?,
+            output: OutputNet::new(&weights("onet.pt")?, backend)?,
+            workspaces: Workspaces::default(),
+        })
     }
 
     /// Detects the faces of `image`, the most confident first.
@@ -246,7 +229,7 @@ impl Mtcnn {
         Ok(proposals.iter().map(|c| c.corrected(0.0).squared()).collect())
     }
 
-    /// Runs the first network over what it needs of a level for the output rows `rows`.
+    /// Runs P-Net on the part of a level that the output rows `rows` need.
     fn propose_in_strip(
         &self,
         image: &RgbImage,
@@ -261,7 +244,7 @@ impl Mtcnn {
         let scale = level.scale as f32;
         self.workspaces.with(|workspace| {
             let size = Size { n: 1, h: input_rows.len(), w: level.width };
-            let mut pixels = workspace.host_map(size, 3);
+            let mut pixels = workspace.map(size, 3);
             area_average(
                 image,
                 PixelRect::all(image),
@@ -289,23 +272,25 @@ impl Mtcnn {
         let batches: Result<Vec<Vec<_>>, VisionError> =
             parallel::parallel_map(visible.chunks(BATCH).collect(), |batch| {
                 self.workspaces.with(|workspace| {
-                    let (side, channels) = N::FEATURES;
-                    let size = side * side * channels;
-                    let mut seen = workspace.host_map(Size { n: batch.len(), h: 1, w: 1 }, size);
-                    for (seen, few) in
-                        seen.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
+                    let [h, w, channels] = N::FEATURES;
+                    let size = h * w * channels;
+                    // With room for the pixel of zeros of the flattened map, so that flattening copies nothing.
+                    let mut features = workspace.map(Size { n: batch.len(), h: 1, w: 1 }, size);
+                    for (features, few) in
+                        features.values_mut().chunks_mut(N::AT_ONCE * size).zip(batch.chunks(N::AT_ONCE))
                     {
-                        let mut crops = workspace.host_map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
+                        let mut crops = workspace.map(Size { n: few.len(), h: N::SIDE, w: N::SIDE }, 3);
                         let pixels = crops.values_mut().chunks_exact_mut(N::SIDE * N::SIDE * 3);
                         for (crop, (_, rect)) in pixels.zip(few) {
                             area_average(image, *rect, (N::SIDE, N::SIDE), 0..N::SIDE, crop);
                         }
                         let maps = network.extract_features(workspace, crops)?;
-                        seen.copy_from_slice(maps.values());
+                        features.copy_from_slice(maps.values());
                         workspace.recycle(maps);
                     }
+                    let features = workspace.reshape(features, Size { n: batch.len(), h, w }, channels)?;
                     let squares = batch.iter().map(|(square, _)| *square);
-                    Ok(squares.zip(network.classify(workspace, seen)?).collect::<Vec<_>>())
+                    Ok(squares.zip(network.classify(workspace, features)?).collect::<Vec<_>>())
                 })
             });
         Ok(batches?.into_iter().flatten().collect())
@@ -326,7 +311,7 @@ fn candidate_above(bounding_box: BoundingBox, net: &Refined, threshold: f32) -> 
     })
 }
 
-/// The square of the image that an output cell of the first network looked at.
+/// The square of the image that an output cell of P-Net covers.
 #[expect(clippy::cast_precision_loss, reason = "single precision is what the reference computes in")]
 fn candidate(cell: &Cell, first_row: usize, scale: f32) -> Candidate {
     let (x, y) = (cell.column * STRIDE, (cell.row + first_row) * STRIDE);

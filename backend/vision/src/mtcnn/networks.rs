@@ -1,14 +1,95 @@
 //! The three networks of MTCNN. Layers and names as in facenet-pytorch's `PNet`, `RNet` and `ONet`.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
+use candle_nn::{VarBuilder, linear};
 
 use crate::{
-    ModelError,
-    layers::{Activation, Conv2d, FeatureMap, MaxPool, Window, Workspace},
+    Backend, ModelError,
+    native::{FeatureMap, Workspace},
+    network::Network,
+    nn::{Conv, Dense, Layer, MaxPool, Sequential, Window, concat, conv2d, prelu},
     weights::Weights,
 };
 
-/// An output cell of the first network whose score passed.
+const POOL_2: MaxPool = MaxPool { side: 2, stride: 2, ceil_mode: true };
+const POOL_3: MaxPool = MaxPool { side: 3, stride: 2, ceil_mode: true };
+
+/// Convolution `conv<number>` and PReLU `prelu<number>`.
+fn conv(number: usize, c_in: usize, c_out: usize, side: usize, vb: &VarBuilder<'_>) -> Result<Conv> {
+    let conv = conv2d(c_in, c_out, Window::valid(side, 1), &vb.pp(format!("conv{number}")))?;
+    Ok(conv.with_activation(prelu(c_out, &vb.pp(format!("prelu{number}")))?))
+}
+
+/// Dense layer `dense<number>` over maps `[N, channels, 3, 3]`, and PReLU `prelu<number>`.
+fn dense(number: usize, channels: usize, outputs: usize, vb: &VarBuilder<'_>) -> Result<Dense> {
+    let linear = linear(3 * 3 * channels, outputs, vb.pp(format!("dense{number}")))?;
+    let prelu = prelu(outputs, &vb.pp(format!("prelu{number}")))?;
+    Ok(Dense::of_maps(linear, 3, 3, channels).with_activation(prelu))
+}
+
+/// Linear layers over one input.
+fn heads<const N: usize>(
+    inputs: usize,
+    heads: [(&'static str, usize); N],
+    vb: &VarBuilder<'_>,
+) -> Result<Layer> {
+    let head = |(name, outputs)| -> Result<(&'static str, Layer)> {
+        Ok((name, Dense::new(linear(inputs, outputs, vb.pp(name))?).into()))
+    };
+    Ok(concat(heads.into_iter().map(head).collect::<Result<Vec<_>>>()?))
+}
+
+/// P-Net: `[N, 3, H, W]` to `[N, 6, H', W']`, for each 12x12 cell the scores of "no face" and "face", and the regression.
+pub(crate) fn pnet(vb: &VarBuilder<'_>) -> Result<Sequential> {
+    let head = |name, outputs| -> Result<(&'static str, Layer)> {
+        Ok((name, conv2d(32, outputs, Window::POINT, &vb.pp(name))?.into()))
+    };
+    Ok(Sequential::new()
+        .add("conv1", conv(1, 3, 10, 3, vb)?)
+        .add("pool1", POOL_2)
+        .add("conv2", conv(2, 10, 16, 3, vb)?)
+        .add("conv3", conv(3, 16, 32, 3, vb)?)
+        .add("conv4", concat([head("conv4_1", 2)?, head("conv4_2", 4)?])))
+}
+
+/// The convolutions of R-Net: `[N, 3, 24, 24]` to `[N, 64, 3, 3]`.
+pub(crate) fn rnet_features(vb: &VarBuilder<'_>) -> Result<Sequential> {
+    Ok(Sequential::new()
+        .add("conv1", conv(1, 3, 28, 3, vb)?)
+        .add("pool1", POOL_3)
+        .add("conv2", conv(2, 28, 48, 3, vb)?)
+        .add("pool2", POOL_3)
+        .add("conv3", conv(3, 48, 64, 2, vb)?))
+}
+
+/// The dense layers of R-Net: `[N, 64, 3, 3]` to `[N, 6]`, the scores of "no face" and "face", and the regression.
+pub(crate) fn rnet_heads(vb: &VarBuilder<'_>) -> Result<Sequential> {
+    Ok(Sequential::new()
+        .add("dense4", dense(4, 64, 128, vb)?)
+        .add("dense5", heads(128, [("dense5_1", 2), ("dense5_2", 4)], vb)?))
+}
+
+/// The convolutions of O-Net: `[N, 3, 48, 48]` to `[N, 128, 3, 3]`.
+pub(crate) fn onet_features(vb: &VarBuilder<'_>) -> Result<Sequential> {
+    Ok(Sequential::new()
+        .add("conv1", conv(1, 3, 32, 3, vb)?)
+        .add("pool1", POOL_3)
+        .add("conv2", conv(2, 32, 64, 3, vb)?)
+        .add("pool2", POOL_3)
+        .add("conv3", conv(3, 64, 64, 3, vb)?)
+        .add("pool3", POOL_2)
+        .add("conv4", conv(4, 64, 128, 2, vb)?))
+}
+
+/// The dense layers of O-Net: `[N, 128, 3, 3]` to `[N, 16]`, the scores of "no face" and "face", the regression, and the
+/// landmarks, the five x before the five y.
+pub(crate) fn onet_heads(vb: &VarBuilder<'_>) -> Result<Sequential> {
+    Ok(Sequential::new()
+        .add("dense5", dense(5, 128, 256, vb)?)
+        .add("dense6", heads(256, [("dense6_1", 2), ("dense6_2", 4), ("dense6_3", 10)], vb)?))
+}
+
+/// An output cell of P-Net whose score reached the threshold.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cell {
     pub row: usize,
@@ -17,60 +98,11 @@ pub(super) struct Cell {
     pub regression: [f32; 4],
 }
 
-/// What the second and third network say of a crop.
+/// Score and regression of a crop, by R-Net or O-Net.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Refined {
     pub score: f32,
     pub regression: [f32; 4],
-}
-
-/// Convolution `name` with the slopes of PReLU `slopes`, `[out, in, kernel, kernel]` in the file.
-fn conv(
-    weights: &Weights,
-    number: &str,
-    c_in: usize,
-    c_out: usize,
-    side: usize,
-) -> std::result::Result<Conv2d, ModelError> {
-    let weight = weights.get(&format!("conv{number}.weight"), &[c_out, c_in, side, side])?;
-    let bias = weights.get(&format!("conv{number}.bias"), &[c_out])?;
-    let slopes = weights.get(&format!("prelu{number}.weight"), &[c_out])?.to_vec1()?;
-    Ok(Conv2d::new(weights.backend(), &weight, &bias, Window::valid(side, 1), Activation::PRelu(slopes))?)
-}
-
-/// Several outputs of the same input, computed as one 1x1 convolution: a score for "no face" and "face", and the
-/// regressions. Names and numbers of outputs.
-fn heads(
-    weights: &Weights,
-    names: &[(&str, usize)],
-    inputs: usize,
-    kernel: &[usize],
-) -> std::result::Result<Conv2d, ModelError> {
-    let (mut parts, mut biases) = (Vec::new(), Vec::new());
-    for &(name, outputs) in names {
-        let shape = [&[outputs, inputs], kernel].concat();
-        let weight = weights.get(&format!("{name}.weight"), &shape)?;
-        parts.push(weight.reshape((outputs, inputs, 1, 1))?);
-        biases.push(weights.get(&format!("{name}.bias"), &[outputs])?);
-    }
-    let (weight, bias) = (Tensor::cat(&parts, 0)?, Tensor::cat(&biases, 0)?);
-    Ok(Conv2d::new(weights.backend(), &weight, &bias, Window::POINT, Activation::None)?)
-}
-
-/// A dense layer over the values of a `[side, side, channels]` map. PyTorch flattened that with columns before rows before
-/// channels; here they stay as they lie, rows before columns.
-fn dense(
-    weights: &Weights,
-    number: usize,
-    (side, channels): (usize, usize),
-    outputs: usize,
-) -> std::result::Result<Conv2d, ModelError> {
-    let weight = weights.get(&format!("dense{number}.weight"), &[outputs, side * side * channels])?;
-    let weight = weight.reshape((outputs, side, side, channels))?.transpose(1, 2)?.contiguous()?;
-    let weight = weight.reshape((outputs, side * side * channels, 1, 1))?;
-    let bias = weights.get(&format!("dense{number}.bias"), &[outputs])?;
-    let slopes = weights.get(&format!("prelu{number}.weight"), &[outputs])?.to_vec1()?;
-    Ok(Conv2d::new(weights.backend(), &weight, &bias, Window::POINT, Activation::PRelu(slopes))?)
 }
 
 /// Softmax over "no face" and "face".
@@ -78,44 +110,13 @@ fn probability(no_face: f32, face: f32) -> f32 {
     1.0 / (1.0 + (no_face - face).exp())
 }
 
-const POOL_2: MaxPool = MaxPool { side: 2, stride: 2, partial: true };
-const POOL_3: MaxPool = MaxPool { side: 3, stride: 2, partial: true };
-
-/// A network that looks at crops.
-pub(super) trait CropNet: Sync {
-    /// What it says of a crop.
-    type Output: Send;
-    /// Side of the crops, pixels.
-    const SIDE: usize;
-    /// Crops whose widest maps stay in the second-level cache.
-    const AT_ONCE: usize;
-    /// Side and channels of the maps that the convolutions leave of a crop.
-    const FEATURES: (usize, usize);
-
-    /// What the convolutions make of `crops` `[n, SIDE, SIDE, 3]`.
-    fn extract_features(&self, workspace: &mut Workspace, crops: FeatureMap) -> Result<FeatureMap>;
-
-    /// What the dense layers say of that, `[n, 1, 1, all values of a map]`, crop by crop.
-    fn classify(&self, workspace: &mut Workspace, seen: FeatureMap) -> Result<Vec<Self::Output>>;
-}
-
-/// Looks at every 12x12 cell of a pyramid level.
+/// P-Net, over all 12x12 cells of a pyramid level.
 #[derive(Debug)]
-pub(super) struct ProposalNet {
-    conv1: Conv2d,
-    conv2: Conv2d,
-    conv3: Conv2d,
-    heads: Conv2d,
-}
+pub(super) struct ProposalNet(Network);
 
 impl ProposalNet {
-    pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
-        Ok(Self {
-            conv1: conv(weights, "1", 3, 10, 3)?,
-            conv2: conv(weights, "2", 10, 16, 3)?,
-            conv3: conv(weights, "3", 16, 32, 3)?,
-            heads: heads(weights, &[("conv4_1", 2), ("conv4_2", 4)], 32, &[1, 1])?,
-        })
+    pub(super) fn new(weights: &Weights, backend: &Backend) -> std::result::Result<Self, ModelError> {
+        Network::new(pnet, weights, backend).map(Self)
     }
 
     /// Rows (or columns) of output for as many of input, at least 12.
@@ -123,7 +124,7 @@ impl ProposalNet {
         (input - 2).div_ceil(2) - 4
     }
 
-    /// Of `pixels` `[1, height, width, 3]`, the cells with a score of at least `threshold`, row by row.
+    /// Calls `found` with the cells of `pixels` `[1, height, width, 3]` whose score is at least `threshold`, row by row.
     pub(super) fn run(
         &self,
         workspace: &mut Workspace,
@@ -131,10 +132,7 @@ impl ProposalNet {
         threshold: f32,
         mut found: impl FnMut(Cell),
     ) -> Result<()> {
-        let x = workspace.to_device(pixels)?;
-        let x = pooled(workspace, &self.conv1, POOL_2, x)?;
-        let x = chain(workspace, &[&self.conv2, &self.conv3, &self.heads], x)?;
-        let x = workspace.to_host(x)?;
+        let x = self.0.run(workspace, pixels)?;
         let columns = x.size().w;
         for (i, &[no, yes, l, t, r, b]) in x.values().as_chunks::<6>().0.iter().enumerate() {
             let score = probability(no, yes);
@@ -147,38 +145,65 @@ impl ProposalNet {
     }
 }
 
-/// A convolution and the pooling after it.
-fn pooled(workspace: &mut Workspace, conv: &Conv2d, pool: MaxPool, x: FeatureMap) -> Result<FeatureMap> {
-    let wide = chain(workspace, &[conv], x)?;
-    let out = pool.forward(workspace, &wide)?;
-    workspace.recycle(wide);
-    Ok(out)
-}
-
-/// Convolutions one after the other.
-fn chain(workspace: &mut Workspace, layers: &[&Conv2d], x: FeatureMap) -> Result<FeatureMap> {
-    layers.iter().try_fold(x, |x, layer| layer.replace(workspace, x))
-}
-
-/// Looks at 24x24 crops.
+/// A network that refines crops: convolutions, then dense layers, which run on larger batches.
 #[derive(Debug)]
-pub(super) struct RefineNet {
-    conv1: Conv2d,
-    conv2: Conv2d,
-    conv3: Conv2d,
-    dense4: Conv2d,
-    heads: Conv2d,
+pub(super) struct CropNetwork {
+    features: Network,
+    heads: Network,
 }
+
+impl CropNetwork {
+    fn new(
+        features: fn(&VarBuilder<'_>) -> Result<Sequential>,
+        heads: fn(&VarBuilder<'_>) -> Result<Sequential>,
+        weights: &Weights,
+        backend: &Backend,
+    ) -> std::result::Result<Self, ModelError> {
+        Ok(Self {
+            features: Network::new(features, weights, backend)?,
+            heads: Network::new(heads, weights, backend)?,
+        })
+    }
+}
+
+/// R-Net or O-Net.
+pub(super) trait CropNet: Sync {
+    /// The result for a crop.
+    type Output: Send;
+    /// Side of the crops, pixels.
+    const SIDE: usize;
+    /// Crops whose widest maps stay in the second-level cache.
+    const AT_ONCE: usize;
+    /// Rows, columns and channels of the convolutions' output.
+    const FEATURES: [usize; 3];
+
+    /// The layers.
+    fn network(&self) -> &CropNetwork;
+
+    /// Interprets the values of the dense layers, which are crop after crop.
+    fn parse(values: &[f32]) -> Vec<Self::Output>;
+
+    /// Runs the convolutions on crops `[n, SIDE, SIDE, 3]`. Returns `[n, rows, columns, channels]`.
+    fn extract_features(&self, workspace: &mut Workspace, crops: FeatureMap) -> Result<FeatureMap> {
+        self.network().features.run(workspace, crops)
+    }
+
+    /// Runs the dense layers on their output.
+    fn classify(&self, workspace: &mut Workspace, features: FeatureMap) -> Result<Vec<Self::Output>> {
+        let x = self.network().heads.run(workspace, features)?;
+        let outputs = Self::parse(x.values());
+        workspace.recycle(x);
+        Ok(outputs)
+    }
+}
+
+/// R-Net, for 24x24 crops.
+#[derive(Debug)]
+pub(super) struct RefineNet(CropNetwork);
 
 impl RefineNet {
-    pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
-        Ok(Self {
-            conv1: conv(weights, "1", 3, 28, 3)?,
-            conv2: conv(weights, "2", 28, 48, 3)?,
-            conv3: conv(weights, "3", 48, 64, 2)?,
-            dense4: dense(weights, 4, (3, 64), 128)?,
-            heads: heads(weights, &[("dense5_1", 2), ("dense5_2", 4)], 128, &[])?,
-        })
+    pub(super) fn new(weights: &Weights, backend: &Backend) -> std::result::Result<Self, ModelError> {
+        CropNetwork::new(rnet_features, rnet_heads, weights, backend).map(Self)
     }
 }
 
@@ -186,84 +211,47 @@ impl CropNet for RefineNet {
     type Output = Refined;
     const SIDE: usize = 24;
     const AT_ONCE: usize = 4;
-    const FEATURES: (usize, usize) = (3, 64);
+    const FEATURES: [usize; 3] = [3, 3, 64];
 
-    /// What the convolutions make of `crops` `[n, 24, 24, 3]`: `[n, 3, 3, 64]`.
-    fn extract_features(&self, workspace: &mut Workspace, crops: FeatureMap) -> Result<FeatureMap> {
-        let x = workspace.to_device(crops)?;
-        let x = pooled(workspace, &self.conv1, POOL_3, x)?;
-        let x = pooled(workspace, &self.conv2, POOL_3, x)?;
-        let x = chain(workspace, &[&self.conv3], x)?;
-        workspace.to_host(x)
+    fn network(&self) -> &CropNetwork {
+        &self.0
     }
 
-    /// What the dense layers say of that.
-    fn classify(&self, workspace: &mut Workspace, seen: FeatureMap) -> Result<Vec<Refined>> {
-        let x = workspace.to_device(seen)?;
-        let x = chain(workspace, &[&self.dense4, &self.heads], x)?;
-        let x = workspace.to_host(x)?;
+    fn parse(values: &[f32]) -> Vec<Refined> {
         let refined = |&[no, yes, l, t, r, b]: &[f32; 6]| Refined {
             score: probability(no, yes),
             regression: [l, t, r, b],
         };
-        let outputs = x.values().as_chunks::<6>().0.iter().map(refined).collect();
-        workspace.recycle(x);
-        Ok(outputs)
+        values.as_chunks::<6>().0.iter().map(refined).collect()
     }
 }
 
-/// Looks at 48x48 crops, and says where the landmarks are.
+/// O-Net, for 48x48 crops, which also locates the landmarks.
 #[derive(Debug)]
-pub(super) struct OutputNet {
-    conv1: Conv2d,
-    conv2: Conv2d,
-    conv3: Conv2d,
-    conv4: Conv2d,
-    dense5: Conv2d,
-    heads: Conv2d,
-}
+pub(super) struct OutputNet(CropNetwork);
 
 impl OutputNet {
-    pub(super) fn new(weights: &Weights) -> std::result::Result<Self, ModelError> {
-        Ok(Self {
-            conv1: conv(weights, "1", 3, 32, 3)?,
-            conv2: conv(weights, "2", 32, 64, 3)?,
-            conv3: conv(weights, "3", 64, 64, 3)?,
-            conv4: conv(weights, "4", 64, 128, 2)?,
-            dense5: dense(weights, 5, (3, 128), 256)?,
-            heads: heads(weights, &[("dense6_1", 2), ("dense6_2", 4), ("dense6_3", 10)], 256, &[])?,
-        })
+    pub(super) fn new(weights: &Weights, backend: &Backend) -> std::result::Result<Self, ModelError> {
+        CropNetwork::new(onet_features, onet_heads, weights, backend).map(Self)
     }
 }
 
 impl CropNet for OutputNet {
+    /// The landmarks `[x, y]` are in widths and heights of the crop.
     type Output = (Refined, [[f32; 2]; 5]);
     const SIDE: usize = 48;
     const AT_ONCE: usize = 1;
-    const FEATURES: (usize, usize) = (3, 128);
+    const FEATURES: [usize; 3] = [3, 3, 128];
 
-    /// What the convolutions make of `crops` `[n, 48, 48, 3]`: `[n, 3, 3, 128]`.
-    fn extract_features(&self, workspace: &mut Workspace, crops: FeatureMap) -> Result<FeatureMap> {
-        let x = workspace.to_device(crops)?;
-        let x = pooled(workspace, &self.conv1, POOL_3, x)?;
-        let x = pooled(workspace, &self.conv2, POOL_3, x)?;
-        let x = pooled(workspace, &self.conv3, POOL_2, x)?;
-        let x = chain(workspace, &[&self.conv4], x)?;
-        workspace.to_host(x)
+    fn network(&self) -> &CropNetwork {
+        &self.0
     }
 
-    /// What the dense layers say of that. The landmarks `[x, y]` are in widths and heights of the crop.
-    fn classify(&self, workspace: &mut Workspace, seen: FeatureMap) -> Result<Vec<(Refined, [[f32; 2]; 5])>> {
-        let x = workspace.to_device(seen)?;
-        let x = chain(workspace, &[&self.dense5, &self.heads], x)?;
-        let x = workspace.to_host(x)?;
-        // The five x come before the five y.
+    fn parse(values: &[f32]) -> Vec<Self::Output> {
         let output = |&[no, yes, l, t, r, b, x0, x1, x2, x3, x4, y0, y1, y2, y3, y4]: &[f32; 16]| {
             let refined = Refined { score: probability(no, yes), regression: [l, t, r, b] };
             (refined, [[x0, y0], [x1, y1], [x2, y2], [x3, y3], [x4, y4]])
         };
-        let outputs = x.values().as_chunks::<16>().0.iter().map(output).collect();
-        workspace.recycle(x);
-        Ok(outputs)
+        values.as_chunks::<16>().0.iter().map(output).collect()
     }
 }

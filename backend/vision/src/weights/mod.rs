@@ -1,8 +1,11 @@
-//! Files of weights, by their content: PyTorch's `.pt` in both its forms, safetensors, and ONNX.
+//! Files of weights. Networks read safetensors, through a [`VarBuilder`]; [`convert`] makes these of the published files:
+//! PyTorch's `.pt` in both its formats, ONNX, and dlib's network as an npm package has it. Published files are also read
+//! directly, at the cost of a conversion in memory at each start.
 //!
-//! A file of weights comes from elsewhere and is not trusted: nothing in it is executed, no length in it is believed
-//! before it has been held against the bytes that are there, and what it may make us allocate is bounded.
+//! A file of weights is not trusted: nothing in it is executed, every length is checked against the file before it is used,
+//! and allocations are bounded.
 
+mod dlib;
 pub mod onnx;
 mod torch;
 
@@ -10,29 +13,30 @@ use std::{
     collections::HashMap,
     fmt, fs,
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
+use candle_core::{DType, Device, Error, Shape, Tensor, safetensors::MmapedSafetensors};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
-use crate::{ModelError, layers::Backend};
+use crate::ModelError;
+use onnx::OnnxWeights;
 
 /// The largest file that is read: 1 GiB. Inception-ResNet v1's has 107 MB.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
 /// The most that the tensors of one file may need together, as 32-bit floats: 1 GiB.
 pub const MAX_TENSOR_BYTES: u64 = 1 << 30;
 
-/// Named tensors, all 32-bit floats. Those of other kinds (counters) are left out.
+/// Named tensors, all 32-bit floats. Those of other types (counters) are left out.
 #[derive(Debug)]
 pub struct Weights {
     origin: String,
     tensors: Tensors,
-    backend: Backend,
 }
 
 enum Tensors {
     Held(HashMap<String, Tensor>),
-    /// In a file that is mapped into memory: a tensor costs memory while a network is made of it.
+    /// In a file that is mapped into memory: a tensor takes memory only while a network is built from it.
     Mapped(MmapedSafetensors),
 }
 
@@ -46,14 +50,24 @@ impl fmt::Debug for Tensors {
 }
 
 impl Weights {
-    /// Reads a `.pt` (zip, or the older form without) or safetensors file. The latter is mapped into memory for as long as
-    /// the weights live, and must not be written to meanwhile; to put another in its place, rename that.
+    /// Reads a safetensors file, or a published file of weights: `.pt` (zip, or the legacy format), `.onnx`, or dlib's `.bin`.
+    /// Safetensors are mapped into memory for as long as the weights live, and must not be written to meanwhile; replace the file
+    /// by renaming another.
     ///
     /// # Errors
     ///
     /// [`ModelError::Missing`], [`ModelError::Unreadable`], or [`ModelError::Malformed`].
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let origin = path.display().to_string();
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("onnx") => return Self::from_tensors(OnnxWeights::read(path)?.state_dict(), &origin),
+            Some("bin") => {
+                let tensors = dlib::read(&read_file(path)?);
+                let malformed = |reason| ModelError::Malformed { origin: origin.clone(), reason };
+                return Self::from_tensors(tensors.map_err(malformed)?, &origin);
+            }
+            _ => {}
+        }
         let file = open(path)?;
         let mut start = Vec::new();
         (&file).take(9).read_to_end(&mut start).map_err(|e| unreadable(path, e))?;
@@ -64,15 +78,15 @@ impl Weights {
         if size > MAX_FILE_BYTES {
             return Err(too_large(path));
         }
-        // SAFETY: the file is not written to while it is mapped, as is asked for above; the programs of this project
-        // replace files of weights by renaming others.
+        // SAFETY: the file is not written to while it is mapped, which the documentation above demands; the programs of this
+        // project replace files of weights by renaming.
         let mapped = unsafe { MmapedSafetensors::new(path) };
         let mapped =
             mapped.map_err(|e| ModelError::Malformed { origin: origin.clone(), reason: e.to_string() })?;
-        Ok(Self { origin, tensors: Tensors::Mapped(mapped), backend: Backend::Cpu })
+        Ok(Self { origin, tensors: Tensors::Mapped(mapped) })
     }
 
-    /// As [`Self::read`], of bytes that are there already; `origin` names them in errors.
+    /// As [`Self::read`], from the bytes of a `.pt` or safetensors file; `origin` names them in errors.
     ///
     /// # Errors
     ///
@@ -89,11 +103,11 @@ impl Weights {
         Self::from_tensors(tensors, origin)
     }
 
-    /// Takes tensors that are there already; `origin` names them in errors.
+    /// From tensors in memory; `origin` names them in errors.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Layout`] where candle cannot make 32-bit floats of one.
+    /// [`ModelError::Layout`] where candle cannot convert one to 32-bit floats.
     pub fn from_tensors(
         tensors: impl IntoIterator<Item = (String, Tensor)>,
         origin: &str,
@@ -103,23 +117,31 @@ impl Weights {
             .filter(|(_, tensor)| tensor.dtype().is_float())
             .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
             .collect::<Result<_, candle_core::Error>>()?;
-        Ok(Self { origin: origin.to_owned(), tensors: Tensors::Held(tensors), backend: Backend::Cpu })
+        Ok(Self { origin: origin.to_owned(), tensors: Tensors::Held(tensors) })
     }
 
-    /// Has the networks that are made of these weights run by candle's own operations on `device`, rather than by the
-    /// kernels of this crate on the processor: on `Device::new_cuda(0)?`, which there is with the feature `cuda`. On
-    /// `Device::Cpu` they give the same and take several times as long. `None` leaves the networks to the kernels.
-    #[must_use]
-    pub fn on<'d>(mut self, device: impl Into<Option<&'d Device>>) -> Self {
-        self.backend = Backend::of(device.into());
-        self
+    /// Returns a builder for `candle_nn` modules on `device`.
+    pub fn var_builder(&self, device: &Device) -> VarBuilder<'_> {
+        VarBuilder::from_backend(Box::new(TensorSource(self)), DType::F32, device.clone())
     }
 
-    pub(crate) fn backend(&self) -> &Backend {
-        &self.backend
+    /// The error of a module that was built from these weights.
+    pub(crate) fn error(&self, error: Error) -> ModelError {
+        let origin = self.origin.clone();
+        match error {
+            Error::CannotFindTensor { path: name } => ModelError::NoTensor { origin, name },
+            Error::UnexpectedShape { msg: name, expected, got } => {
+                let (expected, found) = (expected.into_dims(), got.into_dims());
+                ModelError::TensorShape { origin, name, expected, found }
+            }
+            Error::WithBacktrace { inner, .. }
+            | Error::WithPath { inner, .. }
+            | Error::Context { inner, .. } => self.error(*inner),
+            other => ModelError::Layout(other),
+        }
     }
 
-    /// The tensor called `name`, if it has the shape that is wanted.
+    /// Returns the tensor `name`, which must have this shape.
     ///
     /// # Errors
     ///
@@ -147,7 +169,7 @@ impl Weights {
         }
     }
 
-    /// The names of all tensors, in no order; of a mapped file also those that are no 32-bit floats.
+    /// Returns the names of all tensors, in no particular order; of a mapped file also those that are not floats.
     pub fn names(&self) -> Vec<String> {
         match &self.tensors {
             Tensors::Held(tensors) => tensors.keys().cloned().collect(),
@@ -156,8 +178,57 @@ impl Weights {
     }
 }
 
-/// Writes what [`Weights::read`] reads of `from` to `to`, as safetensors: those are mapped into memory, where other forms are
-/// unpacked at every start. `to` appears whole or not at all.
+/// Weights as a source of a [`VarBuilder`]. Its errors are those that [`Weights::error`] understands.
+struct TensorSource<'a>(&'a Weights);
+
+impl SimpleBackend for TensorSource<'_> {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        match self.0.get(name, shape.dims()) {
+            Ok(tensor) => tensor.to_dtype(dtype)?.to_device(device),
+            Err(ModelError::NoTensor { name, .. }) => Err(Error::CannotFindTensor { path: name }),
+            Err(ModelError::TensorShape { name, expected, found, .. }) => {
+                Err(Error::UnexpectedShape { msg: name, expected: expected.into(), got: found.into() })
+            }
+            Err(other) => Err(Error::msg(other)),
+        }
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        // Every layer states the shapes of its tensors.
+        Err(Error::CannotFindTensor { path: name.to_owned() })
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        match &self.0.tensors {
+            Tensors::Held(tensors) => tensors.contains_key(name),
+            Tensors::Mapped(file) => file.get(name).is_ok(),
+        }
+    }
+}
+
+/// Returns the safetensors of a published file in `models_dir` if they exist and are not older than the file, else the file
+/// itself.
+pub(crate) fn weights_file(models_dir: &Path, published: &str) -> PathBuf {
+    let published = models_dir.join(published);
+    let safetensors = published.with_extension("safetensors");
+    let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
+    // `None` is less than any time.
+    if safetensors.is_file() && changed(&safetensors) >= changed(&published) {
+        safetensors
+    } else {
+        published
+    }
+}
+
+/// Converts the published file `from` to safetensors, which are mapped into memory, where other formats are converted at every
+/// start. `to` is written atomically.
 ///
 /// # Errors
 ///
@@ -172,13 +243,13 @@ pub fn convert(from: &Path, to: &Path) -> Result<(), ModelError> {
         .and_then(|()| fs::File::open(&part).and_then(|file| file.sync_all()).map_err(unwritable))
         .and_then(|()| fs::rename(&part, to).map_err(unwritable));
     if written.is_err() {
-        // Half a file is of no use to anybody; that it cannot be removed either says nothing new.
+        // A partial file is useless; a failure to remove it adds nothing to the first error.
         let _ = fs::remove_file(&part);
     }
     written
 }
 
-/// Whether it begins as such a file: eight bytes of length, then a JSON object.
+/// Whether a file starts like safetensors: eight bytes of length, then a JSON object.
 fn is_safetensors(start: &[u8]) -> bool {
     matches!(start, [_, _, _, _, _, _, _, _, b'{', ..])
 }
@@ -215,14 +286,14 @@ fn read_safetensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
     Ok(tensors.into_iter().collect())
 }
 
-/// How the elements of a tensor are stored.
+/// The type of the elements of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Element {
     F16,
     Bf16,
     F32,
     F64,
-    /// Whole numbers or truth values, of this many bytes: no weights, passed over.
+    /// Integers or booleans of this many bytes: not weights, skipped.
     Other(usize),
 }
 
@@ -249,7 +320,7 @@ impl Element {
     }
 }
 
-/// Elements in a tensor of `shape`, if its bytes as 32-bit floats still fit into `budget`, which they are taken from.
+/// Returns the number of elements of a tensor of `shape`, and subtracts their size as 32-bit floats from `budget`.
 fn reserve(budget: &mut u64, shape: &[usize]) -> Result<usize, String> {
     if shape.contains(&0) {
         return Err(format!("it has the shape {shape:?}"));

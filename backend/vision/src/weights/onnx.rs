@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, path::Path};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use prost::Message;
 
 use super::{Element, MAX_TENSOR_BYTES, read_file, reserve};
-use crate::{ModelError, layers::Backend};
+use crate::ModelError;
 
 /// The parts of `onnx.proto` (ONNX 1.16, `onnx/onnx.proto`) that hold weights.
 mod proto {
@@ -59,7 +59,6 @@ pub struct OnnxWeights {
     tensors: HashMap<String, Tensor>,
     /// Node name to the names of its weight and bias.
     convolutions: HashMap<String, (String, String)>,
-    backend: Backend,
 }
 
 impl OnnxWeights {
@@ -72,7 +71,7 @@ impl OnnxWeights {
         Self::from_bytes(&read_file(path)?, &path.display().to_string())
     }
 
-    /// As [`Self::read`], of bytes that are there already; `origin` names them in errors.
+    /// As [`Self::read`], from bytes; `origin` names them in errors.
     ///
     /// # Errors
     ///
@@ -97,22 +96,21 @@ impl OnnxWeights {
             Some((node.name, (inputs.next()?, inputs.next()?)))
         });
         let (origin, convolutions) = (origin.to_owned(), convolutions.collect());
-        Ok(Self { origin, tensors, convolutions, backend: Backend::Cpu })
+        Ok(Self { origin, tensors, convolutions })
     }
 
-    /// As [`Weights::on`](super::Weights::on).
-    #[must_use]
-    pub fn on<'d>(mut self, device: impl Into<Option<&'d Device>>) -> Self {
-        self.backend = Backend::of(device.into());
-        self
+    /// Returns the weights and biases of all convolutions as a state dict: those of the node `/conv1/conv1.0/Conv` become
+    /// `conv1.conv1.0.weight` and `conv1.conv1.0.bias`.
+    pub(super) fn state_dict(&self) -> Vec<(String, Tensor)> {
+        let tensors = self.convolutions.iter().flat_map(|(node, (weight, bias))| {
+            let name = node.strip_suffix("/Conv").unwrap_or(node).trim_start_matches('/').replace('/', ".");
+            [("weight", weight), ("bias", bias)].map(|(part, tensor)| (format!("{name}.{part}"), tensor))
+        });
+        tensors.filter_map(|(name, tensor)| Some((name, self.tensors.get(tensor)?.clone()))).collect()
     }
 
-    pub(crate) fn backend(&self) -> &Backend {
-        &self.backend
-    }
-
-    /// Weight and bias of the convolution called `node`, if the weight has the shape that is wanted and the bias as
-    /// many elements as the weight has outputs.
+    /// Returns weight and bias of the convolution `node`, whose weight must have the given shape, and its bias as many elements
+    /// as the weight has outputs.
     ///
     /// # Errors
     ///

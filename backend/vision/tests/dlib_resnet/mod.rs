@@ -1,12 +1,16 @@
-//! dlib's ResNet gives the descriptors of the package that its weights come from, tells people apart through our own
-//! detector and alignment, and takes no other file for its weights.
+//! dlib's ResNet against the npm package that its weights come from; verification through detection and alignment; rejection
+//! of other files.
 
 use facepipe_test_support::{fixture, require};
-use facepipe_vision::{DlibResnet, Embedder, EmbedderKind, ModelError, Mtcnn, MtcnnConfig, load_embedder};
+use facepipe_vision::{
+    Backend, DlibResnet, Embedder, EmbedderKind, ModelError, Mtcnn, MtcnnConfig, load_embedder,
+    weights::Weights,
+};
 use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
 use crate::{
+    assert_batch_equals_single_crops,
     common::{numbers, picture},
     middle_face,
 };
@@ -16,11 +20,12 @@ const WEIGHTS: &str = "models/face_recognition_model.bin";
 #[test]
 fn the_descriptor_of_a_synthetic_input_matches_the_npm_package() {
     let file = require!(WEIGHTS);
-    let by_candle = DlibResnet::read(&file).unwrap().on(&candle_core::Device::Cpu);
+    let by_candle = Backend::Candle(candle_core::Device::Cpu);
+    let by_candle = DlibResnet::new(&Weights::read(&file).unwrap(), &by_candle).unwrap();
     let expected = numbers(&fixture("dlib_resnet.json")["formula_input"]["descriptor"]);
     let level = |x: u32, y: u32, c: u32| ((7 * x + 13 * y + 29 * c + (x * y) % 31) % 256) as u8;
     let input = RgbImage::from_fn(150, 150, |x, y| Rgb([0, 1, 2].map(|c| level(x, y, c))));
-    for network in [DlibResnet::load(&file).unwrap(), DlibResnet::new(&by_candle).unwrap()] {
+    for network in [DlibResnet::load(&file).unwrap(), by_candle] {
         let descriptor = network.descriptors(std::slice::from_ref(&input)).unwrap().remove(0);
         assert_eq!((descriptor.len(), expected.len()), (128, 128));
         let worst =
@@ -90,15 +95,7 @@ fn dlib_batched_and_single_crops_give_equal_normalised_embeddings() {
     let crops: Vec<_> = (0..17u8)
         .map(|i| RgbImage::from_fn(150, 150, |x, y| Rgb([x as u8, y as u8, i.wrapping_mul(13)])))
         .collect();
-    let together = network.embed(&crops).unwrap();
-    assert_eq!(together.len(), crops.len());
-    for (crop, embedding) in crops.iter().zip(&together) {
-        let alone = network.embed(std::slice::from_ref(crop)).unwrap().remove(0);
-        let worst = alone.iter().zip(embedding).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        assert!(worst < 1e-5, "{worst}");
-        let length = embedding.iter().map(|v| v * v).sum::<f32>().sqrt();
-        assert!((length - 1.0).abs() < 1e-5, "{length}");
-    }
+    assert_batch_equals_single_crops(&network, &crops);
     assert!(network.embed(&[RgbImage::new(112, 112)]).is_err());
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device};
 
 use super::*;
+use crate::nn::MaxPool;
 
 /// Numbers that repeat nowhere, so that a wrong index shows.
 fn numbers(shape: &[usize]) -> Tensor {
@@ -61,8 +62,7 @@ fn convolutions_match_candle_for_sizes_around_tile_boundaries() {
                     let weight = numbers(&[c_out, c_in, window.kernel.0, window.kernel.1]);
                     let bias = numbers(&[c_out]);
                     let conv =
-                        Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::Relu)
-                            .unwrap();
+                        Conv2d::for_level(level, &weight, &bias, window, FusedActivation::Relu).unwrap();
                     let map = workspace.map_from_tensor(&input).unwrap();
                     let got = conv.forward(workspace, map.all_channels()).unwrap();
                     assert_close(&got, &expected(&input, &weight, &bias, window).relu().unwrap(), &what);
@@ -78,8 +78,7 @@ fn every_pixel_count_is_tiled_completely() {
     for level in SimdLevel::available() {
         let workspace = &mut Workspace::default();
         let (weight, bias) = (numbers(&[20, 5, 1, 1]), numbers(&[20]));
-        let conv =
-            Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, Window::POINT, Activation::None).unwrap();
+        let conv = Conv2d::for_level(level, &weight, &bias, Window::POINT, FusedActivation::None).unwrap();
         for pixels in 1..40 {
             let input = numbers(&[1, 5, 1, pixels]);
             let map = workspace.map_from_tensor(&input).unwrap();
@@ -101,8 +100,7 @@ fn splitting_over_threads_by_pixels_or_channels_does_not_change_results() {
         let (weight, bias) = (numbers(&[c_out, c_in, 3, 3]), numbers(&[c_out]));
         let want = expected(&input, &weight, &bias, window);
         for level in SimdLevel::available() {
-            let conv =
-                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::None).unwrap();
+            let conv = Conv2d::for_level(level, &weight, &bias, window, FusedActivation::None).unwrap();
             for threads in [1, 2, 3] {
                 with_threads(threads, || {
                     let workspace = &mut Workspace::default();
@@ -127,15 +125,14 @@ fn a_winograd_convolution_reads_a_channel_slice_and_adds_a_residual() {
             let window = Window::same((3, 3), 1);
             let (weight, bias) = (numbers(&[c_out, c_in, 3, 3]), numbers(&[c_out]));
             let residual = numbers(&[2, c_out, h, w]);
-            let conv =
-                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::Relu).unwrap();
+            let conv = Conv2d::for_level(level, &weight, &bias, window, FusedActivation::Relu).unwrap();
             assert!(matches!(conv.weights, ConvWeights::Winograd(_)), "{what}");
             let map = workspace.map_from_tensor(&input).unwrap();
             let added = workspace.map_from_tensor(&residual).unwrap();
             let got = conv.forward_add(workspace, &[map.channel_range(5..5 + c_in)], &added).unwrap();
             let want = expected(&input.narrow(1, 5, c_in).unwrap(), &weight, &bias, window);
             assert_close(&got, &(want + residual).unwrap().relu().unwrap(), &what);
-            let mut out = workspace.new_map(conv.output(map.size()).unwrap(), c_out + 4);
+            let mut out = workspace.map(conv.output(map.size()).unwrap(), c_out + 4);
             out.values_mut().fill(9.0);
             conv.forward_into(map.channel_range(5..5 + c_in), &mut out, 3).unwrap();
             for pixel in out.values().chunks(c_out + 4) {
@@ -153,9 +150,8 @@ fn a_convolution_reads_and_writes_channel_slices() {
         let map = workspace.map_from_tensor(&input).unwrap();
         for window in [Window::POINT, Window::valid(3, 1), Window::same((3, 3), 1)] {
             let (weight, bias) = (numbers(&[7, 4, window.kernel.0, window.kernel.1]), numbers(&[7]));
-            let conv =
-                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::None).unwrap();
-            let mut out = workspace.new_map(conv.output(map.size()).unwrap(), 12);
+            let conv = Conv2d::for_level(level, &weight, &bias, window, FusedActivation::None).unwrap();
+            let mut out = workspace.map(conv.output(map.size()).unwrap(), 12);
             out.values_mut().fill(9.0);
             conv.forward_into(map.channel_range(3..7), &mut out, 2).unwrap();
             let want = expected(&input.narrow(1, 3, 4).unwrap(), &weight, &bias, window);
@@ -186,8 +182,7 @@ fn concatenated_inputs_and_a_residual_are_summed_before_the_activation() {
             let residual = numbers(&[1, c_out, 2, 5]);
             let (weight, bias) = (numbers(&[c_out, 5, 1, 1]), numbers(&[c_out]));
             let conv =
-                Conv2d::for_level(&Backend::Cpu, level, &weight, &bias, Window::POINT, Activation::Relu)
-                    .unwrap();
+                Conv2d::for_level(level, &weight, &bias, Window::POINT, FusedActivation::Relu).unwrap();
             let joined = Tensor::cat(&[&a.narrow(1, 1, 2).unwrap(), &b.narrow(1, 0, 3).unwrap()], 1).unwrap();
             let want =
                 (expected(&joined, &weight, &bias, Window::POINT) + &residual).unwrap().relu().unwrap();
@@ -221,8 +216,7 @@ fn depthwise_convolutions_match_candle() {
                     let weight = numbers(&[channels, 1, window.kernel.0, window.kernel.1]);
                     let bias = numbers(&[channels]);
                     let op =
-                        Depthwise::for_level(&Backend::Cpu, level, &weight, &bias, window, Activation::Relu6)
-                            .unwrap();
+                        Depthwise::for_level(level, &weight, &bias, window, FusedActivation::Relu6).unwrap();
                     let map = workspace.map_from_tensor(&input).unwrap();
                     let got = op.forward(workspace, &map).unwrap();
                     let theirs = input.conv2d(&weight, window.padding.0, window.stride, 1, channels).unwrap();
@@ -241,8 +235,7 @@ fn a_global_depthwise_convolution_gives_one_pixel() {
         let workspace = &mut Workspace::default();
         let (input, weight, bias) = (numbers(&[3, 20, 7, 7]), numbers(&[20, 1, 7, 7]), numbers(&[20]));
         let op =
-            Depthwise::for_level(&Backend::Cpu, level, &weight, &bias, Window::valid(7, 1), Activation::None)
-                .unwrap();
+            Depthwise::for_level(level, &weight, &bias, Window::valid(7, 1), FusedActivation::None).unwrap();
         let map = workspace.map_from_tensor(&input).unwrap();
         let theirs = input.conv2d(&weight, 0, 1, 1, 20).unwrap();
         let theirs = theirs.broadcast_add(&bias.reshape((1, 20, 1, 1)).unwrap()).unwrap();
@@ -253,14 +246,8 @@ fn a_global_depthwise_convolution_gives_one_pixel() {
 #[test]
 fn depthwise_results_do_not_depend_on_the_number_of_threads() {
     let (input, weight, bias) = (numbers(&[3, 24, 70, 40]), numbers(&[24, 1, 3, 3]), numbers(&[24]));
-    let op = Depthwise::new(
-        &Backend::Cpu,
-        &weight,
-        &bias,
-        Window::same((3, 3), 1),
-        Activation::PRelu(vec![0.5; 24]),
-    )
-    .unwrap();
+    let op = Depthwise::new(&weight, &bias, Window::same((3, 3), 1), FusedActivation::PRelu(vec![0.5; 24]))
+        .unwrap();
     let run = || {
         let workspace = &mut Workspace::default();
         let map = workspace.map_from_tensor(&input).unwrap();
@@ -285,9 +272,9 @@ fn max_pooling_counts_partial_windows_only_in_ceil_mode() {
             let input = input.broadcast_sub(&shift.reshape((1, channels, 1, 1)).unwrap()).unwrap();
             let map = workspace.map_from_tensor(&input).unwrap();
             let pool = |workspace: &mut Workspace, side, partial| {
-                let pool = MaxPool { side, stride: 2, partial };
-                let mut out = workspace.new_map(pool.output(map.size()).unwrap(), channels + 2);
-                pool.run(level, &map, &mut out, 1).unwrap();
+                let pool = MaxPool { side, stride: 2, ceil_mode: partial };
+                let mut out = workspace.map(max_pool::output(&pool, map.size()).unwrap(), channels + 2);
+                max_pool::run(&pool, level, &map, &mut out, 1).unwrap();
                 let pixels = out.values().chunks(channels + 2).map(|pixel| {
                     for (c, v) in pixel[1..=channels].iter().enumerate() {
                         assert_eq!(v + c as f32, pixel[1], "{level:?}, {channels} channels");
@@ -310,13 +297,12 @@ fn prelu_scales_negative_values() {
         let input = Tensor::new(&[[[[-2f32, 3.0]], [[-2.0, 3.0]]]], &Device::Cpu).unwrap();
         let identity = Tensor::eye(2, DType::F32, &Device::Cpu).unwrap().reshape((2, 2, 1, 1)).unwrap();
         let bias = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
-        let slopes = Activation::PRelu(vec![0.5, 0.25]);
-        let op =
-            Conv2d::for_level(&Backend::Cpu, level, &identity, &bias, Window::POINT, slopes.clone()).unwrap();
+        let slopes = FusedActivation::PRelu(vec![0.5, 0.25]);
+        let op = Conv2d::for_level(level, &identity, &bias, Window::POINT, slopes.clone()).unwrap();
         let map = workspace.map_from_tensor(&input).unwrap();
         assert_eq!(op.forward(workspace, map.all_channels()).unwrap().values(), [-1.0, -0.5, 3.0, 3.0]);
         let ones = Tensor::ones((2, 1, 1, 1), DType::F32, &Device::Cpu).unwrap();
-        let op = Depthwise::for_level(&Backend::Cpu, level, &ones, &bias, Window::POINT, slopes).unwrap();
+        let op = Depthwise::for_level(level, &ones, &bias, Window::POINT, slopes).unwrap();
         assert_eq!(op.forward(workspace, &map).unwrap().values(), [-1.0, -0.5, 3.0, 3.0]);
     }
 }
@@ -363,12 +349,12 @@ fn a_recycled_buffer_does_not_leak_old_values() {
     let workspace = &mut Workspace::default();
     let input = numbers(&[1, 3, 2, 2]);
     let source = workspace.map_from_tensor(&input).unwrap();
-    let mut map = workspace.new_map(Size { n: 1, h: 4, w: 4 }, 3);
+    let mut map = workspace.map(Size { n: 1, h: 4, w: 4 }, 3);
     map.values_mut().fill(f32::NAN);
     let address = map.values().as_ptr();
     workspace.recycle(map);
     let (weight, bias) = (numbers(&[2, 3, 1, 1]), numbers(&[2]));
-    let conv = Conv2d::new(&Backend::Cpu, &weight, &bias, Window::POINT, Activation::None).unwrap();
+    let conv = Conv2d::new(&weight, &bias, Window::POINT, FusedActivation::None).unwrap();
     let out = conv.forward(workspace, source.all_channels()).unwrap();
     assert_eq!(out.values().as_ptr(), address);
     assert_close(&out, &expected(&input, &weight, &bias, Window::POINT), "reused");
@@ -379,83 +365,12 @@ fn mismatched_shapes_are_rejected() {
     let workspace = &mut Workspace::default();
     let (weight, bias) = (numbers(&[2, 3, 3, 3]), numbers(&[2]));
     let window = Window::valid(3, 1);
-    assert!(Conv2d::new(&Backend::Cpu, &weight, &numbers(&[3]), window, Activation::None).is_err());
-    assert!(Conv2d::new(&Backend::Cpu, &weight, &bias, Window::POINT, Activation::None).is_err());
-    assert!(Conv2d::new(&Backend::Cpu, &weight, &bias, window, Activation::PRelu(vec![1.0])).is_err());
-    let conv = Conv2d::new(&Backend::Cpu, &weight, &bias, window, Activation::None).unwrap();
+    assert!(Conv2d::new(&weight, &numbers(&[3]), window, FusedActivation::None).is_err());
+    assert!(Conv2d::new(&weight, &bias, Window::POINT, FusedActivation::None).is_err());
+    assert!(Conv2d::new(&weight, &bias, window, FusedActivation::PRelu(vec![1.0])).is_err());
+    let conv = Conv2d::new(&weight, &bias, window, FusedActivation::None).unwrap();
     for shape in [[1, 4, 5, 5], [1, 3, 2, 5], [1, 3, 5, 2]] {
         let map = workspace.map_from_tensor(&numbers(&shape)).unwrap();
         assert!(conv.forward(workspace, map.all_channels()).is_err(), "{shape:?}");
     }
-}
-
-#[test]
-fn candle_operations_match_the_native_kernels() {
-    let candle = Backend::Candle(Device::Cpu);
-    let (own, theirs) = (&mut Workspace::default(), &mut Workspaces::new(&candle).with(std::mem::take));
-    let input = numbers(&[2, 6, 9, 8]);
-    let [x, y] = [own.map_from_tensor(&input).unwrap(), theirs.map_from_tensor(&input).unwrap()];
-    let y = theirs.to_device(y).unwrap();
-    let activations =
-        [Activation::None, Activation::Relu, Activation::Relu6, Activation::PRelu(vec![0.3; 6])];
-    for window in [Window::POINT, Window::valid(3, 2), Window::same((1, 7), 1), Window::same((3, 3), 1)] {
-        for activation in &activations {
-            let (weight, bias) = (numbers(&[6, 6, window.kernel.0, window.kernel.1]), numbers(&[6]));
-            let load = |backend| Conv2d::new(backend, &weight, &bias, window, activation.clone()).unwrap();
-            let ours = load(&Backend::Cpu).forward(own, x.all_channels()).unwrap();
-            let got = load(&candle).forward(theirs, y.all_channels()).unwrap();
-            assert_close(
-                &theirs.to_host(got).unwrap(),
-                &channels_first(&ours),
-                &format!("{window:?} {activation:?}"),
-            );
-
-            let weight = weight.narrow(1, 0, 1).unwrap();
-            let load = |backend| Depthwise::new(backend, &weight, &bias, window, activation.clone()).unwrap();
-            let ours = load(&Backend::Cpu).forward(own, &x).unwrap();
-            let got = load(&candle).forward(theirs, &y).unwrap();
-            assert_close(
-                &theirs.to_host(got).unwrap(),
-                &channels_first(&ours),
-                &format!("{window:?} {activation:?}"),
-            );
-        }
-    }
-    for (side, partial) in [(2, true), (2, false), (3, true), (3, false)] {
-        let pool = MaxPool { side, stride: 2, partial };
-        let ours = pool.forward(own, &x).unwrap();
-        let got = pool.forward(theirs, &y).unwrap();
-        assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), &format!("{pool:?}"));
-    }
-    let got = mean(theirs, &y).unwrap();
-    let ours = mean(own, &x).unwrap();
-    assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), "mean");
-
-    for (rows, columns) in [(4, 4), (3, 4), (2, 1)] {
-        let added = numbers(&[2, 8, rows, columns]);
-        let (a, b) = (own.map_from_tensor(&added).unwrap(), theirs.map_from_tensor(&added).unwrap());
-        let b = theirs.to_device(b).unwrap();
-        let ours = shortcut(own, &x, &a).unwrap();
-        let got = shortcut(theirs, &y, &b).unwrap();
-        assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), "shortcut");
-    }
-
-    let point = |backend, c_in| {
-        Conv2d::new(backend, &numbers(&[6, c_in, 1, 1]), &numbers(&[6]), Window::POINT, Activation::Relu)
-            .unwrap()
-    };
-    let parts = |map: &FeatureMap, conv: &Conv2d, workspace: &mut Workspace| {
-        conv.forward_add(workspace, &[map.channel_range(1..3), map.channel_range(0..4)], map).unwrap()
-    };
-    let ours = parts(&x, &point(&Backend::Cpu, 6), own);
-    let got = parts(&y, &point(&candle, 6), theirs);
-    assert_close(&theirs.to_host(got).unwrap(), &channels_first(&ours), "parts and residual");
-    let mut joined = theirs.new_map(y.size(), 12);
-    assert!(point(&candle, 6).forward_into(y.all_channels(), &mut joined, 6).is_err());
-    point(&candle, 6).forward_into(y.all_channels(), &mut joined, 0).unwrap();
-    assert!(point(&candle, 6).forward_into(x.all_channels(), &mut joined, 6).is_err());
-}
-
-fn channels_first(map: &FeatureMap) -> Tensor {
-    map.to_tensor().unwrap().permute((0, 3, 1, 2)).unwrap().contiguous().unwrap()
 }

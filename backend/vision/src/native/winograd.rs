@@ -56,7 +56,7 @@ impl WinogradWeights {
         level: SimdLevel,
         weight: &[f32],
         bias: &[f32],
-        activation: &super::Activation,
+        activation: &super::FusedActivation,
     ) -> Self {
         let channels = bias.len();
         let each = weight.len() / 9;

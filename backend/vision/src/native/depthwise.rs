@@ -1,5 +1,4 @@
-//! The kernels that keep the channels apart: depthwise convolution and max pooling. Channels side by side in memory are
-//! computed side by side in a vector.
+//! The depthwise convolution kernel. Neighbouring channels in memory are computed in one vector.
 
 use std::{array, ops::Range};
 
@@ -7,7 +6,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    Activation, MaxPool, Window,
+    FusedActivation, Window,
     conv::{Size, activate},
     intra_op_threads,
     simd::{Kernel, RegisterTile, SimdLevel},
@@ -24,7 +23,7 @@ pub(super) struct DepthwiseConv<'a> {
     /// `[kernel rows * kernel columns, channels]`
     pub weight: &'a [f32],
     pub bias: &'a [f32],
-    pub activation: &'a Activation,
+    pub activation: &'a FusedActivation,
     pub window: Window,
     pub input: &'a [f32],
     pub size: Size,
@@ -119,7 +118,7 @@ impl<'a> OutputRow<'a> {
     #[inline(always)]
     fn slopes(&self, channel: usize) -> &'a [f32] {
         match self.op.activation {
-            Activation::PRelu(slopes) => slopes.get(channel..).unwrap_or_default(),
+            FusedActivation::PRelu(slopes) => slopes.get(channel..).unwrap_or_default(),
             _ => &[],
         }
     }
@@ -282,12 +281,12 @@ impl<'a> OutputRow<'a> {
         let (bias, out) = (&op.bias[..channels], out.as_mut_ptr());
         // One way for all activations but PReLU, so that the loop has no branches.
         let (low, high) = match op.activation {
-            Activation::None | Activation::PRelu(_) => (f32::NEG_INFINITY, f32::INFINITY),
-            Activation::Relu => (0.0, f32::INFINITY),
-            Activation::Relu6 => (0.0, 6.0),
+            FusedActivation::None | FusedActivation::PRelu(_) => (f32::NEG_INFINITY, f32::INFINITY),
+            FusedActivation::Relu => (0.0, f32::INFINITY),
+            FusedActivation::Relu6 => (0.0, 6.0),
         };
         let (low, high) = (simd.splat_f32s(low), simd.splat_f32s(high));
-        let slopes = matches!(op.activation, Activation::PRelu(_));
+        let slopes = matches!(op.activation, FusedActivation::PRelu(_));
         let mut channel = 0;
         while channel + S::F32_LANES <= channels {
             // SAFETY: `at` is less than the length of what the pointer points to by at least a vector: a vector from
@@ -319,109 +318,9 @@ impl<'a> OutputRow<'a> {
     }
 }
 
-/// The arguments of one max pooling.
-pub(super) struct MaxPooling<'a> {
-    pub level: SimdLevel,
-    pub window: MaxPool,
-    pub input: &'a [f32],
-    pub size: Size,
-    pub channels: usize,
-    pub output: Size,
-    /// Begins at the first pooled channel of the first pixel.
-    pub out: &'a mut [f32],
-    /// Floats from one output pixel to the next.
-    pub stride: usize,
-}
-
-impl MaxPooling<'_> {
-    pub(super) fn run(self) {
-        if self.channels > 0 && self.output.pixels() > 0 {
-            self.level.no_wider_than(self.channels).run(self);
-        }
-    }
-}
-
-impl Kernel for MaxPooling<'_> {
-    #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
-    fn run<S: RegisterTile>(self, simd: S) {
-        let (size, channels, window) = (self.size, self.channels, self.window);
-        let lines = self.output.n * self.output.h;
-        for (line, out) in self.out.chunks_mut(self.output.w * self.stride).enumerate().take(lines) {
-            let (image, y) = (line / self.output.h, line % self.output.h * window.stride);
-            let height = window.side.min(size.h - y);
-            for (out_x, out) in out.chunks_mut(self.stride).enumerate() {
-                let x = out_x * window.stride;
-                let width = window.side.min(size.w - x);
-                let input = &self.input[((image * size.h + y) * size.w + x) * channels..];
-                let part = PoolWindow { input, line: size.w * channels, channels };
-                let out = &mut out[..channels];
-                match (height, width) {
-                    (2, 2) => part.largest::<S, 2>(simd, out),
-                    (3, 3) => part.largest::<S, 3>(simd, out),
-                    _ => part.largest_of(simd, height, width, out),
-                }
-            }
-        }
-    }
-}
-
-/// A window of a pooling.
-struct PoolWindow<'a> {
-    /// From its first pixel on.
-    input: &'a [f32],
-    /// Floats from a row to the next.
-    line: usize,
-    channels: usize,
-}
-
-impl PoolWindow<'_> {
-    /// Of a window that is `N` pixels high and wide, the largest of each channel.
-    #[inline(always)]
-    fn largest<S: Simd, const N: usize>(&self, simd: S, out: &mut [f32]) {
-        self.largest_of(simd, N, N, out);
-    }
-
-    #[inline(always)]
-    #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
-    fn largest_of<S: Simd>(&self, simd: S, height: usize, width: usize, out: &mut [f32]) {
-        let input = &self.input[..(height - 1) * self.line + width * self.channels];
-        let out = &mut out[..self.channels];
-        let lowest = simd.splat_f32s(f32::NEG_INFINITY);
-        if self.channels < S::F32_LANES {
-            let mut best = lowest;
-            for row in 0..height {
-                for column in 0..width {
-                    let at = row * self.line + column * self.channels;
-                    best = simd.max_f32s(best, load(simd, &input[at..][..self.channels]));
-                }
-            }
-            store(simd, out, best);
-            return;
-        }
-        let mut done = 0;
-        while done < self.channels {
-            // The last vector reaches back over channels that are done, rather than be a part of one.
-            let first = done.min(self.channels - S::F32_LANES);
-            let mut best = lowest;
-            for row in 0..height {
-                for column in 0..width {
-                    let at = row * self.line + column * self.channels + first;
-                    // SAFETY: a vector from `first` on ends with the channels of its pixel, up to the last of which the input
-                    // was cut. Any bits are floats.
-                    let value = unsafe { input.as_ptr().add(at).cast::<S::f32s>().read_unaligned() };
-                    best = simd.max_f32s(best, value);
-                }
-            }
-            store(simd, &mut out[first..][..S::F32_LANES], best);
-            done += S::F32_LANES;
-        }
-    }
-}
-
 /// A vector, of as many values as there are.
 #[inline(always)]
-fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+pub(super) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
     match S::as_simd_f32s(values).0.first() {
         Some(vector) => *vector,
         None => simd.partial_load_f32s(values),
@@ -430,7 +329,7 @@ fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
 
 /// Stores as many values as there is room for.
 #[inline(always)]
-fn store<S: Simd>(simd: S, out: &mut [f32], values: S::f32s) {
+pub(super) fn store<S: Simd>(simd: S, out: &mut [f32], values: S::f32s) {
     match S::as_mut_simd_f32s(out).0.first_mut() {
         Some(out) => *out = values,
         None => simd.partial_store_f32s(out, values),

@@ -11,7 +11,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use super::{
-    Activation, Window,
+    FusedActivation, Window,
     aligned::AlignedFloats,
     intra_op_threads,
     simd::{Kernel, MAX_ROWS, RegisterTile, SimdLevel},
@@ -63,12 +63,12 @@ pub(super) struct PackedWeights {
     channels: usize,
     /// With zeros up to the width of the panels.
     bias: Vec<f32>,
-    activation: Activation,
+    activation: FusedActivation,
 }
 
 impl PackedWeights {
     /// From `weight` `[inputs, channels]` and `bias` `[channels]`; slopes of PReLU are one for each channel.
-    pub(super) fn new(level: SimdLevel, weight: &[f32], bias: &[f32], activation: Activation) -> Self {
+    pub(super) fn new(level: SimdLevel, weight: &[f32], bias: &[f32], activation: FusedActivation) -> Self {
         let channels = bias.len();
         let depth = weight.len() / channels.max(1);
         let (lanes, wide) = (level.lanes(), level.tile_channels());
@@ -92,7 +92,7 @@ impl PackedWeights {
             values
         };
         let activation = match activation {
-            Activation::PRelu(slopes) => Activation::PRelu(filled(&slopes)),
+            FusedActivation::PRelu(slopes) => FusedActivation::PRelu(filled(&slopes)),
             other => other,
         };
         Self { level, panels, depth, channels, bias: filled(bias), activation }
@@ -102,7 +102,7 @@ impl PackedWeights {
         self.level
     }
 
-    pub(super) fn activation(&self) -> &Activation {
+    pub(super) fn activation(&self) -> &FusedActivation {
         &self.activation
     }
 
@@ -111,7 +111,7 @@ impl PackedWeights {
         let at = first * self.depth;
         let part = |values: &'_ Vec<f32>| first..(first + width).min(values.len());
         let slopes = match &self.activation {
-            Activation::PRelu(slopes) => slopes.get(part(slopes)),
+            FusedActivation::PRelu(slopes) => slopes.get(part(slopes)),
             _ => None,
         };
         (
@@ -572,24 +572,24 @@ fn add<S: Simd, const M: usize, const V: usize>(
 pub(super) fn activate<S: Simd, const M: usize, const V: usize>(
     simd: S,
     values: &mut [[S::f32s; V]; M],
-    activation: &Activation,
+    activation: &FusedActivation,
     slopes: &[f32],
 ) {
     let zero = simd.splat_f32s(0.0);
     match activation {
-        Activation::None => {}
-        Activation::Relu => {
+        FusedActivation::None => {}
+        FusedActivation::Relu => {
             for value in values.as_flattened_mut() {
                 *value = simd.max_f32s(*value, zero);
             }
         }
-        Activation::Relu6 => {
+        FusedActivation::Relu6 => {
             let six = simd.splat_f32s(6.0);
             for value in values.as_flattened_mut() {
                 *value = simd.min_f32s(simd.max_f32s(*value, zero), six);
             }
         }
-        Activation::PRelu(_) => {
+        FusedActivation::PRelu(_) => {
             let slopes = vectors::<S, V>(slopes)[0];
             for row in values {
                 for (value, slope) in row.iter_mut().zip(slopes) {

@@ -1,51 +1,38 @@
-//! The layers that the networks are made of, over channels-last maps `[N, H, W, C]`.
+//! The layers as SIMD kernels for the processor, over channels-last maps `[N, H, W, C]`.
 //!
 //! Channels last, because then the inputs of a convolution lie in runs, bias and activation run along memory, and the
 //! pictures come in that order. candle's own convolution is channels first, copies both ways, unpacks the weights on
 //! every call and knows neither ceil-mode pooling nor fast depthwise kernels.
 
 mod aligned;
-mod candle;
 mod conv;
 mod depthwise;
 mod feature_map;
+pub(crate) mod max_pool;
+mod network;
 pub(crate) mod parallel;
 mod simd;
 mod winograd;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
+
+use crate::nn::Window;
 
 pub use self::parallel::{with_intra_op_parallelism, without_intra_op_parallelism};
 pub(crate) use self::{
     conv::Size,
     feature_map::{ChannelSlice, FeatureMap, Workspace, Workspaces},
+    network::NativeNetwork,
     parallel::intra_op_threads,
     simd::{Kernel, RegisterTile, SimdLevel},
 };
 use conv::{DirectConv, PackedWeights};
-use depthwise::{DepthwiseConv, MaxPooling};
+use depthwise::DepthwiseConv;
 use winograd::{WinogradConv, WinogradWeights};
 
-/// Which implementation runs the layers.
-#[derive(Debug, Clone, Default)]
-pub(crate) enum Backend {
-    /// The SIMD kernels of this module, on the processor.
-    #[default]
-    Cpu,
-    /// candle's operations, on one of its devices.
-    Candle(Device),
-}
-
-impl Backend {
-    /// The kernels, or candle on a device.
-    pub fn of(device: Option<&Device>) -> Self {
-        device.cloned().map_or(Self::Cpu, Self::Candle)
-    }
-}
-
-/// The activation after a convolution's bias.
+/// The activation that a convolution applies to its sums.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Activation {
+pub(crate) enum FusedActivation {
     None,
     Relu,
     /// `min(max(x, 0), 6)`
@@ -54,27 +41,7 @@ pub(crate) enum Activation {
     PRelu(Vec<f32>),
 }
 
-/// Kernel size, stride and zero padding (on both sides), rows before columns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Window {
-    pub kernel: (usize, usize),
-    pub stride: usize,
-    pub padding: (usize, usize),
-}
-
 impl Window {
-    pub(crate) const POINT: Self = Self { kernel: (1, 1), stride: 1, padding: (0, 0) };
-
-    /// No padding.
-    pub(crate) const fn valid(side: usize, stride: usize) -> Self {
-        Self { kernel: (side, side), stride, padding: (0, 0) }
-    }
-
-    /// Padded so that stride 1 keeps the size; for odd kernels.
-    pub(crate) const fn same(kernel: (usize, usize), stride: usize) -> Self {
-        Self { kernel, stride, padding: (kernel.0 / 2, kernel.1 / 2) }
-    }
-
     /// Kernel positions.
     const fn taps(&self) -> usize {
         self.kernel.0 * self.kernel.1
@@ -97,7 +64,7 @@ fn checked(
     weight: &Tensor,
     bias: &Tensor,
     window: Window,
-    activation: &Activation,
+    activation: &FusedActivation,
 ) -> Result<(usize, usize)> {
     let (c_out, c_in, rows, columns) = weight.dims4()?;
     if bias.dims() != [c_out] || (rows, columns) != window.kernel {
@@ -108,7 +75,7 @@ fn checked(
             window.kernel
         );
     }
-    if matches!(activation, Activation::PRelu(slopes) if slopes.len() != c_out) {
+    if matches!(activation, FusedActivation::PRelu(slopes) if slopes.len() != c_out) {
         bail!("there must be one slope for each of {c_out} channels");
     }
     Ok((c_out, c_in))
@@ -133,43 +100,33 @@ pub(crate) struct Conv2d {
 enum ConvWeights {
     Direct(PackedWeights),
     Winograd(WinogradWeights),
-    Candle(candle::CandleConv),
 }
 
 impl Conv2d {
     /// From PyTorch's `weight` `[out, in, rows, columns]` and `bias` `[out]`.
     pub(crate) fn new(
-        backend: &Backend,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
-        activation: Activation,
+        activation: FusedActivation,
     ) -> Result<Self> {
-        Self::for_level(backend, SimdLevel::best(), weight, bias, window, activation)
+        Self::for_level(SimdLevel::best(), weight, bias, window, activation)
     }
 
     /// As [`Self::new`], with the given vector instructions.
     fn for_level(
-        backend: &Backend,
         level: SimdLevel,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
-        activation: Activation,
+        activation: FusedActivation,
     ) -> Result<Self> {
         let (c_out, c_in) = checked(weight, bias, window, &activation)?;
-        let weights = match backend {
-            Backend::Cpu => {
-                let (weight, bias) = (taps_first(weight)?, bias.to_vec1()?);
-                if window.kernel == (3, 3) && window.stride == 1 && WinogradWeights::pays(c_in, c_out) {
-                    ConvWeights::Winograd(WinogradWeights::new(level, &weight, &bias, &activation))
-                } else {
-                    ConvWeights::Direct(PackedWeights::new(level, &weight, &bias, activation))
-                }
-            }
-            Backend::Candle(device) => {
-                ConvWeights::Candle(candle::CandleConv::new(device, weight, bias, window, activation, 1)?)
-            }
+        let (weight, bias) = (taps_first(weight)?, bias.to_vec1()?);
+        let weights = if window.kernel == (3, 3) && window.stride == 1 && WinogradWeights::pays(c_in, c_out) {
+            ConvWeights::Winograd(WinogradWeights::new(level, &weight, &bias, &activation))
+        } else {
+            ConvWeights::Direct(PackedWeights::new(level, &weight, &bias, activation))
         };
         Ok(Self { weights, window, c_in, c_out })
     }
@@ -224,7 +181,7 @@ impl Conv2d {
         residual: Option<&FeatureMap>,
     ) -> Result<FeatureMap> {
         let Some(first) = inputs.first() else { bail!("a convolution needs an input") };
-        let mut out = workspace.new_map(self.window.output(first.size())?, self.channels());
+        let mut out = workspace.map(self.window.output(first.size())?, self.channels());
         self.run(inputs, residual, &mut out, 0)?;
         Ok(out)
     }
@@ -254,11 +211,6 @@ impl Conv2d {
         if out.size() != output || channel + self.channels() > stride {
             bail!("the output does not fit into its map");
         }
-        if let ConvWeights::Candle(convolution) = &self.weights {
-            let inputs = inputs.iter().map(ChannelSlice::tensor).collect::<Result<Vec<_>>>()?;
-            let residual = residual.map(FeatureMap::tensor).transpose()?;
-            return out.append(channel, convolution.run(&Tensor::cat(&inputs, 1)?, residual.as_ref())?);
-        }
         let sources = inputs.iter().map(ChannelSlice::values).collect::<Result<Vec<_>>>()?;
         let Some(values) = out.values_mut().get_mut(channel..) else {
             bail!("the output does not fit into its map")
@@ -282,156 +234,61 @@ impl Conv2d {
 /// A convolution that keeps the channels apart, with bias and activation.
 #[derive(Debug)]
 pub(crate) struct Depthwise {
-    weights: DepthwiseWeights,
+    level: SimdLevel,
+    /// `[kernel rows * kernel columns, channels]`
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    /// Slopes of PReLU go up to the end of a vector.
+    activation: FusedActivation,
     window: Window,
-    channels: usize,
-}
-
-/// Laid out for the backend.
-#[derive(Debug)]
-enum DepthwiseWeights {
-    Native {
-        level: SimdLevel,
-        /// `[kernel rows * kernel columns, channels]`
-        weight: Vec<f32>,
-        bias: Vec<f32>,
-        /// Slopes of PReLU go up to the end of a vector.
-        activation: Activation,
-    },
-    Candle(candle::CandleConv),
 }
 
 impl Depthwise {
     /// From PyTorch's `weight` `[channels, 1, rows, columns]` and `bias` `[channels]`.
     pub(crate) fn new(
-        backend: &Backend,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
-        activation: Activation,
+        activation: FusedActivation,
     ) -> Result<Self> {
-        Self::for_level(backend, SimdLevel::best(), weight, bias, window, activation)
+        Self::for_level(SimdLevel::best(), weight, bias, window, activation)
     }
 
     /// As [`Self::new`], with the given vector instructions.
     fn for_level(
-        backend: &Backend,
         level: SimdLevel,
         weight: &Tensor,
         bias: &Tensor,
         window: Window,
-        mut activation: Activation,
+        mut activation: FusedActivation,
     ) -> Result<Self> {
         let (channels, inputs) = checked(weight, bias, window, &activation)?;
         if inputs != 1 {
             bail!("weight {:?} is not depthwise", weight.dims());
         }
-        let weights = match backend {
-            Backend::Cpu => {
-                if let Activation::PRelu(slopes) = &mut activation {
-                    slopes.resize(channels.next_multiple_of(level.lanes()), 0.0);
-                }
-                let (weight, bias) = (taps_first(weight)?, bias.to_vec1()?);
-                DepthwiseWeights::Native { level, weight, bias, activation }
-            }
-            Backend::Candle(device) => DepthwiseWeights::Candle(candle::CandleConv::new(
-                device, weight, bias, window, activation, channels,
-            )?),
-        };
-        Ok(Self { weights, window, channels })
+        if let FusedActivation::PRelu(slopes) = &mut activation {
+            slopes.resize(channels.next_multiple_of(level.lanes()), 0.0);
+        }
+        Ok(Self { level, weight: taps_first(weight)?, bias: bias.to_vec1()?, activation, window })
+    }
+
+    /// Output size for an input of `size`.
+    pub(crate) fn output(&self, size: Size) -> Result<Size> {
+        self.window.output(size)
     }
 
     /// `[N, H, W, C]` to `[N, H', W', C]`.
     pub(crate) fn forward(&self, workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
-        if input.channels() != self.channels {
-            bail!("input has {} channels, the convolution wants {}", input.channels(), self.channels);
+        let channels = self.bias.len();
+        if input.channels() != channels {
+            bail!("input has {} channels, the convolution wants {channels}", input.channels());
         }
-        let output = self.window.output(input.size())?;
-        let mut out = workspace.new_map(output, self.channels);
-        match &self.weights {
-            DepthwiseWeights::Candle(convolution) => {
-                out.append(0, convolution.run(&input.tensor()?, None)?)?
-            }
-            DepthwiseWeights::Native { level, weight, bias, activation } => {
-                let (window, size) = (self.window, input.size());
-                let input = input.values();
-                let filter =
-                    DepthwiseConv { level: *level, weight, bias, activation, window, input, size, output };
-                filter.run(out.values_mut());
-            }
-        }
+        let (size, output) = (input.size(), self.window.output(input.size())?);
+        let mut out = workspace.map(output, channels);
+        let &Self { level, ref weight, ref bias, ref activation, window } = self;
+        let input = input.values();
+        DepthwiseConv { level, weight, bias, activation, window, input, size, output }.run(out.values_mut());
         Ok(out)
-    }
-
-    /// As [`Self::forward`], and recycles the input.
-    pub(crate) fn replace(&self, workspace: &mut Workspace, input: FeatureMap) -> Result<FeatureMap> {
-        let out = self.forward(workspace, &input)?;
-        workspace.recycle(input);
-        Ok(out)
-    }
-}
-
-/// The largest value of each channel in a square window without padding.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MaxPool {
-    pub side: usize,
-    pub stride: usize,
-    /// Whether windows that reach over the right or bottom edge count (PyTorch's `ceil_mode`).
-    pub partial: bool,
-}
-
-impl MaxPool {
-    /// `[N, H, W, C]` to `[N, H', W', C]`.
-    pub(crate) fn forward(&self, workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
-        let mut out = workspace.new_map(self.output(input.size())?, input.channels());
-        self.forward_into(input, &mut out, 0)?;
-        Ok(out)
-    }
-
-    /// Writes the output to the channels of `out` from `channel` on.
-    pub(crate) fn forward_into(
-        &self,
-        input: &FeatureMap,
-        out: &mut FeatureMap,
-        channel: usize,
-    ) -> Result<()> {
-        self.run(SimdLevel::best(), input, out, channel)
-    }
-
-    fn run(&self, level: SimdLevel, input: &FeatureMap, out: &mut FeatureMap, channel: usize) -> Result<()> {
-        let output = self.output(input.size())?;
-        let stride = out.channels();
-        if out.size() != output || channel + input.channels() > stride {
-            bail!("the output does not fit into its map");
-        }
-        if !input.is_on_host() {
-            return out.append(channel, candle::max_pool(self, &input.tensor()?, output)?);
-        }
-        let Some(out) = out.values_mut().get_mut(channel..) else {
-            bail!("the output does not fit into its map")
-        };
-        let pooling = MaxPooling {
-            level,
-            window: *self,
-            input: input.values(),
-            size: input.size(),
-            channels: input.channels(),
-            output,
-            out,
-            stride,
-        };
-        pooling.run();
-        Ok(())
-    }
-
-    fn output(&self, size: Size) -> Result<Size> {
-        let side = |input: usize| {
-            let Some(free) = input.checked_sub(self.side) else {
-                bail!("an input of {input} is smaller than the pooling window of {}", self.side)
-            };
-            Ok(1 + if self.partial { free.div_ceil(self.stride) } else { free / self.stride })
-        };
-        Ok(Size { n: size.n, h: side(size.h)?, w: side(size.w)? })
     }
 }
 
@@ -449,11 +306,7 @@ pub(crate) fn shortcut(
     if small.n != size.n || small.h > output.h || small.w > output.w || input.channels() > channels {
         bail!("a map of {small:?} and {channels} channels is not half of {size:?} and {}", input.channels());
     }
-    let mut out = workspace.new_map(output, channels);
-    if !input.is_on_host() {
-        out.append(0, candle::shortcut(&input.tensor()?, &added.tensor()?)?)?;
-        return Ok(out);
-    }
+    let mut out = workspace.map(output, channels);
     // Rows of all images, one after the other.
     let (c_in, width) = (input.channels(), size.w * input.channels());
     let images = input.values().chunks_exact((size.h * width).max(1));
@@ -486,11 +339,7 @@ pub(crate) fn shortcut(
 pub(crate) fn mean(workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
     let Size { n, h, w } = input.size();
     let channels = input.channels();
-    let mut out = workspace.new_map(Size { n, h: 1, w: 1 }, channels);
-    if !input.is_on_host() {
-        out.append(0, candle::mean(&input.tensor()?)?)?;
-        return Ok(out);
-    }
+    let mut out = workspace.map(Size { n, h: 1, w: 1 }, channels);
     let images = input.values().chunks_exact((h * w * channels).max(1));
     for (sums, image) in out.values_mut().chunks_exact_mut(channels.max(1)).zip(images) {
         sums.fill(0.0);
@@ -502,5 +351,7 @@ pub(crate) fn mean(workspace: &mut Workspace, input: &FeatureMap) -> Result<Feat
     Ok(out)
 }
 
+#[cfg(test)]
+mod layer_tests;
 #[cfg(test)]
 mod tests;

@@ -137,7 +137,7 @@ pub(crate) fn parallel_map<I: Send, T: Send, E: Send>(
 
 /// Calls `work` with ranges of `count` images, at most `most` at a time, and returns the results in order. As many images as
 /// divide evenly are distributed over the threads; on the remainder, all threads work together.
-pub(super) fn in_batches<T: Send, E: Send>(
+pub(crate) fn in_batches<T: Send, E: Send>(
     count: usize,
     most: usize,
     work: impl Fn(Range<usize>) -> Result<Vec<T>, E> + Sync,
