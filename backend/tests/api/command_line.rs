@@ -82,7 +82,7 @@ fn flags_override_the_environment_the_file_and_defaults() {
     assert_eq!(setting(&output, "verify_threshold"), (-0.5).into());
     assert_eq!(setting(&output, "results_url"), "https://user:***@api.example/faces".into());
 
-    // What is printed is a configuration file.
+    // The output is a valid configuration file.
     let printed = folder.path().join("printed.toml");
     fs::write(&printed, &output.stdout).unwrap();
     let again = program().arg("--config").arg(&printed).arg("--print-config").output().unwrap();
@@ -229,7 +229,7 @@ impl Running {
     ) -> (Self, String) {
         let mut command = program();
         command.env("NODE_NAME", "node-7").envs(environment.iter().copied());
-        // Nobody listens there.
+        // Nothing listens there.
         command.env("FACEPIPE_RESULTS_URL", "http://user:unspeakable-secret@127.0.0.1:1/unspeakable-path");
         if !settings.contains(&"--embedder") {
             command.args(["--embedder", "mobilefacenet"]);

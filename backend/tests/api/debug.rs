@@ -1,4 +1,4 @@
-//! What the server says of its deployment.
+//! The calls for diagnosing a deployment.
 
 use reqwest::StatusCode;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! store-results, and what can be asked afterwards.
+//! store-results, and queries of what it stored.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ async fn stored_detections_can_be_queried() {
     );
     assert_eq!(last["confidence"], answer["faces"][0]["top_prediction"]["confidence"]);
 
-    // Newest by capture, not by arrival: a spool that is drained late changes nothing.
+    // Newest by capture, not by arrival: draining a spool late changes nothing.
     for (camera, captured_at) in [("gate-2", "2024-05-06T08:00:00Z"), ("gate-3", "2024-05-06T06:00:00Z")] {
         let form = upload(camera, "Yard")
             .text("captured_at", captured_at)
@@ -96,7 +96,7 @@ async fn a_repeated_key_gets_the_first_response_and_stores_nothing() {
     let first = server.send("/face-recognition/store-results", form()).await.expect(StatusCode::CREATED);
     assert_eq!((&first["stored"], &first["repeated"]), (&2.into(), &0.into()));
 
-    // Also across a restart and a new model.
+    // After a restart and with a new model, too.
     let server = server.restart().await;
     server.enrol("Vladimir_Putin", &[2, 3]).await;
     server.train().await;
@@ -106,7 +106,7 @@ async fn a_repeated_key_gets_the_first_response_and_stores_nothing() {
     assert_eq!(second, first);
     assert_eq!(server.lines("SELECT upload_key AS line FROM detections ORDER BY 1"), ["k-1", "k-2"]);
 
-    // A new image beside a repeated one is recognised by the model of now.
+    // A new image beside a repeated one is recognised with the current model.
     let form = upload("gate-1", "Lobby")
         .part("image", photograph("Tony_Blair", 3))
         .text("key", "k-1")
@@ -150,7 +150,7 @@ async fn detections_of_an_erased_person_are_anonymised() {
     );
     assert_eq!(stored, ["0 0"]);
     server.get("/database/Tony_Blair/last-known-location").await.expect_error(404, "person_not_found");
-    // The kept answer names nobody either.
+    // The stored response has no name either.
     let answer = server.send("/face-recognition/store-results", form()).await.expect(StatusCode::CREATED);
     assert_eq!(answer["faces"][0]["decision"], "unknown");
     assert_eq!(answer["faces"][0]["all_predictions"], json!([]));
@@ -174,7 +174,7 @@ async fn an_unreadable_image_is_reported_and_the_others_are_stored() {
 async fn history(server: &Server) {
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
-    // Not in the order of time: a spool may be drained late.
+    // Not in chronological order: a spool may be drained late.
     for minute in [3, 0, 9, 1, 2, 5, 4, 7, 6, 9] {
         let (camera, location) =
             if minute % 2 == 0 { ("gate-0", "Lobby") } else { ("gate-1", "Yard, \"east\"") };
@@ -222,7 +222,7 @@ async fn detections_come_newest_first_page_by_page() {
     assert!(newest["bounding_box"]["right"].as_f64() > newest["bounding_box"]["left"].as_f64());
     assert_eq!((&oldest["face_id"], &oldest["location"]), (&Value::Null, &"Roof".into()));
 
-    // Pages of any size give the same list, whole and without doubles, also between two of the same moment.
+    // Pages of any size give the same complete list without duplicates, even between two of the same time.
     for limit in [1, 3, 11] {
         let pages = pages(&server, &format!("/database/detections?limit={limit}")).await;
         let joined: Vec<Value> =
@@ -231,7 +231,7 @@ async fn detections_come_newest_first_page_by_page() {
         assert_eq!(pages.len(), 11_usize.div_ceil(limit), "limit {limit}");
     }
 
-    // What arrives meanwhile moves nothing.
+    // Detections that arrive meanwhile do not shift pages.
     let first = server.get("/database/detections?limit=3").await.expect(StatusCode::OK);
     let form = upload("gate-0", "Lobby")
         .text("captured_at", "2024-05-06T07:30:00Z")
@@ -265,7 +265,7 @@ async fn new_detections_are_followed_in_order_of_arrival() {
     assert_eq!(minutes(&after(0, "&person=Tony_Blair&location=Lobby").await), [0, 2, 4, 6]);
     server.get("/database/detections?after=0&person=Nobody").await.expect_error(404, "person_not_found");
     server.get("/database/detections?after=0&limit=0").await.expect_error(400, "limit_out_of_range");
-    // What goes by the time of capture.
+    // Parameters that use the time of capture.
     let (from, to) = ("from=2024-05-06T00:00:00Z", "to=2024-05-07T00:00:00Z");
     for (with, named) in
         [(from, "from"), (to, "to"), ("cursor=0", "cursor"), (&format!("{from}&{to}"), "from and to")]
@@ -295,7 +295,7 @@ async fn followers_wait_for_uncommitted_detections_with_smaller_ids() {
         tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     };
 
-    // Another process is about to have answered the same key: the server's insert waits for what becomes of that.
+    // Another process has an uncommitted insert with the same key: the server's insert waits for its outcome.
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let other = std::thread::spawn(move || {
@@ -387,7 +387,7 @@ async fn a_detection_can_be_read_and_erased_by_its_id() {
     server.delete(&paths[0]).await.expect_error(404, "detection_not_found");
     let left = server.get("/database/detections").await.expect(StatusCode::OK);
     assert_eq!(left["detections"], json!([listed["detections"][1]]));
-    // A picture that is sent again does not bring it back.
+    // Sending the image again does not restore it.
     assert_eq!(store("Vladimir_Putin", "b").await["repeated"], 1);
     assert_eq!(server.get("/database/detections").await.expect(StatusCode::OK), left);
     server.delete(&paths[1]).await.expect(StatusCode::NO_CONTENT);
@@ -399,7 +399,7 @@ async fn a_detection_can_be_read_and_erased_by_its_id() {
         server.delete(&path).await.expect_error(404, "detection_not_found");
     }
     server.post("/database/detections/1").await.expect_error(405, "method_not_allowed");
-    // Somebody may be called so. Which of two patterns such a path is of, the document cannot say.
+    // A person may have this name. The document cannot express which of the two patterns matches such a path.
     server.post("/dataset/detections").await.expect(StatusCode::CREATED);
     let of_person = async |what: &str| {
         let url = format!("{}/database/detections/{what}", server.url);
@@ -418,7 +418,7 @@ async fn detections_match_all_filters() {
         ("camera=gate-1", vec![9, 9, 7, 5, 3, 1]),
         ("location=Lobby", vec![6, 4, 2, 0]),
         ("location=Yard%2C+%22east%22&to=2024-05-06T07:05:00Z", vec![3, 1]),
-        // The beginning belongs to a range, the end does not.
+        // A range includes its beginning and excludes its end.
         ("from=2024-05-06T07:03:00Z&to=2024-05-06T07:06:00Z", vec![5, 4, 3]),
         ("from=2024-05-06T09:06:00%2B02:00&camera=gate-0", vec![6]),
         ("camera=gate-0&location=Roof", vec![]),
@@ -469,7 +469,7 @@ async fn detections_are_served_as_csv_on_request() {
             }
         }
     }
-    // Unknown faces have an empty field, and a query without an answer has its header.
+    // Unknown faces have an empty field, and an empty result still has its header.
     let empty = server.client.get(format!("{}/database/detections?camera=none", server.url));
     let text = empty.header("accept", "text/csv").send().await.unwrap().text().await.unwrap();
     assert_eq!(text.lines().count(), 1);

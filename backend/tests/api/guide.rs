@@ -1,4 +1,4 @@
-//! What a browser finds that only has the server's address: the documentation at `/docs`, and the guide below it.
+//! The documentation at `/docs` and the guide below it.
 
 use std::{fs, os::unix::fs::symlink};
 
@@ -12,7 +12,7 @@ use crate::{
 /// What Chromium sends for a page.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8";
 
-/// GET without following where an answer leads.
+/// GET without following redirects.
 async fn get(server: &Server, path: &str, headers: &[(&str, &str)]) -> Response {
     client(); // Chooses the provider of TLS.
     let client = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
@@ -121,7 +121,7 @@ async fn the_guide_is_served_with_media_types_and_etags() {
     assert_eq!(after.status(), StatusCode::OK);
     assert_eq!(after.text().await.unwrap(), "<h1>Other</h1>");
 
-    // The page of the API, which is around it, is still there, and its document leads to the guide.
+    // The page of the API is still served, and its document links to the guide.
     assert_eq!(get(&server, "/docs/", &[]).await.status(), StatusCode::OK);
     let document: serde_json::Value = get(&server, "/openapi.json", &[]).await.json().await.unwrap();
     assert_eq!(document["externalDocs"]["url"], "/docs/guide/");
@@ -163,7 +163,7 @@ async fn only_files_of_the_guide_are_served_below_its_path() {
         &outside.replace('/', "%2f"),
         &outside,
     ] {
-        // As it is written: a client would take `..` away.
+        // Sent literally: a client would remove `..`.
         let answer = crate::http::raw_get(&server, &format!("/docs/guide/{path}")).await;
         assert_eq!(answer.status, 404, "{path}: {}", answer.head);
         assert!(!answer.body.windows(6).any(|six| six == b"secret"), "{path}");

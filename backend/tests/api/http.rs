@@ -1,5 +1,5 @@
-//! What clients may do with HTTP: HEAD, forms of every make, connections that are kept or closed by halves, browsers of
-//! other origins, and proxies that take a path away.
+//! HTTP: HEAD, forms of various clients, keep-alive and half-closed connections, browsers of other origins, and proxies
+//! that strip a prefix of the path.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ fn address(server: &Server) -> String {
     server.url.strip_prefix("http://").unwrap().to_owned()
 }
 
-/// An answer as it came over the wire.
+/// A response as it came over the wire.
 pub struct Raw {
     pub status: u16,
     pub head: String,
@@ -36,7 +36,7 @@ impl Raw {
         lines.into_iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// Everything until the server closes the connection.
+    /// Reads until the server closes the connection.
     fn read_to_end(connection: &mut TcpStream) -> Self {
         connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut bytes = Vec::new();
@@ -44,7 +44,7 @@ impl Raw {
         Self::parse(&bytes)
     }
 
-    /// One answer with a length, on a connection that stays.
+    /// Reads one response with a length, on a connection that stays open.
     fn read_one(connection: &mut TcpStream) -> Self {
         connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut bytes = Vec::new();
@@ -69,7 +69,7 @@ impl Raw {
     }
 }
 
-/// Sends these bytes on a connection of their own and returns the answer; the connection must then end.
+/// Sends these bytes on a new connection and returns the response; the server must then close it.
 async fn raw(server: &Server, request: Vec<u8>) -> Raw {
     let address = address(server);
     let sending = tokio::task::spawn_blocking(move || {
@@ -80,7 +80,7 @@ async fn raw(server: &Server, request: Vec<u8>) -> Raw {
     sending.await.unwrap()
 }
 
-/// The answer to GET of a path as it is written here.
+/// The response to GET of a path, spelled exactly so.
 pub async fn raw_get(server: &Server, path: &str) -> Raw {
     raw(server, format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").into_bytes()).await
 }
@@ -118,7 +118,7 @@ async fn head_is_get_without_the_body() {
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
         assert!(get.header("content-length").is_some(), "{path}");
     }
-    // The connection can be used again: nothing of a body is on it.
+    // The connection can be used again: no body was sent.
     let mut connection = TcpStream::connect(address(&server)).unwrap();
     let kept = tokio::task::spawn_blocking(move || {
         for _ in 0..2 {
@@ -157,7 +157,7 @@ async fn head_needs_the_same_token_as_get() {
     }
 }
 
-/// A form of one photograph whose part has these headers, and what stands before its parts' boundaries.
+/// A form of one photograph: the headers of its part, and the line ends before boundaries.
 fn form(boundary: &str, part_head: &[u8], picture: &[u8]) -> Vec<u8> {
     let delimiter = |end: &str| format!("--{boundary}{end}\r\n").into_bytes();
     [&delimiter("")[..], part_head, b"\r\n\r\n", picture, b"\r\n", &delimiter("--")].concat()
@@ -176,13 +176,13 @@ async fn forms_with_common_mistakes_are_read() {
     let server = start!();
     let plain = &b"Content-Disposition: form-data; name=\"image\"; filename=\"a.jpg\""[..];
     for (content_type, boundary, part_head) in [
-        // As Java's mail library writes boundaries, and others with characters that belong in quotes.
+        // Unquoted boundaries of Java's mail library, and others with characters that should be quoted.
         (&b"multipart/form-data; boundary=----=_Part_0_1.2"[..], "----=_Part_0_1.2", plain),
         (b"multipart/form-data; boundary=a:b/c?(d),'e'", "a:b/c?(d),'e'", plain),
         (b"multipart/form-data; boundary=\"----=_Part 0_1.2\"", "----=_Part 0_1.2", plain),
         (b"Multipart/Form-Data; Boundary=b; charset=UTF-8", "b", plain),
         (b"MULTIPART/FORM-DATA ;charset=UTF-8;BOUNDARY=b", "b", plain),
-        // File names of another encoding, of none, and as nobody should write them.
+        // File names in other encodings, in none, and malformed ones.
         (
             b"multipart/form-data; boundary=b",
             "b",
@@ -213,7 +213,7 @@ async fn forms_with_common_mistakes_are_read() {
     ] {
         for path in ["/face-recognition/dry-run", "/dataset/x/image"] {
             let answer = raw(&server, post(path, content_type, &form(boundary, part_head, b"picture"))).await;
-            // Enrolment finds that nobody is called x only after it has read the form.
+            // Enrolment looks up the person only after it has read the form.
             let wanted = if path.starts_with("/face") { 204 } else { 404 };
             let told = String::from_utf8_lossy(&answer.body);
             assert_eq!(
@@ -280,7 +280,7 @@ async fn connections_outlive_their_announced_timeout() {
     let kept = kept.await.unwrap();
     assert!(kept > Duration::from_secs(1), "the connection was closed after {kept:?}");
 
-    // What closes says so.
+    // A connection that is closed is announced.
     let closing = raw(&server, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_vec()).await;
     assert_eq!((closing.header("keep-alive"), closing.header("connection")), (None, Some("close")));
     let offering =
@@ -298,7 +298,7 @@ async fn connections_outlive_their_announced_timeout() {
 async fn pooled_clients_lose_no_post() {
     let server = start!();
     let client = reqwest::Client::builder().pool_max_idle_per_host(4).build().unwrap();
-    // Longer than connections were kept once.
+    // Longer than a former timeout of connections.
     for pause in [0, 0, 5500] {
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let calls = (0..8).map(|_| {
@@ -333,7 +333,7 @@ async fn a_stopping_server_closes_connections_after_each_response() {
     server.stopped().await;
 }
 
-/// A request for who is on a photograph, as it goes over the wire.
+/// A recognition request for a photograph, as it goes over the wire.
 fn question(pictures: usize) -> Vec<u8> {
     let picture = fs::read(photograph_path("Tony_Blair", 2)).unwrap();
     let head = b"--b\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.jpg\"\r\n\r\n";
@@ -357,7 +357,7 @@ async fn a_half_closed_client_gets_its_response() {
         question(1),
         b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
         b"GET /dataset HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
-        // More than fits into any buffer on the way.
+        // More than fits into any buffer in between.
         post(
             "/face-recognition/dry-run",
             b"multipart/form-data; boundary=b",
@@ -381,7 +381,7 @@ async fn a_half_closed_client_gets_its_response() {
             assert_eq!(body["faces"].as_array().unwrap().len(), 1);
         }
     }
-    // Half a request is none.
+    // Half a request is not a request.
     let half = question(1)[..2000].to_vec();
     let address = address(&server);
     let ended = tokio::task::spawn_blocking(move || {
@@ -406,7 +406,7 @@ async fn half_closed_clients_are_distinguished_from_those_that_left() {
         config.recognition.queue_images = 128;
         config.recognition.queue_budget_ms = 600_000;
     });
-    // Keeps the workers busy while others come and go.
+    // Keeps the workers busy while other clients connect and leave.
     let pictures = (0..KEPT).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request =
         server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(pictures);
@@ -455,7 +455,7 @@ async fn pages_of_configured_origins_may_use_the_server() {
     };
     for origin in ["https://dashboard.example", "http://localhost:3000"] {
         for method in ["GET", "POST", "PATCH", "DELETE"] {
-            // Without a token: browsers send none.
+            // Without a token: browsers send none in a preflight.
             let answer = ask(origin, method).await.unwrap();
             assert_eq!(answer.status(), StatusCode::OK, "{origin} {method}");
             let told = |name: &str| answer.headers()[name].to_str().unwrap().to_lowercase();
@@ -510,7 +510,7 @@ async fn links_work_behind_a_proxy_that_strips_a_prefix() {
     );
     let _nginx = Nginx::start(folder.path(), &site, port);
 
-    // The page, what it takes its calls from, and where it sends them.
+    // The page, its document, and the server that it calls.
     let page = server.client.get(format!("{public}/docs")).send().await.unwrap();
     assert_eq!((page.status(), page.url().as_str()), (StatusCode::OK, format!("{public}/docs/").as_str()));
     let document = page.url().join("../openapi.json").unwrap();
@@ -573,7 +573,7 @@ async fn a_jpeg_without_its_end_marker_is_accepted_with_a_note() {
     }
     let answer = server.recognise("Tony_Blair", 1).await;
     assert_eq!(answer.get("notes"), None);
-    // One that lacks more is no picture, for nobody.
+    // Every call rejects one that lacks more.
     let cut = || file(jpeg[..jpeg.len() - 40].to_vec());
     for path in ["/dataset/Tony_Blair/image", "/face-recognition/get-results"] {
         let answer = server.send(path, Form::new().part("image", cut())).await;
@@ -620,7 +620,7 @@ async fn the_rotation_of_a_sideways_image_is_reported() {
         image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
         file(bytes.into_inner())
     };
-    // Of some, the detector sees the face as they lie; of all others it says how they must be turned.
+    // The detector finds the face on some as they are; for all others the error has the rotation.
     let mut told = [0; 3];
     for person in ["Tony_Blair", "Hugo_Chavez", "Colin_Powell", "Jacques_Chirac"] {
         let upright = image::open(photograph_path(person, 1)).unwrap().into_rgb8();

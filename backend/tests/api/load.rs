@@ -1,4 +1,4 @@
-//! More requests than the server can take, and clients that go.
+//! Overload, and clients that leave.
 
 use std::{fs, io::Write as _, net::TcpStream, time::Duration};
 
@@ -33,7 +33,7 @@ async fn a_full_queue_rejects_requests_and_recovers() {
         }
     }
     assert!(served >= 2 && refused >= 1, "{served} served, {refused} refused");
-    // A request that is larger than the queue is served when it has the queue to itself.
+    // A request that is larger than the queue is accepted when the queue is empty.
     let form = (0..3).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
     assert_eq!(answer["faces"].as_array().unwrap().len(), 3);
@@ -48,10 +48,10 @@ async fn a_slow_queue_rejects_requests() {
         let request = server.client.post(url).multipart(form);
         tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await })
     };
-    // Alone, a request is served however long it takes; it also tells how long one takes.
+    // A single request is accepted however long it takes; it also sets the estimate.
     call().await.unwrap().expect(StatusCode::OK);
-    // Many pictures and, beside them, single ones: whichever meets another in the queue is turned away. On a busy machine
-    // they may miss each other, so they are sent again.
+    // One request with many images and several with one: those that find another in the queue are rejected. On a busy
+    // machine they may miss each other, so they are sent again.
     let crowd = || {
         let form = (0..32).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
         let request =
@@ -82,7 +82,7 @@ async fn a_slow_queue_rejects_requests() {
 #[tokio::test]
 async fn requests_of_clients_that_left_free_the_queue() {
     let server = start!(|config| config.recognition.queue_images = 64);
-    // 64 pictures take far longer than the client waits.
+    // 64 images take far longer than the client waits.
     let form = (0..64).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request = server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
     let gone = request.timeout(Duration::from_millis(60)).send().await;
@@ -109,7 +109,7 @@ async fn requests_of_clients_that_left_are_not_processed() {
         config.recognition.queue_images = 128;
         config.recognition.queue_budget_ms = 600_000;
     });
-    // Keeps the workers busy while others come and go.
+    // Keeps the workers busy while other clients connect and leave.
     let form = (0..KEPT).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request = server.client.post(format!("{}/face-recognition/get-results", server.url)).multipart(form);
     let kept = tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await });
@@ -133,7 +133,7 @@ async fn requests_of_clients_that_left_are_not_processed() {
             connection
         })
         .collect();
-    // All of them have come in.
+    // All of them are queued.
     while Scrape::of(&server).await.value("facepipe_queue_images") < (KEPT + LEFT) as f64 {
         assert!(!kept.is_finished(), "nobody had to wait");
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -148,7 +148,7 @@ async fn requests_of_clients_that_left_are_not_processed() {
     for stage in ["decode", "detect", "classify"] {
         let computed = scrape.value(&format!("facepipe_stage_seconds_count{{stage=\"{stage}\"}}"));
         let wanted = if stage == "classify" { 2 } else { KEPT + 1 };
-        // One may have been taken up before it was noticed that its client had gone.
+        // A worker may have started one before the server noticed that its client left.
         let most = wanted + LEFT / 4;
         assert!((wanted as f64..=most as f64).contains(&computed), "{stage}: {computed} of {wanted}");
     }

@@ -1,4 +1,4 @@
-//! What `/metrics` says after known requests, and that the documentation knows every metric.
+//! `/metrics` after known requests; and the documentation lists every metric.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -84,7 +84,7 @@ async fn metrics_count_requests_exactly() {
     server.get("/nowhere/Nobody").await.expect_error(404, "not_found");
     server.delete("/livez").await.expect_error(405, "method_not_allowed");
 
-    // Done at the start of the server, beside everything else.
+    // Sweep and retention run at the start of the server, in the background.
     server.execute("UPDATE task_runs SET finished_at = 1780000000000000 WHERE task = 'backup'");
     let begun = Instant::now();
     while !server.lines("SELECT task AS line FROM task_runs WHERE finished_at IS NULL").is_empty() {
@@ -108,7 +108,7 @@ async fn metrics_count_requests_exactly() {
     assert_eq!(scrape.sum("facepipe_request_duration_seconds_count"), 12.0);
     assert_eq!(scrape.sum("facepipe_requests_refused_total"), 0.0);
 
-    // Enrolled images wait in the same queue, but are nobody's decision.
+    // Enrolled images are in the same queue, but have no decision.
     assert_eq!(scrape.value("facepipe_queue_seconds_count"), 6.0);
     assert_eq!(scrape.value("facepipe_batch_images_sum"), 7.0);
     for (stage, count) in [("decode", 7.0), ("detect", 7.0), ("embed", 6.0), ("classify", 6.0)] {
@@ -170,7 +170,7 @@ fn documented() -> BTreeSet<(String, String, String)> {
     .collect()
 }
 
-/// Prometheus' own checks, where its tool is installed.
+/// Runs Prometheus' own checks, where its tool is installed.
 fn check_by_promtool(text: &str) {
     let mut command = Command::new("promtool");
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -217,7 +217,7 @@ async fn a_failing_database_is_counted_and_leaves_other_metrics() {
     ] {
         assert!(!scrape.series.keys().any(|series| series.starts_with(absent)), "{}", scrape.text);
     }
-    // It is not asked again at once.
+    // The failure is cached for a while.
     assert_eq!(Scrape::of(&server).await.value("facepipe_database_errors_total"), 1.0);
 }
 

@@ -1,4 +1,4 @@
-//! The API's document: checked in, served, and shown by a page that needs nobody else's server.
+//! The API's document: checked in, served, and shown by a page that needs no other server.
 
 use std::{fs, process::Command};
 

@@ -1,4 +1,4 @@
-//! The proxies' configurations that are shipped name nobody in their logs: neither a path nor a query nor a referrer.
+//! The shipped configurations of proxies log no names: no path, no query and no referrer.
 
 use std::{
     fs,
@@ -18,11 +18,11 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// nginx; ended when dropped.
+/// A running nginx, stopped when dropped.
 pub struct Nginx(Child);
 
 impl Nginx {
-    /// With what belongs into its `http`; waits until it listens on the port.
+    /// Starts nginx with the content of its `http` block, and waits until it listens on the port.
     pub fn start(folder: &Path, http: &str, port: u16) -> Self {
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
@@ -37,7 +37,7 @@ impl Nginx {
         Self::start_main(folder, &main, port)
     }
 
-    /// With a whole configuration.
+    /// Starts nginx with a whole configuration.
     pub fn start_main(folder: &Path, main: &Path, port: u16) -> Self {
         let mut command = Command::new("/usr/sbin/nginx");
         // Workers of another user could not write below the test's folder.
@@ -58,13 +58,13 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Its workers go with it, as they would not were it killed.
+        // SIGTERM ends its workers, too; SIGKILL would not.
         let _ = Command::new("kill").args(["-s", "QUIT"]).arg(self.0.id().to_string()).status();
         let _ = self.0.wait();
     }
 }
 
-/// A shipped configuration with the places of a test: where it listens, where the server is, where it writes.
+/// A shipped configuration with a test's ports, server and folder.
 fn adapted(file: &str, folder: &Path, port: u16, server: &str) -> String {
     let text = fs::read_to_string(workspace_root().join(file)).unwrap();
     let server = server.strip_prefix("http://").unwrap();
@@ -75,7 +75,7 @@ fn adapted(file: &str, folder: &Path, port: u16, server: &str) -> String {
             .iter()
             .any(|s| trimmed.starts_with(s))
         {
-            // The plain-text server goes to a port of its own; nothing here speaks TLS.
+            // The plain-text server gets its own port; no test uses TLS.
             if trimmed == "listen 80;" {
                 adapted.push_str(&format!("listen 127.0.0.1:{};\n", free_port()));
             }
@@ -87,7 +87,7 @@ fn adapted(file: &str, folder: &Path, port: u16, server: &str) -> String {
         let line = match trimmed.split_whitespace().collect::<Vec<_>>()[..] {
             ["listen", "443", "ssl;"] => format!("listen 127.0.0.1:{port};"),
             ["server", "backend:8080", ..] | ["server", "127.0.0.1:8080;"] => format!("server {server};"),
-            // Needs a name to resolve.
+            // Needs name resolution.
             ["zone", ..] => String::new(),
             _ => line.to_owned(),
         };
@@ -102,7 +102,7 @@ fn adapted(file: &str, folder: &Path, port: u16, server: &str) -> String {
         .replace("/var/log/nginx/facepipe.log", &format!("{folder}/access.log"))
 }
 
-/// Sends a request as it is; what is answered does not matter.
+/// Sends a request, and ignores the response.
 fn send(port: u16, request: &str) {
     let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
     connection.write_all(request.as_bytes()).unwrap();
@@ -112,11 +112,11 @@ fn send(port: u16, request: &str) {
     assert!(answer.starts_with(b"HTTP/1.1 "), "{request}: {}", answer.escape_ascii());
 }
 
-/// What nginx writes about requests that name somebody, and that go wrong in many ways; and how many they were.
+/// The logs of nginx after requests with names that fail in many ways, and the number of requests.
 fn logs(file: &str, server: &str, change: impl Fn(String) -> String) -> (Vec<(PathBuf, String)>, usize) {
     let folder = tempfile::tempdir().unwrap();
     let mut requests = 0;
-    // A server that answers, and none.
+    // One server that responds, and none.
     for (server, name) in [(server, "up"), (&format!("http://127.0.0.1:{}", free_port())[..], "down")] {
         let folder = folder.path().join(name);
         fs::create_dir(&folder).unwrap();
@@ -172,7 +172,7 @@ async fn logs_of_the_shipped_nginx_have_no_names() {
                 }
             }
             assert_eq!(lines, requests, "{file}");
-            // Such requests would have written names, had nginx written of its errors.
+            // nginx's error log would have the names of such requests.
             let (written, _) = logs(file, &url, |text| {
                 assert!(text.contains("error_log /dev/null emerg;"), "{file}");
                 text.replace("error_log /dev/null emerg;", "error_log ERRORS info;")
@@ -184,13 +184,13 @@ async fn logs_of_the_shipped_nginx_have_no_names() {
     watched.await.unwrap();
 }
 
-/// The folder that an adapted configuration writes to.
+/// The folder of an adapted configuration's files.
 fn tempfile_of(text: &str) -> String {
     let log = text.split_whitespace().find(|word| word.ends_with("/access.log")).unwrap();
     log.strip_suffix("/access.log").unwrap().to_owned()
 }
 
-/// What names a request's path, its query, or whence it came.
+/// The variables with a request's path, query or referrer.
 const TELLING: [&str; 11] = [
     "$request ",
     "$request\"",

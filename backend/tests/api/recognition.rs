@@ -78,7 +78,7 @@ async fn a_dry_run_validates_the_form_only() {
     server.send("/face-recognition/dry-run", form).await.expect_error(400, "image_missing");
 }
 
-/// The corners of the one face on a picture.
+/// The corners of the only face on an image.
 async fn corners(server: &Server, picture: Vec<u8>) -> [f64; 4] {
     let form = Form::new().part("image", file(picture));
     let answer = server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
@@ -90,7 +90,7 @@ async fn corners(server: &Server, picture: Vec<u8>) -> [f64; 4] {
 #[tokio::test]
 async fn all_image_formats_show_the_same_face() {
     let server = start!();
-    // Not square, so that a picture on its side would not pass for an upright one.
+    // Not square, so that a rotated image is noticed.
     let upright =
         image::open(photograph_path("Tony_Blair", 1)).unwrap().crop_imm(0, 10, 250, 220).into_rgb8();
     let png = |picture: DynamicImage| {
@@ -114,7 +114,7 @@ async fn all_image_formats_show_the_same_face() {
         )
         .unwrap();
 
-    // As a camera stores it that is held on its side: the sixth orientation is turned clockwise to be upright.
+    // As a camera in portrait orientation stores it: EXIF orientation 6 is rotated clockwise.
     let lying = image::imageops::rotate270(&upright);
     let mut turned = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut turned, 95);
@@ -136,7 +136,7 @@ async fn all_image_formats_show_the_same_face() {
     {
         let found = corners(&server, picture).await;
         for (found, expected) in found.iter().zip(expected) {
-            // Colours of a palette and of a JPEG are not quite the same.
+            // Palettes and JPEG change colours slightly.
             assert!((found - expected).abs() <= 4.0, "{kind}: {found} instead of {expected}");
         }
     }

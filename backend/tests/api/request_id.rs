@@ -1,4 +1,4 @@
-//! The id that each request has: taken from the client or made, and answered with.
+//! Request ids: the client's or a new one, in every response.
 
 use reqwest::StatusCode;
 
@@ -17,7 +17,7 @@ async fn responses_have_the_request_id() {
         (StatusCode::OK, &"edge-7.2024_05".parse().unwrap())
     );
 
-    // An error says it in its body too, also where it was found before or after the call.
+    // Bodies of errors have it, too, also of errors before or after the handler.
     for (path, status) in
         [("/dataset/Ada", 404), ("/nowhere", 404), ("/jobs?limit=0", 400), ("/dataset/.a", 400)]
     {
@@ -29,7 +29,7 @@ async fn responses_have_the_request_id() {
         assert_eq!(answer.body["error"]["request_id"], "edge-8", "{path}");
     }
 
-    // What could not stand in a log line as it is gets another one.
+    // An id that is not safe in a log line is replaced.
     for unsafe_id in ["", "two words", &"x".repeat(129)] {
         let answer = ask("/dataset/Ada", unsafe_id).await;
         let id = answer.headers["x-request-id"].to_str().unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! What the program says at its start and of its end: to the log, to service managers, by its exit code.
+//! Start and end of the program: log, service managers, exit codes.
 
 use std::{
     fs,
@@ -13,16 +13,16 @@ use std::{
 
 use crate::command_line::{Running, program};
 
-/// The program with a data folder of its own, no metrics and a free port.
+/// The program with its own data folder, no metrics and a free port.
 fn in_folder(folder: &Path) -> Command {
     let mut command = program();
-    // By variables, so that tests can say otherwise by flags.
+    // As variables, so that tests can override them with flags.
     command.env("FACEPIPE_LISTEN", "127.0.0.1:0").env("FACEPIPE_METRICS_LISTEN", "off");
     command.env("FACEPIPE_LOG_FORMAT", "json").env("FACEPIPE_DATA_DIR", folder.join("data"));
     command
 }
 
-/// The exit code, and what it says.
+/// The exit code and standard error.
 fn ended(mut command: Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -89,7 +89,7 @@ fn waiting_for_the_database_logs_the_reason_once_without_the_password() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = in_folder(folder.path());
     command.args(["--database-url", "postgres://nobody:unspeakable-secret@127.0.0.1:1/none"]);
-    // Tried every half second.
+    // Retried every half second.
     command.args(["--database-start-timeout-s", "3"]);
     let (code, told) = ended(command);
     assert_eq!(code, Some(1), "{told}");
@@ -117,7 +117,7 @@ fn unknown_variables_and_unlimited_retention_are_warned_of() {
     for (settings, for_ever) in [
         (vec![], true),
         (vec!["--detections-max-age-days", "30"], false),
-        // Another server of the deployment deletes them, or does not.
+        // Retention is up to another server of the deployment.
         (vec!["--role", "recognize"], false),
     ] {
         let settings = [vec!["--listen", "127.0.0.1:0", "--metrics-listen", "off"], settings].concat();
@@ -130,7 +130,7 @@ fn unknown_variables_and_unlimited_retention_are_warned_of() {
         assert_eq!(log.matches("which nothing reads").count(), 1, "{log}");
         assert!(!log.contains("unspeakable"), "{log}");
     }
-    // Also where the configuration is only looked at.
+    // Also with --print-config.
     let mut command = in_folder(folder.path());
     command.env("FACEPIPE_DATABASE_URL", "postgres://h/db").args(["--print-config"]);
     let (code, told) = ended(command);
@@ -192,7 +192,7 @@ fn systemd_is_notified_of_ready_watchdog_and_stopping() {
         drop(running);
     }
 
-    // A service manager that cannot be told would end the server after a while: better to say why at once.
+    // A service manager that is not notified would kill the server after a while: fail at once with the reason.
     let output = in_folder(folder.path())
         .env("NOTIFY_SOCKET", "nonsense")
         .arg("--models-dir")

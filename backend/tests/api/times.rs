@@ -1,4 +1,4 @@
-//! Which time counts for a detection: what its sender claims, or when it arrived.
+//! The effective time of a detection: the sender's claim, or the time of arrival.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     helpers::{Server, photograph, start},
 };
 
-/// The migration of these times.
+/// The migration that added these times.
 const MIGRATION: &str = "2025-01-11-000000_time_that_counts";
 const SECOND: i64 = 1_000_000;
 const DAY: i64 = 86_400 * SECOND;
@@ -32,7 +32,7 @@ fn moment(value: &Value) -> i64 {
     i64::try_from(moment.unix_timestamp_nanos() / 1000).unwrap()
 }
 
-/// As a server of an operator who has set nothing.
+/// The defaults of these settings.
 fn defaults(config: &mut Config) {
     config.retention.captured_at_max_behind_days = Config::default().retention.captured_at_max_behind_days;
 }
@@ -55,7 +55,7 @@ fn cameras(detections: &[Value]) -> Vec<&str> {
     detections.iter().map(|detection| detection["camera_id"].as_str().unwrap()).collect()
 }
 
-/// Rows as text: camera, the three times, and everything that no time is.
+/// Rows as text: camera, the three times, and all other columns.
 fn rows(server: &Server) -> Vec<String> {
     server.lines(
         "SELECT CONCAT(camera_id, ' ', captured_at, ' ', received_at, ' ', COALESCE(claimed_at, -1)) AS line \
@@ -113,7 +113,7 @@ async fn an_implausible_capture_time_is_replaced() {
         assert!(moment(&all[index]["received_at"]) >= begun);
     }
 
-    // Whatever goes by time.
+    // Everything that uses the time.
     let last = server.get("/database/Tony_Blair/last-known-location").await.expect(StatusCode::OK);
     assert_eq!(last["camera_id"], "silent");
     let range = format!("from={}&to={}", text(begun - 3600 * SECOND), text(begun + 3600 * SECOND));
@@ -155,7 +155,7 @@ async fn retention_uses_the_effective_time() {
     let told = said(&beside(&server, &["retain", "--detections-max-age-days", "7"]).await);
     assert!(told.contains("Deleted 1 detections"), "{told}");
     assert_eq!(cameras(&detections(&server, "").await), ["ahead", "reset"]);
-    // A week later, as it were, the one of 2036 goes as well.
+    // As if a week later, the one of 2036 is deleted, too.
     server.execute(&format!(
         "UPDATE detections SET captured_at = captured_at - {0}, received_at = received_at - {0}",
         8 * DAY
@@ -180,7 +180,7 @@ async fn old_recordings_keep_their_time_when_configured() {
 
 #[tokio::test]
 async fn messages_to_the_external_api_have_the_effective_time() {
-    // Nobody listens there: messages stay.
+    // Nothing listens there: messages stay queued.
     let server = start!(|config| {
         defaults(config);
         config.results.results_url = Some("http://127.0.0.1:9/".into());
@@ -212,7 +212,7 @@ async fn an_upgrade_sets_effective_times_and_loses_nothing() {
         ("ahead", arrived + 299 * SECOND, arrived),
         ("behind", arrived - 31 * DAY, arrived),
         ("spool", arrived - 29 * DAY, arrived),
-        // By a server whose clock was not set: the camera's was.
+        // Stored by a server with an unset clock; the camera's was set.
         ("unset", arrived, 9 * SECOND),
     ];
     for (camera, captured_at, received_at) in times {
@@ -258,7 +258,7 @@ async fn a_doubtful_clock_deletes_nothing_until_confirmed() {
     eventually("no first pass", || last_retention(&server) != "-1").await;
     store(&server, "old", Some(now() - 40 * DAY)).await;
     store(&server, "young", None).await;
-    // As though the clock were 16 days ahead of the last pass.
+    // As if the clock were 16 days ahead of the last pass.
     let last = now() - 16 * DAY;
     server.execute(&format!("UPDATE task_runs SET finished_at = {last} WHERE task = 'retain'"));
     let output = beside(&server, &["retain", "--detections-max-age-days", "30"]).await;
@@ -268,7 +268,7 @@ async fn a_doubtful_clock_deletes_nothing_until_confirmed() {
         "{told}"
     );
 
-    // The server's own pass deletes nothing either, and says so in its metrics.
+    // The server's own pass deletes nothing either, and counts a failure.
     let server = server.restart().await;
     let (client, url) = (server.client.clone(), server.metrics.clone().unwrap());
     let begun = Instant::now();
@@ -301,14 +301,14 @@ async fn rows_of_servers_with_wrong_clocks_are_corrected() {
     let earlier = begun - DAY;
     let (ahead, old) = (YEAR_2036 + DAY, 1_262_304_000 * SECOND);
     for (camera, captured_at, received_at, claimed_at) in [
-        // Stored by a version that believed every camera.
+        // Stored by a version that accepted every claim.
         ("believed", YEAR_2036, earlier, "NULL".to_owned()),
-        // Arrived by a server's clock of 2036, which took the camera's for wrong.
+        // Arrived while the server's clock said 2036, which made the camera's implausible.
         ("jumped", ahead, ahead, earlier.to_string()),
         ("lost", ahead, ahead, "NULL".to_owned()),
         // Arrived before the server's clock was set.
         ("unset", 9 * SECOND, 9 * SECOND, "NULL".to_owned()),
-        // A recording of 2010 that was to keep its time.
+        // A recording of 2010 that keeps its time.
         ("replay", old, earlier, "NULL".to_owned()),
     ] {
         server.execute(&format!(

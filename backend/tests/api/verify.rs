@@ -1,4 +1,4 @@
-//! Whether two pictures show the same person.
+//! Verification: whether two images show the same person.
 
 use reqwest::{
     StatusCode,
@@ -44,7 +44,7 @@ async fn verification_distinguishes_one_person_from_two() {
             );
         }
     }
-    // The same picture twice is as similar as can be, and the similarity does not depend on the order.
+    // The same image twice has similarity 1, and the order does not matter.
     let answer = verify(&server, [photograph("Tony_Blair", 1), photograph("Tony_Blair", 1)]).await;
     assert!((answer.expect(StatusCode::OK)["similarity"].as_f64().unwrap() - 1.0).abs() < 1e-5);
     let mut similarities = Vec::new();
@@ -53,7 +53,7 @@ async fn verification_distinguishes_one_person_from_two() {
         similarities.push(answer.expect(StatusCode::OK)["similarity"].as_f64().unwrap());
     }
     assert!((similarities[0] - similarities[1]).abs() < 1e-5, "{similarities:?}");
-    // It neither needs people nor leaves any.
+    // Verification needs no people and stores none.
     assert_eq!(server.get("/dataset").await.expect(StatusCode::OK)["meta"]["total"], 0);
     let detections = server.get("/database/detections").await.expect(StatusCode::OK);
     assert_eq!(detections["detections"], json!([]));

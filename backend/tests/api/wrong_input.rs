@@ -1,4 +1,4 @@
-//! Every wrong request has its status, its code and a message that says what to change.
+//! Invalid requests: each has its status, code and a message that says what to change.
 
 use std::{
     io::Write as _,
@@ -101,7 +101,7 @@ async fn face_ids_are_validated_everywhere() {
 #[tokio::test]
 async fn path_traversal_finds_nothing() {
     let server = start!();
-    // As no well-behaved client would send them.
+    // No well-behaved client sends these.
     for (target, status, code) in [
         ("/dataset/../x", 404, "not_found"),
         ("/dataset/x/../../etc/passwd", 404, "not_found"),
@@ -199,7 +199,7 @@ fn bomb(side: u32) -> Vec<u8> {
 async fn images_beyond_the_default_limits_are_rejected_by_every_call() {
     let server = start!();
     server.post("/dataset/x").await.expect(StatusCode::CREATED);
-    // A small one of its kind is a picture; the large one is small as a file.
+    // A small one is a valid image; the large one is a small file.
     let form = Form::new().part("image", file(bomb(64)));
     server.send("/face-recognition/get-results", form).await.expect(StatusCode::OK);
     let bomb = bomb(20_000);
@@ -217,7 +217,7 @@ async fn images_beyond_the_default_limits_are_rejected_by_every_call() {
         let answer = server.send(path, form().part("image", file(vec![0; bytes + 1]))).await;
         assert_eq!(answer.body["error"]["details"], json!({ "bytes": bytes + 1, "max_bytes": bytes }));
         answer.expect_error(413, "image_too_large");
-        // One byte less is refused for what it is.
+        // One byte less is rejected for its format instead.
         let answer = server.send(path, form().part("image", file(vec![0; bytes]))).await;
         answer.expect_error(422, "image_unreadable");
     }
@@ -240,7 +240,7 @@ async fn forms_without_an_image_are_rejected_by_every_call() {
         "/face-recognition/dry-run",
     ] {
         let form = Form::new().text("camera_id", "c").text("location", "l");
-        // Of another name, it is none.
+        // A part of another name is no image.
         let form = form.part("picture", photograph("Tony_Blair", 1));
         server.send(path, form).await.expect_error(400, "image_missing");
     }
@@ -354,7 +354,7 @@ async fn a_stalled_client_gets_408_and_is_disconnected() {
             "request_timeout",
         ),
         (head("PATCH", "/dataset/x", "application/json") + "{\"face_id\":", "request_timeout"),
-        // Not even a request yet.
+        // Before the request's head is complete.
         ("POST /face-recognition/get-results HTTP/1.1\r\nHost: x\r\nContent-".to_owned(), ""),
     ];
     let begun = Instant::now();
@@ -362,7 +362,7 @@ async fn a_stalled_client_gets_408_and_is_disconnected() {
         let url = server.url.clone();
         tokio::spawn(async move { (raw(&url, &request).await, request, code) })
     });
-    // What is answered without its body is answered at once; its connection ends all the same.
+    // A call that ignores its body responds at once; the connection is closed nevertheless.
     let answer = raw(&server.url, &head("POST", "/dataset/x", "text/plain")).await;
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     for answer in answers {
@@ -373,7 +373,7 @@ async fn a_stalled_client_gets_408_and_is_disconnected() {
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
 }
 
-/// Sends these bytes, and nothing more; returns what is answered until the server closes the connection.
+/// Sends these bytes and nothing more; returns the response up to the end of the connection.
 async fn raw(url: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
