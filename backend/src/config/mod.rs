@@ -65,7 +65,7 @@ macro_rules! concerns {
 
         impl Config {
             // By concern: serde loses the key of a wrong value where it flattens.
-            fn extract(merged: &Figment) -> figment::error::Result<Self> {
+            fn extract(merged: &Figment) -> anyhow::Result<Self> {
                 Ok(Self { $($concern: merged.extract()?,)+ })
             }
 
