@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use common::{THRESHOLD, first_photos, people, train};
 use facepipe_identify::{ClassifierKind, FORMAT_VERSION, IdentifyError, Model, Sample, Solver, TrainOptions};
+use proptest::{collection::vec, prelude::*};
 
 fn bytes() -> Vec<u8> {
     train(&first_photos(people().iter().take(3), 2)).to_bytes()
@@ -99,6 +100,80 @@ fn a_huge_count_with_a_valid_checksum_is_not_allocated() {
     assert!(error.contains("cut off"), "{error}");
 }
 
+/// Wraps a payload as a model file does, with a right checksum.
+fn sealed(version: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = b"FPMODEL\0".to_vec();
+    bytes.extend(version.to_le_bytes());
+    bytes.extend((payload.len() as u64).to_le_bytes());
+    bytes.extend(payload);
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+    bytes.extend_from_slice(&digest);
+    bytes
+}
+
+/// Samples of up to four people with one to three embeddings each, in four dimensions.
+fn samples() -> impl Strategy<Value = Vec<Sample>> {
+    vec(vec(prop::array::uniform4(-1.0_f32..1.0), 1..4), 0..5).prop_map(|people| {
+        let sample = |person: usize, embedding: [f32; 4]| Sample {
+            label: format!("person {person}"),
+            embedding: embedding.into(),
+        };
+        let of_person = |(person, embeddings): (usize, Vec<[f32; 4]>)| {
+            embeddings.into_iter().map(move |embedding| sample(person, embedding))
+        };
+        people.into_iter().enumerate().flat_map(of_person).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_trained_model_survives_its_stored_form(
+        samples in samples(),
+        descent: bool,
+        probe in prop::array::uniform4(-1.0_f32..1.0),
+    ) {
+        let solver = if descent { Solver::DualCoordinateDescent } else { Solver::Smo };
+        let options = TrainOptions { solver, ..TrainOptions::default() };
+        // Two people with the same embedding, for one, cannot be trained.
+        let Ok(model) = Model::train("example-4d", &samples, &options) else { return Ok(()) };
+        let bytes = model.to_bytes();
+        let loaded = Model::from_bytes(&bytes).expect("a whole model");
+        prop_assert_eq!(loaded.to_bytes(), bytes);
+        prop_assert_eq!(loaded.labels(), model.labels());
+        if !samples.is_empty() && probe != [0.0; 4] {
+            prop_assert_eq!(loaded.identify(&probe, THRESHOLD), model.identify(&probe, THRESHOLD));
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in vec(any::<u8>(), 0..300), version in 0_u16..4) {
+        prop_assert!(Model::from_bytes(&bytes).is_err());
+        // With a right header and checksum, only the payload itself can be refused.
+        if let Ok(model) = Model::from_bytes(&sealed(version, &bytes)) {
+            prop_assert!(Model::from_bytes(&model.to_bytes()).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_modified_payload_behind_a_right_checksum_is_refused_or_a_model(
+        position: prop::sample::Index,
+        change in 1_u8..,
+        second: bool,
+    ) {
+        let (version, whole) = if second { (2, second_format()) } else { (1, first_format()) };
+        let mut payload = whole[18..whole.len() - 32].to_vec();
+        *position.get_mut(&mut payload) ^= change;
+        if let Ok(model) = Model::from_bytes(&sealed(version, &payload)) {
+            let again = Model::from_bytes(&model.to_bytes()).expect("what it writes can be read");
+            prop_assert_eq!(again.labels(), model.labels());
+            // An answer or an error, never a panic.
+            let _ = model.identify(&[0.8, 0.2, 0.1], 0.5);
+        }
+    }
+}
+
 /// Written by the first release: format version 1, three people of three dimensions.
 const FIRST_FORMAT: &str = "\
     46504d4f44454c000100b5000000000000000a006578616d706c652d3364030000000300000003006164610300626f620400 \
@@ -125,12 +200,7 @@ fn second_format() -> Vec<u8> {
     payload.extend([3_u32; 3].iter().flat_map(|count| count.to_le_bytes()));
     payload.extend([1.0_f64, 1e-4].iter().flat_map(|value| value.to_le_bytes()));
     payload.extend([7_u64, 8, 9].iter().flat_map(|digest| digest.to_le_bytes()));
-    let mut bytes = b"FPMODEL\0\x02\0".to_vec();
-    bytes.extend((payload.len() as u64).to_le_bytes());
-    bytes.extend(payload);
-    let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
-    bytes.extend_from_slice(&digest);
-    bytes
+    sealed(2, &payload)
 }
 
 #[test]

@@ -468,4 +468,12 @@ mod tests {
             assert_eq!(detection_position(position(place)), Some(place));
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn every_position_survives_a_cursor(captured_at: i64, id: i64) {
+            let place = DetectionPosition { captured_at, id };
+            assert_eq!(detection_position(position(place)), Some(place));
+        }
+    }
 }

@@ -56,6 +56,8 @@ pub fn position_of(cursor: &str, scope: &str) -> Option<u128> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -67,6 +69,31 @@ mod tests {
         }
         for wrong in ["", "x", "\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}\u{e4}", &"0".repeat(48)] {
             assert_eq!(position_of(wrong, "a"), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_cursor_leads_back_to_its_position_in_its_scope_only(
+            position: u128,
+            scope in ".{0,20}",
+            other in ".{0,20}",
+        ) {
+            let cursor = cursor_of(position, &scope);
+            prop_assert_eq!(position_of(&cursor, &scope), Some(position));
+            prop_assert_eq!(position_of(&cursor, &other).is_some(), scope == other);
+        }
+
+        #[test]
+        fn a_modified_cursor_is_refused(position: u128, at in 0_usize..48, digit in "[0-9a-fA-Fg+ ]") {
+            let cursor = cursor_of(position, "scope");
+            let modified = format!("{}{digit}{}", &cursor[..at], &cursor[at + 1..]);
+            prop_assert_eq!(position_of(&modified, "scope").is_some(), modified == cursor);
+        }
+
+        #[test]
+        fn any_other_text_is_no_cursor(text in "\\PC{0,60}|[0-9a-f]{48}") {
+            prop_assert_eq!(position_of(&text, "scope"), None);
         }
     }
 }
