@@ -239,7 +239,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Crash),
         1 => (0..20_u8, index()).prop_map(|(number, length)| Step::CrashWhileWriting(number, length)),
         1 => (index(), index()).prop_map(|(file, length)| Step::Truncate(file, length)),
-        1 => (index(), index()).prop_map(|(file, byte)| Step::Corrupt(file, byte)),
+        2 => (index(), index()).prop_map(|(file, byte)| Step::Corrupt(file, byte)),
     ];
     prop::collection::vec(step, 1..16)
 }
@@ -263,7 +263,8 @@ proptest! {
         let mut damaged = BTreeSet::new();
         let mut claimed: Vec<(upload::SpoolId, u8)> = Vec::new();
         let mut found_damaged = 0;
-        for step in steps {
+        // At last everything is read that is left.
+        for step in steps.into_iter().chain([Step::Crash, Step::Claim(100)]) {
             match step {
                 Step::Store(numbers) => {
                     let entries: Vec<SpoolEntry> = numbers.iter().map(|&number| entry(number)).collect();
