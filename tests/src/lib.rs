@@ -107,7 +107,7 @@ fn run_backend(data: &Path, models: &Path, settings: &[String], listen: &str) ->
         .env_remove("DATABASE_URL")
         .spawn()
         .expect("the backend starts");
-    let begun = Instant::now();
+    let started = Instant::now();
     // The file appears when the server is ready.
     loop {
         if let Ok(address) = fs::read_to_string(&address) {
@@ -116,7 +116,7 @@ fn run_backend(data: &Path, models: &Path, settings: &[String], listen: &str) ->
         if let Some(status) = child.try_wait().expect("the backend can be asked") {
             panic!("the backend ended at its start: {status}");
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "the backend is not ready after a minute");
+        assert!(started.elapsed() < Duration::from_secs(60), "the backend is not ready after a minute");
         thread::sleep(Duration::from_millis(50));
     }
 }

@@ -89,9 +89,9 @@ pub fn with_file_size_limit(limited: &Command, kib: u32) -> Command {
 /// Waits until a condition holds.
 #[track_caller]
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
+    let started = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < TIMEOUT, "{what}: not after {TIMEOUT:?}");
+        assert!(started.elapsed() < TIMEOUT, "{what}: not after {TIMEOUT:?}");
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -190,12 +190,12 @@ fn a_recording_is_recognised_reported_and_annotated() {
     let long = environment.path("long.mp4");
     repeat(&video, &long, 40);
     let options = ["--policy", "every", "--report", &report, "--output", &annotated];
-    let begun = start_and_wait_for(
+    let started = start_and_wait_for(
         environment.command(&[&["recognize", "video", &long], &options[..]].concat()),
         "Tony_Blair",
     );
-    interrupt(&begun.0);
-    wait_for_end(begun).expect(130, &["Frames"]);
+    interrupt(&started.0);
+    wait_for_end(started).expect(130, &["Frames"]);
     let document = read(&report);
     assert_eq!(document["interrupted"], true);
     let played = document["frames"].as_u64().unwrap();
@@ -208,15 +208,15 @@ fn a_recording_is_recognised_reported_and_annotated() {
 
     // The server restarts meanwhile: a recording waits for it, up to the timeout.
     let options = ["--policy", "every", "--parallel", "1", "--report", &report];
-    let begun = start_and_wait_for(environment.command(&[&recognize[..], &options].concat()), "Tony_Blair");
+    let started = start_and_wait_for(environment.command(&[&recognize[..], &options].concat()), "Tony_Blair");
     environment.backend.stop();
     environment.backend.start_again();
-    wait_for_end(begun).expect(0, &["Frames    24 (24 searched)"]);
+    wait_for_end(started).expect(0, &["Frames    24 (24 searched)"]);
     assert_eq!((&read(&report)["faces"], &read(&report)["unanswered"]), (&summary["faces"], &0.into()));
     let arguments = [&["recognize", "video", &long], &options[..], &["--timeout", "1"]].concat();
-    let begun = start_and_wait_for(environment.command(&arguments), "Tony_Blair");
+    let started = start_and_wait_for(environment.command(&arguments), "Tony_Blair");
     environment.backend.stop();
-    wait_for_end(begun).expect(4, &["cannot be reached", "Frames"]);
+    wait_for_end(started).expect(4, &["cannot be reached", "Frames"]);
     let document = read(&report);
     assert!(number(&document["faces"]) > 0.0 && number(&document["unanswered"]) > 0.0, "{document}");
 }
@@ -289,11 +289,11 @@ fn a_network_camera_is_recognised_live() {
 
     // The server restarts: a camera continues. Then the camera fails: what was seen is kept.
     let options = ["--policy", "every", "--report", &report];
-    let mut begun = start_and_wait_for(
+    let mut started = start_and_wait_for(
         environment.command(&[&["recognize", "camera", &gate], &options[..]].concat()),
         "Tony",
     );
-    let mut stderr = BufReader::new(begun.0.stderr.take().unwrap()).lines();
+    let mut stderr = BufReader::new(started.0.stderr.take().unwrap()).lines();
     let mut said =
         |text: &str| assert!(stderr.any(|line| line.unwrap().contains(text)), "{text:?} is not said");
     environment.backend.stop();
@@ -301,7 +301,7 @@ fn a_network_camera_is_recognised_live() {
     environment.backend.start_again();
     said("The server answers again");
     drop(camera);
-    let code = begun.0.wait().unwrap().code();
+    let code = started.0.wait().unwrap().code();
     assert!(matches!(code, Some(0 | 6)), "an end of the stream or a failure of the camera: {code:?}");
     let document = read(&report);
     assert!(number(&document["faces"]) > 0.0 && number(&document["unanswered"]) > 0.0, "{document}");

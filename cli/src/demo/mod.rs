@@ -81,7 +81,7 @@ pub struct Options {
 #[derive(Default)]
 struct Steps {
     done: Vec<Step>,
-    begun: Option<(&'static str, Instant)>,
+    started: Option<(&'static str, Instant)>,
 }
 
 impl Steps {
@@ -91,12 +91,12 @@ impl Steps {
         if !io::stderr().is_terminal() {
             output::line(format!("Now       {what}"));
         }
-        self.begun = Some((name, Instant::now()));
+        self.started = Some((name, Instant::now()));
     }
 
     fn end(&mut self) {
-        if let Some((name, begun)) = self.begun.take() {
-            self.done.push(Step::new(name, begun.elapsed()));
+        if let Some((name, started)) = self.started.take() {
+            self.done.push(Step::new(name, started.elapsed()));
         }
     }
 

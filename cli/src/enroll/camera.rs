@@ -246,7 +246,7 @@ impl<'a> Session<'a> {
 
     fn play(&mut self) -> Result<()> {
         self.player.start()?;
-        let begun = Instant::now();
+        let started = Instant::now();
         let is_limited = self.options.source.is_live() && self.options.faces.until().is_none();
         let mut ended = false;
         loop {
@@ -262,7 +262,7 @@ impl<'a> Session<'a> {
             if let Some(panel) = &self.panel {
                 panel.poll();
             }
-            let is_late = is_limited && begun.elapsed() > LIVE_TIMEOUT;
+            let is_late = is_limited && started.elapsed() > LIVE_TIMEOUT;
             let is_unwatched = self.window.as_ref().is_some_and(Window::is_closed);
             if self.summary.total() >= self.options.count || is_late || is_unwatched {
                 return Ok(());

@@ -56,10 +56,10 @@ pub fn analyze(
     embedder: &dyn Embedder,
 ) -> Result<Option<(Vec<AnalysisResult>, Time)>> {
     let bar = progress::bar(pictures.len(), "Analysing");
-    let begun = Instant::now();
+    let started = Instant::now();
     let analyses =
         networks::in_parallel(pictures, &bar, |picture| analyze_picture(picture, detector, embedder));
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let Some(analyses) = analyses? else { return Ok(None) };
     let percentiles = |time: &dyn Fn(&Analysis) -> Option<Duration>| {
@@ -77,7 +77,7 @@ pub fn analyze(
 }
 
 fn analyze_picture(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder) -> Result<Analysis> {
-    let begun = Instant::now();
+    let started = Instant::now();
     let image = match networks::read_image(&picture.file) {
         Ok(image) => image,
         Err(passed_over) => {
@@ -85,16 +85,16 @@ fn analyze_picture(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder)
         }
     };
     let faces = detector.detect_inside(&image, false)?;
-    let detection = Some(begun.elapsed());
+    let detection = Some(started.elapsed());
     // As the backend does where one face is needed.
     let largest = largest_face(faces.iter().map(|face| face.bounding_box));
     let Some(largest) = largest.and_then(|position| faces.get(position)) else {
         let result = Err(PassedOver::new(&picture.file, "no face in it"));
         return Ok(Analysis { result, detection, embedding: None });
     };
-    let begun = Instant::now();
+    let started = Instant::now();
     let embedding = embedder.embed(&[embedder.crop(&image, largest)])?.pop().unwrap_or_default();
-    let took = Some(begun.elapsed());
+    let took = Some(started.elapsed());
     Ok(Analysis {
         result: Ok(EmbeddedFace { in_picture: faces.len(), embedding }),
         detection,

@@ -150,7 +150,7 @@ async fn recognize(options: &Options, found: FolderContents) -> Result<Outcome> 
     let mut images = Vec::new();
     let mut bytes = 0;
     let mut failure = None;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut requests = stream::iter(&files)
         .map(|file| recognize_file(options, &client, file))
         .buffered(options.parallel.into());
@@ -179,7 +179,7 @@ async fn recognize(options: &Options, found: FolderContents) -> Result<Outcome> 
         images.push(picture);
         bar.inc(1);
     }
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
 
     let confusion = (!options.dry_run).then(|| confusion(&options.folder, &files, &images, &enrolled));
@@ -211,7 +211,7 @@ async fn recognize_file(options: &Options, client: &Client, file: &Path) -> Comp
     };
     let size = image.len().try_into().unwrap_or(u64::MAX);
     let key = options.store.then(|| idempotency_key(&image));
-    let begun = Instant::now();
+    let started = Instant::now();
     let answer = if options.dry_run {
         client.dry_run(image).await.map(|()| Vec::new())
     } else {
@@ -222,7 +222,7 @@ async fn recognize_file(options: &Options, client: &Client, file: &Path) -> Comp
         };
         client.recognize(call, image, key.as_deref()).await.map(|results| results.faces)
     };
-    done(size, begun.elapsed(), answer.map_err(RequestError::Server))
+    done(size, started.elapsed(), answer.map_err(RequestError::Server))
 }
 
 /// Returns the idempotency key of a picture, derived from its bytes.

@@ -81,11 +81,11 @@ impl RequestPool {
         self.in_flight += 1;
         let (client, sender, retry_limit) = (self.client.clone(), self.sender.clone(), self.retry_limit);
         self.runtime.spawn(async move {
-            let begun = Instant::now();
+            let started = Instant::now();
             let answer = loop {
                 match client.recognize(Recognition::GetResults, crop.picture.clone(), None).await {
                     Err(ClientError::Unreachable { .. })
-                        if begun.elapsed() + RETRY_INTERVAL < retry_limit =>
+                        if started.elapsed() + RETRY_INTERVAL < retry_limit =>
                     {
                         tokio::time::sleep(RETRY_INTERVAL).await;
                     }

@@ -150,11 +150,11 @@ fn run(source: &Source, options: &Common) -> Result<Outcome> {
     let pool = RequestPool::new(options.connection.settings()?, source.is_live())?;
 
     let mut recognition = Recognition::new(source, options, pool, draft.as_ref())?;
-    let begun = recognition.player.start();
-    if begun.is_ok() {
+    let started = recognition.player.start();
+    if started.is_ok() {
         recognition.play();
     }
-    let finished = begun.and_then(|()| recognition.player.finish());
+    let finished = started.and_then(|()| recognition.player.finish());
     let position = recognition.player.position();
     let Recognition { player, faces, drawn, unanswered, .. } = recognition;
     let track_results = faces.track_results().clone();

@@ -48,7 +48,7 @@ pub struct Player {
     bar: ProgressBar,
     has_length: bool,
     counters: Arc<FrameCounters>,
-    begun: Instant,
+    started: Instant,
     first_frame_limit: Duration,
     is_ending: bool,
     /// Deadline for draining the pipeline.
@@ -102,7 +102,7 @@ impl Player {
             bar,
             has_length: false,
             counters,
-            begun: Instant::now(),
+            started: Instant::now(),
             first_frame_limit: FIRST_FRAME_LIMIT,
             is_ending: false,
             deadline: None,
@@ -141,7 +141,7 @@ impl Player {
     /// # Errors
     /// The source, or something behind it, cannot be opened.
     pub fn start(&mut self) -> Result<()> {
-        self.begun = Instant::now();
+        self.started = Instant::now();
         if self.pipeline.set_state(gst::State::Playing).is_err() {
             // The bus has a better message than the state change.
             while let Some(message) = self.bus.pop() {
@@ -171,7 +171,7 @@ impl Player {
         if self.frames() == 0
             && !self.source.is_live()
             && !self.is_ending
-            && self.begun.elapsed() > self.first_frame_limit
+            && self.started.elapsed() > self.first_frame_limit
         {
             self.failure = Some(self.source.no_frame_failure(self.first_frame_limit).into());
             return true;
@@ -282,7 +282,7 @@ impl Player {
 
     /// Returns the time since the start.
     pub fn elapsed(&self) -> Duration {
-        self.begun.elapsed()
+        self.started.elapsed()
     }
 
     /// Stops the pipeline. Returns whether it was interrupted.

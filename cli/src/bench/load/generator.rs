@@ -88,8 +88,8 @@ struct RequestBudget {
 }
 
 impl RequestBudget {
-    fn new(profile: &LoadProfile, begun: Instant) -> Self {
-        let until = profile.duration.and_then(|duration| begun.checked_add(duration));
+    fn new(profile: &LoadProfile, started: Instant) -> Self {
+        let until = profile.duration.and_then(|duration| started.checked_add(duration));
         Self { next: AtomicU64::new(0), requests: profile.requests, until }
     }
 
@@ -123,11 +123,11 @@ impl LoadGenerator {
         let total =
             profile.requests.unwrap_or_else(|| profile.duration.map_or(0, |duration| duration.as_secs()));
         let bar = progress::bar(total.try_into().unwrap_or_default(), "Sending");
-        let begun = Instant::now();
+        let started = Instant::now();
         let max_unreachable = MAX_UNREACHABLE + u64::from(profile.concurrency);
         let (tally, ended) = self.send_all(profile, max_unreachable, &bar).await;
         bar.finish_and_clear();
-        (tally.into_row(profile, begun.elapsed()), ended)
+        (tally.into_row(profile, started.elapsed()), ended)
     }
 
     /// Sends requests until a limit is reached, the user interrupts, or `max_unreachable` consecutive requests do not reach
@@ -138,15 +138,15 @@ impl LoadGenerator {
         max_unreachable: u64,
         bar: &ProgressBar,
     ) -> (Tally, StopReason) {
-        let begun = Instant::now();
-        let budget = Arc::new(RequestBudget::new(profile, begun));
+        let started = Instant::now();
+        let budget = Arc::new(RequestBudget::new(profile, started));
         let (sender, mut completed) = mpsc::unbounded_channel();
         // Dropping the set aborts its tasks.
         let mut senders = JoinSet::new();
         match profile.rate {
             Some(rate) => {
                 let concurrency = profile.concurrency.into();
-                senders.spawn(self.clone().open_loop(rate, concurrency, begun, budget, sender));
+                senders.spawn(self.clone().open_loop(rate, concurrency, started, budget, sender));
             }
             None => {
                 for _ in 0..profile.concurrency {
@@ -174,7 +174,7 @@ impl LoadGenerator {
             }
             match profile.requests {
                 Some(_) => bar.inc(1),
-                None => bar.set_position(begun.elapsed().as_secs()),
+                None => bar.set_position(started.elapsed().as_secs()),
             }
         }
     }
@@ -185,9 +185,9 @@ impl LoadGenerator {
         completed: mpsc::UnboundedSender<CompletedRequest>,
     ) {
         loop {
-            let begun = Instant::now();
-            let Some(number) = budget.next_number(begun) else { return };
-            if completed.send(self.send_one(number, begun).await).is_err() {
+            let started = Instant::now();
+            let Some(number) = budget.next_number(started) else { return };
+            if completed.send(self.send_one(number, started).await).is_err() {
                 return;
             }
         }
@@ -197,7 +197,7 @@ impl LoadGenerator {
         self,
         rate: f64,
         concurrency: usize,
-        begun: Instant,
+        started: Instant,
         budget: Arc<RequestBudget>,
         completed: mpsc::UnboundedSender<CompletedRequest>,
     ) {
@@ -207,7 +207,7 @@ impl LoadGenerator {
         let gap = Duration::from_secs_f64(1.0 / rate);
         loop {
             // Scheduled start, however slow the server is.
-            let due = begun + after;
+            let due = started + after;
             after += gap;
             let Some(number) = budget.next_number(due) else { break };
             tokio::time::sleep_until(due.into()).await;
@@ -224,8 +224,8 @@ impl LoadGenerator {
         in_flight.join_all().await;
     }
 
-    /// Sends request `number`, timed from `begun`.
-    async fn send_one(&self, number: u64, begun: Instant) -> CompletedRequest {
+    /// Sends request `number`, timed from `started`.
+    async fn send_one(&self, number: u64, started: Instant) -> CompletedRequest {
         let Workload { client, call, .. } = &*self.0;
         let picture = self.picture(number);
         let next = self.picture(number + 1);
@@ -242,7 +242,7 @@ impl LoadGenerator {
             }
             Call::DryRun => client.dry_run(picture).await.map(|()| None),
         };
-        CompletedRequest { took: begun.elapsed(), bytes: bytes.try_into().unwrap_or(u64::MAX), outcome }
+        CompletedRequest { took: started.elapsed(), bytes: bytes.try_into().unwrap_or(u64::MAX), outcome }
     }
 
     fn picture(&self, number: u64) -> Bytes {
@@ -263,19 +263,19 @@ mod tests {
 
     #[test]
     fn the_budget_ends_with_the_requests_or_the_time() {
-        let begun = Instant::now();
+        let started = Instant::now();
         let profile = |requests, seconds: Option<u64>| LoadProfile {
             concurrency: 1,
             rate: None,
             requests,
             duration: seconds.map(Duration::from_secs),
         };
-        let budget = RequestBudget::new(&profile(Some(2), None), begun);
-        assert_eq!([(); 3].map(|()| budget.next_number(begun)), [Some(0), Some(1), None]);
-        let budget = RequestBudget::new(&profile(None, Some(5)), begun);
-        let at = |seconds| budget.next_number(begun + Duration::from_secs(seconds));
+        let budget = RequestBudget::new(&profile(Some(2), None), started);
+        assert_eq!([(); 3].map(|()| budget.next_number(started)), [Some(0), Some(1), None]);
+        let budget = RequestBudget::new(&profile(None, Some(5)), started);
+        let at = |seconds| budget.next_number(started + Duration::from_secs(seconds));
         assert_eq!((at(0), at(4), at(5), at(4)), (Some(0), Some(1), None, Some(2)));
-        let budget = RequestBudget::new(&profile(Some(1), Some(5)), begun);
-        assert_eq!(budget.next_number(begun + Duration::from_secs(6)), None);
+        let budget = RequestBudget::new(&profile(Some(1), Some(5)), started);
+        assert_eq!(budget.next_number(started + Duration::from_secs(6)), None);
     }
 }
