@@ -1,4 +1,4 @@
-//! Puts the commit into the plugin's version, as `gst-inspect-1.0` shows it, where whoever builds names it in `FACEPIPE_COMMIT`.
+//! Adds the commit to the plugin's version, as `gst-inspect-1.0` shows it, if the build sets `FACEPIPE_COMMIT`.
 //! Git is not asked, or each commit would compile the plugin and all that contains it again.
 
 use std::env;

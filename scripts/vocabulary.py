@@ -18,8 +18,8 @@ from guide import ROOT, prose, read, repository, without_code  # noqa: E402
 GLOSSARY = "docs/glossary.md"
 # Comments of a file, by its ending; Markdown is prose except for code.
 COMMENT = {
-    ".rs": re.compile(r"^\s*//[/!]?(.*)|\s//\s(.*)"),
-    ".sh": re.compile(r"^\s*#(?!!)(.*)|\s#\s(.*)"),
+    ".rs": re.compile(r"^\s*//[/!]?(.*)|\s//\s([^\"]*)$"),
+    ".sh": re.compile(r"^\s*#(?!!)(.*)|\s#\s([^\"]*)$"),
 }
 COMMENT |= {ending: COMMENT[".sh"] for ending in (".py", ".toml", ".yml", ".yaml", ".env", ".conf", ".service", ".Dockerfile")}
 

@@ -136,7 +136,7 @@ fn retraining_with_one_more_person_or_photograph_matches_a_cold_start() {
 fn after_removed_samples_or_changed_options_nothing_is_reused() {
     let samples = synthetic(40, 5, 48);
     let model = train(&samples);
-    // Solved anew from the same start, so the same whatever else the previous model knew.
+    // Solved again from the same start, so the result does not depend on the rest of the previous model.
     let fewer = &samples[..39 * 5];
     assert!(difference(&retrain(&model, fewer), &train(fewer), fewer) < 1e-3);
     let mut renamed = samples.clone();

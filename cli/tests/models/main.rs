@@ -586,7 +586,7 @@ fn concurrent_fetches_take_turns() {
     });
     let sandbox =
         Sandbox::new().file("a", &content(), &url(&server, "a")).file("b", &content(), &url(&server, "b"));
-    // All commands before the first child: each writes the manifest anew.
+    // All commands before the first child: each writes the manifest again.
     let commands: Vec<Command> = (0..4).map(|_| sandbox.command(&["fetch"])).collect();
     let children: Vec<_> = commands
         .into_iter()
