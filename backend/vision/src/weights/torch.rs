@@ -1,8 +1,8 @@
 //! PyTorch state dicts: the pickle of names, shapes and strides, and the storages it points into.
 //!
-//! The pickle is read by a machine that knows just what state dicts are made of, calls nothing, and holds every
-//! value once, whatever the memo says; candle's own trusts lengths, copies what the memo repeats, and stops at the
-//! ten-byte number that the older form begins with. Formats: CPython `Lib/pickletools.py`, PyTorch
+//! The pickle is read by a machine that supports only the operations of state dicts, calls nothing, and stores every
+//! value once, however often the memo repeats it; candle's own trusts lengths, copies repeated values, and rejects the
+//! ten-byte number that the legacy format begins with. Formats: CPython `Lib/pickletools.py`, PyTorch
 //! `torch/serialization.py` (`_legacy_save`, `_save`).
 
 use std::{
@@ -15,18 +15,18 @@ use candle_core::Tensor;
 
 use super::{Element, MAX_TENSOR_BYTES, reserve};
 
-/// The longest pickle that is read. That of Inception-ResNet v1 has 140 kB.
+/// Maximum length of a pickle. That of Inception-ResNet v1 has 140 kB.
 const MAX_PICKLE_BYTES: usize = 16 << 20;
-/// The most values that one pickle may make.
+/// Maximum number of values in a pickle.
 const MAX_VALUES: usize = 4 << 20;
-/// What a file of the older form begins with, as the bytes of a Python integer.
+/// The magic number of the legacy format, as the bytes of a Python integer.
 const LEGACY_MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const LEGACY_PROTOCOL: i64 = 1001;
 
 type Tensors = Vec<(String, Tensor)>;
 type Result<T> = std::result::Result<T, String>;
 
-/// Reads the form since PyTorch 1.6: a zip archive of `<name>/data.pkl` and `<name>/data/<key>`.
+/// Reads the format since PyTorch 1.6: a zip archive of `<name>/data.pkl` and `<name>/data/<key>`.
 pub(super) fn read_zip(bytes: &[u8]) -> Result<Tensors> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|e| e.to_string())?;
     let names = archive.file_names().filter_map(|name| Some(name.ok()?.into_owned())).collect::<HashSet<_>>();
@@ -65,8 +65,8 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Tensors> {
     tensors(&views, |key| storages.get(key).map(Vec::as_slice))
 }
 
-/// Reads the form before PyTorch 1.6: pickles of a magic number, the version of the protocol, facts of the system, the
-/// state dict and the keys of the storages, and then the storages, each behind its count of elements.
+/// Reads the legacy format, before PyTorch 1.6: pickles of a magic number, the version of the protocol, information on the system,
+/// the state dict and the keys of the storages, and then the storages, each after its number of elements.
 pub(super) fn read_legacy(mut bytes: &[u8]) -> Result<Tensors> {
     let stream = &mut bytes;
     let (machine, magic) = Machine::run(stream)?;
@@ -158,8 +158,8 @@ struct View {
 }
 
 impl View {
-    /// The bytes of its `count` elements in row-major order, whatever order they are stored in: MTCNN's published
-    /// weights lie the other way around.
+    /// Returns the bytes of its `count` elements in row-major order; MTCNN's published weights are stored in column-major
+    /// order.
     fn gather<'a>(&self, content: &'a [u8], count: usize) -> Option<Cow<'a, [u8]>> {
         let width = self.storage.element.bytes();
         if self.shape.len() != self.strides.len() {
@@ -199,7 +199,7 @@ impl View {
     }
 }
 
-/// Where a value lies in [`Machine::values`].
+/// Index of a value in [`Machine::values`].
 type Id = usize;
 
 #[derive(Debug)]
@@ -209,7 +209,7 @@ enum Value {
     Int(i64),
     /// An integer of more than eight bytes, little-endian.
     BigInt(Vec<u8>),
-    /// A number that no state dict depends on.
+    /// A number that is not used in state dicts.
     Float,
     Text(String),
     /// Tuples and lists.
@@ -217,23 +217,23 @@ enum Value {
     Dict(Vec<(Id, Id)>),
     /// `module name`
     Global(String),
-    /// What Python would have called, and with what. Never called.
+    /// A call that Python would have made, with its arguments. Never made.
     Call(Id, Id),
     Persistent(Id),
 }
 
-/// A pickle machine: values live in one list and are passed about by index, so that a memo that repeats a value costs
+/// A pickle machine: values are stored in one list and referred to by index, so that repeating a value costs
 /// nothing and nesting needs no stack.
 struct Machine {
     values: Vec<Value>,
     stack: Vec<Id>,
-    /// Where each open mark lies in the stack.
+    /// Position of each open mark in the stack.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
 
 impl Machine {
-    /// Reads one pickle from `stream`, leaving what follows it, and gives its value.
+    /// Reads one pickle from `stream`, and leaves the rest. Returns its value.
     fn run(stream: &mut &[u8]) -> Result<(Self, Id)> {
         let mut machine =
             Self { values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
@@ -252,7 +252,7 @@ impl Machine {
         Err("its pickle ends early".to_owned())
     }
 
-    /// Executes one operation; true for the last.
+    /// Executes one operation. Returns whether it was the last.
     fn step(&mut self, code: u8, stream: &mut &[u8]) -> Result<bool> {
         match code {
             // PROTO
@@ -472,7 +472,7 @@ impl Machine {
         Ok(matches!(flag, Some(Value::Bool(true))))
     }
 
-    /// The tensors of the dict at `root`; what is no tensor is passed over.
+    /// Returns the tensors of the dict at `root`; other values are skipped.
     fn state_dict(&self, root: Id) -> Result<Vec<View>> {
         let Value::Dict(entries) = self.value(root)? else {
             return Err(format!("it holds {} instead of a state dict", kind(self.value(root)?)));
@@ -516,7 +516,7 @@ impl Machine {
         Ok(Some((callee, self.items(*arguments)?)))
     }
 
-    /// `("storage", class, key, location, elements)`, in the older form followed by `None` or a view.
+    /// `("storage", class, key, location, elements)`, in the legacy format followed by `None` or a view.
     fn storage(&self, id: Id) -> Result<Storage> {
         let Value::Persistent(id) = self.value(id)? else { return Err("its data are not stored".to_owned()) };
         let &[_, class, key, _, elements, ref view @ ..] = self.items(*id)? else {
