@@ -1,17 +1,17 @@
-//! How long one face takes from a frame of 1080p: to be cut out, to be judged, and to be encoded.
+//! Time per face in a 1080p frame: cropping, sharpness and encoding.
 //!
 //! `cargo bench -p gst-plugin-facepipe --bench crop`.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use facepipe_detector::{ColorMatrix, ColorRange, Frame, PixelFormat};
-use gstfacepipe::crop::{CropRegion, CropSettings, Cropper, Encoding};
+use facepipe_detector::{BoundingBox, ColorMatrix, ColorRange, Frame, PixelFormat};
+use gstfacepipe::crop::{CropSettings, Cropper, Encoding};
 
 const WIDTH: u32 = 1920;
 const HEIGHT: u32 = 1080;
 
-/// The planes of a picture that is as smooth as faces are, and their strides.
+/// The planes of a picture as smooth as a face, and their strides.
 fn picture(format: PixelFormat) -> (Vec<Vec<u8>>, Vec<usize>) {
     let plane = |index| {
         let (row, rows) = format.plane_size(index, WIDTH as usize, HEIGHT as usize);
@@ -32,23 +32,24 @@ fn crops(criterion: &mut Criterion) {
         let frame = Frame::new(format, WIDTH, HEIGHT, &planes, &strides, matrix, range)
             .unwrap_or_else(|e| unreachable!("{e}"));
         let mut cropper = Cropper::default();
-        // As it is, and shrunk to 150 pixels.
+        // At full size, and shrunk to 150 pixels.
         for side in [100, 300] {
-            let region = CropRegion { left: 801, top: 403, width: side, height: side };
+            let region = BoundingBox::from_size(801, 403, side, side);
             for encoding in Encoding::ALL {
                 let settings = CropSettings { encoding, ..CropSettings::default() };
                 group.bench_function(
                     BenchmarkId::new(format!("{format:?}, {encoding:?}"), side),
                     |bencher| {
                         bencher
-                            .iter(|| cropper.cut(black_box(&frame), &region, &settings)?.encode(&settings));
+                            .iter(|| cropper.crop(black_box(&frame), &region, &settings)?.encode(&settings));
                     },
                 );
             }
             let settings = CropSettings::default();
             group.bench_function(BenchmarkId::new(format!("{format:?}, sharpness alone"), side), |bencher| {
-                let picture = cropper.cut(&frame, &region, &settings).unwrap_or_else(|e| unreachable!("{e}"));
-                bencher.iter(|| black_box(&picture).sharpness([0.2, 0.2, 0.8, 0.8]));
+                let picture =
+                    cropper.crop(&frame, &region, &settings).unwrap_or_else(|e| unreachable!("{e}"));
+                bencher.iter(|| black_box(&picture).sharpness(&BoundingBox::new(0.2, 0.2, 0.8, 0.8)));
             });
         }
     }

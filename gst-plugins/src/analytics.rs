@@ -1,8 +1,7 @@
-//! The same faces once more as `GstAnalyticsRelationMeta`, which GStreamer has had since 1.24, for elements that
-//! know only that: an object detection of type `face` for each face that was found, and for each that a tracker
-//! follows a tracking record, related to it (`RELATE_TO`).
+//! Writes faces as `GstAnalyticsRelationMeta` (GStreamer 1.24) as well: an object detection of type `face` for each detected
+//! face and, if it is tracked, a tracking record related to it (`RELATE_TO`).
 //!
-//! Candidates and predicted boxes are left out: the meta has no words for either.
+//! Candidates and predicted boxes are omitted, since the meta cannot express them.
 
 use std::sync::LazyLock;
 
@@ -18,12 +17,12 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("facepipe-analytics", gst::DebugColorFlags::empty(), Some("Analytics metadata"))
 });
 
-/// Adds a face that was found, unless it is there already.
+/// Adds a detected face, unless it is there already.
 pub(crate) fn add_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     log(face_record(buffer, face));
 }
 
-/// Adds the track of a face, and the face itself where another detector wrote only a region. `first_seen` is the
+/// Adds the track of a face, and the face itself where another detector attached only a region. `first_seen` is the
 /// running time at which the track began.
 pub(crate) fn add_track(buffer: &mut gst::BufferRef, face: &FaceRegion, id: i32, first_seen: gst::ClockTime) {
     log(track_record(buffer, face, id, first_seen));
@@ -44,10 +43,11 @@ fn track_record(
     meta.set_relation(RelTypes::RELATE_TO, face, track)
 }
 
-/// The id of a face's record.
+/// Returns the id of a face's record, which it adds where there is none.
 fn face_record(buffer: &mut gst::BufferRef, face: &FaceRegion) -> Result<u32, glib::BoolError> {
     let side = |pixels: u32| i32::try_from(pixels).map_err(|_| glib::bool_error!("a box beyond 2^31 pixels"));
-    let place = [side(face.left)?, side(face.top)?, side(face.width)?, side(face.height)?];
+    let (left, top, width, height) = face.rectangle();
+    let place = [side(left)?, side(top)?, side(width)?, side(height)?];
     let kind = glib::Quark::from_str("face");
     if let Some(meta) = buffer.meta::<AnalyticsRelationMeta>() {
         let same = meta.iter::<AnalyticsODMtd>().find(|record| {
@@ -71,12 +71,13 @@ fn face_record(buffer: &mut gst::BufferRef, face: &FaceRegion) -> Result<u32, gl
 
 fn log<T>(result: Result<T, glib::BoolError>) {
     if let Err(error) = result {
-        gst::warning!(CAT, "a face was left out: {error}");
+        gst::warning!(CAT, "no analytics metadata for a face: {error}");
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use facepipe_detector::BoundingBox;
     use gst_analytics::AnalyticsTrackingMtd;
 
     use super::*;
@@ -85,10 +86,7 @@ mod tests {
     fn a_face_and_its_track_are_related_and_written_once() {
         gst::init().unwrap();
         let face = FaceRegion {
-            left: 3,
-            top: 5,
-            width: 40,
-            height: 50,
+            bounding_box: BoundingBox::from_size(3, 5, 40, 50),
             confidence: 0.875,
             track_id: Some(12),
             predicted: false,

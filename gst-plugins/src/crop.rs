@@ -1,16 +1,13 @@
-//! Cuts a face out of a frame as a small picture, and encodes it as JPEG or WebP. Only the pixels of the crop
-//! are read, they are averaged down to the crop's size in the frame's own colour space, and only what is left
-//! is converted to RGB.
+//! Crops a face from a frame and encodes the crop as JPEG or WebP. Only the pixels of the crop are read; they are averaged down
+//! to the crop's size in the frame's own colour space, and only the result is converted to RGB.
 
 use std::iter;
 
-use facepipe_detector::{ColorMatrix, ColorRange, Frame, PixelFormat};
+use facepipe_detector::{BoundingBox, ColorMatrix, ColorRange, Frame, PixelFormat};
 use gst::glib;
 use jpeg_encoder::{ColorType, SamplingFactor};
 
-use crate::roi::FaceRegion;
-
-/// The form of the pictures.
+/// The image format of the crops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstFacepipeEncoding")]
 #[repr(i32)]
@@ -19,16 +16,16 @@ pub enum Encoding {
     #[default]
     #[enum_value(name = "JPEG", nick = "jpeg")]
     Jpeg,
-    /// Lossy WebP: a third smaller at the same likeness, ten times the work.
+    /// Lossy WebP: a third smaller at the same quality, ten times the work.
     #[enum_value(name = "WebP", nick = "webp")]
     Webp,
 }
 
 impl Encoding {
-    /// All of them.
+    /// All encodings.
     pub const ALL: [Self; 2] = [Self::Jpeg, Self::Webp];
 
-    /// The media type.
+    /// Returns the media type.
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Jpeg => "image/jpeg",
@@ -36,71 +33,43 @@ impl Encoding {
         }
     }
 
-    /// The form of this media type.
+    /// Returns the encoding with this media type.
     pub fn from_media_type(media_type: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|encoding| encoding.media_type() == media_type)
     }
 }
 
-/// The longer side of a frame has so many of the smallest faces that are cut out, unless a limit is set.
+/// The longer side of a frame is this many times the default minimum size of a face.
 const FACES_ALONG: f64 = 64.0;
 
-/// Faces of fewer pixels are of no use to the backend: it searches a crop for faces from this size on.
-const SMALLEST: u32 = 20;
+/// The backend detects faces from this size on, so smaller ones are of no use to it.
+const MIN_FACE_SIZE: u32 = 20;
 
-/// The shorter side of the smallest faces that are cut out of a frame of this size in square pixels, unless a limit is set: a
-/// 64th of its longer side, from 20 to 30 pixels. Whoever is far away in the picture of a large sensor is as small as whoever
-/// is near in that of a small one, so a limit that fits 1080p leaves out the usable faces of 360p.
+/// Returns the default minimum of a face's shorter side for frames of this size in square pixels: a 64th of the longer side,
+/// from 20 to 30 pixels. A distant face in a frame of high resolution has as many pixels as a near one in a frame of low
+/// resolution, so a limit that suits 1080p would exclude the usable faces of 360p.
 pub fn default_min_size(width: f64, height: f64) -> u32 {
-    to_pixels(width.max(height) / FACES_ALONG).clamp(SMALLEST, CropSettings::default().min_size)
+    to_pixels(width.max(height) / FACES_ALONG).clamp(MIN_FACE_SIZE, CropSettings::default().min_size)
 }
 
-/// What to cut out, and how large and how good.
+/// The size and quality of crops.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CropSettings {
-    /// Added on each side, as a share of the face's width (left and right) and height (top and bottom).
+    /// Margin on each side, as a fraction of the face's width (left and right) and height (top and bottom).
     pub margin: f64,
-    /// Faces whose shorter side is less than this are left out, pixels.
+    /// Faces whose shorter side is less than this are excluded, pixels.
     pub min_size: u32,
     /// Crops whose longer side is more than this are shrunk to it, pixels. Crops are never enlarged.
     pub max_size: u16,
-    /// Quality of the encoding, 1 to 100, on the scale of libjpeg or of libwebp.
+    /// Encoding quality, 1 to 100, on the scale of libjpeg or libwebp.
     pub quality: u8,
-    /// The form of the pictures.
+    /// The image format.
     pub encoding: Encoding,
 }
 
 impl Default for CropSettings {
     fn default() -> Self {
         Self { margin: 0.25, min_size: 30, max_size: 150, quality: 90, encoding: Encoding::default() }
-    }
-}
-
-/// A rectangle inside a frame, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CropRegion {
-    /// Left edge.
-    pub left: u32,
-    /// Top edge.
-    pub top: u32,
-    /// Width, at least 1.
-    pub width: u32,
-    /// Height, at least 1.
-    pub height: u32,
-}
-
-impl CropRegion {
-    /// Left, top, right and bottom of a face as shares of this region around it.
-    pub fn shares(&self, face: &FaceRegion) -> [f64; 4] {
-        let share =
-            |at: u32, start: u32, length: u32| f64::from(at.saturating_sub(start)) / f64::from(length.max(1));
-        let [left, top, right, bottom] = face.corners();
-        [
-            share(left, self.left, self.width),
-            share(top, self.top, self.height),
-            share(right, self.left, self.width),
-            share(bottom, self.top, self.height),
-        ]
     }
 }
 
@@ -111,7 +80,7 @@ pub enum CropError {
     #[error("crop region {region:?} does not lie inside the frame of {width}x{height} pixels")]
     Outside {
         /// The region.
-        region: CropRegion,
+        region: BoundingBox<u32>,
         /// Width of the frame.
         width: usize,
         /// Height of the frame.
@@ -133,62 +102,66 @@ pub enum CropError {
 }
 
 impl CropSettings {
-    /// The region to cut out around a face: the face and the margin, clamped at the frame. `None` for a face
-    /// that is smaller than `min_size` or lies outside the frame; of a face that lies partly outside only the
-    /// inner part counts.
-    pub fn region(&self, face: &FaceRegion, frame_width: u32, frame_height: u32) -> Option<CropRegion> {
-        let (x0, x1) = self.side(face.left, face.width, frame_width)?;
-        let (y0, y1) = self.side(face.top, face.height, frame_height)?;
-        Some(CropRegion { left: x0, top: y0, width: x1 - x0, height: y1 - y0 })
+    /// Returns the region to crop around a face: the face and the margin, clipped to the frame. `None` for a face that is
+    /// smaller than `min_size` or outside the frame; only the part of a face inside the frame counts.
+    pub fn region(
+        &self,
+        face: &BoundingBox<u32>,
+        frame_width: u32,
+        frame_height: u32,
+    ) -> Option<BoundingBox<u32>> {
+        let (left, right) = self.side(face.left, face.right, frame_width)?;
+        let (top, bottom) = self.side(face.top, face.bottom, frame_height)?;
+        Some(BoundingBox { left, top, right, bottom })
     }
 
     /// One axis of [`region`](Self::region): start and end, end beyond start.
-    fn side(&self, start: u32, length: u32, limit: u32) -> Option<(u32, u32)> {
-        let end = start.saturating_add(length).min(limit);
+    fn side(&self, start: u32, end: u32, limit: u32) -> Option<(u32, u32)> {
+        let end = end.min(limit);
         let inside = end.checked_sub(start).filter(|&inside| inside >= self.min_size.max(1))?;
         let margin = to_pixels(self.margin * f64::from(inside));
         Some((start.saturating_sub(margin), end.saturating_add(margin).min(limit)))
     }
 
-    /// Width and height of the picture made of a region: the region's own, once `stretch` (across and down) has made its
-    /// pixels square, or shrunk to `max_size`.
-    pub fn output_size(&self, region: &CropRegion, [across, down]: [f64; 2]) -> (u16, u16) {
-        let (width, height) = (f64::from(region.width) * across, f64::from(region.height) * down);
+    /// Returns width and height of the crop of a region: the region's own, once `stretch` (across and down) has made its pixels
+    /// square, or shrunk to `max_size`.
+    pub fn output_size(&self, region: &BoundingBox<u32>, [across, down]: [f64; 2]) -> (u16, u16) {
+        let (width, height) = (f64::from(region.width()) * across, f64::from(region.height()) * down);
         let scale = (f64::from(self.max_size.max(1)) / width.max(height).max(1.0)).min(1.0);
         let side = |pixels: f64| u16::try_from(to_pixels(pixels * scale).max(1)).unwrap_or(u16::MAX);
         (side(width), side(height))
     }
 }
 
-/// A picture of a face.
+/// The pixels of a crop.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct CropImage {
     rgb: Vec<u8>,
     width: u16,
     height: u16,
 }
 
-impl Picture {
-    /// Width in pixels.
+impl CropImage {
+    /// Returns the width in pixels.
     pub fn width(&self) -> u16 {
         self.width
     }
 
-    /// Height in pixels.
+    /// Returns the height in pixels.
     pub fn height(&self) -> u16 {
         self.height
     }
 
-    /// The pixels, `[height, width, 3]`: red, green, blue.
+    /// Returns the pixels, `[height, width, 3]`: red, green, blue.
     pub fn rgb(&self) -> &[u8] {
         &self.rgb
     }
 
-    /// Encodes it as `settings` say.
+    /// Encodes the crop.
     ///
     /// # Errors
     ///
-    /// The encoder refuses it.
+    /// The encoder refuses its size.
     pub fn encode(&self, settings: &CropSettings) -> Result<Vec<u8>, CropError> {
         let (width, height) = (self.width, self.height);
         let quality = settings.quality.clamp(1, 100);
@@ -197,8 +170,8 @@ impl Picture {
                 let mut jpeg = Vec::with_capacity(usize::from(width) * usize::from(height) / 2 + 1024);
                 let mut encoder = jpeg_encoder::Encoder::new(&mut jpeg, quality);
                 encoder.set_sampling_factor(SamplingFactor::F_2_2);
-                // The standard Huffman tables: tables of the picture's own would save a tenth, but zune-jpeg, the
-                // decoder of the image crate, misreads those.
+                // The standard Huffman tables: optimised ones would save a tenth, but zune-jpeg, the decoder of the image
+                // crate, misreads those.
                 encoder.encode(&self.rgb, width, height, ColorType::Rgb)?;
                 Ok(jpeg)
             }
@@ -210,13 +183,14 @@ impl Picture {
         }
     }
 
-    /// The variance of the Laplacian (of four neighbours) of the 8-bit luma over a part of the picture: its
-    /// left, top, right and bottom as shares of the picture's sides, 0 to 1. 0 for a part that is too small.
-    pub fn sharpness(&self, [left, top, right, bottom]: [f64; 4]) -> f64 {
-        let at = |share: f64, side: u16| floor(share.clamp(0.0, 1.0) * f64::from(side));
+    /// Returns the variance of the Laplacian (of four neighbours) of the 8-bit luma over a part of the crop, in fractions of its
+    /// width and height. 0 for a part that is too small.
+    pub fn sharpness(&self, part: &BoundingBox<f64>) -> f64 {
+        let BoundingBox { left, top, right, bottom } = *part;
+        let at = |fraction: f64, side: u16| floor(fraction.clamp(0.0, 1.0) * f64::from(side));
         let (width, rows) =
             (usize::from(self.width), self.rgb.chunks_exact(usize::from(self.width).max(1) * 3));
-        let part: Vec<Vec<f64>> =
+        let luma_rows: Vec<Vec<f64>> =
             rows.take(at(bottom, self.height))
                 .skip(at(top, self.height))
                 .map(|row| {
@@ -228,7 +202,7 @@ impl Picture {
                 })
                 .collect();
         let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
-        for rows in part.array_windows::<3>() {
+        for rows in luma_rows.array_windows::<3>() {
             let [above, row, below] = rows;
             let middles = row.array_windows::<3>().zip(above.iter().skip(1)).zip(below.iter().skip(1));
             for ((&[before, here, after], up), down) in middles {
@@ -242,7 +216,7 @@ impl Picture {
     }
 }
 
-/// Makes the pictures. Keeps its buffers from one to the next.
+/// Crops regions from frames. Its buffers are reused.
 #[derive(Debug, Default)]
 pub struct Cropper {
     planes: [Vec<f32>; 3],
@@ -250,34 +224,34 @@ pub struct Cropper {
 }
 
 impl Cropper {
-    /// Cuts `region` out of `frame`, shrunk by area averaging to [`CropSettings::output_size`]. Where the frame's pixels are
-    /// not square, the picture's are.
+    /// Crops `region` from `frame`, shrunk by area averaging to [`CropSettings::output_size`]. The crop's pixels are square, also
+    /// where the frame's are not.
     ///
     /// # Errors
     ///
-    /// A region that doesn't lie inside the frame.
-    pub fn cut(
+    /// The region does not lie inside the frame.
+    pub fn crop(
         &mut self,
         frame: &Frame<'_>,
-        region: &CropRegion,
+        region: &BoundingBox<u32>,
         settings: &CropSettings,
-    ) -> Result<Picture, CropError> {
+    ) -> Result<CropImage, CropError> {
         let (width, height) = settings.output_size(region, frame.stretch());
         let rgb = self.shrink_to_rgb(frame, region, usize::from(width), usize::from(height))?;
-        Ok(Picture { rgb, width, height })
+        Ok(CropImage { rgb, width, height })
     }
 
     /// The region in RGB, `[height, width, 3]`.
     fn shrink_to_rgb(
         &mut self,
         frame: &Frame<'_>,
-        region: &CropRegion,
+        region: &BoundingBox<u32>,
         width: usize,
         height: usize,
     ) -> Result<Vec<u8>, CropError> {
         let (Some(columns), Some(rows)) = (
-            inside(region.left, region.width, frame.width()),
-            inside(region.top, region.height, frame.height()),
+            inside(region.left, region.width(), frame.width()),
+            inside(region.top, region.height(), frame.height()),
         ) else {
             return Err(CropError::Outside { region: *region, width: frame.width(), height: frame.height() });
         };
@@ -327,7 +301,7 @@ impl Cropper {
                 let chroma = doubles.map(|&[a, b, c, d]| if luma_first { (b, d) } else { (a, c) });
                 YuvToRgb::of(frame).convert_all(luma, chroma, &mut rgb);
             }
-            // The 10-bit formats have become those of 8.
+            // `eight_bit` has replaced the 10-bit formats.
             PixelFormat::Gray8 | PixelFormat::P010 | PixelFormat::I420Ten | PixelFormat::I422Ten => {
                 average::<1>(frame, 0, &full, row, first);
                 let chroma = iter::repeat((128.0, 128.0));
@@ -338,13 +312,13 @@ impl Cropper {
     }
 }
 
-/// One side of a region, start and length, if it is not empty and ends within `limit`.
+/// Returns one side of a region, start and length, if it is not empty and ends within `limit`.
 fn inside(start: u32, length: u32, limit: usize) -> Option<(usize, usize)> {
     let (start, length) = (usize::try_from(start).ok()?, usize::try_from(length).ok()?);
     (length > 0 && start.checked_add(length)? <= limit).then_some((start, length))
 }
 
-/// Which samples of a plane make up which output pixels, along both axes.
+/// The samples of a plane that make up each output pixel, along both axes.
 struct Grid {
     across: Spans,
     down: Spans,
@@ -407,8 +381,8 @@ impl Spans {
     }
 }
 
-/// Averages one plane of `CHANNELS` interleaved components down to `out`, `[down, across, CHANNELS]`. Rows
-/// first: that pass runs along memory and is most of the work. Where nothing is shrunk, samples are only copied.
+/// Averages one plane of `CHANNELS` interleaved components down to `out`, `[down, across, CHANNELS]`. Rows first: that
+/// pass is sequential in memory and most of the work. Where nothing is shrunk, samples are only copied.
 #[expect(
     clippy::indexing_slicing,
     reason = "`shrink_to_rgb` has checked that the region, and with it every span, lies inside the frame"
@@ -433,7 +407,7 @@ fn average<const CHANNELS: usize>(
         let start = line * length;
         row.clear();
         if let [_] = row_weights {
-            // Of subsampled chroma, neighbouring lines are made of the same row.
+            // Neighbouring lines of subsampled chroma have the same source row.
             if before.replace(first_row) == Some(first_row) {
                 out.copy_within(start - length..start, start);
                 continue;
@@ -466,7 +440,7 @@ fn average<const CHANNELS: usize>(
     }
 }
 
-/// Averages packed R'G'B' pixels of `CHANNELS` bytes, of which `order` are red, green and blue.
+/// Averages packed R'G'B' pixels of `CHANNELS` bytes; `order` has the positions of red, green and blue.
 fn average_packed<const CHANNELS: usize>(
     frame: &Frame<'_>,
     grid: &Grid,
@@ -538,7 +512,7 @@ fn to_byte(value: f32) -> u8 {
     (value + 0.5).clamp(0.0, 255.0) as u8
 }
 
-/// Rounds a number of pixels; what is negative becomes 0.
+/// Rounds a number of pixels; negative ones become 0.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

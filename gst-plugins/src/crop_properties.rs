@@ -1,23 +1,22 @@
-//! The properties of cutting and choosing (`margin`, `min-size`, `policy` and so on), which `facecrop` and
-//! `facesink-http` share.
+//! The properties of the crop pipeline (`margin`, `min-size`, `policy` and so on), which `facecrop` and `facesink-http` share.
 
 use std::time::Duration;
 
 use gst::{glib, prelude::*};
 
-use crate::cutter::{ClockLimit, CutterSettings};
+use crate::crop_pipeline::{ClockLimit, CropPipelineSettings};
 
 /// `max-clock-offset` without a limit.
 const ALWAYS: i32 = -1;
 
-/// The specifications; all may be changed while playing.
+/// Returns the specifications of the properties.
 pub fn param_specs() -> Vec<glib::ParamSpec> {
-    let CutterSettings { crop: defaults, policy, limits, clock, .. } = CutterSettings::default();
+    let CropPipelineSettings { crop: defaults, policy, limits, clock, .. } = CropPipelineSettings::default();
     vec![
         glib::ParamSpecDouble::builder("margin")
             .nick("Margin")
             .blurb(
-                "Added around the face on each side, as a share of its width and height; ends at the frame",
+                "Margin around the face on each side, as a fraction of its width and height, clipped to the frame",
             )
             .minimum(0.0)
             .maximum(10.0)
@@ -27,8 +26,8 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
         glib::ParamSpecUInt::builder("min-size")
             .nick("Minimum size")
             .blurb(
-                "Leave out faces whose shorter side, without margin, is less than this (pixels; 0 = none). Unless it is \
-                 set, a 64th of the frame's longer side counts, from 20 to 30; stats says how much",
+                "Leave out faces whose shorter side, without margin, is less than this (pixels; 0 = none). If unset, a 64th \
+                 of the frame's longer side, from 20 to 30, see min-size of stats",
             )
             .default_value(defaults.min_size)
             .mutable_playing()
@@ -36,7 +35,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
         glib::ParamSpecUInt::builder("max-size")
             .nick("Maximum size")
             .blurb(
-                "Shrink crops whose longer side, with margin, is more than this (pixels); none is enlarged",
+                "Shrink crops whose longer side, with margin, is more than this (pixels); smaller ones are not enlarged",
             )
             .minimum(1)
             .maximum(u16::MAX.into())
@@ -45,7 +44,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt::builder("quality")
             .nick("Quality")
-            .blurb("Quality of the encoding, on the scale of libjpeg or of libwebp")
+            .blurb("Encoding quality, on the scale of libjpeg or libwebp")
             .minimum(1)
             .maximum(100)
             .default_value(defaults.quality.into())
@@ -53,17 +52,17 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecEnum::builder_with_default("encoding", defaults.encoding)
             .nick("Encoding")
-            .blurb("Form of the pictures; WebP needs a third fewer bytes and more of the CPU")
+            .blurb("Image format of the crops; WebP takes a third fewer bytes and more CPU time")
             .mutable_ready()
             .build(),
         glib::ParamSpecEnum::builder_with_default("policy", policy)
             .nick("Policy")
-            .blurb("Which faces become pictures; best needs track ids (facetrack), faces without one all do")
+            .blurb("Which faces become pictures; best needs track ids (facetrack): every face without one becomes a picture")
             .mutable_playing()
             .build(),
         glib::ParamSpecDouble::builder("improvement")
             .nick("Improvement")
-            .blurb("With policy=best: a further picture of a track must be better by this share of the quality")
+            .blurb("With policy=best: the quality of a further picture of a track must be higher by this fraction")
             .minimum(0.0)
             .maximum(100.0)
             .default_value(limits.improvement)
@@ -71,7 +70,7 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
             .build(),
         glib::ParamSpecUInt::builder("max-per-track")
             .nick("Maximum per track")
-            .blurb("With policy=best: so many pictures of one track at most, the last of them at its end")
+            .blurb("With policy=best: maximum number of pictures of one track, the last of them at its end")
             .minimum(1)
             .default_value(limits.max_per_track)
             .mutable_playing()
@@ -79,8 +78,8 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
         glib::ParamSpecDouble::builder("min-quality")
             .nick("Minimum quality")
             .blurb(
-                "Leave out pictures of less quality: 0.4 for size (full from 160 pixels), 0.3 for sharpness, 0.3 for \
-                 the detector's score, half of it all where the face touches the frame's edge",
+                "Leave out pictures of a lower quality: 0.4 for size (full from 160 pixels), 0.3 for sharpness, 0.3 for the \
+                 detector's score; halved if the face touches the frame's edge",
             )
             .minimum(0.0)
             .maximum(1.0)
@@ -90,8 +89,8 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
         glib::ParamSpecInt::builder("max-clock-offset")
             .nick("Maximum clock offset")
             .blurb(
-                "The camera's clock is taken for the time of capture while it is within so many seconds of this \
-                 machine's, else this machine's (0 = never the camera's, -1 = always)",
+                "Use the camera's clock for the time of capture while it is within this many seconds of this machine's, \
+                 else this machine's (0 = never the camera's, -1 = always)",
             )
             .minimum(ALWAYS)
             .default_value(clock_seconds(clock))
@@ -100,8 +99,8 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
         glib::ParamSpecDouble::builder("certainty")
             .nick("Certainty")
             .blurb(
-                "With policy=best: a track sends nothing before two of its looks have this score of the detector, or one \
-                 has 0.97; where it ends without, only if one had 0.9. Keeps back ears, necks and hair (0 = off)",
+                "With policy=best: a track sends nothing before two of its detections have this score, or one has 0.97; a \
+                 track that ends before sends its best picture only if one had 0.9. Suppresses ears, necks and hair (0 = off)",
             )
             .minimum(0.0)
             .maximum(1.0)
@@ -111,9 +110,9 @@ pub fn param_specs() -> Vec<glib::ParamSpec> {
     ]
 }
 
-/// Takes a property's value, whose type and range GObject has checked; false for a property of another name.
-pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bool {
-    let CutterSettings { crop, min_size, policy, limits, clock } = settings;
+/// Sets a property, whose type and range GObject has checked. Returns false for a property of another name.
+pub fn set(settings: &mut CropPipelineSettings, value: &glib::Value, name: &str) -> bool {
+    let CropPipelineSettings { crop, min_size, policy, limits, clock } = settings;
     match name {
         "margin" => crate::set(&mut crop.margin, value),
         "min-size" => *min_size = value.get().ok(),
@@ -139,16 +138,16 @@ pub fn set(settings: &mut CutterSettings, value: &glib::Value, name: &str) -> bo
     true
 }
 
-/// Takes a number whose range is that of a smaller type than GObject has.
+/// Sets a number of a type that GObject lacks.
 fn narrow<T: TryFrom<u32>>(setting: &mut T, value: &glib::Value) {
     if let Some(value) = value.get::<u32>().ok().and_then(|value| value.try_into().ok()) {
         *setting = value;
     }
 }
 
-/// A property's value; `None` for a property of another name.
-pub fn get(settings: &CutterSettings, name: &str) -> Option<glib::Value> {
-    let CutterSettings { crop, min_size, policy, limits, clock } = settings;
+/// Returns a property; `None` for one of another name.
+pub fn get(settings: &CropPipelineSettings, name: &str) -> Option<glib::Value> {
+    let CropPipelineSettings { crop, min_size, policy, limits, clock } = settings;
     Some(match name {
         "margin" => crop.margin.to_value(),
         "min-size" => min_size.unwrap_or(crop.min_size).to_value(),

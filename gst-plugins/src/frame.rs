@@ -1,5 +1,5 @@
-//! The raw video that the elements take: which formats, and how a mapped buffer becomes the borrowed
-//! [`Frame`] that the detector and the cropper read.
+//! The raw video that the elements accept: its formats, and how a mapped buffer becomes the borrowed [`Frame`] that the
+//! detector and the cropper read.
 
 use facepipe_detector::{
     ChromaSite, ColorMatrix, ColorRange, DetectorError, Frame, PixelFormat, square_pixels,
@@ -9,17 +9,17 @@ use gst_video::{
     VideoChromaSite, VideoColorMatrix, VideoColorRange, VideoFormat, VideoFrameRef, VideoInfo, prelude::*,
 };
 
-/// Caps of the raw video, in system memory, for pad templates.
+/// Returns the caps of raw video in system memory, for pad templates.
 pub fn raw_video_caps() -> gst::Caps {
     gst_video::VideoCapsBuilder::new().format_list(PixelFormat::ALL.map(video_format)).build()
 }
 
-/// Answers how frames may be allocated for an element through which they pass as they are: what may be done with them is for the
-/// elements behind it to say, and for the element itself only where those say nothing.
+/// Answers an allocation query for an element that works in place: with the answer of the elements downstream, or else with the
+/// element's own.
 ///
 /// # Errors
 /// Those of the element's base class.
-pub fn propose_allocation_of_what_follows<T>(
+pub fn propose_downstream_allocation<T>(
     element: &T,
     decide_query: Option<&gst::query::Allocation>,
     query: &mut gst::query::Allocation,
@@ -34,14 +34,32 @@ where
     Ok(())
 }
 
-/// The names of the formats, for messages.
+/// Accepts caps as the base class does. If it refuses those of a sink pad, posts an error that says what to do: elements upstream
+/// would only report that the stream failed.
+pub fn accept_caps<T>(element: &T, direction: gst::PadDirection, caps: &gst::Caps) -> bool
+where
+    T: BaseTransformImpl,
+    T::Type: IsA<gst_base::BaseTransform>,
+{
+    let accepted = element.parent_accept_caps(direction, caps);
+    if !accepted && direction == gst::PadDirection::Sink {
+        let object = element.obj();
+        let error = unsupported_caps_error(object.upcast_ref::<gst_base::BaseTransform>().upcast_ref(), caps);
+        if let Some(error) = error {
+            element.post_error_message(error);
+        }
+    }
+    accepted
+}
+
+/// Returns the names of the formats, for messages.
 pub fn format_names() -> String {
     PixelFormat::ALL.map(|format| video_format(format).to_str().as_str()).join(", ")
 }
 
-/// Why an element that reads [`raw_video_caps`] refuses fixed caps, and what to do: a sentence for people. Nothing for caps
-/// that it takes, and for those that describe no video frames.
-pub fn refusal(element: &gst::Element, caps: &gst::CapsRef) -> Option<gst::ErrorMessage> {
+/// Says why an element that accepts [`raw_video_caps`] does not accept fixed caps, and what to do. `None` for caps that it
+/// accepts, and for those that are not raw video.
+pub fn unsupported_caps_error(element: &gst::Element, caps: &gst::CapsRef) -> Option<gst::ErrorMessage> {
     let structure = caps.structure(0).filter(|structure| structure.name() == "video/x-raw")?;
     if !caps.is_fixed() || caps.is_subset(&raw_video_caps()) {
         return None;
@@ -51,8 +69,8 @@ pub fn refusal(element: &gst::Element, caps: &gst::CapsRef) -> Option<gst::Error
         caps.features(0).filter(|features| !features.is_equal(&gst::CAPS_FEATURES_MEMORY_SYSTEM_MEMORY));
     let why = match memory {
         Some(memory) => format!(
-            "{name} reads frames in system memory only, and these are in {memory}: put what downloads them before it (vapostproc, \
-             nvvidconv, gldownload, cudadownload), then videoconvert"
+            "{name} reads frames in system memory only, and these are in {memory}: put an element that downloads them before it \
+             (vapostproc, nvvidconv, gldownload, cudadownload), then videoconvert"
         ),
         None => format!(
             "{name} cannot read frames of the format {}: put videoconvert before it, or have the source send one of {}",
@@ -63,19 +81,19 @@ pub fn refusal(element: &gst::Element, caps: &gst::CapsRef) -> Option<gst::Error
     Some(gst::error_msg!(gst::StreamError::Format, ("{why}"), ["the caps are {caps}"]))
 }
 
-/// By how much a frame must be stretched across and down for its pixels to be square, each at least 1.
+/// Returns the factors, across and down, by which a frame is stretched to make its pixels square, each at least 1.
 pub fn stretch(info: &VideoInfo) -> [f64; 2] {
     let (width, height) = pixel_aspect(info);
     square_pixels(width, height)
 }
 
-/// Width and height of a pixel, to each other.
+/// Returns the pixel aspect ratio.
 fn pixel_aspect(info: &VideoInfo) -> (u32, u32) {
     let aspect = info.par();
     (u32::try_from(aspect.numer()).unwrap_or(0), u32::try_from(aspect.denom()).unwrap_or(0))
 }
 
-/// The templates `sink` and `src` of an element that gives what it takes.
+/// Returns the pad templates `sink` and `src` of an element whose output has the caps of its input.
 pub fn transform_templates(caps: &gst::Caps) -> Vec<gst::PadTemplate> {
     [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)]
         .into_iter()
@@ -85,12 +103,25 @@ pub fn transform_templates(caps: &gst::Caps) -> Vec<gst::PadTemplate> {
         .collect()
 }
 
-/// Describes a mapped frame, without copying any of it.
+/// Maps a frame for reading.
+///
+/// # Errors
+///
+/// The buffer cannot be mapped, or is too small for its caps: a message for the bus.
+pub fn map<'a>(
+    buffer: &'a gst::BufferRef,
+    info: &'a VideoInfo,
+) -> Result<VideoFrameRef<&'a gst::BufferRef>, gst::ErrorMessage> {
+    VideoFrameRef::from_buffer_ref_readable(buffer, info)
+        .map_err(|_| gst::error_msg!(gst::ResourceError::Read, ("a frame cannot be mapped for reading")))
+}
+
+/// Borrows the planes of a mapped frame.
 ///
 /// # Errors
 ///
 /// A format that [`raw_video_caps`] doesn't have, and planes that are shorter than the caps promise.
-pub fn describe<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Frame<'a>, DetectorError> {
+pub fn borrow_frame<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Frame<'a>, DetectorError> {
     let info = frame.info();
     let unsupported = || DetectorError::InvalidFrame {
         field: format!("format ({})", info.format()),
@@ -135,7 +166,7 @@ pub fn describe<'a>(frame: &'a VideoFrameRef<&'a gst::BufferRef>) -> Result<Fram
     Ok(described.with_chroma_site(site).with_pixel_aspect(pixel_width, pixel_height))
 }
 
-/// GStreamer's name of a format.
+/// Returns GStreamer's name of a format.
 fn video_format(format: PixelFormat) -> VideoFormat {
     match format {
         PixelFormat::Nv12 => VideoFormat::Nv12,

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | `facedetect` | finds faces in raw video and attaches them to the frames as metadata |
 //! | `facetrack` | gives each face an id that stays the same from frame to frame |
-//! | `facecrop` | makes a small JPEG picture of each face |
+//! | `facecrop` | crops faces as small JPEG or WebP pictures |
 //! | `facesink-http` | uploads the pictures to the backend |
-//! | `faceoverlay` | draws boxes around the faces, and who they are |
+//! | `faceoverlay` | draws boxes and names of the faces |
 //!
 //! Each is also registered with the prefix `facepipe-`, under which no other plugin can hide it. The crate is
 //! built as the plugin `libgstfacepipe.so`, and as a Rust library for programs that bring the elements with
@@ -30,20 +30,20 @@ mod analytics;
 pub mod best_shot;
 mod capture_time;
 pub mod crop;
+pub mod crop_pipeline;
 mod crop_properties;
-pub mod cutter;
-mod detector_watch;
+mod custom_meta;
+pub mod detection_mark;
+mod detection_meta;
 pub mod facecrop;
 pub mod facedetect;
 pub mod faceoverlay;
 pub mod facesink_http;
 pub mod facetrack;
-pub mod facts;
 pub mod frame;
-mod meta;
+mod missing_detector;
 pub mod results;
 pub mod roi;
-pub mod searched;
 pub mod timeline;
 pub mod track;
 pub mod track_events;
@@ -65,11 +65,21 @@ fn register_both(plugin: &gst::Plugin, name: &str, element: glib::Type) -> Resul
     Ok(())
 }
 
-/// Takes a property's value; GObject has checked type and range.
+/// Sets a property; GObject has checked type and range.
 fn set<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value) {
     if let Ok(value) = value.get() {
         *field = value;
     }
+}
+
+/// Lists the counts that are not zero, each with its description, in a sentence; `None` where all are zero.
+fn counts_summary<const N: usize>(counts: [(u64, String); N]) -> Option<String> {
+    let listed: Vec<String> = counts
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, description)| format!("{count} {description}"))
+        .collect();
+    (!listed.is_empty()).then(|| listed.join(", "))
 }
 
 /// Registers the elements in this process without a plugin file; further calls change nothing. [`gst::init`] must

@@ -1,37 +1,38 @@
-//! What the backend said about faces, handed on within the process: `facesink-http` publishes it, `faceoverlay` draws it. Bus
-//! messages belong to the application, so elements that sit in different branches of a pipeline cannot listen to them.
+//! Recognition results within the process: `facesink-http` publishes them, `faceoverlay` draws them. Bus messages belong to the
+//! application, so elements in different branches of a pipeline cannot read them.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
+use facepipe_detector::BoundingBox;
 use gst::prelude::*;
 
-/// Results that wait for a frame to be drawn on; the oldest give way.
+/// Results that may wait for a frame to be drawn on; the oldest are dropped.
 const MAX_WAITING: usize = 1024;
 
-/// What the backend said about a face.
+/// The backend's result for a crop.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Verdict {
-    /// It found no face on the crop.
+pub enum RecognitionResult {
+    /// No face on the crop.
     NoFace,
-    /// A face of nobody that it knows.
+    /// A face that is not recognised.
     Unknown,
-    /// A face that it knows.
+    /// A recognised face.
     Known {
-        /// Whose.
+        /// The person's label.
         label: String,
-        /// How sure it is, 0 to 1.
+        /// The confidence, 0 to 1.
         confidence: f64,
     },
 }
 
-impl Verdict {
-    /// True if this is worth more than what an earlier crop of the same face gave: a name more than none, the surer name,
-    /// a face more than none.
-    pub fn outweighs(&self, earlier: &Self) -> bool {
-        let weight = |verdict: &Self| match verdict {
+impl RecognitionResult {
+    /// Returns whether this replaces the result of an earlier crop of the same face: a name replaces none, a higher confidence a
+    /// lower one, and a face no face.
+    pub fn supersedes(&self, earlier: &Self) -> bool {
+        let weight = |recognition: &Self| match recognition {
             Self::NoFace => 0.0,
             Self::Unknown => 1.0,
             Self::Known { confidence, .. } => 2.0 + confidence,
@@ -40,12 +41,12 @@ impl Verdict {
     }
 }
 
-/// The pipeline that an element belongs to, as far as it can be told apart from others.
+/// Identifies the pipeline that an element belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scope(usize);
+pub struct PipelineId(usize);
 
-impl Scope {
-    /// The outermost bin around an element.
+impl PipelineId {
+    /// Returns the id of the outermost bin around an element.
     pub fn of(element: &gst::Element) -> Self {
         let mut outermost = element.clone().upcast::<gst::Object>();
         while let Some(parent) = outermost.parent() {
@@ -55,46 +56,46 @@ impl Scope {
     }
 }
 
-/// A verdict and the face that it is about.
+/// A recognition result and the face that it belongs to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FaceResult {
     /// The pipeline.
-    pub scope: Scope,
-    /// The camera, as facesink-http calls it.
+    pub pipeline: PipelineId,
+    /// The `camera-id` of the facesink-http.
     pub camera_id: String,
     /// The track, where faces are tracked.
     pub track_id: Option<i32>,
-    /// Left, top, right, bottom in pixels of the full frame.
-    pub bounding_box: Option<[u32; 4]>,
-    /// What the backend said.
-    pub verdict: Verdict,
+    /// The face in pixels of the full frame.
+    pub bounding_box: Option<BoundingBox<u32>>,
+    /// The result.
+    pub recognition: RecognitionResult,
 }
 
-/// Where one subscriber's results wait.
+/// The results that wait for one subscriber.
 #[derive(Debug, Default)]
-pub struct Inbox {
+pub struct ResultSubscription {
     waiting: Mutex<VecDeque<FaceResult>>,
 }
 
-impl Inbox {
-    /// An inbox that gets everything that is published from now on, until it is dropped.
+impl ResultSubscription {
+    /// Subscribes to everything that is published from now on, until the subscription is dropped.
     pub fn subscribe() -> Arc<Self> {
-        let inbox = Arc::new(Self::default());
-        subscribers().push(Arc::downgrade(&inbox));
-        inbox
+        let subscription = Arc::new(Self::default());
+        subscribers().push(Arc::downgrade(&subscription));
+        subscription
     }
 
-    /// Takes what waits, the oldest first.
+    /// Takes the waiting results, the oldest first.
     pub fn take(&self) -> VecDeque<FaceResult> {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Hands a result to every subscriber. Never waits for one.
+/// Publishes a result to all subscribers, without blocking.
 pub fn publish(result: &FaceResult) {
     subscribers().retain(|subscriber| {
-        let Some(inbox) = subscriber.upgrade() else { return false };
-        let mut waiting = inbox.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(subscription) = subscriber.upgrade() else { return false };
+        let mut waiting = subscription.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= MAX_WAITING {
             waiting.pop_front();
         }
@@ -103,8 +104,8 @@ pub fn publish(result: &FaceResult) {
     });
 }
 
-fn subscribers() -> MutexGuard<'static, Vec<Weak<Inbox>>> {
-    static SUBSCRIBERS: Mutex<Vec<Weak<Inbox>>> = Mutex::new(Vec::new());
+fn subscribers() -> MutexGuard<'static, Vec<Weak<ResultSubscription>>> {
+    static SUBSCRIBERS: Mutex<Vec<Weak<ResultSubscription>>> = Mutex::new(Vec::new());
     SUBSCRIBERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -114,19 +115,21 @@ mod tests {
 
     fn result(track_id: i32) -> FaceResult {
         FaceResult {
-            scope: Scope(0),
+            pipeline: PipelineId(0),
             camera_id: "a".into(),
             track_id: Some(track_id),
             bounding_box: None,
-            verdict: Verdict::Unknown,
+            recognition: RecognitionResult::Unknown,
         }
     }
 
     #[test]
-    fn every_subscriber_gets_everything_in_order_and_bounded() {
-        let (first, second) = (Inbox::subscribe(), Inbox::subscribe());
+    fn every_subscriber_gets_all_results_in_order_and_bounded() {
+        let (first, second) = (ResultSubscription::subscribe(), ResultSubscription::subscribe());
         (0..3).for_each(|track| publish(&result(track)));
-        let own = |inbox: &Inbox| -> Vec<_> { inbox.take().into_iter().filter_map(|r| r.track_id).collect() };
+        let own = |subscription: &ResultSubscription| -> Vec<_> {
+            subscription.take().into_iter().filter_map(|r| r.track_id).collect()
+        };
         assert_eq!(own(&first), [0, 1, 2]);
         assert_eq!(own(&first), [0; 0]);
         drop(first);
@@ -136,17 +139,17 @@ mod tests {
     }
 
     #[test]
-    fn a_name_outweighs_none_and_a_sure_one_a_doubtful_one() {
-        let known = |confidence| Verdict::Known { label: "x".into(), confidence };
-        assert!(known(0.4).outweighs(&Verdict::Unknown));
-        assert!(known(0.5).outweighs(&known(0.4)));
-        assert!(!known(0.3).outweighs(&known(0.4)));
-        assert!(Verdict::Unknown.outweighs(&Verdict::NoFace));
-        assert!(!Verdict::NoFace.outweighs(&Verdict::Unknown));
+    fn a_name_supersedes_none_and_a_higher_confidence_a_lower_one() {
+        let known = |confidence| RecognitionResult::Known { label: "x".into(), confidence };
+        assert!(known(0.4).supersedes(&RecognitionResult::Unknown));
+        assert!(known(0.5).supersedes(&known(0.4)));
+        assert!(!known(0.3).supersedes(&known(0.4)));
+        assert!(RecognitionResult::Unknown.supersedes(&RecognitionResult::NoFace));
+        assert!(!RecognitionResult::NoFace.supersedes(&RecognitionResult::Unknown));
     }
 
     #[test]
-    fn elements_of_one_pipeline_share_a_scope() {
+    fn elements_of_one_pipeline_have_the_same_pipeline_id() {
         gst::init().unwrap();
         let element = || gst::ElementFactory::make("identity").build().unwrap();
         let (a, b, c) = (element(), element(), element());
@@ -155,7 +158,7 @@ mod tests {
         pipeline.add(&bin).unwrap();
         bin.add(&b).unwrap();
         other.add(&c).unwrap();
-        assert_eq!(Scope::of(&a), Scope::of(&b));
-        assert_ne!(Scope::of(&a), Scope::of(&c));
+        assert_eq!(PipelineId::of(&a), PipelineId::of(&b));
+        assert_ne!(PipelineId::of(&a), PipelineId::of(&c));
     }
 }

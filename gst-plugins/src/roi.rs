@@ -11,39 +11,44 @@
 //!
 //! These are the names that DL Streamer uses, so that its elements and ours understand each other.
 //!
-//! What a tracker has given an id carries a further structure `facepipe-track` with `predicted` (boolean): whether
-//! the box is only where the tracker believes the face to be, in a frame that was not searched. Predicted boxes
-//! are for following and drawing; what is cut out of a frame must have been found in it.
+//! A face with a track id carries a further structure `facepipe-track` with `predicted` (boolean): whether the box is the
+//! tracker's prediction, in a frame that was not searched. Predicted boxes are for following and drawing; only faces that
+//! were detected in a frame are cropped from it.
 //!
-//! Converters of GStreamer 1.20 and 1.22 move the regions but lose their parameter structures. So the score and whether a
-//! box is predicted also stand in a meta of our own, [`facts`](crate::facts), which they keep; of a region that has neither,
-//! the frame's mark ([`searched`]) says whether it can have been found.
+//! Converters of GStreamer 1.20 and 1.22 move the regions but lose their parameter structures. Score and `predicted` therefore
+//! also stand in a custom meta, [`detection_meta`], which they keep; where a region has neither, the mark of the frame
+//! ([`detection_mark`]) says whether it can have been detected.
 //!
-//! With the cargo feature `v1_24`, faces that were found and their tracks are also written as
-//! `GstAnalyticsRelationMeta`, which nothing here reads.
+//! With the cargo feature `v1_24`, detected faces and their tracks are also written as `GstAnalyticsRelationMeta`, which
+//! these elements do not read.
 //!
-//! Boxes of which the detector is not sure have the `roi_type` `face-candidate`, in the same form. Only a tracker
-//! reads them: those that continue a track become faces, the others go.
+//! Detections below the score threshold have the `roi_type` `face-candidate`, in the same form. Only the tracker reads them:
+//! those that continue a track become faces, the others are removed.
 //!
-//! A **crop** (`image/jpeg`) carries one `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`. Its
-//! rectangle is the bounding box in the *full frame* that the crop was taken from, `id` and `detection` are
-//! those of the face, and a parameter structure `facepipe-crop` adds `frame-width` and `frame-height` (uint,
-//! pixels) and, where they are known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC) and `running-time`
-//! (uint64, nanoseconds: that of the frame, which may lie before the buffer's own), and `clock-refused` (boolean, true)
-//! where the camera's clock was not taken for `captured-at`. To other
-//! elements these buffers are plain pictures. A decoder may hand the metadata on to the picture it makes;
-//! since the rectangle is not one of that picture's own pixels, its type differs from that of a frame's
-//! faces.
+//! A **crop** (`image/jpeg` or `image/webp`) carries one `GstVideoRegionOfInterestMeta` of `roi_type` `face-crop`. Its
+//! rectangle is the face's bounding box in the *full frame*, `id` and `detection` are those of the face. A parameter structure
+//! `facepipe-crop` adds, in pixels (uint):
+//!
+//! | field | content |
+//! |---|---|
+//! | `frame-width`, `frame-height` | size of the full frame |
+//! | `crop-left`, `crop-top`, `crop-right`, `crop-bottom` | the part of the full frame that the crop shows |
+//! | `picture-width`, `picture-height` | size of the crop itself, which may be shrunk |
+//!
+//! and, where they are known, `captured-at` (uint64, nanoseconds since 1970-01-01 UTC), `running-time` (uint64, nanoseconds:
+//! the frame's, which may be earlier than the buffer's own) and `clock-refused` (boolean, true) where `captured-at` is not the
+//! camera's own time, since its clock was too far off.
+//!
+//! To other elements these buffers are plain pictures. A decoder may pass the metadata on to the frame that it decodes;
+//! since the rectangle does not refer to that frame's pixels, its type differs from that of a frame's faces.
 
-use std::{ops::ControlFlow, ptr, time::Duration};
+use std::{ptr, time::Duration};
 
-use gst::{buffer::BufferMetaForeachAction, glib, glib::translate::IntoGlib};
+use facepipe_detector::BoundingBox;
+use gst::{glib, glib::translate::IntoGlib};
 use gst_video::VideoRegionOfInterestMeta;
 
-use crate::{
-    facts::{self, Facts},
-    searched,
-};
+use crate::{custom_meta, detection_mark, detection_meta};
 
 const FACE: &str = "face";
 const FACE_CANDIDATE: &str = "face-candidate";
@@ -52,96 +57,129 @@ const DETECTION: &str = "detection";
 const CROP: &str = "facepipe-crop";
 const TRACK: &str = "facepipe-track";
 
-/// One face of a frame.
+/// A face on a frame: a detection or, between searches, a tracker's prediction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FaceRegion {
-    /// Left edge, pixels of the full frame.
-    pub left: u32,
-    /// Top edge, pixels of the full frame.
-    pub top: u32,
-    /// Width in pixels.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-    /// The detector's score, 0 to 1; 0 where another element wrote a region without one.
+    /// Its place in pixels of the full frame.
+    pub bounding_box: BoundingBox<u32>,
+    /// The detector's score, 0 to 1; 0 where another element attached a region without one.
     pub confidence: f64,
-    /// Track id, where a tracker gave one.
+    /// The track id, if the face is tracked.
     pub track_id: Option<i32>,
-    /// Whether nobody has found the face in this frame: it is where a tracker believes it to be.
+    /// Whether the box is a prediction of the tracker, in a frame that was not searched.
     pub predicted: bool,
 }
 
 impl FaceRegion {
-    /// Left, top, right and bottom edge, pixels of the full frame.
-    pub const fn corners(&self) -> [u32; 4] {
-        let Self { left, top, width, height, .. } = *self;
-        [left, top, left.saturating_add(width), top.saturating_add(height)]
+    /// Returns left, top, width and height, as region metadata has them.
+    pub(crate) fn rectangle(&self) -> (u32, u32, u32, u32) {
+        let BoundingBox { left, top, .. } = self.bounding_box;
+        (left, top, self.bounding_box.width(), self.bounding_box.height())
     }
 
-    /// As region metadata has it: left, top, width, height.
-    const fn rectangle(&self) -> [u32; 4] {
-        let Self { left, top, width, height, .. } = *self;
-        [left, top, width, height]
-    }
-
-    const fn facts(&self, candidate: bool) -> Facts {
-        let Self { confidence, predicted, .. } = *self;
-        Facts { rectangle: self.rectangle(), confidence, predicted, candidate }
-    }
-
-    /// Whether it touches an edge of its frame: a part of the face is probably missing.
+    /// Returns whether the box touches an edge of its frame: a part of the face is probably missing.
     pub const fn is_cut(&self, frame_width: u32, frame_height: u32) -> bool {
-        let [left, top, right, bottom] = self.corners();
+        let BoundingBox { left, top, right, bottom } = self.bounding_box;
         left == 0 || top == 0 || right >= frame_width || bottom >= frame_height
     }
 }
 
-/// What is known about the face on a crop.
+/// The part of a frame that a crop shows, and the size at which it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CropArea {
+    /// Pixels of the full frame.
+    pub bounding_box: BoundingBox<u32>,
+    /// Width of the crop in its own pixels, at least 1.
+    pub picture_width: u32,
+    /// Height of the crop in its own pixels, at least 1.
+    pub picture_height: u32,
+}
+
+impl CropArea {
+    /// Converts a box in pixels of the crop to pixels of the full frame.
+    pub fn to_frame(&self, on_crop: &BoundingBox<f64>) -> BoundingBox<f64> {
+        let area = self.bounding_box;
+        let across = f64::from(area.width()) / f64::from(self.picture_width.max(1));
+        let down = f64::from(area.height()) / f64::from(self.picture_height.max(1));
+        let (x, y) =
+            (|at: f64| f64::from(area.left) + at * across, |at: f64| f64::from(area.top) + at * down);
+        BoundingBox::new(x(on_crop.left), y(on_crop.top), x(on_crop.right), y(on_crop.bottom))
+    }
+
+    /// Adds its fields to a structure, see the [module](self).
+    pub(crate) fn add_to(&self, structure: gst::structure::Builder) -> gst::structure::Builder {
+        let BoundingBox { left, top, right, bottom } = self.bounding_box;
+        structure
+            .field("crop-left", left)
+            .field("crop-top", top)
+            .field("crop-right", right)
+            .field("crop-bottom", bottom)
+            .field("picture-width", self.picture_width)
+            .field("picture-height", self.picture_height)
+    }
+
+    /// Reads it from a structure with the fields of the [module](self), as `facepipe-crop` or the bus message
+    /// `facepipe-result`.
+    pub fn from_structure(structure: &gst::StructureRef) -> Option<Self> {
+        let pixels = |name: &str| structure.get::<u32>(name).ok();
+        let (left, top) = (pixels("crop-left")?, pixels("crop-top")?);
+        let (right, bottom) = (pixels("crop-right")?, pixels("crop-bottom")?);
+        Some(Self {
+            bounding_box: BoundingBox::new(left, top, right, bottom),
+            picture_width: pixels("picture-width")?,
+            picture_height: pixels("picture-height")?,
+        })
+    }
+}
+
+/// The metadata of a crop: its face, its frame and its time.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CropFacts {
+pub struct CropMetadata {
     /// The face, in pixels of the full frame.
     pub face: FaceRegion,
     /// Width of the full frame in pixels.
     pub frame_width: u32,
     /// Height of the full frame in pixels.
     pub frame_height: u32,
+    /// The part of the frame that the crop shows, where that is known.
+    pub area: Option<CropArea>,
     /// When the frame was captured, since 1970-01-01 UTC.
     pub captured_at: Option<Duration>,
-    /// Running time of the frame, which goes on where timestamps fall or are missing. A best shot is sent later than it was
-    /// taken, under a later timestamp.
+    /// Running time of the frame, which continues to rise where timestamps fall or are missing. A best shot may be sent later
+    /// than it was taken, with a later timestamp.
     pub running_time: Option<Duration>,
-    /// The camera's clock was not taken for `captured_at`, since it is too far from this machine's.
+    /// `captured_at` is not the camera's own time, since its clock is too far from this machine's.
     pub clock_refused: bool,
 }
 
 /// Adds a face to a frame.
 pub fn attach_face(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE, face, face.track_id.map(|_| track(face.predicted)));
-    facts::attach(buffer, &face.facts(false));
+    detection_meta::attach(buffer, face, false);
     #[cfg(feature = "v1_24")]
     if !face.predicted {
         crate::analytics::add_face(buffer, face);
     }
 }
 
-/// Adds a box of which the detector is not sure.
+/// Adds a detection below the score threshold to a frame.
 pub fn attach_candidate(buffer: &mut gst::BufferRef, face: &FaceRegion) {
     attach(buffer, FACE_CANDIDATE, face, None);
-    facts::attach(buffer, &face.facts(true));
+    detection_meta::attach(buffer, face, true);
 }
 
-/// Whether a frame carries regions of interest, of faces or of anything else.
+/// Returns whether a frame carries regions of interest, of faces or of anything else.
 pub fn has_regions(buffer: &gst::BufferRef) -> bool {
     buffer.iter_meta::<VideoRegionOfInterestMeta>().next().is_some()
 }
 
-/// The candidates of a frame, in the order in which they were attached.
+/// Returns the candidates of a frame, in the order in which they were attached.
 pub fn candidates(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
     regions(buffer, FACE_CANDIDATE).map(|meta| read_face(buffer, &meta)).collect()
 }
 
-/// Writes track ids to a frame: one for each of its [`faces`], whoever attached them, and one for each of its
-/// [`candidates`], in their order. Candidates with an id become faces, the others go.
+/// Writes track ids to a frame: one for each of its [`faces`], whichever element attached them, and one for each of its
+/// [`candidates`], in their order. Candidates with an id become faces, the others are removed.
 pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candidates: &[Option<i32>]) {
     let predicted: Vec<bool> = faces_and_predictions(buffer).iter().map(|face| face.predicted).collect();
     let regions = buffer.iter_meta_mut::<VideoRegionOfInterestMeta>();
@@ -158,22 +196,15 @@ pub fn assign_tracks(buffer: &mut gst::BufferRef, faces: &[Option<i32>], candida
         .zip(candidates)
         .filter_map(|(face, &id)| id.map(|id| FaceRegion { track_id: Some(id), ..face }))
         .collect();
-    buffer.foreach_meta_mut(|mut meta| {
-        let region = meta.downcast_ref::<VideoRegionOfInterestMeta>();
-        let action = match region.is_some_and(|region| is_of_type(region, FACE_CANDIDATE)) {
-            true => BufferMetaForeachAction::Remove,
-            false => BufferMetaForeachAction::Keep,
-        };
-        ControlFlow::Continue(action)
-    });
-    facts::remove_candidates(buffer);
+    custom_meta::remove(buffer, |region: &VideoRegionOfInterestMeta| is_of_type(region, FACE_CANDIDATE));
+    detection_meta::remove_candidates(buffer);
     for face in &confirmed {
         attach_face(buffer, face);
     }
 }
 
 /// Writes the tracks of a frame's faces to its `GstAnalyticsRelationMeta`, and those faces that are not in it yet.
-/// `first_seen` knows the running time at which a track began.
+/// `first_seen` returns the running time at which a track began.
 #[cfg(feature = "v1_24")]
 pub fn relate_tracks(buffer: &mut gst::BufferRef, first_seen: impl Fn(i32) -> Option<Duration>) {
     for face in faces(buffer) {
@@ -185,40 +216,44 @@ pub fn relate_tracks(buffer: &mut gst::BufferRef, first_seen: impl Fn(i32) -> Op
     }
 }
 
-/// The faces that were found in a frame, in the order in which they were attached.
+/// Returns the faces that were detected in a frame, in the order in which they were attached.
 pub fn faces(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
     faces_and_predictions(buffer).into_iter().filter(|face| !face.predicted).collect()
 }
 
-/// The faces of a frame as [`faces`], and those that a tracker believes to be in it: for following and drawing.
+/// Returns the faces of a frame as [`faces`], and those that a tracker predicts: for following and drawing.
 pub fn faces_and_predictions(buffer: &gst::BufferRef) -> Vec<FaceRegion> {
     regions(buffer, FACE).map(|meta| read_face(buffer, &meta)).collect()
 }
 
-/// Adds the facts about the face to a crop.
-pub fn attach_crop(buffer: &mut gst::BufferRef, facts: &CropFacts) {
+/// Adds the metadata to a crop.
+pub fn attach_crop(buffer: &mut gst::BufferRef, metadata: &CropMetadata) {
     let mut structure = gst::Structure::builder(CROP)
-        .field("frame-width", facts.frame_width)
-        .field("frame-height", facts.frame_height);
-    for (name, time) in [("captured-at", facts.captured_at), ("running-time", facts.running_time)] {
+        .field("frame-width", metadata.frame_width)
+        .field("frame-height", metadata.frame_height);
+    if let Some(area) = &metadata.area {
+        structure = area.add_to(structure);
+    }
+    for (name, time) in [("captured-at", metadata.captured_at), ("running-time", metadata.running_time)] {
         if let Some(nanoseconds) = time.and_then(|t| u64::try_from(t.as_nanos()).ok()) {
             structure = structure.field(name, nanoseconds);
         }
     }
-    if facts.clock_refused {
+    if metadata.clock_refused {
         structure = structure.field("clock-refused", true);
     }
-    attach(buffer, FACE_CROP, &facts.face, Some(structure.build()));
+    attach(buffer, FACE_CROP, &metadata.face, Some(structure.build()));
 }
 
-/// The facts about the face on a crop; `None` on a picture that [`attach_crop`] has not seen.
-pub fn crop_facts(buffer: &gst::BufferRef) -> Option<CropFacts> {
+/// Returns the metadata of a crop; `None` for a picture without.
+pub fn crop_metadata(buffer: &gst::BufferRef) -> Option<CropMetadata> {
     regions(buffer, FACE_CROP).find_map(|meta| {
         let crop = meta.param(CROP)?;
-        Some(CropFacts {
+        Some(CropMetadata {
             face: read_face(buffer, &meta),
             frame_width: crop.get("frame-width").ok()?,
             frame_height: crop.get("frame-height").ok()?,
+            area: CropArea::from_structure(crop),
             captured_at: crop.get("captured-at").ok().map(Duration::from_nanos),
             running_time: crop.get("running-time").ok().map(Duration::from_nanos),
             clock_refused: crop.get("clock-refused").unwrap_or(false),
@@ -227,8 +262,7 @@ pub fn crop_facts(buffer: &gst::BufferRef) -> Option<CropFacts> {
 }
 
 fn attach(buffer: &mut gst::BufferRef, roi_type: &str, face: &FaceRegion, extra: Option<gst::Structure>) {
-    let rectangle = (face.left, face.top, face.width, face.height);
-    let mut meta = VideoRegionOfInterestMeta::add(buffer, roi_type, rectangle);
+    let mut meta = VideoRegionOfInterestMeta::add(buffer, roi_type, face.rectangle());
     meta.set_id(face.track_id.unwrap_or(0));
     meta.add_param(
         gst::Structure::builder(DETECTION)
@@ -248,7 +282,7 @@ fn regions<'a>(
     buffer.iter_meta::<VideoRegionOfInterestMeta>().filter(move |meta| is_of_type(meta, roi_type))
 }
 
-/// Whether a region has this type. DL Streamer attaches regions of no type at all where a model has no labels, and
+/// Returns whether a region has this type. DL Streamer attaches regions of no type at all where a model has no labels, and
 /// `roi_type` of the bindings would read a null pointer there.
 fn is_of_type(meta: &VideoRegionOfInterestMeta, roi_type: &'static str) -> bool {
     // SAFETY: the bindings' type is a transparent wrapper of this structure.
@@ -257,24 +291,22 @@ fn is_of_type(meta: &VideoRegionOfInterestMeta, roi_type: &'static str) -> bool 
 }
 
 fn read_face(buffer: &gst::BufferRef, meta: &VideoRegionOfInterestMeta) -> FaceRegion {
-    let (left, top, width, height) = meta.rect();
+    let rectangle = meta.rect();
+    let (left, top, width, height) = rectangle;
     let track_id = Some(meta.id()).filter(|&id| id > 0);
     let confidence: Option<f64> = meta.param(DETECTION).and_then(|d| d.get("confidence").ok());
     let predicted: Option<bool> = meta.param(TRACK).and_then(|t| t.get("predicted").ok());
-    // What a converter has lost.
-    let facts = match (confidence, predicted) {
+    // A converter may have lost the structures.
+    let details = match (confidence, predicted) {
         (Some(_), Some(_)) => None,
-        _ => facts::of(buffer, [left, top, width, height], is_of_type(meta, FACE_CANDIDATE)),
+        _ => detection_meta::find(buffer, rectangle, is_of_type(meta, FACE_CANDIDATE)),
     };
-    let unfound = || track_id.is_some() && searched::was_searched(buffer) == Some(false);
+    let not_searched = || track_id.is_some() && detection_mark::was_searched(buffer) == Some(false);
     FaceRegion {
-        left,
-        top,
-        width,
-        height,
-        confidence: confidence.or(facts.map(|facts| facts.confidence)).unwrap_or(0.0),
+        bounding_box: BoundingBox::from_size(left, top, width, height),
+        confidence: confidence.or(details.map(|details| details.confidence)).unwrap_or(0.0),
         track_id,
-        predicted: predicted.or(facts.map(|facts| facts.predicted)).unwrap_or_else(unfound),
+        predicted: predicted.or(details.map(|details| details.is_predicted())).unwrap_or_else(not_searched),
     }
 }
 
@@ -287,19 +319,13 @@ mod tests {
     use super::*;
 
     const FACE_1: FaceRegion = FaceRegion {
-        left: 3,
-        top: 5,
-        width: 40,
-        height: 50,
+        bounding_box: BoundingBox::from_size(3, 5, 40, 50),
         confidence: 0.875,
         track_id: None,
         predicted: false,
     };
     const FACE_2: FaceRegion = FaceRegion {
-        left: 100,
-        top: 0,
-        width: 7,
-        height: 9,
+        bounding_box: BoundingBox::from_size(100, 0, 7, 9),
         confidence: 0.5,
         track_id: Some(12),
         predicted: false,
@@ -307,13 +333,23 @@ mod tests {
 
     #[test]
     fn a_face_at_the_edge_is_cut() {
-        const FACE: FaceRegion = FaceRegion { left: 20, top: 20, width: 60, height: 60, ..FACE_1 };
-        let is_cut = |face: &FaceRegion, width, height| face.is_cut(width, height);
-        assert!(!is_cut(&FACE, 81, 81));
-        assert!(is_cut(&FACE, 80, 100) && is_cut(&FACE, 100, 80));
-        assert!(is_cut(&FaceRegion { left: 0, ..FACE }, 200, 200));
-        assert!(is_cut(&FaceRegion { top: 0, ..FACE }, 200, 200));
-        assert_eq!(FACE.corners(), [20, 20, 80, 80]);
+        let face = |left, top| FaceRegion { bounding_box: BoundingBox::new(left, top, 80, 80), ..FACE_1 };
+        assert!(!face(20, 20).is_cut(81, 81));
+        assert!(face(20, 20).is_cut(80, 100) && face(20, 20).is_cut(100, 80));
+        assert!(face(0, 20).is_cut(200, 200));
+        assert!(face(20, 0).is_cut(200, 200));
+        assert_eq!(face(20, 20).rectangle(), (20, 20, 60, 60));
+    }
+
+    #[test]
+    fn a_box_on_a_shrunk_crop_is_found_in_its_frame() {
+        let area = CropArea {
+            bounding_box: BoundingBox::new(100, 50, 400, 250),
+            picture_width: 150,
+            picture_height: 50,
+        };
+        let face = area.to_frame(&BoundingBox::new(0.0, 10.0, 75.0, 50.0));
+        assert_eq!(face, BoundingBox::new(100.0, 90.0, 250.0, 250.0));
     }
 
     #[test]
@@ -325,7 +361,7 @@ mod tests {
         VideoRegionOfInterestMeta::add(frame, "vehicle", (0, 0, 9, 9));
         attach_face(frame, &FACE_2);
         assert_eq!(faces(&buffer), [FACE_1, FACE_2]);
-        assert_eq!(crop_facts(&buffer), None);
+        assert_eq!(crop_metadata(&buffer), None);
     }
 
     #[test]
@@ -348,10 +384,7 @@ mod tests {
         assert_eq!(
             faces(&buffer),
             [FaceRegion {
-                left: 1,
-                top: 2,
-                width: 3,
-                height: 4,
+                bounding_box: BoundingBox::from_size(1, 2, 3, 4),
                 confidence: 0.0,
                 track_id: None,
                 predicted: false
@@ -360,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_of_no_type_is_no_face() {
+    fn a_region_without_a_type_is_ignored() {
         gst::init().unwrap();
         let mut buffer = gst::Buffer::new();
         attach_face(buffer.make_mut(), &FACE_2);
@@ -375,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn candidates_with_an_id_become_faces_and_the_others_go() {
+    fn candidates_with_an_id_become_faces_and_the_others_are_removed() {
         gst::init().unwrap();
         let mut buffer = gst::Buffer::new();
         let frame = buffer.make_mut();
@@ -392,25 +425,35 @@ mod tests {
     }
 
     #[test]
-    fn the_facts_of_a_crop_survive_a_copy_of_the_buffer() {
+    fn the_metadata_of_a_crop_survive_a_copy_of_the_buffer() {
         gst::init().unwrap();
         let mut buffer = gst::Buffer::new();
-        let with_time = CropFacts {
+        let with_time = CropMetadata {
             face: FACE_2,
             frame_width: 1920,
             frame_height: 1080,
+            area: Some(CropArea {
+                bounding_box: BoundingBox::new(95, 0, 112, 12),
+                picture_width: 17,
+                picture_height: 12,
+            }),
             captured_at: Some(Duration::new(1_700_000_000, 123_456_789)),
             running_time: Some(Duration::from_millis(40)),
             clock_refused: true,
         };
         attach_crop(buffer.make_mut(), &with_time);
-        assert_eq!(crop_facts(&buffer.copy()), Some(with_time));
+        assert_eq!(crop_metadata(&buffer.copy()), Some(with_time));
         assert!(faces(&buffer).is_empty(), "the rectangle is no region of the crop's own pixels");
 
         let mut buffer = gst::Buffer::new();
-        let without_time =
-            CropFacts { captured_at: None, running_time: None, clock_refused: false, ..with_time };
+        let without_time = CropMetadata {
+            area: None,
+            captured_at: None,
+            running_time: None,
+            clock_refused: false,
+            ..with_time
+        };
         attach_crop(buffer.make_mut(), &without_time);
-        assert_eq!(crop_facts(&buffer), Some(without_time));
+        assert_eq!(crop_metadata(&buffer), Some(without_time));
     }
 }

@@ -1,18 +1,17 @@
-//! Time as the frames of a stream tell it, which neither falls nor stands still, whatever their timestamps do.
+//! A monotonic time for the frames of a stream, whatever their timestamps do.
 //!
-//! Cameras, decoders and networks give timestamps that step back by a frame or two, are the same for frames in a row, begin
-//! again from 0, or are missing. Whoever measures how much time has passed between two frames asks a [`Timeline`].
+//! Cameras, decoders and networks produce timestamps that step back by a frame or two, repeat, restart from 0 or are missing.
+//! A [`Timeline`] measures the time between frames all the same.
 
 use std::time::Duration;
 
-/// A timestamp that falls behind by up to this is taken for disorder, as of frames that come out of turn; where it falls
-/// farther, the timestamps have begun again.
+/// A timestamp that steps back by at most this is out of order; one that steps back further has restarted.
 pub const DISORDER: Duration = Duration::from_millis(500);
 
-/// How long a frame lasts, where neither the frame nor the caps say it.
+/// Duration of a frame, where neither the frame nor the caps have one.
 const FRAME: Duration = Duration::from_millis(40);
 
-/// Follows the timestamps of one stream.
+/// The timeline of one stream.
 #[derive(Debug, Default)]
 pub struct Timeline {
     /// Time of the last frame.
@@ -20,7 +19,7 @@ pub struct Timeline {
     anchor: Option<Anchor>,
 }
 
-/// A running time, the time that it stands for, and the running time of the last frame that had one.
+/// Maps running time to time: `running_time` is `time`. `last` is the running time of the last frame that had one.
 #[derive(Debug, Clone, Copy)]
 struct Anchor {
     running_time: Duration,
@@ -28,35 +27,35 @@ struct Anchor {
     last: Duration,
 }
 
-/// When a frame is.
+/// The time of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Moment {
-    /// The running time as long as those of the frames rise; ahead of it by as much as they fell or stood still.
+pub struct FrameTime {
+    /// The running time as long as that rises; ahead of it by as much as it fell or stood still.
     pub time: Duration,
-    /// By how much the running time fell since the frame before; zero where it did not.
-    pub fell: Duration,
+    /// How far the running time stepped back since the frame before; zero if it did not.
+    pub backward_step: Duration,
 }
 
-impl Moment {
-    /// Whether the timestamps began again: what is due by the earlier ones is not to be waited for.
-    pub fn begins_again(&self) -> bool {
-        self.fell > DISORDER
+impl FrameTime {
+    /// Returns whether the timestamps restarted, so that deadlines in terms of earlier ones no longer apply.
+    pub fn is_discontinuity(&self) -> bool {
+        self.backward_step > DISORDER
     }
 }
 
 impl Timeline {
-    /// The moment of the next frame, which lasts for `length` and whose running time may be known.
+    /// Returns the time of the next frame, which lasts for `length`.
     ///
-    /// A frame whose running time did not rise comes one `length` after the frame before. One whose running time rises
-    /// comes when that says, unless this is behind: then time waits for it, for [`DISORDER`] at most.
-    pub fn frame(&mut self, running_time: Option<Duration>, length: Duration) -> Moment {
+    /// A frame whose running time did not rise, or is not known, comes one `length` after the frame before. If the running time
+    /// rises but is behind the timeline, time stands still until it has caught up, up to [`DISORDER`].
+    pub fn advance(&mut self, running_time: Option<Duration>, length: Duration) -> FrameTime {
         let following = self.now.map(|now| now.saturating_add(length));
-        let mut fell = Duration::ZERO;
+        let mut backward_step = Duration::ZERO;
         let time = match (running_time, self.now, following, &mut self.anchor) {
             (None, ..) => following.unwrap_or_default(),
             (Some(running_time), Some(now), Some(following), Some(anchor)) => {
                 let rises = running_time > anchor.last;
-                fell = anchor.last.saturating_sub(running_time);
+                backward_step = anchor.last.saturating_sub(running_time);
                 anchor.last = running_time;
                 // The running time says anchor.time + after - before, which may be less than zero.
                 let after = running_time.saturating_sub(anchor.running_time).saturating_add(anchor.time);
@@ -80,11 +79,11 @@ impl Timeline {
             }
         };
         self.now = Some(time);
-        Moment { time, fell }
+        FrameTime { time, backward_step }
     }
 }
 
-/// How long a frame lasts by its own word, else by the rate of its caps, else 40 ms.
+/// Returns the duration of a frame: its own, else that of the caps' frame rate, else 40 ms.
 pub fn frame_length(buffer: &gst::BufferRef, rate: Option<gst::Fraction>) -> Duration {
     let own = buffer.duration().map(Duration::from);
     let by_rate = || {
@@ -106,21 +105,21 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// The times of frames with these timestamps in milliseconds.
+    /// Returns the times of frames with these timestamps in milliseconds.
     fn times(timestamps: impl IntoIterator<Item = Option<u64>>) -> Vec<u64> {
         let mut timeline = Timeline::default();
-        let frame = |timestamp: Option<u64>| timeline.frame(timestamp.map(ms), LENGTH).time.as_millis();
+        let frame = |timestamp: Option<u64>| timeline.advance(timestamp.map(ms), LENGTH).time.as_millis();
         timestamps.into_iter().map(frame).map(|time| u64::try_from(time).unwrap()).collect()
     }
 
     #[test]
-    fn rising_timestamps_are_the_time() {
+    fn rising_timestamps_are_kept() {
         let rising = [7000, 7040, 7041, 9000, 3_600_000];
         assert_eq!(times(rising.map(Some)), rising);
     }
 
     #[test]
-    fn frames_out_of_turn_come_when_they_should() {
+    fn frames_out_of_order_follow_each_other_regularly() {
         let disorder = [0, 40, 80, 60, 160, 200, 240, 220, 320].map(Some);
         assert_eq!(times(disorder), [0, 40, 80, 120, 160, 200, 240, 280, 320]);
         // Two in a row.
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn time_goes_on_where_timestamps_stand_still_or_are_missing() {
+    fn time_advances_while_timestamps_repeat_or_are_missing() {
         assert_eq!(times([Some(1000); 50]), (0..50).map(|n| 1000 + 40 * n).collect::<Vec<_>>());
         assert_eq!(times([None; 4]), [0, 40, 80, 120]);
         assert_eq!(times([None, Some(5000), None, Some(5080)]), [0, 40, 80, 120]);
@@ -136,24 +135,24 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_that_begin_again_go_on_from_where_they_were() {
+    fn time_continues_when_timestamps_restart() {
         let hour = 3_600_000;
         let mut timeline = Timeline::default();
-        let mut at = |timestamp| timeline.frame(Some(ms(timestamp)), LENGTH);
-        assert!(!at(hour).begins_again() && !at(hour + 40).begins_again());
+        let mut at = |timestamp| timeline.advance(Some(ms(timestamp)), LENGTH);
+        assert!(!at(hour).is_discontinuity() && !at(hour + 40).is_discontinuity());
         let again = at(0);
-        assert!(again.begins_again());
-        assert_eq!((again.time, again.fell), (ms(hour + 80), ms(hour + 40)));
+        assert!(again.is_discontinuity());
+        assert_eq!((again.time, again.backward_step), (ms(hour + 80), ms(hour + 40)));
         assert_eq!([40, 80, 1080].map(|t| at(t).time), [hour + 120, hour + 160, hour + 1160].map(ms));
-        assert_eq!(at(580), Moment { time: ms(hour + 1200), fell: ms(500) }, "disorder at most");
+        assert_eq!(at(580), FrameTime { time: ms(hour + 1200), backward_step: ms(500) }, "disorder at most");
         assert_eq!(at(1120).time, ms(hour + 1200), "and waited for");
         // Frames without timestamps before those with large ones.
         assert_eq!(times([None, Some(hour), Some(0), Some(40)]), [0, 40, 80, 120]);
     }
 
     #[test]
-    fn timestamps_that_stay_behind_are_waited_for_but_not_long() {
-        // They fall by less than is taken for a new beginning, time and again.
+    fn the_timeline_waits_only_briefly_for_timestamps_that_stay_behind() {
+        // They step back repeatedly, by less than a restart.
         let mut falling = Vec::new();
         for round in 0..20 {
             falling.extend((0..12).map(|n| Some(10_000 - 400 * round + 40 * n)));
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frames_length_is_its_own_or_that_of_the_rate() {
+    fn the_length_of_a_frame_is_its_own_or_that_of_the_frame_rate() {
         gst::init().unwrap();
         let mut buffer = gst::Buffer::new();
         let rate = |numer, denom| Some(gst::Fraction::new(numer, denom));

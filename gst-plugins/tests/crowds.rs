@@ -26,7 +26,7 @@ use gstfacepipe::roi::faces_and_predictions;
 const CROWDS: [&str; 3] =
     ["videos/crowd-medium-1080p6.mp4", "videos/crowd-high-1080p6.mp4", "videos/crowd-very-high-1080p6.mp4"];
 
-/// Loads ONNX Runtime from the checkout, or ends the test.
+/// Loads ONNX Runtime from the checkout, or skips the test.
 macro_rules! runtime {
     () => {
         if let Err(error) = facepipe_detector::runtime::load(&[workspace_root()]) {
@@ -36,11 +36,11 @@ macro_rules! runtime {
     };
 }
 
-/// What came out of a video.
+/// The result of a video.
 struct Played {
     /// The faces of each frame, with the ids of their tracks (0 without).
     frames: Vec<Frame>,
-    /// Of the element named `detect`.
+    /// Statistics of the element named `detect`.
     detected: usize,
     skipped_still: usize,
 }
@@ -59,8 +59,7 @@ fn play(video: &Path, elements: &str) -> Played {
     while let Ok(sample) = sink.pull_sample() {
         let faces = faces_and_predictions(sample.buffer().unwrap());
         let tracked = faces.iter().map(|face| {
-            let [left, top] = [face.left, face.top].map(f64::from);
-            let bounds = [left, top, left + f64::from(face.width), top + f64::from(face.height)];
+            let bounds = face.bounding_box.edges().map(f64::from);
             (face.track_id.unwrap_or(0), bounds)
         });
         frames.push(tracked.collect());
@@ -77,7 +76,7 @@ fn play(video: &Path, elements: &str) -> Played {
     Played { frames, detected, skipped_still }
 }
 
-/// The detector's boxes fit the rendered ones (the median overlap is 0.85), so the usual 0.5 says who is who.
+/// The detector's boxes fit the rendered ones (the median overlap is 0.85), so the usual 0.5 identifies them.
 const MIN_IOU: f64 = 0.5;
 
 #[test]
@@ -96,9 +95,9 @@ fn walkers_keep_their_ids() {
 }
 
 #[test]
-fn walkers_keep_their_ids_where_every_second_or_third_frame_is_searched() {
+fn walkers_keep_their_ids_when_every_second_or_third_frame_is_searched() {
     runtime!();
-    // At three frames per second, and at two: walkers change by half a face between two looks.
+    // At three and at two searches per second: walkers move by half a face between two searches.
     for (interval, least) in [(2, 0.85), (3, 0.8)] {
         for name in CROWDS {
             let video = require!(name);
@@ -116,7 +115,7 @@ fn walkers_keep_their_ids_where_every_second_or_third_frame_is_searched() {
 }
 
 #[test]
-fn a_detector_that_rests_on_still_scenes_loses_no_walker() {
+fn skipping_still_scenes_loses_no_walker() {
     runtime!();
     let mut rested = 0;
     for name in CROWDS {
@@ -135,7 +134,7 @@ fn a_detector_that_rests_on_still_scenes_loses_no_walker() {
 
 /// The first frame of a crowd, again and again.
 #[test]
-fn a_frozen_video_is_searched_once_in_each_gap() {
+fn a_frozen_video_is_searched_once_per_max_gap() {
     runtime!();
     let video = require!(CROWDS[1]);
     let elements =

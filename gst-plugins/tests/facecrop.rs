@@ -13,18 +13,19 @@
 mod common;
 
 use common::{YUV_FORMATS, bytes, decode, face, info, init, packed_frame, with_faces, yuv_frame, yuv_halves};
+use facepipe_detector::BoundingBox;
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo};
 use gstfacepipe::{
-    roi::{self, FaceRegion},
+    roi::{self, CropArea, FaceRegion},
     track_events,
 };
 use image::RgbImage;
 
 fn harness(info: &VideoInfo, properties: &str) -> Harness {
     init();
-    // The faces of these tests score too little for a detector to be sure of them.
+    // The faces of these tests score below the default certainty.
     let mut harness = Harness::new_parse(&format!("facepipe-facecrop name=crop certainty=0 {properties}"));
     harness.set_src_caps(info.to_caps().unwrap());
     harness
@@ -45,7 +46,7 @@ fn gray(_: u32, _: u32) -> [u8; 3] {
     [128; 3]
 }
 
-/// Takes the events of a type that the element sent on.
+/// Takes the events of a type that the element forwarded.
 fn events(harness: &mut Harness, wanted: gst::EventType) -> Vec<gst::Event> {
     std::iter::from_fn(|| harness.try_pull_event()).filter(|event| event.type_() == wanted).collect()
 }
@@ -73,10 +74,10 @@ fn the_margin_surrounds_the_face_and_ends_at_the_frame() {
 }
 
 #[test]
-fn of_a_face_beyond_the_frame_only_the_inner_part_counts() {
+fn a_face_beyond_the_frame_counts_with_its_inner_part() {
     let info = info(VideoFormat::Rgb, 200, 200);
     let frame = || packed_frame(&info, gray);
-    // 60 of 100 pixels lie inside, and get a quarter of 60 on the one side that has room.
+    // 60 of 100 pixels are inside, with a margin of a quarter of 60 on the one side that has room.
     assert_eq!(sizes(&crops(&info, "", frame(), &[face(140, 0, 100, 40)])), [(75, 50)]);
     let inner = [face(180, 0, 100, 100)];
     assert_eq!(sizes(&crops(&info, "min-size=21", frame(), &inner)), [], "20 pixels are too few");
@@ -116,27 +117,31 @@ fn each_face_becomes_a_buffer_with_the_time_of_its_frame() {
 }
 
 #[test]
-fn the_facts_of_the_face_travel_with_its_picture() {
+fn each_picture_carries_the_metadata_of_its_face() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, "policy=every max-clock-offset=-1");
     let tracked = FaceRegion { track_id: Some(17), confidence: 0.875, ..face(10, 20, 40, 50) };
     let mut frame = with_faces(packed_frame(&info, gray), 0, &[tracked]);
-    // 2024-05-06 07:08:09 UTC, as a camera says it by RTCP: in NTP time.
+    // 2024-05-06 07:08:09 UTC in NTP time, as cameras send it by RTCP.
     let unix = 1_714_979_289;
     let ntp = gst::Caps::builder("timestamp/x-ntp").build();
     let time = gst::ClockTime::from_seconds(unix + 2_208_988_800);
     gst::ReferenceTimestampMeta::add(frame.make_mut(), &ntp, time, None);
     harness.push(frame).unwrap();
     let crop = harness.pull().unwrap();
-    let facts = roi::crop_facts(&crop).unwrap();
-    assert_eq!(facts.face, tracked);
-    assert_eq!((facts.frame_width, facts.frame_height), (320, 240));
-    assert_eq!(facts.captured_at.unwrap().as_secs(), unix);
+    let metadata = roi::crop_metadata(&crop).unwrap();
+    assert_eq!(metadata.face, tracked);
+    assert_eq!((metadata.frame_width, metadata.frame_height), (320, 240));
+    // 40 x 50 pixels and a quarter on each side, clipped on the left.
+    let area =
+        CropArea { bounding_box: BoundingBox::new(0, 7, 60, 83), picture_width: 60, picture_height: 76 };
+    assert_eq!(metadata.area, Some(area));
+    assert_eq!(metadata.captured_at.unwrap().as_secs(), unix);
     assert_eq!(crop.meta::<gst::ReferenceTimestampMeta>().unwrap().timestamp(), time);
 }
 
-/// A camera of 20 frames whose clock is so far ahead; every third frame, from the fourth on, says its time. Of each crop: how
-/// many seconds after the time of this machine it was captured, and whether the camera's clock was refused.
+/// Runs 20 frames of a camera whose clock is ahead; every third frame, from the fourth on, has a reference timestamp. Returns for
+/// each crop how many seconds its capture time is ahead of this machine's, and whether the camera's clock was refused.
 fn captured(properties: &str, ahead: i64) -> (Vec<(i64, bool)>, Vec<String>) {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, &format!("policy=every {properties}"));
@@ -154,9 +159,9 @@ fn captured(properties: &str, ahead: i64) -> (Vec<(i64, bool)>, Vec<String>) {
             gst::ReferenceTimestampMeta::add(frame.make_mut(), &unix, said, None);
         }
         harness.push(frame).unwrap();
-        let facts = roi::crop_facts(&harness.pull().unwrap()).unwrap();
-        let after = facts.captured_at.unwrap().as_secs_f64() - now.as_secs_f64();
-        found.push((after.round() as i64, facts.clock_refused));
+        let metadata = roi::crop_metadata(&harness.pull().unwrap()).unwrap();
+        let after = metadata.captured_at.unwrap().as_secs_f64() - now.as_secs_f64();
+        found.push((after.round() as i64, metadata.clock_refused));
     }
     let warnings = std::iter::from_fn(|| bus.pop_filtered(&[gst::MessageType::Warning]));
     let text = |message: &gst::Message| match message.view() {
@@ -169,7 +174,7 @@ fn captured(properties: &str, ahead: i64) -> (Vec<(i64, bool)>, Vec<String>) {
 }
 
 #[test]
-fn a_cameras_clock_is_taken_while_it_is_plausible_and_for_all_frames_or_none() {
+fn a_plausible_camera_clock_is_trusted_for_all_frames_and_another_for_none() {
     let year = 31_557_600;
     for ahead in [-300, 300, -26 * year] {
         let (times, warnings) = captured("", ahead);
@@ -203,7 +208,7 @@ fn a_cameras_clock_is_taken_while_it_is_plausible_and_for_all_frames_or_none() {
 }
 
 #[test]
-fn without_a_reference_the_capture_time_is_that_of_the_clock() {
+fn without_a_reference_timestamp_the_capture_time_is_that_of_the_clock() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, "");
     harness.use_systemclock();
@@ -213,7 +218,7 @@ fn without_a_reference_the_capture_time_is_that_of_the_clock() {
     let clock_time = element.clock().unwrap().time();
     element.set_base_time(clock_time - gst::ClockTime::from_seconds(15));
     harness.push(with_faces(packed_frame(&info, gray), 5000, &[face(10, 10, 40, 40)])).unwrap();
-    let captured_at = roi::crop_facts(&harness.pull().unwrap()).unwrap().captured_at.unwrap();
+    let captured_at = roi::crop_metadata(&harness.pull().unwrap()).unwrap().captured_at.unwrap();
     let now = std::time::UNIX_EPOCH.elapsed().unwrap();
     let age = (now - captured_at).as_secs_f64();
     assert!((9.9..12.0).contains(&age), "{age} s old");
@@ -238,7 +243,7 @@ fn a_frame_without_faces_becomes_a_gap() {
 }
 
 #[test]
-fn the_caps_are_those_of_jpeg_with_the_rate_of_the_frames_and_follow_theirs() {
+fn the_caps_are_jpeg_at_the_frame_rate_of_the_input_and_follow_its_changes() {
     let first = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&first, "max-size=1000");
     let whole = face(0, 0, 10_000, 10_000);
@@ -261,7 +266,7 @@ fn the_caps_are_those_of_jpeg_with_the_rate_of_the_frames_and_follow_theirs() {
 }
 
 #[test]
-fn segments_flushes_and_the_end_of_the_stream_pass() {
+fn segments_flushes_and_eos_are_forwarded() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, "");
     harness.push(with_faces(packed_frame(&info, gray), 0, &[])).unwrap();
@@ -287,13 +292,13 @@ fn a_frame_before_its_caps_is_refused() {
     assert_eq!(pad.chain(gst::Buffer::new()), Err(gst::FlowError::NotNegotiated));
 }
 
-/// The pattern of the next test: every channel a slow slope of its own.
+/// The pattern of the next test: a gentle slope in each channel.
 fn slopes(x: u32, y: u32) -> [u8; 3] {
     [(x / 2) as u8, y as u8, (255 - x / 4 - y / 4) as u8]
 }
 
 #[test]
-fn packed_pixels_come_out_where_and_as_they_were() {
+fn packed_pixels_keep_place_and_colour() {
     // JPEG halves the chroma, so up to 6 of 255 are lost on these slopes.
     let formats = [
         VideoFormat::Rgb,
@@ -331,7 +336,7 @@ fn shrinking_averages_over_the_area_of_each_pixel() {
     };
     assert!(even.pixels().all(|p| p.0.iter().all(|c| (125..=130).contains(c))), "stripes in the average");
 
-    // A factor that is no whole number: each output pixel covers 2.5 source pixels.
+    // A factor that is not an integer: each output pixel covers 2.5 source pixels.
     let ramp = |x: u32, _| [(x * 255 / 599) as u8; 3];
     let [ramped] = &crops(&info, "max-size=240 quality=100", packed_frame(&info, ramp), &faces)[..] else {
         panic!("not one picture");
@@ -374,7 +379,7 @@ fn yuv_is_converted_by_the_matrix_and_range_of_its_caps() {
 }
 
 #[test]
-fn luma_and_chroma_of_a_crop_lie_where_those_of_the_frame_do() {
+fn luma_and_chroma_of_a_crop_are_aligned() {
     // Left half bright and reddish, right half dark and bluish, and the edge at an even column; cut at odd ones.
     for format in YUV_FORMATS {
         let info = info(format, 320, 240);
@@ -396,10 +401,10 @@ fn luma_and_chroma_of_a_crop_lie_where_those_of_the_frame_do() {
 }
 
 #[test]
-fn rows_are_read_with_the_strides_that_the_buffer_says() {
+fn rows_are_read_with_the_strides_of_the_buffer() {
     let info = info(VideoFormat::Nv12, 320, 240);
     let mut harness = harness(&info, "quality=100");
-    // As hardware decoders lay frames out: rows of 512 bytes, and the chroma 256 rows below.
+    // The frame layout of hardware decoders: rows of 512 bytes, and the chroma 256 rows below.
     let (stride, rows) = (512_usize, 256_usize);
     let mut data = vec![0; stride * rows * 3 / 2];
     for (index, row) in data.chunks_mut(stride).enumerate() {
@@ -430,7 +435,7 @@ fn rows_are_read_with_the_strides_that_the_buffer_says() {
 }
 
 #[test]
-fn a_lower_quality_makes_smaller_files() {
+fn lower_encoding_quality_makes_smaller_files() {
     let info = info(VideoFormat::Rgb, 320, 240);
     // Coarse noise, the same in every run.
     let noise = |x: u32, y: u32| [((x * 7919 + y * 104_729) % 251) as u8, (x * y % 256) as u8, (x ^ y) as u8];
@@ -444,7 +449,7 @@ fn a_lower_quality_makes_smaller_files() {
 }
 
 #[test]
-fn the_pictures_are_what_multifilesink_and_jpegdec_take() {
+fn multifilesink_and_jpegdec_accept_the_pictures() {
     let info = info(VideoFormat::Rgb, 320, 240);
     init();
     let folder = tempfile::tempdir().unwrap();
@@ -472,12 +477,12 @@ fn noise(x: u32, y: u32) -> [u8; 3] {
     [((x / 2 * 7919 + y / 2 * 104_729) % 251) as u8; 3]
 }
 
-/// A face of a track, so many pixels wide and high.
+/// A face of a track with this width and height in pixels.
 fn tracked(track_id: i32, size: u32) -> FaceRegion {
     FaceRegion { track_id: Some(track_id), ..face(20, 20, size, size) }
 }
 
-/// Pushes a frame with these faces, and returns track id and width of the pictures that come of it.
+/// Pushes a frame with these faces, and returns track id and width of the resulting pictures.
 fn shots(
     harness: &mut Harness,
     info: &VideoInfo,
@@ -491,14 +496,14 @@ fn shots(
 fn pictures(harness: &mut Harness) -> Vec<(i32, u32)> {
     std::iter::from_fn(|| harness.try_pull())
         .map(|crop| {
-            let face = roi::crop_facts(&crop).unwrap().face;
-            (face.track_id.unwrap(), face.width)
+            let face = roi::crop_metadata(&crop).unwrap().face;
+            (face.track_id.unwrap(), face.bounding_box.width())
         })
         .collect()
 }
 
 #[test]
-fn of_a_track_a_first_picture_goes_out_at_once_then_better_ones_and_the_best_at_its_end() {
+fn a_track_sends_a_first_picture_then_better_ones_and_the_best_at_its_end() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, "");
     assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 60)]), [(1, 60)]);
@@ -506,12 +511,12 @@ fn of_a_track_a_first_picture_goes_out_at_once_then_better_ones_and_the_best_at_
     assert_eq!(shots(&mut harness, &info, 80, &[tracked(1, 140), tracked(2, 60)]), [(1, 140), (2, 60)]);
     assert_eq!(shots(&mut harness, &info, 120, &[tracked(1, 150), tracked(2, 64)]), []);
     assert_eq!(shots(&mut harness, &info, 160, &[tracked(1, 80), tracked(2, 30)]), [], "worse");
-    // The tracker says that the first is gone; the event passes too.
+    // The tracker ends the first track; the event is forwarded as well.
     assert!(harness.push_event(track_events::tracks_ended(&[1])));
     let best = harness.pull().unwrap();
-    let facts = roi::crop_facts(&best).unwrap();
-    assert_eq!((facts.face.track_id, facts.face.width), (Some(1), 150));
-    assert_eq!(facts.running_time.unwrap().as_millis(), 120, "when the face looked so");
+    let metadata = roi::crop_metadata(&best).unwrap();
+    assert_eq!((metadata.face.track_id, metadata.face.bounding_box.width()), (Some(1), 150));
+    assert_eq!(metadata.running_time.unwrap().as_millis(), 120, "when the face looked so");
     assert_eq!(best.pts().unwrap().mseconds(), 160, "timestamps never go back");
     assert_eq!(events(&mut harness, gst::EventType::CustomDownstream).len(), 1);
     // The end of the stream ends the second.
@@ -539,7 +544,7 @@ fn policy(element: &gst::Element, nick: &str) -> gst::glib::Value {
 }
 
 #[test]
-fn a_flush_forgets_what_waited_and_faces_that_nothing_tracks_all_become_pictures() {
+fn a_flush_drops_pending_crops_and_untracked_faces_all_become_pictures() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, "");
     assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 60)]), [(1, 60)]);
@@ -560,7 +565,7 @@ fn a_flush_forgets_what_waited_and_faces_that_nothing_tracks_all_become_pictures
 fn a_face_at_the_frames_edge_waits_for_a_whole_one() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, "");
-    let cut = FaceRegion { left: 0, ..tracked(1, 100) };
+    let cut = FaceRegion { bounding_box: BoundingBox::from_size(0, 20, 100, 100), ..tracked(1, 100) };
     assert_eq!(shots(&mut harness, &info, 0, &[cut]), []);
     assert_eq!(shots(&mut harness, &info, 40, &[tracked(1, 100)]), [(1, 100)]);
     assert!(harness.push_event(gst::event::Eos::new()));
@@ -576,7 +581,13 @@ fn blurred_small_and_doubtful_faces_are_left_out_by_min_quality() {
     let sure = FaceRegion { confidence: 0.95, ..face(20, 20, 100, 100) };
     assert_eq!(count(noise, sure), 1);
     assert_eq!(count(gray, FaceRegion { confidence: 0.6, ..sure }), 0, "no edges at all");
-    assert_eq!(count(noise, FaceRegion { width: 30, height: 30, confidence: 0.6, ..sure }), 0);
+    assert_eq!(
+        count(
+            noise,
+            FaceRegion { bounding_box: BoundingBox::from_size(20, 20, 30, 30), confidence: 0.6, ..sure }
+        ),
+        0
+    );
 }
 
 #[test]
@@ -610,7 +621,7 @@ fn webp_is_smaller_and_shows_the_same() {
 }
 
 #[test]
-fn a_picture_that_webp_cannot_hold_is_an_error_that_names_its_size() {
+fn a_crop_too_large_for_webp_is_an_error_that_names_its_size() {
     let info = info(VideoFormat::Rgb, 20_000, 40);
     let mut harness = harness(&info, "margin=0 min-size=1 max-size=20000 encoding=webp");
     let bus = gst::Bus::new();
@@ -620,7 +631,7 @@ fn a_picture_that_webp_cannot_hold_is_an_error_that_names_its_size() {
     let message = bus.pop_filtered(&[gst::MessageType::Error]).unwrap();
     let gst::MessageView::Error(error) = message.view() else { unreachable!() };
     assert!(error.error().message().contains("20000x40"), "{}", error.error());
-    // Other messages wait there, which keep the element, which keeps the bus.
+    // Pending messages hold the element, which holds the bus.
     bus.set_flushing(true);
 }
 
@@ -640,7 +651,7 @@ fn sixteen_faces_of_one_frame_become_sixteen_pictures() {
 }
 
 #[test]
-fn an_hour_without_a_face_costs_nothing_and_the_next_one_is_cut_at_once() {
+fn after_an_hour_without_faces_the_next_one_is_cropped_at_once() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut harness = harness(&info, "");
     assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 100)]), [(1, 100)]);
@@ -651,14 +662,14 @@ fn an_hour_without_a_face_costs_nothing_and_the_next_one_is_cut_at_once() {
         harness.push(with_faces(empty.copy(), second * 1000, &[])).unwrap();
         let gaps = events(&mut harness, gst::EventType::Gap).len();
         let pictures = pictures(&mut harness);
-        // Nobody has said that the track ended; after five seconds, it has.
+        // Without an event, the track ends after five seconds.
         assert_eq!(pictures, if second == 6 { vec![(1, 110)] } else { vec![] }, "second {second}");
         assert_eq!(gaps, usize::from(second != 6), "second {second}");
     }
     assert_eq!(shots(&mut harness, &info, 3_601_000, &[tracked(2, 100)]), [(2, 100)]);
 }
 
-/// What the element counts.
+/// The statistics of the element.
 fn stats(harness: &Harness) -> gst::Structure {
     let bin = harness.element().unwrap().downcast::<gst::Bin>().unwrap();
     bin.by_name("crop").unwrap().property("stats")
@@ -670,7 +681,7 @@ fn counted(harness: &Harness, names: &[&str]) -> Vec<u64> {
 }
 
 #[test]
-fn the_smallest_face_goes_with_the_frames_size_unless_it_is_set() {
+fn the_default_minimum_size_depends_on_the_frame_size() {
     for (width, height, least) in [
         (1920, 1080, 30),
         (1080, 1920, 30),
@@ -729,16 +740,16 @@ fn tracks_that_end_without_a_picture_are_counted() {
     assert_eq!(counted(&harness, &names), [1, 1, 4, 1], "the second came near");
 }
 
-/// A frame with what a tracker attaches where a frame was not searched.
+/// A frame that was not searched, with a predicted face.
 fn predicted(frame: gst::Buffer, milliseconds: u64, region: FaceRegion) -> gst::Buffer {
     let believed = FaceRegion { track_id: Some(3), predicted: true, ..region };
     let mut frame = with_faces(frame, milliseconds, &[believed]);
-    gstfacepipe::searched::mark(frame.make_mut(), false);
+    gstfacepipe::detection_mark::mark(frame.make_mut(), false);
     frame
 }
 
 #[test]
-fn converters_change_nothing_of_what_is_cut_out() {
+fn converters_do_not_change_which_faces_are_cropped() {
     let nv12 = info(VideoFormat::Nv12, 640, 360);
     for between in [
         "identity",
@@ -756,26 +767,21 @@ fn converters_change_nothing_of_what_is_cut_out() {
         harness.push(predicted(frame(), 0, found)).unwrap();
         harness.push(with_faces(frame(), 40, &[found, other])).unwrap();
         harness.push(predicted(frame(), 80, found)).unwrap();
-        let cut: Vec<_> =
-            std::iter::from_fn(|| harness.try_pull()).map(|crop| roi::crop_facts(&crop).unwrap()).collect();
+        let cut: Vec<_> = std::iter::from_fn(|| harness.try_pull())
+            .map(|crop| roi::crop_metadata(&crop).unwrap())
+            .collect();
         assert_eq!(cut.len(), 2, "{between}: only what was found is cut out");
         let scale = |pixels: u32| pixels * cut[0].frame_width / 640;
-        for (facts, face) in cut.iter().zip([found, other]) {
-            let moved = FaceRegion {
-                left: scale(face.left),
-                top: scale(face.top),
-                width: scale(face.width),
-                height: scale(face.height),
-                ..face
-            };
-            assert_eq!(facts.face, moved, "{between}");
+        for (metadata, face) in cut.iter().zip([found, other]) {
+            let moved = FaceRegion { bounding_box: face.bounding_box.map(scale), ..face };
+            assert_eq!(metadata.face, moved, "{between}");
         }
     }
 }
 
-/// Of a region that has lost all but its place and id, the frame's mark says whether it was found.
+/// For a region that has lost everything but rectangle and id, the frame's mark decides whether it was detected.
 #[test]
-fn a_bare_region_of_a_frame_that_was_not_searched_is_not_cut_out() {
+fn a_bare_region_of_a_frame_that_was_not_searched_is_not_cropped() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let cut = |searched: Option<bool>| {
         let mut harness = harness(&info, "policy=every");
@@ -783,7 +789,7 @@ fn a_bare_region_of_a_frame_that_was_not_searched_is_not_cut_out() {
         let writable = frame.make_mut();
         gst_video::VideoRegionOfInterestMeta::add(writable, "face", (10, 10, 60, 60)).set_id(7);
         if let Some(searched) = searched {
-            gstfacepipe::searched::mark(writable, searched);
+            gstfacepipe::detection_mark::mark(writable, searched);
         }
         harness.push(frame).unwrap();
         harness.buffers_in_queue()
@@ -806,11 +812,11 @@ fn pixels_that_are_not_square_become_square_ones() {
             let region = face(100, 100, 60, 90);
             let pictures = crops(&info, "margin=0 max-size=1000", frame(), &[region]);
             assert_eq!(sizes(&pictures), [size], "{format} {aspect:?}");
-            // Limits, and the boxes of what is known, are in the frame's pixels no more or still.
+            // Size limits are in square pixels, boxes in pixels of the frame.
             let mut harness = harness(&info, "margin=0 max-size=100");
             harness.push(with_faces(frame(), 0, &[region])).unwrap();
             let crop = harness.pull().unwrap();
-            assert_eq!(roi::crop_facts(&crop).unwrap().face, region);
+            assert_eq!(roi::crop_metadata(&crop).unwrap().face, region);
             let (width, height) = decode(&bytes(&crop)).dimensions();
             assert_eq!(width.max(height), if size == (60, 90) { 90 } else { size.0.max(size.1).min(100) });
             let near = |a: f64, b: f64| (a - b).abs() < 0.02;
@@ -825,9 +831,9 @@ fn pixels_that_are_not_square_become_square_ones() {
     assert_eq!(sizes(&crops(&info, "margin=0", frame, &faces)), [(40, 40)]);
 }
 
-/// A ramp across, stretched: no pixel is merely doubled.
+/// A stretched ramp: pixels are interpolated, not doubled.
 #[test]
-fn what_is_stretched_is_interpolated() {
+fn stretched_crops_are_interpolated() {
     let info = VideoInfo::builder(VideoFormat::Rgb, 64, 64)
         .par(gst::Fraction::new(2, 1))
         .fps(gst::Fraction::new(25, 1))
@@ -854,7 +860,7 @@ fn grey_frames_become_grey_pictures() {
 }
 
 #[test]
-fn frames_that_cannot_be_cut_are_refused_with_the_formats_that_can() {
+fn unsupported_formats_are_refused_with_the_list_of_supported_ones() {
     let info = info(VideoFormat::I420, 64, 48);
     let mut harness = harness(&info, "");
     let bus = gst::Bus::new();
@@ -884,7 +890,7 @@ fn a_track_sends_nothing_before_the_detector_is_sure_of_its_face() {
             .collect();
         harness.push(with_faces(packed_frame(&info, gray), milliseconds, &regions)).unwrap();
         std::iter::from_fn(|| harness.try_pull())
-            .map(|crop| roi::crop_facts(&crop).unwrap().face.track_id.unwrap())
+            .map(|crop| roi::crop_metadata(&crop).unwrap().face.track_id.unwrap())
             .collect::<Vec<_>>()
     };
     assert_eq!(look(&mut harness, 0, &[(1, 0.98), (2, 0.82), (3, 0.7)]), [1]);
@@ -892,6 +898,6 @@ fn a_track_sends_nothing_before_the_detector_is_sure_of_its_face() {
     assert_eq!(look(&mut harness, 80, &[(2, 0.81), (3, 0.64)]), [2], "the second time");
     harness.push_event(track_events::tracks_ended(&[1, 2, 3]));
     let rest = std::iter::from_fn(|| harness.try_pull());
-    assert!(rest.map(|crop| roi::crop_facts(&crop).unwrap().face.track_id).all(|id| id != Some(3)));
+    assert!(rest.map(|crop| roi::crop_metadata(&crop).unwrap().face.track_id).all(|id| id != Some(3)));
     assert_eq!(counted(&harness, &["tracks-below-certainty"]), [1]);
 }

@@ -13,19 +13,20 @@
 mod common;
 
 use common::{bytes, decode, init, with_faces};
+use facepipe_detector::BoundingBox;
 use facepipe_test_support::{fixture, require, skip, workspace_root};
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo, VideoRegionOfInterestMeta};
 use gstfacepipe::{
-    roi::{FaceRegion, candidates, crop_facts, faces},
-    searched::was_searched,
+    detection_mark::was_searched,
+    roi::{FaceRegion, candidates, crop_metadata, faces},
 };
 
 const PORTRAIT: &str = "lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg";
 const GROUP: &str = "scenes/multiface.jpg";
 
-/// Loads ONNX Runtime from the checkout, or ends the test.
+/// Loads ONNX Runtime from the checkout, or skips the test.
 macro_rules! runtime {
     () => {
         if let Err(error) = facepipe_detector::runtime::load(&[workspace_root()]) {
@@ -64,16 +65,17 @@ fn element(harness: &Harness) -> gst::Element {
     harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("detect").unwrap()
 }
 
-/// Intersection over union of a face and a reference box `[x1, y1, x2, y2]`.
-fn iou(face: &FaceRegion, reference: [f64; 4]) -> f64 {
-    let (x1, y1) = (f64::from(face.left), f64::from(face.top));
-    let (x2, y2) = (x1 + f64::from(face.width), y1 + f64::from(face.height));
-    let [u1, v1, u2, v2] = reference;
-    let shared = (x2.min(u2) - x1.max(u1)).max(0.0) * (y2.min(v2) - y1.max(v1)).max(0.0);
-    shared / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared)
+/// Intersection over union of a face and a reference box.
+fn iou(face: &FaceRegion, [left, top, right, bottom]: [f64; 4]) -> f64 {
+    face.bounding_box.map(f64::from).iou(&BoundingBox::new(left, top, right, bottom))
 }
 
-/// What the reference found in a picture: boxes clamped at the frame, and scores.
+/// The shorter side of a face, pixels.
+fn shorter(face: &FaceRegion) -> u32 {
+    face.bounding_box.width().min(face.bounding_box.height())
+}
+
+/// The reference's detections in a picture: boxes clipped to the frame, and scores.
 fn reference(model: &str, picture: &str, info: &VideoInfo) -> Vec<([f64; 4], f64)> {
     let found = fixture("ultralight.json")["models"][model][picture].as_array().unwrap().clone();
     let (width, height) = (f64::from(info.width()), f64::from(info.height()));
@@ -102,7 +104,7 @@ fn assert_same(found: &[FaceRegion], reference: &[([f64; 4], f64)], what: &str) 
     }
 }
 
-/// The thresholds of the reference, where they differ from the element's own.
+/// The thresholds of the reference, as far as they differ from the defaults.
 const AS_REFERENCE: &str = "score-threshold=0.7 nms-threshold=0.5";
 
 #[test]
@@ -135,7 +137,7 @@ fn the_faces_of_a_picture_become_metadata_in_every_format_and_the_pixels_stay() 
 }
 
 #[test]
-fn the_metadata_are_as_documented() {
+fn the_metadata_match_the_documentation() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
@@ -193,14 +195,14 @@ fn every_nth_frame_is_searched() {
     harness.push_event(gst::event::FlushStart::new());
     harness.push_event(gst::event::FlushStop::new(true));
     harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
-    assert_eq!(pattern(&mut harness, 2), [1, 0], "a flush begins anew");
+    assert_eq!(pattern(&mut harness, 2), [1, 0], "a flush restarts the interval");
     let element = element(&harness);
     element.set_property("interval", 1_u32);
     assert_eq!(pattern(&mut harness, 2), [1, 1], "changed while playing");
 }
 
 #[test]
-fn so_many_frames_are_searched_in_a_second_of_the_stream() {
+fn max_fps_limits_the_searches_per_second_of_stream_time() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
@@ -215,7 +217,7 @@ fn so_many_frames_are_searched_in_a_second_of_the_stream() {
             })
             .collect()
     };
-    // Six frames a second: those that come first after each quarter.
+    // Six frames per second: the first after each quarter of a second is searched.
     let sixths: Vec<u64> = (0..12).map(|n| n * 1000 / 6 + 1).collect();
     let one_second = [true, false, true, true, false, true];
     assert_eq!(search(&sixths), [one_second, one_second].concat());
@@ -231,7 +233,7 @@ fn so_many_frames_are_searched_in_a_second_of_the_stream() {
     }
 }
 
-/// Of so many frames with these timestamps (milliseconds) and segments before them, how many are searched.
+/// Returns how many of the frames with these timestamps (milliseconds), each after its segment, are searched.
 fn searches(
     harness: &mut Harness,
     frame: &gst::Buffer,
@@ -246,7 +248,7 @@ fn searches(
 }
 
 #[test]
-fn the_rate_of_searches_is_kept_whatever_timestamps_do() {
+fn max_fps_holds_for_irregular_timestamps() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
@@ -275,7 +277,7 @@ fn the_rate_of_searches_is_kept_whatever_timestamps_do() {
 }
 
 #[test]
-fn faces_beyond_the_limits_of_size_are_left_out() {
+fn faces_outside_the_size_limits_are_left_out() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
@@ -283,8 +285,10 @@ fn faces_beyond_the_limits_of_size_are_left_out() {
     let element = element(&harness);
     let mut sizes = || -> Vec<(u32, u32)> {
         let found = faces(&harness.push_and_pull(with_faces(frame.copy(), 0, &[])).unwrap());
-        let mut sizes: Vec<_> =
-            found.iter().map(|face| (face.width.min(face.height), face.width.max(face.height))).collect();
+        let mut sizes: Vec<_> = found
+            .iter()
+            .map(|face| (shorter(face), face.bounding_box.width().max(face.bounding_box.height())))
+            .collect();
         sizes.sort_unstable();
         sizes
     };
@@ -304,7 +308,7 @@ fn faces_beyond_the_limits_of_size_are_left_out() {
 }
 
 #[test]
-fn thresholds_and_the_maximum_number_of_faces_hold_while_playing() {
+fn thresholds_and_max_faces_can_be_changed_while_playing() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
@@ -328,14 +332,14 @@ fn thresholds_and_the_maximum_number_of_faces_hold_while_playing() {
     assert!(!strong.is_empty() && strong.iter().all(|f| f.confidence >= median - 1e-6), "{strong:?}");
 }
 
-/// What the settings left out: below-min-face-size, above-max-face-size, above-max-faces.
+/// The counts below-min-face-size, above-max-face-size and above-max-faces.
 fn left_out(element: &gst::Element) -> [u64; 3] {
     let stats = element.property::<gst::Structure>("stats");
     ["below-min-face-size", "above-max-face-size", "above-max-faces"].map(|name| stats.get(name).unwrap())
 }
 
 #[test]
-fn faces_that_the_settings_leave_out_are_counted() {
+fn faces_that_are_left_out_are_counted() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
@@ -349,20 +353,19 @@ fn faces_that_the_settings_leave_out_are_counted() {
     let (all, none) = count("");
     assert_eq!(none, [0; 3]);
     let total = all.len() as u64;
-    let shorter = |face: &FaceRegion| face.width.min(face.height);
     let middle = all.iter().map(shorter).max().unwrap();
     let small = all.iter().filter(|face| shorter(face) < middle).count() as u64;
     assert!(small > 0 && small < total);
     assert_eq!(count(&format!("min-face-size={middle}")).1, [small, 0, 0]);
     assert_eq!(count("max-face-size=1").1, [0, total, 0]);
     assert_eq!(count("max-faces=2").1, [0, 0, total - 2]);
-    // What is too small is not among the few that count.
+    // Faces that are too small do not count towards max-faces.
     let (kept, counted) = count(&format!("max-faces=1 min-face-size={middle}"));
     assert_eq!((kept.len(), counted), (1, [small, 0, total - small - 1]));
 }
 
 #[test]
-fn a_camera_that_switches_to_grey_is_searched_on() {
+fn detection_continues_when_a_camera_switches_to_grey() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (rgb_info, rgb) = picture(&require!(GROUP));
@@ -381,15 +384,14 @@ fn a_camera_that_switches_to_grey_is_searched_on() {
     assert_eq!(by_day, again);
     assert!(by_day.len() >= 6, "{by_day:?}");
     let seen = by_day.iter().filter(|face| {
-        let (left, top) = (f64::from(face.left), f64::from(face.top));
-        let place = [left, top, left + f64::from(face.width), top + f64::from(face.height)];
+        let place = face.bounding_box.edges().map(f64::from);
         by_night.iter().any(|other| iou(other, place) > 0.6)
     });
     assert!(seen.count() + 1 >= by_day.len(), "{by_night:?} by night, {by_day:?} by day");
 }
 
 #[test]
-fn a_camera_that_switches_to_grey_is_tracked_and_cropped_on() {
+fn tracking_and_cropping_continue_when_a_camera_switches_to_grey() {
     init();
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
@@ -405,7 +407,7 @@ fn a_camera_that_switches_to_grey_is_tracked_and_cropped_on() {
         for number in from..from + frames {
             harness.push(with_faces(frame.copy(), number * 200, &[])).unwrap();
         }
-        // What waits for a better shot of a face is sent at the end of its track, which the next switch is.
+        // Pending crops are sent at the end of their tracks, which the next switch causes.
         std::iter::from_fn(|| harness.try_pull()).map(|crop| decode(&bytes(&crop))).collect::<Vec<_>>()
     };
     let is_grey = |crop: &image::RgbImage| crop.pixels().all(|pixel| pixel.0.iter().all(|&c| c == pixel[0]));
@@ -425,7 +427,7 @@ fn a_camera_that_switches_to_grey_is_tracked_and_cropped_on() {
 }
 
 #[test]
-fn limits_of_size_are_in_square_pixels_and_boxes_in_those_of_the_frame() {
+fn size_limits_are_in_square_pixels_and_boxes_in_frame_pixels() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (square, frame) = picture(&require!(GROUP));
@@ -448,16 +450,16 @@ fn limits_of_size_are_in_square_pixels_and_boxes_in_those_of_the_frame() {
     let (as_square, anamorphic) = (found(&square, &frame, ""), found(&narrow, &squeezed, ""));
     assert!(anamorphic.len() + 1 >= as_square.len(), "{anamorphic:?} of {as_square:?}");
     for face in &anamorphic {
-        let (left, top) = (2.0 * f64::from(face.left), f64::from(face.top));
-        let place = [left, top, left + 2.0 * f64::from(face.width), top + f64::from(face.height)];
+        let [left, top, right, bottom] = face.bounding_box.edges().map(f64::from);
+        let place = [2.0 * left, top, 2.0 * right, bottom];
         assert!(as_square.iter().any(|other| iou(other, place) > 0.7), "{face:?} of {as_square:?}");
     }
-    let widest = as_square.iter().map(|face| face.width.min(face.height)).max().unwrap();
+    let widest = as_square.iter().map(shorter).max().unwrap();
     let limit = format!("min-face-size={}", widest * 2 / 3);
     assert!(!found(&narrow, &squeezed, &limit).is_empty(), "the limit is one of square pixels");
 }
 
-/// The messages of a type that an element posts while `act` has its harness.
+/// Returns the messages of a type that an element posts while `act` uses its harness.
 fn messages(
     harness: &mut Harness,
     wanted: gst::MessageType,
@@ -471,7 +473,7 @@ fn messages(
 }
 
 #[test]
-fn frames_that_cannot_be_read_are_refused_with_the_formats_that_can() {
+fn unsupported_formats_are_refused_with_the_list_of_supported_ones() {
     runtime!();
     require!("models/version-RFB-320.onnx");
     let good = common::info(VideoFormat::I420, 64, 48);
@@ -503,7 +505,7 @@ fn frames_that_cannot_be_read_are_refused_with_the_formats_that_can() {
     assert!(accepted.is_empty());
 }
 
-/// A tag that says how the picture must be turned.
+/// An orientation tag.
 fn orientation(value: &str) -> gst::Event {
     let mut tags = gst::TagList::new();
     tags.make_mut().add::<gst::tags::ImageOrientation>(&value, gst::TagMergeMode::Replace);
@@ -511,7 +513,7 @@ fn orientation(value: &str) -> gst::Event {
 }
 
 #[test]
-fn video_that_lies_on_its_side_is_warned_of_once_unless_something_turns_it() {
+fn rotated_video_causes_one_warning_unless_an_element_rotates_it() {
     runtime!();
     require!("models/version-RFB-320.onnx");
     let info = common::info(VideoFormat::I420, 64, 48);
@@ -542,13 +544,13 @@ fn video_that_lies_on_its_side_is_warned_of_once_unless_something_turns_it() {
 }
 
 #[test]
-fn a_video_on_its_side_is_searched_upright_where_videoflip_stands_before() {
+fn rotated_video_is_searched_upright_after_videoflip() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (upright, frame) = picture(&require!(GROUP));
     let (width, height) = (upright.width(), upright.height());
     let (rgb, stride) = (bytes(&frame), upright.stride()[0] as usize);
-    // As a phone records it: turned left, to be turned right again.
+    // As a phone records it: rotated left, to be rotated right for display.
     let side = common::info(VideoFormat::Rgb, height, width);
     let lying = common::packed_frame(&side, |x, y| {
         let at = x as usize * stride + 3 * (width - 1 - y) as usize;
@@ -567,7 +569,7 @@ fn a_video_on_its_side_is_searched_upright_where_videoflip_stands_before() {
     assert!(turned.len() >= 6);
 }
 
-/// The error message on the bus of an element that doesn't start, or doesn't take the caps.
+/// Returns the error message of an element that does not start or does not accept the caps.
 fn error_of(properties: &str) -> String {
     init();
     let bus = gst::Bus::new();
@@ -584,7 +586,7 @@ fn error_of(properties: &str) -> String {
 }
 
 #[test]
-fn a_model_that_cannot_be_had_is_an_error_that_says_what_to_do() {
+fn a_missing_model_is_an_error_with_a_remedy() {
     let unknown = error_of("model=yolo");
     assert!(unknown.contains("\"yolo\"") && unknown.contains("rfb-320"), "{unknown}");
     let missing = error_of("model=/nowhere/at-all.onnx");
@@ -592,7 +594,7 @@ fn a_model_that_cannot_be_had_is_an_error_that_says_what_to_do() {
 }
 
 #[test]
-fn a_file_that_is_no_model_is_an_error() {
+fn a_file_that_is_not_a_model_is_an_error() {
     runtime!();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("garbage.onnx");
@@ -602,7 +604,7 @@ fn a_file_that_is_no_model_is_an_error() {
 }
 
 #[test]
-fn an_execution_provider_that_the_library_lacks_is_an_error_and_never_the_cpu() {
+fn an_execution_provider_that_the_library_lacks_is_an_error_without_fallback() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let runtime = facepipe_detector::runtime::load(&[]).unwrap();
@@ -616,7 +618,7 @@ fn an_execution_provider_that_the_library_lacks_is_an_error_and_never_the_cpu() 
 }
 
 #[test]
-fn all_formats_are_offered_in_system_memory_and_no_others() {
+fn the_supported_formats_are_offered_in_system_memory_only() {
     init();
     let factory = gst::ElementFactory::find("facepipe-facedetect").unwrap();
     for format in [
@@ -648,14 +650,14 @@ fn all_formats_are_offered_in_system_memory_and_no_others() {
     }
 }
 
-/// What the element counts: frames, detected, skipped-still, skipped-late, faces.
+/// The statistics of the element: frames, detected, skipped-still, skipped-late, faces.
 fn stats(element: &gst::Element) -> [u64; 5] {
     let stats = element.property::<gst::Structure>("stats");
     ["frames", "detected", "skipped-still", "skipped-late", "faces"].map(|name| stats.get(name).unwrap())
 }
 
 #[test]
-fn frames_say_whether_they_were_searched() {
+fn frames_are_marked_as_searched_or_not() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
@@ -668,7 +670,7 @@ fn frames_say_whether_they_were_searched() {
 }
 
 #[test]
-fn weak_boxes_are_candidates_and_no_faces() {
+fn detections_below_the_threshold_are_candidates() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
@@ -680,7 +682,7 @@ fn weak_boxes_are_candidates_and_no_faces() {
     };
     let (all, none) = found();
     assert_eq!(none, [], "1 is off");
-    // Between the weakest face and the others, a higher threshold makes candidates of what were faces.
+    // A threshold between the weakest face and the others turns faces into candidates.
     let weakest = all.iter().map(|f| f.confidence).fold(1.0, f64::min);
     let strongest = all.iter().map(|f| f.confidence).fold(0.0, f64::max);
     let between = 0.5 * (weakest + strongest);
@@ -704,7 +706,7 @@ fn scene_with(portrait: &image::RgbImage, x: u32, y: u32) -> impl Fn(u32, u32) -
 }
 
 #[test]
-fn a_small_face_that_walks_in_a_corner_wakes_a_detector_that_rests() {
+fn a_small_moving_face_in_a_corner_triggers_the_detector() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let portrait = image::open(require!(PORTRAIT)).unwrap().to_rgb8();
@@ -728,7 +730,7 @@ fn a_small_face_that_walks_in_a_corner_wakes_a_detector_that_rests() {
 }
 
 #[test]
-fn a_still_scene_keeps_its_faces_until_something_changes() {
+fn a_still_scene_keeps_its_faces_until_something_moves() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
@@ -746,7 +748,7 @@ fn a_still_scene_keeps_its_faces_until_something_changes() {
 
     element.set_property("motion-threshold", 3.0_f32);
     (0..12).for_each(|_| assert_eq!(push(&frame), first));
-    // Nothing was remembered before; then frames 0, 5 and 10 of the twelve.
+    // There was no reference before; then frames 0, 5 and 10 of the twelve.
     assert_eq!(stats(&element)[..3], [16, 7, 9]);
 
     let gray = common::packed_frame(&info, |_, _| [128; 3]);
@@ -762,7 +764,7 @@ fn a_still_scene_keeps_its_faces_until_something_changes() {
 }
 
 #[test]
-fn frames_that_a_sink_calls_late_pass_unsearched() {
+fn frames_that_a_sink_reports_as_late_are_not_searched() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
@@ -791,7 +793,7 @@ fn frames_that_a_sink_calls_late_pass_unsearched() {
     assert!(push(&mut harness, 400), "switched off while playing");
 }
 
-/// Plays a source of 40 frames at 25 per second into a slow sink; returns what the element counted.
+/// Plays a source of 40 frames at 25 per second into a slow sink; returns the statistics.
 fn played(source: &str, properties: &str, sink: &str) -> ([u64; 5], u64) {
     init();
     let line = format!(
@@ -816,9 +818,9 @@ fn played(source: &str, properties: &str, sink: &str) -> ([u64; 5], u64) {
     (stats, passed.load(std::sync::atomic::Ordering::Relaxed))
 }
 
-/// A frame takes 60 ms where 40 are to be had, so the last one is 800 ms behind.
+/// A frame takes 60 ms instead of 40, so the last one is 800 ms late.
 #[test]
-fn late_frames_of_a_camera_are_not_searched_and_none_is_dropped() {
+fn late_frames_of_a_live_source_are_not_searched_and_not_dropped() {
     runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let properties = format!("model={}", model.display());
@@ -844,7 +846,7 @@ fn a_recording_has_no_late_frames() {
 }
 
 #[test]
-fn a_seek_in_a_recording_goes_on_from_there_with_new_tracks() {
+fn a_seek_in_a_recording_starts_new_tracks() {
     runtime!();
     let video = require!("videos/street-1080p.mp4");
     let model = require!("models/version-RFB-640.onnx");
@@ -857,17 +859,17 @@ fn a_seek_in_a_recording_goes_on_from_there_with_new_tracks() {
     );
     let pipeline = gst::parse::launch(&line).unwrap().downcast::<gst::Pipeline>().unwrap();
     let crops = pipeline.by_name("crops").unwrap().downcast::<gst_app::AppSink>().unwrap();
-    let facts = |sample: &gst::Sample| {
+    let metadata = |sample: &gst::Sample| {
         let buffer = sample.buffer().unwrap();
-        (crop_facts(buffer).unwrap().face.track_id.unwrap(), buffer.pts().unwrap())
+        (crop_metadata(buffer).unwrap().face.track_id.unwrap(), buffer.pts().unwrap())
     };
     pipeline.set_state(gst::State::Paused).unwrap();
-    let (before, _) = facts(&crops.pull_preroll().unwrap());
+    let (before, _) = metadata(&crops.pull_preroll().unwrap());
     let (start, wait) = (gst::ClockTime::from_seconds(3), gst::ClockTime::from_seconds(30));
     pipeline.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::ACCURATE, start).unwrap();
     pipeline.set_state(gst::State::Playing).unwrap();
     let after: Vec<_> =
-        std::iter::from_fn(|| crops.try_pull_sample(wait)).map(|sample| facts(&sample)).collect();
+        std::iter::from_fn(|| crops.try_pull_sample(wait)).map(|sample| metadata(&sample)).collect();
     assert!(crops.is_eos());
     pipeline.set_state(gst::State::Null).unwrap();
     assert!(after.len() > 5, "{after:?}");

@@ -33,7 +33,7 @@ const RED: [u8; 3] = [230, 30, 30];
 const BLUE: [u8; 3] = [40, 110, 255];
 const GREEN: [u8; 3] = [30, 200, 60];
 
-/// An overlay and a converter behind it, so that every format can be looked at as RGB.
+/// An overlay followed by a converter, so that every format can be checked as RGB.
 struct Overlay {
     harness: Harness,
     element: gst::Element,
@@ -117,7 +117,7 @@ fn each_state_of_a_face_has_its_colour_in_every_format() {
 }
 
 #[test]
-fn faces_without_an_answer_are_drawn_as_wished() {
+fn faces_without_a_result_are_drawn_as_configured() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let region = tracked(5, face(100, 100, 60, 60));
     for (unanswered, color) in
@@ -137,7 +137,7 @@ fn faces_without_an_answer_are_drawn_as_wished() {
 }
 
 #[test]
-fn the_label_stands_above_the_box_or_where_there_is_room() {
+fn the_label_is_above_the_box_or_where_there_is_room() {
     let info = info(VideoFormat::Nv12, 640, 360);
     let black = || yuv_frame(&info, [16, 128, 128]);
     let mut overlay = Overlay::new(&info, "font-size=24");
@@ -156,7 +156,7 @@ fn the_label_stands_above_the_box_or_where_there_is_room() {
 }
 
 #[test]
-fn a_name_outweighs_what_came_before_and_is_forgotten_with_its_track() {
+fn a_name_supersedes_earlier_results_and_is_dropped_with_its_track() {
     let info = info(VideoFormat::Rgb, 320, 240);
     let mut overlay = Overlay::new(&info, "labels=false line-width=4");
     let region = tracked(5, face(100, 100, 60, 60));
@@ -177,7 +177,7 @@ fn a_name_outweighs_what_came_before_and_is_forgotten_with_its_track() {
 }
 
 #[test]
-fn faces_at_and_beyond_the_edges_are_drawn_as_far_as_they_are_inside() {
+fn faces_at_and_beyond_the_edges_are_clipped() {
     let info = info(VideoFormat::I420, 322, 241);
     let mut overlay = Overlay::new(&info, "");
     let faces = [
@@ -194,7 +194,7 @@ fn faces_at_and_beyond_the_edges_are_drawn_as_far_as_they_are_inside() {
 }
 
 #[test]
-fn a_frame_without_faces_stays_as_it_is() {
+fn a_frame_without_faces_is_not_changed() {
     let info = info(VideoFormat::Nv12, 320, 240);
     let mut overlay = Harness::new_parse("facepipe-faceoverlay");
     overlay.set_src_caps(info.to_caps().unwrap());
@@ -203,12 +203,12 @@ fn a_frame_without_faces_stays_as_it_is() {
     assert_eq!(bytes(&overlay.pull().unwrap()), bytes(&frame));
 }
 
-/// What the backend answers for a crop with a face that it knows.
+/// The backend's response for a crop with a known face.
 const KNOWN: &str = r#"{"model_version":1,"faces":[{"image":0,"bounding_box":{"left":5,"top":5,"right":45,"bottom":45},
     "detection_confidence":0.99,"top_prediction":{"label":"Ada","confidence":0.9},"decision":"known","threshold":0.3}]}"#;
 
 #[test]
-fn results_of_the_sink_in_the_same_pipeline_are_drawn_and_those_of_others_are_not() {
+fn only_results_of_the_same_pipeline_are_drawn() {
     init();
     let server = Server::answering([Answer::json(201, KNOWN), Answer::json(201, KNOWN)]);
     let line = |camera: &str| {

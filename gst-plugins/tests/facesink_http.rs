@@ -26,10 +26,11 @@ use common::{
     server::{Answer, Hold, Server, dead_address},
     with_faces,
 };
+use facepipe_detector::BoundingBox;
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::VideoFormat;
-use gstfacepipe::roi::{self, CropFacts, FaceRegion};
+use gstfacepipe::roi::{self, CropArea, CropMetadata, FaceRegion};
 
 /// Limit for what is certain to happen.
 const LONG: gst::ClockTime = gst::ClockTime::from_seconds(60);
@@ -125,6 +126,10 @@ impl Drop for Sink {
     }
 }
 
+/// The area of the crops of these tests.
+const AREA: CropArea =
+    CropArea { bounding_box: BoundingBox::new(5, 10, 45, 70), picture_width: 40, picture_height: 60 };
+
 /// Returns a crop as facecrop makes them; the image is `content`.
 fn crop(content: &[u8], face: FaceRegion, captured_at: Option<Duration>) -> gst::Buffer {
     let mut buffer = gst::Buffer::from_slice(content.to_vec());
@@ -132,10 +137,11 @@ fn crop(content: &[u8], face: FaceRegion, captured_at: Option<Duration>) -> gst:
     writable.set_pts(gst::ClockTime::ZERO);
     roi::attach_crop(
         writable,
-        &CropFacts {
+        &CropMetadata {
             face,
             frame_width: 1920,
             frame_height: 1080,
+            area: Some(AREA),
             captured_at,
             running_time: None,
             clock_refused: false,
@@ -233,10 +239,11 @@ fn crops_with_a_refused_camera_clock_are_counted() {
     for clock_refused in [true, false, true] {
         let mut buffer = gst::Buffer::from_slice(b"x");
         let now = std::time::UNIX_EPOCH.elapsed().ok();
-        let facts = CropFacts {
+        let facts = CropMetadata {
             face: face(0, 0, 9, 9),
             frame_width: 1920,
             frame_height: 1080,
+            area: None,
             captured_at: now,
             running_time: None,
             clock_refused,
@@ -304,7 +311,7 @@ fn frames_without_a_detector_are_reported_once() {
     let other = |frame: &mut gst::BufferRef| {
         gst_video::VideoRegionOfInterestMeta::add(frame, "face", (1, 1, 9, 9));
     };
-    let ours = |frame: &mut gst::BufferRef| gstfacepipe::searched::mark(frame, true);
+    let ours = |frame: &mut gst::BufferRef| gstfacepipe::detection_mark::mark(frame, true);
     assert!(unsearched(&mut Sink::start(&server.url(), ""), 299, other).is_empty());
     assert!(unsearched(&mut Sink::start(&server.url(), ""), 299, ours).is_empty());
 }
@@ -417,6 +424,8 @@ fn a_response_becomes_an_element_message() {
     assert_eq!(result.get::<i32>("track-id"), Ok(0));
     let sides = ["left", "top", "right", "bottom"].map(|side| result.get::<u32>(side).unwrap());
     assert_eq!(sides, [10, 20, 40, 60]);
+    assert_eq!(CropArea::from_structure(&result), Some(AREA));
+    assert_eq!(result.get::<u32>("crop-right"), Ok(45));
     let faces = result.get::<gst::Array>("faces").unwrap();
     let [face] = faces.as_slice() else { panic!("{} faces", faces.len()) };
     let face = face.get::<gst::Structure>().unwrap();

@@ -15,17 +15,19 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use common::{face, init, with_faces};
+use facepipe_detector::BoundingBox;
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::VideoRegionOfInterestMeta;
 use gstfacepipe::{
+    detection_mark,
     roi::{self, FaceRegion, attach_candidate, candidates, faces, faces_and_predictions},
-    searched, track_events,
+    track_events,
 };
 
 const CAPS: &str = "video/x-raw,format=NV12,width=1920,height=1080,framerate=6/1";
 
-/// What leaves the element, in its order.
+/// What leaves the element, in order.
 #[derive(Debug, Clone, PartialEq)]
 enum Sent {
     Frame(u64),
@@ -35,7 +37,7 @@ enum Sent {
     FlushStop,
 }
 
-/// The element, and what it has sent.
+/// The element and its output.
 struct Track {
     harness: Harness,
     sent: Arc<Mutex<Vec<Sent>>>,
@@ -71,7 +73,7 @@ impl Track {
         Self { harness, sent }
     }
 
-    /// Sends a frame of so many milliseconds through, made by `edit`.
+    /// Pushes a frame with this timestamp in milliseconds, modified by `edit`.
     fn push(
         &mut self,
         milliseconds: u64,
@@ -83,12 +85,12 @@ impl Track {
         self.harness.push_and_pull(frame).unwrap()
     }
 
-    /// The ids that the faces of a frame get, 0 for none.
+    /// Returns the ids of the faces of a frame, 0 for none.
     fn ids(&mut self, milliseconds: u64, boxes: &[FaceRegion]) -> Vec<i32> {
         ids(&faces(&self.push(milliseconds, boxes, |_| {})))
     }
 
-    /// What was sent since the last call.
+    /// Takes the output since the last call.
     fn sent(&self) -> Vec<Sent> {
         std::mem::take(&mut self.sent.lock().unwrap())
     }
@@ -134,7 +136,7 @@ fn faces_that_cross_keep_their_ids_at_6_and_at_30_frames_per_second() {
 }
 
 #[test]
-fn a_face_that_walks_its_own_height_per_frame_is_followed() {
+fn a_face_that_moves_its_own_height_per_frame_is_tracked() {
     let mut track = Track::new("");
     for frame in 0..12 {
         let right = face(100 + 80 * frame, 400, 64, 80);
@@ -152,9 +154,9 @@ fn a_short_absence_is_bridged_and_a_long_one_ends_the_track() {
     }
     assert!(!track.sent().contains(&Sent::Ended(vec![1])), "480 ms are not too long");
     assert_eq!(track.ids(560, &[walker(560)]), [2], "520 ms are");
-    assert_eq!(track.sent(), [Sent::Ended(vec![1]), Sent::Frame(560)], "told before the frame");
+    assert_eq!(track.sent(), [Sent::Ended(vec![1]), Sent::Frame(560)], "announced before the frame");
 
-    // Once its speed is known.
+    // Once the speed is estimated.
     for ms in (600..=1000).step_by(40) {
         assert_eq!(track.ids(ms, &[walker(ms)]), [2]);
     }
@@ -165,7 +167,7 @@ fn a_short_absence_is_bridged_and_a_long_one_ends_the_track() {
 }
 
 #[test]
-fn the_maximum_age_is_heard_while_playing() {
+fn max_age_can_be_changed_while_playing() {
     let mut track = Track::new("max-age=500");
     track.ids(0, &[walker(0)]);
     element(&track.harness).set_property("max-age", 50_u32);
@@ -178,7 +180,11 @@ fn the_maximum_age_is_heard_while_playing() {
 #[test]
 fn lost_frames_end_no_track() {
     let mut track = Track::new("");
-    let beside = |ms| FaceRegion { left: walker(ms).left + 800, ..walker(ms) };
+    let beside = |ms| {
+        let BoundingBox { left, right, .. } = walker(ms).bounding_box;
+        let bounding_box = BoundingBox { left: left + 800, right: right + 800, ..walker(ms).bounding_box };
+        FaceRegion { bounding_box, ..walker(ms) }
+    };
     assert_eq!(track.ids(0, &[walker(0), beside(0)]), [1, 2]);
     // A leaky queue before a slow element, or lost packets: a discontinuity at each frame.
     for ms in (150..3000).step_by(150) {
@@ -189,7 +195,7 @@ fn lost_frames_end_no_track() {
 }
 
 #[test]
-fn timestamps_in_disorder_standing_still_or_missing_end_no_track() {
+fn timestamps_out_of_order_repeated_or_missing_end_no_track() {
     let early = |n: u64| Some(40 * n - if n % 5 == 4 { 60 } else { 0 });
     let swapped = |n: u64| Some(40 * (n ^ 1));
     let shaking = |n: u64| Some(if n.is_multiple_of(2) { 40 * n } else { 40 * n + 70 });
@@ -199,14 +205,14 @@ fn timestamps_in_disorder_standing_still_or_missing_end_no_track() {
     for (kind, timestamp) in timestamps.into_iter().enumerate() {
         let mut track = Track::new("max-age=300");
         for n in 0..200 {
-            // Faces as they are when the frames come in turn.
+            // Faces as at frames in order.
             let boxes = [walker(40 * n), face(900, 100, 50, 50)];
             let frame = track.push(0, &boxes, |frame| {
                 frame.set_pts(timestamp(n).map(gst::ClockTime::from_mseconds));
             });
             assert_eq!(ids(&faces(&frame)), [1, 2], "kind {kind}, frame {n}");
         }
-        // And still no track lives for ever: 300 ms are eight frames.
+        // Tracks still end: 300 ms are eight frames.
         let missing: Vec<_> = (200..220)
             .flat_map(|n| {
                 track.sent();
@@ -220,17 +226,17 @@ fn timestamps_in_disorder_standing_still_or_missing_end_no_track() {
 }
 
 #[test]
-fn predictions_and_speeds_do_not_suffer_from_timestamps_in_disorder() {
+fn timestamps_out_of_order_do_not_disturb_predictions() {
     let mut track = Track::new("");
     for n in 0..90_u64 {
         let searched = n % 3 == 0;
         let boxes = if searched { vec![walker(40 * n)] } else { vec![] };
         let out = track.push(40 * n - if n % 5 == 4 { 60 } else { 0 }, &boxes, |frame| {
-            searched::mark(frame, searched);
+            detection_mark::mark(frame, searched);
         });
         let [seen] = faces_and_predictions(&out)[..] else { panic!("one face in frame {n}") };
         assert_eq!(seen.track_id, Some(1));
-        let apart = seen.left.abs_diff(walker(40 * n).left);
+        let apart = seen.bounding_box.left.abs_diff(walker(40 * n).bounding_box.left);
         assert!(n < 20 || apart <= 3, "frame {n}: {seen:?}, is at {:?}", walker(40 * n));
     }
 }
@@ -242,7 +248,7 @@ fn segment(edit: impl FnOnce(&mut gst::FormattedSegment<gst::ClockTime>)) -> gst
 }
 
 #[test]
-fn another_segment_ends_all_tracks_and_the_same_again_does_not() {
+fn a_new_segment_ends_all_tracks_and_a_repeated_one_does_not() {
     let seconds = gst::ClockTime::from_seconds;
     let mut track = Track::new("");
     assert_eq!(track.ids(0, &[walker(0)]), [1]);
@@ -250,7 +256,7 @@ fn another_segment_ends_all_tracks_and_the_same_again_does_not() {
     assert_eq!(track.ids(40, &[walker(40)]), [1], "the same");
     track.harness.push_event(segment(|s| s.set_stop(seconds(60))));
     assert_eq!(track.ids(80, &[walker(80)]), [1], "it is known by now when it ends");
-    // As demuxers of fragments have it: each begins where it is, and timestamps mean what they meant.
+    // As from demuxers of fragments: each segment begins at its position, and timestamps keep their meaning.
     track.harness.push_event(segment(|s| {
         s.set_start(gst::ClockTime::from_mseconds(100));
         s.set_time(gst::ClockTime::from_mseconds(100));
@@ -258,14 +264,14 @@ fn another_segment_ends_all_tracks_and_the_same_again_does_not() {
     }));
     assert_eq!(track.ids(120, &[walker(120)]), [1], "a fragment");
     track.sent();
-    // A loop without a flush: running time goes on, and the recording begins again.
+    // A loop without a flush: running time continues, and the recording restarts.
     track.harness.push_event(segment(|s| s.set_base(gst::ClockTime::from_mseconds(160))));
     assert_eq!(track.ids(0, &[walker(160)]), [2], "a loop");
     assert_eq!(track.sent(), [Sent::Ended(vec![1]), Sent::Frame(0)]);
 }
 
 #[test]
-fn another_stream_ends_all_tracks_and_the_same_again_does_not() {
+fn a_new_stream_ends_all_tracks_and_a_repeated_one_does_not() {
     let mut track = Track::new("");
     let start = |id: &str| gst::event::StreamStart::new(id);
     track.harness.push_event(start("camera-1"));
@@ -284,13 +290,13 @@ fn a_flush_ends_all_tracks() {
     track.sent();
     track.harness.push_event(gst::event::FlushStart::new());
     track.harness.push_event(gst::event::FlushStop::new(true));
-    assert_eq!(track.sent(), [Sent::FlushStop, Sent::Ended(vec![1])], "before it, nobody would take it");
+    assert_eq!(track.sent(), [Sent::FlushStop, Sent::Ended(vec![1])], "sent after the flush");
     track.harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new()));
     assert_eq!(track.ids(0, &[walker(0)]), [2]);
 }
 
 #[test]
-fn other_caps_end_all_tracks_and_the_same_do_not() {
+fn different_caps_end_all_tracks_and_repeated_ones_do_not() {
     let mut track = Track::new("");
     assert_eq!(track.ids(0, &[walker(0)]), [1]);
     track.harness.push_event(gst::event::Caps::new(&CAPS.parse().unwrap()));
@@ -312,7 +318,7 @@ fn the_end_of_the_stream_ends_all_tracks() {
 }
 
 #[test]
-fn a_pause_without_frames_and_timestamps_that_begin_again_end_all_tracks() {
+fn a_pause_without_frames_or_a_restart_of_timestamps_ends_all_tracks() {
     let mut track = Track::new("max-age=1000");
     assert_eq!(track.ids(5000, &[walker(0)]), [1]);
     assert_eq!(track.ids(6001, &[walker(0)]), [2]);
@@ -341,7 +347,7 @@ fn sixteen_faces_in_a_frame_keep_their_ids_in_any_order() {
 }
 
 #[test]
-fn two_elements_in_a_process_count_for_themselves() {
+fn two_elements_in_a_process_have_their_own_ids() {
     let (mut first, mut second) = (Track::new(""), Track::new(""));
     assert_eq!(first.ids(0, &[walker(0), face(900, 100, 50, 50)]), [1, 2]);
     assert_eq!(second.ids(0, &[face(900, 100, 50, 50)]), [1]);
@@ -352,96 +358,99 @@ fn two_elements_in_a_process_count_for_themselves() {
 }
 
 #[test]
-fn frames_that_nobody_searched_carry_the_faces_where_they_should_be() {
+fn frames_that_were_not_searched_carry_predicted_faces() {
     let mut track = Track::new("");
     for frame in 0..60 {
         let ms = 40 * frame;
         let searched = frame % 3 == 0;
         let boxes = if searched { vec![walker(ms)] } else { vec![] };
-        let out = track.push(ms, &boxes, |frame| searched::mark(frame, searched));
+        let out = track.push(ms, &boxes, |frame| detection_mark::mark(frame, searched));
         let [seen] = faces_and_predictions(&out)[..] else { panic!("one face in frame {frame}") };
         assert_eq!((seen.track_id, seen.predicted), (Some(1), !searched), "frame {frame}");
         assert_eq!(faces(&out).len(), usize::from(searched), "predicted ones are not found ones");
-        // Its speed is known after a while.
+        // The speed is estimated after a while.
         if frame > 20 {
-            let apart = seen.left.abs_diff(walker(ms).left) + seen.top.abs_diff(400);
+            let BoundingBox { left, top, .. } = seen.bounding_box;
+            let apart = left.abs_diff(walker(ms).bounding_box.left) + top.abs_diff(400);
             assert!(apart <= 2, "frame {frame}: {seen:?}, is at {:?}", walker(ms));
         }
         let meta = out.meta::<VideoRegionOfInterestMeta>().unwrap();
         assert_eq!(meta.param("facepipe-track").unwrap().get("predicted"), Ok(!searched));
         assert!((meta.param("detection").unwrap().get::<f64>("confidence").unwrap() - 0.75).abs() < 1e-9);
     }
-    // Searched and not found is another thing.
-    let out = track.push(2400, &[], |frame| searched::mark(frame, true));
+    // A searched frame without the face is different.
+    let out = track.push(2400, &[], |frame| detection_mark::mark(frame, true));
     assert_eq!(faces_and_predictions(&out), []);
-    let out = track.push(2440, &[], |frame| searched::mark(frame, false));
+    let out = track.push(2440, &[], |frame| detection_mark::mark(frame, false));
     assert_eq!(faces_and_predictions(&out), [], "what was missing at the last search is not believed in");
 }
 
 #[test]
-fn predicted_faces_stay_inside_the_frame_and_go_when_they_leave_it() {
+fn predicted_faces_are_clipped_to_the_frame_and_dropped_outside() {
     let mut track = Track::new("");
     // To the right with 1000 pixels per second, leaving at x = 1920.
     for frame in 0..6 {
         let ms = 40 * frame;
         let at = face(1600 + ms as u32, 400, 60, 80);
-        track.push(ms, &[at], |frame| searched::mark(frame, true));
+        track.push(ms, &[at], |frame| detection_mark::mark(frame, true));
     }
     let mut seen = Vec::new();
     for frame in 6..14 {
-        let out = track.push(40 * frame, &[], |frame| searched::mark(frame, false));
-        seen.push(faces_and_predictions(&out).first().map(|face| (face.left, face.left + face.width)));
+        let out = track.push(40 * frame, &[], |frame| detection_mark::mark(frame, false));
+        seen.push(
+            faces_and_predictions(&out).first().map(|face| (face.bounding_box.left, face.bounding_box.right)),
+        );
     }
     assert!(seen.iter().flatten().all(|&(left, right)| left < right && right <= 1920), "{seen:?}");
     assert!(seen[0].is_some() && seen.last().unwrap().is_none(), "{seen:?}");
 }
 
 #[test]
-fn a_long_pause_of_the_detector_ends_no_track_and_believes_in_none_for_ever() {
+fn a_long_pause_of_the_detector_ends_no_track_and_limits_predictions() {
     let mut track = Track::new("max-age=500");
     let still = face(500, 500, 60, 80);
-    track.push(0, &[still], |frame| searched::mark(frame, true));
+    track.push(0, &[still], |frame| detection_mark::mark(frame, true));
     let mut predicted = Vec::new();
     for frame in 1..50 {
-        let out = track.push(40 * frame, &[], |frame| searched::mark(frame, false));
+        let out = track.push(40 * frame, &[], |frame| detection_mark::mark(frame, false));
         predicted.push(faces_and_predictions(&out).len());
     }
     assert_eq!(predicted.iter().sum::<usize>(), 12, "up to 480 ms");
-    let out = track.push(2000, &[still], |frame| searched::mark(frame, true));
+    let out = track.push(2000, &[still], |frame| detection_mark::mark(frame, true));
     assert_eq!(ids(&faces(&out)), [1]);
 }
 
 #[test]
-fn weak_boxes_continue_tracks_and_begin_none() {
+fn candidates_continue_tracks_and_begin_none() {
     let mut track = Track::new("");
     let weak = |milliseconds| FaceRegion { confidence: 0.4, ..walker(milliseconds) };
-    let nobody = FaceRegion { confidence: 0.4, ..face(1200, 700, 50, 60) };
+    let noise = FaceRegion { confidence: 0.4, ..face(1200, 700, 50, 60) };
     track.push(0, &[walker(0)], |_| {});
     for ms in (40..800).step_by(40) {
         let out = track.push(ms, &[], |frame| {
-            attach_candidate(frame, &nobody);
+            attach_candidate(frame, &noise);
             attach_candidate(frame, &weak(ms));
         });
         let expected = FaceRegion { track_id: Some(1), ..weak(ms) };
         assert_eq!(faces_and_predictions(&out), [expected], "after {ms} ms");
-        assert_eq!(candidates(&out), [], "nobody else need know of them");
+        assert_eq!(candidates(&out), [], "the tracker removes them");
     }
-    // After an absence, a weak box proves nothing.
+    // After an absence, a candidate does not continue the track.
     track.push(800, &[], |_| {});
     let out = track.push(840, &[], |frame| attach_candidate(frame, &weak(840)));
     assert_eq!(faces(&out), []);
-    // Where both are in the place of a face, the detector's sure one is it.
+    // If both overlap the prediction, the face is preferred to the candidate.
     let out = track.push(880, &[walker(880)], |frame| attach_candidate(frame, &weak(880)));
     assert_eq!(faces(&out), [FaceRegion { track_id: Some(1), ..walker(880) }]);
 }
 
 #[test]
-fn with_min_hits_a_face_waits_for_its_id() {
+fn min_hits_delays_the_id_of_a_face() {
     let mut track = Track::new("min-hits=3");
     assert_eq!(track.ids(0, &[walker(0)]), [0]);
     assert_eq!(track.ids(40, &[walker(40)]), [0]);
     assert_eq!(track.ids(80, &[walker(80)]), [1]);
-    // Found twice, missed once, and so never one.
+    // Found twice, missed once: never confirmed.
     let twice = face(900, 100, 50, 50);
     assert_eq!(track.ids(120, &[walker(120), twice]), [1, 0]);
     assert_eq!(track.ids(160, &[walker(160), twice]), [1, 0]);
@@ -454,44 +463,46 @@ fn with_min_hits_a_face_waits_for_its_id() {
     assert_eq!(ended, [Sent::Ended(vec![1, 2])], "who never had an id doesn't end");
 }
 
-/// As GStreamer 1.22's opencv plugin writes it: a rectangle, and nothing more.
+/// A region of GStreamer 1.22's opencv plugin: only a rectangle.
 #[test]
-fn faces_of_the_opencv_plugin_are_followed() {
+fn faces_of_the_opencv_plugin_are_tracked() {
     let mut track = Track::new("");
     for ms in (0..400).step_by(40) {
         let out = track.push(ms, &[], |frame| {
-            let at = walker(ms);
-            VideoRegionOfInterestMeta::add(frame, "face", (at.left, at.top, at.width, at.height));
+            let at = walker(ms).bounding_box;
+            let rectangle = (at.left, at.top, at.width(), at.height());
+            VideoRegionOfInterestMeta::add(frame, "face", rectangle);
         });
         assert_eq!(faces(&out), [FaceRegion { track_id: Some(1), confidence: 0.0, ..walker(ms) }]);
     }
 }
 
-/// As DL Streamer's `gvadetect` writes it, with what its later elements add.
+/// A region of DL Streamer's `gvadetect`, with the parameters of its later elements.
 #[test]
-fn faces_of_dl_streamer_are_followed_and_keep_what_they_carry() {
+fn faces_of_dl_streamer_are_tracked_and_keep_their_parameters() {
     let mut track = Track::new("");
     for ms in (0..400).step_by(40) {
-        let at = walker(ms);
+        let face = walker(ms);
+        let at = face.bounding_box;
         let out = track.push(ms, &[], |frame| {
             VideoRegionOfInterestMeta::add(frame, "person", (at.left, at.top, 200, 600));
             let mut meta =
-                VideoRegionOfInterestMeta::add(frame, "face", (at.left, at.top, at.width, at.height));
+                VideoRegionOfInterestMeta::add(frame, "face", (at.left, at.top, at.width(), at.height()));
             meta.set_id(4711);
             let detection = gst::Structure::builder("detection")
                 .field("confidence", 0.9)
                 .field("label_id", 1_i32)
                 .field("x_min", f64::from(at.left) / 1920.0)
-                .field("x_max", f64::from(at.left + at.width) / 1920.0)
+                .field("x_max", f64::from(at.right) / 1920.0)
                 .field("y_min", f64::from(at.top) / 1080.0)
-                .field("y_max", f64::from(at.top + at.height) / 1080.0)
+                .field("y_max", f64::from(at.bottom) / 1080.0)
                 .field("model_name", "face-detection")
                 .field("layer_name", "detection_out")
                 .build();
             meta.add_param(detection);
             meta.add_param(gst::Structure::builder("emotion").field("label", "neutral").build());
         });
-        assert_eq!(faces(&out), [FaceRegion { track_id: Some(1), confidence: 0.9, ..at }]);
+        assert_eq!(faces(&out), [FaceRegion { track_id: Some(1), confidence: 0.9, ..face }]);
         let metas: Vec<_> = out.iter_meta::<VideoRegionOfInterestMeta>().collect();
         assert_eq!((metas[0].roi_type(), metas[0].id()), ("person", 0), "no face, no id");
         assert!(metas[1].param("emotion").is_some());
@@ -500,7 +511,7 @@ fn faces_of_dl_streamer_are_followed_and_keep_what_they_carry() {
 }
 
 #[test]
-fn boxes_without_an_area_are_nobody() {
+fn boxes_without_area_are_ignored() {
     let mut track = Track::new("");
     assert_eq!(track.ids(0, &[face(10, 10, 0, 50), face(10, 10, 50, 0), walker(0)]), [0, 0, 1]);
     let huge = face(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
@@ -508,7 +519,7 @@ fn boxes_without_an_area_are_nobody() {
 }
 
 #[test]
-fn frames_without_timestamps_are_followed_by_their_rate() {
+fn frames_without_timestamps_are_tracked_by_the_frame_rate() {
     let mut track = Track::new("max-age=1000");
     let mut push = |boxes: &[FaceRegion]| {
         let mut frame = gst::Buffer::new();
@@ -524,7 +535,7 @@ fn frames_without_timestamps_are_followed_by_their_rate() {
 }
 
 #[test]
-fn nobody_for_an_hour_leaves_nothing_behind() {
+fn an_hour_without_faces_leaves_no_state_behind() {
     let mut track = Track::new("");
     track.ids(0, &[walker(0)]);
     for frame in 1..6 * 3600 {

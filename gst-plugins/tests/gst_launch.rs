@@ -1,4 +1,4 @@
-//! The plugin as users have it: `libgstfacepipe.so` in a folder on `GST_PLUGIN_PATH`, run by GStreamer's own tools.
+//! The installed plugin: `libgstfacepipe.so` in a folder on `GST_PLUGIN_PATH`, run by GStreamer's own tools.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,7 @@ use facepipe_test_support::{models_dir, require, skip, workspace_root};
 use image::RgbImage;
 use tempfile::TempDir;
 
-/// A folder with the plugin and nothing else, and the environment in which only that plugin is new.
+/// A folder with only the plugin, and an environment in which it is the only addition.
 struct Installed {
     folder: TempDir,
 }
@@ -42,7 +42,7 @@ impl Installed {
         self.folder.path()
     }
 
-    /// A tool that sees the plugin, with a registry of its own and no colours.
+    /// A tool with the plugin, a registry of its own and no colours.
     fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(name);
         command
@@ -55,7 +55,7 @@ impl Installed {
         command
     }
 
-    /// Runs a pipeline; returns whether it ended well, and what it printed.
+    /// Runs a pipeline; returns whether it succeeded, and its output.
     fn launch(&self, variables: &[(&str, &Path)], pipeline: &str) -> (bool, String) {
         let mut command = self.tool("gst-launch-1.0");
         command.envs(variables.iter().copied()).args(["-m", "-e"]);
@@ -69,7 +69,7 @@ fn run(command: &mut Command) -> (bool, String) {
     (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }
 
-/// The library that cargo built beside this test.
+/// The library that cargo built next to this test.
 fn plugin() -> PathBuf {
     let test = env::current_exe().unwrap();
     let plugin = test.parent().unwrap().join("libgstfacepipe.so");
@@ -77,7 +77,7 @@ fn plugin() -> PathBuf {
     plugin
 }
 
-/// The ONNX Runtime library of the checkout, or the end of the test.
+/// The ONNX Runtime library of the checkout; skips the test without one.
 macro_rules! runtime {
     () => {
         match facepipe_detector::runtime::load(&[workspace_root()]) {
@@ -90,7 +90,7 @@ macro_rules! runtime {
     };
 }
 
-/// The section of `gst-inspect-1.0`'s page that describes one property.
+/// Returns the section of one property in the output of `gst-inspect-1.0`.
 fn property(page: &str, name: &str) -> String {
     let is_heading = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
     let mut lines = page.lines().skip_while(|line| !line.starts_with(&format!("  {name} ")));
@@ -103,7 +103,7 @@ fn property(page: &str, name: &str) -> String {
 type Page = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
 #[test]
-fn every_element_has_its_page_under_each_name_that_is_its_own() {
+fn gst_inspect_describes_every_element_under_each_of_its_names() {
     let installed = Installed::new();
     let elements: [Page; 5] = [
         (
@@ -185,7 +185,7 @@ fn every_element_has_its_page_under_each_name_that_is_its_own() {
         ),
     ];
     for (element, long_name, properties) in elements {
-        // GStreamer's own plugins have a faceoverlay, and either may win.
+        // GStreamer has a faceoverlay of its own, and either may be registered first.
         let short = (element != "faceoverlay").then(|| element.to_owned());
         for name in short.into_iter().chain([format!("facepipe-{element}")]) {
             let (found, page) = run(installed.tool("gst-inspect-1.0").args(["--no-colors", &name]));
@@ -202,7 +202,7 @@ fn every_element_has_its_page_under_each_name_that_is_its_own() {
     }
 }
 
-/// Asserts that these are the faces of the street: many, of faces' sizes.
+/// Asserts that these are the faces of the street: many, of plausible sizes.
 fn assert_street(pictures: &[Vec<u8>]) {
     assert!(pictures.len() > 300, "{} pictures", pictures.len());
     for picture in pictures {
@@ -212,7 +212,7 @@ fn assert_street(pictures: &[Vec<u8>]) {
 }
 
 #[test]
-fn a_recorded_street_becomes_a_file_per_face() {
+fn a_recording_becomes_one_file_per_face() {
     let runtime = runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let video = require!("videos/street-1080p.mp4");
@@ -230,7 +230,7 @@ fn a_recorded_street_becomes_a_file_per_face() {
 }
 
 #[test]
-fn a_recorded_street_is_uploaded_the_same_whether_facecrop_or_the_sink_cuts() {
+fn a_recording_is_uploaded_equally_whether_facecrop_or_the_sink_crops() {
     let runtime = runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let video = require!("videos/street-1080p.mp4");
@@ -258,7 +258,7 @@ fn a_recorded_street_is_uploaded_the_same_whether_facecrop_or_the_sink_cuts() {
     assert!(uploads[0] == uploads[1], "{} and {} pictures", uploads[0].len(), uploads[1].len());
 }
 
-/// The faces that the pipeline after `source` writes to files whose names begin with `name`.
+/// Returns the faces that the pipeline after `source` writes to files whose names begin with `name`.
 fn faces_from(installed: &Installed, runtime: &Path, source: &str, name: &str) -> Vec<RgbImage> {
     let line =
         format!("{source} ! facedetect model=rfb-640 ! facecrop ! multifilesink location={name}-%05d.jpg");
@@ -279,19 +279,19 @@ fn colours(pictures: &[RgbImage]) -> [(f64, f64); 3] {
     })
 }
 
-/// Asserts that so many frames of the group gave the faces that one gives, in its colours.
+/// Asserts that this many frames of the group give the faces of one frame, in its colours.
 fn assert_group(found: &[RgbImage], frames: usize, expected: &[RgbImage], what: &str) {
     assert_eq!(found.len(), frames * expected.len(), "{what}");
     let (got, wanted) = (colours(found), colours(expected));
     for ((mean, deviation), (wanted_mean, wanted_deviation)) in got.into_iter().zip(wanted) {
-        // GStreamer's converter rounds; but a range taken for the other one changes the contrast by a seventh.
+        // GStreamer's converter rounds; a wrong range would change the contrast by a seventh.
         let same = (mean - wanted_mean).abs() < 3.0 && (deviation / wanted_deviation - 1.0).abs() < 0.05;
         assert!(same, "{what}: {got:?}, expected {wanted:?}");
     }
 }
 
 #[test]
-fn raw_video_as_webcams_deliver_it_needs_no_conversion() {
+fn raw_video_of_webcams_needs_no_conversion() {
     let runtime = runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let group = require!("scenes/multiface.jpg");
@@ -304,7 +304,7 @@ fn raw_video_as_webcams_deliver_it_needs_no_conversion() {
         ("full", "format=YUY2,colorimetry=1:4:7:1"),
         ("uyvy", "format=UYVY,colorimetry=bt709"),
     ] {
-        // By way of RGB, since from I420 to YUY2 GStreamer's converter copies the codes whatever their ranges.
+        // Via RGB, since GStreamer's converter from I420 to YUY2 copies the codes whatever their ranges.
         let source =
             format!("{still} ! videoconvert ! video/x-raw,format=RGB ! videoconvert ! video/x-raw,{caps}");
         let found = faces_from(&installed, &runtime, &source, name);
@@ -313,7 +313,7 @@ fn raw_video_as_webcams_deliver_it_needs_no_conversion() {
 }
 
 #[test]
-fn motion_jpeg_of_any_chroma_goes_from_its_decoder_into_facedetect() {
+fn facedetect_accepts_decoded_motion_jpeg_of_any_chroma() {
     let runtime = runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let group = require!("scenes/multiface.jpg");
@@ -338,7 +338,7 @@ fn motion_jpeg_of_any_chroma_goes_from_its_decoder_into_facedetect() {
         let found = faces_from(&installed, &runtime, &any, &format!("any-{format}"));
         assert_group(&found, 2, &expected, &any);
         if libav {
-            // This decoder leaves the chroma as it was coded, as those of hardware do.
+            // This decoder keeps the coded chroma format, like hardware decoders.
             let exact = format!(
                 "filesrc location={format}.avi ! avidemux ! avdec_mjpeg ! video/x-raw,format={format}"
             );
@@ -364,7 +364,7 @@ fn auto_takes_the_larger_model_for_frames_of_1280_pixels_and_more() {
     }
 }
 
-/// A folder with the weights of MTCNN alone, as where no Ultra-Light model can be had.
+/// A folder with only the weights of MTCNN.
 fn mtcnn_alone() -> Option<TempDir> {
     let folder = tempfile::tempdir().unwrap();
     for file in ["pnet.pt", "rnet.pt", "onet.pt"] {
@@ -378,7 +378,7 @@ fn mtcnn_alone() -> Option<TempDir> {
 }
 
 #[test]
-fn without_an_ultra_light_model_auto_takes_mtcnn_says_so_and_the_street_becomes_faces() {
+fn without_an_ultra_light_model_auto_uses_mtcnn_and_says_so() {
     let runtime = runtime!();
     let video = require!("videos/street-1080p.mp4");
     let Some(models) = mtcnn_alone() else { return };
@@ -400,7 +400,7 @@ fn without_an_ultra_light_model_auto_takes_mtcnn_says_so_and_the_street_becomes_
 }
 
 #[test]
-fn weights_of_mtcnn_that_are_damaged_are_an_error_with_the_file_and_the_remedy() {
+fn damaged_weights_of_mtcnn_are_an_error_with_file_and_remedy() {
     let runtime = runtime!();
     let Some(models) = mtcnn_alone() else { return };
     let installed = Installed::new();
@@ -418,7 +418,7 @@ fn weights_of_mtcnn_that_are_damaged_are_an_error_with_the_file_and_the_remedy()
 }
 
 #[test]
-fn without_the_runtime_library_the_error_says_what_to_do() {
+fn a_missing_runtime_library_is_an_error_with_a_remedy() {
     let _ = require!("models/version-RFB-320.onnx");
     let installed = Installed::new();
     let nowhere = installed.path().join("libonnxruntime.so");

@@ -1,6 +1,6 @@
-//! The plugin must load into GStreamer 1.16 and GLib 2.64, those of JetPack 5 and Ubuntu 20.04: what it takes from them must
-//! have been there then. The `-sys` crates declare each function behind a feature of the version that brought it, so their
-//! sources say which functions are older. `FACEPIPE_CHECKED_PLUGIN` names another build of the plugin to look at.
+//! The plugin must load into GStreamer 1.16 and GLib 2.64 (JetPack 5, Ubuntu 20.04), so it must not use newer symbols. The `-sys`
+//! crates declare each function behind a feature for the version that introduced it, so their sources have the versions.
+//! `FACEPIPE_CHECKED_PLUGIN` names another build of the plugin to check.
 
 #![cfg(not(feature = "v1_24"))]
 #![allow(
@@ -23,8 +23,8 @@ use facepipe_test_support::workspace_root;
 /// Major and minor version.
 type Version = (u32, u32);
 
-/// A library's crate and functions: the crates whose names begin so, what its functions' names begin with, and the newest
-/// version that may be needed.
+/// A library: the prefix of its crates' names, the prefixes of its functions' names, and the newest version that may be
+/// required.
 struct Library {
     crates: &'static str,
     symbols: &'static [&'static str],
@@ -36,10 +36,10 @@ const LIBRARIES: [Library; 2] = [
     Library { crates: "g", symbols: &["g_", "_g_"], floor: (2, 64) },
 ];
 
-/// What headers have declared since 1.0 and no `-sys` crate does: gstinfo.h and gstmemory.h.
+/// Functions of headers since 1.0 that no `-sys` crate declares: gstinfo.h and gstmemory.h.
 const SINCE_EVER: [&str; 3] = ["_gst_debug_category_new", "_gst_debug_get_category", "gst_memory_alignment"];
 
-/// What is declared, with the version that brought it; none for what is older than everything the crates know.
+/// Declared functions with the version that introduced them; `None` if that is older than all versions of the crates.
 type Declared = BTreeMap<String, Option<Version>>;
 
 /// Reads the declarations of one source file of a `-sys` crate: generated code, one item a line, with its attributes above.
@@ -52,7 +52,7 @@ fn declarations(source: &str, declared: &mut Declared) {
                 let mut numbers = version.split('_').map(str::parse);
                 Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
             });
-            // Of several conditions the newest counts.
+            // The newest of several conditions applies.
             since = versions.chain(since).max();
         } else if let Some(name) = item(line) {
             declared.insert(name.to_owned(), since.take());
@@ -62,13 +62,13 @@ fn declarations(source: &str, declared: &mut Declared) {
     }
 }
 
-/// The name of the function or variable that a line begins to declare.
+/// Returns the name of the function or variable that a line declares.
 fn item(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("pub fn ").or_else(|| line.strip_prefix("pub static "))?;
     rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next()
 }
 
-/// What the `-sys` crates of this workspace declare.
+/// Returns the declarations of the `-sys` crates of this workspace.
 fn declared(library: &Library) -> Declared {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--locked", "--offline", "--all-features"])
@@ -93,7 +93,7 @@ fn declared(library: &Library) -> Declared {
     declared
 }
 
-/// What the symbols are that this library does not have at its floor, with the reason.
+/// Returns the symbols that are too new for this library's minimum version, with the reason.
 fn too_new<'a>(
     library: &Library,
     declared: &Declared,
@@ -110,7 +110,7 @@ fn too_new<'a>(
     ours.filter_map(judge).collect()
 }
 
-/// What a shared library takes from others, without the versions of symbols.
+/// Returns the undefined symbols of a shared library, without their versions.
 fn undefined(library: &Path) -> BTreeSet<String> {
     let output = Command::new("nm").args(["-D", "--undefined-only"]).arg(library).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -119,7 +119,7 @@ fn undefined(library: &Path) -> BTreeSet<String> {
     names.map(|name| name.split('@').next().unwrap().to_owned()).collect()
 }
 
-/// The library that cargo built beside this test, or the one that is named.
+/// The library that cargo built next to this test, or the one that the variable names.
 fn plugin() -> PathBuf {
     if let Some(named) = env::var_os("FACEPIPE_CHECKED_PLUGIN") {
         return named.into();
@@ -145,7 +145,7 @@ fn the_plugin_needs_nothing_newer_than_gstreamer_1_16_and_glib_2_64() {
 }
 
 #[test]
-fn a_symbol_that_came_later_is_found() {
+fn a_symbol_that_is_too_new_is_found() {
     let [gstreamer, glib] = &LIBRARIES;
     let declared_by_gstreamer = declared(gstreamer);
     // Of 1.0, 1.16, 1.18, 1.20, and of no version; and one that is another library's.
@@ -172,9 +172,9 @@ fn a_symbol_that_came_later_is_found() {
     assert_eq!(found, ["g_uri_parse came with 2.66"]);
 }
 
-/// GStreamer's own core, as installed where this is built and tested, is no plugin for 1.16.
+/// The installed GStreamer's own core elements do not load into 1.16.
 #[test]
-fn a_plugin_of_a_newer_gstreamer_is_found() {
+fn a_plugin_for_a_newer_gstreamer_is_found() {
     let output =
         Command::new("pkg-config").args(["--variable=pluginsdir", "gstreamer-1.0"]).output().unwrap();
     let folder = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());

@@ -24,7 +24,9 @@ use std::{
 
 use bytes::Bytes;
 use common::server::{Answer, Hold, Received, Server, dead_address};
+use facepipe_detector::BoundingBox;
 use gstfacepipe::crop::Encoding;
+use gstfacepipe::roi::CropArea;
 use gstfacepipe::upload::{
     self, BackendStatus, Backoff, Camera, Crop, DrainOutcome, Event, RuntimeSettings, Spool, SpoolConfig,
     SpoolEntry, SpoolError, UploadConfig, UploadError, Uploader,
@@ -44,7 +46,12 @@ fn crop(number: u8) -> Crop {
         camera: Arc::new(Camera { id: format!("gate-{}", number % 3), location: "Lobby, \"north\"".into() }),
         captured_at: datetime!(2024-05-06 07:08:09.123456 +02:00) + Duration::from_secs(number.into()),
         track_id: number.is_multiple_of(2).then_some(number.into()),
-        bounding_box: Some([1, 2, 3, number.into()]),
+        bounding_box: Some(BoundingBox::new(1, 2, 3, number.into())),
+        area: Some(CropArea {
+            bounding_box: BoundingBox::new(0, 1, 5, 9 + u32::from(number)),
+            picture_width: 5,
+            picture_height: 8,
+        }),
         key: Uuid::now_v7(),
     }
 }

@@ -21,6 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use common::server::{Answer, Hold, Received, Server, dead_address};
+use facepipe_detector::BoundingBox;
 use gstfacepipe::crop::Encoding;
 use gstfacepipe::upload::{
     self, BackendStatus, Backoff, Camera, Crop, DrainOutcome, DropPolicy, Endpoint, Event, PushOutcome,
@@ -62,7 +63,8 @@ fn crop(number: u8) -> Crop {
         camera: camera("gate-1", "Lobby"),
         captured_at: datetime!(2024-05-06 07:08:09 UTC),
         track_id: None,
-        bounding_box: Some([1, 2, 3, 4]),
+        bounding_box: Some(BoundingBox::new(1, 2, 3, 4)),
+        area: None,
         key: Uuid::now_v7(),
     }
 }
@@ -813,7 +815,8 @@ fn overhead(bytes: usize, batch_size: usize) -> f64 {
             image: Bytes::from(vec![number; bytes]),
             captured_at: datetime!(2024-05-06 07:08:09.123 UTC),
             track_id: Some(1000),
-            bounding_box: Some([1024, 512, 1134, 622]),
+            bounding_box: Some(BoundingBox::new(1024, 512, 1134, 622)),
+            area: None,
             ..crop(number)
         });
     }

@@ -12,9 +12,8 @@ use gst_app::AppSink;
 use gst_video::{VideoFrameRef, VideoInfo};
 use gstfacepipe::{
     crop::{CropSettings, Cropper, Encoding},
-    frame,
+    detection_mark, frame,
     roi::{self, FaceRegion},
-    searched,
     timeline::{Timeline, frame_length},
 };
 use serde::Serialize;
@@ -273,7 +272,7 @@ impl<'a> Session<'a> {
 
     fn process_sample(&mut self, sample: &gst::Sample) -> Result<()> {
         let buffer = sample.buffer().context("a sample without a frame")?;
-        if searched::was_searched(buffer) == Some(false) {
+        if detection_mark::was_searched(buffer) == Some(false) {
             return Ok(());
         }
         self.summary.frames += 1;
@@ -306,7 +305,7 @@ impl<'a> Session<'a> {
             .segment()
             .and_then(|segment| segment.downcast_ref::<gst::ClockTime>()?.to_running_time(buffer.pts()?));
         let length = frame_length(buffer, Some(info.fps()));
-        let moment = self.timeline.frame(running_time.map(Duration::from), length);
+        let moment = self.timeline.advance(running_time.map(Duration::from), length);
         let seconds = moment.time.as_secs_f64();
         let rejection = if face.is_cut(info.width(), info.height()) {
             Rejection::CutOff
@@ -315,16 +314,18 @@ impl<'a> Session<'a> {
         } else {
             let mapped = VideoFrameRef::from_buffer_ref_readable(buffer, &info)
                 .map_err(|_| anyhow!("a frame cannot be mapped for reading"))?;
-            let described = frame::describe(&mapped)?;
+            let described = frame::borrow_frame(&mapped)?;
             let region = |settings: &CropSettings| {
-                settings.region(face, info.width(), info.height()).context("a face outside its frame")
+                settings
+                    .region(&face.bounding_box, info.width(), info.height())
+                    .context("a face outside its frame")
             };
             let measured = region(&selection::measurement_crop())?;
-            let small = self.cropper.cut(&described, &measured, &selection::measurement_crop())?;
-            let sample = FaceSample::new(seconds, face, &small, measured.shares(face));
+            let small = self.cropper.crop(&described, &measured, &selection::measurement_crop())?;
+            let sample = FaceSample::new(seconds, face, &small, &face.bounding_box.relative_to(&measured));
             match self.selector.accept(sample) {
                 Ok(()) => {
-                    let picture = self.cropper.cut(&described, &region(&UPLOAD_CROP)?, &UPLOAD_CROP)?;
+                    let picture = self.cropper.crop(&described, &region(&UPLOAD_CROP)?, &UPLOAD_CROP)?;
                     return Ok(Some(picture.encode(&UPLOAD_CROP)?.into()));
                 }
                 Err(rejection) => rejection,

@@ -1,7 +1,8 @@
 //! Selects frames for enrolment: complete, sharp faces that differ from those already selected.
 
+use facepipe_detector::BoundingBox;
 use gstfacepipe::{
-    crop::{CropSettings, Picture},
+    crop::{CropImage, CropSettings},
     roi::FaceRegion,
 };
 
@@ -54,10 +55,10 @@ pub enum Rejection {
 
 impl FaceSample {
     /// Measures a face found at this time; `picture` is a crop by [`measurement_crop`].
-    pub fn new(seconds: f64, face: &FaceRegion, picture: &Picture, inside: [f64; 4]) -> Self {
+    pub fn new(seconds: f64, face: &FaceRegion, picture: &CropImage, inside: &BoundingBox<f64>) -> Self {
         Self {
             seconds,
-            size: f64::from(face.width.min(face.height)),
+            size: f64::from(face.bounding_box.width().min(face.bounding_box.height())),
             sharpness: picture.sharpness(inside),
             patch: patch(picture, inside),
         }
@@ -110,7 +111,7 @@ impl SampleSelector {
 }
 
 /// Returns the face as a grey patch normalised for brightness and contrast.
-fn patch(picture: &Picture, [left, top, right, bottom]: [f64; 4]) -> Vec<f64> {
+fn patch(picture: &CropImage, &BoundingBox { left, top, right, bottom }: &BoundingBox<f64>) -> Vec<f64> {
     let mut sums = vec![(0.0, 0.0); SIDE * SIDE];
     let (width, height) = (usize::from(picture.width()), usize::from(picture.height()));
     for (row, pixels) in picture.rgb().chunks_exact(width.max(1) * 3).enumerate() {
@@ -154,16 +155,13 @@ fn cell(at: usize, side: usize, start: f64, end: f64) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use facepipe_detector::{ColorMatrix, ColorRange, Frame, PixelFormat};
-    use gstfacepipe::crop::{CropRegion, Cropper};
+    use gstfacepipe::crop::Cropper;
 
     use super::*;
 
     const CRITERIA: Criteria = Criteria { sharpness: 20.0, similarity: 0.9, apart: 0.5 };
     const FACE: FaceRegion = FaceRegion {
-        left: 20,
-        top: 20,
-        width: 60,
-        height: 60,
+        bounding_box: BoundingBox::from_size(20, 20, 60, 60),
         confidence: 0.9,
         track_id: None,
         predicted: false,
@@ -189,9 +187,9 @@ mod tests {
             ColorRange::Full,
         )
         .expect("a frame");
-        let region = CropRegion { left: 0, top: 0, width: 100, height: 100 };
-        let picture = Cropper::default().cut(&frame, &region, &measurement_crop()).expect("a picture");
-        FaceSample::new(seconds, &face, &picture, [0.2, 0.2, 0.8, 0.8])
+        let region = BoundingBox::from_size(0, 0, 100, 100);
+        let picture = Cropper::default().crop(&frame, &region, &measurement_crop()).expect("a picture");
+        FaceSample::new(seconds, &face, &picture, &BoundingBox::new(0.2, 0.2, 0.8, 0.8))
     }
 
     fn stripes(x: f64, _: f64) -> f64 {
@@ -217,7 +215,7 @@ mod tests {
             "light alone is no difference"
         );
         assert_eq!(selector.accept(sample(1.0, FACE, rows)), Ok(()));
-        let nearer = FaceRegion { width: 90, height: 90, ..FACE };
+        let nearer = FaceRegion { bounding_box: BoundingBox::from_size(20, 20, 90, 90), ..FACE };
         assert_eq!(selector.accept(sample(2.0, nearer, stripes)), Ok(()), "another distance");
         assert_eq!(
             selector.accept(sample(3.0, FACE, stripes)),

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use gst::prelude::*;
 use gstfacepipe::{
-    results::Verdict,
+    results::RecognitionResult,
     roi::{self, FaceRegion},
 };
 use tempfile::TempPath;
@@ -126,7 +126,7 @@ pub fn draw_boxes(
     until: Option<gst::ClockTime>,
     draft: &Draft,
     drawn: FacesByTime,
-    track_results: &HashMap<i32, Verdict>,
+    track_results: &HashMap<i32, RecognitionResult>,
     was_interrupted: bool,
 ) -> Result<bool> {
     let tail = format!("facepipe-faceoverlay name=overlay unanswered=red ! {}", writer(false));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use gstfacepipe::results::Verdict;
+use gstfacepipe::results::RecognitionResult;
 use serde::Serialize;
 
 use super::requests::Crop;
@@ -63,13 +63,14 @@ impl FaceRecord {
     }
 
     /// Returns the result to draw; none if the server refused the picture.
-    fn recognition_result(&self) -> Option<Verdict> {
+    fn recognition_result(&self) -> Option<RecognitionResult> {
         match (self.decision, &self.name) {
-            (Decision::Known, Some(name)) => {
-                Some(Verdict::Known { label: name.clone(), confidence: self.confidence.unwrap_or(0.0) })
-            }
-            (Decision::Known | Decision::Unknown, _) => Some(Verdict::Unknown),
-            (Decision::NoFace, _) => Some(Verdict::NoFace),
+            (Decision::Known, Some(name)) => Some(RecognitionResult::Known {
+                label: name.clone(),
+                confidence: self.confidence.unwrap_or(0.0),
+            }),
+            (Decision::Known | Decision::Unknown, _) => Some(RecognitionResult::Unknown),
+            (Decision::NoFace, _) => Some(RecognitionResult::NoFace),
             (Decision::Refused, _) => None,
         }
     }
@@ -121,7 +122,7 @@ pub struct Report {
 #[derive(Debug, Default)]
 pub struct Faces {
     all: Vec<FaceRecord>,
-    by_track: HashMap<i32, Verdict>,
+    by_track: HashMap<i32, RecognitionResult>,
 }
 
 /// A better result for a track.
@@ -130,7 +131,7 @@ pub struct TrackUpdate<'a> {
     /// Id of the track.
     pub track: i32,
     /// The best result so far.
-    pub result: &'a Verdict,
+    pub result: &'a RecognitionResult,
     /// Whether the identity changed, and not only the confidence.
     pub identity_changed: bool,
 }
@@ -142,11 +143,14 @@ impl Faces {
         self.all.push(face);
         let (track, result) = update?;
         let earlier = self.by_track.get(&track);
-        if earlier.is_some_and(|earlier| *earlier == result || !result.outweighs(earlier)) {
+        if earlier.is_some_and(|earlier| *earlier == result || !result.supersedes(earlier)) {
             return None;
         }
         let identity_changed = match (&result, earlier) {
-            (Verdict::Known { label, .. }, Some(Verdict::Known { label: earlier, .. })) => label != earlier,
+            (
+                RecognitionResult::Known { label, .. },
+                Some(RecognitionResult::Known { label: earlier, .. }),
+            ) => label != earlier,
             _ => true,
         };
         let result = self.by_track.entry(track).insert_entry(result).into_mut();
@@ -164,7 +168,7 @@ impl Faces {
     }
 
     /// Returns the best result of each track.
-    pub fn track_results(&self) -> &HashMap<i32, Verdict> {
+    pub fn track_results(&self) -> &HashMap<i32, RecognitionResult> {
         &self.by_track
     }
 
@@ -402,7 +406,7 @@ mod tests {
         assert_eq!(add(7, Decision::Unknown, None), None, "less than a name");
         assert_eq!(add(8, Decision::Refused, None), None);
         assert!(
-            matches!(faces.track_results().get(&7), Some(Verdict::Known { label, .. }) if label == "Ada")
+            matches!(faces.track_results().get(&7), Some(RecognitionResult::Known { label, .. }) if label == "Ada")
         );
         assert_eq!((faces.len(), faces.count(Decision::Known)), (7, 4));
     }

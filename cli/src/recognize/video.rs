@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use gst::prelude::*;
 use gst_app::AppSink;
-use gstfacepipe::results::Verdict;
+use gstfacepipe::results::RecognitionResult;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
@@ -357,7 +357,7 @@ impl<'a> Recognition<'a> {
 
     fn crop(&self, sample: &gst::Sample) -> Result<Crop> {
         let buffer = sample.buffer().context("a sample without a buffer")?;
-        let facts = gstfacepipe::roi::crop_facts(buffer).context("a crop without its facts")?;
+        let facts = gstfacepipe::roi::crop_metadata(buffer).context("a crop without its facts")?;
         let face = facts.face;
         let captured_at = match facts.captured_at.filter(|_| self.live) {
             Some(since_epoch) => Some((OffsetDateTime::UNIX_EPOCH + since_epoch).format(&Rfc3339)?),
@@ -368,7 +368,7 @@ impl<'a> Recognition<'a> {
             seconds: (time.as_secs_f64() * 1000.0).round() / 1000.0,
             captured_at,
             track: face.track_id,
-            bounding_box: face.corners(),
+            bounding_box: face.bounding_box.edges(),
             score: (face.confidence * 10_000.0).round() / 10_000.0,
             picture: buffer.map_readable()?.to_vec().into(),
         })
@@ -411,7 +411,7 @@ impl<'a> Recognition<'a> {
         if let Some(overlay) = &self.overlay {
             panel::set_result(overlay, track, result);
         }
-        if let Verdict::Known { label, confidence } = result
+        if let RecognitionResult::Known { label, confidence } = result
             && identity_changed
             && !self.options.json
         {

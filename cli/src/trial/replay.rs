@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use facepipe_vision::{BoundingBox, largest_face};
 use gst::prelude::*;
-use gstfacepipe::roi;
+use gstfacepipe::roi::{self, CropArea};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{CAMERA_ID, CAMERA_LOCATION, GroundTruth, Score};
@@ -41,9 +41,6 @@ impl Policy {
         }
     }
 }
-
-/// `margin` of facecrop, needed again to locate crops in their frames.
-const MARGIN: f64 = 0.25;
 
 /// Time limit for uploading the remaining crops after the end of the video, seconds.
 const DRAIN_TIMEOUT: u32 = 600;
@@ -106,12 +103,12 @@ const MAX_TRACKS: usize = 1000;
 impl Crops {
     /// Adds a buffer of `facecrop`.
     fn add(&mut self, buffer: &gst::BufferRef) {
-        let (Some(facts), Ok(jpeg)) = (roi::crop_facts(buffer), buffer.map_readable()) else { return };
+        let (Some(facts), Ok(jpeg)) = (roi::crop_metadata(buffer), buffer.map_readable()) else { return };
         self.count += 1;
         self.bytes += u64::try_from(jpeg.len()).unwrap_or_default();
         let track = facts.face.track_id.unwrap_or_default();
         let seconds = facts.running_time.unwrap_or_default().as_secs_f64();
-        let [left, top, right, bottom] = facts.face.corners().map(to_f32);
+        let [left, top, right, bottom] = facts.face.bounding_box.edges().map(to_f32);
         let bounding_box = BoundingBox { left, top, right, bottom };
         let area = bounding_box.area();
         let has_room = self.by_track.len() < MAX_TRACKS;
@@ -183,7 +180,6 @@ impl Replay {
         let element = |name: &str| video::element(&pipeline, name);
         source.configure(&element("source")?);
         let crop = element("crop")?;
-        crop.set_property("margin", MARGIN);
         crop.set_property_from_str("policy", policy.nick());
         let crops = video::Shared::<Crops>::default();
         let taken = crops.clone();
@@ -256,7 +252,6 @@ impl Replay {
         started: OffsetDateTime,
     ) -> Result<bool> {
         let bus = pipeline.bus().context("a pipeline without a bus")?;
-        let detector = video::element(pipeline, "detect")?;
         let frames = || Counts::of(pipeline).frames;
         let begun = Instant::now();
         let mut played = Duration::ZERO;
@@ -304,7 +299,7 @@ impl Replay {
                 }
                 gst::MessageView::Element(element) => {
                     if let Some(result) = element.structure().filter(|s| s.name() == "facepipe-result") {
-                        self.add_result(result, &detector, started)?;
+                        self.add_result(result, started)?;
                     }
                 }
                 _ => {}
@@ -314,15 +309,10 @@ impl Replay {
         Ok(false)
     }
 
-    fn add_result(
-        &mut self,
-        result: &gst::StructureRef,
-        detector: &gst::Element,
-        started: OffsetDateTime,
-    ) -> Result<()> {
+    fn add_result(&mut self, result: &gst::StructureRef, started: OffsetDateTime) -> Result<()> {
         let captured = OffsetDateTime::parse(result.get("captured-at")?, &Rfc3339)?;
         let seconds = (captured - started).as_seconds_f64();
-        let crop = crop_region(result, detector)?;
+        let crop = CropArea::from_structure(result).context("a result without the area of its crop")?;
         let faces = result.get::<gst::Array>("faces")?;
         if faces.is_empty() {
             self.crops_without_face += 1;
@@ -334,7 +324,7 @@ impl Replay {
             let known = face.get::<&str>("decision").is_ok_and(|decision| decision == "known");
             let identity = if known { Some(face.get::<String>("label")?) } else { None };
             let confidence = if known { face.get("confidence").unwrap_or_default() } else { 0.0 };
-            let bounding_box = crop.to_frame(&face)?;
+            let bounding_box = box_in_frame(&face, &crop)?;
             self.detections.push(Detection {
                 seconds,
                 bounding_box,
@@ -353,44 +343,16 @@ impl Replay {
     }
 }
 
-/// Where a crop lies in its frame, and how many pixels of the frame one of its own has across and down.
-struct CropRegion {
-    left: f64,
-    top: f64,
-    scale: [f64; 2],
-}
-
-/// The element's margin, clamped at the frame's edges, and its default `max-size` of 150 pixels.
-fn crop_region(result: &gst::StructureRef, detector: &gst::Element) -> Result<CropRegion> {
-    let caps = detector.static_pad("sink").and_then(|pad| pad.current_caps()).context("no caps")?;
-    let info = gst_video::VideoInfo::from_caps(&caps)?;
-    let [stretched_across, stretched_down] = gstfacepipe::frame::stretch(&info);
-    let edge = |name: &str| result.get::<u32>(name).map(f64::from);
-    let (left, top, right, bottom) = (edge("left")?, edge("top")?, edge("right")?, edge("bottom")?);
-    let (across, down) = ((right - left) * MARGIN, (bottom - top) * MARGIN);
-    let (frame_width, frame_height) = (f64::from(info.width()), f64::from(info.height()));
-    let region_left = (left - across).max(0.0);
-    let region_top = (top - down).max(0.0);
-    let width = (right + across).min(frame_width) - region_left;
-    let height = (bottom + down).min(frame_height) - region_top;
-    let shrunk = ((width * stretched_across).max(height * stretched_down) / 150.0).max(1.0);
-    let scale = [shrunk / stretched_across, shrunk / stretched_down];
-    Ok(CropRegion { left: region_left, top: region_top, scale })
-}
-
-impl CropRegion {
-    /// Converts the box of a face from pixels of the crop to pixels of the frame.
-    #[expect(clippy::cast_possible_truncation, reason = "pixels of a frame")]
-    fn to_frame(&self, face: &gst::StructureRef) -> Result<BoundingBox> {
-        let [across, down] = self.scale;
-        let at = |name: &str, offset: f64, scale: f64| {
-            face.get::<f64>(name).map(|value| (offset + value * scale) as f32)
-        };
-        Ok(BoundingBox {
-            left: at("box-left", self.left, across)?,
-            top: at("box-top", self.top, down)?,
-            right: at("box-right", self.left, across)?,
-            bottom: at("box-bottom", self.top, down)?,
-        })
-    }
+/// Returns the box of a face in pixels of the frame.
+#[expect(clippy::cast_possible_truncation, reason = "pixels of a frame")]
+fn box_in_frame(face: &gst::StructureRef, crop: &CropArea) -> Result<BoundingBox> {
+    let edge = |name: &str| face.get::<f64>(name);
+    let on_crop = facepipe_detector::BoundingBox::new(
+        edge("box-left")?,
+        edge("box-top")?,
+        edge("box-right")?,
+        edge("box-bottom")?,
+    );
+    let [left, top, right, bottom] = crop.to_frame(&on_crop).edges().map(|edge| edge as f32);
+    Ok(BoundingBox { left, top, right, bottom })
 }

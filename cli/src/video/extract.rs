@@ -226,7 +226,7 @@ impl FaceFolder {
     /// Writes a face: first its file, atomically, then its line in the index.
     fn add(&mut self, live: bool, sample: &gst::Sample) -> Result<()> {
         let buffer = sample.buffer().context("a sample without a buffer")?;
-        let facts = gstfacepipe::roi::crop_facts(buffer).context("a crop without its facts")?;
+        let facts = gstfacepipe::roi::crop_metadata(buffer).context("a crop without its facts")?;
         let face = facts.face;
         let time = facts.running_time.or(buffer.pts().map(Duration::from)).unwrap_or_default();
         let captured = live.then(|| match facts.captured_at {
@@ -253,7 +253,7 @@ impl FaceFolder {
             captured_at: captured.map(|captured| captured.format(&Rfc3339)).transpose()?,
             track,
             score: (face.confidence * 10_000.0).round() / 10_000.0,
-            bounding_box: face.corners(),
+            bounding_box: face.bounding_box.edges(),
             frame: [facts.frame_width, facts.frame_height],
         };
         let picture = buffer.map_readable()?;

@@ -117,7 +117,7 @@ impl FaceOptions {
                 && let Ok(video) = VideoInfo::from_caps(caps.caps())
             {
                 if let (None, Some(detect)) = (options.min_size, detect.upgrade()) {
-                    detect.set_property("min-face-size", gstfacepipe::cutter::min_size_in(&video));
+                    detect.set_property("min-face-size", gstfacepipe::crop_pipeline::min_size_in(&video));
                 }
                 track.set_property(
                     "max-age",

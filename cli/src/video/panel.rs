@@ -1,10 +1,11 @@
 //! The second window: the latest crops, with the colour and name of their faces.
 
 use anyhow::{Context, Result};
+use facepipe_detector::BoundingBox;
 use gst::prelude::*;
 use gst_video::{VideoFormat, VideoInfo};
 use gstfacepipe::{
-    results::Verdict,
+    results::RecognitionResult,
     roi::{self, FaceRegion},
 };
 use image::{RgbImage, imageops, imageops::FilterType};
@@ -30,11 +31,11 @@ const HEIGHT: u32 = ROWS * (LABEL_HEIGHT + TILE) + GAP;
 const BACKGROUND: image::Rgb<u8> = image::Rgb([40, 40, 40]);
 
 /// Sets the result of a track on an overlay.
-pub fn set_result(overlay: &gst::Element, track: i32, result: &Verdict) {
+pub fn set_result(overlay: &gst::Element, track: i32, result: &RecognitionResult) {
     let (decision, name, confidence) = match result {
-        Verdict::NoFace => ("none", "", 0.0),
-        Verdict::Unknown => ("unknown", "", 0.0),
-        Verdict::Known { label, confidence } => ("known", label.as_str(), *confidence),
+        RecognitionResult::NoFace => ("none", "", 0.0),
+        RecognitionResult::Unknown => ("unknown", "", 0.0),
+        RecognitionResult::Known { label, confidence } => ("known", label.as_str(), *confidence),
     };
     // Returns false only for other decisions.
     overlay.emit_by_name::<bool>("set-result", &[&track, &decision, &name, &confidence]);
@@ -82,7 +83,7 @@ impl Panel {
     ///
     /// # Errors
     /// The image cannot be passed to GStreamer.
-    pub fn set_result(&self, track: i32, result: &Verdict) -> Result<()> {
+    pub fn set_result(&self, track: i32, result: &RecognitionResult) -> Result<()> {
         if let Some(overlay) = self.window.element("overlay") {
             set_result(&overlay, track, result);
         }
@@ -97,10 +98,7 @@ impl Panel {
             let (left, top) = (left + (TILE - tile.width()) / 2, top + (TILE - tile.height()) / 2);
             imageops::replace(&mut canvas, tile, left.into(), top.into());
             faces.push(FaceRegion {
-                left,
-                top,
-                width: tile.width(),
-                height: tile.height(),
+                bounding_box: BoundingBox::from_size(left, top, tile.width(), tile.height()),
                 confidence: 0.0,
                 track_id: *track,
                 predicted: false,

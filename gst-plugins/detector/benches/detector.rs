@@ -1,5 +1,4 @@
-//! How long one frame takes: sampling from each format at 1080p, comparing with
-//! the frame before, and the whole detection with each model.
+//! Time per frame: sampling from each format at 1080p, motion detection, and the whole detection with each model.
 //!
 //! `cargo bench -p facepipe-detector`. The models and ONNX Runtime come from `facepipe models fetch`.
 
@@ -7,13 +6,13 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use facepipe_detector::{
-    ColorMatrix, ColorRange, Detector, DetectorConfig, Frame, PixelFormat, Sampler, Scene, models,
+    ColorMatrix, ColorRange, Detector, DetectorConfig, Frame, MotionDetector, PixelFormat, Sampler, models,
 };
 
 const WIDTH: u32 = 1920;
 const HEIGHT: u32 = 1080;
 
-/// A frame of noise: what its pixels are does not matter to the time.
+/// A frame of noise: the time does not depend on the pixels.
 struct Noise {
     format: PixelFormat,
     planes: Vec<Vec<u8>>,
@@ -69,11 +68,11 @@ fn stillness(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compare 1080p");
     for format in [PixelFormat::Nv12, PixelFormat::Yuy2, PixelFormat::Bgrx] {
         let noise = Noise::new(format);
-        let mut scene = Scene::default();
-        scene.change(&noise.frame());
-        scene.remember();
+        let mut motion = MotionDetector::default();
+        motion.difference(&noise.frame());
+        motion.set_reference();
         group.bench_function(format!("{format:?}"), |bencher| {
-            bencher.iter(|| scene.change(black_box(&noise.frame())));
+            bencher.iter(|| motion.difference(black_box(&noise.frame())));
         });
     }
     group.finish();

@@ -1,22 +1,22 @@
-//! The detector of one stream: its sampler and its choice among the boxes of a network that streams share.
+//! The detector of one stream: its sampler, and its selection among the boxes of a network that streams share.
 
 use std::{fmt, fs, path::PathBuf, str::FromStr};
 
 use crate::{
     Detection, DetectorError, Family, Frame, Sampler,
-    engine::{Model, Network, Share},
-    mtcnn::{self, Search},
+    engine::{EngineHandle, Model, Network},
+    mtcnn::{self, SearchParams},
     nms::Selection,
     onnx_strip, runtime,
 };
 
-/// Finds faces in frames: one per stream. Those of one model and one way of running it share the networks in a process:
-/// there are as many as can run at a time, however many streams there are.
+/// Finds faces in the frames of one stream. Detectors with the same model and execution settings share their networks within a
+/// process: there are as many networks as can run at a time, however many streams there are.
 ///
 /// `Send`, so it can move to a streaming thread; a frame needs `&mut self`, because buffers are reused.
 #[derive(Debug)]
 pub struct Detector {
-    share: Share,
+    engine: EngineHandle,
     family: Family,
     sampler: Sampler,
     selection: Selection,
@@ -25,10 +25,10 @@ pub struct Detector {
     faces: Vec<Detection>,
 }
 
-/// How a detector is opened.
+/// The configuration of a detector.
 #[derive(Debug, Clone)]
 pub struct DetectorConfig {
-    /// The ONNX file, or `pnet.pt` of MTCNN beside the files of its other two networks, see
+    /// The ONNX file, or `pnet.pt` of MTCNN next to the files of its other two networks, see
     /// [`models::resolve`](crate::models::resolve). No default.
     pub model: PathBuf,
     /// Threads that work on one frame, at least 1. Default 1.
@@ -37,18 +37,18 @@ pub struct DetectorConfig {
     pub execution_provider: ExecutionProvider,
     /// Candidates must score higher, 0 to 1. Default 0.6.
     pub score_threshold: f32,
-    /// Of two boxes that overlap by more than this IoU (0 to 1) the weaker one goes. Default 0.3.
+    /// Of two boxes that overlap by more than this IoU (0 to 1), the one with the lower score is dropped. Default 0.3.
     pub nms_threshold: f32,
-    /// At most so many faces per frame, those with the highest scores; 0 (default) for all.
+    /// Maximum number of faces per frame, those with the highest scores; 0 (default) for all.
     pub max_faces: usize,
-    /// The smallest face that MTCNN looks for, square pixels, 12 at least; its time goes with the inverse square. 0 (default):
-    /// 1/27 of the frame's shorter side, at least 20. Of no effect on the other detectors.
+    /// The smallest face that MTCNN finds, square pixels, at least 12; its run time is proportional to the inverse square. 0
+    /// (default): 1/27 of the frame's shorter side, at least 20. Ignored by the other detectors.
     pub min_face_size: u32,
-    /// Folder in which TensorRT keeps the engine that it builds for the model, which takes minutes the first time; made
-    /// where it is missing. `None` (default): the engine is built at every start.
+    /// Folder in which TensorRT keeps the engine that it builds for the model, which takes minutes the first time; created
+    /// if missing. `None` (default): the engine is built at every start.
     pub engine_cache: Option<PathBuf>,
-    /// Folders near which the ONNX Runtime library may lie (a plugin gives its own), see [`runtime::load`]. Without
-    /// effect once the library is loaded.
+    /// Folders near which the ONNX Runtime library may be (such as a plugin's own), see [`runtime::load`]. Ignored once the
+    /// library is loaded.
     pub library_hints: Vec<PathBuf>,
 }
 
@@ -68,7 +68,7 @@ impl Default for DetectorConfig {
     }
 }
 
-/// Where the network runs. One that cannot be had is an error, never a quiet run on the CPU.
+/// Where the network runs. An unavailable provider is an error; there is no silent fallback to the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ExecutionProvider {
     /// ONNX Runtime's own kernels.
@@ -76,17 +76,17 @@ pub enum ExecutionProvider {
     Cpu,
     /// NVIDIA CUDA.
     Cuda,
-    /// NVIDIA TensorRT; parts of a network that it cannot take run on CUDA.
+    /// NVIDIA TensorRT; parts of a network that it does not support run on CUDA.
     TensorRt,
     /// Intel OpenVINO.
     OpenVino,
 }
 
 impl ExecutionProvider {
-    /// All of them, `cpu` first.
+    /// All providers, `cpu` first.
     pub const ALL: [Self; 4] = [Self::Cpu, Self::Cuda, Self::TensorRt, Self::OpenVino];
 
-    /// The name used in configuration: `cpu`, `cuda`, `tensorrt`, `openvino`.
+    /// Returns the name used in configuration: `cpu`, `cuda`, `tensorrt`, `openvino`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -128,8 +128,8 @@ impl Detector {
     /// [`DetectorError`], all variants but `InvalidFrame`, `Inference` and `UnknownModel`.
     pub fn open(config: &DetectorConfig) -> Result<Self, DetectorError> {
         let selection = Selection {
-            score_threshold: checked_share("score-threshold", config.score_threshold)?,
-            nms_threshold: checked_share("nms-threshold", config.nms_threshold)?,
+            score_threshold: checked_ratio("score-threshold", config.score_threshold)?,
+            nms_threshold: checked_ratio("nms-threshold", config.nms_threshold)?,
             max_faces: config.max_faces,
         };
         if config.threads == 0 || config.threads > 1024 {
@@ -145,7 +145,7 @@ impl Detector {
             return Err(DetectorError::InvalidConfig {
                 field: "execution-provider",
                 value: provider.to_string(),
-                limit: "expected cpu, since the model is mtcnn, whose first network takes pictures of many sizes; \
+                limit: "expected cpu, since the model is mtcnn, whose first network has inputs of many sizes; \
                         accelerators run rfb-320, rfb-640 and slim-320",
             });
         }
@@ -161,15 +161,15 @@ impl Detector {
         if let Some(folder) = &config.engine_cache {
             make_private(folder).map_err(|e| DetectorError::InvalidConfig {
                 field: "engine-cache",
-                value: format!("{}, which cannot be made ({e})", folder.display()),
+                value: format!("{}, which cannot be created ({e})", folder.display()),
                 limit: "expected a folder that can be written to",
             })?;
         }
-        let share = Share::of(runtime, config, model)?;
-        // MTCNN's depends on the frame.
-        let (width, height) = share.input_size().unwrap_or((16, 16));
+        let engine = EngineHandle::acquire(runtime, config, model)?;
+        // The input of MTCNN depends on the frame.
+        let (width, height) = engine.input_size().unwrap_or((16, 16));
         Ok(Self {
-            share,
+            engine,
             family,
             sampler: Sampler::new(width, height),
             selection,
@@ -179,48 +179,48 @@ impl Detector {
         })
     }
 
-    /// Width and height of the network's input in pixels, to which a frame is stretched. Nothing for MTCNN, which keeps the
-    /// frame's shape and goes by its size.
+    /// Returns width and height of the network's input in pixels, to which a frame is stretched. `None` for MTCNN, whose input
+    /// depends on the frame.
     pub fn input_size(&self) -> Option<(usize, usize)> {
-        self.share.input_size()
+        self.engine.input_size()
     }
 
-    /// Which kind of network it runs.
+    /// Returns the kind of network that it runs.
     pub const fn family(&self) -> Family {
         self.family
     }
 
-    /// The smallest face that MTCNN looks for from the next frame on, see [`DetectorConfig::min_face_size`].
+    /// Sets the smallest face that MTCNN finds, from the next frame on, see [`DetectorConfig::min_face_size`].
     pub const fn set_min_face_size(&mut self, pixels: u32) {
         self.min_face_size = pixels;
     }
 
-    /// Candidates must score higher than this from the next frame on.
+    /// Sets the score threshold from the next frame on.
     ///
     /// # Errors
     ///
     /// [`DetectorError::InvalidConfig`] outside 0 to 1.
     pub fn set_score_threshold(&mut self, threshold: f32) -> Result<(), DetectorError> {
-        self.selection.score_threshold = checked_share("score-threshold", threshold)?;
+        self.selection.score_threshold = checked_ratio("score-threshold", threshold)?;
         Ok(())
     }
 
-    /// Boxes may overlap by this IoU from the next frame on.
+    /// Sets the IoU threshold of non-maximum suppression from the next frame on.
     ///
     /// # Errors
     ///
     /// [`DetectorError::InvalidConfig`] outside 0 to 1.
     pub fn set_nms_threshold(&mut self, threshold: f32) -> Result<(), DetectorError> {
-        self.selection.nms_threshold = checked_share("nms-threshold", threshold)?;
+        self.selection.nms_threshold = checked_ratio("nms-threshold", threshold)?;
         Ok(())
     }
 
-    /// At most so many faces per frame from the next one on, 0 for all.
+    /// Sets the maximum number of faces from the next frame on, 0 for all.
     pub const fn set_max_faces(&mut self, max_faces: usize) {
         self.selection.max_faces = max_faces;
     }
 
-    /// The faces of one frame, highest score first, in pixels of the frame, unclipped.
+    /// Returns the faces of a frame, highest score first, in pixels of the frame, not clipped.
     ///
     /// # Errors
     ///
@@ -228,9 +228,10 @@ impl Detector {
     pub fn detect(&mut self, frame: &Frame<'_>) -> Result<Vec<Detection>, DetectorError> {
         #[expect(clippy::cast_precision_loss, reason = "sides are at most 32,768 pixels")]
         let size = (frame.width() as f32, frame.height() as f32);
-        let Self { share, sampler, selection, candidates, faces, .. } = self;
-        let search = Search { min_face_size: self.min_face_size, score_threshold: selection.score_threshold };
-        share.with_network(|network| match network {
+        let Self { engine, sampler, selection, candidates, faces, .. } = self;
+        let search =
+            SearchParams { min_face_size: self.min_face_size, score_threshold: selection.score_threshold };
+        engine.with_network(|network| match network {
             Network::UltraLight(network) => network.run(
                 |input| sampler.sample(frame, input),
                 |scores, boxes| selection.select(scores, boxes, size, candidates, faces),
@@ -245,7 +246,7 @@ impl Detector {
     }
 }
 
-/// Makes a folder that others cannot write to: what lies in it is run.
+/// Creates a folder that others cannot write to, since its contents are executed.
 fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -254,7 +255,7 @@ fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
     builder.create(folder)
 }
 
-fn checked_share(field: &'static str, value: f32) -> Result<f32, DetectorError> {
+fn checked_ratio(field: &'static str, value: f32) -> Result<f32, DetectorError> {
     // A NaN is in no range.
     if (0.0..=1.0).contains(&value) {
         return Ok(value);
@@ -262,7 +263,7 @@ fn checked_share(field: &'static str, value: f32) -> Result<f32, DetectorError> 
     Err(DetectorError::InvalidConfig { field, value: value.to_string(), limit: "expected 0 to 1" })
 }
 
-/// The model's bytes, without the weights in its list of inputs.
+/// Reads the model, without the weights in its list of inputs.
 fn read_model(config: &DetectorConfig) -> Result<Vec<u8>, DetectorError> {
     let path = &config.model;
     let unreadable = |source| DetectorError::ModelUnreadable { path: path.clone(), source };
@@ -296,9 +297,9 @@ mod tests {
     use super::*;
     use crate::engine;
 
-    /// The published file and the stripped one are the same function.
+    /// The published file and the stripped one compute the same function.
     #[test]
-    fn a_stripped_model_answers_as_the_published_one() {
+    fn a_stripped_model_has_the_outputs_of_the_published_one() {
         let hints = [facepipe_test_support::workspace_root()];
         let runtime = match runtime::load(&hints) {
             Ok(runtime) => runtime,

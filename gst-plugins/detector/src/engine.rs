@@ -1,5 +1,5 @@
-//! Networks in ONNX Runtime, shared by the streams of a process: as many as can run at a time, whose memory (tens of
-//! megabytes each) does not grow with the number of cameras.
+//! Networks in ONNX Runtime, shared by the streams of a process. There are as many as can run at a time, so that their memory
+//! (tens of megabytes each) does not grow with the number of cameras.
 
 use std::{
     iter,
@@ -23,22 +23,22 @@ use crate::{DetectorConfig, DetectorError, ExecutionProvider, mtcnn::Cascade, ru
 /// Bounds of a plausible input side, in pixels.
 const INPUT_SIDES: std::ops::RangeInclusive<i64> = 16..=4096;
 
-/// Those that have users.
+/// All engines in use.
 static ENGINES: Mutex<Vec<Weak<Engine>>> = Mutex::new(Vec::new());
 
-/// The networks of one model and one way of running it.
+/// The networks of one model with the same execution settings.
 #[derive(Debug)]
 pub(crate) struct Engine {
     key: Key,
     input_size: Option<(usize, usize)>,
     first: Mutex<Network>,
-    /// Grows with the users, up to what can run at a time.
+    /// Grows with the number of streams, up to what can run at a time.
     others: RwLock<Vec<Mutex<Network>>>,
-    /// Numbers the users.
+    /// The number of handles so far.
     users: AtomicUsize,
 }
 
-/// What must be the same for networks to be shared.
+/// The settings that must be equal for networks to be shared.
 #[derive(Debug, PartialEq, Eq)]
 struct Key {
     model: Model,
@@ -47,7 +47,7 @@ struct Key {
     engine_cache: Option<PathBuf>,
 }
 
-/// What ONNX Runtime is given: ONNX models whose weights are not among their inputs.
+/// ONNX models whose weights are not among their inputs.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Model {
     /// An Ultra-Light detector.
@@ -56,7 +56,7 @@ pub(crate) enum Model {
     Mtcnn([Vec<u8>; 3]),
 }
 
-/// What finds faces in one frame at a time.
+/// A network, or several, that find the faces of one frame at a time.
 #[derive(Debug)]
 pub(crate) enum Network {
     /// An Ultra-Light detector.
@@ -65,7 +65,7 @@ pub(crate) enum Network {
     Mtcnn(Box<Cascade>),
 }
 
-/// A session with the buffer of its input.
+/// A session with its input buffer.
 #[derive(Debug)]
 pub(crate) struct UltraLight {
     session: Session,
@@ -80,22 +80,22 @@ struct OutputNames {
     boxes: String,
 }
 
-/// One stream's share of an engine.
+/// One stream's handle of an engine.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct EngineHandle {
     engine: Arc<Engine>,
-    /// Which network it waits for where all are at work: not all for the same.
+    /// Selects the network that it waits for when all are busy, so that streams do not all wait for the same.
     number: usize,
 }
 
-impl Share {
-    /// Of the engine for a model, with a network more where it may have one more.
+impl EngineHandle {
+    /// Acquires the engine of a model, and adds a network to it as long as one more can run at a time.
     ///
     /// # Errors
     ///
     /// [`DetectorError::ProviderUnavailable`], [`DetectorError::RuntimeFailed`], [`DetectorError::ModelCorrupt`],
     /// [`DetectorError::ModelUnsupported`], [`DetectorError::Inference`].
-    pub(crate) fn of(
+    pub(crate) fn acquire(
         runtime: &Runtime,
         config: &DetectorConfig,
         model: Model,
@@ -106,13 +106,13 @@ impl Share {
             provider: config.execution_provider,
             engine_cache: config.engine_cache.clone(),
         };
-        // Held until the network is there: streams of one pipeline start at the same time.
+        // Held until the network is built: streams of one pipeline start at the same time.
         let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
         engines.retain(|engine| engine.strong_count() > 0);
         if let Some(engine) = engines.iter().filter_map(Weak::upgrade).find(|engine| engine.key == key) {
             let number = engine.users.fetch_add(1, Ordering::Relaxed);
-            let there = engine.others.read().unwrap_or_else(PoisonError::into_inner).len() + 1;
-            if there < most_networks(config) {
+            let count = engine.others.read().unwrap_or_else(PoisonError::into_inner).len() + 1;
+            if count < max_networks(config) {
                 let (network, _) = Network::build(runtime, config, &engine.key.model)?;
                 let mut others = engine.others.write().unwrap_or_else(PoisonError::into_inner);
                 others.push(Mutex::new(network));
@@ -126,18 +126,18 @@ impl Share {
         Ok(Self { engine, number: 0 })
     }
 
-    /// Width and height of the input in pixels, where it is always the same.
+    /// Returns width and height of the input in pixels, if it is fixed.
     pub(crate) fn input_size(&self) -> Option<(usize, usize)> {
         self.engine.input_size
     }
 
-    /// Does work that needs a network, as soon as one has nothing else to do.
+    /// Does work with a network, as soon as one is idle.
     pub(crate) fn with_network<R>(&self, work: impl FnOnce(&mut Network) -> R) -> R {
         let Engine { first, others, .. } = &*self.engine;
         let others = others.read().unwrap_or_else(PoisonError::into_inner);
         let idle = iter::once(first).chain(others.iter()).find_map(|network| match network.try_lock() {
             Ok(network) => Some(network),
-            // A panic in the midst of a run leaves the session and the buffer as good as before.
+            // A panic during a run leaves session and buffer usable.
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         });
@@ -150,7 +150,7 @@ impl Share {
 }
 
 impl Network {
-    /// Builds one; with it, width and height of its input, where that is always the same.
+    /// Builds a network. Returns it with width and height of its input, if that is fixed.
     fn build(
         runtime: &Runtime,
         config: &DetectorConfig,
@@ -167,7 +167,7 @@ impl Network {
 }
 
 impl UltraLight {
-    /// Builds one; with it, width and height of its input.
+    /// Builds the network. Returns it with width and height of its input.
     fn build(
         runtime: &Runtime,
         config: &DetectorConfig,
@@ -182,13 +182,13 @@ impl UltraLight {
         let input = Tensor::from_array(([1, 3, height, width], vec![0.0; 3 * width * height]))
             .map_err(|e| failed(&e))?;
         if config.execution_provider != ExecutionProvider::Cpu {
-            // Accelerators load kernels and build engines with the first run: not while a camera waits.
+            // Accelerators load kernels and build engines in the first run: better now than while a camera waits.
             session.run(ort::inputs![&input]).map_err(|e| failed(&e))?;
         }
         Ok((Self { session, outputs, input }, (width, height)))
     }
 
-    /// Runs on what `fill` puts into the input, `[3, height, width]`, and gives scores `[N, 2]` and boxes `[N, 4]` to
+    /// Runs the network on the input that `fill` writes, `[3, height, width]`, and passes scores `[N, 2]` and boxes `[N, 4]` to
     /// `read`.
     ///
     /// # Errors
@@ -210,8 +210,8 @@ impl UltraLight {
     }
 }
 
-/// How many networks can run at a time. An accelerator runs one after the other however many there are.
-fn most_networks(config: &DetectorConfig) -> usize {
+/// Returns how many networks can run at a time. An accelerator runs them one after the other.
+fn max_networks(config: &DetectorConfig) -> usize {
     match config.execution_provider {
         ExecutionProvider::Cpu => {
             let cores = thread::available_parallelism().map_or(1, NonZero::get);
@@ -240,7 +240,7 @@ pub(crate) fn build_session(
             return Ok(());
         }
         let mut accelerated = builder.clone().with_execution_providers(dispatches(config))?;
-        // Without this, whatever the provider refuses, even all of the network, would quietly run on the CPU.
+        // Otherwise what the provider does not support, even the whole network, would silently run on the CPU.
         accelerated = accelerated.with_disable_cpu_fallback()?;
         builder = accelerated;
         Ok(())
@@ -261,7 +261,7 @@ fn configure(runtime: &Runtime, config: &DetectorConfig) -> ort::Result<SessionB
         .with_intra_threads(config.threads)?
         .with_inter_threads(1)?
         .with_parallel_execution(false)?
-        // Between two frames, a spinning thread would burn a core that the decoder needs.
+        // Between frames, spinning threads would occupy cores that the decoder needs.
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?)
 }
@@ -284,7 +284,7 @@ fn dispatches(config: &DetectorConfig) -> Vec<ep::ExecutionProviderDispatch> {
     providers.into_iter().map(ep::ExecutionProviderDispatch::error_on_failure).collect()
 }
 
-/// The one input must be `[1, 3, height, width]` of f32.
+/// Returns width and height of the only input, which must be `[1, 3, height, width]` of f32.
 pub(crate) fn input_size(
     config: &DetectorConfig,
     inputs: &[Outlet],
@@ -312,7 +312,7 @@ pub(crate) fn input_size(
     }
 }
 
-/// The name of the output whose last dimension is `last`.
+/// Returns the name of the output whose last dimension is `last`.
 fn output(
     config: &DetectorConfig,
     outputs: &[Outlet],
@@ -343,7 +343,7 @@ mod tests {
     const WIDTH: u32 = 640;
     const HEIGHT: u32 = 480;
 
-    /// A frame of stripes, others for each seed.
+    /// Detects faces in a frame of stripes, different for each seed.
     fn detect(detector: &mut Detector, seed: u8) -> Vec<Detection> {
         let pixels: Vec<u8> = (0..WIDTH * HEIGHT * 3)
             .map(|i| (i / 7 % 251) as u8 ^ seed.wrapping_mul((i / WIDTH) as u8))
@@ -362,14 +362,14 @@ mod tests {
     }
 
     #[test]
-    fn streams_share_the_networks_that_can_run_at_a_time_and_find_what_one_alone_finds() {
+    fn streams_share_networks_and_find_what_a_single_stream_finds() {
         let hints = [facepipe_test_support::workspace_root()];
         let runtime = match runtime::load(&hints) {
             Ok(runtime) => runtime,
             Err(error) => return facepipe_test_support::skip(&error.to_string()),
         };
         let model = facepipe_test_support::require!("models/version-slim-320.onnx");
-        // Of noise, everything is a candidate.
+        // In noise, everything is a candidate.
         let config = DetectorConfig { model, score_threshold: 0.01, ..DetectorConfig::default() };
         let mut alone = Detector::open(&config).unwrap();
         let expected: Vec<_> = (0..6).map(|seed| detect(&mut alone, seed)).collect();
@@ -388,16 +388,16 @@ mod tests {
         let bytes = std::fs::read(&config.model).unwrap();
         let [one, other, apart] = [1, 1, 2].map(|threads| {
             let config = DetectorConfig { threads, ..config.clone() };
-            Share::of(runtime, &config, Model::UltraLight(bytes.clone())).unwrap()
+            EngineHandle::acquire(runtime, &config, Model::UltraLight(bytes.clone())).unwrap()
         });
         assert!(Arc::ptr_eq(&one.engine, &other.engine));
-        assert!(!Arc::ptr_eq(&one.engine, &apart.engine), "its networks run with other threads");
+        assert!(!Arc::ptr_eq(&one.engine, &apart.engine), "other numbers of threads");
         for _ in 0..70 {
-            let _ = Share::of(runtime, &config, Model::UltraLight(bytes.clone())).unwrap();
+            let _ = EngineHandle::acquire(runtime, &config, Model::UltraLight(bytes.clone())).unwrap();
         }
-        assert_eq!(one.engine.others.read().unwrap().len() + 1, most_networks(&config));
+        assert_eq!(one.engine.others.read().unwrap().len() + 1, max_networks(&config));
         let engine = Arc::downgrade(&one.engine);
         drop((one, other));
-        assert_eq!(engine.strong_count(), 0, "nobody uses it any more");
+        assert_eq!(engine.strong_count(), 0, "no handle is left");
     }
 }

@@ -1,14 +1,14 @@
-//! The one error type of the detector. Every message says what is wrong, with which value, and what to do about it.
+//! The error type of the detector. Every message names the problem, the value and the remedy.
 
 use std::path::PathBuf;
 
 use crate::ExecutionProvider;
 
-/// Why a detector could not be opened, or a frame could not be searched.
+/// Why a detector could not be opened, or a frame not be searched.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DetectorError {
-    /// No usable ONNX Runtime library was found; `tried` says where it was looked for and what was wrong there.
+    /// No usable ONNX Runtime library was found; `tried` lists the places and what was wrong there.
     #[error(
         "no usable ONNX Runtime library (1.{minimum} or newer): {tried}. Run `facepipe models fetch` to get one, or set ORT_DYLIB_PATH to the full path of libonnxruntime.so",
         minimum = ort::MINOR_VERSION
@@ -18,12 +18,12 @@ pub enum DetectorError {
         tried: String,
     },
 
-    /// The library was loaded but would not start.
+    /// The library was loaded but did not start.
     #[error("ONNX Runtime {path} did not start: {reason}", path = path.display())]
     RuntimeFailed {
         /// The library.
         path: PathBuf,
-        /// What it said.
+        /// Its error.
         reason: String,
     },
 
@@ -43,7 +43,7 @@ pub enum DetectorError {
     UnknownModel {
         /// The name as given.
         name: String,
-        /// The names that exist.
+        /// The known names.
         known: String,
     },
 
@@ -54,7 +54,7 @@ pub enum DetectorError {
     ModelMissing {
         /// The model's name, or the path that was given.
         name: String,
-        /// The file that was looked for.
+        /// The missing file.
         file: String,
         /// The folders that were searched, in order.
         searched: String,
@@ -65,11 +65,11 @@ pub enum DetectorError {
     ModelUnreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 
-    /// The file is not a whole ONNX model.
+    /// The file is not a complete ONNX model.
     #[error(
         "model {path} is damaged: {reason}. Run `facepipe models verify`, then `facepipe models fetch`",
         path = path.display()
@@ -101,7 +101,7 @@ pub enum DetectorError {
         limit: &'static str,
     },
 
-    /// The frame's description and its planes do not fit together.
+    /// The planes of a frame do not match its description.
     #[error("frame: {field} is {value}, expected {limit}")]
     InvalidFrame {
         /// The field.

@@ -1,13 +1,13 @@
-//! A borrowed video frame: pixel format, colorimetry and planes exactly as a decoder left them.
+//! A borrowed video frame: pixel format, colorimetry and planes as a decoder made them.
 
 use std::ops::Range;
 
 use crate::DetectorError;
 
-/// Pixels that are more than so many times as long as wide, or the other way round, are a mistake of the caps.
+/// Pixel aspect ratios beyond this (or its inverse) are an error in the caps.
 const MAX_STRETCH: f64 = 8.0;
 
-/// Longest side of a frame in pixels. Four times 8K; keeps every offset far from overflow.
+/// Maximum side of a frame in pixels: four times 8K, and far from overflow in offsets.
 const MAX_SIDE: u32 = 32_768;
 
 /// One video frame, borrowed; its planes are checked against its size once, in [`Frame::new`].
@@ -36,12 +36,12 @@ pub enum PixelFormat {
     Nv21,
     /// As I420, with the plane of Cr before that of Cb.
     Yv12,
-    /// Four bytes for two neighbouring pixels: luma, Cb, luma, Cr. What most webcams deliver as raw video.
+    /// Four bytes for two neighbouring pixels: luma, Cb, luma, Cr. The raw video of most webcams.
     Yuy2,
     /// Four bytes for two neighbouring pixels: Cb, luma, Cr, luma.
     Uyvy,
-    /// Plane of luma, plane of Cb, plane of Cr, the last two halved in width only (rounded up). What most JPEG
-    /// pictures of webcams decode to.
+    /// Plane of luma, plane of Cb, plane of Cr, the last two halved in width only (rounded up). The decoded motion JPEG of most
+    /// webcams.
     Y42b,
     /// Plane of luma, plane of Cb, plane of Cr, all of the frame's size.
     Y444,
@@ -57,19 +57,18 @@ pub enum PixelFormat {
     Rgba,
     /// Four bytes per pixel: blue, green, red, alpha. Alpha is ignored.
     Bgra,
-    /// As NV12, 10 bits in the upper part of two bytes (P010_10LE). What hardware decoders make of 10-bit video.
+    /// As NV12, 10 bits in the upper part of two bytes (P010_10LE). The output of hardware decoders for 10-bit video.
     P010,
-    /// As I420, 10 bits in the lower part of two bytes (I420_10LE). What software decoders make of 10-bit video.
+    /// As I420, 10 bits in the lower part of two bytes (I420_10LE). The output of software decoders for 10-bit video.
     I420Ten,
     /// As Y42B, 10 bits in the lower part of two bytes (I422_10LE).
     I422Ten,
-    /// Plane of luma and nothing else (GRAY8). What cameras deliver by night.
+    /// Plane of luma only (GRAY8). The night mode of cameras.
     Gray8,
 }
 
 impl PixelFormat {
-    /// All formats, in the order in which an element should offer them: fewest bytes per pixel first, and of those
-    /// the common ones first.
+    /// All formats, in the order in which an element should offer them: fewest bytes per pixel first, then the most common.
     pub const ALL: [Self; 18] = [
         Self::Nv12,
         Self::I420,
@@ -88,11 +87,11 @@ impl PixelFormat {
         Self::P010,
         Self::I420Ten,
         Self::I422Ten,
-        // Last, since whoever can choose should not leave the colours out.
+        // Last, since colour is preferred.
         Self::Gray8,
     ];
 
-    /// The format of the same planes with 8 bits per component: itself for all but those of 10 bits.
+    /// Returns the format with the same planes and 8 bits per component: itself, unless it has 10 bits.
     pub const fn eight_bit(self) -> Self {
         match self {
             Self::P010 => Self::Nv12,
@@ -102,7 +101,7 @@ impl PixelFormat {
         }
     }
 
-    /// Of the formats of 10 bits, by how many bits a sample is shifted right to leave its upper 8.
+    /// Returns by how many bits a 10-bit sample is shifted right to keep its upper 8; `None` for 8-bit formats.
     pub const fn excess_bits(self) -> Option<u32> {
         match self {
             Self::P010 => Some(8),
@@ -111,7 +110,7 @@ impl PixelFormat {
         }
     }
 
-    /// Number of planes: 1 for the packed formats, 2 for NV12 and NV21, else 3.
+    /// Returns the number of planes: 1 for the packed formats, 2 for NV12 and NV21, else 3.
     pub const fn planes(self) -> usize {
         match self.eight_bit() {
             Self::Nv12 | Self::Nv21 => 2,
@@ -120,8 +119,8 @@ impl PixelFormat {
         }
     }
 
-    /// For how many pixels across and down one sample of chroma stands: 2 and 2 for the 4:2:0 formats, 2 and 1 for
-    /// 4:2:2, 1 and 1 for 4:4:4, RGB and grey.
+    /// Returns the number of pixels across and down per chroma sample: 2 and 2 for the 4:2:0 formats, 2 and 1 for 4:2:2, 1 and 1
+    /// for 4:4:4, RGB and grey.
     pub const fn subsampling(self) -> (usize, usize) {
         match self.eight_bit() {
             Self::Nv12 | Self::I420 | Self::Nv21 | Self::Yv12 => (2, 2),
@@ -130,7 +129,7 @@ impl PixelFormat {
         }
     }
 
-    /// Bytes of pixels in one row of `plane`, and the plane's number of rows, for a frame of this size in pixels.
+    /// Returns the bytes of pixels in one row of `plane` and the plane's number of rows, for a frame of this size in pixels.
     pub const fn plane_size(self, plane: usize, width: usize, height: usize) -> (usize, usize) {
         let (across, down) = self.subsampling();
         let chroma = (width.div_ceil(across), height.div_ceil(down));
@@ -149,7 +148,7 @@ impl PixelFormat {
     }
 }
 
-/// How Y'CbCr becomes R'G'B'. Ignored for the RGB formats.
+/// The matrix from Y'CbCr to R'G'B'. Ignored for the RGB formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ColorMatrix {
     /// ITU-R BT.601: Kr = 0.299, Kb = 0.114. Standard definition and JPEG.
@@ -159,7 +158,7 @@ pub enum ColorMatrix {
     Bt709,
 }
 
-/// Which code values stand for black and white. Ignored for the RGB formats.
+/// The code values of black and white. Ignored for the RGB formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ColorRange {
     /// Luma and chroma use 0 to 255, as in JPEG.
@@ -169,13 +168,12 @@ pub enum ColorRange {
     Limited,
 }
 
-/// Where the samples of subsampled chroma lie. Ignored for formats without.
+/// The siting of subsampled chroma. Ignored for formats without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ChromaSite {
-    /// On the left one of the pixels that a sample stands for, as MPEG-2, H.264 and H.265 have it; else in their middle, as
-    /// JPEG has it.
+    /// Whether a sample is on the left one of its pixels, as in MPEG-2, H.264 and H.265; else it is in their middle, as in JPEG.
     pub cosited_across: bool,
-    /// On the upper one of these pixels; else in their middle.
+    /// Whether a sample is on the upper one of its pixels; else it is in their middle.
     pub cosited_down: bool,
 }
 
@@ -184,8 +182,8 @@ impl<'a> Frame<'a> {
     ///
     /// `planes` and `strides` (bytes from one row to the next) have as many entries as the format has planes.
     /// Bytes of a row beyond the pixels, and of a plane beyond the last row, are ignored; the last row need not be
-    /// padded to the stride. Chroma lies in the middle of its pixels and these are square, unless
-    /// [`with_chroma_site`](Self::with_chroma_site) and [`with_pixel_aspect`](Self::with_pixel_aspect) say otherwise.
+    /// padded to the stride. Chroma is sited in the middle of its pixels and these are square, unless changed by
+    /// [`with_chroma_site`](Self::with_chroma_site) and [`with_pixel_aspect`](Self::with_pixel_aspect).
     ///
     /// # Errors
     ///
@@ -245,7 +243,7 @@ impl<'a> Frame<'a> {
         Ok(frame)
     }
 
-    /// A tightly packed RGB picture, three bytes per pixel.
+    /// Describes a tightly packed RGB frame, three bytes per pixel.
     ///
     /// # Errors
     ///
@@ -256,56 +254,56 @@ impl<'a> Frame<'a> {
         Self::new(PixelFormat::Rgb, width, height, &[pixels], &[stride], matrix, range)
     }
 
-    /// The same frame with its chroma samples there.
+    /// Returns the frame with another siting of chroma.
     #[must_use]
     pub const fn with_chroma_site(mut self, site: ChromaSite) -> Self {
         self.chroma_site = site;
         self
     }
 
-    /// The same frame with pixels whose width is to their height as `width` to `height`; with square ones where either is 0.
+    /// Returns the frame with the pixel aspect ratio `width` / `height`; with square pixels if either is 0.
     #[must_use]
     pub fn with_pixel_aspect(mut self, width: u32, height: u32) -> Self {
         self.stretch = square_pixels(width, height);
         self
     }
 
-    /// Layout of the planes.
+    /// Returns the layout of the planes.
     pub const fn format(&self) -> PixelFormat {
         self.format
     }
 
-    /// Width in pixels, at least 1.
+    /// Returns the width in pixels, at least 1.
     pub const fn width(&self) -> usize {
         self.width
     }
 
-    /// Height in pixels, at least 1.
+    /// Returns the height in pixels, at least 1.
     pub const fn height(&self) -> usize {
         self.height
     }
 
-    /// The matrix of the Y'CbCr formats.
+    /// Returns the matrix of the Y'CbCr formats.
     pub const fn matrix(&self) -> ColorMatrix {
         self.matrix
     }
 
-    /// The range of the Y'CbCr formats.
+    /// Returns the range of the Y'CbCr formats.
     pub const fn range(&self) -> ColorRange {
         self.range
     }
 
-    /// Where chroma lies.
+    /// Returns the siting of chroma.
     pub const fn chroma_site(&self) -> ChromaSite {
         self.chroma_site
     }
 
-    /// By how much the frame must be stretched across and down for its pixels to be square, see [`square_pixels`].
+    /// Returns the factors across and down that make the frame's pixels square, see [`square_pixels`].
     pub const fn stretch(&self) -> [f64; 2] {
         self.stretch
     }
 
-    /// The `samples` of row `y` of a plane with 8 bits each: those of the frame, or, where it has 10, rounded into
+    /// Returns the `samples` of row `y` of a plane with 8 bits each: borrowed from the frame or, if it has 10 bits, rounded into
     /// `scratch`.
     ///
     /// # Panics
@@ -331,7 +329,7 @@ impl<'a> Frame<'a> {
         scratch
     }
 
-    /// The bytes of row `y` of a plane, without padding.
+    /// Returns the bytes of row `y` of a plane, without padding.
     ///
     /// # Panics
     ///
@@ -346,8 +344,8 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// By how much a frame must be stretched across and down for its pixels to be square, each 1 to 8: where their width is to
-/// their height as `width` to `height`, the longer of these sides stays as it is. 1 and 1 where either is 0.
+/// Returns the factors across and down, each 1 to 8, by which a frame with the pixel aspect ratio `width` / `height` is stretched
+/// to make its pixels square. The longer side of a pixel is kept. 1 and 1 if either is 0.
 pub fn square_pixels(width: u32, height: u32) -> [f64; 2] {
     if width == 0 || height == 0 {
         return [1.0; 2];
@@ -356,7 +354,7 @@ pub fn square_pixels(width: u32, height: u32) -> [f64; 2] {
     [ratio.clamp(1.0, MAX_STRETCH), ratio.recip().clamp(1.0, MAX_STRETCH)]
 }
 
-/// The upper 8 bits, rounded.
+/// Returns the upper 8 bits, rounded.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "at most 255")]
 const fn narrow(sample: u16, excess: u32) -> u8 {

@@ -1,24 +1,23 @@
-//! Copies the source bytes around each sampling point of a row into contiguous words.
+//! Gathers the source bytes around each sampling point of a row into contiguous words.
 
-/// The bytes at certain offsets of a row, and where there are vector units with byte shuffles, how to pick them from
-/// few loads.
+/// Gathers bytes at given offsets of a row, by byte shuffles of few loads where the processor has them.
 #[derive(Debug)]
-pub struct Gather {
+pub struct ByteGather {
     offsets: Vec<u32>,
-    /// How far the bytes that are taken at an offset lie apart.
+    /// The distance of the bytes that are taken at an offset.
     every: usize,
     shuffles: Option<Shuffles>,
 }
 
-impl Gather {
-    /// Takes `bytes` bytes (2 for [`pairs`](Self::pairs), 4 for [`quads`](Self::quads)) at each of `offsets`, which
-    /// rise: neighbours, or with `every` 2 every second one. The rows have at least `length` bytes.
+impl ByteGather {
+    /// Prepares to gather `bytes` bytes (2 for [`pairs`](Self::pairs), 4 for [`quads`](Self::quads)) at each of the ascending
+    /// `offsets`: neighbours, or with `every` 2 every second one. The rows have at least `length` bytes.
     pub fn new(offsets: Vec<u32>, bytes: usize, every: usize, length: usize) -> Self {
         let shuffles = Shuffles::new(&offsets, bytes, every, length);
         Self { offsets, every, shuffles }
     }
 
-    /// Two bytes of `first` in the low half of each word, of `second` in the high half.
+    /// Gathers two bytes of `first` into the low half of each word and two of `second` into the high half.
     pub fn pairs(&self, first: &[u8], second: &[u8], words: &mut [u32]) {
         match (&self.shuffles, self.every) {
             #[cfg(target_arch = "x86_64")]
@@ -29,7 +28,7 @@ impl Gather {
         }
     }
 
-    /// Four bytes in each word.
+    /// Gathers four bytes into each word.
     pub fn quads(&self, row: &[u8], words: &mut [u32]) {
         match (&self.shuffles, self.every) {
             #[cfg(target_arch = "x86_64")]
@@ -59,30 +58,30 @@ fn gather_quads<const EVERY: usize>(row: &[u8], offsets: &[u32], words: &mut [u3
     }
 }
 
-/// What a byte shuffle reads and writes.
+/// Bytes that a shuffle reads and writes.
 const LANES: usize = 16;
-/// Source bytes at most that a step can pick from, in loads of [`LANES`].
+/// Maximum number of loads of [`LANES`] bytes that a step picks from.
 const LOADS: usize = 4;
 
-/// How to gather with byte shuffles, 16 gathered bytes a step.
+/// The steps to gather with byte shuffles, 16 bytes each.
 #[derive(Debug)]
 struct Shuffles {
     steps: Vec<Step>,
-    /// The loads that every step needs.
+    /// The number of loads in every step.
     loads: usize,
 }
 
 #[derive(Debug)]
 struct Step {
-    /// Where the first load begins. All of them lie within the row.
+    /// Where the first load begins. All loads are within the row.
     base: usize,
-    /// For each load, which of its bytes goes where; 0x80 for none.
+    /// For each load, which of its bytes goes to which lane; 0x80 for none.
     picks: [[u8; LANES]; LOADS],
 }
 
 impl Shuffles {
-    /// None where no such vector unit is, where bytes of one step lie too far apart, and for rows and counts that end
-    /// in the middle of a step.
+    /// Returns `None` if the processor has no byte shuffles, if the bytes of one step are too far apart, and for rows and counts
+    /// that end in the middle of a step.
     fn new(offsets: &[u32], bytes: usize, every: usize, length: usize) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         let has_shuffles = std::arch::is_x86_feature_detected!("avx2");
@@ -103,7 +102,7 @@ impl Shuffles {
 }
 
 impl Step {
-    /// The first load begins at `last` at most.
+    /// `last` is the last position at which the loads may begin.
     fn new(offsets: &[u32], bytes: usize, every: usize, last: usize) -> Option<Self> {
         let base = (*offsets.first()? as usize).min(last);
         let mut picks = [[0x80; LANES]; LOADS];
@@ -193,15 +192,15 @@ mod avx2 {
 mod tests {
     use super::*;
 
-    /// Bytes that tell where they lie.
+    /// Makes bytes that identify their position.
     fn row(length: usize, seed: usize) -> Vec<u8> {
         (0..length).map(|i| u8::try_from((i * 7 + i / 256 + seed) % 251).unwrap()).collect()
     }
 
     #[test]
-    fn every_way_of_gathering_finds_the_same_bytes() {
+    fn all_implementations_gather_the_same_bytes() {
         let mut shuffled = 0;
-        // Steps of about one byte to more than a step of shuffles can reach; lengths that end with the last byte.
+        // Distances from about one byte to more than a step can cover; rows that end with the last byte.
         for (step, count) in
             [(1, 8), (3, 8), (15, 40), (22, 640), (30, 640), (60, 320), (90, 64), (120, 48), (7, 13)]
         {
@@ -211,7 +210,7 @@ mod tests {
                 let (first, second) = (row(length, 0), row(length, 100));
                 let at = |row: &[u8], offset: u32, i: usize| row[offset as usize + i * every];
 
-                let gather = Gather::new(offsets.clone(), 2, every, length);
+                let gather = ByteGather::new(offsets.clone(), 2, every, length);
                 let mut words = vec![0; offsets.len()];
                 gather.pairs(&first, &second, &mut words);
                 for (word, &o) in words.iter().zip(&offsets) {
@@ -220,7 +219,7 @@ mod tests {
                 }
                 shuffled += usize::from(gather.shuffles.is_some());
 
-                let gather = Gather::new(offsets.clone(), 4, every, length);
+                let gather = ByteGather::new(offsets.clone(), 4, every, length);
                 gather.quads(&first, &mut words);
                 for (word, &o) in words.iter().zip(&offsets) {
                     let expected = [0, 1, 2, 3].map(|i| at(&first, o, i));

@@ -1,19 +1,19 @@
-//! From a model's name to its file: `auto`, a detector of `models/manifest.toml`, `mtcnn`, or a path.
+//! Resolves a model's name to its file: `auto`, a detector of `models/manifest.toml`, `mtcnn`, or a path.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{DetectorError, mtcnn, search};
+use crate::{DetectorError, mtcnn, search_paths};
 
-/// Frames at least this wide get the 640x480 model from `auto`: a face of 60 pixels in a 1080p frame would be 10
-/// pixels wide in a 320x240 input, which is as small as the model can see.
+/// `auto` takes the 640x480 model for frames at least this wide: a face of 60 pixels in a 1080p frame would be 10 pixels wide in
+/// a 320x240 input, which is the smallest that the model can detect.
 const WIDE_FRAME: u32 = 1280;
 
-/// Where models lie that serve the whole machine: first what its administrator put there.
+/// Folders of models for the whole machine: first those that its administrator installed.
 pub const SYSTEM_MODELS: [&str; 2] = ["/usr/local/share/facepipe/models", "/usr/share/facepipe/models"];
 
-/// The backend's detector, at the edge.
+/// The backend's detector at the edge.
 const MTCNN: &str = "mtcnn";
 
 const MANIFEST: &str = include_str!("../../../models/manifest.toml");
@@ -21,19 +21,19 @@ const MANIFEST: &str = include_str!("../../../models/manifest.toml");
 /// The kind of network that a detector runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// One network that looks at the whole frame, stretched to its input.
+    /// One network for the whole frame, stretched to its input.
     UltraLight,
-    /// Three networks, the first of which looks at the frame in many sizes: several times the work, on the CPU only.
+    /// Three networks, the first of which sees the frame at many sizes: several times the work, on the CPU only.
     Mtcnn,
 }
 
 impl Family {
-    /// That of a model's file: `pnet.pt` is MTCNN's, all others are Ultra-Light.
+    /// Returns the family of a model's file: `pnet.pt` is MTCNN's, all others are Ultra-Light.
     pub fn of(file: &Path) -> Self {
         if mtcnn::is_first_file(file) { Self::Mtcnn } else { Self::UltraLight }
     }
 
-    /// The score that a face has at least, unless told otherwise. MTCNN's scores are nearer to 0 and 1.
+    /// Returns the default score threshold of faces. MTCNN's scores are closer to 0 and 1.
     pub const fn score_threshold(self) -> f32 {
         match self {
             Self::UltraLight => 0.6,
@@ -41,7 +41,7 @@ impl Family {
         }
     }
 
-    /// The score from which on a box may continue a track, unless told otherwise.
+    /// Returns the default score threshold of candidates.
     pub const fn low_score_threshold(self) -> f32 {
         match self {
             Self::UltraLight => 0.3,
@@ -53,26 +53,27 @@ impl Family {
 /// A face detector listed in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownModel {
-    /// The name by which it is asked for, for example `rfb-320`.
+    /// Its name, for example `rfb-320`.
     pub name: String,
-    /// The names of its files in the models folder, at least one. The first stands for all of them.
+    /// The names of its files in the models folder, at least one. The first represents all of them.
     pub files: Vec<String>,
-    /// What it is for, in a few words.
+    /// Its purpose, in a few words.
     pub purpose: String,
 }
 
-/// The file of a model, and how it came to be that one.
+/// The chosen file of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// The file.
     pub path: PathBuf,
-    /// The model's name, where it was found by its name.
+    /// The model's name, if it was found by name.
     pub name: Option<String>,
-    /// The model that `auto` would have taken, where that is not installed.
+    /// The model that `auto` prefers, if that is not installed.
     pub instead_of: Option<String>,
 }
 
-/// What `auto` takes for frames whose longer side has so many square pixels: the first of these that is installed.
+/// Returns the models in the order of preference of `auto`, for frames with this longer side in square pixels. It takes the first
+/// that is installed.
 ///
 /// MTCNN finds nearly what `rfb-640` finds, for a multiple of the work; the smaller networks miss small faces.
 pub fn auto_order(longer_side: Option<u32>) -> [&'static str; 4] {
@@ -88,8 +89,8 @@ pub fn auto_order(longer_side: Option<u32>) -> [&'static str; 4] {
 /// `name_or_path` is `auto` (the first of [`auto_order`] that is installed), a detector's name in the manifest, `mtcnn`, or a
 /// path, which is recognised by a separator or by its ending `.onnx` or `.pt`.
 ///
-/// Named models are looked for in `$FACEPIPE_MODELS`; in `models/` and `share/facepipe/models/` below each of `hints`, the
-/// program's folder and up to three folders above each; in `./models`; in [`SYSTEM_MODELS`].
+/// Named models are searched in `$FACEPIPE_MODELS`; in `models/` and `share/facepipe/models/` below each of `hints`, the
+/// program's folder and up to three parents of each; in `./models`; in [`SYSTEM_MODELS`].
 ///
 /// # Errors
 ///
@@ -139,7 +140,7 @@ pub fn choose(
     Err(DetectorError::UnknownModel { name: name.to_owned(), known: format!("auto, {}", names.join(", ")) })
 }
 
-/// The first of these models that is installed.
+/// Returns the first of these models that is installed.
 fn choose_first(order: &[&str], known: &[KnownModel], folders: &[PathBuf]) -> Result<Choice, DetectorError> {
     let mut first_error = None;
     let mut instead_of = None;
@@ -157,7 +158,7 @@ fn choose_first(order: &[&str], known: &[KnownModel], folders: &[PathBuf]) -> Re
         .unwrap_or_else(|| DetectorError::UnknownModel { name: "auto".to_owned(), known: order.join(", ") }))
 }
 
-/// The face detectors of the manifest, in its order, and MTCNN, whose three files the backend needs as well.
+/// Returns the face detectors of the manifest, in its order, and MTCNN, whose three files the backend needs as well.
 pub fn known() -> Vec<KnownModel> {
     #[derive(Deserialize)]
     struct Manifest {
@@ -170,26 +171,26 @@ pub fn known() -> Vec<KnownModel> {
         kind: String,
         purpose: String,
     }
-    // The manifest is part of the program; a test proves that it parses.
+    // The manifest is compiled in; a test checks that it parses.
     let manifest = toml::from_str(MANIFEST).unwrap_or(Manifest { file: Vec::new() });
     let detectors = manifest.file.into_iter().filter(|entry| entry.kind == "detector");
     let detectors = detectors.map(|e| KnownModel { name: e.name, files: vec![e.file], purpose: e.purpose });
     let mtcnn = KnownModel {
         name: MTCNN.to_owned(),
         files: mtcnn::FILES.map(str::to_owned).to_vec(),
-        purpose: "face detector of the backend, at the edge: where no Ultra-Light model can be had"
+        purpose: "face detector of the backend, at the edge: where no Ultra-Light model is available"
             .to_owned(),
     };
     detectors.chain([mtcnn]).collect()
 }
 
-/// The folders in which models are looked for, in their order.
+/// Returns the folders in which models are searched, in order.
 fn model_folders(hints: &[PathBuf]) -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = search::path_variable("FACEPIPE_MODELS").into_iter().collect();
-    for folder in search::folders(hints) {
+    let mut folders: Vec<PathBuf> = search_paths::path_variable("FACEPIPE_MODELS").into_iter().collect();
+    for folder in search_paths::folders(hints) {
         let shared = folder.join("share/facepipe/models");
         folders.push(folder.join("models"));
-        // Where there is none, a message need not name it.
+        // Messages need not name it where it does not exist.
         folders.extend(Some(shared).filter(|shared| shared.is_dir()));
     }
     folders.push(PathBuf::from("models"));
@@ -197,20 +198,20 @@ fn model_folders(hints: &[PathBuf]) -> Vec<PathBuf> {
     folders
 }
 
-/// The first file of a model, in the first folder that has all of them.
+/// Returns the first file of a model in the first folder that has all its files.
 fn find(model: &KnownModel, folders: &[PathBuf]) -> Result<PathBuf, DetectorError> {
     let lacking = |folder: &PathBuf| model.files.iter().find(|file| !folder.join(file).is_file());
     let first = model.files.first().map(String::as_str).unwrap_or_default();
     if let Some(folder) = folders.iter().find(|folder| lacking(folder).is_none()) {
         return Ok(folder.join(first));
     }
-    // Where a part of it lies, the rest is what is missing.
+    // If a folder has some of the files, the others are missing there.
     let part = folders.iter().find_map(|folder| {
         let file = lacking(folder)?;
         (model.files.iter().any(|file| folder.join(file).is_file())).then_some((file, folder))
     });
     let (file, searched) = part.map_or_else(
-        || (first, search::listed(folders)),
+        || (first, search_paths::listed(folders)),
         |(file, folder)| (file.as_str(), folder.display().to_string()),
     );
     Err(DetectorError::ModelMissing { name: model.name.clone(), file: file.to_owned(), searched })
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_takes_what_is_installed_in_its_order_and_says_instead_of_what() {
+    fn auto_takes_the_first_installed_model_and_names_the_preferred_one() {
         let folder = tempfile::tempdir().unwrap();
         let folders = [folder.path().join("nothing"), folder.path().to_path_buf()];
         let choose = |side| choose_first(&auto_order(Some(side)), &known(), &folders);
@@ -245,7 +246,7 @@ mod tests {
         for file in ["pnet.pt", "rnet.pt"] {
             std::fs::write(folder.path().join(file), "").unwrap();
         }
-        assert!(choose(1920).is_err(), "a part of a model is none");
+        assert!(choose(1920).is_err(), "an incomplete model does not count");
         let error = find(&known()[3], &folders).unwrap_err().to_string();
         let expected = format!("model mtcnn is not installed: no onet.pt in {}", folder.path().display());
         assert!(error.contains(&expected), "{error}");
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn models_beside_an_installed_plugin_are_found() {
+    fn models_next_to_an_installed_plugin_are_found() {
         let prefix = tempfile::tempdir().unwrap();
         let models = prefix.path().join("share/facepipe/models");
         std::fs::create_dir_all(&models).unwrap();
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_nowhere_is_named_with_its_file_the_folders_and_the_remedy() {
+    fn the_error_for_a_missing_model_names_file_folders_and_remedy() {
         let model = KnownModel {
             name: "rfb-320".to_owned(),
             files: vec!["no-such-file.onnx".to_owned()],

@@ -1,9 +1,9 @@
-//! Takes the weights out of an ONNX model's list of graph inputs.
+//! Removes the weights from an ONNX model's list of graph inputs.
 //!
-//! The published Ultra-Light files list every weight as an input with a default value, which a caller might
-//! override, so ONNX Runtime may not fold them and runs several times slower. The file is rewritten on the
-//! protobuf wire (<https://protobuf.dev/programming-guides/encoding/>) rather than through generated types, so that
-//! whatever this code knows nothing about is copied byte by byte.
+//! The published Ultra-Light files list every weight as an input with a default value. Since a caller might override it, ONNX
+//! Runtime cannot fold them as constants and runs several times slower. The file is rewritten at the level of the protobuf wire
+//! format (<https://protobuf.dev/programming-guides/encoding/>) and not through generated types, so that unknown fields are
+//! copied byte by byte.
 
 use std::collections::HashSet;
 
@@ -18,7 +18,7 @@ mod field {
     pub(super) const VALUE_INFO_NAME: u64 = 1;
 }
 
-/// Where a file departs from the protobuf format.
+/// A violation of the protobuf format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{problem} at byte {offset} of {message}")]
 pub struct WireError {
@@ -27,16 +27,15 @@ pub struct WireError {
     message: &'static str,
 }
 
-/// Returns the model without the graph inputs that have an initializer, all else unchanged and in its order.
+/// Returns the model without the graph inputs that have an initializer, otherwise unchanged.
 ///
 /// # Errors
 ///
-/// [`WireError`] where the bytes are not a whole protobuf message, or there is no graph in it.
+/// [`WireError`] if the bytes are not a complete protobuf message, or have no graph.
 pub fn strip(model: &[u8]) -> Result<Vec<u8>, WireError> {
     let mut has_graph = false;
     let mut initializers = HashSet::new();
-    // A message field that occurs twice is one message in two parts, so the names are collected from all of them
-    // before anything is left out.
+    // A message field that occurs twice is one message in two parts, so the names are collected from all of them first.
     for entry in Fields::new(model, "the model") {
         let entry = entry?;
         if entry.number == field::MODEL_GRAPH {
@@ -95,7 +94,7 @@ fn strip_graph(graph: &[u8], initializers: &HashSet<&[u8]>) -> Result<Vec<u8>, W
     Ok(stripped)
 }
 
-/// The bytes of the last occurrence of a length-delimited field, which is the one that counts in protobuf.
+/// Returns the bytes of the last occurrence of a length-delimited field, which is the effective one in protobuf.
 fn last<'a>(message: &'a [u8], number: u64, name: &'static str) -> Result<Option<&'a [u8]>, WireError> {
     let mut found = None;
     for entry in Fields::new(message, name) {
@@ -122,7 +121,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Walks the fields of one message without descending into them; ends after the first error.
+/// Iterates over the fields of a message without descending into them; ends after the first error.
 struct Fields<'a> {
     bytes: &'a [u8],
     offset: usize,
@@ -247,7 +246,7 @@ mod tests {
             graph.extend(delimited(field::GRAPH_INPUT, &delimited(field::VALUE_INFO_NAME, input.as_bytes())));
         }
         graph.extend(delimited(12, b"\x0a\x06scores"));
-        // ir_version = 4, a 64-bit and a 32-bit number that nobody knows, a producer longer than 127 bytes.
+        // ir_version = 4, unknown 64-bit and 32-bit fields, a producer longer than 127 bytes.
         let mut bytes = vec![0x08, 0x04, 0x79, 1, 2, 3, 4, 5, 6, 7, 8, 0x7d, 1, 2, 3, 4];
         bytes.extend(delimited(2, &[b'x'; 300]));
         bytes.extend(delimited(field::MODEL_GRAPH, &graph));
@@ -256,13 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn inputs_with_weights_go_and_every_other_byte_stays() {
+    fn inputs_with_weights_are_removed_and_all_other_bytes_kept() {
         assert_eq!(strip(&model(&["w", "picture", "s"])).unwrap(), model(&["picture"]));
         assert_eq!(strip(&model(&["picture"])).unwrap(), model(&["picture"]));
     }
 
     #[test]
-    fn no_cut_off_file_is_taken_for_a_whole_one() {
+    fn truncated_files_are_rejected() {
         let whole = model(&["w", "picture"]);
         // The last field is whole again where only the field behind the graph is missing.
         let graph_end = whole.len() - 4;
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_bytes_are_errors_that_say_where() {
+    fn malformed_bytes_are_errors_with_their_position() {
         let cases: [(&[u8], &str); 6] = [
             (&[], "no graph at byte 0 of the model"),
             (&[0x3a, 0xff, 0xff, 0xff, 0xff, 0x0f], "the file ends within a field at byte 6 of the model"),

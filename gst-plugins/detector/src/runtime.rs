@@ -1,4 +1,4 @@
-//! Loads the ONNX Runtime library, once per process, from wherever it is installed.
+//! Finds and loads the ONNX Runtime library, once per process.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use ort::{
     ep::{self, ExecutionProvider as _},
 };
 
-use crate::{DetectorError, ExecutionProvider, search};
+use crate::{DetectorError, ExecutionProvider, search_paths};
 
 /// The loaded ONNX Runtime. There is one per process, and it stays loaded until the process ends.
 #[derive(Debug)]
@@ -20,16 +20,16 @@ pub struct Runtime {
     path: PathBuf,
 }
 
-/// ONNX Runtime allows one environment per process, and a loaded library cannot be exchanged.
+/// ONNX Runtime allows one environment per process, and a loaded library cannot be replaced.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 
 /// Loads the library, or returns the one that is loaded already (whatever the hints).
 ///
 /// Search order: the file named by `ORT_DYLIB_PATH`, and then nothing else; `libonnxruntime.so*` in each of `hints`,
-/// the program's folder and up to three folders above each, and in `.runtime/` and `lib/facepipe/` below them, newest version
+/// the program's folder and up to three parents of each, and in `.runtime/` and `lib/facepipe/` below them, newest version
 /// first;
-/// the system's library path. Of several, the first that loads is taken. What lies in a folder that anybody may write
-/// to is passed over, since whoever can put a library there could run code in this process.
+/// the system's library path. The first library that loads is taken. World-writable folders are skipped, since anybody could
+/// place a library there and run code in this process.
 ///
 /// # Errors
 ///
@@ -41,7 +41,7 @@ pub fn load(hints: &[PathBuf]) -> Result<&'static Runtime, DetectorError> {
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    // The lock guards no data, so a panic while it was held leaves nothing half-done.
+    // The lock guards no data, so a poisoned one is harmless.
     let _guard = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
@@ -51,17 +51,17 @@ pub fn load(hints: &[PathBuf]) -> Result<&'static Runtime, DetectorError> {
 }
 
 impl Runtime {
-    /// The file that was loaded, or the bare name where the system found it.
+    /// Returns the file that was loaded, or its bare name if the system's loader found it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the library says of its own build: version, commit, compiler flags.
+    /// Returns the library's build information: version, commit, compiler flags.
     pub fn build_info(&self) -> &'static str {
         ort::info()
     }
 
-    /// Whether the library was built with this provider. The machine may still lack what the provider needs.
+    /// Returns whether the library was built with this provider. The machine may still lack what the provider needs.
     pub fn has(&self, provider: ExecutionProvider) -> bool {
         let available = match provider {
             ExecutionProvider::Cpu => ep::CPU::is_available(),
@@ -77,7 +77,7 @@ impl Runtime {
     }
 }
 
-/// A library that may be loaded, if it is safe to.
+/// A library, and whether it is safe to load.
 #[derive(Debug)]
 struct Candidate {
     path: PathBuf,
@@ -85,34 +85,34 @@ struct Candidate {
 }
 
 fn candidates(hints: &[PathBuf]) -> Vec<Candidate> {
-    if let Some(path) = search::path_variable("ORT_DYLIB_PATH") {
+    if let Some(path) = search_paths::path_variable("ORT_DYLIB_PATH") {
         return vec![Candidate { path, safe: true }];
     }
     let name = library_name();
-    let mut found = below(search::folders(hints), &name);
-    // Bare names go to the system's loader.
+    let mut found = below(search_paths::folders(hints), &name);
+    // Bare names are resolved by the system's loader.
     found.extend([name.clone(), name + ".1"].map(|name| Candidate { path: name.into(), safe: true }));
     found
 }
 
-/// The libraries of these folders, and of those below them in which set-up and packages put one.
+/// Returns the libraries of these folders and of the subfolders in which set-up and packages install one.
 fn below(folders: Vec<PathBuf>, name: &str) -> Vec<Candidate> {
     let mut found = Vec::new();
     for folder in folders {
-        for place in [folder.join(".runtime"), folder.join("lib/facepipe"), folder] {
-            let safe = !anybody_may_write(&place);
-            found.extend(libraries(&place, name).into_iter().map(|path| Candidate { path, safe }));
+        for subfolder in [folder.join(".runtime"), folder.join("lib/facepipe"), folder] {
+            let safe = !is_world_writable(&subfolder);
+            found.extend(libraries(&subfolder, name).into_iter().map(|path| Candidate { path, safe }));
         }
     }
     found
 }
 
-/// `libonnxruntime.so` on Linux.
+/// Returns `libonnxruntime.so` on Linux.
 fn library_name() -> String {
     format!("{}onnxruntime{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX)
 }
 
-/// The libraries in one folder, newest first; `libonnxruntime.so` without a version comes last.
+/// Returns the libraries in one folder, newest first; `libonnxruntime.so` without a version comes last.
 fn libraries(folder: &Path, name: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut found: Vec<(Vec<u32>, PathBuf)> = entries
@@ -133,13 +133,13 @@ fn libraries(folder: &Path, name: &str) -> Vec<PathBuf> {
 }
 
 #[cfg(unix)]
-fn anybody_may_write(folder: &Path) -> bool {
+fn is_world_writable(folder: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     fs::metadata(folder).is_ok_and(|data| data.permissions().mode() & 0o002 != 0)
 }
 
 #[cfg(not(unix))]
-fn anybody_may_write(_folder: &Path) -> bool {
+fn is_world_writable(_folder: &Path) -> bool {
     false
 }
 
@@ -150,7 +150,7 @@ fn open_first(candidates: &[Candidate]) -> Result<Runtime, DetectorError> {
             tried.push(format!("{} lies in a folder that anybody may write to", path.display()));
             continue;
         }
-        // `init_from` reports what `ort`'s own lazy loading would panic about.
+        // `init_from` returns errors where `ort`'s own lazy loading would panic.
         match ort::init_from(path) {
             Ok(builder) => {
                 let environment =
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_library_of_a_folder_comes_first_and_its_providers_are_no_runtime() {
+    fn the_newest_library_of_a_folder_comes_first_and_provider_libraries_are_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let files = ["so", "so.1.9.0", "so.1.23.2", "so.1", "so.1.23.2.part", "so.old"];
         for file in files {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_a_package_brought_is_found_from_the_folders_of_plugins_and_of_programs() {
+    fn a_packaged_library_is_found_from_the_folders_of_plugins_and_programs() {
         let prefix = tempfile::tempdir().unwrap();
         let library = prefix.path().join("lib/facepipe/libonnxruntime.so.1.23.2");
         for folder in ["lib/facepipe", "lib/x86_64-linux-gnu/gstreamer-1.0", "lib/gstreamer-1.0", "bin"] {
@@ -218,14 +218,14 @@ mod tests {
         }
         fs::write(&library, "").unwrap();
         for hint in ["lib/x86_64-linux-gnu/gstreamer-1.0", "lib/gstreamer-1.0", "bin"] {
-            let found = below(search::folders(&[prefix.path().join(hint)]), "libonnxruntime.so");
+            let found = below(search_paths::folders(&[prefix.path().join(hint)]), "libonnxruntime.so");
             assert!(found.iter().any(|candidate| candidate.path == library), "{hint}: {found:?}");
         }
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_library_in_a_folder_that_anybody_may_write_to_is_passed_over() {
+    fn libraries_in_world_writable_folders_are_skipped() {
         use std::os::unix::fs::PermissionsExt;
 
         let folder = tempfile::tempdir().unwrap();
@@ -233,7 +233,7 @@ mod tests {
         fs::write(&library, "").unwrap();
         for (mode, expected) in [(0o777, false), (0o755, true)] {
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(!anybody_may_write(folder.path()), expected, "mode {mode:o}");
+            assert_eq!(!is_world_writable(folder.path()), expected, "mode {mode:o}");
         }
         let refused = open_first(&[Candidate { path: library.clone(), safe: false }]).unwrap_err();
         assert!(refused.to_string().contains("lies in a folder that anybody may write to"), "{refused}");

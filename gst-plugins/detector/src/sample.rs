@@ -1,22 +1,20 @@
-//! Samples the network's input straight from the planes of a frame: scale, colour conversion and normalisation in
-//! one pass, without a full-size RGB picture in between.
+//! Samples the network's input straight from the planes of a frame: scaling, colour conversion and normalisation in one pass,
+//! without an intermediate RGB frame.
 //!
-//! Each row of the input is made in two steps that stay in the L1 cache: a gather, which copies the source bytes
-//! around each sampling point into contiguous words, and a blend, which is arithmetic over contiguous words only and
-//! so becomes vector code.
+//! Each row of the input is made in two steps that stay in the L1 cache: a gather copies the source bytes around each sampling
+//! point into contiguous words, and a blend computes on contiguous words only, so that it is vectorised.
 
-use crate::{ChromaSite, ColorMatrix, ColorRange, Frame, PixelFormat, gather::Gather};
+use crate::{ChromaSite, ColorMatrix, ColorRange, Frame, PixelFormat, gather::ByteGather};
 
-/// Stands for the rows of chroma of a format without chroma.
+/// The row number of chroma in formats without chroma.
 const NO_CHROMA: Option<usize> = Some(usize::MAX);
 
 /// Fills network inputs of one size from frames of any size and format.
 ///
-/// The picture is stretched to the input's size by bilinear interpolation without antialiasing, half-pixel centres,
-/// edges repeated, as OpenCV's `INTER_LINEAR` does. Subsampled chroma is interpolated too, each sample sited where
-/// the frame says. R'G'B' is clamped to 0..=255 and normalised to `(x - 127) / 128`.
+/// The frame is stretched to the input's size by bilinear interpolation without antialiasing, with half-pixel centres and
+/// repeated edges, as by OpenCV's `INTER_LINEAR`. Subsampled chroma is interpolated as well, by the frame's siting. R'G'B' is clamped to 0..=255 and normalised to `(x - 127) / 128`.
 ///
-/// Tables and row buffers are kept from frame to frame and only made anew when the frame's size or format changes.
+/// Tables and row buffers are kept from frame to frame, and rebuilt only when the frame's size or format changes.
 #[derive(Debug)]
 pub struct Sampler {
     width: usize,
@@ -27,7 +25,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler for inputs of `width` x `height` pixels.
+    /// Makes a sampler for inputs of `width` x `height` pixels.
     pub fn new(width: usize, height: usize) -> Self {
         let row = || vec![0; width];
         Self {
@@ -44,7 +42,7 @@ impl Sampler {
         }
     }
 
-    /// Width and height of the input in pixels.
+    /// Returns width and height of the input in pixels.
     pub const fn size(&self) -> (usize, usize) {
         (self.width, self.height)
     }
@@ -53,7 +51,7 @@ impl Sampler {
     ///
     /// # Panics
     ///
-    /// Where `input` has another length than `3 * height * width`.
+    /// If the length of `input` is not `3 * height * width`.
     pub fn sample(&mut self, frame: &Frame<'_>, input: &mut [f32]) {
         let area = self.width * self.height;
         assert_eq!(input.len(), 3 * area, "the input has three planes of {area} values");
@@ -93,14 +91,14 @@ impl Sampler {
 /// Format, width, height and siting of chroma.
 type Key = (PixelFormat, usize, usize, ChromaSite);
 
-/// Where the input's pixels lie in a frame of one format and size.
+/// The sampling positions in a frame of one format and size.
 #[derive(Debug)]
 struct Tables {
     key: Key,
-    x: Gather,
+    x: ByteGather,
     x_weights: Vec<f32>,
     y: Axis,
-    chroma_x: Gather,
+    chroma_x: ByteGather,
     chroma_x_weights: Vec<f32>,
     chroma_y: Axis,
 }
@@ -111,7 +109,7 @@ impl Tables {
         let format = format.eight_bit();
         let (across, down) = format.subsampling();
         let row = |plane: usize| format.plane_size(plane, width, height).0;
-        // Bytes from pixel to pixel, and which are taken at each: how many, how far apart, in a row of which length.
+        // Bytes from pixel to pixel, bytes to gather at each, their distance, and the length of a row.
         let (luma, chroma) = match format {
             PixelFormat::Nv12 | PixelFormat::Nv21 => ((1, 2, 1, row(0)), (2, 4, 1, row(1))),
             PixelFormat::I420 | PixelFormat::Yv12 | PixelFormat::Y42b | PixelFormat::Y444 => {
@@ -121,19 +119,19 @@ impl Tables {
                 let length = row(0).saturating_sub(1);
                 ((2, 2, 2, length), (4, 4, 2, length))
             }
-            // Twice, of the pixel and, in a row that begins so much later, of the next.
+            // Gathered twice: for the pixel and, in a row that begins one pixel later, for the next.
             PixelFormat::Rgb | PixelFormat::Bgr => ((3, 4, 1, row(0).saturating_sub(2)), (0, 4, 1, 0)),
             PixelFormat::Rgbx | PixelFormat::Bgrx | PixelFormat::Rgba | PixelFormat::Bgra => {
                 ((4, 4, 1, row(0).saturating_sub(4)), (0, 4, 1, 0))
             }
-            // Chroma is the same everywhere; the 10-bit formats have become those of 8.
+            // Grey has constant chroma; `eight_bit` has replaced the 10-bit formats.
             PixelFormat::Gray8 | PixelFormat::P010 | PixelFormat::I420Ten | PixelFormat::I422Ten => {
                 ((1, 2, 1, row(0)), (0, 2, 1, 0))
             }
         };
         let gather = |subsampling, cosited, (pixel, bytes, every, length)| {
             let Axis { offsets, weights } = Axis::new(width, subsampling, cosited, input_width, pixel);
-            (Gather::new(offsets, bytes, every, length), weights)
+            (ByteGather::new(offsets, bytes, every, length), weights)
         };
         let (x, x_weights) = gather(1, false, luma);
         let (chroma_x, chroma_x_weights) = gather(across, site.cosited_across, chroma);
@@ -149,7 +147,7 @@ impl Tables {
     }
 }
 
-/// For each position along one side of the input, the two source samples around it.
+/// The two source samples around each position along one side of the input.
 #[derive(Debug)]
 struct Axis {
     /// Position of the first sample, times the bytes from one sample to the next. The second sample follows it.
@@ -159,8 +157,8 @@ struct Axis {
 }
 
 impl Axis {
-    /// `pixels` of the frame along this side, one sample for each `subsampling` of them, in their middle or (`cosited`) on
-    /// the first of them, stretched to `length`.
+    /// Stretches `pixels` of the frame along this side to `length`, with one sample for each `subsampling` pixels, in their middle
+    /// or (`cosited`) on the first of them.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -168,14 +166,14 @@ impl Axis {
         reason = "positions lie within 0 to 32,768"
     )]
     fn new(pixels: usize, subsampling: usize, cosited: bool, length: usize, bytes: u32) -> Self {
-        // The first sample's place, from the frame's edge.
+        // The position of the first sample, from the frame's edge.
         let first = if cosited { 0.5 / subsampling as f64 } else { 0.5 };
         let samples = pixels.div_ceil(subsampling);
         let step = pixels as f64 / (length * subsampling) as f64;
         let (offsets, weights) = (0..length)
             .map(|i| {
                 let position = ((i as f64 + 0.5) * step - first).clamp(0.0, (samples - 1) as f64);
-                // The last sample of a row is the second of its pair, so that every pair exists.
+                // The last sample of a row is the second of its pair, so that every pair is complete.
                 let first = position.floor().min(samples.saturating_sub(2) as f64);
                 (first as u32 * bytes, (position - first) as f32)
             })
@@ -183,7 +181,7 @@ impl Axis {
         Self { offsets, weights }
     }
 
-    /// The first sample and the weight of the second.
+    /// Returns the first sample and the weight of the second.
     #[expect(clippy::indexing_slicing, reason = "an axis has as many entries as the input has rows")]
     fn at(&self, i: usize) -> (usize, f32) {
         (self.offsets[i] as usize, self.weights[i])
@@ -230,7 +228,7 @@ impl Colors {
         }
     }
 
-    /// The same for sources that have Cr in the place of Cb and targets that have blue in the place of red.
+    /// Returns the coefficients for sources with Cb and Cr swapped and targets with red and blue swapped.
     const fn swapped(self) -> Self {
         let [red, green, blue] = self.offsets;
         Self {
@@ -252,11 +250,11 @@ const BRIGHTEST: f32 = 1.0;
 #[derive(Debug)]
 struct Rows {
     words: [Vec<u32>; 4],
-    /// Which rows of chroma the second and the third of them hold.
+    /// The rows of chroma in the second and the third of them.
     chroma: [Option<usize>; 2],
-    /// Rows of a single sample, written twice: every sampling point lies between two samples.
+    /// Rows of a single sample, doubled: every sampling point needs two samples.
     doubled: [[u8; 8]; 4],
-    /// Two rows of frames of 10 bits.
+    /// Two rows of 10-bit frames, with 8 bits.
     narrow: [Vec<u8>; 2],
 }
 
@@ -274,7 +272,7 @@ impl Rows {
         let [luma, upper, lower, _] = &mut self.words;
         let [luma_upper, luma_lower, cb, cr] = &mut self.doubled;
         let [narrow_first, narrow_second] = &mut self.narrow;
-        // Where in the four bytes of two pixels the first luma and the first chroma lie.
+        // Positions of the first luma and the first chroma in the four bytes of two pixels.
         let packed = match frame.format() {
             PixelFormat::Yuy2 => Some((0, 1)),
             PixelFormat::Uyvy => Some((1, 0)),
@@ -295,20 +293,20 @@ impl Rows {
         let planar = frame.format().planes() == 3;
         let gray = frame.format() == PixelFormat::Gray8;
         if gray && self.chroma != [NO_CHROMA; 2] {
-            // 128 stands for no colour.
+            // Neutral chroma.
             upper.fill(0x8080_8080);
             lower.fill(0x8080_8080);
             self.chroma = [NO_CHROMA; 2];
         }
-        // Most rows of chroma are needed for more than one row of the input.
+        // Most rows of chroma are used for more than one row of the input.
         if !gray && self.chroma[1] == Some(first) {
             std::mem::swap(upper, lower);
             self.chroma.swap(0, 1);
         }
-        for ((row, words), held) in
+        for ((row, words), cached) in
             [(first, &mut *upper), (second, &mut *lower)].into_iter().zip(&mut self.chroma)
         {
-            if gray || held.replace(row) == Some(row) {
+            if gray || cached.replace(row) == Some(row) {
                 continue;
             }
             if planar {

@@ -1,5 +1,4 @@
-//! What a detector does when its library, its model or its provider is missing, damaged or wrong: an error that says
-//! what to do, never a panic and never a silent way round.
+//! A missing, damaged or wrong library, model or provider is an error that says what to do, never a panic or a silent fallback.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,11 +15,11 @@ use std::{env, fs, path::Path, process::Command};
 
 use common::{picture, rgb_frame};
 use facepipe_detector::{
-    Detection, Detector, DetectorConfig, DetectorError, ExecutionProvider, models, runtime,
+    BoundingBox, Detector, DetectorConfig, DetectorError, ExecutionProvider, models, runtime,
 };
 use facepipe_test_support::require;
 
-/// Configuration of a detector with this model, its library found as in a checkout.
+/// The configuration of a detector with this model and the library of the checkout.
 fn with_model(model: &Path) -> DetectorConfig {
     DetectorConfig {
         model: model.to_path_buf(),
@@ -36,8 +35,8 @@ fn refused(config: &DetectorConfig) -> DetectorError {
     }
 }
 
-/// Runs one of the ignored tests below in a process of its own, since the library is loaded once per process and
-/// variables are the process's. Returns its outcome and what it printed.
+/// Runs one of the ignored tests below in a separate process, since the library is loaded once per process and environment
+/// variables belong to the process. Returns its outcome and its output.
 fn in_own_process(test: &str, variables: &[(&str, &Path)]) -> (bool, String) {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]);
@@ -50,7 +49,7 @@ fn in_own_process(test: &str, variables: &[(&str, &Path)]) -> (bool, String) {
 #[test]
 #[ignore = "run in a process of its own by the tests of the library's search"]
 fn load_the_runtime() {
-    // The hint is a library that would do, so an error proves that ORT_DYLIB_PATH counts alone.
+    // The hint has a usable library, so an error proves that only ORT_DYLIB_PATH is used.
     match runtime::load(&[facepipe_test_support::workspace_root()]) {
         Ok(runtime) => println!("loaded {}", runtime.path().display()),
         Err(error) => println!("refused: {error}"),
@@ -67,7 +66,7 @@ fn assert_library_refused(library: &Path, reason: &str) {
 }
 
 #[test]
-fn a_library_that_is_missing_or_none_is_an_error_that_says_what_to_do() {
+fn a_missing_or_invalid_library_is_an_error_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
     assert_library_refused(&folder.path().join("libonnxruntime.so"), "does not load");
     let text = folder.path().join("text.so");
@@ -75,7 +74,7 @@ fn a_library_that_is_missing_or_none_is_an_error_that_says_what_to_do() {
     assert_library_refused(&text, "does not load");
 }
 
-/// A library with nothing but ONNX Runtime's way to tell its version.
+/// A library with nothing but ONNX Runtime's version function.
 const OLD_RUNTIME: &str = r#"
 #[repr(C)]
 pub struct Base {
@@ -96,7 +95,7 @@ pub extern "C" fn NAME() -> *const Base {
 "#;
 
 #[test]
-fn a_library_that_is_too_old_or_another_is_an_error_that_says_so() {
+fn an_outdated_or_foreign_library_is_an_error_that_says_so() {
     let folder = tempfile::tempdir().unwrap();
     for (name, reason) in [
         ("OrtGetApiBase", "is version 1.9.0, which is too old"),
@@ -117,7 +116,7 @@ fn a_library_that_is_too_old_or_another_is_an_error_that_says_so() {
 }
 
 #[test]
-fn the_library_is_found_below_a_hint_without_any_variable() {
+fn the_library_is_found_below_a_hint_without_environment_variables() {
     let installed = facepipe_test_support::workspace_root().join(".runtime");
     if !installed.is_dir() {
         facepipe_test_support::skip("no .runtime: run `facepipe models fetch`");
@@ -155,7 +154,7 @@ fn a_provider_that_the_library_lacks_is_refused() {
 }
 
 #[test]
-fn providers_are_named_as_in_the_configuration() {
+fn providers_have_their_configuration_names() {
     for provider in ExecutionProvider::ALL {
         assert_eq!(provider.to_string().parse::<ExecutionProvider>().unwrap(), provider);
     }
@@ -164,7 +163,7 @@ fn providers_are_named_as_in_the_configuration() {
 }
 
 #[test]
-fn values_out_of_range_are_refused_by_name_and_limit() {
+fn values_out_of_range_are_errors_that_name_field_and_limit() {
     let config = || with_model(Path::new("unread.onnx"));
     let cases = [
         (DetectorConfig { score_threshold: 1.5, ..config() }, "score-threshold is 1.5: expected 0 to 1"),
@@ -178,7 +177,7 @@ fn values_out_of_range_are_refused_by_name_and_limit() {
 }
 
 #[test]
-fn a_missing_model_says_how_to_get_it() {
+fn the_error_for_a_missing_model_says_how_to_get_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("version-RFB-320.onnx");
     let by_path = models::resolve(path.to_str().unwrap(), None, &[]).unwrap_err();
@@ -196,7 +195,7 @@ fn a_missing_model_says_how_to_get_it() {
 }
 
 #[test]
-fn files_of_mtcnn_that_are_absent_cut_off_or_mixed_up_are_named_with_the_remedy() {
+fn errors_for_missing_truncated_or_swapped_files_of_mtcnn_name_file_and_remedy() {
     let files = ["pnet.pt", "rnet.pt", "onet.pt"];
     let [first, second, third] =
         [require!("models/pnet.pt"), require!("models/rnet.pt"), require!("models/onet.pt")];
@@ -257,7 +256,7 @@ fn resolve_slim_320() {
 }
 
 #[test]
-fn models_are_found_by_name_near_a_hint_and_first_in_facepipe_models() {
+fn models_are_found_near_a_hint_and_first_in_facepipe_models() {
     let folder = tempfile::tempdir().unwrap();
     let plugins = folder.path().join("target/debug/deps");
     let models = folder.path().join("models");
@@ -274,7 +273,7 @@ fn models_are_found_by_name_near_a_hint_and_first_in_facepipe_models() {
         ("rfb-320", Some(1920), "version-RFB-320.onnx"),
         ("slim-320", None, "version-slim-320.onnx"),
     ] {
-        // FACEPIPE_MODELS may be set where the tests run, and then wins.
+        // FACEPIPE_MODELS may be set, and then takes precedence.
         let found = models::resolve(name, width, &hints).unwrap();
         assert_eq!(found.file_name().unwrap(), file);
         if env::var_os("FACEPIPE_MODELS").is_none() {
@@ -288,7 +287,7 @@ fn models_are_found_by_name_near_a_hint_and_first_in_facepipe_models() {
 }
 
 #[test]
-fn a_model_cut_off_anywhere_is_an_error() {
+fn a_truncated_model_is_an_error() {
     let model = fs::read(require!("models/version-slim-320.onnx")).unwrap();
     if !common::runtime_or_skip() {
         return;
@@ -306,7 +305,7 @@ fn a_model_cut_off_anywhere_is_an_error() {
 }
 
 #[test]
-fn a_model_that_is_no_detector_is_refused_by_what_differs() {
+fn the_error_for_a_model_that_is_not_a_detector_says_what_differs() {
     let model = require!("models/mobilefacenet.onnx");
     if !common::runtime_or_skip() {
         return;
@@ -316,7 +315,7 @@ fn a_model_that_is_no_detector_is_refused_by_what_differs() {
 }
 
 #[test]
-fn rfb_640_sees_the_faces_of_a_crowd_that_mtcnn_sees() {
+fn rfb_640_finds_the_faces_of_a_crowd_that_mtcnn_finds() {
     let model = require!("models/version-RFB-640.onnx");
     let fixture = facepipe_test_support::fixture("mtcnn.json");
     let mut detector = open_or_skip!(with_model(&model));
@@ -326,14 +325,14 @@ fn rfb_640_sees_the_faces_of_a_crowd_that_mtcnn_sees() {
         let picture = picture(&require!(name));
         let found = detector.detect(&rgb_frame(&picture)).unwrap();
         for face in fixture["images"][name].as_array().unwrap() {
-            let side = |i: usize| face["box"][i].as_f64().unwrap() as f32;
+            let edge = |i: usize| face["box"][i].as_f64().unwrap();
             if face["prob"].as_f64().unwrap() < 0.95 {
                 continue;
             }
-            let face = Detection { left: side(0), top: side(1), right: side(2), bottom: side(3), score: 1.0 };
+            let face = BoundingBox::new(edge(0), edge(1), edge(2), edge(3));
             all += 1;
-            // The two networks were trained on boxes drawn by different rules.
-            seen += usize::from(found.iter().any(|d| d.iou(&face) > 0.4));
+            // The two networks were trained on differently drawn boxes.
+            seen += usize::from(found.iter().any(|d| d.bounding_box.iou(&face) > 0.4));
         }
     }
     println!("RFB-640 sees {seen} of {all}");
@@ -341,7 +340,7 @@ fn rfb_640_sees_the_faces_of_a_crowd_that_mtcnn_sees() {
 }
 
 #[test]
-fn thresholds_and_the_limit_of_faces_can_be_changed_between_frames() {
+fn thresholds_and_max_faces_can_be_changed_between_frames() {
     let model = require!("models/version-RFB-320.onnx");
     let picture = picture(&require!("scenes/multiface.jpg"));
     let mut detector = open_or_skip!(with_model(&model));
@@ -356,7 +355,7 @@ fn thresholds_and_the_limit_of_faces_can_be_changed_between_frames() {
     detector.set_nms_threshold(1.0).unwrap();
     assert!(detector.detect(&frame).unwrap().len() > all.len());
     detector.set_nms_threshold(0.3).unwrap();
-    detector.set_score_threshold(all[2].score).unwrap();
+    detector.set_score_threshold(all[2].score as f32).unwrap();
     assert_eq!(detector.detect(&frame).unwrap(), all[..2]);
     assert!(detector.set_score_threshold(2.0).is_err());
     assert!(detector.set_nms_threshold(f32::NAN).is_err());
@@ -373,6 +372,9 @@ fn two_threads_find_what_one_finds() {
     let found = std::thread::spawn(move || two.detect(&rgb_frame(&picture)).unwrap()).join().unwrap();
     assert_eq!(found.len(), expected.len());
     for (a, b) in found.iter().zip(&expected) {
-        assert!(a.iou(b) > 0.99 && (a.score - b.score).abs() < 1e-3, "{a:?}, {b:?}");
+        assert!(
+            a.bounding_box.iou(&b.bounding_box) > 0.99 && (a.score - b.score).abs() < 1e-3,
+            "{a:?}, {b:?}"
+        );
     }
 }

@@ -12,12 +12,14 @@
 mod common;
 
 use common::{Planes, picture, rgb_frame};
-use facepipe_detector::{ColorMatrix, ColorRange, Detection, Detector, DetectorConfig, PixelFormat};
+use facepipe_detector::{
+    BoundingBox, ColorMatrix, ColorRange, Detection, Detector, DetectorConfig, PixelFormat,
+};
 use image::RgbImage;
 use serde_json::Value;
 
-/// With a quarter of the chroma gone, scores near the threshold move by more than 0.02; such a face counts both as
-/// not found and as extra.
+/// With a quarter of the chroma samples, scores near the threshold change by more than 0.02; such a face counts both as
+/// missed and as extra.
 const WEAKER_BY_CHROMA: f64 = 0.04;
 
 /// Counts over all pictures of one model.
@@ -33,7 +35,9 @@ impl Tally {
         let mut left: Vec<&Detection> = detections.iter().collect();
         self.reference += reference.len();
         for expected in reference {
-            let same = |d: &&Detection| d.iou(expected) >= 0.9 && (d.score - expected.score).abs() <= 0.02;
+            let same = |d: &&Detection| {
+                d.bounding_box.iou(&expected.bounding_box) >= 0.9 && (d.score - expected.score).abs() <= 0.02
+            };
             if let Some(at) = left.iter().position(same) {
                 left.swap_remove(at);
                 self.found += 1;
@@ -42,7 +46,7 @@ impl Tally {
         self.extra += left.len();
     }
 
-    /// At least `found` of the reference's faces, and no more than `extra` besides, as parts of the reference.
+    /// Asserts that at least the fraction `found` of the reference's faces was found, and at most the fraction `extra` more.
     fn assert(&self, name: &str, found: f64, extra: f64) {
         println!("{name}: {self:?}");
         let reference = self.reference as f64;
@@ -52,19 +56,20 @@ impl Tally {
     }
 }
 
+fn bounding_box(edges: &Value) -> BoundingBox<f64> {
+    let [left, top, right, bottom] = [0, 1, 2, 3].map(|edge| edges[edge].as_f64().unwrap());
+    BoundingBox::new(left, top, right, bottom)
+}
+
 fn reference(faces: &Value) -> Vec<Detection> {
-    let number = |value: &Value| value.as_f64().unwrap() as f32;
     let face = |face: &Value| Detection {
-        left: number(&face["box"][0]),
-        top: number(&face["box"][1]),
-        right: number(&face["box"][2]),
-        bottom: number(&face["box"][3]),
-        score: number(&face["score"]),
+        bounding_box: bounding_box(&face["box"]),
+        score: face["score"].as_f64().unwrap(),
     };
     faces.as_array().unwrap().iter().map(face).collect()
 }
 
-/// Runs the model over every picture of the fixture. Nothing where data is missing.
+/// Runs the model on every picture of the fixture. `None` where data is missing.
 fn tally(model: &str, detect: fn(&mut Detector, &RgbImage) -> Vec<Detection>) -> Option<Tally> {
     let Some(path) = facepipe_test_support::find(&format!("models/{model}.onnx")) else {
         facepipe_test_support::skip(&format!("no models/{model}.onnx: run `facepipe models fetch`"));
@@ -98,7 +103,7 @@ fn from_nv12(detector: &mut Detector, picture: &RgbImage) -> Vec<Detection> {
     detector.detect(&planes.frame()).unwrap()
 }
 
-/// MTCNN looking as closely as the reference did. Nothing where data is missing.
+/// MTCNN with the reference's minimum face size. `None` where data is missing.
 fn mtcnn() -> Option<Detector> {
     let model = facepipe_test_support::find("models/pnet.pt");
     let Some(model) = model else {
@@ -114,10 +119,9 @@ fn mtcnn() -> Option<Detector> {
     })
 }
 
-/// Pictures of facenet-pytorch's answers (`mtcnn.json`), with its boxes and probabilities, each `every`-th of the portraits.
+/// The pictures of `mtcnn.json` with facenet-pytorch's boxes and probabilities; of the portraits, every `every`-th.
 fn facenet_pytorch(every: usize) -> Vec<(RgbImage, Vec<Detection>)> {
     let fixture = facepipe_test_support::fixture("mtcnn.json");
-    let number = |value: &Value| value.as_f64().unwrap() as f32;
     let mut found = Vec::new();
     for (index, (name, faces)) in fixture["images"].as_object().unwrap().iter().enumerate() {
         if !name.starts_with("scenes") && index % every != 0 {
@@ -125,11 +129,8 @@ fn facenet_pytorch(every: usize) -> Vec<(RgbImage, Vec<Detection>)> {
         }
         let Some(path) = facepipe_test_support::find(name) else { continue };
         let face = |face: &Value| Detection {
-            left: number(&face["box"][0]),
-            top: number(&face["box"][1]),
-            right: number(&face["box"][2]),
-            bottom: number(&face["box"][3]),
-            score: number(&face["prob"]),
+            bounding_box: bounding_box(&face["box"]),
+            score: face["prob"].as_f64().unwrap(),
         };
         found.push((picture(&path), faces.as_array().unwrap().iter().map(face).collect()));
     }
@@ -141,12 +142,12 @@ fn facenet_pytorch(every: usize) -> Vec<(RgbImage, Vec<Detection>)> {
     found
 }
 
-/// How many of the reference's faces have a box that overlaps by more than `iou`, of how many, and how many boxes are left.
-fn overlapping(reference: &[Detection], found: &[Detection], iou: f32) -> (usize, usize) {
+/// Returns how many of the reference's faces overlap with a found box by at least `iou`, and how many boxes are left.
+fn overlapping(reference: &[Detection], found: &[Detection], iou: f64) -> (usize, usize) {
     let mut left: Vec<&Detection> = found.iter().collect();
     let mut matched = 0;
     for expected in reference {
-        if let Some(at) = left.iter().position(|d| d.iou(expected) >= iou) {
+        if let Some(at) = left.iter().position(|d| d.bounding_box.iou(&expected.bounding_box) >= iou) {
             left.swap_remove(at);
             matched += 1;
         }
@@ -157,7 +158,7 @@ fn overlapping(reference: &[Detection], found: &[Detection], iou: f32) -> (usize
 #[test]
 fn mtcnn_finds_what_facenet_pytorch_finds() {
     let Some(mut detector) = mtcnn() else { return };
-    // The reference resizes crops by its own rule, which counts where a face has few pixels.
+    // The reference resizes crops differently, which matters for faces with few pixels.
     let (mut faces, mut matched, mut extra) = (0, 0, 0);
     for (picture, reference) in facenet_pytorch(10) {
         let found = detector.detect(&rgb_frame(&picture)).unwrap();
@@ -182,22 +183,28 @@ fn mtcnn_finds_a_face_in_every_format_and_with_pixels_that_are_not_square() {
         }
         let narrow = image::imageops::resize(&picture, 125, 250, image::imageops::FilterType::Triangle);
         let found = detector.detect(&rgb_frame(&narrow).with_pixel_aspect(2, 1)).unwrap();
-        let wide: Vec<Detection> =
-            found.iter().map(|d| Detection { left: 2.0 * d.left, right: 2.0 * d.right, ..*d }).collect();
+        let widen = |d: &Detection| {
+            let BoundingBox { left, right, .. } = d.bounding_box;
+            Detection {
+                bounding_box: BoundingBox { left: 2.0 * left, right: 2.0 * right, ..d.bounding_box },
+                ..*d
+            }
+        };
+        let wide: Vec<Detection> = found.iter().map(widen).collect();
         assert_eq!(overlapping(&reference, &wide, 0.75), (1, 0), "{found:?}, {reference:?}");
     }
 }
 
 #[test]
-fn mtcnn_looks_for_faces_from_the_size_on_that_it_is_told() {
+fn mtcnn_finds_faces_from_the_minimum_size_on() {
     let Some(mut detector) = mtcnn() else { return };
     let Some(path) = facepipe_test_support::find("scenes/multiface.jpg") else {
         return facepipe_test_support::skip("no scenes/multiface.jpg: run `facepipe models fetch`");
     };
     let picture = picture(&path);
     let all = detector.detect(&rgb_frame(&picture)).unwrap();
-    let size = |d: &Detection| (d.right - d.left).max(d.bottom - d.top);
-    let smallest = all.iter().map(size).fold(f32::MAX, f32::min);
+    let size = |d: &Detection| d.bounding_box.width().max(d.bounding_box.height());
+    let smallest = all.iter().map(size).fold(f64::MAX, f64::min);
     detector.set_min_face_size((2.0 * smallest) as u32);
     let large = detector.detect(&rgb_frame(&picture)).unwrap();
     assert!(large.len() < all.len(), "{} of {}", large.len(), all.len());

@@ -1,5 +1,5 @@
-//! The sampler gives what the definition gives: bilinear interpolation as OpenCV's INTER_LINEAR, colours by
-//! ITU-R BT.601 and BT.709, from every format, size and stride.
+//! The sampler matches the definition: bilinear interpolation as OpenCV's INTER_LINEAR, colours by ITU-R BT.601 and BT.709, for
+//! every format, size and stride.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ const COLORIMETRIES: [(ColorMatrix, ColorRange); 4] = [
 const SIZES: [(u32, u32); 9] =
     [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (5, 4), (33, 47), (64, 48), (201, 113)];
 
-/// Every pixel its own colour, without a pattern that would hide a shift.
+/// A different colour for every pixel, without a pattern that would hide a shift.
 fn noise(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let mut hash = (x.wrapping_mul(0x9e37_79b1) ^ y.wrapping_mul(0x85eb_ca6b)).wrapping_add(0x1234_5678);
@@ -74,7 +74,7 @@ fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
         for column in 0..width {
             let x = (column as f64 + 0.5) * size.0 as f64 / width as f64 - 0.5;
             let y = (row as f64 + 0.5) * size.1 as f64 / height as f64 - 0.5;
-            // The middle of two pixels lies half a pixel beyond the first one's.
+            // The middle of two pixels is half a pixel beyond that of the first.
             let middle =
                 |cosited: bool, pixels: usize| if cosited { 0.0 } else { (pixels as f64 - 1.0) / 2.0 };
             let chroma_x = (x - middle(planes.site.cosited_across, across)) / across as f64;
@@ -128,7 +128,7 @@ fn to_rgb(planes: &Planes, y: f64, cb: f64, cr: f64) -> [f64; 3] {
 }
 
 #[test]
-fn every_format_size_stride_and_colorimetry_is_sampled_by_the_definition() {
+fn sampling_matches_the_definition_for_every_format_size_stride_and_colorimetry() {
     for (width, height) in SIZES {
         let picture = noise(width, height);
         for format in PixelFormat::ALL {
@@ -149,7 +149,7 @@ fn every_format_size_stride_and_colorimetry_is_sampled_by_the_definition() {
 }
 
 #[test]
-fn chroma_is_taken_from_where_it_lies() {
+fn chroma_is_sampled_at_its_siting() {
     for (width, height) in [(1, 1), (9, 1), (33, 47), (201, 113)] {
         let picture = noise(width, height);
         for format in PixelFormat::ALL {
@@ -173,7 +173,7 @@ fn chroma_is_taken_from_where_it_lies() {
 }
 
 #[test]
-fn a_sampler_follows_a_change_of_siting() {
+fn a_sampler_follows_a_change_of_chroma_siting() {
     let picture = noise(64, 48);
     let mut planes = Planes::of(&picture, PixelFormat::Nv12, ColorMatrix::Bt709, ColorRange::Limited, 0);
     let mut sampler = Sampler::new(32, 24);
@@ -187,13 +187,13 @@ fn a_sampler_follows_a_change_of_siting() {
 }
 
 #[test]
-fn pixels_are_squared_by_stretching_their_shorter_side() {
+fn pixels_are_made_square_by_stretching_their_shorter_side() {
     use facepipe_detector::square_pixels;
     assert_eq!(square_pixels(1, 1), [1.0, 1.0]);
     assert_eq!(square_pixels(2, 1), [2.0, 1.0]);
     assert_eq!(square_pixels(8, 9), [1.0, 1.125]);
     assert_eq!(square_pixels(0, 1), [1.0, 1.0]);
-    assert_eq!(square_pixels(u32::MAX, 1), [8.0, 1.0], "nobody's pixels");
+    assert_eq!(square_pixels(u32::MAX, 1), [8.0, 1.0], "clamped");
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn all_formats_show_the_same_picture() {
 
 /// Codes of pure red, green, blue and white as colour-bar tables print them.
 #[test]
-fn published_codes_of_the_primary_colours_come_out_pure() {
+fn standard_codes_of_the_primary_colours_become_pure_colours() {
     type Case = (ColorMatrix, ColorRange, [([u8; 3], [f32; 3]); 4]);
     const RED: [f32; 3] = [255.0, 0.0, 0.0];
     const GREEN: [f32; 3] = [0.0, 255.0, 0.0];
@@ -253,7 +253,7 @@ fn published_codes_of_the_primary_colours_come_out_pure() {
 
 /// What `cv2.resize` with INTER_LINEAR makes of these rows (half-pixel centres, no antialiasing).
 #[test]
-fn positions_are_those_of_opencv() {
+fn sampling_positions_are_those_of_opencv() {
     let cases: [(&[u8], &[f32]); 3] = [
         (&[0, 100], &[0.0, 25.0, 75.0, 100.0]),
         (&[10, 20, 30, 40], &[15.0, 35.0]),
@@ -283,7 +283,7 @@ fn one_sampler_serves_frames_that_change_size_and_format() {
 }
 
 #[test]
-fn a_frame_whose_planes_do_not_fit_is_refused_by_name_and_limit() {
+fn a_frame_with_unsuitable_planes_is_an_error_that_names_field_and_limit() {
     let plane: &[u8] = &[0; 64];
     let new = |format, width, height, planes: &[&[u8]], strides: &[usize]| {
         Frame::new(format, width, height, planes, strides, ColorMatrix::Bt709, ColorRange::Full)

@@ -1,5 +1,5 @@
-//! The class of the element `facecrop`. One buffer in, any number out: that is beyond `GstBaseTransform`, so
-//! it is a plain element with two pads.
+//! The class of the element `facecrop`. One buffer in, any number out: `GstBaseTransform` cannot do that, so it is a plain
+//! element with two pads.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -7,36 +7,36 @@ use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_video::{VideoInfo, VideoMeta};
 
 use crate::{
-    crop_properties,
-    cutter::{Counts, CutterSettings, FaceCutter, Input, Shot},
-    detector_watch::{self, DetectorWatch},
-    frame, roi, track_events,
+    crop_pipeline::{Counts, CropPipeline, CropPipelineSettings, InputFrame, Shot},
+    crop_properties, frame,
+    missing_detector::{self, MissingDetectorWarning},
+    roi, track_events,
 };
 
 static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
     gst::DebugCategory::new("facepipe-facecrop", gst::DebugColorFlags::empty(), Some("Face crops"))
 });
 
-/// What lives from caps to caps, and is dropped when the element stops.
+/// The state of a run.
 #[derive(Default)]
 struct State {
     info: Option<VideoInfo>,
     segment: Option<gst::Segment>,
-    cutter: FaceCutter,
-    /// Timestamp of the last frame: that of pictures that are sent after their own frame.
+    crop_pipeline: CropPipeline,
+    /// Timestamp of the last frame: that of crops that are sent later than their own frame.
     position: Option<gst::ClockTime>,
-    watch: DetectorWatch,
+    watch: MissingDetectorWarning,
 }
 
 pub struct FaceCrop {
     sinkpad: gst::Pad,
     srcpad: gst::Pad,
-    settings: Mutex<CutterSettings>,
+    settings: Mutex<CropPipelineSettings>,
     state: Mutex<State>,
 }
 
 impl FaceCrop {
-    fn settings(&self) -> MutexGuard<'_, CutterSettings> {
+    fn settings(&self) -> MutexGuard<'_, CropPipelineSettings> {
         self.settings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,7 +47,7 @@ impl FaceCrop {
     fn chain(&self, buffer: gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
         let shots = self.shots(&buffer)?;
         if shots.is_empty() {
-            // Time goes on for whoever waits downstream, also where nobody passes by the camera.
+            // Downstream must see time pass also while there are no faces.
             if let Some(pts) = buffer.pts() {
                 self.srcpad.push_event(gst::event::Gap::builder(pts).duration(buffer.duration()).build());
             }
@@ -57,31 +57,24 @@ impl FaceCrop {
         self.push(shots, buffer.pts(), buffer.duration(), discont)
     }
 
-    /// The pictures that are to be sent now that this frame is here.
+    /// Returns the crops to send after this frame.
     fn shots(&self, buffer: &gst::BufferRef) -> Result<Vec<Shot>, gst::FlowError> {
         let settings = *self.settings();
         let mut state = self.state();
-        let State { info, segment, cutter, position, watch } = &mut *state;
+        let State { info, segment, crop_pipeline, position, watch } = &mut *state;
         let info = info.as_ref().ok_or(gst::FlowError::NotNegotiated)?;
         *position = buffer.pts().or(*position);
         let element = self.obj();
-        let input = Input { element: element.upcast_ref(), segment: segment.as_ref(), info, buffer };
-        let shots = cutter.frame(&input, &settings);
-        let notice = cutter.take_notice();
-        let unsearched = watch.frame(buffer);
+        let input = InputFrame { element: element.upcast_ref(), segment: segment.as_ref(), info, buffer };
+        let shots = crop_pipeline.process_frame(&input, &settings);
+        let clock_warning = crop_pipeline.take_warning();
+        let unsearched = watch.inspect_frame(buffer);
         drop(state);
-        self.warn(unsearched);
-        if let Some(notice) = notice {
-            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{notice}"));
+        missing_detector::post(&*self.obj(), &self.srcpad, unsearched);
+        if let Some(warning) = clock_warning {
+            gst::element_imp_warning!(self, gst::ResourceError::Settings, ("{warning}"));
         }
         shots.map_err(|message| self.fail(message))
-    }
-
-    /// Says that there is nothing to do here.
-    fn warn(&self, text: Option<String>) {
-        let Some(text) = text else { return };
-        gst::element_imp_warning!(self, gst::StreamError::Failed, ("{text}"));
-        self.srcpad.push_event(detector_watch::told());
     }
 
     fn fail(&self, message: gst::ErrorMessage) -> gst::FlowError {
@@ -89,8 +82,7 @@ impl FaceCrop {
         gst::FlowError::Error
     }
 
-    /// Sends pictures under one timestamp. No lock is held here: downstream may block, or ask this element
-    /// something.
+    /// Encodes and pushes crops with one timestamp. No lock is held here: elements downstream may block, or query this element.
     fn push(
         &self,
         shots: Vec<Shot>,
@@ -98,35 +90,36 @@ impl FaceCrop {
         duration: Option<gst::ClockTime>,
         mut discont: bool,
     ) -> Result<gst::FlowSuccess, gst::FlowError> {
+        let settings = self.settings().crop;
         for shot in shots {
-            gst::trace!(CAT, imp = self, "{:?} became {} bytes", shot.facts.face, shot.encoded.len());
-            let mut crop = gst::Buffer::from_mut_slice(shot.encoded);
+            let encoded = shot.encode(&settings).map_err(|message| self.fail(message))?;
+            gst::trace!(CAT, imp = self, "{:?} became {} bytes", shot.metadata.face, encoded.len());
+            let mut crop = gst::Buffer::from_mut_slice(encoded);
             let writable = crop.make_mut();
             writable.set_pts(pts);
             writable.set_duration(duration);
             if std::mem::take(&mut discont) {
                 writable.set_flags(gst::BufferFlags::DISCONT);
             }
-            for (reference, timestamp, duration) in shot.references {
-                gst::ReferenceTimestampMeta::add(writable, &reference, timestamp, duration);
+            for reference in &shot.references {
+                reference.attach(writable);
             }
-            roi::attach_crop(writable, &shot.facts);
+            roi::attach_crop(writable, &shot.metadata);
             self.srcpad.push(crop)?;
         }
         Ok(gst::FlowSuccess::Ok)
     }
 
-    /// Sends the best pictures of tracks that ended: of these, or of all.
+    /// Pushes the best crops of tracks that ended: of these, or of all.
     fn end(&self, tracks: Option<&[i32]>) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let settings = *self.settings();
         let mut state = self.state();
         let position = state.position;
         let shots = match tracks {
-            Some(tracks) => state.cutter.end(tracks, &settings),
-            None => state.cutter.end_all(&settings),
+            Some(tracks) => state.crop_pipeline.end(tracks),
+            None => state.crop_pipeline.end_all(),
         };
         drop(state);
-        self.push(shots.map_err(|message| self.fail(message))?, position, None, false)
+        self.push(shots, position, None, false)
     }
 
     fn sink_event(&self, pad: &gst::Pad, event: gst::Event) -> bool {
@@ -138,21 +131,20 @@ impl FaceCrop {
                 let mut state = self.state();
                 state.segment = None;
                 state.position = None;
-                // What was seen before a flush is to be forgotten.
-                state.cutter.clear();
+                state.crop_pipeline.clear();
             }
             gst::EventView::Eos(_) => {
-                let unsearched = self.state().watch.end();
-                self.warn(unsearched);
+                let unsearched = self.state().watch.end_of_stream();
+                missing_detector::post(&*self.obj(), &self.srcpad, unsearched);
                 flow = self.end(None);
-                let left_out = self.state().cutter.counts().left_out();
+                let left_out = self.state().crop_pipeline.counts().left_out();
                 if let Some(left_out) = left_out {
                     // gst-launch-1.0 prints the details alone.
                     gst::element_imp_info!(self, gst::StreamError::Encode, ("{left_out}"), ["{left_out}"]);
                 }
             }
             gst::EventView::CustomDownstream(_) => {
-                self.state().watch.event(&event);
+                self.state().watch.handle_event(&event);
                 if let Some(tracks) = track_events::ended_tracks(&event) {
                     flow = self.end(Some(&tracks));
                 }
@@ -160,12 +152,12 @@ impl FaceCrop {
             _ => {}
         }
         if let Err(error) = flow {
-            gst::debug!(CAT, imp = self, "the last pictures of tracks were not taken: {error}");
+            gst::debug!(CAT, imp = self, "the last crops of tracks were not accepted downstream: {error}");
         }
         gst::Pad::event_default(pad, Some(&*self.obj()), event)
     }
 
-    /// The crops' own caps replace those of the frames.
+    /// Pushes the caps of the crops in place of those of the frames.
     fn set_caps(&self, caps: &gst::CapsRef) -> bool {
         let Ok(info) = VideoInfo::from_caps(caps) else {
             gst::error!(CAT, imp = self, "caps {caps} are not those of raw video");
@@ -173,7 +165,7 @@ impl FaceCrop {
         };
         let framerate = info.fps();
         self.state().info = Some(info);
-        // Crops differ in size, so the caps have none: it is in each picture.
+        // Crops differ in size, so the caps have none.
         let media_type = self.settings().crop.encoding.media_type();
         let crops = gst::Caps::builder(media_type).field("framerate", framerate).build();
         self.srcpad.push_event(gst::event::Caps::new(&crops))
@@ -181,7 +173,7 @@ impl FaceCrop {
 
     fn sink_query(&self, pad: &gst::Pad, query: &mut gst::QueryRef) -> bool {
         if let gst::QueryView::AcceptCaps(accept) = query.view()
-            && let Some(refusal) = frame::refusal(self.obj().upcast_ref(), accept.caps())
+            && let Some(refusal) = frame::unsupported_caps_error(self.obj().upcast_ref(), accept.caps())
         {
             self.post_error_message(refusal);
         }
@@ -235,11 +227,10 @@ impl ObjectImpl for FaceCrop {
                 glib::ParamSpecBoxed::builder::<gst::Structure>("stats")
                     .nick("Statistics")
                     .blurb(
-                        "Since the start: faces (found in frames), pictures (made of them), below-min-size and \
-                         below-min-quality (faces that were left out), tracks-below-min-size and \
-                         tracks-below-min-quality and \
-                         tracks-below-certainty (tracks that ended without a picture for that), min-size (what counts \
-                         in frames as the last one, pixels); each uint64",
+                        "Counts since the start: faces (detected in frames), pictures (crops of them), below-min-size \
+                         and below-min-quality (faces that were left out), tracks-below-min-size, \
+                         tracks-below-min-quality and tracks-below-certainty (tracks that ended without a crop for \
+                         that reason), and min-size (the limit in the last frame, pixels); each uint64",
                     )
                     .read_only()
                     .build(),
@@ -255,7 +246,7 @@ impl ObjectImpl for FaceCrop {
 
     fn property(&self, _id: usize, pspec: &glib::ParamSpec) -> glib::Value {
         if pspec.name() == "stats" {
-            return stats_structure(&self.state().cutter.counts()).to_value();
+            return stats_structure(&self.state().crop_pipeline.counts()).to_value();
         }
         let value = crop_properties::get(&self.settings(), pspec.name());
         value.unwrap_or_else(|| pspec.default_value().clone())
@@ -280,7 +271,7 @@ impl ElementImpl for FaceCrop {
             gst::subclass::ElementMetadata::new(
                 "Face cropper",
                 "Filter/Converter/Encoder/Image",
-                "Makes small pictures of the faces that facedetect found: few good ones of each that facetrack follows",
+                "Crops the faces that facedetect found as small pictures: a few good ones of each face that facetrack tracks",
                 env!("CARGO_PKG_REPOSITORY"),
             )
         });
@@ -317,10 +308,10 @@ impl ElementImpl for FaceCrop {
         let success = self.parent_change_state(transition)?;
         if transition == gst::StateChange::PausedToReady {
             let mut state = self.state();
-            // What was counted can still be asked for.
-            let mut cutter = std::mem::take(&mut state.cutter);
-            cutter.clear();
-            *state = State { cutter, ..State::default() };
+            // The counts outlive the run.
+            let mut crop_pipeline = std::mem::take(&mut state.crop_pipeline);
+            crop_pipeline.clear();
+            *state = State { crop_pipeline, ..State::default() };
         }
         Ok(success)
     }

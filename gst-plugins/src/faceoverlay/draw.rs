@@ -1,13 +1,14 @@
-//! Draws rectangles and text straight into the planes of a frame, in the frame's own colour space: only the pixels that
-//! change are touched.
+//! Draws rectangles and text directly into the planes of a frame, in the frame's own colour space. Only the pixels that change
+//! are touched.
 
+use facepipe_detector::BoundingBox;
 use gst_video::{VideoColorMatrix, VideoColorRange, VideoFrameRef, VideoInfo, prelude::*};
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, RasterizedChar, get_raster, get_raster_width};
 
 /// Red, green, blue.
 pub type Color = [u8; 3];
 
-/// Text is never smaller than this, nor larger unless it is scaled up by whole numbers; pixels.
+/// Heights of the fonts, pixels. Larger text is scaled by whole numbers.
 const FONTS: [(u32, RasterHeight); 4] = [
     (32, RasterHeight::Size32),
     (24, RasterHeight::Size24),
@@ -15,7 +16,7 @@ const FONTS: [(u32, RasterHeight); 4] = [
     (16, RasterHeight::Size16),
 ];
 
-/// The size of a line of text.
+/// A font size.
 #[derive(Debug, Clone, Copy)]
 pub struct Font {
     raster: RasterHeight,
@@ -23,7 +24,7 @@ pub struct Font {
 }
 
 impl Font {
-    /// The largest font whose lines are at most so many pixels high; at least 16.
+    /// Returns the largest font whose lines are at most this high, pixels; the smallest has 16.
     pub fn fitting(height: u32) -> Self {
         let scale = (height / 32).max(1);
         let each = height / scale;
@@ -32,48 +33,46 @@ impl Font {
         Self { raster, scale: scale.try_into().unwrap_or(1) }
     }
 
-    /// Height of a line, pixels.
+    /// Returns the height of a line, pixels.
     pub fn height(self) -> i32 {
         i32::try_from(self.raster.val()).unwrap_or(16) * self.scale
     }
 
-    /// Width of a text, pixels.
+    /// Returns the width of a text, pixels.
     pub fn width(self, text: &str) -> i32 {
         let each = i32::try_from(get_raster_width(FontWeight::Bold, self.raster)).unwrap_or(8) * self.scale;
         i32::try_from(text.chars().count()).unwrap_or(0).saturating_mul(each)
     }
 }
 
-/// Left, top, right, bottom in pixels; right and bottom are beyond the last pixel.
-pub type Area = [i32; 4];
-
 enum Shape {
-    Fill { area: Area, color: Color, opacity: u8 },
+    Fill { area: BoundingBox<i32>, color: Color, opacity: u8 },
     Glyph { left: i32, top: i32, scale: i32, raster: RasterizedChar, color: Color },
 }
 
-/// What is to be drawn, in order. What lies outside the frame is left out.
+/// Shapes in drawing order. Parts outside the frame are skipped.
 #[derive(Default)]
 pub struct Drawing {
     shapes: Vec<Shape>,
 }
 
 impl Drawing {
-    /// Fills an area; an opacity of 255 hides what is under it.
-    pub fn fill(&mut self, area: Area, color: Color, opacity: u8) {
+    /// Fills an area, in pixels, with an opacity of 0 to 255.
+    pub fn fill(&mut self, area: BoundingBox<i32>, color: Color, opacity: u8) {
         self.shapes.push(Shape::Fill { area, color, opacity });
     }
 
-    /// The border of an area, inside it, so many pixels wide.
-    pub fn border(&mut self, [left, top, right, bottom]: Area, width: i32, color: Color) {
+    /// Draws the border of an area, inside it, `width` pixels wide.
+    pub fn border(&mut self, area: BoundingBox<i32>, width: i32, color: Color) {
+        let BoundingBox { left, top, right, bottom } = area;
         let (inner_top, inner_bottom) = (top + width, (bottom - width).max(top + width));
-        self.fill([left, top, right, inner_top], color, 255);
-        self.fill([left, inner_bottom, right, bottom], color, 255);
-        self.fill([left, inner_top, left + width, inner_bottom], color, 255);
-        self.fill([right - width, inner_top, right, inner_bottom], color, 255);
+        self.fill(BoundingBox::new(left, top, right, inner_top), color, 255);
+        self.fill(BoundingBox::new(left, inner_bottom, right, bottom), color, 255);
+        self.fill(BoundingBox::new(left, inner_top, left + width, inner_bottom), color, 255);
+        self.fill(BoundingBox::new(right - width, inner_top, right, inner_bottom), color, 255);
     }
 
-    /// A line of text; letters that the font doesn't have become question marks.
+    /// Draws a line of text. Characters that the font lacks become question marks.
     pub fn text(&mut self, mut left: i32, top: i32, text: &str, font: Font, color: Color) {
         for character in text.chars() {
             let glyph = |c| get_raster(c, FontWeight::Bold, font.raster);
@@ -84,7 +83,7 @@ impl Drawing {
         }
     }
 
-    /// Draws it all.
+    /// Draws all shapes into a frame.
     pub fn paint(&self, frame: &mut VideoFrameRef<&mut gst::BufferRef>) {
         let info = frame.info().clone();
         let components = usize::try_from(info.n_components()).unwrap_or(0).min(3);
@@ -108,16 +107,16 @@ struct Plane<'a> {
     height: i32,
     /// Pixels per sample are 2 to the power of these.
     shift: (u32, u32),
-    /// Of samples of more than 8 bits, which have two bytes.
+    /// The layout of samples of more than 8 bits, which have two bytes.
     wide: Option<Wide>,
 }
 
-/// Where a sample of more than 8 bits lies in its two bytes, the lower one first.
+/// The position of a sample of more than 8 bits within its two bytes, the lower one first.
 #[derive(Clone, Copy)]
 struct Wide {
     /// Bits beyond the 8 of a value.
     excess: u32,
-    /// Of those, the ones below the sample, which stay 0.
+    /// Those of them below the sample, which stay 0.
     unused: u32,
 }
 
@@ -143,7 +142,7 @@ impl<'a> Plane<'a> {
         Some(Self {
             component,
             stride,
-            // Of P010, GStreamer 1.22 gives Cr's place in samples and not in bytes.
+            // For P010, GStreamer 1.22 gives the offset of Cr in samples and not in bytes.
             offset: if wide.is_some() { offset.next_multiple_of(2) } else { offset },
             step: usize::try_from(*format.pixel_stride().get(component)?).ok()?,
             width: format.scale_width(index, info.width()).try_into().ok()?,
@@ -158,13 +157,14 @@ impl<'a> Plane<'a> {
         match shape {
             Shape::Fill { area, color, opacity } => {
                 let value = self.value(*color, info);
-                self.each(*area, value, |_, _| *opacity);
+                self.blend_area(*area, value, |_, _| *opacity);
             }
             Shape::Glyph { left, top, scale, raster, color } => {
                 let value = self.value(*color, info);
                 let side = |pixels: usize| i32::try_from(pixels).unwrap_or(0).saturating_mul(*scale);
-                let area = [*left, *top, left + side(raster.width()), top + side(raster.height())];
-                self.each(area, value, |x, y| {
+                let area =
+                    BoundingBox::new(*left, *top, left + side(raster.width()), top + side(raster.height()));
+                self.blend_area(area, value, |x, y| {
                     let at = |pixel: i32, start: i32| usize::try_from((pixel - start) / scale).ok();
                     let ink = at(x, *left).zip(at(y, *top)).and_then(|(x, y)| raster.pixel(x, y));
                     ink.unwrap_or(0)
@@ -178,8 +178,9 @@ impl<'a> Plane<'a> {
         components.get(self.component).copied().unwrap_or(0)
     }
 
-    /// Blends a value into the samples of an area (pixels), as opaque as is said of the pixel that each begins at.
-    fn each(&mut self, [left, top, right, bottom]: Area, value: u8, opacity: impl Fn(i32, i32) -> u8) {
+    /// Blends a value into the samples of an area (pixels) with the opacity of each sample's first pixel.
+    fn blend_area(&mut self, area: BoundingBox<i32>, value: u8, opacity: impl Fn(i32, i32) -> u8) {
+        let BoundingBox { left, top, right, bottom } = area;
         let (across, down) = self.shift;
         let round_up = |value: i32, shift: u32| (value + (1 << shift) - 1) >> shift;
         let columns = (left >> across).max(0)..round_up(right, across).min(self.width);
@@ -190,7 +191,7 @@ impl<'a> Plane<'a> {
                     continue;
                 };
                 let sample = self.data.get_mut(at..).unwrap_or_default();
-                // Of a sample that the area only touches, the pixel inside it counts.
+                // For a sample at the edge of the area, the first pixel inside the area.
                 let opacity = opacity((column << across).max(left), (row << down).max(top));
                 match (self.wide, sample) {
                     (None, [sample, ..]) => *sample = blend(*sample, value, opacity),

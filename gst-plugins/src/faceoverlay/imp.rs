@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use facepipe_detector::BoundingBox;
 use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_base::{
     prelude::*,
@@ -15,9 +16,9 @@ use gst_video::{VideoFrameRef, VideoInfo};
 
 use super::draw::{Color, Drawing, Font};
 use crate::{
-    detector_watch::{self, DetectorWatch},
     frame,
-    results::{FaceResult, Inbox, Scope, Verdict},
+    missing_detector::{self, MissingDetectorWarning},
+    results::{FaceResult, PipelineId, RecognitionResult, ResultSubscription},
     roi::{self, FaceRegion},
     track_events,
 };
@@ -33,7 +34,7 @@ const BLUE: Color = [40, 110, 255];
 const GREEN: Color = [30, 200, 60];
 const PURPLE: Color = [160, 50, 220];
 
-/// How faces are drawn of which the backend has said nothing (yet).
+/// How faces without a result are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, glib::Enum)]
 #[enum_type(name = "GstFacepipeUnanswered")]
 #[repr(i32)]
@@ -50,7 +51,7 @@ enum Unanswered {
 }
 
 impl Unanswered {
-    /// The colours of box and writing.
+    /// Returns the colours of box and text.
     fn colors(self) -> Option<(Color, Color)> {
         match self {
             Self::White => Some((WHITE, BLACK)),
@@ -61,13 +62,13 @@ impl Unanswered {
     }
 }
 
-/// Without track ids, a result is taken for the face at the same place for so long.
+/// How long a result without track id is used for the face at the same place.
 const PLACE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Least overlap (intersection over union) for that.
+/// Minimum intersection over union for that.
 const SAME_PLACE: f64 = 0.3;
 
-/// Tracks whose results are remembered; the oldest give way. Many more than anybody sees at once.
+/// Maximum number of tracks whose results are kept; the oldest are dropped. Far more than appear at once.
 const MAX_TRACKS: usize = 4096;
 
 #[derive(Debug, Clone)]
@@ -87,19 +88,27 @@ impl Default for Settings {
     }
 }
 
-/// What is known of the faces.
-#[derive(Debug, Default)]
-struct Verdicts {
-    tracks: HashMap<i32, Verdict>,
-    places: Vec<(Instant, [u32; 4], Verdict)>,
+/// A result for a face without a track id.
+#[derive(Debug)]
+struct UntrackedResult {
+    received: Instant,
+    bounding_box: BoundingBox<u32>,
+    recognition: RecognitionResult,
 }
 
-impl Verdicts {
-    fn set(&mut self, track_id: i32, verdict: Verdict) {
-        if self.tracks.get(&track_id).is_some_and(|earlier| !verdict.outweighs(earlier)) {
+/// The results by face.
+#[derive(Debug, Default)]
+struct ResultStore {
+    tracks: HashMap<i32, RecognitionResult>,
+    untracked: Vec<UntrackedResult>,
+}
+
+impl ResultStore {
+    fn set(&mut self, track_id: i32, recognition: RecognitionResult) {
+        if self.tracks.get(&track_id).is_some_and(|earlier| !recognition.supersedes(earlier)) {
             return;
         }
-        self.tracks.insert(track_id, verdict);
+        self.tracks.insert(track_id, recognition);
         if self.tracks.len() > MAX_TRACKS
             && let Some(oldest) = self.tracks.keys().min().copied()
         {
@@ -107,48 +116,39 @@ impl Verdicts {
         }
     }
 
-    fn take(&mut self, result: FaceResult) {
+    fn add(&mut self, result: FaceResult) {
+        let recognition = result.recognition;
         match (result.track_id, result.bounding_box) {
-            (Some(track_id), _) => self.set(track_id, result.verdict),
-            (None, Some(place)) => self.places.push((Instant::now(), place, result.verdict)),
+            (Some(track_id), _) => self.set(track_id, recognition),
+            (None, Some(bounding_box)) => {
+                self.untracked.push(UntrackedResult { received: Instant::now(), bounding_box, recognition });
+            }
             (None, None) => {}
         }
     }
 
-    fn of(&self, face: &FaceRegion) -> Option<&Verdict> {
+    fn of(&self, face: &FaceRegion) -> Option<&RecognitionResult> {
         match face.track_id {
             Some(track_id) => self.tracks.get(&track_id),
             None => self
-                .places
+                .untracked
                 .iter()
                 .rev()
-                .map(|(_, place, verdict)| (overlap(face, place), verdict))
-                .filter(|(overlap, _)| *overlap >= SAME_PLACE)
+                .map(|result| (face.bounding_box.iou(&result.bounding_box), &result.recognition))
+                .filter(|(iou, _)| *iou >= SAME_PLACE)
                 .max_by(|(a, _), (b, _)| a.total_cmp(b))
-                .map(|(_, verdict)| verdict),
+                .map(|(_, recognition)| recognition),
         }
     }
-}
-
-/// Intersection over union.
-fn overlap(face: &FaceRegion, [left, top, right, bottom]: &[u32; 4]) -> f64 {
-    let (face_right, face_bottom) =
-        (face.left.saturating_add(face.width), face.top.saturating_add(face.height));
-    let width = face_right.min(*right).saturating_sub(face.left.max(*left));
-    let height = face_bottom.min(*bottom).saturating_sub(face.top.max(*top));
-    let shared = f64::from(width) * f64::from(height);
-    let place = f64::from(right.saturating_sub(*left)) * f64::from(bottom.saturating_sub(*top));
-    let both = f64::from(face.width) * f64::from(face.height) + place - shared;
-    if both > 0.0 { shared / both } else { 0.0 }
 }
 
 #[derive(Default)]
 pub struct FaceOverlay {
     settings: Mutex<Settings>,
-    verdicts: Mutex<Verdicts>,
+    results: Mutex<ResultStore>,
     info: Mutex<Option<VideoInfo>>,
-    inbox: Mutex<Option<Arc<Inbox>>>,
-    watch: Mutex<DetectorWatch>,
+    subscription: Mutex<Option<Arc<ResultSubscription>>>,
+    watch: Mutex<MissingDetectorWarning>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,28 +156,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FaceOverlay {
-    /// Says that there is nothing to do here.
-    fn warn(&self, text: Option<String>) {
-        let Some(text) = text else { return };
-        gst::element_imp_warning!(self, gst::StreamError::Failed, ("{text}"));
-        self.obj().src_pad().push_event(detector_watch::told());
-    }
-
-    /// Takes over what facesink-http has published for this pipeline since the last frame.
+    /// Takes the results that facesink-http has published for this pipeline since the last frame.
     fn collect(&self, settings: &Settings) {
-        let inbox = lock(&self.inbox).clone();
-        let published = inbox.map(|inbox| inbox.take()).unwrap_or_default();
-        let mut verdicts = lock(&self.verdicts);
+        let subscription = lock(&self.subscription).clone();
+        let published = subscription.map(|subscription| subscription.take()).unwrap_or_default();
+        let mut results = lock(&self.results);
         if !published.is_empty() {
-            let scope = Scope::of(self.obj().upcast_ref());
+            let pipeline = PipelineId::of(self.obj().upcast_ref());
             let wanted = |camera: &str| settings.camera_id.as_deref().is_none_or(|id| id == camera);
             for result in published {
-                if result.scope == scope && wanted(&result.camera_id) {
-                    verdicts.take(result);
+                if result.pipeline == pipeline && wanted(&result.camera_id) {
+                    results.add(result);
                 }
             }
         }
-        verdicts.places.retain(|(since, ..)| since.elapsed() < PLACE_LIMIT);
+        results.untracked.retain(|result| result.received.elapsed() < PLACE_LIMIT);
     }
 
     fn draw(&self, faces: &[FaceRegion], settings: &Settings, info: &VideoInfo) -> Drawing {
@@ -186,29 +179,30 @@ impl FaceOverlay {
         let line = i32::try_from(line).unwrap_or(i32::MAX);
         let font = Font::fitting(by_height(settings.font_size, info.height() / 28));
         let mut drawing = Drawing::default();
-        let verdicts = lock(&self.verdicts);
+        let results = lock(&self.results);
         for face in faces {
             let pixel = |value: u32| i32::try_from(value).unwrap_or(i32::MAX).min(1 << 16);
-            let (left, top) = (pixel(face.left), pixel(face.top));
-            let (right, bottom) = (left + pixel(face.width), top + pixel(face.height));
-            let verdict = verdicts.of(face);
-            let colors = match verdict {
+            let area = face.bounding_box.map(pixel);
+            let BoundingBox { left, top, right, bottom } = area;
+            let recognition = results.of(face);
+            let colors = match recognition {
                 None => settings.unanswered.colors(),
-                Some(Verdict::NoFace) => Some((RED, WHITE)),
-                Some(Verdict::Unknown) => Some((BLUE, WHITE)),
-                Some(Verdict::Known { .. }) => Some((GREEN, BLACK)),
+                Some(RecognitionResult::NoFace) => Some((RED, WHITE)),
+                Some(RecognitionResult::Unknown) => Some((BLUE, WHITE)),
+                Some(RecognitionResult::Known { .. }) => Some((GREEN, BLACK)),
             };
             let Some((color, ink)) = colors else { continue };
             // A dark rim keeps the box visible on a background of its own colour.
-            drawing.border([left - 1, top - 1, right + 1, bottom + 1], line + 2, BLACK);
-            drawing.border([left, top, right, bottom], line, color);
-            let label = if settings.labels { label(face, verdict) } else { String::new() };
+            let rim = BoundingBox::new(left - 1, top - 1, right + 1, bottom + 1);
+            drawing.border(rim, line + 2, BLACK);
+            drawing.border(area, line, color);
+            let label = if settings.labels { label(face, recognition) } else { String::new() };
             if label.is_empty() {
                 continue;
             }
             let pad = font.height() / 6;
             let (width, height) = (font.width(&label) + 2 * pad, font.height() + pad);
-            // Above the box, or below where the frame ends above it, or inside; and never beyond the frame's sides.
+            // Above the box, else below it, else inside; always within the frame.
             let (frame_width, frame_height) = (pixel(info.width()), pixel(info.height()));
             let label_top = if top >= height {
                 top - height
@@ -218,19 +212,22 @@ impl FaceOverlay {
                 top + line
             };
             let label_left = left.min(frame_width - width).max(0);
-            drawing.fill([label_left, label_top, label_left + width, label_top + height], color, 230);
+            let label_area = BoundingBox::new(label_left, label_top, label_left + width, label_top + height);
+            drawing.fill(label_area, color, 230);
             drawing.text(label_left + pad, label_top + pad / 2, &label, font, ink);
         }
         drawing
     }
 }
 
-fn label(face: &FaceRegion, verdict: Option<&Verdict>) -> String {
-    match verdict {
+fn label(face: &FaceRegion, recognition: Option<&RecognitionResult>) -> String {
+    match recognition {
         None => face.track_id.map(|id| format!("#{id}")).unwrap_or_default(),
-        Some(Verdict::NoFace) => "no face".into(),
-        Some(Verdict::Unknown) => "unknown".into(),
-        Some(Verdict::Known { label, confidence }) => format!("{label} {:.0} %", confidence * 100.0),
+        Some(RecognitionResult::NoFace) => "no face".into(),
+        Some(RecognitionResult::Unknown) => "unknown".into(),
+        Some(RecognitionResult::Known { label, confidence }) => {
+            format!("{label} {:.0} %", confidence * 100.0)
+        }
     }
 }
 
@@ -249,32 +246,32 @@ impl ObjectImpl for FaceOverlay {
                 glib::ParamSpecString::builder("camera-id")
                     .nick("Camera ID")
                     .blurb(
-                        "Draw the results of the facesink-http with this camera-id; unset, those of every one in \
-                         the pipeline",
+                        "Draw the results of the facesink-http with this camera-id; if unset, those of all in the \
+                         pipeline",
                     )
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecBoolean::builder("labels")
                     .nick("Labels")
-                    .blurb("Write who it is beside each box")
+                    .blurb("Write the name, or the state of recognition, next to each box")
                     .default_value(defaults.labels)
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecEnum::builder_with_default("unanswered", defaults.unanswered)
                     .nick("Unanswered")
-                    .blurb("How faces are drawn of which the backend has said nothing yet")
+                    .blurb("How faces are drawn for which there is no result yet")
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecUInt::builder("line-width")
                     .nick("Line width")
-                    .blurb("Width of the boxes' lines in pixels (0 = by the height of the frame)")
+                    .blurb("Line width of the boxes in pixels (0 = by the height of the frame)")
                     .maximum(100)
                     .default_value(defaults.line_width)
                     .mutable_playing()
                     .build(),
                 glib::ParamSpecUInt::builder("font-size")
                     .nick("Font size")
-                    .blurb("Height of the labels' lines in pixels, at least 16 (0 = by the height of the frame)")
+                    .blurb("Line height of the labels in pixels, at least 16 (0 = by the height of the frame)")
                     .maximum(1000)
                     .default_value(defaults.font_size)
                     .mutable_playing()
@@ -332,24 +329,24 @@ impl ObjectImpl for FaceOverlay {
                                 .flatten()
                                 .unwrap_or_default()
                         };
-                        let verdict = match text(2).as_str() {
-                            "none" => Verdict::NoFace,
-                            "unknown" => Verdict::Unknown,
-                            "known" => Verdict::Known {
+                        let recognition = match text(2).as_str() {
+                            "none" => RecognitionResult::NoFace,
+                            "unknown" => RecognitionResult::Unknown,
+                            "known" => RecognitionResult::Known {
                                 label: text(3),
                                 confidence: values.get(4).and_then(|v| v.get().ok()).unwrap_or(0.0),
                             },
                             _ => return Some(false.to_value()),
                         };
                         let track_id = values.get(1)?.get().ok()?;
-                        lock(&instance(values)?.imp().verdicts).set(track_id, verdict);
+                        lock(&instance(values)?.imp().results).set(track_id, recognition);
                         Some(true.to_value())
                     })
                     .build(),
                 glib::subclass::Signal::builder("clear-results")
                     .action()
                     .class_handler(move |values| {
-                        *lock(&instance(values)?.imp().verdicts) = Verdicts::default();
+                        *lock(&instance(values)?.imp().results) = ResultStore::default();
                         None
                     })
                     .build(),
@@ -367,8 +364,8 @@ impl ElementImpl for FaceOverlay {
             gst::subclass::ElementMetadata::new(
                 "Face overlay",
                 "Filter/Editor/Video",
-                "Draws boxes around faces (white: detected, red: no face for the backend, blue: unknown, green: \
-                 recognised) and who they are",
+                "Draws boxes around faces (white: detected, red: no face found by the backend, blue: unknown, green: \
+                 recognised) and their names",
                 env!("CARGO_PKG_REPOSITORY"),
             )
         });
@@ -388,15 +385,15 @@ impl BaseTransformImpl for FaceOverlay {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        *lock(&self.inbox) = Some(Inbox::subscribe());
-        *lock(&self.watch) = DetectorWatch::default();
+        *lock(&self.subscription) = Some(ResultSubscription::subscribe());
+        *lock(&self.watch) = MissingDetectorWarning::default();
         Ok(())
     }
 
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
-        *lock(&self.inbox) = None;
+        *lock(&self.subscription) = None;
         *lock(&self.info) = None;
-        *lock(&self.verdicts) = Verdicts::default();
+        *lock(&self.results) = ResultStore::default();
         Ok(())
     }
 
@@ -408,27 +405,20 @@ impl BaseTransformImpl for FaceOverlay {
     }
 
     fn accept_caps(&self, direction: gst::PadDirection, caps: &gst::Caps) -> bool {
-        let accepted = self.parent_accept_caps(direction, caps);
-        if !accepted
-            && direction == gst::PadDirection::Sink
-            && let Some(refusal) = frame::refusal(self.obj().upcast_ref(), caps)
-        {
-            self.post_error_message(refusal);
-        }
-        accepted
+        frame::accept_caps(self, direction, caps)
     }
 
     fn sink_event(&self, event: gst::Event) -> bool {
         if let Some(ended) = track_events::ended_tracks(&event) {
-            let mut verdicts = lock(&self.verdicts);
+            let mut results = lock(&self.results);
             for track in ended {
-                verdicts.tracks.remove(&track);
+                results.tracks.remove(&track);
             }
         }
-        lock(&self.watch).event(&event);
+        lock(&self.watch).handle_event(&event);
         if event.type_() == gst::EventType::Eos {
-            let unsearched = lock(&self.watch).end();
-            self.warn(unsearched);
+            let unsearched = lock(&self.watch).end_of_stream();
+            missing_detector::post(&*self.obj(), self.obj().src_pad(), unsearched);
         }
         self.parent_sink_event(event)
     }
@@ -438,14 +428,14 @@ impl BaseTransformImpl for FaceOverlay {
         decide_query: Option<&gst::query::Allocation>,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        frame::propose_allocation_of_what_follows(self, decide_query, query)
+        frame::propose_downstream_allocation(self, decide_query, query)
     }
 
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
         let settings = lock(&self.settings).clone();
         self.collect(&settings);
-        let unsearched = lock(&self.watch).frame(buffer);
-        self.warn(unsearched);
+        let unsearched = lock(&self.watch).inspect_frame(buffer);
+        missing_detector::post(&*self.obj(), self.obj().src_pad(), unsearched);
         let faces = roi::faces_and_predictions(buffer);
         if faces.is_empty() {
             return Ok(gst::FlowSuccess::Ok);

@@ -1,37 +1,36 @@
-//! The element `faceoverlay`: draws boxes around faces, and who they are.
+//! The element `faceoverlay`: draws boxes and names of faces.
 
 /**
  * SECTION:element-faceoverlay
  * @title: faceoverlay
- * @short_description: Draws boxes around faces, and who they are
+ * @short_description: Draws boxes and names of faces
  * @see_also: facedetect, facetrack, facesink-http
  *
  * Draws a box around each face that `facedetect` attached to a frame, straight into the frame's planes:
  *
  * | colour | the face | label |
  * |---|---|---|
- * | white | is detected, nothing more is known (`unanswered` chooses another colour, or no box) | its track id |
- * | red | the backend found no face there | `no face` |
- * | blue | the backend knows nobody with that face | `unknown` |
- * | green | is recognised | its Face ID and how sure the backend is |
+ * | white | has no result yet (`unanswered` chooses another colour, or no box) | its track id |
+ * | red | the backend found no face | `no face` |
+ * | blue | is unknown to the backend | `unknown` |
+ * | green | is recognised | its Face ID and the confidence |
  *
- * What the backend says comes from a `facesink-http` of the same pipeline by itself; with several cameras in one
- * pipeline, `camera-id` says whose results are meant. From elsewhere an application passes it on by the action
- * signal `set-result`. Results belong to tracks, so put `facetrack` before the element. Faces without track ids get
- * the result of a crop from about the same place, for a second.
+ * Results come from the `facesink-http` elements of the same pipeline; with several cameras in one pipeline, `camera-id`
+ * selects one. An application passes results from elsewhere by the action signal `set-result`. Results belong to tracks, so
+ * put `facetrack` before the element. Faces without track ids get the result of a crop from about the same place, for a
+ * second.
  *
- * Of several results of one track the best is shown: a name wins over none, the surer name over the other.
+ * Of several results of one track the best is shown: a name replaces none, a higher confidence a lower one.
  *
- * The same element is also registered as `facepipe-faceoverlay`. GStreamer's own plugins have a `faceoverlay` of
- * their own (it puts pictures on faces), and which of the two the short name means is a matter of luck: use the long
- * one.
+ * The element is also registered as `facepipe-faceoverlay`. GStreamer has another `faceoverlay` (it puts pictures on faces),
+ * and it is undefined which of the two the short name refers to: use the long one.
  *
  * ## Action signals
  *
- * - `set-result` (`track-id` int, `decision` string, `label` string, `confidence` double), returns boolean: what is known
- *   of a track; `decision` is `known`, `unknown` or `none` (no face), `label` and `confidence` (0 to 1) count for `known`
- *   only. False for another decision.
- * - `clear-results`: forgets everything.
+ * - `set-result` (`track-id` int, `decision` string, `label` string, `confidence` double), returns boolean: sets the result of
+ *   a track; `decision` is `known`, `unknown` or `none` (no face), `label` and `confidence` (0 to 1) are used for `known`
+ *   only. Returns false for another decision.
+ * - `clear-results`: removes all results.
  *
  * ## Preview
  *

@@ -16,12 +16,12 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
 use crate::{
-    capture_time::{CaptureClock, Captured, not_after_now, running_time},
-    crop::Encoding,
-    cutter::{self, Counts, FaceCutter, Shot},
-    detector_watch::DetectorWatch,
+    capture_time::{CaptureClock, CaptureTime, not_after_now, running_time},
+    crop::{CropSettings, Encoding},
+    crop_pipeline::{self, Counts, CropPipeline, Shot},
     frame,
-    roi::{self, CropFacts, FaceRegion},
+    missing_detector::MissingDetectorWarning,
+    roi::{self, CropMetadata},
     track_events,
     upload::{self, Camera, Crop, DrainOutcome, PushOutcome, Stats, Uploader},
 };
@@ -39,10 +39,10 @@ static CAT: LazyLock<gst::DebugCategory> = LazyLock::new(|| {
 struct State {
     uploader: Arc<Uploader>,
     input: Option<Input>,
-    cutter: FaceCutter,
+    crop_pipeline: CropPipeline,
     /// For images that are not from facecrop.
     clock: CaptureClock,
-    watch: DetectorWatch,
+    watch: MissingDetectorWarning,
     /// Shared with its crops until it changes.
     camera: Arc<Camera>,
     /// When the recording was started.
@@ -92,7 +92,7 @@ impl FaceSinkHttp {
     /// Returns what became of the faces in raw video.
     pub(super) fn counts(&self) -> Counts {
         match self.state().as_ref() {
-            Some(state) => state.cutter.counts(),
+            Some(state) => state.crop_pipeline.counts(),
             None => *self.final_counts.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
@@ -107,7 +107,7 @@ impl FaceSinkHttp {
         &self,
         start: Option<OffsetDateTime>,
         running_time: Option<Duration>,
-        captured: Option<Captured>,
+        captured: Option<CaptureTime>,
     ) -> OffsetDateTime {
         if let Some(start) = start {
             let elapsed = running_time.unwrap_or_default();
@@ -130,12 +130,13 @@ impl FaceSinkHttp {
         buffer: &gst::Buffer,
     ) -> Result<Vec<Crop>, gst::ErrorMessage> {
         let segment = self.obj().segment();
-        let State { input: Some(input), cutter, clock, camera, capture_start: start, .. } = state else {
+        let State { input: Some(input), crop_pipeline, clock, camera, capture_start: start, .. } = state
+        else {
             return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a buffer came before its caps")));
         };
         match input {
             Input::Image(encoding) => {
-                let facts = roi::crop_facts(buffer);
+                let facts = roi::crop_metadata(buffer);
                 let running_time = facts
                     .and_then(|facts| facts.running_time)
                     .or_else(|| running_time(Some(&segment), buffer).map(Duration::from));
@@ -148,21 +149,33 @@ impl FaceSinkHttp {
                     gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"))
                 })?;
                 let image = Bytes::from_owner(mapped);
-                Ok(vec![new_crop(image, *encoding, camera, captured_at, facts.map(|f| f.face))])
+                Ok(vec![new_crop(image, *encoding, camera, captured_at, facts.as_ref())])
             }
             Input::Raw(info) => {
                 let element = self.obj();
-                let input =
-                    cutter::Input { element: element.upcast_ref(), segment: Some(&segment), info, buffer };
-                let shots = cutter.frame(&input, &settings.crop)?;
-                Ok(shots.into_iter().map(|shot| self.to_upload(shot, camera, *start)).collect())
+                let input = crop_pipeline::InputFrame {
+                    element: element.upcast_ref(),
+                    segment: Some(&segment),
+                    info,
+                    buffer,
+                };
+                let shots = crop_pipeline.process_frame(&input, &settings.crop)?;
+                shots.iter().map(|shot| self.to_upload(shot, &settings.crop.crop, camera, *start)).collect()
             }
         }
     }
 
-    fn to_upload(&self, shot: Shot, camera: &Arc<Camera>, start: Option<OffsetDateTime>) -> Crop {
-        let captured_at = self.captured_at(start, shot.facts.running_time, captured(&shot.facts));
-        new_crop(Bytes::from(shot.encoded), shot.encoding, camera, captured_at, Some(shot.facts.face))
+    fn to_upload(
+        &self,
+        shot: &Shot,
+        settings: &CropSettings,
+        camera: &Arc<Camera>,
+        start: Option<OffsetDateTime>,
+    ) -> Result<Crop, gst::ErrorMessage> {
+        let metadata = &shot.metadata;
+        let captured_at = self.captured_at(start, metadata.running_time, captured(metadata));
+        let encoded = Bytes::from(shot.encode(settings)?);
+        Ok(new_crop(encoded, settings.encoding, camera, captured_at, Some(metadata)))
     }
 
     /// Queues the best shots of tracks that ended: of these, or of all.
@@ -171,20 +184,18 @@ impl FaceSinkHttp {
         let mut guard = self.state();
         let Some(state) = guard.as_mut() else { return };
         let shots = match tracks {
-            Some(tracks) => state.cutter.end(tracks, &settings),
-            None => state.cutter.end_all(&settings),
+            Some(tracks) => state.crop_pipeline.end(tracks),
+            None => state.crop_pipeline.end_all(),
         };
-        match shots {
-            Ok(shots) => {
-                for shot in shots {
-                    // An event must not block as a buffer may.
-                    let crop = self.to_upload(shot, &state.camera, state.capture_start);
-                    state.uploader.push_nonblocking(crop);
+        for shot in shots {
+            match self.to_upload(&shot, &settings.crop, &state.camera, state.capture_start) {
+                // Events cannot wait for room as frames can.
+                Ok(crop) => state.uploader.push_nonblocking(crop),
+                Err(message) => {
+                    drop(guard);
+                    self.post_error_message(message);
+                    return;
                 }
-            }
-            Err(message) => {
-                drop(guard);
-                self.post_error_message(message);
             }
         }
     }
@@ -261,8 +272,8 @@ impl FaceSinkHttp {
 }
 
 /// Returns the capture time in a crop's metadata.
-fn captured(facts: &CropFacts) -> Option<Captured> {
-    facts.captured_at.map(|at| Captured { at, clock_refused: facts.clock_refused })
+fn captured(facts: &CropMetadata) -> Option<CaptureTime> {
+    facts.captured_at.map(|at| CaptureTime { at, clock_refused: facts.clock_refused })
 }
 
 fn parse_capture_start(text: &str) -> Result<OffsetDateTime, gst::ErrorMessage> {
@@ -282,16 +293,16 @@ fn new_crop(
     encoding: Encoding,
     camera: &Arc<Camera>,
     captured_at: OffsetDateTime,
-    face: Option<FaceRegion>,
+    metadata: Option<&CropMetadata>,
 ) -> Crop {
     Crop {
         image,
         encoding,
         camera: Arc::clone(camera),
         captured_at,
-        track_id: face.and_then(|f| f.track_id),
-        bounding_box: face
-            .map(|f| [f.left, f.top, f.left.saturating_add(f.width), f.top.saturating_add(f.height)]),
+        track_id: metadata.and_then(|metadata| metadata.face.track_id),
+        bounding_box: metadata.map(|metadata| metadata.face.bounding_box),
+        area: metadata.and_then(|metadata| metadata.area),
         key: Uuid::now_v7(),
     }
 }
@@ -386,9 +397,9 @@ impl BaseSinkImpl for FaceSinkHttp {
         *self.state() = Some(State {
             uploader: Arc::new(uploader),
             input: None,
-            cutter: FaceCutter::default(),
+            crop_pipeline: CropPipeline::default(),
             clock: CaptureClock::default(),
-            watch: DetectorWatch::default(),
+            watch: MissingDetectorWarning::default(),
             camera: Arc::new(camera),
             capture_start,
             overflowing: false,
@@ -399,7 +410,7 @@ impl BaseSinkImpl for FaceSinkHttp {
     fn stop(&self) -> Result<(), gst::ErrorMessage> {
         let state = self.state().take();
         if let Some(state) = state {
-            *self.final_counts.lock().unwrap_or_else(PoisonError::into_inner) = state.cutter.counts();
+            *self.final_counts.lock().unwrap_or_else(PoisonError::into_inner) = state.crop_pipeline.counts();
             let stats = state.uploader.stop();
             gst::info!(CAT, imp = self, "{stats:?}");
             *self.final_stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
@@ -448,7 +459,7 @@ impl BaseSinkImpl for FaceSinkHttp {
         let understood = BaseSinkImplExt::parent_query(self, query);
         if let gst::QueryView::AcceptCaps(accept) = query.view()
             && !accept.result()
-            && let Some(refusal) = frame::refusal(self.obj().upcast_ref(), accept.caps())
+            && let Some(refusal) = frame::unsupported_caps_error(self.obj().upcast_ref(), accept.caps())
         {
             self.post_error_message(refusal);
         }
@@ -458,14 +469,14 @@ impl BaseSinkImpl for FaceSinkHttp {
     fn event(&self, event: gst::Event) -> bool {
         match event.type_() {
             gst::EventType::Eos => {
-                let unsearched = self.state().as_mut().and_then(|state| state.watch.end());
+                let unsearched = self.state().as_mut().and_then(|state| state.watch.end_of_stream());
                 self.warn(unsearched);
                 self.end_tracks(None);
                 self.drain();
             }
             gst::EventType::CustomDownstream => {
                 if let Some(state) = self.state().as_mut() {
-                    state.watch.event(&event);
+                    state.watch.handle_event(&event);
                 }
                 if let Some(tracks) = track_events::ended_tracks(&event) {
                     self.end_tracks(Some(&tracks));
@@ -473,7 +484,7 @@ impl BaseSinkImpl for FaceSinkHttp {
             }
             gst::EventType::FlushStop => {
                 if let Some(state) = self.state().as_mut() {
-                    state.cutter.clear();
+                    state.crop_pipeline.clear();
                 }
             }
             _ => {}
@@ -493,10 +504,10 @@ impl BaseSinkImpl for FaceSinkHttp {
                 return Err(gst::FlowError::Error);
             }
         };
-        let notice = state.cutter.take_notice().or_else(|| state.clock.take_notice());
+        let notice = state.crop_pipeline.take_warning().or_else(|| state.clock.take_warning());
         let notice = notice.filter(|_| settings.capture_start.is_none());
         let unsearched = match state.input {
-            Some(Input::Raw(_)) => state.watch.frame(buffer),
+            Some(Input::Raw(_)) => state.watch.inspect_frame(buffer),
             _ => None,
         };
         let uploader = Arc::clone(&state.uploader);

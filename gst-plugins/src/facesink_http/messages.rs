@@ -1,11 +1,12 @@
 //! Posts the uploader's events as messages on the bus. Their fields are documented with the element.
 
+use facepipe_detector::BoundingBox;
 use gst::{prelude::*, subclass::prelude::*};
 use serde_json::Value;
 
 use crate::{
-    cutter::Counts,
-    results::{self, FaceResult, Scope, Verdict},
+    crop_pipeline::Counts,
+    results::{self, FaceResult, PipelineId, RecognitionResult},
     upload::{self, BackendStatus, Crop, Endpoint, Event, Stats},
 };
 
@@ -150,16 +151,16 @@ fn publish_result(element: &super::FaceSinkHttp, crop: &Crop, faces: &[Value]) {
         return;
     }
     results::publish(&FaceResult {
-        scope: Scope::of(element.upcast_ref()),
+        pipeline: PipelineId::of(element.upcast_ref()),
         camera_id: crop.camera.id.clone(),
         track_id: crop.track_id,
         bounding_box: crop.bounding_box,
-        verdict: verdict(faces),
+        recognition: recognition(faces),
     });
 }
 
 /// Returns the result for the face that the crop was made for: the largest, since a neighbour in the margin is smaller.
-fn verdict(faces: &[Value]) -> Verdict {
+fn recognition(faces: &[Value]) -> RecognitionResult {
     let number = |face: &Value, pointer: &str| face.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
     let area = |face: &Value| {
         let side = |end: &str, start: &str| {
@@ -167,13 +168,16 @@ fn verdict(faces: &[Value]) -> Verdict {
         };
         side("right", "left") * side("bottom", "top")
     };
-    let Some(face) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else { return Verdict::NoFace };
+    let Some(face) = faces.iter().max_by(|a, b| area(a).total_cmp(&area(b))) else {
+        return RecognitionResult::NoFace;
+    };
     let label = face.pointer("/top_prediction/label").and_then(Value::as_str);
     match (face.pointer("/decision").and_then(Value::as_str), label) {
-        (Some("known"), Some(label)) => {
-            Verdict::Known { label: label.to_owned(), confidence: number(face, "/top_prediction/confidence") }
-        }
-        _ => Verdict::Unknown,
+        (Some("known"), Some(label)) => RecognitionResult::Known {
+            label: label.to_owned(),
+            confidence: number(face, "/top_prediction/confidence"),
+        },
+        _ => RecognitionResult::Unknown,
     }
 }
 
@@ -188,8 +192,11 @@ fn crop_fields(name: &str, crop: &Crop, status: u16) -> gst::structure::Builder 
         .field("status", u32::from(status))
         .field("captured-at", upload::format_captured_at(crop.captured_at))
         .field("track-id", crop.track_id.unwrap_or(0));
-    if let Some([left, top, right, bottom]) = crop.bounding_box {
+    if let Some(BoundingBox { left, top, right, bottom }) = crop.bounding_box {
         builder = builder.field("left", left).field("top", top).field("right", right).field("bottom", bottom);
+    }
+    if let Some(area) = crop.area {
+        builder = area.add_to(builder);
     }
     builder
 }

@@ -122,7 +122,11 @@
  * - Element message `facepipe-result`, once for each crop that the backend accepted: `key` (string), `status`
  *   (uint, of the HTTP response), `captured-at` (string, RFC 3339), `track-id` (int, 0 if the faces are not
  *   tracked), `left`, `top`, `right`, `bottom` (uint, pixels of the full frame; absent for an image that is
- *   not from facecrop), `model-version` (string, absent if no model is trained), and `faces` (array of
+ *   not from facecrop), `crop-left`, `crop-top`,
+ *   `crop-right`, `crop-bottom` (uint, the part of the full frame that the picture shows, pixels) and `picture-width`,
+ *   `picture-height` (uint, the size of the picture, pixels; these six are likewise absent for a picture that is not from
+ *   facecrop),
+ *   `model-version` (string, absent if no model is trained), and `faces` (array of
  *   structures `face`, empty if there is none on the crop or the endpoint returns none): `decision` (string
  *   `known` or `unknown`), `label` (string) and `confidence` (double) of the top prediction, `threshold`
  *   (double), `detection-confidence` (double), `box-left`, `box-top`, `box-right`, `box-bottom` (double,

@@ -6,8 +6,8 @@ use std::{path::PathBuf, time::Duration};
 use gst::{glib, prelude::*};
 
 use crate::{
+    crop_pipeline::CropPipelineSettings,
     crop_properties,
-    cutter::CutterSettings,
     upload::{Camera, DropPolicy, Endpoint, RuntimeSettings, SpoolConfig, Token, TokenError, UploadConfig},
 };
 
@@ -44,7 +44,7 @@ pub(super) struct Settings {
     /// Seconds.
     pub stats_interval: u32,
     pub capture_start: Option<String>,
-    pub crop: CutterSettings,
+    pub crop: CropPipelineSettings,
 }
 
 impl Default for Settings {
@@ -71,7 +71,7 @@ impl Default for Settings {
             eos_timeout: 30,
             stats_interval: 60,
             capture_start: None,
-            crop: CutterSettings::default(),
+            crop: CropPipelineSettings::default(),
         }
     }
 }

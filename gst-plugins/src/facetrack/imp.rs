@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use facepipe_detector::{BoundingBox, Detection};
 use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_base::{
     prelude::*,
@@ -12,13 +13,11 @@ use gst_base::{
 };
 
 use crate::{
-    capture_time,
-    detector_watch::{self, DetectorWatch},
-    frame,
+    capture_time, detection_mark, frame,
+    missing_detector::{self, MissingDetectorWarning},
     roi::{self, FaceRegion},
-    searched,
     timeline::{DISORDER, Timeline, frame_length},
-    track::{Bounds, Observation, Prediction, Tracker, TrackerConfig},
+    track::{Prediction, Tracker, TrackerConfig},
     track_events,
 };
 
@@ -50,9 +49,9 @@ impl Settings {
     }
 }
 
-/// What the caps say.
+/// The caps of the video.
 #[derive(Debug, Clone, PartialEq)]
-struct Video {
+struct VideoCaps {
     caps: gst::Caps,
     width: u32,
     height: u32,
@@ -63,11 +62,11 @@ struct Video {
 #[derive(Default)]
 struct State {
     tracker: Tracker,
-    video: Option<Video>,
+    video: Option<VideoCaps>,
     timeline: Timeline,
     /// Id of the stream, where it has one.
     stream: Option<String>,
-    watch: DetectorWatch,
+    watch: MissingDetectorWarning,
 }
 
 #[derive(Default)]
@@ -85,8 +84,8 @@ impl FaceTrack {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the elements behind. No lock may be held: one of them may ask this element something.
-    fn announce(&self, ended: &[i32]) {
+    /// Sends the event to the elements downstream. No lock may be held: one of them may query this element.
+    fn send_tracks_ended(&self, ended: &[i32]) {
         if ended.is_empty() {
             return;
         }
@@ -101,11 +100,11 @@ impl FaceTrack {
         let ended = state.tracker.reset();
         drop(state);
         gst::debug!(CAT, imp = self, "{why}: {} tracks end", ended.len());
-        self.announce(&ended);
+        self.send_tracks_ended(&ended);
     }
 
-    /// Whether another segment begins with this event, and not the same one again: with a new end, or where a pad repeats
-    /// it. What counts is that timestamps mean the same times as before.
+    /// Returns whether timestamps mean other times in this segment than in the one before. A repeated segment, or one with
+    /// another end only, is the same.
     fn is_another_segment(&self, new: &gst::Segment) -> bool {
         let old = self.obj().segment();
         // Before the first segment, and after a flush, there is none.
@@ -117,42 +116,33 @@ impl FaceTrack {
             || old.to_stream_time_full(position) != new.to_stream_time_full(position)
     }
 
-    /// Says that there is nothing to do here.
-    fn warn(&self, text: Option<String>) {
-        let Some(text) = text else { return };
-        gst::element_imp_warning!(self, gst::StreamError::Failed, ("{text}"));
-        self.obj().src_pad().push_event(detector_watch::told());
-    }
-
     fn running_time(&self, buffer: &gst::BufferRef) -> Option<Duration> {
         capture_time::running_time(Some(&self.obj().segment()), buffer).map(Duration::from)
     }
 
-    /// Follows the faces of a searched frame; returns the tracks that ended.
-    fn follow(
+    /// Tracks the faces of a searched frame; returns the tracks that ended.
+    fn track_faces(
         state: &mut State,
         config: &TrackerConfig,
         time: Duration,
         buffer: &mut gst::BufferRef,
     ) -> Vec<i32> {
         let (faces, candidates) = (roi::faces(buffer), roi::candidates(buffer));
-        let strong = faces.iter().map(|face| observation(face, false));
-        let observations: Vec<_> =
-            strong.chain(candidates.iter().map(|face| observation(face, true))).collect();
-        let update = state.tracker.searched(time, &observations, config);
-        let (of_faces, of_candidates) = update.ids.split_at_checked(faces.len()).unwrap_or_default();
-        roi::assign_tracks(buffer, of_faces, of_candidates);
+        let [detected, weak] =
+            [&faces, &candidates].map(|regions| regions.iter().map(detection).collect::<Vec<_>>());
+        let update = state.tracker.update(time, &detected, &weak, config);
+        roi::assign_tracks(buffer, &update.faces, &update.candidates);
         update.ended
     }
 
-    /// Attaches the faces of the last searched frame to one that was not searched.
-    fn predict(
+    /// Attaches predicted faces to a frame that was not searched; returns the tracks that ended.
+    fn attach_predictions(
         state: &mut State,
         config: &TrackerConfig,
         time: Duration,
         buffer: &mut gst::BufferRef,
     ) -> Vec<i32> {
-        let (predictions, ended) = state.tracker.passed(time, config);
+        let (predictions, ended) = state.tracker.predict(time, config);
         if let Some(video) = &state.video {
             for face in predictions.iter().filter_map(|p| predicted_face(p, video.width, video.height)) {
                 roi::attach_face(buffer, &face);
@@ -162,14 +152,11 @@ impl FaceTrack {
     }
 }
 
-fn observation(face: &FaceRegion, weak: bool) -> Observation {
-    let (left, top) = (f64::from(face.left), f64::from(face.top));
-    let bounds =
-        Bounds { left, top, right: left + f64::from(face.width), bottom: top + f64::from(face.height) };
-    Observation { bounds, score: face.confidence, weak }
+fn detection(face: &FaceRegion) -> Detection {
+    Detection { bounding_box: face.bounding_box.map(f64::from), score: face.confidence }
 }
 
-/// The part of a predicted box within the frame, rounded to whole pixels; nothing where its middle is outside: the
+/// Returns the part of a predicted box within the frame, rounded to whole pixels; `None` where its middle is outside: the
 /// face has left.
 #[expect(
     clippy::cast_possible_truncation,
@@ -177,33 +164,34 @@ fn observation(face: &FaceRegion, weak: bool) -> Observation {
     reason = "clamped to the frame, whose sides are u32"
 )]
 fn predicted_face(prediction: &Prediction, width: u32, height: u32) -> Option<FaceRegion> {
+    let Detection { bounding_box, score } = prediction.detection;
     let (frame_width, frame_height) = (f64::from(width), f64::from(height));
-    let (x, y) = prediction.bounds.centre();
+    let (x, y) = bounding_box.centre();
     if !(0.0..frame_width).contains(&x) || !(0.0..frame_height).contains(&y) {
         return None;
     }
     let inside = |value: f64, most: f64| value.round().clamp(0.0, most) as u32;
-    let Bounds { left, top, right, bottom } = prediction.bounds;
-    let (left, top) = (inside(left, frame_width), inside(top, frame_height));
-    let (right, bottom) = (inside(right, frame_width), inside(bottom, frame_height));
-    let (width, height) = (right.checked_sub(left)?, bottom.checked_sub(top)?);
-    (width > 0 && height > 0).then_some(FaceRegion {
-        left,
-        top,
-        width,
-        height,
-        confidence: prediction.score,
-        track_id: Some(prediction.id),
+    let BoundingBox { left, top, right, bottom } = bounding_box;
+    let bounding_box = BoundingBox {
+        left: inside(left, frame_width),
+        top: inside(top, frame_height),
+        right: inside(right, frame_width),
+        bottom: inside(bottom, frame_height),
+    };
+    (!bounding_box.is_empty()).then_some(FaceRegion {
+        bounding_box,
+        confidence: score,
+        track_id: Some(prediction.track_id),
         predicted: true,
     })
 }
 
-/// Reads caps of raw video, also in formats and memories that GStreamer's own reader does not know.
-fn video(caps: &gst::CapsRef) -> Option<Video> {
+/// Parses caps of raw video, also of formats and memories that `VideoInfo` does not know.
+fn parse_caps(caps: &gst::CapsRef) -> Option<VideoCaps> {
     let structure = caps.structure(0)?;
     let side = |name| structure.get::<i32>(name).ok().and_then(|side| u32::try_from(side).ok());
     let rate = structure.get::<gst::Fraction>("framerate").ok();
-    Some(Video { caps: caps.to_owned(), width: side("width")?, height: side("height")?, rate })
+    Some(VideoCaps { caps: caps.to_owned(), width: side("width")?, height: side("height")?, rate })
 }
 
 #[glib::object_subclass]
@@ -221,8 +209,8 @@ impl ObjectImpl for FaceTrack {
                 glib::ParamSpecUInt::builder("max-age")
                     .nick("Maximum age")
                     .blurb(
-                        "A face that is not found for longer than this many milliseconds is a new one when it comes \
-                         back. Longer bridges longer occlusions, and risks taking somebody else for the first",
+                        "A track ends when its face has not been found for longer than this, in milliseconds. Higher values \
+                         bridge longer occlusions, and risk continuing it with somebody else",
                     )
                     .maximum(3_600_000)
                     .default_value(defaults.max_age)
@@ -232,8 +220,7 @@ impl ObjectImpl for FaceTrack {
                     .nick("Minimum number of hits")
                     .blurb(
                         "A face gets its id when it has been found in this many searched frames in a row; until then \
-                         it has id 0. Above 1, what the detector takes for a face in a single frame gets no id, and \
-                         everybody gets theirs later",
+                         it has id 0. Values above 1 suppress false detections in single frames, and delay all ids",
                     )
                     .minimum(1)
                     .maximum(1000)
@@ -243,8 +230,8 @@ impl ObjectImpl for FaceTrack {
                 glib::ParamSpecFloat::builder("iou-threshold")
                     .nick("Overlap threshold")
                     .blurb(
-                        "A face continues a track if it overlaps the place where the track should be by at least this \
-                         (intersection over union). Lower follows faster movements, and mixes up neighbours sooner",
+                        "A face continues a track if it overlaps the predicted box by at least this (intersection over \
+                         union). Lower values follow faster movements, and confuse neighbours sooner",
                     )
                     .minimum(0.01)
                     .maximum(1.0)
@@ -285,7 +272,7 @@ impl ElementImpl for FaceTrack {
             gst::subclass::ElementMetadata::new(
                 "Face tracker",
                 "Filter/Analyzer/Video",
-                "Gives each face that a detector found an id that stays the same from frame to frame",
+                "Gives each detected face an id that stays the same from frame to frame",
                 env!("CARGO_PKG_REPOSITORY"),
             )
         });
@@ -318,7 +305,7 @@ impl BaseTransformImpl for FaceTrack {
     fn sink_event(&self, event: gst::Event) -> bool {
         match event.view() {
             gst::EventView::Caps(caps) => {
-                let Some(new) = video(caps.caps()) else {
+                let Some(new) = parse_caps(caps.caps()) else {
                     gst::error!(CAT, imp = self, "caps {} are not those of raw video", caps.caps());
                     return false;
                 };
@@ -338,13 +325,13 @@ impl BaseTransformImpl for FaceTrack {
                 self.reset("another segment begins");
             }
             gst::EventView::Eos(_) => {
-                let unsearched = self.state().watch.end();
-                self.warn(unsearched);
+                let unsearched = self.state().watch.end_of_stream();
+                missing_detector::post(&*self.obj(), self.obj().src_pad(), unsearched);
                 self.reset("the stream ended");
             }
-            gst::EventView::CustomDownstream(_) => self.state().watch.event(&event),
+            gst::EventView::CustomDownstream(_) => self.state().watch.handle_event(&event),
             gst::EventView::FlushStop(_) => {
-                // Until the flush is over, nothing behind would take the news.
+                // Elements downstream drop events until the flush is over.
                 let passed = self.parent_sink_event(event);
                 self.reset("the stream was flushed");
                 return passed;
@@ -359,36 +346,38 @@ impl BaseTransformImpl for FaceTrack {
         decide_query: Option<&gst::query::Allocation>,
         query: &mut gst::query::Allocation,
     ) -> Result<(), gst::LoggableError> {
-        frame::propose_allocation_of_what_follows(self, decide_query, query)
+        frame::propose_downstream_allocation(self, decide_query, query)
     }
 
     fn transform_ip(&self, buffer: &mut gst::BufferRef) -> Result<gst::FlowSuccess, gst::FlowError> {
         let config = self.settings().config();
         let mut guard = self.state();
         let state = &mut *guard;
-        let unsearched = state.watch.frame(buffer);
+        let unsearched = state.watch.inspect_frame(buffer);
         let running_time = self.running_time(buffer);
         let length = frame_length(buffer, state.video.as_ref().and_then(|video| video.rate));
-        let moment = state.timeline.frame(running_time, length);
-        // Frames that were lost before this one (DISCONT), and timestamps in disorder, do not make the same faces others:
-        // tracks live as long as `max-age` lets them.
-        let mut ended =
-            if moment.fell > config.max_age.max(DISORDER) { state.tracker.reset() } else { Vec::new() };
-        // Other detectors search every frame that they let pass.
-        ended.extend(match searched::was_searched(buffer) {
-            Some(false) => Self::predict(state, &config, moment.time, buffer),
-            Some(true) | None => Self::follow(state, &config, moment.time, buffer),
+        let moment = state.timeline.advance(running_time, length);
+        // Lost frames (DISCONT) and timestamps out of order end no track: `max-age` does.
+        let mut ended = if moment.backward_step > config.max_age.max(DISORDER) {
+            state.tracker.reset()
+        } else {
+            Vec::new()
+        };
+        // Other detectors search every frame.
+        ended.extend(match detection_mark::was_searched(buffer) {
+            Some(false) => Self::attach_predictions(state, &config, moment.time, buffer),
+            Some(true) | None => Self::track_faces(state, &config, moment.time, buffer),
         });
         #[cfg(feature = "v1_24")]
-        if searched::was_searched(buffer) != Some(false) {
+        if detection_mark::was_searched(buffer) != Some(false) {
             let now = running_time.unwrap_or(moment.time);
             let age = |first_seen| moment.time.saturating_sub(first_seen);
             let first_seen = |id| state.tracker.first_seen(id).map(|seen| now.saturating_sub(age(seen)));
             roi::relate_tracks(buffer, first_seen);
         }
         drop(guard);
-        self.warn(unsearched);
-        self.announce(&ended);
+        missing_detector::post(&*self.obj(), self.obj().src_pad(), unsearched);
+        self.send_tracks_ended(&ended);
         Ok(gst::FlowSuccess::Ok)
     }
 }

@@ -6,33 +6,31 @@
  * @short_description: Gives each face an id that stays the same from frame to frame
  * @see_also: facedetect, facecrop
  *
- * `facetrack` follows the faces that a detector before it has attached to the frames
- * (`GstVideoRegionOfInterestMeta` of `roi_type` `face`), and writes a track id, from 1 on, into the `id` of each.
- * No id is given twice between the start and the stop of an element. The pixels are never looked at, so video of
- * any format and in any memory passes.
+ * `facetrack` tracks the faces that a detector before it has attached to the frames (`GstVideoRegionOfInterestMeta` of
+ * `roi_type` `face`), and writes a track id, from 1 on, into the `id` of each. Ids are not reused between start and stop of
+ * the element. The pixels are never read, so video of any format and in any memory passes.
  *
- * Any detector will do that marks faces in this form, `facedetect` of the OpenCV plugin and `gvadetect` of
- * DL Streamer among them. With this plugin's `facedetect` it does more:
+ * Any detector that marks faces in this form will do, such as `facedetect` of the OpenCV plugin and `gvadetect` of
+ * DL Streamer. With this plugin's `facedetect` it does more:
  *
- * - Frames that were not searched (`interval` above 1, or frames that came too late) get the faces of the last
- *   searched one where they should be by now. Such a region carries the parameter structure `facepipe-track` with
- *   `predicted` true (it is false on faces that were found). Predicted boxes are for following and drawing:
- *   `facecrop` and `facesink-http` cut out only what was found.
- * - Boxes that scored too low to be faces by themselves (`low-score-threshold`) may continue a track, and then
- *   become faces; the others are taken off the frame.
+ * - Frames that were not searched (`interval` above 1, or late frames) get the faces of the last searched one where they
+ *   should be by now. Such a region carries the parameter structure `facepipe-track` with `predicted` true (false on
+ *   detected faces). Predicted boxes are for following and drawing: `facecrop` and `facesink-http` crop only detected faces.
+ * - Detections that score too low for a face (`low-score-threshold`) may continue a track, and then become faces; the others
+ *   are removed from the frame.
  *
- * A track begins with a face that belongs to no other. It has its id from its first frame on, so that a person
- * who passes quickly is not missed; with `min-hits` above 1, the faces before that many have id 0. A track ends
- * when its face has not been found for longer than `max-age`, by the timestamps of the frames. Lost frames (buffer
- * flag DISCONT, a leaky queue, lost packets) therefore end no track by themselves, and neither do timestamps that step
- * back by less, stand still or are missing: a frame whose timestamp does not rise counts as one frame later than the one
- * before it. All tracks end at a pause longer than `max-age` without frames, where timestamps fall by more than
- * `max-age` (and more than 500 ms), at a flush, at other caps, at another stream, at a segment that gives timestamps
- * another meaning than the one before it, and at the end of the stream.
- * Before the first frame without them, a serialized event `facepipe-tracks-ended` tells the elements behind with
- * their `ids` (array of int), so that they can let go of what they keep for each track.
+ * A track begins with a face that continues no other. It has its id from its first frame on, so that a person who passes
+ * quickly is not missed; with `min-hits` above 1, the faces before that many have id 0. A track ends when its face has not
+ * been found for longer than `max-age`, by the timestamps of the frames. Lost frames (buffer flag DISCONT, a leaky queue,
+ * lost packets) therefore end no track by themselves, and neither do timestamps that step back by less, repeat or are
+ * missing: a frame whose timestamp does not rise counts as one frame later than the one before it. All tracks end at a pause
+ * longer than `max-age` without frames, when timestamps step back by more than `max-age` (and more than 500 ms), at a flush,
+ * at different caps, at a new stream, at a segment in which timestamps mean other times than before, and at the end of the
+ * stream.
+ * Before the first frame without them, a serialized event `facepipe-tracks-ended` with their `ids` (array of int) tells the
+ * elements downstream, which can then free what they keep for each track.
  *
- * The same element is also registered as `facepipe-facetrack`.
+ * The element is also registered as `facepipe-facetrack`.
  *
  * ## A few good pictures of each person in a file
  *
@@ -40,13 +38,13 @@
  * gst-launch-1.0 filesrc location=street-1080p.mp4 ! decodebin ! facedetect ! facetrack ! facecrop ! multifilesink location=face-%05d.jpg
  * ]|
  *
- * ## A weak computer: every third frame is searched
+ * ## Slow hardware: every third frame is searched
  *
  * |[
  * gst-launch-1.0 v4l2src ! decodebin ! facedetect interval=3 ! facetrack ! facecrop ! multifilesink location=face-%05d.jpg
  * ]|
  *
- * ## Without any camera or file
+ * ## Without a camera or file
  *
  * |[
  * gst-launch-1.0 videotestsrc num-buffers=30 ! facedetect model=rfb-320 ! facetrack max-age=500 ! fakesink

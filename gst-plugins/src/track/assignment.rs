@@ -1,12 +1,12 @@
-//! Which face belongs to which track: the assignment with the largest sum of overlaps.
+//! Assigns detections to tracks: the assignment with the largest sum of overlaps.
 
 use pathfinding::{kuhn_munkres::kuhn_munkres, matrix::Matrix};
 
-/// Overlaps become whole numbers in millionths: the algorithm wants numbers that are exactly ordered.
+/// Overlaps are converted to integers in millionths: the algorithm needs a total order.
 const MILLIONTHS: f64 = 1e6;
 
-/// The pairs (row, column) of the one-to-one assignment with the largest sum of values, among pairs of at least
-/// `minimum`, which is above 0. `values` has `columns` entries for each of `rows`, from 0 to 1.
+/// Returns the pairs (row, column) of the one-to-one assignment with the largest sum of values, among pairs of at least
+/// `minimum`, which is above 0. `value` returns 0 to 1 for each row and column.
 pub(super) fn assign(
     rows: usize,
     columns: usize,
@@ -16,12 +16,12 @@ pub(super) fn assign(
     if rows == 0 || columns == 0 {
         return Vec::new();
     }
-    // Pairs that may not be are worth nothing, as if both stayed alone.
+    // A pair below the minimum is worth as little as none.
     let weight = |row, column| {
         let value = value(row, column);
         if value >= minimum { millionths(value) } else { 0 }
     };
-    // The algorithm wants at least as many columns as rows.
+    // The algorithm needs at least as many columns as rows.
     let (matrix, transposed) = if rows <= columns {
         (Matrix::from_fn(rows, columns, |(row, column)| weight(row, column)), false)
     } else {
@@ -43,10 +43,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sum_counts_and_not_the_best_single_pair() {
+    fn the_largest_sum_wins_over_the_best_single_pair() {
         let values = [[0.9, 0.8], [0.8, 0.1]];
         assert_eq!(assign(2, 2, 0.05, |r, c| values[r][c]), [(0, 1), (1, 0)]);
-        // The same where the second way out is closed.
+        // With the alternatives below the minimum.
         assert_eq!(assign(2, 2, 0.85, |r, c| values[r][c]), [(0, 0)]);
     }
 
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(assign(3, 0, 0.1, value), []);
     }
 
-    /// Every assignment is tried.
+    /// Compares with all assignments.
     #[test]
     fn no_other_assignment_has_a_larger_sum() {
         fn best(values: &[[f64; 5]], used: &mut [bool; 5], minimum: f64) -> f64 {

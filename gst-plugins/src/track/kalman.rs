@@ -1,12 +1,11 @@
-//! Where a face will be: one constant-velocity Kalman filter for each of centre x, centre y, width and height of
-//! its box.
+//! Predicts a face's box: a constant-velocity Kalman filter for each of centre x, centre y, width and height.
 //!
 //! The four are independent, so each filter is two numbers and a 2 x 2 covariance, in closed form. Noise grows
 //! with time and not with the number of frames, so that one set of constants serves 6 and 30 frames per second,
 //! and frames that were dropped or not searched. All constants are in heights of the face: a near face moves
 //! over more pixels than a far one.
 
-use super::Bounds;
+use facepipe_detector::BoundingBox;
 
 /// Standard deviation of a detected box's centre, in heights of the face.
 const CENTRE_NOISE: f64 = 0.05;
@@ -17,7 +16,7 @@ const SIZE_NOISE: f64 = 0.1;
 const FIRST_SPEED: f64 = 3.0;
 /// The same for the change of its size: towards the camera or away from it.
 const FIRST_GROWTH: f64 = 0.5;
-/// How much speed changes: standard deviation in heights per second after one second.
+/// Change of speed: standard deviation in heights per second after one second.
 const ACCELERATION: f64 = 3.0;
 /// The same for the change of size.
 const GROWTH_CHANGE: f64 = 0.5;
@@ -56,7 +55,7 @@ impl Axis {
     fn correct(&mut self, measured: f64, noise: f64) {
         let [value, both, speed] = self.covariance;
         let total = value + noise * noise;
-        // A box of no height has no noise either.
+        // A box without height has no noise either.
         if total <= 0.0 {
             self.value = measured;
             return;
@@ -71,27 +70,27 @@ impl Axis {
 
 /// The estimated box of one face.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Motion {
+pub(super) struct KalmanFilter {
     x: Axis,
     y: Axis,
     width: Axis,
     height: Axis,
 }
 
-impl Motion {
-    /// A face that is seen for the first time.
-    pub(super) fn new(bounds: &Bounds) -> Self {
-        let h = bounds.height();
-        let (x, y) = bounds.centre();
+impl KalmanFilter {
+    /// Starts from the first detection of a face.
+    pub(super) fn new(detected: &BoundingBox<f64>) -> Self {
+        let h = detected.height();
+        let (x, y) = detected.centre();
         Self {
             x: Axis::new(x, CENTRE_NOISE * h, FIRST_SPEED * h),
             y: Axis::new(y, CENTRE_NOISE * h, FIRST_SPEED * h),
-            width: Axis::new(bounds.width(), SIZE_NOISE * h, FIRST_GROWTH * h),
+            width: Axis::new(detected.width(), SIZE_NOISE * h, FIRST_GROWTH * h),
             height: Axis::new(h, SIZE_NOISE * h, FIRST_GROWTH * h),
         }
     }
 
-    /// The estimate `seconds` later, if nothing is seen until then.
+    /// Returns the estimate `seconds` later, without a detection until then.
     pub(super) fn predicted(&self, seconds: f64) -> Self {
         let h = self.height.value.max(1.0);
         Self {
@@ -102,20 +101,20 @@ impl Motion {
         }
     }
 
-    /// Takes a detected box into account.
-    pub(super) fn correct(&mut self, bounds: &Bounds) {
-        let h = bounds.height();
-        let (x, y) = bounds.centre();
+    /// Corrects the estimate by a detected box.
+    pub(super) fn correct(&mut self, detected: &BoundingBox<f64>) {
+        let h = detected.height();
+        let (x, y) = detected.centre();
         self.x.correct(x, CENTRE_NOISE * h);
         self.y.correct(y, CENTRE_NOISE * h);
-        self.width.correct(bounds.width(), SIZE_NOISE * h);
+        self.width.correct(detected.width(), SIZE_NOISE * h);
         self.height.correct(h, SIZE_NOISE * h);
     }
 
-    /// The estimated box, at least a pixel wide and high.
-    pub(super) fn bounds(&self) -> Bounds {
+    /// Returns the estimated box, at least one pixel wide and high.
+    pub(super) fn bounding_box(&self) -> BoundingBox<f64> {
         let (half_width, half_height) = (self.width.value.max(1.0) / 2.0, self.height.value.max(1.0) / 2.0);
-        Bounds {
+        BoundingBox {
             left: self.x.value - half_width,
             top: self.y.value - half_height,
             right: self.x.value + half_width,
@@ -123,7 +122,7 @@ impl Motion {
         }
     }
 
-    /// Standard deviation of the centre in pixels, across and down.
+    /// Returns the standard deviation of the centre in pixels, across and down.
     pub(super) fn uncertainty(&self) -> (f64, f64) {
         let deviation =
             |axis: &Axis| axis.covariance.first().map_or(0.0, |variance| variance.max(0.0).sqrt());
@@ -135,20 +134,20 @@ impl Motion {
 mod tests {
     use super::*;
 
-    fn face(x: f64, y: f64) -> Bounds {
-        Bounds { left: x, top: y, right: x + 80.0, bottom: y + 100.0 }
+    fn face(x: f64, y: f64) -> BoundingBox<f64> {
+        BoundingBox::new(x, y, x + 80.0, y + 100.0)
     }
 
     #[test]
-    fn a_steady_walk_is_foretold_and_its_uncertainty_shrinks() {
-        let mut motion = Motion::new(&face(100.0, 300.0));
-        let first = motion.predicted(0.1).uncertainty();
+    fn a_steady_walk_is_predicted_and_its_uncertainty_shrinks() {
+        let mut filter = KalmanFilter::new(&face(100.0, 300.0));
+        let first = filter.predicted(0.1).uncertainty();
         for step in 1..=20 {
-            motion = motion.predicted(0.1);
-            motion.correct(&face(100.0 + 12.0 * f64::from(step), 300.0 - 3.0 * f64::from(step)));
+            filter = filter.predicted(0.1);
+            filter.correct(&face(100.0 + 12.0 * f64::from(step), 300.0 - 3.0 * f64::from(step)));
         }
-        let next = motion.predicted(0.1);
-        let (x, y) = next.bounds().centre();
+        let next = filter.predicted(0.1);
+        let (x, y) = next.bounding_box().centre();
         assert!((x - (140.0 + 12.0 * 21.0)).abs() < 1.0, "{x}");
         assert!((y - (350.0 - 3.0 * 21.0)).abs() < 1.0, "{y}");
         assert!(next.uncertainty().0 < 0.5 * first.0, "{:?}, first {first:?}", next.uncertainty());
@@ -156,16 +155,16 @@ mod tests {
 
     #[test]
     fn one_long_step_is_as_uncertain_as_many_short_ones() {
-        let start = Motion::new(&face(0.0, 0.0));
+        let start = KalmanFilter::new(&face(0.0, 0.0));
         let long = start.predicted(1.0);
-        let short = (0..10).fold(start, |motion, _| motion.predicted(0.1));
+        let short = (0..10).fold(start, |filter, _| filter.predicted(0.1));
         assert!((long.uncertainty().0 - short.uncertainty().0).abs() < 1e-9 * long.uncertainty().0);
-        assert_eq!(long.bounds().centre(), short.bounds().centre());
+        assert_eq!(long.bounding_box().centre(), short.bounding_box().centre());
     }
 
-    /// Against the textbook's matrix form, computed apart: F P F' + Q, then K = P H' / (H P H' + R).
+    /// The textbook's matrix form, computed by hand: F P F' + Q, then K = P H' / (H P H' + R).
     #[test]
-    fn the_closed_form_is_that_of_the_matrices() {
+    fn the_closed_form_equals_the_matrix_form() {
         let mut axis = Axis { value: 10.0, speed: 4.0, covariance: [9.0, 2.0, 5.0] };
         axis = axis.predicted(2.0, 3.0);
         // F = [1 2; 0 1], P = [9 2; 2 5]: FPF' = [37 12; 12 5]; Q = 9 [8/3 2; 2 2] = [24 18; 18 18].
@@ -179,10 +178,10 @@ mod tests {
 
     #[test]
     fn boxes_that_shrink_away_stay_boxes() {
-        let mut motion = Motion::new(&face(0.0, 0.0));
-        motion = motion.predicted(0.2);
-        motion.correct(&Bounds { left: 35.0, top: 45.0, right: 45.0, bottom: 55.0 });
-        let bounds = motion.predicted(60.0).bounds();
-        assert!(bounds.width() >= 1.0 && bounds.height() >= 1.0, "{bounds:?}");
+        let mut filter = KalmanFilter::new(&face(0.0, 0.0));
+        filter = filter.predicted(0.2);
+        filter.correct(&BoundingBox::new(35.0, 45.0, 45.0, 55.0));
+        let predicted = filter.predicted(60.0).bounding_box();
+        assert!(predicted.width() >= 1.0 && predicted.height() >= 1.0, "{predicted:?}");
     }
 }

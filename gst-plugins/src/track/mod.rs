@@ -1,13 +1,12 @@
-//! Follows faces from frame to frame: boxes in, ids out. No GStreamer in it.
+//! Tracks faces from frame to frame: detections in, track ids out. Independent of GStreamer.
 //!
-//! As in SORT (Bewley et al. 2016), each track foretells its box by a Kalman filter, and boxes are assigned to
-//! tracks so that the sum of their overlaps is largest. As in ByteTrack (Zhang et al. 2022), faces of which the
-//! detector is sure come first, and boxes of which it isn't may only continue a track.
+//! As in SORT (Bewley et al. 2016), a Kalman filter predicts the box of each track, and detections are assigned to tracks so
+//! that the sum of their overlaps is largest. As in ByteTrack (Zhang et al. 2022), faces (above the score threshold) are
+//! assigned first, and candidates (below it) may only continue a track.
 //!
-//! A small face that walks fast has left its own box by the next frame at 6 frames per second, and plain overlap
-//! would lose it. So what finds no partner by plain overlap is compared once more with both boxes widened by the
-//! uncertainty of the prediction: much for a new face at few frames per second, hardly at all for one that has
-//! been followed for a while.
+//! A small face that walks fast has left its own box by the next frame at 6 frames per second, and would be lost by plain
+//! overlap. So what is still unassigned is compared once more with both boxes expanded by the uncertainty of the prediction:
+//! a lot for a new face at a low frame rate, hardly at all for one that has been tracked for a while.
 
 mod assignment;
 mod kalman;
@@ -15,103 +14,45 @@ mod kalman;
 use std::time::Duration;
 
 use assignment::assign;
-use kalman::Motion;
+use facepipe_detector::{BoundingBox, Detection};
+use kalman::KalmanFilter;
 
-/// Widening for the second comparison: so many standard deviations of the prediction…
-const WIDEN_DEVIATIONS: f64 = 1.5;
-/// … but not more than this part of the box's width and height, on each side.
-const WIDEN_MOST: f64 = 0.6;
-/// Of two boxes that are compared widened, the larger has at most this many times the other's area.
-const MOST_GROWTH: f64 = 2.5;
+/// Expansion for the second comparison, in standard deviations of the prediction…
+const EXPANSION_DEVIATIONS: f64 = 1.5;
+/// … but at most this fraction of the box's width and height, on each side.
+const MAX_EXPANSION: f64 = 0.6;
+/// Of two boxes that are compared after expansion, the larger has at most this many times the area of the other.
+const MAX_AREA_RATIO: f64 = 2.5;
 
-/// A box in pixels.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bounds {
-    /// Left edge.
-    pub left: f64,
-    /// Upper edge.
-    pub top: f64,
-    /// Right edge.
-    pub right: f64,
-    /// Lower edge.
-    pub bottom: f64,
-}
-
-impl Bounds {
-    /// Width in pixels, 0 for a box that is none.
-    pub fn width(&self) -> f64 {
-        (self.right - self.left).max(0.0)
-    }
-
-    /// Height in pixels, 0 for a box that is none.
-    pub fn height(&self) -> f64 {
-        (self.bottom - self.top).max(0.0)
-    }
-
-    /// The middle: x, y.
-    pub fn centre(&self) -> (f64, f64) {
-        (f64::midpoint(self.left, self.right), f64::midpoint(self.top, self.bottom))
-    }
-
-    /// Intersection over union, 0 to 1.
-    pub fn iou(&self, other: &Self) -> f64 {
-        let width = (self.right.min(other.right) - self.left.max(other.left)).max(0.0);
-        let height = (self.bottom.min(other.bottom) - self.top.max(other.top)).max(0.0);
-        let shared = width * height;
-        let union = self.area() + other.area() - shared;
-        if union > 0.0 { shared / union } else { 0.0 }
-    }
-
-    fn area(&self) -> f64 {
-        self.width() * self.height()
-    }
-
-    /// Grown by so many pixels on each side.
-    fn widened(&self, (x, y): (f64, f64)) -> Self {
-        Self { left: self.left - x, top: self.top - y, right: self.right + x, bottom: self.bottom + y }
-    }
-}
-
-/// A face that a detector found in a frame.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Observation {
-    /// Where.
-    pub bounds: Bounds,
-    /// The detector's score, 0 to 1. It is only handed on.
-    pub score: f64,
-    /// Whether the detector isn't sure: such a box may continue a track and never begins one.
-    pub weak: bool,
-}
-
-/// A face where the tracker believes it to be, in a frame that nobody searched.
+/// Where a track's face should be in a frame that was not searched.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
-    /// The track.
-    pub id: i32,
-    /// Where, maybe beyond the frame's edges.
-    pub bounds: Bounds,
-    /// Score of the last observation.
-    pub score: f64,
+    /// The track's id.
+    pub track_id: i32,
+    /// The predicted box, which may reach beyond the frame, and the score of the last detection.
+    pub detection: Detection,
 }
 
-/// What a searched frame did to the tracks.
+/// The tracks after a searched frame.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Update {
-    /// For each observation the id of its track, `None` where it has none or not yet.
-    pub ids: Vec<Option<i32>>,
-    /// Tracks that ended, in the order of their ids.
+    /// For each face the id of its track, `None` while it has none.
+    pub faces: Vec<Option<i32>>,
+    /// For each candidate the id of its track, `None` where it continues none.
+    pub candidates: Vec<Option<i32>>,
+    /// Ids of the tracks that ended, in ascending order.
     pub ended: Vec<i32>,
 }
 
-/// How tracks are made and ended.
+/// When tracks begin, continue and end.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrackerConfig {
-    /// A track that has not been seen for longer ends.
+    /// A track ends when its face has not been detected for longer.
     pub max_age: Duration,
-    /// A track gets its id when it has been seen in so many searched frames in a row; 0 is as 1.
+    /// A track gets its id after detections in this many searched frames in a row; 0 counts as 1.
     pub min_hits: u32,
-    /// A box belongs to a track if its overlap with the predicted box (intersection over union) is at least this,
-    /// above 0 and up to 1.
+    /// A detection continues a track if its box and the predicted one have at least this intersection over union, above 0 and
+    /// up to 1.
     pub iou_threshold: f64,
 }
 
@@ -124,123 +65,148 @@ impl Default for TrackerConfig {
 #[derive(Debug)]
 struct Track {
     id: Option<i32>,
-    /// Searched frames in which it was seen.
+    /// Searched frames with a detection of it.
     hits: u32,
     /// As of the last searched frame.
-    motion: Motion,
+    filter: KalmanFilter,
     first_seen: Duration,
     last_seen: Duration,
-    /// The searched frame in which it was last seen.
+    /// Number of the searched frame of its last detection.
     seen_in: u64,
     score: f64,
 }
 
-/// Follows the faces of one camera.
+impl Track {
+    fn new(detection: &Detection, time: Duration, search: u64) -> Self {
+        Self {
+            id: None,
+            hits: 1,
+            filter: KalmanFilter::new(&detection.bounding_box),
+            first_seen: time,
+            last_seen: time,
+            seen_in: search,
+            score: detection.score,
+        }
+    }
+
+    fn correct(&mut self, detection: &Detection, time: Duration, search: u64) {
+        self.filter.correct(&detection.bounding_box);
+        self.hits = self.hits.saturating_add(1);
+        self.last_seen = time;
+        self.seen_in = search;
+        self.score = detection.score;
+    }
+}
+
+/// The rounds in which detections are assigned to tracks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Round {
+    /// Faces that overlap the prediction.
+    Faces,
+    /// Faces that overlap it once both boxes are expanded by its uncertainty.
+    ExpandedFaces,
+    /// Candidates that overlap the prediction.
+    Candidates,
+}
+
+/// Tracks the faces of one camera.
 #[derive(Debug, Default)]
 pub struct Tracker {
     tracks: Vec<Track>,
-    /// Ids given so far. They are never given again.
-    ids: i32,
+    /// The last id. Ids are never reused.
+    last_id: i32,
     last_frame: Option<Duration>,
     /// The last searched frame.
     last_search: Option<Duration>,
-    /// Searched frames so far. Frames may follow each other in no time, so they are told apart by number.
+    /// Number of the last searched frame. Frames may have the same time, so they are identified by number.
     searches: u64,
 }
 
 impl Tracker {
-    /// A frame in which a detector has looked for faces, `time` after any fixed moment. Time does not go backwards; a frame
-    /// that comes before the last one is taken to come with it.
+    /// Updates the tracks with the detections of a searched frame. `time` is measured from any fixed moment and does not fall; a
+    /// frame that seems earlier than the one before counts as simultaneous.
     ///
     /// After a pause longer than `max_age` without any frame, all tracks end first.
-    pub fn searched(
+    pub fn update(
         &mut self,
         time: Duration,
-        observations: &[Observation],
+        faces: &[Detection],
+        candidates: &[Detection],
         config: &TrackerConfig,
     ) -> Update {
-        let (time, mut ended) = self.frame(time, config);
+        let (time, mut ended) = self.begin_frame(time, config);
         let seconds = self.last_search.map_or(0.0, |last| time.saturating_sub(last).as_secs_f64());
         let searches = self.searches;
         self.end(&mut ended, |track| {
             track.seen_in < searches && time.saturating_sub(track.last_seen) > config.max_age
         });
         for track in &mut self.tracks {
-            track.motion = track.motion.predicted(seconds);
+            track.filter = track.filter.predicted(seconds);
         }
 
         let search = searches.saturating_add(1);
-        let mut owners: Vec<Option<usize>> = vec![None; observations.len()];
-        let mut taken = vec![false; self.tracks.len()];
-        for (weak, widened) in [(false, false), (false, true), (true, false)] {
-            self.pair(observations, (weak, widened), config, &mut owners, &mut taken);
-        }
-        for (observation, owner) in observations.iter().zip(&owners) {
-            if let Some(track) = owner.and_then(|owner| self.tracks.get_mut(owner)) {
-                track.motion.correct(&observation.bounds);
-                track.hits = track.hits.saturating_add(1);
-                track.last_seen = time;
-                track.seen_in = search;
-                track.score = observation.score;
+        let mut is_taken = vec![false; self.tracks.len()];
+        let mut face_tracks: Vec<Option<usize>> = vec![None; faces.len()];
+        let mut candidate_tracks: Vec<Option<usize>> = vec![None; candidates.len()];
+        self.associate(Round::Faces, faces, config, &mut face_tracks, &mut is_taken);
+        self.associate(Round::ExpandedFaces, faces, config, &mut face_tracks, &mut is_taken);
+        self.associate(Round::Candidates, candidates, config, &mut candidate_tracks, &mut is_taken);
+        for (detections, tracks) in [(faces, &face_tracks), (candidates, &candidate_tracks)] {
+            for (detection, &track) in detections.iter().zip(tracks) {
+                if let Some(track) = track.and_then(|track| self.tracks.get_mut(track)) {
+                    track.correct(detection, time, search);
+                }
             }
         }
-        for (observation, owner) in observations.iter().zip(&mut owners) {
-            if owner.is_none() && !observation.weak && observation.bounds.area() > 0.0 {
-                *owner = Some(self.tracks.len());
-                self.tracks.push(Track {
-                    id: None,
-                    hits: 1,
-                    motion: Motion::new(&observation.bounds),
-                    first_seen: time,
-                    last_seen: time,
-                    seen_in: search,
-                    score: observation.score,
-                });
+        for (face, track) in faces.iter().zip(&mut face_tracks) {
+            if track.is_none() && !face.bounding_box.is_empty() {
+                *track = Some(self.tracks.len());
+                self.tracks.push(Track::new(face, time, search));
             }
         }
         for track in &mut self.tracks {
             if track.id.is_none() && track.seen_in == search && track.hits >= config.min_hits {
-                self.ids = self.ids.saturating_add(1);
-                track.id = Some(self.ids);
+                self.last_id = self.last_id.saturating_add(1);
+                track.id = Some(self.last_id);
             }
         }
         let id =
-            |owner: &Option<usize>| owner.and_then(|owner| self.tracks.get(owner)).and_then(|track| track.id);
-        let ids = owners.iter().map(id).collect();
+            |track: Option<usize>| track.and_then(|track| self.tracks.get(track)).and_then(|track| track.id);
+        let [faces, candidates] =
+            [face_tracks, candidate_tracks].map(|tracks| tracks.into_iter().map(id).collect());
         self.end(&mut ended, |track| {
-            // Seen too seldom to be called a track, and now not at all.
+            // Not confirmed yet, and not detected now.
             let unconfirmed = track.id.is_none() && track.seen_in < search;
             unconfirmed || time.saturating_sub(track.last_seen) > config.max_age
         });
         self.last_search = Some(time);
         self.searches = search;
         ended.sort_unstable();
-        Update { ids, ended }
+        Update { faces, candidates, ended }
     }
 
-    /// A frame in which nobody has looked for faces: where those of the last searched frame should be by now, and
-    /// the tracks that ended.
+    /// Predicts the faces of the last searched frame for a frame that was not searched. Returns them and the tracks that ended.
     ///
-    /// Time alone ends no track before `max_age` has passed without any frame: only where somebody looked, a face
-    /// can be missing.
-    pub fn passed(&mut self, time: Duration, config: &TrackerConfig) -> (Vec<Prediction>, Vec<i32>) {
-        let (time, ended) = self.frame(time, config);
+    /// No track ends for want of a detection here, unless `max_age` has passed without any frame.
+    pub fn predict(&mut self, time: Duration, config: &TrackerConfig) -> (Vec<Prediction>, Vec<i32>) {
+        let (time, ended) = self.begin_frame(time, config);
         let Some(searched) = self.last_search else { return (Vec::new(), ended) };
         let seconds = time.saturating_sub(searched).as_secs_f64();
         let predictions = self.tracks.iter().filter_map(|track| {
             let seen = track.seen_in == self.searches && time.saturating_sub(searched) <= config.max_age;
-            let id = track.id.filter(|_| seen)?;
-            Some(Prediction { id, bounds: track.motion.predicted(seconds).bounds(), score: track.score })
+            let track_id = track.id.filter(|_| seen)?;
+            let bounding_box = track.filter.predicted(seconds).bounding_box();
+            Some(Prediction { track_id, detection: Detection { bounding_box, score: track.score } })
         });
         (predictions.collect(), ended)
     }
 
-    /// The time of the frame in which a track began, as long as it lives.
+    /// Returns the time of the frame in which a live track began.
     pub fn first_seen(&self, id: i32) -> Option<Duration> {
         self.tracks.iter().find(|track| track.id == Some(id)).map(|track| track.first_seen)
     }
 
-    /// Ends all tracks, and returns their ids. New ones get ids that were never used.
+    /// Ends all tracks and returns their ids, which are never reused.
     pub fn reset(&mut self) -> Vec<i32> {
         (self.last_frame, self.last_search) = (None, None);
         let mut ended: Vec<i32> = self.tracks.drain(..).filter_map(|track| track.id).collect();
@@ -248,8 +214,8 @@ impl Tracker {
         ended
     }
 
-    /// Notes that a frame is here. Returns its time and the tracks that ended in a pause before it.
-    fn frame(&mut self, time: Duration, config: &TrackerConfig) -> (Duration, Vec<i32>) {
+    /// Returns the frame's time, and the tracks that ended in a pause before it.
+    fn begin_frame(&mut self, time: Duration, config: &TrackerConfig) -> (Duration, Vec<i32>) {
         let time = self.last_frame.map_or(time, |last| time.max(last));
         let paused = self.last_frame.is_some_and(|last| time.saturating_sub(last) > config.max_age);
         let ended = if paused { self.reset() } else { Vec::new() };
@@ -267,73 +233,91 @@ impl Tracker {
         });
     }
 
-    /// Gives free observations to free tracks, by plain overlap or by that of widened boxes.
-    fn pair(
+    /// Assigns detections that have no track yet to tracks that are not taken yet.
+    fn associate(
         &self,
-        observations: &[Observation],
-        (weak, widened): (bool, bool),
+        round: Round,
+        detections: &[Detection],
         config: &TrackerConfig,
-        owners: &mut [Option<usize>],
-        taken: &mut [bool],
+        assigned: &mut [Option<usize>],
+        is_taken: &mut [bool],
     ) {
-        let wanted = |(index, observation): (usize, &Observation)| {
-            let free = observation.weak == weak && owners.get(index).is_some_and(Option::is_none);
-            free.then_some((index, observation.bounds))
-        };
-        let boxes: Vec<(usize, Bounds)> = observations.iter().enumerate().filter_map(wanted).collect();
-        let free = |(index, track): (usize, &Track)| {
-            let lost = track.seen_in < self.searches;
-            // A weak box in the place of a face that has been missing for a while is most likely nothing.
-            let free = taken.get(index) == Some(&false) && !(weak && lost);
-            let (x, y) = track.motion.uncertainty();
-            free.then_some((index, track.motion.bounds(), (WIDEN_DEVIATIONS * x, WIDEN_DEVIATIONS * y)))
-        };
-        let tracks: Vec<(usize, Bounds, (f64, f64))> =
-            self.tracks.iter().enumerate().filter_map(free).collect();
+        let free_boxes: Vec<(usize, BoundingBox<f64>)> = detections
+            .iter()
+            .zip(&*assigned)
+            .enumerate()
+            .filter_map(|(index, (detection, track))| {
+                track.is_none().then_some((index, detection.bounding_box))
+            })
+            .collect();
+        let free_tracks: Vec<(usize, BoundingBox<f64>, (f64, f64))> = self
+            .tracks
+            .iter()
+            .zip(&*is_taken)
+            .enumerate()
+            // A candidate in the place of a face that was not detected last time is most likely noise.
+            .filter(|(_, (track, taken))| {
+                !**taken && (round != Round::Candidates || track.seen_in >= self.searches)
+            })
+            .map(|(index, (track, _))| {
+                let (x, y) = track.filter.uncertainty();
+                let margin = (EXPANSION_DEVIATIONS * x, EXPANSION_DEVIATIONS * y);
+                (index, track.filter.bounding_box(), margin)
+            })
+            .collect();
         let overlap = |row: usize, column: usize| {
-            let (Some((_, predicted, margin)), Some((_, found))) = (tracks.get(row), boxes.get(column))
+            let (Some((_, predicted, margin)), Some((_, detected))) =
+                (free_tracks.get(row), free_boxes.get(column))
             else {
                 return 0.0;
             };
-            if widened { widened_overlap(predicted, found, *margin) } else { predicted.iou(found) }
+            match round {
+                Round::ExpandedFaces => expanded_overlap(predicted, detected, *margin),
+                Round::Faces | Round::Candidates => predicted.iou(detected),
+            }
         };
-        for (row, column) in assign(tracks.len(), boxes.len(), config.iou_threshold, overlap) {
-            let (Some((track, ..)), Some((found, _))) = (tracks.get(row), boxes.get(column)) else {
+        for (row, column) in assign(free_tracks.len(), free_boxes.len(), config.iou_threshold, overlap) {
+            let (Some((track, ..)), Some((detection, _))) = (free_tracks.get(row), free_boxes.get(column))
+            else {
                 continue;
             };
-            if let (Some(owner), Some(taken)) = (owners.get_mut(*found), taken.get_mut(*track)) {
-                *owner = Some(*track);
+            if let (Some(assigned), Some(taken)) = (assigned.get_mut(*detection), is_taken.get_mut(*track)) {
+                *assigned = Some(*track);
                 *taken = true;
             }
         }
     }
 }
 
-/// Overlap of the boxes grown by `margin` on each side; 0 for boxes whose sizes differ too much to be one face's.
-fn widened_overlap(predicted: &Bounds, found: &Bounds, (x, y): (f64, f64)) -> f64 {
-    let (small, large) = (predicted.area().min(found.area()), predicted.area().max(found.area()));
-    if large > MOST_GROWTH * small {
+/// Returns the overlap of the boxes expanded by `margin` on each side; 0 where their sizes differ too much for one face.
+fn expanded_overlap(predicted: &BoundingBox<f64>, detected: &BoundingBox<f64>, (x, y): (f64, f64)) -> f64 {
+    let (predicted_area, detected_area) = (predicted.area(), detected.area());
+    if predicted_area.max(detected_area) > MAX_AREA_RATIO * predicted_area.min(detected_area) {
         return 0.0;
     }
-    let (width, height) = (predicted.width().min(found.width()), predicted.height().min(found.height()));
-    let margin = (x.min(WIDEN_MOST * width), y.min(WIDEN_MOST * height));
-    predicted.widened(margin).iou(&found.widened(margin))
+    let (width, height) =
+        (predicted.width().min(detected.width()), predicted.height().min(detected.height()));
+    let margin = (x.min(MAX_EXPANSION * width), y.min(MAX_EXPANSION * height));
+    predicted.expanded(margin).iou(&detected.expanded(margin))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn face(left: f64, top: f64) -> Bounds {
-        Bounds { left, top, right: left + 80.0, bottom: top + 100.0 }
+    fn face(left: f64, top: f64) -> BoundingBox<f64> {
+        BoundingBox::new(left, top, left + 80.0, top + 100.0)
     }
 
-    fn seen(bounds: Bounds) -> Observation {
-        Observation { bounds, score: 0.9, weak: false }
+    /// A detection, and whether it is a candidate.
+    type Observed = (Detection, bool);
+
+    fn seen(bounding_box: BoundingBox<f64>) -> Observed {
+        (Detection { bounding_box, score: 0.9 }, false)
     }
 
-    fn weak(bounds: Bounds) -> Observation {
-        Observation { weak: true, score: 0.4, ..seen(bounds) }
+    fn weak(bounding_box: BoundingBox<f64>) -> Observed {
+        (Detection { bounding_box, score: 0.4 }, true)
     }
 
     fn ms(milliseconds: u64) -> Duration {
@@ -348,27 +332,27 @@ mod tests {
             Self(Tracker::default(), config)
         }
 
-        fn searched(&mut self, milliseconds: u64, observations: &[Observation]) -> Update {
-            self.0.searched(ms(milliseconds), observations, &self.1)
+        fn update(&mut self, milliseconds: u64, observed: &[Observed]) -> Update {
+            let of_kind = |wanted: bool| -> Vec<Detection> {
+                let kind = observed.iter().filter(|(_, is_candidate)| *is_candidate == wanted);
+                kind.map(|(detection, _)| *detection).collect()
+            };
+            self.0.update(ms(milliseconds), &of_kind(false), &of_kind(true), &self.1)
         }
 
-        fn ids(&mut self, milliseconds: u64, observations: &[Observation]) -> Vec<Option<i32>> {
-            self.searched(milliseconds, observations).ids
+        /// The ids in the order of the detections.
+        fn ids(&mut self, milliseconds: u64, observed: &[Observed]) -> Vec<Option<i32>> {
+            let Update { faces, candidates, .. } = self.update(milliseconds, observed);
+            let (mut faces, mut candidates) = (faces.into_iter(), candidates.into_iter());
+            let next = |(_, is_candidate): &Observed| {
+                if *is_candidate { candidates.next() } else { faces.next() }.unwrap()
+            };
+            observed.iter().map(next).collect()
         }
     }
 
     #[test]
-    fn overlap_is_that_of_the_areas() {
-        let a = face(0.0, 0.0);
-        assert_eq!(a.iou(&a), 1.0);
-        assert!((a.iou(&face(40.0, 0.0)) - 1.0 / 3.0).abs() < 1e-12);
-        assert_eq!(a.iou(&face(80.0, 0.0)), 0.0);
-        let none = Bounds { left: 5.0, top: 5.0, right: 5.0, bottom: 5.0 };
-        assert_eq!((a.iou(&none), none.iou(&none)), (0.0, 0.0));
-    }
-
-    #[test]
-    fn faces_at_any_frame_rate_are_followed_by_the_same_settings() {
+    fn the_same_settings_track_faces_at_any_frame_rate() {
         for rate in [6, 10, 15, 30, 60] {
             let mut run = Run::new(TrackerConfig::default());
             // Four of its heights per second to the right, down by half a height per second.
@@ -382,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_may_come_at_any_time() {
+    fn irregular_frame_intervals_keep_the_track() {
         let mut run = Run::new(TrackerConfig::default());
         let mut milliseconds = 0;
         for step in [33, 33, 500, 33, 120, 33, 700, 33, 33, 1000, 250] {
@@ -393,34 +377,34 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_that_stand_close_do_not_take_over_each_other() {
+    fn close_neighbours_keep_their_own_tracks() {
         let mut run = Run::new(TrackerConfig::default());
         let (left, right) = (face(100.0, 100.0), face(185.0, 100.0));
         assert_eq!(run.ids(0, &[seen(left), seen(right)]), [Some(1), Some(2)]);
         for frame in 1..20 {
             // One of them is missed at times.
             let expected = if frame % 3 == 0 { vec![(right, 2)] } else { vec![(right, 2), (left, 1)] };
-            let boxes: Vec<_> = expected.iter().map(|(bounds, _)| seen(*bounds)).collect();
+            let boxes: Vec<_> = expected.iter().map(|(bounding_box, _)| seen(*bounding_box)).collect();
             let ids: Vec<_> = expected.iter().map(|(_, id)| Some(*id)).collect();
             assert_eq!(run.ids(frame * 166, &boxes), ids, "frame {frame}");
         }
     }
 
     #[test]
-    fn a_face_of_quite_another_size_is_another() {
+    fn a_face_of_a_very_different_size_begins_a_new_track() {
         let mut run = Run::new(TrackerConfig::default());
-        run.searched(0, &[seen(face(100.0, 100.0))]);
-        let small = Bounds { left: 150.0, top: 180.0, right: 175.0, bottom: 210.0 };
+        run.update(0, &[seen(face(100.0, 100.0))]);
+        let small = BoundingBox::new(150.0, 180.0, 175.0, 210.0);
         assert_eq!(run.ids(40, &[seen(small)]), [Some(2)]);
     }
 
     #[test]
-    fn the_threshold_decides_how_far_a_face_may_be_from_where_it_should_be() {
+    fn the_iou_threshold_limits_the_distance_from_the_prediction() {
         for (iou_threshold, expected) in [(0.2, Some(1)), (0.6, Some(2))] {
             let mut run = Run::new(TrackerConfig { iou_threshold, ..TrackerConfig::default() });
             // It has stood still for so long that its uncertainty is small.
             for frame in 0..50 {
-                run.searched(frame * 40, &[seen(face(100.0, 100.0))]);
+                run.update(frame * 40, &[seen(face(100.0, 100.0))]);
             }
             // 40 of 120 pixels overlap.
             assert_eq!(run.ids(2000, &[seen(face(140.0, 100.0))]), [expected], "{iou_threshold}");
@@ -428,9 +412,9 @@ mod tests {
     }
 
     #[test]
-    fn sure_boxes_come_before_weak_ones() {
+    fn faces_are_assigned_before_candidates() {
         let mut run = Run::new(TrackerConfig::default());
-        run.searched(0, &[seen(face(100.0, 100.0))]);
+        run.update(0, &[seen(face(100.0, 100.0))]);
         // The weak one fits better.
         let boxes = [weak(face(100.0, 100.0)), seen(face(130.0, 100.0))];
         assert_eq!(run.ids(40, &boxes), [None, Some(1)]);
@@ -439,19 +423,19 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_never_given_again_and_ends_are_told_once() {
+    fn ids_are_never_reused_and_each_end_is_reported_once() {
         let mut run = Run::new(TrackerConfig { max_age: ms(100), ..TrackerConfig::default() });
         let mut given = Vec::new();
         let mut ended = Vec::new();
         for round in 0..20 {
             let begin = 1000 * round;
-            let update = run.searched(begin, &[seen(face(100.0, 100.0)), seen(face(600.0, 100.0))]);
-            given.extend(update.ids.into_iter().flatten());
+            let update = run.update(begin, &[seen(face(100.0, 100.0)), seen(face(600.0, 100.0))]);
+            given.extend(update.faces.into_iter().flatten());
             ended.extend(update.ended);
             // Reset, faded away or cut off by a pause without frames, in turn.
             match round % 3 {
                 0 => ended.extend(run.0.reset()),
-                1 => ended.extend((1..5).flat_map(|i| run.searched(begin + 50 * i, &[]).ended)),
+                1 => ended.extend((1..5).flat_map(|i| run.update(begin + 50 * i, &[]).ended)),
                 _ => {}
             }
         }
@@ -461,18 +445,19 @@ mod tests {
     }
 
     #[test]
-    fn predictions_go_on_from_the_last_search() {
+    fn predictions_continue_from_the_last_search() {
         let config = TrackerConfig::default();
         let mut run = Run::new(config);
         for frame in 0..20_u32 {
-            run.searched(u64::from(frame) * 100, &[seen(face(100.0 + 10.0 * f64::from(frame), 100.0))]);
+            run.update(u64::from(frame) * 100, &[seen(face(100.0 + 10.0 * f64::from(frame), 100.0))]);
         }
         for (milliseconds, left) in [(1950, 295.0), (2000, 300.0), (2100, 310.0)] {
-            let (predictions, ended) = run.0.passed(ms(milliseconds), &config);
+            let (predictions, ended) = run.0.predict(ms(milliseconds), &config);
             assert!(ended.is_empty());
             let [only] = &predictions[..] else { panic!("{predictions:?}") };
-            assert_eq!((only.id, only.score), (1, 0.9));
-            assert!((only.bounds.left - left).abs() < 1.0, "{milliseconds}: {:?}", only.bounds);
+            assert_eq!((only.track_id, only.detection.score), (1, 0.9));
+            let predicted = only.detection.bounding_box;
+            assert!((predicted.left - left).abs() < 1.0, "{milliseconds}: {predicted:?}");
         }
         assert_eq!(run.ids(2200, &[seen(face(320.0, 100.0)), seen(face(900.0, 100.0))]), [Some(1), Some(2)]);
         assert_eq!([1, 2, 3].map(|id| run.0.first_seen(id)), [Some(ms(0)), Some(ms(2200)), None]);

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use facepipe_detector::BoundingBox;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::crop::Encoding;
+use crate::{crop::Encoding, roi::CropArea};
 
 /// Maximum length of a camera's id and of its location, in characters: the backend's own limit.
 const MAX_CAMERA_CHARACTERS: usize = 200;
@@ -24,8 +25,10 @@ pub struct Crop {
     pub captured_at: OffsetDateTime,
     /// Track id, if the faces are tracked.
     pub track_id: Option<i32>,
-    /// Left, top, right, bottom of the face in pixels of the full frame; `None` for an image of unknown origin.
-    pub bounding_box: Option<[u32; 4]>,
+    /// The face in pixels of the full frame; `None` for an image of unknown origin.
+    pub bounding_box: Option<BoundingBox<u32>>,
+    /// The part of the frame that the crop shows, if known. It is not uploaded, but reported with the result.
+    pub area: Option<CropArea>,
     /// Idempotency key, unique per crop.
     pub key: Uuid,
 }

@@ -3,6 +3,7 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
+use facepipe_detector::BoundingBox;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
@@ -34,7 +35,7 @@ pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
         form.image(crop);
         form.text("captured_at", &format_captured_at(crop.captured_at));
         form.text("key", &encode_key(crop.key));
-        if let Some([left, top, right, bottom]) = crop.bounding_box {
+        if let Some(BoundingBox { left, top, right, bottom }) = crop.bounding_box {
             form.text("box", &format!("{left},{top},{right},{bottom}"));
         }
         if let Some(track_id) = crop.track_id {
@@ -130,7 +131,8 @@ mod tests {
             camera: Arc::new(Camera { id: "gate-1".into(), location: "Lobby".into() }),
             captured_at: datetime!(2024-05-06 07:08:09.250_499_999 UTC),
             track_id,
-            bounding_box,
+            bounding_box: bounding_box.map(BoundingBox::from),
+            area: None,
             key: Uuid::from_u128(7),
         }
     }
@@ -239,7 +241,8 @@ mod tests {
                 camera: Arc::clone(&camera),
                 captured_at: OffsetDateTime::from_unix_timestamp(seconds).unwrap(),
                 track_id,
-                bounding_box,
+                bounding_box: bounding_box.map(BoundingBox::from),
+                area: None,
                 key: Uuid::from_u128(key),
             }
         }
@@ -272,7 +275,7 @@ mod tests {
                 field(head, &crop.image);
                 field("captured_at", crop.captured_at.format(&Rfc3339).unwrap().as_bytes());
                 field("key", URL_SAFE_NO_PAD.encode(crop.key.as_bytes()).as_bytes());
-                if let Some([left, top, right, bottom]) = crop.bounding_box {
+                if let Some(BoundingBox { left, top, right, bottom }) = crop.bounding_box {
                     field("box", format!("{left},{top},{right},{bottom}").as_bytes());
                 }
                 if let Some(track_id) = crop.track_id {

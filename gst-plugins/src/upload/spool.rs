@@ -26,12 +26,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use facepipe_detector::BoundingBox;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Camera, Crop};
-use crate::crop::Encoding;
+use crate::{crop::Encoding, roi::CropArea};
 
 const MAGIC: &str = "facepipe-crop 1 ";
 const CROP: &str = ".crop";
@@ -485,8 +486,17 @@ struct Metadata {
     track_id: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bounding_box: Option<[u32; 4]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    area: Option<Area>,
     /// Size of the image.
     bytes: usize,
+}
+
+/// Area of a crop in its file: left, top, right and bottom in pixels of the frame, width and height of the crop in its own pixels.
+#[derive(Serialize, Deserialize)]
+struct Area {
+    bounding_box: [u32; 4],
+    picture: [u32; 2],
 }
 
 fn encode(crop: &Crop) -> io::Result<Vec<u8>> {
@@ -497,7 +507,11 @@ fn encode(crop: &Crop) -> io::Result<Vec<u8>> {
         location: crop.camera.location.clone(),
         media_type: crop.encoding.media_type().to_owned(),
         track_id: crop.track_id,
-        bounding_box: crop.bounding_box,
+        bounding_box: crop.bounding_box.map(|face| face.edges()),
+        area: crop.area.map(|area| Area {
+            bounding_box: area.bounding_box.edges(),
+            picture: [area.picture_width, area.picture_height],
+        }),
         bytes: crop.image.len(),
     })?;
     let metadata = content.len();
@@ -535,7 +549,12 @@ fn read(path: &Path, id: SpoolId) -> io::Result<Crop> {
         camera: Arc::new(Camera { id: metadata.camera_id, location: metadata.location }),
         captured_at: metadata.captured_at,
         track_id: metadata.track_id,
-        bounding_box: metadata.bounding_box,
+        bounding_box: metadata.bounding_box.map(BoundingBox::from),
+        area: metadata.area.map(|Area { bounding_box, picture: [picture_width, picture_height] }| CropArea {
+            bounding_box: bounding_box.into(),
+            picture_width,
+            picture_height,
+        }),
         key: metadata.key,
     })
 }

@@ -441,6 +441,7 @@ mod tests {
             captured_at: OffsetDateTime::UNIX_EPOCH,
             track_id: None,
             bounding_box: None,
+            area: None,
             key: Uuid::now_v7(),
         }
     }

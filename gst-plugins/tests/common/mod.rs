@@ -1,10 +1,11 @@
-//! What the tests of the elements share: the elements registered, frames made, faces attached.
+//! Helpers for the tests of the elements: registration, frames, faces.
 #![allow(dead_code, reason = "each test program uses its own part of this module")]
 
 pub mod server;
 
 use std::sync::Once;
 
+use facepipe_detector::BoundingBox;
 use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
 use gstfacepipe::roi::{FaceRegion, attach_face};
 
@@ -22,7 +23,7 @@ pub fn info(format: VideoFormat, width: u32, height: u32) -> VideoInfo {
     VideoInfo::builder(format, width, height).fps(gst::Fraction::new(25, 1)).build().unwrap()
 }
 
-/// A packed frame (RGB and its kin) whose pixel at x, y is `pixel(x, y)`, in red, green, blue.
+/// A packed frame (any RGB format) whose pixel at x, y is `pixel(x, y)`, in red, green, blue.
 pub fn packed_frame(info: &VideoInfo, pixel: impl Fn(u32, u32) -> [u8; 3]) -> gst::Buffer {
     let (order, channels) = match info.format() {
         VideoFormat::Rgb => ([0, 1, 2], 3),
@@ -50,7 +51,7 @@ pub fn packed_frame(info: &VideoInfo, pixel: impl Fn(u32, u32) -> [u8; 3]) -> gs
     buffer
 }
 
-/// The Y'CbCr formats that the elements take.
+/// The Y'CbCr formats that the elements accept.
 pub const YUV_FORMATS: [VideoFormat; 11] = [
     VideoFormat::Nv12,
     VideoFormat::I420,
@@ -71,7 +72,7 @@ pub fn yuv_frame(info: &VideoInfo, code: [u8; 3]) -> gst::Buffer {
 }
 
 /// A Y'CbCr frame with one colour in its left half and another in its right half, each given as Y, Cb, Cr in 8
-/// bits each; of grey frames only Y counts. Where the samples lie is GStreamer's own word.
+/// bits each; grey frames use only Y. The layout is GStreamer's.
 pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffer {
     let mut bytes = vec![0; info.size()];
     let components = info.n_components() as usize;
@@ -87,7 +88,7 @@ pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffe
                 if depth == 8 {
                     bytes[at] = value;
                 } else {
-                    // GStreamer 1.22 says of P010 that Cr begins one byte after Cb, and writes it after two.
+                    // For P010, GStreamer 1.22 gives an offset of Cr one byte after Cb, but uses two.
                     let at = at.next_multiple_of(2);
                     let wide = u16::from(value) << (depth - 8 + shift);
                     bytes[at..at + 2].copy_from_slice(&wide.to_le_bytes());
@@ -100,7 +101,12 @@ pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffe
 
 /// A face without track id.
 pub fn face(left: u32, top: u32, width: u32, height: u32) -> FaceRegion {
-    FaceRegion { left, top, width, height, confidence: 0.75, track_id: None, predicted: false }
+    FaceRegion {
+        bounding_box: BoundingBox::from_size(left, top, width, height),
+        confidence: 0.75,
+        track_id: None,
+        predicted: false,
+    }
 }
 
 /// The buffer with a timestamp in milliseconds, 40 ms long, and these faces.

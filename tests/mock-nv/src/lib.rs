@@ -1,25 +1,25 @@
-//! Stand-ins for the elements of a Jetson, with the names, caps and rank that NVIDIA's have, so that pipelines for a Jetson
-//! run where there is none: `nvv4l2decoder` decodes in software, `nvvidconv` copies nothing, `nvarguscamerasrc` plays the
-//! H.264 file named by `MOCK_NV_CAMERA` in any size and rate. What says `memory:NVMM` is ordinary memory here. For tests only.
+//! Mocks of the elements of a Jetson, with the names, caps and ranks of NVIDIA's, so that pipelines for a Jetson run on other
+//! machines: `nvv4l2decoder` decodes in software, `nvvidconv` passes frames through, `nvarguscamerasrc` plays the H.264 file
+//! named by `MOCK_NV_CAMERA` at any size and frame rate. `memory:NVMM` is ordinary memory here. For tests only.
 
 use std::{env, sync::LazyLock};
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_base::subclass::prelude::*;
 
-/// Memory that on a Jetson the processor cannot read.
+/// Device memory of a Jetson.
 const NVMM: &str = "memory:NVMM";
 
-/// Frames of either memory, and of one.
-fn both() -> gst::Caps {
+/// Returns the caps of frames in device or system memory.
+fn any_memory_caps() -> gst::Caps {
     let plain = gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::Nv12).build();
-    let mut all = with(&plain, Some(NVMM));
+    let mut all = with_memory(&plain, Some(NVMM));
     all.merge(plain);
     all
 }
 
-/// The caps with their memory replaced; `None` is ordinary memory.
-fn with(caps: &gst::CapsRef, memory: Option<&str>) -> gst::Caps {
+/// Returns the caps with their memory replaced; `None` is system memory.
+fn with_memory(caps: &gst::CapsRef, memory: Option<&str>) -> gst::Caps {
     let structures = caps.iter().map(|structure| {
         let features = memory.map(|memory| gst::CapsFeatures::new([memory]));
         (structure.to_owned(), features)
@@ -31,7 +31,7 @@ fn pad_template(name: &str, direction: gst::PadDirection, caps: &gst::Caps) -> O
     gst::PadTemplate::new(name, direction, gst::PadPresence::Always, caps).ok()
 }
 
-/// `nvvidconv`: takes frames from one memory to the other. NVIDIA's also scales and converts.
+/// `nvvidconv`: moves frames between memories. NVIDIA's also scales and converts.
 mod convert {
     use super::*;
 
@@ -66,7 +66,7 @@ mod convert {
                 let sides = [("sink", gst::PadDirection::Sink), ("src", gst::PadDirection::Src)];
                 sides
                     .into_iter()
-                    .filter_map(|(name, direction)| pad_template(name, direction, &both()))
+                    .filter_map(|(name, direction)| pad_template(name, direction, &any_memory_caps()))
                     .collect()
             });
             &TEMPLATES
@@ -85,8 +85,8 @@ mod convert {
             caps: &gst::Caps,
             filter: Option<&gst::Caps>,
         ) -> Option<gst::Caps> {
-            let mut other = with(caps, Some(NVMM));
-            other.merge(with(caps, None));
+            let mut other = with_memory(caps, Some(NVMM));
+            other.merge(with_memory(caps, None));
             Some(filter.map_or_else(
                 || other.clone(),
                 |filter| filter.intersect_with_mode(&other, gst::CapsIntersectMode::First),
@@ -104,7 +104,7 @@ glib::wrapper! {
     pub struct Convert(ObjectSubclass<convert::Convert>) @extends gst_base::BaseTransform, gst::Element, gst::Object;
 }
 
-/// Builds the inside of a bin from a description, and shows the pads of `first` and `last` as its own.
+/// Builds the content of a bin from a description, and adds ghost pads for the pads in `sides`.
 fn fill(bin: &gst::Bin, description: &str, sides: &[(&str, &str)]) -> Result<(), glib::BoolError> {
     let inside = gst::parse::bin_from_description_with_name(description, false, "inside")
         .map_err(|error| glib::bool_error!("{error}"))?;
@@ -120,8 +120,8 @@ fn fill(bin: &gst::Bin, description: &str, sides: &[(&str, &str)]) -> Result<(),
     Ok(())
 }
 
-/// Failing here leaves an element without pads, at which its pipeline fails.
-fn told(result: Result<(), glib::BoolError>) {
+/// Logs an error, which leaves an element without pads, so that its pipeline fails.
+fn log_error(result: Result<(), glib::BoolError>) {
     if let Err(error) = result {
         glib::g_critical!("mock-nv", "{}", error);
     }
@@ -144,7 +144,7 @@ mod decoder {
     impl ObjectImpl for Decoder {
         fn constructed(&self) {
             self.parent_constructed();
-            told(fill(
+            log_error(fill(
                 self.obj().upcast_ref(),
                 "avdec_h264 name=in ! videoconvert ! video/x-raw,format=NV12 ! nvvidconv ! \
                  capsfilter name=out caps=video/x-raw(memory:NVMM),format=NV12",
@@ -197,7 +197,7 @@ glib::wrapper! {
         @extends gst::Bin, gst::Element, gst::Object, @implements gst::ChildProxy;
 }
 
-/// `nvarguscamerasrc`: a CSI camera, here a recording.
+/// `nvarguscamerasrc`: a CSI camera, replaced by a recording.
 mod camera {
     use super::*;
 
@@ -217,7 +217,7 @@ mod camera {
                 vec![
                     glib::ParamSpecInt::builder("sensor-id")
                         .nick("Sensor")
-                        .blurb("Taken, without effect: there is one recording")
+                        .blurb("Ignored: there is one recording")
                         .minimum(0)
                         .maximum(255)
                         .build(),
@@ -240,7 +240,7 @@ mod camera {
                  videoscale ! videorate ! video/x-raw,format=NV12 ! nvvidconv ! \
                  capsfilter name=out caps=video/x-raw(memory:NVMM),format=NV12"
             );
-            told(fill(self.obj().upcast_ref(), &description, &[("out", "src")]));
+            log_error(fill(self.obj().upcast_ref(), &description, &[("out", "src")]));
         }
     }
 
@@ -282,7 +282,7 @@ glib::wrapper! {
 
 fn plugin_init(plugin: &gst::Plugin) -> Result<(), glib::BoolError> {
     gst::Element::register(Some(plugin), "nvvidconv", gst::Rank::NONE, Convert::static_type())?;
-    // NVIDIA's decoder, too, stands above those in software.
+    // NVIDIA's decoder has a higher rank than software decoders as well.
     gst::Element::register(Some(plugin), "nvv4l2decoder", gst::Rank::PRIMARY + 11, Decoder::static_type())?;
     gst::Element::register(Some(plugin), "nvarguscamerasrc", gst::Rank::NONE, Camera::static_type())
 }

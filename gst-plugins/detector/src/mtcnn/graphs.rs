@@ -1,7 +1,7 @@
-//! MTCNN's three networks as ONNX graphs, made from their weights in memory, so that ONNX Runtime runs them as it does the
-//! other detectors. Layers and names as in facenet-pytorch's `PNet`, `RNet` and `ONet`.
+//! Builds MTCNN's three networks as ONNX graphs from their weights, in memory, so that ONNX Runtime runs them like the other
+//! detectors. Layers and names as in facenet-pytorch's `PNet`, `RNet` and `ONet`.
 //!
-//! Written on the protobuf wire, with the field numbers of `onnx.proto` (IR version 7, opset 13).
+//! Written in the protobuf wire format, with the field numbers of `onnx.proto` (IR version 7, opset 13).
 
 use super::weights::{StateDict, Tensor};
 use crate::onnx_strip::push_varint;
@@ -21,7 +21,7 @@ pub(super) const BOXES: &str = "boxes";
 
 type Result<T> = std::result::Result<T, String>;
 
-/// The first network: pictures `[1, 3, height, width]` to scores `[1, 2, h, w]` and boxes `[1, 4, h, w]`.
+/// Builds the first network: images `[1, 3, height, width]` to scores `[1, 2, h, w]` and boxes `[1, 4, h, w]`.
 pub(super) fn proposal(weights: &StateDict) -> Result<Vec<u8>> {
     let mut graph = Graph::new(weights);
     let x = graph.convolution("input", "1", [10, 3, 3])?;
@@ -33,13 +33,13 @@ pub(super) fn proposal(weights: &StateDict) -> Result<Vec<u8>> {
     let boxes = graph.head_map(&x, "conv4_2", [4, 32])?;
     graph.node("Identity", &[&boxes], BOXES, &[]);
     Ok(graph.model(
-        [Dim::Is(1), Dim::Is(3), Dim::Free("height"), Dim::Free("width")],
-        [Dim::Is(1), Dim::Is(2), Dim::Free("rows"), Dim::Free("columns")],
-        [Dim::Is(1), Dim::Is(4), Dim::Free("rows"), Dim::Free("columns")],
+        [Dim::Fixed(1), Dim::Fixed(3), Dim::Dynamic("height"), Dim::Dynamic("width")],
+        [Dim::Fixed(1), Dim::Fixed(2), Dim::Dynamic("rows"), Dim::Dynamic("columns")],
+        [Dim::Fixed(1), Dim::Fixed(4), Dim::Dynamic("rows"), Dim::Dynamic("columns")],
     ))
 }
 
-/// The second network: crops `[n, 3, 24, 24]` to scores `[n, 2]` and boxes `[n, 4]`.
+/// Builds the second network: crops `[n, 3, 24, 24]` to scores `[n, 2]` and boxes `[n, 4]`.
 pub(super) fn refine(weights: &StateDict) -> Result<Vec<u8>> {
     let mut graph = Graph::new(weights);
     let x = graph.convolution("input", "1", [28, 3, 3])?;
@@ -52,8 +52,8 @@ pub(super) fn refine(weights: &StateDict) -> Result<Vec<u8>> {
     Ok(graph.crops(24))
 }
 
-/// The third network: crops `[n, 3, 48, 48]` to scores `[n, 2]` and boxes `[n, 4]`. Its landmarks are left out, since
-/// nothing at the edge reads them.
+/// Builds the third network: crops `[n, 3, 48, 48]` to scores `[n, 2]` and boxes `[n, 4]`. Its landmarks are omitted, since
+/// nothing at the edge uses them.
 pub(super) fn output(weights: &StateDict) -> Result<Vec<u8>> {
     let mut graph = Graph::new(weights);
     let x = graph.convolution("input", "1", [32, 3, 3])?;
@@ -68,15 +68,15 @@ pub(super) fn output(weights: &StateDict) -> Result<Vec<u8>> {
     Ok(graph.crops(48))
 }
 
-/// A size of an input or output.
+/// A dimension of an input or output.
 #[derive(Clone, Copy)]
 enum Dim {
-    Is(u64),
-    /// Whatever each run has.
-    Free(&'static str),
+    Fixed(u64),
+    /// Determined by each run.
+    Dynamic(&'static str),
 }
 
-/// The body of a `GraphProto` in the making.
+/// A `GraphProto` under construction.
 struct Graph<'a> {
     weights: &'a StateDict,
     body: Vec<u8>,
@@ -88,7 +88,7 @@ impl<'a> Graph<'a> {
         Self { weights, body: Vec::new(), nodes: 0 }
     }
 
-    /// Adds a tensor of the weights, whose shape must be `shape`, as one of the shape `stored`.
+    /// Adds a tensor of the weights, whose shape must be `shape`, with the shape `stored`.
     fn weight(&mut self, name: &str, shape: &[usize], stored: &[usize]) -> Result<()> {
         let Some(Tensor { shape: found, values }) = self.weights.get(name) else {
             return Err(format!("it has no tensor {name}"));
@@ -122,7 +122,7 @@ impl<'a> Graph<'a> {
         for (name, values) in attributes {
             let mut attribute = Vec::new();
             put_bytes(&mut attribute, 1, name.as_bytes());
-            // The attributes of these operators that have one value are numbers, the others lists.
+            // Attributes of these operators with one value are numbers, the others are lists.
             if let [value] = values {
                 put_number(&mut attribute, 3, *value);
                 put_number(&mut attribute, 20, INT);
@@ -135,7 +135,7 @@ impl<'a> Graph<'a> {
         put_bytes(&mut self.body, 1, &node);
     }
 
-    /// A node whose output nobody else names.
+    /// Adds a node with a generated output name.
     fn inner(&mut self, operator: &str, inputs: &[&str], attributes: &[(&str, &[u64])]) -> String {
         self.nodes += 1;
         let output = format!("{operator}-{}", self.nodes);
@@ -195,8 +195,12 @@ impl<'a> Graph<'a> {
     }
 
     fn crops(self, side: u64) -> Vec<u8> {
-        let n = Dim::Free("n");
-        self.model([n, Dim::Is(3), Dim::Is(side), Dim::Is(side)], [n, Dim::Is(2)], [n, Dim::Is(4)])
+        let n = Dim::Dynamic("n");
+        self.model(
+            [n, Dim::Fixed(3), Dim::Fixed(side), Dim::Fixed(side)],
+            [n, Dim::Fixed(2)],
+            [n, Dim::Fixed(4)],
+        )
     }
 
     fn model<const N: usize>(mut self, input: [Dim; 4], scores: [Dim; N], boxes: [Dim; N]) -> Vec<u8> {
@@ -219,8 +223,8 @@ fn value_info(name: &str, shape: &[Dim]) -> Vec<u8> {
     for dim in shape {
         let mut written = Vec::new();
         match *dim {
-            Dim::Is(size) => put_number(&mut written, 1, size),
-            Dim::Free(name) => put_bytes(&mut written, 2, name.as_bytes()),
+            Dim::Fixed(size) => put_number(&mut written, 1, size),
+            Dim::Dynamic(name) => put_bytes(&mut written, 2, name.as_bytes()),
         }
         put_bytes(&mut dims, 1, &written);
     }

@@ -1,18 +1,18 @@
-//! The weights of MTCNN's networks as facenet-pytorch publishes them: state dicts in the form before PyTorch 1.6, a row of
-//! pickles and then the bare storages.
+//! Reads the weights of MTCNN's networks as facenet-pytorch publishes them: state dicts in the format before PyTorch 1.6, a
+//! sequence of pickles followed by the raw storages.
 //!
-//! The pickle is read by a machine that knows what state dicts are made of and calls nothing. Formats: CPython
+//! The pickles are interpreted by a machine that supports only what state dicts need and calls nothing. Formats: CPython
 //! `Lib/pickletools.py`, PyTorch `torch/serialization.py` (`_legacy_save`).
 
 use std::{collections::HashMap, rc::Rc};
 
-/// What such a file begins with, as the bytes of a Python integer.
+/// The magic number of such a file, as the bytes of a Python integer.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
-/// The version of the protocol that follows.
+/// The protocol version.
 const PROTOCOL: i64 = 1001;
-/// Instructions of one pickle at most; those of the three networks have less than 1,000. Bounds the nesting, too.
+/// Maximum number of instructions of one pickle; the three networks have fewer than 1,000. Also bounds the nesting.
 const MAX_STEPS: usize = 4_000;
-/// Values of one tensor at most; the largest of the three networks has 294,912.
+/// Maximum number of values of one tensor; the largest of the three networks has 294,912.
 const MAX_VALUES: usize = 1 << 20;
 
 /// A tensor of floats, row by row.
@@ -20,7 +20,7 @@ const MAX_VALUES: usize = 1 << 20;
 pub(super) struct Tensor {
     /// Sizes, the slowest dimension first.
     pub(super) shape: Vec<usize>,
-    /// As many as the product of the sizes.
+    /// One for each element.
     pub(super) values: Vec<f32>,
 }
 
@@ -29,7 +29,7 @@ pub(super) type StateDict = HashMap<String, Tensor>;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Reads a file's bytes; says in words what is wrong with them.
+/// Reads the bytes of a file. The error is a description for people.
 pub(super) fn read(mut bytes: &[u8]) -> Result<StateDict> {
     let stream = &mut bytes;
     if !matches!(&*run(stream)?, Value::Long(digits) if *digits == MAGIC) {
@@ -38,7 +38,7 @@ pub(super) fn read(mut bytes: &[u8]) -> Result<StateDict> {
     if !matches!(&*run(stream)?, Value::Int(PROTOCOL)) {
         return Err(format!("the version of its protocol is not {PROTOCOL}"));
     }
-    // Facts about the machine that wrote it.
+    // Properties of the machine that wrote it.
     run(stream)?;
     let root = run(stream)?;
     let Value::Dict(entries) = &*root else { return Err("it holds no state dict".to_owned()) };
@@ -68,17 +68,17 @@ pub(super) fn read(mut bytes: &[u8]) -> Result<StateDict> {
     Ok(tensors)
 }
 
-/// A part of a storage, seen as a tensor.
+/// A tensor as a view of a storage.
 #[derive(Debug, Clone)]
-struct View {
+struct StorageView {
     storage: Rc<str>,
     offset: usize,
     shape: Vec<usize>,
     strides: Vec<usize>,
 }
 
-impl View {
-    /// Its values, row by row; nothing where they are not all there.
+impl StorageView {
+    /// Returns its values, row by row; `None` if it reaches beyond the storage.
     fn gather(&self, storage: &[u8]) -> Option<Vec<f32>> {
         let count = self.shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size))?;
         if count > MAX_VALUES || self.shape.len() != self.strides.len() {
@@ -98,7 +98,7 @@ impl View {
     }
 }
 
-/// What a pickle is made of, as far as state dicts go.
+/// The values of a pickle that state dicts need.
 #[derive(Debug)]
 enum Value {
     Nothing,
@@ -110,7 +110,7 @@ enum Value {
     Dict(Vec<(Rc<Self>, Rc<Self>)>),
     Global(String),
     Storage(Rc<str>),
-    Tensor(View),
+    Tensor(StorageView),
 }
 
 impl Value {
@@ -145,7 +145,7 @@ fn line(stream: &mut &[u8]) -> Result<String> {
     Ok(line)
 }
 
-/// Runs one pickle to its end and leaves the stream behind it.
+/// Runs one pickle and leaves the stream behind its end.
 fn run(stream: &mut &[u8]) -> Result<Rc<Value>> {
     let mut machine = Machine::default();
     for _ in 0..MAX_STEPS {
@@ -172,7 +172,7 @@ impl Machine {
         self.stack.push(Rc::new(value));
     }
 
-    /// What was pushed since the last mark.
+    /// Takes the values since the last mark.
     fn since_mark(&mut self) -> Result<Vec<Rc<Value>>> {
         let mark = self.marks.pop().filter(|&mark| mark <= self.stack.len());
         Ok(self.stack.split_off(mark.ok_or("its pickle has no mark")?))
@@ -209,7 +209,7 @@ impl Machine {
         Ok(())
     }
 
-    /// One instruction; the result where it was the last one. Codes as in CPython's `pickle.py`.
+    /// Executes one instruction; returns the result if it was the last one. Codes as in CPython's `pickle.py`.
     fn step(&mut self, stream: &mut &[u8]) -> Result<Option<Rc<Value>>> {
         match byte(stream)? {
             // PROTO
@@ -219,7 +219,7 @@ impl Machine {
             b'}' => self.push(Value::Dict(Vec::new())),
             b']' => self.push(Value::List(Vec::new())),
             b')' => self.push(Value::Tuple(Vec::new())),
-            // NONE, NEWTRUE, NEWFALSE: of no account here
+            // NONE, NEWTRUE, NEWFALSE: ignored
             b'N' | 0x88 | 0x89 => self.push(Value::Nothing),
             b'K' => {
                 let value = byte(stream)?;
@@ -340,7 +340,7 @@ fn call(function: &Value, arguments: &Value) -> Result<Value> {
                 return Err("a tensor has no storage".to_owned());
             };
             let view = || {
-                Some(View {
+                Some(StorageView {
                     storage: Rc::clone(storage),
                     offset: offset.size()?,
                     shape: shape.sizes()?,

@@ -1,4 +1,4 @@
-//! What several tests of the detector need: an opened detector, pictures, and a converter to NV12.
+//! Helpers for the tests of the detector: an open detector, pictures, and a converter to planes.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -9,7 +9,7 @@ use facepipe_detector::{
 };
 use image::RgbImage;
 
-/// The detector with this model, or the end of the test (reported as skipped) where there is no ONNX Runtime.
+/// Opens the detector with this model; skips the test without ONNX Runtime.
 #[macro_export]
 macro_rules! open_or_skip {
     ($config:expr) => {
@@ -32,7 +32,7 @@ pub fn open(config: DetectorConfig) -> Option<Detector> {
     }
 }
 
-/// Whether there is an ONNX Runtime; reports the test as skipped where not.
+/// Returns whether ONNX Runtime is available; reports the test as skipped if not.
 pub fn runtime_or_skip() -> bool {
     let found = runtime::load(&[facepipe_test_support::workspace_root()]);
     if let Err(error) = &found {
@@ -69,7 +69,7 @@ pub fn to_ycbcr(rgb: [f64; 3], matrix: ColorMatrix, range: ColorRange) -> [f64; 
     }
 }
 
-/// A picture in planes of its own, with padding behind each row.
+/// A picture in planes, with padding after each row.
 pub struct Planes {
     pub format: PixelFormat,
     pub width: u32,
@@ -79,7 +79,7 @@ pub struct Planes {
     pub matrix: ColorMatrix,
     pub range: ColorRange,
     pub site: ChromaSite,
-    /// Of a format of 10 bits: the same picture with 8.
+    /// For 10-bit formats: the same picture with 8 bits.
     pub eight_bit: Option<Box<Planes>>,
 }
 
@@ -169,7 +169,7 @@ impl Planes {
         Self { format, width, height, planes, strides, matrix, range, site, eight_bit: None }
     }
 
-    /// The same with 10 bits a sample, of which the lowest is noise that rounding takes away again.
+    /// The same with 10 bits per sample; the lowest bit is noise that rounding removes.
     fn widened(self, format: PixelFormat, padding: usize) -> Self {
         let (width, height) = (self.width as usize, self.height as usize);
         let mut planes = Vec::new();

@@ -120,6 +120,7 @@ impl World {
             captured_at: OffsetDateTime::UNIX_EPOCH,
             track_id: is_tracked.then_some(1),
             bounding_box: None,
+            area: None,
             key: Uuid::now_v7(),
         };
         let key = crop.key;

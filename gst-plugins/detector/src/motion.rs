@@ -1,59 +1,59 @@
-//! Says whether a camera sees the same as before, from a small picture of luma sampled straight from the planes.
+//! Motion detection: compares frames on a small picture of luma that is sampled straight from the planes.
 
 use std::iter;
 
 use crate::{Frame, PixelFormat};
 
-/// The longer side of a frame is divided into about so many blocks.
+/// Approximate number of blocks along the longer side of a frame.
 const BLOCKS: usize = 240;
-/// Smallest side of a block in pixels.
+/// Minimum side of a block in pixels.
 const SMALLEST_BLOCK: usize = 4;
 /// Samples per block across and down. Their mean has a quarter of a pixel's noise.
 const SAMPLES: usize = 4;
 
-/// Remembers a frame and compares others with it.
+/// Compares frames with a reference frame.
 ///
-/// The frame is divided into blocks of a 240th of its longer side (8 pixels at 1080p, at least 4), each reduced to
-/// the mean luma of 16 of its pixels, or of whole rows of them, at least 16 in all, where luma has a plane of its own.
-/// Four by four blocks are a cell; cells overlap by half. The change between two frames is that of the cell that
-/// changed most: the mean absolute difference of its blocks, in grey levels (0 to 255). A mean over the whole frame
-/// would not notice a face in a corner, and a single pixel is mostly noise.
+/// A frame is divided into blocks of a 240th of its longer side (8 pixels at 1080p, at least 4), each reduced to the mean luma
+/// of 16 of its pixels or, where luma has a plane of its own, of whole rows with at least 16 pixels. Four by four blocks are a
+/// cell; cells overlap by half. The difference of two frames is that of the cell that changed most: the mean absolute
+/// difference of its blocks, in grey levels (0 to 255). A mean over the whole frame would miss a face in a corner, and a single
+/// pixel is mostly noise.
 #[derive(Debug, Default)]
-pub struct Scene {
+pub struct MotionDetector {
     key: Option<(PixelFormat, usize, usize)>,
     columns: usize,
-    /// Blocks of the last frame that was looked at, row by row.
+    /// Blocks of the last frame, row by row.
     current: Vec<u8>,
-    /// Blocks of the remembered frame; empty without one.
-    remembered: Vec<u8>,
-    /// Where the samples of a row of blocks lie across.
+    /// Blocks of the reference frame; empty without one.
+    reference: Vec<u8>,
+    /// Horizontal byte offsets of the samples of a row of blocks.
     offsets: Vec<usize>,
 }
 
-impl Scene {
-    /// Looks at a frame; returns how much it differs from the remembered one, in grey levels. Nothing where none of
-    /// its format and size is remembered.
-    pub fn change(&mut self, frame: &Frame<'_>) -> Option<f32> {
+impl MotionDetector {
+    /// Returns how much a frame differs from the reference frame, in grey levels. `None` while there is no
+    /// reference of its format and size.
+    pub fn difference(&mut self, frame: &Frame<'_>) -> Option<f32> {
         let key = (frame.format(), frame.width(), frame.height());
         if self.key != Some(key) {
             self.key = Some(key);
-            self.remembered.clear();
+            self.reference.clear();
         }
         self.sample(frame);
-        if self.remembered.is_empty() {
+        if self.reference.is_empty() {
             return None;
         }
-        Some(greatest_change(&self.current, &self.remembered, self.columns))
+        Some(max_difference(&self.current, &self.reference, self.columns))
     }
 
-    /// Remembers the frame that was looked at last.
-    pub fn remember(&mut self) {
-        self.remembered.clone_from(&self.current);
+    /// Makes the last frame the reference.
+    pub fn set_reference(&mut self) {
+        self.reference.clone_from(&self.current);
     }
 
-    /// Remembers nothing.
-    pub fn forget(&mut self) {
-        self.remembered.clear();
+    /// Drops the reference.
+    pub fn clear_reference(&mut self) {
+        self.reference.clear();
     }
 
     fn sample(&mut self, frame: &Frame<'_>) {
@@ -87,8 +87,7 @@ impl Scene {
     }
 }
 
-/// Adds the means of a row of blocks, of `rows` of their pixels: of all or, where half of them have 16 pixels of a
-/// block, of every other.
+/// Adds the means of a row of blocks from four `rows` of pixels, or from two where these have 16 pixels of a block.
 fn add_means(rows: &[&[u8]; SAMPLES], block: usize, means: &mut Vec<u8>) {
     let &[first, _, third, _] = rows;
     // The usual sizes, from small frames to 4K, for which the compiler unrolls the sums.
@@ -105,7 +104,7 @@ fn add_means(rows: &[&[u8]; SAMPLES], block: usize, means: &mut Vec<u8>) {
     means.extend(chunks.map(mean_of));
 }
 
-/// Adds the means of all blocks that are whole; returns where the rest of each row begins.
+/// Adds the means of all complete blocks; returns where the rest of each row begins.
 fn add_whole_blocks<const BLOCK: usize, const ROWS: usize>(
     rows: &[&[u8]; ROWS],
     means: &mut Vec<u8>,
@@ -124,7 +123,7 @@ fn add_whole_blocks<const BLOCK: usize, const ROWS: usize>(
     blocks * BLOCK
 }
 
-/// The mean of some rows of a block.
+/// Returns the mean of some rows of a block.
 #[inline(always)]
 fn mean_of<const ROWS: usize, R: AsRef<[u8]>>(rows: [R; ROWS]) -> u8 {
     let sum: u32 =
@@ -133,7 +132,7 @@ fn mean_of<const ROWS: usize, R: AsRef<[u8]>>(rows: [R; ROWS]) -> u8 {
     u8::try_from(sum / u32::try_from(pixels).unwrap_or(u32::MAX)).unwrap_or(u8::MAX)
 }
 
-/// Positions of a block's samples along one side, evenly spaced, inside the frame.
+/// Returns the positions of a block's samples along one side, evenly spaced, inside the frame.
 fn samples(block: usize, side: usize, length: usize) -> [usize; SAMPLES] {
     std::array::from_fn(|i| (block * side + (2 * i + 1) * side / (2 * SAMPLES)).min(length - 1))
 }
@@ -169,7 +168,7 @@ impl Layout {
             | PixelFormat::Y444
             | PixelFormat::Gray8 => (0, 1, Samples::Luma),
             PixelFormat::Yuy2 => (0, 2, Samples::Luma),
-            // Of P010 the upper byte, which has 8 of the 10 bits.
+            // The upper byte of P010 has 8 of the 10 bits.
             PixelFormat::Uyvy | PixelFormat::P010 => (1, 2, Samples::Luma),
             PixelFormat::I420Ten | PixelFormat::I422Ten => (0, 2, Samples::WideLuma),
             PixelFormat::Rgb | PixelFormat::Bgr => (0, 3, Samples::Colors),
@@ -180,7 +179,7 @@ impl Layout {
         Self { first, step, kind }
     }
 
-    /// Whether the first plane is luma and nothing else.
+    /// Returns whether the first plane has nothing but luma.
     const fn is_plane(&self) -> bool {
         self.step == 1
     }
@@ -191,25 +190,25 @@ impl Layout {
             (Samples::WideLuma, &[low, high, ..]) => {
                 (u32::from(u16::from_le_bytes([low, high])) / 4).min(255)
             }
-            // Green as much as red and blue together: near enough to luma, whichever of these two comes first.
+            // Green has the weight of red and blue together, whichever of these comes first: close enough to luma.
             (Samples::Colors, &[a, green, b, ..]) => (u32::from(a) + 2 * u32::from(green) + u32::from(b)) / 4,
             _ => 0,
         }
     }
 }
 
-/// The largest mean difference of any cell.
-fn greatest_change(current: &[u8], remembered: &[u8], columns: usize) -> f32 {
+/// Returns the largest mean difference of any cell.
+fn max_difference(current: &[u8], reference: &[u8], columns: usize) -> f32 {
     let differences: Vec<u16> =
-        current.iter().zip(remembered).map(|(&a, &b)| u16::from(a.abs_diff(b))).collect();
+        current.iter().zip(reference).map(|(&a, &b)| u16::from(a.abs_diff(b))).collect();
     // Quarters of cells first, which up to four cells share. The largest sum is that of 16 blocks, each 255 at most.
     let (quarters, columns) = sums_of_four::<2>(&differences, columns);
     let (cells, _) = sums_of_four::<1>(&quarters, columns);
     f32::from(cells.into_iter().max().unwrap_or(0)) / 16.0
 }
 
-/// Sums over two by two neighbours, starting at every `STEP`-th row and column (1 or 2); and the columns of the
-/// result. At the right and lower edge, what has no neighbour is its own.
+/// Returns sums over two by two neighbours, starting at every `STEP`-th row and column (1 or 2), and their columns. At the
+/// right and lower edge, a missing neighbour is replaced by the value itself.
 fn sums_of_four<const STEP: usize>(values: &[u16], columns: usize) -> (Vec<u16>, usize) {
     let starts = |length: usize| if STEP == 1 { length.max(2) - 1 } else { length.div_ceil(STEP) };
     let rows: Vec<&[u16]> = values.chunks(columns.max(1)).collect();
@@ -238,8 +237,8 @@ mod tests {
     use super::*;
     use crate::{ColorMatrix, ColorRange};
 
-    /// A frame whose luma (or grey) at x, y is `luma(x, y)`, in any format, chroma 128, rows 5 bytes longer than
-    /// needed.
+    /// Makes a frame whose luma (or grey) at x, y is `luma(x, y)`, in any format, with chroma 128 and 5 bytes of padding per
+    /// row.
     fn planes(
         format: PixelFormat,
         width: usize,
@@ -272,8 +271,8 @@ mod tests {
             .collect()
     }
 
-    fn look(
-        scene: &mut Scene,
+    fn difference(
+        motion: &mut MotionDetector,
         format: PixelFormat,
         (width, height): (usize, usize),
         luma: impl Fn(usize, usize) -> u8,
@@ -283,44 +282,44 @@ mod tests {
         let strides: Vec<usize> = planes.iter().map(|(_, stride)| *stride).collect();
         let (matrix, range) = (ColorMatrix::default(), ColorRange::default());
         let frame = Frame::new(format, width as u32, height as u32, &data, &strides, matrix, range).unwrap();
-        scene.change(&frame)
+        motion.difference(&frame)
     }
 
-    /// Anything but flat, the same each time.
+    /// A deterministic texture.
     fn texture(x: usize, y: usize) -> u8 {
         ((x / 5 * 37 + y / 7 * 91) % 200) as u8 + 20
     }
 
     #[test]
-    fn the_same_scene_has_not_changed_in_any_format() {
+    fn equal_frames_do_not_differ_in_any_format() {
         for format in PixelFormat::ALL {
-            let mut scene = Scene::default();
-            assert_eq!(look(&mut scene, format, (322, 241), texture), None, "nothing is remembered");
-            scene.remember();
-            assert_eq!(look(&mut scene, format, (322, 241), texture), Some(0.0), "{format:?}");
-            let brighter = look(&mut scene, format, (322, 241), |x, y| texture(x, y) + 9);
+            let mut motion = MotionDetector::default();
+            assert_eq!(difference(&mut motion, format, (322, 241), texture), None, "nothing to compare with");
+            motion.set_reference();
+            assert_eq!(difference(&mut motion, format, (322, 241), texture), Some(0.0), "{format:?}");
+            let brighter = difference(&mut motion, format, (322, 241), |x, y| texture(x, y) + 9);
             assert_eq!(brighter, Some(9.0), "{format:?}");
         }
     }
 
     #[test]
-    fn a_small_thing_in_any_corner_is_a_change_wherever_the_cells_lie() {
+    fn a_small_face_anywhere_is_a_difference() {
         let size = (1920, 1080);
         for (left, top) in [(0, 0), (1896, 0), (0, 1056), (1896, 1056), (947, 533), (960, 544)] {
-            let mut scene = Scene::default();
-            look(&mut scene, PixelFormat::I420, size, |_, _| 90);
-            scene.remember();
+            let mut motion = MotionDetector::default();
+            difference(&mut motion, PixelFormat::I420, size, |_, _| 90);
+            motion.set_reference();
             // A face of 24 pixels, 40 levels brighter than the wall behind it.
             let inside = |x: usize, y: usize| (left..left + 24).contains(&x) && (top..top + 24).contains(&y);
             let change =
-                look(&mut scene, PixelFormat::I420, size, |x, y| if inside(x, y) { 130 } else { 90 });
-            // It fills at least 9 of 16 blocks but for its margins.
+                difference(&mut motion, PixelFormat::I420, size, |x, y| if inside(x, y) { 130 } else { 90 });
+            // It covers at least 9 of 16 blocks, except for its margins.
             assert!(change.unwrap() > 14.0, "{left} {top}: {change:?}");
         }
     }
 
     #[test]
-    fn noise_is_far_less_of_a_change_than_its_amplitude() {
+    fn noise_differs_by_far_less_than_its_amplitude() {
         let noisy = |seed: usize| {
             move |x: usize, y: usize| {
                 let mut hash = (x * 73_856_093) ^ (y * 19_349_663) ^ (seed * 83_492_791);
@@ -328,37 +327,40 @@ mod tests {
                 100 + ((hash >> 15) % 17) as u8
             }
         };
-        let mut scene = Scene::default();
-        look(&mut scene, PixelFormat::Nv12, (1280, 720), noisy(1));
-        scene.remember();
+        let mut motion = MotionDetector::default();
+        difference(&mut motion, PixelFormat::Nv12, (1280, 720), noisy(1));
+        motion.set_reference();
         // Uniform over 17 levels: a standard deviation of 4.9.
-        let change = look(&mut scene, PixelFormat::Nv12, (1280, 720), noisy(2)).unwrap();
+        let change = difference(&mut motion, PixelFormat::Nv12, (1280, 720), noisy(2)).unwrap();
         assert!((0.5..3.0).contains(&change), "{change}");
     }
 
     #[test]
-    fn what_is_remembered_stays_until_told_otherwise() {
-        let mut scene = Scene::default();
+    fn the_reference_stays_until_it_is_replaced() {
+        let mut motion = MotionDetector::default();
         let size = (64, 48);
-        look(&mut scene, PixelFormat::Rgb, size, |_, _| 10);
-        scene.remember();
+        difference(&mut motion, PixelFormat::Rgb, size, |_, _| 10);
+        motion.set_reference();
         // A slow change adds up.
         for level in 11..20 {
-            assert_eq!(look(&mut scene, PixelFormat::Rgb, size, |_, _| level), Some(f32::from(level - 10)));
+            assert_eq!(
+                difference(&mut motion, PixelFormat::Rgb, size, |_, _| level),
+                Some(f32::from(level - 10))
+            );
         }
-        assert_eq!(look(&mut scene, PixelFormat::Rgb, (64, 50), |_, _| 10), None, "another size");
-        scene.remember();
-        scene.forget();
-        assert_eq!(look(&mut scene, PixelFormat::Rgb, (64, 50), |_, _| 10), None);
+        assert_eq!(difference(&mut motion, PixelFormat::Rgb, (64, 50), |_, _| 10), None, "another size");
+        motion.set_reference();
+        motion.clear_reference();
+        assert_eq!(difference(&mut motion, PixelFormat::Rgb, (64, 50), |_, _| 10), None);
     }
 
     #[test]
     fn the_smallest_frames_are_compared_too() {
         for size in [(1, 1), (1, 40), (40, 1), (3, 5), (9, 9), (17, 8)] {
-            let mut scene = Scene::default();
-            look(&mut scene, PixelFormat::I420, size, |_, _| 50);
-            scene.remember();
-            assert_eq!(look(&mut scene, PixelFormat::I420, size, |_, _| 57), Some(7.0), "{size:?}");
+            let mut motion = MotionDetector::default();
+            difference(&mut motion, PixelFormat::I420, size, |_, _| 50);
+            motion.set_reference();
+            assert_eq!(difference(&mut motion, PixelFormat::I420, size, |_, _| 57), Some(7.0), "{size:?}");
         }
     }
 }

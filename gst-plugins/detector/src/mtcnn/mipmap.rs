@@ -1,33 +1,35 @@
-//! Pictures of one frame in several sizes, from which levels and crops are cut by averaging areas.
+//! A mipmap of one frame, from which pyramid levels and crops are resampled by area averaging.
+
+use crate::BoundingBox;
 
 /// Source pixels that one output pixel is made of, along one axis, at most: a picture of fitting size is never more than
 /// twice as fine as what is cut out of it.
 const TAPS: usize = 3;
-/// A picture is not halved below this: the networks look at 12 pixels at least.
-const SMALLEST: usize = 24;
+/// A level is not halved below this: the networks look at 12 pixels at least.
+const MIN_SIDE: usize = 24;
 /// The sampler gives (x - 127) / 128, these networks were trained on (x - 127.5) / 128.
 const OFFSET: f32 = 0.5 / 128.0;
 
-/// Red, green and blue, each `height` rows of `width` values.
+/// One level: red, green and blue, each `height` rows of `width` values.
 #[derive(Debug, Default)]
-pub(super) struct Picture {
+pub(super) struct MipLevel {
     width: usize,
     height: usize,
     values: Vec<f32>,
 }
 
-impl Picture {
+impl MipLevel {
     fn resize(&mut self, width: usize, height: usize) {
         (self.width, self.height) = (width, height);
         self.values.resize(3 * width * height, 0.0);
     }
 
-    /// Becomes `other` at half its width and height; of odd sides, the last pixels go.
-    fn become_half_of(&mut self, other: &Self) {
-        self.resize(other.width / 2, other.height / 2);
-        let (width, from) = (self.width, other.width);
+    /// Halves width and height of `finer`; the last row and column of odd sides are dropped.
+    fn downsample_from(&mut self, finer: &Self) {
+        self.resize(finer.width / 2, finer.height / 2);
+        let (width, from) = (self.width, finer.width);
         let planes = self.values.chunks_exact_mut(width * self.height);
-        for (plane, source) in planes.zip(other.values.chunks_exact(from * other.height)) {
+        for (plane, source) in planes.zip(finer.values.chunks_exact(from * finer.height)) {
             for (row, rows) in plane.chunks_exact_mut(width).zip(source.chunks_exact(2 * from)) {
                 let (upper, lower) = rows.split_at(from);
                 let pairs = upper.as_chunks().0.iter().zip(lower.as_chunks().0);
@@ -39,57 +41,63 @@ impl Picture {
     }
 }
 
-/// A frame in sizes that each halve the one before.
+/// A frame at sizes that each halve the one before.
 #[derive(Debug, Default)]
-pub(super) struct Pictures {
-    /// Those of earlier frames are kept for their memory; the first `count` are this frame's.
-    all: Vec<Picture>,
+pub(super) struct Mipmap {
+    /// Levels of earlier frames are kept for their memory; the first `count` are this frame's.
+    levels: Vec<MipLevel>,
     count: usize,
     across: Axis,
     down: Axis,
     row: Vec<f32>,
 }
 
-impl Pictures {
-    /// Makes them from the largest one, of `width` x `height` pixels, which `fill` puts into `[3, height, width]`.
-    pub(super) fn make(&mut self, width: usize, height: usize, fill: impl FnOnce(&mut [f32])) {
+impl Mipmap {
+    /// Builds all levels from the largest, of `width` x `height` pixels, which `fill` writes as `[3, height, width]`.
+    pub(super) fn build(&mut self, width: usize, height: usize, fill: impl FnOnce(&mut [f32])) {
         let mut sides = (width, height);
         self.count = 1;
-        while sides.0.min(sides.1) >= 2 * SMALLEST {
+        while sides.0.min(sides.1) >= 2 * MIN_SIDE {
             sides = (sides.0 / 2, sides.1 / 2);
             self.count += 1;
         }
-        if self.all.len() < self.count {
-            self.all.resize_with(self.count, Picture::default);
+        if self.levels.len() < self.count {
+            self.levels.resize_with(self.count, MipLevel::default);
         }
-        let mut pictures = self.all.iter_mut();
-        let Some(mut finer) = pictures.next() else { return };
+        let mut levels = self.levels.iter_mut();
+        let Some(mut finer) = levels.next() else { return };
         finer.resize(width, height);
         fill(&mut finer.values);
-        for picture in pictures.take(self.count - 1) {
-            picture.become_half_of(finer);
-            finer = picture;
+        for level in levels.take(self.count - 1) {
+            level.downsample_from(finer);
+            finer = level;
         }
     }
 
-    /// Cuts left, top, right and bottom, pixels of the largest picture, out as `width` x `height` pixels into `output`,
-    /// `[3, height, width]`. What is made smaller is averaged, what is made larger interpolated.
-    pub(super) fn cut(&mut self, rect: [f32; 4], width: usize, height: usize, output: &mut [f32]) {
-        let [left, top, right, bottom] = rect;
+    /// Resamples an area, in pixels of the largest level, to `width` x `height` pixels in `output`, `[3, height, width]`:
+    /// averaged where it shrinks, interpolated where it grows.
+    pub(super) fn resample(
+        &mut self,
+        area: BoundingBox<f32>,
+        width: usize,
+        height: usize,
+        output: &mut [f32],
+    ) {
+        let BoundingBox { left, top, right, bottom } = area;
         let finest = ((right - left) / float(width)).min((bottom - top) / float(height));
         let (mut number, mut shrink) = (0, 1.0);
         while number + 1 < self.count && finest >= 2.0 * shrink {
             number += 1;
             shrink *= 2.0;
         }
-        let Some(picture) = self.all.get(number) else { return };
+        let Some(level) = self.levels.get(number) else { return };
         let Self { across, down, row, .. } = self;
-        across.set(left / shrink, right / shrink, width, picture.width);
-        down.set(top / shrink, bottom / shrink, height, picture.height);
+        across.set(left / shrink, right / shrink, width, level.width);
+        down.set(top / shrink, bottom / shrink, height, level.height);
         let planes = output.chunks_exact_mut(width * height);
-        for (plane, source) in planes.zip(picture.values.chunks_exact(picture.width * picture.height)) {
+        for (plane, source) in planes.zip(level.values.chunks_exact(level.width * level.height)) {
             for (line, &(first, weights)) in plane.chunks_exact_mut(width).zip(&down.taps) {
-                blend_rows(source, picture.width, first, weights, across.span.clone(), row);
+                blend_rows(source, level.width, first, weights, across.span.clone(), row);
                 for (value, &(first, [a, b, c])) in line.iter_mut().zip(&across.taps) {
                     let taps = row.get(first - across.span.start..).and_then(|taps| taps.first_chunk());
                     let [x, y, z] = taps.copied().unwrap_or_default();
@@ -100,7 +108,7 @@ impl Pictures {
     }
 }
 
-/// `row` becomes the sum of three rows of a plane from the row `first` on, in the columns of `span`.
+/// Writes the weighted sum of three rows of a plane, from `first` on, in the columns of `span`, to `row`.
 fn blend_rows(
     plane: &[f32],
     width: usize,
@@ -118,17 +126,17 @@ fn blend_rows(
     row.extend(lines.map(|((x, y), z)| a * x + b * y + c * z));
 }
 
-/// Which source pixels, along one axis, each output pixel is made of.
+/// The source pixels of each output pixel along one axis.
 #[derive(Debug, Default)]
 struct Axis {
-    /// The first of three, and how much each counts.
+    /// The first of three source pixels, and their weights.
     taps: Vec<(usize, [f32; TAPS])>,
-    /// All that any of them needs.
+    /// All source pixels that are needed.
     span: std::ops::Range<usize>,
 }
 
 impl Axis {
-    /// From `from` to `to`, cut into `count` parts, of a picture of `limit` pixels, at least three. A part that is narrower than a
+    /// Divides `from` to `to` into `count` parts, in a level of `limit` pixels, at least three. A part that is narrower than a
     /// pixel becomes one pixel wide about its middle, which is linear interpolation.
     #[expect(
         clippy::cast_possible_truncation,
@@ -137,7 +145,7 @@ impl Axis {
     )]
     fn set(&mut self, from: f32, to: f32, count: usize, limit: usize) {
         let step = (to - from) / float(count);
-        // Wider parts come only where no smaller picture is left.
+        // Wider parts come only where no smaller level is left.
         let width = step.clamp(1.0, 2.0);
         let last = float(limit - 1);
         self.taps.clear();
@@ -149,7 +157,7 @@ impl Axis {
             let mut weights = [0.0; TAPS];
             for cell in [first, first + 1.0, first + 2.0] {
                 let overlap = (end.min(cell + 1.0) - begin.max(cell)).max(0.0);
-                // Beyond the edge, its last pixel is repeated.
+                // Beyond the edge, the last pixel is repeated.
                 let at = cell.clamp(0.0, last) as usize - base;
                 if let Some(weight) = weights.get_mut(at) {
                     *weight += overlap / width;
@@ -172,21 +180,21 @@ mod tests {
     use super::*;
 
     /// A ramp across, another one down, and their sum.
-    fn ramps(width: usize, height: usize) -> Pictures {
-        let mut pictures = Pictures::default();
-        pictures.make(width, height, |values| {
+    fn ramps(width: usize, height: usize) -> Mipmap {
+        let mut mipmap = Mipmap::default();
+        mipmap.build(width, height, |values| {
             let (planes, size) = (3, width * height);
             for (plane, at) in (0..planes).flat_map(|plane| (0..size).map(move |at| (plane, at))) {
                 let (x, y) = (float(at % width) + 0.5, float(at / width) + 0.5);
                 values[plane * size + at] = [x, y, x + y][plane] + OFFSET;
             }
         });
-        pictures
+        mipmap
     }
 
     #[test]
-    fn of_a_ramp_each_part_has_the_value_of_its_middle_whatever_the_scale() {
-        let mut pictures = ramps(400, 200);
+    fn resampling_a_ramp_gives_each_part_the_value_of_its_middle() {
+        let mut mipmap = ramps(400, 200);
         for (rect, width, height) in [
             ([20.0, 30.0, 380.0, 170.0], 24, 24),
             ([100.0, 50.0, 150.0, 100.0], 48, 48),
@@ -194,8 +202,8 @@ mod tests {
             ([8.0, 8.0, 392.0, 192.0], 12, 12),
         ] {
             let mut cut = vec![0.0; 3 * width * height];
-            pictures.cut(rect, width, height, &mut cut);
             let [left, top, right, bottom] = rect;
+            mipmap.resample(BoundingBox::new(left, top, right, bottom), width, height, &mut cut);
             // Where a part ends within a pixel, that pixel counts as if it had one value all over.
             let part = (right - left) / float(width) + (bottom - top) / float(height);
             for (at, value) in cut.iter().enumerate() {
@@ -212,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_edges_their_pixels_are_repeated() {
-        let mut pictures = ramps(100, 60);
+    fn pixels_at_the_edges_are_repeated_beyond_them() {
+        let mut mipmap = ramps(100, 60);
         let mut cut = vec![0.0; 3 * 24 * 24];
-        pictures.cut([-5.0, -5.0, 7.0, 7.0], 24, 24, &mut cut);
+        mipmap.resample(BoundingBox::new(-5.0, -5.0, 7.0, 7.0), 24, 24, &mut cut);
         assert!((cut[0] - 0.5).abs() < 1e-3, "{}", cut[0]);
-        pictures.cut([93.0, 53.0, 105.0, 65.0], 24, 24, &mut cut);
+        mipmap.resample(BoundingBox::new(93.0, 53.0, 105.0, 65.0), 24, 24, &mut cut);
         assert!((cut[24 * 24 - 1] - 99.5).abs() < 1e-3, "{}", cut[24 * 24 - 1]);
     }
 }

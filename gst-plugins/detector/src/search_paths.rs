@@ -1,14 +1,14 @@
-//! The folders in which models and the ONNX Runtime library are looked for when nobody names a path.
+//! The folders in which models and the ONNX Runtime library are searched when no path is given.
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
-/// How many folders above a hint are searched: enough to reach the root of a checkout from `target/debug/deps`.
+/// Number of parent folders that are searched: enough to reach the root of a checkout from `target/debug/deps`.
 const ANCESTORS: usize = 3;
 
-/// Each hint, then the folder of the running program, each followed by up to three folders above it; no folder twice.
+/// Returns each hint, then the folder of the running program, each followed by up to three parents; no folder twice.
 pub(crate) fn folders(hints: &[PathBuf]) -> Vec<PathBuf> {
     let program = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
     let mut found: Vec<PathBuf> = Vec::new();
@@ -22,12 +22,12 @@ pub(crate) fn folders(hints: &[PathBuf]) -> Vec<PathBuf> {
     found
 }
 
-/// The variable's value, or nothing where it is unset or empty.
+/// Returns the variable's value; `None` if it is unset or empty.
 pub(crate) fn path_variable(name: &str) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// A list of paths for a message.
+/// Lists paths for a message.
 pub(crate) fn listed(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
