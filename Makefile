@@ -94,6 +94,7 @@ quick-lint: test-packages
 	@packaging/check.sh
 	@cargo fmt --all --check
 	@scripts/guide.py check
+	@scripts/vocabulary.py
 	@scripts/modules.py
 
 # `make test` runs it in parallel with the tests.
