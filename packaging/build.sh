@@ -10,10 +10,10 @@
 #   SHA256SUMS
 #
 # They ask for glibc 2.31 or later (scripts/sysroot.sh). The same commit gives the same bytes, whenever and wherever it is
-# built with the same Rust and C compilers. Packages need lintian's approval.
+# built with the same Rust and C compilers. Packages need lintian's approval. A build that fails leaves what was there before.
 #
 #   --version V   what packages are called instead of what Cargo.toml says (a trial of upgrades)
-#   --out FOLDER  where they go
+#   --out FOLDER  where they go, beside those of other versions; SHA256SUMS has the last one's
 #   --reuse       takes the programs that lie in the target folder, whatever they were built from
 #
 # CARGO_TARGET_DIR moves compilation elsewhere; SOURCE_DATE_EPOCH and FACEPIPE_COMMIT are the commit's own unless set.
@@ -42,13 +42,15 @@ done
 for architecture in "${architectures[@]}"; do
     sysroot_triple "$architecture" >/dev/null || fail "--arch is amd64 or arm64, and not $architecture"
 done
+for tool in cargo mmdebstrap dpkg-shlibdeps readelf lintian; do
+    command -v "$tool" >/dev/null || fail "$tool is missing: run scripts/packages.sh packages"
+done
 
 of_cargo=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-if [[ -z ${FACEPIPE_COMMIT:-} ]]; then
-    FACEPIPE_COMMIT=$(git rev-parse --short=12 HEAD) || fail "outside git, FACEPIPE_COMMIT has to name the commit"
-    [[ -z $(git status --porcelain) ]] || FACEPIPE_COMMIT+=+
-fi
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+FACEPIPE_COMMIT=${FACEPIPE_COMMIT:-$(sysroot_commit)}
+[[ -n $FACEPIPE_COMMIT ]] || fail "outside git, FACEPIPE_COMMIT has to name the commit"
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || true)}
+[[ $SOURCE_DATE_EPOCH =~ ^[0-9]+$ ]] || fail "SOURCE_DATE_EPOCH has to be the commit's time in seconds, and is '$SOURCE_DATE_EPOCH'"
 export FACEPIPE_COMMIT SOURCE_DATE_EPOCH LC_ALL=C.UTF-8 TZ=UTC
 if [[ -z $version ]]; then
     version=$of_cargo
@@ -62,16 +64,27 @@ crates=(gst-plugin-facepipe facepipe-cli facepipe-backend)
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-target_dir=${CARGO_TARGET_DIR:-$PWD/target/packages/build}
+new=$out/.unfinished
+target_dir=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target/packages/build}")
 work=$PWD/target/packages/stage
 case $(dpkg --print-architecture) in
     amd64 | arm64) host=$(dpkg --print-architecture) ;;
     *) fail "packages are built on amd64 or arm64" ;;
 esac
 
+# Refuses files that need a later glibc than is promised.
+check_glibc() {
+    local file newest
+    for file; do
+        newest=$(sysroot_newest_glibc "$file") || fail "$file is missing, or asks for no glibc at all"
+        sysroot_is_old_enough "$newest" || fail "$file needs glibc $newest, and $SYSROOT_GLIBC is promised"
+        say "$(basename "$file") needs glibc $newest or later"
+    done
+}
+
 # What is linked against Debian 11, and no later symbol of glibc than its own.
 compile() {
-    local architecture=$1 target root file newest
+    local architecture=$1 target root
     target=$(sysroot_target "$architecture")
     root=$PWD/.runtime/cross/debian-11-$architecture
     say "$architecture: Debian 11's libraries"
@@ -84,11 +97,7 @@ compile() {
             cargo build --locked --profile dist --target "$target" "${crates[@]/#/--package=}"
         )
     fi
-    for file in facepipe facepipe-backend libgstfacepipe.so; do
-        file=$target_dir/$target/dist/$file
-        newest=$(sysroot_newest_glibc "$file")
-        sysroot_is_old_enough "$newest" || fail "$file needs glibc $newest, and $SYSROOT_GLIBC is promised"
-    done
+    check_glibc "$target_dir/$target/dist"/{facepipe,facepipe-backend,libgstfacepipe.so}
 }
 
 # A program for any of the two, on this machine.
@@ -96,7 +105,7 @@ run() {
     local architecture=$1
     shift
     if [[ $architecture == "$host" ]]; then
-        env -u GST_PLUGIN_PATH "$@"
+        "$@"
     else
         qemu-"${emulator[$architecture]}" -L "$PWD/.runtime/cross/debian-11-$architecture" "$@"
     fi
@@ -121,7 +130,7 @@ prefix() {
     stripped "$built/facepipe-backend" "$prefix/bin/facepipe-backend" 755
     stripped "$built/libgstfacepipe.so" "$prefix/lib/gstreamer-1.0/libgstfacepipe.so" 644
     # As its publisher built it, or its hash would not be that of the manifest.
-    install -m 644 "$runtime"/libonnxruntime.so.* "$prefix/lib/facepipe/"
+    install -m 644 "$runtime/$library" "$prefix/lib/facepipe/"
     mkdir -p "$prefix/share/doc/facepipe/onnxruntime"
     install -m 644 "$runtime/LICENSE" "$runtime/ThirdPartyNotices.txt" "$prefix/share/doc/facepipe/onnxruntime/"
     mkdir -p "$prefix"/share/{man/man1,man/man8,bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
@@ -181,7 +190,7 @@ package() {
     chmod -R u+rwX,go+rX,go-w "$folder"
     find "$folder" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
     # One thread: with several, the bytes depend on how many there were.
-    DPKG_DEB_THREADS_MAX=1 dpkg-deb --root-owner-group -Zxz --build "$folder" "$out/${name}_$version-1_$architecture.deb" >/dev/null
+    DPKG_DEB_THREADS_MAX=1 dpkg-deb --root-owner-group -Zxz --build "$folder" "$new/${name}_$version-1_$architecture.deb" >/dev/null
     say "${name}_$version-1_$architecture.deb"
 }
 
@@ -226,21 +235,27 @@ tarball() {
     cp deploy/systemd/* "$tree/share/doc/facepipe/systemd/"
     chmod -R u+rwX,go+rX,go-w "$tree"
     tar --create --sort=name --format=ustar --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" \
-        --transform="s|^\.|$name|" --directory "$tree" . | gzip -9n >"$out/$name.tar.gz"
+        --transform="s|^\.|$name|" --directory "$tree" . | gzip -9n >"$new/$name.tar.gz"
     say "$name.tar.gz"
 }
 
-rm -rf "$work"
-mkdir -p "$work"
+unset GST_PLUGIN_PATH GST_PLUGIN_PATH_1_0
+rm -rf "$work" "$new"
+mkdir -p "$work" "$new"
+# Nothing of a build that failed before there was anything.
+trap 'rmdir "$new" 2>/dev/null || true' EXIT
 for architecture in "${architectures[@]}"; do
     compile "$architecture"
 done
 # The pages of elements and programs come from those of this machine.
 guide=$PWD/target/packages/guide
 rm -rf "$guide"
-if [[ -x $target_dir/$(sysroot_target "$host")/dist/facepipe ]]; then
+if [[ " ${architectures[*]} " == *" $host "* ]]; then
     say "guide"
-    scripts/guide.sh "$target_dir/$(sysroot_target "$host")/dist" "$guide" >/dev/null
+    scripts/guide.sh "$target_dir/$(sysroot_target "$host")/dist" "$guide" >"$work/guide.log" ||
+        { tail "$work/guide.log" >&2; fail "the guide"; }
+else
+    say "without the guide: programs of $host write it (--arch $host --arch ${architectures[0]})"
 fi
 for architecture in "${architectures[@]}"; do
     target=$(sysroot_target "$architecture") triple=$(sysroot_triple "$architecture")
@@ -250,15 +265,19 @@ for architecture in "${architectures[@]}"; do
     tree=$work/tree
     mkdir -p "$work"
     runtime=$PWD/.runtime/onnxruntime-${triple%%-*}
-    packaging/materials.py runtime "${triple%%-*}" "$runtime"
+    library=$(packaging/materials.py runtime "${triple%%-*}" "$runtime")
+    check_glibc "$runtime/$library"
     prefix "$tree"
     sysroot_dpkg "$root" "$work/dpkg"
     debian
     tarball
-    packaging/materials.py sbom "$target" "${crates[@]}" >"$out/facepipe-$version-$target.cdx.json"
+    packaging/materials.py sbom "$target" "${crates[@]}" >"$new/facepipe-$version-$target.cdx.json"
 done
-(cd "$out" && find . -maxdepth 1 -type f \( -name "*$version*.deb" -o -name "*$version*.tar.gz" -o -name "*$version*.json" \) \
-    -printf '%P\0' | sort -z | xargs -0 sha256sum >SHA256SUMS)
-lintian --fail-on error --tag-display-limit 0 --allow-root "$out"/*"_$version-1_"*.deb
+lintian --fail-on error --tag-display-limit 0 --allow-root "$new"/*.deb ||
+    fail "lintian does not approve (see above); the packages are in $new"
+mv "$new"/* "$out/"
+(cd "$out" && sha256sum -- *_"$version-1"_*.deb facepipe-"$version"-*.tar.gz facepipe-"$version"-*.cdx.json) >"$work/SHA256SUMS"
+cp "$work/SHA256SUMS" "$out/.SHA256SUMS"
+mv "$out/.SHA256SUMS" "$out/SHA256SUMS"
 say "in $out:"
-find "$out" -maxdepth 1 -type f -printf '%12s  %P\n' | sort -k 2
+(cd "$out" && while read -r _ file; do stat --printf '%12s  %n\n' "$file"; done <SHA256SUMS)

@@ -3,7 +3,8 @@
 
 materials.py sbom TARGET PACKAGE…      a CycloneDX document of the crates that PACKAGE… link for TARGET, and of ONNX Runtime
 materials.py licences TARGET PACKAGE…  the texts of those crates' licences
-materials.py runtime ARCH FOLDER       ONNX Runtime for x86_64 or aarch64 with its licence, from its Python wheel, by pip
+materials.py runtime ARCH FOLDER       ONNX Runtime for x86_64 or aarch64 with its licence, from its Python wheel, by pip;
+                                       prints the library's name
 materials.py changelog VERSION         the section of CHANGELOG.md of that version, or of what is unreleased
 
 Nothing here depends on the time (SOURCE_DATE_EPOCH is taken for it), on the folder, or on the order of a folder's files.
@@ -34,8 +35,10 @@ def linked(target, names):
     """The packages of Cargo's metadata that the workspace's packages `names` link, and which of them needs which."""
     done = subprocess.run(
         ["cargo", "metadata", "--locked", "--format-version=1", f"--filter-platform={target}"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )
+    if done.returncode:
+        fail("cargo metadata does not know what is linked (see above)")
     metadata = json.loads(done.stdout)
     packages = {package["id"]: package for package in metadata["packages"]}
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
@@ -175,13 +178,15 @@ def fetch_runtime(architecture, folder):
     folder = Path(folder)
     entry, source, name, version = runtime(architecture)
     library = folder / entry["file"]
-    wanted = {library: source["member"], folder / "LICENSE": f"{name}/LICENSE"}
-    wanted[folder / "ThirdPartyNotices.txt"] = f"{name}/ThirdPartyNotices.txt"
+    # The library is the last: where it is right, its licence is there in full.
+    wanted = {folder / file: f"{name}/{file}" for file in ("LICENSE", "ThirdPartyNotices.txt")}
+    wanted[library] = source["member"]
 
     def right():
         return hashlib.sha256(library.read_bytes()).hexdigest() == entry["sha256"]
 
     if all(file.is_file() for file in wanted) and right():
+        print(library.name)
         return
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
@@ -196,12 +201,13 @@ def fetch_runtime(architecture, folder):
                 file.write_bytes(wheel.read(member))
     if not right():
         fail(f"{library} is not the file of models/manifest.toml")
+    print(library.name)
 
 
 def changelog(version):
     text = (ROOT / "CHANGELOG.md").read_text()
     for heading in (f"## [{version}]", "## [Unreleased]"):
-        if match := re.search(rf"^{re.escape(heading)}[^\n]*\n(.*?)(?=^## |^\[|\Z)", text, re.M | re.S):
+        if match := re.search(rf"^{re.escape(heading)}[^\n]*\n(.*?)(?=^## |^\[[^]]+\]: |\Z)", text, re.M | re.S):
             print(match[1].strip())
             return
     fail(f"CHANGELOG.md has neither {version} nor what is unreleased")

@@ -41,12 +41,21 @@ fi
 place=$PWD/target/prove
 mkdir -p "$place"
 
-# The one package of a name and architecture that is not of the earlier version.
-newest() {
-    local found
-    found=$(find "$packages" -maxdepth 1 -name "$1_*_$2.deb" | sort -V | tail -n 1)
-    [[ -n $found ]] || fail "$packages has no $1 for $2: run packaging/build.sh"
-    realpath "$found"
+# The one file of a pattern that the last build made.
+built() {
+    local found=() file
+    while read -r _ file; do
+        # shellcheck disable=SC2053 # a pattern
+        [[ $file != $1 ]] || found+=("$file")
+    done <"$packages/SHA256SUMS"
+    ((${#found[@]} == 1)) || fail "$packages/SHA256SUMS names ${#found[@]} files like $1: run packaging/build.sh"
+    realpath "$packages/${found[0]}"
+}
+
+# says WHO TEXT: what a program or element says of itself has to name the commit of the packages. Prints it in one line.
+says() {
+    [[ $2 == *"$commit"* ]] || fail "$1 does not say that it is of commit $commit: $2"
+    echo "$2"
 }
 
 # A minimal Debian, made once.
@@ -113,7 +122,7 @@ print(face["decision"], face["top_prediction"]["label"])'
 }
 
 prove() {
-    local suite=$1 inspected found old new name before after port
+    local suite=$1 inspected found old new name file before after port line said=()
     root=$place/root-$suite
     debian "$suite"
     mkdir -p "$root"
@@ -130,9 +139,10 @@ prove() {
     mount --bind "$place/archives-$suite" "$root/var/cache/apt/archives"
     new=() old=()
     for name in gstreamer1.0-facepipe facepipe-backend facepipe; do
-        cp "$(newest "$name" amd64)" "$root/new/"
+        file=$(built "${name}_*_amd64.deb")
+        cp "$file" "$root/new/"
         cp "$place/earlier/${name}_0.0.1-1_amd64.deb" "$root/old/"
-        new+=("/new/$(basename "$(newest "$name" amd64)")") old+=("/old/${name}_0.0.1-1_amd64.deb")
+        new+=("/new/$(basename "$file")") old+=("/old/${name}_0.0.1-1_amd64.deb")
     done
     inside apt-get update -qq
     for name in $(dpkg-deb --field "$root${new[0]}" Recommends | tr -d ,) \
@@ -155,8 +165,12 @@ prove() {
 
     inspected=$(somebody gst-inspect-1.0 facedetect) || fail "gst-inspect-1.0 facedetect: $inspected"
     grep -q 'Filename *.*/gstreamer-1.0/libgstfacepipe.so' <<<"$inspected" || fail "facedetect is another's: $inspected"
-    say "$suite: GStreamer $(inside gst-inspect-1.0 --version | sed -n 's/^GStreamer //p'): facedetect," \
-        "$(grep -m 1 -oP '^ *Version *\K.*' <<<"$inspected"); $(inside facepipe --version); $(inside facepipe-backend --version)"
+    for name in facepipe facepipe-backend; do
+        said+=("$(says "$name" "$(inside "$name" --version)")")
+    done
+    said+=("facedetect $(says facedetect "$(grep -m 1 -oP '^ *Version *\K.*' <<<"$inspected")")")
+    printf -v line '%s, ' "${said[@]}"
+    say "$suite: ${line}GStreamer $(inside gst-inspect-1.0 --version | sed -n 's/^GStreamer //p')"
     somebody mkdir /tmp/faces
     somebody gst-launch-1.0 -q filesrc location=/mirror/videos/street-1080p.mp4 ! decodebin ! identity eos-after=60 ! facedetect ! \
         facetrack ! facecrop ! multifilesink location=/tmp/faces/%05d.jpg || fail "the pipeline of a video"
@@ -172,6 +186,8 @@ prove() {
     camera=$(awk '$1 == "camera" { print $2 }' "$root/etc/facepipe/tokens")
     serve
     inside curl -s -o /dev/null -w '%{http_code}' "$url/dataset" | grep -q 401 || fail "it answers those without a token"
+    inside curl -sfL -o /tmp/guide.html "$url/docs/guide" || fail "it has no guide at /docs/guide"
+    grep -qi '<html' "$root/tmp/guide.html" || fail "its guide is no page"
     mkdir "$root/tmp/staff"
     for name in Tony_Blair Hugo_Chavez; do
         mkdir "$root/tmp/staff/$name"
@@ -222,7 +238,7 @@ faces() {
     shift
     rm -rf "$place/faces"
     mkdir "$place/faces"
-    FACEPIPE_MODELS=$FACEPIPE_MIRROR/models GST_PLUGIN_PATH='' GST_REGISTRY=$place/registry.bin GST_REGISTRY_FORK=no "$@" -q \
+    FACEPIPE_MODELS=$FACEPIPE_MIRROR/models GST_REGISTRY=$place/registry.bin GST_REGISTRY_FORK=no "$@" -q \
         filesrc location="$FACEPIPE_MIRROR/scenes/multiface.jpg" ! jpegdec ! videoconvert ! 'video/x-raw,format=NV12' ! \
         facepipe-facedetect model=rfb-320 ! facepipe-facecrop policy=every ! multifilesink location="$place/faces/%02d.jpg" ||
         fail "$folder: the pipeline"
@@ -233,37 +249,55 @@ faces() {
 }
 
 prove_arm64() {
-    local name folder=$place/arm64 sysroot=$PWD/.runtime/cross/debian-11-arm64 emulate
+    local name file element said=() line folder=$place/arm64 sysroot=$PWD/.runtime/cross/debian-11-arm64 emulate plugins
     [[ -e $sysroot/usr/bin/gst-launch-1.0 ]] || fail "$sysroot is missing: packaging/build.sh --arch arm64 makes it"
     rm -rf "$folder"
     for name in gstreamer1.0-facepipe facepipe-backend facepipe; do
-        dpkg-deb --extract "$(newest "$name" arm64)" "$folder"
+        file=$(built "${name}_*_arm64.deb")
+        dpkg-deb --extract "$file" "$folder"
     done
-    emulate=(qemu-aarch64 -L "$sysroot")
-    say "arm64: $("${emulate[@]}" "$folder/usr/bin/facepipe" --version), $("${emulate[@]}" "$folder/usr/bin/facepipe-backend" --version)"
-    GST_PLUGIN_SYSTEM_PATH_1_0=$folder/usr/lib/aarch64-linux-gnu/gstreamer-1.0:$sysroot/usr/lib/aarch64-linux-gnu/gstreamer-1.0 \
-        faces arm64 "${emulate[@]}" "$sysroot/usr/bin/gst-launch-1.0"
+    plugins=$folder/usr/lib/aarch64-linux-gnu/gstreamer-1.0
+    emulate=(env -u GST_PLUGIN_PATH -u GST_PLUGIN_PATH_1_0 "GST_PLUGIN_SYSTEM_PATH_1_0=$plugins:$sysroot/usr/lib/aarch64-linux-gnu/gstreamer-1.0"
+        "GST_REGISTRY=$place/registry.bin" GST_REGISTRY_FORK=no qemu-aarch64 -L "$sysroot")
+    for name in facepipe facepipe-backend; do
+        said+=("$(says "$name" "$("${emulate[@]}" "$folder/usr/bin/$name" --version)")")
+    done
+    printf -v line '%s, ' "${said[@]}"
+    say "arm64: ${line%, }"
+    rm -f "$place/registry.bin"
+    for element in facedetect facetrack facecrop facesink-http faceoverlay; do
+        line=$("${emulate[@]}" "$sysroot/usr/bin/gst-inspect-1.0" "facepipe-$element" 2>&1) || fail "arm64: $element: $line"
+        grep -q "Filename *$plugins/libgstfacepipe.so" <<<"$line" || fail "arm64: $element is not the package's: $line"
+        says "$element" "$(grep -m 1 -oP '^ *Version *\K.*' <<<"$line")" >/dev/null
+    done
+    say "arm64: GStreamer $("${emulate[@]}" "$sysroot/usr/bin/gst-inspect-1.0" --version | sed -n 's/^GStreamer //p') has all elements"
+    rm -f "$place/registry.bin"
+    faces arm64 "${emulate[@]}" "$sysroot/usr/bin/gst-launch-1.0"
+    say "arm64: the plugin finds the 6 faces of a photograph, with the package's own ONNX Runtime"
     rm -rf "$folder"
-    say "arm64, under qemu: the plugin loads and finds the 6 faces of a photograph, with the package's own ONNX Runtime"
 }
 
 # The tarball of this machine, unpacked anywhere.
 prove_tarball() {
     local folder=$place/tarball found
-    found=$(find "$packages" -maxdepth 1 -name 'facepipe-*-x86_64-unknown-linux-gnu.tar.gz' | sort -V | tail -n 1)
-    [[ -n $found ]] || fail "$packages has no tarball"
+    found=$(built 'facepipe-*-x86_64-unknown-linux-gnu.tar.gz')
     rm -rf "$folder"
     mkdir "$folder"
     tar --extract --file "$found" --directory "$folder" --strip-components=1
-    "$folder/bin/facepipe-backend" --version >/dev/null
-    GST_PLUGIN_PATH_1_0=$folder/lib/gstreamer-1.0 faces tarball gst-launch-1.0
+    for found in facepipe facepipe-backend; do
+        says "the tarball's $found" "$("$folder/bin/$found" --version)" >/dev/null
+    done
+    faces tarball env -u GST_PLUGIN_PATH "GST_PLUGIN_PATH_1_0=$folder/lib/gstreamer-1.0" gst-launch-1.0
     (cd / && FACEPIPE_MIRROR=$FACEPIPE_MIRROR "$folder/bin/facepipe" models fetch detector >/dev/null)
     [[ -f $folder/share/facepipe/models/version-RFB-320.onnx ]] || fail "the tarball's models fetch puts weights elsewhere"
     rm -rf "$folder"
     say "tarball: finds the 6 faces of a photograph from a folder of its own"
 }
 
+[[ -e $packages/SHA256SUMS ]] || fail "there are no packages in $packages: run packaging/build.sh"
 (cd "$packages" && sha256sum --check --quiet SHA256SUMS) || fail "SHA256SUMS"
+commit=$(cd "$packages" && grep -ohP '\S+\.cdx\.json$' SHA256SUMS | xargs grep -ohP 'pkg:github/facepipe/facepipe@\K[0-9a-f]+' | sort -u)
+[[ $commit =~ ^[0-9a-f]+$ ]] || fail "the SBOMs in $packages do not name one commit"
 if ((${#suites[@]})); then
     prove_tarball
     say "an earlier version of the same programs"

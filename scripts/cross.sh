@@ -17,6 +17,7 @@ say() { printf 'cross: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
 
 build() {
+    local file
     scripts/packages.sh cross
     say "Debian 11 for arm64, unpacked in $root"
     sysroot_unpack arm64 "$root" || fail "Debian 11's packages for arm64 are not available (see above)"
@@ -24,17 +25,23 @@ build() {
     say "building for $target"
     (
         sysroot_environment arm64 "$root" "$build"
+        # Boards are updated by hand: their programs say of which commit they are.
+        FACEPIPE_COMMIT=${FACEPIPE_COMMIT:-$(sysroot_commit)}
+        export FACEPIPE_COMMIT
         cargo build --locked --release --target "$target" -p gst-plugin-facepipe -p facepipe-cli
     )
     mkdir -p "$dist"
-    install -m 755 "$build/$target/release/libgstfacepipe.so" "$build/$target/release/facepipe" "$dist/"
+    for file in libgstfacepipe.so facepipe; do
+        install -m 755 "$build/$target/release/$file" "$dist/.$file.new"
+        mv "$dist/.$file.new" "$dist/$file"
+    done
     say "in $dist:" "$(cd "$dist" && ls)"
 }
 
 # Runs an arm64 program of the unpacked Debian, or one of ours, with its libraries. The plugin scanner is a separate program,
 # which this machine cannot start without qemu, so GStreamer scans in its own process.
 emulated() {
-    env -u GST_PLUGIN_PATH \
+    env -u GST_PLUGIN_PATH -u GST_PLUGIN_PATH_1_0 \
         GST_PLUGIN_SYSTEM_PATH_1_0="$dist:$root/usr/lib/aarch64-linux-gnu/gstreamer-1.0" \
         GST_REGISTRY="$build/registry.bin" GST_REGISTRY_FORK=no \
         qemu-aarch64 -L "$root" "$@"
@@ -67,7 +74,7 @@ faces() {
 check() {
     local file newest element found
     for file in libgstfacepipe.so facepipe; do
-        newest=$(sysroot_newest_glibc "$dist/$file")
+        newest=$(sysroot_newest_glibc "$dist/$file") || fail "$dist/$file is missing or no program of Linux: scripts/cross.sh build"
         sysroot_is_old_enough "$newest" || fail "$file needs glibc $newest, and JetPack 5 has $SYSROOT_GLIBC"
         say "$file needs glibc $newest or later"
     done

@@ -7,17 +7,25 @@
 SYSROOT_GLIBC=2.31
 
 # sysroot_unpack ARCH FOLDER: Debian 11's packages for amd64 or arm64, unpacked only: this machine is not changed, and no
-# program of theirs runs. Their dpkg database goes to var/lib/dpkg (for sysroot_dpkg).
+# program of theirs runs. Their dpkg database goes to var/lib/dpkg (for sysroot_dpkg). The folder is complete or does not exist.
 sysroot_unpack() {
-    local architecture=$1 root=$2 link package name
-    [[ ! -e $root/complete-4 ]] || return 0
+    [[ ! -e $2/complete-4 ]] || return 0
+    # In another shell: bash ignores errors inside a function whose result the caller tests.
+    bash -euo pipefail -c '. "$1"; sysroot_make "$2" "$3"' sysroot "${BASH_SOURCE[0]}" "$@" && return
+    rm -rf "$2.new"
+    return 1
+}
+
+sysroot_make() {
+    local architecture=$1 root=$2.new mode=root link file package name
+    # Without root the files belong to the user, which is enough.
+    ((EUID == 0)) || mode=chrootless
     rm -rf "$root"
     mkdir -p "$(dirname "$root")"
-    # shellcheck disable=SC2016 # the hook's own variables
-    mmdebstrap --quiet --mode=root "--architectures=$architecture" --variant=extract --skip=cleanup/apt \
+    mmdebstrap --quiet "--mode=$mode" "--architectures=$architecture" --variant=extract --skip=cleanup/apt \
         --include="libc6-dev,libgstreamer1.0-dev,libgstreamer-plugins-base1.0-dev,gstreamer1.0-tools,\
 gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,libpq-dev,default-libmysqlclient-dev" \
-        bullseye "$root" 'deb http://deb.debian.org/debian bullseye main' || return
+        bullseye "$root" 'deb http://deb.debian.org/debian bullseye main'
     mkdir -p "$root/var/lib/dpkg/info"
     echo 1 >"$root/var/lib/dpkg/info/format"
     for package in "$root"/var/cache/apt/archives/*.deb; do
@@ -25,8 +33,8 @@ gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,libpq-dev,default-libmysqlcl
         [[ $(dpkg-deb --field "$package" Multi-Arch) != same ]] || name+=:$architecture
         rm -rf "$root/control"
         dpkg-deb --control "$package" "$root/control"
-        for link in symbols shlibs; do
-            [[ ! -e $root/control/$link ]] || cp "$root/control/$link" "$root/var/lib/dpkg/info/$name.$link"
+        for file in symbols shlibs; do
+            [[ ! -e $root/control/$file ]] || cp "$root/control/$file" "$root/var/lib/dpkg/info/$name.$file"
         done
         dpkg-deb --fsys-tarfile "$package" | tar --list | sed 's|^\./*|/|; s|/$||; s|^$|/.|' \
             >"$root/var/lib/dpkg/info/$name.list"
@@ -35,10 +43,14 @@ gstreamer1.0-plugins-base,gstreamer1.0-plugins-good,libpq-dev,default-libmysqlcl
     done >"$root/var/lib/dpkg/status"
     rm -rf "$root/control" "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     # Absolute links would lead out of the folder, to this machine's own libraries if those exist.
+    find "$root" -type l -lname '/*' -print0 >"$root/links"
     while IFS= read -r -d '' link; do
         ln -sfn --relative "$root$(readlink "$link")" "$link"
-    done < <(find "$root" -type l -lname '/*' -print0)
+    done <"$root/links"
+    rm "$root/links"
     touch "$root/complete-4"
+    rm -rf "$2"
+    mv "$root" "$2"
 }
 
 # sysroot_triple ARCH: prints Debian's name of it for compilers and folders.
@@ -86,9 +98,17 @@ sysroot_rust() {
     rustup target add "$1"
 }
 
-# sysroot_newest_glibc FILE: prints the newest version of glibc whose symbols a program or library needs.
+# sysroot_commit: prints the commit of this checkout, with a + if there are uncommitted changes; nothing outside git.
+sysroot_commit() {
+    local commit
+    commit=$(git rev-parse --short=12 HEAD 2>/dev/null) || return 0
+    [[ -z $(git status --porcelain) ]] || commit+=+
+    echo "$commit"
+}
+
+# sysroot_newest_glibc FILE: prints the newest version of glibc whose symbols a program or library of any architecture needs.
 sysroot_newest_glibc() {
-    objdump --dynamic-syms "$1" 2>/dev/null | grep -oP 'GLIBC_\K[0-9.]+' | sort -Vu | tail -n 1
+    readelf --version-info --wide "$1" | grep -oP 'Name: GLIBC_\K[0-9.]+' | sort -Vu | tail -n 1
 }
 
 # sysroot_is_old_enough VERSION: whether a system with SYSROOT_GLIBC has it.

@@ -12,8 +12,13 @@ case ${1-} in
     *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 name=$1
-image=${2:-facepipe-$name}
-shift $(($# < 2 ? $# : 2))
+image=facepipe-$name
+shift
+if [[ ${1:--} != -* ]]; then
+    image=$1
+    shift
+fi
+docker buildx version >/dev/null || { echo "build.sh: Docker with buildx is missing; prove.sh tests Dockerfiles without it" >&2; exit 1; }
 [[ -z $(git status --porcelain) ]] || echo "build.sh: the checkout has uncommitted changes, which the image's revision does not include" >&2
 revision=$(git rev-parse HEAD)
 moment=$(git log -1 --format=%ct)

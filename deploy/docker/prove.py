@@ -156,6 +156,8 @@ class Builder:
             shim.write_text(
                 '#!/bin/sh\nset -eu\necho "  (not compiled, taken as built: cargo $*)"\ncase " $* " in\n'
                 '    " install "*) ;;\n    *" build --release --locked "*)\n        mkdir -p target/release\n'
+                f'        [ "${{FACEPIPE_COMMIT-}}" = {shlex.quote(self.build_args["REVISION"])} ] ||\n'
+                '            { echo "REVISION does not reach the compiler as FACEPIPE_COMMIT" >&2; exit 1; }\n'
                 "        for file in facepipe facepipe-backend libgstfacepipe.so; do\n"
                 '            cp "/usr/local/built/$file" target/release/\n        done ;;\n'
                 '    *) echo "unexpected: cargo $*" >&2; exit 1 ;;\nesac\n'
@@ -344,10 +346,20 @@ def call(url, *arguments):
     return done.stdout
 
 
-def prove_backend(stage):
+def check_version(container, revision, *command):
+    """Programs name the commit of the image; those that were built before say what they were built from."""
+    done = container.run(list(command), capture_output=True, text=True)
+    if done.returncode or (revision and revision not in done.stdout):
+        fail(f"{' '.join(command)} does not say that it is of {revision or 'a version'}: {done.stdout}{done.stderr}")
+    said = re.search(r"Version +\S+", done.stdout) or re.search(r".*", done.stdout)
+    say(f"{' '.join(command)}: {said[0]}")
+
+
+def prove_backend(stage, revision):
     faces = data("lfw10")
     container = Container(stage, [(ROOT / "models", "/models")])
     container.without_shell()
+    check_version(container, revision, *stage.entrypoint, "--version")
     port, metrics = free_port(), free_port()
     environment = {"FACEPIPE_LISTEN": f"127.0.0.1:{port}", "FACEPIPE_METRICS_LISTEN": f"127.0.0.1:{metrics}"}
     server = container.start(stage.entrypoint + stage.command, environment)
@@ -391,8 +403,10 @@ def prove_backend(stage):
         server.wait()
 
 
-def prove_edge(stage):
+def prove_edge(stage, revision):
     container = Container(stage, [(data("scenes"), "/mnt"), (data("videos"), "/srv")])
+    check_version(container, revision, "facepipe", "--version")
+    check_version(container, revision, "gst-inspect-1.0", "facepipe-facedetect")
     if container.run(stage.command).returncode:
         fail(f"{stage.command} ended with an error")
     pipeline = "filesrc location=/mnt/multiface.jpg ! jpegdec ! facedetect ! facecrop ! multifilesink location=/spool/%d.jpg"
@@ -424,11 +438,15 @@ def main():
         if reached.returncode:
             say("snapshot.debian.org cannot be reached: SNAPSHOT= (Debian's packages of today)")
             build_args["SNAPSHOT"] = ""
+    if "REVISION" not in build_args:
+        revision = run("git", "-C", ROOT, "rev-parse", "HEAD", capture_output=True, text=True)
+        build_args["REVISION"] = revision.stdout.strip()
     dockerfile = Path(__file__).with_name(f"{arguments.image}.Dockerfile")
     builder = Builder(dockerfile, build_args, arguments.built)
     try:
         stage = builder.build()
-        {"backend": prove_backend, "edge": prove_edge}[arguments.image](stage)
+        revision = None if arguments.built else build_args["REVISION"]
+        {"backend": prove_backend, "edge": prove_edge}[arguments.image](stage, revision)
         say(f"{dockerfile.name}: done")
     finally:
         # Its mounts disappear with it: they exist only in this namespace.

@@ -8,13 +8,14 @@
 #
 #   --built FOLDER   existing programs (target/release): `cargo` in the build stage takes them from there instead of
 #                    compiling for a quarter of an hour; this does not test the Dockerfile's compilation
-#   --build-arg N=V  as Docker's; SNAPSHOT= (today's Debian packages) is set if snapshot.debian.org cannot be reached
+#   --build-arg N=V  as Docker's; SNAPSHOT= (today's Debian packages) is set if snapshot.debian.org cannot be reached, and
+#                    REVISION, the commit that the programs must print, is the checkout's
 #
 # FACEPIPE_MIRROR is the Dockerfile's build context `mirror`. Needs root (for temporary namespaces and mounts), debootstrap
 # and a network; takes minutes, so `make test` leaves it out.
 set -euo pipefail
 if (($# == 0)) || [[ $1 == -h || $1 == --help ]]; then
-    sed -n '2,17s/^# \{0,1\}//p' "$0"
+    sed -n '2,18s/^# \{0,1\}//p' "$0"
     exit
 fi
 ((EUID == 0)) || { echo "prove.sh: run this as root: it mounts file systems" >&2; exit 1; }
