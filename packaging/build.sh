@@ -10,10 +10,10 @@
 #   SHA256SUMS
 #
 # They ask for glibc 2.31 or later (scripts/sysroot.sh). The same commit gives the same bytes, whenever and wherever it is
-# built with the same Rust and C compilers. Packages need lintian's approval. A build that fails leaves what was there before.
+# built with the same Rust and C compilers. Packages need lintian's approval. A failed build changes nothing in FOLDER.
 #
 #   --version V   what packages are called instead of what Cargo.toml says (a trial of upgrades)
-#   --out FOLDER  where they go, beside those of other versions; SHA256SUMS has the last one's
+#   --out FOLDER  where they go, beside those of other versions; SHA256SUMS lists the last build's
 #   --reuse       takes the programs that lie in the target folder, whatever they were built from
 #
 # CARGO_TARGET_DIR moves compilation elsewhere; SOURCE_DATE_EPOCH and FACEPIPE_COMMIT are the commit's own unless set.
@@ -72,11 +72,11 @@ case $(dpkg --print-architecture) in
     *) fail "packages are built on amd64 or arm64" ;;
 esac
 
-# Refuses files that need a later glibc than is promised.
+# check_glibc FILE…: fails if one of them needs a later glibc than promised.
 check_glibc() {
     local file newest
     for file; do
-        newest=$(sysroot_newest_glibc "$file") || fail "$file is missing, or asks for no glibc at all"
+        newest=$(sysroot_newest_glibc "$file") || fail "$file is missing or not linked to glibc"
         sysroot_is_old_enough "$newest" || fail "$file needs glibc $newest, and $SYSROOT_GLIBC is promised"
         say "$(basename "$file") needs glibc $newest or later"
     done
@@ -242,7 +242,7 @@ tarball() {
 unset GST_PLUGIN_PATH GST_PLUGIN_PATH_1_0
 rm -rf "$work" "$new"
 mkdir -p "$work" "$new"
-# Nothing of a build that failed before there was anything.
+# An early failure leaves no empty folder.
 trap 'rmdir "$new" 2>/dev/null || true' EXIT
 for architecture in "${architectures[@]}"; do
     compile "$architecture"
@@ -274,7 +274,7 @@ for architecture in "${architectures[@]}"; do
     packaging/materials.py sbom "$target" "${crates[@]}" >"$new/facepipe-$version-$target.cdx.json"
 done
 lintian --fail-on error --tag-display-limit 0 --allow-root "$new"/*.deb ||
-    fail "lintian does not approve (see above); the packages are in $new"
+    fail "lintian found errors (see above); the packages are in $new"
 mv "$new"/* "$out/"
 (cd "$out" && sha256sum -- *_"$version-1"_*.deb facepipe-"$version"-*.tar.gz facepipe-"$version"-*.cdx.json) >"$work/SHA256SUMS"
 cp "$work/SHA256SUMS" "$out/.SHA256SUMS"

@@ -12,7 +12,7 @@
 # shellcheck disable=SC2016 # dpkg-query's own variables
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit; }
+[[ ${1:-} != -h && ${1:-} != --help ]] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit; }
 ((EUID == 0)) || { echo "prove: run this as root: it makes file systems" >&2; exit 1; }
 if [[ -z ${FACEPIPE_PROVING:-} ]]; then
     export FACEPIPE_PROVING=yes
@@ -41,20 +41,20 @@ fi
 place=$PWD/target/prove
 mkdir -p "$place"
 
-# The one file of a pattern that the last build made.
+# built PATTERN: prints the path of the one file of the last build that matches.
 built() {
     local found=() file
     while read -r _ file; do
         # shellcheck disable=SC2053 # a pattern
         [[ $file != $1 ]] || found+=("$file")
     done <"$packages/SHA256SUMS"
-    ((${#found[@]} == 1)) || fail "$packages/SHA256SUMS names ${#found[@]} files like $1: run packaging/build.sh"
+    ((${#found[@]} == 1)) || fail "$packages/SHA256SUMS names ${#found[@]} files that match $1, not 1: run packaging/build.sh"
     realpath "$packages/${found[0]}"
 }
 
-# says WHO TEXT: what a program or element says of itself has to name the commit of the packages. Prints it in one line.
+# says NAME TEXT: prints TEXT, the version that a program or element reports, if it names the packages' commit.
 says() {
-    [[ $2 == *"$commit"* ]] || fail "$1 does not say that it is of commit $commit: $2"
+    [[ $2 == *"$commit"* ]] || fail "$1 does not report commit $commit but: $2"
     echo "$2"
 }
 
@@ -187,7 +187,7 @@ prove() {
     serve
     inside curl -s -o /dev/null -w '%{http_code}' "$url/dataset" | grep -q 401 || fail "it answers those without a token"
     inside curl -sfL -o /tmp/guide.html "$url/docs/guide" || fail "it has no guide at /docs/guide"
-    grep -qi '<html' "$root/tmp/guide.html" || fail "its guide is no page"
+    grep -qi '<html' "$root/tmp/guide.html" || fail "/docs/guide is not an HTML page"
     mkdir "$root/tmp/staff"
     for name in Tony_Blair Hugo_Chavez; do
         mkdir "$root/tmp/staff/$name"

@@ -3,8 +3,8 @@
 # From a tag to what is published, in one command: checks that the tag, Cargo.toml and CHANGELOG.md speak of one version, builds
 # the tag's own tree (a worktree beside this one, so that nothing of this one gets in), proves the packages, and builds them a
 # second time from another folder, which must give the same bytes. All of it lies in target/release-TAG at the end, with the
-# release's notes. Publishes nothing. Where a step fails, the next try goes on with what the first tree has compiled; the second
-# build always starts from nothing, so that what is published depends on nothing that was there before.
+# release's notes. Publishes nothing. If a step fails, the next run continues with what the first tree has compiled; the second
+# build always starts from an empty folder, so the artefacts cannot depend on leftovers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 say() { printf 'release: %s\n' "$*"; }
@@ -25,10 +25,10 @@ done < <(git grep --line-number -E '^ARG VERSION=|image: facepipe-[a-z]+:[0-9]|n
 ((EUID == 0)) || fail "run this as root: packages are proved in file systems of their own"
 [[ -d ${FACEPIPE_MIRROR:-} ]] || fail "FACEPIPE_MIRROR has to name the folder of weights, photographs and a video that packages are proved with"
 
-# What the environment says of other builds is not for this one.
+# Variables meant for other builds must not change this one.
 unset CARGO_TARGET_DIR FACEPIPE_COMMIT SOURCE_DATE_EPOCH
 out=$PWD/target/release-$tag
-# Has that name once all of it holds.
+# Renamed to $out when every step has passed.
 unfinished=$out.unfinished
 first=$PWD/target/release-tree
 elsewhere=$(mktemp -d)
@@ -37,12 +37,12 @@ cleanup() {
     git worktree remove --force "$elsewhere/another-folder" 2>/dev/null || true
     rm -rf "$elsewhere"
     git worktree prune
-    ((status == 0)) || say "unfinished; what was compiled serves the next try, and what was built is in $unfinished" >&2
+    ((status == 0)) || say "not finished: run it again to continue; the files so far are in $unfinished" >&2
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
 
-# tree FOLDER UNPACKED: the tag's own tree, with Debian 11's libraries where they were unpacked before; they are only read.
+# tree FOLDER UNPACKED: checks the tag's tree out; Debian 11's libraries are taken from UNPACKED if they are there (they are only read).
 tree() {
     if [[ -e $1/.git ]]; then
         git -C "$1" checkout --quiet --force --detach "$commit"
@@ -55,7 +55,7 @@ tree() {
     if [[ -d $2 && ! -d $1/.runtime/cross ]]; then
         rm -rf "$1/.runtime/cross.new"
         mkdir -p "$1/.runtime/cross.new"
-        # Links across file systems cannot be.
+        # Hard links do not cross file systems.
         cp --archive --link "$2/." "$1/.runtime/cross.new/" 2>/dev/null || cp --archive "$2/." "$1/.runtime/cross.new/"
         mv "$1/.runtime/cross.new" "$1/.runtime/cross"
     fi

@@ -25,7 +25,7 @@ build() {
     say "building for $target"
     (
         sysroot_environment arm64 "$root" "$build"
-        # Boards are updated by hand: their programs say of which commit they are.
+        # Boards are updated by hand, so the programs must report their commit.
         FACEPIPE_COMMIT=${FACEPIPE_COMMIT:-$(sysroot_commit)}
         export FACEPIPE_COMMIT
         cargo build --locked --release --target "$target" -p gst-plugin-facepipe -p facepipe-cli
@@ -74,7 +74,7 @@ faces() {
 check() {
     local file newest element found
     for file in libgstfacepipe.so facepipe; do
-        newest=$(sysroot_newest_glibc "$dist/$file") || fail "$dist/$file is missing or no program of Linux: scripts/cross.sh build"
+        newest=$(sysroot_newest_glibc "$dist/$file") || fail "$dist/$file is missing or not linked to glibc: run scripts/cross.sh build"
         sysroot_is_old_enough "$newest" || fail "$file needs glibc $newest, and JetPack 5 has $SYSROOT_GLIBC"
         say "$file needs glibc $newest or later"
     done

@@ -347,10 +347,10 @@ def call(url, *arguments):
 
 
 def check_version(container, revision, *command):
-    """Programs name the commit of the image; those that were built before say what they were built from."""
+    """Checks that a program reports the image's commit; existing programs (--built) report their own."""
     done = container.run(list(command), capture_output=True, text=True)
     if done.returncode or (revision and revision not in done.stdout):
-        fail(f"{' '.join(command)} does not say that it is of {revision or 'a version'}: {done.stdout}{done.stderr}")
+        fail(f"{' '.join(command)} does not report {revision or 'a version'}: {done.stdout}{done.stderr}")
     said = re.search(r"Version +\S+", done.stdout) or re.search(r".*", done.stdout)
     say(f"{' '.join(command)}: {said[0]}")
 
