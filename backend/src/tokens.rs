@@ -139,8 +139,10 @@ impl Tokens {
         let problem = match read {
             Ok(known) => {
                 if *self.known() != *known {
-                    tracing::info!(tokens = known.len(), "read the changed token_file");
+                    let tokens = known.len();
                     *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+                    // Afterwards: a reader of this line may use the new tokens at once.
+                    tracing::info!(tokens, "read the changed token_file");
                 }
                 None
             }
