@@ -106,10 +106,15 @@ impl<T> From<[T; 4]> for BoundingBox<T> {
 }
 
 impl BoundingBox<u32> {
-    /// Makes a box of its upper left corner and its size. One that would reach beyond the range of `u32` is moved back into it.
+    /// Makes a box of its upper left corner and its size. One that would reach beyond the range of `u32` ends there, with at
+    /// least one pixel, since it is not empty.
     pub const fn from_size(left: u32, top: u32, width: u32, height: u32) -> Self {
-        let (right, bottom) = (left.saturating_add(width), top.saturating_add(height));
-        Self { left: right - width, top: bottom - height, right, bottom }
+        const fn edges(start: u32, length: u32) -> (u32, u32) {
+            let end = start.saturating_add(length);
+            if length > 0 && start == end { (end - 1, end) } else { (start, end) }
+        }
+        let ((left, right), (top, bottom)) = (edges(left, width), edges(top, height));
+        Self { left, top, right, bottom }
     }
 
     /// Returns the box in fractions of the width and height of `outer`, from its upper left corner. What lies to the left of it
@@ -178,6 +183,16 @@ mod tests {
         let outer = BoundingBox::from_size(100, 50, 200, 80);
         let face = BoundingBox::from_size(150, 60, 100, 40);
         assert_eq!(face.relative_to(&outer), BoundingBox::new(0.25, 0.125, 0.75, 0.625));
+    }
+
+    #[test]
+    fn a_box_beyond_the_range_ends_there_and_is_not_empty() {
+        const MAX: u32 = u32::MAX;
+        let edges = |left, width| BoundingBox::from_size(left, 0, width, 1).edges();
+        assert_eq!(edges(MAX - 5, 10), [MAX - 5, 0, MAX, 1]);
+        assert_eq!(edges(MAX, MAX), [MAX - 1, 0, MAX, 1]);
+        assert_eq!(edges(MAX, 0), [MAX, 0, MAX, 1]);
+        assert_eq!(edges(0, MAX), [0, 0, MAX, 1]);
     }
 
     #[test]
