@@ -24,13 +24,13 @@ pub struct Route {
     pub path: &'static str,
     /// The servers that serve it; [`ServerRole::All`] for every server.
     pub role: ServerRole,
-    /// PersonRef may call it.
+    /// Who may call it.
     pub access: Access,
     /// Its methods in lower case; a page has no call.
     pub methods: &'static [(&'static str, Option<Call>)],
 }
 
-/// PersonRef may call a route of a server that has tokens.
+/// Who may call a route of a server that has tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Everybody, without a token: probes, and the document with its pages.
