@@ -820,11 +820,13 @@ fn blocking() -> (Server, Sink) {
 fn a_blocked_stream_is_released_by_flush_and_stop() {
     for flush in [true, false] {
         let (server, mut sink) = blocking();
+        let server = Arc::new(server);
         let (element, pad) = (sink.element.clone(), sink.element.static_pad("sink").unwrap());
         let begun = Arc::new(AtomicUsize::new(0));
-        let pushes = Arc::clone(&begun);
+        let (pushes, requests) = (Arc::clone(&begun), Arc::clone(&server));
         let releaser = thread::spawn(move || {
-            // The third blocks.
+            // The third blocks; the stop must not come before the request of the first.
+            requests.wait_for(1);
             wait_until("a full queue", || {
                 pushes.load(Ordering::SeqCst) >= 3 && count(&element, "queued") == 2
             });
