@@ -13,7 +13,7 @@ use reqwest::{Client, StatusCode, multipart::Form};
 use crate::{
     command_line::program,
     helpers::{ApiResponse, Engine, client, file, files_below, photograph, photograph_path},
-    replicas::{Process, Replica, enrol, models, post, recognise},
+    replicas::{Process, Replica, enrol, models, post, recognise, signal},
 };
 
 fn database(folder: &Path) -> String {
@@ -119,7 +119,9 @@ async fn images_and_models_are_stored_in_s3() {
     enrol(&client, &first.url, "Tony_Blair", &[1, 2]).await;
     enrol(&client, &first.url, "Hugo_Chavez", &[1, 2]).await;
     post(&client, &format!("{}/model/optimized-train?wait=true", first.url)).await.expect(StatusCode::OK);
-    drop(first);
+    // In order: a server that is killed during its sweep keeps others from sweeping for minutes.
+    signal(&first.process.0, "TERM");
+    first.ended().await;
     let stored = keys(&client, &endpoint).await;
     assert_eq!(stored.iter().filter(|key| key.starts_with("site-1/people/")).count(), 4, "{stored:?}");
     assert_eq!(stored.iter().filter(|key| key.starts_with("site-1/models/")).count(), 1, "{stored:?}");
