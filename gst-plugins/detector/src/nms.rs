@@ -82,6 +82,7 @@ mod tests {
         0.3, 0.3, 0.2, 0.4, // right of itself
     ];
 
+    #[expect(clippy::cast_possible_truncation, reason = "the network's scores are f32")]
     fn select(selection: Selection) -> Vec<f32> {
         let mut kept = Vec::new();
         selection.select(&SCORES, &BOXES, (200.0, 100.0), &mut Vec::new(), &mut kept);
