@@ -194,7 +194,8 @@ fn commands_accept_a_given_self_signed_certificate_like_the_doctor() {
         let mut command = Command::new(program("facepipe"));
         command.args(["people", "list", "--server", &server.url]).args(ca);
         command.env_remove("FACEPIPE_TOKEN").env_remove("FACEPIPE_CLI_CONFIG").env("HOME", folder.path());
-        String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned()
+        // The number of a port may have that of a status in it.
+        String::from_utf8_lossy(&command.output().unwrap().stderr).replace(&server.url, "URL")
     };
     let named = people(&["--ca-file", ca.to_str().unwrap()]);
     assert!(named.contains("501"), "the server was not reached: {named}");
@@ -205,5 +206,5 @@ fn commands_accept_a_given_self_signed_certificate_like_the_doctor() {
 
     let arguments = ["--server", &server.url, "--ca-file", ca.to_str().unwrap()];
     let (_, _, text) = doctor(folder.path(), true, &arguments);
-    assert!(text.contains("501"), "{text}");
+    assert!(text.replace(&server.url, "URL").contains("501"), "{text}");
 }
