@@ -275,8 +275,8 @@ for architecture in "${architectures[@]}"; do
 done
 lintian --fail-on error --tag-display-limit 0 --allow-root "$new"/*.deb ||
     fail "lintian found errors (see above); the packages are in $new"
+(cd "$new" && sha256sum -- *_"$version-1"_*.deb facepipe-"$version"-*.tar.gz facepipe-"$version"-*.cdx.json) >"$work/SHA256SUMS"
 mv "$new"/* "$out/"
-(cd "$out" && sha256sum -- *_"$version-1"_*.deb facepipe-"$version"-*.tar.gz facepipe-"$version"-*.cdx.json) >"$work/SHA256SUMS"
 cp "$work/SHA256SUMS" "$out/.SHA256SUMS"
 mv "$out/.SHA256SUMS" "$out/SHA256SUMS"
 say "in $out:"

@@ -4,6 +4,7 @@
 # Three lanes run in parallel. The first has the tests that play videos in real time: they mostly wait, and their measurements
 # must not wait for a CPU, so they have priority. The second has all other tests, one after the other. The third needs no
 # built program: lints, licences, and the examples of the documentation.
+# shellcheck disable=SC2317 # functions that lane calls
 set -uo pipefail
 
 real_time=(bandwidth demo durability jetson pipeline_scripts pipelines programs_video)
@@ -86,7 +87,6 @@ everything_else() {
     return "$result"
 }
 
-# shellcheck disable=SC2317 # called by lane
 without_programs() {
     local result=0
     make --no-print-directory lint || result=1
@@ -104,12 +104,14 @@ lane 0 target/real-time-tests.log run_all real-time &
 real_time_lane=$!
 lane 19 target/lints.log without_programs &
 lint_lane=$!
-(
-    # The first lane's threads come first.
-    renice -n 10 "$BASHPID" >/dev/null
-    everything_else
-) 2>&1 | tee target/other-tests.log
-result=${PIPESTATUS[0]}
+# The first lane's threads come first. Shown by tail, which ends with the lane: a pipe would stay open as long as a program that a
+# failed test left behind.
+: >target/other-tests.log
+lane 10 target/other-tests.log everything_else &
+others_lane=$!
+tail --lines=+1 --follow --pid="$others_lane" target/other-tests.log
+wait "$others_lane"
+result=$?
 echo
 echo "The tests that play videos in real time:"
 wait "$real_time_lane" || result=1

@@ -139,7 +139,7 @@ async fn note_backup(config: &Config, moment: Micros) -> anyhow::Result<()> {
     Ok(noted?)
 }
 
-/// Closes the database. A running server uses the write-ahead log, so that failing to fold it is normal.
+/// Closes the database. A running server uses the write-ahead log, so that failing to checkpoint it is normal.
 async fn close(database: &Database) {
     if let Err(error) = database.close(PATIENCE).await {
         tracing::debug!(%error, "cannot close the database cleanly");

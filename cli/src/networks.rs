@@ -24,12 +24,13 @@ use crate::{
     exit::Failure,
     interrupt,
     pictures::{self, PassedOver},
+    video::lock,
 };
 
 /// Location of the weights.
 #[derive(Debug, Args)]
-#[group(id = "weights")]
-pub struct Weights {
+#[group(id = "models-folder")]
+pub struct ModelsFolder {
     /// Models folder [default: FACEPIPE_MODELS, else ./models, else the system's]
     #[arg(
         long,
@@ -39,6 +40,14 @@ pub struct Weights {
         hide_default_value = true
     )]
     pub models: PathBuf,
+}
+
+/// Networks that this program runs itself.
+#[derive(Debug, Args)]
+#[group(id = "weights")]
+pub struct Weights {
+    #[command(flatten)]
+    pub folder: ModelsFolder,
     /// Implementation of the networks: native (SIMD kernels) or candle [default: native]
     #[arg(long, env = "FACEPIPE_COMPUTE", value_name = "NAME", value_parser = Compute::from_str)]
     pub compute: Option<Compute>,
@@ -50,7 +59,7 @@ impl Weights {
     /// # Errors
     /// Its weights are missing or damaged.
     pub fn detector(&self) -> Result<Mtcnn, Failure> {
-        let loaded = Mtcnn::load_on(&self.models, MtcnnConfig::default(), &self.backend()?);
+        let loaded = Mtcnn::load_on(&self.folder.models, MtcnnConfig::default(), &self.backend()?);
         loaded.map_err(|error| Failure::Input(error.to_string()))
     }
 
@@ -59,7 +68,7 @@ impl Weights {
     /// # Errors
     /// Its weights are missing or damaged.
     pub fn embedder(&self, kind: EmbedderKind) -> Result<Box<dyn Embedder>, Failure> {
-        let loaded = load_embedder_on(kind, &self.models, &self.backend()?);
+        let loaded = load_embedder_on(kind, &self.folder.models, &self.backend()?);
         loaded.map_err(|error| Failure::Input(error.to_string()))
     }
 
@@ -94,6 +103,7 @@ pub fn in_parallel<I: Sync, R: Send>(
         .collect::<Result<Vec<ThreadPool>, _>>()
         .context("cannot start worker threads")?;
     let next = AtomicUsize::new(0);
+    // A panic in `work` ends the scope with a panic; the data is consistent until then.
     let failed = Mutex::new(None);
     let done = Mutex::new(Vec::with_capacity(items.len()));
     thread::scope(|scope| {
@@ -123,11 +133,6 @@ pub fn in_parallel<I: Sync, R: Send>(
     }
     done.sort_unstable_by_key(|(index, _)| *index);
     Ok(Some(done.into_iter().map(|(_, result)| result).collect()))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A panic in `work` ends the scope with a panic; the data is consistent until then.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -8,7 +8,13 @@ use std::{
     sync::OnceLock,
 };
 
-use gst::{buffer::BufferMetaForeachAction, glib, glib::translate::*, prelude::*};
+use gst::{
+    buffer::BufferMetaForeachAction,
+    glib,
+    glib::translate::*,
+    meta::{MetaTransform as _, MetaTransformCopy},
+    prelude::*,
+};
 
 /// What a custom meta holds.
 ///
@@ -187,7 +193,7 @@ unsafe extern "C" fn transform<T: Content>(
             let scaling = &*data.cast::<gst_video::ffi::GstVideoMetaTransform>();
             let size = |info: &gst_video::ffi::GstVideoInfo| [info.width, info.height];
             Transform::Scale { from: size(&*scaling.in_info), to: size(&*scaling.out_info) }
-        } else if kind == glib::Quark::from_str("gst-copy").into_glib() {
+        } else if kind == MetaTransformCopy::quark().into_glib() {
             Transform::Copy
         } else {
             Transform::Other

@@ -73,7 +73,7 @@ fn set<'a, T: glib::value::FromValue<'a>>(field: &mut T, value: &'a glib::Value)
 }
 
 /// Lists the counts that are not zero, each with its description, in a sentence; `None` where all are zero.
-fn counts_summary<const N: usize>(counts: [(u64, String); N]) -> Option<String> {
+pub fn counts_summary<const N: usize>(counts: [(u64, String); N]) -> Option<String> {
     let listed: Vec<String> = counts
         .into_iter()
         .filter(|(count, _)| *count > 0)

@@ -114,6 +114,26 @@ fn stored_crops_survive_a_restart_in_capture_order_with_their_metadata() {
 }
 
 #[test]
+fn files_of_an_earlier_version_are_read() {
+    let (_parent, folder) = folder();
+    drop(open(&folder, 1 << 20));
+    // As versions wrote it that did not store the crop's area.
+    let key = Uuid::now_v7();
+    let metadata = format!(
+        r#"{{"key":"{key}","captured_at":"2024-05-06T07:08:09Z","camera_id":"gate-1","location":"Lobby","media_type":"image/jpeg","track_id":4,"bounding_box":[1,2,3,4],"bytes":5}}"#
+    );
+    let content = format!("{metadata}image");
+    let checksum = crc32fast::hash(content.as_bytes());
+    let file = format!("facepipe-crop 1 {checksum:08x} {}\n{content}", metadata.len());
+    fs::write(folder.join(format!("001714979289000000-{}.crop", key.simple())), file).unwrap();
+    let found = open(&folder, 1 << 20).claim(1);
+    let crop = &found[0].1.crop;
+    assert_eq!((crop.key, crop.track_id, crop.area), (key, Some(4), None));
+    assert_eq!(crop.bounding_box, Some(BoundingBox::new(1, 2, 3, 4)));
+    assert_eq!((crop.camera.id.as_str(), &crop.image[..]), ("gate-1", &b"image"[..]));
+}
+
+#[test]
 fn spool_files_are_private() {
     let (_parent, folder) = folder();
     let mut spool = open(&folder, 1 << 20);
@@ -437,7 +457,9 @@ fn crops_unsent_at_stop_are_sent_by_the_next_run_with_their_metadata() {
     let (_parent, folder) = folder();
     // If stopping waited for the answer, this would never end.
     let hanging = Server::answering([Answer::status(201).held(&Hold::default())]);
-    let (uploader, _) = start(config(hanging.url(), &folder));
+    let mut patient = config(hanging.url(), &folder);
+    patient.settings.timeout = Duration::ZERO;
+    let (uploader, _) = start(patient);
     let crops: Vec<Crop> = (0..9).map(crop).collect();
     for crop in &crops {
         uploader.push(crop.clone());
@@ -614,8 +636,11 @@ fn a_disk_error_is_reported_once_and_crops_stay_in_memory() {
     for number in 0..50 {
         uploader.push(one_camera(number));
     }
-    wait_until("the error", || uploader.stats().spool_errors > 0);
+    wait_until("the error", || {
+        events.lock().unwrap().iter().any(|e| matches!(e, Event::SpoolProblem { .. }))
+    });
     let stats = uploader.stats();
+    assert!(stats.spool_errors > 0, "{stats:?}");
     assert_eq!((stats.queued, stats.dropped, stats.spool_files), (50, 0, 0), "{stats:?}");
     let reported: Vec<String> = (events.lock().unwrap().iter())
         .filter_map(|e| if let Event::SpoolProblem { reason } = e { Some(reason.clone()) } else { None })

@@ -20,11 +20,6 @@ describe_csi() {
     source=(nvarguscamerasrc "name=camera$2" "sensor-id=${1#csi:}" ! "$limits")
 }
 
-check_platform() {
-    needs videoconvert 'other formats of video' gstreamer1.0-plugins-base
-    needs videoflip 'video of phones' gstreamer1.0-plugins-good
-}
-
 # decodebin takes the decoder of the highest rank. NVIDIA's ranks above those in software; where GStreamer reads the variable for
 # ranks, this makes sure of it, and with GStreamer 1.16 it checks the rank, since decoding in software would go unnoticed. The
 # JPEG of USB cameras and of cameras over HTTP is decoded in software: nvv4l2decoder takes it only with a property that decodebin

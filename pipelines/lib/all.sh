@@ -24,7 +24,8 @@ handle_signals
 prepare() {
     local source
     for source in "${sources[@]}"; do check_source "$source"; done
-    find_plugin "$library/../.."
-    check_platform
+    find_plugin "$(dirname "$(dirname "$library")")"
+    needs videoconvert 'other formats of video' gstreamer1.0-plugins-base
+    needs videoflip 'video of phones' gstreamer1.0-plugins-good
     choose_decoder
 }

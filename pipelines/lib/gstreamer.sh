@@ -61,7 +61,7 @@ print_command() {
             printf '%s \\\n' "$line"
             line='   '
         fi
-        [[ $argument != user-pw=* ]] || argument='user-pw="***"'
+        [[ $argument != user-pw=* && $argument != token=* ]] || argument="${argument%%=*}=\"***\""
         argument=$(mask "$argument")
         if [[ $argument =~ ^([a-z0-9-]+)=\"($plain)\"$ ]]; then
             argument=${BASH_REMATCH[1]}=${BASH_REMATCH[2]}

@@ -34,12 +34,6 @@ choose_decoder() {
     export GST_PLUGIN_FEATURE_RANK=$ranks${GST_PLUGIN_FEATURE_RANK-}
 }
 
-# Fails where a required element is missing.
-check_platform() {
-    needs videoconvert 'other formats of video' gstreamer1.0-plugins-base
-    needs videoflip 'video of phones' gstreamer1.0-plugins-good
-}
-
 # SOURCE SUFFIX: fills `upright`, from raw video to upright frames in a format that facedetect reads. Where nothing needs to
 # change, videoconvert and videoflip pass the frames on. Cameras have no orientation tag, and videoflip knows fewer formats than
 # facedetect (not the P010_10LE of hardware decoders), so only files get it.

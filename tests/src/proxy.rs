@@ -18,7 +18,7 @@ pub struct HoldingProxy {
 }
 
 struct Gate {
-    /// Start of the request line of requests that count.
+    /// Part of the request line of requests that count.
     request: &'static str,
     state: Mutex<State>,
     changed: Condvar,

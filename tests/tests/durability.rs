@@ -133,6 +133,7 @@ fn a_backend_outage_costs_no_frames_memory_or_crops() {
         count("gate", "sent") > 0 && count("yard", "sent") > 0
     });
     backend.stop();
+    let away = Instant::now();
     let before = resident();
     let mut most = 0;
     let mut most_spooled = 0;
@@ -144,6 +145,12 @@ fn a_backend_outage_costs_no_frames_memory_or_crops() {
         most_spooled = most_spooled.max(count("gate", "spool-files"));
         seen() >= until && most_spooled > 0
     });
+    let limit = 3 * u64::try_from(outage).unwrap() + 30;
+    assert!(
+        away.elapsed() < Duration::from_secs(limit),
+        "the outage held the streams up: {:?}",
+        away.elapsed()
+    );
     backend.start_again();
 
     let bus = pipeline.bus().unwrap();

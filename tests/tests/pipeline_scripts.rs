@@ -1006,7 +1006,8 @@ fn print_shows_the_command_that_the_script_runs() {
     assert!(shell.args(["-c", &command]).env("PATH", &path).status().unwrap().success(), "{command}");
     assert_eq!(arguments(), run, "{command}");
 
-    let mut print = machine.script("rtsp.sh", &["http://me:secret@camera/video", "--print"]);
+    let source = "http://me:secret@camera/video";
+    let mut print = machine.script("rtsp.sh", &[source, "--upload", "token=secret-of-a-camera", "--print"]);
     let printed = printed(&print.env("PATH", &path).output().unwrap());
     assert!(printed.contains("location=http://camera/video !"), "{printed}");
     assert!(!printed.contains("secret"), "{printed}");

@@ -20,7 +20,7 @@ pub struct Health {
 /// Whether the server has started
 ///
 /// Then the schema is up to date, the networks are loaded, and the erasures of the ledger are applied. Before, the
-/// server accepts no connections.
+/// server does not respond.
 #[api_v2_operation]
 pub async fn started() -> web::Json<Health> {
     web::Json(Health { status: "ok" })

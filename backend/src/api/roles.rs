@@ -21,10 +21,11 @@ pub async fn serve_role(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let role =
         request.app_data::<web::Data<State>>().map_or(ServerRole::All, |state| state.config.deployment.role);
-    // An unknown path is unknown to every role.
-    let pattern = request.match_pattern();
-    let route = pattern.as_deref().and_then(routes::by_pattern);
-    let served_by = route.map_or(ServerRole::All, |route| route.role);
+    let served_by = match request.match_pattern() {
+        // An unknown path is unknown to every role.
+        None => ServerRole::All,
+        Some(pattern) => routes::by_pattern(&pattern).map_or(ServerRole::Manage, |route| route.role),
+    };
     if role == served_by || role == ServerRole::All || served_by == ServerRole::All {
         Ok(next.call(request).await?.map_into_left_body())
     } else {

@@ -321,7 +321,10 @@ pub fn is_open(path: &str) -> bool {
 /// Whether a camera's token may POST to a path: to every path, known or not, below the first segment of a route for
 /// cameras.
 pub fn is_for_cameras(path: &str) -> bool {
-    let area = |path: &str| path.match_indices('/').nth(1).map(|(end, _)| path[..=end].to_owned());
+    fn area(path: &str) -> Option<&str> {
+        let (end, _) = path.match_indices('/').nth(1)?;
+        path.get(..=end)
+    }
     let of_path = area(path);
     of_path.is_some()
         && ROUTES.iter().any(|route| route.access == Access::Camera && area(route.path) == of_path)
@@ -347,6 +350,14 @@ pub fn without_patterns(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_route_is_covered_by_the_access_of_another() {
+        for route in ROUTES {
+            assert_eq!(is_open(route.path), route.access == Access::Open, "{}", route.path);
+            assert_eq!(is_for_cameras(route.path), route.access == Access::Camera, "{}", route.path);
+        }
+    }
 
     #[test]
     fn patterns_are_removed_from_paths() {

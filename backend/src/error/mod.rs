@@ -375,7 +375,8 @@ impl ResponseError for ApiError {
             Self::StorageFull(cause) => tracing::error!(error = cause, "the storage is full"),
             _ => (),
         }
-        let mut response = HttpResponse::build(self.status_code());
+        let Row { code, status, details } = self.row();
+        let mut response = HttpResponse::build(status);
         match self {
             Self::MethodNotAllowed { allowed, .. } => {
                 response.insert_header((header::ALLOW, allowed.as_str()));
@@ -399,7 +400,8 @@ impl ResponseError for ApiError {
             _ => (),
         }
         let request_id = RequestId::current().map(|id| id.to_string());
-        response.json(ErrorBody { error: ErrorDetail { request_id, ..self.detail() } })
+        response
+            .json(ErrorBody { error: ErrorDetail { code, message: self.to_string(), details, request_id } })
     }
 }
 

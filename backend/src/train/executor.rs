@@ -34,8 +34,8 @@ use crate::{
 const CHUNK: usize = 4;
 /// Pairs of conflicting images that are stored at most.
 const MAX_STORED_CONFLICTS: usize = 10_000;
-/// How often a job tries to lock the dataset, and the pause in between.
-const LOCK_ATTEMPTS: u32 = 60;
+/// How often a job tries again to lock the dataset, and the pause in between.
+const LOCK_RETRIES: u32 = 60;
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Why a job has no result.
@@ -181,8 +181,7 @@ impl JobExecutor {
             people_left_out(&people, &with_embeddings, &trained.people);
         let (conflicts, in_conflict) = describe_conflicts(&conflicts, &people);
         let (known, images) = (count(trained.people.len())?, count(trained.images)?);
-        let duration_ms = milliseconds(running.started.elapsed());
-        let model_version = self.publish(running, trained, duration_ms).await?;
+        let (model_version, duration_ms) = self.publish(running, trained).await?;
         let result = TrainingResult {
             model_version,
             embedder: embedder.to_owned(),
@@ -208,17 +207,14 @@ impl JobExecutor {
         Ok(result)
     }
 
-    /// Stores a model, activates it, and removes the models that know erased people. Returns its version.
-    async fn publish(
-        &self,
-        running: &RunningJob<'_>,
-        trained: TrainedModel,
-        duration_ms: i64,
-    ) -> Result<i64, JobError> {
+    /// Stores a model, activates it, and removes the models that know erased people. Returns its version and the time that
+    /// the job took until it was stored, milliseconds.
+    async fn publish(&self, running: &RunningJob<'_>, trained: TrainedModel) -> Result<(i64, i64), JobError> {
         let TrainedModel { bytes, people, images } = trained;
         let sha256 = hex(&Sha256::digest(&bytes));
         let blob_key = Blobs::model_key(&Uuid::now_v7().to_string());
         self.blobs.put(&blob_key, Bytes::from(bytes)).await?;
+        let duration_ms = milliseconds(running.started.elapsed());
         let row = NewModel {
             embedder: self.embedder(),
             blob_key: blob_key.clone(),
@@ -243,7 +239,7 @@ impl JobExecutor {
                 "cannot remove models that know somebody who was erased; the next training will"
             ),
         }
-        Ok(version)
+        Ok((version, duration_ms))
     }
 
     async fn store_conflicts(&self, conflicts: &[ConflictingPair]) -> Result<(), JobError> {
@@ -295,12 +291,14 @@ impl JobExecutor {
 
     /// Locks the dataset under the job's id, so that a job that is resumed has the lock at once.
     async fn lock_dataset(&self, RunningJob { job, progress, .. }: &RunningJob<'_>) -> Result<(), JobError> {
-        for _ in 0..LOCK_ATTEMPTS {
+        for attempt in 0..=LOCK_RETRIES {
             if self.database.acquire_lease(Lease::Dataset, &job.id, self.lease).await? {
                 return Ok(());
             }
             progress.ensure_not_aborted()?;
-            tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
+            if attempt < LOCK_RETRIES {
+                tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
+            }
         }
         Err(JobError::Internal("the dataset's lease does not become free".into()))
     }

@@ -210,14 +210,17 @@ impl Trainer {
     /// Releases the lease as soon as the database answers, so that no process waits for the end of a lease whose holder
     /// does nothing; one that has ended meanwhile needs no release.
     async fn return_lease(&self) {
-        let Shared { database, options, holder, .. } = &*self.shared;
-        let begun = Instant::now();
+        let Shared { database, options, holder, stop, .. } = &*self.shared;
+        let started = Instant::now();
         while let Err(error) = database.release_lease(Lease::Trainer, holder).await {
             tracing::warn!(%error, "cannot release the trainer's lease yet");
-            if begun.elapsed() > options.lease {
+            if stop.is_cancelled() || started.elapsed() > options.lease {
                 return;
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            tokio::select! {
+                () = tokio::time::sleep(RETRY_INTERVAL) => (),
+                () = stop.cancelled() => return,
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // SIGTERM ends its workers, too; SIGKILL would not.
+        // SIGQUIT ends its workers, too; SIGKILL would not.
         let _ = Command::new("kill").args(["-s", "QUIT"]).arg(self.0.id().to_string()).status();
         let _ = self.0.wait();
     }

@@ -301,6 +301,8 @@ async fn the_job_of_a_killed_replica_is_resumed_by_another() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     killed.process.0.kill().unwrap();
+    // Dead before the lock is released, else it could still end the job.
+    killed.process.0.wait().unwrap();
     drop(lock);
 
     let other = Replica::spawn("b", folder.path(), &models, &database).ready().await;

@@ -301,7 +301,10 @@ impl Layer {
                 Tensor::cat(&branches.collect::<Result<Vec<_>>>()?, 1)?
             }
             Self::Residual(Residual { inner, scale, activation }) => {
-                activation.forward(&(x + (inner.run(path, x, observe)? * *scale)?)?)?
+                let inner = inner.run(path, x, observe)?;
+                #[expect(clippy::float_cmp, reason = "a factor of exactly 1 changes nothing")]
+                let inner = if *scale == 1.0 { inner } else { (inner * *scale)? };
+                activation.forward(&(x + inner)?)?
             }
             Self::ResidualDown(inner) => residual_down(x, &inner.run(path, x, observe)?)?,
             Self::Sequential(layers) => layers.run(path, x, observe)?,

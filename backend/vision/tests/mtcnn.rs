@@ -182,13 +182,15 @@ fn converted_weights_alone_detect_the_same_faces() {
     let models = require!("models/pnet.pt");
     let models = models.parent().unwrap();
     let image = picture(&require!("scenes/crowd-03.jpg"));
-    let folder = tempfile::tempdir().unwrap();
+    let (published, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for stage in ["pnet", "rnet", "onet"] {
-        let to = folder.path().join(format!("{stage}.safetensors"));
-        convert(&models.join(format!("{stage}.pt")), &to).unwrap();
+        // A folder without converted files, which would be preferred.
+        let from = published.path().join(format!("{stage}.pt"));
+        std::fs::copy(models.join(format!("{stage}.pt")), &from).unwrap();
+        convert(&from, &folder.path().join(format!("{stage}.safetensors"))).unwrap();
     }
     let detect = |models| Mtcnn::load(models, MtcnnConfig::default()).unwrap().detect(&image).unwrap();
-    assert_eq!(detect(folder.path()), detect(models));
+    assert_eq!(detect(folder.path()), detect(published.path()));
 }
 
 #[test]

@@ -11,14 +11,14 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use common::torch_file::{self, Entry, Pickle};
 use facepipe_test_support::require;
 use facepipe_vision::{
     ModelError,
-    weights::{Weights, convert, onnx::OnnxWeights},
+    weights::{Weights, convert, converted, onnx::OnnxWeights},
 };
 
 fn reason(bytes: &[u8]) -> String {
@@ -264,6 +264,37 @@ fn a_converted_pytorch_file_is_mapped_into_memory() {
     let nowhere = folder.path().join("missing/onet.safetensors");
     let error = convert(&onet, &nowhere).unwrap_err();
     assert!(matches!(error, ModelError::Unwritable { .. }), "{error}");
+}
+
+#[test]
+fn converted_weights_count_while_whole_and_made_of_the_published_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let published = folder.path().join("onet.pt");
+    fs::copy(require!("models/onet.pt"), &published).unwrap();
+    // Readable for everybody, as a server with a user of its own needs it.
+    fs::set_permissions(&published, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(converted(&published), None);
+    let to = published.with_extension("safetensors");
+    convert(&published, &to).unwrap();
+    assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(converted(&published).as_ref(), Some(&to));
+
+    // Replaced by a file that is older, as copies that keep times make it.
+    let time = published.metadata().unwrap().modified().unwrap();
+    let earlier = time - std::time::Duration::from_secs(3600);
+    let set_time =
+        |file: &Path, time| fs::File::options().write(true).open(file).unwrap().set_modified(time).unwrap();
+    set_time(&published, earlier);
+    assert_eq!(converted(&published), None);
+    set_time(&published, time);
+    assert_eq!(converted(&published).as_ref(), Some(&to));
+
+    let whole = fs::read(&to).unwrap();
+    fs::write(&to, &whole[..whole.len() / 2]).unwrap();
+    set_time(&to, time);
+    assert_eq!(converted(&published), None, "cut off");
+    convert(&published, &to).unwrap();
+    assert_eq!(converted(&published), Some(to));
 }
 
 #[test]

@@ -15,12 +15,9 @@ use super::plot;
 use crate::{
     exit::{self, Failure, Outcome},
     output,
-    trial::{self, GroundTruth, Policy, Replay, Trial},
+    trial::{self, GroundTruth, Policy, Replay, Trial, VIDEO_MBPS},
     video::source::Source,
 };
-
-/// Bit rate of the camera's own video, Mbit/s: 1080p H.264.
-const VIDEO_MBPS: f64 = 4.0;
 
 /// Measures the uplink that the faces of a video need, and how many people are recognised from them.
 #[derive(Debug, Args)]

@@ -274,7 +274,9 @@ pub(super) fn address(server: &Url, operation: &Operation, values: &[&str], quer
 
 /// Returns the delay before a repetition; none if the response is final.
 fn retry_delay(response: &Response) -> Option<Duration> {
-    let requested = upload::parse_retry_after(response.headers(), OffsetDateTime::now_utc());
+    // A date may have passed by this machine's clock; nothing is repeated without a pause.
+    let requested = upload::parse_retry_after(response.headers(), OffsetDateTime::now_utc())
+        .map(|delay| delay.max(DEFAULT_RETRY_DELAY));
     match response.status() {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::LOCKED => Some(requested.unwrap_or(DEFAULT_RETRY_DELAY)),
         StatusCode::SERVICE_UNAVAILABLE => requested,

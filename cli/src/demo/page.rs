@@ -6,10 +6,10 @@ use std::fmt::{self, Display, Write as _};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{
-    report::{Accuracy, Report, Tile, VIDEO_MBPS, format_time},
+    report::{Accuracy, Report, Tile, format_time},
     thumbnail::{Thumbnails, data_address},
 };
-use crate::trial::{Crops, IdentificationOutcome};
+use crate::trial::{Crops, IdentificationOutcome, VIDEO_MBPS};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -258,7 +258,7 @@ impl Page<'_> {
         }
         writeln!(out, "</ul>")?;
         if let Some(more @ 1..) = tiles.len().checked_sub(MAX_TILES) {
-            writeln!(out, "<p class=\"quiet\">and {more} more: see report.json</p>")?;
+            writeln!(out, "<p class=\"quiet\">and {more} more; report.json lists all tracks</p>")?;
         }
         writeln!(out, "</section>")
     }

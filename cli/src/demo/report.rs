@@ -15,14 +15,11 @@ use crate::{
     client::LastKnownLocation,
     files, output,
     trial::{
-        CAMERA_ID, CAMERA_LOCATION, Detection, GroundTruth, IdentificationOutcome, Policy, Replay, TrackCrop,
-        Trial,
+        CAMERA_ID, CAMERA_LOCATION, Detection, GroundTruth, IdentificationOutcome, Policy, Replay, Trial,
+        VIDEO_MBPS,
     },
     video::faces::LeftOut,
 };
-
-/// Bit rate of the camera's own video, Mbit/s: 1080p H.264.
-pub const VIDEO_MBPS: f64 = 4.0;
 
 /// The demo's result. All rates are averages over the length of the video.
 #[derive(Debug, Serialize)]
@@ -344,28 +341,31 @@ fn tiles(tracks: &[Track], replay: &Replay, truth: Option<(&GroundTruth, &BTreeS
     let mut tiles: Vec<Tile> = tracks.iter().map(of_track).collect();
     let Some((truth, enrolled)) = truth else { return tiles };
     let covered: BTreeSet<u64> = tracks.iter().filter_map(|track| track.walker).collect();
+    let shown: BTreeSet<_> = tracks.iter().map(|track| track.track).collect();
+    // Detected beside others only, or not at all. The crop of a track without a tile may still show them.
+    let mut crops = BTreeMap::new();
+    for (id, crop) in replay.crops.by_track.iter().filter(|(id, _)| !shown.contains(*id)) {
+        if let Some(walker) = truth.walker(crop.taken, &crop.bounding_box) {
+            crops.entry(walker).or_insert(*id);
+        }
+    }
+    let walkers: Vec<Option<u64>> = replay
+        .detections
+        .iter()
+        .map(|detection| truth.walker(detection.seconds, &detection.bounding_box))
+        .collect();
     for (walker, name, seconds) in truth.walks(enrolled).filter(|(walker, ..)| !covered.contains(walker)) {
-        // Detected beside others only, or not at all. The crop of a track without a tile may still show them.
-        let is_walker = |crop: &TrackCrop| truth.walker(crop.taken, &crop.bounding_box) == Some(walker);
         let mut tile = Tile {
-            track: replay
-                .crops
-                .by_track
-                .iter()
-                .filter(|(id, crop)| is_walker(crop) && tracks.iter().all(|track| track.track != **id))
-                .map(|(id, _)| *id)
-                .next(),
+            track: crops.get(&walker).copied(),
             identity: name.map(str::to_owned),
             seconds,
             outcome: None,
             is_detected: false,
         };
         let mut confidence = 0.0;
-        for detection in &replay.detections {
+        for (detection, seen) in replay.detections.iter().zip(&walkers) {
             let Detection { seconds, bounding_box, identity, .. } = detection;
-            if truth.walker(*seconds, bounding_box) == Some(walker)
-                && (!tile.is_detected || is_better(detection, confidence))
-            {
+            if *seen == Some(walker) && (!tile.is_detected || is_better(detection, confidence)) {
                 confidence = detection.confidence;
                 tile.is_detected = true;
                 tile.identity.clone_from(identity);
@@ -407,7 +407,7 @@ mod tests {
     use facepipe_vision::BoundingBox;
 
     use super::*;
-    use crate::trial::Crops;
+    use crate::trial::{Crops, TrackCrop};
 
     fn at(left: f32) -> BoundingBox {
         BoundingBox { left, top: 0.0, right: left + 100.0, bottom: 100.0 }

@@ -76,7 +76,7 @@ pub struct Options {
 /// The folder has the wrong layout, nobody can be enrolled, the weights are missing, or the plot cannot be written.
 pub fn run(options: &Options) -> Result<Outcome> {
     let layout = Layout::read(&options.folder, options.shots, options.strangers, options.seed)?;
-    let models = &options.weights.models;
+    let models = &options.weights.folder.models;
     let kind = options.embedder.or_else(|| installed_embedder(models)).unwrap_or(EmbedderKind::MobileFaceNet);
     let embedder = options.weights.embedder(kind)?;
     let detector = options.weights.detector()?;

@@ -7,7 +7,7 @@ use super::{collect_pages, detections::capture_time, percent};
 use crate::{
     connection::Target,
     exit::{self, Failure, Outcome},
-    output, runtime,
+    interrupt, output, runtime,
 };
 
 /// Shows where a person was seen last.
@@ -60,6 +60,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 Ok(page.map_or_else(Default::default, |page| (page.detections, page.meta.next_cursor)))
             })
             .await?;
+            if interrupt::requested() {
+                return Ok(Outcome::Interrupted);
+            }
         }
         if options.target.json {
             if options.track { output::json(&track)? } else { output::json(&last)? }

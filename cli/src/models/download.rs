@@ -153,7 +153,8 @@ impl Downloader {
                 DownloadError::Transient(problem, wait) => (problem, wait),
             };
             match waits.next() {
-                Some(back_off) => thread::sleep(wait.unwrap_or(*back_off)),
+                // A date may have passed by this machine's clock; nothing is repeated without a pause.
+                Some(back_off) => thread::sleep(wait.unwrap_or_default().max(*back_off)),
                 // The next file would fare the same.
                 None => {
                     self.unreachable.insert(host.clone(), problem.clone());

@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
+use facepipe_vision::weights;
 use indicatif::HumanBytes;
 
 use super::{
@@ -141,11 +142,10 @@ fn fetch_entry<'a>(
 /// at every start. Returns what was done or why it failed (the server reads both); none if there is nothing to do.
 fn convert(published: &Path) -> Option<String> {
     let safetensors = published.with_extension("safetensors");
-    let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
-    if published == safetensors || changed(&safetensors) >= changed(published) {
+    if published == safetensors || !published.exists() || weights::converted(published).is_some() {
         return None;
     }
-    Some(match facepipe_vision::weights::convert(published, &safetensors) {
+    Some(match weights::convert(published, &safetensors) {
         Ok(()) => format!("converted to {}", safetensors.display()),
         Err(error) => format!("not converted to safetensors: {error}"),
     })
@@ -174,7 +174,11 @@ mod tests {
             problem.starts_with("not converted to safetensors: ") && problem.contains("weights.pt"),
             "{problem}"
         );
-        fs::write(folder.path().join("weights.safetensors"), b"newer").unwrap();
+        // No tensors, made at the time of the published file.
+        let converted = folder.path().join("weights.safetensors");
+        fs::write(&converted, b"\x02\0\0\0\0\0\0\0{}").unwrap();
+        let time = pt.metadata().unwrap().modified().unwrap();
+        fs::File::options().write(true).open(&converted).unwrap().set_modified(time).unwrap();
         assert_eq!(convert(&pt), None);
         assert_eq!(convert(&folder.path().join("mobilefacenet.onnx")), None);
     }

@@ -357,7 +357,7 @@ impl<'a> Recognition<'a> {
 
     fn crop(&self, sample: &gst::Sample) -> Result<Crop> {
         let buffer = sample.buffer().context("a sample without a buffer")?;
-        let facts = gstfacepipe::roi::crop_metadata(buffer).context("a crop without its facts")?;
+        let facts = gstfacepipe::roi::crop_metadata(buffer).context("a crop without its metadata")?;
         let face = facts.face;
         let captured_at = match facts.captured_at.filter(|_| self.live) {
             Some(since_epoch) => Some((OffsetDateTime::UNIX_EPOCH + since_epoch).format(&Rfc3339)?),

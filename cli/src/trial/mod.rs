@@ -20,19 +20,23 @@ use anyhow::{Result, bail};
 use clap::{Args, builder::PossibleValuesParser};
 use facepipe_vision::{EmbedderKind, default_models_dir, installed_embedder};
 
+#[cfg(test)]
+pub use self::replay::TrackCrop;
 pub use self::{
     gallery::Person,
     ground_truth::{Appearance, GroundTruth, IdentificationOutcome, Score, Walker},
-    replay::{Crops, Detection, Policy, Replay, TrackCrop},
+    replay::{Crops, Detection, Policy, Replay},
     server::Server,
 };
 
-use crate::{exit::Failure, networks::Weights, pictures, video::faces::positive};
+use crate::{exit::Failure, networks::ModelsFolder, pictures, video::faces::positive};
 
 /// Camera id of stored detections.
 pub const CAMERA_ID: &str = "gate-1";
 /// Camera location of stored detections.
 pub const CAMERA_LOCATION: &str = "Lobby";
+/// Bit rate of the camera's own video, Mbit/s: 1080p H.264.
+pub const VIDEO_MBPS: f64 = 4.0;
 
 /// Default number of enrolled photographs per person.
 const SHOTS: u16 = 5;
@@ -48,7 +52,7 @@ pub struct Options {
     #[arg(long, default_value_t = SHOTS, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shots: u16,
     #[command(flatten)]
-    weights: Weights,
+    folder: ModelsFolder,
     /// Embedder of the backend [default: the first whose weights are installed]
     #[arg(long, env = "FACEPIPE_EMBEDDER", value_name = "NAME", value_parser = PossibleValuesParser::new(EmbedderKind::ALL.map(EmbedderKind::name)))]
     embedder: Option<String>,
@@ -127,13 +131,13 @@ impl Options {
 
     /// Returns the models folder.
     pub fn models(&self) -> &Path {
-        &self.weights.models
+        &self.folder.models
     }
 
     /// Returns the given embedder, else the most accurate installed one; none if none is installed.
     pub fn embedder(&self) -> Option<EmbedderKind> {
         let named = self.embedder.as_deref().and_then(|name| name.parse().ok());
-        named.or_else(|| installed_embedder(&self.weights.models))
+        named.or_else(|| installed_embedder(&self.folder.models))
     }
 
     /// Returns the timeout for the first frame of a video.

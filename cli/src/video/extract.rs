@@ -226,7 +226,7 @@ impl FaceFolder {
     /// Writes a face: first its file, atomically, then its line in the index.
     fn add(&mut self, live: bool, sample: &gst::Sample) -> Result<()> {
         let buffer = sample.buffer().context("a sample without a buffer")?;
-        let facts = gstfacepipe::roi::crop_metadata(buffer).context("a crop without its facts")?;
+        let facts = gstfacepipe::roi::crop_metadata(buffer).context("a crop without its metadata")?;
         let face = facts.face;
         let time = facts.running_time.or(buffer.pts().map(Duration::from)).unwrap_or_default();
         let captured = live.then(|| match facts.captured_at {

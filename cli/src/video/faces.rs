@@ -179,16 +179,12 @@ impl LeftOut {
 
     /// Returns a line of text that names the option or property for small faces; none if nothing was left out.
     pub fn summary(&self, min_size: &str) -> Option<String> {
-        let some = |count: u64, why: String| (count > 0).then(|| format!("{count} {why}"));
-        let parts: Vec<String> = [
-            some(self.too_small, format!("faces smaller than {} px ({min_size})", self.min_size)),
-            some(self.too_large, "faces larger than --max-size".into()),
-            some(self.too_many, "faces beyond the maximum number per frame".into()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        (!parts.is_empty()).then(|| format!("Left out  {}", parts.join(", ")))
+        let counts = gstfacepipe::counts_summary([
+            (self.too_small, format!("faces smaller than {} px ({min_size})", self.min_size)),
+            (self.too_large, "faces larger than --max-size".into()),
+            (self.too_many, "faces beyond the maximum number per frame".into()),
+        ]);
+        counts.map(|counts| format!("Left out  {counts}"))
     }
 }
 

@@ -164,7 +164,7 @@ impl Source {
         }
     }
 
-    /// Sets the properties of the element `source` that need no quoting this way.
+    /// Sets the properties of the element `source` that a description could only hold quoted, such as paths and addresses.
     pub fn configure(&self, source: &gst::Element) {
         match self {
             Self::File(path) => match source.downcast_ref::<AppSrc>() {

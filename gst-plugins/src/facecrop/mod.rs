@@ -16,7 +16,7 @@
  *
  * - the first as soon as it is good: the whole face is inside the frame, its quality is at least 0.35, and the detector is
  *   sure of it: a score of at least `certainty` in two of the frames, or of 0.97 in one;
- * - further ones whose quality is higher than the best so far by the fraction `improvement`;
+ * - further ones whose quality is higher than that of the best one sent by the fraction `improvement`;
  * - when the track ends, the best one that was not sent yet, if it is better than those that were.
  *
  * These are `max-per-track` at most. For a track of which the detector was never sure, nothing is sent unless one score was

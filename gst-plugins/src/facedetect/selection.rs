@@ -74,8 +74,8 @@ impl Selection {
         for detection in detections {
             let Some(region) = face_region(detection, width, height) else { continue };
             let is_face = detection.score > f64::from(self.score_threshold);
-            let BoundingBox { left, top, right, bottom } = region.bounding_box.map(f64::from);
-            let (width, height) = ((right - left) * across, (bottom - top) * down);
+            let (width, height) = (region.bounding_box.width(), region.bounding_box.height());
+            let (width, height) = (f64::from(width) * across, f64::from(height) * down);
             let reason = if width.min(height) < f64::from(self.min_size) {
                 Some(&mut found.filtered.too_small)
             } else if width.max(height) > f64::from(self.max_size) {

@@ -173,8 +173,8 @@ impl FaceSinkHttp {
         start: Option<OffsetDateTime>,
     ) -> Result<Crop, gst::ErrorMessage> {
         let metadata = &shot.metadata;
-        let captured_at = self.captured_at(start, metadata.running_time, captured(metadata));
         let encoded = Bytes::from(shot.encode(settings)?);
+        let captured_at = self.captured_at(start, metadata.running_time, captured(metadata));
         Ok(new_crop(encoded, settings.encoding, camera, captured_at, Some(metadata)))
     }
 

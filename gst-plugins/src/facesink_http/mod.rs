@@ -123,8 +123,8 @@
  *   (uint, of the HTTP response), `captured-at` (string, RFC 3339), `track-id` (int, 0 if the faces are not
  *   tracked), `left`, `top`, `right`, `bottom` (uint, pixels of the full frame; absent for an image that is
  *   not from facecrop), `crop-left`, `crop-top`,
- *   `crop-right`, `crop-bottom` (uint, the part of the full frame that the picture shows, pixels) and `picture-width`,
- *   `picture-height` (uint, the size of the picture, pixels; these six are likewise absent for a picture that is not from
+ *   `crop-right`, `crop-bottom` (uint, the part of the full frame that the image shows, pixels) and `picture-width`,
+ *   `picture-height` (uint, the size of the image, pixels; these six are likewise absent for an image that is not from
  *   facecrop),
  *   `model-version` (string, absent if no model is trained), and `faces` (array of
  *   structures `face`, empty if there is none on the crop or the endpoint returns none): `decision` (string
@@ -132,7 +132,8 @@
  *   (double), `detection-confidence` (double), `box-left`, `box-top`, `box-right`, `box-bottom` (double,
  *   pixels of the crop); fields that the backend left out are absent.
  * - Element message `facepipe-rejected`, for each crop that the backend rejected for good or that was given up: `key`,
- *   `captured-at`, `track-id`, `left`, `top`, `right`, `bottom` as above, `status` (uint, of the last response; 0
+ *   `captured-at`, `track-id`, `left` to `bottom`, `crop-left` to `crop-bottom`, `picture-width` and `picture-height` as
+ *   above, `status` (uint, of the last response; 0
  *   if there was none), `code` (string, the backend's error code, absent if it gave none) and `message`
  *   (string). The first in a row also comes with a warning.
  * - Element message `facepipe-backend`, when the backend's state changes: `state` (string `ok`, `busy`, `away` or

@@ -543,6 +543,8 @@ mod tests {
         let (first, _second) = (send(&mut state, now), send(&mut state, now));
         state.resend(first);
         assert_eq!(state.live(), 4);
+        let waiting: Vec<Uuid> = state.queue.iter().map(|pending| pending.crop.key).collect();
+        assert_eq!(waiting, [order[0], order[2], order[3]]);
         state.close();
         let mut returned: Vec<Uuid> = state.queue.iter().map(|pending| pending.crop.key).collect();
         returned.sort();

@@ -58,8 +58,8 @@ pub(super) fn train(
         .collect::<Result<_, IdentifyError>>()?;
 
     let (mut planes, mut open) = (Vec::with_capacity(all.len()), Vec::new());
-    for (class, starts) in starts.into_iter().flatten().enumerate() {
-        match starts {
+    for (class, start) in starts.into_iter().flatten().enumerate() {
+        match start {
             ClassStart::Kept(kept) => planes.push((class, kept)),
             ClassStart::Open(working) => open.push((class, working)),
         }

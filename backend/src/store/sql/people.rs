@@ -165,11 +165,12 @@ impl Database {
         self.read(move |connection| {
             let embedded =
                 embeddings::table.inner_join(images::table).filter(embeddings::embedder.eq(embedder));
-            let unambiguous = images::id
-                .ne_all(similar_images::table.select(similar_images::image_id))
-                .and(images::id.ne_all(similar_images::table.select(similar_images::other_image_id)));
+            // Not `ne_all`, which PostgreSQL answers by reading the whole table for each image.
+            let in_conflict = images::id
+                .eq_any(similar_images::table.select(similar_images::image_id))
+                .or(images::id.eq_any(similar_images::table.select(similar_images::other_image_id)));
             let usable: HashMap<i64, i64> = embedded
-                .filter(unambiguous)
+                .filter(diesel::dsl::not(in_conflict))
                 .group_by(images::person_id)
                 .select((images::person_id, count_star()))
                 .load::<(i64, i64)>(connection)?

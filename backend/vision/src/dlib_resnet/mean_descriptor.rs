@@ -1,4 +1,4 @@
-//! The mean descriptor, which embeddings are centred by.
+//! The mean descriptor, of which half is subtracted from every descriptor.
 
 use super::DlibResnet;
 

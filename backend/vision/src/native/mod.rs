@@ -95,7 +95,7 @@ pub(crate) struct Conv2d {
     c_out: usize,
 }
 
-/// Laid out for the backend.
+/// Packed for one of the two kernels.
 #[derive(Debug)]
 enum ConvWeights {
     Direct(PackedWeights),

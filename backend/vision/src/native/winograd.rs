@@ -1,4 +1,4 @@
-//! 3x3 convolutions of stride 1 by WinogradConv's minimal filtering: F(2x2, 3x3), 16 multiplications for four outputs instead of
+//! 3x3 convolutions of stride 1 by Winograd's minimal filtering: F(2x2, 3x3), 16 multiplications for four outputs instead of
 //! 36, and F(4x4, 3x3), 36 for sixteen instead of 144 (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 //! CVPR 2016, sections 4.1 and 4.2).
 //!
@@ -34,7 +34,7 @@ const CHANNELS_FROM: usize = 16;
 /// and reading more of those takes longer than the multiplications that are saved.
 const LARGE_TO: usize = 40_000;
 
-/// WinogradWeights weights.
+/// Transformed weights.
 #[derive(Debug)]
 pub(super) struct WinogradWeights {
     /// Rows and columns of output of a tile, 2 or 4.
@@ -180,7 +180,7 @@ impl WinogradConv<'_> {
 }
 
 thread_local! {
-    /// WinogradWeights input and output of the tiles of a block.
+    /// Transformed input and output of the tiles of a block.
     static SCRATCH: RefCell<(AlignedFloats, AlignedFloats)> = const { RefCell::new((AlignedFloats::EMPTY, AlignedFloats::EMPTY)) };
 }
 

@@ -213,40 +213,59 @@ impl SimpleBackend for TensorSource<'_> {
     }
 }
 
-/// Returns the safetensors of a published file in `models_dir` if they exist and are not older than the file, else the file
-/// itself.
+/// Returns the safetensors that [`convert`] made beside a published file, if they are whole and the published file is still
+/// the one of which they were made.
+pub fn converted(published: &Path) -> Option<PathBuf> {
+    let safetensors = published.with_extension("safetensors");
+    let modified = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
+    let is_current = modified(published).is_some_and(|time| modified(&safetensors) == Some(time));
+    // Of a mapped file, this compares the header with the length.
+    (is_current && Weights::read(&safetensors).is_ok()).then_some(safetensors)
+}
+
+/// Returns the file to read in `models_dir`: the [`converted`] one, else the published one, and safetensors alone if the
+/// published file is missing.
 pub(crate) fn weights_file(models_dir: &Path, published: &str) -> PathBuf {
     let published = models_dir.join(published);
     let safetensors = published.with_extension("safetensors");
-    let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
-    // `None` is less than any time.
-    if safetensors.is_file() && changed(&safetensors) >= changed(&published) {
-        safetensors
-    } else {
-        published
+    if !published.is_file() && safetensors.is_file() {
+        return safetensors;
     }
+    converted(&published).unwrap_or(published)
 }
 
 /// Converts the published file `from` to safetensors, which are mapped into memory, where other formats are converted at every
-/// start. `to` is written atomically.
+/// start. `to` is written atomically, with the permissions of `from`, and with its time of modification, by which
+/// [`converted`] knows what it was made of.
 ///
 /// # Errors
 ///
 /// Those of [`Weights::read`]; [`ModelError::Unwritable`].
 pub fn convert(from: &Path, to: &Path) -> Result<(), ModelError> {
+    // Before the tensors: a file that is replaced meanwhile has another time.
+    let original = fs::metadata(from).map_err(|error| unreadable(from, error))?;
     let weights = Weights::read(from)?;
     let Tensors::Held(tensors) = weights.tensors else { return Ok(()) };
     let unwritable = |source: io::Error| ModelError::Unwritable { path: to.to_owned(), source };
     let part = to.with_extension(format!("{}.part", std::process::id()));
     let written = candle_core::safetensors::save(&tensors, &part)
         .map_err(|error| unwritable(io::Error::other(error.to_string())))
-        .and_then(|()| fs::File::open(&part).and_then(|file| file.sync_all()).map_err(unwritable))
+        .and_then(|()| finish(&part, &original).map_err(unwritable))
         .and_then(|()| fs::rename(&part, to).map_err(unwritable));
     if written.is_err() {
         // A partial file is useless; a failure to remove it adds nothing to the first error.
         let _ = fs::remove_file(&part);
     }
     written
+}
+
+/// Gives a written file what it has from the original, and puts it on the disk. The safetensors library makes files that only
+/// their owner may read, while a server usually has a user of its own.
+fn finish(part: &Path, original: &fs::Metadata) -> io::Result<()> {
+    let file = fs::File::options().write(true).open(part)?;
+    file.set_modified(original.modified()?)?;
+    file.set_permissions(original.permissions())?;
+    file.sync_all()
 }
 
 /// Whether a file starts like safetensors: eight bytes of length, then a JSON object.

@@ -2,8 +2,8 @@
 
 use crate::BoundingBox;
 
-/// Source pixels that one output pixel is made of, along one axis, at most: a picture of fitting size is never more than
-/// twice as fine as what is cut out of it.
+/// Maximum number of source pixels per output pixel along one axis: a level of fitting size is never more than twice as fine
+/// as what is resampled from it.
 const TAPS: usize = 3;
 /// A level is not halved below this: the networks look at 12 pixels at least.
 const MIN_SIDE: usize = 24;

@@ -1,5 +1,5 @@
 //! The layout of `face_recognition_model.bin` of the npm package `@vladmandic/face-api` 1.7.15: what the package's
-//! `face_recognition_model-weights_manifest.json` says of them, in its order.
+//! `face_recognition_model-weights_manifest.json` says of its tensors, in its order.
 
 use super::Storage::{self, Float, Quantized};
 
