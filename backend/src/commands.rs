@@ -60,10 +60,15 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             let retained = retention::retain(&database, config.retention.options(), *trust_clock).await;
             close(&database).await;
             match retained? {
-                RetentionOutcome::Done(deleted) => println!(
-                    "Deleted {} detections and {} answers that were too old.",
-                    deleted.detections, deleted.idempotency_records
-                ),
+                RetentionOutcome::Done(deleted) => {
+                    println!(
+                        "Deleted {} detections and {} answers that were too old.",
+                        deleted.detections, deleted.idempotency_records
+                    );
+                    if deleted.cohort > 0 {
+                        println!("Deleted {} embeddings of the cohort that were too old.", deleted.cohort);
+                    }
+                }
                 RetentionOutcome::ClockDoubted(doubt) => anyhow::bail!(
                     "{doubt} Nothing was deleted. If the clock is right, run this once with --trust-clock"
                 ),

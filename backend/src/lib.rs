@@ -4,6 +4,7 @@
 mod api;
 mod application;
 mod backup;
+mod cohort;
 pub mod commands;
 mod config;
 pub mod config_errors;
@@ -33,9 +34,9 @@ mod train;
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
 pub use config::{
-    Args, BrowserConfig, Command, Config, DatabaseConfig, DatasetConfig, DeploymentConfig, ErasedDetections,
-    ListenerConfig, LogFormat, LoggingConfig, RecognitionConfig, ResultsConfig, RetentionConfig, ServerRole,
-    Settings, StorageConfig,
+    Args, BrowserConfig, CohortConfig, Command, Config, DatabaseConfig, DatasetConfig, DeploymentConfig,
+    ErasedDetections, ListenerConfig, LogFormat, LoggingConfig, RecognitionConfig, ResultsConfig,
+    RetentionConfig, ServerRole, Settings, StorageConfig,
 };
 
 /// What benchmarks measure on its own. Not part of the interface.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod cohort;
 mod connection;
 mod demo;
 mod digest;
@@ -59,6 +60,7 @@ enum Command {
     Recognize(recognize::Options),
     Extract(video::extract::Options),
     Train(train::Options),
+    Cohort(cohort::Options),
     Locate(manage::LocateOptions),
     People(manage::PeopleOptions),
     Images(manage::ImagesOptions),
@@ -93,6 +95,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Recognize(options) => recognize::run(&options),
         Command::Extract(options) => video::extract::run(&options),
         Command::Train(options) => train::run(&options),
+        Command::Cohort(options) => cohort::run(&options),
         Command::Locate(options) => manage::locate(&options),
         Command::People(options) => manage::people(&options),
         Command::Images(options) => manage::images(&options),

@@ -22,6 +22,7 @@
 //! ```
 
 mod classifier;
+pub mod cohort;
 mod embedding;
 mod error;
 pub mod evaluate;

@@ -3,6 +3,7 @@
 mod auth;
 mod body;
 mod cameras;
+mod cohort;
 mod connection;
 mod cors;
 mod database;

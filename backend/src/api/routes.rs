@@ -5,7 +5,8 @@ use actix_web::web as actix;
 use paperclip::actix::web;
 
 use super::{
-    cameras, database, dataset, debug, detections, guide, health, images, jobs, method_not_allowed, model,
+    cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs, method_not_allowed,
+    model,
     openapi::{self, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, call},
     people, recognition, root, verify,
 };
@@ -14,7 +15,7 @@ use crate::{
     error::examples::{
         CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FORM, FULL, IMAGE, IMAGE_PARTS, JOB,
         JOB_END, JSON, LIMIT, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB, ONE_FACE,
-        PAGE, PATH, PERSON, PERSON_IMAGE, QUERY, QUEUE, ROWS, SEND, TWO_IMAGES,
+        PAGE, PATH, PERSON, PERSON_IMAGE, QUERY, QUEUE, ROWS, SELECTION, SEND, TWO_IMAGES,
     },
 };
 
@@ -157,6 +158,15 @@ routes! {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
                 ..call(DATASET, &[PATH, NO_IMAGE, ROWS])
             };
+        }
+
+        "/cohort" Manage Admin {
+            get cohort::show => call(MODEL, &[ROWS]);
+            put cohort::add => Call {
+                headers: &[(200, "Server-Timing")],
+                ..call(MODEL, &[FORM, IMAGE_PARTS, QUEUE, FULL, ROWS])
+            };
+            delete cohort::erase => call(MODEL, &[SELECTION, FULL, ROWS]);
         }
 
         "/model" Manage Admin {

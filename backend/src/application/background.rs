@@ -1,4 +1,4 @@
-//! Work in the background: training, sending results, following changes, sweeping and retention.
+//! Work in the background: training, sending results, following changes, sweeping, retention and filling the cohort.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Services;
 use crate::{
+    cohort::{CohortEmbedder, run_filling},
     config::Config,
     outbox::{self, OutboxOptions},
     store::{retention::run_retention, sweep::run_sweeps},
@@ -36,7 +37,7 @@ impl Background {
         services: &Services,
         tokens: Option<Arc<Tokens>>,
     ) -> anyhow::Result<Self> {
-        let Services { database, blobs, loader, trainer, metrics, stop, .. } = services;
+        let Services { database, blobs, pipeline, loader, trainer, metrics, stop, .. } = services;
         let mut others = JoinSet::new();
         let poll = config.deployment.poll_interval();
         others.spawn({
@@ -59,6 +60,13 @@ impl Background {
             others.spawn(run_retention(
                 database.clone(),
                 config.retention.options(),
+                Arc::clone(metrics),
+                stop.clone(),
+            ));
+            others.spawn(run_filling(
+                database.clone(),
+                CohortEmbedder::of(pipeline.embedder()),
+                config.cohort.options(),
                 Arc::clone(metrics),
                 stop.clone(),
             ));

@@ -5,6 +5,7 @@ mod settings;
 
 mod args;
 mod browsers;
+mod cohort;
 mod database;
 mod dataset;
 mod deployment;
@@ -17,6 +18,7 @@ mod storage;
 
 pub use args::{Args, Command};
 pub use browsers::BrowserConfig;
+pub use cohort::CohortConfig;
 pub use database::DatabaseConfig;
 pub use dataset::DatasetConfig;
 pub use deployment::{DeploymentConfig, ServerRole};
@@ -38,9 +40,9 @@ use reqwest::Url;
 use serde::Serialize;
 
 use self::{
-    browsers::BrowserFlags, database::DatabaseFlags, dataset::DatasetFlags, deployment::DeploymentFlags,
-    listener::ListenerFlags, logging::LoggingFlags, recognition::RecognitionFlags, results::ResultsFlags,
-    retention::RetentionFlags, storage::StorageFlags,
+    browsers::BrowserFlags, cohort::CohortFlags, database::DatabaseFlags, dataset::DatasetFlags,
+    deployment::DeploymentFlags, listener::ListenerFlags, logging::LoggingFlags,
+    recognition::RecognitionFlags, results::ResultsFlags, retention::RetentionFlags, storage::StorageFlags,
 };
 use crate::{
     config_errors::{self, config_error},
@@ -90,6 +92,8 @@ concerns! {
     database: DatabaseConfig, DatabaseFlags;
     /// Names and images that count as the same.
     dataset: DatasetConfig, DatasetFlags;
+    /// What fills the cohort.
+    cohort: CohortConfig, CohortFlags;
     /// Detections: how long they are kept, and plausible times.
     retention: RetentionConfig, RetentionFlags;
     /// Networks, thresholds, the queue, limits of images.
@@ -145,6 +149,7 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         self.recognition.check()?;
+        self.cohort.check(self.recognition.keep_unknown_embeddings)?;
         self.results.results_url()?;
         self.logging.check()?;
         self.browsers.check()?;
@@ -241,6 +246,13 @@ mod tests {
         let config = Config::default()
             .with(|config| config.logging.otlp_endpoint = Some("grpc://127.0.0.1:4317".into()));
         assert!(config.check().unwrap_err().to_string().contains("otlp_endpoint begins with grpc:"));
+        let config = Config::default().with(|config| config.cohort.cohort_max = 0);
+        assert!(config.check().unwrap_err().to_string().contains("cohort_max is 0"));
+        let config = Config::default().with(|config| {
+            config.cohort.cohort_from_cameras = true;
+            config.recognition.keep_unknown_embeddings = false;
+        });
+        assert!(config.check().unwrap_err().to_string().contains("cohort_from_cameras"));
         let config = Config::default().with(|config| config.recognition.embedder = Some("arcface".into()));
         assert!(format!("{:#}", config.check().unwrap_err()).contains("arcface"));
     }

@@ -2,6 +2,7 @@
 //! No SQL, no HTTP and no networks; `docs/architecture.md` has the order in which modules may use each other.
 
 mod clock;
+mod cohort;
 mod detection;
 mod face;
 pub mod face_id;
@@ -11,6 +12,7 @@ mod person_id;
 mod task;
 
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
+pub use cohort::CohortSource;
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, StoredDetection};
 pub use face::IdentifiedFace;
 pub use face_id::{FaceId, InvalidFaceId, SameName};

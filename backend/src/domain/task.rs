@@ -9,11 +9,13 @@ pub enum Task {
     Sweep,
     /// Backs up database and blobs.
     Backup,
+    /// Fills the cohort from the cameras, and removes people from it who are enrolled.
+    Cohort,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Self; 3] = [Self::Retain, Self::Sweep, Self::Backup];
+    pub const ALL: [Self; 4] = [Self::Retain, Self::Sweep, Self::Backup, Self::Cohort];
 
     /// The name in rows and metrics.
     pub fn name(self) -> &'static str {
@@ -21,6 +23,7 @@ impl Task {
             Self::Retain => "retain",
             Self::Sweep => "sweep",
             Self::Backup => "backup",
+            Self::Cohort => "cohort",
         }
     }
 }

@@ -66,6 +66,9 @@ pub const PERSON_IMAGE: &[Example] = &[|| ApiError::PersonNotFound, || ApiError:
 /// Calls with the parameter `wait`.
 pub const QUERY: &[Example] =
     &[|| ApiError::InvalidQuery("wait is \"perhaps\", it must be \"true\" or \"false\"".into())];
+/// Calls that select what they erase.
+pub const SELECTION: &[Example] =
+    &[|| ApiError::InvalidQuery("source is \"internet\", it must be \"uploaded\" or \"camera\"".into())];
 /// Lists in pages, with a time range.
 pub const PAGE: &[Example] = &[
     || ApiError::InvalidQuery("limit is \"many\", it must be a whole number".into()),

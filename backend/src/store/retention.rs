@@ -1,5 +1,5 @@
-//! Deletes detections and idempotency records that are older than they may be kept, and corrects impossible times of
-//! detections.
+//! Deletes detections, idempotency records and embeddings of the cohort from cameras that are older than they may be kept,
+//! and corrects impossible times of detections.
 
 use std::{
     sync::Arc,
@@ -9,9 +9,12 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Database, StoreError, from_micros, sql::Lease};
+use super::{
+    Database, StoreError, from_micros,
+    sql::{CohortFilter, Lease},
+};
 use crate::{
-    domain::{CLOCK_UNSET_BEFORE, Micros, Task, now},
+    domain::{CLOCK_UNSET_BEFORE, CohortSource, Micros, Task, now},
     metrics::Metrics,
 };
 
@@ -44,6 +47,8 @@ pub struct Deleted {
     pub detections: usize,
     /// Deleted idempotency records.
     pub idempotency_records: usize,
+    /// Deleted embeddings of the cohort.
+    pub cohort: usize,
     /// Detections whose time was corrected.
     pub corrected: usize,
 }
@@ -109,10 +114,11 @@ pub async fn run_retention(
             Ok(RetentionOutcome::Done(deleted)) => {
                 doubted_since = None;
                 if deleted != Deleted::default() {
-                    let Deleted { detections, idempotency_records, corrected } = deleted;
+                    let Deleted { detections, idempotency_records, cohort, corrected } = deleted;
                     tracing::info!(
                         detections,
                         answers = idempotency_records,
+                        cohort,
                         corrected,
                         "deleted what was older than detections_max_age_days, corrected impossible times"
                     );
@@ -175,7 +181,7 @@ async fn pass(
             Some(max_age) => delete(database, holder, max_age, now, &mut deleted).await?,
             None => true,
         };
-    if deleted.detections + deleted.idempotency_records > 0 {
+    if deleted.detections + deleted.idempotency_records + deleted.cohort > 0 {
         database.scrub_journal_of_detections().await?;
     }
     if done {
@@ -240,6 +246,10 @@ async fn delete(
 ) -> Result<bool, StoreError> {
     let age = i64::try_from(max_age.as_micros()).unwrap_or(i64::MAX);
     let cutoff = now.saturating_sub(age);
+    // Few enough for one transaction; uploaded ones stay until they are erased.
+    let old =
+        CohortFilter { source: Some(CohortSource::Camera), before: Some(cutoff), ..CohortFilter::default() };
+    deleted.cohort = database.erase_cohort(old).await?;
     loop {
         let detections = database.delete_detections_before(cutoff, BATCH).await?;
         deleted.detections += detections;

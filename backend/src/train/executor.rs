@@ -21,6 +21,7 @@ use super::{
     },
 };
 use crate::{
+    cohort::{self, CohortEmbedder},
     domain::{Job, JobKind},
     model_loader::ModelLoader,
     recognise::{ImageError, Pipeline},
@@ -173,6 +174,8 @@ impl JobExecutor {
             blocking(move || split_conflicts(images, same_picture, &progress)).await??;
         // Also where the training fails: they may be the reason.
         self.store_conflicts(&conflicts).await?;
+        let cohort_embedder = CohortEmbedder::of(self.pipeline.embedder());
+        cohort::remove_enrolled(&self.database, cohort_embedder, &images).await?;
         let (embedder, progress) = (self.embedder(), Arc::clone(&running.progress));
         let trained = blocking(move || fit(embedder, images, previous.as_deref(), &progress)).await??;
         running.progress.ensure_not_aborted()?;

@@ -137,6 +137,14 @@ impl Server {
         answer
     }
 
+    /// PUT with a form.
+    pub async fn put(&self, path: &str, form: Form) -> ApiResponse {
+        let request = self.client.put(format!("{}{path}", self.url)).multipart(form);
+        let answer = ApiResponse::read(request.send().await.unwrap()).await;
+        contract::check(&Method::PUT, path, &answer);
+        answer
+    }
+
     /// PATCH with a JSON body.
     pub async fn patch(&self, path: &str, body: &Value) -> ApiResponse {
         let request = self.client.patch(format!("{}{path}", self.url)).json(body);

@@ -11,6 +11,7 @@
 mod auth;
 mod backup;
 mod blobs;
+mod cohort;
 mod command_line;
 mod contract;
 mod dataset;

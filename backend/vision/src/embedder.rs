@@ -78,6 +78,15 @@ impl EmbedderKind {
         }
     }
 
+    /// The lowest cosine between the embeddings of two faces at which they are accepted as the same person.
+    pub const fn verification_threshold(self) -> f32 {
+        match self {
+            Self::InceptionResnetV1 => InceptionResnetV1::VERIFICATION_THRESHOLD,
+            Self::MobileFaceNet => MobileFaceNet::VERIFICATION_THRESHOLD,
+            Self::DlibResnet => DlibResnet::VERIFICATION_THRESHOLD,
+        }
+    }
+
     /// Returns the path of its weights in `models_dir`, whether the file exists or not.
     pub fn weights_file(self, models_dir: &Path) -> PathBuf {
         match self {

@@ -140,6 +140,12 @@ fn mixed_7a(vb: &VarBuilder<'_>) -> Result<Layer> {
 }
 
 impl InceptionResnetV1 {
+    /// 0.379: a squared Euclidean distance of 1.242 between embeddings of length 1, which is 2 - 2 cos. That is the
+    /// optimum on Labeled Faces in the Wild that is published for the method (Schroff, Kalenichenko and Philbin,
+    /// "FaceNet", CVPR 2015, section 5.6), of another network trained that way. It was not measured here: the trained
+    /// weights of this one were not at hand.
+    pub const VERIFICATION_THRESHOLD: f32 = 0.379;
+
     /// Elements of an embedding.
     pub const DIMENSIONS: usize = 512;
     /// Side of the faces that it takes, pixels.
@@ -208,12 +214,8 @@ impl Embedder for InceptionResnetV1 {
         0.46
     }
 
-    /// 0.379: a squared Euclidean distance of 1.242 between embeddings of length 1, which is 2 - 2 cos. That is the
-    /// optimum on Labeled Faces in the Wild that is published for the method (Schroff, Kalenichenko and Philbin,
-    /// "FaceNet", CVPR 2015, section 5.6), of another network trained that way. It was not measured here: the trained
-    /// weights of this one were not at hand.
     fn verification_threshold(&self) -> f32 {
-        0.379
+        Self::VERIFICATION_THRESHOLD
     }
 
     /// 0.94, as measured with the other embedder. It was not measured here: the trained weights of this one were not at

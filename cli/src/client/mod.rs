@@ -20,9 +20,10 @@ pub use self::{
     error::ClientError,
     transport::{REQUEST_TIMEOUT, RETRY_LIMIT, Settings},
     types::{
-        AddedImage, Cameras, Conflict, ConflictingImage, Dataset, DatasetEntry, Decision, Detection,
-        Detections, EnrolmentWarning, Face, ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model,
-        Models, NamedPerson, PersonImages, Results, Track, Verification,
+        AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
+        DatasetEntry, Decision, Detection, Detections, EnrolmentWarning, ErasedFromCohort, ErrorDetail, Face,
+        ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models, NamedPerson, PersonImages,
+        Results, Track, Verification,
     },
 };
 use self::{
@@ -160,6 +161,22 @@ impl Client {
     pub async fn verify(&self, first: Bytes, second: Bytes) -> Result<Verification, ClientError> {
         let form = Body::Form(vec![("image", Part::Image(first)), ("image", Part::Image(second))]);
         self.transport.call(&operation::VERIFY, &[], &[], form).await
+    }
+
+    /// Adds pictures of strangers to the cohort.
+    pub async fn add_to_cohort(&self, images: Vec<Bytes>) -> Result<AddedToCohort, ClientError> {
+        let form = Body::Form(images.into_iter().map(|image| ("image", Part::Image(image))).collect());
+        self.transport.call(&operation::ADD_TO_COHORT, &[], &[], form).await
+    }
+
+    /// Returns the size of the cohort and what fills it.
+    pub async fn cohort(&self) -> Result<Cohort, ClientError> {
+        self.transport.call(&operation::COHORT, &[], &[], Body::Nothing).await
+    }
+
+    /// Erases the part of the cohort that the query selects; without one, all of it.
+    pub async fn erase_cohort(&self, query: &[(&str, String)]) -> Result<ErasedFromCohort, ClientError> {
+        self.transport.call(&operation::ERASE_COHORT, &[], query, Body::Nothing).await
     }
 
     /// Starts a training on the stored embeddings or, if `full`, from the images.

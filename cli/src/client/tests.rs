@@ -78,6 +78,9 @@ fn responses_are_parsed_completely() {
     parse_completely::<Detections>(&document, &operation::DETECTIONS, "200");
     parse_completely::<Track>(&document, &operation::TRACK, "200");
     parse_completely::<LastKnownLocation>(&document, &operation::LAST_KNOWN_LOCATION, "200");
+    parse_completely::<AddedToCohort>(&document, &operation::ADD_TO_COHORT, "200");
+    parse_completely::<Cohort>(&document, &operation::COHORT, "200");
+    parse_completely::<ErasedFromCohort>(&document, &operation::ERASE_COHORT, "200");
     parse_completely::<Cameras>(&document, &operation::CAMERAS, "200");
 }
 
@@ -89,6 +92,7 @@ fn form_fields_are_in_the_document() {
         assert!(fields("RecognitionForm")[name].is_object(), "{name}");
     }
     assert!(fields("EnrolmentForm")["image"].is_object());
+    assert!(fields("CohortForm")["image"].is_object());
     assert!(fields("VerificationForm")["image"].is_object());
     assert!(fields("Renaming")["face_id"].is_object());
     assert!(fields("PersonName")["face_id"].is_object());

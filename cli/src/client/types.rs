@@ -261,6 +261,82 @@ pub struct ImageError {
     pub error: ErrorDetail,
 }
 
+/// `PUT /cohort`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AddedToCohort {
+    /// Name of the embedder.
+    pub embedder: String,
+    /// Pictures added.
+    pub added: u64,
+    /// Pictures that were there before.
+    pub already_there: u64,
+    /// Pictures without a face.
+    pub no_face: u64,
+    /// Pictures that cannot be read.
+    pub unreadable: u64,
+    /// Embeddings by this embedder in the cohort.
+    pub total: u64,
+    /// One per picture, in the order of the request.
+    pub results: Vec<CohortOutcome>,
+    /// Reasons for refusals.
+    pub errors: Vec<ImageError>,
+}
+
+/// Outcome of a picture of a stranger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CohortOutcome {
+    /// Its embedding was added.
+    Added,
+    /// The cohort has an embedding of it.
+    AlreadyThere,
+    /// It has no usable face.
+    Refused,
+}
+
+/// `GET /cohort`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Cohort {
+    /// Name of the server's embedder.
+    pub embedder: String,
+    /// Embeddings by it.
+    pub total: u64,
+    /// By embedder and source.
+    pub groups: Vec<CohortGroup>,
+    /// Whether unknown faces of the cameras are added.
+    pub from_cameras: bool,
+    /// Maximum number of those.
+    pub max_from_cameras: u64,
+    /// Days for which those are kept; none for ever.
+    pub camera_max_age_days: Option<u32>,
+}
+
+/// Embeddings of one embedder from one source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CohortGroup {
+    /// Name of the embedder.
+    pub embedder: String,
+    /// `uploaded` or `camera`.
+    pub source: String,
+    /// Number of them.
+    pub embeddings: u64,
+    /// Whether the server's embedder computed them.
+    pub used: bool,
+    /// RFC 3339, UTC.
+    pub oldest_at: String,
+    /// RFC 3339, UTC.
+    pub newest_at: String,
+}
+
+/// `DELETE /cohort`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErasedFromCohort {
+    /// Embeddings erased.
+    pub erased: u64,
+    /// Embeddings left.
+    pub left: u64,
+}
+
 /// Body of every error response.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {

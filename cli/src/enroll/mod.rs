@@ -5,6 +5,8 @@ mod folder;
 mod selection;
 mod upload;
 
+pub use self::upload::{ImageResult, UploadOutcome};
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 

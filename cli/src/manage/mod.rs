@@ -36,7 +36,7 @@ type Query = Vec<(&'static str, String)>;
 ///
 /// # Errors
 /// Standard input is no terminal.
-fn confirmed(question: &str, yes: bool) -> Result<bool> {
+pub fn confirmed(question: &str, yes: bool) -> Result<bool> {
     if yes {
         return Ok(true);
     }

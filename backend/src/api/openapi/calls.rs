@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::super::{
     ListMeta,
+    cohort::{CohortGroup, CohortOutcome},
     dataset::{SimilarImage, Warning},
     detections::TimeBasis,
     jobs::Progress,
@@ -18,7 +19,7 @@ use super::super::{
     recognition::{BoundingBox, Decision},
 };
 use crate::{
-    domain::{JobKind, JobStatus},
+    domain::{CohortSource, JobKind, JobStatus},
     error::{ErrorBody, ErrorDetail, examples::Example},
     train::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut},
 };
@@ -71,7 +72,7 @@ to a call that the others serve is 404 `other_role`.";
 /// The groups of calls: name and description.
 pub const TAGS: &[(&str, &str)] = &[
     (DATASET, "Enrolled people and the images of their faces."),
-    (MODEL, "Training models on the dataset."),
+    (MODEL, "Training models on the dataset, and the cohort against which they are calibrated."),
     (RECOGNITION, "Recognising the faces of images."),
     (DATABASE, "Detections: who was seen where and when."),
     (SERVER, "The server itself."),
@@ -188,6 +189,15 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
                 "example": "running",
             }),
         ),
+        (
+            "source",
+            json!({
+                "schema": { "type": "string", "enum": CohortSource::ALL.map(CohortSource::name) },
+                "example": "camera",
+            }),
+        ),
+        ("embedder", json!({ "schema": { "type": "string" }, "example": "mobilefacenet" })),
+        ("before", time("2024-05-06T00:00:00Z")),
         ("wait", json!({ "schema": { "type": "boolean", "default": false }, "example": true })),
         ("person", json!({ "schema": face_id(), "example": "Ada Lovelace" })),
         ("camera", json!({ "schema": { "type": "string" }, "example": "gate-1" })),
@@ -271,6 +281,8 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     Conflict::update_definitions,
     ConflictingImage::update_definitions,
     EmbeddingResult::update_definitions,
+    CohortGroup::update_definitions,
+    CohortOutcome::update_definitions,
     Warning::update_definitions,
     SimilarImage::update_definitions,
 ];
@@ -294,6 +306,8 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
         ("*", "created_at", time()),
         ("*", "finished_at", time()),
         ("*", "last_seen", time()),
+        ("*", "newest_at", time()),
+        ("*", "oldest_at", time()),
         ("*", "received_at", time()),
         ("*", "started_at", time()),
         (
@@ -316,6 +330,8 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
         ("PersonName", "face_id", face_id()),
         // The handler reads several, to reject them with their number.
         ("EnrolmentForm", "image", json!({ "type": "string", "format": "binary", "items": null })),
+        ("CohortForm", "image", json!({ "minItems": 1 })),
+        ("CohortGroup", "source", json!({ "enum": CohortSource::ALL.map(CohortSource::name) })),
         ("RecognitionForm", "image", json!({ "minItems": 1 })),
         ("VerificationForm", "image", json!({ "minItems": 2, "maxItems": 2 })),
         ("Verification", "faces", json!({ "minItems": 2, "maxItems": 2 })),
@@ -329,6 +345,7 @@ pub const OFTEN_ABSENT: &[(&str, &str)] = &[
     ("Job", "error"),
     ("RecognitionForm", "captured_at"),
     ("AddedImage", "notes"),
+    ("AddedToCohort", "notes"),
     ("Verification", "notes"),
     ("RecognitionForm", "track_id"),
     ("RecognitionForm", "box"),

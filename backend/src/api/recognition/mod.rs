@@ -3,7 +3,7 @@
 mod form;
 mod results;
 
-pub use results::{BoundingBox, Decision, ImageNote};
+pub use results::{BoundingBox, Decision, ImageError, ImageNote};
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,9 +17,7 @@ use paperclip::actix::api_v2_operation;
 
 use self::{
     form::{ImageFields, RecognitionForm, RecognitionRequest, required},
-    results::{
-        Face, ImageError, NotStored, RecognitionBody, Results, Sent, SentResults, Stored, StoredResults,
-    },
+    results::{Face, NotStored, RecognitionBody, Results, Sent, SentResults, Stored, StoredResults},
 };
 use super::{
     State,

@@ -24,7 +24,7 @@ pub struct Backlog {
     /// When the oldest of them was created.
     pub oldest_message: Option<Micros>,
     /// When each task last completed, in the order of [`Task::ALL`].
-    pub task_runs: [Option<Micros>; 3],
+    pub task_runs: [Option<Micros>; 4],
 }
 
 impl Database {

@@ -9,7 +9,7 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database, names,
+    AnyConnection, Database, cohort, names,
     people::person,
     schema::{detections, people},
 };
@@ -327,12 +327,13 @@ impl Database {
         .await
     }
 
-    /// Erases a detection.
+    /// Erases a detection, and copies of its embedding in the cohort.
     ///
     /// # Errors
     /// [`StoreError::DetectionNotFound`].
     pub async fn erase_detection(&self, id: i64) -> Result<(), StoreError> {
         self.write(move |connection| {
+            cohort::erase_of_detection(connection, id)?;
             match diesel::delete(detections::table.find(id)).execute(connection)? {
                 0 => Err(StoreError::DetectionNotFound),
                 _ => Ok(()),

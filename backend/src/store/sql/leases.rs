@@ -29,11 +29,14 @@ pub enum Lease {
     Sweep,
     /// Deleting detections that are too old.
     Retain,
+    /// Filling and cleaning the cohort.
+    Cohort,
 }
 
 impl Lease {
     /// All leases.
-    pub const ALL: [Self; 5] = [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain];
+    pub const ALL: [Self; 6] =
+        [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain, Self::Cohort];
 
     /// The name in rows.
     pub fn name(self) -> &'static str {
@@ -43,6 +46,7 @@ impl Lease {
             Self::Outbox => "outbox",
             Self::Sweep => "sweep",
             Self::Retain => "retain",
+            Self::Cohort => "cohort",
         }
     }
 }

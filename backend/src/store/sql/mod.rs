@@ -15,6 +15,7 @@
 
 mod backlog;
 mod backup;
+mod cohort;
 mod connection;
 mod detections;
 mod erasures;
@@ -57,6 +58,7 @@ use signals::ChangeSignals;
 
 pub use backlog::Backlog;
 pub use backup::{BackupSource, engine_of, is_empty, known_schema};
+pub use cohort::{CohortCandidate, CohortCount, CohortFilter, CohortMember, NewCohortMember};
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use erasures::{Erasure, RowIdentity};
 pub use idempotency_records::{IdempotentCall, NewUploads, Upload};
@@ -275,7 +277,7 @@ impl Database {
     /// The engine refuses.
     pub async fn scrub_journal(&self) -> Result<(), StoreError> {
         // Takes the erased rows out of their pages. Logs and backups are the administrator's responsibility.
-        self.forget(Some("VACUUM people, images, embeddings")).await
+        self.forget(Some("VACUUM people, images, embeddings, cohort")).await
     }
 
     /// Removes what erased detections leave behind in the engine's journal. PostgreSQL's pages keep it until the next

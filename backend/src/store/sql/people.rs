@@ -13,7 +13,7 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database, MAX_ATTEMPTS,
+    AnyConnection, Database, MAX_ATTEMPTS, cohort,
     erasures::{Erasure, RowIdentity, record_erasure},
     leases::{Lease, ensure_unlocked, renew},
     names::{self, Name, PersonKey},
@@ -366,8 +366,8 @@ impl Database {
         .await
     }
 
-    /// Erases a person with images and embeddings, and with `with_detections` also the detections, which otherwise stay
-    /// without a name.
+    /// Erases a person with images and embeddings, the embeddings of the cohort that may show the person, and with
+    /// `with_detections` also the detections, which otherwise stay without a name.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
@@ -567,6 +567,7 @@ fn erase_person(
     if with_detections {
         diesel::delete(detections::table.filter(detections::person_id.eq(person_id))).execute(connection)?;
     }
+    cohort::erase_of_person(connection, person_id)?;
     let blobs = images::table
         .filter(images::person_id.eq(person_id))
         .select(images::blob_key)

@@ -140,6 +140,23 @@ table! {
 }
 
 table! {
+    cohort (id) {
+        id -> Text,
+        embedder -> Text,
+        source -> Text,
+        vector -> Binary,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    cohort_cursor (slot) {
+        slot -> Integer,
+        detection_id -> BigInt,
+    }
+}
+
+table! {
     outbox (id) {
         id -> BigInt,
         message_key -> Text,

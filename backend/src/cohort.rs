@@ -1,0 +1,366 @@
+//! Fills the cohort from unknown faces of the cameras, and removes people from it who are enrolled.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
+
+use facepipe_identify::cohort::{beyond_doubt, enrolled_from, top_scores};
+use facepipe_vision::Embedder;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    domain::{CohortSource, Task, now},
+    metrics::Metrics,
+    store::{
+        Database, StoreError,
+        sql::{CohortCandidate, CohortMember, Lease, TrainingImage},
+    },
+};
+
+/// The interval between passes.
+const INTERVAL: Duration = Duration::from_secs(600);
+/// How long after a crash in the middle of a pass another process may start one.
+const LEASE: Duration = Duration::from_secs(60);
+/// Detections that are considered together.
+const BATCH: i64 = 1000;
+/// The pause between batches, which gives way to other writers on SQLite.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Minimum probability of a face: hair and fabric that are taken for faces have less.
+const MIN_CONFIDENCE: f32 = 0.95;
+/// Minimum length of the shorter side of a face, pixels. The embedders scale faces to 112 and more: a smaller one is mostly
+/// blur, and its embedding resembles those of other blurred faces.
+const MIN_SIDE: f32 = 40.0;
+
+/// What fills the cohort besides uploads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FillOptions {
+    /// Whether unknown faces of the cameras do.
+    pub from_cameras: bool,
+    /// Embeddings from cameras that it has at most.
+    pub max: u32,
+}
+
+/// The embedder whose part of the cohort is filled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CohortEmbedder {
+    /// Its name.
+    pub name: &'static str,
+    /// Its threshold of verification, a cosine.
+    pub same_person: f32,
+}
+
+impl CohortEmbedder {
+    /// The embedder of a server.
+    pub fn of(embedder: &dyn Embedder) -> Self {
+        Self { name: embedder.name(), same_person: embedder.verification_threshold() }
+    }
+}
+
+/// What a pass changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CohortChanges {
+    /// Embeddings that were added.
+    pub added: usize,
+    /// Embeddings that were removed, since they match somebody who is enrolled.
+    pub removed: usize,
+}
+
+/// Does a pass now and at every interval, until `stop` is set.
+pub async fn run_filling(
+    database: Database,
+    embedder: CohortEmbedder,
+    options: FillOptions,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        let passed = tokio::select! {
+            passed = fill(&database, embedder, options) => passed,
+            // The next pass goes on where this one was.
+            () = stop.cancelled() => return,
+        };
+        match passed {
+            Ok(Some(CohortChanges { added, removed })) if added + removed > 0 => {
+                tracing::info!(
+                    added,
+                    removed,
+                    "added unknown faces to the cohort, removed people who are enrolled"
+                );
+            }
+            Ok(_) => (),
+            Err(error) => {
+                metrics.task_failed(Task::Cohort);
+                tracing::warn!(%error, "cannot fill the cohort");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => (),
+            () = stop.cancelled() => (),
+        }
+    }
+}
+
+/// Does one pass. `None` where another process is doing one.
+///
+/// # Errors
+/// The database fails; what was added until then stays.
+pub async fn fill(
+    database: &Database,
+    embedder: CohortEmbedder,
+    options: FillOptions,
+) -> Result<Option<CohortChanges>, StoreError> {
+    let holder = Uuid::new_v4().to_string();
+    if !database.acquire_lease(Lease::Cohort, &holder, LEASE).await? {
+        return Ok(None);
+    }
+    let outcome = pass(database, embedder, options, &holder).await;
+    database.release_lease(Lease::Cohort, &holder).await?;
+    match outcome {
+        // Another process goes on.
+        Err(StoreError::LeaseLost) => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}
+
+async fn pass(
+    database: &Database,
+    embedder: CohortEmbedder,
+    options: FillOptions,
+    holder: &str,
+) -> Result<CohortChanges, StoreError> {
+    let mut changes = CohortChanges::default();
+    let has_some = has_some_from_cameras(database, embedder).await?;
+    if has_some || options.from_cameras {
+        let images = database.training_set(embedder.name).await?.images;
+        let references = Arc::new(blocking(move || mean_embeddings(&images)).await?);
+        changes.removed = remove_matching(database, embedder, Arc::clone(&references)).await?;
+        if options.from_cameras {
+            changes.added = add_from_cameras(database, embedder, options, references, holder).await?;
+        }
+    }
+    if changes.removed > 0 {
+        database.scrub_journal().await?;
+    }
+    database.task_finished(Task::Cohort, now()).await?;
+    Ok(changes)
+}
+
+/// Removes the embeddings from cameras that match somebody who is enrolled with these images. Returns how many.
+///
+/// # Errors
+/// The database fails.
+pub async fn remove_enrolled(
+    database: &Database,
+    embedder: CohortEmbedder,
+    images: &[TrainingImage],
+) -> Result<usize, StoreError> {
+    if !has_some_from_cameras(database, embedder).await? {
+        return Ok(0);
+    }
+    let references = Arc::new(mean_embeddings(images));
+    let removed = remove_matching(database, embedder, references).await?;
+    if removed > 0 {
+        database.scrub_journal().await?;
+        tracing::info!(removed, "removed people from the cohort who are enrolled");
+    }
+    Ok(removed)
+}
+
+async fn has_some_from_cameras(database: &Database, embedder: CohortEmbedder) -> Result<bool, StoreError> {
+    let counts = database.cohort_counts().await?;
+    Ok(counts.iter().any(|count| count.source == CohortSource::Camera && count.embedder == embedder.name))
+}
+
+/// Uploaded embeddings stay: they are left out by each calibration, and count again once the person is erased.
+async fn remove_matching(
+    database: &Database,
+    embedder: CohortEmbedder,
+    references: Arc<Vec<Vec<f32>>>,
+) -> Result<usize, StoreError> {
+    let members = database.cohort_members(embedder.name).await?;
+    let matching = blocking(move || {
+        let (members, embeddings): (Vec<(String, CohortSource)>, Vec<Vec<f32>>) = members
+            .into_iter()
+            .map(|CohortMember { id, source, embedding }| ((id, source), embedding))
+            .unzip();
+        let scores = top_scores(&embeddings, &references);
+        let border = enrolled_from(&scores, embedder.same_person);
+        let matching = members
+            .into_iter()
+            .zip(scores)
+            .filter(|((_, source), score)| *source == CohortSource::Camera && *score >= border);
+        matching.map(|((id, _), _)| id).collect::<Vec<_>>()
+    });
+    database.erase_cohort_members(matching.await?).await
+}
+
+async fn add_from_cameras(
+    database: &Database,
+    embedder: CohortEmbedder,
+    options: FillOptions,
+    references: Arc<Vec<Vec<f32>>>,
+    holder: &str,
+) -> Result<usize, StoreError> {
+    let mut added = 0;
+    loop {
+        let batch = database.cohort_candidates(embedder.name, BATCH).await?;
+        let Some(through) = batch.through else { return Ok(added) };
+        let members = database.cohort(embedder.name).await?;
+        let (candidates, references) = (batch.candidates, Arc::clone(&references));
+        let chosen =
+            blocking(move || choose(candidates, &members, &references, embedder.same_person)).await?;
+        added += database
+            .add_to_cohort_from_cameras(embedder.name, chosen, options.max, through, holder, LEASE)
+            .await?;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Chooses the candidates that become members: of each track the largest face that is good enough, of nobody who is
+/// enrolled, and of nobody who is a member already as far as can be told.
+fn choose(
+    candidates: Vec<CohortCandidate>,
+    members: &[Vec<f32>],
+    references: &[Vec<f32>],
+    same_person: f32,
+) -> Vec<CohortCandidate> {
+    let is_good =
+        |face: &CohortCandidate| face.detection_confidence >= MIN_CONFIDENCE && face.shorter_side >= MIN_SIDE;
+    let mut of_tracks: HashMap<(String, i64), CohortCandidate> = HashMap::new();
+    let mut best = Vec::new();
+    for face in candidates.into_iter().filter(is_good) {
+        match face.track.clone().map(|track| of_tracks.entry(track)) {
+            None => best.push(face),
+            Some(Entry::Vacant(entry)) => drop(entry.insert(face)),
+            Some(Entry::Occupied(mut entry)) => {
+                if face.shorter_side > entry.get().shorter_side {
+                    entry.insert(face);
+                }
+            }
+        }
+    }
+    best.extend(of_tracks.into_values());
+    best.sort_by_key(|face| face.detection);
+
+    let embeddings: Vec<Vec<f32>> = best.iter().map(|face| face.embedding.clone()).collect();
+    let scores = top_scores(&embeddings, references);
+    let scores_of_members = top_scores(members, references);
+    let border = enrolled_from(&[scores.as_slice(), &scores_of_members].concat(), same_person);
+    let near = top_scores(&embeddings, members);
+    let same = beyond_doubt(same_person);
+    let mut chosen: Vec<CohortCandidate> = Vec::new();
+    for ((face, score), near) in best.into_iter().zip(scores).zip(near) {
+        let is_chosen = |other: &CohortCandidate| cosine(&other.embedding, &face.embedding) >= same;
+        if score < border && near < same && !chosen.iter().any(is_chosen) {
+            chosen.push(face);
+        }
+    }
+    chosen
+}
+
+/// The L2-normalised mean embedding of each person.
+fn mean_embeddings(images: &[TrainingImage]) -> Vec<Vec<f32>> {
+    let mut sums: HashMap<i64, Vec<f32>> = HashMap::new();
+    for TrainingImage { person, embedding, .. } in images {
+        let sum = sums.entry(*person).or_insert_with(|| vec![0.0; embedding.len()]);
+        sum.iter_mut().zip(embedding).for_each(|(sum, value)| *sum += value);
+    }
+    let mut means: Vec<Vec<f32>> = sums.into_values().collect();
+    for mean in &mut means {
+        let length = cosine(mean, mean).sqrt();
+        if length > 0.0 {
+            mean.iter_mut().for_each(|value| *value /= length);
+        }
+    }
+    means
+}
+
+/// The inner product; the cosine of two L2-normalised embeddings.
+fn cosine(one: &[f32], other: &[f32]) -> f32 {
+    one.iter().zip(other).map(|(a, b)| a * b).sum()
+}
+
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(call).await.map_err(|_| StoreError::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A direction of 512, at random for each number.
+    fn face(number: u64) -> Vec<f32> {
+        let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut vector: Vec<f32> = (0..512)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
+            })
+            .collect();
+        let length = cosine(&vector, &vector).sqrt();
+        vector.iter_mut().for_each(|value| *value /= length);
+        vector
+    }
+
+    fn candidate(detection: i64, track: Option<i64>, embedding: Vec<f32>) -> CohortCandidate {
+        CohortCandidate {
+            detection,
+            track: track.map(|track| ("gate-1".to_owned(), track)),
+            captured_at: 0,
+            detection_confidence: 0.99,
+            shorter_side: 80.0,
+            embedding,
+        }
+    }
+
+    fn chosen(candidates: Vec<CohortCandidate>, members: &[Vec<f32>], references: &[Vec<f32>]) -> Vec<i64> {
+        choose(candidates, members, references, 0.35).iter().map(|face| face.detection).collect()
+    }
+
+    #[test]
+    fn a_track_gives_its_largest_face_only() {
+        let large = CohortCandidate { shorter_side: 90.0, ..candidate(2, Some(7), face(2)) };
+        let all = vec![
+            candidate(1, Some(7), face(1)),
+            large,
+            candidate(3, Some(7), face(3)),
+            candidate(4, Some(8), face(4)),
+            candidate(5, None, face(5)),
+            candidate(6, None, face(6)),
+        ];
+        assert_eq!(chosen(all, &[], &[]), [2, 4, 5, 6]);
+    }
+
+    #[test]
+    fn small_and_doubtful_faces_are_left_out() {
+        let small = CohortCandidate { shorter_side: 39.0, ..candidate(1, None, face(1)) };
+        let doubtful = CohortCandidate { detection_confidence: 0.9, ..candidate(2, None, face(2)) };
+        assert_eq!(chosen(vec![small, doubtful, candidate(3, None, face(3))], &[], &[]), [3]);
+    }
+
+    #[test]
+    fn enrolled_people_and_members_are_left_out() {
+        let all = vec![
+            candidate(1, None, face(1)),
+            candidate(2, None, face(2)),
+            candidate(3, None, face(3)),
+            candidate(4, None, face(3)),
+        ];
+        assert_eq!(chosen(all, &[face(2)], &[face(9), face(1)]), [3]);
+    }
+
+    #[test]
+    fn a_mean_embedding_has_length_1() {
+        let image = |person, embedding| TrainingImage { id: String::new(), person, embedding };
+        let images = [image(1, vec![1.0, 0.0]), image(1, vec![0.0, 1.0]), image(2, vec![0.0, 1.0])];
+        let mut means = mean_embeddings(&images);
+        means.sort_by(|one, other| one[0].total_cmp(&other[0]));
+        assert_eq!(means[0], [0.0, 1.0]);
+        assert!((means[1][0] - 0.5_f32.sqrt()).abs() < 1e-6 && (means[1][1] - 0.5_f32.sqrt()).abs() < 1e-6);
+    }
+}
