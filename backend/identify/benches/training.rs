@@ -185,7 +185,7 @@ fn main() {
 
     let (mut right, mut loss) = (0.0, 0.0);
     for Sample { label, embedding } in &unseen {
-        let answer = model.identify(embedding, THRESHOLD).expect("an answer");
+        let answer = model.identify(embedding, THRESHOLD, usize::MAX).expect("an answer");
         right += f64::from(u8::from(answer.top.is_some_and(|top| top.label == *label)));
         let confidence = answer.all.iter().find(|p| p.label == *label).map_or(0.0, |p| p.confidence);
         loss -= f64::from(confidence.max(1e-9)).ln();
@@ -212,7 +212,7 @@ fn search(count: usize, long: Duration) {
     let begun = Instant::now();
     let (mut searches, mut found) = (0_u32, 0_u32);
     for (person, embedding) in means.iter().enumerate().cycle() {
-        let answer = model.identify(embedding, THRESHOLD).expect("an answer");
+        let answer = model.identify(embedding, THRESHOLD, 5).expect("an answer");
         found += u32::from(answer.top.is_some_and(|top| top.label == format!("{person:06}")));
         searches += 1;
         if begun.elapsed() >= long {

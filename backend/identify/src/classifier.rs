@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{IdentifyError, LinearSvm, format::Reader};
 
-/// Maps an embedding to one probability per enrolled person. Classes are numbered as [`Model::labels`] lists them.
+/// Maps an embedding to the most probable of the enrolled people. Classes are numbered as [`Model::labels`] lists them.
 ///
 /// [`Model::labels`]: crate::Model::labels
 pub trait Classifier: fmt::Debug + Send + Sync {
@@ -18,9 +18,10 @@ pub trait Classifier: fmt::Debug + Send + Sync {
     /// The number of components of an embedding.
     fn dimensions(&self) -> usize;
 
-    /// Probabilities `[classes]`, each in 0..=1, with sum 1. `embedding` is L2-normalised and has
+    /// The `top_k` most probable classes (one at least, at most all) with their probabilities, the most probable first,
+    /// equal ones by class. The probabilities of all classes sum to 1. `embedding` is L2-normalised and has
     /// [`dimensions`](Self::dimensions) components; the caller has checked that.
-    fn probabilities(&self, embedding: &[f32]) -> Vec<f32>;
+    fn rank(&self, embedding: &[f32], top_k: usize) -> Vec<(usize, f32)>;
 
     /// The hyperplanes that a retraining may start from, if any.
     fn linear_svm(&self) -> Option<&LinearSvm> {

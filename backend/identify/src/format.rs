@@ -10,7 +10,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::IdentifyError;
+use crate::{IdentifyError, matrix::Matrix};
 
 /// The highest format version that [`Model::from_bytes`](crate::Model::from_bytes) reads; it also reads all lower ones.
 /// [`Model::to_bytes`](crate::Model::to_bytes) writes the lowest version that can represent the model, so that older builds
@@ -125,12 +125,26 @@ impl<'a> Reader<'a> {
         if value.is_finite() { Ok(value) } else { Err(corrupt("a number is not finite")) }
     }
 
-    /// `count` finite singles.
-    pub(crate) fn f32s(&mut self, count: usize) -> Result<Vec<f32>, IdentifyError> {
-        let length = count.checked_mul(4).ok_or_else(|| corrupt("a length is impossible"))?;
-        let (chunks, _) = self.take(length)?.as_chunks::<4>();
-        let values: Vec<f32> = chunks.iter().map(|c| f32::from_le_bytes(*c)).collect();
-        if values.iter().all(|v| v.is_finite()) { Ok(values) } else { Err(corrupt("a number is not finite")) }
+    /// As many finite singles as `to` is long.
+    pub(crate) fn f32s(&mut self, to: &mut [f32]) -> Result<(), IdentifyError> {
+        read_f32s(self.take(size_of_val(to))?, to)
+    }
+
+    /// `columns` finite singles for each of `rows`.
+    pub(crate) fn matrix(&mut self, rows: usize, columns: usize) -> Result<Matrix, IdentifyError> {
+        // Taken before memory is allocated for as many.
+        let length = rows.checked_mul(columns).and_then(|count| count.checked_mul(4));
+        let bytes = self.take(length.ok_or_else(|| corrupt("a length is impossible"))?)?;
+        let mut matrix = Matrix::zeros(rows, columns);
+        for (to, from) in matrix.iter_mut().zip(bytes.chunks_exact((columns * 4).max(1))) {
+            read_f32s(from, to)?;
+        }
+        Ok(matrix)
+    }
+
+    /// The number of bytes that are left.
+    pub(crate) fn remaining(&self) -> usize {
+        self.bytes.len()
     }
 
     pub(crate) fn str(&mut self) -> Result<&'a str, IdentifyError> {
@@ -148,6 +162,13 @@ impl<'a> Reader<'a> {
             n => Err(IdentifyError::Corrupt(format!("{n} bytes too many"))),
         }
     }
+}
+
+fn read_f32s(bytes: &[u8], to: &mut [f32]) -> Result<(), IdentifyError> {
+    for (to, from) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *to = f32::from_le_bytes(*from);
+    }
+    if to.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(corrupt("a number is not finite")) }
 }
 
 pub(crate) fn corrupt(problem: &str) -> IdentifyError {

@@ -1,7 +1,7 @@
 //! Open-set face identification: maps an embedding to an enrolled person, or to nobody.
 //!
-//! A [`Model`] is trained on labelled embeddings of one embedder. It returns a probability for every enrolled
-//! person and an open-set [`Decision`]: the most probable person counts as `known` only when the cosine between
+//! A [`Model`] is trained on labelled embeddings of one embedder. It returns the most probable people with their
+//! probabilities and an open-set [`Decision`]: the most probable person counts as `known` only when the cosine between
 //! the embedding and that person's mean embedding reaches the threshold, and nobody else is nearer unless the probabilities
 //! leave no doubt. No images and no HTTP in here.
 //!
@@ -12,11 +12,11 @@
 //! let samples = [sample("ada", [1.0, 0.1, 0.0]), sample("bob", [0.0, 1.0, 0.1])];
 //! let model = Model::train("example-3d", &samples, &TrainOptions::default())?;
 //!
-//! let answer = model.identify(&[0.9, 0.0, 0.1], 0.5)?;
+//! let answer = model.identify(&[0.9, 0.0, 0.1], 0.5, 5)?;
 //! assert_eq!(answer.decision, Decision::Known);
 //! assert_eq!(answer.top.map(|top| top.label).as_deref(), Some("ada"));
 //!
-//! let stranger = model.identify(&[0.0, 0.0, 1.0], 0.5)?;
+//! let stranger = model.identify(&[0.0, 0.0, 1.0], 0.5, 5)?;
 //! assert_eq!(stranger.decision, Decision::Unknown);
 //! # Ok::<(), facepipe_identify::IdentifyError>(())
 //! ```
@@ -27,8 +27,11 @@ mod embedding;
 mod error;
 pub mod evaluate;
 mod format;
+mod matrix;
 mod model;
+mod simd;
 mod svm;
+mod top_k;
 
 pub use classifier::{Classifier, ClassifierKind};
 pub use error::IdentifyError;

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Classifier, ClassifierKind, IdentifyError, LinearSvm, Solver,
-    embedding::{dot, normalised, to_f32},
+    embedding::{normalised, to_f32},
     format::{Reader, corrupt, put_f32s, put_str, seal, unseal},
+    matrix::{Matrix, Query},
     svm::TrainingSet,
 };
 
@@ -26,7 +27,7 @@ pub struct Model {
     /// Sorted and unique; class `i` of the classifier is `labels[i]`.
     labels: Vec<String>,
     /// L2-normalised mean embedding of each class, `[classes][dimensions]`.
-    means: Vec<Vec<f32>>,
+    means: Arc<Matrix>,
     /// None without enrolled people.
     classifier: Option<Arc<dyn Classifier>>,
 }
@@ -93,7 +94,8 @@ pub struct Identification {
     pub score: Option<f32>,
     /// The threshold that was applied, a cosine.
     pub threshold: f32,
-    /// All enrolled people by descending probability, ties by label; the probabilities sum to 1.
+    /// The most probable people, as many as were asked for, by descending probability, ties by label. The probabilities are
+    /// those among all enrolled people, so they sum to 1 only where everybody is listed.
     pub all: Vec<Prediction>,
 }
 
@@ -176,7 +178,10 @@ impl Model {
             people.entry(row.label).or_default().push(row);
         }
         let labels: Vec<String> = people.keys().map(ToString::to_string).collect();
-        let means = people.values().map(|rows| mean(rows, dimensions)).collect::<Result<Vec<_>, _>>()?;
+        let mut means = Matrix::zeros(people.len(), dimensions);
+        for (to, rows) in means.iter_mut().zip(people.values()) {
+            to.copy_from_slice(&mean(rows, dimensions)?);
+        }
 
         let classifier = if labels.is_empty() {
             None
@@ -193,17 +198,23 @@ impl Model {
                 .and_then(|p| Some((p.classifier.as_ref()?.linear_svm()?, p.labels.as_slice())));
             Some(Arc::new(LinearSvm::train(&set, &means, options, previous, progress)?) as Arc<dyn Classifier>)
         };
-        Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
+        Ok(Self { embedder: embedder.into(), dimensions, labels, means: Arc::new(means), classifier })
     }
 
     /// Identifies the person of an embedding. `threshold` is the minimum cosine to a person's mean embedding (each embedder has
     /// its own). Where the most probable person is neither the nearest nor more probable than all others together, the decision
-    /// is unknown: probability and distance contradict each other, as they do for strangers.
+    /// is unknown: probability and distance contradict each other, as they do for strangers. `top_k` of the most probable
+    /// people are listed, at most everybody.
     ///
     /// # Errors
     /// An embedding that is empty, not finite, zero or of another length than the model's (any length is right while
     /// nobody is enrolled); a threshold outside -1..=1.
-    pub fn identify(&self, embedding: &[f32], threshold: f32) -> Result<Identification, IdentifyError> {
+    pub fn identify(
+        &self,
+        embedding: &[f32],
+        threshold: f32,
+        top_k: usize,
+    ) -> Result<Identification, IdentifyError> {
         if !(-1.0..=1.0).contains(&threshold) {
             return Err(IdentifyError::Threshold { value: threshold });
         }
@@ -226,28 +237,55 @@ impl Model {
             });
         }
 
-        let probabilities = classifier.probabilities(&embedding);
-        let mut ranked: Vec<(f32, &String, &Vec<f32>)> = probabilities
-            .into_iter()
-            .zip(self.labels.iter().zip(&self.means))
-            .map(|(confidence, (label, mean))| (confidence, label, mean))
-            .collect();
-        // Stable, and the labels are sorted: ties come out by label.
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-
-        let cosine = |mean: &[f32]| to_f32(dot(mean, &embedding).clamp(-1.0, 1.0));
-        let score = ranked.first().map(|(_, _, mean)| cosine(mean));
-        let has_majority = ranked.first().is_some_and(|(confidence, ..)| *confidence >= MAJORITY);
+        let ranked = classifier.rank(&embedding, top_k.max(1));
+        let query = Query::new(&embedding);
+        let score = ranked.first().and_then(|(class, _)| self.means.dot(*class, &query));
+        let score = score.map(|cosine| cosine.clamp(-1.0, 1.0));
+        let has_majority = ranked.first().is_some_and(|(_, confidence)| *confidence >= MAJORITY);
         let known = score.is_some_and(|score| {
             // Last, because it takes as long as the probabilities, and few faces need it.
-            score >= threshold && (has_majority || !self.means.iter().any(|mean| cosine(mean) > score))
+            score >= threshold && (has_majority || self.means.max(&query).clamp(-1.0, 1.0) <= score)
         });
-        let all: Vec<Prediction> = ranked
-            .into_iter()
-            .map(|(confidence, label, _)| Prediction { label: label.clone(), confidence })
-            .collect();
-        let decision = if known { Decision::Known } else { Decision::Unknown };
-        Ok(Identification { decision, top: all.first().cloned(), score, threshold, all })
+        let predict = |&(class, confidence): &(usize, f32)| {
+            Some(Prediction { label: self.labels.get(class)?.clone(), confidence })
+        };
+        Ok(Identification {
+            decision: if known { Decision::Known } else { Decision::Unknown },
+            top: ranked.first().and_then(predict),
+            score,
+            threshold,
+            all: ranked.iter().take(top_k).filter_map(predict).collect(),
+        })
+    }
+
+    /// Returns the person with the nearest mean embedding for each embedding: the position in [`labels`](Self::labels) and the
+    /// cosine, -1..=1; of equally near ones the first, none where nobody is left. `except` may name a position for each
+    /// embedding that does not count, such as that of the embedding's own person; a missing entry names none.
+    ///
+    /// All embeddings are compared with all people in one pass, in parallel, much faster than one by one. Needs memory for a
+    /// copy of the embeddings.
+    ///
+    /// # Errors
+    /// An embedding that is empty, not finite, zero or of another length than the model's.
+    pub fn nearest(
+        &self,
+        embeddings: &[&[f32]],
+        except: &[Option<usize>],
+    ) -> Result<Vec<Option<(usize, f32)>>, IdentifyError> {
+        if self.labels.is_empty() {
+            return Ok(vec![None; embeddings.len()]);
+        }
+        let mut queries = Matrix::zeros(embeddings.len(), self.dimensions);
+        for (index, (to, embedding)) in queries.iter_mut().zip(embeddings).enumerate() {
+            let subject = || format!("embedding {index}");
+            if embedding.len() != self.dimensions {
+                let (found, expected) = (embedding.len(), self.dimensions);
+                return Err(IdentifyError::Dimensions { subject: subject(), found, expected });
+            }
+            to.copy_from_slice(&normalised(embedding, subject)?);
+        }
+        let nearest = self.means.nearest(&queries, except).into_iter();
+        Ok(nearest.map(|found| found.map(|(class, cosine)| (class, cosine.clamp(-1.0, 1.0)))).collect())
     }
 
     /// The enrolled people, sorted.
@@ -273,7 +311,7 @@ impl Model {
     /// The L2-normalised mean embedding of a person.
     pub fn mean_embedding(&self, label: &str) -> Option<&[f32]> {
         let class = self.labels.binary_search_by(|l| l.as_str().cmp(label)).ok()?;
-        self.means.get(class).map(Vec::as_slice)
+        self.means.row(class)
     }
 
     /// The stored form: versioned, with a checksum, the same for the same model.
@@ -291,7 +329,7 @@ impl Model {
         for label in &self.labels {
             put_str(&mut payload, label);
         }
-        for mean in &self.means {
+        for mean in self.means.iter() {
             put_f32s(&mut payload, mean);
         }
         if let Some(classifier) = &self.classifier {
@@ -324,10 +362,7 @@ impl Model {
             }
             labels.push(label.to_owned());
         }
-        let mut means = Vec::new();
-        for _ in 0..classes {
-            means.push(reader.f32s(dimensions)?);
-        }
+        let means = Arc::new(reader.matrix(classes, dimensions)?);
         let classifier = if classes == 0 {
             None
         } else {

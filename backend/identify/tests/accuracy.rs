@@ -25,7 +25,7 @@ fn top1_reaches_the_reference_with_1_3_and_5_photographs() {
         let answers: Vec<(&str, Identification)> = people
             .iter()
             .flat_map(|(person, photos)| photos.iter().skip(shots).map(move |p| (person.as_str(), p)))
-            .map(|(person, photo)| (person, model.identify(photo, THRESHOLD).expect("an answer")))
+            .map(|(person, photo)| (person, model.identify(photo, THRESHOLD, usize::MAX).expect("an answer")))
             .collect();
         assert_eq!(answers.len(), 10 * (10 - shots));
         let accuracy =
@@ -61,7 +61,7 @@ fn strangers_are_unknown_and_enrolled_people_known_in_at_least_95_of_100_searche
             let known = enrolled.contains(&person);
             // Of those enrolled only the photographs that were not trained on.
             for photo in photos.iter().skip(if known { 5 } else { 0 }) {
-                let answer = model.identify(photo, THRESHOLD).expect("an answer");
+                let answer = model.identify(photo, THRESHOLD, usize::MAX).expect("an answer");
                 assert_eq!(
                     answer.all.len(),
                     5,
@@ -84,7 +84,7 @@ fn probabilities_are_sorted_sum_to_1_and_favour_the_right_person() {
     let model = train(&first_photos(&people, 5));
     for (person, photos) in &people {
         for photo in &photos[5..] {
-            let answer = model.identify(photo, THRESHOLD).expect("an answer");
+            let answer = model.identify(photo, THRESHOLD, usize::MAX).expect("an answer");
             let sum: f32 = answer.all.iter().map(|p| p.confidence).sum();
             assert!((sum - 1.0).abs() < 1e-5, "{sum}");
             assert!(answer.all.is_sorted_by(|a, b| a.confidence >= b.confidence));
@@ -96,11 +96,26 @@ fn probabilities_are_sorted_sum_to_1_and_favour_the_right_person() {
 }
 
 #[test]
+fn the_best_people_are_the_beginning_of_the_full_list() {
+    let people = people();
+    let model = train(&first_photos(&people, 3));
+    for photo in people.values().map(|photos| &photos[7]) {
+        let full = model.identify(photo, THRESHOLD, usize::MAX).expect("an answer");
+        assert_eq!(full.all.len(), 10);
+        for top_k in [0, 1, 5, 10, 11] {
+            let best = model.identify(photo, THRESHOLD, top_k).expect("an answer");
+            assert_eq!(best.all, full.all[..top_k.min(10)]);
+            assert_eq!((&best.top, best.score, best.decision), (&full.top, full.score, full.decision));
+        }
+    }
+}
+
+#[test]
 fn the_score_is_the_cosine_to_the_mean_of_the_person_named() {
     let people = people();
     let model = train(&first_photos(&people, 3));
     let (person, photos) = people.iter().next().expect("people");
-    let answer = model.identify(&photos[9], 0.2).expect("an answer");
+    let answer = model.identify(&photos[9], 0.2, usize::MAX).expect("an answer");
     assert_eq!(&answer.top.expect("somebody").label, person);
 
     let mean: Vec<f64> = (0..128).map(|i| photos[..3].iter().map(|p| f64::from(p[i])).sum::<f64>()).collect();
@@ -116,8 +131,8 @@ fn the_decision_changes_exactly_at_the_threshold() {
     let people = people();
     let model = train(&first_photos(&people, 3));
     let photo = &people.values().next().expect("people")[9];
-    let score = model.identify(photo, 0.0).expect("an answer").score.expect("a score");
-    let decision = |threshold| model.identify(photo, threshold).expect("an answer").decision;
+    let score = model.identify(photo, 0.0, usize::MAX).expect("an answer").score.expect("a score");
+    let decision = |threshold| model.identify(photo, threshold, usize::MAX).expect("an answer").decision;
     assert_eq!(decision(score), Decision::Known);
     assert_eq!(decision(score.next_up()), Decision::Unknown);
 }
@@ -160,7 +175,7 @@ fn a_hundred_people_with_ten_photographs_train_in_reasonable_time() {
     let started = Instant::now();
     let mut right: BTreeMap<bool, usize> = BTreeMap::new();
     for sample in &samples {
-        let answer = model.identify(&sample.embedding, THRESHOLD).expect("an answer");
+        let answer = model.identify(&sample.embedding, THRESHOLD, usize::MAX).expect("an answer");
         *right.entry(answer.top.is_some_and(|t| t.label == sample.label)).or_default() += 1;
     }
     println!("identified in {:?} each", started.elapsed() / 1000);

@@ -26,7 +26,10 @@ fn a_loaded_model_gives_the_same_results_as_the_saved_one() {
     assert_eq!(loaded.labels(), people.keys().cloned().collect::<Vec<_>>());
     for (person, photos) in &people {
         assert_eq!(loaded.mean_embedding(person), model.mean_embedding(person));
-        assert_eq!(loaded.identify(&photos[9], THRESHOLD), model.identify(&photos[9], THRESHOLD));
+        assert_eq!(
+            loaded.identify(&photos[9], THRESHOLD, usize::MAX),
+            model.identify(&photos[9], THRESHOLD, usize::MAX)
+        );
     }
     assert_eq!(loaded.mean_embedding("nobody"), None);
 }
@@ -38,7 +41,7 @@ fn models_of_zero_and_one_people_can_be_saved_and_loaded() {
         let loaded = Model::from_bytes(&model.to_bytes()).expect("a whole model");
         assert_eq!(loaded.labels(), model.labels());
         let photo = &people().into_values().next().expect("people")[5];
-        assert_eq!(loaded.identify(photo, 0.1), model.identify(photo, 0.1));
+        assert_eq!(loaded.identify(photo, 0.1, usize::MAX), model.identify(photo, 0.1, usize::MAX));
     }
 }
 
@@ -143,7 +146,7 @@ proptest! {
         prop_assert_eq!(loaded.to_bytes(), bytes);
         prop_assert_eq!(loaded.labels(), model.labels());
         if !samples.is_empty() && probe != [0.0; 4] {
-            prop_assert_eq!(loaded.identify(&probe, THRESHOLD), model.identify(&probe, THRESHOLD));
+            prop_assert_eq!(loaded.identify(&probe, THRESHOLD, usize::MAX), model.identify(&probe, THRESHOLD, usize::MAX));
         }
     }
 
@@ -169,7 +172,7 @@ proptest! {
             let again = Model::from_bytes(&model.to_bytes()).expect("what it writes can be read");
             prop_assert_eq!(again.labels(), model.labels());
             // An answer or an error, never a panic.
-            let _ = model.identify(&[0.8, 0.2, 0.1], 0.5);
+            let _ = model.identify(&[0.8, 0.2, 0.1], 0.5, usize::MAX);
         }
     }
 }
@@ -227,7 +230,7 @@ fn a_model_of_format_2_gives_the_results_it_was_saved_with_and_can_be_retrained(
     let go_on = |_| ControlFlow::Continue(());
     let warm = model.retrain("example-3d", &samples, &options, &go_on).expect("training works");
     let cold = Model::train("example-3d", &samples, &options).expect("training works");
-    let answer = |model: &Model| model.identify(&[0.8, 0.2, 0.1], 0.5).expect("an answer").all;
+    let answer = |model: &Model| model.identify(&[0.8, 0.2, 0.1], 0.5, usize::MAX).expect("an answer").all;
     for (warm, cold) in answer(&warm).iter().zip(answer(&cold)) {
         assert_eq!(warm.label, cold.label);
         assert!((warm.confidence - cold.confidence).abs() < 1e-3, "{warm:?}, anew {cold:?}");
@@ -236,7 +239,7 @@ fn a_model_of_format_2_gives_the_results_it_was_saved_with_and_can_be_retrained(
 
 fn assert_results_it_was_saved_with(model: &Model) {
     assert_eq!((model.embedder(), model.labels().len()), ("example-3d", 3));
-    let answer = model.identify(&[0.8, 0.2, 0.1], 0.5).expect("an answer");
+    let answer = model.identify(&[0.8, 0.2, 0.1], 0.5, usize::MAX).expect("an answer");
     let named: Vec<(&str, f32)> = answer.all.iter().map(|p| (p.label.as_str(), p.confidence)).collect();
     let expected = [("ada", 0.670_575_44), ("cleo", 0.166_426_88), ("bob", 0.162_997_66)];
     for ((label, confidence), (expected_label, expected)) in named.into_iter().zip(expected) {

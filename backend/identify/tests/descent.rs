@@ -27,7 +27,7 @@ fn retrain(model: &Model, samples: &[Sample]) -> Model {
 fn difference(a: &Model, b: &Model, samples: &[Sample]) -> f32 {
     assert_eq!(a.labels(), b.labels());
     let confidences = |model: &Model, sample: &Sample| {
-        let mut all = model.identify(&sample.embedding, THRESHOLD).expect("an answer").all;
+        let mut all = model.identify(&sample.embedding, THRESHOLD, usize::MAX).expect("an answer").all;
         all.sort_by(|a, b| a.label.cmp(&b.label));
         all.into_iter().map(|p| p.confidence).collect::<Vec<_>>()
     };
@@ -74,7 +74,7 @@ fn predictions_on_held_out_faces_match_linfas_solver() {
         for (person, photos) in &people {
             for photo in &photos[shots..] {
                 for (position, model) in [&smo, &descent].into_iter().enumerate() {
-                    let answer = model.identify(photo, THRESHOLD).expect("an answer");
+                    let answer = model.identify(photo, THRESHOLD, usize::MAX).expect("an answer");
                     right[position] += usize::from(answer.all[0].label == *person);
                     sums[position] += answer.all[0].confidence / (10.0 * (10 - shots) as f32);
                 }
@@ -90,11 +90,9 @@ fn predictions_on_held_out_faces_match_linfas_solver() {
 fn strangers_are_unknown() {
     let people = people();
     let model = train(&first_photos(people.iter().take(5), 5));
-    let named = people
-        .values()
-        .skip(5)
-        .flatten()
-        .filter(|photo| model.identify(photo, THRESHOLD).expect("an answer").decision == Decision::Known);
+    let named = people.values().skip(5).flatten().filter(|photo| {
+        model.identify(photo, THRESHOLD, usize::MAX).expect("an answer").decision == Decision::Known
+    });
     assert!(named.count() <= 2);
 }
 
@@ -222,7 +220,7 @@ fn few_photographs_and_inseparable_people_still_give_results() {
     for samples in [one_each, conflicting, lone] {
         let model = train(&samples);
         for Sample { embedding, .. } in &samples {
-            let answer = model.identify(embedding, 0.5).expect("an answer");
+            let answer = model.identify(embedding, 0.5, usize::MAX).expect("an answer");
             let sum: f32 = answer.all.iter().map(|p| p.confidence).sum();
             assert!((sum - 1.0).abs() < 1e-4, "{sum}");
         }
@@ -234,6 +232,6 @@ fn one_photograph_per_person_suffices_for_identification() {
     let samples = synthetic(60, 1, 24);
     let model = train(&samples);
     for Sample { label, embedding } in &samples {
-        assert_eq!(&model.identify(embedding, 0.5).expect("an answer").all[0].label, label);
+        assert_eq!(&model.identify(embedding, 0.5, usize::MAX).expect("an answer").all[0].label, label);
     }
 }

@@ -17,12 +17,12 @@ fn a_model_without_people_decides_unknown() {
     assert!(model.labels().is_empty());
     assert_eq!((model.dimensions(), model.classifier()), (0, None));
     for embedding in [vec![1.0], vec![0.5; 512]] {
-        let answer = model.identify(&embedding, THRESHOLD).expect("an answer");
+        let answer = model.identify(&embedding, THRESHOLD, usize::MAX).expect("an answer");
         assert_eq!((answer.decision, answer.top, answer.score), (Decision::Unknown, None, None));
         assert!(answer.all.is_empty());
         assert_eq!(answer.threshold, THRESHOLD);
     }
-    assert!(model.identify(&[f32::NAN], THRESHOLD).is_err());
+    assert!(model.identify(&[f32::NAN], THRESHOLD, usize::MAX).is_err());
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn with_one_person_only_the_decision_rejects_strangers() {
     for shots in [1, 5] {
         let model = train(&first_photos(people.iter().take(1), shots));
         for (index, (person, photos)) in people.iter().enumerate() {
-            let answer = model.identify(&photos[9], THRESHOLD).expect("an answer");
+            let answer = model.identify(&photos[9], THRESHOLD, usize::MAX).expect("an answer");
             let expected = if index == 0 { Decision::Known } else { Decision::Unknown };
             assert_eq!(answer.decision, expected, "{person}");
             assert_eq!(answer.all.len(), 1);
@@ -46,7 +46,7 @@ fn two_people_with_one_photograph_each_are_separated() {
     let model = train(&first_photos(people.iter().take(2), 1));
     for (person, photos) in people.iter().take(2) {
         for photo in &photos[1..] {
-            let answer = model.identify(photo, THRESHOLD).expect("an answer");
+            let answer = model.identify(photo, THRESHOLD, usize::MAX).expect("an answer");
             assert_eq!(&answer.top.expect("somebody").label, person);
         }
     }
@@ -62,7 +62,7 @@ fn unequal_numbers_of_photographs_do_not_bias_identification() {
     }
     let model = train(&samples);
     for (person, photos) in &people {
-        let answer = model.identify(&photos[9], THRESHOLD).expect("an answer");
+        let answer = model.identify(&photos[9], THRESHOLD, usize::MAX).expect("an answer");
         assert_eq!(&answer.top.expect("somebody").label, person);
     }
 }
@@ -99,7 +99,8 @@ fn the_norm_of_an_embedding_does_not_matter() {
     let other = train(&longer);
     for photos in people.values() {
         let tiny: Vec<f32> = photos[9].iter().map(|v| v * 1e-20).collect();
-        let (a, b) = (model.identify(&photos[9], THRESHOLD), other.identify(&tiny, THRESHOLD));
+        let (a, b) =
+            (model.identify(&photos[9], THRESHOLD, usize::MAX), other.identify(&tiny, THRESHOLD, usize::MAX));
         let (a, b) = (a.expect("an answer"), b.expect("an answer"));
         assert_eq!(a.top.expect("somebody").label, b.top.expect("somebody").label);
         assert!((a.score.expect("a score") - b.score.expect("a score")).abs() < 1e-4);
@@ -143,8 +144,9 @@ fn empty_non_finite_and_zero_embeddings_are_rejected() {
 #[test]
 fn an_embedding_of_the_wrong_dimension_is_rejected() {
     let model = train(&first_photos(&people(), 1));
-    let error =
-        |embedding: &[f32]| model.identify(embedding, THRESHOLD).expect_err("must be refused").to_string();
+    let error = |embedding: &[f32]| {
+        model.identify(embedding, THRESHOLD, usize::MAX).expect_err("must be refused").to_string()
+    };
     assert_eq!(error(&[0.1; 512]), "embedding has 512 dimensions, expected 128");
     assert_eq!(error(&[]), "embedding has 0 dimensions, expected at least 1");
     assert_eq!(error(&[0.0; 128]), "embedding has length 0, expected a vector with a direction");
@@ -154,13 +156,37 @@ fn an_embedding_of_the_wrong_dimension_is_rejected() {
 }
 
 #[test]
+fn the_nearest_people_of_many_embeddings_are_those_of_each() {
+    let people = people();
+    let model = train(&first_photos(&people, 3));
+    let photos: Vec<&[f32]> = people.values().map(|photos| photos[8].as_slice()).collect();
+    let nearest = model.nearest(&photos, &[]).expect("right embeddings");
+    for (person, (photo, nearest)) in photos.iter().zip(&nearest).enumerate() {
+        let answer = model.identify(photo, THRESHOLD, 1).expect("an answer");
+        assert_eq!(*nearest, Some((person, answer.score.expect("a score"))));
+    }
+    // Without their own.
+    let own: Vec<Option<usize>> = (0..photos.len()).map(Some).collect();
+    for (person, other) in model.nearest(&photos, &own).expect("right embeddings").iter().enumerate() {
+        let (other, cosine) = other.expect("nine others");
+        assert!(other != person && cosine < THRESHOLD, "{person}: {other} with {cosine}");
+    }
+    let error = model.nearest(&[photos[0], &[1.0; 3]], &[]).expect_err("another length").to_string();
+    assert_eq!(error, "embedding 1 has 3 dimensions, expected 128");
+    assert_eq!(try_train(&[]).expect("an empty model").nearest(&photos, &[]), Ok(vec![None; 10]));
+}
+
+#[test]
 fn a_threshold_that_is_not_a_cosine_is_rejected() {
     let model = train(&first_photos(&people(), 1));
     for threshold in [f32::NAN, -1.1, 1.5, f32::INFINITY] {
-        assert!(matches!(model.identify(&[0.1; 128], threshold), Err(IdentifyError::Threshold { .. })));
+        assert!(matches!(
+            model.identify(&[0.1; 128], threshold, usize::MAX),
+            Err(IdentifyError::Threshold { .. })
+        ));
     }
     for threshold in [-1.0, 0.0, 1.0] {
-        model.identify(&[0.1; 128], threshold).expect("a cosine");
+        model.identify(&[0.1; 128], threshold, usize::MAX).expect("a cosine");
     }
 }
 
@@ -203,7 +229,7 @@ fn inseparable_people_still_give_results() {
         sample("b", &[1.0, -0.05]),
     ];
     let model = try_train(&samples).expect("a model");
-    let answer = model.identify(&[1.0, 0.0], 0.5).expect("an answer");
+    let answer = model.identify(&[1.0, 0.0], 0.5, usize::MAX).expect("an answer");
     assert_eq!(answer.decision, Decision::Known);
     let sum: f32 = answer.all.iter().map(|p| p.confidence).sum();
     assert!((sum - 1.0).abs() < 1e-6 && answer.all.iter().all(|p| p.confidence.is_finite()));

@@ -7,6 +7,9 @@ use facepipe_identify::{Decision, Identification, IdentifyError, Model};
 use super::queue::DetectedFace;
 use crate::domain::{IdentifiedFace, Micros};
 
+/// The most people that an answer lists for a face.
+const TOP_K: usize = 100;
+
 /// A trained model and its version.
 pub struct VersionedModel {
     /// The version of its row.
@@ -46,7 +49,7 @@ pub fn load_tested(bytes: &[u8]) -> Result<Model, IdentifyError> {
         if let Some(first) = probe.first_mut() {
             *first = 1.0;
         }
-        model.identify(&probe, 1.0)?;
+        model.identify(&probe, 1.0, 1)?;
     }
     Ok(model)
 }
@@ -63,7 +66,7 @@ pub fn identify(
     let DetectedFace { detection, embedding } = face;
     let identification = match model {
         Some(versioned) if !versioned.model.labels().is_empty() => {
-            Some(versioned.model.identify(&embedding, threshold)?)
+            Some(versioned.model.identify(&embedding, threshold, TOP_K)?)
         }
         _ => None,
     };

@@ -120,7 +120,7 @@ impl Figures {
         let mut answers = Vec::with_capacity(probes.len());
         for probe in &probes {
             let mated = model.labels().binary_search(&probe.person).is_ok();
-            let answer = model.identify(&probe.face.embedding, threshold)?;
+            let answer = model.identify(&probe.face.embedding, threshold, 1)?;
             answers.push((mated.then_some(probe.person.as_str()), answer));
         }
         let rates =

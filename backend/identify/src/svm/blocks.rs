@@ -33,7 +33,7 @@ const FIRST_TOLERANCE: f64 = 1e-2;
 pub(super) fn train(
     set: &TrainingSet,
     options: &TrainOptions,
-    start: &Start<'_>,
+    start: &Start,
     progress: &ProgressCallback<'_>,
 ) -> Result<Vec<Hyperplane>, IdentifyError> {
     let plan = Plan::new(set, options, start);
@@ -90,7 +90,7 @@ enum ClassStart {
 struct Plan<'a> {
     set: &'a TrainingSet,
     options: &'a TrainOptions,
-    start: &'a Start<'a>,
+    start: &'a Start,
     /// Number of samples of each class.
     sizes: Vec<usize>,
 }
@@ -103,7 +103,7 @@ struct Fit {
 }
 
 impl<'a> Plan<'a> {
-    fn new(set: &'a TrainingSet, options: &'a TrainOptions, start: &'a Start<'a>) -> Self {
+    fn new(set: &'a TrainingSet, options: &'a TrainOptions, start: &'a Start) -> Self {
         let mut sizes = vec![0; set.labels.len()];
         for &class in &set.classes {
             if let Some(size) = sizes.get_mut(class) {
@@ -123,7 +123,7 @@ impl<'a> Plan<'a> {
 
     /// The previous hyperplane of a class.
     fn previous(&self, class: usize) -> Option<&'a Hyperplane> {
-        self.start.planes.get(class).copied().flatten()
+        self.start.planes.get(class)?.as_ref()
     }
 
     fn start_block(&self, block: &[usize]) -> Vec<ClassStart> {
@@ -281,7 +281,7 @@ mod tests {
     fn blocks(
         set: &TrainingSet,
         options: &TrainOptions,
-        start: &Start<'_>,
+        start: &Start,
     ) -> Result<Vec<Hyperplane>, IdentifyError> {
         super::train(set, options, start, &|_| ControlFlow::Continue(()))
     }
@@ -340,7 +340,8 @@ mod tests {
         };
         let fresh = (0..all.classes.len()).map(|row| row >= 89 * 6).collect();
         let old = train(&before, &options);
-        let start = Start { planes: old.iter().map(Some).chain([None]).collect(), fresh: Some(fresh) };
+        let start =
+            Start { planes: old.iter().cloned().map(Some).chain([None]).collect(), fresh: Some(fresh) };
         let (warm, cold) = (blocks(&all, &options, &start).unwrap(), train(&all, &options));
         let kept = warm.iter().zip(&old).filter(|(new, old)| new == old).count();
         assert!((10..89).contains(&kept), "{kept} stayed");

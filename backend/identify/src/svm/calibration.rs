@@ -9,7 +9,7 @@
 //!
 //! No fold is held out for it, so people with one photograph are treated like everybody else.
 
-use ndarray::{Array2, ArrayView1};
+use ndarray::{Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
 use super::Hyperplane;
@@ -45,7 +45,7 @@ impl Calibration {
     /// pushed those apart from the normal vector, with as many degrees of freedom as there are dimensions d; so both are
     /// drawn towards what was known before, as by d further observations: the average m over all people, and 1/d, the
     /// variance of the cosine of two random directions (the conjugate prior of a normal distribution).
-    pub(super) fn of(planes: &[Hyperplane], means: &Array2<f32>) -> Vec<Self> {
+    pub(super) fn of(planes: &[Hyperplane], means: ArrayView2<'_, f32>) -> Vec<Self> {
         let (people, dimensions) = means.dim();
         if people < 2 {
             return vec![Self::NONE; planes.len()];
@@ -90,7 +90,7 @@ struct Spread {
 
 impl Spread {
     /// Of some hyperplanes, the first of which is that of person `first`.
-    fn of(first: usize, planes: &[Hyperplane], means: &Array2<f32>) -> Vec<Self> {
+    fn of(first: usize, planes: &[Hyperplane], means: ArrayView2<'_, f32>) -> Vec<Self> {
         let lengths: Vec<f64> = planes.iter().map(Hyperplane::length).collect();
         let mut directions = Array2::zeros((planes.len(), means.ncols()));
         for ((mut row, plane), &length) in directions.outer_iter_mut().zip(planes).zip(&lengths) {
@@ -146,7 +146,7 @@ mod tests {
                 (cosine - mean) / variance.sqrt()
             })
             .collect();
-        let logs: Vec<f64> = Calibration::of(&planes, &means)
+        let logs: Vec<f64> = Calibration::of(&planes, means.view())
             .iter()
             .zip(&planes)
             .map(|(calibration, plane)| calibration.log_probability(plane.value(&x)))
@@ -166,7 +166,7 @@ mod tests {
         let uneven =
             [plane([0.05, 0.0, 0.0], -0.9), plane([0.0, 4.0, 0.0], 0.3), plane([0.0, 0.0, 1.0], -0.2)];
         let logs = |planes: &[Hyperplane]| -> Vec<f64> {
-            let calibrations = Calibration::of(planes, &means);
+            let calibrations = Calibration::of(planes, means.view());
             let log = |(c, p): (&Calibration, &Hyperplane)| c.log_probability(p.value(&[0.7, 0.6, 0.4]));
             calibrations.iter().zip(planes).map(log).collect()
         };
@@ -179,7 +179,7 @@ mod tests {
     fn a_zero_hyperplane_has_finite_probabilities() {
         let means = arr2(&[[1.0, 0.0], [1.0, 0.0]]);
         let planes = [Hyperplane { w: vec![0.0, 0.0], b: 0.0 }, Hyperplane { w: vec![0.0, 0.0], b: -1.0 }];
-        let calibrations = Calibration::of(&planes, &means);
+        let calibrations = Calibration::of(&planes, means.view());
         let logs: Vec<f64> =
             calibrations.iter().zip(&planes).map(|(c, p)| c.log_probability(p.value(&[1.0, 0.0]))).collect();
         assert!(logs.iter().all(|l| l.is_finite()) && logs[0] == logs[1], "{logs:?}");

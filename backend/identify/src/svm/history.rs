@@ -20,9 +20,9 @@ pub(super) struct History {
 }
 
 /// The initial state of a training.
-pub(super) struct Start<'a> {
+pub(super) struct Start {
     /// The previous hyperplane of each class, where it had one.
-    pub(super) planes: Vec<Option<&'a Hyperplane>>,
+    pub(super) planes: Vec<Option<Hyperplane>>,
     /// Which samples are new, where hyperplanes that are still optimal may be kept.
     pub(super) fresh: Option<Vec<bool>>,
 }
@@ -69,7 +69,7 @@ impl History {
     }
 }
 
-impl<'a> Start<'a> {
+impl Start {
     /// Starts from scratch.
     pub(super) fn cold(set: &TrainingSet) -> Self {
         Self { planes: vec![None; set.labels.len()], fresh: None }
@@ -77,16 +77,16 @@ impl<'a> Start<'a> {
 
     /// Starts from a previous classifier, whose classes have these labels.
     pub(super) fn warm(
-        previous: &'a LinearSvm,
+        previous: &LinearSvm,
         labels: &[String],
         set: &TrainingSet,
         options: &TrainOptions,
     ) -> Self {
         // A lone person's hyperplane separates nothing.
-        if previous.dimensions != set.records.ncols() || previous.classes.len() < 2 {
+        if previous.normals.columns() != set.records.ncols() || previous.normals.rows() < 2 {
             return Self::cold(set);
         }
-        let plane = |label| Some(&previous.classes.get(labels.binary_search(label).ok()?)?.hyperplane);
+        let plane = |label| previous.hyperplane(labels.binary_search(label).ok()?);
         let fresh = previous.history.as_ref().and_then(|history| history.grown(set, options));
         Self { planes: set.labels.iter().map(plane).collect(), fresh }
     }

@@ -22,8 +22,10 @@ use history::{History, Start};
 
 use crate::{
     Classifier, ClassifierKind, IdentifyError, ProgressCallback, TrainOptions,
-    embedding::{dot, to_f32},
-    format::{Reader, put_f32s},
+    embedding::to_f32,
+    format::{Reader, corrupt, put_f32s},
+    matrix::{Matrix, Query},
+    top_k::Softmax,
 };
 
 /// The most samples that [`LinearSvm`] is trained on.
@@ -52,15 +54,18 @@ pub enum Solver {
 /// One hyperplane and one calibration per class.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearSvm {
-    dimensions: usize,
-    classes: Vec<Class>,
+    /// Normal vectors, `[classes, dimensions]`.
+    normals: Matrix,
+    offsets: Vec<Offset>,
     /// Of a model trained by coordinate descent.
     history: Option<History>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-struct Class {
-    hyperplane: Hyperplane,
+/// What turns the product of an embedding and a class' normal vector into the logarithm of a probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Offset {
+    /// Of the hyperplane.
+    bias: f64,
     calibration: Calibration,
 }
 
@@ -84,7 +89,7 @@ impl LinearSvm {
     /// L2-normalised mean embedding of each class, `[classes, dimensions]`.
     pub(crate) fn train(
         set: &TrainingSet,
-        means: &[Vec<f32>],
+        means: &Matrix,
         options: &TrainOptions,
         previous: Option<(&Self, &[String])>,
         progress: &ProgressCallback<'_>,
@@ -95,7 +100,7 @@ impl LinearSvm {
         }
         let dimensions = set.records.ncols();
         if set.labels.len() == 1 {
-            return Ok(Self { dimensions, classes: vec![Class::only(set)], history: None });
+            return Ok(Self::of_one(dimensions));
         }
         let descends = match options.solver {
             Solver::Automatic => found >= MANY_SAMPLES,
@@ -111,12 +116,27 @@ impl LinearSvm {
         } else {
             (smo::train(set, options, progress)?, None)
         };
-        let means = Array2::from_shape_vec((means.len(), dimensions), means.concat())
-            .map_err(|error| IdentifyError::Training(error.to_string()))?;
+        let means = means.view().ok_or_else(|| IdentifyError::Training("the means have no shape".into()))?;
         // For all classes: a new person changes everybody's calibration.
-        let calibrations = Calibration::of(&planes, &means);
-        let class = |(hyperplane, calibration)| Class { hyperplane, calibration };
-        Ok(Self { dimensions, classes: planes.into_iter().zip(calibrations).map(class).collect(), history })
+        let calibrations = Calibration::of(&planes, means);
+        let mut normals = Matrix::zeros(planes.len(), dimensions);
+        for (to, plane) in normals.iter_mut().zip(&planes) {
+            to.copy_from_slice(&plane.w);
+        }
+        let offset = |(plane, calibration): (&Hyperplane, Calibration)| Offset { bias: plane.b, calibration };
+        let offsets = planes.iter().zip(calibrations).map(offset).collect();
+        Ok(Self { normals, offsets, history })
+    }
+
+    /// A lone class: there is nothing to separate it from, so its probability is always 1.
+    fn of_one(dimensions: usize) -> Self {
+        let offsets = vec![Offset { bias: 0.0, calibration: Calibration::NONE }];
+        Self { normals: Matrix::zeros(1, dimensions), offsets, history: None }
+    }
+
+    /// The hyperplane of a class.
+    fn hyperplane(&self, class: usize) -> Option<Hyperplane> {
+        Some(Hyperplane { w: self.normals.row(class)?.to_vec(), b: self.offsets.get(class)?.bias })
     }
 
     pub(crate) fn decode(
@@ -125,14 +145,21 @@ impl LinearSvm {
         dimensions: usize,
         by_descent: bool,
     ) -> Result<Self, IdentifyError> {
-        let mut read = Vec::new();
-        for _ in 0..classes {
-            let hyperplane = Hyperplane { w: reader.f32s(dimensions)?, b: reader.f64()? };
+        // Before memory is allocated for as many: three doubles follow each normal vector.
+        let length = dimensions.checked_mul(4).and_then(|row| (row + 24).checked_mul(classes));
+        if length.is_none_or(|length| length > reader.remaining()) {
+            return Err(corrupt("cut off within the hyperplanes"));
+        }
+        let mut normals = Matrix::zeros(classes, dimensions);
+        let mut offsets = Vec::with_capacity(classes);
+        for normal in normals.iter_mut() {
+            reader.f32s(normal)?;
+            let bias = reader.f64()?;
             let calibration = Calibration { a: reader.f64()?, b: reader.f64()? };
-            read.push(Class { hyperplane, calibration });
+            offsets.push(Offset { bias, calibration });
         }
         let history = by_descent.then(|| History::decode(reader)).transpose()?;
-        Ok(Self { dimensions, classes: read, history })
+        Ok(Self { normals, offsets, history })
     }
 }
 
@@ -146,31 +173,30 @@ impl Classifier for LinearSvm {
     }
 
     fn classes(&self) -> usize {
-        self.classes.len()
+        self.normals.rows()
     }
 
     fn dimensions(&self) -> usize {
-        self.dimensions
+        self.normals.columns()
     }
 
     /// The calibrated probability of each class, scaled to sum 1. In logarithms: far from every hyperplane all of
     /// them underflow, and their ratios still mean something.
-    fn probabilities(&self, embedding: &[f32]) -> Vec<f32> {
-        let logs: Vec<f64> = self
-            .classes
-            .iter()
-            .map(|c| c.calibration.log_probability(c.hyperplane.value(embedding)))
-            .collect();
-        let highest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let scaled: Vec<f64> = logs.iter().map(|l| (l - highest).exp()).collect();
-        let sum: f64 = scaled.iter().sum();
-        scaled.iter().map(|s| to_f32(s / sum)).collect()
+    fn rank(&self, embedding: &[f32], top_k: usize) -> Vec<(usize, f32)> {
+        let mut softmax = Softmax::new(top_k);
+        self.normals.scan(&Query::new(embedding), |first, products| {
+            let offsets = self.offsets.iter().skip(first);
+            for ((class, product), Offset { bias, calibration }) in (first..).zip(products).zip(offsets) {
+                softmax.push(calibration.log_probability(f64::from(*product) + bias), class);
+            }
+        });
+        softmax.into_probabilities().into_iter().map(|(class, p)| (class, to_f32(p))).collect()
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        for Class { hyperplane, calibration } in &self.classes {
-            put_f32s(out, &hyperplane.w);
-            for value in [hyperplane.b, calibration.a, calibration.b] {
+        for (normal, Offset { bias, calibration }) in self.normals.iter().zip(&self.offsets) {
+            put_f32s(out, normal);
+            for value in [bias, &calibration.a, &calibration.b] {
                 out.extend_from_slice(&value.to_le_bytes());
             }
         }
@@ -180,17 +206,10 @@ impl Classifier for LinearSvm {
     }
 }
 
-impl Class {
-    /// A lone class: there is nothing to separate it from, so its probability is always 1.
-    fn only(set: &TrainingSet) -> Self {
-        let w = vec![0.0; set.records.ncols()];
-        Self { hyperplane: Hyperplane { w, b: 0.0 }, calibration: Calibration::NONE }
-    }
-}
-
 impl Hyperplane {
+    #[cfg(test)]
     fn value(&self, embedding: &[f32]) -> f64 {
-        dot(&self.w, embedding) + self.b
+        crate::embedding::dot(&self.w, embedding) + self.b
     }
 
     /// Of the normal vector.
@@ -231,12 +250,13 @@ mod tests {
 
     #[test]
     fn far_from_every_hyperplane_probabilities_still_sum_to_1() {
-        let class = |b| Class {
-            hyperplane: Hyperplane { w: vec![1.0], b },
-            calibration: Calibration { a: -1.0, b: 0.0 },
-        };
-        let svm = LinearSvm { dimensions: 1, classes: vec![class(-5000.0), class(-5001.0)], history: None };
-        let p = svm.probabilities(&[1.0]);
+        let offset = |bias| Offset { bias, calibration: Calibration { a: -1.0, b: 0.0 } };
+        let mut normals = Matrix::zeros(2, 1);
+        normals.iter_mut().for_each(|normal| normal.fill(1.0));
+        let svm = LinearSvm { normals, offsets: vec![offset(-5001.0), offset(-5000.0)], history: None };
+        let ranked = svm.rank(&[1.0], 2);
+        assert_eq!(ranked.iter().map(|(class, _)| *class).collect::<Vec<_>>(), [1, 0]);
+        let p = [ranked[0].1, ranked[1].1];
         assert!((p[0] + p[1] - 1.0).abs() < 1e-6);
         assert!((p[0] / p[1] - std::f32::consts::E).abs() < 1e-3, "{p:?}");
     }

@@ -193,7 +193,7 @@ impl Counts {
         let mut counts = Self::default();
         for probe in &gallery.probes {
             let label = format!("{:04}", probe.person);
-            let answer = model.identify(&probe.embedding, THRESHOLD).expect("an answer");
+            let answer = model.identify(&probe.embedding, THRESHOLD, usize::MAX).expect("an answer");
             let top = answer.top.as_ref().expect("somebody");
             let right = top.label == label;
             let missed = usize::from(!(right && answer.decision == Decision::Known));
@@ -214,7 +214,7 @@ impl Counts {
         }
         for stranger in faces.strangers.iter().take(IMPOSTORS) {
             counts.impostors += 1;
-            let answer = model.identify(stranger, THRESHOLD).expect("an answer");
+            let answer = model.identify(stranger, THRESHOLD, usize::MAX).expect("an answer");
             let known = answer.decision == Decision::Known;
             counts.named += usize::from(known);
             let (top, score) = (answer.top.expect("somebody"), answer.score.expect("a score"));
