@@ -16,25 +16,14 @@ use std::path::Path;
 
 use common::init;
 use facepipe_test_support::{
-    require, skip,
+    require, require_onnx_runtime,
     tracking::{Frame, GroundTruth},
-    workspace_root,
 };
 use gst::prelude::*;
 use gstfacepipe::roi::faces_and_predictions;
 
 const CROWDS: [&str; 3] =
     ["videos/crowd-medium-1080p6.mp4", "videos/crowd-high-1080p6.mp4", "videos/crowd-very-high-1080p6.mp4"];
-
-/// Loads ONNX Runtime from the checkout, or skips the test.
-macro_rules! runtime {
-    () => {
-        if let Err(error) = facepipe_detector::runtime::load(&[workspace_root()]) {
-            skip(&error.to_string());
-            return;
-        }
-    };
-}
 
 /// The result of a video.
 struct Played {
@@ -81,7 +70,7 @@ const MIN_IOU: f64 = 0.5;
 
 #[test]
 fn walkers_keep_their_ids() {
-    runtime!();
+    require_onnx_runtime!();
     for name in CROWDS {
         let video = require!(name);
         let truth = GroundTruth::beside(&video);
@@ -96,7 +85,7 @@ fn walkers_keep_their_ids() {
 
 #[test]
 fn walkers_keep_their_ids_when_every_second_or_third_frame_is_searched() {
-    runtime!();
+    require_onnx_runtime!();
     // At three and at two searches per second: walkers move by half a face between two searches.
     for (interval, least) in [(2, 0.85), (3, 0.8)] {
         for name in CROWDS {
@@ -116,7 +105,7 @@ fn walkers_keep_their_ids_when_every_second_or_third_frame_is_searched() {
 
 #[test]
 fn skipping_still_scenes_loses_no_walker() {
-    runtime!();
+    require_onnx_runtime!();
     let mut rested = 0;
     for name in CROWDS {
         let video = require!(name);
@@ -135,7 +124,7 @@ fn skipping_still_scenes_loses_no_walker() {
 /// The first frame of a crowd, again and again.
 #[test]
 fn a_frozen_video_is_searched_once_per_max_gap() {
-    runtime!();
+    require_onnx_runtime!();
     let video = require!(CROWDS[1]);
     let elements =
         "imagefreeze num-buffers=100 ! facepipe-facedetect name=detect motion-threshold=3 max-gap=40";

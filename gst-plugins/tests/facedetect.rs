@@ -12,9 +12,9 @@
 
 mod common;
 
-use common::{bytes, decode, init, with_faces};
+use common::{bytes, decode, init, start_error, with_faces};
 use facepipe_detector::BoundingBox;
-use facepipe_test_support::{fixture, require, skip, workspace_root};
+use facepipe_test_support::{fixture, require, require_onnx_runtime};
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::{VideoFormat, VideoInfo, VideoRegionOfInterestMeta};
@@ -25,16 +25,6 @@ use gstfacepipe::{
 
 const PORTRAIT: &str = "lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg";
 const GROUP: &str = "scenes/multiface.jpg";
-
-/// Loads ONNX Runtime from the checkout, or skips the test.
-macro_rules! runtime {
-    () => {
-        if let Err(error) = facepipe_detector::runtime::load(&[workspace_root()]) {
-            skip(&error.to_string());
-            return;
-        }
-    };
-}
 
 /// A picture as an RGB frame.
 fn picture(path: &std::path::Path) -> (VideoInfo, gst::Buffer) {
@@ -109,7 +99,7 @@ const AS_REFERENCE: &str = "score-threshold=0.7 nms-threshold=0.5";
 
 #[test]
 fn the_faces_of_a_picture_become_metadata_in_every_format_and_the_pixels_stay() {
-    runtime!();
+    require_onnx_runtime!();
     init();
     let model = require!("models/version-RFB-320.onnx");
     for name in [PORTRAIT, GROUP] {
@@ -138,7 +128,7 @@ fn the_faces_of_a_picture_become_metadata_in_every_format_and_the_pixels_stay() 
 
 #[test]
 fn the_metadata_match_the_documentation() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
     let mut harness = harness(&info, &format!("model={}", model.display()));
@@ -161,7 +151,7 @@ fn the_metadata_match_the_documentation() {
 
 #[test]
 fn thresholds_are_those_of_the_model_unless_they_are_set() {
-    runtime!();
+    require_onnx_runtime!();
     let [ultra_light, mtcnn] = [require!("models/version-RFB-320.onnx"), require!("models/pnet.pt")];
     let (info, frame) = picture(&require!(PORTRAIT));
     let thresholds = |element: &gst::Element| {
@@ -182,7 +172,7 @@ fn thresholds_are_those_of_the_model_unless_they_are_set() {
 
 #[test]
 fn every_nth_frame_is_searched() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
     let mut harness = harness(&info, &format!("interval=3 model={}", model.display()));
@@ -203,7 +193,7 @@ fn every_nth_frame_is_searched() {
 
 #[test]
 fn max_fps_limits_the_searches_per_second_of_stream_time() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
     let mut harness = harness(&info, &format!("max-fps=4 model={}", model.display()));
@@ -249,7 +239,7 @@ fn searches(
 
 #[test]
 fn max_fps_holds_for_irregular_timestamps() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
     let started = || harness(&info, &format!("max-fps=5 model={}", model.display()));
@@ -278,7 +268,7 @@ fn max_fps_holds_for_irregular_timestamps() {
 
 #[test]
 fn faces_outside_the_size_limits_are_left_out() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
     let mut harness = harness(&info, &format!("model={}", model.display()));
@@ -309,7 +299,7 @@ fn faces_outside_the_size_limits_are_left_out() {
 
 #[test]
 fn thresholds_and_max_faces_can_be_changed_while_playing() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
     let mut harness = harness(&info, &format!("model={}", model.display()));
@@ -340,7 +330,7 @@ fn left_out(element: &gst::Element) -> [u64; 3] {
 
 #[test]
 fn faces_that_are_left_out_are_counted() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
     let count = |properties: &str| {
@@ -366,7 +356,7 @@ fn faces_that_are_left_out_are_counted() {
 
 #[test]
 fn detection_continues_when_a_camera_switches_to_grey() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (rgb_info, rgb) = picture(&require!(GROUP));
     let (day, colours) = converted(&rgb_info, &rgb, VideoFormat::I420);
@@ -393,7 +383,7 @@ fn detection_continues_when_a_camera_switches_to_grey() {
 #[test]
 fn tracking_and_cropping_continue_when_a_camera_switches_to_grey() {
     init();
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (rgb_info, rgb) = picture(&require!(GROUP));
     let (day, colours) = converted(&rgb_info, &rgb, VideoFormat::I420);
@@ -428,7 +418,7 @@ fn tracking_and_cropping_continue_when_a_camera_switches_to_grey() {
 
 #[test]
 fn size_limits_are_in_square_pixels_and_boxes_in_frame_pixels() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (square, frame) = picture(&require!(GROUP));
     // Every second column: the same picture of pixels that are twice as wide as high.
@@ -474,7 +464,7 @@ fn messages(
 
 #[test]
 fn unsupported_formats_are_refused_with_the_list_of_supported_ones() {
-    runtime!();
+    require_onnx_runtime!();
     require!("models/version-RFB-320.onnx");
     let good = common::info(VideoFormat::I420, 64, 48);
     let mut harness = harness(&good, "model=rfb-320");
@@ -514,7 +504,7 @@ fn orientation(value: &str) -> gst::Event {
 
 #[test]
 fn rotated_video_causes_one_warning_unless_an_element_rotates_it() {
-    runtime!();
+    require_onnx_runtime!();
     require!("models/version-RFB-320.onnx");
     let info = common::info(VideoFormat::I420, 64, 48);
     let warnings = |line: &str, tags: &[&str]| {
@@ -545,7 +535,7 @@ fn rotated_video_causes_one_warning_unless_an_element_rotates_it() {
 
 #[test]
 fn rotated_video_is_searched_upright_after_videoflip() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (upright, frame) = picture(&require!(GROUP));
     let (width, height) = (upright.width(), upright.height());
@@ -569,20 +559,8 @@ fn rotated_video_is_searched_upright_after_videoflip() {
     assert!(turned.len() >= 6);
 }
 
-/// Returns the error message of an element that does not start or does not accept the caps.
 fn error_of(properties: &str) -> String {
-    init();
-    let bus = gst::Bus::new();
-    let element = gst::parse::launch(&format!("facepipe-facedetect {properties}")).unwrap();
-    element.set_bus(Some(&bus));
-    let started = element.set_state(gst::State::Paused);
-    let message = bus.pop_filtered(&[gst::MessageType::Error]);
-    element.set_bus(None::<&gst::Bus>);
-    element.set_state(gst::State::Null).unwrap();
-    assert!(started.is_err(), "{properties}: it started");
-    let message = message.expect("an error message on the bus");
-    let gst::MessageView::Error(error) = message.view() else { unreachable!() };
-    error.error().to_string()
+    start_error(&format!("facepipe-facedetect {properties}"))
 }
 
 #[test]
@@ -595,7 +573,7 @@ fn a_missing_model_is_an_error_with_a_remedy() {
 
 #[test]
 fn a_file_that_is_not_a_model_is_an_error() {
-    runtime!();
+    require_onnx_runtime!();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("garbage.onnx");
     std::fs::write(&file, b"this is no ONNX file").unwrap();
@@ -605,7 +583,7 @@ fn a_file_that_is_not_a_model_is_an_error() {
 
 #[test]
 fn an_execution_provider_that_the_library_lacks_is_an_error_without_fallback() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let runtime = facepipe_detector::runtime::load(&[]).unwrap();
     for provider in ["cuda", "tensorrt", "openvino"] {
@@ -658,7 +636,7 @@ fn stats(element: &gst::Element) -> [u64; 5] {
 
 #[test]
 fn frames_are_marked_as_searched_or_not() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
     let mut harness = harness(&info, &format!("interval=2 model={}", model.display()));
@@ -671,7 +649,7 @@ fn frames_are_marked_as_searched_or_not() {
 
 #[test]
 fn detections_below_the_threshold_are_candidates() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
     let mut harness = harness(&info, &format!("low-score-threshold=1 model={}", model.display()));
@@ -707,7 +685,7 @@ fn scene_with(portrait: &image::RgbImage, x: u32, y: u32) -> impl Fn(u32, u32) -
 
 #[test]
 fn a_small_moving_face_in_a_corner_triggers_the_detector() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let portrait = image::open(require!(PORTRAIT)).unwrap().to_rgb8();
     // The face on it is 28 pixels wide: a 34th of 960.
@@ -731,7 +709,7 @@ fn a_small_moving_face_in_a_corner_triggers_the_detector() {
 
 #[test]
 fn a_still_scene_keeps_its_faces_until_something_moves() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(GROUP));
     let mut harness = harness(&info, &format!("max-gap=5 model={}", model.display()));
@@ -765,7 +743,7 @@ fn a_still_scene_keeps_its_faces_until_something_moves() {
 
 #[test]
 fn frames_that_a_sink_reports_as_late_are_not_searched() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let (info, frame) = picture(&require!(PORTRAIT));
     let mut harness = harness(&info, &format!("max-gap=4 model={}", model.display()));
@@ -821,7 +799,7 @@ fn played(source: &str, properties: &str, sink: &str) -> ([u64; 5], u64) {
 /// A frame takes 60 ms instead of 40, so the last one is 800 ms late.
 #[test]
 fn late_frames_of_a_live_source_are_not_searched_and_not_dropped() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     let properties = format!("model={}", model.display());
     for sink in ["fakesink sync=false", "fakesink sync=true qos=true"] {
@@ -837,7 +815,7 @@ fn late_frames_of_a_live_source_are_not_searched_and_not_dropped() {
 
 #[test]
 fn a_recording_has_no_late_frames() {
-    runtime!();
+    require_onnx_runtime!();
     let model = require!("models/version-RFB-320.onnx");
     for sink in ["fakesink sync=false", "fakesink sync=false qos=true"] {
         let ([frames, detected, ..], passed) = played("", &format!("model={}", model.display()), sink);
@@ -847,7 +825,7 @@ fn a_recording_has_no_late_frames() {
 
 #[test]
 fn a_seek_in_a_recording_starts_new_tracks() {
-    runtime!();
+    require_onnx_runtime!();
     let video = require!("videos/street-1080p.mp4");
     let model = require!("models/version-RFB-640.onnx");
     init();

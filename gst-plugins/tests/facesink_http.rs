@@ -27,6 +27,7 @@ use common::{
     with_faces,
 };
 use facepipe_detector::BoundingBox;
+use facepipe_test_support::wait_until;
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::VideoFormat;
@@ -37,15 +38,6 @@ const LONG: gst::ClockTime = gst::ClockTime::from_seconds(60);
 
 /// Properties with which an incomplete batch is sent at the end of the stream, and not before.
 const AT_EOS: &str = "batch-delay=4000000000";
-
-/// Waits until something holds.
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from(LONG), "waited for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// Returns a count of the element.
 fn count(element: &gst::Element, name: &str) -> u64 {
@@ -596,20 +588,8 @@ fn statistics_count_bytes_on_the_wire_and_survive_stop() {
     assert_eq!(sink.count("requests"), server.received().len() as u64);
 }
 
-/// Returns the error message on the bus of an element that doesn't start.
 fn error_of(properties: &str) -> String {
-    common::init();
-    let bus = gst::Bus::new();
-    let element = gst::parse::launch(&format!("facepipe-facesink-http {properties}")).unwrap();
-    element.set_bus(Some(&bus));
-    let started = element.set_state(gst::State::Paused);
-    let message = bus.pop_filtered(&[gst::MessageType::Error]);
-    element.set_bus(None::<&gst::Bus>);
-    element.set_state(gst::State::Null).unwrap();
-    assert!(started.is_err(), "{properties}: it started");
-    let message = message.expect("an error message on the bus");
-    let gst::MessageView::Error(error) = message.view() else { unreachable!() };
-    error.error().to_string()
+    common::start_error(&format!("facepipe-facesink-http {properties}"))
 }
 
 #[test]

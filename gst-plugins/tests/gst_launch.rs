@@ -22,7 +22,7 @@ use common::{
     decode,
     server::{Answer, Server},
 };
-use facepipe_test_support::{models_dir, require, skip, workspace_root};
+use facepipe_test_support::{models_dir, require, require_onnx_runtime, skip};
 use image::RgbImage;
 use tempfile::TempDir;
 
@@ -75,19 +75,6 @@ fn plugin() -> PathBuf {
     let plugin = test.parent().unwrap().join("libgstfacepipe.so");
     assert!(plugin.is_file(), "cargo builds {} before the tests of its crate", plugin.display());
     plugin
-}
-
-/// The ONNX Runtime library of the checkout; skips the test without one.
-macro_rules! runtime {
-    () => {
-        match facepipe_detector::runtime::load(&[workspace_root()]) {
-            Ok(runtime) => runtime.path().to_path_buf(),
-            Err(error) => {
-                skip(&error.to_string());
-                return;
-            }
-        }
-    };
 }
 
 /// Returns the section of one property in the output of `gst-inspect-1.0`.
@@ -213,7 +200,7 @@ fn assert_street(pictures: &[Vec<u8>]) {
 
 #[test]
 fn a_recording_becomes_one_file_per_face() {
-    let runtime = runtime!();
+    let runtime = require_onnx_runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let video = require!("videos/street-1080p.mp4");
     let installed = Installed::new();
@@ -231,7 +218,7 @@ fn a_recording_becomes_one_file_per_face() {
 
 #[test]
 fn a_recording_is_uploaded_equally_whether_facecrop_or_the_sink_crops() {
-    let runtime = runtime!();
+    let runtime = require_onnx_runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let video = require!("videos/street-1080p.mp4");
     let installed = Installed::new();
@@ -292,7 +279,7 @@ fn assert_group(found: &[RgbImage], frames: usize, expected: &[RgbImage], what: 
 
 #[test]
 fn raw_video_of_webcams_needs_no_conversion() {
-    let runtime = runtime!();
+    let runtime = require_onnx_runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let group = require!("scenes/multiface.jpg");
     let installed = Installed::new();
@@ -314,7 +301,7 @@ fn raw_video_of_webcams_needs_no_conversion() {
 
 #[test]
 fn facedetect_accepts_decoded_motion_jpeg_of_any_chroma() {
-    let runtime = runtime!();
+    let runtime = require_onnx_runtime!();
     let _ = require!("models/version-RFB-640.onnx");
     let group = require!("scenes/multiface.jpg");
     let installed = Installed::new();
@@ -350,7 +337,7 @@ fn facedetect_accepts_decoded_motion_jpeg_of_any_chroma() {
 
 #[test]
 fn auto_takes_the_larger_model_for_frames_of_1280_pixels_and_more() {
-    let runtime = runtime!();
+    let runtime = require_onnx_runtime!();
     let _ = require!("models/version-RFB-320.onnx");
     let _ = require!("models/version-RFB-640.onnx");
     let installed = Installed::new();
@@ -379,7 +366,7 @@ fn mtcnn_alone() -> Option<TempDir> {
 
 #[test]
 fn without_an_ultra_light_model_auto_uses_mtcnn_and_says_so() {
-    let runtime = runtime!();
+    let runtime = require_onnx_runtime!();
     let video = require!("videos/street-1080p.mp4");
     let Some(models) = mtcnn_alone() else { return };
     let installed = Installed::new();
@@ -401,7 +388,7 @@ fn without_an_ultra_light_model_auto_uses_mtcnn_and_says_so() {
 
 #[test]
 fn damaged_weights_of_mtcnn_are_an_error_with_file_and_remedy() {
-    let runtime = runtime!();
+    let runtime = require_onnx_runtime!();
     let Some(models) = mtcnn_alone() else { return };
     let installed = Installed::new();
     let file = models.path().join("rnet.pt");

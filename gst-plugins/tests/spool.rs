@@ -18,13 +18,13 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use common::server::{Answer, Hold, Received, Server, dead_address};
 use facepipe_detector::BoundingBox;
+use facepipe_test_support::wait_until;
 use gstfacepipe::crop::Encoding;
 use gstfacepipe::roi::CropArea;
 use gstfacepipe::upload::{
@@ -250,7 +250,7 @@ enum Step {
     Delete(Index),
     /// The process dies: what is on disk stays.
     Crash,
-    /// It dies while it writes a crop, of which so much is on disk.
+    /// It dies while it writes a crop; this much is on disk.
     CrashWhileWriting(u8, Index),
     /// A disk error: a crop's file loses its end, or a byte changes.
     Truncate(Index, Index),
@@ -402,14 +402,6 @@ fn start(config: UploadConfig) -> (Uploader, Events) {
     let uploader =
         Uploader::start(config, Arc::new(move |event| observed.lock().unwrap().push(event))).unwrap();
     (uploader, events)
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Returns the numbers of the images, in order of arrival.

@@ -22,6 +22,7 @@ use std::{
 use bytes::Bytes;
 use common::server::{Answer, Hold, Received, Server, dead_address};
 use facepipe_detector::BoundingBox;
+use facepipe_test_support::wait_until;
 use gstfacepipe::crop::Encoding;
 use gstfacepipe::upload::{
     self, BackendStatus, Backoff, Camera, Crop, DrainOutcome, DropPolicy, Endpoint, Event, PushOutcome,
@@ -90,14 +91,6 @@ fn outages(events: &Events) -> usize {
 
 fn recoveries(events: &Events) -> usize {
     events.lock().unwrap().iter().filter(|e| matches!(e, Event::BackendRecovered { .. })).count()
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Keeps the only worker busy with a first crop until the hold is released, so that crops pushed meanwhile are queued

@@ -5,8 +5,6 @@ use std::{
     io::BufRead,
     path::{Path, PathBuf},
     process::{Child, Command, Output},
-    thread,
-    time::{Duration, Instant},
 };
 
 use facepipe_test_support::models_dir;
@@ -16,9 +14,6 @@ use crate::{Backend, program};
 
 /// Token of a [`TestEnvironment`]'s backend.
 pub const ADMIN_TOKEN: &str = "an-admin-of-this-test";
-
-/// Time limit for conditions on a busy machine with two cores.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Exit code and output of a program.
 pub struct ProgramOutput {
@@ -86,16 +81,6 @@ pub fn with_file_size_limit(limited: &Command, kib: u32) -> Command {
     command
 }
 
-/// Waits until a condition holds.
-#[track_caller]
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < TIMEOUT, "{what}: not after {TIMEOUT:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Reads lines until one contains `text`.
 #[track_caller]
 pub fn read_until(reader: &mut impl BufRead, text: &str) {
@@ -124,9 +109,7 @@ pub fn copy_photographs(gallery: &Path, target: &Path, person: &str, numbers: &[
 
 /// A backend with a token, and a folder for files of the test.
 pub struct TestEnvironment {
-    /// The backend.
     pub backend: Backend,
-    /// The folder.
     pub folder: tempfile::TempDir,
     faces: PathBuf,
 }

@@ -6,14 +6,14 @@
 use std::{
     collections::BTreeSet,
     env, fs,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use facepipe_test_support::{require, skip, workspace_root};
-use facepipe_tests::{program, programs::wait_until};
+use facepipe_test_support::{free_port, require, skip, wait_until, workspace_root};
+use facepipe_tests::program;
 use serde_json::Value;
 
 const ADMIN: &str = "an-admin-of-this-test";
@@ -35,10 +35,6 @@ fn deploy(path: &str) -> PathBuf {
 
 fn read(path: &str) -> String {
     fs::read_to_string(deploy(path)).unwrap()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Replaces a text that must occur exactly once.

@@ -23,7 +23,7 @@ use std::{
 };
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
-use facepipe_test_support::{models_dir, require, skip, workspace_root};
+use facepipe_test_support::{models_dir, require, skip, wait_until, workspace_root};
 use facepipe_tests::{Backend, build_dir, camera::Camera, program};
 use tempfile::TempDir;
 
@@ -122,15 +122,6 @@ impl Machine {
 
 fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Waits until a condition holds.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// A script that runs until it is stopped; collects its output.
@@ -663,7 +654,7 @@ fn rtsp_reconnects_after_a_camera_stalls_or_vanishes() {
     assert!(before > 0, "{}", running.printed());
     running.says("the stream failed at 'camera'; next attempt in 1 s");
     let camera = camera!(port, "--clock-ahead=-3600", stream);
-    eventually("the camera is back", || stored(&backend, "gate-1").len() > before);
+    wait_until("the camera is back", || stored(&backend, "gate-1").len() > before);
     let (status, printed) = running.end("TERM");
     assert!(status.success(), "{status}\n{printed}");
     assert!(!printed.contains("secret-word"), "a password in the log:\n{printed}");
@@ -704,11 +695,11 @@ fn rtsp_plays_h265_over_udp() {
         "3",
     ];
     let running = machine.start("rtsp.sh", &arguments);
-    eventually("faces are stored", || !stored(&backend, "gate-1").is_empty());
+    wait_until("faces are stored", || !stored(&backend, "gate-1").is_empty());
     // After three seconds the camera announces the end in a packet that UDP may lose; then it counts as stalled.
     running.says("; next attempt in 1 s");
     let before = stored(&backend, "gate-1").len();
-    eventually("the next attempt finds more", || stored(&backend, "gate-1").len() > before);
+    wait_until("the next attempt finds more", || stored(&backend, "gate-1").len() > before);
     let (status, printed) = running.end("INT");
     assert!(status.success(), "{status}\n{printed}");
 }
@@ -746,13 +737,13 @@ fn multi_camera_separates_cameras_and_continues_without_a_vanished_one() {
         ],
     );
     let count = |camera: &str| stored(&backend, camera).len();
-    eventually("both cameras are stored", || count("gate-1") > 0 && count("gate-2") > 0);
+    wait_until("both cameras are stored", || count("gate-1") > 0 && count("gate-2") > 0);
     drop(second);
     running.says("the camera gate-2 is tried again in a process of its own");
     let (before_1, before_2) = (count("gate-1"), count("gate-2"));
-    eventually("the other camera goes on", || count("gate-1") > before_1);
+    wait_until("the other camera goes on", || count("gate-1") > before_1);
     let second = camera!(port, two);
-    eventually("the camera is back", || count("gate-2") > before_2);
+    wait_until("the camera is back", || count("gate-2") > before_2);
     let (status, printed) = running.end("TERM");
     assert!(status.success(), "{status}\n{printed}");
     drop((first, second));
@@ -889,11 +880,11 @@ fn record_and_detect_keeps_the_newest_segments_as_the_camera_encoded_them() {
         found
     };
     let running = machine.start("record-and-detect.sh", &arguments);
-    eventually("a third segment has begun and the first is gone", || {
+    wait_until("a third segment has begun and the first is gone", || {
         segments().last().is_some_and(|last| last.to_str().unwrap().ends_with("-00002.mkv"))
             && segments().len() == 2
     });
-    eventually("faces are stored", || !stored(&backend, "gate-1").is_empty());
+    wait_until("faces are stored", || !stored(&backend, "gate-1").is_empty());
     let (status, printed) = running.end("TERM");
     assert!(status.success(), "{status}\n{printed}");
     let kept = segments();

@@ -9,12 +9,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-use facepipe_test_support::{models_dir, require};
+use facepipe_test_support::{models_dir, require, wait_until};
 use facepipe_tests::{
     program,
     programs::{
         ADMIN_TOKEN, ProgramOutput, TestEnvironment, copy_photographs, facepipe, interrupt, read_until,
-        wait_until, with_file_size_limit,
+        with_file_size_limit,
     },
     proxy::HoldingProxy,
 };

@@ -12,10 +12,10 @@ use std::{
     thread,
 };
 
-use facepipe_test_support::{models_dir, require};
+use facepipe_test_support::{models_dir, require, wait_until};
 use facepipe_tests::{
     Backend,
-    programs::{ADMIN_TOKEN, ProgramOutput, copy_photographs, facepipe, interrupt, wait_until},
+    programs::{ADMIN_TOKEN, ProgramOutput, copy_photographs, facepipe, interrupt},
 };
 use serde_json::Value;
 

@@ -14,12 +14,10 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use facepipe_test_support::{models_dir, require, skip};
+use facepipe_test_support::{models_dir, require, skip, wait_until};
 use facepipe_tests::{
     camera::Camera,
-    programs::{
-        ProgramOutput, TestEnvironment, facepipe, interrupt, read_until, wait_until, with_file_size_limit,
-    },
+    programs::{ProgramOutput, TestEnvironment, facepipe, interrupt, read_until, with_file_size_limit},
 };
 use gst::prelude::*;
 use serde_json::Value;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use actix_web::{App, HttpServer, web};
-use facepipe_test_support::require;
-use facepipe_tests::{Backend, programs::wait_until};
+use facepipe_test_support::{require, wait_until};
+use facepipe_tests::Backend;
 use gst::prelude::*;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,

@@ -331,7 +331,7 @@ async fn followers_wait_for_uncommitted_detections_with_smaller_ids() {
     let request = server.client.post(format!("{}/face-recognition/store-results", server.url));
     let request = request.multipart(form("slow"));
     let slow = tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await });
-    let held_back = match engine {
+    let waiting = match engine {
         Engine::Postgres => {
             "SELECT CAST(COUNT(*) AS TEXT) AS line FROM pg_locks JOIN pg_stat_activity USING (pid) \
              WHERE NOT granted AND datname = CURRENT_DATABASE()"
@@ -342,17 +342,21 @@ async fn followers_wait_for_uncommitted_detections_with_smaller_ids() {
              WHERE trx_state = 'LOCK WAIT' AND db = DATABASE()"
         }
     };
-    let begun = Instant::now();
-    while server.lines(held_back) == ["0"] {
-        assert!(begun.elapsed() < Duration::from_secs(20), "nothing held the first detection back");
-        // MySQL caches this view for a tenth of a second.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let until_waiting = async |transactions: usize| {
+        let begun = Instant::now();
+        while server.lines(waiting)[0].parse::<usize>().unwrap() < transactions {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{transactions} transactions do not wait");
+            // MySQL does not refresh this view while it is read more often than every tenth of a second.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    // The server's insert waits for the other process, then the follower for that insert.
+    until_waiting(1).await;
     assert!(!slow.is_finished());
     server.send("/face-recognition/store-results", form("quick")).await.expect(StatusCode::CREATED);
 
     let followed = follow(&server);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until_waiting(2).await;
     assert!(!followed.is_finished(), "a detection was passed over");
     end.send(()).unwrap();
     other.join().unwrap();

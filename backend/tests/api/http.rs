@@ -501,7 +501,7 @@ async fn without_cors_origins_no_page_may_use_the_server() {
 #[tokio::test]
 async fn links_work_behind_a_proxy_that_strips_a_prefix() {
     let folder = tempfile::tempdir().unwrap();
-    let port = crate::proxies::free_port();
+    let port = facepipe_test_support::free_port();
     let public = format!("http://127.0.0.1:{port}/some/faces");
     let server = start!(|config| config.browsers.public_url = Some(format!("{public}/")));
     let site = format!(

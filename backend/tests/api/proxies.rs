@@ -3,20 +3,16 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use facepipe_test_support::workspace_root;
+use facepipe_test_support::{free_port, workspace_root};
 use serde_json::Value;
 
 use crate::helpers::{files_below, start};
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// A running nginx, stopped when dropped.
 pub struct Nginx(Child);

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -15,6 +14,7 @@ use std::{
 use diesel::{
     Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, connection::SimpleConnection as _,
 };
+use facepipe_test_support::free_port;
 use reqwest::{Client, StatusCode, multipart::Form};
 use serde_json::Value;
 use tokio::{io::copy_bidirectional, net::TcpStream, sync::watch, task::JoinHandle};
@@ -197,10 +197,6 @@ fn write_configuration(folder: &Path, port: u16, next_upstream: &str, urls: &[&s
 pub fn signal(process: &Child, name: &str) {
     let status = Command::new("kill").args(["-s", name]).arg(process.id().to_string()).status().unwrap();
     assert!(status.success());
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub async fn post(client: &Client, url: &str) -> ApiResponse {

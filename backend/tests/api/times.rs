@@ -9,7 +9,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     deployment::{beside, said},
-    helpers::{Server, photograph, start},
+    helpers::{Server, photograph, start, until},
 };
 
 /// The migration that added these times.
@@ -61,14 +61,6 @@ fn rows(server: &Server) -> Vec<String> {
         "SELECT CONCAT(camera_id, ' ', captured_at, ' ', received_at, ' ', COALESCE(claimed_at, -1)) AS line \
          FROM detections ORDER BY id",
     )
-}
-
-async fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn last_retention(server: &Server) -> String {
@@ -147,7 +139,7 @@ async fn retention_uses_the_effective_time() {
         defaults(config);
         config.retention.detections_max_age_days = Some(7);
     });
-    eventually("no first pass", || last_retention(&server) != "-1").await;
+    until(|| last_retention(&server) != "-1").await;
     let begun = now();
     store(&server, "reset", Some(7 * SECOND)).await;
     store(&server, "ahead", Some(YEAR_2036)).await;
@@ -255,7 +247,7 @@ async fn a_doubtful_clock_deletes_nothing_until_confirmed() {
         config.retention.detections_max_age_days = Some(30);
         config.listener.metrics_listen = Some("127.0.0.1:0".into());
     });
-    eventually("no first pass", || last_retention(&server) != "-1").await;
+    until(|| last_retention(&server) != "-1").await;
     store(&server, "old", Some(now() - 40 * DAY)).await;
     store(&server, "young", None).await;
     // As if the clock were 16 days ahead of the last pass.
@@ -323,7 +315,7 @@ async fn rows_of_servers_with_wrong_clocks_are_corrected() {
         let row = rows.iter().find(|row| row.starts_with(camera)).unwrap();
         row.split(' ').skip(1).map(|field| field.parse().unwrap()).collect()
     };
-    eventually("no pass", || row("unset")[0] > 9 * SECOND).await;
+    until(|| row("unset")[0] > 9 * SECOND).await;
     assert_eq!(row("believed"), [earlier, earlier, YEAR_2036]);
     assert_eq!(row("jumped"), [earlier, ahead, -1]);
     assert_eq!(row("replay"), [old, earlier, -1]);

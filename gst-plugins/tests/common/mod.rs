@@ -6,6 +6,7 @@ pub mod server;
 use std::sync::Once;
 
 use facepipe_detector::BoundingBox;
+use gst::prelude::*;
 use gst_video::{VideoFormat, VideoFrameRef, VideoInfo};
 use gstfacepipe::roi::{FaceRegion, attach_face};
 
@@ -16,6 +17,23 @@ pub fn init() {
         gst::init().unwrap();
         gstfacepipe::register_static().unwrap();
     });
+}
+
+/// Returns the error message on the bus of an element that does not start.
+#[track_caller]
+pub fn start_error(description: &str) -> String {
+    init();
+    let bus = gst::Bus::new();
+    let element = gst::parse::launch(description).unwrap();
+    element.set_bus(Some(&bus));
+    let started = element.set_state(gst::State::Paused);
+    let message = bus.pop_filtered(&[gst::MessageType::Error]);
+    element.set_bus(None::<&gst::Bus>);
+    element.set_state(gst::State::Null).unwrap();
+    assert!(started.is_err(), "{description}: it started");
+    let message = message.expect("an error message on the bus");
+    let gst::MessageView::Error(error) = message.view() else { unreachable!() };
+    error.error().to_string()
 }
 
 pub fn info(format: VideoFormat, width: u32, height: u32) -> VideoInfo {

@@ -26,7 +26,6 @@ struct Shared {
     connections: AtomicUsize,
 }
 
-/// A request.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub line: String,

@@ -1,5 +1,5 @@
-//! Locates golden values (`tests/fixtures`, committed) and test data (weights, photographs, videos: never committed), and
-//! reports tests without their data as skipped.
+//! Locates golden values (`tests/fixtures`, committed) and test data (weights, photographs, videos: never committed), reports
+//! tests without their data as skipped, and has helpers that all crates' tests share.
 //!
 //! A test that needs data starts with [`require!`]:
 //!
@@ -24,7 +24,10 @@ pub mod tracking;
 use std::{
     env, fs,
     io::Write,
+    net::TcpListener,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// Returns the root of the workspace.
@@ -58,6 +61,28 @@ pub fn find(relative: &str) -> Option<PathBuf> {
     [Some(fetched), mirrored].into_iter().flatten().find(|p| p.exists())
 }
 
+/// Waits until a condition holds, for a minute at most.
+#[track_caller]
+pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    wait_until_within(Duration::from_secs(60), what, holds);
+}
+
+/// As [`wait_until`], for another time.
+#[track_caller]
+pub fn wait_until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < limit, "{what}: not after {limit:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Returns a TCP port of the loopback address on which nothing listened a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a listener has an address").port()
+}
+
 /// Reports the current test as skipped, with the reason; fails it with `CI=true`.
 pub fn skip(reason: &str) {
     let thread = std::thread::current();
@@ -82,6 +107,21 @@ macro_rules! require {
                     "no {}: run `facepipe models fetch`, or set FACEPIPE_MIRROR to a folder that has it",
                     $relative
                 ));
+                return;
+            }
+        }
+    };
+}
+
+/// Loads ONNX Runtime from the checkout and returns the path of its library, or ends the test, reported as skipped. For tests
+/// of crates that use `facepipe-detector`.
+#[macro_export]
+macro_rules! require_onnx_runtime {
+    () => {
+        match facepipe_detector::runtime::load(&[$crate::workspace_root()]) {
+            Ok(runtime) => runtime.path().to_path_buf(),
+            Err(error) => {
+                $crate::skip(&error.to_string());
                 return;
             }
         }

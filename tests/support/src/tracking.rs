@@ -144,6 +144,7 @@ fn assign(rows: usize, columns: usize, weight: impl Fn(usize, usize) -> i64) -> 
     pairs.into_iter().filter(|&(row, column)| weight(row, column) > 0).collect()
 }
 
+/// Intersection over union. Its own, since it measures what the elements' boxes are worth, and this crate uses none of them.
 fn iou(a: Bounds, b: Bounds) -> f64 {
     let [al, at, ar, ab] = a;
     let [bl, bt, br, bb] = b;
