@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use facepipe_vision::ModelError;
+use facepipe_vision::{EmbedderKind, ModelError, Mtcnn};
 
 use crate::{
     config::Config,
@@ -67,7 +67,21 @@ pub fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
         let permanent = not_built_in || matches!(error, ModelError::Compute { .. });
         if permanent { config_error(error) } else { error.into() }
     })?;
+    report_unconverted_weights(&recognition.models_dir, pipeline.embedder().name().parse().ok());
     Ok((database, pipeline))
+}
+
+/// Logs the files of weights that are converted in memory at every start, and how to convert them once.
+fn report_unconverted_weights(models_dir: &Path, embedder: Option<EmbedderKind>) {
+    let mut files = Vec::from(Mtcnn::weights_files(models_dir));
+    files.extend(embedder.map(|embedder| embedder.weights_file(models_dir)));
+    files.retain(|file| file.extension().is_none_or(|extension| extension != "safetensors"));
+    if !files.is_empty() {
+        tracing::info!(
+            ?files,
+            "these weights are converted at every start: `facepipe models fetch` converts them once, to safetensors"
+        );
+    }
 }
 
 /// Repeats the erasures of the ledger before anything is served: the database may have been restored from a backup that

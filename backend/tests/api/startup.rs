@@ -157,6 +157,30 @@ fn the_fallback_embedder_is_warned_of_with_its_accuracy() {
 }
 
 #[test]
+fn weights_that_are_converted_at_every_start_are_named_with_the_command() {
+    let pnet = facepipe_test_support::require!("models/pnet.pt");
+    let mobilefacenet = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let published: Vec<_> = ["pnet.pt", "rnet.pt", "onet.pt"].map(|file| pnet.with_file_name(file)).into();
+    let published: Vec<_> = published.iter().chain([&mobilefacenet]).collect();
+    let here = published.iter().map(|file| folder.path().join(file.file_name().unwrap()));
+    for (file, link) in published.iter().zip(here.clone()) {
+        std::os::unix::fs::symlink(file, link).unwrap();
+    }
+    let settings = ["--listen", "127.0.0.1:0", "--metrics-listen", "off"];
+    let log = || Running::start_in(folder.path(), folder.path(), &settings, &[]).0.log();
+    let told = log();
+    for name in ["pnet.pt", "rnet.pt", "onet.pt", "mobilefacenet.onnx", "`facepipe models fetch`"] {
+        assert!(told.contains(name), "{name}: {told}");
+    }
+    for file in here {
+        facepipe_vision::weights::convert(&file, &file.with_extension("safetensors")).unwrap();
+    }
+    let told = log();
+    assert!(!told.contains("facepipe models fetch"), "{told}");
+}
+
+#[test]
 fn systemd_is_notified_of_ready_watchdog_and_stopping() {
     let models = facepipe_test_support::require!("models/pnet.pt");
     let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");

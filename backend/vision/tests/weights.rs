@@ -18,7 +18,7 @@ use common::torch_file::{self, Entry, Pickle};
 use facepipe_test_support::require;
 use facepipe_vision::{
     ModelError,
-    weights::{Weights, convert, converted, onnx::OnnxWeights},
+    weights::{Weights, convert, converted},
 };
 
 fn reason(bytes: &[u8]) -> String {
@@ -307,16 +307,33 @@ fn missing_and_unreadable_files_are_different_errors() {
 #[test]
 fn convolutions_of_an_onnx_file_are_found_by_name_and_checked() {
     let file = require!("models/mobilefacenet.onnx");
-    let weights = OnnxWeights::read(&file).unwrap();
-    let (weight, bias) = weights.convolution("/conv3/Conv", &[128, 512, 1, 1]).unwrap();
+    let weights = Weights::read(&file).unwrap();
+    let (weight, bias) =
+        (weights.get("conv3.weight", &[128, 512, 1, 1]).unwrap(), weights.get("conv3.bias", &[128]).unwrap());
     assert_eq!((weight.dims(), bias.dims()), (&[128, 512, 1, 1][..], &[128][..]));
-    match weights.convolution("/conv4/Conv", &[1, 1, 1, 1]) {
-        Err(ModelError::NoTensor { name, .. }) => assert_eq!(name, "/conv4/Conv"),
+    match weights.get("conv4.weight", &[1, 1, 1, 1]) {
+        Err(ModelError::NoTensor { name, .. }) => assert_eq!(name, "conv4.weight"),
         other => panic!("{other:?}"),
     }
-    match weights.convolution("/conv3/Conv", &[512, 128, 1, 1]) {
+    match weights.get("conv3.weight", &[512, 128, 1, 1]) {
         Err(ModelError::TensorShape { found, .. }) => assert_eq!(found, [128, 512, 1, 1]),
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_format_is_recognised_by_content_whatever_the_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let onnx = fs::read(require!("models/mobilefacenet.onnx")).unwrap();
+    let (renamed, shape) = (folder.path().join("mobilefacenet.weights"), [128, 512, 1, 1]);
+    fs::write(&renamed, onnx).unwrap();
+    assert!(Weights::read(&renamed).unwrap().get("conv3.weight", &shape).is_ok());
+    for name in ["sample.onnx", "sample.bin", "sample.safetensors"] {
+        let file = folder.path().join(name);
+        for bytes in [torch_file::legacy(&sample()), torch_file::zip(&sample())] {
+            fs::write(&file, bytes).unwrap();
+            assert_sample(&Weights::read(&file).unwrap());
+        }
     }
 }
 
@@ -324,10 +341,10 @@ fn convolutions_of_an_onnx_file_are_found_by_name_and_checked() {
 fn a_damaged_onnx_file_is_rejected_without_a_panic() {
     let file = require!("models/mobilefacenet.onnx");
     let whole = std::fs::read(file).unwrap();
-    assert!(matches!(OnnxWeights::from_bytes(b"no", "a.onnx"), Err(ModelError::Malformed { .. })));
-    assert!(matches!(OnnxWeights::from_bytes(b"", "a.onnx"), Err(ModelError::Malformed { .. })));
+    assert!(matches!(Weights::from_bytes(b"no", "a.onnx"), Err(ModelError::Malformed { .. })));
+    assert!(matches!(Weights::from_bytes(b"", "a.onnx"), Err(ModelError::Malformed { .. })));
     for end in (0..whole.len()).step_by(whole.len() / 50) {
-        let _ = OnnxWeights::from_bytes(&whole[..end], "a.onnx");
+        let _ = Weights::from_bytes(&whole[..end], "a.onnx");
     }
-    assert!(OnnxWeights::from_bytes(&whole[..whole.len() / 2], "a.onnx").is_err());
+    assert!(Weights::from_bytes(&whole[..whole.len() / 2], "a.onnx").is_err());
 }

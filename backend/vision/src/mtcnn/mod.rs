@@ -4,7 +4,10 @@
 mod cut_faces;
 pub(crate) mod networks;
 
-use std::{ops::Range, path::Path};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use image::RgbImage;
 
@@ -44,6 +47,11 @@ impl MtcnnConfig {
         self.thresholds.iter().try_for_each(|&t| range("thresholds", t, 0.0..=1.0, "0 to 1"))
     }
 }
+
+/// The published files of weights.
+const PNET: &str = "pnet.pt";
+const RNET: &str = "rnet.pt";
+const ONET: &str = "onet.pt";
 
 /// The receptive field of the first network, pixels.
 const CELL: usize = 12;
@@ -86,8 +94,8 @@ impl Candidate {
         (self.bounding_box, self.score)
     }
 
-    /// The box after the network's corrections, which count `edge` more than the difference of the coordinates as its
-    /// width and height.
+    /// Returns the box after the network's corrections, which count `edge` more than the difference of the coordinates as
+    /// its width and height.
     fn corrected(&self, edge: f32) -> BoundingBox {
         let b = self.bounding_box;
         let (width, height) = (b.width() + edge, b.height() + edge);
@@ -130,11 +138,16 @@ impl Mtcnn {
         let weights = |file| Weights::read(&weights_file(models_dir, file));
         Ok(Self {
             config,
-            proposal: ProposalNet::new(&weights("pnet.pt")?, backend)?,
-            refine: RefineNet::new(&weights("rnet.pt")?, backend)?,
-            output: OutputNet::new(&weights("onet.pt")?, backend)?,
+            proposal: ProposalNet::new(&weights(PNET)?, backend)?,
+            refine: RefineNet::new(&weights(RNET)?, backend)?,
+            output: OutputNet::new(&weights(ONET)?, backend)?,
             workspaces: Workspaces::default(),
         })
+    }
+
+    /// Returns the files in `models_dir` that [`Self::load`] reads, whether they exist or not.
+    pub fn weights_files(models_dir: &Path) -> [PathBuf; 3] {
+        [PNET, RNET, ONET].map(|file| weights_file(models_dir, file))
     }
 
     /// Detects the faces of `image`, the most confident first.
@@ -204,7 +217,7 @@ impl Mtcnn {
         levels
     }
 
-    /// The first stage: squares from levels of the pyramid.
+    /// Runs the first stage: squares from levels of the pyramid.
     fn propose(&self, image: &RgbImage, levels: &[PyramidLevel]) -> Result<Vec<BoundingBox>, VisionError> {
         let strips = |level: PyramidLevel| {
             let outputs = ProposalNet::outputs(level.height);
@@ -311,7 +324,7 @@ fn candidate_above(bounding_box: BoundingBox, net: &Refined, threshold: f32) -> 
     })
 }
 
-/// The square of the image that an output cell of P-Net covers.
+/// Returns the square of the image that an output cell of P-Net covers.
 #[expect(clippy::cast_precision_loss, reason = "single precision is what the reference computes in")]
 fn candidate(cell: &Cell, first_row: usize, scale: f32) -> Candidate {
     let (x, y) = (cell.column * STRIDE, (cell.row + first_row) * STRIDE);
@@ -320,7 +333,7 @@ fn candidate(cell: &Cell, first_row: usize, scale: f32) -> Candidate {
     Candidate { bounding_box, score: cell.score, regression: cell.regression }
 }
 
-/// The pixels of `square` inside the image. MTCNN's boxes count pixels from 1 and include both ends.
+/// Returns the pixels of `square` inside the image. MTCNN's boxes count pixels from 1 and include both ends.
 fn clipped_pixels(image: &RgbImage, square: &BoundingBox) -> Option<PixelRect> {
     #[expect(
         clippy::cast_possible_truncation,

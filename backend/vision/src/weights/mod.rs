@@ -6,7 +6,7 @@
 //! and allocations are bounded.
 
 mod dlib;
-pub mod onnx;
+mod onnx;
 mod torch;
 
 use std::{
@@ -20,7 +20,6 @@ use candle_core::{DType, Device, Error, Shape, Tensor, safetensors::MmapedSafete
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
 use crate::ModelError;
-use onnx::OnnxWeights;
 
 /// The largest file that is read: 1 GiB. Inception-ResNet v1's has 107 MB.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
@@ -59,20 +58,15 @@ impl Weights {
     /// [`ModelError::Missing`], [`ModelError::Unreadable`], or [`ModelError::Malformed`].
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let origin = path.display().to_string();
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("onnx") => return Self::from_tensors(OnnxWeights::read(path)?.state_dict(), &origin),
-            Some("bin") => {
-                let tensors = dlib::read(&read_file(path)?);
-                let malformed = |reason| ModelError::Malformed { origin: origin.clone(), reason };
-                return Self::from_tensors(tensors.map_err(malformed)?, &origin);
-            }
-            _ => {}
-        }
         let file = open(path)?;
         let mut start = Vec::new();
         (&file).take(9).read_to_end(&mut start).map_err(|e| unreadable(path, e))?;
-        if !is_safetensors(&start) {
-            return Self::from_bytes(&read_file(path)?, &origin);
+        let format = Format::of(&start);
+        if format != Some(Format::Safetensors) {
+            // dlib's file has no signature; its reader accepts that one file only, by its hash.
+            let is_dlib = format.is_none() && path.extension().is_some_and(|extension| extension == "bin");
+            let format = if is_dlib { Some(Format::Dlib) } else { format };
+            return Self::from_format(format, &read_file(path)?, &origin);
         }
         let size = file.metadata().map_err(|e| unreadable(path, e))?.len();
         if size > MAX_FILE_BYTES {
@@ -86,24 +80,30 @@ impl Weights {
         Ok(Self { origin, tensors: Tensors::Mapped(mapped) })
     }
 
-    /// As [`Self::read`], from the bytes of a `.pt` or safetensors file; `origin` names them in errors.
+    /// As [`Self::read`], from the bytes of a `.pt`, ONNX or safetensors file; `origin` names them in errors.
     ///
     /// # Errors
     ///
     /// [`ModelError::Malformed`].
     pub fn from_bytes(bytes: &[u8], origin: &str) -> Result<Self, ModelError> {
-        let tensors = match bytes {
-            [b'P', b'K', 3, 4, ..] => torch::read_zip(bytes),
-            [0x80, 2, ..] => torch::read_legacy(bytes),
-            bytes if is_safetensors(bytes) => read_safetensors(bytes),
-            _ => Err("it is neither a PyTorch state dict nor safetensors".to_owned()),
+        Self::from_format(Format::of(bytes), bytes, origin)
+    }
+
+    fn from_format(format: Option<Format>, bytes: &[u8], origin: &str) -> Result<Self, ModelError> {
+        let tensors = match format {
+            Some(Format::TorchZip) => torch::read_zip(bytes),
+            Some(Format::TorchLegacy) => torch::read_legacy(bytes),
+            Some(Format::Onnx) => onnx::read(bytes),
+            Some(Format::Dlib) => dlib::read(bytes),
+            Some(Format::Safetensors) => read_safetensors(bytes),
+            None => Err("it is neither a PyTorch state dict, nor ONNX, nor safetensors".to_owned()),
         };
         let tensors =
             tensors.map_err(|reason| ModelError::Malformed { origin: origin.to_owned(), reason })?;
         Self::from_tensors(tensors, origin)
     }
 
-    /// From tensors in memory; `origin` names them in errors.
+    /// Builds it from tensors in memory; `origin` names them in errors.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Weights {
         VarBuilder::from_backend(Box::new(TensorSource(self)), DType::F32, device.clone())
     }
 
-    /// The error of a module that was built from these weights.
+    /// Returns the error of a module that was built from these weights.
     pub(crate) fn error(&self, error: Error) -> ModelError {
         let origin = self.origin.clone();
         match error {
@@ -213,8 +213,8 @@ impl SimpleBackend for TensorSource<'_> {
     }
 }
 
-/// Returns the safetensors that [`convert`] made beside a published file, if they are whole and the published file is still
-/// the one of which they were made.
+/// Returns the safetensors that [`convert`] made beside a published file, if they are whole and the published file has not
+/// changed since.
 pub fn converted(published: &Path) -> Option<PathBuf> {
     let safetensors = published.with_extension("safetensors");
     let modified = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
@@ -268,9 +268,30 @@ fn finish(part: &Path, original: &fs::Metadata) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Whether a file starts like safetensors: eight bytes of length, then a JSON object.
-fn is_safetensors(start: &[u8]) -> bool {
-    matches!(start, [_, _, _, _, _, _, _, _, b'{', ..])
+/// The format of a file of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Safetensors,
+    TorchZip,
+    TorchLegacy,
+    Onnx,
+    Dlib,
+}
+
+impl Format {
+    /// Recognises a format by the first nine bytes of a file.
+    fn of(start: &[u8]) -> Option<Self> {
+        match start {
+            [b'P', b'K', 3, 4, ..] => Some(Self::TorchZip),
+            // A pickle of protocol 2.
+            [0x80, 2, ..] => Some(Self::TorchLegacy),
+            // The length of the header, at most 100 MB, and the JSON object that it is.
+            [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Some(Self::Safetensors),
+            // Field 1, the version of the format, which writers put first.
+            [0x08, ..] => Some(Self::Onnx),
+            _ => None,
+        }
+    }
 }
 
 fn unreadable(path: &Path, source: io::Error) -> ModelError {
@@ -289,7 +310,7 @@ fn open(path: &Path) -> Result<fs::File, ModelError> {
     fs::File::open(path).map_err(|e| unreadable(path, e))
 }
 
-/// The whole of a file of at most [`MAX_FILE_BYTES`].
+/// Returns the whole of a file of at most [`MAX_FILE_BYTES`].
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, ModelError> {
     let mut bytes = Vec::new();
     open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
@@ -326,7 +347,7 @@ impl Element {
         }
     }
 
-    /// A tensor of this kind out of little-endian bytes; `None` for what holds no weights.
+    /// Returns a tensor of this kind out of little-endian bytes; `None` for what holds no weights.
     fn tensor(self, bytes: &[u8], shape: &[usize]) -> Result<Option<Tensor>, String> {
         let dtype = match self {
             Self::F16 => DType::F16,
