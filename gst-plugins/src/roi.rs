@@ -292,7 +292,6 @@ fn is_of_type(meta: &VideoRegionOfInterestMeta, roi_type: &'static str) -> bool 
 
 fn read_face(buffer: &gst::BufferRef, meta: &VideoRegionOfInterestMeta) -> FaceRegion {
     let rectangle = meta.rect();
-    let (left, top, width, height) = rectangle;
     let track_id = Some(meta.id()).filter(|&id| id > 0);
     let confidence: Option<f64> = meta.param(DETECTION).and_then(|d| d.get("confidence").ok());
     let predicted: Option<bool> = meta.param(TRACK).and_then(|t| t.get("predicted").ok());
@@ -303,11 +302,23 @@ fn read_face(buffer: &gst::BufferRef, meta: &VideoRegionOfInterestMeta) -> FaceR
     };
     let not_searched = || track_id.is_some() && detection_mark::was_searched(buffer) == Some(false);
     FaceRegion {
-        bounding_box: BoundingBox::from_size(left, top, width, height),
+        bounding_box: bounding_box(rectangle),
         confidence: confidence.or(details.map(|details| details.confidence)).unwrap_or(0.0),
         track_id,
         predicted: predicted.or(details.map(|details| details.is_predicted())).unwrap_or_else(not_searched),
     }
+}
+
+/// Returns the box of a region. Its corner is unsigned; elements that put it to the left of a frame or above write negative
+/// numbers, which wrap around. Such a box begins at the frame's edge, and what is outside is no part of it.
+fn bounding_box((left, top, width, height): (u32, u32, u32, u32)) -> BoundingBox<u32> {
+    let inside = |start: u32, length: u32| {
+        let outside = start.wrapping_neg();
+        let is_negative = start.cast_signed() < 0 && length.cast_signed() > 0;
+        if is_negative && outside < length { (0, length - outside) } else { (start, length) }
+    };
+    let ((left, width), (top, height)) = (inside(left, width), inside(top, height));
+    BoundingBox::from_size(left, top, width, height)
 }
 
 fn track(predicted: bool) -> gst::Structure {
@@ -390,6 +401,26 @@ mod tests {
                 predicted: false
             }]
         );
+    }
+
+    #[test]
+    fn a_region_with_a_negative_corner_keeps_the_part_inside_the_frame() {
+        gst::init().unwrap();
+        let boxes = |rectangles: &[(i32, i32, u32, u32)]| -> Vec<BoundingBox<u32>> {
+            let mut buffer = gst::Buffer::new();
+            for &(left, top, width, height) in rectangles {
+                let rectangle = (left.cast_unsigned(), top.cast_unsigned(), width, height);
+                VideoRegionOfInterestMeta::add(buffer.make_mut(), "face", rectangle);
+            }
+            faces(&buffer).iter().map(|face| face.bounding_box).collect()
+        };
+        let inside = [(-5, 10, 40, 50), (10, -5, 40, 50), (-5, -49, 40, 50)];
+        assert_eq!(
+            boxes(&inside),
+            [BoundingBox::new(0, 10, 35, 60), BoundingBox::new(10, 0, 50, 45), BoundingBox::new(0, 0, 35, 1)]
+        );
+        let outside = boxes(&[(-40, 10, 40, 50), (-1, 10, u32::MAX, 50)]);
+        assert!(outside.iter().all(|face| face.clipped(1920, 1080).is_none()), "{outside:?}");
     }
 
     #[test]
