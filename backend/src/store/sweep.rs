@@ -13,8 +13,8 @@ use crate::{
     metrics::Metrics,
 };
 
-/// How long a sweep may take before another process may start one.
-const LEASE: Duration = Duration::from_secs(600);
+/// How long other processes wait for a process that was killed during its sweep. The lease is renewed while a sweep lasts.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// When to sweep, and what.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,7 @@ pub async fn sweep_once(
         database.task_finished(Task::Sweep, now()).await?;
         Ok(removed)
     };
-    let swept = swept.await;
+    let swept = database.renewing_lease(Lease::Sweep, &holder, LEASE, swept).await;
     database.release_lease(Lease::Sweep, &holder).await?;
     swept.map(Some)
 }

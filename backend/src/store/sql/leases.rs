@@ -38,7 +38,7 @@ impl Lease {
     pub const ALL: [Self; 6] =
         [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain, Self::Cohort];
 
-    /// The name in rows.
+    /// Returns the name in rows.
     pub fn name(self) -> &'static str {
         match self {
             Self::Trainer => "trainer",
@@ -78,6 +78,31 @@ impl Database {
     pub async fn renew_lease(&self, lease: Lease, holder: &str, ttl: Duration) -> Result<bool, StoreError> {
         let holder = holder.to_owned();
         self.write(move |connection| renew(connection, lease, &holder, ttl)).await
+    }
+
+    /// Does `work`, and renews the lease that `holder` has until it is done.
+    ///
+    /// # Errors
+    /// Those of `work`; [`StoreError::LeaseLost`] where the lease has expired, since another process may then do the same.
+    pub async fn renewing_lease<T>(
+        &self,
+        lease: Lease,
+        holder: &str,
+        ttl: Duration,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(ttl / 3) => {
+                    // A failure of the database is no loss yet: the next renewal may succeed in time.
+                    if let Ok(false) = self.renew_lease(lease, holder, ttl).await {
+                        return Err(StoreError::LeaseLost);
+                    }
+                }
+            }
+        }
     }
 
     /// Releases a lease, if `holder` has it.
@@ -177,7 +202,7 @@ fn unlocked(connection: &mut AnyConnection, expires_at: Micros) -> Result<(), St
     }
 }
 
-/// The clock of the database server: the clocks of replicas differ.
+/// Returns the clock of the database server: the clocks of replicas differ.
 fn database_now(connection: &mut AnyConnection) -> QueryResult<Micros> {
     match connection {
         AnyConnection::Sqlite(_) => Ok(now()),
@@ -196,4 +221,58 @@ fn database_now(connection: &mut AnyConnection) -> QueryResult<Micros> {
 
 fn micros(duration: Duration) -> Micros {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sql::DatabaseOptions;
+
+    fn database(folder: &std::path::Path) -> Database {
+        Database::open(&DatabaseOptions {
+            url: folder.join("x.db").display().to_string(),
+            connections: 2,
+            migrate_at_start: true,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(5),
+            start_timeout: Duration::ZERO,
+            allow_newer_schema: false,
+        })
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_renewed_while_the_work_lasts() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = database(folder.path());
+        let ttl = Duration::from_secs(3);
+        assert!(database.acquire_lease(Lease::Sweep, "a", ttl).await.unwrap());
+        let expiry = async || {
+            let row = leases::table.find(Lease::Sweep.name()).select(leases::expires_at);
+            database.read(move |connection| Ok(row.first::<Micros>(connection)?)).await.unwrap()
+        };
+        let first = expiry().await;
+        let work = async {
+            while expiry().await == first {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            database.acquire_lease(Lease::Sweep, "b", ttl).await
+        };
+        let was_free = database.renewing_lease(Lease::Sweep, "a", ttl, work).await.unwrap();
+        assert!(!was_free && expiry().await > first);
+    }
+
+    #[tokio::test]
+    async fn work_ends_when_its_lease_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = database(folder.path());
+        let ttl = Duration::from_millis(300);
+        assert!(database.acquire_lease(Lease::Sweep, "a", ttl).await.unwrap());
+        let work = async {
+            assert!(database.break_lease(Lease::Sweep).await.unwrap());
+            std::future::pending::<Result<(), StoreError>>().await
+        };
+        let ended = database.renewing_lease(Lease::Sweep, "a", ttl, work).await;
+        assert!(matches!(ended, Err(StoreError::LeaseLost)), "{ended:?}");
+    }
 }
