@@ -151,7 +151,7 @@ async fn close(database: &Database) {
     }
 }
 
-/// The URL of this configuration's server on its own machine.
+/// Returns the URL of this configuration's server on its own machine.
 fn local_url(config: &Config) -> anyhow::Result<String> {
     let written = config.listener.address_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
     let listen = written.as_deref().unwrap_or(&config.listener.listen).trim();

@@ -63,7 +63,7 @@ pub fn config_error(error: impl Into<anyhow::Error>) -> anyhow::Error {
     anyhow::Error::new(ConfigError(error.into()))
 }
 
-/// The error of an address that cannot be bound; one of the configuration where a restart cannot help.
+/// Returns the error of an address that cannot be bound; one of the configuration where a restart cannot help.
 pub fn cannot_listen(error: std::io::Error, setting: &str, address: &str) -> anyhow::Error {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied};
     let permanent = matches!(error.kind(), InvalidInput | PermissionDenied);
@@ -72,7 +72,7 @@ pub fn cannot_listen(error: std::io::Error, setting: &str, address: &str) -> any
     if permanent { config_error(error) } else { error }
 }
 
-/// Whether an error is one of the configuration.
+/// Returns whether an error is one of the configuration.
 pub fn is_config_error(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.is::<ConfigError>())
 }
@@ -93,7 +93,7 @@ impl fmt::Display for UnknownName {
     }
 }
 
-/// The names that have the project's prefix and are not among the `known` variables: no program reads them.
+/// Returns the names that have the project's prefix and are not among the `known` variables: no program reads them.
 pub fn unknown_variables(names: impl IntoIterator<Item = String>, known: &[String]) -> Vec<UnknownName> {
     let is_known = |name: &str| {
         known.iter().any(|known| known == name)
@@ -110,7 +110,7 @@ pub fn unknown_variables(names: impl IntoIterator<Item = String>, known: &[Strin
     unknown
 }
 
-/// The keys of a configuration file that are not among the `known` settings.
+/// Returns the keys of a configuration file that are not among the `known` settings.
 pub fn unknown_keys(table: &toml::Table, known: &[String]) -> Vec<UnknownName> {
     let unknown = table.keys().filter(|key| !known.contains(key));
     unknown
@@ -118,7 +118,7 @@ pub fn unknown_keys(table: &toml::Table, known: &[String]) -> Vec<UnknownName> {
         .collect()
 }
 
-/// Whether Kubernetes or Docker set the variable for a service whose name begins with the prefix:
+/// Returns whether Kubernetes or Docker set the variable for a service whose name begins with the prefix:
 /// `FACEPIPE_SERVICE_HOST`, `FACEPIPE_MANAGE_PORT_8080_TCP_ADDR`.
 fn is_service_link(name: &str) -> bool {
     let after_port = name.split_once("_PORT").map(|(_, rest)| rest);

@@ -82,7 +82,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     served.map(|_| ())
 }
 
-/// The names of environment variables; none of this project's is not Unicode.
+/// Returns the names of environment variables; none of this project's is not Unicode.
 fn environment() -> impl Iterator<Item = String> {
     std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }

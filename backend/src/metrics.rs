@@ -242,7 +242,7 @@ impl Metrics {
     }
 }
 
-/// The label of a method; `other` for anything but the usual ones, since clients may send any token.
+/// Returns the label of a method; `other` for anything but the usual ones, since clients may send any token.
 fn method_label(method: &Method) -> &str {
     let known = [
         Method::GET,

@@ -48,7 +48,7 @@ impl ModelLoader {
         Self { database, blobs, active, embedder, refused: Mutex::new(None) }
     }
 
-    /// The active model.
+    /// Returns the active model.
     pub fn active(&self) -> Option<Arc<VersionedModel>> {
         self.active.get()
     }

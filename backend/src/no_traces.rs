@@ -61,12 +61,12 @@ pub fn current() -> Option<Trace> {
 pub struct Step;
 
 impl Step {
-    /// A step of this name.
+    /// Returns a step of this name.
     pub fn new(_: &'static str, _: Instant, _: Duration) -> Self {
         Self
     }
 
-    /// The same with a count.
+    /// Returns the same with a count.
     pub fn count(self, _: &'static str, _: usize) -> Self {
         self
     }

@@ -88,7 +88,7 @@ fn open(name: &OsStr) -> io::Result<(UnixDatagram, UnixAddr)> {
     Ok((UnixDatagram::unbound()?, address))
 }
 
-/// Whether the server at `address` answers `/livez`.
+/// Returns whether the server at `address` answers `/livez`.
 async fn is_alive(mut address: SocketAddr) -> bool {
     // Some systems cannot connect to an unspecified address.
     match address.ip() {

@@ -245,7 +245,7 @@ impl Sender {
         Ok(())
     }
 
-    /// The row ids of the messages that are being sent.
+    /// Returns the row ids of the messages that are being sent.
     fn in_flight(&self) -> Vec<i64> {
         self.tasks.values().map(|task| task.id).collect()
     }
@@ -336,8 +336,8 @@ impl ApiHealth {
     }
 }
 
-/// The wait after a failure that follows `earlier` others: doubles each time, less a jitter of up to a half, so that
-/// messages that failed together are not retried together.
+/// Returns the wait after a failure that follows `earlier` others: doubles each time, less a jitter of up to a half, so
+/// that messages that failed together are not retried together.
 fn backoff(earlier: i32) -> Duration {
     let doublings = u32::try_from(earlier).unwrap_or_default().min(16);
     let longest = MIN_BACKOFF.saturating_mul(1 << doublings).min(MAX_BACKOFF);
@@ -405,7 +405,7 @@ async fn send(client: Client, url: Url, message: Message) -> Result<(), Delivery
     Err(DeliveryError { reason: "its answer says so", status: Some(status), retry_after })
 }
 
-/// The `Retry-After` of a busy API, in seconds or as a date.
+/// Returns the `Retry-After` of a busy API, in seconds or as a date.
 fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     if !matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
         return None;

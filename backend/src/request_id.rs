@@ -19,7 +19,7 @@ tokio::task_local! {
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
-    /// The client's id, or a new one where that is missing or not safe in a log line.
+    /// Returns the client's id, or a new one where that is missing or not safe in a log line.
     pub fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(HEADER).and_then(|value| value.to_str().ok());
         match given.filter(|text| is_safe(text)) {
@@ -28,7 +28,7 @@ impl RequestId {
         }
     }
 
-    /// The id of the current request.
+    /// Returns the id of the current request.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()
     }
@@ -38,7 +38,7 @@ impl RequestId {
         CURRENT.scope(self, answering).await
     }
 
-    /// The header's value.
+    /// Returns the header's value.
     pub fn header(&self) -> Option<HeaderValue> {
         HeaderValue::from_str(&self.0).ok()
     }

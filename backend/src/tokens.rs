@@ -1,5 +1,6 @@
 //! Authentication by the bearer tokens of a file, which is reloaded when it changes, so that tokens are added and revoked
-//! without a restart. Only SHA-256 digests of tokens are kept.
+//! without a restart. Only SHA-256 digests of tokens are kept. By hand: checking the file every second also works on network
+//! file systems and mounted secrets, where notifications of changes do not arrive.
 
 use std::{
     fmt, fs, io,
@@ -84,7 +85,7 @@ pub struct Tokens {
 }
 
 /// Time of modification, length and inode of a file: changes when it is written or replaced.
-type Stamp = (SystemTime, u64, u64);
+type FileVersion = (SystemTime, u64, u64);
 
 impl Tokens {
     /// Reads a file.
@@ -95,7 +96,7 @@ impl Tokens {
         Ok(Self { path: path.to_owned(), known: RwLock::new(read(path)?) })
     }
 
-    /// The role of a token, `None` of an unknown one. Compares in constant time.
+    /// Returns the role of a token, `None` of an unknown one. Compares in constant time.
     pub fn role_of(&self, token: &str) -> Option<Role> {
         let digest: Digest = Sha256::digest(token).into();
         let (mut found, mut is_admin) = (Choice::from(0), Choice::from(0));
@@ -126,14 +127,14 @@ impl Tokens {
     }
 
     fn check_file(&self, last: LastCheck) -> LastCheck {
-        // Before the file is read: a write in the meantime changes the stamp again.
-        let stamp = stamp(&self.path);
-        if stamp.is_ok() && stamp.as_ref().ok() == last.stamp.as_ref() {
+        // Before the file is read: a write in the meantime changes the version again.
+        let version = file_version(&self.path);
+        if version.is_ok() && version.as_ref().ok() == last.version.as_ref() {
             tracing::trace!("token_file is unchanged");
             return last;
         }
-        let (stamp, read) = match stamp {
-            Ok(stamp) => (Some(stamp), read(&self.path)),
+        let (version, read) = match version {
+            Ok(version) => (Some(version), read(&self.path)),
             Err(error) => (None, Err(error)),
         };
         let problem = match read {
@@ -153,7 +154,7 @@ impl Tokens {
         {
             tracing::warn!(file = %self.path.display(), %error, "token_file is not used: the tokens before it stay");
         }
-        LastCheck { stamp, problem }
+        LastCheck { version, problem }
     }
 
     fn known(&self) -> Arc<[(Digest, Role)]> {
@@ -170,12 +171,12 @@ impl fmt::Debug for Tokens {
 /// The result of the last check of the file.
 #[derive(Default)]
 struct LastCheck {
-    stamp: Option<Stamp>,
+    version: Option<FileVersion>,
     /// Logged once, not at every check.
     problem: Option<TokensError>,
 }
 
-fn stamp(path: &Path) -> Result<Stamp, TokensError> {
+fn file_version(path: &Path) -> Result<FileVersion, TokensError> {
     let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
     let modified = metadata.modified().map_err(|error| unreadable(&error))?;
     Ok((modified, metadata.len(), metadata.ino()))
@@ -205,7 +206,7 @@ fn parse(content: &[u8]) -> Result<Arc<[(Digest, Role)]>, TokensError> {
     Ok(known.into_iter().map(|(_, digest, role)| (digest, role)).collect())
 }
 
-/// The token of a line and its role; `None` of a line without a token.
+/// Returns the token of a line and its role; `None` of a line without a token.
 fn parse_line(line: &[u8]) -> Result<Option<(Digest, Role)>, LineError> {
     let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let role = match words.next() {

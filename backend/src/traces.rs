@@ -173,12 +173,12 @@ pub fn abandon_request(request: &Context) {
     span.end();
 }
 
-/// The id of a request's trace, for log lines.
+/// Returns the id of a request's trace, for log lines.
 pub fn trace_id(request: &Context) -> String {
     request.span().span_context().trace_id().to_string()
 }
 
-/// The context of the current request's spans; `None` where nothing is traced.
+/// Returns the context of the current request's spans; `None` where nothing is traced.
 pub fn current() -> Option<Context> {
     TRACER.get()?;
     let context = Context::current();
@@ -221,7 +221,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// A span of this name.
+    /// Returns a span of this name.
     pub fn new(name: &'static str, begun: Instant, took: Duration) -> Self {
         Self { name, begun, took, attributes: Vec::new(), links: Vec::new() }
     }

@@ -63,7 +63,7 @@ impl Weights {
         loaded.map_err(|error| Failure::Input(error.to_string()))
     }
 
-    /// An embedder.
+    /// Loads an embedder.
     ///
     /// # Errors
     /// Its weights are missing or damaged.

@@ -115,7 +115,7 @@ impl CropSettings {
         Some(BoundingBox { left, top, right, bottom })
     }
 
-    /// One axis of [`region`](Self::region): start and end, end beyond start.
+    /// Returns one axis of [`region`](Self::region): start and end, end beyond start.
     fn side(&self, start: u32, end: u32, limit: u32) -> Option<(u32, u32)> {
         let end = end.min(limit);
         let inside = end.checked_sub(start).filter(|&inside| inside >= self.min_size.max(1))?;
@@ -241,7 +241,7 @@ impl Cropper {
         Ok(CropImage { rgb, width, height })
     }
 
-    /// The region in RGB, `[height, width, 3]`.
+    /// Returns the region in RGB, `[height, width, 3]`.
     fn shrink_to_rgb(
         &mut self,
         frame: &Frame<'_>,

@@ -3,7 +3,7 @@
 
 server.py PORT NAME=FILE...
 
-Each FILE (MP4 or Matroska with H.264 or H.265) is played from its beginning to whoever asks for rtsp://127.0.0.1:PORT/NAME,
+Each FILE (MP4 or Matroska with H.264 or H.265) is played from its beginning to every client of rtsp://127.0.0.1:PORT/NAME,
 with a sound track beside it, as cameras have one. PORT 0 takes a free one; the port is printed when the server is ready.
 
 --clock-ahead SECONDS  lets the camera's clock (the NTP time in its RTCP reports) be ahead of this machine's, or behind it

@@ -109,7 +109,9 @@ pub fn copy_photographs(gallery: &Path, target: &Path, person: &str, numbers: &[
 
 /// A backend with a token, and a folder for files of the test.
 pub struct TestEnvironment {
+    /// Accepts [`ADMIN_TOKEN`].
     pub backend: Backend,
+    /// For files of the test; removed at the end.
     pub folder: tempfile::TempDir,
     faces: PathBuf,
 }

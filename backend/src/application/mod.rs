@@ -77,7 +77,7 @@ pub struct StopHandle {
 }
 
 impl StopHandle {
-    /// Whether the server is stopping.
+    /// Returns whether the server is stopping.
     pub fn is_stopping(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -166,17 +166,17 @@ impl Application {
         })
     }
 
-    /// The address that the server is bound to.
+    /// Returns the address that the server is bound to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The address that serves `/metrics`, where one does.
+    /// Returns the address that serves `/metrics`, where one does.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().map(|(address, _)| *address)
     }
 
-    /// A handle that stops the server from elsewhere.
+    /// Returns a handle that stops the server from elsewhere.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle {
             server: self.server.handle(),

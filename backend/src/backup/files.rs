@@ -113,7 +113,7 @@ impl Drop for StagedFolder {
     }
 }
 
-/// The path of a key below a folder.
+/// Returns the path of a key below a folder.
 ///
 /// # Errors
 /// The key leads out of the folder.
@@ -182,12 +182,12 @@ pub fn sync_folder(path: &Path) -> anyhow::Result<()> {
     synced.with_context(|| format!("cannot write the folder {}", path.display()))
 }
 
-/// Whether a path does not exist, or is a folder that is empty but for what a new file system has.
+/// Returns whether a path does not exist, or is a folder that is empty but for what a new file system has.
 pub fn is_empty_or_missing(path: &Path) -> anyhow::Result<bool> {
     has_only(path, &["lost+found".into()])
 }
 
-/// Whether a path does not exist, or is a folder with no other entries than these names.
+/// Returns whether a path does not exist, or is a folder with no other entries than these names.
 pub fn has_only(path: &Path, names: &[std::ffi::OsString]) -> anyhow::Result<bool> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,

@@ -300,7 +300,7 @@ impl RestoreTarget {
     }
 }
 
-/// The temporary name of a path.
+/// Returns the temporary name of a path.
 fn staging_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".restoring-{}", std::process::id()));

@@ -15,7 +15,7 @@ use url::Url;
 /// Characters of a tool's error output that are shown at most.
 const MAX_STDERR_CHARS: usize = 2000;
 
-/// The file name of the database in a backup.
+/// Returns the file name of the database in a backup.
 pub fn file_name(engine: &str) -> &'static str {
     match engine {
         "postgresql" => "database.dump",
@@ -105,12 +105,12 @@ impl ServerUrl {
         command
     }
 
-    /// The argument for Postgres' tools.
+    /// Returns the argument for Postgres' tools.
     fn database(&self) -> String {
         format!("--dbname={}", self.url)
     }
 
-    /// The name of the database.
+    /// Returns the name of the database.
     fn name(&self) -> anyhow::Result<String> {
         let url = Url::parse(&self.url).context("database_url is no URL")?;
         let name = decoded(url.path().trim_start_matches('/'));
@@ -134,7 +134,7 @@ impl ServerUrl {
     }
 }
 
-/// The address of a server as arguments for MySQL's tools.
+/// Returns the address of a server as arguments for MySQL's tools.
 fn mysql_address(url: &Url, mariadb: bool) -> Vec<String> {
     let mut arguments = Vec::new();
     if let Some(host) = url.host_str() {

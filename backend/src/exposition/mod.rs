@@ -55,7 +55,7 @@ impl Exposition {
         Self { sources, backlog: Mutex::new(None) }
     }
 
-    /// All metrics in Prometheus' text format, without those of the database where it does not respond in time.
+    /// Returns all metrics in Prometheus' text format, without those of the database where it does not respond in time.
     ///
     /// # Errors
     /// A metric cannot be rendered.
@@ -174,7 +174,7 @@ fn seconds_since(moment: i64) -> f64 {
 struct Snapshot(Registry);
 
 impl Snapshot {
-    /// What the database tells: jobs, the outbox, and runs of recurring work.
+    /// Returns the metrics of the database: jobs, the outbox, and runs of recurring work.
     fn backlog(&self, backlog: Backlog) -> prometheus::Result<()> {
         let jobs: Vec<(&str, f64)> = JobStatus::ALL
             .iter()

@@ -17,7 +17,7 @@ pub struct Reading {
     pub value: f64,
 }
 
-/// The metrics that can be read.
+/// Returns the metrics that can be read.
 pub fn readings() -> Vec<Reading> {
     let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (stat, status, limits) =
@@ -46,7 +46,7 @@ pub fn readings() -> Vec<Reading> {
     .collect()
 }
 
-/// A field of `/proc/self/stat`, counted from 1 as proc(5) does, in seconds.
+/// Returns a field of `/proc/self/stat`, counted from 1 as proc(5) does, in seconds.
 fn ticks(stat: &str, field: usize) -> Option<f64> {
     // The second field is the program's name in brackets, which may have spaces and brackets of its own.
     let (_, after_name) = stat.rsplit_once(')')?;
@@ -54,7 +54,7 @@ fn ticks(stat: &str, field: usize) -> Option<f64> {
     Some(ticks / TICKS_PER_SECOND)
 }
 
-/// The first number in the line that begins with `name`.
+/// Returns the first number in the line that begins with `name`.
 fn number_after(text: &str, name: &str) -> Option<f64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok().filter(|number: &f64| number.is_finite())

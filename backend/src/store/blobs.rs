@@ -93,7 +93,7 @@ impl Blobs {
         Ok(Self { store: Arc::new(PrefixStore::new(store, prefix)) })
     }
 
-    /// The folder of a `file://` URL; `None` of other URLs.
+    /// Returns the folder of a `file://` URL; `None` of other URLs.
     ///
     /// # Errors
     /// The text is no URL, or the folder is on another machine.
@@ -101,12 +101,12 @@ impl Blobs {
         folder_of(&parse(url)?)
     }
 
-    /// The key of an enrolled image.
+    /// Returns the key of an enrolled image.
     pub fn image_key(person: i64, image: &str) -> String {
         format!("people/{person}/{image}")
     }
 
-    /// The key of a trained model.
+    /// Returns the key of a trained model.
     pub fn model_key(id: &str) -> String {
         format!("models/{id}")
     }

@@ -67,7 +67,7 @@ impl ServerLock {
         Ok(lock)
     }
 
-    /// The lock files: of the data folder, then of the database.
+    /// Returns the lock files: of the data folder, then of the database.
     pub fn files(database: &Path, data_dir: &Path) -> [PathBuf; 2] {
         [data_dir.join(FOLDER_LOCK), database_lock(database)]
     }
@@ -103,7 +103,7 @@ impl Drop for ServerLock {
     }
 }
 
-/// The lock file of a database: beside the file that symbolic links lead to.
+/// Returns the lock file of a database: beside the file that symbolic links lead to.
 fn database_lock(database: &Path) -> PathBuf {
     let canonical = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
     let mut name = canonical.file_name().unwrap_or_default().to_owned();

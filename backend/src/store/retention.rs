@@ -190,8 +190,8 @@ async fn pass(
     Ok(RetentionOutcome::Done(deleted))
 }
 
-/// Whether the clock is in doubt. Before the first pass, the newest arrival stands for the last one and is recorded as
-/// such: later arrivals have the time of the clock in question and must not confirm it.
+/// Returns whether the clock is in doubt. Before the first pass, the newest arrival stands for the last one and is recorded
+/// as such: later arrivals have the time of the clock in question and must not confirm it.
 async fn doubt(
     database: &Database,
     max_age: Option<Duration>,

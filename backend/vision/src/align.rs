@@ -27,7 +27,7 @@ pub fn align_to(image: &RgbImage, face: &Face, template: &[[f64; 2]; 5], side: u
     }
 }
 
-/// The affine transform from the aligned face back into the image: the inverse of the least-squares similarity that
+/// Returns the affine transform from the aligned face back into the image: the inverse of the least-squares similarity that
 /// takes `landmarks` to `template` (Umeyama 1991, in two dimensions, where the singular value decomposition has this
 /// closed form: with points as complex numbers, the factor is `sum(conj(from) to) / sum(|from|^2)`).
 ///

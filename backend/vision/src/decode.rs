@@ -65,7 +65,7 @@ pub enum DecodeNote {
 }
 
 impl DecodeNote {
-    /// A stable code for programs.
+    /// Returns a stable code for programs.
     pub fn code(self) -> &'static str {
         match self {
             Self::EndMissing => "jpeg_end_missing",
@@ -334,7 +334,7 @@ impl Scans {
         Ok(())
     }
 
-    /// Whether the scans, including an unfinished last one, cover all bits of all coefficients.
+    /// Returns whether the scans, including an unfinished last one, cover all bits of all coefficients.
     fn cover_all_coefficients(&self) -> bool {
         !self.components.is_empty()
             && self.components.iter().all(|(_, left)| left.iter().all(|&bits| bits == 0))

@@ -20,25 +20,26 @@ use crate::{
 ///
 /// Embeddings of different embedders must never be compared.
 pub trait Embedder: Send + Sync {
-    /// The name that stored embeddings carry, for example `mobilefacenet`.
+    /// Returns the name that stored embeddings carry, for example `mobilefacenet`.
     fn name(&self) -> &'static str;
 
     /// Elements of an embedding.
     fn dimensions(&self) -> usize;
 
-    /// A note for operators of a server that uses this embedder: that it is a fallback, say.
+    /// Returns a note for operators of a server that uses this embedder: that it is a fallback, say.
     fn remark(&self) -> Option<&'static str> {
         None
     }
 
-    /// The lowest cosine to a person's mean embedding at which a face is identified as that person.
+    /// Returns the lowest cosine to a person's mean embedding at which a face is identified as that person.
     fn default_threshold(&self) -> f32;
 
-    /// The lowest cosine between the embeddings of two faces at which they are accepted as the same person. Lower than
-    /// [`Self::default_threshold`]: a mean of several embeddings is nearer to each of them than they are to each other.
+    /// Returns the lowest cosine between the embeddings of two faces at which they are accepted as the same person. Lower
+    /// than [`Self::default_threshold`]: a mean of several embeddings is nearer to each of them than they are to each
+    /// other.
     fn verification_threshold(&self) -> f32;
 
-    /// The lowest cosine between the embeddings of two pictures at which they are copies of one picture, perhaps in
+    /// Returns the lowest cosine between the embeddings of two pictures at which they are copies of one picture, perhaps in
     /// another size or quality; higher than two separate pictures of one person reach.
     fn same_picture_threshold(&self) -> f32;
 
@@ -69,7 +70,7 @@ impl EmbedderKind {
     /// All embedders, in order of preference.
     pub const ALL: [Self; 3] = [Self::InceptionResnetV1, Self::MobileFaceNet, Self::DlibResnet];
 
-    /// The name that configuration and stored embeddings use.
+    /// Returns the name that configuration and stored embeddings use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::InceptionResnetV1 => "inception-resnet-v1",
@@ -225,7 +226,7 @@ impl EmbeddingNetwork {
     }
 }
 
-/// The values of each image of a map, which is recycled.
+/// Returns the values of each image of a map, which is recycled.
 fn rows(workspace: &mut Workspace, map: FeatureMap) -> Vec<Vec<f32>> {
     let size = map.values().len() / map.size().n.max(1);
     let rows = map.values().chunks_exact(size.max(1)).map(<[f32]>::to_vec).collect();

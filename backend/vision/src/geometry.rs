@@ -31,12 +31,12 @@ impl BoundingBox {
         self.width() * self.height()
     }
 
-    /// Whether the point `[x, y]` lies in it, edges included.
+    /// Returns whether the point `[x, y]` lies in it, edges included.
     pub fn contains(&self, [x, y]: [f32; 2]) -> bool {
         (self.left..=self.right).contains(&x) && (self.top..=self.bottom).contains(&y)
     }
 
-    /// The point in the middle, `[x, y]`.
+    /// Returns the point in the middle, `[x, y]`.
     pub fn center(&self) -> [f32; 2] {
         [(self.left + self.right) / 2.0, (self.top + self.bottom) / 2.0]
     }
@@ -46,7 +46,7 @@ impl BoundingBox {
         overlap(self, other, Overlap::Union)
     }
 
-    /// The smallest square around the centre that holds the box: MTCNN's nets want squares.
+    /// Returns the smallest square around the centre that holds the box: MTCNN's nets want squares.
     pub(crate) fn squared(&self) -> Self {
         let side = self.width().max(self.height());
         let left = self.left + self.width() * 0.5 - side * 0.5;
@@ -98,7 +98,8 @@ fn overlap(a: &BoundingBox, b: &BoundingBox, measure: Overlap) -> f32 {
 
 /// Keeps, from the highest score down, each item that overlaps no kept one by more than `threshold`.
 ///
-/// The result is in descending order of score; equal scores keep the order they came in.
+/// The result is in descending order of score; equal scores keep the order they came in. By hand, since MTCNN's three measures
+/// of overlap and that order must be the reference's.
 pub(crate) fn suppress<T>(
     mut items: Vec<T>,
     threshold: f32,

@@ -36,7 +36,7 @@ const BATCH: usize = 16;
 #[derive(Debug)]
 pub struct InceptionResnetV1(EmbeddingNetwork);
 
-/// The network's layers, `[N, 3, 160, 160]` to `[N, 512]`.
+/// Returns the network's layers, `[N, 3, 160, 160]` to `[N, 512]`.
 pub(crate) fn definition(vb: &VarBuilder<'_>) -> Result<Sequential> {
     Ok(Sequential::new()
         .add("conv2d_1a", basic_conv(3, 32, HALF, &vb.pp("conv2d_1a"))?)
@@ -160,7 +160,7 @@ impl InceptionResnetV1 {
         Self::new(&Weights::read(file)?, &Backend::Cpu)
     }
 
-    /// From the tensors of such a state dict; others, such as those of the classifier (`logits.*`), are ignored.
+    /// Builds it from the tensors of such a state dict; others, such as those of the classifier (`logits.*`), are ignored.
     ///
     /// # Errors
     ///
@@ -233,7 +233,7 @@ impl Embedder for InceptionResnetV1 {
     }
 }
 
-/// The bounding box clipped at the image, its fractions cut off; at least one pixel, so that any face gives a crop.
+/// Returns the bounding box clipped at the image, its fractions cut off; at least one pixel, so that any face gives a crop.
 fn face_pixels(image: &RgbImage, face: &Face) -> PixelRect {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts from float saturate")]
     let whole = |v: f32, size: u32| (v.max(0.0) as u32).min(size);

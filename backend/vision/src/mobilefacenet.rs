@@ -46,7 +46,8 @@ const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 #[derive(Debug)]
 pub struct MobileFaceNet(EmbeddingNetwork);
 
-/// The network's layers, `[N, 3, 112, 112]` to `[N, 128, 1, 1]`. The batch norms of the published file are folded already.
+/// Returns the network's layers, `[N, 3, 112, 112]` to `[N, 128, 1, 1]`. The batch norms of the published file are folded
+/// already.
 pub(crate) fn definition(vb: &VarBuilder<'_>) -> Result<Sequential> {
     let three = |stride| Window::same((3, 3), stride);
     let relu = |conv: Conv| conv.with_activation(Activation::Relu);
@@ -108,7 +109,7 @@ impl MobileFaceNet {
         Self::new(&Weights::read(file)?, &Backend::Cpu)
     }
 
-    /// From the tensors of that file, by the names that PyTorch's exporter gave its convolutions.
+    /// Builds it from the tensors of that file, by the names that PyTorch's exporter gave its convolutions.
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@ pub(crate) struct Window {
 impl Window {
     pub(crate) const POINT: Self = Self { kernel: (1, 1), stride: 1, padding: (0, 0) };
 
-    /// No padding.
+    /// Returns a window without padding.
     pub(crate) const fn valid(side: usize, stride: usize) -> Self {
         Self { kernel: (side, side), stride, padding: (0, 0) }
     }
@@ -87,7 +87,7 @@ impl Conv {
         Self { activation, ..self }
     }
 
-    /// The convolution with the batch norm folded into its weights.
+    /// Returns the convolution with the batch norm folded into its weights.
     pub(crate) fn folded(&self) -> Result<Conv2d> {
         let Some(norm) = &self.norm else { return Ok(self.conv.clone()) };
         let folded = self.conv.absorb_bn(norm)?;
@@ -96,7 +96,7 @@ impl Conv {
         Ok(Conv2d::new(folded.weight().detach(), bias, *folded.config()))
     }
 
-    /// Whether it is a 1x1 convolution over all channels.
+    /// Returns whether it is a 1x1 convolution over all channels.
     pub(crate) fn is_pointwise(&self) -> bool {
         self.window == Window::POINT && self.conv.config().groups == 1
     }
@@ -119,22 +119,22 @@ impl Module for Conv {
     }
 }
 
-/// A convolution with bias.
+/// Returns a convolution with bias.
 pub(crate) fn conv2d(c_in: usize, c_out: usize, window: Window, vb: &VarBuilder<'_>) -> Result<Conv> {
     Conv::load((c_in, c_out), window, 1, true, vb)
 }
 
-/// A convolution without bias.
+/// Returns a convolution without bias.
 pub(crate) fn conv2d_no_bias(c_in: usize, c_out: usize, window: Window, vb: &VarBuilder<'_>) -> Result<Conv> {
     Conv::load((c_in, c_out), window, 1, false, vb)
 }
 
-/// A convolution with bias of each channel by itself.
+/// Returns a convolution with bias of each channel by itself.
 pub(crate) fn depthwise(channels: usize, window: Window, vb: &VarBuilder<'_>) -> Result<Conv> {
     Conv::load((channels, channels), window, channels, true, vb)
 }
 
-/// A batch norm over `channels` channels.
+/// Returns a batch norm over `channels` channels.
 pub(crate) fn norm(channels: usize, eps: f64, vb: &VarBuilder<'_>) -> Result<BatchNorm> {
     batch_norm(channels, BatchNormConfig { eps, ..BatchNormConfig::default() }, vb.clone())
 }

@@ -18,7 +18,7 @@ pub struct PixelRect {
 }
 
 impl PixelRect {
-    /// All of `image`.
+    /// Returns all of `image`.
     pub fn all(image: &RgbImage) -> Self {
         Self { left: 0, top: 0, right: image.width(), bottom: image.height() }
     }

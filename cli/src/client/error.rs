@@ -27,7 +27,6 @@ pub enum ClientError {
     /// The server refused the request.
     #[error("{message} ({code})")]
     Refused {
-        /// The status.
         status: StatusCode,
         /// The stable code, for example `person_not_found`.
         code: String,
@@ -43,7 +42,6 @@ pub enum ClientError {
         server: String,
         /// Path template of the call.
         path: &'static str,
-        /// The status.
         status: StatusCode,
         /// What is wrong with the body.
         why: String,

@@ -75,7 +75,6 @@ pub struct Report {
     pub accuracy: Option<Accuracy>,
 }
 
-/// A track.
 #[derive(Debug, Serialize)]
 pub struct Track {
     /// Id of the track.

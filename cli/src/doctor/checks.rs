@@ -33,7 +33,7 @@ const OTHER_ELEMENTS: [(&str, &str, &str); 11] = [
     ("mp4mux", "writing videos", "gstreamer1.0-plugins-good"),
 ];
 
-/// Codecs, each with decoders of which one suffices.
+/// Codecs, each with alternative decoders.
 const DECODERS: [(&str, &[&str]); 2] = [
     ("H.264", &["nvv4l2decoder", "vah264dec", "vaapih264dec", "v4l2h264dec", "avdec_h264", "openh264dec"]),
     ("H.265", &["nvv4l2decoder", "vah265dec", "vaapih265dec", "v4l2h265dec", "avdec_h265", "libde265dec"]),

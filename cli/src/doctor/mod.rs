@@ -59,12 +59,10 @@ enum State {
     Failed,
 }
 
-/// A check.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
     state: State,
-    /// The finding.
     found: String,
     /// How to fix it.
     #[serde(skip_serializing_if = "Option::is_none")]

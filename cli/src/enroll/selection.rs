@@ -167,7 +167,7 @@ mod tests {
         predicted: false,
     };
 
-    /// A sample of a face with this grey pattern.
+    /// Returns a sample of a face with this grey pattern.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range of u8")]
     fn sample(seconds: f64, face: FaceRegion, gray: impl Fn(f64, f64) -> f64) -> FaceSample {
         let mut pixels = Vec::new();

@@ -58,9 +58,7 @@ impl UploadOutcome {
 /// A picture and its outcome.
 #[derive(Debug, Clone, Serialize)]
 pub struct ImageResult {
-    /// The file.
     pub file: String,
-    /// The outcome.
     pub result: UploadOutcome,
     /// Details, if any.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -36,7 +36,6 @@ pub struct Layout {
 /// A picture with its person and role.
 #[derive(Debug)]
 pub struct Picture {
-    /// The file.
     pub file: PathBuf,
     person: String,
     role: Role,
@@ -45,9 +44,7 @@ pub struct Picture {
 /// A face with its true name.
 #[derive(Debug)]
 pub struct LabelledFace {
-    /// The picture.
     pub file: PathBuf,
-    /// The person.
     pub person: String,
     /// The analysed face.
     pub face: EmbeddedFace,

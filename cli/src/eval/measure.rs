@@ -35,7 +35,7 @@ pub struct Figures {
     /// None without pairs of both kinds.
     pub verification: Option<Verification>,
     time: Time,
-    /// Probes with several faces, of which the largest was used.
+    /// Probes with several faces; the largest was used.
     several_faces: Vec<String>,
     /// Unusable files.
     pub passed_over: Vec<PassedOver>,

@@ -10,11 +10,9 @@ use super::{
 
 /// An incomplete entry, with each distinct problem and the number of files that have it.
 pub struct MissingEntry<'a> {
-    /// The entry.
     pub entry: &'a Entry,
     /// Its missing files.
     pub files: Vec<&'a Asset>,
-    /// The problems.
     pub problems: Vec<(String, usize)>,
 }
 

@@ -37,9 +37,7 @@ const SYSTEM_FILES: [&str; 13] = [
 /// A skipped file with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PassedOver {
-    /// Its path.
     pub file: String,
-    /// The reason.
     pub reason: String,
     /// What to do about it.
     #[serde(skip)]

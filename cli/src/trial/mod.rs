@@ -66,11 +66,9 @@ pub struct Options {
 
 /// A running backend with enrolled people.
 pub struct Trial {
-    /// The backend.
     pub server: Server,
     /// Name of its embedder.
     pub embedder: String,
-    /// The gallery.
     pub gallery: Vec<Person>,
     // Dropped after the server.
     _workspace: Workspace,
@@ -104,7 +102,6 @@ impl Workspace {
         }
     }
 
-    /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

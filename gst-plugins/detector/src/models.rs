@@ -23,7 +23,7 @@ const MANIFEST: &str = include_str!("../../../models/manifest.toml");
 pub enum Family {
     /// One network for the whole frame, stretched to its input.
     UltraLight,
-    /// Three networks, the first of which sees the frame at many sizes: several times the work, on the CPU only.
+    /// Three networks; the first searches the frame at many sizes. Several times the work, on the CPU only.
     Mtcnn,
 }
 

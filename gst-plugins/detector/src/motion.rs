@@ -285,7 +285,7 @@ mod tests {
         motion.difference(&frame)
     }
 
-    /// A deterministic texture.
+    /// Returns a deterministic texture.
     fn texture(x: usize, y: usize) -> u8 {
         ((x / 5 * 37 + y / 7 * 91) % 200) as u8 + 20
     }

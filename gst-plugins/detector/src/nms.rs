@@ -1,4 +1,5 @@
-//! From the network's scores and boxes to detections: threshold, then greedy non-maximum suppression.
+//! From the network's scores and boxes to detections: threshold, then greedy non-maximum suppression. By hand: it is shorter
+//! than the conversion to another library's boxes, and the order of equal scores must be the reference's.
 
 use std::cmp::Ordering;
 

@@ -236,7 +236,7 @@ mod tests {
         bytes
     }
 
-    /// A model with inputs `picture`, `w`, `s`, a weight `w` and a sparse weight `s`.
+    /// Returns a model with inputs `picture`, `w`, `s`, a weight `w` and a sparse weight `s`.
     fn model(inputs: &[&str]) -> Vec<u8> {
         let mut graph = delimited(2, b"graph's name");
         graph.extend(delimited(field::GRAPH_INITIALIZER, &delimited(field::TENSOR_NAME, b"w")));

@@ -374,13 +374,13 @@ impl Rows {
     }
 }
 
-/// A row of a plane with 8 bits a sample.
+/// Returns a row of a plane with 8 bits a sample.
 fn whole_row<'a>(frame: &Frame<'a>, plane: usize, y: usize, scratch: &'a mut Vec<u8>) -> &'a [u8] {
     let (samples, _) = frame.format().eight_bit().plane_size(plane, frame.width(), frame.height());
     frame.samples(plane, y, 0..samples, scratch)
 }
 
-/// The row itself, or its only sample of `bytes` bytes twice.
+/// Returns the row itself, or its only sample of `bytes` bytes twice.
 fn at_least_two<'a>(row: &'a [u8], bytes: usize, doubled: &'a mut [u8; 8]) -> &'a [u8] {
     if row.len() >= 2 * bytes {
         return row;

@@ -19,7 +19,7 @@
  * - further ones whose quality is higher than that of the best one sent by the fraction `improvement`;
  * - when the track ends, the best one that was not sent yet, if it is better than those that were.
  *
- * These are `max-per-track` at most. For a track of which the detector was never sure, nothing is sent unless one score was
+ * These are `max-per-track` at most. For a track whose face the detector was never sure of, nothing is sent unless one score was
  * at least 0.9: ears and necks of people seen from behind look like faces for a moment. Every face without a track id becomes
  * a picture, so that the element works without `facetrack` as well.
  *

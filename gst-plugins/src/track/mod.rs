@@ -2,7 +2,8 @@
 //!
 //! As in SORT (Bewley et al. 2016), a Kalman filter predicts the box of each track, and detections are assigned to tracks so
 //! that the sum of their overlaps is largest. As in ByteTrack (Zhang et al. 2022), faces (above the score threshold) are
-//! assigned first, and candidates (below it) may only continue a track.
+//! assigned first, and candidates (below it) may only continue a track. By hand: it counts time rather than frames, since
+//! cameras drop frames and the detector skips some.
 //!
 //! A small face that walks fast has left its own box by the next frame at 6 frames per second, and would be lost by plain
 //! overlap. So what is still unassigned is compared once more with both boxes expanded by the uncertainty of the prediction:
@@ -340,7 +341,7 @@ mod tests {
             self.0.update(ms(milliseconds), &of_kind(false), &of_kind(true), &self.1)
         }
 
-        /// The ids in the order of the detections.
+        /// Returns the ids in the order of the detections.
         fn ids(&mut self, milliseconds: u64, observed: &[Observed]) -> Vec<Option<i32>> {
             let Update { faces, candidates, .. } = self.update(milliseconds, observed);
             let (mut faces, mut candidates) = (faces.into_iter(), candidates.into_iter());

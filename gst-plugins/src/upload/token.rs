@@ -1,5 +1,6 @@
 //! The token that authenticates us to the backend, sent as `Authorization: Bearer …` (RFC 6750): a property, or the content
-//! of a file that may be replaced at any time. No message and no debug output contains it.
+//! of a file that may be replaced at any time. No message and no debug output contains it. The file is checked by its version,
+//! as the backend checks its own (`backend/src/tokens.rs`): the halves share no crate.
 
 use std::{
     fmt, fs, io,

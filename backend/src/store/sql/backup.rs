@@ -58,7 +58,7 @@ impl BackupSource {
         Ok(Self { engine, schema: migrations::applied(&mut connection)? })
     }
 
-    /// The keys of all blobs that rows refer to. Blocks.
+    /// Returns the keys of all blobs that rows refer to. Blocks.
     ///
     /// # Errors
     /// The database fails.
@@ -92,12 +92,12 @@ impl BackupSource {
         wait_for(&self.engine, Duration::ZERO).with_context(|| cannot_open(&self.engine))
     }
 
-    /// Whether the database is a file.
+    /// Returns whether the database is a file.
     pub fn is_embedded(&self) -> bool {
         matches!(self.engine, Engine::Sqlite { .. })
     }
 
-    /// The name of the engine in traces and manifests.
+    /// Returns the name of the engine in traces and manifests.
     pub fn engine(&self) -> &'static str {
         self.engine.system()
     }
@@ -114,7 +114,7 @@ fn blob_keys(connection: &mut AnyConnection) -> anyhow::Result<BTreeSet<String>>
     Ok(keys)
 }
 
-/// Whether a database has no tables, so that a backup can be restored into it. Blocks.
+/// Returns whether a database has no tables, so that a backup can be restored into it. Blocks.
 ///
 /// # Errors
 /// The database cannot be reached.
@@ -136,7 +136,7 @@ pub fn is_empty(options: &DatabaseOptions) -> anyhow::Result<bool> {
     Ok(count == 0)
 }
 
-/// The versions of all migrations that this program has for the engine, in order.
+/// Returns the versions of all migrations that this program has for the engine, in order.
 ///
 /// # Errors
 /// The URL names no supported engine.
@@ -144,7 +144,7 @@ pub fn known_schema(options: &DatabaseOptions) -> anyhow::Result<Vec<String>> {
     migrations::known_to(&Engine::of(options)?)
 }
 
-/// The engine of a database, as [`BackupSource::engine`] names it.
+/// Returns the engine of a database, as [`BackupSource::engine`] names it.
 ///
 /// # Errors
 /// The URL names no supported engine.

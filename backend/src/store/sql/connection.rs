@@ -60,7 +60,7 @@ pub struct DatabaseOptions {
 }
 
 impl DatabaseOptions {
-    /// The file of an embedded database; `None` of a server.
+    /// Returns the file of an embedded database; `None` of a server.
     ///
     /// # Errors
     /// The URL names no supported engine.
@@ -152,7 +152,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// The name in OpenTelemetry's conventions.
+    /// Returns the name in OpenTelemetry's conventions.
     pub(super) fn system(&self) -> &'static str {
         match self {
             Self::Sqlite { .. } => "sqlite",

@@ -31,7 +31,7 @@ pub enum RowIdentity {
 }
 
 impl RowIdentity {
-    /// The SHA-256 digest with a salt, hexadecimal.
+    /// Returns the SHA-256 digest with a salt, hexadecimal.
     pub fn digest(&self, salt: &str) -> String {
         let hash = Sha256::new().chain_update(salt);
         let hash = match self {
@@ -57,7 +57,7 @@ pub struct Erasure {
 }
 
 impl Database {
-    /// All entries of the ledger.
+    /// Returns all entries of the ledger.
     ///
     /// # Errors
     /// The database fails.

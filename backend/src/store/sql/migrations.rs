@@ -63,7 +63,7 @@ struct Tables {
     tables: i64,
 }
 
-/// The names of the migrations that the database lacks. Only reads: a server may lack the right to create tables.
+/// Returns the names of the migrations that the database lacks. Only reads: a server may lack the right to create tables.
 ///
 /// # Errors
 /// The table of migrations cannot be read or does not exist.
@@ -73,7 +73,7 @@ pub(super) fn missing(connection: &mut AnyConnection) -> anyhow::Result<Vec<Stri
     Ok(lacking.map(|(_, name)| name).collect())
 }
 
-/// The versions of the migrations that the database has and this program does not know, in order. Only reads.
+/// Returns the versions of the migrations that the database has and this program does not know, in order. Only reads.
 ///
 /// # Errors
 /// The table of migrations cannot be read.
@@ -87,7 +87,7 @@ pub(super) fn unknown(connection: &mut AnyConnection) -> anyhow::Result<Vec<Stri
     Ok(unknown)
 }
 
-/// Whether the table of migrations exists.
+/// Returns whether the table of migrations exists.
 ///
 /// # Errors
 /// The engine fails.
@@ -110,7 +110,7 @@ pub(super) fn is_there(connection: &mut AnyConnection) -> anyhow::Result<bool> {
     Ok(tables > 0)
 }
 
-/// The versions of the migrations that the database has, in order. Only reads.
+/// Returns the versions of the migrations that the database has, in order. Only reads.
 ///
 /// # Errors
 /// The table of migrations cannot be read or does not exist.
@@ -137,7 +137,7 @@ fn known(connection: &AnyConnection) -> anyhow::Result<Vec<(String, String)>> {
     }
 }
 
-/// The versions of all migrations that this program has for an engine, in order.
+/// Returns the versions of all migrations that this program has for an engine, in order.
 ///
 /// # Errors
 /// A migration has an invalid name.
@@ -228,8 +228,8 @@ mod tests {
         assert!(looked_at >= 3, "{looked_at}");
     }
 
-    /// Whether a migration only adds, or says from which version on nothing uses what it takes away. Returns the first
-    /// word that takes something away.
+    /// Returns whether a migration only adds, or says from which version on nothing uses what it takes away. Returns the
+    /// first word that takes something away.
     fn expands(text: &str) -> Result<(), &'static str> {
         if text.starts_with("-- Contracts: ") {
             return Ok(());

@@ -235,8 +235,8 @@ impl Database {
         self.in_transaction(Access::Write, type_name::<F>(), statements).await
     }
 
-    /// The number of calls since the start that failed because the database could not be reached in time or refused a
-    /// statement.
+    /// Returns the number of calls since the start that failed because the database could not be reached in time or refused
+    /// a statement.
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
@@ -350,7 +350,7 @@ impl Database {
         .await
     }
 
-    /// The pools, which stay open as long as a caller holds them.
+    /// Returns the pools, which stay open as long as a caller holds them.
     fn pools(&self) -> Result<Arc<Pools>, StoreError> {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         pools.clone().ok_or_else(|| StoreError::Unavailable("it is closed".into()))
@@ -498,7 +498,7 @@ fn wait_for(engine: &Engine, timeout: Duration) -> anyhow::Result<AnyConnection>
     }
 }
 
-/// Whether the engine aborted this transaction because it and another one waited for each other.
+/// Returns whether the engine aborted this transaction because it and another one waited for each other.
 fn is_deadlock(error: &StoreError) -> bool {
     match error {
         StoreError::Database(Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _)) => true,

@@ -183,7 +183,7 @@ fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, NameChanges) {
     (changes, renamed)
 }
 
-/// The normalised Face ID of a row.
+/// Returns the normalised Face ID of a row.
 fn normalised(row: i64, old: &str) -> String {
     match FaceId::try_from(old.to_owned()) {
         Ok(id) => id.to_string(),
@@ -208,7 +208,7 @@ fn numbered(name: &str, taken: &HashSet<String>) -> String {
     }
 }
 
-/// The key of the older person, where a key has a suffix.
+/// Returns the key of the older person, where a key has a suffix.
 pub(super) fn shared_key(key: &str) -> Option<&str> {
     key.split_once(SHARED).map(|(shared, _)| shared)
 }
@@ -274,7 +274,7 @@ pub(super) fn person_of((row, face_id, created_at, id): PersonColumns) -> Person
     Person { row, id: person_id(row, created_at, id.as_deref()), face_id }
 }
 
-/// The public id of a row, derived from the row where it has none yet.
+/// Returns the public id of a row, derived from the row where it has none yet.
 pub(super) fn person_id(row: i64, created_at: Micros, id: Option<&str>) -> PersonId {
     id.and_then(PersonId::parse).unwrap_or_else(|| PersonId::from_row(row, created_at))
 }
@@ -289,7 +289,7 @@ mod tests {
         (row, face_id.to_owned(), row * 1000, None, None)
     }
 
-    /// The rows after the planned changes.
+    /// Returns the rows after the planned changes.
     fn carried_out(rows: &[Row], rule: SameName) -> Vec<Row> {
         let (changes, _) = plan(rows, rule);
         let mut rows = rows.to_vec();

@@ -55,7 +55,7 @@ pub struct Message {
 }
 
 impl Database {
-    /// Whether the outbox has any message, due or not.
+    /// Returns whether the outbox has any message, due or not.
     ///
     /// # Errors
     /// The database fails.

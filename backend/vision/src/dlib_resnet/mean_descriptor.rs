@@ -1,4 +1,4 @@
-//! The mean descriptor, of which half is subtracted from every descriptor.
+//! The mean descriptor; half of it is subtracted from every descriptor.
 
 use super::DlibResnet;
 

@@ -44,7 +44,7 @@ const REMARK: &str = "dlib-resnet is the fallback for where only package registr
 #[derive(Debug)]
 pub struct DlibResnet(EmbeddingNetwork);
 
-/// The network's layers, `[N, 3, 150, 150]` to `[N, 128]`.
+/// Returns the network's layers, `[N, 3, 150, 150]` to `[N, 128]`.
 pub(crate) fn definition(vb: &VarBuilder<'_>) -> Result<Sequential> {
     let mut network = Sequential::new()
         .add("conv32_down", scaled_conv(3, 32, Window::valid(7, 2), Activation::Relu, &vb.pp("conv32_down"))?)
@@ -79,7 +79,8 @@ pub(crate) fn definition(vb: &VarBuilder<'_>) -> Result<Sequential> {
         .add("fc", Dense::new(linear_no_bias(256, DlibResnet::DIMENSIONS, vb.pp("fc"))?)))
 }
 
-/// A convolution with bias, then dlib's affine layer (what is left of a batch norm after training) and an activation.
+/// Returns a convolution with bias, then dlib's affine layer (what is left of a batch norm after training) and an
+/// activation.
 fn scaled_conv(
     c_in: usize,
     c_out: usize,
@@ -134,7 +135,7 @@ impl DlibResnet {
         Self::new(&Weights::read(file)?, &Backend::Cpu)
     }
 
-    /// From the tensors of that file.
+    /// Builds it from the tensors of that file.
     ///
     /// # Errors
     ///

@@ -18,7 +18,7 @@ const RETRY_OVERHANG: f32 = 0.05;
 /// Maximum overhang of a box that the repeated detection did not confirm. Beyond, every other embedding resembles nobody.
 const MAX_OVERHANG: f32 = 0.2;
 
-/// Maximum overhang of a box that it confirmed: faces of which half the width and height are visible have up to 0.27.
+/// Maximum overhang of a box that it confirmed: faces with half the width and height visible have up to 0.27.
 const MAX_OVERHANG_CONFIRMED: f32 = 0.3;
 
 /// Maximum distance of a landmark outside of the picture, as a share of the box's side. Corners of the mouth of half visible
@@ -160,13 +160,13 @@ fn size(image: &RgbImage) -> [f32; 2] {
     [image.width() as f32, image.height() as f32]
 }
 
-/// The largest distance by which a box reaches out of the picture, as a share of its longer side; negative inside.
+/// Returns the largest distance by which a box reaches out of the picture, as a share of its longer side; negative inside.
 fn overhang(b: &BoundingBox, image: &RgbImage) -> f32 {
     let [width, height] = size(image);
     (-b.left).max(-b.top).max(b.right - width).max(b.bottom - height) / b.width().max(b.height())
 }
 
-/// Whether box and landmarks of a face lie in the picture, up to an overhang of `most`.
+/// Returns whether box and landmarks of a face lie in the picture, up to an overhang of `most`.
 fn fits(face: &Face, image: &RgbImage, most: f32) -> bool {
     let b = face.bounding_box;
     let beyond = LANDMARK_OVERHANG * b.width().max(b.height());
@@ -186,7 +186,7 @@ fn visible(b: &BoundingBox, image: &RgbImage) -> BoundingBox {
     }
 }
 
-/// Whether two boxes contain each other's centre.
+/// Returns whether two boxes contain each other's centre.
 fn same_face(a: &BoundingBox, b: &BoundingBox) -> bool {
     a.contains(b.center()) && b.contains(a.center())
 }

@@ -52,7 +52,7 @@ pub(crate) fn pnet(vb: &VarBuilder<'_>) -> Result<Sequential> {
         .add("conv4", concat([head("conv4_1", 2)?, head("conv4_2", 4)?])))
 }
 
-/// The convolutions of R-Net: `[N, 3, 24, 24]` to `[N, 64, 3, 3]`.
+/// Returns the convolutions of R-Net: `[N, 3, 24, 24]` to `[N, 64, 3, 3]`.
 pub(crate) fn rnet_features(vb: &VarBuilder<'_>) -> Result<Sequential> {
     Ok(Sequential::new()
         .add("conv1", conv(1, 3, 28, 3, vb)?)
@@ -62,14 +62,14 @@ pub(crate) fn rnet_features(vb: &VarBuilder<'_>) -> Result<Sequential> {
         .add("conv3", conv(3, 48, 64, 2, vb)?))
 }
 
-/// The dense layers of R-Net: `[N, 64, 3, 3]` to `[N, 6]`, the scores of "no face" and "face", and the regression.
+/// Returns the dense layers of R-Net: `[N, 64, 3, 3]` to `[N, 6]`, the scores of "no face" and "face", and the regression.
 pub(crate) fn rnet_heads(vb: &VarBuilder<'_>) -> Result<Sequential> {
     Ok(Sequential::new()
         .add("dense4", dense(4, 64, 128, vb)?)
         .add("dense5", heads(128, [("dense5_1", 2), ("dense5_2", 4)], vb)?))
 }
 
-/// The convolutions of O-Net: `[N, 3, 48, 48]` to `[N, 128, 3, 3]`.
+/// Returns the convolutions of O-Net: `[N, 3, 48, 48]` to `[N, 128, 3, 3]`.
 pub(crate) fn onet_features(vb: &VarBuilder<'_>) -> Result<Sequential> {
     Ok(Sequential::new()
         .add("conv1", conv(1, 3, 32, 3, vb)?)
@@ -81,8 +81,8 @@ pub(crate) fn onet_features(vb: &VarBuilder<'_>) -> Result<Sequential> {
         .add("conv4", conv(4, 64, 128, 2, vb)?))
 }
 
-/// The dense layers of O-Net: `[N, 128, 3, 3]` to `[N, 16]`, the scores of "no face" and "face", the regression, and the
-/// landmarks, the five x before the five y.
+/// Returns the dense layers of O-Net: `[N, 128, 3, 3]` to `[N, 16]`, the scores of "no face" and "face", the regression,
+/// and the landmarks, the five x before the five y.
 pub(crate) fn onet_heads(vb: &VarBuilder<'_>) -> Result<Sequential> {
     Ok(Sequential::new()
         .add("dense5", dense(5, 128, 256, vb)?)

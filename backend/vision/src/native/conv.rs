@@ -67,7 +67,7 @@ pub(super) struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// From `weight` `[inputs, channels]` and `bias` `[channels]`; slopes of PReLU are one for each channel.
+    /// Builds it from `weight` `[inputs, channels]` and `bias` `[channels]`; slopes of PReLU are one for each channel.
     pub(super) fn new(level: SimdLevel, weight: &[f32], bias: &[f32], activation: FusedActivation) -> Self {
         let channels = bias.len();
         let depth = weight.len() / channels.max(1);
@@ -151,7 +151,7 @@ unsafe impl Send for OutputBuffer {}
 unsafe impl Sync for OutputBuffer {}
 
 impl OutputBuffer {
-    /// All of `out`, which has `stride` floats from one pixel to the next.
+    /// Computes all of `out`, which has `stride` floats from one pixel to the next.
     pub(super) fn new(out: &mut [f32], stride: usize) -> Self {
         Self { start: out.as_mut_ptr(), len: out.len(), stride }
     }
@@ -231,7 +231,7 @@ impl DirectConv<'_> {
         self.packed.level.run(WorkItem { convolution: self, target, pixels, channels });
     }
 
-    /// The runs in which the inputs of an output pixel lie, in the order of the packed weights.
+    /// Returns the runs in which the inputs of an output pixel lie, in the order of the packed weights.
     fn runs(&self) -> Vec<InputRun<'_>> {
         if self.window == Window::POINT {
             let run = |source: &ChannelView<'_>| InputRun {
@@ -398,7 +398,7 @@ pub(super) trait Tiled {
     /// `M` rows from the `first` on, by `V` vectors of channels from `channel` on.
     fn tile<S: RegisterTile, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize);
 
-    /// All tiles of `rows` rows and of `channels`, which begin at a panel.
+    /// Computes all tiles of `rows` rows and of `channels`, which begin at a panel.
     #[inline(always)]
     fn panels<S: RegisterTile>(&self, simd: S, rows: usize, channels: Range<usize>) {
         for channel in channels.clone().step_by(S::VECTORS * S::F32_LANES) {
@@ -411,7 +411,7 @@ pub(super) trait Tiled {
         }
     }
 
-    /// The `V` vectors of channels from `channel` on, of all rows.
+    /// Computes the `V` vectors of channels from `channel` on, of all rows.
     #[inline(always)]
     fn panel<S: RegisterTile, const V: usize>(&self, simd: S, rows: usize, channel: usize) {
         if V > S::VECTORS || rows == 0 {
@@ -522,7 +522,7 @@ pub(super) unsafe fn accumulate<S: Simd, const M: usize, const V: usize>(
     }
 }
 
-/// The floats as rows of `V` vectors.
+/// Returns the floats as rows of `V` vectors.
 #[inline(always)]
 pub(super) fn vectors<S: Simd, const V: usize>(floats: &[f32]) -> &[[S::f32s; V]] {
     S::as_simd_f32s(floats).0.as_chunks::<V>().0

@@ -97,7 +97,7 @@ impl<'a> OutputRow<'a> {
         Self { op, image: index / op.output.h, y: index % op.output.h * op.window.stride }
     }
 
-    /// The output pixels whose windows reach over neither the left nor the right edge.
+    /// Returns the output pixels whose windows reach over neither the left nor the right edge.
     fn inner(&self) -> Range<usize> {
         let (op, pad) = (self.op, self.op.window.padding.1);
         let first = pad.div_ceil(op.window.stride);
@@ -154,8 +154,8 @@ impl<'a> OutputRow<'a> {
         }
     }
 
-    /// The whole vectors of channels of as many pixels of this line and the next as [`NEIGHBOURS`] divide, for windows of 3x3
-    /// and stride 1; `rows` are those of both lines' windows. Says which pixels.
+    /// Computes the whole vectors of channels of as many pixels of this line and the next as [`NEIGHBOURS`] divide, for
+    /// windows of 3x3 and stride 1; `rows` are those of both lines' windows. Says which pixels.
     ///
     /// What is read of the input serves up to six outputs.
     #[inline(always)]
@@ -218,7 +218,7 @@ impl<'a> OutputRow<'a> {
         inner.start..end
     }
 
-    /// A vector of channels of any output pixel, tap by tap.
+    /// Computes a vector of channels of any output pixel, tap by tap.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
     fn pixel<S: Simd>(&self, simd: S, x: usize, channel: usize, out: &mut [f32]) {
@@ -261,8 +261,8 @@ impl<'a> OutputRow<'a> {
         })
     }
 
-    /// The whole vectors of channels of `P` output pixels from `x` on. `taps` are the rows and columns of the window of
-    /// the first. Neighbours share what is read of the weights.
+    /// Computes the whole vectors of channels of `P` output pixels from `x` on. `taps` are the rows and columns of the
+    /// window of the first. Neighbours share what is read of the weights.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
     fn three_by_three<S: Simd, const P: usize>(

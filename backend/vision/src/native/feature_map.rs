@@ -54,12 +54,12 @@ impl FeatureMap {
         self
     }
 
-    /// All channels.
+    /// Returns all channels.
     pub(crate) fn all_channels(&self) -> ChannelSlice<'_> {
         self.channel_range(0..self.channels)
     }
 
-    /// A contiguous range of channels.
+    /// Returns a contiguous range of channels.
     pub(crate) fn channel_range(&self, channels: Range<usize>) -> ChannelSlice<'_> {
         ChannelSlice { map: self, channels }
     }
@@ -103,7 +103,7 @@ impl<'a> ChannelSlice<'a> {
         self.channels.len()
     }
 
-    /// The map, if these are all of its channels.
+    /// Returns the map, if these are all of its channels.
     pub(super) fn whole(&self) -> Result<&'a FeatureMap> {
         if self.channels != (0..self.map.channels) {
             bail!("channels {:?} are not all of {}", self.channels, self.map.channels);

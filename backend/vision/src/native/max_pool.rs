@@ -122,7 +122,7 @@ struct PoolWindow<'a> {
 }
 
 impl PoolWindow<'_> {
-    /// Of a window that is `N` pixels high and wide, the largest of each channel.
+    /// Writes the largest value of each channel in a window that is `N` pixels high and wide.
     #[inline(always)]
     fn largest<S: Simd, const N: usize>(&self, simd: S, out: &mut [f32]) {
         self.largest_of(simd, N, N, out);

@@ -103,7 +103,7 @@ enum ConvWeights {
 }
 
 impl Conv2d {
-    /// From PyTorch's `weight` `[out, in, rows, columns]` and `bias` `[out]`.
+    /// Builds it from PyTorch's `weight` `[out, in, rows, columns]` and `bias` `[out]`.
     pub(crate) fn new(
         weight: &Tensor,
         bias: &Tensor,
@@ -244,7 +244,7 @@ pub(crate) struct Depthwise {
 }
 
 impl Depthwise {
-    /// From PyTorch's `weight` `[channels, 1, rows, columns]` and `bias` `[channels]`.
+    /// Builds it from PyTorch's `weight` `[channels, 1, rows, columns]` and `bias` `[channels]`.
     pub(crate) fn new(
         weight: &Tensor,
         bias: &Tensor,
@@ -292,9 +292,9 @@ impl Depthwise {
     }
 }
 
-/// How dlib's residual blocks halve a map: `max(0, half + added)`, where `half` is the mean of each 2x2 pixels of `input`
-/// (a last odd row or column left out), its channels followed by zeros up to those of `added`, and `added`, which may be
-/// smaller, is followed by rows and columns of zeros. `[N, H, W, C]` to `[N, H / 2, W / 2, C']`.
+/// Halves a map as dlib's residual blocks do: `max(0, half + added)`, where `half` is the mean of each 2x2 pixels of
+/// `input` (a last odd row or column left out), its channels followed by zeros up to those of `added`, and `added`, which
+/// may be smaller, is followed by rows and columns of zeros. `[N, H, W, C]` to `[N, H / 2, W / 2, C']`.
 pub(crate) fn shortcut(
     workspace: &mut Workspace,
     input: &FeatureMap,
@@ -334,7 +334,7 @@ pub(crate) fn shortcut(
     Ok(out)
 }
 
-/// The mean of each channel, `[N, H, W, C]` to `[N, 1, 1, C]`.
+/// Returns the mean of each channel, `[N, H, W, C]` to `[N, 1, 1, C]`.
 #[expect(clippy::cast_precision_loss, reason = "single precision is what the networks compute in")]
 pub(crate) fn mean(workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
     let Size { n, h, w } = input.size();

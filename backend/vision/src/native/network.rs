@@ -413,7 +413,7 @@ impl Branches {
         Ok(BranchOutputs { entry, others: Some(out) })
     }
 
-    /// The outputs of the branches, in order.
+    /// Returns the outputs of the branches, in order.
     fn slices<'a>(&self, outputs: &'a BranchOutputs, x: &FeatureMap) -> Result<Vec<ChannelSlice<'a>>> {
         let mut slices: Vec<ChannelSlice<'a>> = Vec::new();
         let mut pending = 0..0;
@@ -436,7 +436,7 @@ impl Branches {
         Ok(slices)
     }
 
-    /// The concatenated outputs.
+    /// Returns the concatenated outputs.
     fn forward(&self, workspace: &mut Workspace, x: &FeatureMap) -> Result<FeatureMap> {
         let outputs = self.run(workspace, x)?;
         let ends_with_entry = |branch: &Branch| branch.ops.is_empty();

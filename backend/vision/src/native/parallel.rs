@@ -40,7 +40,7 @@ pub fn without_intra_op_parallelism<T>(work: impl FnOnce() -> T) -> T {
 /// How long the calling thread waits for the others to wake up: longer than that takes, shorter than a layer.
 const WAKE_TIME: Duration = Duration::from_micros(100);
 
-/// The core that this thread runs on; known on Linux only.
+/// Returns the core that this thread runs on; known on Linux only.
 fn current_core() -> Option<usize> {
     #[cfg(target_os = "linux")]
     return Some(rustix::thread::sched_getcpu());
@@ -167,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    /// The shares of `count` images and the threads that each could use, by the first of the images.
+    /// Returns the shares of `count` images and the threads that each could use, by the first of the images.
     fn shares(threads: usize, count: usize, most: usize) -> Vec<(Range<usize>, usize)> {
         let seen = Mutex::new(Vec::new());
         let work = |share: Range<usize>| {

@@ -73,7 +73,7 @@ impl<K: Kernel, S: RegisterTile> WithSimd for Compiled<K, S> {
 }
 
 impl SimdLevel {
-    /// All levels that this processor supports, widest first.
+    /// Returns all levels that this processor supports, widest first.
     pub(crate) fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let wide = [pulp::x86::V4::try_new().map(Self::V4), pulp::x86::V3::try_new().map(Self::V3)];
@@ -84,7 +84,7 @@ impl SimdLevel {
         wide.into_iter().flatten().chain([Self::Portable(Scalar128b)]).collect()
     }
 
-    /// The widest supported level.
+    /// Returns the widest supported level.
     pub(crate) fn best() -> Self {
         static BEST: LazyLock<SimdLevel> = LazyLock::new(|| {
             SimdLevel::available().into_iter().next().unwrap_or(SimdLevel::Portable(Scalar128b))

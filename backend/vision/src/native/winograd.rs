@@ -46,12 +46,12 @@ pub(super) struct WinogradWeights {
 }
 
 impl WinogradWeights {
-    /// Whether a 3x3 convolution of stride 1 should be done this way.
+    /// Returns whether a 3x3 convolution of stride 1 should be done this way.
     pub(super) fn pays(inputs: usize, channels: usize) -> bool {
         inputs >= CHANNELS_FROM && channels >= CHANNELS_FROM
     }
 
-    /// From `weight` `[3, 3, inputs, channels]` and what [`PackedWeights::new`] takes.
+    /// Builds it from `weight` `[3, 3, inputs, channels]` and what [`PackedWeights::new`] takes.
     pub(super) fn new(
         level: SimdLevel,
         weight: &[f32],
@@ -149,7 +149,7 @@ impl WinogradConv<'_> {
         (line / rows, line % rows * side, column * side)
     }
 
-    /// Where the `T` by `T` input pixels of a tile begin.
+    /// Returns where the `T` by `T` input pixels of a tile begin.
     ///
     /// # Panics
     ///

@@ -54,7 +54,6 @@ pub struct Candidate {
 /// A photograph with a face.
 #[derive(Debug)]
 pub struct Photograph {
-    /// The file.
     pub file: PathBuf,
     /// Centre of the face, `[x, y]` in pixels.
     pub middle: [f64; 2],

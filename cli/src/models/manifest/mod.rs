@@ -24,11 +24,9 @@ pub struct Manifest {
 pub struct Entry {
     /// Unique, except for the runtime with one entry per architecture.
     pub name: String,
-    /// Its kind.
     pub kind: Kind,
     /// The licence, as its owner names it.
     pub licence: String,
-    /// Its purpose.
     pub purpose: String,
     /// Whether it is fetched only by name or with `--all`.
     pub optional: bool,
@@ -86,13 +84,9 @@ pub struct Expected {
 #[derive(Debug, Clone)]
 pub enum Source {
     /// The file itself, over HTTP.
-    Url {
-        /// Its address.
-        url: String,
-    },
+    Url { url: String },
     /// A member of a package in a registry.
     Member {
-        /// The package.
         package: Package,
         /// Path inside the package.
         member: String,

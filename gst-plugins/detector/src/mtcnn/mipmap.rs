@@ -179,7 +179,7 @@ pub(super) const fn float(pixels: usize) -> f32 {
 mod tests {
     use super::*;
 
-    /// A ramp across, another one down, and their sum.
+    /// Returns a ramp across, another one down, and their sum.
     fn ramps(width: usize, height: usize) -> Mipmap {
         let mut mipmap = Mipmap::default();
         mipmap.build(width, height, |values| {

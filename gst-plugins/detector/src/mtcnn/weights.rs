@@ -314,7 +314,7 @@ impl Machine {
     }
 }
 
-/// The name of the storage that a persistent id means: ("storage", type, name, device, count of elements, view).
+/// Returns the name of the storage that a persistent id means: ("storage", type, name, device, count of elements, view).
 fn storage(id: &Value) -> Result<Rc<str>> {
     if let Value::Tuple(parts) = id
         && let [_, kind, name, ..] = &parts[..]
