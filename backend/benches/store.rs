@@ -1,8 +1,11 @@
-//! How many detections a database takes, recognition left out.
+//! How many detections a database takes, recognition left out; and galleries for benchmarks of the server.
 //!
 //! `cargo bench -p facepipe-backend --bench store -- DATABASE_URL SECONDS CLIENTS` stores detections from so many clients at
 //! a time, each a request of one picture with one unknown face and its embedding, with an idempotency key, as a camera's
 //! store-results is stored. Prints one line of JSON.
+//!
+//! `… -- DATABASE_URL --people N EMBEDDER DIMENSIONS` enrols N people with one synthetic embedding each and no picture: points
+//! on the unit sphere, evenly distributed, as nearly those of different people are.
 
 #![allow(clippy::expect_used, reason = "a benchmark that cannot run says why and ends")]
 
@@ -13,8 +16,9 @@ use std::{
 
 use facepipe_backend::{
     Config,
-    parts::{CaptureTime, Database, IdempotentCall, IdentifiedFace, NewUploads, Upload, now},
+    parts::{CaptureTime, Database, FaceId, IdempotentCall, IdentifiedFace, NewImage, NewUploads, Upload, now},
 };
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 const DIMENSIONS: usize = 512;
 
@@ -34,6 +38,7 @@ fn request(client: usize, number: usize) -> NewUploads {
     let moment = now();
     NewUploads {
         call: IdempotentCall::StoreResults,
+        top_k: 5,
         keep_unknown_embeddings: true,
         camera_id: format!("camera-{client}"),
         location: "benchmark".into(),
@@ -51,11 +56,15 @@ fn request(client: usize, number: usize) -> NewUploads {
     }
 }
 
-async fn measure(url: String, long: Duration, clients: usize) -> f64 {
+async fn open(url: String) -> Database {
     let config = Config::default().with(|config| config.database.database_url = Some(url));
     let options = config.database_options();
     let database = tokio::task::spawn_blocking(move || Database::open(&options)).await;
-    let database = Arc::new(database.expect("it does not panic").expect("the database opens"));
+    database.expect("it does not panic").expect("the database opens")
+}
+
+async fn measure(database: Database, long: Duration, clients: usize) -> f64 {
+    let database = Arc::new(database);
     let begun = Instant::now();
     let clients: Vec<_> = (0..clients)
         .map(|client| {
@@ -77,15 +86,53 @@ async fn measure(url: String, long: Duration, clients: usize) -> f64 {
     stored as f64 / begun.elapsed().as_secs_f64()
 }
 
+/// A normal number for each component (Box and Muller, 1958), scaled to length 1.
+fn synthetic_embedding(person: u64, dimensions: usize) -> Vec<f32> {
+    let mut random = StdRng::seed_from_u64(person);
+    let mut normal = || {
+        let radius = (-2.0 * (1.0 - random.random::<f32>()).ln()).sqrt();
+        radius * (std::f32::consts::TAU * random.random::<f32>()).cos()
+    };
+    let vector: Vec<f32> = (0..dimensions).map(|_| normal()).collect();
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.into_iter().map(|x| x / length).collect()
+}
+
+async fn enrol(database: Database, people: u64, embedder: &'static str, dimensions: usize) {
+    for number in 0..people {
+        let name = FaceId::try_from(format!("Person {number:07}")).expect("it is a name");
+        let person = database.add_person(&name).await.expect("the person is added").row;
+        let id = format!("benchmark-{number}");
+        let image = NewImage {
+            blob_key: format!("people/{person}/{id}"),
+            id,
+            bytes: 0,
+            sha256: format!("{number:064x}"),
+            embedder,
+            embedding: synthetic_embedding(number, dimensions),
+        };
+        database.add_image(person, image).await.expect("the image is added");
+    }
+}
+
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    if let [url, option, people, embedder, dimensions] = arguments.as_slice()
+        && option == "--people"
+    {
+        let people = people.parse().expect("N is a number");
+        let dimensions = dimensions.parse().expect("DIMENSIONS is a number");
+        let (url, embedder) = (url.clone(), embedder.clone().leak());
+        runtime.block_on(async { enrol(open(url).await, people, embedder, dimensions).await });
+        return;
+    }
     let [url, seconds, clients] = arguments.as_slice() else {
         println!("This is run by benches/compare, with DATABASE_URL SECONDS CLIENTS.");
         return;
     };
     let long = Duration::from_secs_f64(seconds.parse().expect("SECONDS is a number"));
     let clients = clients.parse().expect("CLIENTS is a number");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let rate = runtime.block_on(measure(url.clone(), long, clients));
+    let rate = runtime.block_on(async { measure(open(url.clone()).await, long, clients).await });
     println!("{{\"detections_per_second\": {rate:.1}, \"clients\": {clients}}}");
 }

@@ -43,10 +43,10 @@ pub use config::{
 #[doc(hidden)]
 pub mod parts {
     pub use crate::{
-        domain::{CaptureTime, IdentifiedFace, now},
+        domain::{CaptureTime, FaceId, IdentifiedFace, now},
         store::{
             Database,
-            sql::{IdempotentCall, NewUploads, Upload},
+            sql::{IdempotentCall, NewImage, NewUploads, Upload},
         },
     };
 }

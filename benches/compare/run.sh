@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # benches/compare/run.sh [PART [OPTIONS]]
 # Times us and our peers in Python side by side, and puts what came out into target/bench/report.json. PART is networks,
-# serving, edge, training, scaling or instructions, and OPTIONS are those of its script (networks.py and so on say which);
+# serving, edge, training, scaling, gallery or instructions, and OPTIONS are those of its script (networks.py and so on say which);
 # without, all of them, and then what came out is held against what was recorded (recorded.py).
 # Installs the peers into an environment of their own first (about 6 GB, most of it PyTorch's).
 set -euo pipefail
@@ -65,13 +65,18 @@ compare() {
         scaling)
             programs
             "$peers/bin/python" benches/compare/scaling.py "$target/release" "$models" "$mirror" "$report" \
+                --store "$(bench_program facepipe-backend store)" "$@"
+            ;;
+        gallery)
+            programs
+            "$peers/bin/python" benches/compare/gallery.py "$target/release" "$models" "$mirror" "$report" \
                 --searcher "$(bench_program facepipe-identify training)" --store "$(bench_program facepipe-backend store)" "$@"
             ;;
         instructions)
             "$peers/bin/python" benches/compare/instructions.py "$(bench_program facepipe-vision worker)" "$mirror" "$@"
             ;;
         *)
-            echo "There is no part $part: networks, serving, edge, training, scaling or instructions" >&2
+            echo "There is no part $part: networks, serving, edge, training, scaling, gallery or instructions" >&2
             exit 2
             ;;
     esac
@@ -81,7 +86,7 @@ install_peers
 if (($# > 0)); then
     compare "$@"
 else
-    for part in networks serving edge training scaling instructions; do
+    for part in networks serving edge training scaling gallery instructions; do
         compare "$part"
     done
     "$peers/bin/python" benches/compare/recorded.py "$report"

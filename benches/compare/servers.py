@@ -77,10 +77,11 @@ class Bench:
                    "peer_backend:app"]
         return Server(command, port, self.log, cwd=os.path.dirname(os.path.abspath(__file__)))
 
-    def ours(self, embedder, models, *more):
+    def ours(self, embedder, models, *more, data=None):
+        """Ours, with its data in the folder `data`, otherwise one of its embedder's."""
         port = free_port()
         command = [self.build / "facepipe-backend", "--listen", f"127.0.0.1:{port}", "--embedder", embedder,
-                   "--models-dir", models, "--data-dir", self.folder / embedder, "--log", "warn", "--metrics-listen", "off",
+                   "--models-dir", models, "--data-dir", data or self.folder / embedder, "--log", "warn", "--metrics-listen", "off",
                    *more]
         return Server(command, port, self.log)
 

@@ -24,6 +24,7 @@ pub use dataset::DatasetConfig;
 pub use deployment::{DeploymentConfig, ServerRole};
 pub use listener::ListenerConfig;
 pub use logging::{LogFormat, LoggingConfig};
+pub(crate) use recognition::MAX_TOP_K;
 pub use recognition::RecognitionConfig;
 pub use results::ResultsConfig;
 pub use retention::{ErasedDetections, RetentionConfig};

@@ -7,6 +7,11 @@ use facepipe_vision::{Compute, DecodeLimits, DeviceKind, EmbedderKind, default_m
 
 use crate::recognise::RecogniserOptions;
 
+/// Predictions of a face in a response.
+const DEFAULT_TOP_K: usize = 5;
+/// Maximum of those.
+pub const MAX_TOP_K: usize = 100;
+
 settings! {
     /// Recognition: networks, thresholds, the queue, and limits of images.
     RecognitionConfig, RecognitionFlags {
@@ -26,6 +31,8 @@ settings! {
         /// Minimum cosine between two faces that verify takes for one person, -1 to 1
         verify_threshold: f32, "FACEPIPE_VERIFY_THRESHOLD", "COSINE", unset "the embedder's",
             in -1.0..=1.0, unit " (a cosine)", arg [allow_negative_numbers = true];
+        /// Predictions of a face in a response, where the request does not say how many
+        top_k: usize = DEFAULT_TOP_K, "FACEPIPE_TOP_K", "N", in 1..=MAX_TOP_K;
         /// Whether detections of unknown faces keep their embedding
         keep_unknown_embeddings: bool = true, "FACEPIPE_KEEP_UNKNOWN_EMBEDDINGS", "true|false";
         /// Shortest side of a face that is detected, pixels

@@ -1,5 +1,7 @@
 //! A face with its prediction by the model, and the identity that follows from it.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 /// A face that was detected, embedded and identified. People are row ids: names are looked up when a response is written,
@@ -16,11 +18,17 @@ pub struct IdentifiedFace {
     pub score: Option<f32>,
     /// The score from which the person is known.
     pub threshold: f32,
-    /// People and their probabilities, highest first, summing up to 1.
+    /// The most probable people and their probabilities among all enrolled people, highest first: as many as the request
+    /// asked for.
     pub predictions: Vec<(i64, f32)>,
     /// The L2-normalised embedding; not part of idempotency records.
     #[serde(skip)]
     pub embedding: Vec<f32>,
+}
+
+/// The row ids of the people in the predictions of faces.
+pub fn people_of<'a>(faces: impl IntoIterator<Item = &'a IdentifiedFace>) -> HashSet<i64> {
+    faces.into_iter().flat_map(|face| &face.predictions).map(|(person, _)| *person).collect()
 }
 
 /// The identity of a face, given who is enrolled.
@@ -30,7 +38,8 @@ pub struct ResolvedIdentity {
     pub person: Option<i64>,
     /// Cosine to the mean embedding of the first of `predictions`, where it was measured.
     pub score: Option<f32>,
-    /// The predictions without erased people, normalised to a sum of 1.
+    /// The predictions without erased people. Their probabilities are conditional: those among the people who are still
+    /// enrolled.
     pub predictions: Vec<(i64, f32)>,
 }
 
@@ -43,9 +52,14 @@ impl IdentifiedFace {
         let mut predictions: Vec<(i64, f32)> =
             self.predictions.iter().copied().filter(|(person, _)| enrolled(*person)).collect();
         if predictions.len() < self.predictions.len() {
-            let sum: f32 = predictions.iter().map(|(_, probability)| probability).sum();
-            if sum > 0.0 {
-                predictions.iter_mut().for_each(|(_, probability)| *probability /= sum);
+            let sum = |predictions: &[(i64, f32)]| predictions.iter().map(|(_, p)| p).sum::<f32>();
+            let listed = sum(&predictions);
+            let erased = sum(&self.predictions) - listed;
+            // What is left for everybody else, including those who are not listed; rounding may make it less than the sum of
+            // those who are.
+            let remaining = (1.0 - erased).max(listed);
+            if remaining > 0.0 {
+                predictions.iter_mut().for_each(|(_, p)| *p /= remaining);
             }
         }
         let first = self.predictions.first().map(|(person, _)| *person).filter(|person| enrolled(*person));
@@ -98,6 +112,24 @@ mod tests {
             identity,
             ResolvedIdentity { person: Some(7), score: Some(0.8), predictions: vec![(7, 0.8), (9, 0.2)] }
         );
+    }
+
+    #[test]
+    fn probabilities_of_a_part_of_the_people_stay_those_among_all() {
+        // The people who are not listed have 0.5 together.
+        let face = IdentifiedFace { predictions: vec![(7, 0.25), (3, 0.125), (9, 0.125)], ..face() };
+        assert_eq!(face.resolve(|_| true).predictions, face.predictions);
+        let identity = face.resolve(|person| person != 7);
+        // 1/8 of what is left without the erased person's 1/4.
+        assert_eq!(identity.predictions, [(3, 0.125 / 0.75), (9, 0.125 / 0.75)]);
+    }
+
+    #[test]
+    fn whoever_is_left_beside_a_certain_prediction_has_a_probability() {
+        let face = IdentifiedFace { predictions: vec![(7, 1.0), (3, 1e-20), (9, 0.0)], ..face() };
+        assert_eq!(face.resolve(|person| person != 7).predictions, [(3, 1.0), (9, 0.0)]);
+        let face = IdentifiedFace { predictions: vec![(7, 1.0), (9, 0.0)], ..face };
+        assert_eq!(face.resolve(|person| person != 7).predictions, [(9, 0.0)]);
     }
 
     #[test]

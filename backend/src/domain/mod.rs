@@ -14,7 +14,7 @@ mod task;
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
 pub use cohort::CohortSource;
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, StoredDetection};
-pub use face::IdentifiedFace;
+pub use face::{IdentifiedFace, people_of};
 pub use face_id::{FaceId, InvalidFaceId, SameName};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
 pub use person::{EnrolledPerson, Person, PersonRef};

@@ -7,9 +7,6 @@ use facepipe_identify::{Decision, Identification, IdentifyError, Model};
 use super::queue::DetectedFace;
 use crate::domain::{IdentifiedFace, Micros};
 
-/// The most people that an answer lists for a face.
-const TOP_K: usize = 100;
-
 /// A trained model and its version.
 pub struct VersionedModel {
     /// The version of its row.
@@ -54,7 +51,7 @@ pub fn load_tested(bytes: &[u8]) -> Result<Model, IdentifyError> {
     Ok(model)
 }
 
-/// Identifies a face; without a model, or without people in it, the face is unknown.
+/// Identifies a face, with its `top_k` most probable people; without a model, or without people in it, the face is unknown.
 ///
 /// # Errors
 /// The embedding does not fit the model.
@@ -62,11 +59,12 @@ pub fn identify(
     model: Option<&VersionedModel>,
     face: DetectedFace,
     threshold: f32,
+    top_k: usize,
 ) -> Result<IdentifiedFace, IdentifyError> {
     let DetectedFace { detection, embedding } = face;
     let identification = match model {
         Some(versioned) if !versioned.model.labels().is_empty() => {
-            Some(versioned.model.identify(&embedding, threshold, TOP_K)?)
+            Some(versioned.model.identify(&embedding, threshold, top_k)?)
         }
         _ => None,
     };

@@ -151,11 +151,25 @@ impl Recogniser {
         self.embedder
     }
 
-    /// Finds, embeds and identifies the faces on the images of one request, at least one.
+    /// Finds, embeds and identifies the faces on the images of one request, at least one. Each face gets at most one
+    /// prediction.
+    ///
+    /// # Errors
+    /// As [`recognise_top_k`](Self::recognise_top_k).
+    pub async fn recognise(&self, images: Vec<UploadedImage>) -> Result<RecognitionResult, RecogniseError> {
+        self.recognise_top_k(images, 1).await
+    }
+
+    /// Finds, embeds and identifies the faces on the images of one request, at least one. Each face gets its `top_k` most
+    /// probable predictions.
     ///
     /// # Errors
     /// [`RecogniseError::Busy`] at once where the queue is full or too slow; otherwise the failure.
-    pub async fn recognise(&self, images: Vec<UploadedImage>) -> Result<RecognitionResult, RecogniseError> {
+    pub async fn recognise_top_k(
+        &self,
+        images: Vec<UploadedImage>,
+        top_k: usize,
+    ) -> Result<RecognitionResult, RecogniseError> {
         // Rejected before it costs anything. A request that has the queue to itself is accepted, however long it takes.
         let waiting = self.waiting();
         if waiting > 0 && self.throughput.time_for(waiting) > self.budget {
@@ -167,7 +181,7 @@ impl Recogniser {
             .try_acquire_many_owned(size)
             .map_err(|_| self.busy(Rejection::QueueFull))?;
         let (responder, response) = oneshot::channel();
-        self.queue.0.push(images, responder, permit);
+        self.queue.0.push(images, top_k, responder, permit);
         response.await.map_err(|_| RecogniseError::Interrupted)?
     }
 

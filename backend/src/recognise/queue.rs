@@ -81,8 +81,14 @@ impl Queue {
 
     /// Appends the images of a request. `permit` is held until the request is answered, so that images being processed
     /// count towards the capacity, too.
-    pub fn push(&self, images: Vec<UploadedImage>, responder: Responder, permit: OwnedSemaphorePermit) {
-        let request = Arc::new(Request::new(images, responder, permit));
+    pub fn push(
+        &self,
+        images: Vec<UploadedImage>,
+        top_k: usize,
+        responder: Responder,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let request = Arc::new(Request::new(images, top_k, responder, permit));
         let entries =
             (0..request.images.len()).map(|index| QueueEntry { request: Arc::clone(&request), index });
         self.state().entries.extend(entries);
@@ -131,6 +137,8 @@ impl Drop for Batch<'_> {
 pub struct Request {
     /// Its images.
     pub images: Vec<UploadedImage>,
+    /// Predictions of each face.
+    pub top_k: usize,
     /// When it was queued.
     pub arrived: Instant,
     /// The trace that its spans belong to.
@@ -165,12 +173,17 @@ pub struct CompletedRequest {
 }
 
 impl Request {
-    fn new(images: Vec<UploadedImage>, responder: Responder, permit: OwnedSemaphorePermit) -> Self {
+    fn new(
+        images: Vec<UploadedImage>,
+        top_k: usize,
+        responder: Responder,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         let unfinished = images.len();
         let faces = (0..unfinished).map(|_| Ok(EmbeddedFaces::default())).collect();
         let progress = Progress { responder: Some((responder, permit)), started: None, faces, unfinished };
         let trace = traces::current();
-        Self { images, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
+        Self { images, top_k, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
     }
 
     /// Whether the client still waits for the response.
@@ -231,7 +244,7 @@ mod tests {
     fn push(queue: &Queue, images: usize) -> ResponseReceiver {
         let (responder, response) = oneshot::channel();
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        queue.push((0..images).map(|_| bytes::Bytes::new().into()).collect(), responder, permit);
+        queue.push((0..images).map(|_| bytes::Bytes::new().into()).collect(), 1, responder, permit);
         response
     }
 

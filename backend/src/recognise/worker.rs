@@ -147,7 +147,7 @@ impl Worker {
         let classifying = Instant::now();
         let images = faces
             .into_iter()
-            .map(|image| self.identify(image, started.model.as_deref()))
+            .map(|image| self.identify(image, started.model.as_deref(), request.top_k))
             .collect::<Result<_, RecogniseError>>();
         let took = classifying.elapsed();
         self.metrics.stage(Stage::Classify, took);
@@ -164,12 +164,13 @@ impl Worker {
         &self,
         image: Result<EmbeddedFaces, ImageError>,
         model: Option<&VersionedModel>,
+        top_k: usize,
     ) -> Result<Result<ImageResult, DecodeError>, RecogniseError> {
         match image {
             Ok(EmbeddedFaces { faces, notes, turned }) => {
                 let faces = faces
                     .into_iter()
-                    .map(|face| identify(model, face, self.threshold))
+                    .map(|face| identify(model, face, self.threshold, top_k))
                     .collect::<Result<_, IdentifyError>>()?;
                 Ok(Ok(ImageResult { faces, notes, turned }))
             }

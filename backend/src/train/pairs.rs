@@ -13,8 +13,25 @@ pub struct Pair {
     pub similarity: f32,
 }
 
-/// The first components of an embedding, which distinguish most pairs: one cache line.
-type Head = [f32; 16];
+/// Components of each half of an embedding's head. A head distinguishes most pairs, and its first half most of those.
+const HALF: usize = 8;
+/// Heads that are compared with another one at a time.
+const LANES: usize = 16;
+
+/// The head of an embedding: its first components.
+struct Head {
+    halves: [[f32; HALF]; 2],
+    /// The squared length of each half.
+    lengths: [f32; 2],
+}
+
+/// The heads of [`LANES`] embeddings, transposed, so that each step computes with all of them: the compiler vectorises it.
+struct Block {
+    /// By half, component and lane.
+    halves: [[[f32; LANES]; HALF]; 2],
+    /// By half and lane, the squared lengths.
+    lengths: [[f32; LANES]; 2],
+}
 
 /// Finds the pairs of samples of different people whose cosine is at least `threshold`; embeddings have length 1. Returns
 /// `None` as soon as `go_on` returns false.
@@ -27,37 +44,83 @@ pub fn same_pictures(
 ) -> Option<Vec<Pair>> {
     // With a margin for rounding; the cosine decides.
     let farthest = (2.0 - 2.0 * threshold).max(0.0) + 1e-4;
-    let heads: Vec<(i64, Head)> =
-        samples.iter().map(|(person, embedding)| (*person, head(embedding))).collect();
-    let of_one = |(first, (person, one)): (usize, &(i64, Head))| {
+    let blocks: Vec<Block> = samples.chunks(LANES).map(Block::new).collect();
+    let of_one = |(first, (person, one)): (usize, &(i64, &[f32]))| {
         if !go_on() {
             return None;
         }
-        let behind = heads.iter().enumerate().skip(first + 1);
-        let near = behind.filter(|(_, (other, head))| distance(one, head) <= farthest && other != person);
-        Some(near.filter_map(|(second, _)| pair(samples, first, second, threshold)).collect::<Vec<_>>())
+        let head = Head::new(one);
+        let mut pairs = Vec::new();
+        for (number, block) in blocks.iter().enumerate().skip(first / LANES) {
+            let Some(near) = block.near(&head, farthest) else { continue };
+            for (second, near) in (number * LANES..samples.len()).zip(near) {
+                let of_another = samples.get(second).is_some_and(|(other, _)| other != person);
+                if near && second > first && of_another {
+                    pairs.extend(pair(samples, first, second, threshold));
+                }
+            }
+        }
+        Some(pairs)
     };
-    let found: Option<Vec<Vec<Pair>>> = heads.par_iter().enumerate().map(of_one).collect();
+    let found: Option<Vec<Vec<Pair>>> = samples.par_iter().enumerate().map(of_one).collect();
     Some(found?.into_iter().flatten().collect())
 }
 
-fn head(embedding: &[f32]) -> Head {
-    let mut head = Head::default();
-    for (place, number) in head.iter_mut().zip(embedding) {
-        *place = *number;
+impl Head {
+    fn new(embedding: &[f32]) -> Self {
+        let mut halves = [[0.0; HALF]; 2];
+        for (place, number) in halves.iter_mut().flatten().zip(embedding) {
+            *place = *number;
+        }
+        Self { halves, lengths: halves.map(|half| half.iter().map(|x| x * x).sum()) }
     }
-    head
 }
 
-/// The squared distance, summed in lanes that can be vectorised.
-fn distance(one: &Head, other: &Head) -> f32 {
-    let mut lanes = [0.0_f32; 8];
-    for (one, other) in one.as_chunks::<8>().0.iter().zip(other.as_chunks::<8>().0) {
-        for (lane, (a, b)) in lanes.iter_mut().zip(one.iter().zip(other)) {
-            *lane += (a - b) * (a - b);
+impl Block {
+    fn new(samples: &[(i64, &[f32])]) -> Self {
+        // A lane without an embedding is far from all others.
+        let mut block = Self { halves: [[[0.0; LANES]; HALF]; 2], lengths: [[f32::INFINITY; LANES]; 2] };
+        for (lane, (_, embedding)) in samples.iter().enumerate() {
+            let head = Head::new(embedding);
+            let places = block.halves.iter_mut().flatten().chain(&mut block.lengths);
+            for (place, value) in places.zip(head.halves.iter().flatten().chain(&head.lengths)) {
+                place.iter_mut().skip(lane).take(1).for_each(|place| *place = *value);
+            }
+        }
+        block
+    }
+
+    /// Which lanes have at most this squared distance to a head; `None` where none has.
+    fn near(&self, head: &Head, farthest: f32) -> Option<[bool; LANES]> {
+        let mut distances = [0.0; LANES];
+        let halves = self.halves.iter().zip(&self.lengths).zip(head.halves.iter().zip(&head.lengths));
+        for ((others, lengths), (one, length)) in halves {
+            add_distances(&mut distances, others, lengths, one, *length);
+            if !distances.iter().fold(false, |near, distance| near | (*distance <= farthest)) {
+                return None;
+            }
+        }
+        Some(distances.map(|distance| distance <= farthest))
+    }
+}
+
+/// Adds the squared distances within one half of the heads, |a|² + |b|² - 2 a·b.
+fn add_distances(
+    distances: &mut [f32; LANES],
+    others: &[[f32; LANES]; HALF],
+    lengths: &[f32; LANES],
+    one: &[f32; HALF],
+    length: f32,
+) {
+    let mut products = [0.0_f32; LANES];
+    for (others, component) in others.iter().zip(one) {
+        for (product, other) in products.iter_mut().zip(others) {
+            *product += other * component;
         }
     }
-    lanes.iter().sum()
+    for ((distance, other), product) in distances.iter_mut().zip(lengths).zip(products) {
+        *distance += length + other - 2.0 * product;
+    }
 }
 
 /// Two samples as a pair, if their cosine reaches the threshold.
@@ -108,5 +171,32 @@ mod tests {
         assert_eq!(places, [(0, 60), (1, 61), (4, 64)]);
         assert!((pairs[1].similarity - 0.981).abs() < 1e-3, "{}", pairs[1].similarity);
         assert_eq!(same_pictures(&samples, 0.98, &|| false), None);
+    }
+
+    #[test]
+    fn exactly_the_pairs_that_reach_the_threshold_are_found() {
+        let mut random = StdRng::seed_from_u64(8);
+        let centres: Vec<Vec<f32>> =
+            (0..3).map(|_| unit((0..128).map(|_| random.random_range(-1.0_f32..1.0)).collect())).collect();
+        // Pairs around the threshold, and heads around what the heads rule out.
+        let vectors: Vec<(i64, Vec<f32>)> = (0..100)
+            .map(|person| {
+                (
+                    person,
+                    at(
+                        random.random_range(0.93..1.0),
+                        &centres[usize::try_from(person).unwrap() % 3],
+                        &mut random,
+                    ),
+                )
+            })
+            .collect();
+        let samples: Vec<(i64, &[f32])> = vectors.iter().map(|(person, v)| (*person, v.as_slice())).collect();
+        let every = (0..100).flat_map(|first| (first + 1..100).map(move |second| (first, second)));
+        let expected: Vec<(usize, usize)> =
+            every.filter(|(first, second)| pair(&samples, *first, *second, 0.94).is_some()).collect();
+        assert!((100..1600).contains(&expected.len()), "{}", expected.len());
+        let found = same_pictures(&samples, 0.94, &|| true).unwrap();
+        assert_eq!(found.iter().map(|pair| (pair.first, pair.second)).collect::<Vec<_>>(), expected);
     }
 }

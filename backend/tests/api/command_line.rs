@@ -97,6 +97,7 @@ fn configuration_errors_name_the_setting() {
         ("max_imagse = 3", "max_imagse"),
         ("max_images = \"many\"", "max_images"),
         ("max_images = 0", "max_images is 0"),
+        ("top_k = 101", "top_k is 101, it must be from 1 to 100"),
     ] {
         fs::write(&file, text).unwrap();
         let output = program().arg("--config").arg(&file).arg("--print-config").output().unwrap();

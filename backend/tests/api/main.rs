@@ -19,6 +19,7 @@ mod debug;
 mod deployment;
 mod detections;
 mod duplicates;
+mod gallery;
 mod guide;
 mod helpers;
 mod http;

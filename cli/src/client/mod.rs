@@ -128,14 +128,17 @@ impl Client {
         Ok(())
     }
 
-    /// Recognises the faces of an image. With `StoreResults`, `key` makes repetitions idempotent.
+    /// Recognises the faces of an image, each with at most `top_k` predictions (the server's default if none). With
+    /// `StoreResults`, `key` makes repetitions idempotent.
     pub async fn recognize(
         &self,
         call: Recognition<'_>,
         image: Bytes,
         key: Option<&str>,
+        top_k: Option<u8>,
     ) -> Result<Results, ClientError> {
         let mut parts = vec![("image", Part::Image(image))];
+        parts.extend(top_k.map(|top_k| ("top_k", Part::Text(top_k.to_string()))));
         let operation = match call {
             Recognition::GetResults => &operation::GET_RESULTS,
             Recognition::StoreResults { camera_id, location } => {

@@ -62,6 +62,9 @@ pub struct Options {
     /// With --store: location of the camera
     #[arg(long, default_value = "folder", value_name = "PLACE")]
     location: String,
+    /// Maximum number of predictions of each face in the JSON [default: the server's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    top_k: Option<u8>,
     /// Number of concurrent requests
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: u8,
@@ -220,7 +223,7 @@ async fn recognize_file(options: &Options, client: &Client, file: &Path) -> Comp
         } else {
             Recognition::GetResults
         };
-        client.recognize(call, image, key.as_deref()).await.map(|results| results.faces)
+        client.recognize(call, image, key.as_deref(), options.top_k).await.map(|results| results.faces)
     };
     done(size, started.elapsed(), answer.map_err(RequestError::Server))
 }

@@ -83,7 +83,7 @@ impl RequestPool {
         self.runtime.spawn(async move {
             let started = Instant::now();
             let answer = loop {
-                match client.recognize(Recognition::GetResults, crop.picture.clone(), None).await {
+                match client.recognize(Recognition::GetResults, crop.picture.clone(), None, Some(1)).await {
                     Err(ClientError::Unreachable { .. })
                         if started.elapsed() + RETRY_INTERVAL < retry_limit =>
                     {

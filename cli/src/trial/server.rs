@@ -105,7 +105,7 @@ impl Server {
     /// The API fails, or refuses the photograph.
     pub fn identify(&self, photograph: &Path) -> Result<Option<Option<String>>> {
         let bytes = pictures::read(photograph).map_err(|why| Failure::input(photograph.display(), why))?;
-        let asked = self.client.recognize(Recognition::GetResults, bytes.into(), None);
+        let asked = self.client.recognize(Recognition::GetResults, bytes.into(), None, Some(1));
         let results = self.runtime.block_on(asked)?;
         Ok(Face::largest(&results.faces).map(|face| match (&face.decision, &face.top_prediction) {
             (Decision::Known, Some(prediction)) => Some(prediction.label.clone()),

@@ -9,7 +9,12 @@ use super::super::{
     form::{FormField, FormFields, ImagePart, TextPart},
     parse_time,
 };
-use crate::{domain::Micros, error::ApiError, recognise::UploadedImage};
+use crate::{
+    config::{MAX_TOP_K, RecognitionConfig},
+    domain::Micros,
+    error::ApiError,
+    recognise::UploadedImage,
+};
 
 /// Maximum length of `camera_id`, `location` and `key`, characters.
 const MAX_CHARACTERS: usize = 200;
@@ -42,6 +47,9 @@ pub struct RecognitionForm {
     /// and is not stored or sent again.
     #[openapi(example = "[]")]
     key: Vec<TextPart>,
+    /// How many predictions each face gets at most, the most probable: 1 to 100, 5 by default (can be configured).
+    #[openapi(example = "5")]
+    top_k: Option<TextPart>,
 }
 
 impl FormFields for RecognitionForm {
@@ -54,6 +62,7 @@ impl FormFields for RecognitionForm {
             "track_id" => FormField::Texts(&mut self.track_id),
             "box" => FormField::Texts(&mut self.r#box),
             "key" => FormField::Texts(&mut self.key),
+            "top_k" => FormField::Text(&mut self.top_k),
             _ => return None,
         })
     }
@@ -63,6 +72,8 @@ impl FormFields for RecognitionForm {
 pub struct RecognitionRequest {
     pub images: Vec<Result<UploadedImage, DecodeError>>,
     pub details: Vec<ImageFields>,
+    /// Predictions of a face in the response.
+    pub top_k: usize,
 }
 
 /// The fields of one image.
@@ -76,11 +87,12 @@ pub struct ImageFields {
 }
 
 impl RecognitionRequest {
-    /// Reads a form of at most `max` images.
+    /// Reads a form, within the limits and with the defaults of the configuration.
     ///
     /// # Errors
     /// A field is invalid, or there are no or too many images.
-    pub fn read(form: RecognitionForm, max: usize) -> Result<Self, ApiError> {
+    pub fn read(form: RecognitionForm, config: &RecognitionConfig) -> Result<Self, ApiError> {
+        let max = config.max_images;
         match form.image.len() {
             0 => return Err(ApiError::ImageMissing),
             n if n > max => return Err(ApiError::TooManyImages { images: n, max }),
@@ -91,6 +103,11 @@ impl RecognitionRequest {
         let track_id = per_image("track_id", &form.track_id, count, track)?;
         let frame_box = per_image("box", &form.r#box, count, corners)?;
         let key = per_image("key", &form.key, count, |text| characters(text, 1).map(|()| text.to_owned()))?;
+        let top_k = match form.top_k.as_ref().map(|part| part.0.as_str()) {
+            // Browsers send empty fields.
+            None | Some("") => config.top_k,
+            Some(text) => top_k(text).map_err(|reason| invalid("top_k", reason))?,
+        };
         let mut keys = HashSet::new();
         if !key.iter().flatten().all(|key| keys.insert(key)) {
             return Err(invalid("key", "has the same value for two images of one request"));
@@ -116,7 +133,7 @@ impl RecognitionRequest {
                 key,
             })
             .collect();
-        Ok(Self { images, details })
+        Ok(Self { images, details, top_k })
     }
 }
 
@@ -171,6 +188,13 @@ fn track(text: &str) -> Result<i64, String> {
     text.parse().map_err(|_| "is not a whole number".to_owned())
 }
 
+fn top_k(text: &str) -> Result<usize, String> {
+    let number: i64 =
+        text.parse().map_err(|_| format!("is not a whole number, it must be one from 1 to {MAX_TOP_K}"))?;
+    let within_limits = usize::try_from(number).ok().filter(|number| (1..=MAX_TOP_K).contains(number));
+    within_limits.ok_or_else(|| format!("is {number}, it must be from 1 to {MAX_TOP_K}"))
+}
+
 fn corners(text: &str) -> Result<[f32; 4], String> {
     let wrong = || "is not left,top,right,bottom in pixels with left < right and top < bottom".to_owned();
     let numbers: Vec<f32> =
@@ -193,6 +217,17 @@ mod tests {
         assert_eq!(corners("1,2, 3.5,4"), Ok([1.0, 2.0, 3.5, 4.0]));
         for wrong in ["1,2,3", "1,2,3,4,5", "3,2,1,4", "1,4,3,2", "1,2,NaN,4", "1,2,inf,4", "a,b,c,d"] {
             assert!(corners(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_number_of_predictions_is_checked() {
+        assert_eq!((top_k("1"), top_k("100")), (Ok(1), Ok(100)));
+        for (wrong, value) in
+            [("0", "is 0"), ("101", "is 101"), ("-1", "is -1"), ("five", "is not a whole number")]
+        {
+            let reason = top_k(wrong).unwrap_err();
+            assert!(reason.starts_with(value) && reason.ends_with("from 1 to 100"), "{reason}");
         }
     }
 

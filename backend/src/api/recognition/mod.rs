@@ -26,7 +26,7 @@ use super::{
     rfc3339,
 };
 use crate::{
-    domain::{IdentifiedFace, Micros, now},
+    domain::{IdentifiedFace, Micros, now, people_of},
     error::ApiError,
     recognise::{ImageResult, UploadedImage},
     request_id::RequestId,
@@ -44,10 +44,12 @@ pub async fn get_results(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
 ) -> Result<JsonResponse<Results>, ApiError> {
-    let request = RecognitionRequest::read(form, state.config.recognition.max_images)?;
-    let recognised = recognise(&state, request.images.into_iter().enumerate().collect()).await?;
+    let request = RecognitionRequest::read(form, &state.config.recognition)?;
+    let recognised =
+        recognise(&state, request.images.into_iter().enumerate().collect(), request.top_k).await?;
     let errors = recognised.errors_beside_others(request.details.len())?;
-    let face_ids = state.database.face_ids().await?;
+    let people = people_of(recognised.images.iter().flat_map(|(_, faces)| faces));
+    let face_ids = state.database.face_ids(people).await?;
     let faces = recognised
         .images
         .iter()
@@ -103,7 +105,7 @@ async fn recognise_and_store<Outcome>(
     let received_at = now();
     let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
     let location = required("location", form.location.as_ref(), 0)?;
-    let request = RecognitionRequest::read(form, state.config.recognition.max_images)?;
+    let request = RecognitionRequest::read(form, &state.config.recognition)?;
 
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
     let known = state.database.answered_keys(call, keys).await?;
@@ -115,7 +117,7 @@ async fn recognise_and_store<Outcome>(
         .zip(&request.details)
         .filter_map(|(image, details)| (!is_known(details)).then_some(image))
         .collect();
-    let recognised = recognise(state, fresh).await?;
+    let recognised = recognise(state, fresh, request.top_k).await?;
     let errors = recognised.errors_beside_others(request.details.len())?;
 
     let plausible = state.config.retention.plausible_times();
@@ -138,6 +140,7 @@ async fn recognise_and_store<Outcome>(
         .database
         .store_uploads(NewUploads {
             call,
+            top_k: request.top_k,
             keep_unknown_embeddings: state.config.recognition.keep_unknown_embeddings,
             camera_id,
             location,
@@ -192,7 +195,7 @@ pub async fn dry_run(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
 ) -> Result<NoContent, ApiError> {
-    RecognitionRequest::read(form, state.config.recognition.max_images)?;
+    RecognitionRequest::read(form, &state.config.recognition)?;
     Ok(NoContent::new())
 }
 
@@ -226,10 +229,12 @@ impl RecognisedImages {
     }
 }
 
-/// Recognises the images that could be read, given with their index in the request.
+/// Recognises the images that could be read, given with their index in the request. Each face gets its `top_k` most probable
+/// predictions.
 async fn recognise(
     state: &State,
     images: Vec<(usize, Result<UploadedImage, DecodeError>)>,
+    top_k: usize,
 ) -> Result<RecognisedImages, ApiError> {
     let (mut indices, mut readable, mut errors) = (Vec::new(), Vec::new(), Vec::new());
     for (index, image) in images {
@@ -251,7 +256,7 @@ async fn recognise(
     if readable.is_empty() {
         return Ok(recognised);
     }
-    let result = state.recogniser.recognise(readable).await?;
+    let result = state.recogniser.recognise_top_k(readable, top_k).await?;
     recognised.model_version = result.model_version;
     recognised.timing = timing(result.queued, result.processed);
     for (index, image) in indices.into_iter().zip(result.images) {

@@ -129,7 +129,8 @@ pub struct Face {
     /// The minimum score of a known face.
     #[openapi(minimum = -1, maximum = 1, example = "0.355")]
     threshold: f32,
-    /// Everybody in the model, the most probable first.
+    /// The most probable people, the most probable first: as many as the request's `top_k` says, fewer where the model has
+    /// fewer people or one of them was erased since.
     all_predictions: Vec<Prediction>,
 }
 
@@ -139,7 +140,7 @@ pub struct Prediction {
     /// A Face ID.
     #[openapi(example = "Ada Lovelace")]
     label: String,
-    /// Its probability among all names; the probabilities sum to 1.
+    /// Its probability among all enrolled people, listed or not: those of everybody sum to 1.
     #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: f32,
 }

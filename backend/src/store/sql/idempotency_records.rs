@@ -22,7 +22,7 @@ use super::{
 use uuid::Uuid;
 
 use crate::{
-    domain::{CaptureTime, IdentifiedFace, Micros, now},
+    domain::{CaptureTime, IdentifiedFace, Micros, now, people_of},
     store::StoreError,
 };
 
@@ -63,6 +63,8 @@ pub struct Upload {
 pub struct NewUploads {
     /// The call.
     pub call: IdempotentCall,
+    /// Predictions of each face in the response; the faces of `uploads` have no more.
+    pub top_k: usize,
     /// Whether detections of unknown faces keep their embedding.
     pub keep_unknown_embeddings: bool,
     /// The camera.
@@ -101,7 +103,7 @@ pub struct UploadOutcome {
 pub struct StoredBatch {
     /// One per image, in the order of the request.
     pub uploads: Vec<UploadOutcome>,
-    /// Face IDs by row id, read in the same transaction.
+    /// Face IDs of the people in the responses by row id, read in the same transaction.
     pub face_ids: HashMap<i64, String>,
 }
 
@@ -174,10 +176,13 @@ impl Database {
     }
 }
 
+/// The record of a key. Records of earlier versions list everybody in the model: at most `top_k` predictions of each face
+/// are returned.
 fn find_record(
     connection: &mut AnyConnection,
     call: IdempotentCall,
     key: &str,
+    top_k: usize,
 ) -> Result<Option<IdempotencyRecord>, StoreError> {
     let row = idempotency_records::table
         .find((call.name(), key))
@@ -185,8 +190,9 @@ fn find_record(
         .first::<(Option<i64>, String)>(connection)
         .optional()?;
     let Some((model_version, faces)) = row else { return Ok(None) };
-    let faces = serde_json::from_str(&faces)
+    let mut faces: Vec<IdentifiedFace> = serde_json::from_str(&faces)
         .map_err(|error| StoreError::Damaged(format!("the faces of an idempotency record: {error}")))?;
+    faces.iter_mut().for_each(|face| face.predictions.truncate(top_k));
     Ok(Some(IdempotencyRecord { model_version, faces }))
 }
 
@@ -194,23 +200,24 @@ fn store(connection: &mut AnyConnection, new: &NewUploads) -> Result<StoredBatch
     if new.call == IdempotentCall::StoreResults {
         insert_lock::hold_insert_lock(connection)?;
     }
-    let face_ids = face_ids(connection)?;
-    let people: HashSet<i64> = face_ids.keys().copied().collect();
     let mut uploads = Vec::with_capacity(new.uploads.len());
     for upload in &new.uploads {
         let known = match &upload.key {
-            Some(key) => find_record(connection, new.call, key)?,
+            Some(key) => find_record(connection, new.call, key, new.top_k)?,
             None => None,
         };
-        uploads.push(match known {
-            Some(record) => UploadOutcome { record, repeated: true },
-            None => {
-                store_upload(connection, new, upload, &people)?;
-                let record =
-                    IdempotencyRecord { model_version: new.model_version, faces: upload.faces.clone() };
-                UploadOutcome { record, repeated: false }
-            }
+        let repeated = known.is_some();
+        let record = known.unwrap_or_else(|| IdempotencyRecord {
+            model_version: new.model_version,
+            faces: upload.faces.clone(),
         });
+        uploads.push(UploadOutcome { record, repeated });
+    }
+    let named = people_of(uploads.iter().flat_map(|upload| &upload.record.faces));
+    let face_ids = face_ids(connection, &named)?;
+    let people: HashSet<i64> = face_ids.keys().copied().collect();
+    for (upload, _) in new.uploads.iter().zip(&uploads).filter(|(_, outcome)| !outcome.repeated) {
+        store_upload(connection, new, upload, &people)?;
     }
     Ok(StoredBatch { uploads, face_ids })
 }

@@ -74,6 +74,9 @@ pub use similar::SimilarImage;
 /// How often a transaction is tried that conflicts with others.
 const MAX_ATTEMPTS: u32 = 4;
 
+/// Values in one statement at most: all engines take more.
+const MAX_VARIABLES: usize = 1000;
+
 /// The pause between checks whether all calls have ended.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 

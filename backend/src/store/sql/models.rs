@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use diesel::{
-    dsl::{exists, max},
+    dsl::{exists, max, not},
     prelude::*,
     result::{DatabaseErrorKind, Error},
 };
 
 use super::{
-    AnyConnection, Database,
+    AnyConnection, Database, MAX_VARIABLES,
     leases::{Lease, renew},
     schema::{active_model, model_people, models, people},
     signals::{Topic, notify_other_processes},
@@ -134,10 +134,13 @@ impl Database {
                         models::created_at.eq(now()),
                     ))
                     .execute(connection)?;
-                for person in &model.people {
-                    diesel::insert_into(model_people::table)
-                        .values((model_people::version.eq(version), model_people::person_id.eq(person)))
-                        .execute(connection)?;
+                // Many rows a statement: a large gallery would take as many round trips as it has people.
+                for people in model.people.chunks(MAX_VARIABLES) {
+                    let rows: Vec<String> =
+                        people.iter().map(|person| format!("({version},{person})")).collect();
+                    let insert =
+                        format!("INSERT INTO model_people (version, person_id) VALUES {}", rows.join(","));
+                    diesel::sql_query(insert).execute(connection)?;
                 }
                 activate(connection, version)?;
                 Ok(version)
@@ -196,9 +199,8 @@ impl Database {
     pub async fn active_model_knows_erased(&self) -> Result<bool, StoreError> {
         self.read(|connection| {
             let active = active_version(connection)?.unwrap_or(0);
-            let erased = model_people::table
-                .filter(model_people::version.eq(active))
-                .filter(model_people::person_id.ne_all(people::table.select(people::id)));
+            let erased =
+                model_people::table.filter(model_people::version.eq(active)).filter(not(person_exists()));
             Ok(diesel::select(exists(erased)).get_result(connection)?)
         })
         .await
@@ -212,9 +214,8 @@ impl Database {
     pub async fn purge_models(&self) -> Result<Vec<String>, StoreError> {
         self.write(|connection| {
             let active = active_version(connection)?.unwrap_or(0);
-            let erased = model_people::person_id.ne_all(people::table.select(people::id));
             let mut doomed: Vec<i64> = model_people::table
-                .filter(erased)
+                .filter(not(person_exists()))
                 .filter(model_people::version.ne(active))
                 .select(model_people::version)
                 .distinct()
@@ -245,6 +246,13 @@ impl Database {
     pub async fn model_blob_keys(&self) -> Result<Vec<String>, StoreError> {
         self.read(|connection| Ok(models::table.select(models::blob_key).load(connection)?)).await
     }
+}
+
+/// Whether the person of a row of `model_people` exists. Not `eq_any`: in a large gallery PostgreSQL reads the whole table
+/// of people for each row.
+#[diesel::dsl::auto_type]
+fn person_exists() -> _ {
+    exists(people::table.filter(people::id.eq(model_people::person_id)))
 }
 
 /// The greatest version that any model ever had.

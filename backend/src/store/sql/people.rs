@@ -13,7 +13,7 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database, MAX_ATTEMPTS, cohort,
+    AnyConnection, Database, MAX_ATTEMPTS, MAX_VARIABLES, cohort,
     erasures::{Erasure, RowIdentity, record_erasure},
     leases::{Lease, ensure_unlocked, renew},
     names::{self, Name, PersonKey},
@@ -205,12 +205,16 @@ impl Database {
         .await
     }
 
-    /// The Face IDs of all people by row id. Read for every response, so that an erased person is never named.
+    /// The Face IDs of those of `people`, row ids, who are enrolled, by row id. Read for every response, so that an erased
+    /// person is never named.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn face_ids(&self) -> Result<HashMap<i64, String>, StoreError> {
-        self.read(face_ids).await
+    pub async fn face_ids(&self, people: HashSet<i64>) -> Result<HashMap<i64, String>, StoreError> {
+        if people.is_empty() {
+            return Ok(HashMap::new());
+        }
+        self.read(move |connection| face_ids(connection, &people)).await
     }
 
     /// Checks that no person has an image of the same bytes.
@@ -304,9 +308,17 @@ impl Database {
     /// The database fails.
     pub async fn face_ids_of(&self, ids: HashSet<String>) -> Result<HashMap<String, String>, StoreError> {
         self.read(move |connection| {
-            let found = people::table
-                .select((people::id, people::face_id, people::created_at, people::public_id))
+            let columns = (people::id, people::face_id, people::created_at, people::public_id);
+            // A server of the previous version enrols people without an id.
+            let mut found = people::table
+                .filter(people::public_id.is_null())
+                .select(columns)
                 .load::<names::PersonColumns>(connection)?;
+            let sought: Vec<&String> = ids.iter().collect();
+            for some in sought.chunks(MAX_VARIABLES) {
+                let people = people::table.filter(people::public_id.eq_any(some.iter().copied()));
+                found.extend(people.select(columns).load::<names::PersonColumns>(connection)?);
+            }
             let people = found.into_iter().map(names::person_of);
             let named = people.map(|person| (person.id.to_string(), person.face_id));
             Ok(named.filter(|(id, _)| ids.contains(id)).collect())
@@ -684,6 +696,16 @@ fn image_blob_key(
         .ok_or(StoreError::ImageNotFound)
 }
 
-pub(super) fn face_ids(connection: &mut AnyConnection) -> Result<HashMap<i64, String>, StoreError> {
-    Ok(people::table.select((people::id, people::face_id)).load(connection)?.into_iter().collect())
+/// The Face IDs of those of `rows` who are enrolled, by row id.
+pub(super) fn face_ids(
+    connection: &mut AnyConnection,
+    rows: &HashSet<i64>,
+) -> Result<HashMap<i64, String>, StoreError> {
+    let rows: Vec<i64> = rows.iter().copied().collect();
+    let mut found = HashMap::with_capacity(rows.len());
+    for rows in rows.chunks(MAX_VARIABLES) {
+        let people = people::table.filter(people::id.eq_any(rows));
+        found.extend(people.select((people::id, people::face_id)).load::<(i64, String)>(connection)?);
+    }
+    Ok(found)
 }

@@ -231,10 +231,10 @@ impl LoadGenerator {
         let next = self.picture(number + 1);
         let mut bytes = picture.len();
         let outcome = match call {
-            Call::GetResults => faces(client.recognize(Recognition::GetResults, picture, None).await),
+            Call::GetResults => faces(client.recognize(Recognition::GetResults, picture, None, None).await),
             Call::StoreResults => {
                 let call = Recognition::StoreResults { camera_id: CAMERA_ID, location: LOCATION };
-                faces(client.recognize(call, picture, None).await)
+                faces(client.recognize(call, picture, None, None).await)
             }
             Call::Verify => {
                 bytes += next.len();
