@@ -16,7 +16,9 @@ use std::{
 
 use facepipe_backend::{
     Config,
-    parts::{CaptureTime, Database, FaceId, IdempotentCall, IdentifiedFace, NewImage, NewUploads, Upload, now},
+    parts::{
+        CaptureTime, Database, FaceId, IdempotentCall, IdentifiedFace, NewImage, NewUploads, Upload, now,
+    },
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 

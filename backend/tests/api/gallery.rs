@@ -60,8 +60,8 @@ impl Instrumentation for QueryLog {
         match event {
             InstrumentationEvent::StartEstablishConnection { url, .. } => url.clone_into(&mut self.database),
             InstrumentationEvent::StartQuery { query, .. } => {
-                let query = query.to_string();
-                if query.contains("people") {
+                let query = query.to_string().replace(['`', '"'], "");
+                if ["FROM people", "JOIN people"].iter().any(|part| query.contains(part)) {
                     QUERIES.lock().unwrap().push((self.database.clone(), query));
                 }
             }
@@ -134,13 +134,10 @@ async fn an_answer_has_the_top_k_alone_and_reads_no_other_names() {
                 "{condition}"
             );
         }
-        measured
-            .push((answer.to_string().len(), named.iter().map(|(_, probability)| probability).sum::<f64>()));
+        measured.push(answer.to_string().len());
     }
-    let [(small, _), (large, sum)] = measured[..] else { panic!("two galleries") };
+    let [small, large] = measured[..] else { panic!("two galleries") };
     assert!(large < 2048 && large.abs_diff(small) < 100, "{measured:?} bytes");
-    // Probabilities among everybody, not among those who are listed.
-    assert!(sum < 0.999, "{sum}");
 
     for (top_k, listed) in [("1", 1), ("100", 100), ("", 7)] {
         let answer = server.send(GET, picture().text("top_k", top_k)).await.expect(StatusCode::OK);
@@ -150,6 +147,9 @@ async fn an_answer_has_the_top_k_alone_and_reads_no_other_names() {
     let both = server.send(GET, images().text("top_k", "3")).await.expect(StatusCode::OK);
     let listed: Vec<usize> = (0..2).map(|face| predictions(&both["faces"][face]).len()).collect();
     assert_eq!(listed, [3, 3]);
+    // Probabilities are those among everybody: a stranger's are not made to sum to 1.
+    let listed: f64 = predictions(&both["faces"][1]).iter().map(|(_, probability)| probability).sum();
+    assert!(listed < 0.9, "{both}");
 
     for (wrong, told) in [("0", "is 0"), ("101", "is 101"), ("-5", "is -5"), ("1.5", "is not a whole number")]
     {
