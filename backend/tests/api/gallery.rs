@@ -81,7 +81,7 @@ fn take_queries(server: &Server) -> Vec<String> {
     let name = address.rsplit_once("//").unwrap().1;
     let name = if Engine::of_this_run().is_some() { name.rsplit_once('/').unwrap().1 } else { name };
     let mut queries = QUERIES.lock().unwrap();
-    let (own, others) = queries.drain(..).partition(|(database, _)| database.ends_with(name));
+    let (own, others) = queries.drain(..).partition(|(database, _)| database.contains(name));
     *queries = others;
     own.into_iter().map(|(_, query)| query).collect()
 }
@@ -127,12 +127,8 @@ async fn an_answer_has_the_top_k_alone_and_reads_no_other_names() {
         for (queries, people) in queries.iter().zip([5, 7]) {
             // One, of as many people as the answer names.
             assert_eq!(queries.len(), 1, "{queries:?}");
-            let condition = queries[0].split_once("WHERE").unwrap().1;
-            assert_eq!(
-                condition.split("binds").next().unwrap().matches(',').count(),
-                people - 1,
-                "{condition}"
-            );
+            let binds = queries[0].split_once("binds").unwrap().1;
+            assert_eq!(binds.matches(',').count(), people - 1, "{queries:?}");
         }
         measured.push(answer.to_string().len());
     }
