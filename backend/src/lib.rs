@@ -30,13 +30,14 @@ pub mod traces;
 #[path = "no_traces.rs"]
 pub mod traces;
 mod train;
+mod unknowns;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
 pub use config::{
     Args, BrowserConfig, CohortConfig, Command, Config, DatabaseConfig, DatasetConfig, DeploymentConfig,
     ErasedDetections, ListenerConfig, LogFormat, LoggingConfig, RecognitionConfig, ResultsConfig,
-    RetentionConfig, ServerRole, Settings, StorageConfig,
+    RetentionConfig, ServerRole, Settings, StorageConfig, UnknownsConfig,
 };
 
 /// What benchmarks measure on its own. Not part of the interface.

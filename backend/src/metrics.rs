@@ -165,7 +165,7 @@ impl Metrics {
                 metrics.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]);
             }
         }
-        for task in [Task::Retain, Task::Sweep, Task::Cohort] {
+        for task in [Task::Retain, Task::Sweep, Task::Cohort, Task::Recluster] {
             metrics.task_failures.with_label_values(&[task.name()]);
         }
         Ok(metrics)

@@ -99,6 +99,45 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     environment.run(&["cameras"]).expect(0, &["gate-1", "Lobby"]);
     environment.run(&["cameras", "show", "gate-2"]).expect(6, &["gate-2"]);
 
+    // Somebody who is not enrolled.
+    let stranger = environment.photographs("stranger", "Ariel_Sharon", &[1, 2]);
+    let stranger = stranger.parent().unwrap().to_str().unwrap().to_owned();
+    environment.run(&["unknowns"]).expect(0, &["No unknown person"]);
+    let store = ["recognize", "folder", &stranger, "--store", "--camera-id", "gate-1", "--location", "Lobby"];
+    environment.run(&store).expect(0, &["unknown"]);
+    let unknowns = loop {
+        let unknowns = environment.json(&["unknowns", "list", "--camera", "gate-1"]);
+        if unknowns[0]["faces"] == 2 {
+            break unknowns;
+        }
+        assert!(unknowns.as_array().unwrap().len() < 2, "{unknowns}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    let unknown = unknowns[0]["unknown_id"].as_str().unwrap().to_owned();
+    let shown = environment.json(&["unknowns", "show", &unknown]);
+    let faces: Vec<String> =
+        shown["detections"].as_array().unwrap().iter().map(|face| face["id"].to_string()).collect();
+    environment
+        .run(&["unknowns", "show", &unknown])
+        .expect(0, &[&unknown, "2 in 2 tracks", "gate-1 (2)", &faces[0]]);
+    environment.run(&["unknowns", "list", "--min-faces", "3"]).expect(0, &["No unknown person"]);
+    let parts = environment.json(&["unknowns", "split", &unknown, &faces[0]]);
+    let other = parts["new"]["unknown_id"].as_str().unwrap().to_owned();
+    environment.run(&["unknowns", "split", &unknown, "999"]).expect(1, &["invalid_field", "999"]);
+    environment.run(&["unknowns", "list", "--sort", "faces"]).expect(0, &[&unknown, &other]);
+    environment.run(&["unknowns", "merge", &other, &unknown]).expect(0, &[&other, "gate-1"]);
+    environment.run(&["unknowns", "ignore", &other]).expect(0, &["yes"]);
+    environment.run(&["unknowns"]).expect(0, &["No unknown person"]);
+    environment.run(&["unknowns", "list", "--ignored"]).expect(0, &[&other]);
+    environment.run(&["unknowns", "ignore", &other, "--undo"]).expect(0, &["no"]);
+    environment.run(&["unknowns", "recluster", "--wait"]).expect(0, &["is done"]);
+    environment.run(&["unknowns", "delete", &other]).expect(2, &["--yes"]);
+    environment
+        .run(&["unknowns", "delete", &other, "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c", "--yes"])
+        .expect(3, &["is erased", "is not there"]);
+    environment.run(&["unknowns", "show", &other]).expect(6, &["no such unknown person"]);
+    environment.run(&["detections", "delete", &faces[0], &faces[1], "--yes"]).expect(0, &["is erased"]);
+
     environment.run(&["train", "--wait"]).expect(0, &["model 2: 2 people, 8 pictures"]);
     environment.run(&["jobs"]).expect(0, &["optimized-train", "done", "100 %"]);
     environment.run(&["models", "trained"]).expect(0, &["answers", "mobilefacenet"]);

@@ -22,6 +22,7 @@
 //! ```
 
 mod classifier;
+mod cluster;
 pub mod cohort;
 mod embedding;
 mod error;
@@ -34,6 +35,7 @@ mod svm;
 mod top_k;
 
 pub use classifier::{Classifier, ClassifierKind};
+pub use cluster::{Changes, Clusters, Unit, link};
 pub use error::IdentifyError;
 pub use format::FORMAT_VERSION;
 pub use model::{

@@ -4,6 +4,8 @@ use ndarray::{ArrayView2, ShapeBuilder as _};
 use pulp::Simd;
 use rayon::prelude::*;
 
+mod rows;
+
 use crate::simd::{Kernel, SimdLevel};
 
 /// Floats of a cache line.

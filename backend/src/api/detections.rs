@@ -115,6 +115,9 @@ pub struct Detection {
     /// The same person as `/people/{person_id}` takes it. Null where `face_id` is.
     #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     person_id: Option<String>,
+    /// The unknown person, as `/unknowns/{unknown_id}` takes it. Null for a known face, and for one that is not grouped (yet).
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    unknown_id: Option<String>,
     /// Probability of the first name among all that were enrolled. Null where the model gave none.
     #[openapi(minimum = 0, maximum = 1, example = "0.875")]
     confidence: Option<f32>,
@@ -175,6 +178,7 @@ struct CsvLine {
     person_id: Option<String>,
     claimed_at: Option<String>,
     time_basis: TimeBasis,
+    unknown_id: Option<String>,
 }
 
 /// The detections to which the query applies, the newest first
@@ -198,7 +202,14 @@ pub async fn list(
             let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
             let (from, to) = time_range(from, to)?;
             let person = person_of(person, person_id)?;
-            let filter = DetectionFilter { person, camera_id: camera, location, from, to };
+            let filter = DetectionFilter {
+                person,
+                camera_id: camera,
+                location,
+                from,
+                to,
+                ..DetectionFilter::default()
+            };
             let page = Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?;
             page.load(&state).await?
         }
@@ -263,6 +274,19 @@ pub async fn track_of(
     let detections = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
     let meta = PageMeta { next_cursor };
     Ok(web::Json(Track { person_id: person.id.to_string(), face_id: person.face_id, detections, meta }))
+}
+
+/// A page of an unknown person's detections, the newest first, and the cursor of the next one.
+pub async fn of_unknown(
+    state: &State,
+    row: i64,
+    limit: Option<String>,
+    cursor: Option<String>,
+) -> Result<(Vec<Detection>, Option<String>), ApiError> {
+    let filter = DetectionFilter { unknown: Some(row), ..DetectionFilter::default() };
+    let page = Page::read(filter, DetectionOrder::NewestFirst, limit, LIST_LIMIT, cursor)?;
+    let (rows, next_cursor) = page.load(state).await?;
+    Ok((rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?, next_cursor))
 }
 
 /// One page of a query.
@@ -339,7 +363,8 @@ fn person_of(face_id: Option<String>, person_id: Option<String>) -> Result<Optio
     }
 }
 
-fn time_range(
+/// Reads a range of times of a query.
+pub fn time_range(
     from: Option<String>,
     to: Option<String>,
 ) -> Result<(Option<Micros>, Option<Micros>), ApiError> {
@@ -396,6 +421,7 @@ fn csv(detections: Vec<Detection>) -> Result<Vec<u8>, ApiError> {
             "person_id",
             "claimed_at",
             "time_basis",
+            "unknown_id",
         ])
         .map_err(internal)?;
     for detection in detections {
@@ -419,6 +445,7 @@ impl TryFrom<StoredDetection> for Detection {
             location: row.location,
             face_id: row.face_id,
             person_id,
+            unknown_id: row.unknown_id.map(|id| id.to_string()),
             confidence: row.confidence,
             score: row.score,
             threshold: row.threshold,
@@ -453,6 +480,7 @@ impl From<Detection> for CsvLine {
             person_id: detection.person_id,
             claimed_at: detection.claimed_at,
             time_basis: detection.time_basis,
+            unknown_id: detection.unknown_id,
         }
     }
 }

@@ -88,7 +88,7 @@ pub struct Progress {
 /// The result of a job, as its row has it.
 enum JobResult {
     Training(TrainingResult),
-    Embeddings(Value),
+    Other(Value),
 }
 
 impl JobBody {
@@ -147,7 +147,7 @@ impl JobResult {
         let Some(text) = &job.result else { return Ok(None) };
         let result = match job.kind {
             JobKind::Train | JobKind::OptimizedTrain => serde_json::from_str(text).map(Self::Training),
-            JobKind::GenerateEmb => serde_json::from_str(text).map(Self::Embeddings),
+            JobKind::GenerateEmb | JobKind::ReclusterUnknowns => serde_json::from_str(text).map(Self::Other),
         };
         Ok(Some(result.map_err(|error| StoreError::Damaged(format!("the result of a job: {error}")))?))
     }
@@ -155,7 +155,7 @@ impl JobResult {
     fn training(&mut self) -> Option<&mut TrainingResult> {
         match self {
             Self::Training(result) => Some(result),
-            Self::Embeddings(_) => None,
+            Self::Other(_) => None,
         }
     }
 
@@ -164,7 +164,7 @@ impl JobResult {
             Self::Training(result) => {
                 serde_json::to_value(result).map_err(|error| ApiError::Internal(error.into()))
             }
-            Self::Embeddings(result) => Ok(result),
+            Self::Other(result) => Ok(result),
         }
     }
 }

@@ -113,7 +113,7 @@ pub async fn remove(state: web::Data<State>, version: web::Path<String>) -> Resu
 }
 
 /// A queued job, or with `wait=true` one that is done.
-type Started = OneOf<JsonResponse<JobBody>, JsonResponse<JobBody, 202>>;
+pub type Started = OneOf<JsonResponse<JobBody>, JsonResponse<JobBody, 202>>;
 
 /// Trains on the stored embeddings
 ///
@@ -148,7 +148,8 @@ pub async fn generate_emb(
     start(&state, &query, JobKind::GenerateEmb).await
 }
 
-async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Started, ApiError> {
+/// Queues a job, and waits for its end where the query says so.
+pub async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Started, ApiError> {
     let wait = query.wait()?;
     let mut job = state.trainer.enqueue(kind).await?;
     let location = format!("{}/jobs/{}", state.public_url.as_deref().unwrap_or_default(), job.id);

@@ -7,15 +7,16 @@ use paperclip::actix::web;
 use super::{
     cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs, method_not_allowed,
     model,
-    openapi::{self, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, call},
-    people, recognition, root, verify,
+    openapi::{self, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call},
+    people, recognition, root, unknowns, verify,
 };
 use crate::{
     config::ServerRole,
     error::examples::{
         CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FORM, FULL, IMAGE, IMAGE_PARTS, JOB,
-        JOB_END, JSON, LIMIT, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB, ONE_FACE,
-        PAGE, PATH, PERSON, PERSON_IMAGE, QUERY, QUEUE, ROWS, SELECTION, SEND, TWO_IMAGES,
+        JOB_END, JSON, LIMIT, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB, NO_UNKNOWN,
+        ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUERY, QUEUE, ROWS, SELECTION, SEND, TWO_IMAGES,
+        UNKNOWN_FACES, UNKNOWN_IDS,
     },
 };
 
@@ -254,6 +255,27 @@ routes! {
             get cameras::list => call(DATABASE, &[ROWS]);
         }
 
+        "/unknowns" Manage Admin {
+            get unknowns::list => call(UNKNOWNS, &[PAGE, ROWS]);
+        }
+        "/unknowns/recluster" Manage Admin {
+            post unknowns::regroup => Call { tag: UNKNOWNS, ..job_call() };
+        }
+        "/unknowns/{unknown_id:[^/]*}" Manage Admin {
+            get unknowns::get => call(UNKNOWNS, &[PATH, LIMIT, NO_UNKNOWN, ROWS]);
+            delete unknowns::erase => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+        }
+        "/unknowns/{unknown_id:[^/]*}/merge" Manage Admin {
+            post unknowns::merge => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_IDS, NO_UNKNOWN, FULL, ROWS]);
+        }
+        "/unknowns/{unknown_id:[^/]*}/split" Manage Admin {
+            post unknowns::split => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_FACES, NO_UNKNOWN, FULL, ROWS]);
+        }
+        "/unknowns/{unknown_id:[^/]*}/ignore" Manage Admin {
+            post unknowns::ignore => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+            delete unknowns::stop_ignoring => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+        }
+
         "/startupz" All Open {
             get health::started => call(SERVER, &[]);
         }
@@ -299,9 +321,9 @@ const fn job_call() -> Call {
 
 /// The CSV form of a page of detections.
 const CSV_EXAMPLE: &str = "id,captured_at,received_at,camera_id,location,face_id,confidence,score,threshold,detection_confidence,\
-     model_version,track_id,left,top,right,bottom,person_id,claimed_at,time_basis\n\
+     model_version,track_id,left,top,right,bottom,person_id,claimed_at,time_basis,unknown_id\n\
      42,2024-05-06T07:08:09.25Z,2024-05-06T07:08:10.5Z,gate-1,Lobby,Ada Lovelace,0.875,0.8125,0.355,0.996,\
-     7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,,claim\n";
+     7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,,claim,\n";
 
 /// Where the response to an enrolment has the parameters of the image's path.
 const ENROLLED: &[(&str, &str)] =

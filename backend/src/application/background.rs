@@ -1,4 +1,5 @@
-//! Work in the background: training, sending results, following changes, sweeping, retention and filling the cohort.
+//! Work in the background: training, sending results, following changes, sweeping, retention, filling the cohort and
+//! clustering unknown faces.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,6 +14,7 @@ use crate::{
     store::{retention::run_retention, sweep::run_sweeps},
     tokens::Tokens,
     train::Trainer,
+    unknowns::{ClusteringOptions, run_clustering},
 };
 
 /// The running tasks.
@@ -70,6 +72,18 @@ impl Background {
                 Arc::clone(metrics),
                 stop.clone(),
             ));
+            if config.unknowns.group_unknowns {
+                let embedder = services.pipeline.embedder();
+                let options = ClusteringOptions {
+                    embedder: embedder.name(),
+                    dimensions: embedder.dimensions(),
+                    max_distance: services.max_distance,
+                    regroup_hour: config.unknowns.unknown_regroup_hour,
+                    poll,
+                    lease: config.deployment.lease(),
+                };
+                others.spawn(run_clustering(database.clone(), options, Arc::clone(metrics), stop.clone()));
+            }
             sending = start_sending(config, services).await?;
         }
         Ok(Self { stop: stop.clone(), trainer: trainer.clone(), training, sending, others })

@@ -238,6 +238,8 @@ struct Services {
     threshold: f32,
     verify_threshold: f32,
     same_picture_threshold: f32,
+    /// Distance up to which two clusters of unknown faces are one.
+    max_distance: f32,
 }
 
 impl Services {
@@ -258,6 +260,8 @@ impl Services {
             config.recognition.verify_threshold.unwrap_or_else(|| embedder.verification_threshold());
         let same_picture_threshold =
             config.dataset.same_picture_threshold.unwrap_or_else(|| embedder.same_picture_threshold());
+        let max_distance =
+            config.unknowns.unknown_max_distance.unwrap_or_else(|| embedder.cluster_distance());
         let metrics = Arc::new(Metrics::new()?);
         let active = Arc::new(ActiveModel::default());
         let loader =
@@ -274,6 +278,7 @@ impl Services {
                 poll: config.deployment.poll_interval(),
                 lease: config.deployment.lease(),
                 same_picture: same_picture_threshold,
+                max_distance,
             },
             Arc::clone(&metrics),
             stop.clone(),
@@ -290,6 +295,7 @@ impl Services {
             threshold,
             verify_threshold,
             same_picture_threshold,
+            max_distance,
         })
     }
 }

@@ -101,11 +101,11 @@ pub async fn reapply_erasures(config: &Config, database: &Database, blobs: &Blob
             outcome => break outcome.context("cannot apply the ledger of erasures")?,
         }
     };
-    let ReappliedErasures { people, images } = reapplied;
+    let ReappliedErasures { people, images, unknowns } = reapplied;
     if reapplied == ReappliedErasures::default() {
         return Ok(());
     }
-    tracing::warn!(people, images, "the database had what was erased before; it is erased again");
+    tracing::warn!(people, images, unknowns, "the database had what was erased before; it is erased again");
     ledger::train_without_erased(database).await?;
     Ok(())
 }

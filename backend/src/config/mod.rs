@@ -15,6 +15,7 @@ mod recognition;
 mod results;
 mod retention;
 mod storage;
+mod unknowns;
 
 pub use args::{Args, Command};
 pub use browsers::BrowserConfig;
@@ -29,6 +30,7 @@ pub use recognition::RecognitionConfig;
 pub use results::ResultsConfig;
 pub use retention::{ErasedDetections, RetentionConfig};
 pub use storage::StorageConfig;
+pub use unknowns::UnknownsConfig;
 
 use std::time::Duration;
 
@@ -44,6 +46,7 @@ use self::{
     browsers::BrowserFlags, cohort::CohortFlags, database::DatabaseFlags, dataset::DatasetFlags,
     deployment::DeploymentFlags, listener::ListenerFlags, logging::LoggingFlags,
     recognition::RecognitionFlags, results::ResultsFlags, retention::RetentionFlags, storage::StorageFlags,
+    unknowns::UnknownsFlags,
 };
 use crate::{
     config_errors::{self, config_error},
@@ -99,6 +102,8 @@ concerns! {
     retention: RetentionConfig, RetentionFlags;
     /// Networks, thresholds, the queue, limits of images.
     recognition: RecognitionConfig, RecognitionFlags;
+    /// Unknown people.
+    unknowns: UnknownsConfig, UnknownsFlags;
     /// The external API.
     results: ResultsConfig, ResultsFlags;
     /// The log and traces.

@@ -1,6 +1,6 @@
 //! Stored detections, and how they are selected and ordered.
 
-use super::{Micros, PersonId, PersonRef};
+use super::{Micros, PersonId, PersonRef, UnknownId};
 
 /// Selects detections: those that match everything that is given.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +15,8 @@ pub struct DetectionFilter {
     pub from: Option<Micros>,
     /// Captured before this moment.
     pub to: Option<Micros>,
+    /// The row of the unknown person.
+    pub unknown: Option<i64>,
 }
 
 /// The order of a list of detections.
@@ -54,6 +56,8 @@ pub struct StoredDetection {
     pub face_id: Option<String>,
     /// The id of the person; `None` for an unknown face and for an erased person.
     pub person_id: Option<PersonId>,
+    /// The id of the unknown person; `None` for a known face, and for an unknown one that is in no cluster.
+    pub unknown_id: Option<UnknownId>,
     /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
     /// Cosine to the mean embedding of the most probable person.

@@ -1,4 +1,4 @@
-//! Jobs: trainings and the recomputation of embeddings, from the request to the outcome.
+//! Jobs: trainings, the recomputation of embeddings and the clustering of unknown faces, from the request to the outcome.
 
 use std::fmt;
 
@@ -17,11 +17,14 @@ pub enum JobKind {
     Train,
     /// Recomputes the embeddings of all images.
     GenerateEmb,
+    /// Clusters all unknown faces together again.
+    ReclusterUnknowns,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::OptimizedTrain, Self::Train, Self::GenerateEmb];
+    pub const ALL: [Self; 4] =
+        [Self::OptimizedTrain, Self::Train, Self::GenerateEmb, Self::ReclusterUnknowns];
 
     /// The name in rows, metrics and responses.
     pub fn as_str(self) -> &'static str {
@@ -29,6 +32,7 @@ impl JobKind {
             Self::OptimizedTrain => "optimized-train",
             Self::Train => "train",
             Self::GenerateEmb => "generate-emb",
+            Self::ReclusterUnknowns => "recluster-unknowns",
         }
     }
 

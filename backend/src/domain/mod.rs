@@ -1,4 +1,5 @@
-//! The concepts that recognition, storage, training and the API share: people, faces, identities, detections and jobs.
+//! The concepts that recognition, storage, training and the API share: people, faces, identities, detections, unknown
+//! people and jobs.
 //! No SQL, no HTTP and no networks; `docs/architecture.md` has the order in which modules may use each other.
 
 mod clock;
@@ -10,6 +11,7 @@ mod job;
 mod person;
 mod person_id;
 mod task;
+mod unknown;
 
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
 pub use cohort::CohortSource;
@@ -20,3 +22,7 @@ pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
 pub use person::{EnrolledPerson, Person, PersonRef};
 pub use person_id::PersonId;
 pub use task::Task;
+pub use unknown::{
+    ClusterSummary, Unknown, UnknownCamera, UnknownFace, UnknownFilter, UnknownId, UnknownOrder,
+    UnknownPosition, UnknownTrack,
+};

@@ -11,11 +11,13 @@ pub enum Task {
     Backup,
     /// Fills the cohort from the cameras, and removes people from it who are enrolled.
     Cohort,
+    /// Clusters unknown faces all together again.
+    Recluster,
 }
 
 impl Task {
     /// All tasks.
-    pub const ALL: [Self; 4] = [Self::Retain, Self::Sweep, Self::Backup, Self::Cohort];
+    pub const ALL: [Self; 5] = [Self::Retain, Self::Sweep, Self::Backup, Self::Cohort, Self::Recluster];
 
     /// The name in rows and metrics.
     pub fn name(self) -> &'static str {
@@ -24,6 +26,7 @@ impl Task {
             Self::Sweep => "sweep",
             Self::Backup => "backup",
             Self::Cohort => "cohort",
+            Self::Recluster => "recluster",
         }
     }
 }

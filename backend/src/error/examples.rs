@@ -167,6 +167,18 @@ pub const SEND: &[Example] =
     &[|| ApiError::FieldMissing { field: "camera_id" }, || ApiError::ResultsUrlMissing];
 /// Calls about a detection.
 pub const NO_DETECTION: &[Example] = &[|| ApiError::DetectionNotFound];
+/// Calls about an unknown person.
+pub const NO_UNKNOWN: &[Example] = &[|| ApiError::UnknownNotFound];
+/// The call that merges unknown people.
+pub const UNKNOWN_IDS: &[Example] = &[|| ApiError::InvalidField {
+    field: "unknown_ids".into(),
+    reason: "has the id of this very cluster, or of one that was merged into it".into(),
+}];
+/// The call that divides an unknown person.
+pub const UNKNOWN_FACES: &[Example] = &[|| ApiError::InvalidField {
+    field: "detections".into(),
+    reason: "has 43, which is no detection of this cluster".into(),
+}];
 /// Calls about a person's last location.
 pub const NEVER_SEEN: &[Example] = &[|| ApiError::NeverSeen];
 /// Readiness.

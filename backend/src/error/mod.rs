@@ -151,6 +151,9 @@ pub enum ApiError {
     /// No detection has this id.
     #[error("there is no detection with this id")]
     DetectionNotFound,
+    /// No cluster of unknown faces has this id.
+    #[error("there is no unknown person with this id")]
+    UnknownNotFound,
     /// The model cannot be activated.
     #[error("{0}")]
     ModelUnusable(ModelProblem),
@@ -420,10 +423,15 @@ impl From<StoreError> for ApiError {
             StoreError::ModelNotFound => Self::ModelNotFound,
             StoreError::ModelActive => Self::ModelActive,
             StoreError::DetectionNotFound => Self::DetectionNotFound,
+            StoreError::UnknownNotFound => Self::UnknownNotFound,
+            StoreError::ClusterConflict(conflict) => {
+                Self::InvalidField { field: conflict.field().to_owned(), reason: conflict.to_string() }
+            }
             StoreError::DatasetLocked { retry_after } => Self::DatasetLocked { retry_after },
             StoreError::Full(cause) => Self::StorageFull(cause),
             StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),
             StoreError::LeaseLost
+            | StoreError::ClustersChanged
             | StoreError::Database(_)
             | StoreError::Blob(_)
             | StoreError::Damaged(_)

@@ -98,6 +98,7 @@ table! {
         "image_of_another", CONFLICT, json!({ "image_id": image_id, "person_id": person_id.to_string() });
     NeverSeen => "never_seen", NOT_FOUND;
     DetectionNotFound => "detection_not_found", NOT_FOUND;
+    UnknownNotFound => "unknown_not_found", NOT_FOUND;
     DatasetLocked { .. } => "dataset_locked", LOCKED;
 
     JobNotFound => "job_not_found", NOT_FOUND;

@@ -192,6 +192,18 @@ impl Snapshot {
             "Time that the oldest of those waits; 0 where none does.",
             backlog.oldest_message.map_or(0.0, seconds_since),
         )?;
+        let [listed, ignored] = backlog.unknowns;
+        self.gauges(
+            "facepipe_unknowns",
+            "Groups of unknown faces of the deployment, by whether lists leave them out.",
+            "ignored",
+            &[("false", listed as f64), ("true", ignored as f64)],
+        )?;
+        self.gauge(
+            "facepipe_ungrouped_detections",
+            "Detections that the grouping of unknown faces has not read yet, at most.",
+            backlog.ungrouped_detections as f64,
+        )?;
         let last_runs = Task::ALL.into_iter().zip(backlog.task_runs);
         let last_runs: Vec<(Task, f64)> =
             last_runs.filter_map(|(task, finished_at)| Some((task, finished_at? as f64 / 1e6))).collect();

@@ -32,6 +32,8 @@ pub struct ReappliedErasures {
     pub people: usize,
     /// Images of other people.
     pub images: usize,
+    /// Clusters of unknown faces.
+    pub unknowns: usize,
 }
 
 /// Completes an erasure in the blob store: writes its ledger entry, then deletes its blobs.
@@ -86,8 +88,8 @@ pub async fn synchronise(database: &Database, blobs: &Blobs) -> Result<Vec<Erasu
     Ok(entries)
 }
 
-/// Reapplies the erasures of the ledger to rows that the database still has: erases people and images with their
-/// embeddings, all models but the active one that know an erased person, and with `with_detections` also the detections.
+/// Reapplies the erasures of the ledger to rows that the database still has: erases people, images and clusters of unknown
+/// faces with their embeddings, all models but the active one that know an erased person, and with `with_detections` also the detections.
 ///
 /// # Errors
 /// As [`synchronise`]; [`StoreError::DatasetLocked`].
@@ -124,7 +126,19 @@ pub async fn apply(
             reapplied.images += 1;
         }
     }
-    if reapplied != ReappliedErasures::default() {
+    for (row, identity) in database.unknown_identities().await? {
+        if erased(&identity) {
+            let unknown = database.erase_unknown_row(row, with_detections).await?;
+            reapplied.unknowns += usize::from(!unknown.is_empty());
+            for erasure in unknown {
+                finish(blobs, &erasure).await?;
+            }
+        }
+    }
+    if reapplied.unknowns > 0 {
+        database.scrub_journal_of_unknowns().await?;
+    }
+    if reapplied.people + reapplied.images > 0 {
         database.scrub_journal().await?;
         purge_models(database, blobs).await?;
     }

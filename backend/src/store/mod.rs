@@ -38,6 +38,15 @@ pub enum StoreError {
     /// No detection has this id.
     #[error("no such detection")]
     DetectionNotFound,
+    /// No cluster of unknown faces has this id.
+    #[error("no such cluster")]
+    UnknownNotFound,
+    /// Clusters cannot be merged or divided as asked.
+    #[error("{0}")]
+    ClusterConflict(#[from] sql::ClusterConflict),
+    /// Clusters have changed since the write's basis was read.
+    #[error("clusters have changed meanwhile")]
+    ClustersChanged,
     /// The lease that the write needs has expired.
     #[error("the lease has ended")]
     LeaseLost,

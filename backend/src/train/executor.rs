@@ -1,7 +1,8 @@
-//! Does jobs: trainings and the recomputation of embeddings.
+//! Does jobs: trainings, the recomputation of embeddings, and the clustering of unknown faces.
 
 use std::{
     collections::HashSet,
+    ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +30,7 @@ use crate::{
         Blobs, Database, StoreError, ledger,
         sql::{EnrolledImage, Lease, NewModel, TrainingImage},
     },
+    unknowns::{self, ReclusteringError, ReclusteringResult},
 };
 
 /// Images that are read, computed and written together: few, so that a job stops soon when it must.
@@ -59,12 +61,26 @@ pub enum JobError {
     /// The embeddings cannot be trained on.
     #[error(transparent)]
     Identify(#[from] IdentifyError),
+    /// Unknown faces could not be clustered: clusters changed each time before the result could be stored.
+    #[error("unknown people were changed again and again meanwhile: try again later")]
+    ClustersChanged,
     /// Rows or blobs failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Anything else that went wrong.
     #[error("{0}")]
     Internal(String),
+}
+
+impl From<ReclusteringError> for JobError {
+    fn from(error: ReclusteringError) -> Self {
+        match error {
+            ReclusteringError::Store(error) => error.into(),
+            ReclusteringError::Identify(error) => error.into(),
+            ReclusteringError::Changed => Self::ClustersChanged,
+            ReclusteringError::Interrupted => Self::Internal(error.to_string()),
+        }
+    }
 }
 
 /// A job that is being done.
@@ -90,11 +106,13 @@ pub struct JobExecutor {
     lease: Duration,
     /// Cosine from which images of two people are the same picture.
     same_picture: f32,
+    /// Distance up to which two clusters of unknown faces are one.
+    max_distance: f32,
 }
 
 impl JobExecutor {
     /// `lease`: how long a lease lasts unless it is renewed. `same_picture`: cosine from which images of two people are
-    /// the same picture.
+    /// the same picture. `max_distance`: up to which two clusters of unknown faces are one.
     pub fn new(
         database: Database,
         blobs: Blobs,
@@ -102,8 +120,9 @@ impl JobExecutor {
         pipeline: Arc<Pipeline>,
         lease: Duration,
         same_picture: f32,
+        max_distance: f32,
     ) -> Self {
-        Self { database, blobs, loader, pipeline, lease, same_picture }
+        Self { database, blobs, loader, pipeline, lease, same_picture, max_distance }
     }
 
     /// Does a job. Returns its result as JSON.
@@ -129,8 +148,42 @@ impl JobExecutor {
                 released?;
                 serde_json::to_string(&result)
             }
+            JobKind::ReclusterUnknowns => serde_json::to_string(&self.recluster(running).await?),
         };
         json.map_err(|error| JobError::Internal(error.to_string()))
+    }
+
+    /// Clusters all unknown faces together again.
+    async fn recluster(&self, running: &RunningJob<'_>) -> Result<ReclusteringResult, JobError> {
+        let progress = Arc::clone(&running.progress);
+        let report = move |done: usize, all: usize| {
+            progress.set_total(all);
+            progress.advance_to(done);
+            match progress.abort_reason() {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            }
+        };
+        let by = (self.embedder(), self.max_distance);
+        let holder = (running.job.id.as_str(), self.lease);
+        match unknowns::recluster(&self.database, by, holder, Arc::new(report)).await {
+            Err(error) => {
+                running.progress.ensure_not_aborted()?;
+                Err(error.into())
+            }
+            Ok(result) => {
+                tracing::info!(
+                    job = running.job.id,
+                    unknowns = result.unknowns,
+                    before = result.unknowns_before,
+                    tracks = result.tracks,
+                    detections_moved = result.detections_moved,
+                    duration_ms = result.duration_ms,
+                    "clustered all unknown faces together again"
+                );
+                Ok(result)
+            }
+        }
     }
 
     fn embedder(&self) -> &'static str {

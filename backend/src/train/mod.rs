@@ -1,4 +1,4 @@
-//! Jobs: trainings and the recomputation of embeddings. They wait in the database, and one process of the deployment does
+//! Jobs: trainings, the recomputation of embeddings, and the clustering of unknown faces. They wait in the database, and one process of the deployment does
 //! them, one after the other, beside recognition.
 
 mod executor;
@@ -53,6 +53,8 @@ pub struct TrainerOptions {
     pub lease: Duration,
     /// Cosine from which images of two people are the same picture.
     pub same_picture: f32,
+    /// Distance up to which two clusters of unknown faces are one.
+    pub max_distance: f32,
 }
 
 struct Shared {
@@ -76,8 +78,9 @@ impl Trainer {
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
+        let TrainerOptions { lease, same_picture, max_distance, .. } = options;
         let executor =
-            JobExecutor::new(database.clone(), blobs, loader, pipeline, options.lease, options.same_picture);
+            JobExecutor::new(database.clone(), blobs, loader, pipeline, lease, same_picture, max_distance);
         let holder = Uuid::new_v4().to_string();
         Self { shared: Arc::new(Shared { database, executor, options, holder, metrics, stop }) }
     }
@@ -246,7 +249,7 @@ fn outcome_of(job: &Job, result: Result<String, JobError>) -> Option<JobOutcome>
             let reason = "the dataset was unblocked before the job was done";
             JobOutcome::Failed(JobFailure::Explained(reason.into()))
         }
-        Err(error @ (JobError::Identify(_) | JobError::Conflict { .. })) => {
+        Err(error @ (JobError::Identify(_) | JobError::Conflict { .. } | JobError::ClustersChanged)) => {
             tracing::error!(job = id, kind, %error, "a job failed");
             JobOutcome::Failed(JobFailure::Explained(error.to_string()))
         }

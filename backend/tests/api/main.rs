@@ -38,5 +38,6 @@ mod request_id;
 mod sqlite;
 mod startup;
 mod times;
+mod unknowns;
 mod verify;
 mod wrong_input;

@@ -43,6 +43,10 @@ pub trait Embedder: Send + Sync {
     /// another size or quality; higher than two separate pictures of one person reach.
     fn same_picture_threshold(&self) -> f32;
 
+    /// The largest distance, one minus the mean cosine between their faces, at which two groups of unknown faces are one
+    /// person's. Less than that of two faces, since every further face is another chance of a mistake.
+    fn cluster_distance(&self) -> f32;
+
     /// Cuts the face out as the square that the network takes; black beyond the edges of the image.
     fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage;
 

@@ -23,7 +23,7 @@ pub use self::{
         AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
         DatasetEntry, Decision, Detection, Detections, EnrolmentWarning, ErasedFromCohort, ErrorDetail, Face,
         ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models, NamedPerson, PersonImages,
-        Results, Track, Verification,
+        Results, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
     },
 };
 use self::{
@@ -263,6 +263,50 @@ impl Client {
     pub async fn last_known_location(&self, id: &str) -> Result<Option<LastKnownLocation>, ClientError> {
         let seen = self.call_for_person(&operation::LAST_KNOWN_LOCATION, id, &[], Body::Nothing).await;
         none_if("never_seen", seen)
+    }
+
+    /// Returns a page of unknown people.
+    pub async fn unknowns(&self, query: &[(&str, String)]) -> Result<Unknowns, ClientError> {
+        self.transport.call(&operation::UNKNOWNS, &[], query, Body::Nothing).await
+    }
+
+    /// Returns an unknown person with a page of detections; none if there is no such person.
+    pub async fn unknown(
+        &self,
+        id: &str,
+        query: &[(&str, String)],
+    ) -> Result<Option<UnknownDetails>, ClientError> {
+        let answer = self.transport.call(&operation::UNKNOWN, &[id], query, Body::Nothing).await;
+        none_if("unknown_not_found", answer)
+    }
+
+    /// Merges groups of unknown faces into one.
+    pub async fn merge_unknowns(&self, into: &str, others: &[String]) -> Result<Unknown, ClientError> {
+        let body = Body::Json(json!({ "unknown_ids": others }));
+        self.transport.call(&operation::MERGE_UNKNOWNS, &[into], &[], body).await
+    }
+
+    /// Moves detections of a group of unknown faces to a new one.
+    pub async fn split_unknown(&self, id: &str, detections: &[i64]) -> Result<SplitUnknown, ClientError> {
+        let body = Body::Json(json!({ "detections": detections }));
+        self.transport.call(&operation::SPLIT_UNKNOWN, &[id], &[], body).await
+    }
+
+    /// Has lists leave out an unknown person, or not.
+    pub async fn ignore_unknown(&self, id: &str, ignored: bool) -> Result<Unknown, ClientError> {
+        let operation = if ignored { &operation::IGNORE_UNKNOWN } else { &operation::STOP_IGNORING_UNKNOWN };
+        self.transport.call(operation, &[id], &[], Body::Nothing).await
+    }
+
+    /// Erases an unknown person. Returns false if there is no such person.
+    pub async fn erase_unknown(&self, id: &str) -> Result<bool, ClientError> {
+        let answer = self.transport.send(&operation::ERASE_UNKNOWN, &[id], &[], Body::Nothing).await;
+        Ok(none_if("unknown_not_found", answer)?.is_some())
+    }
+
+    /// Starts grouping all unknown faces together again.
+    pub async fn recluster_unknowns(&self) -> Result<Job, ClientError> {
+        self.transport.call(&operation::RECLUSTER_UNKNOWNS, &[], &[], Body::Nothing).await
     }
 
     /// Returns every camera that has a detection.

@@ -81,6 +81,13 @@ fn responses_are_parsed_completely() {
     parse_completely::<AddedToCohort>(&document, &operation::ADD_TO_COHORT, "200");
     parse_completely::<Cohort>(&document, &operation::COHORT, "200");
     parse_completely::<ErasedFromCohort>(&document, &operation::ERASE_COHORT, "200");
+    parse_completely::<Unknowns>(&document, &operation::UNKNOWNS, "200");
+    parse_completely::<UnknownDetails>(&document, &operation::UNKNOWN, "200");
+    parse_completely::<Unknown>(&document, &operation::MERGE_UNKNOWNS, "200");
+    parse_completely::<Unknown>(&document, &operation::IGNORE_UNKNOWN, "200");
+    parse_completely::<Unknown>(&document, &operation::STOP_IGNORING_UNKNOWN, "200");
+    parse_completely::<SplitUnknown>(&document, &operation::SPLIT_UNKNOWN, "201");
+    parse_completely::<Job>(&document, &operation::RECLUSTER_UNKNOWNS, "202");
     parse_completely::<Cameras>(&document, &operation::CAMERAS, "200");
 }
 
@@ -95,6 +102,8 @@ fn form_fields_are_in_the_document() {
     assert!(fields("CohortForm")["image"].is_object());
     assert!(fields("VerificationForm")["image"].is_object());
     assert!(fields("Renaming")["face_id"].is_object());
+    assert!(fields("UnknownsToMerge")["unknown_ids"].is_object());
+    assert!(fields("DetectionsToSplit")["detections"].is_object());
     assert!(fields("PersonName")["face_id"].is_object());
 }
 

@@ -361,7 +361,7 @@ pub struct ErrorDetail {
 pub struct Job {
     /// Its id.
     pub job_id: String,
-    /// `optimized-train`, `train` or `generate-emb`.
+    /// `optimized-train`, `train`, `generate-emb` or `recluster-unknowns`.
     pub kind: String,
     /// Its state.
     pub status: JobStatus,
@@ -498,6 +498,9 @@ pub struct Detection {
     /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
+    /// The id of the unknown person; none for a known face, and for one that is not grouped.
+    #[serde(default)]
+    pub unknown_id: Option<String>,
     /// Probability of the name, 0 to 1.
     pub confidence: Option<f32>,
     /// Cosine similarity to the mean embedding of the most probable person.
@@ -553,6 +556,71 @@ pub struct LastKnownLocation {
     pub time_basis: String,
     /// Probability of the name, 0 to 1.
     pub confidence: Option<f32>,
+}
+
+/// `GET /unknowns`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Unknowns {
+    /// In the order of the query.
+    pub unknowns: Vec<Unknown>,
+    /// Page metadata.
+    pub meta: PageMeta,
+}
+
+/// An unknown person: a group of faces.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Unknown {
+    /// Its id.
+    pub unknown_id: String,
+    /// Detections.
+    pub faces: u64,
+    /// Tracks that they are of.
+    pub tracks: u64,
+    /// RFC 3339, UTC.
+    pub first_seen: String,
+    /// RFC 3339, UTC.
+    pub last_seen: String,
+    /// Latest first.
+    pub cameras: Vec<UnknownCamera>,
+    /// Id of the detection that is most like all of them.
+    pub representative: i64,
+    /// Whether lists leave the person out.
+    pub ignored: bool,
+    /// Whether the group was merged or split by hand.
+    pub pinned: bool,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+}
+
+/// A camera that has seen an unknown person.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UnknownCamera {
+    /// Its id.
+    pub camera_id: String,
+    /// Its detections of the person.
+    pub faces: u64,
+    /// RFC 3339, UTC.
+    pub last_seen: String,
+}
+
+/// `GET /unknowns/{unknown_id}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UnknownDetails {
+    /// The person.
+    pub unknown: Unknown,
+    /// Newest first.
+    pub detections: Vec<Detection>,
+    /// Page metadata.
+    pub meta: PageMeta,
+}
+
+/// `POST /unknowns/{unknown_id}/split`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SplitUnknown {
+    /// What stays.
+    pub remaining: Unknown,
+    /// The new group.
+    pub new: Unknown,
 }
 
 /// `GET /cameras`.

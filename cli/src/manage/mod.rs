@@ -1,4 +1,5 @@
-//! Administration of the server: people, images, detections, cameras, jobs and trained models.
+//! Administration of the server: people, images, detections, unknown people, cameras, jobs and trained
+//! models.
 
 mod cameras;
 mod detections;
@@ -7,6 +8,7 @@ mod jobs;
 mod locate;
 mod people;
 mod trained;
+mod unknowns;
 
 use std::{
     future::Future,
@@ -18,11 +20,11 @@ use anyhow::Result;
 pub use self::{
     cameras::Options as CamerasOptions, detections::Options as DetectionsOptions,
     images::Options as ImagesOptions, jobs::Options as JobsOptions, locate::Options as LocateOptions,
-    people::Options as PeopleOptions, trained::Action as TrainedAction,
+    people::Options as PeopleOptions, trained::Action as TrainedAction, unknowns::Options as UnknownsOptions,
 };
 pub use self::{
     cameras::run as cameras, detections::run as detections, images::run as images, jobs::run as jobs,
-    locate::run as locate, people::run as people, trained::run as trained,
+    locate::run as locate, people::run as people, trained::run as trained, unknowns::run as unknowns,
 };
 use crate::{client::ClientError, exit::Failure, interrupt};
 

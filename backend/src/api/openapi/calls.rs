@@ -17,11 +17,13 @@ use super::super::{
     jobs::Progress,
     page::PageMeta,
     recognition::{BoundingBox, Decision},
+    unknowns::{Unknown, UnknownCamera},
 };
 use crate::{
     domain::{CohortSource, JobKind, JobStatus},
     error::{ErrorBody, ErrorDetail, examples::Example},
     train::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut},
+    unknowns::ReclusteringResult,
 };
 
 /// The introduction.
@@ -75,6 +77,7 @@ pub const TAGS: &[(&str, &str)] = &[
     (MODEL, "Training models on the dataset, and the cohort against which they are calibrated."),
     (RECOGNITION, "Recognising the faces of images."),
     (DATABASE, "Detections: who was seen where and when."),
+    (UNKNOWNS, "Unknown people: who was seen and is not enrolled."),
     (SERVER, "The server itself."),
     (DEBUG, "Diagnosing a deployment."),
 ];
@@ -83,6 +86,7 @@ pub const DATASET: &str = "Dataset";
 pub const MODEL: &str = "Model";
 pub const RECOGNITION: &str = "Face recognition";
 pub const DATABASE: &str = "Database";
+pub const UNKNOWNS: &str = "Unknown people";
 pub const SERVER: &str = "Server";
 pub const DEBUG: &str = "Debugging";
 
@@ -180,6 +184,30 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
                 "description": "The detection's `id`.",
                 "schema": { "type": "integer", "format": "int64", "minimum": 1 },
                 "example": 42,
+            }),
+        ),
+        (
+            "unknown_id",
+            json!({
+                "description": "The unknown person's id, as `/unknowns` lists them, or of a group that was merged into that \
+                                person's.",
+                "schema": { "type": "string", "format": "uuid" },
+                "example": "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c",
+            }),
+        ),
+        (
+            "ignored",
+            json!({
+                "schema": { "type": "string", "enum": ["true", "false", "all"], "default": "false" },
+                "example": "all",
+            }),
+        ),
+        ("min_faces", json!({ "schema": { "type": "integer", "minimum": 1 }, "example": 3 })),
+        (
+            "sort",
+            json!({
+                "schema": { "type": "string", "enum": ["last_seen", "faces"], "default": "last_seen" },
+                "example": "faces",
             }),
         ),
         (
@@ -283,6 +311,9 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     EmbeddingResult::update_definitions,
     CohortGroup::update_definitions,
     CohortOutcome::update_definitions,
+    ReclusteringResult::update_definitions,
+    Unknown::update_definitions,
+    UnknownCamera::update_definitions,
     Warning::update_definitions,
     SimilarImage::update_definitions,
 ];
@@ -305,6 +336,7 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
         ("*", "claimed_at", time()),
         ("*", "created_at", time()),
         ("*", "finished_at", time()),
+        ("*", "first_seen", time()),
         ("*", "last_seen", time()),
         ("*", "newest_at", time()),
         ("*", "oldest_at", time()),
@@ -318,12 +350,17 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
                 "anyOf": [
                     { "$ref": "#/components/schemas/TrainingResult" },
                     { "$ref": "#/components/schemas/EmbeddingResult" },
+                    { "$ref": "#/components/schemas/ReclusteringResult" },
                 ],
             }),
         ),
         ("Conflict", "images", json!({ "minItems": 2, "maxItems": 2 })),
         ("Image", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
         ("ImageDetails", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
+        ("UnknownsToMerge", "", json!({ "additionalProperties": false })),
+        ("UnknownsToMerge", "unknown_ids", json!({ "minItems": 1, "maxItems": 100 })),
+        ("DetectionsToSplit", "", json!({ "additionalProperties": false })),
+        ("DetectionsToSplit", "detections", json!({ "minItems": 1, "maxItems": 1000 })),
         ("Renaming", "", json!({ "additionalProperties": false })),
         ("Renaming", "face_id", face_id()),
         ("PersonName", "", json!({ "additionalProperties": false })),

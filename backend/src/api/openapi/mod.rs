@@ -5,7 +5,7 @@ mod calls;
 mod page;
 mod schemas;
 
-pub use calls::{Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, call};
+pub use calls::{Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call};
 pub use page::{page_file, page_root, serve};
 
 use std::{

@@ -1,13 +1,13 @@
 //! Numbers of queued jobs and messages, for metrics.
 
 use diesel::{
-    dsl::{count_star, min},
+    dsl::{count_star, max, min},
     prelude::*,
 };
 
 use super::{
     Database,
-    schema::{jobs, outbox, task_runs},
+    schema::{detections, jobs, outbox, task_runs, unknown_clustering, unknowns},
 };
 use crate::{
     domain::{JobStatus, Micros, Task},
@@ -23,8 +23,12 @@ pub struct Backlog {
     pub messages: i64,
     /// When the oldest of them was created.
     pub oldest_message: Option<Micros>,
+    /// Clusters of unknown faces that are not ignored, and that are.
+    pub unknowns: [i64; 2],
+    /// Detections that clustering has not read yet, at most.
+    pub ungrouped_detections: i64,
     /// When each task last completed, in the order of [`Task::ALL`].
-    pub task_runs: [Option<Micros>; 4],
+    pub task_runs: [Option<Micros>; Task::ALL.len()],
 }
 
 impl Database {
@@ -44,6 +48,17 @@ impl Database {
             };
             let (messages, oldest_message) =
                 outbox::table.select((count_star(), min(outbox::created_at))).first(connection)?;
+            let clusters = unknowns::table
+                .group_by(unknowns::ignored)
+                .select((unknowns::ignored, count_star()))
+                .load::<(bool, i64)>(connection)?;
+            let clusters = |ignored: bool| {
+                clusters.iter().find(|(of, _)| *of == ignored).map_or(0, |(_, clusters)| *clusters)
+            };
+            let read_up_to: i64 =
+                unknown_clustering::table.select(unknown_clustering::read_up_to).first(connection)?;
+            let newest: Option<i64> = detections::table.select(max(detections::id)).first(connection)?;
+            let unread = newest.map_or(0, |newest| (newest - read_up_to).max(0));
             let runs =
                 task_runs::table
                     .select((task_runs::task, task_runs::finished_at))
@@ -53,6 +68,8 @@ impl Database {
                 jobs: JobStatus::ALL.map(of),
                 messages,
                 oldest_message,
+                unknowns: [clusters(false), clusters(true)],
+                ungrouped_detections: unread,
                 task_runs: Task::ALL.map(last),
             })
         })

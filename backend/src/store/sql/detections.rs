@@ -11,12 +11,13 @@ use diesel::{
 use super::{
     AnyConnection, Database, cohort, names,
     people::person,
-    schema::{detections, people},
+    schema::{detections, people, unknowns as clusters},
+    unknowns,
 };
 use crate::{
     domain::{
         CLOCK_UNSET_BEFORE, DetectionFilter, DetectionOrder, DetectionPosition, Micros, Person, PersonRef,
-        StoredDetection,
+        StoredDetection, UnknownId,
     },
     store::{StoreError, vector_to_bytes},
 };
@@ -78,6 +79,8 @@ struct Row {
     bounding_box: (f32, f32, f32, f32),
     /// Row, time of enrolment and id of the person.
     person: (Option<i64>, Option<Micros>, Option<String>),
+    /// Id of the unknown person.
+    unknown: Option<String>,
 }
 
 impl From<Row> for StoredDetection {
@@ -95,6 +98,7 @@ impl From<Row> for StoredDetection {
             face_id: row.face_id,
             person_id: person
                 .map(|(row, created_at)| names::person_id(row, created_at, public_id.as_deref())),
+            unknown_id: row.unknown.as_deref().and_then(UnknownId::parse),
             confidence: row.confidence,
             score: row.score,
             threshold: row.threshold,
@@ -242,6 +246,9 @@ impl Database {
             if let Some(location) = &filter.location {
                 query = query.filter(detections::location.eq(location));
             }
+            if let Some(unknown) = filter.unknown {
+                query = query.filter(detections::unknown_id.eq(unknown));
+            }
             if let Some(from) = filter.from {
                 query = query.filter(detections::captured_at.ge(from));
             }
@@ -334,10 +341,22 @@ impl Database {
     pub async fn erase_detection(&self, id: i64) -> Result<(), StoreError> {
         self.write(move |connection| {
             cohort::erase_of_detection(connection, id)?;
-            match diesel::delete(detections::table.find(id)).execute(connection)? {
-                0 => Err(StoreError::DetectionNotFound),
-                _ => Ok(()),
+            let cluster: Option<i64> = detections::table
+                .find(id)
+                .select(detections::unknown_id)
+                .first(connection)
+                .optional()?
+                .ok_or(StoreError::DetectionNotFound)?;
+            if cluster.is_some() {
+                unknowns::lock(connection)?;
             }
+            if diesel::delete(detections::table.find(id)).execute(connection)? == 0 {
+                return Err(StoreError::DetectionNotFound);
+            }
+            if let Some(cluster) = cluster {
+                unknowns::summarise(connection, cluster)?;
+            }
+            Ok(())
         })
         .await
     }
@@ -354,6 +373,7 @@ impl Database {
                 .limit(limit)
                 .select(detections::id)
                 .load(connection)?;
+            unknowns::leave(connection, &old)?;
             Ok(diesel::delete(detections::table.filter(detections::id.eq_any(&old))).execute(connection)?)
         })
         .await
@@ -391,10 +411,10 @@ define_sql_function! {
     fn text_or(value: Text, other: Text) -> Text;
 }
 
-/// Detections with the present names of their people.
+/// Detections with the present names of their people, and the ids of unknown ones.
 #[auto_type(no_type_alias)]
 fn with_names() -> _ {
-    detections::table.left_join(people::table).select((
+    detections::table.left_join(people::table).left_join(clusters::table).select((
         detections::id,
         detections::captured_at,
         detections::claimed_at,
@@ -410,6 +430,7 @@ fn with_names() -> _ {
         detections::track_id,
         (detections::box_left, detections::box_top, detections::box_right, detections::box_bottom),
         (detections::person_id, people::created_at.nullable(), people::public_id.nullable()),
+        clusters::public_id.nullable(),
     ))
 }
 

@@ -28,6 +28,11 @@ pub enum RowIdentity {
         /// UUID.
         id: String,
     },
+    /// A cluster of unknown faces, or one that was merged into it.
+    Unknown {
+        /// UUID.
+        id: String,
+    },
 }
 
 impl RowIdentity {
@@ -40,6 +45,7 @@ impl RowIdentity {
                 .chain_update(id.to_le_bytes())
                 .chain_update(created_at.to_le_bytes()),
             Self::Image { id } => hash.chain_update(b"/image/").chain_update(id),
+            Self::Unknown { id } => hash.chain_update(b"/unknown/").chain_update(id),
         };
         hex(&hash.finalize())
     }
@@ -130,8 +136,9 @@ mod tests {
             RowIdentity::Person { id: 4, created_at: 1_700_000_000_000_000 }.digest("aa"),
             RowIdentity::Person { id: 3, created_at: 1_700_000_000_000_001 }.digest("aa"),
             RowIdentity::Image { id: "3".into() }.digest("aa"),
+            RowIdentity::Unknown { id: "3".into() }.digest("aa"),
         ];
         let distinct: HashSet<&String> = others.iter().collect();
-        assert!(distinct.len() == 4 && !distinct.contains(&person.digest("aa")), "{others:?}");
+        assert!(distinct.len() == 5 && !distinct.contains(&person.digest("aa")), "{others:?}");
     }
 }

@@ -31,12 +31,14 @@ pub enum Lease {
     Retain,
     /// Filling and cleaning the cohort.
     Cohort,
+    /// Clustering unknown faces.
+    Unknowns,
 }
 
 impl Lease {
     /// All leases.
-    pub const ALL: [Self; 6] =
-        [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain, Self::Cohort];
+    pub const ALL: [Self; 7] =
+        [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain, Self::Cohort, Self::Unknowns];
 
     /// Returns the name in rows.
     pub fn name(self) -> &'static str {
@@ -47,6 +49,7 @@ impl Lease {
             Self::Sweep => "sweep",
             Self::Retain => "retain",
             Self::Cohort => "cohort",
+            Self::Unknowns => "unknowns",
         }
     }
 }

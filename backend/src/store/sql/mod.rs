@@ -32,6 +32,8 @@ mod schema;
 mod signals;
 mod similar;
 mod task_runs;
+mod unknown_clustering;
+mod unknowns;
 
 use std::{
     any::type_name,
@@ -70,6 +72,10 @@ pub use outbox::Message;
 pub use people::{EnrolledImage, NewImage, PendingErasure, TrainingImage};
 pub use signals::Topic;
 pub use similar::SimilarImage;
+pub use unknown_clustering::{
+    Assignment, ClusterUpdate, RevisedCluster, Revision, StoredClusters, Successor,
+};
+pub use unknowns::ClusterConflict;
 
 /// How often a transaction is tried that conflicts with others.
 const MAX_ATTEMPTS: u32 = 4;
@@ -281,6 +287,15 @@ impl Database {
     pub async fn scrub_journal(&self) -> Result<(), StoreError> {
         // Takes the erased rows out of their pages. Logs and backups are the administrator's responsibility.
         self.forget(Some("VACUUM people, images, embeddings, cohort")).await
+    }
+
+    /// Removes what an erased unknown person leaves behind in the engine's journal, and the group in its pages; of detections,
+    /// as [`scrub_journal_of_detections`](Self::scrub_journal_of_detections).
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub async fn scrub_journal_of_unknowns(&self) -> Result<(), StoreError> {
+        self.forget(Some("VACUUM unknowns")).await
     }
 
     /// Removes what erased detections leave behind in the engine's journal. PostgreSQL's pages keep it until the next

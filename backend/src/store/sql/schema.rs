@@ -85,6 +85,7 @@ table! {
         box_bottom -> Float,
         track_id -> Nullable<BigInt>,
         claimed_at -> Nullable<BigInt>,
+        unknown_id -> Nullable<BigInt>,
     }
 }
 
@@ -172,10 +173,52 @@ table! {
     }
 }
 
+table! {
+    unknowns (id) {
+        id -> BigInt,
+        public_id -> Text,
+        embedder -> Text,
+        mean -> Binary,
+        faces -> BigInt,
+        tracks -> BigInt,
+        first_seen -> BigInt,
+        last_seen -> BigInt,
+        representative -> BigInt,
+        ignored -> Bool,
+        pinned -> Bool,
+        changed -> Bool,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    merged_unknowns (public_id) {
+        public_id -> Text,
+        unknown_id -> BigInt,
+    }
+}
+
+table! {
+    separate_unknowns (unknown_id, other_unknown_id) {
+        unknown_id -> BigInt,
+        other_unknown_id -> BigInt,
+    }
+}
+
+table! {
+    unknown_clustering (slot) {
+        slot -> Integer,
+        read_up_to -> BigInt,
+        revision -> BigInt,
+        last_unknown -> BigInt,
+    }
+}
+
 joinable!(images -> people (person_id));
 joinable!(embeddings -> images (image_id));
 joinable!(active_model -> models (version));
 joinable!(detections -> people (person_id));
+joinable!(detections -> unknowns (unknown_id));
 joinable!(model_people -> models (version));
 table! {
     task_runs (task) {
@@ -185,5 +228,13 @@ table! {
 }
 
 joinable!(outbox -> people (person_id));
-allow_tables_to_appear_in_same_query!(people, images, embeddings, similar_images, detections, outbox);
+allow_tables_to_appear_in_same_query!(
+    people,
+    images,
+    embeddings,
+    similar_images,
+    detections,
+    outbox,
+    unknowns
+);
 allow_tables_to_appear_in_same_query!(people, models, active_model, model_people);

@@ -191,6 +191,12 @@ impl Embedder for DlibResnet {
         0.973
     }
 
+    /// 0.11: a cosine of 0.89, between the 0.903 that is the greatest of 478,387 pairs of two people of Labeled Faces in the
+    /// Wild and the 0.8 that 1.4 in a thousand of such pairs reach. The clusters themselves were not measured.
+    fn cluster_distance(&self) -> f32 {
+        0.11
+    }
+
     fn crop(&self, image: &RgbImage, face: &Face) -> RgbImage {
         align::align_to(image, face, &TEMPLATE, Self::SIDE)
     }

@@ -1,0 +1,17 @@
+//! Unknown people: how their faces are grouped.
+
+settings! {
+    /// Unknown people: how their faces are grouped.
+    UnknownsConfig, UnknownsFlags {
+        /// Whether unknown faces are grouped, so that one person's have one id; needs keep_unknown_embeddings
+        group_unknowns: bool = true, "FACEPIPE_GROUP_UNKNOWNS", "true|false";
+        /// Distance up to which two groups of unknown faces are one person's: one minus the mean cosine between their faces.
+        /// Less than the default gives fewer groups with two people's faces and more groups for one person
+        unknown_max_distance: f32, "FACEPIPE_UNKNOWN_MAX_DISTANCE", "DISTANCE", unset "the embedder's",
+            in 0.05..=0.95, unit " (one minus a cosine)";
+        /// Faces from which a group is listed, unless a request says otherwise
+        unknown_min_faces: u32 = 1, "FACEPIPE_UNKNOWN_MIN_FACES", "FACES", in 1..=1000;
+        /// Hour of the day, UTC, at which all unknown faces are grouped together again
+        unknown_regroup_hour: u32 = 3, "FACEPIPE_UNKNOWN_REGROUP_HOUR", "HOUR", in 0..=23;
+    }
+}

@@ -1,0 +1,301 @@
+//! `facepipe unknowns`: people who were seen and are not enrolled.
+
+use anyhow::Result;
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{Query, collect_pages, confirmed};
+use crate::{
+    client::{Client, Unknown},
+    connection::Target,
+    exit::{self, Failure, Outcome},
+    interrupt, output, runtime, train,
+};
+
+/// Default number of entries listed.
+const DEFAULT_NUMBER: usize = 20;
+
+/// Lists unknown people, as groups of their faces; shows, merges, splits, ignores and erases them.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe unknowns
+  facepipe unknowns list --camera gate-1 --min-faces 3 --sort faces
+  facepipe unknowns show 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c
+  facepipe unknowns merge 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c 018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d
+  facepipe unknowns split 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c 42 43
+  facepipe unknowns ignore 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c
+  facepipe unknowns delete 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c --yes
+
+The server groups unknown faces soon after they arrive, and all of them together
+again every night.
+
+{}", exit::HELP))]
+pub struct Options {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List unknown people
+    List(List),
+    /// Show an unknown person with the person's detections
+    Show {
+        /// Id, as listed
+        unknown: String,
+        /// Maximum number of detections, newest first
+        #[arg(long, short, default_value_t = DEFAULT_NUMBER, value_name = "N")]
+        number: usize,
+    },
+    /// Merge groups of the same person; the first one keeps its id
+    Merge {
+        /// Id of the group that stays
+        unknown: String,
+        /// Ids of the groups that go into it
+        #[arg(value_name = "OTHER", required = true)]
+        others: Vec<String>,
+    },
+    /// Move detections that show somebody else to a new group
+    Split {
+        /// Id, as listed
+        unknown: String,
+        /// Detections, as `show` lists them
+        #[arg(value_name = "DETECTION", required = true)]
+        detections: Vec<i64>,
+    },
+    /// Leave unknown people out of lists, also when they are seen again
+    Ignore {
+        /// Ids, as listed
+        #[arg(value_name = "UNKNOWN", required = true)]
+        unknowns: Vec<String>,
+        /// List them again
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Erase unknown people irrevocably, with the embeddings of their faces
+    Delete {
+        /// Ids, as listed
+        #[arg(value_name = "UNKNOWN", required = true)]
+        unknowns: Vec<String>,
+        /// Do not ask for confirmation
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Group all unknown faces together again, as is done every night
+    Recluster {
+        /// Wait until the job has ended
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+#[derive(Debug, Default, Args)]
+struct List {
+    /// Only those whom this camera has seen
+    #[arg(long, value_name = "ID")]
+    camera: Option<String>,
+    /// Only those seen at this time or later, RFC 3339
+    #[arg(long, value_name = "TIME")]
+    from: Option<String>,
+    /// Only those seen before this time, RFC 3339
+    #[arg(long, value_name = "TIME")]
+    to: Option<String>,
+    /// Only those with at least so many detections
+    #[arg(long, value_name = "FACES", value_parser = clap::value_parser!(u32).range(1..))]
+    min_faces: Option<u32>,
+    /// Only those who are ignored
+    #[arg(long, conflicts_with = "all")]
+    ignored: bool,
+    /// Also those who are ignored
+    #[arg(long)]
+    all: bool,
+    /// Order
+    #[arg(long, value_enum)]
+    sort: Option<Sort>,
+    /// Maximum number [default: 20]
+    #[arg(long, short, value_name = "N")]
+    number: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Sort {
+    /// The most recent first
+    LastSeen,
+    /// The most frequent first
+    Faces,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// The server cannot be reached or refuses it.
+pub fn run(options: &Options) -> Result<Outcome> {
+    runtime()?.block_on(async {
+        let client = options.target.client()?;
+        let json = options.target.json;
+        match &options.action {
+            None => list(&client, &List::default(), json).await,
+            Some(Action::List(filters)) => list(&client, filters, json).await,
+            Some(Action::Show { unknown, number }) => show(&client, unknown, *number, json).await,
+            Some(Action::Merge { unknown, others }) => {
+                let merged = client.merge_unknowns(unknown, others).await?;
+                print(&[merged], json)
+            }
+            Some(Action::Split { unknown, detections }) => {
+                let parts = client.split_unknown(unknown, detections).await?;
+                if json {
+                    output::json(&parts)?;
+                } else {
+                    output::table(HEADINGS, [row(&parts.remaining), row(&parts.new)]);
+                }
+                Ok(Outcome::Done)
+            }
+            Some(Action::Ignore { unknowns, undo }) => {
+                let mut changed = Vec::new();
+                for unknown in unknowns {
+                    changed.push(client.ignore_unknown(unknown, !undo).await?);
+                }
+                print(&changed, json)
+            }
+            Some(Action::Delete { unknowns, yes }) => delete(&client, unknowns, *yes, json).await,
+            Some(Action::Recluster { wait }) => {
+                let job = client.recluster_unknowns().await?;
+                let job = if *wait { train::wait_for(&client, job).await? } else { Some(job) };
+                let Some(job) = job else { return Ok(Outcome::Interrupted) };
+                if json {
+                    output::json(&job)?;
+                } else {
+                    output::line(format!("Job {} is {}.", job.job_id, job.status.as_str()));
+                }
+                Ok(Outcome::Done)
+            }
+        }
+    })
+}
+
+async fn list(client: &Client, filters: &List, json: bool) -> Result<Outcome> {
+    let unknowns = collect_pages(filters.number.unwrap_or(DEFAULT_NUMBER), move |mut query| async move {
+        query.extend(filters.query());
+        let page = client.unknowns(&query).await?;
+        Ok((page.unknowns, page.meta.next_cursor))
+    })
+    .await?;
+    if unknowns.is_empty() && !json {
+        output::line("No unknown person.");
+        return Ok(Outcome::Done);
+    }
+    print(&unknowns, json)
+}
+
+async fn show(client: &Client, unknown: &str, number: usize, json: bool) -> Result<Outcome> {
+    let query = vec![("limit", number.clamp(1, super::MAX_PAGE).to_string())];
+    let details = client.unknown(unknown, &query).await?.ok_or_else(|| not_found(unknown))?;
+    if json {
+        output::json(&details)?;
+        return Ok(Outcome::Done);
+    }
+    let person = &details.unknown;
+    let cameras: Vec<String> =
+        person.cameras.iter().map(|camera| format!("{} ({})", camera.camera_id, camera.faces)).collect();
+    for (name, value) in [
+        ("Unknown", person.unknown_id.clone()),
+        ("Faces", format!("{} in {} tracks", person.faces, person.tracks)),
+        ("First seen", person.first_seen.clone()),
+        ("Last seen", person.last_seen.clone()),
+        ("Cameras", cameras.join(", ")),
+        ("Ignored", if person.ignored { "yes" } else { "no" }.into()),
+    ] {
+        output::line(format!("{name:<12}{value}"));
+    }
+    let rows = details.detections.iter().map(|detection| {
+        let of = |text: &str| text.to_owned();
+        [
+            detection.id.to_string(),
+            of(&detection.captured_at),
+            of(&detection.camera_id),
+            of(&detection.location),
+            detection.track_id.map_or_else(|| "-".into(), |track| track.to_string()),
+        ]
+    });
+    output::table(["Detection", "Time", "Camera", "Place", "Track"], rows);
+    Ok(Outcome::Done)
+}
+
+async fn delete(client: &Client, unknowns: &[String], yes: bool, json: bool) -> Result<Outcome> {
+    let question = match unknowns {
+        [id] => format!("Unknown person {id} will be erased for good."),
+        ids => format!("{} unknown people will be erased for good.", ids.len()),
+    };
+    if !confirmed(&question, yes)? {
+        output::line("Nothing was erased.");
+        return Ok(Outcome::Done);
+    }
+    let (mut erased, mut missing) = (Vec::new(), Vec::new());
+    for id in unknowns {
+        if interrupt::requested() {
+            break;
+        }
+        let there = client.erase_unknown(id).await?;
+        if !json {
+            output::line(format!("{id} {}", if there { "is erased" } else { "is not there" }));
+        }
+        if there { &mut erased } else { &mut missing }.push(id);
+    }
+    if json {
+        output::json(&serde_json::json!({ "erased": erased, "not_found": missing }))?;
+    }
+    Ok(if erased.len() + missing.len() < unknowns.len() {
+        Outcome::Interrupted
+    } else if missing.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Partial
+    })
+}
+
+fn not_found(id: &str) -> Failure {
+    Failure::input(id, "the server has no such unknown person; `facepipe unknowns` lists them")
+}
+
+impl List {
+    fn query(&self) -> Query {
+        let texts = [("camera", &self.camera), ("from", &self.from), ("to", &self.to)];
+        let mut query: Query =
+            texts.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
+        query.extend(self.min_faces.map(|faces| ("min_faces", faces.to_string())));
+        if self.ignored || self.all {
+            query.push(("ignored", if self.all { "all" } else { "true" }.into()));
+        }
+        let sort = self.sort.map(|sort| match sort {
+            Sort::LastSeen => "last_seen",
+            Sort::Faces => "faces",
+        });
+        query.extend(sort.map(|sort| ("sort", sort.to_owned())));
+        query
+    }
+}
+
+fn print(unknowns: &[Unknown], json: bool) -> Result<Outcome> {
+    if json {
+        output::json(&unknowns)?;
+    } else {
+        output::table(HEADINGS, unknowns.iter().map(row));
+    }
+    Ok(Outcome::Done)
+}
+
+const HEADINGS: [&str; 6] = ["Unknown", "Faces", "Tracks", "Last seen", "Cameras", "Ignored"];
+
+fn row(unknown: &Unknown) -> [String; 6] {
+    let cameras: Vec<&str> = unknown.cameras.iter().map(|camera| camera.camera_id.as_str()).collect();
+    [
+        unknown.unknown_id.clone(),
+        unknown.faces.to_string(),
+        unknown.tracks.to_string(),
+        unknown.last_seen.clone(),
+        cameras.join(", "),
+        if unknown.ignored { "yes" } else { "no" }.into(),
+    ]
+}
