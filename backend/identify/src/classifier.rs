@@ -3,7 +3,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{IdentifyError, LinearSvm, format::Reader};
+use crate::{IdentifyError, LinearSvm, NearestMean, format::Reader, matrix::Matrix};
 
 /// Maps an embedding to the most probable of the enrolled people. Classes are numbered as [`Model::labels`] lists them.
 ///
@@ -28,6 +28,11 @@ pub trait Classifier: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The means that a retraining may keep, if they alone make the classifier. Its most probable person is the nearest.
+    fn nearest_mean(&self) -> Option<&NearestMean> {
+        None
+    }
+
     /// Appends all parameters in little-endian order, without classes and dimensions, which the model keeps.
     fn encode(&self, out: &mut Vec<u8>);
 }
@@ -41,6 +46,8 @@ pub enum ClassifierKind {
     /// [`LinearSvm`] by [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent): the same, and the
     /// training history that a warm start needs.
     LinearSvmByDescent,
+    /// [`NearestMean`]: the cosine to the mean embeddings, and a digest of each person's samples.
+    NearestMean,
 }
 
 impl ClassifierKind {
@@ -48,6 +55,7 @@ impl ClassifierKind {
         match self {
             Self::LinearSvm => 1,
             Self::LinearSvmByDescent => 2,
+            Self::NearestMean => 3,
         }
     }
 
@@ -56,6 +64,7 @@ impl ClassifierKind {
         match self {
             Self::LinearSvm => 1,
             Self::LinearSvmByDescent => 2,
+            Self::NearestMean => 3,
         }
     }
 
@@ -63,11 +72,11 @@ impl ClassifierKind {
     pub(crate) fn decode(
         tag: u8,
         reader: &mut Reader<'_>,
-        classes: usize,
-        dimensions: usize,
+        means: &Arc<Matrix>,
     ) -> Result<Arc<dyn Classifier>, IdentifyError> {
         match tag {
-            1 | 2 => Ok(Arc::new(LinearSvm::decode(reader, classes, dimensions, tag == 2)?)),
+            1 | 2 => Ok(Arc::new(LinearSvm::decode(reader, means.rows(), means.columns(), tag == 2)?)),
+            3 => Ok(Arc::new(NearestMean::decode(reader, means)?)),
             _ => Err(IdentifyError::Corrupt(format!("classifier kind {tag} is unknown"))),
         }
     }

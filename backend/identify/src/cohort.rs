@@ -8,9 +8,7 @@
 //! enrolled people hardly move, and the border is where one stranger in ten thousand would be beyond: a tenth of the
 //! lowest rate of false positives that anybody asks for.
 
-use rayon::prelude::*;
-
-use crate::embedding::{dot, to_f32};
+use crate::{embedding::to_f32, matrix::Matrix};
 
 /// The share of strangers beyond the border.
 const LOST_STRANGERS: f64 = 1e-4;
@@ -20,10 +18,8 @@ const LEAST_SCORES: usize = 100;
 /// Returns the highest cosine of each member of a cohort to any of the references, -1 without any. All are L2-normalised
 /// and of one length.
 pub fn top_scores(cohort: &[Vec<f32>], references: &[Vec<f32>]) -> Vec<f32> {
-    let top = |member: &Vec<f32>| {
-        references.iter().map(|reference| to_f32(dot(member, reference))).fold(-1.0, f32::max)
-    };
-    cohort.par_iter().map(top).collect()
+    let found = Matrix::from_vectors(references).nearest(&Matrix::from_vectors(cohort), &[]);
+    found.into_iter().map(|nearest| nearest.map_or(-1.0, |(_, cosine)| cosine)).collect()
 }
 
 /// Returns the score from which two embeddings show the same person beyond doubt, whatever the number of comparisons:

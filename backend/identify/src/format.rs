@@ -15,8 +15,8 @@ use crate::{IdentifyError, matrix::Matrix};
 /// The highest format version that [`Model::from_bytes`](crate::Model::from_bytes) reads; it also reads all lower ones.
 /// [`Model::to_bytes`](crate::Model::to_bytes) writes the lowest version that can represent the model, so that older builds
 /// can read it where possible: 1 by [`Solver::Smo`](crate::Solver::Smo), 2 by
-/// [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent).
-pub const FORMAT_VERSION: u16 = 2;
+/// [`Solver::DualCoordinateDescent`](crate::Solver::DualCoordinateDescent), 3 of [`NearestMean`](crate::NearestMean).
+pub const FORMAT_VERSION: u16 = 3;
 
 const MAGIC: &[u8; 8] = b"FPMODEL\0";
 const DIGEST_LENGTH: usize = 32;

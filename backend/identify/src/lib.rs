@@ -28,8 +28,13 @@ mod embedding;
 mod error;
 pub mod evaluate;
 mod format;
+mod gallery;
+mod labels;
+mod log_sum;
 mod matrix;
 mod model;
+mod nearest_mean;
+mod quantised;
 mod simd;
 mod svm;
 mod top_k;
@@ -38,7 +43,11 @@ pub use classifier::{Classifier, ClassifierKind};
 pub use cluster::{Changes, Clusters, Unit, link};
 pub use error::IdentifyError;
 pub use format::FORMAT_VERSION;
+pub use gallery::{Gallery, Neighbours};
+pub use labels::Labels;
 pub use model::{
-    Decision, Identification, MAX_NAME_LENGTH, Model, Prediction, ProgressCallback, Sample, TrainOptions,
+    Decision, Identification, MAX_NAME_LENGTH, Method, Model, NEAREST_MEAN_PEOPLE, Prediction,
+    ProgressCallback, Sample, TrainOptions,
 };
+pub use nearest_mean::NearestMean;
 pub use svm::{LinearSvm, MAX_SVM_SAMPLES, Solver};

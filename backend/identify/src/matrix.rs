@@ -45,6 +45,15 @@ impl Matrix {
         Self { lines, rows, columns }
     }
 
+    /// The vectors as rows; what is longer or shorter than the first is cut off or filled with zeros.
+    pub(crate) fn from_vectors(vectors: &[Vec<f32>]) -> Self {
+        let mut matrix = Self::zeros(vectors.len(), vectors.first().map_or(0, Vec::len));
+        for (row, vector) in matrix.iter_mut().zip(vectors) {
+            row.iter_mut().zip(vector).for_each(|(to, from)| *to = *from);
+        }
+        matrix
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
@@ -312,14 +321,14 @@ fn group_products<S: Simd, const QUERIES: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rand::Rng as _;
     use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng as _};
 
     use super::*;
 
     /// Unit vectors.
-    fn random(rows: usize, columns: usize) -> Matrix {
+    pub(crate) fn random(rows: usize, columns: usize) -> Matrix {
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let mut matrix = Matrix::zeros(rows, columns);
         for row in matrix.iter_mut() {

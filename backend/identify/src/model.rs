@@ -1,20 +1,31 @@
 //! The trained model: the enrolled people, the classifier, and each person's mean embedding for the open-set decision.
 
-use std::{cmp::Ordering, collections::BTreeMap, fmt, ops::ControlFlow, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashSet},
+    fmt,
+    ops::ControlFlow,
+    sync::Arc,
+};
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Classifier, ClassifierKind, IdentifyError, LinearSvm, Solver,
+    Classifier, ClassifierKind, IdentifyError, Labels, LinearSvm, MAX_SVM_SAMPLES, NearestMean, Solver,
     embedding::{normalised, to_f32},
-    format::{Reader, corrupt, put_f32s, put_str, seal, unseal},
+    format::{Reader, put_f32s, put_str, seal, unseal},
     matrix::{Matrix, Query},
+    nearest_mean,
     svm::TrainingSet,
 };
 
 /// The longest label or embedder name, in characters.
 pub const MAX_NAME_LENGTH: usize = 64;
+
+/// From this many people on, [`Method::Automatic`] is [`Method::NearestMean`]; `docs/decisions/0031-nearest-mean.md` has the
+/// measurements.
+pub const NEAREST_MEAN_PEOPLE: usize = 1000;
 
 /// Minimum probability at which a person is more probable than all others together, and need not be the nearest.
 const MAJORITY: f32 = 0.5;
@@ -25,7 +36,7 @@ pub struct Model {
     embedder: String,
     dimensions: usize,
     /// Sorted and unique; class `i` of the classifier is `labels[i]`.
-    labels: Vec<String>,
+    labels: Labels,
     /// L2-normalised mean embedding of each class, `[classes][dimensions]`.
     means: Arc<Matrix>,
     /// None without enrolled people.
@@ -51,6 +62,23 @@ pub struct TrainOptions {
     pub tolerance: f64,
     /// The solver.
     pub solver: Solver,
+    /// What ranks people.
+    pub method: Method,
+}
+
+/// What ranks people.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Method {
+    /// [`NearestMean`] for [`NEAREST_MEAN_PEOPLE`] people and more, and for more samples than [`LinearSvm`] takes; below that
+    /// [`LinearSvm`].
+    #[default]
+    Automatic,
+    /// [`LinearSvm`].
+    LinearSvm,
+    /// [`NearestMean`].
+    NearestMean,
 }
 
 /// Receives the number of distinct samples that training has finished, after each person and from any thread; cancels the
@@ -59,7 +87,7 @@ pub type ProgressCallback<'a> = dyn Fn(usize) -> ControlFlow<()> + Sync + 'a;
 
 impl Default for TrainOptions {
     fn default() -> Self {
-        Self { c: 1.0, tolerance: 1e-4, solver: Solver::Automatic }
+        Self { c: 1.0, tolerance: 1e-4, solver: Solver::Automatic, method: Method::Automatic }
     }
 }
 
@@ -108,8 +136,7 @@ impl Model {
     /// # Errors
     /// A name that is empty, longer than [`MAX_NAME_LENGTH`] characters or has control characters; an embedding that
     /// is empty, not finite, zero or of another length than the first; one embedding under two labels; a person whose
-    /// embeddings cancel out; an option out of its range; more samples than the classifier takes
-    /// ([`MAX_SVM_SAMPLES`](crate::MAX_SVM_SAMPLES)).
+    /// embeddings cancel out; an option out of its range; with [`Method::LinearSvm`] more samples than [`MAX_SVM_SAMPLES`].
     pub fn train(embedder: &str, samples: &[Sample], options: &TrainOptions) -> Result<Self, IdentifyError> {
         Self::train_with_progress(embedder, samples, options, &|_| ControlFlow::Continue(()))
     }
@@ -130,7 +157,9 @@ impl Model {
     /// As [`train_with_progress`](Self::train_with_progress), faster where `self` was trained by
     /// [`Solver::DualCoordinateDescent`] on most of these samples: hyperplanes that the new samples do not affect are kept,
     /// the others are warm-started. The result is that of [`train`](Self::train) within the tolerance.
-    /// Where a sample was removed, every hyperplane is solved from scratch, so that no trace of it remains.
+    /// Where a sample was removed, every hyperplane is solved from scratch, so that no trace of it remains. Of
+    /// [`Method::NearestMean`], only the means of people whose samples have changed are computed; the result is exactly that of
+    /// [`train`](Self::train).
     ///
     /// A model of another embedder or dimension has no effect.
     ///
@@ -156,10 +185,17 @@ impl Model {
         check_name(embedder).map_err(|problem| IdentifyError::Embedder { problem })?;
         options.check()?;
 
+        for (index, sample) in samples.iter().enumerate() {
+            check_name(&sample.label).map_err(|problem| IdentifyError::Label { sample: index, problem })?;
+        }
+        let previous = previous.filter(|previous| previous.embedder == embedder);
+        if uses_nearest_mean(samples, options.method) {
+            return Self::train_nearest_mean(previous, embedder, samples, progress);
+        }
+
         let dimensions = samples.first().map_or(0, |s| s.embedding.len());
         let mut rows = Vec::with_capacity(samples.len());
         for (index, sample) in samples.iter().enumerate() {
-            check_name(&sample.label).map_err(|problem| IdentifyError::Label { sample: index, problem })?;
             let subject = || format!("sample {index}");
             let vector = normalised(&sample.embedding, subject)?;
             if vector.len() != dimensions {
@@ -177,11 +213,16 @@ impl Model {
         for row in &rows {
             people.entry(row.label).or_default().push(row);
         }
-        let labels: Vec<String> = people.keys().map(ToString::to_string).collect();
+        let names: Vec<String> = people.keys().map(ToString::to_string).collect();
         let mut means = Matrix::zeros(people.len(), dimensions);
         for (to, rows) in means.iter_mut().zip(people.values()) {
             to.copy_from_slice(&mean(rows, dimensions)?);
         }
+        let mut labels = Labels::with_capacity(names.len());
+        for name in &names {
+            labels.push(name)?;
+        }
+        labels.shrink();
 
         let classifier = if labels.is_empty() {
             None
@@ -192,13 +233,40 @@ impl Model {
             let flat = rows.iter().flat_map(|r| r.vector.iter().copied()).collect();
             let records = Array2::from_shape_vec((rows.len(), dimensions), flat)
                 .map_err(|e| IdentifyError::Training(e.to_string()))?;
-            let set = TrainingSet { records, classes, labels: labels.clone() };
-            let previous = previous
-                .filter(|p| p.embedder == embedder)
-                .and_then(|p| Some((p.classifier.as_ref()?.linear_svm()?, p.labels.as_slice())));
+            let set = TrainingSet { records, classes, labels: names };
+            let previous = previous.and_then(|p| Some((p.classifier.as_ref()?.linear_svm()?, &p.labels)));
             Some(Arc::new(LinearSvm::train(&set, &means, options, previous, progress)?) as Arc<dyn Classifier>)
         };
         Ok(Self { embedder: embedder.into(), dimensions, labels, means: Arc::new(means), classifier })
+    }
+
+    fn train_nearest_mean(
+        previous: Option<&Self>,
+        embedder: &str,
+        samples: &[Sample],
+        progress: &ProgressCallback<'_>,
+    ) -> Result<Self, IdentifyError> {
+        let previous = previous.and_then(|model| {
+            let classifier = model.classifier.as_ref()?.nearest_mean()?;
+            Some(nearest_mean::Previous { labels: &model.labels, means: &model.means, classifier })
+        });
+        let nearest_mean::Trained { labels, means, classifier } =
+            NearestMean::train(samples, previous, progress)?;
+        let (dimensions, classifier) = (means.columns(), Some(Arc::new(classifier) as Arc<dyn Classifier>));
+        Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
+    }
+
+    /// Returns for each sample whether its person was trained on exactly the samples of that person among these. False for
+    /// all where the model cannot tell: of another embedder, or not of [`Method::NearestMean`].
+    ///
+    /// # Errors
+    /// An embedding that is empty, not finite, zero or of another length than the model's.
+    pub fn unchanged(&self, embedder: &str, samples: &[Sample]) -> Result<Vec<bool>, IdentifyError> {
+        let classifier = self.classifier.as_ref().filter(|_| self.embedder == embedder);
+        match classifier.and_then(|classifier| classifier.nearest_mean()) {
+            Some(classifier) => classifier.unchanged(&self.labels, samples),
+            None => Ok(vec![false; samples.len()]),
+        }
     }
 
     /// Identifies the person of an embedding. `threshold` is the minimum cosine to a person's mean embedding (each embedder has
@@ -243,11 +311,15 @@ impl Model {
         let score = score.map(|cosine| cosine.clamp(-1.0, 1.0));
         let has_majority = ranked.first().is_some_and(|(_, confidence)| *confidence >= MAJORITY);
         let known = score.is_some_and(|score| {
-            // Last, because it takes as long as the probabilities, and few faces need it.
-            score >= threshold && (has_majority || self.means.max(&query).clamp(-1.0, 1.0) <= score)
+            // The pass over the means last: it takes as long as the probabilities, and few faces need it. The most probable
+            // person by the means alone is the nearest.
+            score >= threshold
+                && (has_majority
+                    || classifier.nearest_mean().is_some()
+                    || self.means.max(&query).clamp(-1.0, 1.0) <= score)
         });
         let predict = |&(class, confidence): &(usize, f32)| {
-            Some(Prediction { label: self.labels.get(class)?.clone(), confidence })
+            Some(Prediction { label: self.labels.get(class)?.to_owned(), confidence })
         };
         Ok(Identification {
             decision: if known { Decision::Known } else { Decision::Unknown },
@@ -289,7 +361,7 @@ impl Model {
     }
 
     /// The enrolled people, sorted.
-    pub fn labels(&self) -> &[String] {
+    pub fn labels(&self) -> &Labels {
         &self.labels
     }
 
@@ -310,8 +382,7 @@ impl Model {
 
     /// The L2-normalised mean embedding of a person.
     pub fn mean_embedding(&self, label: &str) -> Option<&[f32]> {
-        let class = self.labels.binary_search_by(|l| l.as_str().cmp(label)).ok()?;
-        self.means.row(class)
+        self.means.row(self.labels.position(label)?)
     }
 
     /// The stored form: versioned, with a checksum, the same for the same model.
@@ -326,7 +397,7 @@ impl Model {
         for count in [self.dimensions, self.labels.len()] {
             payload.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
         }
-        for label in &self.labels {
+        for label in self.labels.iter() {
             put_str(&mut payload, label);
         }
         for mean in self.means.iter() {
@@ -353,21 +424,19 @@ impl Model {
         if (dimensions == 0) != (classes == 0) {
             return Err(IdentifyError::Corrupt(format!("{classes} people with {dimensions} dimensions")));
         }
-        let mut labels: Vec<String> = Vec::new();
+        let mut labels = Labels::default();
         for _ in 0..classes {
             let label = reader.str()?;
             check_name(label).map_err(|p| IdentifyError::Corrupt(format!("label: {p}")))?;
-            if labels.last().is_some_and(|last| last.as_str() >= label) {
-                return Err(corrupt("the labels are not sorted"));
-            }
-            labels.push(label.to_owned());
+            labels.push(label)?;
         }
+        labels.shrink();
         let means = Arc::new(reader.matrix(classes, dimensions)?);
         let classifier = if classes == 0 {
             None
         } else {
             let tag = reader.u8()?;
-            Some(ClassifierKind::decode(tag, &mut reader, classes, dimensions)?)
+            Some(ClassifierKind::decode(tag, &mut reader, &means)?)
         };
         reader.finish()?;
         Ok(Self { embedder, dimensions, labels, means, classifier })
@@ -403,6 +472,19 @@ impl TrainOptions {
             return wrong("tolerance", self.tolerance, "more than 0 and at most 0.1");
         }
         Ok(())
+    }
+}
+
+fn uses_nearest_mean(samples: &[Sample], method: Method) -> bool {
+    match method {
+        _ if samples.is_empty() => false,
+        Method::LinearSvm => false,
+        Method::NearestMean => true,
+        Method::Automatic => {
+            samples.len() > MAX_SVM_SAMPLES
+                || samples.iter().map(|sample| sample.label.as_str()).collect::<HashSet<_>>().len()
+                    >= NEAREST_MEAN_PEOPLE
+        }
     }
 }
 

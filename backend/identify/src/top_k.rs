@@ -9,44 +9,75 @@ const MIN_BUFFER: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct TopK {
     k: usize,
+    /// How far below the k-th best a score is kept too.
+    margin: f64,
     kept: Vec<(f64, usize)>,
-    /// The score of the k-th best, once there are k; anything not above it is not among the best.
+    /// As many are kept before the worst are dropped.
+    buffer: usize,
+    /// What is not above it is dropped, once there are k.
     bound: f64,
 }
 
 impl TopK {
     /// Keeps `k` scores, at least one.
     pub(crate) fn new(k: usize) -> Self {
-        Self { k: k.max(1), kept: Vec::new(), bound: f64::NEG_INFINITY }
+        Self::with_margin(k, 0.0)
+    }
+
+    /// Keeps `k` scores, at least one, and all others that are less than `margin` below them.
+    pub(crate) fn with_margin(k: usize, margin: f64) -> Self {
+        let k = k.max(1);
+        let buffer = k.saturating_mul(2).max(MIN_BUFFER);
+        Self { k, margin, kept: Vec::new(), buffer, bound: f64::NEG_INFINITY }
+    }
+
+    /// What is not above it would be dropped.
+    pub(crate) fn bound(&self) -> f64 {
+        self.bound
     }
 
     /// Takes the score of a class. Classes come in rising order.
     #[inline]
     pub(crate) fn push(&mut self, score: f64, class: usize) {
-        if self.kept.len() >= self.k && score <= self.bound {
+        // Not `score > bound`: what is no number comes to the end, where nobody overlooks it.
+        if score <= self.bound {
             return;
         }
         self.kept.push((score, class));
-        if self.kept.len() >= self.k.saturating_mul(2).max(MIN_BUFFER) {
+        if self.kept.len() >= self.buffer {
             self.shrink();
+            self.buffer = self.kept.len().max(self.k).saturating_mul(2).max(MIN_BUFFER);
         }
     }
 
-    /// Drops all but the best.
+    /// Drops what is not among the best.
     fn shrink(&mut self) {
         let last = self.k - 1;
         if self.kept.len() > last {
             let (_, nth, _) = self.kept.select_nth_unstable_by(last, best_first);
-            self.bound = nth.0;
-            self.kept.truncate(self.k);
+            self.bound = nth.0 - self.margin;
+            if self.margin > 0.0 {
+                let bound = self.bound;
+                self.kept.retain(|(score, _)| *score > bound);
+            } else {
+                self.kept.truncate(self.k);
+            }
         }
     }
 
-    /// The scores and their classes, best first.
-    pub(crate) fn into_sorted(mut self) -> Vec<(f64, usize)> {
+    /// The best scores and those within the margin, in no order.
+    pub(crate) fn into_candidates(mut self) -> Vec<(f64, usize)> {
         self.shrink();
-        self.kept.sort_unstable_by(best_first);
         self.kept
+    }
+
+    /// The scores and their classes, best first.
+    pub(crate) fn into_sorted(self) -> Vec<(f64, usize)> {
+        let k = self.k;
+        let mut best = self.into_candidates();
+        best.sort_unstable_by(best_first);
+        best.truncate(k);
+        best
     }
 }
 
@@ -110,6 +141,23 @@ mod tests {
                 scores.iter().zip(0..).for_each(|(score, class)| best.push(*score, class));
                 assert_eq!(best.into_sorted(), sorted[..count.min(k)], "{k} of {count}");
             }
+        }
+    }
+
+    #[test]
+    fn a_margin_keeps_all_that_are_less_far_below_the_last_of_the_best() {
+        let mut random = ChaCha8Rng::seed_from_u64(2);
+        for k in [1, 5, 40] {
+            let scores: Vec<f64> = (0..5000).map(|_| random.random_range(-1.0..1.0)).collect();
+            let mut sorted = scores.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let mut best = TopK::with_margin(k, 0.03);
+            scores.iter().zip(0..).for_each(|(score, class)| best.push(*score, class));
+            let mut kept = best.into_candidates();
+            assert!(kept.iter().all(|(score, class)| scores[*class] == *score));
+            kept.sort_by(best_first);
+            let expected = sorted.iter().take_while(|score| **score > sorted[k - 1] - 0.03).count();
+            assert!(expected > k && kept.len() == expected, "{} of {expected}", kept.len());
         }
     }
 

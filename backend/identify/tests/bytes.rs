@@ -23,7 +23,7 @@ fn a_loaded_model_gives_the_same_results_as_the_saved_one() {
     assert_eq!(loaded.embedder(), "mobilefacenet");
     assert_eq!(loaded.dimensions(), 128);
     assert_eq!(loaded.classifier(), model.classifier());
-    assert_eq!(loaded.labels(), people.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(*loaded.labels(), people.keys().cloned().collect::<Vec<_>>());
     for (person, photos) in &people {
         assert_eq!(loaded.mean_embedding(person), model.mean_embedding(person));
         assert_eq!(
@@ -79,7 +79,7 @@ fn another_version_is_named() {
     bytes[8..10].copy_from_slice(&7_u16.to_le_bytes());
     let error = Model::from_bytes(&bytes).expect_err("version 7");
     assert_eq!(error, IdentifyError::Version { found: 7, supported: FORMAT_VERSION });
-    assert_eq!(error.to_string(), "model format version 7, this build reads up to 2");
+    assert_eq!(error.to_string(), "model format version 7, this build reads up to 3");
 }
 
 #[test]

@@ -10,9 +10,16 @@ use std::{
 };
 
 use common::{Noise, THRESHOLD, first_photos, people, sample, synthetic};
-use facepipe_identify::{ClassifierKind, Decision, IdentifyError, Model, Sample, Solver, TrainOptions};
+use facepipe_identify::{
+    ClassifierKind, Decision, IdentifyError, Method, Model, Sample, Solver, TrainOptions,
+};
 
-const DESCENT: TrainOptions = TrainOptions { c: 1.0, tolerance: 1e-4, solver: Solver::DualCoordinateDescent };
+const DESCENT: TrainOptions = TrainOptions {
+    c: 1.0,
+    tolerance: 1e-4,
+    solver: Solver::DualCoordinateDescent,
+    method: Method::LinearSvm,
+};
 
 fn train(samples: &[Sample]) -> Model {
     Model::train("mobilefacenet", samples, &DESCENT).expect("training works")

@@ -5,7 +5,8 @@
 
 mod common;
 
-use common::{synthetic, train};
+use common::synthetic;
+use facepipe_identify::{Method, Model, TrainOptions};
 
 /// The most memory that this process had resident so far, bytes; none where the system does not tell.
 fn peak() -> Option<usize> {
@@ -18,7 +19,8 @@ fn peak() -> Option<usize> {
 fn memory_grows_linearly_with_the_samples() {
     let samples = synthetic(2100, 2, 64);
     let before = peak();
-    let model = train(&samples);
+    let options = TrainOptions { method: Method::LinearSvm, ..TrainOptions::default() };
+    let model = Model::train("mobilefacenet", &samples, &options).expect("training works");
     assert_eq!(model.labels().len(), 2100);
     let Some((before, after)) = before.zip(peak()) else {
         println!("skipped: this system does not tell a process' peak of memory");

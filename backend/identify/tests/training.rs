@@ -1,6 +1,7 @@
 //! Valid and invalid inputs of training; its result depends only on the set of samples.
 
 mod common;
+mod nearest_mean;
 
 use std::{ops::ControlFlow, sync::Mutex};
 

@@ -90,8 +90,7 @@ pub fn fit(
         }
         Err(error) => return Err(error.into()),
     };
-    let row =
-        |label: &String| label.parse().map_err(|_| JobError::Internal("a label that is no row id".into()));
+    let row = |label: &str| label.parse().map_err(|_| JobError::Internal("a label that is no row id".into()));
     let people = model.labels().iter().map(row).collect::<Result<_, _>>()?;
     let bytes = model.to_bytes();
     // From the bytes that every replica will read.

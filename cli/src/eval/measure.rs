@@ -119,7 +119,7 @@ impl Figures {
         let threshold = embedder.default_threshold();
         let mut answers = Vec::with_capacity(probes.len());
         for probe in &probes {
-            let mated = model.labels().binary_search(&probe.person).is_ok();
+            let mated = model.labels().position(&probe.person).is_some();
             let answer = model.identify(&probe.face.embedding, threshold, 1)?;
             answers.push((mated.then_some(probe.person.as_str()), answer));
         }

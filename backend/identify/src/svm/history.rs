@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Hyperplane, LinearSvm, TrainingSet};
 use crate::{
-    IdentifyError, TrainOptions,
+    IdentifyError, Labels, TrainOptions,
     format::{Reader, corrupt},
 };
 
@@ -78,7 +78,7 @@ impl Start {
     /// Starts from a previous classifier, whose classes have these labels.
     pub(super) fn warm(
         previous: &LinearSvm,
-        labels: &[String],
+        labels: &Labels,
         set: &TrainingSet,
         options: &TrainOptions,
     ) -> Self {
@@ -86,7 +86,7 @@ impl Start {
         if previous.normals.columns() != set.records.ncols() || previous.normals.rows() < 2 {
             return Self::cold(set);
         }
-        let plane = |label| previous.hyperplane(labels.binary_search(label).ok()?);
+        let plane = |label: &String| previous.hyperplane(labels.position(label)?);
         let fresh = previous.history.as_ref().and_then(|history| history.grown(set, options));
         Self { planes: set.labels.iter().map(plane).collect(), fresh }
     }

@@ -21,7 +21,7 @@ use calibration::Calibration;
 use history::{History, Start};
 
 use crate::{
-    Classifier, ClassifierKind, IdentifyError, ProgressCallback, TrainOptions,
+    Classifier, ClassifierKind, IdentifyError, Labels, ProgressCallback, TrainOptions,
     embedding::to_f32,
     format::{Reader, corrupt, put_f32s},
     matrix::{Matrix, Query},
@@ -91,7 +91,7 @@ impl LinearSvm {
         set: &TrainingSet,
         means: &Matrix,
         options: &TrainOptions,
-        previous: Option<(&Self, &[String])>,
+        previous: Option<(&Self, &Labels)>,
         progress: &ProgressCallback<'_>,
     ) -> Result<Self, IdentifyError> {
         let found = set.classes.len();

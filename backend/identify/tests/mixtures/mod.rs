@@ -218,7 +218,7 @@ impl Counts {
             let known = answer.decision == Decision::Known;
             counts.named += usize::from(known);
             let (top, score) = (answer.top.expect("somebody"), answer.score.expect("a score"));
-            let mean = |label: &String| cosine(model.mean_embedding(label).expect("a mean"), stranger);
+            let mean = |label: &str| cosine(model.mean_embedding(label).expect("a mean"), stranger);
             let nearest = model.labels().iter().map(mean).fold(-1.0, f32::max);
             assert!((mean(&top.label) - score).abs() < 1e-5);
             if score >= THRESHOLD && nearest > score + 1e-5 && top.confidence < 0.5 {
