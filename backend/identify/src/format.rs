@@ -71,7 +71,12 @@ pub(crate) fn put_str(out: &mut Vec<u8>, text: &str) {
 
 /// Appends numbers without a length.
 pub(crate) fn put_f32s(out: &mut Vec<u8>, values: &[f32]) {
-    out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    let start = out.len();
+    out.resize(start + size_of_val(values), 0);
+    let (to, _) = out.get_mut(start..).unwrap_or_default().as_chunks_mut::<4>();
+    for (to, value) in to.iter_mut().zip(values) {
+        *to = value.to_le_bytes();
+    }
 }
 
 /// Reads values from the front of a payload. Every read checks the remaining length, so no length in the bytes is trusted.

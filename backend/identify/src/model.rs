@@ -391,7 +391,9 @@ impl Model {
     /// `f32`; and where there are classes, `u8` kind of the classifier and its parameters. Names are UTF-8 after
     /// their length in bytes as `u16`.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut payload = Vec::new();
+        // Means, and as much for normal vectors; a buffer that grows is copied.
+        let mut payload =
+            Vec::with_capacity(self.labels.len() * (2 * size_of::<f32>() * self.dimensions + 64));
         put_str(&mut payload, &self.embedder);
         // Neither count nears the limit: a model of 2^32 people or components would not fit the memory.
         for count in [self.dimensions, self.labels.len()] {

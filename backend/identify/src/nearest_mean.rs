@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Classifier, ClassifierKind, Gallery, IdentifyError, Labels, ProgressCallback, Sample,
     embedding::{normalised, to_f32},
-    format::{Reader, corrupt},
+    format::{Reader, corrupt, put_f32s},
     gallery::Scan,
     log_sum::LogSum,
     matrix::{Matrix, Query},
@@ -195,7 +195,8 @@ fn sample_digests(samples: &[Sample], dimensions: usize) -> Result<Vec<u64>, Ide
             let (found, expected) = (vector.len(), dimensions);
             return Err(IdentifyError::Dimensions { subject: subject(), found, expected });
         }
-        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut bytes = Vec::with_capacity(size_of_val(vector.as_slice()));
+        put_f32s(&mut bytes, &vector);
         Ok(digest(bytes))
     };
     let all: Vec<Result<u64, IdentifyError>> = samples.par_iter().enumerate().map(one).collect();

@@ -53,13 +53,17 @@ impl Quantised {
             .par_chunks_mut(stride / LINE)
             .zip(rows)
             .map(|(lines, row)| {
-                let scale = largest(row) / f32::from(MAX_COMPONENT);
-                let to = lines.iter_mut().flat_map(|line| &mut line.0);
+                let largest = largest(row);
+                let scale = largest / f32::from(MAX_COMPONENT);
+                let inverse =
+                    if largest > f32::MIN_POSITIVE { f32::from(MAX_COMPONENT) / largest } else { 0.0 };
                 let mut squares = 0.0;
-                for (to, &value) in to.zip(row) {
-                    *to = rounded(value, scale);
-                    let error = f64::from(value) - f64::from(scale) * f64::from(*to);
-                    squares += error * error;
+                for (line, values) in lines.iter_mut().zip(row.chunks(LINE)) {
+                    for (to, &value) in line.0.iter_mut().zip(values) {
+                        *to = rounded(value, inverse);
+                        let error = value - scale * f32::from(*to);
+                        squares += f64::from(error * error);
+                    }
                 }
                 (scale, squares.sqrt())
             })
@@ -117,13 +121,20 @@ fn largest(vector: &[f32]) -> f32 {
     vector.iter().fold(0.0, |largest, value| value.abs().max(largest))
 }
 
-/// `value / scale` as an integer; 0 where the scale is.
-#[expect(clippy::cast_possible_truncation, reason = "rounding is what this is for; `as` keeps to the range")]
+/// `value * scale`, which must be in the range, as an integer.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the lowest eight bits are the integer"
+)]
 fn rounded(value: f32, scale: f32) -> i8 {
-    if scale > 0.0 { (value / scale).round() as i8 } else { 0 }
+    /// Added to a small number, leaves its nearest integer in the lowest bits: without a call, so that a whole vector is
+    /// rounded at once.
+    const ROUND: f32 = 12_582_912.0;
+    (value * scale + ROUND).to_bits() as i8
 }
 
-/// As [`rounded`], in sixteen bits.
+/// `value / scale` as an integer; 0 where the scale is.
 #[expect(clippy::cast_possible_truncation, reason = "rounding is what this is for; `as` keeps to the range")]
 fn rounded_finely(value: f32, scale: f32) -> i16 {
     if scale > 0.0 { (value / scale).round() as i16 } else { 0 }
