@@ -259,6 +259,62 @@ fn pictures_are_recognised_by_content_and_everything_skipped_is_reported() {
 }
 
 #[test]
+fn strangers_are_added_to_the_cohort_from_any_folder_and_erased() {
+    let (models, faces) = (models_dir(), require!("lfw10"));
+    require!("models/mobilefacenet.onnx");
+    let environment = TestEnvironment::new(&models, faces);
+    environment.run(&["cohort"]).expect(0, &["The cohort is empty", "FACEPIPE_COHORT_FROM_CAMERAS"]);
+
+    environment.photographs("strangers", "Tony_Blair", &[1]);
+    let chavez = environment.photographs("strangers", "Hugo_Chavez", &[1, 2]);
+    let other = environment.photographs("other", "Colin_Powell", &[1]).join("Colin_Powell_0001.jpg");
+    fs::write(chavez.join("IMG_0003.HEIC"), heic(&other)).unwrap();
+    fs::copy(require!("scenes/multiface.jpg"), chavez.join("party.jpg")).unwrap();
+    let first = chavez.join("Hugo_Chavez_0001.jpg");
+    fs::copy(&first, chavez.join("copy.jpg")).unwrap();
+    fs::write(chavez.join("half.jpg"), &fs::read(&first).unwrap()[..2000]).unwrap();
+    fs::write(chavez.join("notes.txt"), "taken in May").unwrap();
+    let folder = environment.path("strangers");
+    let add = ["cohort", "add", &folder, "--batch", "3"];
+    environment.run(&add).expect(
+        3,
+        &[
+            "5   added",
+            "1   duplicate",
+            "1   unreadable",
+            "1   passed over",
+            "half.jpg: unreadable",
+            "notes.txt: passed over: text",
+            "The cohort has 5 embeddings",
+            "facepipe train",
+        ],
+    );
+    let again = environment.json(&add);
+    assert_eq!(
+        again["summary"],
+        serde_json::json!({ "already_there": 5, "duplicate": 1, "unreadable": 1 }),
+        "{again}"
+    );
+    let after = chavez.join("party.jpg").display().to_string();
+    let rest = environment.json(&["cohort", "add", &folder, "--after", &after]);
+    assert_eq!(rest["images"].as_array().unwrap().len(), 1, "{rest}");
+    environment
+        .run(&["cohort", "add", &folder, "--after", "nowhere.jpg"])
+        .expect(2, &["--after nowhere.jpg", "no such picture"]);
+    environment.run(&["cohort", "show"]).expect(0, &["5 embeddings", "60.00 %", "mobilefacenet", "uploaded"]);
+
+    environment.run(&["cohort", "clear"]).expect(2, &["The whole cohort", "--yes"]);
+    environment
+        .run(&["cohort", "clear", "--before", "yesterday", "--yes"])
+        .expect(1, &["invalid_query", "RFC 3339"]);
+    environment
+        .run(&["cohort", "clear", "--source", "camera", "--yes"])
+        .expect(0, &["Erased 0 embeddings, 5 are left"]);
+    let erased = environment.json(&["cohort", "clear", "--yes"]);
+    assert_eq!(erased, serde_json::json!({ "erased": 5, "left": 0 }));
+}
+
+#[test]
 fn detections_are_followed_as_they_arrive() {
     let (models, faces) = (models_dir(), require!("lfw10"));
     require!("models/mobilefacenet.onnx");

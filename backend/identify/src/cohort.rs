@@ -5,13 +5,13 @@
 //! score cannot tell them from strangers, since the highest of many scores grows with the gallery: it would remove
 //! exactly those strangers that the calibration is about. So the border follows from the scores themselves. The highest
 //! of many independent scores follows approximately a Gumbel distribution; it is fitted to the quartiles, which a few
-//! enrolled people hardly move, and the border is where one stranger in ten thousand would be beyond: a tenth of the
-//! lowest rate of false positives that anybody asks for.
+//! enrolled people hardly move, and the border is the score that one stranger in a thousand exceeds: a tenth of the rate of
+//! false positives that is calibrated for by default. docs/decisions/0034-who-belongs-to-the-cohort.md has the figures.
 
 use crate::{embedding::to_f32, matrix::Matrix};
 
 /// The share of strangers beyond the border.
-const LOST_STRANGERS: f64 = 1e-4;
+const LOST_STRANGERS: f64 = 1e-3;
 /// Fewer scores than these say too little about their distribution.
 const LEAST_SCORES: usize = 100;
 
@@ -99,12 +99,12 @@ mod tests {
             let mut scores: Vec<f32> = (0..1000).map(|_| top_of_strangers(&mut rng, gallery)).collect();
             let border = enrolled_from(&scores, SAME_PERSON);
             let lost = scores.iter().filter(|score| **score >= border).count();
-            assert!(lost <= 1, "{gallery}: {lost} strangers at {border}");
+            assert!(lost <= 3, "{gallery}: {lost} strangers at {border}");
             // A tenth of the cohort is enrolled. The border hardly moves.
             scores.extend((0..100).map(|_| 0.7 + 0.2 * rng.random::<f32>()));
             let with_enrolled = enrolled_from(&scores, SAME_PERSON);
             let kept = scores.iter().filter(|score| **score < with_enrolled).count();
-            assert!(kept.abs_diff(1000) <= 1, "{gallery}: {kept} kept at {with_enrolled}");
+            assert!(kept.abs_diff(1000) <= 3, "{gallery}: {kept} kept at {with_enrolled}");
         }
     }
 
@@ -115,7 +115,7 @@ mod tests {
         scores.extend((0..700).map(|_| 0.69 + 0.2 * rng.random::<f32>()));
         let border = enrolled_from(&scores, SAME_PERSON);
         let kept = scores.iter().filter(|score| **score < border).count();
-        assert!(kept.abs_diff(300) <= 1, "{kept} kept at {border}");
+        assert!(kept.abs_diff(300) <= 2, "{kept} kept at {border}");
     }
 
     #[test]

@@ -67,7 +67,8 @@ pub struct AddedToCohort {
     total: i64,
     /// For each picture, in the order of the request.
     results: Vec<CohortOutcome>,
-    /// For each picture that was refused.
+    /// For each picture that was refused; absent where none was.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ImageError>,
     /// Remarks on pictures that could be read; absent for most requests.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -83,6 +84,10 @@ pub struct Cohort {
     /// Embeddings by this embedder.
     #[openapi(minimum = 0, example = "1000")]
     total: i64,
+    /// The smallest false positive identification rate that so many strangers can show with 95 % confidence: 3 in their
+    /// number. The cohort is large enough for a target that is not below. Null where there are fewer than 3.
+    #[openapi(minimum = 0, maximum = 1, example = "0.003")]
+    measurable_fpir: Option<f64>,
     /// By embedder and source.
     groups: Vec<CohortGroup>,
     /// Whether unknown faces of the cameras are added (setting `cohort_from_cameras`).
@@ -91,7 +96,7 @@ pub struct Cohort {
     /// How many embeddings from cameras are kept: further ones replace the oldest (setting `cohort_max`).
     #[openapi(minimum = 1, example = "5000")]
     max_from_cameras: u32,
-    /// Days for which embeddings from cameras are kept (setting `detections_max_age_days`). Null where that is for ever.
+    /// Days for which embeddings from cameras are kept (setting `detections_max_age_days`). Null where that is forever.
     #[openapi(minimum = 1, example = "30")]
     camera_max_age_days: Option<u32>,
 }
@@ -238,6 +243,7 @@ pub async fn show(state: web::Data<State>) -> Result<web::Json<Cohort>, ApiError
     Ok(web::Json(Cohort {
         embedder,
         total,
+        measurable_fpir: measurable_fpir(total),
         groups: counts.into_iter().map(group).collect::<Result<_, _>>()?,
         from_cameras: state.config.cohort.cohort_from_cameras,
         max_from_cameras: state.config.cohort.cohort_max,
@@ -282,6 +288,12 @@ fn filter(query: CohortErasureQuery) -> Result<CohortFilter, ApiError> {
 /// The embeddings that the cohort has by an embedder.
 fn total(counts: &[sql::CohortCount], embedder: &str) -> i64 {
     counts.iter().filter(|count| count.embedder == embedder).map(|count| count.embeddings).sum()
+}
+
+/// The rule of three: where none of n strangers is named, the rate is at most 3 in n, with 95 % confidence.
+fn measurable_fpir(strangers: i64) -> Option<f64> {
+    let strangers = u32::try_from(strangers).ok().filter(|strangers| *strangers >= 3)?;
+    Some(3.0 / f64::from(strangers))
 }
 
 fn refused(image: usize, error: DecodeError) -> ImageError {

@@ -68,6 +68,7 @@ async fn pictures_of_strangers_leave_embeddings_and_nothing_else() {
     let server = start!();
     let empty = cohort(&server).await;
     assert_eq!((&empty["total"], &empty["groups"]), (&json!(0), &json!([])));
+    assert_eq!(empty["measurable_fpir"], Value::Null);
     assert_eq!((&empty["from_cameras"], &empty["max_from_cameras"]), (&json!(false), &json!(5000)));
 
     let unreadable = file(b"no picture".to_vec());
@@ -150,7 +151,7 @@ async fn the_cohort_is_erased_as_a_whole_or_by_source_embedder_and_time() {
 
     // Another embedder's embeddings are kept, reported and not used.
     let shown = cohort(&server).await;
-    assert_eq!(shown["total"], 3);
+    assert_eq!((&shown["total"], &shown["measurable_fpir"]), (&json!(3), &json!(1.0)));
     let groups: Vec<_> = shown["groups"]
         .as_array()
         .unwrap()

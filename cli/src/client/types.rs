@@ -279,6 +279,7 @@ pub struct AddedToCohort {
     /// One per picture, in the order of the request.
     pub results: Vec<CohortOutcome>,
     /// Reasons for refusals.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<ImageError>,
 }
 
@@ -301,13 +302,15 @@ pub struct Cohort {
     pub embedder: String,
     /// Embeddings by it.
     pub total: u64,
+    /// Smallest false positive identification rate that the cohort can show; none for fewer than 3 embeddings.
+    pub measurable_fpir: Option<f64>,
     /// By embedder and source.
     pub groups: Vec<CohortGroup>,
     /// Whether unknown faces of the cameras are added.
     pub from_cameras: bool,
     /// Maximum number of those.
     pub max_from_cameras: u64,
-    /// Days for which those are kept; none for ever.
+    /// Days for which those are kept; none forever.
     pub camera_max_age_days: Option<u32>,
 }
 

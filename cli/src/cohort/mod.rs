@@ -119,7 +119,15 @@ async fn clear(target: &Target, query: &[(&str, String)], yes: bool) -> Result<O
 }
 
 fn print(cohort: Cohort) {
-    let Cohort { embedder, total, groups, from_cameras, max_from_cameras, camera_max_age_days } = cohort;
+    let Cohort {
+        embedder,
+        total,
+        measurable_fpir,
+        groups,
+        from_cameras,
+        max_from_cameras,
+        camera_max_age_days,
+    } = cohort;
     if groups.is_empty() {
         output::line(
             "The cohort is empty: facepipe cohort add DIR, with pictures of people who are not enrolled",
@@ -137,6 +145,12 @@ fn print(cohort: Cohort) {
                 use_.into(),
             ]
         });
+        if let Some(rate) = measurable_fpir {
+            let rate = rate * 100.0;
+            output::line(format!(
+                "Enough to calibrate for a share of {rate:.2} % of strangers who get a name, or more"
+            ));
+        }
         output::table(["Embedder", "Source", "Embeddings", "Oldest", "Newest", ""], rows);
     }
     let kept = camera_max_age_days.map_or_else(String::new, |days| format!(", for {days} days"));

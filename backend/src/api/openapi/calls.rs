@@ -382,6 +382,7 @@ pub const OFTEN_ABSENT: &[(&str, &str)] = &[
     ("Job", "error"),
     ("RecognitionForm", "captured_at"),
     ("AddedImage", "notes"),
+    ("AddedToCohort", "errors"),
     ("AddedToCohort", "notes"),
     ("Verification", "notes"),
     ("RecognitionForm", "track_id"),
