@@ -407,3 +407,32 @@ async fn replicas_group_each_face_once() {
     replica.stop().await;
     server.stop().await;
 }
+
+#[tokio::test]
+async fn all_faces_are_grouped_again_once_a_day() {
+    let server = start!();
+    see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Hugo_Chavez", 2)]).await;
+    groups(&server, 2).await;
+    let jobs = async |server: &Server| -> Vec<Value> {
+        let list = server.get("/jobs").await.expect(StatusCode::OK);
+        let jobs = list["jobs"].as_array().unwrap().iter();
+        jobs.filter(|job| job["kind"] == "recluster-unknowns").cloned().collect()
+    };
+    assert!(jobs(&server).await.is_empty());
+    // The last time was long ago.
+    server.execute("UPDATE task_runs SET finished_at = 1 WHERE task = 'recluster'");
+    let server = server.restart().await;
+    let begun = Instant::now();
+    while !jobs(&server).await.iter().any(|job| job["status"] == "done") {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Not again today.
+    let server = server.restart().await;
+    see(&server, "gate-1", &[("Hugo_Chavez", 3)]).await;
+    groups(&server, 3).await;
+    let jobs = jobs(&server).await;
+    assert_eq!(jobs.len(), 1, "{jobs:?}");
+    assert_eq!(jobs[0]["result"]["unknowns"], 1);
+    server.stop().await;
+}
