@@ -74,7 +74,6 @@ pub async fn run_clustering(
         database,
         options,
         holder: Uuid::new_v4().to_string(),
-        started_at: now(),
         queued_for: None,
         scheduled: None,
         state: None,
@@ -107,7 +106,6 @@ struct Clusterer {
     options: ClusteringOptions,
     /// The name of this task in leases.
     holder: String,
-    started_at: Micros,
     /// The time for which this process has queued the nightly job.
     queued_for: Option<Micros>,
     /// When the time of the nightly job was looked at.
@@ -166,7 +164,11 @@ impl Clusterer {
     async fn schedule(&mut self) -> Result<(), ClusteringError> {
         self.scheduled = Some(Instant::now());
         let slot = latest_slot(now(), self.options.regroup_hour);
-        let last = self.database.last_run(Task::Recluster).await?.unwrap_or(self.started_at);
+        let Some(last) = self.database.last_run(Task::Recluster).await? else {
+            // Nothing has been clustered yet.
+            self.database.task_finished(Task::Recluster, now()).await?;
+            return Ok(());
+        };
         if last >= slot || self.queued_for == Some(slot) {
             return Ok(());
         }
