@@ -31,7 +31,11 @@ use facepipe_test_support::wait_until;
 use gst::prelude::*;
 use gst_check::Harness;
 use gst_video::VideoFormat;
-use gstfacepipe::roi::{self, CropArea, CropMetadata, FaceRegion};
+use gstfacepipe::{
+    roi::{self, CropArea, CropMetadata, FaceRegion},
+    track_events, upload,
+};
+use uuid::Uuid;
 
 /// Limit for what is certain to happen.
 const LONG: gst::ClockTime = gst::ClockTime::from_seconds(60);
@@ -181,10 +185,28 @@ fn a_crop_is_posted_unchanged_with_its_metadata() {
         assert_eq!(request.field("captured_at"), "2024-05-06T07:08:09Z");
         assert_eq!(request.field("box"), "10,20,40,60");
         assert_eq!(request.field("track_id"), "3");
+        assert_eq!(request.field("run_id").len(), 22, "the sink's own run, where the tracker announces none");
         let key = request.field("key");
         let short = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         assert!(key.len() == 22 && key.chars().all(short), "128 bits in base64url: {key}");
     }
+}
+
+#[test]
+fn track_ids_belong_to_the_run_of_the_tracker() {
+    let server = Server::answering([Answer::status(204)]);
+    let mut sink = Sink::for_jpeg(&server.url(), "batch-size=1");
+    let tracked = FaceRegion { track_id: Some(1), ..face(10, 20, 30, 40) };
+    let runs = [7, 8].map(Uuid::from_u128);
+    for run in runs {
+        sink.harness.push_event(track_events::track_run(run));
+        sink.harness.push(crop(b"a picture", tracked, None)).unwrap();
+    }
+    sink.eos();
+    let mut received: Vec<String> =
+        server.received().iter().map(|request| request.field("run_id")).collect();
+    received.sort();
+    assert_eq!(received, runs.map(upload::encode_uuid));
 }
 
 #[test]
@@ -196,7 +218,7 @@ fn any_jpeg_is_accepted_and_camera_id_defaults_to_the_host_name() {
     sink.harness.push(picture).unwrap();
     sink.eos();
     let [request] = &server.received()[..] else { panic!("not one request") };
-    assert!(request.all("box").is_empty() && request.all("track_id").is_empty());
+    assert!(request.all("box").is_empty() && request.all("track_id").is_empty() && request.all("run_id").is_empty());
     assert_eq!(request.field("camera_id"), gst::glib::host_name().as_str());
     let now = time::OffsetDateTime::now_utc();
     let format = &time::format_description::well_known::Rfc3339;

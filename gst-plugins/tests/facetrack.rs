@@ -295,6 +295,44 @@ fn a_flush_ends_all_tracks() {
     assert_eq!(track.ids(0, &[walker(0)]), [2]);
 }
 
+/// Returns the runs that an element announces while `act` runs.
+fn announced_runs(element: &gst::Element, act: impl FnOnce()) -> Vec<uuid::Uuid> {
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let log = runs.clone();
+    let pad = element.static_pad("src").unwrap();
+    let probe = pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let Some(gst::PadProbeData::Event(event)) = &info.data {
+            log.lock().unwrap().extend(track_events::announced_run(event));
+        }
+        gst::PadProbeReturn::Ok
+    });
+    act();
+    pad.remove_probe(probe.unwrap());
+    let runs = runs.lock().unwrap().clone();
+    runs
+}
+
+#[test]
+fn each_start_announces_a_run_of_its_own_before_its_first_frame() {
+    init();
+    let mut harness = Harness::new_parse("facepipe-facetrack name=track");
+    let track = element(&harness);
+    harness.play();
+    let first = announced_runs(&track, || harness.set_src_caps_str(CAPS));
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert_eq!(first[0].get_version_num(), 4);
+    // An element that is linked later receives it, too.
+    let sticky = track.static_pad("src").unwrap();
+    let kept = sticky.sticky_event::<gst::event::CustomDownstreamSticky>(0).unwrap();
+    assert_eq!(track_events::announced_run(&kept), Some(first[0]));
+
+    let mut second = Harness::new_parse("facepipe-facetrack name=track");
+    let other = element(&second);
+    second.play();
+    let other_run = announced_runs(&other, || second.set_src_caps_str(CAPS));
+    assert!(other_run.len() == 1 && other_run != first, "{other_run:?}");
+}
+
 #[test]
 fn different_caps_end_all_tracks_and_repeated_ones_do_not() {
     let mut track = Track::new("");

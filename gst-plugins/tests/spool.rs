@@ -46,6 +46,7 @@ fn crop(number: u8) -> Crop {
         camera: Arc::new(Camera { id: format!("gate-{}", number % 3), location: "Lobby, \"north\"".into() }),
         captured_at: datetime!(2024-05-06 07:08:09.123456 +02:00) + Duration::from_secs(number.into()),
         track_id: number.is_multiple_of(2).then_some(number.into()),
+        run_id: number.is_multiple_of(2).then(|| Uuid::from_u128(number.into())),
         bounding_box: Some(BoundingBox::new(1, 2, 3, number.into())),
         area: Some(CropArea {
             bounding_box: BoundingBox::new(0, 1, 5, 9 + u32::from(number)),
@@ -117,7 +118,7 @@ fn stored_crops_survive_a_restart_in_capture_order_with_their_metadata() {
 fn files_of_an_earlier_version_are_read() {
     let (_parent, folder) = folder();
     drop(open(&folder, 1 << 20));
-    // As versions wrote it that did not store the crop's area.
+    // As versions wrote it that stored neither the crop's area nor the tracker's run.
     let key = Uuid::now_v7();
     let metadata = format!(
         r#"{{"key":"{key}","captured_at":"2024-05-06T07:08:09Z","camera_id":"gate-1","location":"Lobby","media_type":"image/jpeg","track_id":4,"bounding_box":[1,2,3,4],"bytes":5}}"#
@@ -128,7 +129,7 @@ fn files_of_an_earlier_version_are_read() {
     fs::write(folder.join(format!("001714979289000000-{}.crop", key.simple())), file).unwrap();
     let found = open(&folder, 1 << 20).claim(1);
     let crop = &found[0].1.crop;
-    assert_eq!((crop.key, crop.track_id, crop.area), (key, Some(4), None));
+    assert_eq!((crop.key, crop.track_id, crop.run_id, crop.area), (key, Some(4), None, None));
     assert_eq!(crop.bounding_box, Some(BoundingBox::new(1, 2, 3, 4)));
     assert_eq!((crop.camera.id.as_str(), &crop.image[..]), ("gate-1", &b"image"[..]));
 }
@@ -411,7 +412,7 @@ fn arrived(requests: &[Received]) -> Vec<u8> {
 
 /// Returns a crop of one camera, so that batches are full.
 fn one_camera(number: u8) -> Crop {
-    Crop { camera: Arc::default(), track_id: None, ..crop(number) }
+    Crop { camera: Arc::default(), track_id: None, run_id: None, ..crop(number) }
 }
 
 #[test]
@@ -470,9 +471,12 @@ fn crops_unsent_at_stop_are_sent_by_the_next_run_with_their_metadata() {
             let original = &crops[usize::from(image[0])];
             assert_eq!(request.field("camera_id"), original.camera.id);
             assert_eq!(request.field("location"), original.camera.location);
-            assert_eq!(request.all("key")[index], upload::encode_key(original.key));
+            assert_eq!(request.all("key")[index], upload::encode_uuid(original.key));
             assert_eq!(request.all("captured_at")[index], upload::format_captured_at(original.captured_at));
             assert_eq!(request.all("box")[index], format!("1,2,3,{}", image[0]));
+            // Of the run that captured it, not of the one that sends it.
+            let run_id = request.all("run_id").get(index).cloned();
+            assert_eq!(run_id, original.run_id.map(upload::encode_uuid));
         }
     }
     assert_eq!(uploader.stats().sent, 9);

@@ -64,6 +64,7 @@ fn crop(number: u8) -> Crop {
         camera: camera("gate-1", "Lobby"),
         captured_at: datetime!(2024-05-06 07:08:09 UTC),
         track_id: None,
+        run_id: None,
         bounding_box: Some(BoundingBox::new(1, 2, 3, 4)),
         area: None,
         key: Uuid::now_v7(),
@@ -116,20 +117,21 @@ fn a_crop_is_posted_with_its_metadata_to_the_endpoint() {
     ] {
         let server = Server::answering([Answer::status(204)]);
         let (uploader, _) = start(UploadConfig { endpoint, ..config(server.url()) });
-        let crop = Crop { track_id: Some(9), ..crop(7) };
+        let crop = Crop { track_id: Some(9), run_id: Some(Uuid::from_u128(1)), ..crop(7) };
         uploader.push(crop.clone());
         assert_eq!(uploader.drain(LONG), DrainOutcome::Empty);
         let [request] = &server.received()[..] else { panic!("not one request") };
         assert_eq!(request.line, format!("POST {path} HTTP/1.1"));
         assert_eq!(request.images(), [vec![7; 100]]);
         let names: Vec<&str> = request.parts.iter().map(|part| part.name.as_str()).collect();
-        assert_eq!(names, ["camera_id", "location", "image", "captured_at", "key", "box", "track_id"]);
+        assert_eq!(names, ["camera_id", "location", "image", "captured_at", "key", "box", "track_id", "run_id"]);
         assert_eq!(request.field("camera_id"), "gate-1");
         assert_eq!(request.field("location"), "Lobby");
         assert_eq!(request.field("captured_at"), "2024-05-06T07:08:09Z");
-        assert_eq!(request.field("key"), upload::encode_key(crop.key));
+        assert_eq!(request.field("key"), upload::encode_uuid(crop.key));
         assert_eq!(request.field("box"), "1,2,3,4");
         assert_eq!(request.field("track_id"), "9");
+        assert_eq!(request.field("run_id"), upload::encode_uuid(Uuid::from_u128(1)));
     }
 }
 

@@ -45,6 +45,8 @@ struct State {
     watch: MissingDetectorWarning,
     /// Shared with its crops until it changes.
     camera: Arc<Camera>,
+    /// The run that track ids belong to: the tracker's, or this element's where another tracker gives them.
+    run: Uuid,
     /// When the recording was started.
     capture_start: Option<OffsetDateTime>,
     /// The queue overflowed with the last buffer too: logged once per overflow.
@@ -130,7 +132,7 @@ impl FaceSinkHttp {
         buffer: &gst::Buffer,
     ) -> Result<Vec<Crop>, gst::ErrorMessage> {
         let segment = self.obj().segment();
-        let State { input: Some(input), crop_pipeline, clock, camera, capture_start: start, .. } = state
+        let State { input: Some(input), crop_pipeline, clock, camera, run, capture_start: start, .. } = state
         else {
             return Err(gst::error_msg!(gst::CoreError::Negotiation, ("a buffer came before its caps")));
         };
@@ -149,7 +151,7 @@ impl FaceSinkHttp {
                     gst::error_msg!(gst::ResourceError::Read, ("a buffer cannot be mapped for reading"))
                 })?;
                 let image = Bytes::from_owner(mapped);
-                Ok(vec![new_crop(image, *encoding, camera, captured_at, facts.as_ref())])
+                Ok(vec![new_crop(image, *encoding, camera, *run, captured_at, facts.as_ref())])
             }
             Input::Raw(info) => {
                 let element = self.obj();
@@ -160,7 +162,7 @@ impl FaceSinkHttp {
                     buffer,
                 };
                 let shots = crop_pipeline.process_frame(&input, &settings.crop)?;
-                shots.iter().map(|shot| self.to_upload(shot, &settings.crop.crop, camera, *start)).collect()
+                shots.iter().map(|shot| self.to_upload(shot, &settings.crop.crop, camera, *run, *start)).collect()
             }
         }
     }
@@ -170,12 +172,13 @@ impl FaceSinkHttp {
         shot: &Shot,
         settings: &CropSettings,
         camera: &Arc<Camera>,
+        run: Uuid,
         start: Option<OffsetDateTime>,
     ) -> Result<Crop, gst::ErrorMessage> {
         let metadata = &shot.metadata;
         let encoded = Bytes::from(shot.encode(settings)?);
         let captured_at = self.captured_at(start, metadata.running_time, captured(metadata));
-        Ok(new_crop(encoded, settings.encoding, camera, captured_at, Some(metadata)))
+        Ok(new_crop(encoded, settings.encoding, camera, run, captured_at, Some(metadata)))
     }
 
     /// Queues the best shots of tracks that ended: of these, or of all.
@@ -188,7 +191,7 @@ impl FaceSinkHttp {
             None => state.crop_pipeline.end_all(),
         };
         for shot in shots {
-            match self.to_upload(&shot, &settings.crop, &state.camera, state.capture_start) {
+            match self.to_upload(&shot, &settings.crop, &state.camera, state.run, state.capture_start) {
                 // Events cannot wait for room as frames can.
                 Ok(crop) => state.uploader.push_nonblocking(crop),
                 Err(message) => {
@@ -292,15 +295,18 @@ fn new_crop(
     image: Bytes,
     encoding: Encoding,
     camera: &Arc<Camera>,
+    run: Uuid,
     captured_at: OffsetDateTime,
     metadata: Option<&CropMetadata>,
 ) -> Crop {
+    let track_id = metadata.and_then(|metadata| metadata.face.track_id);
     Crop {
         image,
         encoding,
         camera: Arc::clone(camera),
         captured_at,
-        track_id: metadata.and_then(|metadata| metadata.face.track_id),
+        track_id,
+        run_id: track_id.map(|_| run),
         bounding_box: metadata.map(|metadata| metadata.face.bounding_box),
         area: metadata.and_then(|metadata| metadata.area),
         key: Uuid::now_v7(),
@@ -401,6 +407,7 @@ impl BaseSinkImpl for FaceSinkHttp {
             clock: CaptureClock::default(),
             watch: MissingDetectorWarning::default(),
             camera: Arc::new(camera),
+            run: Uuid::new_v4(),
             capture_start,
             overflowing: false,
         });
@@ -480,6 +487,11 @@ impl BaseSinkImpl for FaceSinkHttp {
                 }
                 if let Some(tracks) = track_events::ended_tracks(&event) {
                     self.end_tracks(Some(&tracks));
+                }
+            }
+            gst::EventType::CustomDownstreamSticky => {
+                if let (Some(run), Some(state)) = (track_events::announced_run(&event), self.state().as_mut()) {
+                    state.run = run;
                 }
             }
             gst::EventType::FlushStop => {

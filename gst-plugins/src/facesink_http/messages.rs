@@ -188,7 +188,7 @@ fn post_structure(element: &super::FaceSinkHttp, structure: gst::Structure) {
 
 fn crop_fields(name: &str, crop: &Crop, status: u16) -> gst::structure::Builder {
     let mut builder = gst::Structure::builder(name)
-        .field("key", upload::encode_key(crop.key))
+        .field("key", upload::encode_uuid(crop.key))
         .field("status", u32::from(status))
         .field("captured-at", upload::format_captured_at(crop.captured_at))
         .field("track-id", crop.track_id.unwrap_or(0));

@@ -26,6 +26,9 @@
  * dropped (the default), or the `newest`, or the stream blocks (`block`: for recordings that are replayed as fast as
  * possible; a live source would lose frames). Dropped crops are counted as `dropped`.
  *
+ * A tracked crop has its `track_id` and the `run_id` that the id belongs to: a UUID that `facetrack` draws at each of its starts
+ * (behind another tracker, this element does). The backend decides from all crops of a track together whom it shows.
+ *
  * ## When the backend is unavailable
  *
  * Each crop has a `key`, which stays the same however often it is sent, so that the backend stores no face twice.
@@ -54,8 +57,8 @@
  * With `spool-dir`, crops are written to disk while the backend is unavailable or rejects the token, when `max-queue` is half
  * full because the backend is too slow, when the end of the stream has waited for `eos-timeout`, and when the element
  * stops. They survive the end of the process, `kill -9` and a power failure, and are sent afterwards, or by the next run:
- * live crops first, spooled ones in order of capture when no live ones wait. Each keeps its key, time, box, track, camera and
- * location. `retries` says after how many consecutive failures crops are spooled.
+ * live crops first, spooled ones in order of capture when no live ones wait. Each keeps its key, time, box, track, run, camera
+ * and location. `retries` says after how many consecutive failures crops are spooled.
  *
  * The files take at most `spool-max-bytes`; beyond that the oldest are dropped, counted as `spool-dropped`. A disk that is
  * full or cannot be written causes one warning; the crops then stay in memory, and the disk is tried again after 10 seconds.

@@ -11,6 +11,7 @@ use gst_base::{
     prelude::*,
     subclass::{BaseTransformMode, prelude::*},
 };
+use uuid::Uuid;
 
 use crate::{
     capture_time, detection_mark, frame,
@@ -67,6 +68,8 @@ struct State {
     /// Id of the stream, where it has one.
     stream: Option<String>,
     watch: MissingDetectorWarning,
+    /// Track ids are unique within a run.
+    run: Uuid,
 }
 
 #[derive(Default)]
@@ -293,7 +296,7 @@ impl BaseTransformImpl for FaceTrack {
     const TRANSFORM_IP_ON_PASSTHROUGH: bool = false;
 
     fn start(&self) -> Result<(), gst::ErrorMessage> {
-        *self.state() = State::default();
+        *self.state() = State { run: Uuid::new_v4(), ..State::default() };
         Ok(())
     }
 
@@ -321,8 +324,15 @@ impl BaseTransformImpl for FaceTrack {
                     self.reset("another stream begins");
                 }
             }
-            gst::EventView::Segment(segment) if self.is_another_segment(segment.segment()) => {
-                self.reset("another segment begins");
+            gst::EventView::Segment(segment) => {
+                if self.is_another_segment(segment.segment()) {
+                    self.reset("another segment begins");
+                }
+                // Frames follow, but none of this run came before.
+                let passed = self.parent_sink_event(event);
+                let run = self.state().run;
+                self.obj().src_pad().push_event(track_events::track_run(run));
+                return passed;
             }
             gst::EventView::Eos(_) => {
                 let unsearched = self.state().watch.end_of_stream();

@@ -30,6 +30,10 @@
  * Before the first frame without them, a serialized event `facepipe-tracks-ended` with their `ids` (array of int) tells the
  * elements downstream, which can then free what they keep for each track.
  *
+ * Ids begin again at 1 with each start. So that the backend never mistakes two tracks for one, a sticky event
+ * `facepipe-track-run` with a UUID per start in `id` (string) precedes the first frame; `facesink-http` sends it with each
+ * crop.
+ *
  * The element is also registered as `facepipe-facetrack`.
  *
  * ## A few good pictures of each person in a file

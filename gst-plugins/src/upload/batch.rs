@@ -75,6 +75,7 @@ impl PendingUpload {
         !self.send_alone
             && !other.send_alone
             && crop.track_id.is_some() == other_crop.track_id.is_some()
+            && crop.run_id.is_some() == other_crop.run_id.is_some()
             && crop.bounding_box.is_some() == other_crop.bounding_box.is_some()
             && crop.camera == other_crop.camera
     }

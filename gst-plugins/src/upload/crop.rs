@@ -25,6 +25,8 @@ pub struct Crop {
     pub captured_at: OffsetDateTime,
     /// Track id, if the faces are tracked.
     pub track_id: Option<i32>,
+    /// The run of the tracker that gave the track id. Ids start again with each run.
+    pub run_id: Option<Uuid>,
     /// The face in pixels of the full frame; `None` for an image of unknown origin.
     pub bounding_box: Option<BoundingBox<u32>>,
     /// The part of the frame that the crop shows, if known. It is not uploaded, but reported with the result.

@@ -39,7 +39,7 @@ pub use connection::{proxy, tls};
 pub use crop::{Camera, CameraError, Crop};
 pub use error::UploadError;
 pub use event::{BackendStatus, Event, Observer, Stats};
-pub use multipart::{encode_key, format_captured_at};
+pub use multipart::{encode_uuid, format_captured_at};
 pub use retry::{Backoff, parse_retry_after};
 pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolEntry, SpoolError, SpoolId, StoreError};
 pub use tls::KeyPin;

@@ -16,7 +16,8 @@ const FIELDS_CAPACITY: usize = 512;
 /// Returns the content type, with its boundary, and the body. All crops are of one camera.
 ///
 /// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC
-/// 3339), `key`, and if known `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
+/// 3339), `key`, and if known `box` (`left,top,right,bottom`, pixels of the full frame), `track_id` and its
+/// `run_id`.
 pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
     let boundary = choose_boundary(crops);
     let capacity: usize = crops.iter().map(|crop| crop.image.len() + FIELDS_CAPACITY).sum();
@@ -34,12 +35,15 @@ pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
     for crop in crops {
         form.image(crop);
         form.text("captured_at", &format_captured_at(crop.captured_at));
-        form.text("key", &encode_key(crop.key));
+        form.text("key", &encode_uuid(crop.key));
         if let Some(BoundingBox { left, top, right, bottom }) = crop.bounding_box {
             form.text("box", &format!("{left},{top},{right},{bottom}"));
         }
         if let Some(track_id) = crop.track_id {
             form.text("track_id", &track_id.to_string());
+            if let Some(run_id) = crop.run_id {
+                form.text("run_id", &encode_uuid(run_id));
+            }
         }
     }
     let body = form.finish();
@@ -52,9 +56,10 @@ pub fn format_captured_at(time: OffsetDateTime) -> String {
     time.replace_millisecond(milliseconds).unwrap_or(time).format(&Rfc3339).unwrap_or_default()
 }
 
-/// Encodes a key's 128 bits in 22 characters (base64url, RFC 4648, section 5), where a UUID's usual form has 36.
-pub fn encode_key(key: Uuid) -> String {
-    URL_SAFE_NO_PAD.encode(key.as_bytes())
+/// Encodes the 128 bits of a key or a run in 22 characters (base64url, RFC 4648, section 5), where a UUID's usual form has
+/// 36.
+pub fn encode_uuid(id: Uuid) -> String {
+    URL_SAFE_NO_PAD.encode(id.as_bytes())
 }
 
 /// Returns a boundary that occurs in no value. It precedes each field, so it is as short as two letters if possible.
@@ -131,6 +136,7 @@ mod tests {
             camera: Arc::new(Camera { id: "gate-1".into(), location: "Lobby".into() }),
             captured_at: datetime!(2024-05-06 07:08:09.250_499_999 UTC),
             track_id,
+            run_id: track_id.map(|_| Uuid::from_u128(8)),
             bounding_box: bounding_box.map(BoundingBox::from),
             area: None,
             key: Uuid::from_u128(7),
@@ -155,6 +161,7 @@ mod tests {
              --B\r\nContent-Disposition:form-data;name=key\r\n\r\nAAAAAAAAAAAAAAAAAAAABw\r\n\
              --B\r\nContent-Disposition:form-data;name=box\r\n\r\n1,2,30,40\r\n\
              --B\r\nContent-Disposition:form-data;name=track_id\r\n\r\n4\r\n\
+             --B\r\nContent-Disposition:form-data;name=run_id\r\n\r\nAAAAAAAAAAAAAAAAAAAACA\r\n\
              --B--\r\n"
         );
     }
@@ -163,7 +170,7 @@ mod tests {
     fn unknown_metadata_is_omitted() {
         let camera = Arc::new(Camera::default());
         let form = form(Endpoint::GetResults, &[Crop { camera, ..crop(None, None) }]);
-        for field in ["camera_id", "location", "box", "track_id"] {
+        for field in ["camera_id", "location", "box", "track_id", "run_id"] {
             assert!(!form.contains(&format!("name={field}")), "{field} in {form}");
         }
     }
@@ -233,7 +240,7 @@ mod tests {
     prop_compose! {
         fn any_crop(camera: Arc<Camera>)(
             image in image(), is_webp: bool, seconds in 0..4_000_000_000_i64, track_id: Option<i32>,
-            bounding_box: Option<[u32; 4]>, key: u128,
+            bounding_box: Option<[u32; 4]>, key: u128, run: u128,
         ) -> Crop {
             Crop {
                 image,
@@ -241,6 +248,7 @@ mod tests {
                 camera: Arc::clone(&camera),
                 captured_at: OffsetDateTime::from_unix_timestamp(seconds).unwrap(),
                 track_id,
+                run_id: track_id.map(|_| Uuid::from_u128(run)),
                 bounding_box: bounding_box.map(BoundingBox::from),
                 area: None,
                 key: Uuid::from_u128(key),
@@ -280,6 +288,7 @@ mod tests {
                 }
                 if let Some(track_id) = crop.track_id {
                     field("track_id", track_id.to_string().as_bytes());
+                    field("run_id", URL_SAFE_NO_PAD.encode(crop.run_id.unwrap().as_bytes()).as_bytes());
                 }
             }
             prop_assert_eq!(parse(&content_type, &body), expected);

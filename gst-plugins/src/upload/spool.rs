@@ -484,6 +484,9 @@ struct Metadata {
     media_type: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     track_id: Option<i32>,
+    /// Absent from files of versions without runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run_id: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bounding_box: Option<[u32; 4]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -507,6 +510,7 @@ fn encode(crop: &Crop) -> io::Result<Vec<u8>> {
         location: crop.camera.location.clone(),
         media_type: crop.encoding.media_type().to_owned(),
         track_id: crop.track_id,
+        run_id: crop.run_id,
         bounding_box: crop.bounding_box.map(|face| face.edges()),
         area: crop.area.map(|area| Area {
             bounding_box: area.bounding_box.edges(),
@@ -549,6 +553,7 @@ fn read(path: &Path, id: SpoolId) -> io::Result<Crop> {
         camera: Arc::new(Camera { id: metadata.camera_id, location: metadata.location }),
         captured_at: metadata.captured_at,
         track_id: metadata.track_id,
+        run_id: metadata.run_id,
         bounding_box: metadata.bounding_box.map(BoundingBox::from),
         area: metadata.area.map(|Area { bounding_box, picture: [picture_width, picture_height] }| CropArea {
             bounding_box: bounding_box.into(),

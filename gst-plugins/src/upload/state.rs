@@ -440,6 +440,7 @@ mod tests {
             camera: Arc::default(),
             captured_at: OffsetDateTime::UNIX_EPOCH,
             track_id: None,
+            run_id: None,
             bounding_box: None,
             area: None,
             key: Uuid::now_v7(),

@@ -119,6 +119,7 @@ impl World {
             camera: Arc::new(Camera { id: camera.to_string(), location: String::new() }),
             captured_at: OffsetDateTime::UNIX_EPOCH,
             track_id: is_tracked.then_some(1),
+            run_id: is_tracked.then(Uuid::nil),
             bounding_box: None,
             area: None,
             key: Uuid::now_v7(),
