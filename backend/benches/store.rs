@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p facepipe-backend --bench store -- DATABASE_URL SECONDS CLIENTS` stores detections from so many clients at
 //! a time, each a request of one picture with one unknown face and its embedding, with an idempotency key, as a camera's
-//! store-results is stored. Prints one line of JSON.
+//! store-results is stored. With CROPS as a fourth argument, so many crops in a row are of one track and decided together, by a
+//! decision that costs nothing. Prints one line of JSON.
 //!
 //! `… -- DATABASE_URL --people N EMBEDDER DIMENSIONS` enrols N people with one synthetic embedding each and no picture: points
 //! on the unit sphere, evenly distributed, as nearly those of different people are.
@@ -17,7 +18,8 @@ use std::{
 use facepipe_backend::{
     Config,
     parts::{
-        CaptureTime, Database, FaceId, IdempotentCall, IdentifiedFace, NewImage, NewUploads, Upload, now,
+        CaptureTime, Database, FaceDecision, FaceId, Fusion, IdempotentCall, IdentifiedFace, NewImage,
+        NewUploads, TrackRef, TrackedFace, Upload, now,
     },
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -33,14 +35,27 @@ fn face() -> IdentifiedFace {
         threshold: 0.46,
         predictions: Vec::new(),
         embedding: vec![1.0 / 512_f32.sqrt(); DIMENSIONS],
+        crops: 1,
     }
 }
 
-fn request(client: usize, number: usize) -> NewUploads {
+fn fusion() -> Fusion {
+    let unknown = FaceDecision { known: false, score: None, threshold: 0.46, predictions: Vec::new() };
+    Fusion { window: 600_000_000, decide: Arc::new(move |_| Ok(unknown.clone())) }
+}
+
+/// `crops` of one track follow each other; 0: no tracks.
+fn request(client: usize, number: usize, crops: usize) -> NewUploads {
     let moment = now();
+    let track_id = i64::try_from(number / crops.max(1)).ok();
+    let tracked = track_id.filter(|_| crops > 0).map(|track_id| TrackedFace {
+        track: TrackRef { run_id: Some("benchmark".into()), track_id },
+        face: 0,
+    });
     NewUploads {
         call: IdempotentCall::StoreResults,
         top_k: 5,
+        fusion: Some(fusion()),
         keep_unknown_embeddings: true,
         camera_id: format!("camera-{client}"),
         location: "benchmark".into(),
@@ -51,7 +66,8 @@ fn request(client: usize, number: usize) -> NewUploads {
         uploads: vec![Upload {
             key: Some(format!("{client}-{number}-{moment}")),
             time: CaptureTime { captured_at: moment, claimed_at: None },
-            track_id: i64::try_from(number).ok(),
+            track_id,
+            tracked,
             frame_box: Some([400.0, 200.0, 480.0, 300.0]),
             faces: vec![face()],
         }],
@@ -65,7 +81,7 @@ async fn open(url: String) -> Database {
     database.expect("it does not panic").expect("the database opens")
 }
 
-async fn measure(database: Database, long: Duration, clients: usize) -> f64 {
+async fn measure(database: Database, long: Duration, clients: usize, crops: usize) -> f64 {
     let database = Arc::new(database);
     let begun = Instant::now();
     let clients: Vec<_> = (0..clients)
@@ -74,7 +90,7 @@ async fn measure(database: Database, long: Duration, clients: usize) -> f64 {
             tokio::spawn(async move {
                 let mut stored = 0_usize;
                 while begun.elapsed() < long {
-                    database.store_uploads(request(client, stored)).await.expect("it is stored");
+                    database.store_uploads(request(client, stored, crops)).await.expect("it is stored");
                     stored += 1;
                 }
                 stored
@@ -129,12 +145,15 @@ fn main() {
         runtime.block_on(async { enrol(open(url).await, people, embedder, dimensions).await });
         return;
     }
-    let [url, seconds, clients] = arguments.as_slice() else {
-        println!("This is run by benches/compare, with DATABASE_URL SECONDS CLIENTS.");
+    let [url, seconds, clients, crops @ ..] = arguments.as_slice() else {
+        println!("This is run by benches/compare, with DATABASE_URL SECONDS CLIENTS [CROPS].");
         return;
     };
+    let crops = crops.first().map_or(0, |crops| crops.parse().expect("CROPS is a number"));
     let long = Duration::from_secs_f64(seconds.parse().expect("SECONDS is a number"));
     let clients = clients.parse().expect("CLIENTS is a number");
-    let rate = runtime.block_on(async { measure(open(url.clone()).await, long, clients).await });
-    println!("{{\"detections_per_second\": {rate:.1}, \"clients\": {clients}}}");
+    let rate = runtime.block_on(async { measure(open(url.clone()).await, long, clients, crops).await });
+    println!(
+        "{{\"detections_per_second\": {rate:.1}, \"clients\": {clients}, \"crops_per_track\": {crops}}}"
+    );
 }

@@ -44,10 +44,10 @@ pub use config::{
 #[doc(hidden)]
 pub mod parts {
     pub use crate::{
-        domain::{CaptureTime, FaceId, IdentifiedFace, now},
+        domain::{CaptureTime, EmbeddingSum, FaceDecision, FaceId, IdentifiedFace, TrackRef, now},
         store::{
             Database,
-            sql::{IdempotentCall, NewImage, NewUploads, Upload},
+            sql::{Fusion, IdempotentCall, NewImage, NewUploads, TrackedFace, Upload},
         },
     };
 }

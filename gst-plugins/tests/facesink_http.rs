@@ -203,8 +203,7 @@ fn track_ids_belong_to_the_run_of_the_tracker() {
         sink.harness.push(crop(b"a picture", tracked, None)).unwrap();
     }
     sink.eos();
-    let mut received: Vec<String> =
-        server.received().iter().map(|request| request.field("run_id")).collect();
+    let mut received: Vec<String> = server.received().iter().map(|request| request.field("run_id")).collect();
     received.sort();
     assert_eq!(received, runs.map(upload::encode_uuid));
 }
@@ -218,7 +217,11 @@ fn any_jpeg_is_accepted_and_camera_id_defaults_to_the_host_name() {
     sink.harness.push(picture).unwrap();
     sink.eos();
     let [request] = &server.received()[..] else { panic!("not one request") };
-    assert!(request.all("box").is_empty() && request.all("track_id").is_empty() && request.all("run_id").is_empty());
+    assert!(
+        request.all("box").is_empty()
+            && request.all("track_id").is_empty()
+            && request.all("run_id").is_empty()
+    );
     assert_eq!(request.field("camera_id"), gst::glib::host_name().as_str());
     let now = time::OffsetDateTime::now_utc();
     let format = &time::format_description::well_known::Rfc3339;

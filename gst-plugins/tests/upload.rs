@@ -124,7 +124,10 @@ fn a_crop_is_posted_with_its_metadata_to_the_endpoint() {
         assert_eq!(request.line, format!("POST {path} HTTP/1.1"));
         assert_eq!(request.images(), [vec![7; 100]]);
         let names: Vec<&str> = request.parts.iter().map(|part| part.name.as_str()).collect();
-        assert_eq!(names, ["camera_id", "location", "image", "captured_at", "key", "box", "track_id", "run_id"]);
+        assert_eq!(
+            names,
+            ["camera_id", "location", "image", "captured_at", "key", "box", "track_id", "run_id"]
+        );
         assert_eq!(request.field("camera_id"), "gate-1");
         assert_eq!(request.field("location"), "Lobby");
         assert_eq!(request.field("captured_at"), "2024-05-06T07:08:09Z");

@@ -44,6 +44,10 @@ pub struct ListQuery {
     /// detections. `next_cursor` is null then: the `id` of the last one gets the next page. Not with `from`, `to` and
     /// `cursor`.
     after: Option<String>,
+    /// Only those whose person was decided again after the one with this `revision`, in the order of their revisions, 0 for
+    /// all: for following corrections. `next_cursor` is null then: the `revision` of the last one gets the next page. Not with
+    /// `after`, `from`, `to` and `cursor`.
+    revised_after: Option<String>,
     /// Entries of a page, 100 by default.
     limit: Option<String>,
     /// `next_cursor` of the page before, with otherwise the same query.
@@ -136,6 +140,21 @@ pub struct Detection {
     /// The same face's number in the camera's video. Null where the sender gave none.
     #[openapi(example = "12")]
     track_id: Option<i64>,
+    /// The run of the edge that `track_id` belongs to. Null where the sender gave none.
+    #[openapi(example = "fJ2bYb3bRk-GvJ0bC1m3nA")]
+    run_id: Option<String>,
+    /// The `id` of its sighting: that of the track whose crops were decided together, or one of its own.
+    #[openapi(example = "t4503599627370497")]
+    sighting_id: String,
+    /// From how many crops the person was decided; also those that arrived later.
+    #[openapi(minimum = 1, example = "1")]
+    crops: i64,
+    /// When later crops of the track changed its person last. Null where they never did.
+    #[openapi(example = "2024-05-06T07:08:14Z")]
+    revised_at: Option<String>,
+    /// Number of that change, which grows with each: `revised_after` takes it. Null where there was none.
+    #[openapi(minimum = 1, example = "7")]
+    revision: Option<i64>,
     /// In the camera's frame where the sender gave `box`, otherwise in the picture that was sent.
     bounding_box: BoundingBox,
 }
@@ -179,6 +198,11 @@ struct CsvLine {
     claimed_at: Option<String>,
     time_basis: TimeBasis,
     unknown_id: Option<String>,
+    run_id: Option<String>,
+    sighting_id: String,
+    crops: i64,
+    revised_at: Option<String>,
+    revision: Option<i64>,
 }
 
 /// The detections to which the query applies, the newest first
@@ -188,7 +212,8 @@ struct CsvLine {
 /// `next_cursor`, which CSV has no place for; the header `X-Next-Cursor` has it in both forms.
 ///
 /// With `after` they come in the order of their arrival instead, the earliest first: a detection that a camera kept while
-/// offline comes when it arrives, however long ago it was captured, and none is missing or comes twice.
+/// offline comes when it arrives, however long ago it was captured, and none is missing or comes twice. A later crop of a track
+/// may change the person of its earlier detections: `revised_after` follows those.
 #[api_v2_operation]
 pub async fn list(
     state: web::Data<State>,
@@ -196,10 +221,16 @@ pub async fn list(
     query: web::Query<ListQuery>,
 ) -> Result<OneOf<JsonResponse<Detections>, Csv>, ApiError> {
     let mut query = query.into_inner();
-    let (rows, next_cursor) = match query.after.take() {
-        Some(after) => (arrivals(&state, after, query).await?, None),
-        None => {
-            let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
+    let (rows, next_cursor) = match (query.after.take(), query.revised_after.take()) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::InvalidQuery(
+                "after goes by arrival, revised_after by correction: leave out one or the other".into(),
+            ));
+        }
+        (Some(after), None) => (followed(&state, Following::Arrivals, after, query).await?, None),
+        (None, Some(after)) => (followed(&state, Following::Revisions, after, query).await?, None),
+        (None, None) => {
+            let ListQuery { person, person_id, camera, location, from, to, limit, cursor, .. } = query;
             let (from, to) = time_range(from, to)?;
             let person = person_of(person, person_id)?;
             let filter = DetectionFilter {
@@ -330,29 +361,50 @@ impl Page {
     }
 }
 
-/// The detections that arrived after the one with the id `after`, in the order of their arrival.
-async fn arrivals(state: &State, after: String, query: ListQuery) -> Result<Vec<StoredDetection>, ApiError> {
-    let ListQuery { person, person_id, camera, location, from, to, after: _, limit, cursor } = query;
+/// What a client follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Following {
+    /// New detections, by id.
+    Arrivals,
+    /// Corrected ones, by revision.
+    Revisions,
+}
+
+/// The detections after the id or the revision `after`, in that order.
+async fn followed(
+    state: &State,
+    following: Following,
+    after: String,
+    query: ListQuery,
+) -> Result<Vec<StoredDetection>, ApiError> {
+    let ListQuery { person, person_id, camera, location, from, to, limit, cursor, .. } = query;
+    let (name, number, order) = match following {
+        Following::Arrivals => ("after", "a detection's id", "arrival"),
+        Following::Revisions => ("revised_after", "a revision", "correction"),
+    };
     let id = after.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
-        ApiError::InvalidQuery(format!("after is {after:?}, it must be a detection's id, or 0 for all"))
+        ApiError::InvalidQuery(format!("{name} is {after:?}, it must be {number}, or 0 for all"))
     })?;
     let by_time = [("from", from), ("to", to), ("cursor", cursor)];
     let by_time: Vec<&str> =
         by_time.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| *name).collect();
     if !by_time.is_empty() {
         return Err(ApiError::InvalidQuery(format!(
-            "after goes by arrival, {} by the time of capture: leave out one or the other",
+            "{name} goes by {order}, {} by the time of capture: leave out one or the other",
             by_time.join(" and ")
         )));
     }
-    let limit = limit.map_or(Ok(LIST_LIMIT), limit_of)?;
+    let limit = i64::from(limit.map_or(Ok(LIST_LIMIT), limit_of)?);
     let person = person_of(person, person_id)?;
     let filter = DetectionFilter { person, camera_id: camera, location, ..DetectionFilter::default() };
-    Ok(state.database.detections_after(filter, id, i64::from(limit)).await?)
+    Ok(match following {
+        Following::Arrivals => state.database.detections_after(filter, id, limit).await?,
+        Following::Revisions => state.database.detections_revised_after(filter, id, limit).await?,
+    })
 }
 
 /// The person of a query, by name or by id.
-fn person_of(face_id: Option<String>, person_id: Option<String>) -> Result<Option<PersonRef>, ApiError> {
+pub fn person_of(face_id: Option<String>, person_id: Option<String>) -> Result<Option<PersonRef>, ApiError> {
     match (face_id, person_id) {
         (None, None) => Ok(None),
         (Some(face_id), None) => Ok(Some(PersonRef::FaceId(FaceId::try_from(face_id)?))),
@@ -422,6 +474,11 @@ fn csv(detections: Vec<Detection>) -> Result<Vec<u8>, ApiError> {
             "claimed_at",
             "time_basis",
             "unknown_id",
+            "run_id",
+            "sighting_id",
+            "crops",
+            "revised_at",
+            "revision",
         ])
         .map_err(internal)?;
     for detection in detections {
@@ -452,6 +509,11 @@ impl TryFrom<StoredDetection> for Detection {
             detection_confidence: row.detection_confidence,
             model_version: row.model_version,
             track_id: row.track_id,
+            run_id: row.run_id,
+            sighting_id: row.sighting.to_string(),
+            crops: row.crops,
+            revised_at: row.revision.map(|revision| rfc3339(revision.revised_at)).transpose()?,
+            revision: row.revision.map(|revision| revision.id),
             bounding_box: row.bounding_box.into(),
         })
     }
@@ -481,6 +543,11 @@ impl From<Detection> for CsvLine {
             claimed_at: detection.claimed_at,
             time_basis: detection.time_basis,
             unknown_id: detection.unknown_id,
+            run_id: detection.run_id,
+            sighting_id: detection.sighting_id,
+            crops: detection.crops,
+            revised_at: detection.revised_at,
+            revision: detection.revision,
         }
     }
 }

@@ -26,6 +26,7 @@ mod response;
 mod roles;
 mod root;
 mod routes;
+mod sightings;
 mod unknowns;
 mod verify;
 

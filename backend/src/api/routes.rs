@@ -8,7 +8,7 @@ use super::{
     cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs, method_not_allowed,
     model,
     openapi::{self, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call},
-    people, recognition, root, unknowns, verify,
+    people, recognition, root, sightings, unknowns, verify,
 };
 use crate::{
     config::ServerRole,
@@ -240,6 +240,13 @@ routes! {
                 ..call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
             };
         }
+        "/database/sightings" Manage Admin {
+            get sightings::list => Call {
+                headers: &[(200, "Vary"), (200, "X-Next-Cursor")],
+                also: &[(200, "text/csv", SIGHTINGS_CSV_EXAMPLE)],
+                ..call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
+            };
+        }
         "/database/{id:[^/]*}/track" Manage Admin {
             get detections::track => call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS]);
         }
@@ -321,9 +328,17 @@ const fn job_call() -> Call {
 
 /// The CSV form of a page of detections.
 const CSV_EXAMPLE: &str = "id,captured_at,received_at,camera_id,location,face_id,confidence,score,threshold,detection_confidence,\
-     model_version,track_id,left,top,right,bottom,person_id,claimed_at,time_basis,unknown_id\n\
+     model_version,track_id,left,top,right,bottom,person_id,claimed_at,time_basis,unknown_id,run_id,\
+     sighting_id,crops,revised_at,revision\n\
      42,2024-05-06T07:08:09.25Z,2024-05-06T07:08:10.5Z,gate-1,Lobby,Ada Lovelace,0.875,0.8125,0.355,0.996,\
-     7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,,claim,\n";
+     7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,,claim,,\
+     fJ2bYb3bRk-GvJ0bC1m3nA,t4503599627370497,1,,\n";
+/// What the sightings look like as CSV.
+const SIGHTINGS_CSV_EXAMPLE: &str = "id,camera_id,location,run_id,track_id,first_captured_at,last_captured_at,face_id,person_id,\
+     decision,confidence,score,threshold,model_version,crops,best_detection,open,updated_at\n\
+     t4503599627370497,gate-1,Lobby,fJ2bYb3bRk-GvJ0bC1m3nA,12,2024-05-06T07:08:09.25Z,2024-05-06T07:08:13.5Z,\
+     Ada Lovelace,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,known,0.875,0.8125,0.355,7,3,42,false,\
+     2024-05-06T07:08:14Z\n";
 
 /// Where the response to an enrolment has the parameters of the image's path.
 const ENROLLED: &[(&str, &str)] =

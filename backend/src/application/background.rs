@@ -11,7 +11,7 @@ use crate::{
     cohort::{CohortEmbedder, run_filling},
     config::Config,
     outbox::{self, OutboxOptions},
-    store::{retention::run_retention, sweep::run_sweeps},
+    store::{retention::run_retention, sweep::run_sweeps, track_expiry::run_track_expiry},
     tokens::Tokens,
     train::Trainer,
     unknowns::{ClusteringOptions, run_clustering},
@@ -84,6 +84,13 @@ impl Background {
                 };
                 others.spawn(run_clustering(database.clone(), options, Arc::clone(metrics), stop.clone()));
             }
+            // Without a window as well: one may have been set before.
+            others.spawn(run_track_expiry(
+                database.clone(),
+                config.recognition.track_expiry(),
+                Arc::clone(metrics),
+                stop.clone(),
+            ));
             sending = start_sending(config, services).await?;
         }
         Ok(Self { stop: stop.clone(), trainer: trainer.clone(), training, sending, others })

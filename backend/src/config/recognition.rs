@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr as _, time::Duration};
 use anyhow::Context as _;
 use facepipe_vision::{Compute, DecodeLimits, DeviceKind, EmbedderKind, default_models_dir};
 
-use crate::recognise::RecogniserOptions;
+use crate::{recognise::RecogniserOptions, store::track_expiry::TrackExpiryOptions};
 
 /// Predictions of a face in a response.
 const DEFAULT_TOP_K: usize = 5;
@@ -35,6 +35,9 @@ settings! {
         top_k: usize = DEFAULT_TOP_K, "FACEPIPE_TOP_K", "N", in 1..=MAX_TOP_K;
         /// Whether detections of unknown faces keep their embedding
         keep_unknown_embeddings: bool = true, "FACEPIPE_KEEP_UNKNOWN_EMBEDDINGS", "true|false";
+        /// Seconds after its last crop for which a track takes more of them, and for which the sum of their embeddings is kept to
+        /// decide about all together; 0 has each crop decided by itself
+        track_window_s: u32 = 600, "FACEPIPE_TRACK_WINDOW_S", "SECONDS", in 0..=86_400, unit " s";
         /// Shortest side of a face that is detected, pixels
         // MTCNN's first network looks at 12 pixels; below, it would have to enlarge the image.
         min_face_size: f32 = 20.0, "FACEPIPE_MIN_FACE_SIZE", "PIXELS", in 12.0..=10_000.0, unit " pixels";
@@ -90,6 +93,19 @@ impl RecognitionConfig {
     pub fn compute_kind(&self) -> anyhow::Result<Option<Compute>> {
         let compute = self.compute.as_deref().map(Compute::from_str).transpose();
         compute.context("compute must be native or candle")
+    }
+
+    /// How long a track takes crops after its last one; `None` where each crop is decided by itself.
+    pub(crate) fn track_window(&self) -> Option<Duration> {
+        (self.track_window_s > 0).then(|| Duration::from_secs(self.track_window_s.into()))
+    }
+
+    /// When tracks take no more crops, and what is kept of them.
+    pub(crate) fn track_expiry(&self) -> TrackExpiryOptions {
+        TrackExpiryOptions {
+            window: Duration::from_secs(self.track_window_s.into()),
+            keep_unknown_embeddings: self.keep_unknown_embeddings,
+        }
     }
 
     /// The limits of images.

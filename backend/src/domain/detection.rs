@@ -1,6 +1,6 @@
 //! Stored detections, and how they are selected and ordered.
 
-use super::{Micros, PersonId, PersonRef, UnknownId};
+use super::{Micros, PersonId, PersonRef, SightingId, UnknownId};
 
 /// Selects detections: those that match everything that is given.
 #[derive(Debug, Clone, Default)]
@@ -70,6 +70,23 @@ pub struct StoredDetection {
     pub model_version: Option<i64>,
     /// The edge's track.
     pub track_id: Option<i64>,
+    /// The run of the edge that the track belongs to.
+    pub run_id: Option<String>,
+    /// The sighting that it is a part of.
+    pub sighting: SightingId,
+    /// The number of crops from which the person was decided.
+    pub crops: i64,
+    /// The latest revision, where the person was decided again after the detection was stored.
+    pub revision: Option<Revision>,
     /// Left, top, right, bottom in pixels.
     pub bounding_box: [f32; 4],
+}
+
+/// A later decision about the person of a stored detection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revision {
+    /// Grows with each revision of any detection.
+    pub id: i64,
+    /// When it was decided.
+    pub revised_at: Micros,
 }

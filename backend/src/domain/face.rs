@@ -24,6 +24,57 @@ pub struct IdentifiedFace {
     /// The L2-normalised embedding; not part of idempotency records.
     #[serde(skip)]
     pub embedding: Vec<f32>,
+    /// The number of crops from which it was decided: those of its track, 1 without one.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub crops: i64,
+}
+
+fn one() -> i64 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(crops: &i64) -> bool {
+    *crops == 1
+}
+
+/// What the model decides about an embedding: of a face, or the mean of a track's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaceDecision {
+    /// Whether it is for the most probable person.
+    pub known: bool,
+    /// Cosine to the mean embedding of the most probable person; absent without a model or without people in it.
+    pub score: Option<f32>,
+    /// The score from which the person is known.
+    pub threshold: f32,
+    /// People and their probabilities, highest first.
+    pub predictions: Vec<(i64, f32)>,
+}
+
+/// The weighted sum of the embeddings of a track's crops.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct EmbeddingSum {
+    /// The sum; empty without a crop.
+    pub sum: Vec<f32>,
+    /// The sum of the weights.
+    pub weight: f32,
+}
+
+impl EmbeddingSum {
+    /// Adds a face with its weight.
+    pub fn add(&mut self, face: &IdentifiedFace) {
+        let weight = face.weight();
+        self.sum.resize(face.embedding.len(), 0.0);
+        self.sum.iter_mut().zip(&face.embedding).for_each(|(sum, x)| *sum += weight * x);
+        self.weight += weight;
+    }
+
+    /// The mean embedding, L2-normalised. Embeddings that cancel each other out have none: all zeros.
+    pub fn mean(&self) -> Vec<f32> {
+        let norm = self.sum.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let norm = if norm > 0.0 { norm } else { 1.0 };
+        self.sum.iter().map(|x| x / norm).collect()
+    }
 }
 
 /// The row ids of the people in the predictions of faces.
@@ -43,7 +94,36 @@ pub struct ResolvedIdentity {
     pub predictions: Vec<(i64, f32)>,
 }
 
+/// Shortest side of a face from which its size does not lessen its weight, pixels: the input of the embedders.
+const FULL_SIZE: f32 = 112.0;
+/// The weight of the worst face, so that a track of such faces has a mean, too.
+const MIN_WEIGHT: f32 = 0.01;
+
 impl IdentifiedFace {
+    /// How much it counts in its track, 0.01 to 1.
+    pub fn weight(&self) -> f32 {
+        let [left, top, right, bottom] = self.bounding_box;
+        let side = (right - left).min(bottom - top);
+        (self.detection_confidence * (side / FULL_SIZE).min(1.0)).clamp(MIN_WEIGHT, 1.0)
+    }
+
+    /// The present decision.
+    pub fn decision(&self) -> FaceDecision {
+        FaceDecision {
+            known: self.known,
+            score: self.score,
+            threshold: self.threshold,
+            predictions: self.predictions.clone(),
+        }
+    }
+
+    /// Replaces the decision by one from this number of crops of its track.
+    pub fn decide(&mut self, decision: FaceDecision, crops: i64) {
+        let FaceDecision { known, score, threshold, predictions } = decision;
+        (self.known, self.score, self.threshold, self.predictions) = (known, score, threshold, predictions);
+        self.crops = crops;
+    }
+
     /// Resolves the identity, leaving out people who are not enrolled any more.
     ///
     /// A face whose most probable person was erased is unknown: the cosine to the next one was never measured, and most
@@ -84,7 +164,35 @@ mod tests {
             threshold: 0.355,
             predictions: vec![(7, 0.5), (3, 0.375), (9, 0.125)],
             embedding: Vec::new(),
+            crops: 1,
         }
+    }
+
+    #[test]
+    fn a_better_crop_counts_more_in_the_mean() {
+        let crop = |side: f32, embedding: [f32; 2]| IdentifiedFace {
+            bounding_box: [0.0, 0.0, side, side],
+            detection_confidence: 1.0,
+            embedding: embedding.to_vec(),
+            ..face()
+        };
+        let mut sum = EmbeddingSum::default();
+        sum.add(&crop(112.0, [1.0, 0.0]));
+        sum.add(&crop(28.0, [0.0, 1.0]));
+        assert_eq!((sum.sum.as_slice(), sum.weight), (&[1.0, 0.25][..], 1.25));
+        let mean = sum.mean();
+        assert!((mean[0] - 4.0 * mean[1]).abs() < 1e-6 && (mean[0].hypot(mean[1]) - 1.0).abs() < 1e-6);
+        assert!(crop(0.0, [1.0, 0.0]).weight() > 0.0, "a track of bad crops has a mean, too");
+    }
+
+    #[test]
+    fn records_of_single_crops_stay_as_they_were() {
+        let json = serde_json::to_string(&face()).unwrap();
+        assert!(!json.contains("crops"), "{json}");
+        assert_eq!(serde_json::from_str::<IdentifiedFace>(&json).unwrap(), face());
+        let together = IdentifiedFace { crops: 3, ..face() };
+        let json = serde_json::to_string(&together).unwrap();
+        assert_eq!(serde_json::from_str::<IdentifiedFace>(&json).unwrap(), together);
     }
 
     #[test]

@@ -10,17 +10,19 @@ pub mod face_id;
 mod job;
 mod person;
 mod person_id;
+mod sighting;
 mod task;
 mod unknown;
 
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
 pub use cohort::CohortSource;
-pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, StoredDetection};
-pub use face::{IdentifiedFace, people_of};
+pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, Revision, StoredDetection};
+pub use face::{EmbeddingSum, FaceDecision, IdentifiedFace, people_of};
 pub use face_id::{FaceId, InvalidFaceId, SameName};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
 pub use person::{EnrolledPerson, Person, PersonRef};
 pub use person_id::PersonId;
+pub use sighting::{Sighting, SightingFilter, SightingId, SightingPosition, TrackRef};
 pub use task::Task;
 pub use unknown::{
     ClusterSummary, Unknown, UnknownCamera, UnknownFace, UnknownFilter, UnknownId, UnknownOrder,

@@ -435,6 +435,7 @@ impl From<StoreError> for ApiError {
             | StoreError::Database(_)
             | StoreError::Blob(_)
             | StoreError::Damaged(_)
+            | StoreError::Undecided(_)
             | StoreError::Interrupted => Self::Internal(error.into()),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use facepipe_identify::{Decision, Identification, IdentifyError, Model};
 
 use super::queue::DetectedFace;
-use crate::domain::{IdentifiedFace, Micros};
+use crate::domain::{FaceDecision, IdentifiedFace, Micros};
 
 /// A trained model and its version.
 pub struct VersionedModel {
@@ -62,22 +62,43 @@ pub fn identify(
     top_k: usize,
 ) -> Result<IdentifiedFace, IdentifyError> {
     let DetectedFace { detection, embedding } = face;
-    let identification = match model {
-        Some(versioned) if !versioned.model.labels().is_empty() => {
-            Some(versioned.model.identify(&embedding, threshold, top_k)?)
-        }
-        _ => None,
-    };
-    let predictions = identification.as_ref().map(people).unwrap_or_default();
+    let FaceDecision { known, score, threshold, predictions } = decide(model, &embedding, threshold, top_k)?;
     let corners = detection.bounding_box;
     Ok(IdentifiedFace {
         bounding_box: [corners.left, corners.top, corners.right, corners.bottom],
         detection_confidence: detection.confidence,
+        known,
+        score,
+        threshold,
+        predictions,
+        embedding,
+        crops: 1,
+    })
+}
+
+/// Decides about the embedding of a face, or the mean of a track's; without a model, or without people in it, the face is
+/// unknown.
+///
+/// # Errors
+/// The embedding does not fit the model.
+pub fn decide(
+    model: Option<&VersionedModel>,
+    embedding: &[f32],
+    threshold: f32,
+    top_k: usize,
+) -> Result<FaceDecision, IdentifyError> {
+    let identification = match model {
+        Some(versioned) if !versioned.model.labels().is_empty() => {
+            Some(versioned.model.identify(embedding, threshold, top_k)?)
+        }
+        _ => None,
+    };
+    let predictions = identification.as_ref().map(people).unwrap_or_default();
+    Ok(FaceDecision {
         known: identification.as_ref().is_some_and(|i| i.decision == Decision::Known),
         score: identification.and_then(|i| i.score),
         threshold,
         predictions,
-        embedding,
     })
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::{queue::Queue, throughput::ThroughputEstimator, worker::Worker};
 use crate::{
-    domain::IdentifiedFace,
+    domain::{FaceDecision, IdentifiedFace},
     metrics::{Metrics, Rejection},
 };
 
@@ -33,6 +33,7 @@ pub struct Recogniser {
     permits: Arc<Semaphore>,
     capacity: u32,
     budget: Duration,
+    threshold: f32,
     throughput: Arc<ThroughputEstimator>,
     embedder: &'static str,
     metrics: Arc<Metrics>,
@@ -82,7 +83,7 @@ pub enum RecogniseError {
 /// The result of one request.
 pub struct RecognitionResult {
     /// The model that identified all of the request's faces; `None` before the first training.
-    pub model_version: Option<i64>,
+    pub model: Option<Arc<VersionedModel>>,
     /// By image, in the order of the request.
     pub images: Vec<Result<ImageResult, DecodeError>>,
     /// From the request's arrival until a worker started its first image.
@@ -143,7 +144,7 @@ impl Recogniser {
             thread::Builder::new().name(format!("recognise-{number}")).spawn(move || worker.run())?;
         }
         let permits = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { queue: handle, permits, capacity, budget, throughput, embedder, metrics })
+        Ok(Self { queue: handle, permits, capacity, budget, threshold, throughput, embedder, metrics })
     }
 
     /// The embedder's name.
@@ -183,6 +184,19 @@ impl Recogniser {
         let (responder, response) = oneshot::channel();
         self.queue.0.push(images, top_k, responder, permit);
         response.await.map_err(|_| RecogniseError::Interrupted)?
+    }
+
+    /// Decides about the mean embedding of several crops as about the embedding of one, with the `top_k` most probable people.
+    ///
+    /// # Errors
+    /// The embedding does not fit the model.
+    pub fn decide(
+        &self,
+        model: Option<&VersionedModel>,
+        embedding: &[f32],
+        top_k: usize,
+    ) -> Result<FaceDecision, RecogniseError> {
+        Ok(active::decide(model, embedding, self.threshold, top_k)?)
     }
 
     /// Images that are queued or being processed.

@@ -153,7 +153,7 @@ impl Worker {
         self.metrics.stage(Stage::Classify, took);
         Step::new("classify", classifying, took).record(request.trace.as_ref());
         request.respond(images.map(|images| RecognitionResult {
-            model_version: started.model.as_ref().map(|model| model.version),
+            model: started.model.clone(),
             images,
             queued: started.at.duration_since(request.arrived),
             processed: started.at.elapsed(),

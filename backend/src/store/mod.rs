@@ -6,6 +6,7 @@ pub mod lock;
 pub mod retention;
 pub mod sql;
 pub mod sweep;
+pub mod track_expiry;
 
 pub use blobs::Blobs;
 pub use lock::ServerLock;
@@ -78,6 +79,9 @@ pub enum StoreError {
         /// Time until the lease ends unless it is renewed.
         retry_after: Duration,
     },
+    /// The model cannot decide about a track.
+    #[error("a track cannot be decided: {0}")]
+    Undecided(String),
     /// The disk is full.
     #[error("no room is left: {0}")]
     Full(String),

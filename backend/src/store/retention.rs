@@ -262,6 +262,13 @@ async fn delete(
         }
         tokio::time::sleep(PAUSE).await;
     }
+    // After their detections.
+    while database.delete_tracks_before(cutoff, BATCH).await? > 0 {
+        if !database.renew_lease(Lease::Retain, holder, LEASE).await? {
+            return Ok(false);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
     loop {
         let records = database.delete_idempotency_records_before(cutoff, BATCH).await?;
         deleted.idempotency_records += records;

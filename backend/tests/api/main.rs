@@ -38,6 +38,7 @@ mod request_id;
 mod sqlite;
 mod startup;
 mod times;
+mod tracks;
 mod unknowns;
 mod verify;
 mod wrong_input;

@@ -162,7 +162,10 @@ impl FaceSinkHttp {
                     buffer,
                 };
                 let shots = crop_pipeline.process_frame(&input, &settings.crop)?;
-                shots.iter().map(|shot| self.to_upload(shot, &settings.crop.crop, camera, *run, *start)).collect()
+                shots
+                    .iter()
+                    .map(|shot| self.to_upload(shot, &settings.crop.crop, camera, *run, *start))
+                    .collect()
             }
         }
     }
@@ -490,7 +493,8 @@ impl BaseSinkImpl for FaceSinkHttp {
                 }
             }
             gst::EventType::CustomDownstreamSticky => {
-                if let (Some(run), Some(state)) = (track_events::announced_run(&event), self.state().as_mut()) {
+                if let (Some(run), Some(state)) = (track_events::announced_run(&event), self.state().as_mut())
+                {
                     state.run = run;
                 }
             }

@@ -11,13 +11,15 @@ use super::super::{
 };
 use crate::{
     config::{MAX_TOP_K, RecognitionConfig},
-    domain::Micros,
+    domain::{Micros, TrackRef},
     error::ApiError,
     recognise::UploadedImage,
 };
 
 /// Maximum length of `camera_id`, `location` and `key`, characters.
 const MAX_CHARACTERS: usize = 200;
+/// Maximum length of `run_id`, characters.
+const MAX_RUN_CHARACTERS: usize = 64;
 
 /// Images in which faces are detected. A field for each image is given in the order of the images, empty for none, or not
 /// at all.
@@ -36,9 +38,15 @@ pub struct RecognitionForm {
     /// ahead of it or 30 days behind it (both can be configured).
     #[openapi(example = "[]")]
     captured_at: Vec<TextPart>,
-    /// For each image the face's number in the camera's video, a whole number.
+    /// For each image the face's number in the camera's video, a whole number. Images with the same camera, `run_id` and
+    /// number are crops of one track, and are decided together.
     #[openapi(example = "[]")]
     track_id: Vec<TextPart>,
+    /// For each image the run that `track_id` belongs to, 1 to 64 characters: numbers may begin again with another run.
+    /// Without it, crops belong to the same track as long as each is captured and arrives within ten minutes of the one before
+    /// (can be configured).
+    #[openapi(example = "[]")]
+    run_id: Vec<TextPart>,
     /// For each image its place in the camera's frame: `left,top,right,bottom` in pixels. Such an image counts as a crop
     /// around a face: faces with a side of less than about 0.15 of its shorter side are not detected.
     #[openapi(example = "[]")]
@@ -60,6 +68,7 @@ impl FormFields for RecognitionForm {
             "location" => FormField::Text(&mut self.location),
             "captured_at" => FormField::Texts(&mut self.captured_at),
             "track_id" => FormField::Texts(&mut self.track_id),
+            "run_id" => FormField::Texts(&mut self.run_id),
             "box" => FormField::Texts(&mut self.r#box),
             "key" => FormField::Texts(&mut self.key),
             "top_k" => FormField::Text(&mut self.top_k),
@@ -81,9 +90,17 @@ pub struct RecognitionRequest {
 pub struct ImageFields {
     pub captured_at: Option<Micros>,
     pub track_id: Option<i64>,
+    pub run_id: Option<String>,
     /// Left, top, right, bottom in pixels of the camera's frame.
     pub frame_box: Option<[f32; 4]>,
     pub key: Option<String>,
+}
+
+impl ImageFields {
+    /// The track that the image is a crop of.
+    pub fn track(&self) -> Option<TrackRef> {
+        Some(TrackRef { run_id: self.run_id.clone(), track_id: self.track_id? })
+    }
 }
 
 impl RecognitionRequest {
@@ -101,8 +118,13 @@ impl RecognitionRequest {
         let count = form.image.len();
         let captured_at = per_image("captured_at", &form.captured_at, count, parse_time)?;
         let track_id = per_image("track_id", &form.track_id, count, track)?;
+        let run_id = per_image("run_id", &form.run_id, count, |text| {
+            characters(text, 1, MAX_RUN_CHARACTERS).map(|()| text.to_owned())
+        })?;
         let frame_box = per_image("box", &form.r#box, count, corners)?;
-        let key = per_image("key", &form.key, count, |text| characters(text, 1).map(|()| text.to_owned()))?;
+        let key = per_image("key", &form.key, count, |text| {
+            characters(text, 1, MAX_CHARACTERS).map(|()| text.to_owned())
+        })?;
         let top_k = match form.top_k.as_ref().map(|part| part.0.as_str()) {
             // Browsers send empty fields.
             None | Some("") => config.top_k,
@@ -124,11 +146,13 @@ impl RecognitionRequest {
         let details = captured_at
             .into_iter()
             .zip(track_id)
+            .zip(run_id)
             .zip(frame_box)
             .zip(key)
-            .map(|(((captured_at, track_id), frame_box), key)| ImageFields {
+            .map(|((((captured_at, track_id), run_id), frame_box), key)| ImageFields {
                 captured_at,
                 track_id,
+                run_id,
                 frame_box,
                 key,
             })
@@ -169,14 +193,14 @@ fn per_image<T>(
 /// It is missing, too short or too long, or has control characters.
 pub fn required(field: &'static str, part: Option<&TextPart>, least: usize) -> Result<String, ApiError> {
     let text = &part.ok_or(ApiError::FieldMissing { field })?.0;
-    characters(text, least).map_err(|reason| invalid(field, reason))?;
+    characters(text, least, MAX_CHARACTERS).map_err(|reason| invalid(field, reason))?;
     Ok(text.clone())
 }
 
-fn characters(text: &str, least: usize) -> Result<(), String> {
+fn characters(text: &str, least: usize, most: usize) -> Result<(), String> {
     let count = text.chars().count();
-    if !(least..=MAX_CHARACTERS).contains(&count) {
-        return Err(format!("has {count} characters, it must have {least} to {MAX_CHARACTERS}"));
+    if !(least..=most).contains(&count) {
+        return Err(format!("has {count} characters, it must have {least} to {most}"));
     }
     match text.chars().find(|c| c.is_control()) {
         Some(control) => Err(format!("has the control character {control:?}")),

@@ -7,7 +7,7 @@ pub use results::{BoundingBox, Decision, ImageError, ImageNote};
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,11 +26,11 @@ use super::{
     rfc3339,
 };
 use crate::{
-    domain::{IdentifiedFace, Micros, now, people_of},
+    domain::{EmbeddingSum, IdentifiedFace, Micros, TrackRef, now, people_of},
     error::ApiError,
-    recognise::{ImageResult, UploadedImage},
+    recognise::{ImageResult, RecogniseError, UploadedImage, VersionedModel},
     request_id::RequestId,
-    store::sql::{IdempotentCall, NewUploads, Upload},
+    store::sql::{Fusion, IdempotentCall, NewUploads, TrackedFace, Upload},
 };
 
 /// Minimum time between two warnings about capture times that were replaced.
@@ -38,15 +38,17 @@ const CLOCK_WARNING_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Recognises the faces of images
 ///
-/// Stores nothing. Where no image of the request can be read, the response is the first image's error.
+/// Stores nothing. Images with the same `run_id` and `track_id` are decided together, from their mean embedding. Where no
+/// image of the request can be read, the response is the first image's error.
 #[api_v2_operation]
 pub async fn get_results(
     state: web::Data<State>,
     Form(form): Form<RecognitionForm>,
 ) -> Result<JsonResponse<Results>, ApiError> {
     let request = RecognitionRequest::read(form, &state.config.recognition)?;
-    let recognised =
+    let mut recognised =
         recognise(&state, request.images.into_iter().enumerate().collect(), request.top_k).await?;
+    decide_tracks(&state, &request.details, &mut recognised, request.top_k).await?;
     let errors = recognised.errors_beside_others(request.details.len())?;
     let people = people_of(recognised.images.iter().flat_map(|(_, faces)| faces));
     let face_ids = state.database.face_ids(people).await?;
@@ -61,8 +63,10 @@ pub async fn get_results(
 
 /// Recognises the faces of images and stores a detection of each
 ///
-/// An image with a key that was stored before gets its first response, and nothing is stored again. Where no image of the
-/// request can be read, the response is the first image's error.
+/// Crops of one track (the same `camera_id`, `run_id` and `track_id`) are decided together with those stored before, from their
+/// mean embedding weighted by quality; where an image shows several faces, the largest is the track's. Earlier detections of
+/// the track follow the decision. An image with a key that was stored before gets its first response, and nothing is stored
+/// again. Where no image of the request can be read, the response is the first image's error.
 #[api_v2_operation]
 pub async fn store_results(
     state: web::Data<State>,
@@ -78,7 +82,8 @@ pub async fn store_results(
 /// The messages are sent after the response, each until the external API (setting `results_url`) accepts it or it is too
 /// old: JSON with `face_id` (null for an unknown face), `confidence`, `camera_id`, `location`, `timestamp` and `key`,
 /// which is the image's key and the face's number. An image with a key that was sent before gets its first response, and
-/// nothing is sent again. Where no image of the request can be read, the response is the first image's error.
+/// nothing is sent again. Crops of one track are decided together, as store-results does: a message has the decision of all
+/// crops so far. Where no image of the request can be read, the response is the first image's error.
 #[api_v2_operation]
 pub async fn send_results(
     state: web::Data<State>,
@@ -131,8 +136,10 @@ async fn recognise_and_store<Outcome>(
         .map(|(image, details)| {
             let faces = faces_of.remove(&image).unwrap_or_default();
             let time = plausible.resolve(details.captured_at, received_at);
+            let track = details.track().zip(track_face(&faces));
+            let tracked = track.map(|(track, face)| TrackedFace { track, face });
             let ImageFields { track_id, frame_box, key, .. } = details;
-            (image, Upload { key, time, track_id, frame_box, faces })
+            (image, Upload { key, time, track_id, tracked, frame_box, faces })
         })
         .unzip();
     warn_of_clocks(state, &camera_id, &uploads);
@@ -141,6 +148,7 @@ async fn recognise_and_store<Outcome>(
         .store_uploads(NewUploads {
             call,
             top_k: request.top_k,
+            fusion: fusion(state, recognised.model, request.top_k),
             keep_unknown_embeddings: state.config.recognition.keep_unknown_embeddings,
             camera_id,
             location,
@@ -202,6 +210,7 @@ pub async fn dry_run(
 /// The results of a request's images.
 struct RecognisedImages {
     model_version: Option<i64>,
+    model: Option<Arc<VersionedModel>>,
     /// Index in the request and faces.
     images: Vec<(usize, Vec<IdentifiedFace>)>,
     errors: Vec<(usize, DecodeError)>,
@@ -248,6 +257,7 @@ async fn recognise(
     }
     let mut recognised = RecognisedImages {
         model_version: None,
+        model: None,
         images: Vec::new(),
         errors,
         notes: Vec::new(),
@@ -257,7 +267,8 @@ async fn recognise(
         return Ok(recognised);
     }
     let result = state.recogniser.recognise_top_k(readable, top_k).await?;
-    recognised.model_version = result.model_version;
+    recognised.model_version = result.model.as_ref().map(|model| model.version);
+    recognised.model = result.model;
     recognised.timing = timing(result.queued, result.processed);
     for (index, image) in indices.into_iter().zip(result.images) {
         match image {
@@ -271,6 +282,80 @@ async fn recognise(
     }
     recognised.errors.sort_by_key(|(index, _)| *index);
     Ok(recognised)
+}
+
+/// The face of an image that its track is of: the largest, for a crop is made around it.
+fn track_face(faces: &[IdentifiedFace]) -> Option<usize> {
+    let area = |face: &IdentifiedFace| {
+        let [left, top, right, bottom] = face.bounding_box;
+        (right - left) * (bottom - top)
+    };
+    let areas = faces.iter().map(area).enumerate();
+    areas.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(index, _)| index)
+}
+
+/// How the crops of a track are decided together, with the model that identified the request's faces; `None` where that is
+/// switched off.
+fn fusion(state: &State, model: Option<Arc<VersionedModel>>, top_k: usize) -> Option<Fusion> {
+    let window = state.config.recognition.track_window()?;
+    let recogniser = state.recogniser.clone();
+    let decide = move |embedding: &[f32]| {
+        recogniser.decide(model.as_deref(), embedding, top_k).map_err(|error| error.to_string())
+    };
+    let window = Micros::try_from(window.as_micros()).unwrap_or(Micros::MAX);
+    Some(Fusion { window, decide: Arc::new(decide) })
+}
+
+/// Decides together about the images of one request that are crops of one track.
+async fn decide_tracks(
+    state: &State,
+    details: &[ImageFields],
+    recognised: &mut RecognisedImages,
+    top_k: usize,
+) -> Result<(), ApiError> {
+    if state.config.recognition.track_window().is_none() {
+        return Ok(());
+    }
+    // Positions of images and faces.
+    let mut tracks: HashMap<TrackRef, Vec<(usize, usize)>> = HashMap::new();
+    for (position, (image, faces)) in recognised.images.iter().enumerate() {
+        if let Some(track) = details.get(*image).and_then(ImageFields::track)
+            && let Some(face) = track_face(faces)
+        {
+            tracks.entry(track).or_default().push((position, face));
+        }
+    }
+    tracks.retain(|_, crops| crops.len() > 1);
+    if tracks.is_empty() {
+        return Ok(());
+    }
+    let tracks: Vec<(Vec<(usize, usize)>, EmbeddingSum)> = tracks
+        .into_values()
+        .map(|crops| {
+            let mut sum = EmbeddingSum::default();
+            for (image, face) in &crops {
+                let face = recognised.images.get(*image).and_then(|(_, faces)| faces.get(*face));
+                face.into_iter().for_each(|face| sum.add(face));
+            }
+            (crops, sum)
+        })
+        .collect();
+    let (recogniser, model) = (state.recogniser.clone(), recognised.model.clone());
+    let decided = actix_web::web::block(move || {
+        let decide = |(crops, sum): (Vec<(usize, usize)>, EmbeddingSum)| {
+            Ok((crops, recogniser.decide(model.as_deref(), &sum.mean(), top_k)?))
+        };
+        tracks.into_iter().map(decide).collect::<Result<Vec<_>, RecogniseError>>()
+    });
+    let decided = decided.await.map_err(|_| RecogniseError::Interrupted)??;
+    for (crops, decision) in decided {
+        let number = i64::try_from(crops.len()).unwrap_or(i64::MAX);
+        for (image, face) in crops {
+            let face = recognised.images.get_mut(image).and_then(|(_, faces)| faces.get_mut(face));
+            face.into_iter().for_each(|face| face.decide(decision.clone(), number));
+        }
+    }
+    Ok(())
 }
 
 /// The one face of the image of this index in its request, and remarks on its file.

@@ -129,6 +129,9 @@ pub struct Face {
     /// The minimum score of a known face.
     #[openapi(minimum = -1, maximum = 1, example = "0.355")]
     threshold: f32,
+    /// From how many crops of its track it was decided: from their mean embedding. 1 without a `track_id`.
+    #[openapi(minimum = 1, example = "1")]
+    crops: i64,
     /// The most probable people, the most probable first: as many as the request's `top_k` says, fewer where the model has
     /// fewer people or one of them was erased since.
     all_predictions: Vec<Prediction>,
@@ -203,6 +206,7 @@ impl Face {
             decision: if identity.person.is_some() { Decision::Known } else { Decision::Unknown },
             score: identity.score,
             threshold: face.threshold,
+            crops: face.crops,
             all_predictions,
         }
     }

@@ -11,13 +11,13 @@ use diesel::{
 use super::{
     AnyConnection, Database, cohort, names,
     people::person,
-    schema::{detections, people, unknowns as clusters},
-    unknowns,
+    schema::{detection_revisions, detections, people, tracks, unknowns as clusters},
+    tracks as track_rows, unknowns,
 };
 use crate::{
     domain::{
         CLOCK_UNSET_BEFORE, DetectionFilter, DetectionOrder, DetectionPosition, Micros, Person, PersonRef,
-        StoredDetection, UnknownId,
+        Revision, SightingId, StoredDetection, UnknownId,
     },
     store::{StoreError, vector_to_bytes},
 };
@@ -58,6 +58,10 @@ pub struct NewDetection {
     pub bounding_box: [f32; 4],
     /// The edge's track.
     pub track_id: Option<i64>,
+    /// The row of the track, where it is the track's face.
+    pub track_row: Option<i64>,
+    /// How much it counts in its track, 0 to 1.
+    pub weight: f32,
 }
 
 /// The columns of a detection and of its person.
@@ -81,6 +85,22 @@ struct Row {
     person: (Option<i64>, Option<Micros>, Option<String>),
     /// Id of the unknown person.
     unknown: Option<String>,
+    track_row: Option<i64>,
+    /// The decision about all crops of the track.
+    track: Option<TrackColumns>,
+    /// Id and time of the latest revision.
+    revision: Option<(i64, Micros)>,
+}
+
+/// The columns of a detection's track: what a later crop may have changed for all of its detections.
+#[derive(Queryable)]
+struct TrackColumns {
+    run_id: String,
+    crops: i64,
+    confidence: Option<f32>,
+    score: Option<f32>,
+    threshold: f32,
+    model_version: Option<i64>,
 }
 
 impl From<Row> for StoredDetection {
@@ -88,6 +108,16 @@ impl From<Row> for StoredDetection {
         let (left, top, right, bottom) = row.bounding_box;
         let (person, enrolled_at, public_id) = row.person;
         let person = person.zip(enrolled_at);
+        let run_id = row.track.as_ref().map(|track| track.run_id.clone()).filter(|run_id| !run_id.is_empty());
+        let own = TrackColumns {
+            run_id: String::new(),
+            crops: 1,
+            confidence: row.confidence,
+            score: row.score,
+            threshold: row.threshold,
+            model_version: row.model_version,
+        };
+        let decided = row.track.unwrap_or(own);
         Self {
             id: row.id,
             captured_at: row.captured_at,
@@ -99,12 +129,16 @@ impl From<Row> for StoredDetection {
             person_id: person
                 .map(|(row, created_at)| names::person_id(row, created_at, public_id.as_deref())),
             unknown_id: row.unknown.as_deref().and_then(UnknownId::parse),
-            confidence: row.confidence,
-            score: row.score,
-            threshold: row.threshold,
+            confidence: decided.confidence,
+            score: decided.score,
+            threshold: decided.threshold,
             detection_confidence: row.detection_confidence,
-            model_version: row.model_version,
+            model_version: decided.model_version,
             track_id: row.track_id,
+            run_id,
+            sighting: row.track_row.map_or(SightingId::Detection(row.id), SightingId::Track),
+            crops: decided.crops,
+            revision: row.revision.map(|(id, revised_at)| Revision { id, revised_at }),
             bounding_box: [left, top, right, bottom],
         }
     }
@@ -147,18 +181,27 @@ impl Database {
         self.read(move |connection| {
             let person = person(connection, &sought)?;
             let row = detections::table
+                .left_join(tracks::table)
                 .filter(detections::person_id.eq(person.row))
                 .order((detections::captured_at.desc(), detections::id.desc()))
                 .select((
-                    detections::location,
-                    detections::camera_id,
-                    detections::captured_at,
-                    detections::claimed_at,
-                    detections::received_at,
-                    detections::confidence,
+                    (
+                        detections::location,
+                        detections::camera_id,
+                        detections::captured_at,
+                        detections::claimed_at,
+                        detections::received_at,
+                        detections::confidence,
+                    ),
+                    (tracks::id.nullable(), tracks::confidence.nullable()),
                 ))
-                .first::<LastSeen>(connection)
+                .first::<(LastSeen, (Option<i64>, Option<f32>))>(connection)
                 .optional()?;
+            // That of all crops of the track.
+            let row = row.map(|(last, (track, confidence))| LastSeen {
+                confidence: if track.is_some() { confidence } else { last.confidence },
+                ..last
+            });
             Ok((person, row))
         })
         .await
@@ -174,9 +217,14 @@ impl Database {
         let latest = now.saturating_add(ahead);
         self.write(move |connection| {
             // Two queries, each of them on a range of the index of times.
-            let columns =
-                (detections::id, detections::captured_at, detections::claimed_at, detections::received_at);
-            let mut rows: Vec<(i64, Micros, Option<Micros>, Micros)> = detections::table
+            let columns = (
+                detections::id,
+                detections::captured_at,
+                detections::claimed_at,
+                detections::received_at,
+                detections::track_row,
+            );
+            let mut rows: Vec<(i64, Micros, Option<Micros>, Micros, Option<i64>)> = detections::table
                 .filter(detections::captured_at.gt(latest))
                 .order((detections::captured_at, detections::id))
                 .limit(limit)
@@ -189,9 +237,9 @@ impl Database {
                     .order((detections::captured_at, detections::id))
                     .limit(limit)
                     .select(columns)
-                    .load::<(i64, Micros, Option<Micros>, Micros)>(connection)?,
+                    .load::<(i64, Micros, Option<Micros>, Micros, Option<i64>)>(connection)?,
             );
-            for (id, captured_at, claimed_at, received_at) in &rows {
+            for (id, captured_at, claimed_at, received_at, _) in &rows {
                 let claim = claimed_at.unwrap_or(*captured_at);
                 let possible = CLOCK_UNSET_BEFORE..=latest;
                 let (captured_at, claimed_at) = if possible.contains(received_at) {
@@ -206,6 +254,8 @@ impl Database {
                     .set((detections::captured_at.eq(captured_at), detections::claimed_at.eq(claimed_at)))
                     .execute(connection)?;
             }
+            let tracks = rows.iter().filter_map(|(.., track)| *track).collect();
+            track_rows::correct_times(connection, &tracks)?;
             Ok(rows.len())
         })
         .await
@@ -318,6 +368,44 @@ impl Database {
         .await
     }
 
+    /// At most `limit` detections whose person was decided again after the revision `after`, in the order of their latest
+    /// revision. Ignores the times of the filter.
+    ///
+    /// A client that continues after the revision of the last row of each response gets the latest revision of every detection,
+    /// also while several processes revise detections.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`] where the person of the filter does not exist.
+    pub async fn detections_revised_after(
+        &self,
+        filter: DetectionFilter,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<StoredDetection>, StoreError> {
+        let settled = self.last_visible_revision().await?;
+        let sought = filter.person.as_ref().map(|who| self.sought(who));
+        self.read(move |connection| {
+            let mut query = with_names()
+                .filter(detection_revisions::id.gt(after))
+                .filter(detection_revisions::id.le(settled))
+                .order(detection_revisions::id.asc())
+                .limit(limit)
+                .into_boxed::<<AnyConnection as Connection>::Backend>();
+            if let Some(sought) = &sought {
+                let person = person(connection, sought)?.row;
+                query = query.filter(number_or(detections::person_id, 0).eq(person));
+            }
+            if let Some(camera_id) = &filter.camera_id {
+                query = query.filter(text_or(detections::camera_id, "").eq(camera_id));
+            }
+            if let Some(location) = &filter.location {
+                query = query.filter(text_or(detections::location, "").eq(location));
+            }
+            Ok(query.load::<Row>(connection)?.into_iter().map(StoredDetection::from).collect())
+        })
+        .await
+    }
+
     /// A detection by its row id.
     ///
     /// # Errors
@@ -341,9 +429,9 @@ impl Database {
     pub async fn erase_detection(&self, id: i64) -> Result<(), StoreError> {
         self.write(move |connection| {
             cohort::erase_of_detection(connection, id)?;
-            let cluster: Option<i64> = detections::table
+            let (cluster, track): (Option<i64>, Option<i64>) = detections::table
                 .find(id)
-                .select(detections::unknown_id)
+                .select((detections::unknown_id, detections::track_row))
                 .first(connection)
                 .optional()?
                 .ok_or(StoreError::DetectionNotFound)?;
@@ -356,7 +444,10 @@ impl Database {
             if let Some(cluster) = cluster {
                 unknowns::summarise(connection, cluster)?;
             }
-            Ok(())
+            match track {
+                Some(track) => track_rows::erase_detection(connection, track),
+                None => Ok(()),
+            }
         })
         .await
     }
@@ -414,24 +505,40 @@ define_sql_function! {
 /// Detections with the present names of their people, and the ids of unknown ones.
 #[auto_type(no_type_alias)]
 fn with_names() -> _ {
-    detections::table.left_join(people::table).left_join(clusters::table).select((
-        detections::id,
-        detections::captured_at,
-        detections::claimed_at,
-        detections::received_at,
-        detections::camera_id,
-        detections::location,
-        people::face_id.nullable(),
-        detections::confidence,
-        detections::score,
-        detections::threshold,
-        detections::detection_confidence,
-        detections::model_version,
-        detections::track_id,
-        (detections::box_left, detections::box_top, detections::box_right, detections::box_bottom),
-        (detections::person_id, people::created_at.nullable(), people::public_id.nullable()),
-        clusters::public_id.nullable(),
-    ))
+    detections::table
+        .left_join(people::table)
+        .left_join(clusters::table)
+        .left_join(tracks::table)
+        .left_join(detection_revisions::table)
+        .select((
+            detections::id,
+            detections::captured_at,
+            detections::claimed_at,
+            detections::received_at,
+            detections::camera_id,
+            detections::location,
+            people::face_id.nullable(),
+            detections::confidence,
+            detections::score,
+            detections::threshold,
+            detections::detection_confidence,
+            detections::model_version,
+            detections::track_id,
+            (detections::box_left, detections::box_top, detections::box_right, detections::box_bottom),
+            (detections::person_id, people::created_at.nullable(), people::public_id.nullable()),
+            clusters::public_id.nullable(),
+            detections::track_row,
+            (
+                tracks::run_id,
+                tracks::crops,
+                tracks::confidence,
+                tracks::score,
+                tracks::threshold,
+                tracks::model_version,
+            )
+                .nullable(),
+            (detection_revisions::id, detection_revisions::revised_at).nullable(),
+        ))
 }
 
 pub(super) fn insert(connection: &mut AnyConnection, detection: &NewDetection) -> Result<(), StoreError> {
@@ -458,6 +565,8 @@ pub(super) fn insert(connection: &mut AnyConnection, detection: &NewDetection) -
             detections::box_right.eq(right),
             detections::box_bottom.eq(bottom),
             detections::track_id.eq(detection.track_id),
+            detections::track_row.eq(detection.track_row),
+            detections::weight.eq(detection.weight),
         ))
         .execute(connection)?;
     Ok(())

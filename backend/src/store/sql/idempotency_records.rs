@@ -18,6 +18,7 @@ use super::{
     people::face_ids,
     schema::idempotency_records,
     signals::{Topic, notify_other_processes},
+    tracks::{self, DecidedTrack, Fusion, Prepared, TrackedFace},
 };
 use uuid::Uuid;
 
@@ -37,7 +38,7 @@ pub enum IdempotentCall {
 
 impl IdempotentCall {
     /// The name in rows.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::StoreResults => "store-results",
             Self::SendResults => "send-results",
@@ -53,6 +54,8 @@ pub struct Upload {
     pub time: CaptureTime,
     /// The edge's track, if it tracks.
     pub track_id: Option<i64>,
+    /// The face that the track is of.
+    pub tracked: Option<TrackedFace>,
     /// The face in the camera's frame, if the edge sent it: left, top, right, bottom in pixels.
     pub frame_box: Option<[f32; 4]>,
     /// The faces of the image.
@@ -65,6 +68,8 @@ pub struct NewUploads {
     pub call: IdempotentCall,
     /// Predictions of each face in the response; the faces of `uploads` have no more.
     pub top_k: usize,
+    /// How the crops of a track are decided together; `None` where each is decided by itself.
+    pub fusion: Option<Fusion>,
     /// Whether detections of unknown faces keep their embedding.
     pub keep_unknown_embeddings: bool,
     /// The camera.
@@ -156,9 +161,10 @@ impl Database {
     /// The database fails; nothing of the request is stored.
     pub async fn store_uploads(&self, new: NewUploads) -> Result<StoredBatch, StoreError> {
         let new = Arc::new(new);
+        let prepared = Arc::new(self.prepare_tracks(Arc::clone(&new)).await?);
         let attempt = || {
-            let new = Arc::clone(&new);
-            self.write(move |connection| store(connection, &new))
+            let (new, prepared) = (Arc::clone(&new), Arc::clone(&prepared));
+            self.write(move |connection| store(connection, &new, &prepared))
         };
         let stored = match attempt().await {
             // Another process inserted the same key after this one had looked for it, or erased a person: the second
@@ -196,44 +202,59 @@ fn find_record(
     Ok(Some(IdempotencyRecord { model_version, faces }))
 }
 
-fn store(connection: &mut AnyConnection, new: &NewUploads) -> Result<StoredBatch, StoreError> {
+fn store(
+    connection: &mut AnyConnection,
+    new: &NewUploads,
+    prepared: &Prepared,
+) -> Result<StoredBatch, StoreError> {
     if new.call == IdempotentCall::StoreResults {
         insert_lock::hold_insert_lock(connection)?;
     }
-    let mut uploads = Vec::with_capacity(new.uploads.len());
+    let mut known = Vec::with_capacity(new.uploads.len());
     for upload in &new.uploads {
-        let known = match &upload.key {
+        known.push(match &upload.key {
             Some(key) => find_record(connection, new.call, key, new.top_k)?,
             None => None,
-        };
-        let repeated = known.is_some();
-        let record = known.unwrap_or_else(|| IdempotencyRecord {
-            model_version: new.model_version,
-            faces: upload.faces.clone(),
         });
+    }
+    let is_fresh = |image: usize| known.get(image).is_some_and(Option::is_none);
+    let mut faces: Vec<Vec<IdentifiedFace>> = new.uploads.iter().map(|upload| upload.faces.clone()).collect();
+    let tracks = tracks::decide(connection, new, prepared, is_fresh, &mut faces)?;
+
+    let mut uploads = Vec::with_capacity(new.uploads.len());
+    for (known, faces) in known.into_iter().zip(faces) {
+        let repeated = known.is_some();
+        let record = known.unwrap_or(IdempotencyRecord { model_version: new.model_version, faces });
         uploads.push(UploadOutcome { record, repeated });
     }
     let named = people_of(uploads.iter().flat_map(|upload| &upload.record.faces));
     let face_ids = face_ids(connection, &named)?;
     let people: HashSet<i64> = face_ids.keys().copied().collect();
-    for (upload, _) in new.uploads.iter().zip(&uploads).filter(|(_, outcome)| !outcome.repeated) {
-        store_upload(connection, new, upload, &people)?;
+    tracks::save(connection, new, &tracks, &people)?;
+    for (image, (upload, outcome)) in new.uploads.iter().zip(&uploads).enumerate() {
+        if !outcome.repeated {
+            let track = tracks.iter().find(|track| track.members.iter().any(|(of, _)| *of == image));
+            store_upload(connection, new, upload, &outcome.record.faces, track, &people)?;
+        }
     }
     Ok(StoredBatch { uploads, face_ids })
 }
 
+/// Stores an image that is new, with its faces as they were decided with their track.
 fn store_upload(
     connection: &mut AnyConnection,
     new: &NewUploads,
     upload: &Upload,
+    faces: &[IdentifiedFace],
+    track: Option<&DecidedTrack>,
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
     match new.call {
-        IdempotentCall::StoreResults => store_detections(connection, new, upload, people)?,
-        IdempotentCall::SendResults => store_messages(connection, new, upload, people)?,
+        IdempotentCall::StoreResults => store_detections(connection, new, upload, faces, track, people)?,
+        IdempotentCall::SendResults => store_messages(connection, new, upload, faces, people)?,
     }
     if let Some(key) = &upload.key {
-        let faces = serde_json::to_string(&upload.faces)
+        let faces = serde_json::to_string(faces)
             .map_err(|error| StoreError::Damaged(format!("the faces of an idempotency record: {error}")))?;
         diesel::insert_into(idempotency_records::table)
             .values((
@@ -252,11 +273,15 @@ fn store_detections(
     connection: &mut AnyConnection,
     new: &NewUploads,
     upload: &Upload,
+    faces: &[IdentifiedFace],
+    track: Option<&DecidedTrack>,
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
-    for (number, face) in (0..).zip(&upload.faces) {
+    for (number, face) in (0..).zip(faces) {
         let identity = face.resolve(|person| people.contains(&person));
         let keep_embedding = identity.person.is_none() && new.keep_unknown_embeddings;
+        let is_tracked = |tracked: &&TrackedFace| i32::try_from(tracked.face) == Ok(number);
+        let tracked = upload.tracked.as_ref().filter(is_tracked);
         let detection = NewDetection {
             captured_at: upload.time.captured_at,
             claimed_at: upload.time.claimed_at,
@@ -275,6 +300,8 @@ fn store_detections(
             face: number,
             bounding_box: upload.frame_box.unwrap_or(face.bounding_box),
             track_id: upload.track_id,
+            track_row: tracked.and(track).map(DecidedTrack::id),
+            weight: face.weight(),
         };
         detections::insert(connection, &detection)?;
     }
@@ -285,10 +312,11 @@ fn store_messages(
     connection: &mut AnyConnection,
     new: &NewUploads,
     upload: &Upload,
+    faces: &[IdentifiedFace],
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
     let image_key = upload.key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
-    for (number, face) in upload.faces.iter().enumerate() {
+    for (number, face) in faces.iter().enumerate() {
         let identity = face.resolve(|person| people.contains(&person));
         let message = NewMessage {
             key: format!("{image_key}/{number}"),
@@ -301,7 +329,7 @@ fn store_messages(
         };
         outbox::insert(connection, &message)?;
     }
-    if !upload.faces.is_empty() {
+    if !faces.is_empty() {
         notify_other_processes(connection, Topic::Outbox)?;
     }
     Ok(())

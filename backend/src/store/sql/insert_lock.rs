@@ -6,7 +6,10 @@
 use diesel::{connection::SimpleConnection as _, sql_types::BigInt};
 use diesel::{dsl::max, prelude::*};
 
-use super::{AnyConnection, Database, schema::detections};
+use super::{
+    AnyConnection, Database,
+    schema::{detection_revisions, detections},
+};
 #[cfg(feature = "database-servers")]
 use crate::domain::Micros;
 use crate::store::StoreError;
@@ -57,20 +60,42 @@ impl Database {
             return Ok(i64::MAX);
         }
         self.write(|connection| {
-            match connection {
-                AnyConnection::Sqlite(_) => (),
-                #[cfg(feature = "database-servers")]
-                AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
-                    "SET LOCAL lock_timeout = '{POSTGRES_LOCK_TIMEOUT}'; SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"
-                ))?,
-                #[cfg(feature = "database-servers")]
-                AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_WAIT).load::<Locked>(mysql)?),
-            }
-            // Sees everything committed before the lock was acquired: on Postgres each statement has its own snapshot, on
-            // MySQL the snapshot is taken by the first statement without a lock.
+            wait_for_writers(connection)?;
             let greatest: Option<i64> = detections::table.select(max(detections::id)).first(connection)?;
             Ok(greatest.unwrap_or(0))
         })
         .await
     }
+
+    /// The greatest id for which all revisions up to it are visible: transactions that revise detections insert others.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] where transactions hold the lock for too long.
+    pub(super) async fn last_visible_revision(&self) -> Result<i64, StoreError> {
+        if self.one_writer {
+            return Ok(i64::MAX);
+        }
+        self.write(|connection| {
+            wait_for_writers(connection)?;
+            let ids = detection_revisions::table.select(max(detection_revisions::id));
+            let greatest: Option<i64> = ids.first(connection)?;
+            Ok(greatest.unwrap_or(0))
+        })
+        .await
+    }
+}
+
+/// Acquires the lock exclusively. The next statement sees everything committed before: on Postgres each statement has its own
+/// snapshot, on MySQL the snapshot is taken by the first statement without a lock.
+fn wait_for_writers(connection: &mut AnyConnection) -> Result<(), StoreError> {
+    match connection {
+        AnyConnection::Sqlite(_) => (),
+        #[cfg(feature = "database-servers")]
+        AnyConnection::Postgres(postgres) => postgres.batch_execute(&format!(
+            "SET LOCAL lock_timeout = '{POSTGRES_LOCK_TIMEOUT}'; SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"
+        ))?,
+        #[cfg(feature = "database-servers")]
+        AnyConnection::Mysql(mysql) => drop(diesel::sql_query(MYSQL_WAIT).load::<Locked>(mysql)?),
+    }
+    Ok(())
 }

@@ -29,9 +29,11 @@ mod names;
 mod outbox;
 mod people;
 mod schema;
+mod sightings;
 mod signals;
 mod similar;
 mod task_runs;
+mod tracks;
 mod unknown_clustering;
 mod unknowns;
 
@@ -72,6 +74,7 @@ pub use outbox::Message;
 pub use people::{EnrolledImage, NewImage, PendingErasure, TrainingImage};
 pub use signals::Topic;
 pub use similar::SimilarImage;
+pub use tracks::{Fusion, TrackedFace};
 pub use unknown_clustering::{
     Assignment, ClusterUpdate, RevisedCluster, Revision, StoredClusters, Successor,
 };

@@ -19,6 +19,7 @@ use super::{
     names::{self, Name, PersonKey},
     schema::{detections, embeddings, images, people, similar_images},
     similar::{SimilarImage, similar_to},
+    tracks,
 };
 use crate::{
     domain::{EnrolledPerson, FaceId, Micros, Person, PersonId, PersonRef, now},
@@ -580,6 +581,7 @@ fn erase_person(
         diesel::delete(detections::table.filter(detections::person_id.eq(person_id))).execute(connection)?;
     }
     cohort::erase_of_person(connection, person_id)?;
+    tracks::erase_person(connection, person_id, with_detections)?;
     let blobs = images::table
         .filter(images::person_id.eq(person_id))
         .select(images::blob_key)

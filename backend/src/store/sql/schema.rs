@@ -86,6 +86,41 @@ table! {
         track_id -> Nullable<BigInt>,
         claimed_at -> Nullable<BigInt>,
         unknown_id -> Nullable<BigInt>,
+        track_row -> Nullable<BigInt>,
+        weight -> Nullable<Float>,
+    }
+}
+
+table! {
+    tracks (id) {
+        id -> BigInt,
+        open_key -> Nullable<Text>,
+        closes_at -> Nullable<BigInt>,
+        camera_id -> Text,
+        location -> Text,
+        run_id -> Text,
+        track_id -> BigInt,
+        embedder -> Text,
+        embedding -> Nullable<Binary>,
+        weight -> Float,
+        crops -> BigInt,
+        first_captured_at -> BigInt,
+        last_captured_at -> BigInt,
+        updated_at -> BigInt,
+        person_id -> Nullable<BigInt>,
+        confidence -> Nullable<Float>,
+        score -> Nullable<Float>,
+        threshold -> Float,
+        model_version -> Nullable<BigInt>,
+        stored -> Bool,
+    }
+}
+
+table! {
+    detection_revisions (id) {
+        id -> BigInt,
+        detection_id -> BigInt,
+        revised_at -> BigInt,
     }
 }
 
@@ -219,6 +254,9 @@ joinable!(embeddings -> images (image_id));
 joinable!(active_model -> models (version));
 joinable!(detections -> people (person_id));
 joinable!(detections -> unknowns (unknown_id));
+joinable!(detections -> tracks (track_row));
+joinable!(detection_revisions -> detections (detection_id));
+joinable!(tracks -> people (person_id));
 joinable!(model_people -> models (version));
 table! {
     task_runs (task) {
@@ -234,6 +272,8 @@ allow_tables_to_appear_in_same_query!(
     embeddings,
     similar_images,
     detections,
+    detection_revisions,
+    tracks,
     outbox,
     unknowns
 );

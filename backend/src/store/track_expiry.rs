@@ -1,0 +1,66 @@
+//! Closes tracks that take no more crops: the embeddings that they were decided from are removed.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Database, StoreError};
+use crate::{
+    domain::{Micros, now},
+    metrics::Metrics,
+};
+
+/// The longest interval between passes.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// The shortest.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// Tracks that are closed in one transaction: few, so that other writers do not wait long.
+const BATCH: i64 = 500;
+
+/// When tracks take no more crops, and what is kept of them.
+#[derive(Debug, Clone, Copy)]
+pub struct TrackExpiryOptions {
+    /// How long a track takes crops after its last one.
+    pub window: Duration,
+    /// Whether tracks of unknown faces keep their embedding.
+    pub keep_unknown_embeddings: bool,
+}
+
+/// Closes what is due, now and at every interval, until `stop` is set. Several processes may do it at the same time.
+pub async fn run_track_expiry(
+    database: Database,
+    options: TrackExpiryOptions,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let interval = (options.window / 10).clamp(MIN_INTERVAL, INTERVAL);
+    while !stop.is_cancelled() {
+        if let Err(error) = close_due(&database, now(), options.keep_unknown_embeddings).await {
+            metrics.task_failed(crate::domain::Task::Retain);
+            tracing::warn!(%error, "cannot remove the embeddings of tracks that have ended");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(interval) => (),
+            () = stop.cancelled() => (),
+        }
+    }
+}
+
+/// Closes all tracks that are due at `now`. Returns how many.
+///
+/// # Errors
+/// The database fails; tracks closed until then stay closed.
+pub async fn close_due(database: &Database, now: Micros, keep_unknown: bool) -> Result<usize, StoreError> {
+    let mut closed = 0;
+    loop {
+        let some = database.close_tracks(now, keep_unknown, BATCH).await?;
+        closed += some;
+        if some == 0 {
+            break;
+        }
+    }
+    if closed > 0 {
+        database.scrub_journal_of_detections().await?;
+    }
+    Ok(closed)
+}
