@@ -23,7 +23,7 @@ pub use self::{
         AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
         DatasetEntry, Decision, Detection, Detections, EnrolmentWarning, ErasedFromCohort, ErrorDetail, Face,
         ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models, NamedPerson, PersonImages,
-        Results, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
+        Results, Sighting, Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
     },
 };
 use self::{
@@ -240,15 +240,33 @@ impl Client {
         Ok(none_if("detection_not_found", answer)?.is_some())
     }
 
+    /// Returns a page of sightings. `person` in the query is a Face ID.
+    ///
+    /// # Errors
+    /// `person_not_found`.
+    pub async fn sightings(&self, query: &[(&str, String)]) -> Result<Sightings, ClientError> {
+        let query = self.with_person_id(query).await?;
+        self.transport.call(&operation::SIGHTINGS, &[], &query, Body::Nothing).await
+    }
+
     /// Returns a page of detections. `person` in the query is a Face ID.
     pub async fn detections(&self, query: &[(&str, String)]) -> Result<Detections, ClientError> {
+        let query = self.with_person_id(query).await?;
+        self.transport.call(&operation::DETECTIONS, &[], &query, Body::Nothing).await
+    }
+
+    /// Replaces a Face ID in a query by the person's id.
+    async fn with_person_id<'a>(
+        &self,
+        query: &[(&'a str, String)],
+    ) -> Result<Vec<(&'a str, String)>, ClientError> {
         let mut query = query.to_vec();
         for (name, value) in &mut query {
             if *name == "person" {
                 (*name, *value) = ("person_id", self.person_id(value).await?);
             }
         }
-        self.transport.call(&operation::DETECTIONS, &[], &query, Body::Nothing).await
+        Ok(query)
     }
 
     /// Returns a page of a person's detections in order of time; none if there is no such person.

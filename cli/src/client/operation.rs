@@ -59,6 +59,7 @@ operations! {
     PERSON_IMAGES: GET "/people/{person_id}",
     DRY_RUN: POST "/face-recognition/dry-run",
     RENAME_PERSON: PATCH "/people/{person_id}",
+    SIGHTINGS: GET "/database/sightings",
     STORE_RESULTS: POST "/face-recognition/store-results",
     TRACK: GET "/people/{person_id}/track",
     TRAIN: POST "/model/train",

@@ -76,6 +76,7 @@ fn responses_are_parsed_completely() {
     parse_completely::<Model>(&document, &operation::ACTIVATE_MODEL, "200");
     parse_completely::<Detection>(&document, &operation::DETECTION, "200");
     parse_completely::<Detections>(&document, &operation::DETECTIONS, "200");
+    parse_completely::<Sightings>(&document, &operation::SIGHTINGS, "200");
     parse_completely::<Track>(&document, &operation::TRACK, "200");
     parse_completely::<LastKnownLocation>(&document, &operation::LAST_KNOWN_LOCATION, "200");
     parse_completely::<AddedToCohort>(&document, &operation::ADD_TO_COHORT, "200");

@@ -214,6 +214,9 @@ pub struct Face {
     pub score: Option<f32>,
     /// Score from which on a face is known.
     pub threshold: f32,
+    /// Number of crops of its track from which it was decided.
+    #[serde(default = "one")]
+    pub crops: u64,
     /// Everybody in the model, most probable first.
     pub all_predictions: Vec<Prediction>,
 }
@@ -516,8 +519,77 @@ pub struct Detection {
     pub model_version: Option<u64>,
     /// Track in the camera's video.
     pub track_id: Option<i64>,
+    /// Run of the edge that the track belongs to.
+    #[serde(default)]
+    pub run_id: Option<String>,
+    /// Id of its sighting. Empty from servers that predate sightings.
+    #[serde(default)]
+    pub sighting_id: String,
+    /// Number of crops from which the person was decided.
+    #[serde(default = "one")]
+    pub crops: u64,
+    /// When later crops of the track changed the person.
+    #[serde(default)]
+    pub revised_at: Option<String>,
+    /// Number of that change.
+    #[serde(default)]
+    pub revision: Option<i64>,
     /// Bounds in the camera's frame or in the uploaded image, pixels.
     pub bounding_box: BoundingBox,
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// `GET /database/sightings`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sightings {
+    /// The one that began last is first.
+    pub sightings: Vec<Sighting>,
+    /// Page metadata.
+    pub meta: PageMeta,
+}
+
+/// The crops of a track, decided together, or a detection without a track.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sighting {
+    /// Its id.
+    pub id: String,
+    /// Id of the camera.
+    pub camera_id: String,
+    /// Location of the camera.
+    pub location: String,
+    /// Run of the edge that the track belongs to.
+    pub run_id: Option<String>,
+    /// Track in the camera's video.
+    pub track_id: Option<i64>,
+    /// Capture time of the first crop, RFC 3339, UTC.
+    pub first_captured_at: String,
+    /// Capture time of the last crop, RFC 3339, UTC.
+    pub last_captured_at: String,
+    /// The Face ID; none for an unknown face.
+    pub face_id: Option<String>,
+    /// The person's id.
+    pub person_id: Option<String>,
+    /// Whether it is of somebody who is enrolled.
+    pub decision: Decision,
+    /// Probability of the name, 0 to 1.
+    pub confidence: Option<f32>,
+    /// Cosine similarity of the mean embeddings.
+    pub score: Option<f32>,
+    /// Score from which on a face was known.
+    pub threshold: f32,
+    /// Version of the model that identified it.
+    pub model_version: Option<u64>,
+    /// Number of crops.
+    pub crops: u64,
+    /// Id of the best detection.
+    pub best_detection: Option<i64>,
+    /// Whether further crops may join it.
+    pub open: bool,
+    /// When the last crop arrived, RFC 3339, UTC.
+    pub updated_at: String,
 }
 
 /// `GET /people/{person_id}/track`.

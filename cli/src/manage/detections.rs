@@ -32,7 +32,8 @@ Examples:
   facepipe detections delete 42 43 --yes
 
 --follow prints detections in order of arrival: those that a camera kept while
-offline appear when they arrive.
+offline appear when they arrive. One whose person later crops of its track
+changed appears again, marked as corrected.
 
 {}", exit::HELP))]
 pub struct Options {
@@ -122,6 +123,14 @@ async fn show(options: &Options, client: &Client, id: i64) -> Result<Outcome> {
         ("Place", detection.location),
         ("Track", detection.track_id.map_or_else(|| "-".into(), |track| track.to_string())),
         (
+            "Decided",
+            match &detection.revised_at {
+                Some(revised_at) => format!("with {} crops, changed {revised_at}", detection.crops),
+                None if detection.crops == 1 => "with this crop".into(),
+                None => format!("with {} crops", detection.crops),
+            },
+        ),
+        (
             "Face",
             format!(
                 "{:.0}, {:.0} to {:.0}, {:.0} of its picture, in pixels",
@@ -204,6 +213,7 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
     // The list is ordered by capture time, `after` by arrival: skip what arrived before the latest one shown.
     let mut after = shown.iter().map(|detection| detection.id).max().unwrap_or(0);
     let latest = shown.iter().map(|detection| detection.received_at.clone()).max();
+    let mut corrections = Some(shown.iter().filter_map(|detection| detection.revision).max().unwrap_or(0));
     let mut is_server_away = false;
     while !interrupt::requested() {
         let mut query = options.filters();
@@ -232,11 +242,45 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
                 print_row(options, &detection)?;
             }
         }
+        if let Some(revision) = corrections {
+            corrections = print_corrections(options, client, revision, after, latest.as_deref()).await?;
+        }
         if !is_full {
             pause().await;
         }
     }
     Ok(Outcome::Interrupted)
+}
+
+/// Prints detections up to `printed` whose person has changed since the revision `after` and since `latest`. Returns the last
+/// revision; none from a server that predates revisions.
+async fn print_corrections(
+    options: &Options,
+    client: &Client,
+    mut after: i64,
+    printed: i64,
+    latest: Option<&str>,
+) -> Result<Option<i64>> {
+    let mut query = options.filters();
+    query.push(("revised_after", after.to_string()));
+    query.push(("limit", MAX_PAGE.to_string()));
+    let page = match client.detections(&query).await {
+        Ok(page) => page.detections,
+        // The next call says so.
+        Err(ClientError::Unreachable { .. }) => return Ok(Some(after)),
+        Err(ClientError::Refused { code, .. }) if code == "invalid_query" => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    for detection in page {
+        after = after.max(detection.revision.unwrap_or(after));
+        // A later one is printed with its present person.
+        let is_new = detection.id <= printed
+            && latest.is_none_or(|latest| detection.revised_at.as_deref().is_some_and(|at| at >= latest));
+        if is_new {
+            print_row(options, &detection)?;
+        }
+    }
+    Ok(Some(after))
 }
 
 async fn pause() {
@@ -289,6 +333,7 @@ fn print_row(options: &Options, detection: &Detection) -> Result<()> {
         return output::json_line(detection);
     }
     let [id, time, camera, place, who, sure] = row(detection);
-    output::line(format!("{id:>8}  {time}  {camera}  {place}  {who}  {sure}"));
+    let mark = if detection.revised_at.is_some() { "  (corrected)" } else { "" };
+    output::line(format!("{id:>8}  {time}  {camera}  {place}  {who}  {sure}{mark}"));
     Ok(())
 }

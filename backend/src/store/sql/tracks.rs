@@ -14,7 +14,7 @@ use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    AnyConnection, Database, IdempotentCall, NewUploads,
+    AnyConnection, Database, IdempotentCall, NewUploads, cohort,
     schema::{detection_revisions, detections, tracks},
 };
 use crate::{
@@ -347,6 +347,10 @@ fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Re
     let ids: Vec<i64> = of_track.order(detections::id).select(detections::id).load(connection)?;
     diesel::update(of_track).set(detections::person_id.eq(person)).execute(connection)?;
     if person.is_some() {
+        // Nor does the cohort of strangers keep a copy.
+        for id in &ids {
+            cohort::erase_of_detection(connection, *id)?;
+        }
         diesel::update(of_track).set(detections::embedding.eq(None::<Vec<u8>>)).execute(connection)?;
     }
     let revised_at = now();
