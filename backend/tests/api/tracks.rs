@@ -144,12 +144,13 @@ async fn a_decision_may_change_to_another_person_and_to_nobody() {
     let first = server.send(STORE, crop("Tony_Blair", 3, "a", 1)).await.expect(StatusCode::CREATED);
     assert_eq!((&first["faces"][0]["decision"], label(&first)), (&"known".into(), "Tony_Blair".into()));
     let several = |person: &str, photographs: &[u32]| {
-        let mut form = Form::new().text("camera_id", "gate-1").text("location", "Lobby");
+        // The run once for all, as edges send it.
+        let mut form =
+            Form::new().text("camera_id", "gate-1").text("location", "Lobby").text("run_id", "r-1");
         for number in photographs {
             form = form
                 .text("captured_at", format!("2024-05-06T07:00:{:02}Z", 10 + number))
                 .text("track_id", "7")
-                .text("run_id", "r-1")
                 .text("key", format!("{person}-{number}"))
                 .part("image", photograph(person, *number));
         }

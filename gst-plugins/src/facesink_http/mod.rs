@@ -26,7 +26,7 @@
  * dropped (the default), or the `newest`, or the stream blocks (`block`: for recordings that are replayed as fast as
  * possible; a live source would lose frames). Dropped crops are counted as `dropped`.
  *
- * A tracked crop has its `track_id` and the `run_id` that the id belongs to: a UUID that `facetrack` draws at each of its starts
+ * A tracked crop has its `track_id`, and its request the `run_id` that the id belongs to: a UUID that `facetrack` draws at each of its starts
  * (behind another tracker, this element does). The backend decides from all crops of a track together whom it shows.
  *
  * ## When the backend is unavailable

@@ -69,13 +69,13 @@ impl PendingUpload {
     }
 
     /// Returns true if both can be in one request. Fields are matched to images by their order, so either all crops of a
-    /// request have a field or none; and a request has one camera.
+    /// request have a field or none; and a request has one camera and one run.
     pub fn can_share_request_with(&self, other: &Self) -> bool {
         let (crop, other_crop) = (&self.crop, &other.crop);
         !self.send_alone
             && !other.send_alone
             && crop.track_id.is_some() == other_crop.track_id.is_some()
-            && crop.run_id.is_some() == other_crop.run_id.is_some()
+            && crop.run_id == other_crop.run_id
             && crop.bounding_box.is_some() == other_crop.bounding_box.is_some()
             && crop.camera == other_crop.camera
     }

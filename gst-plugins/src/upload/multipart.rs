@@ -13,11 +13,10 @@ use crate::crop::Encoding;
 /// Capacity for the text fields of one crop, bytes.
 const FIELDS_CAPACITY: usize = 512;
 
-/// Returns the content type, with its boundary, and the body. All crops are of one camera.
+/// Returns the content type, with its boundary, and the body. All crops are of one camera and one run.
 ///
-/// The fields `camera_id` and `location` come first. Then, for each crop, `image` and its `captured_at` (RFC
-/// 3339), `key`, and if known `box` (`left,top,right,bottom`, pixels of the full frame), `track_id` and its
-/// `run_id`.
+/// The fields `camera_id`, `location` and, if known, `run_id` come first. Then, for each crop, `image` and its `captured_at` (RFC
+/// 3339), `key`, and if known `box` (`left,top,right,bottom`, pixels of the full frame), `track_id`.
 pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
     let boundary = choose_boundary(crops);
     let capacity: usize = crops.iter().map(|crop| crop.image.len() + FIELDS_CAPACITY).sum();
@@ -31,6 +30,9 @@ pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
                 form.text(name, value);
             }
         }
+        if let Some(run_id) = first.run_id {
+            form.text("run_id", &encode_uuid(run_id));
+        }
     }
     for crop in crops {
         form.image(crop);
@@ -41,9 +43,6 @@ pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
         }
         if let Some(track_id) = crop.track_id {
             form.text("track_id", &track_id.to_string());
-            if let Some(run_id) = crop.run_id {
-                form.text("run_id", &encode_uuid(run_id));
-            }
         }
     }
     let body = form.finish();
@@ -155,13 +154,13 @@ mod tests {
             form(Endpoint::StoreResults, &[crop(Some(4), Some([1, 2, 30, 40]))]),
             "--B\r\nContent-Disposition:form-data;name=camera_id\r\n\r\ngate-1\r\n\
              --B\r\nContent-Disposition:form-data;name=location\r\n\r\nLobby\r\n\
+             --B\r\nContent-Disposition:form-data;name=run_id\r\n\r\nAAAAAAAAAAAAAAAAAAAACA\r\n\
              --B\r\nContent-Disposition:form-data;name=image;filename=f.jpg\r\n\
              Content-Type:image/jpeg\r\n\r\n??picture??\r\n\
              --B\r\nContent-Disposition:form-data;name=captured_at\r\n\r\n2024-05-06T07:08:09.25Z\r\n\
              --B\r\nContent-Disposition:form-data;name=key\r\n\r\nAAAAAAAAAAAAAAAAAAAABw\r\n\
              --B\r\nContent-Disposition:form-data;name=box\r\n\r\n1,2,30,40\r\n\
              --B\r\nContent-Disposition:form-data;name=track_id\r\n\r\n4\r\n\
-             --B\r\nContent-Disposition:form-data;name=run_id\r\n\r\nAAAAAAAAAAAAAAAAAAAACA\r\n\
              --B--\r\n"
         );
     }
@@ -177,11 +176,12 @@ mod tests {
 
     #[test]
     fn several_crops_share_one_request() {
-        let crops = [crop(None, None), crop(None, None), crop(None, None)];
+        let crops = [crop(Some(1), None), crop(Some(2), None), crop(Some(2), None)];
         let form = form(Endpoint::StoreResults, &crops);
         assert_eq!(form.matches("name=image").count(), 3);
         assert_eq!(form.matches("name=key").count(), 3);
         assert_eq!(form.matches("name=camera_id").count(), 1);
+        assert_eq!(form.matches("name=run_id").count(), 1);
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
     prop_compose! {
         fn any_crop(camera: Arc<Camera>)(
             image in image(), is_webp: bool, seconds in 0..4_000_000_000_i64, track_id: Option<i32>,
-            bounding_box: Option<[u32; 4]>, key: u128, run: u128,
+            bounding_box: Option<[u32; 4]>, key: u128,
         ) -> Crop {
             Crop {
                 image,
@@ -248,7 +248,7 @@ mod tests {
                 camera: Arc::clone(&camera),
                 captured_at: OffsetDateTime::from_unix_timestamp(seconds).unwrap(),
                 track_id,
-                run_id: track_id.map(|_| Uuid::from_u128(run)),
+                run_id: Some(Uuid::from_u128(9)),
                 bounding_box: bounding_box.map(BoundingBox::from),
                 area: None,
                 key: Uuid::from_u128(key),
@@ -275,6 +275,7 @@ mod tests {
             };
             field("camera_id", crops[0].camera.id.as_bytes());
             field("location", crops[0].camera.location.as_bytes());
+            field("run_id", b"AAAAAAAAAAAAAAAAAAAACQ");
             for crop in &crops {
                 let head = match crop.encoding {
                     Encoding::Jpeg => "image;filename=f.jpg\r\nContent-Type:image/jpeg",
@@ -288,7 +289,6 @@ mod tests {
                 }
                 if let Some(track_id) = crop.track_id {
                     field("track_id", track_id.to_string().as_bytes());
-                    field("run_id", URL_SAFE_NO_PAD.encode(crop.run_id.unwrap().as_bytes()).as_bytes());
                 }
             }
             prop_assert_eq!(parse(&content_type, &body), expected);

@@ -42,7 +42,8 @@ pub struct RecognitionForm {
     /// number are crops of one track, and are decided together.
     #[openapi(example = "[]")]
     track_id: Vec<TextPart>,
-    /// For each image the run that `track_id` belongs to, 1 to 64 characters: numbers may begin again with another run.
+    /// The run that `track_id` belongs to, 1 to 64 characters: numbers may begin again with another run. Once for all images,
+    /// or for each.
     /// Without it, crops belong to the same track as long as each is captured and arrives within ten minutes of the one before
     /// (can be configured).
     #[openapi(example = "[]")]
@@ -118,9 +119,14 @@ impl RecognitionRequest {
         let count = form.image.len();
         let captured_at = per_image("captured_at", &form.captured_at, count, parse_time)?;
         let track_id = per_image("track_id", &form.track_id, count, track)?;
-        let run_id = per_image("run_id", &form.run_id, count, |text| {
-            characters(text, 1, MAX_RUN_CHARACTERS).map(|()| text.to_owned())
-        })?;
+        let parse_run = |text: &str| characters(text, 1, MAX_RUN_CHARACTERS).map(|()| text.to_owned());
+        let run_id = match form.run_id.as_slice() {
+            [for_all] if count > 1 => {
+                let run_id = per_image("run_id", std::slice::from_ref(for_all), 1, parse_run)?;
+                run_id.into_iter().cycle().take(count).collect()
+            }
+            parts => per_image("run_id", parts, count, parse_run)?,
+        };
         let frame_box = per_image("box", &form.r#box, count, corners)?;
         let key = per_image("key", &form.key, count, |text| {
             characters(text, 1, MAX_CHARACTERS).map(|()| text.to_owned())
