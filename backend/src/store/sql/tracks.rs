@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     AnyConnection, Database, IdempotentCall, NewUploads, cohort,
     schema::{detection_revisions, detections, tracks},
+    unknowns,
 };
 use crate::{
     domain::{EmbeddingSum, FaceDecision, IdentifiedFace, Micros, TrackRef, now},
@@ -341,7 +342,7 @@ pub(super) fn save(
 }
 
 /// Gives the stored detections of a track another person, and records that for clients that follow corrections. A face that
-/// becomes known loses the embedding that unknown faces keep.
+/// becomes known loses the embedding that unknown faces keep, and leaves its group of unknown faces.
 fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Result<(), StoreError> {
     let of_track = detections::table.filter(detections::track_row.eq(track));
     let ids: Vec<i64> = of_track.order(detections::id).select(detections::id).load(connection)?;
@@ -351,7 +352,10 @@ fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Re
         for id in &ids {
             cohort::erase_of_detection(connection, *id)?;
         }
-        diesel::update(of_track).set(detections::embedding.eq(None::<Vec<u8>>)).execute(connection)?;
+        unknowns::leave(connection, &ids)?;
+        diesel::update(of_track)
+            .set((detections::embedding.eq(None::<Vec<u8>>), detections::unknown_id.eq(None::<i64>)))
+            .execute(connection)?;
     }
     let revised_at = now();
     diesel::delete(detection_revisions::table.filter(detection_revisions::detection_id.eq_any(&ids)))

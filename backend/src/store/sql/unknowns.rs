@@ -612,12 +612,17 @@ fn erase(
     for detection in own.select(detections::id).load::<i64>(connection)? {
         cohort::erase_of_detection(connection, detection)?;
     }
+    let tracks: Vec<Option<i64>> = own.select(detections::track_row).distinct().load(connection)?;
     if with_detections {
         diesel::delete(own).execute(connection)?;
     } else {
         diesel::update(own)
             .set((detections::embedding.eq(None::<Vec<u8>>), detections::unknown_id.eq(None::<i64>)))
             .execute(connection)?;
+    }
+    // Their sums contain the embeddings.
+    for track in tracks.into_iter().flatten() {
+        super::tracks::erase_detection(connection, track)?;
     }
     diesel::delete(unknowns::table.find(row)).execute(connection)?;
     let pending = |id: String| {
