@@ -364,6 +364,7 @@ fn one_crop(person: i64, run_id: Option<&str>, key: &str, captured_at: i64, rece
     (face.known, face.predictions) = (true, vec![(person, 1.0)]);
     NewUploads {
         call: IdempotentCall::StoreResults,
+        top_k: 5,
         fusion: Some(Fusion { window: WINDOW, decide: Arc::new(decide) }),
         keep_unknown_embeddings: true,
         camera_id: "gate-1".into(),
