@@ -77,33 +77,32 @@ pub async fn run_filling(
     stop: CancellationToken,
 ) {
     while !stop.is_cancelled() {
-        let passed = tokio::select! {
-            passed = fill(&database, embedder, options) => passed,
-            // The next pass goes on where this one was.
-            () = stop.cancelled() => return,
-        };
-        match passed {
-            Ok(Some(CohortChanges { added, removed })) if added + removed > 0 => {
+        let mut pause = INTERVAL;
+        match fill(&database, embedder, options, &stop).await {
+            Ok(Some(CohortChanges { added: 0, removed: 0 })) => (),
+            Ok(Some(CohortChanges { added, removed })) => {
                 tracing::info!(
                     added,
                     removed,
                     "added unknown faces to the cohort, removed people who are enrolled"
                 );
             }
-            Ok(_) => (),
+            // The process with the lease may have crashed.
+            Ok(None) => pause = LEASE,
             Err(error) => {
                 metrics.task_failed(Task::Cohort);
                 tracing::warn!(%error, "cannot fill the cohort");
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => (),
+            () = tokio::time::sleep(pause) => (),
             () = stop.cancelled() => (),
         }
     }
 }
 
-/// Does one pass. `None` where another process is doing one.
+/// Does one pass, or a part of one where `stop` is set; the next goes on from there. `None` where another process is doing
+/// one.
 ///
 /// # Errors
 /// The database fails; what was added until then stays.
@@ -111,12 +110,13 @@ pub async fn fill(
     database: &Database,
     embedder: CohortEmbedder,
     options: FillOptions,
+    stop: &CancellationToken,
 ) -> Result<Option<CohortChanges>, StoreError> {
     let holder = Uuid::new_v4().to_string();
     if !database.acquire_lease(Lease::Cohort, &holder, LEASE).await? {
         return Ok(None);
     }
-    let outcome = pass(database, embedder, options, &holder).await;
+    let outcome = pass(database, embedder, options, &holder, stop).await;
     database.release_lease(Lease::Cohort, &holder).await?;
     match outcome {
         // Another process goes on.
@@ -130,6 +130,7 @@ async fn pass(
     embedder: CohortEmbedder,
     options: FillOptions,
     holder: &str,
+    stop: &CancellationToken,
 ) -> Result<CohortChanges, StoreError> {
     let mut changes = CohortChanges::default();
     let has_some = has_some_from_cameras(database, embedder).await?;
@@ -138,7 +139,7 @@ async fn pass(
         let references = Arc::new(blocking(move || mean_embeddings(&images)).await?);
         changes.removed = remove_matching(database, embedder, Arc::clone(&references)).await?;
         if options.from_cameras {
-            changes.added = add_from_cameras(database, embedder, options, references, holder).await?;
+            changes.added = add_from_cameras(database, embedder, options, references, holder, stop).await?;
         }
     }
     if changes.removed > 0 {
@@ -203,9 +204,10 @@ async fn add_from_cameras(
     options: FillOptions,
     references: Arc<Vec<Vec<f32>>>,
     holder: &str,
+    stop: &CancellationToken,
 ) -> Result<usize, StoreError> {
     let mut added = 0;
-    loop {
+    while !stop.is_cancelled() {
         let batch = database.cohort_candidates(embedder.name, BATCH).await?;
         let Some(through) = batch.through else { return Ok(added) };
         let members = database.cohort(embedder.name).await?;
@@ -217,6 +219,7 @@ async fn add_from_cameras(
             .await?;
         tokio::time::sleep(PAUSE).await;
     }
+    Ok(added)
 }
 
 /// Chooses the candidates that become members: of each track the largest face that is good enough, of nobody who is
