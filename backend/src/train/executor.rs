@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
+    pairs::PairFinder,
     progress::{AbortReason, Progress},
     results::{EmbeddingResult, TrainingResult},
     training::{
@@ -108,6 +109,7 @@ pub struct JobExecutor {
     same_picture: f32,
     /// Distance up to which two clusters of unknown faces are one.
     max_distance: f32,
+    pairs: Arc<PairFinder>,
 }
 
 impl JobExecutor {
@@ -122,7 +124,7 @@ impl JobExecutor {
         same_picture: f32,
         max_distance: f32,
     ) -> Self {
-        Self { database, blobs, loader, pipeline, lease, same_picture, max_distance }
+        Self { database, blobs, loader, pipeline, lease, same_picture, max_distance, pairs: Arc::default() }
     }
 
     /// Does a job. Returns its result as JSON.
@@ -223,8 +225,9 @@ impl JobExecutor {
         let TrainingData { images, people, images_left_out, previous } = data;
         let with_embeddings: HashSet<i64> = images.iter().map(|image| image.person).collect();
         let (progress, same_picture) = (Arc::clone(&running.progress), self.same_picture);
+        let pairs = Arc::clone(&self.pairs);
         let (images, conflicts) =
-            blocking(move || split_conflicts(images, same_picture, &progress)).await??;
+            blocking(move || split_conflicts(images, &pairs, same_picture, &progress)).await??;
         // Also where the training fails: they may be the reason.
         self.store_conflicts(&conflicts).await?;
         let cohort_embedder = CohortEmbedder::of(self.pipeline.embedder());

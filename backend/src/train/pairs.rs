@@ -1,5 +1,11 @@
 //! Finds images of different people that are nearly the same picture, so that it is unknown whom they show.
 
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{BuildHasher as _, RandomState},
+    sync::{Mutex, PoisonError},
+};
+
 use rayon::prelude::*;
 
 /// Two images of different people whose embeddings are nearly the same.
@@ -33,36 +39,107 @@ struct Block {
     lengths: [[f32; LANES]; 2],
 }
 
-/// Finds the pairs of samples of different people whose cosine is at least `threshold`; embeddings have length 1. Returns
-/// `None` as soon as `go_on` returns false.
+/// An image of a person: the image's id, the person's row id and the embedding, of length 1.
+pub type Sample<'a> = (&'a str, i64, &'a [f32]);
+
+/// Finds pairs for one training after the other, and remembers what it has compared: after the first training only new
+/// images are compared with all others.
+#[derive(Default)]
+pub struct PairFinder {
+    hasher: RandomState,
+    last: Mutex<Compared>,
+}
+
+/// The images of a training, and the pairs among them, by the digests of the samples.
+#[derive(Default)]
+struct Compared {
+    threshold: f32,
+    images: HashSet<u64>,
+    pairs: Vec<(u64, u64, f32)>,
+}
+
+impl PairFinder {
+    /// Finds the pairs of samples of different people whose cosine is at least `threshold`, in the order of the samples.
+    /// Returns `None` as soon as `go_on` returns false. Blocks.
+    pub fn same_pictures(
+        &self,
+        samples: &[Sample<'_>],
+        threshold: f32,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Option<Vec<Pair>> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.threshold.to_bits() != threshold.to_bits() {
+            *last = Compared::default();
+        }
+        let digest = |(image, person, embedding): &Sample<'_>| {
+            let bits: Vec<u32> = embedding.iter().map(|x| x.to_bits()).collect();
+            self.hasher.hash_one((image, person, bits))
+        };
+        let digests: Vec<u64> = samples.par_iter().map(digest).collect();
+        let is_new: Vec<bool> = digests.par_iter().map(|digest| !last.images.contains(digest)).collect();
+        let compared: Vec<(i64, &[f32])> =
+            samples.iter().map(|(_, person, embedding)| (*person, *embedding)).collect();
+        let mut pairs = same_pictures(&compared, &is_new, threshold, go_on)?;
+        if !last.pairs.is_empty() {
+            let positions: HashMap<u64, usize> =
+                digests.iter().enumerate().map(|(position, digest)| (*digest, position)).collect();
+            pairs.extend(last.pairs.iter().filter_map(|(one, other, similarity)| {
+                let (one, other) = (*positions.get(one)?, *positions.get(other)?);
+                Some(Pair { first: one.min(other), second: one.max(other), similarity: *similarity })
+            }));
+        }
+        pairs.sort_unstable_by_key(|pair| (pair.first, pair.second));
+        let digest = |position: usize| digests.get(position).copied();
+        *last = Compared {
+            threshold,
+            pairs: pairs
+                .iter()
+                .filter_map(|pair| Some((digest(pair.first)?, digest(pair.second)?, pair.similarity)))
+                .collect(),
+            images: digests.iter().copied().collect(),
+        };
+        Some(pairs)
+    }
+}
+
+/// Finds the pairs of samples of different people, of which at least one is new, whose cosine is at least `threshold`;
+/// embeddings have length 1. Returns `None` as soon as `go_on` returns false.
 ///
-/// Compares all pairs. For most, a few components suffice: the squared distance, 2 - 2 cos, only grows with each.
-pub fn same_pictures(
+/// Compares all of these pairs. For most, a few components suffice: the squared distance, 2 - 2 cos, only grows with each.
+fn same_pictures(
     samples: &[(i64, &[f32])],
+    is_new: &[bool],
     threshold: f32,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Option<Vec<Pair>> {
     // With a margin for rounding; the cosine decides.
     let farthest = (2.0 - 2.0 * threshold).max(0.0) + 1e-4;
-    let blocks: Vec<Block> = samples.chunks(LANES).map(Block::new).collect();
-    let of_one = |(first, (person, one)): (usize, &(i64, &[f32]))| {
-        if !go_on() {
-            return None;
-        }
+    let blocks: Vec<Block> = samples.par_chunks(LANES).map(Block::new).collect();
+    let is_new = |position: usize| is_new.get(position).is_some_and(|new| *new);
+    let all_new = (0..samples.len()).all(is_new);
+    // New ones before this one have been compared with it.
+    let first_block = |position: usize| if all_new { position / LANES } else { 0 };
+    let of_one = |position: usize, person: i64, one: &[f32]| {
         let head = Head::new(one);
         let mut pairs = Vec::new();
-        for (number, block) in blocks.iter().enumerate().skip(first / LANES) {
+        for (number, block) in blocks.iter().enumerate().skip(first_block(position)) {
             let Some(near) = block.near(&head, farthest) else { continue };
-            for (second, near) in (number * LANES..samples.len()).zip(near) {
-                let of_another = samples.get(second).is_some_and(|(other, _)| other != person);
-                if near && second > first && of_another {
-                    pairs.extend(pair(samples, first, second, threshold));
+            for (other, near) in (number * LANES..samples.len()).zip(near) {
+                let of_another = samples.get(other).is_some_and(|(who, _)| *who != person);
+                let counts_here = other > position || !is_new(other);
+                if near && of_another && counts_here {
+                    pairs.extend(pair(samples, position.min(other), position.max(other), threshold));
                 }
             }
         }
-        Some(pairs)
+        pairs
     };
-    let found: Option<Vec<Vec<Pair>>> = samples.par_iter().enumerate().map(of_one).collect();
+    let found: Option<Vec<Vec<Pair>>> = samples
+        .par_iter()
+        .enumerate()
+        .filter(|(position, _)| is_new(*position))
+        .map(|(position, (person, one))| go_on().then(|| of_one(position, *person, one)))
+        .collect();
     Some(found?.into_iter().flatten().collect())
 }
 
@@ -134,6 +211,11 @@ fn pair(samples: &[(i64, &[f32])], first: usize, second: usize, threshold: f32) 
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        ops::Range,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
     use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
     use super::*;
@@ -166,11 +248,11 @@ mod tests {
         // The same person's own copy is none.
         vectors.push((5, vectors[5].1.clone()));
         let samples: Vec<(i64, &[f32])> = vectors.iter().map(|(person, v)| (*person, v.as_slice())).collect();
-        let pairs = same_pictures(&samples, 0.98, &|| true).unwrap();
+        let pairs = same_pictures(&samples, &vec![true; samples.len()], 0.98, &|| true).unwrap();
         let places: Vec<(usize, usize)> = pairs.iter().map(|pair| (pair.first, pair.second)).collect();
         assert_eq!(places, [(0, 60), (1, 61), (4, 64)]);
         assert!((pairs[1].similarity - 0.981).abs() < 1e-3, "{}", pairs[1].similarity);
-        assert_eq!(same_pictures(&samples, 0.98, &|| false), None);
+        assert_eq!(same_pictures(&samples, &vec![true; samples.len()], 0.98, &|| false), None);
     }
 
     #[test]
@@ -196,7 +278,46 @@ mod tests {
         let expected: Vec<(usize, usize)> =
             every.filter(|(first, second)| pair(&samples, *first, *second, 0.94).is_some()).collect();
         assert!((100..1600).contains(&expected.len()), "{}", expected.len());
-        let found = same_pictures(&samples, 0.94, &|| true).unwrap();
-        assert_eq!(found.iter().map(|pair| (pair.first, pair.second)).collect::<Vec<_>>(), expected);
+        let places =
+            |pairs: Vec<Pair>| pairs.iter().map(|pair| (pair.first, pair.second)).collect::<Vec<_>>();
+        let found = same_pictures(&samples, &[true; 100], 0.94, &|| true).unwrap();
+        assert_eq!(places(found), expected);
+
+        // The same whatever was compared before: other images, erased since, with other embeddings or of other people.
+        let ids: Vec<String> = (0..100).map(|number| format!("image-{number}")).collect();
+        let named = |range: Range<usize>| -> Vec<Sample<'_>> {
+            range.map(|at| (ids[at].as_str(), samples[at].0, samples[at].1)).collect()
+        };
+        let finder = PairFinder::default();
+        let mut before = named(0..70);
+        before.retain(|(id, ..)| !id.ends_with('3'));
+        before[20].1 = 77;
+        before[30].2 = samples[5].1;
+        assert!(!finder.same_pictures(&before, 0.94, &|| true).unwrap().is_empty());
+        for _ in 0..2 {
+            assert_eq!(places(finder.same_pictures(&named(0..100), 0.94, &|| true).unwrap()), expected);
+        }
+        assert_eq!(finder.same_pictures(&before, 0.94, &|| false), None);
+        let few: Vec<_> = expected.iter().copied().filter(|(_, second)| *second < 50).collect();
+        assert_eq!(places(finder.same_pictures(&named(0..50), 0.94, &|| true).unwrap()), few);
+        assert!(finder.same_pictures(&named(0..50), 0.99, &|| true).unwrap().len() < few.len());
+    }
+
+    #[test]
+    fn a_training_compares_only_new_images() {
+        let vectors: Vec<Vec<f32>> =
+            (0..40).map(|one| unit((0..16).map(|x| f32::from(u8::from(x == one % 16))).collect())).collect();
+        let ids: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+        let samples: Vec<Sample<'_>> = (0..40)
+            .map(|at| (ids[at].as_str(), i64::try_from(at).unwrap(), vectors[at].as_slice()))
+            .collect();
+        let compared = AtomicUsize::new(0);
+        let count = || compared.fetch_add(1, Ordering::Relaxed) < usize::MAX;
+        let finder = PairFinder::default();
+        for (images, new) in [(38, 38), (40, 2), (40, 0), (30, 0)] {
+            compared.store(0, Ordering::Relaxed);
+            finder.same_pictures(&samples[..images], 0.9, &count).unwrap();
+            assert_eq!(compared.load(Ordering::Relaxed), new);
+        }
     }
 }

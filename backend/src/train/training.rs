@@ -10,7 +10,7 @@ use facepipe_identify::{IdentifyError, Model, Sample, TrainOptions};
 
 use super::{
     executor::JobError,
-    pairs::same_pictures,
+    pairs::{PairFinder, Sample as ComparedImage},
     progress::{AbortReason, Progress},
     results::{Conflict, ConflictingImage, LeftOut, WhyLeftOut},
 };
@@ -104,12 +104,13 @@ pub fn fit(
 /// `progress` says to stop.
 pub fn split_conflicts(
     images: Vec<TrainingImage>,
+    pairs: &PairFinder,
     same_picture: f32,
     progress: &Progress,
 ) -> Result<(Vec<TrainingImage>, Vec<ConflictingPair>), JobError> {
-    let compared: Vec<(i64, &[f32])> =
-        images.iter().map(|image| (image.person, image.embedding.as_slice())).collect();
-    let pairs = same_pictures(&compared, same_picture, &|| progress.abort_reason().is_none());
+    let compared: Vec<ComparedImage<'_>> =
+        images.iter().map(|image| (image.id.as_str(), image.person, image.embedding.as_slice())).collect();
+    let pairs = pairs.same_pictures(&compared, same_picture, &|| progress.abort_reason().is_none());
     let mut pairs = pairs.ok_or_else(|| aborted(progress))?;
     pairs.sort_by(|one, other| other.similarity.total_cmp(&one.similarity));
     let side = |position: usize| images.get(position).map(|image| (image.id.clone(), image.person));
