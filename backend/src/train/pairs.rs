@@ -19,24 +19,28 @@ pub struct Pair {
     pub similarity: f32,
 }
 
-/// Components of each half of an embedding's head. A head distinguishes most pairs, and its first half most of those.
-const HALF: usize = 8;
+/// Parts of an embedding's head, of [`PART`] components each: the head distinguishes nearly all pairs, and its first parts most
+/// of them.
+const PARTS: usize = 4;
+const PART: usize = 8;
 /// Heads that are compared with another one at a time.
 const LANES: usize = 16;
+/// Heads that are compared with a block while it is in the first-level cache.
+const HEADS: usize = 64;
 
 /// The head of an embedding: its first components.
 struct Head {
-    halves: [[f32; HALF]; 2],
-    /// The squared length of each half.
-    lengths: [f32; 2],
+    parts: [[f32; PART]; PARTS],
+    /// The squared length of each part.
+    lengths: [f32; PARTS],
 }
 
 /// The heads of [`LANES`] embeddings, transposed, so that each step computes with all of them: the compiler vectorises it.
 struct Block {
-    /// By half, component and lane.
-    halves: [[[f32; LANES]; HALF]; 2],
-    /// By half and lane, the squared lengths.
-    lengths: [[f32; LANES]; 2],
+    /// By part, component and lane.
+    parts: [[[f32; LANES]; PART]; PARTS],
+    /// By part and lane, the squared lengths.
+    lengths: [[f32; LANES]; PARTS],
 }
 
 /// An image of a person: the image's id, the person's row id and the embedding, of length 1.
@@ -116,51 +120,57 @@ fn same_pictures(
     let farthest = (2.0 - 2.0 * threshold).max(0.0) + 1e-4;
     let blocks: Vec<Block> = samples.par_chunks(LANES).map(Block::new).collect();
     let is_new = |position: usize| is_new.get(position).is_some_and(|new| *new);
-    let all_new = (0..samples.len()).all(is_new);
-    // New ones before this one have been compared with it.
-    let first_block = |position: usize| if all_new { position / LANES } else { 0 };
-    let of_one = |position: usize, person: i64, one: &[f32]| {
-        let head = Head::new(one);
+    let new: Vec<usize> = (0..samples.len()).filter(|position| is_new(*position)).collect();
+    // New ones before these have been compared with them.
+    let first_block = |position: usize| if new.len() == samples.len() { position / LANES } else { 0 };
+    let of_some = |positions: &[usize]| {
+        let head = |position: &usize| {
+            let (person, embedding) = samples.get(*position)?;
+            Some((*position, *person, Head::new(embedding)))
+        };
+        let heads: Vec<(usize, i64, Head)> = positions.iter().filter_map(head).collect();
+        let first_block = positions.first().map_or(0, |position| first_block(*position));
         let mut pairs = Vec::new();
-        for (number, block) in blocks.iter().enumerate().skip(first_block(position)) {
-            let Some(near) = block.near(&head, farthest) else { continue };
-            for (other, near) in (number * LANES..samples.len()).zip(near) {
-                let of_another = samples.get(other).is_some_and(|(who, _)| *who != person);
-                let counts_here = other > position || !is_new(other);
-                if near && of_another && counts_here {
-                    pairs.extend(pair(samples, position.min(other), position.max(other), threshold));
+        for (number, block) in blocks.iter().enumerate().skip(first_block) {
+            for (position, person, head) in &heads {
+                let Some(near) = block.near(head, farthest) else { continue };
+                for (other, near) in (number * LANES..samples.len()).zip(near) {
+                    let of_another = samples.get(other).is_some_and(|(who, _)| who != person);
+                    if near && of_another && (other > *position || !is_new(other)) {
+                        let (first, second) = (other.min(*position), other.max(*position));
+                        pairs.extend(pair(samples, first, second, threshold));
+                    }
                 }
             }
         }
         pairs
     };
-    let found: Option<Vec<Vec<Pair>>> = samples
-        .par_iter()
-        .enumerate()
-        .filter(|(position, _)| is_new(*position))
-        .map(|(position, (person, one))| go_on().then(|| of_one(position, *person, one)))
-        .collect();
-    Some(found?.into_iter().flatten().collect())
+    let found: Option<Vec<Vec<Pair>>> =
+        new.par_chunks(HEADS).map(|positions| go_on().then(|| of_some(positions))).collect();
+    let mut pairs: Vec<Pair> = found?.into_iter().flatten().collect();
+    pairs.sort_unstable_by_key(|pair| (pair.first, pair.second));
+    Some(pairs)
 }
 
 impl Head {
     fn new(embedding: &[f32]) -> Self {
-        let mut halves = [[0.0; HALF]; 2];
-        for (place, number) in halves.iter_mut().flatten().zip(embedding) {
+        let mut parts = [[0.0; PART]; PARTS];
+        for (place, number) in parts.iter_mut().flatten().zip(embedding) {
             *place = *number;
         }
-        Self { halves, lengths: halves.map(|half| half.iter().map(|x| x * x).sum()) }
+        Self { parts, lengths: parts.map(|part| part.iter().map(|x| x * x).sum()) }
     }
 }
 
 impl Block {
     fn new(samples: &[(i64, &[f32])]) -> Self {
         // A lane without an embedding is far from all others.
-        let mut block = Self { halves: [[[0.0; LANES]; HALF]; 2], lengths: [[f32::INFINITY; LANES]; 2] };
+        let mut block =
+            Self { parts: [[[0.0; LANES]; PART]; PARTS], lengths: [[f32::INFINITY; LANES]; PARTS] };
         for (lane, (_, embedding)) in samples.iter().enumerate() {
             let head = Head::new(embedding);
-            let places = block.halves.iter_mut().flatten().chain(&mut block.lengths);
-            for (place, value) in places.zip(head.halves.iter().flatten().chain(&head.lengths)) {
+            let places = block.parts.iter_mut().flatten().chain(&mut block.lengths);
+            for (place, value) in places.zip(head.parts.iter().flatten().chain(&head.lengths)) {
                 place.iter_mut().skip(lane).take(1).for_each(|place| *place = *value);
             }
         }
@@ -170,8 +180,8 @@ impl Block {
     /// Which lanes have at most this squared distance to a head; `None` where none has.
     fn near(&self, head: &Head, farthest: f32) -> Option<[bool; LANES]> {
         let mut distances = [0.0; LANES];
-        let halves = self.halves.iter().zip(&self.lengths).zip(head.halves.iter().zip(&head.lengths));
-        for ((others, lengths), (one, length)) in halves {
+        let parts = self.parts.iter().zip(&self.lengths).zip(head.parts.iter().zip(&head.lengths));
+        for ((others, lengths), (one, length)) in parts {
             add_distances(&mut distances, others, lengths, one, *length);
             if !distances.iter().fold(false, |near, distance| near | (*distance <= farthest)) {
                 return None;
@@ -181,12 +191,12 @@ impl Block {
     }
 }
 
-/// Adds the squared distances within one half of the heads, |a|² + |b|² - 2 a·b.
+/// Adds the squared distances within one part of the heads, |a|² + |b|² - 2 a·b.
 fn add_distances(
     distances: &mut [f32; LANES],
-    others: &[[f32; LANES]; HALF],
+    others: &[[f32; LANES]; PART],
     lengths: &[f32; LANES],
-    one: &[f32; HALF],
+    one: &[f32; PART],
     length: f32,
 ) {
     let mut products = [0.0_f32; LANES];
@@ -305,19 +315,19 @@ mod tests {
 
     #[test]
     fn a_training_compares_only_new_images() {
-        let vectors: Vec<Vec<f32>> =
-            (0..40).map(|one| unit((0..16).map(|x| f32::from(u8::from(x == one % 16))).collect())).collect();
-        let ids: Vec<String> = (0..40).map(|number| number.to_string()).collect();
-        let samples: Vec<Sample<'_>> = (0..40)
+        let axis = |one: usize| unit((0..16).map(|x| f32::from(u8::from(x == one % 16))).collect());
+        let vectors: Vec<Vec<f32>> = (0..2 * HEADS).map(axis).collect();
+        let ids: Vec<String> = (0..2 * HEADS).map(|number| number.to_string()).collect();
+        let samples: Vec<Sample<'_>> = (0..2 * HEADS)
             .map(|at| (ids[at].as_str(), i64::try_from(at).unwrap(), vectors[at].as_slice()))
             .collect();
         let compared = AtomicUsize::new(0);
         let count = || compared.fetch_add(1, Ordering::Relaxed) < usize::MAX;
         let finder = PairFinder::default();
-        for (images, new) in [(38, 38), (40, 2), (40, 0), (30, 0)] {
+        for (images, steps) in [(2 * HEADS - 2, 2), (2 * HEADS, 1), (2 * HEADS, 0), (HEADS, 0)] {
             compared.store(0, Ordering::Relaxed);
             finder.same_pictures(&samples[..images], 0.9, &count).unwrap();
-            assert_eq!(compared.load(Ordering::Relaxed), new);
+            assert_eq!(compared.load(Ordering::Relaxed), steps);
         }
     }
 }
