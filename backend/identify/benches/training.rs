@@ -2,13 +2,14 @@
 //!
 //! `cargo bench -p facepipe-identify --bench training -- PEOPLE PHOTOGRAPHS [OPTION...]` prints one line of JSON.
 //!
-//! * `--solver smo|dual-coordinate-descent`: else whichever a training would take;
+//! * `--method automatic|nearest-mean`: what ranks, `linear-svm` if not told;
+//! * `--solver smo|dual-coordinate-descent`: of the SVM, else whichever a training would take;
 //! * `--runs N`: trains so many times and gives the shortest, 1 if not told;
 //! * `--newcomer`: then adds one person with 12 photographs to the model;
 //! * `--write FOLDER`: writes the samples for others to train on, `train.f32` and `test.f32`, `[people, photographs,
 //!   512]`, and trains nothing;
-//! * `--search SECONDS`: trains nothing either, but searches among so many people for so long, with hyperplanes that are
-//!   their means, and prints the searches per second;
+//! * `--search SECONDS`: searches among so many people with one photograph each for so long, ranked by the nearest mean, and
+//!   prints the searches per second;
 //! * `--worker`: says `ready`, then trains once for each line that it reads, and answers with the seconds.
 //!
 //! The embeddings are clusters on the unit sphere of 512 dimensions with a cosine of 0.5 within a person on average.
@@ -24,10 +25,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use facepipe_identify::{Model, Sample, Solver, TrainOptions};
+use facepipe_identify::{Method, Model, Sample, Solver, TrainOptions};
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
-use sha2::{Digest as _, Sha256};
 
 const DIMENSIONS: usize = 512;
 const HELD_OUT: usize = 2;
@@ -40,6 +40,7 @@ const NOISE: f32 = 1.0;
 struct Arguments {
     people: usize,
     photographs: usize,
+    method: Method,
     solver: Solver,
     runs: usize,
     newcomer: bool,
@@ -52,6 +53,7 @@ fn arguments() -> Arguments {
     let mut given = Arguments {
         people: 100,
         photographs: 10,
+        method: Method::LinearSvm,
         solver: Solver::Automatic,
         runs: 1,
         newcomer: false,
@@ -71,6 +73,10 @@ fn arguments() -> Arguments {
             "--write" => given.write = Some(value()),
             "--search" => given.search = Some(value().parse().expect("--search takes seconds")),
             "--runs" => given.runs = value().parse().expect("--runs takes a number"),
+            "--method" => {
+                given.method =
+                    serde_json::from_value(value().into()).expect("--method takes the name of a method");
+            }
             "--solver" => {
                 given.solver =
                     serde_json::from_value(value().into()).expect("--solver takes the name of a solver");
@@ -150,7 +156,8 @@ fn main() {
         return;
     }
 
-    let options = TrainOptions { solver: arguments.solver, ..TrainOptions::default() };
+    let options =
+        TrainOptions { method: arguments.method, solver: arguments.solver, ..TrainOptions::default() };
     if arguments.worker {
         println!("ready");
         for _ in io::stdin().lines() {
@@ -207,13 +214,14 @@ fn main() {
 /// Searches for one person after the other for so long.
 fn search(count: usize, long: Duration) {
     let mut people = People::new();
-    let means: Vec<Vec<f32>> = (0..count).flat_map(|_| people.person(1)).collect();
-    let model = Model::from_bytes(&stored(&means)).expect("it is a model");
+    let samples: Vec<Sample> = (0..count).flat_map(|person| label(person, people.person(1))).collect();
+    let options = TrainOptions { method: Method::NearestMean, ..TrainOptions::default() };
+    let model = Model::train("benchmark", &samples, &options).expect("it can be trained on");
     let begun = Instant::now();
     let (mut searches, mut found) = (0_u32, 0_u32);
-    for (person, embedding) in means.iter().enumerate().cycle() {
+    for Sample { label, embedding } in samples.iter().cycle() {
         let answer = model.identify(embedding, THRESHOLD, 5).expect("an answer");
-        found += u32::from(answer.top.is_some_and(|top| top.label == format!("{person:06}")));
+        found += u32::from(answer.top.is_some_and(|top| top.label == *label));
         searches += 1;
         if begun.elapsed() >= long {
             break;
@@ -226,38 +234,6 @@ fn search(count: usize, long: Duration) {
         "peak_rss_mb": peak_rss_mb(),
     });
     println!("{line}");
-}
-
-/// A model in its stored form, as `Model::to_bytes` describes it, whose hyperplanes are the means. To train so many takes
-/// longer than the search is worth.
-fn stored(means: &[Vec<f32>]) -> Vec<u8> {
-    let text = |payload: &mut Vec<u8>, text: &str| {
-        payload.extend(u16::try_from(text.len()).expect("it is short").to_le_bytes());
-        payload.extend(text.as_bytes());
-    };
-    let numbers =
-        |payload: &mut Vec<u8>, values: &[f32]| payload.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    let mut payload = Vec::new();
-    text(&mut payload, "benchmark");
-    for count in [DIMENSIONS, means.len()] {
-        payload.extend(u32::try_from(count).expect("it is small").to_le_bytes());
-    }
-    (0..means.len()).for_each(|person| text(&mut payload, &format!("{person:06}")));
-    means.iter().for_each(|mean| numbers(&mut payload, mean));
-    // A linear SVM.
-    payload.push(1);
-    for mean in means {
-        numbers(&mut payload, mean);
-        // Threshold of the hyperplane, and the two parameters of its calibration.
-        [0.0_f64, -8.0, 4.0].iter().for_each(|value| payload.extend(value.to_le_bytes()));
-    }
-    let mut bytes = b"FPMODEL\0".to_vec();
-    bytes.extend(1_u16.to_le_bytes());
-    bytes.extend((payload.len() as u64).to_le_bytes());
-    bytes.extend(payload);
-    let digest = Sha256::digest(&bytes);
-    bytes.extend(digest);
-    bytes
 }
 
 /// The most memory that this process had resident so far, megabytes; none where the system does not tell.

@@ -27,6 +27,13 @@ pub const MAX_NAME_LENGTH: usize = 64;
 /// measurements.
 pub const NEAREST_MEAN_PEOPLE: usize = 1000;
 
+/// The share of held-out samples to which somebody else may be nearer than their own person. With more, [`Method::Automatic`]
+/// stays with hyperplanes: of faces it is hardly any, unless the embeddings vary in few directions only.
+const MAX_MISTAKES: f64 = 0.1;
+
+/// From this many people on, the time of a training rules hyperplanes out.
+const MAX_SVM_PEOPLE: usize = 5000;
+
 /// Minimum probability at which a person is more probable than all others together, and need not be the nearest.
 const MAJORITY: f32 = 0.5;
 
@@ -71,8 +78,8 @@ pub struct TrainOptions {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Method {
-    /// [`NearestMean`] for [`NEAREST_MEAN_PEOPLE`] people and more, and for more samples than [`LinearSvm`] takes; below that
-    /// [`LinearSvm`].
+    /// [`NearestMean`] for [`NEAREST_MEAN_PEOPLE`] people and more, and for more samples than [`LinearSvm`] takes; below that, and
+    /// up to 5,000 people where means tell them apart badly, [`LinearSvm`].
     #[default]
     Automatic,
     /// [`LinearSvm`].
@@ -190,7 +197,11 @@ impl Model {
         }
         let previous = previous.filter(|previous| previous.embedder == embedder);
         if uses_nearest_mean(samples, options.method) {
-            return Self::train_nearest_mean(previous, embedder, samples, progress);
+            let trained = Self::train_nearest_mean(previous, samples, options, progress)?;
+            if let Some(nearest_mean::Trained { labels, means, classifier, .. }) = trained {
+                let (dimensions, classifier) = (means.columns(), Some(Arc::new(classifier) as Arc<_>));
+                return Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier });
+            }
         }
 
         let dimensions = samples.first().map_or(0, |s| s.embedding.len());
@@ -240,32 +251,29 @@ impl Model {
         Ok(Self { embedder: embedder.into(), dimensions, labels, means: Arc::new(means), classifier })
     }
 
+    /// `None` where the choice is free and hyperplanes can tell people apart whom their means cannot.
     fn train_nearest_mean(
         previous: Option<&Self>,
-        embedder: &str,
         samples: &[Sample],
+        options: &TrainOptions,
         progress: &ProgressCallback<'_>,
-    ) -> Result<Self, IdentifyError> {
+    ) -> Result<Option<nearest_mean::Trained>, IdentifyError> {
         let previous = previous.and_then(|model| {
             let classifier = model.classifier.as_ref()?.nearest_mean()?;
             Some(nearest_mean::Previous { labels: &model.labels, means: &model.means, classifier })
         });
-        let nearest_mean::Trained { labels, means, classifier } =
-            NearestMean::train(samples, previous, progress)?;
-        let (dimensions, classifier) = (means.columns(), Some(Arc::new(classifier) as Arc<dyn Classifier>));
-        Ok(Self { embedder: embedder.into(), dimensions, labels, means, classifier })
-    }
-
-    /// Returns for each sample whether its person was trained on exactly the samples of that person among these. False for
-    /// all where the model cannot tell: of another embedder, or not of [`Method::NearestMean`].
-    ///
-    /// # Errors
-    /// An embedding that is empty, not finite, zero or of another length than the model's.
-    pub fn unchanged(&self, embedder: &str, samples: &[Sample]) -> Result<Vec<bool>, IdentifyError> {
-        let classifier = self.classifier.as_ref().filter(|_| self.embedder == embedder);
-        match classifier.and_then(|classifier| classifier.nearest_mean()) {
-            Some(classifier) => classifier.unchanged(&self.labels, samples),
-            None => Ok(vec![false; samples.len()]),
+        if options.method == Method::NearestMean || samples.len() > MAX_SVM_SAMPLES {
+            return NearestMean::train(samples, previous, progress).map(Some);
+        }
+        // The samples may have to be trained on once more, so they are not counted yet.
+        let trained = NearestMean::train(samples, previous, &|_| progress(0))?;
+        let mistaken = trained.mistakes.is_some_and(|mistakes| mistakes > MAX_MISTAKES);
+        if mistaken && trained.labels.len() < MAX_SVM_PEOPLE {
+            return Ok(None);
+        }
+        match progress(samples.len()) {
+            ControlFlow::Continue(()) => Ok(Some(trained)),
+            ControlFlow::Break(()) => Err(IdentifyError::Cancelled),
         }
     }
 

@@ -8,7 +8,11 @@
 //! digest per person tells, and takes all others from the previous model. Nothing of a removed sample remains.
 
 use std::{
-    collections::BTreeMap, ops::ControlFlow, sync::Arc, sync::atomic::AtomicUsize, sync::atomic::Ordering,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use rayon::prelude::*;
@@ -49,6 +53,8 @@ pub(crate) struct Trained {
     pub(crate) labels: Labels,
     pub(crate) means: Arc<Matrix>,
     pub(crate) classifier: NearestMean,
+    /// Share of held-out samples to which somebody else is nearer; none where too few could be held out.
+    pub(crate) mistakes: Option<f64>,
 }
 
 /// What a training may take means from.
@@ -94,7 +100,7 @@ impl NearestMean {
             }
         })?;
 
-        let slope = fit_slope(samples, &people, &means)?;
+        let (slope, mistakes) = fit_slope(samples, &people, &means)?;
         let mut labels = Labels::with_capacity(people.len());
         for person in &people {
             labels.push(person.label)?;
@@ -103,28 +109,7 @@ impl NearestMean {
         let means = Arc::new(means);
         let digests = people.iter().map(|person| person.digest).collect();
         let classifier = Self { gallery: Arc::new(Scan::new(Arc::clone(&means))), slope, digests };
-        Ok(Trained { labels, means, classifier })
-    }
-
-    /// Returns for each sample whether its person's samples are those of the training.
-    pub(crate) fn unchanged(&self, labels: &Labels, samples: &[Sample]) -> Result<Vec<bool>, IdentifyError> {
-        let digests = sample_digests(samples, self.gallery.dimensions())?;
-        let mut unchanged = vec![false; samples.len()];
-        let mut positions: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (position, sample) in samples.iter().enumerate() {
-            positions.entry(&sample.label).or_default().push(position);
-        }
-        for person in group(samples, &digests) {
-            let known = labels.position(person.label).and_then(|class| self.digests.get(class));
-            if known == Some(&person.digest) {
-                for &position in positions.get(person.label).into_iter().flatten() {
-                    if let Some(unchanged) = unchanged.get_mut(position) {
-                        *unchanged = true;
-                    }
-                }
-            }
-        }
-        Ok(unchanged)
+        Ok(Trained { labels, means, classifier, mistakes })
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>, means: &Arc<Matrix>) -> Result<Self, IdentifyError> {
@@ -261,8 +246,12 @@ fn mean(samples: &[Sample], of: &[usize]) -> Result<Vec<f32>, IdentifyError> {
 
 /// Fits the slope of the probabilities: that of [`SLOPES`] with the least logarithmic loss on samples that are held out of their
 /// person's mean, against the means of other people, each of whom stands for as many as there are more of them. People with
-/// one sample have none to hold out.
-fn fit_slope(samples: &[Sample], people: &[Person<'_>], means: &Matrix) -> Result<f32, IdentifyError> {
+/// one sample have none to hold out. Also returns the share of those samples to which another person is nearer.
+fn fit_slope(
+    samples: &[Sample],
+    people: &[Person<'_>],
+    means: &Matrix,
+) -> Result<(f32, Option<f64>), IdentifyError> {
     let unit = (means.columns() as f64).sqrt();
     let slope = |factor: f32| to_f32(f64::from(factor) * unit);
     let several: Vec<usize> = people
@@ -273,7 +262,7 @@ fn fit_slope(samples: &[Sample], people: &[Person<'_>], means: &Matrix) -> Resul
         .collect();
     let rivals = evenly(people.len(), RIVALS);
     if several.len() < MIN_PROBES || rivals.len() < 2 {
-        return Ok(slope(DEFAULT_SLOPE));
+        return Ok((slope(DEFAULT_SLOPE), None));
     }
     let mut rival_means = Matrix::zeros(rivals.len(), means.columns());
     for (to, class) in rival_means.iter_mut().zip(&rivals) {
@@ -282,12 +271,14 @@ fn fit_slope(samples: &[Sample], people: &[Person<'_>], means: &Matrix) -> Resul
     let losses = |probe: usize| {
         let Some((class, person)) = several.get(probe).and_then(|class| Some((*class, people.get(*class)?)))
         else {
-            return Ok([0.0; SLOPES.len()]);
+            return Ok(([0.0; SLOPES.len()], false));
         };
-        let Some((held_out, others)) = person.samples.split_first() else { return Ok([0.0; SLOPES.len()]) };
-        let Some(held_out) = samples.get(*held_out) else { return Ok([0.0; SLOPES.len()]) };
+        let Some((held_out, others)) = person.samples.split_first() else {
+            return Ok(([0.0; SLOPES.len()], false));
+        };
+        let Some(held_out) = samples.get(*held_out) else { return Ok(([0.0; SLOPES.len()], false)) };
         // What is left of opposite directions has none.
-        let Ok(own) = mean(samples, others) else { return Ok([0.0; SLOPES.len()]) };
+        let Ok(own) = mean(samples, others) else { return Ok(([0.0; SLOPES.len()], false)) };
         let query = Query::new(&normalised(&held_out.embedding, String::new)?);
         let mut cosines = Vec::with_capacity(rivals.len());
         rival_means.scan(&query, |_, products| cosines.extend_from_slice(products));
@@ -300,19 +291,21 @@ fn fit_slope(samples: &[Sample], people: &[Person<'_>], means: &Matrix) -> Resul
         let genuine = f64::from(own_row.dot(0, &query).unwrap_or_default());
         // Each rival stands for so many.
         let weight = ((people.len() - 1) as f64 / cosines.len() as f64).ln();
-        Ok(SLOPES.map(|factor| {
+        let losses = SLOPES.map(|factor| {
             let mut sum = LogSum::new(slope(factor));
             sum.add(&cosines, highest);
             let advantage = f64::from(slope(factor)) * genuine - sum.value() - weight;
             // -ln(own / (own + others)).
             (-advantage).max(0.0) + (-advantage.abs()).exp().ln_1p()
-        }))
+        });
+        Ok((losses, genuine <= f64::from(highest)))
     };
-    let all: Vec<[f64; SLOPES.len()]> =
+    let all: Vec<([f64; SLOPES.len()], bool)> =
         evenly(several.len(), PROBES).into_par_iter().map(losses).collect::<Result<_, IdentifyError>>()?;
-    let total = |position: usize| all.iter().filter_map(|losses| losses.get(position)).sum::<f64>();
+    let total = |position: usize| all.iter().filter_map(|(losses, _)| losses.get(position)).sum::<f64>();
     let best = SLOPES.iter().enumerate().min_by(|a, b| total(a.0).total_cmp(&total(b.0)));
-    Ok(slope(best.map_or(DEFAULT_SLOPE, |(_, factor)| *factor)))
+    let mistakes = all.iter().filter(|(_, mistaken)| *mistaken).count() as f64 / all.len() as f64;
+    Ok((slope(best.map_or(DEFAULT_SLOPE, |(_, factor)| *factor)), Some(mistakes)))
 }
 
 /// Up to `most` of the numbers below `count`, evenly spaced, rising.
