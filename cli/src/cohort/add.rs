@@ -63,7 +63,7 @@ struct Report {
     hidden: usize,
     /// Pictures not sent because the run was interrupted or failed.
     left: usize,
-    /// Embeddings in the cohort by the server's embedder, as the last response has it.
+    /// Embeddings in the cohort by the server's embedder, as the responses have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<u64>,
 }
@@ -125,7 +125,8 @@ async fn send(
                 }
                 bar.inc(images.len().try_into()?);
                 report.images.extend(images);
-                report.total = total.or(report.total);
+                // Of two requests at a time, the one that is sent first may be counted last.
+                report.total = report.total.max(total);
             }
             Err(error) => {
                 failure = Some(error);
