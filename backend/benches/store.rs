@@ -18,8 +18,8 @@ use std::{
 use facepipe_backend::{
     Config,
     parts::{
-        CaptureTime, Database, FaceDecision, FaceId, Fusion, IdempotentCall, IdentifiedFace, NewImage,
-        NewUploads, TrackRef, TrackedFace, Upload, now,
+        CaptureTime, Database, EnrolledFace, FaceDecision, FaceId, FaceQuality, Fusion, IdempotentCall,
+        IdentifiedFace, NewImage, NewUploads, TrackRef, TrackedFace, Upload, now,
     },
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -36,6 +36,7 @@ fn face() -> IdentifiedFace {
         predictions: Vec::new(),
         embedding: vec![1.0 / 512_f32.sqrt(); DIMENSIONS],
         crops: 1,
+        quality: FaceQuality::default(),
     }
 }
 
@@ -127,6 +128,7 @@ async fn enrol(database: Database, people: u64, embedder: &'static str, dimensio
             bytes: 0,
             sha256: format!("{number:064x}"),
             embedder,
+            face: EnrolledFace { bounding_box: [0.0, 0.0, 100.0, 100.0], quality: FaceQuality::default() },
             embedding: synthetic_embedding(number, dimensions),
         };
         database.add_image(person, image).await.expect("the image is added");

@@ -44,7 +44,10 @@ pub use config::{
 #[doc(hidden)]
 pub mod parts {
     pub use crate::{
-        domain::{CaptureTime, EmbeddingSum, FaceDecision, FaceId, IdentifiedFace, TrackRef, now},
+        domain::{
+            CaptureTime, EmbeddingSum, EnrolledFace, FaceDecision, FaceId, FaceQuality, IdentifiedFace,
+            TrackRef, now, similarity_to_own,
+        },
         store::{
             Database,
             sql::{Fusion, IdempotentCall, NewImage, NewUploads, TrackedFace, Upload},

@@ -300,8 +300,12 @@ fn refused(image: usize, error: DecodeError) -> ImageError {
     ImageError { image, error: ApiError::from(error).detail() }
 }
 
-/// The face that stands for a picture: the largest one. Whose it is does not matter, as long as it is one stranger's.
-fn main_face(image: ImageResult) -> Option<IdentifiedFace> {
+/// The face that stands for a picture: the main one, or else the largest. Whose it is does not matter, as long as it is one
+/// stranger's.
+fn main_face(mut image: ImageResult) -> Option<IdentifiedFace> {
+    if let Some(position) = image.main_face() {
+        return Some(image.faces.swap_remove(position));
+    }
     let area = |face: &IdentifiedFace| {
         let [left, top, right, bottom] = face.bounding_box;
         (right - left) * (bottom - top)

@@ -9,14 +9,18 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    ListMeta, State, face_id,
-    form::{Form, FormField, FormFields, ImagePart},
-    recognition::{BoundingBox, ImageNote, only_face},
+    ListMeta, State,
+    face_choice::FaceChoice,
+    face_id,
+    form::{Form, FormField, FormFields, ImagePart, TextPart},
+    quality::{ImageFace, Quality},
+    recognition::{BoundingBox, ImageNote},
     response::{ImageContent, JsonResponse, NoContent},
     rfc3339,
+    warnings::{Warning, doubts},
 };
 use crate::{
-    domain::{FaceId, Person, PersonRef},
+    domain::{EnrolledFace, FaceId, Person, PersonRef},
     error::ApiError,
     recognise::UploadedImage,
     store::{
@@ -91,6 +95,9 @@ struct Image {
     /// When it was enrolled.
     #[openapi(example = "2024-05-01T09:31:00Z")]
     created_at: String,
+    /// The face that was enrolled. Null for an image that was enrolled before the server kept it, until its embedding is
+    /// recomputed (`POST /model/generate-emb`).
+    face: Option<ImageFace>,
 }
 
 /// A person's Face ID. In a body, so that no log of addresses has it.
@@ -152,30 +159,20 @@ pub struct AddedImage {
     /// Probability that it is a face.
     #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
+    quality: Quality,
     /// Remarks on the image's file; absent for most images.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<ImageNote>,
-    /// Where other people have nearly the same picture.
+    /// Where other people have nearly the same picture; also the first of `warnings`.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<Warning>,
-}
-
-/// A problem of an image that was enrolled nevertheless.
-#[derive(Serialize, Apiv2Schema)]
-#[openapi(rename = "EnrolmentWarning")]
-pub struct Warning {
-    /// Stable, for programs.
-    #[openapi(example = "similar_image")]
-    code: &'static str,
-    /// For people.
-    #[openapi(example = "nearly the same picture is enrolled under another person: …")]
-    message: String,
-    /// The images of others, the most similar first.
-    images: Vec<SimilarImage>,
+    /// Reasons to doubt that the image shows its person; absent for most images.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Warning>,
 }
 
 /// An image of another person that is nearly the same picture.
-#[derive(Serialize, Apiv2Schema)]
+#[derive(Clone, Serialize, Apiv2Schema)]
 pub struct SimilarImage {
     /// What `/images/{image_id}` takes.
     #[openapi(example = "018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
@@ -194,9 +191,6 @@ pub struct SimilarImage {
 /// Maximum number of images in a warning.
 const SIMILAR_LISTED: usize = 10;
 
-const SIMILAR: &str = "nearly the same picture is enrolled under another person: a training leaves both out, since nobody \
-                       can tell whom they show; erase the one that does not show its person";
-
 impl From<sql::SimilarImage> for SimilarImage {
     fn from(image: sql::SimilarImage) -> Self {
         Self {
@@ -211,14 +205,26 @@ impl From<sql::SimilarImage> for SimilarImage {
 /// An enrolment.
 #[derive(Default, Apiv2Schema)]
 pub struct EnrolmentForm {
-    /// A picture of exactly one face: JPEG, PNG, WebP, BMP or GIF, at most 10 MiB and 50 million pixels (both can be
-    /// configured). Its EXIF orientation is applied.
+    /// A picture of the person: JPEG, PNG, WebP, BMP or GIF, at most 10 MiB and 50 million pixels (both can be configured).
+    /// Its EXIF orientation is applied. Where it shows several faces, the main one is enrolled, which is the nearest to the
+    /// centre and clearly the largest.
     image: Vec<ImagePart>,
+    /// Which face to enrol, by its place: `left,top,right,bottom` in pixels of the upright image.
+    #[openapi(example = "112,64,208,186")]
+    r#box: Option<TextPart>,
+    /// Which face to enrol, by its position among the `boxes` of the error `several_faces`, from 0. Not together with `box`.
+    #[openapi(example = "0")]
+    face: Option<TextPart>,
 }
 
 impl FormFields for EnrolmentForm {
     fn field(&mut self, name: &str) -> Option<FormField<'_>> {
-        (name == "image").then_some(FormField::Images(&mut self.image))
+        Some(match name {
+            "image" => FormField::Images(&mut self.image),
+            "box" => FormField::Text(&mut self.r#box),
+            "face" => FormField::Text(&mut self.face),
+            _ => return None,
+        })
     }
 }
 
@@ -274,7 +280,8 @@ pub async fn images_of(state: &State, who: &PersonRef) -> Result<web::Json<Perso
         .into_iter()
         .map(|row| {
             let created_at = rfc3339(row.created_at)?;
-            Ok(Image { image_id: row.id, bytes: row.bytes, sha256: row.sha256, created_at })
+            let face = row.face.map(ImageFace::from);
+            Ok(Image { image_id: row.id, bytes: row.bytes, sha256: row.sha256, created_at, face })
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
     let meta = ListMeta { total: images.len() };
@@ -369,7 +376,10 @@ pub async fn add(
 
 /// Enrols an image of a person's face with its embedding: both, or nothing
 ///
-/// The person can be recognised after the next training. An image with the bytes of an enrolled one is rejected with 409
+/// The person can be recognised after the next training. Of several faces, the main one is enrolled: the largest and the
+/// nearest to the centre, with 1.25 times the area of every other one that the detector is sure of. Without one, the image is rejected with
+/// 422 `several_faces`, unless `box` or `face` says which one it is. The response has the face's `quality`, and `warnings` where
+/// it looks like another person or unlike the person's other images. An image with the bytes of an enrolled one is rejected with 409
 /// and the `image_id` and `person_id` of that one: `duplicate_image` where the person has it, `image_of_another` where
 /// another person does. One that is nearly the same as another person's (a copy in another size or quality) is accepted
 /// with a `warning`: a training leaves both out, until one of them is erased.
@@ -393,6 +403,7 @@ pub async fn enrol(
     if images > 1 {
         return Err(ApiError::TooManyImages { images, max: 1 });
     }
+    let choice = FaceChoice::read(form.r#box.as_ref(), form.face.as_ref())?;
     let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
     // Before recognition, which takes a while: the image may be a duplicate, or the dataset locked.
     let sha256 = digest(bytes.clone()).await?;
@@ -400,7 +411,11 @@ pub async fn enrol(
     state.database.dataset_unlocked().await?;
     let size = i64::try_from(bytes.len()).map_err(|error| ApiError::Internal(error.into()))?;
     let result = state.recogniser.recognise(vec![UploadedImage::with_required_face(bytes.clone())]).await?;
-    let (face, notes) = only_face(result.images.into_iter().next().ok_or(ApiError::ImageMissing)??, 0)?;
+    let (face, notes) = choice.take(result.images.into_iter().next().ok_or(ApiError::ImageMissing)??, 0)?;
+    let min = state.config.dataset.min_quality;
+    if u32::from(face.quality.score()) < min {
+        return Err(ApiError::QualityTooLow { quality: face.quality, min });
+    }
 
     let image_id = Uuid::now_v7().to_string();
     let blob_key = Blobs::image_key(person.row, &image_id);
@@ -415,12 +430,15 @@ pub async fn enrol(
             SIMILAR_LISTED,
         )
         .await?;
+    let copied: Vec<i64> = similar.iter().map(|image| image.person.row).collect();
+    let doubts = doubts(state, &person, &face, &copied).await?;
     let image = NewImage {
         id: image_id.clone(),
         blob_key: blob_key.clone(),
         bytes: size,
         sha256,
         embedder,
+        face: EnrolledFace { bounding_box: face.bounding_box, quality: face.quality },
         embedding: face.embedding,
     };
     // The blob first: a row always has its blob, and the next sweep removes a blob without a row.
@@ -437,11 +455,8 @@ pub async fn enrol(
             tracing::warn!(%error, "cannot store which images are nearly the same; the next training does");
         }
     }
-    let warning = (!similar.is_empty()).then(|| Warning {
-        code: "similar_image",
-        message: SIMILAR.to_owned(),
-        images: similar.into_iter().map(SimilarImage::from).collect(),
-    });
+    let warning = Warning::of_similar(similar);
+    let warnings = warning.clone().into_iter().chain(doubts).collect();
     let added = AddedImage {
         person_id: person.id.to_string(),
         face_id: person.face_id,
@@ -449,8 +464,10 @@ pub async fn enrol(
         embedder,
         bounding_box: face.bounding_box.into(),
         detection_confidence: face.detection_confidence,
+        quality: face.quality.into(),
         notes: notes.into_iter().map(|note| ImageNote::new(0, note)).collect(),
         warning,
+        warnings,
     };
     Ok(JsonResponse::new(added))
 }

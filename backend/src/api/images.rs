@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     State,
     dataset::{SimilarImage, finish_erasure, image_content},
+    quality::ImageFace,
     response::{ImageContent, NoContent},
     rfc3339,
 };
@@ -33,6 +34,9 @@ pub struct ImageDetails {
     /// When it was enrolled.
     #[openapi(example = "2024-05-01T09:31:00Z")]
     created_at: String,
+    /// The face that was enrolled. Null for an image that was enrolled before the server kept it, until its embedding is
+    /// recomputed (`POST /model/generate-emb`).
+    face: Option<ImageFace>,
     /// Its embeddings, by embedder; none where no face was found on it.
     embeddings: Vec<Embedding>,
     /// Images of other people that are nearly the same picture, the most similar first. A training leaves all of them
@@ -77,6 +81,7 @@ pub async fn get(
         bytes: image.row.bytes,
         sha256: image.row.sha256,
         created_at: rfc3339(image.row.created_at)?,
+        face: image.row.face.map(ImageFace::from),
         embeddings,
         similar: image.similar.into_iter().map(SimilarImage::from).collect(),
     }))

@@ -15,7 +15,7 @@ use crate::{
     error::examples::{
         CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FORM, FULL, IMAGE, IMAGE_PARTS, JOB,
         JOB_END, JSON, LIMIT, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB, NO_UNKNOWN,
-        ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUERY, QUEUE, ROWS, SELECTION, SEND, TWO_IMAGES,
+        ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUALITY, QUERY, QUEUE, ROWS, SELECTION, SEND, TWO_IMAGES,
         UNKNOWN_FACES, UNKNOWN_IDS,
     },
 };
@@ -115,7 +115,7 @@ routes! {
                         parameters: &[("image_id", "$response.body#/image_id")],
                     },
                 ],
-                ..call(DATASET, &[FACE_ID, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUEUE, CHANGE, ROWS])
+                ..call(DATASET, &[FACE_ID, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUALITY, QUEUE, CHANGE, ROWS])
             };
         }
         "/dataset/{id:[^/]*}/image/{image_id}" Manage Admin {
@@ -142,7 +142,7 @@ routes! {
         }
         "/people/{person_id}/images" Manage Admin {
             post people::add_image =>
-                call(DATASET, &[PATH, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUEUE, CHANGE, ROWS]);
+                call(DATASET, &[PATH, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUALITY, QUEUE, CHANGE, ROWS]);
         }
         "/people/{person_id}/track" Manage Admin {
             get people::track => call(DATABASE, &[PAGE, PATH, PERSON, ROWS]);

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::{
     State,
-    form::{Form, FormField, FormFields, ImagePart},
-    recognition::{BoundingBox, ImageNote, only_face, timing},
+    face_choice::{FaceChoice, number},
+    form::{Form, FormField, FormFields, ImagePart, TextPart},
+    recognition::{BoundingBox, ImageNote, corners, per_image, timing},
     response::JsonResponse,
 };
 use crate::{
@@ -19,14 +20,27 @@ use crate::{
 /// Two pictures to compare.
 #[derive(Default, Apiv2Schema)]
 pub struct VerificationForm {
-    /// Two pictures of exactly one face each: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels
-    /// (both can be configured). Their EXIF orientation is applied.
+    /// Two pictures: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels (both can be configured). Their
+    /// EXIF orientation is applied. Where one shows several faces, the main one is compared, as an enrolment takes it.
     image: Vec<ImagePart>,
+    /// For each image which face to compare, by its place, empty for the main one: `left,top,right,bottom` in pixels of the
+    /// upright image.
+    #[openapi(example = "[]")]
+    r#box: Vec<TextPart>,
+    /// For each image which face to compare, by its position among the `boxes` of the error `several_faces`, from 0; empty for
+    /// the main one. Not together with `box`.
+    #[openapi(example = "[]")]
+    face: Vec<TextPart>,
 }
 
 impl FormFields for VerificationForm {
     fn field(&mut self, name: &str) -> Option<FormField<'_>> {
-        (name == "image").then_some(FormField::Images(&mut self.image))
+        Some(match name {
+            "image" => FormField::Images(&mut self.image),
+            "box" => FormField::Texts(&mut self.r#box),
+            "face" => FormField::Texts(&mut self.face),
+            _ => return None,
+        })
     }
 }
 
@@ -45,14 +59,14 @@ pub struct Verification {
     /// Which network embedded the faces.
     #[openapi(example = "mobilefacenet")]
     embedder: &'static str,
-    /// The face of each image.
+    /// The compared face of each image.
     faces: Vec<VerifiedFace>,
     /// Remarks on the images' files; absent for most requests.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<ImageNote>,
 }
 
-/// The one face of an image.
+/// The compared face of an image.
 #[derive(Serialize, Apiv2Schema)]
 struct VerifiedFace {
     /// Which of the two images, 0 or 1.
@@ -76,7 +90,7 @@ impl VerifiedFace {
 
 /// Whether two pictures show the same person
 ///
-/// Each must show exactly one face. Nobody needs to be enrolled, and nothing is stored.
+/// Of several faces on an image, its main one is compared: the nearest to the centre, and clearly the largest. Nobody needs to be enrolled, and nothing is stored.
 #[api_v2_operation]
 pub async fn verify(
     state: web::Data<State>,
@@ -86,21 +100,26 @@ pub async fn verify(
     let Ok([first, second]) = <[ImagePart; 2]>::try_from(form.image) else {
         return Err(ApiError::TwoImagesExpected { images });
     };
+    let boxes = per_image("box", &form.r#box, images, corners)?;
+    let numbers = per_image("face", &form.face, images, number)?;
+    let choices = boxes.into_iter().zip(numbers).map(|(r#box, face)| FaceChoice::new(r#box, face));
+    let choices = choices.collect::<Result<Vec<_>, _>>()?;
     let unusable = |image| move |error| ApiError::OneImage { image, error };
     let images = vec![
         UploadedImage::with_required_face(first.0.map_err(unusable(0))?),
         UploadedImage::with_required_face(second.0.map_err(unusable(1))?),
     ];
     let result = state.recogniser.recognise(images).await?;
-    let mut images = result.images.into_iter();
+    let mut images = result.images.into_iter().zip(choices);
     let mut notes = Vec::new();
-    let mut only_face = |image: usize| {
-        let found = images.next().unwrap_or_else(|| Ok(ImageResult::default())).map_err(unusable(image))?;
-        let (face, remarks) = only_face(found, image)?;
+    let mut chosen_face = |image: usize| {
+        let nothing = || (Ok(ImageResult::default()), FaceChoice::Main);
+        let (found, choice) = images.next().unwrap_or_else(nothing);
+        let (face, remarks) = choice.take(found.map_err(unusable(image))?, image)?;
         notes.extend(remarks.into_iter().map(|note| ImageNote::new(image, note)));
         Ok::<_, ApiError>(face)
     };
-    let [first, second] = &[only_face(0)?, only_face(1)?];
+    let [first, second] = &[chosen_face(0)?, chosen_face(1)?];
     // Embeddings have length 1; rounding may take the sum slightly beyond it.
     let products = first.embedding.iter().zip(&second.embedding).map(|(a, b)| a * b);
     let similarity = products.sum::<f32>().clamp(-1.0, 1.0);

@@ -12,6 +12,9 @@ settings! {
         /// and a training leaves both out, -1 to 1
         same_picture_threshold: f32, "FACEPIPE_SAME_PICTURE_THRESHOLD", "COSINE", unset "the embedder's",
             in -1.0..=1.0, unit " (a cosine)", arg [allow_negative_numbers = true];
+        /// Minimum quality of a face that is enrolled, 0 (any) to 100: the score of its size, sharpness, pose, brightness and
+        /// the detector's confidence
+        min_quality: u32 = 0, "FACEPIPE_MIN_QUALITY", "SCORE", in 0..=100;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+pub use facepipe_vision::{FaceQuality, QualityComponent};
 use serde::{Deserialize, Serialize};
 
 /// A face that was detected, embedded and identified. People are row ids: names are looked up when a response is written,
@@ -27,6 +28,9 @@ pub struct IdentifiedFace {
     /// The number of crops from which it was decided: those of its track, 1 without one.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub crops: i64,
+    /// How well it can be recognised; not part of idempotency records.
+    #[serde(skip)]
+    pub quality: FaceQuality,
 }
 
 fn one() -> i64 {
@@ -75,6 +79,15 @@ impl EmbeddingSum {
         let norm = if norm > 0.0 { norm } else { 1.0 };
         self.sum.iter().map(|x| x / norm).collect()
     }
+}
+
+/// The face of an enrolled image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EnrolledFace {
+    /// Left, top, right, bottom in pixels of the upright image.
+    pub bounding_box: [f32; 4],
+    /// How well it can be recognised.
+    pub quality: FaceQuality,
 }
 
 /// The row ids of the people in the predictions of faces.
@@ -165,6 +178,7 @@ mod tests {
             predictions: vec![(7, 0.5), (3, 0.375), (9, 0.125)],
             embedding: Vec::new(),
             crops: 1,
+            quality: FaceQuality::default(),
         }
     }
 

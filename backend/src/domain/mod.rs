@@ -5,6 +5,7 @@
 mod clock;
 mod cohort;
 mod detection;
+mod enrolment;
 mod face;
 pub mod face_id;
 mod job;
@@ -17,7 +18,10 @@ mod unknown;
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
 pub use cohort::CohortSource;
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, Revision, StoredDetection};
-pub use face::{EmbeddingSum, FaceDecision, IdentifiedFace, people_of};
+pub use enrolment::similarity_to_own;
+pub use face::{
+    EmbeddingSum, EnrolledFace, FaceDecision, FaceQuality, IdentifiedFace, QualityComponent, people_of,
+};
 pub use face_id::{FaceId, InvalidFaceId, SameName};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
 pub use person::{EnrolledPerson, Person, PersonRef};

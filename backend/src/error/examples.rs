@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::anyhow;
 use facepipe_vision::DecodeError;
 
-use super::ApiError;
+use super::{ApiError, FaceField};
 use crate::{
-    domain::{InvalidFaceId, JobFailure, PersonId},
+    domain::{FaceQuality, InvalidFaceId, JobFailure, PersonId},
     model_loader::ModelProblem,
     recognise::Rotation,
 };
@@ -128,14 +128,36 @@ pub const DUPLICATE: &[Example] = &[
 ];
 /// Calls about an image by its id alone.
 pub const NO_IMAGE: &[Example] = &[|| ApiError::NoSuchImage];
-/// Images that must show exactly one face.
+/// Images of which one face counts.
 pub const ONE_FACE: &[Example] = &[
     || ApiError::NoFace { image: 0, turned: Some(Rotation::Right) },
     || ApiError::SeveralFaces {
         image: 0,
         faces: vec![([112.5, 64.0, 208.0, 186.5], 0.996), ([320.0, 71.25, 402.5, 180.0], 0.988)],
     },
+    || ApiError::NoSuchFace {
+        image: 0,
+        field: FaceField::Face(2),
+        faces: vec![([112.5, 64.0, 208.0, 186.5], 0.996), ([320.0, 71.25, 402.5, 180.0], 0.988)],
+    },
+    || ApiError::InvalidField {
+        field: "box".into(),
+        reason: "is not left,top,right,bottom in pixels with left < right and top < bottom".into(),
+    },
 ];
+/// Images that are enrolled.
+pub const QUALITY: &[Example] = &[|| ApiError::QualityTooLow {
+    quality: FaceQuality {
+        size: 31.5,
+        sharpness: 12.25,
+        yaw: 4.5,
+        pitch: -7.0,
+        roll: 1.5,
+        brightness: 0.375,
+        detection_confidence: 0.996,
+    },
+    min: 30,
+}];
 /// Forms with two images.
 pub const TWO_IMAGES: &[Example] = &[
     || ApiError::TwoImagesExpected { images: 3 },

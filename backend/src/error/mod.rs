@@ -7,20 +7,20 @@ mod table;
 #[cfg(test)]
 pub use table::CODES;
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use actix_web::{
     HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
-use facepipe_vision::DecodeError;
+use facepipe_vision::{DecodeError, main_face::MIN_AREA_RATIO};
 use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
 use serde_json::Value;
 
 use self::table::Row;
 use crate::{
-    domain::{InvalidFaceId, JobFailure, PersonId},
+    domain::{FaceQuality, InvalidFaceId, JobFailure, PersonId, QualityComponent},
     model_loader::ModelProblem,
     recognise::{RecogniseError, Rotation},
     request_id::RequestId,
@@ -239,16 +239,18 @@ pub enum ApiError {
     )]
     ResultsUrlMissing,
     /// The image shows no face.
-    #[error("image {image} (counted from 0) shows no face, it must show exactly one{}", how_to_turn(*turned))]
+    #[error("image {image} (counted from 0) shows no face, it must show one{}", how_to_turn(*turned))]
     NoFace {
         /// Which of the request's images.
         image: usize,
         /// The rotation under which it shows one.
         turned: Option<Rotation>,
     },
-    /// The image shows more than one face.
+    /// The image shows several faces, none of which is clearly the main one.
     #[error(
-        "image {image} (counted from 0) shows {} faces, it must show exactly one; they are at {}",
+        "image {image} (counted from 0) shows {} faces, and none is clearly the main one: the largest and the nearest to the \
+         centre, with {MIN_AREA_RATIO} times the area of every other; send a picture of one person, or say which face counts \
+         with `face` (its position in this list, from 0) or `box`; they are at {}",
         faces.len(), places(faces)
     )]
     SeveralFaces {
@@ -256,6 +258,30 @@ pub enum ApiError {
         image: usize,
         /// The faces: left, top, right, bottom in pixels of the upright image, and the probability of each.
         faces: Vec<([f32; 4], f32)>,
+    },
+    /// The image shows no face where the request says.
+    #[error(
+        "{field}, but image {image} (counted from 0) shows no such face; it shows {}, at {}",
+        counted(faces.len()), places(faces)
+    )]
+    NoSuchFace {
+        /// Which of the request's images.
+        image: usize,
+        /// The request's field and its value.
+        field: FaceField,
+        /// The faces that it shows, as in [`Self::SeveralFaces`].
+        faces: Vec<([f32; 4], f32)>,
+    },
+    /// The face is of too low a quality to be enrolled.
+    #[error(
+        "the quality of the face is {} of 100, it must be at least {min} (setting min_quality): {}",
+        quality.score(), advice(quality)
+    )]
+    QualityTooLow {
+        /// What was measured.
+        quality: FaceQuality,
+        /// Minimum of its score.
+        min: u32,
     },
     /// The queue is full or too slow.
     #[error(
@@ -289,6 +315,69 @@ pub enum ApiError {
     /// A failure of the server, which is logged and not part of the response.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
+}
+
+/// The field of a request that says which face of an image counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FaceField {
+    /// `face`: its position among the detected faces, from 0.
+    Face(usize),
+    /// `box`: its place, left, top, right, bottom in pixels.
+    Box([f32; 4]),
+}
+
+impl FaceField {
+    /// The name of the field.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Face(_) => "face",
+            Self::Box(_) => "box",
+        }
+    }
+}
+
+impl fmt::Display for FaceField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Face(face) => write!(f, "the field `face` is {face}"),
+            Self::Box([left, top, right, bottom]) => {
+                write!(f, "the field `box` is {left},{top},{right},{bottom}")
+            }
+        }
+    }
+}
+
+fn counted(faces: usize) -> String {
+    if faces == 1 {
+        "1 face (number 0)".into()
+    } else {
+        format!("{faces} faces (numbers 0 to {})", faces - 1)
+    }
+}
+
+/// What lowers the quality of a face most, and what to do.
+fn advice(quality: &FaceQuality) -> String {
+    let FaceQuality { size, sharpness, yaw, pitch, brightness, detection_confidence, .. } = quality;
+    match quality.weakest() {
+        QualityComponent::Size => {
+            format!("it is {size:.0} pixels wide or high; send a picture in which it has 80 or more")
+        }
+        QualityComponent::Sharpness => {
+            format!("its sharpness is {sharpness:.0}; send a picture that is in focus, without motion blur")
+        }
+        QualityComponent::Pose => format!(
+            "the head is turned (yaw {yaw:.0}, pitch {pitch:.0} degrees); send a picture that shows it from the front"
+        ),
+        QualityComponent::Brightness => {
+            let problem = if *brightness < 0.5 { "dark" } else { "bright" };
+            format!(
+                "it is too {problem} (brightness {brightness:.2} of 1); send a picture with even light on the face"
+            )
+        }
+        QualityComponent::DetectionConfidence => format!(
+            "the detector is only {detection_confidence:.2} sure that it is a face; send a picture that shows all of it"
+        ),
+    }
 }
 
 fn how_to_turn(turned: Option<Rotation>) -> String {

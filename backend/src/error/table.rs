@@ -7,7 +7,11 @@ use facepipe_vision::DecodeError;
 use serde_json::{Value, json};
 
 use super::ApiError::{self, *};
-use crate::{domain::JobFailure, model_loader::ModelProblem, recognise::Rotation};
+use crate::{
+    domain::{FaceQuality, JobFailure},
+    model_loader::ModelProblem,
+    recognise::Rotation,
+};
 
 /// What an error is for programs.
 pub struct Row {
@@ -77,6 +81,11 @@ table! {
     SeveralFaces { image, faces } =>
         "several_faces", UNPROCESSABLE_ENTITY,
         json!({ "image": image, "faces": faces.len(), "boxes": boxes(faces) });
+    NoSuchFace { image, field, faces } =>
+        "no_such_face", UNPROCESSABLE_ENTITY,
+        json!({ "image": image, "field": field.name(), "faces": faces.len(), "boxes": boxes(faces) });
+    QualityTooLow { quality, min } =>
+        "quality_too_low", UNPROCESSABLE_ENTITY, json!({ "quality": quality_values(quality), "min_quality": min });
     TooBusy { waiting, capacity, wait, budget, .. } =>
         "too_busy", TOO_MANY_REQUESTS,
         json!({
@@ -152,6 +161,19 @@ fn boxes(faces: &[([f32; 4], f32)]) -> Vec<Value> {
         })
     };
     faces.iter().map(face).collect()
+}
+
+fn quality_values(quality: &FaceQuality) -> Value {
+    json!({
+        "score": quality.score(),
+        "size": decimal(quality.size),
+        "sharpness": decimal(quality.sharpness),
+        "yaw": decimal(quality.yaw),
+        "pitch": decimal(quality.pitch),
+        "roll": decimal(quality.roll),
+        "brightness": decimal(quality.brightness),
+        "detection_confidence": decimal(quality.detection_confidence),
+    })
 }
 
 /// A number with the digits of its `f32`, not those of the nearest `f64`.

@@ -61,7 +61,7 @@ pub fn identify(
     threshold: f32,
     top_k: usize,
 ) -> Result<IdentifiedFace, IdentifyError> {
-    let DetectedFace { detection, embedding } = face;
+    let DetectedFace { detection, quality, embedding } = face;
     let FaceDecision { known, score, threshold, predictions } = decide(model, &embedding, threshold, top_k)?;
     let corners = detection.bounding_box;
     Ok(IdentifiedFace {
@@ -73,6 +73,7 @@ pub fn identify(
         predictions,
         embedding,
         crops: 1,
+        quality,
     })
 }
 

@@ -11,12 +11,12 @@ mod throughput;
 mod worker;
 
 pub use active::{ActiveModel, VersionedModel, load_tested};
-pub use pipeline::{ImageError, Pipeline, Rotation, UploadedImage};
+pub use pipeline::{EmbeddedFace, ImageError, Pipeline, Rotation, UploadedImage};
 
 use std::{sync::Arc, thread, time::Duration};
 
 use facepipe_identify::IdentifyError;
-use facepipe_vision::{DecodeError, DecodeNote, VisionError};
+use facepipe_vision::{BoundingBox, DecodeError, DecodeNote, VisionError, main_face};
 use tokio::sync::{Semaphore, oneshot};
 
 use self::{queue::Queue, throughput::ThroughputEstimator, worker::Worker};
@@ -97,11 +97,24 @@ pub struct RecognitionResult {
 pub struct ImageResult {
     /// Its faces.
     pub faces: Vec<IdentifiedFace>,
+    /// Its width and height, upright.
+    pub size: [u32; 2],
     /// Remarks on its file.
     pub notes: Vec<DecodeNote>,
     /// The rotation under which it shows a face, where it shows none as it is and
     /// [`UploadedImage::must_show_face`] is set.
     pub turned: Option<Rotation>,
+}
+
+impl ImageResult {
+    /// The position of the main face in `faces`, by the rule of [`main_face`]; `None` where there is no face, or no main one.
+    pub fn main_face(&self) -> Option<usize> {
+        let candidate = |face: &IdentifiedFace| {
+            let [left, top, right, bottom] = face.bounding_box;
+            (BoundingBox { left, top, right, bottom }, face.detection_confidence)
+        };
+        main_face(&self.faces.iter().map(candidate).collect::<Vec<_>>(), self.size)
+    }
 }
 
 /// The sending end of the queue. The workers end once it is dropped and the queue is empty.

@@ -7,11 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use facepipe_vision::{
-    Backend, Compute, DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder, EmbedderKind,
-    Face, ModelError, Mtcnn, MtcnnConfig, VisionError, decode_with_notes, installed_embedder, largest_face,
-    load_embedder_on,
+    Backend, BoundingBox, Compute, DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder,
+    EmbedderKind, Face, FaceQuality, ModelError, Mtcnn, MtcnnConfig, VisionError, decode_with_notes,
+    installed_embedder, largest_face, load_embedder_on, main_face,
 };
 use image::{RgbImage, imageops};
+
+use crate::domain::EnrolledFace;
 
 /// An image as the client sent it.
 #[derive(Debug, Clone)]
@@ -39,6 +41,10 @@ impl UploadedImage {
 
 /// Minimum probability of a face on a rotated image.
 const MIN_ROTATED_CONFIDENCE: f32 = 0.99;
+
+/// Minimum intersection over union of an enrolled image's box and the face that is found again. The detector's boxes differ by
+/// some pixels between implementations.
+const SAME_FACE_OVERLAP: f32 = 0.5;
 
 /// The networks, loaded.
 pub struct Pipeline {
@@ -86,6 +92,10 @@ pub struct FoundFaces {
     pub faces: Vec<Face>,
     /// The embedder's inputs.
     pub crops: Vec<RgbImage>,
+    /// How well each face can be recognised.
+    pub qualities: Vec<FaceQuality>,
+    /// Width and height of the image, upright.
+    pub size: [u32; 2],
     /// Remarks on the image's file.
     pub notes: Vec<DecodeNote>,
     /// The rotation under which the image shows a face, where it shows none as it is and
@@ -93,6 +103,14 @@ pub struct FoundFaces {
     pub turned: Option<Rotation>,
     /// How long the steps took.
     pub timings: Timings,
+}
+
+/// A face with its embedding.
+pub struct EmbeddedFace {
+    /// Its box and quality.
+    pub face: EnrolledFace,
+    /// The L2-normalised embedding.
+    pub embedding: Vec<f32>,
 }
 
 /// How long the steps from bytes to faces took.
@@ -171,10 +189,13 @@ impl Pipeline {
         let decoded = started.elapsed();
         let faces = self.mtcnn.detect_inside(&image, is_crop)?;
         // Only the crops leave this function: a batch of whole images could fill the memory.
-        let crops = faces.iter().map(|face| self.embedder.crop(&image, face)).collect();
+        let crops: Vec<RgbImage> = faces.iter().map(|face| self.embedder.crop(&image, face)).collect();
+        let qualities =
+            faces.iter().zip(&crops).map(|(face, crop)| FaceQuality::measure(face, crop)).collect();
+        let size = [image.width(), image.height()];
         let turned = if faces.is_empty() && must_show_face { self.find_rotation(&image)? } else { None };
         let timings = Timings { started, decoded, detected: started.elapsed().saturating_sub(decoded) };
-        Ok(FoundFaces { faces, crops, notes, turned, timings })
+        Ok(FoundFaces { faces, crops, qualities, size, notes, turned, timings })
     }
 
     /// The rotation under which an image shows a face; of several the one with the most probable face.
@@ -192,15 +213,40 @@ impl Pipeline {
         Ok(best.map(|(_, rotation)| rotation))
     }
 
-    /// The embedding of an image's largest face; `None` where it has no face.
+    /// Embeds the face of an enrolled image: the one at `enrolled`, left, top, right and bottom in pixels of the upright image.
+    /// Without it, of an image from before boxes were stored, the main face, or else the largest.
+    ///
+    /// `None` where there is no such face.
     ///
     /// # Errors
     /// The bytes are no image within the limits, or a network fails.
-    pub fn embed_largest_face(&self, bytes: Bytes) -> Result<Option<Vec<f32>>, ImageError> {
-        let FoundFaces { faces, mut crops, .. } = self.find_faces(&bytes.into())?;
-        let Some(position) = largest_face(faces.iter().map(|face| face.bounding_box)) else {
+    pub fn embed_enrolled_face(
+        &self,
+        bytes: Bytes,
+        enrolled: Option<[f32; 4]>,
+    ) -> Result<Option<EmbeddedFace>, ImageError> {
+        let FoundFaces { faces, mut crops, qualities, size, .. } = self.find_faces(&bytes.into())?;
+        let boxes = || faces.iter().map(|face| face.bounding_box);
+        let position = match enrolled {
+            Some([left, top, right, bottom]) => {
+                let enrolled = BoundingBox { left, top, right, bottom };
+                let overlaps = boxes().map(|found| found.iou(&enrolled)).enumerate();
+                let nearest = overlaps.max_by(|(_, a), (_, b)| a.total_cmp(b));
+                nearest.filter(|(_, overlap)| *overlap >= SAME_FACE_OVERLAP).map(|(position, _)| position)
+            }
+            None => {
+                let candidates: Vec<_> =
+                    faces.iter().map(|face| (face.bounding_box, face.confidence)).collect();
+                main_face(&candidates, size).or_else(|| largest_face(boxes()))
+            }
+        };
+        let Some(position) = position else { return Ok(None) };
+        let (Some(face), Some(quality)) = (faces.get(position), qualities.get(position)) else {
             return Ok(None);
         };
-        Ok(self.embedder.embed(&[crops.swap_remove(position)])?.pop())
+        let BoundingBox { left, top, right, bottom } = face.bounding_box;
+        let embedding = self.embedder.embed(&[crops.swap_remove(position)])?.pop();
+        let face = EnrolledFace { bounding_box: [left, top, right, bottom], quality: *quality };
+        Ok(embedding.map(|embedding| EmbeddedFace { face, embedding }))
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use facepipe_vision::{DecodeNote, Face};
+use facepipe_vision::{DecodeNote, Face, FaceQuality};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
@@ -19,6 +19,8 @@ use crate::traces::{self, Trace};
 pub struct DetectedFace {
     /// Box, landmarks and probability.
     pub detection: Face,
+    /// How well it can be recognised.
+    pub quality: FaceQuality,
     /// The L2-normalised embedding.
     pub embedding: Vec<f32>,
 }
@@ -28,6 +30,8 @@ pub struct DetectedFace {
 pub struct EmbeddedFaces {
     /// The faces.
     pub faces: Vec<DetectedFace>,
+    /// Width and height of the image, upright.
+    pub size: [u32; 2],
     /// Remarks on the image's file.
     pub notes: Vec<DecodeNote>,
     /// The rotation under which the image shows a face, where it shows none as it is.

@@ -103,13 +103,14 @@ impl Worker {
 
         let mut embeddings = embeddings.into_iter();
         for (entry, found) in awaited {
-            let faces = found.map(|FoundFaces { faces, notes, turned, .. }| {
+            let faces = found.map(|FoundFaces { faces, qualities, size, notes, turned, .. }| {
                 let faces = faces
                     .into_iter()
+                    .zip(qualities)
                     .zip(embeddings.by_ref())
-                    .map(|(detection, embedding)| DetectedFace { detection, embedding })
+                    .map(|((detection, quality), embedding)| DetectedFace { detection, quality, embedding })
                     .collect();
-                EmbeddedFaces { faces, notes, turned }
+                EmbeddedFaces { faces, size, notes, turned }
             });
             if let Some(completed) = entry.request.complete(entry.index, faces) {
                 self.respond(&entry.request, completed);
@@ -167,12 +168,12 @@ impl Worker {
         top_k: usize,
     ) -> Result<Result<ImageResult, DecodeError>, RecogniseError> {
         match image {
-            Ok(EmbeddedFaces { faces, notes, turned }) => {
+            Ok(EmbeddedFaces { faces, size, notes, turned }) => {
                 let faces = faces
                     .into_iter()
                     .map(|face| identify(model, face, self.threshold, top_k))
                     .collect::<Result<_, IdentifyError>>()?;
-                Ok(Ok(ImageResult { faces, notes, turned }))
+                Ok(Ok(ImageResult { faces, size, notes, turned }))
             }
             Err(ImageError::Decode(error)) => Ok(Err(error)),
             Err(ImageError::Vision(error)) => Err(error.into()),

@@ -26,10 +26,10 @@ use crate::{
     cohort::{self, CohortEmbedder},
     domain::{Job, JobKind},
     model_loader::ModelLoader,
-    recognise::{ImageError, Pipeline},
+    recognise::{EmbeddedFace, ImageError, Pipeline},
     store::{
         Blobs, Database, StoreError, ledger,
-        sql::{EnrolledImage, Lease, NewModel, TrainingImage},
+        sql::{EnrolledImage, Lease, NewEmbedding, NewModel, TrainingImage},
     },
     unknowns::{self, ReclusteringError, ReclusteringResult},
 };
@@ -207,9 +207,9 @@ impl JobExecutor {
         let (mut images, mut images_left_out) = (Vec::with_capacity(enrolled.len()), 0);
         for chunk in enrolled.chunks(CHUNK) {
             progress.ensure_not_aborted()?;
-            for (image, embedding) in chunk.iter().zip(self.embed(chunk).await?) {
-                match embedding {
-                    Some(embedding) => {
+            for (image, face) in chunk.iter().zip(self.embed(chunk).await?) {
+                match face {
+                    Some(EmbeddedFace { embedding, .. }) => {
                         images.push(TrainingImage { id: image.id.clone(), person: image.person, embedding });
                     }
                     None => images_left_out += 1,
@@ -322,7 +322,14 @@ impl JobExecutor {
             progress.ensure_not_aborted()?;
             let embeddings = self.renewing_lock(running, self.embed(chunk)).await?;
             let found = embeddings.iter().filter(|embedding| embedding.is_some()).count();
-            let rows = chunk.iter().map(|image| image.id.clone()).zip(embeddings).collect();
+            let rows = chunk
+                .iter()
+                .zip(embeddings)
+                .map(|(image, face)| NewEmbedding {
+                    image: image.id.clone(),
+                    face: face.map(|EmbeddedFace { face, embedding }| (face, embedding)),
+                })
+                .collect();
             match self.database.replace_embeddings(embedder, rows, &job.id, self.lease).await {
                 Err(StoreError::LeaseLost) => return Err(JobError::Aborted(AbortReason::Unblocked)),
                 outcome => outcome?,
@@ -381,23 +388,23 @@ impl JobExecutor {
         }
     }
 
-    /// The embedding of the largest face of each image; `None` where there is no face, where the image was erased
-    /// meanwhile, or where its bytes are damaged.
-    async fn embed(&self, images: &[EnrolledImage]) -> Result<Vec<Option<Vec<f32>>>, JobError> {
+    /// The enrolled face of each image; `None` where it is not found, where the image was erased meanwhile, or where its bytes
+    /// are damaged.
+    async fn embed(&self, images: &[EnrolledImage]) -> Result<Vec<Option<EmbeddedFace>>, JobError> {
         let mut files = Vec::with_capacity(images.len());
         for image in images {
             files.push(match self.blobs.get(&image.blob_key).await {
-                Ok(bytes) => Some((image.id.clone(), bytes)),
+                Ok(bytes) => Some((image.id.clone(), image.face_box, bytes)),
                 Err(StoreError::Blob(object_store::Error::NotFound { .. })) => None,
                 Err(error) => return Err(error.into()),
             });
         }
         let pipeline = Arc::clone(&self.pipeline);
         blocking(move || {
-            let embed = |file: &Option<(String, Bytes)>| {
-                let Some((id, bytes)) = file else { return Ok(None) };
-                match pipeline.embed_largest_face(bytes.clone()) {
-                    Ok(embedding) => Ok(embedding),
+            let embed = |file: &Option<(String, Option<[f32; 4]>, Bytes)>| {
+                let Some((id, face_box, bytes)) = file else { return Ok(None) };
+                match pipeline.embed_enrolled_face(bytes.clone(), *face_box) {
+                    Ok(face) => Ok(face),
                     Err(ImageError::Decode(error)) => {
                         tracing::warn!(image = id, %error, "an enrolled image is damaged");
                         Ok(None)

@@ -19,6 +19,7 @@ mod debug;
 mod deployment;
 mod detections;
 mod duplicates;
+mod enrolment;
 mod gallery;
 mod guide;
 mod helpers;

@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc};
 use facepipe_backend::{
     Config,
     parts::{
-        CaptureTime, Database, FaceDecision, FaceId, Fusion, IdempotentCall, IdentifiedFace, NewUploads,
-        TrackRef, TrackedFace, Upload, now,
+        CaptureTime, Database, FaceDecision, FaceId, FaceQuality, Fusion, IdempotentCall, IdentifiedFace,
+        NewUploads, TrackRef, TrackedFace, Upload, now,
     },
 };
 use reqwest::{StatusCode, multipart::Form};
@@ -352,6 +352,7 @@ fn face(embedding: [f32; 2]) -> IdentifiedFace {
         predictions: Vec::new(),
         embedding: embedding.to_vec(),
         crops: 1,
+        quality: FaceQuality::default(),
     }
 }
 

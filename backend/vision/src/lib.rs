@@ -25,8 +25,10 @@ pub mod decode;
 pub mod device;
 pub mod dlib_resnet;
 pub mod inception_resnet_v1;
+pub mod main_face;
 pub mod mobilefacenet;
 pub mod mtcnn;
+pub mod quality;
 pub mod resample;
 pub mod weights;
 
@@ -48,7 +50,9 @@ pub use embedder::{
 pub use error::{ModelError, VisionError};
 pub use geometry::{BoundingBox, Face, largest_face};
 pub use inception_resnet_v1::InceptionResnetV1;
+pub use main_face::main_face;
 pub use mobilefacenet::MobileFaceNet;
 pub use models_dir::{SYSTEM_MODELS, default_models_dir};
 pub use mtcnn::{Mtcnn, MtcnnConfig};
 pub use native::{with_intra_op_parallelism, without_intra_op_parallelism};
+pub use quality::{FaceQuality, QualityComponent};

@@ -21,9 +21,10 @@ pub use self::{
     transport::{REQUEST_TIMEOUT, RETRY_LIMIT, Settings},
     types::{
         AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
-        DatasetEntry, Decision, Detection, Detections, EnrolmentWarning, ErasedFromCohort, ErrorDetail, Face,
-        ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model, Models, NamedPerson, PersonImages,
-        Results, Sighting, Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
+        DatasetEntry, Decision, Detection, Detections, EnrolledFace, EnrolmentWarning, ErasedFromCohort,
+        ErrorDetail, Face, FaceQuality, Image, ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model,
+        Models, NamedPerson, PersonImages, Results, Sighting, Sightings, SplitUnknown, Track, Unknown,
+        UnknownDetails, Unknowns, Verification,
     },
 };
 use self::{
@@ -52,6 +53,17 @@ pub enum Recognition<'a> {
         /// The camera's location.
         location: &'a str,
     },
+}
+
+/// Which face of an image is enrolled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FaceChoice {
+    /// The main one.
+    Main,
+    /// The one of this position among the boxes of the error `several_faces`, from 0.
+    Number(u32),
+    /// The one at this place: left, top, right, bottom in pixels.
+    Box([f32; 4]),
 }
 
 /// Every call fails with a [`ClientError`] if the server cannot be reached or refuses the request.
@@ -92,13 +104,25 @@ impl Client {
         )
     }
 
-    /// Enrols an image.
+    /// Enrols the chosen face of an image.
     ///
     /// # Errors
     /// `no_face`, `several_faces`, `duplicate_image`, … if the server cannot use the image.
-    pub async fn add_image(&self, id: &str, image: Bytes) -> Result<AddedImage, ClientError> {
-        let form = Body::Form(vec![("image", Part::Image(image))]);
-        self.call_for_person(&operation::ADD_IMAGE, id, &[], form).await
+    pub async fn add_image(
+        &self,
+        id: &str,
+        image: Bytes,
+        face: FaceChoice,
+    ) -> Result<AddedImage, ClientError> {
+        let mut parts = vec![("image", Part::Image(image))];
+        match face {
+            FaceChoice::Main => {}
+            FaceChoice::Number(number) => parts.push(("face", Part::Text(number.to_string()))),
+            FaceChoice::Box(corners) => {
+                parts.push(("box", Part::Text(corners.map(|corner| corner.to_string()).join(","))));
+            }
+        }
+        self.call_for_person(&operation::ADD_IMAGE, id, &[], Body::Form(parts)).await
     }
 
     /// Returns an image's person and metadata; none if there is no such image.
@@ -160,7 +184,7 @@ impl Client {
         Ok(())
     }
 
-    /// Compares the faces of two images with exactly one face each.
+    /// Compares the main faces of two images.
     pub async fn verify(&self, first: Bytes, second: Bytes) -> Result<Verification, ClientError> {
         let form = Body::Form(vec![("image", Part::Image(first)), ("image", Part::Image(second))]);
         self.transport.call(&operation::VERIFY, &[], &[], form).await

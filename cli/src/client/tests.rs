@@ -99,9 +99,11 @@ fn form_fields_are_in_the_document() {
     for name in ["image", "camera_id", "location", "key"] {
         assert!(fields("RecognitionForm")[name].is_object(), "{name}");
     }
-    assert!(fields("EnrolmentForm")["image"].is_object());
+    for name in ["image", "box", "face"] {
+        assert!(fields("EnrolmentForm")[name].is_object(), "{name}");
+        assert!(fields("VerificationForm")[name].is_object(), "{name}");
+    }
     assert!(fields("CohortForm")["image"].is_object());
-    assert!(fields("VerificationForm")["image"].is_object());
     assert!(fields("Renaming")["face_id"].is_object());
     assert!(fields("UnknownsToMerge")["unknown_ids"].is_object());
     assert!(fields("DetectionsToSplit")["detections"].is_object());

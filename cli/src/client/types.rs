@@ -70,6 +70,9 @@ pub struct ImageDetails {
     pub sha256: Option<String>,
     /// RFC 3339, UTC.
     pub created_at: String,
+    /// The enrolled face; none for images that predate it.
+    #[serde(default)]
+    pub face: Option<EnrolledFace>,
     /// One per embedder.
     pub embeddings: Vec<ImageEmbedding>,
     /// Near-duplicate images of other people.
@@ -106,7 +109,56 @@ pub struct EnrolmentWarning {
     /// Human-readable message.
     pub message: String,
     /// The near-duplicate images.
+    #[serde(default)]
     pub images: Vec<SimilarImage>,
+    /// The person whom the face looks like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub person: Option<OtherPerson>,
+    /// Cosine similarity to a mean embedding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub similarity: Option<f32>,
+    /// The similarity at which the warning begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
+}
+
+/// The person whom a face looks like.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OtherPerson {
+    /// The person's id.
+    pub person_id: String,
+    /// The Face ID.
+    pub face_id: String,
+}
+
+/// How well a face can be recognised.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct FaceQuality {
+    /// Sums up the others, 0 to 100.
+    pub score: u32,
+    /// Shorter side of the bounds, pixels.
+    pub size: f32,
+    /// Variance of the Laplacian.
+    pub sharpness: f32,
+    /// Degrees to the side.
+    pub yaw: f32,
+    /// Degrees up or down.
+    pub pitch: f32,
+    /// Degrees of inclination.
+    pub roll: f32,
+    /// Mean luma, 0 to 1.
+    pub brightness: f32,
+    /// Detection confidence, 0 to 1.
+    pub detection_confidence: f32,
+}
+
+/// The face of an enrolled image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EnrolledFace {
+    /// Bounds of the face in the image, pixels.
+    pub bounding_box: BoundingBox,
+    /// Its quality.
+    pub quality: FaceQuality,
 }
 
 /// Metadata of a list.
@@ -149,6 +201,9 @@ pub struct Image {
     pub sha256: Option<String>,
     /// RFC 3339, UTC.
     pub created_at: String,
+    /// The enrolled face; none for images that predate it.
+    #[serde(default)]
+    pub face: Option<EnrolledFace>,
 }
 
 /// Response to an enrolled image.
@@ -167,9 +222,23 @@ pub struct AddedImage {
     pub bounding_box: BoundingBox,
     /// Detection confidence, 0 to 1.
     pub detection_confidence: f32,
+    /// Quality of the face; absent from servers that do not measure it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<FaceQuality>,
     /// Present if other people have a near-duplicate image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<EnrolmentWarning>,
+    /// All warnings, including that one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<EnrolmentWarning>,
+}
+
+impl AddedImage {
+    /// Returns all warnings, also of a server that has one at most.
+    pub fn warnings(&self) -> Vec<&EnrolmentWarning> {
+        let only = self.warning.iter().filter(|_| self.warnings.is_empty());
+        self.warnings.iter().chain(only).collect()
+    }
 }
 
 /// A person that was added or renamed.

@@ -237,7 +237,7 @@ async fn send_batch(
             Ok(_) => sent.next().unwrap_or((UploadOutcome::Refused, None)),
             Err(not_sent) => not_sent,
         };
-        ImageResult { file, result, message }
+        ImageResult { file, result, message, quality: None, warnings: Vec::new() }
     };
     Ok((batch.into_iter().map(result).collect(), total))
 }

@@ -23,10 +23,10 @@ use super::{
     print_training,
     selection::{self, Criteria, FaceSample, Rejection, SampleSelector},
     unknown_person,
-    upload::{self, UploadOutcome},
+    upload::{self, ImageResult, UploadOutcome, quality_summary},
 };
 use crate::{
-    client::Client,
+    client::{Client, FaceChoice},
     connection::Connection,
     exit::{self, Outcome},
     output, runtime, train,
@@ -58,7 +58,8 @@ Examples:
   facepipe enroll camera /dev/video2 --id ada --count 10 --no-window
   facepipe enroll camera ada.mp4 --id ada --create --apart 0.2
 
-Frames with more than one face are skipped. A frame is sent if the face is
+Of several faces in a frame, the main one counts: the nearest to the centre, and
+clearly the largest; frames without one are skipped. A frame is sent if the face is
 complete, sharp (--min-sharpness), at least --apart seconds after the previous
 one, and distinct from all sent before: a correlation of at most --max-likeness
 (of 24x24 pixel grey images), or a size that differs by a factor of 1.4. So move
@@ -130,6 +131,8 @@ struct Summary {
     frames_too_soon: u32,
     /// Detected faces that were left out.
     left_out: LeftOut,
+    /// The enrolled pictures, with quality and warnings.
+    images: Vec<ImageResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     model_version: Option<u64>,
     interrupted: bool,
@@ -277,14 +280,16 @@ impl<'a> Session<'a> {
         }
         self.summary.frames += 1;
         let faces = roi::faces(buffer);
-        let [face] = faces[..] else {
+        let info = VideoInfo::from_caps(sample.caps().context("a sample without caps")?)?;
+        let Some(face) = selection::main_face(&faces, [info.width(), info.height()]) else {
             if faces.is_empty() {
                 self.summary.frames_without_face += 1;
             } else {
                 self.summary.frames_with_several_faces += 1;
                 if !std::mem::replace(&mut self.warned_about_several, true) {
                     self.player.print(
-                        "Several faces: such frames are passed over; only the one person may be in view.",
+                        "Several faces, none of them clearly the main one: such frames are passed over. The person must be \
+                         nearest to the camera and to the middle of the picture.",
                     );
                 }
             }
@@ -350,9 +355,15 @@ impl<'a> Session<'a> {
             self.summary.created = self.runtime.block_on(self.client.add_person(&self.options.id))?;
             self.is_known = true;
         }
-        match self.runtime.block_on(self.client.add_image(&self.options.id, picture)) {
-            Ok(_) => {
+        match self.runtime.block_on(self.client.add_image(&self.options.id, picture, FaceChoice::Main)) {
+            Ok(added) => {
                 self.summary.enrolled += 1;
+                let number = format!("picture {}", self.summary.total());
+                let result = ImageResult::added(number, &added);
+                if let Some(warning) = &result.message {
+                    self.player.print(&format!("{}: {warning}", result.file));
+                }
+                self.summary.images.push(result);
                 if !self.options.json {
                     self.player.line(format!("{:>5} of {}", self.summary.total(), self.options.count));
                 }
@@ -386,6 +397,7 @@ impl Summary {
             output::line(format!("Added     {}", self.face_id));
         }
         output::line(format!("Enrolled  {} of {count} pictures", self.total()));
+        quality_summary(self.images.iter()).iter().for_each(output::line);
         row(self.already_there, UploadOutcome::AlreadyThere.description());
         for (outcome, number) in &self.refused {
             row(*number, &format!("refused by the server: {}", outcome.description()));

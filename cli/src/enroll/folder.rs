@@ -11,12 +11,12 @@ use serde::Serialize;
 
 use super::{
     print_training, unknown_person,
-    upload::{ImageResult, UploadOutcome, Uploader},
+    upload::{ImageResult, UploadOutcome, Uploader, quality_summary},
 };
 use crate::{
-    client::{Client, ClientError},
+    client::{Client, ClientError, FaceChoice},
     connection::Connection,
-    exit::{self, Outcome},
+    exit::{self, Failure, Outcome},
     interrupt, output,
     pictures::{self, FolderContents, PassedOver, PersonFolders},
     progress, runtime, train,
@@ -33,7 +33,9 @@ Includes subfolders, except hidden and system ones (@eaDir, .thumbnails,
 __MACOSX). Pictures are JPEG, PNG, WebP, BMP, GIF and HEIC files, recognised by
 content, not by name; all other files are listed, and the exit code is then 3.
 Pictures that the server already has are not sent again, so an interrupted run
-can be continued by running it again. A picture must show exactly one face.
+can be continued by running it again. Of several faces on a picture, the main one
+is enrolled: the nearest to the centre, and clearly the largest. Pictures without
+one are listed; `facepipe enroll picture` enrols them.
 
 {}", exit::HELP))]
 pub struct FolderOptions {
@@ -46,6 +48,39 @@ pub struct FolderOptions {
     /// Add the person if the server does not know them yet
     #[arg(long)]
     create: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Enrols one person with one picture.
+#[derive(Debug, Args)]
+#[command(after_help = format!("\
+Examples:
+  facepipe enroll picture ada.jpg --id \"Ada Lovelace\" --create --train
+  facepipe enroll picture party.jpg --id ada --face 2
+  facepipe enroll picture party.jpg --id ada --box 112,64,208,186
+
+Without --face and --box the main face is enrolled: the nearest to the centre of
+the picture, and clearly the largest. If there is none, the server's message has
+all faces that it found, with their boxes.
+
+{}", exit::HELP))]
+pub struct PictureOptions {
+    /// The picture: JPEG, PNG, WebP, BMP, GIF or HEIC
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Face ID of the person: 1 to 64 letters, digits, `_`, `-`, `.` and spaces
+    #[arg(long, value_name = "NAME")]
+    id: String,
+    /// Add the person if the server does not know them yet
+    #[arg(long)]
+    create: bool,
+    /// Which face to enrol: its position in the server's message, from 0
+    #[arg(long, value_name = "N", conflicts_with = "corners")]
+    face: Option<u32>,
+    /// Which face to enrol: its place, left, top, right and bottom in pixels of the upright picture
+    #[arg(long = "box", value_name = "L,T,R,B", value_parser = corners)]
+    corners: Option<[f32; 4]>,
     #[command(flatten)]
     common: Common,
 }
@@ -63,7 +98,9 @@ BMP, GIF and HEIC files, recognised by content, not by name; all other files and
 all people without a picture are listed, and the exit code is then 3. Hidden and
 system folders (@eaDir, .thumbnails, __MACOSX) are skipped. Pictures that the
 server already has are not sent again, so an interrupted run can be continued by
-running it again. A picture must show exactly one face.
+running it again. Of several faces on a picture, the main one is enrolled: the
+nearest to the centre, and clearly the largest. Pictures without one are listed;
+`facepipe enroll picture` enrols them.
 
 {}", exit::HELP))]
 pub struct TreeOptions {
@@ -150,7 +187,41 @@ pub fn folder(options: &FolderOptions) -> Result<Outcome> {
         pictures::in_folder(&options.folder)?.report_skipped(&options.folder)?;
     let people = vec![Person { id: options.id.clone(), is_named_by_folder: false, pictures }];
     let missing_person = if options.create { MissingPersonPolicy::Create } else { MissingPersonPolicy::Fail };
-    runtime()?.block_on(enroll(&options.common, Input { people, passed_over, hidden }, missing_person))
+    let input = Input { people, passed_over, hidden, face: FaceChoice::Main };
+    runtime()?.block_on(enroll(&options.common, input, missing_person))
+}
+
+/// Runs `enroll picture`.
+///
+/// # Errors
+/// The file cannot be read, there is no such person, or the server cannot be reached or refuses the token.
+pub fn picture(options: &PictureOptions) -> Result<Outcome> {
+    let file = &options.file;
+    std::fs::metadata(file).map_err(|error| Failure::input(file.display(), error))?;
+    let face = match (options.corners, options.face) {
+        (Some(corners), _) => FaceChoice::Box(corners),
+        (None, Some(number)) => FaceChoice::Number(number),
+        (None, None) => FaceChoice::Main,
+    };
+    let person = Person { id: options.id.clone(), is_named_by_folder: false, pictures: vec![file.clone()] };
+    let input = Input { people: vec![person], passed_over: Vec::new(), hidden: 0, face };
+    let missing_person = if options.create { MissingPersonPolicy::Create } else { MissingPersonPolicy::Fail };
+    runtime()?.block_on(enroll(&options.common, input, missing_person))
+}
+
+/// Parses `L,T,R,B`.
+fn corners(text: &str) -> Result<[f32; 4], String> {
+    let numbers: Vec<f32> = text
+        .split(',')
+        .filter_map(|number| number.trim().parse().ok())
+        .filter(|n: &f32| n.is_finite())
+        .collect();
+    match <[f32; 4]>::try_from(numbers) {
+        Ok([left, top, right, bottom]) if left < right && top < bottom && text.split(',').count() == 4 => {
+            Ok([left, top, right, bottom])
+        }
+        _ => Err("it must be left,top,right,bottom in pixels, with left < right and top < bottom".into()),
+    }
 }
 
 /// Runs `enroll tree`.
@@ -164,7 +235,8 @@ pub fn tree(options: &TreeOptions) -> Result<Outcome> {
     let people = pictures.into_iter().map(person).collect();
     let missing_person =
         if options.existing_only { MissingPersonPolicy::PassOver } else { MissingPersonPolicy::Create };
-    runtime()?.block_on(enroll(&options.common, Input { people, passed_over, hidden }, missing_person))
+    let input = Input { people, passed_over, hidden, face: FaceChoice::Main };
+    runtime()?.block_on(enroll(&options.common, input, missing_person))
 }
 
 /// The pictures to enrol.
@@ -172,6 +244,7 @@ struct Input {
     people: Vec<Person>,
     passed_over: Vec<PassedOver>,
     hidden: usize,
+    face: FaceChoice,
 }
 
 /// How to treat people whom the server does not know.
@@ -183,12 +256,17 @@ enum MissingPersonPolicy {
 }
 
 async fn enroll(options: &Common, work: Input, missing_person: MissingPersonPolicy) -> Result<Outcome> {
-    let Input { people, passed_over, hidden } = work;
+    let Input { people, passed_over, hidden, face } = work;
     let client = options.connection.client()?;
     let total = people.iter().map(|person| person.pictures.len()).sum();
     let bar = progress::bar(total, if options.dry_run { "Comparing" } else { "Enrolling" });
-    let upload =
-        Uploader { client: &client, parallel: options.parallel.into(), dry_run: options.dry_run, bar: &bar };
+    let upload = Uploader {
+        client: &client,
+        parallel: options.parallel.into(),
+        face,
+        dry_run: options.dry_run,
+        bar: &bar,
+    };
     let mut reports = Vec::new();
     let mut failure = None;
     for person in &people {
@@ -328,6 +406,9 @@ fn print(report: &Report, dry_run: bool) {
     }
     for (outcome, count) in &report.summary {
         output::line(format!("{count:>7}   {}", outcome.description()));
+    }
+    if let Some(summary) = quality_summary(report.people.iter().flat_map(|person| &person.images)) {
+        output::line(summary);
     }
     if !report.passed_over.is_empty() {
         output::line(format!("{:>7}   passed over, no pictures", report.passed_over.len()));

@@ -24,6 +24,7 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Source {
+    Picture(folder::PictureOptions),
     Folder(folder::FolderOptions),
     Tree(folder::TreeOptions),
     Camera(camera::Options),
@@ -35,6 +36,7 @@ enum Source {
 /// The input cannot be read, or the server cannot be reached or refuses everything.
 pub fn run(options: &Options) -> Result<Outcome> {
     match &options.source {
+        Source::Picture(options) => folder::picture(options),
         Source::Folder(options) => folder::folder(options),
         Source::Tree(options) => folder::tree(options),
         Source::Camera(options) => camera::run(options),

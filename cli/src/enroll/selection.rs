@@ -12,6 +12,19 @@ const SIDE: usize = 24;
 /// Size ratio from which on a face counts as distinct regardless of its similarity.
 const SIZE_RATIO: f64 = 1.4;
 
+/// Returns the main face of a frame of this width and height, by the server's rule; none if there is no clear one. All detected
+/// faces count: the rule's confidence is that of the server's detector.
+#[expect(clippy::cast_precision_loss, reason = "sides of frames are small")]
+pub fn main_face(faces: &[FaceRegion], size: [u32; 2]) -> Option<FaceRegion> {
+    let candidate = |face: &FaceRegion| {
+        let BoundingBox { left, top, right, bottom } = face.bounding_box;
+        let [left, top, right, bottom] = [left, top, right, bottom].map(|edge| edge as f32);
+        (facepipe_vision::BoundingBox { left, top, right, bottom }, 1.0)
+    };
+    let candidates: Vec<_> = faces.iter().map(candidate).collect();
+    faces.get(facepipe_vision::main_face(&candidates, size)?).copied()
+}
+
 /// Criteria of a picture.
 #[derive(Debug, Clone, Copy)]
 pub struct Criteria {
@@ -198,6 +211,19 @@ mod tests {
 
     fn rows(_: f64, y: f64) -> f64 {
         128.0 + 60.0 * (y * 40.0).sin()
+    }
+
+    #[test]
+    fn the_main_face_of_a_frame_is_the_central_and_clearly_the_largest() {
+        let at = |left, top, side| FaceRegion {
+            bounding_box: BoundingBox::from_size(left, top, side, side),
+            ..FACE
+        };
+        let (main, beside) = (at(250, 150, 140), at(20, 20, 60));
+        assert_eq!(main_face(&[beside, main], [640, 480]), Some(main));
+        assert_eq!(main_face(&[beside], [640, 480]), Some(beside));
+        assert_eq!(main_face(&[at(480, 150, 130), main], [640, 480]), None);
+        assert_eq!(main_face(&[], [640, 480]), None);
     }
 
     #[test]

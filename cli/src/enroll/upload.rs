@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::{
-    client::{Client, ClientError, EnrolmentWarning},
+    client::{AddedImage, Client, ClientError, EnrolmentWarning, FaceChoice, FaceQuality},
     digest, interrupt, pictures,
 };
 
@@ -26,8 +26,10 @@ pub enum UploadOutcome {
     WouldAdd,
     /// The server found no face.
     NoFace,
-    /// The server found several faces.
+    /// The server found several faces, none of which is clearly the main one.
     SeveralFaces,
+    /// The quality of the face is below the server's minimum.
+    LowQuality,
     /// The file or the picture cannot be read.
     Unreadable,
     /// The server refused it for another reason.
@@ -44,6 +46,7 @@ impl UploadOutcome {
             Self::WouldAdd => "would be added",
             Self::NoFace => "no face",
             Self::SeveralFaces => "several faces",
+            Self::LowQuality => "too low a quality",
             Self::Unreadable => "unreadable",
             Self::Refused => "refused",
         }
@@ -51,7 +54,10 @@ impl UploadOutcome {
 
     /// Returns whether the picture is not enrolled and a repetition would not help.
     pub fn is_refusal(self) -> bool {
-        matches!(self, Self::NoFace | Self::SeveralFaces | Self::Unreadable | Self::Refused)
+        matches!(
+            self,
+            Self::NoFace | Self::SeveralFaces | Self::LowQuality | Self::Unreadable | Self::Refused
+        )
     }
 }
 
@@ -63,6 +69,32 @@ pub struct ImageResult {
     /// Details, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Quality of the enrolled face.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quality: Option<FaceQuality>,
+    /// Reasons to doubt that an enrolled picture shows its person.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<EnrolmentWarning>,
+}
+
+impl ImageResult {
+    /// Describes a picture that was enrolled.
+    pub fn added(file: String, added: &AddedImage) -> Self {
+        let warnings: Vec<EnrolmentWarning> = added.warnings().into_iter().cloned().collect();
+        let texts: Vec<String> = warnings.iter().map(warning_text).collect();
+        let message = (!texts.is_empty()).then(|| texts.join("; "));
+        Self { file, result: UploadOutcome::Added, message, quality: added.quality, warnings }
+    }
+}
+
+/// Formats the qualities of enrolled pictures; none without any.
+pub fn quality_summary<'a>(images: impl Iterator<Item = &'a ImageResult>) -> Option<String> {
+    let mut scores: Vec<(u32, &str)> =
+        images.filter_map(|image| Some((image.quality?.score, image.file.as_str()))).collect();
+    scores.sort_unstable();
+    let (lowest, file) = *scores.first()?;
+    let (median, _) = *scores.get(scores.len() / 2)?;
+    Some(format!("Quality   {median} of 100 (median), lowest {lowest}: {file}"))
 }
 
 /// Uploads pictures.
@@ -71,6 +103,8 @@ pub struct Uploader<'a> {
     pub client: &'a Client,
     /// Number of concurrent requests.
     pub parallel: usize,
+    /// Which face of each picture is enrolled.
+    pub face: FaceChoice,
     /// Whether to send nothing.
     pub dry_run: bool,
     /// Progress in pictures.
@@ -142,7 +176,8 @@ impl Uploader<'_> {
         read: Result<(Bytes, Option<UploadOutcome>), String>,
     ) -> Result<Option<ImageResult>, ClientError> {
         let sent = |result, message: Option<String>| {
-            Ok(Some(ImageResult { file: picture.display().to_string(), result, message }))
+            let file = picture.display().to_string();
+            Ok(Some(ImageResult { file, result, message, quality: None, warnings: Vec::new() }))
         };
         let bytes = match read {
             Err(why) => return sent(UploadOutcome::Unreadable, Some(why)),
@@ -153,8 +188,8 @@ impl Uploader<'_> {
         if interrupt::requested() {
             return Ok(None);
         }
-        match self.client.add_image(person, bytes).await {
-            Ok(added) => sent(UploadOutcome::Added, added.warning.as_ref().map(warning_text)),
+        match self.client.add_image(person, bytes, self.face).await {
+            Ok(added) => Ok(Some(ImageResult::added(picture.display().to_string(), &added))),
             Err(error) => match classify(&error) {
                 Some(outcome) => sent(outcome, Some(error.to_string())),
                 None => Err(error),
@@ -164,10 +199,17 @@ impl Uploader<'_> {
 }
 
 /// Formats a warning about an enrolled picture.
-fn warning_text(warning: &EnrolmentWarning) -> String {
-    let others: Vec<String> =
-        warning.images.iter().map(|image| format!("{} ({})", image.face_id, image.image_id)).collect();
-    format!("{}: {}", warning.message, others.join(", "))
+pub fn warning_text(warning: &EnrolmentWarning) -> String {
+    let images = warning.images.iter().map(|image| format!("{} ({})", image.face_id, image.image_id));
+    let person = warning.person.iter().map(|person| person.face_id.clone());
+    let others: Vec<String> = images.chain(person).collect();
+    let similarity = warning.similarity.map(|similarity| format!(" (similarity {similarity:.2})"));
+    let similarity = similarity.unwrap_or_default();
+    if others.is_empty() {
+        format!("{}{similarity}", warning.message)
+    } else {
+        format!("{}: {}{similarity}", warning.message, others.join(", "))
+    }
 }
 
 /// Returns the outcome of a refused picture; none if the error does not concern the picture.
@@ -175,6 +217,7 @@ pub fn classify(error: &ClientError) -> Option<UploadOutcome> {
     Some(match error.code()? {
         "no_face" => UploadOutcome::NoFace,
         "several_faces" => UploadOutcome::SeveralFaces,
+        "quality_too_low" => UploadOutcome::LowQuality,
         "duplicate_image" => UploadOutcome::AlreadyThere,
         "image_unreadable" | "image_empty" => UploadOutcome::Unreadable,
         // These concern the person or the dataset: the next picture would fare the same.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use facepipe_vision::{Embedder, Mtcnn, largest_face};
+use facepipe_vision::{Embedder, Mtcnn, largest_face, main_face};
 use serde::Serialize;
 
 use super::layout::Picture;
@@ -14,10 +14,10 @@ use crate::{
     progress,
 };
 
-/// The largest face of a picture.
+/// The main face of a picture, or else the largest.
 #[derive(Debug)]
 pub struct EmbeddedFace {
-    /// Number of faces in the picture.
+    /// Number of faces that may be meant: 1 where there is a main face, else all of the picture.
     pub in_picture: usize,
     /// Unit-length embedding.
     pub embedding: Vec<f32>,
@@ -87,16 +87,18 @@ fn analyze_picture(picture: &Picture, detector: &Mtcnn, embedder: &dyn Embedder)
     let faces = detector.detect_inside(&image, false)?;
     let detection = Some(started.elapsed());
     // As the backend does where one face is needed.
-    let largest = largest_face(faces.iter().map(|face| face.bounding_box));
-    let Some(largest) = largest.and_then(|position| faces.get(position)) else {
+    let candidates: Vec<_> = faces.iter().map(|face| (face.bounding_box, face.confidence)).collect();
+    let main = main_face(&candidates, [image.width(), image.height()]);
+    let chosen = main.or_else(|| largest_face(faces.iter().map(|face| face.bounding_box)));
+    let Some(chosen) = chosen.and_then(|position| faces.get(position)) else {
         let result = Err(PassedOver::new(&picture.file, "no face in it"));
         return Ok(Analysis { result, detection, embedding: None });
     };
     let started = Instant::now();
-    let embedding = embedder.embed(&[embedder.crop(&image, largest)])?.pop().unwrap_or_default();
+    let embedding = embedder.embed(&[embedder.crop(&image, chosen)])?.pop().unwrap_or_default();
     let took = Some(started.elapsed());
     Ok(Analysis {
-        result: Ok(EmbeddedFace { in_picture: faces.len(), embedding }),
+        result: Ok(EmbeddedFace { in_picture: if main.is_some() { 1 } else { faces.len() }, embedding }),
         detection,
         embedding: took,
     })

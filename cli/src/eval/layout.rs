@@ -53,7 +53,7 @@ pub struct LabelledFace {
 /// Gallery, probes and unusable files.
 #[derive(Debug, Default)]
 pub struct Assignment {
-    /// Pictures with exactly one face.
+    /// Pictures with a main face.
     pub gallery: Vec<LabelledFace>,
     /// Pictures with at least one face, of the people of the gallery and of strangers.
     pub probes: Vec<LabelledFace>,
@@ -143,7 +143,7 @@ impl Layout {
             };
             let faces = face.in_picture;
             if role == Role::Gallery && faces != 1 {
-                let reason = format!("{faces} faces, a picture of the gallery must show exactly one");
+                let reason = format!("{faces} faces, a picture of the gallery must have a main one");
                 assignment.passed_over.push(PassedOver::new(&file, reason));
                 continue;
             }

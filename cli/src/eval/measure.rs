@@ -110,7 +110,7 @@ impl Figures {
     ) -> Result<(Self, Vec<RocPoint>)> {
         let Assignment { gallery, probes, passed_over, pictures } = assignment;
         if gallery.is_empty() {
-            let why = "no picture of the gallery shows exactly one face";
+            let why = "no picture of the gallery has a main face";
             let first =
                 passed_over.first().map(|p| format!(" ({}: {})", p.file, p.reason)).unwrap_or_default();
             return Err(Failure::Input(format!("nobody can be enrolled: {why}{first}")).into());
@@ -187,7 +187,7 @@ impl Figures {
         }
         if !self.several_faces.is_empty() {
             output::line(format!(
-                "\nProbes with several faces, of which the largest counted: {}",
+                "\nProbes with several faces and no main one, of which the largest counted: {}",
                 self.several_faces.len()
             ));
             self.several_faces.iter().for_each(|file| output::line(format!("  {file}")));

@@ -36,9 +36,9 @@ Examples:
 
 Runs entirely on this machine; no server is needed. People of the probes who are
 not in the gallery are strangers: naming one is an error. As on the server, a
-picture is enrolled only if it shows exactly one face; of a probe with several
-faces the largest counts. Only pictures with exactly one face are compared in
-pairs.
+picture is enrolled only if it has a main face: one that is nearest to the centre,
+and clearly the largest; of a probe without one the largest counts. Only pictures
+with a main face are compared in pairs.
 
 {}", exit::HELP))]
 #[group(id = "eval")]
@@ -47,7 +47,7 @@ pub struct Options {
     /// person
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// With a folder per person: gallery pictures per person, the first by name that show exactly one face; all others
+    /// With a folder per person: gallery pictures per person, the first by name that have a main face; all others
     /// are probes [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shots: Option<u16>,

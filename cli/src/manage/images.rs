@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 
 use super::confirmed;
 use crate::{
+    client::EnrolledFace,
     connection::Target,
     exit::{self, Failure, Outcome},
     output, runtime,
@@ -60,6 +61,21 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     output::line(format!("Face ID   {}", details.face_id));
                     output::line(format!("Enrolled  {}", details.created_at));
                     output::line(format!("Bytes     {}", details.bytes));
+                    if let Some(EnrolledFace { bounding_box: at, quality }) = details.face {
+                        let place = format!("{:.0},{:.0},{:.0},{:.0}", at.left, at.top, at.right, at.bottom);
+                        output::line(format!("Face      {place} (left,top,right,bottom in pixels)"));
+                        output::line(format!(
+                            "Quality   {} of 100: {:.0} pixels, sharpness {:.0}, yaw {:.0}, pitch {:.0} degrees, \
+                             brightness {:.2}, confidence {:.2}",
+                            quality.score,
+                            quality.size,
+                            quality.sharpness,
+                            quality.yaw,
+                            quality.pitch,
+                            quality.brightness,
+                            quality.detection_confidence,
+                        ));
+                    }
                     let embedders: Vec<String> = details.embeddings.into_iter().map(|e| e.embedder).collect();
                     let embedders = if embedders.is_empty() { "none".into() } else { embedders.join(", ") };
                     output::line(format!("Embedded  {embedders}"));

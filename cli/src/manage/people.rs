@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 
 use super::confirmed;
 use crate::{
-    client::{Conflict, ConflictingImage, DatasetEntry},
+    client::{Conflict, ConflictingImage, DatasetEntry, Image},
     connection::Target,
     exit::{self, Failure, Outcome},
     output, runtime,
@@ -92,9 +92,14 @@ pub fn run(options: &Options) -> Result<Outcome> {
                     output::json(&images)?;
                 } else {
                     output::line(format!("{}: {} pictures", images.face_id, images.meta.total));
-                    let rows =
-                        images.images.into_iter().map(|i| [i.image_id, i.bytes.to_string(), i.created_at]);
-                    output::table(["Picture", "Bytes", "Enrolled"], rows);
+                    let quality = |image: &Image| {
+                        image.face.as_ref().map_or_else(|| "-".into(), |face| face.quality.score.to_string())
+                    };
+                    let rows = images.images.into_iter().map(|image| {
+                        let quality = quality(&image);
+                        [image.image_id, image.bytes.to_string(), quality, image.created_at]
+                    });
+                    output::table(["Picture", "Bytes", "Quality", "Enrolled"], rows);
                 }
             }
             Action::Add { name } => {

@@ -48,7 +48,7 @@ pub struct Options {
     /// Folder with one subfolder of photographs per person [default: ten people of LFW, if downloaded]
     #[arg(long, value_name = "DIR")]
     faces: Option<PathBuf>,
-    /// Photographs to enrol per person: the first by name that show exactly one face
+    /// Photographs to enrol per person: the first by name that have a main face
     #[arg(long, default_value_t = SHOTS, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     shots: u16,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
 
 use crate::{
-    client::{Client, Decision, Face, LastKnownLocation, Recognition, Settings},
+    client::{Client, Decision, Face, FaceChoice, LastKnownLocation, Recognition, Settings},
     exit::Failure,
     interrupt, pictures, train,
 };
@@ -131,7 +131,7 @@ impl Server {
             Ok(bytes) => bytes,
             Err(why) => return Ok(Err(why)),
         };
-        match self.runtime.block_on(self.client.add_image(id, bytes.into())) {
+        match self.runtime.block_on(self.client.add_image(id, bytes.into(), FaceChoice::Main)) {
             Ok(_) => Ok(Ok(())),
             Err(refusal) if refusal.is_request_error() => Ok(Err(refusal.to_string())),
             Err(error) => Err(error.into()),

@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use super::super::{
     ListMeta,
     cohort::{CohortGroup, CohortOutcome},
-    dataset::{SimilarImage, Warning},
+    dataset::SimilarImage,
     detections::TimeBasis,
     jobs::Progress,
     page::PageMeta,
+    quality::{ImageFace, Quality},
     recognition::{BoundingBox, Decision},
     unknowns::{Unknown, UnknownCamera},
+    warnings::{OtherPerson, Warning},
 };
 use crate::{
     domain::{CohortSource, JobKind, JobStatus},
@@ -35,9 +37,11 @@ Face recognition over HTTP: enrol people, train, recognise faces on images, stor
 an unknown path is 404 `not_found`, to a method that a path does not take 405 `method_not_allowed` with the header \
 `Allow`. Every path that takes GET takes HEAD. A field that this document does not know may be added to a response at any time.
 
-**Faces.** Where an image must show exactly one face and shows several, the error `several_faces` has `boxes` in its \
-`details`: of each face the `bounding_box`, in pixels of the image after its EXIF orientation was applied, and the \
-`detection_confidence`. Where it shows none, the details of `no_face` have `turned`: by how many degrees (90, 180 or 270) \
+**Faces.** Where one face of an image counts and it shows several, the main face does: the largest and the nearest to the centre, \
+with 1.25 times the area of every other one that the detector is sure of. Where there is none, the error `several_faces` has `boxes` \
+in its `details`: of each face the `bounding_box`, in pixels of the image after its EXIF orientation was applied, and the \
+`detection_confidence`. The field `face` says which of them counts by its position in that list, from 0, and the field `box` by \
+its place, as `left,top,right,bottom`. Where it shows none, the details of `no_face` have `turned`: by how many degrees (90, 180 or 270) \
 the image must be turned clockwise to show a face, or null where that does not help. The response to an image that could be \
 read although its file is defective has `notes`: `jpeg_end_missing` means that a JPEG was cut off after its last pixel. \
 Every call rejects an image that lacks pixels, with `image_unreadable`.
@@ -316,6 +320,9 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     UnknownCamera::update_definitions,
     Warning::update_definitions,
     SimilarImage::update_definitions,
+    ImageFace::update_definitions,
+    Quality::update_definitions,
+    OtherPerson::update_definitions,
 ];
 
 /// The headers of errors, by status.
@@ -383,6 +390,9 @@ pub const OFTEN_ABSENT: &[(&str, &str)] = &[
     ("RecognitionForm", "captured_at"),
     ("AddedImage", "notes"),
     ("AddedToCohort", "errors"),
+    ("AddedImage", "warnings"),
+    ("VerificationForm", "box"),
+    ("VerificationForm", "face"),
     ("AddedToCohort", "notes"),
     ("Verification", "notes"),
     ("RecognitionForm", "track_id"),

@@ -168,7 +168,10 @@ impl RecognitionRequest {
 }
 
 /// The values of a field by image, where an empty part stands for none; no values where the form has no such part.
-fn per_image<T>(
+///
+/// # Errors
+/// There are more or fewer values than images, or one of them is malformed.
+pub fn per_image<T>(
     field: &str,
     parts: &[TextPart],
     images: usize,
@@ -225,7 +228,11 @@ fn top_k(text: &str) -> Result<usize, String> {
     within_limits.ok_or_else(|| format!("is {number}, it must be from 1 to {MAX_TOP_K}"))
 }
 
-fn corners(text: &str) -> Result<[f32; 4], String> {
+/// Reads a box: left, top, right, bottom.
+///
+/// # Errors
+/// A clause that says what it must be.
+pub fn corners(text: &str) -> Result<[f32; 4], String> {
     let wrong = || "is not left,top,right,bottom in pixels with left < right and top < bottom".to_owned();
     let numbers: Vec<f32> =
         text.split(',').map(|n| n.trim().parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;

@@ -3,6 +3,7 @@
 mod form;
 mod results;
 
+pub use form::{corners, per_image};
 pub use results::{BoundingBox, Decision, ImageError, ImageNote};
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use actix_web::{http::header::HeaderName, web};
-use facepipe_vision::{DecodeError, DecodeNote};
+use facepipe_vision::DecodeError;
 use paperclip::actix::api_v2_operation;
 
 use self::{
@@ -356,23 +357,6 @@ async fn decide_tracks(
         }
     }
     Ok(())
-}
-
-/// The one face of the image of this index in its request, and remarks on its file.
-///
-/// # Errors
-/// It shows no face, or several.
-pub fn only_face(image: ImageResult, index: usize) -> Result<(IdentifiedFace, Vec<DecodeNote>), ApiError> {
-    let ImageResult { mut faces, notes, turned } = image;
-    match (faces.len(), faces.pop()) {
-        (1, Some(face)) => Ok((face, notes)),
-        (_, None) => Err(ApiError::NoFace { image: index, turned }),
-        (_, Some(last)) => {
-            faces.push(last);
-            let faces = faces.iter().map(|face| (face.bounding_box, face.detection_confidence)).collect();
-            Err(ApiError::SeveralFaces { image: index, faces })
-        }
-    }
 }
 
 /// The header `Server-Timing`: how long a request was queued and processed.

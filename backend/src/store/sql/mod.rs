@@ -71,7 +71,7 @@ pub use leases::Lease;
 pub use models::{ModelRow, NewModel};
 pub use names::NameChanges;
 pub use outbox::Message;
-pub use people::{EnrolledImage, NewImage, PendingErasure, TrainingImage};
+pub use people::{EnrolledImage, NewEmbedding, NewImage, PendingErasure, TrainingImage};
 pub use signals::Topic;
 pub use similar::SimilarImage;
 pub use tracks::{Fusion, TrackedFace};

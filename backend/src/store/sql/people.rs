@@ -22,7 +22,7 @@ use super::{
     tracks,
 };
 use crate::{
-    domain::{EnrolledPerson, FaceId, Micros, Person, PersonId, PersonRef, now},
+    domain::{EnrolledFace, EnrolledPerson, FaceId, FaceQuality, Micros, Person, PersonId, PersonRef, now},
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
 
@@ -41,7 +41,6 @@ pub struct PersonRow {
 }
 
 /// An enrolled image.
-#[derive(Queryable)]
 pub struct ImageRow {
     /// The image's id, UUID.
     pub id: String,
@@ -51,6 +50,104 @@ pub struct ImageRow {
     pub sha256: Option<String>,
     /// The time of enrolment.
     pub created_at: Micros,
+    /// The enrolled face; `None` for an image from before boxes were stored, until its embedding is recomputed.
+    pub face: Option<EnrolledFace>,
+}
+
+type ImageColumns = (String, i64, Option<String>, Micros);
+
+/// The box and the components of the quality, in the order of [`face_columns!`].
+type FaceColumns = (
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+    Option<f32>,
+);
+
+macro_rules! face_columns {
+    () => {
+        (
+            images::face_left,
+            images::face_top,
+            images::face_right,
+            images::face_bottom,
+            images::face_size,
+            images::face_sharpness,
+            images::face_yaw,
+            images::face_pitch,
+            images::face_roll,
+            images::face_brightness,
+            images::face_confidence,
+        )
+    };
+}
+
+impl ImageRow {
+    fn new((id, bytes, sha256, created_at): ImageColumns, face: FaceColumns) -> Self {
+        Self { id, bytes, sha256, created_at, face: enrolled_face(face) }
+    }
+}
+
+/// The face of an image's row; `None` where the row has none.
+fn enrolled_face(
+    (left, top, right, bottom, size, sharpness, yaw, pitch, roll, brightness, confidence): FaceColumns,
+) -> Option<EnrolledFace> {
+    Some(EnrolledFace {
+        bounding_box: [left?, top?, right?, bottom?],
+        quality: FaceQuality {
+            size: size?,
+            sharpness: sharpness?,
+            yaw: yaw?,
+            pitch: pitch?,
+            roll: roll?,
+            brightness: brightness?,
+            detection_confidence: confidence?,
+        },
+    })
+}
+
+/// The values of a face's columns.
+#[derive(AsChangeset, Insertable)]
+#[diesel(table_name = images)]
+struct FaceValues {
+    face_left: f32,
+    face_top: f32,
+    face_right: f32,
+    face_bottom: f32,
+    face_size: f32,
+    face_sharpness: f32,
+    face_yaw: f32,
+    face_pitch: f32,
+    face_roll: f32,
+    face_brightness: f32,
+    face_confidence: f32,
+}
+
+impl From<&EnrolledFace> for FaceValues {
+    fn from(face: &EnrolledFace) -> Self {
+        let [face_left, face_top, face_right, face_bottom] = face.bounding_box;
+        let quality = face.quality;
+        Self {
+            face_left,
+            face_top,
+            face_right,
+            face_bottom,
+            face_size: quality.size,
+            face_sharpness: quality.sharpness,
+            face_yaw: quality.yaw,
+            face_pitch: quality.pitch,
+            face_roll: quality.roll,
+            face_brightness: quality.brightness,
+            face_confidence: quality.detection_confidence,
+        }
+    }
 }
 
 /// An image to be enrolled, whose blob is stored already.
@@ -65,12 +162,22 @@ pub struct NewImage {
     pub sha256: String,
     /// The network that computed the embedding.
     pub embedder: &'static str,
-    /// The embedding of its only face.
+    /// Its enrolled face.
+    pub face: EnrolledFace,
+    /// The embedding of that face.
     pub embedding: Vec<f32>,
 }
 
+/// A new embedding of an enrolled image.
+pub struct NewEmbedding {
+    /// The image's id.
+    pub image: String,
+    /// The face and its embedding; `None` where the image does not show it.
+    pub face: Option<(EnrolledFace, Vec<f32>)>,
+}
+
 /// A reference to an enrolled image and its blob.
-#[derive(Debug, Clone, Queryable)]
+#[derive(Debug, Clone)]
 pub struct EnrolledImage {
     /// The image's id.
     pub id: String,
@@ -78,6 +185,9 @@ pub struct EnrolledImage {
     pub person: i64,
     /// The key of its blob.
     pub blob_key: String,
+    /// The box of the enrolled face: left, top, right, bottom in pixels of the upright image; `None` for an image from before
+    /// boxes were stored.
+    pub face_box: Option<[f32; 4]>,
 }
 
 /// An image with its person, embeddings and similar images.
@@ -254,15 +364,16 @@ impl Database {
     pub async fn image(&self, image: &str) -> Result<ImageDetails, StoreError> {
         let image = image.to_owned();
         self.read(move |connection| {
-            let (row, blob_key, person) = images::table
+            let (row, face, blob_key, person) = images::table
                 .inner_join(people::table)
                 .filter(images::id.eq(&image))
                 .select((
                     (images::id, images::bytes, images::sha256, images::created_at),
+                    face_columns!(),
                     images::blob_key,
                     (people::id, people::face_id, people::created_at, people::public_id),
                 ))
-                .first::<(ImageRow, String, names::PersonColumns)>(connection)
+                .first::<(ImageColumns, FaceColumns, String, names::PersonColumns)>(connection)
                 .optional()?
                 .ok_or(StoreError::ImageNotFound)?;
             let embeddings = embeddings::table
@@ -271,6 +382,7 @@ impl Database {
                 .select((embeddings::embedder, embeddings::created_at))
                 .load::<(String, Micros)>(connection)?;
             let similar = similar_to(connection, &image)?;
+            let row = ImageRow::new(row, face);
             Ok(ImageDetails { row, blob_key, person: names::person_of(person), embeddings, similar })
         })
         .await
@@ -287,9 +399,9 @@ impl Database {
             let rows = images::table
                 .filter(images::person_id.eq(person.row))
                 .order((images::created_at, images::id))
-                .select((images::id, images::bytes, images::sha256, images::created_at))
-                .load::<ImageRow>(connection)?;
-            Ok((person, rows))
+                .select(((images::id, images::bytes, images::sha256, images::created_at), face_columns!()))
+                .load::<(ImageColumns, FaceColumns)>(connection)?;
+            Ok((person, rows.into_iter().map(|(row, face)| ImageRow::new(row, face)).collect()))
         })
         .await
     }
@@ -445,6 +557,43 @@ impl Database {
         self.read(|connection| Ok(images::table.select(images::blob_key).load(connection)?)).await
     }
 
+    /// The person of a row; `None` where the person was erased.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn person_of_row(&self, row: i64) -> Result<Option<Person>, StoreError> {
+        self.read(move |connection| {
+            let columns = people::table
+                .find(row)
+                .select((people::id, people::face_id, people::created_at, people::public_id))
+                .first::<names::PersonColumns>(connection)
+                .optional()?;
+            Ok(columns.map(names::person_of))
+        })
+        .await
+    }
+
+    /// The embeddings of a person's images by an embedder.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn embeddings_of(
+        &self,
+        person: i64,
+        embedder: &'static str,
+    ) -> Result<Vec<Vec<f32>>, StoreError> {
+        self.read(move |connection| {
+            let vectors = embeddings::table
+                .inner_join(images::table)
+                .filter(embeddings::embedder.eq(embedder))
+                .filter(images::person_id.eq(person))
+                .select(embeddings::vector)
+                .load::<Vec<u8>>(connection)?;
+            vectors.iter().map(|vector| vector_from_bytes(vector)).collect()
+        })
+        .await
+    }
+
     /// All embeddings by an embedder, in one consistent read.
     ///
     /// # Errors
@@ -476,22 +625,26 @@ impl Database {
         self.read(|connection| {
             let images = images::table
                 .order((images::person_id, images::created_at, images::id))
-                .select((images::id, images::person_id, images::blob_key))
-                .load::<EnrolledImage>(connection)?;
-            Ok((images, enrolled(connection)?))
+                .select((images::id, images::person_id, images::blob_key, face_columns!()))
+                .load::<(String, i64, String, FaceColumns)>(connection)?;
+            let image = |(id, person, blob_key, face)| {
+                let face_box = enrolled_face(face).map(|face| face.bounding_box);
+                EnrolledImage { id, person, blob_key, face_box }
+            };
+            Ok((images.into_iter().map(image).collect(), enrolled(connection)?))
         })
         .await
     }
 
-    /// Replaces the embeddings of images by `embedder`, where `holder` still has the dataset's lease; `None` removes the
-    /// embedding of an image.
+    /// Replaces the embeddings of images by `embedder`, where `holder` still has the dataset's lease; an image that does not
+    /// show its face loses its embedding, and keeps the box and the quality of the face.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`].
     pub async fn replace_embeddings(
         &self,
         embedder: &'static str,
-        new: Vec<(String, Option<Vec<f32>>)>,
+        new: Vec<NewEmbedding>,
         holder: &str,
         ttl: Duration,
     ) -> Result<(), StoreError> {
@@ -501,10 +654,12 @@ impl Database {
                 return Err(StoreError::LeaseLost);
             }
             let created_at = now();
-            for (image, vector) in &new {
+            for NewEmbedding { image, face } in &new {
                 diesel::delete(embeddings::table.find((image, embedder))).execute(connection)?;
-                if let Some(vector) = vector {
+                if let Some((face, vector)) = face {
                     insert_embedding(connection, image, embedder, vector, created_at)?;
+                    let row = images::table.find(image);
+                    diesel::update(row).set(FaceValues::from(face)).execute(connection)?;
                 }
             }
             Ok(())
@@ -674,6 +829,7 @@ fn add_image(connection: &mut AnyConnection, person_id: i64, image: &NewImage) -
         images::sha256.eq(&image.sha256),
         images::unique_sha256.eq(&image.sha256),
     );
+    let row = (row, FaceValues::from(&image.face));
     match diesel::insert_into(images::table).values(row).execute(connection) {
         Ok(_) => insert_embedding(connection, &image.id, image.embedder, &image.embedding, created_at),
         Err(Error::DatabaseError(DatabaseErrorKind::ForeignKeyViolation, _)) => {

@@ -21,6 +21,17 @@ table! {
         created_at -> BigInt,
         sha256 -> Nullable<Text>,
         unique_sha256 -> Nullable<Text>,
+        face_left -> Nullable<Float>,
+        face_top -> Nullable<Float>,
+        face_right -> Nullable<Float>,
+        face_bottom -> Nullable<Float>,
+        face_size -> Nullable<Float>,
+        face_sharpness -> Nullable<Float>,
+        face_yaw -> Nullable<Float>,
+        face_pitch -> Nullable<Float>,
+        face_roll -> Nullable<Float>,
+        face_brightness -> Nullable<Float>,
+        face_confidence -> Nullable<Float>,
     }
 }
 

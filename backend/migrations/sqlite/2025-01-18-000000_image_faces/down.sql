@@ -1,0 +1,11 @@
+ALTER TABLE images DROP COLUMN face_confidence;
+ALTER TABLE images DROP COLUMN face_brightness;
+ALTER TABLE images DROP COLUMN face_roll;
+ALTER TABLE images DROP COLUMN face_pitch;
+ALTER TABLE images DROP COLUMN face_yaw;
+ALTER TABLE images DROP COLUMN face_sharpness;
+ALTER TABLE images DROP COLUMN face_size;
+ALTER TABLE images DROP COLUMN face_bottom;
+ALTER TABLE images DROP COLUMN face_right;
+ALTER TABLE images DROP COLUMN face_top;
+ALTER TABLE images DROP COLUMN face_left;
