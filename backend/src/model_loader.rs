@@ -97,7 +97,11 @@ impl ModelLoader {
         let model = loaded
             .map_err(|error| unusable(error.to_string()))?
             .map_err(|error| unusable(error.to_string()))?;
-        Ok(VersionedModel { version, created_at, model })
+        let calibration = row.calibration().unwrap_or_else(|error| {
+            tracing::error!(model_version = version, %error, "the embedder's fixed threshold counts: train again");
+            None
+        });
+        Ok(VersionedModel { version, created_at, model, calibration })
     }
 
     /// Follows the database until `stop` is set: on a signal, and at least every `interval`.

@@ -1,6 +1,7 @@
 //! The `facepipe` program: models, demo and tools around the edge plugins and the backend.
 
 mod bench;
+mod calibration;
 mod client;
 mod cohort;
 mod connection;

@@ -7,7 +7,8 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::{
-    client::{Client, Job, JobStatus},
+    calibration,
+    client::{Client, Job, JobStatus, ModelCalibration},
     connection::Target,
     exit::{self, Outcome},
     interrupt, output, progress, runtime,
@@ -52,6 +53,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             output::json(&job)?;
         } else if options.wait {
             output::line(summary(&job));
+            calibration(&job).iter().for_each(output::line);
             left_out(&job).iter().for_each(output::line);
         } else {
             output::line(format!("Job       {} ({})", job.job_id, job.status.as_str()));
@@ -118,6 +120,13 @@ pub fn summary(job: &Job) -> String {
         }
         _ => format!("Job       {} {}", job.job_id, job.status.as_str()),
     }
+}
+
+/// Describes how the threshold of a training's model was calibrated; empty where the server predates that.
+pub fn calibration(job: &Job) -> Vec<String> {
+    let found = job.result.as_ref().and_then(|result| result.get("calibration")).cloned();
+    let found: Option<ModelCalibration> = found.and_then(|value| serde_json::from_value(value).ok());
+    found.as_ref().map(calibration::lines).unwrap_or_default()
 }
 
 /// Describes who was left out of a training and why; empty if everybody is in the model.

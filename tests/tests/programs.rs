@@ -138,9 +138,16 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     environment.run(&["unknowns", "show", &other]).expect(6, &["no such unknown person"]);
     environment.run(&["detections", "delete", &faces[0], &faces[1], "--yes"]).expect(0, &["is erased"]);
 
-    environment.run(&["train", "--wait"]).expect(0, &["model 2: 2 people, 8 pictures"]);
+    environment
+        .run(&["train", "--wait"])
+        .expect(0, &["model 2: 2 people, 8 pictures", "Threshold 0.", "FPIR      ", "there is no cohort"]);
     environment.run(&["jobs"]).expect(0, &["optimized-train", "done", "100 %"]);
-    environment.run(&["models", "trained"]).expect(0, &["answers", "mobilefacenet"]);
+    environment.run(&["models", "trained"]).expect(0, &["answers", "mobilefacenet", "FPIR", "0.35"]);
+    environment.run(&["models", "show", "2"]).expect(
+        0,
+        &["Model     2, answers: 2 people, 8 pictures, mobilefacenet", "FNIR      0.0 %", "target 1.0 %"],
+    );
+    environment.run(&["models", "show", "9"]).expect(1, &["model_not_found"]);
     environment.run(&["models", "activate", "1"]).expect(0, &["Model 1 answers now"]);
     environment.run(&["models", "activate", "9"]).expect(1, &["model_not_found"]);
     environment.run(&["models", "delete", "1", "--yes"]).expect(1, &["model_active"]);

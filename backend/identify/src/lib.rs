@@ -34,6 +34,7 @@ mod log_sum;
 mod matrix;
 mod model;
 mod nearest_mean;
+pub mod open_set;
 mod quantised;
 mod simd;
 mod svm;

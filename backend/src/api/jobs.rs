@@ -102,16 +102,10 @@ impl JobBody {
         let mut results = jobs.iter().map(JobResult::of).collect::<Result<Vec<_>, ApiError>>()?;
         let mut trainings: Vec<&mut TrainingResult> =
             results.iter_mut().filter_map(|result| result.as_mut().and_then(JobResult::training)).collect();
-        let ids: HashSet<String> = trainings
-            .iter_mut()
-            .flat_map(|result| result.people_named())
-            .map(|(id, _)| id.to_owned())
-            .collect();
+        let ids: HashSet<String> = trainings.iter().flat_map(|result| result.person_ids()).collect();
         if !ids.is_empty() {
             let names = state.database.face_ids_of(ids).await?;
-            for (id, face_id) in trainings.iter_mut().flat_map(|result| result.people_named()) {
-                *face_id = names.get(id).cloned();
-            }
+            trainings.iter_mut().for_each(|result| result.name_people(&names));
         }
         let with_results = jobs.into_iter().zip(results);
         with_results

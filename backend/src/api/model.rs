@@ -1,5 +1,7 @@
 //! `/model`: training, and the active model.
 
+use std::collections::HashSet;
+
 use actix_web::{http::header, web};
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use super::{
     rfc3339,
 };
 use crate::{
-    domain::{JobFailure, JobKind, JobStatus},
+    domain::{JobFailure, JobKind, JobStatus, ModelCalibration},
     error::ApiError,
     store::sql::ModelRow,
 };
@@ -48,6 +50,9 @@ pub struct Model {
     /// How long the training took, milliseconds.
     #[openapi(minimum = 0, example = "412")]
     duration_ms: i64,
+    /// The threshold that its training chose, and what is to be expected of it. Null for models from before there was this,
+    /// and for such as know nobody.
+    calibration: Option<ModelCalibration>,
 }
 
 /// Query of a job.
@@ -73,15 +78,18 @@ impl TrainQuery {
 #[api_v2_operation]
 pub async fn list(state: web::Data<State>) -> Result<web::Json<Models>, ApiError> {
     let (rows, active) = state.database.models().await?;
-    let models = rows
-        .into_iter()
-        .map(|row| {
-            let is_active = active == Some(row.version);
-            Model::new(row, is_active)
-        })
-        .collect::<Result<Vec<_>, ApiError>>()?;
+    let models = Model::of(&state, rows, active).await?;
     let meta = ListMeta { total: models.len() };
     Ok(web::Json(Models { models, meta }))
+}
+
+/// A model and how its threshold was calibrated
+#[api_v2_operation]
+pub async fn get(state: web::Data<State>, version: web::Path<String>) -> Result<web::Json<Model>, ApiError> {
+    let version: i64 = version.parse().map_err(|_| ApiError::ModelNotFound)?;
+    let row = state.database.model(version).await?;
+    let active = state.database.active_model().await?.map(|active| active.version);
+    Ok(web::Json(Model::of_one(&state, row, active).await?))
 }
 
 /// Activates a model that was trained before
@@ -97,7 +105,8 @@ pub async fn activate(
     state.loader.load(&row).await.map_err(ApiError::ModelUnusable)?;
     state.database.activate_model(version).await?;
     state.loader.refresh().await?;
-    Ok(web::Json(Model::new(row, true)?))
+    let active = Some(row.version);
+    Ok(web::Json(Model::of_one(&state, row, active).await?))
 }
 
 /// Removes a model that is not active
@@ -169,15 +178,36 @@ pub async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<S
 }
 
 impl Model {
-    fn new(row: ModelRow, active: bool) -> Result<Self, ApiError> {
+    async fn of_one(state: &State, row: ModelRow, active: Option<i64>) -> Result<Self, ApiError> {
+        Self::of(state, vec![row], active).await?.pop().ok_or(ApiError::ModelNotFound)
+    }
+
+    /// Models with the current names of the people in their calibrations. `active` is the version of the active one.
+    async fn of(state: &State, rows: Vec<ModelRow>, active: Option<i64>) -> Result<Vec<Self>, ApiError> {
+        let mut models =
+            rows.into_iter().map(|row| Self::new(row, active)).collect::<Result<Vec<_>, ApiError>>()?;
+        let mut calibrations: Vec<&mut ModelCalibration> =
+            models.iter_mut().filter_map(|model| model.calibration.as_mut()).collect();
+        let ids: HashSet<String> =
+            calibrations.iter().flat_map(|calibration| calibration.person_ids()).collect();
+        if !ids.is_empty() {
+            let names = state.database.face_ids_of(ids).await?;
+            calibrations.iter_mut().for_each(|calibration| calibration.name_people(&names));
+        }
+        Ok(models)
+    }
+
+    fn new(row: ModelRow, active: Option<i64>) -> Result<Self, ApiError> {
+        let calibration = row.calibration()?;
         Ok(Self {
             version: row.version,
-            active,
+            active: active == Some(row.version),
             created_at: rfc3339(row.created_at)?,
             embedder: row.embedder,
             people: row.people,
             images: row.images,
             duration_ms: row.duration_ms,
+            calibration,
         })
     }
 }

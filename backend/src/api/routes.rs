@@ -14,9 +14,9 @@ use crate::{
     config::ServerRole,
     error::examples::{
         CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FORM, FULL, IMAGE, IMAGE_PARTS, JOB,
-        JOB_END, JSON, LIMIT, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB, NO_UNKNOWN,
-        ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUALITY, QUERY, QUEUE, ROWS, SELECTION, SEND, TWO_IMAGES,
-        UNKNOWN_FACES, UNKNOWN_IDS,
+        JOB_END, JSON, LIMIT, MODEL_READ, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB,
+        NO_UNKNOWN, ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUALITY, QUERY, QUEUE, ROWS, SELECTION, SEND,
+        TWO_IMAGES, UNKNOWN_FACES, UNKNOWN_IDS,
     },
 };
 
@@ -183,6 +183,7 @@ routes! {
             post model::generate_emb => job_call();
         }
         "/model/{version}" Manage Admin {
+            get model::get => call(MODEL, &[PATH, MODEL_READ, ROWS]);
             delete model::remove => call(MODEL, &[PATH, MODEL_REMOVAL, FULL, ROWS]);
         }
         "/model/{version}/activate" Manage Admin {

@@ -30,7 +30,7 @@ use crate::{
     exposition::{self, Exposition, Sources},
     metrics::Metrics,
     model_loader::ModelLoader,
-    recognise::{ActiveModel, Pipeline, Recogniser},
+    recognise::{ActiveModel, MatchThreshold, Pipeline, Recogniser},
     store::{Blobs, Database, ServerLock, sql},
     tokens::Tokens,
     train::{Trainer, TrainerOptions},
@@ -139,7 +139,8 @@ impl Application {
         let listener = &config.listener;
         let (shutdown_timeout, drain_delay) = (listener.shutdown_timeout(), listener.drain_delay());
         let (address_file, role) = (listener.address_file.clone(), config.deployment.role.as_str());
-        let (embedder, threshold) = (services.recogniser.embedder(), services.threshold);
+        let embedder = services.recogniser.embedder();
+        let threshold = services.threshold.of(services.loader.active().as_deref());
         let (remark, database) = (services.pipeline.embedder().remark(), services.database.clone());
         let draining = Arc::new(AtomicBool::new(false));
         let server = serve_api(listeners.api, config, tokens, services, Arc::clone(&draining))?;
@@ -235,7 +236,7 @@ struct Services {
     metrics: Arc<Metrics>,
     /// Cancelled when the server stops.
     stop: CancellationToken,
-    threshold: f32,
+    threshold: MatchThreshold,
     verify_threshold: f32,
     same_picture_threshold: f32,
     /// Distance up to which two clusters of unknown faces are one.
@@ -279,6 +280,7 @@ impl Services {
                 lease: config.deployment.lease(),
                 same_picture: same_picture_threshold,
                 max_distance,
+                target_fpir: config.recognition.target_fpir,
             },
             Arc::clone(&metrics),
             stop.clone(),
@@ -310,6 +312,7 @@ fn serve_metrics(
         metrics: Arc::clone(&services.metrics),
         recogniser: services.recogniser.clone(),
         loader: Arc::clone(&services.loader),
+        threshold: services.threshold,
         database: services.database.clone(),
         role: config.deployment.role.as_str(),
         folders: config.storage.folders(),

@@ -243,6 +243,12 @@ mod tests {
         assert!(config.check().unwrap_err().to_string().contains("max_images is 0"));
         let config = Config::default().with(|config| config.recognition.verify_threshold = Some(f32::NAN));
         assert!(config.check().unwrap_err().to_string().contains("verify_threshold is NaN"));
+        let config = Config::default().with(|config| config.recognition.target_fpir = 1.0);
+        let error = config.check().unwrap_err().to_string();
+        assert!(
+            error.contains("target_fpir is 1, it must be from 0.00001 to 0.5 (a share of strangers)"),
+            "{error}"
+        );
         let config = Config::default().with(|config| config.results.results_timeout_s = 0);
         assert!(config.check().unwrap_err().to_string().contains("results_timeout_s is 0"));
         let config = Config::default().with(|config| config.retention.detections_max_age_days = Some(0));

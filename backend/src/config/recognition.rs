@@ -5,7 +5,10 @@ use std::{path::PathBuf, str::FromStr as _, time::Duration};
 use anyhow::Context as _;
 use facepipe_vision::{Compute, DecodeLimits, DeviceKind, EmbedderKind, default_models_dir};
 
-use crate::{recognise::RecogniserOptions, store::track_expiry::TrackExpiryOptions};
+use crate::{
+    recognise::{MatchThreshold, RecogniserOptions},
+    store::track_expiry::TrackExpiryOptions,
+};
 
 /// Predictions of a face in a response.
 const DEFAULT_TOP_K: usize = 5;
@@ -26,8 +29,11 @@ settings! {
         /// Implementation of the networks: native (SIMD kernels, for the device cpu) or candle (for any device)
         compute: String, "FACEPIPE_COMPUTE", "NAME", unset "native on the device cpu, candle on others";
         /// Minimum cosine between a known face and the person's mean embedding, -1 to 1
-        match_threshold: f32, "FACEPIPE_MATCH_THRESHOLD", "COSINE", unset "the embedder's",
+        match_threshold: f32, "FACEPIPE_MATCH_THRESHOLD", "COSINE", unset "what the model was calibrated for, or the embedder's",
             in -1.0..=1.0, unit " (a cosine)", arg [allow_negative_numbers = true];
+        /// False positive identification rate that trainings calibrate the match threshold for: the share of strangers who
+        /// may be named
+        target_fpir: f64 = 0.01, "FACEPIPE_TARGET_FPIR", "SHARE", in 0.00001..=0.5, unit " (a share of strangers)";
         /// Minimum cosine between two faces that verify takes for one person, -1 to 1
         verify_threshold: f32, "FACEPIPE_VERIFY_THRESHOLD", "COSINE", unset "the embedder's",
             in -1.0..=1.0, unit " (a cosine)", arg [allow_negative_numbers = true];
@@ -116,7 +122,7 @@ impl RecognitionConfig {
     /// The options of recognition with an embedder that has this default threshold.
     pub(crate) fn options(&self, default_threshold: f32) -> RecogniserOptions {
         RecogniserOptions {
-            threshold: self.match_threshold.unwrap_or(default_threshold),
+            threshold: MatchThreshold { configured: self.match_threshold, default: default_threshold },
             capacity: self.queue_images,
             budget: Duration::from_millis(self.queue_budget_ms),
             batch_images: self.batch_images,

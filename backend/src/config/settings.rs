@@ -116,7 +116,7 @@ macro_rules! limited {
     };
 }
 
-limited!(u32, u64, usize, f32);
+limited!(u32, u64, usize, f32, f64);
 
 impl<T: Limited> Limited for Option<T> {
     type Number = T::Number;

@@ -2,6 +2,7 @@
 //! people and jobs.
 //! No SQL, no HTTP and no networks; `docs/architecture.md` has the order in which modules may use each other.
 
+mod calibration;
 mod clock;
 mod cohort;
 mod detection;
@@ -15,6 +16,10 @@ mod sighting;
 mod task;
 mod unknown;
 
+pub use calibration::{
+    AlikePair, CalibrationMethod, ErrorRate, ModelCalibration, ModelWarning, ModelWarningCode,
+    PersonReference,
+};
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
 pub use cohort::CohortSource;
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, Revision, StoredDetection};

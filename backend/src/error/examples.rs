@@ -176,6 +176,8 @@ pub const QUEUE: &[Example] = &[|| ApiError::TooBusy {
     budget: Duration::from_millis(5000),
     retry_after: Duration::from_secs(6),
 }];
+/// The call that shows a model.
+pub const MODEL_READ: &[Example] = &[|| ApiError::ModelNotFound];
 /// The call that removes a model.
 pub const MODEL_REMOVAL: &[Example] = &[|| ApiError::ModelNotFound, || ApiError::ModelActive];
 /// The call that shows a job.

@@ -15,10 +15,10 @@ use tokio::sync::Mutex;
 
 use crate::{
     disk::Folder,
-    domain::{JobStatus, Task, now},
+    domain::{ErrorRate, JobStatus, ModelWarningCode, Task, now},
     metrics::Metrics,
     model_loader::ModelLoader,
-    recognise::Recogniser,
+    recognise::{MatchThreshold, Recogniser, VersionedModel},
     store::{Database, sql::Backlog},
 };
 
@@ -35,6 +35,8 @@ pub struct Sources {
     pub recogniser: Recogniser,
     /// The active model.
     pub loader: Arc<ModelLoader>,
+    /// The score from which a face is known.
+    pub threshold: MatchThreshold,
     /// Jobs, the outbox, connections.
     pub database: Database,
     /// The process's role.
@@ -81,7 +83,7 @@ impl Exposition {
     }
 
     fn live(&self, backlog: Option<Backlog>) -> prometheus::Result<Vec<MetricFamily>> {
-        let Sources { recogniser, loader, database, role, .. } = &self.sources;
+        let Sources { recogniser, loader, threshold, database, role, .. } = &self.sources;
         let snapshot = Snapshot(Registry::new());
         snapshot.gauge(
             "facepipe_queue_images",
@@ -104,6 +106,7 @@ impl Exposition {
                 "Time since the model that answers was trained.",
                 seconds_since(model.created_at),
             )?;
+            snapshot.decision(&model, *threshold)?;
         }
         let connections = database.connections();
         snapshot.gauges(
@@ -174,6 +177,51 @@ fn seconds_since(moment: i64) -> f64 {
 struct Snapshot(Registry);
 
 impl Snapshot {
+    /// Returns the metrics of the active model's decision: its threshold and what is to be expected of it.
+    fn decision(&self, model: &VersionedModel, threshold: MatchThreshold) -> prometheus::Result<()> {
+        self.gauge(
+            "facepipe_model_threshold",
+            "Score from which a face is known to the model that answers.",
+            f64::from(threshold.of(Some(model))),
+        )?;
+        let Some(calibration) = &model.calibration else { return Ok(()) };
+        self.gauge(
+            "facepipe_model_target_fpir",
+            "Share of strangers who may be named, for which the model's threshold was chosen.",
+            calibration.target_fpir,
+        )?;
+        self.gauge(
+            "facepipe_model_cohort_faces",
+            "Faces of strangers that the model's threshold was chosen with.",
+            calibration.cohort as f64,
+        )?;
+        let rate = |rate: ErrorRate| [("estimate", rate.rate), ("lower", rate.lower), ("upper", rate.upper)];
+        if let Some(fpir) = calibration.fpir {
+            self.gauges(
+                "facepipe_model_fpir",
+                "Expected share of strangers who are named at the model's own threshold, with its 95 % interval.",
+                "bound",
+                &rate(fpir),
+            )?;
+        }
+        if let Some(fnir) = calibration.fnir {
+            self.gauges(
+                "facepipe_model_fnir",
+                "Expected share of pictures of enrolled people that are not named rightly, with its 95 % interval.",
+                "bound",
+                &rate(fnir),
+            )?;
+        }
+        let has = |code| calibration.warnings.iter().any(|warning| warning.code == code);
+        let warnings = ModelWarningCode::ALL.map(|code| (code.as_str(), if has(code) { 1.0 } else { 0.0 }));
+        self.gauges(
+            "facepipe_model_warnings",
+            "Whether the calibration of the model that answers has a warning of this kind.",
+            "code",
+            &warnings,
+        )
+    }
+
     /// Returns the metrics of the database: jobs, the outbox, and runs of recurring work.
     fn backlog(&self, backlog: Backlog) -> prometheus::Result<()> {
         let jobs: Vec<(&str, f64)> = JobStatus::ALL

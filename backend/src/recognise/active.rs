@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use facepipe_identify::{Decision, Identification, IdentifyError, Model};
 
 use super::queue::DetectedFace;
-use crate::domain::{FaceDecision, IdentifiedFace, Micros};
+use crate::domain::{FaceDecision, IdentifiedFace, Micros, ModelCalibration};
 
 /// A trained model and its version.
 pub struct VersionedModel {
@@ -15,6 +15,25 @@ pub struct VersionedModel {
     pub created_at: Micros,
     /// Labels are row ids of people.
     pub model: Model,
+    /// How its threshold was calibrated, if it was.
+    pub calibration: Option<ModelCalibration>,
+}
+
+/// The score from which a face is known.
+#[derive(Debug, Clone, Copy)]
+pub struct MatchThreshold {
+    /// The configured one, which counts for every model.
+    pub configured: Option<f32>,
+    /// The embedder's, for models that were not calibrated.
+    pub default: f32,
+}
+
+impl MatchThreshold {
+    /// The score from which `model` knows a face.
+    pub fn of(self, model: Option<&VersionedModel>) -> f32 {
+        let calibrated = || Some(model?.calibration.as_ref()?.match_threshold());
+        self.configured.or_else(calibrated).unwrap_or(self.default)
+    }
 }
 
 /// Holds the active model. Readers clone an `Arc`, so that replacing the model blocks nobody.

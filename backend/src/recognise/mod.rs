@@ -10,7 +10,7 @@ mod queue;
 mod throughput;
 mod worker;
 
-pub use active::{ActiveModel, VersionedModel, load_tested};
+pub use active::{ActiveModel, MatchThreshold, VersionedModel, load_tested};
 pub use pipeline::{EmbeddedFace, ImageError, Pipeline, Rotation, UploadedImage};
 
 use std::{sync::Arc, thread, time::Duration};
@@ -33,7 +33,7 @@ pub struct Recogniser {
     permits: Arc<Semaphore>,
     capacity: u32,
     budget: Duration,
-    threshold: f32,
+    threshold: MatchThreshold,
     throughput: Arc<ThroughputEstimator>,
     embedder: &'static str,
     metrics: Arc<Metrics>,
@@ -43,7 +43,7 @@ pub struct Recogniser {
 #[derive(Debug, Clone, Copy)]
 pub struct RecogniserOptions {
     /// Minimum cosine of a known face.
-    pub threshold: f32,
+    pub threshold: MatchThreshold,
     /// Maximum number of images that are queued or processed at a time.
     pub capacity: u32,
     /// Maximum time that the queued images may take, at the current throughput.
@@ -209,7 +209,7 @@ impl Recogniser {
         embedding: &[f32],
         top_k: usize,
     ) -> Result<FaceDecision, RecogniseError> {
-        Ok(active::decide(model, embedding, self.threshold, top_k)?)
+        Ok(active::decide(model, embedding, self.threshold.of(model), top_k)?)
     }
 
     /// Images that are queued or being processed.

@@ -11,7 +11,8 @@ use facepipe_vision::{DecodeError, VisionError, with_intra_op_parallelism, witho
 use image::RgbImage;
 
 use super::{
-    ActiveModel, ImageError, ImageResult, Pipeline, RecogniseError, RecognitionResult, VersionedModel,
+    ActiveModel, ImageError, ImageResult, MatchThreshold, Pipeline, RecogniseError, RecognitionResult,
+    VersionedModel,
     active::identify,
     pipeline::{FoundFaces, Timings},
     queue::{Batch, CompletedRequest, DetectedFace, EmbeddedFaces, Queue, QueueEntry, Request},
@@ -32,7 +33,7 @@ pub struct Worker {
     /// The model that answers.
     pub active: Arc<ActiveModel>,
     /// Score from which a face is known.
-    pub threshold: f32,
+    pub threshold: MatchThreshold,
     /// Maximum number of images in a batch.
     pub batch_images: usize,
     /// Measures how long images take.
@@ -169,9 +170,10 @@ impl Worker {
     ) -> Result<Result<ImageResult, DecodeError>, RecogniseError> {
         match image {
             Ok(EmbeddedFaces { faces, size, notes, turned }) => {
+                let threshold = self.threshold.of(model);
                 let faces = faces
                     .into_iter()
-                    .map(|face| identify(model, face, self.threshold, top_k))
+                    .map(|face| identify(model, face, threshold, top_k))
                     .collect::<Result<_, IdentifyError>>()?;
                 Ok(Ok(ImageResult { faces, size, notes, turned }))
             }

@@ -8,23 +8,27 @@ use std::{
 };
 
 use bytes::Bytes;
-use facepipe_identify::IdentifyError;
+use facepipe_identify::{
+    IdentifyError,
+    open_set::{CalibrationOptions, ImpostorTable},
+};
 use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
+    TrainerOptions,
     pairs::PairFinder,
     progress::{AbortReason, Progress},
     results::{EmbeddingResult, TrainingResult},
     training::{
-        ConflictingPair, TrainedModel, TrainingData, describe_conflicts, fit, people_left_out,
-        split_conflicts,
+        ConflictingPair, TrainedModel, TrainingData, describe_calibration, describe_conflicts, fit,
+        people_left_out, split_conflicts,
     },
 };
 use crate::{
     cohort::{self, CohortEmbedder},
-    domain::{Job, JobKind},
+    domain::{Job, JobKind, ModelCalibration},
     model_loader::ModelLoader,
     recognise::{EmbeddedFace, ImageError, Pipeline},
     store::{
@@ -109,22 +113,32 @@ pub struct JobExecutor {
     same_picture: f32,
     /// Distance up to which two clusters of unknown faces are one.
     max_distance: f32,
+    /// The share of strangers whom a model may name.
+    target_fpir: f64,
     pairs: Arc<PairFinder>,
 }
 
 impl JobExecutor {
-    /// `lease`: how long a lease lasts unless it is renewed. `same_picture`: cosine from which images of two people are
-    /// the same picture. `max_distance`: up to which two clusters of unknown faces are one.
+    /// Creates what does jobs with the options of the trainer.
     pub fn new(
         database: Database,
         blobs: Blobs,
         loader: Arc<ModelLoader>,
         pipeline: Arc<Pipeline>,
-        lease: Duration,
-        same_picture: f32,
-        max_distance: f32,
+        options: TrainerOptions,
     ) -> Self {
-        Self { database, blobs, loader, pipeline, lease, same_picture, max_distance, pairs: Arc::default() }
+        let TrainerOptions { lease, same_picture, max_distance, target_fpir, .. } = options;
+        Self {
+            database,
+            blobs,
+            loader,
+            pipeline,
+            lease,
+            same_picture,
+            max_distance,
+            target_fpir,
+            pairs: Arc::default(),
+        }
     }
 
     /// Does a job. Returns its result as JSON.
@@ -233,14 +247,23 @@ impl JobExecutor {
         let cohort_embedder = CohortEmbedder::of(self.pipeline.embedder());
         cohort::remove_enrolled(&self.database, cohort_embedder, &images).await?;
         let (embedder, progress) = (self.embedder(), Arc::clone(&running.progress));
-        let trained = blocking(move || fit(embedder, images, previous.as_deref(), &progress)).await??;
+        let default_threshold = self.pipeline.embedder().default_threshold();
+        let (cohort, target_fpir) = (self.database.cohort(embedder).await?, self.target_fpir);
+        let trained = blocking(move || {
+            let table = ImpostorTable::of(embedder);
+            let calibration = CalibrationOptions { target_fpir, default_threshold, table, cohort: &cohort };
+            fit(embedder, images, previous.as_deref(), &calibration, &progress)
+        })
+        .await??;
         running.progress.ensure_not_aborted()?;
 
         let (people_left_out, without_embeddings) =
             people_left_out(&people, &with_embeddings, &trained.people);
         let (conflicts, in_conflict) = describe_conflicts(&conflicts, &people);
         let (known, images) = (count(trained.people.len())?, count(trained.images)?);
-        let (model_version, duration_ms) = self.publish(running, trained).await?;
+        let calibration =
+            trained.calibration.as_ref().map(|calibration| describe_calibration(calibration, &people));
+        let (model_version, duration_ms) = self.publish(running, trained, calibration.as_ref()).await?;
         let result = TrainingResult {
             model_version,
             embedder: embedder.to_owned(),
@@ -251,6 +274,7 @@ impl JobExecutor {
             images_in_conflict: count(in_conflict)?,
             people_left_out,
             conflicts,
+            calibration,
             duration_ms,
         };
         tracing::info!(
@@ -260,6 +284,8 @@ impl JobExecutor {
             images = result.images,
             people_left_out = result.people_without_embeddings,
             images_in_conflict = result.images_in_conflict,
+            threshold = result.calibration.as_ref().map(|calibration| calibration.threshold),
+            cohort = result.calibration.as_ref().map(|calibration| calibration.cohort),
             duration_ms,
             "trained a model"
         );
@@ -268,8 +294,15 @@ impl JobExecutor {
 
     /// Stores a model, activates it, and removes the models that know erased people. Returns its version and the time that
     /// the job took until it was stored, milliseconds.
-    async fn publish(&self, running: &RunningJob<'_>, trained: TrainedModel) -> Result<(i64, i64), JobError> {
-        let TrainedModel { bytes, people, images } = trained;
+    async fn publish(
+        &self,
+        running: &RunningJob<'_>,
+        trained: TrainedModel,
+        calibration: Option<&ModelCalibration>,
+    ) -> Result<(i64, i64), JobError> {
+        let TrainedModel { bytes, people, images, .. } = trained;
+        let calibration = calibration.map(serde_json::to_string).transpose();
+        let calibration = calibration.map_err(|error| JobError::Internal(error.to_string()))?;
         let sha256 = hex(&Sha256::digest(&bytes));
         let blob_key = Blobs::model_key(&Uuid::now_v7().to_string());
         self.blobs.put(&blob_key, Bytes::from(bytes)).await?;
@@ -281,6 +314,7 @@ impl JobExecutor {
             people,
             images: count(images)?,
             duration_ms,
+            calibration,
         };
         let version = match self.database.add_active_model(row, running.holder, self.lease).await {
             Ok(version) => version,

@@ -55,6 +55,8 @@ pub struct TrainerOptions {
     pub same_picture: f32,
     /// Distance up to which two clusters of unknown faces are one.
     pub max_distance: f32,
+    /// The share of strangers whom a model may name, above 0 and below 1.
+    pub target_fpir: f64,
 }
 
 struct Shared {
@@ -78,9 +80,7 @@ impl Trainer {
         metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
-        let TrainerOptions { lease, same_picture, max_distance, .. } = options;
-        let executor =
-            JobExecutor::new(database.clone(), blobs, loader, pipeline, lease, same_picture, max_distance);
+        let executor = JobExecutor::new(database.clone(), blobs, loader, pipeline, options);
         let holder = Uuid::new_v4().to_string();
         Self { shared: Arc::new(Shared { database, executor, options, holder, metrics, stop }) }
     }

@@ -1,8 +1,12 @@
 //! The results of jobs, as rows and responses have them. Rows are written without names, so that a renaming and an erasure
 //! reach the results of earlier jobs, too.
 
+use std::collections::{HashMap, HashSet};
+
 use paperclip::actix::Apiv2Schema;
 use serde::{Deserialize, Serialize};
+
+use crate::domain::ModelCalibration;
 
 /// The result of a training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Apiv2Schema)]
@@ -37,6 +41,9 @@ pub struct TrainingResult {
     /// that does not show its person.
     #[serde(default)]
     pub conflicts: Vec<Conflict>,
+    /// The threshold that the training chose, and what is to be expected of it. Null where the model knows nobody.
+    #[serde(default)]
+    pub calibration: Option<ModelCalibration>,
     /// Duration, milliseconds.
     #[openapi(minimum = 0, example = "412")]
     pub duration_ms: i64,
@@ -95,12 +102,26 @@ pub struct ConflictingImage {
 }
 
 impl TrainingResult {
-    /// All people in the result: the id, and where to put the name.
-    pub fn people_named(&mut self) -> impl Iterator<Item = (&str, &mut Option<String>)> {
-        let left_out =
-            self.people_left_out.iter_mut().map(|left| (left.person_id.as_str(), &mut left.face_id));
-        let conflicting = self.conflicts.iter_mut().flat_map(|conflict| &mut conflict.images);
-        left_out.chain(conflicting.map(|image| (image.person_id.as_str(), &mut image.face_id)))
+    /// The ids of all people in the result.
+    pub fn person_ids(&self) -> HashSet<String> {
+        let mut ids = self.calibration.as_ref().map(ModelCalibration::person_ids).unwrap_or_default();
+        ids.extend(self.people_left_out.iter().map(|left| left.person_id.clone()));
+        let conflicting = self.conflicts.iter().flat_map(|conflict| &conflict.images);
+        ids.extend(conflicting.map(|image| image.person_id.clone()));
+        ids
+    }
+
+    /// Gives the people in the result their names, by id.
+    pub fn name_people(&mut self, names: &HashMap<String, String>) {
+        for left in &mut self.people_left_out {
+            left.face_id = names.get(&left.person_id).cloned();
+        }
+        for image in self.conflicts.iter_mut().flat_map(|conflict| &mut conflict.images) {
+            image.face_id = names.get(&image.person_id).cloned();
+        }
+        if let Some(calibration) = &mut self.calibration {
+            calibration.name_people(names);
+        }
     }
 }
 

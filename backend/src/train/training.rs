@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use facepipe_identify::{IdentifyError, Model, Sample, TrainOptions};
+use facepipe_identify::{
+    IdentifyError, Model, Sample, TrainOptions,
+    open_set::{Calibration, CalibrationMethod as Method, CalibrationOptions, CalibrationWarning, calibrate},
+};
 
 use super::{
     executor::JobError,
@@ -15,7 +18,10 @@ use super::{
     results::{Conflict, ConflictingImage, LeftOut, WhyLeftOut},
 };
 use crate::{
-    domain::{EnrolledPerson, PersonId},
+    domain::{
+        AlikePair, CalibrationMethod, EnrolledPerson, ErrorRate, ModelCalibration, ModelWarning,
+        ModelWarningCode, PersonId, PersonReference,
+    },
     recognise::{VersionedModel, load_tested},
     store::sql::TrainingImage,
 };
@@ -43,6 +49,8 @@ pub struct TrainedModel {
     pub people: Vec<i64>,
     /// Images that it was trained on.
     pub images: usize,
+    /// The threshold that it needs; `None` where it knows nobody.
+    pub calibration: Option<Calibration>,
 }
 
 /// Images of two people that are nearly the same picture.
@@ -53,7 +61,7 @@ pub struct ConflictingPair {
     pub similarity: f32,
 }
 
-/// Trains a model of the images. Blocks.
+/// Trains a model of the images and calibrates its threshold. Blocks.
 ///
 /// # Errors
 /// The images cannot be trained on, or `progress` says to stop.
@@ -61,6 +69,7 @@ pub fn fit(
     embedder: &str,
     images: Vec<TrainingImage>,
     previous: Option<&VersionedModel>,
+    calibration: &CalibrationOptions<'_>,
     progress: &Progress,
 ) -> Result<TrainedModel, JobError> {
     // Labels are row ids: the model's file names nobody, and a renamed person needs no training.
@@ -90,12 +99,16 @@ pub fn fit(
         }
         Err(error) => return Err(error.into()),
     };
+    let calibration = calibrate(&model, &samples, calibration)?;
+    if progress.abort_reason().is_some() {
+        return Err(aborted(progress));
+    }
     let row = |label: &str| label.parse().map_err(|_| JobError::Internal("a label that is no row id".into()));
     let people = model.labels().iter().map(row).collect::<Result<_, _>>()?;
     let bytes = model.to_bytes();
     // From the bytes that every replica will read.
     load_tested(&bytes)?;
-    Ok(TrainedModel { bytes, people, images: samples.len() })
+    Ok(TrainedModel { bytes, people, images: samples.len(), calibration })
 }
 
 /// Separates the images that show one person each from those that two people share, the most similar pairs first. Blocks.
@@ -165,4 +178,65 @@ pub fn describe_conflicts(pairs: &[ConflictingPair], enrolled: &[EnrolledPerson]
     let images: HashSet<&str> =
         pairs.iter().flat_map(|pair| pair.images.iter().map(|(image, _)| image.as_str())).collect();
     (pairs.iter().take(MAX_LISTED).filter_map(conflict).collect(), images.len())
+}
+
+/// A calibration as rows and results have it, without names; at most [`MAX_LISTED`] people and pairs in each warning.
+pub fn describe_calibration(calibration: &Calibration, enrolled: &[EnrolledPerson]) -> ModelCalibration {
+    let ids: HashMap<String, PersonId> =
+        enrolled.iter().map(|person| (person.row.to_string(), person.id)).collect();
+    let person = |label: &String| {
+        let person_id = ids.get(label)?.to_string();
+        Some(PersonReference { person_id, face_id: String::new() })
+    };
+    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let rate = |rate: facepipe_identify::open_set::ErrorRate| ErrorRate {
+        rate: rate.rate,
+        lower: rate.lower,
+        upper: rate.upper,
+        searches: number(rate.searches),
+    };
+    let warning = |warning: &CalibrationWarning| match warning {
+        CalibrationWarning::PeopleAlike(alike) => {
+            let pairs = alike.iter().take(MAX_LISTED).filter_map(|alike| {
+                let people = alike.labels.iter().map(person).collect::<Option<Vec<_>>>()?;
+                Some(AlikePair { people, score: decimal(alike.score) })
+            });
+            ModelWarning {
+                pairs: pairs.collect(),
+                ..ModelWarning::new(ModelWarningCode::PeopleAlike, number(alike.len()))
+            }
+        }
+        CalibrationWarning::OneImage(labels) => ModelWarning {
+            people: labels.iter().take(MAX_LISTED).filter_map(person).collect(),
+            ..ModelWarning::new(ModelWarningCode::OneImage, number(labels.len()))
+        },
+        CalibrationWarning::NoCohort => ModelWarning::new(ModelWarningCode::NoCohort, 0),
+        CalibrationWarning::SmallCohort(needed) => {
+            ModelWarning::new(ModelWarningCode::SmallCohort, number(*needed))
+        }
+        CalibrationWarning::CohortEnrolled(faces) => {
+            ModelWarning::new(ModelWarningCode::CohortEnrolled, number(*faces))
+        }
+        CalibrationWarning::HighFnir => ModelWarning::new(ModelWarningCode::HighFnir, 0),
+    };
+    ModelCalibration {
+        threshold: decimal(calibration.threshold),
+        target_fpir: calibration.target_fpir,
+        method: match calibration.method {
+            Method::CohortQuantile => CalibrationMethod::CohortQuantile,
+            Method::CohortTail => CalibrationMethod::CohortTail,
+            Method::Table => CalibrationMethod::Table,
+            Method::Gallery => CalibrationMethod::Gallery,
+            Method::Fixed => CalibrationMethod::Fixed,
+        },
+        cohort: number(calibration.cohort),
+        fpir: calibration.fpir.map(rate),
+        fnir: calibration.fnir.map(rate),
+        warnings: calibration.warnings.iter().map(warning).collect(),
+    }
+}
+
+/// The number that has the shortest decimal form of a single: 0.1, not what is nearest to it among singles.
+fn decimal(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| f64::from(number))
 }

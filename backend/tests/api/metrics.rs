@@ -124,6 +124,16 @@ async fn metrics_count_requests_exactly() {
 
     assert_eq!(scrape.value("facepipe_model_version"), 1.0);
     assert!((0.0..120.0).contains(&scrape.value("facepipe_model_age_seconds")));
+    assert!((0.354..0.5).contains(&scrape.value("facepipe_model_threshold")));
+    assert_eq!(scrape.value("facepipe_model_target_fpir"), 0.01);
+    assert_eq!(scrape.value("facepipe_model_cohort_faces"), 0.0);
+    for rate in ["facepipe_model_fpir", "facepipe_model_fnir"] {
+        let [lower, estimate, upper] =
+            ["lower", "estimate", "upper"].map(|bound| scrape.value(&format!("{rate}{{bound=\"{bound}\"}}")));
+        assert!(lower <= estimate && estimate < upper && upper < 1.0, "{rate}: {lower} {estimate} {upper}");
+    }
+    assert_eq!(scrape.value("facepipe_model_warnings{code=\"no_cohort\"}"), 1.0);
+    assert_eq!(scrape.sum("facepipe_model_warnings"), 1.0);
     assert_eq!(scrape.value("facepipe_jobs{status=\"done\"}"), 1.0);
     assert_eq!(scrape.sum("facepipe_jobs"), 1.0);
     assert_eq!(scrape.value("facepipe_jobs_finished_total{kind=\"optimized-train\",status=\"done\"}"), 1.0);

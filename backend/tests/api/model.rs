@@ -224,8 +224,11 @@ async fn an_inactive_model_can_be_removed_for_good() {
     for wrong in ["0", "-1", "x", "99999999999999999999"] {
         server.delete(&format!("/model/{wrong}")).await.expect_error(404, "model_not_found");
     }
-    let answer = server.get("/model/4").await;
-    assert_eq!(answer.headers["allow"], "DELETE");
+    for wrong in ["0", "-1", "x", "99999999999999999999", "2"] {
+        server.get(&format!("/model/{wrong}")).await.expect_error(404, "model_not_found");
+    }
+    let answer = server.post("/model/4").await;
+    assert_eq!(answer.headers["allow"], "GET, HEAD, DELETE");
     answer.expect_error(405, "method_not_allowed");
     server.delete("/model/train").await.expect_error(405, "method_not_allowed");
 }
@@ -245,4 +248,149 @@ async fn the_version_of_a_model_removed_by_an_erasure_is_not_reused() {
     server.post("/model/2/activate").await.expect_error(404, "model_not_found");
     server.delete("/model/3").await.expect(StatusCode::NO_CONTENT);
     assert_eq!(server.train().await["model_version"], 4);
+}
+
+#[tokio::test]
+async fn every_training_calibrates_the_threshold_and_says_what_to_expect_of_it() {
+    let server = start!();
+    assert!(server.train().await["calibration"].is_null(), "nobody is enrolled");
+    server.enrol("Tony_Blair", &[1, 2, 3]).await;
+    server.enrol("Hugo_Chavez", &[1]).await;
+    let result = server.train().await;
+    let calibration = &result["calibration"];
+    assert_eq!((&calibration["method"], &calibration["cohort"]), (&"table".into(), &0.into()));
+    assert_eq!(calibration["target_fpir"], 0.01);
+    let threshold = calibration["threshold"].as_f64().unwrap();
+    assert!((0.3549..0.5).contains(&threshold), "{calibration}");
+    let (fpir, fnir) = (&calibration["fpir"], &calibration["fnir"]);
+    for rate in [fpir, fnir] {
+        let of = |name: &str| rate[name].as_f64().unwrap();
+        assert!(of("lower") <= of("rate") && of("rate") <= of("upper"), "{rate}");
+    }
+    assert_eq!(fnir["searches"], 3, "the images of those who have several");
+    let warnings = calibration["warnings"].as_array().unwrap();
+    let codes: Vec<&Value> = warnings.iter().map(|warning| &warning["code"]).collect();
+    assert_eq!(codes, ["one_image", "no_cohort"]);
+    assert_eq!(
+        (&warnings[0]["count"], &warnings[0]["people"][0]["face_id"]),
+        (&1.into(), &"Hugo_Chavez".into())
+    );
+
+    let model = server.get("/model/2").await.expect(StatusCode::OK);
+    assert_eq!((&model["active"], &model["people"]), (&true.into(), &2.into()));
+    assert_eq!(&model["calibration"], calibration);
+    let listed = server.get("/model").await.expect(StatusCode::OK);
+    assert_eq!(listed["models"][0], model);
+    assert!(listed["models"][1]["calibration"].is_null());
+    assert!(server.get("/model/1").await.expect(StatusCode::OK)["calibration"].is_null());
+    // What decides, and what is stored with a detection.
+    let face = server.recognise("Tony_Blair", 4).await;
+    assert_eq!((&face["decision"], face["threshold"].as_f64()), (&"known".into(), Some(threshold)));
+}
+
+#[tokio::test]
+async fn a_stricter_target_gives_a_higher_threshold_and_a_fixed_one_takes_precedence() {
+    let mut thresholds = Vec::new();
+    for target in [0.01, 0.00001] {
+        let server = start!(|config| config.recognition.target_fpir = target);
+        server.enrol("Tony_Blair", &[1, 2]).await;
+        server.enrol("Hugo_Chavez", &[1, 2]).await;
+        let calibration = server.train().await["calibration"].clone();
+        assert_eq!(calibration["target_fpir"], target);
+        thresholds.push(calibration["threshold"].as_f64().unwrap());
+    }
+    assert!(thresholds[1] > thresholds[0] + 0.1, "{thresholds:?}");
+
+    let server = start!(|config| config.recognition.match_threshold = Some(0.25));
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    assert!(server.train().await["calibration"]["threshold"].as_f64().unwrap() > 0.3);
+    assert_eq!(server.recognise("Tony_Blair", 3).await["threshold"], 0.25);
+}
+
+#[tokio::test]
+async fn warnings_about_a_model_name_people_as_they_are_called_now_and_nobody_who_was_erased() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1]).await;
+    server.enrol("Hugo_Chavez", &[1]).await;
+    let result = server.train().await;
+    let job =
+        server.get("/jobs").await.expect(StatusCode::OK)["jobs"][0]["job_id"].as_str().unwrap().to_owned();
+    let named = |answer: &Value| -> Vec<String> {
+        let people = answer["warnings"][0]["people"].as_array().unwrap();
+        let mut names: Vec<String> =
+            people.iter().map(|person| person["face_id"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(named(&result["calibration"]), ["Hugo_Chavez", "Tony_Blair"]);
+    assert!(!server.lines("SELECT calibration AS line FROM models").concat().contains("Blair"));
+
+    server
+        .patch("/dataset/Hugo_Chavez", &serde_json::json!({ "face_id": "Hugo" }))
+        .await
+        .expect(StatusCode::OK);
+    let model = server.get("/model/1").await.expect(StatusCode::OK);
+    assert_eq!(named(&model["calibration"]), ["Hugo", "Tony_Blair"]);
+    let people = model["calibration"]["warnings"][0]["people"].as_array().unwrap();
+    let hugo = people.iter().find(|person| person["face_id"] == "Hugo").unwrap();
+    let id = hugo["person_id"].as_str().unwrap().to_owned();
+
+    server.delete("/dataset/Hugo").await.expect(StatusCode::NO_CONTENT);
+    for path in ["/model/1", "/model", &format!("/jobs/{job}")] {
+        let answer = server.get(path).await.expect(StatusCode::OK);
+        let text = answer.to_string();
+        assert!(
+            text.contains("Tony_Blair") && text.contains("1 person has a single image"),
+            "{path}: {text}"
+        );
+        assert!(!text.contains("Hugo") && !text.contains(&id), "{path}: {text}");
+    }
+    server.delete("/dataset/Tony_Blair").await.expect(StatusCode::NO_CONTENT);
+    let model = server.get("/model/1").await.expect(StatusCode::OK);
+    assert_eq!(model["calibration"]["warnings"].as_array().unwrap().len(), 1, "{model}");
+}
+
+#[tokio::test]
+async fn people_who_are_the_same_are_warned_of() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.post("/dataset/Anthony").await.expect(StatusCode::CREATED);
+    for number in [3, 4] {
+        let form = Form::new().part("image", photograph("Tony_Blair", number));
+        server.send("/dataset/Anthony/image", form).await.expect(StatusCode::CREATED);
+    }
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    let calibration = &server.train().await["calibration"];
+    let warning = &calibration["warnings"][0];
+    assert_eq!((&warning["code"], &warning["count"]), (&"people_alike".into(), &1.into()), "{calibration}");
+    let names = |person: &Value| person["face_id"].as_str().unwrap().to_owned();
+    let pair = &warning["pairs"][0];
+    let mut people: Vec<String> = pair["people"].as_array().unwrap().iter().map(names).collect();
+    people.sort();
+    assert_eq!(people, ["Anthony", "Tony_Blair"]);
+    assert!(pair["score"].as_f64() > calibration["threshold"].as_f64());
+    // They move no threshold.
+    assert!(calibration["threshold"].as_f64().unwrap() < 0.45, "{calibration}");
+}
+
+#[tokio::test]
+async fn a_model_from_before_there_was_a_calibration_answers_with_the_threshold_of_its_embedder() {
+    let server = start!(|config| config.recognition.target_fpir = 0.0001);
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    let calibrated = server.train().await["calibration"]["threshold"].as_f64().unwrap();
+    let rows = "SELECT CONCAT(version, ' ', embedder, ' ', blob_key, ' ', sha256, ' ', people, ' ', images, ' ',                 duration_ms, ' ', created_at) AS line FROM models";
+    let before = server.lines(rows);
+    server.revert("2025-01-15-000000_model_reports");
+    let server = server.restart().await;
+    assert_eq!(server.lines(rows), before);
+    let face = server.recognise("Tony_Blair", 3).await;
+    assert_eq!(face["decision"], "known");
+    assert!((face["threshold"].as_f64().unwrap() - 0.355).abs() < 1e-6, "{face}");
+    assert!(server.get("/model/1").await.expect(StatusCode::OK)["calibration"].is_null());
+    server.train().await;
+    assert_eq!(server.recognise("Tony_Blair", 3).await["threshold"].as_f64(), Some(calibrated));
+    // One that cannot be read is as none, and costs no answer.
+    server.execute("UPDATE models SET calibration = 'damaged'");
+    let server = server.restart().await;
+    assert_eq!(server.recognise("Tony_Blair", 3).await["decision"], "known");
 }

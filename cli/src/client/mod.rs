@@ -22,9 +22,9 @@ pub use self::{
     types::{
         AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
         DatasetEntry, Decision, Detection, Detections, EnrolledFace, EnrolmentWarning, ErasedFromCohort,
-        ErrorDetail, Face, FaceQuality, Image, ImageDetails, Job, JobStatus, Jobs, LastKnownLocation, Model,
-        Models, NamedPerson, PersonImages, Results, Sighting, Sightings, SplitUnknown, Track, Unknown,
-        UnknownDetails, Unknowns, Verification,
+        ErrorDetail, ErrorRate, Face, FaceQuality, Image, ImageDetails, Job, JobStatus, Jobs,
+        LastKnownLocation, Model, ModelCalibration, ModelWarning, Models, NamedPerson, PersonImages, Results,
+        Sighting, Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
     },
 };
 use self::{
@@ -235,6 +235,11 @@ impl Client {
     /// Returns all models, newest first.
     pub async fn models(&self) -> Result<Models, ClientError> {
         self.transport.call(&operation::MODELS, &[], &[], Body::Nothing).await
+    }
+
+    /// Returns a model.
+    pub async fn model(&self, version: u64) -> Result<Model, ClientError> {
+        self.transport.call(&operation::MODEL, &[&version.to_string()], &[], Body::Nothing).await
     }
 
     /// Activates a trained model.

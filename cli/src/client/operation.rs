@@ -54,6 +54,7 @@ operations! {
     JOBS: GET "/jobs",
     FIND_PERSON: POST "/people/search",
     LAST_KNOWN_LOCATION: GET "/people/{person_id}/last-known-location",
+    MODEL: GET "/model/{version}",
     MODELS: GET "/model",
     OPTIMIZED_TRAIN: POST "/model/optimized-train",
     PERSON_IMAGES: GET "/people/{person_id}",

@@ -73,6 +73,7 @@ fn responses_are_parsed_completely() {
     parse_completely::<Job>(&document, &operation::OPTIMIZED_TRAIN, "202");
     parse_completely::<Jobs>(&document, &operation::JOBS, "200");
     parse_completely::<Models>(&document, &operation::MODELS, "200");
+    parse_completely::<Model>(&document, &operation::MODEL, "200");
     parse_completely::<Model>(&document, &operation::ACTIVATE_MODEL, "200");
     parse_completely::<Detection>(&document, &operation::DETECTION, "200");
     parse_completely::<Detections>(&document, &operation::DETECTIONS, "200");

@@ -538,6 +538,74 @@ pub struct Model {
     pub images: u64,
     /// Duration of the training.
     pub duration_ms: u64,
+    /// How its threshold was calibrated; none of models from before, and from servers that predate it.
+    #[serde(default)]
+    pub calibration: Option<ModelCalibration>,
+}
+
+/// The threshold of a model and what is to be expected of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelCalibration {
+    /// Score from which a face is known.
+    pub threshold: f32,
+    /// FPIR that it was chosen for.
+    pub target_fpir: f64,
+    /// What it rests on, for example `cohort_tail`.
+    pub method: String,
+    /// Number of strangers that were compared.
+    pub cohort: u64,
+    /// Expected FPIR.
+    pub fpir: Option<ErrorRate>,
+    /// Expected FNIR.
+    pub fnir: Option<ErrorRate>,
+    /// What to do better.
+    pub warnings: Vec<ModelWarning>,
+}
+
+/// A share of errors and its 95 % confidence interval.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorRate {
+    /// The estimate, 0 to 1.
+    pub rate: f64,
+    /// Lower end of the interval.
+    pub lower: f64,
+    /// Upper end of the interval.
+    pub upper: f64,
+    /// Number of searches that it rests on.
+    pub searches: u64,
+}
+
+/// A warning about a model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelWarning {
+    /// Its kind, for example `people_alike`.
+    pub code: String,
+    /// For humans, without names.
+    pub message: String,
+    /// Number of people, pairs or faces that it is about.
+    pub count: u64,
+    /// The first of the people.
+    pub people: Vec<PersonReference>,
+    /// The first of the pairs.
+    pub pairs: Vec<AlikePair>,
+}
+
+/// Two people who are hard to tell apart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AlikePair {
+    /// The two.
+    pub people: Vec<PersonReference>,
+    /// Greatest cosine between an image of one and the mean of the other.
+    pub score: f32,
+}
+
+/// A person in a warning.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PersonReference {
+    /// UUID.
+    pub person_id: String,
+    /// Current name.
+    pub face_id: String,
 }
 
 /// `GET /database/detections`.

@@ -22,7 +22,10 @@ use super::super::{
     warnings::{OtherPerson, Warning},
 };
 use crate::{
-    domain::{CohortSource, JobKind, JobStatus},
+    domain::{
+        AlikePair, CalibrationMethod, CohortSource, ErrorRate, JobKind, JobStatus, ModelCalibration,
+        ModelWarning, ModelWarningCode, PersonReference,
+    },
     error::{ErrorBody, ErrorDetail, examples::Example},
     train::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut},
     unknowns::ReclusteringResult,
@@ -318,6 +321,13 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     ReclusteringResult::update_definitions,
     Unknown::update_definitions,
     UnknownCamera::update_definitions,
+    ModelCalibration::update_definitions,
+    CalibrationMethod::update_definitions,
+    ErrorRate::update_definitions,
+    ModelWarning::update_definitions,
+    ModelWarningCode::update_definitions,
+    AlikePair::update_definitions,
+    PersonReference::update_definitions,
     Warning::update_definitions,
     SimilarImage::update_definitions,
     ImageFace::update_definitions,

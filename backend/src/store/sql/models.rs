@@ -15,7 +15,7 @@ use super::{
     signals::{Topic, notify_other_processes},
 };
 use crate::{
-    domain::{Micros, now},
+    domain::{Micros, ModelCalibration, now},
     store::StoreError,
 };
 
@@ -39,6 +39,8 @@ pub struct ModelRow {
     pub duration_ms: i64,
     /// The time of the training.
     pub created_at: Micros,
+    /// How its threshold was calibrated, JSON; absent from models of earlier versions.
+    pub calibration: Option<String>,
 }
 
 /// A model to be stored, whose blob is stored already.
@@ -55,6 +57,19 @@ pub struct NewModel {
     pub images: i64,
     /// Duration of the training, milliseconds.
     pub duration_ms: i64,
+    /// How its threshold was calibrated, JSON without names; absent where it knows nobody.
+    pub calibration: Option<String>,
+}
+
+impl ModelRow {
+    /// How its threshold was calibrated; `None` for models of earlier versions and such as know nobody.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`].
+    pub fn calibration(&self) -> Result<Option<ModelCalibration>, StoreError> {
+        let read = self.calibration.as_deref().map(serde_json::from_str).transpose();
+        read.map_err(|error| StoreError::Damaged(format!("the calibration of a model: {error}")))
+    }
 }
 
 impl Database {
@@ -132,6 +147,7 @@ impl Database {
                         models::images.eq(model.images),
                         models::duration_ms.eq(model.duration_ms),
                         models::created_at.eq(now()),
+                        models::calibration.eq(&model.calibration),
                     ))
                     .execute(connection)?;
                 // Many rows a statement: a large gallery would take as many round trips as it has people.

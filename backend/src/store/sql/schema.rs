@@ -62,6 +62,7 @@ table! {
         images -> BigInt,
         duration_ms -> BigInt,
         created_at -> BigInt,
+        calibration -> Nullable<Text>,
     }
 }
 
