@@ -128,6 +128,8 @@ pub struct UnknownFace {
     pub camera_id: String,
     /// The edge's track.
     pub track_id: Option<i64>,
+    /// The row of the track; `None` without one, and for faces from before tracks had rows.
+    pub track_row: Option<i64>,
     /// The embedding.
     pub embedding: Vec<f32>,
 }
@@ -167,10 +169,16 @@ pub struct ClusterSummary {
 impl UnknownFace {
     /// Whether two faces, the earlier one first, are of the same track.
     pub fn is_followed_by(&self, later: &Self) -> bool {
-        self.track_id.is_some()
-            && self.track_id == later.track_id
-            && self.camera_id == later.camera_id
-            && later.captured_at.saturating_sub(self.captured_at) <= TRACK_GAP
+        match (self.track_row, later.track_row) {
+            (Some(one), Some(other)) => one == other,
+            (None, None) => {
+                self.track_id.is_some()
+                    && self.track_id == later.track_id
+                    && self.camera_id == later.camera_id
+                    && later.captured_at.saturating_sub(self.captured_at) <= TRACK_GAP
+            }
+            _ => false,
+        }
     }
 
     /// The times between which faces of the same track may follow or precede this one.
@@ -190,7 +198,7 @@ impl UnknownTrack {
     pub fn runs(mut faces: Vec<UnknownFace>) -> Vec<Vec<UnknownFace>> {
         faces.retain(|face| normalised(&face.embedding).is_some());
         faces.sort_by(|a, b| {
-            let key = |face: &UnknownFace| (face.track_id, face.captured_at, face.id);
+            let key = |face: &UnknownFace| (face.track_row, face.track_id, face.captured_at, face.id);
             a.camera_id.cmp(&b.camera_id).then(key(a).cmp(&key(b)))
         });
         let mut runs: Vec<Vec<UnknownFace>> =
@@ -272,7 +280,8 @@ mod tests {
 
     fn face(id: i64, seconds: i64, camera: &str, track_id: Option<i64>, embedding: [f32; 2]) -> UnknownFace {
         let captured_at = seconds * 1_000_000;
-        UnknownFace { id, captured_at, camera_id: camera.into(), track_id, embedding: embedding.into() }
+        let (camera_id, embedding) = (camera.into(), embedding.into());
+        UnknownFace { id, captured_at, camera_id, track_id, track_row: None, embedding }
     }
 
     #[test]
@@ -291,6 +300,19 @@ mod tests {
         let half = 0.5_f32.sqrt();
         assert!(tracks[0].mean.iter().all(|value| (value - half).abs() < 1e-6), "{:?}", tracks[0].mean);
         assert_eq!((tracks[0].first_seen, tracks[0].last_seen), (0, 600_000_000));
+    }
+
+    #[test]
+    fn the_row_of_a_track_tells_runs_of_a_camera_apart() {
+        let of_run = |id: i64, seconds: i64, row: i64| UnknownFace {
+            track_row: Some(row),
+            ..face(id, seconds, "a", Some(7), [1.0, 0.0])
+        };
+        let faces =
+            vec![of_run(1, 0, 5), of_run(2, 1, 6), of_run(3, 5000, 5), face(4, 2, "a", Some(7), [1.0, 0.0])];
+        let tracks = UnknownTrack::of(faces);
+        let ids: Vec<&[i64]> = tracks.iter().map(|track| track.faces.as_slice()).collect();
+        assert_eq!(ids, [&[1, 3][..], &[2], &[4]]);
     }
 
     #[test]

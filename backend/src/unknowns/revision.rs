@@ -348,7 +348,14 @@ mod tests {
     fn track(id: i64, angle: f32) -> UnknownTrack {
         let (sin, cos) = angle.to_radians().sin_cos();
         let (captured_at, camera_id) = (id, "gate".to_owned());
-        let face = UnknownFace { id, captured_at, camera_id, track_id: None, embedding: vec![cos, sin] };
+        let face = UnknownFace {
+            id,
+            captured_at,
+            camera_id,
+            track_id: None,
+            track_row: None,
+            embedding: vec![cos, sin],
+        };
         UnknownTrack::new(&[face]).unwrap()
     }
 

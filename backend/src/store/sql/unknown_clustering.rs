@@ -210,6 +210,7 @@ impl Database {
                         detections::captured_at,
                         detections::camera_id,
                         detections::track_id,
+                        detections::track_row,
                         detections::embedding,
                     ),
                     (detections::embedder, detections::person_id, detections::unknown_id),
@@ -404,6 +405,9 @@ fn earlier_track(
     face: &UnknownFace,
     embedder: &str,
 ) -> Result<Option<EarlierTrack>, StoreError> {
+    if let Some(row) = face.track_row {
+        return earlier_of_row(connection, row, embedder);
+    }
     let Some(track_id) = face.track_id else { return Ok(None) };
     let (from, to) = face.track_range();
     let latest = detections::table
@@ -429,6 +433,7 @@ fn earlier_track(
             detections::captured_at,
             detections::camera_id,
             detections::track_id,
+            detections::track_row,
             detections::embedding,
         ))
         .load::<FaceColumns>(connection)?;
@@ -438,6 +443,36 @@ fn earlier_track(
         .find(|track| track.iter().any(|face| face.id == latest))
         .unwrap_or_default();
     Ok(Some(EarlierTrack { cluster, faces: track.to_vec() }))
+}
+
+/// The part of a track with a row that is in a cluster.
+fn earlier_of_row(
+    connection: &mut AnyConnection,
+    row: i64,
+    embedder: &str,
+) -> Result<Option<EarlierTrack>, StoreError> {
+    let rows = detections::table
+        .filter(detections::track_row.eq(row))
+        .filter(detections::embedder.eq(embedder))
+        .filter(detections::unknown_id.is_not_null())
+        .order((detections::captured_at, detections::id))
+        .select((
+            detections::unknown_id,
+            (
+                detections::id,
+                detections::captured_at,
+                detections::camera_id,
+                detections::track_id,
+                detections::track_row,
+                detections::embedding,
+            ),
+        ))
+        .load::<(Option<i64>, FaceColumns)>(connection)?;
+    let Some((Some(cluster), _)) = rows.last() else { return Ok(None) };
+    let cluster = *cluster;
+    let own = rows.into_iter().filter(|(of, _)| *of == Some(cluster));
+    let faces = own.filter_map(|(_, face)| face_of(face).transpose()).collect::<Result<_, _>>()?;
+    Ok(Some(EarlierTrack { cluster, faces }))
 }
 
 fn store_assignment(connection: &mut AnyConnection, assignment: &Assignment) -> Result<(), StoreError> {

@@ -422,15 +422,15 @@ fn with_cameras(connection: &mut AnyConnection, rows: Vec<Row>) -> Result<Vec<Un
 }
 
 /// The columns of an [`UnknownFace`].
-pub(super) type FaceColumns = (i64, Micros, String, Option<i64>, Option<Vec<u8>>);
+pub(super) type FaceColumns = (i64, Micros, String, Option<i64>, Option<i64>, Option<Vec<u8>>);
 
 /// The face of a row; `None` without an embedding.
 pub(super) fn face_of(
-    (id, captured_at, camera_id, track_id, embedding): FaceColumns,
+    (id, captured_at, camera_id, track_id, track_row, embedding): FaceColumns,
 ) -> Result<Option<UnknownFace>, StoreError> {
     let Some(embedding) = embedding else { return Ok(None) };
     let embedding = vector_from_bytes(&embedding)?;
-    Ok(Some(UnknownFace { id, captured_at, camera_id, track_id, embedding }))
+    Ok(Some(UnknownFace { id, captured_at, camera_id, track_id, track_row, embedding }))
 }
 
 /// The tracks of clusters, by cluster.
@@ -449,6 +449,7 @@ pub(super) fn tracks_of(
                     detections::captured_at,
                     detections::camera_id,
                     detections::track_id,
+                    detections::track_row,
                     detections::embedding,
                 ),
             ))
