@@ -222,7 +222,7 @@ impl Launcher {
             .filter_map(|entry| {
                 let name = entry.unwrap().file_name().into_string().unwrap();
                 let (captured_at, key) = name.strip_suffix(".crop")?.split_once('-')?;
-                let key = gstfacepipe::upload::encode_key(Uuid::parse_str(key).unwrap());
+                let key = gstfacepipe::upload::encode_uuid(Uuid::parse_str(key).unwrap());
                 Some((key, captured_at.parse().unwrap()))
             })
             .collect()
