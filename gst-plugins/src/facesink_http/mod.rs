@@ -19,7 +19,7 @@
  * ## From a crop to a request
  *
  * Up to `batch-size` crops of one camera share a request; a crop waits at most `batch-delay` milliseconds for others, one
- * second by default. Crops of 4 KB cost 11 % more bytes than their images in requests of 8, the default, and 19 % in requests
+ * second by default. Crops of 4 KB cost 11 % more bytes than their images in requests of 8, the default, and 20 % in requests
  * of one (`batch-size=1`). At most `workers` requests are in flight, over kept connections.
  *
  * Crops wait in memory, at most `max-queue` of them. When the queue is full, `drop-policy` decides: the `oldest` crop is
