@@ -11,4 +11,5 @@
 #![allow(clippy::print_stdout, reason = "the figures that a test finds are its output")]
 
 mod calibration;
+mod clusters;
 mod pictures;
