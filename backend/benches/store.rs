@@ -71,6 +71,7 @@ fn request(client: usize, number: usize, crops: usize) -> NewUploads {
             tracked,
             frame_box: Some([400.0, 200.0, 480.0, 300.0]),
             faces: vec![face()],
+            pictures: Vec::new(),
         }],
     }
 }

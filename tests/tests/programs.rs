@@ -170,6 +170,41 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     environment.run(&["people", "delete", "Visitor 7", "--yes"]).expect(0, &["is erased"]);
     environment.run(&["people", "show", "Visitor 7"]).expect(6, &["nobody of that name"]);
     assert_eq!(environment.json(&["people"])["meta"]["total"], 1);
+
+    // An unknown person gets a name; faces of the past are proposed for somebody who is enrolled later.
+    let past = environment.photographs("past", "Ariel_Sharon", &[3, 4]);
+    let past = past.parent().unwrap().to_str().unwrap().to_owned();
+    let store = ["recognize", "folder", &past, "--store", "--camera-id", "gate-1", "--location", "Lobby"];
+    environment.run(&store).expect(0, &["unknown"]);
+    environment.run(&["proposals"]).expect(0, &["No proposal"]);
+    let unknown = loop {
+        let unknowns = environment.json(&["unknowns", "list", "--min-faces", "2"]);
+        if let Some(id) = unknowns[0]["unknown_id"].as_str() {
+            break id.to_owned();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    environment.run(&["unknowns", "name", &unknown, "Tony_Blair"]).expect(1, &["person_exists"]);
+    let faces = environment.json(&["unknowns", "show", &unknown]);
+    let face = faces["detections"][0]["id"].to_string();
+    environment.run(&["unknowns", "split", &unknown, &face]).expect(0, &["gate-1"]);
+    environment
+        .run(&["unknowns", "name", &unknown, "Ariel Sharon", "--wait"])
+        .expect(0, &["1 detections named, 1 faces enrolled, 0 of them with a picture", "is done"]);
+    environment.run(&["unknowns", "name", &unknown, "Ariel Sharon"]).expect(0, &["is Ariel Sharon already"]);
+    environment.run(&["people", "search-past", "Nobody"]).expect(6, &["nobody of that name"]);
+    environment.run(&["people", "search-past", "Ariel Sharon", "--wait"]).expect(0, &["is done"]);
+    let proposals = environment.json(&["proposals", "list", "--person", "Ariel Sharon"]);
+    assert_eq!(proposals[0]["detection"]["id"].to_string(), face, "{proposals}");
+    let proposal = proposals[0]["proposal_id"].to_string();
+    environment.run(&["proposals"]).expect(0, &["Ariel Sharon", &face, "Lobby"]);
+    environment.run(&["proposals", "accept"]).expect(2, &["--person"]);
+    environment
+        .run(&["proposals", "accept", "--person", "Ariel Sharon", "--min-score", "0.9999"])
+        .expect(0, &["0 accepted"]);
+    environment.run(&["proposals", "refuse", "999999"]).expect(3, &["0 refused, 1 not there"]);
+    environment.run(&["proposals", "accept", &proposal]).expect(0, &["1 accepted, 0 not there"]);
+    environment.run(&["detections", "show", &face]).expect(0, &["Ariel Sharon"]);
 }
 
 /// A photograph as HEIC.

@@ -86,10 +86,11 @@ struct Image {
     /// What `/dataset/{id}/image/{image_id}` takes.
     #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
     image_id: String,
-    /// Its size.
-    #[openapi(minimum = 1, example = "48213")]
+    /// Its size; 0 where there is no picture, only the embedding of an unknown person's face.
+    #[openapi(minimum = 0, example = "48213")]
     bytes: i64,
-    /// SHA-256 of its bytes, hexadecimal. Null for an image that was enrolled before the server kept digests.
+    /// SHA-256 of its bytes, hexadecimal. Null for an image that was enrolled before the server kept digests, and from an
+    /// unknown person's faces.
     #[openapi(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
     sha256: Option<String>,
     /// When it was enrolled.
@@ -304,7 +305,11 @@ pub async fn image_content(
     state: &State,
     key: impl AsyncFn() -> Result<String, ApiError>,
 ) -> Result<ImageContent, ApiError> {
-    let bytes = match state.blobs.get(&key().await?).await {
+    let blob_key = key().await?;
+    if !sql::has_picture(&blob_key) {
+        return Err(ApiError::NoPicture);
+    }
+    let bytes = match state.blobs.get(&blob_key).await {
         Err(error @ StoreError::Blob(object_store::Error::NotFound { .. })) => {
             // Erased since the row was read: then the row is gone, too.
             key().await?;

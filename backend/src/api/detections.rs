@@ -22,6 +22,7 @@ use crate::{
         StoredDetection,
     },
     error::ApiError,
+    unknowns,
 };
 
 /// Query of the list.
@@ -270,7 +271,8 @@ pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::
 /// With the embedding that was kept of an unknown face. Sending the image again with the same `key` does not restore it.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, id: web::Path<String>) -> Result<NoContent, ApiError> {
-    state.database.erase_detection(detection_id(&id)?).await?;
+    let pictures = state.database.erase_detection(detection_id(&id)?).await?;
+    unknowns::delete_blobs(&state.blobs, &pictures).await;
     state.database.scrub_journal_of_detections().await?;
     Ok(NoContent::new())
 }

@@ -25,10 +25,11 @@ pub struct ImageDetails {
     /// The name under which the person is enrolled.
     #[openapi(example = "Ada Lovelace")]
     face_id: String,
-    /// Its size.
-    #[openapi(minimum = 1, example = "48213")]
+    /// Its size; 0 where there is no picture, only the embedding of an unknown person's face.
+    #[openapi(minimum = 0, example = "48213")]
     bytes: i64,
-    /// SHA-256 of its bytes, hexadecimal. Null for an image that was enrolled before the server kept digests.
+    /// SHA-256 of its bytes, hexadecimal. Null for an image that was enrolled before the server kept digests, and from an
+    /// unknown person's faces.
     #[openapi(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
     sha256: Option<String>,
     /// When it was enrolled.

@@ -141,7 +141,9 @@ impl JobResult {
         let Some(text) = &job.result else { return Ok(None) };
         let result = match job.kind {
             JobKind::Train | JobKind::OptimizedTrain => serde_json::from_str(text).map(Self::Training),
-            JobKind::GenerateEmb | JobKind::ReclusterUnknowns => serde_json::from_str(text).map(Self::Other),
+            JobKind::GenerateEmb | JobKind::ReclusterUnknowns | JobKind::SearchPast => {
+                serde_json::from_str(text).map(Self::Other)
+            }
         };
         Ok(Some(result.map_err(|error| StoreError::Damaged(format!("the result of a job: {error}")))?))
     }

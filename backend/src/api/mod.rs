@@ -22,6 +22,7 @@ mod observe;
 mod openapi;
 mod page;
 mod people;
+mod proposals;
 mod quality;
 mod recognition;
 mod response;

@@ -13,7 +13,7 @@ use super::{
     rfc3339,
 };
 use crate::{
-    domain::{JobFailure, JobKind, JobStatus, ModelCalibration},
+    domain::{Job, JobFailure, JobKind, JobStatus, ModelCalibration, PersonRef},
     error::ApiError,
     store::sql::ModelRow,
 };
@@ -160,7 +160,19 @@ pub async fn generate_emb(
 /// Queues a job, and waits for its end where the query says so.
 pub async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Started, ApiError> {
     let wait = query.wait()?;
-    let mut job = state.trainer.enqueue(kind).await?;
+    let job = state.trainer.enqueue(kind).await?;
+    started(state, wait, job).await
+}
+
+/// Queues a search of stored unknown faces for a person, and waits for its end where the query says so.
+pub async fn start_search(state: &State, query: &TrainQuery, who: &PersonRef) -> Result<Started, ApiError> {
+    let wait = query.wait()?;
+    let job = state.trainer.search_past(who).await?;
+    started(state, wait, job).await
+}
+
+/// The response about a queued job, at once or after its end.
+async fn started(state: &State, wait: bool, mut job: Job) -> Result<Started, ApiError> {
     let location = format!("{}/jobs/{}", state.public_url.as_deref().unwrap_or_default(), job.id);
     if !wait {
         let answer = JsonResponse::new(JobBody::of(state, job).await?);

@@ -10,6 +10,7 @@ use super::{
     dataset::{self, Added, AddedImage, Dataset, EnrolmentForm, PersonImages, PersonName, Renaming},
     detections::{self, Track, TrackQuery},
     form::Form,
+    model::{self, Started, TrainQuery},
     response::{JsonResponse, NoContent},
 };
 use crate::{
@@ -97,6 +98,20 @@ pub async fn track(
     query: web::Query<TrackQuery>,
 ) -> Result<web::Json<Track>, ApiError> {
     detections::track_of(&state, who(&path)?, query.into_inner()).await
+}
+
+/// Searches stored unknown faces for a person
+///
+/// Those that the active model knows as this person become proposals (`GET /proposals`): no detection gets a name by itself. One
+/// that was refused is not proposed again. After a training it is done for everybody who is new in the model (setting
+/// `search_past`). Responds 202 with a queued job, or with `wait=true` 200 with the job and its result.
+#[api_v2_operation]
+pub async fn search_past(
+    state: web::Data<State>,
+    path: web::Path<String>,
+    query: web::Query<TrainQuery>,
+) -> Result<Started, ApiError> {
+    model::start_search(&state, &query, &who(&path)?).await
 }
 
 /// Where, by which camera and when a person was seen last, without a name in the address

@@ -8,15 +8,15 @@ use super::{
     cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs, method_not_allowed,
     model,
     openapi::{self, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call},
-    people, recognition, root, sightings, unknowns, verify,
+    people, proposals, recognition, root, sightings, unknowns, verify,
 };
 use crate::{
     config::ServerRole,
     error::examples::{
         CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FORM, FULL, IMAGE, IMAGE_PARTS, JOB,
         JOB_END, JSON, LIMIT, MODEL_READ, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB,
-        NO_UNKNOWN, ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUALITY, QUERY, QUEUE, ROWS, SELECTION, SEND,
-        TWO_IMAGES, UNKNOWN_FACES, UNKNOWN_IDS,
+        NO_PICTURE, NO_UNKNOWN, NOT_IN_MODEL, ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUALITY, QUERY,
+        QUEUE, ROWS, SELECTED, SELECTION, SEND, TWO_IMAGES, UNKNOWN_FACES, UNKNOWN_IDS,
     },
 };
 
@@ -121,7 +121,7 @@ routes! {
         "/dataset/{id:[^/]*}/image/{image_id}" Manage Admin {
             get dataset::image => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
-                ..call(DATASET, &[FACE_ID, PERSON_IMAGE, ROWS])
+                ..call(DATASET, &[FACE_ID, PERSON_IMAGE, NO_PICTURE, ROWS])
             };
             delete dataset::erase_image => call(DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]);
         }
@@ -147,6 +147,13 @@ routes! {
         "/people/{person_id}/track" Manage Admin {
             get people::track => call(DATABASE, &[PAGE, PATH, PERSON, ROWS]);
         }
+        "/people/{person_id}/search-past" Manage Admin {
+            post people::search_past => Call {
+                tag: UNKNOWNS,
+                errors: &[PATH, PERSON, NOT_IN_MODEL, QUERY, JOB, FULL, ROWS],
+                ..job_call()
+            };
+        }
         "/people/{person_id}/last-known-location" Manage Admin {
             get people::last_known_location => call(DATABASE, &[PATH, PERSON, NEVER_SEEN, ROWS]);
         }
@@ -157,7 +164,7 @@ routes! {
         "/images/{image_id}/content" Manage Admin {
             get images::content => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
-                ..call(DATASET, &[PATH, NO_IMAGE, ROWS])
+                ..call(DATASET, &[PATH, NO_IMAGE, NO_PICTURE, ROWS])
             };
         }
 
@@ -279,9 +286,28 @@ routes! {
         "/unknowns/{unknown_id:[^/]*}/split" Manage Admin {
             post unknowns::split => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_FACES, NO_UNKNOWN, FULL, ROWS]);
         }
+        "/unknowns/{unknown_id:[^/]*}/pictures/{detection_id}" Manage Admin {
+            get unknowns::picture => Call {
+                headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
+                ..call(UNKNOWNS, &[PATH, NO_UNKNOWN, NO_DETECTION, NO_PICTURE, ROWS])
+            };
+        }
+        "/unknowns/{unknown_id:[^/]*}/name" Manage Admin {
+            post unknowns::name =>
+                call(UNKNOWNS, &[PATH, FACE_ID, JSON, EXISTS, NO_UNKNOWN, CHANGE, ROWS]);
+        }
         "/unknowns/{unknown_id:[^/]*}/ignore" Manage Admin {
             post unknowns::ignore => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
             delete unknowns::stop_ignoring => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+        }
+        "/proposals" Manage Admin {
+            get proposals::list => call(UNKNOWNS, &[PAGE, FACE_ID, PERSON, ROWS]);
+        }
+        "/proposals/accept" Manage Admin {
+            post proposals::accept => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
+        }
+        "/proposals/refuse" Manage Admin {
+            post proposals::refuse => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
         }
 
         "/startupz" All Open {

@@ -1,6 +1,7 @@
 //! `/unknowns`: people who are not enrolled, as groups of their faces.
 
 use actix_web::web;
+use image::ImageFormat;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
 
@@ -9,13 +10,14 @@ use super::{
     detections::{self, Detection, time_range},
     model::{self, Started, TrainQuery},
     page::{self, LIST_LIMIT, PageMeta, limit_of},
-    response::{JsonResponse, NoContent},
+    response::{ImageContent, JsonResponse, NoContent},
     rfc3339,
 };
 use crate::{
-    domain::{self, JobKind, UnknownFilter, UnknownId, UnknownOrder, UnknownPosition},
+    domain::{self, FaceId, JobKind, UnknownFilter, UnknownId, UnknownOrder, UnknownPosition},
     error::ApiError,
-    store::ledger,
+    store::{StoreError, ledger, sql},
+    unknowns,
 };
 
 /// Query of the list.
@@ -112,7 +114,23 @@ pub struct UnknownDetails {
     unknown: Unknown,
     /// The newest first.
     detections: Vec<Detection>,
+    /// Pictures of faces of the group, the newest first, 100 at most: those that are kept (setting `unknown_pictures`).
+    pictures: Vec<UnknownPicture>,
     meta: PageMeta,
+}
+
+/// A picture of an unknown face.
+#[derive(Serialize, Apiv2Schema)]
+pub struct UnknownPicture {
+    /// The `id` of its detection, with which `/unknowns/{unknown_id}/pictures/{detection_id}` has the picture.
+    #[openapi(example = "42")]
+    detection_id: i64,
+    /// Its size.
+    #[openapi(minimum = 1, example = "8213")]
+    bytes: i64,
+    /// When it was stored.
+    #[openapi(example = "2024-05-06T07:08:09Z")]
+    created_at: String,
 }
 
 /// The groups to be merged into another one.
@@ -140,8 +158,47 @@ pub struct SplitUnknown {
     new: Unknown,
 }
 
+/// The name for an unknown person.
+#[derive(Deserialize, Apiv2Schema)]
+#[serde(deny_unknown_fields)]
+pub struct UnknownName {
+    /// The name under which the person will be enrolled.
+    #[openapi(example = "Ada Lovelace")]
+    face_id: String,
+    /// Whether the faces are added to the person who has this name already. Otherwise, the default, such a name is refused.
+    #[openapi(example = "false")]
+    add_to_existing: Option<bool>,
+}
+
+/// An unknown person who became an enrolled one.
+#[derive(Serialize, Apiv2Schema)]
+pub struct NamedUnknown {
+    /// What `/people/{person_id}` takes.
+    #[openapi(example = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c")]
+    person_id: String,
+    /// The name under which the person is enrolled.
+    #[openapi(example = "Ada Lovelace")]
+    face_id: String,
+    /// Whether the person was added, rather than somebody who was enrolled before.
+    #[openapi(example = "true")]
+    new_person: bool,
+    /// Images that were enrolled.
+    #[openapi(minimum = 0, example = "6")]
+    images: usize,
+    /// Those of them that have a picture.
+    #[openapi(minimum = 0, example = "0")]
+    images_with_picture: usize,
+    /// Detections that have the name now.
+    #[openapi(minimum = 0, example = "12")]
+    detections: usize,
+    /// The training that was started. Null where the group had this name before.
+    #[openapi(example = "018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d")]
+    job_id: Option<String>,
+}
+
 /// Maximum numbers of ids in a call.
 const MAX_MERGED: usize = 100;
+const MAX_PICTURES: i64 = 100;
 const MAX_SPLIT: usize = 1000;
 
 /// Unknown people, the most recent first
@@ -190,8 +247,34 @@ pub async fn get(
     let UnknownQuery { limit, cursor } = query.into_inner();
     let unknown = state.database.unknown(unknown_id(&path)?).await?;
     let (detections, next_cursor) = detections::of_unknown(&state, unknown.row, limit, cursor).await?;
+    let pictures = state.database.unknown_pictures(unknown.row, MAX_PICTURES).await?;
+    let picture = |picture: sql::UnknownPicture| {
+        let created_at = rfc3339(picture.created_at)?;
+        Ok(UnknownPicture { detection_id: picture.detection, bytes: picture.bytes, created_at })
+    };
+    let pictures = pictures.into_iter().map(picture).collect::<Result<_, ApiError>>()?;
     let (unknown, meta) = (unknown.try_into()?, PageMeta { next_cursor });
-    Ok(web::Json(UnknownDetails { unknown, detections, meta }))
+    Ok(web::Json(UnknownDetails { unknown, detections, pictures, meta }))
+}
+
+/// The picture of an unknown face
+///
+/// Where it is kept (setting `unknown_pictures`), until it is too old (`unknown_max_age_hours`).
+#[api_v2_operation]
+pub async fn picture(
+    state: web::Data<State>,
+    path: web::Path<(String, String)>,
+) -> Result<ImageContent, ApiError> {
+    let (unknown, detection) = path.into_inner();
+    let row = state.database.unknown(unknown_id(&unknown)?).await?.row;
+    let detection = detection.parse().map_err(|_| ApiError::DetectionNotFound)?;
+    let key = state.database.unknown_picture_key(row, detection).await?.ok_or(ApiError::NoPicture)?;
+    let bytes = match state.blobs.get(&key).await {
+        // Too old meanwhile.
+        Err(StoreError::Blob(object_store::Error::NotFound { .. })) => return Err(ApiError::NoPicture),
+        bytes => bytes?,
+    };
+    Ok(ImageContent { bytes, format: ImageFormat::Jpeg })
 }
 
 /// Merges groups that are of the same unknown person
@@ -233,6 +316,34 @@ pub async fn split(
     let divided = state.database.divide_unknown(id, faces).await?;
     let (remaining, new) = (divided.remaining.try_into()?, divided.new.try_into()?);
     Ok(JsonResponse::new(SplitUnknown { remaining, new }))
+}
+
+/// Makes an unknown person an enrolled one
+///
+/// Enrols up to ten of the group's best faces, starts a training (`job_id`), and puts the name to the group's detections, whose
+/// `confidence`, `score` and `model_version` are null then. The group is gone; naming it so again responds with the same person and
+/// changes nothing. Where no pictures of unknown faces are kept, the new images have embeddings only: another embedder cannot
+/// use them, and `GET /images/{image_id}/content` responds 404 `no_picture`.
+#[api_v2_operation]
+pub async fn name(
+    state: web::Data<State>,
+    path: web::Path<String>,
+    body: web::Json<UnknownName>,
+) -> Result<web::Json<NamedUnknown>, ApiError> {
+    let id = unknown_id(&path)?;
+    let UnknownName { face_id, add_to_existing } = body.into_inner();
+    let name = FaceId::try_from(face_id)?;
+    let named = state.database.name_unknown(id, &name, add_to_existing.unwrap_or(false)).await?;
+    unknowns::delete_blobs(&state.blobs, &named.blobs).await;
+    Ok(web::Json(NamedUnknown {
+        person_id: named.person.id.to_string(),
+        face_id: named.person.face_id,
+        new_person: named.is_new,
+        images: named.images,
+        images_with_picture: named.pictures,
+        detections: named.detections,
+        job_id: named.job,
+    }))
 }
 
 /// Has the list leave out an unknown person

@@ -14,7 +14,7 @@ use crate::{
     store::{retention::run_retention, sweep::run_sweeps, track_expiry::run_track_expiry},
     tokens::Tokens,
     train::Trainer,
-    unknowns::{ClusteringOptions, run_clustering},
+    unknowns::{ClusteringOptions, run_clustering, run_picture_retention},
 };
 
 /// The running tasks.
@@ -70,6 +70,12 @@ impl Background {
                 CohortEmbedder::of(pipeline.embedder()),
                 config.cohort.options(),
                 Arc::clone(metrics),
+                stop.clone(),
+            ));
+            others.spawn(run_picture_retention(
+                database.clone(),
+                blobs.clone(),
+                config.unknowns.picture_max_age(),
                 stop.clone(),
             ));
             if config.unknowns.group_unknowns {

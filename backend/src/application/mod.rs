@@ -280,6 +280,8 @@ impl Services {
                 lease: config.deployment.lease(),
                 same_picture: same_picture_threshold,
                 max_distance,
+                threshold,
+                search_past: config.unknowns.search_past,
                 target_fpir: config.recognition.target_fpir,
             },
             Arc::clone(&metrics),

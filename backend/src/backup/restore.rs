@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// Rows of pictures that are deleted in one transaction.
+const PICTURES: i64 = 1000;
+
 /// How long the restore waits for the database to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -354,6 +357,8 @@ async fn finish_restore(
             .context("cannot apply the ledger of erasures")?;
         let retrained =
             erased != ReappliedErasures::default() && ledger::train_without_erased(&database).await?;
+        // Backups leave out pictures of unknown faces, which are kept for a while only.
+        while !database.delete_unknown_pictures_before(i64::MAX, PICTURES).await?.is_empty() {}
         sweep::sweep_once(&database, blobs, Duration::ZERO).await?;
         let mut there = HashSet::new();
         for folder in REFERENCED {

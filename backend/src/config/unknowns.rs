@@ -1,5 +1,7 @@
 //! Unknown people: how their faces are grouped.
 
+use std::time::Duration;
+
 settings! {
     /// Unknown people: how their faces are grouped.
     UnknownsConfig, UnknownsFlags {
@@ -11,7 +13,20 @@ settings! {
             in 0.05..=0.95, unit " (one minus a cosine)";
         /// Faces from which a group is listed, unless a request says otherwise
         unknown_min_faces: u32 = 1, "FACEPIPE_UNKNOWN_MIN_FACES", "FACES", in 1..=1000;
+        /// Whether stored unknown faces are searched for people whom a training adds to the model, which makes proposals
+        search_past: bool = true, "FACEPIPE_SEARCH_PAST", "true|false";
+        /// Whether pictures of unknown faces are kept, cut out of the images
+        unknown_pictures: bool = false, "FACEPIPE_UNKNOWN_PICTURES", "true|false";
+        /// Hours for which they are kept
+        unknown_max_age_hours: u64 = 72, "FACEPIPE_UNKNOWN_MAX_AGE_HOURS", "HOURS", in 1..=8760;
         /// Hour of the day, UTC, at which all unknown faces are grouped together again
         unknown_regroup_hour: u32 = 3, "FACEPIPE_UNKNOWN_REGROUP_HOUR", "HOUR", in 0..=23;
+    }
+}
+
+impl UnknownsConfig {
+    /// How long pictures of unknown faces are kept; `None` where none are.
+    pub(crate) fn picture_max_age(&self) -> Option<Duration> {
+        self.unknown_pictures.then(|| Duration::from_secs(self.unknown_max_age_hours * 3600))
     }
 }

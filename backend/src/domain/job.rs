@@ -19,12 +19,14 @@ pub enum JobKind {
     GenerateEmb,
     /// Clusters all unknown faces together again.
     ReclusterUnknowns,
+    /// Searches stored unknown faces for people who were enrolled later.
+    SearchPast,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 4] =
-        [Self::OptimizedTrain, Self::Train, Self::GenerateEmb, Self::ReclusterUnknowns];
+    pub const ALL: [Self; 5] =
+        [Self::OptimizedTrain, Self::Train, Self::GenerateEmb, Self::ReclusterUnknowns, Self::SearchPast];
 
     /// The name in rows, metrics and responses.
     pub fn as_str(self) -> &'static str {
@@ -33,6 +35,7 @@ impl JobKind {
             Self::Train => "train",
             Self::GenerateEmb => "generate-emb",
             Self::ReclusterUnknowns => "recluster-unknowns",
+            Self::SearchPast => "search-past",
         }
     }
 

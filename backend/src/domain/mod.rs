@@ -12,6 +12,7 @@ pub mod face_id;
 mod job;
 mod person;
 mod person_id;
+mod proposal;
 mod sighting;
 mod task;
 mod unknown;
@@ -31,6 +32,7 @@ pub use face_id::{FaceId, InvalidFaceId, SameName};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
 pub use person::{EnrolledPerson, Person, PersonRef};
 pub use person_id::PersonId;
+pub use proposal::Proposal;
 pub use sighting::{Sighting, SightingFilter, SightingId, SightingPosition, TrackRef};
 pub use task::Task;
 pub use unknown::{

@@ -191,6 +191,15 @@ pub const SEND: &[Example] =
     &[|| ApiError::FieldMissing { field: "camera_id" }, || ApiError::ResultsUrlMissing];
 /// Calls about a detection.
 pub const NO_DETECTION: &[Example] = &[|| ApiError::DetectionNotFound];
+/// The call that searches a person among unknown faces.
+pub const NOT_IN_MODEL: &[Example] = &[|| ApiError::PersonNotInModel];
+/// Calls for the bytes of an image.
+pub const NO_PICTURE: &[Example] = &[|| ApiError::NoPicture];
+/// Calls that select proposals.
+pub const SELECTED: &[Example] = &[|| ApiError::InvalidField {
+    field: "proposals".into(),
+    reason: "has 0 entries, it must have 1 to 10000".into(),
+}];
 /// Calls about an unknown person.
 pub const NO_UNKNOWN: &[Example] = &[|| ApiError::UnknownNotFound];
 /// The call that merges unknown people.

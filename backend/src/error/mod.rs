@@ -151,6 +151,14 @@ pub enum ApiError {
     /// No detection has this id.
     #[error("there is no detection with this id")]
     DetectionNotFound,
+    /// The active model does not know the person.
+    #[error("the active model does not know this person yet: train first")]
+    PersonNotInModel,
+    /// The image has no picture.
+    #[error(
+        "there is no picture: of an unknown face, none is kept or it was too old; an image that was enrolled from one has an embedding only"
+    )]
+    NoPicture,
     /// No cluster of unknown faces has this id.
     #[error("there is no unknown person with this id")]
     UnknownNotFound,
@@ -502,6 +510,7 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::PersonExists { person_id } => Self::PersonExists { person_id },
             StoreError::PersonNotFound => Self::PersonNotFound,
+            StoreError::PersonNotInModel => Self::PersonNotInModel,
             StoreError::ImageNotFound => Self::ImageNotFound,
             StoreError::DuplicateImage { image_id, person_id } => {
                 Self::DuplicateImage { image_id, person_id }

@@ -100,6 +100,8 @@ table! {
     PersonExists { person_id: Some(person_id) } =>
         "person_exists", CONFLICT, json!({ "person_id": person_id.to_string() });
     PersonNotFound => "person_not_found", NOT_FOUND;
+    PersonNotInModel => "person_not_in_model", CONFLICT;
+    NoPicture => "no_picture", NOT_FOUND;
     ImageNotFound | NoSuchImage => "image_not_found", NOT_FOUND;
     DuplicateImage { image_id, person_id } =>
         "duplicate_image", CONFLICT, json!({ "image_id": image_id, "person_id": person_id.to_string() });

@@ -106,6 +106,11 @@ impl Blobs {
         format!("people/{person}/{image}")
     }
 
+    /// Returns the key of a picture of an unknown face. Beside those of people: an image takes it over when the face is named.
+    pub fn unknown_picture_key(id: &str) -> String {
+        format!("people/unknown/{id}")
+    }
+
     /// Returns the key of a trained model.
     pub fn model_key(id: &str) -> String {
         format!("models/{id}")

@@ -30,6 +30,9 @@ pub enum StoreError {
     /// No person matches.
     #[error("no such person")]
     PersonNotFound,
+    /// The active model does not know the person.
+    #[error("the active model does not know the person")]
+    PersonNotInModel,
     /// No model has this version.
     #[error("no such model")]
     ModelNotFound,

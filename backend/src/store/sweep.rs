@@ -76,6 +76,7 @@ async fn sweep(database: &Database, blobs: &Blobs, min_age: Duration) -> Result<
     let listed = blobs.list().await?;
     let mut referred: HashSet<String> = database.image_blob_keys().await?.into_iter().collect();
     referred.extend(database.model_blob_keys().await?);
+    referred.extend(database.unknown_picture_keys().await?);
     let newest = OffsetDateTime::now_utc() - min_age;
     let mut removed = 0;
     for blob in listed {

@@ -30,7 +30,7 @@ use crate::{
     cohort::{self, CohortEmbedder},
     domain::{Job, JobKind, ModelCalibration},
     model_loader::ModelLoader,
-    recognise::{EmbeddedFace, ImageError, Pipeline},
+    recognise::{EmbeddedFace, ImageError, MatchThreshold, Pipeline},
     store::{
         Blobs, Database, StoreError, ledger,
         sql::{EnrolledImage, Lease, NewEmbedding, NewModel, TrainingImage},
@@ -69,6 +69,9 @@ pub enum JobError {
     /// Unknown faces could not be clustered: clusters changed each time before the result could be stored.
     #[error("unknown people were changed again and again meanwhile: try again later")]
     ClustersChanged,
+    /// No model can answer.
+    #[error("there is no usable model: train first")]
+    NoModel,
     /// Rows or blobs failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -102,7 +105,7 @@ pub struct RunningJob<'a> {
 
 /// Does jobs in one process.
 pub struct JobExecutor {
-    database: Database,
+    pub(super) database: Database,
     blobs: Blobs,
     /// Activates new models in this process.
     pub loader: Arc<ModelLoader>,
@@ -116,6 +119,10 @@ pub struct JobExecutor {
     /// The share of strangers whom a model may name.
     target_fpir: f64,
     pairs: Arc<PairFinder>,
+    /// The score from which a face is known.
+    pub(super) threshold: MatchThreshold,
+    /// Whether stored unknown faces are searched for people whom a training adds.
+    search_past: bool,
 }
 
 impl JobExecutor {
@@ -127,7 +134,8 @@ impl JobExecutor {
         pipeline: Arc<Pipeline>,
         options: TrainerOptions,
     ) -> Self {
-        let TrainerOptions { lease, same_picture, max_distance, target_fpir, .. } = options;
+        let TrainerOptions { lease, same_picture, max_distance, threshold, search_past, target_fpir, .. } =
+            options;
         Self {
             database,
             blobs,
@@ -138,6 +146,8 @@ impl JobExecutor {
             max_distance,
             target_fpir,
             pairs: Arc::default(),
+            threshold,
+            search_past,
         }
     }
 
@@ -165,6 +175,7 @@ impl JobExecutor {
                 serde_json::to_string(&result)
             }
             JobKind::ReclusterUnknowns => serde_json::to_string(&self.recluster(running).await?),
+            JobKind::SearchPast => serde_json::to_string(&self.search_past(running).await?),
         };
         json.map_err(|error| JobError::Internal(error.to_string()))
     }
@@ -202,7 +213,7 @@ impl JobExecutor {
         }
     }
 
-    fn embedder(&self) -> &'static str {
+    pub(super) fn embedder(&self) -> &'static str {
         self.pipeline.embedder().name()
     }
 
@@ -214,11 +225,16 @@ impl JobExecutor {
         Ok(TrainingData { images, people, images_left_out: 0, previous })
     }
 
-    /// The embeddings of all images, computed and not stored, on which a training starts from scratch.
+    /// The embeddings of all images, computed and not stored, on which a training starts from scratch; of images without a
+    /// picture the stored ones.
     async fn computed_embeddings(&self, progress: &Progress) -> Result<TrainingData, JobError> {
         let (enrolled, people) = self.database.enrolled_images().await?;
         progress.set_total(enrolled.len());
-        let (mut images, mut images_left_out) = (Vec::with_capacity(enrolled.len()), 0);
+        let (enrolled, without): (Vec<_>, Vec<_>) =
+            enrolled.into_iter().partition(EnrolledImage::has_picture);
+        let mut images = self.embeddings_without_pictures(&without).await?;
+        let mut images_left_out = count(without.len() - images.len())?;
+        progress.advance(without.len());
         for chunk in enrolled.chunks(CHUNK) {
             progress.ensure_not_aborted()?;
             for (image, face) in chunk.iter().zip(self.embed(chunk).await?) {
@@ -232,6 +248,20 @@ impl JobExecutor {
             progress.advance(chunk.len());
         }
         Ok(TrainingData { images, people, images_left_out, previous: None })
+    }
+
+    /// The stored embeddings of images without a picture.
+    async fn embeddings_without_pictures(
+        &self,
+        images: &[EnrolledImage],
+    ) -> Result<Vec<TrainingImage>, JobError> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: HashSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
+        let mut stored = self.database.training_set(self.embedder()).await?.images;
+        stored.retain(|image| ids.contains(image.id.as_str()));
+        Ok(stored)
     }
 
     /// Trains a model, then stores and activates it.
@@ -263,7 +293,15 @@ impl JobExecutor {
         let (known, images) = (count(trained.people.len())?, count(trained.images)?);
         let calibration =
             trained.calibration.as_ref().map(|calibration| describe_calibration(calibration, &people));
+        let before = self.database.people_of_active_model().await?;
+        let new: Vec<i64> =
+            trained.people.iter().copied().filter(|person| !before.contains(person)).collect();
         let (model_version, duration_ms) = self.publish(running, trained, calibration.as_ref()).await?;
+        if self.search_past
+            && let Err(error) = self.database.search_past_of(new, embedder).await
+        {
+            tracing::warn!(%error, "cannot queue the search of stored unknown faces for new people");
+        }
         let result = TrainingResult {
             model_version,
             embedder: embedder.to_owned(),
@@ -351,7 +389,11 @@ impl JobExecutor {
         let embedder = self.embedder();
         let (images, _) = self.database.enrolled_images().await?;
         progress.set_total(images.len());
-        let (mut kept, mut left_out) = (0, 0);
+        // An embedding without a picture cannot be computed again: that of this embedder stays.
+        let (images, without): (Vec<_>, Vec<_>) = images.into_iter().partition(EnrolledImage::has_picture);
+        let mut kept = self.embeddings_without_pictures(&without).await?.len();
+        let mut left_out = without.len() - kept;
+        progress.advance(without.len());
         for chunk in images.chunks(CHUNK) {
             progress.ensure_not_aborted()?;
             let embeddings = self.renewing_lock(running, self.embed(chunk)).await?;
@@ -452,14 +494,16 @@ impl JobExecutor {
     }
 }
 
-fn count(n: usize) -> Result<i64, JobError> {
+pub(super) fn count(n: usize) -> Result<i64, JobError> {
     i64::try_from(n).map_err(|error| JobError::Internal(error.to_string()))
 }
 
-fn milliseconds(duration: Duration) -> i64 {
+pub(super) fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, JobError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JobError> {
     tokio::task::spawn_blocking(call).await.map_err(|error| JobError::Internal(error.to_string()))
 }

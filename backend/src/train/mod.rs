@@ -3,11 +3,14 @@
 
 mod executor;
 mod pairs;
+mod past;
 mod progress;
 mod results;
 mod training;
 
-pub use results::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut};
+pub use results::{
+    Conflict, ConflictingImage, EmbeddingResult, LeftOut, PastSearchResult, TrainingResult, WhyLeftOut,
+};
 
 use std::{
     sync::Arc,
@@ -19,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    domain::{Job, JobFailure, JobKind, JobOutcome},
+    domain::{Job, JobFailure, JobKind, JobOutcome, PersonRef},
     metrics::Metrics,
     model_loader::ModelLoader,
-    recognise::Pipeline,
+    recognise::{MatchThreshold, Pipeline},
     store::{
         Blobs, Database, StoreError,
         sql::{JobDirective, Lease, Topic},
@@ -57,6 +60,10 @@ pub struct TrainerOptions {
     pub max_distance: f32,
     /// The share of strangers whom a model may name, above 0 and below 1.
     pub target_fpir: f64,
+    /// The score from which a face is known.
+    pub threshold: MatchThreshold,
+    /// Whether stored unknown faces are searched for people whom a training adds.
+    pub search_past: bool,
 }
 
 struct Shared {
@@ -94,6 +101,14 @@ impl Trainer {
     /// Releases the lease in the middle of a job, so that another process resumes the job at once.
     pub async fn release_lease(&self) {
         let _ = self.shared.database.release_lease(Lease::Trainer, &self.shared.holder).await;
+    }
+
+    /// Queues a search of stored unknown faces for a person.
+    ///
+    /// # Errors
+    /// [`StoreError::PersonNotFound`], [`StoreError::PersonNotInModel`].
+    pub async fn search_past(&self, who: &PersonRef) -> Result<Job, StoreError> {
+        self.shared.database.search_past(who).await
     }
 
     /// Queues a job.
@@ -249,7 +264,12 @@ fn outcome_of(job: &Job, result: Result<String, JobError>) -> Option<JobOutcome>
             let reason = "the dataset was unblocked before the job was done";
             JobOutcome::Failed(JobFailure::Explained(reason.into()))
         }
-        Err(error @ (JobError::Identify(_) | JobError::Conflict { .. } | JobError::ClustersChanged)) => {
+        Err(
+            error @ (JobError::Identify(_)
+            | JobError::Conflict { .. }
+            | JobError::ClustersChanged
+            | JobError::NoModel),
+        ) => {
             tracing::error!(job = id, kind, %error, "a job failed");
             JobOutcome::Failed(JobFailure::Explained(error.to_string()))
         }

@@ -49,6 +49,26 @@ pub struct TrainingResult {
     pub duration_ms: i64,
 }
 
+/// The result of a search of stored unknown faces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
+pub struct PastSearchResult {
+    /// People who were searched for.
+    #[openapi(minimum = 0, example = "1")]
+    pub people: i64,
+    /// Unknown faces that were compared.
+    #[openapi(minimum = 0, example = "2048")]
+    pub faces: i64,
+    /// New proposals.
+    #[openapi(minimum = 0, example = "17")]
+    pub proposals: i64,
+    /// The model that compared them.
+    #[openapi(minimum = 1, example = "7")]
+    pub model_version: i64,
+    /// Duration, milliseconds.
+    #[openapi(minimum = 0, example = "35")]
+    pub duration_ms: i64,
+}
+
 /// A person who is not in a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Apiv2Schema)]
 pub struct LeftOut {

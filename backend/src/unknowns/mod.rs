@@ -1,8 +1,10 @@
 //! Clusters unknown faces: as they come, by a task that one process of the deployment does at a time, and all together
 //! again, as a job.
 
+mod pictures;
 mod revision;
 
+pub use pictures::{delete_blobs, keep, run_picture_retention};
 pub use revision::{ReclusteringError, ReclusteringResult, recluster};
 
 use std::{

@@ -31,6 +31,7 @@ mod model;
 mod names;
 mod openapi;
 mod outbox;
+mod past;
 mod people;
 mod proxies;
 mod recognition;

@@ -388,6 +388,7 @@ fn one_crop(person: i64, run_id: Option<&str>, key: &str, captured_at: i64, rece
                 face: 0,
             }),
             frame_box: None,
+            pictures: Vec::new(),
             faces: vec![face],
         }],
     }

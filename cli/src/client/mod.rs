@@ -23,8 +23,9 @@ pub use self::{
         AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
         DatasetEntry, Decision, Detection, Detections, EnrolledFace, EnrolmentWarning, ErasedFromCohort,
         ErrorDetail, ErrorRate, Face, FaceQuality, Image, ImageDetails, Job, JobStatus, Jobs,
-        LastKnownLocation, Model, ModelCalibration, ModelWarning, Models, NamedPerson, PersonImages, Results,
-        Sighting, Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
+        JudgedProposals, LastKnownLocation, Model, ModelCalibration, ModelWarning, Models, NamedPerson,
+        NamedUnknown, PersonImages, Proposals, Results, Sighting, Sightings, SplitUnknown, Track, Unknown,
+        UnknownDetails, Unknowns, Verification,
     },
 };
 use self::{
@@ -339,6 +340,45 @@ impl Client {
         self.transport.call(&operation::SPLIT_UNKNOWN, &[id], &[], body).await
     }
 
+    /// Makes an unknown person an enrolled one.
+    pub async fn name_unknown(
+        &self,
+        id: &str,
+        name: &str,
+        add_to_existing: bool,
+    ) -> Result<NamedUnknown, ClientError> {
+        let body = Body::Json(json!({ "face_id": name, "add_to_existing": add_to_existing }));
+        self.transport.call(&operation::NAME_UNKNOWN, &[id], &[], body).await
+    }
+
+    /// Starts searching stored unknown faces for a person.
+    pub async fn search_past(&self, person_id: &str) -> Result<Job, ClientError> {
+        self.transport.call(&operation::SEARCH_PAST, &[person_id], &[], Body::Nothing).await
+    }
+
+    /// Returns a page of proposals.
+    pub async fn proposals(&self, query: &[(&str, String)]) -> Result<Proposals, ClientError> {
+        self.transport.call(&operation::PROPOSALS, &[], query, Body::Nothing).await
+    }
+
+    /// Accepts or refuses proposals by id.
+    pub async fn judge_proposals(&self, ids: &[i64], accept: bool) -> Result<JudgedProposals, ClientError> {
+        let operation = if accept { &operation::ACCEPT_PROPOSALS } else { &operation::REFUSE_PROPOSALS };
+        self.transport.call(operation, &[], &[], Body::Json(json!({ "proposals": ids }))).await
+    }
+
+    /// Accepts or refuses all open proposals of a person with at least the score `min_score`.
+    pub async fn judge_proposals_of(
+        &self,
+        person_id: &str,
+        min_score: Option<f32>,
+        accept: bool,
+    ) -> Result<JudgedProposals, ClientError> {
+        let operation = if accept { &operation::ACCEPT_PROPOSALS } else { &operation::REFUSE_PROPOSALS };
+        let body = Body::Json(json!({ "person_id": person_id, "min_score": min_score }));
+        self.transport.call(operation, &[], &[], body).await
+    }
+
     /// Has lists leave out an unknown person, or not.
     pub async fn ignore_unknown(&self, id: &str, ignored: bool) -> Result<Unknown, ClientError> {
         let operation = if ignored { &operation::IGNORE_UNKNOWN } else { &operation::STOP_IGNORING_UNKNOWN };
@@ -362,7 +402,7 @@ impl Client {
     }
 
     /// Returns the id of a person, cached until it proves stale.
-    async fn person_id(&self, name: &str) -> Result<String, ClientError> {
+    pub async fn person_id(&self, name: &str) -> Result<String, ClientError> {
         if let Some(id) = self.ids.lock().ok().and_then(|ids| ids.get(name).cloned()) {
             return Ok(id);
         }

@@ -89,6 +89,11 @@ fn responses_are_parsed_completely() {
     parse_completely::<Unknown>(&document, &operation::IGNORE_UNKNOWN, "200");
     parse_completely::<Unknown>(&document, &operation::STOP_IGNORING_UNKNOWN, "200");
     parse_completely::<SplitUnknown>(&document, &operation::SPLIT_UNKNOWN, "201");
+    parse_completely::<NamedUnknown>(&document, &operation::NAME_UNKNOWN, "200");
+    parse_completely::<Proposals>(&document, &operation::PROPOSALS, "200");
+    parse_completely::<JudgedProposals>(&document, &operation::ACCEPT_PROPOSALS, "200");
+    parse_completely::<JudgedProposals>(&document, &operation::REFUSE_PROPOSALS, "200");
+    parse_completely::<Job>(&document, &operation::SEARCH_PAST, "202");
     parse_completely::<Job>(&document, &operation::RECLUSTER_UNKNOWNS, "202");
     parse_completely::<Cameras>(&document, &operation::CAMERAS, "200");
 }
@@ -108,6 +113,10 @@ fn form_fields_are_in_the_document() {
     assert!(fields("Renaming")["face_id"].is_object());
     assert!(fields("UnknownsToMerge")["unknown_ids"].is_object());
     assert!(fields("DetectionsToSplit")["detections"].is_object());
+    let named = fields("UnknownName");
+    assert!(named["face_id"].is_object() && named["add_to_existing"].is_object());
+    let selected = fields("ProposalSelection");
+    assert!(["proposals", "person_id", "min_score"].iter().all(|field| selected[field].is_object()));
     assert!(fields("PersonName")["face_id"].is_object());
 }
 

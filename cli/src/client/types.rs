@@ -436,7 +436,7 @@ pub struct ErrorDetail {
 pub struct Job {
     /// Its id.
     pub job_id: String,
-    /// `optimized-train`, `train`, `generate-emb` or `recluster-unknowns`.
+    /// `optimized-train`, `train`, `generate-emb`, `recluster-unknowns` or `search-past`.
     pub kind: String,
     /// Its state.
     pub status: JobStatus,
@@ -822,8 +822,22 @@ pub struct UnknownDetails {
     pub unknown: Unknown,
     /// Newest first.
     pub detections: Vec<Detection>,
+    /// Newest first; absent from servers that keep none.
+    #[serde(default)]
+    pub pictures: Vec<UnknownPicture>,
     /// Page metadata.
     pub meta: PageMeta,
+}
+
+/// A picture of an unknown face.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UnknownPicture {
+    /// Id of its detection.
+    pub detection_id: i64,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// RFC 3339, UTC.
+    pub created_at: String,
 }
 
 /// `POST /unknowns/{unknown_id}/split`.
@@ -833,6 +847,64 @@ pub struct SplitUnknown {
     pub remaining: Unknown,
     /// The new group.
     pub new: Unknown,
+}
+
+/// `POST /unknowns/{unknown_id}/name`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NamedUnknown {
+    /// Id of the person.
+    pub person_id: String,
+    /// Name of the person.
+    pub face_id: String,
+    /// Whether the person was added.
+    pub new_person: bool,
+    /// Images that were enrolled.
+    pub images: u64,
+    /// Those of them with a picture.
+    pub images_with_picture: u64,
+    /// Detections that have the name now.
+    pub detections: u64,
+    /// The training that was started.
+    pub job_id: Option<String>,
+}
+
+/// `GET /proposals`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Proposals {
+    /// Oldest first.
+    pub proposals: Vec<Proposal>,
+    /// Page metadata.
+    pub meta: PageMeta,
+}
+
+/// An unknown face that may be of a person who was enrolled later.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Proposal {
+    /// Its id.
+    pub proposal_id: i64,
+    /// Id of the person.
+    pub person_id: String,
+    /// Name of the person.
+    pub face_id: String,
+    /// `proposed` or `refused`.
+    pub decided: String,
+    /// Cosine to the person's mean embedding.
+    pub score: f32,
+    /// The model that found it.
+    pub model_version: u64,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// The unknown face.
+    pub detection: Detection,
+}
+
+/// `POST /proposals/accept` and `/refuse`.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct JudgedProposals {
+    /// Accepted or refused.
+    pub proposals: u64,
+    /// Ids of no open proposal.
+    pub not_found: u64,
 }
 
 /// `GET /cameras`.

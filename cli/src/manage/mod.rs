@@ -6,6 +6,7 @@ mod images;
 mod jobs;
 mod locate;
 mod people;
+mod proposals;
 mod sightings;
 mod trained;
 mod unknowns;
@@ -20,13 +21,14 @@ use anyhow::Result;
 pub use self::{
     cameras::Options as CamerasOptions, detections::Options as DetectionsOptions,
     images::Options as ImagesOptions, jobs::Options as JobsOptions, locate::Options as LocateOptions,
-    people::Options as PeopleOptions, sightings::Options as SightingsOptions,
-    trained::Action as TrainedAction, unknowns::Options as UnknownsOptions,
+    people::Options as PeopleOptions, proposals::Options as ProposalsOptions,
+    sightings::Options as SightingsOptions, trained::Action as TrainedAction,
+    unknowns::Options as UnknownsOptions,
 };
 pub use self::{
     cameras::run as cameras, detections::run as detections, images::run as images, jobs::run as jobs,
-    locate::run as locate, people::run as people, sightings::run as sightings, trained::run as trained,
-    unknowns::run as unknowns,
+    locate::run as locate, people::run as people, proposals::run as proposals, sightings::run as sightings,
+    trained::run as trained, unknowns::run as unknowns,
 };
 use crate::{client::ClientError, exit::Failure, interrupt};
 

@@ -5,10 +5,10 @@ use clap::{Args, Subcommand};
 
 use super::confirmed;
 use crate::{
-    client::{Conflict, ConflictingImage, DatasetEntry, Image},
+    client::{Client, Conflict, ConflictingImage, DatasetEntry, Image},
     connection::Target,
     exit::{self, Failure, Outcome},
-    output, runtime,
+    output, runtime, train,
 };
 
 /// Lists, shows, adds, renames and erases enrolled people.
@@ -18,6 +18,7 @@ Examples:
   facepipe people                     (or: facepipe people list)
   facepipe people show Ada
   facepipe people rename Ada \"Ada Lovelace\"
+  facepipe people search-past Ada --wait
   facepipe people delete Ada --yes
 
 {}", exit::HELP))]
@@ -48,6 +49,14 @@ enum Action {
         name: String,
         /// The new Face ID
         new: String,
+    },
+    /// Search stored unknown faces for a person, which makes proposals
+    SearchPast {
+        /// Face ID
+        name: String,
+        /// Wait until the job has ended
+        #[arg(long)]
+        wait: bool,
     },
     /// Erase a person irrevocably: pictures, embeddings and name
     Delete {
@@ -114,6 +123,21 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 let renamed = client.rename_person(name, new).await?;
                 output::line(format!("{name} is {} now", renamed.face_id));
             }
+            Action::SearchPast { name, wait } => {
+                let person = id_of(&client, name).await?;
+                let job = client.search_past(&person).await?;
+                let job = if *wait { train::wait_for(&client, job).await? } else { Some(job) };
+                let Some(job) = job else { return Ok(Outcome::Interrupted) };
+                if options.target.json {
+                    output::json(&job)?;
+                } else {
+                    output::line(format!(
+                        "Job {} is {}; facepipe proposals list --person {name:?}",
+                        job.job_id,
+                        job.status.as_str()
+                    ));
+                }
+            }
             Action::Delete { name, yes } => {
                 let Some(images) = client.person_images(name).await? else {
                     return Err(not_found(name).into());
@@ -151,6 +175,14 @@ fn conflict_line(conflict: &Conflict) -> String {
     };
     let sides: Vec<String> = conflict.images.iter().map(side).collect();
     format!("Nearly the same picture: {}; facepipe images delete one of them", sides.join(" and "))
+}
+
+/// Returns the id of a person.
+pub(super) async fn id_of(client: &Client, name: &str) -> Result<String> {
+    client.person_id(name).await.map_err(|error| match error.code() {
+        Some("person_not_found") => not_found(name).into(),
+        _ => error.into(),
+    })
 }
 
 fn not_found(name: &str) -> Failure {

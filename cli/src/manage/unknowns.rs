@@ -23,6 +23,7 @@ Examples:
   facepipe unknowns show 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c
   facepipe unknowns merge 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c 018f4c9b-0d2f-7e4a-8b3c-6e7f8a9b0c1d
   facepipe unknowns split 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c 42 43
+  facepipe unknowns name 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c \"Ada Lovelace\" --wait
   facepipe unknowns ignore 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c
   facepipe unknowns delete 018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c --yes
 
@@ -56,6 +57,19 @@ enum Action {
         /// Ids of the groups that go into it
         #[arg(value_name = "OTHER", required = true)]
         others: Vec<String>,
+    },
+    /// Enrol an unknown person under a name, and put it to the person's detections
+    Name {
+        /// Id, as listed
+        unknown: String,
+        /// The Face ID
+        name: String,
+        /// Add the faces to the person who has this name already
+        #[arg(long)]
+        add: bool,
+        /// Wait until the training has ended
+        #[arg(long)]
+        wait: bool,
     },
     /// Move detections that show somebody else to a new group
     Split {
@@ -143,6 +157,9 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 let merged = client.merge_unknowns(unknown, others).await?;
                 print(&[merged], json)
             }
+            Some(Action::Name { unknown, name: face_id, add, wait }) => {
+                name(&client, unknown, face_id, *add, *wait, json).await
+            }
             Some(Action::Split { unknown, detections }) => {
                 let parts = client.split_unknown(unknown, detections).await?;
                 if json {
@@ -205,6 +222,7 @@ async fn show(client: &Client, unknown: &str, number: usize, json: bool) -> Resu
         ("First seen", person.first_seen.clone()),
         ("Last seen", person.last_seen.clone()),
         ("Cameras", cameras.join(", ")),
+        ("Pictures", details.pictures.len().to_string()),
         ("Ignored", if person.ignored { "yes" } else { "no" }.into()),
     ] {
         output::line(format!("{name:<12}{value}"));
@@ -220,6 +238,35 @@ async fn show(client: &Client, unknown: &str, number: usize, json: bool) -> Resu
         ]
     });
     output::table(["Detection", "Time", "Camera", "Place", "Track"], rows);
+    Ok(Outcome::Done)
+}
+
+/// Enrols an unknown person under a name.
+async fn name(
+    client: &Client,
+    unknown: &str,
+    name: &str,
+    add: bool,
+    wait: bool,
+    json: bool,
+) -> Result<Outcome> {
+    let named = client.name_unknown(unknown, name, add).await?;
+    if json {
+        output::json(&named)?;
+    } else if named.job_id.is_none() {
+        output::line(format!("{unknown} is {} already", named.face_id));
+    } else {
+        output::line(format!(
+            "{unknown} is {} now: {} detections named, {} faces enrolled, {} of them with a picture",
+            named.face_id, named.detections, named.images, named.images_with_picture
+        ));
+    }
+    let Some(job) = named.job_id.filter(|_| wait) else { return Ok(Outcome::Done) };
+    let job = client.job(&job).await?;
+    let Some(job) = train::wait_for(client, job).await? else { return Ok(Outcome::Interrupted) };
+    if !json {
+        output::line(format!("Job {} is {}.", job.job_id, job.status.as_str()));
+    }
     Ok(Outcome::Done)
 }
 

@@ -16,9 +16,10 @@ use super::super::{
     detections::TimeBasis,
     jobs::Progress,
     page::PageMeta,
+    proposals::Proposal,
     quality::{ImageFace, Quality},
     recognition::{BoundingBox, Decision},
-    unknowns::{Unknown, UnknownCamera},
+    unknowns::{Unknown, UnknownCamera, UnknownPicture},
     warnings::{OtherPerson, Warning},
 };
 use crate::{
@@ -27,7 +28,9 @@ use crate::{
         ModelWarning, ModelWarningCode, PersonReference,
     },
     error::{ErrorBody, ErrorDetail, examples::Example},
-    train::{Conflict, ConflictingImage, EmbeddingResult, LeftOut, TrainingResult, WhyLeftOut},
+    train::{
+        Conflict, ConflictingImage, EmbeddingResult, LeftOut, PastSearchResult, TrainingResult, WhyLeftOut,
+    },
     unknowns::ReclusteringResult,
 };
 
@@ -209,6 +212,13 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
                 "example": "all",
             }),
         ),
+        (
+            "decided",
+            json!({
+                "schema": { "type": "string", "enum": ["proposed", "refused"], "default": "proposed" },
+                "example": "refused",
+            }),
+        ),
         ("min_faces", json!({ "schema": { "type": "integer", "minimum": 1 }, "example": 3 })),
         (
             "sort",
@@ -319,6 +329,8 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     CohortGroup::update_definitions,
     CohortOutcome::update_definitions,
     ReclusteringResult::update_definitions,
+    PastSearchResult::update_definitions,
+    Proposal::update_definitions,
     Unknown::update_definitions,
     UnknownCamera::update_definitions,
     ModelCalibration::update_definitions,
@@ -328,6 +340,7 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     ModelWarningCode::update_definitions,
     AlikePair::update_definitions,
     PersonReference::update_definitions,
+    UnknownPicture::update_definitions,
     Warning::update_definitions,
     SimilarImage::update_definitions,
     ImageFace::update_definitions,
@@ -368,12 +381,18 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
                     { "$ref": "#/components/schemas/TrainingResult" },
                     { "$ref": "#/components/schemas/EmbeddingResult" },
                     { "$ref": "#/components/schemas/ReclusteringResult" },
+                    { "$ref": "#/components/schemas/PastSearchResult" },
                 ],
             }),
         ),
         ("Conflict", "images", json!({ "minItems": 2, "maxItems": 2 })),
         ("Image", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
         ("ImageDetails", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
+        ("UnknownName", "", json!({ "additionalProperties": false })),
+        ("UnknownName", "face_id", face_id()),
+        ("Proposal", "decided", json!({ "enum": ["proposed", "refused"] })),
+        ("ProposalSelection", "", json!({ "additionalProperties": false })),
+        ("ProposalSelection", "proposals", json!({ "minItems": 1, "maxItems": 10000 })),
         ("UnknownsToMerge", "", json!({ "additionalProperties": false })),
         ("UnknownsToMerge", "unknown_ids", json!({ "minItems": 1, "maxItems": 100 })),
         ("DetectionsToSplit", "", json!({ "additionalProperties": false })),

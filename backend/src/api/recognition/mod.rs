@@ -13,6 +13,7 @@ use std::{
 };
 
 use actix_web::{http::header::HeaderName, web};
+use bytes::Bytes;
 use facepipe_vision::DecodeError;
 use paperclip::actix::api_v2_operation;
 
@@ -31,7 +32,8 @@ use crate::{
     error::ApiError,
     recognise::{ImageResult, RecogniseError, UploadedImage, VersionedModel},
     request_id::RequestId,
-    store::sql::{Fusion, IdempotentCall, NewUploads, TrackedFace, Upload},
+    store::sql::{Fusion, IdempotentCall, NewPicture, NewUploads, TrackedFace, Upload},
+    unknowns,
 };
 
 /// Minimum time between two warnings about capture times that were replaced.
@@ -116,6 +118,16 @@ async fn recognise_and_store<Outcome>(
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
     let known = state.database.answered_keys(call, keys).await?;
     let is_known = |details: &ImageFields| details.key.as_ref().is_some_and(|key| known.contains(key));
+    let keeps_pictures = call == IdempotentCall::StoreResults
+        && state.config.unknowns.unknown_pictures
+        && state.config.recognition.keep_unknown_embeddings;
+    let files: HashMap<usize, Bytes> = request
+        .images
+        .iter()
+        .enumerate()
+        .filter(|_| keeps_pictures)
+        .filter_map(|(index, image)| Some((index, image.as_ref().ok()?.bytes.clone())))
+        .collect();
     let fresh = request
         .images
         .into_iter()
@@ -129,6 +141,13 @@ async fn recognise_and_store<Outcome>(
     let plausible = state.config.retention.plausible_times();
     let failed: HashSet<usize> = errors.iter().map(|error| error.image).collect();
     let mut faces_of: HashMap<usize, Vec<IdentifiedFace>> = recognised.images.into_iter().collect();
+    let mut pictures: HashMap<usize, Vec<Option<NewPicture>>> = HashMap::new();
+    for (index, faces) in &faces_of {
+        if let Some(file) = files.get(index) {
+            let limits = state.config.recognition.decode_limits();
+            pictures.insert(*index, unknowns::keep(&state.blobs, file.clone(), faces, limits).await);
+        }
+    }
     let (images, uploads): (Vec<usize>, Vec<Upload>) = request
         .details
         .into_iter()
@@ -140,7 +159,8 @@ async fn recognise_and_store<Outcome>(
             let track = details.track().zip(track_face(&faces));
             let tracked = track.map(|(track, face)| TrackedFace { track, face });
             let ImageFields { track_id, frame_box, key, .. } = details;
-            (image, Upload { key, time, track_id, tracked, frame_box, faces })
+            let pictures = pictures.remove(&image).unwrap_or_default();
+            (image, Upload { key, time, track_id, tracked, frame_box, faces, pictures })
         })
         .unzip();
     warn_of_clocks(state, &camera_id, &uploads);

@@ -12,7 +12,9 @@ use diesel::{
 use super::{
     AnyConnection, DatabaseOptions, cannot_open, connection,
     connection::{Engine, Manager},
-    migrations, refuse_newer_schema, wait_for,
+    migrations,
+    people::has_picture,
+    refuse_newer_schema, wait_for,
 };
 
 /// How long the end of a backup waits for readers of the embedded database.
@@ -109,7 +111,7 @@ fn blob_keys(connection: &mut AnyConnection) -> anyhow::Result<BTreeSet<String>>
     for table in ["images", "models"] {
         let rows: Vec<Line> =
             diesel::sql_query(format!("SELECT blob_key AS line FROM {table}")).load(connection)?;
-        keys.extend(rows.into_iter().map(|row| row.line));
+        keys.extend(rows.into_iter().map(|row| row.line).filter(|key| has_picture(key)));
     }
     Ok(keys)
 }

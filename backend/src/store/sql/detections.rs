@@ -1,5 +1,7 @@
 //! Detections: who was seen where and when.
 
+use std::collections::HashMap;
+
 use diesel::{
     Connection,
     dsl::{auto_type, max},
@@ -12,7 +14,7 @@ use super::{
     AnyConnection, Database, cohort, names,
     people::person,
     schema::{detection_revisions, detections, people, tracks, unknowns as clusters},
-    tracks as track_rows, unknowns,
+    tracks as track_rows, unknown_pictures, unknowns,
 };
 use crate::{
     domain::{
@@ -422,12 +424,13 @@ impl Database {
         .await
     }
 
-    /// Erases a detection, and copies of its embedding in the cohort.
+    /// Erases a detection, and copies of its embedding in the cohort. Returns the blobs of its picture, to be deleted.
     ///
     /// # Errors
     /// [`StoreError::DetectionNotFound`].
-    pub async fn erase_detection(&self, id: i64) -> Result<(), StoreError> {
+    pub async fn erase_detection(&self, id: i64) -> Result<Vec<String>, StoreError> {
         self.write(move |connection| {
+            let pictures = unknown_pictures::take(connection, &[id])?;
             cohort::erase_of_detection(connection, id)?;
             let (cluster, track): (Option<i64>, Option<i64>) = detections::table
                 .find(id)
@@ -444,10 +447,10 @@ impl Database {
             if let Some(cluster) = cluster {
                 unknowns::summarise(connection, cluster)?;
             }
-            match track {
-                Some(track) => track_rows::erase_detection(connection, track),
-                None => Ok(()),
+            if let Some(track) = track {
+                track_rows::erase_detection(connection, track)?;
             }
+            Ok(pictures)
         })
         .await
     }
@@ -491,6 +494,15 @@ impl Database {
         })
         .await
     }
+}
+
+/// Detections by row id.
+pub(super) fn of_ids(
+    connection: &mut AnyConnection,
+    ids: &[i64],
+) -> Result<HashMap<i64, StoredDetection>, StoreError> {
+    let rows = with_names().filter(detections::id.eq_any(ids)).load::<Row>(connection)?;
+    Ok(rows.into_iter().map(|row| (row.id, row.into())).collect())
 }
 
 define_sql_function! {

@@ -19,6 +19,7 @@ use super::{
     schema::idempotency_records,
     signals::{Topic, notify_other_processes},
     tracks::{self, DecidedTrack, Fusion, Prepared, TrackedFace},
+    unknown_pictures::{self, NewPicture},
 };
 use uuid::Uuid;
 
@@ -60,6 +61,8 @@ pub struct Upload {
     pub frame_box: Option<[f32; 4]>,
     /// The faces of the image.
     pub faces: Vec<IdentifiedFace>,
+    /// Pictures of the faces where they are unknown, in their order; empty where none are kept.
+    pub pictures: Vec<Option<NewPicture>>,
 }
 
 /// The images of a request.
@@ -304,6 +307,10 @@ fn store_detections(
             weight: face.weight(),
         };
         detections::insert(connection, &detection)?;
+        let picture = usize::try_from(number).ok().and_then(|number| upload.pictures.get(number));
+        if let Some(Some(picture)) = picture.filter(|_| keep_embedding) {
+            unknown_pictures::insert(connection, picture)?;
+        }
     }
     Ok(())
 }

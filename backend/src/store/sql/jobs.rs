@@ -84,18 +84,9 @@ impl Database {
     /// # Errors
     /// The database fails.
     pub async fn add_job(&self, kind: JobKind) -> Result<Job, StoreError> {
-        let id = Uuid::now_v7().to_string();
         let job = self
             .write(move |connection| {
-                diesel::insert_into(jobs::table)
-                    .values((
-                        jobs::id.eq(&id),
-                        jobs::kind.eq(kind.as_str()),
-                        jobs::status.eq(JobStatus::Queued.as_str()),
-                        jobs::created_at.eq(now()),
-                    ))
-                    .execute(connection)?;
-                notify_other_processes(connection, Topic::Jobs)?;
+                let id = insert(connection, kind)?;
                 find(connection, &id)?.ok_or(StoreError::Interrupted)
             })
             .await?;
@@ -297,7 +288,22 @@ impl Database {
     }
 }
 
-fn find(connection: &mut AnyConnection, id: &str) -> Result<Option<Job>, StoreError> {
+/// Adds a job to the queue; part of a transaction. Returns its id.
+pub(super) fn insert(connection: &mut AnyConnection, kind: JobKind) -> Result<String, StoreError> {
+    let id = Uuid::now_v7().to_string();
+    diesel::insert_into(jobs::table)
+        .values((
+            jobs::id.eq(&id),
+            jobs::kind.eq(kind.as_str()),
+            jobs::status.eq(JobStatus::Queued.as_str()),
+            jobs::created_at.eq(now()),
+        ))
+        .execute(connection)?;
+    notify_other_processes(connection, Topic::Jobs)?;
+    Ok(id)
+}
+
+pub(super) fn find(connection: &mut AnyConnection, id: &str) -> Result<Option<Job>, StoreError> {
     let row = jobs::table.find(id).select(Row::as_select()).first::<Row>(connection).optional()?;
     row.map(Job::try_from).transpose()
 }

@@ -26,8 +26,10 @@ mod leases;
 mod migrations;
 mod models;
 mod names;
+mod naming;
 mod outbox;
 mod people;
+mod proposals;
 mod schema;
 mod sightings;
 mod signals;
@@ -35,6 +37,7 @@ mod similar;
 mod task_runs;
 mod tracks;
 mod unknown_clustering;
+mod unknown_pictures;
 mod unknowns;
 
 use std::{
@@ -71,13 +74,15 @@ pub use leases::Lease;
 pub use models::{ModelRow, NewModel};
 pub use names::NameChanges;
 pub use outbox::Message;
-pub use people::{EnrolledImage, NewEmbedding, NewImage, PendingErasure, TrainingImage};
+pub use people::{EnrolledImage, NewEmbedding, NewImage, PendingErasure, TrainingImage, has_picture};
+pub use proposals::{Judged, NewProposal, ProposalFilter, SelectedProposals};
 pub use signals::Topic;
 pub use similar::SimilarImage;
 pub use tracks::{Fusion, TrackedFace};
 pub use unknown_clustering::{
     Assignment, ClusterUpdate, RevisedCluster, Revision, StoredClusters, Successor,
 };
+pub use unknown_pictures::{NewPicture, UnknownPicture};
 pub use unknowns::ClusterConflict;
 
 /// How often a transaction is tried that conflicts with others.

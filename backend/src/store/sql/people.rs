@@ -26,6 +26,9 @@ use crate::{
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
 
+/// Begins `blob_key` of an image that has no picture, only an embedding; its id follows.
+pub(super) const IMAGES_WITHOUT_PICTURES: &str = "none/";
+
 /// A person in a list.
 pub struct PersonRow {
     /// The person.
@@ -190,6 +193,18 @@ pub struct EnrolledImage {
     pub face_box: Option<[f32; 4]>,
 }
 
+impl EnrolledImage {
+    /// Whether there is a picture, rather than an embedding alone.
+    pub fn has_picture(&self) -> bool {
+        has_picture(&self.blob_key)
+    }
+}
+
+/// Whether the key of an image is that of a picture.
+pub fn has_picture(blob_key: &str) -> bool {
+    !blob_key.starts_with(IMAGES_WITHOUT_PICTURES)
+}
+
 /// An image with its person, embeddings and similar images.
 pub struct ImageDetails {
     /// The image.
@@ -236,24 +251,11 @@ impl Database {
     /// # Errors
     /// [`StoreError::PersonExists`].
     pub async fn add_person(&self, id: &FaceId) -> Result<Person, StoreError> {
-        let (name, id) = (self.name(id), PersonId::new());
+        let name = self.name(id);
         self.write(move |connection| {
             ensure_unlocked(connection)?;
             ensure_name_is_free(connection, &name, None)?;
-            let row = (
-                people::face_id.eq(&name.face_id),
-                people::created_at.eq(now()),
-                people::face_key.eq(Some(&name.key)),
-                people::public_id.eq(Some(id.to_string())),
-            );
-            match diesel::insert_into(people::table).values(row).execute(connection) {
-                Ok(_) => {
-                    let row = people::table.filter(people::public_id.eq(id.to_string()));
-                    let row = row.select(people::id).first(connection)?;
-                    Ok(Person { row, id, face_id: name.face_id.clone() })
-                }
-                Err(error) => Err(name_taken(error)),
-            }
+            add(connection, &name)
         })
         .await
     }
@@ -554,7 +556,12 @@ impl Database {
     /// # Errors
     /// The database fails.
     pub async fn image_blob_keys(&self) -> Result<Vec<String>, StoreError> {
-        self.read(|connection| Ok(images::table.select(images::blob_key).load(connection)?)).await
+        self.read(|connection| {
+            let mut keys: Vec<String> = images::table.select(images::blob_key).load(connection)?;
+            keys.retain(|key| has_picture(key));
+            Ok(keys)
+        })
+        .await
     }
 
     /// The person of a row; `None` where the person was erased.
@@ -668,6 +675,25 @@ impl Database {
     }
 }
 
+/// Adds a person whose name is free; part of a transaction.
+pub(super) fn add(connection: &mut AnyConnection, name: &Name) -> Result<Person, StoreError> {
+    let id = PersonId::new();
+    let row = (
+        people::face_id.eq(&name.face_id),
+        people::created_at.eq(now()),
+        people::face_key.eq(Some(&name.key)),
+        people::public_id.eq(Some(id.to_string())),
+    );
+    match diesel::insert_into(people::table).values(row).execute(connection) {
+        Ok(_) => {
+            let row = people::table.filter(people::public_id.eq(id.to_string()));
+            let row = row.select(people::id).first(connection)?;
+            Ok(Person { row, id, face_id: name.face_id.clone() })
+        }
+        Err(error) => Err(name_taken(error)),
+    }
+}
+
 /// The number of images of each person who has any, by row id.
 fn images_by_person(connection: &mut AnyConnection) -> Result<HashMap<i64, i64>, StoreError> {
     let counted = images::table.group_by(images::person_id).select((images::person_id, count_star()));
@@ -688,7 +714,7 @@ fn enrolled(connection: &mut AnyConnection) -> Result<Vec<EnrolledPerson>, Store
     Ok(rows.into_iter().map(person).collect())
 }
 
-fn insert_embedding(
+pub(super) fn insert_embedding(
     connection: &mut AnyConnection,
     image: &str,
     embedder: &str,
@@ -715,7 +741,7 @@ fn erase_image(
     // Foreign keys delete the embeddings.
     diesel::delete(images::table.find(image)).execute(connection)?;
     let erasure = record_erasure(connection, &RowIdentity::Image { id: image.to_owned() })?;
-    Ok(PendingErasure { blobs: vec![blob_key], erasure })
+    Ok(PendingErasure { blobs: vec![blob_key].into_iter().filter(|key| has_picture(key)).collect(), erasure })
 }
 
 /// Erases a person's row with everything that belongs to it and records that in the ledger.
@@ -737,10 +763,11 @@ fn erase_person(
     }
     cohort::erase_of_person(connection, person_id)?;
     tracks::erase_person(connection, person_id, with_detections)?;
-    let blobs = images::table
+    let mut blobs = images::table
         .filter(images::person_id.eq(person_id))
         .select(images::blob_key)
         .load::<String>(connection)?;
+    blobs.retain(|key| has_picture(key));
     // Foreign keys delete images and embeddings and clear the person of detections.
     diesel::delete(people::table.find(person_id)).execute(connection)?;
     names::promote_next_holder(connection, key.as_deref())?;
@@ -749,7 +776,7 @@ fn erase_person(
 }
 
 /// Keeps other transactions from adding rows that refer to a person until this one ends.
-fn lock_person(connection: &mut AnyConnection, person_id: i64) -> Result<(), StoreError> {
+pub(super) fn lock_person(connection: &mut AnyConnection, person_id: i64) -> Result<(), StoreError> {
     let row = people::table.find(person_id).select(people::id);
     match connection {
         // SQLite has one writer.

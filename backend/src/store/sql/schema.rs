@@ -261,10 +261,48 @@ table! {
     }
 }
 
+table! {
+    named_unknowns (public_id) {
+        public_id -> Text,
+        person_id -> BigInt,
+    }
+}
+
+table! {
+    unknown_pictures (detection_id) {
+        detection_id -> BigInt,
+        blob_key -> Text,
+        bytes -> BigInt,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    proposals (id) {
+        id -> BigInt,
+        person_id -> BigInt,
+        detection_id -> BigInt,
+        score -> Float,
+        model_version -> BigInt,
+        refused -> Bool,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    past_searches (person_id) {
+        person_id -> BigInt,
+        requested_at -> BigInt,
+    }
+}
+
 joinable!(images -> people (person_id));
 joinable!(embeddings -> images (image_id));
 joinable!(active_model -> models (version));
 joinable!(detections -> people (person_id));
+joinable!(proposals -> detections (detection_id));
+joinable!(proposals -> people (person_id));
+joinable!(unknown_pictures -> detections (detection_id));
 joinable!(detections -> unknowns (unknown_id));
 joinable!(detections -> tracks (track_row));
 joinable!(detection_revisions -> detections (detection_id));
@@ -287,6 +325,8 @@ allow_tables_to_appear_in_same_query!(
     detection_revisions,
     tracks,
     outbox,
-    unknowns
+    unknowns,
+    unknown_pictures,
+    proposals
 );
 allow_tables_to_appear_in_same_query!(people, models, active_model, model_people);

@@ -14,9 +14,9 @@ use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    AnyConnection, Database, IdempotentCall, NewUploads, cohort,
+    AnyConnection, Database, IdempotentCall, NewUploads, cohort, insert_lock,
     schema::{detection_revisions, detections, tracks},
-    unknowns,
+    unknown_pictures, unknowns,
 };
 use crate::{
     domain::{EmbeddingSum, FaceDecision, IdentifiedFace, Micros, TrackRef, now},
@@ -353,12 +353,19 @@ fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Re
             cohort::erase_of_detection(connection, *id)?;
         }
         unknowns::leave(connection, &ids)?;
+        // A sweep removes the blobs.
+        unknown_pictures::take(connection, &ids)?;
         diesel::update(of_track)
             .set((detections::embedding.eq(None::<Vec<u8>>), detections::unknown_id.eq(None::<i64>)))
             .execute(connection)?;
     }
+    record_revisions(connection, &ids)
+}
+
+/// Records that detections have another person, for clients that follow corrections.
+fn record_revisions(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), StoreError> {
     let revised_at = now();
-    diesel::delete(detection_revisions::table.filter(detection_revisions::detection_id.eq_any(&ids)))
+    diesel::delete(detection_revisions::table.filter(detection_revisions::detection_id.eq_any(ids)))
         .execute(connection)?;
     for id in ids {
         diesel::insert_into(detection_revisions::table)
@@ -367,6 +374,47 @@ fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Re
                 detection_revisions::revised_at.eq(revised_at),
             ))
             .execute(connection)?;
+    }
+    Ok(())
+}
+
+/// Records that an administrator put the name of a person to detections, at most as many as one statement takes. Their tracks
+/// take no more crops, whose decision would be another one, and get the person where all of their detections have.
+pub(super) fn put_name(connection: &mut AnyConnection, faces: &[i64], person: i64) -> Result<(), StoreError> {
+    insert_lock::hold_insert_lock(connection)?;
+    record_revisions(connection, faces)?;
+    let rows: Vec<Option<i64>> = detections::table
+        .filter(detections::id.eq_any(faces))
+        .filter(detections::track_row.is_not_null())
+        .select(detections::track_row)
+        .distinct()
+        .load(connection)?;
+    for row in rows.into_iter().flatten() {
+        let of_track = detections::table.filter(detections::track_row.eq(row));
+        let others: Option<i64> = of_track
+            .filter(detections::person_id.is_null().or(detections::person_id.ne(person)))
+            .select(detections::id)
+            .first(connection)
+            .optional()?;
+        let track = tracks::table.find(row);
+        diesel::update(track)
+            .set((
+                tracks::embedding.eq(None::<Vec<u8>>),
+                tracks::open_key.eq(None::<String>),
+                tracks::closes_at.eq(None::<Micros>),
+            ))
+            .execute(connection)?;
+        if others.is_none() {
+            diesel::update(track)
+                .set((
+                    tracks::person_id.eq(Some(person)),
+                    tracks::confidence.eq(None::<f32>),
+                    tracks::score.eq(None::<f32>),
+                    tracks::model_version.eq(None::<i64>),
+                    tracks::updated_at.eq(now()),
+                ))
+                .execute(connection)?;
+        }
     }
     Ok(())
 }

@@ -12,7 +12,8 @@ use super::{
     AnyConnection, Database, cohort,
     erasures::{RowIdentity, record_erasure},
     people::PendingErasure,
-    schema::{detections, merged_unknowns, separate_unknowns, unknown_clustering, unknowns},
+    schema::{detections, merged_unknowns, proposals, separate_unknowns, unknown_clustering, unknowns},
+    unknown_pictures,
 };
 use crate::{
     domain::{
@@ -362,7 +363,7 @@ pub(super) fn state(connection: &mut AnyConnection) -> Result<Clustering, StoreE
 }
 
 /// The row of a cluster, or of the one that it was merged into.
-fn row_of(connection: &mut AnyConnection, id: UnknownId) -> Result<i64, StoreError> {
+pub(super) fn row_of(connection: &mut AnyConnection, id: UnknownId) -> Result<i64, StoreError> {
     let id = id.to_string();
     let own = unknowns::table.filter(unknowns::public_id.eq(&id)).select(unknowns::id);
     if let Some(row) = own.first(connection).optional()? {
@@ -610,13 +611,19 @@ fn erase(
         .load(connection)?;
     ids.push(unknowns::table.find(row).select(unknowns::public_id).first(connection)?);
     let own = detections::table.filter(detections::unknown_id.eq(row));
-    for detection in own.select(detections::id).load::<i64>(connection)? {
-        cohort::erase_of_detection(connection, detection)?;
+    let faces = own.select(detections::id).load::<i64>(connection)?;
+    for detection in &faces {
+        cohort::erase_of_detection(connection, *detection)?;
     }
     let tracks: Vec<Option<i64>> = own.select(detections::track_row).distinct().load(connection)?;
+    let mut pictures = unknown_pictures::take(connection, &faces)?;
     if with_detections {
         diesel::delete(own).execute(connection)?;
     } else {
+        for faces in faces.chunks(IDS) {
+            let proposed = proposals::table.filter(proposals::detection_id.eq_any(faces));
+            diesel::delete(proposed).execute(connection)?;
+        }
         diesel::update(own)
             .set((detections::embedding.eq(None::<Vec<u8>>), detections::unknown_id.eq(None::<i64>)))
             .execute(connection)?;
@@ -626,11 +633,11 @@ fn erase(
         super::tracks::erase_detection(connection, track)?;
     }
     diesel::delete(unknowns::table.find(row)).execute(connection)?;
-    let pending = |id: String| {
+    let mut pending = |id: String| {
         let erasure = record_erasure(connection, &RowIdentity::Unknown { id })?;
-        Ok(PendingErasure { blobs: Vec::new(), erasure })
+        Ok(PendingErasure { blobs: std::mem::take(&mut pictures), erasure })
     };
-    ids.into_iter().map(pending).collect()
+    ids.into_iter().map(&mut pending).collect()
 }
 
 /// Marks the clusters of detections that are about to be deleted, erased or identified: what their rows say is computed

@@ -1,0 +1,132 @@
+//! Pictures of unknown faces, where they are kept: cut out of the images as they are stored, and deleted when they are too old.
+
+use std::{io::Cursor, time::Duration};
+
+use bytes::Bytes;
+use facepipe_vision::{DecodeLimits, decode_image};
+use image::{ImageFormat, RgbImage, imageops::crop_imm};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    domain::{IdentifiedFace, now},
+    store::{Blobs, Database, StoreError, sql::NewPicture},
+};
+
+/// The margin around a box, as a share of its longer side: enough to find the face again.
+const MARGIN: f32 = 0.4;
+/// The interval between deletions of old pictures.
+const INTERVAL: Duration = Duration::from_secs(600);
+/// Pictures that are deleted in one transaction.
+const BATCH: i64 = 500;
+
+/// Stores the pictures of an image's unknown faces. Returns one for each face; `None` for a known one, and where the picture
+/// cannot be stored: the detection counts more.
+pub async fn keep(
+    blobs: &Blobs,
+    image: Bytes,
+    faces: &[IdentifiedFace],
+    limits: DecodeLimits,
+) -> Vec<Option<NewPicture>> {
+    let boxes: Vec<Option<[f32; 4]>> =
+        faces.iter().map(|face| (!face.known).then_some(face.bounding_box)).collect();
+    if boxes.iter().all(Option::is_none) {
+        return Vec::new();
+    }
+    let cut = move || {
+        let image = decode_image(&image, &limits).ok();
+        let cut = |corners: Option<[f32; 4]>| cut(image.as_ref()?, corners?);
+        boxes.into_iter().map(cut).collect::<Vec<_>>()
+    };
+    let pictures = tokio::task::spawn_blocking(cut).await.unwrap_or_default();
+    let mut kept = Vec::with_capacity(pictures.len());
+    for picture in pictures {
+        kept.push(match picture {
+            Some(bytes) => store(blobs, bytes).await,
+            None => None,
+        });
+    }
+    kept
+}
+
+async fn store(blobs: &Blobs, bytes: Vec<u8>) -> Option<NewPicture> {
+    let blob_key = Blobs::unknown_picture_key(&Uuid::now_v7().to_string());
+    let size = i64::try_from(bytes.len()).ok()?;
+    match blobs.put(&blob_key, Bytes::from(bytes)).await {
+        Ok(()) => Some(NewPicture { blob_key, bytes: size }),
+        Err(error) => {
+            tracing::warn!(%error, "cannot keep the picture of an unknown face");
+            None
+        }
+    }
+}
+
+/// Cuts a box with a margin out of an image. Returns it as JPEG; `None` where the box is not in the image.
+fn cut(image: &RgbImage, [left, top, right, bottom]: [f32; 4]) -> Option<Vec<u8>> {
+    let margin = (right - left).max(bottom - top) * MARGIN;
+    let pixel = |value: f32, max: u32| {
+        // Saturates, and a value that is no number is 0.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels of the image")]
+        let value = value as u32;
+        value.min(max)
+    };
+    let (left, right) = (pixel(left - margin, image.width()), pixel((right + margin).ceil(), image.width()));
+    let (top, bottom) =
+        (pixel(top - margin, image.height()), pixel((bottom + margin).ceil(), image.height()));
+    let (width, height) = (right.checked_sub(left)?, bottom.checked_sub(top)?);
+    if width == 0 || height == 0 {
+        return None;
+    }
+    let mut bytes = Cursor::new(Vec::new());
+    crop_imm(image, left, top, width, height).to_image().write_to(&mut bytes, ImageFormat::Jpeg).ok()?;
+    Some(bytes.into_inner())
+}
+
+/// Deletes pictures that are older than `max_age`, or all where none are kept any more, now and at every interval, until `stop`
+/// is set.
+pub async fn run_picture_retention(
+    database: Database,
+    blobs: Blobs,
+    max_age: Option<Duration>,
+    stop: CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        match delete_old(&database, &blobs, max_age).await {
+            Ok(0) => (),
+            Ok(pictures) => tracing::info!(pictures, "deleted old pictures of unknown faces"),
+            Err(error) => tracing::warn!(%error, "cannot delete old pictures of unknown faces"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => (),
+            () = stop.cancelled() => (),
+        }
+    }
+}
+
+/// The rows first: a sweep removes blobs that are left.
+async fn delete_old(
+    database: &Database,
+    blobs: &Blobs,
+    max_age: Option<Duration>,
+) -> Result<usize, StoreError> {
+    let age = max_age.map_or(0, |age| i64::try_from(age.as_micros()).unwrap_or(i64::MAX));
+    let cutoff = now().saturating_sub(age);
+    let mut deleted = 0;
+    loop {
+        let keys = database.delete_unknown_pictures_before(cutoff, BATCH).await?;
+        if keys.is_empty() {
+            return Ok(deleted);
+        }
+        deleted += keys.len();
+        delete_blobs(blobs, &keys).await;
+    }
+}
+
+/// Deletes the blobs of pictures whose rows are gone. A sweep removes those that it cannot delete.
+pub async fn delete_blobs(blobs: &Blobs, keys: &[String]) {
+    for key in keys {
+        if let Err(error) = blobs.delete(key).await {
+            tracing::warn!(%error, "cannot delete the picture of an unknown face yet");
+        }
+    }
+}
