@@ -308,8 +308,7 @@ fn announced_runs(element: &gst::Element, act: impl FnOnce()) -> Vec<uuid::Uuid>
     });
     act();
     pad.remove_probe(probe.unwrap());
-    let runs = runs.lock().unwrap().clone();
-    runs
+    runs.lock().unwrap().clone()
 }
 
 #[test]

@@ -6,7 +6,11 @@
 //!
 //! The embeddings are as in the benchmark `training`: a direction per person, and one for each face that is as long.
 
-#![allow(clippy::expect_used, reason = "a benchmark that cannot run says why and ends")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a benchmark that cannot run says why and ends"
+)]
 
 use std::time::Instant;
 

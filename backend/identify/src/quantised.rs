@@ -122,11 +122,7 @@ fn largest(vector: &[f32]) -> f32 {
 }
 
 /// `value * scale`, which must be in the range, as an integer.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    reason = "the lowest eight bits are the integer"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the lowest eight bits are the integer")]
 fn rounded(value: f32, scale: f32) -> i8 {
     /// Added to a small number, leaves its nearest integer in the lowest bits: without a call, so that a whole vector is
     /// rounded at once.

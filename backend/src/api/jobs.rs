@@ -87,7 +87,7 @@ pub struct Progress {
 
 /// The result of a job, as its row has it.
 enum JobResult {
-    Training(TrainingResult),
+    Training(Box<TrainingResult>),
     Other(Value),
 }
 
@@ -140,7 +140,9 @@ impl JobResult {
     fn of(job: &Job) -> Result<Option<Self>, ApiError> {
         let Some(text) = &job.result else { return Ok(None) };
         let result = match job.kind {
-            JobKind::Train | JobKind::OptimizedTrain => serde_json::from_str(text).map(Self::Training),
+            JobKind::Train | JobKind::OptimizedTrain => {
+                serde_json::from_str(text).map(|result| Self::Training(Box::new(result)))
+            }
             JobKind::GenerateEmb | JobKind::ReclusterUnknowns | JobKind::SearchPast => {
                 serde_json::from_str(text).map(Self::Other)
             }

@@ -300,7 +300,7 @@ mod tests {
             path
         };
         let large = MAX_BATCH_BYTES / 2 + 1;
-        let files = vec![
+        let files = [
             file("a", 10, 1),
             file("b", 10, 2),
             file("c", large, 3),

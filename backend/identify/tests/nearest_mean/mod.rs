@@ -1,5 +1,7 @@
 //! Ranking by the nearest mean: accuracy, its stored form, retraining, erasure.
 
+#![allow(clippy::expect_used, reason = "a panic is how a test fails")]
+
 use std::{
     ops::ControlFlow,
     sync::atomic::{AtomicUsize, Ordering},

@@ -173,6 +173,9 @@ pub struct LastSeen {
     pub confidence: Option<f32>,
 }
 
+/// Row id, time that counts, claimed time, time of arrival and track of a detection.
+type TimesOfRow = (i64, Micros, Option<Micros>, Micros, Option<i64>);
+
 impl Database {
     /// A person and the last detection of the person, if there is one.
     ///
@@ -226,7 +229,7 @@ impl Database {
                 detections::received_at,
                 detections::track_row,
             );
-            let mut rows: Vec<(i64, Micros, Option<Micros>, Micros, Option<i64>)> = detections::table
+            let mut rows: Vec<TimesOfRow> = detections::table
                 .filter(detections::captured_at.gt(latest))
                 .order((detections::captured_at, detections::id))
                 .limit(limit)
@@ -239,7 +242,7 @@ impl Database {
                     .order((detections::captured_at, detections::id))
                     .limit(limit)
                     .select(columns)
-                    .load::<(i64, Micros, Option<Micros>, Micros, Option<i64>)>(connection)?,
+                    .load::<TimesOfRow>(connection)?,
             );
             for (id, captured_at, claimed_at, received_at, _) in &rows {
                 let claim = claimed_at.unwrap_or(*captured_at);

@@ -135,10 +135,12 @@ fn open_key(new: &NewUploads, track: &TrackRef) -> String {
     hex(&hash.finalize())
 }
 
+/// Time of capture, image, index in the image and face of a crop.
+type Crop<'a> = (Micros, usize, usize, &'a IdentifiedFace);
+
 /// The crops of a request by track, in the order in which every request locks tracks.
 fn groups<'a>(new: &'a NewUploads, window: Micros, is_fresh: impl Fn(usize) -> bool) -> Vec<Group<'a>> {
-    let mut by_key: BTreeMap<String, (&TrackRef, Vec<(Micros, usize, usize, &IdentifiedFace)>)> =
-        BTreeMap::new();
+    let mut by_key: BTreeMap<String, (&TrackRef, Vec<Crop<'_>>)> = BTreeMap::new();
     for (image, upload) in new.uploads.iter().enumerate().filter(|(image, _)| is_fresh(*image)) {
         if let Some(TrackedFace { track, face: index }) = &upload.tracked
             && let Some(face) = upload.faces.get(*index)
