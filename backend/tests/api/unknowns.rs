@@ -132,14 +132,14 @@ async fn unknown_faces_are_grouped_as_they_come_and_listed() {
         ids.map(|unknown| unknown["unknown_id"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(listed("sort=faces").await, [first.clone(), second.clone()]);
-    assert_eq!(listed("min_faces=3").await, std::slice::from_ref(first));
-    assert_eq!(listed("camera=gate-2").await, std::slice::from_ref(second));
+    assert_eq!(listed("min_faces=3").await, std::slice::from_ref(&first));
+    assert_eq!(listed("camera=gate-2").await, std::slice::from_ref(&second));
     assert_eq!(listed("camera=gate-3").await, [""; 0]);
     assert_eq!(listed("from=2999-01-01T00:00:00Z").await, [""; 0]);
     assert_eq!(listed("to=2999-01-01T00:00:00Z").await.len(), 2);
     let page = server.get("/unknowns?sort=faces&limit=1").await.expect(StatusCode::OK);
     let cursor = page["meta"]["next_cursor"].as_str().unwrap();
-    assert_eq!(listed(&format!("sort=faces&limit=1&cursor={cursor}")).await, std::slice::from_ref(second));
+    assert_eq!(listed(&format!("sort=faces&limit=1&cursor={cursor}")).await, std::slice::from_ref(&second));
     server.get(&format!("/unknowns?limit=1&cursor={cursor}")).await.expect_error(400, "invalid_cursor");
     for (query, named) in [
         ("sort=name", "sort is \"name\""),
