@@ -487,7 +487,7 @@ fn write_slideshow(pictures: &[PathBuf], folder: &Path, video: &str) {
 
 #[test]
 fn a_person_is_enrolled_from_a_video_with_distinct_pictures() {
-    let (crowd, faces) = (require!("videos/crowd-very-high-1080p6.mp4"), require!("lfw10"));
+    let (group, faces) = (require!("scenes/crowd-01.jpg"), require!("lfw10"));
     for needed in ["models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
         require!(needed);
     }
@@ -520,8 +520,10 @@ fn a_person_is_enrolled_from_a_video_with_distinct_pictures() {
     assert!(number(&summary["frames_alike"]) >= 8.0, "the second of each: {summary}");
     assert_eq!(number(&environment.json(&["people"])["people"][0]["images"]), enrolled + 3.0);
 
-    // A crowd is refused, and nobody is added.
-    let several = ["enroll", "camera", crowd.to_str().unwrap(), "--id", "Eve", "--create", "--seconds", "2"];
+    // A group without a main face is refused, and nobody is added.
+    let still = environment.path("group.mp4");
+    write_slideshow(&vec![group; 6], &environment.folder.path().join("group"), &still);
+    let several = ["enroll", "camera", &still, "--id", "Eve", "--create", "--seconds", "2"];
     environment.run(&several).expect(3, &["Several faces", "with several faces", "0 of 20"]);
     environment.run(&["people", "show", "Eve"]).expect(6, &["nobody of that name"]);
 
