@@ -16,7 +16,7 @@ use crate::{
     metrics::Metrics,
     store::{
         Database, StoreError,
-        sql::{CohortCandidate, CohortMember, Lease, TrainingImage},
+        sql::{CandidateTrack, CohortCandidate, CohortMember, Lease, TrainingImage},
     },
 };
 
@@ -232,7 +232,7 @@ fn choose(
 ) -> Vec<CohortCandidate> {
     let is_good =
         |face: &CohortCandidate| face.detection_confidence >= MIN_CONFIDENCE && face.shorter_side >= MIN_SIDE;
-    let mut of_tracks: HashMap<(String, i64), CohortCandidate> = HashMap::new();
+    let mut of_tracks: HashMap<CandidateTrack, CohortCandidate> = HashMap::new();
     let mut best = Vec::new();
     for face in candidates.into_iter().filter(is_good) {
         match face.track.clone().map(|track| of_tracks.entry(track)) {
@@ -313,7 +313,7 @@ mod tests {
     fn candidate(detection: i64, track: Option<i64>, embedding: Vec<f32>) -> CohortCandidate {
         CohortCandidate {
             detection,
-            track: track.map(|track| ("gate-1".to_owned(), track)),
+            track: track.map(|track| CandidateTrack::Numbered("gate-1".to_owned(), track)),
             captured_at: 0,
             detection_confidence: 0.99,
             shorter_side: 80.0,
@@ -335,8 +335,12 @@ mod tests {
             candidate(4, Some(8), face(4)),
             candidate(5, None, face(5)),
             candidate(6, None, face(6)),
+            // The same number in two runs of the camera.
+            CohortCandidate { track: Some(CandidateTrack::Stored(1)), ..candidate(7, None, face(7)) },
+            CohortCandidate { track: Some(CandidateTrack::Stored(2)), ..candidate(8, None, face(8)) },
+            CohortCandidate { track: Some(CandidateTrack::Stored(2)), ..candidate(9, None, face(9)) },
         ];
-        assert_eq!(chosen(all, &[], &[]), [2, 4, 5, 6]);
+        assert_eq!(chosen(all, &[], &[]), [2, 4, 5, 6, 7, 8]);
     }
 
     #[test]

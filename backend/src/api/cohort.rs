@@ -88,6 +88,12 @@ pub struct Cohort {
     /// number. The cohort is large enough for a target that is not below. Null where there are fewer than 3.
     #[openapi(minimum = 0, maximum = 1, example = "0.003")]
     measurable_fpir: Option<f64>,
+    /// The share of strangers who may be named, for which trainings calibrate (setting `target_fpir`).
+    #[openapi(minimum = 0, maximum = 1, example = "0.01")]
+    target_fpir: f64,
+    /// Whether the cohort can show with 95 % confidence that the target is met: whether `measurable_fpir` is not above it.
+    #[openapi(example = "true")]
+    large_enough: bool,
     /// By embedder and source.
     groups: Vec<CohortGroup>,
     /// Whether unknown faces of the cameras are added (setting `cohort_from_cameras`).
@@ -240,10 +246,13 @@ pub async fn show(state: web::Data<State>) -> Result<web::Json<Cohort>, ApiError
             newest_at: rfc3339(count.newest)?,
         })
     };
+    let (measurable, target_fpir) = (measurable_fpir(total), state.config.recognition.target_fpir);
     Ok(web::Json(Cohort {
         embedder,
         total,
-        measurable_fpir: measurable_fpir(total),
+        measurable_fpir: measurable,
+        target_fpir,
+        large_enough: measurable.is_some_and(|measurable| measurable <= target_fpir),
         groups: counts.into_iter().map(group).collect::<Result<_, _>>()?,
         from_cameras: state.config.cohort.cohort_from_cameras,
         max_from_cameras: state.config.cohort.cohort_max,
@@ -303,12 +312,6 @@ fn refused(image: usize, error: DecodeError) -> ImageError {
 /// The face that stands for a picture: the main one, or else the largest. Whose it is does not matter, as long as it is one
 /// stranger's.
 fn main_face(mut image: ImageResult) -> Option<IdentifiedFace> {
-    if let Some(position) = image.main_face() {
-        return Some(image.faces.swap_remove(position));
-    }
-    let area = |face: &IdentifiedFace| {
-        let [left, top, right, bottom] = face.bounding_box;
-        (right - left) * (bottom - top)
-    };
-    image.faces.into_iter().max_by(|one, other| area(one).total_cmp(&area(other)))
+    let position = image.main_or_largest_face()?;
+    Some(image.faces.swap_remove(position))
 }

@@ -107,17 +107,13 @@ pub struct ResolvedIdentity {
     pub predictions: Vec<(i64, f32)>,
 }
 
-/// Shortest side of a face from which its size does not lessen its weight, pixels: the input of the embedders.
-const FULL_SIZE: f32 = 112.0;
 /// The weight of the worst face, so that a track of such faces has a mean, too.
 const MIN_WEIGHT: f32 = 0.01;
 
 impl IdentifiedFace {
-    /// How much it counts in its track, 0.01 to 1.
+    /// How much it counts in its track, 0.01 to 1: the weight of its quality.
     pub fn weight(&self) -> f32 {
-        let [left, top, right, bottom] = self.bounding_box;
-        let side = (right - left).min(bottom - top);
-        (self.detection_confidence * (side / FULL_SIZE).min(1.0)).clamp(MIN_WEIGHT, 1.0)
+        self.quality.weight().max(MIN_WEIGHT)
     }
 
     /// The present decision.
@@ -184,19 +180,30 @@ mod tests {
 
     #[test]
     fn a_better_crop_counts_more_in_the_mean() {
-        let crop = |side: f32, embedding: [f32; 2]| IdentifiedFace {
-            bounding_box: [0.0, 0.0, side, side],
-            detection_confidence: 1.0,
+        // All of the same size: what differs is the sharpness, and in the last one the pose.
+        let good = FaceQuality {
+            size: 112.0,
+            sharpness: 60.0,
+            yaw: 0.0,
+            pitch: 0.0,
+            roll: 0.0,
+            brightness: 0.5,
+            detection_confidence: 0.99,
+        };
+        let crop = |quality: FaceQuality, embedding: [f32; 2]| IdentifiedFace {
+            quality,
             embedding: embedding.to_vec(),
             ..face()
         };
         let mut sum = EmbeddingSum::default();
-        sum.add(&crop(112.0, [1.0, 0.0]));
-        sum.add(&crop(28.0, [0.0, 1.0]));
-        assert_eq!((sum.sum.as_slice(), sum.weight), (&[1.0, 0.25][..], 1.25));
+        sum.add(&crop(good, [1.0, 0.0]));
+        sum.add(&crop(FaceQuality { sharpness: 20.0 / 3.0, ..good }, [0.0, 1.0]));
+        let near = |one: f32, other: f32| (one - other).abs() < 1e-5;
+        assert!(near(sum.sum[0], 0.75) && near(sum.sum[1], 0.25) && near(sum.weight, 1.0), "{sum:?}");
         let mean = sum.mean();
-        assert!((mean[0] - 4.0 * mean[1]).abs() < 1e-6 && (mean[0].hypot(mean[1]) - 1.0).abs() < 1e-6);
-        assert!(crop(0.0, [1.0, 0.0]).weight() > 0.0, "a track of bad crops has a mean, too");
+        assert!(near(mean[0], 3.0 * mean[1]) && near(mean[0].hypot(mean[1]), 1.0));
+        let profile = crop(FaceQuality { yaw: 90.0, ..good }, [1.0, 0.0]);
+        assert_eq!(profile.weight(), MIN_WEIGHT, "a track of bad crops has a mean, too");
     }
 
     #[test]

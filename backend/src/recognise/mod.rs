@@ -16,7 +16,7 @@ pub use pipeline::{EmbeddedFace, ImageError, Pipeline, Rotation, UploadedImage};
 use std::{sync::Arc, thread, time::Duration};
 
 use facepipe_identify::IdentifyError;
-use facepipe_vision::{BoundingBox, DecodeError, DecodeNote, VisionError, main_face};
+use facepipe_vision::{BoundingBox, DecodeError, DecodeNote, VisionError, largest_face, main_face};
 use tokio::sync::{Semaphore, oneshot};
 
 use self::{queue::Queue, throughput::ThroughputEstimator, worker::Worker};
@@ -114,6 +114,15 @@ impl ImageResult {
             (BoundingBox { left, top, right, bottom }, face.detection_confidence)
         };
         main_face(&self.faces.iter().map(candidate).collect::<Vec<_>>(), self.size)
+    }
+
+    /// The position of the main face in `faces`, or else of the largest; `None` where there is no face.
+    pub fn main_or_largest_face(&self) -> Option<usize> {
+        let bounds = |face: &IdentifiedFace| {
+            let [left, top, right, bottom] = face.bounding_box;
+            BoundingBox { left, top, right, bottom }
+        };
+        self.main_face().or_else(|| largest_face(self.faces.iter().map(bounds)))
     }
 }
 

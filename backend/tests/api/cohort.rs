@@ -152,6 +152,7 @@ async fn the_cohort_is_erased_as_a_whole_or_by_source_embedder_and_time() {
     // Another embedder's embeddings are kept, reported and not used.
     let shown = cohort(&server).await;
     assert_eq!((&shown["total"], &shown["measurable_fpir"]), (&json!(3), &json!(1.0)));
+    assert_eq!((&shown["target_fpir"], &shown["large_enough"]), (&json!(0.01), &json!(false)));
     let groups: Vec<_> = shown["groups"]
         .as_array()
         .unwrap()

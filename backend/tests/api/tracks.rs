@@ -342,6 +342,17 @@ fn open(url: &str) -> Database {
     Database::open(&config.database_options()).unwrap()
 }
 
+/// A face that counts as much as one can: with the weight 1.
+const BEST: FaceQuality = FaceQuality {
+    size: 120.0,
+    sharpness: 1e9,
+    yaw: 0.0,
+    pitch: 0.0,
+    roll: 0.0,
+    brightness: 0.5,
+    detection_confidence: 1.0,
+};
+
 fn face(embedding: [f32; 2]) -> IdentifiedFace {
     IdentifiedFace {
         bounding_box: [0.0, 0.0, 120.0, 120.0],
@@ -352,7 +363,7 @@ fn face(embedding: [f32; 2]) -> IdentifiedFace {
         predictions: Vec::new(),
         embedding: embedding.to_vec(),
         crops: 1,
-        quality: FaceQuality::default(),
+        quality: BEST,
     }
 }
 

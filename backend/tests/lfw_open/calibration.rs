@@ -17,10 +17,10 @@ use crate::pictures::{Folders, LfwOpen, Person, embeddings, lfw_open};
 const DEFAULT: f32 = 0.355;
 
 /// Photographs that are enrolled of each person: every other one, from the first.
-const ENROLLED: usize = 3;
+pub const ENROLLED: usize = 3;
 
 /// A gallery, its model, and pictures of its people that are not enrolled.
-struct Gallery {
+pub struct Gallery {
     samples: Vec<Sample>,
     model: Model,
     probes: Vec<(String, Vec<f32>)>,
@@ -28,7 +28,7 @@ struct Gallery {
 
 impl Gallery {
     /// The people at these positions with this number of photographs, at most.
-    fn of(people: &[&Person], photographs: usize) -> Self {
+    pub fn of(people: &[&Person], photographs: usize) -> Self {
         let (mut samples, mut probes) = (Vec::new(), Vec::new());
         for person in people {
             let embeddings = person.embeddings();
@@ -46,14 +46,14 @@ impl Gallery {
         Self { samples, model, probes }
     }
 
-    fn calibrated(&self, target_fpir: f64, cohort: &[Vec<f32>]) -> Calibration {
+    pub fn calibrated(&self, target_fpir: f64, cohort: &[Vec<f32>]) -> Calibration {
         let table = ImpostorTable::of("mobilefacenet");
         let options = CalibrationOptions { target_fpir, default_threshold: DEFAULT, table, cohort };
         calibrate(&self.model, &self.samples, &options).unwrap().unwrap()
     }
 
     /// The share of strangers who are named.
-    fn fpir(&self, strangers: &[Vec<f32>], threshold: f32) -> f64 {
+    pub fn fpir(&self, strangers: &[Vec<f32>], threshold: f32) -> f64 {
         let named = strangers.iter().filter(|face| self.identified(face, threshold).is_some()).count();
         named as f64 / strangers.len() as f64
     }
@@ -67,7 +67,7 @@ impl Gallery {
         missed.count() as f64 / self.probes.len() as f64
     }
 
-    fn identified(&self, face: &[f32], threshold: f32) -> Option<String> {
+    pub fn identified(&self, face: &[f32], threshold: f32) -> Option<String> {
         let answer = self.model.identify(face, threshold, 1).unwrap();
         answer.top.filter(|_| answer.decision == Decision::Known).map(|top| top.label)
     }

@@ -12,4 +12,6 @@
 
 mod calibration;
 mod clusters;
+mod main_face;
 mod pictures;
+mod tracks;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use facepipe_vision::{
-    BoundingBox, DecodeLimits, Embedder, EmbedderKind, Face, Mtcnn, MtcnnConfig, decode_image, load_embedder,
-    without_intra_op_parallelism,
+    BoundingBox, DecodeLimits, Embedder, EmbedderKind, Face, FaceQuality, Mtcnn, MtcnnConfig, decode_image,
+    load_embedder, without_intra_op_parallelism,
 };
 use rayon::prelude::*;
 
@@ -41,6 +41,7 @@ pub struct Picture {
 /// A face on a picture.
 pub struct PictureFace {
     pub face: Face,
+    pub quality: FaceQuality,
     /// L2-normalised.
     pub embedding: Vec<f32>,
 }
@@ -164,8 +165,13 @@ impl Networks {
             let embeddings = if crops.is_empty() { Vec::new() } else { self.embedder.embed(&crops).unwrap() };
             let middle = [image.width() as f32 / 2.0, image.height() as f32 / 2.0];
             let central = central(found.iter().map(|face| face.bounding_box), middle);
-            let faces = found.into_iter().zip(embeddings);
-            let faces = faces.map(|(face, embedding)| PictureFace { face, embedding }).collect();
+            let faces = found.into_iter().zip(&crops).zip(embeddings);
+            let faces = faces
+                .map(|((face, crop), embedding)| {
+                    let quality = FaceQuality::measure(&face, crop);
+                    PictureFace { face, quality, embedding }
+                })
+                .collect();
             Picture { file, faces, central }
         })
     }

@@ -123,6 +123,8 @@ fn print(cohort: Cohort) {
         embedder,
         total,
         measurable_fpir,
+        target_fpir,
+        large_enough,
         groups,
         from_cameras,
         max_from_cameras,
@@ -149,6 +151,13 @@ fn print(cohort: Cohort) {
             let rate = rate * 100.0;
             output::line(format!(
                 "Enough to calibrate for a share of {rate:.2} % of strangers who get a name, or more"
+            ));
+        }
+        if let (Some(target), Some(large_enough)) = (target_fpir, large_enough) {
+            output::line(format!(
+                "{} for the server's target of {:.2} % (FACEPIPE_TARGET_FPIR)",
+                if large_enough { "Large enough" } else { "Too small" },
+                target * 100.0
             ));
         }
         output::table(["Embedder", "Source", "Embeddings", "Oldest", "Newest", ""], rows);

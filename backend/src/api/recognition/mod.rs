@@ -67,8 +67,8 @@ pub async fn get_results(
 /// Recognises the faces of images and stores a detection of each
 ///
 /// Crops of one track (the same `camera_id`, `run_id` and `track_id`) are decided together with those stored before, from their
-/// mean embedding weighted by quality; where an image shows several faces, the largest is the track's. Earlier detections of
-/// the track follow the decision. An image with a key that was stored before gets its first response, and nothing is stored
+/// mean embedding weighted by quality; where an image shows several faces, the main one is the track's, or else the largest.
+/// Earlier detections of the track follow the decision. An image with a key that was stored before gets its first response, and nothing is stored
 /// again. Where no image of the request can be read, the response is the first image's error.
 #[api_v2_operation]
 pub async fn store_results(
@@ -156,7 +156,7 @@ async fn recognise_and_store<Outcome>(
         .map(|(image, details)| {
             let faces = faces_of.remove(&image).unwrap_or_default();
             let time = plausible.resolve(details.captured_at, received_at);
-            let track = details.track().zip(track_face(&faces));
+            let track = details.track().zip(recognised.track_faces.get(&image).copied());
             let tracked = track.map(|(track, face)| TrackedFace { track, face });
             let ImageFields { track_id, frame_box, key, .. } = details;
             let pictures = pictures.remove(&image).unwrap_or_default();
@@ -234,6 +234,8 @@ struct RecognisedImages {
     model: Option<Arc<VersionedModel>>,
     /// Index in the request and faces.
     images: Vec<(usize, Vec<IdentifiedFace>)>,
+    /// By index in the request, the position of the face that an image's track is of: the main one, or else the largest.
+    track_faces: HashMap<usize, usize>,
     errors: Vec<(usize, DecodeError)>,
     notes: Vec<ImageNote>,
     /// `Server-Timing`.
@@ -280,6 +282,7 @@ async fn recognise(
         model_version: None,
         model: None,
         images: Vec::new(),
+        track_faces: HashMap::new(),
         errors,
         notes: Vec::new(),
         timing: timing(Duration::ZERO, Duration::ZERO),
@@ -293,7 +296,11 @@ async fn recognise(
     recognised.timing = timing(result.queued, result.processed);
     for (index, image) in indices.into_iter().zip(result.images) {
         match image {
-            Ok(ImageResult { faces, notes, .. }) => {
+            Ok(image) => {
+                if let Some(face) = image.main_or_largest_face() {
+                    recognised.track_faces.insert(index, face);
+                }
+                let ImageResult { faces, notes, .. } = image;
                 recognised.notes.extend(notes.into_iter().map(|note| ImageNote::new(index, note)));
                 faces.iter().for_each(|face| state.metrics.face(face.known));
                 recognised.images.push((index, faces));
@@ -303,16 +310,6 @@ async fn recognise(
     }
     recognised.errors.sort_by_key(|(index, _)| *index);
     Ok(recognised)
-}
-
-/// The face of an image that its track is of: the largest, for a crop is made around it.
-fn track_face(faces: &[IdentifiedFace]) -> Option<usize> {
-    let area = |face: &IdentifiedFace| {
-        let [left, top, right, bottom] = face.bounding_box;
-        (right - left) * (bottom - top)
-    };
-    let areas = faces.iter().map(area).enumerate();
-    areas.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(index, _)| index)
 }
 
 /// How the crops of a track are decided together, with the model that identified the request's faces; `None` where that is
@@ -339,11 +336,11 @@ async fn decide_tracks(
     }
     // Positions of images and faces.
     let mut tracks: HashMap<TrackRef, Vec<(usize, usize)>> = HashMap::new();
-    for (position, (image, faces)) in recognised.images.iter().enumerate() {
+    for (position, (image, _)) in recognised.images.iter().enumerate() {
         if let Some(track) = details.get(*image).and_then(ImageFields::track)
-            && let Some(face) = track_face(faces)
+            && let Some(face) = recognised.track_faces.get(image)
         {
-            tracks.entry(track).or_default().push((position, face));
+            tracks.entry(track).or_default().push((position, *face));
         }
     }
     tracks.retain(|_, crops| crops.len() > 1);

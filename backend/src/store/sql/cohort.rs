@@ -46,8 +46,8 @@ pub struct CohortMember {
 pub struct CohortCandidate {
     /// Row id of the detection.
     pub detection: i64,
-    /// Camera and number of its track, if the edge tracks.
-    pub track: Option<(String, i64)>,
+    /// Its track, if the edge tracks.
+    pub track: Option<CandidateTrack>,
     /// When it was captured.
     pub captured_at: Micros,
     /// Probability of a face, 0 to 1.
@@ -56,6 +56,16 @@ pub struct CohortCandidate {
     pub shorter_side: f32,
     /// L2-normalised.
     pub embedding: Vec<f32>,
+}
+
+/// The track of a detection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CandidateTrack {
+    /// Row id of the track.
+    Stored(i64),
+    /// Camera and number of a track without a row: of detections that were not decided together, and of further people on the
+    /// crops of one.
+    Numbered(String, i64),
 }
 
 /// Candidates for the cohort.
@@ -73,6 +83,7 @@ struct CandidateRow {
     id: i64,
     camera_id: String,
     track_id: Option<i64>,
+    track_row: Option<i64>,
     captured_at: Micros,
     received_at: Micros,
     person_id: Option<i64>,
@@ -218,6 +229,7 @@ impl Database {
                     detections::id,
                     detections::camera_id,
                     detections::track_id,
+                    detections::track_row,
                     detections::captured_at,
                     detections::received_at,
                     detections::person_id,
@@ -247,7 +259,10 @@ impl Database {
                     batch.candidates.push(CohortCandidate {
                         detection: row.id,
                         embedding: vector_from_bytes(vector)?,
-                        track: row.track_id.map(|track| (row.camera_id, track)),
+                        track: match row.track_row {
+                            Some(track) => Some(CandidateTrack::Stored(track)),
+                            None => row.track_id.map(|track| CandidateTrack::Numbered(row.camera_id, track)),
+                        },
                         captured_at: row.captured_at.min(now),
                         detection_confidence: row.detection_confidence,
                         shorter_side: (right - left).min(bottom - top),
@@ -430,11 +445,19 @@ fn is_considered(
     row: &CandidateRow,
     considered: i64,
 ) -> Result<bool, StoreError> {
+    if let Some(track) = row.track_row {
+        let earlier = detections::table
+            .filter(detections::track_row.eq(track))
+            .filter(detections::id.le(considered))
+            .select(detections::id);
+        return Ok(earlier.first::<i64>(connection).optional()?.is_some());
+    }
     let Some(track) = row.track_id else { return Ok(false) };
     let earlier = detections::table
         .filter(detections::camera_id.eq(&row.camera_id))
         .filter(detections::captured_at.between(row.captured_at - TRACK_GAP, row.captured_at + TRACK_GAP))
         .filter(detections::track_id.eq(track))
+        .filter(detections::track_row.is_null())
         .filter(detections::id.le(considered))
         .select(detections::id);
     Ok(earlier.first::<i64>(connection).optional()?.is_some())

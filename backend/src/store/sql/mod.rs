@@ -65,7 +65,7 @@ use signals::ChangeSignals;
 
 pub use backlog::Backlog;
 pub use backup::{BackupSource, engine_of, is_empty, known_schema};
-pub use cohort::{CohortCandidate, CohortCount, CohortFilter, CohortMember, NewCohortMember};
+pub use cohort::{CandidateTrack, CohortCandidate, CohortCount, CohortFilter, CohortMember, NewCohortMember};
 pub use connection::{AnyConnection, DatabaseOptions};
 pub use erasures::{Erasure, RowIdentity};
 pub use idempotency_records::{IdempotentCall, NewUploads, Upload};
