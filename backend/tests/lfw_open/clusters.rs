@@ -67,8 +67,9 @@ fn unknown_faces_are_grouped_by_person() {
     for order in 0..3_u64 {
         // Once as they lie, person by person, then mixed up.
         let mut places: Vec<usize> = (0..tracks.len()).collect();
-        places
-            .sort_by_key(|place| (*place as u64).wrapping_mul(order * 0x9e37_79b9_7f4a_7c15).rotate_left(29));
+        places.sort_by_key(|place| {
+            (*place as u64).wrapping_mul(order.wrapping_mul(0x9e37_79b9_7f4a_7c15)).rotate_left(29)
+        });
         let shuffled: Vec<Track<'_>> = places.into_iter().map(|place| tracks[place]).collect();
         let mut clusters = Clusters::new(tracks[0].1.len(), distance).unwrap();
         let mut last = 0;
