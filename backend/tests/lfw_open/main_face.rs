@@ -1,4 +1,4 @@
-//! The main face of photographs of Labeled Faces in the Wild is the one in the middle, whoever else is on them.
+//! The main face of photographs of Labeled Faces in the Wild is the one in the middle, also with others beside it.
 
 use facepipe_backend::parts::similarity_to_own;
 use facepipe_vision::{EmbedderKind, load_embedder, main_face};
