@@ -42,6 +42,10 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
         .run(&["enroll", "folder", &deep, "--id", "Tony_Blair", "--create"])
         .expect(0, &["2   added", "1   duplicate", "facepipe train"]);
     environment.run(&["enroll", "folder", &deep, "--id", "Tony_Blair"]).expect(0, &["3   already there"]);
+    let enrolled = blair.join("Tony_Blair_0001.jpg");
+    environment
+        .run(&["enroll", "picture", enrolled.to_str().unwrap(), "--id", "Tony_Blair", "--face", "0"])
+        .expect(3, &["1   already there", "perhaps with another face", "facepipe images delete"]);
 
     // A tree with every kind of unusable picture among good ones.
     for person in ["Tony_Blair", "Hugo_Chavez"] {
@@ -105,14 +109,12 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     environment.run(&["unknowns"]).expect(0, &["No unknown person"]);
     let store = ["recognize", "folder", &stranger, "--store", "--camera-id", "gate-1", "--location", "Lobby"];
     environment.run(&store).expect(0, &["unknown"]);
-    let unknowns = loop {
-        let unknowns = environment.json(&["unknowns", "list", "--camera", "gate-1"]);
-        if unknowns[0]["faces"] == 2 {
-            break unknowns;
-        }
+    let mut unknowns = Value::Null;
+    wait_until("both pictures of a stranger are one group", || {
+        unknowns = environment.json(&["unknowns", "list", "--camera", "gate-1"]);
         assert!(unknowns.as_array().unwrap().len() < 2, "{unknowns}");
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    };
+        unknowns[0]["faces"] == 2
+    });
     let unknown = unknowns[0]["unknown_id"].as_str().unwrap().to_owned();
     let shown = environment.json(&["unknowns", "show", &unknown]);
     let faces: Vec<String> =
@@ -129,11 +131,22 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     environment.run(&["unknowns", "ignore", &other]).expect(0, &["yes"]);
     environment.run(&["unknowns"]).expect(0, &["No unknown person"]);
     environment.run(&["unknowns", "list", "--ignored"]).expect(0, &[&other]);
-    environment.run(&["unknowns", "ignore", &other, "--undo"]).expect(0, &["no"]);
+    let nobody = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c";
+    let listed = environment
+        .run(&["unknowns", "ignore", nobody, &other, "--undo", "--json"])
+        .expect(3, &[nobody, "no such unknown person"]);
+    let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
+    assert_eq!((&listed[0]["unknown_id"], &listed[0]["ignored"]), (&other.clone().into(), &false.into()));
+    for arguments in
+        [&["ignore", nobody][..], &["split", nobody, "1"], &["merge", nobody, &other], &["name", nobody, "X"]]
+    {
+        environment.run(&[&["unknowns"], arguments].concat()).expect(6, &["no such unknown person"]);
+    }
+    environment.run(&["unknowns", "show", &other, "-n", "1001"]).expect(2, &["1001"]);
     environment.run(&["unknowns", "recluster", "--wait"]).expect(0, &["is done"]);
     environment.run(&["unknowns", "delete", &other]).expect(2, &["--yes"]);
     environment
-        .run(&["unknowns", "delete", &other, "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c", "--yes"])
+        .run(&["unknowns", "delete", &other, nobody, "--yes"])
         .expect(3, &["is erased", "is not there"]);
     environment.run(&["unknowns", "show", &other]).expect(6, &["no such unknown person"]);
     environment.run(&["detections", "delete", &faces[0], &faces[1], "--yes"]).expect(0, &["is erased"]);
@@ -177,20 +190,20 @@ fn people_are_enrolled_recognised_found_renamed_and_erased() {
     let store = ["recognize", "folder", &past, "--store", "--camera-id", "gate-1", "--location", "Lobby"];
     environment.run(&store).expect(0, &["unknown"]);
     environment.run(&["proposals"]).expect(0, &["No proposal"]);
-    let unknown = loop {
+    let mut unknown = None;
+    wait_until("both pictures of an unknown person are one group", || {
         let unknowns = environment.json(&["unknowns", "list", "--min-faces", "2"]);
-        if let Some(id) = unknowns[0]["unknown_id"].as_str() {
-            break id.to_owned();
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    };
+        unknown = unknowns[0]["unknown_id"].as_str().map(str::to_owned);
+        unknown.is_some()
+    });
+    let unknown = unknown.unwrap();
     environment.run(&["unknowns", "name", &unknown, "Tony_Blair"]).expect(1, &["person_exists"]);
     let faces = environment.json(&["unknowns", "show", &unknown]);
     let face = faces["detections"][0]["id"].to_string();
     environment.run(&["unknowns", "split", &unknown, &face]).expect(0, &["gate-1"]);
     environment
         .run(&["unknowns", "name", &unknown, "Ariel Sharon", "--wait"])
-        .expect(0, &["1 detections named, 1 faces enrolled, 0 of them with a picture", "is done"]);
+        .expect(0, &["1 detection named, 1 face enrolled, 0 of them with a picture", "is done"]);
     environment.run(&["unknowns", "name", &unknown, "Ariel Sharon"]).expect(0, &["is Ariel Sharon already"]);
     environment.run(&["people", "search-past", "Nobody"]).expect(6, &["nobody of that name"]);
     environment.run(&["people", "search-past", "Ariel Sharon", "--wait"]).expect(0, &["is done"]);

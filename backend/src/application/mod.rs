@@ -317,6 +317,7 @@ fn serve_metrics(
         threshold: services.threshold,
         database: services.database.clone(),
         role: config.deployment.role.as_str(),
+        groups_unknowns: config.unknowns.group_unknowns,
         folders: config.storage.folders(),
     };
     Ok((address, exposition::serve(listener, Exposition::new(sources))?))

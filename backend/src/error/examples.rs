@@ -205,12 +205,12 @@ pub const NO_UNKNOWN: &[Example] = &[|| ApiError::UnknownNotFound];
 /// The call that merges unknown people.
 pub const UNKNOWN_IDS: &[Example] = &[|| ApiError::InvalidField {
     field: "unknown_ids".into(),
-    reason: "has the id of this very cluster, or of one that was merged into it".into(),
+    reason: "has the id of this very group, or of one that was merged into it".into(),
 }];
 /// The call that divides an unknown person.
 pub const UNKNOWN_FACES: &[Example] = &[|| ApiError::InvalidField {
     field: "detections".into(),
-    reason: "has 43, which is no detection of this cluster".into(),
+    reason: "has 43, which is no detection of this group".into(),
 }];
 /// Calls about a person's last location.
 pub const NEVER_SEEN: &[Example] = &[|| ApiError::NeverSeen];

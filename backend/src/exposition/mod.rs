@@ -41,6 +41,8 @@ pub struct Sources {
     pub database: Database,
     /// The process's role.
     pub role: &'static str,
+    /// Whether the deployment groups unknown faces.
+    pub groups_unknowns: bool,
     /// The folders that it writes to.
     pub folders: Vec<Folder>,
 }
@@ -83,7 +85,7 @@ impl Exposition {
     }
 
     fn live(&self, backlog: Option<Backlog>) -> prometheus::Result<Vec<MetricFamily>> {
-        let Sources { recogniser, loader, threshold, database, role, .. } = &self.sources;
+        let Sources { recogniser, loader, threshold, database, role, groups_unknowns, .. } = &self.sources;
         let snapshot = Snapshot(Registry::new());
         snapshot.gauge(
             "facepipe_queue_images",
@@ -138,7 +140,7 @@ impl Exposition {
         )?;
         self.system(&snapshot)?;
         if let Some(backlog) = backlog {
-            snapshot.backlog(backlog)?;
+            snapshot.backlog(backlog, *groups_unknowns)?;
         }
         Ok(snapshot.0.gather())
     }
@@ -223,7 +225,7 @@ impl Snapshot {
     }
 
     /// Returns the metrics of the database: jobs, the outbox, and runs of recurring work.
-    fn backlog(&self, backlog: Backlog) -> prometheus::Result<()> {
+    fn backlog(&self, backlog: Backlog, groups_unknowns: bool) -> prometheus::Result<()> {
         let jobs: Vec<(&str, f64)> = JobStatus::ALL
             .iter()
             .zip(backlog.jobs)
@@ -247,11 +249,14 @@ impl Snapshot {
             "ignored",
             &[("false", listed as f64), ("true", ignored as f64)],
         )?;
-        self.gauge(
-            "facepipe_ungrouped_detections",
-            "Detections that the grouping of unknown faces has not read yet, at most.",
-            backlog.ungrouped_detections as f64,
-        )?;
+        // Without grouping it would grow forever, and raise an alert.
+        if groups_unknowns {
+            self.gauge(
+                "facepipe_ungrouped_detections",
+                "Detections that the grouping of unknown faces has not read yet, at most.",
+                backlog.ungrouped_detections as f64,
+            )?;
+        }
         let last_runs = Task::ALL.into_iter().zip(backlog.task_runs);
         let last_runs: Vec<(Task, f64)> =
             last_runs.filter_map(|(task, finished_at)| Some((task, finished_at? as f64 / 1e6))).collect();

@@ -224,8 +224,8 @@ async fn groups_are_merged_split_and_ignored_for_good() {
     for (ids, named) in [
         (json!([]), "has 0 entries"),
         (json!(["x"]), "\"x\", which is no id"),
-        (json!(["018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c"]), "no cluster's id"),
-        (json!([second]), "this very cluster"),
+        (json!(["018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c"]), "no group's id"),
+        (json!([second]), "this very group"),
     ] {
         let answer = server.post_json(&merge, &json!({ "unknown_ids": ids })).await;
         let message = answer.expect_error(400, "invalid_field");

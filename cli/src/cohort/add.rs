@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     client::{AddedToCohort, Client, ClientError, CohortOutcome, ErrorDetail},
     connection::Target,
+    demo::suggestions::quoted,
     digest,
     enroll::{ImageResult, UploadOutcome},
     exit::{self, Failure, Outcome},
@@ -147,7 +148,8 @@ async fn send(
     if report.left > 0
         && let Some(last) = report.images.last()
     {
-        eprintln!("Go on with: facepipe cohort add {} --after {:?}", options.folder.display(), last.file);
+        let folder = quoted(&options.folder.display().to_string());
+        eprintln!("Go on with: facepipe cohort add {folder} --after {}", quoted(&last.file));
     }
     if let Some(failure) = failure {
         return Err(failure.into());

@@ -5,7 +5,7 @@
 mod page;
 mod parts;
 mod report;
-mod suggestions;
+pub mod suggestions;
 mod thumbnail;
 mod walkers;
 

@@ -62,7 +62,8 @@ Examples:
 
 Without --face and --box the main face is enrolled: the nearest to the centre of
 the picture, and clearly the largest. If there is none, the server's message has
-all faces that it found, with their boxes.
+all faces that it found, with their boxes. A picture that is there already is not
+sent again: to enrol another face of it, delete the image first.
 
 {}", exit::HELP))]
 pub struct PictureOptions {
@@ -338,8 +339,9 @@ async fn enroll(options: &Common, work: Input, missing_person: MissingPersonPoli
         eprintln!("Interrupted; run it again to go on.");
         return Ok(Outcome::Interrupted);
     }
-    let refused = report.summary.iter().any(|(outcome, _)| outcome.is_refusal());
+    let refused = report.summary.keys().any(|outcome| outcome.is_refusal());
     let incomplete = refused
+        || report.summary.keys().any(|outcome| upload.may_be_another_face(*outcome))
         || someone_passed_over
         || !report.passed_over.is_empty()
         || !report.without_picture.is_empty();

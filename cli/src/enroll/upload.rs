@@ -150,7 +150,7 @@ impl Uploader<'_> {
                 None => break,
                 Some(Ok(Some(sent))) => {
                     let is_warned = sent.result == UploadOutcome::Added && sent.message.is_some();
-                    if sent.result.is_refusal() || is_warned {
+                    if sent.result.is_refusal() || is_warned || self.may_be_another_face(sent.result) {
                         let why = sent.message.as_deref().unwrap_or_default();
                         self.bar.suspend(|| eprintln!("{}: {}: {why}", sent.file, sent.result.description()));
                     }
@@ -168,6 +168,11 @@ impl Uploader<'_> {
         (done, failure)
     }
 
+    /// Returns whether a face was chosen that may not be enrolled, because its picture was there.
+    pub fn may_be_another_face(&self, outcome: UploadOutcome) -> bool {
+        outcome == UploadOutcome::AlreadyThere && self.face != FaceChoice::Main
+    }
+
     /// Uploads a picture. Returns none if interrupted before.
     async fn upload_one(
         &self,
@@ -179,9 +184,17 @@ impl Uploader<'_> {
             let file = picture.display().to_string();
             Ok(Some(ImageResult { file, result, message, quality: None, warnings: Vec::new() }))
         };
+        let advice = |outcome| {
+            self.may_be_another_face(outcome).then(|| {
+                format!(
+                    "the picture is enrolled already, perhaps with another face; to choose again: facepipe people show \
+                     {person:?}, facepipe images delete ID, and the same command"
+                )
+            })
+        };
         let bytes = match read {
             Err(why) => return sent(UploadOutcome::Unreadable, Some(why)),
-            Ok((_, Some(outcome))) => return sent(outcome, None),
+            Ok((_, Some(outcome))) => return sent(outcome, advice(outcome)),
             Ok((_, None)) if self.dry_run => return sent(UploadOutcome::WouldAdd, None),
             Ok((bytes, None)) => bytes,
         };
@@ -191,7 +204,7 @@ impl Uploader<'_> {
         match self.client.add_image(person, bytes, self.face).await {
             Ok(added) => Ok(Some(ImageResult::added(picture.display().to_string(), &added))),
             Err(error) => match classify(&error) {
-                Some(outcome) => sent(outcome, Some(error.to_string())),
+                Some(outcome) => sent(outcome, advice(outcome).or_else(|| Some(error.to_string()))),
                 None => Err(error),
             },
         }

@@ -5,8 +5,9 @@ use std::{mem, time::Duration};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{MAX_PAGE, collect_pages, confirmed, percent};
+use super::{MAX_PAGE, collect_pages, confirmed, counted, percent};
 use crate::{
     client::{Client, ClientError, Detection},
     connection::Target,
@@ -125,9 +126,11 @@ async fn show(options: &Options, client: &Client, id: i64) -> Result<Outcome> {
         (
             "Decided",
             match &detection.revised_at {
-                Some(revised_at) => format!("with {} crops, changed {revised_at}", detection.crops),
+                Some(revised_at) => {
+                    format!("with {}, changed {revised_at}", counted(detection.crops, "crop"))
+                }
                 None if detection.crops == 1 => "with this crop".into(),
-                None => format!("with {} crops", detection.crops),
+                None => format!("with {}", counted(detection.crops, "crop")),
             },
         ),
         (
@@ -212,7 +215,7 @@ async fn list(options: &Options, client: &Client) -> Result<Outcome> {
 async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Result<Outcome> {
     // The list is ordered by capture time, `after` by arrival: skip what arrived before the latest one shown.
     let mut after = shown.iter().map(|detection| detection.id).max().unwrap_or(0);
-    let latest = shown.iter().map(|detection| detection.received_at.clone()).max();
+    let latest = shown.iter().filter_map(|detection| moment(&detection.received_at)).max();
     let mut corrections = Some(shown.iter().filter_map(|detection| detection.revision).max().unwrap_or(0));
     let mut is_server_away = false;
     while !interrupt::requested() {
@@ -235,15 +238,17 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
         if mem::take(&mut is_server_away) {
             eprintln!("The server is back");
         }
-        let is_full = page.len() >= MAX_PAGE;
+        let mut is_full = page.len() >= MAX_PAGE;
         for detection in page {
             after = after.max(detection.id);
-            if latest.as_ref().is_none_or(|latest| detection.received_at >= *latest) {
+            if is_since(&detection.received_at, latest) {
                 print_row(options, &detection)?;
             }
         }
         if let Some(revision) = corrections {
-            corrections = print_corrections(options, client, revision, after, latest.as_deref()).await?;
+            let are_more;
+            (corrections, are_more) = print_corrections(options, client, revision, after, latest).await?;
+            is_full |= are_more;
         }
         if !is_full {
             pause().await;
@@ -253,34 +258,49 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
 }
 
 /// Prints detections up to `printed` whose person has changed since the revision `after` and since `latest`. Returns the last
-/// revision; none from a server that predates revisions.
+/// revision, none from a server that predates revisions; and whether there may be more at once.
 async fn print_corrections(
     options: &Options,
     client: &Client,
     mut after: i64,
     printed: i64,
-    latest: Option<&str>,
-) -> Result<Option<i64>> {
+    latest: Option<OffsetDateTime>,
+) -> Result<(Option<i64>, bool)> {
     let mut query = options.filters();
     query.push(("revised_after", after.to_string()));
     query.push(("limit", MAX_PAGE.to_string()));
     let page = match client.detections(&query).await {
         Ok(page) => page.detections,
         // The next call says so.
-        Err(ClientError::Unreachable { .. }) => return Ok(Some(after)),
-        Err(ClientError::Refused { code, .. }) if code == "invalid_query" => return Ok(None),
+        Err(ClientError::Unreachable { .. }) => return Ok((Some(after), false)),
+        Err(ClientError::Refused { code, .. }) if code == "invalid_query" => return Ok((None, false)),
         Err(error) => return Err(error.into()),
     };
+    let start = after;
+    let is_full = page.len() >= MAX_PAGE;
     for detection in page {
         after = after.max(detection.revision.unwrap_or(after));
         // A later one is printed with its present person.
         let is_new = detection.id <= printed
-            && latest.is_none_or(|latest| detection.revised_at.as_deref().is_some_and(|at| at >= latest));
+            && (latest.is_none() || detection.revised_at.as_deref().is_some_and(|at| is_since(at, latest)));
         if is_new {
             print_row(options, &detection)?;
         }
     }
-    Ok(Some(after))
+    // A server that returns no revisions would be asked the same at once, forever.
+    Ok((Some(after), is_full && after > start))
+}
+
+fn moment(time: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(time, &Rfc3339).ok()
+}
+
+/// Returns whether a time, RFC 3339 with or without fractions of a second, is not before `latest`.
+fn is_since(time: &str, latest: Option<OffsetDateTime>) -> bool {
+    match (moment(time), latest) {
+        (Some(time), Some(latest)) => time >= latest,
+        _ => true,
+    }
 }
 
 async fn pause() {
@@ -336,4 +356,18 @@ fn print_row(options: &Options, detection: &Detection) -> Result<()> {
     let mark = if detection.revised_at.is_some() { "  (corrected)" } else { "" };
     output::line(format!("{id:>8}  {time}  {camera}  {place}  {who}  {sure}{mark}"));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_with_and_without_fractions_are_compared_as_times() {
+        let latest = moment("2024-05-06T00:00:00.5Z");
+        assert!(is_since("2024-05-06T00:00:01Z", latest));
+        assert!(is_since("2024-05-06T02:00:00.500+02:00", latest));
+        assert!(!is_since("2024-05-06T00:00:00Z", latest));
+        assert!(is_since("2024-05-06T00:00:00Z", None));
+    }
 }

@@ -63,6 +63,12 @@ fn percent(share: Option<f32>) -> String {
     share.map_or_else(|| "-".into(), |share| format!("{:.0} %", share * 100.0))
 }
 
+/// Formats a number of things: `1 crop`, `2 crops`.
+fn counted(number: impl Into<i128>, thing: &str) -> String {
+    let number = number.into();
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Collects up to `number` entries of a paged list. `load` adds its filters to the paging parameters, and returns a page and the
 /// cursor of the next one. Ends early if interrupted.
 ///

@@ -3,9 +3,9 @@
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Query, collect_pages, confirmed};
+use super::{Query, collect_pages, confirmed, counted};
 use crate::{
-    client::{Client, Unknown},
+    client::{Client, ClientError, Unknown},
     connection::Target,
     exit::{self, Failure, Outcome},
     interrupt, output, runtime, train,
@@ -46,9 +46,15 @@ enum Action {
     Show {
         /// Id, as listed
         unknown: String,
-        /// Maximum number of detections, newest first
-        #[arg(long, short, default_value_t = DEFAULT_NUMBER, value_name = "N")]
-        number: usize,
+        /// Maximum number of detections, newest first, up to 1000
+        #[arg(
+            long,
+            short,
+            default_value_t = 20,
+            value_name = "N",
+            value_parser = clap::value_parser!(u16).range(1..=1000)
+        )]
+        number: u16,
     },
     /// Merge groups of the same person; the first one keeps its id
     Merge {
@@ -154,14 +160,18 @@ pub fn run(options: &Options) -> Result<Outcome> {
             Some(Action::List(filters)) => list(&client, filters, json).await,
             Some(Action::Show { unknown, number }) => show(&client, unknown, *number, json).await,
             Some(Action::Merge { unknown, others }) => {
-                let merged = client.merge_unknowns(unknown, others).await?;
+                let merged =
+                    client.merge_unknowns(unknown, others).await.map_err(|error| failure(unknown, error))?;
                 print(&[merged], json)
             }
             Some(Action::Name { unknown, name: face_id, add, wait }) => {
                 name(&client, unknown, face_id, *add, *wait, json).await
             }
             Some(Action::Split { unknown, detections }) => {
-                let parts = client.split_unknown(unknown, detections).await?;
+                let parts = client
+                    .split_unknown(unknown, detections)
+                    .await
+                    .map_err(|error| failure(unknown, error))?;
                 if json {
                     output::json(&parts)?;
                 } else {
@@ -169,13 +179,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
                 }
                 Ok(Outcome::Done)
             }
-            Some(Action::Ignore { unknowns, undo }) => {
-                let mut changed = Vec::new();
-                for unknown in unknowns {
-                    changed.push(client.ignore_unknown(unknown, !undo).await?);
-                }
-                print(&changed, json)
-            }
+            Some(Action::Ignore { unknowns, undo }) => ignore(&client, unknowns, !undo, json).await,
             Some(Action::Delete { unknowns, yes }) => delete(&client, unknowns, *yes, json).await,
             Some(Action::Recluster { wait }) => {
                 let job = client.recluster_unknowns().await?;
@@ -206,8 +210,8 @@ async fn list(client: &Client, filters: &List, json: bool) -> Result<Outcome> {
     print(&unknowns, json)
 }
 
-async fn show(client: &Client, unknown: &str, number: usize, json: bool) -> Result<Outcome> {
-    let query = vec![("limit", number.clamp(1, super::MAX_PAGE).to_string())];
+async fn show(client: &Client, unknown: &str, number: u16, json: bool) -> Result<Outcome> {
+    let query = vec![("limit", number.to_string())];
     let details = client.unknown(unknown, &query).await?.ok_or_else(|| not_found(unknown))?;
     if json {
         output::json(&details)?;
@@ -218,7 +222,7 @@ async fn show(client: &Client, unknown: &str, number: usize, json: bool) -> Resu
         person.cameras.iter().map(|camera| format!("{} ({})", camera.camera_id, camera.faces)).collect();
     for (name, value) in [
         ("Unknown", person.unknown_id.clone()),
-        ("Faces", format!("{} in {} tracks", person.faces, person.tracks)),
+        ("Faces", format!("{} in {}", person.faces, counted(person.tracks, "track"))),
         ("First seen", person.first_seen.clone()),
         ("Last seen", person.last_seen.clone()),
         ("Cameras", cameras.join(", ")),
@@ -250,15 +254,18 @@ async fn name(
     wait: bool,
     json: bool,
 ) -> Result<Outcome> {
-    let named = client.name_unknown(unknown, name, add).await?;
+    let named = client.name_unknown(unknown, name, add).await.map_err(|error| failure(unknown, error))?;
     if json {
         output::json(&named)?;
     } else if named.job_id.is_none() {
         output::line(format!("{unknown} is {} already", named.face_id));
     } else {
         output::line(format!(
-            "{unknown} is {} now: {} detections named, {} faces enrolled, {} of them with a picture",
-            named.face_id, named.detections, named.images, named.images_with_picture
+            "{unknown} is {} now: {} named, {} enrolled, {} of them with a picture",
+            named.face_id,
+            counted(named.detections, "detection"),
+            counted(named.images, "face"),
+            named.images_with_picture
         ));
     }
     let Some(job) = named.job_id.filter(|_| wait) else { return Ok(Outcome::Done) };
@@ -268,6 +275,43 @@ async fn name(
         output::line(format!("Job {} is {}.", job.job_id, job.status.as_str()));
     }
     Ok(Outcome::Done)
+}
+
+/// Has lists leave out unknown people, or not. Those who are not there hide nothing of what was done for the others.
+async fn ignore(client: &Client, unknowns: &[String], ignored: bool, json: bool) -> Result<Outcome> {
+    let (mut changed, mut missing, mut failed) = (Vec::new(), Vec::new(), None);
+    for id in unknowns {
+        if interrupt::requested() {
+            break;
+        }
+        match client.ignore_unknown(id, ignored).await {
+            Ok(unknown) => changed.push(unknown),
+            Err(error) if error.code() == Some("unknown_not_found") => missing.push(id),
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
+    }
+    if let ([id], [_]) = (unknowns, missing.as_slice()) {
+        return Err(not_found(id).into());
+    }
+    if json || !changed.is_empty() {
+        print(&changed, json)?;
+    }
+    for id in &missing {
+        eprintln!("{}", not_found(id));
+    }
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    Ok(if changed.len() + missing.len() < unknowns.len() {
+        Outcome::Interrupted
+    } else if missing.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Partial
+    })
 }
 
 async fn delete(client: &Client, unknowns: &[String], yes: bool, json: bool) -> Result<Outcome> {
@@ -304,6 +348,11 @@ async fn delete(client: &Client, unknowns: &[String], yes: bool, json: bool) -> 
 
 fn not_found(id: &str) -> Failure {
     Failure::input(id, "the server has no such unknown person; `facepipe unknowns` lists them")
+}
+
+/// Converts the error of a call about an unknown person.
+fn failure(id: &str, error: ClientError) -> anyhow::Error {
+    if error.code() == Some("unknown_not_found") { not_found(id).into() } else { error.into() }
 }
 
 impl List {

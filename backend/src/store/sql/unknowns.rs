@@ -73,7 +73,7 @@ const COLUMNS: (
 pub enum ClusterConflict {
     /// Their embeddings are of different embedders.
     #[error(
-        "has a cluster of faces that {other} embedded, this one's were embedded by {own}: they cannot be compared"
+        "has a group of faces that {other} embedded, this one's were embedded by {own}: they cannot be compared"
     )]
     Embedders {
         /// The cluster's.
@@ -82,16 +82,16 @@ pub enum ClusterConflict {
         other: String,
     },
     /// A cluster cannot be merged with itself.
-    #[error("has the id of this very cluster, or of one that was merged into it")]
+    #[error("has the id of this very group, or of one that was merged into it")]
     Same,
     /// No cluster has this id.
-    #[error("has {0}, which is no cluster's id")]
+    #[error("has {0}, which is no group's id")]
     NotFound(String),
     /// A detection is not in the cluster.
-    #[error("has {0}, which is no detection of this cluster")]
+    #[error("has {0}, which is no detection of this group")]
     NotInCluster(i64),
     /// All detections of the cluster would leave it.
-    #[error("has all detections of this cluster: leave out those that stay")]
+    #[error("has all detections of this group: leave out those that stay")]
     All,
 }
 
