@@ -250,6 +250,11 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
         ("from", time("2024-05-06T00:00:00Z")),
         ("to", time("2024-05-07T00:00:00Z")),
         ("after", json!({ "schema": { "type": "integer", "format": "int64", "minimum": 0 }, "example": 42 })),
+        (
+            "revised_after",
+            json!({ "schema": { "type": "integer", "format": "int64", "minimum": 0 }, "example": 7 }),
+        ),
+        ("decision", json!({ "schema": { "type": "string", "enum": ["known", "unknown"] } })),
         ("limit", json!({ "schema": { "type": "integer", "minimum": 1, "maximum": 1000 }, "example": 100 })),
         ("cursor", json!({ "schema": { "type": "string", "pattern": "^[0-9a-f]{48}$" } })),
     ]
