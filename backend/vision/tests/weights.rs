@@ -338,6 +338,21 @@ fn the_format_is_recognised_by_content_whatever_the_name() {
 }
 
 #[test]
+fn an_onnx_file_may_have_its_fields_in_any_order() {
+    let file = require!("models/mobilefacenet.onnx");
+    let mut bytes = fs::read(&file).unwrap();
+    // The version of the format, a tag and one byte, comes last.
+    bytes.rotate_left(2);
+    let folder = tempfile::tempdir().unwrap();
+    let turned = folder.path().join("turned.onnx");
+    fs::write(&turned, bytes).unwrap();
+    Weights::read(&turned).unwrap();
+    let nameless = folder.path().join("turned");
+    fs::rename(&turned, &nameless).unwrap();
+    assert!(matches!(Weights::read(&nameless), Err(ModelError::Malformed { .. })));
+}
+
+#[test]
 fn a_damaged_onnx_file_is_rejected_without_a_panic() {
     let file = require!("models/mobilefacenet.onnx");
     let whole = std::fs::read(file).unwrap();

@@ -63,9 +63,7 @@ impl Weights {
         (&file).take(9).read_to_end(&mut start).map_err(|e| unreadable(path, e))?;
         let format = Format::of(&start);
         if format != Some(Format::Safetensors) {
-            // dlib's file has no signature; its reader accepts that one file only, by its hash.
-            let is_dlib = format.is_none() && path.extension().is_some_and(|extension| extension == "bin");
-            let format = if is_dlib { Some(Format::Dlib) } else { format };
+            let format = format.or_else(|| Format::of_extension(path));
             return Self::from_format(format, &read_file(path)?, &origin);
         }
         let size = file.metadata().map_err(|e| unreadable(path, e))?.len();
@@ -289,6 +287,17 @@ impl Format {
             [_, _, _, _, 0, 0, 0, 0, b'{', ..] => Some(Self::Safetensors),
             // Field 1, the version of the format, which writers put first.
             [0x08, ..] => Some(Self::Onnx),
+            _ => None,
+        }
+    }
+
+    /// The format that a file's extension stands for, where its bytes do not say.
+    fn of_extension(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()? {
+            // dlib's file has no signature; its reader accepts that one file only, by its hash.
+            "bin" => Some(Self::Dlib),
+            // The fields may come in any order.
+            "onnx" => Some(Self::Onnx),
             _ => None,
         }
     }
