@@ -210,7 +210,11 @@ impl Model {
     }
 
     fn new(row: ModelRow, active: Option<i64>) -> Result<Self, ApiError> {
-        let calibration = row.calibration()?;
+        let calibration = row.calibration().unwrap_or_else(|error| {
+            // The other models, and what else there is to say of this one, are worth an answer.
+            tracing::error!(version = row.version, %error, "cannot read a calibration");
+            None
+        });
         Ok(Self {
             version: row.version,
             active: active == Some(row.version),

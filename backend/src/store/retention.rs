@@ -45,6 +45,8 @@ pub struct RetentionOptions {
 pub struct Deleted {
     /// Deleted detections.
     pub detections: usize,
+    /// Deleted tracks.
+    pub tracks: usize,
     /// Deleted idempotency records.
     pub idempotency_records: usize,
     /// Deleted embeddings of the cohort.
@@ -114,9 +116,10 @@ pub async fn run_retention(
             Ok(RetentionOutcome::Done(deleted)) => {
                 doubted_since = None;
                 if deleted != Deleted::default() {
-                    let Deleted { detections, idempotency_records, cohort, corrected } = deleted;
+                    let Deleted { detections, tracks, idempotency_records, cohort, corrected } = deleted;
                     tracing::info!(
                         detections,
+                        tracks,
                         answers = idempotency_records,
                         cohort,
                         corrected,
@@ -181,7 +184,7 @@ async fn pass(
             Some(max_age) => delete(database, holder, max_age, now, &mut deleted).await?,
             None => true,
         };
-    if deleted.detections + deleted.idempotency_records + deleted.cohort > 0 {
+    if deleted.detections + deleted.tracks + deleted.idempotency_records + deleted.cohort > 0 {
         database.scrub_journal_of_detections().await?;
     }
     if done {
@@ -263,7 +266,12 @@ async fn delete(
         tokio::time::sleep(PAUSE).await;
     }
     // After their detections.
-    while database.delete_tracks_before(cutoff, BATCH).await? > 0 {
+    loop {
+        let tracks = database.delete_tracks_before(cutoff, BATCH).await?;
+        deleted.tracks += tracks;
+        if tracks == 0 {
+            break;
+        }
         if !database.renew_lease(Lease::Retain, holder, LEASE).await? {
             return Ok(false);
         }

@@ -33,7 +33,9 @@ pub async fn run_track_expiry(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let interval = (options.window / 10).clamp(MIN_INTERVAL, INTERVAL);
+    // Without a window no track stays open.
+    let interval =
+        if options.window.is_zero() { INTERVAL } else { (options.window / 10).clamp(MIN_INTERVAL, INTERVAL) };
     while !stop.is_cancelled() {
         if let Err(error) = close_due(&database, now(), options.keep_unknown_embeddings).await {
             metrics.task_failed(crate::domain::Task::Retain);
