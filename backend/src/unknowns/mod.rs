@@ -4,7 +4,7 @@
 mod pictures;
 mod revision;
 
-pub use pictures::{delete_blobs, keep, run_picture_retention};
+pub use pictures::{delete_blobs, delete_unused, keep, run_picture_retention};
 pub use revision::{ReclusteringError, ReclusteringResult, recluster};
 
 use std::{

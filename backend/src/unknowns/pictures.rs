@@ -5,6 +5,7 @@ use std::{io::Cursor, time::Duration};
 use bytes::Bytes;
 use facepipe_vision::{DecodeLimits, decode_image};
 use image::{ImageFormat, RgbImage, imageops::crop_imm};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -19,6 +20,9 @@ const MARGIN: f32 = 0.4;
 const INTERVAL: Duration = Duration::from_secs(600);
 /// Pictures that are deleted in one transaction.
 const BATCH: i64 = 500;
+
+/// Limits the images that are decoded at the same time: each takes up to three bytes per pixel.
+static DECODING: Semaphore = Semaphore::const_new(2);
 
 /// Stores the pictures of an image's unknown faces. Returns one for each face; `None` for a known one, and where the picture
 /// cannot be stored: the detection counts more.
@@ -38,7 +42,13 @@ pub async fn keep(
         let cut = |corners: Option<[f32; 4]>| cut(image.as_ref()?, corners?);
         boxes.into_iter().map(cut).collect::<Vec<_>>()
     };
-    let pictures = tokio::task::spawn_blocking(cut).await.unwrap_or_default();
+    let permit = DECODING.acquire().await;
+    let pictures = tokio::task::spawn_blocking(move || {
+        // Until the end, also where the call is dropped meanwhile.
+        let _permit = permit;
+        cut()
+    });
+    let pictures = pictures.await.unwrap_or_default();
     let mut kept = Vec::with_capacity(pictures.len());
     for picture in pictures {
         kept.push(match picture {
@@ -80,6 +90,18 @@ fn cut(image: &RgbImage, [left, top, right, bottom]: [f32; 4]) -> Option<Vec<u8>
     let mut bytes = Cursor::new(Vec::new());
     crop_imm(image, left, top, width, height).to_image().write_to(&mut bytes, ImageFormat::Jpeg).ok()?;
     Some(bytes.into_inner())
+}
+
+/// Deletes those of these blobs that no row refers to: their faces became known with their track, or were not stored. A
+/// sweep removes them where the database fails.
+pub async fn delete_unused(database: &Database, blobs: &Blobs, keys: Vec<String>) {
+    if keys.is_empty() {
+        return;
+    }
+    match database.unused_picture_keys(keys).await {
+        Ok(unused) => delete_blobs(blobs, &unused).await,
+        Err(error) => tracing::warn!(%error, "cannot tell which pictures of unknown faces are unused"),
+    }
 }
 
 /// Deletes pictures that are older than `max_age`, or all where none are kept any more, now and at every interval, until `stop`

@@ -1,10 +1,12 @@
 //! Pictures of unknown faces, where they are kept.
 
+use std::collections::HashSet;
+
 use diesel::{QueryableByName, prelude::*, sql_types::BigInt};
 
 use super::{
     AnyConnection, Database,
-    schema::{detections, unknown_pictures},
+    schema::{detections, images, unknown_pictures},
 };
 use crate::{
     domain::{Micros, now},
@@ -94,6 +96,25 @@ impl Database {
     pub async fn unknown_picture_keys(&self) -> Result<Vec<String>, StoreError> {
         self.read(|connection| {
             Ok(unknown_pictures::table.select(unknown_pictures::blob_key).load(connection)?)
+        })
+        .await
+    }
+
+    /// Those of these keys of blobs that neither pictures nor images refer to.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn unused_picture_keys(&self, keys: Vec<String>) -> Result<Vec<String>, StoreError> {
+        self.read(move |connection| {
+            let mut used: HashSet<String> = HashSet::new();
+            for keys in keys.chunks(IDS) {
+                let pictures = unknown_pictures::table.filter(unknown_pictures::blob_key.eq_any(keys));
+                used.extend(pictures.select(unknown_pictures::blob_key).load::<String>(connection)?);
+                // Naming a cluster makes images of its pictures.
+                let images = images::table.filter(images::blob_key.eq_any(keys));
+                used.extend(images.select(images::blob_key).load::<String>(connection)?);
+            }
+            Ok(keys.iter().filter(|key| !used.contains(*key)).cloned().collect())
         })
         .await
     }
