@@ -116,12 +116,14 @@ pub async fn fill(
     if !database.acquire_lease(Lease::Cohort, &holder, LEASE).await? {
         return Ok(None);
     }
-    let outcome = pass(database, embedder, options, &holder, stop).await;
-    database.release_lease(Lease::Cohort, &holder).await?;
+    let pass = pass(database, embedder, options, &holder, stop);
+    let outcome = database.renewing_lease(Lease::Cohort, &holder, LEASE, pass).await;
+    let released = database.release_lease(Lease::Cohort, &holder).await;
     match outcome {
         // Another process goes on.
         Err(StoreError::LeaseLost) => Ok(None),
-        outcome => outcome.map(Some),
+        Err(error) => Err(error),
+        Ok(changes) => released.map(|()| Some(changes)),
     }
 }
 
@@ -175,7 +177,7 @@ async fn has_some_from_cameras(database: &Database, embedder: CohortEmbedder) ->
     Ok(counts.iter().any(|count| count.source == CohortSource::Camera && count.embedder == embedder.name))
 }
 
-/// Uploaded embeddings stay: they are left out by each calibration, and count again once the person is erased.
+/// Uploaded embeddings stay: each calibration leaves them out, and the erasure of the person erases them.
 async fn remove_matching(
     database: &Database,
     embedder: CohortEmbedder,
@@ -207,13 +209,22 @@ async fn add_from_cameras(
     stop: &CancellationToken,
 ) -> Result<usize, StoreError> {
     let mut added = 0;
+    // Of members, by id: each is compared with everybody who is enrolled once in a pass.
+    let mut scores: HashMap<String, f32> = HashMap::new();
     while !stop.is_cancelled() {
         let batch = database.cohort_candidates(embedder.name, BATCH).await?;
         let Some(through) = batch.through else { return Ok(added) };
-        let members = database.cohort(embedder.name).await?;
+        let members = database.cohort_members(embedder.name).await?;
         let (candidates, references) = (batch.candidates, Arc::clone(&references));
-        let chosen =
-            blocking(move || choose(candidates, &members, &references, embedder.same_person)).await?;
+        let known = std::mem::take(&mut scores);
+        let choice = blocking(move || {
+            let scores = scores_of(&members, &known, &references);
+            let of_members: Vec<f32> = scores.values().copied().collect();
+            let members: Vec<Vec<f32>> = members.into_iter().map(|member| member.embedding).collect();
+            (choose(candidates, &members, &of_members, &references, embedder.same_person), scores)
+        });
+        let (chosen, of_members) = choice.await?;
+        scores = of_members;
         added += database
             .add_to_cohort_from_cameras(embedder.name, chosen, options.max, through, holder, LEASE)
             .await?;
@@ -222,11 +233,29 @@ async fn add_from_cameras(
     Ok(added)
 }
 
+/// The highest cosine of each member to any of the references, by its id; `known` has those that were computed before.
+fn scores_of(
+    members: &[CohortMember],
+    known: &HashMap<String, f32>,
+    references: &[Vec<f32>],
+) -> HashMap<String, f32> {
+    let is_new = |member: &&CohortMember| !known.contains_key(&member.id);
+    let (ids, embeddings): (Vec<String>, Vec<Vec<f32>>) =
+        members.iter().filter(is_new).map(|member| (member.id.clone(), member.embedding.clone())).unzip();
+    let mut scores: HashMap<String, f32> = ids.into_iter().zip(top_scores(&embeddings, references)).collect();
+    scores.extend(
+        members.iter().filter_map(|member| known.get(&member.id).map(|score| (member.id.clone(), *score))),
+    );
+    scores
+}
+
 /// Chooses the candidates that become members: of each track the largest face that is good enough, of nobody who is
-/// enrolled, and of nobody who is a member already as far as can be told.
+/// enrolled, and of nobody who is a member already as far as can be told. `scores_of_members` are the [`top_scores`] of the
+/// members, in any order.
 fn choose(
     candidates: Vec<CohortCandidate>,
     members: &[Vec<f32>],
+    scores_of_members: &[f32],
     references: &[Vec<f32>],
     same_person: f32,
 ) -> Vec<CohortCandidate> {
@@ -250,8 +279,7 @@ fn choose(
 
     let embeddings: Vec<Vec<f32>> = best.iter().map(|face| face.embedding.clone()).collect();
     let scores = top_scores(&embeddings, references);
-    let scores_of_members = top_scores(members, references);
-    let border = enrolled_from(&[scores.as_slice(), &scores_of_members].concat(), same_person);
+    let border = enrolled_from(&[scores.as_slice(), scores_of_members].concat(), same_person);
     let near = top_scores(&embeddings, members);
     let same = beyond_doubt(same_person);
     let mut chosen: Vec<CohortCandidate> = Vec::new();
@@ -282,7 +310,7 @@ fn mean_embeddings(images: &[TrainingImage]) -> Vec<Vec<f32>> {
 }
 
 /// The inner product; the cosine of two L2-normalised embeddings.
-fn cosine(one: &[f32], other: &[f32]) -> f32 {
+pub(crate) fn cosine(one: &[f32], other: &[f32]) -> f32 {
     one.iter().zip(other).map(|(a, b)| a * b).sum()
 }
 
@@ -322,7 +350,8 @@ mod tests {
     }
 
     fn chosen(candidates: Vec<CohortCandidate>, members: &[Vec<f32>], references: &[Vec<f32>]) -> Vec<i64> {
-        choose(candidates, members, references, 0.35).iter().map(|face| face.detection).collect()
+        let scores = top_scores(members, references);
+        choose(candidates, members, &scores, references, 0.35).iter().map(|face| face.detection).collect()
     }
 
     #[test]

@@ -291,6 +291,32 @@ fn picture_files(server: &Server) -> usize {
 }
 
 #[tokio::test]
+async fn naming_an_unknown_person_takes_copies_of_the_faces_out_of_the_cohort() {
+    let server = start!();
+    let blue = see(&server, "Hugo_Chavez", &[1, 2, 3]).await;
+    let red = see(&server, "Ariel_Sharon", &[1]).await;
+    let unknown = group_of(&server, blue[0], 3).await;
+    // A training removes whoever is enrolled: none runs here.
+    server.execute("UPDATE leases SET holder = 'test', expires_at = 9000000000000000 WHERE name = 'trainer'");
+    for (id, source, detection) in
+        [("a", "camera", blue[0]), ("b", "camera", blue[2]), ("c", "camera", red[0])]
+            .into_iter()
+            .chain([("d", "uploaded", blue[1])])
+    {
+        server.execute(&format!(
+            "INSERT INTO cohort (id, embedder, source, vector, created_at) SELECT '{id}', embedder, '{source}', embedding, \
+             received_at FROM detections WHERE id = {detection}"
+        ));
+    }
+    let left = "SELECT id AS line FROM cohort ORDER BY id";
+    assert_eq!(server.lines(left), ["a", "b", "c", "d"]);
+    let path = format!("/unknowns/{unknown}/name");
+    server.post_json(&path, &json!({ "face_id": "Hugo" })).await.expect(StatusCode::OK);
+    // Uploaded embeddings are no copies of detections.
+    assert_eq!(server.lines(left), ["c", "d"]);
+}
+
+#[tokio::test]
 async fn pictures_of_unknown_faces_are_kept_only_where_asked_for_and_enrolled_with_the_name() {
     let server = start!();
     see(&server, "Hugo_Chavez", &[1]).await;

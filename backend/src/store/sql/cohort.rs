@@ -19,6 +19,7 @@ use super::{
     schema::{cohort, cohort_cursor, detections, embeddings, images, leases},
 };
 use crate::{
+    cohort::cosine,
     domain::{CohortSource, Micros, now},
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
@@ -275,7 +276,7 @@ impl Database {
     }
 
     /// Copies the embeddings of detections by `embedder` into the cohort, except those of detections that were erased
-    /// meanwhile, and erases the oldest from cameras beyond `max`; all detections up to `through` are considered then.
+    /// or identified meanwhile, and erases the oldest from cameras beyond `max`; all detections up to `through` are considered then.
     /// Returns how many it added.
     ///
     /// # Errors
@@ -298,6 +299,8 @@ impl Database {
             let ids: Vec<i64> = chosen.iter().map(|candidate| candidate.detection).collect();
             let there: Vec<i64> = detections::table
                 .filter(detections::id.eq_any(ids))
+                .filter(detections::person_id.is_null())
+                .filter(detections::embedding.is_not_null())
                 .select(detections::id)
                 .load(connection)?;
             let there: HashSet<i64> = there.into_iter().collect();
@@ -463,27 +466,48 @@ fn is_considered(
     Ok(earlier.first::<i64>(connection).optional()?.is_some())
 }
 
-/// Erases the copies of a detection's embedding. To be called before the detection is deleted. Returns how many it erased.
-pub(super) fn erase_of_detection(
-    connection: &mut AnyConnection,
-    detection: i64,
-) -> Result<usize, StoreError> {
-    // A pass that is copying it right now must not be the last.
-    lock_cohort(connection)?;
-    let embedding: Option<Option<Vec<u8>>> =
-        detections::table.find(detection).select(detections::embedding).first(connection).optional()?;
-    let Some(vector) = embedding.flatten() else { return Ok(0) };
-    let copies = cohort::table
-        .filter(cohort::source.eq(CohortSource::Camera.name()))
-        .filter(cohort::vector.eq(vector));
-    Ok(diesel::delete(copies).execute(connection)?)
+/// Erases the copies of detections' embeddings. To be called before the detections or their embeddings are deleted, and after
+/// clusters are locked. Returns how many it erased.
+pub(super) fn erase_of_detections(connection: &mut AnyConnection, ids: &[i64]) -> Result<usize, StoreError> {
+    if ids.is_empty() || !is_fed_by_cameras(connection)? {
+        return Ok(0);
+    }
+    let mut is_locked = false;
+    let mut erased = 0;
+    for ids in ids.chunks(DELETED_AT_ONCE) {
+        let rows: Vec<Option<Vec<u8>>> = detections::table
+            .filter(detections::id.eq_any(ids))
+            .filter(detections::embedding.is_not_null())
+            .select(detections::embedding)
+            .load(connection)?;
+        let vectors: Vec<Vec<u8>> = rows.into_iter().flatten().collect();
+        if vectors.is_empty() {
+            continue;
+        }
+        if !is_locked {
+            // A pass that is copying them right now must not be the last.
+            lock_cohort(connection)?;
+            is_locked = true;
+        }
+        let copies = cohort::table
+            .filter(cohort::source.eq(CohortSource::Camera.name()))
+            .filter(cohort::vector.eq_any(vectors));
+        erased += diesel::delete(copies).execute(connection)?;
+    }
+    Ok(erased)
+}
+
+/// Whether the cohort has embeddings from cameras, or a pass that is running may be adding the first.
+fn is_fed_by_cameras(connection: &mut AnyConnection) -> Result<bool, StoreError> {
+    let from_cameras =
+        cohort::table.filter(cohort::source.eq(CohortSource::Camera.name())).select(cohort::id);
+    if from_cameras.first::<String>(connection).optional()?.is_some() {
+        return Ok(true);
+    }
+    let holder: String = leases::table.find(Lease::Cohort.name()).select(leases::holder).first(connection)?;
+    Ok(!holder.is_empty())
 }
 
 fn source_of(name: &str) -> Result<CohortSource, StoreError> {
     CohortSource::from_name(name).ok_or_else(|| StoreError::Damaged(format!("a cohort from {name:?}")))
-}
-
-/// The cosine of two L2-normalised embeddings.
-fn cosine(one: &[f32], other: &[f32]) -> f32 {
-    one.iter().zip(other).map(|(a, b)| a * b).sum()
 }

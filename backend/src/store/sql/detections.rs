@@ -24,6 +24,9 @@ use crate::{
     store::{StoreError, vector_to_bytes},
 };
 
+/// Faces that a cluster has at most for its row to be computed again where one of them is erased.
+const SUMMARISED_AT_ONCE: i64 = 1000;
+
 /// A detection to be stored.
 pub struct NewDetection {
     /// The time of capture that counts.
@@ -433,21 +436,27 @@ impl Database {
     /// [`StoreError::DetectionNotFound`].
     pub async fn erase_detection(&self, id: i64) -> Result<Vec<String>, StoreError> {
         self.write(move |connection| {
-            let pictures = unknown_pictures::take(connection, &[id])?;
-            cohort::erase_of_detection(connection, id)?;
             let (cluster, track): (Option<i64>, Option<i64>) = detections::table
                 .find(id)
                 .select((detections::unknown_id, detections::track_row))
                 .first(connection)
                 .optional()?
                 .ok_or(StoreError::DetectionNotFound)?;
-            if cluster.is_some() {
-                unknowns::lock(connection)?;
-            }
+            // All faces of a large cluster would take too long to read: the task that clusters computes its row again.
+            let small = match cluster {
+                Some(cluster) if unknowns::faces_of(connection, cluster)? <= SUMMARISED_AT_ONCE => {
+                    unknowns::lock(connection)?;
+                    Some(cluster)
+                }
+                _ => None,
+            };
+            unknowns::leave(connection, &[id])?;
+            let pictures = unknown_pictures::take(connection, &[id])?;
+            cohort::erase_of_detections(connection, &[id])?;
             if diesel::delete(detections::table.find(id)).execute(connection)? == 0 {
                 return Err(StoreError::DetectionNotFound);
             }
-            if let Some(cluster) = cluster {
+            if let Some(cluster) = small {
                 unknowns::summarise(connection, cluster)?;
             }
             if let Some(track) = track {

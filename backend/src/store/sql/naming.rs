@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::{
-    AnyConnection, Database, jobs,
+    AnyConnection, Database, cohort, insert_lock, jobs,
     leases::ensure_unlocked,
     names::{self, PersonKey},
     people::{self, IMAGES_WITHOUT_PICTURES},
@@ -60,11 +60,16 @@ struct Row {
     embedding: Option<Vec<u8>>,
     detection_confidence: f32,
     corners: (f32, f32, f32, f32),
+    weight: Option<f32>,
 }
 
 impl Row {
-    /// How well the face can be recognised, 0 to 1: the probability that it is one, less where it is small.
+    /// How well the face can be recognised, 0 to 1: its weight in a track. Detections of older versions have none; it is computed
+    /// from the box then.
     fn quality(&self) -> f32 {
+        if let Some(weight) = self.weight {
+            return weight;
+        }
         let (left, top, right, bottom) = self.corners;
         self.detection_confidence * ((right - left).min(bottom - top) / FULL_SIZE).clamp(0.0, 1.0)
     }
@@ -171,6 +176,7 @@ fn enrol(connection: &mut AnyConnection, cluster: i64, person: i64) -> Result<(u
             detections::embedding,
             detections::detection_confidence,
             (detections::box_left, detections::box_top, detections::box_right, detections::box_bottom),
+            detections::weight,
         ))
         .load(connection)?;
     let (mut enrolled, mut with_picture) = (0, 0);
@@ -236,14 +242,18 @@ fn best(rows: Vec<Row>) -> Result<Vec<Row>, StoreError> {
     Ok(best)
 }
 
-/// Puts the name of a person to unknown detections: they leave their clusters, their embeddings and what was proposed for
-/// them. Part of a transaction. Returns the blobs of their pictures, to be deleted after it.
+/// Puts the name of a person to unknown detections: they leave their clusters and the cohort, their embeddings and what
+/// was proposed for them. Part of a transaction. Returns the blobs of their pictures, to be deleted after it.
 pub(super) fn put_name(
     connection: &mut AnyConnection,
     faces: &[i64],
     person: i64,
 ) -> Result<Vec<String>, StoreError> {
+    // Before the cohort's lock, as where detections are inserted.
+    insert_lock::hold_insert_lock(connection)?;
     unknowns::leave(connection, faces)?;
+    // Nor does the cohort of strangers keep a copy.
+    cohort::erase_of_detections(connection, faces)?;
     for faces in faces.chunks(IDS) {
         // No model said so: the probability and the score were those of others.
         diesel::update(detections::table.filter(detections::id.eq_any(faces)))

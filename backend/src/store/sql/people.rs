@@ -752,6 +752,8 @@ fn erase_person(
 ) -> Result<Option<PendingErasure>, StoreError> {
     // A concurrent insertion of an image either has committed or will fail.
     lock_person(connection, person_id)?;
+    // A pass that is copying a face of the person either has committed or sees that the detection is gone.
+    cohort::lock_cohort(connection)?;
     let row: Option<(Micros, Option<String>)> = people::table
         .find(person_id)
         .select((people::created_at, people::face_key))

@@ -350,11 +350,9 @@ fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Re
     let ids: Vec<i64> = of_track.order(detections::id).select(detections::id).load(connection)?;
     diesel::update(of_track).set(detections::person_id.eq(person)).execute(connection)?;
     if person.is_some() {
-        // Nor does the cohort of strangers keep a copy.
-        for id in &ids {
-            cohort::erase_of_detection(connection, *id)?;
-        }
         unknowns::leave(connection, &ids)?;
+        // Nor does the cohort of strangers keep a copy.
+        cohort::erase_of_detections(connection, &ids)?;
         // A sweep removes the blobs.
         unknown_pictures::take(connection, &ids)?;
         diesel::update(of_track)

@@ -296,27 +296,24 @@ impl Database {
     /// # Errors
     /// The database fails.
     pub async fn summarise_changed_clusters(&self, limit: i64) -> Result<usize, StoreError> {
-        let changed = |connection: &mut AnyConnection| {
-            let changed = unknowns::table.filter(unknowns::changed.eq(true)).select(unknowns::id);
-            Ok(changed.first::<i64>(connection).optional()?.is_some())
+        let changed = move |connection: &mut AnyConnection| {
+            let changed = unknowns::table.filter(unknowns::changed.eq(true)).order(unknowns::id).limit(limit);
+            Ok(changed.select(unknowns::id).load::<i64>(connection)?)
         };
-        if !self.read(changed).await? {
-            return Ok(0);
+        let rows = self.read(changed).await?;
+        // A transaction each: a large cluster takes a while, and other writers wait.
+        for row in rows.iter().copied() {
+            self.write(move |connection| {
+                lock(connection)?;
+                let changed = unknowns::table.find(row).filter(unknowns::changed.eq(true));
+                if changed.select(unknowns::id).first::<i64>(connection).optional()?.is_some() {
+                    summarise(connection, row)?;
+                }
+                Ok(())
+            })
+            .await?;
         }
-        self.write(move |connection| {
-            lock(connection)?;
-            let rows: Vec<i64> = unknowns::table
-                .filter(unknowns::changed.eq(true))
-                .order(unknowns::id)
-                .limit(limit)
-                .select(unknowns::id)
-                .load(connection)?;
-            for row in &rows {
-                summarise(connection, *row)?;
-            }
-            Ok(rows.len())
-        })
-        .await
+        Ok(rows.len())
     }
 
     /// All clusters of an embedder, for a revision.

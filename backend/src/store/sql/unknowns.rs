@@ -485,6 +485,12 @@ pub(super) fn summarise(
     Ok(Some((summary.tracks, summary.mean)))
 }
 
+/// The number of a cluster's faces, 0 where there is no such cluster.
+pub(super) fn faces_of(connection: &mut AnyConnection, row: i64) -> Result<i64, StoreError> {
+    let faces = unknowns::table.find(row).select(unknowns::faces).first(connection).optional()?;
+    Ok(faces.unwrap_or_default())
+}
+
 /// Stores the summary of a cluster.
 pub(super) fn store(
     connection: &mut AnyConnection,
@@ -612,9 +618,9 @@ fn erase(
     ids.push(unknowns::table.find(row).select(unknowns::public_id).first(connection)?);
     let own = detections::table.filter(detections::unknown_id.eq(row));
     let faces = own.select(detections::id).load::<i64>(connection)?;
-    for detection in &faces {
-        cohort::erase_of_detection(connection, *detection)?;
-    }
+    // Locks the cluster's row before the cohort, as others do.
+    leave(connection, &faces)?;
+    cohort::erase_of_detections(connection, &faces)?;
     let tracks: Vec<Option<i64>> = own.select(detections::track_row).distinct().load(connection)?;
     let mut pictures = unknown_pictures::take(connection, &faces)?;
     if with_detections {
