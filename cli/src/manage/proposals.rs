@@ -1,7 +1,7 @@
 //! `facepipe proposals`: unknown faces of the past that may be of people who were enrolled later.
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::{collect_pages, people::id_of};
 use crate::{
@@ -60,9 +60,10 @@ struct List {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("selected").required(true).args(["proposals", "person"]))]
 struct Selection {
     /// Proposals, as listed
-    #[arg(value_name = "PROPOSAL", required_unless_present = "person", conflicts_with = "person")]
+    #[arg(value_name = "PROPOSAL")]
     proposals: Vec<i64>,
     /// All open ones of the person with this Face ID
     #[arg(long, value_name = "NAME")]
