@@ -106,12 +106,9 @@ impl RecognitionConfig {
         (self.track_window_s > 0).then(|| Duration::from_secs(self.track_window_s.into()))
     }
 
-    /// When tracks take no more crops, and what is kept of them.
+    /// When tracks take no more crops.
     pub(crate) fn track_expiry(&self) -> TrackExpiryOptions {
-        TrackExpiryOptions {
-            window: Duration::from_secs(self.track_window_s.into()),
-            keep_unknown_embeddings: self.keep_unknown_embeddings,
-        }
+        TrackExpiryOptions { window: Duration::from_secs(self.track_window_s.into()) }
     }
 
     /// The limits of images.

@@ -1,6 +1,6 @@
 //! Unknown people: clusters of unknown faces, the tracks in them, and how clusters are selected and ordered.
 
-use std::{cmp::Ordering, fmt};
+use std::{cmp::Ordering, collections::HashMap, fmt};
 
 use uuid::Uuid;
 
@@ -167,7 +167,8 @@ pub struct ClusterSummary {
 }
 
 impl UnknownFace {
-    /// Whether two faces, the earlier one first, are of the same track.
+    /// Whether two faces, the earlier one first, are of the same track. Without the row of a track, faces that were captured at
+    /// the same time are of one picture, so of different people.
     pub fn is_followed_by(&self, later: &Self) -> bool {
         match (self.track_row, later.track_row) {
             (Some(one), Some(other)) => one == other,
@@ -175,6 +176,7 @@ impl UnknownFace {
                 self.track_id.is_some()
                     && self.track_id == later.track_id
                     && self.camera_id == later.camera_id
+                    && later.captured_at > self.captured_at
                     && later.captured_at.saturating_sub(self.captured_at) <= TRACK_GAP
             }
             _ => false,
@@ -197,6 +199,7 @@ impl UnknownTrack {
     /// The faces of each track in the order of time, as [`of`](Self::of) puts them together.
     pub fn runs(mut faces: Vec<UnknownFace>) -> Vec<Vec<UnknownFace>> {
         faces.retain(|face| normalised(&face.embedding).is_some());
+        Self::separate_faces_of_one_picture(&mut faces);
         faces.sort_by(|a, b| {
             let key = |face: &UnknownFace| (face.track_row, face.track_id, face.captured_at, face.id);
             a.camera_id.cmp(&b.camera_id).then(key(a).cmp(&key(b)))
@@ -205,6 +208,24 @@ impl UnknownTrack {
             faces.chunk_by(UnknownFace::is_followed_by).map(<[UnknownFace]>::to_vec).collect();
         runs.sort_by_key(|run| run.iter().map(|face| face.id).min());
         runs
+    }
+
+    /// Has faces without a row of a track be of no track where several were captured at the same time under the same track id:
+    /// they are of one picture, and it is not known which of them the track is of.
+    fn separate_faces_of_one_picture(faces: &mut [UnknownFace]) {
+        let picture = |face: &UnknownFace| {
+            let track_id = face.track_id.filter(|_| face.track_row.is_none())?;
+            Some((face.camera_id.clone(), track_id, face.captured_at))
+        };
+        let mut pictures: HashMap<_, usize> = HashMap::new();
+        for picture in faces.iter().filter_map(picture) {
+            *pictures.entry(picture).or_default() += 1;
+        }
+        for face in faces {
+            if picture(face).is_some_and(|picture| pictures.get(&picture).is_some_and(|faces| *faces > 1)) {
+                face.track_id = None;
+            }
+        }
     }
 
     /// The track of some faces; `None` without any, or where their mean has no direction.
@@ -300,6 +321,18 @@ mod tests {
         let half = 0.5_f32.sqrt();
         assert!(tracks[0].mean.iter().all(|value| (value - half).abs() < 1e-6), "{:?}", tracks[0].mean);
         assert_eq!((tracks[0].first_seen, tracks[0].last_seen), (0, 600_000_000));
+    }
+
+    #[test]
+    fn faces_of_one_picture_are_never_of_one_track() {
+        let tracks = UnknownTrack::of(vec![
+            face(1, 0, "a", Some(7), [1.0, 0.0]),
+            face(2, 1, "a", Some(7), [1.0, 0.0]),
+            face(3, 1, "a", Some(7), [0.0, 1.0]),
+            face(4, 2, "a", Some(7), [1.0, 0.0]),
+        ]);
+        let ids: Vec<&[i64]> = tracks.iter().map(|track| track.faces.as_slice()).collect();
+        assert_eq!(ids, [&[1, 4][..], &[2], &[3]]);
     }
 
     #[test]

@@ -36,12 +36,15 @@ pub struct ReappliedErasures {
     pub unknowns: usize,
 }
 
-/// Completes an erasure in the blob store: writes its ledger entry, then deletes its blobs.
+/// Completes an erasure in the blob store: writes its ledger entries, then deletes its blobs.
 ///
 /// # Errors
 /// The blob store fails. The erasure is incomplete until the next sweep.
 pub async fn finish(blobs: &Blobs, erased: &PendingErasure) -> Result<(), StoreError> {
-    let mut outcome = write(blobs, &erased.erasure).await;
+    let mut outcome = Ok(());
+    for erasure in &erased.erasures {
+        outcome = outcome.and(write(blobs, erasure).await);
+    }
     for key in &erased.blobs {
         outcome = outcome.and(blobs.delete(key).await);
     }

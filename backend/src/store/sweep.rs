@@ -74,9 +74,10 @@ pub async fn sweep_once(
 async fn sweep(database: &Database, blobs: &Blobs, min_age: Duration) -> Result<usize, StoreError> {
     // Blobs are listed before rows, so that a blob whose row is written in between is not taken for garbage.
     let listed = blobs.list().await?;
-    let mut referred: HashSet<String> = database.image_blob_keys().await?.into_iter().collect();
+    // Pictures of unknown faces before images: a naming in between moves a blob from those to these.
+    let mut referred: HashSet<String> = database.unknown_picture_keys().await?.into_iter().collect();
+    referred.extend(database.image_blob_keys().await?);
     referred.extend(database.model_blob_keys().await?);
-    referred.extend(database.unknown_picture_keys().await?);
     let newest = OffsetDateTime::now_utc() - min_age;
     let mut removed = 0;
     for blob in listed {

@@ -17,13 +17,11 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Tracks that are closed in one transaction: few, so that other writers do not wait long.
 const BATCH: i64 = 500;
 
-/// When tracks take no more crops, and what is kept of them.
+/// When tracks take no more crops.
 #[derive(Debug, Clone, Copy)]
 pub struct TrackExpiryOptions {
     /// How long a track takes crops after its last one.
     pub window: Duration,
-    /// Whether tracks of unknown faces keep their embedding.
-    pub keep_unknown_embeddings: bool,
 }
 
 /// Closes what is due, now and at every interval, until `stop` is set. Several processes may do it at the same time.
@@ -37,7 +35,7 @@ pub async fn run_track_expiry(
     let interval =
         if options.window.is_zero() { INTERVAL } else { (options.window / 10).clamp(MIN_INTERVAL, INTERVAL) };
     while !stop.is_cancelled() {
-        if let Err(error) = close_due(&database, now(), options.keep_unknown_embeddings).await {
+        if let Err(error) = close_due(&database, now()).await {
             metrics.task_failed(crate::domain::Task::Retain);
             tracing::warn!(%error, "cannot remove the embeddings of tracks that have ended");
         }
@@ -52,10 +50,10 @@ pub async fn run_track_expiry(
 ///
 /// # Errors
 /// The database fails; tracks closed until then stay closed.
-pub async fn close_due(database: &Database, now: Micros, keep_unknown: bool) -> Result<usize, StoreError> {
+pub async fn close_due(database: &Database, now: Micros) -> Result<usize, StoreError> {
     let mut closed = 0;
     loop {
-        let some = database.close_tracks(now, keep_unknown, BATCH).await?;
+        let some = database.close_tracks(now, BATCH).await?;
         closed += some;
         if some == 0 {
             break;

@@ -13,7 +13,7 @@ use reqwest::{StatusCode, multipart::Form};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Engine, Server, lines, photograph, start, until};
+use crate::helpers::{Engine, Server, execute, lines, photograph, start, until};
 
 const STORE: &str = "/face-recognition/store-results";
 const SECOND: i64 = 1_000_000;
@@ -503,20 +503,20 @@ async fn embeddings_go_once_a_track_takes_no_more_crops() {
     // A later crop keeps its track open.
     database.store_uploads(one_crop(person, Some("later"), "4", at + 3, at)).await.unwrap();
     database.store_uploads(one_crop(person, Some("later"), "5", at + 3, at + SECOND)).await.unwrap();
-    assert_eq!(database.close_tracks(at + WINDOW, true, 10).await.unwrap(), 0);
-    assert_eq!(database.close_tracks(at + WINDOW + 1, true, 10).await.unwrap(), 3);
-    let closed = ["1 forgotten closed person", "1 kept closed nobody", "2 kept open person"];
+    assert_eq!(database.close_tracks(at + WINDOW, 10).await.unwrap(), 0);
+    assert_eq!(database.close_tracks(at + WINDOW + 1, 10).await.unwrap(), 3);
+    let closed = ["1 forgotten closed person", "1 forgotten closed nobody", "2 kept open person"];
     assert_eq!(rows.tracks(), closed, "and the track without detections is gone");
-    // Nothing is kept of unknown faces where the setting says so.
+    // Nor without the embeddings of unknown faces.
     let new = NewUploads {
         keep_unknown_embeddings: false,
         ..of_nobody(one_crop(person, Some("private"), "6", at + 4, at))
     };
     database.store_uploads(new).await.unwrap();
-    assert_eq!(database.close_tracks(at + 3 * WINDOW, false, 10).await.unwrap(), 2);
+    assert_eq!(database.close_tracks(at + 3 * WINDOW, 10).await.unwrap(), 2);
     let closed = [
         "1 forgotten closed person",
-        "1 kept closed nobody",
+        "1 forgotten closed nobody",
         "2 forgotten closed person",
         "1 forgotten closed nobody",
     ];
@@ -558,6 +558,45 @@ async fn an_erased_person_is_never_named_by_a_running_track() {
         let named = "SELECT CONCAT(COUNT(*), '') AS line FROM detections WHERE person_id IS NOT NULL";
         assert_eq!(rows.lines(named), ["0"]);
     }
+}
+
+#[tokio::test]
+async fn other_faces_of_a_crop_are_of_no_track() {
+    let rows = Rows::new();
+    let (person, at) = (rows.person("Ada").await, now());
+    for (key, fused) in [("1", true), ("2", false)] {
+        let mut new = of_nobody(one_crop(person, Some("r"), key, at, at));
+        new.uploads[0].faces.push(face([0.6, 0.8]));
+        new.fusion = new.fusion.filter(|_| fused);
+        rows.database.store_uploads(new).await.unwrap();
+    }
+    let query = "SELECT CONCAT(upload_key, ' ', face, CASE WHEN track_id IS NULL THEN ' none' ELSE ' tracked' END) \
+                 AS line FROM detections ORDER BY id";
+    assert_eq!(rows.lines(query), ["1 0 tracked", "1 1 none", "2 0 tracked", "2 1 none"]);
+}
+
+#[tokio::test]
+async fn a_name_put_by_hand_is_shown_without_the_decision_of_the_track() {
+    let rows = Rows::new();
+    let (ada, at) = (rows.person("Ada").await, now());
+    for key in ["1", "2"] {
+        let new = of_nobody(one_crop(ada, Some("r"), key, at, at));
+        rows.database.store_uploads(new).await.unwrap();
+    }
+    let ids = rows.lines("SELECT CONCAT(id, '') AS line FROM detections ORDER BY id");
+    let ids: Vec<i64> = ids.iter().map(|id| id.parse().unwrap()).collect();
+    // As a name that is put by hand.
+    execute(
+        &rows.url,
+        &format!(
+            "UPDATE detections SET person_id = {ada}, score = NULL, confidence = NULL WHERE id = {}",
+            ids[0]
+        ),
+    );
+    let (named, other) =
+        (rows.database.detection(ids[0]).await.unwrap(), rows.database.detection(ids[1]).await.unwrap());
+    assert_eq!((named.face_id.as_deref(), named.score, named.crops), (Some("Ada"), None, 2));
+    assert_eq!((other.face_id, other.score, other.crops), (None, Some(0.0), 2));
 }
 
 #[tokio::test]

@@ -330,6 +330,34 @@ async fn an_erased_group_leaves_nothing_and_an_older_backup_does_not_bring_it_ba
 }
 
 #[tokio::test]
+async fn an_older_backup_does_not_bring_back_the_group_that_became_an_erased_person() {
+    if Engine::of_this_run().is_some() {
+        return;
+    }
+    let server = start!();
+    let blue = see(&server, "gate-1", &[("Hugo_Chavez", 1)]).await;
+    groups(&server, 1).await;
+    let unknown = group_of(&server, blue[0]).await.unwrap();
+    let (config, data) = (server.config.clone(), server.data.clone());
+    server.stop().await;
+    let (file, backup) = (data.path().join("facepipe.db"), data.path().join("older.db"));
+    fs::copy(&file, &backup).unwrap();
+    let server = Server::run(config.clone(), data.clone()).await;
+    let path = format!("/unknowns/{unknown}/name");
+    server.post_json(&path, &json!({ "face_id": "Hugo" })).await.expect(StatusCode::OK);
+    // The training locks the dataset.
+    until(|| server.lines("SELECT status AS line FROM jobs").iter().all(|status| status == "done")).await;
+    assert_eq!(server.delete("/dataset/Hugo").await.status, StatusCode::NO_CONTENT);
+    server.stop().await;
+    fs::rename(&backup, &file).unwrap();
+    let server = Server::run(config, data).await;
+    server.get(&format!("/unknowns/{unknown}")).await.expect_error(404, "unknown_not_found");
+    let kept = "SELECT CONCAT(COUNT(*), '') AS line FROM detections WHERE embedding IS NOT NULL";
+    assert_eq!(server.lines(kept), ["0"]);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn groups_follow_detections_that_are_erased_or_too_old() {
     let server = start!();
     let blue = see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Hugo_Chavez", 2)]).await;

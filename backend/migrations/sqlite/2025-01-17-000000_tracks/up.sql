@@ -1,7 +1,7 @@
 -- The crops of one face in one video, decided together. open_key: digest of what names the track, as long as it can grow;
 -- NULL afterwards. closes_at: when it cannot grow any more unless another crop comes; NULL afterwards. run_id: the run of the
 -- tracker; empty where the sender gives none. embedding: the weighted sum of the embeddings of its crops, weight: the sum of
--- their weights; embedding is NULL once the track cannot grow, unless it is of an unknown face whose embedding is kept.
+-- their weights; embedding is NULL once the track cannot grow.
 -- person_id is NULL for an unknown face, and for an erased person. stored: whether its faces are detections; those of
 -- send-results are not, and their track goes once it cannot grow.
 CREATE TABLE tracks (

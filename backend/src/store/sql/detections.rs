@@ -106,23 +106,27 @@ struct TrackColumns {
     score: Option<f32>,
     threshold: f32,
     model_version: Option<i64>,
+    person_id: Option<i64>,
 }
 
 impl From<Row> for StoredDetection {
     fn from(row: Row) -> Self {
         let (left, top, right, bottom) = row.bounding_box;
-        let (person, enrolled_at, public_id) = row.person;
-        let person = person.zip(enrolled_at);
+        let (person_row, enrolled_at, public_id) = row.person;
+        let person = person_row.zip(enrolled_at);
         let run_id = row.track.as_ref().map(|track| track.run_id.clone()).filter(|run_id| !run_id.is_empty());
+        let crops = row.track.as_ref().map_or(1, |track| track.crops);
         let own = TrackColumns {
             run_id: String::new(),
-            crops: 1,
+            crops,
             confidence: row.confidence,
             score: row.score,
             threshold: row.threshold,
             model_version: row.model_version,
+            person_id: person_row,
         };
-        let decided = row.track.unwrap_or(own);
+        // The decision of the track is not about a detection that got another name by hand.
+        let decided = row.track.filter(|track| track.person_id == person_row).unwrap_or(own);
         Self {
             id: row.id,
             captured_at: row.captured_at,
@@ -142,7 +146,7 @@ impl From<Row> for StoredDetection {
             track_id: row.track_id,
             run_id,
             sighting: row.track_row.map_or(SightingId::Detection(row.id), SightingId::Track),
-            crops: decided.crops,
+            crops,
             revision: row.revision.map(|(id, revised_at)| Revision { id, revised_at }),
             bounding_box: [left, top, right, bottom],
         }
@@ -201,13 +205,13 @@ impl Database {
                         detections::received_at,
                         detections::confidence,
                     ),
-                    (tracks::id.nullable(), tracks::confidence.nullable()),
+                    (tracks::person_id.nullable(), tracks::confidence.nullable()),
                 ))
                 .first::<(LastSeen, (Option<i64>, Option<f32>))>(connection)
                 .optional()?;
-            // That of all crops of the track.
-            let row = row.map(|(last, (track, confidence))| LastSeen {
-                confidence: if track.is_some() { confidence } else { last.confidence },
+            // That of all crops of the track, unless the detection got its name by hand.
+            let row = row.map(|(last, (decided, confidence))| LastSeen {
+                confidence: if decided == Some(person.row) { confidence } else { last.confidence },
                 ..last
             });
             Ok((person, row))
@@ -559,6 +563,7 @@ fn with_names() -> _ {
                 tracks::score,
                 tracks::threshold,
                 tracks::model_version,
+                tracks::person_id,
             )
                 .nullable(),
             (detection_revisions::id, detection_revisions::revised_at).nullable(),

@@ -302,7 +302,8 @@ fn store_detections(
             upload_key: upload.key.clone(),
             face: number,
             bounding_box: upload.frame_box.unwrap_or(face.bounding_box),
-            track_id: upload.track_id,
+            // Other faces of the crop are of nobody's track.
+            track_id: upload.track_id.filter(|_| tracked.is_some()),
             track_row: tracked.and(track).map(DecidedTrack::id),
             weight: face.weight(),
         };

@@ -189,7 +189,9 @@ fn enrol(connection: &mut AnyConnection, cluster: i64, person: i64) -> Result<(u
         let Some(embedding) = face.embedding else { continue };
         let image = Uuid::now_v7().to_string();
         // The image takes over the picture's blob.
-        diesel::delete(unknown_pictures::table.find(face.id)).execute(connection)?;
+        let taken = diesel::delete(unknown_pictures::table.find(face.id)).execute(connection)? == 1;
+        // One that is gone meanwhile was too old: its blob is deleted.
+        let picture = picture.filter(|_| taken);
         with_picture += usize::from(picture.is_some());
         let (blob_key, bytes) = picture.unwrap_or_else(|| (format!("{IMAGES_WITHOUT_PICTURES}{image}"), 0));
         let created_at = now();

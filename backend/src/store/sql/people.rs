@@ -17,7 +17,7 @@ use super::{
     erasures::{Erasure, RowIdentity, record_erasure},
     leases::{Lease, ensure_unlocked, renew},
     names::{self, Name, PersonKey},
-    schema::{detections, embeddings, images, people, similar_images},
+    schema::{detections, embeddings, images, named_unknowns, people, similar_images},
     similar::{SimilarImage, similar_to},
     tracks,
 };
@@ -223,8 +223,8 @@ pub struct ImageDetails {
 pub struct PendingErasure {
     /// The keys of the blobs to be deleted.
     pub blobs: Vec<String>,
-    /// The entry for the ledger in the blob store.
-    pub erasure: Erasure,
+    /// The entries for the ledger in the blob store.
+    pub erasures: Vec<Erasure>,
 }
 
 /// An image with its embedding, for a training.
@@ -740,11 +740,15 @@ fn erase_image(
 ) -> Result<PendingErasure, StoreError> {
     // Foreign keys delete the embeddings.
     diesel::delete(images::table.find(image)).execute(connection)?;
-    let erasure = record_erasure(connection, &RowIdentity::Image { id: image.to_owned() })?;
-    Ok(PendingErasure { blobs: vec![blob_key].into_iter().filter(|key| has_picture(key)).collect(), erasure })
+    let erasures = vec![record_erasure(connection, &RowIdentity::Image { id: image.to_owned() })?];
+    Ok(PendingErasure {
+        blobs: vec![blob_key].into_iter().filter(|key| has_picture(key)).collect(),
+        erasures,
+    })
 }
 
-/// Erases a person's row with everything that belongs to it and records that in the ledger.
+/// Erases a person's row with everything that belongs to it and records that in the ledger, also under the ids of the groups
+/// of unknown faces that became the person: an older backup may still have those.
 fn erase_person(
     connection: &mut AnyConnection,
     person_id: i64,
@@ -770,11 +774,18 @@ fn erase_person(
         .select(images::blob_key)
         .load::<String>(connection)?;
     blobs.retain(|key| has_picture(key));
+    let unknowns: Vec<String> = named_unknowns::table
+        .filter(named_unknowns::person_id.eq(person_id))
+        .select(named_unknowns::public_id)
+        .load(connection)?;
     // Foreign keys delete images and embeddings and clear the person of detections.
     diesel::delete(people::table.find(person_id)).execute(connection)?;
     names::promote_next_holder(connection, key.as_deref())?;
-    let erasure = record_erasure(connection, &RowIdentity::Person { id: person_id, created_at })?;
-    Ok(Some(PendingErasure { blobs, erasure }))
+    let mut erasures = vec![record_erasure(connection, &RowIdentity::Person { id: person_id, created_at })?];
+    for id in unknowns {
+        erasures.push(record_erasure(connection, &RowIdentity::Unknown { id })?);
+    }
+    Ok(Some(PendingErasure { blobs, erasures }))
 }
 
 /// Keeps other transactions from adding rows that refer to a person until this one ends.

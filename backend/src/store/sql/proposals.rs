@@ -353,7 +353,7 @@ impl Database {
                 let ids: Vec<i64> = ids.into_iter().collect::<HashSet<_>>().into_iter().collect();
                 for ids in ids.chunks(IDS) {
                     let (ids, asked) = (ids.to_vec(), ids.len());
-                    let (done, blobs) = self
+                    let (done, _, blobs) = self
                         .write(move |connection| {
                             unknowns::lock(connection)?;
                             let open = proposals::table
@@ -374,7 +374,7 @@ impl Database {
                 let sought = self.sought(&who);
                 loop {
                     let sought = sought.clone();
-                    let (done, blobs) = self
+                    let (done, outdated, blobs) = self
                         .write(move |connection| {
                             unknowns::lock(connection)?;
                             let person = person(connection, &sought)?.row;
@@ -389,7 +389,7 @@ impl Database {
                             judge(connection, &open, accept)
                         })
                         .await?;
-                    if done == 0 {
+                    if done + outdated == 0 {
                         break;
                     }
                     judged.blobs.extend(blobs);
@@ -417,22 +417,38 @@ fn request(connection: &mut AnyConnection, persons: &[i64]) -> Result<(), StoreE
 }
 
 /// Accepts or refuses open proposals (id, person, detection). A face that several people are accepted for gets the first one's
-/// name. Returns how many were judged.
+/// name. Removes proposals to be accepted whose face has become known. Returns how many were judged, how many were removed, and
+/// blobs to be deleted.
 fn judge(
     connection: &mut AnyConnection,
     open: &[(i64, i64, i64)],
     accept: bool,
-) -> Result<(usize, Vec<String>), StoreError> {
+) -> Result<(usize, usize, Vec<String>), StoreError> {
     if !accept {
         let ids: Vec<i64> = open.iter().map(|(id, ..)| *id).collect();
         let refused = diesel::update(proposals::table.filter(proposals::id.eq_any(&ids)))
             .set(proposals::refused.eq(true))
             .execute(connection)?;
-        return Ok((refused, Vec::new()));
+        return Ok((refused, 0, Vec::new()));
+    }
+    let proposed: Vec<i64> = open.iter().map(|(.., detection)| *detection).collect();
+    let mut known = HashSet::new();
+    for faces in proposed.chunks(IDS) {
+        let known_faces = detections::table
+            .filter(detections::id.eq_any(faces))
+            .filter(detections::person_id.is_not_null())
+            .select(detections::id);
+        known.extend(known_faces.load::<i64>(connection)?);
+    }
+    let outdated: Vec<i64> =
+        open.iter().filter(|(.., detection)| known.contains(detection)).map(|(id, ..)| *id).collect();
+    let mut removed = 0;
+    for ids in outdated.chunks(IDS) {
+        removed += diesel::delete(proposals::table.filter(proposals::id.eq_any(ids))).execute(connection)?;
     }
     let mut named = HashSet::new();
     let mut faces: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-    for (_, person, detection) in open {
+    for (_, person, detection) in open.iter().filter(|(.., detection)| !known.contains(detection)) {
         if named.insert(*detection) {
             faces.entry(*person).or_default().push(*detection);
         }
@@ -441,5 +457,5 @@ fn judge(
     for (person, faces) in &faces {
         blobs.extend(naming::put_name(connection, faces, *person)?);
     }
-    Ok((named.len(), blobs))
+    Ok((named.len(), removed, blobs))
 }

@@ -9,13 +9,16 @@ use std::{
     sync::Arc,
 };
 
-use diesel::prelude::*;
+use diesel::{
+    dsl::{exists, not},
+    prelude::*,
+};
 use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{
     AnyConnection, Database, IdempotentCall, NewUploads, cohort, insert_lock,
-    schema::{detection_revisions, detections, tracks},
+    schema::{detection_revisions, detections, proposals, tracks},
     unknown_pictures, unknowns,
 };
 use crate::{
@@ -26,6 +29,8 @@ use crate::{
 /// Row ids are random numbers of so many bits, which a JSON number holds exactly. So the row is inserted without asking the
 /// engine for its id; one that exists fails the insertion, which is repeated with another.
 const ID_BITS: u32 = 53;
+/// Ids in one statement at most: engines limit the number of values.
+const IDS: usize = 500;
 
 /// Decides about a mean embedding with the model that identified the request's faces.
 pub type Decide = dyn Fn(&[f32]) -> Result<FaceDecision, String> + Send + Sync;
@@ -298,11 +303,10 @@ pub(super) fn save(
     let stored = new.call == IdempotentCall::StoreResults;
     for track in tracks {
         if let Some(ended) = track.ended {
-            close(connection, &[ended], new.keep_unknown_embeddings)?;
+            close(connection, &[ended])?;
         }
         let identity = track.face.resolve(|person| people.contains(&person));
-        let keeps_embedding =
-            track.open_key.is_some() || identity.person.is_none() && new.keep_unknown_embeddings;
+        let keeps_embedding = track.open_key.is_some();
         let changed = (
             tracks::open_key.eq(&track.open_key),
             tracks::closes_at
@@ -347,14 +351,19 @@ pub(super) fn save(
 /// becomes known loses the embedding that unknown faces keep, and leaves its group of unknown faces.
 fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Result<(), StoreError> {
     let of_track = detections::table.filter(detections::track_row.eq(track));
-    let ids: Vec<i64> = of_track.order(detections::id).select(detections::id).load(connection)?;
+    // Written first: MySQL then also reads what other processes have stored since this transaction began.
     diesel::update(of_track).set(detections::person_id.eq(person)).execute(connection)?;
+    let ids: Vec<i64> = of_track.order(detections::id).select(detections::id).load(connection)?;
     if person.is_some() {
         unknowns::leave(connection, &ids)?;
         // Nor does the cohort of strangers keep a copy.
         cohort::erase_of_detections(connection, &ids)?;
         // A sweep removes the blobs.
         unknown_pictures::take(connection, &ids)?;
+        for faces in ids.chunks(IDS) {
+            diesel::delete(proposals::table.filter(proposals::detection_id.eq_any(faces)))
+                .execute(connection)?;
+        }
         diesel::update(of_track)
             .set((detections::embedding.eq(None::<Vec<u8>>), detections::unknown_id.eq(None::<i64>)))
             .execute(connection)?;
@@ -365,8 +374,23 @@ fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Re
 /// Records that detections have another person, for clients that follow corrections.
 fn record_revisions(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), StoreError> {
     let revised_at = now();
-    diesel::delete(detection_revisions::table.filter(detection_revisions::detection_id.eq_any(ids)))
-        .execute(connection)?;
+    // InnoDB locks the gaps where a DELETE finds no row, and transactions that insert there would wait for each other.
+    #[cfg(feature = "database-servers")]
+    if let AnyConnection::Mysql(mysql) = connection {
+        for id in ids {
+            diesel::replace_into(detection_revisions::table)
+                .values((
+                    detection_revisions::detection_id.eq(id),
+                    detection_revisions::revised_at.eq(revised_at),
+                ))
+                .execute(mysql)?;
+        }
+        return Ok(());
+    }
+    for ids in ids.chunks(IDS) {
+        diesel::delete(detection_revisions::table.filter(detection_revisions::detection_id.eq_any(ids)))
+            .execute(connection)?;
+    }
     for id in ids {
         diesel::insert_into(detection_revisions::table)
             .values((
@@ -390,13 +414,8 @@ pub(super) fn put_name(connection: &mut AnyConnection, faces: &[i64], person: i6
         .distinct()
         .load(connection)?;
     for row in rows.into_iter().flatten() {
-        let of_track = detections::table.filter(detections::track_row.eq(row));
-        let others: Option<i64> = of_track
-            .filter(detections::person_id.is_null().or(detections::person_id.ne(person)))
-            .select(detections::id)
-            .first(connection)
-            .optional()?;
         let track = tracks::table.find(row);
+        // Written first, which waits for a request that is adding a crop.
         diesel::update(track)
             .set((
                 tracks::embedding.eq(None::<Vec<u8>>),
@@ -404,6 +423,12 @@ pub(super) fn put_name(connection: &mut AnyConnection, faces: &[i64], person: i6
                 tracks::closes_at.eq(None::<Micros>),
             ))
             .execute(connection)?;
+        let of_track = detections::table.filter(detections::track_row.eq(row));
+        let others: Option<i64> = of_track
+            .filter(detections::person_id.is_null().or(detections::person_id.ne(person)))
+            .select(detections::id)
+            .first(connection)
+            .optional()?;
         if others.is_none() {
             diesel::update(track)
                 .set((
@@ -419,19 +444,16 @@ pub(super) fn put_name(connection: &mut AnyConnection, faces: &[i64], person: i6
     Ok(())
 }
 
-/// Has tracks take no more crops: removes their embeddings, unless they are of unknown faces and those are kept. Tracks
-/// without detections go.
-fn close(connection: &mut AnyConnection, ids: &[i64], keep_unknown: bool) -> Result<(), StoreError> {
+/// Has tracks take no more crops: removes their embeddings. Tracks without detections go.
+fn close(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), StoreError> {
     let rows = || tracks::table.filter(tracks::id.eq_any(ids));
     diesel::delete(rows().filter(tracks::stored.eq(false))).execute(connection)?;
-    let forgotten = tracks::embedding.eq(None::<Vec<u8>>);
-    if keep_unknown {
-        diesel::update(rows().filter(tracks::person_id.is_not_null())).set(forgotten).execute(connection)?;
-    } else {
-        diesel::update(rows()).set(forgotten).execute(connection)?;
-    }
     diesel::update(rows())
-        .set((tracks::open_key.eq(None::<String>), tracks::closes_at.eq(None::<Micros>)))
+        .set((
+            tracks::embedding.eq(None::<Vec<u8>>),
+            tracks::open_key.eq(None::<String>),
+            tracks::closes_at.eq(None::<Micros>),
+        ))
         .execute(connection)?;
     Ok(())
 }
@@ -461,11 +483,7 @@ pub(super) fn erase_person(
 
 /// Erases what a track knows of an erased detection: the sum contains its embedding. A track without detections goes.
 pub(super) fn erase_detection(connection: &mut AnyConnection, track: i64) -> Result<(), StoreError> {
-    let left = detections::table.filter(detections::track_row.eq(track)).select(detections::id);
-    if left.first::<i64>(connection).optional()?.is_none() {
-        diesel::delete(tracks::table.find(track)).execute(connection)?;
-        return Ok(());
-    }
+    // Written first, which waits for a request that is adding a crop.
     diesel::update(tracks::table.find(track))
         .set((
             tracks::embedding.eq(None::<Vec<u8>>),
@@ -473,6 +491,8 @@ pub(super) fn erase_detection(connection: &mut AnyConnection, track: i64) -> Res
             tracks::closes_at.eq(None::<Micros>),
         ))
         .execute(connection)?;
+    let left = detections::table.filter(detections::track_row.eq(track));
+    diesel::delete(tracks::table.find(track).filter(not(exists(left)))).execute(connection)?;
     Ok(())
 }
 
@@ -511,7 +531,9 @@ impl Database {
                 {
                     let (sum, after) = add(Some(&current), &group)?;
                     let decision = decided(fusion, &sum)?;
-                    prepared.insert(group.key, PreparedDecision { before: current.crops, after, decision });
+                    // A later group of the same key begins another track.
+                    let prepared = prepared.entry(group.key);
+                    prepared.or_insert(PreparedDecision { before: current.crops, after, decision });
                 }
             }
             Ok(prepared)
@@ -523,12 +545,7 @@ impl Database {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn close_tracks(
-        &self,
-        now: Micros,
-        keep_unknown: bool,
-        limit: i64,
-    ) -> Result<usize, StoreError> {
+    pub async fn close_tracks(&self, now: Micros, limit: i64) -> Result<usize, StoreError> {
         // Mostly there is nothing to do.
         let due = self
             .read(move |connection| {
@@ -546,7 +563,7 @@ impl Database {
             diesel::update(rows).set(tracks::closes_at.eq(0)).execute(connection)?;
             let ended = tracks::table.filter(tracks::id.eq_any(&due)).filter(tracks::closes_at.eq(0));
             let ended: Vec<i64> = ended.select(tracks::id).load(connection)?;
-            close(connection, &ended, keep_unknown)?;
+            close(connection, &ended)?;
             Ok(ended.len())
         })
         .await
@@ -564,7 +581,9 @@ impl Database {
                 .limit(limit)
                 .select(tracks::id)
                 .load(connection)?;
-            Ok(diesel::delete(tracks::table.filter(tracks::id.eq_any(&old))).execute(connection)?)
+            // A crop may have come meanwhile.
+            let rows = tracks::table.filter(tracks::id.eq_any(&old));
+            Ok(diesel::delete(rows.filter(tracks::last_captured_at.lt(cutoff))).execute(connection)?)
         })
         .await
     }

@@ -410,20 +410,34 @@ fn earlier_track(
     let latest = detections::table
         .filter(detections::camera_id.eq(&face.camera_id))
         .filter(detections::captured_at.between(from, to))
+        // Another face of the same picture is another person.
+        .filter(detections::captured_at.ne(face.captured_at))
         .filter(detections::track_id.eq(track_id))
+        .filter(detections::track_row.is_null())
         .filter(detections::embedder.eq(embedder))
         .filter(detections::unknown_id.is_not_null())
         .order((detections::captured_at.desc(), detections::id.desc()))
-        .select((detections::id, detections::unknown_id))
-        .first::<(i64, Option<i64>)>(connection)
+        .select((detections::id, detections::captured_at, detections::unknown_id))
+        .first::<(i64, Micros, Option<i64>)>(connection)
         .optional()?;
-    let Some((latest, Some(cluster))) = latest else { return Ok(None) };
+    let Some((latest, latest_at, Some(cluster))) = latest else { return Ok(None) };
+    // Of several faces of a picture, it is not known which one the track is of.
+    let faces_of_both: i64 = detections::table
+        .filter(detections::camera_id.eq(&face.camera_id))
+        .filter(detections::captured_at.eq_any([face.captured_at, latest_at]))
+        .filter(detections::track_id.eq(track_id))
+        .select(count_star())
+        .first(connection)?;
+    if faces_of_both > 2 {
+        return Ok(None);
+    }
     let (from, to) = (from.saturating_sub(TRACK_SEARCH), to.saturating_add(TRACK_SEARCH));
     let rows = detections::table
         .filter(detections::unknown_id.eq(cluster))
         .filter(detections::captured_at.between(from, to))
         .filter(detections::camera_id.eq(&face.camera_id))
         .filter(detections::track_id.eq(track_id))
+        .filter(detections::track_row.is_null())
         .order((detections::captured_at, detections::id))
         .select((
             detections::id,
@@ -435,11 +449,11 @@ fn earlier_track(
         ))
         .load::<FaceColumns>(connection)?;
     let faces = rows.into_iter().filter_map(|row| face_of(row).transpose()).collect::<Result<Vec<_>, _>>()?;
-    let track = faces
-        .chunk_by(UnknownFace::is_followed_by)
+    let track = UnknownTrack::runs(faces)
+        .into_iter()
         .find(|track| track.iter().any(|face| face.id == latest))
         .unwrap_or_default();
-    Ok(Some(EarlierTrack { cluster, faces: track.to_vec() }))
+    Ok(Some(EarlierTrack { cluster, faces: track }))
 }
 
 /// The part of a track with a row that is in a cluster.

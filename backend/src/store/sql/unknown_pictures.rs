@@ -167,13 +167,20 @@ pub(super) fn insert(connection: &mut AnyConnection, picture: &NewPicture) -> Re
     Ok(())
 }
 
-/// Deletes the pictures of detections; part of a transaction. Returns the keys of their blobs, to be deleted after it.
+/// Deletes the pictures of detections; part of a transaction. Returns the keys of their blobs, to be deleted after it: without
+/// those that another transaction took meanwhile, which may have enrolled them.
 pub(super) fn take(connection: &mut AnyConnection, faces: &[i64]) -> Result<Vec<String>, StoreError> {
     let mut keys = Vec::new();
     for faces in faces.chunks(IDS) {
-        let own = || unknown_pictures::table.filter(unknown_pictures::detection_id.eq_any(faces));
-        keys.extend(own().select(unknown_pictures::blob_key).load::<String>(connection)?);
-        diesel::delete(own()).execute(connection)?;
+        let own = unknown_pictures::table
+            .filter(unknown_pictures::detection_id.eq_any(faces))
+            .select((unknown_pictures::detection_id, unknown_pictures::blob_key))
+            .load::<(i64, String)>(connection)?;
+        for (face, key) in own {
+            if diesel::delete(unknown_pictures::table.find(face)).execute(connection)? == 1 {
+                keys.push(key);
+            }
+        }
     }
     Ok(keys)
 }

@@ -258,9 +258,20 @@ impl Database {
                 .execute(connection)?;
             let moved: Vec<i64> = moved.into_iter().collect();
             for ids in moved.chunks(IDS) {
-                diesel::update(detections::table.filter(detections::id.eq_any(ids)))
+                let of_ids = || detections::table.filter(detections::id.eq_any(ids));
+                // One may have become known meanwhile.
+                diesel::update(of_ids().filter(detections::unknown_id.eq(row)))
                     .set(detections::unknown_id.eq(Some(new)))
                     .execute(connection)?;
+                let there: BTreeSet<i64> = of_ids()
+                    .filter(detections::unknown_id.eq(new))
+                    .select(detections::id)
+                    .load::<i64>(connection)?
+                    .into_iter()
+                    .collect();
+                if let Some(other) = ids.iter().find(|id| !there.contains(id)) {
+                    return Err(ClusterConflict::NotInCluster(*other).into());
+                }
             }
             let summary = summary(connection, new)?.ok_or(StoreError::Interrupted)?;
             insert(connection, new, &embedder, &summary, false)?;
@@ -641,7 +652,7 @@ fn erase(
     diesel::delete(unknowns::table.find(row)).execute(connection)?;
     let mut pending = |id: String| {
         let erasure = record_erasure(connection, &RowIdentity::Unknown { id })?;
-        Ok(PendingErasure { blobs: std::mem::take(&mut pictures), erasure })
+        Ok(PendingErasure { blobs: std::mem::take(&mut pictures), erasures: vec![erasure] })
     };
     ids.into_iter().map(&mut pending).collect()
 }
