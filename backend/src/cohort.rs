@@ -1,7 +1,7 @@
 //! Fills the cohort from unknown faces of the cameras, and removes people from it who are enrolled.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -33,6 +33,8 @@ const MIN_CONFIDENCE: f32 = 0.95;
 /// Minimum length of the shorter side of a face, pixels. The embedders scale faces to 112 and more: a smaller one is mostly
 /// blur, and its embedding resembles those of other blurred faces.
 const MIN_SIDE: f32 = 40.0;
+/// Multiplications and additions that comparing the cohort with everybody may cost a training: a few seconds of one core.
+const MAX_PRODUCTS: usize = 40_000_000_000;
 
 /// What fills the cohort besides uploads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,19 +153,30 @@ async fn pass(
     Ok(changes)
 }
 
-/// Removes the embeddings from cameras that match somebody who is enrolled with these images. Returns how many.
+/// Removes the embeddings from cameras that match somebody who is enrolled with these images. Returns how many. Leaves a large
+/// cohort of a large gallery to the next pass: calibrations leave out who is enrolled.
 ///
 /// # Errors
 /// The database fails.
 pub async fn remove_enrolled(
     database: &Database,
     embedder: CohortEmbedder,
-    images: &[TrainingImage],
+    images: Arc<Vec<TrainingImage>>,
 ) -> Result<usize, StoreError> {
-    if !has_some_from_cameras(database, embedder).await? {
+    let mut counts = database.cohort_counts().await?;
+    counts.retain(|count| count.embedder == embedder.name);
+    if !counts.iter().any(|count| count.source == CohortSource::Camera) {
         return Ok(0);
     }
-    let references = Arc::new(mean_embeddings(images));
+    let members: i64 = counts.iter().map(|count| count.embeddings).sum();
+    let members = usize::try_from(members).unwrap_or(usize::MAX);
+    let references = blocking(move || {
+        let dimensions = images.first().map_or(0, |image| image.embedding.len());
+        let people = images.iter().map(|image| image.person).collect::<HashSet<_>>().len();
+        let products = members.saturating_mul(people).saturating_mul(dimensions);
+        (products <= MAX_PRODUCTS).then(|| mean_embeddings(&images))
+    });
+    let Some(references) = references.await?.map(Arc::new) else { return Ok(0) };
     let removed = remove_matching(database, embedder, references).await?;
     if removed > 0 {
         database.scrub_journal().await?;

@@ -31,6 +31,16 @@ pub fn beyond_doubt(same_person: f32) -> f32 {
 /// Returns the score from which a member of a cohort counts as enrolled, given the highest score of each member
 /// ([`top_scores`]) and `same_person`, the embedder's threshold of verification. It is between that and
 /// [`beyond_doubt`]; with fewer than a hundred scores it is the latter.
+///
+/// ```
+/// use facepipe_identify::cohort;
+///
+/// let (ada, stranger) = (vec![1.0, 0.0, 0.0], vec![0.0, 0.6, 0.8]);
+/// let scores = cohort::top_scores(&[ada.clone(), stranger], &[ada]);
+/// let border = cohort::enrolled_from(&scores, 0.35);
+/// let is_enrolled: Vec<bool> = scores.iter().map(|score| *score >= border).collect();
+/// assert_eq!(is_enrolled, [true, false]);
+/// ```
 pub fn enrolled_from(top_scores: &[f32], same_person: f32) -> f32 {
     let mut border = beyond_doubt(same_person);
     let mut strangers: Vec<f32> = top_scores.iter().copied().filter(|score| *score < border).collect();
@@ -48,21 +58,6 @@ pub fn enrolled_from(top_scores: &[f32], same_person: f32) -> f32 {
         strangers.truncate(left);
     }
     border
-}
-
-/// Returns for each member of a cohort whether it is to be kept: whether its highest score against the references, the
-/// mean embeddings of everybody in the gallery, is below [`enrolled_from`].
-///
-/// ```
-/// use facepipe_identify::cohort;
-///
-/// let (ada, stranger) = (vec![1.0, 0.0, 0.0], vec![0.0, 0.6, 0.8]);
-/// assert_eq!(cohort::clean(&[ada.clone(), stranger], &[ada], 0.35), [false, true]);
-/// ```
-pub fn clean(cohort: &[Vec<f32>], references: &[Vec<f32>], same_person: f32) -> Vec<bool> {
-    let scores = top_scores(cohort, references);
-    let border = enrolled_from(&scores, same_person);
-    scores.iter().map(|score| *score < border).collect()
 }
 
 /// Returns the quantile of the Gumbel distribution that has the quartiles of these values, which are sorted.
@@ -124,6 +119,5 @@ mod tests {
         assert_eq!(enrolled_from(&[0.1; 99], SAME_PERSON), 0.675);
         assert_eq!(enrolled_from(&[0.1; 100], SAME_PERSON), SAME_PERSON, "equal scores have no scale");
         assert_eq!(top_scores(&[vec![1.0, 0.0]], &[]), [-1.0]);
-        assert_eq!(clean(&[vec![1.0, 0.0]], &[], SAME_PERSON), [true]);
     }
 }

@@ -14,6 +14,9 @@ const LINE: usize = 16;
 /// Rows whose products are computed together.
 const BLOCK: usize = 256;
 
+/// Queries that a block of rows is multiplied with together: memory does not grow with the number of queries.
+const QUERY_BLOCK: usize = 1024;
+
 /// Rows that are read side by side, so that their additions can overlap.
 const TILE: usize = 4;
 
@@ -140,13 +143,16 @@ impl Matrix {
         let of_block = |(mut best, mut products): (Vec<Nearest>, Vec<f32>),
                         (block, rows): (usize, &[f32])| {
             let count = rows.len() / stride;
-            products.resize(queries.rows * count, 0.0);
-            level.run(ManyProducts { rows, queries: queries.floats(), stride, out: &mut products });
-            for (query, (best, products)) in best.iter_mut().zip(products.chunks_exact(count)).enumerate() {
-                let left_out = except.get(query).copied().flatten();
-                for (row, &product) in (block * BLOCK..).zip(products) {
-                    if best.is_none_or(|(_, highest)| product > highest) && left_out != Some(row) {
-                        *best = Some((row, product));
+            let mut best_of_queries = best.iter_mut().enumerate();
+            for queries in queries.floats().chunks(QUERY_BLOCK * stride) {
+                products.resize(queries.len() / stride * count, 0.0);
+                level.run(ManyProducts { rows, queries, stride, out: &mut products });
+                for (products, (query, best)) in products.chunks_exact(count).zip(&mut best_of_queries) {
+                    let left_out = except.get(query).copied().flatten();
+                    for (row, &product) in (block * BLOCK..).zip(products) {
+                        if best.is_none_or(|(_, highest)| product > highest) && left_out != Some(row) {
+                            *best = Some((row, product));
+                        }
                     }
                 }
             }
@@ -410,6 +416,12 @@ pub(crate) mod tests {
                 assert_eq!(found, best, "query {query} of {rows} rows");
             }
         }
+        // More queries than are multiplied together, of a row each.
+        let matrix = random(QUERY_BLOCK + BLOCK + 9, 16);
+        let found = matrix.nearest(&matrix, &[]);
+        assert!(
+            found.iter().enumerate().all(|(row, found)| found.is_some_and(|(nearest, _)| nearest == row))
+        );
         // Every level, and what does not fill a tile.
         let (matrix, queries) = (random(7, 48), random(6, 48));
         let (rows, stride) = (matrix.floats(), matrix.stride());

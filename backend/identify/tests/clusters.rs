@@ -7,7 +7,10 @@
     reason = "a panic is how a test fails"
 )]
 
-use std::ops::ControlFlow;
+use std::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use facepipe_identify::{Clusters, IdentifyError, Unit, link};
 use proptest::prelude::*;
@@ -313,6 +316,13 @@ fn a_link_can_be_cancelled_and_checks_its_input() {
         _ => ControlFlow::Break(()),
     });
     assert_eq!(cancelled, Err(IdentifyError::Cancelled));
+    // While they are merged too.
+    let asked = AtomicUsize::new(0);
+    let cancelled = link(&some, 0.5, &[], &|_| match asked.fetch_add(1, Ordering::Relaxed) {
+        ..200 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    });
+    assert_eq!((cancelled, asked.into_inner()), (Err(IdentifyError::Cancelled), 201));
     let other = Unit { members: 1, mean: vec![1.0] };
     let mixed = [some[0].clone(), other];
     let refused = link(&mixed, 0.5, &[], &|_| ControlFlow::Continue(()));

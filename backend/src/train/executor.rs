@@ -40,8 +40,6 @@ use crate::{
 
 /// Images that are read, computed and written together: few, so that a job stops soon when it must.
 const CHUNK: usize = 4;
-/// Pairs of conflicting images that are stored at most.
-const MAX_STORED_CONFLICTS: usize = 10_000;
 /// How often a job tries again to lock the dataset, and the pause in between.
 const LOCK_RETRIES: u32 = 60;
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -273,9 +271,11 @@ impl JobExecutor {
         let (images, conflicts) =
             blocking(move || split_conflicts(images, &pairs, same_picture, &progress)).await??;
         // Also where the training fails: they may be the reason.
-        self.store_conflicts(&conflicts).await?;
+        self.store_conflicts(&conflicts.pairs).await?;
         let cohort_embedder = CohortEmbedder::of(self.pipeline.embedder());
-        cohort::remove_enrolled(&self.database, cohort_embedder, &images).await?;
+        let images = Arc::new(images);
+        cohort::remove_enrolled(&self.database, cohort_embedder, Arc::clone(&images)).await?;
+        let images = Arc::unwrap_or_clone(images);
         let (embedder, progress) = (self.embedder(), Arc::clone(&running.progress));
         let default_threshold = self.pipeline.embedder().default_threshold();
         let (cohort, target_fpir) = (self.database.cohort(embedder).await?, self.target_fpir);
@@ -289,7 +289,8 @@ impl JobExecutor {
 
         let (people_left_out, without_embeddings) =
             people_left_out(&people, &with_embeddings, &trained.people);
-        let (conflicts, in_conflict) = describe_conflicts(&conflicts, &people);
+        let in_conflict = conflicts.images;
+        let conflicts = describe_conflicts(&conflicts.pairs, &people);
         let (known, images) = (count(trained.people.len())?, count(trained.images)?);
         let calibration =
             trained.calibration.as_ref().map(|calibration| describe_calibration(calibration, &people));
@@ -378,7 +379,7 @@ impl JobExecutor {
             let [(first, _), (second, _)] = &pair.images;
             (first.clone(), second.clone(), pair.similarity)
         };
-        let rows = conflicts.iter().take(MAX_STORED_CONFLICTS).map(row).collect();
+        let rows = conflicts.iter().map(row).collect();
         Ok(self.database.replace_similar(rows).await?)
     }
 

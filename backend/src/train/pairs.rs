@@ -28,6 +28,9 @@ const LANES: usize = 16;
 /// Heads that are compared with a block while it is in the first-level cache.
 const HEADS: usize = 64;
 
+/// Pairs that are remembered at most: after a training that finds more, the next one compares all images again.
+const MAX_REMEMBERED: usize = 100_000;
+
 /// The head of an embedding: its first components.
 struct Head {
     parts: [[f32; PART]; PARTS],
@@ -93,6 +96,10 @@ impl PairFinder {
             }));
         }
         pairs.sort_unstable_by_key(|pair| (pair.first, pair.second));
+        if pairs.len() > MAX_REMEMBERED {
+            *last = Compared { threshold, ..Compared::default() };
+            return Some(pairs);
+        }
         let digest = |position: usize| digests.get(position).copied();
         *last = Compared {
             threshold,

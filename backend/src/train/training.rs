@@ -8,7 +8,10 @@ use std::{
 
 use facepipe_identify::{
     IdentifyError, Model, Sample, TrainOptions,
-    open_set::{Calibration, CalibrationMethod as Method, CalibrationOptions, CalibrationWarning, calibrate},
+    open_set::{
+        Calibration, CalibrationMethod as Method, CalibrationOptions, CalibrationWarning,
+        calibrate_with_progress,
+    },
 };
 
 use super::{
@@ -28,6 +31,8 @@ use crate::{
 
 /// Entries in each list of a result.
 const MAX_LISTED: usize = 100;
+/// Pairs of conflicting images that are stored at most.
+const MAX_STORED_CONFLICTS: usize = 10_000;
 
 /// The input of a training.
 pub struct TrainingData {
@@ -51,6 +56,14 @@ pub struct TrainedModel {
     pub images: usize,
     /// The threshold that it needs; `None` where it knows nobody.
     pub calibration: Option<Calibration>,
+}
+
+/// Images that are nearly the same picture as one of another person.
+pub struct Conflicts {
+    /// The most similar pairs first, as many as are stored.
+    pub pairs: Vec<ConflictingPair>,
+    /// The number of images in all pairs.
+    pub images: usize,
 }
 
 /// Images of two people that are nearly the same picture.
@@ -99,7 +112,10 @@ pub fn fit(
         }
         Err(error) => return Err(error.into()),
     };
-    let calibration = calibrate(&model, &samples, calibration)?;
+    let calibration = match calibrate_with_progress(&model, &samples, calibration, &watch) {
+        Err(IdentifyError::Cancelled) => return Err(aborted(progress)),
+        outcome => outcome?,
+    };
     if progress.abort_reason().is_some() {
         return Err(aborted(progress));
     }
@@ -111,7 +127,7 @@ pub fn fit(
     Ok(TrainedModel { bytes, people, images: samples.len(), calibration })
 }
 
-/// Separates the images that show one person each from those that two people share, the most similar pairs first. Blocks.
+/// Separates the images that show one person each from those that two people share. Blocks.
 ///
 /// # Errors
 /// `progress` says to stop.
@@ -120,21 +136,23 @@ pub fn split_conflicts(
     pairs: &PairFinder,
     same_picture: f32,
     progress: &Progress,
-) -> Result<(Vec<TrainingImage>, Vec<ConflictingPair>), JobError> {
+) -> Result<(Vec<TrainingImage>, Conflicts), JobError> {
     let compared: Vec<ComparedImage<'_>> =
         images.iter().map(|image| (image.id.as_str(), image.person, image.embedding.as_slice())).collect();
     let pairs = pairs.same_pictures(&compared, same_picture, &|| progress.abort_reason().is_none());
     let mut pairs = pairs.ok_or_else(|| aborted(progress))?;
     pairs.sort_by(|one, other| other.similarity.total_cmp(&one.similarity));
     let side = |position: usize| images.get(position).map(|image| (image.id.clone(), image.person));
-    let conflicts = pairs
+    let conflicting = pairs
         .iter()
+        .take(MAX_STORED_CONFLICTS)
         .filter_map(|pair| {
             let images = [side(pair.first)?, side(pair.second)?];
             Some(ConflictingPair { images, similarity: pair.similarity })
         })
         .collect();
     let out: HashSet<usize> = pairs.iter().flat_map(|pair| [pair.first, pair.second]).collect();
+    let conflicts = Conflicts { pairs: conflicting, images: out.len() };
     let kept = images.into_iter().enumerate().filter(|(position, _)| !out.contains(position));
     Ok((kept.map(|(_, image)| image).collect(), conflicts))
 }
@@ -164,8 +182,8 @@ pub fn people_left_out(
     (left_out().take(MAX_LISTED).map(describe).collect(), left_out().count())
 }
 
-/// The conflicting pairs as a result lists them, at most [`MAX_LISTED`], and the number of images in all of them.
-pub fn describe_conflicts(pairs: &[ConflictingPair], enrolled: &[EnrolledPerson]) -> (Vec<Conflict>, usize) {
+/// The conflicting pairs as a result lists them, at most [`MAX_LISTED`].
+pub fn describe_conflicts(pairs: &[ConflictingPair], enrolled: &[EnrolledPerson]) -> Vec<Conflict> {
     let ids: HashMap<i64, PersonId> = enrolled.iter().map(|person| (person.row, person.id)).collect();
     let image = |(image_id, person): &(String, i64)| {
         let person_id = ids.get(person)?.to_string();
@@ -175,9 +193,7 @@ pub fn describe_conflicts(pairs: &[ConflictingPair], enrolled: &[EnrolledPerson]
         let images = pair.images.iter().map(image).collect::<Option<Vec<_>>>()?;
         Some(Conflict { images, similarity: pair.similarity })
     };
-    let images: HashSet<&str> =
-        pairs.iter().flat_map(|pair| pair.images.iter().map(|(image, _)| image.as_str())).collect();
-    (pairs.iter().take(MAX_LISTED).filter_map(conflict).collect(), images.len())
+    pairs.iter().take(MAX_LISTED).filter_map(conflict).collect()
 }
 
 /// A calibration as rows and results have it, without names; at most [`MAX_LISTED`] people and pairs in each warning.

@@ -30,7 +30,8 @@ struct Node {
 
 /// Groups units by average linkage: repeatedly merges the two clusters with the greatest mean cosine between their members,
 /// while one minus that is at most `max_distance`. `apart`: units that must not get into one cluster. `progress` receives
-/// the number of units that are compared with all others, and ends the call early where it breaks.
+/// the number of units that are compared with all others, all of them again and again while they are merged, and ends the call
+/// early where it breaks.
 ///
 /// Returns the cluster of each unit: numbers from 0 in the order of the clusters' first units.
 ///
@@ -68,7 +69,8 @@ pub fn link(
             let node = Node { members: units.get(unit)?.members.max(1), units: vec![unit], apart };
             Some((node, units.get(unit)?.mean.as_slice()))
         });
-        clusters.extend(Chain::new(nodes, dimensions, least).run());
+        let go_on = || progress(units.len());
+        clusters.extend(Chain::new(nodes, dimensions, least).run(&go_on)?);
     }
     clusters.iter_mut().for_each(|cluster| cluster.sort_unstable());
     clusters.sort_unstable();
@@ -153,10 +155,13 @@ impl Chain {
         chain
     }
 
-    /// Links all nodes. Returns the units of each cluster.
-    fn run(mut self) -> Vec<Vec<usize>> {
+    /// Links all nodes. Returns the units of each cluster, or an error where `go_on` breaks.
+    fn run(mut self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Vec<Vec<usize>>, IdentifyError> {
         let (mut clusters, mut path): (Vec<Vec<usize>>, Vec<usize>) = (Vec::new(), Vec::new());
         while !self.nodes.is_empty() {
+            if go_on() == ControlFlow::Break(()) {
+                return Err(IdentifyError::Cancelled);
+            }
             let top = match path.last() {
                 Some(top) => *top,
                 None => {
@@ -178,7 +183,7 @@ impl Chain {
                 Some(other) => path.push(other),
             }
         }
-        clusters
+        Ok(clusters)
     }
 
     /// The nearest node that a node may merge with, of equally near ones `before`, else the one whose first unit comes

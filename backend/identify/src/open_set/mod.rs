@@ -24,13 +24,13 @@ pub use interval::ErrorRate;
 pub use measure::{MeasuredTable, measure_table};
 pub use table::ImpostorTable;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 use serde::{Deserialize, Serialize};
 
 use self::{table::GallerySize, tail::ScoreSample};
 use crate::{
-    IdentifyError, Labels, Model, Sample,
+    IdentifyError, Labels, Model, ProgressCallback, Sample,
     embedding::{dot, normalised, to_f32},
 };
 
@@ -60,6 +60,9 @@ const HIGH_FNIR: f64 = 0.05;
 /// evenly spread members are compared. A few seconds of one core.
 const MAX_PRODUCTS: usize = 40_000_000_000;
 const MAX_GALLERY_PRODUCTS: usize = 10_000_000_000;
+
+/// The length from which the sum of a person's other images has a direction: rounding leaves less of those that cancel out.
+const MIN_LENGTH: f64 = 1e-6;
 
 /// Halvings of an interval of cosines, which leave less than a single-precision number can tell apart.
 const HALVINGS: usize = 40;
@@ -150,6 +153,20 @@ pub fn calibrate(
     samples: &[Sample],
     options: &CalibrationOptions<'_>,
 ) -> Result<Option<Calibration>, IdentifyError> {
+    calibrate_with_progress(model, samples, options, &|_| ControlFlow::Continue(()))
+}
+
+/// Does the same as [`calibrate`]. `progress` receives the number of samples that are prepared, and ends the call early where
+/// it breaks.
+///
+/// # Errors
+/// Those of [`calibrate`], and [`IdentifyError::Cancelled`].
+pub fn calibrate_with_progress(
+    model: &Model,
+    samples: &[Sample],
+    options: &CalibrationOptions<'_>,
+    progress: &ProgressCallback<'_>,
+) -> Result<Option<Calibration>, IdentifyError> {
     let target = options.target_fpir;
     if !(target > 0.0 && target < 1.0) {
         return Err(IdentifyError::Option {
@@ -161,15 +178,19 @@ pub fn calibrate(
     if model.labels().is_empty() {
         return Ok(None);
     }
-    let gallery = Gallery::new(model, samples)?;
+    let gallery = Gallery::new(model, samples, progress)?;
     let mated: Vec<&Comparison> = gallery.compared.iter().filter(|compared| compared.own.is_some()).collect();
     let own = mated.iter().filter_map(|compared| compared.own);
-    let enrolled_score =
-        median(own.collect(), MIN_MATED).unwrap_or(f32::midpoint(options.default_threshold, 1.0));
+    // Where images of one person resemble each other little, their median would be a score of strangers too.
+    let doubtless = f32::midpoint(options.default_threshold, 1.0);
+    let enrolled_score = median(own.collect(), MIN_MATED).map_or(doubtless, |median| median.max(doubtless));
+    let samples_compared = gallery.compared.len();
+    proceed(progress, samples_compared)?;
     let mut strangers = gallery.scores_of(options.cohort)?;
     let compared = strangers.len();
     strangers.retain(|score| *score < enrolled_score);
     let left_out = compared - strangers.len();
+    proceed(progress, samples_compared)?;
     let evidence = Evidence::new(&gallery, strangers, enrolled_score, options.table, target);
 
     let found = evidence.threshold();
@@ -241,7 +262,11 @@ impl Comparison {
 }
 
 impl<'a> Gallery<'a> {
-    fn new(model: &'a Model, samples: &'a [Sample]) -> Result<Self, IdentifyError> {
+    fn new(
+        model: &'a Model,
+        samples: &'a [Sample],
+        progress: &ProgressCallback<'_>,
+    ) -> Result<Self, IdentifyError> {
         let labels = model.labels();
         let mut by_person: Vec<Vec<&[f32]>> = vec![Vec::new(); labels.len()];
         for sample in samples {
@@ -253,7 +278,7 @@ impl<'a> Gallery<'a> {
             }
         }
         let mut gallery = Self { model, labels, samples: by_person, compared: Vec::new() };
-        gallery.compared = gallery.compare()?;
+        gallery.compared = gallery.compare(progress)?;
         Ok(gallery)
     }
 
@@ -263,7 +288,7 @@ impl<'a> Gallery<'a> {
     }
 
     /// Compares the samples, or evenly spread ones of them.
-    fn compare(&self) -> Result<Vec<Comparison>, IdentifyError> {
+    fn compare(&self, progress: &ProgressCallback<'_>) -> Result<Vec<Comparison>, IdentifyError> {
         let all: Vec<(usize, usize)> = self
             .samples
             .iter()
@@ -274,16 +299,25 @@ impl<'a> Gallery<'a> {
         let dimensions = self.model.dimensions();
         let mut compared = Vec::with_capacity(chosen.len());
         let mut embeddings = Vec::with_capacity(chosen.len());
+        // Those of one person follow each other.
+        let (mut current, mut units, mut sum) = (None, Vec::new(), Vec::new());
         for &(person, sample) in chosen {
-            let samples = self.samples.get(person).map(Vec::as_slice).unwrap_or_default();
-            let samples = normalised_all(samples.iter().copied(), dimensions)?;
-            let Some(embedding) = samples.get(sample) else { continue };
-            let mut rest = vec![0.0_f32; dimensions];
-            for (_, other) in samples.iter().enumerate().filter(|(index, _)| *index != sample) {
-                rest.iter_mut().zip(other).for_each(|(sum, value)| *sum += value);
+            if current != Some(person) {
+                proceed(progress, compared.len())?;
+                let samples = self.samples.get(person).map(Vec::as_slice).unwrap_or_default();
+                units = normalised_all(samples.iter().copied(), dimensions)?;
+                sum = vec![0.0_f64; dimensions];
+                for unit in &units {
+                    sum.iter_mut().zip(unit).for_each(|(sum, value)| *sum += f64::from(*value));
+                }
+                current = Some(person);
             }
+            let Some(embedding) = units.get(sample) else { continue };
+            let rest: Vec<f32> =
+                sum.iter().zip(embedding).map(|(sum, value)| to_f32(sum - f64::from(*value))).collect();
             // Without a direction where there are no others, or they cancel out.
-            let rest = normalised(&rest, String::new).ok();
+            let has_direction = dot(&rest, &rest) >= MIN_LENGTH * MIN_LENGTH;
+            let rest = has_direction.then(|| normalised(&rest, String::new).ok()).flatten();
             let own = rest.map(|rest| to_f32(dot(&rest, embedding).clamp(-1.0, 1.0)));
             compared.push(Comparison { person, own, other: None });
             embeddings.push(embedding.clone());
@@ -507,6 +541,14 @@ fn normalised_all<'a>(
         .collect()
 }
 
+/// Fails where `progress` breaks.
+fn proceed(progress: &ProgressCallback<'_>, done: usize) -> Result<(), IdentifyError> {
+    match progress(done) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(IdentifyError::Cancelled),
+    }
+}
+
 /// A cosine with four decimals, not below `cosine`.
 fn rounded_up(cosine: f64) -> f32 {
     to_f32(((cosine * 1e4).ceil() / 1e4).clamp(-1.0, 1.0))
@@ -624,7 +666,7 @@ mod tests {
     /// The share of strangers that somebody's mean embedding reaches the threshold for.
     fn named(samples: &[Sample], strangers: &[Vec<f32>], threshold: f32) -> f64 {
         let model = trained(samples);
-        let gallery = Gallery::new(&model, samples).unwrap();
+        let gallery = Gallery::new(&model, samples, &|_| ControlFlow::Continue(())).unwrap();
         let scores = gallery.scores_of(strangers).unwrap();
         scores.iter().filter(|score| **score >= threshold).count() as f64 / scores.len() as f64
     }
@@ -692,13 +734,15 @@ mod tests {
     fn the_table_is_shifted_where_the_people_of_the_gallery_are_more_alike() {
         let table = table();
         let mut world = World::new(4, 0.6);
+        let others = samples(&World::new(4, 0.0).people(100, 3));
         let (strangers, samples) = (world.strangers(4000), samples(&world.people(100, 3)));
         let calibration = calibrated(&samples, &options(&[], Some(&table)));
-        let unshifted = calibrated(&samples, &options(&[], None)).threshold.max(DEFAULT);
+        let unshifted = calibrated(&others, &options(&[], Some(&table))).threshold;
         let rate = named(&samples, &strangers, calibration.threshold);
         assert!(rate < 0.03, "{rate} at {}", calibration.threshold);
+        assert!(calibration.threshold > unshifted + 0.05, "{} and {unshifted}", calibration.threshold);
         // Where nothing of all that is known, the fixed threshold would do this.
-        assert!(named(&samples, &strangers, DEFAULT) > 0.5 && unshifted >= DEFAULT);
+        assert!(named(&samples, &strangers, DEFAULT) > 0.5);
     }
 
     #[test]
@@ -804,6 +848,52 @@ mod tests {
         assert!(fnir.rate >= rate && fnir.rate < rate + 0.1, "{rate}, estimated {fnir:?}");
         let high = calibration.warnings.contains(&CalibrationWarning::HighFnir);
         assert_eq!(high, fnir.rate >= HIGH_FNIR && fnir.lower >= 0.01);
+    }
+
+    #[test]
+    fn a_calibration_ends_where_the_progress_breaks() {
+        let samples = samples(&World::new(12, 0.0).people(10, 3));
+        let (model, cohort) = (trained(&samples), World::new(13, 0.0).strangers(10));
+        for last in [0, 12, 30] {
+            let watch = |done: usize| match done {
+                done if done >= last => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            };
+            let outcome = calibrate_with_progress(&model, &samples, &options(&cohort, None), &watch);
+            assert_eq!(outcome, Err(IdentifyError::Cancelled));
+        }
+    }
+
+    #[test]
+    fn each_image_is_compared_with_the_mean_of_the_persons_others() {
+        let mut people = World::new(14, 0.0).people(3, 5);
+        // Of another length, and two that cancel out.
+        people[1][2].iter_mut().for_each(|value| *value *= 7.0);
+        people[2].truncate(2);
+        let opposite: Vec<f32> = people[2][0].iter().map(|value| -value).collect();
+        people[2].insert(1, opposite);
+        let samples = samples(&people);
+        let model = trained(&samples);
+        let gallery = Gallery::new(&model, &samples, &|_| ControlFlow::Continue(())).unwrap();
+        let mut compared = gallery.compared.iter();
+        for (person, pictures) in people.iter().enumerate() {
+            for sample in 0..pictures.len() {
+                let mut rest = vec![0.0; DIMENSIONS];
+                for (_, other) in pictures.iter().enumerate().filter(|(index, _)| *index != sample) {
+                    let mut other = other.clone();
+                    unit(&mut other);
+                    rest.iter_mut().zip(&other).for_each(|(sum, value)| *sum += value);
+                }
+                let cancels_out = rest.iter().all(|value| value.abs() < 1e-6);
+                unit(&mut rest);
+                let mut own = pictures[sample].clone();
+                unit(&mut own);
+                let found = compared.next().unwrap();
+                assert_eq!((found.person, found.own.is_none()), (person, cancels_out));
+                assert!(cancels_out || (f64::from(found.own.unwrap()) - dot(&rest, &own)).abs() < 1e-5);
+            }
+        }
+        assert!(compared.next().is_none() && gallery.compared.iter().any(|found| found.own.is_none()));
     }
 
     #[test]

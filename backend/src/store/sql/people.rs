@@ -228,6 +228,7 @@ pub struct PendingErasure {
 }
 
 /// An image with its embedding, for a training.
+#[derive(Clone)]
 pub struct TrainingImage {
     /// The image's id.
     pub id: String,

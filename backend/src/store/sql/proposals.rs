@@ -406,12 +406,11 @@ fn request(connection: &mut AnyConnection, persons: &[i64]) -> Result<(), StoreE
     for persons in persons.chunks(IDS) {
         diesel::delete(past_searches::table.filter(past_searches::person_id.eq_any(persons)))
             .execute(connection)?;
+        // Many rows a statement: other writers wait meanwhile.
         let requested_at = now();
-        for person in persons {
-            diesel::insert_into(past_searches::table)
-                .values((past_searches::person_id.eq(person), past_searches::requested_at.eq(requested_at)))
-                .execute(connection)?;
-        }
+        let rows: Vec<String> = persons.iter().map(|person| format!("({person},{requested_at})")).collect();
+        let insert = format!("INSERT INTO past_searches (person_id, requested_at) VALUES {}", rows.join(","));
+        diesel::sql_query(insert).execute(connection)?;
     }
     Ok(())
 }
