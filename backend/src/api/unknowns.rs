@@ -334,6 +334,8 @@ pub async fn name(
     let UnknownName { face_id, add_to_existing } = body.into_inner();
     let name = FaceId::try_from(face_id)?;
     let named = state.database.name_unknown(id, &name, add_to_existing.unwrap_or(false)).await?;
+    // The named faces' embeddings were removed from their detections.
+    state.database.scrub_journal_of_detections().await?;
     unknowns::delete_blobs(&state.blobs, &named.blobs).await;
     Ok(web::Json(NamedUnknown {
         person_id: named.person.id.to_string(),
