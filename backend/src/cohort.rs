@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    domain::{CohortSource, Task, now},
+    domain::{CohortSource, Task, cosine, now},
     metrics::Metrics,
     store::{
         Database, StoreError,
@@ -320,11 +320,6 @@ fn mean_embeddings(images: &[TrainingImage]) -> Vec<Vec<f32>> {
         }
     }
     means
-}
-
-/// The inner product; the cosine of two L2-normalised embeddings.
-pub(crate) fn cosine(one: &[f32], other: &[f32]) -> f32 {
-    one.iter().zip(other).map(|(a, b)| a * b).sum()
 }
 
 async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {

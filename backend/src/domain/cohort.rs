@@ -26,3 +26,8 @@ impl CohortSource {
         Self::ALL.into_iter().find(|source| source.name() == name)
     }
 }
+
+/// The inner product; the cosine of two L2-normalised embeddings.
+pub fn cosine(one: &[f32], other: &[f32]) -> f32 {
+    one.iter().zip(other).map(|(a, b)| a * b).sum()
+}

@@ -22,7 +22,7 @@ pub use calibration::{
     PersonReference,
 };
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
-pub use cohort::CohortSource;
+pub use cohort::{CohortSource, cosine};
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, Revision, StoredDetection};
 pub use enrolment::similarity_to_own;
 pub use face::{

@@ -304,7 +304,7 @@ async fn naming_an_unknown_person_takes_copies_of_the_faces_out_of_the_cohort() 
     let blue = see(&server, "Hugo_Chavez", &[1, 2, 3]).await;
     let red = see(&server, "Ariel_Sharon", &[1]).await;
     let unknown = group_of(&server, blue[0], 3).await;
-    // A training removes whoever is enrolled: none runs here.
+    // A training removes the person who is enrolled: none runs here.
     server.execute("UPDATE leases SET holder = 'test', expires_at = 9000000000000000 WHERE name = 'trainer'");
     for (id, source, detection) in
         [("a", "camera", blue[0]), ("b", "camera", blue[2]), ("c", "camera", red[0])]

@@ -19,8 +19,7 @@ use super::{
     schema::{cohort, cohort_cursor, detections, embeddings, images, leases},
 };
 use crate::{
-    cohort::cosine,
-    domain::{CohortSource, Micros, now},
+    domain::{CohortSource, Micros, cosine, now},
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
 
