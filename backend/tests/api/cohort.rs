@@ -314,7 +314,7 @@ async fn people_who_are_enrolled_are_not_added_and_the_oldest_are_replaced() {
 #[tokio::test]
 async fn an_upgrade_keeps_everything_and_adds_an_empty_cohort() {
     // The groups of unknown faces came later: going back takes them away.
-    let server = start!(|config| config.unknowns.group_unknowns = false);
+    let server = start!();
     server.enrol("Tony_Blair", &[1]).await;
     store(&server, &[("Hugo_Chavez", 1, Some(1))]).await;
     let before = (server.get("/dataset").await.body, server.get("/database/detections").await.body);

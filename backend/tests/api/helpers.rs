@@ -58,6 +58,8 @@ impl Server {
         let config = Config::default().with(|config| {
             config.listener.listen = "127.0.0.1:0".into();
             config.listener.metrics_listen = Some("off".into());
+            // Otherwise detections would change between two reads.
+            config.unknowns.group_unknowns = false;
             config.storage.data_dir = data.path().to_owned();
             // Not one that a package may have installed on this machine.
             config.browsers.guide_dir = Some(data.path().join("no-guide"));

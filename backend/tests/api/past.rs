@@ -74,7 +74,7 @@ async fn proposed(server: &Server, query: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn an_unknown_person_is_named_enrolled_and_trained_at_once() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "Hugo_Chavez", &[1, 2, 3]).await;
     let unknown = group_of(&server, blue[0], 3).await;
     let path = format!("/unknowns/{unknown}/name");
@@ -126,7 +126,7 @@ async fn an_unknown_person_is_named_enrolled_and_trained_at_once() {
 
 #[tokio::test]
 async fn images_without_pictures_are_told_apart_trained_on_and_erased() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "Hugo_Chavez", &[1, 2]).await;
     let unknown = group_of(&server, blue[0], 2).await;
     let path = format!("/unknowns/{unknown}/name");
@@ -172,7 +172,7 @@ async fn images_without_pictures_are_told_apart_trained_on_and_erased() {
 
 #[tokio::test]
 async fn faces_of_the_past_are_proposed_accepted_and_refused() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "Hugo_Chavez", &[4, 5, 6]).await;
     let red = see(&server, "Tony_Blair", &[1]).await;
     group_of(&server, red[0], 1).await;
@@ -260,7 +260,10 @@ async fn faces_of_the_past_are_proposed_accepted_and_refused() {
 
 #[tokio::test]
 async fn proposals_go_with_their_person_and_with_the_embeddings_of_a_group() {
-    let server = start!(|config| config.unknowns.search_past = false);
+    let server = start!(|config| {
+        config.unknowns.group_unknowns = true;
+        config.unknowns.search_past = false;
+    });
     let blue = see(&server, "Hugo_Chavez", &[4, 5]).await;
     let unknown = group_of(&server, blue[0], 2).await;
     server.enrol("Hugo_Chavez", &[1, 2, 3]).await;
@@ -300,7 +303,7 @@ fn picture_files(server: &Server) -> usize {
 
 #[tokio::test]
 async fn naming_an_unknown_person_takes_copies_of_the_faces_out_of_the_cohort() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "Hugo_Chavez", &[1, 2, 3]).await;
     let red = see(&server, "Ariel_Sharon", &[1]).await;
     let unknown = group_of(&server, blue[0], 3).await;
@@ -326,7 +329,7 @@ async fn naming_an_unknown_person_takes_copies_of_the_faces_out_of_the_cohort() 
 
 #[tokio::test]
 async fn pictures_of_unknown_faces_are_kept_only_where_asked_for_and_enrolled_with_the_name() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     see(&server, "Hugo_Chavez", &[1]).await;
     assert_eq!(picture_files(&server), 0);
     let (mut config, data) = (server.config.clone(), server.data.clone());
@@ -403,7 +406,7 @@ async fn pictures_of_unknown_faces_are_kept_only_where_asked_for_and_enrolled_wi
 
 #[tokio::test]
 async fn an_upgrade_keeps_unknown_people_who_can_be_named_then() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "Hugo_Chavez", &[1, 2]).await;
     let unknown = group_of(&server, blue[0], 2).await;
     let rows = "SELECT CONCAT(id, ' ', camera_id, ' ', captured_at, ' ', LENGTH(embedding)) AS line FROM detections \

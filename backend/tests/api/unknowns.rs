@@ -101,7 +101,10 @@ async fn regroup(server: &Server) -> Value {
 
 #[tokio::test]
 async fn unknown_faces_are_grouped_as_they_come_and_listed() {
-    let server = start!(|config| config.listener.metrics_listen = Some("127.0.0.1:0".into()));
+    let server = start!(|config| {
+        config.unknowns.group_unknowns = true;
+        config.listener.metrics_listen = Some("127.0.0.1:0".into());
+    });
     // Somebody who is enrolled is in no group.
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.train().await;
@@ -174,7 +177,7 @@ async fn unknown_faces_are_grouped_as_they_come_and_listed() {
 
 #[tokio::test]
 async fn a_track_counts_once_and_takes_its_later_faces() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let time = |second: u32| format!("2024-05-06T07:08:{second:02}Z");
     for (number, second) in [(1, 10), (2, 12)] {
         see_in_track(&server, "gate-1", ("Hugo_Chavez", number), Some(7), Some(&time(second))).await;
@@ -205,7 +208,7 @@ async fn a_track_counts_once_and_takes_its_later_faces() {
 
 #[tokio::test]
 async fn groups_are_merged_split_and_ignored_for_good() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Hugo_Chavez", 2)]).await;
     // The same picture each time.
     let red = see(&server, "gate-1", &[("Tony_Blair", 1), ("Tony_Blair", 1)]).await;
@@ -289,7 +292,7 @@ async fn groups_are_merged_split_and_ignored_for_good() {
 
 #[tokio::test]
 async fn an_erased_group_leaves_nothing_and_an_older_backup_does_not_bring_it_back() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Hugo_Chavez", 2)]).await;
     see(&server, "gate-1", &[("Ariel_Sharon", 1)]).await;
     groups(&server, 3).await;
@@ -334,7 +337,7 @@ async fn an_older_backup_does_not_bring_back_the_group_that_became_an_erased_per
     if Engine::of_this_run().is_some() {
         return;
     }
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "gate-1", &[("Hugo_Chavez", 1)]).await;
     groups(&server, 1).await;
     let unknown = group_of(&server, blue[0]).await.unwrap();
@@ -359,7 +362,7 @@ async fn an_older_backup_does_not_bring_back_the_group_that_became_an_erased_per
 
 #[tokio::test]
 async fn groups_follow_detections_that_are_erased_or_too_old() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Hugo_Chavez", 2)]).await;
     let red = see(&server, "gate-1", &[("Ariel_Sharon", 1)]).await;
     groups(&server, 3).await;
@@ -392,7 +395,7 @@ async fn groups_follow_detections_that_are_erased_or_too_old() {
 
 #[tokio::test]
 async fn an_upgrade_keeps_all_detections_and_groups_those_that_are_there() {
-    let server = start!(|config| config.unknowns.group_unknowns = false);
+    let server = start!();
     let ids = see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Ariel_Sharon", 1), ("Hugo_Chavez", 2)]).await;
     let rows = "SELECT CONCAT(id, ' ', camera_id, ' ', captured_at, ' ', LENGTH(embedding)) AS line FROM detections \
                 ORDER BY id";
@@ -416,7 +419,7 @@ async fn replicas_group_each_face_once() {
         // SQLite has one server.
         return;
     }
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     let replica = server.replica().await;
     for number in 1..=5 {
         see(&server, "gate-1", &[("Hugo_Chavez", number)]).await;
@@ -439,7 +442,7 @@ async fn replicas_group_each_face_once() {
 
 #[tokio::test]
 async fn all_faces_are_grouped_again_once_a_day() {
-    let server = start!();
+    let server = start!(|config| config.unknowns.group_unknowns = true);
     see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Hugo_Chavez", 2)]).await;
     groups(&server, 2).await;
     let jobs = async |server: &Server| -> Vec<Value> {
