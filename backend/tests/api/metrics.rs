@@ -72,7 +72,10 @@ pub fn with_metrics(config: &mut Config) {
 
 #[tokio::test]
 async fn metrics_count_requests_exactly() {
-    let server = start!(with_metrics);
+    let server = start!(|config: &mut Config| {
+        with_metrics(config);
+        config.unknowns.group_unknowns = true;
+    });
     server.enrol("Tony_Blair", &[1, 2]).await;
     server.enrol("Ariel_Sharon", &[1, 2]).await;
     server.train().await;
