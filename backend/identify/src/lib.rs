@@ -36,7 +36,6 @@ mod model;
 mod nearest_mean;
 pub mod open_set;
 mod quantised;
-mod simd;
 mod svm;
 mod top_k;
 

@@ -1,8 +1,6 @@
 //! The normaliser of a softmax over many cosines.
 
-use pulp::Simd;
-
-use crate::simd::{Kernel, SimdLevel};
+use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 
 /// `ln Σ exp(slope * cosine)`, summed relative to the highest cosine so far, so that nothing overflows.
 #[derive(Debug)]
@@ -55,7 +53,7 @@ impl Kernel for Exponentials<'_> {
     type Output = f32;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> f32 {
+    fn run<S: RegisterTile>(self, _: S) -> f32 {
         let Self { cosines, slope, reference } = self;
         let scale = slope * std::f32::consts::LOG2_E;
         let (chunks, rest) = cosines.as_chunks::<16>();

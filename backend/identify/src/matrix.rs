@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 mod rows;
 
-use crate::simd::{Kernel, SimdLevel};
+use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 
 /// Floats of a cache line.
 const LINE: usize = 16;
@@ -203,7 +203,7 @@ impl Kernel for Products<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: RegisterTile>(self, simd: S) {
         let stride = self.query.len();
         let (query, _) = S::as_simd_f32s(self.query);
         let tiles = self.rows.chunks_exact(TILE * stride);
@@ -249,7 +249,7 @@ impl Kernel for ManyProducts<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: RegisterTile>(self, simd: S) {
         let Self { rows, queries, stride, out } = self;
         let count = rows.len() / stride;
         let mut done = 0;

@@ -1,13 +1,9 @@
 //! The rows of a matrix once more in a quarter of their size, for a first pass that finds all rows which can be among the best.
 
-use pulp::Simd;
+use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 use rayon::prelude::*;
 
-use crate::{
-    embedding::to_f32,
-    matrix::Matrix,
-    simd::{Kernel, SimdLevel},
-};
+use crate::{embedding::to_f32, matrix::Matrix};
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -148,7 +144,7 @@ impl Kernel for Products<'_> {
     type Output = f32;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> f32 {
+    fn run<S: RegisterTile>(self, _: S) -> f32 {
         let Self { rows, scales, query, out } = self;
         let components = query.components.as_slice();
         let mut highest = f32::NEG_INFINITY;

@@ -1,6 +1,7 @@
-//! The version and the text formats that the backend and the command line have in common.
+//! The version, text formats and vector instructions that the backend's crates and the command line have in common.
 
 mod hex;
+pub mod simd;
 mod version;
 
 pub use hex::hex;

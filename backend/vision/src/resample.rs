@@ -1,8 +1,7 @@
 //! Resizing and warping, with the arithmetic of the reference implementations.
 
+use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 use image::{RgbImage, imageops};
-
-use crate::native::{Kernel, RegisterTile, SimdLevel};
 
 /// A part of an image, in whole pixels; `right` and `bottom` are the first pixels outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +73,8 @@ struct AreaAverage<'a> {
 }
 
 impl Kernel for AreaAverage<'_> {
+    type Output = ();
+
     /// The compiler makes vectors of the loops: of the values of neighbouring pixels in the first, of the channels of one pixel
     /// (and one value more) in the others.
     #[inline(always)]
@@ -155,6 +156,8 @@ struct Warp<'a> {
 }
 
 impl Kernel for Warp<'_> {
+    type Output = ();
+
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,

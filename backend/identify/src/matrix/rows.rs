@@ -1,7 +1,7 @@
 //! Rows that come, change and go, and the products that reach a bound.
 
 use super::{BLOCK, CacheLine, LINE, ManyProducts, Matrix, lines_of};
-use crate::simd::SimdLevel;
+use facepipe_shared::simd::SimdLevel;
 
 impl Matrix {
     /// Appends a row, `[columns]`.

@@ -1,10 +1,10 @@
 //! The tables of embedders, measured by [`measure_table`](super::measure_table) on the faces in the middle of public photographs,
 //! Labeled Faces in the Wild: 1,800 strangers (`lfw-open/strangers`, `lfw-open/cohort`) among each other, and with the means of
 //! three photographs of 150 others (`lfw-open/people`). A test of `backend/tests/lfw_open/` measures that of
-//! MobileFaceNet again; of others it prints them:
+//! MobileFaceNet again; this prints and compares the table of another embedder:
 //!
 //! ```text
-//! FACEPIPE_EMBEDDER=dlib-resnet cargo test --workspace --test lfw_open -- --ignored --nocapture table
+//! FACEPIPE_EMBEDDER=dlib-resnet cargo test --workspace --test lfw_open -- --nocapture the_stored_table
 //! ```
 
 use super::ImpostorTable;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use diesel::{
     Connection,
-    dsl::{auto_type, max},
+    dsl::{IntoBoxed, auto_type, max},
     expression::functions::define_sql_function,
     prelude::*,
     sql_types::{BigInt, Nullable, Text},
@@ -357,24 +357,14 @@ impl Database {
         let settled = self.last_visible_detection().await?;
         let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
-            // The other conditions are hidden from the indexes: with their order, all of a person's detections would be
-            // read to find the few new ones. The range of the primary key is short.
-            let mut query = with_names()
+            let query = with_names()
+                .into_boxed::<<AnyConnection as Connection>::Backend>()
                 .filter(detections::id.gt(after))
                 .filter(detections::id.le(settled))
                 .order(detections::id.asc())
-                .limit(limit)
-                .into_boxed::<<AnyConnection as Connection>::Backend>();
-            if let Some(sought) = &sought {
-                let person = person(connection, sought)?.row;
-                query = query.filter(number_or(detections::person_id, 0).eq(person));
-            }
-            if let Some(camera_id) = &filter.camera_id {
-                query = query.filter(text_or(detections::camera_id, "").eq(camera_id));
-            }
-            if let Some(location) = &filter.location {
-                query = query.filter(text_or(detections::location, "").eq(location));
-            }
+                .limit(limit);
+            let of = sought.as_ref().map(|sought| person(connection, sought)).transpose()?;
+            let query = hidden_from_indexes(query, of.map(|person| person.row), &filter);
             Ok(query.load::<Row>(connection)?.into_iter().map(StoredDetection::from).collect())
         })
         .await
@@ -397,22 +387,14 @@ impl Database {
         let settled = self.last_visible_revision().await?;
         let sought = filter.person.as_ref().map(|who| self.sought(who));
         self.read(move |connection| {
-            let mut query = with_names()
+            let query = with_names()
+                .into_boxed::<<AnyConnection as Connection>::Backend>()
                 .filter(detection_revisions::id.gt(after))
                 .filter(detection_revisions::id.le(settled))
                 .order(detection_revisions::id.asc())
-                .limit(limit)
-                .into_boxed::<<AnyConnection as Connection>::Backend>();
-            if let Some(sought) = &sought {
-                let person = person(connection, sought)?.row;
-                query = query.filter(number_or(detections::person_id, 0).eq(person));
-            }
-            if let Some(camera_id) = &filter.camera_id {
-                query = query.filter(text_or(detections::camera_id, "").eq(camera_id));
-            }
-            if let Some(location) = &filter.location {
-                query = query.filter(text_or(detections::location, "").eq(location));
-            }
+                .limit(limit);
+            let of = sought.as_ref().map(|sought| person(connection, sought)).transpose()?;
+            let query = hidden_from_indexes(query, of.map(|person| person.row), &filter);
             Ok(query.load::<Row>(connection)?.into_iter().map(StoredDetection::from).collect())
         })
         .await
@@ -530,8 +512,30 @@ define_sql_function! {
     fn text_or(value: Text, other: Text) -> Text;
 }
 
+/// [`with_names`] with conditions that are known at run time only.
+type Named<'a> = IntoBoxed<'a, with_names, <AnyConnection as Connection>::Backend>;
+
+/// Adds the conditions of a follower to `query`, which has a short range of a primary key. They are hidden from the indexes: with
+/// their order, all of a person's detections would be read to find the few new ones.
+fn hidden_from_indexes<'a>(
+    mut query: Named<'a>,
+    person: Option<i64>,
+    filter: &'a DetectionFilter,
+) -> Named<'a> {
+    if let Some(person) = person {
+        query = query.filter(number_or(detections::person_id, 0).eq(person));
+    }
+    if let Some(camera_id) = &filter.camera_id {
+        query = query.filter(text_or(detections::camera_id, "").eq(camera_id));
+    }
+    if let Some(location) = &filter.location {
+        query = query.filter(text_or(detections::location, "").eq(location));
+    }
+    query
+}
+
 /// Detections with the present names of their people, and the ids of unknown ones.
-#[auto_type(no_type_alias)]
+#[auto_type]
 fn with_names() -> _ {
     detections::table
         .left_join(people::table)

@@ -15,7 +15,10 @@ use super::{
     AnyConnection, Database,
     leases::{Lease, renew},
     schema::{detections, jobs, separate_unknowns, unknown_clustering, unknowns},
-    unknowns::{FaceColumns, absorb, face_of, insert, lock, retire, state, store, summarise, tracks_of},
+    unknowns::{
+        FaceColumns, absorb, face_of, insert, lock, retire, state, store, summarise, tracks_of,
+        unknown_face_columns,
+    },
 };
 use crate::{
     domain::{ClusterSummary, JobKind, JobStatus, Micros, UnknownFace, UnknownTrack},
@@ -205,14 +208,7 @@ impl Database {
                 .order(detections::id.asc())
                 .limit(limit)
                 .select((
-                    (
-                        detections::id,
-                        detections::captured_at,
-                        detections::camera_id,
-                        detections::track_id,
-                        detections::track_row,
-                        detections::embedding,
-                    ),
+                    unknown_face_columns!(),
                     (detections::embedder, detections::person_id, detections::unknown_id),
                 ))
                 .load::<(FaceColumns, (String, Option<i64>, Option<i64>))>(connection)?;
@@ -439,14 +435,7 @@ fn earlier_track(
         .filter(detections::track_id.eq(track_id))
         .filter(detections::track_row.is_null())
         .order((detections::captured_at, detections::id))
-        .select((
-            detections::id,
-            detections::captured_at,
-            detections::camera_id,
-            detections::track_id,
-            detections::track_row,
-            detections::embedding,
-        ))
+        .select(unknown_face_columns!())
         .load::<FaceColumns>(connection)?;
     let faces = rows.into_iter().filter_map(|row| face_of(row).transpose()).collect::<Result<Vec<_>, _>>()?;
     let track = UnknownTrack::runs(faces)
@@ -467,17 +456,7 @@ fn earlier_of_row(
         .filter(detections::embedder.eq(embedder))
         .filter(detections::unknown_id.is_not_null())
         .order((detections::captured_at, detections::id))
-        .select((
-            detections::unknown_id,
-            (
-                detections::id,
-                detections::captured_at,
-                detections::camera_id,
-                detections::track_id,
-                detections::track_row,
-                detections::embedding,
-            ),
-        ))
+        .select((detections::unknown_id, unknown_face_columns!()))
         .load::<(Option<i64>, FaceColumns)>(connection)?;
     let Some((Some(cluster), _)) = rows.last() else { return Ok(None) };
     let cluster = *cluster;

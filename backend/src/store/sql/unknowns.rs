@@ -433,6 +433,21 @@ fn with_cameras(connection: &mut AnyConnection, rows: Vec<Row>) -> Result<Vec<Un
     rows.into_iter().map(unknown).collect()
 }
 
+/// The columns of an [`UnknownFace`], as [`FaceColumns`].
+macro_rules! unknown_face_columns {
+    () => {
+        (
+            detections::id,
+            detections::captured_at,
+            detections::camera_id,
+            detections::track_id,
+            detections::track_row,
+            detections::embedding,
+        )
+    };
+}
+pub(super) use unknown_face_columns;
+
 /// The columns of an [`UnknownFace`].
 pub(super) type FaceColumns = (i64, Micros, String, Option<i64>, Option<i64>, Option<Vec<u8>>);
 
@@ -454,17 +469,7 @@ pub(super) fn tracks_of(
     for clusters in clusters.chunks(IDS) {
         let rows = detections::table
             .filter(detections::unknown_id.eq_any(clusters))
-            .select((
-                detections::unknown_id,
-                (
-                    detections::id,
-                    detections::captured_at,
-                    detections::camera_id,
-                    detections::track_id,
-                    detections::track_row,
-                    detections::embedding,
-                ),
-            ))
+            .select((detections::unknown_id, unknown_face_columns!()))
             .load::<(Option<i64>, FaceColumns)>(connection)?;
         for (cluster, columns) in rows {
             if let (Some(cluster), Some(face)) = (cluster, face_of(columns)?) {

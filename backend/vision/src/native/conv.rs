@@ -7,15 +7,11 @@
 
 use std::{array, cell::RefCell, marker::PhantomData, ops::Range};
 
+use facepipe_shared::simd::{Kernel, MAX_ROWS, RegisterTile, SimdLevel};
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::{
-    FusedActivation, Window,
-    aligned::AlignedFloats,
-    intra_op_threads,
-    simd::{Kernel, MAX_ROWS, RegisterTile, SimdLevel},
-};
+use super::{FusedActivation, Window, aligned::AlignedFloats, intra_op_threads};
 
 /// Multiplications below which a second thread costs more than it saves.
 pub(super) const PARALLEL_FROM: usize = 2_000_000;
@@ -370,6 +366,8 @@ struct WorkItem<'a> {
 }
 
 impl Kernel for WorkItem<'_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<S: RegisterTile>(self, simd: S) {
         let op = self.convolution;

@@ -2,6 +2,7 @@
 
 use std::{array, ops::Range};
 
+use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 use pulp::Simd;
 use rayon::prelude::*;
 
@@ -9,7 +10,6 @@ use super::{
     FusedActivation, Window,
     conv::{Size, activate},
     intra_op_threads,
-    simd::{Kernel, RegisterTile, SimdLevel},
 };
 
 /// Multiplications below which a second thread costs more than it saves.
@@ -58,6 +58,8 @@ struct DepthwiseRows<'a> {
 }
 
 impl Kernel for DepthwiseRows<'_> {
+    type Output = ();
+
     #[inline(always)]
     fn run<S: RegisterTile>(self, simd: S) {
         let op = self.op;

@@ -1,12 +1,12 @@
 //! Max pooling. Neighbouring channels in memory are computed in one vector.
 
 use candle_core::{Result, bail};
+use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 use pulp::Simd;
 
 use super::{
     FeatureMap, Size, Workspace,
     depthwise::{load, store},
-    simd::{Kernel, RegisterTile, SimdLevel},
 };
 use crate::nn::MaxPool;
 
@@ -88,6 +88,8 @@ impl MaxPooling<'_> {
 }
 
 impl Kernel for MaxPooling<'_> {
+    type Output = ();
+
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
     fn run<S: RegisterTile>(self, simd: S) {

@@ -11,10 +11,10 @@ mod feature_map;
 pub(crate) mod max_pool;
 mod network;
 pub(crate) mod parallel;
-mod simd;
 mod winograd;
 
 use candle_core::{Result, Tensor, bail};
+use facepipe_shared::simd::SimdLevel;
 
 use crate::nn::Window;
 
@@ -24,7 +24,6 @@ pub(crate) use self::{
     feature_map::{ChannelSlice, FeatureMap, Workspace, Workspaces},
     network::NativeNetwork,
     parallel::intra_op_threads,
-    simd::{Kernel, RegisterTile, SimdLevel},
 };
 use conv::{DirectConv, PackedWeights};
 use depthwise::DepthwiseConv;

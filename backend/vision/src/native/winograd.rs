@@ -9,6 +9,7 @@
 
 use std::{array, cell::RefCell, ops::Range};
 
+use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 use pulp::Simd;
 use rayon::prelude::*;
 
@@ -18,7 +19,6 @@ use super::{
         ChannelView, OutputBuffer, PARALLEL_FROM, PackedWeights, Size, Tiled, accumulate, activate, vectors,
     },
     intra_op_threads,
-    simd::{Kernel, RegisterTile, SimdLevel},
 };
 
 /// Floats of transformed input and output that are kept at a time; they should stay in the second-level cache.
@@ -192,6 +192,8 @@ struct Tiles<'a, const O: usize, const T: usize> {
 }
 
 impl<const O: usize, const T: usize> Kernel for Tiles<'_, O, T> {
+    type Output = ();
+
     #[inline(always)]
     fn run<S: RegisterTile>(self, simd: S) {
         let op = self.op;

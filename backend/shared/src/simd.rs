@@ -6,7 +6,7 @@ use pulp::{Scalar128b, Simd, WithSimd};
 
 /// The output tile of the convolution kernel that fits into the registers of a set of vector instructions. The sums take most
 /// of the registers; the rest hold a row of weights and one input.
-pub(crate) trait RegisterTile: Simd {
+pub trait RegisterTile: Simd {
     /// Output pixels of a tile.
     const ROWS: usize;
     /// Vectors of output channels of a tile.
@@ -14,7 +14,7 @@ pub(crate) trait RegisterTile: Simd {
 }
 
 /// The maximum over all levels.
-pub(super) const MAX_ROWS: usize = 8;
+pub const MAX_ROWS: usize = 8;
 
 #[cfg(target_arch = "x86_64")]
 impl RegisterTile for pulp::x86::V4 {
@@ -41,7 +41,7 @@ impl RegisterTile for Scalar128b {
 
 /// A set of vector instructions that this processor supports.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum SimdLevel {
+pub enum SimdLevel {
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     V4(pulp::x86::V4),
@@ -55,26 +55,30 @@ pub(crate) enum SimdLevel {
     Portable(Scalar128b),
 }
 
-/// A computation that is compiled for each level.
-pub(crate) trait Kernel {
-    fn run<S: RegisterTile>(self, simd: S);
+/// A computation that is compiled for each level. Closures in it would be compiled for the baseline processor.
+pub trait Kernel {
+    /// What it computes.
+    type Output;
+
+    /// Computes with the instructions of `simd`; must be inlined.
+    fn run<S: RegisterTile>(self, simd: S) -> Self::Output;
 }
 
 /// Carries a [`Kernel`] through pulp, which compiles what is called in `with_simd` for the instructions of `S`.
 struct Compiled<K, S>(K, S);
 
 impl<K: Kernel, S: RegisterTile> WithSimd for Compiled<K, S> {
-    type Output = ();
+    type Output = K::Output;
 
     #[inline(always)]
-    fn with_simd<T: Simd>(self, _: T) {
-        self.0.run(self.1);
+    fn with_simd<T: Simd>(self, _: T) -> Self::Output {
+        self.0.run(self.1)
     }
 }
 
 impl SimdLevel {
     /// Returns all levels that this processor supports, widest first.
-    pub(crate) fn available() -> Vec<Self> {
+    pub fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let wide = [pulp::x86::V4::try_new().map(Self::V4), pulp::x86::V3::try_new().map(Self::V3)];
         #[cfg(target_arch = "aarch64")]
@@ -85,7 +89,7 @@ impl SimdLevel {
     }
 
     /// Returns the widest supported level.
-    pub(crate) fn best() -> Self {
+    pub fn best() -> Self {
         static BEST: LazyLock<SimdLevel> = LazyLock::new(|| {
             SimdLevel::available().into_iter().next().unwrap_or(SimdLevel::Portable(Scalar128b))
         });
@@ -94,7 +98,7 @@ impl SimdLevel {
 
     /// Returns the widest level, up to this one, whose vectors have at most `floats` elements, if any: a partial vector costs more
     /// than several whole ones.
-    pub(super) fn no_wider_than(self, floats: usize) -> Self {
+    pub fn no_wider_than(self, floats: usize) -> Self {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::V4(_) if floats < self.lanes() => pulp::x86::V3::try_new().map_or(self, Self::V3),
@@ -103,7 +107,7 @@ impl SimdLevel {
     }
 
     /// Floats in a vector.
-    pub(super) const fn lanes(self) -> usize {
+    pub const fn lanes(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::V4(_) => pulp::x86::V4::F32_LANES,
@@ -116,7 +120,7 @@ impl SimdLevel {
     }
 
     /// Output channels of a whole tile.
-    pub(super) const fn tile_channels(self) -> usize {
+    pub const fn tile_channels(self) -> usize {
         let vectors = match self {
             #[cfg(target_arch = "x86_64")]
             Self::V4(_) => <pulp::x86::V4 as RegisterTile>::VECTORS,
@@ -130,7 +134,7 @@ impl SimdLevel {
     }
 
     /// Runs `kernel` as compiled for this level.
-    pub(crate) fn run<K: Kernel>(self, kernel: K) {
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::V4(simd) => Simd::vectorize(simd, Compiled(kernel, simd)),
