@@ -98,7 +98,6 @@ def new_person(bench, models, people, report_entries):
             def add(photograph):
                 body, kind = form([("image", photograph)])
                 answer = requests.post(f"{one.url}/dataset/{name}/image", data=body, headers={"Content-Type": kind}, timeout=60)
-                # A photograph with several faces on it is refused, as it should be.
                 return answer.status_code
 
             def knows(server):

@@ -16,7 +16,7 @@ const FIELDS_CAPACITY: usize = 512;
 /// Returns the content type, with its boundary, and the body. All crops are of one camera and one run.
 ///
 /// The fields `camera_id`, `location` and, if known, `run_id` come first. Then, for each crop, `image` and its `captured_at` (RFC
-/// 3339), `key`, and if known `box` (`left,top,right,bottom`, pixels of the full frame), `track_id`.
+/// 3339), `key` and, if known, `box` (`left,top,right,bottom`, pixels of the full frame) and `track_id`.
 pub(super) fn encode(endpoint: Endpoint, crops: &[&Crop]) -> (String, Bytes) {
     let boundary = choose_boundary(crops);
     let capacity: usize = crops.iter().map(|crop| crop.image.len() + FIELDS_CAPACITY).sum();
