@@ -62,8 +62,8 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             match retained? {
                 RetentionOutcome::Done(deleted) => {
                     println!(
-                        "Deleted {} detections and {} answers that were too old.",
-                        deleted.detections, deleted.idempotency_records
+                        "Deleted {} detections, {} tracks and {} answers that were too old.",
+                        deleted.detections, deleted.tracks, deleted.idempotency_records
                     );
                     if deleted.cohort > 0 {
                         println!("Deleted {} embeddings of the cohort that were too old.", deleted.cohort);

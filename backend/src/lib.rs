@@ -46,11 +46,14 @@ pub mod parts {
     pub use crate::{
         domain::{
             CaptureTime, EmbeddingSum, EnrolledFace, FaceDecision, FaceId, FaceQuality, IdentifiedFace,
-            TrackRef, now, similarity_to_own,
+            TrackRef, UnknownId, now, similarity_to_own,
         },
         store::{
             Database,
-            sql::{Fusion, IdempotentCall, NewImage, NewUploads, TrackedFace, Upload},
+            sql::{
+                Fusion, IdempotentCall, NewImage, NewPicture, NewProposal, NewUploads, SelectedProposals,
+                TrackedFace, Upload,
+            },
         },
     };
 }

@@ -334,9 +334,11 @@ pub async fn name(
     let UnknownName { face_id, add_to_existing } = body.into_inner();
     let name = FaceId::try_from(face_id)?;
     let named = state.database.name_unknown(id, &name, add_to_existing.unwrap_or(false)).await?;
-    // The named faces' embeddings were removed from their detections.
-    state.database.scrub_journal_of_detections().await?;
     unknowns::delete_blobs(&state.blobs, &named.blobs).await;
+    if named.job.is_some() {
+        // The named faces' embeddings were removed from their detections.
+        state.database.scrub_journal_of_detections().await?;
+    }
     Ok(web::Json(NamedUnknown {
         person_id: named.person.id.to_string(),
         face_id: named.person.face_id,
@@ -379,9 +381,7 @@ pub async fn erase(state: web::Data<State>, path: web::Path<String>) -> Result<N
     let with_detections = state.config.retention.erases_detections();
     let erased = state.database.erase_unknown(unknown_id(&path)?, with_detections).await?;
     state.database.scrub_journal_of_unknowns().await?;
-    for erasure in &erased {
-        ledger::finish(&state.blobs, erasure).await?;
-    }
+    ledger::finish(&state.blobs, &erased).await?;
     Ok(NoContent::new())
 }
 

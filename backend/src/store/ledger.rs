@@ -92,7 +92,8 @@ pub async fn synchronise(database: &Database, blobs: &Blobs) -> Result<Vec<Erasu
 }
 
 /// Reapplies the erasures of the ledger to rows that the database still has: erases people, images and clusters of unknown
-/// faces with their embeddings, all models but the active one that know an erased person, and with `with_detections` also the detections.
+/// faces with their embeddings, all models but the active one that know an erased person, and with `with_detections` also the
+/// detections.
 ///
 /// # Errors
 /// As [`synchronise`]; [`StoreError::DatasetLocked`].
@@ -130,12 +131,11 @@ pub async fn apply(
         }
     }
     for (row, identity) in database.unknown_identities().await? {
-        if erased(&identity) {
-            let unknown = database.erase_unknown_row(row, with_detections).await?;
-            reapplied.unknowns += usize::from(!unknown.is_empty());
-            for erasure in unknown {
-                finish(blobs, &erasure).await?;
-            }
+        if erased(&identity)
+            && let Some(unknown) = database.erase_unknown_row(row, with_detections).await?
+        {
+            finish(blobs, &unknown).await?;
+            reapplied.unknowns += 1;
         }
     }
     if reapplied.unknowns > 0 {

@@ -1,5 +1,5 @@
-//! Deletes detections, idempotency records and embeddings of the cohort from cameras that are older than they may be kept,
-//! and corrects impossible times of detections.
+//! Deletes detections, tracks, idempotency records and embeddings of the cohort from cameras that are older than they may be
+//! kept, takes deleted faces out of the means of their clusters, and corrects impossible times of detections.
 
 use std::{
     sync::Arc,
@@ -24,6 +24,8 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 const LEASE: Duration = Duration::from_secs(60);
 /// Rows that are deleted in one transaction: few, so that other writers do not wait long.
 const BATCH: i64 = 1000;
+/// Clusters whose rows are computed again between two renewals of the lease.
+const CLUSTERS: i64 = 50;
 /// The pause between transactions, which gives way to other writers on SQLite.
 const PAUSE: Duration = Duration::from_millis(10);
 /// A clock that is ahead of the last pass by more than this, or by more than half of the maximum age, may have jumped.
@@ -51,6 +53,8 @@ pub struct Deleted {
     pub idempotency_records: usize,
     /// Deleted embeddings of the cohort.
     pub cohort: usize,
+    /// Clusters of unknown faces whose rows were computed again without deleted faces.
+    pub clusters: usize,
     /// Detections whose time was corrected.
     pub corrected: usize,
 }
@@ -116,12 +120,14 @@ pub async fn run_retention(
             Ok(RetentionOutcome::Done(deleted)) => {
                 doubted_since = None;
                 if deleted != Deleted::default() {
-                    let Deleted { detections, tracks, idempotency_records, cohort, corrected } = deleted;
+                    let Deleted { detections, tracks, idempotency_records, cohort, clusters, corrected } =
+                        deleted;
                     tracing::info!(
                         detections,
                         tracks,
                         answers = idempotency_records,
                         cohort,
+                        groups = clusters,
                         corrected,
                         "deleted what was older than detections_max_age_days, corrected impossible times"
                     );
@@ -183,8 +189,14 @@ async fn pass(
         && match options.max_age {
             Some(max_age) => delete(database, holder, max_age, now, &mut deleted).await?,
             None => true,
-        };
-    if deleted.detections + deleted.tracks + deleted.idempotency_records + deleted.cohort > 0 {
+        }
+        // The task that clusters may be switched off.
+        && in_batches(database, holder, &mut deleted.clusters, || {
+            database.summarise_changed_clusters(CLUSTERS)
+        })
+        .await?;
+    let Deleted { detections, tracks, idempotency_records, cohort, clusters, corrected: _ } = deleted;
+    if detections + tracks + idempotency_records + cohort + clusters > 0 {
         database.scrub_journal_of_detections().await?;
     }
     if done {
@@ -226,17 +238,8 @@ async fn correct(
     now: Micros,
     deleted: &mut Deleted,
 ) -> Result<bool, StoreError> {
-    loop {
-        let corrected = database.correct_times(now, options.ahead, BATCH).await?;
-        deleted.corrected += corrected;
-        if corrected == 0 {
-            return Ok(true);
-        }
-        if !database.renew_lease(Lease::Retain, holder, LEASE).await? {
-            return Ok(false);
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
+    in_batches(database, holder, &mut deleted.corrected, || database.correct_times(now, options.ahead, BATCH))
+        .await
 }
 
 /// Deletes old rows. Returns whether all are deleted; `false` where another process has taken over.
@@ -253,38 +256,32 @@ async fn delete(
     let old =
         CohortFilter { source: Some(CohortSource::Camera), before: Some(cutoff), ..CohortFilter::default() };
     deleted.cohort = database.erase_cohort(old).await?;
+    let Deleted { detections, tracks, idempotency_records, .. } = deleted;
+    // Tracks after their detections.
+    Ok(in_batches(database, holder, detections, || database.delete_detections_before(cutoff, BATCH)).await?
+        && in_batches(database, holder, tracks, || database.delete_tracks_before(cutoff, BATCH)).await?
+        && in_batches(database, holder, idempotency_records, || {
+            database.delete_idempotency_records_before(cutoff, BATCH)
+        })
+        .await?)
+}
+
+/// Calls `change`, which changes a batch of rows and returns how many, until it changes none; counts them in `changed`. Returns
+/// whether nothing is left; `false` where another process has taken over, which does the rest.
+async fn in_batches<Change: Future<Output = Result<usize, StoreError>>>(
+    database: &Database,
+    holder: &str,
+    changed: &mut usize,
+    change: impl Fn() -> Change,
+) -> Result<bool, StoreError> {
     loop {
-        let detections = database.delete_detections_before(cutoff, BATCH).await?;
-        deleted.detections += detections;
-        // Where another process has taken over, it deletes the rest.
+        let rows = change().await?;
+        *changed += rows;
         if !database.renew_lease(Lease::Retain, holder, LEASE).await? {
             return Ok(false);
         }
-        if detections == 0 {
-            break;
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    // After their detections.
-    loop {
-        let tracks = database.delete_tracks_before(cutoff, BATCH).await?;
-        deleted.tracks += tracks;
-        if tracks == 0 {
-            break;
-        }
-        if !database.renew_lease(Lease::Retain, holder, LEASE).await? {
-            return Ok(false);
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
-    loop {
-        let records = database.delete_idempotency_records_before(cutoff, BATCH).await?;
-        deleted.idempotency_records += records;
-        if records == 0 {
+        if rows == 0 {
             return Ok(true);
-        }
-        if !database.renew_lease(Lease::Retain, holder, LEASE).await? {
-            return Ok(false);
         }
         tokio::time::sleep(PAUSE).await;
     }

@@ -4,7 +4,7 @@
 mod pictures;
 mod revision;
 
-pub use pictures::{delete_blobs, delete_unused, keep, run_picture_retention};
+pub use pictures::{delete_blobs, keep, run_picture_retention};
 pub use revision::{ReclusteringError, ReclusteringResult, recluster};
 
 use std::{
@@ -30,7 +30,7 @@ use crate::{
 const CHUNK: i64 = 256;
 /// Chunks until the lease is released, so that a job gets it.
 const CHUNKS: usize = 16;
-/// Clusters whose rows are computed again in one transaction.
+/// Clusters whose rows are computed again between two renewals of the lease.
 const CHANGED: i64 = 50;
 /// How often the time of the nightly job is looked at.
 const SCHEDULE_INTERVAL: Duration = Duration::from_secs(30);

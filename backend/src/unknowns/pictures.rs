@@ -92,18 +92,6 @@ fn cut(image: &RgbImage, [left, top, right, bottom]: [f32; 4]) -> Option<Vec<u8>
     Some(bytes.into_inner())
 }
 
-/// Deletes those of these blobs that no row refers to: their faces became known with their track, or were not stored. A
-/// sweep removes them where the database fails.
-pub async fn delete_unused(database: &Database, blobs: &Blobs, keys: Vec<String>) {
-    if keys.is_empty() {
-        return;
-    }
-    match database.unused_picture_keys(keys).await {
-        Ok(unused) => delete_blobs(blobs, &unused).await,
-        Err(error) => tracing::warn!(%error, "cannot tell which pictures of unknown faces are unused"),
-    }
-}
-
 /// Deletes pictures that are older than `max_age`, or all where none are kept any more, now and at every interval, until `stop`
 /// is set.
 pub async fn run_picture_retention(

@@ -9,7 +9,7 @@ use std::{
 };
 
 use diesel::{
-    Connection as _, MysqlConnection, PgConnection, RunQueryDsl as _, SqliteConnection,
+    Connection as _, MysqlConnection, PgConnection, QueryResult, RunQueryDsl as _, SqliteConnection,
     connection::SimpleConnection as _,
 };
 use facepipe_backend::{Application, Config, StopHandle};
@@ -245,19 +245,23 @@ pub fn revert(database: &str, engine: &str, migration: &str) {
 
 /// What a query on a database gives in its one column `line`, a text.
 pub fn lines(database: &str, query: &str) -> Vec<String> {
+    try_lines(database, query).unwrap()
+}
+
+/// The column `line` of the rows of a query, unless the engine refuses it.
+pub fn try_lines(database: &str, query: &str) -> QueryResult<Vec<String>> {
     #[derive(diesel::QueryableByName)]
     struct Row {
         #[diesel(sql_type = diesel::sql_types::Text)]
         line: String,
     }
     let query = diesel::sql_query(query);
-    let rows: Vec<Row> = match database.split_once("://").unwrap() {
+    let rows: QueryResult<Vec<Row>> = match database.split_once("://").unwrap() {
         ("sqlite", file) => query.load(&mut SqliteConnection::establish(file).unwrap()),
         ("postgres", _) => query.load(&mut PgConnection::establish(database).unwrap()),
         _ => query.load(&mut MysqlConnection::establish(database).unwrap()),
-    }
-    .unwrap();
-    rows.into_iter().map(|row| row.line).collect()
+    };
+    Ok(rows?.into_iter().map(|row| row.line).collect())
 }
 
 /// Runs statements on a database.

@@ -26,6 +26,7 @@ mod helpers;
 mod http;
 mod jobs;
 mod load;
+mod locks;
 mod metrics;
 mod model;
 mod names;

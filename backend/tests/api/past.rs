@@ -405,6 +405,35 @@ async fn pictures_of_unknown_faces_are_kept_only_where_asked_for_and_enrolled_wi
 }
 
 #[tokio::test]
+async fn pictures_of_a_track_go_as_soon_as_it_is_known() {
+    let server = start!(|config| config.unknowns.unknown_pictures = true);
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.train().await;
+    let crops = |person: &str, photographs: &[u32]| {
+        let mut form =
+            Form::new().text("camera_id", "gate-1").text("location", "Lobby").text("run_id", "r-1");
+        for number in photographs {
+            form = form
+                .text("track_id", "7")
+                .text("key", format!("{person}-{number}"))
+                .part("image", photograph(person, *number));
+        }
+        form
+    };
+    let store = "/face-recognition/store-results";
+    // The tracker takes two people for one: the second one's crops come to outweigh the first.
+    let first = server.send(store, crops("Ariel_Sharon", &[1])).await.expect(StatusCode::CREATED);
+    assert_eq!((&first["stored"], &first["faces"][0]["decision"]), (&1.into(), &"unknown".into()));
+    assert_eq!(picture_files(&server), 1);
+    let later = server.send(store, crops("Hugo_Chavez", &[3, 4, 5])).await.expect(StatusCode::CREATED);
+    assert_eq!((&later["stored"], &later["faces"][0]["decision"]), (&3.into(), &"known".into()), "{later}");
+    assert!(server.lines("SELECT blob_key AS line FROM unknown_pictures").is_empty());
+    assert_eq!(picture_files(&server), 0);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_upgrade_keeps_unknown_people_who_can_be_named_then() {
     let server = start!(|config| config.unknowns.group_unknowns = true);
     let blue = see(&server, "Hugo_Chavez", &[1, 2]).await;

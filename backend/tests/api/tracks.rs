@@ -6,7 +6,7 @@ use facepipe_backend::{
     Config,
     parts::{
         CaptureTime, Database, FaceDecision, FaceId, FaceQuality, Fusion, IdempotentCall, IdentifiedFace,
-        NewUploads, TrackRef, TrackedFace, Upload, now,
+        NewPicture, NewUploads, TrackRef, TrackedFace, Upload, now,
     },
 };
 use reqwest::{StatusCode, multipart::Form};
@@ -304,21 +304,21 @@ async fn sightings_come_in_pages_and_as_csv() {
 }
 
 /// A database without a server, and its URL.
-struct Rows {
-    database: Database,
-    url: String,
+pub struct Rows {
+    pub database: Database,
+    pub url: String,
     _folder: Arc<TempDir>,
 }
 
 impl Rows {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let file = |folder: &Path| format!("sqlite://{}", folder.join("x.db").display());
         let url = Engine::of_this_run().map_or_else(|| file(folder.path()), Engine::new_database);
         Self { database: open(&url), url, _folder: folder }
     }
 
-    fn lines(&self, query: &str) -> Vec<String> {
+    pub fn lines(&self, query: &str) -> Vec<String> {
         lines(&self.url, query)
     }
 
@@ -332,7 +332,7 @@ impl Rows {
         )
     }
 
-    async fn person(&self, name: &str) -> i64 {
+    pub async fn person(&self, name: &str) -> i64 {
         self.database.add_person(&FaceId::try_from(name.to_owned()).unwrap()).await.unwrap().row
     }
 }
@@ -368,7 +368,13 @@ fn face(embedding: [f32; 2]) -> IdentifiedFace {
 }
 
 /// One crop. A mean embedding that leans to the first axis is of `person`.
-fn one_crop(person: i64, run_id: Option<&str>, key: &str, captured_at: i64, received_at: i64) -> NewUploads {
+pub fn one_crop(
+    person: i64,
+    run_id: Option<&str>,
+    key: &str,
+    captured_at: i64,
+    received_at: i64,
+) -> NewUploads {
     let decide = move |mean: &[f32]| {
         Ok(FaceDecision {
             known: mean[0] > 0.5,
@@ -406,7 +412,7 @@ fn one_crop(person: i64, run_id: Option<&str>, key: &str, captured_at: i64, rece
 }
 
 /// Has every face of a request be of nobody.
-fn of_nobody(mut new: NewUploads) -> NewUploads {
+pub fn of_nobody(mut new: NewUploads) -> NewUploads {
     for face in new.uploads.iter_mut().flat_map(|upload| &mut upload.faces) {
         (face.known, face.embedding) = (false, vec![0.0, 1.0]);
     }
@@ -528,6 +534,29 @@ async fn embeddings_go_once_a_track_takes_no_more_crops() {
     // Retention deletes tracks with their last crop.
     assert_eq!(database.delete_tracks_before(at + 4, 10).await.unwrap(), 3);
     assert_eq!(rows.tracks().len(), 2);
+}
+
+#[tokio::test]
+async fn pictures_are_unused_once_no_unknown_face_has_them() {
+    let rows = Rows::new();
+    let (person, at) = (rows.person("Ada").await, now());
+    // Of two faces, of which the track's is the first.
+    let store = async |of: fn(NewUploads) -> NewUploads, key: &str| {
+        let mut new = of(one_crop(person, Some("r"), key, at, at));
+        new.uploads[0].faces.push(face([0.6, 0.8]));
+        let picture = |face: &str| Some(NewPicture { blob_key: format!("{key}{face}"), bytes: 1 });
+        new.uploads[0].pictures = vec![picture("a"), picture("b")];
+        let mut unused = rows.database.store_uploads(new).await.unwrap().unused_pictures;
+        unused.sort();
+        unused
+    };
+    assert_eq!(store(of_nobody, "1").await, [""; 0]);
+    assert_eq!(store(of_nobody, "1").await, ["1a", "1b"], "those of a repeated image");
+    // Together with the first crop, of nobody.
+    let kept = "SELECT blob_key AS line FROM unknown_pictures ORDER BY blob_key";
+    assert_eq!(rows.lines(kept), ["1a", "1b"]);
+    assert_eq!(store(|new| new, "2").await, ["1a", "2a"], "those of faces that are known now");
+    assert_eq!(rows.lines(kept), ["1b", "2b"]);
 }
 
 #[tokio::test]

@@ -394,6 +394,35 @@ async fn groups_follow_detections_that_are_erased_or_too_old() {
 }
 
 #[tokio::test]
+async fn deleted_faces_leave_their_groups_also_where_grouping_is_switched_off() {
+    let server = start!(|config| config.unknowns.group_unknowns = true);
+    let blue = see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Hugo_Chavez", 2)]).await;
+    let red = see(&server, "gate-1", &[("Ariel_Sharon", 1)]).await;
+    groups(&server, 3).await;
+    server.execute(&format!(
+        "UPDATE detections SET captured_at = captured_at - 172800000000 WHERE id IN ({}, {})",
+        blue[0], red[0]
+    ));
+    let (mut config, data) = (server.config.clone(), server.data.clone());
+    server.stop().await;
+    config.unknowns.group_unknowns = false;
+    config.retention.detections_max_age_days = Some(1);
+    let server = Server::run(config.clone(), data.clone()).await;
+    let left = "SELECT CONCAT(faces, ' ', representative) AS line FROM unknowns";
+    until(|| server.lines(left) == [format!("1 {}", blue[1])]).await;
+    let mean = vectors(&server, "SELECT {mean} AS line FROM unknowns", "mean");
+    let face = vectors(&server, "SELECT {embedding} AS line FROM detections", "embedding");
+    assert!(mean[0].iter().zip(&face[0]).all(|(a, b)| (a - b).abs() < 1e-5));
+    // Without a maximum age as well: a detection may have been erased.
+    server.execute("UPDATE unknowns SET faces = 7, changed = TRUE");
+    server.stop().await;
+    config.retention.detections_max_age_days = None;
+    let server = Server::run(config, data).await;
+    until(|| server.lines(left) == [format!("1 {}", blue[1])]).await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_upgrade_keeps_all_detections_and_groups_those_that_are_there() {
     let server = start!();
     let ids = see(&server, "gate-1", &[("Hugo_Chavez", 1), ("Ariel_Sharon", 1), ("Hugo_Chavez", 2)]).await;

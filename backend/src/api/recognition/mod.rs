@@ -148,8 +148,6 @@ async fn recognise_and_store<Outcome>(
             pictures.insert(*index, unknowns::keep(&state.blobs, file.clone(), faces, limits).await);
         }
     }
-    let kept: Vec<String> =
-        pictures.values().flatten().flatten().map(|picture| picture.blob_key.clone()).collect();
     let (images, uploads): (Vec<usize>, Vec<Upload>) = request
         .details
         .into_iter()
@@ -181,9 +179,9 @@ async fn recognise_and_store<Outcome>(
             model_version: recognised.model_version,
             uploads,
         })
-        .await;
-    unknowns::delete_unused(&state.database, &state.blobs, kept).await;
-    let stored = stored?;
+        // A commit that failed may have taken effect nevertheless: a sweep removes pictures that no row refers to.
+        .await?;
+    unknowns::delete_blobs(&state.blobs, &stored.unused_pictures).await;
 
     let repeated = stored.uploads.iter().filter(|upload| upload.repeated).count();
     let first_version = stored.uploads.first().and_then(|upload| upload.record.model_version);

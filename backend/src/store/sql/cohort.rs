@@ -14,7 +14,7 @@ use facepipe_vision::EmbedderKind;
 use uuid::Uuid;
 
 use super::{
-    AnyConnection, Database,
+    AnyConnection, Database, MAX_VARIABLES,
     leases::{Lease, renew},
     schema::{cohort, cohort_cursor, detections, embeddings, images, leases},
 };
@@ -23,8 +23,6 @@ use crate::{
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
 
-/// Rows that are deleted by one statement.
-const DELETED_AT_ONCE: usize = 500;
 /// The one row of the cursor.
 const CURSOR: i32 = 1;
 /// A track that has had no detection for so long is over, microseconds.
@@ -63,8 +61,7 @@ pub struct CohortCandidate {
 pub enum CandidateTrack {
     /// Row id of the track.
     Stored(i64),
-    /// Camera and number of a track without a row: of detections that were not decided together, and of further people on the
-    /// crops of one.
+    /// Camera and number of a track without a row: of detections that were not decided together.
     Numbered(String, i64),
 }
 
@@ -275,8 +272,8 @@ impl Database {
     }
 
     /// Copies the embeddings of detections by `embedder` into the cohort, except those of detections that were erased
-    /// or identified meanwhile, and erases the oldest from cameras beyond `max`; all detections up to `through` are considered then.
-    /// Returns how many it added.
+    /// or identified meanwhile, and erases the oldest from cameras beyond `max`; all detections up to `through` are considered
+    /// then. Returns how many it added.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] where `holder` does not have the cohort's lease any more.
@@ -363,7 +360,7 @@ impl Database {
 }
 
 /// Keeps other transactions that call this from going on until this one ends: of two that add the same picture, the second
-/// must find it. To be called before anything is read.
+/// must find it. Transactions that add call it before they read anything.
 pub(super) fn lock_cohort(connection: &mut AnyConnection) -> Result<(), StoreError> {
     let row = leases::table.find(Lease::Cohort.name());
     diesel::update(row).set(leases::expires_at.eq(leases::expires_at)).execute(connection)?;
@@ -394,7 +391,7 @@ pub(super) fn insert(
 ) -> Result<(), StoreError> {
     diesel::insert_into(cohort::table)
         .values((
-            // Random, not of the time: nothing in the table says in which order faces came.
+            // Random: it says nothing of the face, and of the time no more than `created_at` does.
             cohort::id.eq(Uuid::new_v4().to_string()),
             cohort::embedder.eq(embedder),
             cohort::source.eq(source.name()),
@@ -407,7 +404,7 @@ pub(super) fn insert(
 
 pub(super) fn erase_members(connection: &mut AnyConnection, ids: &[String]) -> Result<usize, StoreError> {
     let mut erased = 0;
-    for ids in ids.chunks(DELETED_AT_ONCE) {
+    for ids in ids.chunks(MAX_VARIABLES) {
         erased += diesel::delete(cohort::table.filter(cohort::id.eq_any(ids))).execute(connection)?;
     }
     Ok(erased)
@@ -473,7 +470,7 @@ pub(super) fn erase_of_detections(connection: &mut AnyConnection, ids: &[i64]) -
     }
     let mut is_locked = false;
     let mut erased = 0;
-    for ids in ids.chunks(DELETED_AT_ONCE) {
+    for ids in ids.chunks(MAX_VARIABLES) {
         let rows: Vec<Option<Vec<u8>>> = detections::table
             .filter(detections::id.eq_any(ids))
             .filter(detections::embedding.is_not_null())

@@ -422,13 +422,13 @@ impl Database {
     /// [`StoreError::DetectionNotFound`].
     pub async fn erase_detection(&self, id: i64) -> Result<Vec<String>, StoreError> {
         self.write(move |connection| {
-            let (cluster, track): (Option<i64>, Option<i64>) = detections::table
+            let cluster: Option<i64> = detections::table
                 .find(id)
-                .select((detections::unknown_id, detections::track_row))
+                .select(detections::unknown_id)
                 .first(connection)
                 .optional()?
                 .ok_or(StoreError::DetectionNotFound)?;
-            // All faces of a large cluster would take too long to read: the task that clusters computes its row again.
+            // All faces of a large cluster would take too long to read: only the task that clusters computes its row again.
             let small = match cluster {
                 Some(cluster) if unknowns::faces_of(connection, cluster)? <= SUMMARISED_AT_ONCE => {
                     unknowns::lock(connection)?;
@@ -436,6 +436,8 @@ impl Database {
                 }
                 _ => None,
             };
+            // The sum of its track contains its embedding.
+            let tracks = track_rows::end_of_detections(connection, &[id])?;
             unknowns::leave(connection, &[id])?;
             let pictures = unknown_pictures::take(connection, &[id])?;
             cohort::erase_of_detections(connection, &[id])?;
@@ -444,10 +446,10 @@ impl Database {
             }
             if let Some(cluster) = small {
                 unknowns::summarise(connection, cluster)?;
+                // Others may have left it since the transaction began.
+                unknowns::mark_changed(connection, cluster)?;
             }
-            if let Some(track) = track {
-                track_rows::erase_detection(connection, track)?;
-            }
+            track_rows::delete_empty(connection, &tracks)?;
             Ok(pictures)
         })
         .await
@@ -515,8 +517,8 @@ define_sql_function! {
 /// [`with_names`] with conditions that are known at run time only.
 type Named<'a> = IntoBoxed<'a, with_names, <AnyConnection as Connection>::Backend>;
 
-/// Adds the conditions of a follower to `query`, which has a short range of a primary key. They are hidden from the indexes: with
-/// their order, all of a person's detections would be read to find the few new ones.
+/// Adds the conditions of a follower to `query`, which has a short range of a primary key. They are hidden from the indexes:
+/// with their order, all of a person's detections would be read to find the few new ones.
 fn hidden_from_indexes<'a>(
     mut query: Named<'a>,
     person: Option<i64>,

@@ -113,6 +113,9 @@ pub struct StoredBatch {
     pub uploads: Vec<UploadOutcome>,
     /// Face IDs of the people in the responses by row id, read in the same transaction.
     pub face_ids: HashMap<i64, String>,
+    /// Blobs of pictures that no row refers to, to be deleted: those of the request's faces that were not stored as unknown
+    /// ones, and those of earlier faces that have become known.
+    pub unused_pictures: Vec<String>,
 }
 
 impl Database {
@@ -233,17 +236,22 @@ fn store(
     let named = people_of(uploads.iter().flat_map(|upload| &upload.record.faces));
     let face_ids = face_ids(connection, &named)?;
     let people: HashSet<i64> = face_ids.keys().copied().collect();
-    tracks::save(connection, new, &tracks, &people)?;
+    let mut unused_pictures = tracks::save(connection, new, &tracks, &people)?;
     for (image, (upload, outcome)) in new.uploads.iter().zip(&uploads).enumerate() {
-        if !outcome.repeated {
+        if outcome.repeated {
+            let pictures = upload.pictures.iter().flatten();
+            unused_pictures.extend(pictures.map(|picture| picture.blob_key.clone()));
+        } else {
             let track = tracks.iter().find(|track| track.members.iter().any(|(of, _)| *of == image));
-            store_upload(connection, new, upload, &outcome.record.faces, track, &people)?;
+            let unused = store_upload(connection, new, upload, &outcome.record.faces, track, &people)?;
+            unused_pictures.extend(unused);
         }
     }
-    Ok(StoredBatch { uploads, face_ids })
+    Ok(StoredBatch { uploads, face_ids, unused_pictures })
 }
 
-/// Stores an image that is new, with its faces as they were decided with their track.
+/// Stores an image that is new, with its faces as they were decided with their track. Returns the blobs of pictures that were
+/// not stored.
 fn store_upload(
     connection: &mut AnyConnection,
     new: &NewUploads,
@@ -251,11 +259,14 @@ fn store_upload(
     faces: &[IdentifiedFace],
     track: Option<&DecidedTrack>,
     people: &HashSet<i64>,
-) -> Result<(), StoreError> {
-    match new.call {
+) -> Result<Vec<String>, StoreError> {
+    let unused = match new.call {
         IdempotentCall::StoreResults => store_detections(connection, new, upload, faces, track, people)?,
-        IdempotentCall::SendResults => store_messages(connection, new, upload, faces, people)?,
-    }
+        IdempotentCall::SendResults => {
+            store_messages(connection, new, upload, faces, people)?;
+            Vec::new()
+        }
+    };
     if let Some(key) = &upload.key {
         let faces = serde_json::to_string(faces)
             .map_err(|error| StoreError::Damaged(format!("the faces of an idempotency record: {error}")))?;
@@ -269,9 +280,10 @@ fn store_upload(
             ))
             .execute(connection)?;
     }
-    Ok(())
+    Ok(unused)
 }
 
+/// Stores the faces of an image as detections. Returns the blobs of pictures that were not stored: of faces that are known.
 fn store_detections(
     connection: &mut AnyConnection,
     new: &NewUploads,
@@ -279,7 +291,8 @@ fn store_detections(
     faces: &[IdentifiedFace],
     track: Option<&DecidedTrack>,
     people: &HashSet<i64>,
-) -> Result<(), StoreError> {
+) -> Result<Vec<String>, StoreError> {
+    let mut unused = Vec::new();
     for (number, face) in (0..).zip(faces) {
         let identity = face.resolve(|person| people.contains(&person));
         let keep_embedding = identity.person.is_none() && new.keep_unknown_embeddings;
@@ -309,11 +322,13 @@ fn store_detections(
         };
         detections::insert(connection, &detection)?;
         let picture = usize::try_from(number).ok().and_then(|number| upload.pictures.get(number));
-        if let Some(Some(picture)) = picture.filter(|_| keep_embedding) {
-            unknown_pictures::insert(connection, picture)?;
+        match picture {
+            Some(Some(picture)) if keep_embedding => unknown_pictures::insert(connection, picture)?,
+            Some(Some(picture)) => unused.push(picture.blob_key.clone()),
+            _ => (),
         }
     }
-    Ok(())
+    Ok(unused)
 }
 
 fn store_messages(

@@ -35,7 +35,7 @@ struct Locked {
     expires_at: Micros,
 }
 
-/// Shares the lock until the transaction ends; for transactions that insert detections.
+/// Shares the lock until the transaction ends; for transactions that insert or revise detections, as their first statement.
 pub(super) fn hold_insert_lock(connection: &mut AnyConnection) -> Result<(), StoreError> {
     match connection {
         // SQLite has one writer: rows appear in the order of their ids.

@@ -1,7 +1,7 @@
 //! The SQL database: connections, migrations, and one file of statements per table.
 //!
 //! Statements are written against [`AnyConnection`], which stands for every engine at once. They use what all engines
-//! have: no `RETURNING`, no upsert.
+//! have: no `RETURNING`, and an upsert only where its text is chosen by engine.
 
 #![cfg_attr(
     not(feature = "database-servers"),

@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::{
-    AnyConnection, Database, cohort, insert_lock, jobs,
+    AnyConnection, Database, MAX_VARIABLES, cohort, insert_lock, jobs,
     leases::ensure_unlocked,
     names::{self, PersonKey},
     people::{self, IMAGES_WITHOUT_PICTURES},
@@ -22,8 +22,6 @@ use crate::{
     store::{StoreError, vector_from_bytes},
 };
 
-/// Ids in one statement at most: engines limit the number of values.
-const IDS: usize = 500;
 /// Faces of a cluster that are enrolled at most: of more, a model does not become better.
 pub const MAX_ENROLLED: usize = 10;
 /// Shorter side of a box, pixels, from which a face does not count as better for its size: the networks' input.
@@ -64,8 +62,8 @@ struct Row {
 }
 
 impl Row {
-    /// How well the face can be recognised, 0 to 1: its weight in a track. Detections of older versions have none; it is computed
-    /// from the box then.
+    /// How well the face can be recognised, 0 to 1: its weight in a track. Detections of older versions have none; it is
+    /// computed from the box then.
     fn quality(&self) -> f32 {
         if let Some(weight) = self.weight {
             return weight;
@@ -91,6 +89,7 @@ impl Database {
         let name = self.name(name);
         let named = self
             .write(move |connection| {
+                insert_lock::hold_insert_lock(connection)?;
                 unknowns::lock(connection)?;
                 ensure_unlocked(connection)?;
                 let person = names::find(connection, &PersonKey::Name(name.clone()))?;
@@ -244,19 +243,19 @@ fn best(rows: Vec<Row>) -> Result<Vec<Row>, StoreError> {
     Ok(best)
 }
 
-/// Puts the name of a person to unknown detections: they leave their clusters and the cohort, their embeddings and what
-/// was proposed for them. Part of a transaction. Returns the blobs of their pictures, to be deleted after it.
+/// Puts the name of a person to unknown detections: they leave their clusters and the cohort, and lose their embeddings and
+/// what was proposed for them. Part of a transaction whose first statements take the insert lock, since it revises detections,
+/// and lock the clusters. Returns the blobs of their pictures, to be deleted after it.
 pub(super) fn put_name(
     connection: &mut AnyConnection,
     faces: &[i64],
     person: i64,
 ) -> Result<Vec<String>, StoreError> {
-    // Before the cohort's lock, as where detections are inserted.
-    insert_lock::hold_insert_lock(connection)?;
+    let ended = tracks::end_of_detections(connection, faces)?;
     unknowns::leave(connection, faces)?;
     // Nor does the cohort of strangers keep a copy.
     cohort::erase_of_detections(connection, faces)?;
-    for faces in faces.chunks(IDS) {
+    for faces in faces.chunks(MAX_VARIABLES) {
         // No model said so: the probability and the score were those of others.
         diesel::update(detections::table.filter(detections::id.eq_any(faces)))
             .set((
@@ -269,7 +268,7 @@ pub(super) fn put_name(
             ))
             .execute(connection)?;
         diesel::delete(proposals::table.filter(proposals::detection_id.eq_any(faces))).execute(connection)?;
-        tracks::put_name(connection, faces, person)?;
     }
+    tracks::put_name(connection, faces, &ended, person)?;
     super::unknown_pictures::take(connection, faces)
 }

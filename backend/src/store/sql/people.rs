@@ -757,6 +757,8 @@ fn erase_person(
 ) -> Result<Option<PendingErasure>, StoreError> {
     // A concurrent insertion of an image either has committed or will fail.
     lock_person(connection, person_id)?;
+    // Before the cohort, as requests that add crops do.
+    tracks::erase_person(connection, person_id, with_detections)?;
     // A pass that is copying a face of the person either has committed or sees that the detection is gone.
     cohort::lock_cohort(connection)?;
     let row: Option<(Micros, Option<String>)> = people::table
@@ -769,7 +771,6 @@ fn erase_person(
         diesel::delete(detections::table.filter(detections::person_id.eq(person_id))).execute(connection)?;
     }
     cohort::erase_of_person(connection, person_id)?;
-    tracks::erase_person(connection, person_id, with_detections)?;
     let mut blobs = images::table
         .filter(images::person_id.eq(person_id))
         .select(images::blob_key)

@@ -1,18 +1,13 @@
 //! Proposals: unknown faces of the past that may be of a person who was enrolled later.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use diesel::{
-    Connection,
-    dsl::exists,
-    expression::functions::define_sql_function,
-    prelude::*,
-    select,
-    sql_types::{BigInt, Nullable},
-};
+use diesel::{Connection, dsl::exists, prelude::*, select};
 
 use super::{
-    AnyConnection, Database, detections as detection_rows, jobs, names, naming,
+    AnyConnection, Database, MAX_VARIABLES,
+    detections::{self as detection_rows, number_or},
+    insert_lock, jobs, names, naming,
     people::person,
     schema::{active_model, detections, model_people, past_searches, people, proposals},
     signals::Topic,
@@ -23,10 +18,8 @@ use crate::{
     store::{StoreError, vector_from_bytes},
 };
 
-/// Ids in one statement at most: engines limit the number of values.
-const IDS: usize = 500;
 /// Proposals that are judged in one transaction: few, so that other writers do not wait long.
-const JUDGED: i64 = 500;
+const JUDGED: usize = 500;
 
 /// A proposal to be stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,11 +61,6 @@ pub struct Judged {
     pub missing: usize,
     /// Blobs of pictures of accepted faces, to be deleted.
     pub blobs: Vec<String>,
-}
-
-define_sql_function! {
-    #[sql_name = "COALESCE"]
-    fn number_or(value: Nullable<BigInt>, other: BigInt) -> BigInt;
 }
 
 impl Database {
@@ -118,7 +106,7 @@ impl Database {
                     return Ok(false);
                 }
                 let mut there = Vec::with_capacity(new.len());
-                for new in new.chunks(IDS) {
+                for new in new.chunks(MAX_VARIABLES) {
                     let rows = people::table.filter(people::id.eq_any(new)).select(people::id);
                     there.extend(rows.load::<i64>(connection)?);
                 }
@@ -236,8 +224,8 @@ impl Database {
         self.write(move |connection| {
             let mut added = 0;
             // Nobody erases or names a face between the look and the insertion.
-            unknowns::lock(connection)?;
-            for new in new.chunks(IDS) {
+            unknowns::hold(connection)?;
+            for new in new.chunks(MAX_VARIABLES) {
                 let faces: Vec<i64> = new.iter().map(|proposal| proposal.detection).collect();
                 let persons: Vec<i64> = new.iter().map(|proposal| proposal.person).collect();
                 let there: HashSet<(i64, i64)> = proposals::table
@@ -317,7 +305,7 @@ impl Database {
             }
             let rows = query.load::<(i64, i64, f32, i64, bool, Micros, names::PersonColumns)>(connection)?;
             let mut faces = HashMap::with_capacity(rows.len());
-            for rows in rows.chunks(IDS) {
+            for rows in rows.chunks(MAX_VARIABLES) {
                 let ids: Vec<i64> = rows.iter().map(|(_, detection, ..)| *detection).collect();
                 faces.extend(detection_rows::of_ids(connection, &ids)?);
             }
@@ -351,11 +339,11 @@ impl Database {
         match selected {
             SelectedProposals::Ids(ids) => {
                 let ids: Vec<i64> = ids.into_iter().collect::<HashSet<_>>().into_iter().collect();
-                for ids in ids.chunks(IDS) {
+                for ids in ids.chunks(JUDGED) {
                     let (ids, asked) = (ids.to_vec(), ids.len());
                     let (done, _, blobs) = self
                         .write(move |connection| {
-                            unknowns::lock(connection)?;
+                            begin_judging(connection, accept)?;
                             let open = proposals::table
                                 .filter(proposals::id.eq_any(&ids))
                                 .filter(proposals::refused.eq(false))
@@ -376,14 +364,14 @@ impl Database {
                     let sought = sought.clone();
                     let (done, outdated, blobs) = self
                         .write(move |connection| {
-                            unknowns::lock(connection)?;
+                            begin_judging(connection, accept)?;
                             let person = person(connection, &sought)?.row;
                             let open = proposals::table
                                 .filter(proposals::person_id.eq(person))
                                 .filter(proposals::refused.eq(false))
                                 .filter(proposals::score.ge(min_score))
                                 .order(proposals::id.asc())
-                                .limit(JUDGED)
+                                .limit(i64::try_from(JUDGED).unwrap_or(i64::MAX))
                                 .select((proposals::id, proposals::person_id, proposals::detection_id))
                                 .load::<(i64, i64, i64)>(connection)?;
                             judge(connection, &open, accept)
@@ -401,23 +389,41 @@ impl Database {
     }
 }
 
-/// Requests a search for people.
+/// Locks what accepting or refusing proposals changes. To be called before anything else in a transaction.
+fn begin_judging(connection: &mut AnyConnection, accept: bool) -> Result<(), StoreError> {
+    if accept {
+        insert_lock::hold_insert_lock(connection)?;
+        unknowns::lock(connection)
+    } else {
+        unknowns::hold(connection)
+    }
+}
+
+/// Requests a search for people, or requests it again.
 fn request(connection: &mut AnyConnection, persons: &[i64]) -> Result<(), StoreError> {
-    for persons in persons.chunks(IDS) {
-        diesel::delete(past_searches::table.filter(past_searches::person_id.eq_any(persons)))
-            .execute(connection)?;
+    // Another process may be requesting the same.
+    let conflict = "ON CONFLICT (person_id) DO UPDATE SET";
+    #[cfg(feature = "database-servers")]
+    let conflict =
+        if matches!(connection, AnyConnection::Mysql(_)) { "ON DUPLICATE KEY UPDATE" } else { conflict };
+    // In one order, so that two requests do not wait for each other.
+    let persons: Vec<i64> = persons.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    for persons in persons.chunks(MAX_VARIABLES) {
         // Many rows a statement: other writers wait meanwhile.
         let requested_at = now();
         let rows: Vec<String> = persons.iter().map(|person| format!("({person},{requested_at})")).collect();
-        let insert = format!("INSERT INTO past_searches (person_id, requested_at) VALUES {}", rows.join(","));
+        let insert = format!(
+            "INSERT INTO past_searches (person_id, requested_at) VALUES {} {conflict} requested_at = {requested_at}",
+            rows.join(",")
+        );
         diesel::sql_query(insert).execute(connection)?;
     }
     Ok(())
 }
 
-/// Accepts or refuses open proposals (id, person, detection). A face that several people are accepted for gets the first one's
-/// name. Removes proposals to be accepted whose face has become known. Returns how many were judged, how many were removed, and
-/// blobs to be deleted.
+/// Accepts or refuses open proposals (id, person, detection), at most as many as one statement takes. A face that several people
+/// are accepted for gets the first one's name. Removes proposals to be accepted whose face has become known. Returns how many
+/// were judged, how many were removed, and blobs to be deleted.
 fn judge(
     connection: &mut AnyConnection,
     open: &[(i64, i64, i64)],
@@ -431,20 +437,17 @@ fn judge(
         return Ok((refused, 0, Vec::new()));
     }
     let proposed: Vec<i64> = open.iter().map(|(.., detection)| *detection).collect();
-    let mut known = HashSet::new();
-    for faces in proposed.chunks(IDS) {
-        let known_faces = detections::table
-            .filter(detections::id.eq_any(faces))
-            .filter(detections::person_id.is_not_null())
-            .select(detections::id);
-        known.extend(known_faces.load::<i64>(connection)?);
-    }
+    let known: HashSet<i64> = detections::table
+        .filter(detections::id.eq_any(&proposed))
+        .filter(detections::person_id.is_not_null())
+        .select(detections::id)
+        .load::<i64>(connection)?
+        .into_iter()
+        .collect();
     let outdated: Vec<i64> =
         open.iter().filter(|(.., detection)| known.contains(detection)).map(|(id, ..)| *id).collect();
-    let mut removed = 0;
-    for ids in outdated.chunks(IDS) {
-        removed += diesel::delete(proposals::table.filter(proposals::id.eq_any(ids))).execute(connection)?;
-    }
+    let outdated = proposals::table.filter(proposals::id.eq_any(outdated));
+    let removed = diesel::delete(outdated).execute(connection)?;
     let mut named = HashSet::new();
     let mut faces: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     for (_, person, detection) in open.iter().filter(|(.., detection)| !known.contains(detection)) {

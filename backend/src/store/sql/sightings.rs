@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use diesel::{Connection, prelude::*};
 
 use super::{
-    AnyConnection, Database, names,
+    AnyConnection, Database, MAX_VARIABLES, names,
     people::person,
     schema::{detections, people, tracks},
 };
@@ -13,9 +13,6 @@ use crate::{
     domain::{Micros, Sighting, SightingFilter, SightingId, SightingPosition},
     store::StoreError,
 };
-
-/// Most values in a list of one statement.
-const MAX_VALUES: usize = 500;
 
 /// The columns of a person.
 type PersonColumns = (Option<i64>, Option<String>, Option<Micros>, Option<String>);
@@ -292,7 +289,7 @@ fn best_detections(
 ) -> Result<HashMap<i64, i64>, StoreError> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let mut best: HashMap<i64, (f32, i64)> = HashMap::new();
-    for ids in ids.chunks(MAX_VALUES) {
+    for ids in ids.chunks(MAX_VARIABLES) {
         let found = detections::table
             .filter(detections::track_row.eq_any(ids))
             .order(detections::id)

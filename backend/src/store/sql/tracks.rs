@@ -5,7 +5,7 @@
 //! database servers the row is locked from the reading on, so that no crop is lost between replicas; SQLite has one writer.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -17,7 +17,7 @@ use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    AnyConnection, Database, IdempotentCall, NewUploads, cohort, insert_lock,
+    AnyConnection, Database, IdempotentCall, MAX_VARIABLES, NewUploads, cohort,
     schema::{detection_revisions, detections, proposals, tracks},
     unknown_pictures, unknowns,
 };
@@ -29,8 +29,6 @@ use crate::{
 /// Row ids are random numbers of so many bits, which a JSON number holds exactly. So the row is inserted without asking the
 /// engine for its id; one that exists fails the insertion, which is repeated with another.
 const ID_BITS: u32 = 53;
-/// Ids in one statement at most: engines limit the number of values.
-const IDS: usize = 500;
 
 /// Decides about a mean embedding with the model that identified the request's faces.
 pub type Decide = dyn Fn(&[f32]) -> Result<FaceDecision, String> + Send + Sync;
@@ -63,6 +61,15 @@ struct OpenTrack {
     last_captured_at: Micros,
     closes_at: Option<Micros>,
     person_id: Option<i64>,
+}
+
+/// What changes in the row of a track that takes no more crops.
+#[derive(Default, AsChangeset)]
+#[diesel(table_name = tracks, treat_none_as_null = true)]
+struct Ended {
+    embedding: Option<Vec<u8>>,
+    open_key: Option<String>,
+    closes_at: Option<Micros>,
 }
 
 /// The crops of one track in a request.
@@ -292,14 +299,15 @@ pub(super) fn decide(
 }
 
 /// Writes decided tracks, and gives their earlier detections the new person where the decision is for another one. `people`
-/// are enrolled.
+/// are enrolled. Returns the blobs of pictures of detections that have become known, to be deleted.
 pub(super) fn save(
     connection: &mut AnyConnection,
     new: &NewUploads,
     tracks: &[DecidedTrack],
     people: &HashSet<i64>,
-) -> Result<(), StoreError> {
-    let Some(fusion) = &new.fusion else { return Ok(()) };
+) -> Result<Vec<String>, StoreError> {
+    let Some(fusion) = &new.fusion else { return Ok(Vec::new()) };
+    let mut pictures = Vec::new();
     let stored = new.call == IdempotentCall::StoreResults;
     for track in tracks {
         if let Some(ended) = track.ended {
@@ -328,7 +336,7 @@ pub(super) fn save(
             Some(before) => {
                 diesel::update(tracks::table.find(before.id)).set(changed).execute(connection)?;
                 if stored && before.person_id != identity.person {
-                    revise(connection, before.id, identity.person)?;
+                    pictures.extend(revise(connection, before.id, identity.person)?);
                 }
             }
             None => {
@@ -344,23 +352,28 @@ pub(super) fn save(
             }
         }
     }
-    Ok(())
+    Ok(pictures)
 }
 
 /// Gives the stored detections of a track another person, and records that for clients that follow corrections. A face that
-/// becomes known loses the embedding that unknown faces keep, and leaves its group of unknown faces.
-fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Result<(), StoreError> {
+/// becomes known loses the embedding and the picture that unknown faces keep, and leaves its group of unknown faces. Returns
+/// the blobs of pictures, to be deleted.
+fn revise(
+    connection: &mut AnyConnection,
+    track: i64,
+    person: Option<i64>,
+) -> Result<Vec<String>, StoreError> {
     let of_track = detections::table.filter(detections::track_row.eq(track));
     // Written first: MySQL then also reads what other processes have stored since this transaction began.
     diesel::update(of_track).set(detections::person_id.eq(person)).execute(connection)?;
     let ids: Vec<i64> = of_track.order(detections::id).select(detections::id).load(connection)?;
+    let mut pictures = Vec::new();
     if person.is_some() {
         unknowns::leave(connection, &ids)?;
         // Nor does the cohort of strangers keep a copy.
         cohort::erase_of_detections(connection, &ids)?;
-        // A sweep removes the blobs.
-        unknown_pictures::take(connection, &ids)?;
-        for faces in ids.chunks(IDS) {
+        pictures = unknown_pictures::take(connection, &ids)?;
+        for faces in ids.chunks(MAX_VARIABLES) {
             diesel::delete(proposals::table.filter(proposals::detection_id.eq_any(faces)))
                 .execute(connection)?;
         }
@@ -368,7 +381,8 @@ fn revise(connection: &mut AnyConnection, track: i64, person: Option<i64>) -> Re
             .set((detections::embedding.eq(None::<Vec<u8>>), detections::unknown_id.eq(None::<i64>)))
             .execute(connection)?;
     }
-    record_revisions(connection, &ids)
+    record_revisions(connection, &ids)?;
+    Ok(pictures)
 }
 
 /// Records that detections have another person, for clients that follow corrections.
@@ -387,7 +401,7 @@ fn record_revisions(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), S
         }
         return Ok(());
     }
-    for ids in ids.chunks(IDS) {
+    for ids in ids.chunks(MAX_VARIABLES) {
         diesel::delete(detection_revisions::table.filter(detection_revisions::detection_id.eq_any(ids)))
             .execute(connection)?;
     }
@@ -402,27 +416,36 @@ fn record_revisions(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), S
     Ok(())
 }
 
-/// Records that an administrator put the name of a person to detections, at most as many as one statement takes. Their tracks
-/// take no more crops, whose decision would be another one, and get the person where all of their detections have.
-pub(super) fn put_name(connection: &mut AnyConnection, faces: &[i64], person: i64) -> Result<(), StoreError> {
-    insert_lock::hold_insert_lock(connection)?;
+/// Has the tracks of detections take no more crops, before the detections are named or erased. To be called before rows of
+/// clusters, the cohort or detections are locked: requests lock their tracks first. Returns the row ids of the tracks.
+pub(super) fn end_of_detections(
+    connection: &mut AnyConnection,
+    faces: &[i64],
+) -> Result<Vec<i64>, StoreError> {
+    // In the order in which requests lock them.
+    let mut rows: BTreeSet<(Option<String>, i64)> = BTreeSet::new();
+    for faces in faces.chunks(MAX_VARIABLES) {
+        let of_faces = detections::table.inner_join(tracks::table).filter(detections::id.eq_any(faces));
+        let found = of_faces.select((tracks::open_key, tracks::id)).distinct();
+        rows.extend(found.load::<(Option<String>, i64)>(connection)?);
+    }
+    for (_, row) in &rows {
+        // Waits for a request that is adding a crop.
+        diesel::update(tracks::table.find(row)).set(Ended::default()).execute(connection)?;
+    }
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+/// Records that an administrator put the name of a person to detections. Their tracks `ended`, since the decision of further
+/// crops would be another one, get the person where all of their detections have.
+pub(super) fn put_name(
+    connection: &mut AnyConnection,
+    faces: &[i64],
+    ended: &[i64],
+    person: i64,
+) -> Result<(), StoreError> {
     record_revisions(connection, faces)?;
-    let rows: Vec<Option<i64>> = detections::table
-        .filter(detections::id.eq_any(faces))
-        .filter(detections::track_row.is_not_null())
-        .select(detections::track_row)
-        .distinct()
-        .load(connection)?;
-    for row in rows.into_iter().flatten() {
-        let track = tracks::table.find(row);
-        // Written first, which waits for a request that is adding a crop.
-        diesel::update(track)
-            .set((
-                tracks::embedding.eq(None::<Vec<u8>>),
-                tracks::open_key.eq(None::<String>),
-                tracks::closes_at.eq(None::<Micros>),
-            ))
-            .execute(connection)?;
+    for row in ended {
         let of_track = detections::table.filter(detections::track_row.eq(row));
         let others: Option<i64> = of_track
             .filter(detections::person_id.is_null().or(detections::person_id.ne(person)))
@@ -430,7 +453,7 @@ pub(super) fn put_name(connection: &mut AnyConnection, faces: &[i64], person: i6
             .first(connection)
             .optional()?;
         if others.is_none() {
-            diesel::update(track)
+            diesel::update(tracks::table.find(row))
                 .set((
                     tracks::person_id.eq(Some(person)),
                     tracks::confidence.eq(None::<f32>),
@@ -448,13 +471,7 @@ pub(super) fn put_name(connection: &mut AnyConnection, faces: &[i64], person: i6
 fn close(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), StoreError> {
     let rows = || tracks::table.filter(tracks::id.eq_any(ids));
     diesel::delete(rows().filter(tracks::stored.eq(false))).execute(connection)?;
-    diesel::update(rows())
-        .set((
-            tracks::embedding.eq(None::<Vec<u8>>),
-            tracks::open_key.eq(None::<String>),
-            tracks::closes_at.eq(None::<Micros>),
-        ))
-        .execute(connection)?;
+    diesel::update(rows()).set(Ended::default()).execute(connection)?;
     Ok(())
 }
 
@@ -471,28 +488,16 @@ pub(super) fn erase_person(
         return Ok(());
     }
     diesel::delete(rows.filter(tracks::stored.eq(false))).execute(connection)?;
-    diesel::update(rows)
-        .set((
-            tracks::embedding.eq(None::<Vec<u8>>),
-            tracks::open_key.eq(None::<String>),
-            tracks::closes_at.eq(None::<Micros>),
-        ))
-        .execute(connection)?;
+    diesel::update(rows).set(Ended::default()).execute(connection)?;
     Ok(())
 }
 
-/// Erases what a track knows of an erased detection: the sum contains its embedding. A track without detections goes.
-pub(super) fn erase_detection(connection: &mut AnyConnection, track: i64) -> Result<(), StoreError> {
-    // Written first, which waits for a request that is adding a crop.
-    diesel::update(tracks::table.find(track))
-        .set((
-            tracks::embedding.eq(None::<Vec<u8>>),
-            tracks::open_key.eq(None::<String>),
-            tracks::closes_at.eq(None::<Micros>),
-        ))
-        .execute(connection)?;
-    let left = detections::table.filter(detections::track_row.eq(track));
-    diesel::delete(tracks::table.find(track).filter(not(exists(left)))).execute(connection)?;
+/// Deletes those of some tracks that have no detections any more.
+pub(super) fn delete_empty(connection: &mut AnyConnection, rows: &[i64]) -> Result<(), StoreError> {
+    for row in rows {
+        let left = detections::table.filter(detections::track_row.eq(row));
+        diesel::delete(tracks::table.find(row).filter(not(exists(left)))).execute(connection)?;
+    }
     Ok(())
 }
 
@@ -524,6 +529,10 @@ impl Database {
             let Some(fusion) = &new.fusion else { return Ok(Prepared::new()) };
             let mut prepared = Prepared::new();
             for group in groups(&new, fusion.window, |_| true) {
+                // A later group of the same key begins another track.
+                if prepared.contains_key(&group.key) {
+                    continue;
+                }
                 let row = tracks::table.filter(tracks::open_key.eq(&group.key)).select(COLUMNS);
                 let current: Option<OpenTrack> = row.first(connection).optional()?;
                 if let Some(current) = current
@@ -531,9 +540,7 @@ impl Database {
                 {
                     let (sum, after) = add(Some(&current), &group)?;
                     let decision = decided(fusion, &sum)?;
-                    // A later group of the same key begins another track.
-                    let prepared = prepared.entry(group.key);
-                    prepared.or_insert(PreparedDecision { before: current.crops, after, decision });
+                    prepared.insert(group.key, PreparedDecision { before: current.crops, after, decision });
                 }
             }
             Ok(prepared)

@@ -12,7 +12,7 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database,
+    AnyConnection, Database, MAX_VARIABLES,
     leases::{Lease, renew},
     schema::{detections, jobs, separate_unknowns, unknown_clustering, unknowns},
     unknowns::{
@@ -24,9 +24,6 @@ use crate::{
     domain::{ClusterSummary, JobKind, JobStatus, Micros, UnknownFace, UnknownTrack},
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
-
-/// Detections whose cluster is written in one statement at most.
-const IDS: usize = 500;
 
 /// How far before and after a face its track is looked for in its cluster.
 const TRACK_SEARCH: Micros = 3_600_000_000;
@@ -257,7 +254,8 @@ impl Database {
             if !renew(connection, Lease::Unknowns, &holder, ttl)? {
                 return Err(StoreError::LeaseLost);
             }
-            if lock(connection)?.revision != assignment.revision + 1 {
+            lock(connection)?;
+            if state(connection)?.revision != assignment.revision + 1 {
                 return Err(StoreError::ClustersChanged);
             }
             store_assignment(connection, &assignment)?;
@@ -301,11 +299,11 @@ impl Database {
         for row in rows.iter().copied() {
             self.write(move |connection| {
                 lock(connection)?;
+                // Another process may have done it. Nothing is read before: see `summarise`.
                 let changed = unknowns::table.find(row).filter(unknowns::changed.eq(true));
-                if changed.select(unknowns::id).first::<i64>(connection).optional()?.is_some() {
-                    summarise(connection, row)?;
-                }
-                Ok(())
+                let still =
+                    diesel::update(changed).set(unknowns::changed.eq(false)).execute(connection)? == 1;
+                if still { summarise(connection, row) } else { Ok(()) }
             })
             .await?;
         }
@@ -358,7 +356,8 @@ impl Database {
             if !renew(connection, Lease::Unknowns, &holder, ttl)? {
                 return Err(StoreError::LeaseLost);
             }
-            let state = lock(connection)?;
+            lock(connection)?;
+            let state = state(connection)?;
             if state.revision != revision.revision + 1 {
                 return Err(StoreError::ClustersChanged);
             }
@@ -545,7 +544,7 @@ fn join(
     faces: &[i64],
     from: Option<i64>,
 ) -> Result<(), StoreError> {
-    for faces in faces.chunks(IDS) {
+    for faces in faces.chunks(MAX_VARIABLES) {
         let unknown = detections::table
             .filter(detections::id.eq_any(faces))
             .filter(detections::person_id.is_null())
@@ -610,7 +609,7 @@ fn store_revision(
     }
     // Faces may have left clusters since they were read.
     let touched: BTreeSet<i64> = rows.into_iter().collect();
-    for rows in touched.into_iter().collect::<Vec<_>>().chunks(IDS) {
+    for rows in touched.into_iter().collect::<Vec<_>>().chunks(MAX_VARIABLES) {
         diesel::update(unknowns::table.filter(unknowns::id.eq_any(rows)))
             .set(unknowns::changed.eq(true))
             .execute(connection)?;

@@ -1,20 +1,15 @@
 //! Pictures of unknown faces, where they are kept.
 
-use std::collections::HashSet;
-
 use diesel::{QueryableByName, prelude::*, sql_types::BigInt};
 
 use super::{
-    AnyConnection, Database,
-    schema::{detections, images, unknown_pictures},
+    AnyConnection, Database, MAX_VARIABLES,
+    schema::{detections, unknown_pictures},
 };
 use crate::{
     domain::{Micros, now},
     store::StoreError,
 };
-
-/// Ids in one statement at most: engines limit the number of values.
-const IDS: usize = 500;
 
 /// A picture whose blob is stored already.
 #[derive(Debug, Clone)]
@@ -100,25 +95,6 @@ impl Database {
         .await
     }
 
-    /// Those of these keys of blobs that neither pictures nor images refer to.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub async fn unused_picture_keys(&self, keys: Vec<String>) -> Result<Vec<String>, StoreError> {
-        self.read(move |connection| {
-            let mut used: HashSet<String> = HashSet::new();
-            for keys in keys.chunks(IDS) {
-                let pictures = unknown_pictures::table.filter(unknown_pictures::blob_key.eq_any(keys));
-                used.extend(pictures.select(unknown_pictures::blob_key).load::<String>(connection)?);
-                // Naming a cluster makes images of its pictures.
-                let images = images::table.filter(images::blob_key.eq_any(keys));
-                used.extend(images.select(images::blob_key).load::<String>(connection)?);
-            }
-            Ok(keys.iter().filter(|key| !used.contains(*key)).cloned().collect())
-        })
-        .await
-    }
-
     /// Deletes at most `limit` pictures that were stored before `cutoff`. Returns the keys of their blobs.
     ///
     /// # Errors
@@ -171,7 +147,7 @@ pub(super) fn insert(connection: &mut AnyConnection, picture: &NewPicture) -> Re
 /// those that another transaction took meanwhile, which may have enrolled them.
 pub(super) fn take(connection: &mut AnyConnection, faces: &[i64]) -> Result<Vec<String>, StoreError> {
     let mut keys = Vec::new();
-    for faces in faces.chunks(IDS) {
+    for faces in faces.chunks(MAX_VARIABLES) {
         let own = unknown_pictures::table
             .filter(unknown_pictures::detection_id.eq_any(faces))
             .select((unknown_pictures::detection_id, unknown_pictures::blob_key))

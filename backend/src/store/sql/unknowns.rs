@@ -9,11 +9,11 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database, cohort,
+    AnyConnection, Database, MAX_VARIABLES, cohort,
     erasures::{RowIdentity, record_erasure},
     people::PendingErasure,
     schema::{detections, merged_unknowns, proposals, separate_unknowns, unknown_clustering, unknowns},
-    unknown_pictures,
+    tracks, unknown_pictures,
 };
 use crate::{
     domain::{
@@ -22,9 +22,6 @@ use crate::{
     },
     store::{StoreError, vector_from_bytes, vector_to_bytes},
 };
-
-/// Ids in one statement at most: engines limit the number of values.
-const IDS: usize = 500;
 
 /// The columns of a cluster without its mean.
 #[derive(Queryable)]
@@ -224,6 +221,8 @@ impl Database {
             }
             // Recomputed, and what they were ignored or not stays as it was of the one whose id stays.
             summarise(connection, kept)?;
+            // Faces may have left since the transaction began.
+            mark_changed(connection, kept)?;
             pin(connection, kept)?;
             of_row(connection, kept)
         })
@@ -236,7 +235,7 @@ impl Database {
     /// [`StoreError::UnknownNotFound`], [`StoreError::ClusterConflict`].
     pub async fn divide_unknown(&self, id: UnknownId, faces: Vec<i64>) -> Result<Divided, StoreError> {
         self.write(move |connection| {
-            let clustering = lock(connection)?;
+            lock(connection)?;
             let row = row_of(connection, id)?;
             let embedder = of_row(connection, row)?.embedder;
             let own: BTreeSet<i64> = detections::table
@@ -252,12 +251,12 @@ impl Database {
             if moved.len() == own.len() {
                 return Err(ClusterConflict::All.into());
             }
-            let new = clustering.last_unknown + 1;
+            let new = state(connection)?.last_unknown + 1;
             diesel::update(unknown_clustering::table)
                 .set(unknown_clustering::last_unknown.eq(new))
                 .execute(connection)?;
             let moved: Vec<i64> = moved.into_iter().collect();
-            for ids in moved.chunks(IDS) {
+            for ids in moved.chunks(MAX_VARIABLES) {
                 let of_ids = || detections::table.filter(detections::id.eq_any(ids));
                 // One may have become known meanwhile.
                 diesel::update(of_ids().filter(detections::unknown_id.eq(row)))
@@ -276,8 +275,11 @@ impl Database {
             let summary = summary(connection, new)?.ok_or(StoreError::Interrupted)?;
             insert(connection, new, &embedder, &summary, false)?;
             summarise(connection, row)?;
-            pin(connection, row)?;
-            pin(connection, new)?;
+            for row in [row, new] {
+                // Faces may have left since the transaction began.
+                mark_changed(connection, row)?;
+                pin(connection, row)?;
+            }
             separate(connection, row, new)?;
             Ok(Divided { remaining: of_row(connection, row)?, new: of_row(connection, new)? })
         })
@@ -308,7 +310,7 @@ impl Database {
         &self,
         id: UnknownId,
         with_detections: bool,
-    ) -> Result<Vec<PendingErasure>, StoreError> {
+    ) -> Result<PendingErasure, StoreError> {
         self.write(move |connection| {
             lock(connection)?;
             let row = row_of(connection, id)?;
@@ -317,7 +319,7 @@ impl Database {
         .await
     }
 
-    /// Erases a cluster as [`erase_unknown`](Self::erase_unknown) does; nothing where the row does not exist.
+    /// Erases a cluster as [`erase_unknown`](Self::erase_unknown) does. `None` where the row does not exist.
     ///
     /// # Errors
     /// The database fails.
@@ -325,12 +327,12 @@ impl Database {
         &self,
         row: i64,
         with_detections: bool,
-    ) -> Result<Vec<PendingErasure>, StoreError> {
+    ) -> Result<Option<PendingErasure>, StoreError> {
         self.write(move |connection| {
             lock(connection)?;
             let there: Option<i64> =
                 unknowns::table.find(row).select(unknowns::id).first(connection).optional()?;
-            there.map_or(Ok(Vec::new()), |row| erase(connection, row, with_detections))
+            there.map(|row| erase(connection, row, with_detections)).transpose()
         })
         .await
     }
@@ -354,12 +356,21 @@ impl Database {
     }
 }
 
-/// Locks all clusters until the transaction ends, and marks them as changed. Returns the state with the new revision.
-pub(super) fn lock(connection: &mut AnyConnection) -> Result<Clustering, StoreError> {
+/// Locks all clusters until the transaction ends, and marks them as changed. Reads nothing: on MySQL, a transaction sees the
+/// rows of others as they were at its first look.
+pub(super) fn lock(connection: &mut AnyConnection) -> Result<(), StoreError> {
     diesel::update(unknown_clustering::table)
         .set(unknown_clustering::revision.eq(unknown_clustering::revision + 1))
         .execute(connection)?;
-    state(connection)
+    Ok(())
+}
+
+/// Locks all clusters until the transaction ends, for one that changes none of them.
+pub(super) fn hold(connection: &mut AnyConnection) -> Result<(), StoreError> {
+    diesel::update(unknown_clustering::table)
+        .set(unknown_clustering::revision.eq(unknown_clustering::revision))
+        .execute(connection)?;
+    Ok(())
 }
 
 /// How far detections have been read, and the state of all clusters.
@@ -394,7 +405,7 @@ fn of_row(connection: &mut AnyConnection, row: i64) -> Result<Unknown, StoreErro
 fn with_cameras(connection: &mut AnyConnection, rows: Vec<Row>) -> Result<Vec<Unknown>, StoreError> {
     let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
     let mut cameras: HashMap<i64, Vec<UnknownCamera>> = HashMap::new();
-    for ids in ids.chunks(IDS) {
+    for ids in ids.chunks(MAX_VARIABLES) {
         let seen = detections::table
             .filter(detections::unknown_id.eq_any(ids))
             .group_by((detections::unknown_id, detections::camera_id))
@@ -466,7 +477,7 @@ pub(super) fn tracks_of(
     clusters: &[i64],
 ) -> Result<BTreeMap<i64, Vec<UnknownTrack>>, StoreError> {
     let mut faces: BTreeMap<i64, Vec<UnknownFace>> = BTreeMap::new();
-    for clusters in clusters.chunks(IDS) {
+    for clusters in clusters.chunks(MAX_VARIABLES) {
         let rows = detections::table
             .filter(detections::unknown_id.eq_any(clusters))
             .select((detections::unknown_id, unknown_face_columns!()))
@@ -485,20 +496,26 @@ fn summary(connection: &mut AnyConnection, row: i64) -> Result<Option<ClusterSum
     Ok(ClusterSummary::of(&tracks.iter().collect::<Vec<_>>()))
 }
 
-/// Computes what a cluster's row says of its detections again; removes the cluster where it has none. Returns the number of
-/// tracks and their mean.
-pub(super) fn summarise(
-    connection: &mut AnyConnection,
-    row: i64,
-) -> Result<Option<(i64, Vec<f32>)>, StoreError> {
+/// Computes what a cluster's row says of its detections again; removes the cluster where it has none.
+///
+/// Another transaction may take detections out of the cluster at the same time. Where this one has read nothing before, it does
+/// not miss that; otherwise it has to mark the cluster as changed afterwards.
+pub(super) fn summarise(connection: &mut AnyConnection, row: i64) -> Result<(), StoreError> {
+    // Written before anything is read: waits for transactions whose detections leave, and later ones mark it again.
+    diesel::update(unknowns::table.find(row)).set(unknowns::changed.eq(false)).execute(connection)?;
     let Some(summary) = summary(connection, row)? else {
         // Of faces without a direction, if of any: no track has them.
         release(connection, row)?;
         diesel::delete(unknowns::table.find(row)).execute(connection)?;
-        return Ok(None);
+        return Ok(());
     };
-    store(connection, row, &summary)?;
-    Ok(Some((summary.tracks, summary.mean)))
+    store(connection, row, &summary)
+}
+
+/// Has the task that clusters compute what a cluster's row says again.
+pub(super) fn mark_changed(connection: &mut AnyConnection, row: i64) -> Result<(), StoreError> {
+    diesel::update(unknowns::table.find(row)).set(unknowns::changed.eq(true)).execute(connection)?;
+    Ok(())
 }
 
 /// The number of a cluster's faces, 0 where there is no such cluster.
@@ -626,7 +643,7 @@ fn erase(
     connection: &mut AnyConnection,
     row: i64,
     with_detections: bool,
-) -> Result<Vec<PendingErasure>, StoreError> {
+) -> Result<PendingErasure, StoreError> {
     let mut ids: Vec<String> = merged_unknowns::table
         .filter(merged_unknowns::unknown_id.eq(row))
         .select(merged_unknowns::public_id)
@@ -634,15 +651,16 @@ fn erase(
     ids.push(unknowns::table.find(row).select(unknowns::public_id).first(connection)?);
     let own = detections::table.filter(detections::unknown_id.eq(row));
     let faces = own.select(detections::id).load::<i64>(connection)?;
+    // Their sums contain the embeddings.
+    let tracks = tracks::end_of_detections(connection, &faces)?;
     // Locks the cluster's row before the cohort, as others do.
-    leave(connection, &faces)?;
+    mark_changed(connection, row)?;
     cohort::erase_of_detections(connection, &faces)?;
-    let tracks: Vec<Option<i64>> = own.select(detections::track_row).distinct().load(connection)?;
-    let mut pictures = unknown_pictures::take(connection, &faces)?;
+    let blobs = unknown_pictures::take(connection, &faces)?;
     if with_detections {
         diesel::delete(own).execute(connection)?;
     } else {
-        for faces in faces.chunks(IDS) {
+        for faces in faces.chunks(MAX_VARIABLES) {
             let proposed = proposals::table.filter(proposals::detection_id.eq_any(faces));
             diesel::delete(proposed).execute(connection)?;
         }
@@ -650,22 +668,17 @@ fn erase(
             .set((detections::embedding.eq(None::<Vec<u8>>), detections::unknown_id.eq(None::<i64>)))
             .execute(connection)?;
     }
-    // Their sums contain the embeddings.
-    for track in tracks.into_iter().flatten() {
-        super::tracks::erase_detection(connection, track)?;
-    }
+    tracks::delete_empty(connection, &tracks)?;
     diesel::delete(unknowns::table.find(row)).execute(connection)?;
-    let mut pending = |id: String| {
-        let erasure = record_erasure(connection, &RowIdentity::Unknown { id })?;
-        Ok(PendingErasure { blobs: std::mem::take(&mut pictures), erasures: vec![erasure] })
-    };
-    ids.into_iter().map(&mut pending).collect()
+    let recorded = ids.into_iter().map(|id| record_erasure(connection, &RowIdentity::Unknown { id }));
+    let erasures = recorded.collect::<Result<_, StoreError>>()?;
+    Ok(PendingErasure { blobs, erasures })
 }
 
 /// Marks the clusters of detections that are about to be deleted, erased or identified: what their rows say is computed
 /// again by the task that clusters. Part of every transaction that takes detections out of clusters.
 pub(super) fn leave(connection: &mut AnyConnection, faces: &[i64]) -> Result<(), StoreError> {
-    for faces in faces.chunks(IDS) {
+    for faces in faces.chunks(MAX_VARIABLES) {
         let clusters: Vec<Option<i64>> = detections::table
             .filter(detections::id.eq_any(faces))
             .filter(detections::unknown_id.is_not_null())
