@@ -1,6 +1,7 @@
 //! Face recognition over HTTP: datasets, training, recognition and detections. The binary `facepipe-backend` is a
 //! thin shell around [`Application`].
 
+mod access;
 mod api;
 mod application;
 mod backup;
@@ -23,7 +24,6 @@ mod recognise;
 mod request_id;
 mod store;
 mod tls;
-mod tokens;
 #[cfg(feature = "traces")]
 pub mod traces;
 #[cfg(not(feature = "traces"))]

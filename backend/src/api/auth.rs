@@ -1,23 +1,29 @@
-//! Authorisation by bearer tokens, before anything of a request's body is read.
+//! Authorisation, before anything of a request's body is read: whose request it is, and whether the matched route takes it.
 
-use std::sync::Arc;
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+};
 
 use actix_web::{
-    Error,
+    Error, FromRequest, HttpMessage as _, HttpRequest,
     body::MessageBody,
-    dev::{ServiceRequest, ServiceResponse},
-    http::{Method, header},
+    dev::{Payload, ServiceRequest, ServiceResponse},
+    http::header,
     middleware::Next,
     web,
 };
+use anyhow::anyhow;
+use paperclip::{actix::OperationModifier, v2::schema::Apiv2Schema};
 
-use super::{State, routes};
-use crate::{
-    error::ApiError,
-    tokens::{Role, Tokens},
+use super::{
+    State,
+    routes::{self, Requirement},
 };
+use crate::{access::Principal, error::ApiError};
 
-/// Rejects requests whose token does not allow the call. A server without a file of tokens accepts all.
+/// Rejects requests that their principal may not make, and puts the principal of others into their extensions, as
+/// `Arc<Principal>`.
 ///
 /// # Errors
 /// Those of the request.
@@ -25,26 +31,33 @@ pub async fn authorise(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let tokens = request.app_data::<web::Data<State>>().and_then(|state| state.tokens.as_ref());
-    match tokens.map(|tokens| allowed(&request, tokens)) {
+    match admit(&request) {
         // A response, not an error: the outer middleware logs responses.
-        Some(Err(error)) => Ok(request.error_response(error).map_into_right_body()),
-        None | Some(Ok(())) => Ok(next.call(request).await?.map_into_left_body()),
+        Err(error) => Ok(request.error_response(error).map_into_right_body()),
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
+            Ok(next.call(request).await?.map_into_left_body())
+        }
     }
 }
 
-fn allowed(request: &ServiceRequest, tokens: &Arc<Tokens>) -> Result<(), ApiError> {
-    if routes::is_open(request.path()) {
-        return Ok(());
-    }
-    let role = bearer_token(request).and_then(|token| tokens.role_of(token)).ok_or(ApiError::Unauthorized)?;
-    if may(role, request.method(), request.path()) { Ok(()) } else { Err(ApiError::Forbidden) }
-}
-
-fn may(role: Role, method: &Method, path: &str) -> bool {
-    match role {
-        Role::Admin => true,
-        Role::Camera => *method == Method::POST && routes::is_for_cameras(path),
+fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
+    let state = request
+        .app_data::<web::Data<State>>()
+        .ok_or_else(|| ApiError::Internal(anyhow!("requests have no state")))?;
+    let address = request.peer_addr().map(|address| address.ip());
+    let known = state.access.authenticate(bearer_token(request), address);
+    let matched = request.match_info().unprocessed();
+    match routes::requirement(request.method(), request.path(), matched) {
+        Requirement::Open => Ok(known.unwrap_or_else(|_| state.access.anonymous())),
+        Requirement::Any(needed) => {
+            let principal = known.map_err(ApiError::Unauthorized)?;
+            if principal.scopes.allows_any(needed) {
+                Ok(principal)
+            } else {
+                Err(ApiError::Forbidden { needed, has: principal.scopes })
+            }
+        }
     }
 }
 
@@ -54,3 +67,20 @@ fn bearer_token(request: &ServiceRequest) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
+
+/// The principal of a request, for handlers.
+pub struct Caller(pub Arc<Principal>);
+
+impl FromRequest for Caller {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let principal = request.extensions().get::<Arc<Principal>>().cloned();
+        ready(principal.map(Self).ok_or_else(|| ApiError::Internal(anyhow!("requests have no principal"))))
+    }
+}
+
+impl Apiv2Schema for Caller {}
+
+impl OperationModifier for Caller {}

@@ -52,6 +52,7 @@ use serde::Serialize;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
+    access::AccessControl,
     config::Config,
     domain::{FaceId, InvalidFaceId, Micros, to_micros},
     error::ApiError,
@@ -59,7 +60,6 @@ use crate::{
     model_loader::ModelLoader,
     recognise::Recogniser,
     store::{Blobs, Database, from_micros},
-    tokens::Tokens,
     train::Trainer,
 };
 
@@ -71,8 +71,8 @@ pub struct State {
     pub public_url: Option<String>,
     /// The API's document.
     pub document: Bytes,
-    /// Tokens; `None` where everybody may use the server.
-    pub tokens: Option<Arc<Tokens>>,
+    /// Who may use the server.
+    pub access: Arc<AccessControl>,
     /// The database.
     pub database: Database,
     /// The blob store: images and models.

@@ -1,7 +1,9 @@
-//! The routes: one table of paths, roles, access, methods and handlers, with what the API's document says of each call
+//! The routes: one table of paths, roles, methods, scopes and handlers, with what the API's document says of each call
 //! beyond the types of its handler. Routing, 405 and its `Allow`, roles, tokens and the document follow from it.
 
-use actix_web::web as actix;
+use std::sync::LazyLock;
+
+use actix_web::{dev::ResourceDef, http::Method, web as actix};
 use paperclip::actix::web;
 
 use super::{
@@ -11,6 +13,7 @@ use super::{
     people, proposals, recognition, root, sightings, unknowns, verify,
 };
 use crate::{
+    access::{Scope, Scopes},
     config::ServerRole,
     error::examples::{
         CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FORM, FULL, IMAGE, IMAGE_PARTS, JOB,
@@ -26,27 +29,33 @@ pub struct Route {
     pub path: &'static str,
     /// The servers that serve it; [`ServerRole::All`] for every server.
     pub role: ServerRole,
-    /// Who may call it.
-    pub access: Access,
-    /// Its methods in lower case; a page has no call.
-    pub methods: &'static [(&'static str, Option<Call>)],
+    /// Its methods.
+    pub methods: &'static [RouteMethod],
 }
 
-/// Who may call a route of a server that has tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Everybody, without a token: probes, and the document with its pages.
-    Open,
-    /// A camera's token may POST; an admin's may use all methods.
-    Camera,
-    /// An admin's token.
-    Admin,
+/// A method of a route.
+pub struct RouteMethod {
+    /// In lower case.
+    pub name: &'static str,
+    /// The scope that it needs on a server that has tokens; `None` for none: probes, and the document with its pages.
+    pub scope: Option<Scope>,
+    /// What the document says of it; `None` for a page.
+    pub call: Option<Call>,
+}
+
+macro_rules! scope {
+    (Open) => {
+        None
+    };
+    ($scope:ident) => {
+        Some(Scope::$scope)
+    };
 }
 
 macro_rules! routes {
     (
-        calls { $($path:literal $role:ident $access:ident {
-            $($method:ident $handler:path => $call:expr;)+
+        calls { $($path:literal $role:ident {
+            $($method:ident $scope:ident $handler:path => $call:expr;)+
         })+ }
         pages { $($page:literal => $page_handler:path;)+ }
     ) => {
@@ -55,10 +64,17 @@ macro_rules! routes {
             $(Route {
                 path: $path,
                 role: ServerRole::$role,
-                access: Access::$access,
-                methods: &[$((stringify!($method), Some($call))),+],
+                methods: &[$(RouteMethod {
+                    name: stringify!($method),
+                    scope: scope!($scope),
+                    call: Some($call),
+                }),+],
             },)+
-            $(Route { path: $page, role: ServerRole::All, access: Access::Open, methods: &[("get", None)] },)+
+            $(Route {
+                path: $page,
+                role: ServerRole::All,
+                methods: &[RouteMethod { name: "get", scope: None, call: None }],
+            },)+
         ];
 
         /// Registers the calls, with their documentation.
@@ -84,28 +100,28 @@ macro_rules! routes {
 // The first route that matches is taken, so literal segments stand before parameters.
 routes! {
     calls {
-        "/" All Open {
-            get root::describe_service => Call {
+        "/" All {
+            get Open root::describe_service => Call {
                 headers: &[(200, "Vary"), (307, "Location"), (307, "Vary")],
                 ..call(SERVER, &[])
             };
         }
 
-        "/dataset" Manage Admin {
-            get dataset::list => call(DATASET, &[ROWS]);
+        "/dataset" Manage {
+            get Read dataset::list => call(DATASET, &[ROWS]);
         }
         // An empty id is an invalid id, not an unknown path.
-        "/dataset/{id:[^/]*}" Manage Admin {
-            get dataset::images => call(DATASET, &[FACE_ID, PERSON, ROWS]);
-            post dataset::add => call(DATASET, &[FACE_ID, EXISTS, CHANGE, ROWS]);
-            patch dataset::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
-            delete dataset::erase => Call {
+        "/dataset/{id:[^/]*}" Manage {
+            get Read dataset::images => call(DATASET, &[FACE_ID, PERSON, ROWS]);
+            post Enrol dataset::add => call(DATASET, &[FACE_ID, EXISTS, CHANGE, ROWS]);
+            patch Enrol dataset::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
+            delete Enrol dataset::erase => Call {
                 headers: &[(204, "Cache-Control")],
                 ..call(DATASET, &[FACE_ID, PERSON, CHANGE, ROWS])
             };
         }
-        "/dataset/{id:[^/]*}/image" Manage Admin {
-            post dataset::add_image => Call {
+        "/dataset/{id:[^/]*}/image" Manage {
+            post Enrol dataset::add_image => Call {
                 links: &[
                     Link { status: 201, to: ("GET", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
                     Link { status: 201, to: ("DELETE", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
@@ -118,218 +134,218 @@ routes! {
                 ..call(DATASET, &[FACE_ID, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUALITY, QUEUE, CHANGE, ROWS])
             };
         }
-        "/dataset/{id:[^/]*}/image/{image_id}" Manage Admin {
-            get dataset::image => Call {
+        "/dataset/{id:[^/]*}/image/{image_id}" Manage {
+            get Read dataset::image => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
                 ..call(DATASET, &[FACE_ID, PERSON_IMAGE, NO_PICTURE, ROWS])
             };
-            delete dataset::erase_image => call(DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]);
+            delete Enrol dataset::erase_image => call(DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]);
         }
-        "/people" Manage Admin {
-            get people::list => call(DATASET, &[ROWS]);
-            post people::add => call(DATASET, &[FACE_ID, JSON, EXISTS, CHANGE, ROWS]);
+        "/people" Manage {
+            get Read people::list => call(DATASET, &[ROWS]);
+            post Enrol people::add => call(DATASET, &[FACE_ID, JSON, EXISTS, CHANGE, ROWS]);
         }
-        "/people/search" Manage Admin {
-            post people::search => call(DATASET, &[FACE_ID, JSON, PERSON, ROWS]);
+        "/people/search" Manage {
+            post Read people::search => call(DATASET, &[FACE_ID, JSON, PERSON, ROWS]);
         }
-        "/people/{person_id}" Manage Admin {
-            get people::images => call(DATASET, &[PATH, PERSON, ROWS]);
-            patch people::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
-            delete people::erase => Call {
+        "/people/{person_id}" Manage {
+            get Read people::images => call(DATASET, &[PATH, PERSON, ROWS]);
+            patch Enrol people::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
+            delete Enrol people::erase => Call {
                 headers: &[(204, "Cache-Control")],
                 ..call(DATASET, &[PATH, PERSON, CHANGE, ROWS])
             };
         }
-        "/people/{person_id}/images" Manage Admin {
-            post people::add_image =>
+        "/people/{person_id}/images" Manage {
+            post Enrol people::add_image =>
                 call(DATASET, &[PATH, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUALITY, QUEUE, CHANGE, ROWS]);
         }
-        "/people/{person_id}/track" Manage Admin {
-            get people::track => call(DATABASE, &[PAGE, PATH, PERSON, ROWS]);
+        "/people/{person_id}/track" Manage {
+            get Read people::track => call(DATABASE, &[PAGE, PATH, PERSON, ROWS]);
         }
-        "/people/{person_id}/search-past" Manage Admin {
-            post people::search_past => Call {
+        "/people/{person_id}/search-past" Manage {
+            post Operate people::search_past => Call {
                 tag: UNKNOWNS,
                 errors: &[PATH, PERSON, NOT_IN_MODEL, QUERY, JOB, FULL, ROWS],
                 ..job_call()
             };
         }
-        "/people/{person_id}/last-known-location" Manage Admin {
-            get people::last_known_location => call(DATABASE, &[PATH, PERSON, NEVER_SEEN, ROWS]);
+        "/people/{person_id}/last-known-location" Manage {
+            get Read people::last_known_location => call(DATABASE, &[PATH, PERSON, NEVER_SEEN, ROWS]);
         }
-        "/images/{image_id}" Manage Admin {
-            get images::get => call(DATASET, &[PATH, NO_IMAGE, ROWS]);
-            delete images::erase => call(DATASET, &[PATH, NO_IMAGE, CHANGE, ROWS]);
+        "/images/{image_id}" Manage {
+            get Read images::get => call(DATASET, &[PATH, NO_IMAGE, ROWS]);
+            delete Enrol images::erase => call(DATASET, &[PATH, NO_IMAGE, CHANGE, ROWS]);
         }
-        "/images/{image_id}/content" Manage Admin {
-            get images::content => Call {
+        "/images/{image_id}/content" Manage {
+            get Read images::content => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
                 ..call(DATASET, &[PATH, NO_IMAGE, NO_PICTURE, ROWS])
             };
         }
 
-        "/cohort" Manage Admin {
-            get cohort::show => call(MODEL, &[ROWS]);
-            put cohort::add => Call {
+        "/cohort" Manage {
+            get Read cohort::show => call(MODEL, &[ROWS]);
+            put Operate cohort::add => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(MODEL, &[FORM, IMAGE_PARTS, QUEUE, FULL, ROWS])
             };
-            delete cohort::erase => call(MODEL, &[SELECTION, FULL, ROWS]);
+            delete Operate cohort::erase => call(MODEL, &[SELECTION, FULL, ROWS]);
         }
 
-        "/model" Manage Admin {
-            get model::list => call(MODEL, &[ROWS]);
+        "/model" Manage {
+            get Read model::list => call(MODEL, &[ROWS]);
         }
-        "/model/optimized-train" Manage Admin {
-            post model::optimized_train => job_call();
+        "/model/optimized-train" Manage {
+            post Operate model::optimized_train => job_call();
         }
-        "/model/train" Manage Admin {
-            post model::train => job_call();
+        "/model/train" Manage {
+            post Operate model::train => job_call();
         }
-        "/model/generate-emb" Manage Admin {
-            post model::generate_emb => job_call();
+        "/model/generate-emb" Manage {
+            post Operate model::generate_emb => job_call();
         }
-        "/model/{version}" Manage Admin {
-            get model::get => call(MODEL, &[PATH, MODEL_READ, ROWS]);
-            delete model::remove => call(MODEL, &[PATH, MODEL_REMOVAL, FULL, ROWS]);
+        "/model/{version}" Manage {
+            get Read model::get => call(MODEL, &[PATH, MODEL_READ, ROWS]);
+            delete Operate model::remove => call(MODEL, &[PATH, MODEL_REMOVAL, FULL, ROWS]);
         }
-        "/model/{version}/activate" Manage Admin {
-            post model::activate => call(MODEL, &[PATH, MODELS, FULL, ROWS]);
+        "/model/{version}/activate" Manage {
+            post Operate model::activate => call(MODEL, &[PATH, MODELS, FULL, ROWS]);
         }
-        "/jobs" Manage Admin {
-            get jobs::list => call(MODEL, &[LIMIT, ROWS]);
+        "/jobs" Manage {
+            get Read jobs::list => call(MODEL, &[LIMIT, ROWS]);
         }
-        "/jobs/{job_id}" Manage Admin {
-            get jobs::get => call(MODEL, &[PATH, NO_JOB, ROWS]);
-            delete jobs::cancel => call(MODEL, &[PATH, JOB_END, FULL, ROWS]);
+        "/jobs/{job_id}" Manage {
+            get Read jobs::get => call(MODEL, &[PATH, NO_JOB, ROWS]);
+            delete Operate jobs::cancel => call(MODEL, &[PATH, JOB_END, FULL, ROWS]);
         }
 
-        "/face-recognition/get-results" Recognize Camera {
-            get recognition::get_results => Call {
+        "/face-recognition/get-results" Recognize {
+            get Recognise recognition::get_results => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(RECOGNITION, &[FORM, IMAGE, DETAILS, QUEUE, ROWS])
             };
-            post recognition::get_results => Call {
+            post Recognise recognition::get_results => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(RECOGNITION, &[FORM, IMAGE, DETAILS, QUEUE, ROWS])
             };
         }
-        "/face-recognition/store-results" Recognize Camera {
-            post recognition::store_results => Call {
+        "/face-recognition/store-results" Recognize {
+            post Upload recognition::store_results => Call {
                 headers: &[(201, "Server-Timing")],
                 required: &["camera_id", "location"],
                 ..call(RECOGNITION, &[FORM, IMAGE, CAMERA, DETAILS, QUEUE, FULL, ROWS])
             };
         }
-        "/face-recognition/send-results" Recognize Camera {
-            post recognition::send_results => Call {
+        "/face-recognition/send-results" Recognize {
+            post Upload recognition::send_results => Call {
                 headers: &[(202, "Server-Timing")],
                 required: &["camera_id", "location"],
                 ..call(RECOGNITION, &[FORM, IMAGE, SEND, DETAILS, QUEUE, FULL, ROWS])
             };
         }
-        "/face-recognition/verify" Recognize Camera {
-            post verify::verify => Call {
+        "/face-recognition/verify" Recognize {
+            post Recognise verify::verify => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(RECOGNITION, &[FORM, TWO_IMAGES, ONE_FACE, QUEUE])
             };
         }
-        "/face-recognition/dry-run" Recognize Camera {
-            post recognition::dry_run => call(RECOGNITION, &[FORM, IMAGE_PARTS, DETAILS]);
+        "/face-recognition/dry-run" Recognize {
+            post Upload recognition::dry_run => call(RECOGNITION, &[FORM, IMAGE_PARTS, DETAILS]);
         }
 
-        "/database/people" Manage Admin {
-            get database::people => call(DATABASE, &[ROWS]);
+        "/database/people" Manage {
+            get Read database::people => call(DATABASE, &[ROWS]);
         }
-        "/database/detections" Manage Admin {
-            get detections::list => Call {
+        "/database/detections" Manage {
+            get Read detections::list => Call {
                 headers: &[(200, "Vary"), (200, "X-Next-Cursor")],
                 also: &[(200, "text/csv", CSV_EXAMPLE)],
                 ..call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
             };
         }
-        "/database/sightings" Manage Admin {
-            get sightings::list => Call {
+        "/database/sightings" Manage {
+            get Read sightings::list => Call {
                 headers: &[(200, "Vary"), (200, "X-Next-Cursor")],
                 also: &[(200, "text/csv", SIGHTINGS_CSV_EXAMPLE)],
                 ..call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
             };
         }
-        "/database/{id:[^/]*}/track" Manage Admin {
-            get detections::track => call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS]);
+        "/database/{id:[^/]*}/track" Manage {
+            get Read detections::track => call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS]);
         }
-        "/database/{id:[^/]*}/last-known-location" Manage Admin {
-            get database::last_known_location => call(DATABASE, &[FACE_ID, PERSON, NEVER_SEEN, ROWS]);
+        "/database/{id:[^/]*}/last-known-location" Manage {
+            get Read database::last_known_location => call(DATABASE, &[FACE_ID, PERSON, NEVER_SEEN, ROWS]);
         }
         // After the paths of a person: a person may be called “detections”.
-        "/database/detections/{detection_id:[^/]*}" Manage Admin {
-            get detections::get => call(DATABASE, &[PATH, NO_DETECTION, ROWS]);
-            delete detections::erase => call(DATABASE, &[PATH, NO_DETECTION, FULL, ROWS]);
+        "/database/detections/{detection_id:[^/]*}" Manage {
+            get Read detections::get => call(DATABASE, &[PATH, NO_DETECTION, ROWS]);
+            delete Enrol detections::erase => call(DATABASE, &[PATH, NO_DETECTION, FULL, ROWS]);
         }
-        "/cameras" Manage Admin {
-            get cameras::list => call(DATABASE, &[ROWS]);
+        "/cameras" Manage {
+            get Read cameras::list => call(DATABASE, &[ROWS]);
         }
 
-        "/unknowns" Manage Admin {
-            get unknowns::list => call(UNKNOWNS, &[PAGE, ROWS]);
+        "/unknowns" Manage {
+            get Read unknowns::list => call(UNKNOWNS, &[PAGE, ROWS]);
         }
-        "/unknowns/recluster" Manage Admin {
-            post unknowns::regroup => Call { tag: UNKNOWNS, ..job_call() };
+        "/unknowns/recluster" Manage {
+            post Operate unknowns::regroup => Call { tag: UNKNOWNS, ..job_call() };
         }
-        "/unknowns/{unknown_id:[^/]*}" Manage Admin {
-            get unknowns::get => call(UNKNOWNS, &[PATH, LIMIT, NO_UNKNOWN, ROWS]);
-            delete unknowns::erase => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+        "/unknowns/{unknown_id:[^/]*}" Manage {
+            get Read unknowns::get => call(UNKNOWNS, &[PATH, LIMIT, NO_UNKNOWN, ROWS]);
+            delete Enrol unknowns::erase => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
         }
-        "/unknowns/{unknown_id:[^/]*}/merge" Manage Admin {
-            post unknowns::merge => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_IDS, NO_UNKNOWN, FULL, ROWS]);
+        "/unknowns/{unknown_id:[^/]*}/merge" Manage {
+            post Enrol unknowns::merge => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_IDS, NO_UNKNOWN, FULL, ROWS]);
         }
-        "/unknowns/{unknown_id:[^/]*}/split" Manage Admin {
-            post unknowns::split => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_FACES, NO_UNKNOWN, FULL, ROWS]);
+        "/unknowns/{unknown_id:[^/]*}/split" Manage {
+            post Enrol unknowns::split => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_FACES, NO_UNKNOWN, FULL, ROWS]);
         }
-        "/unknowns/{unknown_id:[^/]*}/pictures/{detection_id}" Manage Admin {
-            get unknowns::picture => Call {
+        "/unknowns/{unknown_id:[^/]*}/pictures/{detection_id}" Manage {
+            get Read unknowns::picture => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
                 ..call(UNKNOWNS, &[PATH, NO_UNKNOWN, NO_DETECTION, NO_PICTURE, ROWS])
             };
         }
-        "/unknowns/{unknown_id:[^/]*}/name" Manage Admin {
-            post unknowns::name =>
+        "/unknowns/{unknown_id:[^/]*}/name" Manage {
+            post Enrol unknowns::name =>
                 call(UNKNOWNS, &[PATH, FACE_ID, JSON, EXISTS, NO_UNKNOWN, CHANGE, ROWS]);
         }
-        "/unknowns/{unknown_id:[^/]*}/ignore" Manage Admin {
-            post unknowns::ignore => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
-            delete unknowns::stop_ignoring => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+        "/unknowns/{unknown_id:[^/]*}/ignore" Manage {
+            post Enrol unknowns::ignore => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+            delete Enrol unknowns::stop_ignoring => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
         }
-        "/proposals" Manage Admin {
-            get proposals::list => call(UNKNOWNS, &[PAGE, FACE_ID, PERSON, ROWS]);
+        "/proposals" Manage {
+            get Read proposals::list => call(UNKNOWNS, &[PAGE, FACE_ID, PERSON, ROWS]);
         }
-        "/proposals/accept" Manage Admin {
-            post proposals::accept => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
+        "/proposals/accept" Manage {
+            post Enrol proposals::accept => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
         }
-        "/proposals/refuse" Manage Admin {
-            post proposals::refuse => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
+        "/proposals/refuse" Manage {
+            post Enrol proposals::refuse => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
         }
 
-        "/startupz" All Open {
-            get health::started => call(SERVER, &[]);
+        "/startupz" All {
+            get Open health::started => call(SERVER, &[]);
         }
-        "/livez" All Open {
-            get health::live => call(SERVER, &[]);
+        "/livez" All {
+            get Open health::live => call(SERVER, &[]);
         }
-        "/readyz" All Open {
-            get health::ready => call(SERVER, &[DRAINING, ROWS]);
+        "/readyz" All {
+            get Open health::ready => call(SERVER, &[DRAINING, ROWS]);
         }
-        "/openapi.json" All Open {
-            get openapi::serve => call(SERVER, &[]);
+        "/openapi.json" All {
+            get Open openapi::serve => call(SERVER, &[]);
         }
-        "/debug/IP" All Admin {
-            get debug::ip => call(DEBUG, &[]);
+        "/debug/IP" All {
+            get Operate debug::ip => call(DEBUG, &[]);
         }
-        "/debug/node-name" All Admin {
-            get debug::node_name => call(DEBUG, &[]);
+        "/debug/node-name" All {
+            get Operate debug::node_name => call(DEBUG, &[]);
         }
-        "/debug/unblock-dataset" Manage Admin {
-            post debug::unblock_dataset => call(DEBUG, &[FULL, ROWS]);
+        "/debug/unblock-dataset" Manage {
+            post Operate debug::unblock_dataset => call(DEBUG, &[FULL, ROWS]);
         }
     }
     pages {
@@ -383,25 +399,40 @@ pub fn by_pattern(pattern: &str) -> Option<&'static Route> {
     ROUTES.iter().find(|route| route.path == pattern)
 }
 
-/// Whether a path needs no token. Compares the path as it was sent: another spelling of an open path needs one.
-pub fn is_open(path: &str) -> bool {
-    let covers = |pattern: &str| match pattern.split_once('{') {
-        Some((folder, _)) => path.starts_with(folder),
-        None => path == pattern,
-    };
-    ROUTES.iter().any(|route| route.access == Access::Open && covers(route.path))
+/// What a request needs to be admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requirement {
+    /// Nothing.
+    Open,
+    /// Any of these scopes.
+    Any(Scopes),
 }
 
-/// Whether a camera's token may POST to a path: to every path, known or not, below the first segment of a route for
-/// cameras.
-pub fn is_for_cameras(path: &str) -> bool {
-    fn area(path: &str) -> Option<&str> {
-        let (end, _) = path.match_indices('/').nth(1)?;
-        path.get(..=end)
+/// The patterns of all routes, in their order.
+static PATTERNS: LazyLock<Vec<(ResourceDef, &'static Route)>> =
+    LazyLock::new(|| ROUTES.iter().map(|route| (ResourceDef::new(route.path), route)).collect());
+
+/// The route that requests for a path reach. `path` is the one that the router matches, in which characters that need no
+/// escape are not escaped.
+pub fn matching(path: &str) -> Option<&'static Route> {
+    PATTERNS.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, route)| *route)
+}
+
+/// What a request needs: `sent` is its path as it was sent, `matched` as the router matches it. Another spelling of an open
+/// path is not open, an unknown path needs `admin`, and a method that a path does not take needs a scope of one that it takes.
+pub fn requirement(method: &Method, sent: &str, matched: &str) -> Requirement {
+    let Some(route) = matching(matched) else { return Requirement::Any(Scopes::ADMIN) };
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    let taken = route.methods.iter().find(|taken| taken.name.eq_ignore_ascii_case(method.as_str()));
+    let asked = taken.map_or(route.methods, std::slice::from_ref);
+    let needs_none = asked.iter().any(|method| method.scope.is_none());
+    if !needs_none {
+        return Requirement::Any(asked.iter().filter_map(|method| method.scope).collect());
     }
-    let of_path = area(path);
-    of_path.is_some()
-        && ROUTES.iter().any(|route| route.access == Access::Camera && area(route.path) == of_path)
+    match matching(sent) {
+        Some(plain) if std::ptr::eq(plain, route) => Requirement::Open,
+        _ => Requirement::Any(Scope::ALL.into_iter().collect()),
+    }
 }
 
 /// `/dataset/{id:[^/]*}` as `/dataset/{id}`.
@@ -425,12 +456,52 @@ pub fn without_patterns(path: &str) -> String {
 mod tests {
     use super::*;
 
+    fn needed(method: Method, path: &str) -> Requirement {
+        requirement(&method, path, path)
+    }
+
     #[test]
-    fn no_route_is_covered_by_the_access_of_another() {
+    fn every_route_is_reached_by_its_own_pattern() {
         for route in ROUTES {
-            assert_eq!(is_open(route.path), route.access == Access::Open, "{}", route.path);
-            assert_eq!(is_for_cameras(route.path), route.access == Access::Camera, "{}", route.path);
+            let path: Vec<String> = route
+                .plain_path()
+                .split('/')
+                .map(|part| if part.starts_with('{') { "7".to_owned() } else { part.to_owned() })
+                .collect();
+            let path = path.join("/");
+            assert!(matching(&path).is_some_and(|found| std::ptr::eq(found, route)), "{path}");
         }
+    }
+
+    #[test]
+    fn a_request_needs_the_scope_of_the_method_of_its_route() {
+        let any = |scopes: &str| Requirement::Any(scopes.parse().unwrap());
+        for (method, path, scopes) in [
+            (Method::POST, "/face-recognition/store-results", "upload"),
+            (Method::POST, "/face-recognition/send-results", "upload"),
+            (Method::POST, "/face-recognition/get-results", "recognise"),
+            (Method::POST, "/face-recognition/verify", "recognise"),
+            (Method::GET, "/dataset/Ada", "read"),
+            (Method::HEAD, "/dataset/Ada", "read"),
+            (Method::POST, "/people/search", "read"),
+            (Method::DELETE, "/dataset/Ada", "enrol"),
+            (Method::POST, "/unknowns/7/name", "enrol"),
+            (Method::POST, "/unknowns/recluster", "operate"),
+            (Method::DELETE, "/jobs/7", "operate"),
+            (Method::POST, "/model/7/activate", "operate"),
+            (Method::GET, "/nothing", "admin"),
+            (Method::POST, "/face-recognition/nothing", "admin"),
+            (Method::PUT, "/dataset/Ada", "read,enrol"),
+        ] {
+            assert_eq!(needed(method.clone(), path), any(scopes), "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn an_escaped_path_needs_what_the_route_needs_that_it_reaches() {
+        // A reader may not start a job by another spelling of its path.
+        let request = requirement(&Method::POST, "/unknowns/%72ecluster", "/unknowns/recluster");
+        assert_eq!(request, needed(Method::POST, "/unknowns/recluster"));
     }
 
     #[test]
@@ -458,23 +529,14 @@ mod tests {
             "/docs/x.js",
             "/docs/guide/a/b",
         ] {
-            assert!(is_open(path), "{path}");
+            for method in [Method::GET, Method::HEAD, Method::POST] {
+                assert_eq!(needed(method, path), Requirement::Open, "{path}");
+            }
         }
-        for path in
-            ["", "//", "/livez/", "/%6civez", "/docsx", "/dataset", "/debug/IP", "/face-recognition/verify"]
-        {
-            assert!(!is_open(path), "{path}");
+        for path in ["", "//", "/livez/", "/docsx", "/dataset", "/debug/IP", "/face-recognition/verify"] {
+            assert_ne!(needed(Method::GET, path), Requirement::Open, "{path}");
         }
-    }
-
-    #[test]
-    fn cameras_may_post_below_the_recognition_path() {
-        for path in ["/face-recognition/store-results", "/face-recognition/nothing", "/face-recognition/"] {
-            assert!(is_for_cameras(path), "{path}");
-        }
-        for path in ["/", "", "/face-recognition", "/face-recognitionx/verify", "/dataset/Ada", "/nothing"] {
-            assert!(!is_for_cameras(path), "{path}");
-        }
+        assert_ne!(requirement(&Method::GET, "/%6civez", "/livez"), Requirement::Open);
     }
 
     #[test]

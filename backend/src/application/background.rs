@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Services;
 use crate::{
+    access::AccessControl,
     cohort::{CohortEmbedder, run_filling},
     config::Config,
     outbox::{self, OutboxOptions},
     store::{retention::run_retention, sweep::run_sweeps, track_expiry::run_track_expiry},
-    tokens::Tokens,
     train::Trainer,
     unknowns::{ClusteringOptions, run_clustering, run_picture_retention},
 };
@@ -37,7 +37,7 @@ impl Background {
     pub async fn start(
         config: &Config,
         services: &Services,
-        tokens: Option<Arc<Tokens>>,
+        access: &Arc<AccessControl>,
     ) -> anyhow::Result<Self> {
         let Services { database, blobs, pipeline, loader, trainer, metrics, stop, .. } = services;
         let mut others = JoinSet::new();
@@ -46,8 +46,8 @@ impl Background {
             let (loader, stop) = (Arc::clone(loader), stop.clone());
             async move { loader.follow(poll, stop).await }
         });
-        if let Some(tokens) = tokens {
-            others.spawn(tokens.watch(stop.clone()));
+        if let Some(file) = access.file() {
+            others.spawn(Arc::clone(file).watch(stop.clone()));
         }
         let (mut training, mut sending) = (None, None);
         if config.deployment.role.manages() {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::background::Background;
 use crate::{
+    access::AccessControl,
     api,
     config::{BrowserConfig, Config},
     config_errors, connection,
@@ -32,7 +33,6 @@ use crate::{
     model_loader::ModelLoader,
     recognise::{ActiveModel, MatchThreshold, Pipeline, Recogniser},
     store::{Blobs, Database, ServerLock, sql},
-    tokens::Tokens,
     train::{Trainer, TrainerOptions},
 };
 
@@ -124,7 +124,7 @@ impl Application {
     }
 
     async fn build_locked(config: Config, mut lock: Option<ServerLock>) -> anyhow::Result<Self> {
-        let tokens = startup::open_tokens(&config)?;
+        let access = startup::open_access(&config)?;
         let listeners = Listeners::bind(&config)?;
         let address = listeners.api.local_addr()?;
         if let Some(lock) = &mut lock {
@@ -134,7 +134,7 @@ impl Application {
         let services = Services::open(&config).await?;
         let metrics_server =
             listeners.metrics.map(|listener| serve_metrics(listener, &config, &services)).transpose()?;
-        let background = Background::start(&config, &services, tokens.clone()).await?;
+        let background = Background::start(&config, &services, &access).await?;
 
         let listener = &config.listener;
         let (shutdown_timeout, drain_delay) = (listener.shutdown_timeout(), listener.drain_delay());
@@ -143,7 +143,7 @@ impl Application {
         let threshold = services.threshold.of(services.loader.active().as_deref());
         let (remark, database) = (services.pipeline.embedder().remark(), services.database.clone());
         let draining = Arc::new(AtomicBool::new(false));
-        let server = serve_api(listeners.api, config, tokens, services, Arc::clone(&draining))?;
+        let server = serve_api(listeners.api, config, access, services, Arc::clone(&draining))?;
         if let Some(file) = &address_file {
             startup::write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
@@ -326,7 +326,7 @@ fn serve_metrics(
 fn serve_api(
     listener: TcpListener,
     config: Config,
-    tokens: Option<Arc<Tokens>>,
+    access: Arc<AccessControl>,
     services: Services,
     draining: Arc<AtomicBool>,
 ) -> anyhow::Result<Server> {
@@ -339,7 +339,7 @@ fn serve_api(
         config,
         public_url,
         document,
-        tokens,
+        access,
         database: services.database,
         blobs: services.blobs,
         recogniser: services.recogniser,

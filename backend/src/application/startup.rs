@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use facepipe_vision::{EmbedderKind, ModelError, Mtcnn};
 
 use crate::{
+    access::{AccessControl, TokenFile, TokenFileError},
     config::Config,
     config_errors::config_error,
     recognise::Pipeline,
@@ -20,16 +21,29 @@ use crate::{
         ledger::{self, ReappliedErasures},
         sql::NameChanges,
     },
-    tokens::Tokens,
 };
 
-/// Opens the file of tokens, where one is configured.
-pub fn open_tokens(config: &Config) -> anyhow::Result<Option<Arc<Tokens>>> {
-    let Some(file) = &config.listener.token_file else { return Ok(None) };
-    let tokens = Tokens::open(file).map_err(|error| {
-        config_error(anyhow::Error::new(error).context(format!("token_file {}", file.display())))
-    })?;
-    Ok(Some(Arc::new(tokens)))
+/// Opens the access control, with the token file where one is configured.
+pub fn open_access(config: &Config) -> anyhow::Result<Arc<AccessControl>> {
+    let Some(path) = &config.listener.token_file else { return Ok(Arc::new(AccessControl::new(None, true))) };
+    let unusable = |error: TokenFileError| {
+        config_error(anyhow::Error::new(error).context(format!("token_file {}", path.display())))
+    };
+    let file = TokenFile::open(path).map_err(unusable)?;
+    let status = file.status().map_err(unusable)?;
+    if status.is_empty {
+        return Err(config_error(anyhow::anyhow!(
+            "token_file {} has no token: a line each, `camera <token>` or `admin <token>`",
+            path.display()
+        )));
+    }
+    if status.is_readable_by_others {
+        tracing::warn!(
+            file = %path.display(),
+            "token_file can be read by every user of this machine: take that right away (chmod o-r)"
+        );
+    }
+    Ok(Arc::new(AccessControl::new(Some(Arc::new(file)), true)))
 }
 
 /// Logs what a configuration leaves open.

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use self::table::Row;
 use crate::{
+    access::{Scopes, TokenProblem},
     domain::{FaceQuality, InvalidFaceId, JobFailure, PersonId, QualityComponent},
     model_loader::ModelProblem,
     recognise::{RecogniseError, Rotation},
@@ -58,12 +59,17 @@ pub enum ApiError {
         /// The methods that the path takes.
         allowed: String,
     },
-    /// No token, or an unknown one.
-    #[error("this server needs a token that it knows, as `Authorization: Bearer <token>`")]
-    Unauthorized,
+    /// No token, or one that is not accepted.
+    #[error("{0}")]
+    Unauthorized(TokenProblem),
     /// The token does not allow the call.
-    #[error("a camera's token allows POST to /face-recognition only, this needs an admin's")]
-    Forbidden,
+    #[error("this call needs {}, and this token has {}", scope_names(*needed, " or "), scope_names(*has, ", "))]
+    Forbidden {
+        /// Scopes of which it needs one.
+        needed: Scopes,
+        /// The token's scopes.
+        has: Scopes,
+    },
     /// Not a valid Face ID.
     #[error(transparent)]
     InvalidFaceId(#[from] InvalidFaceId),
@@ -325,6 +331,16 @@ pub enum ApiError {
     Internal(#[source] anyhow::Error),
 }
 
+/// Names scopes in a message.
+fn scope_names(scopes: Scopes, separator: &str) -> String {
+    let names: Vec<String> = scopes.iter().map(|scope| format!("`{}`", scope.name())).collect();
+    match names.as_slice() {
+        [] => "no scope".into(),
+        [name] => format!("the scope {name}"),
+        names => format!("the scopes {}", names.join(separator)),
+    }
+}
+
 /// The field of a request that says which face of an image counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FaceField {
@@ -481,7 +497,7 @@ impl ResponseError for ApiError {
             Self::MethodNotAllowed { allowed, .. } => {
                 response.insert_header((header::ALLOW, allowed.as_str()));
             }
-            Self::Unauthorized => {
+            Self::Unauthorized(_) => {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
             }
             Self::TooBusy { retry_after, .. } => {

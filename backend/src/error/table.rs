@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::ApiError::{self, *};
 use crate::{
+    access::{Scope, Scopes},
     domain::{FaceQuality, JobFailure},
     model_loader::ModelProblem,
     recognise::Rotation,
@@ -44,8 +45,9 @@ table! {
     OtherRole { role, served_by } => "other_role", NOT_FOUND, json!({ "role": role, "served_by": served_by });
     Draining => "draining", SERVICE_UNAVAILABLE;
     MethodNotAllowed { allowed, .. } => "method_not_allowed", METHOD_NOT_ALLOWED, json!({ "allowed": allowed });
-    Unauthorized => "unauthorized", UNAUTHORIZED;
-    Forbidden => "forbidden", FORBIDDEN;
+    Unauthorized(problem) => "unauthorized", UNAUTHORIZED, json!({ "reason": problem.reason() });
+    Forbidden { needed, has } =>
+        "forbidden", FORBIDDEN, json!({ "needs_any_of": names(*needed), "has": names(*has) });
 
     InvalidQuery(_) => "invalid_query", BAD_REQUEST;
     InvalidTimeRange { from, to } => "invalid_time_range", BAD_REQUEST, json!({ "from": from, "to": to });
@@ -181,6 +183,10 @@ fn quality_values(quality: &FaceQuality) -> Value {
 /// A number with the digits of its `f32`, not those of the nearest `f64`.
 fn decimal(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+fn names(scopes: Scopes) -> Vec<&'static str> {
+    scopes.iter().map(Scope::name).collect()
 }
 
 fn millis(duration: Duration) -> u64 {

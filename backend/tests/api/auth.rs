@@ -70,14 +70,18 @@ async fn each_call_accepts_the_documented_tokens() {
         use_token(&mut server, token);
         for (method, path, is_open) in calls() {
             assert_eq!(is_open, open.contains(&path.as_str()), "{method} {path}");
-            let cameras = method == Method::POST && path.starts_with("/face-recognition/");
+            let cameras = path.starts_with("/face-recognition/");
             let answer = server.call(method.clone(), &path).await;
             let (status, code) = (answer.status.as_u16(), answer.body["error"]["code"].as_str());
             match token {
                 _ if is_open => assert_eq!(status, 200, "{method} {path}"),
                 Some(ADMIN) => assert!(status != 401 && status != 403, "{method} {path}: {status}"),
                 Some(CAMERA) if cameras => assert_eq!(status, 415, "{method} {path}"),
-                Some(CAMERA) => assert_eq!((status, code), (403, Some("forbidden")), "{method} {path}"),
+                Some(CAMERA) => {
+                    assert_eq!((status, code), (403, Some("forbidden")), "{method} {path}");
+                    let details = &answer.body["error"]["details"];
+                    assert_eq!(details["has"], json!(["upload", "recognise"]), "{method} {path}");
+                }
                 _ => {
                     assert_eq!((status, code), (401, Some("unauthorized")), "{method} {path}");
                     assert_eq!(answer.headers["www-authenticate"], "Bearer");

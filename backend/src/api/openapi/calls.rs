@@ -309,7 +309,9 @@ pub fn token_scheme() -> Value {
     json!({
         "type": "http",
         "scheme": "bearer",
-        "description": "A token of the server's `token_file`. A server that has none takes requests without.",
+        "description": "A token of a camera, a program or a person, or one of the server's `token_file`. Each call says which \
+                        scope the token must have; `admin` has all. A server without any token takes requests from its own \
+                        machine without.",
     })
 }
 

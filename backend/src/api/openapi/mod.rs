@@ -27,9 +27,10 @@ use serde_json::{Map, Value, json};
 
 use super::{
     form::{Form, ImagePart, TextPart},
-    routes::{self, Access, ROUTES, Route},
+    routes::{self, ROUTES, Route, RouteMethod},
 };
 use crate::{
+    access::{Scope, TokenProblem},
     config::ServerRole,
     error::{ApiError, ErrorBody},
 };
@@ -134,8 +135,11 @@ fn build() -> (Value, Vec<String>) {
         "NotFound": builder.errors(&[ApiError::NotFound]),
         "MethodNotAllowed":
             builder.errors(&[ApiError::MethodNotAllowed { method: "PUT".into(), allowed: "GET, HEAD, POST".into() }]),
-        UNAUTHORIZED: builder.errors(&[ApiError::Unauthorized]),
-        FORBIDDEN: builder.errors(&[ApiError::Forbidden]),
+        UNAUTHORIZED: builder.errors(&[ApiError::Unauthorized(TokenProblem::Missing)]),
+        FORBIDDEN: builder.errors(&[ApiError::Forbidden {
+            needed: [Scope::Read].into_iter().collect(),
+            has: [Scope::Upload].into_iter().collect(),
+        }]),
     });
     builder.check_used();
     let document = json!({
@@ -200,6 +204,7 @@ fn convert(swagger: DefaultApiRaw) -> Value {
 struct Place {
     route: &'static Route,
     method: &'static str,
+    scope: Option<Scope>,
     path: String,
 }
 
@@ -225,9 +230,9 @@ impl Builder {
         let mut paths = Map::new();
         for route in ROUTES {
             let mut operations = Map::new();
-            for (method, call) in route.methods {
+            for RouteMethod { name: method, scope, call } in route.methods {
                 let Some(call) = call else { continue };
-                let place = Place { route, method, path: route.plain_path() };
+                let place = Place { route, method, scope: *scope, path: route.plain_path() };
                 let raw = converted.and_then(|paths| paths.get(route.path)?.get(method));
                 match raw {
                     Some(raw) => {
@@ -266,6 +271,9 @@ impl Builder {
                 operation.insert("requestBody".into(), self.request_body(call, place, body, takes_form));
             }
         }
+        if let Some(scope) = place.scope {
+            description.push_str(&format!("\n\nScope: `{}`.", scope.name()));
+        }
         if !description.is_empty() {
             operation.insert("description".into(), description.trim().into());
         }
@@ -280,7 +288,7 @@ impl Builder {
             operation.insert("parameters".into(), parameters.into());
         }
         operation.insert("responses".into(), self.responses(call, place, raw.get("responses")));
-        if place.route.access == Access::Open {
+        if place.scope.is_none() {
             operation.insert("security".into(), json!([]));
         }
         operation.into()
@@ -360,7 +368,7 @@ impl Builder {
         for (status, errors) in by_status {
             responses.insert(status.to_string(), self.errors(&errors));
         }
-        if place.route.access != Access::Open {
+        if place.scope.is_some() {
             for (status, name) in [("401", UNAUTHORIZED), ("403", FORBIDDEN)] {
                 let reference = json!({ "$ref": format!("#/components/responses/{name}") });
                 responses.insert(status.into(), reference);
@@ -406,7 +414,7 @@ impl Builder {
             let (method, path) = link.to;
             let is_call = |route: &&Route| {
                 route.plain_path() == path
-                    && route.methods.iter().any(|(name, _)| name.eq_ignore_ascii_case(method))
+                    && route.methods.iter().any(|other| other.name.eq_ignore_ascii_case(method))
             };
             if !ROUTES.iter().any(|route| is_call(&route)) {
                 self.problems.push(format!("{place} leads to {method} {path}, which is no call"));

@@ -1,18 +1,23 @@
-//! Authentication by the bearer tokens of a file, which is reloaded when it changes, so that tokens are added and revoked
-//! without a restart. Only SHA-256 digests of tokens are kept. By hand: checking the file every second also works on network
-//! file systems and mounted secrets, where notifications of changes do not arrive.
+//! The token file: bearer tokens for the start of a deployment and for emergencies. It is reloaded when it changes, so that
+//! tokens are added and revoked without a restart. Only SHA-256 digests of tokens are kept. By hand: checking the file every
+//! second also works on network file systems and mounted secrets, where notifications of changes do not arrive.
 
 use std::{
     fmt, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use sha2::{Digest as _, Sha256};
-use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use tokio_util::sync::CancellationToken;
+
+use super::{Digest, Principal};
 
 /// Characters of a token at least. 16 of `openssl rand -hex` are 64 bits: too many to try.
 const MIN_CHARACTERS: usize = 16;
@@ -22,10 +27,13 @@ const MAX_CHARACTERS: usize = 8192;
 /// The interval between checks of the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a token allows.
+/// The bits of a file's mode that let users read it who neither own it nor belong to its group.
+const READABLE_BY_OTHERS: u32 = 0o004;
+
+/// What a token of the file allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Recognition only.
+    /// Uploading and recognition only.
     Camera,
     /// Everything.
     Admin,
@@ -33,7 +41,7 @@ pub enum Role {
 
 /// Why a file cannot be used; never shows the content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TokensError {
+pub enum TokenFileError {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
@@ -45,9 +53,6 @@ pub enum TokensError {
         /// What is wrong.
         reason: LineError,
     },
-    /// The file has no token, so that nobody could do anything.
-    #[error("has no token: a line each, `camera <token>` or `admin <token>`")]
-    Empty,
 }
 
 /// What is wrong with a line.
@@ -76,43 +81,79 @@ pub enum LineError {
     Repeated(usize),
 }
 
-type Digest = [u8; 32];
+/// A token of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileToken {
+    digest: Digest,
+    principal: Arc<Principal>,
+}
 
 /// The tokens of a file.
-pub struct Tokens {
+pub struct TokenFile {
     path: PathBuf,
-    known: RwLock<Arc<[(Digest, Role)]>>,
+    known: RwLock<Arc<[FileToken]>>,
+    /// Whether the last check found the file missing or invalid.
+    unusable: AtomicBool,
+}
+
+/// What is to be known of the file beside its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStatus {
+    /// Whether it has no token, so that it admits nobody.
+    pub is_empty: bool,
+    /// Whether every user of the machine may read it.
+    pub is_readable_by_others: bool,
 }
 
 /// Time of modification, length and inode of a file: changes when it is written or replaced.
 type FileVersion = (SystemTime, u64, u64);
 
-impl Tokens {
+impl TokenFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`TokensError`].
-    pub fn open(path: &Path) -> Result<Self, TokensError> {
-        Ok(Self { path: path.to_owned(), known: RwLock::new(read(path)?) })
+    /// [`TokenFileError`].
+    pub fn open(path: &Path) -> Result<Self, TokenFileError> {
+        Ok(Self { path: path.to_owned(), known: RwLock::new(read(path)?), unusable: AtomicBool::new(false) })
     }
 
-    /// Returns the role of a token, `None` of an unknown one. Compares in constant time.
-    pub fn role_of(&self, token: &str) -> Option<Role> {
+    /// Returns where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the principal of a token, `None` of an unknown one. Compares in constant time.
+    pub fn principal_of(&self, token: &str) -> Option<Arc<Principal>> {
         let digest: Digest = Sha256::digest(token).into();
-        let (mut found, mut is_admin) = (Choice::from(0), Choice::from(0));
-        for (known, role) in self.known().iter() {
-            let same = known.ct_eq(&digest);
-            found |= same;
-            is_admin.conditional_assign(&Choice::from(u8::from(*role == Role::Admin)), same);
+        let known = self.known();
+        // One more than the position; none is 0.
+        let mut found = 0_u64;
+        for (number, known) in (1..).zip(known.iter()) {
+            found.conditional_assign(&number, known.digest.ct_eq(&digest));
         }
-        match (bool::from(found), bool::from(is_admin)) {
-            (false, _) => None,
-            (true, false) => Some(Role::Camera),
-            (true, true) => Some(Role::Admin),
-        }
+        let position = usize::try_from(found).ok()?.checked_sub(1)?;
+        known.get(position).map(|known| Arc::clone(&known.principal))
     }
 
-    /// Reloads the file whenever it has changed, until `stop` is set. An invalid file leaves the tokens unchanged.
+    /// Reads the file's status.
+    ///
+    /// # Errors
+    /// The file cannot be found.
+    pub fn status(&self) -> Result<FileStatus, TokenFileError> {
+        let mode = fs::metadata(&self.path).map_err(|error| unreadable(&error))?.mode();
+        Ok(FileStatus {
+            is_empty: self.known().is_empty(),
+            is_readable_by_others: mode & READABLE_BY_OTHERS != 0,
+        })
+    }
+
+    /// Returns whether the last check found the file missing or invalid, so that the tokens before it stay.
+    pub fn is_unusable(&self) -> bool {
+        self.unusable.load(Ordering::Relaxed)
+    }
+
+    /// Reloads the file whenever it has changed, until `stop` is set. A missing or invalid file leaves the tokens unchanged,
+    /// an empty one revokes all.
     pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
         let mut last = LastCheck::default();
         while !stop.is_cancelled() {
@@ -143,28 +184,39 @@ impl Tokens {
                     let tokens = known.len();
                     *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
                     // Afterwards: a reader of this line may use the new tokens at once.
-                    tracing::info!(tokens, "read the changed token_file");
+                    if tokens == 0 {
+                        tracing::warn!(
+                            "read the changed token_file: it is empty, and all of its tokens are revoked"
+                        );
+                    } else {
+                        tracing::info!(tokens, "read the changed token_file");
+                    }
                 }
                 None
             }
             Err(error) => Some(error),
         };
+        self.unusable.store(problem.is_some(), Ordering::Relaxed);
         if let Some(error) = &problem
             && last.problem.as_ref() != Some(error)
         {
-            tracing::warn!(file = %self.path.display(), %error, "token_file is not used: the tokens before it stay");
+            tracing::warn!(
+                file = %self.path.display(),
+                %error,
+                "token_file is not used: the tokens before it stay; an empty file revokes them"
+            );
         }
         LastCheck { version, problem }
     }
 
-    fn known(&self) -> Arc<[(Digest, Role)]> {
+    fn known(&self) -> Arc<[FileToken]> {
         Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl fmt::Debug for Tokens {
+impl fmt::Debug for TokenFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tokens").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("TokenFile").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -173,37 +225,38 @@ impl fmt::Debug for Tokens {
 struct LastCheck {
     version: Option<FileVersion>,
     /// Logged once, not at every check.
-    problem: Option<TokensError>,
+    problem: Option<TokenFileError>,
 }
 
-fn file_version(path: &Path) -> Result<FileVersion, TokensError> {
+fn file_version(path: &Path) -> Result<FileVersion, TokenFileError> {
     let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
     let modified = metadata.modified().map_err(|error| unreadable(&error))?;
     Ok((modified, metadata.len(), metadata.ino()))
 }
 
-fn unreadable(error: &io::Error) -> TokensError {
-    TokensError::Unreadable(error.to_string())
+fn unreadable(error: &io::Error) -> TokenFileError {
+    TokenFileError::Unreadable(error.to_string())
 }
 
-fn read(path: &Path) -> Result<Arc<[(Digest, Role)]>, TokensError> {
+fn read(path: &Path) -> Result<Arc<[FileToken]>, TokenFileError> {
     parse(&fs::read(path).map_err(|error| unreadable(&error))?)
 }
 
-fn parse(content: &[u8]) -> Result<Arc<[(Digest, Role)]>, TokensError> {
+fn parse(content: &[u8]) -> Result<Arc<[FileToken]>, TokenFileError> {
     let mut known: Vec<(usize, Digest, Role)> = Vec::new();
     for (line, text) in (1..).zip(content.split(|byte| *byte == b'\n')) {
-        let wrong = |reason| TokensError::Line { line, reason };
+        let wrong = |reason| TokenFileError::Line { line, reason };
         let Some((digest, role)) = parse_line(text).map_err(wrong)? else { continue };
         if let Some((earlier, ..)) = known.iter().find(|(_, other, _)| *other == digest) {
             return Err(wrong(LineError::Repeated(*earlier)));
         }
         known.push((line, digest, role));
     }
-    if known.is_empty() {
-        return Err(TokensError::Empty);
-    }
-    Ok(known.into_iter().map(|(_, digest, role)| (digest, role)).collect())
+    let token = |(_, digest, role): (usize, Digest, Role)| FileToken {
+        digest,
+        principal: Arc::new(Principal::of_file(role, &digest)),
+    };
+    Ok(known.into_iter().map(token).collect())
 }
 
 /// Returns the token of a line and its role; `None` of a line without a token.
@@ -234,8 +287,12 @@ fn parse_line(line: &[u8]) -> Result<Option<(Digest, Role)>, LineError> {
 mod tests {
     use super::*;
 
-    fn tokens(content: &str) -> Tokens {
-        Tokens { path: PathBuf::new(), known: RwLock::new(parse(content.as_bytes()).unwrap()) }
+    fn tokens(content: &str) -> TokenFile {
+        TokenFile {
+            path: PathBuf::new(),
+            known: RwLock::new(parse(content.as_bytes()).unwrap()),
+            unusable: AtomicBool::new(false),
+        }
     }
 
     #[test]
@@ -244,11 +301,12 @@ mod tests {
             "# of the gate\n\n camera gate-0123456789abc # until May\r\nadmin\tops-0123456789abcd\n\
              camera #hash-0123456789\n",
         );
-        assert_eq!(tokens.role_of("gate-0123456789abc"), Some(Role::Camera));
-        assert_eq!(tokens.role_of("ops-0123456789abcd"), Some(Role::Admin));
-        assert_eq!(tokens.role_of("#hash-0123456789"), Some(Role::Camera));
+        let scopes = |token| tokens.principal_of(token).map(|principal| principal.scopes);
+        assert_eq!(scopes("gate-0123456789abc").unwrap().to_string(), "upload,recognise");
+        assert_eq!(scopes("ops-0123456789abcd").unwrap().to_string(), "admin");
+        assert_eq!(scopes("#hash-0123456789").unwrap().to_string(), "upload,recognise");
         for unknown in ["", "gate-0123456789ab", "gate-0123456789abcd", "GATE-0123456789ABC", "camera"] {
-            assert_eq!(tokens.role_of(unknown), None, "{unknown}");
+            assert_eq!(scopes(unknown), None, "{unknown}");
         }
     }
 
@@ -267,12 +325,16 @@ mod tests {
         ] {
             let content = format!("# head\nadmin first-0123456789\n{line}\ncamera last-0123456789\n");
             let error = parse(content.as_bytes()).unwrap_err();
-            assert_eq!(error, TokensError::Line { line: 3, reason }, "{line}");
+            assert_eq!(error, TokenFileError::Line { line: 3, reason }, "{line}");
             let told = error.to_string();
             assert!(told.contains("line 3") && !told.contains("s3cret"), "{told}");
         }
+    }
+
+    #[test]
+    fn a_file_without_tokens_admits_nobody() {
         for nothing in ["", "\n\n", "# admin s3cret-0123456789\n"] {
-            assert_eq!(parse(nothing.as_bytes()), Err(TokensError::Empty));
+            assert!(tokens(nothing).principal_of("s3cret-0123456789").is_none());
         }
     }
 }
