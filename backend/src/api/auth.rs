@@ -69,6 +69,7 @@ fn bearer_token(request: &ServiceRequest) -> Option<&str> {
 }
 
 /// The principal of a request, for handlers.
+#[allow(dead_code, reason = "handlers take it with stored principals")]
 pub struct Caller(pub Arc<Principal>);
 
 impl FromRequest for Caller {

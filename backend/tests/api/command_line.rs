@@ -426,7 +426,7 @@ fn an_invalid_token_file_is_warned_of_once_without_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "admin unspeakable-0123456789\n").unwrap();
-    let log = ["--log", "info,facepipe_backend::tokens=trace"];
+    let log = ["--log", "info,facepipe_backend::access=trace"];
     let settings =
         [&["--listen", "127.0.0.1:0", "--token-file", tokens.to_str().unwrap()][..], &log].concat();
     let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
