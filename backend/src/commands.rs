@@ -10,7 +10,7 @@ use anyhow::Context as _;
 
 use crate::{
     backup::{self, Manifest},
-    config::{Command, Config},
+    config::{Command, Config, TlsCommand},
     config_errors::config_error,
     domain::{Micros, Task, now},
     store::{
@@ -112,8 +112,21 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                 Some(url) => url.clone(),
                 None => local_url(&config)?,
             };
-            check_health(&format!("{}/livez", base.trim_end_matches('/'))).await?;
+            check_health(&format!("{}/livez", base.trim_end_matches('/')), url.is_none()).await?;
             println!("ok");
+        }
+        Command::Tls { command: TlsCommand::SelfSigned { hosts, out } } => {
+            let hosts = if hosts.is_empty() { own_names() } else { hosts.clone() };
+            let made = tls::self_signed(&hosts, out)?;
+            let (certificate, key) = (made.certificate.display(), made.key.display());
+            println!(
+                "Made {certificate} for {}, until {}, and its key {key}.\n\nThe server: facepipe-backend --tls-certificate \
+                 {certificate} --tls-key {key}\nClients: --ca-file {certificate}, or ca-file of facesink-http, or \
+                 --cacert of curl\nor, without the file, its key: pinned-sha256 sha256//{}",
+                hosts.join(", "),
+                made.expires_at.date(),
+                made.key_sha256,
+            );
         }
     }
     Ok(())
@@ -151,12 +164,24 @@ async fn close(database: &Database) {
     }
 }
 
+/// Returns the names under which clients may know this machine.
+fn own_names() -> Vec<String> {
+    let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    if host.is_ascii() && !host.is_empty() && !names.iter().any(|name| name == host) {
+        names.push(host.to_owned());
+    }
+    names
+}
+
 /// Returns the URL of this configuration's server on its own machine.
 fn local_url(config: &Config) -> anyhow::Result<String> {
+    let scheme = config.tls.scheme();
     let written = config.listener.address_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
     let listen = written.as_deref().unwrap_or(&config.listener.listen).trim();
     let Ok(mut address) = listen.parse::<SocketAddr>() else {
-        return Ok(format!("http://{listen}"));
+        return Ok(format!("{scheme}://{listen}"));
     };
     anyhow::ensure!(
         address.port() != 0,
@@ -168,12 +193,16 @@ fn local_url(config: &Config) -> anyhow::Result<String> {
         IpAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(_) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
     }
-    Ok(format!("http://{address}"))
+    Ok(format!("{scheme}://{address}"))
 }
 
-async fn check_health(url: &str) -> anyhow::Result<()> {
-    tls::use_ring();
-    let client = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build()?;
+async fn check_health(url: &str, is_own: bool) -> anyhow::Result<()> {
+    let client = if is_own {
+        tls::probe_client(PATIENCE)?
+    } else {
+        tls::use_ring();
+        reqwest::Client::builder().timeout(PATIENCE).no_proxy().build()?
+    };
     let response = client.get(url).send().await.with_context(|| format!("{url} does not answer"))?;
     anyhow::ensure!(response.status().is_success(), "{url} responds {}", response.status());
     Ok(())
@@ -198,5 +227,7 @@ mod tests {
             assert_eq!(url(listen).unwrap(), expected);
         }
         assert!(url("127.0.0.1:0").unwrap_err().to_string().contains("--address-file"));
+        let https = Config::default().with(|config| config.tls.tls_certificate = Some("c.pem".into()));
+        assert_eq!(local_url(&https).unwrap(), "https://127.0.0.1:8080");
     }
 }

@@ -32,13 +32,14 @@ pub mod traces;
 pub mod traces;
 mod train;
 mod unknowns;
+mod watched_file;
 
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
 pub use config::{
     Args, BrowserConfig, CohortConfig, Command, Config, DatabaseConfig, DatasetConfig, DeploymentConfig,
     ErasedDetections, ListenerConfig, LogFormat, LoggingConfig, RecognitionConfig, ResultsConfig,
-    RetentionConfig, ServerRole, Settings, StorageConfig, UnknownsConfig,
+    RetentionConfig, ServerRole, Settings, StorageConfig, TlsConfig, UnknownsConfig,
 };
 
 /// What benchmarks measure on its own. Not part of the interface.

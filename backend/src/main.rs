@@ -67,8 +67,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         };
         let stop = application.stop_handle();
         manager.ready();
-        let (watched, address) = (stop.clone(), application.address());
-        tokio::spawn(manager.clone().keep_watchdog(address, move || watched.is_stopping()));
+        let (watched, scheme, address) = (stop.clone(), application.scheme(), application.address());
+        tokio::spawn(manager.clone().keep_watchdog(scheme, address, move || watched.is_stopping()));
         tokio::spawn(stop_on_signals(signals, stop, manager));
         application.run().await.map(|()| true)
     });

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream};
+use crate::tls;
 
 /// How long the server may take to answer the liveness probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,12 +52,18 @@ impl ServiceManager {
         self.notify("STOPPING=1\nSTATUS=answering what was accepted");
     }
 
-    /// Resets the watchdog while `/livez` at `address` answers. Returns at once without a watchdog, otherwise never.
-    pub async fn keep_watchdog(self, address: SocketAddr, stopping: impl Fn() -> bool) {
+    /// Resets the watchdog while `/livez` at `address`, by the scheme `http` or `https`, answers. Returns at once without a
+    /// watchdog, otherwise never.
+    pub async fn keep_watchdog(self, scheme: &str, address: SocketAddr, stopping: impl Fn() -> bool) {
         let Some(within) = self.watchdog else { return };
+        let (url, client) = (liveness_url(scheme, address), tls::probe_client(PROBE_TIMEOUT));
         loop {
+            let is_alive = async {
+                let answer = client.as_ref().ok()?.get(&url).send().await.ok()?;
+                Some(answer.status().is_success())
+            };
             // For the stop, the service manager has its own timeout.
-            if stopping() || is_alive(address).await {
+            if stopping() || is_alive.await == Some(true) {
                 self.notify("WATCHDOG=1");
             } else {
                 tracing::error!(%address, "the server does not answer itself");
@@ -88,20 +94,13 @@ fn open(name: &OsStr) -> io::Result<(UnixDatagram, UnixAddr)> {
     Ok((UnixDatagram::unbound()?, address))
 }
 
-/// Returns whether the server at `address` answers `/livez`.
-async fn is_alive(mut address: SocketAddr) -> bool {
+/// Returns the URL of the liveness probe of the server at `address`.
+fn liveness_url(scheme: &str, mut address: SocketAddr) -> String {
     // Some systems cannot connect to an unspecified address.
     match address.ip() {
         ip if !ip.is_unspecified() => (),
         IpAddr::V4(_) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(_) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
     }
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status).await?;
-        io::Result::Ok(status == *b"HTTP/1.1 200")
-    };
-    matches!(tokio::time::timeout(PROBE_TIMEOUT, ask).await, Ok(Ok(true)))
+    format!("{scheme}://{address}/livez")
 }

@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     outbox::{self, OutboxOptions},
     store::{retention::run_retention, sweep::run_sweeps, track_expiry::run_track_expiry},
+    tls::ServerTls,
     train::Trainer,
     unknowns::{ClusteringOptions, run_clustering, run_picture_retention},
 };
@@ -38,6 +39,7 @@ impl Background {
         config: &Config,
         services: &Services,
         access: &Arc<AccessControl>,
+        tls: Option<Arc<ServerTls>>,
     ) -> anyhow::Result<Self> {
         let Services { database, blobs, pipeline, loader, trainer, metrics, stop, .. } = services;
         let mut others = JoinSet::new();
@@ -48,6 +50,9 @@ impl Background {
         });
         if let Some(file) = access.file() {
             others.spawn(Arc::clone(file).watch(stop.clone()));
+        }
+        if let Some(tls) = tls {
+            others.spawn(tls.watch(stop.clone()));
         }
         let (mut training, mut sending) = (None, None);
         if config.deployment.role.manages() {

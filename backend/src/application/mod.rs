@@ -16,7 +16,8 @@ use std::{
 use actix_web::{
     App,
     dev::{Server, ServerHandle},
-    middleware::{Condition, from_fn},
+    http::header::STRICT_TRANSPORT_SECURITY,
+    middleware::{Condition, DefaultHeaders, from_fn},
     web,
 };
 use anyhow::Context as _;
@@ -33,6 +34,7 @@ use crate::{
     model_loader::ModelLoader,
     recognise::{ActiveModel, MatchThreshold, Pipeline, Recogniser},
     store::{Blobs, Database, ServerLock, sql},
+    tls::ServerTls,
     train::{Trainer, TrainerOptions},
 };
 
@@ -44,7 +46,7 @@ use crate::{
 ///
 /// let config = Config::default().with(|config| config.listener.listen = "127.0.0.1:0".into());
 /// let application = Application::build(config).await?;
-/// println!("http://{}", application.address());
+/// println!("{}", application.url());
 /// let stop = application.stop_handle();
 /// tokio::spawn(async move { tokio::signal::ctrl_c().await.map(|()| stop.stop(true)) });
 /// application.run().await
@@ -52,6 +54,8 @@ use crate::{
 /// ```
 pub struct Application {
     address: SocketAddr,
+    /// `http` or `https`.
+    scheme: &'static str,
     address_file: Option<PathBuf>,
     server: Server,
     /// The address of `/metrics` and its server.
@@ -125,16 +129,20 @@ impl Application {
 
     async fn build_locked(config: Config, mut lock: Option<ServerLock>) -> anyhow::Result<Self> {
         let access = startup::open_access(&config)?;
+        let tls = startup::open_tls(&config)?;
         let listeners = Listeners::bind(&config)?;
         let address = listeners.api.local_addr()?;
+        let scheme = config.tls.scheme();
         if let Some(lock) = &mut lock {
-            lock.set_address(address)?;
+            lock.set_url(&format!("{scheme}://{address}"))?;
         }
         startup::warn_of_risks(&config, address);
         let services = Services::open(&config).await?;
-        let metrics_server =
-            listeners.metrics.map(|listener| serve_metrics(listener, &config, &services)).transpose()?;
-        let background = Background::start(&config, &services, &access).await?;
+        let metrics_server = listeners
+            .metrics
+            .map(|listener| serve_metrics(listener, &config, &services, tls.clone()))
+            .transpose()?;
+        let background = Background::start(&config, &services, &access, tls.clone()).await?;
 
         let listener = &config.listener;
         let (shutdown_timeout, drain_delay) = (listener.shutdown_timeout(), listener.drain_delay());
@@ -143,18 +151,19 @@ impl Application {
         let threshold = services.threshold.of(services.loader.active().as_deref());
         let (remark, database) = (services.pipeline.embedder().remark(), services.database.clone());
         let draining = Arc::new(AtomicBool::new(false));
-        let server = serve_api(listeners.api, config, access, services, Arc::clone(&draining))?;
+        let server = serve_api(listeners.api, tls, config, access, services, Arc::clone(&draining))?;
         if let Some(file) = &address_file {
             startup::write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
         }
         let metrics = metrics_server.as_ref().map(|(address, _)| tracing::field::display(*address));
-        tracing::info!(%address, metrics, role, embedder, %threshold, "ready");
+        tracing::info!(%address, scheme, metrics, role, embedder, %threshold, "ready");
         if let Some(remark) = remark {
             tracing::warn!(embedder, "{remark}");
         }
         Ok(Self {
             address,
+            scheme,
             address_file,
             server,
             metrics: metrics_server,
@@ -170,6 +179,16 @@ impl Application {
     /// Returns the address that the server is bound to.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Returns the scheme of the server's URL: `http`, or with a certificate `https`.
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
+    /// Returns the server's URL, with the address that it is bound to.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Returns the address that serves `/metrics`, where one does.
@@ -308,6 +327,7 @@ fn serve_metrics(
     listener: TcpListener,
     config: &Config,
     services: &Services,
+    tls: Option<Arc<ServerTls>>,
 ) -> std::io::Result<(SocketAddr, Server)> {
     let address = listener.local_addr()?;
     let sources = Sources {
@@ -319,12 +339,14 @@ fn serve_metrics(
         role: config.deployment.role.as_str(),
         groups_unknowns: config.unknowns.group_unknowns,
         folders: config.storage.folders(),
+        tls,
     };
     Ok((address, exposition::serve(listener, Exposition::new(sources))?))
 }
 
 fn serve_api(
     listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
     config: Config,
     access: Arc<AccessControl>,
     services: Services,
@@ -333,6 +355,7 @@ fn serve_api(
     let options = config.listener.connection_options();
     let origins = config.browsers.cors_origins()?;
     let public_url = config.browsers.public_url()?;
+    let hsts = config.tls.hsts();
     let has_guide = config.browsers.guide().join(BrowserConfig::GUIDE_PAGE).is_file();
     let document = api::document_at(public_url.as_deref(), has_guide).into();
     let state = web::Data::new(api::State {
@@ -359,9 +382,13 @@ fn serve_api(
             .wrap(from_fn(api::authorise))
             // Outside of authorisation: browsers send preflight requests without a token.
             .wrap(Condition::new(!origins.is_empty(), api::allow_origins(&origins)))
+            .wrap(Condition::new(
+                hsts.is_some(),
+                DefaultHeaders::new().add((STRICT_TRANSPORT_SECURITY, hsts.clone().unwrap_or_default())),
+            ))
             .wrap(from_fn(api::keep_alive))
             .wrap(from_fn(api::observe))
             .configure(api::configure)
     };
-    Ok(connection::serve(listener, options, app)?)
+    Ok(connection::serve(listener, tls, options, app)?)
 }

@@ -21,6 +21,7 @@ use crate::{
         ledger::{self, ReappliedErasures},
         sql::NameChanges,
     },
+    tls::ServerTls,
 };
 
 /// Opens the access control, with the token file where one is configured.
@@ -44,6 +45,12 @@ pub fn open_access(config: &Config) -> anyhow::Result<Arc<AccessControl>> {
         );
     }
     Ok(Arc::new(AccessControl::new(Some(Arc::new(file)), true)))
+}
+
+/// Reads the certificate and the key, where they are configured.
+pub fn open_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
+    let Some(files) = config.tls.files()? else { return Ok(None) };
+    Ok(Some(Arc::new(ServerTls::open(files).map_err(config_error)?)))
 }
 
 /// Logs what a configuration leaves open.

@@ -35,7 +35,7 @@ Without --token-file, everybody who can reach the server may do everything: set 
 local machine. The file has one token a line, of at least 16 characters (`openssl rand -hex 32` makes one): \
 `camera <token>` may POST to /face-recognition, `admin <token>` may do everything. Empty lines and # comments are allowed. \
 The file is read again when it changes, so that tokens can be added and removed without a restart. Clients send \
-`Authorization: Bearer <token>` in clear text: put a proxy with TLS in front.
+`Authorization: Bearer <token>`: serve https (--tls-certificate, --tls-key), or put a proxy with TLS in front.
 
   (umask 077; echo \"admin $(openssl rand -hex 32)\" >tokens)
   facepipe-backend --token-file tokens &
@@ -94,6 +94,28 @@ pub enum Command {
         /// The server's URL [default: this machine, with the address of --listen or --address-file]
         #[arg(long, value_name = "URL")]
         url: Option<String>,
+    },
+    /// Make what TLS needs, and exit
+    Tls {
+        /// What to make.
+        #[command(subcommand)]
+        command: TlsCommand,
+    },
+}
+
+/// What TLS needs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TlsCommand {
+    /// Make a key and a certificate that signs itself, for a first try: certificate.pem and key.pem. Clients must be given
+    /// the certificate, or the digest of its key
+    SelfSigned {
+        /// A name or address of the server, as clients have it in their URLs; may be repeated [default: localhost, its
+        /// addresses, and this machine's name]
+        #[arg(long = "host", value_name = "NAME")]
+        hosts: Vec<String>,
+        /// The folder of the files
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
     },
 }
 

@@ -15,9 +15,10 @@ mod recognition;
 mod results;
 mod retention;
 mod storage;
+mod tls;
 mod unknowns;
 
-pub use args::{Args, Command};
+pub use args::{Args, Command, TlsCommand};
 pub use browsers::BrowserConfig;
 pub use cohort::CohortConfig;
 pub use database::DatabaseConfig;
@@ -30,6 +31,7 @@ pub use recognition::RecognitionConfig;
 pub use results::ResultsConfig;
 pub use retention::{ErasedDetections, RetentionConfig};
 pub use storage::StorageConfig;
+pub use tls::TlsConfig;
 pub use unknowns::UnknownsConfig;
 
 use std::time::Duration;
@@ -46,7 +48,7 @@ use self::{
     browsers::BrowserFlags, cohort::CohortFlags, database::DatabaseFlags, dataset::DatasetFlags,
     deployment::DeploymentFlags, listener::ListenerFlags, logging::LoggingFlags,
     recognition::RecognitionFlags, results::ResultsFlags, retention::RetentionFlags, storage::StorageFlags,
-    unknowns::UnknownsFlags,
+    tls::TlsFlags, unknowns::UnknownsFlags,
 };
 use crate::{
     config_errors::{self, config_error},
@@ -88,6 +90,8 @@ concerns! {
     deployment: DeploymentConfig, DeploymentFlags;
     /// Listeners, access, limits of connections and requests.
     listener: ListenerConfig, ListenerFlags;
+    /// TLS of the API's listener.
+    tls: TlsConfig, TlsFlags;
     /// Browsers and proxies.
     browsers: BrowserConfig, BrowserFlags;
     /// The data folder and the blob store.
@@ -159,6 +163,7 @@ impl Config {
         self.results.results_url()?;
         self.logging.check()?;
         self.browsers.check()?;
+        self.tls.check()?;
         self.check_limits()
     }
 

@@ -20,6 +20,7 @@ use crate::{
     model_loader::ModelLoader,
     recognise::{MatchThreshold, Recogniser, VersionedModel},
     store::{Database, sql::Backlog},
+    tls::ServerTls,
 };
 
 /// Maximum time that a scrape waits for the database.
@@ -45,6 +46,8 @@ pub struct Sources {
     pub groups_unknowns: bool,
     /// The folders that it writes to.
     pub folders: Vec<Folder>,
+    /// TLS of the API's listener.
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 /// Renders the metrics of one server.
@@ -139,6 +142,18 @@ impl Exposition {
             1.0,
         )?;
         self.system(&snapshot)?;
+        if let Some(tls) = &self.sources.tls {
+            snapshot.gauge(
+                "facepipe_tls_certificate_expires_timestamp_seconds",
+                "When the server's certificate expires, since 1970.",
+                tls.expires_at().unix_timestamp() as f64,
+            )?;
+            snapshot.counter(
+                "facepipe_tls_handshakes_failed_total",
+                "Connections of clients that did not get as far as a request: no TLS, or none that both sides accept.",
+                tls.failed_handshakes(),
+            )?;
+        }
         if let Some(backlog) = backlog {
             snapshot.backlog(backlog, *groups_unknowns)?;
         }

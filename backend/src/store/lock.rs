@@ -5,7 +5,6 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
-    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -72,21 +71,21 @@ impl ServerLock {
         [data_dir.join(FOLDER_LOCK), database_lock(database)]
     }
 
-    /// Records the address of the server, for the message to a second one.
+    /// Records the URL of the server, for the message to a second one.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn set_address(&mut self, address: SocketAddr) -> anyhow::Result<()> {
-        self.write(Some(address))
+    pub fn set_url(&mut self, url: &str) -> anyhow::Result<()> {
+        self.write(Some(url))
     }
 
-    fn write(&mut self, address: Option<SocketAddr>) -> anyhow::Result<()> {
+    fn write(&mut self, url: Option<&str>) -> anyhow::Result<()> {
         let mut text = format!("pid {}\nhost {}\n", std::process::id(), host());
         if let Ok(since) = self.since.replace_nanosecond(0).unwrap_or(self.since).format(&Rfc3339) {
             text += &format!("since {since}\n");
         }
-        if let Some(address) = address {
-            text += &format!("address {address}\n");
+        if let Some(url) = url {
+            text += &format!("url {url}\n");
         }
         let written = self.files.iter_mut().try_for_each(|file| replace(file, &text));
         written.context("cannot record the holder in the lock file of the data folder")
@@ -131,8 +130,8 @@ fn holder(file: &mut File) -> String {
     };
     let host = said("host").map_or(String::new(), |host| format!(" on {host}"));
     let since = said("since").map_or(String::new(), |since| format!(", running since {since}"));
-    let address = said("address").map_or(String::new(), |address| format!(", at http://{address}"));
-    format!("the facepipe-backend with process id {pid}{host}{since}{address}")
+    let url = said("url").map_or(String::new(), |url| format!(", at {url}"));
+    format!("the facepipe-backend with process id {pid}{host}{since}{url}")
 }
 
 fn host() -> String {
@@ -152,7 +151,7 @@ mod tests {
         let told = ServerLock::take(&database, folder.path()).unwrap_err().to_string();
         assert!(told.contains(&format!("process id {} on ", std::process::id())), "{told}");
         assert!(told.contains("running since 2") && !told.contains("http://"), "{told}");
-        first.set_address("127.0.0.1:8080".parse().unwrap()).unwrap();
+        first.set_url("http://127.0.0.1:8080").unwrap();
         let told = ServerLock::take(&database, folder.path()).unwrap_err().to_string();
         assert!(told.contains("at http://127.0.0.1:8080,") && told.contains("--data-dir"), "{told}");
         drop(first);

@@ -77,7 +77,7 @@ impl Server {
     /// Starts a server of this configuration on data that are there already.
     pub async fn run(config: Config, data: Arc<TempDir>) -> Self {
         let application = Application::build(config.clone()).await.unwrap();
-        let url = format!("http://{}", application.address());
+        let url = application.url();
         let metrics = application.metrics_address().map(|address| format!("http://{address}/metrics"));
         let stop = application.stop_handle();
         let task = tokio::spawn(application.run());

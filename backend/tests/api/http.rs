@@ -19,8 +19,8 @@ use crate::{
     proxies::Nginx,
 };
 
-fn address(server: &Server) -> String {
-    server.url.strip_prefix("http://").unwrap().to_owned()
+pub fn address(server: &Server) -> String {
+    server.url.split_once("://").unwrap().1.to_owned()
 }
 
 /// A response as it came over the wire.
@@ -60,7 +60,7 @@ impl Raw {
         answer
     }
 
-    fn parse(bytes: &[u8]) -> Self {
+    pub fn parse(bytes: &[u8]) -> Self {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
         let end = end.unwrap_or_else(|| panic!("no answer: {}", bytes.escape_ascii()));
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
@@ -334,7 +334,7 @@ async fn a_stopping_server_closes_connections_after_each_response() {
 }
 
 /// A recognition request for a photograph, as it goes over the wire.
-fn question(pictures: usize) -> Vec<u8> {
+pub fn question(pictures: usize) -> Vec<u8> {
     let picture = fs::read(photograph_path("Tony_Blair", 2)).unwrap();
     let head = b"--b\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.jpg\"\r\n\r\n";
     let mut body = Vec::new();

@@ -41,6 +41,7 @@ mod request_id;
 mod sqlite;
 mod startup;
 mod times;
+mod tls;
 mod tracks;
 mod unknowns;
 mod verify;

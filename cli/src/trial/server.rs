@@ -61,6 +61,10 @@ impl Server {
             .arg(models)
             .args(["--embedder", embedder])
             .env_remove("DATABASE_URL")
+            // Certificates of this machine name others than the local address.
+            .env_remove("FACEPIPE_TLS_CERTIFICATE")
+            .env_remove("FACEPIPE_TLS_KEY")
+            .env_remove("FACEPIPE_TLS_CLIENT_CA")
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)
             .stderr(log_file)

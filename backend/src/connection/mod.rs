@@ -1,25 +1,28 @@
-//! Connections of clients: HTTP/1.1 over TCP, and detecting that a client has left.
+//! Connections of clients: HTTP/1.1 over TCP, HTTP/1.1 and HTTP/2 over TLS, and detecting that a client has left.
 //!
 //! A client that has sent its request may close its side of the connection and wait for the response (RFC 9112,
 //! section 9.6); one that has left closes its side, too, and TCP does not distinguish the two. The first byte of the
 //! response does, which is always the `H` of `HTTP/1.1`: it is sent as soon as a client closes its side during a call. A
 //! client that waits gets it a little before the rest; for one that has left, the system rejects it (RST), which cancels
-//! the call.
+//! the call. Over TLS, the alert `close_notify` closes a side. HTTP/2 has a frame for clients that leave ([`http2`]).
+
+mod http2;
 
 use std::{
     cell::Cell,
-    future::Future as _,
+    future::{Future as _, ready},
     io,
     net::TcpListener,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{self, Context, Poll},
     time::Duration,
 };
 
 use actix_http::{HttpService, KeepAlive, Request};
 use actix_server::Server;
-use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt as _, fn_service, map_config};
+use actix_service::{IntoServiceFactory, Service as _, ServiceFactory, fn_factory, fn_service};
 use actix_web::{
     Error,
     body::MessageBody,
@@ -30,6 +33,9 @@ use tokio::{
     net::TcpStream,
     time::Sleep,
 };
+use tokio_rustls::server::TlsStream;
+
+use crate::tls::ServerTls;
 
 /// How a server treats its connections.
 #[derive(Debug, Clone, Copy)]
@@ -92,18 +98,19 @@ impl Drop for RunningCall {
     }
 }
 
-/// Serves a listener; each thread has its own application.
+/// Serves a listener, with TLS if it is given; each thread has its own application.
 ///
 /// # Errors
 /// The listener cannot be used.
 pub fn serve<F, I, S, B>(
     listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
     options: ConnectionOptions,
     application: F,
 ) -> io::Result<Server>
 where
     F: Fn() -> I + Send + Clone + 'static,
-    I: IntoServiceFactory<S, Request>,
+    I: IntoServiceFactory<S, Request> + 'static,
     S: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<B>, Error = Error> + 'static,
     S::InitError: std::fmt::Debug,
     B: MessageBody + 'static,
@@ -114,32 +121,123 @@ where
         .disable_signals();
     let stopping = builder.graceful_shutdown_signal();
     let builder = builder.listen("http", listener, move || {
-        let stopping = stopping.clone();
-        let http = HttpService::build()
-            .graceful_shutdown_signal(move || {
-                let stopping = stopping.clone();
-                async move { stopping.notified().await }
-            })
-            .keep_alive(KeepAlive::Timeout(options.keep_alive.saturating_add(KEEP_ALIVE_GRACE)))
-            .client_request_timeout(options.request_timeout)
-            .client_disconnect_timeout(DISCONNECT_TIMEOUT)
-            .h1_allow_half_closed(true)
-            .on_connect_ext(|connection: &Connection, data| {
-                data.insert(Rc::clone(&connection.call));
-            })
-            .h1(map_config(application(), |()| AppConfig::default()));
-        fn_service(|stream: TcpStream| async move {
-            let peer = stream.peer_addr().ok();
-            Ok((Connection::new(stream), peer))
+        let (application, tls, stopping) = (application.clone(), tls.clone(), stopping.clone());
+        fn_factory(move || {
+            let application = application().into_factory().new_service(AppConfig::default());
+            let (tls, stopping) = (tls.clone(), stopping.clone());
+            async move {
+                let application = application.await.map_err(|error| {
+                    tracing::error!(?error, "cannot start the application");
+                })?;
+                let application = Rc::new(application);
+                let (shared, stopped) = (Rc::clone(&application), stopping.clone());
+                let http1 = HttpService::build()
+                    .graceful_shutdown_signal(move || {
+                        let stopping = stopped.clone();
+                        async move { stopping.notified().await }
+                    })
+                    .keep_alive(KeepAlive::Timeout(options.keep_alive.saturating_add(KEEP_ALIVE_GRACE)))
+                    .client_request_timeout(options.request_timeout)
+                    .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+                    .h1_allow_half_closed(true)
+                    .on_connect_ext(|connection: &Connection, data| {
+                        data.insert(Rc::clone(&connection.call));
+                    })
+                    .h1(fn_factory(move || ready(Ok::<_, ()>(Rc::clone(&shared)))));
+                let http1 = Rc::new(http1.new_service(()).await?);
+                Ok::<_, ()>(fn_service(move |stream: TcpStream| {
+                    let (application, http1) = (Rc::clone(&application), Rc::clone(&http1));
+                    let (tls, stopping) = (tls.clone(), stopping.clone());
+                    async move {
+                        let peer = stream.peer_addr().ok();
+                        let transport = match &tls {
+                            None => Transport::Clear(stream),
+                            Some(tls) => match tls.accept(stream, options.request_timeout).await {
+                                Some(stream) => Transport::Tls(Box::new(stream)),
+                                None => return Ok(()),
+                            },
+                        };
+                        let is_http2 = transport.is_http2();
+                        let connection = Connection::new(transport);
+                        if is_http2 {
+                            let stopping = async move { stopping.notified().await };
+                            let served = http2::serve(connection, peer, application, options, stopping).await;
+                            served.map_err(|error| tracing::debug!(%error, "a connection failed"))
+                        } else {
+                            let served = http1.call((connection, peer)).await;
+                            served.map_err(|error| tracing::debug!(%error, "a connection failed"))
+                        }
+                    }
+                }))
+            }
         })
-        .and_then(http)
     })?;
     Ok(builder.run())
 }
 
+/// The bytes of a connection, in clear or in TLS.
+enum Transport {
+    Clear(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Transport {
+    /// Whether the client has chosen HTTP/2.
+    fn is_http2(&self) -> bool {
+        match self {
+            Self::Clear(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    /// The connection below TLS.
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Clear(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Clear(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
 /// A client's connection.
 struct Connection {
-    stream: TcpStream,
+    stream: Transport,
     call: Rc<CallState>,
     /// Whether the client has closed its side, after the call's body was read.
     client_closed: bool,
@@ -155,7 +253,7 @@ enum EarlyByte {
 }
 
 impl Connection {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: Transport) -> Self {
         Self {
             stream,
             call: Rc::default(),
@@ -184,10 +282,12 @@ impl Connection {
         }
         if matches!(self.early_byte, EarlyByte::Unsent) {
             // Nagle's algorithm would delay the rest until this is acknowledged.
-            self.stream.set_nodelay(true)?;
+            self.stream.tcp().set_nodelay(true)?;
             match Pin::new(&mut self.stream).poll_write(context, b"H")? {
                 Poll::Ready(1) => {
-                    self.early_byte = EarlyByte::Sent(Box::pin(tokio::time::sleep(CHECK_INTERVAL)))
+                    self.early_byte = EarlyByte::Sent(Box::pin(tokio::time::sleep(CHECK_INTERVAL)));
+                    // TLS may hold its record back; if the socket is full, the next flush sends the rest.
+                    let _ = Pin::new(&mut self.stream).poll_flush(context)?;
                 }
                 Poll::Ready(_) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Pending => return Ok(()),
@@ -195,7 +295,7 @@ impl Connection {
         }
         if let EarlyByte::Sent(wait) = &mut self.early_byte {
             while wait.as_mut().poll(context).is_ready() {
-                if let Some(error) = self.stream.take_error()? {
+                if let Some(error) = self.stream.tcp().take_error()? {
                     return Err(error);
                 }
                 wait.set(tokio::time::sleep(CHECK_INTERVAL));
@@ -213,7 +313,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        task::ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         if buffer.filled().len() == before && buffer.remaining() > 0 {
             if !this.may_end() {
                 context.waker().wake_by_ref();
@@ -234,7 +334,7 @@ impl AsyncWrite for Connection {
             _ => return Pin::new(&mut this.stream).poll_write(context, bytes),
         };
         // The first byte was sent before.
-        let written = ready!(Pin::new(&mut this.stream).poll_write(context, rest))?;
+        let written = task::ready!(Pin::new(&mut this.stream).poll_write(context, rest))?;
         this.early_byte = EarlyByte::Unsent;
         this.client_closed = false;
         Poll::Ready(Ok(written + 1))
@@ -242,7 +342,7 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+        task::ready!(Pin::new(&mut this.stream).poll_flush(context))?;
         Poll::Ready(this.poll_client(context))
     }
 
