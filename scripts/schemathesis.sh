@@ -19,6 +19,7 @@ models=${FACEPIPE_MODELS:-models}
 for file in pnet.pt rnet.pt onet.pt mobilefacenet.onnx; do
     [[ -e $models/$file ]] || skip "no models/$file: run \`facepipe models fetch\`, or set FACEPIPE_MIRROR to a folder that has it"
 done
+published=$models
 export FACEPIPE_PHOTOGRAPHS=${FACEPIPE_MODELS:-models}/assets/lfw10
 [[ -e $FACEPIPE_PHOTOGRAPHS ]] || FACEPIPE_PHOTOGRAPHS=${FACEPIPE_MIRROR:-}/lfw10
 [[ -e $FACEPIPE_PHOTOGRAPHS ]] || skip "no lfw10: run \`facepipe models fetch\`, or set FACEPIPE_MIRROR to a folder that has it"
@@ -33,6 +34,10 @@ stop() {
     rm -rf "$folder"
 }
 trap stop EXIT
+
+# The server reads safetensors only; a mirror has what was published.
+models=$folder/models
+"$build/facepipe" models convert "$published" --to "$models" >/dev/null
 
 # With tokens, so that the checks of authentication have something to check.
 token=$(od -An -N 16 -t x1 /dev/urandom | tr -d ' \n')

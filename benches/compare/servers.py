@@ -125,8 +125,8 @@ def pictures(mirror, folder):
 
 def models_with_inception(models, folder):
     """The models folder, with weights of a formula where those of Inception-ResNet v1 are missing: as fast as the real."""
-    names = [f"20180402-114759-vggface2.{ending}" for ending in ("safetensors", "pt")]
-    if any((models / name).exists() for name in names):
+    name = "20180402-114759-vggface2.safetensors"
+    if (models / name).exists():
         return models
     import torch
     from facenet_pytorch import InceptionResnetV1
@@ -141,8 +141,8 @@ def models_with_inception(models, folder):
     for file in models.iterdir():
         if file.is_file():
             (whole / file.name).symlink_to(file.resolve())
-    write_safetensors(whole / names[0], {name: tensor.numpy() for name, tensor in network.state_dict().items()
-                                         if not name.endswith("num_batches_tracked")})
+    write_safetensors(whole / name, {tensor: values.numpy() for tensor, values in network.state_dict().items()
+                                     if not tensor.endswith("num_batches_tracked")})
     return whole
 
 

@@ -32,6 +32,33 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// Converts the folder of a published file of weights to that of its safetensors, by the program.
+///
+/// # Errors
+/// What the program writes to standard error.
+pub fn convert_weights(published: &Path, safetensors: &Path) -> Result<(), String> {
+    let folder = |file: &Path| file.parent().expect("a file in a folder").to_owned();
+    let mut command = Command::new(program("facepipe"));
+    command.args(["models", "convert"]).arg(folder(published)).arg("--to").arg(folder(safetensors));
+    let output = command.output().map_err(|error| error.to_string())?;
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+/// Returns a folder with the converted weights of MTCNN and MobileFaceNet for a [`Backend`], or ends the test, reported as
+/// skipped, if they are missing.
+#[macro_export]
+macro_rules! require_backend_weights {
+    () => {
+        match facepipe_test_support::converted_weights(&["mobilefacenet.onnx"], $crate::convert_weights) {
+            Ok(folder) => folder,
+            Err(reason) => {
+                facepipe_test_support::skip(&reason);
+                return;
+            }
+        }
+    };
+}
+
 /// The real backend program on a free port, with a fresh database. Dropping it ends the process.
 pub struct Backend {
     child: Child,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use facepipe_test_support::{free_port, require, skip, wait_until, workspace_root};
-use facepipe_tests::program;
+use facepipe_tests::{program, require_backend_weights};
 use serde_json::Value;
 
 const ADMIN: &str = "an-admin-of-this-test";
@@ -194,8 +194,7 @@ fn new_database(server: &str) -> String {
 #[test]
 fn the_compose_deployment_serves_and_is_monitored() {
     let faces = require!("lfw10");
-    let _ = require!("models/mobilefacenet.onnx");
-    let models = require!("models/pnet.pt").parent().unwrap().to_owned();
+    let models = require_backend_weights!();
     let Ok(server) = env::var("FACEPIPE_TEST_POSTGRES") else {
         skip("FACEPIPE_TEST_POSTGRES names no server: `scripts/databases.sh start` starts one");
         return;

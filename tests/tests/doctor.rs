@@ -11,7 +11,7 @@ use std::{
 };
 
 use facepipe_test_support::{models_dir, require};
-use facepipe_tests::{Backend, build_dir, program};
+use facepipe_tests::{Backend, build_dir, program, require_backend_weights};
 use serde_json::Value;
 
 mod setup;
@@ -52,11 +52,10 @@ fn state(findings: &Value, name: &str) -> String {
 
 #[test]
 fn a_complete_machine_is_healthy() {
-    for model in ["pnet.pt", "mobilefacenet.onnx", "version-RFB-320.onnx", "version-RFB-640.onnx"] {
+    for model in ["version-RFB-320.onnx", "version-RFB-640.onnx", "version-slim-320.onnx"] {
         let _ = require!(&format!("models/{model}"));
     }
-    let models = require!("models/version-slim-320.onnx");
-    let backend = Backend::start(models.parent().unwrap());
+    let backend = Backend::start(&require_backend_weights!());
     let folder = tempfile::tempdir().unwrap();
     let spool = folder.path().join("spool");
     let arguments =

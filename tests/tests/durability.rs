@@ -16,14 +16,13 @@ use std::{
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{require, require_onnx_runtime, wait_until_within};
-use facepipe_tests::{Backend, build_dir};
+use facepipe_tests::{Backend, build_dir, require_backend_weights};
 use gst::prelude::*;
 use time::{Duration as Span, OffsetDateTime, macros::datetime};
 use uuid::Uuid;
 
 const PORTRAIT: &str = "lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg";
 const DETECTOR: &str = "models/version-RFB-320.onnx";
-const EMBEDDER: &str = "models/mobilefacenet.onnx";
 
 /// Time limit for what takes long on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -70,14 +69,14 @@ fn replay(portrait: &Path, detector: &Path, frames: usize) -> String {
 
 #[test]
 fn a_backend_outage_costs_no_frames_memory_or_crops() {
-    let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require!(EMBEDDER));
+    let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require_backend_weights!());
     let _ = require_onnx_runtime!();
     // FACEPIPE_TEST_OUTAGE_S=60 is what the project promises; less is enough for everyday tests.
     let outage = env::var("FACEPIPE_TEST_OUTAGE_S").map_or(15, |seconds| seconds.parse().unwrap());
     let frames = RATE * (outage + 10);
     gst::init().unwrap();
     gstfacepipe::register_static().unwrap();
-    let mut backend = Backend::start(weights.parent().unwrap());
+    let mut backend = Backend::start(&weights);
     let folder = tempfile::tempdir().unwrap();
 
     // Two cameras in one pipeline, one with a spool, one without.
@@ -261,9 +260,9 @@ fn limited_proxy(url: &str, bytes: u64) -> String {
 
 #[test]
 fn a_killed_pipeline_loses_and_duplicates_nothing_on_its_spool() {
-    let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require!(EMBEDDER));
+    let (portrait, detector, weights) = (require!(PORTRAIT), require!(DETECTOR), require_backend_weights!());
     let launcher = Launcher::new(require_onnx_runtime!());
-    let mut backend = Backend::start(weights.parent().unwrap());
+    let mut backend = Backend::start(&weights);
     let url = backend.url().to_owned();
     backend.stop();
 

@@ -23,7 +23,7 @@ use std::{
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{models_dir, require, skip, workspace_root};
-use facepipe_tests::{Backend, build_dir, program};
+use facepipe_tests::{Backend, build_dir, program, require_backend_weights};
 use tempfile::TempDir;
 
 /// Time limit for a pipeline on a busy machine with two cores.
@@ -253,9 +253,9 @@ fn systemd_accepts_the_unit() {
 #[test]
 fn a_file_is_decoded_in_hardware_and_its_faces_are_stored() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let arguments = [
         video.to_str().unwrap(),
         "--fast",
@@ -439,9 +439,9 @@ impl Drop for Service {
 #[test]
 fn a_csi_camera_runs_as_a_service_that_reports_frames_to_the_watchdog() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let arguments = ["csi:0", "--backend", backend.url(), "--camera-id", "gate-2", "--location", "Hall"];
     let script = jetson().join("pipelines/play.sh");
     let mut service = Service::start(&machine, &script, &arguments, |command| {

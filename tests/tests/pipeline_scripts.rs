@@ -24,7 +24,7 @@ use std::{
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{models_dir, require, skip, wait_until, workspace_root};
-use facepipe_tests::{Backend, build_dir, camera::Camera, program};
+use facepipe_tests::{Backend, build_dir, camera::Camera, program, require_backend_weights};
 use tempfile::TempDir;
 
 const SCRIPTS: [&str; 7] = [
@@ -343,9 +343,9 @@ fn every_script_has_help_and_explains_wrong_arguments() {
 #[test]
 fn file_replays_without_pacing_at_the_time_of_the_recording() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     // Characters that are special to a shell or to gst-launch-1.0.
     let (id, place) = (r#"gate "1" \ west"#, r#"Lobby, 2nd floor! a=b 'c' "d" $HOME"#);
     let spool = machine.text("spool");
@@ -389,9 +389,9 @@ fn file_replays_without_pacing_at_the_time_of_the_recording() {
 #[test]
 fn file_in_real_time_uploads_queued_faces_when_stopped() {
     let video = require!("videos/crowd-medium-1080p6.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     for signal in ["INT", "TERM"] {
         let camera = format!("gate-{signal}");
         let mut script = machine.script(
@@ -546,9 +546,9 @@ fn http_proxy(backend: &str) -> (u16, Arc<Mutex<Vec<String>>>) {
 #[test]
 fn the_sink_and_the_doctor_use_the_same_proxy_settings() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let (port, heads) = http_proxy(backend.url());
     let proxy = format!("http://edge:s3cret@127.0.0.1:{port}");
     let ask = |server: &str, no_proxy: &str| {
@@ -622,9 +622,9 @@ fn extract_continues_the_numbers_of_an_earlier_run() {
 #[test]
 fn rtsp_reconnects_after_a_camera_stalls_or_vanishes() {
     let video = require!("videos/crowd-medium-1080p6.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let stream = format!("gate={}", video.display());
     // The camera's clock is an hour slow: capture times show that the camera's clock is used.
     let camera = camera!(0, "--clock-ahead=-3600", "--stall-after=30", stream);
@@ -668,7 +668,7 @@ fn rtsp_reconnects_after_a_camera_stalls_or_vanishes() {
 #[test]
 fn rtsp_plays_h265_over_udp() {
     let video = require!("videos/crowd-medium-1080p6.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
     // The first three seconds, as H.265.
     let recording = machine.path("h265.mkv");
@@ -681,7 +681,7 @@ fn rtsp_plays_h265_over_udp() {
     ));
     let encoded = encode.output().unwrap();
     assert!(encoded.status.success(), "{}", printed(&encoded));
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let camera = camera!(0, format!("gate={}", recording.display()));
     let arguments = [
         &camera.url("gate"),
@@ -708,9 +708,9 @@ fn rtsp_plays_h265_over_udp() {
 fn multi_camera_separates_cameras_and_continues_without_a_vanished_one() {
     let medium = require!("videos/crowd-medium-1080p6.mp4");
     let high = require!("videos/crowd-high-1080p6.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let (one, two) = (format!("one={}", medium.display()), format!("two={}", high.display()));
     let first = camera!(0, one);
     let second = camera!(0, two);
@@ -757,9 +757,9 @@ fn multi_camera_separates_cameras_and_continues_without_a_vanished_one() {
 #[test]
 fn webcam_plays_jpeg_and_raw_video() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let tools = machine.path("tools");
     fs::create_dir(&tools).unwrap();
     let launcher = tools.join("gst-launch-1.0");
@@ -806,9 +806,9 @@ exec {real} "${{arguments[@]}}"
 #[test]
 fn preview_writes_boxes_to_a_file_and_stores_nothing_with_ask_only() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     let arguments =
         [video.to_str().unwrap(), "--output", "preview.mp4", "--backend", backend.url(), "--ask-only"];
     let begun = Instant::now();
@@ -853,9 +853,9 @@ fn with_boxes(machine: &Machine, video: &Path) -> usize {
 #[test]
 fn record_and_detect_keeps_the_newest_segments_as_the_camera_encoded_them() {
     let video = require!("videos/crowd-medium-1080p6.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let machine = Machine::new();
-    let backend = Backend::start(weights.parent().unwrap());
+    let backend = Backend::start(&weights);
     // Its key frames come every two seconds.
     let camera = camera!(0, format!("gate={}", video.display()));
     let arguments = [

@@ -11,7 +11,7 @@ use std::{
 
 use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query, sql_types};
 use facepipe_test_support::{models_dir, require, workspace_root};
-use facepipe_tests::{Backend, build_dir, program};
+use facepipe_tests::{Backend, build_dir, program, require_backend_weights};
 
 /// The `gst-launch-1.0` commands of a page's shell blocks, continued lines joined.
 fn pipelines_of(page: &str) -> Vec<String> {
@@ -103,8 +103,8 @@ fn pipelines_of_the_pages() -> Vec<String> {
 #[test]
 fn the_pipelines_of_the_elements_pages_run_as_written() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
-    let backend = Backend::start(weights.parent().unwrap());
+    let weights = require_backend_weights!();
+    let backend = Backend::start(&weights);
     let folder = tempfile::tempdir().unwrap();
     let video = format!("filesrc location={}", beginning(&video, 8, folder.path()).display());
     // Files that an administrator provides.
@@ -135,8 +135,8 @@ fn the_pipelines_of_the_elements_pages_run_as_written() {
 #[test]
 fn the_pipelines_of_the_first_steps_run_as_written() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
-    let backend = Backend::start(weights.parent().unwrap());
+    let weights = require_backend_weights!();
+    let backend = Backend::start(&weights);
     let folder = tempfile::tempdir().unwrap();
     let video = format!("filesrc location={}", beginning(&video, 40, folder.path()).display());
     // Every face of every frame, and the best pictures of each track.
@@ -184,11 +184,11 @@ fn take_pictures(folder: &Path) -> usize {
 #[test]
 fn a_camera_s_token_authorises_its_uploads() {
     let video = require!("videos/street-1080p.mp4");
-    let weights = require!("models/mobilefacenet.onnx");
+    let weights = require_backend_weights!();
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "camera gate-1-0123456789abcdef\nadmin ops-0123456789abcdef\n").unwrap();
-    let backend = Backend::start_with(weights.parent().unwrap(), &["--token-file", tokens.to_str().unwrap()]);
+    let backend = Backend::start_with(&weights, &["--token-file", tokens.to_str().unwrap()]);
     fs::write(folder.path().join("token"), "gate-1-0123456789abcdef\n").unwrap();
     let video = beginning(&video, 8, folder.path());
     let crops =

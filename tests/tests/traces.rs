@@ -12,7 +12,7 @@ use std::{
 
 use actix_web::{App, HttpServer, web};
 use facepipe_test_support::{require, wait_until};
-use facepipe_tests::Backend;
+use facepipe_tests::{Backend, require_backend_weights};
 use gst::prelude::*;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -104,14 +104,11 @@ fn upload(photograph: &str, times: u32, backend: &Backend, collector: &Collector
 #[test]
 fn one_trace_leads_from_the_crop_to_the_database() {
     let photograph = require!("lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg");
-    let weights = require!("models/mobilefacenet.onnx");
-    for file in ["pnet.pt", "rnet.pt", "onet.pt"] {
-        let _ = require!(&format!("models/{file}"));
-    }
+    let weights = require_backend_weights!();
     gst::init().unwrap();
     gstfacepipe::register_static().unwrap();
     let collector = Collector::start();
-    let mut backend = Backend::start_with(weights.parent().unwrap(), &["--otlp-endpoint", &collector.url]);
+    let mut backend = Backend::start_with(&weights, &["--otlp-endpoint", &collector.url]);
     let photograph = photograph.to_str().unwrap();
     upload(photograph, 1, &backend, &collector, "");
     upload(photograph, 2, &backend, &collector, "batch-size=2 batch-delay=60000");

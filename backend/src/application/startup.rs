@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use facepipe_vision::{EmbedderKind, ModelError, Mtcnn};
+use facepipe_vision::{EmbedderKind, ModelError, Mtcnn, weights};
 
 use crate::{
     access::{AccessControl, TokenFile, TokenFileError},
@@ -88,19 +88,20 @@ pub fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
         let permanent = not_built_in || matches!(error, ModelError::Compute { .. });
         if permanent { config_error(error) } else { error.into() }
     })?;
-    report_unconverted_weights(&recognition.models_dir, pipeline.embedder().name().parse().ok());
+    warn_of_outdated_weights(&recognition.models_dir, pipeline.embedder().name().parse().ok());
     Ok((database, pipeline))
 }
 
-/// Logs the files of weights that are converted in memory at every start, and how to convert them once.
-fn report_unconverted_weights(models_dir: &Path, embedder: Option<EmbedderKind>) {
-    let mut files = Vec::from(Mtcnn::weights_files(models_dir));
-    files.extend(embedder.map(|embedder| embedder.weights_file(models_dir)));
-    files.retain(|file| file.extension().is_none_or(|extension| extension != "safetensors"));
+/// Warns of published weights that were replaced after their conversion, and says how to convert them again.
+fn warn_of_outdated_weights(models_dir: &Path, embedder: Option<EmbedderKind>) {
+    let mut files = Vec::from(Mtcnn::PUBLISHED_FILES);
+    files.extend(embedder.map(EmbedderKind::published_file));
+    files.retain(|published| weights::is_outdated(models_dir, published));
     if !files.is_empty() {
-        tracing::info!(
+        tracing::warn!(
             ?files,
-            "these weights are converted at every start: `facepipe models fetch` converts them once, to safetensors"
+            "these weights are newer than their safetensors, which are what is read: run `facepipe models convert {}` and restart",
+            models_dir.display()
         );
     }
 }

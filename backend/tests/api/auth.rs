@@ -166,14 +166,13 @@ async fn raw(url: &str, request: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_change_while_the_server_runs() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     write_tokens(folder.path(), &format!("camera {CAMERA}\nadmin {ADMIN}\n"));
     let tokens = folder.path().join("tokens");
     let settings =
         ["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--token-file", tokens.to_str().unwrap()];
-    let (running, url) = Running::start_in(folder.path(), models.parent().unwrap(), &settings, &[]);
+    let (running, url) = Running::start_in(folder.path(), &models, &settings, &[]);
     let client = client();
     let status = async |token: &str| {
         client.get(format!("{url}/dataset")).bearer_auth(token).send().await.unwrap().status().as_u16()

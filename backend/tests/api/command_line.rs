@@ -322,12 +322,11 @@ impl Drop for Running {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_completes_accepted_requests() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let _ = facepipe_test_support::require!("lfw10");
     let folder = tempfile::tempdir().unwrap();
     let settings = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"];
-    let (mut running, url) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+    let (mut running, url) = Running::start_with(folder.path(), &models, &settings);
     let (client, metrics) = (client(), running.metrics());
 
     // Enough pictures to be at work for a while after the signal.
@@ -366,11 +365,10 @@ async fn sigterm_completes_accepted_requests() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_of_people_stay_out_of_the_log() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let _ = facepipe_test_support::require!("lfw10");
     let folder = tempfile::tempdir().unwrap();
-    let (running, url) = Running::start(folder.path(), models.parent().unwrap());
+    let (running, url) = Running::start(folder.path(), &models);
     let client = client();
     for path in ["/dataset/Tony_Blair", "/dataset/Tony_Blair", "/model/optimized-train?wait=true"] {
         client.post(format!("{url}{path}")).send().await.unwrap();
@@ -400,8 +398,7 @@ async fn names_of_people_stay_out_of_the_log() {
 
 #[test]
 fn a_public_address_without_tokens_is_warned_of() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "admin unspeakable-0123456789\n").unwrap();
@@ -411,7 +408,7 @@ fn a_public_address_without_tokens_is_warned_of() {
         (vec!["--listen", "127.0.0.1:0"], false),
         (vec!["--listen", "0.0.0.0:0", "--token-file", tokens], false),
     ] {
-        let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+        let (running, _) = Running::start_with(folder.path(), &models, &settings);
         let log = running.log();
         assert!(log.contains("\"ready\""), "{log}");
         assert_eq!(log.contains("there is no token_file"), warned, "{settings:?}: {log}");
@@ -421,15 +418,14 @@ fn a_public_address_without_tokens_is_warned_of() {
 
 #[test]
 fn an_invalid_token_file_is_warned_of_once_without_tokens() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, "admin unspeakable-0123456789\n").unwrap();
     let log = ["--log", "info,facepipe_backend::access=trace"];
     let settings =
         [&["--listen", "127.0.0.1:0", "--token-file", tokens.to_str().unwrap()][..], &log].concat();
-    let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+    let (running, _) = Running::start_with(folder.path(), &models, &settings);
     fs::write(&tokens, "admin unspeakable-0123456789\ncamera unspeakable\n").unwrap();
     // Once, although the file is checked every second.
     running.logs_after("token_file is not used", "token_file is unchanged");
@@ -444,12 +440,12 @@ fn an_invalid_token_file_is_warned_of_once_without_tokens() {
 
 #[test]
 fn a_server_that_waits_for_its_database_can_be_stopped() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     let mut command = program();
     command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--log-format", "json"]);
     command.args(["--database-url", "postgres://nobody@127.0.0.1:1/none"]).arg("--models-dir");
-    command.arg(models.parent().unwrap()).arg("--data-dir").arg(folder.path());
+    command.arg(&models).arg("--data-dir").arg(folder.path());
     let mut running = Running::spawn(command);
     running.logs("waiting for the database");
     running.signal("TERM");
@@ -459,14 +455,13 @@ fn a_server_that_waits_for_its_database_can_be_stopped() {
 
 #[test]
 fn a_second_server_warns_that_it_serves_no_metrics() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     // If somebody else has it, all the better.
     let _taken = std::net::TcpListener::bind("127.0.0.1:9464");
     for (settings, warned) in [(vec![], true), (vec!["--metrics-listen", "off"], false)] {
         let settings = [vec!["--listen", "127.0.0.1:0"], settings].concat();
-        let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+        let (running, _) = Running::start_with(folder.path(), &models, &settings);
         let log = running.log();
         assert!(log.contains("\"ready\""), "{log}");
         assert_eq!(log.contains("metrics are not served"), warned, "{log}");

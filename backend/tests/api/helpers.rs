@@ -31,11 +31,8 @@ macro_rules! start {
     };
     ($configure:expr) => {{
         let _ = facepipe_test_support::require!("lfw10");
-        for file in ["rnet.pt", "onet.pt", "mobilefacenet.onnx"] {
-            let _ = facepipe_test_support::require!(&format!("models/{file}"));
-        }
-        let models = facepipe_test_support::require!("models/pnet.pt");
-        $crate::helpers::Server::start(models.parent().unwrap(), $configure).await
+        let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
+        $crate::helpers::Server::start(&models, $configure).await
     }};
 }
 pub(crate) use start;

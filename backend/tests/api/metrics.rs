@@ -239,7 +239,7 @@ async fn a_failing_database_is_counted_and_leaves_other_metrics() {
 
 #[tokio::test]
 async fn a_configured_metrics_port_must_be_free() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -247,7 +247,7 @@ async fn a_configured_metrics_port_must_be_free() {
         config.listener.listen = "127.0.0.1:0".into();
         config.listener.metrics_listen = Some(address.clone());
         config.storage.data_dir = folder.path().into();
-        config.recognition.models_dir = models.parent().unwrap().into();
+        config.recognition.models_dir = models;
     });
     let error = Application::build(config).await.err().map(|error| format!("{error:#}")).unwrap();
     assert!(error.contains(&address) && error.contains("metrics_listen"), "{error}");

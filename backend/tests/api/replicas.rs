@@ -29,8 +29,7 @@ use crate::{
 macro_rules! models {
     () => {{
         let _ = facepipe_test_support::require!("lfw10");
-        let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
-        facepipe_test_support::require!("models/pnet.pt").parent().unwrap().to_owned()
+        facepipe_test_support::require_weights!("mobilefacenet.onnx")
     }};
 }
 

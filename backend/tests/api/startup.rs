@@ -106,8 +106,7 @@ fn waiting_for_the_database_logs_the_reason_once_without_the_password() {
 
 #[test]
 fn unknown_variables_and_unlimited_retention_are_warned_of() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     let misspelt = [
         ("FACEPIPE_DETECTION_MAX_AGE_DAYS", "unspeakable"),
@@ -121,7 +120,7 @@ fn unknown_variables_and_unlimited_retention_are_warned_of() {
         (vec!["--role", "recognize"], false),
     ] {
         let settings = [vec!["--listen", "127.0.0.1:0", "--metrics-listen", "off"], settings].concat();
-        let (running, _) = Running::start_in(folder.path(), models.parent().unwrap(), &settings, &misspelt);
+        let (running, _) = Running::start_in(folder.path(), &models, &settings, &misspelt);
         let log = running.log();
         assert!(log.contains("\"ready\""), "{log}");
         assert_eq!(log.matches("detections are kept for ever").count(), usize::from(for_ever), "{log}");
@@ -139,17 +138,11 @@ fn unknown_variables_and_unlimited_retention_are_warned_of() {
 
 #[test]
 fn the_fallback_embedder_is_warned_of_with_its_accuracy() {
-    let weights = facepipe_test_support::require!("models/face_recognition_model.bin");
-    let pnet = facepipe_test_support::require!("models/pnet.pt");
-    let mobilefacenet = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx", "face_recognition_model.bin");
     let folder = tempfile::tempdir().unwrap();
-    let detector = ["pnet.pt", "rnet.pt", "onet.pt"].map(|file| pnet.with_file_name(file));
-    for file in [&weights, &mobilefacenet].into_iter().chain(&detector) {
-        std::os::unix::fs::symlink(file, folder.path().join(file.file_name().unwrap())).unwrap();
-    }
     for (embedder, warnings) in [("dlib-resnet", 1), ("mobilefacenet", 0)] {
         let settings = ["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--embedder", embedder];
-        let (running, _) = Running::start_in(folder.path(), folder.path(), &settings, &[]);
+        let (running, _) = Running::start_in(folder.path(), &models, &settings, &[]);
         let log = running.log();
         assert!(log.contains(&format!("\"embedder\":\"{embedder}\"")), "{log}");
         assert_eq!(log.matches("its verification accuracy is 99.3 %").count(), warnings, "{log}");
@@ -157,33 +150,48 @@ fn the_fallback_embedder_is_warned_of_with_its_accuracy() {
 }
 
 #[test]
-fn weights_that_are_converted_at_every_start_are_named_with_the_command() {
-    let pnet = facepipe_test_support::require!("models/pnet.pt");
-    let mobilefacenet = facepipe_test_support::require!("models/mobilefacenet.onnx");
+fn weights_that_are_not_converted_fail_the_start_with_the_file_and_the_command() {
     let folder = tempfile::tempdir().unwrap();
-    let published: Vec<_> = ["pnet.pt", "rnet.pt", "onet.pt"].map(|file| pnet.with_file_name(file)).into();
-    let published: Vec<_> = published.iter().chain([&mobilefacenet]).collect();
-    let here = published.iter().map(|file| folder.path().join(file.file_name().unwrap()));
-    for (file, link) in published.iter().zip(here.clone()) {
-        std::os::unix::fs::symlink(file, link).unwrap();
+    let published = ["pnet.pt", "rnet.pt", "onet.pt", "mobilefacenet.onnx"];
+    for name in published {
+        let file = facepipe_test_support::require!(&format!("models/{name}"));
+        std::fs::copy(file, folder.path().join(name)).unwrap();
+    }
+    let start = || {
+        let mut command = in_folder(folder.path());
+        command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--models-dir"]);
+        command.arg(folder.path());
+        ended(command)
+    };
+    let convert = |name: &str| {
+        let file = folder.path().join(name);
+        facepipe_convert::convert(&file, &file.with_extension("safetensors")).unwrap();
+    };
+    for name in published {
+        let (code, told) = start();
+        assert_eq!(code, Some(1), "{told}");
+        let command = format!("`facepipe models convert {}`", folder.path().display());
+        for said in [folder.path().join(name).to_str().unwrap(), &command] {
+            assert!(told.contains(said), "{said}: {told}");
+        }
+        convert(name);
     }
     let settings = ["--listen", "127.0.0.1:0", "--metrics-listen", "off"];
     let log = || Running::start_in(folder.path(), folder.path(), &settings, &[]).0.log();
     let told = log();
-    for name in ["pnet.pt", "rnet.pt", "onet.pt", "mobilefacenet.onnx", "`facepipe models fetch`"] {
-        assert!(told.contains(name), "{name}: {told}");
-    }
-    for file in here {
-        facepipe_vision::weights::convert(&file, &file.with_extension("safetensors")).unwrap();
-    }
+    assert!(!told.contains("facepipe models convert"), "{told}");
+
+    // Replaced later, and not converted again.
+    let pnet = std::fs::File::options().append(true).open(folder.path().join("pnet.pt")).unwrap();
+    pnet.set_modified(std::time::SystemTime::now() + Duration::from_secs(60)).unwrap();
     let told = log();
-    assert!(!told.contains("facepipe models fetch"), "{told}");
+    assert!(told.contains("pnet.pt") && told.contains("facepipe models convert"), "{told}");
+    assert!(!told.contains("rnet.pt"), "{told}");
 }
 
 #[test]
 fn systemd_is_notified_of_ready_watchdog_and_stopping() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let abstract_name = format!("facepipe-test-{}", std::process::id());
@@ -203,7 +211,7 @@ fn systemd_is_notified_of_ready_watchdog_and_stopping() {
         };
         let settings = ["--listen", "0.0.0.0:0", "--metrics-listen", "off"];
         let told = [("NOTIFY_SOCKET", name.as_str()), ("WATCHDOG_USEC", "300000")];
-        let (running, _) = Running::start_in(folder.path(), models.parent().unwrap(), &settings, &told);
+        let (running, _) = Running::start_in(folder.path(), &models, &settings, &told);
         assert!(next().starts_with("READY=1\n"), "nothing comes before");
         for _ in 0..3 {
             assert_eq!(next(), "WATCHDOG=1");
@@ -220,7 +228,7 @@ fn systemd_is_notified_of_ready_watchdog_and_stopping() {
     let output = in_folder(folder.path())
         .env("NOTIFY_SOCKET", "nonsense")
         .arg("--models-dir")
-        .arg(models.parent().unwrap())
+        .arg(&models)
         .stdout(Stdio::null())
         .output()
         .unwrap();

@@ -8,7 +8,8 @@ use facepipe_identify::{
     },
 };
 
-use facepipe_test_support::require;
+use facepipe_test_support::{require, require_weights};
+use facepipe_vision::EmbedderKind;
 
 use crate::pictures::{Folders, LfwOpen, Person, embeddings, lfw_open};
 
@@ -188,13 +189,14 @@ fn the_stored_table_is_what_strangers_measure() {
     let measured = match &named {
         None => table_of(lfw_open!()),
         Some(name) => {
+            let embedder: EmbedderKind = name.parse().unwrap();
             let folders = Folders {
                 people: require!("lfw-open/people"),
                 strangers: require!("lfw-open/strangers"),
                 cohort: require!("lfw-open/cohort"),
-                models: require!("models/pnet.pt").parent().unwrap().to_owned(),
+                models: require_weights!(embedder.published_file()),
             };
-            table_of(&LfwOpen::embed(&folders, name.parse().unwrap()))
+            table_of(&LfwOpen::embed(&folders, embedder))
         }
     };
     let table = ImpostorTable::of(named.as_deref().unwrap_or("mobilefacenet")).expect("a stored table");

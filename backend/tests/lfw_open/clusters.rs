@@ -59,8 +59,8 @@ fn agreement(tracks: &[Track<'_>], labels: &[i64]) -> Agreement {
 #[test]
 fn unknown_faces_are_grouped_by_person() {
     let lfw = lfw_open!();
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let embedder = load_embedder(EmbedderKind::MobileFaceNet, models.parent().unwrap()).unwrap();
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
+    let embedder = load_embedder(EmbedderKind::MobileFaceNet, &models).unwrap();
     let distance = embedder.cluster_distance();
     let tracks = tracks(lfw);
     assert!(tracks.len() > 1400, "{}", tracks.len());

@@ -36,8 +36,8 @@ fn fewer_than_three_in_a_hundred_pictures_are_refused_and_no_wrong_face_is_taken
 #[test]
 fn own_pictures_are_seldom_warned_of_and_those_of_others_nearly_always() {
     let lfw = lfw_open!();
-    let models = facepipe_test_support::require!("models/mobilefacenet.onnx");
-    let embedder = load_embedder(EmbedderKind::MobileFaceNet, models.parent().unwrap()).unwrap();
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
+    let embedder = load_embedder(EmbedderKind::MobileFaceNet, &models).unwrap();
     let threshold = embedder.verification_threshold();
     let people: Vec<Vec<&[f32]>> = lfw.people.iter().map(|person| person.embeddings()).collect();
     for (enrolled, false_warnings) in [(1, 0.015), (3, 0.005)] {

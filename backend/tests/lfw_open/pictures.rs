@@ -71,16 +71,8 @@ macro_rules! lfw_open {
         let people = facepipe_test_support::require!("lfw-open/people");
         let strangers = facepipe_test_support::require!("lfw-open/strangers");
         let cohort = facepipe_test_support::require!("lfw-open/cohort");
-        for file in ["rnet.pt", "onet.pt", "mobilefacenet.onnx"] {
-            let _ = facepipe_test_support::require!(&format!("models/{file}"));
-        }
-        let models = facepipe_test_support::require!("models/pnet.pt");
-        $crate::pictures::load(&$crate::pictures::Folders {
-            people,
-            strangers,
-            cohort,
-            models: models.parent().unwrap().to_owned(),
-        })
+        let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
+        $crate::pictures::load(&$crate::pictures::Folders { people, strangers, cohort, models })
     }};
 }
 pub(crate) use lfw_open;

@@ -41,7 +41,7 @@ fn embedders(criterion: &mut Criterion) {
     }
     group.finish();
 
-    let file = models_dir().join("mobilefacenet.onnx");
+    let file = EmbedderKind::MobileFaceNet.weights_file(&models_dir());
     let Ok(network) = MobileFaceNet::load(&file) else {
         println!("no {}", file.display());
         return;

@@ -45,7 +45,8 @@ fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
             (Box::new(move || drop(black_box(network.forward(&input).unwrap()))), 1.0)
         }
         "mobilefacenet" => {
-            let network = MobileFaceNet::load(&models_dir().join("mobilefacenet.onnx")).unwrap();
+            let network =
+                MobileFaceNet::load(&EmbedderKind::MobileFaceNet.weights_file(&models_dir())).unwrap();
             let input = formula_input("input", &[batch(), 3, 112, 112]);
             (Box::new(move || drop(black_box(network.forward(&input).unwrap()))), 1.0)
         }

@@ -13,7 +13,7 @@ use crate::{
     Backend, DlibResnet, Face, InceptionResnetV1, MobileFaceNet, ModelError, VisionError,
     native::{FeatureMap, Size, Workspace, Workspaces},
     network::{Network, Observer},
-    weights::{Weights, weights_file},
+    weights::{self, Weights},
 };
 
 /// A network that maps a face to a vector, such that vectors of one person lie close together.
@@ -92,13 +92,18 @@ impl EmbedderKind {
         }
     }
 
-    /// Returns the path of its weights in `models_dir`, whether the file exists or not.
-    pub fn weights_file(self, models_dir: &Path) -> PathBuf {
+    /// Returns the name of the published file of its weights.
+    pub const fn published_file(self) -> &'static str {
         match self {
-            Self::InceptionResnetV1 => weights_file(models_dir, "20180402-114759-vggface2.pt"),
-            Self::MobileFaceNet => weights_file(models_dir, "mobilefacenet.onnx"),
-            Self::DlibResnet => weights_file(models_dir, "face_recognition_model.bin"),
+            Self::InceptionResnetV1 => "20180402-114759-vggface2.pt",
+            Self::MobileFaceNet => "mobilefacenet.onnx",
+            Self::DlibResnet => "face_recognition_model.bin",
         }
+    }
+
+    /// Returns the path of its weights in `models_dir`, safetensors, whether the file exists or not.
+    pub fn weights_file(self, models_dir: &Path) -> PathBuf {
+        weights::safetensors_path(models_dir, self.published_file())
     }
 }
 
@@ -125,7 +130,8 @@ impl FromStr for EmbedderKind {
 ///
 /// # Errors
 ///
-/// [`ModelError::Missing`] where its weights do not exist, or another [`ModelError`] of the file.
+/// [`ModelError::Missing`] where its weights do not exist, [`ModelError::Unconverted`] where only the published file does, or
+/// another [`ModelError`] of the file.
 pub fn load_embedder(kind: EmbedderKind, models_dir: &Path) -> Result<Box<dyn Embedder>, ModelError> {
     load_embedder_on(kind, models_dir, &Backend::Cpu)
 }
@@ -140,7 +146,7 @@ pub fn load_embedder_on(
     models_dir: &Path,
     backend: &Backend,
 ) -> Result<Box<dyn Embedder>, ModelError> {
-    let weights = Weights::read(&kind.weights_file(models_dir))?;
+    let weights = Weights::installed(models_dir, kind.published_file())?;
     Ok(match kind {
         EmbedderKind::InceptionResnetV1 => Box::new(InceptionResnetV1::new(&weights, backend)?),
         EmbedderKind::MobileFaceNet => Box::new(MobileFaceNet::new(&weights, backend)?),
@@ -148,9 +154,12 @@ pub fn load_embedder_on(
     })
 }
 
-/// Returns the most preferred embedder whose weights are in `models_dir`.
+/// Returns the most preferred embedder whose weights are in `models_dir`, converted or as published: unconverted weights are an
+/// error when they are loaded, and never a reason to take another embedder, whose embeddings differ.
 pub fn installed_embedder(models_dir: &Path) -> Option<EmbedderKind> {
-    EmbedderKind::ALL.into_iter().find(|kind| kind.weights_file(models_dir).is_file())
+    EmbedderKind::ALL.into_iter().find(|kind| {
+        kind.weights_file(models_dir).is_file() || models_dir.join(kind.published_file()).is_file()
+    })
 }
 
 /// An embedding network and the input that it takes.

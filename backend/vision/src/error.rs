@@ -9,10 +9,25 @@ use crate::{Compute, DeviceKind};
 #[non_exhaustive]
 pub enum ModelError {
     /// The file of weights does not exist.
-    #[error("no {}: run `facepipe models fetch`", path.display())]
+    #[error("no {}{}: run `facepipe models fetch`", path.display(), made_of(published.as_deref()))]
     Missing {
         /// The file that was looked for.
         path: PathBuf,
+        /// The published file that it is converted from, where that is known.
+        published: Option<String>,
+    },
+    /// Only the published file is there, which is not read.
+    #[error(
+        "{} is not converted to {} yet, and networks read nothing else: run `facepipe models convert {}` once",
+        published.display(), path.file_name().unwrap_or_default().display(), models_dir.display()
+    )]
+    Unconverted {
+        /// The published file.
+        published: PathBuf,
+        /// The safetensors that were looked for.
+        path: PathBuf,
+        /// The folder of both.
+        models_dir: PathBuf,
     },
     /// The file exists and cannot be read.
     #[error("{} cannot be read: {source}", path.display())]
@@ -22,18 +37,10 @@ pub enum ModelError {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file cannot be written.
-    #[error("{} cannot be written: {source}", path.display())]
-    Unwritable {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's error.
-        source: std::io::Error,
-    },
-    /// The file has an unknown format, is damaged, or exceeds a limit.
-    #[error("{origin} is not a usable file of weights: {reason}")]
+    /// The file is not safetensors, is damaged, or exceeds a limit.
+    #[error("{origin} is not a usable file of weights: {reason}; run `facepipe models fetch`")]
     Malformed {
-        /// The file, or the name given for the bytes.
+        /// The file.
         origin: String,
         /// What is wrong, and where.
         reason: String,
@@ -89,6 +96,11 @@ pub enum ModelError {
     /// candle could not create a tensor from the weights.
     #[error("the weights cannot be laid out for the network: {0}")]
     Layout(#[from] candle_core::Error),
+}
+
+/// Returns the addition about the published file in [`ModelError::Missing`].
+fn made_of(published: Option<&str>) -> String {
+    published.map(|published| format!(" (made of {published})")).unwrap_or_default()
 }
 
 /// Why a network could not be run.

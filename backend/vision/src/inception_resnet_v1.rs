@@ -151,7 +151,7 @@ impl InceptionResnetV1 {
     /// Side of the faces that it takes, pixels.
     pub const SIDE: u32 = 160;
 
-    /// Reads a state dict of facenet-pytorch, `.pt` or `.safetensors`, to run by the native kernels.
+    /// Reads the safetensors that a state dict of facenet-pytorch was converted to, to run by the native kernels.
     ///
     /// # Errors
     ///

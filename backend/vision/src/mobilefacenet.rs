@@ -99,8 +99,7 @@ impl MobileFaceNet {
     /// Elements of an embedding.
     pub const DIMENSIONS: usize = 128;
 
-    /// Reads `mobilefacenet.onnx`, as foamliu/MobileFaceNet publishes it, or what it was converted to, to run by the native
-    /// kernels.
+    /// Reads the safetensors that `mobilefacenet.onnx` of foamliu/MobileFaceNet was converted to, to run by the native kernels.
     ///
     /// # Errors
     ///
@@ -109,7 +108,7 @@ impl MobileFaceNet {
         Self::new(&Weights::read(file)?, &Backend::Cpu)
     }
 
-    /// Builds it from the tensors of that file, by the names that PyTorch's exporter gave its convolutions.
+    /// Builds it from those tensors, by the names that PyTorch's exporter gave its convolutions.
     ///
     /// # Errors
     ///

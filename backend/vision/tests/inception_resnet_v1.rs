@@ -11,6 +11,8 @@
 )]
 
 mod common;
+#[path = "../../convert/tests/torch_file/mod.rs"]
+mod torch_file;
 
 use std::sync::LazyLock;
 
@@ -103,10 +105,12 @@ fn both_pytorch_formats_give_the_same_embeddings_and_the_classifier_is_ignored()
     let mut tensors = WEIGHTS.clone();
     tensors.push(("logits.weight".to_owned(), formula_input("logits.weight", &[10, 512])));
     tensors.push(("logits.bias".to_owned(), formula_input("logits.bias", &[10])));
-    for bytes in [common::torch_file::legacy(&tensors), common::torch_file::zip(&tensors)] {
+    for bytes in [torch_file::legacy(&tensors), torch_file::zip(&tensors)] {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("20180402-114759-vggface2.pt");
-        std::fs::write(&file, bytes).unwrap();
+        let published = folder.path().join("20180402-114759-vggface2.pt");
+        std::fs::write(&published, bytes).unwrap();
+        let file = published.with_extension("safetensors");
+        facepipe_convert::convert(&published, &file).unwrap();
         assert_embeddings(&InceptionResnetV1::load(&file).unwrap().forward(&input()).unwrap());
     }
 }

@@ -13,18 +13,21 @@ mod common;
 mod dlib_resnet;
 
 use common::{cosine, formula_input, numbers, picture};
-use facepipe_test_support::{fixture, require};
+use facepipe_convert::convert;
+use facepipe_test_support::{fixture, require, require_weights};
 use facepipe_vision::{
     Backend, BoundingBox, Embedder, EmbedderKind, Face, MobileFaceNet, ModelError, Mtcnn, MtcnnConfig,
     VisionError, installed_embedder, load_embedder,
-    weights::{Weights, convert},
+    weights::{Weights, is_outdated},
 };
 use image::RgbImage;
 use rayon::prelude::*;
 
+const PUBLISHED: &str = "mobilefacenet.onnx";
+
 #[test]
 fn the_embedding_of_a_synthetic_input_matches_the_reference() {
-    let file = require!("models/mobilefacenet.onnx");
+    let file = EmbedderKind::MobileFaceNet.weights_file(&require_weights!(PUBLISHED));
     let by_candle = Backend::Candle(candle_core::Device::Cpu);
     let by_candle = MobileFaceNet::new(&Weights::read(&file).unwrap(), &by_candle).unwrap();
     let expected = numbers(&fixture("mobilefacenet.json")["formula_input"]["embedding"]);
@@ -50,10 +53,9 @@ fn middle_face(image: &RgbImage, faces: Vec<Face>) -> Face {
 
 #[test]
 fn embeddings_of_photographs_match_the_reference_and_verify_people() {
-    let file = require!("models/mobilefacenet.onnx");
-    let pnet = require!("models/pnet.pt");
-    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
-    let embedder = load_embedder(EmbedderKind::MobileFaceNet, file.parent().unwrap()).unwrap();
+    let models = require_weights!(PUBLISHED);
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
+    let embedder = load_embedder(EmbedderKind::MobileFaceNet, &models).unwrap();
     let fixture = fixture("mobilefacenet.json");
     let mut photographs = Vec::new();
     for (name, expected) in fixture["embeddings"].as_object().unwrap() {
@@ -118,7 +120,7 @@ fn assert_batch_equals_single_crops(network: &dyn Embedder, crops: &[RgbImage]) 
 
 #[test]
 fn batched_and_single_crops_give_equal_normalised_embeddings() {
-    let file = require!("models/mobilefacenet.onnx");
+    let file = EmbedderKind::MobileFaceNet.weights_file(&require_weights!(PUBLISHED));
     let network = MobileFaceNet::load(&file).unwrap();
     let crops: Vec<_> = (0..19u8)
         .map(|i| {
@@ -131,7 +133,7 @@ fn batched_and_single_crops_give_equal_normalised_embeddings() {
 
 #[test]
 fn a_crop_of_the_wrong_size_is_rejected() {
-    let file = require!("models/mobilefacenet.onnx");
+    let file = EmbedderKind::MobileFaceNet.weights_file(&require_weights!(PUBLISHED));
     let network = MobileFaceNet::load(&file).unwrap();
     let crops = [RgbImage::new(112, 112), RgbImage::new(112, 113)];
     match network.embed(&crops) {
@@ -163,14 +165,12 @@ fn the_installed_embedder_is_the_most_preferred_one_with_weights() {
 }
 
 #[test]
-fn converted_weights_give_the_same_embeddings_and_are_preferred_while_they_are_newer() {
-    for (kind, name) in [
-        (EmbedderKind::MobileFaceNet, "models/mobilefacenet.onnx"),
-        (EmbedderKind::DlibResnet, "models/face_recognition_model.bin"),
-    ] {
+fn published_weights_are_refused_until_they_are_converted_and_later_ones_are_noticed() {
+    for kind in [EmbedderKind::MobileFaceNet, EmbedderKind::DlibResnet] {
         let folder = tempfile::tempdir().unwrap();
-        let published = folder.path().join(name.trim_start_matches("models/"));
-        std::fs::copy(require!(name), &published).unwrap();
+        let name = kind.published_file();
+        let published = folder.path().join(name);
+        std::fs::copy(require!(&format!("models/{name}")), &published).unwrap();
         let image = RgbImage::from_fn(200, 200, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
         let landmarks = [[60.0, 70.0], [130.0, 72.0], [95.0, 110.0], [65.0, 150.0], [125.0, 151.0]];
         let bounding_box = BoundingBox { left: 20.0, top: 20.0, right: 180.0, bottom: 190.0 };
@@ -179,16 +179,23 @@ fn converted_weights_give_the_same_embeddings_and_are_preferred_while_they_are_n
             let embedder = load_embedder(kind, folder.path()).unwrap();
             embedder.embed(&[embedder.crop(&image, &face)]).unwrap()
         };
-        assert_eq!(kind.weights_file(folder.path()), published);
-        let expected = embed();
+        let error = load_embedder(kind, folder.path()).err().unwrap();
+        assert!(matches!(error, ModelError::Unconverted { .. }), "{error:?}");
+        let command = format!("`facepipe models convert {}`", folder.path().display());
+        for said in [published.to_str().unwrap(), &command] {
+            assert!(error.to_string().contains(said), "{error}");
+        }
         let safetensors = published.with_extension("safetensors");
         convert(&published, &safetensors).unwrap();
         assert_eq!(kind.weights_file(folder.path()), safetensors);
-        assert_eq!(embed(), expected);
+        let expected = embed();
+        assert!(!is_outdated(folder.path(), name));
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
         std::fs::File::options().append(true).open(&published).unwrap().set_modified(later).unwrap();
-        assert_eq!(kind.weights_file(folder.path()), published);
+        assert!(is_outdated(folder.path(), name));
+        assert_eq!(embed(), expected);
         std::fs::remove_file(&published).unwrap();
+        assert!(!is_outdated(folder.path(), name));
         assert_eq!(embed(), expected);
     }
 }
@@ -213,10 +220,9 @@ fn square(image: &RgbImage, [x, y]: [f32; 2], side: f32) -> (RgbImage, [f32; 2],
 
 #[test]
 fn a_face_in_a_tight_crop_is_detected_and_embedded_like_in_the_whole_photograph() {
-    let file = require!("models/mobilefacenet.onnx");
-    let pnet = require!("models/pnet.pt");
-    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
-    let embedder = load_embedder(EmbedderKind::MobileFaceNet, file.parent().unwrap()).unwrap();
+    let models = require_weights!(PUBLISHED);
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
+    let embedder = load_embedder(EmbedderKind::MobileFaceNet, &models).unwrap();
     let mut photographs = Vec::new();
     for name in fixture("mobilefacenet.json")["embeddings"].as_object().unwrap().keys().skip(7).step_by(5) {
         photographs.push(require!(name));
@@ -255,8 +261,8 @@ fn a_face_in_a_tight_crop_is_detected_and_embedded_like_in_the_whole_photograph(
 
 #[test]
 fn detect_inside_drops_only_boxes_that_reach_out_of_the_photograph() {
-    let pnet = require!("models/pnet.pt");
-    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let models = require_weights!();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     let names =
         fixture("mobilefacenet.json")["embeddings"].as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let mut photographs = vec![require!("scenes/multiface.jpg"), require!("scenes/crowd-03.jpg")];

@@ -12,9 +12,9 @@
 mod common;
 
 use common::{numbers, picture};
-use facepipe_test_support::{fixture, require};
+use facepipe_test_support::{fixture, require, require_weights};
 use facepipe_vision::{
-    Backend, DecodeLimits, Face, ModelError, Mtcnn, MtcnnConfig, decode_image, main_face, weights::convert,
+    Backend, DecodeLimits, Face, ModelError, Mtcnn, MtcnnConfig, decode_image, main_face,
     without_intra_op_parallelism,
 };
 use image::RgbImage;
@@ -46,8 +46,8 @@ fn distance(face: &Face, reference: &Reference) -> f64 {
 
 #[test]
 fn detections_match_the_reference() {
-    let models = require!("models/pnet.pt");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let models = require_weights!();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     let fixture = fixture("mtcnn.json");
     let images = fixture["images"].as_object().unwrap();
     let mut pictures = Vec::new();
@@ -98,9 +98,9 @@ fn detections_match_the_reference() {
 
 #[test]
 fn faces_are_sorted_by_confidence() {
-    let models = require!("models/pnet.pt");
+    let models = require_weights!();
     let path = require!("scenes/multiface.jpg");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     let faces = mtcnn.detect(&picture(&path)).unwrap();
     assert!(faces.len() > 1);
     assert!(faces.is_sorted_by(|a, b| a.confidence >= b.confidence));
@@ -108,8 +108,8 @@ fn faces_are_sorted_by_confidence() {
 
 #[test]
 fn a_picture_smaller_than_the_minimum_face_has_no_faces() {
-    let models = require!("models/pnet.pt");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let models = require_weights!();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     for (width, height) in [(0, 0), (1, 1), (19, 500), (500, 19), (20, 20), (21, 400), (3000, 20)] {
         let faces = mtcnn.detect(&RgbImage::from_pixel(width, height, image::Rgb([120, 130, 140]))).unwrap();
         assert!(faces.is_empty(), "{} in a plain picture of {width}x{height}", faces.len());
@@ -118,10 +118,10 @@ fn a_picture_smaller_than_the_minimum_face_has_no_faces() {
 
 #[test]
 fn a_larger_minimum_size_and_higher_thresholds_detect_fewer_faces() {
-    let models = require!("models/pnet.pt");
+    let models = require_weights!();
     let path = require!("scenes/crowd-10.jpg");
     let image = picture(&path);
-    let detect = |config| Mtcnn::load(models.parent().unwrap(), config).unwrap().detect(&image).unwrap();
+    let detect = |config| Mtcnn::load(&models, config).unwrap().detect(&image).unwrap();
     let all = detect(MtcnnConfig::default());
     let large = detect(MtcnnConfig { min_face_size: 80.0, ..MtcnnConfig::default() });
     assert!(large.len() < all.len());
@@ -133,7 +133,7 @@ fn a_larger_minimum_size_and_higher_thresholds_detect_fewer_faces() {
 
 #[test]
 fn out_of_range_settings_are_rejected_by_name() {
-    let models = require!("models/pnet.pt");
+    let models = require_weights!();
     let default = MtcnnConfig::default();
     for (config, name) in [
         (MtcnnConfig { min_face_size: 2.0, ..default }, "min_face_size"),
@@ -141,7 +141,7 @@ fn out_of_range_settings_are_rejected_by_name() {
         (MtcnnConfig { factor: 1.0, ..default }, "factor"),
         (MtcnnConfig { thresholds: [0.6, 1.5, 0.7], ..default }, "thresholds"),
     ] {
-        match Mtcnn::load(models.parent().unwrap(), config) {
+        match Mtcnn::load(&models, config) {
             Err(ModelError::Setting { field, .. }) => assert_eq!(field, name),
             other => panic!("{config:?} gave {other:?}"),
         }
@@ -150,9 +150,9 @@ fn out_of_range_settings_are_rejected_by_name() {
 
 #[test]
 fn a_detector_can_be_shared_between_threads() {
-    let models = require!("models/pnet.pt");
+    let models = require_weights!();
     let path = require!("scenes/crowd-03.jpg");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     let image = picture(&path);
     let alone = mtcnn.detect(&image).unwrap();
     std::thread::scope(|scope| {
@@ -165,13 +165,12 @@ fn a_detector_can_be_shared_between_threads() {
 
 #[test]
 fn candle_and_native_detect_the_same_faces() {
-    let models = require!("models/pnet.pt");
+    let models = require_weights!();
     let path = require!("scenes/crowd-03.jpg");
     let image = picture(&path);
-    let expected =
-        Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap().detect(&image).unwrap();
+    let expected = Mtcnn::load(&models, MtcnnConfig::default()).unwrap().detect(&image).unwrap();
     let backend = Backend::Candle(candle_core::Device::Cpu);
-    let mtcnn = Mtcnn::load_on(models.parent().unwrap(), MtcnnConfig::default(), &backend).unwrap();
+    let mtcnn = Mtcnn::load_on(&models, MtcnnConfig::default(), &backend).unwrap();
     let found = mtcnn.detect(&image).unwrap();
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
@@ -181,19 +180,20 @@ fn candle_and_native_detect_the_same_faces() {
 }
 
 #[test]
-fn converted_weights_alone_detect_the_same_faces() {
-    let models = require!("models/pnet.pt");
-    let models = models.parent().unwrap();
-    let image = picture(&require!("scenes/crowd-03.jpg"));
-    let (published, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    for stage in ["pnet", "rnet", "onet"] {
-        // A folder without converted files, which would be preferred.
-        let from = published.path().join(format!("{stage}.pt"));
-        std::fs::copy(models.join(format!("{stage}.pt")), &from).unwrap();
-        convert(&from, &folder.path().join(format!("{stage}.safetensors"))).unwrap();
+fn each_stage_is_refused_until_it_is_converted() {
+    let models = require_weights!();
+    let folder = tempfile::tempdir().unwrap();
+    for name in Mtcnn::PUBLISHED_FILES {
+        std::fs::copy(require!(&format!("models/{name}")), folder.path().join(name)).unwrap();
     }
-    let detect = |models| Mtcnn::load(models, MtcnnConfig::default()).unwrap().detect(&image).unwrap();
-    assert_eq!(detect(folder.path()), detect(published.path()));
+    for name in Mtcnn::PUBLISHED_FILES {
+        let error = Mtcnn::load(folder.path(), MtcnnConfig::default()).unwrap_err();
+        assert!(matches!(error, ModelError::Unconverted { .. }), "{error:?}");
+        assert!(error.to_string().contains(name), "{error}");
+        let safetensors = std::path::Path::new(name).with_extension("safetensors");
+        std::fs::copy(models.join(&safetensors), folder.path().join(&safetensors)).unwrap();
+    }
+    Mtcnn::load(folder.path(), MtcnnConfig::default()).unwrap();
 }
 
 #[test]
@@ -217,8 +217,8 @@ fn around(image: &RgbImage, face: &Reference, share: f64) -> RgbImage {
 
 #[test]
 fn detect_in_crop_finds_the_same_most_confident_face_as_detect() {
-    let models = require!("models/pnet.pt");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let models = require_weights!();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     let fixture = fixture("mtcnn.json");
     let mut crops = Vec::new();
     for (name, faces) in fixture["images"].as_object().unwrap() {
@@ -238,9 +238,9 @@ fn detect_in_crop_finds_the_same_most_confident_face_as_detect() {
 
 #[test]
 fn detect_in_crop_skips_small_faces() {
-    let models = require!("models/pnet.pt");
+    let models = require_weights!();
     let path = require!("scenes/crowd-01.jpg");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     let image = picture(&path);
     let (all, quick) = (mtcnn.detect(&image).unwrap(), mtcnn.detect_in_crop(&image).unwrap());
     assert!(quick.len() < all.len(), "{} of {}", quick.len(), all.len());
@@ -255,8 +255,8 @@ fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
 #[test]
 fn the_main_face_of_a_photograph_is_the_one_in_the_centre_and_few_have_none() {
     let people = require!("lfw-open/people");
-    let models = require!("models/pnet.pt");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let models = require_weights!();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     // The number of faces, whether one is the main one, and whether that is the one in the centre.
     let photographs: Vec<(usize, bool, bool, std::path::PathBuf)> = files(&people)
         .into_par_iter()
@@ -288,9 +288,9 @@ fn the_main_face_of_a_photograph_is_the_one_in_the_centre_and_few_have_none() {
 
 #[test]
 fn a_scene_with_several_people_has_no_main_face() {
-    let models = require!("models/pnet.pt");
+    let models = require_weights!();
     let scenes = require!("scenes/multiface.jpg");
-    let mtcnn = Mtcnn::load(models.parent().unwrap(), MtcnnConfig::default()).unwrap();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
     let mut several = 0;
     for scene in files(scenes.parent().unwrap()) {
         let image = decode_image(&std::fs::read(&scene).unwrap(), &DecodeLimits::default()).unwrap();

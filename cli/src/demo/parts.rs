@@ -1,7 +1,7 @@
 //! The components that the demo needs, and messages about missing ones.
 
 use facepipe_detector::{models as edge_models, runtime};
-use facepipe_vision::{EmbedderKind, Mtcnn, MtcnnConfig};
+use facepipe_vision::{EmbedderKind, ModelError, Mtcnn, MtcnnConfig, weights};
 
 use crate::trial;
 
@@ -52,18 +52,19 @@ impl Parts {
 
 fn embedder(options: &trial::Options) -> Result<EmbedderKind, String> {
     let models = options.models();
-    let there = |kind: &EmbedderKind| kind.weights_file(models).is_file();
-    options.embedder().filter(there).ok_or_else(|| {
-        let files = EmbedderKind::ALL.map(|kind| {
-            let file = kind.weights_file(models);
-            format!("{} ({kind})", file.file_name().unwrap_or_default().display())
-        });
-        format!(
-            "none of {} in {}; `facepipe models fetch` gets one or says where to put it",
-            files.join(", "),
-            models.display()
-        )
-    })
+    if let Some(kind) = options.embedder() {
+        match weights::find(models, kind.published_file()) {
+            Ok(_) => return Ok(kind),
+            Err(error @ ModelError::Unconverted { .. }) => return Err(error.to_string()),
+            Err(_) => {}
+        }
+    }
+    let files = EmbedderKind::ALL.map(|kind| format!("{} ({kind})", kind.published_file()));
+    Err(format!(
+        "none of {} in {}; `facepipe models fetch` gets one or says where to put it",
+        files.join(", "),
+        models.display()
+    ))
 }
 
 fn edge_detector() -> Result<String, String> {

@@ -1,12 +1,12 @@
 //! `facepipe models fetch`: fetches the selected entries and their fallbacks, and reports what is missing.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
-use facepipe_vision::weights;
 use indicatif::HumanBytes;
 
 use super::{
     Folders, Set,
+    convert::convert_fetched,
     fetch::Fetcher,
     manifest::{Entry, Kind, Manifest},
     report::{self, MissingEntry},
@@ -55,7 +55,7 @@ impl Request<'_> {
     }
 }
 
-/// Fetches the entries and their fallbacks, prints the result, and returns the exit code.
+/// Fetches the entries and their fallbacks, converts weights for the server, prints the result, and returns the exit code.
 pub fn fetch(manifest: &Manifest, wanted: &[&Entry], folders: &Folders, request: &Request<'_>) -> ExitCode {
     if let Some(mirror) = folders.mirror().filter(|folder| !folder.is_dir()) {
         eprintln!("the mirror folder {} is not there: downloading everything", mirror.display());
@@ -69,8 +69,11 @@ pub fn fetch(manifest: &Manifest, wanted: &[&Entry], folders: &Folders, request:
         println!("{:<20} is fetched instead of {}", fallback.name, fallback.fallback_for.join(", "));
         missing.extend(fetch_entry(fallback, folders, &mut fetcher));
     }
+    // Also weights that are not wanted, such as an optional embedder's that an earlier version fetched.
+    let has_networks = wanted.iter().any(|entry| matches!(entry.kind, Kind::Embedder | Kind::Mtcnn));
+    let converted = !has_networks || convert_fetched(&folders.dir);
     if missing.is_empty() {
-        return ExitCode::SUCCESS;
+        return if converted { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     eprint!("{}", report::missing(&missing, manifest, folders));
     if fetcher.lacks_npm_client() && missing.iter().any(|lost| lost.entry.is_in_npm()) {
@@ -81,7 +84,7 @@ pub fn fetch(manifest: &Manifest, wanted: &[&Entry], folders: &Folders, request:
         let stood_in = || folders.stand_in(manifest, lost.entry, by_size).is_some();
         !request.takes_fallbacks(lost.entry) || (asked && !stood_in())
     };
-    if missing.iter().any(is_error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if !converted || missing.iter().any(is_error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Fetches an entry's files and prints a line. Returns what is missing of it.
@@ -106,11 +109,6 @@ fn fetch_entry<'a>(
                 let from =
                     fetched.from.map_or_else(|| "already there".to_owned(), |from| format!("from {from}"));
                 count_up(&mut origins, from);
-                if matches!(entry.kind, Kind::Embedder | Kind::Mtcnn)
-                    && let Some(converted) = convert(&path)
-                {
-                    count_up(&mut origins, converted);
-                }
             }
             Err(problems) => {
                 let lost = lost.get_or_insert_with(|| MissingEntry {
@@ -138,48 +136,9 @@ fn fetch_entry<'a>(
     lost
 }
 
-/// Converts published weights of the backend's networks to safetensors, which a server maps into memory instead of converting them
-/// at every start. Returns what was done or why it failed (the server reads both); none if there is nothing to do.
-fn convert(published: &Path) -> Option<String> {
-    let safetensors = published.with_extension("safetensors");
-    if published == safetensors || !published.exists() || weights::converted(published).is_some() {
-        return None;
-    }
-    Some(match weights::convert(published, &safetensors) {
-        Ok(()) => format!("converted to {}", safetensors.display()),
-        Err(error) => format!("not converted to safetensors: {error}"),
-    })
-}
-
 fn count_up(counts: &mut Vec<(String, usize)>, text: String) {
     match counts.iter_mut().find(|(known, _)| *known == text) {
         Some((_, n)) => *n += 1,
         None => counts.push((text, 1)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn a_failed_conversion_is_reported_and_up_to_date_weights_are_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        let pt = folder.path().join("weights.pt");
-        fs::write(&pt, b"neither a zip nor a pickle").unwrap();
-        let problem = convert(&pt).unwrap();
-        assert!(
-            problem.starts_with("not converted to safetensors: ") && problem.contains("weights.pt"),
-            "{problem}"
-        );
-        // No tensors, made at the time of the published file.
-        let converted = folder.path().join("weights.safetensors");
-        fs::write(&converted, b"\x02\0\0\0\0\0\0\0{}").unwrap();
-        let time = pt.metadata().unwrap().modified().unwrap();
-        fs::File::options().write(true).open(&converted).unwrap().set_modified(time).unwrap();
-        assert_eq!(convert(&pt), None);
-        assert_eq!(convert(&folder.path().join("mobilefacenet.onnx")), None);
     }
 }

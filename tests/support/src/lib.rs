@@ -61,6 +61,41 @@ pub fn find(relative: &str) -> Option<PathBuf> {
     [Some(fetched), mirrored].into_iter().flatten().find(|p| p.exists())
 }
 
+/// The published files of MTCNN's weights.
+const MTCNN: [&str; 3] = ["pnet.pt", "rnet.pt", "onet.pt"];
+
+/// Returns a folder, `target/test-weights` of the workspace, with the safetensors of MTCNN's weights and of the published files
+/// `others`, which are found as [`find`] does. `convert` is called with a published file and its safetensors where these were not
+/// made of this very file before; concurrent tests take turns.
+///
+/// # Errors
+/// A published file is missing.
+pub fn converted_weights(
+    others: &[&str],
+    convert: impl Fn(&Path, &Path) -> Result<(), String>,
+) -> Result<PathBuf, String> {
+    let folder = workspace_root().join("target/test-weights");
+    fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let lock = fs::File::options().create(true).append(true).open(folder.join(".lock"));
+    let lock = lock.expect("a lock file can be made");
+    // Released when it is dropped.
+    lock.lock().expect("the lock can be taken");
+    for name in MTCNN.iter().chain(others) {
+        let published = find(&format!("models/{name}")).ok_or_else(|| missing(&format!("models/{name}")))?;
+        let safetensors = folder.join(name).with_extension("safetensors");
+        let modified = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
+        if modified(&published) != modified(&safetensors) {
+            convert(&published, &safetensors).unwrap_or_else(|e| panic!("{}: {e}", published.display()));
+        }
+    }
+    Ok(folder)
+}
+
+/// Returns why a test without the file `relative` is skipped.
+pub fn missing(relative: &str) -> String {
+    format!("no {relative}: run `facepipe models fetch`, or set FACEPIPE_MIRROR to a folder that has it")
+}
+
 /// Waits until a condition holds, for a minute at most.
 #[track_caller]
 pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
@@ -103,10 +138,24 @@ macro_rules! require {
         match $crate::find($relative) {
             Some(path) => path,
             None => {
-                $crate::skip(&format!(
-                    "no {}: run `facepipe models fetch`, or set FACEPIPE_MIRROR to a folder that has it",
-                    $relative
-                ));
+                $crate::skip(&$crate::missing($relative));
+                return;
+            }
+        }
+    };
+}
+
+/// Returns a folder with the converted weights of MTCNN and of the given published files, or ends the test, reported as skipped, if
+/// one is missing. For tests of crates that use `facepipe-convert`.
+#[macro_export]
+macro_rules! require_weights {
+    ($($published:expr),*) => {
+        match $crate::converted_weights(&[$($published),*], |from, to| {
+            facepipe_convert::convert(from, to).map_err(|error| error.to_string())
+        }) {
+            Ok(folder) => folder,
+            Err(reason) => {
+                $crate::skip(&reason);
                 return;
             }
         }

@@ -125,8 +125,8 @@ impl DlibResnet {
     /// Side of the faces that it takes, pixels.
     pub const SIDE: u32 = 150;
 
-    /// Reads `face_recognition_model.bin` of `@vladmandic/face-api` 1.7.15, or what it was converted to, to run by the native
-    /// kernels.
+    /// Reads the safetensors that `face_recognition_model.bin` of `@vladmandic/face-api` 1.7.15 was converted to, to run by the
+    /// native kernels.
     ///
     /// # Errors
     ///

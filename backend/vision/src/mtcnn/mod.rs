@@ -4,10 +4,7 @@
 mod cut_faces;
 pub(crate) mod networks;
 
-use std::{
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{ops::Range, path::Path};
 
 use image::RgbImage;
 
@@ -16,7 +13,7 @@ use crate::{
     geometry::{Overlap, suppress},
     native::{Size, Workspaces, parallel},
     resample::{PixelRect, area_average},
-    weights::{Weights, weights_file},
+    weights::Weights,
 };
 use networks::{Cell, CropNet, OutputNet, ProposalNet, RefineNet, Refined};
 
@@ -47,11 +44,6 @@ impl MtcnnConfig {
         self.thresholds.iter().try_for_each(|&t| range("thresholds", t, 0.0..=1.0, "0 to 1"))
     }
 }
-
-/// The published files of weights.
-const PNET: &str = "pnet.pt";
-const RNET: &str = "rnet.pt";
-const ONET: &str = "onet.pt";
 
 /// The receptive field of the first network, pixels.
 const CELL: usize = 12;
@@ -118,8 +110,11 @@ struct PyramidLevel {
 }
 
 impl Mtcnn {
-    /// Reads `pnet.pt`, `rnet.pt` and `onet.pt` of facenet-pytorch, or the safetensors they were converted to, from `models_dir`,
-    /// to run by the native kernels.
+    /// The published files of its three networks' weights, facenet-pytorch's.
+    pub const PUBLISHED_FILES: [&str; 3] = ["pnet.pt", "rnet.pt", "onet.pt"];
+
+    /// Reads the safetensors that `pnet.pt`, `rnet.pt` and `onet.pt` of facenet-pytorch were converted to from `models_dir`, to run
+    /// by the native kernels.
     ///
     /// # Errors
     ///
@@ -135,19 +130,15 @@ impl Mtcnn {
     /// As [`Self::load`]; [`ModelError::Layout`] where the weights cannot be moved to the device.
     pub fn load_on(models_dir: &Path, config: MtcnnConfig, backend: &Backend) -> Result<Self, ModelError> {
         config.check()?;
-        let weights = |file| Weights::read(&weights_file(models_dir, file));
+        let [pnet, rnet, onet] = Self::PUBLISHED_FILES;
+        let weights = |published| Weights::installed(models_dir, published);
         Ok(Self {
             config,
-            proposal: ProposalNet::new(&weights(PNET)?, backend)?,
-            refine: RefineNet::new(&weights(RNET)?, backend)?,
-            output: OutputNet::new(&weights(ONET)?, backend)?,
+            proposal: ProposalNet::new(&weights(pnet)?, backend)?,
+            refine: RefineNet::new(&weights(rnet)?, backend)?,
+            output: OutputNet::new(&weights(onet)?, backend)?,
             workspaces: Workspaces::default(),
         })
-    }
-
-    /// Returns the files in `models_dir` that [`Self::load`] reads, whether they exist or not.
-    pub fn weights_files(models_dir: &Path) -> [PathBuf; 3] {
-        [PNET, RNET, ONET].map(|file| weights_file(models_dir, file))
     }
 
     /// Detects the faces of `image`, the most confident first.

@@ -3,8 +3,6 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-pub mod torch_file;
-
 use candle_core::{Device, Tensor};
 use facepipe_vision::{DecodeLimits, decode_image};
 use image::RgbImage;

@@ -1,10 +1,10 @@
 //! dlib's ResNet against the npm package that its weights come from; verification through detection and alignment; rejection
 //! of other files.
 
-use facepipe_test_support::{fixture, require};
+use facepipe_convert::ConvertError;
+use facepipe_test_support::{fixture, require, require_weights};
 use facepipe_vision::{
-    Backend, DlibResnet, Embedder, EmbedderKind, ModelError, Mtcnn, MtcnnConfig, load_embedder,
-    weights::Weights,
+    Backend, DlibResnet, Embedder, EmbedderKind, Mtcnn, MtcnnConfig, load_embedder, weights::Weights,
 };
 use image::{Rgb, RgbImage};
 use rayon::prelude::*;
@@ -15,11 +15,11 @@ use crate::{
     middle_face,
 };
 
-const WEIGHTS: &str = "models/face_recognition_model.bin";
+const PUBLISHED: &str = "face_recognition_model.bin";
 
 #[test]
 fn the_descriptor_of_a_synthetic_input_matches_the_npm_package() {
-    let file = require!(WEIGHTS);
+    let file = EmbedderKind::DlibResnet.weights_file(&require_weights!(PUBLISHED));
     let by_candle = Backend::Candle(candle_core::Device::Cpu);
     let by_candle = DlibResnet::new(&Weights::read(&file).unwrap(), &by_candle).unwrap();
     let expected = numbers(&fixture("dlib_resnet.json")["formula_input"]["descriptor"]);
@@ -37,11 +37,10 @@ fn the_descriptor_of_a_synthetic_input_matches_the_npm_package() {
 
 #[test]
 fn people_detected_by_mtcnn_are_verified() {
-    let file = require!(WEIGHTS);
-    let pnet = require!("models/pnet.pt");
+    let models = require_weights!(PUBLISHED);
     let people = require!("lfw10");
-    let mtcnn = Mtcnn::load(pnet.parent().unwrap(), MtcnnConfig::default()).unwrap();
-    let embedder = load_embedder(EmbedderKind::DlibResnet, file.parent().unwrap()).unwrap();
+    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
+    let embedder = load_embedder(EmbedderKind::DlibResnet, &models).unwrap();
     let photographs: Vec<_> = fixture("dlib_resnet.json")["pictures"]
         .as_array()
         .unwrap()
@@ -90,7 +89,7 @@ fn people_detected_by_mtcnn_are_verified() {
 
 #[test]
 fn dlib_batched_and_single_crops_give_equal_normalised_embeddings() {
-    let file = require!(WEIGHTS);
+    let file = EmbedderKind::DlibResnet.weights_file(&require_weights!(PUBLISHED));
     let network = DlibResnet::load(&file).unwrap();
     let crops: Vec<_> = (0..17u8)
         .map(|i| RgbImage::from_fn(150, 150, |x, y| Rgb([x as u8, y as u8, i.wrapping_mul(13)])))
@@ -102,9 +101,9 @@ fn dlib_batched_and_single_crops_give_equal_normalised_embeddings() {
 #[test]
 fn any_other_file_is_rejected_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
-    let file = EmbedderKind::DlibResnet.weights_file(folder.path());
-    let reason = || match DlibResnet::load(&file) {
-        Err(error @ ModelError::Malformed { .. }) => error.to_string(),
+    let file = folder.path().join(PUBLISHED);
+    let reason = || match facepipe_convert::read(&file) {
+        Err(error @ ConvertError::Malformed { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     };
     // Cut off, too long, a page of a proxy, and of the right size.
@@ -121,6 +120,7 @@ fn any_other_file_is_rejected_with_the_reason() {
         }
     }
     std::fs::remove_file(&file).unwrap();
-    let missing = DlibResnet::load(&file).unwrap_err().to_string();
+    let missing =
+        DlibResnet::load(&EmbedderKind::DlibResnet.weights_file(folder.path())).unwrap_err().to_string();
     assert!(missing.contains("facepipe models fetch"), "{missing}");
 }

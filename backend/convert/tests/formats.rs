@@ -1,4 +1,5 @@
-//! Reading of weights in all formats; damaged and hostile files are rejected with the reason, quickly and within bounds.
+//! Reading of published weights in all formats, and their conversion; damaged and hostile files are rejected with the reason,
+//! quickly and within bounds.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,21 +10,37 @@
     reason = "a test fails by panicking, and knows its own numbers"
 )]
 
-mod common;
+mod torch_file;
 
-use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path};
-
-use candle_core::{DType, Device, Tensor};
-use common::torch_file::{self, Entry, Pickle};
-use facepipe_test_support::require;
-use facepipe_vision::{
-    ModelError,
-    weights::{Weights, convert, converted},
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
 };
 
+use candle_core::{DType, Device, Tensor};
+use facepipe_convert::{Conversion, ConvertError, convert, convert_folder, is_converted};
+use facepipe_test_support::require;
+use facepipe_vision::{ModelError, weights::Weights};
+use torch_file::{Entry, Pickle};
+
+fn from_bytes(bytes: &[u8], origin: &str) -> Result<Weights, ConvertError> {
+    Ok(Weights::from_tensors(facepipe_convert::from_bytes(bytes, origin)?, origin).unwrap())
+}
+
+fn read(path: &Path) -> Result<Weights, ConvertError> {
+    Ok(Weights::from_tensors(facepipe_convert::read(path)?, "a file").unwrap())
+}
+
+/// Returns the safetensors beside a published file, if they are of this file.
+fn converted(published: &Path) -> Option<PathBuf> {
+    Some(published.with_extension("safetensors")).filter(|safetensors| is_converted(published, safetensors))
+}
+
 fn reason(bytes: &[u8]) -> String {
-    match Weights::from_bytes(bytes, "test.pt") {
-        Err(ModelError::Malformed { origin, reason }) => {
+    match from_bytes(bytes, "test.pt") {
+        Err(ConvertError::Malformed { origin, reason }) => {
             assert_eq!(origin, "test.pt");
             reason
         }
@@ -55,7 +72,7 @@ fn published_legacy_pytorch_files_are_read() {
         ("models/rnet.pt", 16, "dense4.weight", vec![128, 576]),
         ("models/onet.pt", 21, "dense6_3.weight", vec![10, 256]),
     ] {
-        let weights = Weights::read(&require!(file)).unwrap();
+        let weights = read(&require!(file)).unwrap();
         assert_eq!(weights.names().len(), tensors, "{file}");
         let tensor = weights.get(name, &shape).unwrap();
         let mean = tensor.abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
@@ -65,8 +82,8 @@ fn published_legacy_pytorch_files_are_read() {
 
 #[test]
 fn both_pytorch_formats_and_safetensors_give_the_same_tensors() {
-    assert_sample(&Weights::from_bytes(&torch_file::legacy(&sample()), "legacy").unwrap());
-    assert_sample(&Weights::from_bytes(&torch_file::zip(&sample()), "zip").unwrap());
+    assert_sample(&from_bytes(&torch_file::legacy(&sample()), "legacy").unwrap());
+    assert_sample(&from_bytes(&torch_file::zip(&sample()), "zip").unwrap());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.safetensors");
     candle_core::safetensors::save(&sample().into_iter().collect(), &file).unwrap();
@@ -90,7 +107,7 @@ fn other_float_types_become_f32_and_counters_are_skipped() {
     let legacy =
         [torch_file::legacy_head(), torch_file::state_dict(&entries, true), torch_file::legacy_tail(&tail)];
     for bytes in [zip, legacy.concat()] {
-        let weights = Weights::from_bytes(&bytes, "test.pt").unwrap();
+        let weights = from_bytes(&bytes, "test.pt").unwrap();
         assert_eq!(weights.names().len(), 2);
         let values = |name| weights.get(name, &[2]).unwrap().to_vec1::<f32>().unwrap();
         assert_eq!((values("half"), values("double")), (vec![1.0, -2.0], vec![1.5, -8.0]));
@@ -103,7 +120,7 @@ fn a_tensor_is_read_from_its_storage_offset() {
     let entry = Entry { elements: 6, offset: 2, ..Entry::contiguous("part", "FloatStorage", 0, &[3]) };
     let content = (0..6u8).flat_map(|v| f32::from(v).to_le_bytes()).collect::<Vec<_>>();
     let bytes = torch_file::archive(&torch_file::state_dict(&[entry], false), &[("0".into(), content)]);
-    let weights = Weights::from_bytes(&bytes, "test.pt").unwrap();
+    let weights = from_bytes(&bytes, "test.pt").unwrap();
     assert_eq!(weights.get("part", &[3]).unwrap().to_vec1::<f32>().unwrap(), [2.0, 3.0, 4.0]);
 }
 
@@ -131,7 +148,7 @@ fn no_corrupt_byte_makes_the_reader_panic() {
             for value in [0, 1, 0x7f, 0xff, whole[at] ^ 0x20, b'.', b'(', b't', b'R', 0x8a] {
                 let mut damaged = whole.clone();
                 damaged[at] = value;
-                let _ = Weights::from_bytes(&damaged, "test.pt");
+                let _ = from_bytes(&damaged, "test.pt");
             }
         }
     }
@@ -173,7 +190,7 @@ fn strided_tensors_are_made_contiguous() {
     // [[0, 1, 2], [3, 4, 5]], stored column after column
     let turned = Entry { strides: vec![1, 2], ..Entry::contiguous("w", "FloatStorage", 0, &[2, 3]) };
     let content = [0u8, 3, 1, 4, 2, 5].iter().flat_map(|&v| f32::from(v).to_le_bytes()).collect::<Vec<_>>();
-    let weights = Weights::from_bytes(&zip_of(turned, &content), "test.pt").unwrap();
+    let weights = from_bytes(&zip_of(turned, &content), "test.pt").unwrap();
     let rows = weights.get("w", &[2, 3]).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(rows, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
     let beyond = Entry { strides: vec![1, 3], ..Entry::contiguous("w", "FloatStorage", 0, &[2, 3]) };
@@ -242,7 +259,7 @@ fn a_converted_pytorch_file_is_mapped_into_memory() {
     let to = folder.path().join("onet.safetensors");
     convert(&onet, &to).unwrap();
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left there");
-    let (given, mapped) = (Weights::read(&onet).unwrap(), Weights::read(&to).unwrap());
+    let (given, mapped) = (read(&onet).unwrap(), Weights::read(&to).unwrap());
     assert_eq!(mapped.names().into_iter().collect::<BTreeSet<_>>(), given.names().into_iter().collect());
     let shape = [128, 64, 2, 2];
     let values = |weights: &Weights| {
@@ -263,7 +280,7 @@ fn a_converted_pytorch_file_is_mapped_into_memory() {
     }
     let nowhere = folder.path().join("missing/onet.safetensors");
     let error = convert(&onet, &nowhere).unwrap_err();
-    assert!(matches!(error, ModelError::Unwritable { .. }), "{error}");
+    assert!(matches!(error, ConvertError::Unwritable { .. }), "{error}");
 }
 
 #[test]
@@ -302,12 +319,13 @@ fn missing_and_unreadable_files_are_different_errors() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(Weights::read(&folder.path().join("none.pt")), Err(ModelError::Missing { .. })));
     assert!(matches!(Weights::read(folder.path()), Err(ModelError::Unreadable { .. })));
+    assert!(matches!(read(folder.path()), Err(ConvertError::Unreadable { .. })));
 }
 
 #[test]
 fn convolutions_of_an_onnx_file_are_found_by_name_and_checked() {
     let file = require!("models/mobilefacenet.onnx");
-    let weights = Weights::read(&file).unwrap();
+    let weights = read(&file).unwrap();
     let (weight, bias) =
         (weights.get("conv3.weight", &[128, 512, 1, 1]).unwrap(), weights.get("conv3.bias", &[128]).unwrap());
     assert_eq!((weight.dims(), bias.dims()), (&[128, 512, 1, 1][..], &[128][..]));
@@ -327,12 +345,12 @@ fn the_format_is_recognised_by_content_whatever_the_name() {
     let onnx = fs::read(require!("models/mobilefacenet.onnx")).unwrap();
     let (renamed, shape) = (folder.path().join("mobilefacenet.weights"), [128, 512, 1, 1]);
     fs::write(&renamed, onnx).unwrap();
-    assert!(Weights::read(&renamed).unwrap().get("conv3.weight", &shape).is_ok());
+    assert!(read(&renamed).unwrap().get("conv3.weight", &shape).is_ok());
     for name in ["sample.onnx", "sample.bin", "sample.safetensors"] {
         let file = folder.path().join(name);
         for bytes in [torch_file::legacy(&sample()), torch_file::zip(&sample())] {
             fs::write(&file, bytes).unwrap();
-            assert_sample(&Weights::read(&file).unwrap());
+            assert_sample(&read(&file).unwrap());
         }
     }
 }
@@ -346,20 +364,90 @@ fn an_onnx_file_may_have_its_fields_in_any_order() {
     let folder = tempfile::tempdir().unwrap();
     let turned = folder.path().join("turned.onnx");
     fs::write(&turned, bytes).unwrap();
-    Weights::read(&turned).unwrap();
+    read(&turned).unwrap();
     let nameless = folder.path().join("turned");
     fs::rename(&turned, &nameless).unwrap();
-    assert!(matches!(Weights::read(&nameless), Err(ModelError::Malformed { .. })));
+    assert!(matches!(read(&nameless), Err(ConvertError::Malformed { .. })));
 }
 
 #[test]
 fn a_damaged_onnx_file_is_rejected_without_a_panic() {
     let file = require!("models/mobilefacenet.onnx");
     let whole = std::fs::read(file).unwrap();
-    assert!(matches!(Weights::from_bytes(b"no", "a.onnx"), Err(ModelError::Malformed { .. })));
-    assert!(matches!(Weights::from_bytes(b"", "a.onnx"), Err(ModelError::Malformed { .. })));
+    assert!(matches!(from_bytes(b"no", "a.onnx"), Err(ConvertError::Malformed { .. })));
+    assert!(matches!(from_bytes(b"", "a.onnx"), Err(ConvertError::Malformed { .. })));
     for end in (0..whole.len()).step_by(whole.len() / 50) {
-        let _ = Weights::from_bytes(&whole[..end], "a.onnx");
+        let _ = from_bytes(&whole[..end], "a.onnx");
     }
-    assert!(Weights::from_bytes(&whole[..whole.len() / 2], "a.onnx").is_err());
+    assert!(from_bytes(&whole[..whole.len() / 2], "a.onnx").is_err());
+}
+
+#[test]
+fn networks_read_no_published_file_under_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let onnx = fs::read(require!("models/mobilefacenet.onnx")).unwrap();
+    let published = [torch_file::legacy(&sample()), torch_file::zip(&sample()), onnx, b"no weights".to_vec()];
+    for bytes in published {
+        for name in ["pnet.safetensors", "pnet.pt", "mobilefacenet.onnx"] {
+            let file = folder.path().join(name);
+            fs::write(&file, &bytes).unwrap();
+            let error = Weights::read(&file).unwrap_err();
+            assert!(matches!(error, ModelError::Malformed { .. }), "{error:?}");
+            let text = error.to_string();
+            for said in [name, "it is not a safetensors file", "`facepipe models fetch`"] {
+                assert!(text.contains(said), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_folder_is_converted_once_into_any_folder() {
+    let from = tempfile::tempdir().unwrap();
+    assert_eq!(convert_folder(from.path(), from.path()).unwrap().len(), 0);
+    assert_eq!(fs::read_dir(&from).unwrap().count(), 0, "nothing is written where there is nothing to do");
+    for name in ["pnet.pt", "rnet.pt"] {
+        fs::write(from.path().join(name), torch_file::zip(&sample())).unwrap();
+    }
+    fs::write(from.path().join("onet.pt"), b"damaged").unwrap();
+    fs::write(from.path().join("other.pt"), torch_file::zip(&sample())).unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let to = target.path().join("made");
+    let outcomes = || -> Vec<(String, Option<Conversion>)> {
+        let files = convert_folder(from.path(), &to).unwrap().into_iter();
+        let name = |file: &Path| file.file_name().unwrap().to_str().unwrap().to_owned();
+        files.map(|file| (name(&file.safetensors), file.outcome.ok())).collect()
+    };
+    let expected = |conversion| {
+        let file = |name: &str, outcome| (format!("{name}.safetensors"), outcome);
+        vec![file("pnet", Some(conversion)), file("rnet", Some(conversion)), file("onet", None)]
+    };
+    assert_eq!(outcomes(), expected(Conversion::Converted));
+    assert_sample(&Weights::read(&to.join("pnet.safetensors")).unwrap());
+    assert_eq!(outcomes(), expected(Conversion::AlreadyThere));
+
+    // A folder that needs nothing is not written to.
+    fs::remove_file(from.path().join("onet.pt")).unwrap();
+    fs::remove_file(to.join(".fetch.lock")).unwrap();
+    assert_eq!(outcomes(), expected(Conversion::AlreadyThere)[..2]);
+    assert!(!to.join(".fetch.lock").exists());
+}
+
+#[test]
+fn processes_that_convert_one_folder_at_once_leave_whole_files() {
+    let from = tempfile::tempdir().unwrap();
+    for name in ["pnet.pt", "rnet.pt", "onet.pt"] {
+        fs::write(from.path().join(name), torch_file::zip(&sample())).unwrap();
+    }
+    let to = tempfile::tempdir().unwrap();
+    let converted: usize = std::thread::scope(|scope| {
+        let convert = || {
+            let files = convert_folder(from.path(), to.path()).unwrap().into_iter();
+            files.filter(|file| file.outcome.as_ref().unwrap() == &Conversion::Converted).count()
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(convert)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(converted, 3, "each file is converted by one of them");
+    assert_sample(&Weights::read(&to.path().join("onet.safetensors")).unwrap());
 }
