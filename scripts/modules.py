@@ -4,10 +4,13 @@
 docs/architecture.md lists the modules in layers, in the block after "Each module uses only modules of lines above its
 own". This script reads every `crate::…` path below backend/src (unit tests aside) and fails where a module uses one of
 its own line or of a line below, which includes every circle, and where the list is not that of the modules.
+
+It also fails where the server is built with the readers of published weights (docs/decisions/0039).
 """
 import pathlib
 import re
 import sys
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "backend/src"
@@ -17,6 +20,8 @@ INTRODUCTION = "Each module uses only modules of lines above its own"
 ALIASES = {"no_traces": "traces"}
 # What puts modules together is above all of them.
 ROOTS = {"lib", "main"}
+# The crate that reads published weights, for facepipe and for tests.
+READERS = "facepipe-convert"
 
 
 def layers(document):
@@ -69,10 +74,28 @@ def problems(source, line_of):
                 yield f"{file.relative_to(source)} uses crate::{used}, which is not above {user} in the list of modules"
 
 
+def crates_of(manifest, members):
+    """The crates of this workspace that the crate of a manifest is built with, itself included; not those of its tests."""
+    crates, new = set(), [manifest]
+    while new:
+        crate = tomllib.loads((ROOT / new.pop() / "Cargo.toml").read_text())
+        crates.add(crate["package"]["name"])
+        tables = [crate, *crate.get("target", {}).values()]
+        used = {name for table in tables for name in table.get("dependencies", {})} & members.keys()
+        new += [members[name] for name in used - crates]
+    return crates
+
+
 def main():
-    found = list(problems(SOURCE, layers(DOCUMENT.read_text())))
+    found = [f"backend/src: {problem} (docs/architecture.md)" for problem in problems(SOURCE, layers(DOCUMENT.read_text()))]
+    dependencies = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["dependencies"]
+    members = {name: source["path"] for name, source in dependencies.items() if "path" in source}
+    if READERS not in members:
+        found.append(f"Cargo.toml: there is no {READERS}")
+    if READERS in crates_of("backend", members):
+        found.append(f"backend/Cargo.toml: the server is built with {READERS} (docs/decisions/0039)")
     for problem in found:
-        print(f"backend/src: {problem} (docs/architecture.md)", file=sys.stderr)
+        print(problem, file=sys.stderr)
     sys.exit(bool(found))
 
 

@@ -95,8 +95,8 @@ Examples:
   facepipe models convert /srv/models
   facepipe models convert /media/read-only --to /usr/local/share/facepipe/models
 
-The published files stay, since `verify` checks them and the edge's MTCNN reads them. Safetensors that were made of the same
-files are kept. Nothing is downloaded.
+The published files stay, since `verify` checks them and the edge's MTCNN reads them. Safetensors
+that were made of the same files are kept. Nothing is downloaded.
 
 Exit codes:
   0  the weights are converted
